@@ -1,0 +1,49 @@
+# On a fresh machine with Python >= 3.11 and make: `make demo` or `make test`; both set everything up in .venv.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: demo test setup lint types tests fmt check bench
+
+demo: .venv/installed
+	$(BIN)/rcnn demo
+
+test: lint types tests
+
+setup: .venv/installed-dev
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed-dev
+	$(BIN)/pyright
+
+tests: .venv/installed-dev
+	$(BIN)/pytest
+
+fmt: .venv/installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+check: lint types ## what to run before every commit: under a minute
+	$(BIN)/pytest -x tests/test_structure.py tests/model tests/ops
+
+bench: .venv/installed-dev ## `make bench NAME=script` runs benchmarks/script.py
+	@test -n "$(NAME)" || { echo "Say which: make bench NAME=..., one of"; ls benchmarks | grep -v '^_' | sed -n 's/\.py$$//p'; exit 2; }
+	$(BIN)/python benchmarks/$(NAME).py
+
+.venv/bin/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed; say which: make PYTHON=/path/to/python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo "Installing into .venv; torch is large, so the first time takes a few minutes."
+	$(PIP) --editable .
+	@touch $@
+
+.venv/installed-dev: pyproject.toml constraints.txt | .venv/bin/pip
+	@echo "Installing into .venv; torch is large, so the first time takes a few minutes."
+	$(PIP) --editable '.[dev]'
+	@touch $@ .venv/installed

@@ -1,0 +1,98 @@
+"""Any network of timm that gives feature maps, as `timm/NAME`. Needs `pip install rcnn[timm]`."""
+
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+
+from rcnn.backbones.trunk import Trunk
+from rcnn.config import SettingsError
+
+
+class TimmTrunk(Trunk):
+    """A network of timm. Stage n ends where its features of stride 2^n come from.
+
+    Args:
+        name: timm's name of the network.
+        in_channels: of the images.
+        last: deepest level that is built. None: all.
+
+    Raises:
+        SettingsError: timm is not installed, has no such network, or can't take feature maps from it.
+    """
+
+    foldable = False
+
+    def __init__(self, name: str, in_channels: int = 3, last: int | None = None) -> None:
+        super().__init__()
+        self.name, self.in_channels = name, in_channels
+        self.out_indices: tuple[int, ...] | None = None
+        self.net = self.create()
+        if last is not None:
+            strides = self.net.feature_info.reduction()
+            self.out_indices = tuple(i for i, stride in enumerate(strides) if stride <= 2**last)
+            self.net = self.create()
+        info = self.net.feature_info
+        index = {int(stride).bit_length() - 1: i for i, stride in enumerate(info.reduction())}  # the last of equal ones
+        self._index = {level: i for level, i in index.items() if level >= 2}
+        self.levels = tuple(self._index)
+        self.widths = tuple(info.channels()[i] for i in self._index.values())
+        self._modules_of = {level: info.module_name(i) for level, i in index.items()}
+        self._channels_last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
+
+    def create(self, weights: Mapping[str, Tensor] | None = None, *, pretrained: bool = False) -> Any:
+        """The network anew, with fresh weights, with these or with timm's own."""
+        timm = import_timm()
+        options: dict[str, Any] = {"in_chans": self.in_channels, "features_only": True}
+        if self.out_indices is not None:
+            options["out_indices"] = self.out_indices
+        if weights is not None:
+            options["pretrained_cfg_overlay"] = {"state_dict": dict(weights)}
+        try:
+            return timm.create_model(self.name, pretrained=pretrained or weights is not None, **options)
+        except RuntimeError as error:
+            near = get_close_matches(self.name, timm.list_models(), n=1)
+            hint = f"; did you mean `timm/{near[0]}`?" if near and near[0] != self.name else ""
+            raise SettingsError(f"`model.backbone`: timm can't make `{self.name}`: {error}{hint}") from None
+
+    def freeze(self, stages: int, *, norm: bool) -> None:
+        """As every trunk; timm has its own frozen batch norms, which keep the activations inside them."""
+        freeze_batch_norm_2d = import_timm().layers.freeze_batch_norm_2d
+        if norm:
+            freeze_batch_norm_2d(self.net)
+        ends = [name for level, name in self._modules_of.items() if level <= stages]
+        if ends:
+            for module in self._modules_up_to(ends[-1]):
+                for parameter in module.parameters(recurse=False):
+                    parameter.requires_grad_(False)
+                for name, child in module.named_children():
+                    if isinstance(child, nn.BatchNorm2d):
+                        setattr(module, name, freeze_batch_norm_2d(child))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, C, H, W) -> one map a level."""
+        maps = self.net(images)
+        chosen = [maps[i] for i in self._index.values()]
+        return [m.permute(0, 3, 1, 2) for m in chosen] if self._channels_last else chosen
+
+    def _modules_up_to(self, end: str) -> list[nn.Module]:
+        """All modules in order of registration up to the last one under `end`."""
+        names = (end, end.replace(".", "_"), f"model.{end}")  # timm's wrappers rename
+        modules = list(self.net.named_modules())
+        last = max(i for i, (path, _) in enumerate(modules) if any(f"{path}.".startswith(f"{n}.") for n in names))
+        return [module for _, module in modules[: last + 1]]
+
+
+def import_timm() -> Any:
+    """The package, or a sentence that says how to get it.
+
+    Raises:
+        SettingsError: it is not installed.
+    """
+    try:
+        import timm
+        import timm.layers
+    except ImportError:
+        raise SettingsError("`model.backbone`: networks of timm need its package: pip install rcnn[timm]") from None
+    return timm

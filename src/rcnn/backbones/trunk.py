@@ -1,0 +1,86 @@
+"""What all trunks share: levels to tap, stages to freeze, a first convolution for any number of channels."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from rcnn.backbones.norm import freeze_batch_norm
+
+
+class Trunk(nn.Module):
+    """Images -> feature maps, finest first. Its state has torchvision's names.
+
+    Attributes:
+        levels: level n has stride 2^n.
+        widths: channels of each level.
+        stages: names of the submodules of each stage, the stem first; `freeze` counts them from here.
+    """
+
+    levels: tuple[int, ...]
+    widths: tuple[int, ...]
+    stages: tuple[tuple[str, ...], ...]
+
+    def freeze(self, stages: int, *, norm: bool) -> None:
+        """Train no parameter of the first `stages` stages, and make their batch norm constant; all of it if `norm`."""
+        names = [name for stage in self.stages[:stages] for name in stage if _has(self, name)]
+        for name in names:
+            self.get_submodule(name).requires_grad_(False)
+        freeze_batch_norm(self, ("",) if norm else names)
+
+
+class SequentialTrunk(Trunk):
+    """A trunk that is one chain of layers, `features`.
+
+    Args:
+        features: the chain; what follows the last tap is cut off.
+        taps: level -> (name of the layer in `features` whose output it is, channels).
+        stages: names of the layers of each stage.
+    """
+
+    def __init__(
+        self, features: nn.Sequential, taps: Mapping[int, tuple[str, int]], stages: tuple[tuple[str, ...], ...]
+    ) -> None:
+        super().__init__()
+        self.levels = tuple(taps)
+        self.widths = tuple(channels for _, channels in taps.values())
+        self.stages = tuple(tuple(f"features.{name}" for name in stage) for stage in stages)
+        self._taps = frozenset(name for name, _ in taps.values())
+        last = [name for name, _ in features.named_children()].index(taps[self.levels[-1]][0])
+        self.features = features[: last + 1]
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, C, H, W) -> one map a level."""
+        maps, x = [], images
+        for name, layer in self.features.named_children():
+            x = layer(x)
+            if name in self._taps:
+                maps.append(x)
+        return maps
+
+
+def up_to(taps: Mapping[int, tuple[str, int]], last: int | None) -> dict[int, tuple[str, int]]:
+    """The taps of levels up to `last`; None: all."""
+    return {level: tap for level, tap in taps.items() if last is None or level <= max(last, min(taps))}
+
+
+def input_conv(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
+    """A fresh convolution like `conv` for images of `in_channels` channels, or `conv` where it fits."""
+    if conv.in_channels == in_channels:
+        return conv
+    geometry = (conv.kernel_size, conv.stride, conv.padding)
+    fresh = nn.Conv2d(in_channels, conv.out_channels, *geometry, bias=conv.bias is not None)  # type: ignore[arg-type]
+    initialise(fresh)
+    return fresh
+
+
+def initialise(module: nn.Module) -> None:
+    """He's normal distribution by fan-out for all convolutions, biases 0, as torchvision does."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def _has(module: nn.Module, name: str) -> bool:
+    return any(name == path for path, _ in module.named_modules())

@@ -1,0 +1,90 @@
+"""The command line `rcnn`: commands, exit codes, and errors as sentences instead of tracebacks.
+
+Exit codes: 0 done; 1 it ran and failed; 2 the command line or a setting is wrong; 3 the data is faulty;
+4 weights can't be used; 130 interrupted.
+"""
+
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from rcnn import __version__
+from rcnn.cli import data, demo, predict, propose, train, val
+
+HELP = "Faster R-CNN from a folder of labelled images to a trained detector."
+
+app = typer.Typer(
+    name="rcnn",
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train")(train.train)
+app.command("val")(val.val)
+app.command("predict")(predict.predict)
+app.command("propose")(propose.propose)
+app.add_typer(data.app, name="data")
+app.command("demo")(demo.demo)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"rcnn {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (in any place).")] = False,
+) -> None:
+    """Options of every command; `main` has taken `--debug` out already."""
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line and exit with its code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in words
+    try:
+        app([word for word in words if word != "--debug"])
+    except (Exception, KeyboardInterrupt) as error:
+        if debug:
+            traceback.print_exc()
+        code, message = _explain(error)
+        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error:", "bold red"), " ", message))
+        sys.exit(code)
+    sys.exit(0)
+
+
+EXIT_CODES = {
+    "SettingsError": 2,
+    "DataError": 3,
+    "ImageError": 3,
+    "WeightsError": 4,
+    "TrainingError": 1,
+    "NonFiniteError": 1,
+    "OSError": 1,
+    "Interrupted": 130,
+}
+"""Class of an error -> exit code. By name: importing the classes would import torch, which a misspelt option need not
+wait for."""
+
+
+def _explain(error: BaseException) -> tuple[int, str]:
+    """Exit code and sentence of an error."""
+    known = [EXIT_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES]
+    if known:
+        return known[0], str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted"
+    return 1, f"{type(error).__name__}: {error} (unexpected; run the command again with --debug to see where)"

@@ -1,0 +1,61 @@
+"""What the commands' arguments have in common: settings among the words, options of several commands."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rcnn.config import Settings, SettingsError
+
+_ASSIGNMENT = re.compile(r"(\w+)(\.\w+)+=")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... By default CUDA if there, else cpu.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images computed together.")]
+OnFault = Annotated[
+    str | None,
+    typer.Option(
+        metavar="stop|skip", help="A fatal fault of the data stops, which is the default, or leaves its image out."
+    ),
+]
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Paths and `section.key=value` settings among the words of a command line.
+
+    A word is a setting when its section exists and no file bears its name.
+    """
+    paths, settings = [], []
+    for word in words:
+        found = _ASSIGNMENT.match(word)
+        is_setting = found is not None and found[1] in Settings.model_fields and not Path(word).exists()
+        (settings if is_setting else paths).append(word)
+    return paths, settings
+
+
+def one_path(words: Sequence[str], what: str) -> tuple[Path | None, list[str]]:
+    """The only path among the words, if any, and the settings; `trian.lr=1` is taken for a misspelt one.
+
+    Raises:
+        SettingsError: more than one path.
+    """
+    words, settings = split(words)
+    misspelt = [word for word in words if _ASSIGNMENT.match(word) and not Path(word).exists()]
+    paths = [word for word in words if word not in misspelt]
+    if len(paths) > 1:
+        raise SettingsError(f"one {what} is expected, found {len(paths)}: {', '.join(paths)}")
+    return (Path(paths[0]) if paths else None), [*settings, *misspelt]
+
+
+def required(path: Path | None, what: str) -> Path:
+    """The path, or an error that names what is missing."""
+    if path is None:
+        raise SettingsError(f"{what} is missing; see --help")
+    return path
+
+
+def given(options: Mapping[str, object]) -> list[str]:
+    """The options that have a value, as `section.key=value`."""
+    return [f"{key}={value}" for key, value in options.items() if value is not None]

@@ -1,0 +1,171 @@
+"""`rcnn data check|stats|show|convert`: what is in a data set, and whether it is sound."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from rcnn import config
+from rcnn.cli import arguments, screen
+
+if TYPE_CHECKING:
+    from rcnn.data.stats import Stats
+
+app = typer.Typer(help="Look at a data set: check, stats, show, convert.", no_args_is_help=True)
+
+Data = Annotated[list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and data.key=value.")]
+
+
+@app.command("check")
+def check(words: Data, json: arguments.Json = False) -> None:
+    """List every fault as file:line: reason. The exit code is 3 if there is one."""
+    from rcnn.data import check as checking
+
+    path, settings = _opened(words)
+    with screen.stdout_for_json(json):
+        with screen.progress("reading images") as progress:
+            report = checking.check(path, settings, progress)
+        for fault in report.faults:
+            screen.say(f"{fault} [{fault.kind}]")
+        for text in report.notes:
+            screen.note(text)
+        lists = ", ".join(f"{screen.several(stats.images, 'image')} in {name}" for name, stats in report.lists.items())
+        screen.say(f"{path} ({report.format}): {lists}; classes: {', '.join(report.names)}")
+        faults = screen.several(len(report.faults), "fault")
+        screen.say(f"{faults}: {report.fatal} fatal, {report.mendable} mendable" if report.faults else "no faults")
+        if report.fatal:
+            screen.note("Training stops on fatal faults; with --on-fault skip it leaves these images out")
+        if report.mendable:
+            screen.note("Mendable: training drops or clips these boxes, and goes on")
+    if json:
+        screen.emit(report.to_json())
+    if report.faults:
+        raise typer.Exit(3)
+
+
+@app.command("stats")
+def stats(
+    words: Data,
+    out: Annotated[Path, typer.Option(help="Folder of the plots; -2, -3, ... is added where it is taken.")] = Path(
+        "runs/stats"
+    ),
+    on_fault: arguments.OnFault = None,
+    json: arguments.Json = False,
+) -> None:
+    """Count images, boxes and sizes, by class and list, and plot them."""
+    from rcnn.cli.files import fresh_folder
+    from rcnn.data.find import open_lists
+    from rcnn.data.stats import statistics
+    from rcnn.insight.plots import plot_labels
+
+    path, settings = _opened(words, on_fault)
+    with screen.stdout_for_json(json):
+        datasets = open_lists(path, settings)
+        figures = {dataset.split: statistics(dataset) for dataset in datasets}
+        show_stats(figures)
+        folder = fresh_folder(out)
+        for dataset in datasets:
+            plot_labels(dataset.records, dataset.names, folder / f"{dataset.split}.png")
+        screen.say(f"plots: {folder}")
+    if json:
+        screen.emit({"lists": {name: figure.to_json() for name, figure in figures.items()}, "plots": folder})
+
+
+@app.command("show")
+def show(
+    words: Data,
+    split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="List of images.")] = "train",
+    out: Annotated[Path, typer.Option(help="The picture to write, .png or .jpg.")] = Path("mosaic.png"),
+    count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 16,
+    seed: Annotated[int, typer.Option(min=0, help="Chooses the images.")] = 0,
+    on_fault: arguments.OnFault = None,
+) -> None:
+    """Draw images with their boxes, side by side in one picture."""
+    from random import Random
+
+    from rcnn.data.find import open_dataset
+    from rcnn.insight.mosaic import Tile, mosaic
+    from rcnn.preprocess.decode import read_image
+
+    path, settings = _opened(words, on_fault)
+    dataset = open_dataset(path, split, settings)
+    screen.dataset_line(dataset)
+    records = Random(seed).sample(dataset.records, min(count, len(dataset)))
+    tiles = [
+        Tile(
+            read_image(record.path, white=settings.white, max_pixels=settings.max_pixels),
+            record.boxes,
+            record.labels,
+            record.name,
+            ignore=record.ignore,
+        )
+        for record in records
+    ]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    mosaic(tiles, dataset.names, out)
+    screen.say(f"{screen.several(len(tiles), 'image')}: {out}")
+
+
+@app.command("convert")
+def convert(
+    words: Data,
+    to: Annotated[Literal["voc", "coco", "yolo"], typer.Option(help="The format to write.")],
+    out: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    on_fault: arguments.OnFault = None,
+) -> None:
+    """Copy a data set into another format: images byte for byte, lists kept."""
+    from rcnn.data import convert as converting
+    from rcnn.data.find import open_lists
+
+    path, settings = _opened(words, on_fault)
+    datasets = open_lists(path, settings)
+    for text in converting.convert(datasets, to, out):
+        screen.note(text)
+    lists = ", ".join(f"{screen.several(len(dataset), 'image')} in {dataset.split}" for dataset in datasets)
+    screen.say(f"{out} ({to}): {lists}")
+
+
+def show_stats(figures: Mapping[str, "Stats"]) -> None:
+    """Two tables with a column a list: boxes of each class, and what the images and boxes are like."""
+    lists = list(figures)
+    names = list(next(iter(figures.values())).classes)
+    boxes = [[name, *(figure.classes[name] for figure in figures.values())] for name in names]
+    images = [[name, *(figure.class_images[name] for figure in figures.values())] for name in names]
+    screen.table("Boxes by class", ["class", *lists], boxes)
+    screen.table("Images by class", ["class", *lists], images)
+    rows = {
+        "images": [figure.images for figure in figures.values()],
+        "images without a box": [figure.empty for figure in figures.values()],
+        "boxes": [figure.boxes for figure in figures.values()],
+        "crowd or difficult": [figure.ignored for figure in figures.values()],
+        "small (< 32 px)": [figure.small for figure in figures.values()],
+        "medium": [figure.medium for figure in figures.values()],
+        "large (> 96 px)": [figure.large for figure in figures.values()],
+        "most boxes in an image": [max(figure.boxes_per_image, default=0) for figure in figures.values()],
+    }
+    screen.table("Images and boxes", ["", *lists], [[name, *row] for name, row in rows.items()])
+    sizes = {
+        "box side (px)": [figure.box_sizes for figure in figures.values()],
+        "height / width": [figure.aspect_ratios for figure in figures.values()],
+        "image height (px)": [figure.heights for figure in figures.values()],
+        "image width (px)": [figure.widths for figure in figures.values()],
+    }
+    screen.table(
+        "Smallest / median / largest",
+        ["", *lists],
+        [[name, *(_range(quantiles) for quantiles in row)] for name, row in sizes.items()],
+    )
+
+
+def _range(quantiles: tuple[float, ...]) -> str:
+    """First, middle and last."""
+    chosen = quantiles[:: len(quantiles) // 2] if quantiles else ()
+    return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in chosen) or "-"
+
+
+def _opened(words: list[str], on_fault: str | None = None) -> tuple[Path, config.Data]:
+    """The path and the data settings among the words."""
+    path, changes = arguments.one_path(words, "DATA")
+    settings = config.override(config.Settings(), [*changes, *arguments.given({"data.on_fault": on_fault})])
+    return arguments.required(path, "DATA"), settings.data

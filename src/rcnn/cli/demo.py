@@ -1,0 +1,52 @@
+"""`rcnn demo`: everything once, on made-up data: from pictures over training to scores and a report."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rcnn.cli import arguments, screen
+
+RECIPE = ("train.init=none", "preprocess.short=256", "preprocess.long=256", "train.epochs=12")
+"""What differs from the defaults: small images, and no weights to start from, as there may be no network."""
+
+SPLITS = {"train": (600, 1), "val": (60, 2), "test": (100, 3)}
+"""Split -> (images, seed); each seed gives other pictures."""
+
+
+def demo(
+    words: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]", help="Other settings.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of everything that is made.")] = Path("demo"),
+    device: arguments.Device = None,
+    json: arguments.Json = False,
+) -> None:
+    """Train and score on made-up data: a few minutes, no network.
+
+    Example: rcnn demo --out /tmp/demo
+    """
+    from rcnn.cli.report import write_report
+    from rcnn.cli.val import show, summary
+    from rcnn.data.find import open_dataset
+    from rcnn.data.synthetic import synthesise
+    from rcnn.detector import Detector
+    from rcnn.evaluate import evaluate
+    from rcnn.training.train import train
+
+    with screen.stdout_for_json(json):
+        data = out / "data"
+        for split, (images, seed) in SPLITS.items():
+            synthesise(data, images, split=split, seed=seed)
+        made = ", ".join(f"{images} {split}" for split, (images, _) in SPLITS.items())
+        screen.say(f"{data}: made-up images of shapes: {made}")
+        changes = [*RECIPE, *arguments.given({"train.device": device}), *(words or [])]
+        run = train(data, overrides=changes, name="demo", runs=out / "train")
+        detector = Detector.load(run.best, device=device or "auto")
+        dataset = open_dataset(data, "test", detector.settings.data, names=detector.names)
+        metrics = evaluate(detector, dataset)
+        screen.say(f"\nOn {len(dataset)} images of another seed, which training has not seen:")
+        show(metrics)
+        page = write_report(out, "rcnn demo", detector, dataset, metrics, run.folder / "plots")
+        screen.say(f"\nPictures: {page}")
+        screen.say("Next, with images of your own (VOC, COCO or YOLO, found by looking): rcnn train path/to/data")
+    if json:
+        screen.emit({"folder": run.folder, "report": page, **summary(metrics)})

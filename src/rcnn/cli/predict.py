@@ -1,0 +1,45 @@
+"""`rcnn predict MODEL SOURCE...`: boxes of images, drawn and as files."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rcnn.cli import arguments, screen
+
+Sources = Annotated[
+    list[str], typer.Argument(metavar="SOURCE...", help="Images, folders and globs; and section.key=value.")
+]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors).")]
+Format = Annotated[str, typer.Option(metavar="a,b", help="drawn, json, coco, yolo, voc.")]
+Images = Annotated[Path | None, typer.Option(metavar="FILE.json", help="COCO json that gives images their ids.")]
+Out = Annotated[Path, typer.Option(help="Folder of the results; -2, -3, ... is added where it is taken.")]
+Score = Annotated[float | None, typer.Option(min=0, max=1, help="Leave lower-scored boxes out.")]
+
+
+def predict(
+    model: Model,
+    sources: Sources,
+    score: Score = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Boxes of an image at most, best first.")] = None,
+    classes: Annotated[str | None, typer.Option(metavar="a,b", help="Only boxes of these classes.")] = None,
+    format: Format = "drawn,json",
+    images: Images = None,
+    out: Out = Path("runs/predict"),
+    batch: arguments.BatchSize = 1,
+    device: arguments.Device = None,
+    json: arguments.Json = False,
+) -> None:
+    """Find objects in images.
+
+    Example: rcnn predict runs/train/exp-1/weights/best.safetensors photos/ --score 0.4
+    """
+    from rcnn.cli import stream
+
+    job = stream.Job(sources, out, format, images, json)
+    with screen.stdout_for_json(json), job.detector(model, device) as detector:
+        wanted = stream.parse_classes(classes, detector.names)
+        least = detector.settings.predict.score if score is None else score
+        found = detector.stream(job.files(), score=least, batch=batch)
+        job.run((result.filter(classes=wanted, top=top) for result in found), detector.names)
+    job.emit()

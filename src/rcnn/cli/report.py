@@ -1,0 +1,75 @@
+"""A page of pictures: what a detector makes of images that it was not trained on, and the plots of its training."""
+
+import os
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rcnn.cli import screen
+
+if TYPE_CHECKING:
+    from rcnn.data.dataset import Dataset
+    from rcnn.detector import Detector
+    from rcnn.evaluate import Metrics
+
+PAIRS = 12
+"""Images that are shown, truth beside prediction."""
+
+PAGE = """<!doctype html>
+<meta charset="utf-8">
+<title>{title}</title>
+<style>
+body {{ font-family: sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }}
+img {{ max-width: 100% }}
+td, th {{ padding: 0.2em 1em; text-align: right }} td:first-child, th:first-child {{ text-align: left }}
+</style>
+<h1>{title}</h1>
+<table><tr><th>class</th><th>boxes</th><th>AP</th><th>AP50</th></tr>
+{rows}
+</table>
+{pictures}
+"""
+
+
+def write_report(
+    folder: Path, title: str, detector: "Detector", dataset: "Dataset", metrics: "Metrics", plots: Path
+) -> Path:
+    """Write `report.html` and its mosaic into a folder; the path of the page.
+
+    Args:
+        folder: where it goes.
+        title: of the page.
+        detector: its threshold says which boxes are drawn.
+        dataset: the images that `metrics` are of.
+        metrics: scores and predictions, one an image.
+        plots: folder of the pictures of the training.
+    """
+    draw_pairs(folder / "test.jpg", detector, dataset, metrics)
+    pictures = [folder / "test.jpg", *sorted(file for file in plots.iterdir() if file.suffix in (".png", ".jpg"))]
+    figures = [
+        f'<h2>{escape(picture.stem.replace("_", " "))}</h2>\n<img src="{escape(os.path.relpath(picture, folder))}">'
+        for picture in pictures
+    ]
+    numbers = [[row["class"], row["boxes"], row["ap"], row["ap50"]] for row in metrics.by_class()]
+    numbers.append(["all", int(metrics.coco.counts.sum()), metrics.ap, metrics.ap50])
+    rows = ["<tr>" + "".join(f"<td>{escape(screen.cell(value))}</td>" for value in row) + "</tr>" for row in numbers]
+    page = folder / "report.html"
+    text = PAGE.format(title=escape(title), rows="\n".join(rows), pictures="\n".join(figures))
+    page.write_text(text, encoding="utf-8")
+    return page
+
+
+def draw_pairs(path: Path, detector: "Detector", dataset: "Dataset", metrics: "Metrics") -> None:
+    """A mosaic of the first images, truth beside prediction."""
+    from rcnn.insight.mosaic import Tile, compare
+    from rcnn.preprocess.decode import read_image
+
+    truths, found = [], []
+    for record, prediction in list(zip(dataset.records, metrics.predictions, strict=True))[:PAIRS]:
+        image = read_image(record.path)
+        keep = prediction.scores >= detector.threshold
+        truths.append(Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore))
+        found.append(
+            Tile(image, prediction.boxes[keep], prediction.labels[keep], record.name, scores=prediction.scores[keep])
+        )
+    compare(truths, found, dataset.names, path)

@@ -1,0 +1,106 @@
+"""Printing: tables for people, one JSON document for programs."""
+
+import json
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from rcnn.data.dataset import Dataset
+
+
+@contextmanager
+def stdout_for_json(wanted: bool) -> Iterator[None]:
+    """While a JSON document is wanted on stdout, whatever is printed goes to stderr."""
+    if not wanted:
+        yield
+        return
+    with redirect_stdout(sys.stderr):
+        yield
+
+
+def emit(document: Any) -> None:
+    """Print one JSON document; NaN becomes null. Of several processes the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        print(json.dumps(plain(document), indent=2, ensure_ascii=False))
+
+
+def plain(value: Any) -> Any:
+    """Dictionaries, lists, strings and finite numbers that JSON can hold, of arrays, paths and tuples."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(below) for key, below in value.items()}
+    if isinstance(value, str | bool | int) or value is None:
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "tolist"):
+        return plain(value.tolist())
+    return [plain(item) for item in value]
+
+
+@contextmanager
+def progress(what: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr where that is a terminal; yields what takes (done, all)."""
+    console = Console(stderr=True)
+    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def dataset_line(dataset: "Dataset", faults: bool = True) -> None:
+    """What was read: images, boxes, classes, faults, and the notes of the reader."""
+    boxes = sum(len(record.boxes) for record in dataset.records)
+    size = f"{several(len(dataset), 'image')}, {several(boxes, 'box')}, {several(len(dataset.names), 'class')}"
+    say(f"{dataset.root} ({dataset.format}), {dataset.split}: {size}: {', '.join(dataset.names)}")
+    for text in dataset.notes:
+        note(text)
+    if dataset.faults and faults:
+        mended = several(len(dataset.faults), "fault")
+        note(f"{mended} mended or left out; `rcnn data check {dataset.root}` lists them")
+
+
+def say(text: str, style: str = "") -> None:
+    """A line of text as it is: brackets are no markup, and long paths are not broken."""
+    Console(soft_wrap=True).print(Text(text, style))
+
+
+def note(text: str) -> None:
+    """A dim line: worth knowing, nothing to do."""
+    say(text, "dim")
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """A table after an empty line; the first column is text, the others are numbers."""
+    grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(cell(value)) for value in row))
+    Console().print()
+    Console().print(grid)
+
+
+def several(number: int, thing: str) -> str:
+    """`1 fault`, `2 faults`, `3 boxes`, `4 classes`."""
+    ending = "" if number == 1 else "es" if thing.endswith(("s", "x")) else "s"
+    return f"{number:,} {thing}{ending}"
+
+
+def cell(value: object) -> str:
+    """A table's cell: three decimals, thousands separated, a dash for not-a-number."""
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.3f}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return str(value)

@@ -1,0 +1,143 @@
+"""`rcnn train DATA`: from labelled images to a detector."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rcnn.cli import arguments, screen
+from rcnn.config import Settings, SettingsError, dump, to_yaml
+
+if TYPE_CHECKING:
+    from rcnn.data.dataset import Dataset
+
+OPTIONS = {
+    "epochs": "train.epochs",
+    "batch": "train.batch",
+    "lr": "train.lr",
+    "seed": "train.seed",
+    "device": "train.device",
+    "init": "train.init",
+    "workers": "data.workers",
+    "on_fault": "data.on_fault",
+}
+"""Option -> the setting that it is a short name of."""
+
+SIZES_SHOWN = 12
+
+
+def train(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[DATA]", help="Folder, COCO json or data.yaml; and section.key=value."),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="mobilenet-fpn (the default), another preset, or timm/NAME.")
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images a step, all processes together.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate at train.lr_batch images a step.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    device: arguments.Device = None,
+    init: Annotated[str | None, typer.Option(metavar="imagenet|none|FILE", help="Weights to start from.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Loader processes beside the main one.")] = None,
+    on_fault: arguments.OnFault = None,
+    name: Annotated[str | None, typer.Option(help="Name of the run; that of the data where not given.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of run folders.")] = Path("runs/train"),
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Run a written config.yaml again.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run; train nothing.")] = False,
+    json: arguments.Json = False,
+) -> None:
+    """Train a detector on labelled images.
+
+    Example: rcnn train data/ --epochs 20 train.ema=null. `--dry-run` shows every setting.
+    """
+    data, changes = arguments.one_path(words or [], "DATA")
+    values = (epochs, batch, lr, seed, device, init, workers, on_fault)
+    options = {key: value for key, value in zip(OPTIONS, values, strict=True) if value is not None}
+    if resume is not None:
+        check_resume(resume, [data, config, model, *changes, *options])
+    if config is not None and model is not None:
+        raise SettingsError("--config names the model already; leave --model out")
+    preset = model or "mobilenet-fpn"
+
+    from rcnn.training.train import choose_settings
+    from rcnn.training.train import train as run_training
+
+    with screen.stdout_for_json(json):
+        if dry_run:
+            document = plan(choose_settings(data, config, preset, changes, options))
+        else:
+            run = run_training(
+                data, config, model=preset, overrides=changes, resume=resume, name=name, runs=out, **options
+            )
+            document = {"folder": run.folder, "best": run.best, "epochs": run.rows, **run.metrics.to_row()}
+    if json:
+        screen.emit(document)
+
+
+def check_resume(folder: Path, others: Sequence[object]) -> None:
+    """See that a run is there to go on with, and that nothing else was asked for.
+
+    Raises:
+        SettingsError: there is none, or there was.
+    """
+    if any(other is not None for other in others):
+        raise SettingsError("--resume goes on with the settings of its run; leave DATA and the other settings out")
+    if not (folder / "config.yaml").is_file():
+        raise SettingsError(f"{folder}: no run folder (there is no config.yaml in it)")
+
+
+def plan(settings: Settings) -> dict[str, Any]:
+    """Print what a training would do: settings, data, sizes, steps, parameters."""
+    from rcnn.data.find import open_splits
+    from rcnn.data.loader import Loader
+    from rcnn.presets import build
+
+    train_set, val_set = open_splits(str(settings.data.path), settings.data)
+    network = build(settings, len(train_set.names))
+    steps = Loader(train_set, settings, training=True, batch=settings.train.batch, seed=settings.train.seed).steps
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    rows = sizes(settings, train_set)
+    updates = -(-steps // settings.train.accumulate)
+    screen.say(to_yaml(settings))
+    for dataset in (train_set, val_set):
+        screen.dataset_line(dataset)
+    shown = rows[:SIZES_SHOWN]
+    title = "Input size -> network size, height x width" + (
+        f" (the {SIZES_SHOWN} most frequent of {len(rows)})" if len(rows) > SIZES_SHOWN else ""
+    )
+    screen.table(title, ["file", "images", "resized", "padded"], [list(row.values()) for row in shown])
+    screen.say(f"{updates:,} steps an epoch, {updates * settings.train.epochs:,} in all; {parameters:,} parameters")
+    return {
+        "settings": dump(settings),
+        "train": {"images": len(train_set), "names": train_set.names, "faults": len(train_set.faults)},
+        "val": {"images": len(val_set), "faults": len(val_set.faults)},
+        "sizes": rows,
+        "steps": updates,
+        "parameters": parameters,
+    }
+
+
+def sizes(settings: Settings, dataset: "Dataset") -> list[dict[str, Any]]:
+    """One row a size of the files, most frequent first."""
+    from rcnn.preprocess.batch import Preprocessor
+
+    preprocessor = Preprocessor(settings.preprocess)
+    counts = Counter(record.size for record in dataset.records)
+    return [
+        {
+            "file": _text(size),
+            "images": count,
+            "resized": _text(preprocessor.resized(size)),
+            "padded": _text(preprocessor.bucket(size)),
+        }
+        for size, count in counts.most_common()
+    ]
+
+
+def _text(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,82 @@
+"""`rcnn val MODEL DATA`: scores of a detector on labelled images."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rcnn.cli import arguments, screen
+
+if TYPE_CHECKING:
+    from rcnn.evaluate import Metrics
+
+SHOWN = {
+    "AP": "ap",
+    "AP50": "ap50",
+    "AP75": "ap75",
+    "AP small": "ap_small",
+    "AP medium": "ap_medium",
+    "AP large": "ap_large",
+    "AR100": "ar100",
+}
+
+
+def val(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors).")],
+    words: Annotated[
+        list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
+    ],
+    split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images to score on.")] = "val",
+    batch: arguments.BatchSize = 8,
+    device: arguments.Device = None,
+    on_fault: arguments.OnFault = None,
+    json: arguments.Json = False,
+) -> None:
+    """Score a detector on labelled images.
+
+    Example: rcnn val runs/train/exp-1/weights/best.safetensors data/ --split test
+    """
+    from rcnn.cli.loading import load_detector, shared_out
+    from rcnn.data.find import open_dataset
+    from rcnn.evaluate import evaluate
+
+    with screen.stdout_for_json(json), shared_out(device) as (team, shard):
+        data, changes = arguments.one_path(words, "DATA")
+        detector = load_detector(model, [*changes, *arguments.given({"data.on_fault": on_fault})], str(team.device))
+        dataset = open_dataset(arguments.required(data, "DATA"), split, detector.settings.data, names=detector.names)
+        if team.writer:
+            screen.dataset_line(dataset)
+        with screen.progress("scoring", team.writer) as progress:
+            metrics = evaluate(detector, dataset, batch=batch, shard=shard, progress=progress)
+        if team.writer:
+            show(metrics)
+        document = {"split": dataset.split, "images": len(dataset), **summary(metrics)}
+    if json:
+        screen.emit(document)
+
+
+def show(metrics: "Metrics") -> None:
+    """AP by class, AP by size, and recall of the proposals."""
+    columns = ["class", "boxes", "AP", "AP50", "VOC AP50"]
+    rows = [list(row.values()) for row in metrics.by_class()]
+    coco = metrics.coco
+    mean_voc = float(metrics.voc[coco.counts > 0].mean()) if coco.counts.any() else float("nan")
+    screen.table("AP by class", columns, [*rows, ["all", int(coco.counts.sum()), coco.ap, coco.ap50, mean_voc]])
+    screen.table("All classes", list(SHOWN), [[float(getattr(coco, name)) for name in SHOWN.values()]])
+    proposals = metrics.proposals
+    tops = [f"AR@{top}" for top in proposals.tops]
+    by_size = {"all": proposals.ar, **proposals.ar_by_size}
+    boxes = {"all": sum(proposals.counts.values()), **proposals.counts}
+    recall = [[size, boxes[size], *values.tolist()] for size, values in by_size.items()]
+    screen.table("Proposals: average recall by object size", ["size", "boxes", *tops], recall)
+
+
+def summary(metrics: "Metrics") -> dict[str, Any]:
+    """What `--json` prints."""
+    proposals = metrics.proposals
+    recall = {f"ar{top}": value for top, value in zip(proposals.tops, proposals.ar.tolist(), strict=True)}
+    return {
+        **{name: float(getattr(metrics.coco, name)) for name in SHOWN.values()},
+        "classes": metrics.by_class(),
+        "proposals": recall,
+        "losses": metrics.losses,
+    }

@@ -1,0 +1,1 @@
+"""Readers, checks, augmentation and loading of labelled images."""

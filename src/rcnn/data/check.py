@@ -1,0 +1,120 @@
+"""A data set read whole, every image decoded, and all that is wrong with it."""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from rcnn.config import Data
+from rcnn.data.dataset import DataError, Dataset, Fault
+from rcnn.data.find import distinct_lists, find_layout, read_list
+from rcnn.data.stats import Stats, statistics
+from rcnn.preprocess.decode import ImageError, verify_image
+
+_TWELVE_BIT = 4096
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `check` found.
+
+    Attributes:
+        path: what was checked.
+        format: which reader read it.
+        names: class names.
+        lists: figures of each list.
+        faults: all of them, mendable and fatal.
+        notes: sentences worth saying aloud.
+    """
+
+    path: str
+    format: str
+    names: tuple[str, ...]
+    lists: dict[str, Stats]
+    faults: tuple[Fault, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def fatal(self) -> int:
+        """Number of fatal faults."""
+        return sum(fault.kind == "fatal" for fault in self.faults)
+
+    @property
+    def mendable(self) -> int:
+        """Number of mendable faults."""
+        return len(self.faults) - self.fatal
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain tree."""
+        return {
+            "path": self.path,
+            "format": self.format,
+            "names": list(self.names),
+            "lists": {name: stats.to_json() for name, stats in self.lists.items()},
+            "fatal": self.fatal,
+            "mendable": self.mendable,
+            "faults": [asdict(fault) for fault in self.faults],
+            "notes": list(self.notes),
+        }
+
+
+def check(path: str | Path, settings: Data, progress: Progress | None = None) -> Report:
+    """Read every list of a data set and decode every image. `progress` is told (images done, images in all).
+
+    Raises:
+        DataError: nothing is there to check.
+    """
+    layout = find_layout(path)
+    datasets: list[Dataset] = []
+    faults: list[Fault] = []
+    for name in distinct_lists(layout):
+        try:
+            datasets.append(read_list(layout, name, settings, datasets[0].names if datasets else None))
+        except DataError as error:
+            faults += error.faults or [Fault(str(layout.lists[name][0]), str(error), "fatal")]
+    faults += [fault for dataset in datasets for fault in dataset.faults]
+    notes = [note for dataset in datasets for note in dataset.notes]
+    unreadable, deepest = _decode(datasets, settings, progress)
+    if deepest is not None and deepest < _TWELVE_BIT and settings.white is None:
+        notes.append(f"no pixel of the 16-bit images is above {deepest}: are they 12-bit? If so, set data.white=4095")
+    return Report(
+        path=str(path),
+        format=layout.format,
+        names=datasets[0].names if datasets else (),
+        lists={dataset.split: statistics(dataset) for dataset in datasets},
+        faults=tuple(dict.fromkeys(faults + unreadable)),
+        notes=tuple(dict.fromkeys(notes + _shared(datasets))),
+    )
+
+
+def _decode(datasets: list[Dataset], settings: Data, progress: Progress | None) -> tuple[list[Fault], int | None]:
+    """Faults of images that can't be decoded, and the largest value in 16-bit images."""
+    names: dict[Path, str] = {}
+    for dataset in datasets:
+        names |= {record.path: record.name for record in dataset.records}
+        left_out = {fault.image for fault in dataset.faults if fault.image is not None}
+        names |= {dataset.root / name: name for name in left_out if (dataset.root / name).is_file()}
+    faults: list[Fault] = []
+    deepest: int | None = None
+    for done, (path, name) in enumerate(names.items(), start=1):
+        try:
+            largest = verify_image(path, max_pixels=settings.max_pixels)
+        except ImageError as error:
+            faults.append(Fault(str(path), str(error).removeprefix(f"{path}: "), "fatal", name))
+        else:
+            deepest = largest if deepest is None else max(deepest, largest or 0)
+        if progress is not None:
+            progress(done, len(names))
+    return faults, deepest
+
+
+def _shared(datasets: list[Dataset]) -> list[str]:
+    """A sentence for each two lists that have images in common."""
+    notes = []
+    for one, other in combinations(datasets, 2):
+        both = {record.path for record in one.records} & {record.path for record in other.records}
+        if both:
+            notes.append(f"{len(both)} images are in both `{one.split}` and `{other.split}`, such as {min(both).name}")
+    return notes

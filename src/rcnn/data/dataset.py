@@ -1,0 +1,87 @@
+"""What a reader returns: images with their boxes, and the faults that were found on the way."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with the data.
+
+    Attributes:
+        where: `file:line` (`file:byte` in json), or the image file.
+        reason: what was found, and what to do.
+        kind: `mendable` is dropped or clipped and training goes on; `fatal` stops or leaves the image out.
+        image: file name of the image that it belongs to; None where it belongs to the whole set.
+    """
+
+    where: str
+    reason: str
+    kind: Literal["mendable", "fatal"]
+    image: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+class DataError(Exception):
+    """The data is faulty or missing. The message is for the person who labelled it."""
+
+    def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One image and its boxes.
+
+    Attributes:
+        path: the image file.
+        name: path relative to the data set's folder, with forward slashes: unique, and what seeds randomness.
+        id: the data set's own image id (COCO), else the name without its suffix.
+        size: (height, width) after EXIF rotation.
+        boxes: (n, 4) float64, continuous xyxy in pixels of the file, inside the image.
+        labels: (n,) int64, 0..K-1.
+        ignore: (n,) bool: crowd or difficult.
+    """
+
+    path: Path
+    name: str
+    id: int | str
+    size: tuple[int, int]
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """One split of a data set.
+
+    Attributes:
+        root: the folder that paths are relative to.
+        format: which reader read it.
+        split: train, val, test or all.
+        names: class names; label k is `names[k]`.
+        category_ids: the data set's own number of each class (1..K where it has none).
+        records: the images, in the order of the list that names them.
+        faults: everything found; those of kind `fatal` have been left out of `records`.
+        notes: sentences worth saying aloud, such as which split rule was used.
+    """
+
+    root: Path
+    format: Literal["voc", "coco", "yolo"]
+    split: str
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    records: tuple[Record, ...]
+    faults: tuple[Fault, ...] = ()
+    notes: tuple[str, ...] = field(default=())
+
+    def __len__(self) -> int:
+        return len(self.records)

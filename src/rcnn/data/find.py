@@ -1,0 +1,253 @@
+"""Data sets found by looking: which format a path holds, which lists it has, and the images of a split."""
+
+import hashlib
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from rcnn.config import Data
+from rcnn.data import coco, voc, yolo
+from rcnn.data.dataset import DataError, Dataset, Fault, Record
+from rcnn.data.draft import Layout, Reading, finish
+from rcnn.data.folders import is_image
+
+Split = Literal["train", "val", "test", "all"]
+READERS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
+
+
+def open_dataset(path: str | Path, split: Split, settings: Data, names: Sequence[str] | None = None) -> Dataset:
+    """One split of the data set at a path, whatever its format.
+
+    Where the data has no validation list, `val` is the tenth (`settings.holdout`) that training holds out.
+    With `names`, labels are indices into them and other classes are fatal faults.
+
+    Raises:
+        DataError: nothing is there, or it is empty, or there is a fatal fault and `settings.on_fault` is `stop`.
+    """
+    dataset = _open(find_layout(path), split, settings, names)
+    stop_on_faults([dataset], settings)
+    return dataset
+
+
+def open_splits(path: str | Path, settings: Data) -> tuple[Dataset, Dataset]:
+    """The training and the validation images of the data set at a path; classes are those of training.
+
+    Raises:
+        DataError: as `open_dataset`, with the faults of both.
+    """
+    layout = find_layout(path)
+    train = _open(layout, "train", settings, None)
+    val = _open(layout, "val", settings, train.names)
+    val = replace(val, notes=(*val.notes, *_comparison(train, val)))
+    stop_on_faults([train, val], settings)
+    return train, val
+
+
+def _comparison(train: Dataset, val: Dataset) -> list[str]:
+    """What is odd about two lists together."""
+    notes = []
+    shared = {record.name for record in train.records} & {record.name for record in val.records}
+    if shared:
+        notes.append(f"{len(shared)} images are in both the training and the validation list, such as {min(shared)}")
+    seen, asked = ({int(label) for record in data.records for label in record.labels} for data in (train, val))
+    unseen = [train.names[label] for label in sorted(asked - seen)]
+    if unseen:
+        notes.append(f"classes with boxes in validation and none in training: {', '.join(unseen)}")
+    return notes
+
+
+def open_lists(path: str | Path, settings: Data) -> list[Dataset]:
+    """Every list that the data has (train, val, trainval without train, test, or all), with the classes of the first.
+
+    Raises:
+        DataError: as `open_dataset`, with the faults of all.
+    """
+    layout = find_layout(path)
+    datasets: list[Dataset] = []
+    for split in distinct_lists(layout):
+        datasets.append(read_list(layout, split, settings, datasets[0].names if datasets else None))
+    stop_on_faults(datasets, settings)
+    return datasets
+
+
+def distinct_lists(layout: Layout) -> list[str]:
+    """The lists of a data set, less `trainval` where its parts are there and less second names of one list."""
+    names = [name for name in layout.lists if name != "trainval" or "train" not in layout.lists]
+    return list({layout.lists[name]: name for name in reversed(names)}.values())[::-1]
+
+
+def read_list(layout: Layout, name: str, settings: Data, classes: Sequence[str] | None) -> Dataset:
+    """One list, read whole; its faults don't raise.
+
+    Raises:
+        DataError: it can't be read at all, or is empty.
+    """
+    return _finish(layout, name, _read(layout, [name], settings, classes), settings)
+
+
+def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> None:
+    """Stop on fatal faults unless they are skipped, and on a split that has no image left.
+
+    Raises:
+        DataError: all fatal faults, a line each.
+    """
+    faults = [fault for dataset in datasets for fault in dataset.faults]
+    fatal = list(dict.fromkeys(fault for fault in faults if fault.kind == "fatal"))
+    if fatal and settings.on_fault == "stop":
+        lines = "\n".join(map(str, fatal))
+        many = f"{len(fatal)} faults" if len(fatal) > 1 else "a fault"
+        raise DataError(f"{many} in the data (to leave these images out: --on-fault skip):\n{lines}", faults)
+    for dataset in datasets:
+        if not dataset.records:
+            lines = "".join(f"\n{fault}" for fault in fatal)
+            raise DataError(f"{dataset.root}: no usable image is left in `{dataset.split}`{lines}", faults)
+
+
+def find_layout(path: str | Path) -> Layout:
+    """What the readers recognise at a path.
+
+    Raises:
+        DataError: nothing, or more than one format.
+    """
+    path = Path(path).expanduser()
+    if not path.exists():
+        raise DataError(_missing(path))
+    layouts = [layout for reader in READERS.values() if (layout := reader.find(path)) is not None]
+    if not layouts:
+        raise DataError(_unrecognised(path))
+    if len(layouts) > 1:
+        found = "; ".join(f"{layout.format.upper()} ({layout.found})" for layout in layouts)
+        raise DataError(
+            f"{path}: more than one data set is here: {found}. "
+            "Give the COCO json, the data.yaml or the Annotations folder itself"
+        )
+    return layouts[0]
+
+
+def _missing(path: Path) -> str:
+    """Message: a path that isn't there, and what is."""
+    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    near = get_close_matches(path.name, sorted(os.listdir(parent)), n=3, cutoff=0.6)
+    hint = f"; similar names in {parent}: {', '.join(near)}" if near else ""
+    return f"{path}: there is no such file or folder (looked for {path.absolute()}){hint}"
+
+
+def _unrecognised(path: Path) -> str:
+    """Message: no reader knows what this is."""
+    if path.is_file():
+        return f"{path}: not a data set; expected a COCO json with images, annotations and categories, or a data.yaml"
+    entries = sorted(os.listdir(path))
+    if not entries:
+        return f"{path}: the folder is empty"
+    shown = ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
+    images = " The images here have no annotations beside them." if any(map(is_image, entries)) else ""
+    return (
+        f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml beside images), "
+        f"COCO (annotations/*.json) and YOLO (data.yaml, or labels/*.txt). Found: {shown}.{images}"
+    )
+
+
+@dataclass(frozen=True)
+class _Choice:
+    """Which lists make a split, and whether a part of them is held out."""
+
+    lists: tuple[str, ...]
+    held_out: bool = False
+    without: str | None = None
+
+
+def _choose(layout: Layout, split: Split) -> _Choice:
+    """The lists of a split.
+
+    Raises:
+        DataError: the data has no such split.
+    """
+    lists = layout.lists
+    whole = next((name for name in ("train", "trainval", "all") if name in lists), None)
+    if split == "all":
+        return _Choice(tuple(lists))
+    if split in lists and (split != "train" or "val" in lists):
+        return _Choice((split,))
+    if split == "train" and whole and "val" in lists:
+        return _Choice((whole,), without="val")
+    if split in ("train", "val") and whole:
+        return _Choice((whole,), held_out=True)
+    raise DataError(f"{layout.root}: there is no `{split}` list; found {', '.join(lists)}")
+
+
+def _open(layout: Layout, split: Split, settings: Data, names: Sequence[str] | None) -> Dataset:
+    """A split with all its faults; nothing stops on them yet."""
+    choice = _choose(layout, split)
+    reading = _read(layout, choice.lists, settings, names)
+    if choice.held_out:
+        _hold_out(reading, split, layout, settings)
+    if choice.without:
+        other = {draft.name for draft in _read(layout, [choice.without], settings, reading.names).drafts}
+        reading.drafts = [draft for draft in reading.drafts if draft.name not in other]
+    return _finish(layout, split, reading, settings)
+
+
+def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[str] | None) -> Reading:
+    """What the reader makes of some lists.
+
+    Raises:
+        DataError: a list can't be read, is empty, or shares no class with `names`.
+    """
+    sources = [source for name in lists for source in layout.lists[name]]
+    where = ", ".join(map(str, sources))
+    try:
+        reading: Reading = READERS[layout.format].read(layout, sources, names, settings)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{where}: can't be read: {error}") from None
+    if not reading.drafts:
+        lines = "".join(f"\n{fault}" for fault in reading.faults)
+        raise DataError(f"{where}: there are no images in it{lines}", reading.faults)
+    if not reading.names:
+        raise DataError(f"{where}: there is not one object in it, so there are no classes", reading.faults)
+    if names is not None and reading.own and not set(names) & set(reading.own):
+        raise DataError(
+            f"{where}: its classes are {', '.join(reading.own)}, not one of those wanted: {', '.join(names)}"
+        )
+    reading.notes[:0] = layout.notes
+    return reading
+
+
+def _hold_out(reading: Reading, split: Split, layout: Layout, settings: Data) -> None:
+    """Keep the part of the images that `split` is when a share of them is held out, by a hash of their names."""
+    total = len(reading.drafts)
+    if total < 2:
+        raise DataError(f"{layout.root}: there is one image, and no validation list; at least two images are needed")
+    count = min(max(round(total * settings.holdout), 1), total - 1)
+    held = {draft.name for draft in sorted(reading.drafts, key=lambda draft: _hash(draft.name))[:count]}
+    reading.drafts = [draft for draft in reading.drafts if (draft.name in held) == (split == "val")]
+    reading.notes.append(f"no validation list: {count} of {total} images, by a hash of their names, are held out")
+
+
+def _hash(name: str) -> bytes:
+    """A number that depends on the file name alone, so that copies in another layout are split alike."""
+    return hashlib.sha256(os.path.splitext(name.rsplit("/", 1)[-1])[0].encode()).digest()
+
+
+def _finish(layout: Layout, split: str, reading: Reading, settings: Data) -> Dataset:
+    """The records and faults of a reading."""
+    records: list[Record] = []
+    faults: list[Fault] = list(reading.faults)
+    for draft in reading.drafts:
+        record, found = finish(draft, settings)
+        faults += found
+        if record is not None:
+            records.append(record)
+    return Dataset(
+        root=layout.root,
+        format=layout.format,
+        split=split,
+        names=reading.names,
+        category_ids=reading.category_ids,
+        records=tuple(records),
+        faults=tuple(faults),
+        notes=tuple(reading.notes),
+    )

@@ -1,0 +1,77 @@
+"""Folders listed once, and files found in them by name or stem, whatever the case and the Unicode form."""
+
+import os
+import unicodedata
+from difflib import get_close_matches
+from functools import cached_property
+from pathlib import Path
+
+from rcnn.preprocess.decode import IMAGE_SUFFIXES
+
+
+def is_image(name: str) -> bool:
+    """Whether a file name has the suffix of an image."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def read_lines(path: Path) -> list[tuple[int, str]]:
+    """(line number from 1, stripped text) of every line that isn't empty; any line ending, with or without a BOM.
+
+    Raises:
+        OSError, UnicodeDecodeError: it can't be read as UTF-8 text.
+    """
+    text = path.read_text(encoding="utf-8-sig")
+    return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+class Folder:
+    """The files of one folder (none where the folder is missing)."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        names = (entry.name for entry in os.scandir(path) if entry.is_file()) if path.is_dir() else ()
+        self.names = tuple(sorted(name for name in names if not name.startswith(".")))
+
+    def find(self, name: str) -> list[str]:
+        """The file of this name, else those that differ from it in case or Unicode form."""
+        return [name] if name in self._exact else self._by_name.get(_folded(name), [])
+
+    def images(self, stem: str) -> list[str]:
+        """Image files of this stem, else those whose stem differs in case or Unicode form."""
+        found = self._image_stems.get(_folded(stem), [])
+        return [name for name in found if os.path.splitext(name)[0] == stem] or found
+
+    def near(self, name: str) -> str:
+        """`; similar names there: ...` for a message, or nothing."""
+        similar = get_close_matches(name, self.names, n=3, cutoff=0.7)
+        return f"; similar names there: {', '.join(similar)}" if similar else ""
+
+    @cached_property
+    def _exact(self) -> frozenset[str]:
+        return frozenset(self.names)
+
+    @cached_property
+    def _by_name(self) -> dict[str, list[str]]:
+        index: dict[str, list[str]] = {}
+        for name in self.names:
+            index.setdefault(_folded(name), []).append(name)
+        return index
+
+    @cached_property
+    def _image_stems(self) -> dict[str, list[str]]:
+        index: dict[str, list[str]] = {}
+        for name in filter(is_image, self.names):
+            index.setdefault(_folded(os.path.splitext(name)[0]), []).append(name)
+        return index
+
+
+class Folders(dict[Path, Folder]):
+    """Folders by path, each listed at the first question."""
+
+    def __missing__(self, path: Path) -> Folder:
+        self[path] = Folder(path)
+        return self[path]

@@ -1,0 +1,204 @@
+"""Batches of one shape bucket, in an order and with random changes that depend on seed, epoch and image names alone."""
+
+import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from rcnn.config import Settings
+from rcnn.data.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, draw_plan
+from rcnn.data.dataset import DataError, Dataset, Record
+from rcnn.model.structures import Batch, Targets
+from rcnn.preprocess.batch import Preprocessor, Size
+from rcnn.preprocess.decode import ImageError, read_image
+
+FILLER = -1
+"""Index of an image that only fills a short batch."""
+
+
+class Item(NamedTuple):
+    """One batch of one process, on the CPU.
+
+    Attributes:
+        batch: the images; fillers are zeros, of size 0.
+        targets: boxes in resized pixels; G is the same for all batches of a data set; nothing is valid in fillers.
+        seeds: (B,) int64, from run seed, epoch and image name alone; 0 for fillers.
+        index: (B,) int64 into `dataset.records`, -1 for fillers.
+    """
+
+    batch: Batch
+    targets: Targets
+    seeds: Tensor
+    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
+
+
+class Objects(NamedTuple):
+    """Ground truth of one image: boxes (n, 4) in resized pixels, labels (n,), ignore (n,)."""
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+
+
+def stable_seed(seed: int, epoch: int, name: str) -> int:
+    """A number in 0..2^63-1 that is the same in every process, on every machine."""
+    digest = blake2b(f"{seed} {epoch} {name}".encode(errors="surrogateescape"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _generator(seed: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=seed))
+
+
+class Loader:
+    """The batches of a data set.
+
+    Args:
+        dataset: images and boxes.
+        settings: `data`, `preprocess` and `augment` are read.
+        training: shuffled and augmented; else in the order of the records, bucket by bucket, as epoch 0.
+        batch: images of this process a step. Short batches are filled up, so that shapes are few.
+        seed: seed of the run.
+        workers: processes that load beside this one; they change nothing that is loaded.
+        rank: which of the `world` processes this is.
+        world: processes that share every step; all take as many steps, of the same buckets.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        settings: Settings,
+        *,
+        training: bool,
+        batch: int,
+        seed: int,
+        workers: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        self.dataset, self.training, self.seed, self.workers = dataset, training, seed, workers
+        self.batch, self.rank, self.world = batch, rank, world
+        self._reader = _Reader(dataset, settings, training, seed)
+        self._buckets: dict[Size, list[int]] = defaultdict(list)
+        for index, record in enumerate(dataset.records):
+            self._buckets[self._reader.preprocessor.bucket(record.size)].append(index)
+
+    @property
+    def steps(self) -> int:
+        """Batches an epoch, the same on every rank."""
+        return sum(math.ceil(len(members) / (self.batch * self.world)) for members in self._buckets.values())
+
+    def order(self, epoch: int) -> list[list[int]]:
+        """Indices of the images of every step of all processes together, fillers included."""
+        together = self.batch * self.world
+        generator = _generator(stable_seed(self.seed, epoch, "order of images"))
+        steps: list[list[int]] = []
+        for members in self._buckets.values():
+            shuffled = generator.permutation(members).tolist() if self.training else members
+            chunks = [shuffled[i : i + together] for i in range(0, len(shuffled), together)]
+            steps += [chunk + [FILLER] * (together - len(chunk)) for chunk in chunks]
+        return [steps[i] for i in generator.permutation(len(steps))] if self.training else steps
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Item]:
+        """The batches of an epoch from step `start` on: the same ones, whether or not those before were loaded.
+
+        Raises:
+            DataError: an image can't be read; the message names it.
+        """
+        epoch = epoch if self.training else 0
+        # Every rank's share keeps its first image: it tells the bucket even where the share itself is all fillers.
+        work = [(epoch, step[0], step[self.rank :: self.world]) for step in self.order(epoch)[start:]]
+        # A generator of its own keeps the loader from drawing on torch's global one, which a resumed run restores.
+        loader = DataLoader(
+            self._reader,
+            sampler=work,
+            batch_size=None,
+            num_workers=self.workers,
+            collate_fn=_same,
+            generator=torch.Generator(),
+        )
+        for item in loader:
+            if isinstance(item, DataError):
+                raise item
+            yield item
+
+
+def _same(item: Any) -> Any:
+    """Collating is done already; a function of the module, because workers may be started by pickling."""
+    return item
+
+
+class _Reader(torch.utils.data.Dataset[Item | DataError]):
+    """What a worker process needs to load batches."""
+
+    def __init__(self, dataset: Dataset, settings: Settings, training: bool, seed: int) -> None:
+        self.records, self.settings, self.training, self.seed = dataset.records, settings, training, seed
+        self.preprocessor = Preprocessor(settings.preprocess)
+        # Compiled graphs are of one number of ground truths: the most of any image, rounded up so that sets share it.
+        most = max((len(record.boxes) for record in dataset.records), default=0)
+        self.width = 8 * max(1, math.ceil(most / 8))
+
+    def __getitem__(self, work: tuple[int, int, list[int]]) -> Item | DataError:
+        """Load (epoch, an image of the bucket, images): an error is returned, as DataLoader wraps what is raised."""
+        epoch, example, index = work
+        records = [self.records[i] for i in index if i != FILLER]
+        seeds = [stable_seed(self.seed, epoch, record.name) for record in records]
+        try:
+            images, objects = [], []
+            for record, seed in zip(records, seeds, strict=True):
+                image, found = self._load(record, seed)
+                images.append(image)
+                objects.append(found)
+        except ImageError as error:
+            return DataError(str(error))
+        bucket = self.preprocessor.bucket(self.records[example].size)
+        batch = self.preprocessor.collate(images, [record.size for record in records], bucket)
+        fillers = len(index) - len(records)
+        return Item(
+            _filled(batch, fillers) if fillers else batch,
+            _padded(objects, len(index), self.width),
+            torch.tensor(seeds + [0] * fillers),
+            torch.tensor(index),
+        )
+
+    def _load(self, record: Record, seed: int) -> tuple[Tensor, Objects]:
+        """The resized, when training augmented, image of a record and its objects."""
+        data, door = self.settings.data, self.preprocessor
+        channels = self.settings.preprocess.in_channels
+        array = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
+        canvas = door.resized(record.size)
+        boxes = record.boxes * np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
+        if not self.training:
+            return door.resize(array, canvas), Objects(boxes, record.labels, record.ignore)
+        plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
+        image = apply_to_image(plan, door.resize(array, plan.resized))
+        boxes, visible = apply_to_boxes(plan, boxes, canvas)
+        left, ignore = visible > 0, record.ignore | (visible < LEAST_VISIBLE)
+        return image, Objects(boxes[left], record.labels[left], ignore[left])
+
+
+def _filled(batch: Batch, count: int) -> Batch:
+    """The batch with `count` images of zeros after it; their size is 0, so that nothing in them is trained."""
+    black = batch.images.new_zeros(count, *batch.images.shape[1:])
+    more = Batch(black, torch.zeros(count, 2), torch.ones(count, 2), torch.zeros(count, 2))
+    return Batch(*(torch.cat(pair) for pair in zip(batch, more, strict=True)))
+
+
+def _padded(objects: Sequence[Objects], rows: int, width: int) -> Targets:
+    """Targets of `rows` images, the first of which have `objects`, padded to `width` ground truths."""
+    boxes = torch.zeros(rows, width, 4)
+    labels = torch.zeros(rows, width, dtype=torch.int64)
+    valid, ignore = torch.zeros(rows, width, dtype=torch.bool), torch.zeros(rows, width, dtype=torch.bool)
+    for row, found in enumerate(objects):
+        count = len(found.boxes)
+        boxes[row, :count] = torch.from_numpy(found.boxes)
+        labels[row, :count] = torch.from_numpy(found.labels)
+        ignore[row, :count] = torch.from_numpy(found.ignore)
+        valid[row, :count] = True
+    return Targets(boxes, labels, valid, ignore)

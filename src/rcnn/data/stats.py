@@ -1,0 +1,81 @@
+"""Figures of a data set: images, boxes, classes, sizes."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from rcnn.data.dataset import Dataset
+
+SMALL, LARGE = 32.0, 96.0
+_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Plain figures. Sizes are in pixels of the files; quantiles are at 0, 5, 25, 50, 75, 95 and 100%.
+
+    Attributes:
+        images, empty: images, and those without a box.
+        boxes, ignored: boxes, and those of them that are crowd or difficult.
+        classes: boxes of each class, by name.
+        class_images: images that show each class, by name.
+        small, medium, large: boxes of an area under 32^2, up to 96^2, and above, as COCO counts them.
+        box_sizes: quantiles of the square root of the area.
+        aspect_ratios: quantiles of height / width.
+        boxes_per_image: number of images by number of boxes.
+        heights, widths: quantiles of the images' sides.
+    """
+
+    images: int
+    empty: int
+    boxes: int
+    ignored: int
+    classes: dict[str, int]
+    class_images: dict[str, int]
+    small: int
+    medium: int
+    large: int
+    box_sizes: tuple[float, ...]
+    aspect_ratios: tuple[float, ...]
+    boxes_per_image: dict[int, int]
+    heights: tuple[float, ...]
+    widths: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain tree."""
+        return asdict(self)
+
+
+def statistics(dataset: Dataset) -> Stats:
+    """Figures of one split."""
+    records = dataset.records
+    boxes = np.concatenate([record.boxes for record in records] or [np.empty((0, 4))])
+    labels = np.concatenate([record.labels for record in records] or [np.empty(0, np.int64)])
+    counts = np.array([len(record.boxes) for record in records], dtype=np.int64)
+    shown = np.concatenate([np.unique(record.labels) for record in records] or [np.empty(0, np.int64)])
+    classes = len(dataset.names)
+    width, height = boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]
+    area = width * height
+    numbers, images = np.unique(counts, return_counts=True)
+    small, large = int((area < SMALL**2).sum()), int((area > LARGE**2).sum())
+    return Stats(
+        images=len(records),
+        empty=int((counts == 0).sum()),
+        boxes=len(boxes),
+        ignored=sum(int(record.ignore.sum()) for record in records),
+        classes=dict(zip(dataset.names, np.bincount(labels, minlength=classes).tolist(), strict=True)),
+        class_images=dict(zip(dataset.names, np.bincount(shown, minlength=classes).tolist(), strict=True)),
+        small=small,
+        medium=len(boxes) - small - large,
+        large=large,
+        box_sizes=_quantiles(np.sqrt(area)),
+        aspect_ratios=_quantiles(height / width),
+        boxes_per_image=dict(zip(numbers.tolist(), images.tolist(), strict=True)),
+        heights=_quantiles(np.array([record.size[0] for record in records])),
+        widths=_quantiles(np.array([record.size[1] for record in records])),
+    )
+
+
+def _quantiles(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(np.quantile(values, _QUANTILES).tolist()) if len(values) else ()

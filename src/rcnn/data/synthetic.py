@@ -1,0 +1,211 @@
+"""Pictures of shapes on textured grounds, made from a seed: what the demo trains on, and a check of a whole pipeline.
+
+Colours are drawn alike for all classes, so that only the outline tells them apart. Shapes hide parts of each other; the
+truth is the box of the whole shape all the same. At least a fifth is covered by 10% to 50%, a fifth under 32 px.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+Place = tuple[int, int]
+
+CLASSES = ("disc", "square", "triangle")
+SUPERSAMPLING = 4
+CONTRAST = 60.0
+"""Least difference of luma (0..255) between a shape and what it is drawn on."""
+_LUMA = np.array([0.299, 0.587, 0.114])
+_SMALL_SHARE, _COVERING_SHARE = 0.3, 0.5
+_TRIES = 60
+_TURN = math.radians(20)
+
+
+def _circle(radius: float) -> np.ndarray:
+    angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
+    return radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+_CROSS = [(-1, -3), (1, -3), (1, -1), (3, -1), (3, 1), (1, 1), (1, 3), (-1, 3), (-1, 1), (-3, 1), (-3, -1), (-1, -1)]
+_OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
+    "disc": (_circle(1),),
+    "square": (np.array([(-1.0, -1), (1, -1), (1, 1), (-1, 1)]),),
+    "triangle": (np.array([(0.0, -1), (1, 0.8), (-1, 0.8)]),),
+    "ring": (_circle(1), _circle(0.5)),
+    "cross": (np.array(_CROSS) / 3,),
+}
+"""Outline of each class, y down; a second outline is a hole."""
+
+
+class Scene(NamedTuple):
+    """One picture and what is known of it.
+
+    Attributes:
+        image: (H, W, 3) uint8.
+        boxes: (n, 4) float64, tight around each whole shape, also where it is covered; whole numbers.
+        labels: (n,) int64, into the classes.
+        covered: (n,) share of each shape's pixels that others hide, 0..0.5.
+        colours: (n, 3) mean colour of each shape, 0..255.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    covered: np.ndarray
+    colours: np.ndarray
+
+
+def scenes(
+    images: int, *, size: tuple[int, int] = (256, 256), seed: int = 0, classes: Sequence[str] = CLASSES
+) -> Iterator[Scene]:
+    """Pictures of 1 to 5 shapes each; every tenth is empty.
+
+    Args:
+        images: how many.
+        size: (height, width), pixels; the largest shapes take 0.43 of the shorter side.
+        seed: picture i depends on this and i alone.
+        classes: of disc, square, triangle, ring, cross.
+    """
+    for index in range(images):
+        generator = np.random.default_rng((seed, index))
+        count = 0 if index % 10 == 9 else int(generator.integers(1, 6))
+        yield _scene(size, classes, generator, count)
+
+
+def synthesise(
+    folder: Path,
+    images: int,
+    *,
+    split: str = "train",
+    size: tuple[int, int] = (256, 256),
+    seed: int = 0,
+    classes: Sequence[str] = CLASSES,
+) -> None:
+    """Write `scenes` as one split of a COCO set: `images/SPLIT/*.jpg` and `annotations/instances_SPLIT.json`.
+
+    Further splits, of other seeds, go into the same folder. A seed always gives the same bytes.
+    """
+    (folder / "images" / split).mkdir(parents=True, exist_ok=True)
+    (folder / "annotations").mkdir(exist_ok=True)
+    rows, annotations = [], []
+    for index, scene in enumerate(scenes(images, size=size, seed=seed, classes=classes)):
+        name = f"{split}_{index:05}.jpg"
+        Image.fromarray(scene.image).save(folder / "images" / split / name, quality=92, subsampling=0)
+        rows.append({"id": index + 1, "file_name": name, "height": size[0], "width": size[1]})
+        for (x1, y1, x2, y2), label in zip(scene.boxes.tolist(), scene.labels.tolist(), strict=True):
+            box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "category_id": label + 1}
+            annotations.append({"id": len(annotations) + 1, "image_id": index + 1, "iscrowd": 0, **box})
+    categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
+    tree = {"images": rows, "annotations": annotations, "categories": categories}
+    (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(tree), encoding="utf-8")
+
+
+def _scene(size: tuple[int, int], classes: Sequence[str], generator: np.random.Generator, count: int) -> Scene:
+    """A ground with up to `count` shapes; one that finds no place is left out."""
+    canvas = _ground(size, generator)
+    owner = np.full(size, -1)  # which shape is seen at a pixel
+    boxes, labels, areas, colours = [], [], [], []
+    for _ in range(count):
+        label = int(generator.integers(len(classes)))
+        alpha = _shape(classes[label], _side(min(size), generator), generator)
+        solid = alpha >= 0.5
+        known = np.array(areas, dtype=np.int64)
+        place = _place_over(solid, owner, known, generator) if generator.random() < _COVERING_SHARE else None
+        place = place or _place_free(solid, owner, generator)
+        if place is None:
+            continue
+        height, width = alpha.shape
+        window = np.s_[place[0] : place[0] + height, place[1] : place[1] + width]
+        texture = _paint(canvas[window], generator)
+        canvas[window] += alpha[..., None] * (texture - canvas[window])
+        owner[window][solid] = len(boxes)
+        boxes.append((place[1], place[0], place[1] + width, place[0] + height))
+        labels.append(label)
+        areas.append(solid.sum())
+        colours.append(texture[solid].mean(0))
+    seen = np.bincount(owner[owner >= 0], minlength=len(boxes))
+    return Scene(
+        canvas.round().clip(0, 255).astype(np.uint8),
+        np.array(boxes, dtype=np.float64).reshape(-1, 4),
+        np.array(labels, dtype=np.int64),
+        1 - seen / np.array(areas, dtype=np.float64),
+        np.array(colours).reshape(-1, 3),
+    )
+
+
+def _side(shorter: int, generator: np.random.Generator) -> float:
+    """Longer side of a shape, pixels: 18..31 for the small ones, else up to 0.43 of the image's shorter side."""
+    if generator.random() < _SMALL_SHARE:
+        return generator.uniform(18, 31)
+    return math.exp(generator.uniform(math.log(32), math.log(max(33, 0.43 * shorter))))
+
+
+def _ground(size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) float64: noise of several scales about a random colour."""
+    ground = np.broadcast_to(generator.uniform(70, 185, 3), (*size, 3)).copy()
+    for cell, strength in ((96, 24), (32, 14), (8, 8), (2, 6)):
+        grid = generator.normal(0, strength, (size[0] // cell + 2, size[1] // cell + 2, 3)).astype(np.float32)
+        channels = [
+            Image.fromarray(grid[..., c]).resize((size[1], size[0]), Image.Resampling.BICUBIC) for c in range(3)
+        ]
+        ground += np.stack([np.asarray(channel) for channel in channels], axis=-1)
+    return ground
+
+
+def _shape(name: str, side: float, generator: np.random.Generator) -> np.ndarray:
+    """(h, w) coverage 0..1 of a turned and stretched outline, cut where no pixel is half covered."""
+    angle, stretch = generator.uniform(-_TURN, _TURN), math.exp(generator.uniform(-0.15, 0.15))
+    turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
+    outlines = [points * (stretch, 1 / stretch) @ turn for points in _OUTLINES[name]]
+    low, extent = outlines[0].min(0), np.ptp(outlines[0], axis=0)
+    scale, cells = side / extent.max(), math.ceil(side) + 2
+    mask = Image.new("L", (cells * SUPERSAMPLING, cells * SUPERSAMPLING))
+    pen = ImageDraw.Draw(mask)
+    for outline, fill in zip(outlines, (255, 0), strict=False):
+        points = ((outline - low) * scale + 1) * SUPERSAMPLING
+        pen.polygon([(x, y) for x, y in points.tolist()], fill=fill)
+    alpha = np.asarray(mask.reduce(SUPERSAMPLING), dtype=np.float64) / 255
+    rows, columns = (np.flatnonzero((alpha >= 0.5).any(axis)) for axis in (1, 0))
+    return alpha[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def _places(solid: np.ndarray, owner: np.ndarray, generator: np.random.Generator) -> Iterator[tuple[Place, np.ndarray]]:
+    """Random places of a shape, top and left, and which shapes (-1 for none) are seen where it would lie."""
+    height, width = solid.shape
+    for _ in range(_TRIES):
+        top = int(generator.integers(owner.shape[0] - height + 1))
+        left = int(generator.integers(owner.shape[1] - width + 1))
+        yield (top, left), owner[top : top + height, left : left + width][solid]
+
+
+def _place_free(solid: np.ndarray, owner: np.ndarray, generator: np.random.Generator) -> Place | None:
+    """Where the shape hides nothing."""
+    return next((place for place, under in _places(solid, owner, generator) if (under < 0).all()), None)
+
+
+def _place_over(
+    solid: np.ndarray, owner: np.ndarray, areas: np.ndarray, generator: np.random.Generator
+) -> Place | None:
+    """Where the shape hides 12% to 45% of one that was whole, and of no other anything."""
+    whole = np.bincount(owner[owner >= 0], minlength=len(areas)) == areas
+    for place, under in _places(solid, owner, generator):
+        hidden = np.bincount(under[under >= 0], minlength=len(areas)) / areas
+        touched = np.flatnonzero(hidden)
+        if len(touched) == 1 and whole[touched[0]] and 0.12 <= hidden[touched[0]] <= 0.45:
+            return place
+    return None
+
+
+def _paint(under: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """(h, w, 3) a random colour that stands out from what is `under` it, with a grain and a slant of light."""
+    mean, height, width = float((under @ _LUMA).mean()), *under.shape[:2]
+    colours = generator.uniform(10, 245, (64, 3))
+    colour = colours[np.argmax(np.abs(colours @ _LUMA - mean) >= CONTRAST)]
+    y, x = np.mgrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
+    light = generator.uniform(-10, 10, 2)
+    shade = light[0] * y + light[1] * x + generator.normal(0, 5, (height, width))
+    return colour + shade[..., None]

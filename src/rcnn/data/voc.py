@@ -1,0 +1,303 @@
+"""Pascal VOC: one xml a picture, with lists in ImageSets/Main, or xml files beside the images."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+from xml.parsers import expat
+
+from rcnn.config import Data
+from rcnn.data.dataset import DataError, Fault
+from rcnn.data.draft import Box, Draft, Layout, Reading, Row, relative_name, unknown_class
+from rcnn.data.folders import Folder, Folders, is_image, read_lines
+
+SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
+_LISTS = ("train", "val", "trainval", "test")
+_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
+_BELOW_ONE = re.compile(rb"<(?:\w+:)?[xy]min>\s*\+?0*(?:0|0?\.\d*)\s*</")
+_FLAG = re.compile(r"\s+-?[01]$")
+
+
+@dataclass(slots=True)
+class _Node:
+    """An xml element: its tag without namespace, the line it starts at, its text and its children."""
+
+    tag: str
+    line: int
+    text: str = ""
+    children: list["_Node"] = field(default_factory=list)
+
+    def all(self, tag: str) -> list["_Node"]:
+        return [child for child in self.children if child.tag == tag]
+
+    def get(self, tag: str) -> "_Node | None":
+        return next((child for child in self.children if child.tag == tag), None)
+
+    def value(self, tag: str, default: str = "") -> str:
+        child = self.get(tag)
+        return default if child is None else child.text.strip()
+
+
+class _MalformedXml(Exception):
+    """An xml file can't be parsed; the message says why."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+class _Entry(NamedTuple):
+    """An annotated image: where it is named, its stem, its xml file and the folder of its image."""
+
+    where: str
+    stem: str
+    xml: Path
+    images: Folder
+
+
+class _Object(NamedTuple):
+    """An <object> of an xml file."""
+
+    draft: Draft
+    xml: Path
+    node: _Node
+
+    @property
+    def name(self) -> str:
+        return self.node.value("name")
+
+
+def find(path: Path) -> Layout | None:
+    """The VOC data set at a folder: VOCdevkit, VOC2007, its Annotations, split folders, or xml beside images.
+
+    Raises:
+        DataError: the folder holds several.
+    """
+    if not path.is_dir():
+        return None
+    if path.name == "Annotations" and _has_xml(path):
+        path = path.parent
+    if not _has_xml(path / "Annotations"):
+        inner = [child for child in sorted(path.iterdir()) if _has_xml(child / "Annotations")]
+        inner = [child for child in inner if child.name not in _split_names()]
+        if len(inner) > 1:
+            raise DataError(f"{path}: several VOC data sets are here: {', '.join(map(str, inner))}; give one of them")
+        path = inner[0] if inner else path
+    if _has_xml(path / "Annotations"):
+        files = {name: path / "ImageSets" / "Main" / f"{name}.txt" for name in _LISTS}
+        lists = {name: (file,) for name, file in files.items() if file.is_file()}
+        return Layout("voc", path, lists or {"all": (path / "Annotations",)}, found="Annotations/*.xml")
+    splits = {split: _split_folder(path, names) for split, names in SPLIT_FOLDERS.items()}
+    lists = {split: (folder,) for split, folder in splits.items() if folder is not None}
+    if lists:
+        return Layout("voc", path, lists, found=f"{'/, '.join(lists)}/ with *.xml")
+    return Layout("voc", path, {"all": (path,)}, found="*.xml") if _has_xml(path) else None
+
+
+def _split_names() -> set[str]:
+    return {name for names in SPLIT_FOLDERS.values() for name in names}
+
+
+def _has_xml(folder: Path) -> bool:
+    return folder.is_dir() and any(file.suffix.lower() == ".xml" for file in folder.iterdir())
+
+
+def _split_folder(root: Path, names: Sequence[str]) -> Path | None:
+    """The folder of a split's xml files."""
+    folders = (root / name / inner for name in names for inner in (".", "Annotations", "annotations"))
+    return next(filter(_has_xml, folders), None)
+
+
+def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
+    """The images of lists or folders of xml files. Without `names`, classes are those found, sorted."""
+    reading = Reading()
+    folders = Folders()
+    objects: list[_Object] = []
+    drafts: dict[Path, Draft] = {}
+    for source in sources:
+        here: set[Path] = set()
+        for entry in _entries(source, layout.root, folders, reading):
+            if entry.xml in here:
+                drafts[entry.xml].fatal(entry.where, f"image `{entry.stem}` is listed twice; keep one of the two")
+            here.add(entry.xml)
+            if entry.xml not in drafts:
+                drafts[entry.xml] = _read_image(entry, layout.root, objects)
+    reading.drafts = list(drafts.values())
+    reading.own = tuple(sorted({item.name for item in objects} - {""}))
+    reading.names = tuple(names) if names is not None else reading.own
+    reading.category_ids = tuple(range(1, len(reading.names) + 1))
+    origin = _origin(layout, settings, reading)
+    labels = {name: label for label, name in enumerate(reading.names)}
+    for item in objects:
+        _add_row(item, labels, origin)
+    return reading
+
+
+def _origin(layout: Layout, settings: Data, reading: Reading) -> int:
+    """Number of the first pixel: as set, else 1 unless an xmin or ymin anywhere in the data set is 0."""
+    if settings.voc_origin != "auto":
+        return settings.voc_origin
+    sources = {source for sources in layout.lists.values() for source in sources}
+    folders = {source if source.is_dir() else layout.root / "Annotations" for source in sources}
+    files = (file for folder in sorted(folders) for file in sorted(folder.glob("*.[xX][mM][lL]")))
+    zero = next((file for file in files if _BELOW_ONE.search(file.read_bytes())), None)
+    if zero is None:
+        return 1
+    reading.notes.append(f"boxes are read as 0-based, since there is an xmin or ymin of 0 (in {zero.name})")
+    return 0
+
+
+def _entries(source: Path, root: Path, folders: Folders, reading: Reading) -> Iterator[_Entry]:
+    """What a list names, or what a folder of xml files holds."""
+    if source.is_dir():
+        images = _image_folder(source, folders)
+        stems = {os.path.splitext(name)[0]: name for name in folders[source].names if name.lower().endswith(".xml")}
+        yield from (_Entry(str(source / name), stem, source / name, images) for stem, name in stems.items())
+        for name in filter(is_image, images.names):
+            if not folders[source].find(os.path.splitext(name)[0] + ".xml"):
+                reason = "there is no xml of this image; left out (an xml without objects makes it a background image)"
+                reading.faults.append(Fault(str(images.path / name), reason, "mendable"))
+        return
+    annotations = folders[root / "Annotations"]
+    images = _image_folder(annotations.path, folders)
+    for line, text in read_lines(source):
+        stem = _listed_stem(text, annotations, images)
+        file = next(iter(annotations.find(f"{stem}.xml")), f"{stem}.xml")
+        yield _Entry(f"{source}:{line}", stem, annotations.path / file, images)
+
+
+def _image_folder(annotations: Path, folders: Folders) -> Folder:
+    """Where the images of a folder of xml files are: beside them, or in one of the usual neighbours."""
+    candidates = [annotations, *(annotations.parent / name for name in _IMAGE_FOLDERS)]
+    return next((folders[path] for path in candidates if any(map(is_image, folders[path].names))), folders[annotations])
+
+
+def _base(text: str) -> str:
+    """The last part of a path, whichever slashes it has."""
+    return text.replace("\\", "/").rsplit("/", 1)[-1]
+
+
+def _listed_stem(text: str, annotations: Folder, images: Folder) -> str:
+    """The stem that a line means: `name`, `name 1` (a flag of the class lists), `name.jpg` or `folder/name.jpg`."""
+    base = _base(text)
+    choices = []
+    for choice in (base, _FLAG.sub("", base)):
+        choices += [choice, os.path.splitext(choice)[0]] if is_image(choice) else [choice]
+    there = (choice for choice in choices if annotations.find(f"{choice}.xml") or images.images(choice))
+    return next(there, choices[-1])
+
+
+def _read_image(entry: _Entry, root: Path, objects: list[_Object]) -> Draft:
+    """The image of an entry with all that isn't a box; its <object>s are added to `objects`."""
+    node, broken = None, None
+    if entry.xml.is_file():
+        try:
+            node = _parse(entry.xml)
+        except _MalformedXml as error:
+            broken = f"{entry.xml}:{error.line}", str(error)
+    else:
+        near = Folder(entry.xml.parent).near(entry.xml.name)
+        broken = entry.where, f"there is no {relative_name(entry.xml, root)}{near}"
+    by_stem = entry.images.images(entry.stem)
+    found = by_stem or (entry.images.find(_base(node.value("filename"))) if node else [])
+    draft = Draft(relative_name(entry.images.path / (found or [entry.stem])[0], root), entry.stem, None)
+    if broken:
+        draft.fatal(*broken)
+    _choose_image(draft, entry, found, same_stem=bool(by_stem))
+    if node is not None:
+        _read_size(node, entry.xml, draft)
+        objects += [_Object(draft, entry.xml, child) for child in node.all("object")]
+    return draft
+
+
+def _choose_image(draft: Draft, entry: _Entry, found: list[str], same_stem: bool) -> None:
+    """Set the image file, or note why there is none."""
+    folder = entry.images.path
+    if not found:
+        near = entry.images.near(f"{entry.stem}.jpg")
+        draft.fatal(entry.where, f"there is no image `{entry.stem}` in {folder}{near}")
+    elif len(found) > 1:
+        draft.fatal(entry.where, f"two images of one name in {folder}: {', '.join(found)}; keep one")
+    else:
+        draft.path = folder / found[0]
+    stems = {entry.stem, entry.xml.stem, *(os.path.splitext(name)[0] for name in found if same_stem)}
+    if len(stems) > 1:
+        draft.mendable(entry.where, f"names differ in case, taken to be the same: {', '.join(sorted(stems))}")
+
+
+def _read_size(root: _Node, xml: Path, draft: Draft) -> None:
+    """The declared size; zeros and a missing <size> declare nothing."""
+    size = root.get("size")
+    if size is None:
+        return
+    draft.source = f"{xml}:{size.line}"
+    try:
+        height, width = (int(float(size.value(tag, "0"))) for tag in ("height", "width"))
+    except (ValueError, OverflowError):
+        draft.fatal(draft.source, "width and height in <size> must be numbers")
+        return
+    draft.declared = (height, width) if height > 0 and width > 0 else None
+
+
+def _add_row(item: _Object, labels: dict[str, int], origin: int) -> None:
+    """Add an <object> to the rows of its image, or note its faults."""
+    draft, node, file = item.draft, item.node, item.xml
+    label = labels.get(item.name)
+    if label is None:
+        line = (node.get("name") or node).line
+        draft.fatal(f"{file}:{line}", unknown_class(item.name, list(labels)) if item.name else "an object has no name")
+    corners = node.get("bndbox")
+    if corners is None:
+        draft.fatal(f"{file}:{node.line}", f"object `{item.name}` has no <bndbox>")
+        return
+    try:
+        x1, y1, x2, y2 = (float(corners.value(tag)) for tag in ("xmin", "ymin", "xmax", "ymax"))
+    except ValueError:
+        draft.fatal(f"{file}:{corners.line}", "<bndbox> must hold the numbers xmin, ymin, xmax, ymax")
+        return
+    given: Box = (x1, y1, x2, y2)
+    # Less 1, whole numbers inverted by one would look like a box without size.
+    inverted = all(map(float.is_integer, given)) and (x2 < x1 or y2 < y1)
+    box = given if inverted else (x1 - origin, y1 - origin, x2, y2)
+    difficult = node.value("difficult", "0")
+    if difficult.lower() not in ("0", "1", "", "false", "true", "unspecified"):
+        draft.fatal(f"{file}:{node.line}", f"<difficult> is `{difficult}`; expected 0 or 1")
+    ignore = difficult.lower() in ("1", "true")
+    draft.rows.append(Row(f"{file}:{corners.line}", label, given, box, x1 == x2 or y1 == y2, ignore))
+
+
+def _parse(path: Path) -> _Node:
+    """The tree of an xml file.
+
+    Raises:
+        _MalformedXml: it is not well-formed, or declares entities.
+    """
+    top = _Node("", 0)
+    stack = [top]
+    parser = expat.ParserCreate()
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        node = _Node(tag.rpartition(":")[2], parser.CurrentLineNumber)
+        stack[-1].children.append(node)
+        stack.append(node)
+
+    def end(tag: str) -> None:
+        stack.pop()
+
+    def text(data: str) -> None:
+        stack[-1].text += data
+
+    def entity(*_: object) -> None:
+        raise ValueError("it declares entities, which an annotation has no use for")
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler, parser.EntityDeclHandler = text, entity
+    try:
+        parser.Parse(path.read_bytes(), True)
+    except expat.ExpatError as error:
+        raise _MalformedXml(error.lineno, f"malformed xml: {expat.ErrorString(error.code)}") from None
+    except (ValueError, LookupError) as error:  # also encodings that Python doesn't know
+        raise _MalformedXml(parser.CurrentLineNumber, f"malformed xml: {error}") from None
+    return top.children[0]

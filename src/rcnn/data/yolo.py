@@ -1,0 +1,247 @@
+"""YOLO: a text file an image, rows of class and box in shares of the image; a data.yaml, or images/ and labels/."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from rcnn.config import Data
+from rcnn.data.dataset import DataError, Fault
+from rcnn.data.draft import Draft, Layout, Reading, Row, relative_name, unknown_class
+from rcnn.data.folders import Folder, Folders, is_image, read_lines
+from rcnn.data.yolo_yaml import layout_of_yaml, load_yaml
+
+_SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
+_NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "classes.names")
+_NOT_LABELS = {"classes.txt", "train.txt", "val.txt", "test.txt", "readme.txt", "notes.txt"}
+
+
+def find(path: Path) -> Layout | None:
+    """The YOLO data set at a data.yaml, at a folder that holds one, or at folders of images and labels.
+
+    Raises:
+        DataError: the yaml is malformed or names nothing that is there.
+    """
+    if path.is_file():
+        return layout_of_yaml(path) if path.suffix.lower() in (".yaml", ".yml") else None
+    files = [file for suffix in ("yaml", "yml") for file in sorted(path.glob(f"*.{suffix}"))]
+    files = [file for file in files if file.stem in ("data", "dataset")] or files
+    data = [file for file in files if {"names", "nc"} & load_yaml(file).keys()]
+    if len(data) > 1:
+        raise DataError(f"{path}: several yaml files name classes: {', '.join(map(str, data))}; give one of them")
+    return layout_of_yaml(data[0]) if data else _from_folders(path)
+
+
+def _from_folders(path: Path) -> Layout | None:
+    """images/ and labels/, with or without folders of splits in them or around them; or one folder of both."""
+    for pattern in ("images/{}", "{}/images", "{}"):
+        places = {split: [path / pattern.format(name) for name in names] for split, names in _SPLITS.items()}
+        found = {split: tuple(place for place in folders if _has_labels(place)) for split, folders in places.items()}
+        lists = {split: places[:1] for split, places in found.items() if places}
+        if lists:
+            return Layout("yolo", path, lists, _file_names(path), found="images with labels/*.txt")
+    for place in (path / "images", path):
+        if _has_labels(place):
+            return Layout("yolo", path, {"all": (place,)}, _file_names(path), found="images with labels *.txt")
+    return None
+
+
+def _has_labels(folder: Path) -> bool:
+    """Whether a folder of images has a label file for one of them."""
+    stems = {os.path.splitext(name)[0] for name in Folder(folder).names if is_image(name)}
+    labels = Folder(_label_folder(folder)).names if stems else ()
+    return any(name.endswith(".txt") and name[:-4] in stems for name in labels)
+
+
+def _file_names(path: Path) -> tuple[str, ...] | None:
+    """Class names of a classes.txt; None where there is none."""
+    file = next((path / name for name in _NAME_FILES if (path / name).is_file()), None)
+    return tuple(text for _, text in read_lines(file)) if file else None
+
+
+def _label_folder(images: Path) -> Path:
+    """The labels of a folder of images: the last `images` of its path as `labels`, else beside the images."""
+    parts = list(images.parts)
+    for index in range(len(parts) - 1, -1, -1):
+        if parts[index] == "images":
+            swapped = Path(*parts[:index], "labels", *parts[index + 1 :])
+            return swapped if swapped.is_dir() else images
+    return images
+
+
+class _Found(NamedTuple):
+    """An image as a list or a folder names it; `names` are the files that fit: one, or the fault."""
+
+    where: str
+    wanted: Path
+    names: tuple[str, ...]
+
+    @property
+    def path(self) -> Path:
+        return self.wanted.with_name(self.names[0]) if self.names else self.wanted
+
+
+class _Line(NamedTuple):
+    """A line of a label file."""
+
+    draft: Draft
+    where: str
+    columns: list[str]
+
+
+def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
+    """The images of folders or lists; those without a label file are background."""
+    folders = Folders()
+    reading = Reading()
+    drafts: dict[str, Draft] = {}
+    lines: list[_Line] = []
+    for source in sources:
+        here: set[str] = set()
+        for found in _images(source, layout.root, folders):
+            name = relative_name(found.path, layout.root)
+            if name in here:
+                drafts[name].fatal(found.where, f"image `{name}` is listed twice; keep one of the two")
+            here.add(name)
+            if name not in drafts:
+                drafts[name] = _draft(found, name, folders)
+                lines += _label_lines(found, drafts[name], folders)
+    reading.drafts = list(drafts.values())
+    _check_label_files([draft.path for draft in reading.drafts if draft.path], folders, reading)
+    reading.own = layout.names or _numbers(lines, reading)
+    reading.names = tuple(names) if names is not None else reading.own
+    reading.category_ids = tuple(range(1, len(reading.names) + 1))
+    labels = {name: label for label, name in enumerate(reading.names)}
+    for line in lines:
+        _add_row(line, reading.own, labels)
+    return reading
+
+
+def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Found]:
+    """The images of a folder and those below it, or of a list of paths."""
+    if source.is_dir():
+        for folder, below, _ in os.walk(source):
+            below.sort()
+            for name in filter(is_image, folders[Path(folder)].names):
+                yield _Found(str(Path(folder) / name), Path(folder) / name, (name,))
+        return
+    for line, text in read_lines(source):
+        entry = text.replace("\\", "/")
+        choices = [Path(os.path.normpath(base / entry)) for base in (source.parent, root)]
+        fits = [(choice, tuple(folders[choice.parent].find(choice.name))) for choice in choices]
+        wanted, names = next((fit for fit in fits if fit[1]), fits[0])
+        yield _Found(f"{source}:{line}", wanted, names)
+
+
+def _draft(found: _Found, name: str, folders: Folders) -> Draft:
+    """The image without its rows."""
+    stem = os.path.splitext(found.path.name)[0]
+    draft = Draft(name, stem, None, units="share")
+    folder = folders[found.wanted.parent]
+    twins = [twin for twin in folder.images(stem) if os.path.splitext(twin)[0] == stem]
+    if not found.names:
+        near = folder.near(found.wanted.name)
+        draft.fatal(found.where, f"image `{name}` is missing; looked in {folder.path}{near}")
+    elif len(found.names) > 1:
+        draft.fatal(found.where, f"image `{name}` is missing; several differ from it in case: {', '.join(found.names)}")
+    elif len(twins) > 1:
+        draft.fatal(found.where, f"two images of one name share one label file: {', '.join(twins)}; keep one")
+    else:
+        draft.path = found.path
+        if found.path != found.wanted:
+            draft.mendable(found.where, f"names differ in case, taken to be the same: {found.wanted.name}, {name}")
+    return draft
+
+
+def _label_lines(found: _Found, draft: Draft, folders: Folders) -> list[_Line]:
+    """The lines of the image's label file; none where there is no such file."""
+    folder = folders[_label_folder(found.path.parent)]
+    wanted = f"{draft.id}.txt"
+    fits = folder.find(wanted)
+    if not fits:
+        return []
+    file = folder.path / fits[0]
+    if fits[0] != wanted:
+        draft.mendable(file, f"names differ in case, taken to be the same: {fits[0]}, {found.path.name}")
+    try:
+        return [_Line(draft, f"{file}:{number}", text.split()) for number, text in read_lines(file)]
+    except UnicodeDecodeError:
+        draft.fatal(f"{file}:1", "the label file is not text")
+        return []
+
+
+def _check_label_files(images: Sequence[Path], folders: Folders, reading: Reading) -> None:
+    """Label files without an image are faults; images without any label file at all are refused.
+
+    Raises:
+        DataError: not one image has a label file.
+    """
+    some = not images
+    for parent in dict.fromkeys(image.parent for image in images):
+        labels = folders[_label_folder(parent)]
+        for name in labels.names:
+            stem, suffix = os.path.splitext(name)
+            if suffix != ".txt" or name.lower() in _NOT_LABELS:
+                continue
+            if folders[parent].images(stem):
+                some = True
+            elif _has_rows(labels.path / name):
+                near = folders[parent].near(f"{stem}.jpg")
+                reason = f"there is no image of these labels in {parent}{near}"
+                reading.faults.append(Fault(f"{labels.path / name}:1", reason, "fatal"))
+    if not some:
+        tried = ", ".join(dict.fromkeys(str(_label_folder(image.parent)) for image in images))
+        raise DataError(
+            f"none of the {len(images)} images has a label file; looked in {tried} "
+            "(an image without objects may have an empty one)"
+        )
+
+
+def _has_rows(file: Path) -> bool:
+    """Whether a text file begins like labels."""
+    columns = file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].split()
+    return len(columns) == 5 and all(_number(column) is not None for column in columns)
+
+
+def _numbers(lines: Sequence[_Line], reading: Reading) -> tuple[str, ...]:
+    """Classes by number, where nothing names them."""
+    numbers = [number for line in lines if line.columns and (number := _class(line.columns[0])) is not None]
+    count = max(numbers, default=-1) + 1
+    reading.notes.append(f"no data.yaml or classes.txt names the classes: they are called 0 to {count - 1}")
+    return tuple(map(str, range(count)))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _class(text: str) -> int | None:
+    """A class number, also where it is written 3.0."""
+    number = _number(text)
+    return int(number) if number is not None and number.is_integer() else None
+
+
+def _add_row(line: _Line, own: Sequence[str], labels: dict[str, int]) -> None:
+    """Add a line to the rows of its image, or note its faults."""
+    draft, where, columns = line
+    if len(columns) != 5:
+        hint = "; polygons are not read" if len(columns) > 6 else ""
+        return draft.fatal(where, f"expected 5 columns, class x y width height; found {len(columns)}{hint}")
+    number = _class(columns[0])
+    label = None
+    if number is None or not 0 <= number < len(own):
+        classes = ", ".join(f"{index} {name}" for index, name in enumerate(own))
+        draft.fatal(where, f"class {columns[0]} is not among the classes {classes}")
+    else:
+        label = labels.get(own[number])
+        if label is None:
+            draft.fatal(where, unknown_class(own[number], list(labels)))
+    try:
+        x, y, width, height = map(float, columns[1:])
+    except ValueError:
+        return draft.fatal(where, f"x y width height must be numbers; found {' '.join(columns[1:])}")
+    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
+    draft.rows.append(Row(where, label, (x, y, width, height), box, width == 0 or height == 0))
+    return None

@@ -1,0 +1,84 @@
+"""data.yaml: where the lists of a YOLO data set are, and its class names as text."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from rcnn.data.dataset import DataError, Fault
+from rcnn.data.draft import Layout
+
+
+def load_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a yaml file (empty where it is none). Every scalar is text: `no`, `12` and `1e3` stay names.
+
+    Raises:
+        DataError: it isn't yaml.
+    """
+    try:
+        tree = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or str(error)
+        fault = Fault(f"{path}:{mark.line + 1 if mark else 1}", f"malformed yaml: {reason}", "fatal")
+        raise DataError(str(fault), [fault]) from None
+    return tree if isinstance(tree, dict) else {}
+
+
+def layout_of_yaml(path: Path) -> Layout:
+    """The data set that a data.yaml describes; its paths are relative to its `path`, or to itself.
+
+    Raises:
+        DataError: malformed, without class names, or its folders and lists are not there.
+    """
+    tree = load_yaml(path)
+    root = path.parent
+    declared = tree.get("path")
+    if isinstance(declared, str) and declared:
+        root = next((base for base in (root / declared, Path(declared)) if base.is_dir()), root)
+    lists: dict[str, tuple[Path, ...]] = {}
+    missing: list[str] = []
+    for split in ("train", "val", "test"):
+        value = tree.get(split) or []
+        entries = value if isinstance(value, list) else [value]
+        if not all(isinstance(entry, str) for entry in entries):
+            raise DataError(f"{path}: `{split}` must be a path or a list of paths; found {value!r}")
+        places = [_place(entry, root, path.parent) for entry in entries]
+        missing += [f"{split}: {entry}" for entry, place in zip(entries, places, strict=True) if place is None]
+        if places and None not in places:
+            lists[split] = tuple(place for place in places if place is not None)
+    absent = [text for text in missing if not text.startswith("test")]
+    if absent or not lists:
+        tried = ", ".join(dict.fromkeys((str(root), str(path.parent))))
+        raise DataError(f"{path}: {'; '.join(absent) or 'no train, val or test'} is not there; looked in {tried}")
+    notes = tuple(f"{text} is not there" for text in missing)
+    return Layout("yolo", root, lists, _yaml_names(tree, path), found=path.name, notes=notes)
+
+
+def _place(entry: str, root: Path, beside: Path) -> Path | None:
+    """The folder or list that an entry of data.yaml means. Some exporters write ../ where there is none to go up."""
+    entry = entry.replace("\\", "/")
+    choices = [root / entry, beside / entry, beside / entry.removeprefix("../")]
+    return next((Path(os.path.normpath(choice)) for choice in choices if choice.exists()), None)
+
+
+def _yaml_names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """Class names, from a list or from a mapping of numbers.
+
+    Raises:
+        DataError: they are missing, have gaps, occur twice or are not as many as `nc`.
+    """
+    names = tree.get("names")
+    if isinstance(names, dict):
+        wanted = [str(number) for number in range(len(names))]
+        if sorted(names) != sorted(wanted):
+            raise DataError(f"{path}: `names` must be numbered 0 to {len(names) - 1}; found {', '.join(names)}")
+        names = [names[number] for number in wanted]
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
+        raise DataError(f"{path}: `names` must list the classes; found {names!r}")
+    if len(set(names)) < len(names):
+        raise DataError(f"{path}: a class is named twice in `names`: {', '.join(names)}")
+    if tree.get("nc") not in (None, str(len(names))):
+        raise DataError(f"{path}: `nc` is {tree['nc']}, but `names` has {len(names)}: {', '.join(names)}")
+    return tuple(names)

@@ -1,0 +1,281 @@
+"""A model with its classes and preprocessing: what is saved, loaded, and shown images."""
+
+import copy
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from rcnn import config
+from rcnn.backbones.norm import fold_batch_norm
+from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.structures import Batch
+from rcnn.preprocess.batch import Preprocessor
+from rcnn.preprocess.decode import IMAGE_SUFFIXES, ImageError, as_array, read_image
+from rcnn.presets import build
+from rcnn.result import Result
+from rcnn.weights.file import WeightsError, load_weights, save_weights
+
+Picture = str | Path | np.ndarray | Image.Image | Tensor
+"""One image, or (as text) a file, a folder or a glob of them."""
+
+
+class NonFiniteError(ArithmeticError):
+    """The network gave NaN or infinity: its weights are damaged or its training diverged."""
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto` is CUDA if there, else the CPU.
+
+    Raises:
+        SettingsError: no such device here.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise config.SettingsError(f"train.device: `{name}` can't be used here: {str(error).splitlines()[0]}") from None
+    return device
+
+
+class Detector:
+    """A trained Faster R-CNN: predict, propose, save, load.
+
+    Args:
+        model: the network.
+        settings: what it was made and trained with.
+        names: class names; label k is `names[k]`.
+        category_ids: the data set's own number of each class. None: 1..K.
+        threshold: score under which boxes are left out by default.
+        summary: facts of the training that are kept with the weights.
+        device: where to run; `auto` is CUDA if there.
+    """
+
+    def __init__(
+        self,
+        model: FasterRCNN,
+        settings: config.Settings,
+        names: Sequence[str],
+        *,
+        category_ids: Sequence[int] | None = None,
+        threshold: float = 0.5,
+        summary: Mapping[str, Any] | None = None,
+        device: str | torch.device = "auto",
+    ) -> None:
+        self.model, self.settings, self.names = model, settings, tuple(names)
+        self.category_ids = tuple(category_ids) if category_ids else tuple(range(1, len(self.names) + 1))
+        self.threshold, self.summary = threshold, dict(summary or {})
+        self.device = choose_device(device) if isinstance(device, str) else device
+        self.preprocessor = Preprocessor(settings.preprocess)
+        self._runner: FasterRCNN | None = None
+
+    @property
+    def runner(self) -> FasterRCNN:
+        """A copy of the model made for prediction: eval mode, batch norm folded, channels last. Made at first use."""
+        if self._runner is None:
+            runner = copy.deepcopy(self.model).eval().requires_grad_(False)
+            fold_batch_norm(runner)
+            self._runner = runner.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        assert self._runner is not None
+        return self._runner
+
+    def predict(
+        self, images: Picture | Iterable[Picture], *, score: float | None = None, batch: int = 1, features: bool = False
+    ) -> list[Result]:
+        """Detect objects.
+
+        Args:
+            images: paths, folders, globs, PIL images, (H, W, C) uint8 arrays, (C, H, W) tensors, or a sequence of them.
+            score: lower-scored boxes are left out. None: the threshold stored with the weights.
+            batch: images that run together where they fall into one shape bucket.
+            features: also return each box's feature vector.
+
+        Raises:
+            ImageError: an image can't be read; it is named.
+            NonFiniteError: the network's output is not finite.
+        """
+        return list(self.stream(images, score=score, batch=batch, features=features))
+
+    def stream(
+        self, images: Picture | Iterable[Picture], *, score: float | None = None, batch: int = 1, features: bool = False
+    ) -> Iterator[Result]:
+        """As `predict`, lazily and in input order: memory does not grow with the number of images."""
+        least = self.threshold if score is None else score
+        for group in self._groups(images, batch):
+            collated = self._collate([tensor for _, tensor, _ in group], [size for _, _, size in group])
+            for (path, _, _), result in zip(group, self.detect(collated, features=features), strict=True):
+                yield replace(result, path=path).filter(score=least)
+
+    def propose(self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1) -> list[Result]:
+        """Class-agnostic boxes with objectness scores, at most `top` an image, best first."""
+        return list(self.stream_proposals(images, top=top, batch=batch))
+
+    def stream_proposals(
+        self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1
+    ) -> Iterator[Result]:
+        """As `propose`, lazily and in input order."""
+        for group in self._groups(images, batch):
+            collated = self._collate([tensor for _, tensor, _ in group], [size for _, _, size in group])
+            for (path, _, _), result in zip(group, self.region_proposals(collated), strict=True):
+                yield replace(result, path=path).filter(top=top)
+
+    def detect(self, batch: Batch, *, features: bool = False) -> list[Result]:
+        """Results of a collated batch, in the users' pixels, every score included."""
+        with torch.inference_mode():
+            batch = self._to_device(batch)
+            found, vectors = self.runner.detect_with_features(batch) if features else (self.runner(batch), None)
+        return self.results(batch, found, vectors)
+
+    def results(self, batch: Batch, found: Any, vectors: Tensor | None = None) -> list[Result]:
+        """Detections of the network as one Result an image, in the user's pixels."""
+        if not bool(found.finite.all()):
+            raise NonFiniteError(
+                "the network's output is not finite (NaN or infinity): the weights are damaged or the training diverged; "
+                "use an earlier checkpoint, or train again with a lower train.lr"
+            )
+        return [
+            Result(
+                boxes=self._boxes_back(found.boxes[i][keep], batch, i),
+                scores=found.scores[i][keep].float().cpu().numpy(),
+                labels=found.labels[i][keep].cpu().numpy(),
+                names=self.names,
+                path=None,
+                size=self._size(batch, i),
+                features=None if vectors is None else vectors[i][keep].float().cpu().numpy(),
+                category_ids=self.category_ids,
+            )
+            for i, keep in enumerate(found.valid)
+        ]
+
+    def region_proposals(self, batch: Batch) -> list[Result]:
+        """Proposals of a collated batch, in the users' pixels."""
+        with torch.inference_mode():
+            batch = self._to_device(batch)
+            return self.proposal_results(batch, self.runner.propose(batch))
+
+    def proposal_results(self, batch: Batch, proposals: Any) -> list[Result]:
+        """Proposals of the network as one Result an image, in the user's pixels."""
+        return [
+            Result(
+                boxes=self._boxes_back(proposals.boxes[i][keep], batch, i),
+                scores=proposals.scores[i][keep].float().cpu().numpy(),
+                labels=np.zeros(int(keep.sum()), dtype=np.int64),
+                names=("object",),
+                path=None,
+                size=self._size(batch, i),
+            )
+            for i, keep in enumerate(proposals.valid)
+        ]
+
+    def save(self, path: str | Path) -> None:
+        """Write weights, settings, classes and threshold as one safetensors file, atomically."""
+        metadata = {
+            "settings": config.dump(self.settings),
+            "names": list(self.names),
+            "category_ids": list(self.category_ids),
+            "threshold": self.threshold,
+            "summary": self.summary,
+        }
+        save_weights(Path(path), dict(self.model.state_dict()), metadata)
+
+    @classmethod
+    def load(cls, path: str | Path, device: str | torch.device = "auto") -> "Detector":
+        """Read what `save` wrote.
+
+        Raises:
+            WeightsError: the file is missing, damaged, or not one of our detectors.
+        """
+        tensors, metadata = load_weights(Path(path))
+        try:
+            settings, names = config.validate(metadata["settings"]), metadata["names"]
+            model = build(settings, len(names))
+            model.load_state_dict(
+                {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+            )
+        except (KeyError, RuntimeError, config.SettingsError) as error:
+            raise WeightsError(f"{path}: holds weights, but not a detector of this version of rcnn: {error}") from None
+        return cls(
+            model,
+            settings,
+            names,
+            category_ids=metadata["category_ids"],
+            threshold=metadata["threshold"],
+            summary=metadata["summary"],
+            device=device,
+        )
+
+    def _boxes_back(self, boxes: Tensor, batch: Batch, row: int) -> np.ndarray:
+        back = self.preprocessor.boxes_back(boxes, batch.scales[row], batch.originals[row])
+        return back.float().cpu().numpy()
+
+    @staticmethod
+    def _size(batch: Batch, row: int) -> tuple[int, int]:
+        height, width = batch.originals[row].tolist()
+        return int(height), int(width)
+
+    def _to_device(self, batch: Batch) -> Batch:
+        images = batch.images.to(self.device, memory_format=torch.channels_last)
+        return Batch(images, *(part.to(self.device) for part in batch[1:]))
+
+    def _collate(self, tensors: list[Tensor], sizes: list[tuple[int, int]]) -> Batch:
+        return self.preprocessor.collate(tensors, sizes)
+
+    def _groups(self, images: Any, batch: int) -> Iterator[list[tuple[str | None, Tensor, tuple[int, int]]]]:
+        """Consecutive images of one bucket, at most `batch` of them, as (path, resized, original size)."""
+        group: list[tuple[str | None, Tensor, tuple[int, int]]] = []
+        bucket = None
+        for path, array in pictures(images, self.settings):
+            size = (array.shape[0], array.shape[1])
+            own = self.preprocessor.bucket(self.preprocessor.resized(size))
+            if group and (own != bucket or len(group) == batch):
+                yield group
+                group = []
+            bucket = own
+            group.append((path, self.preprocessor.resize(array), size))
+        if group:
+            yield group
+
+
+def pictures(images: Any, settings: config.Settings) -> Iterator[tuple[str | None, np.ndarray]]:
+    """Every image as (path or None, (H, W, C) uint8), files opened one at a time."""
+    if isinstance(images, str | Path):
+        for path in files(images):
+            yield str(path), _read(path, settings)
+    elif isinstance(images, np.ndarray | Image.Image | Tensor):
+        yield None, as_array(images, settings.preprocess.in_channels)
+    else:
+        for image in images:
+            yield from pictures(image, settings)
+
+
+def files(source: str | Path) -> list[Path]:
+    """The image files that a path, folder or glob names, sorted.
+
+    Raises:
+        ImageError: nothing is there.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+        if not found:
+            raise ImageError(f"{path}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
+        return found
+    if path.exists():
+        return [path]
+    found = sorted(Path(name) for name in glob(str(source), recursive=True))
+    if not found:
+        raise ImageError(f"{source}: no such file, folder or glob")
+    return [inner for file in found for inner in (files(file) if file.is_dir() else [file])]
+
+
+def _read(path: Path, settings: config.Settings) -> np.ndarray:
+    data = settings.data
+    return read_image(path, white=data.white, max_pixels=data.max_pixels, in_channels=settings.preprocess.in_channels)

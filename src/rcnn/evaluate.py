@@ -1,0 +1,187 @@
+"""A detector over a data set: losses, AP, proposal recall."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from rcnn.data.dataset import DataError, Dataset
+from rcnn.data.find import Split, open_dataset
+from rcnn.data.loader import Item, Loader
+from rcnn.detector import Detector
+from rcnn.metrics.coco import CocoMetrics, coco_metrics
+from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
+from rcnn.metrics.types import Prediction, Truth
+from rcnn.metrics.voc import voc_ap
+from rcnn.model.structures import Batch, Targets
+
+
+class Shard(NamedTuple):
+    """This process's part of the images; `gather` returns every process's object, to all of them."""
+
+    rank: int = 0
+    world: int = 1
+    gather: Callable[[Any], list[Any]] = lambda part: [part]
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Scores of a detector on a data set.
+
+    Attributes:
+        names: class names.
+        coco: AP and AR as COCO counts them.
+        voc: (K,) AP at IoU 0.5, area under the curve, as VOC counts it since 2010.
+        proposals: class-agnostic recall of the proposals.
+        losses: mean of each loss, empty where not asked for.
+        truths: one an image, in the order of the data set.
+        predictions: likewise.
+    """
+
+    names: tuple[str, ...]
+    coco: CocoMetrics
+    voc: np.ndarray
+    proposals: ProposalMetrics
+    losses: dict[str, float]
+    truths: Sequence[Truth]
+    predictions: Sequence[Prediction]
+
+    @property
+    def ap(self) -> float:
+        """COCO AP, mean over IoU 0.50:0.95."""
+        return self.coco.ap
+
+    @property
+    def ap50(self) -> float:
+        """COCO AP at IoU 0.5."""
+        return self.coco.ap50
+
+    def to_row(self) -> dict[str, float]:
+        """Name -> number, as logs keep them."""
+        coco = {
+            name: getattr(self.coco, name)
+            for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
+        }
+        recall = {
+            f"proposal_ar{top}": float(value) for top, value in zip(self.proposals.tops, self.proposals.ar, strict=True)
+        }
+        losses = {f"val_{name}": value for name, value in self.losses.items()}
+        return {**losses, **coco, **recall}
+
+    def by_class(self) -> list[dict[str, Any]]:
+        """One row a class: name, boxes, AP, AP50, VOC AP50."""
+        columns = (self.names, self.coco.counts, self.coco.per_class_ap, self.coco.per_class_ap50, self.voc)
+        return [
+            {"class": name, "boxes": int(count), "ap": float(ap), "ap50": float(ap50), "voc_ap50": float(voc)}
+            for name, count, ap, ap50, voc in zip(*columns, strict=True)
+        ]
+
+
+def val(
+    detector: Detector,
+    data: str,
+    *,
+    split: Split = "val",
+    batch: int = 8,
+    losses: bool = True,
+    shard: Shard | None = None,
+) -> Metrics:
+    """Score a detector on a split of a data set.
+
+    Args:
+        detector: from `rcnn.load`.
+        data: folder, COCO json or data.yaml.
+        split: train, val, test or all.
+        batch: images a batch.
+        losses: also compute the validation losses.
+        shard: this process's part, where several share the work.
+
+    Raises:
+        DataError: the data can't be read, or holds a class that the detector does not know.
+    """
+    dataset = open_dataset(data, split, detector.settings.data, names=detector.names)
+    return evaluate(detector, dataset, batch=batch, losses=losses, shard=shard)
+
+
+def evaluate(
+    detector: Detector,
+    dataset: Dataset,
+    *,
+    batch: int = 8,
+    losses: bool = True,
+    shard: Shard | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Metrics:
+    """Score a detector on an opened data set. `progress(done, all)` is called after each batch."""
+    if not len(dataset):
+        raise DataError(f"{dataset.root}: the {dataset.split} split has no images to score on")
+    shard = shard or Shard()
+    settings = detector.settings
+    loader = Loader(
+        dataset,
+        settings,
+        training=False,
+        batch=batch,
+        seed=settings.train.seed,
+        workers=settings.data.workers,
+        rank=shard.rank,
+        world=shard.world,
+    )
+    found: dict[int, tuple[Prediction, tuple[np.ndarray, np.ndarray]]] = {}
+    sums: dict[str, list[float]] = {}
+    for step, item in enumerate(loader.epoch(0)):
+        found.update(_score(detector, item, sums if losses else None))
+        if progress:
+            progress(step + 1, loader.steps)
+    parts = shard.gather((found, sums))
+    return _metrics(
+        dataset, {index: entry for part, _ in parts for index, entry in part.items()}, [part for _, part in parts]
+    )
+
+
+def _score(
+    detector: Detector, item: Item, sums: dict[str, list[float]] | None
+) -> dict[int, tuple[Prediction, tuple[np.ndarray, np.ndarray]]]:
+    """Predictions and proposals of one batch by image index; losses are added to `sums`."""
+    device, model = detector.device, detector.runner
+    batch = Batch(
+        item.batch.images.to(device, memory_format=torch.channels_last), *(part.to(device) for part in item.batch[1:])
+    )
+    with torch.inference_mode():
+        if sums is None:
+            detections, proposals = model.detect_and_propose(batch)
+        else:
+            targets = Targets(*(part.to(device) for part in item.targets))
+            detections, proposals, losses = model.evaluate(batch, targets, model.keys(batch, targets, item.seeds))
+            for name, (total, count) in losses.items():
+                entry = sums.setdefault(name, [0.0, 0.0])
+                entry[0] += float(total)
+                entry[1] += float(count)
+    results = zip(detector.results(batch, detections), detector.proposal_results(batch, proposals), strict=True)
+    return {
+        index: (Prediction(result.boxes, result.scores, result.labels), (proposed.boxes, proposed.scores))
+        for index, (result, proposed) in zip(item.index.tolist(), results, strict=True)
+        if index >= 0
+    }
+
+
+def _metrics(dataset: Dataset, found: dict[int, Any], sums: list[dict[str, list[float]]]) -> Metrics:
+    truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
+    predictions = [found[index][0] for index in range(len(dataset))]
+    losses = {
+        name: sum(part[name][0] for part in sums) / max(1.0, sum(part[name][1] for part in sums))
+        for name in (sums[0] if sums else ())
+    }
+    if losses:
+        losses["loss"] = sum(losses.values())
+    return Metrics(
+        names=dataset.names,
+        coco=coco_metrics(truths, predictions, len(dataset.names)),
+        voc=voc_ap(truths, predictions, len(dataset.names)),
+        proposals=proposal_recall(truths, [found[index][1] for index in range(len(dataset))]),
+        losses=losses,
+        truths=truths,
+        predictions=predictions,
+    )

@@ -1,0 +1,103 @@
+"""Many images with their boxes in one picture: training batches, and truth beside prediction."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from rcnn.draw import as_rgb, colour, draw_boxes
+
+CAPTION = 20
+"""Height of the line of text above each image, px."""
+
+GAP = 8
+"""Space between images, px."""
+
+
+class Tile(NamedTuple):
+    """One image of a mosaic.
+
+    Attributes:
+        image: (H, W[, C]) uint8.
+        boxes: (n, 4) xyxy in pixels of the image.
+        labels: (n,) int, index into the class names.
+        title: text above the image.
+        scores: (n,) in [0, 1]; None for ground truth.
+        ignore: (n,) bool, drawn with broken lines; None for no such box.
+    """
+
+    image: np.ndarray
+    boxes: np.ndarray
+    labels: np.ndarray
+    title: str = ""
+    scores: np.ndarray | None = None
+    ignore: np.ndarray | None = None
+
+
+def mosaic(tiles: Sequence[Tile], names: Sequence[str], path: Path, columns: int = 4, side: int = 360) -> None:
+    """Write a grid of images with their boxes, row by row; the file's suffix chooses the format.
+
+    Args:
+        tiles: the images, in order.
+        names: class names.
+        path: the picture, put in place only when it is whole.
+        columns: images a row, or fewer where there are fewer images.
+        side: longest side of every image in the picture, px; all are scaled to it.
+    """
+    pictures = [_picture(tile, names, side) for tile in tiles]
+    columns = max(1, min(columns, len(pictures)))
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    heights = [max(picture.height for picture in row) + CAPTION + GAP for row in rows]
+    canvas = Image.new("RGB", (columns * (side + GAP) + GAP, sum(heights) + GAP), "white")
+    pen = ImageDraw.Draw(canvas)
+    top = GAP
+    for number, (row, height) in enumerate(zip(rows, heights, strict=True)):
+        for column, picture in enumerate(row):
+            left = GAP + column * (side + GAP)
+            _caption(pen, (left, top), tiles[number * columns + column].title, side)
+            canvas.paste(picture, (left + (side - picture.width) // 2, top + CAPTION))
+        top += height
+    _save(canvas, path)
+
+
+def compare(
+    truths: Sequence[Tile], predictions: Sequence[Tile], names: Sequence[str], path: Path, columns: int = 2
+) -> None:
+    """Write a mosaic of pairs, truth on the left and prediction on the right; `columns` pairs a row."""
+    pairs = zip(truths, predictions, strict=True)
+    tiles = [
+        tile
+        for truth, found in pairs
+        for tile in (truth._replace(title=f"truth: {truth.title}"), found._replace(title="prediction"))
+    ]
+    mosaic(tiles, names, path, columns=2 * columns)
+
+
+def _picture(tile: Tile, names: Sequence[str], side: int) -> Image.Image:
+    """The image scaled to its place, with boxes drawn after scaling, so that names can be read on any."""
+    image = as_rgb(tile.image)
+    scale = side / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    boxes = tile.boxes * np.tile(np.divide(size, image.size), 2)
+    inks = [colour(int(label)) for label in tile.labels]
+    tags = [names[int(label)] for label in tile.labels]
+    if tile.scores is not None:
+        tags = [f"{tag} {score:.2f}" for tag, score in zip(tags, tile.scores.tolist(), strict=True)]
+    return draw_boxes(image.resize(size, Image.Resampling.BILINEAR), boxes, inks, tags, tile.ignore)
+
+
+def _caption(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
+    """A line of text, shortened in front to the width: the end of a path says most."""
+    font = ImageFont.load_default(size=13)
+    while pen.textlength(text, font=font) > width:
+        text = "..." + text.removeprefix("...")[1:]
+    pen.text((place[0], place[1] + CAPTION / 2), text, fill="#222222", font=font, anchor="lm")
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    partial = path.with_name(f".part-{path.name}")
+    picture.save(partial, quality=88)
+    os.replace(partial, path)

@@ -1,0 +1,37 @@
+"""Which class is taken for which? Counts of truths against predictions, with background as one more class."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rcnn.metrics.overlap import box_iou, greedy, match
+from rcnn.metrics.types import Prediction, Truth
+
+
+def confusion_matrix(
+    truths: Sequence[Truth],
+    predictions: Sequence[Prediction],
+    num_classes: int,
+    iou: float = 0.5,
+    score: float = 0.5,
+) -> np.ndarray:
+    """(K + 1, K + 1) int64 counts over N images: rows are truths, columns predictions, the last of both background.
+
+    Predictions of at least `score` are matched within their class first, so that the diagonal holds the true positives
+    of the curves; what is left over is matched across classes. Row K counts predictions where nothing is, column K
+    truths that nothing found. Ignored truths, and predictions spent on them, are left out.
+    """
+    matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
+    for truth, prediction in zip(truths, predictions, strict=True):
+        sure = prediction.scores >= score
+        kept = Prediction(*(field[sure] for field in prediction))
+        found, ignored = match(truth, kept, iou)
+        taken = np.isin(np.arange(len(truth.labels)), found)
+        free = (found < 0)[:, None] & ~ignored[:, None] & ~taken & ~truth.ignore
+        across = greedy(box_iou(kept.boxes, truth.boxes) * free, kept.scores, iou)
+        found = np.where(found < 0, across, found)
+        padded = np.append(truth.labels, num_classes).astype(np.int64)  # index -1 is background
+        np.add.at(matrix, (padded[found[~ignored]], kept.labels[~ignored]), 1)
+        missed = ~np.isin(np.arange(len(truth.labels)), found) & ~truth.ignore
+        matrix[:, num_classes] += np.bincount(padded[:-1][missed], minlength=num_classes + 1)
+    return matrix

@@ -1,0 +1,65 @@
+"""IoU in numpy, and the greedy matching that the confusion matrix and the curves share."""
+
+import numpy as np
+
+from rcnn.metrics.types import Prediction, Truth
+
+
+def area(boxes: np.ndarray, offset: float = 0.0) -> np.ndarray:
+    """(..., 4) -> (...) area; `offset` 1 where the corners are inclusive pixels."""
+    size = np.maximum(boxes[..., 2:] - boxes[..., :2] + offset, 0)
+    return size[..., 0] * size[..., 1]
+
+
+def intersection(a: np.ndarray, b: np.ndarray, offset: float = 0.0) -> np.ndarray:
+    """(A, 4), (B, 4) -> (A, B) area that both cover."""
+    low = np.maximum(a[:, None, :2], b[None, :, :2])
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    return area(np.concatenate((low, high), axis=-1), offset)
+
+
+def box_iou(a: np.ndarray, b: np.ndarray, offset: float = 0.0) -> np.ndarray:
+    """(A, 4), (B, 4) -> (A, B) float64 intersection over union, 0 where both boxes are empty."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    inside = intersection(a, b, offset)
+    union = area(a, offset)[:, None] + area(b, offset)[None] - inside
+    return inside / np.where(union > 0, union, 1)
+
+
+def share_inside(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(A, 4), (B, 4) -> (A, B) share of each `a` that lies inside each `b`: COCO's overlap with a crowd."""
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    size = area(a)[:, None]
+    return intersection(a, b) / np.where(size > 0, size, 1)
+
+
+def best_first(scores: np.ndarray) -> np.ndarray:
+    """(P,) -> (P,) indices by falling score, ties in the given order."""
+    return np.argsort(-scores, kind="stable")
+
+
+def match(truth: Truth, prediction: Prediction, iou: float) -> tuple[np.ndarray, np.ndarray]:
+    """COCO's matching of one image: best score first, each takes the free truth of its class that it overlaps most.
+
+    Returns:
+        (P,) int64 index of the matched truth or -1, and (P,) bool: unmatched, but at least the share `iou` of it lies
+        inside an ignored truth of its class, so that it counts neither as right nor as wrong.
+    """
+    same_class = prediction.labels[:, None] == truth.labels[None]
+    found = greedy(box_iou(prediction.boxes, truth.boxes) * (same_class & ~truth.ignore), prediction.scores, iou)
+    inside = share_inside(prediction.boxes, truth.boxes) * (same_class & truth.ignore)
+    return found, (found < 0) & (inside >= iou).any(axis=1)
+
+
+def greedy(overlap: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
+    """(P, G) overlaps, (P,) scores -> (P,) int64: the column that each row takes, best score first, else -1."""
+    found = np.full(len(scores), -1)
+    if overlap.shape[1] == 0:
+        return found
+    free = overlap.copy()
+    for row in best_first(scores):
+        column = free[row].argmax()
+        if free[row, column] >= iou:
+            found[row] = column
+            free[:, column] = 0
+    return found

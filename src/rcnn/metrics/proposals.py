@@ -1,0 +1,89 @@
+"""How much of the ground truth do the proposals cover? Class-agnostic recall, as py-faster-rcnn measures it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from rcnn.metrics.overlap import area, best_first, box_iou
+from rcnn.metrics.types import Truth
+
+IOUS = np.arange(50, 100, 5) / 100
+SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
+"""Area in pixels of the original image, lower bound included, upper bound not."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProposalMetrics:
+    """Recall of the T best-scored numbers of proposals an image.
+
+    Attributes:
+        tops: the T numbers of proposals.
+        ious: (10,) 0.5, 0.55 .. 0.95.
+        recall: (T, 10) share of the objects covered at each IoU; NaN without objects.
+        ar: (T,) mean of `recall` over the IoUs: AR@top.
+        ar_by_size: small, medium and large -> (T,).
+        counts: small, medium and large -> number of objects.
+    """
+
+    tops: tuple[int, ...]
+    ious: np.ndarray
+    recall: np.ndarray
+    ar: np.ndarray
+    ar_by_size: dict[str, np.ndarray]
+    counts: dict[str, int]
+
+
+def proposal_recall(
+    truths: Sequence[Truth],
+    proposals: Sequence[tuple[np.ndarray, np.ndarray]],
+    tops: Sequence[int] = (50, 100, 300, 1000),
+) -> ProposalMetrics:
+    """Recall of class-agnostic boxes over N images, by object size. Ignored truths are left out.
+
+    Truths and proposals are paired one to one, the pair of largest IoU first. Objects of all sizes are paired together,
+    so that a proposal spent on a large object can't be counted again for a small one.
+
+    Args:
+        truths: N images.
+        proposals: N pairs of boxes (P, 4) and scores (P,), in any order.
+        tops: numbers of best-scored proposals an image.
+    """
+    kept = [truth.boxes[~truth.ignore] for truth in truths]
+    ranked = [boxes[best_first(scores)] for boxes, scores in proposals]
+    pairs = list(zip(kept, ranked, strict=True))
+    covers = np.array(
+        [np.concatenate([best_cover(box_iou(gt, boxes[:top])) for gt, boxes in pairs] or [[]]) for top in tops]
+    )
+    areas = area(np.concatenate(kept or [np.zeros((0, 4))]).astype(np.float64))
+    masks = {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
+    recall = _recall(covers)
+    return ProposalMetrics(
+        tops=tuple(tops),
+        ious=IOUS,
+        recall=recall,
+        ar=recall.mean(axis=1),
+        ar_by_size={name: _recall(covers[:, mask]).mean(axis=1) for name, mask in masks.items()},
+        counts={name: int(mask.sum()) for name, mask in masks.items()},
+    )
+
+
+def best_cover(overlap: np.ndarray) -> np.ndarray:
+    """(G, P) IoU -> (G,) IoU of the proposal paired with each truth, 0 where that is below the smallest of `IOUS`.
+
+    Greedy, one to one, largest IoU first, ties to the lower truth and then to the better proposal.
+    """
+    cover = np.zeros(len(overlap))
+    left = overlap[:, (overlap >= IOUS[0]).any(axis=0)]
+    while left.size and left.max() >= IOUS[0]:
+        truth, proposal = np.unravel_index(left.argmax(), left.shape)
+        cover[truth] = left[truth, proposal]
+        left[truth], left[:, proposal] = -1, -1
+    return cover
+
+
+def _recall(covers: np.ndarray) -> np.ndarray:
+    """(T, G) -> (T, 10), NaN where there are no truths."""
+    if covers.shape[1] == 0:
+        return np.full((len(covers), len(IOUS)), np.nan)
+    return (covers[:, :, None] >= IOUS).mean(axis=1)

@@ -1,0 +1,36 @@
+"""What every metric reads: one `Truth` and one `Prediction` an image, in numpy.
+
+G ground truths, P predictions, K classes, N images. Boxes are continuous xyxy in pixels of the original image.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Truth(NamedTuple):
+    """Ground truth of one image.
+
+    Attributes:
+        boxes: (G, 4) float.
+        labels: (G,) int, 0..K-1.
+        ignore: (G,) bool, crowd or difficult: neither to be found nor wrong to find.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+
+
+class Prediction(NamedTuple):
+    """Detections of one image, in any order.
+
+    Attributes:
+        boxes: (P, 4) float.
+        scores: (P,) float.
+        labels: (P,) int, 0..K-1.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    labels: np.ndarray

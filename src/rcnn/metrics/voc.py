@@ -1,0 +1,89 @@
+"""Average precision as PASCAL VOC counts it: VOC07's 11 points and the area of later years (PAPER.md section 1)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from rcnn.metrics.overlap import best_first, box_iou
+from rcnn.metrics.types import Prediction, Truth
+
+
+def voc_ap(
+    truths: Sequence[Truth],
+    predictions: Sequence[Prediction],
+    num_classes: int,
+    iou: float = 0.5,
+    eleven_point: bool = False,
+    offset: float = 0.0,
+) -> np.ndarray:
+    """AP of each class over N images, by the rules of the VOC devkit.
+
+    A detection tries only the truth of its class that it overlaps most, and is right where that IoU is above `iou`. It
+    counts not at all where that truth is ignored (difficult), and as wrong where the truth is already taken.
+
+    Args:
+        truths: N images.
+        predictions: the same N images.
+        num_classes: K.
+        iou: a match needs more than this, not as much.
+        eleven_point: VOC07's measure; else the area below the monotone envelope.
+        offset: 1 for boxes of inclusive corners, as the devkit's files hold them. Continuous boxes have the same IoU
+            with 0.
+
+    Returns:
+        (K,) float64 in [0, 1], NaN where the class has no truth that counts.
+    """
+    return np.array([_class_ap(truths, predictions, label, iou, eleven_point, offset) for label in range(num_classes)])
+
+
+def average_precision(right: np.ndarray, total: int, eleven_point: bool = False) -> float:
+    """AP of one class from its counted detections, best first: (D,) bool and the number of truths.
+
+    The 11 points are the recalls k / 10 exactly: compared as integers, since 0.1 * 6 is above 3 / 5 in floats.
+    """
+    if total == 0:
+        return float("nan")
+    hits = np.cumsum(right)
+    precision = hits / np.arange(1, len(right) + 1)
+    if eleven_point:
+        return sum(precision[10 * hits >= k * total].max(initial=0.0) for k in range(11)) / 11
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    return float(envelope[np.asarray(right, bool)].sum() / total)
+
+
+def _class_ap(
+    truths: Sequence[Truth],
+    predictions: Sequence[Prediction],
+    label: int,
+    iou: float,
+    eleven_point: bool,
+    offset: float,
+) -> float:
+    scores, right, counted, total = [np.zeros(0)], [np.zeros(0, bool)], [np.zeros(0, bool)], 0
+    for truth, prediction in zip(truths, predictions, strict=True):
+        of_class = truth.labels == label
+        boxes, ignore = truth.boxes[of_class], truth.ignore[of_class]
+        total += int((~ignore).sum())
+        mine = np.flatnonzero(prediction.labels == label)
+        if not len(mine):
+            continue
+        mine = mine[best_first(prediction.scores[mine])]
+        hit, count = _judge(box_iou(prediction.boxes[mine], boxes, offset), ignore, iou)
+        scores.append(prediction.scores[mine])
+        right.append(hit)
+        counted.append(count)
+    order = best_first(np.concatenate(scores))
+    return average_precision(np.concatenate(right)[order][np.concatenate(counted)[order]], total, eleven_point)
+
+
+def _judge(overlap: np.ndarray, ignore: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray]:
+    """(D, G) overlaps of one image, best score first -> (D,) bool right, (D,) bool counted."""
+    right, counted = np.zeros(len(overlap), bool), np.ones(len(overlap), bool)
+    if overlap.shape[1] == 0:
+        return right, counted
+    best = overlap.argmax(axis=1)
+    touches = overlap.max(axis=1) > iou
+    counted[touches & ignore[best]] = False
+    wanted = np.flatnonzero(touches & ~ignore[best])
+    right[wanted[np.unique(best[wanted], return_index=True)[1]]] = True  # the first at each truth; the rest are wrong
+    return right, counted

@@ -1,0 +1,1 @@
+"""The method, as tensor code."""

@@ -1,0 +1,107 @@
+"""Reference boxes: cell anchors, grids, inside masks.
+
+The rules of py-faster-rcnn, torchvision, detectron2 and of reference 004 differ in what a ratio divides, in rounding, in
+order and in the centre; each difference is a setting of `config.Anchors`.
+"""
+
+from collections.abc import Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from rcnn.config import Anchors
+
+RULES: dict[str, dict[str, object]] = {
+    "ours": {},
+    "py-faster-rcnn": {"round": "base", "order": "ratio"},
+    "torchvision": {"round": "half", "order": "ratio", "offset": 0.0, "stride": "image//grid"},
+    "detectron2": {"offset": 0.0},
+    "reference-004": {"ratio": "w/h"},
+}
+"""Name -> what differs from the defaults of `config.Anchors`. In ratio-major order sizes run fastest."""
+
+
+def cell_anchors(settings: Anchors, level: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    """(sizes * ratios, 4) boxes of one level around the origin, in the order in which the head predicts them."""
+    sizes, ratios = settings.sizes[level], settings.ratios
+    if settings.order == "size":
+        pairs = list(product(sizes, ratios))
+    else:
+        pairs = [(size, ratio) for ratio, size in product(ratios, sizes)]
+    size, ratio = torch.tensor(pairs, dtype=torch.float64).unbind(dim=-1)
+    half = _half_extents(size, ratio if settings.ratio == "h/w" else 1 / ratio, settings)
+    return torch.cat((-half, half), dim=-1).to(dtype)
+
+
+def _half_extents(size: Tensor, ratio: Tensor, settings: Anchors) -> Tensor:
+    """(n,) square roots of areas, (n,) height / width -> (n, 2) half width and half height."""
+    if settings.round == "base":
+        # py-faster-rcnn rounds width and height of the base box, then scales: areas are no longer equal.
+        width = (settings.base / ratio.sqrt()).round()
+        height = (width * ratio).round()
+        return torch.stack((width, height), dim=-1) * (size / settings.base)[:, None] / 2
+    width = size / ratio.sqrt()
+    half = torch.stack((width, width * ratio), dim=-1) / 2
+    return half.round() if settings.round == "half" else half
+
+
+def grid_anchors(cells: Tensor, grid: tuple[int, int], stride: tuple[float, float], offset: float) -> Tensor:
+    """(a, 4) cell anchors at every cell of an (H, W) grid -> (H * W * a, 4), the anchor fastest.
+
+    Args:
+        cells: boxes around the origin.
+        grid: height and width of the feature map, cells.
+        stride: vertical and horizontal distance of two cells, pixels.
+        offset: centre of the first cell, in strides: 0.5 is the middle of what the cell sees.
+    """
+    y, x = (
+        (torch.arange(n, device=cells.device, dtype=cells.dtype) + offset) * step
+        for n, step in zip(grid, stride, strict=True)
+    )
+    y, x = torch.meshgrid(y, x, indexing="ij")
+    centres = torch.stack((x, y, x, y), dim=-1)
+    return (centres[:, :, None] + cells).reshape(-1, 4)
+
+
+def pyramid_anchors(
+    settings: Anchors,
+    grids: Sequence[tuple[int, int]],
+    strides: Sequence[int],
+    image: tuple[int, int],
+    cells: Sequence[Tensor],
+) -> tuple[Tensor, ...]:
+    """Anchors of all levels of one padded image: one (A_l, 4) tensor a level.
+
+    Args:
+        settings: the anchor rule.
+        grids: (height, width) of each level, cells.
+        strides: declared stride of each level, pixels.
+        image: height and width of the padded image, pixels; used by the rule `image//grid` alone.
+        cells: `cell_anchors` of each level.
+    """
+    levels = []
+    for cell, grid, stride in zip(cells, grids, strides, strict=True):
+        step = (stride, stride)
+        if settings.stride == "image//grid":
+            step = (image[0] // grid[0], image[1] // grid[1])
+        levels.append(grid_anchors(cell, grid, step, settings.offset))
+    return tuple(levels)
+
+
+def inside(anchors: Tensor, sizes: Tensor, border: float) -> Tensor:
+    """(A, 4), (B, 2) sizes as (height, width) -> (B, A): does the anchor leave the image by at most `border` pixels?"""
+    limit = sizes.to(anchors.dtype).flip(-1)[:, None] + border
+    return (anchors[:, :2] >= -border).all(dim=-1) & (anchors[:, 2:] <= limit).all(dim=-1)
+
+
+def generate_anchors(
+    feature_size: tuple[int, int],
+    stride: int,
+    scales: Sequence[float] = (128.0, 256.0, 512.0),
+    ratios: Sequence[float] = (0.5, 1.0, 2.0),
+    rule: str = "reference-004",
+) -> Tensor:
+    """(H * W * k, 4) xyxy anchors of one feature map, by one of the named `RULES` (reference 004's function)."""
+    settings = Anchors.model_validate({"sizes": (tuple(scales),), "ratios": tuple(ratios), **RULES[rule]})
+    return grid_anchors(cell_anchors(settings, 0), feature_size, (stride, stride), settings.offset)

@@ -1,0 +1,114 @@
+"""Which anchors and RoIs are trained, and on what: labels from overlaps, then a uniform draw by keys.
+
+B images, N candidates (anchors or RoIs), G padded ground truths, n samples.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rcnn import ops
+from rcnn.model.structures import take
+
+
+class Assignment(NamedTuple):
+    """What every candidate is.
+
+    Attributes:
+        label: (B, N) int8: 1 positive, 0 negative, -1 not trained.
+        gt: (B, N) int64, the ground truth of the highest IoU; meaningless where label != 1.
+    """
+
+    label: Tensor
+    gt: Tensor
+
+
+class Sample(NamedTuple):
+    """The candidates that are trained.
+
+    Attributes:
+        indices: (B, n) int64 into the candidates, positives first.
+        valid: (B, n) bool.
+        positive: (B, n) bool, a subset of `valid`.
+    """
+
+    indices: Tensor
+    valid: Tensor
+    positive: Tensor
+
+
+class Rule(NamedTuple):
+    """Label rule: IoU >= `positive` is positive, `low` <= IoU < `high` is negative, `force` adds each object's best."""
+
+    positive: float
+    low: float
+    high: float
+    force: bool
+
+
+def assign(candidates: Tensor, allowed: Tensor, boxes: Tensor, valid: Tensor, ignore: Tensor, rule: Rule) -> Assignment:
+    """Labels of candidates (paper, section 3.1.2).
+
+    An object that touches no candidate forces none: its best IoU must be above 0. A candidate that is not positive and
+    has at least half of its area inside an ignored object is not trained; ignored objects are never matched.
+
+    Args:
+        candidates: (N, 4) anchors, or (B, N, 4) RoIs.
+        allowed: (B, N) bool; others are not trained and do not count as anybody's best.
+        boxes: (B, G, 4) ground truths.
+        valid: (B, G) bool.
+        ignore: (B, G) bool.
+        rule: the thresholds.
+    """
+    best_iou, gt, is_best = ops.match(candidates, boxes, valid & ~ignore, allowed)
+    covered = _covered(candidates, boxes, valid & ignore)
+    positive = best_iou >= rule.positive
+    if rule.force:
+        positive = positive | is_best
+    negative = (best_iou >= rule.low) & (best_iou < rule.high) & ~covered
+    label = torch.where(positive, 1, torch.where(negative, 0, -1))
+    return Assignment(torch.where(allowed, label, -1).to(torch.int8), gt)
+
+
+def sample(label: Tensor, keys: Tensor, count: int, positive_fraction: float) -> Sample:
+    """Draw at most `count` candidates an image, at most `positive_fraction` of them positive; negatives fill up.
+
+    The draw is uniform if the keys are: the candidates of the largest keys are taken.
+
+    Args:
+        label: (B, N) int8 in {1, 0, -1}.
+        keys: (B, N) float in [0, 1).
+        count: samples an image.
+        positive_fraction: share of positives at most.
+    """
+    most = round(count * positive_fraction)
+    positive_index, is_positive = _largest(keys, label == 1, most)
+    negative_index, is_negative = _largest(keys, label == 0, count)
+    found = is_positive.sum(dim=1, keepdim=True)  # (B, 1) positives taken
+    slot = torch.arange(count, device=label.device).expand(label.shape[0], count)
+    positive = slot < found
+    negative_slot = (slot - found).clamp(min=0)
+    index = take(negative_index, negative_slot)
+    if most > 0:
+        index = torch.where(positive, take(positive_index, slot.clamp(max=most - 1)), index)
+    valid = positive | (take(is_negative, negative_slot) & ~positive)
+    return Sample(torch.where(valid, index, 0), valid, positive)
+
+
+def _largest(keys: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Indices (B, count) of the largest keys among the marked, and which of these exist."""
+    masked = keys.masked_fill(~among, -1.0)
+    short = max(0, count - masked.shape[1])
+    masked = torch.nn.functional.pad(masked, (0, short), value=-1.0)
+    value, index = masked.topk(count, dim=1)
+    return torch.where(value >= 0, index, 0), value >= 0
+
+
+def _covered(c, boxes, ignore):
+    from rcnn.model.boxes import _intersection, area
+
+    boxes = torch.where(ignore[..., None], boxes, 0.0)
+    if c.dim() == 2:
+        c = c[None]
+    return ((_intersection(c[:, :, None], boxes[:, None]) >= 0.5 * area(c)[:, :, None]) & ignore[:, None]).any(-1)

@@ -1,0 +1,167 @@
+"""Fast R-CNN: features of RoIs, their classes and refined boxes, its losses and final boxes.
+
+B images, P proposals, G padded ground truths, R RoIs, K classes, C channels, S cells a side, D detections.
+Background is the last column of the logits, in this file alone.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rcnn import ops
+from rcnn.config import RoI
+from rcnn.model import boxes as box_ops
+from rcnn.model.assign import Rule, Sample, assign, sample
+from rcnn.model.losses import box_loss
+from rcnn.model.rpn import at_least_float32
+from rcnn.model.structures import Detections, Losses, Proposals, RoIOutput, Targets, take
+
+
+class FCHead(nn.Module):
+    """Two fully connected layers on the flattened RoI features; with dropout these are fc6 and fc7 of VGG and ZF."""
+
+    def __init__(self, channels: int, size: int, hidden: int, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.fc6 = nn.Linear(channels * size * size, hidden)
+        self.fc7 = nn.Linear(hidden, hidden)
+        self.dropout = nn.Dropout(dropout)
+        self.out_features = hidden
+        for layer in (self.fc6, self.fc7):
+            nn.init.kaiming_uniform_(layer.weight, a=1)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, rois: Tensor) -> Tensor:
+        """(N, C, S, S) -> (N, hidden)."""
+        x = self.dropout(self.fc6(rois.flatten(1)).relu())
+        return self.dropout(self.fc7(x).relu())
+
+
+class BoxPredictor(nn.Module):
+    """K + 1 class logits and K (or 1) boxes of each RoI; N(0, 0.01) and N(0, 0.001) at the start."""
+
+    def __init__(self, features: int, classes: int, *, class_agnostic: bool) -> None:
+        super().__init__()
+        self.cls = nn.Linear(features, classes + 1)
+        self.reg = nn.Linear(features, 4 * (1 if class_agnostic else classes))
+        for layer, std in ((self.cls, 0.01), (self.reg, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, F) -> logits (N, K + 1) and deltas (N, K or 1, 4)."""
+        return at_least_float32(self.cls(features)), at_least_float32(self.reg(features)).unflatten(-1, (-1, 4))
+
+
+class FastRCNN(nn.Module):
+    """The second stage.
+
+    Args:
+        head: maps (N, C, S, S) RoI features to (N, `out_features`).
+        strides: stride of each level that RoIs are read from, pixels, finest first.
+        classes: K.
+        settings: pooling, sampling, losses, NMS.
+    """
+
+    def __init__(self, head: nn.Module, strides: Sequence[int], classes: int, settings: RoI) -> None:
+        super().__init__()
+        self.strides, self.classes, self.settings = tuple(strides), classes, settings
+        self.head = head
+        self.predictor = BoxPredictor(int(head.out_features), classes, class_agnostic=settings.class_agnostic)  # type: ignore[arg-type]
+
+    def level_of(self, boxes: Tensor) -> Tensor:
+        """(..., 4) -> (...) int64 index into the levels: floor(k0 + log2(sqrt(wh) / canonical)) (FPN, eq. 1)."""
+        lowest = int(math.log2(self.strides[0]))
+        size = box_ops.area(boxes).sqrt().clamp(min=1e-6)
+        level = (self.settings.canonical_level + (size / self.settings.canonical_size).log2() + 1e-6).floor()
+        return (level - lowest).clamp(0, len(self.strides) - 1).long()
+
+    def pool(self, levels: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """Feature maps (B, C, H_l, W_l), boxes (B, R, 4) -> (B, R, C, S, S)."""
+        s = self.settings
+        level = self.level_of(boxes)
+        if s.pool == "max":
+            return ops.roi_pool(levels, boxes, level, self.strides, s.size)
+        return ops.roi_align(levels, boxes, level, self.strides, s.size, s.sampling_ratio, s.aligned)
+
+    def forward(self, levels: Sequence[Tensor], boxes: Tensor) -> RoIOutput:
+        """Feature maps and RoIs (B, R, 4) -> what the head says of every RoI."""
+        batch, count, _ = boxes.shape
+        features = self.head(self.pool(levels, boxes).flatten(0, 1))
+        logits, deltas = self.predictor(features)
+        return RoIOutput(
+            logits.unflatten(0, (batch, count)),
+            deltas.unflatten(0, (batch, count)),
+            features.unflatten(0, (batch, count)),
+        )
+
+    def select(self, proposals: Proposals, targets: Targets, keys: Tensor) -> tuple[Tensor, Sample, Tensor]:
+        """Ground truths join the proposals; label and sample them.
+
+        Returns:
+            RoIs (B, R, 4), the sample, and the matched ground truth (B, R) of each RoI.
+        """
+        s = self.settings
+        gt_boxes = targets.boxes.to(proposals.boxes.dtype)
+        real = targets.valid & ~targets.ignore
+        boxes = torch.cat((proposals.boxes.detach(), gt_boxes), dim=1)
+        allowed = torch.cat((proposals.valid, real), dim=1)
+        rule = Rule(s.positive_iou, s.negative_iou[0], s.negative_iou[1], force=False)
+        labels = assign(boxes, allowed, gt_boxes, targets.valid, targets.ignore, rule)
+        drawn = sample(labels.label, keys, s.samples, s.positive_fraction)
+        rois = take(boxes, drawn.indices).masked_fill(~drawn.valid[..., None], 0.0)
+        return rois, drawn, take(labels.gt, drawn.indices)
+
+    def loss(self, levels: Sequence[Tensor], proposals: Proposals, targets: Targets, keys: Tensor) -> Losses:
+        """Class and box loss of sampled RoIs as (sum, count); both are divided by the number of RoIs."""
+        rois, drawn, gt = self.select(proposals, targets, keys)
+        out = self(levels, rois)
+        return self.sample_loss(out, rois, drawn, gt, targets)
+
+    def sample_loss(self, out: RoIOutput, rois: Tensor, drawn: Sample, gt: Tensor, targets: Targets) -> Losses:
+        """The losses of what the head said of sampled RoIs."""
+        s = self.settings
+        positive = drawn.positive[..., None]
+        label = torch.where(drawn.positive, take(targets.labels, gt), self.classes)
+        logits = out.logits.masked_fill(~drawn.valid[..., None], 0.0)
+        classification = -logits.log_softmax(dim=-1).take_along_dim(label[..., None], dim=-1).squeeze(-1)
+        row = torch.zeros_like(label) if s.class_agnostic else label.clamp(max=self.classes - 1)
+        deltas = out.deltas.take_along_dim(row[..., None, None], dim=2).squeeze(2)
+        # A RoI that does not count becomes a unit box that is its own target: nothing to divide by zero.
+        unit = rois.new_tensor((0.0, 0.0, 1.0, 1.0))
+        wanted = take(targets.boxes.to(rois.dtype), gt)
+        box = box_loss(
+            torch.where(positive, deltas, 0.0),
+            torch.where(positive, wanted, unit),
+            torch.where(positive, rois, unit),
+            s.box_loss,
+            s.beta,
+            rois.new_tensor(s.box_std),
+        )
+        count = drawn.valid.sum()
+        return {
+            "roi_class": ((classification * drawn.valid).sum(), count),
+            "roi_box": (s.box_weight * (box * drawn.positive).sum(), count),
+        }
+
+    def detect(self, out: RoIOutput, proposals: Proposals, sizes: Tensor) -> Detections:
+        """Refine, clip, drop low scores, suppress within classes, keep the best (B, D)."""
+        s = self.settings
+        probability = out.logits.softmax(dim=-1)[..., :-1]  # (B, P, K)
+        boxes = box_ops.decode(out.deltas, proposals.boxes[:, :, None], out.deltas.new_tensor(s.box_std))
+        boxes = box_ops.clip(boxes, sizes).expand(-1, -1, self.classes, -1).flatten(1, 2)  # (B, P * K, 4)
+        scores = probability.flatten(1)
+        label = torch.arange(self.classes, device=scores.device).repeat(proposals.boxes.shape[1])
+        groups = label.expand(scores.shape[0], -1)
+        solid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
+        eligible = proposals.valid.repeat_interleave(self.classes, dim=1) & (scores > s.score) & solid
+        kept, valid = ops.nms(boxes, scores, groups, eligible, s.nms, s.detections)
+        return Detections(
+            boxes=take(boxes, kept).masked_fill(~valid[..., None], 0.0),
+            scores=take(scores, kept).masked_fill(~valid, 0.0),
+            labels=take(groups, kept) * valid,
+            valid=valid,
+            proposal=kept // self.classes,
+            finite=out.logits.isfinite().all(dim=-1).all(dim=-1) & out.deltas.isfinite().flatten(1).all(dim=-1),
+        )

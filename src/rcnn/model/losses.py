@@ -1,0 +1,91 @@
+"""Losses of both stages, and what divides them.
+
+A loss is a pair (sum, count) of scalars: whoever sums over processes divides afterwards. Masks come before the
+nonlinear step: rows that do not count are replaced by harmless ones, so that they can't make a NaN in any gradient.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from rcnn.config import LossKind
+from rcnn.model import boxes as box_ops
+
+Normaliser = Literal["paper", "matlab", "py-faster-rcnn", "torchvision", "detectron2", "mean"]
+
+
+def smooth_l1(difference: Tensor, beta: float) -> Tensor:
+    """0.5 d^2 / beta where |d| < beta, else |d| - 0.5 beta; beta = 1 / sigma^2. With beta 0: |d|."""
+    size = difference.abs()
+    if beta == 0:
+        return size
+    return torch.where(size < beta, 0.5 * size.square() / beta, size - 0.5 * beta)
+
+
+def box_loss(
+    deltas: Tensor, targets: Tensor, anchors: Tensor, kind: LossKind, beta: float, std: Tensor | float = 1.0
+) -> Tensor:
+    """Loss of each row, summed over coordinates; (..., 4), (..., 4), (..., 4) -> (...).
+
+    Args:
+        deltas: predicted.
+        targets: ground-truth boxes, of positive sides.
+        anchors: what both are seen from.
+        kind: on deltas (`smooth_l1`, `l1`) or 1 - overlap of the decoded boxes.
+        beta: where smooth L1 turns linear.
+        std: what deltas are divided by.
+    """
+    if kind in ("smooth_l1", "l1"):
+        return smooth_l1(deltas - box_ops.encode(targets, anchors, std), beta if kind == "smooth_l1" else 0.0).sum(
+            dim=-1
+        )
+    return 1 - box_ops.generalised_iou(box_ops.decode(deltas, anchors, std), targets, kind)
+
+
+def objectness_loss(logits: Tensor, positive: Tensor) -> Tensor:
+    """Log loss of each anchor: logits (B, n), or (B, n, 2) as (background, object), and (B, n) bool -> (B, n)."""
+    if logits.dim() == positive.dim():
+        return functional.binary_cross_entropy_with_logits(logits, positive.to(logits.dtype), reduction="none")
+    wrong = torch.where(positive, logits[..., 0] - logits[..., 1], logits[..., 1] - logits[..., 0])
+    return functional.softplus(wrong)
+
+
+def normalise(
+    classification: Tensor, box: Tensor, valid: Tensor, positive: Tensor, normaliser: Normaliser, cells: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Sums and counts of the RPN's two losses (PAPER section 5).
+
+    paper: N_cls = samples asked for, an image; N_reg = cells of the unpadded image over all levels. matlab: the same
+    box loss, classification over the anchors sampled. py-faster-rcnn: each image over its own samples, then the mean
+    of images. torchvision: over all samples of the batch. detectron2: samples asked for. mean: box loss over 4 x
+    positives.
+
+    Args:
+        classification: (B, n) loss of each sample, 0 where not valid.
+        box: (B, n) loss of each sample, 0 where not positive.
+        valid: (B, n) bool.
+        positive: (B, n) bool.
+        normaliser: the preset.
+        cells: (B,) locations of each unpadded image; 0 for an image that only fills the batch.
+    """
+    sampled, asked = valid.sum(dim=1), valid.shape[1] * (cells > 0)
+    if normaliser == "py-faster-rcnn":
+        share = 1 / sampled.clamp(min=1)
+        images = (cells > 0).sum()
+        return {
+            "rpn_objectness": ((classification.sum(dim=1) * share).sum(), images),
+            "rpn_box": ((box.sum(dim=1) * share).sum(), images),
+        }
+    counts = {
+        "paper": (asked, cells),
+        "matlab": (sampled, cells),
+        "torchvision": (sampled, sampled),
+        "detectron2": (asked, asked),
+        "mean": (sampled, 4 * positive.sum(dim=1)),
+    }[normaliser]
+    return {
+        "rpn_objectness": (classification.sum(), counts[0].sum()),
+        "rpn_box": (box.sum(), counts[1].sum()),
+    }

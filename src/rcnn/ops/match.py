@@ -1,0 +1,98 @@
+"""`rcnn::match`: the best ground truth of every anchor and the best anchors of every ground truth, in bounded memory.
+
+B images, A anchors, G padded ground truths. Boxes are continuous xyxy pixels.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from rcnn.ops.safe import safe_boxes
+
+TIE = 1e-6  # an IoU computed twice may differ in its last bit
+BLOCK = 8192  # anchors at most
+PAIRS = 1 << 16  # anchor-box pairs a block aims at, so that its temporaries stay in the cache
+
+
+def match(
+    anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Best ground truth of every anchor, and whether the anchor is a best one of some ground truth. Not differentiable.
+
+    An anchor is a best one of a ground truth where its IoU is above 0 and within 1e-6 of the highest that any allowed
+    anchor has with it; ties all count.
+
+    Args:
+        anchors: (A, 4), or (B, A, 4) where every image has its own, pixels.
+        boxes: (B, G, 4) ground truths, G >= 1.
+        valid: (B, G) bool.
+        allowed: (B, A) bool, the anchors that may be best ones; None: all.
+
+    Returns:
+        best_iou (B, A), 0 where no ground truth is valid; best_gt (B, A) int64, ties to the lower index, 0 where
+        best_iou is 0; is_best (B, A) bool.
+    """
+    return _match(anchors.detach(), boxes.detach(), valid, allowed)
+
+
+def match_reference(
+    anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same as `match`, from the whole IoU matrix (B, A, G)."""
+    boxes = safe_boxes(boxes)[:, None]
+    anchors = safe_boxes(anchors).expand(len(boxes), *anchors.shape[-2:])[:, :, None]
+    sides = (torch.minimum(anchors[..., 2:], boxes[..., 2:]) - torch.maximum(anchors[..., :2], boxes[..., :2])).clamp(0)
+    overlap = sides.prod(-1)
+    union = (anchors[..., 2:] - anchors[..., :2]).prod(-1) + (boxes[..., 2:] - boxes[..., :2]).prod(-1) - overlap
+    iou = torch.where((overlap > 0) & valid[:, None], overlap / union, 0.0)
+    best_iou, best_gt = iou.max(dim=2)
+    may_win = iou if allowed is None else torch.where(allowed[:, :, None], iou, 0.0)
+    top = may_win.amax(dim=1, keepdim=True) if anchors.shape[1] else may_win.new_zeros(len(boxes), 1, boxes.shape[2])
+    return best_iou, best_gt, ((may_win >= top - TIE) & (may_win > 0)).any(dim=2)
+
+
+@torch.library.custom_op("rcnn::match", mutates_args=())
+def _match(anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    batch, count = boxes.shape[0], anchors.shape[-2]
+    best_iou = boxes.new_zeros(batch, count, dtype=torch.promote_types(boxes.dtype, torch.float32))
+    best_gt = torch.zeros_like(best_iou, dtype=torch.int64)
+    is_best = torch.zeros_like(best_iou, dtype=torch.bool)
+    top = best_iou.new_zeros(batch, boxes.shape[1], 1)
+    for part, iou in _iou_blocks(anchors, boxes, valid):
+        torch.max(iou, dim=1, out=(best_iou[:, part], best_gt[:, part]))
+        if allowed is not None:
+            iou *= allowed[:, None, part]
+        top = torch.maximum(top, iou.amax(dim=2, keepdim=True))
+    least = (top - TIE).masked_fill_(top == 0, torch.inf).clamp_(min=torch.finfo(top.dtype).tiny)
+    for part, iou in _iou_blocks(anchors, boxes, valid):
+        is_best[:, part] = (iou >= least).any(dim=1)
+    if allowed is not None:
+        is_best &= allowed
+    return best_iou, best_gt, is_best
+
+
+@_match.register_fake
+def _(anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    dtype = torch.promote_types(boxes.dtype, torch.float32)
+    best_iou = boxes.new_empty(boxes.shape[0], anchors.shape[-2], dtype=dtype)
+    return best_iou, torch.empty_like(best_iou, dtype=torch.int64), torch.empty_like(best_iou, dtype=torch.bool)
+
+
+def _iou_blocks(anchors: Tensor, boxes: Tensor, valid: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Slices of the anchors, and the IoU (B, G, a) of all boxes with those: 0 where a box is not valid."""
+    batch, count = boxes.shape[:2]
+    left, top, right, bottom = safe_boxes(boxes)[..., None].unbind(dim=2)  # (B, G, 1)
+    # Coordinates first, anchors last and contiguous: the arithmetic then runs over whole vectors.
+    columns = safe_boxes(anchors if anchors.dim() == 3 else anchors[None]).to(left.dtype).permute(2, 0, 1).contiguous()
+    area = (right - left) * (bottom - top)
+    # No overlap with an area of inf: a padded box gets IoU 0 without a mask over all pairs.
+    area = area.masked_fill(~valid[..., None], torch.inf)
+    block = max(256, min(BLOCK, PAIRS // max(1, batch * count)))
+    for start in range(0, columns.shape[-1] if batch else 0, block):
+        part = slice(start, start + block)
+        x1, y1, x2, y2 = columns[:, :, None, part]  # (B or 1, 1, a)
+        overlap = torch.minimum(x2, right).sub_(torch.maximum(x1, left)).clamp_(min=0)
+        overlap *= torch.minimum(y2, bottom).sub_(torch.maximum(y1, top)).clamp_(min=0)
+        union = ((x2 - x1) * (y2 - y1) + area).sub_(overlap)
+        yield part, overlap.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))

@@ -1,0 +1,22 @@
+"""RoIs as torchvision's pooling kernels read them: rows (image, x1, y1, x2, y2) on one feature map."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from rcnn.ops.safe import safe_boxes
+
+
+def rois_by_level(boxes: Tensor, level: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """(B, R, 4), (B, R) -> for each of `count` levels: indices (n,) into the B * R boxes, and their rows (n, 5)."""
+    image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+    rows = torch.cat((image[:, None], safe_boxes(boxes).flatten(0, 1)), dim=1)
+    for which in range(count):
+        index = (level.flatten() == which).nonzero().squeeze(1)
+        yield index, rows[index]
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """The kernels of the CPU know float32 and float64 only."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,0 +1,102 @@
+"""From decoded pixels to a `Batch`, and boxes back: the one place where images change their size."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from rcnn.config import Preprocess
+from rcnn.model.structures import Batch
+
+Size = tuple[int, int]
+"""(height, width), pixels."""
+
+
+class Preprocessor:
+    """Resize, normalise, and pad with zeros to a bucket that depends on the image alone."""
+
+    def __init__(self, settings: Preprocess) -> None:
+        self.settings = settings
+        self._std = torch.tensor(settings.std).reshape(-1, 1, 1)
+        self._mean = torch.tensor(settings.mean).reshape(-1, 1, 1)
+
+    def resized(self, size: Size) -> Size:
+        """Size of an image after resizing: `short` by the shorter side, `long` at most by the longer, 1 px at least."""
+        scale = min(self.settings.short / min(size), self.settings.long / max(size))
+        height, width = (max(1, int(side * scale + 0.5)) for side in size)
+        return height, width
+
+    def bucket(self, size: Size) -> Size:
+        """Padded size of an image of `size`: its resized sides rounded up to `multiple`."""
+        multiple = self.settings.multiple
+        height, width = (-(-side // multiple) * multiple for side in self.resized(size))
+        return height, width
+
+    def resize(self, array: np.ndarray, size: Size | None = None) -> Tensor:
+        """An image at the network's scale.
+
+        Args:
+            array: (H, W, C) uint8.
+            size: what to resize to, instead of `resized` of the image.
+
+        Returns:
+            (C, h, w) uint8; with `resize=interpolate` float32 in 0..255, as rounding would lose what importers pin.
+        """
+        height, width = size or self.resized((array.shape[0], array.shape[1]))
+        if self.settings.resize == "interpolate":
+            image = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32))
+            return interpolate(image[None], (height, width), mode="bilinear", align_corners=False)[0]
+        if array.shape[2] == 3:
+            resized = _pillow(array, (height, width))
+        else:
+            resized = np.stack([_pillow(channel, (height, width)) for channel in np.moveaxis(array, 2, 0)], axis=2)
+        return torch.from_numpy(resized).permute(2, 0, 1)
+
+    def normalise(self, image: Tensor) -> Tensor:
+        """(C, h, w) in 0..255, red first -> float32 as the network wants it. `mean` and `std` follow `order`."""
+        if self.settings.order == "bgr":
+            image = image.flip(0)
+        return image.float().div_(255).sub_(self._mean).div_(self._std)
+
+    def collate(self, images: Sequence[Tensor], originals: Sequence[Size], bucket: Size | None = None) -> Batch:
+        """Normalised images of one bucket, padded with zeros at the right and the bottom.
+
+        Args:
+            images: (C, h, w) as `resize` returns them.
+            originals: their sizes in the files.
+            bucket: padded size; None: that of the images.
+
+        Raises:
+            ValueError: the images are of several buckets and none was given.
+        """
+        if bucket is None:
+            buckets = {self.bucket(size) for size in originals}
+            if len(buckets) != 1:
+                raise ValueError(f"a batch holds images of one bucket, got {sorted(buckets)}; batch them by bucket")
+            (bucket,) = buckets
+        padded = torch.zeros(len(images), self.settings.in_channels, *bucket)
+        for row, image in zip(padded, images, strict=True):
+            row[:, : image.shape[1], : image.shape[2]] = self.normalise(image)
+        sizes = torch.tensor([image.shape[1:] for image in images], dtype=torch.float32).reshape(-1, 2)
+        files = torch.tensor(originals, dtype=torch.float32).reshape(-1, 2)
+        return Batch(padded, sizes, sizes / files, files)
+
+    def boxes_back(self, boxes: Tensor, scale: Tensor, original: Tensor) -> Tensor:
+        """Boxes in the pixels of the user's file, clipped to it.
+
+        Args:
+            boxes: (n, 4) in pixels of the resized image.
+            scale: (2,) of `Batch.scales`.
+            original: (2,) of `Batch.originals`.
+        """
+        return (boxes / scale.flip(0).repeat(2)).clamp(min=0).minimum(original.flip(0).repeat(2))
+
+
+def _pillow(array: np.ndarray, size: Size) -> np.ndarray:
+    """(H, W) or (H, W, 3) uint8 resized by Pillow's bilinear filter, which averages where it shrinks."""
+    if array.shape[:2] == size:
+        return array.copy()
+    return np.array(Image.fromarray(np.ascontiguousarray(array)).resize((size[1], size[0]), Image.Resampling.BILINEAR))

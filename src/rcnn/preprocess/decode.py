@@ -1,0 +1,239 @@
+"""Image files to (H, W, C) uint8 arrays: every mode that Pillow opens, EXIF rotation applied, nothing half-read."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+IMAGE_SUFFIXES = (
+    *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm"),
+    *(".pnm", ".jp2", ".avif", ".npy"),
+)
+MAX_PIXELS = 178_956_970
+_WHITE_16_BIT = 65535
+_ORIENTATION = 0x0112
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_open_lock = threading.Lock()
+
+
+class ImageError(ValueError):
+    """An image can't be used. The message names the file and the reason."""
+
+
+def read_image(
+    path: str | Path, *, white: int | None = None, max_pixels: int = MAX_PIXELS, in_channels: int = 3
+) -> np.ndarray:
+    """Pixels of an image file, upright, as (H, W, in_channels) uint8.
+
+    Transparent pixels are laid on white. 16-bit values are divided by `white` (65535 where None), floats must lie in
+    0..1. `in_channels` 1 is grey, 3 is RGB; others are read from .npy arrays, from images of as many bands, and from
+    TIFFs of as many grey pages.
+
+    Raises:
+        ImageError: missing, empty, truncated, not an image, over `max_pixels`, or of other channels.
+    """
+    path = Path(path)
+    if path.suffix.lower() == ".npy":
+        with _named(path):
+            array = _open_array(path, max_pixels)
+            return _channels(_to_uint8(np.array(array), white), in_channels)
+    with _named(path), _open(path, max_pixels) as image:
+        if in_channels not in (1, 3) and getattr(image, "n_frames", 1) == in_channels:
+            pages = [_page(image, index, max_pixels, white) for index in range(in_channels)]
+            return np.stack(pages, axis=-1)
+        image.load()
+        return _from_pillow(_upright(image), in_channels, white)
+
+
+def as_array(
+    image: np.ndarray | Image.Image | torch.Tensor, in_channels: int = 3, white: int | None = None
+) -> np.ndarray:
+    """An image in memory as (H, W, in_channels) uint8, by the rules of `read_image`.
+
+    Taken are (H, W) and (H, W, C) arrays, (H, W) and (C, H, W) tensors, and Pillow images, which are turned upright.
+
+    Raises:
+        ImageError: shape, values or channels that can't be used.
+    """
+    if isinstance(image, Image.Image):
+        image.load()
+        return _from_pillow(_upright(image), in_channels, white)
+    if isinstance(image, torch.Tensor):
+        array = image.detach().cpu().float().numpy() if image.is_floating_point() else image.detach().cpu().numpy()
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    else:
+        array = image
+    if array.ndim not in (2, 3) or not array.size:
+        raise ImageError(f"the image has shape {tuple(image.shape)}; expected height, width and channels")
+    return _channels(_to_uint8(array, white), in_channels)
+
+
+def _from_pillow(image: Image.Image, in_channels: int, white: int | None) -> np.ndarray:
+    """(H, W, in_channels) uint8 of a loaded, upright image."""
+    if _is_deep(image):
+        return _channels(_to_uint8(np.array(image), white), in_channels)
+    if in_channels not in (1, 3):
+        return _channels(np.array(image), in_channels)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return _channels(np.array(image.convert("L" if in_channels == 1 else "RGB")), in_channels)
+
+
+def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """(height, width) of an image file after EXIF rotation, from its header alone.
+
+    Raises:
+        ImageError: missing, empty, not an image or over `max_pixels`.
+    """
+    path = Path(path)
+    with _named(path):
+        if path.suffix.lower() == ".npy":
+            height, width = _open_array(path, max_pixels).shape[:2]
+            return height, width
+        with _open(path, max_pixels) as image:
+            width, height = image.size
+            # Pillow turns TIFFs itself and reports their size turned.
+            turned = image.format != "TIFF" and _orientation(image) >= 5
+            return (width, height) if turned else (height, width)
+
+
+def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> int | None:
+    """Decode an image file whole. The largest value of a 16-bit image, None for others.
+
+    Raises:
+        ImageError: as `read_image`, whatever the number of channels.
+    """
+    path = Path(path)
+    with _named(path):
+        if path.suffix.lower() == ".npy":
+            array = np.array(_open_array(path, max_pixels))
+        else:
+            with _open(path, max_pixels) as image:
+                image.load()
+                if not _is_deep(image):
+                    return None
+                array = np.array(image)
+        _to_uint8(array, None)
+        return int(array.max()) if array.dtype.kind in "iu" and array.dtype.itemsize > 1 else None
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turn whatever goes wrong with a file into an `ImageError` that names it."""
+    try:
+        yield
+    except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except FileNotFoundError:
+        raise ImageError(f"{path}: there is no such file") from None
+    except Image.UnidentifiedImageError:
+        empty = path.stat().st_size == 0
+        raise ImageError(f"{path}: " + ("the file is empty" if empty else "this is not an image")) from None
+    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+        raise ImageError(f"{path}: the image can't be read: {error or type(error).__name__}") from None
+
+
+def _open(path: Path, max_pixels: int) -> Image.Image:
+    """The image with its header read, at most `max_pixels` large."""
+    with _open_lock:  # Pillow's own limit is a global; ours is an argument
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(path)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+    try:
+        _limit(image.height, image.width, max_pixels)
+    except ImageError:
+        image.close()
+        raise
+    return image
+
+
+def _open_array(path: Path, max_pixels: int) -> np.ndarray:
+    """A .npy file mapped into memory, its shape checked."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.ndim not in (2, 3) or not array.size:
+        raise ImageError(f"the array has shape {array.shape}; expected (height, width) or (height, width, channels)")
+    _limit(array.shape[0], array.shape[1], max_pixels)
+    return array
+
+
+def _is_deep(image: Image.Image) -> bool:
+    """Whether pixels are wider than 8 bits."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _limit(height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise ImageError(
+            f"{width}x{height} is more than {max_pixels} pixels; if the file is to be trusted, raise data.max_pixels"
+        )
+
+
+def _page(image: Image.Image, index: int, max_pixels: int, white: int | None) -> np.ndarray:
+    """(H, W) uint8 of one page of a TIFF."""
+    image.seek(index)
+    _limit(image.height, image.width, max_pixels)
+    image.load()
+    return _from_pillow(_upright(image), 1, white)[..., 0]
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation 1..8; 1 where it is missing or damaged."""
+    try:
+        value = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # damaged EXIF is no reason to refuse good pixels
+        return 1
+    return value if value in _TURNS else 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A loaded image, turned as its EXIF says (loading a TIFF turns it and drops the tag)."""
+    orientation = _orientation(image)
+    return image if orientation == 1 else image.transpose(_TURNS[orientation])
+
+
+def _to_uint8(array: np.ndarray, white: int | None) -> np.ndarray:
+    """Integers over `white`, floats in 0..1, to 0..255, rounded."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind in "iu":
+        scaled = array.astype(np.float32) * (255 / (white or _WHITE_16_BIT))
+    elif array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ImageError("there are pixels that are not finite numbers")
+        if not -0.5 <= array.min() <= array.max() <= 1.5:
+            raise ImageError(
+                f"floating-point pixels run from {array.min():g} to {array.max():g}; "
+                "expected 0..1 (for 0..255 use uint8)"
+            )
+        scaled = array.astype(np.float32) * 255
+    else:
+        raise ImageError(f"pixels of type {array.dtype} can't be used; expected uint8, uint16 or floats in 0..1")
+    return scaled.round().clip(0, 255).astype(np.uint8)
+
+
+def _channels(array: np.ndarray, in_channels: int) -> np.ndarray:
+    """(H, W) or (H, W, C) -> (H, W, in_channels); grey is repeated for RGB."""
+    if array.ndim == 2:
+        array = array[..., None]
+    if array.shape[2] == 1 and in_channels == 3:
+        array = array.repeat(3, axis=2)
+    if array.shape[2] != in_channels:
+        raise ImageError(f"the image has {array.shape[2]} channels; preprocess.in_channels is {in_channels}")
+    return np.ascontiguousarray(array)

@@ -1,0 +1,79 @@
+"""Checkpoints: everything that a run needs to go on bit for bit, in one file without code in it.
+
+Tensors (weights, average, optimiser) as safetensors; progress and the lengths of the logs as JSON in its header. The
+schedule follows from the step, and so do the generators (`loop.seed_step`). The file appears whole or not at all, and
+only then do the older ones go: a kill at any time leaves one to go on from.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from rcnn.training.ema import copy_into
+from rcnn.training.loop import Engine, Progress, TrainingError
+from rcnn.weights.file import load_weights, save_weights
+
+
+def save(folder: Path, engine: Engine, progress: Progress, log_lengths: Mapping[str, int]) -> None:
+    """Write `folder/step-N.safetensors` and delete older ones.
+
+    Raises:
+        TrainingError: the weights are not finite; the last good checkpoint stays.
+        OSError: the disk is full, say; the last good checkpoint stays.
+    """
+    tensors = {f"model/{name}": tensor for name, tensor in engine.model.state_dict().items()}
+    if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
+        raise TrainingError(
+            f"the weights are not finite after step {progress.step} ({bad[0]} and {len(bad) - 1} more); "
+            "a lower train.lr or train.clip often mends this"
+        )
+    if engine.ema:
+        tensors |= {f"ema/{name}": tensor for name, tensor in engine.ema.shadow.items()}
+    for index, values in engine.optimizer.state_dict()["state"].items():
+        tensors |= {f"optimizer/{index}/{key}": value for key, value in values.items() if value is not None}
+    path = folder / f"step-{progress.step}.safetensors"
+    save_weights(path, tensors, {"kind": "checkpoint", "progress": asdict(progress), "logs": dict(log_lengths)})
+    for old in folder.glob("step-*.safetensors"):
+        if old != path:
+            old.unlink()
+
+
+def latest(folder: Path) -> Path | None:
+    """The newest checkpoint of a folder."""
+    return max(folder.glob("step-*.safetensors"), key=_step, default=None)
+
+
+def restore(path: Path, engine: Engine) -> tuple[Progress, dict[str, int]]:
+    """Put a checkpoint into the engine; where the run stood, and how long its logs were.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    tensors, state = load_weights(path)
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition("/")
+        parts.setdefault(part, {})[rest] = tensor
+    copy_into(engine.model, parts["model"])
+    if engine.ema:
+        for name, tensor in parts["ema"].items():
+            engine.ema.shadow[name].copy_(tensor)
+    _restore_optimizer(engine.optimizer, parts.get("optimizer", {}))
+    return Progress(**state["progress"]), state["logs"]
+
+
+def _step(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
+
+
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Like `load_state_dict`, but moments get their parameter's memory format back, which fused kernels count on."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for name, tensor in tensors.items():
+        index, _, key = name.partition("/")
+        parameter = parameters[int(index)]
+        moment = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
+        optimizer.state[parameter][key] = moment.detach().copy_(tensor)

@@ -1,0 +1,88 @@
+"""Several processes as one: `torchrun` starts them, this says who they are and lets them agree.
+
+NCCL on CUDA, gloo on the CPU. One process is the case of a world of 1, with the same code.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from rcnn.detector import choose_device
+
+Thing = TypeVar("Thing")
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a run.
+
+    Attributes:
+        device: where this process computes.
+        rank: number of this process, 0..world - 1; 0 writes files and speaks.
+        world: number of processes.
+    """
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @property
+    def writer(self) -> bool:
+        """Does this process write files and speak?"""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """The sum of a tensor over all processes."""
+        if self.world > 1:
+            dist.all_reduce(values)
+        return values
+
+    def gather(self, thing: Thing) -> list[Thing]:
+        """What every process has, by rank, on every process."""
+        if self.world == 1:
+            return [thing]
+        things: list[Thing] = [thing] * self.world
+        dist.all_gather_object(things, thing)
+        return things
+
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module with its gradients averaged over processes after each backward pass."""
+        if self.world == 1:
+            return module
+        return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
+
+
+def without_sync(module: nn.Module) -> AbstractContextManager[None]:
+    """Gradients of the block stay in this process: for all but the last of accumulated batches."""
+    return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one; each process of a machine takes the GPU of its `LOCAL_RANK`."""
+    device = choose_device(name)
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
+@contextmanager
+def team(device: str) -> Iterator[Team]:
+    """The processes that `torchrun` started (it sets RANK, WORLD_SIZE, LOCAL_RANK), or this one alone."""
+    chosen = pick_device(device)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Team(chosen)
+        return
+    dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    try:
+        yield Team(chosen, dist.get_rank(), dist.get_world_size())
+    finally:
+        dist.destroy_process_group()

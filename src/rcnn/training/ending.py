@@ -1,0 +1,54 @@
+"""How a run ends before its time: Ctrl-C waits for the step to end, and every message says how to go on."""
+
+import errno
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rcnn.training import checkpoint
+from rcnn.training.loop import Interrupted, TrainingError
+from rcnn.training.run_folder import RunFolder
+
+
+@contextmanager
+def patient() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event instead of breaking a step in two; a second one stops at once."""
+    wanted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield wanted
+        return
+
+    def remember(*_: object) -> None:
+        if wanted.is_set():
+            raise KeyboardInterrupt
+        wanted.set()
+
+    previous = signal.signal(signal.SIGINT, remember)
+    try:
+        yield wanted
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@contextmanager
+def explained(folder: RunFolder) -> Iterator[None]:
+    """Say of every early end where the run can be taken up again."""
+
+    def saved() -> str:
+        path = checkpoint.latest(folder.checkpoints)
+        return str(path) if path else "none yet"
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted. Go on with: rcnn train --resume {folder.path}") from None
+    except TrainingError as error:
+        raise TrainingError(f"{error}. Last good checkpoint: {saved()}") from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise TrainingError(
+            f"{folder.path}: {error.strerror}. Nothing is lost: make room, then go on with: "
+            f"rcnn train --resume {folder.path} (last good checkpoint: {saved()})"
+        ) from None

@@ -1,0 +1,227 @@
+"""One step and one epoch.
+
+Losses come as (sum, count). Counts are summed over the processes before the division, so that n processes with a batch
+of b do what one does with n * b. Accumulated batches are divided each by its own counts and then averaged: when the
+first one's gradients are computed, the counts of the next are not known yet.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rcnn.config import Train
+from rcnn.data.loader import Item
+from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.training.distributed import Team, without_sync
+from rcnn.training.ema import EMA
+from rcnn.training.optim import learning_rate, set_learning_rate
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on: a loss that is not finite, a full disk. The message says what to do."""
+
+
+class Interrupted(Exception):
+    """Training was stopped by the user. The message holds the command that goes on where it stopped."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What a step works with.
+
+    Attributes:
+        model: the network that is trained.
+        loss: the scheme's loss around it, wrapped for several processes.
+        total: steps of the whole run.
+        image_names: indices of a batch -> names of its images, for messages.
+    """
+
+    model: FasterRCNN
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMA | None
+    settings: Train
+    team: Team
+    total: int
+    image_names: Callable[[Tensor], list[str]]
+
+
+@dataclass
+class Progress:
+    """Where a run stands; a checkpoint holds all of it.
+
+    Attributes:
+        step: optimiser steps done.
+        epoch: epochs done.
+        place: batches of the running epoch that are done.
+        sums: name -> sum of the loss over the running epoch's batches.
+        best_ap: highest validation AP so far; None before the first.
+        best_epoch: epoch (1, 2, ...) that reached it.
+        seconds: time that training took so far.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    place: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best_ap: float | None = None
+    best_epoch: int = 0
+    seconds: float = 0.0
+
+    def means(self) -> dict[str, float]:
+        """Mean losses of the running epoch so far."""
+        return {name: value / self.place for name, value in self.sums.items()}
+
+
+class Step(NamedTuple):
+    """One optimiser step: summed losses of its batches, learning rate, how many processes asked for each request."""
+
+    sums: dict[str, float]
+    lr: float
+    requests: tuple[float, ...]
+
+
+class _Reading:
+    """Numbers on their way from the device.
+
+    Sent after the forward pass and read once the backward pass is queued, so that every step's loss is checked and a
+    GPU never waits for it.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values = values.to("cpu", non_blocking=True)
+        self._event = torch.cuda.Event() if values.is_cuda else None
+        if self._event:
+            self._event.record()
+
+    def read(self) -> list[float]:
+        if self._event:
+            self._event.synchronize()
+        return self._values.tolist()
+
+
+def train_step(engine: Engine, items: list[Item], step: int, requests: tuple[bool, ...] = ()) -> Step:
+    """Gradients of some batches, then one update of the weights and of their average.
+
+    Args:
+        engine: what is trained.
+        items: the batches whose gradients are averaged.
+        step: steps done before.
+        requests: what this process asks for; every process learns of it at the same step.
+
+    Raises:
+        TrainingError: a loss is not finite; the weights have not been changed.
+    """
+    lr = learning_rate(step, engine.total, engine.settings)
+    set_learning_rate(engine.optimizer, lr)
+    sums: dict[str, float] = {}
+    asked: tuple[float, ...] = ()
+    for index, item in enumerate(items):
+        seed_step(engine.settings.seed, step, index, engine.team.rank)
+        with nullcontext() if index == len(items) - 1 else without_sync(engine.loss):
+            losses, asked = backward(engine, item, len(items), requests)
+        _add(sums, losses, engine, item, step)
+    if engine.settings.clip is not None:
+        torch.nn.utils.clip_grad_norm_(engine.model.parameters(), engine.settings.clip, foreach=True)
+    engine.optimizer.step()
+    engine.optimizer.zero_grad(set_to_none=True)
+    if engine.ema:
+        engine.ema.update(engine.model, step + 1)
+    return Step(sums, lr, asked)
+
+
+def backward(
+    engine: Engine, item: Item, batches: int, requests: tuple[bool, ...]
+) -> tuple[dict[str, float], tuple[float, ...]]:
+    """Add a batch's gradients; its losses over all processes, and the summed requests."""
+    losses = forward(engine, item)
+    sums = torch.stack([total for total, _ in losses.values()])
+    counts = torch.stack([count for _, count in losses.values()])
+    shared = torch.cat((sums.detach().double(), counts.double(), sums.new_tensor(requests, dtype=torch.float64)))
+    shared = engine.team.sum(shared)
+    all_sums, all_counts, asked = shared.split((len(sums), len(sums), len(requests)))
+    divisors = torch.where(all_counts > 0, all_counts, 1.0)
+    reading = _Reading(torch.cat((all_sums / divisors, asked)))
+    # DDP averages gradients over processes where their sum is wanted, hence `world`.
+    ((sums / divisors.to(sums)).sum() * engine.team.world / batches).backward()
+    values = reading.read()
+    return dict(zip(losses, values, strict=False)), tuple(values[len(sums) :])
+
+
+def forward(engine: Engine, item: Item) -> dict[str, tuple[Tensor, Tensor]]:
+    """Losses of a batch in this process, as (sum, count)."""
+    device = engine.team.device
+    batch = type(item.batch)(*(tensor.to(device, non_blocking=True) for tensor in item.batch))
+    targets = type(item.targets)(*(tensor.to(device, non_blocking=True) for tensor in item.targets))
+    keys = engine.model.keys(batch, targets, item.seeds.to(device))
+    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(engine.settings, device)):
+        return engine.loss(batch, targets, keys)
+
+
+def seed_step(*numbers: int) -> None:
+    """Seed torch's generators (dropout) from the numbers alone, so that a resumed run needs no generator's state.
+
+    Loaders draw from the same generators whenever an epoch is begun, also the rest of one.
+    """
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+def uses_bf16(settings: Train, device: torch.device) -> bool:
+    """Does the network run in bfloat16? Losses and boxes stay float32 either way."""
+    return settings.amp == "bf16" or (settings.amp == "auto" and device.type == "cuda")
+
+
+def _add(sums: dict[str, float], losses: dict[str, float], engine: Engine, item: Item, step: int) -> None:
+    """Add losses to sums, or stop where one is not finite (on every process at once: the values are shared)."""
+    bad = [f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value)]
+    if bad:
+        engine.optimizer.zero_grad(set_to_none=True)
+        images = [name for part in engine.team.gather(engine.image_names(item.index)) for name in part]
+        lr = engine.optimizer.param_groups[0]["lr"]
+        raise TrainingError(
+            f"the loss is not finite at step {step + 1}: {', '.join(bad)} (learning rate {lr:.3g}). "
+            f"Images of the step: {', '.join(images)}. The weights were left as they were before it. "
+            "A lower train.lr or train.clip often mends this"
+        )
+    for name, value in losses.items():
+        sums[name] = sums.get(name, 0.0) + value
+
+
+def train_epoch(
+    engine: Engine,
+    items: Iterable[Item],
+    progress: Progress,
+    *,
+    ask: Callable[[], tuple[bool, ...]] = tuple,
+    after_step: Callable[[Step], None] = lambda step: None,
+) -> None:
+    """All steps of an epoch, or what is left of it.
+
+    Args:
+        engine: what is trained.
+        items: the epoch's batches from `progress.place` on.
+        progress: moved on with every step, before `after_step` is called.
+        ask: requests of this process, see `train_step`.
+        after_step: called after each step, to show, save or stop.
+    """
+    engine.model.train()
+    for group in _groups(iter(items), engine.settings.accumulate):
+        step = train_step(engine, group, progress.step, ask())
+        progress.step += 1
+        progress.place += len(group)
+        for name, value in step.sums.items():
+            progress.sums[name] = progress.sums.get(name, 0.0) + value
+        after_step(step)
+
+
+def _groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
+    """Lists of `size` items, the last one shorter."""
+    while group := list(islice(items, size)):
+        yield group

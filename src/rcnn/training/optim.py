@@ -1,0 +1,55 @@
+"""Optimiser and schedule. A schedule is a pure function of the step: it counts steps, never minutes."""
+
+import math
+
+import torch
+from torch import nn
+
+from rcnn.config import Train
+
+ADAM_SECOND_BETA = 0.999
+
+
+def learning_rate(step: int, total: int, settings: Train) -> float:
+    """The learning rate of a step: `lr`, scaled linearly with the images of a step, times `lr_factor`."""
+    return settings.lr * settings.batch * settings.accumulate / settings.lr_batch * lr_factor(step, total, settings)
+
+
+def lr_factor(step: int, total: int, settings: Train) -> float:
+    """What the learning rate is multiplied by at a step, in (0, 1].
+
+    Args:
+        step: steps done before this one, 0..total - 1.
+        total: steps of the whole run.
+        settings: `schedule`, `milestones`, `warmup` and `epochs` are read.
+    """
+    warmup = min(settings.warmup * total / settings.epochs, total / 5)
+    rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    if settings.schedule == "cosine":
+        return rise * 0.5 * (1 + math.cos(math.pi * step / total))
+    if settings.schedule == "step":
+        return rise * 0.1 ** sum(step >= share * total for share in settings.milestones)
+    return rise
+
+
+def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
+    """SGD or AdamW over the parameters that are trained; biases and norms (one dimension) do not decay.
+
+    Fused, because one call then updates all tensors (2 cores, 3.9 million parameters in 309 tensors: SGD 1.5 ms
+    against 7.8 ms a step).
+    """
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    lr = settings.lr  # until the first step sets it
+    if settings.optimizer == "adamw":
+        return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, ADAM_SECOND_BETA), fused=True)
+    return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """The same learning rate for every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr

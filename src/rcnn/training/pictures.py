@@ -1,0 +1,76 @@
+"""Which pictures a run draws: labels and batches at its start, its course after every epoch, the rest at its end."""
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rcnn.config import Preprocess, Settings
+from rcnn.data.dataset import Dataset
+from rcnn.data.loader import Item, Loader
+from rcnn.evaluate import Metrics
+from rcnn.insight.mosaic import Tile, compare, mosaic
+from rcnn.insight.plots import plot_confusion, plot_curves, plot_history, plot_labels, plot_proposal_recall
+from rcnn.metrics.confusion import confusion_matrix
+from rcnn.metrics.curves import precision_recall
+from rcnn.preprocess.decode import read_image
+
+BATCHES = 2
+COMPARED = 16
+
+
+def draw_start(folder: Path, dataset: Dataset, loader: Loader, settings: Preprocess) -> None:
+    """labels.png, and train-batch-N.jpg with what the network is shown."""
+    plot_labels(dataset.records, dataset.names, folder / "labels.png")
+    for number, item in enumerate(islice(loader.epoch(0), BATCHES)):
+        tiles = [_shown(item, row, dataset, settings) for row in range(len(item.index)) if item.index[row] >= 0]
+        if tiles:
+            mosaic(tiles, dataset.names, folder / f"train-batch-{number + 1}.jpg")
+
+
+def draw_course(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """history.png: losses, AP and learning rate so far."""
+    plot_history(rows, folder / "history.png")
+
+
+def draw_end(folder: Path, dataset: Dataset, metrics: Metrics, settings: Settings, score: float) -> None:
+    """Curves, confusion, proposal recall, and val.jpg: images with truth beside what scores at least `score`."""
+    names, truths, predictions = dataset.names, metrics.truths, metrics.predictions
+    plot_curves(precision_recall(truths, predictions, len(names)), names, folder / "curves.png")
+    matrix = confusion_matrix(truths, predictions, len(names), score=score)
+    plot_confusion(matrix, names, folder / "confusion.png")
+    plot_proposal_recall(metrics.proposals, folder / "proposals.png")
+    left, right = [], []
+    for index in np.linspace(0, len(dataset) - 1, min(COMPARED, len(dataset))).round().astype(int):
+        record, found = dataset.records[index], predictions[index]
+        image = read_image(
+            record.path,
+            white=settings.data.white,
+            max_pixels=settings.data.max_pixels,
+            in_channels=settings.preprocess.in_channels,
+        )
+        kept = found.scores >= score
+        left.append(Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore))
+        right.append(Tile(image, found.boxes[kept], found.labels[kept], record.name, found.scores[kept]))
+    compare(left, right, names, folder / "val.jpg")
+
+
+def _shown(item: Item, row: int, dataset: Dataset, settings: Preprocess) -> Tile:
+    """An image of a batch as the network sees it, with its normalisation undone."""
+    channels = item.batch.images[row].permute(1, 2, 0).numpy()
+    height, width = item.batch.sizes[row].int().tolist()
+    pixels = (channels * np.array(settings.std) + np.array(settings.mean))[:height, :width]
+    image = (255 * pixels).round().clip(0, 255).astype(np.uint8)
+    if settings.order == "bgr" and settings.in_channels == 3:
+        image = image[:, :, ::-1]
+    targets = item.targets
+    valid = targets.valid[row]
+    return Tile(
+        np.ascontiguousarray(image),
+        targets.boxes[row][valid].numpy(),
+        targets.labels[row][valid].numpy(),
+        dataset.records[int(item.index[row])].name,
+        ignore=targets.ignore[row][valid].numpy(),
+    )

@@ -1,0 +1,156 @@
+"""The folder of a run: what was run, what came of it, and what it takes to go on.
+
+config.yaml          all settings; running it again repeats the run
+environment.json     versions, machine, threads, command
+faults.txt           mendable faults of the data, one a line
+train.txt, val.txt   names of the images of each list
+weights/             best.safetensors, last.safetensors: detectors
+checkpoints/         step-N.safetensors: the state of training
+metrics.jsonl        one row an epoch; results.csv: the same as a table
+log.txt              what was said
+plots/               pictures
+"""
+
+import csv
+import json
+import math
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from io import StringIO
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rcnn.config import Settings, to_yaml
+from rcnn.data.dataset import Dataset
+from rcnn.weights.file import atomic_write
+
+PACKAGES = ("rcnn", "torch", "torchvision", "numpy", "pillow", "safetensors", "faster-coco-eval")
+LOGS = ("metrics.jsonl", "log.txt")
+
+
+class RunFolder:
+    """Paths and files of one run.
+
+    Attributes:
+        path: the folder.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def create(cls, parent: Path, name: str) -> "RunFolder":
+        """A new folder `parent/name-N` with the lowest N that leaves all existing ones behind."""
+        parent.mkdir(parents=True, exist_ok=True)
+        taken = [entry.name.removeprefix(f"{name}-") for entry in parent.glob(f"{name}-*")]
+        for number in count(1 + max((int(rest) for rest in taken if rest.isdecimal()), default=0)):
+            try:
+                (parent / f"{name}-{number}").mkdir()
+            except FileExistsError:  # another run was faster
+                continue
+            folder = cls(parent / f"{name}-{number}")
+            for part in (folder.weights, folder.checkpoints, folder.plots):
+                part.mkdir()
+            return folder
+        raise AssertionError("unreachable: count() never ends")
+
+    @property
+    def config(self) -> Path:
+        """The settings."""
+        return self.path / "config.yaml"
+
+    @property
+    def weights(self) -> Path:
+        """Folder of best.safetensors and last.safetensors."""
+        return self.path / "weights"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the training states."""
+        return self.path / "checkpoints"
+
+    @property
+    def plots(self) -> Path:
+        """Folder of the pictures."""
+        return self.path / "plots"
+
+    def describe(self, settings: Settings, train: Dataset, val: Dataset) -> None:
+        """Write what is run, on what, where."""
+        self.config.write_text(to_yaml(settings), encoding="utf-8")
+        (self.path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
+        faults = {str(fault): None for dataset in (train, val) for fault in dataset.faults}  # both may tell of one file
+        (self.path / "faults.txt").write_text("".join(f"{fault}\n" for fault in faults), encoding="utf-8")
+        for dataset, file in ((train, "train.txt"), (val, "val.txt")):
+            names = "".join(f"{record.name}\n" for record in dataset.records)
+            (self.path / file).write_text(names, encoding="utf-8")
+
+    def log(self, text: str) -> None:
+        """Add a line to log.txt."""
+        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+            file.write(text.rstrip() + "\n")
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        """Add an epoch to metrics.jsonl, and write results.csv anew."""
+        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps({name: _plain(value) for name, value in row.items()}) + "\n")
+        self._write_table()
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The epochs so far."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+    def log_lengths(self) -> dict[str, int]:
+        """File name -> bytes that are safely on the disk."""
+        lengths = {}
+        for name in LOGS:
+            with (self.path / name).open("ab") as file:
+                os.fsync(file.fileno())
+                lengths[name] = file.tell()
+        return lengths
+
+    def cut_logs(self, lengths: Mapping[str, int]) -> None:
+        """Forget what was logged after a checkpoint."""
+        for name, length in lengths.items():
+            os.truncate(self.path / name, length)
+        self._write_table()
+
+    def _write_table(self) -> None:
+        rows = self.rows()
+        columns = list(dict.fromkeys(column for row in rows for column in row))
+        text = StringIO()
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        atomic_write(self.path / "results.csv", text.getvalue().encode())
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine, threads and command of this process."""
+    return {
+        "python": platform.python_version(),
+        "packages": {package: version(package) for package in PACKAGES},
+        "system": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
+        "processes": int(os.environ.get("WORLD_SIZE", "1")),
+        "command": shlex.join(_command(sys.argv)),
+    }
+
+
+def _command(words: Sequence[str]) -> list[str]:
+    return [Path(words[0]).name, *words[1:]]
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN: what could not be measured (the AP of a class without objects) is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,175 @@
+"""A run in one process: its epochs, each of them steps, a checkpoint, a validation and a row of numbers."""
+
+import math
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+from rcnn.config import Settings
+from rcnn.data.dataset import Dataset
+from rcnn.data.loader import Loader
+from rcnn.detector import Detector, NonFiniteError
+from rcnn.evaluate import Metrics, Shard, evaluate
+from rcnn.metrics.curves import best_threshold, precision_recall
+from rcnn.training import checkpoint
+from rcnn.training.distributed import Team
+from rcnn.training.ending import patient
+from rcnn.training.log import Log, memory_gb
+from rcnn.training.loop import Engine, Progress, Step, TrainingError, train_epoch
+from rcnn.training.optim import learning_rate
+from rcnn.training.pictures import draw_course
+from rcnn.training.run_folder import RunFolder
+
+CHECKPOINT, INTERRUPT = 0, 1
+"""Places of the requests that a process can make, see `train_step`."""
+
+
+@dataclass
+class Session:
+    """A run in this process."""
+
+    settings: Settings
+    folder: RunFolder
+    log: Log
+    team: Team
+    train: Dataset
+    val: Dataset
+    loader: Loader
+    engine: Engine
+    progress: Progress
+    saved: float
+
+    def checkpoint(self) -> None:
+        """Save the state of training."""
+        self.saved = time.monotonic()
+        if self.team.writer:
+            checkpoint.save(self.folder.checkpoints, self.engine, self.progress, self.folder.log_lengths())
+
+
+def run_epochs(session: Session) -> None:
+    """All epochs: steps, checkpoint, validation."""
+    progress, settings = session.progress, session.settings.train
+    session.log.start(settings.epochs, session.engine.total, progress.step)
+    while not finished(progress, settings.epochs, settings.patience):
+        began, before = time.monotonic(), progress.place
+        with patient() as wanted:
+            _steps(session, wanted)
+        seconds = time.monotonic() - began
+        images = (progress.place - before) * settings.batch
+        progress.seconds += seconds
+        # Before validation: whoever stops there loses nothing, and weights that are not finite end here.
+        session.checkpoint()
+        if wanted.is_set():
+            raise KeyboardInterrupt
+        _end_epoch(session, images / seconds if images else 0.0)
+
+
+def finished(progress: Progress, epochs: int, patience: int | None) -> bool:
+    """Are all epochs done, or have the last `patience` ones brought no better AP?"""
+    waited = progress.epoch - progress.best_epoch if progress.best_epoch else 0
+    return progress.epoch >= epochs or (patience is not None and waited >= patience)
+
+
+def is_late(session: Session) -> bool:
+    """Is it time for a checkpoint? The writer's clock alone counts; the others hear of it at the same step."""
+    minutes = (time.monotonic() - session.saved) / 60
+    return session.team.writer and minutes > session.settings.train.checkpoint_minutes
+
+
+def _steps(session: Session, wanted: threading.Event) -> None:
+    """The rest of an epoch, with checkpoints on time and at Ctrl-C."""
+    progress, settings = session.progress, session.settings.train
+    began, before = time.monotonic(), progress.place
+
+    def ask() -> tuple[bool, bool]:
+        return is_late(session), wanted.is_set()
+
+    def after_step(step: Step) -> None:
+        pace = (progress.place - before) * settings.batch / (time.monotonic() - began)
+        numbers = {**progress.means(), "lr": step.lr, "images/s": pace}
+        session.log.step(progress.epoch + 1, progress.step, numbers)
+        if step.requests[CHECKPOINT] or step.requests[INTERRUPT]:
+            session.checkpoint()
+        if step.requests[INTERRUPT]:
+            raise KeyboardInterrupt
+
+    if progress.place == session.loader.steps:
+        return  # the checkpoint was made between the last step and validation
+    items = session.loader.epoch(progress.epoch, progress.place)
+    try:
+        train_epoch(session.engine, items, progress, ask=ask, after_step=after_step)
+    except RuntimeError as error:
+        if wanted.is_set() and not isinstance(error, TrainingError):
+            raise KeyboardInterrupt from None  # Ctrl-C reaches the loader's workers too, and may end them first
+        raise
+
+
+def _end_epoch(session: Session, pace: float) -> None:
+    """Validate, keep the weights, write the epoch's row."""
+    progress, settings, number = session.progress, session.settings, session.progress.epoch + 1
+    losses = progress.means()
+    lr = learning_rate(progress.step - 1, session.engine.total, settings.train)
+    row: dict[str, Any] = {"epoch": number, "step": progress.step, "lr": lr}
+    row |= {f"train_{key}": value for key, value in losses.items()} | {"train_loss": sum(losses.values())}
+    shown: dict[str, float | str] = {**losses, "lr": lr, "images/s": pace}
+    averaged = session.engine.ema.applied(session.engine.model) if session.engine.ema else nullcontext()
+    with averaged:
+        detector = _detector(session, {"epoch": number})
+        if number % settings.val.every == 0 or number == settings.train.epochs:
+            metrics = validate(session, detector)
+            row |= metrics.to_row()
+            shown |= {"val loss": metrics.losses["loss"], "AP": metrics.ap, "AP50": metrics.ap50}
+            if session.team.writer:
+                curves = precision_recall(metrics.truths, metrics.predictions, len(metrics.names))
+                detector.threshold = best_threshold(curves)
+            detector.summary |= {"ap": _known(metrics.ap), "ap50": _known(metrics.ap50)}
+            if progress.best_ap is None or not metrics.ap <= progress.best_ap:
+                progress.best_ap, progress.best_epoch = _known(metrics.ap), number
+                _save(session, detector, "best")
+        _save(session, detector, "last")
+    progress.epoch, progress.place, progress.sums = number, 0, {}
+    if session.team.writer:
+        row |= {"seconds": round(progress.seconds, 3), "images_per_second": pace, "memory_gb": memory_gb()}
+        session.folder.add_row(row)
+        session.log.epoch(number, progress.step, shown)
+        draw_course(session.folder.plots, session.folder.rows())
+
+
+def _detector(session: Session, summary: Mapping[str, Any]) -> Detector:
+    dataset = session.train
+    return Detector(
+        session.engine.model,
+        session.settings,
+        dataset.names,
+        category_ids=dataset.category_ids,
+        summary=summary,
+        device=session.team.device,
+    )
+
+
+def _save(session: Session, detector: Detector, name: str) -> None:
+    if session.team.writer:
+        detector.save(session.folder.weights / f"{name}.safetensors")
+
+
+def _known(value: float) -> float | None:
+    """None for NaN: the AP where there is nothing to find."""
+    return None if math.isnan(value) else value
+
+
+def validate(session: Session, detector: Detector) -> Metrics:
+    """Scores on the validation split, all processes together."""
+    crew = session.team
+    try:
+        return evaluate(
+            detector,
+            session.val,
+            batch=session.settings.val.batch,
+            shard=Shard(crew.rank, crew.world, crew.gather),
+            progress=lambda done, steps: session.log.status(f"validation: batch {done} of {steps}"),
+        )
+    except NonFiniteError as error:
+        raise TrainingError(f"validation after step {session.progress.step}: {error}") from None

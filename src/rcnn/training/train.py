@@ -1,0 +1,227 @@
+"""`rcnn.train`: from a data set to a run folder with a trained detector, told in the order of time."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from rcnn.config import Settings, SettingsError, override, read
+from rcnn.data.dataset import Dataset
+from rcnn.data.find import open_splits
+from rcnn.data.loader import Loader
+from rcnn.detector import Detector
+from rcnn.evaluate import Metrics
+from rcnn.presets import build, settings_of
+from rcnn.training import checkpoint
+from rcnn.training.distributed import Team, team
+from rcnn.training.ema import EMA
+from rcnn.training.ending import explained
+from rcnn.training.init import Start, initialise
+from rcnn.training.log import Log, duration
+from rcnn.training.loop import Engine, Progress
+from rcnn.training.optim import build_optimizer
+from rcnn.training.pictures import draw_end, draw_start
+from rcnn.training.run_folder import RunFolder
+from rcnn.training.schemes import SCHEMES
+from rcnn.training.session import Session, run_epochs, validate
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of a training.
+
+    Attributes:
+        folder: the run folder.
+        metrics: scores of the best weights on the validation split.
+        rows: one an epoch, as in metrics.jsonl.
+    """
+
+    folder: Path
+    metrics: Metrics
+    rows: list[dict[str, Any]]
+
+    @property
+    def best(self) -> Path:
+        """Weights of the epoch with the highest validation AP."""
+        return self.folder / "weights" / "best.safetensors"
+
+    @property
+    def last(self) -> Path:
+        """Weights of the last epoch."""
+        return self.folder / "weights" / "last.safetensors"
+
+    @property
+    def detector(self) -> Detector:
+        """The best detector, loaded."""
+        return Detector.load(self.best)
+
+
+def train(
+    data: str | Path | None = None,
+    config: str | Path | None = None,
+    *,
+    model: str = "mobilenet-fpn",
+    overrides: Sequence[str] = (),
+    resume: str | Path | None = None,
+    name: str | None = None,
+    runs: str | Path = "runs/train",
+    quiet: bool = False,
+    **options: object,
+) -> Run:
+    """Train a detector.
+
+    Args:
+        data: folder, COCO json or data.yaml. None: `data.path` of `config`.
+        config: a `config.yaml`; running one again repeats its run. None: the preset `model`.
+        model: name of a preset, or timm/NAME.
+        overrides: `section.key=value` texts laid over the settings.
+        resume: run folder to go on with, with its own settings; everything else but `quiet` is ignored.
+        name: the run folder is `runs/name-N`. None: the name of the data.
+        runs: folder of run folders.
+        quiet: print nothing.
+        **options: settings of the section `train` by their name (`epochs=30`), and `on_fault`, `workers`, `holdout`.
+
+    Raises:
+        SettingsError: a setting is wrong.
+        DataError: the data can't be read, or is faulty.
+        WeightsError: the weights to start from, or a checkpoint, can't be used.
+        TrainingError: a loss is not finite, or the disk is full; the last checkpoint is named.
+        Interrupted: Ctrl-C; the state is saved.
+    """
+    if resume is not None:
+        settings = read(RunFolder(resume).config)
+    else:
+        settings = choose_settings(data, config, model, overrides, options)
+    with team(settings.train.device) as crew:
+        if settings.train.batch % crew.world:
+            raise SettingsError(f"train.batch={settings.train.batch} can't be shared by {crew.world} processes evenly")
+        train_set, val_set = open_splits(str(settings.data.path), settings.data)
+        torch.manual_seed(settings.train.seed)
+        if resume is not None:
+            start = Start(build(settings, len(train_set.names)), settings, ())
+            folder = RunFolder(resume)
+        else:
+            start = initialise(settings, train_set.names)
+            folder = _new_folder(crew, Path(runs), name, start.settings)
+        with explained(folder):
+            log = Log(folder.log if crew.writer else None, Console() if crew.writer and not quiet else None)
+            session = _prepare(start, folder, log, crew, (train_set, val_set))
+            if resume is not None:
+                _go_on(session)
+            else:
+                _begin(session, start.notes)
+            try:
+                run_epochs(session)
+            finally:
+                log.stop()
+            return _finish(session)
+
+
+def choose_settings(
+    data: str | Path | None,
+    config: str | Path | None,
+    model: str,
+    overrides: Sequence[str],
+    options: Mapping[str, object],
+) -> Settings:
+    """The settings of a new run: a file's or a preset's, then `overrides`, then `options`.
+
+    Raises:
+        SettingsError: a setting is wrong, or nothing says what to train on.
+    """
+    settings = override(read(Path(config)), overrides) if config else settings_of(model, overrides)
+    loading = {key: options[key] for key in ("on_fault", "workers", "holdout") if key in options}
+    training = {key: value for key, value in options.items() if key not in loading}
+    path = {"path": str(Path(data).resolve())} if data is not None else {}
+    settings = override(settings, {"train": training, "data": {**loading, **path}})
+    if settings.data.path is None:
+        raise SettingsError("nothing to train on: give a folder, a COCO json or a data.yaml")
+    return settings
+
+
+def _new_folder(crew: Team, runs: Path, name: str | None, settings: Settings) -> RunFolder:
+    """The writer makes the folder; the others hear of it."""
+    path = Path(str(settings.data.path))
+    named = name or (path.parent.name if path.name == "data.yaml" else path.stem)
+    made = str(RunFolder.create(runs, named).path) if crew.writer else None
+    return RunFolder(str(crew.gather(made)[0]))
+
+
+def _prepare(start: Start, folder: RunFolder, log: Log, crew: Team, splits: tuple[Dataset, Dataset]) -> Session:
+    """Loader, loss, optimiser and average around a model."""
+    settings, (train_set, val_set) = start.settings, splits
+    model = start.model.to(crew.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loader = Loader(
+        train_set,
+        settings,
+        training=True,
+        batch=settings.train.batch // crew.world,
+        seed=settings.train.seed,
+        workers=settings.data.workers,
+        rank=crew.rank,
+        world=crew.world,
+    )
+    engine = Engine(
+        model=model,
+        loss=crew.wrap(SCHEMES[settings.train.scheme](model)),
+        optimizer=build_optimizer(model, settings.train),
+        ema=EMA(model, settings.train.ema) if settings.train.ema is not None else None,
+        settings=settings.train,
+        team=crew,
+        total=settings.train.epochs * math.ceil(loader.steps / settings.train.accumulate),
+        image_names=lambda index: [train_set.records[i].name for i in index.tolist() if i >= 0],
+    )
+    return Session(settings, folder, log, crew, train_set, val_set, loader, engine, Progress(), saved=time.monotonic())
+
+
+def _begin(session: Session, notes: Sequence[str]) -> None:
+    """Say and write down what is run, and save the state that it starts from."""
+    train_set, val_set = session.train, session.val
+    if not session.team.writer:
+        return
+    session.folder.describe(session.settings, train_set, val_set)
+    session.log.say(
+        f"{session.folder.path}: {session.settings.model.preset}, {len(train_set.names)} classes, "
+        f"{len(train_set)} images to train on, {len(val_set)} to validate, {session.team.device}"
+    )
+    for note in dict.fromkeys((*train_set.notes, *val_set.notes, *notes)):
+        session.log.say(note)
+    faults = len(set(map(str, (*train_set.faults, *val_set.faults))))
+    if faults:
+        session.log.say(f"{faults} faults of the data were mended or left out: {session.folder.path / 'faults.txt'}")
+    session.checkpoint()
+    draw_start(session.folder.plots, train_set, session.loader, session.settings.preprocess)
+
+
+def _go_on(session: Session) -> None:
+    """Put the last checkpoint back, and forget what was logged after it."""
+    path = checkpoint.latest(session.folder.checkpoints)
+    if path is None:
+        raise SettingsError(f"{session.folder.path} holds no checkpoint to go on from; start a new run")
+    session.progress, lengths = checkpoint.restore(path, session.engine)
+    if session.team.writer:
+        session.folder.cut_logs(lengths)
+        session.log.say(f"going on with {session.folder.path} after step {session.progress.step}")
+
+
+def _finish(session: Session) -> Run:
+    """Score the best weights as they lie on the disk, draw, and say what to do next."""
+    folder = session.folder
+    session.team.gather(None)  # the writer has written `best` before anyone reads it
+    best = Detector.load(folder.weights / "best.safetensors", session.team.device)
+    metrics = validate(session, best)
+    run = Run(folder.path, metrics, folder.rows())
+    if session.team.writer:
+        session.log.table("AP by class on the validation split", run.metrics.by_class())
+        draw_end(folder.plots, session.val, metrics, session.settings, best.threshold)
+        session.log.say(
+            f"best epoch {session.progress.best_epoch}: AP {run.metrics.ap:.3f}, AP50 {run.metrics.ap50:.3f}; "
+            f"{duration(session.progress.seconds)} of training"
+        )
+        session.log.say(f"next: rcnn predict {run.best} IMAGE...")
+    return run

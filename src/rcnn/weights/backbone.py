@@ -1,0 +1,152 @@
+"""Weights of a classifier in torchvision's names -> the trunk of a backbone."""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from rcnn.backbones.build import Backbone
+from rcnn.backbones.resnet import Conv5Head
+from rcnn.backbones.timm import TimmTrunk
+from rcnn.model.fast_rcnn import FCHead
+from rcnn.weights.file import WeightsError, read_safetensors
+
+_IMAGENET = {"mobilenet": "mobilenet_v2", "vgg16": "vgg16", **{f"resnet{n}": f"resnet{n}" for n in (18, 34, 50, 101)}}
+_CLASSIFIER = ("classifier.", "fc.", "features.18.", "layer4.")
+_VGG_FC = {"classifier.0": "fc6", "classifier.3": "fc7"}
+
+
+class UnavailableError(WeightsError):
+    """ImageNet weights can't be had: there is no network, or none exist. The message says which."""
+
+
+class Loaded(NamedTuple):
+    """What `load_backbone` did.
+
+    Attributes:
+        source: the file, or the address.
+        loaded: number of tensors.
+        missing: names in torchvision's terms that the source lacks; these weights stay as they were.
+        unexpected: names of the source that found no place, the classifier's aside.
+    """
+
+    source: str
+    loaded: int
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+
+
+def load_backbone(backbone: Backbone, source: str | Path, head: nn.Module | None = None) -> Loaded:
+    """Load a classifier's weights into the trunk of `backbone`, in place; the neck is left alone.
+
+    Half precision is widened. Where the images do not have 3 channels, the first convolution is adapted: summed for 1
+    (a grey image then gives what it gives as colour), else repeated and scaled by 3 / channels.
+
+    Args:
+        backbone: from `build_backbone`.
+        source: `imagenet` (torchvision's weights, or timm's for its networks), or a file, .safetensors or .pth, in
+            torchvision's names (timm's for its networks).
+        head: the second stage's: a `Conv5Head` gets layer4, an `FCHead` on VGG-16 gets fc6 and fc7.
+
+    Raises:
+        UnavailableError: `imagenet`, and there is no network, or torchvision has no weights of this trunk.
+        WeightsError: the file is missing, damaged, no dictionary of tensors, or does not fit.
+    """
+    if isinstance(backbone.trunk, TimmTrunk):
+        return _load_timm(backbone.trunk, source)
+    tensors, name = _imagenet(backbone.name) if source == "imagenet" else (read_tensors(source), str(source))
+    targets = _targets(backbone, head)
+    found = targets.keys() & tensors.keys()
+    if not found:
+        raise WeightsError(f"{name} holds no weights of {backbone.name}: its names start as {sorted(tensors)[:3]}")
+    with torch.no_grad():
+        for key in sorted(found):
+            targets[key].copy_(_fit(tensors[key], targets[key], f"{name}: {key}"))
+    missing = (key for key in targets if key not in found and not key.endswith("num_batches_tracked"))
+    unexpected = (key for key in tensors if key not in found and not key.startswith(_CLASSIFIER))
+    return Loaded(name, len(found), tuple(missing), tuple(unexpected))
+
+
+def read_tensors(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, or of a .pth file, which is read without running what it may hold.
+
+    Raises:
+        WeightsError: the file is missing, damaged or no dictionary of tensors.
+    """
+    path = Path(path)
+    if path.suffix not in (".pth", ".pt"):
+        return read_safetensors(path)[0]
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise WeightsError(f"{path}: no such file") from None
+    except pickle.UnpicklingError:
+        raise WeightsError(
+            f"{path} ({path.stat().st_size:,} bytes) is damaged or holds more than tensors, so it is not opened; save its state_dict alone"
+        ) from None
+    except (OSError, RuntimeError, EOFError) as error:
+        raise WeightsError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+    for key in ("state_dict", "model"):
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise WeightsError(f"{path} holds no dictionary of tensors; save the model's state_dict")
+    return dict(content)
+
+
+def _targets(backbone: Backbone, head: nn.Module | None) -> dict[str, Tensor]:
+    """Torchvision's name -> the tensor of ours to fill."""
+    targets = dict(backbone.trunk.state_dict())
+    if isinstance(head, Conv5Head):
+        targets |= head.state_dict()
+    if isinstance(head, FCHead) and backbone.name == "vgg16" and head.fc6.weight.shape == (4096, 25088):
+        ours = head.state_dict()
+        targets |= {f"{a}.{part}": ours[f"{b}.{part}"] for a, b in _VGG_FC.items() for part in ("weight", "bias")}
+    return targets
+
+
+def _fit(tensor: Tensor, target: Tensor, where: str) -> Tensor:
+    """`tensor` in the shape of `target`: a first convolution may see other channels than three."""
+    shape, wanted = tuple(tensor.shape), tuple(target.shape)
+    if len(shape) == 4 and shape[1] == 3 and shape != wanted and (shape[0], *shape[2:]) == (wanted[0], *wanted[2:]):
+        channels = wanted[1]
+        if channels == 1:
+            return tensor.float().sum(dim=1, keepdim=True)
+        return tensor.float().repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
+    if shape != wanted:
+        raise WeightsError(f"{where} has the shape {shape}, this backbone needs {wanted}; take the weights of its kind")
+    return tensor
+
+
+def _imagenet(name: str) -> tuple[Mapping[str, Tensor], str]:
+    """State and address of torchvision's first ImageNet weights, those that its own detectors start from."""
+    if name not in _IMAGENET:
+        raise UnavailableError(f"torchvision has no ImageNet weights of {name}")
+    url = get_model_weights(_IMAGENET[name])["IMAGENET1K_V1"].url
+    try:
+        return torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True), url
+    except OSError as error:
+        raise UnavailableError(f"ImageNet weights can't be downloaded from {url}: {error}") from None
+
+
+def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
+    """timm renames, filters and adapts its own weights, so a second network is made with them and copied."""
+    name = f"timm/{trunk.name}"
+    if source == "imagenet":
+        try:
+            state = trunk.create(pretrained=True).state_dict()
+        except OSError as error:
+            raise UnavailableError(f"ImageNet weights of {name} can't be downloaded: {error}") from None
+    else:
+        name = str(source)
+        try:
+            state = trunk.create(read_tensors(source)).state_dict()
+        except (RuntimeError, KeyError) as error:
+            raise WeightsError(f"{name} does not fit timm/{trunk.name}: {str(error).splitlines()[0]}") from None
+    result = trunk.net.load_state_dict(state, strict=False)
+    unexpected = (key for key in result.unexpected_keys if not key.endswith("num_batches_tracked"))
+    return Loaded(name, len(state), tuple(result.missing_keys), tuple(unexpected))

@@ -1,0 +1,95 @@
+import importlib
+import subprocess
+import sys
+from collections.abc import Callable
+from inspect import signature
+
+import pytest
+
+import rcnn
+from rcnn.cli import app, train
+from rcnn.config import SettingsError, keys
+from rcnn.data.dataset import DataError
+
+from .conftest import Outcome
+
+Run = Callable[..., Outcome]
+
+
+def test_version(run: Run) -> None:
+    assert run("--version") == Outcome(0, f"rcnn {rcnn.__version__}\n", "")
+
+
+@pytest.mark.parametrize("command", ["train", "val", "predict", "propose", "demo"])
+def test_every_command_has_help(run: Run, command: str) -> None:
+    outcome = run(command, "--help")
+    assert outcome.code == 0
+    assert "Usage: rcnn" in outcome.out or f" {command} " in outcome.out
+
+
+@pytest.mark.parametrize("command", ["check", "stats", "show", "convert"])
+def test_every_data_command_has_help(run: Run, command: str) -> None:
+    assert run("data", command, "--help").code == 0
+
+
+@pytest.mark.parametrize(
+    "words", [["trian"], ["train", "--epocs", "3"], ["val"], ["data", "convert", "x", "--to", "csv"]]
+)
+def test_a_wrong_command_line_is_2(run: Run, words: list[str]) -> None:
+    outcome = run(*words)
+    assert outcome.code == 2
+    assert "Traceback" not in outcome.err
+
+
+def test_help_does_not_wait_for_torch() -> None:
+    code = "import sys, rcnn.cli.app; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (SettingsError("wrong [setting]"), 2),
+        (DataError("a.xml:3: wrong"), 3),
+        (OSError(28, "No space left on device"), 1),
+        (ZeroDivisionError("a bug"), 1),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_errors_are_a_sentence_and_a_code(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(app, "app", fail)
+    plain, debugged = run("val"), run("val", "--debug")
+    assert plain.code == debugged.code == code
+    assert plain.err.startswith("error: ")
+    assert str(error) in plain.err
+    assert "Traceback" not in plain.err
+    assert "Traceback" in debugged.err
+
+
+@pytest.mark.parametrize(
+    ("name", "module"),
+    [
+        ("SettingsError", "rcnn.config"),
+        ("DataError", "rcnn.data.dataset"),
+        ("ImageError", "rcnn.preprocess.decode"),
+        ("WeightsError", "rcnn.weights.file"),
+        ("TrainingError", "rcnn.training.loop"),
+        ("Interrupted", "rcnn.training.loop"),
+        ("NonFiniteError", "rcnn.detector"),
+        ("OSError", "builtins"),
+    ],
+)
+def test_names_of_errors_are_those_of_classes(name: str, module: str) -> None:
+    kind = getattr(importlib.import_module(module), name)
+    assert issubclass(kind, BaseException)
+    assert name in app.EXIT_CODES
+
+
+def test_every_short_option_of_train_is_a_setting() -> None:
+    assert set(train.OPTIONS.values()) <= set(keys())
+    assert set(train.OPTIONS) <= set(signature(train.train).parameters)

@@ -1,0 +1,40 @@
+from pathlib import Path
+
+import pytest
+
+from rcnn.cli.arguments import given, one_path, required, split
+from rcnn.config import SettingsError
+
+
+def test_a_word_with_an_existing_section_is_a_setting() -> None:
+    assert split(["photos", "train.lr=1", "roi.nms=0.4"]) == (["photos"], ["train.lr=1", "roi.nms=0.4"])
+
+
+@pytest.mark.parametrize("word", ["photos/*.jpg", "a=b", "holiday.x=1.jpg", "http://x/y.z=1", "train.lr"])
+def test_other_words_are_paths(word: str) -> None:
+    assert split([word]) == ([word], [])
+
+
+def test_a_file_of_the_name_wins_over_a_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert split(["train.lr=1"]) == ([], ["train.lr=1"])
+    Path("train.lr=1").touch()
+    assert split(["train.lr=1"]) == (["train.lr=1"], [])
+
+
+def test_where_one_path_is_expected_a_misspelt_section_is_no_second_path() -> None:
+    assert one_path(["data", "trian.lr=1"], "DATA") == (Path("data"), ["trian.lr=1"])
+
+
+def test_two_paths_are_one_too_many() -> None:
+    with pytest.raises(SettingsError, match="one DATA is expected, found 2: a, b"):
+        one_path(["a", "b"], "DATA")
+
+
+def test_a_missing_path_is_named() -> None:
+    with pytest.raises(SettingsError, match="DATA is missing"):
+        required(None, "DATA")
+
+
+def test_given_leaves_out_what_was_not_given() -> None:
+    assert given({"data.on_fault": None, "train.seed": 0}) == ["train.seed=0"]

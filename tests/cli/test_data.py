@@ -1,0 +1,72 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Outcome
+
+Run = Callable[..., Outcome]
+
+
+def test_check_of_sound_data_is_0(run: Run, data: Path) -> None:
+    outcome = run("data", "check", data)
+    assert outcome.code == 0, outcome.err
+    assert "no faults" in outcome.out
+
+
+def test_check_lists_every_fault_by_file_and_line(run: Run, data: Path) -> None:
+    for index in (1, 2):
+        file = data / f"Annotations/{index}.xml"
+        file.write_text(file.read_text().replace("<xmax>50", "<xmax>5"))
+    (data / "JPEGImages/3.jpg").unlink()
+    outcome = run("data", "check", data)
+    assert outcome.code == 3
+    assert "Annotations/1.xml:1: " in outcome.out
+    assert "Annotations/2.xml:1: " in outcome.out
+    assert "3 faults" in outcome.out
+    document = run("data", "check", data, "--json").json()
+    assert len(document["faults"]) == 3
+    assert {fault["kind"] for fault in document["faults"]} == {"fatal"}
+
+
+def test_check_of_mendable_data_is_3_as_well(run: Run, data: Path) -> None:
+    file = data / "Annotations/1.xml"
+    file.write_text(file.read_text().replace("<xmax>50", "<xmax>95"))
+    outcome = run("data", "check", data)
+    assert outcome.code == 3
+    assert "1 mendable" in outcome.out
+
+
+def test_stats_counts_boxes_and_draws(run: Run, data: Path, tmp_path: Path) -> None:
+    outcome = run("data", "stats", data, "--out", tmp_path / "stats")
+    assert outcome.code == 0, outcome.err
+    assert "circle" in outcome.out
+    assert list((tmp_path / "stats").glob("*.png"))
+
+
+def test_show_draws_a_mosaic(run: Run, data: Path, tmp_path: Path) -> None:
+    outcome = run("data", "show", data, "--out", tmp_path / "mosaic.png")
+    assert outcome.code == 0, outcome.err
+    assert (tmp_path / "mosaic.png").exists()
+
+
+@pytest.mark.parametrize("form", ["voc", "coco", "yolo"])
+def test_convert_writes_data_of_the_same_boxes(run: Run, data: Path, tmp_path: Path, form: str) -> None:
+    outcome = run("data", "convert", data, "--to", form, "--out", tmp_path / "other")
+    assert outcome.code == 0, outcome.err
+    document = run("data", "check", tmp_path / "other", "--json").json()
+    assert (document["faults"], sum(part["images"] for part in document["lists"].values())) == ([], 6)
+
+
+def test_nothing_is_written_into_the_data(run: Run, data: Path, tmp_path: Path) -> None:
+    before = sorted(data.rglob("*"))
+    for words in (["check", data], ["stats", data, "--out", tmp_path / "s"]):
+        run("data", *words)
+    assert sorted(data.rglob("*")) == before
+
+
+@pytest.mark.parametrize(("words", "code"), [(["nowhere"], 3), (["{data}", "data.pth=x"], 2), (["a", "b"], 2)])
+def test_bad_input_is_told(run: Run, data: Path, words: list[str], code: int) -> None:
+    outcome = run("data", "check", *(word.format(data=data) for word in words))
+    assert outcome.code == code
+    assert "Traceback" not in outcome.err

@@ -1,0 +1,147 @@
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from rcnn.config import Data
+from rcnn.data.find import open_dataset
+
+from .conftest import NAMES, Outcome
+
+Run = Callable[..., Outcome]
+
+
+def test_every_format_is_written_for_every_image(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    outcome = run("predict", weights, data / "JPEGImages", "--out", out, "--format", "drawn,json,coco,voc,yolo")
+    assert outcome.code == 0, outcome.err
+    assert sorted(path.name for path in (out / "drawn").iterdir()) == [f"{index}.jpg" for index in range(6)]
+    with Image.open(out / "drawn/0.jpg") as picture:
+        assert picture.size == (80, 60)
+    results = json.loads((out / "results.json").read_text())
+    assert [Path(row["path"]).name for row in results] == [f"{index}.jpg" for index in range(6)]
+    rows = json.loads((out / "coco.json").read_text())
+    assert len(rows) == sum(len(row["detections"]) for row in results) > 0
+    assert {row["image_id"] for row in rows} <= {f"{index}.jpg" for index in range(6)}
+    assert (out / "voc/0.xml").read_text().count("<object>") == len(results[0]["detections"])
+    assert (out / "yolo/labels/0.txt").read_text().count("\n") == len(results[0]["detections"])
+    assert sorted(path.name for path in out.iterdir()) == ["coco.json", "drawn", "results.json", "voc", "yolo"]
+
+
+def test_yolo_results_are_a_data_set_once_the_images_are_beside_them(
+    run: Run, data: Path, weights: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    assert run("predict", weights, data / "JPEGImages", "--out", out, "--format", "yolo", "--top", 3).code == 0
+    shutil.copytree(data / "JPEGImages", out / "yolo/images")
+    dataset = open_dataset(out / "yolo/data.yaml", "all", Data())
+    assert dataset.names == NAMES
+    assert len(dataset) == 6
+
+
+def test_json_is_one_document(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    outcome = run("predict", weights, data / "JPEGImages/0.jpg", "--json", "--format", "voc", "--out", tmp_path / "o")
+    (row,) = outcome.json()
+    assert (row["width"], row["height"]) == (80, 60)
+    assert "1 image," in outcome.err
+
+
+def test_classes_top_and_score_leave_boxes_out(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    common = ["predict", weights, data / "JPEGImages", "--json", "--format", "json"]
+    every = run(*common, "--out", tmp_path / "a").json()
+    squares = run(*common, "--out", tmp_path / "b", "--classes", "square", "--top", 2).json()
+    nothing = run(*common, "--out", tmp_path / "c", "--score", 1).json()
+    assert {row["name"] for image in squares for row in image["detections"]} <= {"square"}
+    assert max(len(image["detections"]) for image in squares) <= 2 < max(len(image["detections"]) for image in every)
+    assert [image["detections"] for image in nothing] == [[]] * 6
+
+
+def test_image_ids_come_from_a_coco_file(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    listed = tmp_path / "ids.json"
+    listed.write_text(json.dumps({"images": [{"id": 70 + i, "file_name": f"{i}.jpg"} for i in range(3)]}))
+    common = ["predict", weights, "--images", listed, "--format", "coco", "--out", tmp_path / "o"]
+    assert run(*common, data / "JPEGImages/2.jpg").code == 0
+    assert {row["image_id"] for row in json.loads((tmp_path / "o/coco.json").read_text())} == {72}
+    missing = run(*common, data / "JPEGImages/5.jpg")
+    assert missing.code == 3
+    assert "5.jpg: not among the images of" in missing.err
+
+
+def test_images_of_one_name_do_not_overwrite_each_other(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(data / "JPEGImages/0.jpg", tmp_path / folder)
+    Image.new("RGB", (50, 40)).save(tmp_path / "a/0.png")
+    out = tmp_path / "out"
+    assert (
+        run("predict", weights, tmp_path / "a", tmp_path / "b/*.jpg", "--out", out, "--format", "drawn,voc").code == 0
+    )
+    written = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))
+    assert written == [
+        "drawn/a/0.jpg",
+        "drawn/a/0.png",
+        "drawn/b/0.jpg",
+        "voc/a/0.png.xml",
+        "voc/a/0.xml",
+        "voc/b/0.xml",
+    ]
+
+
+def test_a_second_run_leaves_the_first_alone(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert (
+            run("predict", weights, data / "JPEGImages/0.jpg", "--out", tmp_path / "out", "--format", "json").code == 0
+        )
+    assert (tmp_path / "out/results.json").exists()
+    assert (tmp_path / "out-2/results.json").exists()
+
+
+def test_settings_change_the_prediction(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    outcome = run("predict", weights, data / "JPEGImages", "roi.detections=1", "--json", "--out", tmp_path / "o")
+    assert {len(image["detections"]) for image in outcome.json()} == {1}
+    other = run("predict", weights, data / "JPEGImages", "model.channels=16")
+    assert other.code == 2
+    assert "the weights are made for other layers" in other.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["{weights}", "nowhere/*.jpg"], 3, "no such file, folder or glob"),
+        (["nowhere.safetensors", "{image}"], 4, "nowhere.safetensors"),
+        (["{image}", "{image}"], 4, "0.jpg"),
+        (["{weights}", "{image}", "--classes", "dog"], 2, "it knows circle, square"),
+        (["{weights}", "{image}", "--format", "xls"], 2, "unknown `xls`; there are drawn, json"),
+        (["{weights}", "{image}", "roi.nsm=0.3"], 2, "did you mean `roi.nms`?"),
+        (["{weights}", "roi.nms=0.3"], 2, "SOURCE is missing"),
+    ],
+)
+def test_bad_input_is_told(
+    run: Run, data: Path, weights: Path, words: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data.parent)
+    image = str(data / "JPEGImages/0.jpg")
+    outcome = run("predict", *(word.format(weights=weights, image=image) for word in words))
+    assert outcome.code == code
+    assert said in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_a_broken_image_is_named_and_what_was_found_is_kept(
+    run: Run, data: Path, weights: Path, tmp_path: Path
+) -> None:
+    (data / "JPEGImages/3.jpg").write_bytes(b"not an image")
+    outcome = run("predict", weights, data / "JPEGImages", "--out", tmp_path / "o", "--format", "json")
+    assert outcome.code == 3
+    assert "3.jpg" in outcome.err
+    assert 2 <= len(json.loads((tmp_path / "o/results.json").read_text())) <= 3
+
+
+def test_proposals_are_class_agnostic_and_at_most_top(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    outcome = run("propose", weights, data / "JPEGImages", "--top", 7, "--json", "--out", tmp_path / "o")
+    assert outcome.code == 0, outcome.err
+    assert {len(image["detections"]) for image in outcome.json()} == {7}
+    assert {row["name"] for image in outcome.json() for row in image["detections"]} == {"object"}

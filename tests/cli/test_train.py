@@ -1,0 +1,84 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import SMALL, Outcome
+
+Run = Callable[..., Outcome]
+
+
+def test_dry_run_shows_what_would_be_run_and_trains_nothing(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    outcome = run("train", data, "--dry-run", *SMALL, "--epochs", 3, "--batch", 2)
+    assert outcome.code == 0, outcome.err
+    for text in ("epochs: 3", "4 images, 4 boxes, 2 classes: circle, square", "60 x 80", "64 x 85", "64 x 96"):
+        assert text in outcome.out
+    assert "2 steps an epoch, 6 in all" in outcome.out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_dry_run_as_json(run: Run, data: Path) -> None:
+    document = run("train", data, "--dry-run", "--json", *SMALL, "--lr", "1e-3", "--workers", 2).json()
+    assert document["settings"]["train"]["lr"] == 1e-3
+    assert document["settings"]["data"]["workers"] == 2
+    assert document["sizes"] == [{"file": "60 x 80", "images": 4, "resized": "64 x 85", "padded": "64 x 96"}]
+    assert document["parameters"] > 0
+
+
+def test_a_run_ends_with_weights_that_val_takes(run: Run, data: Path, tmp_path: Path) -> None:
+    words = ["train", data, "--epochs", 1, "--batch", 2, "--out", tmp_path / "runs", "--name", "try", *SMALL]
+    document = run(*words, "--json").json()
+    assert Path(document["folder"]) == tmp_path / "runs/try-1"
+    assert len(document["epochs"]) == 1
+    assert run("val", document["best"], data).code == 0
+    again = run("train", "--config", tmp_path / "runs/try-1/config.yaml", "--dry-run", "--json").json()
+    assert again["settings"]["train"]["batch"] == 2
+    resumed = run("train", "--resume", tmp_path / "runs/try-1")
+    assert resumed.code == 0, resumed.err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["{data}", "train.lrr=1"], 2, "did you mean `train.lr`?"),
+        (["{data}", "trian.lr=1"], 2, "did you mean `train`?"),
+        (["{data}", "train.lr=fast"], 2, "`train.lr`"),
+        (["{data}", "--epochs", "0"], 2, "`train.epochs`"),
+        (["{data}", "--model", "mobilnet-fpn"], 2, "did you mean `mobilenet-fpn`?"),
+        (["{data}", "{data}"], 2, "one DATA is expected, found 2"),
+        ([], 2, "nothing to train on"),
+        (["--resume", "{data}"], 2, "no run folder"),
+        (["{data}", "--resume", "{data}"], 2, "leave DATA and the other settings out"),
+        (["{data}", "--config", "c.yaml", "--model", "zf"], 2, "leave --model out"),
+        (["{data}", "--config", "c.yaml"], 2, "c.yaml"),
+        (["{data}x", "--dry-run"], 3, "no such file or folder"),
+        (["{data}/ImageSets", "--dry-run"], 3, "no data set is recognised here"),
+        (["{data}", "--init", "nowhere.safetensors"], 4, "nowhere.safetensors"),
+    ],
+)
+def test_bad_input_is_told(
+    run: Run, data: Path, words: list[str], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data.parent)
+    outcome = run("train", *(word.format(data=data) for word in words))
+    assert outcome.code == code, outcome.err
+    assert said in outcome.err
+    assert "Traceback" not in outcome.err
+
+
+def test_faults_are_all_told_before_training_starts(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (data / "JPEGImages/1.jpg").unlink()
+    (data / "Annotations/2.xml").write_text("<annotation>")
+    outcome = run("train", data, *SMALL)
+    assert outcome.code == 3
+    assert "1.xml" in outcome.err or "1.jpg" in outcome.err
+    assert "2.xml" in outcome.err
+    assert not list(tmp_path.glob("runs/train/*/checkpoints/*"))
+    skipped = run("train", data, *SMALL, "--on-fault", "skip", "--dry-run", "--json")
+    assert skipped.json()["train"]["images"] == 2

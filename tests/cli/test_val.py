@@ -1,0 +1,37 @@
+from collections.abc import Callable
+from pathlib import Path
+
+from .conftest import Outcome
+
+Run = Callable[..., Outcome]
+
+
+def test_scores_by_class_and_of_proposals(run: Run, data: Path, weights: Path) -> None:
+    outcome = run("val", weights, data)
+    assert outcome.code == 0, outcome.err
+    for text in ("circle", "square", "AP50", "AR@300", "2 images"):
+        assert text in outcome.out
+
+
+def test_json_is_one_document(run: Run, data: Path, weights: Path) -> None:
+    document = run("val", weights, data, "--split", "train", "--json").json()
+    assert document["images"] == 4
+    assert [row["class"] for row in document["classes"]] == ["circle", "square"]
+    assert 0 <= document["ap"] <= 1
+    assert set(document["proposals"]) == {"ar50", "ar100", "ar300", "ar1000"}
+
+
+def test_a_split_that_is_not_there(run: Run, data: Path, weights: Path) -> None:
+    outcome = run("val", weights, data, "--split", "test")
+    assert outcome.code == 3
+    assert "there is no `test` list" in outcome.err
+
+
+def test_a_class_that_the_detector_lacks(run: Run, data: Path, weights: Path) -> None:
+    file = data / "Annotations/4.xml"
+    file.write_text(file.read_text().replace("circle", "cirle"))
+    outcome = run("val", weights, data)
+    assert outcome.code == 3
+    assert "4.xml" in outcome.err
+    assert "cirle" in outcome.err
+    assert run("val", weights, data, "--on-fault", "skip").code == 0

@@ -1,0 +1,86 @@
+"""Tiny data sets in VOC, COCO and YOLO form, for tests to spoil."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+WIDTH, HEIGHT = 60, 40
+Object = tuple[str, Sequence[float]]  # class name and the four numbers of the format
+
+
+def image(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT), **save: Any) -> Path:
+    """A noisy image of (width, height)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(sum(path.name.encode()))
+    Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(path, **save)
+    return path
+
+
+def xml(objects: Sequence[Object], extra: str = "", size: tuple[int, int] | None = (WIDTH, HEIGHT)) -> str:
+    """A VOC annotation; object n (from 0) has its <name> on line 4 + 4n and its <bndbox> on line 5 + 4n."""
+    declared = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>" if size else ""
+    lines = ["<annotation>", declared]
+    for name, corners in objects:
+        tags = zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True)
+        box = "".join(f"<{tag}>{value}</{tag}>" for tag, value in tags)
+        lines += ["<object>", f"<name>{name}</name>{extra}", f"<bndbox>{box}</bndbox>", "</object>"]
+    return "\n".join([*lines, "</annotation>"])
+
+
+def voc(
+    root: Path, images: Mapping[str, Sequence[Object]], lists: Mapping[str, Sequence[str]] | None = None, **more: Any
+) -> Path:
+    """A VOC folder: objects by stem, and the lists of ImageSets/Main."""
+    (root / "Annotations").mkdir(parents=True)
+    for stem, objects in images.items():
+        image(root / "JPEGImages" / f"{stem}.jpg")
+        (root / "Annotations" / f"{stem}.xml").write_text(xml(objects, **more), encoding="utf-8")
+    for name, stems in (lists or {}).items():
+        (root / "ImageSets" / "Main").mkdir(parents=True, exist_ok=True)
+        (root / "ImageSets" / "Main" / f"{name}.txt").write_text("".join(f"{stem}\n" for stem in stems), "utf-8")
+    return root
+
+
+def coco_tree(images: Mapping[str, Sequence[Object]], ids: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
+    """The tree of a COCO json: images are numbered from 1, objects by file name."""
+    rows: list[dict[str, Any]] = []
+    pictures: list[dict[str, Any]] = []
+    for number, (file_name, objects) in enumerate(images.items(), start=1):
+        pictures.append({"id": number, "file_name": file_name, "width": WIDTH, "height": HEIGHT})
+        for name, box in objects:
+            row = {"id": len(rows) + 1, "image_id": number, "category_id": ids[name], "bbox": list(box), "iscrowd": 0}
+            rows.append(row)
+    categories = [{"id": number, "name": name} for name, number in ids.items()]
+    return {"images": pictures, "annotations": rows, "categories": categories}
+
+
+def write_json(path: Path, tree: Any) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(tree, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def coco(root: Path, lists: Mapping[str, Mapping[str, Sequence[Object]]], ids: Mapping[str, int]) -> Path:
+    """A COCO folder: images/ and annotations/LIST.json."""
+    for name, images in lists.items():
+        for file_name in images:
+            image(root / "images" / file_name)
+        write_json(root / "annotations" / f"{name}.json", coco_tree(images, ids))
+    return root
+
+
+def yolo(root: Path, lists: Mapping[str, Mapping[str, str]], names: str = "[cat, dog]") -> Path:
+    """A YOLO folder: the text of each label file by stem (None: no file), and a data.yaml."""
+    for name, images in lists.items():
+        for stem, text in images.items():
+            image(root / "images" / name / f"{stem}.jpg")
+            label = root / "labels" / name / f"{stem}.txt"
+            label.parent.mkdir(parents=True, exist_ok=True)
+            label.write_text(text, encoding="utf-8")
+    entries = "".join(f"{name}: images/{name}\n" for name in lists)
+    (root / "data.yaml").write_text(f"{entries}names: {names}\n", encoding="utf-8")
+    return root

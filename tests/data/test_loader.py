@@ -1,0 +1,229 @@
+import pickle
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rcnn.config import Settings, override
+from rcnn.data.dataset import DataError, Dataset, Record
+from rcnn.data.loader import Item, Loader, stable_seed
+from rcnn.preprocess.batch import Preprocessor
+
+SETTINGS = override(Settings(), ["preprocess.short=32", "preprocess.long=64", "preprocess.multiple=16"])
+STILL = override(
+    SETTINGS,
+    {"augment": {"flip": 0, "scale": (1, 1), "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}},
+)
+SIZES = [(40, 60)] * 7 + [(60, 40)] * 3 + [(50, 50)] * 2 + [(40, 59)]
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    folder = tmp_path_factory.mktemp("images")
+    random = np.random.default_rng(0)
+    records = []
+    for index, (height, width) in enumerate(SIZES):
+        path = folder / f"{index}.png"
+        Image.fromarray(random.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+        count = index % 4
+        corners = np.sort(random.random((count, 2, 2)), axis=1) * (width - 4, height - 4)
+        boxes = corners.reshape(count, 4) + (0, 0, 4, 4)
+        labels, ignore = random.integers(0, 3, count), random.random(count) < 0.3
+        records.append(Record(path, path.name, index, (height, width), boxes, labels, ignore))
+    return Dataset(folder, "voc", "train", ("a", "b", "c"), (1, 2, 3), tuple(records))
+
+
+def load(dataset: Dataset, epoch: int = 0, start: int = 0, settings: Settings = SETTINGS, **options: Any) -> list[Item]:
+    loader = Loader(dataset, settings, **{"training": True, "batch": 4, "seed": 7, **options})
+    return list(loader.epoch(epoch, start))
+
+
+def same(first: list[Item], second: list[Item]) -> bool:
+    flat = [
+        [t for item in items for t in (*item.batch, *item.targets, item.seeds, item.index)] for items in (first, second)
+    ]
+    return len(flat[0]) == len(flat[1]) and all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
+
+
+def images_of(items: list[Item]) -> dict[int, torch.Tensor]:
+    """Pixels of every image by its index."""
+    return {int(index): item.batch.images[row] for item in items for row, index in enumerate(item.index) if index >= 0}
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_every_image_comes_once_an_epoch_in_a_batch_of_its_bucket(dataset: Dataset, training: bool) -> None:
+    loader = Loader(dataset, SETTINGS, training=training, batch=4, seed=7)
+    items = list(loader.epoch(3))
+    door = Preprocessor(SETTINGS.preprocess)
+    assert len(items) == loader.steps == 2 + 1 + 1  # (40, 60) and (40, 59) share a bucket
+    seen = Counter(int(index) for item in items for index in item.index)
+    assert {index: seen[index] for index in range(len(SIZES))} == dict.fromkeys(range(len(SIZES)), 1)
+    assert seen[-1] == 16 - len(SIZES)
+    for item in items:
+        for row, index in enumerate(item.index.tolist()):
+            if index >= 0:
+                size = dataset.records[index].size
+                assert tuple(item.batch.images.shape[2:]) == door.bucket(size)
+                assert tuple(item.batch.originals[row].tolist()) == size
+
+
+def test_shapes_are_constant_but_for_the_bucket(dataset: Dataset) -> None:
+    for item in load(dataset):
+        assert item.batch.images.shape[:2] == (4, 3)
+        assert item.targets.boxes.shape == (4, 8, 4)
+        assert item.targets.labels.shape == item.targets.valid.shape == item.targets.ignore.shape == (4, 8)
+        assert item.batch.images.dtype == item.targets.boxes.dtype == torch.float32
+        assert item.seeds.dtype == item.index.dtype == item.targets.labels.dtype == torch.int64
+
+
+def test_targets_have_room_for_the_image_with_most_objects(dataset: Dataset) -> None:
+    record = dataset.records[0]
+    boxes = np.tile([[1.0, 2, 30, 31]], (9, 1))
+    crowded = Record(record.path, "x", 0, record.size, boxes, np.zeros(9, np.int64), np.zeros(9, bool))
+    (item,) = load(Dataset(dataset.root, "voc", "all", ("a",), (1,), (crowded,)), batch=1, training=False)
+    assert item.targets.valid.sum() == 9
+    assert item.targets.boxes.shape == (1, 16, 4)
+
+
+def test_fillers_are_empty(dataset: Dataset) -> None:
+    fillers = 0
+    for item in load(dataset):
+        row = item.index == -1
+        fillers += int(row.sum())
+        assert not item.batch.images[row].any()
+        assert not item.targets.valid[row].any()
+        assert not item.seeds[row].any()
+        assert (item.batch.sizes[row] == torch.tensor(item.batch.images.shape[2:])).all()
+        assert (item.batch.scales[row] == 1).all()
+    assert fillers == 3
+
+
+def test_the_order_is_of_seed_and_epoch_alone(dataset: Dataset) -> None:
+    def order(epoch: int, seed: int = 7, training: bool = True) -> list[list[int]]:
+        return Loader(dataset, SETTINGS, training=training, batch=4, seed=seed).order(epoch)
+
+    assert order(2) == order(2)
+    assert len({str(order(epoch, seed)) for epoch in range(3) for seed in range(3)}) == 9
+    assert order(0, 1, training=False) == order(5, 2, training=False)
+    shapes = [tuple(item.batch.images.shape) for epoch in range(6) for item in load(dataset, epoch)]
+    assert len({tuple(shapes[i : i + 4]) for i in range(0, len(shapes), 4)}) > 1  # buckets change places
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_workers_and_resuming_change_nothing(dataset: Dataset, training: bool) -> None:
+    whole = load(dataset, 1, training=training)
+    assert same(whole, load(dataset, 1, training=training))
+    assert same(whole, load(dataset, 1, training=training, workers=2))
+    assert same(whole[2:], load(dataset, 1, start=2, training=training))
+    assert same(whole[2:], load(dataset, 1, start=2, training=training, workers=2))
+    assert load(dataset, 1, start=4, training=training) == []
+
+
+def test_workers_may_be_started_by_pickling(dataset: Dataset) -> None:
+    loader = pickle.loads(pickle.dumps(Loader(dataset, SETTINGS, training=True, batch=4, seed=7)))
+    assert same(list(loader.epoch(1)), load(dataset, 1))
+
+
+def test_loading_leaves_the_global_generator_alone(dataset: Dataset) -> None:
+    before = torch.get_rng_state()
+    load(dataset)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_processes_share_every_step(dataset: Dataset, training: bool) -> None:
+    alone = load(dataset, 1, training=training, batch=4)
+    ranks = [load(dataset, 1, training=training, batch=2, rank=rank, world=2) for rank in range(2)]
+    assert len(alone) == len(ranks[0]) == len(ranks[1])
+    for whole, *parts in zip(alone, *ranks, strict=True):
+        assert {part.batch.images.shape[2:] for part in parts} == {whole.batch.images.shape[2:]}
+        assert sorted(whole.index.tolist()) == sorted(torch.cat([part.index for part in parts]).tolist())
+    together = images_of(ranks[0] + ranks[1])
+    assert all(torch.equal(image, together[index]) for index, image in images_of(alone).items())
+
+
+def test_a_share_may_be_all_fillers(dataset: Dataset) -> None:
+    items = load(dataset, batch=2, rank=8, world=9)
+    assert [item.index.tolist() for item in items] == [[-1, -1]] * 3
+    assert sorted(tuple(item.batch.images.shape) for item in items) == [
+        (2, 3, 32, 32),
+        (2, 3, 32, 48),
+        (2, 3, 48, 32),
+    ]
+
+
+def test_what_an_image_gets_depends_on_its_name_not_on_its_companions(dataset: Dataset) -> None:
+    fewer = Dataset(dataset.root, "voc", "train", dataset.names, (1, 2, 3), dataset.records[4:])
+    some, every = load(fewer, 1, batch=2), images_of(load(dataset, 1))
+    assert all(torch.equal(image, every[index + 4]) for index, image in images_of(some).items())
+    for item in some:
+        for index, seed in zip(item.index.tolist(), item.seeds.tolist(), strict=True):
+            assert index < 0 or seed == stable_seed(7, 1, fewer.records[index].name)
+
+
+def test_epochs_and_seeds_change_an_image_and_validation_does_not(dataset: Dataset) -> None:
+    first = images_of(load(dataset, 0))
+    for other in (load(dataset, 1), load(dataset, 0, seed=8)):
+        assert sum(torch.equal(image, first[index]) for index, image in images_of(other).items()) < 3
+    assert same(load(dataset, 0, training=False), load(dataset, 9, training=False))
+    assert load(dataset, 9, training=False)[0].seeds[0] == stable_seed(7, 0, "0.png")
+
+
+def test_seeds_are_pinned() -> None:
+    assert stable_seed(0, 0, "a.jpg") == 7024571746289663599
+    assert stable_seed(1, 2, "\udce9.jpg") >= 0  # a file name that is no text
+
+
+def test_validation_targets_are_the_records_boxes_at_the_network_scale(dataset: Dataset) -> None:
+    for item in load(dataset, training=False) + load(dataset, settings=STILL):
+        for row, index in enumerate(item.index.tolist()):
+            if index < 0:
+                continue
+            record = dataset.records[index]
+            valid = item.targets.valid[row]
+            scale = item.batch.scales[row].flip(0).repeat(2).numpy()
+            np.testing.assert_allclose(item.targets.boxes[row, valid].numpy(), record.boxes * scale, rtol=1e-5)
+            assert item.targets.labels[row, valid].tolist() == record.labels.tolist()
+            assert item.targets.ignore[row, valid].tolist() == record.ignore.tolist()
+
+
+def test_objects_mostly_cut_off_are_ignored_and_lost_ones_leave(dataset: Dataset) -> None:
+    boxes = np.array([[0.0, 0, 8, 8], [25, 15, 35, 25], [52, 32, 60, 40]])
+    record = dataset.records[0]
+    record = Record(record.path, "0.png", 0, record.size, boxes, np.arange(3), np.zeros(3, bool))
+    single = Dataset(dataset.root, "voc", "train", dataset.names, (1, 2, 3), (record,))
+    zoom = override(STILL, {"augment": {"scale": (1.4, 1.4)}})
+    kept, ignored = Counter[int](), 0
+    for epoch in range(40):
+        (item,) = load(single, epoch, settings=zoom, batch=1)
+        valid = item.targets.valid[0]
+        kept[int(valid.sum())] += 1
+        ignored += int(item.targets.ignore[0].sum())
+        height, width = item.batch.sizes[0].tolist()
+        found = item.targets.boxes[0, valid]
+        assert (found >= 0).all()
+        assert (found <= torch.tensor([width, height, width, height])).all()
+        assert (found[:, 2:] > found[:, :2]).all()
+    assert len(kept) > 1
+    assert ignored
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_an_image_that_cannot_be_read_is_named(dataset: Dataset, tmp_path: Path, workers: int) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"\xff\xd8\xff\xe0 not a jpeg")
+    empty = np.zeros((0, 4))
+    record = Record(broken, "broken.jpg", 0, (40, 60), empty, np.zeros(0, np.int64), np.zeros(0, bool))
+    damaged = Dataset(tmp_path, "voc", "train", ("a",), (1,), (*dataset.records, record))
+    with pytest.raises(DataError, match=r"broken\.jpg") as error:
+        load(damaged, workers=workers)
+    assert "Traceback" not in str(error.value)
+
+
+def test_grey_images_are_loaded_and_jittered(dataset: Dataset) -> None:
+    grey = override(SETTINGS, {"preprocess": {"in_channels": 1, "mean": (0.5,), "std": (0.25,)}})
+    assert all(item.batch.images.shape[1] == 1 for item in load(dataset, settings=grey))

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcnn.insight.mosaic import Tile, compare, mosaic
+
+
+def tile(height: int, width: int, boxes: int = 2, **changes) -> Tile:
+    some = np.array([[0, 0, width / 2, height / 2], [width / 4, 0, width, height]])[:boxes]
+    grey = np.full((height, width, 3), 128, np.uint8)
+    return Tile(grey, some, np.arange(boxes), "folder/name.jpg")._replace(**changes)
+
+
+@pytest.mark.parametrize("count", [1, 3, 5])
+def test_images_of_any_shape_make_a_grid(tmp_path: Path, count: int) -> None:
+    tiles = [tile(50, 90), tile(90, 30, boxes=0), tile(7, 7), tile(300, 400), tile(1, 1)][:count]
+    mosaic(tiles, ("a", "b"), tmp_path / "m.jpg", columns=3, side=100)
+    with Image.open(tmp_path / "m.jpg") as picture:
+        columns = min(count, 3)
+        assert picture.width == columns * 100 + (columns + 1) * 8
+    assert [path.name for path in tmp_path.iterdir()] == ["m.jpg"]
+
+
+def test_images_keep_their_proportions_and_their_order(tmp_path: Path) -> None:
+    red, blue = (np.zeros((40, 80, 3), np.uint8) for _ in range(2))
+    red[..., 0], blue[..., 2] = 255, 255
+    mosaic([tile(40, 80, 0, image=red), tile(40, 80, 0, image=blue)], (), tmp_path / "m.png", side=100)
+    with Image.open(tmp_path / "m.png") as picture:
+        assert picture.height == 8 + 20 + 50 + 8
+        assert picture.getpixel((58, 60)) == (255, 0, 0)
+        assert picture.getpixel((166, 60)) == (0, 0, 255)
+
+
+def test_truth_stands_beside_prediction(tmp_path: Path) -> None:
+    truths = [tile(60, 80, ignore=np.array([True, False]))] * 3
+    found = [tile(60, 80, scores=np.array([0.9, 0.5]))] * 3
+    compare(truths, found, ("a", "b"), tmp_path / "m.png")
+    with Image.open(tmp_path / "m.png") as picture:
+        assert picture.width == 4 * 368 + 8
+        assert picture.height == 2 * (270 + 20 + 8) + 8
+
+
+def test_no_images_make_an_empty_picture(tmp_path: Path) -> None:
+    mosaic([], (), tmp_path / "m.png")
+    assert (tmp_path / "m.png").exists()
+
+
+def test_a_long_title_is_shortened(tmp_path: Path) -> None:
+    mosaic([tile(30, 30, title="x" * 300)], ("a", "b"), tmp_path / "m.png", side=60)

@@ -1,0 +1,96 @@
+import contextlib
+import io
+import logging
+
+import numpy as np
+import pytest
+
+from rcnn.metrics.coco import coco_metrics
+
+from .cases import prediction_of, random_images, truth_of
+
+
+def by_pycocotools(truths, predictions, classes: int, top: int = 100) -> list[float]:
+    from pycocotools.coco import COCO
+    from pycocotools.cocoeval import COCOeval
+
+    gt, dt = COCO(), COCO()
+    shared = {"images": [{"id": i} for i in range(len(truths))], "categories": [{"id": k} for k in range(classes)]}
+    gt_rows, dt_rows = [], []
+    for i, (truth, found) in enumerate(zip(truths, predictions, strict=True)):
+        for (x1, y1, x2, y2), label, ignore in zip(truth.boxes, truth.labels, truth.ignore, strict=True):
+            row = {"image_id": i, "category_id": int(label), "iscrowd": int(ignore), "id": len(gt_rows) + 1}
+            gt_rows.append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+        for (x1, y1, x2, y2), label, score in zip(found.boxes, found.labels, found.scores, strict=True):
+            row = {"image_id": i, "category_id": int(label), "score": float(score), "id": len(dt_rows) + 1}
+            dt_rows.append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+    gt.dataset = {**shared, "annotations": gt_rows}
+    dt.dataset = {**shared, "annotations": dt_rows}
+    with contextlib.redirect_stdout(io.StringIO()):
+        gt.createIndex()
+        dt.createIndex()
+        evaluation = COCOeval(gt, dt, "bbox")
+        evaluation.params.maxDets = [1, 10, top]
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    per_class = evaluation.eval["precision"][:, :, :, 0, 2]
+    means = [per_class[:, :, k][per_class[:, :, k] > -1] for k in range(classes)]
+    return [*evaluation.stats[:9], *(m.mean() if len(m) else -1 for m in means)]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_agrees_with_pycocotools(seed: int) -> None:
+    truths, predictions = random_images(seed, images=3 if seed == 5 else 15, classes=4)
+    ours = coco_metrics(truths, predictions, 4)
+    values = [ours.ap, ours.ap50, ours.ap75, ours.ap_small, ours.ap_medium, ours.ap_large]
+    values += [ours.ar1, ours.ar10, ours.ar100, *ours.per_class_ap]
+    theirs = np.array(by_pycocotools(truths, predictions, 4))
+    np.testing.assert_allclose(np.nan_to_num(values, nan=-1), theirs, rtol=0, atol=1e-12)
+    assert ours.ap > 0
+
+
+def test_worked_example_of_six_detections_and_five_objects() -> None:
+    right = [1, 0, 1, 1, 0, 1]
+    objects = [[100 * k, 0, 100 * k + 50, 50] for k in range(5)]
+    found = [objects[sum(right[:i])] if hit else [0, 500, 50, 550] for i, hit in enumerate(right)]
+    metrics = coco_metrics([truth_of(objects)], [prediction_of(found, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4])], 1)
+    assert metrics.ap50 == pytest.approx(0.636964, abs=5e-7)
+    assert metrics.ap == pytest.approx(metrics.ap50)
+    assert metrics.per_class_ap50.tolist() == [metrics.ap50]
+    assert metrics.counts.tolist() == [5]
+
+
+def test_no_predictions_score_zero_and_absent_classes_are_nan() -> None:
+    metrics = coco_metrics([truth_of([[0, 0, 9, 9]], [1])], [prediction_of([], [])], 3)
+    assert (metrics.ap, metrics.ap50, metrics.ar100) == (0, 0, 0)
+    assert np.isnan(metrics.ap_large)
+    np.testing.assert_array_equal(metrics.per_class_ap, [np.nan, 0, np.nan])
+
+
+@pytest.mark.parametrize(
+    ("truths", "predictions"),
+    [
+        ([], []),
+        ([truth_of([])], [prediction_of([[0, 0, 5, 5]], [0.5])]),
+        ([truth_of([[0, 0, 5, 5]], ignore=[True])], [prediction_of([[0, 0, 5, 5]], [0.5])]),
+    ],
+    ids=["no images", "no truths", "crowds alone"],
+)
+def test_without_truth_everything_is_nan(truths, predictions) -> None:
+    metrics = coco_metrics(truths, predictions, 2)
+    assert np.isnan([metrics.ap, metrics.ap50, metrics.ap_small, metrics.ar100, *metrics.per_class_ap]).all()
+    assert metrics.counts.tolist() == [0, 0]
+
+
+def test_only_the_best_detections_of_an_image_count() -> None:
+    truth = truth_of([[0, 0, 50, 50], [100, 0, 150, 50]])
+    found = prediction_of([[300, 0, 350, 50], *truth.boxes.tolist()], [0.9, 0.8, 0.7])
+    assert [coco_metrics([truth], [found], 1, top).ar100 for top in (1, 2, 3)] == [0, 0.5, 1]
+
+
+def test_is_silent(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO):
+        coco_metrics(*random_images(1), 3)
+    assert capsys.readouterr() == ("", "")
+    assert not caplog.records

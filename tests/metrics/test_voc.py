@@ -1,0 +1,117 @@
+import numpy as np
+import pytest
+
+from rcnn.metrics.types import Prediction, Truth
+from rcnn.metrics.voc import average_precision, voc_ap
+
+from .cases import prediction_of, random_images, truth_of
+
+BOX = [0, 0, 10, 10]
+
+
+def ap(truth: Truth, prediction: Prediction, **options) -> float:
+    return voc_ap([truth], [prediction], 1, **options)[0]
+
+
+def test_worked_example_of_six_detections_and_five_objects() -> None:
+    right = np.array([1, 0, 1, 1, 0, 1], bool)
+    assert average_precision(right, 5) == pytest.approx(0.633333, abs=5e-7)
+    assert average_precision(right, 5, eleven_point=True) == pytest.approx(0.666667, abs=5e-7)
+
+
+def test_recall_of_exactly_six_tenths_reaches_its_point() -> None:
+    """`np.arange(0, 1.1, 0.1)` holds 0.6000000000000001, which 3 / 5 would miss."""
+    assert average_precision(np.ones(3, bool), 5, eleven_point=True) == pytest.approx(7 / 11)
+
+
+def test_a_match_needs_more_than_the_threshold() -> None:
+    half = prediction_of([[0, 0, 10, 5]], [0.9])
+    assert ap(truth_of([BOX]), half) == 0
+    assert ap(truth_of([BOX]), half, iou=0.49) == 1
+
+
+def test_inclusive_corners_have_the_iou_of_continuous_boxes_a_pixel_longer() -> None:
+    inclusive = prediction_of([[0, 0, 9, 4]], [0.9])
+    longer = prediction_of([[0, 0, 9, 5]], [0.9])
+    assert ap(truth_of([[0, 0, 9, 9]]), inclusive, offset=1) == 0
+    assert ap(truth_of([[0, 0, 9, 9]]), longer, offset=1) == 1
+
+
+def test_difficult_objects_are_neither_right_nor_wrong_nor_counted() -> None:
+    truth = truth_of([BOX, [50, 0, 60, 10]], ignore=[True, False])
+    found = prediction_of([BOX, BOX, [50, 0, 60, 10]], [0.9, 0.8, 0.7])
+    assert ap(truth, found) == 1
+    assert np.isnan(ap(truth_of([BOX], ignore=[True]), found))
+
+
+def test_duplicates_are_wrong() -> None:
+    truth = truth_of([BOX, [50, 0, 60, 10]])
+    found = prediction_of([BOX, BOX, [50, 0, 60, 10]], [0.9, 0.8, 0.7])
+    assert ap(truth, found) == pytest.approx(0.5 + 0.5 * 2 / 3)
+
+
+def test_only_the_truth_of_largest_overlap_is_tried() -> None:
+    """The second detection covers both objects well, but best the one that is taken."""
+    truth = truth_of([[0, 0, 10, 10], [2, 0, 12, 10]])
+    found = prediction_of([[0, 0, 10, 10], [0.5, 0, 10.5, 10]], [0.9, 0.8])
+    assert ap(truth, found) == pytest.approx(0.5)
+
+
+def test_the_better_score_takes_the_truth_whatever_its_place() -> None:
+    found = prediction_of([[0, 0, 9, 10], BOX], [0.2, 0.9])
+    assert ap(truth_of([BOX]), found) == 1
+
+
+def test_equal_scores_keep_the_given_order() -> None:
+    wrong = [80, 80, 90, 90]
+    assert ap(truth_of([BOX]), prediction_of([BOX, wrong], [0.5, 0.5])) == 1
+    assert ap(truth_of([BOX]), prediction_of([wrong, BOX], [0.5, 0.5])) == 0.5
+
+
+def test_empty_results_and_empty_truths() -> None:
+    none = prediction_of([], [])
+    for eleven_point in (False, True):
+        assert ap(truth_of([BOX]), none, eleven_point=eleven_point) == 0
+        assert np.isnan(ap(truth_of([]), none, eleven_point=eleven_point))
+        assert np.isnan(ap(truth_of([]), prediction_of([BOX], [0.5]), eleven_point=eleven_point))
+    assert np.isnan(voc_ap([], [], 2)).all()
+
+
+def devkit_ap(truths: list[Truth], predictions: list[Prediction], label: int) -> float:
+    """The devkit's own loop, written out."""
+    rows = [
+        (-score, image, box)
+        for image, found in enumerate(predictions)
+        for score, box, of in zip(found.scores, found.boxes, found.labels, strict=True)
+        if of == label
+    ]
+    taken, tp, fp = set(), [], []
+    for _, image, box in sorted(rows, key=lambda row: row[0]):
+        best, best_iou = -1, -np.inf
+        for j in np.flatnonzero(truths[image].labels == label):
+            gt = truths[image].boxes[j]
+            w, h = min(box[2], gt[2]) - max(box[0], gt[0]), min(box[3], gt[3]) - max(box[1], gt[1])
+            inside = max(w, 0) * max(h, 0)
+            iou = inside / ((box[2] - box[0]) * (box[3] - box[1]) + (gt[2] - gt[0]) * (gt[3] - gt[1]) - inside)
+            if iou > best_iou:
+                best, best_iou = j, iou
+        hit = best_iou > 0.5
+        if hit and truths[image].ignore[best]:
+            continue
+        tp.append(hit and (image, best) not in taken)
+        fp.append(not tp[-1])
+        if hit:
+            taken.add((image, best))
+    total = sum(int(((t.labels == label) & ~t.ignore).sum()) for t in truths)
+    recall = np.concatenate(([0], np.cumsum(tp) / total, [1]))
+    precision = np.concatenate(([0], np.cumsum(tp) / np.maximum(np.cumsum(tp) + np.cumsum(fp), 1), [0]))
+    for i in range(len(precision) - 2, -1, -1):
+        precision[i] = max(precision[i], precision[i + 1])
+    return float(((recall[1:] - recall[:-1]) * precision[1:]).sum())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_agrees_with_the_devkits_loop(seed: int) -> None:
+    truths, predictions = random_images(seed, images=15)
+    ours = voc_ap(truths, predictions, 3)
+    np.testing.assert_allclose(ours, [devkit_ap(truths, predictions, k) for k in range(3)], atol=1e-12)

@@ -1,0 +1,240 @@
+import copy
+
+import pytest
+import torch
+from torchvision import ops as tv
+
+from rcnn.model.boxes import clip, decode
+from rcnn.model.structures import Batch, Detections, Targets
+from tests.model import tiny
+
+
+def gradients(net):
+    return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+
+def test_detections_equal_a_loop_over_images_and_classes():
+    net = tiny.model().eval()
+    data, _ = tiny.batch(3)
+    with torch.no_grad():
+        found, proposals = net.detect_and_propose(data)
+        roi_levels, _ = net.extract(data)
+        out = net.fast_rcnn(roi_levels, proposals.boxes)
+    for i in range(3):
+        valid = proposals.valid[i]
+        scores = out.logits[i][valid].softmax(-1)[:, :-1]
+        boxes = decode(out.deltas[i][valid], proposals.boxes[i][valid][:, None], torch.tensor([0.1, 0.1, 0.2, 0.2]))
+        boxes = clip(boxes[None], data.sizes[i : i + 1])[0]
+        label = torch.arange(3).expand_as(scores)
+        keep = scores > 0.01
+        boxes, scores, label = boxes[keep], scores[keep], label[keep]
+        kept = tv.batched_nms(boxes, scores, label, 0.5)[:12]
+        real = found.valid[i]
+        torch.testing.assert_close(found.boxes[i][real], boxes[kept])
+        torch.testing.assert_close(found.scores[i][real], scores[kept])
+        assert torch.equal(found.labels[i][real], label[kept])
+    assert found.finite.all()
+
+
+def test_fpn_levels_of_the_paper():
+    net = tiny.model()
+    net.fast_rcnn.strides = (4, 8, 16, 32)
+    net.fast_rcnn.settings = tiny.settings({"roi": {"canonical_size": 224.0}}).roi
+    sides = torch.tensor([112.0, 223, 224, 448, 32, 900])
+    boxes = torch.stack((torch.zeros(6), torch.zeros(6), sides, sides), dim=-1)
+    assert (net.fast_rcnn.level_of(boxes) + 2).tolist() == [3, 3, 4, 5, 2, 5]
+
+
+def test_an_image_alone_and_in_any_batch_gives_the_same_detections():
+    net = tiny.model().eval()
+    data, _ = tiny.batch(4)
+    with torch.no_grad():
+        together = net(data)
+        for order in ([2], [3, 0], [1, 3, 2, 0]):
+            apart = net(Batch(*(part[order] for part in data)))
+            for a, b in zip(together, apart, strict=True):
+                torch.testing.assert_close(a[order], b)
+
+
+def test_losses_are_equal_in_train_and_eval_mode():
+    net = tiny.model()
+    data, targets = tiny.batch(3)
+    keys = tiny.keys(net, data, targets)
+    train = net.train().loss(data, targets, keys)
+    for name, (value, count) in net.eval().loss(data, targets, keys).items():
+        torch.testing.assert_close(train[name], (value, count), rtol=0, atol=0)
+    found, proposals, losses = net.evaluate(data, targets, keys)
+    torch.testing.assert_close(tiny.total(losses), tiny.total(train))
+    torch.testing.assert_close(found, net(data))
+    torch.testing.assert_close(proposals, net.propose(data))
+
+
+def test_losses_do_not_depend_on_padding_rows_or_batch_order():
+    net = tiny.model()
+    data, targets = tiny.batch(3)
+    seeds = torch.tensor([5, 6, 7])
+    whole = net.loss(data, targets, net.keys(data, targets, seeds))
+    order = [2, 0, 1]
+    shuffled = net.loss(
+        Batch(*(p[order] for p in data)), Targets(*(p[order] for p in targets)), net.keys(data, targets, seeds[order])
+    )
+    parts = [
+        net.loss(
+            Batch(*(p[i : i + 1] for p in data)),
+            Targets(*(p[i : i + 1] for p in targets)),
+            net.keys(data, targets, seeds[i : i + 1]),
+        )
+        for i in range(3)
+    ]
+    for name, (value, count) in whole.items():
+        torch.testing.assert_close(shuffled[name], (value, count))
+        torch.testing.assert_close(sum(part[name][0] for part in parts), value)
+        assert sum(part[name][1] for part in parts) == count
+
+
+@pytest.mark.parametrize("what", ["no object", "fillers", "empty batch", "absurd padding", "tiny images"])
+def test_nothing_padded_reaches_a_gradient(what):
+    net = tiny.model()
+    data, targets = tiny.batch(2, *((16, 16) if what == "tiny images" else (64, 96)))
+    if what == "no object":
+        targets = targets._replace(valid=targets.valid & False)
+    elif what == "fillers":
+        data, targets = data._replace(sizes=data.sizes * 0), targets._replace(valid=targets.valid & False)
+    elif what == "empty batch":
+        data, targets = Batch(*(p[:0] for p in data)), Targets(*(p[:0] for p in targets))
+    elif what == "absurd padding":
+        boxes = torch.where(targets.valid[..., None], targets.boxes, torch.tensor(float("nan")))
+        targets = targets._replace(boxes=boxes, labels=torch.where(targets.valid, targets.labels, -7))
+    losses = net.loss(data, targets, tiny.keys(net, data, targets))
+    tiny.total(losses).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, f"{name} is outside the graph"
+        assert parameter.grad.isfinite().all(), name
+    if what in ("fillers", "empty batch"):
+        assert all(value == 0 and count == 0 for value, count in losses.values())
+
+
+def test_keys_depend_on_the_seed_alone():
+    net = tiny.model()
+    data, targets = tiny.batch(2)
+    both = net.keys(data, targets, torch.tensor([3, 9]))
+    alone = net.keys(Batch(*(p[1:] for p in data)), Targets(*(p[1:] for p in targets)), torch.tensor([9]))
+    assert torch.equal(both.rpn[1:], alone.rpn)
+    assert torch.equal(both.roi[1:], alone.roi)
+    assert not torch.equal(both.rpn[0], both.rpn[1])
+    assert both.rpn.shape[1] >= sum(len(a) for a in net.extract(data)[1].anchors)
+
+
+def test_ignored_objects_never_join_the_proposals():
+    net = tiny.model()
+    data, targets = tiny.batch(1, objects=3)
+    targets = targets._replace(valid=torch.ones(1, 3, dtype=torch.bool), ignore=torch.tensor([[False, True, False]]))
+    targets.boxes[0] = torch.tensor([[10.0, 10, 40, 40], [50, 5, 90, 50], [10, 30, 40, 60]])
+    proposals = net.propose(data)
+    proposals = proposals._replace(
+        boxes=torch.tensor([[[52.0, 6, 88, 48]]]).expand(1, 24, 4).contiguous(),
+        valid=torch.ones(1, 24, dtype=torch.bool),
+    )
+    rois, drawn, _ = net.fast_rcnn.select(proposals, targets, torch.rand(1, 27, dtype=torch.float64))
+    assert rois[drawn.valid].tolist() == [[10, 10, 40, 40], [10, 30, 40, 60]] or rois[drawn.valid].tolist() == [
+        [10, 30, 40, 60],
+        [10, 10, 40, 40],
+    ]
+
+
+def test_non_finite_weights_are_said():
+    net = tiny.model().eval()
+    data, _ = tiny.batch(2)
+    data.images[1, 0, 0, 0] = float("nan")
+    with torch.no_grad():
+        assert net(data).finite.tolist() == [True, False]
+        net.fast_rcnn.predictor.cls.bias[0] = float("nan")
+        assert net(data).finite.tolist() == [False, False]
+
+
+def test_unknown_roi_level_is_named():
+    with pytest.raises(ValueError, match=r"roi.levels names \[2\], but the backbone's levels are \[3, 4\]"):
+        tiny.model({"roi": {"levels": [2, 3]}})
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"roi": {"class_agnostic": True, "pool": "max"}, "rpn": {"logits": 2, "box_loss": "giou"}}]
+)
+def test_compiles_into_one_graph(changes):
+    """No graph break in forward nor in loss and its backward; outputs and gradients equal eager's."""
+    net = tiny.model(changes)
+    torch._dynamo.reset()
+    operators: set[str] = set()
+
+    def backend(graph, inputs):
+        operators.update(str(node.target) for node in graph.graph.nodes if str(node.target).startswith("rcnn."))
+        return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
+
+    forward = torch.compile(net.forward, fullgraph=True, backend=backend, dynamic=False)
+    loss = torch.compile(net.loss, fullgraph=True, backend=backend, dynamic=False)
+    for shape in ((2, 64, 96), (2, 96, 64), (0, 64, 96)):
+        data, targets = tiny.batch(*shape)
+        keys = tiny.keys(net, data, targets)
+        with torch.no_grad():
+            torch.testing.assert_close(forward(data), net(data))
+        net.zero_grad(set_to_none=True)
+        expected = net.loss(data, targets, keys)
+        tiny.total(expected).backward()
+        wanted = gradients(net)
+        net.zero_grad(set_to_none=True)
+        found = loss(data, targets, keys)
+        tiny.total(found).backward()
+        torch.testing.assert_close(dict(found), dict(expected))
+        torch.testing.assert_close(gradients(net), wanted)
+    pool = "roi_pool" if changes else "roi_align"
+    assert operators == {f"rcnn.{name}.default" for name in ("match", "nms", pool)}
+
+
+def test_compiles_with_inductor():
+    net = tiny.model().eval()
+    torch._dynamo.reset()
+    data, _ = tiny.batch(2)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(net.forward, fullgraph=True)(data), net(data), rtol=1e-4, atol=1e-4)
+
+
+class Wrapper(torch.nn.Module):
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, images, sizes, scales, originals):
+        return tuple(self.net(Batch(images, sizes, scales, originals)))
+
+
+def test_exports_and_agrees_on_other_images_and_batch_sizes(tmp_path):
+    net = tiny.model().eval()
+    data, _ = tiny.batch(2)
+    size = torch.export.Dim("batch", min=1, max=16)
+    program = torch.export.export(Wrapper(net), tuple(data), dynamic_shapes=({0: size},) * 4)
+    torch.export.save(program, tmp_path / "net.pt2")
+    loaded = torch.export.load(tmp_path / "net.pt2").module()
+    for count, seed in ((1, 3), (2, 4), (5, 5)):
+        other, _ = tiny.batch(count, seed=seed)
+        with torch.no_grad():
+            torch.testing.assert_close(Detections(*loaded(*other)), net(other))
+
+
+def test_whole_gradient_equals_finite_differences():
+    """Selection and sampling are constants; the last bias is moved by too little to change them."""
+    net = tiny.model().double()
+    data, targets = tiny.batch(2, dtype=torch.float64)
+    keys = tiny.keys(net, data, targets)
+    tiny.total(net.loss(data, targets, keys)).backward()
+    moved = copy.deepcopy(net)
+    for name in ("fast_rcnn.predictor.cls.weight", "fast_rcnn.head.fc6.weight", "fast_rcnn.predictor.reg.bias"):
+        parameter, step = moved.get_parameter(name), 1e-6
+        place = tuple(0 for _ in parameter.shape)
+        values = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter[place] += sign * step
+                values.append(tiny.total(moved.loss(data, targets, keys)))
+                parameter[place] -= sign * step
+        slope = (values[0] - values[1]) / (2 * step)
+        torch.testing.assert_close(net.get_parameter(name).grad[place], slope, atol=1e-6, rtol=1e-4)

@@ -1,0 +1,87 @@
+"""A detector small enough to differentiate, compile and train in a test: two levels of 8 channels."""
+
+from collections import OrderedDict
+
+import torch
+from torch import Tensor, nn
+
+from rcnn.config import Settings, merge, validate
+from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.structures import Batch, Keys, Targets
+
+
+class TinyBackbone(nn.Module):
+    strides = (8, 16)
+    channels = 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 8, stride=8)
+        self.down = nn.Conv2d(8, 8, 3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        fine = self.stem(images).tanh()
+        return OrderedDict(p3=fine, p4=self.down(fine).tanh())
+
+
+TREE = {
+    "model": {"levels": [3, 4]},
+    "anchors": {"sizes": [[16], [32]]},
+    "rpn": {"samples": 32, "pre_train": 40, "post_train": 24, "pre_test": 40, "post_test": 24},
+    "roi": {
+        "levels": [3, 4],
+        "size": 3,
+        "hidden": 16,
+        "samples": 16,
+        "detections": 12,
+        "canonical_size": 32.0,
+        "score": 0.01,
+    },
+}
+
+
+def settings(changes: dict | None = None) -> Settings:
+    return validate(merge(TREE, changes or {}))
+
+
+def model(changes: dict | None = None, *, classes: int = 3, seed: int = 0) -> FasterRCNN:
+    torch.manual_seed(seed)
+    net = FasterRCNN(TinyBackbone(), settings(changes), classes)
+    with torch.no_grad():  # spread the outputs, so that scores and boxes differ
+        for name, parameter in net.named_parameters():
+            if "backbone" not in name:
+                parameter.normal_(std=0.2)
+    return net
+
+
+def batch(
+    count: int = 2,
+    height: int = 64,
+    width: int = 96,
+    *,
+    objects: int = 5,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Batch, Targets]:
+    """Random images, the last of which has no object; others have a padded row."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(count, 3, height, width, generator=generator, dtype=torch.float64).to(dtype)
+    sizes = torch.tensor([[float(height - 3), float(width - 5)]], dtype=dtype).repeat(count, 1)
+    low = torch.rand(count, objects, 2, generator=generator) * torch.tensor([width - 45.0, height - 45.0])
+    sides = 8 + 30 * torch.rand(count, objects, 2, generator=generator)
+    boxes = torch.cat((low, low + sides), dim=-1).to(dtype)
+    labels = torch.randint(0, 3, (count, objects), generator=generator)
+    valid = torch.ones(count, objects, dtype=torch.bool)
+    valid[:, -1] = False
+    valid[count - 1 :] = False
+    boxes = torch.where(valid[..., None], boxes, 0.0)
+    ones = torch.ones(count, 2, dtype=dtype)
+    return Batch(images, sizes, ones, sizes.clone()), Targets(boxes, labels, valid, torch.zeros_like(valid))
+
+
+def keys(net: FasterRCNN, data: Batch, targets: Targets, seed: int = 7) -> Keys:
+    return net.keys(data, targets, torch.arange(len(data.images)) + seed)
+
+
+def total(losses) -> Tensor:
+    return sum((value / count.clamp(min=1) for value, count in losses.values()), torch.zeros(()))

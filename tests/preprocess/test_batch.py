@@ -1,0 +1,139 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from rcnn.config import Preprocess
+from rcnn.preprocess.batch import Preprocessor
+
+sides = st.integers(1, 3000)
+
+
+def preprocessor(**changes: Any) -> Preprocessor:
+    return Preprocessor(Preprocess(**changes))
+
+
+def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, channels), dtype=np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("size", "resized", "bucket"),
+    [
+        ((480, 640), (448, 597), (448, 608)),
+        ((640, 480), (597, 448), (608, 448)),
+        ((300, 1200), (192, 768), (192, 768)),  # the long side wins
+        ((448, 448), (448, 448), (448, 448)),
+        ((1, 10000), (1, 768), (32, 768)),
+        ((10000, 1), (768, 1), (768, 32)),
+        ((1, 1), (448, 448), (448, 448)),
+    ],
+)
+def test_sizes_worked_by_hand(size: tuple[int, int], resized: tuple[int, int], bucket: tuple[int, int]) -> None:
+    assert preprocessor().resized(size) == resized
+    assert preprocessor().bucket(size) == bucket
+
+
+@given(sides, sides, st.integers(1, 64))
+@settings(deadline=None, max_examples=100)
+def test_a_bucket_is_the_least_multiple_that_holds_the_resized_image(height: int, width: int, multiple: int) -> None:
+    door = preprocessor(multiple=multiple)
+    for side, padded in zip(door.resized((height, width)), door.bucket((height, width)), strict=True):
+        assert padded % multiple == 0
+        assert 0 <= padded - side < multiple
+        assert 1 <= side <= 768
+
+
+def test_colour_images_are_resized_as_pillow_does() -> None:
+    array = picture(48, 64)
+    door = preprocessor(short=30, long=100)
+    expected = np.asarray(Image.fromarray(array).resize((40, 30), Image.Resampling.BILINEAR))
+    assert torch.equal(door.resize(array), torch.tensor(expected).permute(2, 0, 1))
+
+
+@pytest.mark.parametrize("channels", [1, 2, 4, 5])
+def test_any_number_of_channels_is_resized_channel_by_channel(channels: int) -> None:
+    array = picture(40, 20, channels)
+    image = preprocessor(short=10, in_channels=channels, mean=(0.5,), std=(1.0,)).resize(array)
+    assert image.shape == (channels, 20, 10)
+    for channel in range(channels):
+        expected = Image.fromarray(array[:, :, channel]).resize((10, 20), Image.Resampling.BILINEAR)
+        assert np.array_equal(image[channel].numpy(), np.asarray(expected))
+
+
+def test_interpolate_neither_smooths_nor_rounds() -> None:
+    array = picture(30, 40)
+    image = preprocessor(short=10, resize="interpolate").resize(array)
+    tensor = torch.tensor(array).permute(2, 0, 1)[None].float()
+    expected = torch.nn.functional.interpolate(tensor, size=(10, 13), mode="bilinear", align_corners=False)[0]
+    assert image.dtype == torch.float32
+    torch.testing.assert_close(image, expected)
+
+
+def test_a_batch_is_normalised_then_padded_with_zeros() -> None:
+    door = preprocessor(short=20, long=40, multiple=16, mean=(0.1, 0.2, 0.3), std=(0.5, 0.6, 0.7))
+    arrays = [picture(40, 60), picture(40, 62, seed=1)]
+    images = [door.resize(array) for array in arrays]
+    batch = door.collate(images, [(40, 60), (40, 62)])
+    assert batch.images.shape == (2, 3, 32, 32)
+    assert batch.sizes.tolist() == [[20, 30], [20, 31]]
+    assert batch.originals.tolist() == [[40, 60], [40, 62]]
+    assert batch.scales.tolist() == [[0.5, 0.5], [0.5, 0.5]]
+    for image, row in zip(images, batch.images, strict=True):
+        height, width = image.shape[1:]
+        for channel, (mean, std) in enumerate([(0.1, 0.5), (0.2, 0.6), (0.3, 0.7)]):
+            expected = (image[channel].double() / 255 - mean) / std
+            torch.testing.assert_close(row[channel, :height, :width].double(), expected, atol=1e-6, rtol=0)
+        assert not row[:, height:].any()
+        assert not row[:, :, width:].any()
+
+
+def test_bgr_turns_the_channels_and_keeps_mean_and_std_in_the_order_of_the_network() -> None:
+    image = torch.stack([torch.full((4, 4), value, dtype=torch.uint8) for value in (255, 51, 0)])
+    normal = preprocessor(order="bgr", mean=(0.1, 0.2, 0.3), std=(1.0, 1.0, 2.0)).normalise(image)
+    torch.testing.assert_close(normal[:, 0, 0], torch.tensor([-0.1, 0.0, 0.35]))
+
+
+def test_a_given_bucket_pads_further_and_changes_no_pixel() -> None:
+    door = preprocessor(short=32, long=64)
+    image = door.resize(picture(32, 40))
+    alone, wide = door.collate([image], [(32, 40)]), door.collate([image], [(32, 40)], bucket=(64, 96))
+    assert wide.images.shape == (1, 3, 64, 96)
+    assert torch.equal(wide.images[:, :, :32, :64], alone.images)
+
+
+def test_images_of_two_buckets_are_refused() -> None:
+    door = preprocessor(short=32, long=64)
+    arrays = [picture(32, 32), picture(32, 64)]
+    with pytest.raises(ValueError, match=r"one bucket, got \[\(32, 32\), \(32, 64\)\]"):
+        door.collate([door.resize(array) for array in arrays], [(32, 32), (32, 64)])
+
+
+def test_a_thin_image_gets_through() -> None:
+    door = preprocessor()
+    batch = door.collate([door.resize(picture(1, 10000))], [(1, 10000)])
+    assert batch.images.shape == (1, 3, 32, 768)
+    assert batch.sizes.tolist() == [[1, 768]]
+
+
+@given(sides, sides, st.integers(0, 2**31))
+@settings(deadline=None, max_examples=50)
+def test_boxes_come_back_to_the_file(height: int, width: int, seed: int) -> None:
+    door = preprocessor()
+    corners = np.sort(np.random.default_rng(seed).random((5, 2, 2)), axis=1) * (width, height)
+    boxes = torch.from_numpy(corners.reshape(5, 4))
+    resized = torch.tensor(door.resized((height, width)), dtype=torch.float64)
+    original = torch.tensor((height, width), dtype=torch.float64)
+    scale = resized / original
+    there = boxes * scale.flip(0).repeat(2)
+    torch.testing.assert_close(door.boxes_back(there, scale, original), boxes)
+
+
+def test_boxes_beyond_the_file_are_clipped_to_it() -> None:
+    boxes = torch.tensor([[-5.0, -5.0, 500.0, 30.0]])
+    back = preprocessor().boxes_back(boxes, torch.tensor([0.5, 2.0]), torch.tensor([100.0, 200.0]))
+    assert back.tolist() == [[0.0, 0.0, 200.0, 60.0]]

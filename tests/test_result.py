@@ -1,0 +1,169 @@
+import json
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcnn.draw import PALETTE, as_rgb, colour, draw_boxes, shade, text_colour
+from rcnn.result import Result
+
+
+def result(**changes) -> Result:
+    fields = {
+        "boxes": np.array([[10, 20, 60, 70.25], [0, 0, 100, 80], [90.123, 70, 100, 80]], np.float32),
+        "scores": np.array([0.9, 0.75, 0.3], np.float32),
+        "labels": np.array([1, 0, 1]),
+        "names": ("cat", "dog"),
+        "path": None,
+        "size": (80, 100),
+    }
+    return Result(**fields | changes)
+
+
+def empty(**changes) -> Result:
+    nothing = {"boxes": np.zeros((0, 4), np.float32), "scores": np.zeros(0, np.float32), "labels": np.zeros(0, int)}
+    return result(**nothing | changes)
+
+
+def test_length_counts_and_text() -> None:
+    assert len(result()) == 3
+    assert result().counts() == {"cat": 1, "dog": 2}
+    assert repr(result(path="a/b.jpg")) == "Result(a/b.jpg, 100x80: 1 cat, 2 dog)"
+    assert repr(empty()) == "Result(array, 100x80: nothing)"
+
+
+def test_filter_keeps_the_best_of_what_is_asked_for() -> None:
+    features = np.arange(6, dtype=np.float32).reshape(3, 2)
+    kept = result(features=features).filter(score=0.3, classes=["dog"], top=1)
+    assert kept.scores.tolist() == pytest.approx([0.9])
+    assert kept.features is not None
+    assert kept.features.tolist() == [[0, 1]]
+    assert len(result().filter(score=0.3)) == 3  # the score itself is kept, in the scores' own precision
+    assert len(result().filter(score=0.31)) == 2
+    assert len(result().filter(classes=[])) == 0
+    assert len(result().filter()) == 3
+
+
+def test_filter_names_unknown_classes() -> None:
+    with pytest.raises(ValueError, match=r"unknown classes horse; this detector knows cat, dog"):
+        result().filter(classes=["dog", "horse"])
+
+
+def test_json_is_plain_and_complete() -> None:
+    tree = json.loads(json.dumps(result(path="x.jpg", features=np.ones((3, 2), np.float32)).to_json()))
+    assert (tree["path"], tree["height"], tree["width"]) == ("x.jpg", 80, 100)
+    expected = {"name": "dog", "label": 1, "score": 0.9, "box": [10, 20, 60, 70.25], "features": [1, 1]}
+    assert tree["detections"][0] == expected
+    assert empty().to_json()["detections"] == []
+    assert "features" not in result().to_json()["detections"][0]
+
+
+def test_coco_rows_carry_the_data_sets_own_numbers() -> None:
+    rows = json.loads(json.dumps(result(category_ids=(7, 18)).to_coco(42)))
+    assert rows[0] == {"image_id": 42, "category_id": 18, "bbox": [10, 20, 50, 50.25], "score": 0.9}
+    assert rows[2]["bbox"] == [90.12, 70, 9.88, 10]
+
+
+def test_coco_rows_fall_back_on_the_file_name_and_on_counting_from_one() -> None:
+    assert {(row["image_id"], row["category_id"]) for row in result(path="a/b.jpg").to_coco()} == {
+        ("b.jpg", 1),
+        ("b.jpg", 2),
+    }
+    assert result().to_coco(0)[0]["image_id"] == 0
+    with pytest.raises(ValueError, match="give its id"):
+        result().to_coco()
+
+
+def test_coco_rows_are_read_by_pycocotools(tmp_path: Path) -> None:
+    from pycocotools.coco import COCO
+
+    gt = COCO()
+    gt.dataset = {"info": {}, "images": [{"id": 3}], "categories": [{"id": 1}, {"id": 2}], "annotations": []}
+    gt.createIndex()
+    assert len(gt.loadRes(result().to_coco(3)).anns) == 3
+
+
+def test_yolo_lines_give_the_boxes_back() -> None:
+    lines = result().to_yolo().splitlines()
+    assert lines[1] == "0 0.500000 0.500000 1.000000 1.000000"
+    label, x, y, w, h = map(float, lines[0].split())
+    assert label == 1
+    corners = np.array([x - w / 2, y - h / 2, x + w / 2, y + h / 2]) * (100, 80, 100, 80)
+    np.testing.assert_allclose(corners, [10, 20, 60, 70.25], atol=1e-3)
+    assert result().to_yolo(scores=True).splitlines()[0].split()[5] == "0.900000"
+    assert empty().to_yolo() == ""
+
+
+def test_voc_counts_pixels_from_one_and_includes_the_last() -> None:
+    root = ElementTree.fromstring(result(path="a/b & c.jpg").to_voc())
+    assert root.findtext("filename") == "b & c.jpg"
+    assert (root.findtext("size/width"), root.findtext("size/height")) == ("100", "80")
+    boxes = [[int(node.text or "") for node in box] for box in root.iter("bndbox")]
+    assert boxes == [[11, 21, 60, 70], [1, 1, 100, 80], [91, 71, 100, 80]]
+    assert [node.text for node in root.iter("name")] == ["dog", "cat", "dog"]
+
+
+def test_voc_boxes_of_less_than_a_pixel_keep_one() -> None:
+    sliver = empty(boxes=np.array([[99.8, 79.9, 100, 80]], np.float32), scores=np.ones(1), labels=np.zeros(1, int))
+    box = [int(node.text or "") for node in next(ElementTree.fromstring(sliver.to_voc()).iter("bndbox"))]
+    assert box == [100, 80, 100, 80]
+
+
+def test_drawing_leaves_the_image_alone_and_frames_boxes_in_the_colour_of_the_class() -> None:
+    image = np.full((80, 100, 3), 255, np.uint8)
+    picture = result().draw(image)
+    assert picture.size == (100, 80)
+    assert (image == 255).all()
+    assert "#{:02X}{:02X}{:02X}".format(*picture.getpixel((10, 50))) == colour(1)  # type: ignore[misc]
+    assert picture.getpixel((30, 45)) == (255, 255, 255)
+
+
+def test_drawing_respects_the_score() -> None:
+    image = Image.new("L", (100, 80), 255)
+    assert len(result().draw(image, score=0.95).getcolors() or []) == 1
+    assert len(result().draw(image, score=0.5).getcolors() or []) > 1
+    assert len(empty().draw(image).getcolors() or []) == 1
+
+
+def test_drawing_reads_the_file_of_the_result(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 80), "white").save(tmp_path / "a.png")
+    read = result(path=str(tmp_path / "a.png")).draw()
+    assert list(read.tobytes()) == list(result().draw(Image.new("RGB", (100, 80), "white")).tobytes())
+
+
+def test_drawing_says_what_is_missing_or_of_another_size() -> None:
+    with pytest.raises(ValueError, match="give the image to draw on"):
+        result().draw()
+    with pytest.raises(ValueError, match="the image is 80x100 pixels, but the result is of one of 100x80"):
+        result().draw(np.zeros((100, 80, 3), np.uint8))
+
+
+def test_many_boxes_of_one_class_are_coloured_by_score() -> None:
+    low = np.stack((np.arange(70), np.arange(70)), 1).astype(np.float32)
+    boxes, labels = np.concatenate((low, low + 9), 1), np.zeros(70, int)
+    many = result(boxes=boxes, scores=np.linspace(1, 0, 70), labels=labels, names=("object",))
+    picture = many.draw(Image.new("RGB", (100, 80), "white"))
+    assert "#{:02X}{:02X}{:02X}".format(*picture.getpixel((0, 0))) == shade(1)  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 200), (900, 700)])
+def test_boxes_and_tags_of_any_place_fit_any_image(size: tuple[int, int]) -> None:
+    height, width = size
+    boxes = np.array([[0, 0, width, height], [width - 0.5, height - 0.5, width, height], [0, 0, 0, 0]])
+    for dashed in (None, np.ones(3, bool)):
+        tags = ["a long name of a class 0.99", "b", ""]
+        assert draw_boxes(np.zeros((*size, 3), np.uint8), boxes, PALETTE[:3], tags, dashed).size == (width, height)
+
+
+def test_any_number_of_channels_is_shown() -> None:
+    for shape in ((4, 5), (4, 5, 1), (4, 5, 2), (4, 5, 3), (4, 5, 7)):
+        assert as_rgb(np.zeros(shape, np.uint8)).size == (5, 4)
+    assert as_rgb(np.full((1, 1, 1), 9, np.uint8)).getpixel((0, 0)) == (9, 9, 9)
+
+
+def test_colours_repeat_and_text_stands_out() -> None:
+    assert colour(len(PALETTE)) == colour(0)
+    assert (text_colour("#FDE725"), text_colour("#440154")) == ("black", "white")
+    assert (shade(0), shade(0.25), shade(1), shade(2)) == ("#440154", "#3B528B", "#FDE725", "#FDE725")

@@ -1,0 +1,156 @@
+"""The package's shape: who imports whom, no circles, every file alone, plain ASCII, nothing too long to read."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).parents[1] / "src"
+FILES = {
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in sorted(SOURCE.rglob("*.py"))
+}
+
+DETECTOR = {
+    "detector",
+    "draw",
+    "model",
+    "backbones",
+    "weights",
+    "preprocess",
+    "result",
+    "engine",
+    "presets",
+    "ops",
+    "config",
+}
+DATA = {"data", "model", "preprocess", "config"}
+MAY_IMPORT = {
+    "config": set(),
+    "ops": set(),
+    "metrics": set(),
+    "model": {"ops", "config"},
+    "backbones": {"model", "ops", "config"},
+    "preprocess": {"model", "config"},
+    "weights": {"model", "backbones", "ops", "config"},
+    "presets": {"model", "backbones", "ops", "config"},
+    "draw": set(),
+    "result": {"draw", "preprocess", "config"},
+    "engine": {"model", "backbones", "ops", "preprocess", "result", "config"},
+    "detector": DETECTOR,
+    "data": DATA,
+    "insight": {"metrics"} | DETECTOR | DATA,
+    "evaluate": {"metrics"} | DETECTOR | DATA,
+    "training": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
+    "paper": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
+}
+"""Part -> parts of ours that it may import, itself always, also inside functions. `cli` may import everything."""
+
+LONGEST_FILE, LONGEST_FUNCTION, MOST_PARAMETERS, LONGEST_NAME = 400, 60, 8, 32
+
+IMPORT_EACH_ALONE = """
+import os, sys
+import matplotlib, numpy, PIL.Image, pydantic, rich, safetensors.torch, torch, torchvision, typer, yaml
+failed = []
+for module in sys.argv[1:]:
+    child = os.fork()  # a fresh interpreter a file would import torch each time
+    if child == 0:
+        try:
+            __import__(module)
+        except BaseException as error:
+            print(f"{module}: {type(error).__name__}: {error}", flush=True)
+            os._exit(1)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        failed.append(module)
+sys.exit(len(failed) > 0)
+"""
+
+
+@cache
+def parsed(module: str) -> ast.Module:
+    return ast.parse(FILES[module].read_text(encoding="utf-8"))
+
+
+def imports(module: str) -> Iterator[tuple[str, int]]:
+    """(imported module or name, line), everywhere in the file."""
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Import):
+            yield from ((name.name, node.lineno) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{FILES[module]}:{node.lineno}: write imports in full"
+            for name in node.names:
+                full = f"{node.module}.{name.name}"
+                yield (full if full in FILES or node.module == "rcnn" else node.module or ""), node.lineno
+
+
+def part(module: str) -> str:
+    return (module.split(".") + [""])[1]
+
+
+def test_every_part_is_in_the_table() -> None:
+    assert {part(module) for module in FILES} - set(MAY_IMPORT) <= {"", "cli", "__main__"}
+
+
+@pytest.mark.parametrize("name", sorted({part(module) for module in FILES} - {"", "cli", "__main__"}))
+def test_imports_point_one_way(name: str) -> None:
+    wrong = [
+        f"{FILES[module]}:{line}: {name} imports {target}"
+        for module in FILES
+        if part(module) == name
+        for target, line in imports(module)
+        if target.startswith("rcnn.") and target != "rcnn.__version__"
+        if part(target) not in MAY_IMPORT[name] | {name}
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_no_circles() -> None:
+    edges = {module: {name for name, _ in imports(module) if name in FILES} - {module, "rcnn"} for module in FILES}
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join([*path, module])
+        if module in done:
+            return
+        for target in edges[module]:
+            visit(target, (*path, module))
+        done.add(module)
+
+    for module in edges:
+        visit(module, ())
+
+
+def test_every_file_imports_alone() -> None:
+    run = subprocess.run([sys.executable, "-c", IMPORT_EACH_ALONE, *FILES], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_source_is_ascii_with_a_docstring_and_a_sorted_all(module: str) -> None:
+    assert FILES[module].read_bytes().isascii()
+    assert ast.get_docstring(parsed(module)), f"{FILES[module]} has no docstring"
+    for node in parsed(module).body:
+        names = [target.id for target in getattr(node, "targets", []) if isinstance(target, ast.Name)]
+        if isinstance(node, ast.Assign) and names == ["__all__"]:
+            exported = ast.literal_eval(node.value)
+            assert list(exported) == sorted(exported)
+
+
+@pytest.mark.parametrize("module", FILES)
+def test_nothing_is_too_long_to_read(module: str) -> None:
+    lines = FILES[module].read_text(encoding="utf-8").count("\n")
+    assert lines <= LONGEST_FILE, f"{FILES[module]} has {lines} lines"
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            assert len(node.name) <= LONGEST_NAME, f"{FILES[module]}:{node.lineno}: {node.name} is a long word"
+        if isinstance(node, ast.FunctionDef):
+            length = (node.end_lineno or node.lineno) - node.lineno + 1
+            assert length <= LONGEST_FUNCTION, f"{FILES[module]}:{node.lineno}: {node.name} has {length} lines"
+            count = len(node.args.posonlyargs + node.args.args)
+            allowed = 20 if part(module) == "cli" else MOST_PARAMETERS  # a command's parameters are its options
+            assert count <= allowed, f"{FILES[module]}:{node.lineno}: {node.name} takes {count} positional parameters"

@@ -1,0 +1,56 @@
+"""A tiny detector and its batches for tests of training."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rcnn.config import Train
+from rcnn.data.loader import Item
+from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.training.distributed import Team
+from rcnn.training.ema import EMA
+from rcnn.training.loop import Engine
+from rcnn.training.optim import build_optimizer
+from rcnn.training.schemes import Joint
+from tests.model import tiny
+
+
+def item(seed: int = 0, count: int = 2, dtype: torch.dtype = torch.float32) -> Item:
+    batch, targets = tiny.batch(count, seed=seed, dtype=dtype)
+    return Item(batch, targets, torch.arange(count) + 10 * seed, torch.arange(count) + seed)
+
+
+def part(whole: Item, rows: slice) -> Item:
+    """Some images of a batch."""
+
+    def cut(tensors: Any) -> Any:
+        return type(tensors)(*(tensor[rows] for tensor in tensors))
+
+    return Item(cut(whole.batch), cut(whole.targets), whole.seeds[rows], whole.index[rows])
+
+
+def engine(model: FasterRCNN, total: int = 10, team: Team | None = None, **changes: object) -> Engine:
+    settings = Train.model_validate({"warmup": 0, "lr": 0.01, "lr_batch": 8, **changes})
+    team = team or Team(torch.device("cpu"))
+    return Engine(
+        model=model,
+        loss=team.wrap(Joint(model)),
+        optimizer=build_optimizer(model, settings),
+        ema=EMA(model, settings.ema) if settings.ema else None,
+        settings=settings,
+        team=team,
+        total=total,
+        image_names=lambda index: [f"image-{i}.png" for i in index.tolist()],
+    )
+
+
+def gradients(model: FasterRCNN) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
+    """Largest difference of any entry, in units of its tensor's largest one."""
+    assert first.keys() == second.keys()
+    scales = {name: tensor.abs().max().clamp(min=1e-30) for name, tensor in second.items()}
+    return max(((first[name] - second[name]).abs().max() / scales[name]).item() for name in first)

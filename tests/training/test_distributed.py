@@ -1,0 +1,91 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from rcnn.data.loader import Item
+from rcnn.training.distributed import Team
+from rcnn.training.loop import backward
+from tests.model import tiny
+from tests.training import pieces
+
+ROOT = Path(__file__).parents[2]
+CHANGES = {"anchors": {"border": 0}, "roi": {"samples": 24}}
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def uneven(dtype: torch.dtype) -> Item:
+    """Four tiny images, which have few anchors inside and few proposals, then four larger ones without objects."""
+    whole = pieces.item(count=8, dtype=dtype)
+    whole.batch.sizes[:4] = 20
+    whole.targets.boxes[:4] = torch.tensor([3.0, 2, 19, 18], dtype=dtype)
+    whole.targets.valid[:] = False
+    whole.targets.valid[:4, 0] = True
+    return whole
+
+
+def counts(model: torch.nn.Module, item: Item) -> dict[str, float]:
+    keys = model.keys(item.batch, item.targets, item.seeds)
+    return {name: count.item() for name, (_, count) in model.loss(item.batch, item.targets, keys).items()}
+
+
+def worker(rank: int, folder: Path) -> None:
+    """One of two processes: writes its gradients and its losses of its half of the batch."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    team = Team(torch.device("cpu"), rank, 2)
+    for dtype in TOLERANCE:
+        model = tiny.model(CHANGES).to(dtype)
+        engine = pieces.engine(model, team=team)
+        losses, asked = backward(engine, pieces.part(uneven(dtype), slice(4 * rank, 4 * rank + 4)), 1, (rank == 1,))
+        assert asked == (1,)
+        torch.save((pieces.gradients(model), losses), folder / f"{rank}-{dtype}.pt")
+    assert team.gather(rank) == [0, 1]
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two gloo processes made of the two halves."""
+    folder = tmp_path_factory.mktemp("processes")
+    code = (
+        "import sys; from pathlib import Path; from tests.training.test_distributed import worker;"
+        "worker(int(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    running = [
+        subprocess.Popen([sys.executable, "-c", code, str(rank), str(folder)], cwd=ROOT, env=environment)
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    return folder
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+def test_two_processes_have_the_gradients_of_one_with_both_halves(folder: Path, dtype: torch.dtype) -> None:
+    model = tiny.model(CHANGES).to(dtype)
+    losses, _ = backward(pieces.engine(model), uneven(dtype), 1, ())
+    expected = pieces.gradients(model)
+    for rank in range(2):
+        found, shared = torch.load(folder / f"{rank}-{dtype}.pt")
+        assert pieces.difference(found, expected) < TOLERANCE[dtype]
+        assert shared == pytest.approx(losses, rel=TOLERANCE[dtype])
+
+
+def test_averaging_the_losses_of_the_halves_would_not_do() -> None:
+    model = tiny.model(CHANGES).double()
+    whole, halves = uneven(torch.float64), []
+    backward(pieces.engine(model), whole, 1, ())
+    expected = pieces.gradients(model)
+    parts = [pieces.part(whole, slice(0, 4)), pieces.part(whole, slice(4, 8))]
+    for half in parts:
+        model.zero_grad()
+        backward(pieces.engine(model), half, 1, ())
+        halves.append(pieces.gradients(model))
+    mean = {name: (halves[0][name] + halves[1][name]) / 2 for name in expected}
+    assert pieces.difference(mean, expected) > 0.01
+    few, many = (counts(model, half) for half in parts)
+    assert few["rpn_objectness"] != many["rpn_objectness"]
+    assert few["roi_class"] != many["roi_class"]

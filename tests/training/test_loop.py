@@ -1,0 +1,101 @@
+import pytest
+import torch
+
+from rcnn.training.loop import Progress, Step, TrainingError, backward, train_epoch, train_step
+from tests.model import tiny
+from tests.training import pieces
+
+
+def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def test_gradients_are_those_of_the_summed_mean_losses() -> None:
+    model, item = tiny.model(), pieces.item()
+    losses, asked = backward(pieces.engine(model), item, 1, (True, False))
+    found = pieces.gradients(model)
+    model.zero_grad()
+    expected = model.loss(item.batch, item.targets, model.keys(item.batch, item.targets, item.seeds))
+    tiny.total(expected).backward()
+    assert pieces.difference(found, pieces.gradients(model)) < 1e-5
+    assert losses == pytest.approx({name: (a / b.clamp(min=1)).item() for name, (a, b) in expected.items()})
+    assert asked == (1, 0)
+
+
+def test_accumulated_gradients_are_the_mean_of_the_batches() -> None:
+    model = tiny.model()
+    engine = pieces.engine(model)
+    apart = []
+    for seed in (0, 1):
+        backward(engine, pieces.item(seed), 1, ())
+        apart.append(pieces.gradients(model))
+        model.zero_grad()
+    for seed in (0, 1):
+        backward(engine, pieces.item(seed), 2, ())
+    mean = {name: (apart[0][name] + apart[1][name]) / 2 for name in apart[0]}
+    assert pieces.difference(pieces.gradients(model), mean) < 1e-5
+
+
+def test_steps_lower_the_loss_and_move_the_average() -> None:
+    model = tiny.model()
+    engine = pieces.engine(model, total=15, lr=0.05, ema=0.9, schedule="constant")
+    first = train_step(engine, [pieces.item()], 0)
+    for step in range(1, 15):
+        last = train_step(engine, [pieces.item()], step)
+    assert sum(last.sums.values()) < sum(first.sums.values())
+    assert engine.ema is not None
+    own = weights(model)
+    assert not torch.equal(engine.ema.shadow["rpn.head.cls.weight"], own["rpn.head.cls.weight"])
+
+
+def test_clipping_bounds_the_norm_of_the_whole_gradient() -> None:
+    model = tiny.model()
+    before = weights(model)
+    engine = pieces.engine(model, clip=1e-3, momentum=0, weight_decay=0, lr=1, lr_batch=1, batch=1, schedule="constant")
+    train_step(engine, [pieces.item()], 0)
+    moved = torch.cat([(tensor - before[name]).flatten() for name, tensor in model.state_dict().items()])
+    assert moved.norm().item() == pytest.approx(1e-3, rel=1e-2)
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step_and_says_where() -> None:
+    model = tiny.model()
+    engine = pieces.engine(model)
+    item = pieces.item(seed=3)
+    item.batch.images[1] = torch.nan
+    before = weights(model)
+    with pytest.raises(TrainingError, match=r"step 6: .*rpn_objectness = nan.*learning rate 0\.00") as caught:
+        train_step(engine, [item], 5)
+    assert "image-3.png, image-4.png" in str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_an_epoch_counts_batches_and_steps_and_sums_losses() -> None:
+    engine = pieces.engine(tiny.model(), accumulate=2)
+    progress, seen = Progress(step=4), list[tuple[int, int, Step]]()
+    items = [pieces.item(seed) for seed in range(3)]
+    train_epoch(engine, items, progress, after_step=lambda step: seen.append((progress.step, progress.place, step)))
+    assert [entry[:2] for entry in seen] == [(5, 2), (6, 3)]
+    for name, mean in progress.means().items():
+        assert mean == pytest.approx(sum(step.sums[name] for *_, step in seen) / 3)
+
+
+def test_dropout_depends_on_seed_and_step_alone() -> None:
+    def after(draws: int, step: int) -> dict[str, torch.Tensor]:
+        model = tiny.model({"roi": {"dropout": 0.5}})
+        torch.rand(draws)
+        train_step(pieces.engine(model, ema=None), [pieces.item()], step)
+        return weights(model)
+
+    first, again, other = after(0, 3), after(5, 3), after(0, 4)
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_bf16_keeps_losses_in_float32_and_close() -> None:
+    model, item = tiny.model(), pieces.item()
+    exact, _ = backward(pieces.engine(model, amp="off"), item, 1, ())
+    model.zero_grad()
+    rounded, _ = backward(pieces.engine(model, amp="bf16"), item, 1, ())
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.1, abs=0.05)
+    assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())

@@ -1,0 +1,60 @@
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+
+from rcnn.config import Settings, override, read
+from rcnn.data.dataset import Dataset, Fault, Record
+from rcnn.training.run_folder import RunFolder
+
+
+def dataset(root: Path, *names: str) -> Dataset:
+    nothing = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool)
+    records = tuple(Record(root / name, name, name, (4, 4), *nothing) for name in names)
+    return Dataset(root, "voc", "train", ("a",), (1,), records, (Fault("x.xml:3", "a box of no size", "mendable"),))
+
+
+def test_numbers_go_up_and_gaps_stay(tmp_path: Path) -> None:
+    for name in ("exp-1", "exp-7", "exp-old", "other-9"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+    assert RunFolder.create(tmp_path / "runs", "exp").path.name == "exp-8"
+    assert RunFolder.create(tmp_path / "runs", "new").path.name == "new-1"
+
+
+def test_the_folder_says_what_is_run_on_what_and_where(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "exp")
+    settings = override(Settings(), ["train.lr=0.003"])
+    folder.describe(settings, dataset(tmp_path, "a.png", "b.png"), dataset(tmp_path, "c.png"))
+    assert read(folder.config) == settings
+    assert {"python", "packages", "threads", "command"} <= json.loads(
+        (folder.path / "environment.json").read_text()
+    ).keys()
+    assert (folder.path / "faults.txt").read_text() == "x.xml:3: a box of no size\n"
+    assert (folder.path / "train.txt").read_text() == "a.png\nb.png\n"
+    assert (folder.path / "val.txt").read_text() == "c.png\n"
+
+
+def test_rows_become_json_lines_and_a_table(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "exp")
+    folder.add_row({"epoch": 1, "loss": 0.5})
+    folder.add_row({"epoch": 2, "loss": 0.25, "ap": float("nan")})
+    folder.add_row({"epoch": 3, "loss": 0.1, "ap": 0.125})
+    assert folder.rows()[1:] == [{"epoch": 2, "loss": 0.25, "ap": None}, {"epoch": 3, "loss": 0.1, "ap": 0.125}]
+    with (folder.path / "results.csv").open() as file:
+        table = list(csv.DictReader(file))
+    assert [row["ap"] for row in table] == ["", "", "0.125"]
+    assert [row["loss"] for row in table] == ["0.5", "0.25", "0.1"]
+
+
+def test_logs_are_cut_back_to_a_checkpoint(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "exp")
+    folder.add_row({"epoch": 1})
+    folder.log("first")
+    lengths = folder.log_lengths()
+    folder.add_row({"epoch": 2})
+    folder.log("second")
+    folder.cut_logs(lengths)
+    assert folder.rows() == [{"epoch": 1}]
+    assert (folder.path / "log.txt").read_text() == "first\n"
+    assert (folder.path / "results.csv").read_text() == "epoch\n1\n"

@@ -1,0 +1,138 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from rcnn.weights.file import WeightsError, atomic_write, load_weights, save_weights
+
+TENSORS = {
+    "b.weight": torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last),
+    "a.count": torch.tensor(7),
+    "c.half": torch.ones(3, dtype=torch.bfloat16),
+    "d.empty": torch.zeros(0, 4),
+    "e.view": torch.arange(10)[2:5],
+}
+METADATA = {"names": ["cat", "\u00fcber"], "threshold": 0.5, "settings": {"b": 1, "a": [1, 2]}}
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    save_weights(tmp_path / "w.safetensors", TENSORS, METADATA)
+    return tmp_path / "w.safetensors"
+
+
+def test_what_was_saved_is_loaded(path: Path):
+    tensors, metadata = load_weights(path)
+    assert metadata == METADATA
+    assert tensors.keys() == TENSORS.keys()
+    for name, tensor in tensors.items():
+        assert tensor.dtype == TENSORS[name].dtype
+        assert torch.equal(tensor, TENSORS[name])
+        assert tensor.is_contiguous()
+
+
+def test_two_saves_are_byte_identical_whatever_the_order(path: Path, tmp_path: Path):
+    turned = {name: TENSORS[name] for name in reversed(TENSORS)}
+    save_weights(tmp_path / "again.safetensors", turned, dict(reversed(METADATA.items())))
+    assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == ["again.safetensors", "w.safetensors"]
+
+
+def test_header_has_one_entry_of_sorted_json(path: Path):
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    assert list(header) == ["rcnn"]
+    entry = json.loads(header["rcnn"])
+    assert entry["format"] == 1
+    assert list(entry) == sorted(entry)
+
+
+@given(st.data())
+def test_a_truncated_file_is_refused_by_name_and_size(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
+    path = tmp_path_factory.mktemp("cut") / "w.safetensors"
+    save_weights(path, TENSORS, METADATA)
+    whole = path.read_bytes()
+    length = data.draw(st.integers(0, len(whole) - 1))
+    path.write_bytes(whole[:length])
+    with pytest.raises(WeightsError, match=rf"w\.safetensors \({length:,} bytes\) is damaged"):
+        load_weights(path)
+
+
+@given(st.data())
+def test_a_changed_byte_never_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
+    path = tmp_path_factory.mktemp("flip") / "w.safetensors"
+    save_weights(path, TENSORS, METADATA)
+    content = bytearray(path.read_bytes())
+    place = data.draw(st.integers(0, len(content) - 1))
+    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=r"w\.safetensors"):
+        load_weights(path)
+
+
+def test_a_foreign_safetensors_file_is_named(tmp_path: Path):
+    save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors", {"format": "pt"})
+    with pytest.raises(WeightsError, match=r"other\.safetensors .* not of an rcnn detector"):
+        load_weights(tmp_path / "other.safetensors")
+
+
+def test_a_pickle_is_refused_unopened(tmp_path: Path):
+    torch.save({"x": torch.zeros(2)}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"w\.pth .* pickle"):
+        load_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"not weights at all, but long enough", bytes(100)])
+def test_any_other_file_is_refused(tmp_path: Path, content: bytes):
+    (tmp_path / "x.txt").write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"x\.txt \({len(content)} bytes\) is damaged"):
+        load_weights(tmp_path / "x.txt")
+
+
+def test_missing_file_and_folder_are_named(tmp_path: Path):
+    with pytest.raises(WeightsError, match=r"none\.safetensors: can't be read: No such file"):
+        load_weights(tmp_path / "none.safetensors")
+    with pytest.raises(WeightsError, match="can't be read: Is a directory"):
+        load_weights(tmp_path)
+
+
+def test_a_later_format_asks_for_an_update(tmp_path: Path):
+    header = json.dumps({"format": 2, "sha256": ""})
+    save_file({"x": torch.zeros(2)}, tmp_path / "new.safetensors", {"rcnn": header})
+    with pytest.raises(WeightsError, match=r"format 2.*update rcnn"):
+        load_weights(tmp_path / "new.safetensors")
+
+
+def test_a_process_killed_while_writing_leaves_the_old_file(path: Path):
+    code = (
+        "import os, signal, sys; from rcnn.weights.file import atomic_write\n"
+        "os.fsync = lambda file: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "atomic_write(sys.argv[1], b'half')\n"
+    )
+    before = path.read_bytes()
+    killed = subprocess.run([sys.executable, "-c", code, str(path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert path.read_bytes() == before
+    save_weights(path, {}, {})
+    assert os.listdir(path.parent) == ["w.safetensors"]  # the leftover went with the next write
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_rubbish(path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    before = path.read_bytes()
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        atomic_write(path, b"half")
+    assert path.read_bytes() == before
+    assert os.listdir(path.parent) == ["w.safetensors"]
