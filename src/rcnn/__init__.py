@@ -1,3 +1,54 @@
-"""Faster R-CNN from a folder of labelled images to a trained detector."""
+"""Faster R-CNN from a folder of labelled images to a trained detector, its scores and pictures of what it sees.
+
+The names below are all that is public; each is imported at first use, so that `import rcnn` is quick.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rcnn.config import Settings
+    from rcnn.detector import Detector, load
+    from rcnn.evaluate import Metrics, val
+    from rcnn.model.faster_rcnn import FasterRCNN
+    from rcnn.model.rpn import RegionProposalNetwork
+    from rcnn.result import Result
+    from rcnn.training.train import Run, train
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Detector",
+    "FasterRCNN",
+    "Metrics",
+    "RegionProposalNetwork",
+    "Result",
+    "Run",
+    "Settings",
+    "load",
+    "train",
+    "val",
+]
+
+_HOME = {
+    "Detector": "detector",
+    "FasterRCNN": "model.faster_rcnn",
+    "Metrics": "evaluate",
+    "RegionProposalNetwork": "model.rpn",
+    "Result": "result",
+    "Run": "training.train",
+    "Settings": "config",
+    "load": "detector",
+    "train": "training.train",
+    "val": "evaluate",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'rcnn' has no attribute '{name}'")
+    return getattr(import_module(f"rcnn.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

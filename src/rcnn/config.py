@@ -1,6 +1,7 @@
 """One tree of typed settings: read from YAML, changed by `section.key=value`, written to `config.yaml`.
 
-Every section is frozen; a change is a new, validated tree (`override`). Unknown keys are errors that name the nearest known one.
+Every section is frozen; a change is a new, validated tree (`override`). An unknown key is an error that names the
+nearest known one.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -70,9 +71,8 @@ class Preprocess(Section):
     def _one_mean_a_channel(self) -> Self:
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, self.in_channels):
-                raise ValueError(
-                    f"{name} has {len(getattr(self, name))} numbers for {self.in_channels} channels; give 1 or {self.in_channels}"
-                )
+                found, wanted = len(getattr(self, name)), self.in_channels
+                raise ValueError(f"{name} has {found} numbers for {wanted} channels; give 1 or {wanted}")
         return self
 
 
@@ -277,7 +277,8 @@ class Settings(Section):
         levels = len(self.model.levels) if self.model.neck == "fpn" else 1
         if len(self.anchors.sizes) != levels:
             raise ValueError(
-                f"anchors.sizes has {len(self.anchors.sizes)} levels {self.anchors.sizes}, but model.levels has {levels} {self.model.levels}; give one tuple of sizes a level"
+                f"anchors.sizes has {len(self.anchors.sizes)} levels {self.anchors.sizes}, "
+                f"but model.levels has {levels} {self.model.levels}; give one tuple of sizes a level"
             )
         return self
 

@@ -138,8 +138,8 @@ class Detector:
         """Detections of the network as one Result an image, in the user's pixels."""
         if not bool(found.finite.all()):
             raise NonFiniteError(
-                "the network's output is not finite (NaN or infinity): the weights are damaged or the training diverged; "
-                "use an earlier checkpoint, or train again with a lower train.lr"
+                "the network's output is not finite (NaN or infinity): the weights are damaged or the training diverged;"
+                " use an earlier checkpoint, or train again with a lower train.lr"
             )
         return [
             Result(
@@ -279,3 +279,13 @@ def files(source: str | Path) -> list[Path]:
 def _read(path: Path, settings: config.Settings) -> np.ndarray:
     data = settings.data
     return read_image(path, white=data.white, max_pixels=data.max_pixels, in_channels=settings.preprocess.in_channels)
+
+
+def load(path: str | Path, device: str = "auto") -> Detector:
+    """The detector of a weights file, such as `runs/train/exp-1/weights/best.safetensors`.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or not one of our detectors.
+        SettingsError: the device can't be used here.
+    """
+    return Detector.load(path, device)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rcnn.weights.file import WeightsError, atomic_write, load_weights, save_weights
+from rcnn.weights.file import WeightsError, atomic_write, is_detector, load_weights, save_weights
 
 TENSORS = {
     "b.weight": torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last),
@@ -136,3 +136,18 @@ def test_a_full_disk_leaves_the_old_file_and_no_rubbish(path: Path, monkeypatch:
         atomic_write(path, b"half")
     assert path.read_bytes() == before
     assert os.listdir(path.parent) == ["w.safetensors"]
+
+
+def test_a_detector_is_told_from_other_weights(path: Path, tmp_path: Path):
+    save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
+    assert is_detector(path)
+    assert not is_detector(tmp_path / "other.safetensors")
+
+
+def test_headers_of_any_length_are_read(tmp_path: Path):
+    lengths = set()
+    for size in range(0, 300, 8):
+        save_weights(tmp_path / "w.safetensors", {"x": torch.ones(1)}, {"pad": "x" * size})
+        lengths.add((tmp_path / "w.safetensors").read_bytes()[0])
+        assert load_weights(tmp_path / "w.safetensors")[1] == {"pad": "x" * size}
+    assert 0x80 in lengths  # the first byte of a pickle

@@ -15,7 +15,7 @@ SPLITS = {"train": (600, 1), "val": (60, 2), "test": (100, 3)}
 
 
 def demo(
-    words: Annotated[list[str] | None, typer.Argument(metavar="[section.key=value]", help="Other settings.")] = None,
+    words: Annotated[list[str] | None, typer.Argument(metavar="section.key=value", help="Other settings.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of everything that is made.")] = Path("demo"),
     device: arguments.Device = None,
     json: arguments.Json = False,

@@ -8,7 +8,7 @@ import typer
 from rcnn.cli import arguments, screen
 
 Sources = Annotated[
-    list[str], typer.Argument(metavar="SOURCE...", help="Images, folders and globs; and section.key=value.")
+    list[str], typer.Argument(metavar="SOURCE", help="Images, folders and globs; and section.key=value.")
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors).")]
 Format = Annotated[str, typer.Option(metavar="a,b", help="drawn, json, coco, yolo, voc.")]

@@ -82,12 +82,13 @@ def note(text: str) -> None:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """A table after an empty line; the first column is text, the others are numbers."""
-    grid = Table(title=title, title_justify="left", title_style="bold", header_style="bold", box=None, pad_edge=False)
+    grid = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
         grid.add_column(column, justify="right" if index else "left", overflow="fold")
     for row in rows:
         grid.add_row(*(Text(cell(value)) for value in row))
-    Console().print()
+    say("")
+    say(title, "bold")
     Console().print(grid)
 
 

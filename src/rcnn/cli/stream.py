@@ -93,7 +93,7 @@ class Job:
         rows = [[name, number] for name, number in totals.most_common()]
         found = f"{screen.several(count, 'image')}, {screen.several(totals.total(), 'box')}"
         screen.table(found, ["class", "boxes"], rows)
-        screen.say(f"written to {self._out}: {', '.join(self._formats)}")
+        screen.say(f"\nwritten to {self._out}: {', '.join(self._formats)}")
 
 
 def tell(name: Path, found: Mapping[str, int], count: int, begun: float) -> None:

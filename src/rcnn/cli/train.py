@@ -31,7 +31,7 @@ SIZES_SHOWN = 12
 def train(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[DATA]", help="Folder, COCO json or data.yaml; and section.key=value."),
+        typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="mobilenet-fpn (the default), another preset, or timm/NAME.")
@@ -57,7 +57,7 @@ def train(
     """
     data, changes = arguments.one_path(words or [], "DATA")
     values = (epochs, batch, lr, seed, device, init, workers, on_fault)
-    options = {key: value for key, value in zip(OPTIONS, values, strict=True) if value is not None}
+    options: dict[str, Any] = {key: value for key, value in zip(OPTIONS, values, strict=True) if value is not None}
     if resume is not None:
         check_resume(resume, [data, config, model, *changes, *options])
     if config is not None and model is not None:
@@ -111,7 +111,7 @@ def plan(settings: Settings) -> dict[str, Any]:
         f" (the {SIZES_SHOWN} most frequent of {len(rows)})" if len(rows) > SIZES_SHOWN else ""
     )
     screen.table(title, ["file", "images", "resized", "padded"], [list(row.values()) for row in shown])
-    screen.say(f"{updates:,} steps an epoch, {updates * settings.train.epochs:,} in all; {parameters:,} parameters")
+    screen.say(f"\n{updates:,} steps an epoch, {updates * settings.train.epochs:,} in all; {parameters:,} parameters")
     return {
         "settings": dump(settings),
         "train": {"images": len(train_set), "names": train_set.names, "faults": len(train_set.faults)},

@@ -49,9 +49,11 @@ def layout_of_yaml(path: Path) -> Layout:
         if places and None not in places:
             lists[split] = tuple(place for place in places if place is not None)
     absent = [text for text in missing if not text.startswith("test")]
-    if absent or not lists:
+    if absent:
         tried = ", ".join(dict.fromkeys((str(root), str(path.parent))))
-        raise DataError(f"{path}: {'; '.join(absent) or 'no train, val or test'} is not there; looked in {tried}")
+        raise DataError(f"{path}: {'; '.join(absent)} is not there; looked in {tried}")
+    if not lists:
+        raise DataError(f"{path}: it names no train, val or test folder or list that is there")
     notes = tuple(f"{text} is not there" for text in missing)
     return Layout("yolo", root, lists, _yaml_names(tree, path), found=path.name, notes=notes)
 

@@ -74,7 +74,8 @@ class RegionProposalNetwork(nn.Module):
         super().__init__()
         if len(strides) != len(anchors.sizes):
             raise ValueError(
-                f"anchors.sizes has {len(anchors.sizes)} levels {anchors.sizes}, but the backbone has {len(strides)} of strides {tuple(strides)}"
+                f"anchors.sizes has {len(anchors.sizes)} levels {anchors.sizes}, "
+                f"but the backbone has {len(strides)} of strides {tuple(strides)}"
             )
         per_cell = {len(sizes) * len(anchors.ratios) for sizes in anchors.sizes}
         if len(per_cell) != 1:

@@ -1,6 +1,7 @@
 """Image files to (H, W, C) uint8 arrays: every mode that Pillow opens, EXIF rotation applied, nothing half-read."""
 
 import threading
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,7 +135,9 @@ def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> int | Non
 def _named(path: Path) -> Iterator[None]:
     """Turn whatever goes wrong with a file into an `ImageError` that names it."""
     try:
-        yield
+        with warnings.catch_warnings():  # Pillow warns of damage (in EXIF, say) without naming the file
+            warnings.filterwarnings("ignore", module=r"PIL\.")
+            yield
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
     except FileNotFoundError:

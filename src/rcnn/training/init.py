@@ -10,7 +10,7 @@ from rcnn.config import Settings, override
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
 from rcnn.weights.backbone import UnavailableError, load_backbone
-from rcnn.weights.file import ENTRY, WeightsError, load_weights, read_safetensors
+from rcnn.weights.file import WeightsError, is_detector, load_weights
 
 LAST_LAYERS = "fast_rcnn.predictor."
 """The layers whose shapes and meaning depend on the classes."""
@@ -64,7 +64,7 @@ def _from_nothing(settings: Settings, names: Sequence[str], notes: tuple[str, ..
 
 def _from_file(model: FasterRCNN, path: Path, names: Sequence[str], settings: Settings) -> tuple[str, ...]:
     """Load one of our detectors, or a backbone in torchvision's names; notes."""
-    if path.suffix == ".safetensors" and ENTRY in read_safetensors(path)[1]:
+    if path.suffix == ".safetensors" and is_detector(path):
         return _from_detector(model, path, names, settings)
     loaded = load_backbone(model.backbone, path, model.fast_rcnn.head)  # type: ignore[arg-type]
     notes = [f"{loaded.loaded} tensors of the backbone from {loaded.source}"]

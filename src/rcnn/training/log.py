@@ -3,6 +3,7 @@
 Only the writer of a run speaks; the other processes have a `Log` with neither file nor console.
 """
 
+import math
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -136,6 +137,4 @@ def _short(name: str) -> str:
 def _number(value: Any) -> str:
     if not isinstance(value, float):
         return str(value)
-    if value != value:
-        return "-"
-    return f"{value:.2e}" if 0 < abs(value) < 1e-3 else f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"
+    return "-" if math.isnan(value) else f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from rcnn.config import Settings
@@ -29,7 +29,12 @@ CHECKPOINT, INTERRUPT = 0, 1
 
 @dataclass
 class Session:
-    """A run in this process."""
+    """A run in this process.
+
+    Attributes:
+        saved: when the last checkpoint was made, by the monotonic clock.
+        scores: of the last validation, as shown.
+    """
 
     settings: Settings
     folder: RunFolder
@@ -41,6 +46,7 @@ class Session:
     engine: Engine
     progress: Progress
     saved: float
+    scores: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("val loss", "AP", "AP50"), math.nan))
 
     def checkpoint(self) -> None:
         """Save the state of training."""
@@ -89,7 +95,7 @@ def _steps(session: Session, wanted: threading.Event) -> None:
 
     def after_step(step: Step) -> None:
         pace = (progress.place - before) * settings.batch / (time.monotonic() - began)
-        numbers = {**progress.means(), "lr": step.lr, "images/s": pace}
+        numbers = {**progress.means(), "lr": f"{step.lr:.2e}", "images/s": pace, **session.scores}
         session.log.step(progress.epoch + 1, progress.step, numbers)
         if step.requests[CHECKPOINT] or step.requests[INTERRUPT]:
             session.checkpoint()
@@ -114,14 +120,13 @@ def _end_epoch(session: Session, pace: float) -> None:
     lr = learning_rate(progress.step - 1, session.engine.total, settings.train)
     row: dict[str, Any] = {"epoch": number, "step": progress.step, "lr": lr}
     row |= {f"train_{key}": value for key, value in losses.items()} | {"train_loss": sum(losses.values())}
-    shown: dict[str, float | str] = {**losses, "lr": lr, "images/s": pace}
     averaged = session.engine.ema.applied(session.engine.model) if session.engine.ema else nullcontext()
     with averaged:
         detector = _detector(session, {"epoch": number})
         if number % settings.val.every == 0 or number == settings.train.epochs:
             metrics = validate(session, detector)
             row |= metrics.to_row()
-            shown |= {"val loss": metrics.losses["loss"], "AP": metrics.ap, "AP50": metrics.ap50}
+            session.scores = {"val loss": metrics.losses["loss"], "AP": metrics.ap, "AP50": metrics.ap50}
             if session.team.writer:
                 curves = precision_recall(metrics.truths, metrics.predictions, len(metrics.names))
                 detector.threshold = best_threshold(curves)
@@ -134,7 +139,7 @@ def _end_epoch(session: Session, pace: float) -> None:
     if session.team.writer:
         row |= {"seconds": round(progress.seconds, 3), "images_per_second": pace, "memory_gb": memory_gb()}
         session.folder.add_row(row)
-        session.log.epoch(number, progress.step, shown)
+        session.log.epoch(number, progress.step, {**losses, "lr": f"{lr:.2e}", "images/s": pace, **session.scores})
         draw_course(session.folder.plots, session.folder.rows())
 
 

@@ -86,10 +86,11 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise WeightsError(f"{path}: no such file") from None
     except pickle.UnpicklingError:
         raise WeightsError(
-            f"{path} ({path.stat().st_size:,} bytes) is damaged or holds more than tensors, so it is not opened; save its state_dict alone"
+            f"{path} ({path.stat().st_size:,} bytes) is damaged or holds more than tensors, so it is not opened; "
+            "save the model's state_dict alone"
         ) from None
     except (OSError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path} is damaged: {str(error).splitlines()[0]}") from None
+        raise WeightsError(f"{path} is damaged: {_first_line(error)}") from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -133,8 +134,12 @@ def _imagenet(name: str) -> tuple[Mapping[str, Tensor], str]:
         raise UnavailableError(f"ImageNet weights can't be downloaded from {url}: {error}") from None
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
-    """timm renames, filters and adapts its own weights, so a second network is made with them and copied."""
+    """The network of timm renames, filters and adapts weights itself, so a second one is made and copied."""
     name = f"timm/{trunk.name}"
     if source == "imagenet":
         try:
@@ -146,7 +151,7 @@ def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
         try:
             state = trunk.create(read_tensors(source)).state_dict()
         except (RuntimeError, KeyError) as error:
-            raise WeightsError(f"{name} does not fit timm/{trunk.name}: {str(error).splitlines()[0]}") from None
+            raise WeightsError(f"{name} does not fit timm/{trunk.name}: {_first_line(error)}") from None
     result = trunk.net.load_state_dict(state, strict=False)
     unexpected = (key for key in result.unexpected_keys if not key.endswith("num_batches_tracked"))
     return Loaded(name, len(state), tuple(result.missing_keys), tuple(unexpected))

@@ -92,6 +92,15 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, entry
 
 
+def is_detector(path: str | Path) -> bool:
+    """Whether a .safetensors file is one of our detectors, rather than weights of something else.
+
+    Raises:
+        WeightsError: as `read_safetensors`.
+    """
+    return ENTRY in read_safetensors(path)[1]
+
+
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and raw header metadata of any safetensors file.
 
@@ -102,11 +111,11 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
         data = Path(path).read_bytes()
     except OSError as error:
         raise WeightsError(f"{path}: can't be read: {error.strerror}") from None
-    if data[:2] == b"PK" or data[:1] == b"\x80":
-        raise WeightsError(f"{_name(path)} is a PyTorch pickle (.pth), expected safetensors")
     try:
         tensors = safetensors.torch.load(data)
     except (SafetensorError, ValueError) as error:
+        if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":  # only now: a header's length may look like these
+            raise WeightsError(f"{_name(path)} is a PyTorch pickle (.pth), expected safetensors") from None
         raise WeightsError(f"{_name(path)} is damaged: {error}. Copy or download it again") from None
     length = int.from_bytes(data[:8], "little")
     return tensors, json.loads(data[8 : 8 + length]).get("__metadata__") or {}

@@ -1,0 +1,112 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rcnn.config import Data
+from rcnn.data.convert import convert
+from rcnn.data.dataset import DataError, Dataset
+from rcnn.data.find import open_dataset, open_lists
+
+from . import sets
+
+IMAGES = {
+    "a": [("dog", (1, 1, 20, 30)), ("no", (11.25, 6.5, 60, 39.125))],
+    "with space": [("dog & <cat>", (3, 4, 5, 7.7))],
+    "\u00fcber.v2": [],
+    "d": [("dog", (7, 7, 33, 21))],
+}
+LISTS = {"train": ["a", "with space"], "val": ["\u00fcber.v2"], "test": ["d"]}
+XML = {stem: [(name.replace("&", "&amp;").replace("<", "&lt;"), box) for name, box in objects] for stem, objects in IMAGES.items()}
+
+
+def assert_same(one: Dataset, other: Dataset) -> None:
+    assert (one.split, one.names) == (other.split, other.names)
+    theirs = {record.path.stem: record for record in other.records}
+    assert len(theirs) == len(one.records)
+    for record in one.records:
+        twin = theirs[record.path.stem]
+        order, twin_order = np.lexsort(record.boxes.T), np.lexsort(twin.boxes.T)
+        np.testing.assert_allclose(twin.boxes[twin_order], record.boxes[order], rtol=1e-6, atol=1e-9)
+        np.testing.assert_array_equal(twin.labels[twin_order], record.labels[order])
+        np.testing.assert_array_equal(twin.ignore[twin_order], record.ignore[order])
+        assert twin.path.read_bytes() == record.path.read_bytes()
+
+
+def test_voc_to_coco_to_yolo_to_voc_keeps_boxes_lists_and_bytes(tmp_path: Path) -> None:
+    first = open_lists(sets.voc(tmp_path / "d", XML, LISTS), Data())
+    data = first
+    for step, form in enumerate(("coco", "yolo", "voc"), start=1):
+        assert convert(data, form, tmp_path / f"{step}") == []
+        data = open_lists(tmp_path / f"{step}", Data())
+        assert [item.format for item in data] == [form] * 3
+        assert [fault for item in data for fault in item.faults] == []
+        for one, other in zip(first, data, strict=True):
+            assert_same(one, other)
+
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.tuples(st.floats(0, 58), st.floats(2, 38), st.floats(0.01, 1), st.floats(0.01, 1)), max_size=4))
+@pytest.mark.parametrize("form", ["voc", "coco", "yolo"])
+def test_any_boxes_survive(tmp_path_factory: pytest.TempPathFactory, form: str, shares: list[tuple]) -> None:
+    root = tmp_path_factory.mktemp("law")
+    boxes = [(x, y, wide * (60 - x), high * (40 - y)) for x, y, wide, high in shares]
+    boxes = [box for box in {(0.0, 0.0, 30.0, 20.0), *boxes} if min(abs(box[2] - 1), abs(box[3] - 1)) > 1e-6]
+    source = sets.coco(root / "d", {"all": {"a.jpg": [("dog", box) for box in boxes]}}, {"dog": 7})
+    (one,) = open_lists(source, Data())
+    convert(one, form, root / "out")
+    assert_same(one, open_dataset(root / "out", "all", Data()))
+
+
+@pytest.mark.parametrize("form", ["voc", "coco"])
+def test_ignored_boxes_stay_ignored(tmp_path: Path, form: str) -> None:
+    root = sets.voc(tmp_path / "d", {"a": [("dog", (2, 3, 10, 10))]}, extra="<difficult>1</difficult>")
+    data = open_dataset(root, "all", Data())
+    assert convert(data, form, tmp_path / "out") == []
+    assert_same(data, open_dataset(tmp_path / "out", "all", Data()))
+
+
+def test_what_a_format_can_not_hold_is_said(tmp_path: Path) -> None:
+    root = sets.voc(tmp_path / "d", {"a": [("dog", (2, 3, 10, 10))]}, extra="<difficult>1</difficult>")
+    (note,) = convert(open_dataset(root, "all", Data()), "yolo", tmp_path / "yolo")
+    assert "1 were left out" in note
+    files = {"a.jpg": [("dog", (2, 3, 1, 10))]}
+    source = open_lists(sets.coco(tmp_path / "c", {"train": files}, {"dog": 3, "cat": 5}), Data())
+    thin, unused = convert(source, "voc", tmp_path / "voc")
+    assert "1 boxes have a side of exactly 1 pixel" in thin
+    assert "lost: cat" in unused
+
+
+def test_coco_keeps_its_ids(tmp_path: Path) -> None:
+    files = {"a.jpg": [("dog", (2, 3, 9, 10))], "b.jpg": []}
+    (data,) = open_lists(sets.coco(tmp_path / "c", {"train": files}, {"dog": 3, "cat": 5}), Data())
+    convert(data, "coco", tmp_path / "out")
+    (again,) = open_lists(tmp_path / "out", Data())
+    assert again.category_ids == (3, 5)
+    assert [record.id for record in again.records] == [1, 2]
+
+
+@pytest.mark.parametrize("form", ["voc", "coco", "yolo"])
+def test_images_of_one_name_in_two_folders_stay_apart(tmp_path: Path, form: str) -> None:
+    files = {"x/1.jpg": [("dog", (2, 3, 9, 10))], "y/1.jpg": [("dog", (5, 3, 9, 10))], "y/1.png": []}
+    (data,) = open_lists(sets.coco(tmp_path / "c", {"train": files}, {"dog": 3}), Data())
+    convert(data, form, tmp_path / "out")
+    (again,) = open_lists(tmp_path / "out", Data())
+    assert sorted(len(record.boxes) for record in again.records) == [0, 1, 1]
+    assert len({record.name for record in again.records}) == 3
+
+
+def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+    data = open_dataset(sets.voc(tmp_path / "d", {"a": [("dog", (2, 3, 10, 10))]}), "all", Data())
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").write_text("keep")
+    with pytest.raises(DataError, match="something is there already"):
+        convert(data, "yolo", tmp_path / "out")
+    with pytest.raises(DataError, match="inside the data set"):
+        convert(data, "yolo", tmp_path / "d/yolo")
+    with pytest.raises(DataError, match="choose voc, coco, yolo"):
+        convert(data, "csv", tmp_path / "new")
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]

@@ -1,0 +1,227 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import rcnn.training.session as session_file
+import rcnn.training.train as train_file
+from rcnn.config import SettingsError, read
+from rcnn.data.dataset import DataError
+from rcnn.data.synthetic import synthesise
+from rcnn.training import checkpoint
+from rcnn.training.loop import Interrupted, TrainingError
+from rcnn.training.session import Session, is_late
+from rcnn.training.train import Run, train
+from rcnn.weights.file import load_weights
+
+ROOT = Path(__file__).parents[2]
+TIMES = {"seconds", "images_per_second", "memory_gb"}
+OVERRIDES = [
+    "preprocess.short=64",
+    "preprocess.long=96",
+    "model.channels=16",
+    "roi.hidden=32",
+    "roi.dropout=0.2",
+    "rpn.pre_train=60",
+    "rpn.post_train=40",
+    "rpn.pre_test=60",
+    "rpn.post_test=40",
+]
+OPTIONS: dict[str, Any] = {"epochs": 2, "batch": 2, "lr": 0.02, "init": "none", "device": "cpu", "quiet": True}
+STEPS = 4
+"""Of an epoch."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    for split, images, seed in (("train", 2 * STEPS, 1), ("val", 3, 2)):
+        synthesise(folder, images, split=split, size=(64, 96), seed=seed)
+    return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    """The processes that are killed have one thread, and equal bits are promised for equal numbers of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nobody broke."""
+    return train(data, overrides=OVERRIDES, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(whole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures take most of such a small run's time; one run with them is enough."""
+    for file, name in ((train_file, "draw_start"), (session_file, "draw_course"), (train_file, "draw_end")):
+        monkeypatch.setattr(file, name, lambda *_: None)
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
+
+
+def assert_same(run: Run, whole: Run) -> None:
+    """Weights, average, optimiser, logs and predictions are equal to the bit."""
+    assert rows(run.folder) == rows(whole.folder)
+    mine, theirs = (checkpoint.latest(one.folder / "checkpoints") for one in (run, whole))
+    assert mine is not None
+    assert theirs is not None
+    pairs = [(run.best, whole.best), (run.last, whole.last), (mine, theirs)]
+    for found, expected in ((load_weights(a)[0], load_weights(b)[0]) for a, b in pairs):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+    for a, b in zip(run.metrics.predictions, whole.metrics.predictions, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_run_folder_is_complete(whole: Run, data: Path) -> None:
+    assert whole.folder.name == "shapes-1"
+    names = {str(path.relative_to(whole.folder)) for path in whole.folder.rglob("*") if path.is_file()}
+    plots = ("labels", "history", "curves", "confusion", "proposals")
+    assert names == {
+        *("config.yaml", "environment.json", "faults.txt", "train.txt", "val.txt"),
+        *("metrics.jsonl", "results.csv", "log.txt", "weights/best.safetensors", "weights/last.safetensors"),
+        f"checkpoints/step-{2 * STEPS}.safetensors",
+        *(f"plots/{name}.png" for name in plots),
+        *("plots/train-batch-1.jpg", "plots/train-batch-2.jpg", "plots/val.jpg"),
+    }
+    assert [row["epoch"] for row in whole.rows] == [1, 2]
+    assert {"train_rpn_box", "val_rpn_box", "val_loss", "ap", "ap50", "lr", "seconds"} <= whole.rows[0].keys()
+    log = (whole.folder / "log.txt").read_text()
+    assert f"rcnn predict {whole.best} IMAGE" in log
+    assert "square" in log
+    assert read(whole.folder / "config.yaml").data.path == str(data)
+
+
+def test_best_is_the_first_epoch_of_the_highest_ap(whole: Run) -> None:
+    aps = [row["ap"] for row in whole.rows]
+    summary = load_weights(whole.best)[1]["summary"]
+    assert summary["epoch"] == 1 + aps.index(max(aps))
+    assert load_weights(whole.last)[1]["summary"]["epoch"] == 2
+    assert whole.metrics.ap == pytest.approx(max(aps))
+
+
+def test_a_written_config_repeats_the_run(whole: Run, tmp_path: Path) -> None:
+    assert_same(train(config=whole.folder / "config.yaml", runs=tmp_path, quiet=True), whole)
+
+
+def killed(step: int, saved_at: int, arguments: str) -> None:
+    """Train in a process that saves a checkpoint after one step and is killed on its way to another."""
+    code = f"""
+import os, signal
+from pathlib import Path
+import rcnn.training.loop as loop, rcnn.training.session as session, rcnn.training.train as training
+
+take = loop.train_step
+def step(engine, items, step, requests):
+    if step + 1 == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return take(engine, items, step, requests)
+loop.train_step = step
+session.is_late = lambda one: one.progress.step + 1 == {saved_at}
+session.draw_course = training.draw_start = lambda *_: None
+training.train({arguments})
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_twice_goes_on_to_the_bit(whole: Run, data: Path, tmp_path: Path, workers: int) -> None:
+    arguments = f"{str(data)!r}, overrides={OVERRIDES}, runs={str(tmp_path)!r}, workers={workers}, **{OPTIONS}"
+    killed(3, saved_at=0, arguments=arguments)  # before any checkpoint but the very first
+    folder = tmp_path / "shapes-1"
+    assert [path.stem for path in (folder / "checkpoints").glob("*.safetensors")] == ["step-0"]
+    killed(7, saved_at=6, arguments=f"resume={str(folder)!r}, quiet=True")  # after one amid the second epoch
+    assert [path.stem for path in (folder / "checkpoints").glob("*.safetensors")] == ["step-6"]
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "half": true}\n')
+    assert_same(train(resume=folder, quiet=True), whole)
+
+
+def test_a_finished_run_can_be_resumed_and_does_nothing_new(whole: Run) -> None:
+    assert_same(train(resume=whole.folder, quiet=True), whole)
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
+    whole: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def press(session: Session) -> bool:
+        if session.progress.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    monkeypatch.setattr(session_file, "is_late", press)
+    with pytest.raises(Interrupted, match=r"rcnn train --resume .*shapes-1"):
+        train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
+    assert [path.stem for path in (tmp_path / "shapes-1" / "checkpoints").iterdir()] == ["step-3"]
+    monkeypatch.setattr(session_file, "is_late", is_late)
+    assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
+
+
+def test_a_full_disk_is_said_and_the_old_checkpoint_stays(
+    whole: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sync = os.fsync
+
+    def full(file: int) -> None:
+        if ".step-4." in os.readlink(f"/proc/self/fd/{file}"):
+            raise OSError(28, "No space left on device")
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(TrainingError, match=r"No space left on device.*--resume .*step-0"):
+        train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
+    assert [path.name for path in (tmp_path / "shapes-1" / "checkpoints").iterdir()] == ["step-0.safetensors"]
+    monkeypatch.setattr(os, "fsync", sync)
+    assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
+
+
+def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"not finite at step .*train_0000\d\.jpg.*step-0\.safetensors"):
+        train(data, overrides=[*OVERRIDES, "train.clip=null"], runs=tmp_path, **{**OPTIONS, "lr": 1e12})
+
+
+def test_patience_stops_early(data: Path, tmp_path: Path) -> None:
+    run = train(data, overrides=OVERRIDES, runs=tmp_path, patience=1, **{**OPTIONS, "lr": 1e-12, "epochs": 9})
+    assert len(run.rows) == 2
+
+
+def test_training_works_outside_the_main_thread(data: Path, tmp_path: Path) -> None:
+    done: list[Run] = []
+    options = {**OPTIONS, "epochs": 1}
+    thread = threading.Thread(target=lambda: done.append(train(data, overrides=OVERRIDES, runs=tmp_path, **options)))
+    thread.start()
+    thread.join()
+    assert len(done[0].rows) == 1
+
+
+def test_faulty_data_leaves_no_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError):
+        train(tmp_path / "nothing", runs=tmp_path / "runs", **OPTIONS)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [({}, "nothing to train on"), ({"data": "x", "epoch": 3}, r"did you mean `train.epochs`"), ({"resume": "x"}, "x")],
+)
+def test_wrong_arguments_are_explained(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        train(**options)

@@ -1,0 +1,211 @@
+import urllib.error
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torchvision.models import mobilenet_v2, resnet18
+
+from rcnn.backbones.build import build_backbone
+from rcnn.backbones.norm import fold_batch_norm
+from rcnn.backbones.resnet import conv5_head
+from rcnn.config import Settings, validate
+from rcnn.model.fast_rcnn import FCHead
+from rcnn.weights.backbone import UnavailableError, load_backbone
+from rcnn.weights.file import WeightsError
+
+MAKERS = {"mobilenet": mobilenet_v2, "resnet18": resnet18}
+
+
+def settings(backbone: str = "mobilenet", in_channels: int = 3, **roi: Any) -> Settings:
+    neck = {"neck": "none", "levels": (4,)} if roi or backbone in ("vgg16", "zf") else {}
+    return validate(
+        {
+            "model": {"backbone": backbone, **neck},
+            "anchors": {"sizes": [[64]] * (1 if neck else 4)},
+            "preprocess": {"in_channels": in_channels, "mean": [0.5], "std": [0.5]},
+            "roi": roi,
+        }
+    )
+
+
+def classifier(name: str) -> nn.Module:
+    """A network of torchvision with statistics that are not 0 and 1."""
+    torch.manual_seed(0)
+    net = MAKERS[name](weights=None)
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            nn.init.normal_(module.running_mean, std=0.1)
+            nn.init.uniform_(module.weight, 0.8, 1.2)
+    return net.eval()
+
+
+def features(net: nn.Module, name: str, x: Tensor) -> list[Tensor]:
+    if name == "mobilenet":
+        maps = []
+        for i, layer in enumerate(net.features):  # type: ignore[arg-type]
+            x = layer(x)
+            maps += [x] if i in (3, 6, 13, 17) else []
+        return maps
+    x = net.maxpool(net.relu(net.bn1(net.conv1(x))))  # type: ignore[operator]
+    return [x := getattr(net, f"layer{i}")(x) for i in range(1, 5)]
+
+
+@pytest.mark.parametrize("name", MAKERS)
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_torchvisions_weights_give_torchvisions_features(name: str, suffix: str, tmp_path: Path):
+    net = classifier(name)
+    path = tmp_path / f"w.{suffix}"
+    (save_file if suffix == "safetensors" else torch.save)(net.state_dict(), path)
+    backbone = build_backbone(settings(name))
+    loaded = load_backbone(backbone, path)
+    assert loaded.missing == loaded.unexpected == ()
+    assert loaded.loaded == len(backbone.trunk.state_dict())
+    x = torch.randn(2, 3, 97, 130)
+    with torch.no_grad():
+        expected = features(net, name, x)
+        for _ in range(2):
+            for a, b in zip(backbone.trunk(x), expected, strict=True):
+                assert (a - b).abs().max() <= 1e-5 * b.abs().max()
+            fold_batch_norm(backbone)
+
+
+def test_half_precision_is_widened(tmp_path: Path):
+    half = {k: v.half() if v.is_floating_point() else v for k, v in classifier("mobilenet").state_dict().items()}
+    save_file(half, tmp_path / "w.safetensors")
+    backbone = build_backbone(settings())
+    load_backbone(backbone, tmp_path / "w.safetensors")
+    weight = backbone.trunk.get_parameter("features.0.0.weight")
+    assert weight.dtype == torch.float32
+    assert torch.equal(weight, half["features.0.0.weight"].float())
+
+
+def test_a_grey_image_gives_what_it_gives_as_colour(tmp_path: Path):
+    net = classifier("resnet18")
+    torch.save({"state_dict": net.state_dict()}, tmp_path / "w.pth")
+    backbone = build_backbone(settings("resnet18", in_channels=1))
+    load_backbone(backbone, tmp_path / "w.pth")
+    grey = torch.randn(1, 1, 64, 64)
+    expected = features(net, "resnet18", grey.expand(1, 3, 64, 64))
+    for a, b in zip(backbone.trunk(grey), expected, strict=True):
+        assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+
+
+def test_more_channels_repeat_the_first_three(tmp_path: Path):
+    net = classifier("resnet18")
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    backbone = build_backbone(settings("resnet18", in_channels=4))
+    load_backbone(backbone, tmp_path / "w.pth")
+    weight = net.get_parameter("conv1.weight")
+    expected = torch.cat((weight, weight[:, :1]), dim=1) * 0.75
+    assert torch.equal(backbone.trunk.get_parameter("conv1.weight"), expected)
+
+
+def test_conv5_head_takes_layer4(tmp_path: Path):
+    net = classifier("resnet18")
+    torch.save(net.state_dict(), tmp_path / "w.pth")
+    backbone, head = build_backbone(s := settings("resnet18", head="conv5")), conv5_head(s)
+    loaded = load_backbone(backbone, tmp_path / "w.pth", head)
+    assert loaded.missing == loaded.unexpected == ()
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(
+        head(backbone(x)["c4"]), features(net, "resnet18", x)[-1].mean((2, 3)), rtol=1e-4, atol=1e-4
+    )
+
+
+def test_vgg_head_takes_fc6_and_fc7():
+    with torch.device("meta"):
+        backbone, head = build_backbone(settings("vgg16")), FCHead(512, 7, 4096, 0.5)
+    from rcnn.weights.backbone import _targets
+
+    names = _targets(backbone, head)
+    assert names["classifier.0.weight"].shape == (4096, 25088)
+    assert names["classifier.3.bias"].shape == (4096,)
+    assert "classifier.0.weight" not in _targets(backbone, None)
+
+
+def test_missing_and_unexpected_names_are_reported(tmp_path: Path):
+    state = classifier("mobilenet").state_dict()
+    del state["features.3.conv.0.0.weight"], state["features.3.conv.0.1.num_batches_tracked"]
+    save_file({**state, "extra": torch.zeros(1)}, tmp_path / "w.safetensors")
+    loaded = load_backbone(build_backbone(settings()), tmp_path / "w.safetensors")
+    assert loaded.missing == ("features.3.conv.0.0.weight",)
+    assert loaded.unexpected == ("extra",)
+
+
+class Payload:
+    """What must never run."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit('it ran')",)
+
+
+def test_files_that_do_not_fit_are_refused_by_name(tmp_path: Path):
+    backbone = build_backbone(settings())
+    torch.save({"x": Payload()}, tmp_path / "bad.pth")
+    with pytest.raises(WeightsError, match=r"bad\.pth .* holds more than tensors"):
+        load_backbone(backbone, tmp_path / "bad.pth")
+    torch.save({"x": 3}, tmp_path / "number.pth")
+    with pytest.raises(WeightsError, match=r"number\.pth holds no dictionary of tensors"):
+        load_backbone(backbone, tmp_path / "number.pth")
+    torch.save({"x": torch.zeros(1)}, tmp_path / "other.pth")
+    with pytest.raises(WeightsError, match=r"other\.pth holds no weights of mobilenet: .*'x'"):
+        load_backbone(backbone, tmp_path / "other.pth")
+    torch.save({"features.0.0.weight": torch.zeros(16, 3, 3, 3)}, tmp_path / "half.pth")
+    with pytest.raises(WeightsError, match=r"half\.pth: features\.0\.0\.weight has the shape \(16, 3, 3, 3\)"):
+        load_backbone(backbone, tmp_path / "half.pth")
+    with pytest.raises(WeightsError, match=r"none\.pth: no such file"):
+        load_backbone(backbone, tmp_path / "none.pth")
+
+
+@pytest.mark.parametrize("length", [0, 1, 100, 5000])
+def test_a_truncated_pth_is_refused_by_name(length: int, tmp_path: Path):
+    torch.save({"features.0.0.weight": torch.zeros(32, 3, 30, 30)}, tmp_path / "w.pth")
+    (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes()[:length])
+    with pytest.raises(WeightsError, match=r"w\.pth.* is damaged"):
+        load_backbone(build_backbone(settings()), tmp_path / "w.pth")
+
+
+def test_imagenet_is_torchvisions_first_version(monkeypatch: pytest.MonkeyPatch):
+    asked = []
+
+    def download(url: str, **options: Any) -> dict[str, Tensor]:
+        asked.append((url, options["check_hash"], options["weights_only"]))
+        return dict(classifier("mobilenet").state_dict())
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
+    loaded = load_backbone(build_backbone(settings()), "imagenet")
+    assert asked == [("https://download.pytorch.org/models/mobilenet_v2-b0353104.pth", True, True)]
+    assert loaded.source == asked[0][0]
+    assert loaded.missing == ()
+
+
+def test_no_network_is_said_and_changes_nothing(monkeypatch: pytest.MonkeyPatch):
+    def download(url: str, **_: Any) -> None:
+        raise urllib.error.URLError("Name or service not known")
+
+    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
+    with pytest.raises(UnavailableError, match=r"can't be downloaded from https.*Name or service not known"):
+        load_backbone(build_backbone(settings()), "imagenet")
+    with pytest.raises(UnavailableError, match="no ImageNet weights of zf"):
+        load_backbone(build_backbone(settings("zf")), "imagenet")
+
+
+def test_weights_of_timm_come_in_its_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    timm = pytest.importorskip("timm")
+    net = timm.create_model("resnet10t").eval()
+    save_file(net.state_dict(), tmp_path / "w.safetensors")
+    backbone = build_backbone(settings("timm/resnet10t"))
+    assert load_backbone(backbone, tmp_path / "w.safetensors").missing == ()
+    x = torch.randn(1, 3, 64, 64)
+    torch.testing.assert_close(backbone.trunk(x)[-1], net.forward_features(x), rtol=1e-4, atol=1e-5)
+
+    def create(*_: Any, **__: Any) -> None:
+        raise FileNotFoundError("no connection")
+
+    monkeypatch.setattr(timm, "create_model", create)
+    with pytest.raises(UnavailableError, match="timm/resnet10t can't be downloaded: no connection"):
+        load_backbone(backbone, "imagenet")
