@@ -87,13 +87,12 @@ def test_default_is_small():
     assert sum(p.numel() for p in build_backbone(Settings()).parameters()) < 2_100_000
 
 
-@pytest.mark.parametrize("backbone", TRUNKS)
+@pytest.mark.parametrize("backbone", ["mobilenet", "resnet18", "resnet50", "vgg16", "zf"])
 @pytest.mark.parametrize("stages", [0, 1, 2, 5])
 def test_first_stages_get_no_gradient_and_all_others_do(backbone: str, stages: int):
-    if backbone in ("resnet34", "resnet101"):
-        pytest.skip("as resnet18 and resnet50")
     built = build_backbone(settings(backbone, neck="none", frozen_stages=stages))
-    built(torch.randn(1, 3, 32, 32))[f"c{built.trunk.levels[-1]}"].sum().backward() if stages < 5 else None
+    if stages < 5:
+        built(torch.randn(1, 3, 32, 32))[f"c{built.trunk.levels[-1]}"].sum().backward()
     frozen = [name for stage in built.trunk.stages[:stages] for name in stage]
     for name, parameter in built.trunk.named_parameters():
         expected = not any(f"{name}.".startswith(f"{prefix}.") for prefix in frozen)
@@ -111,7 +110,6 @@ def test_stages_hold_all_of_a_trunk():
 @pytest.mark.parametrize("backbone", ["mobilenet", "resnet18"])
 def test_trained_norm_moves_outside_frozen_stages_only(backbone: str):
     built = build_backbone(settings(backbone, norm="train", frozen_stages=2))
-    assert sum(p.numel() for p in built.trunk.parameters()) > 0
     before = {name: buffer.clone() for name, buffer in built.named_buffers() if name.endswith("running_mean")}
     built.eval()(torch.randn(2, 3, 64, 64))
     assert all(torch.equal(buffer, before[name]) for name, buffer in built.named_buffers() if name in before)

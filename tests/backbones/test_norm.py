@@ -78,8 +78,7 @@ def test_a_copy_has_its_own_norm():
     twin = copy.deepcopy(module)
     x = torch.randn(1, 3, 16, 16)
     before = module(x)
-    randomise_buffers = [m for m in twin.modules() if isinstance(m, FrozenBatchNorm2d)]
-    for norm in randomise_buffers:
+    for norm in (m for m in twin.modules() if isinstance(m, FrozenBatchNorm2d)):
         norm.running_mean.add_(1)
     assert torch.equal(module(x), before)
     assert not torch.equal(twin(x), before)

@@ -64,6 +64,11 @@ def write_json(path: Path, tree: Any) -> Path:
     return path
 
 
+def byte_of(file: Path, text: str, start: int = 0) -> str:
+    """`file:byte n` of the first place of a text in a file."""
+    return f"{file}:byte {file.read_bytes().index(text.encode(), start)}"
+
+
 def coco(root: Path, lists: Mapping[str, Mapping[str, Sequence[Object]]], ids: Mapping[str, int]) -> Path:
     """A COCO folder: images/ and annotations/LIST.json."""
     for name, images in lists.items():
@@ -74,7 +79,7 @@ def coco(root: Path, lists: Mapping[str, Mapping[str, Sequence[Object]]], ids: M
 
 
 def yolo(root: Path, lists: Mapping[str, Mapping[str, str]], names: str = "[cat, dog]") -> Path:
-    """A YOLO folder: the text of each label file by stem (None: no file), and a data.yaml."""
+    """A YOLO folder: the text of each label file by stem, and a data.yaml."""
     for name, images in lists.items():
         for stem, text in images.items():
             image(root / "images" / name / f"{stem}.jpg")

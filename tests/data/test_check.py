@@ -18,7 +18,10 @@ def test_sound_data_has_figures_and_no_faults(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     report = check(root, Data(), lambda done, total: told.append((done, total)))
     assert (report.format, report.names, report.faults) == ("voc", ("dog",), ())
-    assert {name: (stats.images, stats.boxes) for name, stats in report.lists.items()} == {"train": (2, 1), "val": (1, 1)}
+    assert {name: (stats.images, stats.boxes) for name, stats in report.lists.items()} == {
+        "train": (2, 1),
+        "val": (1, 1),
+    }
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 

@@ -1,4 +1,5 @@
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ IMAGES = {
     "d": [("dog", (7, 7, 33, 21))],
 }
 LISTS = {"train": ["a", "with space"], "val": ["\u00fcber.v2"], "test": ["d"]}
-XML = {stem: [(name.replace("&", "&amp;").replace("<", "&lt;"), box) for name, box in objects] for stem, objects in IMAGES.items()}
+XML = {stem: [(escape(name), box) for name, box in objects] for stem, objects in IMAGES.items()}
 
 
 def assert_same(one: Dataset, other: Dataset) -> None:
@@ -45,7 +46,6 @@ def test_voc_to_coco_to_yolo_to_voc_keeps_boxes_lists_and_bytes(tmp_path: Path) 
         assert [fault for item in data for fault in item.faults] == []
         for one, other in zip(first, data, strict=True):
             assert_same(one, other)
-
 
 
 @settings(deadline=None, max_examples=25)

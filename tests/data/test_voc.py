@@ -59,7 +59,7 @@ def test_fractions_of_a_pixel_are_kept(tmp_path: Path) -> None:
 
 
 def test_lists_choose_and_order_images(tmp_path: Path) -> None:
-    images = {stem: TWO["b"] for stem in "abcd"}
+    images = dict.fromkeys("abcd", TWO["b"])
     lists = {"train": ["b", "a"], "val": ["c"], "trainval": ["a", "b", "c"], "test": ["d"]}
     root = sets.voc(tmp_path / "d", images, lists)
     ids = {split: [record.id for record in open_dataset(root, split, Data()).records] for split in ("train", "val")}
@@ -69,7 +69,7 @@ def test_lists_choose_and_order_images(tmp_path: Path) -> None:
 
 
 def test_trainval_less_val_is_train(tmp_path: Path) -> None:
-    images = {stem: TWO["b"] for stem in "abc"}
+    images = dict.fromkeys("abc", TWO["b"])
     root = sets.voc(tmp_path / "d", images, {"trainval": ["a", "b", "c"], "val": ["b"]})
     train, val = open_splits(root, Data())
     assert ([r.id for r in train.records], [r.id for r in val.records]) == (["a", "c"], ["b"])
@@ -77,7 +77,7 @@ def test_trainval_less_val_is_train(tmp_path: Path) -> None:
 
 def test_lists_from_other_systems_are_understood(tmp_path: Path) -> None:
     names = ["one", "with space 1", "dot.ted", "\u00e4\u00f6", "folder"]
-    root = sets.voc(tmp_path / "d", {name: TWO["b"] for name in names}, {"train": ["x"]})
+    root = sets.voc(tmp_path / "d", dict.fromkeys(names, TWO["b"]), {"train": ["x"]})
     lines = ["one -1", "with space 1", "dot.ted.jpg", "\u00e4\u00f6  1", "JPEGImages\\folder.jpg", ""]
     (root / "ImageSets/Main/train.txt").write_bytes(b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
     data = open_dataset(root, "all", Data())

@@ -89,7 +89,10 @@ def test_labels_beside_images(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("train: images/train\nval: images/train\nnames: [cat, dog]\nnc: 3\n", "`nc` is 3, but `names` has 2: cat, dog"),
+        (
+            "train: images/train\nval: images/train\nnames: [cat, dog]\nnc: 3\n",
+            "`nc` is 3, but `names` has 2: cat",
+        ),
         ("train: images/train\nval: images/train\nnames: {0: cat, 2: dog}\n", "numbered 0 to 1"),
         ("train: images/train\nval: images/train\nnames: [cat, cat]\n", "named twice"),
         ("train: images/train\nval: images/train\nnc: 2\n", "`names` must list the classes"),

@@ -41,6 +41,7 @@ def assert_same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     torch.testing.assert_close(got[0], expected[0], rtol=0, atol=1e-6)
     assert torch.equal(got[1], expected[1])
     assert torch.equal(got[2], expected[2])
+    assert torch.equal(got[3], expected[3])
 
 
 @settings(deadline=None, max_examples=25)
@@ -56,12 +57,13 @@ def test_equals_the_reference(seed, batch, anchors, truths, own, limited):
     arguments = scene(seed, batch, anchors, truths, own=own)
     generator = torch.Generator().manual_seed(seed)
     allowed = torch.rand(batch, anchors, generator=generator) < 0.5 if limited else None
-    assert_same(match(*arguments, allowed), match_reference(*arguments, allowed))
+    ignore = torch.rand(batch, truths, generator=generator) < 0.3 if limited else None
+    assert_same(match(*arguments, allowed, ignore), match_reference(*arguments, allowed, ignore))
 
 
 def test_best_iou_equals_torchvision():
     anchors, boxes, _ = scene(3, 2, 200, 4)
-    best_iou, best_gt, _ = match(anchors, boxes, torch.ones(2, 4, dtype=torch.bool))
+    best_iou, best_gt, *_ = match(anchors, boxes, torch.ones(2, 4, dtype=torch.bool))
     for image in range(2):
         iou = box_iou(anchors, boxes[image])
         torch.testing.assert_close(best_iou[image], iou.amax(dim=1))
@@ -70,14 +72,14 @@ def test_best_iou_equals_torchvision():
 
 def test_all_ties_of_a_ground_truth_are_best():
     anchors = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4], [20, 0, 24, 4]])
-    _, _, is_best = match(anchors, torch.tensor([[[2.0, 0, 6, 4]]]), torch.ones(1, 1, dtype=torch.bool))
+    _, _, is_best, _ = match(anchors, torch.tensor([[[2.0, 0, 6, 4]]]), torch.ones(1, 1, dtype=torch.bool))
     assert is_best.tolist() == [[True, True, False]]
 
 
 def test_a_ground_truth_that_touches_nothing_has_no_best_anchor():
     anchors = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4]])
     boxes = torch.tensor([[[0.0, 0, 4, 4], [50, 50, 53, 53]]])
-    best_iou, best_gt, is_best = match(anchors, boxes, torch.ones(1, 2, dtype=torch.bool))
+    best_iou, best_gt, is_best, _ = match(anchors, boxes, torch.ones(1, 2, dtype=torch.bool))
     assert is_best.tolist() == [[True, False]]
     assert best_iou.tolist() == [[1.0, 0.0]]
     assert best_gt.tolist() == [[0, 0]]
@@ -86,7 +88,7 @@ def test_a_ground_truth_that_touches_nothing_has_no_best_anchor():
 def test_an_anchor_that_is_not_allowed_leaves_its_place_to_the_next():
     anchors = torch.tensor([[0.0, 0, 4, 4], [1, 0, 5, 4]])
     boxes, valid = torch.tensor([[[0.0, 0, 4, 4]]]), torch.ones(1, 1, dtype=torch.bool)
-    best_iou, _, is_best = match(anchors, boxes, valid, torch.tensor([[False, True]]))
+    best_iou, _, is_best, _ = match(anchors, boxes, valid, torch.tensor([[False, True]]))
     assert is_best.tolist() == [[False, True]]
     assert best_iou[0, 0] == 1
 
@@ -107,7 +109,7 @@ def test_padded_ground_truths_change_nothing(seed):
 def test_boxes_of_no_area_and_boxes_that_are_not_finite_match_nothing():
     anchors = torch.tensor([[0.0, 0, 4, 4], [2, 2, 2, 2], [torch.nan, 0, 1, 1], [4, 4, 0, 0]])
     boxes = torch.tensor([[[2.0, 2, 2, 2], [5, 5, 1, 1], [torch.inf, 0, torch.inf, 3]]])
-    best_iou, _, is_best = match(anchors, boxes, torch.ones(1, 3, dtype=torch.bool))
+    best_iou, _, is_best, _ = match(anchors, boxes, torch.ones(1, 3, dtype=torch.bool))
     assert not best_iou.any()
     assert not is_best.any()
 
@@ -121,5 +123,5 @@ def test_memory_stays_bounded():
 @pytest.mark.parametrize("own", [False, True])
 def test_opcheck(own):
     anchors, boxes, valid = scene(0, 2, 20, 3, own=own)
-    torch.library.opcheck(torch.ops.rcnn.match.default, (anchors, boxes, valid, None))
-    torch.library.opcheck(torch.ops.rcnn.match.default, (anchors, boxes, valid, torch.ones(2, 20).bool()))
+    torch.library.opcheck(torch.ops.rcnn.match.default, (anchors, boxes, valid, None, None))
+    torch.library.opcheck(torch.ops.rcnn.match.default, (anchors, boxes, valid, torch.ones(2, 20).bool(), ~valid))

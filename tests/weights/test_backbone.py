@@ -13,7 +13,7 @@ from rcnn.backbones.norm import fold_batch_norm
 from rcnn.backbones.resnet import conv5_head
 from rcnn.config import Settings, validate
 from rcnn.model.fast_rcnn import FCHead
-from rcnn.weights.backbone import UnavailableError, load_backbone
+from rcnn.weights.backbone import UnavailableError, _targets, load_backbone
 from rcnn.weights.file import WeightsError
 
 MAKERS = {"mobilenet": mobilenet_v2, "resnet18": resnet18}
@@ -119,8 +119,6 @@ def test_conv5_head_takes_layer4(tmp_path: Path):
 def test_vgg_head_takes_fc6_and_fc7():
     with torch.device("meta"):
         backbone, head = build_backbone(settings("vgg16")), FCHead(512, 7, 4096, 0.5)
-    from rcnn.weights.backbone import _targets
-
     names = _targets(backbone, head)
     assert names["classifier.0.weight"].shape == (4096, 25088)
     assert names["classifier.3.bias"].shape == (4096,)

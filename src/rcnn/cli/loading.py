@@ -39,7 +39,7 @@ def load_detector(model: str, changes: Sequence[str], device: str) -> Detector:
 
 
 @contextmanager
-def shared_out(device: str | None) -> Iterator[tuple[Team, Shard]]:
+def sharing(device: str | None) -> Iterator[tuple[Team, Shard]]:
     """The processes that torchrun started, or this one alone, and this process's share of the images."""
     with team(device or "auto") as processes:
         yield processes, Shard(processes.rank, processes.world, processes.gather)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from rcnn.cli import arguments, screen
 from rcnn.cli.files import fresh_folder
-from rcnn.cli.loading import load_detector, shared_out
+from rcnn.cli.loading import load_detector, sharing
 from rcnn.cli.writers import FORMATS, Target, merge_parts
 from rcnn.config import SettingsError
 from rcnn.data.dataset import DataError
@@ -51,7 +51,7 @@ class Job:
     @contextmanager
     def detector(self, model: str, device: str | None) -> Iterator[Detector]:
         """The detector, with this job's settings; under torchrun each process takes its share of the images."""
-        with shared_out(device) as (self._team, _):
+        with sharing(device) as (self._team, _):
             detector = load_detector(model, self._changes, str(self._team.device))
             self._out = self._team.gather(fresh_folder(self._out) if self._team.writer else self._out)[0]
             yield detector

@@ -35,11 +35,11 @@ def val(
 
     Example: rcnn val runs/train/exp-1/weights/best.safetensors data/ --split test
     """
-    from rcnn.cli.loading import load_detector, shared_out
+    from rcnn.cli.loading import load_detector, sharing
     from rcnn.data.find import open_dataset
     from rcnn.evaluate import evaluate
 
-    with screen.stdout_for_json(json), shared_out(device) as (team, shard):
+    with screen.stdout_for_json(json), sharing(device) as (team, shard):
         data, changes = arguments.one_path(words, "DATA")
         detector = load_detector(model, [*changes, *arguments.given({"data.on_fault": on_fault})], str(team.device))
         dataset = open_dataset(arguments.required(data, "DATA"), split, detector.settings.data, names=detector.names)

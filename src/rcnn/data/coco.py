@@ -113,11 +113,12 @@ class _File:
             ids = (own[name] if name in own else next(free) for name in self.reading.names)
             self.reading.category_ids = tuple(ids)
         drafts = self._images(arrays["images"])
+        by_name = {draft.name: draft for draft in drafts.values()}
         labels = {name: label for label, name in enumerate(self.reading.names)}
         for item in arrays["annotations"]:
             self._add_row(item, drafts, categories, labels)
         known = {draft.name for draft in self.reading.drafts}
-        self.reading.drafts += [draft for draft in drafts.values() if draft.name not in known]
+        self.reading.drafts += [draft for name, draft in by_name.items() if name not in known]
 
     def _fault(self, item: Located, reason: str) -> None:
         self.reading.faults.append(Fault(item.where, reason, "fatal"))
@@ -156,8 +157,7 @@ class _File:
             if draft.name in by_name:
                 reason = f"two images of the name `{draft.name}`: ids {by_name[draft.name].id} and {number}"
                 by_name[draft.name].fatal(item.where, reason)
-            by_name.setdefault(draft.name, draft)
-            drafts[number] = draft
+            drafts[number] = by_name.setdefault(draft.name, draft)
             height, width = item.get("height"), item.get("width")
             if _is_int(height) and _is_int(width) and height > 0 and width > 0:
                 draft.declared = (height, width)

@@ -3,49 +3,20 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
-from xml.parsers import expat
 
 from rcnn.config import Data
 from rcnn.data.dataset import DataError, Fault
 from rcnn.data.draft import Box, Draft, Layout, Reading, Row, relative_name, unknown_class
 from rcnn.data.folders import Folder, Folders, is_image, read_lines
+from rcnn.data.xml_tree import MalformedXml, Node, parse_xml
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _LISTS = ("train", "val", "trainval", "test")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
 _BELOW_ONE = re.compile(rb"<(?:\w+:)?[xy]min>\s*\+?0*(?:0|0?\.\d*)\s*</")
 _FLAG = re.compile(r"\s+-?[01]$")
-
-
-@dataclass(slots=True)
-class _Node:
-    """An xml element: its tag without namespace, the line it starts at, its text and its children."""
-
-    tag: str
-    line: int
-    text: str = ""
-    children: list["_Node"] = field(default_factory=list)
-
-    def all(self, tag: str) -> list["_Node"]:
-        return [child for child in self.children if child.tag == tag]
-
-    def get(self, tag: str) -> "_Node | None":
-        return next((child for child in self.children if child.tag == tag), None)
-
-    def value(self, tag: str, default: str = "") -> str:
-        child = self.get(tag)
-        return default if child is None else child.text.strip()
-
-
-class _MalformedXml(Exception):
-    """An xml file can't be parsed; the message says why."""
-
-    def __init__(self, line: int, reason: str) -> None:
-        super().__init__(reason)
-        self.line = line
 
 
 class _Entry(NamedTuple):
@@ -62,7 +33,7 @@ class _Object(NamedTuple):
 
     draft: Draft
     xml: Path
-    node: _Node
+    node: Node
 
     @property
     def name(self) -> str:
@@ -194,8 +165,8 @@ def _read_image(entry: _Entry, root: Path, objects: list[_Object]) -> Draft:
     node, broken = None, None
     if entry.xml.is_file():
         try:
-            node = _parse(entry.xml)
-        except _MalformedXml as error:
+            node = parse_xml(entry.xml)
+        except MalformedXml as error:
             broken = f"{entry.xml}:{error.line}", str(error)
     else:
         near = Folder(entry.xml.parent).near(entry.xml.name)
@@ -227,7 +198,7 @@ def _choose_image(draft: Draft, entry: _Entry, found: list[str], same_stem: bool
         draft.mendable(entry.where, f"names differ in case, taken to be the same: {', '.join(sorted(stems))}")
 
 
-def _read_size(root: _Node, xml: Path, draft: Draft) -> None:
+def _read_size(root: Node, xml: Path, draft: Draft) -> None:
     """The declared size; zeros and a missing <size> declare nothing."""
     size = root.get("size")
     if size is None:
@@ -266,38 +237,3 @@ def _add_row(item: _Object, labels: dict[str, int], origin: int) -> None:
         draft.fatal(f"{file}:{node.line}", f"<difficult> is `{difficult}`; expected 0 or 1")
     ignore = difficult.lower() in ("1", "true")
     draft.rows.append(Row(f"{file}:{corners.line}", label, given, box, x1 == x2 or y1 == y2, ignore))
-
-
-def _parse(path: Path) -> _Node:
-    """The tree of an xml file.
-
-    Raises:
-        _MalformedXml: it is not well-formed, or declares entities.
-    """
-    top = _Node("", 0)
-    stack = [top]
-    parser = expat.ParserCreate()
-
-    def start(tag: str, attributes: dict[str, str]) -> None:
-        node = _Node(tag.rpartition(":")[2], parser.CurrentLineNumber)
-        stack[-1].children.append(node)
-        stack.append(node)
-
-    def end(tag: str) -> None:
-        stack.pop()
-
-    def text(data: str) -> None:
-        stack[-1].text += data
-
-    def entity(*_: object) -> None:
-        raise ValueError("it declares entities, which an annotation has no use for")
-
-    parser.StartElementHandler, parser.EndElementHandler = start, end
-    parser.CharacterDataHandler, parser.EntityDeclHandler = text, entity
-    try:
-        parser.Parse(path.read_bytes(), True)
-    except expat.ExpatError as error:
-        raise _MalformedXml(error.lineno, f"malformed xml: {expat.ErrorString(error.code)}") from None
-    except (ValueError, LookupError) as error:  # also encodings that Python doesn't know
-        raise _MalformedXml(parser.CurrentLineNumber, f"malformed xml: {error}") from None
-    return top.children[0]

@@ -61,14 +61,13 @@ def assign(candidates: Tensor, allowed: Tensor, boxes: Tensor, valid: Tensor, ig
         ignore: (B, G) bool.
         rule: the thresholds.
     """
-    best_iou, gt, is_best = ops.match(candidates, boxes, valid & ~ignore, allowed)
-    covered = _covered(candidates, boxes, valid & ignore)
-    positive = best_iou >= rule.positive
+    found = ops.match(candidates, boxes, valid & ~ignore, allowed, valid & ignore)
+    positive = found.best_iou >= rule.positive
     if rule.force:
-        positive = positive | is_best
-    negative = (best_iou >= rule.low) & (best_iou < rule.high) & ~covered
+        positive = positive | found.is_best
+    negative = (found.best_iou >= rule.low) & (found.best_iou < rule.high) & ~found.covered
     label = torch.where(positive, 1, torch.where(negative, 0, -1))
-    return Assignment(torch.where(allowed, label, -1).to(torch.int8), gt)
+    return Assignment(torch.where(allowed, label, -1).to(torch.int8), found.best_gt)
 
 
 def sample(label: Tensor, keys: Tensor, count: int, positive_fraction: float) -> Sample:
@@ -103,12 +102,3 @@ def _largest(keys: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
     masked = torch.nn.functional.pad(masked, (0, short), value=-1.0)
     value, index = masked.topk(count, dim=1)
     return torch.where(value >= 0, index, 0), value >= 0
-
-
-def _covered(c, boxes, ignore):
-    from rcnn.model.boxes import _intersection, area
-
-    boxes = torch.where(ignore[..., None], boxes, 0.0)
-    if c.dim() == 2:
-        c = c[None]
-    return ((_intersection(c[:, :, None], boxes[:, None]) >= 0.5 * area(c)[:, :, None]) & ignore[:, None]).any(-1)

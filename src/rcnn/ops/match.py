@@ -4,6 +4,7 @@ B images, A anchors, G padded ground truths. Boxes are continuous xyxy pixels.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +16,25 @@ BLOCK = 8192  # anchors at most
 PAIRS = 1 << 16  # anchor-box pairs a block aims at, so that its temporaries stay in the cache
 
 
+class Matches(NamedTuple):
+    """What `match` finds of every anchor.
+
+    Attributes:
+        best_iou: (B, A), 0 where no ground truth is valid.
+        best_gt: (B, A) int64, ties to the lower index, 0 where best_iou is 0.
+        is_best: (B, A) bool, a best anchor of some ground truth.
+        covered: (B, A) bool, at least half of the anchor's own area lies inside one ignored box.
+    """
+
+    best_iou: Tensor
+    best_gt: Tensor
+    is_best: Tensor
+    covered: Tensor
+
+
 def match(
-    anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None = None, ignore: Tensor | None = None
+) -> Matches:
     """Best ground truth of every anchor, and whether the anchor is a best one of some ground truth. Not differentiable.
 
     An anchor is a best one of a ground truth where its IoU is above 0 and within 1e-6 of the highest that any allowed
@@ -26,34 +43,37 @@ def match(
     Args:
         anchors: (A, 4), or (B, A, 4) where every image has its own, pixels.
         boxes: (B, G, 4) ground truths, G >= 1.
-        valid: (B, G) bool.
+        valid: (B, G) bool, those that are matched.
         allowed: (B, A) bool, the anchors that may be best ones; None: all.
-
-    Returns:
-        best_iou (B, A), 0 where no ground truth is valid; best_gt (B, A) int64, ties to the lower index, 0 where
-        best_iou is 0; is_best (B, A) bool.
+        ignore: (B, G) bool, those that are not matched but cover (crowd, difficult); None: none.
     """
-    return _match(anchors.detach(), boxes.detach(), valid, allowed)
+    return Matches(*_match(anchors.detach(), boxes.detach(), valid, allowed, ignore))
 
 
 def match_reference(
-    anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+    anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None = None, ignore: Tensor | None = None
+) -> Matches:
     """The same as `match`, from the whole IoU matrix (B, A, G)."""
     boxes = safe_boxes(boxes)[:, None]
     anchors = safe_boxes(anchors).expand(len(boxes), *anchors.shape[-2:])[:, :, None]
     sides = (torch.minimum(anchors[..., 2:], boxes[..., 2:]) - torch.maximum(anchors[..., :2], boxes[..., :2])).clamp(0)
     overlap = sides.prod(-1)
-    union = (anchors[..., 2:] - anchors[..., :2]).prod(-1) + (boxes[..., 2:] - boxes[..., :2]).prod(-1) - overlap
+    own = (anchors[..., 2:] - anchors[..., :2]).prod(-1)
+    union = own + (boxes[..., 2:] - boxes[..., :2]).prod(-1) - overlap
     iou = torch.where((overlap > 0) & valid[:, None], overlap / union, 0.0)
     best_iou, best_gt = iou.max(dim=2)
     may_win = iou if allowed is None else torch.where(allowed[:, :, None], iou, 0.0)
     top = may_win.amax(dim=1, keepdim=True) if anchors.shape[1] else may_win.new_zeros(len(boxes), 1, boxes.shape[2])
-    return best_iou, best_gt, ((may_win >= top - TIE) & (may_win > 0)).any(dim=2)
+    is_best = ((may_win >= top - TIE) & (may_win > 0)).any(dim=2)
+    inside = (overlap >= own / 2) & (overlap > 0)
+    covered = torch.zeros_like(is_best) if ignore is None else (inside & ignore[:, None]).any(dim=2)
+    return Matches(best_iou, best_gt, is_best, covered)
 
 
 @torch.library.custom_op("rcnn::match", mutates_args=())
-def _match(anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _match(
+    anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None, ignore: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, count = boxes.shape[0], anchors.shape[-2]
     best_iou = boxes.new_zeros(batch, count, dtype=torch.promote_types(boxes.dtype, torch.float32))
     best_gt = torch.zeros_like(best_iou, dtype=torch.int64)
@@ -69,30 +89,48 @@ def _match(anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None
         is_best[:, part] = (iou >= least).any(dim=1)
     if allowed is not None:
         is_best &= allowed
-    return best_iou, best_gt, is_best
+    return best_iou, best_gt, is_best, _covered(anchors, boxes, ignore, is_best)
 
 
 @_match.register_fake
-def _(anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+def _(
+    anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None, ignore: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     dtype = torch.promote_types(boxes.dtype, torch.float32)
     best_iou = boxes.new_empty(boxes.shape[0], anchors.shape[-2], dtype=dtype)
-    return best_iou, torch.empty_like(best_iou, dtype=torch.int64), torch.empty_like(best_iou, dtype=torch.bool)
+    is_best = torch.empty_like(best_iou, dtype=torch.bool)
+    return best_iou, torch.empty_like(best_iou, dtype=torch.int64), is_best, torch.empty_like(is_best)
+
+
+def _covered(anchors: Tensor, boxes: Tensor, ignore: Tensor | None, like: Tensor) -> Tensor:
+    """(B, A) bool: is half of the anchor inside an ignored box? Most data has none, and then nothing is computed."""
+    covered = torch.zeros_like(like)
+    if ignore is None or not (boxes.is_cuda or ignore.any()):
+        return covered
+    boxes = boxes.masked_fill(~ignore[..., None], 0.0)
+    for part, overlap, own, _ in _overlap_blocks(anchors, boxes):
+        covered[:, part] = ((overlap >= own / 2) & (overlap > 0)).any(dim=1)
+    return covered
 
 
 def _iou_blocks(anchors: Tensor, boxes: Tensor, valid: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Slices of the anchors, and the IoU (B, G, a) of all boxes with those: 0 where a box is not valid."""
+    for part, overlap, own, area in _overlap_blocks(anchors, boxes):
+        # No overlap with an area of inf: a padded box gets IoU 0 without a mask over all pairs.
+        union = (own + area.masked_fill(~valid[..., None], torch.inf)).sub_(overlap)
+        yield part, overlap.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
+
+
+def _overlap_blocks(anchors: Tensor, boxes: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Slices of the anchors, overlaps (B, G, a) with all boxes, areas of the anchors (B or 1, 1, a) and boxes (B, G, 1)."""
     batch, count = boxes.shape[:2]
     left, top, right, bottom = safe_boxes(boxes)[..., None].unbind(dim=2)  # (B, G, 1)
     # Coordinates first, anchors last and contiguous: the arithmetic then runs over whole vectors.
     columns = safe_boxes(anchors if anchors.dim() == 3 else anchors[None]).to(left.dtype).permute(2, 0, 1).contiguous()
-    area = (right - left) * (bottom - top)
-    # No overlap with an area of inf: a padded box gets IoU 0 without a mask over all pairs.
-    area = area.masked_fill(~valid[..., None], torch.inf)
     block = max(256, min(BLOCK, PAIRS // max(1, batch * count)))
     for start in range(0, columns.shape[-1] if batch else 0, block):
         part = slice(start, start + block)
         x1, y1, x2, y2 = columns[:, :, None, part]  # (B or 1, 1, a)
         overlap = torch.minimum(x2, right).sub_(torch.maximum(x1, left)).clamp_(min=0)
         overlap *= torch.minimum(y2, bottom).sub_(torch.maximum(y1, top)).clamp_(min=0)
-        union = ((x2 - x1) * (y2 - y1) + area).sub_(overlap)
-        yield part, overlap.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
+        yield part, overlap, (x2 - x1) * (y2 - y1), (right - left) * (bottom - top)

@@ -1,0 +1,71 @@
+"""Xml files as small trees that know their lines."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from xml.parsers import expat
+
+
+@dataclass(slots=True)
+class Node:
+    """An xml element: its tag without namespace, the line it starts at, its text and its children."""
+
+    tag: str
+    line: int
+    text: str = ""
+    children: list["Node"] = field(default_factory=list)
+
+    def all(self, tag: str) -> list["Node"]:
+        """The children of a tag."""
+        return [child for child in self.children if child.tag == tag]
+
+    def get(self, tag: str) -> "Node | None":
+        """The first child of a tag."""
+        return next((child for child in self.children if child.tag == tag), None)
+
+    def value(self, tag: str, default: str = "") -> str:
+        """The text of the first child of a tag, stripped."""
+        child = self.get(tag)
+        return default if child is None else child.text.strip()
+
+
+class MalformedXml(Exception):
+    """An xml file can't be parsed; the message says why."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+def parse_xml(path: Path) -> Node:
+    """The tree of an xml file.
+
+    Raises:
+        MalformedXml: it is not well-formed, or declares entities.
+    """
+    top = Node("", 0)
+    stack = [top]
+    parser = expat.ParserCreate()
+
+    def start(tag: str, attributes: dict[str, str]) -> None:
+        node = Node(tag.rpartition(":")[2], parser.CurrentLineNumber)
+        stack[-1].children.append(node)
+        stack.append(node)
+
+    def end(tag: str) -> None:
+        stack.pop()
+
+    def text(data: str) -> None:
+        stack[-1].text += data
+
+    def entity(*_: object) -> None:
+        raise ValueError("it declares entities, which an annotation has no use for")
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler, parser.EntityDeclHandler = text, entity
+    try:
+        parser.Parse(path.read_bytes(), True)
+    except expat.ExpatError as error:
+        raise MalformedXml(error.lineno, f"malformed xml: {expat.ErrorString(error.code)}") from None
+    except (ValueError, LookupError) as error:  # also encodings that Python doesn't know
+        raise MalformedXml(parser.CurrentLineNumber, f"malformed xml: {error}") from None
+    return top.children[0]
