@@ -80,7 +80,9 @@ class Model(Section):
     """The backbone and its neck."""
 
     preset: str = Field(default="mobilenet-fpn", description="Name of the preset that these settings started from.")
-    backbone: str = Field(default="mobilenet", description="mobilenet, resnet18|34|50|101, vgg16, zf or timm/NAME.")
+    backbone: str = Field(
+        default="mobilenet", description="mobilenet, tiny, resnet18|34|50|101, vgg16, zf or timm/NAME."
+    )
     neck: Literal["fpn", "none"] = Field(
         default="fpn", description="Feature pyramid, or the backbone's last level alone."
     )
@@ -90,7 +92,7 @@ class Model(Section):
         default="frozen", description="Batch norm of the backbone: constants, or trained."
     )
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(
-        default=0, description="First stages that are not trained."
+        default=2, description="First stages that are not trained."
     )
 
 
@@ -235,7 +237,7 @@ class Train(Section):
         default=0.998, description="Decay of the averaged weights a step. None: off."
     )
     amp: Literal["auto", "off", "bf16"] = Field(
-        default="auto", description="bf16 convolutions: on CUDA, off, or everywhere."
+        default="auto", description="bf16 convolutions: where the hardware has them, off, or everywhere."
     )
     patience: Count | None = Field(default=None, description="Epochs without a better AP before stopping. None: off.")
     checkpoint_minutes: Positive = Field(default=10.0, description="Time between checkpoints within an epoch, minutes.")

@@ -1,7 +1,7 @@
 """A model with its classes and preprocessing: what is saved, loaded, and shown images."""
 
 import copy
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from glob import glob
 from pathlib import Path
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rcnn import config
 from rcnn.backbones.norm import fold_batch_norm
+from rcnn.backbones.steady import make_steady
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch
 from rcnn.preprocess.batch import Preprocessor
@@ -24,6 +25,8 @@ from rcnn.weights.file import WeightsError, load_weights, save_weights
 
 Picture = str | Path | np.ndarray | Image.Image | Tensor
 """One image, or (as text) a file, a folder or a glob of them."""
+
+Skip = Callable[[ImageError], None]
 
 
 class NonFiniteError(ArithmeticError):
@@ -79,10 +82,15 @@ class Detector:
 
     @property
     def runner(self) -> FasterRCNN:
-        """A copy of the model made for prediction: eval mode, batch norm folded, channels last. Made at first use."""
+        """A copy of the model made for prediction: eval mode, batch norm folded, channels last. Made at first use.
+
+        On the CPU its convolutions are steady: an image gives the same bits alone and in any batch.
+        """
         if self._runner is None:
             runner = copy.deepcopy(self.model).eval().requires_grad_(False)
             fold_batch_norm(runner)
+            if self.device.type == "cpu":
+                make_steady(runner)
             self._runner = runner.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         assert self._runner is not None
         return self._runner
@@ -105,11 +113,20 @@ class Detector:
         return list(self.stream(images, score=score, batch=batch, features=features))
 
     def stream(
-        self, images: Picture | Iterable[Picture], *, score: float | None = None, batch: int = 1, features: bool = False
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        score: float | None = None,
+        batch: int = 1,
+        features: bool = False,
+        skip: Skip | None = None,
     ) -> Iterator[Result]:
-        """As `predict`, lazily and in input order: memory does not grow with the number of images."""
+        """As `predict`, lazily and in input order: memory does not grow with the number of images.
+
+        `skip` is called with the error of a file that can't be read, and the rest goes on. None: the error is raised.
+        """
         least = self.threshold if score is None else score
-        for group in self._groups(images, batch):
+        for group in self._groups(images, batch, skip):
             collated = self._collate([tensor for _, tensor, _ in group], [size for _, _, size in group])
             for (path, _, _), result in zip(group, self.detect(collated, features=features), strict=True):
                 yield replace(result, path=path).filter(score=least)
@@ -119,10 +136,10 @@ class Detector:
         return list(self.stream_proposals(images, top=top, batch=batch))
 
     def stream_proposals(
-        self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1
+        self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1, skip: Skip | None = None
     ) -> Iterator[Result]:
-        """As `propose`, lazily and in input order."""
-        for group in self._groups(images, batch):
+        """As `propose`, lazily and in input order; `skip` as in `stream`."""
+        for group in self._groups(images, batch, skip):
             collated = self._collate([tensor for _, tensor, _ in group], [size for _, _, size in group])
             for (path, _, _), result in zip(group, self.region_proposals(collated), strict=True):
                 yield replace(result, path=path).filter(top=top)
@@ -138,7 +155,7 @@ class Detector:
         """Detections of the network as one Result an image, in the user's pixels."""
         if not bool(found.finite.all()):
             raise NonFiniteError(
-                "the network's output is not finite (NaN or infinity): the weights are damaged or the training diverged;"
+                "the network's output is not finite (NaN or infinity): the weights are broken or the training diverged;"
                 " use an earlier checkpoint, or train again with a lower train.lr"
             )
         return [
@@ -228,32 +245,46 @@ class Detector:
     def _collate(self, tensors: list[Tensor], sizes: list[tuple[int, int]]) -> Batch:
         return self.preprocessor.collate(tensors, sizes)
 
-    def _groups(self, images: Any, batch: int) -> Iterator[list[tuple[str | None, Tensor, tuple[int, int]]]]:
+    def _groups(
+        self, images: Any, batch: int, skip: Skip | None
+    ) -> Iterator[list[tuple[str | None, Tensor, tuple[int, int]]]]:
         """Consecutive images of one bucket, at most `batch` of them, as (path, resized, original size)."""
         group: list[tuple[str | None, Tensor, tuple[int, int]]] = []
         bucket = None
-        for path, array in pictures(images, self.settings):
+        for path, array in pictures(images, self.settings, skip):
             size = (array.shape[0], array.shape[1])
             own = self.preprocessor.bucket(self.preprocessor.resized(size))
-            if group and (own != bucket or len(group) == batch):
+            if group and own != bucket:
                 yield group
                 group = []
             bucket = own
             group.append((path, self.preprocessor.resize(array), size))
+            if len(group) == batch:
+                yield group
+                group = []
         if group:
             yield group
 
 
-def pictures(images: Any, settings: config.Settings) -> Iterator[tuple[str | None, np.ndarray]]:
+def pictures(
+    images: Any, settings: config.Settings, skip: Skip | None = None
+) -> Iterator[tuple[str | None, np.ndarray]]:
     """Every image as (path or None, (H, W, C) uint8), files opened one at a time."""
     if isinstance(images, str | Path):
         for path in files(images):
-            yield str(path), _read(path, settings)
+            try:
+                array = _read(path, settings)
+            except ImageError as error:
+                if skip is None:
+                    raise
+                skip(error)
+            else:
+                yield str(path), array
     elif isinstance(images, np.ndarray | Image.Image | Tensor):
         yield None, as_array(images, settings.preprocess.in_channels)
     else:
         for image in images:
-            yield from pictures(image, settings)
+            yield from pictures(image, settings, skip)
 
 
 def files(source: str | Path) -> list[Path]:

@@ -18,6 +18,14 @@ _LARGE_FPN: dict[str, Any] = {
 
 PRESETS: dict[str, dict[str, Any]] = {
     "mobilenet-fpn": {},
+    "tiny-fpn": {
+        "preprocess": {"short": 256, "long": 384},
+        "model": {"backbone": "tiny", "channels": 64, "levels": (2, 3, 4, 5), "norm": "train", "frozen_stages": 0},
+        "anchors": {"sizes": ((16,), (32,), (64,), (128,))},
+        "rpn": {"pre_train": 500, "post_train": 256, "pre_test": 500, "post_test": 200},
+        "roi": {"levels": (2, 3, 4), "canonical_size": 96.0, "canonical_level": 4, "hidden": 256, "samples": 64},
+        "train": {"init": "none"},
+    },
     **{
         f"{backbone}-fpn": merge(_LARGE_FPN, {"model": {"backbone": backbone}})
         for backbone in ("resnet18", "resnet34", "resnet50", "resnet101")

@@ -12,6 +12,7 @@ from rcnn.backbones.fpn import FeaturePyramid
 from rcnn.backbones.mobilenet import mobilenet
 from rcnn.backbones.resnet import NAMES, ResNet
 from rcnn.backbones.timm import TimmTrunk
+from rcnn.backbones.tiny import tiny
 from rcnn.backbones.trunk import Trunk
 from rcnn.backbones.vgg import vgg16
 from rcnn.backbones.zf import zf
@@ -19,6 +20,7 @@ from rcnn.config import Settings, SettingsError
 
 TRUNKS: dict[str, Callable[[int, int | None], Trunk]] = {
     "mobilenet": mobilenet,
+    "tiny": tiny,
     "vgg16": vgg16,
     "zf": zf,
     **{name: partial(ResNet, name) for name in NAMES},

@@ -122,7 +122,7 @@ def _iou_blocks(anchors: Tensor, boxes: Tensor, valid: Tensor) -> Iterator[tuple
 
 
 def _overlap_blocks(anchors: Tensor, boxes: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Slices of the anchors, overlaps (B, G, a) with all boxes, areas of the anchors (B or 1, 1, a) and boxes (B, G, 1)."""
+    """Slices of the anchors; overlaps (B, G, a) with all boxes; areas of anchors (B or 1, 1, a) and boxes (B, G, 1)."""
     batch, count = boxes.shape[:2]
     left, top, right, bottom = safe_boxes(boxes)[..., None].unbind(dim=2)  # (B, G, 1)
     # Coordinates first, anchors last and contiguous: the arithmetic then runs over whole vectors.

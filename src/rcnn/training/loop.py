@@ -175,7 +175,8 @@ def seed_step(*numbers: int) -> None:
 
 def uses_bf16(settings: Train, device: torch.device) -> bool:
     """Does the network run in bfloat16? Losses and boxes stay float32 either way."""
-    return settings.amp == "bf16" or (settings.amp == "auto" and device.type == "cuda")
+    pays = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    return settings.amp == "bf16" or (settings.amp == "auto" and pays)
 
 
 def _add(sums: dict[str, float], losses: dict[str, float], engine: Engine, item: Item, step: int) -> None:

@@ -1,0 +1,126 @@
+"""The pages say what the code does: settings, links, commands and examples.
+
+`python tests/test_docs.py` prints the tables of docs/settings.md anew.
+"""
+
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+from rcnn.cli.app import app
+from rcnn.config import Settings, keys
+from rcnn.presets import PRESETS
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
+
+
+def blocks(page: Path) -> Iterator[tuple[str, str]]:
+    """Info string and text of each fenced block."""
+    for match in re.finditer(r"^```([^\n]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
+        yield match[1].strip(), match[2]
+
+
+def settings_tables() -> str:
+    """One table a section, as docs/settings.md has them."""
+    schema = Settings.model_json_schema()
+    tables = []
+    for name, entry in schema["properties"].items():
+        section = schema["$defs"][entry["$ref"].rsplit("/", 1)[1]]
+        rows = [
+            f"| `{name}.{key}` | `{shown(field['default'])}` | {allowed(field)} | {cell(field['description'])} |"
+            for key, field in section["properties"].items()
+        ]
+        heading = f"## {name}\n\n{section['description'].splitlines()[0]}\n\n"
+        tables.append(heading + "| setting | default | values | |\n|---|---|---|---|\n" + "\n".join(rows) + "\n")
+    return "\n".join(tables)
+
+
+def cell(text: str) -> str:
+    return text.replace("|", r"\|")
+
+
+def shown(value: object) -> str:
+    """A default as it is written on the command line."""
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("\n...")
+
+
+def allowed(field: dict[str, Any]) -> str:
+    """What a setting may be."""
+    if "anyOf" in field:
+        return " or ".join(dict.fromkeys(allowed(choice) for choice in field["anyOf"]))
+    if "enum" in field:
+        return ", ".join(f"`{value}`" for value in field["enum"])
+    if field["type"] == "array":
+        return f"{len(field['prefixItems'])} numbers" if "prefixItems" in field else "list"
+    plain = {"string": "text", "boolean": "`true`, `false`", "null": "`null`", "integer": "integer", "number": "number"}
+    signs = {"minimum": ">=", "exclusiveMinimum": ">", "maximum": "<=", "exclusiveMaximum": "<"}
+    limits = [f"{sign} {field[key]}" for key, sign in signs.items() if key in field]
+    return " ".join([plain[field["type"]], ", ".join(limits)]).strip()
+
+
+def test_the_tables_of_settings_are_those_of_the_code() -> None:
+    text = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    stale = [line for line in settings_tables().splitlines() if line not in text.splitlines()]
+    assert not stale, "docs/settings.md is stale; `python tests/test_docs.py` prints:\n" + "\n".join(stale)
+    listed = set(re.findall(r"^\| `(\w+\.\w+)` \|", text, re.MULTILINE))
+    assert listed == set(keys())
+
+
+def test_every_preset_is_told_of() -> None:
+    text = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    assert not [name for name in PRESETS if f"`{name}`" not in text]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    targets = [target for target in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in target]
+    missing = [target for target in targets if not (page.parent / target).exists()]
+    assert not missing, f"{page.name} links to {missing}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_settings_and_options_in_the_text_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    named = re.findall(r"(?<![\w.])(\w+)\.(\w+)=", text)
+    unknown = [f"{a}.{b}" for a, b in named if a in Settings.model_fields and f"{a}.{b}" not in set(keys())]
+    assert not unknown
+    lines = [line for info, block in blocks(page) if info in ("", "sh") for line in block.splitlines()]
+    wrong = [line for line in lines if re.search(r"(^|\s)rcnn ", line) and not is_command(line)]
+    assert not wrong, f"{page.name}: {wrong}"
+
+
+def is_command(line: str) -> bool:
+    """Whether a shell line calls a command of ours with options that it has."""
+    words = shlex.split(line, comments=True)
+    if "rcnn" not in words:
+        return True  # the word is in a comment
+    words = words[words.index("rcnn") + 1 :]
+    command: Any = typer.main.get_command(app)
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]
+    known = {option for parameter in command.params for option in parameter.opts} | {"--help", "--debug"}
+    return not hasattr(command, "commands") and {word for word in words if word.startswith("--")} <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_python_examples_are_python_and_those_marked_run(page: Path) -> None:
+    names: dict[str, Any] = {"__name__": "example"}
+    for info, block in blocks(page):
+        if info.startswith("python"):
+            code = compile(block, page.name, "exec")
+            if info == "python run":
+                exec(code, names)
+
+
+if __name__ == "__main__":
+    print(settings_tables())
