@@ -12,14 +12,15 @@ import time
 
 import torch
 import torchvision
+from torch import nn
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection.image_list import ImageList
+
 from rcnn.backbones.norm import fold_batch_norm
 from rcnn.detector import Detector
 from rcnn.model.structures import Batch
 from rcnn.presets import build, settings_of
 from rcnn.weights.torchvision import SETTINGS, from_torchvision_state
-from torch import nn
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
-from torchvision.models.detection.image_list import ImageList
 
 SHAPE = (800, 1088)
 
@@ -78,7 +79,7 @@ def main() -> None:
                 program()
                 times[name].append(time.perf_counter() - start)
     median = {name: statistics.median(values) for name, values in times.items()}
-    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {options.threads} threads, {options.runs} runs")
+    print(f"torch {torch.__version__}, torchvision {torchvision.__version__}, {options.threads} threads")
     for name, seconds in median.items():
         print(f"{name:38} {seconds:6.3f} s   rcnn / this {median['rcnn'] / seconds:.3f}")
     boxes = found.boxes[0][found.valid[0]]

@@ -143,7 +143,7 @@ class RPN(Section):
         default="keep", description="Crowd and difficult objects: mask their anchors, or forget them."
     )
     normaliser: Literal["paper", "matlab", "py-faster-rcnn", "torchvision", "detectron2", "mean"] = Field(
-        default="torchvision", description="What divides the two losses, PAPER section 5."
+        default="torchvision", description="What divides the two losses; see the end of docs/settings.md."
     )
     box_loss: LossKind = Field(default="smooth_l1", description="Loss of the boxes.")
     beta: NonNegative = Field(default=1 / 9, description="Where smooth L1 turns linear; 1 / sigma squared. 0: L1.")

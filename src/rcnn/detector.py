@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from rcnn import config
+import rcnn.config as config
 from rcnn.backbones.norm import fold_batch_norm
 from rcnn.backbones.steady import make_steady
 from rcnn.model.faster_rcnn import FasterRCNN
@@ -253,7 +253,7 @@ class Detector:
         bucket = None
         for path, array in pictures(images, self.settings, skip):
             size = (array.shape[0], array.shape[1])
-            own = self.preprocessor.bucket(self.preprocessor.resized(size))
+            own = self.preprocessor.bucket(size)
             if group and own != bucket:
                 yield group
                 group = []

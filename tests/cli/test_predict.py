@@ -140,6 +140,18 @@ def test_a_broken_image_is_named_and_what_was_found_is_kept(
     assert 2 <= len(json.loads((tmp_path / "o/results.json").read_text())) <= 3
 
 
+def test_a_broken_image_can_be_left_out(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    (data / "JPEGImages/1.jpg").write_bytes(b"not an image")
+    words = ("predict", weights, data / "JPEGImages", "--out", tmp_path / "o", "--format", "json")
+    outcome = run(*words, "--on-fault", "skip")
+    assert outcome.code == 0, outcome.err
+    assert "1.jpg" in outcome.err
+    assert "1 image could not be read" in outcome.out
+    names = {Path(image["path"]).name for image in json.loads((tmp_path / "o/results.json").read_text())}
+    assert names == {path.name for path in (data / "JPEGImages").iterdir()} - {"1.jpg"}
+    assert run(*words, "--on-fault", "perhaps").code == 2
+
+
 def test_proposals_are_class_agnostic_and_at_most_top(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
     outcome = run("propose", weights, data / "JPEGImages", "--top", 7, "--json", "--out", tmp_path / "o")
     assert outcome.code == 0, outcome.err

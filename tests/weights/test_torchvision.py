@@ -1,11 +1,12 @@
 import pytest
 import torch
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.models.detection.image_list import ImageList
+
 from rcnn.model.structures import Batch
 from rcnn.presets import build, settings_of
 from rcnn.weights.file import WeightsError
 from rcnn.weights.torchvision import SETTINGS, from_torchvision_state
-from torchvision.models.detection import fasterrcnn_resnet50_fpn
-from torchvision.models.detection.image_list import ImageList
 
 
 @pytest.fixture(scope="module")
@@ -41,5 +42,5 @@ def test_the_same_boxes_labels_and_scores(pair, shape):
 
 
 def test_foreign_names_are_refused():
-    with pytest.raises(WeightsError, match="roi_heads.mask_head"):
+    with pytest.raises(WeightsError, match=r"roi_heads\.mask_head"):
         from_torchvision_state({"roi_heads.mask_head.0.weight": torch.zeros(1)})

@@ -27,6 +27,7 @@ def predict(
     images: Images = None,
     out: Out = Path("runs/predict"),
     batch: arguments.BatchSize = 1,
+    on_fault: arguments.OnFault = None,
     device: arguments.Device = None,
     json: arguments.Json = False,
 ) -> None:
@@ -36,10 +37,10 @@ def predict(
     """
     from rcnn.cli import stream
 
-    job = stream.Job(sources, out, format, images, json)
+    job = stream.Job(sources, out, format, images, json, on_fault)
     with screen.stdout_for_json(json), job.detector(model, device) as detector:
         wanted = stream.parse_classes(classes, detector.names)
         least = detector.settings.predict.score if score is None else score
-        found = detector.stream(job.files(), score=least, batch=batch)
+        found = detector.stream(job.files(), score=least, batch=batch, skip=job.skip)
         job.run((result.filter(classes=wanted, top=top) for result in found), detector.names)
     job.emit()

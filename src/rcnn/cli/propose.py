@@ -18,6 +18,7 @@ def propose(
     images: Images = None,
     out: Out = Path("runs/propose"),
     batch: arguments.BatchSize = 1,
+    on_fault: arguments.OnFault = None,
     device: arguments.Device = None,
     json: arguments.Json = False,
 ) -> None:
@@ -27,8 +28,8 @@ def propose(
     """
     from rcnn.cli import stream
 
-    job = stream.Job(sources, out, format, images, json)
+    job = stream.Job(sources, out, format, images, json, on_fault)
     with screen.stdout_for_json(json), job.detector(model, device) as detector:
-        found = detector.stream_proposals(job.files(), top=top, batch=batch)
+        found = detector.stream_proposals(job.files(), top=top, batch=batch, skip=job.skip)
         job.run((result.filter(score=score or 0.0) for result in found), ("object",))
     job.emit()

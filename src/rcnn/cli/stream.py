@@ -16,6 +16,7 @@ from rcnn.cli.writers import FORMATS, Target, merge_parts
 from rcnn.config import SettingsError
 from rcnn.data.dataset import DataError
 from rcnn.detector import Detector, files
+from rcnn.preprocess.decode import ImageError
 from rcnn.result import Result
 
 SHOWN = 5
@@ -31,13 +32,18 @@ class Job:
         formats: comma-separated.
         images: COCO json that gives images their ids.
         as_json: also print the results as one JSON document.
+        on_fault: `skip` names images that can't be read and goes on; else the first one stops.
 
     Raises:
-        SettingsError: an unknown format, or no source.
+        SettingsError: an unknown format or choice, or no source.
         ImageError: a source that is not there.
     """
 
-    def __init__(self, words: Sequence[str], out: Path, formats: str, images: Path | None, as_json: bool) -> None:
+    def __init__(
+        self, words: Sequence[str], out: Path, formats: str, images: Path | None, as_json: bool, on_fault: str | None
+    ) -> None:
+        if on_fault not in (None, "stop", "skip"):
+            raise SettingsError(f"--on-fault: unknown `{on_fault}`; there are stop, skip")
         sources, self._changes = arguments.split(words)
         if not sources:
             raise SettingsError("SOURCE is missing: give images, folders or globs")
@@ -47,6 +53,8 @@ class Job:
         self._ids, self._as_json, self._out = image_ids(images), as_json, out
         self._files = [file for source in sources for file in files(source)]
         self._base = base_of(sources)
+        self._unread = 0
+        self.skip = self._leave_out if on_fault == "skip" else None
 
     @contextmanager
     def detector(self, model: str, device: str | None) -> Iterator[Detector]:
@@ -55,6 +63,10 @@ class Job:
             detector = load_detector(model, self._changes, str(self._team.device))
             self._out = self._team.gather(fresh_folder(self._out) if self._team.writer else self._out)[0]
             yield detector
+
+    def _leave_out(self, error: ImageError) -> None:
+        self._unread += 1
+        screen.note(f"left out: {error}")
 
     def files(self) -> list[Path]:
         """The images of this process."""
@@ -75,11 +87,13 @@ class Job:
                 totals.update(result.counts())
                 if self._team.writer:
                     tell(name, result.counts(), count, begun)
-        every = self._team.gather((count, totals))
+        every = self._team.gather((count, totals, self._unread))
         if self._team.writer:
             if self._team.world > 1:
                 merge_parts(self._out, self._team.world)
-            self._report(sum(number for number, _ in every), sum((part for _, part in every), Counter[str]()))
+            self._report(sum(row[0] for row in every), sum((row[1] for row in every), Counter[str]()))
+            if unread := sum(row[2] for row in every):
+                screen.say(f"{screen.several(unread, 'image')} could not be read and were left out (named above)")
 
     def emit(self) -> None:
         """Print the JSON document that was asked for, piece by piece."""

@@ -1,4 +1,4 @@
-"""Average precision as PASCAL VOC counts it: VOC07's 11 points and the area of later years (PAPER.md section 1)."""
+"""Average precision as PASCAL VOC counts it: VOC07's 11 points and the area of later years."""
 
 from collections.abc import Sequence
 

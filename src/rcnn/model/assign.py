@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rcnn import ops
+import rcnn.ops as ops
 from rcnn.model.structures import take
 
 

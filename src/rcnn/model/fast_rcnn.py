@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rcnn import ops
+import rcnn.ops as ops
 from rcnn.config import RoI
 from rcnn.model import boxes as box_ops
 from rcnn.model.assign import Rule, Sample, assign, sample

@@ -55,7 +55,7 @@ def objectness_loss(logits: Tensor, positive: Tensor) -> Tensor:
 def normalise(
     classification: Tensor, box: Tensor, valid: Tensor, positive: Tensor, normaliser: Normaliser, cells: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Sums and counts of the RPN's two losses (PAPER section 5).
+    """Sums and counts of the RPN's two losses.
 
     paper: N_cls = samples asked for, an image; N_reg = cells of the unpadded image over all levels. matlab: the same
     box loss, classification over the anchors sampled. py-faster-rcnn: each image over its own samples, then the mean

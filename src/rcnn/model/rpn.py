@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rcnn import ops
+import rcnn.ops as ops
 from rcnn.config import RPN, Anchors
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
