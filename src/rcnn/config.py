@@ -218,13 +218,13 @@ class Train(Section):
     scheme: Literal["joint"] = Field(default="joint", description="Approximate joint training.")
     init: str = Field(default="imagenet", description="imagenet, none, or a file of weights.")
     epochs: Count = Field(default=30, description="Passes over the training images.")
-    batch: Count = Field(default=8, description="Images a step, all processes together.")
+    batch: Count = Field(default=4, description="Images a step, all processes together.")
     accumulate: Count = Field(default=1, description="Batches whose gradients are added before a step.")
-    optimizer: Literal["sgd", "adamw"] = Field(default="sgd", description="The optimiser.")
-    lr: Positive = Field(default=0.02, description="Learning rate at `lr_batch` images a step.")
+    optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="The optimiser.")
+    lr: Positive = Field(default=2e-3, description="Learning rate at `lr_batch` images a step.")
     lr_batch: Count = Field(default=16, description="The learning rate is scaled by batch * accumulate / this.")
     momentum: Fraction = Field(default=0.9, description="SGD's momentum, AdamW's first beta.")
-    weight_decay: NonNegative = Field(default=1e-4, description="Not applied to biases and norms.")
+    weight_decay: NonNegative = Field(default=0.01, description="Not applied to biases and norms.")
     schedule: Literal["cosine", "step", "constant"] = Field(
         default="cosine", description="Course of the learning rate."
     )

@@ -8,12 +8,16 @@ from rcnn.backbones.build import build_backbone
 from rcnn.config import Settings, SettingsError, merge, override, validate
 from rcnn.model.faster_rcnn import FasterRCNN
 
+_SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.02, "batch": 8, "weight_decay": 1e-4}
+"""How the field trains large networks from ImageNet weights."""
+
 _LARGE_FPN: dict[str, Any] = {
     "preprocess": {"short": 800, "long": 1333},
     "model": {"channels": 256, "levels": (2, 3, 4, 5, 6), "frozen_stages": 2},
     "anchors": {"sizes": ((32,), (64,), (128,), (256,), (512,))},
     "rpn": {"pre_train": 2000, "post_train": 1000, "pre_test": 1000, "post_test": 1000},
     "roi": {"levels": (2, 3, 4, 5), "hidden": 1024, "samples": 512},
+    "train": _SGD,
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
@@ -23,8 +27,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "model": {"backbone": "tiny", "channels": 64, "levels": (2, 3, 4, 5), "norm": "train", "frozen_stages": 0},
         "anchors": {"sizes": ((16,), (32,), (64,), (128,))},
         "rpn": {"pre_train": 500, "post_train": 256, "pre_test": 500, "post_test": 200},
-        "roi": {"levels": (2, 3, 4), "canonical_size": 96.0, "canonical_level": 4, "hidden": 256, "samples": 64},
-        "train": {"init": "none"},
+        "roi": {
+            "levels": (2, 3, 4),
+            "canonical_size": 96.0,
+            "canonical_level": 4,
+            "hidden": 256,
+            "samples": 64,
+            "positive_fraction": 0.5,
+        },
+        "train": {"init": "none", "lr": 6e-3, "ema": 0.99},
     },
     **{
         f"{backbone}-fpn": merge(_LARGE_FPN, {"model": {"backbone": backbone}})
@@ -36,6 +47,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "anchors": {"sizes": ((32, 64, 128, 256, 512),)},
         "rpn": {"pre_train": 12000, "post_train": 2000, "pre_test": 6000, "post_test": 1000},
         "roi": {"levels": (4,), "size": 14, "head": "conv5", "samples": 512},
+        "train": _SGD,
     },
 }
 """Name -> what differs from the defaults of `config.Settings`."""
