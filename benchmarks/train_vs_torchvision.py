@@ -118,7 +118,7 @@ def train(program: Ours | Torchvision, loader: Loader, settings: Settings) -> fl
     begun, number, total = time.perf_counter(), 0, settings.train.epochs * loader.steps
     for epoch in range(settings.train.epochs):
         for item in loader.epoch(epoch):
-            rate = learning_rate(number, total, loader.steps, settings.train)
+            rate = learning_rate(number, total, settings.train)
             for group in program.optimizer.param_groups:
                 group["lr"] = rate
             step(program, item)

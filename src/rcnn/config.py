@@ -172,8 +172,9 @@ class RoI(Section):
         default=224.0, description="A box of this side is read from `canonical_level`, pixels."
     )
     canonical_level: int = Field(default=4, description="Pyramid level of a box of canonical size.")
-    head: Literal["fc", "vgg", "conv5"] = Field(
-        default="fc", description="Two fully connected layers; fc6 and fc7; the fifth stage of a ResNet."
+    head: Literal["fc", "conv5"] = Field(
+        default="fc",
+        description="Two fully connected layers (fc6 and fc7 of VGG and ZF too), or a ResNet's fifth stage.",
     )
     hidden: Count = Field(default=256, description="Width of the fully connected layers.")
     dropout: Fraction = Field(default=0.0, description="Share of hidden units dropped in training.")

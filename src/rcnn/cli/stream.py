@@ -93,7 +93,7 @@ class Job:
                 merge_parts(self._out, self._team.world)
             self._report(sum(row[0] for row in every), sum((row[1] for row in every), Counter[str]()))
             if unread := sum(row[2] for row in every):
-                screen.say(f"{screen.several(unread, 'image')} could not be read and were left out (named above)")
+                screen.say(f"left out as unreadable: {screen.several(unread, 'image')}, named above")
 
     def emit(self) -> None:
         """Print the JSON document that was asked for, piece by piece."""
