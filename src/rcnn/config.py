@@ -341,9 +341,11 @@ def parse_override(text: str) -> dict[str, Any]:
     if not equals or "." not in key:
         raise SettingsError(f"`{text}` is not of the form section.key=value")
     try:
-        parsed = _number(yaml.safe_load(value))
+        parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise SettingsError(f"`{text}`: the value is not YAML ({str(error).splitlines()[0]})") from None
+    if value.strip()[:1] not in ("'", '"'):  # whoever quotes a number wants text
+        parsed = _number(parsed)
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
     return parsed

@@ -153,11 +153,7 @@ class Detector:
 
     def results(self, batch: Batch, found: Any, vectors: Tensor | None = None) -> list[Result]:
         """Detections of the network as one Result an image, in the user's pixels."""
-        if not bool(found.finite.all()):
-            raise NonFiniteError(
-                "the network's output is not finite (NaN or infinity): the weights are broken or the training diverged;"
-                " use an earlier checkpoint, or train again with a lower train.lr"
-            )
+        _see_finite(found.finite)
         return [
             Result(
                 boxes=self._boxes_back(found.boxes[i][keep], batch, i),
@@ -173,10 +169,19 @@ class Detector:
         ]
 
     def region_proposals(self, batch: Batch) -> list[Result]:
-        """Proposals of a collated batch, in the users' pixels."""
+        """Proposals of a collated batch, in the users' pixels.
+
+        Raises:
+            NonFiniteError: the network's output is not finite.
+        """
         with torch.inference_mode():
             batch = self._to_device(batch)
-            return self.proposal_results(batch, self.runner.propose(batch))
+            _, out = self.runner.extract(batch)
+            for part in (*out.logits, *out.deltas):
+                _see_finite(part.isfinite())
+            rpn = self.runner.settings.rpn
+            proposals = self.runner.rpn.propose(out, batch.sizes, pre=rpn.pre_test, post=rpn.post_test)
+        return self.proposal_results(batch, proposals)
 
     def proposal_results(self, batch: Batch, proposals: Any) -> list[Result]:
         """Proposals of the network as one Result an image, in the user's pixels."""
@@ -305,6 +310,15 @@ def files(source: str | Path) -> list[Path]:
     if not found:
         raise ImageError(f"{source}: no such file, folder or glob")
     return [inner for file in found for inner in (files(file) if file.is_dir() else [file])]
+
+
+def _see_finite(finite: Tensor) -> None:
+    """Stop where anything is not finite: it must not pass for an image without objects."""
+    if not bool(finite.all()):
+        raise NonFiniteError(
+            "the network's output is not finite (NaN or infinity): the weights are broken or the training diverged; "
+            "use an earlier checkpoint, or train again with a lower train.lr"
+        )
 
 
 def _read(path: Path, settings: config.Settings) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -81,7 +82,7 @@ class Metrics:
 
 def val(
     detector: Detector,
-    data: str,
+    data: str | Path,
     *,
     split: Split = "val",
     batch: int = 8,

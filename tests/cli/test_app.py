@@ -3,11 +3,12 @@ import subprocess
 import sys
 from collections.abc import Callable
 from inspect import signature
+from pathlib import Path
 
 import pytest
 
 import rcnn
-from rcnn.cli import app, train
+from rcnn.cli import app, demo, predict, propose, train, val
 from rcnn.config import SettingsError, keys
 from rcnn.data.dataset import DataError
 
@@ -71,6 +72,28 @@ def test_errors_are_a_sentence_and_a_code(
     assert "Traceback" in debugged.err
 
 
+def test_ctrl_c_in_a_command_is_said(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def press(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rcnn.data.check.check", press)
+    assert run("data", "check", tmp_path) == Outcome(130, "", "error: interrupted\n")
+    assert "KeyboardInterrupt" in run("data", "check", tmp_path, "--debug").err
+
+
+def test_a_full_disk_is_said_with_the_file(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fill(*_: object) -> None:
+        raise OSError(28, "No space left on device", "from.jpg", None, "to.jpg")
+
+    monkeypatch.setattr("rcnn.data.check.check", fill)
+    outcome = run("data", "check", tmp_path, "--json")
+    assert outcome.out == ""
+    assert (outcome.code, outcome.err) == (
+        1,
+        "error: to.jpg: No space left on device. Make room, then run the command again\n",
+    )
+
+
 @pytest.mark.parametrize(
     ("name", "module"),
     [
@@ -88,6 +111,16 @@ def test_names_of_errors_are_those_of_classes(name: str, module: str) -> None:
     kind = getattr(importlib.import_module(module), name)
     assert issubclass(kind, BaseException)
     assert name in app.EXIT_CODES
+
+
+@pytest.mark.parametrize("command", [train.train, val.val, demo.demo])
+def test_where_there_is_chance_there_is_a_seed(command: Callable[..., None]) -> None:
+    assert {"seed", "device", "json"} <= set(signature(command).parameters)
+
+
+@pytest.mark.parametrize("command", [predict.predict, propose.propose])
+def test_where_there_is_a_network_there_is_a_device(command: Callable[..., None]) -> None:
+    assert {"device", "json", "on_fault"} <= set(signature(command).parameters)
 
 
 def test_every_short_option_of_train_is_a_setting() -> None:

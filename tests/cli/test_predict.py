@@ -1,13 +1,16 @@
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from rcnn.config import Data
 from rcnn.data.find import open_dataset
+from rcnn.training.distributed import Team
 
 from .conftest import NAMES, Outcome
 
@@ -150,6 +153,93 @@ def test_a_broken_image_can_be_left_out(run: Run, data: Path, weights: Path, tmp
     names = {Path(image["path"]).name for image in json.loads((tmp_path / "o/results.json").read_text())}
     assert names == {path.name for path in (data / "JPEGImages").iterdir()} - {"1.jpg"}
     assert run(*words, "--on-fault", "perhaps").code == 2
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError(28, "No space left on device")])
+@pytest.mark.parametrize("command", ["predict", "propose"])
+def test_ctrl_c_and_a_full_disk_keep_what_was_found(
+    run: Run,
+    data: Path,
+    weights: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    end: BaseException,
+    command: str,
+) -> None:
+    from rcnn.preprocess import decode
+
+    read, seen = decode.read_image, []
+
+    def stop(path: Path, **options: object) -> object:
+        seen.append(path)
+        if len(seen) == 4:
+            raise end
+        return read(path, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("rcnn.detector.read_image", stop)
+    outcome = run(
+        command, weights, data / "JPEGImages", "--out", tmp_path / "o", "--format", "json", "roi.detections=3"
+    )
+    assert outcome.code == (130 if isinstance(end, KeyboardInterrupt) else 1)
+    assert "Traceback" not in outcome.err
+    assert ("interrupted" if outcome.code == 130 else "No space left on device. Make room") in outcome.err
+    assert f"results of 3 images are in {tmp_path / 'o'}" in outcome.out
+    assert len(json.loads((tmp_path / "o/results.json").read_text())) == 3
+
+
+def test_weights_that_are_not_finite_are_an_error_not_an_empty_image(
+    run: Run, data: Path, weights: Path, tmp_path: Path
+) -> None:
+    from rcnn.detector import Detector
+
+    broken = tmp_path / "broken.safetensors"
+    detector = Detector.load(weights, "cpu")
+    with torch.no_grad():
+        for name, tensor in detector.model.named_parameters():
+            if name.startswith("rpn.head"):
+                tensor.fill_(torch.nan)
+    detector.save(broken)
+    for command in ("predict", "propose", "val"):
+        outcome = run(command, broken, data if command == "val" else data / "JPEGImages/0.jpg")
+        assert outcome.code == 1
+        assert "not finite" in outcome.err
+
+
+def test_several_processes_share_the_images(
+    run: Run, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second process first, since here they are one after the other; its numbers count twice."""
+
+    class Half(Team):
+        def gather(self, thing: object) -> list:
+            return [thing, thing]
+
+    def as_rank(rank: int) -> None:
+        team = Half(torch.device("cpu"), rank, 2)
+        monkeypatch.setattr("rcnn.cli.stream.sharing", lambda _: nullcontext((team, None)))
+
+    out = tmp_path / "o"
+    out.mkdir()
+    monkeypatch.setattr("rcnn.cli.stream.fresh_folder", lambda path: path)
+    for rank in (1, 0):
+        as_rank(rank)
+        outcome = run("predict", weights, data / "JPEGImages", "--out", out, "--format", "json,coco,yolo")
+        assert outcome.code == 0, outcome.err
+    found = [Path(row["path"]).stem for row in json.loads((out / "results.json").read_text())]
+    assert found == ["0", "2", "4", "1", "3", "5"]
+    assert len({row["image_id"] for row in json.loads((out / "coco.json").read_text())}) == 6
+    assert sorted(path.name for path in out.iterdir()) == ["coco.json", "results.json", "yolo"]
+
+
+def test_proposals_are_written_in_every_format(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    words = ("propose", weights, data / "JPEGImages/0.jpg", "--top", 5, "--format", "drawn,json,coco,voc,yolo")
+    assert run(*words, "--out", tmp_path / "o").code == 0
+    rows = json.loads((tmp_path / "o/coco.json").read_text())
+    assert [(row["image_id"], row["category_id"]) for row in rows] == [("0.jpg", 1)] * 5
+    assert (tmp_path / "o/voc/0.xml").read_text().count("<name>object</name>") == 5
+    assert (tmp_path / "o/yolo/labels/0.txt").read_text().count("\n") == 5
+    assert "object" in (tmp_path / "o/yolo/data.yaml").read_text()
+    assert (tmp_path / "o/drawn/0.jpg").exists()
 
 
 def test_proposals_are_class_agnostic_and_at_most_top(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:

@@ -40,6 +40,27 @@ def test_a_run_ends_with_weights_that_val_takes(run: Run, data: Path, tmp_path: 
     assert resumed.code == 0, resumed.err
 
 
+def test_dry_run_of_a_resumed_run_shows_its_own_settings(run: Run, data: Path, tmp_path: Path) -> None:
+    from rcnn.config import to_yaml
+    from rcnn.presets import settings_of
+
+    settings = settings_of("mobilenet-fpn", [*SMALL, "train.batch=2", f"data.path={data}"])
+    (tmp_path / "config.yaml").write_text(to_yaml(settings))
+    document = run("train", "--resume", tmp_path, "--dry-run", "--json").json()
+    assert document["settings"]["train"]["batch"] == 2
+    assert document["train"]["images"] == 4
+
+
+def test_a_file_that_is_cut_off_is_told_before_training_or_left_out(run: Run, data: Path, tmp_path: Path) -> None:
+    file = data / "JPEGImages/1.jpg"
+    file.write_bytes(file.read_bytes()[:-300])
+    outcome = run("train", data, *SMALL, "--out", tmp_path / "runs")
+    assert (outcome.code, (tmp_path / "runs").exists()) == (3, False)
+    assert "1.jpg" in outcome.err
+    skipped = run("train", data, *SMALL, "--on-fault", "skip", "--dry-run", "--json")
+    assert skipped.json()["train"]["images"] == 3
+
+
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [

@@ -1,6 +1,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from .conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -19,6 +21,24 @@ def test_json_is_one_document(run: Run, data: Path, weights: Path) -> None:
     assert [row["class"] for row in document["classes"]] == ["circle", "square"]
     assert 0 <= document["ap"] <= 1
     assert set(document["proposals"]) == {"ar50", "ar100", "ar300", "ar1000"}
+
+
+def test_the_seed_chooses_what_the_losses_are_of_and_nothing_else(run: Run, data: Path, weights: Path) -> None:
+    words = ("val", weights, data, "--split", "train", "rpn.samples=4", "--json")
+    first, again, other = (run(*words, "--seed", seed).json() for seed in (0, 0, 1))
+    assert first == again
+    assert first["losses"] != other["losses"]
+    assert first["proposals"] == other["proposals"]
+
+
+def test_ctrl_c_is_said(run: Run, data: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rcnn.evaluate.evaluate", press)
+    outcome = run("val", weights, data, "--json")
+    assert (outcome.code, outcome.out) == (130, "")
+    assert outcome.err.endswith("error: interrupted\n")
 
 
 def test_a_split_that_is_not_there(run: Run, data: Path, weights: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -158,6 +159,7 @@ def test_an_unknown_class_is_told_with_a_near_name(tmp_path: Path) -> None:
 def test_gaps_between_category_ids_are_closed(tmp_path: Path) -> None:
     data = read(sets.coco(tmp_path / "d", {"train": {"a.jpg": GOOD}}, {"dog": 90, "cat": 1}))
     assert (data.names, data.category_ids) == (("cat", "dog"), (1, 90))
+    assert data.notes == ("category ids become labels 0 to 1 in this order: 1 cat, 90 dog",)
     assert data.records[0].labels.tolist() == [1]
 
 
@@ -265,6 +267,32 @@ def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes, reason: st
     assert [record.id for record in data.records] == ["b"]
     with pytest.raises(DataError, match=r"JPEGImages/a\.jpg"):
         open_dataset(root, "all", Data())
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp", "npy"])
+def test_a_file_that_is_cut_off_is_named_with_the_other_faults_of_its_image(tmp_path: Path, suffix: str) -> None:
+    root = sets.voc(tmp_path / "d", {"a": [("dog", (9, 9, 5, 5))], "b": GOOD})
+    (root / "JPEGImages/a.jpg").unlink()
+    file = root / f"JPEGImages/a.{suffix}"
+    if suffix == "npy":
+        np.save(file, np.zeros((40, 60, 3), np.uint8))
+    else:
+        sets.image(file)
+    file.write_bytes(file.read_bytes()[:-200])
+    data = read(root)
+    if suffix in ("jpg", "png"):  # the others tell no size
+        assert data.faults[1].where == f"{root}/Annotations/a.xml:5"
+    assert (data.faults[0].where, data.faults[0].kind) == (str(file), "fatal")
+    assert [record.id for record in data.records] == ["b"]
+    with pytest.raises(DataError, match=rf"JPEGImages/a\.{suffix}"):
+        open_dataset(root, "all", Data())
+
+
+def test_bytes_after_the_end_of_an_image_are_no_fault(tmp_path: Path) -> None:
+    root = sets.voc(tmp_path / "d", {"a": GOOD})
+    with (root / "JPEGImages/a.jpg").open("ab") as file:
+        file.write(bytes(5000))
+    assert read(root).faults == ()
 
 
 def test_an_image_over_the_limit_is_named(tmp_path: Path) -> None:

@@ -33,10 +33,20 @@ def test_every_image_of_every_list_is_decoded(tmp_path: Path) -> None:
         file.write_bytes(file.read_bytes()[:-300])
     report = check(root, Data())
     wheres = [fault.where for fault in report.faults]
-    assert wheres == [f"{root}/Annotations/c.xml:5", f"{root}/JPEGImages/b.jpg", f"{root}/JPEGImages/c.jpg"]
-    assert all("truncated" in fault.reason for fault in report.faults[1:])
+    assert wheres == [f"{root}/JPEGImages/b.jpg", f"{root}/JPEGImages/c.jpg", f"{root}/Annotations/c.xml:5"]
+    assert all("truncated" in fault.reason for fault in report.faults[:2])
     assert (report.fatal, report.mendable) == (3, 0)
-    assert report.to_json()["faults"][1]["image"] == "JPEGImages/b.jpg"
+    assert report.to_json()["faults"][0]["image"] == "JPEGImages/b.jpg"
+
+
+def test_damage_that_only_decoding_shows_is_found(tmp_path: Path) -> None:
+    root = sets.voc(tmp_path / "d", {"a": BOX, "b": BOX})
+    (root / "JPEGImages/b.jpg").unlink()
+    file = sets.image(root / "JPEGImages/b.png")
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    assert [fault.where for fault in check(root, Data()).faults] == [str(file)]
 
 
 def test_both_kinds_are_reported(tmp_path: Path) -> None:

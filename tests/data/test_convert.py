@@ -99,6 +99,25 @@ def test_images_of_one_name_in_two_folders_stay_apart(tmp_path: Path, form: str)
     assert len({record.name for record in again.records}) == 3
 
 
+@pytest.mark.parametrize("end", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_copy_that_is_not_finished_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: BaseException
+) -> None:
+    root = sets.voc(tmp_path / "d", {"a": [("dog", (5, 5, 20, 20))], "b": []})
+    copied: list[object] = []
+
+    def fail(_: object, target: object) -> None:
+        copied.append(target)
+        if len(copied) == 2:
+            raise end
+
+    monkeypatch.setattr("shutil.copyfile", fail)
+    with pytest.raises(type(end)):
+        convert(open_dataset(root, "all", Data()), "coco", tmp_path / "copy")
+    assert len(copied) == 2
+    assert not (tmp_path / "copy").exists()
+
+
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     data = open_dataset(sets.voc(tmp_path / "d", {"a": [("dog", (2, 3, 10, 10))]}), "all", Data())
     (tmp_path / "out").mkdir()

@@ -7,7 +7,7 @@ from PIL import Image
 
 from rcnn.config import Data
 from rcnn.data.find import open_splits
-from rcnn.data.synthetic import CLASSES, CONTRAST, Scene, scenes, synthesise
+from rcnn.data.synthetic import CLASSES, CONTRAST, Scene, scenes, synthesise, synthesise_set
 
 LUMA = np.array([0.299, 0.587, 0.114])
 
@@ -80,6 +80,16 @@ def test_a_seed_gives_the_same_bytes(tmp_path: Path) -> None:
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
     assert len(files) == 5
     assert all((tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes() for file in files)
+
+
+@pytest.mark.parametrize("form", ["voc", "coco", "yolo"])
+def test_a_set_is_written_in_every_form(tmp_path: Path, form: str) -> None:
+    synthesise_set(tmp_path / "set", {"train": (3, 4), "val": (2, 5)}, form)
+    train, val = open_splits(tmp_path / "set", Data())
+    assert (train.format, len(train), len(val), train.faults) == (form, 3, 2, ())
+    for record, scene in zip(train.records, scenes(3, seed=4), strict=True):
+        np.testing.assert_allclose(record.boxes, scene.boxes, atol=1e-9)
+        assert [train.names[label] for label in record.labels] == [CLASSES[label] for label in scene.labels]
 
 
 def test_the_written_set_is_read_back(tmp_path: Path) -> None:

@@ -3,9 +3,10 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from rcnn.config import Settings, override, read
-from rcnn.data.dataset import Dataset, Fault, Record
+from rcnn.data.dataset import DataError, Dataset, Fault, Record
 from rcnn.training.run_folder import RunFolder
 
 
@@ -33,6 +34,16 @@ def test_the_folder_says_what_is_run_on_what_and_where(tmp_path: Path) -> None:
     assert (folder.path / "faults.txt").read_text() == "x.xml:3: a box of no size\n"
     assert (folder.path / "train.txt").read_text() == "a.png\nb.png\n"
     assert (folder.path / "val.txt").read_text() == "c.png\n"
+
+
+def test_other_images_than_the_run_began_with_are_refused(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "exp")
+    train, val = dataset(tmp_path, "a.png", "b.png"), dataset(tmp_path, "c.png")
+    folder.describe(Settings(), train, val)
+    folder.see_same_data(train, val)
+    for pair in ((dataset(tmp_path, "a.png"), val), (train, dataset(tmp_path, "c.png", "d.png"))):
+        with pytest.raises(DataError, match=r"not those of .*\.txt, which the run began with.*--init .*last"):
+            folder.see_same_data(*pair)
 
 
 def test_rows_become_json_lines_and_a_table(tmp_path: Path) -> None:

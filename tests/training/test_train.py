@@ -118,6 +118,14 @@ def test_best_is_the_first_epoch_of_the_highest_ap(whole: Run) -> None:
     assert whole.metrics.ap == pytest.approx(max(aps))
 
 
+def test_what_is_kept_is_the_average_not_the_last_step(whole: Run) -> None:
+    path = checkpoint.latest(whole.folder / "checkpoints")
+    assert path is not None
+    state, kept = load_weights(path)[0], load_weights(whole.last)[0]
+    assert all(torch.equal(tensor, state[f"ema/{name}"]) for name, tensor in kept.items())
+    assert not all(torch.equal(tensor, state[f"model/{name}"]) for name, tensor in kept.items())
+
+
 def test_a_written_config_repeats_the_run(whole: Run, tmp_path: Path) -> None:
     assert_same(train(config=whole.folder / "config.yaml", runs=tmp_path, quiet=True), whole)
 

@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 it ran and failed; 2 the command line or a setting is wron
 4 weights can't be used; 130 interrupted.
 """
 
+import errno
 import sys
 import traceback
 from collections.abc import Sequence
@@ -56,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     try:
-        app([word for word in words if word != "--debug"])
+        _run([word for word in words if word != "--debug"])
     except (Exception, KeyboardInterrupt) as error:
         if debug:
             traceback.print_exc()
@@ -64,6 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         Console(stderr=True, soft_wrap=True).print(Text.assemble(("error:", "bold red"), " ", message))
         sys.exit(code)
     sys.exit(0)
+
+
+def _run(words: list[str]) -> None:
+    """The command; Ctrl-C, which typer makes a silent exit of 130, is raised again."""
+    try:
+        app(words)
+    except SystemExit as end:
+        if end.code != EXIT_CODES["Interrupted"]:
+            raise
+        raise KeyboardInterrupt from end.__context__
 
 
 EXIT_CODES = {
@@ -83,6 +94,9 @@ wait for."""
 def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and sentence of an error."""
     known = [EXIT_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES]
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f"{error.filename2 or error.filename}: " if error.filename else ""
+        return 1, f"{where}{error.strerror}. Make room, then run the command again"
     if known:
         return known[0], str(error)
     if isinstance(error, KeyboardInterrupt):

@@ -13,6 +13,7 @@ _ASSIGNMENT = re.compile(r"(\w+)(\.\w+)+=")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... By default CUDA if there, else cpu.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images computed together.")]
 OnFault = Annotated[
     str | None,

@@ -26,6 +26,7 @@ def demo(
     words: Annotated[list[str] | None, typer.Argument(metavar="section.key=value", help="Other settings.")] = None,
     out: Annotated[Path, typer.Option(help="Folder of everything that is made.")] = Path("demo"),
     device: arguments.Device = None,
+    seed: arguments.Seed = None,
     json: arguments.Json = False,
 ) -> None:
     """Train and score on made-up data: a few minutes, no network.
@@ -42,11 +43,11 @@ def demo(
 
     with screen.stdout_for_json(json):
         data = out / "data"
-        for split, (images, seed) in SPLITS.items():
-            synthesise(data, images, split=split, seed=seed)
+        for split, (images, draw) in SPLITS.items():
+            synthesise(data, images, split=split, seed=draw)
         made = ", ".join(f"{images} {split}" for split, (images, _) in SPLITS.items())
         screen.say(f"{data}: made-up images of shapes: {made}")
-        changes = [*RECIPE, *arguments.given({"train.device": device}), *(words or [])]
+        changes = [*RECIPE, *arguments.given({"train.device": device, "train.seed": seed}), *(words or [])]
         run = train(data, model="tiny-fpn", overrides=changes, name="demo", runs=out / "train")
         detector = Detector.load(run.best, device=device or "auto")
         dataset = open_dataset(data, "test", detector.settings.data, names=detector.names)

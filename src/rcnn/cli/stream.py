@@ -77,6 +77,7 @@ class Job:
         target = Target(self._out, names, self._ids, part=self._team.rank)
         totals, count, begun = Counter[str](), 0, time.perf_counter()
         with ExitStack() as stack:
+            stack.push(lambda kind, *_: self._tell_kept(count) if kind else None)
             if self._team.world == 1:  # also when interrupted: what was found is kept
                 stack.callback(merge_parts, self._out, 1)
             writers = [stack.enter_context(closing(FORMATS[name](target))) for name in self._formats]
@@ -94,6 +95,10 @@ class Job:
             self._report(sum(row[0] for row in every), sum((row[1] for row in every), Counter[str]()))
             if unread := sum(row[2] for row in every):
                 screen.say(f"left out as unreadable: {screen.several(unread, 'image')}, named above")
+
+    def _tell_kept(self, count: int) -> None:
+        """What an early end leaves."""
+        screen.note(f"stopped; results of {screen.several(count, 'image')} are in {self._out}")
 
     def emit(self) -> None:
         """Print the JSON document that was asked for, piece by piece."""

@@ -39,7 +39,7 @@ def train(
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images a step, all processes together.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate at train.lr_batch images a step.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random.")] = None,
+    seed: arguments.Seed = None,
     device: arguments.Device = None,
     init: Annotated[str | None, typer.Option(metavar="imagenet|none|FILE", help="Weights to start from.")] = None,
     workers: Annotated[int | None, typer.Option(help="Loader processes beside the main one.")] = None,
@@ -60,6 +60,7 @@ def train(
     options: dict[str, Any] = {key: value for key, value in zip(OPTIONS, values, strict=True) if value is not None}
     if resume is not None:
         check_resume(resume, [data, config, model, *changes, *options])
+        config = resume / "config.yaml" if dry_run else None
     if config is not None and model is not None:
         raise SettingsError("--config names the model already; leave --model out")
     preset = model or "mobilenet-fpn"

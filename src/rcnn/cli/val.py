@@ -28,6 +28,7 @@ def val(
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images to score on.")] = "val",
     batch: arguments.BatchSize = 8,
     device: arguments.Device = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Chooses the boxes that the losses are of.")] = None,
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
@@ -41,7 +42,8 @@ def val(
 
     with screen.stdout_for_json(json), sharing(device) as (team, shard):
         data, changes = arguments.one_path(words, "DATA")
-        detector = load_detector(model, [*changes, *arguments.given({"data.on_fault": on_fault})], str(team.device))
+        options = arguments.given({"data.on_fault": on_fault, "train.seed": seed})
+        detector = load_detector(model, [*changes, *options], str(team.device))
         dataset = open_dataset(arguments.required(data, "DATA"), split, detector.settings.data, names=detector.names)
         if team.writer:
             screen.dataset_line(dataset)

@@ -90,6 +90,9 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
             reading.faults.append(Fault(error.where, error.reason, "fatal"))
             continue
         _File(source, layout, reading).read(arrays, given=names is not None or source != sources[0])
+    if names is None and reading.category_ids != tuple(range(1, len(reading.names) + 1)):
+        ids = ", ".join(f"{number} {name}" for number, name in zip(reading.category_ids, reading.names, strict=True))
+        reading.notes.append(f"category ids become labels 0 to {len(reading.names) - 1} in this order: {ids}")
     return reading
 
 

@@ -21,6 +21,7 @@ def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> 
 
     Raises:
         DataError: `out` holds something, lies inside the data set, or the format is unknown.
+        OSError: the disk is full, say; no half of a copy is left.
     """
     datasets = [data] if isinstance(data, Dataset) else list(data)
     if format not in _WRITERS:
@@ -31,7 +32,11 @@ def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> 
     if out.resolve().is_relative_to(datasets[0].root.resolve()):
         raise DataError(f"{out}: lies inside the data set {datasets[0].root}, which is never written to")
     out.mkdir(parents=True, exist_ok=True)
-    return _WRITERS[format](datasets, out, _file_names(datasets))
+    try:
+        return _WRITERS[format](datasets, out, _file_names(datasets))
+    except BaseException:  # Ctrl-C too: half a copy looks like a whole one
+        shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def _file_names(datasets: Sequence[Dataset]) -> Names:

@@ -6,12 +6,17 @@ truth is the box of the whole shape all the same. At least a fifth is covered by
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
+
+from rcnn.config import Data
+from rcnn.data.convert import convert
+from rcnn.data.find import open_lists
 
 Place = tuple[int, int]
 
@@ -102,6 +107,18 @@ def synthesise(
     categories = [{"id": number, "name": name} for number, name in enumerate(classes, start=1)]
     tree = {"images": rows, "annotations": annotations, "categories": categories}
     (folder / "annotations" / f"instances_{split}.json").write_text(json.dumps(tree), encoding="utf-8")
+
+
+def synthesise_set(folder: Path, splits: Mapping[str, tuple[int, int]], form: str = "coco") -> None:
+    """Write several splits, name -> (images, seed), as one new set in the form `voc`, `coco` or `yolo`.
+
+    Raises:
+        DataError: the folder holds something, or there is no such form.
+    """
+    with TemporaryDirectory() as temporary:
+        for split, (images, seed) in splits.items():
+            synthesise(Path(temporary), images, split=split, seed=seed)
+        convert(open_lists(temporary, Data()), form, folder)
 
 
 def _scene(size: tuple[int, int], classes: Sequence[str], generator: np.random.Generator, count: int) -> Scene:

@@ -27,6 +27,8 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _open_lock = threading.Lock()
+_ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND"}
+_TAIL = 1024
 
 
 class ImageError(ValueError):
@@ -129,6 +131,21 @@ def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> int | Non
                 array = np.array(image)
         _to_uint8(array, None)
         return int(array.max()) if array.dtype.kind in "iu" and array.dtype.itemsize > 1 else None
+
+
+def check_end(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> None:
+    """See that an image file is not cut off: by its last bytes where these tell, else by decoding it.
+
+    Raises:
+        ImageError: as `verify_image`.
+    """
+    path = Path(path)
+    with _named(path), path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - _TAIL))
+        end = _ENDS.get(path.suffix.lower())
+        whole = end is not None and end in file.read()
+    if not whole:
+        verify_image(path, max_pixels=max_pixels)
 
 
 @contextmanager

@@ -42,6 +42,8 @@ def explained(folder: RunFolder) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
+        if checkpoint.latest(folder.checkpoints) is None:
+            raise Interrupted("interrupted before the first step: start again") from None
         raise Interrupted(f"interrupted. Go on with: rcnn train --resume {folder.path}") from None
     except TrainingError as error:
         raise TrainingError(f"{error}. Last good checkpoint: {saved()}") from None

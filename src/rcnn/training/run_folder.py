@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from rcnn.config import Settings, to_yaml
-from rcnn.data.dataset import Dataset
+from rcnn.data.dataset import DataError, Dataset
 from rcnn.weights.file import atomic_write
 
 PACKAGES = ("rcnn", "torch", "torchvision", "numpy", "pillow", "safetensors", "faster-coco-eval")
@@ -88,8 +88,21 @@ class RunFolder:
         faults = {str(fault): None for dataset in (train, val) for fault in dataset.faults}  # both may tell of one file
         (self.path / "faults.txt").write_text("".join(f"{fault}\n" for fault in faults), encoding="utf-8")
         for dataset, file in ((train, "train.txt"), (val, "val.txt")):
-            names = "".join(f"{record.name}\n" for record in dataset.records)
-            (self.path / file).write_text(names, encoding="utf-8")
+            (self.path / file).write_text(names_text(dataset), encoding="utf-8")
+
+    def see_same_data(self, train: Dataset, val: Dataset) -> None:
+        """See that the images are those that the run began with.
+
+        Raises:
+            DataError: they are not.
+        """
+        for dataset, file in ((train, "train.txt"), (val, "val.txt")):
+            if (self.path / file).read_text(encoding="utf-8") != names_text(dataset):
+                raise DataError(
+                    f"{dataset.root}: the images are not those of {self.path / file}, which the run began with. "
+                    "Put them back, or start a new run from its weights: rcnn train DATA --init "
+                    f"{self.weights / 'last.safetensors'}"
+                )
 
     def log(self, text: str) -> None:
         """Add a line to log.txt."""
@@ -130,6 +143,11 @@ class RunFolder:
         writer.writeheader()
         writer.writerows(rows)
         atomic_write(self.path / "results.csv", text.getvalue().encode())
+
+
+def names_text(dataset: Dataset) -> str:
+    """The names of the images, one a line."""
+    return "".join(f"{record.name}\n" for record in dataset.records)
 
 
 def environment() -> dict[str, Any]:

@@ -109,7 +109,9 @@ def _steps(session: Session, wanted: threading.Event) -> None:
         train_epoch(session.engine, items, progress, ask=ask, after_step=after_step)
     except RuntimeError as error:
         if wanted.is_set() and not isinstance(error, TrainingError):
-            raise KeyboardInterrupt from None  # Ctrl-C reaches the loader's workers too, and may end them first
+            # Ctrl-C reaches the loader's workers too, and may end them first: the last step is whole all the same.
+            session.checkpoint()
+            raise KeyboardInterrupt from None
         raise
 
 

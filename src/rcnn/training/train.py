@@ -203,6 +203,7 @@ def _go_on(session: Session) -> None:
     path = checkpoint.latest(session.folder.checkpoints)
     if path is None:
         raise SettingsError(f"{session.folder.path} holds no checkpoint to go on from; start a new run")
+    session.folder.see_same_data(session.train, session.val)
     session.progress, lengths = checkpoint.restore(path, session.engine)
     if session.team.writer:
         session.folder.cut_logs(lengths)

@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from rcnn.config import Settings, SettingsError, keys, override, parse_override, read, to_yaml, validate
+from rcnn.presets import PRESETS, settings_of
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_what_is_written_is_read_back(preset: str, tmp_path: Path) -> None:
+    changes = {"train": {"lr": 1e-3, "ema": None}, "data": {"path": "12"}}
+    settings = settings_of(preset, changes)
+    (tmp_path / "config.yaml").write_text(to_yaml(settings))
+    assert read(tmp_path / "config.yaml") == settings
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("train.lr=1e-3", 0.001),
+        ("train.lr=.5", 0.5),
+        ("anchors.sizes=[[1e1], [2e1]]", [[10.0], [20.0]]),
+        ("train.clip=null", None),
+        ("data.path=a=b", "a=b"),
+        ("train.init=none", "none"),
+    ],
+)
+def test_values_are_yaml_in_which_1e_3_is_a_number(text: str, value: object) -> None:
+    section, _, key = text.partition("=")[0].partition(".")
+    assert parse_override(text) == {section: {key: value}}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("train.lrr=1", "unknown setting `train.lrr`; did you mean `train.lr`?"),
+        ("trian.lr=1", "unknown setting `trian`; did you mean `train`?"),
+        ("rpn.lamda=1", "did you mean `rpn.lambda`?"),
+        ("train.epochs=0", "`train.epochs`: .* greater than or equal to 1 .*got 0"),
+        ("train.lr=.nan", "`train.lr`"),
+        ("train.ema=1", "`train.ema`"),
+        ("data.on_fault=perhaps", "`data.on_fault`.*'stop' or 'skip'"),
+        ("anchors.sizes=[[32]]", "anchors.sizes has 1 levels .* model.levels has 4"),
+        ("preprocess.in_channels=4", "mean has 3 numbers for 4 channels; give 1 or 4"),
+        ("train.lr", "not of the form section.key=value"),
+        ("train.lr=[1", "the value is not YAML"),
+    ],
+)
+def test_a_wrong_setting_is_explained(change: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said.replace("?", r"\?")):
+        override(Settings(), [change])
+
+
+def test_all_wrong_settings_come_at_once() -> None:
+    with pytest.raises(SettingsError) as caught:
+        validate({"train": {"lr": -1, "epoch": 3}, "data": {"holdout": 2}})
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_settings_are_frozen_and_every_one_is_described() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        Settings().train.lr = 1  # type: ignore[misc]
+    assert len(set(keys())) == len(list(keys()))
+    for section in Settings.model_fields.values():
+        fields = section.annotation.model_fields  # type: ignore[union-attr]
+        assert all(field.description for field in fields.values())
+
+
+@pytest.mark.parametrize(("text", "said"), [("[1]", "expected sections"), ("a: [", "can't be read"), (None, "can't")])
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+    file = tmp_path / "config.yaml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(SettingsError, match=rf"config\.yaml.*{said}"):
+        read(file)
