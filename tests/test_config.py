@@ -23,6 +23,7 @@ def test_what_is_written_is_read_back(preset: str, tmp_path: Path) -> None:
         ("train.clip=null", None),
         ("data.path=a=b", "a=b"),
         ("train.init=none", "none"),
+        ("data.path='12'", "12"),
     ],
 )
 def test_values_are_yaml_in_which_1e_3_is_a_number(text: str, value: object) -> None:

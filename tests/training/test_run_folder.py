@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,8 @@ def test_other_images_than_the_run_began_with_are_refused(tmp_path: Path) -> Non
     for pair in ((dataset(tmp_path, "a.png"), val), (train, dataset(tmp_path, "c.png", "d.png"))):
         with pytest.raises(DataError, match=r"not those of .*\.txt, which the run began with.*--init .*last"):
             folder.see_same_data(*pair)
+    with pytest.raises(DataError, match=r"not those of .*classes\.txt"):
+        folder.see_same_data(replace(train, names=("other",)), val)
 
 
 def test_rows_become_json_lines_and_a_table(tmp_path: Path) -> None:

@@ -87,19 +87,19 @@ class RunFolder:
         (self.path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
         faults = {str(fault): None for dataset in (train, val) for fault in dataset.faults}  # both may tell of one file
         (self.path / "faults.txt").write_text("".join(f"{fault}\n" for fault in faults), encoding="utf-8")
-        for dataset, file in ((train, "train.txt"), (val, "val.txt")):
-            (self.path / file).write_text(names_text(dataset), encoding="utf-8")
+        for file, text in lists(train, val).items():
+            (self.path / file).write_text(text, encoding="utf-8")
 
     def see_same_data(self, train: Dataset, val: Dataset) -> None:
-        """See that the images are those that the run began with.
+        """See that the images and classes are those that the run began with.
 
         Raises:
             DataError: they are not.
         """
-        for dataset, file in ((train, "train.txt"), (val, "val.txt")):
-            if (self.path / file).read_text(encoding="utf-8") != names_text(dataset):
+        for file, text in lists(train, val).items():
+            if (self.path / file).read_text(encoding="utf-8") != text:
                 raise DataError(
-                    f"{dataset.root}: the images are not those of {self.path / file}, which the run began with. "
+                    f"{train.root}: the names are not those of {self.path / file}, which the run began with. "
                     "Put them back, or start a new run from its weights: rcnn train DATA --init "
                     f"{self.weights / 'last.safetensors'}"
                 )
@@ -145,9 +145,14 @@ class RunFolder:
         atomic_write(self.path / "results.csv", text.getvalue().encode())
 
 
-def names_text(dataset: Dataset) -> str:
-    """The names of the images, one a line."""
-    return "".join(f"{record.name}\n" for record in dataset.records)
+def lists(train: Dataset, val: Dataset) -> dict[str, str]:
+    """File -> its text, a name a line: the images of both splits, and the classes in their order."""
+    names = {
+        "train.txt": [record.name for record in train.records],
+        "val.txt": [record.name for record in val.records],
+        "classes.txt": train.names,
+    }
+    return {file: "".join(f"{name}\n" for name in entries) for file, entries in names.items()}
 
 
 def environment() -> dict[str, Any]:
