@@ -184,6 +184,9 @@ class RoI(Section):
     negative_iou: tuple[Fraction, Fraction] = Field(
         default=(0.0, 0.5), description="A RoI with its best IoU in [low, high) is negative."
     )
+    ignore: Literal["keep", "drop"] = Field(
+        default="keep", description="Crowd and difficult objects: mask their RoIs, or forget them."
+    )
     class_agnostic: bool = Field(default=False, description="One box a RoI instead of one a class.")
     box_std: tuple[Positive, Positive, Positive, Positive] = Field(
         default=(0.1, 0.1, 0.2, 0.2), description="Deltas are divided by these."

@@ -142,6 +142,19 @@ def test_ignored_objects_never_join_the_proposals():
     ]
 
 
+@pytest.mark.parametrize(("ignore", "negatives"), [("keep", 0), ("drop", 12)])
+def test_what_ignored_objects_cover_is_no_negative_unless_forgotten(ignore, negatives):
+    net = tiny.model({"roi": {"ignore": ignore}})
+    data, targets = tiny.batch(1, objects=2)
+    targets = targets._replace(valid=torch.ones(1, 2, dtype=torch.bool), ignore=torch.tensor([[True, False]]))
+    targets.boxes[0] = torch.tensor([[50.0, 5, 90, 50], [5, 5, 30, 30]])
+    proposals = net.propose(data)
+    inside = torch.tensor([[[52.0, 6, 88, 48]]]).expand(1, 24, 4).contiguous()
+    proposals = proposals._replace(boxes=inside, valid=torch.ones(1, 24, dtype=torch.bool))
+    _, drawn, _ = net.fast_rcnn.select(proposals, targets, torch.rand(1, 26, dtype=torch.float64))
+    assert min(int((drawn.valid & ~drawn.positive).sum()), 12) == negatives
+
+
 def test_non_finite_weights_are_said():
     net = tiny.model().eval()
     data, _ = tiny.batch(2)

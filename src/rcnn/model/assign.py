@@ -39,12 +39,21 @@ class Sample(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """Label rule: IoU >= `positive` is positive, `low` <= IoU < `high` is negative, `force` adds each object's best."""
+    """How overlaps become labels.
+
+    Attributes:
+        positive: IoU >= this is positive.
+        low: of the negatives' IoU, included.
+        high: of the negatives' IoU, not included.
+        force: the best candidates of each object are positive too.
+        forget: ignored objects do not keep what they cover from being negative.
+    """
 
     positive: float
     low: float
     high: float
     force: bool
+    forget: bool = False
 
 
 def assign(candidates: Tensor, allowed: Tensor, boxes: Tensor, valid: Tensor, ignore: Tensor, rule: Rule) -> Assignment:
@@ -61,7 +70,7 @@ def assign(candidates: Tensor, allowed: Tensor, boxes: Tensor, valid: Tensor, ig
         ignore: (B, G) bool.
         rule: the thresholds.
     """
-    found = ops.match(candidates, boxes, valid & ~ignore, allowed, valid & ignore)
+    found = ops.match(candidates, boxes, valid & ~ignore, allowed, None if rule.forget else valid & ignore)
     positive = found.best_iou >= rule.positive
     if rule.force:
         positive = positive | found.is_best

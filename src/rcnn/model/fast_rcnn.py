@@ -107,7 +107,7 @@ class FastRCNN(nn.Module):
         real = targets.valid & ~targets.ignore
         boxes = torch.cat((proposals.boxes.detach(), gt_boxes), dim=1)
         allowed = torch.cat((proposals.valid, real), dim=1)
-        rule = Rule(s.positive_iou, s.negative_iou[0], s.negative_iou[1], force=False)
+        rule = Rule(s.positive_iou, *s.negative_iou, force=False, forget=s.ignore == "drop")
         labels = assign(boxes, allowed, gt_boxes, targets.valid, targets.ignore, rule)
         drawn = sample(labels.label, keys, s.samples, s.positive_fraction)
         rois = take(boxes, drawn.indices).masked_fill(~drawn.valid[..., None], 0.0)

@@ -138,13 +138,12 @@ class RegionProposalNetwork(nn.Module):
 
     def assign(self, anchors: Tensor, targets: Targets, sizes: Tensor) -> Assignment:
         """Labels of all anchors (A, 4) for every image; those of an image of size 0 (a filler) are not trained."""
-        rule = Rule(self.settings.positive_iou, 0.0, self.settings.negative_iou, self.settings.force_match)
+        s = self.settings
+        rule = Rule(s.positive_iou, 0.0, s.negative_iou, force=s.force_match, forget=s.ignore == "drop")
         allowed = (sizes > 0).all(dim=-1)[:, None].expand(-1, anchors.shape[0])
         if self.anchors.border is not None:
             allowed = allowed & anchor_ops.inside(anchors, sizes, self.anchors.border)
-        ignore = targets.ignore if self.settings.ignore == "keep" else targets.ignore & False
-        valid = targets.valid if self.settings.ignore == "keep" else targets.valid & ~targets.ignore
-        return assign(anchors, allowed, targets.boxes.to(anchors.dtype), valid, ignore, rule)
+        return assign(anchors, allowed, targets.boxes.to(anchors.dtype), targets.valid, targets.ignore, rule)
 
     def loss(self, out: RPNOutput, targets: Targets, sizes: Tensor, keys: Tensor) -> Losses:
         """The two losses of equation 1 as (sum, count); lambda is inside the box loss's sum.
