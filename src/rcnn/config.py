@@ -240,8 +240,8 @@ class Train(Section):
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         default=0.998, description="Decay of the averaged weights a step. None: off."
     )
-    amp: Literal["auto", "off", "bf16"] = Field(
-        default="auto", description="bf16 convolutions: where the hardware has them, off, or everywhere."
+    amp: Literal["auto", "float32", "bf16"] = Field(
+        default="auto", description="Precision of the convolutions; auto: bf16 where the hardware has it."
     )
     patience: Count | None = Field(default=None, description="Epochs without a better AP before stopping. None: off.")
     checkpoint_minutes: Positive = Field(default=10.0, description="Time between checkpoints within an epoch, minutes.")

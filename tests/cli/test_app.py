@@ -67,7 +67,7 @@ def test_errors_are_a_sentence_and_a_code(
     plain, debugged = run("val"), run("val", "--debug")
     assert plain.code == debugged.code == code
     assert plain.err.startswith("error: ")
-    assert str(error) in plain.err
+    assert (error.strerror if isinstance(error, OSError) else str(error)) in plain.err
     assert "Traceback" not in plain.err
     assert "Traceback" in debugged.err
 

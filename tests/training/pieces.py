@@ -31,7 +31,9 @@ def part(whole: Item, rows: slice) -> Item:
 
 
 def engine(model: FasterRCNN, total: int = 10, team: Team | None = None, **changes: object) -> Engine:
-    settings = Train.model_validate({"warmup": 0, "lr": 0.01, "lr_batch": 8, **changes})
+    settings = Train.model_validate(
+        {"warmup": 0, "lr": 0.01, "lr_batch": 8, "amp": "float32", "optimizer": "sgd", **changes}
+    )
     team = team or Team(torch.device("cpu"))
     return Engine(
         model=model,

@@ -68,7 +68,7 @@ def test_biases_and_norms_do_not_decay_and_frozen_weights_are_left_out(kind: str
 def test_sgd_step_is_the_textbook_one() -> None:
     layer = nn.Linear(2, 1, bias=False)
     start = layer.weight.detach().clone()
-    optimizer = build_optimizer(layer, Train(momentum=0.9, weight_decay=0.01))
+    optimizer = build_optimizer(layer, Train(optimizer="sgd", momentum=0.9, weight_decay=0.01))
     gradient = torch.tensor([[1.0, -2.0]])
     velocity = torch.zeros(1, 2)
     expected = start.clone()

@@ -43,7 +43,7 @@ STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def data(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("data") / "shapes"
     for split, images, seed in (("train", 2 * STEPS, 1), ("val", 3, 2)):
         synthesise(folder, images, split=split, size=(64, 96), seed=seed)
@@ -96,7 +96,7 @@ def test_the_run_folder_is_complete(whole: Run, data: Path) -> None:
     names = {str(path.relative_to(whole.folder)) for path in whole.folder.rglob("*") if path.is_file()}
     plots = ("labels", "history", "curves", "confusion", "proposals")
     assert names == {
-        *("config.yaml", "environment.json", "faults.txt", "train.txt", "val.txt"),
+        *("config.yaml", "environment.json", "faults.txt", "train.txt", "val.txt", "classes.txt"),
         *("metrics.jsonl", "results.csv", "log.txt", "weights/best.safetensors", "weights/last.safetensors"),
         f"checkpoints/step-{2 * STEPS}.safetensors",
         *(f"plots/{name}.png" for name in plots),
