@@ -123,6 +123,7 @@ def _roi_align(
     if out.numel() == 0:
         return out
     if _by_kernel(levels, sampling_ratio):
+        boxes = _upright(boxes) if sampling_ratio == 0 else boxes
         for feature, scale, (rows, rois) in zip(levels, scales, rois_by_level(boxes, level, len(levels)), strict=True):
             feature = at_least_float32(feature)
             arguments = (scale, size, size, sampling_ratio, aligned)
@@ -215,6 +216,11 @@ def _by_kernel(levels: Sequence[Tensor], sampling_ratio: int) -> bool:
     return sampling_ratio == 0 or levels[0].is_cuda
 
 
+def _upright(boxes: Tensor) -> Tensor:
+    """Inverted boxes become empty: counting their samples, torchvision's kernel asks for absurd amounts of memory."""
+    return torch.cat((boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])), dim=-1)
+
+
 def _kernel_backward(
     grad: Tensor,
     levels: Sequence[Tensor],
@@ -225,7 +231,7 @@ def _kernel_backward(
     aligned: bool,
 ) -> Tensor:
     """The gradient (P, C) of the pixels by torchvision's kernel."""
-    grad = at_least_float32(grad).flatten(0, 1).permute(0, 3, 1, 2)
+    grad, boxes = at_least_float32(grad).flatten(0, 1).permute(0, 3, 1, 2), boxes if sampling_ratio else _upright(boxes)
     parts = []
     for like, scale, (rows, rois) in zip(levels, scales, rois_by_level(boxes, level, len(levels)), strict=True):
         size = grad.shape[2:]
