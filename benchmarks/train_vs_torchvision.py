@@ -1,9 +1,12 @@
 """Training against torchvision's FasterRCNN: seconds an image in turn and in one run, and AP after equal epochs.
 
-    python benchmarks/train_vs_torchvision.py DATA --init WEIGHTS [--runs 5] [--epochs 8 --seeds 0 1 2]
+    python benchmarks/train_vs_torchvision.py DATA --init WEIGHTS --runs 5
+    python benchmarks/train_vs_torchvision.py DATA --init WEIGHTS --runs 0 --epochs 3 --seeds 0 1 2
+        [--split test] [--only NAME ...]
 
 All see the same batches of DATA, start from the same MobileNetV2 weights, and train the same layers with the same
-optimiser and schedule. torchvision: its FPN of 256 channels and head of 1024, 2000 proposals, 512 RoIs, float32.
+optimiser and schedule, without averaging of weights.
+torchvision: its FPN of 256 channels and head of 1024, 2000 proposals, 512 RoIs, float32.
 Ours: the same network and numbers; the same network with our numbers (1000 to 500 proposals, 128 RoIs); and the preset
 `mobilenet-fpn` as it ships. Each in float32 and in the precision that `train` chooses here.
 """
@@ -25,7 +28,8 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from rcnn.config import Settings
-from rcnn.data.find import open_splits
+from rcnn.data.dataset import Dataset
+from rcnn.data.find import open_dataset, open_splits
 from rcnn.data.loader import Item, Loader
 from rcnn.detector import Detector
 from rcnn.evaluate import evaluate
@@ -126,41 +130,24 @@ def train(program: Ours | Torchvision, loader: Loader, settings: Settings) -> fl
     return (time.perf_counter() - begun) / 60
 
 
-def torchvision_ap(program: Torchvision, loader: Loader, truths: list[Truth], classes: int) -> float:
+def torchvision_ap(program: Torchvision, test_set: Dataset, settings: Settings) -> float:
     program.model.eval()
     found: dict[int, Prediction] = {}
     with torch.inference_mode():
-        for item in loader.epoch(0):
+        for item in Loader(test_set, settings, training=False, batch=8, seed=0).epoch(0):
             images, _ = program.inputs(item)
             rows = [row for row, index in enumerate(item.index.tolist()) if index >= 0]
             for row, output in zip(rows, program.model(images), strict=True):
                 back = (output["boxes"] / item.batch.scales[row].flip(0).repeat(2)).numpy()
                 found[int(item.index[row])] = Prediction(back, output["scores"].numpy(), output["labels"].numpy() - 1)
-    return coco_metrics(truths, [found[i] for i in range(len(truths))], classes).ap
+    truths = [Truth(record.boxes, record.labels, record.ignore) for record in test_set.records]
+    return coco_metrics(truths, [found[i] for i in range(len(truths))], len(test_set.names)).ap
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data")
-    parser.add_argument("--init", type=Path, required=True)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--epochs", type=int, default=0)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
-    options = parser.parse_args()
-    chosen = {name: settings_of("mobilenet-fpn", changes) for name, changes in OURS.items()}
-    base = chosen["same network, same numbers"]
-    train_set, val_set = open_splits(options.data, base.data)
-    classes = len(train_set.names)
-    programs: dict[str, Callable[[], Ours | Torchvision]] = {
-        "torchvision": lambda: Torchvision(base, classes, options.init)
-    }
-    for name, settings in chosen.items():
-        programs[f"{name}, float32"] = lambda s=settings: Ours(s, classes, options.init, bf16=False)
-        if uses_bf16(settings.train, torch.device("cpu")):
-            programs[f"{name}, bf16"] = lambda s=settings: Ours(s, classes, options.init, bf16=True)
-    item = next(Loader(train_set, base, training=True, batch=8, seed=0).epoch(0))
+def compare_times(programs: dict[str, Callable[[], Ours | Torchvision]], item: Item, runs: int) -> None:
+    """Print the median seconds an image of one step of each program, measured in turn."""
     made, times = {name: make() for name, make in programs.items()}, {name: [] for name in programs}
-    for number in range(options.runs + 1):
+    for number in range(runs + 1):
         for name, program in made.items():
             begun = time.perf_counter()
             step(program, item)
@@ -171,34 +158,60 @@ def main() -> None:
     for name, values in times.items():
         median = statistics.median(values)
         print(f"{name:40} {median:.3f}   of torchvision's {median / reference:.3f}", flush=True)
-    if not options.epochs:
-        return
-    truths = [Truth(record.boxes, record.labels, record.ignore) for record in val_set.records]
-    for name in ("torchvision", *(name for name in programs if "float32" not in name)):
-        scores = []
-        for seed in options.seeds:
-            torch.manual_seed(seed)
-            key = name.rsplit(",", 1)[0]
-            settings = chosen.get(key, base)
-            settings = settings.model_validate(
-                {
-                    **settings.model_dump(by_alias=True),
-                    "train": {**settings.train.model_dump(), "epochs": options.epochs},
-                }
+
+
+def score(
+    make: Callable[[], Ours | Torchvision], name: str, settings: Settings, sets: tuple[Dataset, Dataset], seed: int
+) -> float:
+    """AP on the second set after a training on the first; prints it."""
+    train_set, test_set = sets
+    torch.manual_seed(seed)
+    program = make()
+    minutes = train(
+        program, Loader(train_set, settings, training=True, batch=settings.train.batch, seed=seed), settings
+    )
+    if isinstance(program, Torchvision):
+        ap = torchvision_ap(program, test_set, settings)
+    else:
+        ap = evaluate(Detector(program.model, settings, train_set.names), test_set, losses=False).ap
+    print(f"{name}, seed {seed}: AP {ap:.4f} after {settings.train.epochs} epochs, {minutes:.1f} min", flush=True)
+    return ap
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data")
+    parser.add_argument("--init", type=Path, required=True)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--epochs", type=int, default=0)
+    parser.add_argument("--seeds", type=int, nargs="*", default=[0])
+    parser.add_argument("--split", default="val", choices=["val", "test"], help="where AP is measured")
+    parser.add_argument("--only", nargs="*", help="names as the timing prints them; default: all")
+    options = parser.parse_args()
+    chosen = {name: settings_of("mobilenet-fpn", changes) for name, changes in OURS.items()}
+    base = chosen["same network, same numbers"]
+    train_set, test_set = open_splits(options.data, base.data)
+    if options.split == "test":
+        test_set = open_dataset(options.data, "test", base.data, train_set.names)
+    classes = len(train_set.names)
+    programs: dict[str, Callable[[], Ours | Torchvision]] = {
+        "torchvision": lambda: Torchvision(base, classes, options.init)
+    }
+    for name, settings in chosen.items():
+        programs[f"{name}, float32"] = lambda s=settings: Ours(s, classes, options.init, bf16=False)
+        if uses_bf16(settings.train, torch.device("cpu")):
+            programs[f"{name}, bf16"] = lambda s=settings: Ours(s, classes, options.init, bf16=True)
+    if options.runs:
+        item = next(Loader(train_set, base, training=True, batch=8, seed=0).epoch(0))
+        compare_times(programs, item, options.runs)
+    if options.epochs:
+        for name in options.only or programs:
+            settings = settings_of(
+                "mobilenet-fpn", (*OURS.get(name.rsplit(",", 1)[0], ()), f"train.epochs={options.epochs}")
             )
-            program = programs[name]()
-            minutes = train(program, Loader(train_set, settings, training=True, batch=8, seed=seed), settings)
-            if isinstance(program, Torchvision):
-                ap = torchvision_ap(program, Loader(val_set, base, training=False, batch=8, seed=0), truths, classes)
-            else:
-                ap = evaluate(Detector(program.model, settings, train_set.names), val_set, losses=False).ap
-            scores.append(ap)
-            print(
-                f"{name}, seed {seed}: AP {ap:.4f} on val after {options.epochs} epochs, {minutes:.1f} minutes",
-                flush=True,
-            )
-        error = np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
-        print(f"{name}: mean AP {np.mean(scores):.4f}, standard error {error:.4f}")
+            scores = [score(programs[name], name, settings, (train_set, test_set), seed) for seed in options.seeds]
+            error = np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
+            print(f"{name}: mean AP {np.mean(scores):.4f}, standard error {error:.4f}", flush=True)
 
 
 if __name__ == "__main__":
