@@ -41,12 +41,7 @@ def main() -> None:
     for size in (2, 4, 8):
         order = sorted(np.random.default_rng(size).permutation(len(images)).tolist(), key=lambda i: buckets[i])
         together = detector.predict([images[i] for i in order], score=0.0, batch=size)
-        equal = sum(
-            all(
-                np.array_equal(getattr(alone[i], name), getattr(result, name)) for name in ("boxes", "scores", "labels")
-            )
-            for i, result in zip(order, together, strict=True)
-        )
+        equal = sum(same(alone[i], result) for i, result in zip(order, together, strict=True))
         boxes = sum(map(len, together))
         print(f"batches of {size}: {equal} of {len(images)} images equal to the last bit ({boxes} boxes)")
 

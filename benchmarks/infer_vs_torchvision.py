@@ -18,9 +18,8 @@ from torchvision.models.detection.image_list import ImageList
 
 from rcnn.backbones.norm import fold_batch_norm
 from rcnn.detector import Detector
+from rcnn.exchange import from_torchvision
 from rcnn.model.structures import Batch
-from rcnn.presets import build, settings_of
-from rcnn.weights.torchvision import SETTINGS, from_torchvision_state
 
 SHAPE = (800, 1088)
 
@@ -54,9 +53,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
 
     stock, treated = torchvision_detector(), torchvision_detector()
-    model = build(settings_of("resnet50-fpn", SETTINGS), 90)
-    model.load_state_dict(from_torchvision_state(stock.state_dict()))
-    ours = Detector(model, model.settings, [str(k) for k in range(90)], device="cpu").runner
+    imported = from_torchvision(stock)
+    ours = Detector(imported.model, imported.settings, imported.names, device="cpu").runner
     fold_batch_norm(treated)
     treated = treated.to(memory_format=torch.channels_last)
 

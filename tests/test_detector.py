@@ -5,12 +5,13 @@ import pytest
 import torch
 from PIL import Image
 
-from rcnn.config import SettingsError
-from rcnn.detector import Detector, NonFiniteError, choose_device, files
+from rcnn.config import SettingsError, override
+from rcnn.detector import Detector, NonFiniteError, choose_device
 from rcnn.preprocess.decode import ImageError
 from rcnn.presets import build, settings_of
 from rcnn.result import Result
 from rcnn.weights.file import WeightsError, save_weights
+from tests.model.tiny import TinyBackbone
 
 SMALL = [
     *("preprocess.short=64", "preprocess.long=96", "model.channels=8", "roi.hidden=16", "roi.detections=9"),
@@ -123,10 +124,81 @@ def test_what_is_saved_is_loaded(detector: Detector, folder: Path, tmp_path: Pat
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
+def test_half_precision_halves_the_file_and_is_widened_again(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    detector.save(tmp_path / "whole.safetensors")
+    detector.save(tmp_path / "half.safetensors", half=True)
+    whole, half = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("whole", "half"))
+    assert 0.4 < half / whole < 0.6
+    loaded = Detector.load(tmp_path / "half.safetensors", "cpu")
+    kept, state = detector.model.state_dict(), loaded.model.state_dict()
+    for name, tensor in state.items():
+        assert tensor.dtype == kept[name].dtype
+        torch.testing.assert_close(tensor, kept[name], rtol=2**-11, atol=2**-24)
+    assert len(loaded.predict(folder / "0.png")[0]) == 9
+    loaded.save(tmp_path / "again.safetensors", half=True)
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "half.safetensors").read_bytes()
+
+
+def test_weights_too_large_for_half_precision_are_named_and_the_old_file_stays(
+    detector: Detector, tmp_path: Path
+) -> None:
+    model = build(detector.settings, 2)
+    with torch.no_grad():
+        model.get_parameter("rpn.head.cls.bias").fill_(1e5)
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"old")
+    with pytest.raises(WeightsError, match=r"`rpn\.head\.cls\.bias` has numbers up to 100000"):
+        Detector(model, detector.settings, detector.names, device="cpu").save(path, half=True)
+    assert path.read_bytes() == b"old"
+
+
+def test_the_licence_of_the_data_is_kept_and_folders_are_not(detector: Detector, tmp_path: Path) -> None:
+    changes = {"data": {"licence": "MIT", "path": "/home/me/pets"}, "train": {"init": "/home/me/start.pth"}}
+    settings = override(detector.settings, changes)
+    path = tmp_path / "a.safetensors"
+    Detector(detector.model, settings, detector.names, device="cpu").save(path)
+    loaded = Detector.load(path, "cpu")
+    assert (loaded.licence, loaded.settings.data.path) == ("MIT", "pets")
+    assert b"/home/me" not in path.read_bytes()
+    Detector(detector.model, settings, detector.names, licence="CC0-1.0", device="cpu").save(path)
+    assert Detector.load(path, "cpu").licence == "CC0-1.0"
+
+
+def test_weights_of_other_layers_than_their_settings_are_refused(detector: Detector, tmp_path: Path) -> None:
+    wider = override(detector.settings, ["roi.hidden=24"])
+    Detector(detector.model, wider, detector.names, device="cpu").save(tmp_path / "a.safetensors")
+    with pytest.raises(WeightsError, match=r"a\.safetensors: holds weights, but not .*: `fast_rcnn\.head\.fc6"):
+        Detector.load(tmp_path / "a.safetensors", "cpu")
+
+
 def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
     save_weights(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, {"kind": "checkpoint"})
     with pytest.raises(WeightsError, match=r"a\.safetensors: holds weights, but not a detector"):
         Detector.load(tmp_path / "a.safetensors")
+
+
+def test_without_a_second_stage_there_are_proposals_alone(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    settings = settings_of("mobilenet-fpn", [*SMALL, "roi.head=none"])
+    model = build(settings, 2)
+    model.load_state_dict({k: v for k, v in detector.model.state_dict().items() if not k.startswith("fast_rcnn.")})
+    first = Detector(model, settings, detector.names, device="cpu")
+    with pytest.raises(SettingsError, match=r"no second stage .* `propose` instead of `predict`"):
+        first.predict(folder / "0.png")
+    first.save(tmp_path / "rpn.safetensors")
+    loaded = Detector.load(tmp_path / "rpn.safetensors", "cpu")
+    assert same(loaded.propose(folder / "0.png")[0], detector.propose(folder / "0.png")[0])
+
+
+def test_a_backbone_of_ones_own_is_passed_in_again(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    changes = ["model.backbone=custom", "model.levels=[3, 4]", "anchors.sizes=[[16], [32]]", "roi.levels=[3, 4]"]
+    settings = settings_of("mobilenet-fpn", [*SMALL, *changes])
+    own = Detector(build(settings, 2, backbone=TinyBackbone()), settings, ("cat", "dog"), threshold=0.0, device="cpu")
+    own.save(tmp_path / "own.safetensors")
+    loaded = Detector.load(tmp_path / "own.safetensors", "cpu", backbone=TinyBackbone())
+    assert same(loaded.predict(folder / "0.png")[0], own.predict(folder / "0.png")[0])
+    with pytest.raises(WeightsError, match=r"own\.safetensors: .* backbone of your own.*load\(path, backbone=MODULE\)"):
+        Detector.load(tmp_path / "own.safetensors", "cpu")
 
 
 def test_a_device_that_is_not_here_is_named() -> None:
@@ -134,17 +206,3 @@ def test_a_device_that_is_not_here_is_named() -> None:
         with pytest.raises(SettingsError, match=rf"`{name}` can't be used here"):
             choose_device(name)
     assert choose_device("cpu").type == "cpu"
-
-
-def test_folders_are_searched_to_the_bottom_and_globs_are_sorted(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "a/b").mkdir(parents=True)
-    for name in ("a/b/2.JPG", "a/1.png", "a/notes.txt"):
-        (tmp_path / name).touch()
-    assert files(tmp_path / "a") == [tmp_path / "a/1.png", tmp_path / "a/b/2.JPG"]
-    assert files(f"{tmp_path}/a*") == files(tmp_path / "a")
-    assert files(f"{folder}/[12].png") == [folder / "1.png", folder / "2.png"]
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(ImageError, match="no image in this folder"):
-        files(tmp_path / "empty")
-    with pytest.raises(ImageError, match="no such file, folder or glob"):
-        files(tmp_path / "*.png")

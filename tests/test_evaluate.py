@@ -1,3 +1,4 @@
+import math
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def detector(dataset: Dataset) -> Detector:
     torch.manual_seed(0)
     settings = settings_of("mobilenet-fpn", SMALL)
     return Detector(build(settings, len(dataset.names)), settings, dataset.names, device="cpu")
+
+
+def test_a_model_without_second_stage_is_scored_by_its_proposals(dataset: Dataset) -> None:
+    torch.manual_seed(0)
+    settings = settings_of("mobilenet-fpn", [*SMALL, "roi.head=none"])
+    first = Detector(build(settings, len(dataset.names)), settings, dataset.names, device="cpu")
+    metrics = evaluate(first, dataset, batch=2)
+    assert math.isnan(metrics.ap)
+    assert metrics.losses.keys() == {"rpn_objectness", "rpn_box", "loss"}
+    assert metrics.proposals.ar[-1] > 0
+    assert not any(len(prediction.boxes) for prediction in metrics.predictions)
 
 
 class _Stopped(Exception):

@@ -1,9 +1,14 @@
+import copy
+
 import pytest
 import torch
+from torch import nn
 
+from rcnn.backbones.norm import FrozenBatchNorm2d, fold_batch_norm
 from rcnn.config import SettingsError
 from rcnn.model.structures import Batch, Targets
 from rcnn.presets import PRESETS, build, settings_of
+from tests.backbones.test_norm import randomise
 
 SMALL = ("rpn.pre_train=50", "rpn.post_train=20", "rpn.pre_test=50", "rpn.post_test=20", "roi.samples=16")
 
@@ -18,7 +23,8 @@ def scene(height: int = 64, width: int = 96) -> tuple[Batch, Targets]:
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_trains_and_detects(preset):
-    model = build(settings_of(preset, SMALL), 3)
+    narrow = ["roi.hidden=64"] if preset.startswith("paper") else []
+    model = build(settings_of(preset, [*SMALL, *narrow]), 3)
     batch, targets = scene()
     losses = model.loss(batch, targets, model.keys(batch, targets, torch.tensor([1, 2])))
     torch.stack([total / count for total, count in losses.values()]).sum().backward()
@@ -26,6 +32,32 @@ def test_every_preset_trains_and_detects(preset):
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in trained)
     with torch.no_grad():
         assert model.eval()(batch).finite.all()
+
+
+@pytest.mark.parametrize("norm", ["frozen", "train"])
+def test_norms_of_neck_and_head_follow_the_backbones_and_are_folded_for_prediction(norm: str):
+    torch.manual_seed(0)
+    changes = ["model.neck_norm=batch", "roi.head_norm=batch", "roi.head=conv-fc", "roi.convs=2", "rpn.convs=2"]
+    model = build(settings_of("tiny-fpn", [*SMALL, *changes, f"model.norm={norm}", "model.norm_eps=0.1"]), 3)
+    randomise(model)
+    norms = {type(layer) for layer in model.modules() if hasattr(layer, "running_mean")}
+    assert norms == {FrozenBatchNorm2d if norm == "frozen" else nn.BatchNorm2d}
+    assert {layer.eps for layer in model.modules() if hasattr(layer, "running_mean")} == {0.1}
+    expected = {f"backbone.neck.{part}_norm.p5.weight" for part in ("lateral", "output")}
+    assert expected | {"fast_rcnn.head.norm.1.running_var", "rpn.head.conv.1.bias"} <= model.state_dict().keys()
+    batch, targets = scene()
+    losses = model.train().loss(batch, targets, model.keys(batch, targets, torch.tensor([1, 2])))
+    torch.stack([total / count for total, count in losses.values()]).sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters() if p.requires_grad)
+    folded = copy.deepcopy(model.eval())
+    fold_batch_norm(folded)
+    assert not any(hasattr(layer, "running_mean") for layer in folded.modules())
+    with torch.no_grad():
+        (levels, out), (same_levels, same_out) = model.extract(batch), folded.extract(batch)
+        torch.testing.assert_close(same_out, out, rtol=1e-3, atol=1e-4)
+        boxes = model.propose(batch).boxes
+        rois, same = model.fast_rcnn(levels, boxes), folded.fast_rcnn(same_levels, boxes)
+        torch.testing.assert_close(same, rois, rtol=1e-3, atol=1e-4)
 
 
 def test_the_default_model_is_small():

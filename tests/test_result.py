@@ -56,6 +56,7 @@ def test_json_is_plain_and_complete() -> None:
     assert (tree["path"], tree["height"], tree["width"]) == ("x.jpg", 80, 100)
     expected = {"name": "dog", "label": 1, "score": 0.9, "box": [10, 20, 60, 70.25], "features": [1, 1]}
     assert tree["detections"][0] == expected
+    assert sum(tree["counts"].values()) == len(tree["detections"])
     assert empty().to_json()["detections"] == []
     assert "features" not in result().to_json()["detections"][0]
 

@@ -42,6 +42,8 @@ MAY_IMPORT = {
     "result": {"draw", "preprocess", "config"},
     "engine": {"model", "backbones", "ops", "preprocess", "result", "config"},
     "detector": DETECTOR,
+    "exchange": DETECTOR,
+    "zoo": {"exchange"} | DETECTOR,
     "data": DATA,
     "insight": {"metrics"} | DETECTOR | DATA,
     "evaluate": {"metrics"} | DETECTOR | DATA,

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rcnn.config import Settings
-    from rcnn.detector import Detector, load
+    from rcnn.detector import Detector
     from rcnn.evaluate import Metrics, val
+    from rcnn.exchange import from_torchvision
     from rcnn.model.faster_rcnn import FasterRCNN
     from rcnn.model.rpn import RegionProposalNetwork
     from rcnn.result import Result
     from rcnn.training.train import Run, train
+    from rcnn.zoo import load
 
 __version__ = "0.1.0"
 
@@ -25,6 +27,7 @@ __all__ = [
     "Result",
     "Run",
     "Settings",
+    "from_torchvision",
     "load",
     "train",
     "val",
@@ -38,7 +41,8 @@ _HOME = {
     "Result": "result",
     "Run": "training.train",
     "Settings": "config",
-    "load": "detector",
+    "from_torchvision": "exchange",
+    "load": "zoo",
     "train": "training.train",
     "val": "evaluate",
 }

@@ -3,14 +3,13 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from glob import glob
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 import rcnn.config as config
 from rcnn.backbones.norm import fold_batch_norm
@@ -18,10 +17,13 @@ from rcnn.backbones.steady import make_steady
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch
 from rcnn.preprocess.batch import Preprocessor
-from rcnn.preprocess.decode import IMAGE_SUFFIXES, ImageError, as_array, read_image
+from rcnn.preprocess.decode import ImageError, as_array, read_image
+from rcnn.preprocess.sources import files
 from rcnn.presets import build
 from rcnn.result import Result
-from rcnn.weights.file import WeightsError, load_weights, save_weights
+from rcnn.weights.adapt import fill
+from rcnn.weights.file import WeightsError, save_weights, to_half
+from rcnn.weights.metadata import portable, read_detector
 
 Picture = str | Path | np.ndarray | Image.Image | Tensor
 """One image, or (as text) a file, a folder or a glob of them."""
@@ -59,6 +61,7 @@ class Detector:
         category_ids: the data set's own number of each class. None: 1..K.
         threshold: score under which boxes are left out by default.
         summary: facts of the training that are kept with the weights.
+        licence: of the data that it was trained on. None: `data.licence` of the settings.
         device: where to run; `auto` is CUDA if there.
     """
 
@@ -71,11 +74,13 @@ class Detector:
         category_ids: Sequence[int] | None = None,
         threshold: float = 0.5,
         summary: Mapping[str, Any] | None = None,
+        licence: str | None = None,
         device: str | torch.device = "auto",
     ) -> None:
         self.model, self.settings, self.names = model, settings, tuple(names)
         self.category_ids = tuple(category_ids) if category_ids else tuple(range(1, len(self.names) + 1))
         self.threshold, self.summary = threshold, dict(summary or {})
+        self.licence = licence or settings.data.licence
         self.device = choose_device(device) if isinstance(device, str) else device
         self.preprocessor = Preprocessor(settings.preprocess)
         self._runner: FasterRCNN | None = None
@@ -145,7 +150,17 @@ class Detector:
                 yield replace(result, path=path).filter(top=top)
 
     def detect(self, batch: Batch, *, features: bool = False) -> list[Result]:
-        """Results of a collated batch, in the users' pixels, every score included."""
+        """Results of a collated batch, in the users' pixels, every score included.
+
+        Raises:
+            SettingsError: the model has no second stage.
+            NonFiniteError: the network's output is not finite.
+        """
+        if self.model.fast_rcnn is None:
+            raise config.SettingsError(
+                "this detector has no second stage (`roi.head=none`), so it can't tell classes; ask for its proposals: "
+                "`propose` instead of `predict`, or the command rcnn propose"
+            )
         with torch.inference_mode():
             batch = self._to_device(batch)
             found, vectors = self.runner.detect_with_features(batch) if features else (self.runner(batch), None)
@@ -197,40 +212,69 @@ class Detector:
             for i, keep in enumerate(proposals.valid)
         ]
 
-    def save(self, path: str | Path) -> None:
-        """Write weights, settings, classes and threshold as one safetensors file, atomically."""
+    def save(self, path: str | Path, *, half: bool = False) -> None:
+        """Write weights, settings, classes and threshold as one safetensors file, atomically.
+
+        Of `data.path` and `train.init` only the last part is kept.
+
+        Args:
+            path: the file; its folder exists.
+            half: as float16, in half the space; loading widens them again.
+
+        Raises:
+            WeightsError: `half`, and a number is too large for it.
+            OSError: the folder is missing or not writable, or the disk is full; an old file is untouched.
+        """
         metadata = {
-            "settings": config.dump(self.settings),
+            "settings": config.dump(portable(self.settings)),
             "names": list(self.names),
             "category_ids": list(self.category_ids),
             "threshold": self.threshold,
             "summary": self.summary,
+            "licence": self.licence,
         }
-        save_weights(Path(path), dict(self.model.state_dict()), metadata)
+        state = dict(self.model.state_dict())
+        save_weights(path, to_half(state) if half else state, metadata)
 
     @classmethod
-    def load(cls, path: str | Path, device: str | torch.device = "auto") -> "Detector":
+    def load(
+        cls,
+        path: str | Path,
+        device: str | torch.device = "auto",
+        *,
+        backbone: nn.Module | None = None,
+        head: nn.Module | None = None,
+    ) -> "Detector":
         """Read what `save` wrote.
 
+        Args:
+            path: the file.
+            device: where to run; `auto` is CUDA if there.
+            backbone: the module to fill where the detector was made with one of your own (`model.backbone=custom`).
+            head: likewise the second stage's head.
+
         Raises:
-            WeightsError: the file is missing, damaged, or not one of our detectors.
+            WeightsError: the file is missing, damaged, or not one of our detectors; or it needs a module of yours.
         """
-        tensors, metadata = load_weights(Path(path))
-        try:
-            settings, names = config.validate(metadata["settings"]), metadata["names"]
-            model = build(settings, len(names))
-            model.load_state_dict(
-                {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+        tensors, metadata = read_detector(path)
+        if metadata.settings.model.backbone == "custom" and backbone is None:
+            raise WeightsError(
+                f"{path}: this detector was made with a backbone of your own, whose code is not in the file; "
+                "pass the module: load(path, backbone=MODULE)"
             )
-        except (KeyError, RuntimeError, config.SettingsError) as error:
+        try:
+            model = build(metadata.settings, len(metadata.names), backbone=backbone, head=head)
+        except config.SettingsError as error:
             raise WeightsError(f"{path}: holds weights, but not a detector of this version of rcnn: {error}") from None
+        fill(model, tensors, path)
         return cls(
             model,
-            settings,
-            names,
-            category_ids=metadata["category_ids"],
-            threshold=metadata["threshold"],
-            summary=metadata["summary"],
+            metadata.settings,
+            metadata.names,
+            category_ids=metadata.category_ids,
+            threshold=metadata.threshold,
+            summary=metadata.summary,
+            licence=metadata.licence,
             device=device,
         )
 
@@ -292,26 +336,6 @@ def pictures(
             yield from pictures(image, settings, skip)
 
 
-def files(source: str | Path) -> list[Path]:
-    """The image files that a path, folder or glob names, sorted.
-
-    Raises:
-        ImageError: nothing is there.
-    """
-    path = Path(source)
-    if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-        if not found:
-            raise ImageError(f"{path}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-        return found
-    if path.exists():
-        return [path]
-    found = sorted(Path(name) for name in glob(str(source), recursive=True))
-    if not found:
-        raise ImageError(f"{source}: no such file, folder or glob")
-    return [inner for file in found for inner in (files(file) if file.is_dir() else [file])]
-
-
 def _see_finite(finite: Tensor) -> None:
     """Stop where anything is not finite: it must not pass for an image without objects."""
     if not bool(finite.all()):
@@ -324,13 +348,3 @@ def _see_finite(finite: Tensor) -> None:
 def _read(path: Path, settings: config.Settings) -> np.ndarray:
     data = settings.data
     return read_image(path, white=data.white, max_pixels=data.max_pixels, in_channels=settings.preprocess.in_channels)
-
-
-def load(path: str | Path, device: str = "auto") -> Detector:
-    """The detector of a weights file, such as `runs/train/exp-1/weights/best.safetensors`.
-
-    Raises:
-        WeightsError: the file is missing, damaged, or not one of our detectors.
-        SettingsError: the device can't be used here.
-    """
-    return Detector.load(path, device)

@@ -16,7 +16,7 @@ from rcnn.metrics.coco import CocoMetrics, coco_metrics
 from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
-from rcnn.model.structures import Batch, Targets
+from rcnn.model.structures import Batch, Proposals, Targets
 
 
 class Shard(NamedTuple):
@@ -33,7 +33,7 @@ class Metrics:
 
     Attributes:
         names: class names.
-        coco: AP and AR as COCO counts them.
+        coco: AP and AR as COCO counts them; NaN where the model has no second stage.
         voc: (K,) AP at IoU 0.5, area under the curve, as VOC counts it since 2010.
         proposals: class-agnostic recall of the proposals.
         losses: mean of each loss, empty where not asked for.
@@ -114,8 +114,19 @@ def evaluate(
     losses: bool = True,
     shard: Shard | None = None,
     progress: Callable[[int, int], None] | None = None,
+    proposals: Callable[[Item], Proposals] | None = None,
 ) -> Metrics:
-    """Score a detector on an opened data set. `progress(done, all)` is called after each batch."""
+    """Score a detector on an opened data set.
+
+    Args:
+        detector: what is scored.
+        dataset: on what.
+        batch: images a batch.
+        losses: also compute the validation losses.
+        shard: this process's part, where several share the work.
+        progress: called with (batches done, batches in all) after each.
+        proposals: gives those of a batch, for the second stage and its losses alone. None: the detector's own.
+    """
     if not len(dataset):
         raise DataError(f"{dataset.root}: the {dataset.split} split has no images to score on")
     shard = shard or Shard()
@@ -133,17 +144,19 @@ def evaluate(
     found: dict[int, tuple[Prediction, tuple[np.ndarray, np.ndarray]]] = {}
     sums: dict[str, list[float]] = {}
     for step, item in enumerate(loader.epoch(0)):
-        found.update(_score(detector, item, sums if losses else None))
+        found.update(_score(detector, item, sums if losses else None, proposals))
         if progress:
             progress(step + 1, loader.steps)
     parts = shard.gather((found, sums))
-    return _metrics(
-        dataset, {index: entry for part, _ in parts for index, entry in part.items()}, [part for _, part in parts]
-    )
+    every = {index: entry for part, _ in parts for index, entry in part.items()}
+    return _metrics(dataset, every, [part for _, part in parts], detects=detector.model.fast_rcnn is not None)
 
 
 def _score(
-    detector: Detector, item: Item, sums: dict[str, list[float]] | None
+    detector: Detector,
+    item: Item,
+    sums: dict[str, list[float]] | None,
+    given: Callable[[Item], Proposals] | None,
 ) -> dict[int, tuple[Prediction, tuple[np.ndarray, np.ndarray]]]:
     """Predictions and proposals of one batch by image index; losses are added to `sums`."""
     device, model = detector.device, detector.runner
@@ -151,11 +164,17 @@ def _score(
         item.batch.images.to(device, memory_format=torch.channels_last), *(part.to(device) for part in item.batch[1:])
     )
     with torch.inference_mode():
-        if sums is None:
+        if sums is None and given is None:
             detections, proposals = model.detect_and_propose(batch)
         else:
             targets = Targets(*(part.to(device) for part in item.targets))
-            detections, proposals, losses = model.evaluate(batch, targets, model.keys(batch, targets, item.seeds))
+            arguments = (batch, targets, model.keys(batch, targets, item.seeds))
+            if given is None:
+                detections, proposals, losses = model.evaluate(*arguments)
+            else:
+                theirs = Proposals(*(part.to(device) for part in given(item)))
+                detections, proposals, losses = model.evaluate_on(*arguments, theirs)
+            sums = {} if sums is None else sums
             for name, (total, count) in losses.items():
                 entry = sums.setdefault(name, [0.0, 0.0])
                 entry[0] += float(total)
@@ -168,8 +187,10 @@ def _score(
     }
 
 
-def _metrics(dataset: Dataset, found: dict[int, Any], sums: list[dict[str, list[float]]]) -> Metrics:
+def _metrics(dataset: Dataset, found: dict[int, Any], sums: list[dict[str, list[float]]], *, detects: bool) -> Metrics:
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
+    # Without a second stage AP is unknown, not 0: no truth counts for it.
+    sought = truths if detects else [truth._replace(ignore=np.ones_like(truth.ignore)) for truth in truths]
     predictions = [found[index][0] for index in range(len(dataset))]
     losses = {
         name: sum(part[name][0] for part in sums) / max(1.0, sum(part[name][1] for part in sums))
@@ -179,8 +200,8 @@ def _metrics(dataset: Dataset, found: dict[int, Any], sums: list[dict[str, list[
         losses["loss"] = sum(losses.values())
     return Metrics(
         names=dataset.names,
-        coco=coco_metrics(truths, predictions, len(dataset.names)),
-        voc=voc_ap(truths, predictions, len(dataset.names)),
+        coco=coco_metrics(sought, predictions, len(dataset.names)),
+        voc=voc_ap(sought, predictions, len(dataset.names)),
         proposals=proposal_recall(truths, [found[index][1] for index in range(len(dataset))]),
         losses=losses,
         truths=truths,

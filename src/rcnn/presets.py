@@ -4,8 +4,13 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from torch import nn
+
 from rcnn.backbones.build import build_backbone
+from rcnn.backbones.norm import freeze_batch_norm, set_eps
+from rcnn.backbones.resnet import conv5_head
 from rcnn.config import Settings, SettingsError, merge, override, validate
+from rcnn.model.fast_rcnn import ConvFCHead
 from rcnn.model.faster_rcnn import FasterRCNN
 
 _SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.02, "batch": 8, "weight_decay": 1e-4}
@@ -19,6 +24,60 @@ _LARGE_FPN: dict[str, Any] = {
     "roi": {"levels": (2, 3, 4, 5), "hidden": 1024, "samples": 512},
     "train": _SGD,
 }
+
+_PAPER: dict[str, Any] = {
+    "preprocess": {
+        "short": 600,
+        "long": 1000,
+        "multiple": 16,
+        "resize": "interpolate",
+        "order": "bgr",
+        "mean": (102.9801 / 255, 115.9465 / 255, 122.7717 / 255),
+        "std": (1 / 255,),
+    },
+    "model": {"neck": "none", "levels": (4,)},
+    "anchors": {"sizes": ((128, 256, 512),), "round": "base", "order": "ratio", "border": 0.0},
+    "rpn": {
+        "logits": 2,
+        "normaliser": "paper",
+        "lambda": 10.0,
+        "beta": 1.0,
+        "ignore": "drop",
+        "pre_train": 12000,
+        "post_train": 2000,
+        "pre_test": 6000,
+        "post_test": 300,
+        "min_size": 16.0,
+    },
+    "roi": {
+        "levels": (4,),
+        "pool": "max",
+        "hidden": 4096,
+        "dropout": 0.5,
+        "negative_iou": (0.1, 0.5),
+        "ignore": "drop",
+        "beta": 1.0,
+        "nms": 0.3,
+    },
+    "augment": {"scale": (1.0, 1.0), "brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0},
+    "train": {
+        "epochs": 16,
+        "batch": 1,
+        "optimizer": "sgd",
+        "lr": 1e-3,
+        "lr_batch": 1,
+        "weight_decay": 5e-4,
+        "bias_decay": True,
+        "bias_lr": 2.0,
+        "schedule": "step",
+        "milestones": (0.75,),
+        "warmup": 0.0,
+        "clip": None,
+        "ema": None,
+        "amp": "float32",
+    },
+}
+"""Both networks of the paper, trained jointly. 16 epochs of VOC 2007's 5,011 images are its 60k + 20k steps."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "mobilenet-fpn": {},
@@ -49,6 +108,11 @@ PRESETS: dict[str, dict[str, Any]] = {
         "roi": {"levels": (4,), "size": 14, "head": "conv5", "samples": 512},
         "train": _SGD,
     },
+    "paper-vgg16": merge(_PAPER, {"model": {"backbone": "vgg16", "frozen_stages": 2}}),
+    "paper-zf": merge(
+        _PAPER,
+        {"model": {"backbone": "zf", "frozen_stages": 0}, "roi": {"size": 6, "dropout_scale": "prediction"}},
+    ),
 }
 """Name -> what differs from the defaults of `config.Settings`."""
 
@@ -70,12 +134,26 @@ def settings_of(model: str, changes: Sequence[str] | Mapping[str, Any] = ()) -> 
     return override(validate(merge(tree, {"model": {"preset": model}})), changes)
 
 
-def build(settings: Settings, classes: int) -> FasterRCNN:
-    """The model that settings describe, for `classes` classes, with fresh weights."""
-    backbone = build_backbone(settings)
-    head = None
-    if settings.roi.head == "conv5":
-        from rcnn.backbones.resnet import conv5_head
+def build(
+    settings: Settings, classes: int, *, backbone: nn.Module | None = None, head: nn.Module | None = None
+) -> FasterRCNN:
+    """The model that settings describe, for `classes` classes, with fresh weights.
 
+    Args:
+        settings: of all parts.
+        classes: K, background not counted.
+        backbone: a module of your own instead, as `FasterRCNN` takes it, for `model.backbone=custom`.
+        head: likewise the second stage's head.
+
+    Raises:
+        SettingsError: no such backbone, or settings that do not fit it.
+    """
+    backbone = backbone or build_backbone(settings)
+    if head is None and settings.roi.head == "conv5":
         head = conv5_head(settings)
-    return FasterRCNN(backbone, settings, classes, head)
+    model = FasterRCNN(backbone, settings, classes, head)
+    if model.fast_rcnn and isinstance(model.fast_rcnn.head, ConvFCHead):
+        set_eps(model.fast_rcnn, settings.model.norm_eps)
+        if settings.model.norm != "train":
+            freeze_batch_norm(model.fast_rcnn, affine=settings.model.norm == "affine")
+    return model

@@ -103,7 +103,7 @@ class Result:
         return draw_boxes(image, shown.boxes, inks, tags)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers and texts: path, height, width and a list of detections with their boxes as xyxy."""
+        """Plain numbers and texts: path, height, width, boxes by class, and detections with their boxes as xyxy."""
         detections: list[dict[str, Any]] = [
             {"name": self.names[label], "label": label, "score": round(score, 5), "box": box}
             for label, score, box in zip(
@@ -113,7 +113,9 @@ class Result:
         if self.features is not None:
             for detection, row in zip(detections, self.features.tolist(), strict=True):
                 detection["features"] = row
-        return {"path": self.path, "height": self.size[0], "width": self.size[1], "detections": detections}
+        height, width = self.size
+        counts = self.counts()
+        return {"path": self.path, "height": height, "width": width, "counts": counts, "detections": detections}
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
         """Rows of a COCO results file.

@@ -1,40 +1,76 @@
+import copy
+from collections.abc import Sequence
+
 import pytest
 import torch
+from torch import nn
 from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from rcnn.backbones.fpn import FeaturePyramid
+from rcnn.backbones.norm import fold_batch_norm, freeze_batch_norm
+from tests.backbones.test_norm import randomise
 
-WIDTHS = {2: 4, 3: 6, 4: 8, 5: 10}
+MAPS = [(2, 4), (3, 6), (4, 8), (5, 10)]
 
 
-def maps(height: int = 97, width: int = 130) -> dict[int, torch.Tensor]:
+def maps(inputs: Sequence[tuple[int, int]] = MAPS, height: int = 97, width: int = 130) -> list[torch.Tensor]:
     torch.manual_seed(0)
-    return {n: torch.randn(2, c, -(-height // 2**n), -(-width // 2**n)) for n, c in WIDTHS.items()}
+    return [torch.randn(2, c, -(-height // 2**n), -(-width // 2**n)) for n, c in inputs]
 
 
-def test_equals_torchvision_on_odd_sizes():
-    ours = FeaturePyramid(WIDTHS, 5, (2, 3, 4, 5, 6))
-    theirs = FeaturePyramidNetwork(list(WIDTHS.values()), 5, LastLevelMaxPool())
-    state = ours.state_dict()
-    names = {"lateral": "inner_blocks", "output": "layer_blocks"}
-    theirs.load_state_dict(
-        {f"{names[a]}.{int(b[1:]) - 2}.0.{c}": state[f"{a}.{b}.{c}"] for a, b, c in (key.split(".") for key in state)}
-    )
-    found, expected = ours(maps()), theirs({str(n): m for n, m in maps().items()})
-    assert list(found) == ["p2", "p3", "p4", "p5", "p6"]
-    for a, b in zip(found.values(), expected.values(), strict=True):
-        torch.testing.assert_close(a, b)
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(
+    ("inputs", "levels", "names"),
+    [
+        (MAPS, (2, 3, 4, 5, 6), ["p2", "p3", "p4", "p5", "p6"]),
+        ([(5, 7), (5, 9)], (5, 5, 6), ["p5", "p5b", "p6"]),
+    ],
+)
+def test_equals_torchvision_on_odd_sizes(inputs, levels, names, norm: bool):
+    ours = FeaturePyramid(inputs, 5, levels, norm=norm)
+    widths = [channels for _, channels in inputs]
+    theirs = FeaturePyramidNetwork(widths, 5, LastLevelMaxPool(), nn.BatchNorm2d if norm else None)
+    randomise(theirs)
+    state = theirs.state_dict()
+    kinds = {
+        f"{ours_too}{part}.{name}.": f"{block}_blocks.{i}.{place}."
+        for ours_too, block in (("lateral", "inner"), ("output", "layer"))
+        for place, part in enumerate(("", "_norm"))
+        for i, name in enumerate(names[: len(inputs)])
+    }
+    wanted = {key: key.rpartition(".") for key in ours.state_dict()}
+    ours.load_state_dict({key: state[kinds[f"{layer}."] + leaf] for key, (layer, _, leaf) in wanted.items()})
+    assert len(wanted) == len(state)
+    given = maps(inputs)
+    expected = theirs.eval()({str(i): m for i, m in enumerate(given)})
+    frozen, folded = copy.deepcopy(ours), copy.deepcopy(ours)
+    freeze_batch_norm(frozen)
+    fold_batch_norm(folded)
+    assert list(frozen.state_dict()) == list(wanted)
+    for module in (frozen, folded):
+        assert not any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
+    for module in (ours.eval(), frozen, folded):
+        found = module(given)
+        assert list(found) == names
+        for a, b in zip(found.values(), expected.values(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_of_two_maps_of_one_level_the_last_is_read_where_one_is_wanted():
+    pyramid = FeaturePyramid([(4, 3), (5, 7), (5, 9)], 5, (4, 5, 6))
+    assert {name: layer.in_channels for name, layer in pyramid.lateral.items()} == {"p4": 3, "p5": 9}  # type: ignore[union-attr]
+    assert list(pyramid(maps([(4, 3), (5, 7), (5, 9)]))) == ["p4", "p5", "p6"]
 
 
 def test_biases_start_at_zero():
-    assert all(p.abs().max() == 0 for name, p in FeaturePyramid(WIDTHS, 5, (2, 3)).named_parameters() if "bias" in name)
+    assert all(p.abs().max() == 0 for name, p in FeaturePyramid(MAPS, 5, (2, 3)).named_parameters() if "bias" in name)
 
 
 @pytest.mark.parametrize("levels", [(2,), (2, 3), (3, 4, 5, 6), (4, 6), (5, 6, 7), (3, 7)])
 def test_any_levels_are_those_of_the_whole_pyramid(levels: tuple[int, ...]):
-    whole = FeaturePyramid(WIDTHS, 5, (2, 3, 4, 5, 6, 7))
-    part = FeaturePyramid(WIDTHS, 5, levels)
+    whole = FeaturePyramid(MAPS, 5, (2, 3, 4, 5, 6, 7))
+    part = FeaturePyramid(MAPS, 5, levels)
     part.load_state_dict({name: whole.state_dict()[name] for name in part.state_dict()})
     expected, found = whole(maps()), part(maps())
     assert list(found) == [f"p{level}" for level in levels]
@@ -43,12 +79,12 @@ def test_any_levels_are_those_of_the_whole_pyramid(levels: tuple[int, ...]):
 
 def test_every_parameter_is_used():
     for levels in ((2,), (3, 4, 5, 6), (4, 6)):
-        pyramid = FeaturePyramid(WIDTHS, 5, levels)
+        pyramid = FeaturePyramid(MAPS, 5, levels)
         sum(m.sum() for m in pyramid(maps()).values()).backward()  # type: ignore[union-attr]
         assert all(p.grad is not None for p in pyramid.parameters())
 
 
 def test_top_levels_take_every_second_cell():
-    found = FeaturePyramid(WIDTHS, 5, (5, 6, 7))(maps())
+    found = FeaturePyramid(MAPS, 5, (5, 6, 7))(maps())
     assert torch.equal(found["p6"], found["p5"][..., ::2, ::2])
     assert torch.equal(found["p7"], found["p6"][..., ::2, ::2])

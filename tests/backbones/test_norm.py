@@ -34,22 +34,24 @@ def seed() -> None:
 
 
 def run(module: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Output, and the gradients of the convolutions."""
+    """Output, and the gradients of what is trained."""
     out = module(x)
     (out * torch.linspace(-1, 1, out.numel()).reshape(out.shape)).sum().backward()
-    return out, {name: p.grad for name, p in module.named_parameters() if p.grad is not None and p.ndim == 4}
+    return out, {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
 
 
+@pytest.mark.parametrize("affine", [False, True])
 @pytest.mark.parametrize("make", [block, resnet18])
-def test_frozen_norm_gives_outputs_and_gradients_of_eval_mode(make):
+def test_frozen_norm_gives_outputs_and_gradients_of_eval_mode(make, affine: bool):
     plain = randomise(make()).double().eval()
     frozen = copy.deepcopy(plain)
-    freeze_batch_norm(frozen)
+    freeze_batch_norm(frozen, affine=affine)
     x = torch.randn(2, 3, 33, 40, dtype=torch.float64)
     expected, expected_gradients = run(plain, x)
     found, gradients = run(frozen.train(), x)
     torch.testing.assert_close(found, expected)
-    assert gradients.keys() == expected_gradients.keys()
+    others = {name for name, gradient in expected_gradients.items() if gradient.ndim == 4 or name.startswith("fc.")}
+    assert gradients.keys() == (expected_gradients.keys() if affine else others)
     for name, gradient in gradients.items():
         torch.testing.assert_close(gradient, expected_gradients[name])
 

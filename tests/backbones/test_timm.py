@@ -37,7 +37,7 @@ def test_maps_equal_timms_with_frozen_norm_in_training_mode():
 @pytest.mark.parametrize("name", ["resnet10t", "mobilenetv3_small_050", "convnext_atto"])
 def test_first_stages_get_no_gradient(name: str):
     trunk = TimmTrunk(name)
-    trunk.freeze(3, norm=False)
+    trunk.freeze(3, norm="train")
     second, _, last = (trunk(torch.randn(2, 3, 64, 64))[i] for i in (1, 2, 3))
     assert not second.requires_grad
     assert last.requires_grad

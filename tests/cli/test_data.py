@@ -50,10 +50,25 @@ def test_show_draws_a_mosaic(run: Run, data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mosaic.png").exists()
 
 
+def test_show_leaves_out_what_cannot_be_read(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = data / "JPEGImages/1.jpg"
+    file.write_bytes(file.read_bytes()[:-300])
+    stopped = run("data", "show", data)
+    assert (stopped.code, "1.jpg" in stopped.err) == (3, True)
+    document = run("data", "show", data, "--on-fault", "skip", "--json").json()
+    assert sorted(document["images"]) == ["JPEGImages/0.jpg", "JPEGImages/2.jpg", "JPEGImages/3.jpg"]
+    assert document["picture"] == "runs/show/mosaic.png"
+    assert Path(document["picture"]).exists()
+
+
 @pytest.mark.parametrize("form", ["voc", "coco", "yolo"])
 def test_convert_writes_data_of_the_same_boxes(run: Run, data: Path, tmp_path: Path, form: str) -> None:
-    outcome = run("data", "convert", data, "--to", form, "--out", tmp_path / "other")
-    assert outcome.code == 0, outcome.err
+    outcome = run("data", "convert", data, "--to", form, "--out", tmp_path / "other", "--json")
+    assert outcome.json()["lists"] == {"train": 4, "val": 2}
+    assert f"other ({form}): 4 images in train, 2 images in val" in outcome.err
     document = run("data", "check", tmp_path / "other", "--json").json()
     assert (document["faults"], sum(part["images"] for part in document["lists"].values())) == ([], 6)
 

@@ -1,6 +1,6 @@
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -10,6 +10,7 @@ from PIL import Image
 
 from rcnn.config import Data
 from rcnn.data.find import open_dataset
+from rcnn.preprocess.sources import files
 from rcnn.training.distributed import Team
 
 from .conftest import NAMES, Outcome
@@ -31,7 +32,7 @@ def test_every_format_is_written_for_every_image(run: Run, data: Path, weights: 
     assert {row["image_id"] for row in rows} <= {f"{index}.jpg" for index in range(6)}
     assert (out / "voc/0.xml").read_text().count("<object>") == len(results[0]["detections"])
     assert (out / "yolo/labels/0.txt").read_text().count("\n") == len(results[0]["detections"])
-    assert sorted(path.name for path in out.iterdir()) == ["coco.json", "drawn", "results.json", "voc", "yolo"]
+    assert sorted(path.name for path in out.iterdir()) == [".rcnn", "coco.json", "drawn", "results.json", "voc", "yolo"]
 
 
 def test_yolo_results_are_a_data_set_once_the_images_are_beside_them(
@@ -50,6 +51,29 @@ def test_json_is_one_document(run: Run, data: Path, weights: Path, tmp_path: Pat
     (row,) = outcome.json()
     assert (row["width"], row["height"]) == (80, 60)
     assert "1 image," in outcome.err
+
+
+def test_a_single_image_is_counted_by_class_in_one_line(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    words = ("predict", weights, data / "JPEGImages/0.jpg", "--format", "json")
+    outcome = run(*words, "--out", tmp_path / "a")
+    (row,) = json.loads((tmp_path / "a/results.json").read_text())
+    counts = row["counts"]
+    assert counts == {name: sum(found["name"] == name for found in row["detections"]) for name in NAMES}
+    each = ", ".join(f"{counts[name]} {name}" for name in sorted(NAMES, key=lambda name: -counts[name]))
+    assert f"1 image, {sum(counts.values())} boxes: {each}\n" in outcome.out
+    assert "0.jpg:" not in outcome.out
+    (row,) = run(*words, "--json", "--out", tmp_path / "b").json()
+    assert row["counts"] == counts
+    assert "1 image, 0 boxes\n" in run(*words, "--score", 1, "--out", tmp_path / "c").out
+
+
+def test_several_images_are_counted_by_class_in_a_table(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    outcome = run("predict", weights, data / "JPEGImages", "--format", "json", "--out", tmp_path / "a")
+    rows = json.loads((tmp_path / "a/results.json").read_text())
+    assert "0.jpg: " in outcome.out
+    for name in NAMES:
+        total = sum(row["counts"].get(name, 0) for row in rows)
+        assert [name, str(total), f"{total / 6:.3f}"] in [line.split() for line in outcome.out.splitlines()]
 
 
 def test_classes_top_and_score_leave_boxes_out(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
@@ -79,11 +103,13 @@ def test_images_of_one_name_do_not_overwrite_each_other(run: Run, data: Path, we
         shutil.copy(data / "JPEGImages/0.jpg", tmp_path / folder)
     Image.new("RGB", (50, 40)).save(tmp_path / "a/0.png")
     out = tmp_path / "out"
-    assert (
-        run("predict", weights, tmp_path / "a", tmp_path / "b/*.jpg", "--out", out, "--format", "drawn,voc").code == 0
-    )
-    written = sorted(str(path.relative_to(out)) for path in out.rglob("*.*"))
+    words = ("--out", out, "--format", "drawn,voc,coco")
+    assert run("predict", weights, tmp_path / "a", tmp_path / "b/*.jpg", *words).code == 0
+    ids = {row["image_id"] for row in json.loads((out / "coco.json").read_text())}
+    assert ids == {"a/0.jpg", "0.png", "b/0.jpg"}
+    written = sorted(str(path.relative_to(out)) for path in out.rglob("*.*") if path.name != ".rcnn")
     assert written == [
+        "coco.json",
         "drawn/a/0.jpg",
         "drawn/a/0.png",
         "drawn/b/0.jpg",
@@ -100,6 +126,21 @@ def test_a_second_run_leaves_the_first_alone(run: Run, data: Path, weights: Path
         )
     assert (tmp_path / "out/results.json").exists()
     assert (tmp_path / "out-2/results.json").exists()
+
+
+def test_what_was_drawn_is_never_predicted_on(
+    run: Run, data: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = [f"{index}.jpg" for index in range(6)]
+    monkeypatch.chdir(data / "JPEGImages")
+    assert run("predict", weights, ".", "--top", 1).code == 0
+    assert sorted(path.name for path in Path("runs/predict/drawn").iterdir()) == images
+    for source in (".", "**/*.jpg", "*"):
+        assert [file.name for file in files(source)] == images
+    assert len(files("runs/predict/drawn")) == 6
+    above = run("predict", weights, "runs")
+    assert above.code == 3
+    assert "nothing but results of rcnn is here" in above.err
 
 
 def test_settings_change_the_prediction(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
@@ -205,30 +246,52 @@ def test_weights_that_are_not_finite_are_an_error_not_an_empty_image(
         assert "not finite" in outcome.err
 
 
-def test_several_processes_share_the_images(
-    run: Run, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+class Half(Team):
+    """One of two processes, whose numbers count twice, since the other one runs at another time."""
+
+    def gather(self, thing: object) -> list:
+        return [thing, thing]
+
+
+@pytest.fixture
+def halves(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
+    """Let commands be one of two processes, and then the other: the second first, as the first puts all together."""
+    monkeypatch.setattr("rcnn.cli.stream.fresh_folder", lambda path: path)
+
+    def ranks() -> Iterator[int]:
+        for rank in (1, 0):
+            team = Half(torch.device("cpu"), rank, 2)
+            monkeypatch.setattr("rcnn.cli.stream.sharing", lambda _, team=team: nullcontext((team, None)))
+            yield rank
+
+    return ranks()
+
+
+def test_several_processes_share_the_images_and_keep_their_order(
+    run: Run, data: Path, weights: Path, tmp_path: Path, halves: Iterator[int]
 ) -> None:
-    """The second process first, since here they are one after the other; its numbers count twice."""
-
-    class Half(Team):
-        def gather(self, thing: object) -> list:
-            return [thing, thing]
-
-    def as_rank(rank: int) -> None:
-        team = Half(torch.device("cpu"), rank, 2)
-        monkeypatch.setattr("rcnn.cli.stream.sharing", lambda _: nullcontext((team, None)))
-
     out = tmp_path / "o"
     out.mkdir()
-    monkeypatch.setattr("rcnn.cli.stream.fresh_folder", lambda path: path)
-    for rank in (1, 0):
-        as_rank(rank)
+    for _ in halves:
         outcome = run("predict", weights, data / "JPEGImages", "--out", out, "--format", "json,coco,yolo")
         assert outcome.code == 0, outcome.err
     found = [Path(row["path"]).stem for row in json.loads((out / "results.json").read_text())]
-    assert found == ["0", "2", "4", "1", "3", "5"]
+    assert found == ["0", "1", "2", "3", "4", "5"]
     assert len({row["image_id"] for row in json.loads((out / "coco.json").read_text())}) == 6
     assert sorted(path.name for path in out.iterdir()) == ["coco.json", "results.json", "yolo"]
+
+
+def test_when_one_process_fails_the_results_of_all_are_kept(
+    run: Run, data: Path, weights: Path, tmp_path: Path, halves: Iterator[int]
+) -> None:
+    (data / "JPEGImages/4.jpg").write_bytes(b"not an image")
+    out = tmp_path / "o"
+    out.mkdir()
+    for rank in halves:
+        outcome = run("predict", weights, data / "JPEGImages", "--out", out, "--format", "json")
+        assert outcome.code == (3 if rank else 0)
+    found = [Path(row["path"]).stem for row in json.loads((out / "results.json").read_text())]
+    assert found == ["0", "1", "2", "3"]
 
 
 def test_proposals_are_written_in_every_format(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:

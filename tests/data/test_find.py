@@ -49,6 +49,16 @@ def test_one_training_list_is_held_out_from(tmp_path: Path, name: str) -> None:
     assert (len(train), len(val), len(open_dataset(root, "test", Data()))) == (18, 2, 20)
 
 
+def test_the_lists_can_be_chosen_by_name(tmp_path: Path) -> None:
+    names = list(MANY)[:6]
+    root = sets.voc(
+        tmp_path / "d", MANY, {"train": names[:3], "val": names[3:5], "trainval": names[:5], "test": names[5:]}
+    )
+    train, val = open_splits(root, Data(train="trainval", val="test"))
+    assert [record.id for record in train.records] == names[:5]
+    assert [record.id for record in val.records] == names[5:]
+
+
 def test_a_missing_list_names_those_that_are_there(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", MANY, {"train": list(MANY)[:20], "val": list(MANY)[20:]})
     with pytest.raises(DataError, match="no `test` list; found train, val"):

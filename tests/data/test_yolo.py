@@ -3,9 +3,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rcnn.cli.files import fresh_folder
 from rcnn.config import Data
 from rcnn.data.dataset import DataError
 from rcnn.data.find import open_dataset, open_lists, open_splits
+from rcnn.training.run_folder import RunFolder
 
 from . import sets
 
@@ -115,3 +117,13 @@ def test_no_labels_at_all_is_an_error_not_background(tmp_path: Path) -> None:
         file.unlink()
     with pytest.raises(DataError, match=r"none of the 2 images has a label file; looked in .*labels/train"):
         open_dataset(root, "train", Data())
+
+
+def test_results_among_the_images_are_not_read(tmp_path: Path) -> None:
+    """Images and labels in one folder, in which training and predicting leave their results."""
+    sets.image(tmp_path / "a.jpg")
+    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    sets.image(tmp_path / "more/b.jpg")
+    for results in (fresh_folder(tmp_path / "runs/predict"), RunFolder.create(tmp_path / "runs/train", "d").path):
+        sets.image(results / "plots/val.jpg")
+    assert [record.name for record in open_dataset(tmp_path, "all", Data()).records] == ["a.jpg", "more/b.jpg"]

@@ -1,21 +1,28 @@
+import math
+
 import pytest
 import torch
 from torch.nn import functional
 
-from rcnn.model.losses import box_loss, objectness_loss, smooth_l1
-from tests.model import worked
+from rcnn.config import LossKind
+from rcnn.model.assign import Assignment, Sample
+from rcnn.model.boxes import encode
+from rcnn.model.losses import box_loss, objectness_loss, rpn_loss, smooth_l1
+from tests.model import tiny, worked
 
 PRESETS = [
     ("paper", {"lambda": 10, "beta": 1.0}, 0.017953, 0.156670),
     ("matlab", {"lambda": 10, "beta": 1.0}, 0.656552, 0.156670),
+    ("paper", {"lambda": 10 * 20 / 2400, "beta": 1.0}, 0.017953, 0.001306),  # as if there were 2400 locations
     ("py-faster-rcnn", {}, 0.656552, 0.179532),
+    ("py-faster-rcnn", {"positive_weight": 0.5}, 0.656552, 0.314180),
     ("torchvision", {}, 0.656552, 0.179532),
     ("detectron2", {"box_loss": "l1"}, 0.017953, 0.006574),
     ("mean", {"lambda": 10, "beta": 1.0}, 0.656552, 0.391675),
 ]
 
 
-@pytest.mark.parametrize(("normaliser", "settings", "objectness", "box"), PRESETS, ids=[row[0] for row in PRESETS])
+@pytest.mark.parametrize(("normaliser", "settings", "objectness", "box"), PRESETS)
 def test_worked_losses(normaliser, settings, objectness, box):
     rpn = worked.network(normaliser=normaliser, **settings)
     losses = rpn.loss(worked.output(rpn), worked.targets(), worked.SIZES, torch.rand(1, 60, dtype=torch.float64))
@@ -49,8 +56,6 @@ def test_two_logits_equal_one():
 def test_box_losses_vanish_at_the_target_and_have_right_gradients(kind):
     anchors = torch.tensor([[10.0, 12, 50, 40], [0, 0, 20, 30]], dtype=torch.float64)
     targets = torch.tensor([[14.0, 8, 60, 45], [3, 2, 18, 25]], dtype=torch.float64)
-    from rcnn.model.boxes import encode
-
     perfect = encode(targets, anchors)
     torch.testing.assert_close(
         box_loss(perfect, targets, anchors, kind, 1 / 9), torch.zeros(2, dtype=torch.float64), atol=1e-9, rtol=0
@@ -59,3 +64,90 @@ def test_box_losses_vanish_at_the_target_and_have_right_gradients(kind):
     assert (box_loss(deltas, targets, anchors, kind, 1 / 9) > 0).all()
     if kind != "ciou":  # its weight is a constant by definition
         assert torch.autograd.gradcheck(lambda d: box_loss(d, targets, anchors, kind, 1 / 9), deltas)
+
+
+def test_worked_log_losses_and_box_losses_of_each_anchor():
+    rpn = worked.network()
+    out, targets = worked.output(rpn), worked.targets()
+    index = torch.tensor([worked.POSITIVE + worked.NEGATIVE])
+    logits, deltas = out.logits[0][0, index], out.deltas[0][0, index]
+    positive = torch.arange(7)[None] < 2
+    expected = torch.tensor([[0.474077, 0.693147, 0.474077, 0.474077, 0.693147, 1.313262, 0.474077]]).double()
+    torch.testing.assert_close(objectness_loss(logits, positive), expected, atol=1e-6, rtol=0)
+    one = objectness_loss(logits[..., 1] - logits[..., 0], positive)
+    torch.testing.assert_close(one, expected, atol=1e-6, rtol=0)
+    anchors = out.anchors[0][worked.POSITIVE]
+    for kind, beta, total in (("smooth_l1", 1.0, 0.313340), ("smooth_l1", 1 / 9, 1.256722), ("l1", 1.0, 1.682907)):
+        found = box_loss(deltas[0, :2], targets.boxes[0], anchors, kind, beta)
+        assert found.sum().item() == pytest.approx(total, abs=1e-6)
+
+
+def test_smooth_l1_of_sigma_3_by_hand():
+    """0.5 (3d)^2 below 1/9, |d| - 1/18 above."""
+    d = torch.tensor([0.1, -0.1, 1 / 9, 0.5, -2.0], dtype=torch.float64)
+    expected = torch.tensor([0.045, 0.045, 1 / 18, 0.5 - 1 / 18, 2 - 1 / 18], dtype=torch.float64)
+    torch.testing.assert_close(smooth_l1(d, 1 / 9), expected)
+
+
+ASPECT = 4 / math.pi**2 * (math.atan(2) - math.atan(1)) ** 2
+SHIFTED, FLAT = [2.0, 2, 6, 6], [0.0, 0, 4, 2]
+OVERLAPS: list[tuple[LossKind, list[float], float]] = [
+    ("iou", SHIFTED, 1 - 4 / 28),
+    ("giou", SHIFTED, 1 - 4 / 28 + (36 - 28) / 36),
+    ("diou", SHIFTED, 1 - 4 / 28 + 8 / 72),
+    ("ciou", SHIFTED, 1 - 4 / 28 + 8 / 72),  # both are squares
+    ("iou", FLAT, 1 - 8 / 16),
+    ("giou", FLAT, 1 - 8 / 16),  # the hull is the union
+    ("diou", FLAT, 1 - 8 / 16 + 1 / 32),
+    ("ciou", FLAT, 1 - 8 / 16 + 1 / 32 + ASPECT / (0.5 + ASPECT) * ASPECT),
+    ("giou", [8.0, 0, 12, 4], 1 - 0 + (48 - 32) / 48),  # apart, and still with a gradient
+]
+
+
+@pytest.mark.parametrize(("kind", "target", "expected"), OVERLAPS)
+@pytest.mark.parametrize("stage", ["rpn", "roi"])
+def test_overlap_losses_by_hand_in_either_stage(stage: str, kind: LossKind, target: list[float], expected: float):
+    """Deltas of zero leave the anchor, or RoI, [0, 0, 4, 4] where it is."""
+    square, wanted = (torch.tensor([[corners]], dtype=torch.float64) for corners in ([0.0, 0, 4, 4], target))
+    net = tiny.model({stage: {"box_loss": kind, "positive_iou": 0.0}}).double()
+    with torch.no_grad():
+        for layer in (net.rpn.head.reg, net.fast_rcnn.predictor.reg):
+            layer.weight.zero_()
+            layer.bias.zero_()
+    targets = worked.targets(wanted)
+    yes, index = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
+    levels = [torch.randn(1, 8, 8, 12, dtype=torch.float64), torch.randn(1, 8, 4, 6, dtype=torch.float64)]
+    drawn = Sample(index, yes, yes)
+    if stage == "rpn":
+        out = net.rpn(levels, (64, 96))
+        labels = Assignment(index.to(torch.int8), index)
+        losses = net.rpn.sample_loss(out, square[0], labels, drawn, targets, torch.tensor([[64.0, 96.0]]))
+    else:
+        losses = net.fast_rcnn.sample_loss(net.fast_rcnn(levels, square), square, drawn, index, targets)
+    total, count = losses[f"{stage}_box"]
+    assert (total / count).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_the_loss_of_reference_004():
+    rpn = worked.network()
+    out = worked.output(rpn)
+    found = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES)
+    wanted = encode(worked.OBJECTS[0][found.gt], out.anchors[0])
+    (logits,), (deltas,) = out.logits, out.deltas
+    losses = rpn_loss(logits, deltas, found.label, wanted)
+    assert [loss.item() for loss in losses] == pytest.approx([0.656552, 0.391675], abs=1e-6)
+    torch.testing.assert_close(rpn_loss(logits[..., 1] - logits[..., 0], deltas, found.label, wanted), losses)
+
+
+@pytest.mark.parametrize("label", [0, -1])
+def test_without_positives_the_box_loss_is_a_zero_with_a_gradient(label: int):
+    """Nothing sampled, or negatives alone, with targets that are not even finite: no NaN, no detached zero."""
+    rpn = worked.network()
+    (logits,), (deltas,), _ = worked.output(rpn)[:3]
+    labels = torch.full((1, 60), label)
+    classification, box = rpn_loss(logits, deltas, labels, torch.full((1, 60, 4), math.nan))
+    assert box == 0
+    assert bool(classification > 0) == (label == 0)
+    (classification + box).backward()
+    assert not deltas.grad.any()
+    assert logits.grad.isfinite().all()

@@ -1,10 +1,15 @@
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 from torchvision import ops as tv
 
 from rcnn.config import RPN, Anchors
 from rcnn.model.boxes import decode
-from rcnn.model.rpn import RegionProposalNetwork, RPNHead
+from rcnn.model.rpn import RegionProposalNetwork, RPNHead, patches
+from rcnn.model.structures import take
 from tests.model import tiny
 
 
@@ -40,7 +45,7 @@ def test_proposals_equal_a_loop_over_images_and_levels():
     found = rpn.propose(out, data.sizes, pre=40, post=24)
     for i in range(3):
         boxes, scores, levels = [], [], []
-        for level, (logits, deltas, anchors) in enumerate(zip(*out, strict=True)):
+        for level, (logits, deltas, anchors) in enumerate(zip(*out[:3], strict=True)):
             best = logits[i].topk(min(40, len(anchors))).indices
             box = tv.clip_boxes_to_image(decode(deltas[i][best], anchors[best]), (61, 91))
             big = tv.remove_small_boxes(box, 1e-3)
@@ -84,3 +89,38 @@ def test_gradients_equal_finite_differences(logits, kind):
     keys = torch.rand(2, 200, dtype=torch.float64)
     feature = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda f: tiny.total(rpn.loss(rpn([f], (64, 64)), targets, sizes, keys)), feature)
+
+
+@pytest.mark.parametrize("logits", [1, 2])
+@pytest.mark.parametrize("kernel", [1, 3, 5])
+def test_the_head_at_chosen_anchors_says_and_learns_what_the_whole_head_does(logits: int, kernel: int) -> None:
+    torch.manual_seed(0)
+    head = RPNHead(6, 5, 3, logits=logits, kernel=kernel).double()
+    for parameter in head.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    levels = [torch.randn(2, 6, *grid, dtype=torch.float64, requires_grad=True) for grid in ((4, 5), (2, 3), (1, 1))]
+    whole = [torch.cat(part, dim=1) for part in zip(*(head(level) for level in levels), strict=True)]
+    index = torch.randint(0, whole[1].shape[1], (2, 40))  # more than there are cells, so that some are met twice
+    index[:, :3] = torch.tensor([0, 59, 80])  # corners of the maps
+    chosen = head.at(levels, index)
+    weights = [torch.randn_like(part) for part in chosen]
+    leaves = [*levels, *head.parameters()]
+    found = [take(part, index) for part in whole]
+    for ours, expected in zip(chosen, found, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    gradients = [
+        torch.autograd.grad(sum((a * w).sum() for a, w in zip(pair, weights, strict=True)), leaves)
+        for pair in (chosen, found)
+    ]
+    for ours, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4), st.sampled_from([1, 3, 5, 7]))
+def test_patches_are_what_unfold_cuts_out(grids: list[tuple[int, int]], kernel: int) -> None:
+    levels = [torch.randn(2, 3, *grid) for grid in grids]
+    count = sum(height * width for height, width in grids)
+    cells = torch.arange(count).expand(2, -1)
+    cut = [F.unfold(level, kernel, padding=kernel // 2).unflatten(1, (3, -1)).permute(0, 3, 2, 1) for level in levels]
+    assert torch.equal(patches(levels, cells, kernel), torch.cat(cut, dim=1).flatten(2))

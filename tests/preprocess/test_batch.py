@@ -3,9 +3,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from rcnn.config import Preprocess
 from rcnn.preprocess.batch import Preprocessor
@@ -36,6 +37,29 @@ def picture(height: int, width: int, channels: int = 3, seed: int = 0) -> np.nda
 def test_sizes_worked_by_hand(size: tuple[int, int], resized: tuple[int, int], bucket: tuple[int, int]) -> None:
     assert preprocessor().resized(size) == resized
     assert preprocessor().bucket(size) == bucket
+
+
+@given(sides, sides)
+@settings(deadline=None, max_examples=50)
+def test_floor_rounds_and_scales_as_torchvision_does(height: int, width: int) -> None:
+    door = preprocessor(short=50, long=83, round="floor", resize="interpolate", mean=(0.0,), std=(1.0,))
+    expected = door.resized((height, width))
+    assume(min(50 / min(height, width), 83 / max(height, width)) * min(height, width) >= 1)  # it fails on empty images
+    transform = GeneralizedRCNNTransform(50, 83, [0.0] * 3, [1.0] * 3).eval()
+    images, _ = transform([torch.empty(3, height, width, device="meta")])
+    assert images.image_sizes == [expected]
+    assert tuple(images.tensors.shape[2:]) == door.bucket((height, width))
+
+
+def test_pixels_of_an_odd_image_are_torchvisions() -> None:
+    array = picture(61, 87)
+    mean, std = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)
+    door = preprocessor(short=50, long=83, round="floor", resize="interpolate", mean=mean, std=std)
+    transform = GeneralizedRCNNTransform(50, 83, list(mean), list(std)).eval()
+    images, _ = transform([torch.tensor(array).permute(2, 0, 1) / 255])
+    batch = door.collate([door.resize(array)], [array.shape[:2]])  # type: ignore[list-item]
+    assert batch.sizes.tolist() == [[50, 71]]
+    torch.testing.assert_close(batch.images, images.tensors, rtol=0, atol=1e-5)
 
 
 @given(sides, sides, st.integers(1, 64))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from rcnn.preprocess.decode import ImageError, as_array, image_size, read_image, verify_image
+from rcnn.preprocess.decode import ImageError, Look, as_array, image_size, read_image, verify_image
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
@@ -72,6 +72,12 @@ def test_alpha_lies_on_white(tmp_path: Path, mode: str) -> None:
     path = saved(tmp_path / "a.png", image)
     assert read_image(path)[0, :, 0].tolist() == [255, 100, 204]
     assert read_image(path, in_channels=1)[0, :, 0].tolist() == [255, 100, 204]
+    assert verify_image(path) == Look(transparent=True)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB", "P"])
+def test_what_nothing_shines_through_is_not_called_transparent(tmp_path: Path, mode: str) -> None:
+    assert verify_image(saved(tmp_path / "a.png", Image.fromarray(COLOUR).convert(mode))) == Look()
 
 
 def test_cmyk_jpeg_becomes_rgb(tmp_path: Path) -> None:
@@ -88,7 +94,7 @@ def test_16_bit_is_scaled_not_cut(tmp_path: Path, suffix: str, mode: str) -> Non
     path = saved(tmp_path / f"a.{suffix}", Image.frombytes(mode, (4, 1), data))
     assert read_image(path)[0, :, 0].tolist() == [0, 1, 128, 255]
     assert read_image(path, white=32896)[0, :, 2].tolist() == [0, 2, 255, 255]
-    assert verify_image(path) == 65535
+    assert verify_image(path) == Look(largest=65535)
 
 
 def test_32_bit_integers_are_scaled_as_16_bit(tmp_path: Path) -> None:

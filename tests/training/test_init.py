@@ -12,6 +12,7 @@ from rcnn.training import init
 from rcnn.training.init import initialise
 from rcnn.weights.backbone import UnavailableError
 from rcnn.weights.file import WeightsError, save_weights
+from rcnn.weights.packaged import PACKAGED
 
 SMALL = {"model": {"channels": 16}, "roi": {"hidden": 32}}
 
@@ -41,13 +42,38 @@ def test_without_weights_batch_norm_is_trained_and_nothing_frozen() -> None:
     assert all(parameter.requires_grad for parameter in start.model.parameters())
 
 
-def test_imagenet_without_a_network_says_so_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(*_: object) -> None:
-        raise UnavailableError("no network here")
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise UnavailableError("no network here. Put the file there.")
 
-    monkeypatch.setattr(init, "load_backbone", offline)
-    start = initialise(settings("imagenet"), ("cat",))
-    assert start.notes[0].startswith("no network here")
+    monkeypatch.setattr(init, "load_backbone", refuse)
+
+
+@pytest.mark.usefixtures("offline")
+def test_without_imagenet_a_packaged_detector_of_the_same_backbone_is_the_start(
+    detector: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PACKAGED, "blood-cells", detector)
+    start = initialise(settings("imagenet"), ("cell",))
+    assert start.notes[0] == (
+        "no network here. Put the file there. Going on from the packaged detector `blood-cells` instead"
+    )
+    assert any("new classes: cell" in note for note in start.notes)
+    assert (start.settings.train.init, start.settings.model.norm) == ("blood-cells", "frozen")
+    trunk = "backbone.trunk.features.3.conv.0.0.weight"
+    assert torch.equal(state(start.model)[trunk], state(Detector.load(detector, "cpu").model)[trunk])
+
+
+@pytest.mark.usefixtures("offline")
+@pytest.mark.parametrize("case", ["not there", "another backbone"])
+def test_without_imagenet_and_a_packaged_detector_that_fits_it_goes_on_without(
+    detector: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setitem(PACKAGED, "blood-cells", Path("nowhere.safetensors") if case == "not there" else detector)
+    preset = "mobilenet-fpn" if case == "not there" else "resnet18-fpn"
+    start = initialise(override(settings_of(preset, SMALL), {"train": {"init": "imagenet"}}), ("cat",))
+    assert start.notes[0].endswith("No packaged detector fits this model. Going on without")
     assert (start.settings.train.init, start.settings.model.norm) == ("none", "train")
 
 
@@ -59,20 +85,44 @@ def test_a_detector_of_the_same_classes_is_taken_whole(detector: Path) -> None:
 
 
 @pytest.mark.parametrize("names", [("cat", "cow", "dog"), ("dog", "cat")])
-def test_other_classes_start_the_last_layers_anew_and_say_so(detector: Path, names: tuple[str, ...]) -> None:
+def test_other_classes_keep_the_rows_that_they_share(detector: Path, names: tuple[str, ...]) -> None:
     start = initialise(settings(detector), names)
-    expected = state(Detector.load(detector, "cpu").model)
-    for name, tensor in state(start.model).items():
+    expected, found = state(Detector.load(detector, "cpu").model), state(start.model)
+    for name, tensor in found.items():
         if not name.startswith("fast_rcnn.predictor."):
             assert torch.equal(tensor, expected[name]), name
-        elif name.endswith("weight"):
-            assert tensor.shape != expected[name].shape or not torch.equal(tensor, expected[name])
-    assert "other classes (cat, dog; here" in start.notes[0]
+    rows, learnt = found["fast_rcnn.predictor.cls.weight"], expected["fast_rcnn.predictor.cls.weight"]
+    assert torch.equal(rows[names.index("dog")], learnt[1])
+    assert torch.equal(rows[-1], learnt[-1])
+    assert any(note.startswith("classes that keep their weights: ") for note in start.notes)
 
 
-def test_a_detector_of_other_layers_is_refused(detector: Path) -> None:
-    with pytest.raises(WeightsError, match=r"made as `mobilenet-fpn`, with other layers .* give its --model"):
-        initialise(settings(detector, roi={"hidden": 48}), ("cat", "dog"))
+def test_a_detector_of_another_width_is_kept_in_part(detector: Path) -> None:
+    start = initialise(settings(detector, roi={"hidden": 48}), ("cat", "dog"))
+    assert any("start anew: fast_rcnn.head.fc6 (32x784 there, 48x784 here)" in note for note in start.notes)
+
+
+def test_a_detector_of_another_backbone_is_refused(detector: Path) -> None:
+    other = override(settings_of("resnet18-fpn", SMALL), {"train": {"init": str(detector)}})
+    with pytest.raises(WeightsError, match=r"made as `mobilenet-fpn`, with another backbone .* give its --model"):
+        initialise(other, ("cat", "dog"))
+
+
+def test_a_packaged_detector_is_taken_by_its_name(detector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKAGED, "blood-cells", detector)
+    start = initialise(settings("blood-cells"), ("cat", "dog"))
+    expected = state(Detector.load(detector, "cpu").model)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in state(start.model).items())
+    assert start.settings.train.init == "blood-cells"
+    assert start.notes == ("all weights from blood-cells",)
+
+
+def test_a_packaged_detector_that_is_not_there_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PACKAGED, "blood-cells", Path("nowhere.safetensors"))
+    with pytest.raises(
+        WeightsError, match=r"`blood-cells` is not in this installation: nowhere\.safetensors is missing"
+    ):
+        initialise(settings("blood-cells"), ("cat",))
 
 
 def test_a_backbone_in_torchvisions_names(tmp_path: Path) -> None:

@@ -79,3 +79,16 @@ def test_sgd_step_is_the_textbook_one() -> None:
         velocity = 0.9 * velocity + gradient + 0.01 * expected
         expected = expected - lr * velocity
     torch.testing.assert_close(layer.weight.detach(), expected)
+
+
+def test_biases_may_decay_and_learn_twice_as_fast() -> None:
+    layer = nn.Linear(2, 3)
+    starts = [p.detach().clone() for p in (layer.weight, layer.bias)]
+    course = Train(optimizer="sgd", momentum=0.0, weight_decay=0.5, bias_decay=True, bias_lr=2.0)
+    optimizer = build_optimizer(layer, course)
+    set_learning_rate(optimizer, 0.1)
+    for p in (layer.weight, layer.bias):
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    for p, start, lr in zip((layer.weight, layer.bias), starts, (0.1, 0.2), strict=True):
+        torch.testing.assert_close(p.detach(), start - lr * (1 + 0.5 * start))

@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rcnn.config import override
+from rcnn.config import Settings, override
 from rcnn.presets import settings_of
 from rcnn.training import session
 from rcnn.training.distributed import Team
@@ -47,16 +47,21 @@ def test_workers_that_ctrl_c_ends_first_cost_nothing(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("epoch", "best", "patience", "ended"),
+    ("epoch", "best", "patience", "every", "ended"),
     [
-        (5, 1, None, False),
-        (9, 1, None, True),
-        (3, 1, 3, False),
-        (4, 1, 3, True),
-        (4, 4, 1, False),
-        (4, 0, 1, False),  # nothing validated yet
+        (5, 1, None, 1, False),
+        (9, 1, None, 1, True),
+        (3, 1, 3, 1, False),
+        (4, 1, 3, 1, True),
+        (4, 4, 1, 1, False),
+        (4, 0, 1, 1, False),  # nothing validated yet
+        (7, 4, 3, 4, False),  # nothing validated since
+        (8, 4, 3, 4, True),
     ],
 )
-def test_a_run_ends_by_its_epochs_or_its_patience(epoch: int, best: int, patience: int | None, ended: bool) -> None:
+def test_a_run_ends_by_its_epochs_or_its_patience(
+    epoch: int, best: int, patience: int | None, every: int, ended: bool
+) -> None:
     progress = Progress(epoch=epoch, best_epoch=best)
-    assert session.finished(progress, 9, patience) == ended
+    settings = override(Settings(), {"train": {"epochs": 9, "patience": patience}, "val": {"every": every}})
+    assert session.finished(progress, settings) == ended

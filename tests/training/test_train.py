@@ -96,7 +96,7 @@ def test_the_run_folder_is_complete(whole: Run, data: Path) -> None:
     names = {str(path.relative_to(whole.folder)) for path in whole.folder.rglob("*") if path.is_file()}
     plots = ("labels", "history", "curves", "confusion", "proposals")
     assert names == {
-        *("config.yaml", "environment.json", "faults.txt", "train.txt", "val.txt", "classes.txt"),
+        *(".rcnn", "config.yaml", "environment.json", "faults.txt", "train.txt", "val.txt", "classes.txt"),
         *("metrics.jsonl", "results.csv", "log.txt", "weights/best.safetensors", "weights/last.safetensors"),
         f"checkpoints/step-{2 * STEPS}.safetensors",
         *(f"plots/{name}.png" for name in plots),
@@ -224,6 +224,13 @@ def test_faulty_data_leaves_no_run_folder(tmp_path: Path) -> None:
     with pytest.raises(DataError):
         train(tmp_path / "nothing", runs=tmp_path / "runs", **OPTIONS)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_gives_its_whole_name_to_the_run(tmp_path: Path) -> None:
+    (tmp_path / "cells.v2").mkdir()
+    for path, name in (("cells.v2", "cells.v2-1"), ("cells.v2/data.yaml", "cells.v2-2"), ("val.json", "val-1")):
+        settings = train_file.choose_settings(tmp_path / path, None, "mobilenet-fpn", (), {})
+        assert train_file._new_folder(Team(torch.device("cpu")), tmp_path / "runs", None, settings).path.name == name
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,3 @@
-import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,10 @@ from rcnn.backbones.norm import fold_batch_norm
 from rcnn.backbones.resnet import conv5_head
 from rcnn.config import Settings, validate
 from rcnn.model.fast_rcnn import FCHead
-from rcnn.weights.backbone import UnavailableError, _targets, load_backbone
+from rcnn.weights import backbone as backbone_weights
+from rcnn.weights.backbone import _targets, load_backbone
 from rcnn.weights.file import WeightsError
+from rcnn.weights.hub import UnavailableError
 
 MAKERS = {"mobilenet": mobilenet_v2, "resnet18": resnet18}
 
@@ -167,26 +168,25 @@ def test_a_truncated_pth_is_refused_by_name(length: int, tmp_path: Path):
         load_backbone(build_backbone(settings()), tmp_path / "w.pth")
 
 
-def test_imagenet_is_torchvisions_first_version(monkeypatch: pytest.MonkeyPatch):
+def test_imagenet_is_torchvisions_first_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     asked = []
 
-    def download(url: str, **options: Any) -> dict[str, Tensor]:
-        asked.append((url, options["check_hash"], options["weights_only"]))
-        return dict(classifier("mobilenet").state_dict())
+    def fetch(url: str) -> Path:
+        asked.append(url)
+        torch.save(classifier("mobilenet").state_dict(), tmp_path / "mobilenet_v2.pth")
+        return tmp_path / "mobilenet_v2.pth"
 
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
+    monkeypatch.setattr(backbone_weights, "fetch", fetch)
     loaded = load_backbone(build_backbone(settings()), "imagenet")
-    assert asked == [("https://download.pytorch.org/models/mobilenet_v2-b0353104.pth", True, True)]
-    assert loaded.source == asked[0][0]
+    assert asked == ["https://download.pytorch.org/models/mobilenet_v2-b0353104.pth"]
+    assert loaded.source == asked[0]
     assert loaded.missing == ()
 
 
-def test_no_network_is_said_and_changes_nothing(monkeypatch: pytest.MonkeyPatch):
-    def download(url: str, **_: Any) -> None:
-        raise urllib.error.URLError("Name or service not known")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", download)
-    with pytest.raises(UnavailableError, match=r"can't be downloaded from https.*Name or service not known"):
+def test_no_network_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RCNN_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UnavailableError, match=r"Get https.*/mobilenet_v2-b0353104\.pth .* put it as mobilenet_v2-b0"):
         load_backbone(build_backbone(settings()), "imagenet")
     with pytest.raises(UnavailableError, match="no ImageNet weights of zf"):
         load_backbone(build_backbone(settings("zf")), "imagenet")

@@ -1,5 +1,6 @@
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rcnn.weights.file import WeightsError, atomic_write, is_detector, load_weights, save_weights
+from rcnn.weights.file import WeightsError, atomic_write, is_detector, load_weights, save_weights, to_half
 
 TENSORS = {
     "b.weight": torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last),
@@ -96,6 +97,87 @@ def test_any_other_file_is_refused(tmp_path: Path, content: bytes):
     (tmp_path / "x.txt").write_bytes(content)
     with pytest.raises(WeightsError, match=rf"x\.txt \({len(content)} bytes\) is damaged"):
         load_weights(tmp_path / "x.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "kind"),
+    [
+        (b"PK\x03\x04\x14\x00\x00\x00\x08\x00" + bytes(90), "a zip archive"),
+        (pickle.dumps({"weights": [1.0, 2.0, 3.0]}), "a pickle"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(90), "a PNG image"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF" + bytes(90), "a JPEG image"),
+        (b"\x1f\x8b\x08\x00\x11\x22\x33\x44" + bytes(90), "a gzip archive"),
+        (b"<!DOCTYPE html><title>Not found</title>", "a web page"),
+        (b"<html><body>Not found</body></html>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer"),
+    ],
+)
+def test_files_of_other_kinds_are_called_by_their_kind(tmp_path: Path, content: bytes, kind: str):
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(WeightsError, match=rf"x\.safetensors \({len(content)} bytes\) is {kind}"):
+        load_weights(tmp_path / "x.safetensors")
+
+
+ROW = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        json.dumps({"x": {**ROW, "shape": [2**62, 4]}}),
+        json.dumps({"x": {**ROW, "shape": [2**40], "data_offsets": [0, 2**42]}}),
+        json.dumps({"x": {**ROW, "shape": [0, 2**63, 2**63], "data_offsets": [0, 0]}}),
+        json.dumps({"x": {**ROW, "shape": [-2]}}),
+        json.dumps({"x": {**ROW, "dtype": "F4"}}),
+        json.dumps({"x": ROW, "y": ROW}),
+        f'{{"x": {json.dumps(ROW)}, "x": {json.dumps(ROW)}}}',
+        "[" * 100_000,
+        '{"x": 1}',
+        "null",
+    ],
+)
+def test_headers_that_lie_are_refused(tmp_path: Path, header: str):
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
+    with pytest.raises(WeightsError, match=r"x\.safetensors .* is damaged"):
+        load_weights(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("length", [2**63, 2**40, 200_000_000])
+def test_a_header_that_claims_to_be_huge_is_refused(tmp_path: Path, length: int):
+    (tmp_path / "x.safetensors").write_bytes(length.to_bytes(8, "little") + b"{}")
+    with pytest.raises(WeightsError, match=r"x\.safetensors .* is damaged"):
+        load_weights(tmp_path / "x.safetensors")
+
+
+@pytest.mark.parametrize("entry", ["", "{", "[]", "5", "{}", '{"format": 1}', "[" * 100_000, '"text"'])
+def test_an_entry_that_is_not_what_was_written_is_refused(tmp_path: Path, entry: str):
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", {"rcnn": entry})
+    with pytest.raises(WeightsError, match=r"x\.safetensors .* is damaged: its `rcnn` entry"):
+        load_weights(tmp_path / "x.safetensors")
+
+
+def test_a_tensor_that_was_taken_out_renamed_or_added_is_noticed(path: Path):
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in TENSORS}
+    less = {name: tensor for name, tensor in tensors.items() if name != "a.count"}
+    for changed in (less, {**less, "a.counts": tensors["a.count"]}, {**tensors, "f": torch.zeros(1)}):
+        save_file(changed, path, header)
+        with pytest.raises(WeightsError, match="does not have the checksum"):
+            load_weights(path)
+
+
+def test_half_precision_touches_what_is_floating_alone():
+    tensors = {"a": torch.tensor([0.1, 65504.0]), "b": torch.tensor([1 << 40]), "c": torch.tensor([torch.inf])}
+    halves = to_half({**tensors, "d": torch.ones(1, dtype=torch.float64)})
+    assert [tensor.dtype for tensor in halves.values()] == [torch.float16, torch.int64, torch.float16, torch.float16]
+    assert torch.equal(halves["a"].float(), torch.tensor([0.1, 65504.0]).half().float())
+    assert torch.equal(halves["b"], tensors["b"])
+
+
+def test_numbers_too_large_for_half_precision_are_named():
+    with pytest.raises(WeightsError, match=r"`b` has numbers up to 70000, float16 ends"):
+        to_half({"a": torch.ones(1), "b": torch.tensor([1.0, -7e4])})
 
 
 def test_missing_file_and_folder_are_named(tmp_path: Path):

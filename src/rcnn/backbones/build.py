@@ -10,16 +10,19 @@ from torch import Tensor, nn
 
 from rcnn.backbones.fpn import FeaturePyramid
 from rcnn.backbones.mobilenet import mobilenet
+from rcnn.backbones.mobilenet_v3 import mobilenet_v3_large
+from rcnn.backbones.norm import freeze_batch_norm, set_eps
 from rcnn.backbones.resnet import NAMES, ResNet
 from rcnn.backbones.timm import TimmTrunk
 from rcnn.backbones.tiny import tiny
 from rcnn.backbones.trunk import Trunk
 from rcnn.backbones.vgg import vgg16
 from rcnn.backbones.zf import zf
-from rcnn.config import Settings, SettingsError
+from rcnn.config import Model, Settings, SettingsError
 
 TRUNKS: dict[str, Callable[[int, int | None], Trunk]] = {
     "mobilenet": mobilenet,
+    "mobilenet_v3_large": mobilenet_v3_large,
     "tiny": tiny,
     "vgg16": vgg16,
     "zf": zf,
@@ -54,7 +57,7 @@ class Backbone(nn.Module):
         maps = self.trunk(images.contiguous(memory_format=torch.channels_last))
         if self.neck is None:
             return OrderedDict({f"c{self.trunk.levels[-1]}": maps[-1]})
-        return self.neck(dict(zip(self.trunk.levels, maps, strict=True)))
+        return self.neck(maps)
 
 
 def build_backbone(settings: Settings) -> Backbone:
@@ -64,37 +67,53 @@ def build_backbone(settings: Settings) -> Backbone:
     under `roi.head=conv5` it is 4, since the fifth stage is the head.
 
     Raises:
-        SettingsError: no such backbone, or levels that it does not have.
+        SettingsError: no such backbone, or levels or widths that it does not have.
     """
     model = settings.model
     last = None
     if model.neck == "none":
         last = 4 if settings.roi.head == "conv5" else model.levels[0] if len(model.levels) == 1 else None
-    trunk = _trunk(model.backbone, settings.preprocess.in_channels, last)
+    trunk = _trunk(model, settings.preprocess.in_channels, last)
     if last is not None and trunk.levels[-1] != last:
         raise SettingsError(f"`model.levels`: {model.backbone} has no level {last}, its last is {trunk.levels[-1]}")
-    trunk.freeze(model.frozen_stages, norm=model.norm == "frozen")
+    set_eps(trunk, model.norm_eps)
+    trunk.freeze(model.frozen_stages, norm=model.norm)
     neck = None
     if model.neck == "fpn":
         _check_levels(model.levels, trunk, model.backbone)
-        neck = FeaturePyramid(dict(zip(trunk.levels, trunk.widths, strict=True)), model.channels, model.levels)
+        maps = list(zip(trunk.levels, trunk.widths, strict=True))
+        neck = FeaturePyramid(maps, model.channels, model.levels, norm=model.neck_norm == "batch")
+        set_eps(neck, model.norm_eps)
+        if model.norm != "train":
+            freeze_batch_norm(neck, affine=model.norm == "affine")
     return Backbone(model.backbone, trunk, neck).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
-def _trunk(name: str, in_channels: int, last: int | None) -> Trunk:
+def _trunk(model: Model, in_channels: int, last: int | None) -> Trunk:
+    name = model.backbone
+    if name in NAMES:
+        return ResNet(name, in_channels, last, model=model)
+    if model.widths or model.stride_in != "3x3":
+        raise SettingsError(f"`model.widths` and `model.stride_in` are of ResNets alone, and the backbone is {name}")
+    if name == "custom":
+        raise SettingsError(
+            "`model.backbone=custom` is a module of your own: pass it in, as build(settings, classes, backbone=MODULE) "
+            "or Detector.load(path, backbone=MODULE)"
+        )
     if name.startswith("timm/"):
         return TimmTrunk(name.removeprefix("timm/"), in_channels, last)
     if name not in TRUNKS:
         near = get_close_matches(name, TRUNKS, n=1)
         hint = f"; did you mean `{near[0]}`?" if near else ""
         raise SettingsError(
-            f"`model.backbone`: there is no `{name}`{hint} (there are {', '.join(TRUNKS)} and timm/NAME)"
+            f"`model.backbone`: there is no `{name}`{hint} (there are {', '.join(TRUNKS)}, timm/NAME and custom)"
         )
     return TRUNKS[name](in_channels, last)
 
 
 def _check_levels(levels: tuple[int, ...], trunk: Trunk, name: str) -> None:
-    if list(levels) != sorted(set(levels)):
-        raise SettingsError(f"`model.levels`: {levels} must ascend")
+    repeated = [level for level in levels if levels.count(level) > max(1, trunk.levels.count(level))]
+    if list(levels) != sorted(levels) or repeated:
+        raise SettingsError(f"`model.levels`: {levels} must ascend, each once for every map that {name} has of it")
     if not levels or levels[0] not in trunk.levels:
         raise SettingsError(f"`model.levels`: {levels} must start with one of {trunk.levels}, the levels of {name}")

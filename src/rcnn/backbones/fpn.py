@@ -1,7 +1,7 @@
 """Feature pyramid network (Lin et al., 2017)."""
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,35 +14,73 @@ class FeaturePyramid(nn.Module):
     exact size, then a 3x3 convolution. Levels above the trunk's last take every second cell of the one below.
 
     Args:
-        widths: level -> channels of the trunk's maps. Those finer than the finest wanted level are not read.
+        maps: level and channels of each map of the trunk, finest first. Those finer than the finest wanted level are
+            not read, and of several maps of one level only the last ones, as many as are wanted.
         channels: of every output.
-        levels: wanted, ascending.
+        levels: wanted, ascending; as often the same as the trunk has maps of it.
+        norm: a batch norm behind every convolution, which then has no bias.
     """
 
-    def __init__(self, widths: Mapping[int, int], channels: int, levels: Sequence[int]) -> None:
+    conv_norms = (("lateral", "lateral_norm"), ("output", "output_norm"))
+
+    def __init__(
+        self, maps: Sequence[tuple[int, int]], channels: int, levels: Sequence[int], *, norm: bool = False
+    ) -> None:
         super().__init__()
         self.levels, self.channels = tuple(levels), channels
-        self.inputs = tuple(level for level in sorted(widths) if level >= min(levels))
-        self.top = self.inputs[-1]
-        smooth = [level for level in self.inputs if level in levels or (level == self.top and max(levels) > level)]
-        self.lateral = nn.ModuleDict({f"p{level}": nn.Conv2d(widths[level], channels, 1) for level in self.inputs})
-        self.output = nn.ModuleDict({f"p{level}": nn.Conv2d(channels, channels, 3, padding=1) for level in smooth})
+        self.names = _names(self.levels)
+        numbers = [level for level, _ in maps]
+        self._read: list[int] = []
+        for level in dict.fromkeys(number for number in numbers if number >= min(levels)):
+            places = [i for i, number in enumerate(numbers) if number == level]
+            self._read += places[-max(1, self.levels.count(level)) :]
+        self._inputs = _names([numbers[i] for i in self._read])
+        self._top, pooled = numbers[-1], max(levels) > numbers[-1]
+        smooth = [name for name in self._inputs if name in self.names or (pooled and name == self._inputs[-1])]
+        self.lateral = nn.ModuleDict(
+            {
+                name: nn.Conv2d(maps[i][1], channels, 1, bias=not norm)
+                for name, i in zip(self._inputs, self._read, strict=True)
+            }
+        )
+        self.output = nn.ModuleDict(
+            {name: nn.Conv2d(channels, channels, 3, padding=1, bias=not norm) for name in smooth}
+        )
+        self.lateral_norm = nn.ModuleDict({name: nn.BatchNorm2d(channels) for name in self._inputs if norm})
+        self.output_norm = nn.ModuleDict({name: nn.BatchNorm2d(channels) for name in smooth if norm})
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_uniform_(layer.weight, a=1)
-                assert layer.bias is not None
-                nn.init.zeros_(layer.bias)
+                if layer.bias is not None:
+                    nn.init.zeros_(layer.bias)
 
-    def forward(self, maps: Mapping[int, Tensor]) -> OrderedDict[str, Tensor]:
-        """Level -> (B, C, H, W), to "p3", "p4", ... -> (B, channels, H, W), finest first."""
-        merged = self.lateral[f"p{self.top}"](maps[self.top])
-        found: dict[int, Tensor] = {}
-        for level in reversed(self.inputs):
-            if level != self.top:
-                lateral = self.lateral[f"p{level}"](maps[level])
+    def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
+        """(B, C, H, W) of each map of the trunk, to "p3", "p4", ... -> (B, channels, H, W), finest first.
+
+        Of two maps of level 5 the second is "p5b".
+        """
+        merged, found = None, dict[str, Tensor]()
+        for name, i in zip(reversed(self._inputs), reversed(self._read), strict=True):
+            lateral = _layer(self.lateral, self.lateral_norm, name, maps[i])
+            if merged is None:
+                merged = lateral
+            else:
                 merged = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
-            if f"p{level}" in self.output:
-                found[level] = self.output[f"p{level}"](merged)
-        for level in range(self.top + 1, max(self.levels) + 1):
-            found[level] = F.max_pool2d(found[level - 1], kernel_size=1, stride=2)
-        return OrderedDict((f"p{level}", found[level]) for level in self.levels)
+            if name in self.output:
+                found[name] = _layer(self.output, self.output_norm, name, merged)
+        below = self._inputs[-1]
+        for level in range(self._top + 1, max(self.levels) + 1):
+            found[f"p{level}"] = F.max_pool2d(found[below], kernel_size=1, stride=2)
+            below = f"p{level}"
+        return OrderedDict((name, found[name]) for name in self.names)
+
+
+def _layer(convs: nn.ModuleDict, norms: nn.ModuleDict, name: str, x: Tensor) -> Tensor:
+    x = convs[name](x)
+    return norms[name](x) if name in norms else x
+
+
+def _names(levels: Sequence[int]) -> tuple[str, ...]:
+    """(5, 5, 6) -> p5, p5b, p6."""
+    repeats = [list(levels[:i]).count(level) for i, level in enumerate(levels)]
+    return tuple(f"p{level}{' bcdefgh'[repeat].strip()}" for level, repeat in zip(levels, repeats, strict=True))

@@ -3,9 +3,9 @@
 from torch import nn
 from torchvision.models import mobilenet_v2
 
-from rcnn.backbones.trunk import SequentialTrunk, input_conv, up_to
+from rcnn.backbones.trunk import SequentialTrunk, Tap, input_conv, up_to
 
-_TAPS = {2: ("3", 24), 3: ("6", 32), 4: ("13", 96), 5: ("17", 320)}
+_TAPS = (Tap(2, "3", 24), Tap(3, "6", 32), Tap(4, "13", 96), Tap(5, "17", 320))
 _STAGES = (("0", "1"), ("2", "3"), ("4", "5", "6"), tuple(map(str, range(7, 14))), tuple(map(str, range(14, 18))))
 
 

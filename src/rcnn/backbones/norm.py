@@ -6,26 +6,35 @@ pass over the activations forward and another backward (a fifth of the training 
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_NAMES = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+_AFFINE, _STATISTICS = ("weight", "bias"), ("running_mean", "running_var", "num_batches_tracked")
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Constants named as in `nn.BatchNorm2d`. `FrozenNormConv2d` before it applies them: this is the identity."""
+    """Constants named as in `nn.BatchNorm2d`. `FrozenNormConv2d` before it applies them: this is the identity.
+
+    With `affine` the statistics alone are constants; weight and bias are trained if they were.
+    """
 
     weight: Tensor
     bias: Tensor
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(self, norm: nn.BatchNorm2d) -> None:
+    def __init__(self, norm: nn.BatchNorm2d, *, affine: bool = False) -> None:
         super().__init__()
         self.eps = norm.eps
-        for name in _NAMES:
+        for name in _AFFINE:
+            if affine:
+                self.register_parameter(name, getattr(norm, name))
+            else:
+                self.register_buffer(name, getattr(norm, name).detach())
+        for name in _STATISTICS:
             self.register_buffer(name, getattr(norm, name).detach())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -58,21 +67,26 @@ def scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, T
     return scale, norm.bias - mean * scale
 
 
-def freeze_batch_norm(module: nn.Module, prefixes: Sequence[str] = ("",)) -> None:
-    """Make constants of all batch norms in `module` that directly follow a convolution; names in the state stay.
+def set_eps(module: nn.Module, eps: float | None) -> None:
+    """Give all batch norms in `module` this epsilon; None: leave them as they are."""
+    for layer in module.modules():
+        if isinstance(layer, nn.BatchNorm2d) and eps is not None:
+            layer.eps = eps
+
+
+def freeze_batch_norm(module: nn.Module, prefixes: Sequence[str] = ("",), *, affine: bool = False) -> None:
+    """Make constants of all batch norms in `module` that follow a convolution; names in the state stay.
 
     Args:
         module: changed in place.
         prefixes: only submodules of these names, and what is below them. An empty name: all.
+        affine: their weights and biases stay trained.
     """
-    for parent, path, conv_name, norm_name in list(_pairs(module)):
-        conv, norm = parent.get_submodule(conv_name), parent.get_submodule(norm_name)
-        full = f"{path}.{norm_name}".lstrip(".")
-        chosen = any(not prefix or f"{full}.".startswith(f"{prefix}.") for prefix in prefixes)
-        if chosen and isinstance(conv, nn.Conv2d) and type(norm) is nn.BatchNorm2d:
-            frozen = FrozenBatchNorm2d(norm)
-            setattr(parent, norm_name, frozen)
-            setattr(parent, conv_name, FrozenNormConv2d(conv, frozen))
+    for pair in list(_pairs(module)):
+        chosen = any(not prefix or f"{pair.path}.".startswith(f"{prefix}.") for prefix in prefixes)
+        if chosen and isinstance(pair.norm, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(pair.norm, affine=affine)
+            pair.replace(FrozenNormConv2d(pair.conv, frozen), frozen)
 
 
 def fold_batch_norm(module: nn.Module) -> None:
@@ -82,20 +96,47 @@ def fold_batch_norm(module: nn.Module) -> None:
     in which they are kept.
     """
     with torch.no_grad():
-        for parent, _, conv_name, norm_name in list(_pairs(module)):
-            conv, norm = parent.get_submodule(conv_name), parent.get_submodule(norm_name)
-            assert isinstance(conv, nn.Conv2d)
-            assert isinstance(norm, FrozenBatchNorm2d | nn.BatchNorm2d)
-            setattr(parent, conv_name, _folded(conv, *scale_and_shift(norm)))
-            setattr(parent, norm_name, nn.Identity())
+        for pair in list(_pairs(module)):
+            pair.replace(_folded(pair.conv, *scale_and_shift(pair.norm)), nn.Identity())
 
 
-def _pairs(module: nn.Module, path: str = "") -> Iterator[tuple[nn.Module, str, str, str]]:
-    """Parent, its path, and the names of each convolution and the batch norm behind it."""
+class _Pair(NamedTuple):
+    """A convolution and the batch norm behind it; `path` is the norm's name in the whole."""
+
+    conv_parent: nn.Module
+    conv_name: str
+    norm_parent: nn.Module
+    norm_name: str
+    path: str
+
+    @property
+    def conv(self) -> nn.Conv2d:
+        return self.conv_parent.get_submodule(self.conv_name)  # type: ignore[return-value]
+
+    @property
+    def norm(self) -> FrozenBatchNorm2d | nn.BatchNorm2d:
+        return self.norm_parent.get_submodule(self.norm_name)  # type: ignore[return-value]
+
+    def replace(self, conv: nn.Module, norm: nn.Module) -> None:
+        setattr(self.conv_parent, self.conv_name, conv)
+        setattr(self.norm_parent, self.norm_name, norm)
+
+
+def _pairs(module: nn.Module, path: str = "") -> Iterator[_Pair]:
+    """Each convolution and the batch norm behind it: neighbours, or namesakes in two containers.
+
+    A module names such containers in its attribute `conv_norms`, as pairs (convolutions, norms).
+    """
     children = list(module.named_children())
-    for (conv_name, conv), (norm_name, norm) in pairwise(children):
-        if isinstance(conv, nn.Conv2d) and (isinstance(norm, FrozenBatchNorm2d) or type(norm) is nn.BatchNorm2d):
-            yield module, path, conv_name, norm_name
+    candidates = [_Pair(module, conv, module, norm, norm) for (conv, _), (norm, _) in pairwise(children)]
+    for convs, norms in getattr(module, "conv_norms", ()):
+        parents = module.get_submodule(convs), module.get_submodule(norms)
+        names = (name for name, _ in parents[1].named_children())
+        candidates += [_Pair(parents[0], name, parents[1], name, f"{norms}.{name}") for name in names]
+    for pair in candidates:
+        known = isinstance(pair.norm, FrozenBatchNorm2d) or type(pair.norm) is nn.BatchNorm2d
+        if isinstance(pair.conv, nn.Conv2d) and known:
+            yield pair._replace(path=f"{path}.{pair.path}".lstrip("."))
     for name, child in children:
         if getattr(child, "foldable", True):
             yield from _pairs(child, f"{path}.{name}".lstrip("."))

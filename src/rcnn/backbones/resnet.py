@@ -1,14 +1,20 @@
-"""ResNet 18, 34, 50 and 101 (He et al., 2016), and the fifth stage of one as head of the second stage."""
+"""ResNet (He et al., 2016) and ResNeXt (Xie et al., 2017), and the fifth stage of one as head of the second stage."""
 
+from contextlib import nullcontext
+
+import torch
 import torchvision.models
 from torch import Tensor, nn
 from torchvision.models import ResNet as TorchvisionResNet
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
-from rcnn.backbones.norm import freeze_batch_norm
-from rcnn.backbones.trunk import Trunk, input_conv
-from rcnn.config import Settings
+from rcnn.backbones.norm import freeze_batch_norm, set_eps
+from rcnn.backbones.trunk import Trunk, initialise, input_conv
+from rcnn.config import Model, Settings, SettingsError
 
-NAMES = ("resnet18", "resnet34", "resnet50", "resnet101")
+_RESNETS = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))
+NAMES = (*_RESNETS, "resnext50_32x4d", "resnext101_32x8d")
+_STANDARD = Model()
 
 
 class ResNet(Trunk):
@@ -18,13 +24,17 @@ class ResNet(Trunk):
         name: one of `NAMES`.
         in_channels: of the images.
         last: deepest level that is built. None: 5.
+        model: `stride_in` and `widths`.
+
+    Raises:
+        SettingsError: widths, or a placement of the stride, that this network can't have.
     """
 
     stages = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
 
-    def __init__(self, name: str, in_channels: int = 3, last: int | None = None) -> None:
+    def __init__(self, name: str, in_channels: int = 3, last: int | None = None, *, model: Model = _STANDARD) -> None:
         super().__init__()
-        net = _resnet(name)
+        net = _resnet(name, model)
         self.levels = tuple(range(2, 1 + (5 if last is None else min(max(last, 2), 5))))
         width = net.fc.in_features // 8
         self.widths = tuple(width * 2**i for i in range(len(self.levels)))
@@ -54,9 +64,9 @@ class Conv5Head(nn.Module):
         out_features: length of the feature vector of a RoI.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, model: Model = _STANDARD) -> None:
         super().__init__()
-        net = _resnet(name)
+        net = _resnet(name, model)
         self.layer4 = net.layer4
         self.out_features = net.fc.in_features
 
@@ -67,14 +77,49 @@ class Conv5Head(nn.Module):
 
 def conv5_head(settings: Settings) -> Conv5Head:
     """The head of `roi.head=conv5` for the ResNet of `settings`, its batch norm as there, frozen at 5 frozen stages."""
-    head = Conv5Head(settings.model.backbone)
-    all_frozen = settings.model.frozen_stages >= 5
-    if settings.model.norm == "frozen" or all_frozen:
-        freeze_batch_norm(head)
+    head = Conv5Head(settings.model.backbone, settings.model)
+    set_eps(head, settings.model.norm_eps)
+    all_frozen, norm = settings.model.frozen_stages >= 5, settings.model.norm
+    if norm != "train" or all_frozen:
+        freeze_batch_norm(head, affine=norm == "affine" and not all_frozen)
     return head.requires_grad_(not all_frozen)
 
 
-def _resnet(name: str) -> TorchvisionResNet:
-    net = torchvision.models.get_model(name, weights=None)
+def _resnet(name: str, model: Model) -> TorchvisionResNet:
+    with torch.device("meta") if model.widths else nullcontext():  # what other widths replace needs no memory
+        net = torchvision.models.get_model(name, weights=None)
     assert isinstance(net, TorchvisionResNet)
+    if model.widths:
+        _set_widths(net, name, model.widths)
+    if model.stride_in == "1x1":
+        _check_bottleneck(net, name, "stride_in")
+        for block in net.modules():
+            if isinstance(block, Bottleneck):
+                block.conv1.stride, block.conv2.stride = block.conv2.stride, block.conv1.stride
     return net
+
+
+def _set_widths(net: TorchvisionResNet, name: str, widths: tuple[int, int, int]) -> None:
+    """Replace the stem and all stages: the stem's channels, the first stage's inner and outer ones; others double."""
+    _check_bottleneck(net, name, "widths")
+    stem, inner, outer = widths
+    planes, rest = divmod(outer, Bottleneck.expansion)
+    base_width, more = divmod(64 * inner, net.groups * max(planes, 1))  # torchvision: inner = planes * base_width / 64
+    if rest or more:
+        raise SettingsError(
+            f"`model.widths`: {name} can't have {list(widths)}: the third must be a multiple of 4, "
+            f"and 256 times the second one of {net.groups} times the third"
+        )
+    net.conv1, net.bn1 = nn.Conv2d(3, stem, 7, stride=2, padding=3, bias=False), nn.BatchNorm2d(stem)
+    net.inplanes, net.base_width = stem, base_width
+    for i in range(4):
+        blocks = len(net.get_submodule(f"layer{i + 1}"))  # type: ignore[arg-type]
+        stage = net._make_layer(Bottleneck, planes * 2**i, blocks, stride=1 if i == 0 else 2)
+        setattr(net, f"layer{i + 1}", stage)
+    net.fc = nn.Linear(8 * outer, 1)
+    initialise(net)
+
+
+def _check_bottleneck(net: TorchvisionResNet, name: str, setting: str) -> None:
+    if isinstance(net.layer1[0], BasicBlock):
+        raise SettingsError(f"`model.{setting}`: {name} has no bottlenecks; take resnet50 or a deeper one")

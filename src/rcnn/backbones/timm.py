@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -56,10 +56,12 @@ class TimmTrunk(Trunk):
             hint = f"; did you mean `timm/{near[0]}`?" if near and near[0] != self.name else ""
             raise SettingsError(f"`model.backbone`: timm can't make `{self.name}`: {error}{hint}") from None
 
-    def freeze(self, stages: int, *, norm: bool) -> None:
+    def freeze(self, stages: int, *, norm: Literal["frozen", "affine", "train"]) -> None:
         """As every trunk; timm has its own frozen batch norms, which keep the activations inside them."""
         freeze_batch_norm_2d = import_timm().layers.freeze_batch_norm_2d
-        if norm:
+        if norm == "affine":
+            raise SettingsError("`model.norm=affine` is not for networks of timm; take frozen or train")
+        if norm == "frozen":
             freeze_batch_norm_2d(self.net)
         ends = [name for level, name in self._modules_of.items() if level <= stages]
         if ends:

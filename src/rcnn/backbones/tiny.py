@@ -5,7 +5,7 @@ from itertools import pairwise
 
 from torch import nn
 
-from rcnn.backbones.trunk import SequentialTrunk, initialise, up_to
+from rcnn.backbones.trunk import SequentialTrunk, Tap, initialise, up_to
 
 _WIDTHS = (16, 32, 64, 96, 128)
 
@@ -17,7 +17,7 @@ def tiny(in_channels: int = 3, last: int | None = None) -> SequentialTrunk:
         layers[f"stage{number}"] = _stage(before, width, 2)
     features = nn.Sequential(layers)
     initialise(features)
-    taps = {level: (f"stage{level}", _WIDTHS[level - 1]) for level in (2, 3, 4, 5)}
+    taps = [Tap(level, f"stage{level}", _WIDTHS[level - 1]) for level in (2, 3, 4, 5)]
     return SequentialTrunk(features, up_to(taps, last), tuple((name,) for name in layers))
 
 

@@ -1,6 +1,7 @@
 """What all trunks share: levels to tap, stages to freeze, a first convolution for any number of channels."""
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 from torch import Tensor, nn
 
@@ -11,7 +12,7 @@ class Trunk(nn.Module):
     """Images -> feature maps, finest first. Its state has torchvision's names.
 
     Attributes:
-        levels: level n has stride 2^n.
+        levels: level n has stride 2^n; a number may come twice.
         widths: channels of each level.
         stages: names of the submodules of each stage, the stem first; `freeze` counts them from here.
     """
@@ -20,12 +21,22 @@ class Trunk(nn.Module):
     widths: tuple[int, ...]
     stages: tuple[tuple[str, ...], ...]
 
-    def freeze(self, stages: int, *, norm: bool) -> None:
-        """Train no parameter of the first `stages` stages, and make their batch norm constant; all of it if `norm`."""
+    def freeze(self, stages: int, *, norm: Literal["frozen", "affine", "train"]) -> None:
+        """Train no parameter of the first `stages` stages, their batch norms become constants; `norm`: the others'."""
         names = [name for stage in self.stages[:stages] for name in stage if _has(self, name)]
         for name in names:
             self.get_submodule(name).requires_grad_(False)
-        freeze_batch_norm(self, ("",) if norm else names)
+        freeze_batch_norm(self, names)
+        if norm != "train":
+            freeze_batch_norm(self, affine=norm == "affine")
+
+
+class Tap(NamedTuple):
+    """A map of a chain of layers: its level, the layer whose output it is, its channels."""
+
+    level: int
+    layer: str
+    channels: int
 
 
 class SequentialTrunk(Trunk):
@@ -33,19 +44,17 @@ class SequentialTrunk(Trunk):
 
     Args:
         features: the chain; what follows the last tap is cut off.
-        taps: level -> (name of the layer in `features` whose output it is, channels).
+        taps: the maps, finest first.
         stages: names of the layers of each stage.
     """
 
-    def __init__(
-        self, features: nn.Sequential, taps: Mapping[int, tuple[str, int]], stages: tuple[tuple[str, ...], ...]
-    ) -> None:
+    def __init__(self, features: nn.Sequential, taps: Sequence[Tap], stages: tuple[tuple[str, ...], ...]) -> None:
         super().__init__()
-        self.levels = tuple(taps)
-        self.widths = tuple(channels for _, channels in taps.values())
+        self.levels = tuple(tap.level for tap in taps)
+        self.widths = tuple(tap.channels for tap in taps)
         self.stages = tuple(tuple(f"features.{name}" for name in stage) for stage in stages)
-        self._taps = frozenset(name for name, _ in taps.values())
-        last = [name for name, _ in features.named_children()].index(taps[self.levels[-1]][0])
+        self._taps = frozenset(tap.layer for tap in taps)
+        last = [name for name, _ in features.named_children()].index(taps[-1].layer)
         self.features = features[: last + 1]
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -58,9 +67,9 @@ class SequentialTrunk(Trunk):
         return maps
 
 
-def up_to(taps: Mapping[int, tuple[str, int]], last: int | None) -> dict[int, tuple[str, int]]:
+def up_to(taps: Sequence[Tap], last: int | None) -> list[Tap]:
     """The taps of levels up to `last`; None: all."""
-    return {level: tap for level, tap in taps.items() if last is None or level <= max(last, min(taps))}
+    return [tap for tap in taps if last is None or tap.level <= max(last, taps[0].level)]
 
 
 def input_conv(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:

@@ -2,10 +2,10 @@
 
 from torch import nn
 
-from rcnn.backbones.trunk import SequentialTrunk, initialise, up_to
+from rcnn.backbones.trunk import SequentialTrunk, Tap, initialise, up_to
 
 _BLOCKS = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
-_TAPS = {2: ("15", 256), 3: ("22", 512), 4: ("29", 512)}
+_TAPS = (Tap(2, "15", 256), Tap(3, "22", 512), Tap(4, "29", 512))
 _STAGES = (("0", "2"), ("5", "7"), ("10", "12", "14"), ("17", "19", "21"), ("24", "26", "28"))
 
 

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rcnn.backbones.trunk import SequentialTrunk, initialise
+from rcnn.backbones.trunk import SequentialTrunk, Tap, initialise
 
 
 class WithinChannelNorm(nn.Module):
@@ -40,4 +40,5 @@ def zf(in_channels: int = 3, last: int | None = None) -> SequentialTrunk:
     )
     features = nn.Sequential(layers)
     initialise(features)
-    return SequentialTrunk(features, {4: ("relu5", 256)}, (("conv1",), ("conv2",), ("conv3",), ("conv4",), ("conv5",)))
+    stages = tuple((f"conv{n}",) for n in range(1, 6))
+    return SequentialTrunk(features, [Tap(4, "relu5", 256)], stages)

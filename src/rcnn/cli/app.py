@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.text import Text
 
 from rcnn import __version__
-from rcnn.cli import data, demo, predict, propose, train, val
+from rcnn.cli import anchors, data, demo, explain, export, import_weights, inspect, predict, propose, train, val, why
 
 HELP = "Faster R-CNN from a folder of labelled images to a trained detector."
 
@@ -32,6 +32,12 @@ app.command("train")(train.train)
 app.command("val")(val.val)
 app.command("predict")(predict.predict)
 app.command("propose")(propose.propose)
+app.command("anchors")(anchors.anchors)
+app.command("explain")(explain.explain)
+app.command("inspect")(inspect.inspect)
+app.command("import")(import_weights.import_weights)
+app.command("export")(export.export)
+app.command("why")(why.why)
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
 

@@ -1,6 +1,7 @@
 """`rcnn data check|stats|show|convert`: what is in a data set, and whether it is sound."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -10,7 +11,9 @@ from rcnn import config
 from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
+    from rcnn.data.dataset import Record
     from rcnn.data.stats import Stats
+    from rcnn.insight.mosaic import Tile
 
 app = typer.Typer(help="Look at a data set: check, stats, show, convert.", no_args_is_help=True)
 
@@ -61,7 +64,7 @@ def stats(
 
     path, settings = _opened(words, on_fault)
     with screen.stdout_for_json(json):
-        datasets = open_lists(path, settings)
+        datasets = open_lists(path, settings, decode=False)
         figures = {dataset.split: statistics(dataset) for dataset in datasets}
         show_stats(figures)
         folder = fresh_folder(out)
@@ -76,35 +79,54 @@ def stats(
 def show(
     words: Data,
     split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="List of images.")] = "train",
-    out: Annotated[Path, typer.Option(help="The picture to write, .png or .jpg.")] = Path("mosaic.png"),
+    out: Annotated[
+        Path | None,
+        typer.Option(help="The picture to write, .png or .jpg. By default runs/show/mosaic.png, runs/show-2/...."),
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Chooses the images.")] = 0,
     on_fault: arguments.OnFault = None,
+    json: arguments.Json = False,
 ) -> None:
     """Draw images with their boxes, side by side in one picture."""
     from random import Random
 
+    from rcnn.cli.files import fresh_folder
     from rcnn.data.find import open_dataset
-    from rcnn.insight.mosaic import Tile, mosaic
-    from rcnn.preprocess.decode import read_image
+    from rcnn.insight.mosaic import mosaic
 
     path, settings = _opened(words, on_fault)
-    dataset = open_dataset(path, split, settings)
-    screen.dataset_line(dataset)
-    records = Random(seed).sample(dataset.records, min(count, len(dataset)))
-    tiles = [
-        Tile(
-            read_image(record.path, white=settings.white, max_pixels=settings.max_pixels),
-            record.boxes,
-            record.labels,
-            record.name,
-            ignore=record.ignore,
-        )
-        for record in records
-    ]
-    out.parent.mkdir(parents=True, exist_ok=True)
-    mosaic(tiles, dataset.names, out)
-    screen.say(f"{screen.several(len(tiles), 'image')}: {out}")
+    with screen.stdout_for_json(json):
+        dataset = open_dataset(path, split, settings, decode=False)
+        screen.dataset_line(dataset)
+        order = Random(seed).sample(dataset.records, len(dataset))
+        tiles = list(islice(_tiles(order, settings), count))
+        picture = out or fresh_folder(Path("runs/show")) / "mosaic.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        mosaic(tiles, dataset.names, picture)
+        screen.say(f"{screen.several(len(tiles), 'image')}: {picture}")
+    if json:
+        screen.emit({"picture": picture, "images": [tile.title for tile in tiles]})
+
+
+def _tiles(records: Sequence["Record"], settings: config.Data) -> Iterator["Tile"]:
+    """Images with their boxes; those that can't be read are told and left out if faults are skipped.
+
+    Raises:
+        ImageError: an image can't be read, and faults stop.
+    """
+    from rcnn.insight.mosaic import Tile
+    from rcnn.preprocess.decode import ImageError, read_image
+
+    for record in records:
+        try:
+            image = read_image(record.path, white=settings.white, max_pixels=settings.max_pixels)
+        except ImageError as error:
+            if settings.on_fault == "stop":
+                raise
+            screen.note(f"left out: {error}")
+        else:
+            yield Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore)
 
 
 @app.command("convert")
@@ -113,17 +135,23 @@ def convert(
     to: Annotated[Literal["voc", "coco", "yolo"], typer.Option(help="The format to write.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
     on_fault: arguments.OnFault = None,
+    json: arguments.Json = False,
 ) -> None:
     """Copy a data set into another format: images byte for byte, lists kept."""
     from rcnn.data import convert as converting
     from rcnn.data.find import open_lists
 
     path, settings = _opened(words, on_fault)
-    datasets = open_lists(path, settings)
-    for text in converting.convert(datasets, to, out):
-        screen.note(text)
-    lists = ", ".join(f"{screen.several(len(dataset), 'image')} in {dataset.split}" for dataset in datasets)
-    screen.say(f"{out} ({to}): {lists}")
+    with screen.stdout_for_json(json):
+        datasets = open_lists(path, settings)
+        notes = converting.convert(datasets, to, out)
+        for text in notes:
+            screen.note(text)
+        lists = {dataset.split: len(dataset) for dataset in datasets}
+        said = ", ".join(f"{screen.several(images, 'image')} in {name}" for name, images in lists.items())
+        screen.say(f"{out} ({to}): {said}")
+    if json:
+        screen.emit({"out": out, "format": to, "lists": lists, "notes": notes})
 
 
 def show_stats(figures: Mapping[str, "Stats"]) -> None:

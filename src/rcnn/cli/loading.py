@@ -12,9 +12,10 @@ from rcnn.training.distributed import Team, team
 
 
 def load_detector(model: str, changes: Sequence[str], device: str) -> Detector:
-    """The detector of a weights file, with `section.key=value` settings laid over its own.
+    """The detector of a weights file or a name (see `rcnn.load`), with `section.key=value` settings laid over its own.
 
     Raises:
+        WeightsError: as `rcnn.load`.
         SettingsError: a setting is wrong, or asks for other layers than the weights are made for.
     """
     detector = rcnn.load(model, device=device)
@@ -34,6 +35,7 @@ def load_detector(model: str, changes: Sequence[str], device: str) -> Detector:
         category_ids=detector.category_ids,
         threshold=detector.threshold,
         summary=detector.summary,
+        licence=detector.licence,
         device=detector.device,
     )
 

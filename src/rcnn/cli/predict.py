@@ -10,7 +10,7 @@ from rcnn.cli import arguments, screen
 Sources = Annotated[
     list[str], typer.Argument(metavar="SOURCE", help="Images, folders and globs; and section.key=value.")
 ]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors).")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A weights file, or a name such as blood-cells.")]
 Format = Annotated[str, typer.Option(metavar="a,b", help="drawn, json, coco, yolo, voc.")]
 Images = Annotated[Path | None, typer.Option(metavar="FILE.json", help="COCO json that gives images their ids.")]
 Out = Annotated[Path, typer.Option(help="Folder of the results; -2, -3, ... is added where it is taken.")]

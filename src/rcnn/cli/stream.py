@@ -1,6 +1,5 @@
 """What `predict` and `propose` share: images in, results written as they come, totals at the end."""
 
-import itertools
 import json
 import os
 import time
@@ -15,8 +14,9 @@ from rcnn.cli.loading import load_detector, sharing
 from rcnn.cli.writers import FORMATS, Target, merge_parts
 from rcnn.config import SettingsError
 from rcnn.data.dataset import DataError
-from rcnn.detector import Detector, files
+from rcnn.detector import Detector
 from rcnn.preprocess.decode import ImageError
+from rcnn.preprocess.sources import base_of, files
 from rcnn.result import Result
 
 SHOWN = 5
@@ -50,9 +50,10 @@ class Job:
         self._formats = parse_formats(formats)
         if as_json and "json" not in self._formats:
             self._formats.append("json")
-        self._ids, self._as_json, self._out = image_ids(images), as_json, out
+        self._as_json, self._out = as_json, out
+        self._base = common_base(sources)
         self._files = [file for source in sources for file in files(source)]
-        self._base = base_of(sources)
+        self._ids = listed_ids(images) if images else named_ids(self._files, self._base)
         self._unread = 0
         self.skip = self._leave_out if on_fault == "skip" else None
 
@@ -69,36 +70,35 @@ class Job:
         screen.note(f"left out: {error}")
 
     def files(self) -> list[Path]:
-        """The images of this process."""
-        return self._files[self._team.rank :: self._team.world]
+        """The images of this process: a run of them, so that the parts laid end to end are in input order."""
+        first, last = (len(self._files) * rank // self._team.world for rank in (self._team.rank, self._team.rank + 1))
+        return self._files[first:last]
 
     def run(self, results: Iterable[Result], names: tuple[str, ...]) -> None:
-        """Write every result in every format while it comes, and say what was found."""
-        target = Target(self._out, names, self._ids, part=self._team.rank)
-        totals, count, begun = Counter[str](), 0, time.perf_counter()
-        with ExitStack() as stack:
-            stack.push(lambda kind, *_: self._tell_kept(count) if kind else None)
-            if self._team.world == 1:  # also when interrupted: what was found is kept
-                stack.callback(merge_parts, self._out, 1)
-            writers = [stack.enter_context(closing(FORMATS[name](target))) for name in self._formats]
-            for count, result in enumerate(results, 1):
-                name = Path(os.path.relpath(result.path or "", self._base))
-                for writer in writers:
-                    writer.write(result, name)
-                totals.update(result.counts())
-                if self._team.writer:
-                    tell(name, result.counts(), count, begun)
-        every = self._team.gather((count, totals, self._unread))
-        if self._team.writer:
-            if self._team.world > 1:
-                merge_parts(self._out, self._team.world)
-            self._report(sum(row[0] for row in every), sum((row[1] for row in every), Counter[str]()))
-            if unread := sum(row[2] for row in every):
-                screen.say(f"left out as unreadable: {screen.several(unread, 'image')}, named above")
+        """Write every result in every format while it comes, and say what was found.
 
-    def _tell_kept(self, count: int) -> None:
-        """What an early end leaves."""
-        screen.note(f"stopped; results of {screen.several(count, 'image')} are in {self._out}")
+        What was found before an error or Ctrl-C in any process is put together all the same.
+        """
+        target = Target(self._out, names, self._ids, part=self._team.rank)
+        totals, count, begun, end = Counter[str](), 0, time.perf_counter(), None
+        try:
+            with ExitStack() as stack:
+                writers = [stack.enter_context(closing(FORMATS[name](target))) for name in self._formats]
+                for count, result in enumerate(results, 1):
+                    name = Path(os.path.relpath(result.path or "", self._base))
+                    for writer in writers:
+                        writer.write(result, name)
+                    totals.update(result.counts())
+                    if self._team.writer and len(self._files) > 1:
+                        tell(name, result.counts(), count, begun)
+        except (Exception, KeyboardInterrupt) as error:
+            end = error
+        every = self._team.gather((count, totals, self._unread, end is not None))
+        if self._team.writer:
+            merge_parts(self._out, self._team.world)
+            self._report(names, *every)
+        if end is not None:
+            raise end
 
     def emit(self) -> None:
         """Print the JSON document that was asked for, piece by piece."""
@@ -107,12 +107,24 @@ class Job:
                 for piece in iter(lambda: file.read(1 << 16), ""):
                     print(piece, end="")
 
-    def _report(self, count: int, totals: Counter[str]) -> None:
-        """What was found, and where it lies."""
-        rows = [[name, number] for name, number in totals.most_common()]
-        found = f"{screen.several(count, 'image')}, {screen.several(totals.total(), 'box')}"
-        screen.table(found, ["class", "boxes"], rows)
+    def _report(self, names: Sequence[str], *parts: tuple[int, Counter[str], int, bool]) -> None:
+        """What all processes found, class by class, and where it lies."""
+        counts, totals, unread, stopped = zip(*parts, strict=True)
+        images = screen.several(sum(counts), "image")
+        if any(stopped):
+            screen.note(f"stopped; results of {images} are in {self._out}")
+            return
+        total = sum(totals, Counter[str]())
+        found = f"{images}, {screen.several(total.total(), 'box')}"
+        if sum(counts) > 1:
+            rows = [[name, number, number / sum(counts)] for name, number in total.most_common()]
+            screen.table(found, ["class", "boxes", "an image"], rows)
+        else:
+            each = ", ".join(f"{number:,} {name}" for name, number in total.most_common())
+            screen.say(f"{found}: {each}" if each and len(names) > 1 else found)
         screen.say(f"\nwritten to {self._out}: {', '.join(self._formats)}")
+        if any(unread):
+            screen.say(f"left out as unreadable: {screen.several(sum(unread), 'image')}, named above")
 
 
 def tell(name: Path, found: Mapping[str, int], count: int, begun: float) -> None:
@@ -152,23 +164,28 @@ def parse_classes(text: str | None, names: Sequence[str]) -> list[str] | None:
     return classes
 
 
-def base_of(sources: Sequence[str]) -> Path:
-    """The folder that output names are relative to: what all sources share, without wildcards and file names."""
-    folders = []
-    for source in sources:
-        plain = Path(*itertools.takewhile(lambda part: not set(part) & set("*?["), Path(source).parts))
-        folders.append(os.path.abspath(plain if plain.is_dir() else plain.parent))
-    return Path(os.path.commonpath(folders))
+def common_base(sources: Sequence[str]) -> Path:
+    """The folder that output names are relative to: what all sources share."""
+    return Path(os.path.commonpath([base_of(source) for source in sources]))
 
 
-def image_ids(file: Path | None) -> Callable[[Result], int | str]:
-    """What gives a result its COCO image id: the COCO json `file`, else the image's file name.
+def named_ids(images: Sequence[Path], base: Path) -> Callable[[Result], int | str]:
+    """What gives a result its COCO image id: the file's name, or its path below `base` where two have that name."""
+    count = Counter(file.name for file in images)
+
+    def find(result: Result) -> str:
+        file = Path(result.path or "")
+        return file.name if count[file.name] == 1 else Path(os.path.relpath(file, base)).as_posix()
+
+    return find
+
+
+def listed_ids(file: Path) -> Callable[[Result], int | str]:
+    """What gives a result the image id that the COCO json `file` lists.
 
     Raises:
         DataError: the file can't be read; later, an image that it does not list.
     """
-    if file is None:
-        return lambda result: Path(result.path or "").name
     try:
         listed = {entry["file_name"]: entry["id"] for entry in json.loads(file.read_bytes())["images"]}
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -41,7 +41,9 @@ def train(
     lr: Annotated[float | None, typer.Option(help="Learning rate at train.lr_batch images a step.")] = None,
     seed: arguments.Seed = None,
     device: arguments.Device = None,
-    init: Annotated[str | None, typer.Option(metavar="imagenet|none|FILE", help="Weights to start from.")] = None,
+    init: Annotated[
+        str | None, typer.Option(metavar="imagenet|blood-cells|none|FILE", help="Weights to start from.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Loader processes beside the main one.")] = None,
     on_fault: arguments.OnFault = None,
     name: Annotated[str | None, typer.Option(help="Name of the run; that of the data where not given.")] = None,
@@ -97,6 +99,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     from rcnn.data.find import open_splits
     from rcnn.data.loader import Loader
     from rcnn.presets import build
+    from rcnn.training.schemes import SCHEMES
 
     train_set, val_set = open_splits(str(settings.data.path), settings.data)
     network = build(settings, len(train_set.names))
@@ -104,6 +107,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     rows = sizes(settings, train_set)
     updates = -(-steps // settings.train.accumulate)
+    whole = updates * settings.train.epochs * len(SCHEMES[settings.train.scheme])
     screen.say(to_yaml(settings))
     for dataset in (train_set, val_set):
         screen.dataset_line(dataset)
@@ -112,7 +116,7 @@ def plan(settings: Settings) -> dict[str, Any]:
         f" (the {SIZES_SHOWN} most frequent of {len(rows)})" if len(rows) > SIZES_SHOWN else ""
     )
     screen.table(title, ["file", "images", "resized", "padded"], [list(row.values()) for row in shown])
-    screen.say(f"\n{updates:,} steps an epoch, {updates * settings.train.epochs:,} in all; {parameters:,} parameters")
+    screen.say(f"\n{updates:,} steps an epoch, {whole:,} in all; {parameters:,} parameters")
     return {
         "settings": dump(settings),
         "train": {"images": len(train_set), "names": train_set.names, "faults": len(train_set.faults)},

@@ -21,7 +21,7 @@ SHOWN = {
 
 
 def val(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors).")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A weights file, or a name such as blood-cells.")],
     words: Annotated[
         list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
     ],
@@ -44,7 +44,9 @@ def val(
         data, changes = arguments.one_path(words, "DATA")
         options = arguments.given({"data.on_fault": on_fault, "train.seed": seed})
         detector = load_detector(model, [*changes, *options], str(team.device))
-        dataset = open_dataset(arguments.required(data, "DATA"), split, detector.settings.data, names=detector.names)
+        path, wanted = arguments.required(data, "DATA"), detector.settings.data
+        with screen.progress("reading images", team.writer) as progress:
+            dataset = open_dataset(path, split, wanted, names=detector.names, progress=progress)
         if team.writer:
             screen.dataset_line(dataset)
         with screen.progress("scoring", team.writer) as progress:

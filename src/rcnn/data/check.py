@@ -1,6 +1,5 @@
 """A data set read whole, every image decoded, and all that is wrong with it."""
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -9,11 +8,8 @@ from typing import Any
 from rcnn.config import Data
 from rcnn.data.dataset import DataError, Dataset, Fault
 from rcnn.data.find import distinct_lists, find_layout, read_list
+from rcnn.data.pixels import Progress, decode_images
 from rcnn.data.stats import Stats, statistics
-from rcnn.preprocess.decode import ImageError, verify_image
-
-_TWELVE_BIT = 4096
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -74,40 +70,17 @@ def check(path: str | Path, settings: Data, progress: Progress | None = None) ->
             datasets.append(read_list(layout, name, settings, datasets[0].names if datasets else None))
         except DataError as error:
             faults += error.faults or [Fault(str(layout.lists[name][0]), str(error), "fatal")]
+    datasets = decode_images(datasets, settings, progress)
     faults += [fault for dataset in datasets for fault in dataset.faults]
     notes = [note for dataset in datasets for note in dataset.notes]
-    unreadable, deepest = _decode(datasets, settings, progress)
-    if deepest is not None and deepest < _TWELVE_BIT and settings.white is None:
-        notes.append(f"no pixel of the 16-bit images is above {deepest}: are they 12-bit? If so, set data.white=4095")
     return Report(
         path=str(path),
         format=layout.format,
         names=datasets[0].names if datasets else (),
         lists={dataset.split: statistics(dataset) for dataset in datasets},
-        faults=tuple(dict.fromkeys(faults + unreadable)),
+        faults=tuple(dict.fromkeys(faults)),
         notes=tuple(dict.fromkeys(notes + _shared(datasets))),
     )
-
-
-def _decode(datasets: list[Dataset], settings: Data, progress: Progress | None) -> tuple[list[Fault], int | None]:
-    """Faults of images that can't be decoded, and the largest value in 16-bit images."""
-    names: dict[Path, str] = {}
-    for dataset in datasets:
-        names |= {record.path: record.name for record in dataset.records}
-        left_out = {fault.image for fault in dataset.faults if fault.image is not None}
-        names |= {dataset.root / name: name for name in left_out if (dataset.root / name).is_file()}
-    faults: list[Fault] = []
-    deepest: int | None = None
-    for done, (path, name) in enumerate(names.items(), start=1):
-        try:
-            largest = verify_image(path, max_pixels=settings.max_pixels)
-        except ImageError as error:
-            faults.append(Fault(str(path), str(error).removeprefix(f"{path}: "), "fatal", name))
-        else:
-            deepest = largest if deepest is None else max(deepest, largest or 0)
-        if progress is not None:
-            progress(done, len(names))
-    return faults, deepest
 
 
 def _shared(datasets: list[Dataset]) -> list[str]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rcnn.config import Data
 from rcnn.data.dataset import Fault, Record
-from rcnn.preprocess.decode import ImageError, check_end, image_size
+from rcnn.preprocess.decode import ImageError, image_size
 
 SMALLEST_IMAGE = 16
 Box = tuple[float, float, float, float]
@@ -143,16 +143,13 @@ def finish(draft: Draft, settings: Data) -> tuple[Record | None, list[Fault]]:
 
 
 def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:
-    """(height, width) from the header, compared with what the annotation declares; the file must not be cut off."""
+    """(height, width) from the header, compared with what the annotation declares."""
     if draft.path is None:
         return None
-    size = None
     try:
         size = image_size(draft.path, max_pixels=max_pixels)
-        check_end(draft.path, max_pixels=max_pixels)
     except ImageError as error:
         draft.fatal(draft.path, str(error).removeprefix(f"{draft.path}: "))
-    if size is None:
         return None
     height, width = size
     if min(size) < SMALLEST_IMAGE:

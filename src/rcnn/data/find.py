@@ -13,35 +13,55 @@ from rcnn.config import Data
 from rcnn.data import coco, voc, yolo
 from rcnn.data.dataset import DataError, Dataset, Fault, Record
 from rcnn.data.draft import Layout, Reading, finish
-from rcnn.data.folders import is_image
+from rcnn.data.pixels import Progress, decode_images
+from rcnn.preprocess.sources import is_image
 
 Split = Literal["train", "val", "test", "all"]
 READERS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
 
 
-def open_dataset(path: str | Path, split: Split, settings: Data, names: Sequence[str] | None = None) -> Dataset:
+def open_dataset(
+    path: str | Path,
+    split: Split,
+    settings: Data,
+    names: Sequence[str] | None = None,
+    *,
+    decode: bool = True,
+    progress: Progress | None = None,
+) -> Dataset:
     """One split of the data set at a path, whatever its format.
 
     Where the data has no validation list, `val` is the tenth (`settings.holdout`) that training holds out.
-    With `names`, labels are indices into them and other classes are fatal faults.
+
+    Args:
+        path: folder, COCO json or data.yaml.
+        split: which images.
+        settings: how faults are met, and what is held out.
+        names: classes that labels are indices into; others are fatal faults. None: those of the data.
+        decode: decode every image, so that damage anywhere in a file is a fault too; else read headers alone.
+        progress: told (images done, images in all) while they are decoded.
 
     Raises:
         DataError: nothing is there, or it is empty, or there is a fatal fault and `settings.on_fault` is `stop`.
     """
-    dataset = _open(find_layout(path), split, settings, names)
+    datasets = [_open(find_layout(path), split, settings, names)]
+    (dataset,) = decode_images(datasets, settings, progress) if decode else datasets
     stop_on_faults([dataset], settings)
     return dataset
 
 
-def open_splits(path: str | Path, settings: Data) -> tuple[Dataset, Dataset]:
-    """The training and the validation images of the data set at a path; classes are those of training.
+def open_splits(path: str | Path, settings: Data, progress: Progress | None = None) -> tuple[Dataset, Dataset]:
+    """The lists of the data set at a path that `settings` names for training and validation; every image is decoded.
+
+    Classes are those of training.
 
     Raises:
         DataError: as `open_dataset`, with the faults of both.
     """
     layout = find_layout(path)
-    train = _open(layout, "train", settings, None)
-    val = _open(layout, "val", settings, train.names)
+    train = _open(layout, settings.train, settings, None)
+    val = _open(layout, settings.val, settings, train.names)
+    train, val = decode_images([train, val], settings, progress)
     val = replace(val, notes=(*val.notes, *_comparison(train, val)))
     stop_on_faults([train, val], settings)
     return train, val
@@ -60,8 +80,10 @@ def _comparison(train: Dataset, val: Dataset) -> list[str]:
     return notes
 
 
-def open_lists(path: str | Path, settings: Data) -> list[Dataset]:
+def open_lists(path: str | Path, settings: Data, *, decode: bool = True) -> list[Dataset]:
     """Every list that the data has (train, val, trainval without train, test, or all), with the classes of the first.
+
+    `decode` as in `open_dataset`.
 
     Raises:
         DataError: as `open_dataset`, with the faults of all.
@@ -70,6 +92,7 @@ def open_lists(path: str | Path, settings: Data) -> list[Dataset]:
     datasets: list[Dataset] = []
     for split in distinct_lists(layout):
         datasets.append(read_list(layout, split, settings, datasets[0].names if datasets else None))
+    datasets = decode_images(datasets, settings) if decode else datasets
     stop_on_faults(datasets, settings)
     return datasets
 
@@ -160,7 +183,7 @@ class _Choice:
     without: str | None = None
 
 
-def _choose(layout: Layout, split: Split) -> _Choice:
+def _choose(layout: Layout, split: str) -> _Choice:
     """The lists of a split.
 
     Raises:
@@ -179,7 +202,7 @@ def _choose(layout: Layout, split: Split) -> _Choice:
     raise DataError(f"{layout.root}: there is no `{split}` list; found {', '.join(lists)}")
 
 
-def _open(layout: Layout, split: Split, settings: Data, names: Sequence[str] | None) -> Dataset:
+def _open(layout: Layout, split: str, settings: Data, names: Sequence[str] | None) -> Dataset:
     """A split with all its faults; nothing stops on them yet."""
     choice = _choose(layout, split)
     reading = _read(layout, choice.lists, settings, names)
@@ -216,7 +239,7 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
     return reading
 
 
-def _hold_out(reading: Reading, split: Split, layout: Layout, settings: Data) -> None:
+def _hold_out(reading: Reading, split: str, layout: Layout, settings: Data) -> None:
     """Keep the part of the images that `split` is when a share of them is held out, by a hash of their names."""
     total = len(reading.drafts)
     if total < 2:

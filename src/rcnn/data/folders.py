@@ -6,12 +6,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
-from rcnn.preprocess.decode import IMAGE_SUFFIXES
-
-
-def is_image(name: str) -> bool:
-    """Whether a file name has the suffix of an image."""
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+from rcnn.preprocess.sources import is_image
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:

@@ -118,7 +118,7 @@ def synthesise_set(folder: Path, splits: Mapping[str, tuple[int, int]], form: st
     with TemporaryDirectory() as temporary:
         for split, (images, seed) in splits.items():
             synthesise(Path(temporary), images, split=split, seed=seed)
-        convert(open_lists(temporary, Data()), form, folder)
+        convert(open_lists(temporary, Data(), decode=False), form, folder)
 
 
 def _scene(size: tuple[int, int], classes: Sequence[str], generator: np.random.Generator, count: int) -> Scene:

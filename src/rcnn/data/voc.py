@@ -9,8 +9,9 @@ from typing import NamedTuple
 from rcnn.config import Data
 from rcnn.data.dataset import DataError, Fault
 from rcnn.data.draft import Box, Draft, Layout, Reading, Row, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, is_image, read_lines
+from rcnn.data.folders import Folder, Folders, read_lines
 from rcnn.data.xml_tree import MalformedXml, Node, parse_xml
+from rcnn.preprocess.sources import is_image
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _LISTS = ("train", "val", "trainval", "test")

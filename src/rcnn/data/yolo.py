@@ -8,8 +8,9 @@ from typing import NamedTuple
 from rcnn.config import Data
 from rcnn.data.dataset import DataError, Fault
 from rcnn.data.draft import Draft, Layout, Reading, Row, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, is_image, read_lines
+from rcnn.data.folders import Folder, Folders, read_lines
 from rcnn.data.yolo_yaml import layout_of_yaml, load_yaml
+from rcnn.preprocess.sources import is_image, is_results
 
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "classes.names")
@@ -117,10 +118,10 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
 
 
 def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Found]:
-    """The images of a folder and those below it, or of a list of paths."""
+    """The images of a folder and those below it, less results of ours, or of a list of paths."""
     if source.is_dir():
         for folder, below, _ in os.walk(source):
-            below.sort()
+            below[:] = sorted(name for name in below if not is_results(Path(folder) / name))
             for name in filter(is_image, folders[Path(folder)].names):
                 yield _Found(str(Path(folder) / name), Path(folder) / name, (name,))
         return

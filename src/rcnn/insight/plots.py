@@ -3,8 +3,6 @@
 Each function draws one PNG, 1000 px wide or more, and puts it in place only when it is whole.
 """
 
-import os
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,12 +11,12 @@ import numpy as np
 
 from rcnn.data.dataset import Record
 from rcnn.draw import PALETTE, SHADES
+from rcnn.insight.figure import GREY, INK, LEGEND, new_figure, save, short, style
 from rcnn.metrics.curves import Curves, best_threshold
 from rcnn.metrics.proposals import ProposalMetrics
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 LOSSES = {
     "rpn_objectness": "RPN: object or not",
@@ -27,8 +25,6 @@ LOSSES = {
     "roi_box": "Second stage: boxes",
 }
 APS = {"ap": "AP .50:.95", "ap50": "AP50", "ap75": "AP75"}
-INK, GREY = "#222222", "#9A9A9A"
-LEGEND: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8, "framealpha": 0.85, "edgecolor": "none"}
 FEW = 8
 """Up to so many classes, each has a colour and a line in the legend; of more, the best and worst three have."""
 
@@ -41,34 +37,34 @@ def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             `ap75`, with or without `val_`; `lr`. None and NaN are gaps.
         path: the PNG.
     """
-    figure, grid = _figure(2, 3, 10.0, 5.6)
+    figure, grid = new_figure(2, 3, 10.0, 5.6)
     panels = grid.ravel()
     for axes, (name, title) in zip(panels[[0, 1, 3, 4]], LOSSES.items(), strict=True):
-        _label(axes, title, "epoch", "loss")
+        style(axes, title, "epoch", "loss")
         _line(axes, rows, (name, f"train_{name}"), label="training", color=PALETTE[0])
         _line(axes, rows, (f"val_{name}",), label="validation", color=PALETTE[3])
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
         _legend(axes, loc="upper right")
-    _label(panels[2], "AP on validation images", "epoch", "AP")
+    style(panels[2], "AP on validation images", "epoch", "AP")
     for ink, (name, title) in zip((PALETTE[0], PALETTE[1], PALETTE[2]), APS.items(), strict=True):
         _line(panels[2], rows, (name, f"val_{name}"), label=title, color=ink)
     panels[2].set_ylim(0, 1)
     _legend(panels[2], loc="lower right")
-    _label(panels[5], "Learning rate", "epoch", "")
+    style(panels[5], "Learning rate", "epoch", "")
     _line(panels[5], rows, ("lr",), label="", color=INK)
     panels[5].set_ylim(0, panels[5].get_ylim()[1])
     for axes in panels:
         axes.set_xlim(0.5, max((row["epoch"] for row in rows), default=1) + 0.5)
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_curves(curves: Curves, names: Sequence[str], path: Path) -> None:
     """Precision against recall, and F1 against the score threshold, of each class and of their mean, at IoU 0.5."""
     there = np.flatnonzero(curves.counts)
-    figure, (left, right) = _figure(1, 2, 10.0, 5.6)
-    _label(left, "Precision and recall", "recall", "precision")
-    _label(right, "F1 against the score threshold", "score threshold", "F1")
+    figure, ((left, right),) = new_figure(1, 2, 10.0, 5.6)
+    style(left, "Precision and recall", "recall", "precision")
+    style(right, "F1 against the score threshold", "score threshold", "F1")
     _class_lines(left, curves.recalls, curves.precision_at_recall, np.mean, names)
     _class_lines(right, curves.thresholds, curves.f1, np.max, names)
     if len(there):
@@ -83,7 +79,7 @@ def plot_curves(curves: Curves, names: Sequence[str], path: Path) -> None:
         axes.set(xlim=(0, 1), ylim=(0, 1.05))
         if len(there):
             axes.legend(title=title, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, **LEGEND)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
@@ -97,12 +93,12 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     count = len(matrix)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
     side = min(max(6.0, 0.14 * count + 2.5), 20.0)
-    figure, axes = _figure(1, 1, max(10.0, side * 1.1), side)
+    figure, axes = new_figure(1, 1, max(10.0, side * 1.1), side)
     axes = axes.item()
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     figure.colorbar(picture, ax=axes, label="share of the row", pad=0.02, aspect=40)
-    _label(axes, "Confusion", "predicted", "true")
-    ticks = [_short(name) for name in names]
+    style(axes, "Confusion", "predicted", "true")
+    ticks = [short(name) for name in names]
     small = min(10.0, max(7.0, 240 / count))
     every = slice(None, None, -(-count // 130))
     axes.set_xticks(range(count)[every], [*ticks, "missed"][every], rotation=90 if count > 6 else 0, fontsize=small)
@@ -116,14 +112,14 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
         for row, column in np.argwhere(matrix):
             ink = "white" if shares[row, column] > 0.55 else INK
             axes.text(column, row, str(matrix[row, column]), ha="center", va="center", color=ink, fontsize=small)
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_proposal_recall(metrics: ProposalMetrics, path: Path) -> None:
     """Recall against IoU at each number of proposals, and its mean (AR) by object size."""
-    figure, (left, right) = _figure(1, 2, 10.0, 4.4)
-    _label(left, "What the proposals cover", "IoU with the object", "recall")
-    _label(right, "AR by object size", "", "AR (mean recall, IoU .50:.95)")
+    figure, ((left, right),) = new_figure(1, 2, 10.0, 4.4)
+    style(left, "What the proposals cover", "IoU with the object", "recall")
+    style(right, "AR by object size", "", "AR (mean recall, IoU .50:.95)")
     sizes = {"all": (metrics.ar, sum(metrics.counts.values()))}
     sizes |= {name: (metrics.ar_by_size[name], count) for name, count in metrics.counts.items()}
     wide = 0.8 / len(metrics.tops)
@@ -140,12 +136,12 @@ def plot_proposal_recall(metrics: ProposalMetrics, path: Path) -> None:
     right.set_ylim(0, 1.05)
     right.set_xticks(range(len(sizes)), [f"{name}\n{count} objects" for name, (_, count) in sizes.items()])
     _legend(left, loc="lower left")
-    _save(figure, path)
+    save(figure, path)
 
 
 def plot_labels(records: Sequence[Record], names: Sequence[str], path: Path) -> None:
     """What is labelled: objects of each class, sizes, positions in the image, and objects an image."""
-    figure, grid = _figure(2, 2, 10.0, 7.2)
+    figure, grid = new_figure(2, 2, 10.0, 7.2)
     labels = np.concatenate([record.labels for record in records] or [np.zeros(0, np.int64)])
     boxes = np.concatenate([record.boxes for record in records] or [np.zeros((0, 4))])
     extent = np.concatenate([np.broadcast_to(r.size[::-1], (len(r.labels), 2)) for r in records] or [np.zeros((0, 2))])
@@ -153,12 +149,12 @@ def plot_labels(records: Sequence[Record], names: Sequence[str], path: Path) -> 
     _sizes(grid[0, 1], boxes[:, 2:] - boxes[:, :2], labels, len(names))
     _positions(grid[1, 0], (boxes[:, :2] + boxes[:, 2:]) / 2 / extent)
     each = np.array([len(record.labels) for record in records], np.int64)
-    _label(grid[1, 1], f"Objects an image: {len(labels)} in {len(records)} images", "objects", "images")
+    style(grid[1, 1], f"Objects an image: {len(labels)} in {len(records)} images", "objects", "images")
     if len(each):
         step = -(-(int(each.max()) + 1) // 40)
         grid[1, 1].hist(each, bins=np.arange(0, each.max() + 1 + step, step) - 0.5, color=PALETTE[0], rwidth=0.9)
         grid[1, 1].yaxis.get_major_locator().set_params(integer=True)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _class_bars(axes: "Axes", counts: np.ndarray, names: Sequence[str]) -> None:
@@ -167,20 +163,20 @@ def _class_bars(axes: "Axes", counts: np.ndarray, names: Sequence[str]) -> None:
     many = len(order) > 25
     shown = np.concatenate((order[:12], order[-12:])) if many else order
     title = "Objects of each class" + (f" (12 most and 12 fewest of {len(order)})" if many else "")
-    _label(axes, title, "objects", "")
+    style(axes, title, "objects", "")
     axes.grid(visible=False, axis="y")
     inks = [PALETTE[k % len(PALETTE)] for k in shown] if len(order) <= FEW else PALETTE[0]
     axes.barh(range(len(shown)), counts[shown], color=inks)
     for place, count in enumerate(counts[shown]):
         axes.text(count, place, f" {count}", va="center", fontsize=7)
-    axes.set_yticks(range(len(shown)), [_short(names[int(k)]) for k in shown], fontsize=8 if len(shown) < 16 else 6.5)
+    axes.set_yticks(range(len(shown)), [short(names[int(k)]) for k in shown], fontsize=8 if len(shown) < 16 else 6.5)
     axes.invert_yaxis()
     axes.margins(x=0.12, y=0.02)
 
 
 def _sizes(axes: "Axes", size: np.ndarray, labels: np.ndarray, classes: int) -> None:
     """Width against height of every box, on equal logarithmic scales, with the bounds of small and large objects."""
-    _label(axes, "Sizes (dashed: areas of 32 x 32 and 96 x 96 px)", "width, px", "height, px")
+    style(axes, "Sizes (dashed: areas of 32 x 32 and 96 x 96 px)", "width, px", "height, px")
     inks = np.array(PALETTE)[labels % len(PALETTE)] if classes <= FEW else PALETTE[0]
     strength = min(0.6, max(0.1, 500 / max(len(size), 1)))
     axes.scatter(*size.T, s=6, c=inks, alpha=strength, linewidths=0, rasterized=True)
@@ -198,7 +194,7 @@ def _sizes(axes: "Axes", size: np.ndarray, labels: np.ndarray, classes: int) -> 
 
 def _positions(axes: "Axes", centres: np.ndarray) -> None:
     """How many centres lie in each of 24 x 24 parts of the image."""
-    _label(axes, "Centres in the image", "x, share of the width", "y, share of the height")
+    style(axes, "Centres in the image", "x, share of the width", "y, share of the height")
     counts, _, _ = np.histogram2d(centres[:, 1], centres[:, 0], bins=24, range=((0, 1), (0, 1)))
     picture = axes.imshow(counts, cmap="Blues", extent=(0, 1, 1, 0), aspect="auto", vmin=0)
     axes.grid(visible=False)
@@ -217,7 +213,7 @@ def _class_lines(
         axes.plot(x, y[label], color="#D5D5D5", linewidth=0.7)
     for place, label in enumerate(named):
         ink = PALETTE[label % len(PALETTE)] if len(order) <= FEW else PALETTE[place]
-        axes.plot(x, y[label], color=ink, linewidth=1.4, label=f"{_short(names[int(label)])}  {value[label]:.2f}")
+        axes.plot(x, y[label], color=ink, linewidth=1.4, label=f"{short(names[int(label)])}  {value[label]:.2f}")
     if len(order):
         mean = y[order].mean(axis=0)
         text = f"mean of {len(order)}  {sum_up(mean, axis=0):.2f}"
@@ -233,41 +229,6 @@ def _line(axes: "Axes", rows: Sequence[Mapping[str, Any]], keys: Sequence[str], 
         axes.plot(x, y, label=label, color=color, linewidth=1.6, marker=marker, markersize=3)
 
 
-def _figure(rows: int, columns: int, width: float, height: float) -> tuple["Figure", np.ndarray]:
-    """A figure of its own (no global state), sizes in units of 100 px, and its array of axes."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    figure = Figure(figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1))
-    axes = figure.subplots(rows, columns)
-    return figure, np.asarray(axes)
-
-
-def _label(axes: "Axes", title: str, x: str, y: str) -> None:
-    """Title, names of the axes, and the common looks."""
-    axes.set_title(title, fontsize=10, fontweight="bold", loc="left", color=INK)
-    axes.set_xlabel(x, fontsize=9)
-    axes.set_ylabel(y, fontsize=9)
-    axes.tick_params(labelsize=8)
-    axes.grid(visible=True, color="#ECECEC", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
 def _legend(axes: "Axes", loc: Literal["upper right", "lower right", "lower left"]) -> None:
     if axes.get_legend_handles_labels()[1]:
         axes.legend(loc=loc, **LEGEND)
-
-
-def _short(name: str) -> str:
-    """A class name as matplotlib shows it as it is: `$` would start a formula, a leading `_` hide it in a legend."""
-    text = name if len(name) <= 22 else name[:21] + "."
-    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
-
-
-def _save(figure: "Figure", path: Path) -> None:
-    partial = path.with_name(f".{path.name}.part")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # letters that the font lacks come out as boxes
-        figure.savefig(partial, format="png")
-    os.replace(partial, path)

@@ -28,7 +28,7 @@ class Sample(NamedTuple):
     """The candidates that are trained.
 
     Attributes:
-        indices: (B, n) int64 into the candidates, positives first.
+        indices: (B, n) int64 into the candidates; positives first, or where losses decide, the hardest.
         valid: (B, n) bool.
         positive: (B, n) bool, a subset of `valid`.
     """
@@ -79,7 +79,9 @@ def assign(candidates: Tensor, allowed: Tensor, boxes: Tensor, valid: Tensor, ig
     return Assignment(torch.where(allowed, label, -1).to(torch.int8), found.best_gt)
 
 
-def sample(label: Tensor, keys: Tensor, count: int, positive_fraction: float) -> Sample:
+def sample(
+    label: Tensor, keys: Tensor, count: int, positive_fraction: float, precedence: Tensor | None = None
+) -> Sample:
     """Draw at most `count` candidates an image, at most `positive_fraction` of them positive; negatives fill up.
 
     The draw is uniform if the keys are: the candidates of the largest keys are taken.
@@ -89,10 +91,12 @@ def sample(label: Tensor, keys: Tensor, count: int, positive_fraction: float) ->
         keys: (B, N) float in [0, 1).
         count: samples an image.
         positive_fraction: share of positives at most.
+        precedence: (B, N) whole numbers >= 0; negatives of a higher one go first. None: all are equal.
     """
     most = round(count * positive_fraction)
     positive_index, is_positive = _largest(keys, label == 1, most)
-    negative_index, is_negative = _largest(keys, label == 0, count)
+    order = keys if precedence is None else keys + precedence
+    negative_index, is_negative = _largest(order, label == 0, count)
     found = is_positive.sum(dim=1, keepdim=True)  # (B, 1) positives taken
     slot = torch.arange(count, device=label.device).expand(label.shape[0], count)
     positive = slot < found

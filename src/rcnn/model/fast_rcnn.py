@@ -5,7 +5,8 @@ Background is the last column of the logits, in this file alone.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -13,20 +14,34 @@ from torch import Tensor, nn
 import rcnn.ops as ops
 from rcnn.config import RoI
 from rcnn.model import boxes as box_ops
-from rcnn.model.assign import Rule, Sample, assign, sample
+from rcnn.model.assign import Assignment, Rule, Sample, assign, sample
 from rcnn.model.losses import box_loss
+from rcnn.model.mining import hardest_rois
 from rcnn.model.rpn import at_least_float32
 from rcnn.model.structures import Detections, Losses, Proposals, RoIOutput, Targets, take
+
+
+class UnscaledDropout(nn.Dropout):
+    """Dropout that leaves the kept units as they are and scales all by 1 - p in eval mode (Caffe's scale_train)."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Any shape -> the same shape."""
+        return super().forward(input) * (1 - self.p)
+
+
+_DROPOUT: dict[str, type[nn.Dropout]] = {"training": nn.Dropout, "prediction": UnscaledDropout}
 
 
 class FCHead(nn.Module):
     """Two fully connected layers on the flattened RoI features; with dropout these are fc6 and fc7 of VGG and ZF."""
 
-    def __init__(self, channels: int, size: int, hidden: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self, channels: int, size: int, hidden: int, dropout: float = 0.0, dropout_scale: str = "training"
+    ) -> None:
         super().__init__()
         self.fc6 = nn.Linear(channels * size * size, hidden)
         self.fc7 = nn.Linear(hidden, hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = _DROPOUT[dropout_scale](dropout)
         self.out_features = hidden
         for layer in (self.fc6, self.fc7):
             nn.init.kaiming_uniform_(layer.weight, a=1)
@@ -36,6 +51,49 @@ class FCHead(nn.Module):
         """(N, C, S, S) -> (N, hidden)."""
         x = self.dropout(self.fc6(rois.flatten(1)).relu())
         return self.dropout(self.fc7(x).relu())
+
+
+class ConvFCHead(nn.Module):
+    """3x3 convolutions on the RoI features, then one fully connected layer.
+
+    Args:
+        channels: of the RoI features.
+        size: cells a side of these.
+        width: channels of the convolutions.
+        settings: `convs`, `head_norm` (a batch norm behind every convolution, which then has no bias), `hidden`,
+            `dropout`.
+    """
+
+    conv_norms = (("conv", "norm"),)
+
+    def __init__(self, channels: int, size: int, width: int, settings: RoI) -> None:
+        super().__init__()
+        norm = settings.head_norm == "batch"
+        widths = (channels, *(width,) * settings.convs)
+        self.conv = nn.ModuleList(nn.Conv2d(a, b, 3, padding=1, bias=not norm) for a, b in pairwise(widths))
+        self.norm = nn.ModuleList(nn.BatchNorm2d(width) for _ in range(settings.convs if norm else 0))
+        self.fc6 = nn.Linear(width * size * size, settings.hidden)
+        self.dropout = _DROPOUT[settings.dropout_scale](settings.dropout)
+        self.out_features = settings.hidden
+        for conv in self.conv:
+            assert isinstance(conv, nn.Conv2d)
+            nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+            if conv.bias is not None:
+                nn.init.zeros_(conv.bias)
+        nn.init.kaiming_uniform_(self.fc6.weight, a=1)
+        nn.init.zeros_(self.fc6.bias)
+
+    def forward(self, rois: Tensor) -> Tensor:
+        """(N, C, S, S) -> (N, hidden).
+
+        While its batch norm is trained, padded RoIs count in the statistics like any others: a mask would make them
+        differ from those of a plain batch norm, and sampling seldom pads. Else padding touches no other RoI.
+        """
+        x = rois
+        for i, conv in enumerate(self.conv):
+            x = conv(x)
+            x = (self.norm[i](x) if len(self.norm) else x).relu()
+        return self.dropout(self.fc6(x.flatten(1)).relu())
 
 
 class BoxPredictor(nn.Module):
@@ -83,6 +141,8 @@ class FastRCNN(nn.Module):
         level = self.level_of(boxes)
         if s.pool == "max":
             return ops.roi_pool(levels, boxes, level, self.strides, s.size)
+        if s.pool == "warp":
+            return ops.roi_warp(levels, boxes, level, self.strides, s.size, s.sampling_ratio, s.aligned)
         return ops.roi_align(levels, boxes, level, self.strides, s.size, s.sampling_ratio, s.aligned)
 
     def forward(self, levels: Sequence[Tensor], boxes: Tensor) -> RoIOutput:
@@ -103,24 +163,70 @@ class FastRCNN(nn.Module):
             RoIs (B, R, 4), the sample, and the matched ground truth (B, R) of each RoI.
         """
         s = self.settings
+        boxes, labels = self._labelled(proposals, targets)
+        drawn = sample(labels.label, keys[:, : boxes.shape[1]], s.samples, s.positive_fraction)
+        rois = take(boxes, drawn.indices).masked_fill(~drawn.valid[..., None], 0.0)
+        return rois, drawn, take(labels.gt, drawn.indices)
+
+    @torch.no_grad()
+    def mine(self, levels: Sequence[Tensor], proposals: Proposals, targets: Targets) -> tuple[Tensor, Sample, Tensor]:
+        """As `select`, but the RoIs of the highest loss: of all of them it is computed, without gradient (OHEM)."""
+        s = self.settings
+        boxes, labels = self._labelled(proposals, targets)
+        everyone = torch.arange(boxes.shape[1], device=boxes.device).expand(boxes.shape[0], -1)
+        every = Sample(everyone, labels.label >= 0, labels.label == 1)
+        rois = boxes.masked_fill(~every.valid[..., None], 0.0)
+        classification, box = self.roi_losses(self(levels, rois), rois, every, labels.gt, targets)
+        classes = torch.where(every.positive, take(targets.labels, labels.gt), self.classes)
+        drawn = hardest_rois(rois, labels, classes, classification + s.box_weight * box, s.sampler_nms, s.samples)
+        hard = take(boxes, drawn.indices).masked_fill(~drawn.valid[..., None], 0.0)
+        return hard, drawn, take(labels.gt, drawn.indices)
+
+    def _labelled(self, proposals: Proposals, targets: Targets) -> tuple[Tensor, Assignment]:
+        """Proposals and ground truths (B, P + G, 4), and what each is."""
+        s = self.settings
         gt_boxes = targets.boxes.to(proposals.boxes.dtype)
         real = targets.valid & ~targets.ignore
         boxes = torch.cat((proposals.boxes.detach(), gt_boxes), dim=1)
         allowed = torch.cat((proposals.valid, real), dim=1)
         rule = Rule(s.positive_iou, *s.negative_iou, force=False, forget=s.ignore == "drop")
-        labels = assign(boxes, allowed, gt_boxes, targets.valid, targets.ignore, rule)
-        drawn = sample(labels.label, keys, s.samples, s.positive_fraction)
-        rois = take(boxes, drawn.indices).masked_fill(~drawn.valid[..., None], 0.0)
-        return rois, drawn, take(labels.gt, drawn.indices)
+        return boxes, assign(boxes, allowed, gt_boxes, targets.valid, targets.ignore, rule)
 
-    def loss(self, levels: Sequence[Tensor], proposals: Proposals, targets: Targets, keys: Tensor) -> Losses:
-        """Class and box loss of sampled RoIs as (sum, count); both are divided by the number of RoIs."""
-        rois, drawn, gt = self.select(proposals, targets, keys)
-        out = self(levels, rois)
-        return self.sample_loss(out, rois, drawn, gt, targets)
+    def loss(
+        self,
+        levels: Sequence[Tensor],
+        proposals: Proposals,
+        targets: Targets,
+        keys: Tensor,
+        *,
+        trace: Callable[[Tensor, Sample], Tensor] | None = None,
+        target_gradient: bool = False,
+    ) -> Losses:
+        """Class and box loss of sampled RoIs as (sum, count); both are divided by the number of RoIs.
+
+        Args:
+            levels: feature maps.
+            proposals: constants to this stage.
+            targets: ground truths.
+            keys: (B, >= P + G) uniform numbers that decide which RoIs are sampled.
+            trace: gives the sampled RoIs (B, R, 4) the gradient of what they were made from. None: they are constants.
+            target_gradient: the targets of the boxes, which are seen from the RoIs, pass it on too.
+        """
+        hard = self.settings.sampler == "ohem"
+        rois, drawn, gt = self.mine(levels, proposals, targets) if hard else self.select(proposals, targets, keys)
+        traced = trace(rois, drawn) if trace else rois
+        return self.sample_loss(self(levels, traced), traced if target_gradient else rois, drawn, gt, targets)
 
     def sample_loss(self, out: RoIOutput, rois: Tensor, drawn: Sample, gt: Tensor, targets: Targets) -> Losses:
         """The losses of what the head said of sampled RoIs."""
+        classification, box = self.roi_losses(out, rois, drawn, gt, targets)
+        count = drawn.valid.sum()
+        return {"roi_class": (classification.sum(), count), "roi_box": (self.settings.box_weight * box.sum(), count)}
+
+    def roi_losses(
+        self, out: RoIOutput, rois: Tensor, drawn: Sample, gt: Tensor, targets: Targets
+    ) -> tuple[Tensor, Tensor]:
+        """Class and box loss (B, R) of every RoI, 0 where not valid or not positive."""
         s = self.settings
         positive = drawn.positive[..., None]
         label = torch.where(drawn.positive, take(targets.labels, gt), self.classes)
@@ -139,11 +245,7 @@ class FastRCNN(nn.Module):
             s.beta,
             rois.new_tensor(s.box_std),
         )
-        count = drawn.valid.sum()
-        return {
-            "roi_class": ((classification * drawn.valid).sum(), count),
-            "roi_box": (s.box_weight * (box * drawn.positive).sum(), count),
-        }
+        return classification * drawn.valid, box * drawn.positive
 
     def detect(self, out: RoIOutput, proposals: Proposals, sizes: Tensor) -> Detections:
         """Refine, clip, drop low scores, suppress within classes, keep the best (B, D)."""
@@ -154,8 +256,9 @@ class FastRCNN(nn.Module):
         scores = probability.flatten(1)
         label = torch.arange(self.classes, device=scores.device).repeat(proposals.boxes.shape[1])
         groups = label.expand(scores.shape[0], -1)
-        solid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
-        eligible = proposals.valid.repeat_interleave(self.classes, dim=1) & (scores > s.score) & solid
+        sides = boxes[..., 2:] - boxes[..., :2]
+        big = ((sides > 0) & (sides >= s.min_size)).all(dim=-1)
+        eligible = proposals.valid.repeat_interleave(self.classes, dim=1) & (scores > s.score) & big
         kept, valid = ops.nms(boxes, scores, groups, eligible, s.nms, s.detections)
         return Detections(
             boxes=take(boxes, kept).masked_fill(~valid[..., None], 0.0),

@@ -52,8 +52,45 @@ def objectness_loss(logits: Tensor, positive: Tensor) -> Tensor:
     return functional.softplus(wrong)
 
 
+def rpn_loss(
+    cls_logits: Tensor,
+    box_deltas: Tensor,
+    labels: Tensor,
+    reg_targets: Tensor,
+    lambda_reg: float = 10.0,
+    beta: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Reference 004's loss on plain tensors: means, not the paper's divisors. The model's own is `RPN.normaliser`.
+
+    Args:
+        cls_logits: (..., A) objectness, or (..., A, 2) as (background, object).
+        box_deltas: (..., A, 4).
+        labels: (..., A) 1 positive, 0 negative, -1 not sampled.
+        reg_targets: (..., A, 4); read at positives alone.
+        lambda_reg: weight of the box loss.
+        beta: where smooth L1 turns linear.
+
+    Returns:
+        The mean log loss of what is sampled, and lambda times the mean smooth L1 of the positives' coordinates. Where
+        nothing is sampled, or nothing is positive, that is a 0 with a gradient of zeros.
+    """
+    sampled, positive = labels >= 0, labels == 1
+    logits = torch.where(sampled.view(*sampled.shape, *(1,) * (cls_logits.dim() - labels.dim())), cls_logits, 0.0)
+    classification = objectness_loss(logits, positive) * sampled
+    difference = torch.where(positive[..., None], box_deltas - reg_targets, 0.0)
+    count = 4 * positive.sum()
+    box = lambda_reg * smooth_l1(difference, beta).sum()
+    return classification.sum() / sampled.sum().clamp(min=1), box / count.clamp(min=1)
+
+
 def normalise(
-    classification: Tensor, box: Tensor, valid: Tensor, positive: Tensor, normaliser: Normaliser, cells: Tensor
+    classification: Tensor,
+    box: Tensor,
+    valid: Tensor,
+    positive: Tensor,
+    normaliser: Normaliser,
+    cells: Tensor,
+    positive_weight: float | None = None,
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Sums and counts of the RPN's two losses.
 
@@ -69,14 +106,16 @@ def normalise(
         positive: (B, n) bool.
         normaliser: the preset.
         cells: (B,) locations of each unpadded image; 0 for an image that only fills the batch.
+        positive_weight: py-faster-rcnn: what the weights of an image's boxes add up to. None: 1 / samples each.
     """
     sampled, asked = valid.sum(dim=1), valid.shape[1] * (cells > 0)
     if normaliser == "py-faster-rcnn":
         share = 1 / sampled.clamp(min=1)
+        box_share = share if positive_weight is None else positive_weight / positive.sum(dim=1).clamp(min=1)
         images = (cells > 0).sum()
         return {
             "rpn_objectness": ((classification.sum(dim=1) * share).sum(), images),
-            "rpn_box": ((box.sum(dim=1) * share).sum(), images),
+            "rpn_box": ((box.sum(dim=1) * box_share).sum(), images),
         }
     counts = {
         "paper": (asked, cells),

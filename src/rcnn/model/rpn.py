@@ -6,35 +6,43 @@ B images, A anchors (A_l of level l), a anchors a cell, n sampled anchors, P pro
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rcnn.ops as ops
 from rcnn.config import RPN, Anchors
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
+from rcnn.model import mining
 from rcnn.model.assign import Assignment, Rule, Sample, assign, sample
 from rcnn.model.losses import box_loss, normalise, objectness_loss
 from rcnn.model.structures import Losses, Proposals, RPNOutput, Targets, take
 
 
 class RPNHead(nn.Module):
-    """An n x n convolution and two 1 x 1 siblings, shared by all levels (paper, section 3.1).
+    """An n x n convolution (or several) and two 1 x 1 siblings, shared by all levels (paper, section 3.1).
 
     Args:
         in_channels: channels of every level.
-        channels: channels of the hidden convolution.
+        channels: channels of the hidden convolutions.
         anchors: anchors a cell.
         logits: 1 (sigmoid) or 2 (softmax) objectness logits an anchor.
         kernel: side of the sliding window, cells.
+        convs: hidden convolutions.
     """
 
-    def __init__(self, in_channels: int, channels: int, anchors: int, *, logits: int, kernel: int) -> None:
+    def __init__(
+        self, in_channels: int, channels: int, anchors: int, *, logits: int, kernel: int, convs: int = 1
+    ) -> None:
         super().__init__()
         self.logits = logits
-        self.conv = nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2)
+        hidden = [
+            nn.Conv2d(channels if i else in_channels, channels, kernel, padding=kernel // 2) for i in range(convs)
+        ]
+        self.conv = hidden[0] if convs == 1 else nn.ModuleList(hidden)
         self.cls = nn.Conv2d(channels, logits * anchors, 1)
         self.reg = nn.Conv2d(channels, 4 * anchors, 1)
-        for layer in (self.conv, self.cls, self.reg):
+        for layer in (*hidden, self.cls, self.reg):
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.constant_(layer.bias, 0)  # type: ignore[arg-type]
 
@@ -43,13 +51,67 @@ class RPNHead(nn.Module):
 
         Two logits lie as in the paper's code: first the `a` background channels, then the `a` object channels.
         """
-        hidden = self.conv(feature).relu()
+        hidden = feature
+        for conv in self.conv if isinstance(self.conv, nn.ModuleList) else (self.conv,):
+            hidden = conv(hidden).relu()
         logits = self.cls(hidden).permute(0, 2, 3, 1)  # (B, H, W, logits * a)
         deltas = self.reg(hidden).permute(0, 2, 3, 1)
         if self.logits == 2:
             logits = logits.unflatten(3, (2, -1)).transpose(3, 4)
         logits = logits.flatten(1, 3)
         return at_least_float32(logits), at_least_float32(deltas).unflatten(3, (-1, 4)).flatten(1, 3)
+
+    @property
+    def local(self) -> bool:
+        """Does an anchor depend on one window alone, so that `at` can compute it?"""
+        return isinstance(self.conv, nn.Conv2d)
+
+    def at(self, levels: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature maps (B, C, H_l, W_l), (B, n) anchors of all levels -> logits (B, n[, 2]) and deltas (B, n, 4).
+
+        What `forward` says of these anchors, from the windows around them alone. Few anchors are sampled, so the
+        gradient of the convolution, two thirds of its cost, all but disappears.
+        """
+        assert isinstance(self.conv, nn.Conv2d)
+        anchors = self.reg.out_channels // 4
+        seen = patches(levels, index // anchors, self.conv.kernel_size[0])
+        hidden = F.linear(seen, self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias).relu()
+        logits = F.linear(hidden, self.cls.weight.flatten(1), self.cls.bias)
+        deltas = F.linear(hidden, self.reg.weight.flatten(1), self.reg.bias).unflatten(2, (-1, 4))
+        which = (index % anchors)[..., None]
+        deltas = deltas.take_along_dim(which[..., None], dim=2).squeeze(2)
+        logits = logits.unflatten(2, (-1, anchors)).take_along_dim(which[..., None], dim=3).squeeze(3)  # (B, n, 1 or 2)
+        return at_least_float32(logits.squeeze(2) if self.logits == 1 else logits), at_least_float32(deltas)
+
+
+def patches(levels: Sequence[Tensor], cells: Tensor, kernel: int) -> Tensor:
+    """The features that a convolution sees at chosen cells.
+
+    Args:
+        levels: (B, C, H_l, W_l).
+        cells: (B, n) places, counted row by row and level after level.
+        kernel: side of the window.
+
+    Returns:
+        (B, n, kernel * kernel * C), zeros beyond the edge of a map.
+    """
+    batch = cells.shape[0]
+    rows = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], dim=1)
+    rows = torch.cat((rows, rows.new_zeros(batch, 1, rows.shape[2])), dim=1)
+    reach = torch.arange(kernel, device=cells.device) - kernel // 2
+    index = cells.new_full((*cells.shape, kernel, kernel), rows.shape[1] - 1)
+    start = 0
+    for level in levels:
+        height, width = level.shape[2:]
+        place = cells - start
+        y, x = (place // width)[..., None, None] + reach[:, None], (place % width)[..., None, None] + reach
+        here = ((place >= 0) & (place < height * width))[..., None, None]
+        index = torch.where(here & (y >= 0) & (y < height) & (x >= 0) & (x < width), start + y * width + x, index)
+        start += height * width
+    image = torch.arange(batch, device=cells.device)[:, None] * rows.shape[1]
+    # Not rows[index], whose gradient is added up in no fixed order.
+    seen = F.embedding(index.flatten(1) + image, rows.flatten(0, 1))
+    return seen.unflatten(1, (cells.shape[1], -1)).flatten(2)
 
 
 def at_least_float32(x: Tensor) -> Tensor:
@@ -83,7 +145,12 @@ class RegionProposalNetwork(nn.Module):
         self.strides, self.anchors, self.settings = tuple(strides), anchors, settings
         self.per_cell = per_cell.pop()
         self.head = RPNHead(
-            in_channels, settings.channels or in_channels, self.per_cell, logits=settings.logits, kernel=settings.kernel
+            in_channels,
+            settings.channels or in_channels,
+            self.per_cell,
+            logits=settings.logits,
+            kernel=settings.kernel,
+            convs=settings.convs,
         )
         self.cells = [anchor_ops.cell_anchors(anchors, level, torch.float64) for level in range(len(strides))]
 
@@ -96,6 +163,33 @@ class RegionProposalNetwork(nn.Module):
         anchors = anchor_ops.pyramid_anchors(self.anchors, grids, self.strides, image_shape, cells)
         return RPNOutput(tuple(head[0] for head in heads), tuple(head[1] for head in heads), anchors)
 
+    def for_loss(self, levels: Sequence[Tensor], image_shape: tuple[int, int]) -> RPNOutput:
+        """As `forward`, where the output serves `propose` and `loss` alone: gradients flow through sampled anchors."""
+        if not self.head.local:
+            return self.with_texture(self(levels, image_shape), levels)
+        with torch.no_grad():
+            out = self(levels, image_shape)
+        return self.with_texture(out._replace(features=tuple(levels)), levels)
+
+    def with_texture(self, out: RPNOutput, levels: Sequence[Tensor]) -> RPNOutput:
+        """`out` with what `loss` needs beside the output of `forward`: with `rpn.negatives=texture` the texture."""
+        if self.settings.negatives != "texture":
+            return out
+        with torch.no_grad():
+            return out._replace(texture=mining.texture(levels, self.cells, self.strides, self.anchors))
+
+    def at(self, out: RPNOutput, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B, n[, 2]) and deltas (B, n, 4) of (B, n) anchors of all levels, with their gradient."""
+        if out.features is None:
+            logits, deltas = (take(torch.cat(part, dim=1), index) for part in (out.logits, out.deltas))
+            return logits, deltas
+        return self.head.at(out.features, index)
+
+    def boxes_at(self, out: RPNOutput, index: Tensor, sizes: Tensor) -> Tensor:
+        """Decoded and clipped boxes (B, n, 4) of (B, n) anchors of all levels, with the gradient of their deltas."""
+        _, deltas = self.at(out, index)
+        return box_ops.clip(box_ops.decode(deltas, torch.cat(out.anchors)[index]), sizes)
+
     def scores(self, logits: Tensor) -> Tensor:
         """(B, A) or (B, A, 2) logits -> (B, A) logit of the object's probability."""
         if self.settings.logits == 1:
@@ -106,17 +200,17 @@ class RegionProposalNetwork(nn.Module):
         return foreground - background
 
     def propose(self, out: RPNOutput, sizes: Tensor, *, pre: int, post: int) -> Proposals:
-        """Decode the `pre` best of each level, clip, drop the tiny, suppress within levels, keep the `post` best.
+        """Decode the `pre` best of each level, clip, drop tiny and improbable boxes, suppress within levels.
 
         Args:
             out: of `forward`.
             sizes: (B, 2) height and width of each unpadded image.
             pre: boxes a level that enter NMS.
-            post: proposals that leave it.
+            post: proposals that leave it, the best.
         """
         boxes, scores, level, anchor = [], [], [], []
         start = 0
-        for number, (logits, deltas, anchors) in enumerate(zip(*out, strict=True)):
+        for number, (logits, deltas, anchors) in enumerate(zip(*out[:3], strict=True)):
             score, index = self.scores(logits).topk(min(pre, anchors.shape[0]), dim=1)
             delta = take(deltas, index)
             boxes.append(box_ops.decode(delta, anchors[index]))
@@ -126,8 +220,10 @@ class RegionProposalNetwork(nn.Module):
             start += anchors.shape[0]
         box, score = box_ops.clip(torch.cat(boxes, dim=1), sizes), torch.cat(scores, dim=1).sigmoid()
         levels, anchor_index = torch.cat(level, dim=1), torch.cat(anchor, dim=1)
-        big = ((box[..., 2:] - box[..., :2]) >= self.settings.min_size).all(dim=-1)
-        kept, valid = ops.nms(box, score, levels, big, self.settings.nms, post)
+        sides = box[..., 2:] - box[..., :2]
+        big = ((sides > 0) & (sides >= self.settings.min_size)).all(dim=-1)
+        eligible = big & (score >= self.settings.score)
+        kept, valid = ops.nms(box, score, levels, eligible, self.settings.nms, post)
         return Proposals(
             boxes=take(box, kept).masked_fill(~valid[..., None], 0.0),
             scores=take(score, kept).masked_fill(~valid, 0.0),
@@ -149,29 +245,46 @@ class RegionProposalNetwork(nn.Module):
         """The two losses of equation 1 as (sum, count); lambda is inside the box loss's sum.
 
         Args:
-            out: of `forward`.
+            out: of `for_loss`, or of `forward` and `with_texture`.
             targets: ground truths.
             sizes: (B, 2) height and width of each unpadded image.
             keys: (B, >= A) uniform numbers that decide which anchors are sampled.
         """
         anchors = torch.cat(out.anchors)
         labels = self.assign(anchors, targets, sizes)
+        return self.sample_loss(out, anchors, labels, self.draw(out, labels, targets, keys), targets, sizes)
+
+    def draw(self, out: RPNOutput, labels: Assignment, targets: Targets, keys: Tensor) -> Sample:
+        """The anchors that are trained; `rpn.negatives` says which negatives go first. Arguments as of `loss`."""
         settings = self.settings
-        drawn = sample(labels.label, keys[:, : anchors.shape[0]], settings.samples, settings.positive_fraction)
-        return self.sample_loss(out, anchors, labels, drawn, targets, sizes)
+        first = self._precedence(out, labels, targets)
+        keys = keys[:, : labels.label.shape[1]]
+        return sample(labels.label, keys, settings.samples, settings.positive_fraction, first)
+
+    @torch.no_grad()
+    def _precedence(self, out: RPNOutput, labels: Assignment, targets: Targets) -> Tensor | None:
+        settings, anchors = self.settings, torch.cat(out.anchors)
+        if settings.negatives == "overlap":
+            return mining.overlapping(anchors, labels, targets, settings.negatives_iou)
+        if settings.negatives == "texture":
+            assert out.texture is not None
+            return mining.textured(out.texture, labels, settings.negatives_smooth)
+        if settings.negatives == "hard":  # a negative's loss grows with its score
+            loss = self.scores(torch.cat(out.logits, dim=1))
+            return mining.hardest_apart(anchors, labels, loss, settings.negatives_nms, settings.samples)
+        return None
 
     def sample_loss(
         self, out: RPNOutput, anchors: Tensor, labels: Assignment, drawn: Sample, targets: Targets, sizes: Tensor
     ) -> Losses:
         """The losses of sampled anchors."""
         settings = self.settings
+        logits, deltas = self.at(out, drawn.indices)
         # A row that does not count gets logit 0 and its anchor as its box: finite losses of finite gradients.
-        logits = take(torch.cat(out.logits, dim=1), drawn.indices)
         logits = logits.masked_fill(~drawn.valid.view(*drawn.valid.shape, *(1,) * (logits.dim() - 2)), 0.0)
         if settings.logits == 2 and settings.score_order == "object-first":
             logits = logits.flip(-1)
         positive = drawn.positive[..., None]
-        deltas = take(torch.cat(out.deltas, dim=1), drawn.indices)
         anchor = anchors[drawn.indices]
         wanted = take(targets.boxes.to(anchor.dtype), take(labels.gt, drawn.indices))
         box = box_loss(
@@ -189,6 +302,7 @@ class RegionProposalNetwork(nn.Module):
             drawn.positive,
             settings.normaliser,
             self._locations(sizes),
+            settings.positive_weight,
         )
 
     def _locations(self, sizes: Tensor) -> Tensor:

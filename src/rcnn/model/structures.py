@@ -52,11 +52,16 @@ class RPNOutput(NamedTuple):
         logits: (B, A_l) objectness, or (B, A_l, 2) as (background, object).
         deltas: (B, A_l, 4).
         anchors: (A_l, 4).
+        features: the maps (B, C, H_l, W_l) that the loss reads at sampled anchors, where logits and deltas carry no
+            gradient. None: they do.
+        texture: (B, A) how much the features inside each anchor vary, where sampling asks for it.
     """
 
     logits: tuple[Tensor, ...]
     deltas: tuple[Tensor, ...]
     anchors: tuple[Tensor, ...]
+    features: tuple[Tensor, ...] | None = None
+    texture: Tensor | None = None
 
 
 class Proposals(NamedTuple):

@@ -26,7 +26,8 @@ class Preprocessor:
     def resized(self, size: Size) -> Size:
         """Size of an image after resizing: `short` by the shorter side, `long` at most by the longer, 1 px at least."""
         scale = min(self.settings.short / min(size), self.settings.long / max(size))
-        height, width = (max(1, int(side * scale + 0.5)) for side in size)
+        more = 0.5 if self.settings.round == "nearest" else 0.0
+        height, width = (max(1, int(side * scale + more)) for side in size)
         return height, width
 
     def bucket(self, size: Size) -> Size:

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,12 +28,22 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _open_lock = threading.Lock()
-_ENDS = {".jpg": b"\xff\xd9", ".jpeg": b"\xff\xd9", ".png": b"IEND"}
-_TAIL = 1024
 
 
 class ImageError(ValueError):
     """An image can't be used. The message names the file and the reason."""
+
+
+class Look(NamedTuple):
+    """What decoding an image shows of it.
+
+    Attributes:
+        largest: its largest value where values are wider than 8 bits and whole, else None.
+        transparent: whether anything would be seen through it.
+    """
+
+    largest: int | None = None
+    transparent: bool = False
 
 
 def read_image(
@@ -113,8 +124,8 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
             return (width, height) if turned else (height, width)
 
 
-def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> int | None:
-    """Decode an image file whole. The largest value of a 16-bit image, None for others.
+def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Look:
+    """Decode an image file whole.
 
     Raises:
         ImageError: as `read_image`, whatever the number of channels.
@@ -127,25 +138,10 @@ def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> int | Non
             with _open(path, max_pixels) as image:
                 image.load()
                 if not _is_deep(image):
-                    return None
+                    return Look(transparent=_is_transparent(image))
                 array = np.array(image)
         _to_uint8(array, None)
-        return int(array.max()) if array.dtype.kind in "iu" and array.dtype.itemsize > 1 else None
-
-
-def check_end(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> None:
-    """See that an image file is not cut off: by its last bytes where these tell, else by decoding it.
-
-    Raises:
-        ImageError: as `verify_image`.
-    """
-    path = Path(path)
-    with _named(path), path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - _TAIL))
-        end = _ENDS.get(path.suffix.lower())
-        whole = end is not None and end in file.read()
-    if not whole:
-        verify_image(path, max_pixels=max_pixels)
+        return Look(int(array.max()) if array.dtype.kind in "iu" and array.dtype.itemsize > 1 else None)
 
 
 @contextmanager
@@ -194,6 +190,11 @@ def _open_array(path: Path, max_pixels: int) -> np.ndarray:
 def _is_deep(image: Image.Image) -> bool:
     """Whether pixels are wider than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
+
+
+def _is_transparent(image: Image.Image) -> bool:
+    """Whether any pixel is less than opaque; many files have an alpha channel that hides nothing."""
+    return image.has_transparency_data and bool((np.array(image.convert("RGBA").getchannel("A")) < 255).any())
 
 
 def _limit(height: int, width: int, max_pixels: int) -> None:

@@ -46,6 +46,12 @@ def latest(folder: Path) -> Path | None:
     return max(folder.glob("step-*.safetensors"), key=_step, default=None)
 
 
+def stage(folder: Path) -> int:
+    """The scheme's stage, 0, 1, ..., that the newest checkpoint of a folder is of; 0 where there is none."""
+    path = latest(folder)
+    return Progress(**load_weights(path)[1]["progress"]).stage if path else 0
+
+
 def restore(path: Path, engine: Engine) -> tuple[Progress, dict[str, int]]:
     """Put a checkpoint into the engine; where the run stood, and how long its logs were.
 

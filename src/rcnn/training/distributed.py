@@ -52,11 +52,17 @@ class Team:
         dist.all_gather_object(things, thing)
         return things
 
-    def wrap(self, module: nn.Module) -> nn.Module:
-        """The module with its gradients averaged over processes after each backward pass."""
+    def wrap(self, module: nn.Module, *, partial: bool = False) -> nn.Module:
+        """The module with its gradients averaged over processes after each backward pass.
+
+        Args:
+            module: its forward is a loss.
+            partial: some parameters may have no part in it, such as pyramid levels that no RoI is read from.
+        """
         if self.world == 1:
             return module
-        return DistributedDataParallel(module, device_ids=[self.device] if self.device.type == "cuda" else None)
+        devices = [self.device] if self.device.type == "cuda" else None
+        return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=partial)
 
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:

@@ -1,19 +1,17 @@
-"""Where a new run's weights come from: ImageNet, a file, or chance."""
+"""Where a new run's weights come from: ImageNet, a packaged detector, a file, or chance."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-
-import torch
 
 from rcnn.config import Settings, override
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
+from rcnn.weights.adapt import Layout, adapt
 from rcnn.weights.backbone import UnavailableError, load_backbone
-from rcnn.weights.file import WeightsError, is_detector, load_weights
-
-LAST_LAYERS = "fast_rcnn.predictor."
-"""The layers whose shapes and meaning depend on the classes."""
+from rcnn.weights.file import WeightsError, is_detector
+from rcnn.weights.metadata import read_detector
+from rcnn.weights.packaged import PACKAGED, packaged_path
 
 
 @dataclass(frozen=True)
@@ -34,7 +32,8 @@ class Start:
 def initialise(settings: Settings, names: Sequence[str]) -> Start:
     """A model for the classes `names`, started as `settings.train.init` says.
 
-    `imagenet` without a network goes on as `none` does, and says so.
+    `imagenet` where its weights can't be had goes on from a packaged detector of the same backbone, or else as `none`
+    does; the notes say which.
 
     Raises:
         WeightsError: the file is missing, damaged or does not fit.
@@ -42,16 +41,40 @@ def initialise(settings: Settings, names: Sequence[str]) -> Start:
     init = settings.train.init
     if init == "none":
         return _from_nothing(settings, names, ())
+    if init in PACKAGED:
+        return _from_packaged(settings, names, init)
     model = build(settings, len(names))
     if init == "imagenet":
         try:
-            load_backbone(model.backbone, "imagenet", model.fast_rcnn.head)  # type: ignore[arg-type]
+            head = getattr(model.fast_rcnn, "head", None)
+            load_backbone(model.backbone, "imagenet", head, settings.preprocess)  # type: ignore[arg-type]
         except UnavailableError as error:
-            return _from_nothing(settings, names, (f"{error}. Going on without",))
+            return _without_imagenet(settings, names, str(error).rstrip("."))
         return Start(model, settings)
     path = Path(init).expanduser().resolve()
     notes = _from_file(model, path, names, settings)
     return Start(model, override(settings, {"train": {"init": str(path)}}), notes)
+
+
+def _without_imagenet(settings: Settings, names: Sequence[str], why: str) -> Start:
+    """The first packaged detector that fits, or nothing."""
+    for packaged in PACKAGED:
+        try:
+            start = _from_packaged(settings, names, packaged)
+        except WeightsError:  # another backbone
+            continue
+        note = f"{why}. Going on from the packaged detector `{packaged}` instead"
+        return replace(start, notes=(note, *start.notes))
+    return _from_nothing(settings, names, (f"{why}. No packaged detector fits this model. Going on without",))
+
+
+def _from_packaged(settings: Settings, names: Sequence[str], packaged: str) -> Start:
+    """What a packaged detector has for this model."""
+    model = build(settings, len(names))
+    tensors, metadata = read_detector(packaged_path(packaged))
+    theirs = Layout(metadata.settings, metadata.names)
+    notes = adapt(model, tensors, theirs, Layout(settings, names), packaged)
+    return Start(model, override(settings, {"train": {"init": packaged}}), notes)
 
 
 def _from_nothing(settings: Settings, names: Sequence[str], notes: tuple[str, ...]) -> Start:
@@ -65,45 +88,12 @@ def _from_nothing(settings: Settings, names: Sequence[str], notes: tuple[str, ..
 def _from_file(model: FasterRCNN, path: Path, names: Sequence[str], settings: Settings) -> tuple[str, ...]:
     """Load one of our detectors, or a backbone in torchvision's names; notes."""
     if path.suffix == ".safetensors" and is_detector(path):
-        return _from_detector(model, path, names, settings)
-    loaded = load_backbone(model.backbone, path, model.fast_rcnn.head)  # type: ignore[arg-type]
+        tensors, metadata = read_detector(path)
+        return adapt(model, tensors, Layout(metadata.settings, metadata.names), Layout(settings, names), path)
+    loaded = load_backbone(model.backbone, path, getattr(model.fast_rcnn, "head", None))  # type: ignore[arg-type]
     notes = [f"{loaded.loaded} tensors of the backbone from {loaded.source}"]
     if loaded.missing:
         notes.append(f"{len(loaded.missing)} tensors of the backbone are not in it, such as {loaded.missing[0]}")
     if loaded.unexpected:
         notes.append(f"{len(loaded.unexpected)} tensors of it were not used, such as {loaded.unexpected[0]}")
     return tuple(notes)
-
-
-def _from_detector(model: FasterRCNN, path: Path, names: Sequence[str], settings: Settings) -> tuple[str, ...]:
-    """Load a detector; its last layers only where its classes are the same, in the same order."""
-    tensors, metadata = load_weights(path)
-    if metadata.get("kind") == "checkpoint":
-        raise WeightsError(f"{path} is a checkpoint; go on with its run by: rcnn train --resume {path.parents[1]}")
-    theirs, own = metadata["names"], model.state_dict()
-    if same := list(names) == theirs:
-        notes = (f"all weights from {path}",)
-    else:
-        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(LAST_LAYERS)}
-        notes = (
-            f"weights from {path}; it knows other classes ({_some(theirs)}; here {_some(names)}), "
-            "so the last layers start anew",
-        )
-    wanted = {name for name in own if same or not name.startswith(LAST_LAYERS)}
-    wrong = wanted ^ tensors.keys() | {
-        name for name in wanted & tensors.keys() if own[name].shape != tensors[name].shape
-    }
-    if wrong:
-        preset = metadata["settings"]["model"]["preset"]
-        raise WeightsError(
-            f"{path} is a detector made as `{preset}`, with other layers than `{settings.model.preset}` as it is set "
-            f"here ({sorted(wrong)[0]} and {len(wrong) - 1} more differ); give its --model and its model settings"
-        )
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
-    return notes
-
-
-def _some(names: Sequence[str], most: int = 5) -> str:
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")

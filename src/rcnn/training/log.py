@@ -79,12 +79,13 @@ class Log:
 
     def table(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """A table with one column a key."""
-        table = Table(title=title, title_justify="left")
+        table = Table(box=None, pad_edge=False)
         for number, name in enumerate(rows[0]):
             table.add_column(name, justify="right" if number else "left")
         for row in rows:
             table.add_row(*(Text(_number(value)) for value in row.values()))
         if self._console:
+            self._console.print(Text(f"\n{title}", style="bold"))
             self._console.print(table)
         if self._write:
             self._write(

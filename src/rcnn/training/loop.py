@@ -6,7 +6,7 @@ first one's gradients are computed, the counts of the next are not known yet.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from rcnn.config import Train
 from rcnn.data.loader import Item
 from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.structures import Proposals
 from rcnn.training.distributed import Team, without_sync
 from rcnn.training.ema import EMA
 from rcnn.training.optim import learning_rate, set_learning_rate
@@ -41,6 +42,8 @@ class Engine:
         loss: the scheme's loss around it, wrapped for several processes.
         total: steps of the whole run.
         image_names: indices of a batch -> names of its images, for messages.
+        fixed: parts of the model that stay as they are, and in eval mode: nothing is dropped, no norm is measured.
+        proposals: gives those of a batch, where the loss reads them.
     """
 
     model: FasterRCNN
@@ -51,6 +54,8 @@ class Engine:
     team: Team
     total: int
     image_names: Callable[[Tensor], list[str]]
+    fixed: Sequence[nn.Module] = ()
+    proposals: Callable[[Item], Proposals] | None = None
 
 
 @dataclass
@@ -62,9 +67,10 @@ class Progress:
         epoch: epochs done.
         place: batches of the running epoch that are done.
         sums: name -> sum of the loss over the running epoch's batches.
-        best_ap: highest validation AP so far; None before the first.
+        best_ap: highest validation AP (of an RPN alone: recall) so far; None before the first.
         best_epoch: epoch (1, 2, ...) that reached it.
         seconds: time that training took so far.
+        stage: of the scheme, 0, 1, ...; all but `seconds` is of this stage.
     """
 
     step: int = 0
@@ -74,6 +80,7 @@ class Progress:
     best_ap: float | None = None
     best_epoch: int = 0
     seconds: float = 0.0
+    stage: int = 0
 
     def means(self) -> dict[str, float]:
         """Mean losses of the running epoch so far."""
@@ -161,8 +168,10 @@ def forward(engine: Engine, item: Item) -> dict[str, tuple[Tensor, Tensor]]:
     batch = type(item.batch)(*(tensor.to(device, non_blocking=True) for tensor in item.batch))
     targets = type(item.targets)(*(tensor.to(device, non_blocking=True) for tensor in item.targets))
     keys = engine.model.keys(batch, targets, item.seeds.to(device))
+    given = engine.proposals(item) if engine.proposals else None
+    more = [type(given)(*(tensor.to(device, non_blocking=True) for tensor in given))] if given else []
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(engine.settings, device)):
-        return engine.loss(batch, targets, keys)
+        return engine.loss(batch, targets, keys, *more)
 
 
 def seed_step(*numbers: int) -> None:
@@ -213,12 +222,13 @@ def train_epoch(
         after_step: called after each step, to show, save or stop.
     """
     engine.model.train()
+    for part in engine.fixed:
+        part.eval()
     for group in _groups(iter(items), engine.settings.accumulate):
         step = train_step(engine, group, progress.step, ask())
         progress.step += 1
         progress.place += len(group)
-        for name, value in step.sums.items():
-            progress.sums[name] = progress.sums.get(name, 0.0) + value
+        progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in step.sums.items()}
         after_step(step)
 
 

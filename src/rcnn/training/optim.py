@@ -33,15 +33,19 @@ def lr_factor(step: int, total: int, settings: Train) -> float:
 
 
 def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
-    """SGD or AdamW over the parameters that are trained; biases and norms (one dimension) do not decay.
+    """SGD or AdamW over the parameters that are trained; biases and norms (one dimension) are a group of their own.
 
     Fused, because one call then updates all tensors (2 cores, 3.9 million parameters in 309 tensors: SGD 1.5 ms
     against 7.8 ms a step).
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for p in trained if p.ndim > 1], "weight_decay": settings.weight_decay, "rate": 1.0},
+        {
+            "params": [p for p in trained if p.ndim <= 1],
+            "weight_decay": settings.weight_decay if settings.bias_decay else 0.0,
+            "rate": settings.bias_lr,
+        },
     ]
     lr = settings.lr  # until the first step sets it
     if settings.optimizer == "adamw":
@@ -50,6 +54,6 @@ def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """The same learning rate for every group."""
+    """This learning rate for weights, and what follows from it for the other group of `build_optimizer`."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["rate"]

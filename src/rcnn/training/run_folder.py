@@ -29,6 +29,7 @@ import torch
 
 from rcnn.config import Settings, to_yaml
 from rcnn.data.dataset import DataError, Dataset
+from rcnn.preprocess.sources import mark_results
 from rcnn.weights.file import atomic_write
 
 PACKAGES = ("rcnn", "torch", "torchvision", "numpy", "pillow", "safetensors", "faster-coco-eval")
@@ -48,14 +49,14 @@ class RunFolder:
     @classmethod
     def create(cls, parent: Path, name: str) -> "RunFolder":
         """A new folder `parent/name-N` with the lowest N that leaves all existing ones behind."""
-        parent.mkdir(parents=True, exist_ok=True)
         taken = [entry.name.removeprefix(f"{name}-") for entry in parent.glob(f"{name}-*")]
         for number in count(1 + max((int(rest) for rest in taken if rest.isdecimal()), default=0)):
             try:
-                (parent / f"{name}-{number}").mkdir()
+                (parent / f"{name}-{number}").mkdir(parents=True)
             except FileExistsError:  # another run was faster
                 continue
             folder = cls(parent / f"{name}-{number}")
+            mark_results(folder.path)
             for part in (folder.weights, folder.checkpoints, folder.plots):
                 part.mkdir()
             return folder

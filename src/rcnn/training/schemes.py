@@ -1,9 +1,11 @@
 """Training schemes: which loss a step minimises. A scheme is a module whose forward is that loss (DDP wraps it)."""
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Batch, Keys, Targets
+from rcnn.model.structures import Batch, Keys, Proposals, Targets
 
 
 class Joint(nn.Module):
@@ -21,4 +23,51 @@ class Joint(nn.Module):
         return dict(self.model.loss(batch, targets, keys))
 
 
-SCHEMES: dict[str, type[nn.Module]] = {"joint": Joint}
+class JointFull(Joint):
+    """Joint training with the gradient through the coordinates of the proposals (paper section 3.2, way iii)."""
+
+    def forward(self, batch: Batch, targets: Targets, keys: Keys) -> dict[str, tuple[Tensor, Tensor]]:
+        """As of `Joint`: equal losses, of another gradient."""
+        target_gradient = self.model.settings.train.target_gradient
+        return dict(self.model.loss(batch, targets, keys, box_gradient=True, target_gradient=target_gradient))
+
+
+class Second(Joint):
+    """Fast R-CNN on given proposals."""
+
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, batch: Batch, targets: Targets, keys: Keys, proposals: Proposals
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """The second stage's two losses."""
+        return dict(self.model.second_loss(batch, targets, keys, proposals))
+
+
+class Stage(NamedTuple):
+    """A part of a scheme: what is trained by itself, for `train.epochs` epochs.
+
+    Attributes:
+        loss: made of the model, its forward is the loss.
+        title: what is done, in words; empty where there is one stage only.
+        trained: parts of the model that are trained; the others stay as they are, to the bit.
+        proposes: the model of this stage is an RPN alone, without a second stage.
+        given: proposals come from the disk, made by the stage before.
+    """
+
+    loss: type[nn.Module]
+    title: str = ""
+    trained: tuple[str, ...] = ("backbone", "rpn", "fast_rcnn")
+    proposes: bool = False
+    given: bool = False
+
+
+SCHEMES: dict[str, tuple[Stage, ...]] = {
+    "joint": (Stage(Joint),),
+    "joint-full": (Stage(JointFull),),
+    "alternating": (
+        Stage(Joint, "RPN", ("backbone", "rpn"), proposes=True),
+        Stage(Second, "Fast R-CNN, begun anew, on the proposals of stage 1", ("backbone", "fast_rcnn"), given=True),
+        Stage(Joint, "a new RPN on the backbone of stage 2, which stays", ("rpn",), proposes=True),
+        Stage(Second, "Fast R-CNN on the proposals of stage 3; the backbone stays", ("fast_rcnn",), given=True),
+    ),
+}
+"""Scheme -> its stages, in their order. Alternating: the paper's four steps (section 3.2)."""

@@ -3,17 +3,19 @@
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.data.loader import Loader
+from rcnn.data.loader import Item, Loader
 from rcnn.detector import Detector, NonFiniteError
 from rcnn.evaluate import Metrics, Shard, evaluate
 from rcnn.metrics.curves import best_threshold, precision_recall
+from rcnn.model.structures import Proposals
 from rcnn.training import checkpoint
 from rcnn.training.distributed import Team
 from rcnn.training.ending import patient
@@ -22,6 +24,7 @@ from rcnn.training.loop import Engine, Progress, Step, TrainingError, train_epoc
 from rcnn.training.optim import learning_rate
 from rcnn.training.pictures import draw_course
 from rcnn.training.run_folder import RunFolder
+from rcnn.training.schemes import SCHEMES
 
 CHECKPOINT, INTERRUPT = 0, 1
 """Places of the requests that a process can make, see `train_step`."""
@@ -33,6 +36,8 @@ class Session:
 
     Attributes:
         saved: when the last checkpoint was made, by the monotonic clock.
+        weights: folder of best.safetensors and last.safetensors.
+        given: gives the proposals of a validation batch, where they are not the model's own.
         scores: of the last validation, as shown.
     """
 
@@ -46,6 +51,8 @@ class Session:
     engine: Engine
     progress: Progress
     saved: float
+    weights: Path
+    given: Callable[[Item], Proposals] | None = None
     scores: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("val loss", "AP", "AP50"), math.nan))
 
     def checkpoint(self) -> None:
@@ -59,7 +66,7 @@ def run_epochs(session: Session) -> None:
     """All epochs: steps, checkpoint, validation."""
     progress, settings = session.progress, session.settings.train
     session.log.start(settings.epochs, session.engine.total, progress.step)
-    while not finished(progress, settings.epochs, settings.patience):
+    while not finished(progress, session.settings):
         began, before = time.monotonic(), progress.place
         with patient() as wanted:
             _steps(session, wanted)
@@ -73,10 +80,12 @@ def run_epochs(session: Session) -> None:
         _end_epoch(session, images / seconds if images else 0.0)
 
 
-def finished(progress: Progress, epochs: int, patience: int | None) -> bool:
-    """Are all epochs done, or have the last `patience` ones brought no better AP?"""
-    waited = progress.epoch - progress.best_epoch if progress.best_epoch else 0
-    return progress.epoch >= epochs or (patience is not None and waited >= patience)
+def finished(progress: Progress, settings: Settings) -> bool:
+    """Are all epochs done, or did the last validation come `train.patience` epochs after the best one?"""
+    validated = progress.epoch - progress.epoch % settings.val.every
+    waited = validated - progress.best_epoch if progress.best_epoch else 0
+    patience = settings.train.patience
+    return progress.epoch >= settings.train.epochs or (patience is not None and waited >= patience)
 
 
 def is_late(session: Session) -> bool:
@@ -120,21 +129,25 @@ def _end_epoch(session: Session, pace: float) -> None:
     progress, settings, number = session.progress, session.settings, session.progress.epoch + 1
     losses = progress.means()
     lr = learning_rate(progress.step - 1, session.engine.total, settings.train)
-    row: dict[str, Any] = {"epoch": number, "step": progress.step, "lr": lr}
-    row |= {f"train_{key}": value for key, value in losses.items()} | {"train_loss": sum(losses.values())}
+    row: dict[str, Any] = {"epoch": progress.stage * settings.train.epochs + number, "step": progress.step, "lr": lr}
+    if len(SCHEMES[settings.train.scheme]) > 1:
+        row["stage"] = progress.stage + 1
+    # A checkpoint keeps the losses, not their order: fsum is the same in any.
+    row |= {f"train_{key}": value for key, value in losses.items()} | {"train_loss": math.fsum(losses.values())}
     averaged = session.engine.ema.applied(session.engine.model) if session.engine.ema else nullcontext()
     with averaged:
         detector = _detector(session, {"epoch": number})
         if number % settings.val.every == 0 or number == settings.train.epochs:
-            metrics = validate(session, detector)
+            metrics = validate(session, detector, session.given)
+            score, shown = scored(metrics, detects=detector.model.fast_rcnn is not None)
             row |= metrics.to_row()
-            session.scores = {"val loss": metrics.losses["loss"], "AP": metrics.ap, "AP50": metrics.ap50}
+            session.scores = {"val loss": metrics.losses["loss"], **shown}
             if session.team.writer:
                 curves = precision_recall(metrics.truths, metrics.predictions, len(metrics.names))
                 detector.threshold = best_threshold(curves)
             detector.summary |= {"ap": _known(metrics.ap), "ap50": _known(metrics.ap50)}
-            if progress.best_ap is None or not metrics.ap <= progress.best_ap:
-                progress.best_ap, progress.best_epoch = _known(metrics.ap), number
+            if progress.best_ap is None or not score <= progress.best_ap:
+                progress.best_ap, progress.best_epoch = _known(score), number
                 _save(session, detector, "best")
         _save(session, detector, "last")
     progress.epoch, progress.place, progress.sums = number, 0, {}
@@ -159,7 +172,7 @@ def _detector(session: Session, summary: Mapping[str, Any]) -> Detector:
 
 def _save(session: Session, detector: Detector, name: str) -> None:
     if session.team.writer:
-        detector.save(session.folder.weights / f"{name}.safetensors")
+        detector.save(session.weights / f"{name}.safetensors")
 
 
 def _known(value: float) -> float | None:
@@ -167,7 +180,15 @@ def _known(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-def validate(session: Session, detector: Detector) -> Metrics:
+def scored(metrics: Metrics, *, detects: bool) -> tuple[float, dict[str, float]]:
+    """What the best epoch is chosen by, and what is shown: AP, or without a second stage recall of 300 proposals."""
+    if detects:
+        return metrics.ap, {"AP": metrics.ap, "AP50": metrics.ap50}
+    recall = float(metrics.proposals.ar[metrics.proposals.tops.index(300)])
+    return recall, {"AR300": recall}
+
+
+def validate(session: Session, detector: Detector, proposals: Callable[[Item], Proposals] | None = None) -> Metrics:
     """Scores on the validation split, all processes together."""
     crew = session.team
     try:
@@ -177,6 +198,7 @@ def validate(session: Session, detector: Detector) -> Metrics:
             batch=session.settings.val.batch,
             shard=Shard(crew.rank, crew.world, crew.gather),
             progress=lambda done, steps: session.log.status(f"validation: batch {done} of {steps}"),
+            proposals=proposals,
         )
     except NonFiniteError as error:
         raise TrainingError(f"validation after step {session.progress.step}: {error}") from None

@@ -18,6 +18,7 @@ from rcnn.detector import Detector
 from rcnn.evaluate import Metrics
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
+from rcnn.training.alternating import hold, stage_proposals, stage_settings, stage_start, weights_folder
 from rcnn.training.distributed import Team, team
 from rcnn.training.ema import EMA
 from rcnn.training.ending import explained
@@ -29,6 +30,9 @@ from rcnn.training.pictures import draw_end, draw_start
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.schemes import SCHEMES
 from rcnn.training.session import Session, run_epochs, validate
+
+HEADINGS = {"class": "class", "boxes": "boxes", "ap": "AP", "ap50": "AP50", "voc_ap50": "VOC AP50"}
+"""Scores of a class -> their columns in the table at the end."""
 
 
 @dataclass(frozen=True)
@@ -100,26 +104,27 @@ def train(
     with team(settings.train.device) as crew:
         if settings.train.batch % crew.world:
             raise SettingsError(f"train.batch={settings.train.batch} can't be shared by {crew.world} processes evenly")
-        train_set, val_set = open_splits(str(settings.data.path), settings.data)
+        console = Console() if crew.writer and not quiet else None
+        train_set, val_set = _read_splits(settings, console)
         torch.manual_seed(settings.train.seed)
+        progress = Progress()
         if resume is not None:
-            start = Start(build(settings, len(train_set.names)), settings, ())
             folder = RunFolder(resume)
+            progress.stage = checkpoint.stage(folder.checkpoints)
+            own = stage_settings(settings, progress.stage)
+            start = Start(build(own, len(train_set.names)), own)
         else:
-            start = initialise(settings, train_set.names)
-            folder = _new_folder(crew, Path(runs), name, start.settings)
+            start = initialise(stage_settings(settings, 0), train_set.names)
+            settings = override(start.settings, {"roi": {"head": settings.roi.head}})
+            folder = _new_folder(crew, Path(runs), name, settings)
         with explained(folder):
-            log = Log(folder.log if crew.writer else None, Console() if crew.writer and not quiet else None)
-            session = _prepare(start, folder, log, crew, (train_set, val_set))
+            log = Log(folder.log if crew.writer else None, console)
+            session = _prepare(start, folder, log, crew, (train_set, val_set), progress)
             if resume is not None:
                 _go_on(session)
             else:
-                _begin(session, start.notes)
-            try:
-                run_epochs(session)
-            finally:
-                log.stop()
-            return _finish(session)
+                _begin(session, settings, start.notes)
+            return _finish(_run_stages(session, settings))
 
 
 def choose_settings(
@@ -141,20 +146,41 @@ def choose_settings(
     settings = override(settings, {"train": training, "data": {**loading, **path}})
     if settings.data.path is None:
         raise SettingsError("nothing to train on: give a folder, a COCO json or a data.yaml")
+    if settings.roi.head == "none" and settings.train.scheme != "joint":
+        raise SettingsError(f"train.scheme={settings.train.scheme} needs a second stage, and roi.head=none has none")
     return settings
+
+
+def _read_splits(settings: Settings, console: Console | None) -> tuple[Dataset, Dataset]:
+    """The images to train on and those to validate on; a terminal shows how many have been decoded."""
+    path = str(settings.data.path)
+    if console is None:
+        return open_splits(path, settings.data)
+    with console.status("reading images") as status:
+        return open_splits(
+            path, settings.data, lambda done, images: status.update(f"read {done:,} of {images:,} images")
+        )
 
 
 def _new_folder(crew: Team, runs: Path, name: str | None, settings: Settings) -> RunFolder:
     """The writer makes the folder; the others hear of it."""
     path = Path(str(settings.data.path))
-    named = name or (path.parent.name if path.name == "data.yaml" else path.stem)
+    named = name or (path.parent.name if path.name == "data.yaml" else path.name if path.is_dir() else path.stem)
     made = str(RunFolder.create(runs, named).path) if crew.writer else None
     return RunFolder(str(crew.gather(made)[0]))
 
 
-def _prepare(start: Start, folder: RunFolder, log: Log, crew: Team, splits: tuple[Dataset, Dataset]) -> Session:
-    """Loader, loss, optimiser and average around a model."""
+def _prepare(
+    start: Start, folder: RunFolder, log: Log, crew: Team, splits: tuple[Dataset, Dataset], progress: Progress
+) -> Session:
+    """Loader, loss, optimiser and average around the model of a stage."""
     settings, (train_set, val_set) = start.settings, splits
+    stage = SCHEMES[settings.train.scheme][progress.stage]
+    weights = weights_folder(folder, settings.train.scheme, progress.stage)
+    if crew.writer:
+        weights.mkdir(parents=True, exist_ok=True)
+    given = stage_proposals(settings, progress.stage, splits, folder, crew, log.status)
+    fixed = hold(start.model, stage)
     model = start.model.to(crew.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = Loader(
         train_set,
@@ -168,23 +194,57 @@ def _prepare(start: Start, folder: RunFolder, log: Log, crew: Team, splits: tupl
     )
     engine = Engine(
         model=model,
-        loss=crew.wrap(SCHEMES[settings.train.scheme](model)),
+        loss=crew.wrap(stage.loss(model), partial=stage.given and "backbone" in stage.trained),
         optimizer=build_optimizer(model, settings.train),
         ema=EMA(model, settings.train.ema) if settings.train.ema is not None else None,
         settings=settings.train,
         team=crew,
         total=settings.train.epochs * math.ceil(loader.steps / settings.train.accumulate),
         image_names=lambda index: [train_set.records[i].name for i in index.tolist() if i >= 0],
+        fixed=fixed,
+        proposals=given[0],
     )
-    return Session(settings, folder, log, crew, train_set, val_set, loader, engine, Progress(), saved=time.monotonic())
+    common = (settings, folder, log, crew, train_set, val_set, loader, engine, progress)
+    return Session(*common, saved=time.monotonic(), weights=weights, given=given[1])
 
 
-def _begin(session: Session, notes: Sequence[str]) -> None:
+def _run_stages(session: Session, settings: Settings) -> Session:
+    """The rest of the scheme's stages; the last one's session."""
+    try:
+        run_epochs(session)
+        while session.progress.stage + 1 < len(SCHEMES[settings.train.scheme]):
+            session = _next(session, settings)
+            run_epochs(session)
+    finally:
+        session.log.stop()
+    return session
+
+
+def _next(session: Session, settings: Settings) -> Session:
+    """The next stage of the scheme, after the end of one; its first checkpoint takes the place of the last of that."""
+    session.team.gather(None)  # the writer has written the stage's weights before anyone reads them
+    progress = Progress(stage=session.progress.stage + 1, seconds=session.progress.seconds)
+    start = stage_start(settings, progress.stage, session.train.names, session.folder)
+    following = _prepare(start, session.folder, session.log, session.team, (session.train, session.val), progress)
+    session.log.stop()
+    _announce(following)
+    following.checkpoint()
+    return following
+
+
+def _announce(session: Session) -> None:
+    """Say which stage begins, where there are several."""
+    stages, number = SCHEMES[session.settings.train.scheme], session.progress.stage
+    if len(stages) > 1:
+        session.log.say(f"stage {number + 1} of {len(stages)}: {stages[number].title}")
+
+
+def _begin(session: Session, settings: Settings, notes: Sequence[str]) -> None:
     """Say and write down what is run, and save the state that it starts from."""
     train_set, val_set = session.train, session.val
     if not session.team.writer:
         return
-    session.folder.describe(session.settings, train_set, val_set)
+    session.folder.describe(settings, train_set, val_set)
     session.log.say(
         f"{session.folder.path}: {session.settings.model.preset}, {len(train_set.names)} classes, "
         f"{len(train_set)} images to train on, {len(val_set)} to validate, {session.team.device}"
@@ -193,7 +253,10 @@ def _begin(session: Session, notes: Sequence[str]) -> None:
         session.log.say(note)
     faults = len(set(map(str, (*train_set.faults, *val_set.faults))))
     if faults:
-        session.log.say(f"{faults} faults of the data were mended or left out: {session.folder.path / 'faults.txt'}")
+        session.log.say(
+            f"faults of the data, mended or left out: {faults}, listed in {session.folder.path / 'faults.txt'}"
+        )
+    _announce(session)
     session.checkpoint()
     draw_start(session.folder.plots, train_set, session.loader, session.settings.preprocess)
 
@@ -208,6 +271,7 @@ def _go_on(session: Session) -> None:
     if session.team.writer:
         session.folder.cut_logs(lengths)
         session.log.say(f"going on with {session.folder.path} after step {session.progress.step}")
+        _announce(session)
 
 
 def _finish(session: Session) -> Run:
@@ -218,7 +282,8 @@ def _finish(session: Session) -> Run:
     metrics = validate(session, best)
     run = Run(folder.path, metrics, folder.rows())
     if session.team.writer:
-        session.log.table("AP by class on the validation split", run.metrics.by_class())
+        rows = [{HEADINGS[key]: value for key, value in row.items()} for row in run.metrics.by_class()]
+        session.log.table("AP by class on the validation split", rows)
         draw_end(folder.plots, session.val, metrics, session.settings, best.threshold)
         session.log.say(
             f"best epoch {session.progress.best_epoch}: AP {run.metrics.ap:.3f}, AP50 {run.metrics.ap50:.3f}; "

@@ -1,7 +1,6 @@
 """Weights of a classifier in torchvision's names -> the trunk of a backbone."""
 
 import pickle
-from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,16 +11,21 @@ from torchvision.models import get_model_weights
 from rcnn.backbones.build import Backbone
 from rcnn.backbones.resnet import Conv5Head
 from rcnn.backbones.timm import TimmTrunk
+from rcnn.config import Preprocess
 from rcnn.model.fast_rcnn import FCHead
+from rcnn.weights import caffe
 from rcnn.weights.file import WeightsError, read_safetensors
+from rcnn.weights.hub import UnavailableError, fetch
 
-_IMAGENET = {"mobilenet": "mobilenet_v2", "vgg16": "vgg16", **{f"resnet{n}": f"resnet{n}" for n in (18, 34, 50, 101)}}
+_IMAGENET = {
+    "mobilenet": "mobilenet_v2",
+    **{f"resnet{n}": f"resnet{n}" for n in (18, 34, 50, 101, 152)},
+    **{name: name for name in ("mobilenet_v3_large", "resnext50_32x4d", "resnext101_32x8d", "vgg16")},
+}
+"""Our name -> torchvision's."""
 _CLASSIFIER = ("classifier.", "fc.", "features.18.", "layer4.")
-_VGG_FC = {"classifier.0": "fc6", "classifier.3": "fc7"}
-
-
-class UnavailableError(WeightsError):
-    """ImageNet weights can't be had: there is no network, or none exist. The message says which."""
+_FC = {"classifier.0": "fc6", "classifier.3": "fc7"}
+_FC6 = {"vgg16": (4096, 25088), "zf": (4096, 9216)}
 
 
 class Loaded(NamedTuple):
@@ -40,7 +44,9 @@ class Loaded(NamedTuple):
     unexpected: tuple[str, ...]
 
 
-def load_backbone(backbone: Backbone, source: str | Path, head: nn.Module | None = None) -> Loaded:
+def load_backbone(
+    backbone: Backbone, source: str | Path, head: nn.Module | None = None, preprocess: Preprocess | None = None
+) -> Loaded:
     """Load a classifier's weights into the trunk of `backbone`, in place; the neck is left alone.
 
     Half precision is widened. Where the images do not have 3 channels, the first convolution is adapted: summed for 1
@@ -49,8 +55,9 @@ def load_backbone(backbone: Backbone, source: str | Path, head: nn.Module | None
     Args:
         backbone: from `build_backbone`.
         source: `imagenet` (torchvision's weights, or timm's for its networks), or a file, .safetensors or .pth, in
-            torchvision's names (timm's for its networks).
-        head: the second stage's: a `Conv5Head` gets layer4, an `FCHead` on VGG-16 gets fc6 and fc7.
+            torchvision's names (timm's for its networks), or .npz in Caffe's.
+        head: the second stage's: a `Conv5Head` gets layer4, an `FCHead` on VGG-16 or ZF gets fc6 and fc7.
+        preprocess: how the images come; where that is not torchvision's way, its `imagenet` weights are adapted to it.
 
     Raises:
         UnavailableError: `imagenet`, and there is no network, or torchvision has no weights of this trunk.
@@ -66,6 +73,8 @@ def load_backbone(backbone: Backbone, source: str | Path, head: nn.Module | None
     with torch.no_grad():
         for key in sorted(found):
             targets[key].copy_(_fit(tensors[key], targets[key], f"{name}: {key}"))
+        if source == "imagenet" and preprocess:
+            match_pixels(backbone.trunk, preprocess)
     missing = (key for key in targets if key not in found and not key.endswith("num_batches_tracked"))
     unexpected = (key for key in tensors if key not in found and not key.startswith(_CLASSIFIER))
     return Loaded(name, len(found), tuple(missing), tuple(unexpected))
@@ -74,10 +83,14 @@ def load_backbone(backbone: Backbone, source: str | Path, head: nn.Module | None
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a .safetensors file, or of a .pth file, which is read without running what it may hold.
 
+    An .npz file holds a classifier in Caffe's names; its tensors get torchvision's.
+
     Raises:
         WeightsError: the file is missing, damaged or no dictionary of tensors.
     """
     path = Path(path)
+    if path.suffix == ".npz":
+        return caffe.classifier_state(caffe.read_arrays(path), path)
     if path.suffix not in (".pth", ".pt"):
         return read_safetensors(path)[0]
     try:
@@ -104,34 +117,64 @@ def _targets(backbone: Backbone, head: nn.Module | None) -> dict[str, Tensor]:
     targets = dict(backbone.trunk.state_dict())
     if isinstance(head, Conv5Head):
         targets |= head.state_dict()
-    if isinstance(head, FCHead) and backbone.name == "vgg16" and head.fc6.weight.shape == (4096, 25088):
+    if isinstance(head, FCHead) and head.fc6.weight.shape == _FC6.get(backbone.name):
         ours = head.state_dict()
-        targets |= {f"{a}.{part}": ours[f"{b}.{part}"] for a, b in _VGG_FC.items() for part in ("weight", "bias")}
+        targets |= {f"{a}.{part}": ours[f"{b}.{part}"] for a, b in _FC.items() for part in ("weight", "bias")}
     return targets
+
+
+def fit_channels(weight: Tensor, channels: int) -> Tensor:
+    """A first convolution's weight (out, in, k, k) for images of `channels` channels: (out, channels, k, k).
+
+    For 1 channel it is summed, so that a grey image gives what it gave with that channel in all places; else it is
+    repeated and scaled by in / channels.
+    """
+    before = weight.shape[1]
+    if channels == 1:
+        return weight.float().sum(dim=1, keepdim=True)
+    return weight.float().repeat(1, -(-channels // before), 1, 1)[:, :channels] * (before / channels)
+
+
+def match_pixels(trunk: nn.Module, preprocess: Preprocess) -> None:
+    """Make a first convolution for torchvision's pixels one for those of `preprocess`, in place.
+
+    It then gives the same for the same image, except that zeros beyond the edge stand for the other mean. One without
+    a bias can't make up for another mean; one for other than 3 channels stays as it is.
+    """
+    usual = Preprocess()
+    conv = next(layer for layer in trunk.modules() if isinstance(layer, nn.Conv2d))
+    habits = [(p.order, p.mean, p.std) for p in (usual, preprocess)]
+    if conv.in_channels != 3 or habits[0] == habits[1]:
+        return
+    mean, std, usual_mean, usual_std = (
+        conv.weight.new_tensor(numbers).expand(3)
+        for numbers in (preprocess.mean, preprocess.std, usual.mean, usual.std)
+    )
+    with torch.no_grad():
+        weight = conv.weight / usual_std[:, None, None]
+        if preprocess.order == "bgr":
+            weight, usual_mean = weight.flip(1), usual_mean.flip(0)
+        if conv.bias is not None:
+            conv.bias += (weight.sum(dim=(2, 3)) * (mean - usual_mean)).sum(dim=1)
+        conv.weight.copy_(weight * std[:, None, None])
 
 
 def _fit(tensor: Tensor, target: Tensor, where: str) -> Tensor:
     """`tensor` in the shape of `target`: a first convolution may see other channels than three."""
     shape, wanted = tuple(tensor.shape), tuple(target.shape)
     if len(shape) == 4 and shape[1] == 3 and shape != wanted and (shape[0], *shape[2:]) == (wanted[0], *wanted[2:]):
-        channels = wanted[1]
-        if channels == 1:
-            return tensor.float().sum(dim=1, keepdim=True)
-        return tensor.float().repeat(1, -(-channels // 3), 1, 1)[:, :channels] * (3 / channels)
+        return fit_channels(tensor, wanted[1])
     if shape != wanted:
         raise WeightsError(f"{where} has the shape {shape}, this backbone needs {wanted}; take the weights of its kind")
     return tensor
 
 
-def _imagenet(name: str) -> tuple[Mapping[str, Tensor], str]:
+def _imagenet(name: str) -> tuple[dict[str, Tensor], str]:
     """State and address of torchvision's first ImageNet weights, those that its own detectors start from."""
     if name not in _IMAGENET:
         raise UnavailableError(f"torchvision has no ImageNet weights of {name}")
     url = get_model_weights(_IMAGENET[name])["IMAGENET1K_V1"].url
-    try:
-        return torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, weights_only=True), url
-    except OSError as error:
-        raise UnavailableError(f"ImageNet weights can't be downloaded from {url}: {error}") from None
+    return read_tensors(fetch(url)), url
 
 
 def _first_line(error: Exception) -> str:

@@ -6,7 +6,7 @@ Written so that a reader sees the old file or the new one, never half of one, an
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,21 @@ from torch import Tensor
 
 FORMAT = 1
 ENTRY = "rcnn"
+
+_LONGEST_HEADER = 100_000_000
+"""Bytes; the format's own limit."""
+
+_KINDS = (
+    (b"PK\x03\x04", "a zip archive or a PyTorch pickle (.pth)"),
+    (b"\x80", "a pickle, such as an old PyTorch file (.pth) or a detectron2 one (.pkl)"),
+    (b"\x89PNG", "a PNG image"),
+    (b"\xff\xd8\xff", "a JPEG image"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (b"<!doctype", "a web page, perhaps in place of the file that was to be downloaded"),
+    (b"<html", "a web page, perhaps in place of the file that was to be downloaded"),
+    (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file"),
+)
+"""How files begin that are taken for weights, in lower case where they are text, and what they are."""
 
 
 class WeightsError(ValueError):
@@ -82,7 +97,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         entry = json.loads(header[ENTRY])
         version, digest = entry["format"], entry.pop("sha256")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise WeightsError(f"{_name(path)} is damaged: its `{ENTRY}` entry is not the JSON that was written") from None
     if version != FORMAT:
         raise WeightsError(f"{_name(path)} has format {version}, this version of rcnn reads {FORMAT}; update rcnn")
@@ -113,12 +128,44 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
         raise WeightsError(f"{path}: can't be read: {error.strerror}") from None
     try:
         tensors = safetensors.torch.load(data)
-    except (SafetensorError, ValueError) as error:
-        if data[:4] == b"PK\x03\x04" or data[:1] == b"\x80":  # only now: a header's length may look like these
-            raise WeightsError(f"{_name(path)} is a PyTorch pickle (.pth), expected safetensors") from None
-        raise WeightsError(f"{_name(path)} is damaged: {error}. Copy or download it again") from None
-    length = int.from_bytes(data[:8], "little")
-    return tensors, json.loads(data[8 : 8 + length]).get("__metadata__") or {}
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length], object_pairs_hook=_without_duplicates)
+    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        if kind := _kind(data):
+            raise WeightsError(f"{_name(path)} is {kind}; expected are weights as safetensors") from None
+        raise WeightsError(
+            f"{_name(path)} is damaged, or no safetensors file: {error}. Copy or download it again"
+        ) from None
+    return tensors, header.get("__metadata__") or {}
+
+
+def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors with all that is floating as float16.
+
+    Raises:
+        WeightsError: a number is too large for float16; its tensor is named.
+    """
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    for name, half in halves.items():
+        if half.is_floating_point() and bool((half.isinf() & tensors[name].isfinite()).any()):
+            largest = float(tensors[name].abs().max())
+            raise WeightsError(f"`{name}` has numbers up to {largest:g}, float16 ends at 65,504; save it in float32")
+    return halves
+
+
+def _kind(data: bytes) -> str | None:
+    """What a file is that is no safetensors, going by how it begins; None: not known."""
+    if int.from_bytes(data[:8], "little") <= _LONGEST_HEADER:  # a damaged safetensors file, whatever its first bytes
+        return None
+    return next((kind for start, kind in _KINDS if data[:24].lower().startswith(start.lower())), None)
+
+
+def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object; of two values of one name a reader would see one, and which is a matter of the reader."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name occurs twice in its header")
+    return found
 
 
 def _name(path: str | Path) -> str:

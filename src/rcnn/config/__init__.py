@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+from rcnn.config.network import RPN, Anchors, Count, Fraction, Model, NonNegative, Positive, RoI, Section
+from rcnn.config.network import LossKind as LossKind
+
 Span = tuple[Positive, Positive]
 
 
@@ -23,24 +22,14 @@ class SettingsError(ValueError):
     """A setting is unknown, of the wrong type or out of range. The message has one line a fault."""
 
 
-class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, tuples instead of lists."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
 class Data(Section):
     """What is read, and what happens to faulty images."""
 
-    path: str | None = Field(
-        default=None, description="Folder, COCO json or data.yaml. None: given on the command line."
-    )
-    on_fault: Literal["stop", "skip"] = Field(
-        default="stop", description="A fatal fault stops, or leaves its image out."
-    )
-    holdout: Fraction = Field(
-        default=0.1, description="Share of the images held out where the data has no validation list."
-    )
+    path: str | None = Field(default=None, description="Folder, COCO json or data.yaml; None: from the command line.")
+    on_fault: Literal["stop", "skip"] = Field(default="stop", description="A fault stops, or leaves its image out.")
+    train: str = Field(default="train", description="Name of the list to train on, such as trainval.")
+    val: str = Field(default="val", description="Name of the list to validate on.")
+    holdout: Fraction = Field(default=0.1, description="Share of images held out where there is no validation list.")
     voc_origin: Literal["auto", 0, 1] = Field(
         default="auto", description="First pixel of VOC boxes; auto: 1 unless a 0 occurs."
     )
@@ -48,6 +37,7 @@ class Data(Section):
         default=None, description="White of 16-bit images. None: 65535."
     )
     max_pixels: Count = Field(default=178_956_970, description="Larger images are refused, pixels.")
+    licence: str | None = Field(default=None, description="Licence of the data, noted in the weights; free text.")
     workers: Annotated[int, Field(ge=0, le=64)] = Field(default=0, description="Loader processes beside the main one.")
 
 
@@ -57,12 +47,9 @@ class Preprocess(Section):
     short: Count = Field(default=448, description="Shorter side after resizing, pixels.")
     long: Count = Field(default=768, description="Longer side at most, pixels; wins over `short`.")
     multiple: Count = Field(default=32, description="Resized sides are padded up to a multiple of this, pixels.")
-    resize: Literal["pillow", "interpolate"] = Field(
-        default="pillow", description="Bilinear with or without antialiasing."
-    )
-    in_channels: Literal[1, 3] | Count = Field(
-        default=3, description="Channels of an image: 1 grey, 3 colour, n as in arrays."
-    )
+    resize: Literal["pillow", "interpolate"] = Field(default="pillow", description="Bilinear, antialiased or not.")
+    round: Literal["nearest", "floor"] = Field(default="nearest", description="How resized sides become integers.")
+    in_channels: Literal[1, 3] | Count = Field(default=3, description="Channels: 1 grey, 3 colour, n as in arrays.")
     order: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of colour channels at the network's door.")
     mean: tuple[float, ...] = Field(default=(0.485, 0.456, 0.406), description="Subtracted from pixels in 0..1.")
     std: tuple[Positive, ...] = Field(default=(0.229, 0.224, 0.225), description="Divides what is left.")
@@ -76,138 +63,13 @@ class Preprocess(Section):
         return self
 
 
-class Model(Section):
-    """The backbone and its neck."""
-
-    preset: str = Field(default="mobilenet-fpn", description="Name of the preset that these settings started from.")
-    backbone: str = Field(
-        default="mobilenet", description="mobilenet, tiny, resnet18|34|50|101, vgg16, zf or timm/NAME."
-    )
-    neck: Literal["fpn", "none"] = Field(
-        default="fpn", description="Feature pyramid, or the backbone's last level alone."
-    )
-    channels: Count = Field(default=96, description="Channels of every pyramid level.")
-    levels: tuple[int, ...] = Field(default=(3, 4, 5, 6), description="Pyramid levels; level n has stride 2^n.")
-    norm: Literal["frozen", "train"] = Field(
-        default="frozen", description="Batch norm of the backbone: constants, or trained."
-    )
-    frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(
-        default=2, description="First stages that are not trained."
-    )
-
-
-class Anchors(Section):
-    """Reference boxes. The rules of py-faster-rcnn, torchvision and detectron2 are presets of these settings."""
-
-    sizes: tuple[tuple[Positive, ...], ...] = Field(
-        default=((32,), (64,), (128,), (256,)), description="Square roots of areas, pixels; one tuple a level."
-    )
-    ratios: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), description="Aspect ratios, see `ratio`.")
-    ratio: Literal["h/w", "w/h"] = Field(default="h/w", description="What a ratio divides.")
-    offset: Fraction = Field(default=0.5, description="Centre of the first anchor, in strides.")
-    round: Literal["none", "half", "base"] = Field(
-        default="none", description="Rounding: none; half extents to even; width and height at `base`, then scaled."
-    )
-    base: Count = Field(default=16, description="Side of the box that `round=base` rounds at, pixels.")
-    order: Literal["size", "ratio"] = Field(default="size", description="What is outermost in the order within a cell.")
-    stride: Literal["declared", "image//grid"] = Field(
-        default="declared", description="Stride of a level, or guessed from the padded image."
-    )
-    border: NonNegative | None = Field(
-        default=None, description="Anchors further outside the image are not trained, pixels. None: all are."
-    )
-
-
-LossKind = Literal["smooth_l1", "l1", "iou", "giou", "diou", "ciou"]
-
-
-class RPN(Section):
-    """Region proposal network: head, label rules, sampling, loss, proposals."""
-
-    channels: Count | None = Field(
-        default=None, description="Channels of the hidden convolution. None: those of its input."
-    )
-    kernel: Literal[1, 3, 5, 7] = Field(default=3, description="Side of the sliding window, cells.")
-    logits: Literal[1, 2] = Field(default=1, description="1: sigmoid; 2: softmax over background and object.")
-    score_order: Literal["background-first", "object-first"] = Field(
-        default="background-first", description="Meaning of the two logits."
-    )
-    positive_iou: Fraction = Field(default=0.7, description="An anchor of at least this IoU is positive.")
-    negative_iou: Fraction = Field(default=0.3, description="An anchor under this IoU with every object is negative.")
-    force_match: bool = Field(
-        default=True, description="The best anchors of each object are positive, whatever their IoU."
-    )
-    samples: Count = Field(default=256, description="Anchors that are trained, an image.")
-    positive_fraction: Fraction = Field(default=0.5, description="Positives among them at most.")
-    ignore: Literal["keep", "drop"] = Field(
-        default="keep", description="Crowd and difficult objects: mask their anchors, or forget them."
-    )
-    normaliser: Literal["paper", "matlab", "py-faster-rcnn", "torchvision", "detectron2", "mean"] = Field(
-        default="torchvision", description="What divides the two losses; see the end of docs/settings.md."
-    )
-    box_loss: LossKind = Field(default="smooth_l1", description="Loss of the boxes.")
-    beta: NonNegative = Field(default=1 / 9, description="Where smooth L1 turns linear; 1 / sigma squared. 0: L1.")
-    lambda_: NonNegative = Field(default=1.0, alias="lambda", description="Weight of the box loss.")
-    pre_train: Count = Field(default=1000, description="Boxes a level before NMS, in training.")
-    post_train: Count = Field(default=500, description="Proposals, in training.")
-    pre_test: Count = Field(default=1000, description="Boxes a level before NMS, in prediction.")
-    post_test: Count = Field(default=300, description="Proposals, in prediction.")
-    nms: Fraction = Field(default=0.7, description="IoU above which the lower-scored box goes.")
-    min_size: NonNegative = Field(
-        default=1e-3, description="Smaller proposals are dropped, pixels of the resized image."
-    )
-
-    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
-
-
-class RoI(Section):
-    """Second stage: RoI features, head, sampling, loss, final boxes."""
-
-    pool: Literal["align", "max"] = Field(default="align", description="RoI align or RoI max pooling.")
-    size: Count = Field(default=7, description="Cells a side of a RoI's features.")
-    sampling_ratio: Annotated[int, Field(ge=0)] = Field(default=2, description="Samples a cell and side; 0: adaptive.")
-    aligned: bool = Field(default=True, description="Shift by half a pixel, as pixel centres demand.")
-    levels: tuple[int, ...] = Field(default=(3, 4, 5), description="Pyramid levels that RoIs are read from.")
-    canonical_size: Positive = Field(
-        default=224.0, description="A box of this side is read from `canonical_level`, pixels."
-    )
-    canonical_level: int = Field(default=4, description="Pyramid level of a box of canonical size.")
-    head: Literal["fc", "conv5"] = Field(
-        default="fc",
-        description="Two fully connected layers (fc6 and fc7 of VGG and ZF too), or a ResNet's fifth stage.",
-    )
-    hidden: Count = Field(default=256, description="Width of the fully connected layers.")
-    dropout: Fraction = Field(default=0.0, description="Share of hidden units dropped in training.")
-    samples: Count = Field(default=128, description="RoIs that are trained, an image.")
-    positive_fraction: Fraction = Field(default=0.25, description="Positives among them at most.")
-    positive_iou: Fraction = Field(default=0.5, description="A RoI of at least this IoU is positive.")
-    negative_iou: tuple[Fraction, Fraction] = Field(
-        default=(0.0, 0.5), description="A RoI with its best IoU in [low, high) is negative."
-    )
-    ignore: Literal["keep", "drop"] = Field(
-        default="keep", description="Crowd and difficult objects: mask their RoIs, or forget them."
-    )
-    class_agnostic: bool = Field(default=False, description="One box a RoI instead of one a class.")
-    box_std: tuple[Positive, Positive, Positive, Positive] = Field(
-        default=(0.1, 0.1, 0.2, 0.2), description="Deltas are divided by these."
-    )
-    box_loss: LossKind = Field(default="smooth_l1", description="Loss of the boxes.")
-    beta: NonNegative = Field(default=1 / 9, description="Where smooth L1 turns linear. 0: L1.")
-    box_weight: NonNegative = Field(default=1.0, description="Weight of the box loss.")
-    score: Fraction = Field(default=0.05, description="Lower-scored boxes are dropped before NMS.")
-    nms: Fraction = Field(default=0.5, description="IoU above which the lower-scored box of a class goes.")
-    detections: Count = Field(default=100, description="Boxes an image at most.")
-
-
 class Augment(Section):
     """Random changes of training images, boxes in step."""
 
     flip: Fraction = Field(default=0.5, description="Probability of a horizontal flip.")
     vertical_flip: Fraction = Field(default=0.0, description="Probability of a vertical flip.")
     scale: Span = Field(default=(0.8, 1.25), description="Range of the scale factor; above 1 the image is cropped.")
-    crop: Fraction = Field(
-        default=0.0, description="Probability of a random crop that keeps at least one object's centre."
-    )
+    crop: Fraction = Field(default=0.0, description="Probability of a random crop that keeps some object's centre.")
     brightness: NonNegative = Field(default=0.2, description="Factor drawn from 1 -+ this.")
     contrast: NonNegative = Field(default=0.2, description="Factor drawn from 1 -+ this.")
     saturation: NonNegative = Field(default=0.2, description="Factor drawn from 1 -+ this.")
@@ -219,19 +81,24 @@ class Augment(Section):
 class Train(Section):
     """Optimisation, and what is kept."""
 
-    scheme: Literal["joint"] = Field(default="joint", description="Approximate joint training.")
-    init: str = Field(default="imagenet", description="imagenet, none, or a file of weights.")
-    epochs: Count = Field(default=30, description="Passes over the training images.")
+    scheme: Literal["joint", "joint-full", "alternating"] = Field(
+        default="joint",
+        description="All at once; joint-full: with the gradient through the proposals' coordinates; alternating: the "
+        "paper's four stages.",
+    )
+    target_gradient: bool = Field(default=False, description="joint-full: also through the targets of the boxes.")
+    init: str = Field(default="imagenet", description="imagenet, blood-cells, none, or a file of weights.")
+    epochs: Count = Field(default=30, description="Passes over the training images, in each stage of the scheme.")
     batch: Count = Field(default=4, description="Images a step, all processes together.")
     accumulate: Count = Field(default=1, description="Batches whose gradients are added before a step.")
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="The optimiser.")
     lr: Positive = Field(default=2e-3, description="Learning rate at `lr_batch` images a step.")
     lr_batch: Count = Field(default=16, description="The learning rate is scaled by batch * accumulate / this.")
     momentum: Fraction = Field(default=0.9, description="SGD's momentum, AdamW's first beta.")
-    weight_decay: NonNegative = Field(default=0.01, description="Not applied to biases and norms.")
-    schedule: Literal["cosine", "step", "constant"] = Field(
-        default="cosine", description="Course of the learning rate."
-    )
+    weight_decay: NonNegative = Field(default=0.01, description="Of biases and norms only with `bias_decay`.")
+    bias_decay: bool = Field(default=False, description="Biases and norms decay as well.")
+    bias_lr: Positive = Field(default=1.0, description="Learning rate of biases and norms over that of weights.")
+    schedule: Literal["cosine", "step", "constant"] = Field(default="cosine", description="How the learning rate goes.")
     milestones: tuple[Fraction, ...] = Field(
         default=(0.67, 0.89), description="Shares of all steps at which `step` divides it by 10."
     )
@@ -259,9 +126,7 @@ class Val(Section):
 class Predict(Section):
     """How results are cut and shown."""
 
-    score: Fraction | None = Field(
-        default=None, description="Lower-scored boxes are left out. None: stored with the weights."
-    )
+    score: Fraction | None = Field(default=None, description="Lower-scored boxes are left out. None: as stored.")
 
 
 class Settings(Section):
@@ -277,6 +142,17 @@ class Settings(Section):
     train: Train = Train()
     val: Val = Val()
     predict: Predict = Predict()
+
+    @model_validator(mode="after")
+    def _scheme_fits(self) -> Self:
+        if self.roi.pool == "warp" and self.roi.sampling_ratio == 0:
+            raise ValueError("roi.pool=warp needs roi.sampling_ratio of 1 or more")
+        if self.train.scheme == "joint-full" and (self.roi.pool == "max" or self.roi.sampling_ratio == 0):
+            raise ValueError(
+                "train.scheme=joint-full needs features with a gradient in the boxes: roi.pool=align or warp, "
+                f"with roi.sampling_ratio of 1 or more (got {self.roi.pool} with {self.roi.sampling_ratio})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _levels_agree(self) -> Self:

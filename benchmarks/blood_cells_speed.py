@@ -1,0 +1,75 @@
+"""`blood-cells` on one 640 x 480 picture, warm, and the command from start to saved picture.
+
+    python benchmarks/blood_cells_speed.py [PICTURE] [--runs 7]
+
+Beside them torchvision's ResNet-50 detector, and the import of torch and torchvision. In turn, medians.
+torchvision's weights are random: its time depends on them only by the number of detections, which it cuts at 100.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.models.detection import fasterrcnn_resnet50_fpn
+from torchvision.transforms.v2.functional import to_dtype, to_image
+
+import rcnn
+
+
+def medians(programs: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
+    """Seconds of each program, run in turn; the first round is not counted."""
+    times: dict[str, list[float]] = {name: [] for name in programs}
+    for number in range(runs + 1):
+        for name, program in programs.items():
+            begun = time.perf_counter()
+            program()
+            if number:
+                times[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("picture", nargs="?", type=Path)
+    parser.add_argument("--runs", type=int, default=7)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        picture = options.picture or Path(folder) / "noise.png"
+        if options.picture is None:
+            Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)).save(picture)
+        image = Image.open(picture).convert("RGB")
+        ours, theirs = rcnn.load("blood-cells", device="cpu"), fasterrcnn_resnet50_fpn(weights=None).eval()
+
+        def torchvision_predicts() -> None:
+            with torch.inference_mode():
+                theirs([to_dtype(to_image(image), torch.float32, scale=True)])
+
+        def command() -> None:
+            words = ["predict", "blood-cells", str(picture), "--out", f"{folder}/out"]
+            subprocess.run([sys.executable, "-m", "rcnn.cli", *words], check=True, capture_output=True)
+
+        def imports() -> None:
+            subprocess.run([sys.executable, "-c", "import torch, torchvision"], check=True)
+
+        warm = medians({"ours": lambda: ours.predict(image), "torchvision": torchvision_predicts}, options.runs)
+        cold = medians({"command": command, "imports": imports}, options.runs)
+    print(f"{torch.get_num_threads()} threads, medians of {options.runs}")
+    print(
+        f"warm: blood-cells {warm['ours']:.3f} s, torchvision's fasterrcnn_resnet50_fpn {warm['torchvision']:.3f} s, ",
+        end="",
+    )
+    print(f"ratio {warm['ours'] / warm['torchvision']:.3f}")
+    print(f"rcnn predict, start to saved picture {cold['command']:.2f} s, ", end="")
+    print(f"import torch, torchvision {cold['imports']:.2f} s, ratio {cold['command'] / cold['imports']:.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""`rcnn anchors DATA`: do the anchors meet the objects, and which would meet them better?"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rcnn.cli import arguments, screen
+
+if TYPE_CHECKING:
+    from rcnn.data.dataset import Dataset
+    from rcnn.insight.anchors.study import Study
+
+SHOWN = 10
+"""Objects without an anchor that are listed on the screen."""
+
+
+def anchors(
+    words: Annotated[
+        list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
+    ],
+    model: Annotated[
+        str, typer.Option(help="A preset, timm/NAME, or a weights file: scale, levels and anchors are its own.")
+    ] = "mobilenet-fpn",
+    split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="List of images.")] = "train",
+    sizes: Annotated[int | None, typer.Option(min=1, help="Sizes a level to fit; as many as now by default.")] = None,
+    ratios: Annotated[int | None, typer.Option(min=1, help="Ratios to fit; as many as now by default.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the picture; -2, -3, ... is added where it is taken.")] = Path(
+        "runs/anchors"
+    ),
+    on_fault: arguments.OnFault = None,
+    json: arguments.Json = False,
+) -> None:
+    """Measure how well anchors meet the labelled boxes, and fit sizes and ratios to them. Images are not decoded.
+
+    Example: rcnn anchors data/ --model mobilenet-fpn --sizes 1 preprocess.short=600
+    """
+    from rcnn.cli.files import fresh_folder
+    from rcnn.data.find import open_dataset
+    from rcnn.insight.anchors.fit import setting_words
+    from rcnn.insight.anchors.plots import plot_anchors
+    from rcnn.insight.anchors.study import study
+
+    path, changes = arguments.one_path(words, "DATA")
+    network = _network(model, [*changes, *arguments.given({"data.on_fault": on_fault})])
+    with screen.stdout_for_json(json):
+        dataset = open_dataset(arguments.required(path, "DATA"), split, network.settings.data, decode=False)
+        screen.dataset_line(dataset)
+        result = study(dataset, network, sizes=sizes, ratios=ratios)
+        show(result)
+        folder = fresh_folder(out)
+        rpn = network.settings.rpn
+        plot_anchors(result.objects, result.found, (rpn.negative_iou, rpn.positive_iou), folder / "anchors.png")
+        lost = result.unreached("now")
+        _list_unreached(result, dataset, lost, folder / "unreached.csv")
+        screen.say("\nSettings to paste (the network must be trained with them):", "bold")
+        screen.say(" ".join(setting_words(result.found["fitted"].anchors)))
+        screen.say(f"picture: {folder / 'anchors.png'}")
+    if json:
+        screen.emit({**result.to_json(), "unreached": [result.describe(i, dataset) for i in lost], "folder": folder})
+
+
+def _network(model: str, changes: list[str]) -> Any:
+    """The network of a preset, without numbers, or of a file."""
+    import torch
+
+    from rcnn.cli.loading import load_detector
+    from rcnn.presets import build, settings_of
+    from rcnn.zoo import NAMES
+
+    if model in NAMES or model.endswith(".safetensors") or Path(model).is_file():
+        return load_detector(model, changes, "cpu").model
+    with torch.device("meta"):
+        return build(settings_of(model, changes), 1)
+
+
+def show(result: "Study") -> None:
+    """Tables: all objects, by size, by aspect, and how many positive anchors each gets."""
+    from rcnn.insight.anchors.fit import setting_words
+
+    for name, coverage in result.found.items():
+        screen.say(f"{name}: {' '.join(setting_words(coverage.anchors))}")
+    whole = {name: result.figures(name) for name in result.found}
+    titles = {
+        "iou": "mean IoU with the best anchor",
+        "recall50": "recall at IoU 0.5",
+        "recall70": "recall at IoU 0.7",
+        "unreached": f"objects that no anchor reaches (IoU < {result.limits[0]:g})",
+        "positives": "positive anchors an object, mean",
+        "without_positive": "objects without a positive anchor",
+    }
+    screen.table(
+        f"{result.figures('now')['boxes']:,} objects",
+        ["", *whole],
+        [[t, *(f[k] for f in whole.values())] for k, t in titles.items()],
+    )
+    keys = {"IoU": "iou", "R@0.5": "recall50", "R@0.7": "recall70", "positives": "positives"}
+    for what, masks in result.groups.items():
+        rows = []
+        for label, mask in masks.items():
+            own = [result.figures(name, mask) for name in result.found]
+            cells = [" / ".join(f"{f[key]:.2f}" for f in own) for key in keys.values()]
+            rows.append([label, int(mask.sum()), *cells])
+        title = "By size: side in pixels of the resized image" if what == "size" else "By aspect: height / width"
+        screen.table(f"{title}; {' / '.join(result.found)}", [what, "objects", *keys], rows)
+    spread = {name: result.positive_counts(name) for name in result.found}
+    rows = [[label, *(counts[label] for counts in spread.values())] for label in spread["now"]]
+    screen.table("Positive anchors an object", ["", *spread], rows)
+
+
+def _list_unreached(result: "Study", dataset: "Dataset", lost: list[int], path: Path) -> None:
+    """Tell the objects that no anchor reaches, worst first, and write all of them to a file."""
+    import csv
+
+    if not lost:
+        return
+    rows = [result.describe(i, dataset) for i in lost]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    columns = ["image", "class", "width", "height", "best IoU"]
+    shown = [[r["image"], r["class"], round(r["width"]), round(r["height"]), r["iou"]] for r in rows[:SHOWN]]
+    more = f" (the first {SHOWN} of {len(rows):,}; all: {path})" if len(rows) > SHOWN else ""
+    screen.table(f"Objects that no anchor reaches now, pixels of the file{more}", columns, shown)

@@ -1,0 +1,126 @@
+"""`rcnn explain MODEL IMAGE`: pictures of every stage between an image and its detections."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rcnn.cli import arguments, screen
+
+if TYPE_CHECKING:
+    from rcnn.detector import Detector
+    from rcnn.insight.stages.follow import Stages, Truth
+
+TITLES = {
+    "anchors": "anchors",
+    "objects": "labelled objects",
+    "positive": "positive anchors",
+    "not_trained": "anchors that are not trained",
+    "negative": "negative anchors",
+    "sampled": "anchors sampled for the loss",
+    "sampled_positive": "positive ones among them",
+    "before_nms": "boxes before NMS",
+    "proposals": "proposals",
+    "detections": "detections",
+}
+
+
+def explain(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors), or a name.")],
+    words: Annotated[list[str], typer.Argument(metavar="IMAGE", help="One image; and section.key=value.")],
+    truth: Annotated[
+        Path | None, typer.Option(metavar="DATA", help="The data set that has the image's boxes: shows training too.")
+    ] = None,
+    score: Annotated[float | None, typer.Option(min=0, max=1, help="Leave lower-scored boxes out.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the pictures; -2, -3, ... is added where it is taken.")] = Path(
+        "runs/explain"
+    ),
+    seed: Annotated[int, typer.Option(min=0, help="Of the draw of anchors.")] = 0,
+    device: arguments.Device = None,
+    json: arguments.Json = False,
+) -> None:
+    """Draw what happens to an image: anchors, labels, samples, objectness, proposals, and each detection's way.
+
+    Example: rcnn explain runs/train/exp-1/weights/best.safetensors data/images/a.jpg --truth data/
+    """
+    from rcnn.cli.files import fresh_folder
+    from rcnn.cli.loading import load_detector
+    from rcnn.insight.stages.follow import counts, follow
+    from rcnn.insight.stages.pictures import draw_stages
+    from rcnn.preprocess.decode import read_image
+
+    path, changes = arguments.one_path(words, "IMAGE")
+    with screen.stdout_for_json(json):
+        image = arguments.required(path, "IMAGE")
+        detector = load_detector(model, changes, device or "auto")
+        data, channels = detector.settings.data, detector.settings.preprocess.in_channels
+        array = read_image(image, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
+        known = None if truth is None else _truth_of(image, truth, detector)
+        stages = follow(detector, array, known, seed=seed, score=score)
+        numbers = counts(stages)
+        screen.table(str(image), ["", ""], [[TITLES[key], number] for key, number in numbers.items()])
+        _show_ways(stages)
+        pictures = draw_stages(stages, fresh_folder(out))
+        screen.say(f"\n{screen.several(len(pictures), 'picture')}: {pictures[0].parent}; begin with {pictures[0]}")
+    if json:
+        screen.emit({"image": image, "counts": numbers, "detections": _trees(stages), "pictures": pictures})
+
+
+def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
+    """The boxes of an image in a data set: the one of its path, else the only one of its name.
+
+    Raises:
+        DataError: the data has no such image, or several.
+    """
+    from rcnn.data.dataset import DataError
+    from rcnn.data.find import open_dataset
+    from rcnn.insight.stages.follow import Truth
+
+    dataset = open_dataset(data, "all", detector.settings.data, names=detector.names, decode=False)
+    same = [record for record in dataset.records if record.path.resolve() == image.resolve()]
+    same = same or [record for record in dataset.records if record.path.name == image.name]
+    if len(same) != 1:
+        found = f"{len(same)} images" if same else "no image"
+        raise DataError(f"{data}: has {found} of the name {image.name}; give the path of an image of this data set")
+    return Truth(same[0].boxes, same[0].labels, same[0].ignore)
+
+
+def _show_ways(stages: "Stages") -> None:
+    """A table: each detection, its proposal and its anchor."""
+    rows = [
+        [
+            f"{tree['name']} {tree['score']:.2f}",
+            tree["stride"],
+            f"{tree['cell'][0]}, {tree['cell'][1]}",
+            *(_side_by_side(tree[step]) for step in ("anchor", "proposal", "box")),
+            " / ".join(f"{iou:.2f}" for iou in tree["iou_with_truth"] or ()) or "-",
+        ]
+        for tree in _trees(stages)
+    ]
+    if rows:
+        columns = ["detection", "stride", "cell", "anchor", "proposal", "box", "IoU with the object"]
+        screen.table(
+            "Ways from anchor over proposal to box; width x height in pixels of the resized image", columns, rows
+        )
+
+
+def _side_by_side(box: list[float]) -> str:
+    return f"{box[2] - box[0]:.0f} x {box[3] - box[1]:.0f}"
+
+
+def _trees(stages: "Stages") -> list[dict[str, Any]]:
+    """Every detection with its way, boxes in pixels of the resized image."""
+    from rcnn.insight.stages.ways import ways
+
+    return [
+        {
+            "name": way.name,
+            "score": way.score,
+            "objectness": way.objectness,
+            "stride": stages.strides[way.level],
+            "cell": list(way.cell),
+            **dict(zip(("anchor", "proposal", "box"), way.boxes.tolist(), strict=True)),
+            "iou_with_truth": way.truth and list(way.truth),
+        }
+        for way in ways(stages)
+    ]

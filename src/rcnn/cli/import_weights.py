@@ -1,0 +1,54 @@
+"""`rcnn import FILE --arch NAME`: a checkpoint of torchvision or detectron2 as a file of ours."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rcnn.cli import arguments, screen
+
+File = Annotated[Path | None, typer.Argument(metavar="FILE", help="A checkpoint: .pth, .pt, .pkl or .safetensors.")]
+Arch = Annotated[str | None, typer.Option(metavar="NAME", help="What it is a checkpoint of; see --list.")]
+Names = Annotated[str | None, typer.Option(metavar="a,b,c", help="Class names, in the order of the labels.")]
+Out = Annotated[
+    Path | None, typer.Option(metavar="FILE.safetensors", help="By default FILE with this ending, in this folder.")
+]
+
+
+def import_weights(
+    file: File = None,
+    arch: Arch = None,
+    names: Names = None,
+    out: Out = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the names that --arch takes.")] = False,
+    json: arguments.Json = False,
+) -> None:
+    """Turn a checkpoint of torchvision or detectron2 into a detector of rcnn. Nothing in the file is run.
+
+    Example: rcnn import fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --arch fasterrcnn_resnet50_fpn
+    """
+    from rcnn import exchange
+    from rcnn.config import SettingsError
+    from rcnn.weights.file import WeightsError
+
+    if list_:
+        for name in exchange.ARCHITECTURES:
+            print(name)
+        return
+    if file is None or arch is None:
+        raise SettingsError("FILE and --arch NAME are needed: the file does not say how its model is built; see --list")
+    target = out or Path(file.with_suffix(".safetensors").name)
+    if target.suffix != ".safetensors":
+        raise SettingsError(f"--out {target}: the name must end in .safetensors")
+    if target.exists():
+        raise WeightsError(f"{target} is there already; move it away or give another name with --out")
+    imported = exchange.read(file, arch, None if names is None else [name.strip() for name in names.split(",")])
+    detector = exchange.detector_of(imported)
+    detector.save(target)
+    if json:
+        screen.emit({"file": target, "arch": arch, "names": detector.names, "notes": imported.notes})
+        return
+    screen.say(f"{target}: {arch}, {screen.several(len(detector.names), 'class')}")
+    for text in imported.notes:
+        screen.note(text)
+    screen.note(f"rcnn predict {target} IMAGES finds objects with it, rcnn inspect {target} says more of it")

@@ -1,0 +1,140 @@
+"""`rcnn inspect FILE`: what a file of weights is, and what it says of itself."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from rcnn.cli import arguments, screen
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rcnn.weights.metadata import Metadata
+
+
+def inspect(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A file of weights of any kind, or blood-cells.")],
+    json: arguments.Json = False,
+) -> None:
+    """Say what a file of weights is: classes, architecture, preprocessing, training. Nothing in it is run.
+
+    Example: rcnn inspect runs/train/exp-1/weights/best.safetensors
+    """
+    from rcnn.weights.packaged import PACKAGED, packaged_path
+
+    document = examine(packaged_path(file) if file in PACKAGED else Path(file))
+    if json:
+        screen.emit(document)
+    else:
+        show(document)
+
+
+def examine(path: Path) -> dict[str, Any]:
+    """What `--json` prints.
+
+    Raises:
+        WeightsError: the file is missing, damaged, or no weights.
+    """
+    from rcnn.weights.backbone import read_tensors
+    from rcnn.weights.file import ENTRY, load_weights, read_safetensors
+    from rcnn.weights.kinds import kind_of
+    from rcnn.weights.metadata import read_detector
+    from rcnn.weights.unpickle import read_pickle
+
+    if path.suffix in (".pkl", ".pickle"):
+        tensors = read_pickle(path)
+    elif path.suffix in (".pth", ".pt"):
+        tensors = read_tensors(path)
+    else:
+        tensors, header = read_safetensors(path)
+        if ENTRY in header:
+            if load_weights(path)[1].get("kind") == "checkpoint":
+                return {**_facts(path, tensors), **_checkpoint(path)}
+            return {**_facts(path, tensors), **_detector(read_detector(path)[1])}
+    kind = kind_of(tensors)
+    advice = kind.advice.replace("FILE", str(path))
+    return {**_facts(path, tensors), "kind": kind.name, "text": kind.text, "advice": advice, "names": sorted(tensors)}
+
+
+def _facts(path: Path, tensors: "dict[str, Tensor]") -> dict[str, Any]:
+    """What can be said of any file."""
+    counted = [
+        tensor
+        for name, tensor in tensors.items()
+        if not name.endswith(("running_mean", "running_var", "num_batches_tracked"))
+    ]
+    return {
+        "file": path,
+        "bytes": path.stat().st_size,
+        "tensors": len(tensors),
+        "parameters": sum(tensor.numel() for tensor in counted),
+        "types": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in counted}),
+    }
+
+
+def _checkpoint(path: Path) -> dict[str, Any]:
+    advice = f"go on with its run: rcnn train --resume {path.absolute().parents[1]}"
+    return {"kind": "checkpoint", "text": "a checkpoint of a training", "advice": advice}
+
+
+def _detector(metadata: "Metadata") -> dict[str, Any]:
+    """What one of our detectors says of itself."""
+    from rcnn.config import dump
+
+    settings = dump(metadata.settings)
+    parts = {name: settings[name] for name in ("preprocess", "anchors", "model", "rpn", "roi")}
+    rows = zip(metadata.names, metadata.category_ids, strict=True)
+    return {
+        "kind": "detector",
+        "text": f"a detector of {screen.several(len(metadata.names), 'class')}",
+        "classes": [{"label": label, "name": name, "id": number} for label, (name, number) in enumerate(rows)],
+        "threshold": metadata.threshold,
+        "training": {
+            "data": settings["data"]["path"],
+            **{name: settings["train"][name] for name in ("init", "epochs", "batch", "seed")},
+            "summary": metadata.summary,
+        },
+        "licence": metadata.licence,
+        "settings": parts,
+    }
+
+
+def show(document: dict[str, Any]) -> None:
+    """The document for people."""
+    screen.say(f"{document['file']}: {document['text']}", "bold")
+    types = ", ".join(document["types"])
+    size = f"{document['parameters']:,} parameters, {document['bytes'] / 1e6:,.1f} MB ({types})"
+    if document["kind"] != "detector":
+        screen.say(f"{screen.several(document['tensors'], 'tensor')}, {size}")
+        screen.say(document["advice"])
+        return
+    for name, value in {"size": size, **_lines(document)}.items():
+        screen.say(f"{name:<14}{value}")
+    rows = [[row["name"], row["label"], row["id"]] for row in document["classes"]]
+    screen.table("Classes", ["class", "label", "id in the data"], rows)
+
+
+def _lines(document: dict[str, Any]) -> dict[str, str]:
+    """A line a subject."""
+    model, anchors, roi = (document["settings"][name] for name in ("model", "anchors", "roi"))
+    neck = f"pyramid levels {_list(model['levels'])} of {model['channels']} channels" if model["neck"] == "fpn" else ""
+    picture, training = document["settings"]["preprocess"], document["training"]
+    summary = ", ".join(f"{key} {screen.cell(value)}" for key, value in training["summary"].items())
+    return {
+        "architecture": ", ".join(
+            filter(None, (model["preset"], f"backbone {model['backbone']}", neck, f"head {roi['head']}"))
+        ),
+        "preprocessing": f"short side {picture['short']}, long side at most {picture['long']}, "
+        f"{picture['in_channels']} channels, {picture['order']}, mean {_list(picture['mean'])}, "
+        f"std {_list(picture['std'])}, {picture['resize']}",
+        "anchors": f"sizes {'; '.join(map(_list, anchors['sizes']))}; {anchors['ratio']} {_list(anchors['ratios'])}",
+        "threshold": screen.cell(document["threshold"]),
+        "training": f"data {training['data'] or 'not told'}, from {training['init']}, {training['epochs']} epochs"
+        + (f"; these weights: {summary}" if summary else ""),
+        "licence": f"of the data: {document['licence'] or 'not told'}",
+    }
+
+
+def _list(values: list[float]) -> str:
+    return ", ".join(f"{value:g}" for value in values)

@@ -1,0 +1,173 @@
+"""Settings of the network: backbone, anchors, both stages; and what all sections of the settings share."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, no unknown keys, tuples instead of lists."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Model(Section):
+    """The backbone and its neck."""
+
+    preset: str = Field(default="mobilenet-fpn", description="Name of the preset that these settings started from.")
+    backbone: str = Field(
+        default="mobilenet",
+        description="mobilenet, mobilenet_v3_large, tiny, resnet18|34|50|101|152, resnext50_32x4d, resnext101_32x8d, "
+        "vgg16, zf, timm/NAME, or custom: a module passed in by hand.",
+    )
+    neck: Literal["fpn", "none"] = Field(default="fpn", description="Feature pyramid, or the backbone's last level.")
+    channels: Count = Field(default=96, description="Channels of every pyramid level.")
+    levels: tuple[int, ...] = Field(default=(3, 4, 5, 6), description="Pyramid levels; level n has stride 2^n.")
+    neck_norm: Literal["none", "batch"] = Field(default="none", description="Norm after the pyramid's convolutions.")
+    norm_eps: NonNegative | None = Field(default=None, description="Added to variances. None: the network's own.")
+    stride_in: Literal["3x3", "1x1"] = Field(default="3x3", description="What strides in a bottleneck; 1x1: Caffe.")
+    widths: tuple[Count, Count, Count] | None = Field(
+        default=None, description="ResNet's stem, first inner convolutions, first stage. None: the standard ones."
+    )
+    norm: Literal["frozen", "affine", "train"] = Field(
+        default="frozen", description="Batch norms: constants; affine: all but their statistics trained; train: all."
+    )
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(default=2, description="First stages that stay untrained.")
+
+
+class Anchors(Section):
+    """Reference boxes. The rules of py-faster-rcnn, torchvision and detectron2 are presets of these settings."""
+
+    sizes: tuple[tuple[Positive, ...], ...] = Field(
+        default=((32,), (64,), (128,), (256,)), description="Square roots of areas, pixels; one tuple a level."
+    )
+    ratios: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), description="Aspect ratios, see `ratio`.")
+    ratio: Literal["h/w", "w/h"] = Field(default="h/w", description="What a ratio divides.")
+    offset: Fraction = Field(default=0.5, description="Centre of the first anchor, in strides.")
+    round: Literal["none", "half", "base"] = Field(
+        default="none", description="Rounding: none; half extents to even; width and height at `base`, then scaled."
+    )
+    base: Count = Field(default=16, description="Side of the box that `round=base` rounds at, pixels.")
+    order: Literal["size", "ratio"] = Field(default="size", description="What is outermost in the order within a cell.")
+    stride: Literal["declared", "image//grid"] = Field(
+        default="declared", description="Stride of a level, or guessed from the padded image."
+    )
+    border: NonNegative | None = Field(
+        default=None, description="Anchors further outside the image are not trained, pixels. None: all are."
+    )
+
+
+LossKind = Literal["smooth_l1", "l1", "iou", "giou", "diou", "ciou"]
+
+
+class RPN(Section):
+    """Region proposal network: head, label rules, sampling, loss, proposals."""
+
+    convs: Count = Field(default=1, description="Hidden convolutions of the head.")
+    channels: Count | None = Field(default=None, description="Channels of these. None: those of their input.")
+    kernel: Literal[1, 3, 5, 7] = Field(default=3, description="Side of the sliding window, cells.")
+    logits: Literal[1, 2] = Field(default=1, description="1: sigmoid; 2: softmax over background and object.")
+    score_order: Literal["background-first", "object-first"] = Field(
+        default="background-first", description="Meaning of the two logits."
+    )
+    positive_iou: Fraction = Field(default=0.7, description="An anchor of at least this IoU is positive.")
+    negative_iou: Fraction = Field(default=0.3, description="An anchor under this IoU with every object is negative.")
+    force_match: bool = Field(default=True, description="Each object's best anchors are positive, whatever their IoU.")
+    samples: Count = Field(default=256, description="Anchors that are trained, an image.")
+    positive_fraction: Fraction = Field(default=0.5, description="Positives among them at most.")
+    negatives: Literal["random", "overlap", "texture", "hard"] = Field(
+        default="random",
+        description="Which negatives go first: any; those that touch an object; those whose features vary; those of "
+        "the highest loss. Where there are too few, random ones fill up.",
+    )
+    negatives_iou: Fraction = Field(default=0.1, description="overlap: those of at least this IoU go first.")
+    negatives_smooth: Fraction = Field(default=0.5, description="texture: this share, the smoothest, goes last.")
+    negatives_nms: Fraction = Field(
+        default=0.7, description="hard: a negative that overlaps a harder one by more goes last, IoU."
+    )
+    ignore: Literal["keep", "drop"] = Field(
+        default="keep", description="Crowd and difficult objects: mask their anchors, or forget them."
+    )
+    normaliser: Literal["paper", "matlab", "py-faster-rcnn", "torchvision", "detectron2", "mean"] = Field(
+        default="torchvision", description="What divides the two losses; see the end of docs/settings.md."
+    )
+    positive_weight: Fraction | None = Field(
+        default=None, description="py-faster-rcnn: weight of an image's boxes together. None: 1 / samples each."
+    )
+    box_loss: LossKind = Field(default="smooth_l1", description="Loss of the boxes.")
+    beta: NonNegative = Field(default=1 / 9, description="Where smooth L1 turns linear; 1 / sigma squared. 0: L1.")
+    lambda_: NonNegative = Field(default=1.0, alias="lambda", description="Weight of the box loss.")
+    pre_train: Count = Field(default=1000, description="Boxes a level before NMS, in training.")
+    post_train: Count = Field(default=500, description="Proposals, in training.")
+    pre_test: Count = Field(default=1000, description="Boxes a level before NMS, in prediction.")
+    post_test: Count = Field(default=300, description="Proposals, in prediction.")
+    nms: Fraction = Field(default=0.7, description="IoU above which the lower-scored box goes.")
+    score: Fraction = Field(default=0.0, description="Proposals of lower objectness probability are dropped.")
+    min_size: NonNegative = Field(default=1e-3, description="Smaller proposals go, pixels of the resized image.")
+
+    model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+
+class RoI(Section):
+    """Second stage: RoI features, head, sampling, loss, final boxes."""
+
+    pool: Literal["align", "warp", "max"] = Field(
+        default="align", description="RoI align, RoI warp (the largest of its samples), or RoI max pooling."
+    )
+    size: Count = Field(default=7, description="Cells a side of a RoI's features.")
+    sampling_ratio: Annotated[int, Field(ge=0)] = Field(default=2, description="Samples a cell and side; 0: adaptive.")
+    aligned: bool = Field(default=True, description="Shift by half a pixel, as pixel centres demand.")
+    levels: tuple[int, ...] = Field(default=(3, 4, 5), description="Pyramid levels that RoIs are read from.")
+    canonical_size: Positive = Field(default=224.0, description="Side of a box read from `canonical_level`, pixels.")
+    canonical_level: int = Field(default=4, description="Pyramid level of a box of canonical size.")
+    head: Literal["fc", "conv-fc", "conv5", "none"] = Field(
+        default="fc",
+        description="fc: two fully connected layers (fc6 and fc7 of VGG and ZF too); conv-fc: convolutions, one such; "
+        "conv5: a ResNet's fifth stage; none: no second stage, proposals alone.",
+    )
+    convs: Count = Field(default=4, description="3x3 convolutions of conv-fc, as wide as `model.channels`.")
+    head_norm: Literal["none", "batch"] = Field(default="none", description="Norm after the head's convolutions.")
+    hidden: Count = Field(default=256, description="Width of the fully connected layers.")
+    dropout: Fraction = Field(default=0.0, description="Share of hidden units dropped in training.")
+    dropout_scale: Literal["training", "prediction"] = Field(
+        default="training", description="When dropout scales: the kept up in training, or all down in prediction."
+    )
+    samples: Count = Field(default=128, description="RoIs that are trained, an image.")
+    sampler: Literal["random", "ohem"] = Field(
+        default="random", description="A random draw, or the RoIs of the highest loss of all (OHEM)."
+    )
+    sampler_nms: Fraction = Field(
+        default=0.7, description="ohem: a RoI that overlaps a harder one of its class by more goes, IoU."
+    )
+    positive_fraction: Fraction = Field(default=0.25, description="Positives among them at most.")
+    positive_iou: Fraction = Field(default=0.5, description="A RoI of at least this IoU is positive.")
+    negative_iou: tuple[Fraction, Fraction] = Field(
+        default=(0.0, 0.5), description="A RoI with its best IoU in [low, high) is negative."
+    )
+    ignore: Literal["keep", "drop"] = Field(
+        default="keep", description="Crowd and difficult objects: mask their RoIs, or forget them."
+    )
+    class_agnostic: bool = Field(default=False, description="One box a RoI instead of one a class.")
+    box_std: tuple[Positive, Positive, Positive, Positive] = Field(
+        default=(0.1, 0.1, 0.2, 0.2), description="Deltas are divided by these."
+    )
+    box_loss: LossKind = Field(default="smooth_l1", description="Loss of the boxes.")
+    beta: NonNegative = Field(default=1 / 9, description="Where smooth L1 turns linear. 0: L1.")
+    box_weight: NonNegative = Field(default=1.0, description="Weight of the box loss.")
+    score: Fraction = Field(default=0.05, description="Lower-scored boxes are dropped before NMS.")
+    min_size: NonNegative = Field(default=0.0, description="Boxes with a smaller side go before NMS, pixels.")
+    nms: Fraction = Field(default=0.5, description="IoU above which the lower-scored box of a class goes.")
+    detections: Count = Field(default=100, description="Boxes an image at most.")
+
+    @model_validator(mode="after")
+    def _mining_starts_at_zero(self) -> Self:
+        if self.sampler == "ohem" and self.negative_iou[0] > 0:
+            raise ValueError(
+                f"sampler=ohem finds the hard negatives itself, so negative_iou starts at 0 (got {self.negative_iou})"
+            )
+        return self

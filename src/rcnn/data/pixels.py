@@ -1,0 +1,84 @@
+"""Every image decoded before long work begins: damage amid the pixels, and what is odd about them."""
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+from rcnn.config import Data
+from rcnn.data.dataset import Dataset, Fault
+from rcnn.preprocess.decode import ImageError, Look, verify_image
+
+Progress = Callable[[int, int], None]
+_TWELVE_BIT = 4096
+
+
+def decode_images(datasets: Sequence[Dataset], settings: Data, progress: Progress | None = None) -> list[Dataset]:
+    """The data sets less the images that can't be decoded; faults and notes are added.
+
+    Images that other faults leave out are decoded too, so that all that is wrong is told at once.
+
+    Args:
+        datasets: lists of one data set; what they share is decoded once.
+        settings: `white` and `max_pixels` are read.
+        progress: told (images done, images in all).
+    """
+    names = {path: name for dataset in datasets for path, name in _files(dataset).items()}
+    found: dict[Path, Look | ImageError] = {}
+
+    def look(path: Path) -> Look | ImageError:
+        try:
+            return verify_image(path, max_pixels=settings.max_pixels)
+        except ImageError as error:
+            return error
+
+    # Decoding leaves Python's lock. Each look silences Pillow's warnings in a way that threads share: what they leave
+    # behind ends here.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        try:
+            for done, (path, outcome) in enumerate(zip(names, pool.map(look, names), strict=True), start=1):
+                found[path] = outcome
+                if progress is not None:
+                    progress(done, len(names))
+        finally:  # after Ctrl-C the rest is not waited for
+            pool.shutdown(cancel_futures=True)
+    notes = _notes({names[path]: look for path, look in found.items() if isinstance(look, Look)}, settings)
+    left = [_without_damaged(dataset, found) for dataset in datasets]
+    return [replace(left[0], notes=(*left[0].notes, *notes)), *left[1:]] if left else []
+
+
+def _files(dataset: Dataset) -> dict[Path, str]:
+    """Path -> name of the images that are used, and of those that a fault other than the file's own leaves out."""
+    unreadable = {fault.where for fault in dataset.faults if fault.kind == "fatal"}
+    left_out = dict.fromkeys(fault.image for fault in dataset.faults if fault.image is not None)
+    files = {record.path: record.name for record in dataset.records}
+    files |= {dataset.root / name: name for name in left_out if (dataset.root / name).is_file()}
+    return {path: name for path, name in files.items() if str(path) not in unreadable}
+
+
+def _without_damaged(dataset: Dataset, found: Mapping[Path, Look | ImageError]) -> Dataset:
+    """The data set less its damaged images, a fatal fault for each of them before the others."""
+    faults = [
+        Fault(str(path), str(outcome).removeprefix(f"{path}: "), "fatal", name)
+        for path, name in _files(dataset).items()
+        if isinstance(outcome := found[path], ImageError)
+    ]
+    records = tuple(record for record in dataset.records if not isinstance(found[record.path], ImageError))
+    return replace(dataset, records=records, faults=(*faults, *dataset.faults))
+
+
+def _notes(looks: Mapping[str, Look], settings: Data) -> list[str]:
+    """Sentences on 16-bit images that are none, and on transparency; looks by name."""
+    notes = []
+    deepest = max((look.largest for look in looks.values() if look.largest is not None), default=None)
+    if deepest is not None and deepest < _TWELVE_BIT and settings.white is None:
+        notes.append(f"no pixel of the 16-bit images is above {deepest}: are they 12-bit? If so, set data.white=4095")
+    transparent = [name for name, look in looks.items() if look.transparent]
+    if transparent:
+        notes.append(
+            f"images with transparent pixels: {len(transparent)}, such as {transparent[0]}; "
+            "white is laid behind them, unless preprocess.in_channels is 4"
+        )
+    return notes

@@ -1,0 +1,102 @@
+"""Detectors from other libraries, and back: torchvision's Faster R-CNN, checkpoints of detectron2 and Caffe."""
+
+from argparse import Namespace
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from rcnn.detector import Detector
+from rcnn.presets import build, settings_of
+from rcnn.weights import caffe, detectron2, torchvision, torchvision_export
+from rcnn.weights.adapt import fill
+from rcnn.weights.backbone import read_tensors
+from rcnn.weights.file import WeightsError
+from rcnn.weights.imported import Imported
+from rcnn.weights.unpickle import read_pickle
+
+ARCHITECTURES = (*torchvision.ARCHITECTURES, *caffe.ARCHITECTURES, *detectron2.ARCHITECTURES)
+"""What `import_weights` knows: torchvision's detectors, the paper's networks, then configurations of detectron2."""
+
+
+def from_torchvision(model: nn.Module, names: Sequence[str] | None = None) -> Detector:
+    """A detector that gives the boxes, labels and scores of an instance of torchvision's `FasterRCNN`.
+
+    Everything is read from the instance: sizes, anchors, thresholds, heads. A backbone or a head that is not
+    torchvision's own is kept as the module that it is; `Detector.load` then needs such a module once more, as
+    `rcnn.weights.torchvision_backbone.as_backbone(MODULE)` or `rcnn.weights.torchvision.UserHead(MODULE, features)`.
+
+    Args:
+        model: from one of torchvision's functions, or put together from its parts. It stays as it is.
+        names: of the classes, background not counted. None: COCO's for 91 classes, else `class_1`, ...
+
+    Raises:
+        WeightsError: the model does what can't be expressed here; the message names the attribute.
+    """
+    return detector_of(torchvision.import_model(model, names))
+
+
+def import_weights(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Detector:
+    """A detector of a checkpoint of torchvision (.pth, .safetensors), detectron2 (.pkl, .pth) or Caffe (arrays, .npz).
+
+    Nothing in it is run.
+
+    Args:
+        path: the file.
+        arch: one of `ARCHITECTURES`.
+        names: of the classes, background not counted. None: COCO's where their number is COCO's.
+
+    Raises:
+        WeightsError: no such architecture; the file is missing, damaged, or of another one.
+    """
+    return detector_of(read(path, arch, names))
+
+
+def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imported:
+    """As `import_weights`, but the settings and tensors alone.
+
+    Raises:
+        WeightsError: as there.
+    """
+    if arch not in ARCHITECTURES:
+        near = get_close_matches(arch, ARCHITECTURES, n=1)
+        hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(ARCHITECTURES)}"
+        raise WeightsError(f"no architecture is called `{arch}`; {hint}")
+    path = Path(path)
+    if arch in caffe.ARCHITECTURES:
+        return caffe.import_arrays(caffe.read_arrays(path), settings_of(arch), names)
+    with torch.serialization.safe_globals([Namespace]):  # torchvision's training script keeps its options beside it
+        state = read_pickle(path) if path.suffix == ".pkl" else read_tensors(path)
+    library = torchvision if arch in torchvision.ARCHITECTURES else detectron2
+    try:
+        return library.import_state(state, arch, names)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+
+
+def detector_of(imported: Imported) -> Detector:
+    """The detector of what was read, on the CPU or, if there is one, the GPU.
+
+    Raises:
+        WeightsError: a tensor is missing, left over or of another shape.
+    """
+    classes = len(imported.names)
+    model = build(imported.settings, classes, backbone=imported.backbone, head=imported.head)
+    fill(model, imported.tensors, "the checkpoint")
+    summary = {"notes": list(imported.notes)} if imported.notes else {}
+    return Detector(
+        model, imported.settings, imported.names, category_ids=imported.category_ids, summary=summary, device="auto"
+    )
+
+
+def to_torchvision(detector: Detector) -> dict[str, Tensor]:
+    """The state dictionary of torchvision's `FasterRCNN` with the detector's weights, on the CPU.
+
+    `rcnn.weights.torchvision_export.program` says how to build the instance that loads it.
+
+    Raises:
+        WeightsError: torchvision can't hold this detector; the message names the settings.
+    """
+    return torchvision_export.export_state(detector.model.state_dict(), detector.settings)

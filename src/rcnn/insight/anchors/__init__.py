@@ -1,0 +1,1 @@
+"""Anchors against the boxes of a data set: `rcnn anchors`."""

@@ -1,0 +1,261 @@
+"""How well a grid of anchors meets the objects of a data set, and the sizes and ratios that meet them better.
+
+N objects, L levels, k anchors a cell. Boxes are pixels of the resized image, where anchors live; float64.
+
+The overlap of an anchor with a box falls with their distance in x and in y, each for itself. So the best of a shape's
+thousands of places is the cell nearest to the box in both, and the best IoU with a whole grid costs L * k IoUs.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from rcnn.config import Anchors, Settings
+from rcnn.data.dataset import Record
+from rcnn.model import anchors as anchor_ops
+from rcnn.model import boxes as box_ops
+from rcnn.preprocess.batch import Preprocessor, Size
+
+CHUNK = 1 << 16
+"""Objects whose IoUs are computed at once."""
+
+MOST_FITTED = 2000
+"""Objects that the search looks at."""
+
+FIRST_STEP, LAST_STEP = math.log(2) / 2, 0.02
+"""Of the search, in logarithms of sizes and ratios."""
+
+
+class Grid(NamedTuple):
+    """The cells of all levels of one padded image.
+
+    Attributes:
+        padded: (height, width) of the image, pixels.
+        cells: (height, width) of each level.
+    """
+
+    padded: Size
+    cells: tuple[Size, ...]
+
+
+class Frame(NamedTuple):
+    """One image as the network sees it, without its pixels.
+
+    Attributes:
+        grid: its anchors' places.
+        size: (height, width) after resizing.
+        boxes: (n, 4).
+        ignore: (n,) bool, crowd or difficult.
+    """
+
+    grid: Grid
+    size: Size
+    boxes: Tensor
+    ignore: Tensor
+
+
+class Objects(NamedTuple):
+    """All objects that are not ignored.
+
+    Attributes:
+        boxes: (N, 4).
+        image: (N,) int64, which frame.
+        row: (N,) int64, which box of the frame.
+        sizes: (N, 2) height and width of the resized image.
+        padded: (N, 2) of the padded image.
+        cells: (N, L, 2) of each level.
+    """
+
+    boxes: Tensor
+    image: Tensor
+    row: Tensor
+    sizes: Tensor
+    padded: Tensor
+    cells: Tensor
+
+    def __getitem__(self, index: Tensor) -> "Objects":  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The objects of an index or mask (N,)."""
+        return Objects(*(part[index] for part in self._asdict().values()))
+
+
+def network_grids(backbone: nn.Module, channels: int) -> Callable[[Size], Grid]:
+    """A function from the size of a padded image to the grid of a backbone: its own forward pass without numbers."""
+    shapes = copy.deepcopy(backbone).to("meta").eval()
+    known: dict[Size, Grid] = {}
+
+    def grid(padded: Size) -> Grid:
+        if padded not in known:
+            with torch.no_grad():
+                levels = shapes(torch.zeros(1, channels, *padded, device="meta")).values()
+            known[padded] = Grid(padded, tuple((level.shape[2], level.shape[3]) for level in levels))
+        return known[padded]
+
+    return grid
+
+
+def frames_of(records: Sequence[Record], settings: Settings, grid: Callable[[Size], Grid]) -> list[Frame]:
+    """The images at the network's scale, from the sizes in their headers."""
+    door = Preprocessor(settings.preprocess)
+    frames = []
+    for record in records:
+        size = door.resized(record.size)
+        scale = np.divide(size, record.size)[[1, 0, 1, 0]]
+        boxes = torch.from_numpy(record.boxes * scale)
+        frames.append(Frame(grid(door.bucket(record.size)), size, boxes, torch.from_numpy(record.ignore)))
+    return frames
+
+
+def objects_of(frames: Sequence[Frame]) -> Objects:
+    """The objects of all frames, in order."""
+    count = torch.tensor([len(frame.boxes) for frame in frames])
+    image = torch.arange(len(frames)).repeat_interleave(count)
+    row = torch.arange(len(image)) - (count.cumsum(0) - count)[image]
+    sizes, padded, cells = (
+        torch.tensor(part, dtype=torch.float64)[image]
+        for part in ([f.size for f in frames], [f.grid.padded for f in frames], [f.grid.cells for f in frames])
+    )
+    every = Objects(torch.cat([frame.boxes for frame in frames]), image, row, sizes, padded, cells)
+    return every[~torch.cat([frame.ignore for frame in frames])]
+
+
+def best_iou(objects: Objects, anchors: Anchors, strides: Sequence[int]) -> Tensor:
+    """(N,) IoU of each object with the best of all anchors that may be trained; 0 where it touches none."""
+    starts = range(0, len(objects.boxes), CHUNK)
+    parts = [_best_iou(objects[torch.arange(len(objects.boxes))[i : i + CHUNK]], anchors, strides) for i in starts]
+    return torch.cat(parts) if parts else objects.boxes.new_zeros(0)
+
+
+def _best_iou(objects: Objects, anchors: Anchors, strides: Sequence[int]) -> Tensor:
+    centre = box_ops.centre_size(objects.boxes)[0][:, None]  # (N, 1, 2) as (x, y)
+    best = objects.boxes.new_zeros(len(objects.boxes))
+    for level, stride in enumerate(strides):
+        shapes = anchor_ops.cell_anchors(anchors, level, torch.float64)
+        half = shapes[:, 2:]  # (k, 2)
+        last = objects.cells[:, level].flip(-1)[:, None] - 1
+        step = torch.full_like(last, stride)
+        if anchors.stride == "image//grid":
+            step = objects.padded.flip(-1)[:, None] // (last + 1)
+        first = torch.zeros_like(last)
+        if anchors.border is not None:
+            first = ((half - anchors.border) / step - anchors.offset).ceil().clamp(min=0)
+            beyond = objects.sizes.flip(-1)[:, None] + anchors.border - half
+            last = last.minimum((beyond / step - anchors.offset).floor())
+        cell = (centre / step - anchors.offset).round().maximum(first).minimum(last)
+        place = (cell + anchors.offset) * step  # (N, k or 1, 2)
+        iou = box_ops.iou(shapes + place.repeat(1, 1, 2), objects.boxes[:, None])  # (N, k)
+        best = best.maximum(iou.masked_fill((last < first).any(dim=-1), 0.0).amax(dim=1))
+    return best
+
+
+def fit(
+    objects: Objects,
+    anchors: Anchors,
+    strides: Sequence[int],
+    target: float = 0.7,
+    *,
+    sizes: int | None = None,
+    ratios: int | None = None,
+) -> Anchors:
+    """Sizes and ratios by which the objects' best IoUs come closest to `target`, all else of the rule kept.
+
+    The least mean of max(0, target - IoU), in which the objects of an octave of sizes weigh as the root of their
+    number: a plain mean would give up rare sizes for a little more on common ones. A coordinate search, from the rule
+    that there is and from the sizes of the objects. Sizes never shrink from a level to the next, so that a coarser
+    level keeps the larger objects; every level has as many, as one head serves them all.
+
+    Args:
+        objects: at least one.
+        anchors: the rule to start from.
+        strides: of the levels, pixels.
+        target: the IoU that is enough, such as `rpn.positive_iou`.
+        sizes: sizes a level; None: as many as there are.
+        ratios: how many; None: as many as there are.
+    """
+    generator = torch.Generator().manual_seed(0)
+    some = objects[torch.randperm(len(objects.boxes), generator=generator)[:MOST_FITTED]]
+    octave = box_ops.area(some.boxes).sqrt().log2().floor().clamp(min=0).long()
+    weight = octave.bincount()[octave].double().rsqrt()
+    weight = weight / weight.sum()
+
+    def loss(rule: Anchors) -> float:
+        return float((target - best_iou(some, rule, strides)).clamp(min=0) @ weight)
+
+    fitted = [_search(start, loss) for start in _starts(some, anchors, sizes, ratios)]
+    return min((_rounded(rule) for rule in [*fitted, *_keepable(anchors, sizes, ratios)]), key=loss)
+
+
+def _keepable(anchors: Anchors, sizes: int | None, ratios: int | None) -> list[Anchors]:
+    """The rule that there is, where it has as many sizes and ratios as are wanted."""
+    same = sizes in (None, len(anchors.sizes[0])) and ratios in (None, len(anchors.ratios))
+    return [anchors] if same else []
+
+
+def _starts(objects: Objects, anchors: Anchors, sizes: int | None, ratios: int | None) -> Iterator[Anchors]:
+    """Where the search begins: the rule as it is, its sizes moved to the objects', and quantiles of the objects."""
+    side = box_ops.centre_size(objects.boxes)[1].log()
+    size, aspect = side.mean(dim=1), side[:, 1] - side[:, 0]
+    aspect = aspect if anchors.ratio == "h/w" else -aspect
+    levels, count = len(anchors.sizes), sizes or len(anchors.sizes[0])
+    shape = _quantiles(aspect, ratios or len(anchors.ratios))
+    spread = _quantiles(size, levels * count)
+    octaves = torch.arange(levels * count) * (math.log(2) / count)
+    yield from _keepable(anchors, sizes, ratios)
+    for start in (spread, octaves + size.quantile(0.1)):
+        yield _with(anchors, start, shape, levels)
+
+
+def _quantiles(values: Tensor, count: int) -> Tensor:
+    """(count,) the middles of `count` equal shares of the values."""
+    return values.quantile((torch.arange(count, dtype=values.dtype) + 0.5) / count)
+
+
+def _with(anchors: Anchors, sizes: Tensor, ratios: Tensor, levels: int) -> Anchors:
+    """The rule with other logarithms of sizes, laid over the levels in order, and of ratios."""
+    rows = sizes.exp().reshape(levels, -1).tolist()
+    return anchors.model_copy(
+        update={"sizes": tuple(tuple(row) for row in rows), "ratios": tuple(ratios.exp().tolist())}
+    )
+
+
+def _search(rule: Anchors, loss: Callable[[Anchors], float]) -> Anchors:
+    """The rule, with one size or ratio after the other moved up or down while that helps, by ever smaller steps."""
+    levels = len(rule.sizes)
+    values = torch.tensor([*(size for row in rule.sizes for size in row), *rule.ratios], dtype=torch.float64).log()
+    sizes = values.numel() - len(rule.ratios)
+    least, step = loss(rule), FIRST_STEP
+    while step > LAST_STEP:
+        moved = False
+        for index in range(len(values)):
+            for change in (step, -step):
+                trial = values.clone()
+                trial[index] += change
+                if index < sizes and not _in_order(trial[:sizes], index):
+                    continue
+                candidate = _with(rule, trial[:sizes], trial[sizes:], levels)
+                if (found := loss(candidate)) < least * (1 - 1e-4):
+                    rule, values, least, moved = candidate, trial, found, True
+        step = step if moved else step / 2
+    return rule
+
+
+def _in_order(sizes: Tensor, index: int) -> bool:
+    """Does the changed size lie between its neighbours?"""
+    neighbours = sizes[max(index - 1, 0) : index + 2]
+    return bool((neighbours.diff() >= 0).all())
+
+
+def _rounded(rule: Anchors) -> Anchors:
+    """Numbers that a person would write: three digits of a size, two of a ratio; ratios in order."""
+    sizes = tuple(tuple(float(f"{size:.3g}") for size in row) for row in rule.sizes)
+    return rule.model_copy(update={"sizes": sizes, "ratios": tuple(sorted(float(f"{r:.2g}") for r in rule.ratios))})
+
+
+def setting_words(rule: Anchors) -> tuple[str, str]:
+    """Sizes and ratios as words for a command line."""
+    sizes = ",".join(f"[{','.join(f'{size:g}' for size in row)}]" for row in rule.sizes)
+    return f"anchors.sizes=[{sizes}]", f"anchors.ratios=[{','.join(f'{ratio:g}' for ratio in rule.ratios)}]"

@@ -1,0 +1,195 @@
+"""What `rcnn anchors` tells of a data set: the anchors of a network beside fitted ones."""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rcnn.config import RPN, Anchors
+from rcnn.data.dataset import DataError, Dataset
+from rcnn.insight.anchors.fit import (
+    Frame,
+    Grid,
+    Objects,
+    best_iou,
+    fit,
+    frames_of,
+    network_grids,
+    objects_of,
+    setting_words,
+)
+from rcnn.model import anchors as anchor_ops
+from rcnn.model import boxes as box_ops
+from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.rpn import RegionProposalNetwork
+from rcnn.model.structures import Targets
+
+POSITIVES = {"0": (0, 0), "1": (1, 1), "2 - 4": (2, 4), "5 - 9": (5, 9), "10 or more": (10, 1 << 62)}
+"""Positive anchors an object: name -> first and last number."""
+
+MOST_ASSIGNED = 2000
+"""Images on which positive anchors are counted."""
+
+SIZE_BOUNDS = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, math.inf)
+ASPECT_BOUNDS = (0.0, 0.4, 0.7, 1.4, 2.5, math.inf)
+
+
+class Coverage(NamedTuple):
+    """How anchors meet the objects.
+
+    Attributes:
+        anchors: the rule.
+        iou: (N,) IoU of the best anchor that may be trained.
+        positives: (N,) anchors that are trained to find the object; -1 in images on which they were not counted.
+    """
+
+    anchors: Anchors
+    iou: Tensor
+    positives: Tensor
+
+
+def count_positives(frames: Sequence[Frame], objects: Objects, rpn: RegionProposalNetwork) -> Tensor:
+    """(N,) positive anchors of each object by the network's own assignment; -1 in images that were not counted."""
+    counts = torch.full((len(objects.boxes),), -1)
+    order = torch.arange(len(objects.boxes)).split(objects.image.bincount(minlength=len(frames)).tolist())
+    known: dict[Grid, Tensor] = {}
+    for index in range(0, len(frames), max(1, -(-len(frames) // MOST_ASSIGNED))):
+        frame, own = frames[index], order[index]
+        if not len(own):
+            continue
+        if frame.grid not in known:
+            levels = anchor_ops.pyramid_anchors(
+                rpn.anchors, frame.grid.cells, rpn.strides, frame.grid.padded, rpn.cells
+            )
+            known[frame.grid] = torch.cat(levels)
+        some = torch.ones(1, len(frame.boxes), dtype=torch.bool)
+        targets = Targets(frame.boxes[None], some.long(), some, frame.ignore[None])
+        found = rpn.assign(known[frame.grid], targets, torch.tensor([frame.size]))
+        per_box = found.gt[found.label == 1].bincount(minlength=len(frame.boxes))
+        counts[own] = per_box[objects.row[own]]
+    return counts
+
+
+def cover(
+    frames: Sequence[Frame], objects: Objects, anchors: Anchors, strides: Sequence[int], settings: RPN
+) -> Coverage:
+    """What a rule of anchors makes of the objects."""
+    rpn = RegionProposalNetwork(1, strides, anchors, settings)
+    return Coverage(anchors, best_iou(objects, anchors, strides), count_positives(frames, objects, rpn))
+
+
+def groups(objects: Objects) -> Mapping[str, Mapping[str, Tensor]]:
+    """Masks (N,) by `size` (square root of the area, resized pixels) and by `aspect` (height / width); none empty."""
+    width, height = box_ops.centre_size(objects.boxes)[1].unbind(dim=1)
+    values = {"size": ((width * height).sqrt(), SIZE_BOUNDS), "aspect": (height / width, ASPECT_BOUNDS)}
+    return {name: _binned(value, bounds) for name, (value, bounds) in values.items()}
+
+
+def _binned(values: Tensor, bounds: Sequence[float]) -> dict[str, Tensor]:
+    masks = {}
+    for low, high in pairwise(bounds):
+        name = f"< {high:g}" if low == 0 else f">= {low:g}" if high == math.inf else f"{low:g} - {high:g}"
+        masks[name] = (values >= low) & (values < high)
+    return {name: mask for name, mask in masks.items() if mask.any()}
+
+
+def figures(coverage: Coverage, mask: Tensor, unreached: float) -> dict[str, float | int]:
+    """Numbers of the objects (N,) of a mask; an object of an IoU under `unreached` is reached by no anchor."""
+    iou, positives = coverage.iou[mask], coverage.positives[mask]
+    counted = positives[positives >= 0].double()
+    return {
+        "boxes": len(iou),
+        "iou": float(iou.mean()),
+        "recall50": float((iou >= 0.5).double().mean()),
+        "recall70": float((iou >= 0.7).double().mean()),
+        "unreached": int((iou < unreached).sum()),
+        "positives": float(counted.mean()),
+        "without_positive": int((counted == 0).sum()),
+    }
+
+
+class Study:
+    """Objects, and what the rules `now` and `fitted` make of them.
+
+    Args:
+        frames: the images.
+        found: name of a rule -> coverage.
+        objects: of all frames.
+        limits: IoU under which an anchor is negative, and from which it is positive.
+    """
+
+    def __init__(
+        self, frames: list[Frame], objects: Objects, found: Mapping[str, Coverage], limits: tuple[float, float]
+    ) -> None:
+        self.frames, self.objects, self.found, self.limits = frames, objects, dict(found), limits
+
+    @cached_property
+    def groups(self) -> Mapping[str, Mapping[str, Tensor]]:
+        """Masks of the objects by size and aspect."""
+        return groups(self.objects)
+
+    def figures(self, name: str, mask: Tensor | None = None) -> dict[str, float | int]:
+        """Numbers of a rule over the objects of a mask; None: all."""
+        whole = torch.ones(len(self.objects.boxes), dtype=torch.bool)
+        return figures(self.found[name], whole if mask is None else mask, self.limits[0])
+
+    def positive_counts(self, name: str) -> dict[str, int]:
+        """How many objects have how many positive anchors."""
+        counts = self.found[name].positives
+        return {label: int(((counts >= low) & (counts <= high)).sum()) for label, (low, high) in POSITIVES.items()}
+
+    def unreached(self, name: str) -> list[int]:
+        """Objects whose best IoU is negative to every anchor, worst first."""
+        iou = self.found[name].iou
+        order = iou.argsort(stable=True)
+        return order[iou[order] < self.limits[0]].tolist()
+
+    def describe(self, index: int, dataset: Dataset) -> dict[str, Any]:
+        """One object: its image, class, corners and sides in pixels of the file, best IoU now and fitted."""
+        record, row = dataset.records[int(self.objects.image[index])], int(self.objects.row[index])
+        x1, y1, x2, y2 = record.boxes[row].tolist()
+        place = {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "width": x2 - x1, "height": y2 - y1}
+        ious = {"iou": float(self.found["now"].iou[index]), "iou_fitted": float(self.found["fitted"].iou[index])}
+        return {"image": record.name, "class": dataset.names[int(record.labels[row])], **place, **ious}
+
+    def to_json(self) -> dict[str, Any]:
+        """A plain tree: figures of both rules, of all objects and by group."""
+        return {"images": len(self.frames), **{name: self._tree(name) for name in self.found}}
+
+    def _tree(self, name: str) -> dict[str, Any]:
+        rule = self.found[name].anchors
+        by_group = {
+            f"by_{what}": {label: self.figures(name, mask) for label, mask in masks.items()}
+            for what, masks in self.groups.items()
+        }
+        counts = {"positive_anchors": self.positive_counts(name), "settings": list(setting_words(rule))}
+        return {"sizes": rule.sizes, "ratios": rule.ratios, **counts, **self.figures(name), **by_group}
+
+
+def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, ratios: int | None = None) -> Study:
+    """Measure a network's anchors on a data set and fit others.
+
+    Args:
+        dataset: images; only sizes and boxes are read.
+        model: its settings, strides and the shapes of its maps are used; its weights are not.
+        sizes: sizes a level to fit; None: as many as now.
+        ratios: likewise.
+
+    Raises:
+        DataError: there is no object to meet.
+    """
+    settings, strides = model.settings, model.rpn.strides
+    grid = network_grids(model.backbone, settings.preprocess.in_channels)
+    frames = frames_of(dataset.records, settings, grid)
+    objects = objects_of(frames)
+    if not len(objects.boxes):
+        raise DataError(f"{dataset.root}: `{dataset.split}` has no object that is not crowd or difficult")
+    target = settings.rpn.positive_iou
+    fitted = fit(objects, settings.anchors, strides, target, sizes=sizes, ratios=ratios)
+    rules = {"now": settings.anchors, "fitted": fitted}
+    found = {name: cover(frames, objects, rule, strides, settings.rpn) for name, rule in rules.items()}
+    return Study(frames, objects, found, (settings.rpn.negative_iou, target))

@@ -1,0 +1,54 @@
+"""What the pictures have in common: figures without global state, their looks, and how they are put in place."""
+
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+INK, GREY = "#222222", "#9A9A9A"
+LEGEND: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8, "framealpha": 0.85, "edgecolor": "none"}
+
+
+def new_figure(rows: int, columns: int, width: float, height: float) -> tuple["Figure", np.ndarray]:
+    """A figure of its own, sizes in units of 100 px, and its (rows, columns) axes."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    figure = Figure(figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
+    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False))
+
+
+def style(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
+    """Title, names of the axes, and the common looks of a plot."""
+    axes.set_title(title, fontsize=10, fontweight="bold", loc="left", color=INK)
+    axes.set_xlabel(x, fontsize=9)
+    axes.set_ylabel(y, fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.grid(visible=True, color="#ECECEC", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib shows as it is: `$` would start a formula, a leading `_` hide it in a legend."""
+    return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
+
+
+def short(name: str) -> str:
+    """A class name as `plain` text of at most 22 letters."""
+    return plain(name if len(name) <= 22 else name[:21] + ".")
+
+
+def save(figure: "Figure", path: Path) -> None:
+    """Write a PNG, put in place only when it is whole."""
+    partial = path.with_name(f".{path.name}.part")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # letters that the font lacks come out as boxes
+        figure.savefig(partial, format="png")
+    os.replace(partial, path)

@@ -1,0 +1,1 @@
+"""Where objects are lost on their way through a detector: `rcnn why`."""

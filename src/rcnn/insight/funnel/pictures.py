@@ -1,0 +1,175 @@
+"""The pictures of `why`: shares of lost objects by class and size, false alarms, and the worst images."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from rcnn.config import Settings
+from rcnn.data.dataset import Dataset
+from rcnn.draw import PALETTE, text_colour
+from rcnn.insight.figure import GREY, INK, save, short, style
+from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Outcome, Why
+from rcnn.insight.funnel.report import Group, Report, groups, places
+from rcnn.insight.mosaic import Tile, mosaic
+from rcnn.preprocess.decode import read_image
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+KINDS = (*LOSSES, *ALARMS)
+INKS = dict(zip(KINDS, PALETTE, strict=True))
+"""Kind -> colour, the same in both pictures."""
+
+TAGS = {
+    "no_anchor": "no anchor",
+    "not_in_top_k": "not proposed",
+    "no_proposal": "proposal lost",
+    "no_box": "no box",
+    "other_class": "other class",
+    "low_score": "low score",
+    "suppressed": "suppressed",
+    "duplicate": "duplicate",
+    "bad_box": "bad box",
+    "wrong_class": "wrong class",
+    "background": "background",
+    "missing_label": "label missing?",
+}
+"""Kind -> what stands at its boxes and heads its column."""
+
+WORST = 9
+"""Images that are drawn."""
+
+CLASSES = 12
+"""Classes that are drawn, those with most losses."""
+
+
+def draw_funnel(found: Report, path: Path) -> None:
+    """Where objects are lost and what false alarms are, by class and size, and the AP that mending each would give."""
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    why = found.why
+    objects, missed = len(why.outcomes), len(_lost(why))
+    every = groups(why.outcomes, why.names)
+    wrong = [
+        Group(alarm.section, alarm.title, alarm.counts + Counter({FOUND: group.counts[FOUND]}))
+        for alarm, group in zip(groups(why.alarms, why.names), every, strict=True)
+    ]
+    title = f"Where {missed:,} of {objects:,} objects are lost at IoU {why.iou:g}"
+    panels = [(title + (f" and score {why.score:.2f}" if why.detects else ""), "objects", every, places(why))]
+    if why.detects:
+        shown = wrong[0].counts.total()
+        panels.append((f"What {len(why.alarms):,} of {shown:,} detections wrongly show", "detections", wrong, ALARMS))
+    heights = [len(_shown(counted, kinds)) + 3 for _, _, counted, kinds in panels]
+    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.02, hspace=0.03)
+    figure = Figure(figsize=(12.5, 0.36 * sum(heights) + 1.3), dpi=120, layout=layout)
+    grid = figure.subplots(len(panels), 2, width_ratios=(1.55, 1), height_ratios=heights, squeeze=False)
+    for (left, right), (title, what, counted, kinds) in zip(grid, panels, strict=True):
+        style(left, title, f"share of the {what}", "")
+        _bars(left, _shown(counted, kinds), kinds)
+        _gains(right, found, kinds, len(_shown(counted, kinds)))
+    text = fill(found.advice.replace("$", r"\$"), 125)
+    figure.supxlabel(text, x=0.012, ha="left", fontsize=10.5, color=INK, linespacing=1.4)
+    save(figure, path)
+
+
+def draw_worst(why: Why, dataset: Dataset, settings: Settings, path: Path) -> None:
+    """A mosaic of the images with most mistakes: lost objects in whole lines, false alarms in broken ones.
+
+    Without any mistake the first images are shown as they are.
+    """
+    mistakes = Counter(item.image for item in (*_lost(why), *why.alarms))
+    worst = [image for image, _ in mistakes.most_common(WORST)] or range(min(WORST, len(dataset)))
+    names = [f"{name} {TAGS[kind]}" for name in why.names for kind in KINDS]  # so that a kind has one colour
+    mosaic([_mistakes(why, image, dataset, settings) for image in worst], names, path, columns=3, side=620)
+
+
+def _mistakes(why: Why, image: int, dataset: Dataset, settings: Settings) -> Tile:
+    record, data = dataset.records[image], settings.data
+    lost = [outcome for outcome in _lost(why) if outcome.image == image]
+    alarms = [alarm for alarm in why.alarms if alarm.image == image]
+    kinds = [(outcome.label, outcome.where) for outcome in lost] + [(alarm.label, alarm.kind) for alarm in alarms]
+    rows = np.array([outcome.truth for outcome in lost], np.int64)
+    detections = np.array([alarm.detection for alarm in alarms], np.int64)
+    ending = "s" * (len(alarms) != 1)
+    return Tile(
+        read_image(
+            record.path,
+            white=data.white,
+            max_pixels=data.max_pixels,
+            in_channels=settings.preprocess.in_channels,
+        ),
+        np.concatenate((why.truths[image].boxes[rows], why.predictions[image].boxes[detections])),
+        np.array([label * len(KINDS) + KINDS.index(kind) for label, kind in kinds], np.int64),
+        f"{record.name}: {len(lost)} of {(~record.ignore).sum()} lost, {len(alarms)} false alarm{ending}",
+        ignore=np.arange(len(kinds)) >= len(lost),
+    )
+
+
+def _lost(why: Why) -> list[Outcome]:
+    return [outcome for outcome in why.outcomes if outcome.where != FOUND]
+
+
+def _shown(every: Sequence[Group], kinds: dict[str, str]) -> list[Group]:
+    """The groups that are drawn: of many classes those with most of these kinds, and sizes that occur."""
+    classes = [group for group in every if group.section == "class"]
+    classes.sort(key=lambda group: -sum(group.counts[kind] for kind in kinds))
+    sizes = [group for group in every if group.section == "size"]
+    return [every[0], *classes[:CLASSES], *sizes]
+
+
+def _bars(axes: "Axes", shown: Sequence[Group], kinds: dict[str, str]) -> None:
+    """A stacked bar a group, cut into kinds, as shares of the group; numbers in the parts that are wide enough."""
+    totals = [max(1, group.counts.total()) for group in shown]
+    ends = [sum(group.counts[kind] for kind in kinds) / total for group, total in zip(shown, totals, strict=True)]
+    reach = max(ends) * 1.3 or 1.0
+    ticks = []
+    for number, (group, total, end) in enumerate(zip(shown, totals, ends, strict=True)):
+        place = number + 0.5 * (group.section != "all") + 0.5 * (group.section == "size")
+        ticks.append(place)
+        left = 0.0
+        for kind in kinds:
+            width = group.counts[kind] / total
+            axes.barh(place, width, left=left, height=0.74, color=INKS[kind], edgecolor="white", linewidth=0.6)
+            if width > 0.035 * reach:
+                ink, middle = text_colour(INKS[kind]), left + width / 2
+                axes.text(middle, place, f"{group.counts[kind]:,}", ha="center", va="center", fontsize=8, color=ink)
+            left += width
+        text = f"{100 * end:.1f}% of {group.counts.total():,}" if group.counts else "none"
+        axes.text(end + 0.008 * reach, place, text, va="center", fontsize=8.5, color=INK)
+    axes.set_yticks(ticks, [short(group.title) for group in shown], fontsize=9)
+    axes.set(xlim=(0, reach), ylim=(ticks[-1] + 0.6, -0.6))
+    axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%" if share < 1.001 else "")
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
+def _gains(axes: "Axes", found: Report, kinds: dict[str, str], rows: int) -> None:
+    """A bar a kind: the AP that mending it would add; without AP the number of objects. The labels are the legend.
+
+    Bars are as thick as those beside them, of which there are `rows`.
+    """
+    if found.why.detects:
+        style(axes, f"What mending adds to AP {found.ap:.3f}", "", "")
+        values = {kind: found.gain(kind) for kind in kinds}
+        texts = {kind: f"+{value:.3f}" for kind, value in values.items()}
+    else:
+        style(axes, "Where", "objects", "")
+        values = {kind: float(len(found.why.lost(kind))) for kind in kinds}
+        texts = {kind: f"{value:.0f}" for kind, value in values.items()}
+    every = [found.gain(kind) for kind in found.mended] or list(values.values())  # both panels on one scale
+    reach = float(np.nan_to_num(np.array(every)).max()) * 1.22 or 1.0
+    for place, kind in enumerate(kinds):
+        end = float(np.nan_to_num(values[kind]))
+        axes.barh(place, end, height=0.74 * min(1.0, len(kinds) / (rows + 1)), color=INKS[kind])
+        axes.text(end + 0.012 * reach, place, texts[kind], va="center", fontsize=8.5, color=INK if end else GREY)
+        beside = axes.get_yaxis_transform()
+        axes.plot(-0.028, place, marker="s", markersize=8, color=INKS[kind], transform=beside, clip_on=False)
+    axes.set_yticks(range(len(kinds)), list(kinds.values()), fontsize=9)
+    axes.tick_params(axis="y", length=0, pad=15)
+    axes.set(xlim=(0, reach), ylim=(len(kinds) - 0.4, -0.6))
+    axes.grid(visible=False, axis="y")

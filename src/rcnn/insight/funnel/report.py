@@ -1,0 +1,284 @@
+"""What `why` found as tables, as one sentence of advice, and as a document for programs."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from rcnn.config import Settings
+from rcnn.data.dataset import Dataset
+from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, TOUCHES, Alarm, Outcome, Why
+from rcnn.insight.funnel.mend import ap_of, mended
+from rcnn.metrics.curves import best_threshold, precision_recall
+from rcnn.metrics.proposals import SIZES
+from rcnn.preprocess.batch import Preprocessor
+
+
+class Report(NamedTuple):
+    """The answer and what follows from it.
+
+    Attributes:
+        why: the answer.
+        ap: mean AP over classes at its IoU; NaN without a second stage.
+        mended: kind of loss or false alarm -> AP if all of that were mended.
+        advice: one sentence for the kind that costs most.
+    """
+
+    why: Why
+    ap: float
+    mended: dict[str, float]
+    advice: str
+
+    def gain(self, kind: str) -> float:
+        """The AP that mending this kind would add."""
+        return self.mended.get(kind, float("nan")) - self.ap
+
+
+class Group(NamedTuple):
+    """Objects or false alarms of a class or size, counted by kind."""
+
+    section: str
+    title: str
+    counts: Counter[str]
+
+
+def report(why: Why, dataset: Dataset, settings: Settings) -> Report:
+    """The AP with each kind mended, and the advice."""
+    ap = ap_of(why.truths, why.predictions, len(why.names), why.iou) if why.detects else float("nan")
+    plain = Report(why, ap, mended(why), "")
+    return plain._replace(advice=_Adviser(plain, dataset, settings).sentence())
+
+
+def groups(items: Sequence[Outcome] | Sequence[Alarm], names: Sequence[str]) -> list[Group]:
+    """All together (`all`), then of each class (`class`), then of each size (`size`)."""
+    told = [(item.where if isinstance(item, Outcome) else item.kind, item.label, item.size) for item in items]
+    return [
+        Group("all", "all", Counter(kind for kind, _, _ in told)),
+        *(Group("class", name, Counter(k for k, own, _ in told if own == label)) for label, name in enumerate(names)),
+        *(Group("size", size, Counter(k for k, _, own in told if own == size)) for size in SIZES),
+    ]
+
+
+def places(why: Why) -> dict[str, str]:
+    """The losses that can happen, with their titles: without a second stage only those of the first."""
+    return LOSSES if why.detects else dict(list(LOSSES.items())[:3])
+
+
+def document(found: Report, dataset: Dataset) -> dict[str, Any]:
+    """Everything for a program: counts by class and size, AP if mended, and every lost object and false alarm."""
+    why = found.why
+    objects, alarms = groups(why.outcomes, why.names), groups(why.alarms, why.names)
+    return {
+        "split": dataset.split,
+        "images": len(dataset),
+        "iou": why.iou,
+        "score": why.score,
+        "objects": len(why.outcomes),
+        "found": len(why.lost(FOUND)),
+        "ap": found.ap,
+        "advice": found.advice,
+        "lost": {kind: _entry(found, kind, objects) for kind in places(why)},
+        "false_alarms": {kind: _entry(found, kind, alarms) for kind in (ALARMS if why.detects else ())},
+        "lost_objects": [_object(outcome, why, dataset) for outcome in why.outcomes if outcome.where != FOUND],
+        "false_detections": [_detection(alarm, why, dataset) for alarm in why.alarms],
+    }
+
+
+def _entry(found: Report, kind: str, counted: Sequence[Group]) -> dict[str, Any]:
+    by = {
+        section: {group.title: group.counts[kind] for group in counted if group.section == section}
+        for section in ("class", "size")
+    }
+    ap = found.mended.get(kind, float("nan"))
+    return {"count": counted[0].counts[kind], "by_class": by["class"], "by_size": by["size"], "ap_if_mended": ap}
+
+
+def _object(outcome: Outcome, why: Why, dataset: Dataset) -> dict[str, Any]:
+    return {
+        "image": dataset.records[outcome.image].name,
+        "class": why.names[outcome.label],
+        "size": outcome.size,
+        "box": why.truths[outcome.image].boxes[outcome.truth].round(2),
+        "where": outcome.where,
+        "detail": outcome.detail or None,
+        "taken_for": why.names[outcome.taken_for] if outcome.taken_for >= 0 else None,
+        "score": outcome.score,
+    }
+
+
+def _detection(alarm: Alarm, why: Why, dataset: Dataset) -> dict[str, Any]:
+    boxes = why.predictions[alarm.image].boxes.astype(np.float64)
+    return {
+        "image": dataset.records[alarm.image].name,
+        "class": why.names[alarm.label],
+        "size": alarm.size,
+        "box": boxes[alarm.detection].round(2),
+        "kind": alarm.kind,
+        "score": alarm.score,
+        "iou": alarm.iou,
+        "object": why.truths[alarm.image].boxes[alarm.truth].round(2) if alarm.truth >= 0 else None,
+    }
+
+
+class _Adviser:
+    """Chooses what costs most, and says what to do about it."""
+
+    def __init__(self, found: Report, dataset: Dataset, settings: Settings) -> None:
+        self.found, self.why, self.dataset, self.settings = found, found.why, dataset, settings
+
+    def sentence(self) -> str:
+        """One sentence for the kind whose mending gives most AP, or without AP for the most frequent."""
+        counts = Counter(outcome.where for outcome in self.why.outcomes if outcome.where != FOUND)
+        counts += Counter(alarm.kind for alarm in self.why.alarms)
+        if not counts:
+            return "Nothing is lost and nothing is wrong here: ask for a higher IoU (--iou 0.75), or try harder images."
+        gains = {kind: np.nan_to_num(self.found.gain(kind)) for kind in counts}
+        return getattr(self, "_" + max(counts, key=lambda kind: (gains[kind], counts[kind])))()
+
+    def _no_anchor(self) -> str:
+        lost = self.why.lost("no_anchor")
+        width, height = np.median([self._sides(outcome) for outcome in lost], axis=0)
+        sizes = ", ".join(f"{size:g}" for level in self.settings.anchors.sizes for size in level)
+        return (
+            f"Add sizes or ratios to `anchors.sizes` (now {sizes}) and `anchors.ratios`, and train again: no anchor "
+            f"overlaps {_objects(lost)} (median {width:.0f} x {height:.0f} px in the resized image)."
+        )
+
+    def _not_in_top_k(self) -> str:
+        lost = self.why.lost("not_in_top_k")
+        cut = sum(outcome.detail == "cut" for outcome in lost)
+        if 2 * cut > len(lost):
+            return (
+                f"Raise `rpn.pre_test` (now {self.settings.rpn.pre_test}): the RPN's boxes fit {cut} of "
+                f"{_objects(lost)} that it loses, but are not among the best of their level."
+            )
+        return (
+            f"Train longer, or show images larger (`preprocess.short`, now {self.settings.preprocess.short}): the RPN "
+            f"has no box for {_objects(lost)}, {self._most(lost)}."
+        )
+
+    def _no_proposal(self) -> str:
+        lost, rpn = self.why.lost("no_proposal"), self.settings.rpn
+        what = {
+            "cut": f"Raise `rpn.post_test` (now {rpn.post_test}): better-scored proposals crowd out",
+            "score": f"Lower `rpn.score` (now {rpn.score:g}): proposals of too low a score are all there is for",
+            "small": f"Lower `rpn.min_size` (now {rpn.min_size:g}): it drops the proposals of",
+        }
+        nms = f"Raise `rpn.nms` (now {rpn.nms:g}): neighbours' proposals suppress those of"
+        return f"{what.get(_common(lost), nms)} {_objects(lost)}, {self._most(lost)}."
+
+    def _no_box(self) -> str:
+        lost = self.why.lost("no_box")
+        return (
+            f"Train longer, or weigh boxes more (`roi.box_weight`, now {self.settings.roi.box_weight:g}): proposals "
+            f"reach {_objects(lost)}, {self._most(lost)}, but the second stage's boxes leave them."
+        )
+
+    def _other_class(self) -> str:
+        lost = self.why.lost("other_class")
+        return self._labels([(outcome.label, outcome.taken_for) for outcome in lost])
+
+    def _low_score(self) -> str:
+        lost, why = self.why.lost("low_score"), self.why
+        better = self._better_threshold()
+        if better is not None and better < why.score:
+            gained = sum(outcome.score >= better for outcome in lost)
+            return (
+                f"Lower the threshold from {why.score:.2f} to {better:.2f} (`predict.score`): F1 is best there, and "
+                f"{gained} of {_objects(lost)} that score too low are found."
+            )
+        return (
+            f"Train longer or on more images: {_objects(lost)}, {self._most(lost)}, are boxed and classed right but "
+            f"score under {why.score:.2f}, and F1 is no better at any other threshold."
+        )
+
+    def _suppressed(self) -> str:
+        lost, roi = self.why.lost("suppressed"), self.settings.roi
+        what = {
+            "cut": f"Raise `roi.detections` (now {roi.detections}): better-scored boxes crowd out",
+            "small": f"Lower `roi.min_size` (now {roi.min_size:g}): it drops the boxes of",
+            "shared": f"Show images larger (`preprocess.short`, now {self.settings.preprocess.short}) and train again, "
+            "and look for labels given twice: one box stands for two at",
+        }
+        nms = f"Raise `roi.nms` (now {roi.nms:g}): neighbours' boxes suppress those of"
+        return f"{what.get(_common(lost), nms)} {_objects(lost)}, {self._most(lost)}."
+
+    def _duplicate(self) -> str:
+        alarms = self.why.false_alarms("duplicate")
+        return (
+            f"Lower `roi.nms` (now {self.settings.roi.nms:g}): {len(alarms)} false alarms, {self._most(alarms)}, are "
+            "second boxes on objects that are found already."
+        )
+
+    def _bad_box(self) -> str:
+        alarms = self.why.false_alarms("bad_box")
+        return (
+            f"Train longer, or weigh boxes more (`roi.box_weight`, now {self.settings.roi.box_weight:g}): "
+            f"{len(alarms)} false alarms, {self._most(alarms)}, are of the right class but overlap their object by "
+            f"less than {self.why.iou:g}."
+        )
+
+    def _wrong_class(self) -> str:
+        alarms = self.why.false_alarms("wrong_class")
+        return self._labels([(int(self.why.truths[a.image].labels[a.truth]), a.label) for a in alarms])
+
+    def _background(self) -> str:
+        alarms, why = self.why.false_alarms("background"), self.why
+        better = self._better_threshold()
+        if better is not None and better > why.score:
+            gone = sum(alarm.score < better for alarm in alarms)
+            return (
+                f"Raise the threshold from {why.score:.2f} to {better:.2f} (`predict.score`): F1 is best there, and "
+                f"{gone} of {len(alarms)} false alarms on background go."
+            )
+        return (
+            f"Look at the labels of {self._commonest(alarms)}, and if they are complete train longer: {len(alarms)} "
+            f"false alarms, {self._most(alarms)}, overlap no labelled object of their class by {TOUCHES:g}."
+        )
+
+    def _missing_label(self) -> str:
+        alarms = self.why.false_alarms("missing_label")
+        return (
+            f"Look at the labels of {self._commonest(alarms)}: {len(alarms)} detections, {self._most(alarms)}, score "
+            "above half of the right ones of their class where nothing is labelled."
+        )
+
+    def _labels(self, pairs: Sequence[tuple[int, int]]) -> str:
+        (true, said), count = Counter(pairs).most_common(1)[0]
+        true, said = self.why.names[true], self.why.names[said]
+        return (
+            f"Look at the labels of {true} and {said}, and train on more of both: {count} of {len(pairs)} confusions "
+            f"are {true} taken for {said}."
+        )
+
+    def _better_threshold(self) -> float | None:
+        """Where F1 is best, if it is better by a hundredth there."""
+        why = self.why
+        curves = precision_recall(why.truths, why.predictions, len(why.names), why.iou)
+        f1 = curves.f1[curves.counts > 0].mean(axis=0)
+        best = best_threshold(curves, why.score)
+        return best if f1.max() > np.interp(why.score, curves.thresholds, f1) + 0.01 else None
+
+    def _sides(self, outcome: Outcome) -> np.ndarray:
+        """(2,) width and height in the resized image."""
+        size = self.dataset.records[outcome.image].size
+        box = self.why.truths[outcome.image].boxes[outcome.truth]
+        return (box[2:] - box[:2]) * np.divide(Preprocessor(self.settings.preprocess).resized(size), size)[::-1]
+
+    def _commonest(self, items: Iterable[Outcome | Alarm]) -> str:
+        return self.why.names[Counter(item.label for item in items).most_common(1)[0][0]]
+
+    def _most(self, items: Sequence[Outcome | Alarm]) -> str:
+        """`150 of them RBC and 160 medium`."""
+        size, of_size = Counter(item.size for item in items).most_common(1)[0]
+        label, of_class = Counter(item.label for item in items).most_common(1)[0]
+        return f"{of_class} of them {self.why.names[label]} and {of_size} {size}"
+
+
+def _common(outcomes: Sequence[Outcome]) -> str:
+    return Counter(outcome.detail for outcome in outcomes).most_common(1)[0][0]
+
+
+def _objects(outcomes: Sequence[Outcome]) -> str:
+    return f"{len(outcomes)} object{'s' * (len(outcomes) != 1)}"

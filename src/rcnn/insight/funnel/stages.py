@@ -1,0 +1,118 @@
+"""What became of each image on its way through a detector, from the detector's own parts.
+
+Of one image: A anchors of all levels, M of them that enter the RPN's NMS, P proposals, K classes, D final boxes.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcnn.detector import Detector
+from rcnn.metrics.types import Prediction
+from rcnn.model import boxes as box_ops
+from rcnn.model.fast_rcnn import FastRCNN
+from rcnn.model.rpn import RegionProposalNetwork
+from rcnn.model.structures import Batch, Detections, Proposals, RoIOutput, RPNOutput
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """One image, stage by stage. Boxes are in pixels of the resized image.
+
+    Attributes:
+        anchors: (A, 4).
+        decoded: (A, 4) the RPN's box of each anchor, clipped to the image.
+        objectness: (A,) its probability.
+        level: (A,) its pyramid level.
+        entered: (M,) anchors whose boxes enter the RPN's NMS.
+        proposed: (P,) anchors whose boxes leave it, best first.
+        refined: (P, K, 4) box of each proposal and class, clipped to the image; K is 0 without a second stage.
+        scores: (P, K) probability of each class.
+        detected: (D, 2) proposal and class of each final box, best first.
+    """
+
+    anchors: np.ndarray
+    decoded: np.ndarray
+    objectness: np.ndarray
+    level: np.ndarray
+    entered: np.ndarray
+    proposed: np.ndarray
+    refined: np.ndarray
+    scores: np.ndarray
+    detected: np.ndarray
+
+
+def run_stages(detector: Detector, batch: Batch) -> tuple[list[Stages], list[Prediction]]:
+    """Every image of a batch: its stages, and its detections in pixels of the file.
+
+    Without a second stage the detections are the proposals, all of class 0.
+
+    Raises:
+        NonFiniteError: the network's output is not finite.
+    """
+    model, device = detector.runner, detector.device
+    batch = Batch(batch.images.to(device, memory_format=torch.channels_last), *(part.to(device) for part in batch[1:]))
+    settings = model.settings.rpn
+    with torch.inference_mode():
+        roi_levels, out = model.extract(batch)
+        proposals = model.rpn.propose(out, batch.sizes, pre=settings.pre_test, post=settings.post_test)
+        if model.fast_rcnn is None:
+            found = _as_detections(proposals)
+            refined, scores = found.boxes[:, :, None][:, :, :0], found.scores[..., None][..., :0]
+        else:
+            rois = model.fast_rcnn(roi_levels, proposals.boxes)
+            found = model.fast_rcnn.detect(rois, proposals, batch.sizes)
+            refined, scores = refine(model.fast_rcnn, rois, proposals, batch.sizes)
+        finite = [part.isfinite().flatten(1).all(dim=1) for part in (*out.logits, *out.deltas)]
+        results = detector.results(batch, found._replace(finite=torch.stack([found.finite, *finite]).all(dim=0)))
+        decoded, objectness = decode_all(model.rpn, out, batch.sizes)
+        entered = best_of_levels(model.rpn, out, settings.pre_test)
+    stages = [
+        Stages(
+            anchors=_numpy(torch.cat(out.anchors)),
+            decoded=_numpy(decoded[i]),
+            objectness=_numpy(objectness[i]),
+            level=np.repeat(np.arange(len(out.anchors)), [len(level) for level in out.anchors]),
+            entered=_numpy(entered[i]),
+            proposed=_numpy(proposals.anchor[i][proposals.valid[i]]),
+            refined=_numpy(refined[i][proposals.valid[i]]),
+            scores=_numpy(scores[i][proposals.valid[i]]),
+            detected=_numpy(torch.stack((found.proposal[i], found.labels[i]), dim=1)[found.valid[i]]),
+        )
+        for i in range(len(results))
+    ]
+    return stages, [Prediction(result.boxes, result.scores, result.labels) for result in results]
+
+
+def decode_all(rpn: RegionProposalNetwork, out: RPNOutput, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The RPN's boxes (B, A, 4), clipped, and probabilities (B, A) of all anchors."""
+    boxes = box_ops.decode(torch.cat(out.deltas, dim=1), torch.cat(out.anchors))
+    objectness = torch.cat([rpn.scores(logits) for logits in out.logits], dim=1).sigmoid()
+    return box_ops.clip(boxes, sizes), objectness
+
+
+def best_of_levels(rpn: RegionProposalNetwork, out: RPNOutput, pre: int) -> Tensor:
+    """(B, M) the `pre` best anchors of each level, those whose boxes enter NMS; counted over all levels."""
+    entered, start = [], 0
+    for logits, anchors in zip(out.logits, out.anchors, strict=True):
+        entered.append(rpn.scores(logits).topk(min(pre, len(anchors)), dim=1).indices + start)
+        start += len(anchors)
+    return torch.cat(entered, dim=1)
+
+
+def refine(stage: FastRCNN, rois: RoIOutput, proposals: Proposals, sizes: Tensor) -> tuple[Tensor, Tensor]:
+    """The second stage's boxes (B, P, K, 4), clipped, and class probabilities (B, P, K), before its NMS."""
+    boxes = box_ops.decode(rois.deltas, proposals.boxes[:, :, None], rois.deltas.new_tensor(stage.settings.box_std))
+    boxes = box_ops.clip(boxes, sizes).expand(-1, -1, stage.classes, -1)
+    return boxes, rois.logits.softmax(dim=-1)[..., :-1]
+
+
+def _as_detections(proposals: Proposals) -> Detections:
+    zeros = torch.zeros_like(proposals.level)
+    return Detections(*proposals[:2], zeros, proposals.valid, zeros, finite=torch.ones_like(proposals.valid[:, 0]))
+
+
+def _numpy(tensor: Tensor) -> np.ndarray:
+    return tensor.cpu().numpy()

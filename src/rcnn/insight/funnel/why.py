@@ -1,0 +1,123 @@
+"""Where was each object lost, and what is each false alarm?
+
+What the metric's matching finds is found. Of the rest each object is told the first stage that lost it (`LOSSES`), so
+that the parts sum to the objects that the metric counts.
+"""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from rcnn.config import SettingsError
+from rcnn.data.dataset import DataError, Dataset
+from rcnn.data.loader import Loader
+from rcnn.detector import Detector
+from rcnn.insight.funnel.kinds import TOUCHES, Alarm, Outcome, Rules, Why, matched, size_of
+from rcnn.insight.funnel.stages import run_stages
+from rcnn.insight.funnel.trace import explain
+from rcnn.metrics.overlap import box_iou, match
+from rcnn.metrics.proposals import IOUS
+from rcnn.metrics.types import Prediction, Truth
+
+
+def why(
+    detector: Detector,
+    dataset: Dataset,
+    *,
+    iou: float = 0.5,
+    score: float | None = None,
+    batch: int = 8,
+    progress: Callable[[int, int], None] | None = None,
+) -> Why:
+    """Find for every object of a data set where the detector lost it, and for every false alarm what it is.
+
+    Args:
+        detector: with its settings for prediction.
+        dataset: labelled images of the detector's classes.
+        iou: from this IoU on a box is right; at least 0.5 where there is no second stage.
+        score: from this score on a detection is shown. None: the threshold stored with the weights.
+        batch: images a batch.
+        progress: called with (batches done, all) after each.
+
+    Raises:
+        DataError: there are no images, or one can't be read.
+        SettingsError: `iou` is under 0.5 and there is no second stage.
+        NonFiniteError: the network's output is not finite.
+    """
+    if not len(dataset):
+        raise DataError(f"{dataset.root}: the {dataset.split} split has no images to explain")
+    settings, detects = detector.settings, detector.model.fast_rcnn is not None
+    if not detects and iou < IOUS[0]:
+        raise SettingsError(f"recall of proposals is counted from an IoU of {IOUS[0]} on, got {iou}; ask for more")
+    rules = Rules(iou, detector.threshold if score is None else score, settings.rpn, settings.roi)
+    loader = Loader(
+        dataset, settings, training=False, batch=batch, seed=settings.train.seed, workers=settings.data.workers
+    )
+    truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
+    found: dict[int, tuple[Prediction, list[Outcome]]] = {}
+    for step, item in enumerate(loader.epoch(0)):
+        stages, predictions = run_stages(detector, item.batch)
+        for row, index in enumerate(item.index.tolist()):
+            if index >= 0:
+                scale = item.batch.scales[row].flip(0).repeat(2).numpy()
+                outcomes = explain(index, truths[index], scale, predictions[row], stages[row], rules)
+                found[index] = predictions[row], outcomes
+        if progress:
+            progress(step + 1, loader.steps)
+    order = [found[index] for index in range(len(dataset))]
+    every = [outcome for _, outcomes in order for outcome in outcomes]
+    alarms = find_alarms(truths, [prediction for prediction, _ in order], iou, rules.score) if detects else []
+    return Why(
+        dataset.names,
+        iou,
+        rules.score,
+        detects,
+        tuple(truths),
+        tuple(prediction for prediction, _ in order),
+        tuple(every),
+        tuple(alarms),
+    )
+
+
+def find_alarms(truths: Sequence[Truth], predictions: Sequence[Prediction], iou: float, score: float) -> list[Alarm]:
+    """The false alarms of all images; the first kind that holds, missing labels last.
+
+    A duplicate fits an object of its class that is taken; a wrong class fits one of another class; a bad box overlaps
+    one of its class by `TOUCHES` at least. The rest is background, and probably a missing label where it touches no
+    object and scores above the median of the right detections of its class.
+    """
+    alarms: list[Alarm] = []
+    right: dict[int, list[float]] = {}
+    for image, (truth, prediction) in enumerate(zip(truths, predictions, strict=True)):
+        _, hits = matched(truth, prediction, iou, score)
+        for at in hits.tolist():
+            right.setdefault(int(prediction.labels[at]), []).append(float(prediction.scores[at]))
+        alarms += _alarms_of(image, truth, prediction, iou, score)
+    medians = {label: float(np.median(scores)) for label, scores in right.items()}
+    return [
+        alarm._replace(kind="missing_label")
+        if alarm.kind == "background" and alarm.iou < TOUCHES and alarm.score > medians.get(alarm.label, np.inf)
+        else alarm
+        for alarm in alarms
+    ]
+
+
+def _alarms_of(image: int, truth: Truth, prediction: Prediction, iou: float, score: float) -> list[Alarm]:
+    shown = np.flatnonzero(prediction.scores >= np.float32(score))
+    taken, ignored = match(truth, Prediction(*(field[shown] for field in prediction)), iou)
+    alarms = []
+    for at in shown[(taken < 0) & ~ignored].tolist():
+        label = int(prediction.labels[at])
+        overlap = np.append(box_iou(prediction.boxes[at][None], truth.boxes)[0], 0.0)  # one at least
+        of_class = np.append(truth.labels == label, False)
+        same, other = int((overlap * of_class).argmax()), int((overlap * ~of_class).argmax())
+        kind, about = "background", -1
+        if of_class[same] and overlap[same] >= iou:
+            kind, about = "duplicate", same
+        elif overlap[other] >= iou:
+            kind, about = "wrong_class", other
+        elif of_class[same] and overlap[same] >= TOUCHES:
+            kind, about = "bad_box", same
+        size = size_of(prediction.boxes[at])
+        alarms.append(Alarm(image, at, label, size, kind, float(prediction.scores[at]), about, float(overlap.max())))
+    return alarms

@@ -1,0 +1,1 @@
+"""Pictures of every stage for one image: `rcnn explain`."""

@@ -1,0 +1,244 @@
+"""One image on its way through the network: every stage's own tensors, kept for looking at.
+
+A anchors of all levels laid one after another, G ground truths, P proposals, D detections. Boxes are pixels of the
+resized image. All tensors are of this one image, without a batch axis.
+"""
+
+import copy
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcnn.detector import Detector
+from rcnn.model.assign import sample
+from rcnn.model.rpn import RegionProposalNetwork
+from rcnn.model.structures import Batch, Detections, Proposals, RPNOutput, Targets
+
+
+class Truth(NamedTuple):
+    """Labelled objects of an image.
+
+    Attributes:
+        boxes: (G, 4) xyxy in pixels of the file.
+        labels: (G,) int64, 0..K-1.
+        ignore: (G,) bool.
+    """
+
+    boxes: np.ndarray
+    labels: np.ndarray
+    ignore: np.ndarray
+
+
+class Labels(NamedTuple):
+    """What the anchors are trained to say of the image.
+
+    Attributes:
+        boxes: (G, 4) the ground truths.
+        classes: (G,) int64.
+        label: (A,) 1 positive, 0 negative, -1 not trained.
+        gt: (A,) the ground truth of each anchor.
+        sampled: (n,) the anchors of one draw.
+    """
+
+    boxes: Tensor
+    classes: Tensor
+    label: Tensor
+    gt: Tensor
+    sampled: Tensor
+
+
+class Ranked(NamedTuple):
+    """Boxes that the network made of anchors, best first.
+
+    Attributes:
+        boxes: (n, 4).
+        scores: (n,) objectness probability.
+        anchor: (n,) index of the anchor.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    anchor: Tensor
+
+
+class Found(NamedTuple):
+    """The final boxes, best first.
+
+    Attributes:
+        boxes: (D, 4).
+        scores: (D,).
+        classes: (D,) int64.
+        proposal: (D,) index into the proposals.
+    """
+
+    boxes: Tensor
+    scores: Tensor
+    classes: Tensor
+    proposal: Tensor
+
+
+class Stages(NamedTuple):
+    """Everything between an image and its detections.
+
+    Attributes:
+        image: (h, w, 3) uint8, as resized.
+        names: class names.
+        strides: of the levels, pixels.
+        grids: (height, width) of each level, cells.
+        levels: (A,) int64, level of each anchor, counted from the finest.
+        anchors: (A, 4).
+        objectness: (A,) probability.
+        before: boxes that enter NMS.
+        proposals: those that leave it.
+        detections: None without a second stage.
+        truth: None where no labels are known.
+    """
+
+    image: np.ndarray
+    names: tuple[str, ...]
+    strides: tuple[int, ...]
+    grids: tuple[tuple[int, int], ...]
+    levels: Tensor
+    anchors: Tensor
+    objectness: Tensor
+    before: Ranked
+    proposals: Ranked
+    detections: Found | None
+    truth: Labels | None
+
+    def place(self, anchor: int) -> tuple[int, int, int, int]:
+        """Level, row, column and number within the cell of an anchor."""
+        level = int(self.levels[anchor])
+        inside = anchor - int((self.levels < level).sum())
+        cell, which = divmod(inside, self.per_cell)
+        return level, *divmod(cell, self.grids[level][1]), which
+
+    def of_cell(self, level: int, row: int, column: int) -> Tensor:
+        """The anchors of one cell."""
+        start = int((self.levels < level).sum()) + (row * self.grids[level][1] + column) * self.per_cell
+        return torch.arange(start, start + self.per_cell)
+
+    @property
+    def per_cell(self) -> int:
+        """Anchors a cell."""
+        return len(self.anchors) // sum(height * width for height, width in self.grids)
+
+
+def follow(
+    detector: Detector,
+    image: np.ndarray,
+    truth: Truth | None = None,
+    *,
+    seed: int = 0,
+    score: float | None = None,
+) -> Stages:
+    """Show an image (H, W, C) uint8 to a detector and keep what every stage says.
+
+    Args:
+        detector: proposals and detections are those of its `propose` and `predict`.
+        image: as `preprocess.decode.read_image` returns it.
+        truth: labelled objects, for the stages of training.
+        seed: of the draw of anchors.
+        score: detections of a lower score are left out; None: the detector's threshold.
+
+    Raises:
+        NonFiniteError: the network's output is not finite.
+    """
+    door = detector.preprocessor
+    resized = door.resize(image)
+    batch = door.collate([resized], [(image.shape[0], image.shape[1])])
+    net = detector.runner
+    rpn, settings = net.rpn, net.settings.rpn
+    with torch.inference_mode():
+        batch = Batch(*(part.to(detector.device) for part in batch))
+        maps = list(net.backbone(batch.images).values())
+        out = rpn(maps, (batch.images.shape[2], batch.images.shape[3]))
+        proposals = rpn.propose(out, batch.sizes, pre=settings.pre_test, post=settings.post_test)
+        found = None
+        if net.fast_rcnn is not None:
+            rois = net.fast_rcnn([maps[i] for i in net.roi_levels], proposals.boxes)
+            found = net.fast_rcnn.detect(rois, proposals, batch.sizes)
+        counts = torch.tensor([len(anchors) for anchors in out.anchors])
+        entries = int(counts.clamp(max=settings.pre_test).sum())
+        before = _everything(rpn).propose(out, batch.sizes, pre=settings.pre_test, post=entries)
+    return Stages(
+        image=_picture(resized),
+        names=detector.names,
+        strides=rpn.strides,
+        grids=tuple((level.shape[2], level.shape[3]) for level in maps),
+        levels=torch.arange(len(counts)).repeat_interleave(counts),
+        anchors=torch.cat(out.anchors).cpu(),
+        objectness=torch.cat([rpn.scores(logits)[0] for logits in out.logits]).sigmoid().cpu(),
+        before=_ranked(before),
+        proposals=_ranked(proposals),
+        detections=_found(found, detector.threshold if score is None else score),
+        truth=None if truth is None else _labels(detector, batch, out, truth, seed),
+    )
+
+
+def _everything(rpn: RegionProposalNetwork) -> RegionProposalNetwork:
+    """The same network, whose NMS suppresses nothing: no IoU is above 1."""
+    same = copy.copy(rpn)
+    same.settings = rpn.settings.model_copy(update={"nms": 1.0})
+    return same
+
+
+def _ranked(proposals: Proposals) -> Ranked:
+    kept = proposals.valid[0]
+    parts = (part[0][kept].cpu() for part in (proposals.boxes, proposals.scores, proposals.anchor))
+    return Ranked(*parts)
+
+
+def _found(detections: Detections | None, threshold: float) -> Found | None:
+    if detections is None:
+        return None
+    kept = detections.valid[0] & (detections.scores[0] >= threshold)
+    parts = (detections.boxes, detections.scores, detections.labels, detections.proposal)
+    return Found(*(part[0][kept].cpu() for part in parts))
+
+
+def _labels(detector: Detector, batch: Batch, out: RPNOutput, truth: Truth, seed: int) -> Labels:
+    """Labels and one draw of anchors, as a step of training makes them."""
+    net, settings = detector.runner, detector.settings.rpn
+    scale = batch.scales[0].flip(0).repeat(2).double()
+    boxes = (torch.from_numpy(truth.boxes).to(scale.device) * scale).float()
+    some = boxes.new_ones(1, len(boxes), dtype=torch.bool)
+    labels, ignore = torch.from_numpy(truth.labels).to(boxes.device), torch.from_numpy(truth.ignore).to(boxes.device)
+    # One padded row: the operators want at least one ground truth.
+    targets = Targets(
+        *(
+            torch.nn.functional.pad(part[None], pad)
+            for part, pad in ((boxes, (0, 0, 0, 1)), (labels, (0, 1)), (some[0], (0, 1)), (ignore, (0, 1)))
+        )
+    )
+    anchors = torch.cat(out.anchors)
+    found = net.rpn.assign(anchors, targets, batch.sizes)
+    keys = net.keys(batch, targets, torch.tensor([seed])).rpn[:, : len(anchors)]
+    drawn = sample(found.label, keys, settings.samples, settings.positive_fraction)
+    return Labels(
+        boxes=boxes.cpu(),
+        classes=labels.cpu(),
+        label=found.label[0].cpu(),
+        gt=found.gt[0].cpu(),
+        sampled=drawn.indices[0][drawn.valid[0]].cpu(),
+    )
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    """(C, h, w) in 0..255 -> (h, w, 3) uint8, grey where there are no three channels."""
+    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
+    return shown.permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+def counts(stages: Stages) -> dict[str, int]:
+    """How many boxes there are at every stage."""
+    found = {"anchors": len(stages.anchors)}
+    if (truth := stages.truth) is not None:
+        positive, negative = int((truth.label == 1).sum()), int((truth.label == 0).sum())
+        found |= {"objects": len(truth.boxes), "positive": positive, "negative": negative}
+        found |= {"not_trained": len(stages.anchors) - positive - negative, "sampled": len(truth.sampled)}
+        found |= {"sampled_positive": int((truth.label[truth.sampled] == 1).sum())}
+    found |= {"before_nms": len(stages.before.boxes), "proposals": len(stages.proposals.boxes)}
+    return found | ({"detections": len(stages.detections.boxes)} if stages.detections else {})

@@ -1,0 +1,89 @@
+"""The way of each detection back to its anchor."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from rcnn.draw import PALETTE
+from rcnn.insight.figure import LEGEND, new_figure, plain, save
+from rcnn.insight.stages.canvas import canvas, frames, truths
+from rcnn.insight.stages.follow import Stages
+from rcnn.model import boxes as box_ops
+
+STEPS = {"anchor": "#7B3294", "proposal": PALETTE[1], "box": PALETTE[0]}
+"""The three boxes of a detection's way and their colours."""
+
+MOST_WAYS = 8
+"""Detections whose ways are drawn, the best."""
+
+
+class Way(NamedTuple):
+    """How a detection came to be.
+
+    Attributes:
+        name: of its class.
+        score: 0..1.
+        objectness: of its anchor, 0..1.
+        level: of the anchor, counted from the finest.
+        cell: (row, column) of the anchor.
+        boxes: (3, 4): the anchor, the proposal made of it, the final box.
+        truth: IoU of the three with the labelled object that the final box meets best; None where none is known.
+    """
+
+    name: str
+    score: float
+    objectness: float
+    level: int
+    cell: tuple[int, int]
+    boxes: Tensor
+    truth: tuple[float, float, float] | None
+
+
+def ways(stages: Stages) -> list[Way]:
+    """The way of every detection from its anchor, best first."""
+    if stages.detections is None:
+        return []
+    made = []
+    for box, score, label, proposal in zip(*stages.detections, strict=True):
+        anchor = int(stages.proposals.anchor[proposal])
+        level, row, column, _ = stages.place(anchor)
+        boxes = torch.stack((stages.anchors[anchor], stages.proposals.boxes[proposal], box))
+        overlap = None
+        if stages.truth is not None and len(stages.truth.boxes):
+            ious = box_ops.pairwise_iou(boxes, stages.truth.boxes)
+            first, second, last = ious[:, ious[2].argmax()].tolist()
+            overlap = (first, second, last)
+        objectness = float(stages.proposals.scores[proposal])
+        name = stages.names[int(label)]
+        made.append(Way(name, float(score), objectness, level, (row, column), boxes, overlap))
+    return made
+
+
+def draw_ways(stages: Stages, found: Sequence[Way], path: Path) -> Path:
+    """A panel a way of the first, cut out of the image: anchor, proposal, final box."""
+    found = found[:MOST_WAYS]
+    rows = -(-len(found) // 4)
+    columns = -(-len(found) // rows)
+    figure, grid = new_figure(rows, columns, columns * 3.3, rows * 4.05)
+    for number, axes in enumerate(grid.ravel()):
+        if number >= len(found):
+            axes.set_axis_off()
+            continue
+        way = found[number]
+        stride = stages.strides[way.level]
+        title = f"{plain(way.name)} {way.score:.2f}\nfrom stride {stride}, row {way.cell[0]}, column {way.cell[1]}"
+        canvas(axes, stages, title, "image")
+        truths(axes, stages)
+        for place, (step, ink) in enumerate(STEPS.items()):
+            known = "" if way.truth is None else f": IoU {way.truth[place]:.2f}"
+            style = "dashed" if step == "anchor" else "solid"
+            frames(axes, way.boxes[place][None], colors=ink, linewidths=2.2, linestyles=style, label=step + known)
+        low, high = way.boxes[:, :2].amin(dim=0), way.boxes[:, 2:].amax(dim=0)
+        middle, half = ((low + high) / 2).tolist(), float((high - low).max()) * 0.62
+        axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] + half, middle[1] - half))
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=2, **{**LEGEND, "fontsize": 7.5})
+    save(figure, path)
+    return path

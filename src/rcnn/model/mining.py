@@ -1,0 +1,86 @@
+"""Hard examples: which negatives come first among anchors, and which RoIs are hardest.
+
+The paper draws negatives uniformly, and nearly all of them are easy. Reference 001 wants those that touch an object, or
+whose features vary although there is no object in them; OHEM (arXiv 1604.03540) wants those of the highest loss.
+B images, A anchors, R RoIs, n samples. A precedence (B, A) is added to the keys in [0, 1) of the draw: a whole number
+of 1 or more goes before all that have 0, and among equals the keys decide. So what is missing is filled up at random.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+import rcnn.ops as ops
+from rcnn.config import Anchors
+from rcnn.model import boxes as box_ops
+from rcnn.model.assign import Assignment, Sample
+from rcnn.model.structures import Targets, take
+
+
+def overlapping(anchors: Tensor, labels: Assignment, targets: Targets, least: float) -> Tensor:
+    """Precedence 1 for anchors (A, 4) whose best object they overlap with an IoU of at least `least`."""
+    real = targets.valid & ~targets.ignore
+    iou = box_ops.iou(anchors, take(targets.boxes.to(anchors.dtype), labels.gt)) * take(real, labels.gt)
+    return (iou >= least).double()
+
+
+def textured(texture: Tensor, labels: Assignment, share: float) -> Tensor:
+    """Precedence 0 for the `share` of an image's negatives with the lowest `texture` (B, A), 1 for the others."""
+    negative = labels.label == 0
+    ascending = texture.masked_fill(~negative, torch.inf).sort(dim=1).values
+    rank = (negative.sum(dim=1, keepdim=True) * share).long().clamp(max=texture.shape[1] - 1)
+    return (texture >= ascending.gather(1, rank)).double()
+
+
+def texture(levels: Sequence[Tensor], cells: Sequence[Tensor], strides: Sequence[int], settings: Anchors) -> Tensor:
+    """Standard deviation of the features inside every anchor: over its cells, then the root mean square of channels.
+
+    Args:
+        levels: feature maps (B, C, H_l, W_l).
+        cells: anchors (a, 4) of a cell of each level, around the origin.
+        strides: of the levels, pixels.
+        settings: `offset` is read.
+
+    Returns:
+        (B, A), levels one after another, the anchor fastest. A cell is in an anchor if its middle is, and the cell that
+        the anchor belongs to always is; what of an anchor lies outside the map does not count.
+    """
+    found = []
+    for level, anchors, stride in zip(levels, cells, strides, strict=True):
+        x = level.detach().float()
+        both = torch.cat((x, x.square().mean(dim=1, keepdim=True)), dim=1)
+        variances = []
+        for right, bottom in (anchors[:, 2:] / stride).to(x.device).unbind():
+            rows = _window(x.shape[2], bottom, settings.offset).to(x)
+            columns = _window(x.shape[3], right, settings.offset).to(x)
+            mean = rows @ both @ columns.mT
+            variances.append(mean[:, -1] - mean[:, :-1].square().mean(dim=1))
+        found.append(torch.stack(variances, dim=-1).flatten(1))
+    return torch.cat(found, dim=1).clamp(min=0).sqrt()
+
+
+def _window(cells: int, half: Tensor, offset: float) -> Tensor:
+    """(cells, cells): row i averages the cells within `half` cells of the middle of cell i's anchor."""
+    place = torch.arange(cells, dtype=half.dtype, device=half.device)
+    inside = ((place[:, None] + offset - 0.5 - place).abs() <= half.clamp(min=0.5)).to(half)
+    return inside / inside.sum(dim=1, keepdim=True)
+
+
+def hardest_apart(anchors: Tensor, labels: Assignment, loss: Tensor, iou: float, count: int) -> Tensor:
+    """Precedence of the `count` negatives of the highest `loss` (B, A), each after suppression by those before it."""
+    batch, number = loss.shape
+    boxes, groups = anchors.expand(batch, -1, -1), torch.zeros_like(labels.gt)
+    kept, valid = ops.nms(boxes, loss, groups, labels.label == 0, iou, count)
+    order = torch.arange(count, 0, -1, device=loss.device, dtype=torch.float64).expand(batch, -1)
+    # Where fewer survive, the rest of the indices point to anchor 0: the largest number given to one counts.
+    return order.new_zeros(batch, number).scatter_reduce(1, kept, order * valid, "amax")
+
+
+def hardest_rois(rois: Tensor, labels: Assignment, classes: Tensor, loss: Tensor, iou: float, count: int) -> Sample:
+    """The at most `count` RoIs (B, R, 4) of the highest `loss` (B, R), whatever their label, the hardest first.
+
+    A RoI goes where a harder one of its own class (B, R), or of background, overlaps it by more than `iou`.
+    """
+    kept, valid = ops.nms(rois, loss, classes, labels.label >= 0, iou, count)
+    return Sample(kept, valid, take(labels.label == 1, kept) & valid)

@@ -1,0 +1,58 @@
+"""RoI warp (MNC, section 3.2): a RoI is cropped and resized bilinearly, then max pooled; differentiable in the boxes.
+
+B images, R RoIs an image, C channels, S = output_size, n = samples, L levels.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rcnn.ops.roi_align import roi_align, roi_align_reference
+
+
+def roi_warp(
+    levels: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[float],
+    output_size: int,
+    samples: int,
+    aligned: bool,
+) -> Tensor:
+    """The maximum of n x n bilinear samples in each of S x S cells of every box, each box read from one level.
+
+    The resized crop is S * n samples a side, each at the centre of its share of the box; nothing is rounded. The
+    gradient of the boxes goes through the sample that is the largest.
+
+    Args:
+        levels: L feature maps (B, C, H, W), each of its own H and W.
+        boxes: (B, R, 4) pixels of the image.
+        level: (B, R) int64, index into `levels`.
+        strides: L, pixels of the image a cell of the level covers.
+        output_size: S, cells a side.
+        samples: n, samples a side of a cell, 1 or more.
+        aligned: as for `roi_align`.
+
+    Returns:
+        (B, R, C, S, S), in the dtype of the levels.
+    """
+    crop = roi_align(levels, boxes, level, strides, output_size * samples, 1, aligned)
+    return F.max_pool2d(crop.flatten(0, 1), samples).unflatten(0, boxes.shape[:2])
+
+
+def roi_warp_reference(
+    levels: Sequence[Tensor],
+    boxes: Tensor,
+    level: Tensor,
+    strides: Sequence[float],
+    output_size: int,
+    samples: int,
+    aligned: bool,
+) -> Tensor:
+    """The same as `roi_warp`, one cell after another; differentiable by autograd alone."""
+    crop = roi_align_reference(levels, boxes, level, strides, output_size * samples, 1, aligned)
+    spans = [slice(i * samples, (i + 1) * samples) for i in range(output_size)]
+    rows = [torch.stack([crop[..., y, x].amax(dim=(3, 4)) for x in spans], dim=3) for y in spans]
+    return torch.stack(rows, dim=3)

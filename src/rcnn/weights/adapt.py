@@ -1,0 +1,251 @@
+"""A detector's tensors in a model of other classes, channels, anchors or levels: what fits is kept, the rest is named.
+
+K classes, A anchors a cell, C channels.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from rcnn.config import Anchors, Settings, dump
+from rcnn.weights.backbone import fit_channels
+from rcnn.weights.file import WeightsError
+
+_CLS, _REG = "fast_rcnn.predictor.cls", "fast_rcnn.predictor.reg"
+_COUNTER = "num_batches_tracked"
+
+_TOLD = (
+    "preprocess.order",
+    "preprocess.mean",
+    "preprocess.std",
+    "model.levels",
+    "model.stride_in",
+    "anchors.sizes",
+    "roi.pool",
+    "roi.aligned",
+)
+"""Settings that change what weights mean, but little enough to keep them and train on."""
+
+
+class Layout(NamedTuple):
+    """What gives a detector's tensors their shapes and their meaning.
+
+    Attributes:
+        settings: of the model.
+        names: of the classes.
+    """
+
+    settings: Settings
+    names: Sequence[str]
+
+
+def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Copy tensors into a model, every one of them and nothing else; half precision is widened.
+
+    Raises:
+        WeightsError: a tensor is missing, left over or of another shape.
+    """
+    own = model.state_dict()
+    faults = [f"`{name}` is missing" for name in own.keys() - tensors.keys()]
+    faults += [f"`{name}` has no place" for name in tensors.keys() - own.keys()]
+    faults += [
+        f"`{name}` has the shape {tuple(tensors[name].shape)}, not {tuple(own[name].shape)}"
+        for name in own.keys() & tensors.keys()
+        if own[name].shape != tensors[name].shape
+    ]
+    if faults:
+        raise WeightsError(
+            f"{source}: holds weights, but not a detector of this version of rcnn: {some(sorted(faults), 3)}"
+        )
+    _copy(own, tensors)
+
+
+def adapt(
+    model: nn.Module, tensors: Mapping[str, Tensor], theirs: Layout, ours: Layout, source: object
+) -> tuple[str, ...]:
+    """Copy into `model` what fits of another detector, in place; the other layers stay as they are, which is fresh.
+
+    Rows of classes that both know are kept by name, and so is the background. A first convolution for images of other
+    channels is adapted as `fit_channels` says.
+
+    Args:
+        model: to be filled.
+        tensors: name -> tensor of the other detector.
+        theirs: its layout.
+        ours: that of `model`.
+        source: what the notes call it.
+
+    Returns:
+        Sentences: what was kept, which classes, which layers start anew and why, what was not used.
+
+    Raises:
+        WeightsError: its backbone is another one.
+    """
+    own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_COUNTER)}
+    given = {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
+    fitted, fresh = _split(own, given, theirs, ours)
+    kept = {name: tensor for name, tensor in fitted.items() if _layer(name) not in fresh}
+    _see_backbone(own, kept, theirs, ours, source)
+    _copy(own, kept)
+    whole = len(kept) == len(own) and list(theirs.names) == list(ours.names)
+    unused = sorted({_layer(name) for name in given.keys() - own.keys()})
+    first = f"all weights from {source}" if whole else f"{len(kept)} of {len(own)} tensors from {source}"
+    return (first, *_classes(theirs.names, ours.names), *_changes(fresh, unused, theirs.settings, ours.settings))
+
+
+def some(names: Sequence[str], most: int = 5) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _copy(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            own[name].copy_(tensor)
+
+
+def _split(
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], theirs: Layout, ours: Layout
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors that fit, and layer -> why it starts anew, which it does where one of its tensors does not fit."""
+    unlike = _unlike(theirs.settings, ours.settings)
+    fitted, fresh = {}, {}
+    for name, target in own.items():
+        tensor, layer = given.get(name), _layer(name)
+        fits = None if tensor is None or layer in unlike else _fit(name, tensor, target, theirs, ours)
+        if fits is None:
+            fresh.setdefault(layer, unlike.get(layer) or _why(tensor, target))
+        else:
+            fitted[name] = fits
+    return fitted, fresh
+
+
+def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Layout, ours: Layout) -> Tensor | None:
+    """`tensor` in the shape and the order of `target`; None: it does not fit."""
+    if name.startswith((_CLS, _REG)) and tensor.shape[1:] == target.shape[1:]:
+        rows = _rows(name, theirs, ours)
+        if rows is not None:
+            return _with_rows(tensor, target, rows)
+    channels = theirs.settings.preprocess.in_channels, ours.settings.preprocess.in_channels
+    differs = name.startswith("backbone.") and tensor.shape != target.shape
+    if differs and tensor.dim() == target.dim() == 4 and (tensor.shape[1], target.shape[1]) == channels:
+        tensor = fit_channels(tensor, channels[1])
+    return tensor if tensor.shape == target.shape else None
+
+
+def _rows(name: str, theirs: Layout, ours: Layout) -> list[tuple[int, int]] | None:
+    """(row of theirs, row of ours) of the last layers; None: the rows have nothing to do with classes."""
+    pairs = [(theirs.names.index(label), row) for row, label in enumerate(ours.names) if label in theirs.names]
+    if name.startswith(_CLS):
+        return [*pairs, (len(theirs.names), len(ours.names))]
+    if theirs.settings.roi.class_agnostic or ours.settings.roi.class_agnostic:
+        return None
+    return [(4 * a + side, 4 * b + side) for a, b in pairs for side in range(4)]
+
+
+def _with_rows(tensor: Tensor, target: Tensor, rows: list[tuple[int, int]]) -> Tensor | None:
+    """`target` with these rows of `tensor` in it; None: with none."""
+    if not rows:
+        return None
+    there, here = map(list, zip(*rows, strict=True))
+    mixed = target.detach().clone()
+    mixed[here] = tensor[there].to(mixed.dtype)
+    return mixed
+
+
+def _unlike(theirs: Settings, ours: Settings) -> dict[str, str]:
+    """Layers whose outputs mean something else, whatever their shapes -> why."""
+    found = {}
+    if (theirs.rpn.logits, theirs.rpn.score_order) != (ours.rpn.logits, ours.rpn.score_order):
+        found["rpn.head.cls"] = "other logits"
+    there, here = _anchor_ratios(theirs.anchors), _anchor_ratios(ours.anchors)
+    if there != here:
+        reason = f"height / width of a cell's anchors: {_numbers(there)}, here {_numbers(here)}"
+        found |= {"rpn.head.cls": reason, "rpn.head.reg": reason}
+    if theirs.roi.box_std != ours.roi.box_std:
+        found[_REG] = f"roi.box_std={_numbers(theirs.roi.box_std)}, here {_numbers(ours.roi.box_std)}"
+    return found
+
+
+def _anchor_ratios(anchors: Anchors) -> tuple[float, ...]:
+    """Height / width of the A anchors of a cell, in the order in which the RPN predicts them."""
+    ratios = tuple(value if anchors.ratio == "h/w" else 1 / value for value in anchors.ratios)
+    count = len(anchors.sizes[0])
+    return ratios * count if anchors.order == "size" else tuple(ratio for ratio in ratios for _ in range(count))
+
+
+def _see_backbone(
+    own: Mapping[str, Tensor], kept: Mapping[str, Tensor], theirs: Layout, ours: Layout, source: object
+) -> None:
+    """Refuse where the backbone's trunk did not land whole: half a network is worth less than none."""
+    trunk = [name for name in own if name.startswith("backbone.") and not name.startswith("backbone.neck.")]
+    lost = sorted(set(trunk) - kept.keys())
+    if lost:
+        raise WeightsError(
+            f"{source} is a detector made as `{theirs.settings.model.preset}`, with another backbone than "
+            f"`{ours.settings.model.preset}` as it is set here ({len(lost)} of {len(trunk)} tensors do not fit, such "
+            f"as {lost[0]}); give its --model and its model settings"
+        )
+
+
+def _classes(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
+    """Sentences on classes; none where they are the same."""
+    if list(theirs) == list(ours):
+        return []
+    groups = {
+        "classes that keep their weights": [name for name in ours if name in theirs],
+        "new classes": [name for name in ours if name not in theirs],
+        "classes that are dropped": [name for name in theirs if name not in ours],
+    }
+    return [f"{title}: {some(names, 20)}" for title, names in groups.items() if names]
+
+
+def _changes(fresh: Mapping[str, str], unused: Sequence[str], theirs: Settings, ours: Settings) -> list[str]:
+    """Sentences on adapted, fresh and unused layers, and on settings that differ."""
+    notes = []
+    there, here = theirs.preprocess.in_channels, ours.preprocess.in_channels
+    if there != here:
+        notes.append(f"the first convolution, made for {there} channels, is adapted to {here}")
+    if fresh:
+        notes.append("layers that start anew: " + some([f"{name} ({why})" for name, why in fresh.items()], 20))
+    if unused:
+        notes.append(f"layers that have no place here: {some(unused, 20)}")
+    if told := _other_settings(theirs, ours):
+        notes.append(f"it was trained otherwise, which training on has to mend: {', '.join(told)}")
+    return notes
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def _why(tensor: Tensor | None, target: Tensor) -> str:
+    """Why a layer starts anew."""
+    if tensor is None:
+        return "not in it"
+    if tensor.shape == target.shape:
+        return "no class in common"
+    there, here = ("x".join(map(str, weight.shape)) for weight in (tensor, target))
+    return f"{there} there, {here} here"
+
+
+def _other_settings(theirs: Settings, ours: Settings) -> list[str]:
+    """`section.key=value (here value)` of the settings worth telling."""
+    there, here = dump(theirs), dump(ours)
+    recoloured = theirs.preprocess.in_channels != ours.preprocess.in_channels
+    found = []
+    for key in _TOLD:
+        section, name = key.split(".")
+        a, b = there[section][name], here[section][name]
+        if a != b and not (recoloured and section == "preprocess"):
+            found.append(f"{key}={_numbers(a)} (here {_numbers(b)})")
+    return found
+
+
+def _numbers(value: Any) -> str:
+    """A setting as it is written, numbers without a tail of zeros."""
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_numbers, value))}]"
+    return f"{value:g}" if isinstance(value, float) else str(value)

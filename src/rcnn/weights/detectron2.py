@@ -1,0 +1,200 @@
+"""detectron2's Faster R-CNN and RPN: the names of its tensors in ours, and its habits as settings.
+
+The core has no branch named after a library. What detectron2 does differently is written down here: blue before red and
+pixels in 0..255, strides in the first convolution of a bottleneck (Caffe's ResNets), anchors on cell corners, adaptive
+RoI align, losses of absolute differences. Figures are those of its configuration files of the same names.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
+from rcnn.config import Anchors, merge, validate
+from rcnn.model.anchors import RULES, cell_anchors
+from rcnn.weights.file import WeightsError
+from rcnn.weights.imported import Imported, class_names
+
+
+def _normalised(mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
+    """Settings for constants of pixels in 0..255; ours are in 0..1."""
+    return {"preprocess": {"mean": [value / 255 for value in mean], "std": [value / 255 for value in std]}}
+
+
+_MEAN = (103.53, 116.28, 123.675)
+_BASE: dict[str, Any] = {
+    "preprocess": {"short": 800, "long": 1333, "order": "bgr", **_normalised(_MEAN, (1, 1, 1))["preprocess"]},
+    "model": {"frozen_stages": 2, "stride_in": "1x1"},
+    "anchors": RULES["detectron2"],
+    "rpn": {
+        "beta": 0.0,
+        "ignore": "drop",
+        "min_size": 0.0,
+        "normaliser": "detectron2",
+        "post_train": 1000,
+        "post_test": 1000,
+    },
+    "roi": {"beta": 0.0, "ignore": "drop", "sampling_ratio": 0, "samples": 512},
+}
+_FPN: dict[str, Any] = {
+    "preprocess": {"multiple": 32},
+    "model": {"levels": (2, 3, 4, 5, 6)},
+    "anchors": {"sizes": ((32,), (64,), (128,), (256,), (512,))},
+    "rpn": {"pre_train": 2000, "pre_test": 1000},
+    "roi": {"levels": (2, 3, 4, 5)},
+}
+_C4: dict[str, Any] = {
+    "preprocess": {"multiple": 1},
+    "model": {"neck": "none", "levels": (4,)},
+    "anchors": {"sizes": ((32, 64, 128, 256, 512),)},
+    "rpn": {"pre_train": 12000, "post_train": 2000, "pre_test": 6000},
+    "roi": {"levels": (4,), "size": 14, "head": "conv5"},
+}
+_PROPOSALS: dict[str, Any] = {"roi": {"head": "none"}, "rpn": {"post_test": 2000}}
+
+
+def _tree(base: Mapping[str, Any], depth: int, *changes: Mapping[str, Any]) -> dict[str, Any]:
+    preset = f"resnet{depth}-fpn" if base is _FPN else "resnet50-c4"
+    tree = merge(merge(_BASE, base), {"model": {"preset": preset, "backbone": f"resnet{depth}"}})
+    for change in changes:
+        tree = merge(tree, change)
+    return tree
+
+
+ARCHITECTURES: dict[str, dict[str, Any]] = {
+    "faster_rcnn_R_50_C4_1x": _tree(_C4, 50),
+    "faster_rcnn_R_50_C4_3x": _tree(_C4, 50),
+    "faster_rcnn_R_101_C4_3x": _tree(_C4, 101),
+    "faster_rcnn_R_50_FPN_1x": _tree(_FPN, 50),
+    "faster_rcnn_R_50_FPN_3x": _tree(_FPN, 50),
+    "faster_rcnn_R_101_FPN_3x": _tree(_FPN, 101),
+    "faster_rcnn_X_101_32x8d_FPN_3x": _tree(
+        _FPN,
+        101,
+        {"model": {"backbone": "resnext101_32x8d", "stride_in": "3x3"}},
+        _normalised(_MEAN, (57.375, 57.12, 58.395)),
+    ),
+    "rpn_R_50_C4_1x": _tree(_C4, 50, _PROPOSALS, {"rpn": {"pre_test": 12000}}),
+    "rpn_R_50_FPN_1x": _tree(_FPN, 50, _PROPOSALS),
+}
+"""Name of a configuration of detectron2's COCO-Detection -> what differs from the defaults of `config.Settings`."""
+
+_PREFIXES = (
+    (r"backbone\.(?:bottom_up\.)?stem\.", "backbone.trunk."),
+    *((rf"backbone\.(?:bottom_up\.)?res{n}\.", f"backbone.trunk.layer{n - 1}.") for n in (2, 3, 4, 5)),
+    (r"backbone\.fpn_lateral(\d)\.", r"backbone.neck.lateral.p\1."),
+    (r"backbone\.fpn_output(\d)\.", r"backbone.neck.output.p\1."),
+    (r"proposal_generator\.rpn_head\.conv\.", "rpn.head.conv."),
+    (r"proposal_generator\.rpn_head\.objectness_logits\.", "rpn.head.cls."),
+    (r"proposal_generator\.rpn_head\.anchor_deltas\.", "rpn.head.reg."),
+    (r"roi_heads\.res5\.", "fast_rcnn.head.layer4."),
+    (r"roi_heads\.box_head\.fc1\.", "fast_rcnn.head.fc6."),
+    (r"roi_heads\.box_head\.fc2\.", "fast_rcnn.head.fc7."),
+    (r"roi_heads\.box_predictor\.cls_score\.", "fast_rcnn.predictor.cls."),
+    (r"roi_heads\.box_predictor\.bbox_pred\.", "fast_rcnn.predictor.reg."),
+)
+_INSIDE = (
+    (r"conv(\d)\.norm\.", r"bn\1."),
+    (r"shortcut\.norm\.", "downsample.1."),
+    (r"shortcut\.weight", "downsample.0.weight"),
+)
+_LICENCE = (
+    "converted on this machine; if the file is of detectron2's model zoo, its weights are under CC BY-SA 3.0, "
+    "and so is what was made of them"
+)
+_CELLS = re.compile(r"(?:proposal_generator\.)?anchor_generator\.cell_anchors\.(\d)")
+
+
+def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | None = None) -> Imported:
+    """A checkpoint of detectron2 as settings and tensors of ours.
+
+    Widths, the number of classes and, where the file has them, the constants of the normalisation are read from it.
+
+    Args:
+        state: the checkpoint's `model`: name -> tensor.
+        arch: one of `ARCHITECTURES`.
+        names: class names. None: COCO's where there are 80 classes, else `class_1`, `class_2`, ...
+
+    Raises:
+        WeightsError: no such architecture, a tensor that it does not have, one that is missing, other anchors than its
+            own, or another number of names than of classes.
+    """
+    if arch not in ARCHITECTURES:
+        reason = "networks with a dilated fifth stage (DC5) are not supported; " if "DC5" in arch else ""
+        raise WeightsError(f"`{arch}` can't be imported: {reason}of detectron2 there are {', '.join(ARCHITECTURES)}")
+    rest = dict(state)
+    tree = merge(ARCHITECTURES[arch], _widths(rest, arch))
+    if "pixel_mean" in rest and "pixel_std" in rest:
+        tree = merge(tree, _normalised(*(rest.pop(f"pixel_{name}").flatten().tolist() for name in ("mean", "std"))))
+    settings = validate(tree)
+    for name in [name for name in rest if _CELLS.fullmatch(name)]:
+        _check_cells(name, rest.pop(name), settings.anchors, arch)
+    tensors = {_renamed(name, arch): tensor for name, tensor in rest.items()}
+    for name in [name for name in tensors if name.endswith(".running_mean")]:
+        tensors.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
+    names, category_ids = (("object",), None) if settings.roi.head == "none" else _classes(rest, arch, names)
+    notes = (_LICENCE,)
+    return Imported(settings, tensors, names, category_ids, notes)
+
+
+def _shape(state: Mapping[str, Tensor], name: str, arch: str) -> tuple[int, ...]:
+    if name not in state:
+        raise WeightsError(
+            f"the checkpoint has no `{name}`, which {arch} has; its names start as {sorted(state)[:3]}. "
+            "Give the name of the configuration that it was trained with"
+        )
+    return tuple(state[name].shape)
+
+
+def _widths(state: Mapping[str, Tensor], arch: str) -> dict[str, Any]:
+    """Settings of the sizes of layers, None where they are the usual ones."""
+    settings = validate(ARCHITECTURES[arch])
+    pyramid = settings.model.neck == "fpn"
+    trunk = "backbone.bottom_up." if pyramid else "backbone."
+    layers = ("stem.conv1", "res2.0.conv1", "res2.0.conv3")
+    widths = tuple(_shape(state, f"{trunk}{layer}.weight", arch)[0] for layer in layers)
+    usual = (64, 256 if settings.model.backbone.startswith("resnext") else 64, 256)
+    hidden, features, *_ = _shape(state, "proposal_generator.rpn_head.conv.weight", arch)
+    tree: dict[str, Any] = {
+        "model": {"widths": None if widths == usual else widths},
+        "rpn": {"channels": None if hidden == features else hidden},
+    }
+    if pyramid:
+        tree["model"]["channels"] = _shape(state, "backbone.fpn_output2.weight", arch)[0]
+    if settings.roi.head == "fc":
+        tree["roi"] = {"hidden": _shape(state, "roi_heads.box_head.fc1.weight", arch)[0]}
+    return tree
+
+
+def _check_cells(name: str, found: Tensor, anchors: Anchors, arch: str) -> None:
+    level = int(name.rpartition(".")[2])
+    wanted = cell_anchors(anchors, level) if level < len(anchors.sizes) else found.new_zeros(0, 4)
+    if found.shape != wanted.shape or not torch.allclose(found.float(), wanted, atol=0.1):
+        raise WeightsError(
+            f"the checkpoint was trained with other anchors than {arch}: `{name}` is {found.tolist()}, "
+            f"there it is {wanted.tolist()}"
+        )
+
+
+def _renamed(name: str, arch: str) -> str:
+    for prefix, ours in _PREFIXES:
+        if match := re.match(prefix, name):
+            rest = name[match.end() :]
+            for pattern, replacement in _INSIDE:
+                rest = re.sub(pattern, replacement, rest)
+            return match.expand(ours) + rest
+    raise WeightsError(f"the checkpoint has `{name}`, which {arch} does not have; give the name of its configuration")
+
+
+def _classes(
+    state: Mapping[str, Tensor], arch: str, names: Sequence[str] | None
+) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
+    """Names and category ids; detectron2 counts background last, so class k is row k."""
+    count = _shape(state, "roi_heads.box_predictor.cls_score.weight", arch)[0] - 1
+    listed = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # by COCO's id, with gaps
+    known = {name: i for i, name in enumerate(listed) if name not in ("__background__", "N/A")}
+    found = class_names(count, names, tuple(known))
+    return found, tuple(known.values()) if found == tuple(known) else None

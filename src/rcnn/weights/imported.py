@@ -1,0 +1,51 @@
+"""What reading another library's detector gives: our settings and our tensors."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from rcnn.config import Settings
+from rcnn.weights.file import WeightsError
+
+
+class Imported(NamedTuple):
+    """A detector of another library, in our terms.
+
+    Attributes:
+        settings: of all parts.
+        tensors: our name -> tensor.
+        names: class names; label k is `names[k]`.
+        category_ids: the data set's own number of each class. None: 1..K.
+        notes: sentences about what was left out or can't be known from the weights alone.
+        backbone: the user's own module where `model.backbone` is `custom`.
+        head: the user's own head of the second stage, where it has one.
+    """
+
+    settings: Settings
+    tensors: dict[str, Tensor]
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...] | None
+    notes: tuple[str, ...]
+    backbone: nn.Module | None = None
+    head: nn.Module | None = None
+
+
+def class_names(count: int, given: Sequence[str] | None, known: Sequence[str] = ()) -> tuple[str, ...]:
+    """Names of `count` classes, background not counted: the given ones, else the known ones, else `class_1`, ...
+
+    Raises:
+        WeightsError: the given names are not `count`, or one occurs twice.
+    """
+    if given is not None:
+        names = tuple(given)
+        if len(names) != count or len(set(names)) != count:
+            raise WeightsError(
+                f"the model has {count} classes beside the background, found {len(names)} names "
+                f"({len(set(names))} different): {', '.join(names[:5])}, ...; give {count} different names, "
+                "in the order of its labels and without the background"
+            )
+        return names
+    if len(known) == count:
+        return tuple(known)
+    return tuple(f"class_{label}" for label in range(1, count + 1))

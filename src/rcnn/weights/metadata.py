@@ -1,0 +1,64 @@
+"""What a detector's file says beside its tensors: settings, classes, threshold, training, licence."""
+
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import ConfigDict, ValidationError, model_validator
+from torch import Tensor
+
+from rcnn.config import Fraction, Section, Settings, SettingsError, override, validate
+from rcnn.weights.file import WeightsError, load_weights
+
+
+class Metadata(Section):
+    """The JSON entry of a detector's file; what later versions may add is passed over.
+
+    Attributes:
+        settings: architecture, anchors, preprocessing, and how it was trained.
+        names: of the classes.
+        category_ids: the data set's own number of each class.
+        threshold: score under which boxes are left out by default.
+        summary: facts of the training.
+        licence: of the data that it was trained on; None: not told.
+    """
+
+    model_config = ConfigDict(extra="ignore")
+
+    settings: Settings
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    threshold: Fraction
+    summary: dict[str, Any]
+    licence: str | None = None
+
+    @model_validator(mode="after")
+    def _one_id_a_class(self) -> Self:
+        if len(self.category_ids) != len(self.names):
+            raise ValueError(f"{len(self.category_ids)} category ids for {len(self.names)} classes")
+        return self
+
+
+def read_detector(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
+    """Tensors and metadata of a detector's file.
+
+    Raises:
+        WeightsError: the file is missing, damaged, of a later version, or holds something else.
+    """
+    tensors, entry = load_weights(path)
+    if entry.get("kind") == "checkpoint":
+        run = Path(path).absolute().parents[1]
+        raise WeightsError(
+            f"{path}: holds weights, but not a detector: it is a checkpoint of a training. Go on with that by: "
+            f"rcnn train --resume {run}"
+        )
+    try:
+        return tensors, Metadata.model_validate({**entry, "settings": validate(entry["settings"])})
+    except (KeyError, TypeError, SettingsError, ValidationError) as error:
+        raise WeightsError(f"{path}: holds weights, but not a detector of this version of rcnn: {error}") from None
+
+
+def portable(settings: Settings) -> Settings:
+    """The settings with paths cut to their last part: files of weights travel, folders of this machine do not."""
+    data, init = settings.data.path, settings.train.init
+    changes = {"data": {"path": data and Path(data).name}, "train": {"init": Path(init).name}}
+    return override(settings, changes)

@@ -1,0 +1,25 @@
+"""Detectors that come with the package. Each has its card and its licences beside it in `packaged/`."""
+
+from pathlib import Path
+
+from rcnn.weights.file import WeightsError
+
+_FOLDER = Path(__file__).with_suffix("")
+
+PACKAGED: dict[str, Path] = {"blood-cells": _FOLDER / "blood-cells.safetensors"}
+"""Name -> file of weights."""
+
+
+def packaged_path(name: str) -> Path:
+    """The file of a detector that comes with the package.
+
+    Args:
+        name: a key of `PACKAGED`.
+
+    Raises:
+        WeightsError: the file is not in this installation.
+    """
+    path = PACKAGED[name]
+    if not path.is_file():
+        raise WeightsError(f"`{name}` is not in this installation: {path} is missing; install the package again")
+    return path

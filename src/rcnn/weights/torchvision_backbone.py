@@ -1,0 +1,187 @@
+"""Backbones of torchvision's detectors: which of ours one is, or the user's own module as it is."""
+
+import copy
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.ops import FrozenBatchNorm2d
+
+from rcnn.backbones.build import TRUNKS, build_backbone
+from rcnn.config import Settings, SettingsError
+from rcnn.weights.file import WeightsError
+from rcnn.weights.torchvision_settings import Maps
+
+_RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d")
+_MOBILENETS = ("mobilenet_v3_large", "mobilenet")
+
+PREFIXES: dict[str, str] = {**dict.fromkeys(_RESNETS, ""), **dict.fromkeys(_MOBILENETS, "features.")}
+"""Trunks that torchvision's bodies can be -> what our names of the trunk's tensors have before theirs."""
+
+_PROBE = 256
+"""Side of the image that strides are measured with, pixels: P6 and P7 still have several cells."""
+
+_TOLERANCE = 1e-3
+"""Largest difference, over the largest feature, at which two backbones are held to compute the same."""
+
+
+class UserBackbone(nn.Module):
+    """A module that was not made here, as a backbone.
+
+    Args:
+        body: maps (B, C, H, W) to one map or a dictionary of maps, finest first.
+        maps: their levels and channels.
+
+    Attributes:
+        strides: of each output, pixels.
+        channels: of every output.
+        settings: what `model` says of it.
+    """
+
+    foldable = False  # its modules need not run in the order in which they are kept
+
+    def __init__(self, body: nn.Module, maps: Maps) -> None:
+        super().__init__()
+        self.body, self.names = body, maps.names
+        self.strides, self.channels = tuple(2**level for level in maps.levels), maps.channels
+        neck = "fpn" if len(maps.levels) > 1 else "none"
+        self.settings = {"backbone": "custom", "neck": neck, "channels": maps.channels, "levels": maps.levels}
+
+    def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """(B, C, H, W) -> name -> (B, channels, H / stride, W / stride)."""
+        maps = self.body(images)
+        return OrderedDict({self.names[0]: maps}) if isinstance(maps, Tensor) else OrderedDict(maps)
+
+
+def as_backbone(body: nn.Module) -> UserBackbone:
+    """A module such as torchvision's detectors take, with its strides measured by one forward pass in eval mode.
+
+    Raises:
+        WeightsError: it gives no feature maps of one width.
+    """
+    return UserBackbone(body, probe(body, in_channels(body)))
+
+
+def in_channels(body: nn.Module) -> int:
+    """Channels of the images, as the first convolution has them."""
+    return next((layer.in_channels for layer in body.modules() if isinstance(layer, nn.Conv2d)), 3)
+
+
+def probe(body: nn.Module, channels: int) -> Maps:
+    """Names, levels and channels of the feature maps of a backbone that sees images of `channels` channels.
+
+    Raises:
+        WeightsError: it can't be run on a square image, or its maps differ in width.
+    """
+    network = copy.deepcopy(body).cpu().float().eval()
+    try:
+        with torch.no_grad():
+            found = network(torch.zeros(1, channels, _PROBE, _PROBE))
+    except (RuntimeError, ValueError, TypeError, AssertionError) as error:
+        raise WeightsError(
+            f"`model.backbone` can't be run on an image of {_PROBE} x {_PROBE} x {channels}: {error}"
+        ) from None
+    maps = {"0": found} if isinstance(found, Tensor) else found
+    widths = {int(value.shape[1]) for value in maps.values()} if isinstance(maps, Mapping) else set()
+    if len(widths) != 1:
+        raise WeightsError(
+            f"`model.backbone` gives a {type(found).__name__} of widths {sorted(widths)}; it must give a feature map, "
+            "or a dictionary of maps of equal width, finest first"
+        )
+    levels = (round(torch.tensor(_PROBE / value.shape[2]).log2().item()) for value in maps.values())
+    return Maps(tuple(maps), tuple(levels), widths.pop())
+
+
+class Trunk(NamedTuple):
+    """One of our trunks that a body of torchvision's is.
+
+    Attributes:
+        tree: the settings of the backbone.
+        prefix: what our names of the trunk's tensors have before theirs.
+    """
+
+    tree: dict[str, Any]
+    prefix: str
+
+
+def recognise(backbone: nn.Module, maps: Maps, channels: int) -> Trunk | None:
+    """Settings of ours that give a backbone of the same tensors; None: there are none.
+
+    Names and shapes alone decide here; whether it also computes the same is seen when weights are in it.
+
+    Args:
+        backbone: torchvision's, on the CPU.
+        maps: its feature maps.
+        channels: of the images.
+    """
+    if type(backbone) is not BackboneWithFPN:
+        return None
+    fpn: Any = backbone.fpn
+    shapes = _shapes(backbone.body)
+    for name, prefix in PREFIXES.items():
+        if ("conv1.weight" in shapes) != (name in _RESNETS):  # making a trunk takes a while
+            continue
+        with torch.device("meta"):
+            trunk = TRUNKS[name](channels, None)
+        if _shapes(trunk) == {prefix + key: shape for key, shape in shapes.items()}:
+            model = {
+                "backbone": name,
+                "neck": "fpn",
+                "neck_norm": "batch" if len(fpn.inner_blocks[0]) > 1 else "none",
+                "channels": maps.channels,
+                "levels": maps.levels,
+                "frozen_stages": _frozen_stages(backbone.body, trunk.stages, prefix),
+            }
+            return Trunk(model, prefix)
+    return None
+
+
+def same_features(backbone: nn.Module, settings: Settings, tensors: Mapping[str, Tensor]) -> bool:
+    """Do torchvision's backbone and ours of these settings and tensors give the same maps of a random image?"""
+    inside = {name.removeprefix("backbone."): tensors[name] for name in tensors if name.startswith("backbone.")}
+    try:
+        ours = build_backbone(settings).eval()
+        ours.load_state_dict(inside)
+    except (SettingsError, RuntimeError):
+        return False
+    image = torch.rand(1, settings.preprocess.in_channels, 128, 160, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = list(backbone(image).values()), list(ours(image).values())
+    return all(
+        a.shape == b.shape and bool((a - b).abs().max() <= _TOLERANCE * a.abs().max())
+        for a, b in zip(expected, found, strict=True)
+    )
+
+
+def norm_settings(parts: Iterable[nn.Module]) -> dict[str, Any]:
+    """Whether the batch norms in `parts` are constants or trained, and what is added to their variances.
+
+    Raises:
+        WeightsError: they differ in that number, or in what they are.
+    """
+    kinds_of_norm = FrozenBatchNorm2d | nn.BatchNorm2d | nn.SyncBatchNorm
+    norms = [layer for part in parts for layer in part.modules() if isinstance(layer, kinds_of_norm)]
+    eps, kinds = {float(layer.eps) for layer in norms}, {type(layer) for layer in norms}  # type: ignore[arg-type]
+    if len(eps) > 1 or len(kinds) > 1:
+        raise WeightsError(
+            f"the model's batch norms are {sorted(kind.__name__ for kind in kinds)} with eps {sorted(eps)}; "
+            "they must all be of one kind and have the same eps"
+        )
+    return {"norm": "frozen" if FrozenBatchNorm2d in kinds else "train", "norm_eps": eps.pop() if eps else None}
+
+
+def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    state = module.state_dict()
+    return {name: tuple(state[name].shape) for name in state if not name.endswith("num_batches_tracked")}
+
+
+def _frozen_stages(body: nn.Module, stages: tuple[tuple[str, ...], ...], prefix: str) -> int:
+    """How many of the first stages have no parameter that is trained."""
+    trained = [prefix + name for name, parameter in body.named_parameters() if parameter.requires_grad]
+    for number, stage in enumerate(stages):
+        if any(name.startswith(tuple(f"{part}." for part in stage)) for name in trained):
+            return number
+    return len(stages)

@@ -1,0 +1,83 @@
+"""Detectors by name or file: ours in the package, torchvision's from its server, and files of weights."""
+
+from difflib import get_close_matches
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from rcnn.detector import Detector, choose_device
+from rcnn.weights.file import WeightsError
+from rcnn.weights.hub import fetch
+from rcnn.weights.packaged import PACKAGED, packaged_path
+
+TORCHVISION = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+)
+"""Detectors that torchvision has weights of, trained on COCO."""
+
+NAMES = (*PACKAGED, *(f"torchvision/{arch}" for arch in TORCHVISION))
+"""What `load` knows beside files."""
+
+
+def load(
+    path_or_name: str | Path,
+    device: str | torch.device = "auto",
+    *,
+    backbone: nn.Module | None = None,
+    head: nn.Module | None = None,
+) -> Detector:
+    """A detector, ready to predict.
+
+    Args:
+        path_or_name: a file of weights, such as `runs/train/exp-1/weights/best.safetensors`; `blood-cells`, which comes
+            with the package; or `torchvision/fasterrcnn_resnet50_fpn_v2` and torchvision's other three, with its newest
+            COCO weights, downloaded at first use (see `rcnn.weights.hub.fetch`). Where a file has such a name, the
+            name wins; `./NAME` is the file.
+        device: `auto` is CUDA if there.
+        backbone: the module to fill, of a file whose `model.backbone` is `custom`.
+        head: likewise the second stage's head.
+
+    Raises:
+        WeightsError: an unknown name; the file is missing, damaged, or not one of our detectors.
+        UnavailableError: a WeightsError: not in the cache, and it can't be downloaded; what to do is said.
+        SettingsError: the device can't be used here.
+    """
+    name = str(path_or_name)
+    if isinstance(device, str):
+        device = choose_device(device)
+    if name in PACKAGED:
+        return Detector.load(packaged_path(name), device)
+    if name in NAMES:
+        return _from_torchvision(name.removeprefix("torchvision/"), device)
+    return Detector.load(_file(name), device, backbone=backbone, head=head)
+
+
+def _from_torchvision(arch: str, device: torch.device) -> Detector:
+    """Its newest weights of one architecture."""
+    from torchvision.models import get_model_weights
+
+    from rcnn.exchange import import_weights
+
+    weights = get_model_weights(arch)["DEFAULT"]
+    detector = import_weights(fetch(weights.url), arch)
+    detector.device = device
+    return detector
+
+
+def _file(name: str) -> Path:
+    """The file that is meant, or an error that says what could be."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        best = path / "weights" / "best.safetensors"
+        found = f"take {best}" if best.is_file() else "give a file of weights"
+        raise WeightsError(f"{name} is a folder; {found}, or a name: {', '.join(NAMES)}")
+    if path.exists():
+        return path
+    near = get_close_matches(name.lower(), NAMES, n=1)
+    if near:
+        raise WeightsError(f"{name}: no such file, nor a known name; did you mean `{near[0]}`?")
+    raise WeightsError(f"{name}: no such file. Known by name are {', '.join(NAMES)}")

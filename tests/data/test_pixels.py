@@ -1,0 +1,90 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcnn.config import Data
+from rcnn.data.dataset import DataError
+from rcnn.data.find import open_dataset, open_lists, open_splits
+
+from . import sets
+
+BOX = [("dog", (5, 5, 20, 20))]
+LISTS = {"train": ["a", "b"], "val": ["c"]}
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A VOC folder of a, b (train) and c (val), whose images are still to be made as PNG."""
+    root = sets.voc(tmp_path / "d", dict.fromkeys("abc", BOX), LISTS)
+    for file in (root / "JPEGImages").iterdir():
+        file.unlink()
+    return root
+
+
+def save(root: Path, stem: str, pixels: np.ndarray) -> Path:
+    path = root / f"JPEGImages/{stem}.png"
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def noise(shape: tuple[int, ...] = (40, 60, 3)) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def damage(file: Path) -> Path:
+    """Spoil a file in its middle: its beginning and its end are as they were."""
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 255
+    file.write_bytes(content)
+    return file
+
+
+def test_damage_amid_the_pixels_is_told_of_all_lists_before_training(root: Path) -> None:
+    for stem in "abc":
+        save(root, stem, noise())
+    damaged = [damage(root / f"JPEGImages/{stem}.png") for stem in "bc"]
+    told: list[tuple[int, int]] = []
+    with pytest.raises(DataError) as error:
+        open_splits(root, Data(), lambda done, images: told.append((done, images)))
+    assert [fault.where for fault in error.value.faults] == list(map(str, damaged))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert [len(data) for data in open_lists(root, Data(), decode=False)] == [2, 1]
+    assert len(open_dataset(root, "train", Data(), decode=False)) == 2
+
+
+def test_damaged_images_are_left_out_on_request(root: Path) -> None:
+    for stem in "abc":
+        save(root, stem, noise())
+    file = damage(root / "JPEGImages/b.png")
+    train, val = open_splits(root, Data(on_fault="skip"))
+    assert [record.id for record in (*train.records, *val.records)] == ["a", "c"]
+    (fault,) = train.faults
+    assert (fault.where, fault.kind, fault.image) == (str(file), "fatal", "JPEGImages/b.png")
+
+
+def test_a_file_that_has_no_header_is_told_once(root: Path) -> None:
+    for stem in "abc":
+        save(root, stem, noise())
+    (root / "JPEGImages/b.png").write_bytes(b"")
+    assert len(open_splits(root, Data(on_fault="skip"))[0].faults) == 1
+
+
+@pytest.mark.parametrize("top", [4095, 4096])
+def test_training_says_when_16_bit_images_look_like_12_bit(root: Path, top: int) -> None:
+    for stem, largest in zip("abc", (300, 1000, top), strict=True):
+        save(root, stem, np.full((40, 60), largest, np.uint16))
+    notes = open_splits(root, Data())[0].notes
+    assert any("above 4095: are they 12-bit? If so, set data.white=4095" in note for note in notes) == (top == 4095)
+    assert open_splits(root, Data(white=4095))[0].notes == ()
+
+
+def test_training_says_once_that_white_is_laid_behind_transparent_pixels(root: Path) -> None:
+    opaque = np.dstack([noise(), np.full((40, 60), 255, np.uint8)])
+    save(root, "a", opaque)
+    save(root, "b", noise((40, 60, 4)))
+    save(root, "c", noise((40, 60, 4)))
+    notes = [note for data in open_splits(root, Data()) for note in data.notes]
+    assert len(notes) == 1
+    assert notes[0].startswith("images with transparent pixels: 2, such as JPEGImages/b.png; white is laid behind")

@@ -1,0 +1,213 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rcnn.data.dataset import DataError, Record
+from rcnn.data.proposals import Given, place, read_proposals
+from rcnn.model.structures import Proposals
+from tests.model import tiny
+
+BOXES = [[10, 20, 30, 60], [0, 0, 100, 80], [5.5, 6, 7, 8]]
+
+
+def record(name: str, number: int | str, size: tuple[int, int] = (80, 100)) -> Record:
+    none = np.zeros(0)
+    return Record(Path("/data") / name, name, number, size, none.reshape(0, 4), none, none)
+
+
+RECORDS = (record("images/a.jpg", 7), record("images/b.jpg", "b"))
+
+
+def written(path: Path, content: Any) -> Path:
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
+
+
+def corners(given: Given) -> list[list[float]]:
+    return given.boxes.tolist()
+
+
+@pytest.mark.parametrize(
+    "names", [("images/a.jpg", "images/b.jpg"), ("a.jpg", "b"), ("7", "images/b"), ("/data/images/a.jpg", "x/y/b.jpg")]
+)
+def test_json_of_boxes_by_image(tmp_path: Path, names: tuple[str, str]):
+    first, second = read_proposals(written(tmp_path / "p.json", {names[1]: [], names[0]: BOXES}), RECORDS)
+    assert corners(first) == BOXES
+    assert (np.diff(first.scores) < 0).all()
+    assert second.boxes.shape == (0, 4)
+    assert second.scores.shape == (0,)
+
+
+def test_scores_decide_the_order(tmp_path: Path):
+    scored = [[*box, score] for box, score in zip(BOXES, (0.2, 3.0, 0.2), strict=True)]
+    first, _ = read_proposals(written(tmp_path / "p.json", {"a": scored, "b": scored}), RECORDS)
+    assert corners(first) == [BOXES[1], BOXES[0], BOXES[2]]
+    assert first.scores.tolist() == [3.0, 0.2, 0.2]
+
+
+def test_results_of_coco_and_of_rcnn_propose(tmp_path: Path):
+    rows = [{"image_id": 7, "bbox": [x, y, u - x, v - y], "score": 1 - i / 9} for i, (x, y, u, v) in enumerate(BOXES)]
+    coco = written(tmp_path / "coco.json", [rows[0], {**rows[1], "image_id": "b.jpg"}, *rows[1:]])
+    detections = [{"box": box, "score": 1 - i / 9} for i, box in enumerate(BOXES)]
+    ours = [{"path": "/data/images/a.jpg", "detections": detections}, {"path": "b.jpg", "detections": detections[1:2]}]
+    for path in (coco, written(tmp_path / "ours.json", ours)):
+        first, second = read_proposals(path, RECORDS)
+        assert corners(first) == BOXES
+        assert corners(second) == BOXES[1:2]
+
+
+def test_npz_of_arrays(tmp_path: Path):
+    np.savez(tmp_path / "p.npz", **{"images/a.jpg": np.array(BOXES), "b": np.zeros((0, 5))})
+    first, second = read_proposals(tmp_path / "p.npz", RECORDS)
+    assert corners(first) == BOXES
+    assert len(second.boxes) == 0
+
+
+def test_mat_of_selective_search(tmp_path: Path):
+    """Rows (y1, x1, y2, x2), from 1, the last pixel included: the whole image is (1, 1, 80, 100)."""
+    savemat = pytest.importorskip("scipy.io").savemat
+    images, boxes = np.empty((2, 1), dtype=object), np.empty((1, 2), dtype=object)
+    images[:, 0] = ["b", "a"]
+    boxes[0] = [np.zeros((0, 4)), np.array([[1, 1, 80, 100], [21, 11, 60, 30]], dtype=np.uint16)]
+    savemat(tmp_path / "ss.mat", {"images": images, "boxes": boxes})
+    first, second = read_proposals(tmp_path / "ss.mat", RECORDS)
+    assert corners(first) == [[0, 0, 100, 80], [10, 20, 30, 60]]
+    assert len(second.boxes) == 0
+    boxes[0, 1] = np.array([[1, 1, 80, 100], [1, 1, 80, 103]])
+    savemat(tmp_path / "ss.mat", {"images": images, "boxes": boxes})
+    with pytest.raises(DataError, match=r"ss\.mat: image `a`, row 2: the box \(0, 0, 103, 80\) is outside"):
+        read_proposals(tmp_path / "ss.mat", RECORDS)
+    boxes[0, 1] = np.zeros((2, 3))
+    savemat(tmp_path / "ss.mat", {"images": images, "boxes": boxes})
+    with pytest.raises(DataError, match=r"ss\.mat: image `a`: expected rows of 4 numbers"):
+        read_proposals(tmp_path / "ss.mat", RECORDS)
+    savemat(tmp_path / "ss.mat", {"boxes": boxes})
+    with pytest.raises(DataError, match=r"ss\.mat: expected two cells of equal length, `images` and `boxes`"):
+        read_proposals(tmp_path / "ss.mat", RECORDS)
+    for content in (b"", b"MATLAB 5.0 MAT-file" + bytes(110), b"x" * 600):
+        (tmp_path / "ss.mat").write_bytes(content)
+        with pytest.raises(DataError, match=r"ss\.mat: can't be read as \.mat"):
+            read_proposals(tmp_path / "ss.mat", RECORDS)
+
+
+def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
+    with pytest.raises(DataError, match=r"needs scipy: pip install 'rcnn\[proposals\]'"):
+        read_proposals(tmp_path / "ss.mat", RECORDS)
+
+
+def test_boxes_a_little_over_the_edge_are_clipped(tmp_path: Path):
+    path = written(tmp_path / "p.json", {"a": [[-0.6, -1, 100.9, 80.5]], "b": []})
+    assert corners(read_proposals(path, RECORDS)[0]) == [[0, 0, 100, 80]]
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 0, 5, 5], [0, 0, 102, 5]], r"image `a`, row 2: the box \(0, 0, 102, 5\) is outside .* 100 x 80 pixels"),
+        ([[-2, 0, 5, 5]], r"row 1: the box \(-2, 0, 5, 5\) is outside"),
+        ([[0, 0, 5, 5], [0, 0, 5, float("nan")]], r"row 2: the box \(0, 0, 5, nan\) is not finite"),
+        ([[0, 0, float("inf"), 5]], r"row 1: the box \(0, 0, inf, 5\) is not finite"),
+        ([[0, 0, 5, 5, float("nan")]], r"row 1: .* is not finite"),
+        ([[0, 0, 5, 5], [5, 5, 5, 9]], r"row 2: the box \(5, 5, 5, 9\) has no area"),
+        ([[0, 0, 5, 5], [9, 0, 5, 9]], r"row 2: .* has no area"),
+        ([[100.5, 0, 101, 9]], r"row 1: .* has no area"),
+        ([[0, 0, 5, 5], [0, 0, 5]], r"image `a`, row 2: expected 4 numbers, or 5 with a score"),
+        ([[0, 0, 5, "x"]], r"image `a`, row 1: expected 4 numbers"),
+        ([[0, 0, 5], [1, 2, 3]], r"image `a`: expected rows of 4 numbers, .* shape \(2, 3\)"),
+        (5, r"image `a`: expected rows of 4 numbers"),
+    ],
+)
+def test_a_faulty_box_is_named_with_its_file_and_row(tmp_path: Path, rows: Any, message: str):
+    with pytest.raises(DataError, match=r"p\.json: .*" + message):
+        read_proposals(written(tmp_path / "p.json", {"b": [], "a": rows}), RECORDS)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"a": BOXES, "images/c.jpg": BOXES, "b": []}, r"image `images/c.jpg`, row 1: .* did you mean `images/"),
+        ({"a": BOXES, "a.jpg": BOXES, "b": []}, "image `a.jpg`: `images/a.jpg` came before"),
+        ({"a": BOXES}, r"1 of 2 images have no proposals, such as `images/b\.jpg`"),
+        ([{"image_id": 7, "bbox": [0, 0, 5, 5]}, {"image_id": 9, "bbox": [0, 0, 5, 5]}], "image `9`, row 2: the data"),
+        ([{"image_id": 7, "bbox": [0, 0, 5, 5]}, {"image_id": 7, "bbox": [90, 0, 20, 5]}], r"`7`, row 2: .* outside"),
+        ([{"image_id": 7, "bbox": [0, 0, 5]}], "row 1: expected `image_id`"),
+        ([{"image_id": 7, "bbox": [0, 0, 5, 5]}, {"id": 7}], "row 2: expected `image_id`.*KeyError"),
+        ([{"path": "a", "detections": [{"box": [0, 0, 5, 5]}]}], "row 1: expected"),
+        ([1, 2], r"expected images with their boxes, or a list of objects; found \[1, 2\]"),
+        ("text", "found text"),
+    ],
+)
+def test_a_faulty_file_is_named_with_what_is_wrong(tmp_path: Path, content: Any, message: str):
+    with pytest.raises(DataError, match=r"p\.json: .*" + message):
+        read_proposals(written(tmp_path / "p.json", content), RECORDS)
+
+
+def test_files_that_are_none_are_said(tmp_path: Path):
+    with pytest.raises(DataError, match=r"p\.csv: proposals come as \.json, \.npz, \.mat"):
+        read_proposals(tmp_path / "p.csv", RECORDS)
+    with pytest.raises(DataError, match=r"none\.json: can't be read as json"):
+        read_proposals(tmp_path / "none.json", RECORDS)
+    (tmp_path / "p.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataError, match=r"p\.json: can't be read as json"):
+        read_proposals(tmp_path / "p.json", RECORDS)
+    np.savez(tmp_path / "p.npz", a=np.array([{}], dtype=object))
+    with pytest.raises(DataError, match=r"p\.npz: can't be read as \.npz of plain arrays"):
+        read_proposals(tmp_path / "p.npz", RECORDS)
+
+
+def test_a_name_of_two_images_is_nobodys(tmp_path: Path):
+    records = (record("x/a.jpg", 1), record("y/a.jpg", 2))
+    path = written(tmp_path / "p.json", {"x/a.jpg": BOXES, "y/a": []})
+    assert [len(found.boxes) for found in read_proposals(path, records)] == [3, 0]
+    with pytest.raises(DataError, match="image `a`, row 1: the data has no such image"):
+        read_proposals(written(path, {"a": BOXES}), records)
+
+
+def detected() -> tuple[Any, ...]:
+    net = tiny.model().eval()
+    data, targets = tiny.batch(2)
+    with torch.no_grad():
+        found, proposals = net.detect_and_propose(data)
+    return net, data, targets, found, proposals
+
+
+def test_the_second_stage_on_the_rpns_own_boxes_from_outside_is_the_whole_detector():
+    net, data, targets, expected, proposals = detected()
+    data = data._replace(scales=torch.tensor([[0.5, 0.25], [2.0, 1.0]]))
+    given = [
+        Given((boxes[valid] / scale.flip(0).repeat(2)).double().numpy(), scores[valid].double().numpy())
+        for boxes, scores, valid, scale in zip(*proposals[:3], data.scales, strict=True)
+    ]
+    placed = place(given, data, proposals.boxes.shape[1])
+    torch.testing.assert_close(placed.boxes, proposals.boxes)
+    assert torch.equal(placed.valid, proposals.valid)
+    with torch.no_grad():
+        found = net.detect_on(data, placed)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=1e-4)
+    assert torch.equal(found.labels, expected.labels)
+    keys = net.keys(data, targets, torch.tensor([1, 2]))
+    losses = net.loss(data, targets, keys)
+    of_rpn = net.second_loss(data, targets, keys, place(given, data, 24))
+    torch.testing.assert_close(of_rpn["roi_class"], losses["roi_class"])
+    torch.testing.assert_close(of_rpn["roi_box"], losses["roi_box"])
+
+
+def test_the_best_are_placed_and_the_rest_is_padding():
+    data, _ = tiny.batch(2)
+    boxes = np.array(BOXES, dtype=np.float64) / 2
+    given = [Given(boxes, np.array([0.9, 0.5, 0.1])), Given(np.zeros((0, 4)), np.zeros(0))]
+    two, five = place(given, data, 2), place(given, data, 5)
+    assert two.valid.tolist() == [[True, True], [False, False]]
+    assert five.valid.tolist() == [[True, True, True, False, False], [False] * 5]
+    assert torch.equal(five.boxes[0, :2], two.boxes[0])
+    assert isinstance(two, Proposals)
+    net = tiny.model().eval()
+    with torch.no_grad():
+        a, b = net.detect_on(data, two), net.detect_on(data, five)
+    assert not a.valid[1].any()
+    assert not b.valid[1].any()

@@ -1,0 +1,219 @@
+"""Best anchors by closed form against the whole grid, positives by hand, and fits of known sizes."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torchvision.ops import box_iou
+
+from rcnn.config import RPN, Anchors, override, parse_override, validate
+from rcnn.data.dataset import DataError, Dataset, Record
+from rcnn.insight.anchors.fit import (
+    Frame,
+    Grid,
+    best_iou,
+    fit,
+    frames_of,
+    network_grids,
+    objects_of,
+    setting_words,
+)
+from rcnn.insight.anchors.plots import plot_anchors
+from rcnn.insight.anchors.study import count_positives, cover, figures, groups, study
+from rcnn.model.anchors import cell_anchors, inside, pyramid_anchors
+from rcnn.model.rpn import RegionProposalNetwork
+from rcnn.presets import build, settings_of
+
+STRIDES = (8, 16)
+
+
+def frame(boxes: Sequence[Sequence[float]], size: tuple[int, int] = (90, 120), ignore: Sequence[int] = ()) -> Frame:
+    """An image padded to multiples of 32, with its two levels."""
+    height, width = (-(-side // 32) * 32 for side in size)
+    grid = Grid((height, width), tuple((height // stride, width // stride) for stride in STRIDES))
+    ignored = torch.zeros(len(boxes), dtype=torch.bool)
+    ignored[list(ignore)] = True
+    return Frame(grid, size, torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4), ignored)
+
+
+def random_boxes(count: int, size: tuple[int, int], seed: int) -> list[list[float]]:
+    rng = np.random.default_rng(seed)
+    low = rng.uniform(0, 0.8, (count, 2)) * size[::-1]
+    return np.concatenate((low, np.minimum(low + rng.uniform(2, 80, (count, 2)), size[::-1])), axis=1).tolist()
+
+
+RULES = {
+    "plain": {},
+    "torchvision": {"round": "half", "order": "ratio", "offset": 0.0, "stride": "image//grid"},
+    "inside": {"border": 0.0},
+    "nearly inside": {"border": 5.0, "offset": 0.0},
+    "w/h": {"ratio": "w/h", "ratios": [0.3, 1.0]},
+}
+
+
+@pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+def test_the_best_anchor_is_that_of_the_whole_grid(rule: dict) -> None:
+    anchors = Anchors.model_validate({"sizes": ((10, 24), (40, 90)), **rule})
+    frames = [frame(random_boxes(40, size, i), size) for i, size in enumerate([(90, 120), (64, 64), (33, 200)])]
+    found = best_iou(objects_of(frames), anchors, STRIDES)
+    whole = []
+    for one in frames:
+        cells = [cell_anchors(anchors, level, torch.float64) for level in range(2)]
+        every = torch.cat(pyramid_anchors(anchors, one.grid.cells, STRIDES, one.grid.padded, cells))
+        if anchors.border is not None:
+            every = every[inside(every, torch.tensor([one.size]), anchors.border)[0]]
+        ious = box_iou(one.boxes, every)
+        whole.append(ious.amax(dim=1) if len(every) else ious.new_zeros(len(one.boxes)))
+    torch.testing.assert_close(found, torch.cat(whole), rtol=0, atol=1e-12)
+    assert float(found.min()) > 0 or anchors.border is not None
+
+
+def test_an_object_on_an_anchor_has_iou_one_and_one_beside_every_anchor_none() -> None:
+    anchors = Anchors(sizes=((8,), (16,)), ratios=(1.0,))
+    on, tiny = [8.0, 16.0, 16.0, 24.0], [0.0, 0.0, 1.0, 1.0]
+    iou = best_iou(objects_of([frame([on, tiny])]), anchors, STRIDES)
+    assert iou.tolist() == pytest.approx([1.0, 1 / 64])
+    far = anchors.model_copy(update={"border": 0.0, "sizes": ((300.0,), (300.0,))})  # none fits into the image
+    assert best_iou(objects_of([frame([on])]), far, STRIDES).tolist() == [0.0]
+
+
+def test_positives_are_those_of_a_hand_count() -> None:
+    anchors = Anchors(sizes=((16,), (64,)), ratios=(1.0,))
+    # Anchors of 16 px have middles at 4, 12, 20, ... The box of 24 x 16 around (20, 20) has IoU 256 / 384 with the one
+    # there, 192 / 448 with those 8 px left and right, 128 / 512 with those above and below.
+    wide = [8.0, 12.0, 32.0, 28.0]
+    exact = [52.0, 44.0, 68.0, 60.0]  # middle (60, 52): on an anchor
+    ignored = [80.0, 44.0, 96.0, 60.0]
+    frames = [frame([]), frame([wide, ignored, exact], ignore=[1])]
+    objects = objects_of(frames)
+    assert (objects.image.tolist(), objects.row.tolist()) == ([1, 1], [0, 2])
+    rpn = RegionProposalNetwork(1, STRIDES, anchors, RPN())
+    assert count_positives(frames, objects, rpn).tolist() == [1, 1]
+    half = RegionProposalNetwork(1, STRIDES, anchors, RPN(positive_iou=0.5))
+    assert count_positives(frames, objects, half).tolist() == [1, 1]
+    # An anchor one cell beside the exact box has 128 / 384 with it: still too little.
+    lower = RegionProposalNetwork(1, STRIDES, anchors, RPN(positive_iou=192 / 448 - 1e-3))
+    assert count_positives(frames, objects, lower).tolist() == [3, 1]
+
+
+def test_no_anchor_that_may_not_be_trained_counts_as_positive() -> None:
+    anchors = Anchors(sizes=((16,), (64,)), ratios=(1.0,), border=0.0)
+    rpn = RegionProposalNetwork(1, STRIDES, anchors, RPN(positive_iou=0.2))
+    frames = [frame([[0.0, 0.0, 8.0, 8.0]], size=(32, 32))]
+    # Only anchors with middles at 12, 20 lie inside; that of (12, 12) is [4, 20] and shares 16 of 304.
+    objects = objects_of(frames)
+    assert best_iou(objects, anchors, STRIDES).tolist() == pytest.approx([16 / 304])
+    assert count_positives(frames, objects, rpn).tolist() == [1]
+
+
+def test_a_fit_finds_the_shapes_that_the_objects_have() -> None:
+    rng = np.random.default_rng(3)
+    boxes = []
+    for side, stride in ((20, 8), (50, 16)):
+        middles = (rng.integers(3, 6, (60, 2)) + 0.5) * stride  # on anchors' middles
+        half = np.array([side, side * 2]) / np.sqrt(2) / 2  # twice as high as wide
+        boxes += np.concatenate((middles - half, middles + half), axis=1).tolist()
+    objects = objects_of([frame(boxes, size=(128, 128))])
+    before = Anchors(sizes=((32,), (64,)), ratios=(0.5,))
+    after = fit(objects, before, STRIDES, 1.0)
+    assert after.sizes[0][0] == pytest.approx(20, rel=0.06)
+    assert after.sizes[1][0] == pytest.approx(50, rel=0.06)
+    assert after.ratios[0] == pytest.approx(2, rel=0.1)
+    assert float(best_iou(objects, after, STRIDES).mean()) > float(best_iou(objects, before, STRIDES).mean()) + 0.3
+    flipped = fit(objects, before.model_copy(update={"ratio": "w/h"}), STRIDES, 1.0)
+    assert flipped.ratios[0] == pytest.approx(0.5, rel=0.1)
+
+
+def test_a_fit_keeps_levels_in_order_of_one_number_of_sizes_and_never_loses() -> None:
+    objects = objects_of([frame(random_boxes(80, (90, 120), seed=5))])
+    before = Anchors(sizes=((16,), (48,)))
+
+    def shortfall(rule: Anchors) -> float:
+        return float((0.7 - best_iou(objects, rule, STRIDES)).clamp(min=0).mean())
+
+    more = fit(objects, before, STRIDES, sizes=2, ratios=2)
+    assert [len(row) for row in more.sizes] == [2, 2]
+    assert len(more.ratios) == 2
+    flat = [size for row in more.sizes for size in row]
+    assert flat == sorted(flat)
+    same = fit(objects, before, STRIDES)
+    assert shortfall(more) < shortfall(same) < shortfall(before)
+    assert fit(objects, same, STRIDES) == same, "the same objects once more give nothing better"
+
+
+def test_rare_sizes_are_not_given_up() -> None:
+    small = [[x, y, x + 20, y + 20] for x in range(0, 100, 10) for y in range(0, 70, 10)]
+    large = [[10.0, 5.0, 85.0, 80.0]]
+    objects = objects_of([frame([*small, *large])])
+    after = fit(objects, Anchors(sizes=((30,), (60,)), ratios=(1.0,)), STRIDES)
+    assert float(best_iou(objects, after, STRIDES)[-1]) > 0.7
+
+
+def test_settings_to_paste_are_read_back() -> None:
+    rule = Anchors(sizes=((24.1, 30), (38.9, 256)), ratios=(0.55, 1.4))
+    trees = [parse_override(word) for word in setting_words(rule)]
+    assert trees == [{"anchors": {"sizes": [[24.1, 30], [38.9, 256]]}}, {"anchors": {"ratios": [0.55, 1.4]}}]
+    levels = {"model": {"levels": [3, 4]}, "anchors": {"sizes": [[8], [16]]}}
+    assert override(validate(levels), list(setting_words(Anchors(sizes=((9,), (20,)))))).anchors.sizes == ((9,), (20,))
+
+
+def test_groups_part_the_objects_and_their_figures_add_up() -> None:
+    frames = [frame(random_boxes(50, (90, 120), seed=1))]
+    objects = objects_of(frames)
+    coverage = cover(frames, objects, Anchors(sizes=((16,), (32,))), STRIDES, RPN())
+    for masks in groups(objects).values():
+        assert (torch.stack(list(masks.values())).sum(dim=0) == 1).all()
+    every = figures(coverage, torch.ones(50, dtype=torch.bool), 0.3)
+    assert every["unreached"] == sum(iou < 0.3 for iou in coverage.iou.tolist())
+    assert every["recall50"] == pytest.approx(np.mean(coverage.iou.numpy() >= 0.5))
+    parts = [figures(coverage, mask, 0.3) for mask in groups(objects)["size"].values()]
+    assert sum(part["unreached"] for part in parts) == every["unreached"]
+    assert sum(part["positives"] * part["boxes"] for part in parts) == pytest.approx(float(coverage.positives.sum()))
+
+
+def record(size: tuple[int, int], boxes: list[list[float]]) -> Record:
+    array = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    count = len(array)
+    return Record(Path("a.png"), "a.png", "a", size, array, np.zeros(count, np.int64), np.zeros(count, bool))
+
+
+SMALL = ("preprocess.short=96", "preprocess.long=160")
+
+
+def test_grids_and_boxes_are_those_of_the_network() -> None:
+    settings = settings_of("tiny-fpn", SMALL)
+    model = build(settings, 2)
+    grid = network_grids(model.backbone, 3)
+    frames = frames_of([record((200, 250), [[50.0, 100.0, 150.0, 200.0]])], settings, grid)
+    (one,) = frames
+    assert one.size == (96, 120)
+    assert one.grid.padded == (96, 128)
+    with torch.no_grad():
+        maps = model.backbone(torch.zeros(1, 3, 96, 128)).values()
+    assert one.grid.cells == tuple((level.shape[2], level.shape[3]) for level in maps)
+    assert one.boxes.tolist() == [[24.0, 48.0, 72.0, 96.0]]
+
+
+def data(records: list[Record]) -> Dataset:
+    return Dataset(Path("here"), "coco", "train", ("thing",), (1,), tuple(records))
+
+
+def test_a_study_names_what_no_anchor_reaches_and_draws(tmp_path: Path) -> None:
+    model = build(settings_of("tiny-fpn", SMALL), 1)
+    thin = [10.0, 10.0, 11.0, 90.0]
+    result = study(data([record((96, 128), [[30.0, 30, 62, 62], thin])]), model)
+    assert result.unreached("now") == [1]
+    told = result.describe(1, data([record((96, 128), [[30.0, 30, 62, 62], thin])]))
+    assert (told["image"], told["class"], told["width"], told["height"]) == ("a.png", "thing", 1, 80)
+    assert result.figures("fitted")["iou"] > result.figures("now")["iou"]
+    assert sum(result.positive_counts("now").values()) == 2
+    plot_anchors(result.objects, result.found, (0.3, 0.7), tmp_path / "a.png")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_no_objects_is_said() -> None:
+    model = build(settings_of("tiny-fpn", SMALL), 1)
+    with pytest.raises(DataError, match="no object"):
+        study(data([record((96, 128), [])]), model)

@@ -1,0 +1,400 @@
+"""Laws: the parts sum to what the metric counts, `found` is what it matches, and a planted fault lands in its place."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rcnn.ops as ops
+from rcnn.config import SettingsError, keys, validate
+from rcnn.data.dataset import DataError, Dataset, Record
+from rcnn.detector import Detector, NonFiniteError
+from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Alarm, Outcome, Rules, Why
+from rcnn.insight.funnel.mend import ap_of, mended
+from rcnn.insight.funnel.pictures import KINDS, draw_funnel, draw_worst
+from rcnn.insight.funnel.report import document, places, report
+from rcnn.insight.funnel.stages import Stages, run_stages
+from rcnn.insight.funnel.trace import explain, trace
+from rcnn.insight.funnel.why import find_alarms, why
+from rcnn.metrics.coco import coco_metrics
+from rcnn.metrics.confusion import confusion_matrix
+from rcnn.metrics.proposals import proposal_recall
+from rcnn.metrics.types import Prediction, Truth
+from tests.model import tiny
+
+NAMES = ("cat", "dog", "owl")
+SIZE = (64, 96)
+SMALL = {"preprocess": {"short": 64, "long": 96}}
+
+
+def detector(changes: dict[str, Any] | None = None, **options: Any) -> Detector:
+    tree = {**SMALL, **(changes or {})}
+    return Detector(tiny.model(tree), tiny.settings(tree), NAMES, device="cpu", **{"threshold": 0.3, **options})
+
+
+# --- the stages are the detector's own -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"rpn": {"logits": 2, "score": 0.4, "min_size": 9.0}}, {"roi": {"class_agnostic": True}}],
+    ids=["plain", "two logits", "class-agnostic"],
+)
+def test_stages_lead_to_what_the_detector_says(changes: dict[str, Any]) -> None:
+    made = detector(changes)
+    batch, _ = tiny.batch(2)
+    every, predictions = run_stages(made, batch)
+    rpn, roi = made.settings.rpn, made.settings.roi
+    with torch.inference_mode():
+        found, proposals = made.runner.detect_and_propose(batch)
+    for i, (stages, prediction) in enumerate(zip(every, predictions, strict=True)):
+        assert np.array_equal(stages.decoded[stages.proposed], proposals.boxes[i][proposals.valid[i]].numpy())
+        boxes, scores = stages.decoded[stages.entered], stages.objectness[stages.entered]
+        eligible = ((boxes[:, 2:] - boxes[:, :2]) >= rpn.min_size).all(axis=1) & (scores >= rpn.score)
+        given = [torch.from_numpy(part)[None] for part in (boxes, scores, stages.level[stages.entered], eligible)]
+        kept, valid = ops.nms(given[0], given[1], given[2], given[3], rpn.nms, rpn.post_test)
+        assert np.array_equal(stages.entered[kept[valid].numpy()], stages.proposed)
+        assert np.array_equal(stages.proposed, proposals.anchor[i][proposals.valid[i]].numpy())
+
+        proposal, label = stages.detected.T
+        assert np.array_equal(stages.scores[proposal, label], prediction.scores)
+        assert np.array_equal(stages.refined[proposal, label], found.boxes[i][found.valid[i]].numpy())
+        (result,) = made.results(row(batch, i), row(found, i))
+        assert np.array_equal(result.boxes, prediction.boxes)
+        assert len(proposal) == len(prediction.labels) <= roi.detections
+
+
+def row(parts: Any, i: int) -> Any:
+    """The tuple of a batch, of image i alone."""
+    return type(parts)(*(part[i : i + 1] for part in parts))
+
+
+def test_broken_weights_are_an_error() -> None:
+    made = detector({"roi": {"head": "none"}})
+    torch.nn.init.constant_(made.model.rpn.head.reg.weight, torch.nan)
+    with pytest.raises(NonFiniteError, match="not finite"):
+        run_stages(made, tiny.batch(1)[0])
+
+
+# --- a planted fault lands in its place ------------------------------------------------------------------------------
+
+HERE, ASIDE, AWAY = (40.0, 40, 80, 80), (60.0, 40, 100, 80), (0.0, 0, 30, 30)  # IoU of the first two: 1/3
+
+
+def stages(**changes: Any) -> Stages:
+    """Two anchors; the first becomes a proposal, then a detection of class 0 that fits the object at HERE."""
+    healthy: dict[str, Any] = {
+        "anchors": (HERE, AWAY),
+        "decoded": (HERE, AWAY),
+        "objectness": (0.9, 0.8),
+        "level": (0, 0),
+        "entered": (0, 1),
+        "proposed": (0, 1),
+        "refined": ((HERE, HERE), (AWAY, AWAY)),
+        "scores": ((0.9, 0.05), (0.6, 0.1)),
+        "detected": ((0, 0), (1, 0)),
+    }
+    return Stages(**{name: np.array(value) for name, value in {**healthy, **changes}.items()})
+
+
+PLANTED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
+    ("no_anchor", "", {"anchors": ((40, 40, 50, 50), AWAY)}, {}),
+    ("not_in_top_k", "cut", {"entered": [1]}, {}),
+    ("not_in_top_k", "missed", {"decoded": (AWAY, AWAY)}, {}),
+    ("no_proposal", "cut", {"proposed": [1]}, {}),
+    ("no_proposal", "score", {"proposed": [1]}, {"rpn": {"score": 0.95}}),
+    ("no_proposal", "small", {"proposed": [1]}, {"rpn": {"min_size": 50}}),
+    ("no_proposal", "nms", {"decoded": (HERE, ASIDE), "objectness": (0.9, 0.95), "proposed": [1]}, {}),
+    (
+        "no_proposal",
+        "cut",  # the neighbour is of another level
+        {"decoded": (HERE, ASIDE), "objectness": (0.9, 0.95), "proposed": [1], "level": (0, 1)},
+        {},
+    ),
+    ("no_box", "", {"refined": ((ASIDE, ASIDE), (AWAY, AWAY))}, {}),
+    ("other_class", "", {"scores": ((0.3, 0.6), (0.6, 0.1))}, {}),
+    ("low_score", "", {"scores": ((0.4, 0.05), (0.6, 0.1))}, {}),
+    ("low_score", "", {}, {"roi": {"score": 0.9}}),  # kept where the score is above, not equal
+    ("suppressed", "cut", {"detected": ((1, 0),)}, {}),
+    ("suppressed", "small", {"detected": ((1, 0),)}, {"roi": {"min_size": 50}}),
+    (
+        "suppressed",
+        "nms",
+        {"refined": ((HERE, HERE), (ASIDE, AWAY)), "scores": ((0.9, 0), (0.95, 0)), "detected": ((1, 0),)},
+        {},
+    ),
+    ("suppressed", "shared", {}, {}),
+]
+
+
+@pytest.mark.parametrize(("where", "detail", "changes", "settings"), PLANTED)
+def test_a_planted_fault_lands_in_its_place(where: str, detail: str, changes: Any, settings: Any) -> None:
+    tree = {"rpn": {"nms": 0.3, **settings.get("rpn", {})}, "roi": {"nms": 0.3, **settings.get("roi", {})}}
+    rules = Rules(0.5, 0.5, validate(tree).rpn, validate(tree).roi)
+    told = trace(np.array([HERE]), 0, stages(**changes), rules)
+    assert told["where"] == where
+    assert told.get("detail", "") == detail
+    assert told.get("taken_for", -1) == (1 if where == "other_class" else -1)
+
+
+def test_every_place_has_a_planted_fault() -> None:
+    assert {where for where, *_ in PLANTED} == set(LOSSES)
+
+
+def test_what_the_metric_matches_is_found_whatever_happened_on_the_way() -> None:
+    rules = Rules(0.5, 0.5, validate({}).rpn, validate({}).roi)
+    truth = Truth(np.array([HERE, HERE]) / 2, np.array([0, 0]), np.array([False, True]))
+    prediction = Prediction(np.array([HERE]) / 2, np.array([0.75], np.float32), np.array([0]))
+    told = explain(3, truth, np.full(4, 2.0), prediction, stages(anchors=(AWAY, AWAY)), rules)
+    assert told == [Outcome(3, 0, 0, "small", FOUND, score=0.75)]
+    (lost,) = explain(3, truth, np.full(4, 2.0), prediction, stages(), rules._replace(score=0.95))
+    assert (lost.where, lost.truth) == ("low_score", 0)
+
+
+def boxes(*starts: float) -> np.ndarray:
+    """Squares of 40 px at these places on the diagonal."""
+    return np.array([(start, start, start + 40, start + 40) for start in starts], float).reshape(-1, 4)
+
+
+@pytest.mark.parametrize(
+    ("start", "label", "kind"),
+    [
+        (1, 0, "duplicate"),
+        (1, 1, "wrong_class"),  # the object of class 0 fits, that of class 1 does not
+        (22, 0, "bad_box"),  # IoU 0.11
+        (118, 1, "bad_box"),
+        (22, 1, "background"),  # overlaps an object of another class, too little
+        (300, 0, "missing_label"),
+        (300, 1, "background"),  # nothing of class 1 is found
+    ],
+)
+def test_a_planted_false_alarm_is_called_what_it_is(start: float, label: int, kind: str) -> None:
+    truth = Truth(boxes(0, 100), np.array([0, 1]), np.zeros(2, bool))
+    prediction = Prediction(boxes(0, start), np.array([0.9, 0.8], np.float32), np.array([0, label]))
+    easy = Prediction(boxes(200), np.array([0.6], np.float32), np.array([0]))
+    (alarm,) = find_alarms([truth, Truth(boxes(200), np.array([0]), np.zeros(1, bool))], [prediction, easy], 0.5, 0.5)
+    assert (alarm.kind, alarm.image, alarm.detection) == (kind, 0, 1)
+    assert alarm.truth == {"duplicate": 0, "wrong_class": 0, "bad_box": label}.get(kind, -1)
+    assert find_alarms([truth], [prediction], 0.5, 0.85) == []
+
+
+def test_what_lies_in_an_ignored_object_is_no_false_alarm() -> None:
+    truth = Truth(np.array([[0.0, 0, 200, 200]]), np.array([0]), np.array([True]))
+    assert find_alarms([truth], [Prediction(boxes(20), np.array([0.9]), np.array([0]))], 0.5, 0.5) == []
+    (alarm,) = find_alarms([truth], [Prediction(boxes(20), np.array([0.9]), np.array([1]))], 0.5, 0.5)
+    assert alarm.kind == "background"
+
+
+# --- laws, on a data set that a random detector half knows -----------------------------------------------------------
+
+
+def make_dataset(made: Detector, folder: Path) -> Dataset:
+    """Images whose objects are what the detector says, moved about, some of another class, some ignored."""
+    rng = np.random.default_rng(0)
+    records = []
+    for index in range(5):
+        path = folder / f"{index}.png"
+        Image.fromarray(rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8)).save(path)
+        first, second = detector().predict(path, score=0)[0], np.array([[3.0, 3, 6, 60], [50, 10, 60, 20]])
+        moved = np.clip(first.boxes + rng.normal(0, 2, first.boxes.shape), 0, (96, 64, 96, 64))
+        whole = np.concatenate((moved[(moved[:, 2:] > moved[:, :2]).all(axis=1)], second)) if index else moved[:0]
+        labels = np.concatenate((first.labels, (0, 1)))[: len(whole)]
+        labels = np.where(rng.random(len(whole)) < 0.3, rng.integers(0, 3, len(whole)), labels)
+        records.append(Record(path, path.name, index, SIZE, whole, labels, rng.random(len(whole)) < 0.2))
+    return Dataset(folder, "voc", "val", NAMES, (1, 2, 3), tuple(records))
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return make_dataset(detector(), tmp_path_factory.mktemp("images"))
+
+
+@pytest.fixture(scope="module")
+def answer(dataset: Dataset) -> Why:
+    return why(detector(), dataset, batch=2)  # the last batch has a filler
+
+
+@pytest.mark.parametrize(("iou", "score"), [(0.5, 0.3), (0.5, 0.33), (0.75, 0.0), (0.3, 0.3)])
+def test_the_parts_sum_to_the_objects_and_found_is_what_the_metric_matches(
+    dataset: Dataset, iou: float, score: float
+) -> None:
+    found = why(detector(), dataset, iou=iou, score=score)
+    metrics = coco_metrics(found.truths, found.predictions, len(NAMES))
+    confusion = confusion_matrix(found.truths, found.predictions, len(NAMES), iou=iou, score=score)
+    parts = Counter(outcome.where for outcome in found.outcomes)
+    assert parts.total() == metrics.counts.sum() > 20
+    assert set(parts) <= {FOUND, *LOSSES}
+    assert parts[FOUND] == np.trace(confusion[:3, :3]) > 0
+    shown = sum((prediction.scores >= np.float32(score)).sum() for prediction in found.predictions)
+    ignored = shown - confusion[:, :3].sum()
+    assert len(found.alarms) == shown - parts[FOUND] - ignored > 0
+    assert np.array_equal(np.bincount([outcome.label for outcome in found.outcomes], minlength=3), metrics.counts)
+
+
+def test_the_answer_does_not_depend_on_the_batch(dataset: Dataset, answer: Why) -> None:
+    alone = why(detector(), dataset, batch=1)
+    assert repr(alone.outcomes) == repr(answer.outcomes)
+    assert alone.alarms == answer.alarms
+    done: list[tuple[int, int]] = []
+    why(detector(), dataset, batch=4, progress=lambda *step: done.append(step))
+    assert done == [(1, 2), (2, 2)]
+
+
+def test_without_a_second_stage_found_is_what_the_proposals_cover(dataset: Dataset) -> None:
+    found = why(detector({"roi": {"head": "none"}}), dataset)
+    recall = proposal_recall(found.truths, [(p.boxes, p.scores) for p in found.predictions], tops=(1000,)).recall[0, 0]
+    assert len(found.lost(FOUND)) == round(recall * len(found.outcomes))
+    assert sum(len(found.lost(kind)) for kind in places(found)) == len(found.outcomes) - len(found.lost(FOUND))
+    assert list(places(found)) == ["no_anchor", "not_in_top_k", "no_proposal"]
+    assert (found.alarms, mended(found)) == ((), {})
+    with pytest.raises(SettingsError, match=r"from an IoU of 0\.5 on, got 0\.3"):
+        why(detector({"roi": {"head": "none"}}), dataset, iou=0.3)
+
+
+def test_no_images_are_an_error(dataset: Dataset) -> None:
+    with pytest.raises(DataError, match="no images to explain"):
+        why(detector(), Dataset(dataset.root, "voc", "val", NAMES, (1, 2, 3), ()))
+
+
+# --- mending ---------------------------------------------------------------------------------------------------------
+
+
+def test_ap_is_cocos_and_mending_never_lowers_it(answer: Why) -> None:
+    ap = ap_of(answer.truths, answer.predictions, 3, answer.iou)
+    assert ap == pytest.approx(coco_metrics(answer.truths, answer.predictions, 3).ap50, abs=1e-9)
+    after = mended(answer)
+    assert set(after) == {*LOSSES, *ALARMS} == set(KINDS)
+    for kind, value in after.items():
+        count = len(answer.lost(kind)) + len(answer.false_alarms(kind))
+        assert value >= ap - 1e-9, kind
+        assert count or value == ap, kind
+
+
+def planted(
+    truths: list[Truth], predictions: list[Prediction], lost: dict[tuple[int, int], str], score: float = 0.5
+) -> Why:
+    """An answer whose objects are found, or lost at the places given by (image, truth)."""
+    outcomes = tuple(
+        Outcome(image, index, int(label), "medium", lost.get((image, index), FOUND), taken_for=1, score=0.9)
+        for image, truth in enumerate(truths)
+        for index, label in enumerate(truth.labels)
+    )
+    alarms = tuple(find_alarms(truths, predictions, 0.5, score))
+    return Why(NAMES, 0.5, score, True, tuple(truths), tuple(predictions), outcomes, alarms)
+
+
+def one_image(*found: tuple[float, float, int], labels: tuple[int, ...] = (0, 0)) -> tuple[Truth, Prediction]:
+    """Objects at 0, 100, ... and detections (start, score, label)."""
+    truth = Truth(boxes(*(100.0 * i for i in range(len(labels)))), np.array(labels), np.zeros(len(labels), bool))
+    starts, scores, said = (np.array(column) for column in zip(*found, strict=True))
+    return truth, Prediction(boxes(*starts), scores.astype(np.float32), said)
+
+
+def test_what_mending_gives_by_hand() -> None:
+    def after(kind: str, *found: tuple[float, float, int], labels: tuple[int, ...] = (0, 0)) -> tuple[float, float]:
+        truth, prediction = one_image(*found, labels=labels)
+        lost = {(0, 1): kind} if kind in LOSSES else {(0, 1): "no_box"}
+        answer = planted([truth], [prediction], lost)
+        assert kind in LOSSES or [alarm.kind for alarm in answer.alarms] == [kind]
+        return ap_of([truth], [prediction], 3, 0.5), mended(answer)[kind]
+
+    half = 51 / 101  # recalls 0, 0.01 .. 0.5 at precision 1
+    low = (half, 1.0)
+    assert after("no_anchor", (0, 0.9, 0)) == pytest.approx(low)
+    # A match under the threshold moves to the front; left where it was it would be a duplicate.
+    between = (51 + 50 * 2 / 3) / 101
+    assert after("low_score", (0, 0.9, 0), (300, 0.45, 0), (100, 0.4, 0)) == pytest.approx((between, 1.0))
+    # Two alarms of one object: the better one becomes right.
+    assert after("bad_box", (0, 0.9, 0), (122, 0.8, 0)) == pytest.approx(low)
+    assert after("duplicate", (0, 0.9, 0), (1, 0.8, 0), (100, 0.4, 0)) == pytest.approx((between, 1.0))
+    # The alarm of class 1 is taken from it and given to class 0; class 1 has no object, and no AP.
+    assert after("wrong_class", (0, 0.9, 0), (100, 0.8, 1)) == pytest.approx(low)
+    assert after("background", (0, 0.9, 0), (300, 0.8, 0), (100, 0.4, 0)) == pytest.approx((between, 1.0))
+    # A missing label: three objects, all found.
+    everything = [(0, 0.8, 0), (100, 0.7, 0), (300, 0.9, 0)]
+    truth, prediction = one_image(*everything)
+    assert mended(planted([truth], [prediction], {}))["missing_label"] == pytest.approx(1.0)
+
+
+# --- what is said and drawn ------------------------------------------------------------------------------------------
+
+ALARM = {
+    "duplicate": (1, 0.8, 0),
+    "bad_box": (22, 0.8, 0),
+    "wrong_class": (100, 0.8, 0),
+    "background": (22, 0.8, 2),
+    "missing_label": (300, 0.95, 0),
+}
+DETAILS = {"not_in_top_k": ("cut", "missed"), "no_proposal": ("nms", "cut", "score", "small")}
+DETAILS |= {"suppressed": ("nms", "cut", "small", "shared")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "detail"), [(k, d) for k in LOSSES for d in DETAILS.get(k, ("",))] + [(k, "") for k in ALARMS]
+)
+def test_the_advice_is_about_what_costs_most_and_names_settings_that_exist(
+    kind: str, detail: str, dataset: Dataset
+) -> None:
+    found = [(0, 0.9, 0), (100, 0.4, 1)] + ([ALARM[kind]] if kind in ALARM else [])
+    truth, prediction = one_image(*found, labels=(0, 1))
+    answer = planted([truth], [prediction], {(0, 1): kind} if kind in LOSSES else {})
+    outcomes = tuple(o._replace(detail=detail, taken_for=0) if o.where == kind else o for o in answer.outcomes)
+    told = report(replace(answer, outcomes=outcomes), dataset, tiny.settings())
+    assert told.advice.endswith(".")
+    assert told.advice.count(". ") == 0
+    named = [word for i, word in enumerate(told.advice.split("`")) if i % 2]
+    assert set(named) <= set(keys())
+    assert named or "labels" in told.advice or "onger" in told.advice
+    assert "cat" in told.advice or "dog" in told.advice or kind in LOSSES or kind == "background"
+    whole = document(told, dataset)
+    part = whole["lost"] if kind in LOSSES else whole["false_alarms"]
+    assert part[kind]["count"] == sum(part[kind]["by_class"].values()) == sum(part[kind]["by_size"].values()) == 1
+    assert len(whole["lost_objects"]) + len(whole["false_detections"]) == 1
+
+
+def test_a_perfect_detector_gets_other_advice(dataset: Dataset, tmp_path: Path) -> None:
+    truth, prediction = one_image((0, 0.9, 0), (100, 0.8, 0))
+    told = report(planted([truth], [prediction], {}), dataset, tiny.settings())
+    assert told.advice.startswith("Nothing is lost")
+    draw_funnel(told, tmp_path / "funnel.png")
+    draw_worst(told.why, replace(dataset, records=dataset.records[:1]), tiny.settings(), tmp_path / "worst.jpg")
+    check(tmp_path)
+
+
+def check(folder: Path) -> None:
+    """Two whole pictures, and nothing beside them."""
+    assert sorted(path.name for path in folder.iterdir()) == ["funnel.png", "worst.jpg"]
+    for path in folder.iterdir():
+        with Image.open(path) as picture:
+            picture.load()
+            assert len(picture.convert("L").getcolors() or []) > 5
+
+
+@pytest.mark.parametrize("head", ["fc", "none"])
+def test_pictures_and_document(dataset: Dataset, tmp_path: Path, head: str) -> None:
+    made = detector({"roi": {"head": head}})
+    told = report(why(made, dataset), dataset, made.settings)
+    draw_funnel(told, tmp_path / "funnel.png")
+    draw_worst(told.why, dataset, made.settings, tmp_path / "worst.jpg")
+    check(tmp_path)
+    whole = document(told, dataset)
+    assert whole["found"] + sum(entry["count"] for entry in whole["lost"].values()) == whole["objects"]
+    assert len(whole["lost_objects"]) == whole["objects"] - whole["found"]
+    assert len(whole["false_detections"]) == sum(entry["count"] for entry in whole["false_alarms"].values())
+
+
+def test_many_classes_and_names_like_formulas_are_drawn(dataset: Dataset, tmp_path: Path) -> None:
+    outcomes = [Outcome(0, i, i, "small", list(LOSSES)[i % 7]) for i in range(40)]
+    alarms = [Alarm(0, i, i, "large", list(ALARMS)[i % 5], 0.9, -1, 0.0) for i in range(40)]
+    truth = Truth(np.tile(HERE, (40, 1)), np.arange(40), np.zeros(40, bool))
+    prediction = Prediction(np.tile(AWAY, (40, 1)), np.full(40, 0.9), np.arange(40))
+    names = tuple(rf"$\frac {i} with a very long name" for i in range(40))
+    answer = Why(names, 0.5, 0.5, True, (truth,), (prediction,), tuple(outcomes), tuple(alarms))
+    draw_funnel(report(answer, dataset, tiny.settings()), tmp_path / "funnel.png")
+    draw_worst(answer, dataset, tiny.settings(), tmp_path / "worst.jpg")
+    check(tmp_path)

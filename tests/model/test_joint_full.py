@@ -1,0 +1,158 @@
+"""The gradient through the coordinates of proposals, which approximate joint training leaves out."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from rcnn.config import SettingsError, merge
+from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.structures import Batch, Keys, Targets
+from tests.model import tiny
+
+MORE_POSITIVES = {"positive_iou": 0.2, "negative_iou": [0.0, 0.2], "positive_fraction": 0.7}
+CHANGES: dict = {"rpn": {"pre_train": 90, "post_train": 80}, "roi": MORE_POSITIVES}
+STEP = 1e-6
+
+
+def scene(changes: dict | None = None) -> tuple[FasterRCNN, Batch, Targets, Keys]:
+    net = tiny.model(merge(CHANGES, changes or {})).double()
+    with torch.no_grad():
+        net.rpn.head.reg.weight.mul_(0.1)  # proposals stay near their anchors
+    data, targets = tiny.batch(2, dtype=torch.float64)
+    return net, data, targets, tiny.keys(net, data, targets)
+
+
+def freeze(net: FasterRCNN, data: Batch, targets: Targets, keys: Keys) -> int:
+    """Selection, sampling and assignment stay what they are now; how many proposals are trained as positives?"""
+    with torch.no_grad():
+        proposals = net._training_proposals(net.extract(data)[1], data.sizes)
+        chosen = net.fast_rcnn.select(proposals, targets, keys.roi)
+    net._training_proposals = lambda *_: proposals
+    net.fast_rcnn.select = lambda *_: chosen
+    return int((chosen[1].positive & (chosen[1].indices < proposals.boxes.shape[1])).sum())
+
+
+def slope(net: FasterRCNN, parameter: Tensor, direction: Tensor, loss: Callable[[], Tensor]) -> float:
+    """Central difference of the loss along a direction."""
+    values = []
+    with torch.no_grad():
+        for sign in (1, -2, 1):
+            parameter += sign * STEP * direction
+            values.append(loss().item())
+    return (values[0] - values[1]) / (2 * STEP)
+
+
+def errors(net: FasterRCNN, loss: Callable[[], Tensor], expected: Callable[[], Tensor]) -> dict[str, float]:
+    """Parameter -> how far the gradient of `loss` is from the slope of `expected`, as a share of the slope."""
+    net.zero_grad()
+    loss().backward()
+    generator, found = torch.Generator().manual_seed(1), {}
+    for name, parameter in net.named_parameters():
+        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        wanted = slope(net, parameter, direction, expected)
+        found[name] = abs((parameter.grad * direction).sum().item() - wanted) / max(abs(wanted), 1e-2)
+    return found
+
+
+@pytest.mark.parametrize("target_gradient", [False, True])
+@pytest.mark.parametrize("changes", [{}, {"rpn": {"convs": 2}}, {"roi": {"pool": "warp"}}])
+def test_the_whole_gradient_equals_finite_differences_and_joints_does_not(changes, target_gradient):
+    """With every parameter of the network; constant targets are constants in the differences too."""
+    net, data, targets, keys = scene(changes)
+    assert freeze(net, data, targets, keys) > 5
+
+    def loss(**options: bool) -> Tensor:
+        return tiny.total(net.loss(data, targets, keys, **options))
+
+    full = {"box_gradient": True, "target_gradient": target_gradient}
+    right = errors(net, lambda: loss(**full), lambda: loss(**full))
+    assert max(right.values()) < 1e-5, right
+    wrong = errors(net, loss, lambda: loss(**full))
+    missing = {name for name, error in wrong.items() if error > 1e-3}
+    before_the_boxes = {name for name in wrong if not name.startswith(("fast_rcnn", "rpn.head.cls"))}
+    assert missing == before_the_boxes
+
+
+def test_target_gradient_changes_the_gradient_of_the_rpn_and_no_loss():
+    net, data, targets, keys = scene()
+    losses, gradients = [], []
+    for options in ({}, {"box_gradient": True}, {"box_gradient": True, "target_gradient": True}):
+        net.zero_grad()
+        found = net.loss(data, targets, keys, **options)
+        tiny.total(found).backward()
+        losses.append(tiny.total(found).item())
+        gradients.append(net.rpn.head.reg.weight.grad.clone())
+    assert losses == pytest.approx([losses[0]] * 3, rel=1e-12)
+    assert not torch.allclose(gradients[0], gradients[1], rtol=1e-3)
+    assert not torch.allclose(gradients[1], gradients[2], rtol=1e-3)
+
+
+def test_gradcheck_from_deltas_through_proposals_to_roi_features():
+    net, data, targets, keys = scene()
+    with torch.no_grad():
+        roi_levels, out = net.extract(data)
+    proposals = net._training_proposals(out, data.sizes)
+    rois, drawn, _ = net.fast_rcnn.select(proposals, targets, keys.roi)
+
+    def pooled(*deltas: Tensor) -> Tensor:
+        moved = net._trace(out._replace(deltas=deltas), proposals, data.sizes, rois, drawn)
+        return net.fast_rcnn.pool(roi_levels, moved)[:, ::5, :2]
+
+    deltas = [part.clone().requires_grad_() for part in out.deltas]
+    assert torch.autograd.gradcheck(pooled, deltas, fast_mode=True)
+    (gradient, _) = torch.autograd.grad(pooled(*deltas).square().sum(), deltas)
+    assert gradient.abs().max() > 0
+
+
+def test_traced_rois_are_the_sampled_ones_and_ground_truths_are_constants():
+    net, data, targets, keys = scene()
+    _, out = net.extract(data)
+    proposals = net._training_proposals(out, data.sizes)
+    rois, drawn, _ = net.fast_rcnn.select(proposals, targets, keys.roi)
+    traced = net._trace(out, proposals, data.sizes, rois, drawn)
+    torch.testing.assert_close(traced, rois)
+    (gradient,) = torch.autograd.grad(traced.sum(), traced, retain_graph=True)
+    assert gradient.all()
+    truths = drawn.valid & (drawn.indices >= proposals.boxes.shape[1])
+    assert truths.any()
+    through = torch.autograd.grad(traced[truths].sum(), out.deltas, retain_graph=True, materialize_grads=True)
+    assert not any(part.any() for part in through)
+    through = torch.autograd.grad(traced[drawn.valid & ~truths].sum(), out.deltas)
+    assert any(part.any() for part in through)
+
+
+@pytest.mark.parametrize("what", ["no object", "fillers", "empty batch"])
+def test_nothing_padded_reaches_a_gradient(what):
+    net, data, targets, keys = scene()
+    if what == "fillers":
+        data = data._replace(sizes=data.sizes * 0)
+    if what == "empty batch":
+        data, targets, keys = (
+            Batch(*(p[:0] for p in data)),
+            Targets(*(p[:0] for p in targets)),
+            Keys(*(p[:0] for p in keys)),
+        )
+    targets = targets._replace(valid=targets.valid & False)
+    tiny.total(net.loss(data, targets, keys, box_gradient=True, target_gradient=True)).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_compiles_into_one_graph():
+    net = tiny.model(CHANGES)
+    data, targets = tiny.batch(2)
+    keys = tiny.keys(net, data, targets)
+    torch._dynamo.reset()
+    gradients = []
+    for loss in (net.loss, torch.compile(net.loss, fullgraph=True, backend="eager", dynamic=False)):
+        net.zero_grad()
+        tiny.total(loss(data, targets, keys, box_gradient=True)).backward()
+        gradients.append({name: p.grad.clone() for name, p in net.named_parameters()})
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("roi", [{"pool": "max"}, {"sampling_ratio": 0}])
+def test_pooling_without_a_gradient_in_the_boxes_is_refused(roi):
+    with pytest.raises(SettingsError, match=r"train\.scheme=joint-full needs features with a gradient"):
+        tiny.settings({"roi": roi, "train": {"scheme": "joint-full"}})

@@ -1,0 +1,160 @@
+"""What short descriptions of Faster R-CNN get wrong, and what is done here: each is a line of its own."""
+
+import math
+
+import pytest
+import torch
+
+from rcnn.config import Anchors
+from rcnn.model.anchors import cell_anchors, generate_anchors
+from rcnn.model.assign import sample
+from rcnn.model.boxes import decode, encode
+from rcnn.model.losses import rpn_loss
+from rcnn.model.rpn import RPNHead
+from rcnn.presets import settings_of
+from tests.model import tiny, worked
+
+
+def test_a_ratio_is_height_over_width_unless_asked_otherwise():
+    tall, wide = (cell_anchors(Anchors(sizes=((64,),), ratios=(2.0,), ratio=ratio), 0)[0] for ratio in ("h/w", "w/h"))
+    assert (tall[3] - tall[1]) / (tall[2] - tall[0]) == pytest.approx(2)
+    assert (wide[3] - wide[1]) / (wide[2] - wide[0]) == pytest.approx(0.5)
+
+
+def test_of_two_scores_the_first_is_background_unless_asked_otherwise():
+    says_object = torch.tensor([[[-1.0, 2.0]]])
+    assert worked.network().scores(says_object).item() == 3
+    assert worked.network(score_order="object-first").scores(says_object).item() == -3
+
+
+def test_there_are_k_sigmoids_or_2k_scores_and_4k_coordinates_a_position():
+    for logits in (1, 2):
+        head = RPNHead(8, 8, 9, logits=logits, kernel=3)
+        assert (head.cls.out_channels, head.reg.out_channels) == (9 * logits, 36)
+
+
+def test_features_are_pooled_from_the_shared_map_after_suppression_and_the_image_is_read_once():
+    net = tiny.model().eval()
+    data, _ = tiny.batch(2)
+    seen = []
+    hook = net.backbone.register_forward_hook(lambda module, inputs, maps: seen.append(inputs[0].shape))
+    with torch.no_grad():
+        _, proposals = net.detect_and_propose(data)
+    hook.remove()
+    assert seen == [data.images.shape]
+    assert proposals.boxes.shape[1] == net.settings.rpn.post_test  # not the boxes before suppression
+
+
+def test_neighbouring_cells_are_16_pixels_apart_and_offsets_are_those_of_centres():
+    anchors = generate_anchors((2, 3), 16, (32,), (1.0,)).view(2, 3, 4)
+    assert (anchors[:, 1] - anchors[:, 0]).unique().tolist() == [0, 16]
+    t = torch.tensor([[0.5, 0.0, 0.0, 0.0]])
+    assert decode(t, torch.tensor([[0.0, 0, 10, 10]])).tolist() == [[5, 0, 15, 10]]
+    deltas = encode(torch.tensor([[0.0, 0, 20, 5]]), torch.tensor([[0.0, 0, 10, 10]]))  # x, y, w, h
+    torch.testing.assert_close(deltas, torch.tensor([[0.5, -0.25, math.log(2), -math.log(2)]]))
+
+
+def test_anchors_over_the_edge_are_untrained_but_scored():
+    inside, every = worked.network(), worked.network(worked.ANCHORS.model_copy(update={"border": None}))
+    out = worked.output(inside)
+    for rpn, ignored in ((inside, True), (every, False)):
+        labels = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES).label[0]
+        assert bool((labels[:18] == -1).all()) == ignored
+    a, b = (rpn.propose(out, worked.SIZES, pre=60, post=60) for rpn in (inside, every))
+    assert torch.equal(a.boxes, b.boxes)
+    assert (a.anchor[a.valid] < 18).any()
+    assert (a.boxes >= 0).all()
+    assert (a.boxes[..., 2] <= worked.WIDTH).all()
+
+
+def test_positives_are_chosen_by_anchors_not_by_predicted_boxes():
+    rpn = worked.network(normaliser="paper")
+    out = worked.output(rpn)
+    shifted = out._replace(deltas=tuple(deltas + 3 for deltas in out.deltas))
+    keys = torch.rand(1, 60, dtype=torch.float64)
+    labels = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES)
+    first, second = (rpn.draw(o, labels, worked.targets(), keys) for o in (out, shifted))
+    assert torch.equal(first.indices, second.indices)
+
+
+def test_the_batch_is_up_to_half_positive_and_negatives_fill_it():
+    label = torch.zeros(1, 300, dtype=torch.int8)
+    label[0, :7] = 1
+    drawn = sample(label, torch.rand(1, 300, dtype=torch.float64), 256, 0.5)
+    assert (int(drawn.positive.sum()), int(drawn.valid.sum())) == (7, 256)
+
+
+def test_box_loss_sums_positives_alone():
+    rpn = worked.network()
+    out = worked.output(rpn)
+    losses = []
+    for spoiled in ([], worked.NEGATIVE + worked.IGNORED):
+        deltas = out.deltas[0].detach().clone()
+        deltas[0, spoiled] += 5
+        found = rpn.loss(out._replace(deltas=(deltas,)), worked.targets(), worked.SIZES, torch.rand(1, 60).double())
+        losses.append(found["rpn_box"])
+    assert losses[0] == losses[1]
+
+
+def test_the_paper_weighs_a_coordinate_2400_times_less_than_a_mean_over_coordinates():
+    """With 10 positives: 10 / 40 in reference 004, 10 / 2400 in the paper, 1 / 256 in its second code."""
+    labels = torch.zeros(1, 2400)
+    labels[0, :10] = 1
+    deltas = torch.zeros(1, 2400, 4, requires_grad=True)
+    rpn_loss(torch.zeros(1, 2400), deltas, labels, -torch.full((1, 2400, 4), 9.0))[1].backward()
+    assert deltas.grad[0, 0, 0].item() == pytest.approx(0.25)
+
+
+def test_suppression_takes_12000_to_2000_in_training_and_6000_to_300_in_prediction():
+    for name in ("paper-vgg16", "paper-zf"):
+        rpn = settings_of(name).rpn
+        assert (rpn.pre_train, rpn.post_train, rpn.pre_test, rpn.post_test) == (12000, 2000, 6000, 300)
+
+
+def test_no_score_threshold_unless_asked_and_then_on_probabilities():
+    rpn = worked.network(score=0.5)
+    out = worked.output(rpn)
+    every, half = (net.propose(out, worked.SIZES, pre=60, post=60) for net in (worked.network(), rpn))
+    assert every.scores[every.valid].min() < 0.5
+    assert half.scores[half.valid].min() == 0.5  # logit 0: a threshold of 0 on logits, with >, would lose it
+    assert settings_of("paper-vgg16").rpn.score == 0
+
+
+def test_proposals_are_clipped_and_small_ones_dropped_before_the_best_are_taken():
+    rpn = worked.network(min_size=30.0)
+    found = rpn.propose(worked.output(rpn), worked.SIZES, pre=60, post=60)
+    sides = (found.boxes[..., 2:] - found.boxes[..., :2])[found.valid]
+    assert (sides >= 30).all()
+    few = rpn.propose(worked.output(rpn), worked.SIZES, pre=60, post=3)
+    assert torch.equal(few.boxes, found.boxes[:, :3])
+
+
+def test_areas_are_of_128_256_and_512_pixels_squared_and_there_are_9_anchors():
+    anchors = settings_of("paper-vgg16").anchors
+    assert anchors.sizes == ((128, 256, 512),)
+    cells = cell_anchors(anchors, 0)
+    assert len(cells) == 9
+    squares = cells[3:6]
+    assert (squares[:, 2:] - squares[:, :2]).prod(dim=1).tolist() == [128**2, 256**2, 512**2]
+
+
+def test_the_base_of_anchors_and_the_stride_are_two_things():
+    """Base 16 times 8, 16, 32 is the size whatever the stride: at stride 8 the same boxes come twice as densely."""
+    coarse, fine = (generate_anchors((2, 2), stride, rule="py-faster-rcnn") for stride in (16, 8))
+    sides = [(a[:, 2:] - a[:, :2]) for a in (coarse, fine)]
+    assert torch.equal(*sides)
+    assert (coarse[9, 0] - coarse[0, 0], fine[9, 0] - fine[0, 0]) == (16, 8)
+
+
+@pytest.mark.parametrize(("iou", "label"), [(0.7, 1), (0.6999, -1), (0.3, -1), (0.2999, 0)])
+def test_positive_is_at_least_0_7_and_negative_is_under_0_3(iou: float, label: int):
+    anchor = torch.tensor([[0.0, 0, 100, 1000], [0, 0, 100, 999]], dtype=torch.float64)
+    gt = torch.tensor([[[0.0, 0, 100, 1000 * iou]]], dtype=torch.float64)
+    rpn = worked.network(worked.ANCHORS.model_copy(update={"border": None}), force_match=False)
+    found = rpn.assign(anchor[:1], worked.targets(gt), torch.tensor([[1000.0, 100.0]]))
+    assert found.label.tolist() == [[label]]
+
+
+def test_anchors_of_a_level_are_as_many_as_its_sizes_times_ratios():
+    assert len(generate_anchors((1, 1), 16, (32, 64, 128, 256, 512))) == 15
+    assert len(cell_anchors(settings_of("resnet50-fpn").anchors, 0)) == 3

@@ -1,0 +1,35 @@
+from pathlib import Path
+
+import pytest
+
+from rcnn.preprocess.decode import ImageError
+from rcnn.preprocess.sources import files, mark_results
+
+
+def make(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def test_folders_are_searched_to_the_bottom_and_globs_are_sorted(tmp_path: Path) -> None:
+    make(tmp_path, "a/b/2.JPG", "a/1.png", "a/3.png", "a/notes.txt")
+    assert files(tmp_path / "a") == [tmp_path / "a/1.png", tmp_path / "a/3.png", tmp_path / "a/b/2.JPG"]
+    assert files(f"{tmp_path}/a*") == files(tmp_path / "a")
+    assert files(f"{tmp_path}/a/[13].png") == [tmp_path / "a/1.png", tmp_path / "a/3.png"]
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ImageError, match="no image in this folder"):
+        files(tmp_path / "empty")
+    with pytest.raises(ImageError, match="no such file, folder or glob"):
+        files(tmp_path / "*.png")
+
+
+def test_results_are_passed_by_unless_they_are_named(tmp_path: Path) -> None:
+    make(tmp_path, "1.png", "runs/predict/drawn/1.png", "runs/predict/drawn/2.png")
+    mark_results(tmp_path / "runs/predict")
+    for source in (tmp_path, f"{tmp_path}/**/*.png", f"{tmp_path}/*"):
+        assert files(source) == [tmp_path / "1.png"]
+    for source in (tmp_path / "runs/predict", f"{tmp_path}/runs/predict/drawn/*.png"):
+        assert [file.name for file in files(source)] == ["1.png", "2.png"]
+    with pytest.raises(ImageError, match="nothing but results of rcnn is here"):
+        files(tmp_path / "runs")

@@ -1,0 +1,124 @@
+"""Checkpoints as files: what people have on their disks."""
+
+from argparse import Namespace
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+from rcnn.exchange import from_torchvision, import_weights, to_torchvision
+from rcnn.presets import build, settings_of
+from rcnn.weights.file import WeightsError
+from rcnn.weights.torchvision import coco_names
+from rcnn.weights.torchvision_export import export_state, program
+
+ARCH = "fasterrcnn_mobilenet_v3_large_320_fpn"
+
+
+@pytest.fixture(scope="module")
+def theirs():
+    torch.manual_seed(0)
+    return fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None, num_classes=91)
+
+
+@pytest.fixture(scope="module")
+def expected(theirs):
+    return from_torchvision(theirs)
+
+
+def same_weights(a, b):
+    theirs = b.model.state_dict()
+    return all(torch.equal(tensor, theirs[name]) for name, tensor in a.model.state_dict().items())
+
+
+def old_name(name):
+    """As torchvision named it before version 0.13."""
+    name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
+    for i in "01":
+        name = name.replace(f"_blocks.{i}.0.", f"_blocks.{i}.")
+    return name
+
+
+def test_a_training_checkpoint_of_parallel_training_and_old_names(theirs, expected, tmp_path):
+    state = {f"module.{old_name(name)}": tensor for name, tensor in theirs.state_dict().items()}
+    file = tmp_path / "model_25.pth"
+    torch.save({"model": state, "optimizer": {"lr": 0.02}, "args": Namespace(epochs=26), "epoch": 25}, file)
+    found = import_weights(file, ARCH)
+    assert found.settings == expected.settings
+    assert same_weights(found, expected)
+    assert found.names == expected.names == coco_names()
+
+
+def test_a_file_of_frozen_norms_gives_frozen_norms(theirs, tmp_path):
+    state = {name: tensor for name, tensor in theirs.state_dict().items() if "num_batches_tracked" not in name}
+    save_file(state, tmp_path / "frozen.safetensors")
+    found = import_weights(tmp_path / "frozen.safetensors", ARCH)
+    model = found.settings.model
+    assert (model.norm, model.norm_eps, model.frozen_stages) == ("frozen", 1e-5, 3)
+    assert "variances" in found.summary["notes"][0]
+
+
+def test_coco_names_are_one_for_every_id():
+    names = coco_names()
+    assert len(set(names)) == len(names) == 90
+    assert (names[0], names[11], names[89]) == ("person", "unused_12", "toothbrush")
+
+
+@pytest.mark.parametrize(
+    ("arch", "said"),
+    [
+        ("fasterrcnn_resnet50_fpn", "this is not fasterrcnn_resnet50_fpn: size mismatch"),
+        ("fasterrcnn_resnet50", "did you mean `fasterrcnn_resnet50_fpn"),
+    ],
+)
+def test_another_architecture_is_refused(theirs, tmp_path, arch, said):
+    torch.save(theirs.state_dict(), tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=said):
+        import_weights(tmp_path / "weights.pth", arch)
+
+
+def test_a_classifier_is_no_detector(tmp_path):
+    torch.save({"fc.weight": torch.zeros(2, 2)}, tmp_path / "weights.pth")
+    with pytest.raises(WeightsError, match=r"weights\.pth: there is no `roi_heads.*fc\.weight"):
+        import_weights(tmp_path / "weights.pth", ARCH)
+
+
+def test_what_torchvision_can_not_hold_is_named_setting_by_setting():
+    settings = settings_of("mobilenet-fpn", {"model": {"channels": 8}, "roi": {"hidden": 16}})
+    state = build(settings, 2).state_dict()
+    with pytest.raises(WeightsError) as error:
+        export_state(state, settings)
+    for name in ("preprocess.resize", "anchors.offset", "roi.aligned"):
+        assert f"`{name}` is" in str(error.value)
+    with pytest.raises(WeightsError, match=r"`model\.levels`"):
+        export_state(
+            state,
+            settings_of(
+                "mobilenet-fpn",
+                {"model": {"levels": (4, 5)}, "anchors": {"sizes": ((32,), (64,))}, "roi": {"levels": (4, 5)}},
+            ),
+        )
+
+
+def test_exported_background_is_first_and_its_boxes_are_zero(theirs, expected):
+    state = to_torchvision(expected)
+    assert state.keys() == theirs.state_dict().keys()
+    name = "roi_heads.box_predictor.cls_score.weight"
+    assert torch.equal(state[name], theirs.state_dict()[name])
+    assert not state["roi_heads.box_predictor.bbox_pred.weight"][:4].any()
+
+
+def test_a_resnet_trained_with_torchvisions_rules_can_be_exported():
+    rules = (
+        "preprocess.resize=interpolate preprocess.round=floor anchors.offset=0 anchors.round=half anchors.order=ratio "
+        "anchors.stride=image//grid roi.aligned=false roi.min_size=0.01 model.channels=16 roi.hidden=8"
+    )
+    settings = settings_of("resnet18-fpn", rules.split())
+    model = build(settings, 2)
+    space: dict = {}
+    exec(program(settings, 2), space)
+    space["model"].load_state_dict(export_state(model.state_dict(), settings), strict=True)
+    again = from_torchvision(space["model"], ("a", "b"))
+    assert all(torch.equal(tensor, again.model.state_dict()[name]) for name, tensor in model.state_dict().items())
+    assert again.settings.model.norm == "frozen"

@@ -1,0 +1,216 @@
+"""The paper's two networks, layer by layer."""
+
+import math
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from rcnn.backbones.zf import WithinChannelNorm
+from rcnn.model.anchors import cell_anchors, grid_anchors, inside
+from rcnn.model.boxes import decode
+from rcnn.model.fast_rcnn import FCHead, UnscaledDropout
+from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.preprocess.batch import Preprocessor
+from rcnn.presets import build, settings_of
+from rcnn.training.optim import build_optimizer, learning_rate
+from tests.test_presets import scene
+
+NETWORKS = ("paper-vgg16", "paper-zf")
+BACKGROUND_BOXES = 4 * 4097
+
+
+def paper(name: str) -> FasterRCNN:
+    with torch.device("meta"):
+        return build(settings_of(name), 20)
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def shapes(layers: Iterable[nn.Module]) -> list[tuple]:
+    """What each layer is, in a line."""
+    found: list[tuple] = []
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            assert layer.groups == layer.dilation[0] == 1
+            found.append(("conv", layer.out_channels, layer.kernel_size[0], layer.stride[0], layer.padding[0]))
+        elif isinstance(layer, nn.MaxPool2d):
+            assert layer.ceil_mode
+            found.append(("pool", layer.kernel_size, layer.stride, layer.padding))
+        elif isinstance(layer, WithinChannelNorm):
+            found.append(("norm", layer.alpha, layer.beta))
+        else:
+            assert isinstance(layer, nn.ReLU)
+    return found
+
+
+def conv(width: int) -> tuple:
+    return ("conv", width, 3, 1, 1)
+
+
+VGG = [
+    *[conv(64)] * 2,
+    ("pool", 2, 2, 0),
+    *[conv(128)] * 2,
+    ("pool", 2, 2, 0),
+    *[conv(256)] * 3,
+    ("pool", 2, 2, 0),
+    *[conv(512)] * 3,
+    ("pool", 2, 2, 0),
+    *[conv(512)] * 3,
+]
+ZF = [
+    ("conv", 96, 7, 2, 3),
+    ("norm", 5e-5, 0.75),
+    ("pool", 3, 2, 1),
+    ("conv", 256, 5, 2, 2),
+    ("norm", 5e-5, 0.75),
+    ("pool", 3, 2, 1),
+    *[conv(384)] * 2,
+    conv(256),
+]
+
+
+@pytest.mark.parametrize(("name", "layers"), list(zip(NETWORKS, (VGG, ZF), strict=True)))
+def test_trunks_have_the_papers_layers(name: str, layers: list[tuple]):
+    assert shapes(paper(name).backbone.trunk.features) == layers
+
+
+@pytest.mark.parametrize(
+    ("name", "parts", "total"),
+    [
+        ("paper-vgg16", (14_714_688, 2_359_808, 9_234, 18_468, 102_764_544, 16_781_312, 86_037), 137_078_239),
+        ("paper-zf", (3_726_464, 590_080, 4_626, 9_252, 37_752_832, 16_781_312, 86_037), 59_294_751),
+    ],
+)
+def test_parameters_are_counted_as_in_the_paper(name: str, parts: tuple[int, ...], total: int):
+    net = paper(name)
+    rpn, head, predictor = net.rpn.head, net.fast_rcnn.head, net.fast_rcnn.predictor
+    layers = (net.backbone, rpn.conv, rpn.cls, rpn.reg, head.fc6, head.fc7, predictor.cls)
+    assert tuple(count(layer) for layer in layers) == parts
+    assert count(predictor.reg) == 344_148 - BACKGROUND_BOXES
+    assert count(net) == total - BACKGROUND_BOXES
+
+
+@pytest.mark.parametrize(("name", "grid"), [("paper-vgg16", (38, 63)), ("paper-zf", (39, 64))])
+def test_an_image_of_600_by_1000_is_the_papers(name: str, grid: tuple[int, int]):
+    net, settings = paper(name), settings_of(name)
+    assert net.backbone.strides == net.rpn.strides == (16,)
+    assert net.rpn.per_cell == 9
+    door = Preprocessor(settings.preprocess)
+    assert door.resized((375, 500)) == (600, 800)
+    assert door.resized((500, 2000)) == (250, 1000)
+    assert door.bucket((600, 1000)) == (608, 1008)
+    for size in ((600, 1000), (608, 1008)):  # padding to a multiple of 16 adds no cell
+        assert net.backbone(torch.empty(1, 3, *size, device="meta"))["c4"].shape[2:] == grid
+
+
+def test_pixels_are_bgr_in_0_to_255_less_the_mean():
+    door = Preprocessor(settings_of("paper-vgg16").preprocess)
+    red, green, blue = 10, 130, 250
+    image = door.normalise(door.resize(np.array([[[red, green, blue]]], dtype=np.uint8), (1, 1)))
+    expected = torch.tensor([blue - 102.9801, green - 115.9465, red - 122.7717])
+    torch.testing.assert_close(image[:, 0, 0], expected, rtol=0, atol=1e-4)
+
+
+def test_anchors_are_the_papers_code_and_8151_fit_inside():
+    anchors = settings_of("paper-zf").anchors
+    cells = cell_anchors(anchors, 0)
+    inclusive = cells + 8 - torch.tensor([0.0, 0, 1, 1])
+    assert inclusive[[0, 2, 4, 8]].tolist() == [
+        [-84, -40, 99, 55],
+        [-360, -184, 375, 199],
+        [-120, -120, 135, 135],
+        [-168, -344, 183, 359],
+    ]
+    for (height, width), fit in {(600, 1000): 8151, (600, 800): 5944}.items():
+        grid = grid_anchors(cells, (math.ceil(height / 16), math.ceil(width / 16)), (16, 16), anchors.offset)
+        assert anchors.border == 0
+        assert inside(grid, torch.tensor([[float(height), float(width)]]), 0.0).sum() == fit
+
+
+def test_layers_below_conv3_1_are_frozen_in_vgg_and_none_in_zf():
+    for name, frozen in (("paper-vgg16", {"0", "2", "5", "7"}), ("paper-zf", set())):
+        found = {n for n, p in paper(name).named_parameters() if not p.requires_grad}
+        assert found == {f"backbone.trunk.features.{layer}.{leaf}" for layer in frozen for leaf in ("weight", "bias")}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_dropout_is_a_half_and_scales_where_the_network_had_it(name: str):
+    dropout = paper(name).fast_rcnn.head.dropout
+    assert dropout.p == 0.5
+    torch.manual_seed(0)
+    x = torch.full((10_000,), 3.0)
+    kept = 3.0 if name == "paper-zf" else 6.0
+    assert set(dropout.train()(x).tolist()) == {0.0, kept}
+    assert dropout.eval()(x).unique().tolist() == [kept / 2]
+
+
+def test_unscaled_dropout_has_the_same_mean_in_training_and_prediction():
+    torch.manual_seed(0)
+    dropout, x = UnscaledDropout(0.3), torch.ones(200_000)
+    assert dropout.train()(x).mean().item() == pytest.approx(dropout.eval()(x).mean().item(), abs=0.01)
+    head = FCHead(2, 3, 4, 0.0, "prediction")
+    rois = torch.randn(5, 2, 3, 3)
+    assert torch.equal(head.train()(rois), head.eval()(rois))
+
+
+def test_deltas_that_were_divided_are_deltas_of_layers_that_were_multiplied():
+    """Box targets are normalised by `roi.box_std`: what others fold into the last layer on saving, decoding does."""
+    torch.manual_seed(0)
+    std = torch.tensor([0.1, 0.1, 0.2, 0.2], dtype=torch.float64)
+    layer, features = nn.Linear(6, 4).double(), torch.randn(9, 6, dtype=torch.float64)
+    folded = nn.Linear(6, 4).double()
+    with torch.no_grad():
+        folded.weight.copy_(layer.weight * std[:, None])
+        folded.bias.copy_(layer.bias * std)
+    rois = torch.tensor([[10.0, 20, 50, 80]], dtype=torch.float64).expand(9, -1)
+    torch.testing.assert_close(decode(layer(features), rois, std), decode(folded(features), rois), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_training_is_the_papers(name: str):
+    settings = settings_of(name)
+    rpn, roi, train = settings.rpn, settings.roi, settings.train
+    assert (rpn.positive_iou, rpn.negative_iou, rpn.samples, rpn.positive_fraction) == (0.7, 0.3, 256, 0.5)
+    assert (rpn.normaliser, rpn.lambda_, rpn.beta, rpn.logits) == ("paper", 10, 1, 2)
+    assert (rpn.nms, rpn.post_train, rpn.pre_test, rpn.post_test) == (0.7, 2000, 6000, 300)
+    assert (roi.samples, roi.positive_fraction, roi.negative_iou, roi.nms) == (128, 0.25, (0.1, 0.5), 0.3)
+    assert (rpn.ignore, roi.ignore, roi.pool, roi.size) == ("drop", "drop", "max", 7 if "vgg" in name else 6)
+    rates = [learning_rate(step, 80_000, train) for step in (0, 59_999, 60_000, 79_999)]
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
+    assert round(train.epochs * 5011, -3) == 80_000  # images of VOC 2007 trainval
+    optimizer = build_optimizer(nn.Linear(2, 2), train)
+    assert isinstance(optimizer, torch.optim.SGD)
+    assert (optimizer.defaults["momentum"], train.batch) == (0.9, 1)
+    assert [(group["weight_decay"], group["rate"]) for group in optimizer.param_groups] == [(0.0005, 1), (0.0005, 2)]
+    assert settings.augment.flip == 0.5
+    assert settings.augment.scale == (1, 1)
+
+
+def test_both_stages_start_from_the_papers_normal_distributions():
+    torch.manual_seed(0)
+    net = build(settings_of("paper-zf", ["roi.hidden=1024"]), 20)
+    layers = {"conv": 0.01, "cls": 0.01, "reg": 0.01}
+    found = {name: getattr(net.rpn.head, name) for name in layers}
+    for name, std in layers.items():
+        assert found[name].weight.std().item() == pytest.approx(std, rel=0.05)
+        assert not found[name].bias.any()
+    assert net.fast_rcnn.predictor.cls.weight.std().item() == pytest.approx(0.01, rel=0.05)
+    assert net.fast_rcnn.predictor.reg.weight.std().item() == pytest.approx(0.001, rel=0.05)
+
+
+def test_zf_learns_one_step_at_its_own_rate():
+    torch.manual_seed(0)
+    net = build(settings_of("paper-zf", ["roi.hidden=64", "anchors.sizes=[[32,48,64]]", "model.frozen_stages=0"]), 3)
+    batch, targets = scene(96, 128)
+    batch = batch._replace(images=batch.images * 60)
+    losses = net.loss(batch, targets, net.keys(batch, targets, torch.tensor([1, 2])))
+    total = torch.stack([value / number for value, number in losses.values()]).sum()
+    assert total.isfinite()
+    total.backward()
+    assert all(p.grad.isfinite().all() and p.grad.any() for n, p in net.named_parameters() if "weight" in n)

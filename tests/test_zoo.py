@@ -1,0 +1,128 @@
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision.models import get_model_weights
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+import rcnn
+from rcnn import zoo
+from rcnn.cli.app import main
+from rcnn.config import SettingsError
+from rcnn.detector import Detector
+from rcnn.presets import build, settings_of
+from rcnn.weights import backbone as backbone_weights
+from rcnn.weights.file import WeightsError
+from rcnn.weights.hub import UnavailableError
+
+SMALLEST = "fasterrcnn_mobilenet_v3_large_320_fpn"
+
+
+@pytest.fixture
+def detector() -> Detector:
+    settings = settings_of("mobilenet-fpn", {"model": {"channels": 8}, "roi": {"hidden": 16}})
+    return Detector(build(settings, 2), settings, ("cat", "dog"), device="cpu")
+
+
+def test_a_file_is_loaded(detector: Detector, tmp_path: Path):
+    detector.save(tmp_path / "best.safetensors")
+    for path in (tmp_path / "best.safetensors", str(tmp_path / "best.safetensors")):
+        loaded = rcnn.load(path, "cpu")
+        assert loaded.names == ("cat", "dog")
+        assert loaded.device == torch.device("cpu")
+
+
+def test_a_packaged_detector_is_loaded_by_name(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    detector.save(tmp_path / "packaged.safetensors")
+    monkeypatch.setattr(zoo, "packaged_path", {"blood-cells": tmp_path / "packaged.safetensors"}.get)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "blood-cells").mkdir()  # a data set, say: the name wins
+    assert rcnn.load("blood-cells", "cpu").names == ("cat", "dog")
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Addresses that were fetched; each gives torchvision's smallest detector, of random weights."""
+    addresses: list[str] = []
+
+    def fetch(url: str) -> Path:
+        addresses.append(url)
+        model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
+        torch.save(model.state_dict(), tmp_path / "theirs.pth")
+        return tmp_path / "theirs.pth"
+
+    monkeypatch.setattr(zoo, "fetch", fetch)
+    return addresses
+
+
+def test_torchvisions_newest_weights_are_loaded_by_name(asked: list[str]):
+    detector = rcnn.load(f"torchvision/{SMALLEST}", torch.device("cpu"))
+    assert asked == [f"https://download.pytorch.org/models/{SMALLEST}-907ea3f9.pth"]
+    assert detector.device == torch.device("cpu")
+    assert {"person", "toothbrush"} < set(detector.names)
+
+
+def test_a_name_is_a_model_of_the_commands(asked: list[str], tmp_path: Path):
+    Image.fromarray(np.zeros((60, 80, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
+    words = ["predict", f"torchvision/{SMALLEST}", tmp_path / "photo.png", "--out", tmp_path / "out", "--device", "cpu"]
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in (*words, "--format", "json", "roi.score=0.2")])
+    assert stop.value.code == 0
+    assert len(asked) == 1
+    assert json.loads((tmp_path / "out" / "results.json").read_text())[0]["width"] == 80
+
+
+def test_without_a_network_the_file_and_its_place_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("RCNN_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(UnavailableError, match=rf"Get https://.*dd69338a\.pth .* into {tmp_path}"):
+        rcnn.load("torchvision/fasterrcnn_resnet50_fpn_v2", "cpu")
+
+
+def test_all_that_is_fetched_by_name_is_encrypted_and_has_published_digits():
+    urls = [get_model_weights(name.removeprefix("torchvision/"))["DEFAULT"].url for name in zoo.NAMES if "/" in name]
+    urls += [get_model_weights(name)["IMAGENET1K_V1"].url for name in backbone_weights._IMAGENET.values()]
+    assert len(urls) == 4 + 10
+    for url in urls:
+        assert url.startswith("https://download.pytorch.org/models/")
+        assert len(url.rsplit("-", 1)[1]) == len("0123abcd.pth"), url
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("torchvision/fasterrcnn_resnet50_fpn_v3", "torchvision/fasterrcnn_resnet50_fpn_v2"),
+        ("fasterrcnn_resnet50_fpn", "torchvision/fasterrcnn_resnet50_fpn"),
+        ("bloodcells", "blood-cells"),
+        ("Blood-Cells", "blood-cells"),
+    ],
+)
+def test_a_misspelt_name_meets_the_nearest_one(name: str, meant: str):
+    with pytest.raises(WeightsError, match=rf"{name}: no such file, nor a known name; did you mean `{meant}`\?"):
+        rcnn.load(name, "cpu")
+
+
+@pytest.mark.parametrize("name", ["yolo", "runs/train/exp-1/weights/best.safetensors"])
+def test_what_is_neither_file_nor_name_meets_the_names(name: str):
+    with pytest.raises(
+        WeightsError, match=rf"{name}: no such file\. Known by name are blood-cells, torchvision/faster"
+    ):
+        rcnn.load(Path(name), "cpu")
+
+
+def test_a_folder_meets_the_file_in_it(detector: Detector, tmp_path: Path):
+    with pytest.raises(WeightsError, match="is a folder; give a file of weights, or a name: blood-cells"):
+        rcnn.load(tmp_path, "cpu")
+    (tmp_path / "weights").mkdir()
+    detector.save(tmp_path / "weights" / "best.safetensors")
+    with pytest.raises(WeightsError, match=rf"is a folder; take {tmp_path}/weights/best\.safetensors"):
+        rcnn.load(tmp_path, "cpu")
+
+
+def test_a_device_that_is_not_there_is_said_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(zoo, "fetch", lambda url: pytest.fail(f"fetched {url}"))
+    with pytest.raises(SettingsError, match="no-such-device"):
+        rcnn.load(f"torchvision/{SMALLEST}", "no-such-device")

@@ -1,0 +1,245 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import rcnn.training.session as session_file
+import rcnn.training.train as train_file
+from rcnn.config import SettingsError, override
+from rcnn.data.find import open_dataset
+from rcnn.data.loader import Loader
+from rcnn.data.synthetic import synthesise
+from rcnn.detector import Detector
+from rcnn.presets import settings_of
+from rcnn.training import checkpoint
+from rcnn.training.proposals import StoredProposals
+from rcnn.training.session import Session
+from rcnn.training.train import Run, choose_settings, train
+from rcnn.weights.file import load_weights, save_weights
+from tests.training.test_train import assert_same, one_thread, rows  # noqa: F401
+
+OVERRIDES = [
+    "preprocess.short=64",
+    "preprocess.long=96",
+    "model.channels=16",
+    "roi.levels=[2,3,4,5]",
+    "roi.canonical_size=12",
+    "roi.hidden=32",
+    "roi.dropout=0.2",
+    "rpn.post_train=60",
+    "rpn.post_test=40",
+    "augment.crop=0.5",
+    "train.scheme=alternating",
+    "train.ema=null",
+]
+OPTIONS: dict[str, Any] = {"model": "tiny-fpn", "epochs": 2, "batch": 2, "lr": 0.02, "device": "cpu", "quiet": True}
+STEPS = 3
+"""Of an epoch."""
+SHARED, RPN, SECOND = "backbone.", "rpn.", "fast_rcnn."
+
+
+@pytest.fixture(scope="module")
+def data(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    for split, images, seed in (("train", 2 * STEPS, 1), ("val", 2, 2)):
+        synthesise(folder, images, split=split, size=(64, 96), seed=seed)
+    return folder
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_pictures() -> Any:
+    patch = pytest.MonkeyPatch()
+    for file, name in ((train_file, "draw_start"), (session_file, "draw_course"), (train_file, "draw_end")):
+        patch.setattr(file, name, lambda *_: None)
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def starts() -> list[dict[str, Tensor]]:
+    """The weights that each stage started from."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, starts: list[dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run that nobody broke."""
+    prepare = train_file._prepare
+
+    def watched(start: Any, *arguments: Any) -> Session:
+        starts.append({name: tensor.clone() for name, tensor in start.model.state_dict().items()})
+        return prepare(start, *arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_file, "_prepare", watched)
+        return train(data, overrides=OVERRIDES, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
+
+
+def weights(run: Run, stage: int, name: str = "last") -> dict[str, Tensor]:
+    folder = run.folder / "weights" if stage == 4 else run.folder / "stages" / str(stage)
+    return load_weights(folder / f"{name}.safetensors")[0]
+
+
+def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+@pytest.mark.parametrize(
+    ("stage", "parts", "trained"),
+    [
+        (1, (SHARED, RPN), (SHARED, RPN)),
+        (2, (SHARED, RPN, SECOND), (SHARED, SECOND)),
+        (3, (SHARED, RPN), (RPN,)),
+        (4, (SHARED, RPN, SECOND), (SECOND,)),
+    ],
+)
+def test_a_stage_changes_its_own_parameters_and_no_others(
+    whole: Run, starts: list[dict[str, Tensor]], stage: int, parts: tuple[str, ...], trained: tuple[str, ...]
+) -> None:
+    before, after = starts[stage - 1], weights(whole, stage)
+    assert before.keys() == after.keys()
+    assert {name.split(".")[0] + "." for name in after} == set(parts)
+    changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in after if name.startswith(trained)}
+
+
+def test_what_each_stage_starts_from(whole: Run, starts: list[dict[str, Tensor]]) -> None:
+    assert_equal(part(starts[2], SHARED), part(weights(whole, 2, "best"), SHARED))
+    assert not torch.equal(starts[2]["rpn.head.conv.weight"], weights(whole, 1)["rpn.head.conv.weight"])
+    assert starts[2]["rpn.head.conv.weight"].std().item() == pytest.approx(0.01, rel=0.1)
+    assert_equal(part(starts[3], SECOND), part(weights(whole, 2, "best"), SECOND))
+    assert_equal(part(starts[3], RPN), part(weights(whole, 3, "best"), RPN))
+    assert_equal(part(starts[3], SHARED), part(weights(whole, 2, "best"), SHARED))
+    name = "backbone.neck.output.p3.weight"
+    assert not torch.equal(starts[1][name], weights(whole, 1)[name])
+
+
+@pytest.mark.parametrize(("stage", "score"), [(1, "proposal_ar300"), (2, "ap"), (3, "proposal_ar300"), (4, "ap")])
+def test_best_is_the_first_epoch_of_the_highest_recall_or_ap(whole: Run, stage: int, score: str) -> None:
+    scores = [row[score] for row in whole.rows if row["stage"] == stage]
+    folder = whole.folder / ("weights" if stage == 4 else f"stages/{stage}")
+    summary = load_weights(folder / "best.safetensors")[1]["summary"]
+    assert summary["epoch"] == 1 + scores.index(max(scores))
+
+
+def test_one_detector_comes_out_and_every_stage_is_told(whole: Run, data: Path) -> None:
+    assert [(row["epoch"], row["stage"]) for row in whole.rows] == [(i + 1, 1 + i // 2) for i in range(8)]
+    assert [row["ap"] is None for row in whole.rows] == [True, True, False, False] * 2
+    assert all(row["proposal_ar300"] is not None for row in whole.rows)
+    assert {"train_rpn_box", "val_rpn_box"} <= whole.rows[0].keys()
+    assert "train_roi_box" not in whole.rows[0]
+    assert "train_rpn_box" not in whole.rows[2]
+    log = (whole.folder / "log.txt").read_text()
+    assert [f"stage {number} of 4: " in log for number in (1, 2, 3, 4)] == [True] * 4
+    assert whole.metrics.ap == max(row["ap"] for row in whole.rows[6:])
+    assert whole.detector.settings.roi.head == "fc"
+    alone = Detector.load(whole.folder / "stages" / "3" / "best.safetensors", "cpu")
+    image = next((data / "images" / "val").iterdir())
+    ours, theirs = (one.propose(str(image))[0].boxes for one in (Detector.load(whole.last, "cpu"), alone))
+    assert np.array_equal(ours, theirs)
+    assert {path.name for path in (whole.folder / "stages").glob("*/*")} == {
+        *("best.safetensors", "last.safetensors", "train.safetensors", "val.safetensors")
+    }
+
+
+class Killed(Exception):
+    """Nothing is saved on its way out."""
+
+
+def end(*_: object) -> None:
+    raise Killed
+
+
+def test_killed_in_stages_2_and_3_it_goes_on_to_the_bit(
+    whole: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at(saved: tuple[int, int], ended: tuple[int, int]) -> None:
+        """(stage, step) after which a checkpoint is made, and before which the run ends."""
+
+        def late(session: Session) -> bool:
+            place = session.progress.stage + 1, session.progress.step
+            if place == ended:
+                raise Killed
+            return place == (saved[0], saved[1] - 1)
+
+        monkeypatch.setattr(session_file, "is_late", late)
+
+    def state() -> tuple[int, str]:
+        checkpoints = tmp_path / "shapes-1" / "checkpoints"
+        (path,) = checkpoints.iterdir()
+        return checkpoint.stage(checkpoints) + 1, path.stem
+
+    at(saved=(2, 4), ended=(2, 5))
+    with pytest.raises(Killed):
+        train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
+    assert state() == (2, "step-4")
+    at(saved=(0, 0), ended=(0, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(train_file, "_next", end)
+        with pytest.raises(Killed):  # between two stages
+            train(resume=tmp_path / "shapes-1", quiet=True)
+    assert state() == (2, f"step-{2 * STEPS}")
+    at(saved=(0, 0), ended=(3, 2))  # before it could be saved
+    with pytest.raises(Killed):
+        train(resume=tmp_path / "shapes-1", quiet=True)
+    assert state() == (3, "step-0")
+    with (tmp_path / "shapes-1" / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 5, "half": true}\n')
+    at(saved=(0, 0), ended=(0, 0))
+    run = train(resume=tmp_path / "shapes-1", quiet=True)
+    assert_same(run, whole)
+    for path in (whole.folder / "stages").glob("*/*"):
+        assert_equal(load_weights(run.folder / path.relative_to(whole.folder))[0], load_weights(path)[0])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_stored_proposals_lie_where_the_images_objects_lie(data: Path, tmp_path: Path, training: bool) -> None:
+    """Told that the objects are the proposals, the batches hold the same boxes for both."""
+    settings = override(settings_of("tiny-fpn", OVERRIDES), {"augment": {"vertical_flip": 0.5}})
+    dataset = open_dataset(data, "train", settings.data)
+    boxes = [record.boxes for record in dataset.records]
+    tensors = {
+        "boxes": torch.from_numpy(np.concatenate(boxes)),
+        "scores": torch.linspace(1, 0.5, sum(map(len, boxes))),
+        "counts": torch.tensor([len(some) for some in boxes]),
+    }
+    save_weights(tmp_path / "train.safetensors", tensors, {})
+    stored = StoredProposals(tmp_path / "train.safetensors", dataset, settings, count=9, training=training)
+    loader = Loader(dataset, settings, training=training, batch=4, seed=3)  # the last batch is filled up
+    seen = 0
+    for item in loader.epoch(2):
+        found = stored(item)
+        assert found.boxes.shape == (4, 9, 4)
+        for row in range(4):
+            expected = item.targets.boxes[row][item.targets.valid[row]].float()
+            torch.testing.assert_close(found.boxes[row][found.valid[row]], expected, rtol=1e-5, atol=1e-4)
+            seen += len(expected)
+    assert seen > 8
+
+
+def test_of_more_proposals_than_fit_the_first_are_taken(data: Path, tmp_path: Path) -> None:
+    settings = settings_of("tiny-fpn", OVERRIDES)
+    dataset = open_dataset(data, "val", settings.data)
+    some = torch.rand(14, 2).sort(dim=1, descending=True)[0]
+    boxes = torch.cat((torch.zeros(14, 2), 10 + some), dim=1)
+    tensors = {"boxes": boxes, "scores": torch.linspace(1, 0.5, 14), "counts": torch.tensor([12, 2])}
+    save_weights(tmp_path / "val.safetensors", tensors, {})
+    stored = StoredProposals(tmp_path / "val.safetensors", dataset, settings, count=5, training=False)
+    (item,) = Loader(dataset, settings, training=False, batch=2, seed=0).epoch(0)
+    found = stored(item)
+    assert found.valid.sum(dim=1).tolist() == [5, 2]
+    torch.testing.assert_close(found.boxes[0], boxes[:5])
+    torch.testing.assert_close(found.scores[1, :2], tensors["scores"][12:])
+
+
+def test_a_scheme_of_two_stages_needs_a_second_stage() -> None:
+    with pytest.raises(SettingsError, match=r"train\.scheme=alternating needs a second stage"):
+        choose_settings("x", None, "tiny-fpn", ["train.scheme=alternating", "roi.head=none"], {})

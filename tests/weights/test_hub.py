@@ -1,0 +1,260 @@
+"""Downloads from a server on this machine that misbehaves as servers and lines do."""
+
+import hashlib
+import os
+import socket
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rcnn.weights import hub
+from rcnn.weights.file import WeightsError
+from rcnn.weights.hub import UnavailableError, fetch
+
+BODY = bytes(range(256)) * 4096  # 1 MiB: several reads
+DIGEST = hashlib.sha256(BODY).hexdigest()
+NAME = f"net-{DIGEST[:8]}.pth"
+CUT = 300_000
+
+
+class Server(ThreadingHTTPServer):
+    """Serves BODY at any path; `faults` are used up one a request.
+
+    Faults: an integer is a status; `cut` closes the line after CUT bytes; `slow` stops there without closing it;
+    `chunked` sends chunks and closes the line before the last; `hang-up` answers nothing at all.
+    """
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.body, self.honours_range = BODY, True
+        self.faults: list[Any] = []
+        self.ranges: list[str | None] = []
+
+    def url(self, name: str = NAME) -> str:
+        return f"http://127.0.0.1:{self.server_port}/models/{name}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Server  # type: ignore[assignment]
+    protocol_version = "HTTP/1.1"
+
+    def do_GET(self) -> None:
+        self.close_connection = True
+        asked = self.headers["Range"]
+        self.server.ranges.append(asked)
+        fault = self.server.faults.pop(0) if self.server.faults else None
+        if fault == "hang-up":
+            return
+        if isinstance(fault, int):
+            self.send_error(fault)
+            return
+        body = self.server.body
+        start = int(asked.removeprefix("bytes=").removesuffix("-")) if asked and self.server.honours_range else 0
+        if asked and start >= len(body):
+            self.send_error(416)
+            return
+        self.send_response(206 if start else 200)
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
+        if fault == "chunked":
+            self.send_header("Transfer-Encoding", "chunked")
+            self.end_headers()
+            self.wfile.write(b"%x\r\n" % CUT + body[:CUT] + b"\r\n")
+            return
+        self.send_header("Content-Length", str(len(body) - start))
+        self.end_headers()
+        self.wfile.write(body[start : start + CUT] if fault in ("cut", "slow") else body[start:])
+        if fault == "slow":
+            self.wfile.flush()
+            time.sleep(1)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Silent."""
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setenv("no_proxy", "*")
+    monkeypatch.delenv("RCNN_OFFLINE", raising=False)
+    monkeypatch.setattr(hub, "PAUSE_S", 0.0)
+    server = Server()
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield server
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return tmp_path / "hub" / "checkpoints"
+
+
+def files(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_file_is_downloaded_once_into_torchs_cache_and_its_digest_recorded(server: Server, folder: Path):
+    path = fetch(server.url())
+    assert path == folder / NAME
+    assert path.read_bytes() == BODY
+    assert (folder / f"{NAME}.sha256").read_text() == f"{DIGEST}  {NAME}\n"
+    assert files(folder) == {NAME, f"{NAME}.sha256"}
+    assert fetch(server.url()) == path
+    assert len(server.ranges) == 1
+
+
+@pytest.mark.parametrize("fault", ["cut", "slow", "chunked"])
+def test_a_cut_line_is_taken_up_where_it_broke(fault: str, server: Server, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "TIMEOUT_S", 0.3)
+    server.faults = [fault]
+    assert fetch(server.url()).read_bytes() == BODY
+    assert server.ranges == [None, f"bytes={CUT}-"]
+
+
+def test_two_cuts_are_taken_up_the_third_ends_it_and_the_next_call_goes_on(server: Server, folder: Path):
+    server.faults = ["cut"] * 3
+    with pytest.raises(UnavailableError, match=r"the line was cut after 900,000 of .* 900,000 bytes are kept") as error:
+        fetch(server.url())
+    assert f"Get it on another machine and put it as {NAME} into {folder}" in str(error.value)
+    assert not (folder / NAME).exists()
+    assert fetch(server.url()).read_bytes() == BODY
+    assert server.ranges == [None, f"bytes={CUT}-", f"bytes={2 * CUT}-", f"bytes={3 * CUT}-"]
+
+
+def test_a_server_that_ignores_ranges_sends_all_again(server: Server):
+    server.faults, server.honours_range = ["cut"], False
+    assert fetch(server.url()).read_bytes() == BODY
+
+
+def test_a_complete_part_of_an_earlier_call_is_only_checked(server: Server, folder: Path):
+    folder.mkdir(parents=True)
+    (folder / f"{NAME}.part").write_bytes(BODY)
+    assert fetch(server.url()).read_bytes() == BODY
+    assert server.ranges == [f"bytes={len(BODY)}-"]
+
+
+@pytest.mark.parametrize("left", [b"x" * 1000, b"x" * len(BODY), b"x" * (len(BODY) + 1)])
+def test_a_part_of_another_file_is_not_kept(left: bytes, server: Server, folder: Path):
+    folder.mkdir(parents=True)
+    (folder / f"{NAME}.part").write_bytes(left)
+    assert fetch(server.url()).read_bytes() == BODY
+    assert server.ranges == [f"bytes={len(left)}-", None]
+
+
+@pytest.mark.parametrize("body", [b"x" * 1000, BODY[:-1], b""])
+def test_wrong_bytes_are_named_and_not_kept(body: bytes, server: Server, folder: Path):
+    server.body = body
+    with pytest.raises(WeightsError, match=rf"SHA-256 {hashlib.sha256(body).hexdigest()}, published is {DIGEST[:8]}"):
+        fetch(server.url())
+    assert not {NAME, f"{NAME}.part"} & files(folder)
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_refusal_is_said_at_once(status: int, server: Server):
+    server.faults = [status]
+    with pytest.raises(UnavailableError, match=rf"{NAME} can't be downloaded: the server answers {status} \w+"):
+        fetch(server.url())
+    assert len(server.ranges) == 1
+
+
+@pytest.mark.parametrize("fault", [500, 503, 429, "hang-up"])
+def test_trouble_of_the_server_is_waited_for_and_then_said(fault: int | str, server: Server):
+    server.faults = [fault, fault]
+    assert fetch(server.url()).read_bytes() == BODY
+    server.faults = [fault] * 3
+    with pytest.raises(UnavailableError, match=f"server answers {fault}" if isinstance(fault, int) else "was cut"):
+        fetch(server.url("other.pth"))
+    assert len(server.ranges) == 6
+
+
+def test_a_server_that_is_down_is_tried_once(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(hub, "PAUSE_S", 60.0)
+    with socket.socket() as closed:  # bound, not listening
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/models/{NAME}"
+    with pytest.raises(UnavailableError, match=r"^http.*/net-.* no connection: .*refused.* Get it") as error:
+        fetch(url)
+    assert str(folder) in str(error.value)
+
+
+def test_offline_mode_takes_what_is_there_and_says_what_to_put_where(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setenv("RCNN_OFFLINE", "1")
+    with pytest.raises(UnavailableError, match=rf"RCNN_OFFLINE is set. Get {server.url()} .* as {NAME} into {folder}"):
+        fetch(server.url())
+    folder.mkdir(parents=True)
+    (folder / NAME).write_bytes(BODY)
+    assert fetch(server.url()).read_bytes() == BODY
+    assert server.ranges == []
+
+
+def test_a_file_that_torch_downloaded_is_checked_and_recorded(server: Server, folder: Path):
+    folder.mkdir(parents=True)
+    (folder / NAME).write_bytes(BODY)
+    fetch(server.url())
+    assert (folder / f"{NAME}.sha256").read_text().startswith(DIGEST)
+    assert server.ranges == []
+
+
+def test_a_damaged_file_is_named_and_left_in_place(server: Server, folder: Path):
+    folder.mkdir(parents=True)
+    (folder / NAME).write_bytes(b"mine")
+    with pytest.raises(WeightsError, match=rf"{NAME} has the SHA-256 .*, published is {DIGEST[:8]}.* Delete or move"):
+        fetch(server.url())
+    assert files(folder) == {NAME}
+    assert (folder / NAME).read_bytes() == b"mine"
+
+
+def test_a_change_that_the_published_digits_do_not_show_is_seen_by_the_record(server: Server):
+    """Without digits in the name only the record can tell."""
+    path = fetch(server.url("net.pth"))
+    path.write_bytes(BODY[:-1] + b"x")
+    with pytest.raises(WeightsError, match=rf"net\.pth\.sha256 says {DIGEST}.* Delete or move both"):
+        fetch(server.url("net.pth"))
+
+
+def test_digits_may_be_given_instead_of_standing_in_the_name(server: Server):
+    with pytest.raises(WeightsError, match="published is 0123"):
+        fetch(server.url("net.pth"), sha256_prefix="0123")
+    fetch(server.url("net.pth"), sha256_prefix=DIGEST)
+
+
+def test_two_that_want_the_same_file_download_it_once(server: Server):
+    with ThreadPoolExecutor(4) as pool:
+        paths = list(pool.map(fetch, [server.url()] * 4))
+    assert {path.read_bytes() for path in paths} == {BODY}
+    assert len(server.ranges) == 1
+
+
+def test_a_cache_that_cannot_be_written_is_said(server: Server, tmp_path: Path):
+    (tmp_path / "hub").write_bytes(b"a file")
+    with pytest.raises(UnavailableError, match=rf"{NAME} can't be written to .*; set TORCH_HOME to another folder"):
+        fetch(server.url())
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
+def test_a_full_disk_is_an_error_of_its_own(server: Server, folder: Path):
+    folder.mkdir(parents=True)
+    (folder / f"{NAME}.part").symlink_to("/dev/full")
+    with pytest.raises(OSError, match=os.strerror(28)):
+        fetch(server.url())
+
+
+def test_https_does_not_lead_to_http():
+    request = urllib.request.Request("https://a.example/net.pth")
+    with pytest.raises(urllib.error.URLError, match="not encrypted"):
+        hub._Redirects().redirect_request(request, None, 302, "Found", {}, "http://b.example/net.pth")
