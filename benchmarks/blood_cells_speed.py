@@ -46,7 +46,10 @@ def main() -> None:
         if options.picture is None:
             Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)).save(picture)
         image = Image.open(picture).convert("RGB")
-        ours, theirs = rcnn.load("blood-cells", device="cpu"), fasterrcnn_resnet50_fpn(weights=None).eval()
+        ours, theirs = (
+            rcnn.load("blood-cells", device="cpu"),
+            fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval(),
+        )
 
         def torchvision_predicts() -> None:
             with torch.inference_mode():
