@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from rcnn.detector import Detector
-from rcnn.model.assign import sample
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import Batch, Detections, Proposals, RPNOutput, Targets
 
@@ -154,7 +153,7 @@ def follow(
     with torch.inference_mode():
         batch = Batch(*(part.to(detector.device) for part in batch))
         maps = list(net.backbone(batch.images).values())
-        out = rpn(maps, (batch.images.shape[2], batch.images.shape[3]))
+        out = rpn.with_texture(rpn(maps, (batch.images.shape[2], batch.images.shape[3])), maps)
         proposals = rpn.propose(out, batch.sizes, pre=settings.pre_test, post=settings.post_test)
         found = None
         if net.fast_rcnn is not None:
@@ -201,7 +200,7 @@ def _found(detections: Detections | None, threshold: float) -> Found | None:
 
 def _labels(detector: Detector, batch: Batch, out: RPNOutput, truth: Truth, seed: int) -> Labels:
     """Labels and one draw of anchors, as a step of training makes them."""
-    net, settings = detector.runner, detector.settings.rpn
+    net = detector.runner
     scale = batch.scales[0].flip(0).repeat(2).double()
     boxes = (torch.from_numpy(truth.boxes).to(scale.device) * scale).float()
     some = boxes.new_ones(1, len(boxes), dtype=torch.bool)
@@ -213,10 +212,8 @@ def _labels(detector: Detector, batch: Batch, out: RPNOutput, truth: Truth, seed
             for part, pad in ((boxes, (0, 0, 0, 1)), (labels, (0, 1)), (some[0], (0, 1)), (ignore, (0, 1)))
         )
     )
-    anchors = torch.cat(out.anchors)
-    found = net.rpn.assign(anchors, targets, batch.sizes)
-    keys = net.keys(batch, targets, torch.tensor([seed])).rpn[:, : len(anchors)]
-    drawn = sample(found.label, keys, settings.samples, settings.positive_fraction)
+    found = net.rpn.assign(torch.cat(out.anchors), targets, batch.sizes)
+    drawn = net.rpn.draw(out, found, targets, net.keys(batch, targets, torch.tensor([seed])).rpn)
     return Labels(
         boxes=boxes.cpu(),
         classes=labels.cpu(),
