@@ -57,7 +57,7 @@ def main() -> None:
 
         def command() -> None:
             words = ["predict", "blood-cells", str(picture), "--out", f"{folder}/out"]
-            subprocess.run([sys.executable, "-m", "rcnn.cli", *words], check=True, capture_output=True)
+            subprocess.run([sys.executable, "-m", "rcnn", *words], check=True, capture_output=True)
 
         def imports() -> None:
             subprocess.run([sys.executable, "-c", "import torch, torchvision"], check=True)

@@ -1,6 +1,0 @@
-"""`python -m rcnn.cli`, and `torchrun -m rcnn.cli`: the command line."""
-
-from rcnn.cli.app import main
-
-if __name__ == "__main__":
-    main()
