@@ -1,6 +1,8 @@
 # On a fresh machine with Python >= 3.11 and make: `make demo` or `make test`; both set everything up in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
+# Tests run in so many processes of one thread each.
+JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo test setup lint types tests fmt check bench
@@ -20,7 +22,7 @@ types: .venv/installed-dev
 	$(BIN)/pyright
 
 tests: .venv/installed-dev
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
 
 fmt: .venv/installed-dev
 	$(BIN)/ruff check --fix .

@@ -7,6 +7,7 @@ from PIL import Image
 
 from rcnn.config import SettingsError, override
 from rcnn.detector import Detector, NonFiniteError, choose_device
+from rcnn.metrics.overlap import box_iou
 from rcnn.preprocess.decode import ImageError
 from rcnn.presets import build, settings_of
 from rcnn.result import Result
@@ -206,3 +207,90 @@ def test_a_device_that_is_not_here_is_named() -> None:
         with pytest.raises(SettingsError, match=rf"`{name}` can't be used here"):
             choose_device(name)
     assert choose_device("cpu").type == "cpu"
+
+
+ONE_STAGE = [*SMALL, "roi.head=none", "rpn.classify=classes", "roi.score=0.2"]
+
+
+def spread(detector: Detector) -> None:
+    """Class logits of a fresh one-stage detector that differ."""
+    head = detector.model.rpn.head.cls
+    torch.nn.init.normal_(head.weight, std=1.0)
+    torch.nn.init.zeros_(head.bias)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
+def test_a_one_stage_detector_predicts_proposes_and_is_saved(folder: Path, tmp_path: Path, loss: str) -> None:
+    torch.manual_seed(0)
+    settings = settings_of("mobilenet-fpn", [*ONE_STAGE, f"rpn.loss={loss}"])
+    made = Detector(build(settings, 2), settings, ("cat", "dog"), threshold=0.0, device="cpu")
+    spread(made)
+    alone = [made.predict(folder / f"{index}.png")[0] for index in range(len(SIZES))]
+    assert all(len(one) == 9 and one.scores.min() > 0.2 for one in alone)
+    assert {label for one in alone for label in one.labels.tolist()} == {0, 1}
+    assert all(same(a, b) for a, b in zip(made.stream(folder, batch=4), alone, strict=True))
+    (proposed,) = made.propose(folder / "0.png", top=5)
+    assert (proposed.names, len(proposed)) == (("object",), 5)
+    made.save(tmp_path / "a.safetensors")
+    assert same(Detector.load(tmp_path / "a.safetensors", "cpu").predict(folder / "0.png")[0], alone[0])
+    with pytest.raises(SettingsError, match="a one-stage detector has no feature vectors"):
+        made.predict(folder / "0.png", features=True)
+
+
+def at_scales(detector: Detector, *scales: float, **roi: object) -> Detector:
+    settings = override(detector.settings, {"predict": {"scales": scales}, "roi": roi})
+    model = build(settings, 2)
+    model.load_state_dict(detector.model.state_dict())
+    return Detector(model, settings, detector.names, category_ids=(7, 3), threshold=0.0, device="cpu")
+
+
+def test_a_scale_of_1_is_the_plain_prediction(detector: Detector, folder: Path) -> None:
+    door = detector.preprocessor
+    for index, size in enumerate(SIZES):
+        array = np.asarray(Image.open(folder / f"{index}.png"))
+        (plain,) = detector.detect(door.collate([door.resize(array)], [size]))
+        for one in (detector, at_scales(detector, 1.0)):
+            assert same(one.predict(array)[0], plain)
+
+
+def test_two_scales_find_what_either_finds(detector: Detector, folder: Path) -> None:
+    whole = {"detections": 500, "score": 0.0}
+    both = at_scales(detector, 1.0, 1.7, **whole).predict(folder)
+    parts = [at_scales(detector, scale, **whole).predict(folder) for scale in (1.0, 1.7)]
+    assert not any(same(*pair) for pair in zip(*parts, strict=True))
+    for pooled, *apart in zip(both, *parts, strict=True):
+        assert {pooled.path} == {one.path for one in apart}
+        assert (np.diff(pooled.scores) <= 0).all()
+        height, width = pooled.size
+        assert (pooled.boxes >= 0).all()
+        assert (pooled.boxes <= (width, height, width, height)).all()
+        kept = {(*box, label) for box, label in zip(pooled.boxes.tolist(), pooled.labels.tolist(), strict=True)}
+        found = [(*row, label) for one in apart for row, label in zip(one.boxes.tolist(), one.labels, strict=True)]
+        assert kept <= set(found)
+        for one in apart:
+            iou = box_iou(one.boxes, pooled.boxes) * (one.labels[:, None] == pooled.labels)
+            better = (iou > 0.5) & (pooled.scores >= one.scores[:, None])
+            assert better.any(axis=1).all()  # itself, or one that is better and in its place
+
+
+def test_scales_change_neither_order_nor_what_is_skipped(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    pyramid = at_scales(detector, 0.5, 1.0, 1.5)
+    (tmp_path / "bad.png").write_bytes(b"no image")
+    images = [folder / "1.png", tmp_path / "bad.png", *(folder / f"{index}.png" for index in (0, 2, 4, 3))]
+    told: list[ImageError] = []
+    alone = [pyramid.predict(image)[0] for image in images if image.name != "bad.png"]
+    for batch in (1, 3):
+        told.clear()
+        together = list(pyramid.stream(images, batch=batch, skip=told.append))
+        assert [Path(one.path or "").name for one in together] == ["1.png", "0.png", "2.png", "4.png", "3.png"]
+        assert all(same(a, b) for a, b in zip(together, alone, strict=True))
+        assert len(told) == 1
+    (with_features,) = pyramid.predict(folder / "0.png", features=True)
+    assert with_features.features is not None
+    assert with_features.features.shape == (len(with_features), 16)
+    assert same(with_features, alone[1])
+
+
+def test_a_pyramid_has_a_level() -> None:
+    with pytest.raises(SettingsError, match=r"predict\.scales"):
+        settings_of("mobilenet-fpn", ["predict.scales=[]"])

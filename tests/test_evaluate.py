@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from rcnn.config import Data
+from rcnn.config import Data, override
 from rcnn.data.dataset import DataError, Dataset
 from rcnn.data.find import open_dataset
 from rcnn.data.synthetic import synthesise
@@ -15,7 +15,7 @@ from rcnn.evaluate import Shard, evaluate, val
 from rcnn.metrics.coco import coco_metrics
 from rcnn.presets import build, settings_of
 
-from .test_detector import SMALL
+from .test_detector import SMALL, spread
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +80,51 @@ def test_scores_are_those_of_what_is_predicted(detector: Detector, folder: Path,
     expected = coco_metrics(metrics.truths, metrics.predictions, len(dataset.names))
     assert metrics.ap == pytest.approx(expected.ap, nan_ok=True)
     assert [row["class"] for row in metrics.by_class()] == list(dataset.names)
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
+def test_a_one_stage_detector_has_an_ap_and_two_losses(dataset: Dataset, loss: str) -> None:
+    torch.manual_seed(0)
+    settings = settings_of("mobilenet-fpn", [*SMALL, "roi.head=none", "rpn.classify=classes", f"rpn.loss={loss}"])
+    made = Detector(build(settings, len(dataset.names)), settings, dataset.names, device="cpu")
+    spread(made)
+    metrics = evaluate(made, dataset, batch=2)
+    assert 0 <= metrics.ap <= 1
+    assert metrics.losses.keys() == {"rpn_class", "rpn_box", "loss"}
+    assert metrics.proposals.ar[-1] > 0
+    found = [made.predict(record.path, score=0)[0] for record in dataset.records]
+    assert all(len(one) for one in found)
+    for result, prediction in zip(found, metrics.predictions, strict=True):
+        assert np.array_equal(result.boxes, prediction.boxes)
+
+
+def test_an_image_pyramid_is_scored_as_it_predicts_whoever_shares_the_work(
+    detector: Detector, dataset: Dataset
+) -> None:
+    settings = override(detector.settings, {"predict": {"scales": (1.0, 0.6, 1.9)}})
+    pyramid = Detector(detector.model, settings, detector.names, device="cpu")
+    calls: list[tuple[int, int]] = []
+    metrics = evaluate(pyramid, dataset, batch=2, progress=lambda *call: calls.append(call))
+    assert calls == [(i + 1, len(calls)) for i in range(len(calls))]
+    for record, prediction in zip(dataset.records, metrics.predictions, strict=True):
+        (result,) = pyramid.predict(record.path, score=0)
+        assert np.array_equal(result.boxes, prediction.boxes)
+        assert np.array_equal(result.scores, prediction.scores)
+    plain = evaluate(detector, dataset, batch=2)
+    assert metrics.losses == plain.losses
+    assert np.array_equal(metrics.proposals.ar, plain.proposals.ar)
+
+    parts: list[Any] = []
+
+    def keep(part: Any) -> list[Any]:
+        parts.append(part)
+        raise _Stopped
+
+    with pytest.raises(_Stopped):
+        evaluate(pyramid, dataset, batch=1, shard=Shard(1, 2, keep))
+    shared = evaluate(pyramid, dataset, batch=1, shard=Shard(0, 2, lambda part: [part, *parts]))
+    for one, other in zip(shared.predictions, metrics.predictions, strict=True):
+        assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
 def test_no_images_are_an_error(detector: Detector, dataset: Dataset) -> None:

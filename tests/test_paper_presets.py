@@ -13,6 +13,7 @@ from rcnn.model.anchors import cell_anchors, grid_anchors, inside
 from rcnn.model.boxes import decode
 from rcnn.model.fast_rcnn import FCHead, UnscaledDropout
 from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.losses import smooth_l1
 from rcnn.preprocess.batch import Preprocessor
 from rcnn.presets import build, settings_of
 from rcnn.training.optim import build_optimizer, learning_rate
@@ -170,6 +171,30 @@ def test_deltas_that_were_divided_are_deltas_of_layers_that_were_multiplied():
         folded.bias.copy_(layer.bias * std)
     rois = torch.tensor([[10.0, 20, 50, 80]], dtype=torch.float64).expand(9, -1)
     torch.testing.assert_close(decode(layer(features), rois, std), decode(folded(features), rois), rtol=1e-12, atol=0)
+
+
+def test_targets_less_a_mean_are_targets_of_a_layer_that_starts_with_it_as_its_bias():
+    """Why `roi.box_std` has no mean beside it: one step of both layers, and the boxes are the same."""
+    torch.manual_seed(0)
+    std, mean = torch.tensor([0.1, 0.1, 0.2, 0.2]).double(), torch.tensor([0.01, -0.02, 0.05, 0.03]).double()
+    features, wanted = torch.randn(9, 6).double(), 0.1 * torch.randn(9, 4).double()
+    less, whole = nn.Linear(6, 4).double(), nn.Linear(6, 4).double()
+    with torch.no_grad():
+        whole.weight.copy_(less.weight)
+        whole.bias.copy_(less.bias + mean / std)
+    for layer, targets in ((less, (wanted - mean) / std), (whole, wanted / std)):
+        smooth_l1(layer(features) - targets, 1.0).sum().backward()
+        torch.optim.SGD(layer.parameters(), 0.1).step()
+    torch.testing.assert_close(less(features) * std + mean, whole(features) * std)
+
+
+def test_every_convolution_has_as_many_parameters_as_its_window_and_channels_say():
+    """Window x channels in x channels out, and a bias each: conv1_1 has 9 x 3 x 64 + 64."""
+    vgg = [1_792, 36_928, 73_856, 147_584, 295_168, *[590_080] * 2, 1_180_160, *[2_359_808] * 5]
+    zf = [14_208, 614_656, 885_120, 1_327_488, 884_992]
+    for name, expected in zip(NETWORKS, (vgg, zf), strict=True):
+        layers = [layer for layer in paper(name).backbone.modules() if isinstance(layer, nn.Conv2d)]
+        assert [count(layer) for layer in layers] == expected
 
 
 @pytest.mark.parametrize("name", NETWORKS)

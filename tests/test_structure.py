@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "insight": {"metrics"} | DETECTOR | DATA,
     "evaluate": {"metrics"} | DETECTOR | DATA,
     "training": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
-    "paper": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
+    "paper": {"evaluate", "metrics", "insight", "training"} | DETECTOR | DATA,
 }
 """Part -> parts of ours that it may import, itself always, also inside functions. `cli` may import everything."""
 
@@ -128,7 +128,7 @@ def test_no_circles() -> None:
 
 
 def test_every_file_imports_alone() -> None:
-    run = subprocess.run([sys.executable, "-c", IMPORT_EACH_ALONE, *FILES], capture_output=True, text=True, timeout=120)
+    run = subprocess.run([sys.executable, "-c", IMPORT_EACH_ALONE, *FILES], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
 
 

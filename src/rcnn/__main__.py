@@ -1,6 +1,6 @@
-"""`python -m rcnn`, and `torchrun -m rcnn`: the command line."""
+"""`python -m rcnn`, and `torchrun -m rcnn`: the command line, which is run and not imported, as nothing may."""
 
-from rcnn.cli.app import main
+from runpy import run_module
 
 if __name__ == "__main__":
-    main()
+    run_module("rcnn.cli", run_name="__main__", alter_sys=True)

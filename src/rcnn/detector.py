@@ -3,32 +3,30 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
 import rcnn.config as config
 from rcnn.backbones.norm import fold_batch_norm
 from rcnn.backbones.steady import make_steady
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Batch
+from rcnn.model.pyramid import pool_scales
+from rcnn.model.structures import Batch, Proposals
 from rcnn.preprocess.batch import Preprocessor
-from rcnn.preprocess.decode import ImageError, as_array, read_image
-from rcnn.preprocess.sources import files
+from rcnn.preprocess.stream import Picture, Shown, Skip, batches, pictures
 from rcnn.presets import build
 from rcnn.result import Result
 from rcnn.weights.adapt import fill
 from rcnn.weights.file import WeightsError, save_weights, to_half
 from rcnn.weights.metadata import portable, read_detector
 
-Picture = str | Path | np.ndarray | Image.Image | Tensor
-"""One image, or (as text) a file, a folder or a glob of them."""
-
-Skip = Callable[[ImageError], None]
+Propose = Callable[[Sequence[str | None], Batch], Proposals]
+"""Paths of the images of a batch, and the batch -> their proposals, in pixels of the resized images."""
 
 
 class NonFiniteError(ArithmeticError):
@@ -52,7 +50,7 @@ def choose_device(name: str) -> torch.device:
 
 
 class Detector:
-    """A trained Faster R-CNN: predict, propose, save, load.
+    """A trained detector: predict, propose, save, load.
 
     Args:
         model: the network.
@@ -83,6 +81,7 @@ class Detector:
         self.licence = licence or settings.data.licence
         self.device = choose_device(device) if isinstance(device, str) else device
         self.preprocessor = Preprocessor(settings.preprocess)
+        self._doors = [self.preprocessor.at_scale(scale) for scale in settings.predict.scales]
         self._runner: FasterRCNN | None = None
 
     @property
@@ -109,10 +108,11 @@ class Detector:
             images: paths, folders, globs, PIL images, (H, W, C) uint8 arrays, (C, H, W) tensors, or a sequence of them.
             score: lower-scored boxes are left out. None: the threshold stored with the weights.
             batch: images that run together where they fall into one shape bucket.
-            features: also return each box's feature vector.
+            features: also return each box's feature vector, which the second stage makes.
 
         Raises:
             ImageError: an image can't be read; it is named.
+            SettingsError: the model does not detect, or has no features.
             NonFiniteError: the network's output is not finite.
         """
         return list(self.stream(images, score=score, batch=batch, features=features))
@@ -125,16 +125,23 @@ class Detector:
         batch: int = 1,
         features: bool = False,
         skip: Skip | None = None,
+        proposals: Propose | None = None,
     ) -> Iterator[Result]:
         """As `predict`, lazily and in input order: memory does not grow with the number of images.
 
         `skip` is called with the error of a file that can't be read, and the rest goes on. None: the error is raised.
+        `proposals` takes the place of the RPN.
         """
         least = self.threshold if score is None else score
-        for group in self._groups(images, batch, skip):
-            collated = self._collate([tensor for _, tensor, _ in group], [size for _, _, size in group])
-            for (path, _, _), result in zip(group, self.detect(collated, features=features), strict=True):
-                yield replace(result, path=path).filter(score=least)
+        shown = tee(pictures(images, self.settings, skip), len(self._doors))
+
+        def found(collated: Batch, paths: Sequence[str | None]) -> list[Result]:
+            given = proposals(paths, collated) if proposals else None
+            return self.detect(collated, features=features, proposals=given)
+
+        scales = [_run(door, part, batch, found) for door, part in zip(self._doors, shown, strict=True)]
+        for results in zip(*scales, strict=True):
+            yield self.pool(results).filter(score=least)
 
     def propose(self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1) -> list[Result]:
         """Class-agnostic boxes with objectness scores, at most `top` an image, best first."""
@@ -144,26 +151,55 @@ class Detector:
         self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1, skip: Skip | None = None
     ) -> Iterator[Result]:
         """As `propose`, lazily and in input order; `skip` as in `stream`."""
-        for group in self._groups(images, batch, skip):
-            collated = self._collate([tensor for _, tensor, _ in group], [size for _, _, size in group])
-            for (path, _, _), result in zip(group, self.region_proposals(collated), strict=True):
-                yield replace(result, path=path).filter(top=top)
+        shown = pictures(images, self.settings, skip)
+        for result in _run(self.preprocessor, shown, batch, lambda collated, _: self.region_proposals(collated)):
+            yield result.filter(top=top)
 
-    def detect(self, batch: Batch, *, features: bool = False) -> list[Result]:
-        """Results of a collated batch, in the users' pixels, every score included.
+    def pool(self, scales: Sequence[Result]) -> Result:
+        """One image's results at each of `predict.scales` as one: the best after suppression within classes."""
+        first = scales[0]
+        kept = pool_scales([(one.boxes, one.scores, one.labels) for one in scales], self.settings.roi)
+        names = ("boxes", "scores", "labels", *(() if first.features is None else ("features",)))
+        return replace(first, **{name: np.concatenate([getattr(one, name) for one in scales])[kept] for name in names})
+
+    def check_proposals(self, *, given: bool) -> None:
+        """See that this detector can work on proposals from where they are to come from.
 
         Raises:
-            SettingsError: the model has no second stage.
+            SettingsError: they are given, and there is no second stage; or they are its own, and its RPN is untrained.
+        """
+        if given and self.model.fast_rcnn is None:
+            raise config.SettingsError("proposals are for a second stage, and this detector has none (`roi.head=none`)")
+        if not given and self.settings.train.scheme == "fast-rcnn":
+            raise config.SettingsError(
+                "the RPN of this detector is untrained (train.scheme=fast-rcnn): give proposals from elsewhere, with "
+                "--proposals FILE or --proposals selective-search"
+            )
+
+    def detect(self, batch: Batch, *, features: bool = False, proposals: Proposals | None = None) -> list[Result]:
+        """Results of a collated batch, in the users' pixels, every score included.
+
+        `proposals` in pixels of the resized images take the place of the RPN; there are no features then.
+
+        Raises:
+            SettingsError: the model does not detect, or has no features, or can't work on these proposals.
             NonFiniteError: the network's output is not finite.
         """
-        if self.model.fast_rcnn is None:
+        if not self.model.detects:
             raise config.SettingsError(
                 "this detector has no second stage (`roi.head=none`), so it can't tell classes; ask for its proposals: "
                 "`propose` instead of `predict`, or the command rcnn propose"
             )
+        if features and self.model.fast_rcnn is None:
+            raise config.SettingsError("a one-stage detector has no feature vectors of boxes; leave features=True out")
+        self.check_proposals(given=proposals is not None)
         with torch.inference_mode():
             batch = self._to_device(batch)
-            found, vectors = self.runner.detect_with_features(batch) if features else (self.runner(batch), None)
+            if proposals is not None:
+                theirs = Proposals(*(part.to(self.device) for part in proposals))
+                found, vectors = self.runner.detect_on(batch, theirs), None
+            else:
+                found, vectors = self.runner.detect_with_features(batch) if features else (self.runner(batch), None)
         return self.results(batch, found, vectors)
 
     def results(self, batch: Batch, found: Any, vectors: Tensor | None = None) -> list[Result]:
@@ -187,8 +223,10 @@ class Detector:
         """Proposals of a collated batch, in the users' pixels.
 
         Raises:
+            SettingsError: its RPN is untrained.
             NonFiniteError: the network's output is not finite.
         """
+        self.check_proposals(given=False)
         with torch.inference_mode():
             batch = self._to_device(batch)
             _, out = self.runner.extract(batch)
@@ -291,49 +329,14 @@ class Detector:
         images = batch.images.to(self.device, memory_format=torch.channels_last)
         return Batch(images, *(part.to(self.device) for part in batch[1:]))
 
-    def _collate(self, tensors: list[Tensor], sizes: list[tuple[int, int]]) -> Batch:
-        return self.preprocessor.collate(tensors, sizes)
 
-    def _groups(
-        self, images: Any, batch: int, skip: Skip | None
-    ) -> Iterator[list[tuple[str | None, Tensor, tuple[int, int]]]]:
-        """Consecutive images of one bucket, at most `batch` of them, as (path, resized, original size)."""
-        group: list[tuple[str | None, Tensor, tuple[int, int]]] = []
-        bucket = None
-        for path, array in pictures(images, self.settings, skip):
-            size = (array.shape[0], array.shape[1])
-            own = self.preprocessor.bucket(size)
-            if group and own != bucket:
-                yield group
-                group = []
-            bucket = own
-            group.append((path, self.preprocessor.resize(array), size))
-            if len(group) == batch:
-                yield group
-                group = []
-        if group:
-            yield group
-
-
-def pictures(
-    images: Any, settings: config.Settings, skip: Skip | None = None
-) -> Iterator[tuple[str | None, np.ndarray]]:
-    """Every image as (path or None, (H, W, C) uint8), files opened one at a time."""
-    if isinstance(images, str | Path):
-        for path in files(images):
-            try:
-                array = _read(path, settings)
-            except ImageError as error:
-                if skip is None:
-                    raise
-                skip(error)
-            else:
-                yield str(path), array
-    elif isinstance(images, np.ndarray | Image.Image | Tensor):
-        yield None, as_array(images, settings.preprocess.in_channels)
-    else:
-        for image in images:
-            yield from pictures(image, settings, skip)
+def _run(
+    door: Preprocessor, shown: Shown, batch: int, found: Callable[[Batch, Sequence[str | None]], list[Result]]
+) -> Iterator[Result]:
+    """What `found` says of every image, in input order; consecutive ones of one bucket run together."""
+    for paths, collated in batches(door, shown, batch):
+        for path, result in zip(paths, found(collated, paths), strict=True):
+            yield replace(result, path=path)
 
 
 def _see_finite(finite: Tensor) -> None:
@@ -343,8 +346,3 @@ def _see_finite(finite: Tensor) -> None:
             "the network's output is not finite (NaN or infinity): the weights are broken or the training diverged; "
             "use an earlier checkpoint, or train again with a lower train.lr"
         )
-
-
-def _read(path: Path, settings: config.Settings) -> np.ndarray:
-    data = settings.data
-    return read_image(path, white=data.white, max_pixels=data.max_pixels, in_channels=settings.preprocess.in_channels)

@@ -16,7 +16,11 @@ from rcnn.metrics.coco import CocoMetrics, coco_metrics
 from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
+from rcnn.model.pyramid import pool_scales
 from rcnn.model.structures import Batch, Proposals, Targets
+
+Scored = tuple[Prediction, tuple[np.ndarray, np.ndarray]]
+"""Of an image: detections, and boxes and scores of the proposals."""
 
 
 class Shard(NamedTuple):
@@ -33,10 +37,10 @@ class Metrics:
 
     Attributes:
         names: class names.
-        coco: AP and AR as COCO counts them; NaN where the model has no second stage.
+        coco: AP and AR as COCO counts them; NaN where the model only proposes.
         voc: (K,) AP at IoU 0.5, area under the curve, as VOC counts it since 2010.
-        proposals: class-agnostic recall of the proposals.
-        losses: mean of each loss, empty where not asked for.
+        proposals: class-agnostic recall of the proposals, at the first of `predict.scales`.
+        losses: mean of each loss, there too; empty where not asked for.
         truths: one an image, in the order of the data set.
         predictions: likewise.
     """
@@ -126,14 +130,39 @@ def evaluate(
         shard: this process's part, where several share the work.
         progress: called with (batches done, batches in all) after each.
         proposals: gives those of a batch, for the second stage and its losses alone. None: the detector's own.
+
+    Raises:
+        SettingsError: the detector has no second stage for given proposals, or its own RPN is untrained.
+        DataError: the data set is empty, or an image can't be read.
     """
+    detector.check_proposals(given=proposals is not None)
     if not len(dataset):
         raise DataError(f"{dataset.root}: the {dataset.split} split has no images to score on")
     shard = shard or Shard()
+    loaders = [_loader(detector, dataset, scale, batch, shard) for scale in detector.settings.predict.scales]
+    steps, done = sum(loader.steps for loader in loaders), 0
+    found: dict[tuple[int, int], Scored] = {}
+    sums: dict[str, list[float]] = {}
+    for scale, loader in enumerate(loaders):
+        for item in loader.epoch(0):
+            scored = _score(detector, item, sums if losses and scale == 0 else None, proposals)
+            found.update({(index, scale): entry for index, entry in scored.items()})
+            done += 1
+            if progress:
+                progress(done, steps)
+    parts = shard.gather((found, sums))
+    every = {place: entry for part, _ in parts for place, entry in part.items()}
+    pooled = [
+        _pooled([every[index, scale] for scale in range(len(loaders))], detector) for index in range(len(dataset))
+    ]
+    return _metrics(dataset, pooled, [part for _, part in parts], detects=detector.model.detects)
+
+
+def _loader(detector: Detector, dataset: Dataset, scale: float, batch: int, shard: Shard) -> Loader:
     settings = detector.settings
-    loader = Loader(
+    return Loader(
         dataset,
-        settings,
+        settings.model_copy(update={"preprocess": detector.preprocessor.at_scale(scale).settings}),
         training=False,
         batch=batch,
         seed=settings.train.seed,
@@ -141,15 +170,13 @@ def evaluate(
         rank=shard.rank,
         world=shard.world,
     )
-    found: dict[int, tuple[Prediction, tuple[np.ndarray, np.ndarray]]] = {}
-    sums: dict[str, list[float]] = {}
-    for step, item in enumerate(loader.epoch(0)):
-        found.update(_score(detector, item, sums if losses else None, proposals))
-        if progress:
-            progress(step + 1, loader.steps)
-    parts = shard.gather((found, sums))
-    every = {index: entry for part, _ in parts for index, entry in part.items()}
-    return _metrics(dataset, every, [part for _, part in parts], detects=detector.model.fast_rcnn is not None)
+
+
+def _pooled(scales: Sequence[Scored], detector: Detector) -> Scored:
+    """Detections of all scales, proposals of the first."""
+    kept = pool_scales([prediction for prediction, _ in scales], detector.settings.roi)
+    columns = zip(*(prediction for prediction, _ in scales), strict=True)
+    return Prediction(*(np.concatenate(column)[kept] for column in columns)), scales[0][1]
 
 
 def _score(
@@ -157,7 +184,7 @@ def _score(
     item: Item,
     sums: dict[str, list[float]] | None,
     given: Callable[[Item], Proposals] | None,
-) -> dict[int, tuple[Prediction, tuple[np.ndarray, np.ndarray]]]:
+) -> dict[int, Scored]:
     """Predictions and proposals of one batch by image index; losses are added to `sums`."""
     device, model = detector.device, detector.runner
     batch = Batch(
@@ -187,11 +214,13 @@ def _score(
     }
 
 
-def _metrics(dataset: Dataset, found: dict[int, Any], sums: list[dict[str, list[float]]], *, detects: bool) -> Metrics:
+def _metrics(
+    dataset: Dataset, found: Sequence[Scored], sums: list[dict[str, list[float]]], *, detects: bool
+) -> Metrics:
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
-    # Without a second stage AP is unknown, not 0: no truth counts for it.
+    # Of proposals alone AP is unknown, not 0: no truth counts for it.
     sought = truths if detects else [truth._replace(ignore=np.ones_like(truth.ignore)) for truth in truths]
-    predictions = [found[index][0] for index in range(len(dataset))]
+    predictions = [prediction for prediction, _ in found]
     losses = {
         name: sum(part[name][0] for part in sums) / max(1.0, sum(part[name][1] for part in sums))
         for name in (sums[0] if sums else ())
@@ -202,7 +231,7 @@ def _metrics(dataset: Dataset, found: dict[int, Any], sums: list[dict[str, list[
         names=dataset.names,
         coco=coco_metrics(sought, predictions, len(dataset.names)),
         voc=voc_ap(sought, predictions, len(dataset.names)),
-        proposals=proposal_recall(truths, [found[index][1] for index in range(len(dataset))]),
+        proposals=proposal_recall(truths, [proposals for _, proposals in found]),
         losses=losses,
         truths=truths,
         predictions=predictions,

@@ -79,8 +79,18 @@ _PAPER: dict[str, Any] = {
 }
 """Both networks of the paper, trained jointly. 16 epochs of VOC 2007's 5,011 images are its 60k + 20k steps."""
 
+_PAPER_ZF = merge(
+    _PAPER, {"model": {"backbone": "zf", "frozen_stages": 0}, "roi": {"size": 6, "dropout_scale": "prediction"}}
+)
+
+_ONE_STAGE: dict[str, Any] = {"rpn": {"classify": "classes"}, "roi": {"head": "none"}}
+"""The paper's table 10: the RPN's head tells classes, and nothing comes after it."""
+
 PRESETS: dict[str, dict[str, Any]] = {
     "mobilenet-fpn": {},
+    "mobilenet-one-stage": merge(
+        _ONE_STAGE, {"rpn": {"loss": "focal", "convs": 2, "positive_iou": 0.5, "negative_iou": 0.4}}
+    ),
     "tiny-fpn": {
         "preprocess": {"short": 256, "long": 384},
         "model": {"backbone": "tiny", "channels": 64, "levels": (2, 3, 4, 5), "norm": "train", "frozen_stages": 0},
@@ -109,10 +119,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train": _SGD,
     },
     "paper-vgg16": merge(_PAPER, {"model": {"backbone": "vgg16", "frozen_stages": 2}}),
-    "paper-zf": merge(
-        _PAPER,
-        {"model": {"backbone": "zf", "frozen_stages": 0}, "roi": {"size": 6, "dropout_scale": "prediction"}},
-    ),
+    "paper-zf": _PAPER_ZF,
+    "paper-zf-one-stage": merge(_PAPER_ZF, _ONE_STAGE),
 }
 """Name -> what differs from the defaults of `config.Settings`."""
 

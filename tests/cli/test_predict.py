@@ -217,7 +217,7 @@ def test_ctrl_c_and_a_full_disk_keep_what_was_found(
             raise end
         return read(path, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("rcnn.detector.read_image", stop)
+    monkeypatch.setattr("rcnn.preprocess.stream.read_image", stop)
     outcome = run(
         command, weights, data / "JPEGImages", "--out", tmp_path / "o", "--format", "json", "roi.detections=3"
     )

@@ -5,9 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from rcnn.data.dataset import DataError, Record
-from rcnn.data.proposals import Given, place, read_proposals
+from rcnn.data.given import Given, place
+from rcnn.data.proposals import read_proposals
 from rcnn.model.structures import Proposals
 from tests.model import tiny
 
@@ -113,9 +115,8 @@ def test_boxes_a_little_over_the_edge_are_clipped(tmp_path: Path):
         ([[0, 0, 5, 5], [0, 0, 5, float("nan")]], r"row 2: the box \(0, 0, 5, nan\) is not finite"),
         ([[0, 0, float("inf"), 5]], r"row 1: the box \(0, 0, inf, 5\) is not finite"),
         ([[0, 0, 5, 5, float("nan")]], r"row 1: .* is not finite"),
-        ([[0, 0, 5, 5], [5, 5, 5, 9]], r"row 2: the box \(5, 5, 5, 9\) has no area"),
-        ([[0, 0, 5, 5], [9, 0, 5, 9]], r"row 2: .* has no area"),
-        ([[100.5, 0, 101, 9]], r"row 1: .* has no area"),
+        ([[0, 0, 5, 5], [9, 0, 5, 9]], r"row 2: the box \(9, 0, 5, 9\) is inverted: x1 <= x2 and y1 <= y2 are needed"),
+        ([[0, 0, 5, 1e400]], r"row 1: .* is not finite"),
         ([[0, 0, 5, 5], [0, 0, 5]], r"image `a`, row 2: expected 4 numbers, or 5 with a score"),
         ([[0, 0, 5, "x"]], r"image `a`, row 1: expected 4 numbers"),
         ([[0, 0, 5], [1, 2, 3]], r"image `a`: expected rows of 4 numbers, .* shape \(2, 3\)"),
@@ -211,3 +212,53 @@ def test_the_best_are_placed_and_the_rest_is_padding():
         a, b = net.detect_on(data, two), net.detect_on(data, five)
     assert not a.valid[1].any()
     assert not b.valid[1].any()
+
+
+def test_other_images_of_the_folder_are_passed_over_and_strangers_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """A file for all lists of a data set serves each of them, also where lists have images of one name."""
+    for name in ("train/a.jpg", "train/b.jpg", "test/a.jpg", "test/c.jpg"):
+        path = tmp_path / "data" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (100, 80)).save(path)
+    root, none = tmp_path / "data", np.zeros(0)
+    monkeypatch.chdir(tmp_path)
+    records = [
+        Record(root / name, name, index, (80, 100), none.reshape(0, 4), none, none)
+        for index, name in enumerate(("train/a.jpg", "train/b.jpg"))
+    ]
+    ours = {f"data/{name}": [[0, 0, index, 9]] for index, name in enumerate(("test/a.jpg", "test/c.jpg"), 10)}
+    ours |= {"data/train/a.jpg": [[0, 0, 5, 5]], "data/train/b.jpg": [[0, 0, 6, 6]]}
+    first, second = read_proposals(written(tmp_path / "p.json", ours), records, root)
+    assert (corners(first), corners(second)) == ([[0, 0, 5, 5]], [[0, 0, 6, 6]])
+    by_stem = {"a": [[0, 0, 5, 5]], "train/b": [[0, 0, 6, 6]], "c": [[0, 0, 7, 7]], "test/c.jpg": []}
+    first, second = read_proposals(written(tmp_path / "p.json", by_stem), records, root)
+    assert (corners(first), corners(second)) == ([[0, 0, 5, 5]], [[0, 0, 6, 6]])
+    with pytest.raises(DataError, match="image `d`, row 1: the data has no such image"):
+        read_proposals(written(tmp_path / "p.json", {**by_stem, "d": [[0, 0, 7, 7]]}), records, root)
+    with pytest.raises(DataError, match="image `c`, row 1: the data has no such image"):
+        read_proposals(tmp_path / "p.json", records)
+
+
+def test_all_faults_are_told_at_once(tmp_path: Path):
+    content = {"a": [[0, 0, 5, 5], [0, 0, 101.5, 5], [float("nan"), 0, 5, 5]], "b": [[9, 0, 5, 9]], "c": [[0, 0, 5]]}
+    with pytest.raises(DataError) as error:
+        read_proposals(written(tmp_path / "p.json", content), RECORDS)
+    assert [line.removeprefix(f"{tmp_path / 'p.json'}: ") for line in str(error.value).splitlines()] == [
+        "4 faults in the proposals:",
+        "image `a`, row 2: the box (0, 0, 101.5, 5) is outside the image of 100 x 80 pixels",
+        "image `a`, row 3: the box (nan, 0, 5, 5) is not finite",
+        "image `b`, row 1: the box (9, 0, 5, 9) is inverted: x1 <= x2 and y1 <= y2 are needed",
+        "image `c`, row 1: the data has no such image",
+    ]
+    with pytest.raises(DataError) as error:
+        read_proposals(written(tmp_path / "p.json", {"a": [[0, 0, 500, 5]] * 50, "b": []}), RECORDS)
+    assert len(str(error.value).splitlines()) == 22
+    assert str(error.value).endswith("and 30 more")
+
+
+def test_boxes_without_area_such_as_rounding_leaves_are_dropped(tmp_path: Path):
+    boxes = [[5, 5, 5, 9], [0, 0, 9, 9], [100.5, 0, 101, 9], [3, 4, 8, 4]]
+    first, _ = read_proposals(written(tmp_path / "p.json", {"a": boxes, "b": []}), RECORDS)
+    assert corners(first) == [[0, 0, 9, 9]]

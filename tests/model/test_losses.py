@@ -128,6 +128,31 @@ def test_overlap_losses_by_hand_in_either_stage(stage: str, kind: LossKind, targ
     assert (total / count).item() == pytest.approx(expected, abs=1e-9)
 
 
+@pytest.mark.parametrize(
+    ("kind", "beta", "expected"),
+    [("smooth_l1", 1.0, 0.430362), ("smooth_l1", 1 / 9, 1.322082), ("l1", 1.0, 1.544304)],
+)
+def test_box_losses_on_normalised_targets_by_hand(kind: LossKind, beta: float, expected: float):
+    """Deltas of object [9, 9, 40, 44] from RoI [8, 8, 40, 40], divided: (0.15625, 0.78125, -0.158743, 0.448061).
+
+    With beta 1: 0.5 x (0.024414 + 0.610352 + 0.025199 + 0.200759); with 1/9: each |d| > 1/9, so |d| - 1/18.
+    """
+    net = tiny.model({"roi": {"box_loss": kind, "beta": beta, "box_weight": 3.0}}).double()
+    with torch.no_grad():
+        for parameter in net.fast_rcnn.predictor.reg.parameters():
+            parameter.zero_()
+    targets = worked.targets(worked.OBJECTS[:, :1])
+    roi = torch.tensor([[[8.0, 8, 40, 40]]], dtype=torch.float64)
+    wanted = torch.tensor([0.15625, 0.78125, -0.158743, 0.448061]).double()
+    found = encode(targets.boxes, roi, roi.new_tensor(net.settings.roi.box_std))[0, 0]
+    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
+    yes, index = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
+    levels = [torch.randn(1, 8, 8, 12, dtype=torch.float64), torch.randn(1, 8, 4, 6, dtype=torch.float64)]
+    losses = net.fast_rcnn.sample_loss(net.fast_rcnn(levels, roi), roi, Sample(index, yes, yes), index, targets)
+    total, count = losses["roi_box"]
+    assert (total / count).item() == pytest.approx(3 * expected, abs=5e-6)
+
+
 def test_the_loss_of_reference_004():
     rpn = worked.network()
     out = worked.output(rpn)

@@ -8,10 +8,10 @@ import torch
 from rcnn.config import Anchors
 from rcnn.model.anchors import cell_anchors, generate_anchors
 from rcnn.model.assign import sample
-from rcnn.model.boxes import decode, encode
+from rcnn.model.boxes import decode, encode, pairwise_iou
 from rcnn.model.losses import rpn_loss
 from rcnn.model.rpn import RPNHead
-from rcnn.presets import settings_of
+from rcnn.presets import build, settings_of
 from tests.model import tiny, worked
 
 
@@ -105,6 +105,43 @@ def test_the_paper_weighs_a_coordinate_2400_times_less_than_a_mean_over_coordina
     assert deltas.grad[0, 0, 0].item() == pytest.approx(0.25)
 
 
+def test_anchors_that_were_not_sampled_do_not_enter_the_plain_loss():
+    """Reference 004 samples nowhere: labels are to be sampled before its loss, with -1 for all others."""
+    torch.manual_seed(0)
+    logits, deltas, targets = torch.randn(1, 500, 2), torch.randn(1, 500, 4), torch.randn(1, 500, 4)
+    labels = torch.full((1, 500), -1)
+    labels[0, [3, 7, 11]] = torch.tensor([1, 0, 0])
+    losses = rpn_loss(logits, deltas, labels, targets)
+    some = (labels >= 0)[0]
+    torch.testing.assert_close(rpn_loss(logits[:, some], deltas[:, some], labels[:, some], targets[:, some]), losses)
+    every = rpn_loss(logits, deltas, labels.clamp(min=0), targets)[0]
+    assert not torch.isclose(every, losses[0])
+
+
+def test_what_is_sampled_does_not_depend_on_scores_and_what_is_proposed_does():
+    rpn = worked.network(samples=5)
+    out, targets = worked.output(rpn), worked.targets()
+    turned = out._replace(logits=(-out.logits[0],))
+    keys = torch.rand(1, 60, dtype=torch.float64)
+    labels = rpn.assign(out.anchors[0], targets, worked.SIZES)
+    assert torch.equal(*(rpn.draw(o, labels, targets, keys).indices for o in (out, turned)))
+    best = [rpn.propose(o, worked.SIZES, pre=60, post=5).scores for o in (out, turned)]
+    assert all((scores.diff() <= 0).all() for scores in best)
+    first = [rpn.propose(o, worked.SIZES, pre=1, post=1).anchor.item() for o in (out, turned)]
+    objectness = rpn.scores(out.logits[0])[0]
+    assert [objectness[anchor] for anchor in first] == [objectness.max(), objectness.min()]
+
+
+def test_the_feature_of_a_position_has_512_numbers_in_vgg_and_256_in_zf():
+    """One hidden convolution, read by both siblings; neither boxes nor anchors are flattened into it."""
+    for name, width in (("paper-vgg16", 512), ("paper-zf", 256)):
+        with torch.device("meta"):
+            net = build(settings_of(name), 20)
+            feature = net.rpn.head.hidden(torch.empty(1, net.backbone.channels, 38, 63))
+        assert feature.shape == (1, width, 38, 63)
+        assert net.rpn.head.cls.in_channels == net.rpn.head.reg.in_channels == width
+
+
 def test_suppression_takes_12000_to_2000_in_training_and_6000_to_300_in_prediction():
     for name in ("paper-vgg16", "paper-zf"):
         rpn = settings_of(name).rpn
@@ -127,6 +164,15 @@ def test_proposals_are_clipped_and_small_ones_dropped_before_the_best_are_taken(
     assert (sides >= 30).all()
     few = rpn.propose(worked.output(rpn), worked.SIZES, pre=60, post=3)
     assert torch.equal(few.boxes, found.boxes[:, :3])
+
+
+def test_of_equal_boxes_the_best_scored_stays():
+    rpn = worked.network(nms=0.0)
+    found = rpn.propose(worked.output(rpn), worked.SIZES, pre=60, post=60)
+    every = rpn.propose(worked.output(worked.network(nms=1.0)), worked.SIZES, pre=60, post=60)
+    overlap = pairwise_iou(every.boxes[0][every.valid[0]], found.boxes[0][found.valid[0]])
+    rival = torch.where(overlap > 0, found.scores[0][found.valid[0]], -1.0).amax(dim=1)
+    assert (rival >= every.scores[0][every.valid[0]]).all()
 
 
 def test_areas_are_of_128_256_and_512_pixels_squared_and_there_are_9_anchors():

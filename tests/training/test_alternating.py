@@ -10,15 +10,16 @@ import rcnn.training.session as session_file
 import rcnn.training.train as train_file
 from rcnn.config import SettingsError, override
 from rcnn.data.find import open_dataset
+from rcnn.data.given import Given, GivenProposals
 from rcnn.data.loader import Loader
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
 from rcnn.presets import settings_of
 from rcnn.training import checkpoint
-from rcnn.training.proposals import StoredProposals
+from rcnn.training.proposals import load_proposals, save_proposals
 from rcnn.training.session import Session
 from rcnn.training.train import Run, choose_settings, train
-from rcnn.weights.file import load_weights, save_weights
+from rcnn.weights.file import load_weights
 from tests.training.test_train import assert_same, one_thread, rows  # noqa: F401
 
 OVERRIDES = [
@@ -205,14 +206,10 @@ def test_stored_proposals_lie_where_the_images_objects_lie(data: Path, tmp_path:
     """Told that the objects are the proposals, the batches hold the same boxes for both."""
     settings = override(settings_of("tiny-fpn", OVERRIDES), {"augment": {"vertical_flip": 0.5}})
     dataset = open_dataset(data, "train", settings.data)
-    boxes = [record.boxes for record in dataset.records]
-    tensors = {
-        "boxes": torch.from_numpy(np.concatenate(boxes)),
-        "scores": torch.linspace(1, 0.5, sum(map(len, boxes))),
-        "counts": torch.tensor([len(some) for some in boxes]),
-    }
-    save_weights(tmp_path / "train.safetensors", tensors, {})
-    stored = StoredProposals(tmp_path / "train.safetensors", dataset, settings, count=9, training=training)
+    given = [Given(record.boxes, np.linspace(1, 0.5, len(record.boxes))) for record in dataset.records]
+    save_proposals(tmp_path / "train.safetensors", given)
+    given = load_proposals(tmp_path / "train.safetensors")
+    stored = GivenProposals(given, dataset, settings, count=9, training=training)
     loader = Loader(dataset, settings, training=training, batch=4, seed=3)  # the last batch is filled up
     seen = 0
     for item in loader.epoch(2):
@@ -225,19 +222,33 @@ def test_stored_proposals_lie_where_the_images_objects_lie(data: Path, tmp_path:
     assert seen > 8
 
 
-def test_of_more_proposals_than_fit_the_first_are_taken(data: Path, tmp_path: Path) -> None:
+def test_in_validation_they_lie_right_at_any_scale(data: Path) -> None:
+    """A loader may show the images at another scale than the settings', as a pyramid does."""
     settings = settings_of("tiny-fpn", OVERRIDES)
     dataset = open_dataset(data, "val", settings.data)
-    some = torch.rand(14, 2).sort(dim=1, descending=True)[0]
-    boxes = torch.cat((torch.zeros(14, 2), 10 + some), dim=1)
-    tensors = {"boxes": boxes, "scores": torch.linspace(1, 0.5, 14), "counts": torch.tensor([12, 2])}
-    save_weights(tmp_path / "val.safetensors", tensors, {})
-    stored = StoredProposals(tmp_path / "val.safetensors", dataset, settings, count=5, training=False)
+    given = [Given(record.boxes, np.ones(len(record.boxes))) for record in dataset.records]
+    stored = GivenProposals(given, dataset, settings, count=9, training=False)
+    smaller = override(settings, {"preprocess": {"short": 32}})
+    (item,) = Loader(dataset, smaller, training=False, batch=2, seed=0).epoch(0)
+    found = stored(item)
+    for row in range(2):
+        torch.testing.assert_close(
+            found.boxes[row][found.valid[row]], item.targets.boxes[row][item.targets.valid[row]].float()
+        )
+
+
+def test_of_more_proposals_than_fit_the_first_are_taken(data: Path) -> None:
+    settings = settings_of("tiny-fpn", OVERRIDES)
+    dataset = open_dataset(data, "val", settings.data)
+    boxes = np.concatenate((np.zeros((14, 2)), 10 + np.random.default_rng(0).random((14, 2))), axis=1)
+    scores = np.linspace(1, 0.5, 14)
+    given = [Given(boxes[:12], scores[:12]), Given(boxes[12:], scores[12:])]
+    stored = GivenProposals(given, dataset, settings, count=5, training=False)
     (item,) = Loader(dataset, settings, training=False, batch=2, seed=0).epoch(0)
     found = stored(item)
     assert found.valid.sum(dim=1).tolist() == [5, 2]
-    torch.testing.assert_close(found.boxes[0], boxes[:5])
-    torch.testing.assert_close(found.scores[1, :2], tensors["scores"][12:])
+    torch.testing.assert_close(found.boxes[0], torch.from_numpy(boxes[:5]).float())
+    torch.testing.assert_close(found.scores[1, :2], torch.from_numpy(scores[12:]).float())
 
 
 def test_a_scheme_of_two_stages_needs_a_second_stage() -> None:

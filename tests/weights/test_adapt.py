@@ -199,3 +199,24 @@ def test_filling_takes_every_tensor_and_nothing_else() -> None:
 def test_long_lists_are_cut() -> None:
     assert some(["a", "b"]) == "a, b"
     assert some(list("abcdefg")) == "a, b, c, d, e and 2 more"
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
+def test_rows_of_one_stage_detectors_are_kept_by_name_anchor_by_anchor(loss: str) -> None:
+    one_stage = ("rpn.classify=classes", "roi.head=none", f"rpn.loss={loss}")
+    case = Case(("dog", "cow", "cat"), *one_stage, source=one_stage)
+    notes = case.run()
+    for part in ("weight", "bias"):
+        name = f"rpn.head.cls.{part}"
+        given, before = (tensors[name].unflatten(0, (-1, 3)) for tensors in (case.given, case.before))
+        expected = [given[1], before[1], given[0], *([] if loss == "focal" else [given[2]])]
+        assert torch.equal(case.after[name].unflatten(0, (-1, 3)), torch.stack(expected))
+    assert "classes that keep their weights: dog, cat\nnew classes: cow" in notes
+    assert case.fresh() == {"rpn.head.cls"}
+
+
+@pytest.mark.parametrize("source", [(), ("rpn.classify=classes", "roi.head=none", "rpn.loss=focal")])
+def test_logits_of_another_kind_start_anew(source: tuple[str, ...]) -> None:
+    case = Case(("cat", "dog"), "rpn.classify=classes", "roi.head=none", source=source)
+    assert "rpn.head.cls (other logits)" in case.run()
+    assert case.fresh() == {"rpn.head.cls"}

@@ -15,7 +15,21 @@ from rich.console import Console
 from rich.text import Text
 
 from rcnn import __version__
-from rcnn.cli import anchors, data, demo, explain, export, import_weights, inspect, predict, propose, train, val, why
+from rcnn.cli import (
+    anchors,
+    data,
+    demo,
+    explain,
+    export,
+    import_weights,
+    inspect,
+    paper,
+    predict,
+    propose,
+    train,
+    val,
+    why,
+)
 
 HELP = "Faster R-CNN from a folder of labelled images to a trained detector."
 
@@ -38,6 +52,7 @@ app.command("inspect")(inspect.inspect)
 app.command("import")(import_weights.import_weights)
 app.command("export")(export.export)
 app.command("why")(why.why)
+app.command("paper")(paper.paper)
 app.add_typer(data.app, name="data")
 app.command("demo")(demo.demo)
 

@@ -21,6 +21,12 @@ OnFault = Annotated[
         metavar="stop|skip", help="A fatal fault of the data stops, which is the default, or leaves its image out."
     ),
 ]
+Proposals = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE|selective-search", help="Proposals from a .json, .npz or .mat, or searched for; not the RPN's."
+    ),
+]
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:

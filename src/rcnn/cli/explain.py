@@ -53,6 +53,7 @@ def explain(
     with screen.stdout_for_json(json):
         image = arguments.required(path, "IMAGE")
         detector = load_detector(model, changes, device or "auto")
+        detector.check_proposals(given=False)
         data, channels = detector.settings.data, detector.settings.preprocess.in_channels
         array = read_image(image, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
         known = None if truth is None else _truth_of(image, truth, detector)

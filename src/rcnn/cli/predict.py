@@ -27,6 +27,7 @@ def predict(
     images: Images = None,
     out: Out = Path("runs/predict"),
     batch: arguments.BatchSize = 1,
+    proposals: arguments.Proposals = None,
     on_fault: arguments.OnFault = None,
     device: arguments.Device = None,
     json: arguments.Json = False,
@@ -39,8 +40,10 @@ def predict(
 
     job = stream.Job(sources, out, format, images, json, on_fault)
     with screen.stdout_for_json(json), job.detector(model, device) as detector:
+        detector.check_proposals(given=proposals is not None)
         wanted = stream.parse_classes(classes, detector.names)
         least = detector.settings.predict.score if score is None else score
-        found = detector.stream(job.files(), score=least, batch=batch, skip=job.skip)
+        given = None if proposals is None else job.proposals(proposals, detector)
+        found = detector.stream(job.files(), score=least, batch=batch, skip=job.skip, proposals=given)
         job.run((result.filter(classes=wanted, top=top) for result in found), detector.names)
     job.emit()

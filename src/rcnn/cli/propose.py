@@ -1,18 +1,32 @@
-"""`rcnn propose MODEL SOURCE...`: class-agnostic boxes of the region proposal network, best first."""
+"""`rcnn propose MODEL SOURCE...`: class-agnostic boxes of a region proposal network or a search, best first."""
 
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.cli.predict import Format, Images, Model, Out, Score, Sources
+from rcnn.cli.predict import Format, Images, Out, Score, Sources
+
+if TYPE_CHECKING:
+    from rcnn.result import Result
+
+LISTS = {".json", ".yaml", ".yml"}
+"""Suffixes of files that list images."""
 
 
 def propose(
-    model: Model,
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="MODEL", help="A weights file, a name such as blood-cells, or selective-search[-quality]."
+        ),
+    ],
     sources: Sources,
-    top: Annotated[int, typer.Option(min=1, help="Proposals of an image at most, best first.")] = 300,
+    top: Annotated[
+        int | None, typer.Option(min=1, help="Proposals of an image at most, best first: 300; of a search 2000.")
+    ] = None,
     score: Score = None,
     format: Format = "json",
     images: Images = None,
@@ -27,9 +41,31 @@ def propose(
     Example: rcnn propose runs/train/exp-1/weights/best.safetensors photos/ --top 100
     """
     from rcnn.cli import stream
+    from rcnn.data.selective_search import SEARCHES
 
-    job = stream.Job(sources, out, format, images, json, on_fault)
-    with screen.stdout_for_json(json), job.detector(model, device) as detector:
-        found = detector.stream_proposals(job.files(), top=top, batch=batch, skip=job.skip)
-        job.run((result.filter(score=score or 0.0) for result in found), ("object",))
+    def run(found: "Iterable[Result]") -> None:
+        job.run((result.filter(score=score or 0.0, top=top) for result in found), ("object",))
+
+    job = stream.Job([*_listed(sources)], out, format, images, json, on_fault)
+    with screen.stdout_for_json(json):
+        if model in SEARCHES:
+            with job.search(SEARCHES[model]) as found:
+                run(found)
+        else:
+            with job.detector(model, device) as detector:
+                detector.check_proposals(given=False)
+                run(detector.stream_proposals(job.files(), top=top or 300, batch=batch, skip=job.skip))
     job.emit()
+
+
+def _listed(words: Iterable[str]) -> Iterator[str]:
+    """The words, in place of a COCO json or data.yaml the images that it lists."""
+    from rcnn.config import Data
+    from rcnn.data.find import open_dataset
+
+    for word in words:
+        if Path(word).suffix.lower() in LISTS and Path(word).is_file():
+            dataset = open_dataset(word, "all", Data(on_fault="skip"), decode=False)
+            yield from (str(record.path) for record in dataset.records)
+        else:
+            yield word

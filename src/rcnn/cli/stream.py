@@ -8,14 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
+import numpy as np
+
 from rcnn.cli import arguments, screen
 from rcnn.cli.files import fresh_folder
 from rcnn.cli.loading import load_detector, sharing
 from rcnn.cli.writers import FORMATS, Target, merge_parts
-from rcnn.config import SettingsError
-from rcnn.data.dataset import DataError
-from rcnn.detector import Detector
-from rcnn.preprocess.decode import ImageError
+from rcnn.config import Data, Settings, SettingsError, override
+from rcnn.data.dataset import DataError, Record
+from rcnn.data.given import Given, place
+from rcnn.data.proposals import find_proposals
+from rcnn.data.selective_search import Mode, search_files
+from rcnn.detector import Detector, Propose
+from rcnn.model.structures import Batch, Proposals
+from rcnn.preprocess.decode import ImageError, image_size
 from rcnn.preprocess.sources import base_of, files
 from rcnn.result import Result
 
@@ -25,6 +31,9 @@ SHOWN = 5
 
 class Job:
     """One call of `predict` or `propose`: its images, where results go and in which formats.
+
+    Attributes:
+        skip: told of images that can't be read; None: the first one stops.
 
     Args:
         words: sources and `section.key=value` settings.
@@ -61,9 +70,50 @@ class Job:
     def detector(self, model: str, device: str | None) -> Iterator[Detector]:
         """The detector, with this job's settings; under torchrun each process takes its share of the images."""
         with sharing(device) as (self._team, _):
-            detector = load_detector(model, self._changes, str(self._team.device))
-            self._out = self._team.gather(fresh_folder(self._out) if self._team.writer else self._out)[0]
-            yield detector
+            yield load_detector(model, self._changes, str(self._team.device))
+
+    @contextmanager
+    def search(self, mode: Mode) -> Iterator[Iterator[Result]]:
+        """What Selective Search finds in the images, in place of a detector's proposals."""
+        with sharing("cpu") as (self._team, _):
+            yield self._searched(mode, override(Settings(), self._changes).data)
+
+    def _searched(self, mode: Mode, settings: Data) -> Iterator[Result]:
+        paths = self.files()
+        for path, found in zip(paths, search_files(paths, mode, settings), strict=True):
+            if isinstance(found, Given):
+                boxes, scores = (part.astype(np.float32) for part in found)
+                labels = np.zeros(len(boxes), dtype=np.int64)
+                yield Result(boxes, scores, labels, ("object",), str(path), image_size(path))
+            elif self.skip is None:
+                raise found
+            else:
+                self.skip(found)
+
+    def proposals(self, source: str, detector: Detector) -> Propose:
+        """Proposals of this process's images from a file or a search, read and checked before the first is shown."""
+        settings = detector.settings
+        records = [*self._records(settings.data)]
+        told = None if self.skip is None else lambda error: None  # the detector meets the same images, and tells
+        with screen.progress("proposals", self._team.writer) as progress:
+            given = find_proposals(source, records, self._base, settings.data, progress, told)
+        of = {str(record.path): found for record, found in zip(records, given, strict=True)}
+
+        def propose(paths: Sequence[str | None], batch: Batch) -> Proposals:
+            return place([of[str(path)] for path in paths], batch, settings.rpn.post_test)
+
+        return propose
+
+    def _records(self, settings: Data) -> Iterator[Record]:
+        """The images as those of a data set without objects; those of which not even the size can be read are not."""
+        none = np.zeros(0)
+        for path in dict.fromkeys(self.files()):
+            try:
+                size = image_size(path, max_pixels=settings.max_pixels)
+            except ImageError:
+                continue
+            name = Path(os.path.relpath(path, self._base)).as_posix()
+            yield Record(path, name, path.stem, size, none.reshape(0, 4), none.astype(np.int64), none.astype(bool))
 
     def _leave_out(self, error: ImageError) -> None:
         self._unread += 1
@@ -79,6 +129,7 @@ class Job:
 
         What was found before an error or Ctrl-C in any process is put together all the same.
         """
+        self._out = self._team.gather(fresh_folder(self._out) if self._team.writer else self._out)[0]
         target = Target(self._out, names, self._ids, part=self._team.rank)
         totals, count, begun, end = Counter[str](), 0, time.perf_counter(), None
         try:

@@ -29,6 +29,7 @@ def val(
     batch: arguments.BatchSize = 8,
     device: arguments.Device = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Chooses the boxes that the losses are of.")] = None,
+    proposals: arguments.Proposals = None,
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
@@ -38,19 +39,26 @@ def val(
     """
     from rcnn.cli.loading import load_detector, sharing
     from rcnn.data.find import open_dataset
+    from rcnn.data.given import GivenProposals
     from rcnn.evaluate import evaluate
+    from rcnn.training.proposals import shared_proposals
 
     with screen.stdout_for_json(json), sharing(device) as (team, shard):
         data, changes = arguments.one_path(words, "DATA")
         options = arguments.given({"data.on_fault": on_fault, "train.seed": seed})
         detector = load_detector(model, [*changes, *options], str(team.device))
-        path, wanted = arguments.required(data, "DATA"), detector.settings.data
+        detector.check_proposals(given=proposals is not None)
+        path, settings, theirs = arguments.required(data, "DATA"), detector.settings, None
         with screen.progress("reading images", team.writer) as progress:
-            dataset = open_dataset(path, split, wanted, names=detector.names, progress=progress)
+            dataset = open_dataset(path, split, settings.data, names=detector.names, progress=progress)
         if team.writer:
             screen.dataset_line(dataset)
+        if proposals is not None:
+            with screen.progress("proposals", team.writer) as progress:
+                given = shared_proposals(proposals, dataset, settings, team, progress)
+            theirs = GivenProposals(given, dataset, settings, count=settings.rpn.post_test, training=False)
         with screen.progress("scoring", team.writer) as progress:
-            metrics = evaluate(detector, dataset, batch=batch, shard=shard, progress=progress)
+            metrics = evaluate(detector, dataset, batch=batch, shard=shard, progress=progress, proposals=theirs)
         if team.writer:
             show(metrics)
         document = {"split": dataset.split, "images": len(dataset), **summary(metrics)}

@@ -50,6 +50,7 @@ def why(
         data, changes = arguments.one_path(words, "DATA")
         options = arguments.given({"data.on_fault": on_fault})
         detector = load_detector(model, [*changes, *options], device or "auto")
+        detector.check_proposals(given=False)
         path, settings = arguments.required(data, "DATA"), detector.settings
         with screen.progress("reading images") as progress:
             dataset = open_dataset(path, split, settings.data, names=detector.names, progress=progress)

@@ -81,10 +81,15 @@ class Augment(Section):
 class Train(Section):
     """Optimisation, and what is kept."""
 
-    scheme: Literal["joint", "joint-full", "alternating"] = Field(
+    scheme: Literal["joint", "joint-full", "alternating", "fast-rcnn"] = Field(
         default="joint",
         description="All at once; joint-full: with the gradient through the proposals' coordinates; alternating: the "
-        "paper's four stages.",
+        "paper's four stages; fast-rcnn: the second stage on `proposals`.",
+    )
+    proposals: str | None = Field(
+        default=None,
+        description="fast-rcnn: proposals of all images: a .json, .npz or .mat, selective-search, or "
+        "selective-search-quality.",
     )
     target_gradient: bool = Field(default=False, description="joint-full: also through the targets of the boxes.")
     init: str = Field(default="imagenet", description="imagenet, blood-cells, none, or a file of weights.")
@@ -127,6 +132,10 @@ class Predict(Section):
     """How results are cut and shown."""
 
     score: Fraction | None = Field(default=None, description="Lower-scored boxes are left out. None: as stored.")
+    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+        default=(1.0,),
+        description="Factors of preprocess.short and long: detections of all these scales are pooled (image pyramid).",
+    )
 
 
 class Settings(Section):
@@ -152,6 +161,19 @@ class Settings(Section):
                 "train.scheme=joint-full needs features with a gradient in the boxes: roi.pool=align or warp, "
                 f"with roi.sampling_ratio of 1 or more (got {self.roi.pool} with {self.roi.sampling_ratio})"
             )
+        if self.train.scheme == "fast-rcnn" and self.train.proposals is None:
+            raise ValueError("train.scheme=fast-rcnn needs train.proposals: a file, or selective-search")
+        return self
+
+    @model_validator(mode="after")
+    def _one_stage_is_whole(self) -> Self:
+        if self.rpn.classify == "classes" and self.roi.head != "none":
+            raise ValueError(
+                "rpn.classify=classes makes a one-stage detector, which has no second stage: set roi.head=none "
+                f"(got {self.roi.head})"
+            )
+        if self.rpn.loss == "focal" and self.rpn.classify != "classes":
+            raise ValueError("rpn.loss=focal is of one-stage detectors: set rpn.classify=classes and roi.head=none")
         return self
 
     @model_validator(mode="after")

@@ -71,7 +71,21 @@ class RPN(Section):
     convs: Count = Field(default=1, description="Hidden convolutions of the head.")
     channels: Count | None = Field(default=None, description="Channels of these. None: those of their input.")
     kernel: Literal[1, 3, 5, 7] = Field(default=3, description="Side of the sliding window, cells.")
-    logits: Literal[1, 2] = Field(default=1, description="1: sigmoid; 2: softmax over background and object.")
+    classify: Literal["objects", "classes"] = Field(
+        default="objects",
+        description="What the head tells apart: object or not; classes: a one-stage detector, which needs "
+        "roi.head=none.",
+    )
+    loss: Literal["cross-entropy", "focal"] = Field(
+        default="cross-entropy",
+        description="classify=classes: softmax over classes and background on the sampled anchors; focal: a sigmoid a "
+        "class on all anchors that are not ignored, and both losses are divided by the positives.",
+    )
+    focal_gamma: NonNegative = Field(default=2.0, description="focal: the larger, the less a well told anchor counts.")
+    focal_alpha: Fraction = Field(default=0.25, description="focal: weight of an anchor's own class; 1 - this: others.")
+    logits: Literal[1, 2] = Field(
+        default=1, description="classify=objects: 1: sigmoid; 2: softmax over background and object."
+    )
     score_order: Literal["background-first", "object-first"] = Field(
         default="background-first", description="Meaning of the two logits."
     )
@@ -128,7 +142,7 @@ class RoI(Section):
     head: Literal["fc", "conv-fc", "conv5", "none"] = Field(
         default="fc",
         description="fc: two fully connected layers (fc6 and fc7 of VGG and ZF too); conv-fc: convolutions, one such; "
-        "conv5: a ResNet's fifth stage; none: no second stage, proposals alone.",
+        "conv5: a ResNet's fifth stage; none: no second stage, proposals alone (but see rpn.classify).",
     )
     convs: Count = Field(default=4, description="3x3 convolutions of conv-fc, as wide as `model.channels`.")
     head_norm: Literal["none", "batch"] = Field(default="none", description="Norm after the head's convolutions.")

@@ -1,4 +1,4 @@
-"""Proposals from elsewhere: boxes of a data set's images from a file, checked, in pixels of the images.
+"""Proposals from elsewhere: boxes of images from a file, checked, or from Selective Search; in pixels of the images.
 
 .json holds one of
     {"000005.jpg": [[x1, y1, x2, y2], ...], ...}, a fifth number is a score;
@@ -10,28 +10,30 @@ belongs to the box.
 """
 
 import json
+import os
 import zipfile
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 
-from rcnn.data.dataset import DataError, Record
-from rcnn.model.structures import Batch, Proposals
+from rcnn.config import Data, Settings
+from rcnn.data.dataset import DataError, Dataset, Record
+from rcnn.data.given import NOTHING, Given
+from rcnn.data.pixels import Progress
+from rcnn.data.selective_search import SEARCHES, ranked, search_files
+from rcnn.preprocess.decode import ImageError
+from rcnn.preprocess.sources import files
 
 OVERHANG = 1.0
 """Pixels that a box may reach over the image's edge: there it is clipped, since files hold rounded numbers."""
 
-
-class Given(NamedTuple):
-    """Proposals of one image, best first: boxes (n, 4) in pixels of its file, scores (n,); float64."""
-
-    boxes: np.ndarray
-    scores: np.ndarray
+LISTED = 20
+"""Faults of a file that are told one by one."""
 
 
 class _Part(NamedTuple):
@@ -42,140 +44,226 @@ class _Part(NamedTuple):
     numbers: Sequence[int]
 
 
-def read_proposals(path: str | Path, records: Sequence[Record]) -> list[Given]:
-    """The boxes of every record, in the order of the records; where the file has no scores its order is the ranking.
+def open_proposals(source: str, dataset: Dataset, settings: Settings, progress: Progress | None = None) -> list[Given]:
+    """Proposals of every image of a data set, in the order of its records.
 
-    An image is called by its name, its file's name or stem, or its id, where these are one image's alone.
+    Args:
+        source: a .json, .npz or .mat file, `selective-search` or `selective-search-quality`.
+        dataset: the images.
+        settings: `data.white` and `data.max_pixels` are read.
+        progress: told (images done, images in all) by a search.
 
     Raises:
-        DataError: the file can't be read; a box is outside its image, empty or not finite; an image is none of the
-            records, comes twice, or is missing. The message names the file and the row.
+        SettingsError: Selective Search is not installed.
+        DataError: as `read_proposals`, or an image can't be read.
     """
-    path = Path(path)
+    return find_proposals(source, dataset.records, dataset.root, settings.data, progress)
+
+
+def find_proposals(
+    source: str,
+    records: Sequence[Record],
+    root: Path,
+    settings: Data,
+    progress: Progress | None = None,
+    skip: Callable[[ImageError], None] | None = None,
+) -> list[Given]:
+    """As `open_proposals`, of images in the folder `root`; `skip` is told of those that a search can't read."""
+    if source not in SEARCHES:
+        return read_proposals(source, records, root)
+    found: list[Given] = []
+    for result in search_files([record.path for record in records], SEARCHES[source], settings):
+        if isinstance(result, Given):
+            found.append(result)
+        elif skip is None:
+            raise DataError(str(result))
+        else:
+            skip(result)
+            found.append(NOTHING)
+        if progress:
+            progress(len(found), len(records))
+    return found
+
+
+def read_proposals(path: str | Path, records: Sequence[Record], root: Path | None = None) -> list[Given]:
+    """The boxes of every record, in the order of the records; where the file has no scores its order is the ranking.
+
+    An image is called by its name, its file's name or stem, or its id, where these are one image's alone. Boxes
+    without width or height, such as rounding leaves, are dropped.
+
+    Args:
+        path: .json, .npz or .mat, in a form that the head of this module tells.
+        records: the images.
+        root: other images in this folder may be in the file too, and are passed over: those of other lists, say.
+
+    Raises:
+        DataError: the file can't be read; a box is outside its image, inverted or not finite; an image is unknown,
+            comes twice, or is missing. The message names the file and the rows, of all faults.
+    """
+    path = Path(path).expanduser()
     if path.suffix.lower() not in _READERS:
-        raise DataError(f"{path}: proposals come as {', '.join(_READERS)}")
-    names = _names(records)
-    found: dict[int, Given] = {}
-    for part in _READERS[path.suffix.lower()](path):
-        index = names.get(part.image, names.get(Path(part.image).name))
-        where = f"{path}: image `{part.image}`"
-        if index is None:
-            near = get_close_matches(part.image, names, n=1)
-            hint = f"; did you mean `{near[0]}`?" if near else ""
-            raise DataError(f"{where}, row {next(iter(part.numbers), 0)}: the data has no such image{hint}")
-        if index in found:
-            raise DataError(f"{where}: `{records[index].name}` came before, under this or another name")
-        found[index] = _checked(part, records[index].size, where)
+        raise DataError(f"{path}: proposals come as {', '.join(_READERS)}, or from {' or '.join(SEARCHES)}")
+    found, faults = _collect(_READERS[path.suffix.lower()](path), records, root)
     missing = [record.name for index, record in enumerate(records) if index not in found]
-    if missing:
-        raise DataError(f"{path}: {len(missing)} of {len(records)} images have no proposals, such as `{missing[0]}`")
+    if missing and not faults:  # what is called by a wrong name is told once
+        faults.append(f"{len(missing)} of {len(records)} images have no proposals, such as `{missing[0]}`")
+    _stop_on(faults, path)
     return [found[index] for index in range(len(records))]
 
 
-def place(given: Sequence[Given], batch: Batch, count: int) -> Proposals:
-    """The `count` best proposals of each image of a batch, in pixels of the resized images; without augmentation.
-
-    Args:
-        given: of each image; fillers have none.
-        batch: the images.
-        count: P, what is missing is padded.
-    """
-    boxes, scores = torch.zeros(len(given), count, 4), torch.zeros(len(given), count)
-    for row, (found, scale) in enumerate(zip(given, batch.scales.cpu(), strict=True)):
-        best = torch.from_numpy(found.boxes[:count])
-        boxes[row, : len(best)] = (best * scale.flip(0).repeat(2)).float()
-        scores[row, : len(best)] = torch.from_numpy(found.scores[:count]).float()
-    boxes, scores = boxes.to(batch.images.device), scores.to(batch.images.device)
-    none = torch.zeros_like(scores, dtype=torch.int64)
-    return Proposals(boxes, scores, (boxes[..., 2:] > boxes[..., :2]).all(dim=-1), none, none)
-
-
-def _names(records: Sequence[Record]) -> dict[str, int]:
-    """What an image may be called -> its index; short names that two images share are left out."""
-    short: defaultdict[str, set[int]] = defaultdict(set)
-    for index, record in enumerate(records):
-        path = Path(record.name)
-        for name in (path.name, path.stem, str(path.with_suffix("")), str(record.id)):
-            short[name].add(index)
-    names = {name: min(owners) for name, owners in short.items() if len(owners) == 1}
-    for index, record in enumerate(records):
-        names |= dict.fromkeys((record.name, str(record.path), str(record.path.resolve())), index)
-    return names
+def _collect(
+    parts: Iterable[_Part | str], records: Sequence[Record], root: Path | None
+) -> tuple[dict[int, Given], list[str]]:
+    """Proposals by index of their record, and all that is wrong."""
+    images, found, faults = _Images(records, root), dict[int, Given](), list[str]()
+    for part in parts:
+        if isinstance(part, str):
+            faults.append(part)
+            continue
+        where, index = f"image `{part.image}`", images.find(part.image)
+        if index in found:
+            faults.append(f"{where}: `{records[index].name}` came before, under this or another name")
+        elif index is not None:
+            bad, found[index] = _checked(part, records[index].size)
+            faults += [f"{where}{fault}" for fault in bad]
+        elif not images.passes_over(part.image):
+            hint = images.hint(part.image) if len(faults) < LISTED else ""
+            faults.append(f"{where}, row {next(iter(part.numbers), 0)}: the data has no such image{hint}")
+    return found, faults
 
 
-def _checked(part: _Part, size: tuple[int, int], where: str) -> Given:
-    """The part's boxes clipped and in the order of their scores."""
-    rows = part.rows
-    if rows.size == 0:
-        rows = np.zeros((0, 4))
+def _stop_on(faults: Sequence[str], path: Path) -> None:
+    """Raise what was found, if anything, a line each."""
+    if len(faults) == 1:
+        raise DataError(f"{path}: {faults[0]}")
+    if faults:
+        lines = [f"{path}: {fault}" for fault in faults[:LISTED]]
+        more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
+        raise DataError("\n".join([f"{len(faults)} faults in the proposals:", *lines, *more]))
+
+
+class _Images:
+    """What the images of a data set may be called."""
+
+    def __init__(self, records: Sequence[Record], root: Path | None) -> None:
+        self._root = root
+        self._folders = {os.path.abspath(root), os.path.realpath(root)} if root else set[str]()
+        self._whole: dict[str, int] = {}
+        short: defaultdict[str, set[int]] = defaultdict(set)
+        for index, record in enumerate(records):
+            paths = (record.path, os.path.abspath(record.path), os.path.realpath(record.path))
+            self._whole |= dict.fromkeys((record.name, *map(str, paths)), index)
+            name = Path(record.name)
+            for text in (name.name, name.stem, str(name.with_suffix("")), str(record.id)):
+                short[text].add(index)
+        self._short = {name: min(owners) for name, owners in short.items() if len(owners) == 1}
+
+    def find(self, image: str) -> int | None:
+        """The index of the image that is called so; None: it is none of the records."""
+        path = os.path.abspath(image)
+        for name in (image, path):
+            if name in self._whole:
+                return self._whole[name]
+        if self._has(path):  # another image of the folder, perhaps of a record's short name
+            return None
+        return self._short.get(image, self._short.get(os.path.basename(image)))
+
+    def passes_over(self, image: str) -> bool:
+        """Whether an image that `find` does not find lies in the folder."""
+        if self._root is None:
+            return False
+        whole = self._has(os.path.abspath(image)) or self._has(os.path.join(os.path.abspath(self._root), image))
+        return whole or not self._others.isdisjoint((image, os.path.basename(image)))
+
+    def hint(self, image: str) -> str:
+        """Half a sentence: the nearest name."""
+        near = get_close_matches(image, [*self._whole, *self._short], n=1)
+        return f"; did you mean `{near[0]}`?" if near else ""
+
+    def _has(self, path: str) -> bool:
+        return os.path.isfile(path) and any(Path(path).is_relative_to(folder) for folder in self._folders)
+
+    @cached_property
+    def _others(self) -> set[str]:
+        """Names and stems of all images in the folder."""
+        return {name for file in files(str(self._root)) for name in (file.name, file.stem)}
+
+
+def _checked(part: _Part, size: tuple[int, int]) -> tuple[list[str], Given]:
+    """What is wrong with the rows, and the boxes clipped and in the order of their scores."""
+    rows = part.rows if part.rows.size else np.zeros((0, 4))
     if rows.ndim != 2 or rows.shape[1] not in (4, 5):
-        raise DataError(f"{where}: expected rows of 4 numbers, or 5 with a score; found the shape {rows.shape}")
+        return [f": expected rows of 4 numbers, or 5 with a score; found the shape {rows.shape}"], NOTHING
     boxes, (height, width) = rows[:, :4], size
     limit = np.array([width, height, width, height], dtype=np.float64)
     finite = np.isfinite(rows).all(axis=1)
     with np.errstate(invalid="ignore"):
         inside = (boxes >= -OVERHANG).all(axis=1) & (boxes <= limit + OVERHANG).all(axis=1)
-        clipped = np.clip(boxes, 0, limit)
-        solid = (clipped[:, 2:] > clipped[:, :2]).all(axis=1)
-    for good, fault in (
-        (finite, "is not finite"),
-        (inside, f"is outside the image of {width} x {height} pixels"),
-        (solid, "has no area: x1 < x2 and y1 < y2 are needed"),
-    ):
-        if not good.all():
-            row = int(np.argmin(good))
-            numbers = ", ".join(f"{number:g}" for number in rows[row])
-            raise DataError(f"{where}, row {part.numbers[row]}: the box ({numbers}) {fault}")
-    scores = rows[:, 4] if rows.shape[1] == 5 else np.linspace(1, 0, len(rows), endpoint=False)
+        upright = (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
+    fault = np.select([~finite, ~inside, ~upright], [1, 2, 3])
+    texts = (
+        "",
+        "is not finite",
+        f"is outside the image of {width} x {height} pixels",
+        "is inverted: x1 <= x2 and y1 <= y2 are needed",
+    )
+    faults = [
+        f", row {part.numbers[row]}: the box ({', '.join(f'{number:g}' for number in rows[row])}) {texts[fault[row]]}"
+        for row in np.flatnonzero(fault).tolist()
+    ]
+    scores = rows[:, 4] if rows.shape[1] == 5 else ranked(boxes).scores
+    clipped = np.clip(boxes, 0, limit)
     order = np.argsort(-scores, kind="stable")
-    return Given(clipped[order], scores[order])
+    order = order[(clipped[order, 2:] > clipped[order, :2]).all(axis=1)]
+    return faults, Given(clipped[order], scores[order])
 
 
-def _read_json(path: Path) -> Iterator[_Part]:
+def _read_json(path: Path) -> Iterator[_Part | str]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path}: can't be read as json: {error}") from None
     if isinstance(content, Mapping):
         for image, rows in content.items():
-            yield _part(path, image, rows)
+            yield _part(image, rows)
     elif isinstance(content, list) and all(isinstance(entry, Mapping) for entry in content):
-        yield from _entries(path, content)
+        yield from _entries(content)
     else:
         raise DataError(f"{path}: expected images with their boxes, or a list of objects; found {str(content)[:40]}")
 
 
-def _entries(path: Path, entries: list[Mapping[str, Any]]) -> Iterator[_Part]:
+def _entries(entries: list[Mapping[str, Any]]) -> Iterator[_Part | str]:
     """Images of a list: with their detections, or one box an entry."""
     loose: dict[str, tuple[list[Any], list[int]]] = {}
     for number, entry in enumerate(entries, 1):
         try:
             if "detections" in entry:
-                yield _part(path, str(entry["path"]), [[*d["box"], d["score"]] for d in entry["detections"]])
+                yield _part(str(entry["path"]), [[*d["box"], d["score"]] for d in entry["detections"]])
             else:
-                rows, numbers = loose.setdefault(str(entry["image_id"]), ([], []))
                 x, y, w, h = (float(value) for value in entry["bbox"])
-                rows.append([x, y, x + w, y + h, entry.get("score", 0.0)])
+                score = float(entry.get("score", 0.0))
+                rows, numbers = loose.setdefault(str(entry["image_id"]), ([], []))
+                rows.append([x, y, x + w, y + h, score])
                 numbers.append(number)
-        except (KeyError, TypeError, ValueError) as error:
-            raise DataError(
-                f"{path}: row {number}: expected `image_id` and a `bbox` of 4 numbers, or `path` and `detections` with "
-                f"`box` and `score`; {type(error).__name__}: {error}"
-            ) from None
+        except (KeyError, TypeError, ValueError, OverflowError) as error:
+            yield (
+                f"row {number}: expected `image_id` and a `bbox` of 4 numbers, or `path` and `detections` with `box` "
+                f"and `score`; {type(error).__name__}: {error}"
+            )
     for image, (rows, numbers) in loose.items():
-        yield _part(path, image, rows)._replace(numbers=numbers)
+        yield _Part(image, np.array(rows), numbers)
 
 
-def _read_npz(path: Path) -> Iterator[_Part]:
+def _read_npz(path: Path) -> Iterator[_Part | str]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             for name in archive.files:
-                yield _part(path, name, archive[name])
+                yield _part(name, archive[name])
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise DataError(f"{path}: can't be read as .npz of plain arrays: {error}") from None
 
 
-def _read_mat(path: Path) -> Iterator[_Part]:
+def _read_mat(path: Path) -> Iterator[_Part | str]:
     try:
         from scipy.io import loadmat
     except ImportError:
@@ -190,18 +278,19 @@ def _read_mat(path: Path) -> Iterator[_Part]:
     if images.dtype != object or boxes.dtype != object or len(images) != len(boxes):
         raise DataError(f"{path}: expected two cells of equal length, `images` and `boxes`")
     for image, rows in zip(images, boxes, strict=True):
-        part = _part(path, "".join(np.ravel(image).astype(str)), rows)
-        if part.rows.shape[1:] == (4,):  # from y1, x1, y2, x2, inclusive and counted from 1
+        part = _part("".join(np.ravel(image).astype(str)), rows)
+        if isinstance(part, _Part) and part.rows.shape[1:] == (4,):  # from y1, x1, y2, x2, inclusive and counted from 1
             part = part._replace(rows=part.rows[:, [1, 0, 3, 2]] - np.array([1, 1, 0, 0]))
         yield part
 
 
-def _part(path: Path, image: str, rows: Any) -> _Part:
+def _part(image: str, rows: Any) -> _Part | str:
+    """The rows as an array; if they are none, what is wrong with them."""
     try:
         array = np.atleast_1d(np.asarray(rows, dtype=np.float64))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         bad = next((i for i, row in enumerate(rows, 1) if not _numbers(row)), 1)
-        raise DataError(f"{path}: image `{image}`, row {bad}: expected 4 numbers, or 5 with a score") from None
+        return f"image `{image}`, row {bad}: expected 4 numbers, or 5 with a score"
     return _Part(image, array, range(1, len(array) + 1))
 
 

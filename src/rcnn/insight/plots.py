@@ -24,6 +24,7 @@ LOSSES = {
     "roi_class": "Second stage: classes",
     "roi_box": "Second stage: boxes",
 }
+ONE_STAGE = {"rpn_class": "Classes of anchors", "rpn_box": "Boxes"}
 APS = {"ap": "AP .50:.95", "ap50": "AP50", "ap75": "AP75"}
 FEW = 8
 """Up to so many classes, each has a colour and a line in the legend; of more, the best and worst three have."""
@@ -39,7 +40,11 @@ def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """
     figure, grid = new_figure(2, 3, 10.0, 5.6)
     panels = grid.ravel()
-    for axes, (name, title) in zip(panels[[0, 1, 3, 4]], LOSSES.items(), strict=True):
+    losses = ONE_STAGE if any(name.endswith("rpn_class") for row in rows for name in row) else LOSSES
+    places = panels[[0, 1, 3, 4]]
+    for axes in places[len(losses) :]:
+        axes.set_axis_off()
+    for axes, (name, title) in zip(places, losses.items(), strict=False):
         style(axes, title, "epoch", "loss")
         _line(axes, rows, (name, f"train_{name}"), label="training", color=PALETTE[0])
         _line(axes, rows, (f"val_{name}",), label="validation", color=PALETTE[3])

@@ -229,10 +229,9 @@ class FastRCNN(nn.Module):
         """Class and box loss (B, R) of every RoI, 0 where not valid or not positive."""
         s = self.settings
         positive = drawn.positive[..., None]
-        label = torch.where(drawn.positive, take(targets.labels, gt), self.classes)
-        logits = out.logits.masked_fill(~drawn.valid[..., None], 0.0)
-        classification = -logits.log_softmax(dim=-1).take_along_dim(label[..., None], dim=-1).squeeze(-1)
-        row = torch.zeros_like(label) if s.class_agnostic else label.clamp(max=self.classes - 1)
+        label = take(targets.labels, gt)
+        classification = class_loss(out.logits.masked_fill(~drawn.valid[..., None], 0.0), drawn.positive, label)
+        row = torch.zeros_like(label) if s.class_agnostic else torch.where(drawn.positive, label, 0)
         deltas = out.deltas.take_along_dim(row[..., None, None], dim=2).squeeze(2)
         # A RoI that does not count becomes a unit box that is its own target: nothing to divide by zero.
         unit = rois.new_tensor((0.0, 0.0, 1.0, 1.0))
@@ -249,22 +248,46 @@ class FastRCNN(nn.Module):
 
     def detect(self, out: RoIOutput, proposals: Proposals, sizes: Tensor) -> Detections:
         """Refine, clip, drop low scores, suppress within classes, keep the best (B, D)."""
-        s = self.settings
-        probability = out.logits.softmax(dim=-1)[..., :-1]  # (B, P, K)
-        boxes = box_ops.decode(out.deltas, proposals.boxes[:, :, None], out.deltas.new_tensor(s.box_std))
-        boxes = box_ops.clip(boxes, sizes).expand(-1, -1, self.classes, -1).flatten(1, 2)  # (B, P * K, 4)
-        scores = probability.flatten(1)
-        label = torch.arange(self.classes, device=scores.device).repeat(proposals.boxes.shape[1])
-        groups = label.expand(scores.shape[0], -1)
-        sides = boxes[..., 2:] - boxes[..., :2]
-        big = ((sides > 0) & (sides >= s.min_size)).all(dim=-1)
-        eligible = proposals.valid.repeat_interleave(self.classes, dim=1) & (scores > s.score) & big
-        kept, valid = ops.nms(boxes, scores, groups, eligible, s.nms, s.detections)
-        return Detections(
-            boxes=take(boxes, kept).masked_fill(~valid[..., None], 0.0),
-            scores=take(scores, kept).masked_fill(~valid, 0.0),
-            labels=take(groups, kept) * valid,
-            valid=valid,
-            proposal=kept // self.classes,
-            finite=out.logits.isfinite().all(dim=-1).all(dim=-1) & out.deltas.isfinite().flatten(1).all(dim=-1),
-        )
+        boxes = box_ops.decode(out.deltas, proposals.boxes[:, :, None], out.deltas.new_tensor(self.settings.box_std))
+        finite = out.logits.isfinite().all(dim=-1).all(dim=-1) & out.deltas.isfinite().flatten(1).all(dim=-1)
+        scores = class_probabilities(out.logits)
+        return final_boxes(box_ops.clip(boxes, sizes), scores, proposals.valid, finite, self.settings)
+
+
+def class_loss(logits: Tensor, positive: Tensor, label: Tensor) -> Tensor:
+    """Log loss of classes: logits (B, n, K + 1), positive (B, n), label (B, n) where positive -> (B, n)."""
+    label = torch.where(positive, label, logits.shape[-1] - 1)
+    return -logits.log_softmax(dim=-1).take_along_dim(label[..., None], dim=-1).squeeze(-1)
+
+
+def class_probabilities(logits: Tensor) -> Tensor:
+    """Logits (..., K + 1) -> probabilities (..., K) of the classes, those of background left out."""
+    return logits.softmax(dim=-1)[..., :-1]
+
+
+def final_boxes(boxes: Tensor, probability: Tensor, valid: Tensor, finite: Tensor, settings: RoI) -> Detections:
+    """Drop low scores and small boxes, suppress within classes, keep the best.
+
+    Args:
+        boxes: (B, P, K, 4), or (B, P, 1, 4) where the classes share them.
+        probability: (B, P, K).
+        valid: (B, P) which boxes there are.
+        finite: (B,) as of `Detections`.
+        settings: `score`, `min_size`, `nms`, `detections`.
+    """
+    _, count, classes = probability.shape
+    boxes = boxes.expand(-1, -1, classes, -1).flatten(1, 2)  # (B, P * K, 4)
+    scores = probability.flatten(1)
+    groups = torch.arange(classes, device=scores.device).repeat(count).expand(scores.shape[0], -1)
+    sides = boxes[..., 2:] - boxes[..., :2]
+    big = ((sides > 0) & (sides >= settings.min_size)).all(dim=-1)
+    eligible = valid.repeat_interleave(classes, dim=1) & (scores > settings.score) & big
+    kept, found = ops.nms(boxes, scores, groups, eligible, settings.nms, settings.detections)
+    return Detections(
+        boxes=take(boxes, kept).masked_fill(~found[..., None], 0.0),
+        scores=take(scores, kept).masked_fill(~found, 0.0),
+        labels=take(groups, kept) * found,
+        valid=found,
+        proposal=kept // classes,
+        finite=finite,
+    )

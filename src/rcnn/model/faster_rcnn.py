@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from rcnn.config import Settings
 from rcnn.model.assign import Sample
 from rcnn.model.fast_rcnn import ConvFCHead, FastRCNN, FCHead
-from rcnn.model.rpn import RegionProposalNetwork
+from rcnn.model.one_stage import OneStageDetector
+from rcnn.model.rpn import RegionProposalNetwork, all_finite
 from rcnn.model.structures import Batch, Detections, Keys, Losses, Proposals, RPNOutput, Targets, take
 
 
 class FasterRCNN(nn.Module):
-    """The whole detector; with `roi.head=none` its first stage alone: `fast_rcnn` is None and nothing is detected.
+    """The whole detector; with `roi.head=none` its first stage alone: `fast_rcnn` is None.
+
+    Then nothing is detected, unless the first stage tells classes itself (`rpn.classify=classes`).
 
     Args:
         backbone: maps (B, C, H, W) to a dictionary of feature maps, finest first, and has the attributes `strides` (one
@@ -40,7 +43,10 @@ class FasterRCNN(nn.Module):
         numbers = [int(math.log2(stride)) for stride in strides]
         self.settings, self.classes = settings, classes
         self.backbone = backbone
-        self.rpn = RegionProposalNetwork(channels, strides, settings.anchors, settings.rpn)
+        if settings.rpn.classify == "classes":
+            self.rpn = OneStageDetector(channels, strides, settings.anchors, settings.rpn, settings.roi, classes)
+        else:
+            self.rpn = RegionProposalNetwork(channels, strides, settings.anchors, settings.rpn)
         self.roi_levels, self.fast_rcnn = (), None
         if settings.roi.head == "none":
             return
@@ -53,6 +59,11 @@ class FasterRCNN(nn.Module):
         head = head or _head(settings, channels)
         self.fast_rcnn = FastRCNN(head, [strides[i] for i in self.roi_levels], classes, settings.roi)
 
+    @property
+    def detects(self) -> bool:
+        """Does it tell classes? If not, it is an RPN alone, and only proposes."""
+        return self.fast_rcnn is not None or isinstance(self.rpn, OneStageDetector)
+
     def extract(self, batch: Batch) -> tuple[list[Tensor], RPNOutput]:
         """The levels that RoIs are read from, and what the RPN's head says of all levels."""
         levels = list(self.backbone(batch.images).values())
@@ -61,16 +72,19 @@ class FasterRCNN(nn.Module):
 
     def forward(self, batch: Batch) -> Detections:
         """Final boxes of every image, in pixels of the resized image."""
-        return self.detect_and_propose(batch)[0]
+        roi_levels, out = self.extract(batch)
+        if self.fast_rcnn is None:  # proposals are not needed
+            return self._detect_alone(out, batch.sizes)
+        return self._detect(roi_levels, out, batch.sizes)[0]
 
     def detect_and_propose(self, batch: Batch) -> tuple[Detections, Proposals]:
-        """Final boxes, and the proposals that they came from."""
+        """Final boxes, and the proposals: with a second stage those that they came from."""
         roi_levels, out = self.extract(batch)
         found, proposals, _ = self._detect(roi_levels, out, batch.sizes)
         return found, proposals
 
     def detect_with_features(self, batch: Batch) -> tuple[Detections, Tensor]:
-        """Final boxes, and the head's last hidden layer (B, D, F) of the RoI that each came from."""
+        """Final boxes, and the second stage's last hidden layer (B, D, F) of the RoI that each came from."""
         roi_levels, out = self.extract(batch)
         found, _, features = self._detect(roi_levels, out, batch.sizes)
         return found, take(features, found.proposal)
@@ -79,10 +93,14 @@ class FasterRCNN(nn.Module):
         rpn = self.settings.rpn
         proposals = self.rpn.propose(out, sizes, pre=rpn.pre_test, post=rpn.post_test)
         if self.fast_rcnn is None:
-            return _nothing(_finite(out)), proposals, proposals.scores.new_zeros(len(sizes), 0, 0)
+            return self._detect_alone(out, sizes), proposals, proposals.scores.new_zeros(len(sizes), 0, 0)
         rois = self.fast_rcnn(roi_levels, proposals.boxes)
         found = self.fast_rcnn.detect(rois, proposals, sizes)
-        return found._replace(finite=found.finite & _finite(out)), proposals, rois.features
+        return found._replace(finite=found.finite & all_finite(out)), proposals, rois.features
+
+    def _detect_alone(self, out: RPNOutput, sizes: Tensor) -> Detections:
+        """What there is to detect without a second stage."""
+        return self.rpn.detect(out, sizes) if isinstance(self.rpn, OneStageDetector) else _nothing(all_finite(out))
 
     def propose(self, batch: Batch) -> Proposals:
         """Class-agnostic boxes of every image, in pixels of the resized image."""
@@ -100,7 +118,8 @@ class FasterRCNN(nn.Module):
     ) -> Losses:
         """Losses as name -> (sum, count): `rpn_objectness`, `rpn_box`, and of a second stage `roi_class`, `roi_box`.
 
-        The same in train and eval mode where there is no dropout and no trained batch norm.
+        A one-stage detector has `rpn_class` and `rpn_box`. They are the same in train and eval mode where there is no
+        dropout and no trained batch norm.
 
         Args:
             batch: images.
@@ -208,9 +227,3 @@ def _nothing(finite: Tensor) -> Detections:
     """No detections; `finite` (B,) is the first stage's."""
     none = finite[:, None][:, :0]  # (B, 0)
     return Detections(none.float()[..., None].expand(-1, -1, 4), none.float(), none.long(), none, none.long(), finite)
-
-
-def _finite(out: RPNOutput) -> Tensor:
-    """(B,) were all objectness logits and deltas of the image finite?"""
-    parts = [part.isfinite().flatten(1).all(dim=1) for part in (*out.logits, *out.deltas)]
-    return torch.stack(parts).all(dim=0)

@@ -52,6 +52,17 @@ def objectness_loss(logits: Tensor, positive: Tensor) -> Tensor:
     return functional.softplus(wrong)
 
 
+def focal_loss(logits: Tensor, wanted: Tensor, gamma: float, alpha: float) -> Tensor:
+    """Log loss of each sigmoid, less where it is right already (Lin et al., arXiv 1708.02002); any shape -> the same.
+
+    With p the probability of what is wanted: -(1 - p)^gamma log p, times alpha where `wanted` (bool), else 1 - alpha.
+    """
+    right = torch.where(wanted, logits, -logits)
+    # Not a power of 1 - p, whose gradient is not finite at 0.
+    easy = (-gamma * functional.softplus(right)).exp()
+    return torch.where(wanted, alpha, 1 - alpha) * easy * functional.softplus(-right)
+
+
 def rpn_loss(
     cls_logits: Tensor,
     box_deltas: Tensor,

@@ -26,7 +26,7 @@ class RPNHead(nn.Module):
         in_channels: channels of every level.
         channels: channels of the hidden convolutions.
         anchors: anchors a cell.
-        logits: 1 (sigmoid) or 2 (softmax) objectness logits an anchor.
+        logits: of an anchor; 1 (sigmoid) or 2 (softmax) tell objects from background, others classes.
         kernel: side of the sliding window, cells.
         convs: hidden convolutions.
     """
@@ -47,19 +47,23 @@ class RPNHead(nn.Module):
             nn.init.constant_(layer.bias, 0)  # type: ignore[arg-type]
 
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> logits (B, H * W * a[, 2]) and deltas (B, H * W * a, 4), the anchor fastest.
+        """(B, C, H, W) -> logits (B, H * W * a[, n]) and deltas (B, H * W * a, 4), the anchor fastest.
 
-        Two logits lie as in the paper's code: first the `a` background channels, then the `a` object channels.
+        Two logits lie as in the paper's code: first the `a` background channels, then the `a` object channels. So do n.
         """
-        hidden = feature
-        for conv in self.conv if isinstance(self.conv, nn.ModuleList) else (self.conv,):
-            hidden = conv(hidden).relu()
+        hidden = self.hidden(feature)
         logits = self.cls(hidden).permute(0, 2, 3, 1)  # (B, H, W, logits * a)
         deltas = self.reg(hidden).permute(0, 2, 3, 1)
-        if self.logits == 2:
-            logits = logits.unflatten(3, (2, -1)).transpose(3, 4)
+        if self.logits > 1:
+            logits = logits.unflatten(3, (self.logits, -1)).transpose(3, 4)
         logits = logits.flatten(1, 3)
         return at_least_float32(logits), at_least_float32(deltas).unflatten(3, (-1, 4)).flatten(1, 3)
+
+    def hidden(self, feature: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, channels, H, W): what both siblings read; the paper's 256 or 512 numbers a position."""
+        for conv in self.conv if isinstance(self.conv, nn.ModuleList) else (self.conv,):
+            feature = conv(feature).relu()
+        return feature
 
     @property
     def local(self) -> bool:
@@ -67,7 +71,7 @@ class RPNHead(nn.Module):
         return isinstance(self.conv, nn.Conv2d)
 
     def at(self, levels: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature maps (B, C, H_l, W_l), (B, n) anchors of all levels -> logits (B, n[, 2]) and deltas (B, n, 4).
+        """Feature maps (B, C, H_l, W_l), (B, n) anchors of all levels -> their logits and deltas (B, n, 4).
 
         What `forward` says of these anchors, from the windows around them alone. Few anchors are sampled, so the
         gradient of the convolution, two thirds of its cost, all but disappears.
@@ -80,7 +84,7 @@ class RPNHead(nn.Module):
         deltas = F.linear(hidden, self.reg.weight.flatten(1), self.reg.bias).unflatten(2, (-1, 4))
         which = (index % anchors)[..., None]
         deltas = deltas.take_along_dim(which[..., None], dim=2).squeeze(2)
-        logits = logits.unflatten(2, (-1, anchors)).take_along_dim(which[..., None], dim=3).squeeze(3)  # (B, n, 1 or 2)
+        logits = logits.unflatten(2, (-1, anchors)).take_along_dim(which[..., None], dim=3).squeeze(3)
         return at_least_float32(logits.squeeze(2) if self.logits == 1 else logits), at_least_float32(deltas)
 
 
@@ -127,12 +131,15 @@ class RegionProposalNetwork(nn.Module):
         strides: stride of every level, pixels, finest first.
         anchors: the anchor rule; one tuple of sizes a level.
         settings: head, label rules, sampling, loss, NMS.
+        logits: of an anchor. None: as set.
 
     Raises:
         ValueError: anchor sizes and strides differ in their number of levels.
     """
 
-    def __init__(self, in_channels: int, strides: Sequence[int], anchors: Anchors, settings: RPN) -> None:
+    def __init__(
+        self, in_channels: int, strides: Sequence[int], anchors: Anchors, settings: RPN, *, logits: int | None = None
+    ) -> None:
         super().__init__()
         if len(strides) != len(anchors.sizes):
             raise ValueError(
@@ -148,7 +155,7 @@ class RegionProposalNetwork(nn.Module):
             in_channels,
             settings.channels or in_channels,
             self.per_cell,
-            logits=settings.logits,
+            logits=logits or settings.logits,
             kernel=settings.kernel,
             convs=settings.convs,
         )
@@ -199,15 +206,8 @@ class RegionProposalNetwork(nn.Module):
             background, foreground = foreground, background
         return foreground - background
 
-    def propose(self, out: RPNOutput, sizes: Tensor, *, pre: int, post: int) -> Proposals:
-        """Decode the `pre` best of each level, clip, drop tiny and improbable boxes, suppress within levels.
-
-        Args:
-            out: of `forward`.
-            sizes: (B, 2) height and width of each unpadded image.
-            pre: boxes a level that enter NMS.
-            post: proposals that leave it, the best.
-        """
+    def candidates(self, out: RPNOutput, sizes: Tensor, pre: int) -> Proposals:
+        """The `pre` best of each level, decoded and clipped, not yet suppressed; tiny and improbable ones not valid."""
         boxes, scores, level, anchor = [], [], [], []
         start = 0
         for number, (logits, deltas, anchors) in enumerate(zip(*out[:3], strict=True)):
@@ -222,14 +222,25 @@ class RegionProposalNetwork(nn.Module):
         levels, anchor_index = torch.cat(level, dim=1), torch.cat(anchor, dim=1)
         sides = box[..., 2:] - box[..., :2]
         big = ((sides > 0) & (sides >= self.settings.min_size)).all(dim=-1)
-        eligible = big & (score >= self.settings.score)
+        return Proposals(box, score, big & (score >= self.settings.score), levels, anchor_index)
+
+    def propose(self, out: RPNOutput, sizes: Tensor, *, pre: int, post: int) -> Proposals:
+        """The best boxes of each image after suppression within levels.
+
+        Args:
+            out: of `forward`.
+            sizes: (B, 2) height and width of each unpadded image.
+            pre: boxes a level that enter NMS.
+            post: proposals that leave it, the best.
+        """
+        box, score, eligible, levels, anchor = self.candidates(out, sizes, pre)
         kept, valid = ops.nms(box, score, levels, eligible, self.settings.nms, post)
         return Proposals(
             boxes=take(box, kept).masked_fill(~valid[..., None], 0.0),
             scores=take(score, kept).masked_fill(~valid, 0.0),
             valid=valid,
             level=take(levels, kept),
-            anchor=take(anchor_index, kept),
+            anchor=take(anchor, kept),
         )
 
     def assign(self, anchors: Tensor, targets: Targets, sizes: Tensor) -> Assignment:
@@ -278,15 +289,28 @@ class RegionProposalNetwork(nn.Module):
         self, out: RPNOutput, anchors: Tensor, labels: Assignment, drawn: Sample, targets: Targets, sizes: Tensor
     ) -> Losses:
         """The losses of sampled anchors."""
+        classification, box = self.anchor_losses(out, anchors, labels, drawn, targets)
+        return normalise(
+            classification,
+            box,
+            drawn.valid,
+            drawn.positive,
+            self.settings.normaliser,
+            self._locations(sizes),
+            self.settings.positive_weight,
+        )
+
+    def anchor_losses(
+        self, out: RPNOutput, anchors: Tensor, labels: Assignment, drawn: Sample, targets: Targets
+    ) -> tuple[Tensor, Tensor]:
+        """Class and box loss (B, n) of sampled anchors, 0 where not valid or not positive; lambda is in the latter."""
         settings = self.settings
         logits, deltas = self.at(out, drawn.indices)
         # A row that does not count gets logit 0 and its anchor as its box: finite losses of finite gradients.
         logits = logits.masked_fill(~drawn.valid.view(*drawn.valid.shape, *(1,) * (logits.dim() - 2)), 0.0)
-        if settings.logits == 2 and settings.score_order == "object-first":
-            logits = logits.flip(-1)
         positive = drawn.positive[..., None]
-        anchor = anchors[drawn.indices]
-        wanted = take(targets.boxes.to(anchor.dtype), take(labels.gt, drawn.indices))
+        anchor, gt = anchors[drawn.indices], take(labels.gt, drawn.indices)
+        wanted = take(targets.boxes.to(anchor.dtype), gt)
         box = box_loss(
             torch.where(positive, deltas, 0.0),
             torch.where(positive, wanted, anchor),
@@ -294,18 +318,22 @@ class RegionProposalNetwork(nn.Module):
             settings.box_loss,
             settings.beta,
         )
-        classification = objectness_loss(logits, drawn.positive) * drawn.valid
-        return normalise(
-            classification,
-            settings.lambda_ * box * drawn.positive,
-            drawn.valid,
-            drawn.positive,
-            settings.normaliser,
-            self._locations(sizes),
-            settings.positive_weight,
-        )
+        classification = self.class_loss(logits, drawn.positive, targets, gt) * drawn.valid
+        return classification, settings.lambda_ * box * drawn.positive
+
+    def class_loss(self, logits: Tensor, positive: Tensor, targets: Targets, gt: Tensor) -> Tensor:
+        """Log loss (B, n) of sampled anchors: is there an object? Which one, `gt` (B, n), does not matter here."""
+        if self.settings.logits == 2 and self.settings.score_order == "object-first":
+            logits = logits.flip(-1)
+        return objectness_loss(logits, positive)
 
     def _locations(self, sizes: Tensor) -> Tensor:
         """(B, 2) -> (B,) cells of each unpadded image over all levels, the paper's N_reg."""
         strides = sizes.new_tensor(self.strides)
         return (sizes[:, None] / strides[None, :, None]).ceil().prod(dim=-1).sum(dim=-1)
+
+
+def all_finite(out: RPNOutput) -> Tensor:
+    """(B,) were all logits and deltas of the image finite?"""
+    parts = [part.isfinite().flatten(1).all(dim=1) for part in (*out.logits, *out.deltas)]
+    return torch.stack(parts).all(dim=0)

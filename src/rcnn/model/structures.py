@@ -49,7 +49,8 @@ class RPNOutput(NamedTuple):
     """What the RPN head says of every anchor, one entry a level.
 
     Attributes:
-        logits: (B, A_l) objectness, or (B, A_l, 2) as (background, object).
+        logits: (B, A_l) objectness, or (B, A_l, 2) as (background, object); of a one-stage detector one a class, and
+            background where there is one.
         deltas: (B, A_l, 4).
         anchors: (A_l, 4).
         features: the maps (B, C, H_l, W_l) that the loss reads at sampled anchors, where logits and deltas carry no
@@ -69,7 +70,7 @@ class Proposals(NamedTuple):
 
     Attributes:
         boxes: (B, P, 4).
-        scores: (B, P) objectness probability, 0 where not valid.
+        scores: (B, P) objectness probability (of a one-stage detector, of the best class), 0 where not valid.
         valid: (B, P) bool.
         level: (B, P) int64, the pyramid level of the anchor.
         anchor: (B, P) int64, index into the anchors of all levels laid one after another.
@@ -104,7 +105,8 @@ class Detections(NamedTuple):
         scores: (B, D), 0 where not valid.
         labels: (B, D) int64, 0..K-1.
         valid: (B, D) bool.
-        proposal: (B, D) int64, index into the proposals that these were made from.
+        proposal: (B, D) int64, index into the proposals that these were made from; of a one-stage detector, into the
+            anchors of all levels.
         finite: (B,) bool: were all logits, deltas and scores of the image finite?
     """
 

@@ -85,6 +85,11 @@ class Preprocessor:
         files = torch.tensor(originals, dtype=torch.float32).reshape(-1, 2)
         return Batch(padded, sizes, sizes / files, files)
 
+    def at_scale(self, factor: float) -> "Preprocessor":
+        """The same with `short` and `long` times `factor`, for a level of an image pyramid."""
+        sides = {name: max(1, round(getattr(self.settings, name) * factor)) for name in ("short", "long")}
+        return Preprocessor(self.settings.model_copy(update=sides))
+
     def boxes_back(self, boxes: Tensor, scale: Tensor, original: Tensor) -> Tensor:
         """Boxes in the pixels of the user's file, clipped to it.
 

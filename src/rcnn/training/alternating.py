@@ -4,6 +4,9 @@ Alternating training (paper, section 3.2) leaves in the run folder, besides what
 
 stages/N/best.safetensors, last.safetensors      detectors of stage N but the last; without a second stage if N is odd
 stages/N/train.safetensors, val.safetensors      proposals of stage N for both lists of images
+
+Fast R-CNN on proposals from elsewhere leaves these: proposals/train.safetensors, val.safetensors. A resumed run reads
+them there, whatever has become of the file that they came from.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,21 +16,20 @@ from torch import Tensor, nn
 
 from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset
-from rcnn.data.loader import Item
+from rcnn.data.given import GivenProposals
 from rcnn.detector import Detector
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Proposals
 from rcnn.presets import build
 from rcnn.training.distributed import Team
 from rcnn.training.init import Start, initialise
 from rcnn.training.loop import seed_step
-from rcnn.training.proposals import StoredProposals, write_proposals
+from rcnn.training.proposals import load_proposals, write_proposals
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.schemes import SCHEMES, Stage
 from rcnn.weights.adapt import fill
 from rcnn.weights.metadata import read_detector
 
-Given = Callable[[Item], Proposals]
+SPLITS = ("train", "val")
 
 
 def weights_folder(folder: RunFolder, scheme: str, number: int) -> Path:
@@ -77,6 +79,11 @@ def hold(model: FasterRCNN, stage: Stage) -> list[nn.Module]:
     return held
 
 
+def external_files(folder: RunFolder) -> list[Path]:
+    """Where the proposals from elsewhere lie, for training and for validation."""
+    return [folder.path / "proposals" / f"{name}.safetensors" for name in SPLITS]
+
+
 def stage_proposals(
     settings: Settings,
     number: int,
@@ -84,20 +91,25 @@ def stage_proposals(
     folder: RunFolder,
     team: Team,
     say: Callable[[str], None],
-) -> tuple[Given | None, Given | None]:
+) -> tuple[GivenProposals | None, GivenProposals | None]:
     """Proposals that a stage trains on, and those that it is validated on where its model has no RPN of its own.
 
-    They are computed where they are not on the disk yet.
+    Those of the stage before are computed where they are not on the disk yet.
     """
     if not SCHEMES[settings.train.scheme][number].given:
         return None, None
-    rpn, best = settings.rpn, _best(folder, number - 1)
-    given: list[Given | None] = [None, None]
-    # In stage 4 the model's own RPN is that of stage 3, on the same features.
-    for place, name in enumerate(("train", "val") if number == 1 else ("train",)):
-        counts = (rpn.pre_test, rpn.post_test) if place else (rpn.pre_train, rpn.post_train)
-        path = best.with_name(f"{name}.safetensors")
-        if not any(team.gather(path.exists())):
-            write_proposals(path, Detector.load(best, team.device), splits[place], team, counts, say)
-        given[place] = StoredProposals(path, splits[place], settings, count=counts[1], training=not place)
-    return given[0], given[1]
+    rpn = settings.rpn
+    counts = ((rpn.pre_train, rpn.post_train), (rpn.pre_test, rpn.post_test))
+    paths = external_files(folder)
+    if number > 0:
+        best = _best(folder, number - 1)
+        # In stage 4 the model's own RPN is that of stage 3, on the same features.
+        paths = [best.with_name(f"{name}.safetensors") for name in (SPLITS if number == 1 else SPLITS[:1])]
+        for path, dataset, limits in zip(paths, splits, counts, strict=False):
+            if not any(team.gather(path.exists())):
+                write_proposals(path, Detector.load(best, team.device), dataset, team, limits, say)
+    given = [
+        GivenProposals(load_proposals(path), dataset, settings, count=count, training=training)
+        for path, dataset, (_, count), training in zip(paths, splits, counts, (True, False), strict=False)
+    ]
+    return given[0], given[1] if len(given) > 1 else None

@@ -1,18 +1,21 @@
-"""Proposals on the disk: computed once for all images of a data set, and read back batch by batch."""
+"""Proposals on the disk: of a detector or from elsewhere, for all images of a data set, written once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from rcnn.config import Settings, override
-from rcnn.data.augment import apply_to_boxes, draw_plan
 from rcnn.data.dataset import Dataset
-from rcnn.data.loader import FILLER, Item, Loader
+from rcnn.data.given import Given
+from rcnn.data.loader import FILLER, Loader
+from rcnn.data.pixels import Progress
+from rcnn.data.proposals import open_proposals
+from rcnn.data.selective_search import SEARCHES
 from rcnn.detector import Detector
-from rcnn.model.structures import Proposals
-from rcnn.preprocess.batch import Preprocessor
 from rcnn.training.distributed import Team
 from rcnn.weights.file import load_weights, save_weights
 
@@ -42,65 +45,84 @@ def write_proposals(
         rank=team.rank,
         world=team.world,
     )
-    found: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+    found: dict[int, Given] = {}
     for step, item in enumerate(loader.epoch(0)):
         results = detector.region_proposals(item.batch)
-        found |= {i: (r.boxes, r.scores) for i, r in zip(item.index.tolist(), results, strict=True) if i != FILLER}
+        found |= {i: Given(r.boxes, r.scores) for i, r in zip(item.index.tolist(), results, strict=True) if i != FILLER}
         say(f"proposals: batch {step + 1} of {loader.steps}")
-    every = {index: pair for part in team.gather(found) for index, pair in part.items()}
+    every = {index: given for part in team.gather(found) for index, given in part.items()}
     if team.writer:
-        rows = [every[index] for index in range(len(dataset))]
-        tensors = {
-            "boxes": torch.from_numpy(np.concatenate([boxes for boxes, _ in rows])).float(),
-            "scores": torch.from_numpy(np.concatenate([scores for _, scores in rows])).float(),
-            "counts": torch.tensor([len(boxes) for boxes, _ in rows]),
-        }
-        save_weights(path, tensors, {"kind": "proposals"})
+        save_proposals(path, [every[index] for index in range(len(dataset))])
     team.gather(None)  # the file is there before anyone reads it
 
 
-class StoredProposals:
-    """Proposals from the disk for the batches of a loader, as they lie in its images.
+def save_proposals(path: Path, given: Sequence[Given]) -> None:
+    """Write the proposals of every image of a data set, atomically."""
+    tensors = {
+        "boxes": torch.from_numpy(np.concatenate([boxes for boxes, _ in given])).float(),
+        "scores": torch.from_numpy(np.concatenate([scores for _, scores in given])).float(),
+        "counts": torch.tensor([len(boxes) for boxes, _ in given]),
+    }
+    save_weights(path, tensors, {"kind": "proposals"})
 
-    Args:
-        path: what `write_proposals` wrote.
-        dataset: the images that it was written for.
-        settings: those of the loader.
-        count: P, proposals an image at most.
-        training: the loader augments.
+
+def load_proposals(path: Path) -> list[Given]:
+    """What `save_proposals` wrote.
+
+    Raises:
+        WeightsError: the file is missing or damaged.
     """
+    tensors, _ = load_weights(path)
+    ends = tensors["counts"].cumsum(0)[:-1].numpy()
+    boxes, scores = (np.split(tensors[name].double().numpy(), ends) for name in ("boxes", "scores"))
+    return [Given(*pair) for pair in zip(boxes, scores, strict=True)]
 
-    def __init__(self, path: Path, dataset: Dataset, settings: Settings, *, count: int, training: bool) -> None:
-        tensors, _ = load_weights(path)
-        ends = tensors["counts"].cumsum(0)[:-1].numpy()
-        self._boxes = np.split(tensors["boxes"].double().numpy(), ends)
-        self._scores = np.split(tensors["scores"].numpy(), ends)
-        self._records, self._settings = dataset.records, settings
-        self._preprocessor = Preprocessor(settings.preprocess)
-        self._count, self._training = count, training
 
-    def __call__(self, item: Item) -> Proposals:
-        """(B, P) proposals of a batch; of those that augmentation cuts, what is left."""
-        rows, count = len(item.index), self._count
-        boxes, scores = torch.zeros(rows, count, 4), torch.zeros(rows, count)
-        for row, (index, seed) in enumerate(zip(item.index.tolist(), item.seeds.tolist(), strict=True)):
-            if index != FILLER:
-                placed, left = self._placed(index, seed)
-                found = placed[left][:count]
-                boxes[row, : len(found)] = torch.from_numpy(found)
-                scores[row, : len(found)] = torch.from_numpy(self._scores[index][left][:count])
-        none = torch.zeros(rows, count, dtype=torch.int64)
-        return Proposals(boxes, scores, (boxes[..., 2:] > boxes[..., :2]).all(dim=-1), none, none)
+def shared_proposals(
+    source: str, dataset: Dataset, settings: Settings, team: Team, progress: Progress | None = None
+) -> list[Given]:
+    """`open_proposals` in all processes, each of which searches its share of the images."""
+    if source in SEARCHES and team.world > 1:
+        share = replace(dataset, records=dataset.records[team.rank :: team.world])
+        open_proposals(source, share, settings, progress)
+        team.gather(None)  # what was found is on the disk
+    return open_proposals(source, dataset, settings, progress)
 
-    def _placed(self, index: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """Boxes (n, 4) of an image as the network is shown it, and which of them have an area there."""
-        record = self._records[index]
-        canvas = self._preprocessor.resized(record.size)
-        scale = np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
-        boxes = self._boxes[index] * scale
-        if self._training:  # the loader's plan follows from the image and the seed, and is drawn once more
-            generator = np.random.Generator(np.random.Philox(key=seed))
-            plan = draw_plan(canvas, record.boxes * scale, self._settings.augment, generator)
-            with np.errstate(invalid="ignore"):  # the visible share of a box without area
-                boxes, _ = apply_to_boxes(plan, boxes, canvas)
-        return boxes, np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
+
+def keep_external(paths: Sequence[Path], given: Sequence[Sequence[Given]] | None, team: Team) -> None:
+    """Write what `external_proposals` gave, if anything, to the files of both lists."""
+    if given is not None and team.writer:
+        for path, found in zip(paths, given, strict=True):
+            path.parent.mkdir(exist_ok=True)
+            save_proposals(path, found)
+    team.gather(None)  # the files are there before anyone reads them
+
+
+def external_proposals(
+    settings: Settings, splits: tuple[Dataset, Dataset], team: Team, console: Console | None
+) -> list[list[Given]] | None:
+    """What `train.proposals`, if set, gives for both lists of images: `rpn.post_train` and `rpn.post_test` an image.
+
+    Raises:
+        DataError: as `open_proposals`, with the faults of both.
+    """
+    if settings.train.proposals is None:
+        return None
+    together = {record.path: record for dataset in splits for record in dataset.records}
+    dataset = replace(splits[0], records=tuple(together.values()))
+    source = settings.train.proposals
+    if console is None:
+        given = shared_proposals(source, dataset, settings, team)
+    else:
+        with console.status("reading proposals") as status:
+
+            def tell(done: int, images: int) -> None:
+                status.update(f"searched {done:,} of {images:,} images")
+
+            given = shared_proposals(source, dataset, settings, team, tell)
+    found = dict(zip(together, given, strict=True))
+    counts = (settings.rpn.post_train, settings.rpn.post_test)
+    return [
+        [Given(*(part[:count] for part in found[record.path])) for record in split.records]
+        for split, count in zip(splits, counts, strict=True)
+    ]

@@ -50,7 +50,7 @@ class Stage(NamedTuple):
         title: what is done, in words; empty where there is one stage only.
         trained: parts of the model that are trained; the others stay as they are, to the bit.
         proposes: the model of this stage is an RPN alone, without a second stage.
-        given: proposals come from the disk, made by the stage before.
+        given: proposals come from the disk, made by the stage before; in a first stage those of `train.proposals`.
     """
 
     loss: type[nn.Module]
@@ -69,5 +69,6 @@ SCHEMES: dict[str, tuple[Stage, ...]] = {
         Stage(Joint, "a new RPN on the backbone of stage 2, which stays", ("rpn",), proposes=True),
         Stage(Second, "Fast R-CNN on the proposals of stage 3; the backbone stays", ("fast_rcnn",), given=True),
     ),
+    "fast-rcnn": (Stage(Second, trained=("backbone", "fast_rcnn"), given=True),),
 }
-"""Scheme -> its stages, in their order. Alternating: the paper's four steps (section 3.2)."""
+"""Scheme -> its stages, in their order. Alternating: the paper's four steps (section 3.2); fast-rcnn: its table 2."""

@@ -139,7 +139,7 @@ def _end_epoch(session: Session, pace: float) -> None:
         detector = _detector(session, {"epoch": number})
         if number % settings.val.every == 0 or number == settings.train.epochs:
             metrics = validate(session, detector, session.given)
-            score, shown = scored(metrics, detects=detector.model.fast_rcnn is not None)
+            score, shown = scored(metrics, detects=detector.model.detects)
             row |= metrics.to_row()
             session.scores = {"val loss": metrics.losses["loss"], **shown}
             if session.team.writer:
@@ -181,7 +181,7 @@ def _known(value: float) -> float | None:
 
 
 def scored(metrics: Metrics, *, detects: bool) -> tuple[float, dict[str, float]]:
-    """What the best epoch is chosen by, and what is shown: AP, or without a second stage recall of 300 proposals."""
+    """What the best epoch is chosen by, and what is shown: AP, or of an RPN alone recall of 300 proposals."""
     if detects:
         return metrics.ap, {"AP": metrics.ap, "AP50": metrics.ap50}
     recall = float(metrics.proposals.ar[metrics.proposals.tops.index(300)])

@@ -14,11 +14,19 @@ from rcnn.config import Settings, SettingsError, override, read
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import open_splits
 from rcnn.data.loader import Loader
+from rcnn.data.selective_search import SEARCHES
 from rcnn.detector import Detector
 from rcnn.evaluate import Metrics
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
-from rcnn.training.alternating import hold, stage_proposals, stage_settings, stage_start, weights_folder
+from rcnn.training.alternating import (
+    external_files,
+    hold,
+    stage_proposals,
+    stage_settings,
+    stage_start,
+    weights_folder,
+)
 from rcnn.training.distributed import Team, team
 from rcnn.training.ema import EMA
 from rcnn.training.ending import explained
@@ -27,9 +35,10 @@ from rcnn.training.log import Log, duration
 from rcnn.training.loop import Engine, Progress
 from rcnn.training.optim import build_optimizer
 from rcnn.training.pictures import draw_end, draw_start
+from rcnn.training.proposals import external_proposals, keep_external
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.schemes import SCHEMES
-from rcnn.training.session import Session, run_epochs, validate
+from rcnn.training.session import Session, run_epochs, scored, validate
 
 HEADINGS = {"class": "class", "boxes": "boxes", "ap": "AP", "ap50": "AP50", "voc_ap50": "VOC AP50"}
 """Scores of a class -> their columns in the table at the end."""
@@ -101,22 +110,22 @@ def train(
         settings = read(RunFolder(resume).config)
     else:
         settings = choose_settings(data, config, model, overrides, options)
+    progress = Progress(stage=checkpoint.stage(RunFolder(resume).checkpoints) if resume is not None else 0)
     with team(settings.train.device) as crew:
         if settings.train.batch % crew.world:
             raise SettingsError(f"train.batch={settings.train.batch} can't be shared by {crew.world} processes evenly")
         console = Console() if crew.writer and not quiet else None
         train_set, val_set = _read_splits(settings, console)
         torch.manual_seed(settings.train.seed)
-        progress = Progress()
         if resume is not None:
             folder = RunFolder(resume)
-            progress.stage = checkpoint.stage(folder.checkpoints)
-            own = stage_settings(settings, progress.stage)
-            start = Start(build(own, len(train_set.names)), own)
+            start = _blank(stage_settings(settings, progress.stage), train_set.names)
         else:
+            given = external_proposals(settings, (train_set, val_set), crew, console)
             start = initialise(stage_settings(settings, 0), train_set.names)
             settings = override(start.settings, {"roi": {"head": settings.roi.head}})
             folder = _new_folder(crew, Path(runs), name, settings)
+            keep_external(external_files(folder), given, crew)
         with explained(folder):
             log = Log(folder.log if crew.writer else None, console)
             session = _prepare(start, folder, log, crew, (train_set, val_set), progress)
@@ -144,11 +153,21 @@ def choose_settings(
     training = {key: value for key, value in options.items() if key not in loading}
     path = {"path": str(Path(data).resolve())} if data is not None else {}
     settings = override(settings, {"train": training, "data": {**loading, **path}})
+    proposals, scheme = settings.train.proposals, settings.train.scheme
+    if proposals is not None and scheme != "fast-rcnn":
+        raise SettingsError(f"train.proposals={proposals} is read by train.scheme=fast-rcnn alone (got {scheme})")
+    if proposals is not None and proposals not in SEARCHES:  # --resume and --config may be called from elsewhere
+        settings = override(settings, {"train": {"proposals": str(Path(proposals).expanduser().resolve())}})
     if settings.data.path is None:
         raise SettingsError("nothing to train on: give a folder, a COCO json or a data.yaml")
-    if settings.roi.head == "none" and settings.train.scheme != "joint":
-        raise SettingsError(f"train.scheme={settings.train.scheme} needs a second stage, and roi.head=none has none")
+    if settings.roi.head == "none" and scheme != "joint":
+        raise SettingsError(f"train.scheme={scheme} needs a second stage, and roi.head=none has none")
     return settings
+
+
+def _blank(settings: Settings, names: Sequence[str]) -> Start:
+    """A model that a checkpoint will fill."""
+    return Start(build(settings, len(names)), settings)
 
 
 def _read_splits(settings: Settings, console: Console | None) -> tuple[Dataset, Dataset]:
@@ -279,15 +298,20 @@ def _finish(session: Session) -> Run:
     folder = session.folder
     session.team.gather(None)  # the writer has written `best` before anyone reads it
     best = Detector.load(folder.weights / "best.safetensors", session.team.device)
-    metrics = validate(session, best)
+    metrics = validate(session, best, session.given)
     run = Run(folder.path, metrics, folder.rows())
     if session.team.writer:
         rows = [{HEADINGS[key]: value for key, value in row.items()} for row in run.metrics.by_class()]
         session.log.table("AP by class on the validation split", rows)
         draw_end(folder.plots, session.val, metrics, session.settings, best.threshold)
-        session.log.say(
-            f"best epoch {session.progress.best_epoch}: AP {run.metrics.ap:.3f}, AP50 {run.metrics.ap50:.3f}; "
-            f"{duration(session.progress.seconds)} of training"
+        scores = ", ".join(
+            f"{name} {value:.3f}" for name, value in scored(metrics, detects=best.model.detects)[1].items()
         )
-        session.log.say(f"next: rcnn predict {run.best} IMAGE...")
+        session.log.say(
+            f"best epoch {session.progress.best_epoch}: {scores}; {duration(session.progress.seconds)} of training"
+        )
+        command, ending = "predict" if best.model.detects else "propose", ""
+        if session.given:
+            ending = " --proposals FILE|selective-search"
+        session.log.say(f"next: rcnn {command} {run.best} IMAGE...{ending}")
     return run

@@ -14,6 +14,8 @@ from rcnn.weights.backbone import fit_channels
 from rcnn.weights.file import WeightsError
 
 _CLS, _REG = "fast_rcnn.predictor.cls", "fast_rcnn.predictor.reg"
+_ONE_STAGE = "rpn.head.cls"
+"""Tells classes too where `rpn.classify` says so: one row an anchor of a cell, class after class."""
 _COUNTER = "num_batches_tracked"
 
 _TOLD = (
@@ -124,7 +126,8 @@ def _split(
 
 def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Layout, ours: Layout) -> Tensor | None:
     """`tensor` in the shape and the order of `target`; None: it does not fit."""
-    if name.startswith((_CLS, _REG)) and tensor.shape[1:] == target.shape[1:]:
+    told = (_CLS, _REG, _ONE_STAGE) if ours.settings.rpn.classify == "classes" else (_CLS, _REG)
+    if name.startswith(told) and tensor.shape[1:] == target.shape[1:]:
         rows = _rows(name, theirs, ours)
         if rows is not None:
             return _with_rows(tensor, target, rows)
@@ -138,8 +141,13 @@ def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Layout, ours: Layout
 def _rows(name: str, theirs: Layout, ours: Layout) -> list[tuple[int, int]] | None:
     """(row of theirs, row of ours) of the last layers; None: the rows have nothing to do with classes."""
     pairs = [(theirs.names.index(label), row) for row, label in enumerate(ours.names) if label in theirs.names]
+    background = (len(theirs.names), len(ours.names))
     if name.startswith(_CLS):
-        return [*pairs, (len(theirs.names), len(ours.names))]
+        return [*pairs, background]
+    if name.startswith(_ONE_STAGE):
+        pairs += [] if ours.settings.rpn.loss == "focal" else [background]
+        anchors = len(_anchor_ratios(ours.settings.anchors))
+        return [(anchors * a + anchor, anchors * b + anchor) for a, b in pairs for anchor in range(anchors)]
     if theirs.settings.roi.class_agnostic or ours.settings.roi.class_agnostic:
         return None
     return [(4 * a + side, 4 * b + side) for a, b in pairs for side in range(4)]
@@ -158,7 +166,7 @@ def _with_rows(tensor: Tensor, target: Tensor, rows: list[tuple[int, int]]) -> T
 def _unlike(theirs: Settings, ours: Settings) -> dict[str, str]:
     """Layers whose outputs mean something else, whatever their shapes -> why."""
     found = {}
-    if (theirs.rpn.logits, theirs.rpn.score_order) != (ours.rpn.logits, ours.rpn.score_order):
+    if _logits(theirs) != _logits(ours):
         found["rpn.head.cls"] = "other logits"
     there, here = _anchor_ratios(theirs.anchors), _anchor_ratios(ours.anchors)
     if there != here:
@@ -167,6 +175,12 @@ def _unlike(theirs: Settings, ours: Settings) -> dict[str, str]:
     if theirs.roi.box_std != ours.roi.box_std:
         found[_REG] = f"roi.box_std={_numbers(theirs.roi.box_std)}, here {_numbers(ours.roi.box_std)}"
     return found
+
+
+def _logits(settings: Settings) -> tuple[object, ...]:
+    """What the logits of the RPN's head mean."""
+    rpn = settings.rpn
+    return (rpn.classify, rpn.loss) if rpn.classify == "classes" else (rpn.logits, rpn.score_order)
 
 
 def _anchor_ratios(anchors: Anchors) -> tuple[float, ...]:

@@ -59,6 +59,9 @@ def read_detector(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
 
 def portable(settings: Settings) -> Settings:
     """The settings with paths cut to their last part: files of weights travel, folders of this machine do not."""
-    data, init = settings.data.path, settings.train.init
-    changes = {"data": {"path": data and Path(data).name}, "train": {"init": Path(init).name}}
+    data, init, proposals = settings.data.path, settings.train.init, settings.train.proposals
+    changes = {
+        "data": {"path": data and Path(data).name},
+        "train": {"init": Path(init).name, "proposals": proposals and Path(proposals).name},
+    }
     return override(settings, changes)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcnn.config import SettingsError
 from rcnn.detector import Detector
 from rcnn.metrics.types import Prediction
 from rcnn.model import boxes as box_ops
@@ -42,6 +43,19 @@ class Stages:
     refined: np.ndarray
     scores: np.ndarray
     detected: np.ndarray
+
+
+def need_stages(detector: Detector) -> None:
+    """Refuse what has no stages to tell apart.
+
+    Raises:
+        SettingsError: it is a one-stage detector.
+    """
+    if detector.model.detects and detector.model.fast_rcnn is None:
+        raise SettingsError(
+            "a one-stage detector (`rpn.classify=classes`) has no stages to follow an object through; this needs a "
+            "detector with a second stage, or an RPN alone"
+        )
 
 
 def run_stages(detector: Detector, batch: Batch) -> tuple[list[Stages], list[Prediction]]:

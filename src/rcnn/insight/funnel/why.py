@@ -13,7 +13,7 @@ from rcnn.data.dataset import DataError, Dataset
 from rcnn.data.loader import Loader
 from rcnn.detector import Detector
 from rcnn.insight.funnel.kinds import TOUCHES, Alarm, Outcome, Rules, Why, matched, size_of
-from rcnn.insight.funnel.stages import run_stages
+from rcnn.insight.funnel.stages import need_stages, run_stages
 from rcnn.insight.funnel.trace import explain
 from rcnn.metrics.overlap import box_iou, match
 from rcnn.metrics.proposals import IOUS
@@ -41,12 +41,13 @@ def why(
 
     Raises:
         DataError: there are no images, or one can't be read.
-        SettingsError: `iou` is under 0.5 and there is no second stage.
+        SettingsError: `iou` is under 0.5 and there is no second stage; or the detector is a one-stage detector.
         NonFiniteError: the network's output is not finite.
     """
     if not len(dataset):
         raise DataError(f"{dataset.root}: the {dataset.split} split has no images to explain")
-    settings, detects = detector.settings, detector.model.fast_rcnn is not None
+    need_stages(detector)
+    settings, detects = detector.settings, detector.model.detects
     if not detects and iou < IOUS[0]:
         raise SettingsError(f"recall of proposals is counted from an IoU of {IOUS[0]} on, got {iou}; ask for more")
     rules = Rules(iou, detector.threshold if score is None else score, settings.rpn, settings.roi)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rcnn.detector import Detector
+from rcnn.insight.funnel.stages import need_stages
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import Batch, Detections, Proposals, RPNOutput, Targets
 
@@ -143,8 +144,10 @@ def follow(
         score: detections of a lower score are left out; None: the detector's threshold.
 
     Raises:
+        SettingsError: it is a one-stage detector.
         NonFiniteError: the network's output is not finite.
     """
+    need_stages(detector)
     door = detector.preprocessor
     resized = door.resize(image)
     batch = door.collate([resized], [(image.shape[0], image.shape[1])])

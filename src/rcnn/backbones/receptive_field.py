@@ -1,0 +1,44 @@
+"""What a cell of a feature map sees of the image: size, distance and place, by arithmetic."""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+from torch import nn
+
+
+class ReceptiveField(NamedTuple):
+    """Of the cells of a map.
+
+    Attributes:
+        size: side of what a cell sees, pixels.
+        stride: distance between neighbouring cells, pixels.
+        middle: middle of what the first cell sees, pixels from the image's edge, where a pixel's own middle is 0.5.
+    """
+
+    size: int
+    stride: int
+    middle: float
+
+
+def receptive_field(layers: Iterable[nn.Module]) -> ReceptiveField:
+    """The receptive field after a chain of convolutions and poolings.
+
+    The paper's: 228 pixels for VGG-16 and 171 for ZF, with the RPN's 3 x 3 window, both of stride 16 (section 3.1). As
+    there, layers of other kinds count as points, ZF's norms over 3 x 3 cells too. Windows must be square.
+
+    Args:
+        layers: in their order, such as `[*model.backbone.trunk.features, model.rpn.head.conv]`.
+    """
+    size, stride, middle = 1, 1, 0.5
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d):
+            reach = (_side(layer.kernel_size) - 1) * _side(getattr(layer, "dilation", 1))
+            middle += (reach / 2 - _side(layer.padding)) * stride
+            size += reach * stride
+            stride *= _side(layer.stride)
+    return ReceptiveField(size, stride, middle)
+
+
+def _side(value: object) -> int:
+    assert isinstance(value, int | tuple)
+    return value[0] if isinstance(value, tuple) else value

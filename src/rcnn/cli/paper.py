@@ -1,0 +1,121 @@
+"""`rcnn paper NAME DATA`: an experiment of the paper on any data set."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rcnn.cli import arguments, screen
+from rcnn.config import Settings, SettingsError, override
+
+if TYPE_CHECKING:
+    from rcnn.paper.conduct import Outcome
+
+Name = Literal["proposals", "anchors", "lambda", "one-stage", "recall", "time", "schemes"]
+
+
+def paper(
+    experiment: Annotated[
+        Name,
+        typer.Argument(
+            metavar="EXPERIMENT",
+            help="proposals (table 2), anchors (table 8), lambda (table 9), one-stage (table 10), recall (figure 4), "
+            "time (table 5), schemes (section 3.2).",
+        ),
+    ],
+    words: Annotated[
+        list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
+    ],
+    preset: Annotated[str, typer.Option(help="Model: a preset, or timm/NAME.")] = "paper-zf",
+    seeds: Annotated[
+        list[int] | None, typer.Option(metavar="SEED...", min=0, help="Seeds of the trainings, such as 0 1 2.")
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(min=0, metavar="MINUTES", help="Cut epochs so that all is expected to fit.")
+    ] = None,
+    split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images that are scored.")] = "val",
+    out: Annotated[Path, typer.Option(help="Folder of folders of experiments.")] = Path("runs/paper"),
+    name: Annotated[str | None, typer.Option(help="Folder in it; that of the data where not given.")] = None,
+    proposals: Annotated[
+        str | None,
+        typer.Option(metavar="FILE|NAME", help="Instead of selective-search: selective-search-quality, or a file."),
+    ] = None,
+    device: arguments.Device = None,
+    on_fault: arguments.OnFault = None,
+    json: arguments.Json = False,
+) -> None:
+    """Repeat an experiment of the paper: train what it needs, measure, compare. The same command goes on after a stop.
+
+    Example: rcnn paper lambda data/ --preset mobilenet-fpn --seeds 0 1 2 --budget 120
+    """
+    from rcnn.paper.conduct import conduct
+    from rcnn.paper.plots import plot
+    from rcnn.paper.report import write_page
+    from rcnn.training.loop import TrainingError
+    from rcnn.training.train import choose_settings
+
+    words, chosen = _seeds(words, seeds)
+    data, changes = arguments.one_path(words, "DATA")
+    path = arguments.required(data, "DATA")
+    changes += arguments.given({"train.device": device, "data.on_fault": on_fault})
+    folder = out / (name or _name(path.resolve()))
+    with screen.stdout_for_json(json):
+        settings = with_proposals(choose_settings(path, None, preset, changes, {}), proposals)
+        outcome = conduct(experiment, settings, folder, seeds=chosen, split=split, budget=budget, say=screen.say)
+        write_page(outcome, folder)
+        plot(outcome, folder / f"{experiment}.png")
+        show(outcome)
+        screen.say(f"\n{folder}: {experiment}.csv, {experiment}.md, {experiment}.png")
+    if json:
+        screen.emit(document(outcome))
+    if outcome.failures:
+        raise TrainingError("\n".join(("not everything was measured:", *outcome.failures)))
+
+
+def with_proposals(settings: Settings, source: str | None) -> Settings:
+    """The settings with another source of proposals than Selective Search, which experiments fall back to."""
+    from rcnn.data.selective_search import SEARCHES
+
+    if source is None:
+        return settings
+    return override(settings, {"train": {"proposals": source if source in SEARCHES else str(Path(source).resolve())}})
+
+
+def _name(path: Path) -> str:
+    return path.parent.name if path.name == "data.yaml" else path.name if path.is_dir() else path.stem
+
+
+def _seeds(words: list[str], seeds: list[int] | None) -> tuple[list[str], list[int]]:
+    """`--seeds 0 1 2` comes as the option's first number and more among the words."""
+    if seeds is None:
+        return words, [0]
+    more = [word for word in words if word.isdecimal()]
+    every = [*seeds, *map(int, more)]
+    if len(set(every)) < len(every):
+        raise SettingsError(f"--seeds names a seed twice: {' '.join(map(str, every))}")
+    return [word for word in words if word not in more], every
+
+
+def show(outcome: "Outcome") -> None:
+    """Both tables on the screen."""
+    from rcnn.paper.report import EXPLANATION, describe, results, verdicts
+
+    screen.table(f"{outcome.name}: {outcome.experiment.title}", *results(outcome))
+    for text in describe(outcome):
+        screen.note(text)
+    screen.table("The paper's orderings", *verdicts(outcome))
+    screen.note(EXPLANATION)
+
+
+def document(outcome: "Outcome") -> dict[str, Any]:
+    """What `--json` prints."""
+    rows = [
+        {"row": row, "seed": seed, **numbers, "paper": outcome.experiment.paper.get(row, {})}
+        for row, by_seed in outcome.scores.items()
+        for seed, numbers in by_seed.items()
+    ]
+    orderings = [
+        {"ordering": judged.claim.text, **{key: value for key, value in judged._asdict().items() if key != "claim"}}
+        for judged in outcome.judgements
+    ]
+    return {"experiment": outcome.name, "epochs": outcome.settings.train.epochs, "rows": rows, "orderings": orderings}

@@ -1,0 +1,47 @@
+"""Table 8: how many scales and ratios the anchors of a cell have."""
+
+from rcnn.config import Settings
+from rcnn.paper.experiment import SCORES, Experiment, more
+from rcnn.paper.lab import Training
+from rcnn.paper.measure import trained
+
+ROWS = {
+    "1 scale, 1 ratio: small": (65.8, slice(0, 1), 1),
+    "1 scale, 1 ratio: medium": (66.7, slice(1, 2), 1),
+    "1 scale, 3 ratios: small": (68.8, slice(0, 1), 3),
+    "1 scale, 3 ratios: medium": (67.9, slice(1, 2), 3),
+    "3 scales, 1 ratio": (69.8, slice(0, 3), 1),
+    "3 scales, 3 ratios": (69.9, slice(0, 3), 3),
+}
+"""Anchors -> the paper's mAP, which scales (128, 256 and 512 px in the paper), how many ratios."""
+
+
+def experiment(settings: Settings) -> Experiment:
+    """Six trainings, on parts of the anchors that the settings have."""
+    three = three_scales(settings.anchors.sizes)
+    runs = []
+    for row, (_, which, count) in ROWS.items():
+        sizes = tuple(level[which] for level in three)
+        ratios = settings.anchors.ratios if count == 3 else (1.0,)
+        name = f"anchors-{which.start}-{which.stop}x{count}"
+        runs.append(trained(row, Training(name, {"anchors": {"sizes": sizes, "ratios": ratios}})))
+    full = "3 scales, 3 ratios"
+    pixels = "; ".join(", ".join(f"{size:.0f}" for size in level) for level in three)
+    return Experiment(
+        title="scales and ratios of the anchors",
+        source="table 8; VGG-16, VOC 2007 test",
+        columns=SCORES,
+        runs=tuple(runs),
+        paper={row: {"map50": number} for row, (number, _, _) in ROWS.items()},
+        claims=tuple(more(f"{full} >= {row}", full, row) for row in ROWS if row.startswith("1 scale, 1 ratio")),
+        notes=(f"scales of a cell, pixels: {pixels}",),
+    )
+
+
+def three_scales(sizes: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
+    """Sizes a level -> three a level: the first three; of fewer the smallest, one and two thirds of an octave up."""
+    return tuple(level[:3] if len(level) >= 3 else _thirds(min(level)) for level in sizes)
+
+
+def _thirds(size: float) -> tuple[float, ...]:
+    return tuple(size * 2 ** (third / 3) for third in range(3))

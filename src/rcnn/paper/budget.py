@@ -1,0 +1,53 @@
+"""How many epochs fit into the time there is."""
+
+import math
+import time
+from collections.abc import Sequence
+
+from rcnn.config import override
+from rcnn.evaluate import evaluate
+from rcnn.paper.experiment import Experiment
+from rcnn.paper.lab import Lab
+from rcnn.training.log import duration
+from rcnn.training.schemes import SCHEMES
+
+
+def fitting(asked: int, stages: int, epoch: float, other: float, seconds: float) -> int:
+    """Epochs a stage, 1 at least and `asked` at most, so that all is expected to fit.
+
+    Args:
+        asked: epochs wanted.
+        stages: of all trainings together.
+        epoch: seconds of one epoch of one stage, with its validation.
+        other: seconds of what is done besides.
+        seconds: there are.
+    """
+    return max(1, min(asked, math.floor((seconds - other) / (stages * epoch))))
+
+
+def cut_epochs(lab: Lab, experiment: Experiment, seeds: Sequence[int], minutes: float) -> int:
+    """Epochs a stage that fit into the minutes, by the time that one epoch of the first training takes; says so."""
+    trainings, runs = experiment.trainings, len(experiment.runs)
+    asked = lab.settings.train.epochs
+    if not trainings:
+        return asked
+    began = time.monotonic()
+    lab.say("timing one epoch for --budget")
+    probe = Lab(override(lab.settings, {"train": {"epochs": 1}}), lab.folder, lab.split, lab.say, quiet=lab.quiet)
+    done = probe.train(trainings[0], seeds[0])
+    stages = [len(SCHEMES[lab.of(training, 0).train.scheme]) for training in trainings]
+    steps = 60 * done.minutes / stages[0]
+    scored = time.monotonic()
+    evaluate(lab.load(done.best), lab.dataset, batch=lab.settings.val.batch)
+    validation = time.monotonic() - scored
+    epoch, total = steps + validation, sum(stages) * len(seeds)
+    other = (runs + len(trainings)) * len(seeds) * validation
+    left = 60 * minutes - (time.monotonic() - began)
+    epochs = fitting(asked, total, epoch, other, left)
+    needed, whole = (count * total * epoch + other for count in (epochs, asked))
+    outcome = "That fits" if epochs == asked else f"Cut to {epochs} each: {duration(needed)}"
+    lab.say(
+        f"an epoch takes {duration(epoch)} with its validation; {total} stages of {asked} epochs would take "
+        f"{duration(whole)}. {outcome}" + (", still over the budget" if needed > left else "")
+    )
+    return epochs

@@ -1,0 +1,158 @@
+"""Do an experiment: every run for every seed, each kept as it finishes, so that the same command goes on."""
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rcnn.config import Settings, SettingsError, dump, override
+from rcnn.data.dataset import Dataset
+from rcnn.paper import anchors, balance, one_stage, proposals, recall, schemes, timing
+from rcnn.paper.budget import cut_epochs
+from rcnn.paper.experiment import Experiment, Run
+from rcnn.paper.lab import Lab
+from rcnn.paper.ledger import Ledger
+from rcnn.paper.verdict import Judgement, Scores, judge_all
+from rcnn.preprocess.sources import mark_results
+from rcnn.training.loop import TrainingError
+from rcnn.weights.file import atomic_write
+
+EXPERIMENTS: dict[str, Callable[[Settings], Experiment]] = {
+    "proposals": proposals.experiment,
+    "anchors": anchors.experiment,
+    "lambda": balance.experiment,
+    "one-stage": one_stage.experiment,
+    "recall": recall.experiment,
+    "time": timing.experiment,
+    "schemes": schemes.experiment,
+}
+"""Name -> the experiment as settings make it."""
+
+KEY = ("row", "seed")
+"""Columns of the results that tell them apart; the seed is empty where nothing depends on it."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of an experiment.
+
+    Attributes:
+        name: of the experiment.
+        experiment: its table.
+        settings: of all trainings.
+        dataset: the images that were scored.
+        seeds: asked for.
+        scores: what was measured.
+        judgements: of the paper's orderings.
+        failures: what each run that failed says.
+    """
+
+    name: str
+    experiment: Experiment
+    settings: Settings
+    dataset: Dataset
+    seeds: tuple[int, ...]
+    scores: Scores
+    judgements: list[Judgement]
+    failures: tuple[str, ...]
+
+
+def conduct(
+    name: str,
+    settings: Settings,
+    folder: Path,
+    *,
+    seeds: Sequence[int] = (0,),
+    split: str = "val",
+    budget: float | None = None,
+    say: Callable[[str], None] = print,
+    quiet: bool = False,
+) -> Outcome:
+    """Do an experiment, or what is left of it.
+
+    Args:
+        name: of `EXPERIMENTS`.
+        settings: of all trainings; `data.path` is set.
+        folder: for results and trainings; experiments on the same data may share it.
+        seeds: of the trainings.
+        split: images that are scored: train, val or test.
+        budget: minutes that all is to take. None: epochs are as in `settings`.
+        say: told what is begun.
+        quiet: trainings print nothing.
+
+    Raises:
+        SettingsError: the folder holds results of the experiment with other settings.
+        DataError: the data can't be read, or is faulty.
+        Interrupted: Ctrl-C; the same call goes on.
+    """
+    if settings.roi.head == "none" and name != "recall":
+        raise SettingsError(f"the experiment `{name}` is of a second stage, and roi.head=none has none")
+    folder.mkdir(parents=True, exist_ok=True)
+    mark_results(folder)
+    ledger = Ledger(folder / f"{name}.csv", KEY)
+    experiment = EXPERIMENTS[name](settings)
+    lab = Lab(settings, folder, split, say, quiet=quiet)
+    lab.settings = _planned(lab, experiment, folder / f"{name}.json", seeds, budget)
+    failures = []
+    for seed in seeds:
+        for run in experiment.runs:
+            try:
+                _do(lab, run, seed, ledger)
+            except TrainingError as error:
+                say(f"failed: {error}")
+                failures.append(f"{', '.join(run.rows)}, seed {seed}: {error}")
+    scores = read_scores(ledger, experiment, seeds)
+    judgements = judge_all(experiment, scores, seeds)
+    return Outcome(
+        name, experiment, lab.settings, lab.dataset, tuple(seeds), scores, judgements, tuple(dict.fromkeys(failures))
+    )
+
+
+def _planned(lab: Lab, experiment: Experiment, path: Path, seeds: Sequence[int], budget: float | None) -> Settings:
+    """The settings with the epochs that fit into the budget, as they were planned when the experiment began."""
+    asked = {"settings": dump(lab.settings), "split": lab.split, "budget": budget}
+    if path.exists():
+        plan = json.loads(path.read_text(encoding="utf-8"))
+        if different := _differences(plan["asked"], asked):
+            raise SettingsError(
+                f"{path} is of an experiment with other settings ({', '.join(different)}). Choose another --name, or "
+                "move it and the csv beside it away"
+            )
+        epochs = plan["epochs"]
+    else:
+        epochs = lab.settings.train.epochs if budget is None else cut_epochs(lab, experiment, seeds, budget)
+        atomic_write(path, json.dumps({"asked": asked, "epochs": epochs}, indent=2).encode())
+    return override(lab.settings, {"train": {"epochs": epochs}})
+
+
+def _differences(one: Any, other: Any, where: str = "") -> list[str]:
+    """Names of what differs between two trees."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        keys = list(dict.fromkeys((*one, *other)))
+        below = [_differences(one.get(key), other.get(key), f"{where}.{key}".strip(".")) for key in keys]
+        return [name.removeprefix("settings.") for names in below for name in names]
+    return [] if one == other else [where]
+
+
+def _do(lab: Lab, run: Run, seed: int, ledger: Ledger) -> None:
+    """A run, where it is not done yet."""
+    mark = seed if run.seeded else ""
+    if all((row, mark) in ledger for row in run.rows):
+        return
+    lab.say(f"measuring {', '.join(run.rows)}" + (f"; seed {seed}" if run.seeded else ""))
+    numbers = run.measure(lab, seed)
+    ledger.add(*({"row": row, "seed": mark, **numbers[row]} for row in run.rows))
+
+
+def read_scores(ledger: Ledger, experiment: Experiment, seeds: Sequence[int]) -> Scores:
+    """What the results say of the rows of an experiment, for some seeds."""
+    scores: defaultdict[str, dict[int | None, dict[str, float]]] = defaultdict(dict)
+    for entry in ledger:
+        seed = int(entry["seed"]) if entry["seed"] else None
+        if entry["row"] in experiment.rows and (seed is None or seed in seeds):
+            numbers = {key: float(value) for key, value in entry.items() if key not in KEY and value}
+            scores[entry["row"]][seed] = {key: value for key, value in numbers.items() if not math.isnan(value)}
+    return dict(scores)

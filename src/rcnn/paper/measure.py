@@ -1,0 +1,94 @@
+"""Scores of detectors, also on the proposals of others."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcnn.config import override
+from rcnn.data.dataset import Dataset
+from rcnn.data.loader import Item
+from rcnn.detector import Detector
+from rcnn.evaluate import Metrics, evaluate
+from rcnn.model.structures import Batch, Proposals, RPNOutput
+from rcnn.paper.experiment import Numbers, Run
+from rcnn.paper.lab import Lab, Training
+from rcnn.presets import build
+
+Change = Callable[[RPNOutput, Tensor], RPNOutput]
+"""What the RPN's head said, and a seed an image, to what it is taken to have said."""
+
+
+def scores(
+    detector: Detector, dataset: Dataset, proposals: Callable[[Item], Proposals] | None = None
+) -> dict[str, float]:
+    """AP and recall in percent, of a detector on its own proposals or on those given."""
+    batch = detector.settings.val.batch
+    return percent(evaluate(detector, dataset, batch=batch, losses=False, proposals=proposals))
+
+
+def percent(metrics: Metrics) -> dict[str, float]:
+    """`map50`: mean over the classes of VOC's AP at IoU 0.5; `ap`, `ap50` of COCO; `ar300` of the proposals."""
+    there = metrics.coco.counts > 0
+    recall = metrics.proposals.ar[metrics.proposals.tops.index(300)]
+    numbers = {
+        "map50": metrics.voc[there].mean() if there.any() else np.nan,
+        "ap": metrics.ap,
+        "ap50": metrics.ap50,
+        "ar300": recall,
+    }
+    return {name: 100 * float(value) for name, value in numbers.items()}
+
+
+def changed(detector: Detector, changes: Mapping[str, Any]) -> Detector:
+    """The detector with other settings, of the same layers."""
+    settings = override(detector.settings, changes)
+    model = build(settings, len(detector.names))
+    model.load_state_dict(detector.model.state_dict())
+    return Detector(model, settings, detector.names, category_ids=detector.category_ids, device=detector.device)
+
+
+class OfRPN:
+    """Proposals of an RPN, with its own backbone, for the batches of another detector of the same preprocessing.
+
+    Args:
+        detector: whose first stage it is.
+        change: made to what its head says. None: none.
+    """
+
+    def __init__(self, detector: Detector, change: Change | None = None) -> None:
+        self._model, self._device, self._change = detector.runner, detector.device, change
+
+    def __call__(self, item: Item) -> Proposals:
+        """(B, P) proposals of a batch."""
+        batch = Batch(*(part.to(self._device) for part in item.batch))
+        with torch.inference_mode():
+            _, out = self._model.extract(batch)
+            out = self._change(out, item.seeds) if self._change else out
+            rpn = self._model.settings.rpn
+            return self._model.rpn.propose(out, batch.sizes, pre=rpn.pre_test, post=rpn.post_test)
+
+
+def without_scores(out: RPNOutput, seeds: Tensor) -> RPNOutput:
+    """Without the `cls` layer: scores that say nothing, so that the N best are N at random."""
+    shape, count = out.logits[0].shape[2:], [level.shape[1] for level in out.logits]
+    rows = [np.random.Generator(np.random.Philox(key=seed)).random((sum(count), *shape)) for seed in seeds.tolist()]
+    drawn = torch.from_numpy(np.stack(rows)).to(out.logits[0])
+    return out._replace(logits=drawn.split(count, dim=1))
+
+
+def without_boxes(out: RPNOutput, seeds: Tensor) -> RPNOutput:
+    """Without the `reg` layer: proposals are the anchors."""
+    return out._replace(deltas=tuple(torch.zeros_like(level) for level in out.deltas))
+
+
+def trained(row: str, training: Training, changes: Mapping[str, Any] | None = None) -> Run:
+    """The run that scores a trained detector, if wanted with other settings in prediction."""
+
+    def measure(lab: Lab, seed: int) -> Mapping[str, Numbers]:
+        detector = lab.load(lab.train(training, seed).best)
+        return {row: scores(changed(detector, changes) if changes else detector, lab.dataset)}
+
+    return Run((row,), measure, (training,))

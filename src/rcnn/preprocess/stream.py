@@ -1,0 +1,56 @@
+"""Whatever a user shows, image after image and in its order, as batches: memory does not grow with their number."""
+
+from collections.abc import Callable, Iterator
+from itertools import groupby, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from rcnn.config import Settings
+from rcnn.model.structures import Batch
+from rcnn.preprocess.batch import Preprocessor
+from rcnn.preprocess.decode import ImageError, as_array, read_image
+from rcnn.preprocess.sources import files
+
+Picture = str | Path | np.ndarray | Image.Image | Tensor
+"""One image, or (as text) a file, a folder or a glob of them."""
+
+Skip = Callable[[ImageError], None]
+Shown = Iterator[tuple[str | None, np.ndarray]]
+"""Images as (path or None, (H, W, C) uint8)."""
+
+
+def pictures(images: Any, settings: Settings, skip: Skip | None = None) -> Shown:
+    """Every image, files opened one at a time; `skip` is called with the error of one that can't be read."""
+    if isinstance(images, str | Path):
+        for path in files(images):
+            try:
+                array = _read(path, settings)
+            except ImageError as error:
+                if skip is None:
+                    raise
+                skip(error)
+            else:
+                yield str(path), array
+    elif isinstance(images, np.ndarray | Image.Image | Tensor):
+        yield None, as_array(images, settings.preprocess.in_channels)
+    else:
+        for image in images:
+            yield from pictures(image, settings, skip)
+
+
+def batches(door: Preprocessor, shown: Shown, most: int) -> Iterator[tuple[tuple[str | None, ...], Batch]]:
+    """Consecutive images of one bucket, at most `most` of them, and their paths."""
+    resized = ((path, door.resize(array), (array.shape[0], array.shape[1])) for path, array in shown)
+    for _, members in groupby(resized, key=lambda one: door.bucket(one[2])):
+        while group := list(islice(members, most)):
+            paths, images, sizes = zip(*group, strict=True)
+            yield paths, door.collate(images, sizes)
+
+
+def _read(path: Path, settings: Settings) -> np.ndarray:
+    data = settings.data
+    return read_image(path, white=data.white, max_pixels=data.max_pixels, in_channels=settings.preprocess.in_channels)

@@ -1,0 +1,171 @@
+"""Proposals from elsewhere on the command line: an RPN alone, its file, Fast R-CNN on it; and Selective Search."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rcnn.data.selective_search as search_file
+from rcnn.data.given import Given
+
+from .conftest import Outcome
+
+Run = Callable[..., Outcome]
+TINY = [
+    "--model=tiny-fpn",
+    "--epochs=1",
+    "--device=cpu",
+    "preprocess.short=64",
+    "preprocess.long=96",
+    "model.channels=8",
+    "roi.hidden=16",
+    "rpn.post_train=30",
+    "rpn.post_test=20",
+    "train.init=none",
+]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Caches and results of the test lie in its own folder, and nothing is drawn."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    for name in ("train.draw_start", "session.draw_course", "train.draw_end"):
+        monkeypatch.setattr(f"rcnn.training.{name}", lambda *_: None)
+
+
+@pytest.fixture
+def searched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
+    """Shapes of the images that were searched; the search, which has tests of its own, finds two boxes."""
+    shapes: list[tuple[int, ...]] = []
+
+    def search(image: np.ndarray, mode: str) -> Given:
+        shapes.append(image.shape)
+        return search_file.ranked(np.array([[10.0, 10, 50, 40], [0, 0, 80, 60]]))
+
+    monkeypatch.setattr(search_file, "selective_search", search)
+    return shapes
+
+
+def test_an_rpn_alone_then_fast_rcnn_on_what_it_proposes(run: Run, data: Path, tmp_path: Path) -> None:
+    alone = run("train", data, *TINY, "roi.head=none", "--name", "rpn", "--json").json()
+    assert "train_rpn_box" in alone["epochs"][0]
+    assert "AR300" in (Path(alone["folder"]) / "log.txt").read_text()
+    assert f"rcnn propose {alone['best']} IMAGE" in (Path(alone["folder"]) / "log.txt").read_text()
+    outcome = run("propose", alone["best"], data, "--out", "boxes")
+    assert outcome.code == 0, outcome.err
+    file = tmp_path / "boxes/results.json"
+    given = json.loads(file.read_text())
+    assert len(given) == 6
+    assert {len(image["detections"]) for image in given} <= set(range(1, 21))
+
+    words = ("train", data, *TINY, "train.scheme=fast-rcnn", "train.proposals=boxes/results.json", "--name", "fast")
+    trained = run(*words, "--json").json()
+    assert {key for key in trained["epochs"][0] if key.startswith("train_")} == {
+        *("train_roi_class", "train_roi_box", "train_loss")
+    }
+    assert "--proposals FILE|selective-search" in (Path(trained["folder"]) / "log.txt").read_text()
+
+    for command in (
+        ("val", trained["best"], data),
+        ("predict", trained["best"], data),
+        ("propose", trained["best"], data),
+    ):
+        outcome = run(*command)
+        assert outcome.code == 2
+        assert "the RPN of this detector is untrained (train.scheme=fast-rcnn): give proposals" in outcome.err
+    assert not (tmp_path / "runs/predict").exists()
+
+    scores = run("val", trained["best"], data, "--proposals", file, "--json").json()
+    theirs = run("val", alone["best"], data, "--json").json()
+    assert scores["images"] == 2
+    assert scores["proposals"] == pytest.approx(theirs["proposals"], abs=0.05)  # the file's boxes are rounded
+
+    words = ("predict", trained["best"], data / "JPEGImages", "--proposals", file, "--score", "0", "--format", "json")
+    outcome = run(*words, "--batch", "4", "--json")
+    assert [Path(image["path"]).name for image in outcome.json()] == [f"{index}.jpg" for index in range(6)]
+    assert all(image["detections"] for image in outcome.json())
+
+
+def test_selective_search_in_all_commands_searches_an_image_once(
+    run: Run, data: Path, searched: list[tuple[int, ...]], weights: Path
+) -> None:
+    document = run("propose", "selective-search", data, "--json").json()
+    assert searched == [(60, 80, 3)] * 6
+    assert [[entry["box"] for entry in image["detections"]] for image in document] == [
+        [[10, 10, 50, 40], [0, 0, 80, 60]]
+    ] * 6
+    words = ("train", data, *TINY, "train.scheme=fast-rcnn", "train.proposals=selective-search")
+    trained = run(*words, "--json").json()
+    assert trained["proposal_ar300"] == 1
+    scores = run("val", trained["best"], data, "--proposals", "selective-search", "--json").json()
+    assert scores["proposals"]["ar300"] == 1
+    outcome = run("predict", weights, data, "--proposals", "selective-search", "--score", "0", "--json")
+    assert len(outcome.json()) == 6
+    assert len(searched) == 6
+    run("propose", "selective-search-quality", data, "--top", "1", "--out", "quality")
+    assert len(searched) == 12
+    assert [len(image["detections"]) for image in json.loads(Path("quality/results.json").read_text())] == [1] * 6
+
+
+def test_an_unreadable_image_is_left_out_where_asked(
+    run: Run, data: Path, searched: list[tuple[int, ...]], weights: Path
+) -> None:
+    (data / "JPEGImages/3.jpg").write_bytes((data / "JPEGImages/3.jpg").read_bytes()[:700])
+    (data / "JPEGImages/4.jpg").write_bytes(b"")
+    for words in (("propose", "selective-search"), ("predict", weights, "--proposals", "selective-search")):
+        outcome = run(*words, data)
+        assert outcome.code == 3
+        assert "3.jpg" in outcome.err
+        outcome = run(*words, data, "--on-fault", "skip", "--format", "json", "--json")
+        assert outcome.code == 0, outcome.err
+        assert [Path(image["path"]).stem for image in outcome.json()] == ["0", "1", "2", "5"]
+        assert outcome.err.count("left out: ") == 2
+
+
+def test_a_list_stands_for_its_images(run: Run, data: Path, searched: list[tuple[int, ...]], tmp_path: Path) -> None:
+    run("data", "convert", data, "--to", "coco", "--out", tmp_path / "coco")
+    (file,) = (path for path in (tmp_path / "coco").rglob("*.json") if "val" in path.name)
+    document = run("propose", "selective-search", file, "--json").json()
+    assert [Path(image["path"]).stem for image in document] == ["4", "5"]
+
+
+def test_bad_proposals_are_told(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    file = tmp_path / "given.json"
+    file.write_text(json.dumps({f"{index}": [[0, 0, 9, 9], [0, 0, 99, 9]] for index in (4, 5)} | {"x.jpg": []}))
+    for words in (("val", weights, data), ("predict", weights, *(data / f"JPEGImages/{i}.jpg" for i in (4, 5)))):
+        outcome = run(*words, "--proposals", file)
+        assert outcome.code == 3
+        for said in (
+            "3 faults in the proposals:",
+            f"{file}: image `4`, row 2: the box (0, 0, 99, 9) is outside the image of 80 x 60 pixels",
+            f"{file}: image `5`, row 2: the box",
+            f"{file}: image `x.jpg`, row 0: the data has no such image",
+        ):
+            assert said in outcome.err
+    assert not (tmp_path / "runs").exists()
+    outcome = run("val", weights, data, "--proposals", "selective-serch")
+    assert outcome.code == 3
+    assert "proposals come as .json, .npz, .mat, or from selective-search" in outcome.err
+
+
+def test_without_a_second_stage_proposals_are_refused(run: Run, data: Path) -> None:
+    alone = run("train", data, *TINY, "roi.head=none", "--json").json()
+    outcome = run("val", alone["best"], data, "--proposals", "selective-search")
+    assert outcome.code == 2
+    assert "proposals are for a second stage, and this detector has none" in outcome.err
+
+
+def test_proposals_lie_in_the_pixels_of_the_file(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    """Whatever the size of an image, a box of the file comes out where it went in: the head's deltas are small."""
+    Image.new("RGB", (160, 240), "grey").save(tmp_path / "tall.png")
+    box = [40.0, 60.0, 120.0, 200.0]
+    (tmp_path / "given.json").write_text(json.dumps({"tall": [box]}))
+    words = ("predict", weights, tmp_path / "tall.png", "--proposals", tmp_path / "given.json", "roi.score=0")
+    (image,) = run(*words, "--score", "0", "--json").json()
+    assert image["detections"]
+    for found in image["detections"]:
+        np.testing.assert_allclose(found["box"], box, atol=8)

@@ -1,0 +1,30 @@
+"""A one-stage detector has no stages to look at, and this is said."""
+
+import numpy as np
+import pytest
+
+from rcnn.config import Data, SettingsError
+from rcnn.data.find import open_dataset
+from rcnn.data.synthetic import synthesise
+from rcnn.detector import Detector
+from rcnn.insight.funnel import why
+from rcnn.insight.plots import plot_history
+from rcnn.insight.stages.follow import follow
+from tests.model import tiny
+
+ONE_STAGE = {"rpn": {"classify": "classes"}, "roi": {"head": "none"}}
+
+
+def test_what_needs_stages_says_so(tmp_path):
+    synthesise(tmp_path / "shapes", 1, split="val", size=(64, 96))
+    dataset = open_dataset(tmp_path / "shapes", "val", Data())
+    made = Detector(tiny.model(ONE_STAGE), tiny.settings(ONE_STAGE), dataset.names, device="cpu")
+    for ask in (lambda: why.why(made, dataset), lambda: follow(made, np.zeros((64, 96, 3), dtype=np.uint8))):
+        with pytest.raises(SettingsError, match=r"a one-stage detector .* needs a detector with a second stage"):
+            ask()
+
+
+def test_the_two_losses_are_drawn(tmp_path):
+    rows = [{"epoch": 1, "train_rpn_class": 0.7, "val_rpn_class": 0.8, "train_rpn_box": 0.2, "lr": 1e-3, "ap": 0.1}]
+    plot_history(rows, tmp_path / "history.png")
+    assert (tmp_path / "history.png").stat().st_size > 1000

@@ -1,0 +1,280 @@
+"""Experiments from end to end on four pictures, one epoch each: rows, resumption, budget, failures."""
+
+import csv
+import json
+import math
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+import rcnn.paper.lab as lab_file
+import rcnn.paper.proposals as proposals_file
+import rcnn.paper.recall as recall_file
+import rcnn.paper.timing as timing_file
+import rcnn.training.train as train_file
+from rcnn.cli import paper as command
+from rcnn.cli.app import main
+from rcnn.config import Settings, SettingsError, override
+from rcnn.data.given import Given
+from rcnn.paper.budget import fitting
+from rcnn.paper.conduct import EXPERIMENTS, Outcome, conduct
+from rcnn.paper.plots import plot
+from rcnn.paper.report import write_page
+from rcnn.training.loop import Interrupted, TrainingError
+from rcnn.training.train import choose_settings
+from tests.paper.conftest import SMALL
+
+SCALES = ("1 scale", "5 scales")
+
+
+def given(image: np.ndarray, mode: str = "fast", count: int = 50) -> Given:
+    """Boxes that a search might find."""
+    corners = np.random.default_rng(0).random((count, 2, 2)) * image.shape[1::-1]
+    return Given(np.concatenate((corners.min(1), corners.max(1) + 1), axis=1).clip(0, 64), np.linspace(1, 0, count))
+
+
+@pytest.fixture
+def settings(shapes: Path) -> Settings:
+    return choose_settings(shapes, None, "tiny-fpn", SMALL, {})
+
+
+@pytest.fixture
+def boxes(shapes: Path, tmp_path: Path) -> Path:
+    """Proposals of all images in a file."""
+    picture = np.zeros((64, 96, 3), np.uint8)
+    found = {path.name: given(picture).boxes.tolist() for path in (shapes / "images").rglob("*.jpg")}
+    (tmp_path / "boxes.json").write_text(json.dumps(found))
+    return tmp_path / "boxes.json"
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the trainings that take place."""
+    names: list[str] = []
+    train = lab_file.train
+
+    def watched(*arguments: Any, **options: Any) -> Any:
+        names.append(options["name"].rpartition("-")[0])
+        return train(*arguments, **options)
+
+    monkeypatch.setattr(lab_file, "train", watched)
+    return names
+
+
+def quietly(name: str, settings: Settings, folder: Path, **options: Any) -> Outcome:
+    return conduct(name, settings, folder, say=lambda text: None, quiet=True, **options)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def check(outcome: Outcome, folder: Path) -> None:
+    """Every row has finite numbers, every ordering a verdict; the page and the picture are there."""
+    shown = outcome.experiment.columns
+    for row in outcome.experiment.rows:
+        for numbers in outcome.scores[row].values():
+            assert all(math.isfinite(numbers[column.key]) for column in shown), row
+    assert outcome.experiment.claims
+    assert {judged.verdict for judged in outcome.judgements} == {"one run"}
+    write_page(outcome, folder)
+    plot(outcome, folder / f"{outcome.name}.png")
+    page = (folder / f"{outcome.name}.md").read_text()
+    assert all(f"| {row} |" in page for row in outcome.experiment.rows)
+    assert (folder / f"{outcome.name}.png").stat().st_size > 10_000
+    assert len(table(folder / f"{outcome.name}.csv")) == len(outcome.experiment.rows)
+
+
+@pytest.mark.parametrize(
+    ("name", "trainings"),
+    [
+        ("anchors", ["0-1x1", "1-2x1", "0-1x3", "1-2x3", "0-3x1", "0-3x3"]),
+        ("lambda", ["0.1", "1", "10", "100"]),
+    ],
+)
+def test_an_experiment_and_once_more_at_no_cost(
+    name: str, trainings: list[str], settings: Settings, trained: list[str], tmp_path: Path
+) -> None:
+    outcome = quietly(name, settings, tmp_path)
+    check(outcome, tmp_path)
+    assert trained == [f"{name}-{which}-0" for which in trainings]
+    again = quietly(name, settings, tmp_path)
+    assert len(trained) == len(trainings)
+    assert again.scores == outcome.scores
+
+
+def test_experiments_share_trainings_of_equal_settings(settings: Settings, trained: list[str], tmp_path: Path) -> None:
+    for name in ("schemes", "one-stage"):
+        check(quietly(name, settings, tmp_path), tmp_path)
+    assert trained == ["joint-0", "joint-full-0", "alternating-0", "one-stage-0"]
+
+
+def test_table_2_trains_two_models_for_its_twelve_rows(
+    settings: Settings, boxes: Path, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts: list[int] = []
+    scores = proposals_file.scores
+
+    def watched(detector: Any, dataset: Any, found: Any = None) -> Any:
+        def counted(item: Any) -> Any:
+            proposed = found(item)
+            counts.append(proposed.boxes.shape[1])
+            return proposed
+
+        return scores(detector, dataset, counted if found else None)
+
+    monkeypatch.setattr(proposals_file, "scores", watched)
+    outcome = quietly("proposals", override(settings, {"train": {"proposals": str(boxes)}}), tmp_path)
+    check(outcome, tmp_path)
+    assert trained == ["fast-rcnn-0", "alternating-0"]
+    assert len(outcome.experiment.rows) == 12
+    assert counts == [2000, 300, 100, 300, 1000, 6000, 100, 300, 1000, 300, 1000]
+
+
+def test_figure_4_measures_selective_search_once(
+    settings: Settings, boxes: Path, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[str] = []
+    read = recall_file.open_proposals
+    monkeypatch.setattr(recall_file, "open_proposals", lambda *words: opened.append(words[0]) or read(*words))
+    settings = override(settings, {"train": {"proposals": str(boxes)}})
+    outcome = quietly("recall", settings, tmp_path, seeds=(0, 1))
+    assert (len(opened), trained) == (1, ["rpn-0", "rpn-1"])
+    assert [list(outcome.scores[row]) for row in ("SS", "RPN")] == [[None], [0, 1]]
+    for row in ("SS", "RPN"):
+        (numbers, *_) = outcome.scores[row].values()
+        curve = [numbers[f"recall300@{iou / 100:.2f}"] for iou in range(50, 100, 5)]
+        assert np.mean(curve) == pytest.approx(numbers["ar300"])
+        assert curve == sorted(curve, reverse=True)
+        assert numbers["ar300"] <= numbers["ar1000"] <= numbers["ar2000"]
+    assert {judged.runs for judged in outcome.judgements} == {2}
+
+
+def test_table_5_times_all_rows_in_turn(
+    settings: Settings, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int]] = []
+
+    def search(image: np.ndarray, mode: str, count: int) -> Given:
+        asked.append((mode, count))
+        return given(image, mode)
+
+    monkeypatch.setattr(timing_file, "selective_search", search)
+    outcome = quietly("time", settings, tmp_path)
+    check(outcome, tmp_path)
+    assert asked == [("fast", 2000), ("quality", 2000)] * 2  # two images
+    assert not trained
+    for numbers in (by_seed[0] for by_seed in outcome.scores.values()):
+        assert numbers["total"] == pytest.approx(numbers["conv"] + numbers["proposals"] + numbers["regions"])
+    assert outcome.scores["RPN"][0]["ratio"] == 1
+
+
+def test_a_broken_training_goes_on_and_finished_runs_stay(
+    settings: Settings, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish = train_file._finish
+    with monkeypatch.context() as patch:
+        ends = iter([finish, interrupt])
+        patch.setattr(train_file, "_finish", lambda session: next(ends)(session))
+        with pytest.raises(Interrupted, match="the same command goes on"):
+            quietly("one-stage", settings, tmp_path)
+    assert trained == ["joint-0", "one-stage-0"]
+    before = (tmp_path / "one-stage.csv").read_text()
+    assert [row["row"] for row in table(tmp_path / "one-stage.csv")] == ["two stages"]
+    check(quietly("one-stage", settings, tmp_path), tmp_path)
+    assert trained == ["joint-0", "one-stage-0", "one-stage-0"]
+    assert (tmp_path / "one-stage.csv").read_text().startswith(before)
+    (folder,) = (tmp_path / "runs").glob("one-stage-*/")
+    assert "going on with" in (folder / "log.txt").read_text()
+    assert not list((folder / "checkpoints").iterdir())
+
+
+def interrupt(session: object) -> Any:
+    raise KeyboardInterrupt
+
+
+def fail(*_: object, **__: object) -> Any:
+    raise TrainingError("the loss is not finite")
+
+
+def test_a_training_that_fails_leaves_a_gap_and_is_tried_again(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train = lab_file.train
+    with monkeypatch.context() as patch:
+        patch.setattr(lab_file, "train", lambda **words: (fail if "one" in words["name"] else train)(**words))
+        outcome = quietly("one-stage", settings, tmp_path)
+    assert [text.partition(":")[0] for text in outcome.failures] == [f"one stage, {n}, seed 0" for n in SCALES]
+    assert set(outcome.scores) == {"two stages"}
+    assert {judged.verdict for judged in outcome.judgements} == {"not measured"}
+    write_page(outcome, tmp_path)
+    plot(outcome, tmp_path / "one-stage.png")
+    assert "- one stage, 1 scale, seed 0: the loss is not finite" in (tmp_path / "one-stage.md").read_text()
+    check(quietly("one-stage", settings, tmp_path), tmp_path)
+
+
+def test_other_settings_in_the_same_folder_are_refused(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lab_file, "train", fail)
+    quietly("one-stage", settings, tmp_path)
+    other = override(settings, ["rpn.nms=0.6", "train.lr=0.001"])
+    with pytest.raises(SettingsError, match=r"one-stage\.json .*\(rpn\.nms, train\.lr, split\).*--name"):
+        quietly("one-stage", other, tmp_path, split="test")
+
+
+def test_without_a_second_stage_there_is_nothing_to_compare(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="has none"):
+        quietly("lambda", override(settings, ["roi.head=none"]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "epochs"),
+    [(10_000, 16), (1000, 9), (190, 1), (0, 1)],  # 100 s are for other things, an epoch takes 2 stages of 50 s
+)
+def test_epochs_that_fit(seconds: float, epochs: int) -> None:
+    assert fitting(16, stages=2, epoch=50.0, other=100.0, seconds=seconds) == epochs
+
+
+def test_a_budget_cuts_epochs_once_and_says_so(settings: Settings, trained: list[str], tmp_path: Path) -> None:
+    settings, said = override(settings, ["train.epochs=500"]), []
+    outcome = conduct("one-stage", settings, tmp_path, budget=0.05, say=said.append, quiet=True)
+    assert 1 <= outcome.settings.train.epochs < 100
+    (line,) = [text for text in said if "an epoch takes" in text]
+    assert "2 stages of 500 epochs would take" in line
+    assert f"Cut to {outcome.settings.train.epochs} each" in line
+    assert trained[0] == "joint-0"
+    count = len(trained)
+    again = quietly("one-stage", settings, tmp_path, budget=0.05)
+    assert (again.settings.train.epochs, len(trained)) == (outcome.settings.train.epochs, count)
+
+
+def test_the_command_knows_every_experiment() -> None:
+    assert set(get_args(command.Name)) == set(EXPERIMENTS)
+
+
+def test_the_command(
+    shapes: Path, boxes: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(*words: object) -> tuple[object, str, str]:
+        with pytest.raises(SystemExit) as stop:
+            main([str(word) for word in words])
+        shown = capsys.readouterr()
+        return stop.value.code, shown.out, shown.err
+
+    monkeypatch.setenv("COLUMNS", "100")
+    options = ("--preset", "tiny-fpn", "--proposals", boxes, "--out", tmp_path, "--split", "test", "--json", *SMALL)
+    code, out, err = run("paper", "recall", shapes, "--seeds", 0, 1, *options)
+    assert code == 0, err
+    found = json.loads(out)
+    assert [(row["row"], row["seed"]) for row in found["rows"]] == [("SS", None), ("RPN", 0), ("RPN", 1)]
+    assert {ordering["runs"] for ordering in found["orderings"]} == {2}
+    assert "images of test: 2" in err
+    files = {path.name for path in (tmp_path / "shapes").glob("recall.*")}
+    assert files == {f"recall.{kind}" for kind in ("csv", "json", "md", "png")}
+    code, _, err = run("paper", "lambda", shapes, "--seeds", 0, 1, 0)
+    assert code == 2
+    assert "names a seed twice: 0 1 0" in err

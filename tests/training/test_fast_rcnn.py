@@ -1,0 +1,180 @@
+"""Fast R-CNN trained on proposals from elsewhere, and the RPN trained alone."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import rcnn.data.selective_search as search_file
+import rcnn.training.session as session_file
+from rcnn.config import SettingsError, read
+from rcnn.data.dataset import DataError
+from rcnn.data.find import open_splits
+from rcnn.data.given import Given
+from rcnn.data.proposals import read_proposals
+from rcnn.data.selective_search import ranked, search_files
+from rcnn.presets import settings_of
+from rcnn.training.distributed import Team
+from rcnn.training.proposals import load_proposals, shared_proposals
+from rcnn.training.session import Session, is_late
+from rcnn.training.train import Run, choose_settings, train
+from rcnn.weights.file import load_weights
+from rcnn.weights.metadata import read_detector
+from tests.training.test_alternating import Killed, data, no_pictures  # noqa: F401
+from tests.training.test_train import assert_same, one_thread  # noqa: F401
+
+OVERRIDES = [
+    "preprocess.short=64",
+    "preprocess.long=96",
+    "model.channels=16",
+    "roi.levels=[2,3,4,5]",
+    "roi.canonical_size=12",
+    "roi.hidden=32",
+    "rpn.post_train=12",
+    "rpn.post_test=8",
+    "augment.crop=0.5",
+    "train.scheme=fast-rcnn",
+]
+OPTIONS: dict[str, Any] = {"model": "tiny-fpn", "epochs": 2, "batch": 2, "lr": 0.02, "device": "cpu", "quiet": True}
+
+
+@pytest.fixture(scope="module")
+def file(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """Proposals of both lists: the objects, and 20 boxes by chance an image."""
+    rng, given = np.random.default_rng(0), {}
+    for dataset in open_splits(data, settings_of("tiny-fpn").data):
+        for record in dataset.records:
+            corners = rng.uniform(0, 40, (20, 2))
+            boxes = [*record.boxes.tolist(), *np.hstack((corners, corners + 20)).tolist()]
+            given[record.name] = [[*box, 1 - i / 99] for i, box in enumerate(boxes)]
+    path = tmp_path_factory.mktemp("proposals") / "given.json"
+    path.write_text(json.dumps(given), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:  # noqa: F811
+    """A run that nobody broke."""
+    overrides = [*OVERRIDES, f"train.proposals={file}"]
+    return train(data, overrides=overrides, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
+
+
+def test_it_learns_on_the_given_boxes(whole: Run) -> None:
+    assert {"train_roi_class", "train_roi_box", "val_roi_class", "ap"} <= whole.rows[0].keys()
+    assert not any("rpn" in key for key in whole.rows[0])
+    # The objects are among the best 8 proposals of every image, so their recall is full.
+    assert [row["proposal_ar300"] for row in whole.rows] == [1.0, 1.0]
+    assert whole.metrics.proposals.ar.tolist() == [1.0] * len(whole.metrics.proposals.tops)
+    assert whole.rows[1]["train_loss"] < whole.rows[0]["train_loss"]
+
+
+def test_the_run_keeps_the_proposals_cut_to_their_numbers(whole: Run, data: Path, file: Path) -> None:  # noqa: F811
+    splits = open_splits(data, settings_of("tiny-fpn").data)
+    records = [record for split in splits for record in split.records]
+    expected = iter(read_proposals(file, records))
+    for name, count, split in (("train", 12, splits[0]), ("val", 8, splits[1])):
+        found = load_proposals(whole.folder / "proposals" / f"{name}.safetensors")
+        assert len(found) == len(split)
+        for given in found:
+            wanted = next(expected)
+            np.testing.assert_allclose(given.boxes, wanted.boxes[:count], rtol=1e-6)
+            np.testing.assert_allclose(given.scores, wanted.scores[:count], rtol=1e-6)
+
+
+def test_the_rpn_is_left_as_it_started(data: Path, file: Path, tmp_path: Path) -> None:  # noqa: F811
+    options = {**OPTIONS, "epochs": 1}
+    first = train(data, overrides=[*OVERRIDES, f"train.proposals={file}"], runs=tmp_path, **options)
+    again = train(
+        data, overrides=[*OVERRIDES, f"train.proposals={file}"], runs=tmp_path, init=str(first.last), **options
+    )
+    before, after = (load_weights(run.last)[0] for run in (first, again))
+    changed = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
+    assert changed == {"backbone", "fast_rcnn"}
+    assert any(name.startswith("rpn.") for name in after)
+
+
+def test_the_weights_hold_no_folder_of_the_proposals(whole: Run) -> None:
+    assert read_detector(whole.best)[1].settings.train.proposals == "given.json"
+
+
+def test_killed_it_goes_on_to_the_bit_without_the_file(
+    whole: Run,
+    data: Path,  # noqa: F811
+    file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def late(session: Session) -> bool:
+        if session.progress.step == 4:
+            raise Killed
+        return session.progress.step == 2  # the checkpoint is made after the next step
+
+    copy = tmp_path / "given.json"
+    copy.write_bytes(file.read_bytes())
+    monkeypatch.setattr(session_file, "is_late", late)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(Killed):
+        train(data, overrides=[*OVERRIDES, "train.proposals=given.json"], runs=tmp_path, **OPTIONS)
+    assert [path.stem for path in (tmp_path / "shapes-1" / "checkpoints").iterdir()] == ["step-3"]
+    assert read(tmp_path / "shapes-1" / "config.yaml").train.proposals == str(copy)
+    monkeypatch.setattr(session_file, "is_late", is_late)
+    monkeypatch.chdir("/")
+    copy.unlink()
+    assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
+
+
+def test_faults_of_the_proposals_are_all_told_before_there_is_a_run(data: Path, file: Path, tmp_path: Path) -> None:  # noqa: F811
+    given = json.loads(file.read_text())
+    first, second, *_ = given
+    given[first][3][2] = 97.5
+    given[second][1][0] = float("nan")
+    given["images/train/nobody.jpg"] = [[0, 0, 5, 5]]
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps(given))
+    with pytest.raises(DataError) as error:
+        train(data, overrides=[*OVERRIDES, f"train.proposals={bad}"], runs=tmp_path / "runs", **OPTIONS)
+    lines = str(error.value).splitlines()
+    assert lines[0] == "3 faults in the proposals:"
+    assert lines[1].startswith(f"{bad}: image `{first}`, row 4: the box (")
+    assert lines[1].endswith("is outside the image of 96 x 64 pixels")
+    assert lines[2].startswith(f"{bad}: image `{second}`, row 2: the box (nan, ")
+    assert lines[3].startswith(f"{bad}: image `images/train/nobody.jpg`, row 1: the data has no such image")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["train.scheme=fast-rcnn"], "train.scheme=fast-rcnn needs train.proposals"),
+        (["train.proposals=x.json"], "train.proposals=x.json is read by train.scheme=fast-rcnn alone"),
+        (["train.scheme=fast-rcnn", "train.proposals=x.json", "roi.head=none"], "needs a second stage"),
+    ],
+)
+def test_settings_that_do_not_go_together(settings: list[str], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        choose_settings("x", None, "tiny-fpn", settings, {})
+
+
+def test_processes_share_a_search(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Each searches its images, waits, and reads what all have found."""
+    settings, searched = settings_of("tiny-fpn"), []
+    dataset, _ = open_splits(data, settings.data)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+
+    def search(image: np.ndarray, mode: str) -> Given:
+        searched.append(image.mean())
+        return ranked(np.array([[0.0, 0, 9, len(searched)]]))
+
+    class Third(Team):
+        def gather(self, thing: Any) -> list[Any]:
+            assert len(searched) == 2  # the images 2 and 5 of 6; now the others' are found
+            list(search_files([record.path for record in dataset.records], "fast", settings.data))
+            return [thing] * self.world
+
+    monkeypatch.setattr(search_file, "selective_search", search)
+    given = shared_proposals("selective-search", dataset, settings, Third(torch.device("cpu"), 2, 3))
+    assert len(given) == len(dataset) == len(searched) == 6
+    assert {int(given[2].boxes[0, 3]), int(given[5].boxes[0, 3])} == {1, 2}

@@ -1,0 +1,27 @@
+"""A one-stage detector is trained as the others are."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rcnn.training.train import train
+from tests.training.test_overfit import BOXES, OVERRIDES, no_pictures, one_picture  # noqa: F401
+from tests.training.test_train import one_thread  # noqa: F401
+
+EPOCHS = 30
+ONE_STAGE = ["rpn.classify=classes", "roi.head=none", "rpn.positive_iou=0.5", "rpn.negative_iou=0.4"]
+
+
+@pytest.mark.parametrize("loss", [["rpn.lambda=5"], ["rpn.loss=focal"]], ids=["cross-entropy", "focal"])
+def test_one_image_is_learnt_to_an_ap_of_1(one_thread: None, tmp_path: Path, loss: list[str]) -> None:  # noqa: F811
+    (tmp_path / "one").mkdir()
+    data = one_picture(tmp_path / "one", 96, BOXES, 5)
+    overrides = [*OVERRIDES, *ONE_STAGE, *loss, f"val.every={EPOCHS}"]
+    options: dict[str, Any] = {"epochs": EPOCHS, "batch": 1, "lr": 0.03, "device": "cpu", "quiet": True}
+    run = train(data, model="tiny-fpn", overrides=overrides, runs=tmp_path, **options)
+    assert run.metrics.ap == pytest.approx(1.0)
+    assert run.rows[-1]["train_rpn_class"] < 0.1 * run.rows[0]["train_rpn_class"]
+    (found, nothing) = run.metrics.predictions
+    assert (found.scores > 0.5).sum() == 2
+    assert not (nothing.scores > 0.5).any()

@@ -1,0 +1,41 @@
+"""Both networks of the paper, whole, learn one image by heart, and go on to the bit where they were stopped.
+
+AP is the paper's, at IoU 0.5: the last pixel of a box takes more steps than a test has time for.
+"""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from rcnn.training.train import train
+from tests.training.test_overfit import keep_a_copy, no_pictures, one_picture  # noqa: F401
+from tests.training.test_train import assert_same, one_thread  # noqa: F401
+
+BOXES = {"disc": (32, 32, 80, 80), "square": (80, 96, 128, 144)}
+"""Where two anchors lie, so that few steps will do."""
+OVERRIDES = [
+    *("preprocess.short=160", "preprocess.long=160", "preprocess.mean=[0.353]"),
+    *("anchors.sizes=[[48,96,144]]", "rpn.samples=8", "rpn.nms=0.45"),
+    *("rpn.pre_train=200", "rpn.post_train=32", "rpn.pre_test=200", "rpn.post_test=8"),
+    *("roi.samples=16", "roi.positive_fraction=0.5", "roi.positive_iou=0.6"),
+    *("augment.flip=0", "train.clip=10", "train.milestones=[0.8]"),
+]
+
+
+@pytest.mark.parametrize(("name", "std", "steps"), [("paper-zf", 0.03, 60), ("paper-vgg16", 0.02, 48)])
+def test_one_image_is_learnt_and_a_killed_run_ends_with_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, name: str, std: float, steps: int
+) -> None:
+    with TemporaryDirectory() as folder:  # checkpoints of a gigabyte are not for pytest to keep
+        data, runs, copy = Path(folder) / "data", Path(folder) / "runs", Path(folder) / "copy"
+        data.mkdir()
+        keep_a_copy(monkeypatch, steps - 2, copy)
+        one_picture(data, 160, BOXES, steps)
+        overrides = [*OVERRIDES, f"preprocess.std=[{std}]"]  # random weights learn fast from pixels of this size
+        options = {"epochs": 1, "lr": 3e-3, "init": "none", "device": "cpu"}
+        run = train(data, model=name, overrides=overrides, runs=runs, quiet=True, **options)
+        assert run.detector.model.fast_rcnn.head.fc6.out_features == 4096
+        assert run.metrics.ap50 == pytest.approx(1.0), run.rows
+        assert run.metrics.ap > 0.7
+        assert_same(train(resume=copy, quiet=True), run)
