@@ -12,7 +12,8 @@ import numpy as np
 import torch
 
 import rcnn
-from rcnn.detector import files, pictures
+from rcnn.preprocess.sources import files
+from rcnn.preprocess.stream import pictures
 
 
 def same(a: rcnn.Result, b: rcnn.Result) -> bool:

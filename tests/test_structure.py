@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ FILES = {
     ".".join(path.relative_to(SOURCE).with_suffix("").parts).removesuffix(".__init__"): path
     for path in sorted(SOURCE.rglob("*.py"))
 }
+SCRIPTS = sorted(path for folder in ("benchmarks", "scripts") for path in (SOURCE.parent / folder).glob("*.py"))
 
 DETECTOR = {
     "detector",
@@ -130,6 +132,15 @@ def test_no_circles() -> None:
 def test_every_file_imports_alone() -> None:
     run = subprocess.run([sys.executable, "-c", IMPORT_EACH_ALONE, *FILES], capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_scripts_import_what_there_is(script: Path) -> None:
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("rcnn."):
+            there = import_module(str(node.module))
+            missing = [name.name for name in node.names if not hasattr(there, name.name)]
+            assert not missing, f"{script}:{node.lineno}: {node.module} has no {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("module", FILES)
