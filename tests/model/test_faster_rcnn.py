@@ -96,22 +96,7 @@ def test_losses_do_not_depend_on_padding_rows_or_batch_order():
 def test_nothing_padded_reaches_a_gradient(what):
     net = tiny.model()
     data, targets = tiny.batch(2, *((16, 16) if what == "tiny images" else (64, 96)))
-    if what == "no object":
-        targets = targets._replace(valid=targets.valid & False)
-    elif what == "fillers":
-        data, targets = data._replace(sizes=data.sizes * 0), targets._replace(valid=targets.valid & False)
-    elif what == "empty batch":
-        data, targets = Batch(*(p[:0] for p in data)), Targets(*(p[:0] for p in targets))
-    elif what == "absurd padding":
-        boxes = torch.where(targets.valid[..., None], targets.boxes, torch.tensor(float("nan")))
-        targets = targets._replace(boxes=boxes, labels=torch.where(targets.valid, targets.labels, -7))
-    losses = net.loss(data, targets, tiny.keys(net, data, targets))
-    tiny.total(losses).backward()
-    for name, parameter in net.named_parameters():
-        assert parameter.grad is not None, f"{name} is outside the graph"
-        assert parameter.grad.isfinite().all(), name
-    if what in ("fillers", "empty batch"):
-        assert all(value == 0 and count == 0 for value, count in losses.values())
+    tiny.assert_padding_reaches_no_gradient(net, data, targets, what)
 
 
 def test_keys_depend_on_the_seed_alone():

@@ -9,7 +9,7 @@ from rcnn.config import SettingsError
 from rcnn.model.boxes import clip, decode
 from rcnn.model.losses import focal_loss
 from rcnn.model.one_stage import OneStageDetector
-from rcnn.model.structures import Batch, Detections, Targets, take
+from rcnn.model.structures import Detections, take
 from tests.model import tiny
 from tests.model.test_faster_rcnn import Wrapper, gradients
 
@@ -163,22 +163,7 @@ def test_focal_loss_starts_from_the_prior():
 def test_nothing_padded_reaches_a_gradient(changes, what):
     net = tiny.model(changes)
     data, targets = tiny.batch(2)
-    if what == "no object":
-        targets = targets._replace(valid=targets.valid & False)
-    elif what == "fillers":
-        data, targets = data._replace(sizes=data.sizes * 0), targets._replace(valid=targets.valid & False)
-    elif what == "empty batch":
-        data, targets = Batch(*(p[:0] for p in data)), Targets(*(p[:0] for p in targets))
-    elif what == "absurd padding":
-        boxes = torch.where(targets.valid[..., None], targets.boxes, torch.tensor(float("nan")))
-        targets = targets._replace(boxes=boxes, labels=torch.where(targets.valid, targets.labels, -7))
-    losses = net.loss(data, targets, tiny.keys(net, data, targets))
-    tiny.total(losses).backward()
-    for name, parameter in net.named_parameters():
-        assert parameter.grad is not None, f"{name} is outside the graph"
-        assert parameter.grad.isfinite().all(), name
-    if what in ("fillers", "empty batch"):
-        assert all(value == 0 and count == 0 for value, count in losses.values())
+    tiny.assert_padding_reaches_no_gradient(net, data, targets, what)
 
 
 @KINDS

@@ -85,3 +85,23 @@ def keys(net: FasterRCNN, data: Batch, targets: Targets, seed: int = 7) -> Keys:
 
 def total(losses) -> Tensor:
     return sum((value / count.clamp(min=1) for value, count in losses.values()), torch.zeros(()))
+
+
+def assert_padding_reaches_no_gradient(net, data, targets, what):
+    """A loss of `what` changes or pads the batch: every parameter has a finite gradient, and fillers count nothing."""
+    if what == "no object":
+        targets = targets._replace(valid=targets.valid & False)
+    elif what == "fillers":
+        data, targets = data._replace(sizes=data.sizes * 0), targets._replace(valid=targets.valid & False)
+    elif what == "empty batch":
+        data, targets = Batch(*(p[:0] for p in data)), Targets(*(p[:0] for p in targets))
+    elif what == "absurd padding":
+        boxes = torch.where(targets.valid[..., None], targets.boxes, torch.tensor(float("nan")))
+        targets = targets._replace(boxes=boxes, labels=torch.where(targets.valid, targets.labels, -7))
+    losses = net.loss(data, targets, keys(net, data, targets))
+    total(losses).backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, f"{name} is outside the graph"
+        assert parameter.grad.isfinite().all(), name
+    if what in ("fillers", "empty batch"):
+        assert all(value == 0 and count == 0 for value, count in losses.values())

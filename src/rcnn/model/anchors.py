@@ -1,7 +1,7 @@
 """Reference boxes: cell anchors, grids, inside masks.
 
-The rules of py-faster-rcnn, torchvision, detectron2 and of reference 004 differ in what a ratio divides, in rounding,
-in order and in the centre; each difference is a setting of `config.Anchors`.
+The rules of py-faster-rcnn, torchvision, detectron2 and of a tutorial (`reference-004`) differ in what a ratio divides,
+in rounding, in order and in the centre; each difference is a setting of `config.Anchors`.
 """
 
 from collections.abc import Sequence
@@ -102,6 +102,6 @@ def generate_anchors(
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
     rule: str = "reference-004",
 ) -> Tensor:
-    """(H * W * k, 4) xyxy anchors of one feature map, by one of the named `RULES` (reference 004's function)."""
+    """(H * W * k, 4) xyxy anchors of one feature map, by one of the named `RULES`; the function that tutorials give."""
     settings = Anchors.model_validate({"sizes": (tuple(scales),), "ratios": tuple(ratios), **RULES[rule]})
     return grid_anchors(cell_anchors(settings, 0), feature_size, (stride, stride), settings.offset)

@@ -71,7 +71,7 @@ def rpn_loss(
     lambda_reg: float = 10.0,
     beta: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
-    """Reference 004's loss on plain tensors: means, not the paper's divisors. The model's own is `RPN.normaliser`.
+    """The loss that tutorials give, on plain tensors: means, not the paper's divisors; `rpn.normaliser` has these.
 
     Args:
         cls_logits: (..., A) objectness, or (..., A, 2) as (background, object).
