@@ -1,6 +1,7 @@
 """Do imported detectors give torchvision's boxes, labels and scores?
 
-    python benchmarks/parity_torchvision.py [--images 50] [--short 320] [--arch NAME] [--coco] [--device cpu]
+    python benchmarks/parity_torchvision.py [--images 50] [--short 320] [--proposals N] [--arch NAME] [--coco]
+        [--device cpu]
 
 Pictures of noise, of odd sizes, go through torchvision's detector and through ours, which `rcnn.from_torchvision` made
 of it, as far as the boxes in the resized image. Weights are random with outputs that spread like trained ones, and
@@ -245,6 +246,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=50)
     parser.add_argument("--short", type=int, default=320, help="shorter side; torchvision's own is 800 (or 320)")
+    parser.add_argument("--proposals", type=int, help="an image; by default torchvision's own, 1000 or 150")
     parser.add_argument("--arch", choices=list(ARCHITECTURES), help="one of them; by default all four")
     parser.add_argument("--coco", action="store_true", help="torchvision's COCO weights instead of random ones")
     parser.add_argument("--device", default="cpu")
@@ -259,6 +261,8 @@ def main() -> None:
         if not options.coco:
             weights = {"weights": None, "weights_backbone": None, "num_classes": 21}
         sizes = {"min_size": options.short, "max_size": options.short * 5 // 3}
+        if options.proposals:
+            sizes["rpn_post_nms_top_n_test"] = options.proposals
         model = ARCHITECTURES[name].build(**weights, **sizes).eval()
         if not options.coco:
             spread(model)

@@ -6,7 +6,9 @@
 import re
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -97,6 +99,16 @@ def test_settings_and_options_in_the_text_exist(page: Path) -> None:
     lines = [line for info, block in blocks(page) if info in ("", "sh") for line in block.splitlines()]
     wrong = [line for line in lines if re.search(r"(^|\s)rcnn ", line) and not is_command(line)]
     assert not wrong, f"{page.name}: {wrong}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_names_of_python_in_the_text_exist(page: Path) -> None:
+    named = set(re.findall(r"(?<![\w./-])rcnn(?:\.[A-Za-z_]\w*)+", page.read_text(encoding="utf-8")))
+    for name in list(named):
+        with suppress(ImportError, AttributeError):
+            resolve_name(name)
+            named.remove(name)
+    assert not named
 
 
 def is_command(line: str) -> bool:

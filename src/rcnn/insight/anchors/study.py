@@ -1,7 +1,8 @@
 """What `rcnn anchors` tells of a data set: the anchors of a network beside fitted ones."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -170,6 +171,18 @@ class Study:
         return {"sizes": rule.sizes, "ratios": rule.ratios, **counts, **self.figures(name), **by_group}
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Work of thousands of small tensors: more threads gain nothing, and on a busy machine wait for one another."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, ratios: int | None = None) -> Study:
     """Measure a network's anchors on a data set and fit others.
 
