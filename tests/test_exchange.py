@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
+from rcnn.config import override
 from rcnn.exchange import from_torchvision, import_weights, to_torchvision
 from rcnn.presets import build, settings_of
 from rcnn.weights.file import WeightsError
@@ -99,6 +100,8 @@ def test_what_torchvision_can_not_hold_is_named_setting_by_setting():
                 {"model": {"levels": (4, 5)}, "anchors": {"sizes": ((32,), (64,))}, "roi": {"levels": (4, 5)}},
             ),
         )
+    with pytest.raises(WeightsError, match="its RPN is untrained"):
+        export_state(state, override(settings, {"train": {"scheme": "fast-rcnn", "proposals": "boxes.json"}}))
 
 
 def test_exported_background_is_first_and_its_boxes_are_zero(theirs, expected):

@@ -77,6 +77,7 @@ def test_a_file_that_is_cut_off_is_told_before_training_or_left_out(run: Run, da
         (["{data}", "--config", "c.yaml"], 2, "c.yaml"),
         (["{data}x", "--dry-run"], 3, "no such file or folder"),
         (["{data}/ImageSets", "--dry-run"], 3, "no data set is recognised here"),
+        (["{data}", "--dry-run", "train.scheme=fast-rcnn", "train.proposals=gone.json"], 3, "gone.json"),
         (["{data}", "--init", "nowhere.safetensors"], 4, "nowhere.safetensors"),
     ],
 )

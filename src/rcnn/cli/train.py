@@ -98,10 +98,16 @@ def plan(settings: Settings) -> dict[str, Any]:
     """Print what a training would do: settings, data, sizes, steps, parameters."""
     from rcnn.data.find import open_splits
     from rcnn.data.loader import Loader
+    from rcnn.data.proposals import open_proposals
+    from rcnn.data.selective_search import SEARCHES
     from rcnn.presets import build
+    from rcnn.training.proposals import together
     from rcnn.training.schemes import SCHEMES
 
     train_set, val_set = open_splits(str(settings.data.path), settings.data)
+    source = settings.train.proposals
+    if source is not None and source not in SEARCHES:  # a file may be faulty; a search only takes its time
+        open_proposals(source, together((train_set, val_set)), settings)
     network = build(settings, len(train_set.names))
     steps = Loader(train_set, settings, training=True, batch=settings.train.batch, seed=settings.train.seed).steps
     parameters = sum(parameter.numel() for parameter in network.parameters())

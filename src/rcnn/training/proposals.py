@@ -108,9 +108,7 @@ def external_proposals(
     """
     if settings.train.proposals is None:
         return None
-    together = {record.path: record for dataset in splits for record in dataset.records}
-    dataset = replace(splits[0], records=tuple(together.values()))
-    source = settings.train.proposals
+    dataset, source = together(splits), settings.train.proposals
     if console is None:
         given = shared_proposals(source, dataset, settings, team)
     else:
@@ -120,9 +118,15 @@ def external_proposals(
                 status.update(f"searched {done:,} of {images:,} images")
 
             given = shared_proposals(source, dataset, settings, team, tell)
-    found = dict(zip(together, given, strict=True))
+    found = {record.path: proposals for record, proposals in zip(dataset.records, given, strict=True)}
     counts = (settings.rpn.post_train, settings.rpn.post_test)
     return [
         [Given(*(part[:count] for part in found[record.path])) for record in split.records]
         for split, count in zip(splits, counts, strict=True)
     ]
+
+
+def together(splits: Sequence[Dataset]) -> Dataset:
+    """The images of several lists, each once."""
+    records = {record.path: record for dataset in splits for record in dataset.records}
+    return replace(splits[0], records=tuple(records.values()))
