@@ -11,7 +11,7 @@ from rcnn.model.losses import focal_loss
 from rcnn.model.one_stage import OneStageDetector
 from rcnn.model.structures import Detections, take
 from tests.model import tiny
-from tests.model.test_faster_rcnn import Wrapper, gradients
+from tests.model.test_faster_rcnn import Wrapper
 
 ENTROPY = {"rpn": {"classify": "classes"}, "roi": {"head": "none"}}
 FOCAL = {"rpn": {"classify": "classes", "loss": "focal"}, "roi": {"head": "none"}}
@@ -176,10 +176,10 @@ def test_losses_are_equal_in_evaluation_and_gradients_flow_through_sampled_ancho
     torch.testing.assert_close(found, net(data))
     torch.testing.assert_close(proposals, net.propose(data))
     tiny.total(losses).backward()  # of the whole head
-    wanted = gradients(net)
+    wanted = tiny.gradients(net)
     net.zero_grad(set_to_none=True)
     tiny.total(net.loss(data, targets, keys)).backward()
-    torch.testing.assert_close(gradients(net), wanted)
+    torch.testing.assert_close(tiny.gradients(net), wanted)
 
 
 @KINDS
@@ -188,18 +188,7 @@ def test_compiles_into_one_graph(changes):
     torch._dynamo.reset()
     forward = torch.compile(net.forward, fullgraph=True, backend="aot_eager", dynamic=False)
     loss = torch.compile(net.loss, fullgraph=True, backend="aot_eager", dynamic=False)
-    data, targets = tiny.batch(2)
-    keys = tiny.keys(net, data, targets)
-    with torch.no_grad():
-        torch.testing.assert_close(forward(data), net(data))
-    expected = net.loss(data, targets, keys)
-    tiny.total(expected).backward()
-    wanted = gradients(net)
-    net.zero_grad(set_to_none=True)
-    found = loss(data, targets, keys)
-    tiny.total(found).backward()
-    torch.testing.assert_close(dict(found), dict(expected))
-    torch.testing.assert_close(gradients(net), wanted)
+    tiny.assert_same_step(net, forward, loss, *tiny.batch(2))
 
 
 @KINDS

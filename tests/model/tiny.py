@@ -87,6 +87,24 @@ def total(losses) -> Tensor:
     return sum((value / count.clamp(min=1) for value, count in losses.values()), torch.zeros(()))
 
 
+def gradients(net: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+
+
+def assert_same_step(net, forward, loss, data, targets):
+    """Another form of a network's `forward` and `loss` gives its outputs, losses and gradients."""
+    drawn = keys(net, data, targets)
+    with torch.no_grad():
+        torch.testing.assert_close(forward(data), net(data))
+    results = []
+    for function in (net.loss, loss):
+        net.zero_grad(set_to_none=True)
+        losses = function(data, targets, drawn)
+        total(losses).backward()
+        results.append((dict(losses), gradients(net)))
+    torch.testing.assert_close(results[1], results[0])
+
+
 def assert_padding_reaches_no_gradient(net, data, targets, what):
     """A loss of `what` changes or pads the batch: every parameter has a finite gradient, and fillers count nothing."""
     if what == "no object":

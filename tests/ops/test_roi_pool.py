@@ -6,25 +6,7 @@ from torch import Tensor
 from torchvision import ops as torchvision_ops
 
 from rcnn.ops.roi_pool import roi_pool, roi_pool_reference
-
-MAP = torch.tensor([[(7 * y + 3 * x) % 11 for x in range(6)] for y in range(6)], dtype=torch.float64)[None, None]
-
-
-def scene(
-    seed: int, batch: int = 2, rois: int = 5, channels: int = 3
-) -> tuple[list[Tensor], Tensor, Tensor, list[int]]:
-    """Two levels of a 64 x 48 image, and boxes that may lie outside it."""
-    generator = torch.Generator().manual_seed(seed)
-    strides = [4, 8]
-    levels = [torch.randn(batch, channels, 48 // s, 64 // s, generator=generator, dtype=torch.float64) for s in strides]
-    corner = torch.rand(batch, rois, 2, generator=generator, dtype=torch.float64) * 80 - 10
-    side = torch.rand(batch, rois, 2, generator=generator, dtype=torch.float64) * 50 - 5
-    return (
-        levels,
-        torch.cat((corner, corner + side), 2),
-        torch.randint(0, 2, (batch, rois), generator=generator),
-        strides,
-    )
+from tests.ops.rois import MAP, scene
 
 
 def by_torchvision(levels, boxes, level, strides, output_size) -> Tensor:

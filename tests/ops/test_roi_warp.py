@@ -3,7 +3,7 @@ import torch
 from torchvision import ops as tv
 
 from rcnn.ops.roi_warp import roi_warp, roi_warp_reference
-from tests.ops.test_roi_align import EDGES, MAP, ROI, ZERO, scene
+from tests.ops.rois import EDGES, MAP, ROI, ZERO, scene
 
 
 @pytest.mark.parametrize("function", [roi_warp, roi_warp_reference])

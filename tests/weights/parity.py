@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchvision.models.detection.image_list import ImageList
 
 from rcnn.model.assign import sample
+from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch
 
 SPREAD = (
@@ -67,6 +68,21 @@ def run(model: Any, images: Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[l
 def batch_of(images: Tensor, sizes: Sequence[tuple[int, int]]) -> Batch:
     size = torch.tensor(sizes, dtype=images.dtype)
     return Batch(images, size, torch.ones_like(size), size)
+
+
+def assert_same_boxes(theirs: Any, ours: FasterRCNN, images: Tensor, sizes: Sequence[tuple[int, int]], least: int):
+    """Both, in float64, give the same proposals, boxes, labels and scores, more than `least` of each image."""
+    expected_proposals, expected = run(theirs, images, sizes)
+    with torch.no_grad():
+        found, proposed = ours.detect_and_propose(batch_of(images, sizes))
+    for row in range(len(images)):
+        valid = proposed.valid[row]
+        torch.testing.assert_close(proposed.boxes[row][valid], expected_proposals[row], atol=1e-6, rtol=0)
+        valid = found.valid[row]
+        assert valid.sum() > least
+        assert torch.equal(found.labels[row][valid] + 1, expected[row]["labels"])
+        torch.testing.assert_close(found.boxes[row][valid], expected[row]["boxes"], atol=1e-6, rtol=0)
+        torch.testing.assert_close(found.scores[row][valid], expected[row]["scores"], atol=1e-9, rtol=0)
 
 
 class Drawn:

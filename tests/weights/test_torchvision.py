@@ -12,7 +12,7 @@ from rcnn.weights.torchvision_backbone import PREFIXES
 from rcnn.weights.torchvision_export import program
 from rcnn.weights.torchvision_names import table, to_ours
 
-from .parity import Drawn, batch_of, run, spread
+from .parity import Drawn, assert_same_boxes, batch_of, spread
 
 ARCHITECTURES = ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_320_fpn"]
 SMALL = {
@@ -39,17 +39,7 @@ def test_the_same_proposals_boxes_labels_and_scores(pair):
     theirs.rpn.min_size = 33.0
     ours.rpn.settings = ours.rpn.settings.model_copy(update={"min_size": 33.0})
     images, sizes = torch.randn(2, 3, 128, 96, dtype=torch.float64), [(123, 90), (128, 96)]
-    expected_proposals, expected = run(theirs, images, sizes)
-    with torch.no_grad():
-        found, proposed = ours.detect_and_propose(batch_of(images, sizes))
-    for row in range(2):
-        valid = proposed.valid[row]
-        torch.testing.assert_close(proposed.boxes[row][valid], expected_proposals[row], atol=1e-6, rtol=0)
-        valid = found.valid[row]
-        assert valid.sum() > 20
-        assert torch.equal(found.labels[row][valid] + 1, expected[row]["labels"])
-        torch.testing.assert_close(found.boxes[row][valid], expected[row]["boxes"], atol=1e-6, rtol=0)
-        torch.testing.assert_close(found.scores[row][valid], expected[row]["scores"], atol=1e-9, rtol=0)
+    assert_same_boxes(theirs, ours, images, sizes, least=20)
 
 
 def test_from_a_picture_to_its_boxes_in_float32(pair):
