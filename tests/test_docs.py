@@ -96,7 +96,8 @@ def test_settings_and_options_in_the_text_exist(page: Path) -> None:
     named = re.findall(r"(?<![\w.])(\w+)\.(\w+)=", text)
     unknown = [f"{a}.{b}" for a, b in named if a in Settings.model_fields and f"{a}.{b}" not in set(keys())]
     assert not unknown
-    lines = [line for info, block in blocks(page) if info in ("", "sh") for line in block.splitlines()]
+    shell = [block.replace("\\\n", " ") for info, block in blocks(page) if info in ("", "sh")]
+    lines = [line for block in shell for line in block.splitlines()]
     wrong = [line for line in lines if re.search(r"(^|\s)rcnn ", line) and not is_command(line)]
     assert not wrong, f"{page.name}: {wrong}"
 
