@@ -17,6 +17,9 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rcnn.data.dataset import Dataset
 
+WIDEST = 1000
+"""Characters of a line in a file; a terminal has its own width."""
+
 
 @contextmanager
 def stdout_for_json(wanted: bool) -> Iterator[None]:
@@ -81,7 +84,7 @@ def note(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table after an empty line; the first column is text, the others are numbers."""
+    """A table after an empty line; the first column is text, the others are numbers. In a file it is as wide as it is."""
     grid = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
         grid.add_column(column, justify="right" if index else "left", overflow="fold")
@@ -89,7 +92,10 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
         grid.add_row(*(Text(cell(value)) for value in row))
     say("")
     say(title, "bold")
-    Console().print(grid)
+    console = Console()
+    if not console.is_terminal:
+        console.width = WIDEST
+    console.print(grid)
 
 
 def several(number: int, thing: str) -> str:
