@@ -84,7 +84,7 @@ def note(text: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table after an empty line; the first column is text, the others are numbers. In a file it is as wide as it is."""
+    """A table after an empty line; the first column is text, the others are numbers. Lines of a file are not folded."""
     grid = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
         grid.add_column(column, justify="right" if index else "left", overflow="fold")
