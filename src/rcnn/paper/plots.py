@@ -89,7 +89,7 @@ def plot_recall(outcome: Outcome, path: Path) -> None:
             axes.plot(IOUS, mean, color=ink, marker="o", markersize=3.5, linewidth=1.8, label=label)
             axes.fill_between(IOUS, mean - spread, mean + spread, color=ink, alpha=0.2, linewidth=0)
         axes.set(xlim=(0.48, 1.0), ylim=(0, 102))
-        axes.legend(loc="lower left", **LEGEND)
+        axes.legend(loc="upper right", **LEGEND)  # recall falls to the right
     save(figure, path)
 
 
