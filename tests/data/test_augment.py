@@ -26,7 +26,7 @@ def draw(seed: int, boxes: np.ndarray | None = None, **changes: Any) -> Plan:
 
 def colour_plan(**changes: float) -> Plan:
     factors = {"brightness": 1.0, "contrast": 1.0, "saturation": 1.0, "hue": 0.0, **changes}
-    return Plan(CANVAS, (0, 0, *CANVAS), flip=False, vertical_flip=False, **factors)
+    return Plan(CANVAS, (0, 0, *CANVAS), flip=False, vertical_flip=False, transpose=False, **factors)
 
 
 def photo(low: int = 60, high: int = 180, channels: int = 3) -> torch.Tensor:
@@ -39,7 +39,7 @@ def test_boxes_stay_on_the_pixels_they_frame(seed: int, left: int, top: int, wid
     box = np.array([[left, top, left + width, top + height]], dtype=np.float64)
     pixels = np.zeros((*CANVAS, 3), dtype=np.uint8)
     pixels[top : top + height, left : left + width] = 255
-    plan = draw(seed, box, flip=0.5, vertical_flip=0.5, scale=(0.7, 1.4), crop=0.5)
+    plan = draw(seed, box, flip=0.5, vertical_flip=0.5, transpose=0.5, scale=(0.7, 1.4), crop=0.5)
     resized = Image.fromarray(pixels).resize((plan.resized[1], plan.resized[0]), Image.Resampling.BILINEAR)
     image = apply_to_image(plan, torch.tensor(np.array(resized)).permute(2, 0, 1))
     boxes, visible = apply_to_boxes(plan, box, CANVAS)
@@ -55,13 +55,14 @@ def test_boxes_stay_on_the_pixels_they_frame(seed: int, left: int, top: int, wid
 @given(st.integers(0, 2**40), st.floats(0.3, 1), st.floats(1, 3))
 @settings(deadline=None, max_examples=100)
 def test_the_image_never_leaves_its_canvas(seed: int, low: float, high: float) -> None:
-    plan = draw(seed, np.zeros((0, 4)), scale=(low, high), crop=0.5)
+    plan = draw(seed, np.zeros((0, 4)), scale=(low, high), crop=0.5, transpose=0.5)
     top, left, height, width = plan.window
-    assert 1 <= height <= CANVAS[0]
-    assert 1 <= width <= CANVAS[1]
     assert 0 <= top <= plan.resized[0] - height
     assert 0 <= left <= plan.resized[1] - width
-    assert apply_to_image(plan, torch.zeros(3, *plan.resized, dtype=torch.uint8)).shape == (3, height, width)
+    shape = apply_to_image(plan, torch.zeros(3, *plan.resized, dtype=torch.uint8)).shape
+    assert shape == (3, width, height) if plan.transpose else (3, height, width)
+    assert 1 <= shape[1] <= CANVAS[0]
+    assert 1 <= shape[2] <= CANVAS[1]
 
 
 @given(st.integers(0, 2**40))
@@ -92,11 +93,23 @@ def test_without_settings_nothing_changes() -> None:
 
 
 def test_visible_share_worked_by_hand() -> None:
-    plan = Plan((60, 90), (10, 20, 40, 50), True, False, 1, 1, 1, 0)
+    plan = Plan((60, 90), (10, 20, 40, 50), True, False, False, 1, 1, 1, 0)
     boxes = np.array([[10.0, 20, 30, 40], [0, 0, 20, 10], [60, 45, 80, 55], [30, 20, 40, 30]])
     moved, visible = apply_to_boxes(plan, boxes, CANVAS)
     np.testing.assert_allclose(visible, [0.5, 0, 0.25, 1])
     np.testing.assert_allclose(moved[[0, 2, 3]], [[40, 10, 50, 30], [0, 35, 10, 40], [30, 10, 40, 20]])
+    moved, visible = apply_to_boxes(plan._replace(transpose=True), boxes, CANVAS)
+    np.testing.assert_allclose(visible, [0.5, 0, 0.25, 1])
+    np.testing.assert_allclose(moved[[0, 2, 3]], [[10, 40, 30, 50], [35, 0, 40, 10], [10, 30, 20, 40]])
+
+
+def test_flips_and_transposition_make_all_eight_orientations() -> None:
+    square = torch.arange(16, dtype=torch.uint8).reshape(1, 4, 4)
+    wanted = Augment(**{**STILL, "flip": 0.5, "vertical_flip": 0.5, "transpose": 0.5})
+    plans = [draw_plan((4, 4), np.zeros((0, 4)), wanted, generator(seed)) for seed in range(100)]
+    seen = {tuple(apply_to_image(plan, square).flatten().tolist()) for plan in plans}
+    turned = [torch.rot90(image, k, (1, 2)) for image in (square, square.flip(2)) for k in range(4)]
+    assert seen == {tuple(image.flatten().tolist()) for image in turned}
 
 
 def test_changing_one_setting_keeps_what_is_drawn_for_the_others() -> None:
@@ -107,9 +120,11 @@ def test_changing_one_setting_keeps_what_is_drawn_for_the_others() -> None:
 
 
 def test_flips_and_crops_happen_as_often_as_asked() -> None:
-    plans = [draw(seed, flip=0.3, vertical_flip=0.1, crop=0.6) for seed in range(2000)]
-    shares = np.mean([(plan.flip, plan.vertical_flip, plan.window[2:] != CANVAS) for plan in plans], axis=0)
-    np.testing.assert_allclose(shares, (0.3, 0.1, 0.6), atol=0.04)
+    plans = [draw(seed, flip=0.3, vertical_flip=0.1, transpose=0.8, crop=0.6) for seed in range(2000)]
+    shares = np.mean([(plan.flip, plan.vertical_flip, plan.transpose) for plan in plans], axis=0)
+    np.testing.assert_allclose(shares, (0.3, 0.1, 0.8), atol=0.04)
+    cropped = np.mean([plan.window[2:] != CANVAS for plan in plans if not plan.transpose])
+    np.testing.assert_allclose(cropped, 0.6, atol=0.06)
 
 
 def test_jitter_stays_in_its_range() -> None:
@@ -151,7 +166,7 @@ def test_images_of_any_number_of_channels_get_brightness_and_contrast(channels: 
 
 
 def test_boxes_and_visible_share_are_defined_without_objects() -> None:
-    plan = Plan((10, 10), (0, 0, 10, 10), False, False, 1, 1, 1, 0)
+    plan = Plan((10, 10), (0, 0, 10, 10), False, False, False, 1, 1, 1, 0)
     boxes, visible = apply_to_boxes(plan, np.zeros((0, 4)), (10, 10))
     assert boxes.shape == (0, 4)
     assert visible.shape == (0,)

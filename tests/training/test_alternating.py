@@ -204,7 +204,7 @@ def test_killed_in_stages_2_and_3_it_goes_on_to_the_bit(
 @pytest.mark.parametrize("training", [True, False])
 def test_stored_proposals_lie_where_the_images_objects_lie(data: Path, tmp_path: Path, training: bool) -> None:
     """Told that the objects are the proposals, the batches hold the same boxes for both."""
-    settings = override(settings_of("tiny-fpn", OVERRIDES), {"augment": {"vertical_flip": 0.5}})
+    settings = override(settings_of("tiny-fpn", OVERRIDES), {"augment": {"vertical_flip": 0.5, "transpose": 0.5}})
     dataset = open_dataset(data, "train", settings.data)
     given = [Given(record.boxes, np.linspace(1, 0.5, len(record.boxes))) for record in dataset.records]
     save_proposals(tmp_path / "train.safetensors", given)

@@ -68,6 +68,11 @@ class Augment(Section):
 
     flip: Fraction = Field(default=0.5, description="Probability of a horizontal flip.")
     vertical_flip: Fraction = Field(default=0.0, description="Probability of a vertical flip.")
+    transpose: Fraction = Field(
+        default=0.0,
+        description="Probability that rows and columns change places; with both flips: all eight orientations. Of an "
+        "image of unequal sides, what does not fit is cropped.",
+    )
     scale: Span = Field(default=(0.8, 1.25), description="Range of the scale factor; above 1 the image is cropped.")
     crop: Fraction = Field(default=0.0, description="Probability of a random crop that keeps some object's centre.")
     brightness: NonNegative = Field(default=0.2, description="Factor drawn from 1 -+ this.")

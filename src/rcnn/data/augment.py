@@ -27,6 +27,7 @@ class Plan(NamedTuple):
         window: (top, left, height, width) of what is kept of it.
         flip: left becomes right.
         vertical_flip: top becomes bottom.
+        transpose: rows become columns.
         brightness: factor.
         contrast: factor about the image's mean grey.
         saturation: factor about each pixel's grey.
@@ -37,6 +38,7 @@ class Plan(NamedTuple):
     window: tuple[int, int, int, int]
     flip: bool
     vertical_flip: bool
+    transpose: bool
     brightness: float
     contrast: float
     saturation: float
@@ -47,19 +49,24 @@ def draw_plan(canvas: Size, boxes: np.ndarray, settings: Augment, generator: np.
     """A plan for an image that fills `canvas`, with its (n, 4) boxes in pixels of the canvas.
 
     As many numbers are drawn whatever the settings, so that changing one changes nothing that is drawn for another.
+    Of a transposed image of unequal sides is kept what fits into the canvas.
     """
     flip, vertical_flip, scale, crop, height, width, brightness, contrast, saturation, hue = generator.random(10)
+    *place, transpose = generator.random(4)
+    transposed = bool(transpose < settings.transpose)
+    room = canvas[::-1] if transposed else canvas
     low, high = settings.scale
     factor = low * (high / low) ** scale  # as often a half as a double
     resized = _scaled(canvas, (factor, factor))
     shares = (0.5 + height / 2, 0.5 + width / 2) if crop < settings.crop else (1.0, 1.0)
-    kept = _scaled((min(resized[0], canvas[0]), min(resized[1], canvas[1])), shares)
-    top, left = _place(kept, resized, boxes * _factors(canvas, resized), generator.random(3))
+    kept = _scaled((min(resized[0], room[0]), min(resized[1], room[1])), shares)
+    top, left = _place(kept, resized, boxes * _factors(canvas, resized), np.array(place))
     return Plan(
         resized,
         (top, left, *kept),
         bool(flip < settings.flip),
         bool(vertical_flip < settings.vertical_flip),
+        transposed,
         max(0.0, 1 + (2 * brightness - 1) * settings.brightness),
         max(0.0, 1 + (2 * contrast - 1) * settings.contrast),
         max(0.0, 1 + (2 * saturation - 1) * settings.saturation),
@@ -89,11 +96,12 @@ def _place(kept: Size, resized: Size, boxes: np.ndarray, draws: np.ndarray) -> S
 
 
 def apply_to_image(plan: Plan, image: Tensor) -> Tensor:
-    """(C, *plan.resized) in 0..255 -> (C, *plan.window[2:]), of the same type."""
+    """(C, *plan.resized) in 0..255 -> (C, *plan.window[2:]), of the same type; transposed (C, W, H)."""
     top, left, height, width = plan.window
     image = image[:, top : top + height, left : left + width]
     flips = [axis for axis, flip in ((2, plan.flip), (1, plan.vertical_flip)) if flip]
-    return _jitter(image.flip(flips) if flips else image, plan)
+    image = image.flip(flips) if flips else image
+    return _jitter(image.mT.contiguous() if plan.transpose else image, plan)
 
 
 def _jitter(image: Tensor, plan: Plan) -> Tensor:
@@ -135,7 +143,10 @@ def apply_to_boxes(plan: Plan, boxes: np.ndarray, canvas: Size) -> tuple[np.ndar
         moved[:, [0, 2]] = width - moved[:, [2, 0]]
     if plan.vertical_flip:
         moved[:, [1, 3]] = height - moved[:, [3, 1]]
-    clipped = np.clip(moved, 0, np.array([width, height, width, height]))
+    size = [width, height]
+    if plan.transpose:
+        moved, size = moved[:, [1, 0, 3, 2]], size[::-1]
+    clipped = np.clip(moved, 0, size * 2)
     return clipped, _area(clipped) / _area(moved)
 
 
