@@ -172,8 +172,8 @@ class Detector:
             raise config.SettingsError("proposals are for a second stage, and this detector has none (`roi.head=none`)")
         if not given and self.settings.train.scheme == "fast-rcnn":
             raise config.SettingsError(
-                "the RPN of this detector is untrained (train.scheme=fast-rcnn): give proposals from elsewhere, with "
-                "--proposals FILE or --proposals selective-search"
+                "the RPN of this detector is untrained (train.scheme=fast-rcnn): it works on proposals from elsewhere "
+                "alone, which `predict` and `val` take as --proposals FILE or --proposals selective-search"
             )
 
     def detect(self, batch: Batch, *, features: bool = False, proposals: Proposals | None = None) -> list[Result]:

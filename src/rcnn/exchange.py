@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -100,3 +101,14 @@ def to_torchvision(detector: Detector) -> dict[str, Tensor]:
         WeightsError: torchvision can't hold this detector; the message names the settings.
     """
     return torchvision_export.export_state(detector.model.state_dict(), detector.settings)
+
+
+def to_caffe(detector: Detector) -> dict[str, np.ndarray]:
+    """A detector of the paper's networks as arrays in Caffe's names, which `import_weights` reads as .npz.
+
+    `roi.box_std` is folded into the layer of the boxes.
+
+    Raises:
+        WeightsError: the network is none of the paper's; the message names the settings.
+    """
+    return caffe.export_arrays(detector.model.state_dict(), detector.settings)

@@ -1,11 +1,13 @@
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 import rcnn
+from rcnn.presets import build, settings_of
 
 from .conftest import Outcome
 
@@ -38,6 +40,20 @@ def test_there_and_back(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch:
     mine, before = space["model"].state_dict(), torch.load(checkpoint, weights_only=True)
     assert torch.equal(mine["backbone.body.0.0.weight"], before["backbone.body.0.0.weight"])
     assert not space["model"].training
+
+
+def test_a_network_of_the_paper_goes_to_caffe(run: Run, tmp_path: Path) -> None:
+    """Its boxes' layer is written for plain deltas, as the paper's implementations do when they save."""
+    settings = settings_of("paper-zf", ["roi.hidden=16"])
+    detector = rcnn.Detector(build(settings, 2), settings, ("cat", "dog"), device="cpu")
+    detector.save(tmp_path / "zf.safetensors")
+    outcome = run("export", tmp_path / "zf.safetensors", "--format", "caffe", "--out", tmp_path / "zf.npz", "--json")
+    assert outcome.json() == {"file": str(tmp_path / "zf.npz"), "names": ["__background__", "cat", "dog"]}
+    reg = detector.model.fast_rcnn.predictor.reg.weight.detach().unflatten(0, (2, 4))
+    with np.load(tmp_path / "zf.npz") as arrays:
+        folded = torch.tensor(arrays["bbox_pred.weight"][4:]).unflatten(0, (2, 4))
+    torch.testing.assert_close(folded, reg * torch.tensor(settings.roi.box_std)[:, None])
+    assert "must end in .npz" in run("export", tmp_path / "zf.safetensors", "--format=caffe", "--out=a.pth").err
 
 
 def test_the_list_of_architectures(run: Run) -> None:

@@ -73,10 +73,12 @@ def test_an_rpn_alone_then_fast_rcnn_on_what_it_proposes(run: Run, data: Path, t
         ("val", trained["best"], data),
         ("predict", trained["best"], data),
         ("propose", trained["best"], data),
+        ("why", trained["best"], data),
+        ("explain", trained["best"], data / "JPEGImages/0.jpg"),
     ):
         outcome = run(*command)
         assert outcome.code == 2
-        assert "the RPN of this detector is untrained (train.scheme=fast-rcnn): give proposals" in outcome.err
+        assert "`predict` and `val` take as --proposals FILE or --proposals selective-search" in outcome.err
     assert not (tmp_path / "runs/predict").exists()
 
     scores = run("val", trained["best"], data, "--proposals", file, "--json").json()

@@ -79,6 +79,10 @@ def test_mat_of_selective_search(tmp_path: Path):
     first, second = read_proposals(tmp_path / "ss.mat", RECORDS)
     assert corners(first) == [[0, 0, 100, 80], [10, 20, 30, 60]]
     assert len(second.boxes) == 0
+    boxes[0, 1] = np.array([[1, 1, 80, 100, 0.2], [21, 11, 60, 30, 0.9]])
+    savemat(tmp_path / "ss.mat", {"images": images, "boxes": boxes})
+    first = read_proposals(tmp_path / "ss.mat", RECORDS)[0]
+    assert (corners(first), first.scores.round(6).tolist()) == ([[10, 20, 30, 60], [0, 0, 100, 80]], [0.9, 0.2])
     boxes[0, 1] = np.array([[1, 1, 80, 100], [1, 1, 80, 103]])
     savemat(tmp_path / "ss.mat", {"images": images, "boxes": boxes})
     with pytest.raises(DataError, match=r"ss\.mat: image `a`, row 2: the box \(0, 0, 103, 80\) is outside"):

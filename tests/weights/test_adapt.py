@@ -3,6 +3,7 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.config import Settings
+from rcnn.model.boxes import decode
 from rcnn.presets import build, settings_of
 from rcnn.weights.adapt import Layout, adapt, fill, some
 from rcnn.weights.file import WeightsError
@@ -128,7 +129,6 @@ def test_other_anchors_of_a_cell_start_the_last_layers_of_the_rpn_anew() -> None
     ("change", "layers"),
     [
         ("anchors.ratios=[2,1,0.5]", {"rpn.head.cls", "rpn.head.reg"}),
-        ("roi.box_std=[1,1,1,1]", {"fast_rcnn.predictor.reg"}),
         ("rpn.logits=2", {"rpn.head.cls"}),
     ],
 )
@@ -137,6 +137,18 @@ def test_layers_whose_outputs_mean_something_else_start_anew(change: str, layers
     notes = case.run()
     assert case.fresh() == layers
     assert all(f"{layer} (" in notes for layer in layers)
+
+
+def test_boxes_are_kept_where_their_deltas_are_divided_by_other_numbers() -> None:
+    case = Case(("cat", "dog"), "roi.box_std=[1,0.5,0.2,0.4]")
+    assert case.run() == "all weights from pets.safetensors"
+    rois, features = torch.tensor([[10.0, 20, 50, 80]]), torch.randn(7, 12)
+
+    def boxes(given: dict[str, Tensor], *std: float) -> Tensor:
+        deltas = nn.functional.linear(features, given[REG + "weight"], given[REG + "bias"])
+        return decode(deltas.unflatten(1, (2, 4)) / 50, rois, torch.tensor(std))
+
+    torch.testing.assert_close(boxes(case.after, 1, 0.5, 0.2, 0.4), boxes(case.given, 0.1, 0.1, 0.2, 0.2))
 
 
 def test_ratios_told_the_other_way_round_are_the_same_anchors() -> None:

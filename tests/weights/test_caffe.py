@@ -63,6 +63,16 @@ def test_vgg_has_all_thirteen_convolutions():
     fill(net, import_arrays(arrays, settings).tensors, "arrays")
 
 
+def test_other_networks_are_refused_by_the_setting(zf: FasterRCNN):
+    for change in ("anchors.order=size", "rpn.score_order=object-first", "roi.class_agnostic=true", "rpn.convs=2"):
+        with pytest.raises(WeightsError, match=rf"(?i)can't hold this detector: {change}, there "):
+            export_arrays(zf.state_dict(), settings_of("paper-zf", [*NARROW, change]))
+    with pytest.raises(
+        WeightsError, match=r"model\.backbone=mobilenet, there vgg16 or zf; model\.neck=fpn, there none; "
+    ):
+        export_arrays({}, settings_of("mobilenet-fpn"))
+
+
 def test_background_comes_first_and_deltas_are_unnormalised(settings: Settings, arrays):
     """Scores and boxes as Caffe computes them: [background, classes], four rows a class, no standard deviation."""
     generator = np.random.default_rng(0)

@@ -1,17 +1,29 @@
-"""`rcnn export MODEL --format torchvision`: a detector as a state dictionary that another library loads."""
+"""`rcnn export MODEL --format torchvision|caffe`: a detector as a file that another library loads."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from rcnn.cli import arguments, screen
 
+if TYPE_CHECKING:
+    from rcnn.detector import Detector
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors), or a known name.")]
-Format = Annotated[Literal["torchvision"], typer.Option(help="The library that is to load it.")]
-Out = Annotated[
-    Path | None, typer.Option(metavar="FILE", help=".pth or .safetensors. By default MODEL-torchvision.pth here.")
+Format = Annotated[
+    Literal["torchvision", "caffe"],
+    typer.Option(help="The library that is to load it; caffe: arrays in the layer names of the paper's networks."),
 ]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help=".pth or .safetensors, caffe: .npz. By default MODEL-torchvision.pth or MODEL-caffe.npz here.",
+    ),
+]
+SUFFIXES = {"torchvision": (".pth", ".safetensors"), "caffe": (".npz",)}
+"""Of each format's files, the usual one first."""
 
 
 def export(
@@ -20,30 +32,50 @@ def export(
     out: Out = None,
     json: arguments.Json = False,
 ) -> None:
-    """Write a detector's weights in torchvision's names, and print the program that builds the model for them.
+    """Write a detector's weights in another library's names.
+
+    For torchvision the program that builds the model for them is printed.
 
     Example: rcnn export best.safetensors --format torchvision --out best.pth
     """
     import rcnn
-    from rcnn import exchange
     from rcnn.config import SettingsError
     from rcnn.weights.file import WeightsError
-    from rcnn.weights.torchvision_export import program, write
 
-    target = out or Path(f"{Path(model).stem}-{format}.pth")
-    if target.suffix not in (".pth", ".safetensors"):
-        raise SettingsError(f"--out {target}: the name must end in .pth or .safetensors")
+    target = out or Path(f"{Path(model).stem}-{format}{SUFFIXES[format][0]}")
+    if target.suffix not in SUFFIXES[format]:
+        raise SettingsError(f"--out {target}: the name must end in {' or '.join(SUFFIXES[format])}")
     if target.exists():
         raise WeightsError(f"{target} is there already; move it away or give another name with --out")
     detector = rcnn.load(model, device="cpu")
+    names = ["__background__", *detector.names]
+    code, count = (_torchvision if format == "torchvision" else _caffe)(detector, target)
+    if json:
+        screen.emit({"file": target, "names": names} | ({"program": code} if code else {}))
+        return
+    if code:
+        print(code + _loading(target))
+    screen.note(f"# {target}: {screen.several(count, 'tensor')}; labels: {', '.join(names)}")
+
+
+def _torchvision(detector: "Detector", target: Path) -> tuple[str, int]:
+    """Writes the state dictionary; the program that builds its model, and how many tensors there are."""
+    from rcnn import exchange
+    from rcnn.weights.torchvision_export import program, write
+
     state, code = exchange.to_torchvision(detector), program(detector.settings, len(detector.names))
     write(target, state)
-    names = ["__background__", *detector.names]
-    if json:
-        screen.emit({"file": target, "program": code, "names": names})
-        return
-    print(code + _loading(target))
-    screen.note(f"# {target}: {screen.several(len(state), 'tensor')}; labels: {', '.join(names)}")
+    return code, len(state)
+
+
+def _caffe(detector: "Detector", target: Path) -> tuple[str, int]:
+    """Writes the arrays; no program, and how many there are."""
+    from rcnn import exchange
+    from rcnn.weights.caffe import write_arrays
+
+    arrays = exchange.to_caffe(detector)
+    write_arrays(target, arrays)
+    return "", len(arrays)
 
 
 def _loading(target: Path) -> str:

@@ -6,7 +6,7 @@
     COCO's results: [{"image_id": ..., "bbox": [x, y, w, h], "score": ...}, ...].
 .npz holds an array (n, 4) or (n, 5) of such rows an image, under its name.
 .mat holds Selective Search's cells `images` and `boxes` of rows (y1, x1, y2, x2), whose first pixel is 1 and whose last
-belongs to the box.
+belongs to the box; a fifth number is a score.
 """
 
 import json
@@ -279,8 +279,9 @@ def _read_mat(path: Path) -> Iterator[_Part | str]:
         raise DataError(f"{path}: expected two cells of equal length, `images` and `boxes`")
     for image, rows in zip(images, boxes, strict=True):
         part = _part("".join(np.ravel(image).astype(str)), rows)
-        if isinstance(part, _Part) and part.rows.shape[1:] == (4,):  # from y1, x1, y2, x2, inclusive and counted from 1
-            part = part._replace(rows=part.rows[:, [1, 0, 3, 2]] - np.array([1, 1, 0, 0]))
+        if isinstance(part, _Part) and part.rows.shape[1:] in ((4,), (5,)):  # y1, x1, y2, x2, inclusive, from 1
+            corners = part.rows[:, [1, 0, 3, 2]] - np.array([1, 1, 0, 0])
+            part = part._replace(rows=np.hstack([corners, part.rows[:, 4:]]))
         yield part
 
 

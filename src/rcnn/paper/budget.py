@@ -5,9 +5,11 @@ import time
 from collections.abc import Sequence
 
 from rcnn.config import override
+from rcnn.data.proposals import open_proposals
 from rcnn.evaluate import evaluate
 from rcnn.paper.experiment import Experiment
 from rcnn.paper.lab import Lab
+from rcnn.paper.proposals import source
 from rcnn.training.log import duration
 from rcnn.training.schemes import SCHEMES
 
@@ -30,8 +32,12 @@ def cut_epochs(lab: Lab, experiment: Experiment, seeds: Sequence[int], minutes: 
     trainings, runs = experiment.trainings, len(experiment.runs)
     asked = lab.settings.train.epochs
     if not trainings:
+        lab.say("nothing is trained here, and --budget cuts nothing but epochs")
         return asked
     began = time.monotonic()
+    if any(run.given for run in experiment.runs):  # what is found now is not looked for again
+        lab.say("proposals from elsewhere come first, so that --budget knows their time")
+        open_proposals(source(lab.settings), lab.dataset, lab.settings)
     lab.say("timing one epoch for --budget")
     probe = Lab(override(lab.settings, {"train": {"epochs": 1}}), lab.folder, lab.split, lab.say, quiet=lab.quiet)
     done = probe.train(trainings[0], seeds[0])

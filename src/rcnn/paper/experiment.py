@@ -21,12 +21,14 @@ class Run(NamedTuple):
         measure: (lab, seed) -> row -> numbers.
         needs: models that it measures.
         seeded: does it differ from seed to seed? If not, it is done once.
+        given: does it read proposals from elsewhere for the images that are scored?
     """
 
     rows: tuple[str, ...]
     measure: Callable[[Lab, int], Mapping[str, Numbers]]
     needs: tuple[Training, ...] = ()
     seeded: bool = True
+    given: bool = False
 
 
 class Column(NamedTuple):

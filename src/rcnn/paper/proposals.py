@@ -65,7 +65,7 @@ def experiment(settings: Settings) -> Experiment:
         source="table 2; Fast R-CNN with ZF, VOC 2007 test",
         columns=SCORES,
         runs=(
-            Run((SS,), partial(_selective_search, fast), (fast,)),
+            Run((SS,), partial(_selective_search, fast), (fast,), given=True),
             Run((SHARED,), _shared, (ALTERNATING,)),
             Run((UNSHARED,), _unshared, (ALTERNATING,)),
             *(Run((row,), partial(_of_rpn, row, fast), (fast, ALTERNATING)) for row in TESTS),

@@ -3,7 +3,8 @@
 Alternating training (paper, section 3.2) leaves in the run folder, besides what every run leaves:
 
 stages/N/best.safetensors, last.safetensors      detectors of stage N but the last; without a second stage if N is odd
-stages/N/train.safetensors, val.safetensors      proposals of stage N for both lists of images
+stages/N/train.safetensors                       proposals of stage N, an RPN alone, for the images that are trained on
+stages/1/val.safetensors                         and those of stage 1 for the images of validation
 
 Fast R-CNN on proposals from elsewhere leaves these: proposals/train.safetensors, val.safetensors. A resumed run reads
 them there, whatever has become of the file that they came from.

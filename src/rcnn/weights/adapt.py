@@ -11,9 +11,10 @@ from torch import Tensor, nn
 
 from rcnn.config import Anchors, Settings, dump
 from rcnn.weights.backbone import fit_channels
+from rcnn.weights.box_targets import LAYER, rescale
 from rcnn.weights.file import WeightsError
 
-_CLS, _REG = "fast_rcnn.predictor.cls", "fast_rcnn.predictor.reg"
+_CLS, _REG = "fast_rcnn.predictor.cls", LAYER
 _ONE_STAGE = "rpn.head.cls"
 """Tells classes too where `rpn.classify` says so: one row an anchor of a cell, class after class."""
 _COUNTER = "num_batches_tracked"
@@ -69,7 +70,8 @@ def adapt(
 ) -> tuple[str, ...]:
     """Copy into `model` what fits of another detector, in place; the other layers stay as they are, which is fresh.
 
-    Rows of classes that both know are kept by name, and so is the background. A first convolution for images of other
+    Rows of classes that both know are kept by name, and so is the background; rows of boxes are made for our
+    `roi.box_std`. A first convolution for images of other
     channels is adapted as `fit_channels` says.
 
     Args:
@@ -87,6 +89,7 @@ def adapt(
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_COUNTER)}
     given = {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
+    given = rescale(given, theirs.settings.roi.box_std, ours.settings.roi.box_std)
     fitted, fresh = _split(own, given, theirs, ours)
     kept = {name: tensor for name, tensor in fitted.items() if _layer(name) not in fresh}
     _see_backbone(own, kept, theirs, ours, source)
@@ -172,8 +175,6 @@ def _unlike(theirs: Settings, ours: Settings) -> dict[str, str]:
     if there != here:
         reason = f"height / width of a cell's anchors: {_numbers(there)}, here {_numbers(here)}"
         found |= {"rpn.head.cls": reason, "rpn.head.reg": reason}
-    if theirs.roi.box_std != ours.roi.box_std:
-        found[_REG] = f"roi.box_std={_numbers(theirs.roi.box_std)}, here {_numbers(ours.roi.box_std)}"
     return found
 
 

@@ -7,6 +7,7 @@ net.params.items() for i, blob in enumerate(blobs)})` makes an .npz of one. K cl
 import re
 import zipfile
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ import torch
 from torch import Tensor
 
 from rcnn.config import Settings
-from rcnn.weights.file import WeightsError
+from rcnn.weights.box_targets import LAYER, rescale
+from rcnn.weights.file import WeightsError, atomic_write
 from rcnn.weights.imported import Imported, class_names
 
 ARCHITECTURES = ("paper-vgg16", "paper-zf")
@@ -27,7 +29,7 @@ _CONVS = {
     "zf": {f"conv{n}": f"features.conv{n}" for n in range(1, 6)},
 }
 _CLASSIFIER = {"fc6": "classifier.0", "fc7": "classifier.3"}
-_CLS, _REG = "fast_rcnn.predictor.cls", "fast_rcnn.predictor.reg"
+_CLS = "fast_rcnn.predictor.cls"
 _HEADS = {
     "rpn_conv/3x3": "rpn.head.conv",
     "rpn_cls_score": "rpn.head.cls",
@@ -35,7 +37,7 @@ _HEADS = {
     "fc6": "fast_rcnn.head.fc6",
     "fc7": "fast_rcnn.head.fc7",
     "cls_score": _CLS,
-    "bbox_pred": _REG,
+    "bbox_pred": LAYER,
 }
 _ALIASES = {
     "rpn_conv1": "rpn_conv/3x3",
@@ -47,6 +49,9 @@ _ALIASES = {
 
 _KEY = re.compile(r"(?P<layer>.+?)(?:[./](?P<long>0|1|weights?|bias|biases)|_(?P<short>w|b))")
 _LEAVES: dict[str, str] = dict.fromkeys(("0", "weight", "weights", "w"), "weight")
+
+UNDIVIDED = (1.0, 1.0, 1.0, 1.0)
+"""Deltas as both implementations have them once they are saved: the deviations are in the weights."""
 
 Blobs = np.ndarray | Tensor | Sequence[np.ndarray | Tensor]
 
@@ -65,6 +70,17 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{path} is damaged, or no .npz file of plain arrays: {reason}") from None
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays as .npz, atomically.
+
+    Raises:
+        OSError: the folder is missing or not writable, or the disk is full.
+    """
+    content = BytesIO()
+    np.savez(content, **dict(arrays))
+    atomic_write(path, content.getvalue())
 
 
 def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequence[str] | None = None) -> Imported:
@@ -88,24 +104,51 @@ def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequen
     tensors[f"{_CLS}.weight"] = torch.stack([*classes, background])
     tensors[f"{_CLS}.bias"] = tensors[f"{_CLS}.bias"].roll(-1)
     for leaf in ("weight", "bias"):
-        rows = tensors[f"{_REG}.{leaf}"][4:].unflatten(0, (-1, 4))
-        tensors[f"{_REG}.{leaf}"] = (rows / _std(settings, rows)).flatten(0, 1)
+        tensors[f"{LAYER}.{leaf}"] = tensors[f"{LAYER}.{leaf}"][4:]
+    tensors = rescale(tensors, UNDIVIDED, settings.roi.box_std)
     return Imported(settings, tensors, class_names(len(classes), names), None, ())
 
 
 def export_arrays(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, np.ndarray]:
-    """`layer.weight` and `layer.bias` of a paper model, as `import_arrays` reads them; background boxes are zeros."""
+    """`layer.weight` and `layer.bias` of a paper model, as `import_arrays` reads them; background boxes are zeros.
+
+    Raises:
+        WeightsError: the model is none of the paper's; the message names the settings.
+    """
+    _see_paper(settings)
+    tensors = rescale(tensors, settings.roi.box_std, UNDIVIDED)
     found = {}
     for layer, place in _places(settings).items():
         for leaf in ("weight", "bias"):
             tensor = tensors[f"{place}.{leaf}"].detach().float().cpu()
             if place == _CLS:
                 tensor = tensor.roll(1, dims=0)
-            if place == _REG:
-                rows = tensor.unflatten(0, (-1, 4)) * _std(settings, tensor[None])
-                tensor = torch.cat((torch.zeros_like(rows[:1]), rows)).flatten(0, 1)
+            if place == LAYER:
+                tensor = torch.cat((torch.zeros_like(tensor[:4]), tensor))
             found[f"{layer}.{leaf}"] = tensor.numpy()
     return found
+
+
+def _see_paper(settings: Settings) -> None:
+    """Refuse a model whose layers have no names here, or mean something else there."""
+    model, anchors, rpn, roi = settings.model, settings.anchors, settings.rpn, settings.roi
+    faults = [
+        f"{name}={value}, there {' or '.join(map(str, there))}"
+        for name, value, there in (
+            ("model.backbone", model.backbone, tuple(_CONVS)),
+            ("model.neck", model.neck, ("none",)),
+            ("anchors.order", anchors.order, ("ratio",)),
+            ("rpn.classify", rpn.classify, ("objects",)),
+            ("rpn.convs", rpn.convs, (1,)),
+            ("rpn.logits", rpn.logits, (2,)),
+            ("rpn.score_order", rpn.score_order, ("background-first",)),
+            ("roi.head", roi.head, ("fc",)),
+            ("roi.class_agnostic", roi.class_agnostic, (False,)),
+        )
+        if value not in there
+    ]
+    if faults:
+        raise WeightsError(f"Caffe's networks of the paper can't hold this detector: {'; '.join(faults)}")
 
 
 def swap_scores(scores: Tensor) -> Tensor:
@@ -166,8 +209,3 @@ def _pairs(arrays: Mapping[str, Blobs]) -> dict[tuple[str, str], Tensor]:
                 tensor = tensor.reshape(-1, *tensor.shape[-1:]) if leaf == "weight" else tensor.flatten()
             found[layer, leaf] = tensor
     return found
-
-
-def _std(settings: Settings, like: Tensor) -> Tensor:
-    """What rows of four deltas, (K, 4) or (K, 4, features), were divided by."""
-    return like.new_tensor(settings.roi.box_std).view(4, *(1,) * (like.dim() - 2))

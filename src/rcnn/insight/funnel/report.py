@@ -164,6 +164,7 @@ class _Adviser:
             "cut": f"Raise `rpn.post_test` (now {rpn.post_test}): better-scored proposals crowd out",
             "score": f"Lower `rpn.score` (now {rpn.score:g}): proposals of too low a score are all there is for",
             "small": f"Lower `rpn.min_size` (now {rpn.min_size:g}): it drops the proposals of",
+            "shared": self._one_for_two("proposal"),
         }
         nms = f"Raise `rpn.nms` (now {rpn.nms:g}): neighbours' proposals suppress those of"
         return f"{what.get(_common(lost), nms)} {_objects(lost)}, {self._most(lost)}."
@@ -198,8 +199,7 @@ class _Adviser:
         what = {
             "cut": f"Raise `roi.detections` (now {roi.detections}): better-scored boxes crowd out",
             "small": f"Lower `roi.min_size` (now {roi.min_size:g}): it drops the boxes of",
-            "shared": f"Show images larger (`preprocess.short`, now {self.settings.preprocess.short}) and train again, "
-            "and look for labels given twice: one box stands for two at",
+            "shared": self._one_for_two("box"),
         }
         nms = f"Raise `roi.nms` (now {roi.nms:g}): neighbours' boxes suppress those of"
         return f"{what.get(_common(lost), nms)} {_objects(lost)}, {self._most(lost)}."
@@ -242,6 +242,13 @@ class _Adviser:
         return (
             f"Look at the labels of {self._commonest(alarms)}: {len(alarms)} detections, {self._most(alarms)}, score "
             "above half of the right ones of their class where nothing is labelled."
+        )
+
+    def _one_for_two(self, thing: str) -> str:
+        """The beginning of the advice where what fits an object was matched to another."""
+        return (
+            f"Show images larger (`preprocess.short`, now {self.settings.preprocess.short}) and train again, and look "
+            f"for labels given twice: one {thing} stands for two at"
         )
 
     def _labels(self, pairs: Sequence[tuple[int, int]]) -> str:
