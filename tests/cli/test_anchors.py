@@ -11,6 +11,11 @@ from rcnn.presets import settings_of
 SMALL = ("preprocess.short=60", "preprocess.long=80")
 
 
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as text:
+        return list(csv.DictReader(text))
+
+
 def test_it_measures_fits_and_draws(run: Callable[..., Any], data: Path, tmp_path: Path) -> None:
     """Every box is 40 x 30 px and the images keep their size: one anchor of 34.6 px and ratio 0.75 meets them."""
     result = run("anchors", data, "--ratios", 1, "--out", tmp_path / "out", "--json", *SMALL)
@@ -27,6 +32,12 @@ def test_it_measures_fits_and_draws(run: Callable[..., Any], data: Path, tmp_pat
     assert (tmp_path / "out/anchors.png").stat().st_size > 10_000
     assert "Settings to paste" in result.err
     assert "By aspect" in result.err
+    rows = rows_of(tmp_path / "out/boxes.csv")
+    assert len(rows) == 4
+    for end, rule in (("", "now"), ("_fitted", "fitted")):
+        assert sum(float(row[f"iou{end}"]) for row in rows) / 4 == pytest.approx(found[rule]["iou"])
+        assert sum(int(row[f"positives{end}"]) for row in rows) / 4 == found[rule]["positives"]
+    assert (rows[0]["width"], rows[0]["height"]) == ("40.0", "30.0")
 
 
 def test_objects_that_no_anchor_reaches_are_named_with_their_images(
@@ -36,8 +47,7 @@ def test_objects_that_no_anchor_reaches_are_named_with_their_images(
     result = run("anchors", data, "--split", "val", "--out", tmp_path / "out", huge, *SMALL)
     assert result.code == 0, result.err
     assert "JPEGImages/4.jpg" in result.out
-    with (tmp_path / "out/unreached.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = rows_of(tmp_path / "out/boxes.csv")
     assert sorted(row["image"] for row in rows) == ["JPEGImages/4.jpg", "JPEGImages/5.jpg"]
     assert float(rows[0]["iou"]) == pytest.approx(40 * 30 / 200**2, rel=0.02)  # the square ones hold the box whole
     assert float(rows[0]["iou_fitted"]) > 0.6

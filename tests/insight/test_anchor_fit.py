@@ -204,7 +204,7 @@ def test_a_study_names_what_no_anchor_reaches_and_draws(tmp_path: Path) -> None:
     model = build(settings_of("tiny-fpn", SMALL), 1)
     thin = [10.0, 10.0, 11.0, 90.0]
     result = study(data([record((96, 128), [[30.0, 30, 62, 62], thin])]), model)
-    assert result.unreached("now") == [1]
+    assert result.unreached() == [1]
     told = result.describe(1, data([record((96, 128), [[30.0, 30, 62, 62], thin])]))
     assert (told["image"], told["class"], told["width"], told["height"]) == ("a.png", "thing", 1, 80)
     assert result.figures("fitted")["iou"] > result.figures("now")["iou"]

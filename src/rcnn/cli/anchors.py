@@ -8,7 +8,6 @@ import typer
 from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
-    from rcnn.data.dataset import Dataset
     from rcnn.insight.anchors.study import Study
 
 SHOWN = 10
@@ -51,13 +50,15 @@ def anchors(
         folder = fresh_folder(out)
         rpn = network.settings.rpn
         plot_anchors(result.objects, result.found, (rpn.negative_iou, rpn.positive_iou), folder / "anchors.png")
-        lost = result.unreached("now")
-        _list_unreached(result, dataset, lost, folder / "unreached.csv")
+        boxes = [result.describe(i, dataset) for i in result.worst_first()]
+        _write(boxes, folder / "boxes.csv")
+        unreached = boxes[: len(result.unreached())]
+        _list_unreached(unreached, folder / "boxes.csv")
         screen.say("\nSettings to paste (the network must be trained with them):", "bold")
         screen.say(" ".join(setting_words(result.found["fitted"].anchors)))
-        screen.say(f"picture: {folder / 'anchors.png'}")
+        screen.say(f"picture: {folder / 'anchors.png'}; every object: {folder / 'boxes.csv'}")
     if json:
-        screen.emit({**result.to_json(), "unreached": [result.describe(i, dataset) for i in lost], "folder": folder})
+        screen.emit({**result.to_json(), "unreached": unreached, "folder": folder})
 
 
 def _network(model: str, changes: list[str]) -> Any:
@@ -108,17 +109,20 @@ def show(result: "Study") -> None:
     screen.table("Positive anchors an object", ["", *spread], rows)
 
 
-def _list_unreached(result: "Study", dataset: "Dataset", lost: list[int], path: Path) -> None:
-    """Tell the objects that no anchor reaches, worst first, and write all of them to a file."""
+def _write(rows: list[dict[str, Any]], path: Path) -> None:
+    """Every object, a row each."""
     import csv
 
-    if not lost:
-        return
-    rows = [result.describe(i, dataset) for i in lost]
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
+
+
+def _list_unreached(rows: list[dict[str, Any]], path: Path) -> None:
+    """Tell the objects that no anchor reaches, worst first; all objects are in the file."""
+    if not rows:
+        return
     columns = ["image", "class", "width", "height", "best IoU"]
     shown = [[r["image"], r["class"], round(r["width"]), round(r["height"]), r["iou"]] for r in rows[:SHOWN]]
     more = f" (the first {SHOWN} of {len(rows):,}; all: {path})" if len(rows) > SHOWN else ""

@@ -79,7 +79,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
         OSError: the folder is missing or not writable, or the disk is full.
     """
     content = BytesIO()
-    np.savez(content, **dict(arrays))
+    np.savez(content, allow_pickle=False, **dict(arrays))
     atomic_write(path, content.getvalue())
 
 

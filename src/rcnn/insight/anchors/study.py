@@ -143,19 +143,27 @@ class Study:
         counts = self.found[name].positives
         return {label: int(((counts >= low) & (counts <= high)).sum()) for label, (low, high) in POSITIVES.items()}
 
-    def unreached(self, name: str) -> list[int]:
-        """Objects whose best IoU is negative to every anchor, worst first."""
-        iou = self.found[name].iou
-        order = iou.argsort(stable=True)
-        return order[iou[order] < self.limits[0]].tolist()
+    def worst_first(self) -> list[int]:
+        """Objects by their best IoU now."""
+        return self.found["now"].iou.argsort(stable=True).tolist()
+
+    def unreached(self) -> list[int]:
+        """Objects whose best IoU now is negative to every anchor, worst first."""
+        return [index for index in self.worst_first() if self.found["now"].iou[index] < self.limits[0]]
 
     def describe(self, index: int, dataset: Dataset) -> dict[str, Any]:
-        """One object: its image, class, corners and sides in pixels of the file, best IoU now and fitted."""
+        """One object: image, class, corners and sides in pixels of the file, best IoU and positive anchors of each rule.
+
+        Positive anchors are None in images on which they were not counted.
+        """
         record, row = dataset.records[int(self.objects.image[index])], int(self.objects.row[index])
         x1, y1, x2, y2 = record.boxes[row].tolist()
         place = {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "width": x2 - x1, "height": y2 - y1}
-        ious = {"iou": float(self.found["now"].iou[index]), "iou_fitted": float(self.found["fitted"].iou[index])}
-        return {"image": record.name, "class": dataset.names[int(record.labels[row])], **place, **ious}
+        fits: dict[str, float | int | None] = {}
+        for end, coverage in (("", self.found["now"]), ("_fitted", self.found["fitted"])):
+            positives = int(coverage.positives[index])
+            fits |= {f"iou{end}": float(coverage.iou[index]), f"positives{end}": positives if positives >= 0 else None}
+        return {"image": record.name, "class": dataset.names[int(record.labels[row])], **place, **fits}
 
     def to_json(self) -> dict[str, Any]:
         """A plain tree: figures of both rules, of all objects and by group."""
