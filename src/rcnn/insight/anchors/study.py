@@ -152,7 +152,7 @@ class Study:
         return [index for index in self.worst_first() if self.found["now"].iou[index] < self.limits[0]]
 
     def describe(self, index: int, dataset: Dataset) -> dict[str, Any]:
-        """One object: image, class, corners and sides in pixels of the file, best IoU and positive anchors of each rule.
+        """One object: image, class, corners and sides in pixels of the file; best IoU and positive anchors by rule.
 
         Positive anchors are None in images on which they were not counted.
         """
