@@ -9,14 +9,17 @@ import torch
 from torch import nn
 
 from rcnn.backbones.zf import WithinChannelNorm
+from rcnn.config import Augment
 from rcnn.model.anchors import cell_anchors, grid_anchors, inside
 from rcnn.model.boxes import decode
 from rcnn.model.fast_rcnn import FCHead, UnscaledDropout
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.losses import smooth_l1
+from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.preprocess.batch import Preprocessor
 from rcnn.presets import build, settings_of
 from rcnn.training.optim import build_optimizer, learning_rate
+from tests.model import worked
 from tests.test_presets import scene
 
 NETWORKS = ("paper-vgg16", "paper-zf")
@@ -46,33 +49,34 @@ def shapes(layers: Iterable[nn.Module]) -> list[tuple]:
             found.append(("norm", layer.alpha, layer.beta))
         else:
             assert isinstance(layer, nn.ReLU)
+            found.append(("relu",))
     return found
 
 
-def conv(width: int) -> tuple:
-    return ("conv", width, 3, 1, 1)
+def conv(width: int, kernel: int = 3, stride: int = 1) -> list[tuple]:
+    return [("conv", width, kernel, stride, kernel // 2), ("relu",)]
 
 
 VGG = [
-    *[conv(64)] * 2,
+    *conv(64) * 2,
     ("pool", 2, 2, 0),
-    *[conv(128)] * 2,
+    *conv(128) * 2,
     ("pool", 2, 2, 0),
-    *[conv(256)] * 3,
+    *conv(256) * 3,
     ("pool", 2, 2, 0),
-    *[conv(512)] * 3,
+    *conv(512) * 3,
     ("pool", 2, 2, 0),
-    *[conv(512)] * 3,
+    *conv(512) * 3,
 ]
 ZF = [
-    ("conv", 96, 7, 2, 3),
+    *conv(96, 7, 2),
     ("norm", 5e-5, 0.75),
     ("pool", 3, 2, 1),
-    ("conv", 256, 5, 2, 2),
+    *conv(256, 5, 2),
     ("norm", 5e-5, 0.75),
     ("pool", 3, 2, 1),
-    *[conv(384)] * 2,
-    conv(256),
+    *conv(384) * 2,
+    *conv(256),
 ]
 
 
@@ -108,6 +112,18 @@ def test_an_image_of_600_by_1000_is_the_papers(name: str, grid: tuple[int, int])
     assert door.bucket((600, 1000)) == (608, 1008)
     for size in ((600, 1000), (608, 1008)):  # padding to a multiple of 16 adds no cell
         assert net.backbone(torch.empty(1, 3, *size, device="meta"))["c4"].shape[2:] == grid
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(("size", "cells"), [((600, 1000), 38 * 63), ((600, 800), 38 * 50), ((608, 1008), 38 * 63)])
+def test_the_box_loss_is_divided_by_the_cells_that_an_image_reaches_into(name: str, size: tuple[int, int], cells: int):
+    """2394 of 600 x 1000, the paper's 2400 or so: the cells cut by its edge count, padding does not."""
+    settings = settings_of(name)
+    rpn = RegionProposalNetwork(4, (16,), settings.anchors, settings.rpn)
+    out = rpn([torch.randn(1, 4, 38, 63)], (608, 1008))
+    keys = torch.rand(1, 38 * 63 * 9, dtype=torch.float64)
+    losses = rpn.loss(out, worked.targets(), torch.tensor([size]), keys)
+    assert losses["rpn_box"][1] == cells
 
 
 def test_pixels_are_bgr_in_0_to_255_less_the_mean():
@@ -149,6 +165,20 @@ def test_dropout_is_a_half_and_scales_where_the_network_had_it(name: str):
     kept = 3.0 if name == "paper-zf" else 6.0
     assert set(dropout.train()(x).tolist()) == {0.0, kept}
     assert dropout.eval()(x).unique().tolist() == [kept / 2]
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_fc6_and_fc7_each_have_a_relu_and_dropout_behind_them(name: str):
+    torch.manual_seed(0)
+    roi = settings_of(name).roi
+    head, rois, seen = FCHead(2, 3, 64, roi.dropout, roi.dropout_scale).train(), torch.randn(5, 2, 3, 3), []
+    head.dropout.register_forward_hook(lambda module, inputs, output: seen.append((inputs[0], output)))
+    found = head(rois)
+    (behind_fc6, dropped), (behind_fc7, last) = seen
+    assert torch.equal(behind_fc6, head.fc6(rois.flatten(1)).relu())
+    assert torch.equal(behind_fc7, head.fc7(dropped).relu())
+    assert torch.equal(found, last)
+    assert all((before != after).any() for before, after in seen)
 
 
 def test_unscaled_dropout_has_the_same_mean_in_training_and_prediction():
@@ -206,6 +236,8 @@ def test_training_is_the_papers(name: str):
     assert (rpn.nms, rpn.post_train, rpn.pre_test, rpn.post_test) == (0.7, 2000, 6000, 300)
     assert (roi.samples, roi.positive_fraction, roi.negative_iou, roi.nms) == (128, 0.25, (0.1, 0.5), 0.3)
     assert (rpn.ignore, roi.ignore, roi.pool, roi.size) == ("drop", "drop", "max", 7 if "vgg" in name else 6)
+    assert (rpn.min_size, roi.beta, roi.box_loss, rpn.box_loss) == (16, 1, "smooth_l1", "smooth_l1")
+    assert (train.clip, train.ema, train.amp, settings.preprocess.resize) == (None, None, "float32", "interpolate")
     rates = [learning_rate(step, 80_000, train) for step in (0, 59_999, 60_000, 79_999)]
     assert rates == pytest.approx([1e-3, 1e-3, 1e-4, 1e-4])
     assert round(train.epochs * 5011, -3) == 80_000  # images of VOC 2007 trainval
@@ -213,8 +245,8 @@ def test_training_is_the_papers(name: str):
     assert isinstance(optimizer, torch.optim.SGD)
     assert (optimizer.defaults["momentum"], train.batch) == (0.9, 1)
     assert [(group["weight_decay"], group["rate"]) for group in optimizer.param_groups] == [(0.0005, 1), (0.0005, 2)]
-    assert settings.augment.flip == 0.5
-    assert settings.augment.scale == (1, 1)
+    mirrored_alone = Augment(flip=0.5, scale=(1, 1), brightness=0, contrast=0, saturation=0, hue=0)
+    assert settings.augment == mirrored_alone
 
 
 def test_both_stages_start_from_the_papers_normal_distributions():

@@ -9,11 +9,13 @@ from torch import Tensor
 from rcnn.config import SettingsError, merge
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Keys, Targets
+from rcnn.training.schemes import SCHEMES
 from tests.model import tiny
 
 MORE_POSITIVES = {"positive_iou": 0.2, "negative_iou": [0.0, 0.2], "positive_fraction": 0.7}
 CHANGES: dict = {"rpn": {"pre_train": 90, "post_train": 80}, "roi": MORE_POSITIVES}
-STEP = 1e-6
+STEP = 1e-7
+"""Larger ones cross bends of the loss."""
 
 
 def scene(changes: dict | None = None) -> tuple[FasterRCNN, Batch, Targets, Keys]:
@@ -26,11 +28,15 @@ def scene(changes: dict | None = None) -> tuple[FasterRCNN, Batch, Targets, Keys
 
 def freeze(net: FasterRCNN, data: Batch, targets: Targets, keys: Keys) -> int:
     """Selection, sampling and assignment stay what they are now; how many proposals are trained as positives?"""
+    second = net.fast_rcnn
+    assert second is not None
     with torch.no_grad():
-        proposals = net._training_proposals(net.extract(data)[1], data.sizes)
-        chosen = net.fast_rcnn.select(proposals, targets, keys.roi)
+        roi_levels, out = net.extract(data)
+        proposals = net._training_proposals(out, data.sizes)
+        mined = second.settings.sampler == "ohem"
+        chosen = second.mine(roi_levels, proposals, targets) if mined else second.select(proposals, targets, keys.roi)
     net._training_proposals = lambda *_: proposals
-    net.fast_rcnn.select = lambda *_: chosen
+    second.select = second.mine = lambda *_: chosen
     return int((chosen[1].positive & (chosen[1].indices < proposals.boxes.shape[1])).sum())
 
 
@@ -57,7 +63,9 @@ def errors(net: FasterRCNN, loss: Callable[[], Tensor], expected: Callable[[], T
 
 
 @pytest.mark.parametrize("target_gradient", [False, True])
-@pytest.mark.parametrize("changes", [{}, {"rpn": {"convs": 2}}, {"roi": {"pool": "warp"}}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"rpn": {"convs": 2}}, {"roi": {"pool": "warp"}}, {"roi": {"sampler": "ohem"}}]
+)
 def test_the_whole_gradient_equals_finite_differences_and_joints_does_not(changes, target_gradient):
     """With every parameter of the network; constant targets are constants in the differences too."""
     net, data, targets, keys = scene(changes)
@@ -89,8 +97,9 @@ def test_target_gradient_changes_the_gradient_of_the_rpn_and_no_loss():
     assert not torch.allclose(gradients[1], gradients[2], rtol=1e-3)
 
 
-def test_gradcheck_from_deltas_through_proposals_to_roi_features():
-    net, data, targets, keys = scene()
+@pytest.mark.parametrize("pool", ["align", "warp"])
+def test_gradcheck_from_deltas_through_proposals_to_roi_features(pool: str):
+    net, data, targets, keys = scene({"roi": {"pool": pool}})
     with torch.no_grad():
         roi_levels, out = net.extract(data)
     proposals = net._training_proposals(out, data.sizes)
@@ -104,6 +113,17 @@ def test_gradcheck_from_deltas_through_proposals_to_roi_features():
     assert torch.autograd.gradcheck(pooled, deltas, fast_mode=True)
     (gradient, _) = torch.autograd.grad(pooled(*deltas).square().sum(), deltas)
     assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("sampler", ["random", "ohem"])
+@pytest.mark.parametrize(("scheme", "reaches"), [("joint", False), ("joint-full", True)])
+def test_the_second_stages_loss_reaches_the_rpns_box_layer_however_rois_are_sampled(sampler, scheme, reaches):
+    net, data, targets, keys = scene({"roi": {"sampler": sampler}, "train": {"scheme": scheme}})
+    losses = SCHEMES[net.settings.train.scheme][0].loss(net)(data, targets, keys)
+    second = tiny.total({name: loss for name, loss in losses.items() if name.startswith("roi")})
+    for gradient in torch.autograd.grad(second, list(net.rpn.head.reg.parameters()), materialize_grads=True):
+        assert gradient.isfinite().all()
+        assert gradient.any() == reaches
 
 
 def test_traced_rois_are_the_sampled_ones_and_ground_truths_are_constants():

@@ -2,11 +2,14 @@ import math
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch.nn import functional
+from torchvision import ops as tv
 
 from rcnn.config import LossKind
 from rcnn.model.assign import Assignment, Sample
-from rcnn.model.boxes import encode
+from rcnn.model.boxes import decode, encode
 from rcnn.model.losses import box_loss, objectness_loss, rpn_loss, smooth_l1
 from tests.model import tiny, worked
 
@@ -62,8 +65,30 @@ def test_box_losses_vanish_at_the_target_and_have_right_gradients(kind):
     )
     deltas = (perfect + 0.05).requires_grad_()
     assert (box_loss(deltas, targets, anchors, kind, 1 / 9) > 0).all()
-    if kind != "ciou":  # its weight is a constant by definition
+    if kind != "ciou":  # its weight is a constant by definition, see below
         assert torch.autograd.gradcheck(lambda d: box_loss(d, targets, anchors, kind, 1 / 9), deltas)
+
+
+TORCHVISION = {
+    "giou": tv.generalized_box_iou_loss,
+    "diou": tv.distance_box_iou_loss,
+    "ciou": tv.complete_box_iou_loss,
+}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.sampled_from(["giou", "diou", "ciou"]))
+def test_overlap_losses_and_their_gradients_are_torchvisions(seed: int, kind: LossKind) -> None:
+    """Also of CIoU, whose weight of the aspect ratios is a constant to the gradient."""
+    generator = torch.Generator().manual_seed(seed)
+    corners, sides, (deltas, _) = torch.rand(3, 2, 50, 4, generator=generator, dtype=torch.float64)
+    corners, sides = 30 * corners[..., :2], 5 + 40 * sides[..., :2]
+    anchors, targets = torch.cat((corners, corners + sides), dim=2)
+    deltas = (deltas - 0.5).requires_grad_()
+    theirs = TORCHVISION[kind](decode(deltas, anchors), targets, reduction="none", eps=0.0)
+    losses = (box_loss(deltas, targets, anchors, kind, 1.0), theirs)
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(torch.autograd.grad(loss.sum(), deltas) for loss in losses))
 
 
 def test_worked_log_losses_and_box_losses_of_each_anchor():

@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from rcnn.config import Anchors
+from rcnn.config import RPN, Anchors
 from rcnn.model.anchors import cell_anchors, generate_anchors
-from rcnn.model.assign import sample
+from rcnn.model.assign import Assignment, Sample, sample
 from rcnn.model.boxes import decode, encode, pairwise_iou
 from rcnn.model.losses import rpn_loss
-from rcnn.model.rpn import RPNHead
+from rcnn.model.rpn import RegionProposalNetwork, RPNHead
+from rcnn.model.structures import Proposals
 from rcnn.presets import build, settings_of
 from tests.model import tiny, worked
 
@@ -33,16 +34,29 @@ def test_there_are_k_sigmoids_or_2k_scores_and_4k_coordinates_a_position():
         assert (head.cls.out_channels, head.reg.out_channels) == (9 * logits, 36)
 
 
-def test_features_are_pooled_from_the_shared_map_after_suppression_and_the_image_is_read_once():
-    net = tiny.model().eval()
+def test_features_are_pooled_from_the_shared_map_after_suppression_and_the_image_is_read_once(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    net = tiny.model({"rpn": {"post_test": 80}}).eval()  # room for all that enter suppression
     data, _ = tiny.batch(2)
-    seen = []
-    hook = net.backbone.register_forward_hook(lambda module, inputs, maps: seen.append(inputs[0].shape))
+    read, pooled, pool = [], [], net.fast_rcnn.pool
+    net.backbone.register_forward_hook(lambda module, inputs, maps: read.append((inputs[0], maps)))
+    monkeypatch.setattr(net.fast_rcnn, "pool", lambda *given: pooled.append(given) or pool(*given))
     with torch.no_grad():
         _, proposals = net.detect_and_propose(data)
-    hook.remove()
-    assert seen == [data.images.shape]
-    assert proposals.boxes.shape[1] == net.settings.rpn.post_test  # not the boxes before suppression
+        before = net.rpn.candidates(net.extract(data)[1], data.sizes, net.settings.rpn.pre_test)
+    ((images, maps), _), ((levels, boxes),) = read, pooled
+    assert images is data.images
+    assert all(level is shared for level, shared in zip(levels, maps.values(), strict=True))
+    assert torch.equal(boxes, proposals.boxes)
+
+    def rivals(found: Proposals) -> int:
+        """Pairs of one image and level that overlap by more than `rpn.nms`."""
+        both = found.valid[:, :, None] & found.valid[:, None] & (found.level[:, :, None] == found.level[:, None])
+        close = (pairwise_iou(found.boxes, found.boxes) > net.settings.rpn.nms) & both
+        return int(close.triu(1).sum())
+
+    assert rivals(before) > 0 == rivals(proposals)
 
 
 def test_neighbouring_cells_are_16_pixels_apart_and_offsets_are_those_of_centres():
@@ -96,13 +110,33 @@ def test_box_loss_sums_positives_alone():
     assert losses[0] == losses[1]
 
 
-def test_the_paper_weighs_a_coordinate_2400_times_less_than_a_mean_over_coordinates():
-    """With 10 positives: 10 / 40 in reference 004, 10 / 2400 in the paper, 1 / 256 in its second code."""
+def coordinate_weight(settings: RPN) -> float:
+    """Slope of the box loss in one coordinate of one of 10 positives among 256 samples, of 640 x 960 pixels."""
+    rpn = RegionProposalNetwork(2, (16,), worked.ANCHORS, settings)
+    out = rpn([torch.randn(1, 2, 40, 60)], (640, 960))
+    deltas = torch.full_like(out.deltas[0], 9.0, requires_grad=True)  # where smooth L1 is linear
+    index = torch.arange(256)[None]
+    labels = Assignment(torch.zeros(1, 7200, dtype=torch.int8), torch.zeros(1, 7200, dtype=torch.int64))
+    drawn = Sample(index, index >= 0, index < 10)
+    sizes = torch.tensor([[640.0, 960.0]])
+    losses = rpn.sample_loss(out._replace(deltas=(deltas,)), out.anchors[0], labels, drawn, worked.targets(), sizes)
+    total, count = losses["rpn_box"]
+    return torch.autograd.grad(total / count, deltas)[0][0, 0, 0].item()
+
+
+def test_a_mean_over_coordinates_weighs_each_60_times_what_the_paper_does():
+    """With 10 positives and lambda 10: 10 / 40 in reference 004, 10 / 2400 in the paper; py-faster-rcnn: 1 / 256."""
     labels = torch.zeros(1, 2400)
     labels[0, :10] = 1
     deltas = torch.zeros(1, 2400, 4, requires_grad=True)
-    rpn_loss(torch.zeros(1, 2400), deltas, labels, -torch.full((1, 2400, 4), 9.0))[1].backward()
-    assert deltas.grad[0, 0, 0].item() == pytest.approx(0.25)
+    box = rpn_loss(torch.zeros(1, 2400), deltas, labels, -torch.full((1, 2400, 4), 9.0))[1]
+    reference = torch.autograd.grad(box, deltas)[0][0, 0, 0].item()
+    paper = settings_of("paper-vgg16").rpn
+    assert reference == pytest.approx(10 / 40)
+    assert coordinate_weight(paper) == pytest.approx(10 / 2400)
+    assert coordinate_weight(paper.model_copy(update={"normaliser": "mean"})) == pytest.approx(reference)
+    assert coordinate_weight(RPN(normaliser="py-faster-rcnn")) == pytest.approx(1 / 256)
+    assert reference / coordinate_weight(paper) == pytest.approx(60)
 
 
 def test_anchors_that_were_not_sampled_do_not_enter_the_plain_loss():

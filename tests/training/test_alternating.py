@@ -8,15 +8,20 @@ from torch import Tensor
 
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
-from rcnn.config import SettingsError, override
-from rcnn.data.find import open_dataset
+from rcnn.config import SettingsError, override, read
+from rcnn.data.find import open_dataset, open_splits
 from rcnn.data.given import Given, GivenProposals
 from rcnn.data.loader import Loader
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
 from rcnn.presets import settings_of
 from rcnn.training import checkpoint
-from rcnn.training.proposals import load_proposals, save_proposals
+from rcnn.training.alternating import stage_proposals, stage_start
+from rcnn.training.distributed import team
+from rcnn.training.init import initialise
+from rcnn.training.loop import seed_step
+from rcnn.training.proposals import load_proposals, save_proposals, write_proposals
+from rcnn.training.run_folder import RunFolder
 from rcnn.training.session import Session
 from rcnn.training.train import Run, choose_settings, train
 from rcnn.weights.file import load_weights
@@ -119,8 +124,34 @@ def test_what_each_stage_starts_from(whole: Run, starts: list[dict[str, Tensor]]
     assert_equal(part(starts[3], SECOND), part(weights(whole, 2, "best"), SECOND))
     assert_equal(part(starts[3], RPN), part(weights(whole, 3, "best"), RPN))
     assert_equal(part(starts[3], SHARED), part(weights(whole, 2, "best"), SHARED))
-    name = "backbone.neck.output.p3.weight"
-    assert not torch.equal(starts[1][name], weights(whole, 1)[name])
+    settings, names = read(whole.folder / "config.yaml"), whole.detector.names
+    seed_step(settings.train.seed, 1)
+    assert_equal(starts[1], initialise(settings, names).model.state_dict())
+
+
+def test_stage_2_starts_from_the_weights_that_the_run_started_from(whole: Run) -> None:
+    """From ImageNet's again, in the paper, whatever stage 1 has made of them."""
+    settings = override(read(whole.folder / "config.yaml"), {"train": {"init": str(whole.best)}})
+    start = stage_start(settings, 1, whole.detector.names, RunFolder(whole.folder))
+    expected = weights(whole, 4, "best")
+    assert all(torch.equal(parameter, expected[name]) for name, parameter in start.model.named_parameters())
+
+
+@pytest.mark.parametrize("stage", [2, 4])
+def test_what_a_stage_trains_on_is_proposed_by_the_one_before(
+    whole: Run, data: Path, tmp_path: Path, stage: int
+) -> None:
+    settings = read(whole.folder / "config.yaml")
+    splits, rpn, file = open_splits(data, settings.data), settings.rpn, tmp_path / "train.safetensors"
+    proposer = Detector.load(whole.folder / "stages" / str(stage - 1) / "best.safetensors", "cpu")
+    with team("cpu") as crew:
+        given, _ = stage_proposals(settings, stage - 1, splits, RunFolder(whole.folder), crew, print)
+        write_proposals(file, proposer, splits[0], crew, (rpn.pre_train, rpn.post_train), print)
+    expected = GivenProposals(load_proposals(file), splits[0], settings, count=rpn.post_train, training=True)
+    assert given is not None
+    for item in Loader(splits[0], settings, training=True, batch=2, seed=0).epoch(0):
+        assert torch.equal(given(item).boxes, expected(item).boxes)
+        assert given(item).valid.any()
 
 
 @pytest.mark.parametrize(("stage", "score"), [(1, "proposal_ar300"), (2, "ap"), (3, "proposal_ar300"), (4, "ap")])
@@ -142,12 +173,15 @@ def test_one_detector_comes_out_and_every_stage_is_told(whole: Run, data: Path) 
     assert [f"stage {number} of 4: " in log for number in (1, 2, 3, 4)] == [True] * 4
     assert whole.metrics.ap == max(row["ap"] for row in whole.rows[6:])
     assert whole.detector.settings.roi.head == "fc"
-    alone = Detector.load(whole.folder / "stages" / "3" / "best.safetensors", "cpu")
+    stages = whole.folder / "stages"
     image = next((data / "images" / "val").iterdir())
-    ours, theirs = (one.propose(str(image))[0].boxes for one in (Detector.load(whole.last, "cpu"), alone))
+    detectors = (Detector.load(path, "cpu") for path in (whole.last, stages / "3" / "best.safetensors"))
+    ours, theirs = (one.propose(str(image))[0].boxes for one in detectors)
     assert np.array_equal(ours, theirs)
-    assert {path.name for path in (whole.folder / "stages").glob("*/*")} == {
-        *("best.safetensors", "last.safetensors", "train.safetensors", "val.safetensors")
+    assert {folder.name: {file.stem for file in folder.iterdir()} for folder in stages.iterdir()} == {
+        "1": {"best", "last", "train", "val"},
+        "2": {"best", "last"},
+        "3": {"best", "last", "train"},  # stage 4 has this RPN to validate with
     }
 
 
