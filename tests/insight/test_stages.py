@@ -1,14 +1,18 @@
 """The stages are the network's own: what `propose` and `predict` give, and what torchvision makes of the same boxes."""
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection, PathCollection
 from PIL import Image
 from torchvision.ops import batched_nms, box_iou
 
 from rcnn.detector import Detector
+from rcnn.insight.stages import pictures
 from rcnn.insight.stages.follow import Stages, Truth, counts, follow
 from rcnn.insight.stages.pictures import draw_stages
 from rcnn.insight.stages.ways import ways
@@ -93,24 +97,31 @@ def test_an_anchor_lies_at_its_place(stages: Stages) -> None:
         assert (y2 - y1) / (x2 - x1) == pytest.approx(ratio, rel=1e-4)
 
 
+def labels(stages: Stages) -> torch.Tensor:
+    """(A,) 1 positive, 0 negative, -1 not trained, by the paper's rules; half in the third object counts as neither."""
+    assert stages.truth is not None
+    boxes = stages.truth.boxes
+    iou = box_iou(stages.anchors, boxes[:2])
+    positive = (iou >= 0.7).any(dim=1) | (iou >= iou.amax(dim=0) - 1e-6).any(dim=1)
+    inside = (
+        stages.anchors[:, None, :2].maximum(boxes[2:, :2]),
+        stages.anchors[:, None, 2:].minimum(boxes[2:, 2:]),
+    )
+    own = (stages.anchors[:, 2:] - stages.anchors[:, :2]).prod(dim=1)
+    covered = (inside[1] - inside[0]).clamp(min=0).prod(dim=2)[:, 0] >= own / 2
+    negative = (iou < 0.3).all(dim=1) & ~positive & ~covered
+    return positive.long() - (~positive & ~negative).long()
+
+
 def test_labels_follow_the_rules_of_the_paper(stages: Stages) -> None:
     truth = stages.truth
     assert truth is not None
     scale = torch.tensor([129 / 201, 96 / 150] * 2, dtype=torch.float64)
     torch.testing.assert_close(truth.boxes.double(), torch.from_numpy(TRUTH.boxes) * scale, rtol=0, atol=1e-4)
-    iou = box_iou(stages.anchors, truth.boxes[:2])
-    best = iou.amax(dim=0)
-    positive = (iou >= 0.7).any(dim=1) | (iou >= best - 1e-6).any(dim=1)
-    inside = (
-        stages.anchors[:, None, :2].maximum(truth.boxes[2:, :2]),
-        stages.anchors[:, None, 2:].minimum(truth.boxes[2:, 2:]),
-    )
-    own = (stages.anchors[:, 2:] - stages.anchors[:, :2]).prod(dim=1)
-    covered = (inside[1] - inside[0]).clamp(min=0).prod(dim=2)[:, 0] >= own / 2
-    negative = (iou < 0.3).all(dim=1) & ~positive & ~covered
-    assert torch.equal(truth.label == 1, positive)
-    assert torch.equal(truth.label == 0, negative)
-    assert torch.equal(truth.gt[positive], iou[positive].argmax(dim=1))
+    assert torch.equal(truth.label.long(), labels(stages))
+    positive = truth.label == 1
+    iou = box_iou(stages.anchors[positive], truth.boxes[:2])
+    assert torch.equal(truth.gt[positive], iou.argmax(dim=1))
 
 
 def test_a_sample_is_drawn_as_in_training(stages: Stages, detector: Detector, image: np.ndarray) -> None:
@@ -162,6 +173,110 @@ ALL = {"overview.png", "1-anchors.png", "4-objectness.png", "5-proposals.png", "
 
 def test_pictures_of_all_stages(stages: Stages, tmp_path: Path) -> None:
     check(draw_stages(stages, tmp_path), ALL, tmp_path)
+
+
+# --- what is drawn ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def sheets(stages: Stages) -> dict[str, list[Axes]]:
+    """The panels of each picture but the ways, with their titles."""
+    made: dict[str, list[Axes]] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "save", lambda figure, path: made.update({path.stem: figure.axes}))
+        patch.setattr(pictures, "draw_ways", lambda stages, found, path: path)
+        draw_stages(stages, Path())
+    return made
+
+
+def drawn(axes: Axes, name: str = "") -> torch.Tensor:
+    """(n, 4) frames in a panel that are called so; without a name all but those of the objects."""
+    lines = [part for part in axes.collections if isinstance(part, LineCollection)]
+    chosen = [part for part in lines if str(part.get_label()).startswith(name) and part.get_label() != "object"]
+    corners = [corner[[0, 2]].reshape(4) for part in chosen for corner in part.get_segments()]
+    return torch.from_numpy(np.array(corners, np.float32).reshape(-1, 4))
+
+
+def dots(axes: Axes) -> list[list[float]]:
+    """Middles of a panel, in order."""
+    parts = [part for part in axes.collections if isinstance(part, PathCollection)]
+    return sorted(place for part in parts for place in np.asarray(part.get_offsets()).tolist())
+
+
+def test_the_labels_have_a_panel_each(stages: Stages, sheets: dict[str, list[Axes]]) -> None:
+    label = labels(stages)
+    assert min((label == value).sum() for value in (1, 0, -1)) > 0
+    positive, neither, negative = sheets["2-labels"]
+    for axes, value, title in (
+        (positive, 1, "positive anchors"),
+        (neither, -1, "not trained"),
+        (sheets["overview"][2], 1, "3. positive anchors"),
+    ):
+        assert torch.equal(drawn(axes), stages.anchors[label == value])
+        assert axes.get_title(loc="left") == f"{title}: {int((label == value).sum()):,}"
+        for level, stride in enumerate(stages.strides):
+            own = (label == value) & (stages.levels == level)
+            assert len(drawn(axes, f"stride {stride}:")) == own.sum()
+    assert not len(drawn(negative))
+    middles = []
+    for level in range(len(stages.strides)):
+        own = stages.anchors[(label == 0) & (stages.levels == level)]
+        middles += torch.unique((own[:, :2] + own[:, 2:]) / 2, dim=0).tolist()
+    assert dots(negative) == sorted(middles)
+
+
+def test_the_sample_has_a_panel_of_positives_and_one_of_negatives(
+    stages: Stages, sheets: dict[str, list[Axes]]
+) -> None:
+    assert stages.truth is not None
+    sampled, label = stages.truth.sampled, labels(stages)
+    positive, negative = (stages.anchors[sampled[label[sampled] == value]] for value in (1, 0))
+    first, second = sheets["3-samples"]
+    assert torch.equal(drawn(first), positive)
+    assert torch.equal(drawn(second), negative)
+    assert torch.equal(drawn(sheets["overview"][3], "positive"), positive)
+    assert torch.equal(drawn(sheets["overview"][3], "negative"), negative)
+
+
+def test_the_map_of_a_level_has_the_best_anchor_of_each_cell(stages: Stages, sheets: dict[str, list[Axes]]) -> None:
+    height, width = stages.image.shape[:2]
+    highest = np.zeros((height, width))
+    for level, ((rows, columns), stride) in enumerate(zip(stages.grids, stages.strides, strict=True)):
+        expected = np.zeros((rows, columns))
+        for row, column in product(range(rows), range(columns)):
+            best = max(stages.objectness[stages.of_cell(level, row, column)].tolist())
+            expected[row, column] = best
+            area = highest[row * stride : (row + 1) * stride, column * stride : (column + 1) * stride]
+            area[...] = np.maximum(area, best)
+        np.testing.assert_array_equal(shown(sheets["4-objectness"][level]), expected)
+    np.testing.assert_array_equal(shown(sheets["overview"][4]), highest)
+
+
+def shown(axes: Axes) -> np.ndarray:
+    """The map that lies over the image."""
+    return np.asarray(axes.images[-1].get_array())
+
+
+def test_proposals_are_drawn_in_the_colours_of_their_scores_the_best_on_top(
+    stages: Stages, sheets: dict[str, list[Axes]]
+) -> None:
+    for panels, number in ((sheets["5-proposals"], 0), (sheets["overview"], 5)):
+        for axes, ranked in zip(panels[number:], (stages.before, stages.proposals), strict=False):
+            assert torch.equal(drawn(axes), ranked.boxes.flip(0))
+            (lines,) = axes.collections
+            np.testing.assert_array_equal(np.asarray(lines.get_array()), ranked.scores.flip(0).numpy())
+    assert stages.detections is not None
+    assert torch.equal(drawn(sheets["overview"][7]), stages.detections.boxes)
+
+
+def test_anchors_of_one_place_on_every_level(stages: Stages, sheets: dict[str, list[Axes]]) -> None:
+    """The place is the middle of the largest object, (92.9, 54.4) in the resized image."""
+    cells = []
+    for level, stride in enumerate(stages.strides):
+        own = stages.anchors[stages.of_cell(level, int(54.4 // stride), int(92.9 // stride))]
+        assert torch.equal(drawn(sheets["1-anchors"][level]), own)
+        cells.append(own)
+    assert torch.equal(drawn(sheets["overview"][1]), torch.cat(cells))
 
 
 def test_an_empty_image_and_proposals_alone(image: np.ndarray, tmp_path: Path) -> None:

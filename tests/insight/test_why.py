@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from PIL import Image
 
 import rcnn.ops as ops
-from rcnn.config import SettingsError, keys, validate
+from rcnn.config import SettingsError, keys, merge, validate
 from rcnn.data.dataset import DataError, Dataset, Record
 from rcnn.detector import Detector, NonFiniteError
 from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Alarm, Outcome, Rules, Why
@@ -132,27 +133,46 @@ PLANTED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 ]
 
 
+def rules(*changes: dict[str, Any]) -> Rules:
+    settings = validate(reduce(merge, changes, {"rpn": {"nms": 0.3}, "roi": {"nms": 0.3}}))
+    return Rules(0.5, 0.5, settings.rpn, settings.roi)
+
+
 @pytest.mark.parametrize(("where", "detail", "changes", "settings"), PLANTED)
 def test_a_planted_fault_lands_in_its_place(where: str, detail: str, changes: Any, settings: Any) -> None:
-    tree = {"rpn": {"nms": 0.3, **settings.get("rpn", {})}, "roi": {"nms": 0.3, **settings.get("roi", {})}}
-    rules = Rules(0.5, 0.5, validate(tree).rpn, validate(tree).roi)
-    told = trace(np.array([HERE]), 0, stages(**changes), rules)
+    told = trace(np.array([HERE]), 0, stages(**changes), rules(settings))
     assert told["where"] == where
     assert told.get("detail", "") == detail
     assert told.get("taken_for", -1) == (1 if where == "other_class" else -1)
 
 
 def test_every_place_has_a_planted_fault() -> None:
-    assert {where for where, *_ in PLANTED} == set(LOSSES)
+    assert list(dict.fromkeys(where for where, *_ in PLANTED)) == list(LOSSES)
+
+
+@pytest.mark.parametrize(("where", "detail", "changes", "settings"), PLANTED)
+def test_of_two_faults_the_first_lost_it(where: str, detail: str, changes: Any, settings: Any) -> None:
+    order = list(LOSSES)
+    for other, _, more, also in PLANTED:
+        if order.index(other) > order.index(where):
+            told = trace(np.array([HERE]), 0, stages(**{**more, **changes}), rules(also, settings))
+            assert (told["where"], told.get("detail", "")) == (where, detail), other
+
+
+@pytest.mark.parametrize(("iou", "where"), [(0.29, "no_anchor"), (0.31, "not_in_top_k")])
+def test_an_anchor_is_there_from_iou_three_tenths_on(iou: float, where: str) -> None:
+    """The anchor lies inside the object, and no box that came of it fits."""
+    inside = (40, 40, 80, 40 + 40 * iou)
+    told = trace(np.array([HERE]), 0, stages(anchors=(inside, AWAY), decoded=(AWAY, AWAY)), rules())
+    assert told["where"] == where
 
 
 def test_what_the_metric_matches_is_found_whatever_happened_on_the_way() -> None:
-    rules = Rules(0.5, 0.5, validate({}).rpn, validate({}).roi)
     truth = Truth(np.array([HERE, HERE]) / 2, np.array([0, 0]), np.array([False, True]))
     prediction = Prediction(np.array([HERE]) / 2, np.array([0.75], np.float32), np.array([0]))
-    told = explain(3, truth, np.full(4, 2.0), prediction, stages(anchors=(AWAY, AWAY)), rules)
+    told = explain(3, truth, np.full(4, 2.0), prediction, stages(anchors=(AWAY, AWAY)), rules())
     assert told == [Outcome(3, 0, 0, "small", FOUND, score=0.75)]
-    (lost,) = explain(3, truth, np.full(4, 2.0), prediction, stages(), rules._replace(score=0.95))
+    (lost,) = explain(3, truth, np.full(4, 2.0), prediction, stages(), rules()._replace(score=0.95))
     assert (lost.where, lost.truth) == ("low_score", 0)
 
 
@@ -181,6 +201,17 @@ def test_a_planted_false_alarm_is_called_what_it_is(start: float, label: int, ki
     assert (alarm.kind, alarm.image, alarm.detection) == (kind, 0, 1)
     assert alarm.truth == {"duplicate": 0, "wrong_class": 0, "bad_box": label}.get(kind, -1)
     assert find_alarms([truth], [prediction], 0.5, 0.85) == []
+
+
+@pytest.mark.parametrize(
+    ("score", "kind"), [(0.65, "background"), (0.7, "background"), (0.72, "missing_label"), (0.95, "missing_label")]
+)
+def test_a_missing_label_scores_above_the_median_of_the_right_detections(score: float, kind: str) -> None:
+    """Of three, 0.6, 0.7 and 0.9, whose mean is 0.73; one of another class does not count."""
+    truth = Truth(boxes(0, 100, 200, 300), np.array([0, 0, 0, 1]), np.zeros(4, bool))
+    scores, labels = np.array([0.6, 0.7, 0.9, 0.99, score], np.float32), np.array([0, 0, 0, 1, 0])
+    (alarm,) = find_alarms([truth], [Prediction(boxes(0, 100, 200, 300, 400), scores, labels)], 0.5, 0.5)
+    assert (alarm.detection, alarm.kind) == (4, kind)
 
 
 def test_what_lies_in_an_ignored_object_is_no_false_alarm() -> None:
@@ -330,7 +361,7 @@ ALARM = {
     "background": (22, 0.8, 2),
     "missing_label": (300, 0.95, 0),
 }
-DETAILS = {"not_in_top_k": ("cut", "missed"), "no_proposal": ("nms", "cut", "score", "small")}
+DETAILS = {"not_in_top_k": ("cut", "missed"), "no_proposal": ("nms", "cut", "score", "small", "shared")}
 DETAILS |= {"suppressed": ("nms", "cut", "small", "shared")}
 
 
@@ -355,6 +386,16 @@ def test_the_advice_is_about_what_costs_most_and_names_settings_that_exist(
     part = whole["lost"] if kind in LOSSES else whole["false_alarms"]
     assert part[kind]["count"] == sum(part[kind]["by_class"].values()) == sum(part[kind]["by_size"].values()) == 1
     assert len(whole["lost_objects"]) + len(whole["false_detections"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["no_proposal", "suppressed"])
+def test_one_box_for_two_objects_is_no_matter_of_suppression(kind: str, dataset: Dataset) -> None:
+    truth, prediction = one_image((0, 0.9, 0), (100, 0.4, 1), labels=(0, 1))
+    answer = planted([truth], [prediction], {(0, 1): kind})
+    outcomes = tuple(outcome._replace(detail="shared") for outcome in answer.outcomes)
+    advice = report(replace(answer, outcomes=outcomes), dataset, tiny.settings()).advice
+    assert advice.startswith("Show images larger")
+    assert "nms" not in advice
 
 
 def test_a_perfect_detector_gets_other_advice(dataset: Dataset, tmp_path: Path) -> None:

@@ -233,6 +233,11 @@ def test_positive_is_at_least_0_7_and_negative_is_under_0_3(iou: float, label: i
     rpn = worked.network(worked.ANCHORS.model_copy(update={"border": None}), force_match=False)
     found = rpn.assign(anchor[:1], worked.targets(gt), torch.tensor([[1000.0, 100.0]]))
     assert found.label.tolist() == [[label]]
+    above = worked.network(
+        worked.ANCHORS.model_copy(update={"border": None}), force_match=False, positive_iou=0.7000001
+    )
+    strictly = above.assign(anchor[:1], worked.targets(gt), torch.tensor([[1000.0, 100.0]]))
+    assert strictly.label.tolist() == [[-1 if label == 1 else label]]
 
 
 def test_anchors_of_a_level_are_as_many_as_its_sizes_times_ratios():

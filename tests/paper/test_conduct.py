@@ -9,6 +9,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+import rcnn.paper.budget as budget_file
 import rcnn.paper.lab as lab_file
 import rcnn.paper.proposals as proposals_file
 import rcnn.paper.recall as recall_file
@@ -18,8 +19,9 @@ from rcnn.cli import paper as command
 from rcnn.cli.app import main
 from rcnn.config import Settings, SettingsError, override
 from rcnn.data.given import Given
-from rcnn.paper.budget import fitting
+from rcnn.paper.budget import cut_epochs, fitting
 from rcnn.paper.conduct import EXPERIMENTS, Outcome, conduct
+from rcnn.paper.lab import Lab
 from rcnn.paper.plots import plot
 from rcnn.paper.report import write_page
 from rcnn.training.loop import Interrupted, TrainingError
@@ -250,6 +252,24 @@ def test_a_budget_cuts_epochs_once_and_says_so(settings: Settings, trained: list
     count = len(trained)
     again = quietly("one-stage", settings, tmp_path, budget=0.05)
     assert (again.settings.train.epochs, len(trained)) == (outcome.settings.train.epochs, count)
+
+
+def test_a_budget_counts_the_search_for_proposals(
+    settings: Settings, boxes: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(budget_file, "open_proposals", lambda source, *_: said.append(source))
+    settings = override(settings, {"train": {"proposals": str(boxes)}})
+    quiet = {"budget": 60, "say": said.append, "quiet": True}
+    conduct("recall", settings, tmp_path / "recall", **quiet)
+    assert said.index(str(boxes)) < said.index("timing one epoch for --budget")
+
+
+def test_without_a_training_a_budget_cuts_nothing_and_says_so(settings: Settings, tmp_path: Path) -> None:
+    said: list[str] = []
+    lab = Lab(settings, tmp_path, "val", said.append, quiet=True)
+    assert cut_epochs(lab, EXPERIMENTS["time"](settings), (0,), 1) == settings.train.epochs
+    assert said == ["nothing is trained here, and --budget cuts nothing but epochs"]
 
 
 def test_the_command_knows_every_experiment() -> None:

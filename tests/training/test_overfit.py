@@ -89,7 +89,8 @@ def keep_a_copy(monkeypatch: pytest.MonkeyPatch, step: int, copy: Path) -> None:
     ("scheme", "epochs"),
     [
         (["joint"], 8),
-        (["joint-full", "train.target_gradient=true"], 8),
+        (["joint-full", "rpn.lambda=30"], 8),
+        (["joint-full", "rpn.lambda=30", "train.target_gradient=true"], 5),
         (["alternating"], 4),
         (["fast-rcnn", "train.proposals=GIVEN"], 12),
     ],

@@ -1,5 +1,6 @@
 """`rcnn anchors DATA`: do the anchors meet the objects, and which would meet them better?"""
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -100,13 +101,17 @@ def show(result: "Study") -> None:
         rows = []
         for label, mask in masks.items():
             own = [result.figures(name, mask) for name in result.found]
-            cells = [" / ".join(f"{f[key]:.2f}" for f in own) for key in keys.values()]
+            cells = [" / ".join(_short(f[key]) for f in own) for key in keys.values()]
             rows.append([label, int(mask.sum()), *cells])
         title = "By size: side in pixels of the resized image" if what == "size" else "By aspect: height / width"
         screen.table(f"{title}; {' / '.join(result.found)}", [what, "objects", *keys], rows)
     spread = {name: result.positive_counts(name) for name in result.found}
     rows = [[label, *(counts[label] for counts in spread.values())] for label in spread["now"]]
     screen.table("Positive anchors an object", ["", *spread], rows)
+
+
+def _short(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def _write(rows: list[dict[str, Any]], path: Path) -> None:

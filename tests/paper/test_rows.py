@@ -1,0 +1,327 @@
+"""Every row's training and test as docs/paper.md has them, and the orderings of the paper's numbers by hand."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import pytest
+
+import rcnn.paper.measure as measure_file
+import rcnn.paper.proposals as proposals_file
+import rcnn.paper.recall as recall_file
+import rcnn.paper.schemes as schemes_file
+import rcnn.paper.timing as timing_file
+from rcnn.config import Settings, override
+from rcnn.paper.conduct import EXPERIMENTS
+from rcnn.paper.lab import Lab, Trained, Training
+from rcnn.paper.measure import Change, without_boxes, without_scores
+from rcnn.paper.verdict import Scores, judge_all
+from rcnn.presets import settings_of
+from rcnn.training.train import choose_settings
+from tests.paper.conftest import SMALL
+from tests.paper.test_conduct import given
+
+
+class Loaded(NamedTuple):
+    """A detector: its weights, and its settings in test."""
+
+    weights: str
+    settings: Settings
+
+
+class OfRPN(NamedTuple):
+    rpn: Loaded
+    change: Change | None = None
+
+
+class Scored(NamedTuple):
+    """What a row's scores are of; without proposals the detector has its own."""
+
+    detector: Loaded
+    proposals: OfRPN | tuple[str, int] | None = None
+
+
+class Bench(Lab):
+    """A lab where a training is done as soon as it is asked for."""
+
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        super().__init__(settings, folder, "val", print)
+        self.known: dict[str, Settings] = {}
+
+    def train(self, training: Training, seed: int) -> Trained:
+        folder = Path(f"{training.name}-{seed}")
+        self.known[folder.name] = self.of(training, seed)
+        return Trained(folder)
+
+    def load(self, weights: Path) -> Any:
+        assert weights.name == "best.safetensors"
+        return Loaded(str(weights.parent), self.known[weights.parts[0]])
+
+
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
+    """What is tested, instead of its scores."""
+    found: list[Scored] = []
+
+    def scores(detector: Loaded, dataset: Any, proposals: Any = None) -> dict[str, float]:
+        found.append(Scored(detector, proposals))
+        return {"map50": 50.0}
+
+    def changed(detector: Loaded, changes: dict[str, Any]) -> Loaded:
+        return Loaded(detector.weights, override(detector.settings, changes))
+
+    def numbers(lab: Any, proposals: Any) -> dict[str, float]:
+        return {"ar300": 50.0}
+
+    def proposing(detector: Loaded, changes: dict[str, Any]) -> Loaded:
+        found.append(Scored(changed(detector, changes)))
+        return found[-1].detector
+
+    for file in (measure_file, proposals_file, schemes_file):
+        monkeypatch.setattr(file, "scores", scores)
+    for file in (measure_file, proposals_file):
+        monkeypatch.setattr(file, "changed", changed)
+    monkeypatch.setattr(proposals_file, "OfRPN", OfRPN)
+    monkeypatch.setattr(proposals_file, "open_proposals", lambda source, *_: source)
+    monkeypatch.setattr(proposals_file, "GivenProposals", lambda source, *_, count, training: (source, count))
+    monkeypatch.setattr(recall_file, "changed", proposing)
+    monkeypatch.setattr(recall_file, "Loader", lambda *_, **__: SimpleNamespace(epoch=lambda number: ()))
+    monkeypatch.setattr(recall_file, "numbers", numbers)
+    monkeypatch.setattr(Trained, "minutes", 12.0)
+    monkeypatch.setattr(Lab, "dataset", ())
+    return found
+
+
+class Row(NamedTuple):
+    """How a row is made.
+
+    Attributes:
+        paper: its mAP in the paper; None: it has none.
+        weights: of seed 1.
+        trained: settings of the training, other than the preset's.
+        changes: of settings in test.
+        of: proposals from elsewhere: the weights of an RPN and what is left out of it, or the source and their number.
+    """
+
+    paper: float | None
+    weights: str
+    trained: str
+    changes: str = ""
+    of: tuple[str, Any] | None = None
+
+
+def on_rpn(paper: float, changes: str, left_out: Change | None = None) -> Row:
+    """Trained on Selective Search, tested on the proposals of stage 1."""
+    return Row(paper, "fast-rcnn-1/weights", FAST, changes, ("alternating-1/stages/1", left_out))
+
+
+FAST = "train.scheme=fast-rcnn train.proposals=selective-search rpn.post_train=2000 rpn.post_test=2000"
+ALTERNATING = "train.scheme=alternating"
+JOINT = "train.scheme=joint"
+ALIGN = "roi.pool=align roi.sampling_ratio=2"
+ALONE = f"{JOINT} rpn.classify=classes roi.head=none"
+FOCAL = f"{ALONE} rpn.loss=focal rpn.convs=2 rpn.positive_iou=0.5 rpn.negative_iou=0.4"
+FIVE = f"predict.scales=[0.8,{576 / 600},{688 / 600},{864 / 600},2]"
+UNRANKED = "rpn.nms=1 rpn.pre_test=1000000"
+
+PROPOSALS = {
+    "SS -> SS 2000": Row(58.7, "fast-rcnn-1/weights", FAST, of=("selective-search", 2000)),
+    "RPN shared -> RPN 300": Row(59.9, "alternating-1/weights", ALTERNATING, "rpn.post_test=300"),
+    "RPN unshared -> RPN 300": Row(
+        58.7, "alternating-1/stages/2", ALTERNATING, "rpn.post_test=300", ("alternating-1/stages/1", None)
+    ),
+    "SS -> RPN 100": on_rpn(55.1, "rpn.post_test=100"),
+    "SS -> RPN 300": on_rpn(56.8, "rpn.post_test=300"),
+    "SS -> RPN 1000": on_rpn(56.3, "rpn.post_test=1000"),
+    "SS -> RPN 6000, no NMS": on_rpn(55.2, "rpn.post_test=6000 rpn.nms=1"),
+    "SS -> RPN 100, no cls": on_rpn(44.6, f"rpn.post_test=100 {UNRANKED}", without_scores),
+    "SS -> RPN 300, no cls": on_rpn(51.4, f"rpn.post_test=300 {UNRANKED}", without_scores),
+    "SS -> RPN 1000, no cls": on_rpn(55.8, f"rpn.post_test=1000 {UNRANKED}", without_scores),
+    "SS -> RPN 300, no reg": on_rpn(52.1, "rpn.post_test=300", without_boxes),
+    "SS -> RPN 1000, no reg": on_rpn(51.3, "rpn.post_test=1000", without_boxes),
+}
+ANCHORS = {
+    "1 scale, 1 ratio: small": Row(65.8, "anchors-0-1x1-1/weights", "anchors.sizes=[[128]] anchors.ratios=[1]"),
+    "1 scale, 1 ratio: medium": Row(66.7, "anchors-1-2x1-1/weights", "anchors.sizes=[[256]] anchors.ratios=[1]"),
+    "1 scale, 3 ratios: small": Row(68.8, "anchors-0-1x3-1/weights", "anchors.sizes=[[128]]"),
+    "1 scale, 3 ratios: medium": Row(67.9, "anchors-1-2x3-1/weights", "anchors.sizes=[[256]]"),
+    "3 scales, 1 ratio": Row(69.8, "anchors-0-3x1-1/weights", "anchors.ratios=[1]"),
+    "3 scales, 3 ratios": Row(69.9, "anchors-0-3x3-1/weights", ""),
+}
+LAMBDA = {
+    text: Row(paper, f"lambda-{text}-1/weights", f"rpn.normaliser=paper rpn.lambda={text}")
+    for text, paper in {"0.1": 67.2, "1": 68.9, "10": 69.9, "100": 69.1}.items()
+}
+RECALL = {"SS": None, "RPN": Row(None, "rpn-1/weights", f"{JOINT} roi.head=none", "rpn.post_test=2000")}
+
+
+def one_stage(alone: str) -> dict[str, Row]:
+    return {
+        "two stages": Row(58.7, "joint-1/weights", JOINT),
+        "one stage, 1 scale": Row(53.8, "one-stage-1/weights", alone),
+        "one stage, 5 scales": Row(53.9, "one-stage-1/weights", alone, FIVE),
+    }
+
+
+def schemes(roi: str) -> dict[str, Row]:
+    papers = {"joint": 70.0, "joint-full": None, "alternating": 69.9}
+    return {name: Row(paper, f"{name}-1/weights", f"train.scheme={name} {roi}") for name, paper in papers.items()}
+
+
+TABLES: list[tuple[str, str, dict[str, Any]]] = [
+    ("proposals", "mobilenet-fpn", PROPOSALS),
+    ("anchors", "paper-zf", ANCHORS),
+    ("lambda", "paper-zf", LAMBDA),
+    ("lambda", "mobilenet-fpn", LAMBDA),
+    ("one-stage", "paper-zf", one_stage(ALONE)),
+    ("one-stage", "mobilenet-fpn", one_stage(FOCAL)),
+    ("recall", "mobilenet-fpn", RECALL),
+    ("schemes", "paper-zf", schemes(ALIGN)),
+    ("schemes", "mobilenet-fpn", schemes("")),
+]
+
+
+@pytest.mark.parametrize(("name", "preset", "rows"), TABLES, ids=[f"{name}-{preset}" for name, preset, _ in TABLES])
+def test_a_row_is_trained_and_tested_as_the_page_says(
+    name: str, preset: str, rows: dict[str, Row | None], scored: list[Scored], tmp_path: Path
+) -> None:
+    base = settings_of(preset, ["train.seed=1"])
+    experiment = EXPERIMENTS[name](base)
+    assert experiment.rows == tuple(rows)
+    assert experiment.paper == {row: {"map50": made.paper} for row, made in rows.items() if made and made.paper}
+    for run in experiment.runs:
+        (row,), bench = run.rows, Bench(base, tmp_path)
+        assert run.given == row.startswith("SS -> SS" if name == "proposals" else "SS")
+        if (made := rows[row]) is None:
+            continue
+        numbers = run.measure(bench, 1)
+        assert numbers[row].get("minutes") == (12.0 if name == "schemes" else None)
+        assert set(bench.known) == {f"{training.name}-1" for training in run.needs}, "--budget knows what is trained"
+        settings = override(base, f"{made.trained} {made.changes}".split())
+        assert scored.pop() == Scored(Loaded(made.weights, settings), elsewhere(base, made)), row
+
+
+def elsewhere(base: Settings, made: Row) -> Any:
+    if made.of is None or isinstance(made.of[1], int):
+        return made.of
+    return OfRPN(Loaded(made.of[0], override(base, f"{ALTERNATING} {made.changes}".split())), made.of[1])
+
+
+def test_proposals_from_elsewhere_are_those_asked_for(scored: list[Scored], tmp_path: Path) -> None:
+    base = settings_of("mobilenet-fpn", ["train.proposals=selective-search-quality"])
+    bench = Bench(base, tmp_path)
+    (run, *_) = EXPERIMENTS["proposals"](base).runs
+    run.measure(bench, 0)
+    assert scored.pop().proposals == ("selective-search-quality", 2000)
+    assert bench.known["fast-rcnn-0"].train.proposals == "selective-search-quality"
+
+
+# --- orderings -------------------------------------------------------------------------------------------------------
+
+UNKNOWN = math.nan
+ORDERINGS = {
+    "proposals": {
+        "shared >= unshared features": 59.9 - 58.7,
+        "RPN 300 (shared) >= SS 2000": 59.9 - 58.7,
+        "tested on RPN: 300 >= 100": 56.8 - 55.1,
+        "NMS does no harm: 300 >= 6000": 56.8 - 55.2,
+        "scores rank: 300 >= 300, no cls": 56.8 - 51.4,
+        "boxes fit: 300 >= 300, no reg": 56.8 - 52.1,
+    },
+    "anchors": {
+        "3 scales, 3 ratios >= 1 scale, 1 ratio: small": 69.9 - 65.8,
+        "3 scales, 3 ratios >= 1 scale, 1 ratio: medium": 69.9 - 66.7,
+    },
+    "lambda": {"lambda 1 within 1.5 of lambda 10": 69.9 - 68.9, "lambda 100 within 1.5 of lambda 10": 69.9 - 69.1},
+    "one-stage": {"two stages > one stage, 1 scale": 58.7 - 53.8, "two stages > one stage, 5 scales": 58.7 - 53.9},
+    "recall": {"RPN loses less than SS, 1000 -> 300": UNKNOWN, "RPN loses less than SS, 2000 -> 300": UNKNOWN},
+    "time": {"RPN proposals faster than SS fast": 1510.0 - 3, "with them all of an image faster": 1830.0 - 59},
+    "schemes": {
+        "joint within 1 of alternating, mAP50": 70.0 - 69.9,
+        "joint saves time, % of alternating's": UNKNOWN,
+        "joint-full >= joint, AP (not in paper)": UNKNOWN,
+        "joint-full >= joint, AR300 (not in paper)": UNKNOWN,
+    },
+}
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_differences_of_the_papers_numbers(name: str) -> None:
+    judged = judge_all(EXPERIMENTS[name](settings_of("paper-zf")), {}, [])
+    assert {one.claim.text: one.paper for one in judged} == pytest.approx(ORDERINGS[name], nan_ok=True)
+    within = {"lambda 1 ": 1.5, "lambda 100 ": 1.5, "joint within 1 ": 1.0}
+    assert [one.claim.slack for one in judged] == [
+        next((slack for start, slack in within.items() if one.claim.text.startswith(start)), None) for one in judged
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "rows", "differences"),
+    [
+        (
+            "recall",
+            {
+                "SS": {"ar300": 30.0, "ar1000": 45.0, "ar2000": 50.0},  # loses 15 and 20
+                "RPN": {"ar300": 50.0, "ar1000": 54.0, "ar2000": 60.0},  # loses 4 and 10
+            },
+            [11.0, 10.0],
+        ),
+        (
+            "schemes",
+            {
+                "joint": {"map50": 70.0, "ap": 40.0, "ar300": 60.0, "minutes": 6.0},
+                "joint-full": {"map50": 10.0, "ap": 43.0, "ar300": 58.0, "minutes": 7.0},
+                "alternating": {"map50": 69.5, "ap": 20.0, "ar300": 20.0, "minutes": 10.0},
+            },
+            [0.5, 40.0, 3.0, -2.0],
+        ),
+    ],
+)
+def test_differences_that_the_paper_has_no_numbers_for(
+    name: str, rows: dict[str, dict[str, float]], differences: list[float]
+) -> None:
+    scores: Scores = {row: {0: numbers} for row, numbers in rows.items()}
+    judged = judge_all(EXPERIMENTS[name](settings_of("paper-zf")), scores, [0])
+    assert [one.difference for one in judged] == pytest.approx(differences)
+
+
+# --- time ------------------------------------------------------------------------------------------------------------
+
+
+def test_times_are_medians_of_the_parts_by_a_clock_of_our_own(
+    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four images after one that warms up; the clock goes on in the parts alone."""
+    now = [0.0]
+    conv = iter([900, 10, 70, 20, 30])
+
+    def takes(work: Callable[..., Any], milliseconds: Callable[..., float]) -> Callable[..., Any]:
+        def slow(*words: Any) -> Any:
+            now[0] += milliseconds(*words) / 1000
+            return work(*words)
+
+        return slow
+
+    def make(settings: Settings, classes: int) -> Any:
+        model = build(settings, classes)
+        model.backbone.forward = takes(model.backbone.forward, lambda images: next(conv))
+        return model
+
+    build, second = timing_file.build, timing_file._detect
+    monkeypatch.setattr(timing_file, "build", make)
+    monkeypatch.setattr(timing_file, "time", SimpleNamespace(perf_counter=lambda: now[0]))
+    monkeypatch.setattr(timing_file, "_propose", takes(timing_file._propose, lambda *_: 4))
+    monkeypatch.setattr(timing_file, "_detect", takes(second, lambda *words: words[3].boxes.shape[1] / 20))
+    searched = takes(given, lambda image, mode, count: {"fast": 1000, "quality": 3000}[mode])
+    monkeypatch.setattr(timing_file, "selective_search", searched)
+
+    settings = choose_settings(shapes, None, "tiny-fpn", SMALL, {})
+    (run,) = EXPERIMENTS["time"](settings).runs
+    found = run.measure(Lab(settings, tmp_path, "train", print), 0)
+    assert found == {
+        "SS fast": pytest.approx({"conv": 25, "proposals": 1000, "regions": 100, "total": 1125, "ratio": 250}),
+        "SS quality": pytest.approx({"conv": 25, "proposals": 3000, "regions": 100, "total": 3125, "ratio": 750}),
+        "RPN": pytest.approx({"conv": 25, "proposals": 4, "regions": 2, "total": 31, "ratio": 1}),
+    }
