@@ -7,7 +7,9 @@ import typer
 
 from rcnn.cli import arguments, screen
 
-File = Annotated[Path | None, typer.Argument(metavar="FILE", help="A checkpoint: .pth, .pt, .pkl or .safetensors.")]
+File = Annotated[
+    Path | None, typer.Argument(metavar="FILE", help="A checkpoint: .pth, .pt, .pkl, .safetensors or .npz.")
+]
 Arch = Annotated[str | None, typer.Option(metavar="NAME", help="What it is a checkpoint of; see --list.")]
 Names = Annotated[str | None, typer.Option(metavar="a,b,c", help="Class names, in the order of the labels.")]
 Out = Annotated[
@@ -23,7 +25,7 @@ def import_weights(
     list_: Annotated[bool, typer.Option("--list", help="Print the names that --arch takes.")] = False,
     json: arguments.Json = False,
 ) -> None:
-    """Turn a checkpoint of torchvision or detectron2 into a detector of rcnn. Nothing in the file is run.
+    """Turn a checkpoint of torchvision, detectron2 or Caffe into a detector of rcnn. Nothing in the file is run.
 
     Example: rcnn import fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --arch fasterrcnn_resnet50_fpn
     """

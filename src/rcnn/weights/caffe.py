@@ -9,6 +9,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -78,8 +79,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
     """
-    content = BytesIO()
-    np.savez(content, allow_pickle=False, **dict(arrays))
+    content, named = BytesIO(), dict[str, Any](arrays)
+    np.savez(content, **named)
     atomic_write(path, content.getvalue())
 
 
