@@ -4,6 +4,7 @@ import pickle
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -233,3 +234,18 @@ def test_headers_of_any_length_are_read(tmp_path: Path):
         lengths.add((tmp_path / "w.safetensors").read_bytes()[0])
         assert load_weights(tmp_path / "w.safetensors")[1] == {"pad": "x" * size}
     assert 0x80 in lengths  # the first byte of a pickle
+
+
+def test_whoever_reads_while_others_write_finds_a_whole_file(tmp_path: Path):
+    path, size = tmp_path / "record", 1 << 18
+    atomic_write(path, bytes(size), shared=True)
+
+    def write_and_read(number: int) -> None:
+        for _ in range(20):
+            atomic_write(path, bytes([number]) * size, shared=True)
+            found = path.read_bytes()
+            assert (len(found), len(set(found))) == (size, 1)
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write_and_read, range(4)))
+    assert [file.name for file in tmp_path.iterdir()] == ["record"]

@@ -6,6 +6,7 @@ Written so that a reader sees the old file or the new one, never half of one, an
 import hashlib
 import json
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,14 +39,21 @@ class WeightsError(ValueError):
     """A file of weights is missing, damaged, foreign or does not fit. The message names the file."""
 
 
-def atomic_write(path: str | Path, data: bytes) -> None:
+def atomic_write(path: str | Path, data: bytes, *, shared: bool = False) -> None:
     """Replace `path` by `data` in one step: whoever reads, and whenever the power goes, finds the old file or the new.
+
+    Args:
+        path: the file.
+        data: all that is in it afterwards.
+        shared: others may write the same file at the same time. What is left of a writer that was killed then stays;
+            else the next write takes it away.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; the old file is untouched.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.tmp")
+    writer = f".{os.getpid()}-{threading.get_ident()}" if shared else ""
+    temporary = path.with_name(f".{path.name}{writer}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(data)

@@ -213,7 +213,7 @@ def _check(path: Path, published: str) -> None:
     else:
         if recorded is None:
             with suppress(OSError):  # a cache that many share may be read-only
-                atomic_write(record, f"{digest}  {path.name}\n".encode())
+                atomic_write(record, f"{digest}  {path.name}\n".encode(), shared=True)
         return
     raise WeightsError(
         f"{path} has the SHA-256 {digest}, {expected}: it is damaged or another file, and is not used. "
