@@ -137,19 +137,19 @@ def ours(model: rcnn.FasterRCNN, images: Tensor, size: tuple[int, int]) -> Found
     """Our answers for one image, and what they were selected from."""
     sizes = images.new_tensor([size])
     levels, out = model.extract(Batch(images, sizes, torch.ones_like(sizes), sizes))
-    rpn, roi = model.settings.rpn, model.settings.roi
+    rpn = model.settings.rpn
     proposals = model.rpn.propose(out, sizes, pre=rpn.pre_test, post=rpn.post_test)
     said = model.fast_rcnn(levels, proposals.boxes)
     found = model.fast_rcnn.detect(said, proposals, sizes)
     kept, real = found.valid[0], proposals.valid[0]
-    boxes = box_ops.decode(said.deltas, proposals.boxes[:, :, None], said.deltas.new_tensor(roi.box_std))
+    boxes = model.fast_rcnn.refine(said, proposals, sizes)
     anchors = box_ops.decode(torch.cat(out.deltas, dim=1), torch.cat(out.anchors))
     return Found(
         found.boxes[0][kept],
         found.scores[0][kept],
         found.labels[0][kept],
         proposals.boxes[0][real],
-        box_ops.clip(boxes, sizes)[0][real].flatten(0, 1),
+        boxes[0][real].flatten(0, 1),
         said.logits.softmax(dim=-1)[0][real][:, :-1].flatten(),
         box_ops.clip(anchors, sizes)[0],
     )

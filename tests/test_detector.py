@@ -134,7 +134,8 @@ def test_half_precision_halves_the_file_and_is_widened_again(detector: Detector,
     kept, state = detector.model.state_dict(), loaded.model.state_dict()
     for name, tensor in state.items():
         assert tensor.dtype == kept[name].dtype
-        torch.testing.assert_close(tensor, kept[name], rtol=2**-11, atol=2**-24)
+        least = 10 * 2**-24  # the layer of the boxes is stored times `roi.box_std`
+        torch.testing.assert_close(tensor, kept[name], rtol=2**-11, atol=least)
     assert len(loaded.predict(folder / "0.png")[0]) == 9
     loaded.save(tmp_path / "again.safetensors", half=True)
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "half.safetensors").read_bytes()

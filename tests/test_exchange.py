@@ -125,3 +125,8 @@ def test_a_resnet_trained_with_torchvisions_rules_can_be_exported():
     again = from_torchvision(space["model"], ("a", "b"))
     assert all(torch.equal(tensor, again.model.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert again.settings.model.norm == "frozen"
+
+    mean = settings_of("resnet18-fpn", [*rules.split(), "roi.box_mean=[0.01,-0.02,0.06,0.04]"])
+    bias = "roi_heads.box_predictor.bbox_pred.bias"  # whose deltas there are 10, 10, 5 and 5 times as large
+    moved, still = (export_state(model.state_dict(), given)[bias][4:] for given in (mean, settings))
+    torch.testing.assert_close(moved - still, torch.tensor([0.1, -0.2, 0.3, 0.2] * 2))

@@ -2,20 +2,24 @@
 
 import math
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from rcnn.backbones.zf import WithinChannelNorm
 from rcnn.config import Augment
+from rcnn.detector import Detector
 from rcnn.model.anchors import cell_anchors, grid_anchors, inside
 from rcnn.model.boxes import decode
 from rcnn.model.fast_rcnn import FCHead, UnscaledDropout
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.losses import smooth_l1
 from rcnn.model.rpn import RegionProposalNetwork
+from rcnn.model.structures import Proposals, RoIOutput
 from rcnn.preprocess.batch import Preprocessor
 from rcnn.presets import build, settings_of
 from rcnn.training.optim import build_optimizer, learning_rate
@@ -190,21 +194,29 @@ def test_unscaled_dropout_has_the_same_mean_in_training_and_prediction():
     assert torch.equal(head.train()(rois), head.eval()(rois))
 
 
-def test_deltas_that_were_divided_are_deltas_of_layers_that_were_multiplied():
-    """Box targets are normalised by `roi.box_std`: what others fold into the last layer on saving, decoding does."""
+def test_mean_and_deviation_of_box_targets_are_folded_into_the_weights_on_saving(tmp_path: Path):
+    """The file's layer gives plain deltas, as the paper's code saves it; the detector it is read into trains on."""
     torch.manual_seed(0)
-    std = torch.tensor([0.1, 0.1, 0.2, 0.2], dtype=torch.float64)
-    layer, features = nn.Linear(6, 4).double(), torch.randn(9, 6, dtype=torch.float64)
-    folded = nn.Linear(6, 4).double()
-    with torch.no_grad():
-        folded.weight.copy_(layer.weight * std[:, None])
-        folded.bias.copy_(layer.bias * std)
-    rois = torch.tensor([[10.0, 20, 50, 80]], dtype=torch.float64).expand(9, -1)
-    torch.testing.assert_close(decode(layer(features), rois, std), decode(folded(features), rois), rtol=1e-12, atol=0)
+    normal = ["roi.box_mean=[0.01,-0.02,0.05,0.03]", "roi.box_std=[0.1,0.1,0.3,0.2]"]
+    settings = settings_of("paper-zf", ["roi.hidden=16", *normal])
+    detector = Detector(build(settings, 2), settings, ("cat", "dog"), device="cpu")
+    detector.save(tmp_path / "zf.safetensors")
+    arrays, layer = load_file(tmp_path / "zf.safetensors"), "fast_rcnn.predictor.reg"
+    features, rois = torch.randn(9, 16).double(), torch.tensor([[[10.0, 20, 50, 80]]]).double().expand(1, 9, -1)
+    plain = nn.functional.linear(features, *(arrays[f"{layer}.{leaf}"].double() for leaf in ("weight", "bias")))
+    stage = detector.model.fast_rcnn.double()
+    said = RoIOutput(torch.zeros(1, 9, 3), stage.predictor.reg(features).view(1, 9, 2, 4), features)
+    proposals = Proposals(rois, *[torch.zeros(1, 9)] * 4)
+    boxes = stage.refine(said, proposals, torch.tensor([[1000.0, 1000]]).double())
+    torch.testing.assert_close(boxes, decode(plain.view(1, 9, 2, 4), rois[:, :, None]), rtol=1e-9, atol=0)
+
+    kept = detector.model.float().state_dict()
+    read = Detector.load(tmp_path / "zf.safetensors", "cpu").model.state_dict()
+    assert all(torch.equal(read[name], tensor) for name, tensor in kept.items())
 
 
 def test_targets_less_a_mean_are_targets_of_a_layer_that_starts_with_it_as_its_bias():
-    """Why `roi.box_std` has no mean beside it: one step of both layers, and the boxes are the same."""
+    """What `roi.box_mean` does: one step of both layers, and the boxes are the same."""
     torch.manual_seed(0)
     std, mean = torch.tensor([0.1, 0.1, 0.2, 0.2]).double(), torch.tensor([0.01, -0.02, 0.05, 0.03]).double()
     features, wanted = torch.randn(9, 6).double(), 0.1 * torch.randn(9, 4).double()

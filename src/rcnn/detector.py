@@ -22,6 +22,7 @@ from rcnn.preprocess.stream import Picture, Shown, Skip, batches, pictures
 from rcnn.presets import build
 from rcnn.result import Result
 from rcnn.weights.adapt import fill
+from rcnn.weights.box_targets import PLAIN, normal_of, renormalise
 from rcnn.weights.file import WeightsError, save_weights, to_half
 from rcnn.weights.metadata import portable, read_detector
 
@@ -253,7 +254,8 @@ class Detector:
     def save(self, path: str | Path, *, half: bool = False) -> None:
         """Write weights, settings, classes and threshold as one safetensors file, atomically.
 
-        Of `data.path` and `train.init` only the last part is kept.
+        `roi.box_mean` and `roi.box_std` are folded into the layer of the boxes, which `load` undoes to the last bit. Of
+        `data.path` and `train.init` only the last part is kept.
 
         Args:
             path: the file; its folder exists.
@@ -271,7 +273,8 @@ class Detector:
             "summary": self.summary,
             "licence": self.licence,
         }
-        state = dict(self.model.state_dict())
+        # Folded into float64 and out again, float32 is the same to the last bit; folded into float32 it is not.
+        state = renormalise(self.model.state_dict(), normal_of(self.settings), PLAIN, torch.float64)
         save_weights(path, to_half(state) if half else state, metadata)
 
     @classmethod

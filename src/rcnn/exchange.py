@@ -106,7 +106,7 @@ def to_torchvision(detector: Detector) -> dict[str, Tensor]:
 def to_caffe(detector: Detector) -> dict[str, np.ndarray]:
     """A detector of the paper's networks as arrays in Caffe's names, which `import_weights` reads as .npz.
 
-    `roi.box_std` is folded into the layer of the boxes.
+    `roi.box_mean` and `roi.box_std` are folded into the layer of the boxes.
 
     Raises:
         WeightsError: the network is none of the paper's; the message names the settings.

@@ -127,6 +127,14 @@ def test_flips_and_crops_happen_as_often_as_asked() -> None:
     np.testing.assert_allclose(cropped, 0.6, atol=0.06)
 
 
+def test_some_images_keep_their_scale_and_the_others_what_was_drawn() -> None:
+    for seed in range(200):
+        scaled, drawn = draw(seed, scale=(1.2, 2)), draw(seed, scale=(1.2, 2), rescale=0.3)
+        assert drawn == scaled or drawn.resized == drawn.window[2:] == CANVAS
+    kept = [draw(seed, scale=(1.2, 2), rescale=0.3).resized == CANVAS for seed in range(2000)]
+    np.testing.assert_allclose(np.mean(kept), 0.7, atol=0.04)
+
+
 def test_jitter_stays_in_its_range() -> None:
     wanted = Augment(scale=(0.5, 2), brightness=0.1, contrast=0.2, saturation=2.0, hue=0.05)
     plans = [draw_plan(CANVAS, np.zeros((0, 4)), wanted, generator(seed)) for seed in range(500)]

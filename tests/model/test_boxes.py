@@ -9,6 +9,7 @@ from rcnn.model import boxes as box_ops
 coordinate = st.floats(-500, 500, width=32)
 side = st.floats(0.5, 400, width=32)
 box = st.builds(lambda x, y, w, h: [x, y, x + w, y + h], coordinate, coordinate, side, side)
+NORMAL = box_ops.Normal(*torch.tensor([[0.01, -0.02, 0.05, 0.03], [0.1, 0.1, 0.2, 0.2]], dtype=torch.float64))
 boxes = st.lists(box, min_size=1, max_size=8).map(lambda rows: torch.tensor(rows, dtype=torch.float64))
 
 
@@ -34,11 +35,11 @@ def test_iou_is_symmetric_and_between_0_and_1(a):
     torch.testing.assert_close(overlap.diagonal(), torch.ones(len(a), dtype=torch.float64))
 
 
-@given(boxes, box, st.sampled_from([1.0, torch.tensor([0.1, 0.1, 0.2, 0.2], dtype=torch.float64)]))
-def test_decode_undoes_encode(targets, anchor, std):
+@given(boxes, box, st.sampled_from([box_ops.PLAIN, NORMAL]))
+def test_decode_undoes_encode(targets, anchor, normal):
     anchors = torch.tensor([anchor], dtype=torch.float64).expand_as(targets)
     growth = (targets[:, 2:] - targets[:, :2]) / (anchors[:, 2:] - anchors[:, :2])
-    back = box_ops.decode(box_ops.encode(targets, anchors, std), anchors, std)
+    back = box_ops.decode(box_ops.encode(targets, anchors, normal), anchors, normal)
     fits = (growth < 62.4).all(dim=1)
     torch.testing.assert_close(back[fits], targets[fits], atol=1e-6, rtol=1e-9)
 
@@ -65,9 +66,13 @@ def test_worked_targets():
         [[0.015625, 0.078125, -0.031749, 0.089612], [0.181818, -0.045455, 0.374693, 0.087011]], dtype=torch.float64
     )
     torch.testing.assert_close(box_ops.encode(gt, anchor), expected, atol=1e-6, rtol=0)
-    scaled = box_ops.encode(gt[:1], anchor[:1], torch.tensor([0.1, 0.1, 0.2, 0.2], dtype=torch.float64))
+    scaled = box_ops.encode(gt[:1], anchor[:1], box_ops.Normal(0.0, NORMAL.std))
     torch.testing.assert_close(
         scaled, torch.tensor([[0.15625, 0.78125, -0.158743, 0.448061]], dtype=torch.float64), atol=1e-6, rtol=0
+    )
+    moved = box_ops.encode(gt[:1], anchor[:1], NORMAL)
+    torch.testing.assert_close(
+        moved, torch.tensor([[0.05625, 0.98125, -0.408743, 0.298061]], dtype=torch.float64), atol=1e-6, rtol=0
     )
     decoded = box_ops.decode(torch.tensor([[-0.2, 0.3, 0.1, -0.1]], dtype=torch.float64), anchor[:1])
     torch.testing.assert_close(

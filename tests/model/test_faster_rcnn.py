@@ -4,7 +4,7 @@ import pytest
 import torch
 from torchvision import ops as tv
 
-from rcnn.model.boxes import clip, decode
+from rcnn.model.boxes import Normal, clip, decode
 from rcnn.model.structures import Batch, Detections, Targets
 from tests.model import tiny
 
@@ -19,7 +19,9 @@ def test_detections_equal_a_loop_over_images_and_classes():
     for i in range(3):
         valid = proposals.valid[i]
         scores = out.logits[i][valid].softmax(-1)[:, :-1]
-        boxes = decode(out.deltas[i][valid], proposals.boxes[i][valid][:, None], torch.tensor([0.1, 0.1, 0.2, 0.2]))
+        boxes = decode(
+            out.deltas[i][valid], proposals.boxes[i][valid][:, None], Normal(0.0, torch.tensor([0.1, 0.1, 0.2, 0.2]))
+        )
         boxes = clip(boxes[None], data.sizes[i : i + 1])[0]
         label = torch.arange(3).expand_as(scores)
         keep = scores > 0.01

@@ -10,6 +10,7 @@ from torchvision import ops as tv
 from rcnn.config import LossKind
 from rcnn.model.assign import Assignment, Sample
 from rcnn.model.boxes import decode, encode
+from rcnn.model.fast_rcnn import delta_normal
 from rcnn.model.losses import box_loss, objectness_loss, rpn_loss, smooth_l1
 from tests.model import tiny, worked
 
@@ -154,22 +155,30 @@ def test_overlap_losses_by_hand_in_either_stage(stage: str, kind: LossKind, targ
 
 
 @pytest.mark.parametrize(
-    ("kind", "beta", "expected"),
-    [("smooth_l1", 1.0, 0.430362), ("smooth_l1", 1 / 9, 1.322082), ("l1", 1.0, 1.544304)],
+    ("kind", "beta", "mean", "expected"),
+    [
+        ("smooth_l1", 1.0, (0, 0, 0, 0), 0.430362),
+        ("smooth_l1", 1 / 9, (0, 0, 0, 0), 1.322082),
+        ("l1", 1.0, (0, 0, 0, 0), 1.544304),
+        ("l1", 1.0, (0.01, -0.02, 0.05, 0.03), 1.744304),
+        ("giou", 1.0, (0.015625, 0.078125, -0.031749, 0.089612), 0.0),
+    ],
 )
-def test_box_losses_on_normalised_targets_by_hand(kind: LossKind, beta: float, expected: float):
+def test_box_losses_on_normalised_targets_by_hand(kind: LossKind, beta: float, mean: tuple, expected: float):
     """Deltas of object [9, 9, 40, 44] from RoI [8, 8, 40, 40], divided: (0.15625, 0.78125, -0.158743, 0.448061).
 
-    With beta 1: 0.5 x (0.024414 + 0.610352 + 0.025199 + 0.200759); with 1/9: each |d| > 1/9, so |d| - 1/18.
+    With beta 1: 0.5 x (0.024414 + 0.610352 + 0.025199 + 0.200759); with 1/9: each |d| > 1/9, so |d| - 1/18. Less a
+    mean: (0.05625, 0.98125, -0.408743, 0.298061). A layer that gives nothing decodes to the mean.
     """
-    net = tiny.model({"roi": {"box_loss": kind, "beta": beta, "box_weight": 3.0}}).double()
+    net = tiny.model({"roi": {"box_loss": kind, "beta": beta, "box_weight": 3.0, "box_mean": mean}}).double()
     with torch.no_grad():
         for parameter in net.fast_rcnn.predictor.reg.parameters():
             parameter.zero_()
     targets = worked.targets(worked.OBJECTS[:, :1])
     roi = torch.tensor([[[8.0, 8, 40, 40]]], dtype=torch.float64)
     wanted = torch.tensor([0.15625, 0.78125, -0.158743, 0.448061]).double()
-    found = encode(targets.boxes, roi, roi.new_tensor(net.settings.roi.box_std))[0, 0]
+    wanted = wanted - torch.tensor(mean).double() / torch.tensor([0.1, 0.1, 0.2, 0.2]).double()
+    found = encode(targets.boxes, roi, delta_normal(net.settings.roi, roi))[0, 0]
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
     yes, index = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
     levels = [torch.randn(1, 8, 8, 12, dtype=torch.float64), torch.randn(1, 8, 4, 6, dtype=torch.float64)]

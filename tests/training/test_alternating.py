@@ -25,6 +25,7 @@ from rcnn.training.run_folder import RunFolder
 from rcnn.training.session import Session
 from rcnn.training.train import Run, choose_settings, train
 from rcnn.weights.file import load_weights
+from rcnn.weights.metadata import read_detector
 from tests.training.test_train import assert_same, one_thread, rows  # noqa: F401
 
 OVERRIDES = [
@@ -86,7 +87,7 @@ def whole(data: Path, starts: list[dict[str, Tensor]], tmp_path_factory: pytest.
 
 def weights(run: Run, stage: int, name: str = "last") -> dict[str, Tensor]:
     folder = run.folder / "weights" if stage == 4 else run.folder / "stages" / str(stage)
-    return load_weights(folder / f"{name}.safetensors")[0]
+    return read_detector(folder / f"{name}.safetensors")[0]
 
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

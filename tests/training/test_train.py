@@ -23,6 +23,7 @@ from rcnn.training.loop import Interrupted, TrainingError
 from rcnn.training.session import Session, is_late
 from rcnn.training.train import Run, train
 from rcnn.weights.file import load_weights
+from rcnn.weights.metadata import read_detector
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "images_per_second", "memory_gb"}
@@ -121,7 +122,7 @@ def test_best_is_the_first_epoch_of_the_highest_ap(whole: Run) -> None:
 def test_what_is_kept_is_the_average_not_the_last_step(whole: Run) -> None:
     path = checkpoint.latest(whole.folder / "checkpoints")
     assert path is not None
-    state, kept = load_weights(path)[0], load_weights(whole.last)[0]
+    state, kept = load_weights(path)[0], read_detector(whole.last)[0]
     assert all(torch.equal(tensor, state[f"ema/{name}"]) for name, tensor in kept.items())
     assert not all(torch.equal(tensor, state[f"model/{name}"]) for name, tensor in kept.items())
 

@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from rcnn.config import Settings
 from rcnn.model.boxes import decode
+from rcnn.model.fast_rcnn import delta_normal
 from rcnn.presets import build, settings_of
 from rcnn.weights.adapt import Layout, adapt, fill, some
 from rcnn.weights.file import WeightsError
@@ -139,16 +140,16 @@ def test_layers_whose_outputs_mean_something_else_start_anew(change: str, layers
     assert all(f"{layer} (" in notes for layer in layers)
 
 
-def test_boxes_are_kept_where_their_deltas_are_divided_by_other_numbers() -> None:
-    case = Case(("cat", "dog"), "roi.box_std=[1,0.5,0.2,0.4]")
+def test_boxes_are_kept_where_their_deltas_are_normalised_by_other_numbers() -> None:
+    case = Case(("cat", "dog"), "roi.box_std=[1,0.5,0.2,0.4]", "roi.box_mean=[0.1,0,-0.2,0.3]")
     assert case.run() == "all weights from pets.safetensors"
     rois, features = torch.tensor([[10.0, 20, 50, 80]]), torch.randn(7, 12)
 
-    def boxes(given: dict[str, Tensor], *std: float) -> Tensor:
-        deltas = nn.functional.linear(features, given[REG + "weight"], given[REG + "bias"])
-        return decode(deltas.unflatten(1, (2, 4)) / 50, rois, torch.tensor(std))
+    def boxes(given: dict[str, Tensor], layout: Layout) -> Tensor:
+        deltas = nn.functional.linear(features / 50, given[REG + "weight"], given[REG + "bias"])
+        return decode(deltas.unflatten(1, (2, 4)), rois, delta_normal(layout.settings.roi, rois))
 
-    torch.testing.assert_close(boxes(case.after, 1, 0.5, 0.2, 0.4), boxes(case.given, 0.1, 0.1, 0.2, 0.2))
+    torch.testing.assert_close(boxes(case.after, case.ours), boxes(case.given, case.theirs))
 
 
 def test_ratios_told_the_other_way_round_are_the_same_anchors() -> None:

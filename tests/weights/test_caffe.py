@@ -8,6 +8,7 @@ from rcnn.backbones.build import build_backbone
 from rcnn.config import Settings
 from rcnn.exchange import import_weights
 from rcnn.model.boxes import decode
+from rcnn.model.fast_rcnn import delta_normal
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build, settings_of
 from rcnn.weights import backbone as backbone_weights
@@ -87,7 +88,7 @@ def test_background_comes_first_and_deltas_are_unnormalised(settings: Settings, 
     rois = torch.tensor([[10.0, 20, 50, 80]])
     for label in range(3):
         raw = torch.tensor(boxes[:, 4 * label + 4 : 4 * label + 8]).float()
-        ours = decode(deltas[:, label], rois, torch.tensor(settings.roi.box_std))
+        ours = decode(deltas[:, label], rois, delta_normal(settings.roi, rois))
         torch.testing.assert_close(ours, decode(raw, rois), rtol=1e-4, atol=1e-3)
 
 

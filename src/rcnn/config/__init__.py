@@ -73,6 +73,7 @@ class Augment(Section):
         description="Probability that rows and columns change places; with both flips: all eight orientations. Of an "
         "image of unequal sides, what does not fit is cropped.",
     )
+    rescale: Fraction = Field(default=1.0, description="Probability that the image's scale changes.")
     scale: Span = Field(default=(0.8, 1.25), description="Range of the scale factor; above 1 the image is cropped.")
     crop: Fraction = Field(default=0.0, description="Probability of a random crop that keeps some object's centre.")
     brightness: NonNegative = Field(default=0.2, description="Factor drawn from 1 -+ this.")

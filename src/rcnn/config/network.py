@@ -167,6 +167,9 @@ class RoI(Section):
         default="keep", description="Crowd and difficult objects: mask their RoIs, or forget them."
     )
     class_agnostic: bool = Field(default=False, description="One box a RoI instead of one a class.")
+    box_mean: tuple[float, float, float, float] = Field(
+        default=(0.0, 0.0, 0.0, 0.0), description="Taken from the deltas (tx, ty, tw, th) before they are divided."
+    )
     box_std: tuple[Positive, Positive, Positive, Positive] = Field(
         default=(0.1, 0.1, 0.2, 0.2), description="Deltas are divided by these."
     )

@@ -52,11 +52,11 @@ def draw_plan(canvas: Size, boxes: np.ndarray, settings: Augment, generator: np.
     Of a transposed image of unequal sides is kept what fits into the canvas.
     """
     flip, vertical_flip, scale, crop, height, width, brightness, contrast, saturation, hue = generator.random(10)
-    *place, transpose = generator.random(4)
+    *place, transpose, rescale = generator.random(5)
     transposed = bool(transpose < settings.transpose)
     room = canvas[::-1] if transposed else canvas
     low, high = settings.scale
-    factor = low * (high / low) ** scale  # as often a half as a double
+    factor = low * (high / low) ** scale if rescale < settings.rescale else 1.0  # as often a half as a double
     resized = _scaled(canvas, (factor, factor))
     shares = (0.5 + height / 2, 0.5 + width / 2) if crop < settings.crop else (1.0, 1.0)
     kept = _scaled((min(resized[0], room[0]), min(resized[1], room[1])), shares)

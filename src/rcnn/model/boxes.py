@@ -5,13 +5,23 @@ belongs to them (width = x2 - x1 + 1); it exists in this file and nowhere else.
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 MAX_LOG_SCALE = math.log(1000 / 16)
 """Largest decoded growth of a side: a delta never makes a box more than 62.5 times an anchor's size."""
+
+
+class Normal(NamedTuple):
+    """What deltas t are normalised by, for the losses: (t - mean) / std, each a number or (4,) for tx, ty, tw, th."""
+
+    mean: Tensor | float = 0.0
+    std: Tensor | float = 1.0
+
+
+PLAIN = Normal()
 
 
 def area(boxes: Tensor, *, inclusive: bool = False) -> Tensor:
@@ -73,19 +83,19 @@ def centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
     return (low + high) / 2, high - low
 
 
-def encode(boxes: Tensor, anchors: Tensor, std: Tensor | float = 1.0) -> Tensor:
-    """(..., 4) boxes seen from (..., 4) anchors -> (..., 4) deltas (tx, ty, tw, th) / std. All sides must be positive.
+def encode(boxes: Tensor, anchors: Tensor, normal: Normal = PLAIN) -> Tensor:
+    """(..., 4) boxes seen from (..., 4) anchors -> (..., 4) normalised deltas. All sides must be positive.
 
     Paper, section 3.1.2: tx = (x - xa) / wa, tw = log(w / wa), likewise y and h, of centres and sizes.
     """
     (centre, size), (origin, unit) = centre_size(boxes), centre_size(anchors)
-    return torch.cat(((centre - origin) / unit, (size / unit).log()), dim=-1) / std
+    return (torch.cat(((centre - origin) / unit, (size / unit).log()), dim=-1) - normal.mean) / normal.std
 
 
-def decode(deltas: Tensor, anchors: Tensor, std: Tensor | float = 1.0) -> Tensor:
-    """(..., 4) deltas on (..., 4) anchors -> (..., 4) boxes; undoes `encode` for growth below `MAX_LOG_SCALE`."""
+def decode(deltas: Tensor, anchors: Tensor, normal: Normal = PLAIN) -> Tensor:
+    """(..., 4) normalised deltas on (..., 4) anchors -> (..., 4) boxes; undoes `encode` below `MAX_LOG_SCALE`."""
     origin, unit = centre_size(anchors)
-    shift, log_size = (deltas * std).split(2, dim=-1)
+    shift, log_size = (deltas * normal.std + normal.mean).split(2, dim=-1)
     centre, half = origin + shift * unit, unit * log_size.clamp(max=MAX_LOG_SCALE).exp() / 2
     return torch.cat((centre - half, centre + half), dim=-1)
 

@@ -242,16 +242,26 @@ class FastRCNN(nn.Module):
             torch.where(positive, rois, unit),
             s.box_loss,
             s.beta,
-            rois.new_tensor(s.box_std),
+            delta_normal(s, rois),
         )
         return classification * drawn.valid, box * drawn.positive
 
+    def refine(self, out: RoIOutput, proposals: Proposals, sizes: Tensor) -> Tensor:
+        """Every RoI's boxes (B, P, K, 4), clipped; of a class-agnostic head (B, P, 1, 4)."""
+        boxes = box_ops.decode(out.deltas, proposals.boxes[:, :, None], delta_normal(self.settings, out.deltas))
+        return box_ops.clip(boxes, sizes)
+
     def detect(self, out: RoIOutput, proposals: Proposals, sizes: Tensor) -> Detections:
         """Refine, clip, drop low scores, suppress within classes, keep the best (B, D)."""
-        boxes = box_ops.decode(out.deltas, proposals.boxes[:, :, None], out.deltas.new_tensor(self.settings.box_std))
+        boxes = self.refine(out, proposals, sizes)
         finite = out.logits.isfinite().all(dim=-1).all(dim=-1) & out.deltas.isfinite().flatten(1).all(dim=-1)
         scores = class_probabilities(out.logits)
-        return final_boxes(box_ops.clip(boxes, sizes), scores, proposals.valid, finite, self.settings)
+        return final_boxes(boxes, scores, proposals.valid, finite, self.settings)
+
+
+def delta_normal(settings: RoI, like: Tensor) -> box_ops.Normal:
+    """What the second stage's deltas are normalised by, of the type and on the device of `like`."""
+    return box_ops.Normal(like.new_tensor(settings.box_mean), like.new_tensor(settings.box_std))
 
 
 def class_loss(logits: Tensor, positive: Tensor, label: Tensor) -> Tensor:

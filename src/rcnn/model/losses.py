@@ -25,7 +25,12 @@ def smooth_l1(difference: Tensor, beta: float) -> Tensor:
 
 
 def box_loss(
-    deltas: Tensor, targets: Tensor, anchors: Tensor, kind: LossKind, beta: float, std: Tensor | float = 1.0
+    deltas: Tensor,
+    targets: Tensor,
+    anchors: Tensor,
+    kind: LossKind,
+    beta: float,
+    normal: box_ops.Normal = box_ops.PLAIN,
 ) -> Tensor:
     """Loss of each row, summed over coordinates; (..., 4), (..., 4), (..., 4) -> (...).
 
@@ -35,13 +40,12 @@ def box_loss(
         anchors: what both are seen from.
         kind: on deltas (`smooth_l1`, `l1`) or 1 - overlap of the decoded boxes.
         beta: where smooth L1 turns linear.
-        std: what deltas are divided by.
+        normal: what deltas are normalised by.
     """
     if kind in ("smooth_l1", "l1"):
-        return smooth_l1(deltas - box_ops.encode(targets, anchors, std), beta if kind == "smooth_l1" else 0.0).sum(
-            dim=-1
-        )
-    return 1 - box_ops.generalised_iou(box_ops.decode(deltas, anchors, std), targets, kind)
+        difference = deltas - box_ops.encode(targets, anchors, normal)
+        return smooth_l1(difference, beta if kind == "smooth_l1" else 0.0).sum(dim=-1)
+    return 1 - box_ops.generalised_iou(box_ops.decode(deltas, anchors, normal), targets, kind)
 
 
 def objectness_loss(logits: Tensor, positive: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rcnn.config import Anchors, Settings, dump
 from rcnn.weights.backbone import fit_channels
-from rcnn.weights.box_targets import LAYER, rescale
+from rcnn.weights.box_targets import LAYER, normal_of, renormalise
 from rcnn.weights.file import WeightsError
 
 _CLS, _REG = "fast_rcnn.predictor.cls", LAYER
@@ -71,8 +71,8 @@ def adapt(
     """Copy into `model` what fits of another detector, in place; the other layers stay as they are, which is fresh.
 
     Rows of classes that both know are kept by name, and so is the background; rows of boxes are made for our
-    `roi.box_std`. A first convolution for images of other
-    channels is adapted as `fit_channels` says.
+    `roi.box_mean` and `roi.box_std`. A first convolution for images of other channels is adapted as `fit_channels`
+    says.
 
     Args:
         model: to be filled.
@@ -89,7 +89,7 @@ def adapt(
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_COUNTER)}
     given = {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
-    given = rescale(given, theirs.settings.roi.box_std, ours.settings.roi.box_std)
+    given = renormalise(given, normal_of(theirs.settings), normal_of(ours.settings))
     fitted, fresh = _split(own, given, theirs, ours)
     kept = {name: tensor for name, tensor in fitted.items() if _layer(name) not in fresh}
     _see_backbone(own, kept, theirs, ours, source)

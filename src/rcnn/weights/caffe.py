@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rcnn.config import Settings
-from rcnn.weights.box_targets import LAYER, rescale
+from rcnn.weights.box_targets import LAYER, PLAIN, normal_of, renormalise
 from rcnn.weights.file import WeightsError, atomic_write
 from rcnn.weights.imported import Imported, class_names
 
@@ -51,9 +51,6 @@ _ALIASES = {
 _KEY = re.compile(r"(?P<layer>.+?)(?:[./](?P<long>0|1|weights?|bias|biases)|_(?P<short>w|b))")
 _LEAVES: dict[str, str] = dict.fromkeys(("0", "weight", "weights", "w"), "weight")
 
-UNDIVIDED = (1.0, 1.0, 1.0, 1.0)
-"""Deltas as both implementations have them once they are saved: the deviations are in the weights."""
-
 Blobs = np.ndarray | Tensor | Sequence[np.ndarray | Tensor]
 
 
@@ -87,7 +84,7 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequence[str] | None = None) -> Imported:
     """A detector of the paper's layers.
 
-    Scores are background first, boxes a class with the background's in front, unnormalised (the standard deviations
+    Scores are background first, boxes a class with the background's in front, unnormalised (mean and deviation
     are in the weights, where both implementations fold them on saving). The background's boxes, which nothing reads,
     are left out.
 
@@ -106,7 +103,7 @@ def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequen
     tensors[f"{_CLS}.bias"] = tensors[f"{_CLS}.bias"].roll(-1)
     for leaf in ("weight", "bias"):
         tensors[f"{LAYER}.{leaf}"] = tensors[f"{LAYER}.{leaf}"][4:]
-    tensors = rescale(tensors, UNDIVIDED, settings.roi.box_std)
+    tensors = renormalise(tensors, PLAIN, normal_of(settings))
     return Imported(settings, tensors, class_names(len(classes), names), None, ())
 
 
@@ -117,7 +114,7 @@ def export_arrays(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str
         WeightsError: the model is none of the paper's; the message names the settings.
     """
     _see_paper(settings)
-    tensors = rescale(tensors, settings.roi.box_std, UNDIVIDED)
+    tensors = renormalise(tensors, normal_of(settings), PLAIN)
     found = {}
     for layer, place in _places(settings).items():
         for leaf in ("weight", "bias"):

@@ -7,6 +7,7 @@ from pydantic import ConfigDict, ValidationError, model_validator
 from torch import Tensor
 
 from rcnn.config import Fraction, Section, Settings, SettingsError, override, validate
+from rcnn.weights.box_targets import PLAIN, normal_of, renormalise
 from rcnn.weights.file import WeightsError, load_weights
 
 
@@ -39,7 +40,7 @@ class Metadata(Section):
 
 
 def read_detector(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
-    """Tensors and metadata of a detector's file.
+    """Tensors and metadata of a detector's file, the layer of the boxes as `roi.box_mean` and `roi.box_std` want it.
 
     Raises:
         WeightsError: the file is missing, damaged, of a later version, or holds something else.
@@ -52,9 +53,10 @@ def read_detector(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
             f"rcnn train --resume {run}"
         )
     try:
-        return tensors, Metadata.model_validate({**entry, "settings": validate(entry["settings"])})
+        metadata = Metadata.model_validate({**entry, "settings": validate(entry["settings"])})
     except (KeyError, TypeError, SettingsError, ValidationError) as error:
         raise WeightsError(f"{path}: holds weights, but not a detector of this version of rcnn: {error}") from None
+    return renormalise(tensors, PLAIN, normal_of(metadata.settings)), metadata
 
 
 def portable(settings: Settings) -> Settings:

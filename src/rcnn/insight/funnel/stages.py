@@ -118,8 +118,7 @@ def best_of_levels(rpn: RegionProposalNetwork, out: RPNOutput, pre: int) -> Tens
 
 def refine(stage: FastRCNN, rois: RoIOutput, proposals: Proposals, sizes: Tensor) -> tuple[Tensor, Tensor]:
     """The second stage's boxes (B, P, K, 4), clipped, and class probabilities (B, P, K), before its NMS."""
-    boxes = box_ops.decode(rois.deltas, proposals.boxes[:, :, None], rois.deltas.new_tensor(stage.settings.box_std))
-    boxes = box_ops.clip(boxes, sizes).expand(-1, -1, stage.classes, -1)
+    boxes = stage.refine(rois, proposals, sizes).expand(-1, -1, stage.classes, -1)
     return boxes, rois.logits.softmax(dim=-1)[..., :-1]
 
 

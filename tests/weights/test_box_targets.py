@@ -1,0 +1,32 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rcnn.weights.box_targets import LAYER, PLAIN, Normal, renormalise
+
+number = st.floats(-4, 4, width=32)
+means = st.tuples(number, number, number, number)
+deviation = st.floats(0.01, 3)
+deviations = st.tuples(deviation, deviation, deviation, deviation)
+rows = st.lists(number, min_size=8, max_size=8).map(torch.tensor)
+
+
+@given(rows, means, deviations)
+def test_folding_into_float64_is_undone_to_the_last_bit(row, mean, std):
+    """Two classes; weights are only divided, and so any is; of a bias, what a mean of its size leaves in float64."""
+    given = {f"{LAYER}.weight": row[:, None].repeat(1, 3), f"{LAYER}.bias": row, "fast_rcnn.head.fc6.bias": row}
+    ours = Normal(mean, std)
+    folded = renormalise(given, ours, PLAIN, torch.float64)
+    assert folded["fast_rcnn.head.fc6.bias"] is row
+    expected = row.view(2, 4).double() * torch.tensor(std, dtype=torch.float64)
+    torch.testing.assert_close(folded[f"{LAYER}.weight"][:, 0].view(2, 4), expected, rtol=1e-15, atol=0)
+    expected = expected + torch.tensor(mean, dtype=torch.float64)
+    torch.testing.assert_close(folded[f"{LAYER}.bias"].view(2, 4), expected, rtol=1e-15, atol=1e-15)
+    back = renormalise(folded, PLAIN, ours)
+    assert torch.equal(back[f"{LAYER}.weight"], given[f"{LAYER}.weight"])
+    torch.testing.assert_close(back[f"{LAYER}.bias"], row, rtol=0, atol=1e-12)
+
+
+def test_what_is_normalised_alike_is_left_alone():
+    given = {f"{LAYER}.bias": torch.randn(4).half()}
+    assert renormalise(given, PLAIN, PLAIN, torch.float64)[f"{LAYER}.bias"] is given[f"{LAYER}.bias"]
