@@ -1,6 +1,7 @@
 """Both networks of the paper, whole, learn one image by heart, and go on to the bit where they were stopped.
 
-AP is the paper's, at IoU 0.5: the last pixel of a box takes more steps than a test has time for.
+RoI max pooling does not see a box move by less than a cell of 16 pixels, so that AP at IoU 0.95 needs proposals that
+are right to the pixel. AdamW and heavy boxes get there in few steps; the paper's SGD would take more than a test may.
 """
 
 from pathlib import Path
@@ -19,23 +20,24 @@ OVERRIDES = [
     *("anchors.sizes=[[48,96,144]]", "rpn.samples=8", "rpn.nms=0.45"),
     *("rpn.pre_train=200", "rpn.post_train=32", "rpn.pre_test=200", "rpn.post_test=8"),
     *("roi.samples=16", "roi.positive_fraction=0.5", "roi.positive_iou=0.6"),
-    *("augment.flip=0", "train.clip=10", "train.milestones=[0.8]"),
+    *("train.optimizer=adamw", "train.momentum=0.8", "train.weight_decay=0", "train.schedule=cosine", "train.clip=10"),
+    *("rpn.lambda=100", "roi.box_weight=20", "augment.flip=0"),
 ]
+STEPS = 48
 
 
-@pytest.mark.parametrize(("name", "std", "steps"), [("paper-zf", 0.03, 60), ("paper-vgg16", 0.02, 48)])
-def test_one_image_is_learnt_and_a_killed_run_ends_with_the_same_bits(
-    monkeypatch: pytest.MonkeyPatch, name: str, std: float, steps: int
+@pytest.mark.parametrize(("name", "std", "lr"), [("paper-zf", 0.03, 5e-5), ("paper-vgg16", 0.02, 1.5e-5)])
+def test_one_image_is_learnt_to_an_ap_of_1_and_a_killed_run_ends_with_the_same_bits(
+    monkeypatch: pytest.MonkeyPatch, name: str, std: float, lr: float
 ) -> None:
     with TemporaryDirectory() as folder:  # checkpoints of a gigabyte are not for pytest to keep
         data, runs, copy = Path(folder) / "data", Path(folder) / "runs", Path(folder) / "copy"
         data.mkdir()
-        keep_a_copy(monkeypatch, steps - 2, copy)
-        one_picture(data, 160, BOXES, steps)
+        keep_a_copy(monkeypatch, STEPS - 2, copy)
+        one_picture(data, 160, BOXES, STEPS)
         overrides = [*OVERRIDES, f"preprocess.std=[{std}]"]  # random weights learn fast from pixels of this size
-        options = {"epochs": 1, "lr": 3e-3, "init": "none", "device": "cpu"}
+        options = {"epochs": 1, "lr": lr, "init": "none", "device": "cpu"}
         run = train(data, model=name, overrides=overrides, runs=runs, quiet=True, **options)
         assert run.detector.model.fast_rcnn.head.fc6.out_features == 4096
-        assert run.metrics.ap50 == pytest.approx(1.0), run.rows
-        assert run.metrics.ap > 0.7
+        assert run.metrics.ap == pytest.approx(1.0), run.rows
         assert_same(train(resume=copy, quiet=True), run)
