@@ -23,8 +23,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_there_and_back(run: Run, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_there_and_back(run: Run, checkpoint: Path) -> None:
     outcome = run("import", checkpoint, "--arch", ARCH, "--names", "cat, dog")
     assert outcome.code == 0, outcome.err
     assert "model.safetensors: " in outcome.out

@@ -8,10 +8,7 @@ from .conftest import SMALL, Outcome
 Run = Callable[..., Outcome]
 
 
-def test_dry_run_shows_what_would_be_run_and_trains_nothing(
-    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_dry_run_shows_what_would_be_run_and_trains_nothing(run: Run, data: Path, tmp_path: Path) -> None:
     outcome = run("train", data, "--dry-run", *SMALL, "--epochs", 3, "--batch", 2)
     assert outcome.code == 0, outcome.err
     for text in ("epochs: 3", "4 images, 4 boxes, 2 classes: circle, square", "60 x 80", "64 x 85", "64 x 96"):
@@ -91,10 +88,7 @@ def test_bad_input_is_told(
     assert "Traceback" not in outcome.err
 
 
-def test_faults_are_all_told_before_training_starts(
-    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_faults_are_all_told_before_training_starts(run: Run, data: Path, tmp_path: Path) -> None:
     (data / "JPEGImages/1.jpg").unlink()
     (data / "Annotations/2.xml").write_text("<annotation>")
     outcome = run("train", data, *SMALL)

@@ -2,7 +2,6 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from .conftest import NAMES, SMALL, Outcome
@@ -23,10 +22,7 @@ def test_explains_objects_and_false_alarms(run: Run, data: Path, weights: Path, 
             picture.load()
 
 
-def test_json_is_one_document_and_folders_are_not_used_twice(
-    run: Run, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_json_is_one_document_and_folders_are_not_used_twice(run: Run, data: Path, weights: Path) -> None:
     words = ("why", weights, data, "--split", "train", "--score", "0.4", "--iou", "0.3", "roi.score=0.1", "--json")
     document = run(*words).json()
     assert (document["images"], document["objects"], document["iou"], document["score"]) == (4, 4, 0.3, 0.4)
