@@ -6,16 +6,22 @@ from typing import Any
 import pytest
 
 from rcnn.training.train import train
-from tests.training.test_overfit import BOXES, OVERRIDES, no_pictures, one_picture  # noqa: F401
-from tests.training.test_train import one_thread  # noqa: F401
+from tests.training.test_overfit import BOXES, OVERRIDES, keep_a_copy, no_pictures, one_picture  # noqa: F401
+from tests.training.test_train import assert_same, one_thread  # noqa: F401
 
 EPOCHS = 30
 ONE_STAGE = ["rpn.classify=classes", "roi.head=none", "rpn.positive_iou=0.5", "rpn.negative_iou=0.4"]
 
 
 @pytest.mark.parametrize("loss", [["rpn.lambda=5"], ["rpn.loss=focal"]], ids=["cross-entropy", "focal"])
-def test_one_image_is_learnt_to_an_ap_of_1(one_thread: None, tmp_path: Path, loss: list[str]) -> None:  # noqa: F811
+def test_one_image_is_learnt_to_an_ap_of_1_and_a_killed_run_ends_with_the_same_bits(
+    one_thread: None,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    loss: list[str],
+) -> None:
     (tmp_path / "one").mkdir()
+    keep_a_copy(monkeypatch, EPOCHS * 5 - 3, tmp_path / "copy")
     data = one_picture(tmp_path / "one", 96, BOXES, 5)
     overrides = [*OVERRIDES, *ONE_STAGE, *loss, f"val.every={EPOCHS}"]
     options: dict[str, Any] = {"epochs": EPOCHS, "batch": 1, "lr": 0.03, "device": "cpu", "quiet": True}
@@ -25,3 +31,4 @@ def test_one_image_is_learnt_to_an_ap_of_1(one_thread: None, tmp_path: Path, los
     (found, nothing) = run.metrics.predictions
     assert (found.scores > 0.5).sum() == 2
     assert not (nothing.scores > 0.5).any()
+    assert_same(train(resume=tmp_path / "copy", quiet=True), run)
