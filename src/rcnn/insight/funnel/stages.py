@@ -13,9 +13,9 @@ from rcnn.config import SettingsError
 from rcnn.detector import Detector
 from rcnn.metrics.types import Prediction
 from rcnn.model import boxes as box_ops
-from rcnn.model.fast_rcnn import FastRCNN
+from rcnn.model.fast_rcnn import class_probabilities
 from rcnn.model.rpn import RegionProposalNetwork
-from rcnn.model.structures import Batch, Detections, Proposals, RoIOutput, RPNOutput
+from rcnn.model.structures import Batch, Detections, Proposals, RPNOutput
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,9 +76,11 @@ def run_stages(detector: Detector, batch: Batch) -> tuple[list[Stages], list[Pre
             found = _as_detections(proposals)
             refined, scores = found.boxes[:, :, None][:, :, :0], found.scores[..., None][..., :0]
         else:
-            rois = model.fast_rcnn(roi_levels, proposals.boxes)
-            found = model.fast_rcnn.detect(rois, proposals, batch.sizes)
-            refined, scores = refine(model.fast_rcnn, rois, proposals, batch.sizes)
+            stage = model.fast_rcnn
+            rois = stage(roi_levels, proposals.boxes)
+            found = stage.detect(rois, proposals, batch.sizes)
+            refined = stage.refine(rois, proposals, batch.sizes).expand(-1, -1, stage.classes, -1)
+            scores = class_probabilities(rois.logits)
         finite = [part.isfinite().flatten(1).all(dim=1) for part in (*out.logits, *out.deltas)]
         results = detector.results(batch, found._replace(finite=torch.stack([found.finite, *finite]).all(dim=0)))
         decoded, objectness = decode_all(model.rpn, out, batch.sizes)
@@ -114,12 +116,6 @@ def best_of_levels(rpn: RegionProposalNetwork, out: RPNOutput, pre: int) -> Tens
         entered.append(rpn.scores(logits).topk(min(pre, len(anchors)), dim=1).indices + start)
         start += len(anchors)
     return torch.cat(entered, dim=1)
-
-
-def refine(stage: FastRCNN, rois: RoIOutput, proposals: Proposals, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The second stage's boxes (B, P, K, 4), clipped, and class probabilities (B, P, K), before its NMS."""
-    boxes = stage.refine(rois, proposals, sizes).expand(-1, -1, stage.classes, -1)
-    return boxes, rois.logits.softmax(dim=-1)[..., :-1]
 
 
 def _as_detections(proposals: Proposals) -> Detections:
