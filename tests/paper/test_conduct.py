@@ -111,7 +111,7 @@ def test_an_experiment_and_once_more_at_no_cost(
 def test_experiments_share_trainings_of_equal_settings(settings: Settings, trained: list[str], tmp_path: Path) -> None:
     for name in ("schemes", "one-stage"):
         check(quietly(name, settings, tmp_path), tmp_path)
-    assert trained == ["joint-0", "joint-full-0", "alternating-0", "one-stage-0"]
+    assert trained == ["joint-0", "joint-full-0", "joint-full-targets-0", "alternating-0", "one-stage-0"]
 
 
 def test_table_2_trains_two_models_for_its_twelve_rows(
