@@ -22,7 +22,7 @@ from rcnn.preprocess.stream import Picture, Shown, Skip, batches, pictures
 from rcnn.presets import build
 from rcnn.result import Result
 from rcnn.weights.adapt import fill
-from rcnn.weights.box_targets import PLAIN, normal_of, renormalise
+from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import WeightsError, save_weights, to_half
 from rcnn.weights.metadata import portable, read_detector
 
@@ -274,7 +274,7 @@ class Detector:
             "licence": self.licence,
         }
         # Folded into float64 and out again, float32 is the same to the last bit; folded into float32 it is not.
-        state = renormalise(self.model.state_dict(), normal_of(self.settings), PLAIN, torch.float64)
+        state = renormalise(self.model.state_dict(), self.settings.roi, PLAIN, torch.float64)
         save_weights(path, to_half(state) if half else state, metadata)
 
     @classmethod

@@ -2,7 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rcnn.weights.box_targets import LAYER, PLAIN, Normal, renormalise
+from rcnn.config import RoI
+from rcnn.weights.box_targets import LAYER, PLAIN, renormalise
 
 number = st.floats(-4, 4, width=32)
 means = st.tuples(number, number, number, number)
@@ -15,7 +16,7 @@ rows = st.lists(number, min_size=8, max_size=8).map(torch.tensor)
 def test_folding_into_float64_is_undone_to_the_last_bit(row, mean, std):
     """Two classes; weights are only divided, and so any is; of a bias, what a mean of its size leaves in float64."""
     given = {f"{LAYER}.weight": row[:, None].repeat(1, 3), f"{LAYER}.bias": row, "fast_rcnn.head.fc6.bias": row}
-    ours = Normal(mean, std)
+    ours = RoI(box_mean=mean, box_std=std)
     folded = renormalise(given, ours, PLAIN, torch.float64)
     assert folded["fast_rcnn.head.fc6.bias"] is row
     expected = row.view(2, 4).double() * torch.tensor(std, dtype=torch.float64)

@@ -22,6 +22,7 @@ class Normal(NamedTuple):
 
 
 PLAIN = Normal()
+"""The deltas themselves."""
 
 
 def area(boxes: Tensor, *, inclusive: bool = False) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rcnn.config import Anchors, Settings, dump
 from rcnn.weights.backbone import fit_channels
-from rcnn.weights.box_targets import LAYER, normal_of, renormalise
+from rcnn.weights.box_targets import LAYER, renormalise
 from rcnn.weights.file import WeightsError
 
 _CLS, _REG = "fast_rcnn.predictor.cls", LAYER
@@ -89,7 +89,7 @@ def adapt(
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_COUNTER)}
     given = {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
-    given = renormalise(given, normal_of(theirs.settings), normal_of(ours.settings))
+    given = renormalise(given, theirs.settings.roi, ours.settings.roi)
     fitted, fresh = _split(own, given, theirs, ours)
     kept = {name: tensor for name, tensor in fitted.items() if _layer(name) not in fresh}
     _see_backbone(own, kept, theirs, ours, source)

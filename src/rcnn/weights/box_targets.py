@@ -1,45 +1,32 @@
 """The layer of the second stage's boxes, made for deltas that are normalised by other numbers."""
 
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from rcnn.config import Settings
+from rcnn.config import RoI
 
 LAYER = "fast_rcnn.predictor.reg"
 
 
-class Normal(NamedTuple):
-    """`roi.box_mean` and `roi.box_std` as they are in a file or a model: x, y, w, h."""
-
-    mean: Sequence[float]
-    std: Sequence[float]
-
-
-PLAIN = Normal((0.0, 0.0, 0.0, 0.0), (1.0, 1.0, 1.0, 1.0))
+PLAIN = RoI(box_mean=(0.0, 0.0, 0.0, 0.0), box_std=(1.0, 1.0, 1.0, 1.0))
 """The layer gives the deltas themselves: mean and deviation are folded into it, as our files have it, and those of the
 paper's implementations."""
 
 
-def normal_of(settings: Settings) -> Normal:
-    """What a model of these settings has its deltas normalised by."""
-    return Normal(settings.roi.box_mean, settings.roi.box_std)
-
-
 def renormalise(
-    tensors: Mapping[str, Tensor], theirs: Normal, ours: Normal, dtype: torch.dtype = torch.float32
+    tensors: Mapping[str, Tensor], theirs: RoI, ours: RoI, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """A detector's tensors, whose deltas are normalised by `theirs`, for `ours`: it decodes the same boxes.
+    """A detector's tensors for other `box_mean` and `box_std`: it decodes the same boxes.
 
     Args:
         tensors: name -> tensor; rows of the layer are deltas x, y, w, h of one class after another.
-        theirs: what they are made for.
-        ours: what they are to be made for.
+        theirs: the settings that they are made for.
+        ours: those that they are to be made for.
         dtype: of the layer, where the two differ.
     """
-    if theirs == ours:
+    if (theirs.box_mean, theirs.box_std) == (ours.box_mean, ours.box_std):
         return dict(tensors)
     return {
         name: _renormalised(tensor, theirs, ours).to(dtype) if name.startswith(f"{LAYER}.") else tensor
@@ -47,10 +34,9 @@ def renormalise(
     }
 
 
-def _renormalised(tensor: Tensor, theirs: Normal, ours: Normal) -> Tensor:
-    rows = tensor.double().unflatten(0, (-1, 4))
-    their, our = (rows.new_tensor(normal).view(2, 4, *(1,) * (rows.dim() - 2)) for normal in (theirs, ours))
-    plain = rows * their[1]
+def _renormalised(tensor: Tensor, theirs: RoI, ours: RoI) -> Tensor:
+    rows = tensor.double().unflatten(0, (-1, 4)).movedim(1, -1)  # x, y, w, h last
+    plain = rows * rows.new_tensor(theirs.box_std)
     if tensor.dim() == 1:  # the bias
-        plain = plain + their[0] - our[0]
-    return (plain / our[1]).flatten(0, 1)
+        plain = plain + rows.new_tensor(theirs.box_mean) - rows.new_tensor(ours.box_mean)
+    return (plain / rows.new_tensor(ours.box_std)).movedim(-1, 1).flatten(0, 1)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from rcnn.config import Settings
-from rcnn.weights.box_targets import LAYER, PLAIN, normal_of, renormalise
+from rcnn.weights.box_targets import LAYER, PLAIN, renormalise
 from rcnn.weights.file import WeightsError, atomic_write
 from rcnn.weights.imported import Imported, class_names
 
@@ -103,7 +103,7 @@ def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequen
     tensors[f"{_CLS}.bias"] = tensors[f"{_CLS}.bias"].roll(-1)
     for leaf in ("weight", "bias"):
         tensors[f"{LAYER}.{leaf}"] = tensors[f"{LAYER}.{leaf}"][4:]
-    tensors = renormalise(tensors, PLAIN, normal_of(settings))
+    tensors = renormalise(tensors, PLAIN, settings.roi)
     return Imported(settings, tensors, class_names(len(classes), names), None, ())
 
 
@@ -114,7 +114,7 @@ def export_arrays(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str
         WeightsError: the model is none of the paper's; the message names the settings.
     """
     _see_paper(settings)
-    tensors = renormalise(tensors, normal_of(settings), PLAIN)
+    tensors = renormalise(tensors, settings.roi, PLAIN)
     found = {}
     for layer, place in _places(settings).items():
         for leaf in ("weight", "bias"):

@@ -7,7 +7,7 @@ from pydantic import ConfigDict, ValidationError, model_validator
 from torch import Tensor
 
 from rcnn.config import Fraction, Section, Settings, SettingsError, override, validate
-from rcnn.weights.box_targets import PLAIN, normal_of, renormalise
+from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import WeightsError, load_weights
 
 
@@ -56,7 +56,7 @@ def read_detector(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
         metadata = Metadata.model_validate({**entry, "settings": validate(entry["settings"])})
     except (KeyError, TypeError, SettingsError, ValidationError) as error:
         raise WeightsError(f"{path}: holds weights, but not a detector of this version of rcnn: {error}") from None
-    return renormalise(tensors, PLAIN, normal_of(metadata.settings)), metadata
+    return renormalise(tensors, PLAIN, metadata.settings.roi), metadata
 
 
 def portable(settings: Settings) -> Settings:

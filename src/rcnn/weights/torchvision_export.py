@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from rcnn.backbones.build import Backbone, build_backbone
-from rcnn.config import Settings, dump
-from rcnn.weights.box_targets import PLAIN, Normal, normal_of, renormalise
+from rcnn.config import RoI, Settings, dump
+from rcnn.weights.box_targets import renormalise
 from rcnn.weights.file import WeightsError, atomic_write
 from rcnn.weights.torchvision_backbone import PREFIXES
 from rcnn.weights.torchvision_names import table, to_torchvision
@@ -81,8 +81,7 @@ def export_state(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str,
     """
     _check(settings)
     names = table(settings, PREFIXES[settings.model.backbone])
-    there = Normal(PLAIN.mean, settings.roi.box_std)  # its coder has no mean
-    tensors = renormalise(tensors, normal_of(settings), there)
+    tensors = renormalise(tensors, settings.roi, RoI(box_std=settings.roi.box_std))  # its coder has no mean
     return to_torchvision(tensors, names, frozen=settings.model.norm != "train")
 
 
