@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
-from rcnn.config import override
+from rcnn.config import Settings, override
 from rcnn.exchange import from_torchvision, import_weights, to_torchvision
 from rcnn.presets import build, settings_of
 from rcnn.weights.file import WeightsError
@@ -112,12 +112,16 @@ def test_exported_background_is_first_and_its_boxes_are_zero(theirs, expected):
     assert not state["roi_heads.box_predictor.bbox_pred.weight"][:4].any()
 
 
-def test_a_resnet_trained_with_torchvisions_rules_can_be_exported():
+def with_torchvisions_rules(*more: str) -> Settings:
     rules = (
         "preprocess.resize=interpolate preprocess.round=floor anchors.offset=0 anchors.round=half anchors.order=ratio "
         "anchors.stride=image//grid roi.aligned=false roi.min_size=0.01 model.channels=16 roi.hidden=8"
     )
-    settings = settings_of("resnet18-fpn", rules.split())
+    return settings_of("resnet18-fpn", [*rules.split(), *more])
+
+
+def test_a_resnet_trained_with_torchvisions_rules_can_be_exported():
+    settings = with_torchvisions_rules()
     model = build(settings, 2)
     space: dict = {}
     exec(program(settings, 2), space)
@@ -126,7 +130,11 @@ def test_a_resnet_trained_with_torchvisions_rules_can_be_exported():
     assert all(torch.equal(tensor, again.model.state_dict()[name]) for name, tensor in model.state_dict().items())
     assert again.settings.model.norm == "frozen"
 
-    mean = settings_of("resnet18-fpn", [*rules.split(), "roi.box_mean=[0.01,-0.02,0.06,0.04]"])
+
+def test_a_mean_of_box_targets_which_torchvision_does_not_have_goes_into_the_bias():
+    settings = with_torchvisions_rules()
+    mean = with_torchvisions_rules("roi.box_mean=[0.01,-0.02,0.06,0.04]")
+    state = build(settings, 2).state_dict()
     bias = "roi_heads.box_predictor.bbox_pred.bias"  # whose deltas there are 10, 10, 5 and 5 times as large
-    moved, still = (export_state(model.state_dict(), given)[bias][4:] for given in (mean, settings))
+    moved, still = (export_state(state, given)[bias][4:] for given in (mean, settings))
     torch.testing.assert_close(moved - still, torch.tensor([0.1, -0.2, 0.3, 0.2] * 2))
