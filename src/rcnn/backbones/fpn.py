@@ -59,7 +59,7 @@ class FeaturePyramid(nn.Module):
 
         Of two maps of level 5 the second is "p5b".
         """
-        merged, found = None, dict[str, Tensor]()
+        merged, found = None, {}
         for name, i in zip(reversed(self._inputs), reversed(self._read), strict=True):
             lateral = _layer(self.lateral, self.lateral_norm, name, maps[i])
             if merged is None:

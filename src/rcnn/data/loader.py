@@ -62,7 +62,8 @@ class Loader:
     Args:
         dataset: images and boxes.
         settings: `data`, `preprocess` and `augment` are read.
-        training: shuffled and augmented; else in the order of the records, bucket by bucket, as epoch 0.
+        training: shuffled and augmented, in an order that does not depend on that of the records; else in the order of
+            the records, bucket by bucket, as epoch 0.
         batch: images of this process a step. Short batches are filled up, so that shapes are few.
         seed: seed of the run.
         workers: processes that load beside this one; they change nothing that is loaded.
@@ -88,6 +89,10 @@ class Loader:
         self._buckets: dict[Size, list[int]] = defaultdict(list)
         for index, record in enumerate(dataset.records):
             self._buckets[self._reader.preprocessor.bucket(record.size)].append(index)
+        if training:  # shuffling permutes places, so what stands at each must follow from sizes and names
+            for members in self._buckets.values():
+                members.sort(key=lambda index: dataset.records[index].name)
+            self._buckets = dict(sorted(self._buckets.items()))
 
     @property
     def steps(self) -> int:
