@@ -16,12 +16,12 @@ from tests.model import tiny, worked
 
 PRESETS = [
     ("paper", {"lambda": 10, "beta": 1.0}, 0.017953, 0.156670),
-    ("matlab", {"lambda": 10, "beta": 1.0}, 0.656552, 0.156670),
+    ("sampled-cells", {"lambda": 10, "beta": 1.0}, 0.656552, 0.156670),
     ("paper", {"lambda": 10 * 20 / 2400, "beta": 1.0}, 0.017953, 0.001306),  # as if there were 2400 locations
-    ("py-faster-rcnn", {}, 0.656552, 0.179532),
-    ("py-faster-rcnn", {"positive_weight": 0.5}, 0.656552, 0.314180),
-    ("torchvision", {}, 0.656552, 0.179532),
-    ("detectron2", {"box_loss": "l1"}, 0.017953, 0.006574),
+    ("per-image", {}, 0.656552, 0.179532),
+    ("per-image", {"positive_weight": 0.5}, 0.656552, 0.314180),
+    ("sampled", {}, 0.656552, 0.179532),
+    ("requested", {"box_loss": "l1"}, 0.017953, 0.006574),
     ("mean", {"lambda": 10, "beta": 1.0}, 0.656552, 0.391675),
 ]
 

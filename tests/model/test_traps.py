@@ -135,7 +135,7 @@ def test_a_mean_over_coordinates_weighs_each_60_times_what_the_paper_does():
     assert reference == pytest.approx(10 / 40)
     assert coordinate_weight(paper) == pytest.approx(10 / 2400)
     assert coordinate_weight(paper.model_copy(update={"normaliser": "mean"})) == pytest.approx(reference)
-    assert coordinate_weight(RPN(normaliser="py-faster-rcnn")) == pytest.approx(1 / 256)
+    assert coordinate_weight(RPN(normaliser="per-image")) == pytest.approx(1 / 256)
     assert reference / coordinate_weight(paper) == pytest.approx(60)
 
 

@@ -93,11 +93,16 @@ def gradients(net: nn.Module) -> dict[str, Tensor]:
 
 def assert_same_step(net, forward, loss, data, targets):
     """Another form of a network's `forward` and `loss` gives its outputs, losses and gradients."""
-    drawn = keys(net, data, targets)
     with torch.no_grad():
         torch.testing.assert_close(forward(data), net(data))
+    assert_same_losses(net, net.loss, loss, data, targets)
+
+
+def assert_same_losses(net, loss, other, data, targets):
+    """Two forms of a network's loss give the same losses and gradients."""
+    drawn = keys(net, data, targets)
     results = []
-    for function in (net.loss, loss):
+    for function in (loss, other):
         net.zero_grad(set_to_none=True)
         losses = function(data, targets, drawn)
         total(losses).backward()

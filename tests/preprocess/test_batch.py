@@ -51,6 +51,24 @@ def test_floor_rounds_and_scales_as_torchvision_does(height: int, width: int) ->
     assert tuple(images.tensors.shape[2:]) == door.bucket((height, width))
 
 
+def test_short_first_gives_the_sizes_of_detectron2() -> None:
+    """Over a million sizes against detectron2's formula; its exact halves fall elsewhere than those of `nearest`."""
+    height, width = np.meshgrid(np.arange(100.0, 1100), np.arange(100.0, 1100), indexing="ij")
+    scale = 800 / np.minimum(height, width)
+    lower = height < width
+    new_height, new_width = np.where(lower, 800.0, scale * height), np.where(lower, scale * width, 800.0)
+    longer = np.maximum(new_height, new_width)
+    shrink = np.where(longer > 1333, 1333 / longer, 1.0)
+    expected = np.floor(np.stack((new_height, new_width)) * shrink + 0.5)
+    door = preprocessor(short=800, long=1333, round="short-first")
+    found = np.array([door.resized((h + 100, w + 100)) for h, w in np.ndindex(1000, 1000)]).T.reshape(expected.shape)
+    assert np.array_equal(found, expected)
+    scale = np.minimum(800 / np.minimum(height, width), 1333 / np.maximum(height, width))
+    nearest = np.floor(np.stack((height, width)) * scale + 0.5)
+    assert (found != nearest).any(axis=0).sum() == 186
+    assert door.resized((265, 530)) == (666, 1333)
+
+
 def test_pixels_of_an_odd_image_are_torchvisions() -> None:
     array = picture(61, 87)
     mean, std = (0.2, 0.3, 0.4), (0.5, 0.6, 0.7)

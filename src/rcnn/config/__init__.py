@@ -48,7 +48,10 @@ class Preprocess(Section):
     long: Count = Field(default=768, description="Longer side at most, pixels; wins over `short`.")
     multiple: Count = Field(default=32, description="Resized sides are padded up to a multiple of this, pixels.")
     resize: Literal["pillow", "interpolate"] = Field(default="pillow", description="Bilinear, antialiased or not.")
-    round: Literal["nearest", "floor"] = Field(default="nearest", description="How resized sides become integers.")
+    round: Literal["nearest", "floor", "short-first"] = Field(
+        default="nearest",
+        description="How resized sides become integers; short-first: to nearest too, scaled to `short`, then to `long`.",
+    )
     in_channels: Literal[1, 3] | Count = Field(default=3, description="Channels: 1 grey, 3 colour, n as in arrays.")
     order: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of colour channels at the network's door.")
     mean: tuple[float, ...] = Field(default=(0.485, 0.456, 0.406), description="Subtracted from pixels in 0..1.")

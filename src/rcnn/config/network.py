@@ -107,11 +107,11 @@ class RPN(Section):
     ignore: Literal["keep", "drop"] = Field(
         default="keep", description="Crowd and difficult objects: mask their anchors, or forget them."
     )
-    normaliser: Literal["paper", "matlab", "py-faster-rcnn", "torchvision", "detectron2", "mean"] = Field(
-        default="torchvision", description="What divides the two losses; see the end of docs/settings.md."
+    normaliser: Literal["paper", "sampled-cells", "per-image", "sampled", "requested", "mean"] = Field(
+        default="sampled", description="What divides the two losses; see the end of docs/settings.md."
     )
     positive_weight: Fraction | None = Field(
-        default=None, description="py-faster-rcnn: weight of an image's boxes together. None: 1 / samples each."
+        default=None, description="per-image: weight of an image's boxes together. None: 1 / samples each."
     )
     box_loss: LossKind = Field(default="smooth_l1", description="Loss of the boxes.")
     beta: NonNegative = Field(default=1 / 9, description="Where smooth L1 turns linear; 1 / sigma squared. 0: L1.")

@@ -13,7 +13,7 @@ from torch.nn import functional
 from rcnn.config import LossKind
 from rcnn.model import boxes as box_ops
 
-Normaliser = Literal["paper", "matlab", "py-faster-rcnn", "torchvision", "detectron2", "mean"]
+Normaliser = Literal["paper", "sampled-cells", "per-image", "sampled", "requested", "mean"]
 
 
 def smooth_l1(difference: Tensor, beta: float) -> Tensor:
@@ -109,22 +109,21 @@ def normalise(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Sums and counts of the RPN's two losses.
 
-    paper: N_cls = samples asked for, an image; N_reg = cells of the unpadded image over all levels. matlab: the same
-    box loss, classification over the anchors sampled. py-faster-rcnn: each image over its own samples, then the mean
-    of images. torchvision: over all samples of the batch. detectron2: samples asked for. mean: box loss over 4 x
-    positives.
+    paper: N_cls = samples asked for, per image; N_reg = cells of the unpadded image over all levels. sampled-cells: the
+    same box loss, classification over the anchors sampled. per-image: each image over its own samples, then the mean
+    of images. sampled: over all samples of the batch. requested: samples asked for. mean: box loss over 4 x positives.
 
     Args:
         classification: (B, n) loss of each sample, 0 where not valid.
         box: (B, n) loss of each sample, 0 where not positive.
         valid: (B, n) bool.
         positive: (B, n) bool.
-        normaliser: the preset.
+        normaliser: the rule.
         cells: (B,) locations of each unpadded image; 0 for an image that only fills the batch.
-        positive_weight: py-faster-rcnn: what the weights of an image's boxes add up to. None: 1 / samples each.
+        positive_weight: per-image: what the weights of an image's boxes add up to. None: 1 / samples each.
     """
     sampled, asked = valid.sum(dim=1), valid.shape[1] * (cells > 0)
-    if normaliser == "py-faster-rcnn":
+    if normaliser == "per-image":
         share = 1 / sampled.clamp(min=1)
         box_share = share if positive_weight is None else positive_weight / positive.sum(dim=1).clamp(min=1)
         images = (cells > 0).sum()
@@ -134,9 +133,9 @@ def normalise(
         }
     counts = {
         "paper": (asked, cells),
-        "matlab": (sampled, cells),
-        "torchvision": (sampled, sampled),
-        "detectron2": (asked, asked),
+        "sampled-cells": (sampled, cells),
+        "sampled": (sampled, sampled),
+        "requested": (asked, asked),
         "mean": (sampled, 4 * positive.sum(dim=1)),
     }[normaliser]
     return {

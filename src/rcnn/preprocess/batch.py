@@ -25,9 +25,16 @@ class Preprocessor:
 
     def resized(self, size: Size) -> Size:
         """Size of an image after resizing: `short` by the shorter side, `long` at most by the longer, 1 px at least."""
-        scale = min(self.settings.short / min(size), self.settings.long / max(size))
-        more = 0.5 if self.settings.round == "nearest" else 0.0
-        height, width = (max(1, int(side * scale + more)) for side in size)
+        short, long, rounding = self.settings.short, self.settings.long, self.settings.round
+        if rounding == "short-first":
+            # At exact halves the last bit decides, so the order of operations counts: 265 x 530 is 666 x 1333.
+            scale = short / min(size)
+            sides = (short, scale * size[1]) if size[0] < size[1] else (scale * size[0], short)
+            scale = min(1.0, long / max(sides))
+        else:
+            sides, scale = size, min(short / min(size), long / max(size))
+        more = 0.0 if rounding == "floor" else 0.5
+        height, width = (max(1, int(side * scale + more)) for side in sides)
         return height, width
 
     def bucket(self, size: Size) -> Size:

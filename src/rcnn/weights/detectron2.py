@@ -1,7 +1,7 @@
 """detectron2's Faster R-CNN and RPN: the names of its tensors in ours, and its habits as settings.
 
 The core has no branch named after a library. What detectron2 does differently is written down here: blue before red and
-pixels in 0..255, strides in the first convolution of a bottleneck (Caffe's ResNets), anchors on cell corners, adaptive
+pixels in 0..255, sizes scaled twice, strides in the first convolution of a bottleneck (Caffe's ResNets), anchors on cell corners, adaptive
 RoI align, losses of absolute differences. Figures are those of its configuration files of the same names.
 """
 
@@ -26,14 +26,17 @@ def _normalised(mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
 
 _MEAN = (103.53, 116.28, 123.675)
 _BASE: dict[str, Any] = {
-    "preprocess": {"short": 800, "long": 1333, "order": "bgr", **_normalised(_MEAN, (1, 1, 1))["preprocess"]},
+    "preprocess": {
+        **{"short": 800, "long": 1333, "round": "short-first", "order": "bgr"},
+        **_normalised(_MEAN, (1, 1, 1))["preprocess"],
+    },
     "model": {"frozen_stages": 2, "stride_in": "1x1"},
     "anchors": RULES["detectron2"],
     "rpn": {
         "beta": 0.0,
         "ignore": "drop",
         "min_size": 0.0,
-        "normaliser": "detectron2",
+        "normaliser": "requested",
         "post_train": 1000,
         "post_test": 1000,
     },

@@ -32,7 +32,7 @@ ALWAYS: dict[str, dict[str, Any]] = {
 
 TRAINING: dict[str, dict[str, Any]] = {
     "anchors": {"border": None},
-    "rpn": {"normaliser": "torchvision", "box_loss": "smooth_l1", "beta": 1 / 9, "lambda": 1.0},
+    "rpn": {"normaliser": "sampled", "box_loss": "smooth_l1", "beta": 1 / 9, "lambda": 1.0},
     "roi": {"dropout": 0.0, "box_loss": "smooth_l1", "beta": 1 / 9, "box_weight": 1.0},
     "train": {"optimizer": "sgd", "lr": 0.02, "weight_decay": 1e-4},
 }

@@ -1,0 +1,136 @@
+"""The model is one graph: every preset compiles whole, and exports with a free batch size, height and width."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.structures import Batch, Detections
+from rcnn.presets import PRESETS, build, settings_of
+from rcnn.training.schemes import Joint, JointFull
+from tests.model import tiny
+from tests.test_presets import scene
+
+DEEP = {"resnet101-fpn", "resnet50-c4"}
+"""Presets that take longest, each over 10 seconds."""
+EVERY_PRESET = [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in PRESETS]
+
+
+def preset(name: str, changes: tuple[str, ...] = ()) -> FasterRCNN:
+    """A preset with random weights, its outputs spread so that scores and boxes differ."""
+    torch.manual_seed(0)
+    net = build(settings_of(name, changes), 3)
+    with torch.no_grad():
+        for path, parameter in net.named_parameters():
+            if path.endswith(("rpn.head.cls.weight", "rpn.head.reg.weight", "predictor.cls.weight")):
+                parameter.normal_(std=0.05)
+    return net
+
+
+class Traced(Exception):
+    """Raised in place of running a graph: the second stage of 1,000 RoIs alone takes seconds."""
+
+
+def operators_of(function: Callable[..., Any], *arguments: Any) -> set[str]:
+    """Our operators in the one graph that a function becomes. The graph is not run."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def stop(*_: Any) -> None:
+        raise Traced
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Callable[..., None]:
+        graphs.append(graph)
+        return stop
+
+    torch._dynamo.reset()
+    with pytest.raises(Traced):
+        torch.compile(function, fullgraph=True, backend=backend, dynamic=False)(*arguments)
+    (graph,) = graphs
+    targets = {str(node.target) for node in graph.graph.nodes}
+    return {target.removeprefix("rcnn.").removesuffix(".default") for target in targets if target.startswith("rcnn.")}
+
+
+@pytest.mark.parametrize("name", EVERY_PRESET)
+def test_every_preset_is_one_graph(name: str) -> None:
+    net = preset(name)
+    batch, targets = scene()
+    keys = net.keys(batch, targets, torch.tensor([1, 2]))
+    pool = {"align": {"roi_align"}, "max": {"roi_pool"}}[net.settings.roi.pool] if net.fast_rcnn else set()
+    with torch.no_grad():
+        assert operators_of(net.eval().forward, batch) == {"nms"} | pool
+        assert operators_of(net.propose, batch) == {"nms"}
+    proposed = {"nms"} if net.fast_rcnn else set()  # without a second stage nobody needs proposals in training
+    assert operators_of(net.train().loss, batch, targets, keys) == {"match"} | proposed | pool
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme"), [("mobilenet-fpn", Joint), ("mobilenet-fpn", JointFull), ("resnet18-fpn", Joint)]
+)
+def test_a_compiled_training_step_equals_eager(name: str, scheme: type[Joint]) -> None:
+    """Losses and gradients of the whole step, backward pass included, of one graph through AOTAutograd."""
+    net = preset(name).double()
+    data, targets = tiny.batch(2, 64, 96, dtype=torch.float64)
+    loss = scheme(net.train())
+    torch._dynamo.reset()
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager", dynamic=False)
+    tiny.assert_same_losses(net, loss, compiled, data, targets)
+
+
+@pytest.mark.slow
+def test_the_default_model_compiles_with_inductor() -> None:
+    net = preset("mobilenet-fpn").double().eval()  # in float32 its other order of sums changes places of equal scores
+    batch, _ = tiny.batch(2, 64, 96, dtype=torch.float64)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        torch.testing.assert_close(torch.compile(net.forward, fullgraph=True)(batch), net(batch))
+
+
+class Forward(nn.Module):
+    """A detector as `torch.export` takes it: tensors in, tensors out."""
+
+    def __init__(self, net: FasterRCNN) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(
+        self, images: torch.Tensor, sizes: torch.Tensor, scales: torch.Tensor, originals: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
+        return tuple(self.net(Batch(images, sizes, scales, originals)))
+
+
+def exported(net: FasterRCNN, *, strict: bool) -> torch.export.ExportedProgram:
+    """A detector with free batch size, height and width. Made on one shape, for use on others."""
+    multiple = net.settings.preprocess.multiple
+    count = torch.export.Dim("count", min=1, max=64)
+    height, width = (multiple * torch.export.Dim(name, min=3, max=100) for name in ("height", "width"))
+    example, _ = tiny.batch(2, 4 * multiple, 5 * multiple)
+    free = ({0: count, 2: height, 3: width}, {0: count}, {0: count}, {0: count})
+    return torch.export.export(Forward(net), tuple(example), dynamic_shapes=free, strict=strict)
+
+
+def assert_agrees(program: torch.export.ExportedProgram, net: FasterRCNN, *shapes: tuple[int, int, int]) -> None:
+    """On each shape, (images, height, width) in multiples of `preprocess.multiple`."""
+    run, multiple = program.module(), net.settings.preprocess.multiple
+    for seed, (count, height, width) in enumerate(shapes, start=1):
+        batch, _ = tiny.batch(count, height * multiple, width * multiple, seed=seed)
+        with torch.no_grad():
+            expected = net(batch)
+            torch.testing.assert_close(Detections(*run(*batch)), expected)
+        assert expected.valid.any() or not net.detects
+
+
+@pytest.mark.parametrize("name", EVERY_PRESET)
+def test_every_preset_exports_with_free_sizes(name: str, tmp_path: Path) -> None:
+    net = preset(name, ("rpn.post_test=20",) if name == "resnet50-c4" else ()).eval()  # 1,000 RoIs take 20 s an image
+    torch.export.save(exported(net, strict=False), tmp_path / "net.pt2")
+    assert_agrees(torch.export.load(tmp_path / "net.pt2"), net, (1, 3, 4), (3, 6, 3), (1, 5, 5))
+
+
+@pytest.mark.parametrize("name", EVERY_PRESET)
+def test_every_preset_exports_by_dynamo(name: str) -> None:
+    net = preset(name, ("rpn.post_test=20",) if name == "resnet50-c4" else ()).eval()
+    assert_agrees(exported(net, strict=True), net, (1, 3, 5))
