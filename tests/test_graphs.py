@@ -123,6 +123,7 @@ def assert_agrees(program: torch.export.ExportedProgram, net: FasterRCNN, *shape
         assert expected.valid.any() or not net.detects
 
 
+@pytest.mark.filterwarnings("ignore:No complete tensor found")  # torch.export.save takes channels-last weights for slices
 @pytest.mark.parametrize("name", EVERY_PRESET)
 def test_every_preset_exports_with_free_sizes(name: str, tmp_path: Path) -> None:
     net = preset(name, ("rpn.post_test=20",) if name == "resnet50-c4" else ()).eval()  # 1,000 RoIs take 20 s an image
