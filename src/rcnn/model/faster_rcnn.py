@@ -93,7 +93,7 @@ class FasterRCNN(nn.Module):
         rpn = self.settings.rpn
         proposals = self.rpn.propose(out, sizes, pre=rpn.pre_test, post=rpn.post_test)
         if self.fast_rcnn is None:
-            return self._detect_alone(out, sizes), proposals, proposals.scores.new_zeros(len(sizes), 0, 0)
+            return self._detect_alone(out, sizes), proposals, proposals.scores.new_zeros(sizes.shape[0], 0, 0)
         rois = self.fast_rcnn(roi_levels, proposals.boxes)
         found = self.fast_rcnn.detect(rois, proposals, sizes)
         return found._replace(finite=found.finite & all_finite(out)), proposals, rois.features
