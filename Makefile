@@ -29,7 +29,7 @@ fmt: .venv/installed-dev
 	$(BIN)/ruff format .
 
 check: lint types ## what to run before every commit: under a minute
-	$(BIN)/pytest -x tests/test_structure.py tests/model tests/ops
+	$(BIN)/pytest -x -m 'not slow' tests/test_structure.py tests/model tests/ops
 
 bench: .venv/installed-dev ## `make bench NAME=script` runs benchmarks/script.py
 	@test -n "$(NAME)" || { echo "Say which: make bench NAME=..., one of"; ls benchmarks | grep -v '^_' | sed -n 's/\.py$$//p'; exit 2; }

@@ -33,7 +33,7 @@ def filter_proposals(
     Returns:
         boxes (m, 4) and scores (m,), best first.
     """
-    best = scores.topk(min(pre_nms_topk, len(scores))).indices
+    best = scores.topk(min(pre_nms_topk, scores.shape[0])).indices
     boxes, scores = boxes[best], scores[best]
     one_group, valid = torch.zeros_like(best)[None], (scores > score_threshold)[None]
     index, kept = ops.nms(boxes[None], scores[None], one_group, valid, nms_threshold, post_nms_topk)
