@@ -1,5 +1,6 @@
 import pickle
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,10 @@ from PIL import Image
 
 from rcnn.config import Settings, override
 from rcnn.data.dataset import DataError, Dataset, Record
+from rcnn.data.find import open_dataset
 from rcnn.data.loader import Item, Loader, stable_seed
 from rcnn.preprocess.batch import Preprocessor
+from tests.data import sets
 
 SETTINGS = override(Settings(), ["preprocess.short=32", "preprocess.long=64", "preprocess.multiple=16"])
 STILL = override(
@@ -111,6 +114,41 @@ def test_the_order_is_of_seed_and_epoch_alone(dataset: Dataset) -> None:
     assert order(0, 1, training=False) == order(5, 2, training=False)
     shapes = [tuple(item.batch.images.shape) for epoch in range(6) for item in load(dataset, epoch)]
     assert len({tuple(shapes[i : i + 4]) for i in range(0, len(shapes), 4)}) > 1  # buckets change places
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_only_in_validation_does_the_order_of_the_records_count(dataset: Dataset, training: bool) -> None:
+    turned = replace(dataset, records=dataset.records[::-1])
+    last = len(SIZES) - 1
+    loaders = [Loader(data, SETTINGS, training=training, batch=4, seed=7) for data in (dataset, turned)]
+    straight, other = (loader.order(1) for loader in loaders)
+    same_images = straight == [[last - i if i >= 0 else i for i in step] for step in other]
+    assert same_images is training
+    first = next(index for step in other for index in step if index >= 0)
+    assert training or first == 0
+    images = images_of(load(turned, 1, training=training))
+    expected = images_of(load(dataset, 1, training=training))
+    assert all(torch.equal(image, expected[last - index]) for index, image in images.items())
+
+
+def test_lists_of_every_format_may_name_the_images_in_any_order(tmp_path: Path) -> None:
+    names = [f"{letter}{i}" for i, letter in enumerate("qwertyuiop")]
+    orders = set()
+    for number, listed in enumerate((names, sorted(names), names[::-1])):
+        root, box = tmp_path / str(number), ("cat", (2, 3, 20, 30))
+        voc = sets.voc(root / "voc", {name: [box] for name in listed}, {"train": listed})
+        coco = sets.coco(root / "coco", {"train": {f"{name}.jpg": [box] for name in listed}}, {"cat": 1})
+        yolo = sets.yolo(root / "yolo", {"train": dict.fromkeys(listed, "0 .5 .5 .2 .2\n")}, "[cat]")
+        lines = "".join(f"images/train/{name}.jpg\n" for name in listed)
+        (yolo / "train.txt").write_text(lines, encoding="utf-8")
+        (yolo / "data.yaml").write_text("train: train.txt\nnames: [cat]\n", encoding="utf-8")
+        for path in (voc, coco, yolo):
+            opened = open_dataset(path, "train", SETTINGS.data)
+            steps = Loader(opened, SETTINGS, training=True, batch=3, seed=0).order(2)
+            orders.add(tuple(Path(opened.records[i].name).stem for step in steps for i in step))
+    (order,) = orders
+    assert set(order) < set(names)  # one of the ten is held out
+    assert len(order) == 9
 
 
 @pytest.mark.parametrize("training", [True, False])

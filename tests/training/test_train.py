@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -90,6 +91,17 @@ def assert_same(run: Run, whole: Run) -> None:
         assert all(torch.equal(found[name], expected[name]) for name in expected)
     for a, b in zip(run.metrics.predictions, whole.metrics.predictions, strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_a_json_that_lists_its_images_in_another_order_gives_the_same_weights(
+    whole: Run, data: Path, tmp_path: Path
+) -> None:
+    turned = Path(shutil.copytree(data, tmp_path / "shapes"))
+    path = turned / "annotations" / "instances_train.json"
+    tree = json.loads(path.read_text())
+    tree["images"].reverse()
+    path.write_text(json.dumps(tree))
+    assert_same(train(turned, overrides=OVERRIDES, runs=tmp_path, **OPTIONS), whole)
 
 
 def test_the_run_folder_is_complete(whole: Run, data: Path) -> None:
