@@ -202,6 +202,11 @@ def test_a_backbone_of_ones_own_is_passed_in_again(folder: Path, tmp_path: Path)
     assert same(loaded.predict(folder / "0.png")[0], own.predict(folder / "0.png")[0])
     with pytest.raises(WeightsError, match=r"own\.safetensors: .* backbone of your own.*load\(path, backbone=MODULE\)"):
         Detector.load(tmp_path / "own.safetensors", "cpu")
+    other, coarse = TinyBackbone(), TinyBackbone()
+    other.strides, coarse.strides = (16, 32), (8,)
+    for backbone, said in ((other, r"roi\.levels names \[3\]"), (coarse, r"anchors\.sizes has 2 levels")):
+        with pytest.raises(WeightsError, match=rf"own\.safetensors: .*{said}"):
+            Detector.load(tmp_path / "own.safetensors", "cpu", backbone=backbone)
 
 
 def test_a_device_that_is_not_here_is_named() -> None:
