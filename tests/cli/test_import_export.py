@@ -29,7 +29,7 @@ def test_there_and_back(run: Run, checkpoint: Path) -> None:
     assert "model.safetensors: " in outcome.out
     assert rcnn.load("model.safetensors").names == ("cat", "dog")
     again = run("import", checkpoint, "--arch", ARCH)
-    assert again.code == 4
+    assert again.code == 2
     assert "is there already" in again.err
 
     exported = run("export", "model.safetensors")
@@ -39,6 +39,9 @@ def test_there_and_back(run: Run, checkpoint: Path) -> None:
     mine, before = space["model"].state_dict(), torch.load(checkpoint, weights_only=True)
     assert torch.equal(mine["backbone.body.0.0.weight"], before["backbone.body.0.0.weight"])
     assert not space["model"].training
+    again = run("export", "model.safetensors")
+    assert again.code == 2
+    assert "model-torchvision.pth is there already" in again.err
 
 
 def test_a_network_of_the_paper_goes_to_caffe(run: Run, tmp_path: Path) -> None:
