@@ -162,6 +162,9 @@ def test_any_number_of_channels_is_shown() -> None:
     for shape in ((4, 5), (4, 5, 1), (4, 5, 2), (4, 5, 3), (4, 5, 7)):
         assert as_rgb(np.zeros(shape, np.uint8)).size == (5, 4)
     assert as_rgb(np.full((1, 1, 1), 9, np.uint8)).getpixel((0, 0)) == (9, 9, 9)
+    channels = np.arange(1, 6, dtype=np.uint8).reshape(1, 1, 5)
+    assert as_rgb(channels[..., :2]).getpixel((0, 0)) == (1, 1, 1)
+    assert as_rgb(channels).getpixel((0, 0)) == (1, 2, 3)
 
 
 def test_colours_repeat_and_text_stands_out() -> None:

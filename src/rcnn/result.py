@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
+from rcnn.config import Settings
 from rcnn.draw import colour, draw_boxes, shade
-from rcnn.preprocess.decode import read_image
+from rcnn.preprocess.stream import read_picture
 
 MANY = 60
 """From more boxes than this of a single class, the picture leaves out their names."""
@@ -30,6 +31,7 @@ class Result:
         size: (height, width) in pixels.
         features: (n, F) float32, the vectors that the classes were read from; None unless asked for.
         category_ids: the data set's own number of each class; None for 1..K.
+        settings: what `path` was read with; None for the defaults.
     """
 
     boxes: np.ndarray
@@ -40,6 +42,7 @@ class Result:
     size: tuple[int, int]
     features: np.ndarray | None = None
     category_ids: tuple[int, ...] | None = None
+    settings: Settings | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -78,16 +81,18 @@ class Result:
         """The image with its boxes, classes and scores; many boxes of one class in colours of their scores instead.
 
         Args:
-            image: uint8 array (H, W[, C]) or Pillow image of the same size; None reads `path`.
+            image: uint8 array (H, W[, C]) or Pillow image of the same size; None reads `path`. Of more than three
+                channels the first three are shown, of two the first as grey.
             score: lower-scored boxes are left out.
 
         Raises:
             ValueError: neither an image nor a path, or an image of another size.
+            ImageError: the file can't be read any more.
         """
         if image is None:
             if self.path is None:
                 raise ValueError("this result came from an array: give the image to draw on, `result.draw(image)`")
-            image = read_image(self.path)
+            image = read_picture(self.path, self.settings or Settings())
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
         if (height, width) != tuple(self.size):
             raise ValueError(

@@ -76,15 +76,16 @@ class Job:
     def search(self, mode: Mode) -> Iterator[Iterator[Result]]:
         """What Selective Search finds in the images, in place of a detector's proposals."""
         with sharing("cpu") as (self._team, _):
-            yield self._searched(mode, override(Settings(), self._changes).data)
+            yield self._searched(mode, override(Settings(), self._changes))
 
-    def _searched(self, mode: Mode, settings: Data) -> Iterator[Result]:
+    def _searched(self, mode: Mode, settings: Settings) -> Iterator[Result]:
         paths = self.files()
-        for path, found in zip(paths, search_files(paths, mode, settings), strict=True):
+        for path, found in zip(paths, search_files(paths, mode, settings.data), strict=True):
             if isinstance(found, Given):
                 boxes, scores = (part.astype(np.float32) for part in found)
                 labels = np.zeros(len(boxes), dtype=np.int64)
-                yield Result(boxes, scores, labels, ("object",), str(path), image_size(path))
+                size = image_size(path, max_pixels=settings.data.max_pixels)
+                yield Result(boxes, scores, labels, ("object",), str(path), size, settings=settings)
             elif self.skip is None:
                 raise found
             else:
