@@ -150,7 +150,8 @@ class Result:
         """
         height, width = self.size
         boxes = self.boxes.astype(np.float64) / (width, height, width, height)
-        columns = [(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]]
+        sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-6)  # as zero it would be a box without size
+        columns = [(boxes[:, :2] + boxes[:, 2:]) / 2, sides]
         columns += [self.scores[:, None]] if scores else []
         rows = np.concatenate(columns, axis=1).tolist()
         return "".join(
@@ -159,15 +160,20 @@ class Result:
         )
 
     def to_voc(self) -> str:
-        """The text of a VOC annotation: whole pixels, the first of them 1, the last inclusive."""
+        """The text of a VOC annotation: whole pixels, the first of them 1, the last inclusive, two a side at least.
+
+        A side of a single pixel has xmin = xmax, which `rcnn.data.voc`, as others, takes for a box without size.
+        """
         height, width = self.size
         root = ElementTree.Element("annotation")
         ElementTree.SubElement(root, "filename").text = Path(self.path or "").name
         size = ElementTree.SubElement(root, "size")
         for key, value in (("width", width), ("height", height), ("depth", 3)):
             ElementTree.SubElement(size, key).text = str(value)
-        low = np.clip(np.rint(self.boxes[:, :2]), 0, (width - 1, height - 1)).astype(int) + 1
-        high = np.maximum(np.rint(self.boxes[:, 2:]).astype(int), low)
+        low, high = np.rint(self.boxes[:, :2]), np.rint(self.boxes[:, 2:])
+        least = np.rint((self.boxes[:, :2] + self.boxes[:, 2:]) / 2 - 1).clip(0, np.maximum((width - 2, height - 2), 0))
+        thin = high - low < 2
+        low, high = np.where(thin, least, low).astype(int) + 1, np.where(thin, least + 2, high).astype(int)
         for label, corners in zip(self.labels.tolist(), np.concatenate((low, high), axis=1).tolist(), strict=True):
             entry = ElementTree.SubElement(root, "object")
             ElementTree.SubElement(entry, "name").text = self.names[label]
