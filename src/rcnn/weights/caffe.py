@@ -6,7 +6,7 @@ net.params.items() for i, blob in enumerate(blobs)})` makes an .npz of one. K cl
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -62,12 +62,16 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{path} is damaged, or no .npz file of plain arrays: {reason}") from None
+    other = [f"`{name}` of {array.dtype}" for name, array in arrays.items() if array.dtype.kind not in "biuf"]
+    if other:
+        raise WeightsError(f"{path} holds other things than numbers, such as {other[0]}, so it is no file of weights")
+    return arrays
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -152,6 +156,16 @@ def _see_paper(settings: Settings) -> None:
 def swap_scores(scores: Tensor) -> Tensor:
     """`rpn_cls_score`'s (2a, ...) weight or bias with background and object exchanged, which undoes itself."""
     return scores.roll(scores.shape[0] // 2, dims=0)
+
+
+def network_of(names: Collection[str]) -> tuple[str, bool] | None:
+    """Which network's layers arrays of these names are, vgg16 or zf, and whether they are a whole detector's.
+
+    None: neither network's.
+    """
+    matches = [match for name in names if (match := _KEY.fullmatch(name))]
+    layers = {_ALIASES.get(match["layer"], match["layer"]) for match in matches}
+    return next(((kind, layers >= _HEADS.keys()) for kind, convs in _CONVS.items() if layers >= convs.keys()), None)
 
 
 def classifier_state(arrays: Mapping[str, Blobs], source: object) -> dict[str, Tensor]:
