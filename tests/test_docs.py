@@ -17,6 +17,7 @@ import yaml
 
 from rcnn.cli.app import app
 from rcnn.config import Settings, keys
+from rcnn.preprocess.decode import IMAGE_SUFFIXES
 from rcnn.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +76,11 @@ def test_the_tables_of_settings_are_those_of_the_code() -> None:
     assert not stale, "docs/settings.md is stale; `python tests/test_docs.py` prints:\n" + "\n".join(stale)
     listed = set(re.findall(r"^\| `(\w+\.\w+)` \|", text, re.MULTILINE))
     assert listed == set(keys())
+
+
+def test_every_kind_of_image_is_told_of_and_no_other() -> None:
+    (line,) = [line for line in (ROOT / "docs/data.md").read_text(encoding="utf-8").splitlines() if "`.jpeg`" in line]
+    assert re.findall(r"`(\.\w+)`", line) == list(IMAGE_SUFFIXES)
 
 
 def test_every_preset_is_told_of() -> None:
