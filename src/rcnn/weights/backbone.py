@@ -15,7 +15,7 @@ from rcnn.config import Preprocess
 from rcnn.model.fast_rcnn import FCHead
 from rcnn.weights import caffe
 from rcnn.weights.file import WeightsError, read_safetensors
-from rcnn.weights.hub import UnavailableError, fetch
+from rcnn.weights.hub import UnavailableError, fetch, is_offline
 
 _IMAGENET = {
     "mobilenet": "mobilenet_v2",
@@ -185,6 +185,11 @@ def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
     """The network of timm renames, filters and adapts weights itself, so a second one is made and copied."""
     name = f"timm/{trunk.name}"
     if source == "imagenet":
+        if is_offline():  # timm fetches as it likes; what is in its cache can't be told from here
+            raise UnavailableError(
+                f"ImageNet weights of {name} are not fetched: RCNN_OFFLINE is set. With HF_HUB_OFFLINE=1 in its place, "
+                "timm takes those in Hugging Face's cache"
+            )
         try:
             state = trunk.create(pretrained=True).state_dict()
         except OSError as error:
