@@ -8,6 +8,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 import rcnn
 from rcnn.presets import build, settings_of
+from rcnn.weights.metadata import read_detector
 
 from .conftest import Outcome
 
@@ -56,6 +57,34 @@ def test_a_network_of_the_paper_goes_to_caffe(run: Run, tmp_path: Path) -> None:
         folded = torch.tensor(arrays["bbox_pred.weight"][4:]).unflatten(0, (2, 4))
     torch.testing.assert_close(folded, reg * torch.tensor(settings.roi.box_std)[:, None])
     assert "must end in .npz" in run("export", tmp_path / "zf.safetensors", "--format=caffe", "--out=a.pth").err
+
+
+@pytest.mark.parametrize("preset", ["paper-zf", "paper-vgg16"])
+def test_networks_of_the_paper_go_to_caffe_and_come_back(run: Run, tmp_path: Path, preset: str) -> None:
+    """ZF in its full width. What the arrays can't hold is the preset's again, and that is said."""
+    narrow = ["roi.hidden=24"] if preset == "paper-vgg16" else []
+    settings = settings_of(preset, [*narrow, "preprocess.short=300"])
+    with torch.device("meta"):  # 59 million normal numbers take their time
+        model = build(settings, 2)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for index, parameter in enumerate(model.parameters()):
+            parameter.copy_(torch.arange(parameter.numel()).remainder_(251 + index).view(parameter.shape))
+    rcnn.Detector(model, settings, ("cat", "dog"), category_ids=(7, 9), device="cpu").save(tmp_path / "own.safetensors")
+    assert run("export", "own.safetensors", "--format=caffe").code == 0
+    arrays = tmp_path / "own-caffe.npz"
+    document = run("import", arrays, "--arch", preset, "--names", "cat,dog", "--out=back.safetensors", "--json").json()
+    assert document["names"] == ["cat", "dog"]
+    assert "The arrays hold no settings: preprocessing, anchors, " in document["notes"][0]
+    assert f"those of {preset}" in document["notes"][0]
+    tensors, metadata = read_detector(tmp_path / "back.safetensors")
+    expected = model.state_dict()
+    assert metadata.settings == settings_of(preset, narrow)
+    assert tensors.keys() == expected.keys()
+    for name, tensor in tensors.items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=0, msg=name)
+    for file in (arrays, tmp_path / "own.safetensors", tmp_path / "back.safetensors"):  # hundreds of megabytes
+        file.unlink()
 
 
 def test_the_list_of_architectures(run: Run) -> None:

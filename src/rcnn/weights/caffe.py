@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcnn.config import Settings
+from rcnn.config import Settings, override
 from rcnn.weights.box_targets import LAYER, PLAIN, renormalise
 from rcnn.weights.file import WeightsError, atomic_write
 from rcnn.weights.imported import Imported, class_names
@@ -47,6 +47,11 @@ _ALIASES = {
     "proposal_bbox_pred": "rpn_bbox_pred",
 }
 """Names of py-faster-rcnn's alternating networks and of the MATLAB implementation."""
+
+_NOTE = (
+    "The arrays hold no settings: preprocessing, anchors, numbers of boxes and thresholds are those of {}. Where the "
+    "network was trained with others, give them after each command, such as preprocess.short=300"
+)
 
 _KEY = re.compile(r"(?P<layer>.+?)(?:[./](?P<long>0|1|weights?|bias|biases)|_(?P<short>w|b))")
 _LEAVES: dict[str, str] = dict.fromkeys(("0", "weight", "weights", "w"), "weight")
@@ -94,7 +99,7 @@ def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequen
 
     Args:
         arrays: layer -> (weight, bias), or `layer.weight` (`/weights`, `_w`, `.0`) -> one array.
-        settings: of `paper-vgg16` or `paper-zf`.
+        settings: of `paper-vgg16` or `paper-zf`; `roi.hidden` is that of the arrays.
         names: of the classes, background not counted.
 
     Raises:
@@ -108,7 +113,8 @@ def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequen
     for leaf in ("weight", "bias"):
         tensors[f"{LAYER}.{leaf}"] = tensors[f"{LAYER}.{leaf}"][4:]
     tensors = renormalise(tensors, PLAIN, settings.roi)
-    return Imported(settings, tensors, class_names(len(classes), names), None, ())
+    settings = override(settings, {"roi": {"hidden": len(tensors[f"{_HEADS['fc6']}.bias"])}})
+    return Imported(settings, tensors, class_names(len(classes), names), None, (_NOTE.format(settings.model.preset),))
 
 
 def export_arrays(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, np.ndarray]:
