@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 import rcnn
@@ -13,6 +14,7 @@ from rcnn.weights.metadata import read_detector
 from .conftest import Outcome
 
 Run = Callable[..., Outcome]
+DETECTRON2 = Path(__file__).parents[1] / "weights/detectron2"
 ARCH = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 
@@ -85,6 +87,22 @@ def test_networks_of_the_paper_go_to_caffe_and_come_back(run: Run, tmp_path: Pat
         torch.testing.assert_close(tensor, expected[name], rtol=1e-6, atol=0, msg=name)
     for file in (arrays, tmp_path / "own.safetensors", tmp_path / "back.safetensors"):  # hundreds of megabytes
         file.unlink()
+
+
+@pytest.mark.parametrize(("name", "arch"), [("fpn", "faster_rcnn_R_50_FPN_1x"), ("c4", "faster_rcnn_R_50_C4_1x")])
+def test_a_checkpoint_of_detectron2_finds_what_it_found_there(run: Run, tmp_path: Path, name: str, arch: str) -> None:
+    outcome = run("import", DETECTRON2 / f"{name}.pkl", "--arch", arch, "--names", "a,b,c,d,e")
+    assert outcome.code == 0, outcome.err
+    assert "CC BY-SA 3.0" in outcome.out
+    answer = np.load(DETECTRON2 / f"{name}.npz")
+    Image.fromarray(answer["image_bgr_chw"][::-1].transpose(1, 2, 0)).save(tmp_path / "image.png")
+    height, width = answer["image_bgr_chw"].shape[1:]
+    unresized = (f"preprocess.short={min(height, width)}", f"preprocess.long={max(height, width)}")
+    (row,) = run("predict", f"{name}.safetensors", "image.png", "--score=0", "--json", *unresized).json()
+    found = row["detections"]
+    assert [detection["label"] for detection in found] == answer["classes"].tolist()
+    np.testing.assert_allclose([detection["score"] for detection in found], answer["scores"], rtol=0, atol=2e-5)
+    np.testing.assert_allclose([detection["box"] for detection in found], answer["boxes"], rtol=0, atol=0.01)
 
 
 def test_the_list_of_architectures(run: Run) -> None:
