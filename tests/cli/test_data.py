@@ -80,13 +80,6 @@ def test_convert_writes_into_new_folders_alone(run: Run, data: Path, tmp_path: P
     assert not (data / "copy").exists()
 
 
-def test_nothing_is_written_into_the_data(run: Run, data: Path, tmp_path: Path) -> None:
-    before = sorted(data.rglob("*"))
-    for words in (["check", data], ["stats", data, "--out", tmp_path / "s"]):
-        run("data", *words)
-    assert sorted(data.rglob("*")) == before
-
-
 @pytest.mark.parametrize(("words", "code"), [(["nowhere"], 3), (["{data}", "data.pth=x"], 2), (["a", "b"], 2)])
 def test_bad_input_is_told(run: Run, data: Path, words: list[str], code: int) -> None:
     outcome = run("data", "check", *(word.format(data=data) for word in words))

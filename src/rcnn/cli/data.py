@@ -22,7 +22,10 @@ Data = Annotated[list[str], typer.Argument(metavar="DATA", help="Folder, COCO js
 
 @app.command("check")
 def check(words: Data, json: arguments.Json = False) -> None:
-    """List every fault as file:line: reason. The exit code is 3 if there is one."""
+    """List every fault as file:line: reason. The exit code is 3 if there is one.
+
+    Example: rcnn data check data/
+    """
     from rcnn.data import check as checking
 
     path, settings = _opened(words)
@@ -56,7 +59,10 @@ def stats(
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Count images, boxes and sizes, by class and list, and plot them."""
+    """Count images, boxes and sizes, by class and list, and plot them.
+
+    Example: rcnn data stats data/ --out stats
+    """
     from rcnn.cli.files import fresh_folder
     from rcnn.data.find import open_lists
     from rcnn.data.stats import statistics
@@ -88,7 +94,10 @@ def show(
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Draw images with their boxes, side by side in one picture."""
+    """Draw images with their boxes, side by side in one picture.
+
+    Example: rcnn data show data/ --split val --count 9
+    """
     from random import Random
 
     from rcnn.cli.files import fresh_folder
@@ -139,7 +148,10 @@ def convert(
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Copy a data set into another format: images byte for byte, lists kept."""
+    """Copy a data set into another format: images byte for byte, lists kept.
+
+    Example: rcnn data convert data/ --to coco --out copy
+    """
     from rcnn.data import convert as converting
     from rcnn.data.find import open_lists
 

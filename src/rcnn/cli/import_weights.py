@@ -32,6 +32,9 @@ def import_weights(
     from rcnn import exchange
     from rcnn.config import SettingsError
 
+    if list_ and json:
+        screen.emit({"architectures": exchange.ARCHITECTURES})
+        return
     if list_:
         for name in exchange.ARCHITECTURES:
             print(name)
