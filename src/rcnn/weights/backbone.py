@@ -1,6 +1,7 @@
 """Weights of a classifier in torchvision's names -> the trunk of a backbone."""
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -94,7 +95,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if path.suffix not in (".pth", ".pt"):
         return read_safetensors(path)[0]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it is read or refused all the same
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except pickle.UnpicklingError:

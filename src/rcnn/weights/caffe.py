@@ -73,9 +73,10 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{path} is damaged, or no .npz file of plain arrays: {reason}") from None
-    other = [f"`{name}` of {array.dtype}" for name, array in arrays.items() if array.dtype.kind not in "biuf"]
-    if other:
-        raise WeightsError(f"{path} holds other things than numbers, such as {other[0]}, so it is no file of weights")
+    types = {name: getattr(array, "dtype", None) for name, array in arrays.items()}  # of other archives bytes come out
+    other = next((name for name, kind in types.items() if kind is None or kind.kind not in "biuf"), None)
+    if other is not None:
+        raise WeightsError(f"{path} holds other things than arrays of numbers, such as `{other}`: no file of weights")
     return arrays
 
 
