@@ -42,6 +42,8 @@ def test_values_are_yaml_in_which_1e_3_is_a_number(text: str, value: object) -> 
         ("train.ema=1", "`train.ema`"),
         ("data.on_fault=perhaps", "`data.on_fault`.*'stop' or 'skip'"),
         ("anchors.sizes=[[32]]", "anchors.sizes has 1 levels .* model.levels has 4"),
+        ("anchors.sizes=[[32],[64],[128],[256,512]]", "anchors.sizes must have equally many sizes on every level"),
+        ("roi.levels=[2,3]", r"roi.levels names .2., but the backbone's levels are .3, 4, 5, 6."),
         ("preprocess.in_channels=4", "mean has 3 numbers for 4 channels; give 1 or 4"),
         ("train.lr", "not of the form section.key=value"),
         ("train.lr=[1", "the value is not YAML"),

@@ -57,6 +57,17 @@ def test_an_image_may_be_a_file_an_array_a_picture_or_a_tensor(detector: Detecto
     assert len(detector.predict([path, array, picture])) == 3
 
 
+def test_16_bit_images_in_memory_are_read_as_those_in_files_are(detector: Detector, tmp_path: Path) -> None:
+    settings = override(detector.settings, ["data.white=4095"])
+    twelve = Detector(detector.model, settings, detector.names, threshold=0.0, device="cpu")
+    image = np.random.default_rng(0).integers(0, 4096, (60, 80), dtype=np.uint16)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    (file,) = twelve.predict(tmp_path / "a.png")
+    assert len(file)
+    assert all(same(file, found) for found in twelve.predict([image, Image.open(tmp_path / "a.png")]))
+    assert not same(file, detector.predict(image)[0])
+
+
 def test_results_come_in_the_order_of_the_images_whatever_the_batch(detector: Detector, folder: Path) -> None:
     alone = [detector.predict(folder / f"{index}.png")[0] for index in range(len(SIZES))]
     for batch in (1, 2, 8):
@@ -202,6 +213,11 @@ def test_a_backbone_of_ones_own_is_passed_in_again(folder: Path, tmp_path: Path)
     assert same(loaded.predict(folder / "0.png")[0], own.predict(folder / "0.png")[0])
     with pytest.raises(WeightsError, match=r"own\.safetensors: .* backbone of your own.*load\(path, backbone=MODULE\)"):
         Detector.load(tmp_path / "own.safetensors", "cpu")
+    other, coarse = TinyBackbone(), TinyBackbone()
+    other.strides, coarse.strides = (16, 32), (8,)
+    for backbone, said in ((other, r"roi\.levels names \[3\]"), (coarse, r"anchors\.sizes has 2 levels")):
+        with pytest.raises(WeightsError, match=rf"own\.safetensors: .*{said}"):
+            Detector.load(tmp_path / "own.safetensors", "cpu", backbone=backbone)
 
 
 def test_a_device_that_is_not_here_is_named() -> None:

@@ -15,8 +15,10 @@ import pytest
 import typer
 import yaml
 
-from rcnn.cli.app import app
+from rcnn import ops
+from rcnn.cli.app import EXIT_CODES, app
 from rcnn.config import Settings, keys
+from rcnn.preprocess.decode import IMAGE_SUFFIXES
 from rcnn.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
@@ -71,10 +73,55 @@ def allowed(field: dict[str, Any]) -> str:
 
 def test_the_tables_of_settings_are_those_of_the_code() -> None:
     text = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
-    stale = [line for line in settings_tables().splitlines() if line not in text.splitlines()]
+    lines, wanted = text.splitlines(), settings_tables().splitlines()
+    stale = [line for line in wanted if line not in lines]
     assert not stale, "docs/settings.md is stale; `python tests/test_docs.py` prints:\n" + "\n".join(stale)
+    start = lines.index(wanted[0])
+    assert lines[start : start + len(wanted)] == wanted  # each under its own section, in the order of the code
     listed = set(re.findall(r"^\| `(\w+\.\w+)` \|", text, re.MULTILINE))
     assert listed == set(keys())
+
+
+def test_the_operators_that_are_told_of_are_those_there_are() -> None:
+    text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"^`rcnn\.ops` has (.*)\.$", text, re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", told)) == sorted(ops.__all__)
+
+
+def test_the_design_lists_the_commands() -> None:
+    text = (ROOT / "docs/DESIGN.md").read_text(encoding="utf-8")
+    (told,) = re.findall(r"^`rcnn train`.*?\.", text, re.MULTILINE)
+    listed = {name.removeprefix("rcnn ") for name in re.findall(r"`([^`]+)`", told)}
+    commands: Any = typer.main.get_command(app)
+    groups = {name: command for name, command in commands.commands.items() if hasattr(command, "commands")}
+    assert listed == {
+        *(name for name in commands.commands if name not in groups),
+        *(f"{name} {'|'.join(group.commands)}" for name, group in groups.items()),
+    }
+
+
+def test_the_design_lists_the_exit_codes() -> None:
+    text = (ROOT / "docs/DESIGN.md").read_text(encoding="utf-8")
+    listed = re.findall(r"^\| (\d+) \| ", text[text.index("| exit code |") :], re.MULTILINE)
+    assert set(map(int, listed)) == {0, *EXIT_CODES.values()}
+
+
+def test_the_layout_names_every_part() -> None:
+    layout = next(block for _, block in blocks(ROOT / "docs/DESIGN.md") if block.startswith("src/rcnn/"))
+    inside = layout[: layout.index("\ntests/")]
+    missing = []
+    for path in sorted((ROOT / "src/rcnn").iterdir()):
+        name = f"{path.name}/" if path.is_dir() else path.name
+        if not name.startswith("__") and path.name != "py.typed" and name not in re.findall(r"[\w/.]+", inside):
+            missing.append(name)
+    assert not missing, f"docs/DESIGN.md, Layout: {', '.join(missing)}"
+    named = set(re.findall(r"^  (\w+(?:/|\.py)) ", inside, re.MULTILINE))
+    assert all((ROOT / "src/rcnn" / name).exists() for name in named)
+
+
+def test_every_kind_of_image_is_told_of_and_no_other() -> None:
+    (line,) = [line for line in (ROOT / "docs/data.md").read_text(encoding="utf-8").splitlines() if "`.jpeg`" in line]
+    assert re.findall(r"`(\.\w+)`", line) == list(IMAGE_SUFFIXES)
 
 
 def test_every_preset_is_told_of() -> None:

@@ -95,6 +95,8 @@ def test_yolo_lines_give_the_boxes_back() -> None:
     np.testing.assert_allclose(corners, [10, 20, 60, 70.25], atol=1e-3)
     assert result().to_yolo(scores=True).splitlines()[0].split()[5] == "0.900000"
     assert empty().to_yolo() == ""
+    flat = empty(boxes=np.array([[5, 5, 5, 50]], np.float32), scores=np.ones(1), labels=np.zeros(1, int))
+    assert flat.to_yolo() == "0 0.050000 0.343750 0.000001 0.562500\n"  # a side of 0 would be a fault
 
 
 def test_voc_counts_pixels_from_one_and_includes_the_last() -> None:
@@ -106,10 +108,11 @@ def test_voc_counts_pixels_from_one_and_includes_the_last() -> None:
     assert [node.text for node in root.iter("name")] == ["dog", "cat", "dog"]
 
 
-def test_voc_boxes_of_less_than_a_pixel_keep_one() -> None:
-    sliver = empty(boxes=np.array([[99.8, 79.9, 100, 80]], np.float32), scores=np.ones(1), labels=np.zeros(1, int))
-    box = [int(node.text or "") for node in next(ElementTree.fromstring(sliver.to_voc()).iter("bndbox"))]
-    assert box == [100, 80, 100, 80]
+def test_voc_boxes_of_less_than_two_pixels_get_two() -> None:
+    slivers = np.array([[99.8, 79.9, 100, 80], [10.4, 0, 10.9, 0.2], [10.6, 20, 12.4, 22]], np.float32)
+    thin = empty(boxes=slivers, scores=np.ones(3), labels=np.zeros(3, int))
+    boxes = [[int(node.text or "") for node in box] for box in ElementTree.fromstring(thin.to_voc()).iter("bndbox")]
+    assert boxes == [[99, 79, 100, 80], [11, 1, 12, 2], [11, 21, 12, 22]]
 
 
 def test_drawing_leaves_the_image_alone_and_frames_boxes_in_the_colour_of_the_class() -> None:
@@ -162,6 +165,9 @@ def test_any_number_of_channels_is_shown() -> None:
     for shape in ((4, 5), (4, 5, 1), (4, 5, 2), (4, 5, 3), (4, 5, 7)):
         assert as_rgb(np.zeros(shape, np.uint8)).size == (5, 4)
     assert as_rgb(np.full((1, 1, 1), 9, np.uint8)).getpixel((0, 0)) == (9, 9, 9)
+    channels = np.arange(1, 6, dtype=np.uint8).reshape(1, 1, 5)
+    assert as_rgb(channels[..., :2]).getpixel((0, 0)) == (1, 1, 1)
+    assert as_rgb(channels).getpixel((0, 0)) == (1, 2, 3)
 
 
 def test_colours_repeat_and_text_stands_out() -> None:

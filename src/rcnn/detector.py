@@ -216,6 +216,7 @@ class Detector:
                 size=self._size(batch, i),
                 features=None if vectors is None else vectors[i][keep].float().cpu().numpy(),
                 category_ids=self.category_ids,
+                settings=self.settings,
             )
             for i, keep in enumerate(found.valid)
         ]
@@ -247,6 +248,7 @@ class Detector:
                 names=("object",),
                 path=None,
                 size=self._size(batch, i),
+                settings=self.settings,
             )
             for i, keep in enumerate(proposals.valid)
         ]

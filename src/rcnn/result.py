@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 import numpy as np
 from PIL import Image
 
+from rcnn.config import Settings
 from rcnn.draw import colour, draw_boxes, shade
-from rcnn.preprocess.decode import read_image
+from rcnn.preprocess.stream import read_picture
 
 MANY = 60
 """From more boxes than this of a single class, the picture leaves out their names."""
@@ -30,6 +31,7 @@ class Result:
         size: (height, width) in pixels.
         features: (n, F) float32, the vectors that the classes were read from; None unless asked for.
         category_ids: the data set's own number of each class; None for 1..K.
+        settings: what `path` was read with; None for the defaults.
     """
 
     boxes: np.ndarray
@@ -40,6 +42,7 @@ class Result:
     size: tuple[int, int]
     features: np.ndarray | None = None
     category_ids: tuple[int, ...] | None = None
+    settings: Settings | None = None
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -78,16 +81,18 @@ class Result:
         """The image with its boxes, classes and scores; many boxes of one class in colours of their scores instead.
 
         Args:
-            image: uint8 array (H, W[, C]) or Pillow image of the same size; None reads `path`.
+            image: uint8 array (H, W[, C]) or Pillow image of the same size; None reads `path`. Of more than three
+                channels the first three are shown, of two the first as grey.
             score: lower-scored boxes are left out.
 
         Raises:
             ValueError: neither an image nor a path, or an image of another size.
+            ImageError: the file can't be read any more.
         """
         if image is None:
             if self.path is None:
                 raise ValueError("this result came from an array: give the image to draw on, `result.draw(image)`")
-            image = read_image(self.path)
+            image = read_picture(self.path, self.settings or Settings())
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
         if (height, width) != tuple(self.size):
             raise ValueError(
@@ -145,7 +150,8 @@ class Result:
         """
         height, width = self.size
         boxes = self.boxes.astype(np.float64) / (width, height, width, height)
-        columns = [(boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]]
+        sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-6)  # as zero it would be a box without size
+        columns = [(boxes[:, :2] + boxes[:, 2:]) / 2, sides]
         columns += [self.scores[:, None]] if scores else []
         rows = np.concatenate(columns, axis=1).tolist()
         return "".join(
@@ -154,15 +160,20 @@ class Result:
         )
 
     def to_voc(self) -> str:
-        """The text of a VOC annotation: whole pixels, the first of them 1, the last inclusive."""
+        """The text of a VOC annotation: whole pixels, the first of them 1, the last inclusive, two a side at least.
+
+        A side of a single pixel has xmin = xmax, which `rcnn.data.voc`, as others, takes for a box without size.
+        """
         height, width = self.size
         root = ElementTree.Element("annotation")
         ElementTree.SubElement(root, "filename").text = Path(self.path or "").name
         size = ElementTree.SubElement(root, "size")
         for key, value in (("width", width), ("height", height), ("depth", 3)):
             ElementTree.SubElement(size, key).text = str(value)
-        low = np.clip(np.rint(self.boxes[:, :2]), 0, (width - 1, height - 1)).astype(int) + 1
-        high = np.maximum(np.rint(self.boxes[:, 2:]).astype(int), low)
+        low, high = np.rint(self.boxes[:, :2]), np.rint(self.boxes[:, 2:])
+        least = np.rint((self.boxes[:, :2] + self.boxes[:, 2:]) / 2 - 1).clip(0, np.maximum((width - 2, height - 2), 0))
+        thin = high - low < 2
+        low, high = np.where(thin, least, low).astype(int) + 1, np.where(thin, least + 2, high).astype(int)
         for label, corners in zip(self.labels.tolist(), np.concatenate((low, high), axis=1).tolist(), strict=True):
             entry = ElementTree.SubElement(root, "object")
             ElementTree.SubElement(entry, "name").text = self.names[label]

@@ -19,6 +19,7 @@ def settings(backbone: str = "mobilenet", *, in_channels: int = 3, **model: Any)
         tree["anchors"] = {"sizes": [[64]]}
     else:
         tree["anchors"] = {"sizes": [[64]] * len(model.get("levels", (3, 4, 5, 6)))}
+        tree["roi"] = {"head": "none"}  # no second stage asks for levels
     tree["preprocess"] = {"in_channels": in_channels, "mean": [0.5], "std": [0.5]}
     return validate(tree)
 

@@ -9,7 +9,7 @@ from rcnn.config import SettingsError, validate
 
 def settings(levels: tuple[int, ...], **model: object):
     tree = {"backbone": "mobilenet_v3_large", "channels": 16, "levels": levels, "norm": "train", **model}
-    return validate({"model": tree, "anchors": {"sizes": [[32]] * len(levels)}})
+    return validate({"model": tree, "anchors": {"sizes": [[32]] * len(levels)}, "roi": {"head": "none"}})
 
 
 @pytest.mark.parametrize(("levels", "returned"), [((5, 5, 6), None), ((3, 4, 5, 5, 6), [2, 3, 4, 5])])

@@ -21,18 +21,6 @@ def test_version(run: Run) -> None:
     assert run("--version") == Outcome(0, f"rcnn {rcnn.__version__}\n", "")
 
 
-@pytest.mark.parametrize("command", ["train", "val", "predict", "propose", "demo"])
-def test_every_command_has_help(run: Run, command: str) -> None:
-    outcome = run(command, "--help")
-    assert outcome.code == 0
-    assert "Usage: rcnn" in outcome.out or f" {command} " in outcome.out
-
-
-@pytest.mark.parametrize("command", ["check", "stats", "show", "convert"])
-def test_every_data_command_has_help(run: Run, command: str) -> None:
-    assert run("data", command, "--help").code == 0
-
-
 @pytest.mark.parametrize(
     "words", [["trian"], ["train", "--epocs", "3"], ["val"], ["data", "convert", "x", "--to", "csv"]]
 )
@@ -45,6 +33,15 @@ def test_a_wrong_command_line_is_2(run: Run, words: list[str]) -> None:
 def test_help_does_not_wait_for_torch() -> None:
     code = "import sys, rcnn.cli.app; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_the_library_does_not_load_what_only_some_need() -> None:
+    code = (
+        "import sys, rcnn; assert 'torch' not in sys.modules; [getattr(rcnn, name) for name in rcnn.__all__]; "
+        "print(*{'matplotlib', 'timm', 'faster_coco_eval', 'cv2', 'scipy'} & set(sys.modules))"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout.split() == []
 
 
 @pytest.mark.parametrize(

@@ -70,11 +70,14 @@ def test_convert_writes_data_of_the_same_boxes(run: Run, data: Path, tmp_path: P
     assert (document["faults"], sum(part["images"] for part in document["lists"].values())) == ([], 6)
 
 
-def test_nothing_is_written_into_the_data(run: Run, data: Path, tmp_path: Path) -> None:
-    before = sorted(data.rglob("*"))
-    for words in (["check", data], ["stats", data, "--out", tmp_path / "s"]):
-        run("data", *words)
-    assert sorted(data.rglob("*")) == before
+def test_convert_writes_into_new_folders_alone(run: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/mine.txt").touch()
+    for out, said in (("taken", "something is there already"), ("shapes/copy", "lies inside the data set")):
+        outcome = run("data", "convert", data, "--to", "coco", "--out", tmp_path / out)
+        assert outcome.code == 2
+        assert said in outcome.err
+    assert not (data / "copy").exists()
 
 
 @pytest.mark.parametrize(("words", "code"), [(["nowhere"], 3), (["{data}", "data.pth=x"], 2), (["a", "b"], 2)])

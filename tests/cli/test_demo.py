@@ -12,10 +12,11 @@ def test_the_demo_goes_from_pictures_to_a_report(
     run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(demo, "SPLITS", {"train": (6, 1), "val": (2, 2), "test": (2, 3)})
-    outcome = run("demo", "--out", tmp_path / "demo", "--device", "cpu", *SMALL, "train.epochs=1", "train.batch=2")
+    small = (*SMALL, "train.epochs=1", "train.batch=2")
+    outcome = run("demo", "--out", tmp_path / "demo", "--device", "cpu", *small, "--json")
     assert outcome.code == 0, outcome.err
-    assert "rcnn train path/to/data" in outcome.out.splitlines()[-1]
-    page = (tmp_path / "demo/report.html").read_text()
+    assert "rcnn train path/to/data" in outcome.err.splitlines()[-1]
+    page = Path(outcome.json()["report"]).read_text()
     assert "test.jpg" in page
     for picture in page.split('src="')[1:]:
         assert (tmp_path / "demo" / picture.split('"')[0]).exists()

@@ -107,6 +107,25 @@ def test_a_pickle_of_detectron2_is_told_by_its_names(run: Run, tmp_path: Path) -
     assert "a detector of detectron2" in outcome.out
 
 
+@pytest.mark.parametrize("spelling", ["{}.weight {}.bias", "{}.0 {}.1"])
+def test_arrays_of_caffe_are_told_by_their_layers(run: Run, tmp_path: Path, spelling: str) -> None:
+    heads = ("rpn_conv/3x3", "rpn_cls_score", "rpn_bbox_pred", "fc6", "fc7", "cls_score", "bbox_pred")
+
+    def inspected(*layers: str) -> dict:
+        names = [name for layer in layers for name in spelling.format(layer, layer).split()]
+        np.savez(tmp_path / "net.npz", **dict.fromkeys(names, np.zeros((2, 3), np.float32)))
+        return run("inspect", tmp_path / "net.npz", "--json").json()
+
+    zf = [f"conv{number}" for number in range(1, 6)]
+    document = inspected(*zf, *heads)
+    assert (document["kind"], document["parameters"], document["types"]) == ("caffe", 24 * 6, ["float32"])
+    assert document["advice"].endswith(f"rcnn import {tmp_path / 'net.npz'} --arch paper-zf")
+    document = inspected(*zf, "fc6", "fc7", "fc8")
+    assert document["kind"] == "backbone"
+    assert document["advice"].endswith(f"rcnn train DATA --model paper-zf --init {tmp_path / 'net.npz'}")
+    assert inspected("conv1")["kind"] == "unknown"
+
+
 class Evil:
     def __init__(self, path: str) -> None:
         self.path = path
@@ -129,9 +148,18 @@ def test_nothing_that_is_inspected_is_run(run: Run, tmp_path: Path, suffix: str)
     assert not (tmp_path / "was-run").exists()
 
 
-@pytest.mark.parametrize(("name", "said"), [("none.safetensors", "No such file"), ("page.pth", "page.pth")])
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("none.safetensors", "No such file"),
+        ("page.pth", "page.pth"),
+        ("none.npz", "no such file"),
+        ("words.npz", "holds other things than arrays of numbers, such as `conv1.weight`"),
+    ],
+)
 def test_what_is_no_weights_is_refused_by_name(run: Run, tmp_path: Path, name: str, said: str) -> None:
     (tmp_path / "page.pth").write_text(json.dumps({}))
+    np.savez(tmp_path / "words.npz", **{"conv1.weight": np.array(["words"])})
     outcome = run("inspect", tmp_path / name)
     assert outcome.code == 4
     assert name in outcome.err

@@ -113,10 +113,13 @@ def test_images_of_one_name_do_not_overwrite_each_other(run: Run, data: Path, we
         "drawn/a/0.jpg",
         "drawn/a/0.png",
         "drawn/b/0.jpg",
+        "voc/a/0.jpg.xml",
         "voc/a/0.png.xml",
-        "voc/a/0.xml",
         "voc/b/0.xml",
     ]
+    shutil.copytree(tmp_path / "a", out / "voc/a", dirs_exist_ok=True)
+    read = open_dataset(out / "voc/a", "all", Data(), names=NAMES)  # an xml names its image
+    assert [(record.name, record.size) for record in read.records] == [("0.jpg", (60, 80)), ("0.png", (40, 50))]
 
 
 def test_a_second_run_leaves_the_first_alone(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
@@ -279,6 +282,25 @@ def test_several_processes_share_the_images_and_keep_their_order(
     assert found == ["0", "1", "2", "3", "4", "5"]
     assert len({row["image_id"] for row in json.loads((out / "coco.json").read_text())}) == 6
     assert sorted(path.name for path in out.iterdir()) == ["coco.json", "results.json", "yolo"]
+
+
+def test_processes_agree_on_the_names_of_labels(
+    run: Run, data: Path, weights: Path, tmp_path: Path, halves: Iterator[int]
+) -> None:
+    """`a.jpg` is one process's and `a.png` the other's: neither may look at which file is there first."""
+    images, out = tmp_path / "images", tmp_path / "o"
+    for name in ("a.jpg", "a.png", "b.jpg", "a.jpg.png"):
+        images.mkdir(exist_ok=True)
+        Image.new("RGB", (50, 40)).save(images / name)
+    out.mkdir()
+    for _ in halves:
+        assert run("predict", weights, images, "--out", out, "--format", "voc,yolo").code == 0
+        for path in out.rglob("a*"):  # as if both had looked before either wrote
+            path.rename(tmp_path / path.name)
+    labels = {"a.jpg", "a.jpg.png", "a.png"}
+    written = {path.name for path in tmp_path.iterdir() if path.suffix in (".xml", ".txt")}
+    assert written == {f"{name}{suffix}" for name in labels for suffix in (".xml", ".txt")}
+    assert {path.name for path in out.rglob("b.*")} == {"b.xml", "b.txt"}
 
 
 def test_when_one_process_fails_the_results_of_all_are_kept(

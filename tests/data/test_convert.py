@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcnn.config import Data
+from rcnn.config import Data, SettingsError
 from rcnn.data.convert import convert
-from rcnn.data.dataset import DataError, Dataset
+from rcnn.data.dataset import Dataset
 from rcnn.data.find import open_dataset, open_lists
 
 from . import sets
@@ -122,10 +122,10 @@ def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
     data = open_dataset(sets.voc(tmp_path / "d", {"a": [("dog", (2, 3, 10, 10))]}), "all", Data())
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")
-    with pytest.raises(DataError, match="something is there already"):
+    with pytest.raises(SettingsError, match="something is there already"):
         convert(data, "yolo", tmp_path / "out")
-    with pytest.raises(DataError, match="inside the data set"):
+    with pytest.raises(SettingsError, match="inside the data set"):
         convert(data, "yolo", tmp_path / "d/yolo")
-    with pytest.raises(DataError, match="choose voc, coco, yolo"):
+    with pytest.raises(SettingsError, match="choose voc, coco, yolo"):
         convert(data, "csv", tmp_path / "new")
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]

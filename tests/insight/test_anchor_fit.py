@@ -155,7 +155,7 @@ def test_settings_to_paste_are_read_back() -> None:
     rule = Anchors(sizes=((24.1, 30), (38.9, 256)), ratios=(0.55, 1.4))
     trees = [parse_override(word) for word in setting_words(rule)]
     assert trees == [{"anchors": {"sizes": [[24.1, 30], [38.9, 256]]}}, {"anchors": {"ratios": [0.55, 1.4]}}]
-    levels = {"model": {"levels": [3, 4]}, "anchors": {"sizes": [[8], [16]]}}
+    levels = {"model": {"levels": [3, 4]}, "anchors": {"sizes": [[8], [16]]}, "roi": {"levels": [3, 4]}}
     assert override(validate(levels), list(setting_words(Anchors(sizes=((9,), (20,)))))).anchors.sizes == ((9,), (20,))
 
 

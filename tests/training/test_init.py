@@ -7,12 +7,12 @@ from torchvision.models import mobilenet_v2
 
 from rcnn.config import Settings, override
 from rcnn.detector import Detector
-from rcnn.presets import build, settings_of
+from rcnn.presets import PRESETS, build, settings_of
 from rcnn.training import init
 from rcnn.training.init import initialise
 from rcnn.weights.backbone import UnavailableError
 from rcnn.weights.file import WeightsError, save_weights
-from rcnn.weights.packaged import PACKAGED
+from rcnn.weights.packaged import PACKAGED, packaged_path
 
 SMALL = {"model": {"channels": 16}, "roi": {"hidden": 32}}
 
@@ -75,6 +75,32 @@ def test_without_imagenet_and_a_packaged_detector_that_fits_it_goes_on_without(
     start = initialise(override(settings_of(preset, SMALL), {"train": {"init": "imagenet"}}), ("cat",))
     assert start.notes[0].endswith("No packaged detector fits this model. Going on without")
     assert (start.settings.train.init, start.settings.model.norm) == ("none", "train")
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if settings_of(name).model.backbone == "mobilenet"])
+def test_offline_every_preset_of_its_backbone_starts_from_the_shipped_detector(
+    preset: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RCNN_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    start = initialise(settings_of(preset), ("RBC", "other"))
+    assert "RCNN_OFFLINE is set" in start.notes[0]
+    assert start.notes[0].endswith("Going on from the packaged detector `blood-cells` instead")
+    assert start.settings.train.init == "blood-cells"
+    found, shipped = state(start.model), state(Detector.load(packaged_path("blood-cells"), "cpu").model)
+    assert all(torch.equal(found[name], shipped[name]) for name in found if name.startswith("backbone."))
+    if start.model.fast_rcnn:
+        rows = (found["fast_rcnn.predictor.cls.weight"], shipped["fast_rcnn.predictor.cls.weight"])
+        assert torch.equal(rows[0][0], rows[1][1])  # RBC's
+
+
+def test_offline_a_preset_of_another_backbone_starts_from_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RCNN_OFFLINE", "1")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    start = initialise(settings_of("resnet18-fpn", SMALL), ("RBC",))
+    assert start.notes[0].endswith("No packaged detector fits this model. Going on without")
 
 
 def test_a_detector_of_the_same_classes_is_taken_whole(detector: Path) -> None:

@@ -205,5 +205,16 @@ def test_weights_of_timm_come_in_its_names(tmp_path: Path, monkeypatch: pytest.M
         raise FileNotFoundError("no connection")
 
     monkeypatch.setattr(timm, "create_model", create)
+    monkeypatch.delenv("RCNN_OFFLINE", raising=False)
     with pytest.raises(UnavailableError, match="timm/resnet10t can't be downloaded: no connection"):
         load_backbone(backbone, "imagenet")
+
+
+def test_offline_timm_is_not_asked_for_weights(monkeypatch: pytest.MonkeyPatch):
+    timm = pytest.importorskip("timm")
+    backbone, asked = build_backbone(settings("timm/resnet10t")), []
+    monkeypatch.setattr(timm, "create_model", lambda *_, **options: asked.append(options))
+    monkeypatch.setenv("RCNN_OFFLINE", "1")
+    with pytest.raises(UnavailableError, match="timm/resnet10t are not fetched: RCNN_OFFLINE is set"):
+        load_backbone(backbone, "imagenet")
+    assert asked == []

@@ -11,10 +11,10 @@ from rcnn.model.structures import Keys, Targets
 from rcnn.weights.torchvision_backbone import PREFIXES
 from rcnn.weights.torchvision_export import program
 from rcnn.weights.torchvision_names import table, to_ours
+from rcnn.zoo import TORCHVISION
 
 from .parity import Drawn, assert_same_boxes, batch_of, spread
 
-ARCHITECTURES = ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_320_fpn"]
 SMALL = {
     "min_size": 96,
     "max_size": 160,
@@ -25,7 +25,7 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module", params=ARCHITECTURES)
+@pytest.fixture(scope="module", params=TORCHVISION)
 def pair(request):
     torch.manual_seed(0)
     build = getattr(detection, request.param)

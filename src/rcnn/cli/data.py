@@ -22,13 +22,16 @@ Data = Annotated[list[str], typer.Argument(metavar="DATA", help="Folder, COCO js
 
 @app.command("check")
 def check(words: Data, json: arguments.Json = False) -> None:
-    """List every fault as file:line: reason. The exit code is 3 if there is one."""
+    """List every fault as file:line: reason. The exit code is 3 if there is one.
+
+    Example: rcnn data check data/
+    """
     from rcnn.data import check as checking
 
     path, settings = _opened(words)
     with screen.stdout_for_json(json):
         with screen.progress("reading images") as progress:
-            report = checking.check(path, settings, progress)
+            report = checking.check(path, settings.data, progress)
         for fault in report.faults:
             screen.say(f"{fault} [{fault.kind}]")
         for text in report.notes:
@@ -56,7 +59,10 @@ def stats(
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Count images, boxes and sizes, by class and list, and plot them."""
+    """Count images, boxes and sizes, by class and list, and plot them.
+
+    Example: rcnn data stats data/ --out stats
+    """
     from rcnn.cli.files import fresh_folder
     from rcnn.data.find import open_lists
     from rcnn.data.stats import statistics
@@ -64,7 +70,7 @@ def stats(
 
     path, settings = _opened(words, on_fault)
     with screen.stdout_for_json(json):
-        datasets = open_lists(path, settings, decode=False)
+        datasets = open_lists(path, settings.data, decode=False)
         figures = {dataset.split: statistics(dataset) for dataset in datasets}
         show_stats(figures)
         folder = fresh_folder(out)
@@ -88,7 +94,10 @@ def show(
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Draw images with their boxes, side by side in one picture."""
+    """Draw images with their boxes, side by side in one picture.
+
+    Example: rcnn data show data/ --split val --count 9
+    """
     from random import Random
 
     from rcnn.cli.files import fresh_folder
@@ -97,7 +106,7 @@ def show(
 
     path, settings = _opened(words, on_fault)
     with screen.stdout_for_json(json):
-        dataset = open_dataset(path, split, settings, decode=False)
+        dataset = open_dataset(path, split, settings.data, decode=False)
         screen.dataset_line(dataset)
         order = Random(seed).sample(dataset.records, len(dataset))
         tiles = list(islice(_tiles(order, settings), count))
@@ -109,7 +118,7 @@ def show(
         screen.emit({"picture": picture, "images": [tile.title for tile in tiles]})
 
 
-def _tiles(records: Sequence["Record"], settings: config.Data) -> Iterator["Tile"]:
+def _tiles(records: Sequence["Record"], settings: config.Settings) -> Iterator["Tile"]:
     """Images with their boxes; those that can't be read are told and left out if faults are skipped.
 
     Raises:
@@ -118,11 +127,13 @@ def _tiles(records: Sequence["Record"], settings: config.Data) -> Iterator["Tile
     from rcnn.insight.mosaic import Tile
     from rcnn.preprocess.decode import ImageError, read_image
 
+    data, channels = settings.data, settings.preprocess.in_channels
+    wanted = None if channels == config.Preprocess().in_channels else channels  # no model is asked: all can be shown
     for record in records:
         try:
-            image = read_image(record.path, white=settings.white, max_pixels=settings.max_pixels)
+            image = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=wanted)
         except ImageError as error:
-            if settings.on_fault == "stop":
+            if data.on_fault == "stop":
                 raise
             screen.note(f"left out: {error}")
         else:
@@ -137,13 +148,16 @@ def convert(
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Copy a data set into another format: images byte for byte, lists kept."""
+    """Copy a data set into another format: images byte for byte, lists kept.
+
+    Example: rcnn data convert data/ --to coco --out copy
+    """
     from rcnn.data import convert as converting
     from rcnn.data.find import open_lists
 
     path, settings = _opened(words, on_fault)
     with screen.stdout_for_json(json):
-        datasets = open_lists(path, settings)
+        datasets = open_lists(path, settings.data)
         notes = converting.convert(datasets, to, out)
         for text in notes:
             screen.note(text)
@@ -192,8 +206,8 @@ def _range(quantiles: tuple[float, ...]) -> str:
     return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in chosen) or "-"
 
 
-def _opened(words: list[str], on_fault: str | None = None) -> tuple[Path, config.Data]:
-    """The path and the data settings among the words."""
+def _opened(words: list[str], on_fault: str | None = None) -> tuple[Path, config.Settings]:
+    """The path and the settings among the words."""
     path, changes = arguments.one_path(words, "DATA")
     settings = config.override(config.Settings(), [*changes, *arguments.given({"data.on_fault": on_fault})])
-    return arguments.required(path, "DATA"), settings.data
+    return arguments.required(path, "DATA"), settings

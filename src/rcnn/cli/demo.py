@@ -39,15 +39,17 @@ def demo(
     from rcnn.data.synthetic import synthesise
     from rcnn.detector import Detector
     from rcnn.evaluate import evaluate
+    from rcnn.presets import settings_of
     from rcnn.training.train import train
 
+    changes = [*RECIPE, *arguments.given({"train.device": device, "train.seed": seed}), *(words or [])]
+    settings_of("tiny-fpn", changes)  # a wrong one is told before hundreds of pictures are made
     with screen.stdout_for_json(json):
         data = out / "data"
         for split, (images, draw) in SPLITS.items():
             synthesise(data, images, split=split, seed=draw)
         made = ", ".join(f"{images} {split}" for split, (images, _) in SPLITS.items())
         screen.say(f"{data}: made-up images of shapes: {made}")
-        changes = [*RECIPE, *arguments.given({"train.device": device, "train.seed": seed}), *(words or [])]
         run = train(data, model="tiny-fpn", overrides=changes, name="demo", runs=out / "train")
         detector = Detector.load(run.best, device=device or "auto")
         dataset = open_dataset(data, "test", detector.settings.data, names=detector.names)

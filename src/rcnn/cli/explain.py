@@ -47,15 +47,14 @@ def explain(
     from rcnn.cli.loading import load_detector
     from rcnn.insight.stages.follow import counts, follow
     from rcnn.insight.stages.pictures import draw_stages
-    from rcnn.preprocess.decode import read_image
+    from rcnn.preprocess.stream import read_picture
 
     path, changes = arguments.one_path(words, "IMAGE")
     with screen.stdout_for_json(json):
         image = arguments.required(path, "IMAGE")
         detector = load_detector(model, changes, device or "auto")
         detector.check_proposals(given=False)
-        data, channels = detector.settings.data, detector.settings.preprocess.in_channels
-        array = read_image(image, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
+        array = read_picture(image, detector.settings)
         known = None if truth is None else _truth_of(image, truth, detector)
         stages = follow(detector, array, known, seed=seed, score=score)
         numbers = counts(stages)

@@ -40,13 +40,12 @@ def export(
     """
     import rcnn
     from rcnn.config import SettingsError
-    from rcnn.weights.file import WeightsError
 
     target = out or Path(f"{Path(model).stem}-{format}{SUFFIXES[format][0]}")
     if target.suffix not in SUFFIXES[format]:
         raise SettingsError(f"--out {target}: the name must end in {' or '.join(SUFFIXES[format])}")
     if target.exists():
-        raise WeightsError(f"{target} is there already; move it away or give another name with --out")
+        raise SettingsError(f"{target} is there already; move it away or give another name with --out")
     detector = rcnn.load(model, device="cpu")
     names = ["__background__", *detector.names]
     code, count = (_torchvision if format == "torchvision" else _caffe)(detector, target)

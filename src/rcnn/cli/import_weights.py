@@ -31,8 +31,10 @@ def import_weights(
     """
     from rcnn import exchange
     from rcnn.config import SettingsError
-    from rcnn.weights.file import WeightsError
 
+    if list_ and json:
+        screen.emit({"architectures": exchange.ARCHITECTURES})
+        return
     if list_:
         for name in exchange.ARCHITECTURES:
             print(name)
@@ -43,7 +45,7 @@ def import_weights(
     if target.suffix != ".safetensors":
         raise SettingsError(f"--out {target}: the name must end in .safetensors")
     if target.exists():
-        raise WeightsError(f"{target} is there already; move it away or give another name with --out")
+        raise SettingsError(f"{target} is there already; move it away or give another name with --out")
     imported = exchange.read(file, arch, None if names is None else [name.strip() for name in names.split(",")])
     detector = exchange.detector_of(imported)
     detector.save(target)

@@ -36,7 +36,10 @@ def examine(path: Path) -> dict[str, Any]:
     Raises:
         WeightsError: the file is missing, damaged, or no weights.
     """
+    import torch
+
     from rcnn.weights.backbone import read_tensors
+    from rcnn.weights.caffe import read_arrays
     from rcnn.weights.file import ENTRY, load_weights, read_safetensors
     from rcnn.weights.kinds import kind_of
     from rcnn.weights.metadata import read_detector
@@ -44,6 +47,8 @@ def examine(path: Path) -> dict[str, Any]:
 
     if path.suffix in (".pkl", ".pickle"):
         tensors = read_pickle(path)
+    elif path.suffix == ".npz":
+        tensors = {name: torch.from_numpy(array) for name, array in read_arrays(path).items()}
     elif path.suffix in (".pth", ".pt"):
         tensors = read_tensors(path)
     else:

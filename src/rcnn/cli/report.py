@@ -62,11 +62,11 @@ def write_report(
 def draw_pairs(path: Path, detector: "Detector", dataset: "Dataset", metrics: "Metrics") -> None:
     """A mosaic of the first images, truth beside prediction."""
     from rcnn.insight.mosaic import Tile, compare
-    from rcnn.preprocess.decode import read_image
+    from rcnn.preprocess.stream import read_picture
 
     truths, found = [], []
     for record, prediction in list(zip(dataset.records, metrics.predictions, strict=True))[:PAIRS]:
-        image = read_image(record.path)
+        image = read_picture(record.path, detector.settings)
         keep = prediction.scores >= detector.threshold
         truths.append(Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore))
         found.append(

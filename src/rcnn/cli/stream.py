@@ -13,7 +13,7 @@ import numpy as np
 from rcnn.cli import arguments, screen
 from rcnn.cli.files import fresh_folder
 from rcnn.cli.loading import load_detector, sharing
-from rcnn.cli.writers import FORMATS, Target, merge_parts
+from rcnn.cli.writers import FORMATS, Target, merge_parts, shared_stems
 from rcnn.config import Data, Settings, SettingsError, override
 from rcnn.data.dataset import DataError, Record
 from rcnn.data.given import Given, place
@@ -76,15 +76,16 @@ class Job:
     def search(self, mode: Mode) -> Iterator[Iterator[Result]]:
         """What Selective Search finds in the images, in place of a detector's proposals."""
         with sharing("cpu") as (self._team, _):
-            yield self._searched(mode, override(Settings(), self._changes).data)
+            yield self._searched(mode, override(Settings(), self._changes))
 
-    def _searched(self, mode: Mode, settings: Data) -> Iterator[Result]:
+    def _searched(self, mode: Mode, settings: Settings) -> Iterator[Result]:
         paths = self.files()
-        for path, found in zip(paths, search_files(paths, mode, settings), strict=True):
+        for path, found in zip(paths, search_files(paths, mode, settings.data), strict=True):
             if isinstance(found, Given):
                 boxes, scores = (part.astype(np.float32) for part in found)
                 labels = np.zeros(len(boxes), dtype=np.int64)
-                yield Result(boxes, scores, labels, ("object",), str(path), image_size(path))
+                size = image_size(path, max_pixels=settings.data.max_pixels)
+                yield Result(boxes, scores, labels, ("object",), str(path), size, settings=settings)
             elif self.skip is None:
                 raise found
             else:
@@ -112,8 +113,12 @@ class Job:
                 size = image_size(path, max_pixels=settings.max_pixels)
             except ImageError:
                 continue
-            name = Path(os.path.relpath(path, self._base)).as_posix()
+            name = self._name(path).as_posix()
             yield Record(path, name, path.stem, size, none.reshape(0, 4), none.astype(np.int64), none.astype(bool))
+
+    def _name(self, path: str | Path) -> Path:
+        """An image's path below the folder that all sources share."""
+        return Path(os.path.relpath(path, self._base))
 
     def _leave_out(self, error: ImageError) -> None:
         self._unread += 1
@@ -130,13 +135,14 @@ class Job:
         What was found before an error or Ctrl-C in any process is put together all the same.
         """
         self._out = self._team.gather(fresh_folder(self._out) if self._team.writer else self._out)[0]
-        target = Target(self._out, names, self._ids, part=self._team.rank)
+        shared = shared_stems(map(self._name, self._files))
+        target = Target(self._out, names, self._ids, part=self._team.rank, shared=shared)
         totals, count, begun, end = Counter[str](), 0, time.perf_counter(), None
         try:
             with ExitStack() as stack:
                 writers = [stack.enter_context(closing(FORMATS[name](target))) for name in self._formats]
                 for count, result in enumerate(results, 1):
-                    name = Path(os.path.relpath(result.path or "", self._base))
+                    name = self._name(result.path or "")
                     for writer in writers:
                         writer.write(result, name)
                     totals.update(result.counts())

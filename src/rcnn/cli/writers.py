@@ -1,7 +1,8 @@
 """Results written as they come, one writer a format; memory does not grow with the number of images."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,12 +22,14 @@ class Target:
         names: class names.
         image_id: gives an image its COCO id.
         part: number of this process; each writes its part of the files that hold many images.
+        shared: names without suffix that are no image's own, see `shared_stems`.
     """
 
     folder: Path
     names: tuple[str, ...]
     image_id: Callable[[Result], int | str]
     part: int = 0
+    shared: Collection[Path] = ()
 
 
 class Writer(Protocol):
@@ -98,12 +101,13 @@ class Drawn:
 class Voc:
     """One VOC xml an image."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, shared: Collection[Path]) -> None:
+        self._folder, self._shared = folder, shared
 
     def write(self, result: Result, name: Path) -> None:
         """Write one annotation file."""
-        _unused(self._folder / name, ".xml").write_text(result.to_voc(), encoding="utf-8")
+        path = self._folder / label_name(name, ".xml", self._shared)
+        _parent_made(path).write_text(result.to_voc(), encoding="utf-8")
 
     def close(self) -> None:
         """Nothing is open."""
@@ -112,14 +116,15 @@ class Voc:
 class Yolo:
     """One YOLO text file an image, and a `data.yaml` with the names of the classes."""
 
-    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
-        self._folder = folder / "labels"
+    def __init__(self, folder: Path, names: tuple[str, ...], shared: Collection[Path]) -> None:
+        self._folder, self._shared = folder / "labels", shared
         listed = "".join(f"  {index}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in enumerate(names))
         _parent_made(folder / "data.yaml").write_text(f"path: .\ntrain: images\nnames:\n{listed}", encoding="utf-8")
 
     def write(self, result: Result, name: Path) -> None:
         """Write one label file."""
-        _unused(self._folder / name, ".txt").write_text(result.to_yolo(), encoding="utf-8")
+        path = self._folder / label_name(name, ".txt", self._shared)
+        _parent_made(path).write_text(result.to_yolo(), encoding="utf-8")
 
     def close(self) -> None:
         """Nothing is open."""
@@ -131,8 +136,8 @@ FORMATS: Mapping[str, Callable[[Target], Writer]] = {
     "coco": lambda target: JsonList(
         _part(target.folder, "coco", target.part), lambda result: result.to_coco(target.image_id(result))
     ),
-    "voc": lambda target: Voc(target.folder / "voc"),
-    "yolo": lambda target: Yolo(target.folder / "yolo", target.names),
+    "voc": lambda target: Voc(target.folder / "voc", target.shared),
+    "yolo": lambda target: Yolo(target.folder / "yolo", target.names, target.shared),
 }
 """Name of a format -> what writes it."""
 
@@ -142,7 +147,16 @@ def _parent_made(path: Path) -> Path:
     return path
 
 
-def _unused(image: Path, suffix: str) -> Path:
-    """The image's name with another suffix; after the whole name where `a.jpg` and `a.png` would share one file."""
-    path = image.with_suffix(suffix)
-    return _parent_made(image.with_name(image.name + suffix) if path.exists() else path)
+def shared_stems(images: Iterable[Path]) -> set[Path]:
+    """Names without suffix that several images have, as `a.jpg` and `a.png`, or that are another image's whole name.
+
+    They follow from the list of all images, so that processes that share the work agree on every name.
+    """
+    names = set(images)
+    count = Counter(name.with_suffix("") for name in names)
+    return {stem for stem, images in count.items() if images > 1 or stem in names}
+
+
+def label_name(image: Path, suffix: str, shared: Collection[Path]) -> Path:
+    """The name of an image's labels: its own with another suffix, or that behind the whole name if stems are shared."""
+    return image.with_name(image.name + suffix) if image.with_suffix("") in shared else image.with_suffix(suffix)

@@ -193,6 +193,19 @@ class Settings(Section):
                 f"anchors.sizes has {len(self.anchors.sizes)} levels {self.anchors.sizes}, "
                 f"but model.levels has {levels} {self.model.levels}; give one tuple of sizes a level"
             )
+        if len({len(sizes) for sizes in self.anchors.sizes}) > 1:
+            raise ValueError(f"anchors.sizes must have equally many sizes on every level, got {self.anchors.sizes}")
+        return self
+
+    @model_validator(mode="after")
+    def _roi_levels_are_there(self) -> Self:
+        levels = self.model.levels  # a backbone of one level, or of the user's own, is not asked for them
+        missing = [level for level in self.roi.levels if level not in levels] if len(levels) > 1 else []
+        if missing and self.model.neck == "fpn" and self.model.backbone != "custom" and self.roi.head != "none":
+            raise ValueError(
+                f"roi.levels names {missing}, but the backbone's levels are {list(levels)} (model.levels); "
+                "leave these out"
+            )
         return self
 
 

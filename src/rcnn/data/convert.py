@@ -10,7 +10,8 @@ from xml.sax.saxutils import escape
 import numpy as np
 import yaml
 
-from rcnn.data.dataset import DataError, Dataset, Record
+from rcnn.config import SettingsError
+from rcnn.data.dataset import Dataset, Record
 
 Names = dict[Path, str]
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
@@ -20,17 +21,17 @@ def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> 
     """Write a copy of some lists of one data set as `voc`, `coco` or `yolo`. What the format can't hold is returned.
 
     Raises:
-        DataError: `out` holds something, lies inside the data set, or the format is unknown.
+        SettingsError: `out` holds something, lies inside the data set, or the format is unknown.
         OSError: the disk is full, say; no half of a copy is left.
     """
     datasets = [data] if isinstance(data, Dataset) else list(data)
     if format not in _WRITERS:
-        raise DataError(f"`{format}` is no format; choose {', '.join(_WRITERS)}")
+        raise SettingsError(f"`{format}` is no format; choose {', '.join(_WRITERS)}")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataError(f"{out}: something is there already; give a new or empty folder")
+        raise SettingsError(f"{out}: something is there already; give a new or empty folder")
     if out.resolve().is_relative_to(datasets[0].root.resolve()):
-        raise DataError(f"{out}: lies inside the data set {datasets[0].root}, which is never written to")
+        raise SettingsError(f"{out}: lies inside the data set {datasets[0].root}, which is never written to")
     out.mkdir(parents=True, exist_ok=True)
     try:
         return _WRITERS[format](datasets, out, _file_names(datasets))

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rcnn.config import Settings
+from rcnn.config import Settings, SettingsError
 from rcnn.model.assign import Sample
 from rcnn.model.fast_rcnn import ConvFCHead, FastRCNN, FCHead
 from rcnn.model.one_stage import OneStageDetector
@@ -33,7 +33,7 @@ class FasterRCNN(nn.Module):
             to (N, `out_features`).
 
     Raises:
-        ValueError: a level that `roi.levels` names is not among the backbone's.
+        SettingsError: a level that `roi.levels` names is not among the backbone's, or `anchors.sizes` fits them badly.
     """
 
     def __init__(self, backbone: nn.Module, settings: Settings, classes: int, head: nn.Module | None = None) -> None:
@@ -53,7 +53,10 @@ class FasterRCNN(nn.Module):
         wanted = settings.roi.levels if len(strides) > 1 else tuple(numbers)
         missing = [level for level in wanted if level not in numbers]
         if missing:
-            raise ValueError(f"roi.levels names {missing}, but the backbone's levels are {numbers} (strides {strides})")
+            raise SettingsError(
+                f"roi.levels names {missing}, but the backbone's levels are {numbers} "
+                f"(strides {strides}); leave these out"
+            )
         # Of levels of one stride the first is read: the size of a RoI can't tell them apart.
         self.roi_levels = tuple(numbers.index(level) for level in dict.fromkeys(wanted))
         head = head or _head(settings, channels)

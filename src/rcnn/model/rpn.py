@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rcnn.ops as ops
-from rcnn.config import RPN, Anchors
+from rcnn.config import RPN, Anchors, SettingsError
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 from rcnn.model import mining
@@ -134,7 +134,7 @@ class RegionProposalNetwork(nn.Module):
         logits: of an anchor. None: as set.
 
     Raises:
-        ValueError: anchor sizes and strides differ in their number of levels.
+        SettingsError: anchor sizes and strides differ in their number of levels, or levels in their number of sizes.
     """
 
     def __init__(
@@ -142,13 +142,13 @@ class RegionProposalNetwork(nn.Module):
     ) -> None:
         super().__init__()
         if len(strides) != len(anchors.sizes):
-            raise ValueError(
-                f"anchors.sizes has {len(anchors.sizes)} levels {anchors.sizes}, "
-                f"but the backbone has {len(strides)} of strides {tuple(strides)}"
+            raise SettingsError(
+                f"anchors.sizes has {len(anchors.sizes)} levels {anchors.sizes}, but the backbone has {len(strides)} "
+                f"of strides {tuple(strides)}; give one tuple of sizes a level"
             )
         per_cell = {len(sizes) * len(anchors.ratios) for sizes in anchors.sizes}
         if len(per_cell) != 1:
-            raise ValueError(f"anchors.sizes must have equally many sizes on every level, got {anchors.sizes}")
+            raise SettingsError(f"anchors.sizes must have equally many sizes on every level, got {anchors.sizes}")
         self.strides, self.anchors, self.settings = tuple(strides), anchors, settings
         self.per_cell = per_cell.pop()
         self.head = RPNHead(

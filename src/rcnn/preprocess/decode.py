@@ -47,13 +47,13 @@ class Look(NamedTuple):
 
 
 def read_image(
-    path: str | Path, *, white: int | None = None, max_pixels: int = MAX_PIXELS, in_channels: int = 3
+    path: str | Path, *, white: int | None = None, max_pixels: int = MAX_PIXELS, in_channels: int | None = 3
 ) -> np.ndarray:
     """Pixels of an image file, upright, as (H, W, in_channels) uint8.
 
     Transparent pixels are laid on white. 16-bit values are divided by `white` (65535 where None), floats must lie in
     0..1. `in_channels` 1 is grey, 3 is RGB; others are read from .npy arrays, from images of as many bands, and from
-    TIFFs of as many grey pages.
+    TIFFs of as many grey pages. None takes arrays as they are and everything else as RGB, for pictures of the data.
 
     Raises:
         ImageError: missing, empty, truncated, not an image, over `max_pixels`, or of other channels.
@@ -63,6 +63,7 @@ def read_image(
         with _named(path):
             array = _open_array(path, max_pixels)
             return _channels(_to_uint8(np.array(array), white), in_channels)
+    in_channels = in_channels or 3
     with _named(path), _open(path, max_pixels) as image:
         if in_channels not in (1, 3) and getattr(image, "n_frames", 1) == in_channels:
             pages = [_page(image, index, max_pixels, white) for index in range(in_channels)]
@@ -249,12 +250,12 @@ def _to_uint8(array: np.ndarray, white: int | None) -> np.ndarray:
     return scaled.round().clip(0, 255).astype(np.uint8)
 
 
-def _channels(array: np.ndarray, in_channels: int) -> np.ndarray:
-    """(H, W) or (H, W, C) -> (H, W, in_channels); grey is repeated for RGB."""
+def _channels(array: np.ndarray, in_channels: int | None) -> np.ndarray:
+    """(H, W) or (H, W, C) -> (H, W, in_channels), of None (H, W, C); grey is repeated for RGB."""
     if array.ndim == 2:
         array = array[..., None]
     if array.shape[2] == 1 and in_channels == 3:
         array = array.repeat(3, axis=2)
-    if array.shape[2] != in_channels:
+    if array.shape[2] != (in_channels or array.shape[2]):
         raise ImageError(f"the image has {array.shape[2]} channels; preprocess.in_channels is {in_channels}")
     return np.ascontiguousarray(array)

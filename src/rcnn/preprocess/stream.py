@@ -23,12 +23,22 @@ Shown = Iterator[tuple[str | None, np.ndarray]]
 """Images as (path or None, (H, W, C) uint8)."""
 
 
+def read_picture(path: str | Path, settings: Settings) -> np.ndarray:
+    """Pixels of an image file, (H, W, preprocess.in_channels) uint8, as the network is to see them.
+
+    Raises:
+        ImageError: as `read_image`.
+    """
+    data = settings.data
+    return read_image(path, white=data.white, max_pixels=data.max_pixels, in_channels=settings.preprocess.in_channels)
+
+
 def pictures(images: Any, settings: Settings, skip: Skip | None = None) -> Shown:
     """Every image, files opened one at a time; `skip` is called with the error of one that can't be read."""
     if isinstance(images, str | Path):
         for path in files(images):
             try:
-                array = _read(path, settings)
+                array = read_picture(path, settings)
             except ImageError as error:
                 if skip is None:
                     raise
@@ -36,7 +46,7 @@ def pictures(images: Any, settings: Settings, skip: Skip | None = None) -> Shown
             else:
                 yield str(path), array
     elif isinstance(images, np.ndarray | Image.Image | Tensor):
-        yield None, as_array(images, settings.preprocess.in_channels)
+        yield None, as_array(images, settings.preprocess.in_channels, settings.data.white)
     else:
         for image in images:
             yield from pictures(image, settings, skip)
@@ -49,8 +59,3 @@ def batches(door: Preprocessor, shown: Shown, most: int) -> Iterator[tuple[tuple
         while group := list(islice(members, most)):
             paths, images, sizes = zip(*group, strict=True)
             yield paths, door.collate(images, sizes)
-
-
-def _read(path: Path, settings: Settings) -> np.ndarray:
-    data = settings.data
-    return read_image(path, white=data.white, max_pixels=data.max_pixels, in_channels=settings.preprocess.in_channels)

@@ -1,6 +1,7 @@
 """Weights of a classifier in torchvision's names -> the trunk of a backbone."""
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +16,7 @@ from rcnn.config import Preprocess
 from rcnn.model.fast_rcnn import FCHead
 from rcnn.weights import caffe
 from rcnn.weights.file import WeightsError, read_safetensors
-from rcnn.weights.hub import UnavailableError, fetch
+from rcnn.weights.hub import UnavailableError, fetch, is_offline
 
 _IMAGENET = {
     "mobilenet": "mobilenet_v2",
@@ -94,7 +95,9 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if path.suffix not in (".pth", ".pt"):
         return read_safetensors(path)[0]
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it is read or refused all the same
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except pickle.UnpicklingError:
@@ -185,6 +188,11 @@ def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
     """The network of timm renames, filters and adapts weights itself, so a second one is made and copied."""
     name = f"timm/{trunk.name}"
     if source == "imagenet":
+        if is_offline():  # timm fetches as it likes; what is in its cache can't be told from here
+            raise UnavailableError(
+                f"ImageNet weights of {name} are not fetched: RCNN_OFFLINE is set. With HF_HUB_OFFLINE=1 in its place, "
+                "timm takes those in Hugging Face's cache"
+            )
         try:
             state = trunk.create(pretrained=True).state_dict()
         except OSError as error:

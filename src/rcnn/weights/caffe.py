@@ -6,7 +6,7 @@ net.params.items() for i, blob in enumerate(blobs)})` makes an .npz of one. K cl
 
 import re
 import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcnn.config import Settings
+from rcnn.config import Settings, override
 from rcnn.weights.box_targets import LAYER, PLAIN, renormalise
 from rcnn.weights.file import WeightsError, atomic_write
 from rcnn.weights.imported import Imported, class_names
@@ -48,6 +48,11 @@ _ALIASES = {
 }
 """Names of py-faster-rcnn's alternating networks and of the MATLAB implementation."""
 
+_NOTE = (
+    "The arrays hold no settings: preprocessing, anchors, numbers of boxes and thresholds are those of {}. Where the "
+    "network was trained with others, give them after each command, such as preprocess.short=300"
+)
+
 _KEY = re.compile(r"(?P<layer>.+?)(?:[./](?P<long>0|1|weights?|bias|biases)|_(?P<short>w|b))")
 _LEAVES: dict[str, str] = dict.fromkeys(("0", "weight", "weights", "w"), "weight")
 
@@ -62,12 +67,17 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
+            arrays = {name: archive[name] for name in archive.files}
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise WeightsError(f"{path} is damaged, or no .npz file of plain arrays: {reason}") from None
+    types = {name: getattr(array, "dtype", None) for name, array in arrays.items()}  # of other archives bytes come out
+    other = next((name for name, kind in types.items() if kind is None or kind.kind not in "biuf"), None)
+    if other is not None:
+        raise WeightsError(f"{path} holds other things than arrays of numbers, such as `{other}`: no file of weights")
+    return arrays
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -90,7 +100,7 @@ def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequen
 
     Args:
         arrays: layer -> (weight, bias), or `layer.weight` (`/weights`, `_w`, `.0`) -> one array.
-        settings: of `paper-vgg16` or `paper-zf`.
+        settings: of `paper-vgg16` or `paper-zf`; `roi.hidden` is that of the arrays.
         names: of the classes, background not counted.
 
     Raises:
@@ -104,7 +114,8 @@ def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequen
     for leaf in ("weight", "bias"):
         tensors[f"{LAYER}.{leaf}"] = tensors[f"{LAYER}.{leaf}"][4:]
     tensors = renormalise(tensors, PLAIN, settings.roi)
-    return Imported(settings, tensors, class_names(len(classes), names), None, ())
+    settings = override(settings, {"roi": {"hidden": len(tensors[f"{_HEADS['fc6']}.bias"])}})
+    return Imported(settings, tensors, class_names(len(classes), names), None, (_NOTE.format(settings.model.preset),))
 
 
 def export_arrays(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, np.ndarray]:
@@ -152,6 +163,16 @@ def _see_paper(settings: Settings) -> None:
 def swap_scores(scores: Tensor) -> Tensor:
     """`rpn_cls_score`'s (2a, ...) weight or bias with background and object exchanged, which undoes itself."""
     return scores.roll(scores.shape[0] // 2, dims=0)
+
+
+def network_of(names: Collection[str]) -> tuple[str, bool] | None:
+    """Which network's layers arrays of these names are, vgg16 or zf, and whether they are a whole detector's.
+
+    None: neither network's.
+    """
+    matches = [match for name in names if (match := _KEY.fullmatch(name))]
+    layers = {_ALIASES.get(match["layer"], match["layer"]) for match in matches}
+    return next(((kind, layers >= _HEADS.keys()) for kind, convs in _CONVS.items() if layers >= convs.keys()), None)
 
 
 def classifier_state(arrays: Mapping[str, Blobs], source: object) -> dict[str, Tensor]:

@@ -34,6 +34,11 @@ class _TryAgainError(Exception):
     """The line or the server failed; what came is kept, and another try may get the rest."""
 
 
+def is_offline() -> bool:
+    """Whether the environment variable RCNN_OFFLINE forbids downloads."""
+    return os.environ.get("RCNN_OFFLINE", "") not in ("", "0")
+
+
 def fetch(url: str, *, sha256_prefix: str | None = None) -> Path:
     """The file at `url`, out of the cache, or downloaded into it: `$TORCH_HOME/hub/checkpoints`, torch's own.
 
@@ -56,7 +61,7 @@ def fetch(url: str, *, sha256_prefix: str | None = None) -> Path:
     in_name = re.search(r"-([0-9a-f]{8,64})\.", name)
     published = sha256_prefix or (in_name[1] if in_name else "")
     if not path.exists():
-        if os.environ.get("RCNN_OFFLINE", "") not in ("", "0"):
+        if is_offline():
             raise UnavailableError(f"{path} is missing, and RCNN_OFFLINE is set. {_by_hand(url, path)}")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -3,6 +3,8 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
+from rcnn.weights import caffe
+
 _CLASSIFIERS = {
     "features.0.0.weight": "a MobileNet classifier",
     "features.0.weight": "a VGG classifier",
@@ -17,7 +19,7 @@ class Kind(NamedTuple):
     """What a file is.
 
     Attributes:
-        name: detector, torchvision, detectron2, mmdetection, backbone or unknown.
+        name: detector, torchvision, detectron2, caffe, mmdetection, backbone or unknown.
         text: the same as a phrase.
         advice: what to do with it; `FILE` stands for the file.
     """
@@ -40,6 +42,8 @@ def kind_of(names: Collection[str]) -> Kind:
     if any(name.startswith("backbone.trunk.") for name in names):
         advice = "settings and classes are missing, so it can't be loaded; save it by Detector.save"
         return Kind("unknown", "the bare tensors of an rcnn detector", advice)
+    if found := caffe.network_of(names):
+        return _caffe(*found)
     for name, text in _CLASSIFIERS.items():
         if name in names:
             return Kind("backbone", text, "start a training of such a backbone from it: rcnn train DATA --init FILE")
@@ -56,6 +60,18 @@ def _torchvision(names: set[str]) -> tuple[str, str]:
     else:
         arch = "fasterrcnn_mobilenet_v3_large_fpn"  # or ..._320_fpn, whose tensors are the same
     return "a Faster R-CNN of torchvision", f"make a detector of it: rcnn import FILE --arch {arch}"
+
+
+def _caffe(network: str, whole: bool) -> Kind:
+    preset = f"paper-{network}"
+    if whole:
+        return Kind(
+            "caffe",
+            f"a detector of Caffe, the paper's {network}",
+            f"make a detector of it: rcnn import FILE --arch {preset}",
+        )
+    advice = f"start a training of such a backbone from it: rcnn train DATA --model {preset} --init FILE"
+    return Kind("backbone", f"a {network} classifier in Caffe's names", advice)
 
 
 def _detectron2(names: set[str]) -> tuple[str, str]:

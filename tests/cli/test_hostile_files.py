@@ -1,0 +1,80 @@
+"""Reading a file runs nothing that is in it: pickles that would write a file, given to every command that reads one."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from .conftest import SMALL, Outcome
+
+Run = Callable[..., Outcome]
+COMMANDS = {
+    "inspect {file}": 4,
+    "import {file} --arch fasterrcnn_resnet50_fpn --out a.safetensors": 4,
+    "import {file} --arch faster_rcnn_R_50_FPN_3x --out a.safetensors": 4,
+    "import {file} --arch paper-zf --out a.safetensors": 4,
+    "train {data} --model tiny-fpn --init {file}": 4,
+    "predict {file} {data}": 4,
+    "propose {file} {data}": 4,
+    "val {file} {data}": 4,
+    "export {file}": 4,
+    "anchors {data} --model {file}": 4,
+    "predict {weights} {file}": 3,
+    "predict {weights} {data} --proposals {file}": 3,
+    "val {weights} {data} --proposals {file}": 3,
+    "data check {file}": 3,
+}
+"""Command -> exit code."""
+
+
+class Evil:
+    """Writes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.path,)
+
+
+@pytest.fixture
+def ran(tmp_path: Path) -> Path:
+    """What is there when anything was run."""
+    return tmp_path / "was-run"
+
+
+@pytest.fixture(params=["new.pth", "old.pt", "plain.pth", "d2.pkl", "arrays.npz", "array.npy", "named.safetensors"])
+def hostile(request: pytest.FixtureRequest, tmp_path: Path, ran: Path) -> Path:
+    """A file of each form, whose content does what it does when it is unpickled without care."""
+    path, evil = tmp_path / request.param, Evil(ran)
+    objects = np.array([evil], dtype=object)
+    if path.suffix == ".npz":
+        np.savez(path, **{"conv1.weight": objects, "0": objects}, allow_pickle=True)
+        np.load(path, allow_pickle=True)["0"]
+    elif path.suffix == ".npy":
+        np.save(path, objects, allow_pickle=True)
+        np.load(path, allow_pickle=True)
+    elif path.stem in ("new", "old"):
+        torch.save({"model": {"x": evil}}, path, _use_new_zipfile_serialization=path.stem == "new")
+        torch.load(path, weights_only=False)
+    else:
+        path.write_bytes(pickle.dumps({"model": evil}))
+        pickle.loads(path.read_bytes())
+    ran.unlink()  # it is as hostile as it should be
+    return path
+
+
+def test_nothing_in_a_file_is_run(run: Run, data: Path, weights: Path, hostile: Path, ran: Path) -> None:
+    for command, code in COMMANDS.items():
+        words = [word.format(file=hostile, data=data, weights=weights) for word in command.split()]
+        if words[0] == "train":
+            words += SMALL[:-2]  # less train.init, which --init is
+        outcome = run(*words)
+        assert not ran.exists(), f"{command} ran {hostile.name}"
+        assert outcome.code == code, f"{command}: {outcome.err}"
+        assert hostile.name in outcome.err
+        assert "Traceback" not in outcome.err
+        assert "unexpected" not in outcome.err

@@ -1,0 +1,107 @@
+"""What `predict` writes is what our own readers read: boxes, classes and images, those in subfolders too."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcnn.config import Data
+from rcnn.data.dataset import Record
+from rcnn.data.find import find_layout, open_dataset, read_list
+from rcnn.data.proposals import read_proposals
+from rcnn.detector import Detector
+from rcnn.result import Result
+
+from .conftest import NAMES, Outcome
+
+Run = Callable[..., Outcome]
+SIZES = {"a.jpg": (60, 80), "below/b.png": (90, 50), "below/deeper/c.jpg": (33, 200)}
+FORMATS = "json,coco,voc,yolo"
+
+
+@pytest.fixture
+def found(run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Result]:
+    """What `predict` was made to find: large boxes, slivers of less than a pixel and boxes at every edge; by image."""
+    results: dict[str, Result] = {}
+    rng = np.random.default_rng(0)
+    for name, (height, width) in SIZES.items():
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (width, height)).save(path)
+        corners = np.sort(rng.uniform(0, (width, height), (20, 2, 2)), axis=1).reshape(20, 4)
+        places = rng.uniform(0, (width - 2, height - 2), (6, 2))
+        slivers = np.concatenate((places, places + rng.uniform(0.01, 1.9, (6, 2))), axis=1)
+        edges = [[0, 0, width, height], [0, 0, 0.3, height], [width - 0.2, height - 0.6, width, height]]
+        boxes = np.concatenate((corners, slivers, edges)).astype(np.float32)
+        scores = np.linspace(1, 0.5, len(boxes), dtype=np.float32)
+        results[name] = Result(boxes, scores, np.arange(len(boxes)) % 2, NAMES, str(path), (height, width))
+    monkeypatch.setattr(Detector, "stream", lambda *_, **__: iter(results.values()))
+    outcome = run("predict", weights, "images", "--format", FORMATS, "--out", "out")
+    assert outcome.code == 0, outcome.err
+    return results
+
+
+def assert_read(
+    records: Mapping[str, Record], names: tuple[str, ...], found: Mapping[str, Result], most: float, least: float = 0
+) -> None:
+    """Every box is there with its class, within `most` pixels; one of a side under `least` has been widened to that."""
+    assert records.keys() == found.keys()
+    for name, result in found.items():
+        record = records[name]
+        assert record.size == result.size
+        distance = np.abs(record.boxes[:, None] - result.boxes)  # (read, written, 4)
+        widened = np.tile(least - (result.boxes[:, 2:] - result.boxes[:, :2]), 2)
+        near = (distance <= np.maximum(most, widened) + 1e-4).all(axis=2)
+        wanted = [result.names[label] for label in result.labels]
+        near &= np.array([[names[label] == other for other in wanted] for label in record.labels])
+        assert near.any(axis=0).all(), f"{name}: {result.boxes[~near.any(axis=0)]}"
+        assert near.any(axis=1).all()
+
+
+@pytest.mark.parametrize("folder", ["", "below", "below/deeper"])
+def test_voc_results_are_read(found: dict[str, Result], tmp_path: Path, folder: str) -> None:
+    shutil.copytree(tmp_path / "images", tmp_path / "out/voc", dirs_exist_ok=True)
+    dataset = read_list(find_layout(tmp_path / "out/voc" / folder), "all", Data(), None)
+    assert dataset.faults == ()
+    assert dataset.names == NAMES
+    here = {name: result for name, result in found.items() if Path(name).parent == Path(folder)}
+    assert_read({f"{folder}/{record.name}".strip("/"): record for record in dataset.records}, NAMES, here, 1, 2)
+
+
+def test_yolo_results_are_read(found: dict[str, Result], tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "images", tmp_path / "out/yolo/images")
+    dataset = open_dataset(tmp_path / "out/yolo/data.yaml", "all", Data())
+    assert dataset.faults == ()
+    records = {record.name.removeprefix("images/"): record for record in dataset.records}
+    assert_read(records, dataset.names, found, 0.01)
+
+
+def test_coco_results_are_read(found: dict[str, Result], tmp_path: Path) -> None:
+    """As the annotations of a data set, and as proposals."""
+    rows = json.loads((tmp_path / "out/coco.json").read_text())
+    boxes = [{**row, "id": index, "iscrowd": 0, "area": 1} for index, row in enumerate(rows)]
+    sizes = {Path(name).name: (name, *size) for name, size in SIZES.items()}
+    images = [{"id": id_, "file_name": name, "height": h, "width": w} for id_, (name, h, w) in sizes.items()]
+    categories = [{"id": number, "name": name} for number, name in enumerate(NAMES, 1)]
+    document = {"images": images, "categories": categories, "annotations": boxes}
+    (tmp_path / "images/labels.json").write_text(json.dumps(document))
+    dataset = open_dataset(tmp_path / "images/labels.json", "all", Data())
+    assert dataset.faults == ()
+    assert_read({record.name: record for record in dataset.records}, dataset.names, found, 0.01)
+    for record, given in zip(dataset.records, read_proposals(tmp_path / "out/coco.json", dataset.records), strict=True):
+        np.testing.assert_allclose(given.boxes, found[record.name].boxes, atol=0.01)
+        np.testing.assert_allclose(given.scores, found[record.name].scores, atol=1e-5)
+
+
+def test_json_results_are_read_as_proposals(found: dict[str, Result], tmp_path: Path) -> None:
+    none = np.zeros(0)
+    empty = [
+        Record(Path(str(result.path)), name, name, result.size, none.reshape(0, 4), none.astype(int), none.astype(bool))
+        for name, result in found.items()
+    ]
+    for result, given in zip(found.values(), read_proposals(tmp_path / "out/results.json", empty), strict=True):
+        np.testing.assert_allclose(given.boxes, result.boxes, atol=0.01)
