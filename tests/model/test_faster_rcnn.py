@@ -5,7 +5,7 @@ import torch
 from torchvision import ops as tv
 
 from rcnn.model.boxes import Normal, clip, decode
-from rcnn.model.structures import Batch, Detections, Targets
+from rcnn.model.structures import Batch, Targets
 from tests.model import tiny
 
 
@@ -172,36 +172,6 @@ def test_compiles_into_one_graph(changes):
         tiny.assert_same_step(net, forward, loss, *tiny.batch(*shape))
     pool = "roi_pool" if changes else "roi_align"
     assert operators == {f"rcnn.{name}.default" for name in ("match", "nms", pool)}
-
-
-def test_compiles_with_inductor():
-    net = tiny.model().eval()
-    torch._dynamo.reset()
-    data, _ = tiny.batch(2)
-    with torch.no_grad():
-        torch.testing.assert_close(torch.compile(net.forward, fullgraph=True)(data), net(data), rtol=1e-4, atol=1e-4)
-
-
-class Wrapper(torch.nn.Module):
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, images, sizes, scales, originals):
-        return tuple(self.net(Batch(images, sizes, scales, originals)))
-
-
-def test_exports_and_agrees_on_other_images_and_batch_sizes(tmp_path):
-    net = tiny.model().eval()
-    data, _ = tiny.batch(2)
-    size = torch.export.Dim("batch", min=1, max=16)
-    program = torch.export.export(Wrapper(net), tuple(data), dynamic_shapes=({0: size},) * 4)
-    torch.export.save(program, tmp_path / "net.pt2")
-    loaded = torch.export.load(tmp_path / "net.pt2").module()
-    for count, seed in ((1, 3), (2, 4), (5, 5)):
-        other, _ = tiny.batch(count, seed=seed)
-        with torch.no_grad():
-            torch.testing.assert_close(Detections(*loaded(*other)), net(other))
 
 
 def test_whole_gradient_equals_finite_differences():

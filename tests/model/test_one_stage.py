@@ -9,9 +9,8 @@ from rcnn.config import SettingsError
 from rcnn.model.boxes import clip, decode
 from rcnn.model.losses import focal_loss
 from rcnn.model.one_stage import OneStageDetector
-from rcnn.model.structures import Detections, take
+from rcnn.model.structures import take
 from tests.model import tiny
-from tests.model.test_faster_rcnn import Wrapper
 
 ENTROPY = {"rpn": {"classify": "classes"}, "roi": {"head": "none"}}
 FOCAL = {"rpn": {"classify": "classes", "loss": "focal"}, "roi": {"head": "none"}}
@@ -189,18 +188,6 @@ def test_compiles_into_one_graph(changes):
     forward = torch.compile(net.forward, fullgraph=True, backend="aot_eager", dynamic=False)
     loss = torch.compile(net.loss, fullgraph=True, backend="aot_eager", dynamic=False)
     tiny.assert_same_step(net, forward, loss, *tiny.batch(2))
-
-
-@KINDS
-def test_exports_with_a_free_batch_size(changes):
-    net = tiny.model(changes).eval()
-    data, _ = tiny.batch(2)
-    size = torch.export.Dim("batch", min=1, max=16)
-    program = torch.export.export(Wrapper(net), tuple(data), dynamic_shapes=({0: size},) * 4)
-    for count, seed in ((1, 3), (5, 5)):
-        other, _ = tiny.batch(count, seed=seed)
-        with torch.no_grad():
-            torch.testing.assert_close(Detections(*program.module()(*other)), net(other))
 
 
 def test_weights_that_are_not_finite_are_said():

@@ -50,7 +50,7 @@ class Preprocess(Section):
     resize: Literal["pillow", "interpolate"] = Field(default="pillow", description="Bilinear, antialiased or not.")
     round: Literal["nearest", "floor", "short-first"] = Field(
         default="nearest",
-        description="How resized sides become integers; short-first: to nearest too, scaled to `short`, then to `long`.",
+        description="How resized sides become integers; short-first: nearest too, scaled to `short`, then to `long`.",
     )
     in_channels: Literal[1, 3] | Count = Field(default=3, description="Channels: 1 grey, 3 colour, n as in arrays.")
     order: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of colour channels at the network's door.")

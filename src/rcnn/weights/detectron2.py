@@ -1,8 +1,9 @@
 """detectron2's Faster R-CNN and RPN: the names of its tensors in ours, and its habits as settings.
 
 The core has no branch named after a library. What detectron2 does differently is written down here: blue before red and
-pixels in 0..255, sizes scaled twice, strides in the first convolution of a bottleneck (Caffe's ResNets), anchors on cell corners, adaptive
-RoI align, losses of absolute differences. Figures are those of its configuration files of the same names.
+pixels in 0..255, sizes that are scaled twice, strides in the first convolution of a bottleneck (Caffe's ResNets),
+anchors on cell corners, adaptive RoI align, losses of absolute differences. Figures are those of its configuration
+files of the same names.
 """
 
 import re
