@@ -213,7 +213,7 @@ def _prepare(
     )
     engine = Engine(
         model=model,
-        loss=crew.wrap(stage.loss(model), partial=stage.given and "backbone" in stage.trained),
+        loss=crew.wrap(stage.loss(model)),
         optimizer=build_optimizer(model, settings.train),
         ema=EMA(model, settings.train.ema) if settings.train.ema is not None else None,
         settings=settings.train,
