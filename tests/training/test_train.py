@@ -243,26 +243,6 @@ def test_wrong_arguments_are_explained(options: dict[str, Any], said: str) -> No
         train(**options)
 
 
-def test_torchrun_trains_as_one_process_does(whole: Run, data: Path, tmp_path: Path) -> None:
-    """Batch norm is frozen here, because the run starts from weights; without dropout, which each process draws."""
-    options = {**OPTIONS, "epochs": 1, "batch": 4, "init": str(whole.last)}
-    overrides = [*OVERRIDES, "roi.dropout=0", "train.amp=float32"]
-    (tmp_path / "run.py").write_text(f"""
-import rcnn.training.session as session, rcnn.training.train as training
-session.draw_course = training.draw_start = training.draw_end = lambda *_: None
-training.train({str(data)!r}, overrides={overrides}, runs={str(tmp_path)!r}, name="two", **{options})
-""")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "run.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    subprocess.run(command, cwd=tmp_path, env=environment, timeout=120, check=True, capture_output=True)
-    assert [path.name for path in tmp_path.glob("two-*")] == ["two-1"]
-    one = train(data, overrides=overrides, runs=tmp_path, name="one", **options)
-    (found,), (expected,) = rows(tmp_path / "two-1"), rows(one.folder)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name] == (None if value is None else pytest.approx(value, rel=1e-3, abs=1e-4)), name
-
-
 def test_a_batch_that_the_processes_cannot_share_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train_file, "team", lambda _: nullcontext(Team(torch.device("cpu"), 0, 3)))
     with pytest.raises(SettingsError, match=r"train.batch=2 can't be shared by 3 processes evenly"):

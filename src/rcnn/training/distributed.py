@@ -66,6 +66,19 @@ class Team:
         devices = [self.device] if self.device.type == "cuda" else None
         return DistributedDataParallel(module, device_ids=devices)
 
+    def average_norms(self, module: nn.Module) -> None:
+        """Give the trained batch norms the mean of what the processes have measured, each on its own images.
+
+        All processes then validate and average the weights that the writer saves, and a resumed run starts from.
+        """
+        norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d) and norm.training]
+        measured = [part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None]
+        if self.world == 1 or not measured:
+            return
+        mean = self.sum(torch.cat(measured)) / self.world
+        for part, shared in zip(measured, mean.split([len(part) for part in measured]), strict=True):
+            part.copy_(shared)
+
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:
     """Gradients of the block stay in this process: for all but the last of accumulated batches."""
