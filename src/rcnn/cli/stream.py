@@ -130,7 +130,7 @@ class Job:
         What was found before an error or Ctrl-C in any process is put together all the same.
         """
         self._out = self._team.gather(fresh_folder(self._out) if self._team.writer else self._out)[0]
-        target = Target(self._out, names, self._ids, part=self._team.rank)
+        target = Target(self._out, names, self._ids, label_stems(self._files, self._base), part=self._team.rank)
         totals, count, begun, end = Counter[str](), 0, time.perf_counter(), None
         try:
             with ExitStack() as stack:
@@ -229,6 +229,19 @@ def named_ids(images: Sequence[Path], base: Path) -> Callable[[Result], int | st
         return file.name if count[file.name] == 1 else Path(os.path.relpath(file, base)).as_posix()
 
     return find
+
+
+def label_stems(images: Sequence[Path], base: Path) -> Callable[[Path], Path]:
+    """What gives an image, by its path below `base`, the path of its labels without suffix.
+
+    That is its own, or with its suffix where an earlier one of the images has taken that, as `a.jpg` before `a.png`.
+    It depends on the list alone, so that processes which share the images agree.
+    """
+    first: dict[Path, Path] = {}
+    for file in images:
+        first.setdefault(file.with_suffix(""), file)
+    taken = {Path(os.path.relpath(file, base)) for file in images if first[file.with_suffix("")] != file}
+    return lambda name: name if name in taken else name.with_suffix("")
 
 
 def listed_ids(file: Path) -> Callable[[Result], int | str]:

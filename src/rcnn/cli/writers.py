@@ -20,12 +20,14 @@ class Target:
         folder: of all formats.
         names: class names.
         image_id: gives an image its COCO id.
+        stem: an image's path below `folder` -> that of its labels, without suffix; no two images have the same.
         part: number of this process; each writes its part of the files that hold many images.
     """
 
     folder: Path
     names: tuple[str, ...]
     image_id: Callable[[Result], int | str]
+    stem: Callable[[Path], Path]
     part: int = 0
 
 
@@ -98,12 +100,13 @@ class Drawn:
 class Voc:
     """One VOC xml an image."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, stem: Callable[[Path], Path]) -> None:
+        self._folder, self._stem = folder, stem
 
     def write(self, result: Result, name: Path) -> None:
         """Write one annotation file."""
-        _unused(self._folder / name, ".xml").write_text(result.to_voc(), encoding="utf-8")
+        path = self._folder / f"{self._stem(name)}.xml"
+        _parent_made(path).write_text(result.to_voc(), encoding="utf-8")
 
     def close(self) -> None:
         """Nothing is open."""
@@ -112,14 +115,15 @@ class Voc:
 class Yolo:
     """One YOLO text file an image, and a `data.yaml` with the names of the classes."""
 
-    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
-        self._folder = folder / "labels"
+    def __init__(self, folder: Path, names: tuple[str, ...], stem: Callable[[Path], Path]) -> None:
+        self._folder, self._stem = folder / "labels", stem
         listed = "".join(f"  {index}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in enumerate(names))
         _parent_made(folder / "data.yaml").write_text(f"path: .\ntrain: images\nnames:\n{listed}", encoding="utf-8")
 
     def write(self, result: Result, name: Path) -> None:
         """Write one label file."""
-        _unused(self._folder / name, ".txt").write_text(result.to_yolo(), encoding="utf-8")
+        path = self._folder / f"{self._stem(name)}.txt"
+        _parent_made(path).write_text(result.to_yolo(), encoding="utf-8")
 
     def close(self) -> None:
         """Nothing is open."""
@@ -131,8 +135,8 @@ FORMATS: Mapping[str, Callable[[Target], Writer]] = {
     "coco": lambda target: JsonList(
         _part(target.folder, "coco", target.part), lambda result: result.to_coco(target.image_id(result))
     ),
-    "voc": lambda target: Voc(target.folder / "voc"),
-    "yolo": lambda target: Yolo(target.folder / "yolo", target.names),
+    "voc": lambda target: Voc(target.folder / "voc", target.stem),
+    "yolo": lambda target: Yolo(target.folder / "yolo", target.names, target.stem),
 }
 """Name of a format -> what writes it."""
 
@@ -140,9 +144,3 @@ FORMATS: Mapping[str, Callable[[Target], Writer]] = {
 def _parent_made(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
-
-
-def _unused(image: Path, suffix: str) -> Path:
-    """The image's name with another suffix; after the whole name where `a.jpg` and `a.png` would share one file."""
-    path = image.with_suffix(suffix)
-    return _parent_made(image.with_name(image.name + suffix) if path.exists() else path)
