@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import rcnn.config as config
 from rcnn.backbones.norm import fold_batch_norm
-from rcnn.backbones.steady import make_steady
+from rcnn.backbones.steady import make_steady, steady_head
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.pyramid import pool_scales
 from rcnn.model.structures import Batch, Proposals
@@ -96,6 +96,8 @@ class Detector:
             fold_batch_norm(runner)
             if self.device.type == "cpu":
                 make_steady(runner)
+                if runner.fast_rcnn is not None:
+                    runner.fast_rcnn.head = steady_head(runner.fast_rcnn.head)
             self._runner = runner.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         assert self._runner is not None
         return self._runner
