@@ -256,8 +256,9 @@ class Detector:
     def save(self, path: str | Path, *, half: bool = False) -> None:
         """Write weights, settings, classes and threshold as one safetensors file, atomically.
 
-        `roi.box_mean` and `roi.box_std` are folded into the layer of the boxes, which `load` undoes to the last bit. Of
-        `data.path` and `train.init` only the last part is kept.
+        `roi.box_mean` and `roi.box_std` are folded into the layer of the boxes, which `load` undoes: to the last bit,
+        but for biases under a mean that is not 0, which may be off by float64's rounding of it. Of `data.path` and
+        `train.init` only the last part is kept.
 
         Args:
             path: the file; its folder exists.
@@ -275,7 +276,7 @@ class Detector:
             "summary": self.summary,
             "licence": self.licence,
         }
-        # Folded into float64 and out again, float32 is the same to the last bit; folded into float32 it is not.
+        # Folded into float64 and out again, float32 is the same but for tiny biases; folded into float32 it is not.
         state = renormalise(self.model.state_dict(), self.settings.roi, PLAIN, torch.float64)
         save_weights(path, to_half(state) if half else state, metadata)
 
