@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -164,6 +165,29 @@ def test_a_run_killed_twice_goes_on_to_the_bit(whole: Run, data: Path, tmp_path:
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "half": true}\n')
     assert_same(train(resume=folder, quiet=True), whole)
+
+
+@pytest.mark.parametrize("written", [0, 1, 4])
+def test_a_run_killed_before_its_first_checkpoint_says_how_to_start_it_anew(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    left = iter([None] * written)
+
+    def replace(self: Path, target: Path) -> Path:
+        next(left)  # what a kill does here: the file does not appear, and nothing after it
+        return Path(os.rename(self, target) or target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(StopIteration):
+            train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
+    folder = tmp_path / "shapes-1"
+    expected = ["config.yaml", "environment.json", "faults.txt", "train.txt"][:written]
+    assert sorted(path.name for path in folder.iterdir() if path.suffix in (".yaml", ".json", ".txt")) == expected
+    again = f"--config {folder / 'config.yaml'}" if written else "DATA"
+    with pytest.raises(SettingsError, match=re.escape(f"Start it anew: rcnn train {again}")):
+        train(resume=folder)
+    assert not written or read(folder / "config.yaml").data.path == str(data)
 
 
 def test_a_finished_run_can_be_resumed_and_does_nothing_new(whole: Run) -> None:
