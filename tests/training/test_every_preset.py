@@ -12,8 +12,8 @@ from tests.training.test_alternating import no_pictures  # noqa: F401
 from tests.training.test_train import one_thread  # noqa: F401
 
 SMALLER = {
-    **dict.fromkeys(("resnet50-fpn", "resnet101-fpn", "resnet50-c4"), ["model.widths=[8,8,32]"]),
-    **dict.fromkeys(("paper-vgg16", "paper-zf", "paper-zf-one-stage"), ["anchors.sizes=[[16,24,32]]"]),
+    **{name: ["model.widths=[8,8,32]"] for name in ("resnet50-fpn", "resnet101-fpn", "resnet50-c4")},
+    **{name: ["anchors.sizes=[[16,24,32]]"] for name in ("paper-vgg16", "paper-zf", "paper-zf-one-stage")},
 }
 OVERRIDES = [
     *("preprocess.short=64", "preprocess.long=96", "roi.samples=16", "roi.hidden=32"),
@@ -47,6 +47,6 @@ def test_it_is_trained_and_predicts(
     assert row["step"] == 1
     assert 0 < row["train_loss"] < 1000
     assert run.detector.settings.model.preset == model
-    run.detector.predict([*(data.rglob("*.jpg"))][0], score=0.0)
+    run.detector.predict(next(data.rglob("*.jpg")), score=0.0)
     for path in (run.best, run.last):
         path.unlink()  # pytest would keep them
