@@ -9,7 +9,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from rcnn.config import Settings, override
 from rcnn.exchange import from_torchvision, import_weights, to_torchvision
-from rcnn.presets import build, settings_of
+from rcnn.presets import PRESETS, build, settings_of
 from rcnn.weights.file import WeightsError
 from rcnn.weights.torchvision import coco_names
 from rcnn.weights.torchvision_export import export_state, program
@@ -112,12 +112,34 @@ def test_exported_background_is_first_and_its_boxes_are_zero(theirs, expected):
     assert not state["roi_heads.box_predictor.bbox_pred.weight"][:4].any()
 
 
-def with_torchvisions_rules(*more: str) -> Settings:
+HELD = {"mobilenet-fpn", "resnet18-fpn", "resnet34-fpn", "resnet50-fpn", "resnet101-fpn"}
+"""Presets that torchvision can hold once they are trained with its rules."""
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_preset_is_exported_by_torchvisions_rules_or_refused(preset: str):
+    with pytest.raises(WeightsError, match=r"can't hold this detector: `"):
+        program(settings_of(preset), 2)
+    settings = with_torchvisions_rules(model=preset)
+    with torch.device("meta"):
+        state = build(settings, 2).state_dict()
+    tensors = {name: torch.zeros(tensor.shape, dtype=tensor.dtype) for name, tensor in state.items()}
+    if preset not in HELD:
+        with pytest.raises(WeightsError, match=r"`(model.backbone|model.neck|roi.head)` is"):
+            export_state(tensors, settings)
+        return
+    space: dict = {}
+    with torch.device("meta"):
+        exec(program(settings, 2), space)
+    space["model"].load_state_dict(export_state(tensors, settings), strict=True, assign=True)
+
+
+def with_torchvisions_rules(*more: str, model: str = "resnet18-fpn") -> Settings:
     rules = (
         "preprocess.resize=interpolate preprocess.round=floor anchors.offset=0 anchors.round=half anchors.order=ratio "
         "anchors.stride=image//grid roi.aligned=false roi.min_size=0.01 model.channels=16 roi.hidden=8"
     )
-    return settings_of("resnet18-fpn", [*rules.split(), *more])
+    return settings_of(model, [*rules.split(), *more])
 
 
 def test_a_resnet_trained_with_torchvisions_rules_can_be_exported():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import rcnn.config as config
 from rcnn.backbones.norm import fold_batch_norm
-from rcnn.backbones.steady import make_steady
+from rcnn.backbones.steady import make_steady, steady_head
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.pyramid import pool_scales
 from rcnn.model.structures import Batch, Proposals
@@ -96,6 +96,8 @@ class Detector:
             fold_batch_norm(runner)
             if self.device.type == "cpu":
                 make_steady(runner)
+                if runner.fast_rcnn is not None:
+                    runner.fast_rcnn.head = steady_head(runner.fast_rcnn.head)
             self._runner = runner.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         assert self._runner is not None
         return self._runner
@@ -256,8 +258,9 @@ class Detector:
     def save(self, path: str | Path, *, half: bool = False) -> None:
         """Write weights, settings, classes and threshold as one safetensors file, atomically.
 
-        `roi.box_mean` and `roi.box_std` are folded into the layer of the boxes, which `load` undoes to the last bit. Of
-        `data.path` and `train.init` only the last part is kept.
+        `roi.box_mean` and `roi.box_std` are folded into the layer of the boxes, which `load` undoes: to the last bit,
+        but for biases under a mean that is not 0, which may be off by float64's rounding of it. Of `data.path` and
+        `train.init` only the last part is kept.
 
         Args:
             path: the file; its folder exists.
@@ -275,7 +278,7 @@ class Detector:
             "summary": self.summary,
             "licence": self.licence,
         }
-        # Folded into float64 and out again, float32 is the same to the last bit; folded into float32 it is not.
+        # Folded into float64 and out again, float32 is the same but for tiny biases; folded into float32 it is not.
         state = renormalise(self.model.state_dict(), self.settings.roi, PLAIN, torch.float64)
         save_weights(path, to_half(state) if half else state, metadata)
 

@@ -88,12 +88,14 @@ def test_default_is_small():
     assert sum(p.numel() for p in build_backbone(Settings()).parameters()) < 2_100_000
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet", "resnet18", "resnet50", "vgg16", "zf"])
+@pytest.mark.parametrize("backbone", TRUNKS)
 @pytest.mark.parametrize("stages", [0, 1, 2, 5])
 def test_first_stages_get_no_gradient_and_all_others_do(backbone: str, stages: int):
-    built = build_backbone(settings(backbone, neck="none", frozen_stages=stages))
-    if stages < 5:
-        built(torch.randn(1, 3, 32, 32))[f"c{built.trunk.levels[-1]}"].sum().backward()
+    with torch.device("meta"):
+        built = build_backbone(settings(backbone, neck="none", frozen_stages=stages))
+        if stages < 5:
+            (found,) = built(torch.randn(1, 3, 32, 32)).values()
+            found.sum().backward()
     frozen = [name for stage in built.trunk.stages[:stages] for name in stage]
     for name, parameter in built.trunk.named_parameters():
         expected = not any(f"{name}.".startswith(f"{prefix}.") for prefix in frozen)
@@ -127,11 +129,12 @@ def test_frozen_norm_leaves_no_batch_norm():
     assert not any(isinstance(module, nn.BatchNorm2d) for module in built.modules())
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet", "resnet18", "vgg16", "zf"])
+@pytest.mark.parametrize("backbone", TRUNKS)
 @pytest.mark.parametrize("in_channels", [1, 4])
 def test_images_may_have_other_channels(backbone: str, in_channels: int):
-    built = build_backbone(settings(backbone, in_channels=in_channels, neck="none"))
-    (found,) = built(torch.randn(1, in_channels, 40, 40)).values()
+    with torch.device("meta"):
+        built = build_backbone(settings(backbone, in_channels=in_channels, neck="none"))
+        (found,) = built(torch.randn(1, in_channels, 40, 40)).values()
     assert found.shape[1] == built.channels
 
 

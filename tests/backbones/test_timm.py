@@ -59,6 +59,20 @@ def test_channels_come_first_whatever_the_network_says():
     assert [tuple(m.shape[1:]) for m in maps] == [(96, 56, 56), (192, 28, 28), (384, 14, 14), (768, 7, 7)]
 
 
+def test_a_network_for_one_size_takes_any_where_timm_can_do_that():
+    trunk = TimmTrunk("swin_tiny_patch4_window7_224", last=4)
+    assert trunk.training
+    assert [tuple(m.shape[1:]) for m in trunk(torch.randn(1, 3, 96, 128))] == [(96, 24, 32), (192, 12, 16), (384, 6, 8)]
+    (found,) = TimmTrunk("vit_tiny_patch16_224")(torch.randn(1, 3, 64, 96))
+    assert tuple(found.shape) == (1, 192, 4, 6)
+
+
+@pytest.mark.parametrize("name", ["levit_128", "coat_lite_tiny"])
+def test_a_network_for_one_size_is_refused_where_timm_can_not(name: str):
+    with pytest.raises(SettingsError, match=rf"`{name}` takes images of one size only.* such as timm/convnext_tiny"):
+        build_backbone(settings(f"timm/{name}"))
+
+
 def test_unknown_network_is_said_with_the_nearest():
     with pytest.raises(SettingsError, match=r"can't make `resnet10tt`.*did you mean `timm/resnet10t`"):
         build_backbone(settings("timm/resnet10tt"))

@@ -14,14 +14,15 @@ from rcnn.data.given import Given, GivenProposals
 from rcnn.data.loader import Loader
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
-from rcnn.presets import settings_of
+from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
-from rcnn.training.alternating import stage_proposals, stage_start
+from rcnn.training.alternating import hold, stage_proposals, stage_start
 from rcnn.training.distributed import team
 from rcnn.training.init import initialise
 from rcnn.training.loop import seed_step
 from rcnn.training.proposals import load_proposals, save_proposals, write_proposals
 from rcnn.training.run_folder import RunFolder
+from rcnn.training.schemes import SCHEMES
 from rcnn.training.session import Session
 from rcnn.training.train import Run, choose_settings, train
 from rcnn.weights.file import load_weights
@@ -289,3 +290,14 @@ def test_of_more_proposals_than_fit_the_first_are_taken(data: Path) -> None:
 def test_a_scheme_of_two_stages_needs_a_second_stage() -> None:
     with pytest.raises(SettingsError, match=r"train\.scheme=alternating needs a second stage"):
         choose_settings("x", None, "tiny-fpn", ["train.scheme=alternating", "roi.head=none"], {})
+
+
+@pytest.mark.parametrize(("levels", "scheme"), [("[3]", "fast-rcnn"), ("[2,3,4,5]", "fast-rcnn"), ("[3]", "joint")])
+def test_only_levels_that_the_loss_reads_are_trained(levels: str, scheme: str) -> None:
+    overrides = ["roi.hidden=8", "roi.canonical_level=3", f"roi.levels={levels}"]
+    model = build(settings_of("tiny-fpn", overrides), 3)
+    hold(model, SCHEMES[scheme][0])
+    fixed = {name for name, parameter in model.backbone.named_parameters() if not parameter.requires_grad}
+    layers = {name.removeprefix("neck.").rpartition(".")[0] for name in fixed}
+    unread = {"lateral.p2", "output.p2", "output.p4", "output.p5"}  # p4 and p5 reach p3 through their laterals
+    assert layers == (unread if (levels, scheme) == ("[3]", "fast-rcnn") else set())

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rcnn.data.loader import Item
-from rcnn.training.distributed import Team
+from rcnn.training.distributed import Team, with_strides
 from rcnn.training.loop import backward
 from tests.model import tiny
 from tests.training import pieces
@@ -89,3 +89,12 @@ def test_averaging_the_losses_of_the_halves_would_not_do() -> None:
     few, many = (counts(model, half) for half in parts)
     assert few["rpn_objectness"] != many["rpn_objectness"]
     assert few["roi_class"] != many["roi_class"]
+
+
+def test_strides_of_axes_of_length_1_are_the_parameters_and_others_are_left() -> None:
+    kernel = torch.randn(12, 16, 1, 1)
+    found = with_strides((16, 1, 16, 16), kernel)
+    assert found.stride() == (16, 1, 16, 16)
+    assert found.data_ptr() == kernel.data_ptr()
+    assert torch.equal(found, kernel)
+    assert with_strides((1, 12, 12, 12), kernel) is kernel

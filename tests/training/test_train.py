@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -178,6 +179,29 @@ def test_a_run_killed_twice_goes_on_to_the_bit(whole: Run, data: Path, tmp_path:
     assert_same(train(resume=folder, quiet=True), whole)
 
 
+@pytest.mark.parametrize("written", [0, 1, 4])
+def test_a_run_killed_before_its_first_checkpoint_says_how_to_start_it_anew(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    left = iter([None] * written)
+
+    def replace(self: Path, target: Path) -> Path:
+        next(left)  # what a kill does here: the file does not appear, and nothing after it
+        return Path(os.rename(self, target) or target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(StopIteration):
+            train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
+    folder = tmp_path / "shapes-1"
+    expected = ["config.yaml", "environment.json", "faults.txt", "train.txt"][:written]
+    assert sorted(path.name for path in folder.iterdir() if path.suffix in (".yaml", ".json", ".txt")) == expected
+    again = f"--config {folder / 'config.yaml'}" if written else "DATA"
+    with pytest.raises(SettingsError, match=re.escape(f"Start it anew: rcnn train {again}")):
+        train(resume=folder)
+    assert not written or read(folder / "config.yaml").data.path == str(data)
+
+
 def test_a_finished_run_can_be_resumed_and_does_nothing_new(whole: Run) -> None:
     assert_same(train(resume=whole.folder, quiet=True), whole)
 
@@ -253,26 +277,6 @@ def test_a_folder_gives_its_whole_name_to_the_run(tmp_path: Path) -> None:
 def test_wrong_arguments_are_explained(options: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         train(**options)
-
-
-def test_torchrun_trains_as_one_process_does(whole: Run, data: Path, tmp_path: Path) -> None:
-    """Batch norm is frozen here, because the run starts from weights; without dropout, which each process draws."""
-    options = {**OPTIONS, "epochs": 1, "batch": 4, "init": str(whole.last)}
-    overrides = [*OVERRIDES, "roi.dropout=0", "train.amp=float32"]
-    (tmp_path / "run.py").write_text(f"""
-import rcnn.training.session as session, rcnn.training.train as training
-session.draw_course = training.draw_start = training.draw_end = lambda *_: None
-training.train({str(data)!r}, overrides={overrides}, runs={str(tmp_path)!r}, name="two", **{options})
-""")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "run.py"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
-    subprocess.run(command, cwd=tmp_path, env=environment, timeout=120, check=True, capture_output=True)
-    assert [path.name for path in tmp_path.glob("two-*")] == ["two-1"]
-    one = train(data, overrides=overrides, runs=tmp_path, name="one", **options)
-    (found,), (expected,) = rows(tmp_path / "two-1"), rows(one.folder)
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        assert found[name] == (None if value is None else pytest.approx(value, rel=1e-3, abs=1e-4)), name
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

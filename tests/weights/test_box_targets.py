@@ -1,3 +1,4 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,6 +27,17 @@ def test_folding_into_float64_is_undone_to_the_last_bit(row, mean, std):
     back = renormalise(folded, PLAIN, ours)
     assert torch.equal(back[f"{LAYER}.weight"], given[f"{LAYER}.weight"])
     torch.testing.assert_close(back[f"{LAYER}.bias"], row, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("mean", "off"), [((0.0, 0.0, 0.0, 0.0), 0.0), ((0.01, -0.02, 0.06, 0.04), 5e-17)])
+def test_a_tiny_bias_comes_back_as_far_as_float64_holds_it_beside_the_mean(mean, off):
+    ours = RoI(box_mean=mean)
+    bias = torch.cat([torch.randn(4000) * 10.0**-power for power in range(13)])
+    folded = renormalise({f"{LAYER}.bias": bias}, ours, PLAIN, torch.float64)
+    back = renormalise(folded, PLAIN, ours)[f"{LAYER}.bias"]
+    large = bias.abs() > 1e-2
+    assert torch.equal(back[large], bias[large])
+    assert (back - bias).double().abs().max() <= off
 
 
 def test_what_is_normalised_alike_is_left_alone():

@@ -4,10 +4,14 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from rcnn.backbones.trunk import Trunk
 from rcnn.config import SettingsError
+
+_SIZINGS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
+"""Options of timm by which a network may take images of any size; each kind of network has its own, or none."""
 
 
 class TimmTrunk(Trunk):
@@ -19,7 +23,8 @@ class TimmTrunk(Trunk):
         last: deepest level that is built. None: all.
 
     Raises:
-        SettingsError: timm is not installed, has no such network, or can't take feature maps from it.
+        SettingsError: timm is not installed, has no such network, can't take feature maps from it, or the network is
+            for images of one size.
     """
 
     foldable = False
@@ -28,7 +33,7 @@ class TimmTrunk(Trunk):
         super().__init__()
         self.name, self.in_channels = name, in_channels
         self.out_indices: tuple[int, ...] | None = None
-        self.net = self.create()
+        self.net = self._of_any_size()
         if last is not None:
             strides = self.net.feature_info.reduction()
             self.out_indices = tuple(i for i, stride in enumerate(strides) if stride <= 2**last)
@@ -41,10 +46,24 @@ class TimmTrunk(Trunk):
         self._modules_of = {level: info.module_name(i) for level, i in index.items()}
         self._channels_last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
 
+    def _of_any_size(self) -> Any:
+        """The network with the first of the options by which it takes images of any size."""
+        for self._sizing in _SIZINGS:
+            try:
+                net = self.create()
+                if _takes_any_size(net, self.name, self.in_channels):
+                    return net
+            except TypeError:  # this network has no such option
+                continue
+        raise SettingsError(
+            f"`model.backbone`: timm's `{self.name}` takes images of one size only, and those to detect in are of "
+            "many; take a network without that limit, such as timm/convnext_tiny or timm/swin_tiny_patch4_window7_224"
+        )
+
     def create(self, weights: Mapping[str, Tensor] | None = None, *, pretrained: bool = False) -> Any:
         """The network anew, with fresh weights, with these or with timm's own."""
         timm = import_timm()
-        options: dict[str, Any] = {"in_chans": self.in_channels, "features_only": True}
+        options: dict[str, Any] = {"in_chans": self.in_channels, "features_only": True, **self._sizing}
         if self.out_indices is not None:
             options["out_indices"] = self.out_indices
         if weights is not None:
@@ -84,6 +103,23 @@ class TimmTrunk(Trunk):
         modules = list(self.net.named_modules())
         last = max(i for i, (path, _) in enumerate(modules) if any(f"{path}.".startswith(f"{n}.") for n in names))
         return [module for _, module in modules[: last + 1]]
+
+
+def _takes_any_size(net: nn.Module, name: str, in_channels: int) -> bool:
+    """Whether a network that is said to want one size can be shown another."""
+    known = import_timm().get_pretrained_cfg(name)
+    if known is None or not known.fixed_input_size:
+        return True
+    training = net.training
+    image = torch.zeros(1, in_channels, 96, 160, device=next(net.parameters()).device)
+    try:
+        with torch.no_grad():
+            net.eval()(image)
+    except (AssertionError, RuntimeError):
+        return False
+    finally:
+        net.train(training)
+    return True
 
 
 def import_timm() -> Any:

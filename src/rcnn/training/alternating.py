@@ -13,6 +13,7 @@ them there, whatever has become of the file that they came from.
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from rcnn.config import Settings, override
@@ -73,11 +74,32 @@ def _best(folder: RunFolder, number: int) -> Path:
 
 
 def hold(model: FasterRCNN, stage: Stage) -> list[nn.Module]:
-    """Stop training the parts of a model that a stage leaves alone; these parts."""
+    """Stop training the parts of a model that a stage leaves alone; these parts.
+
+    Where the RPN has no loss, parameters that only the RPN's levels come through are not trained either.
+    """
     held = [part for name, part in model.named_children() if name not in stage.trained]
     for part in held:
         part.requires_grad_(False)
+    for parameter in unread(model) if stage.given else ():
+        parameter.requires_grad_(False)
     return held
+
+
+def unread(model: FasterRCNN) -> list[nn.Parameter]:
+    """The trained parameters of a backbone that no RoI's features depend on: those of levels that the RPN alone reads.
+
+    Found by looking at a black image.
+    """
+    trained = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
+    if not trained:
+        return []
+    side = 2 * max(model.rpn.strides)
+    image = torch.zeros(1, model.settings.preprocess.in_channels, side, side, device=trained[0].device)
+    levels = list(model.backbone.eval()(image).values())  # the next epoch puts it into training mode
+    total = torch.stack([levels[i].sum() for i in model.roi_levels]).sum()
+    gradients = torch.autograd.grad(total, trained, allow_unused=True)
+    return [parameter for parameter, gradient in zip(trained, gradients, strict=True) if gradient is None]
 
 
 def external_files(folder: RunFolder) -> list[Path]:

@@ -2,7 +2,7 @@
 
 Tensors (weights, average, optimiser) as safetensors; progress and the lengths of the logs as JSON in its header. The
 schedule follows from the step, and so do the generators (`loop.seed_step`). The file appears whole or not at all, and
-only then do the older ones go: a kill at any time leaves one to go on from.
+only then do the older ones go: a kill at any time after the first leaves one to go on from.
 """
 
 from collections.abc import Mapping

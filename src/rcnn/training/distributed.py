@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 
 import torch
@@ -52,22 +53,47 @@ class Team:
         dist.all_gather_object(things, thing)
         return things
 
-    def wrap(self, module: nn.Module, *, partial: bool = False) -> nn.Module:
-        """The module with its gradients averaged over processes after each backward pass.
+    def wrap(self, module: nn.Module) -> nn.Module:
+        """The module, whose forward is a loss, with its gradients averaged over processes after each backward pass.
 
-        Args:
-            module: its forward is a loss.
-            partial: some parameters may have no part in it, such as pyramid levels that no RoI is read from.
+        Every parameter that is trained has a part in the loss, whatever the batch.
         """
         if self.world == 1:
             return module
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.register_hook(partial(with_strides, parameter.stride()))
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, find_unused_parameters=partial)
+        return DistributedDataParallel(module, device_ids=devices)
+
+    def average_norms(self, module: nn.Module) -> None:
+        """Give the trained batch norms the mean of what the processes have measured, each on its own images.
+
+        All processes then validate and average the weights that the writer saves, and a resumed run starts from.
+        """
+        norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d) and norm.training]
+        measured = [part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None]
+        if self.world == 1 or not measured:
+            return
+        mean = self.sum(torch.cat(measured)) / self.world
+        for part, shared in zip(measured, mean.split([len(part) for part in measured]), strict=True):
+            part.copy_(shared)
 
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:
     """Gradients of the block stay in this process: for all but the last of accumulated batches."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
+
+
+def with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
+    """A gradient that names the strides of its parameter also for axes of length 1, such as those of a 1x1 kernel.
+
+    Nothing is read by them, so an operator may return any; DDP takes others than the parameter's for another layout.
+    Where it is another one, autograd copies the gradient into the parameter's.
+    """
+    pairs = zip(gradient.shape, gradient.stride(), strides, strict=True)
+    same = all(length == 1 or theirs == ours for length, theirs, ours in pairs)
+    return gradient.as_strided(gradient.shape, strides) if same else gradient
 
 
 def pick_device(name: str) -> torch.device:

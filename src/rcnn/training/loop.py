@@ -139,6 +139,7 @@ def train_step(engine: Engine, items: list[Item], step: int, requests: tuple[boo
         torch.nn.utils.clip_grad_norm_(engine.model.parameters(), engine.settings.clip, foreach=True)
     engine.optimizer.step()
     engine.optimizer.zero_grad(set_to_none=True)
+    engine.team.average_norms(engine.model)
     if engine.ema:
         engine.ema.update(engine.model, step + 1)
     return Step(sums, lr, asked)

@@ -84,12 +84,15 @@ class RunFolder:
 
     def describe(self, settings: Settings, train: Dataset, val: Dataset) -> None:
         """Write what is run, on what, where."""
-        self.config.write_text(to_yaml(settings), encoding="utf-8")
-        (self.path / "environment.json").write_text(json.dumps(environment(), indent=2) + "\n", encoding="utf-8")
         faults = {str(fault): None for dataset in (train, val) for fault in dataset.faults}  # both may tell of one file
-        (self.path / "faults.txt").write_text("".join(f"{fault}\n" for fault in faults), encoding="utf-8")
-        for file, text in lists(train, val).items():
-            (self.path / file).write_text(text, encoding="utf-8")
+        files = {
+            self.config.name: to_yaml(settings),
+            "environment.json": json.dumps(environment(), indent=2) + "\n",
+            "faults.txt": "".join(f"{fault}\n" for fault in faults),
+            **lists(train, val),
+        }
+        for file, text in files.items():
+            atomic_write(self.path / file, text.encode())
 
     def see_same_data(self, train: Dataset, val: Dataset) -> None:
         """See that the images and classes are those that the run began with.

@@ -107,7 +107,7 @@ def train(
         Interrupted: Ctrl-C; the state is saved.
     """
     if resume is not None:
-        settings = read(RunFolder(resume).config)
+        settings = _settings_of_run(RunFolder(resume))
     else:
         settings = choose_settings(data, config, model, overrides, options)
     progress = Progress(stage=checkpoint.stage(RunFolder(resume).checkpoints) if resume is not None else 0)
@@ -165,6 +165,21 @@ def choose_settings(
     return settings
 
 
+def _settings_of_run(folder: RunFolder) -> Settings:
+    """The settings of a run that is to go on.
+
+    Raises:
+        SettingsError: it can't, and what to do instead.
+    """
+    if folder.path.is_dir() and checkpoint.latest(folder.checkpoints) is None:
+        again = f"--config {folder.config}" if folder.config.exists() else "DATA"
+        raise SettingsError(
+            f"{folder.path} holds no checkpoint to go on from: its run ended before the first step. "
+            f"Start it anew: rcnn train {again}"
+        )
+    return read(folder.config)
+
+
 def _blank(settings: Settings, names: Sequence[str]) -> Start:
     """A model that a checkpoint will fill."""
     return Start(build(settings, len(names)), settings)
@@ -213,7 +228,7 @@ def _prepare(
     )
     engine = Engine(
         model=model,
-        loss=crew.wrap(stage.loss(model), partial=stage.given and "backbone" in stage.trained),
+        loss=crew.wrap(stage.loss(model)),
         optimizer=build_optimizer(model, settings.train),
         ema=EMA(model, settings.train.ema) if settings.train.ema is not None else None,
         settings=settings.train,
@@ -283,8 +298,7 @@ def _begin(session: Session, settings: Settings, notes: Sequence[str]) -> None:
 def _go_on(session: Session) -> None:
     """Put the last checkpoint back, and forget what was logged after it."""
     path = checkpoint.latest(session.folder.checkpoints)
-    if path is None:
-        raise SettingsError(f"{session.folder.path} holds no checkpoint to go on from; start a new run")
+    assert path is not None
     session.folder.see_same_data(session.train, session.val)
     session.progress, lengths = checkpoint.restore(path, session.engine)
     if session.team.writer:

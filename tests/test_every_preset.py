@@ -1,0 +1,101 @@
+"""What is promised of a detector holds for every preset: the same bits in any batch, and after saving and loading.
+
+The layers are as they ship, but for the widest fully connected ones.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rcnn.detector import Detector
+from rcnn.presets import PRESETS, build, settings_of
+from rcnn.result import Result
+
+OVERRIDES = [
+    *("preprocess.short=96", "preprocess.long=128", "roi.score=0", "roi.hidden=512"),
+    *("rpn.pre_test=60", "rpn.post_test=12", "rpn.min_size=2", "roi.detections=12"),
+]
+NAMES = ("a", "b", "c", "d")
+PICTURES = [np.random.default_rng(i).integers(0, 255, (90, 120, 3), dtype=np.uint8) for i in range(4)]
+PICTURES[1][:] = 0
+
+
+def calm(detector: Detector) -> None:
+    """Scale random layers one after another until what each says of a picture has a deviation of 1.
+
+    Else deep networks say zero or the same of all pictures, and equal bits would mean nothing.
+    """
+
+    def scale(layer: Any, _: Any, out: Tensor) -> Tensor:
+        spread = out.std().clamp(min=1e-6)
+        layer.weight.div_(spread)
+        return out / spread
+
+    layers = [layer for layer in detector.model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(scale) for layer in layers]
+    door = detector.preprocessor
+    with torch.no_grad():
+        detector.model.eval()(door.collate([door.resize(PICTURES[0])], [PICTURES[0].shape[:2]]))
+    for hook in hooks:
+        hook.remove()
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=PRESETS)
+def detector(request: pytest.FixtureRequest) -> Detector:
+    torch.manual_seed(0)
+    settings = settings_of(request.param, OVERRIDES)
+    detector = Detector(build(settings, len(NAMES)), settings, NAMES, threshold=0.0, device="cpu")
+    calm(detector)
+    return detector
+
+
+def assert_equal(found: list[Result], expected: list[Result]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        for field in ("boxes", "scores", "labels", "features"):
+            mine, theirs = getattr(one, field), getattr(other, field)
+            assert (mine is None and theirs is None) or np.array_equal(mine, theirs), field
+
+
+def assert_a_batch_changes_no_bit(detector: Detector) -> None:
+    features = detector.model.fast_rcnn is not None
+    alone = detector.predict(PICTURES, features=features)
+    assert_equal(detector.predict(PICTURES, batch=4, features=features), alone)
+    assert_equal(detector.propose(PICTURES[:2], batch=2), detector.propose(PICTURES[:2]))
+    assert min(len(result.boxes) for result in alone) > 3
+    assert not np.array_equal(alone[2].scores, alone[3].scores)
+
+
+def test_a_batch_changes_no_bit(detector: Detector) -> None:
+    with threads(1):
+        assert_a_batch_changes_no_bit(detector)
+
+
+@pytest.mark.parametrize("detector", ["mobilenet-fpn", "tiny-fpn", "paper-zf"], indirect=True)
+def test_a_batch_changes_no_bit_on_two_threads(detector: Detector) -> None:
+    with threads(2):
+        assert_a_batch_changes_no_bit(detector)
+
+
+def test_a_saved_detector_is_loaded_as_it_was(detector: Detector, tmp_path: Path) -> None:
+    detector.save(tmp_path / "saved.safetensors")
+    loaded = Detector.load(tmp_path / "saved.safetensors", "cpu")
+    (tmp_path / "saved.safetensors").unlink()  # pytest would keep half a gigabyte of them
+    assert loaded.settings == detector.settings
+    state = detector.model.state_dict()
+    assert loaded.model.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.model.state_dict().items())
+    assert_equal(loaded.predict(PICTURES[:1]), detector.predict(PICTURES[:1]))

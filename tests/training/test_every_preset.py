@@ -1,0 +1,52 @@
+"""Every preset, and a network of timm, goes through a whole training: data, steps, average, validation, weights."""
+
+from pathlib import Path
+
+import pytest
+
+from rcnn.data.synthetic import synthesise
+from rcnn.presets import PRESETS
+from rcnn.training import checkpoint
+from rcnn.training.train import train
+from tests.training.test_alternating import no_pictures  # noqa: F401
+from tests.training.test_train import one_thread  # noqa: F401
+
+SMALLER = {
+    **{name: ["model.widths=[8,8,32]"] for name in ("resnet50-fpn", "resnet101-fpn", "resnet50-c4")},
+    **{name: ["anchors.sizes=[[16,24,32]]"] for name in ("paper-vgg16", "paper-zf", "paper-zf-one-stage")},
+}
+OVERRIDES = [
+    *("preprocess.short=64", "preprocess.long=96", "roi.samples=16", "roi.hidden=32"),
+    *("rpn.pre_train=60", "rpn.post_train=20", "rpn.pre_test=60", "rpn.post_test=20", "rpn.min_size=1"),
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data") / "shapes"
+    for split, images in (("train", 2), ("val", 1)):
+        synthesise(folder, images, split=split, size=(64, 96), seed=1)
+    return folder
+
+
+@pytest.mark.parametrize("model", [*PRESETS, "timm/resnet10t"])
+def test_it_is_trained_and_predicts(
+    one_thread: None,  # noqa: F811
+    data: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model: str,
+) -> None:
+    if model.startswith("timm/"):
+        pytest.importorskip("timm")
+    monkeypatch.setattr(checkpoint, "save", lambda *_: None)  # hundreds of megabytes, which other tests read
+    overrides = [*OVERRIDES, *SMALLER.get(model, [])]
+    options = {"epochs": 1, "batch": 2, "init": "none", "device": "cpu", "lr": 1e-4}
+    run = train(data, model=model, overrides=overrides, runs=tmp_path, quiet=True, **options)
+    (row,) = run.rows
+    assert row["step"] == 1
+    assert 0 < row["train_loss"] < 1000
+    assert run.detector.settings.model.preset == model
+    run.detector.predict(next(data.rglob("*.jpg")), score=0.0)
+    for path in (run.best, run.last):
+        path.unlink()  # pytest would keep them

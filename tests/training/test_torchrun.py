@@ -1,0 +1,155 @@
+"""Real processes under torchrun: all schemes as in one process, no warning, and to the bit where a run was killed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import rcnn.training.session as session_file
+import rcnn.training.train as train_file
+from rcnn.data.find import open_splits
+from rcnn.data.synthetic import synthesise
+from rcnn.detector import Detector
+from rcnn.presets import build, settings_of
+from rcnn.training.train import train
+from rcnn.weights.file import load_weights
+from rcnn.weights.metadata import read_detector
+from tests.training.test_train import one_thread, rows  # noqa: F401
+
+ROOT = Path(__file__).parents[2]
+PROGRAM = """
+import json, os, signal, sys
+import torch.distributed as dist
+import rcnn.training.loop as loop, rcnn.training.session as session, rcnn.training.train as training
+
+session.draw_course = training.draw_start = training.draw_end = lambda *_: None
+dist.init_process_group("gloo")  # one for all runs: torch can't make a second one at once
+dist.init_process_group = dist.destroy_process_group = lambda *_: None
+take = loop.train_step
+for arguments in json.loads(sys.argv[1]):
+    killed = arguments.pop("killed", None)
+    def step(engine, items, step, requests):
+        if step == killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return take(engine, items, step, requests)
+    loop.train_step = step
+    if killed:
+        session.is_late = lambda one: one.team.writer and one.progress.step + 2 == killed
+    training.train(**arguments)
+"""
+"""Trains by each of a list of arguments; `killed` is a step that is not reached, with a checkpoint before the last."""
+OVERRIDES = [
+    *("preprocess.short=64", "preprocess.long=96", "model.channels=16", "model.norm=frozen"),
+    *("roi.levels=[2,3,4,5]", "roi.canonical_size=12", "roi.hidden=32"),
+    *("rpn.pre_train=60", "rpn.post_train=40", "rpn.pre_test=60", "rpn.post_test=40"),
+    *("train.optimizer=sgd", "train.amp=float32", "train.lr_batch=4"),
+]
+ONE_STAGE = ["rpn.classify=classes", "roi.head=none"]
+RUNS = {
+    "joint": [],
+    "joint-full": ["train.scheme=joint-full", "train.target_gradient=true"],
+    "alternating": ["train.scheme=alternating"],
+    "fast-rcnn": ["train.scheme=fast-rcnn", "train.proposals=FILE", "roi.levels=[3,4]", "roi.canonical_level=3"],
+    "cross-entropy": ONE_STAGE,
+    "focal": [*ONE_STAGE, "rpn.loss=focal"],
+}
+OPTIONS: dict[str, Any] = {"epochs": 1, "batch": 4, "lr": 0.05, "ema": None, "device": "cpu", "quiet": True}
+PROCESSES = 2
+RESUMED: dict[str, Any] = {
+    "model": "tiny-fpn",
+    "overrides": ["preprocess.short=64", "preprocess.long=96", "model.channels=16", "roi.hidden=32", "roi.dropout=0.2"],
+    **{**OPTIONS, "init": "none", "epochs": 2, "batch": 2, "lr": 0.02, "ema": 0.9},
+}
+"""Trained batch norm, dropout, AdamW: what each process has for itself too."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_pictures() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        for file, name in ((train_file, "draw_start"), (session_file, "draw_course"), (train_file, "draw_end")):
+            patch.setattr(file, name, lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+    """A data set, a detector to start from, and proposals."""
+    folder = tmp_path_factory.mktemp("torchrun")
+    for split, images, seed in (("train", 8, 1), ("val", 3, 2)):
+        synthesise(folder / "shapes", images, split=split, size=(64, 96), seed=seed)
+    settings = settings_of("tiny-fpn", OVERRIDES)
+    torch.manual_seed(0)
+    names = ("disc", "square", "triangle")
+    Detector(build(settings, len(names)), settings, names, device="cpu").save(folder / "start.safetensors")
+    rng, given = np.random.default_rng(0), {}
+    for record in (record for split in open_splits(folder / "shapes", settings.data) for record in split.records):
+        corners = rng.uniform(0, 40, (20, 2))
+        boxes = [*record.boxes.tolist(), *np.hstack((corners, corners + 20)).tolist()]
+        given[record.name] = [[*box, 1 - i / 99] for i, box in enumerate(boxes)]
+    (folder / "given.json").write_text(json.dumps(given), encoding="utf-8")
+    return folder
+
+
+def arguments(folder: Path, name: str, runs: str) -> dict[str, Any]:
+    """Of `train`, for one of `RUNS` or for the run that is killed."""
+    common = {"data": str(folder / "shapes"), "runs": str(folder / runs), "name": name}
+    if name not in RUNS:
+        return {**RESUMED, **common}
+    overrides = [*OVERRIDES, *(change.replace("FILE", str(folder / "given.json")) for change in RUNS[name])]
+    return {**OPTIONS, **common, "model": "tiny-fpn", "overrides": overrides, "init": str(folder / "start.safetensors")}
+
+
+def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    module = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}")
+    command = [sys.executable, *module, *words]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    return subprocess.run(command, cwd=folder, env=environment, timeout=240, capture_output=True, text=True)
+
+
+@pytest.fixture(scope="module")
+def several(folder: Path) -> Path:
+    """The folder of all runs, each by two processes; the one named `killed` was killed and went on."""
+    whole = [arguments(folder, name, "several") for name in (*RUNS, "undisturbed")]
+    (folder / "program.py").write_text(PROGRAM, encoding="utf-8")
+    runs = [*whole, {**arguments(folder, "killed", "several"), "killed": 6}]
+    ended = torchrun(folder, "program.py", json.dumps(runs))
+    killed = folder / "several" / "killed-1"
+    assert "SIGKILL" in ended.stderr, ended.stderr
+    assert [path.stem for path in (killed / "checkpoints").glob("*.safetensors")] == ["step-5"]
+    again = torchrun(folder, "-m", "rcnn", "train", "--resume", str(killed))
+    assert again.returncode == 0, again.stderr
+    assert "Warning" not in ended.stderr + again.stderr
+    return folder / "several"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_two_processes_compute_what_one_does(folder: Path, several: Path, name: str) -> None:
+    """Losses, scores and weights; batch norm is frozen and there is no dropout, which each process has for itself."""
+    one = train(**arguments(folder, name, "one"))
+    two = several / f"{name}-1"
+    assert len(rows(two)) == len(one.rows)
+    for found, expected in zip(rows(two), rows(one.folder), strict=True):
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            assert found[key] == (None if value is None else pytest.approx(value, rel=1e-4, abs=1e-5)), key
+    start = read_detector(folder / "start.safetensors")[0]
+    theirs, ours = (load_weights(path / "weights" / "last.safetensors")[0] for path in (two, one.folder))
+    for key, tensor in ours.items():
+        began = start[key] if key in start and start[key].shape == tensor.shape else torch.zeros(())
+        moved = (tensor - began).abs().max()
+        assert (theirs[key] - tensor).abs().max() <= 1e-3 * moved, key
+
+
+def test_several_processes_that_were_killed_go_on_to_the_bit(several: Path) -> None:
+    found, expected = several / "killed-1", several / "undisturbed-1"
+    assert rows(found) == rows(expected)
+    for kind in ("weights/best", "weights/last", "checkpoints/step-8"):
+        theirs, ours = (load_weights(path / f"{kind}.safetensors")[0] for path in (found, expected))
+        assert theirs.keys() == ours.keys()
+        assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items()), kind
