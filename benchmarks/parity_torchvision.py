@@ -136,11 +136,7 @@ def theirs(model: Any, images: Tensor, size: tuple[int, int]) -> Found:
 def ours(model: rcnn.FasterRCNN, images: Tensor, size: tuple[int, int]) -> Found:
     """Our answers for one image, and what they were selected from."""
     sizes = images.new_tensor([size])
-    levels, out = model.extract(Batch(images, sizes, torch.ones_like(sizes), sizes))
-    rpn = model.settings.rpn
-    proposals = model.rpn.propose(out, sizes, pre=rpn.pre_test, post=rpn.post_test)
-    said = model.fast_rcnn(levels, proposals.boxes)
-    found = model.fast_rcnn.detect(said, proposals, sizes)
+    _, out, proposals, said, found = model.run(Batch(images, sizes, torch.ones_like(sizes), sizes))
     kept, real = found.valid[0], proposals.valid[0]
     boxes = model.fast_rcnn.refine(said, proposals, sizes)
     anchors = box_ops.decode(torch.cat(out.deltas, dim=1), torch.cat(out.anchors))

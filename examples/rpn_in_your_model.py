@@ -35,7 +35,7 @@ class FruitScale(nn.Module):
     def loss(self, images: Tensor, targets: Targets, ripe: Tensor) -> Tensor:
         """The RPN's two losses, and the error of the second part on the labelled boxes."""
         feature, sizes = self.features(images), torch.full((len(images), 2), float(SIDE))
-        out = self.rpn.for_loss([feature], (SIDE, SIDE))
+        out = self.rpn([feature], (SIDE, SIDE))
         keys = torch.rand(len(images), len(out.anchors[0]), dtype=torch.float64)  # they decide what is sampled
         parts = self.rpn.loss(out, targets, sizes, keys)  # name -> (sum, count)
         error = (self.judge(feature, targets.boxes) - ripe).square().mean()

@@ -108,8 +108,8 @@ class Program(nn.Module):
         batch = Batch(images, sizes, scales, originals)
         if not self.proposals:
             return tuple(self.net(batch))
-        detections, proposals = self.net.detect_and_propose(batch)
-        return (*detections, *proposals)
+        run = self.net.run(batch, wanted=("proposals", "detections"))
+        return (*run.detections, *run.proposals)
 
 
 def exported(program: Program, *, strict: bool) -> torch.export.ExportedProgram:

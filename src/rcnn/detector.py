@@ -16,7 +16,8 @@ from rcnn.backbones.norm import fold_batch_norm
 from rcnn.backbones.steady import make_steady, steady_head
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.pyramid import pool_scales
-from rcnn.model.structures import Batch, Proposals
+from rcnn.model.rpn import all_finite
+from rcnn.model.structures import Batch, Proposals, take, to_device
 from rcnn.preprocess.batch import Preprocessor
 from rcnn.preprocess.stream import Picture, Shown, Skip, batches, pictures
 from rcnn.presets import build
@@ -182,7 +183,7 @@ class Detector:
     def detect(self, batch: Batch, *, features: bool = False, proposals: Proposals | None = None) -> list[Result]:
         """Results of a collated batch, in the users' pixels, every score included.
 
-        `proposals` in pixels of the resized images take the place of the RPN; there are no features then.
+        `proposals` in pixels of the resized images take the place of the RPN.
 
         Raises:
             SettingsError: the model does not detect, or has no features, or can't work on these proposals.
@@ -197,13 +198,13 @@ class Detector:
             raise config.SettingsError("a one-stage detector has no feature vectors of boxes; leave features=True out")
         self.check_proposals(given=proposals is not None)
         with torch.inference_mode():
-            batch = self._to_device(batch)
-            if proposals is not None:
-                theirs = Proposals(*(part.to(self.device) for part in proposals))
-                found, vectors = self.runner.detect_on(batch, theirs), None
-            else:
-                found, vectors = self.runner.detect_with_features(batch) if features else (self.runner(batch), None)
-        return self.results(batch, found, vectors)
+            batch = to_device(batch, self.device)
+            theirs = None if proposals is None else to_device(proposals, self.device)
+            run = self.runner.run(batch, theirs, wanted=("detections",))
+            vectors = None
+            if features and run.rois is not None and run.detections is not None:
+                vectors = take(run.rois.features, run.detections.proposal)
+        return self.results(batch, run.detections, vectors)
 
     def results(self, batch: Batch, found: Any, vectors: Tensor | None = None) -> list[Result]:
         """Detections of the network as one Result an image, in the user's pixels."""
@@ -232,13 +233,11 @@ class Detector:
         """
         self.check_proposals(given=False)
         with torch.inference_mode():
-            batch = self._to_device(batch)
-            _, out = self.runner.extract(batch)
-            for part in (*out.logits, *out.deltas):
-                _see_finite(part.isfinite())
-            rpn = self.runner.settings.rpn
-            proposals = self.runner.rpn.propose(out, batch.sizes, pre=rpn.pre_test, post=rpn.post_test)
-        return self.proposal_results(batch, proposals)
+            batch = to_device(batch, self.device)
+            run = self.runner.run(batch, wanted=("proposals",))
+            assert run.rpn is not None
+            _see_finite(all_finite(run.rpn))
+        return self.proposal_results(batch, run.proposals)
 
     def proposal_results(self, batch: Batch, proposals: Any) -> list[Result]:
         """Proposals of the network as one Result an image, in the user's pixels."""
@@ -332,10 +331,6 @@ class Detector:
     def _size(batch: Batch, row: int) -> tuple[int, int]:
         height, width = batch.originals[row].tolist()
         return int(height), int(width)
-
-    def _to_device(self, batch: Batch) -> Batch:
-        images = batch.images.to(self.device, memory_format=torch.channels_last)
-        return Batch(images, *(part.to(self.device) for part in batch[1:]))
 
 
 def _run(

@@ -17,7 +17,7 @@ from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
 from rcnn.model.pyramid import pool_scales
-from rcnn.model.structures import Batch, Proposals, Targets
+from rcnn.model.structures import Proposals, to_device
 
 Scored = tuple[Prediction, tuple[np.ndarray, np.ndarray]]
 """Of an image: detections, and boxes and scores of the proposals."""
@@ -187,26 +187,17 @@ def _score(
 ) -> dict[int, Scored]:
     """Predictions and proposals of one batch by image index; losses are added to `sums`."""
     device, model = detector.device, detector.runner
-    batch = Batch(
-        item.batch.images.to(device, memory_format=torch.channels_last), *(part.to(device) for part in item.batch[1:])
-    )
+    batch, theirs = to_device(item.batch, device), to_device(given(item), device) if given else None
     with torch.inference_mode():
-        if sums is None and given is None:
-            detections, proposals = model.detect_and_propose(batch)
-        else:
-            targets = Targets(*(part.to(device) for part in item.targets))
-            arguments = (batch, targets, model.keys(batch, targets, item.seeds))
-            if given is None:
-                detections, proposals, losses = model.evaluate(*arguments)
-            else:
-                theirs = Proposals(*(part.to(device) for part in given(item)))
-                detections, proposals, losses = model.evaluate_on(*arguments, theirs)
-            sums = {} if sums is None else sums
-            for name, (total, count) in losses.items():
+        run = model.run(batch, theirs)
+        if sums is not None:
+            targets = to_device(item.targets, device)
+            keys = model.keys(batch, targets, item.seeds)
+            for name, (total, count) in model.loss(batch, targets, keys, proposals=theirs, run=run).items():
                 entry = sums.setdefault(name, [0.0, 0.0])
                 entry[0] += float(total)
                 entry[1] += float(count)
-    results = zip(detector.results(batch, detections), detector.proposal_results(batch, proposals), strict=True)
+    results = zip(detector.results(batch, run.detections), detector.proposal_results(batch, run.proposals), strict=True)
     return {
         index: (Prediction(result.boxes, result.scores, result.labels), (proposed.boxes, proposed.scores))
         for index, (result, proposed) in zip(item.index.tolist(), results, strict=True)

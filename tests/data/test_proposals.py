@@ -177,7 +177,7 @@ def detected() -> tuple[Any, ...]:
     net = tiny.model().eval()
     data, targets = tiny.batch(2)
     with torch.no_grad():
-        found, proposals = net.detect_and_propose(data)
+        _, _, proposals, _, found = net.run(data)
     return net, data, targets, found, proposals
 
 
@@ -192,12 +192,12 @@ def test_the_second_stage_on_the_rpns_own_boxes_from_outside_is_the_whole_detect
     torch.testing.assert_close(placed.boxes, proposals.boxes)
     assert torch.equal(placed.valid, proposals.valid)
     with torch.no_grad():
-        found = net.detect_on(data, placed)
+        found = net.run(data, placed).detections
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=1e-4)
     assert torch.equal(found.labels, expected.labels)
     keys = net.keys(data, targets, torch.tensor([1, 2]))
     losses = net.loss(data, targets, keys)
-    of_rpn = net.second_loss(data, targets, keys, place(given, data, 24))
+    of_rpn = net.loss(data, targets, keys, proposals=place(given, data, 24))
     torch.testing.assert_close(of_rpn["roi_class"], losses["roi_class"])
     torch.testing.assert_close(of_rpn["roi_box"], losses["roi_box"])
 
@@ -213,7 +213,7 @@ def test_the_best_are_placed_and_the_rest_is_padding():
     assert isinstance(two, Proposals)
     net = tiny.model().eval()
     with torch.no_grad():
-        a, b = net.detect_on(data, two), net.detect_on(data, five)
+        a, b = net.run(data, two).detections, net.run(data, five).detections
     assert not a.valid[1].any()
     assert not b.valid[1].any()
 

@@ -13,9 +13,7 @@ def test_detections_equal_a_loop_over_images_and_classes():
     net = tiny.model().eval()
     data, _ = tiny.batch(3)
     with torch.no_grad():
-        found, proposals = net.detect_and_propose(data)
-        roi_levels, _ = net.extract(data)
-        out = net.fast_rcnn(roi_levels, proposals.boxes)
+        _, _, proposals, out, found = net.run(data)
     for i in range(3):
         valid = proposals.valid[i]
         scores = out.logits[i][valid].softmax(-1)[:, :-1]
@@ -61,10 +59,10 @@ def test_losses_are_equal_in_train_and_eval_mode():
     train = net.train().loss(data, targets, keys)
     for name, (value, count) in net.eval().loss(data, targets, keys).items():
         torch.testing.assert_close(train[name], (value, count), rtol=0, atol=0)
-    found, proposals, losses = net.evaluate(data, targets, keys)
-    torch.testing.assert_close(tiny.total(losses), tiny.total(train))
-    torch.testing.assert_close(found, net(data))
-    torch.testing.assert_close(proposals, net.propose(data))
+    run = net.run(data)
+    torch.testing.assert_close(tiny.total(net.loss(data, targets, keys, run=run)), tiny.total(train))
+    torch.testing.assert_close(run.detections, net(data))
+    torch.testing.assert_close(run.proposals, net.propose(data))
 
 
 def test_losses_do_not_depend_on_padding_rows_or_batch_order():
@@ -105,7 +103,7 @@ def test_keys_depend_on_the_seed_alone():
     assert torch.equal(both.rpn[1:], alone.rpn)
     assert torch.equal(both.roi[1:], alone.roi)
     assert not torch.equal(both.rpn[0], both.rpn[1])
-    assert both.rpn.shape[1] >= sum(len(a) for a in net.extract(data)[1].anchors)
+    assert both.rpn.shape[1] >= sum(len(a) for a in net.run(data, wanted=()).rpn.anchors)
 
 
 def test_ignored_objects_never_join_the_proposals():
@@ -118,7 +116,7 @@ def test_ignored_objects_never_join_the_proposals():
         boxes=torch.tensor([[[52.0, 6, 88, 48]]]).expand(1, 24, 4).contiguous(),
         valid=torch.ones(1, 24, dtype=torch.bool),
     )
-    rois, drawn, _ = net.fast_rcnn.select(proposals, targets, torch.rand(1, 27, dtype=torch.float64))
+    rois, drawn, _ = net.fast_rcnn.sample([], proposals, targets, torch.rand(1, 27, dtype=torch.float64))
     assert rois[drawn.valid].tolist() == [[10, 10, 40, 40], [10, 30, 40, 60]] or rois[drawn.valid].tolist() == [
         [10, 30, 40, 60],
         [10, 10, 40, 40],
@@ -134,7 +132,7 @@ def test_what_ignored_objects_cover_is_no_negative_unless_forgotten(ignore, nega
     proposals = net.propose(data)
     inside = torch.tensor([[[52.0, 6, 88, 48]]]).expand(1, 24, 4).contiguous()
     proposals = proposals._replace(boxes=inside, valid=torch.ones(1, 24, dtype=torch.bool))
-    _, drawn, _ = net.fast_rcnn.select(proposals, targets, torch.rand(1, 26, dtype=torch.float64))
+    _, drawn, _ = net.fast_rcnn.sample([], proposals, targets, torch.rand(1, 26, dtype=torch.float64))
     assert min(int((drawn.valid & ~drawn.positive).sum()), 12) == negatives
 
 

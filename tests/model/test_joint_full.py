@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rcnn.config import SettingsError, merge
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Batch, Keys, Targets
+from rcnn.model.structures import Batch, Keys, Proposals, RPNOutput, Targets
 from rcnn.training.schemes import SCHEMES
 from tests.model import tiny
 
@@ -31,13 +31,20 @@ def freeze(net: FasterRCNN, data: Batch, targets: Targets, keys: Keys) -> int:
     second = net.fast_rcnn
     assert second is not None
     with torch.no_grad():
-        roi_levels, out = net.extract(data)
-        proposals = net._training_proposals(out, data.sizes)
-        mined = second.settings.sampler == "ohem"
-        chosen = second.mine(roi_levels, proposals, targets) if mined else second.select(proposals, targets, keys.roi)
-    net._training_proposals = lambda *_: proposals
-    second.select = second.mine = lambda *_: chosen
-    return int((chosen[1].positive & (chosen[1].indices < proposals.boxes.shape[1])).sum())
+        levels, _, proposals = training_proposals(net, data)
+        sampled = second.sample(net._roi_maps(levels), proposals, targets, keys.roi)
+    net.rpn.propose = lambda *_, **__: proposals
+    second.sample = lambda *_: sampled
+    return int((sampled.drawn.positive & (sampled.drawn.indices < proposals.boxes.shape[1])).sum())
+
+
+def training_proposals(net: FasterRCNN, data: Batch) -> tuple[tuple[Tensor, ...], RPNOutput, Proposals]:
+    """Feature maps, what the RPN's head says, and the proposals of a step of training, which have no gradient."""
+    run, settings = net.run(data, wanted=()), net.settings.rpn
+    assert run.rpn is not None
+    with torch.no_grad():
+        proposals = net.rpn.propose(run.rpn, data.sizes, pre=settings.pre_train, post=settings.post_train)
+    return run.levels, run.rpn, proposals
 
 
 def slope(net: FasterRCNN, parameter: Tensor, direction: Tensor, loss: Callable[[], Tensor]) -> float:
@@ -101,13 +108,12 @@ def test_target_gradient_changes_the_gradient_of_the_rpn_and_no_loss():
 def test_gradcheck_from_deltas_through_proposals_to_roi_features(pool: str):
     net, data, targets, keys = scene({"roi": {"pool": pool}})
     with torch.no_grad():
-        roi_levels, out = net.extract(data)
-    proposals = net._training_proposals(out, data.sizes)
-    rois, drawn, _ = net.fast_rcnn.select(proposals, targets, keys.roi)
+        levels, out, proposals = training_proposals(net, data)
+    sampled = net.fast_rcnn.sample([], proposals, targets, keys.roi)
 
     def pooled(*deltas: Tensor) -> Tensor:
-        moved = net._trace(out._replace(deltas=deltas), proposals, data.sizes, rois, drawn)
-        return net.fast_rcnn.pool(roi_levels, moved)[:, ::5, :2]
+        moved = net._decoded_again(out._replace(deltas=deltas), None, proposals, sampled, data.sizes)
+        return net.fast_rcnn.pool(net._roi_maps(levels), moved)[:, ::5, :2]
 
     deltas = [part.clone().requires_grad_() for part in out.deltas]
     assert torch.autograd.gradcheck(pooled, deltas, fast_mode=True)
@@ -128,10 +134,10 @@ def test_the_second_stages_loss_reaches_the_rpns_box_layer_however_rois_are_samp
 
 def test_traced_rois_are_the_sampled_ones_and_ground_truths_are_constants():
     net, data, targets, keys = scene()
-    _, out = net.extract(data)
-    proposals = net._training_proposals(out, data.sizes)
-    rois, drawn, _ = net.fast_rcnn.select(proposals, targets, keys.roi)
-    traced = net._trace(out, proposals, data.sizes, rois, drawn)
+    _, out, proposals = training_proposals(net, data)
+    sampled = net.fast_rcnn.sample([], proposals, targets, keys.roi)
+    rois, drawn, _ = sampled
+    traced = net._decoded_again(out, None, proposals, sampled, data.sizes)
     torch.testing.assert_close(traced, rois)
     (gradient,) = torch.autograd.grad(traced.sum(), traced, retain_graph=True)
     assert gradient.all()

@@ -10,7 +10,7 @@ from torchvision import ops as tv
 from rcnn.config import LossKind
 from rcnn.model.assign import Assignment, Sample
 from rcnn.model.boxes import decode, encode
-from rcnn.model.fast_rcnn import delta_normal
+from rcnn.model.fast_rcnn import SampledRoIs, delta_normal
 from rcnn.model.losses import box_loss, objectness_loss, rpn_loss, smooth_l1
 from tests.model import tiny, worked
 
@@ -146,10 +146,11 @@ def test_overlap_losses_by_hand_in_either_stage(stage: str, kind: LossKind, targ
     drawn = Sample(index, yes, yes)
     if stage == "rpn":
         out = net.rpn(levels, (64, 96))
-        labels = Assignment(index.to(torch.int8), index)
-        losses = net.rpn.sample_loss(out, square[0], labels, drawn, targets, torch.tensor([[64.0, 96.0]]))
+        out = out._replace(anchors=(square[0], *out.anchors[1:]))
+        worked.fix_sample(net.rpn, Assignment(index.to(torch.int8), index), drawn)
+        losses = net.rpn.loss(out, targets, torch.tensor([[64.0, 96.0]]), torch.zeros(1, 1))
     else:
-        losses = net.fast_rcnn.sample_loss(net.fast_rcnn(levels, square), square, drawn, index, targets)
+        losses = net.fast_rcnn.loss(levels, SampledRoIs(square, drawn, index), targets)
     total, count = losses[f"{stage}_box"]
     assert (total / count).item() == pytest.approx(expected, abs=1e-9)
 
@@ -182,7 +183,7 @@ def test_box_losses_on_normalised_targets_by_hand(kind: LossKind, beta: float, m
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
     yes, index = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
     levels = [torch.randn(1, 8, 8, 12, dtype=torch.float64), torch.randn(1, 8, 4, 6, dtype=torch.float64)]
-    losses = net.fast_rcnn.sample_loss(net.fast_rcnn(levels, roi), roi, Sample(index, yes, yes), index, targets)
+    losses = net.fast_rcnn.loss(levels, SampledRoIs(roi, Sample(index, yes, yes), index), targets)
     total, count = losses["roi_box"]
     assert (total / count).item() == pytest.approx(3 * expected, abs=5e-6)
 

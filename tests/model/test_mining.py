@@ -1,12 +1,16 @@
 """Hard examples: hand-worked draws of the RPN's negatives, and OHEM against a loop."""
 
+from unittest.mock import patch
+
 import pytest
 import torch
 from torch import Tensor
 from torchvision import ops as tv
 
 from rcnn.config import Anchors, SettingsError, override
+from rcnn.model import mining
 from rcnn.model.anchors import cell_anchors, pyramid_anchors
+from rcnn.model.assign import Rule, assign
 from rcnn.model.mining import texture
 from rcnn.model.structures import take
 from tests.model import tiny, worked
@@ -17,10 +21,11 @@ NEGATIVES = ["random", "overlap", "texture", "hard"]
 def drawn(seed: int = 0, textures: Tensor | None = None, **settings: object) -> tuple[list[int], list[int]]:
     """Positive and negative anchors of the worked example that are drawn, in order."""
     rpn = worked.network(**settings)
-    out, targets = worked.output(rpn)._replace(texture=textures), worked.targets()
+    out, targets = worked.output(rpn), worked.targets()
     labels = rpn.assign(torch.cat(out.anchors), targets, worked.SIZES)
     keys = torch.rand(1, 60, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
-    found = rpn.draw(out, labels, targets, keys)
+    with patch.object(mining, "texture", return_value=textures):
+        found = rpn.draw(out, labels, targets, keys)
     negative = found.valid & ~found.positive
     return found.indices[found.positive].tolist(), found.indices[negative].tolist()
 
@@ -111,9 +116,9 @@ def test_positives_and_counts_are_those_of_a_random_draw(negatives: str):
     found = []
     for kind in ("random", negatives):
         net = tiny.model({"rpn": {"negatives": kind, "samples": 24}})
-        out = net.rpn.for_loss(list(net.backbone(data.images).values()), (64, 96))
-        labels = net.rpn.assign(torch.cat(out.anchors), targets, data.sizes)
-        found.append(net.rpn.draw(out, labels, targets, tiny.keys(net, data, targets).rpn))
+        run = net.run(data, wanted=())
+        labels = net.rpn.assign(torch.cat(run.rpn.anchors), targets, data.sizes)
+        found.append(net.rpn.draw(run.rpn, labels, targets, tiny.keys(net, data, targets).rpn, run.levels))
         chosen = take(labels.label, found[-1].indices)
         assert (chosen[found[-1].positive] == 1).all()
         assert (chosen[found[-1].valid & ~found[-1].positive] == 0).all()
@@ -150,7 +155,7 @@ def test_validation_sees_the_loss_of_training(changes: dict):
     data, targets = tiny.batch(2)
     keys = tiny.keys(net, data, targets)
     with torch.no_grad():
-        expected, found = net.loss(data, targets, keys), net.evaluate(data, targets, keys)[2]
+        expected, found = net.loss(data, targets, keys), net.loss(data, targets, keys, run=net.run(data))
     torch.testing.assert_close(dict(found), dict(expected))
 
 
@@ -169,10 +174,12 @@ def test_ohem_takes_the_hardest_rois_that_are_apart(nms: float):
     net = tiny.model({"roi": {"sampler": "ohem", "sampler_nms": nms, "box_weight": 2.0}})
     second, (data, targets) = net.fast_rcnn, tiny.batch(3)
     with torch.no_grad():
-        levels, out = net.extract(data)
-        proposals = net.rpn.propose(out, data.sizes, pre=40, post=24)
-        rois, found, gt = second.mine(levels, proposals, targets)
-        boxes, labels = second._labelled(proposals, targets)
+        levels, _, proposals, _, _ = net.run(data)
+        rois, found, gt = second.sample(levels, proposals, targets, torch.zeros(3, 0))
+        boxes = torch.cat((proposals.boxes, targets.boxes), dim=1)
+        allowed = torch.cat((proposals.valid, targets.valid), dim=1)
+        rule = Rule(second.settings.positive_iou, *second.settings.negative_iou, force=False)
+        labels = assign(boxes, allowed, targets.boxes, targets.valid, targets.ignore, rule)
         said = second(levels, boxes)
     for image in range(3):
         losses, classes = torch.full((boxes.shape[1],), -1.0), torch.zeros(boxes.shape[1], dtype=torch.int64)

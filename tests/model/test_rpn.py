@@ -8,7 +8,8 @@ from torchvision import ops as tv
 
 from rcnn.config import RPN, Anchors
 from rcnn.model.boxes import decode
-from rcnn.model.rpn import RegionProposalNetwork, RPNHead, patches
+from rcnn.model.rpn import RegionProposalNetwork
+from rcnn.model.rpn_head import RPNHead, patches
 from rcnn.model.structures import take
 from tests.model import tiny
 
@@ -45,7 +46,7 @@ def test_proposals_equal_a_loop_over_images_and_levels():
     found = rpn.propose(out, data.sizes, pre=40, post=24)
     for i in range(3):
         boxes, scores, levels = [], [], []
-        for level, (logits, deltas, anchors) in enumerate(zip(*out[:3], strict=True)):
+        for level, (logits, deltas, anchors) in enumerate(zip(*out, strict=True)):
             best = logits[i].topk(min(40, len(anchors))).indices
             box = tv.clip_boxes_to_image(decode(deltas[i][best], anchors[best]), (61, 91))
             big = tv.remove_small_boxes(box, 1e-3)
@@ -102,7 +103,7 @@ def test_the_head_at_chosen_anchors_says_and_learns_what_the_whole_head_does(log
     whole = [torch.cat(part, dim=1) for part in zip(*(head(level) for level in levels), strict=True)]
     index = torch.randint(0, whole[1].shape[1], (2, 40))  # more than there are cells, so that some are met twice
     index[:, :3] = torch.tensor([0, 59, 80])  # corners of the maps
-    chosen = head.at(levels, index)
+    chosen = head.at_anchors(levels, index)
     weights = [torch.randn_like(part) for part in chosen]
     leaves = [*levels, *head.parameters()]
     found = [take(part, index) for part in whole]

@@ -10,7 +10,8 @@ from rcnn.model.anchors import cell_anchors, generate_anchors
 from rcnn.model.assign import Assignment, Sample, sample
 from rcnn.model.boxes import decode, encode, pairwise_iou
 from rcnn.model.losses import rpn_loss
-from rcnn.model.rpn import RegionProposalNetwork, RPNHead
+from rcnn.model.rpn import RegionProposalNetwork
+from rcnn.model.rpn_head import RPNHead
 from rcnn.model.structures import Proposals
 from rcnn.presets import build, settings_of
 from tests.model import tiny, worked
@@ -43,9 +44,10 @@ def test_features_are_pooled_from_the_shared_map_after_suppression_and_the_image
     net.backbone.register_forward_hook(lambda module, inputs, maps: read.append((inputs[0], maps)))
     monkeypatch.setattr(net.fast_rcnn, "pool", lambda *given: pooled.append(given) or pool(*given))
     with torch.no_grad():
-        _, proposals = net.detect_and_propose(data)
-        before = net.rpn.candidates(net.extract(data)[1], data.sizes, net.settings.rpn.pre_test)
-    ((images, maps), _), ((levels, boxes),) = read, pooled
+        run = net.run(data)
+        proposals = run.proposals
+        before = net.rpn.candidates(run.rpn, data.sizes, net.settings.rpn.pre_test)
+    ((images, maps),), ((levels, boxes),) = read, pooled
     assert images is data.images
     assert all(level is shared for level, shared in zip(levels, maps.values(), strict=True))
     assert torch.equal(boxes, proposals.boxes)
@@ -119,7 +121,8 @@ def coordinate_weight(settings: RPN) -> float:
     labels = Assignment(torch.zeros(1, 7200, dtype=torch.int8), torch.zeros(1, 7200, dtype=torch.int64))
     drawn = Sample(index, index >= 0, index < 10)
     sizes = torch.tensor([[640.0, 960.0]])
-    losses = rpn.sample_loss(out._replace(deltas=(deltas,)), out.anchors[0], labels, drawn, worked.targets(), sizes)
+    worked.fix_sample(rpn, labels, drawn)
+    losses = rpn.loss(out._replace(deltas=(deltas,)), worked.targets(), sizes, torch.zeros(1, 7200))
     total, count = losses["rpn_box"]
     return torch.autograd.grad(total / count, deltas)[0][0, 0, 0].item()
 

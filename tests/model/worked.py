@@ -3,6 +3,7 @@
 import torch
 
 from rcnn.config import RPN, Anchors
+from rcnn.model.assign import Assignment, Sample
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import RPNOutput, Targets
 
@@ -26,6 +27,11 @@ def targets(boxes: torch.Tensor = OBJECTS) -> Targets:
 
 def network(anchors: Anchors = ANCHORS, **settings: object) -> RegionProposalNetwork:
     return RegionProposalNetwork(8, (16,), anchors, RPN.model_validate({"logits": 2, **settings})).double()
+
+
+def fix_sample(rpn: RegionProposalNetwork, assignment: Assignment, drawn: Sample) -> None:
+    """Whatever the anchors and keys are, these are the labels and the anchors that are trained."""
+    rpn.assign, rpn.draw = lambda *_: assignment, lambda *_: drawn  # type: ignore[method-assign]
 
 
 def output(rpn: RegionProposalNetwork) -> RPNOutput:

@@ -37,7 +37,7 @@ def propose(detector: Detector, rpn: dict[str, Any], change: Any = None, item: I
 
 
 def anchors(detector: Detector) -> Any:
-    return torch.cat(detector.runner.extract(batch().batch)[1].anchors)
+    return torch.cat(detector.runner.run(batch().batch, wanted=()).rpn.anchors)
 
 
 def test_without_its_boxes_the_rpn_proposes_clipped_anchors_in_the_order_of_its_scores(rpn: Detector) -> None:
@@ -67,7 +67,7 @@ def test_without_scores_the_proposals_are_a_draw_from_all_anchors_that_an_image_
 def test_with_nms_1_all_boxes_of_every_level_stay(rpn: Detector) -> None:
     plain = propose(rpn, {"pre_test": 100, "post_test": 6000})
     every = propose(rpn, {"pre_test": 100, "post_test": 6000, "nms": 1.0})
-    _, out = rpn.runner.extract(batch().batch)
+    out = rpn.runner.run(batch().batch, wanted=()).rpn
     kept = sum(min(100, level.shape[1]) for level in out.logits)
     assert every.valid.sum(dim=1).tolist() == [kept, kept]
     assert plain.valid.sum() < every.valid.sum()

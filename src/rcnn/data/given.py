@@ -10,7 +10,7 @@ from rcnn.config import Settings
 from rcnn.data.augment import apply_to_boxes, draw_plan
 from rcnn.data.dataset import Dataset
 from rcnn.data.loader import FILLER, Item
-from rcnn.model.structures import Batch, Proposals
+from rcnn.model.structures import Batch, Proposals, to_device
 from rcnn.preprocess.batch import Preprocessor
 
 
@@ -34,7 +34,7 @@ def place(given: Sequence[Given], batch: Batch, count: int) -> Proposals:
     """
     scales = batch.scales.cpu().double().numpy()[:, [1, 0, 1, 0]]
     resized = [Given(found.boxes * scale, found.scores) for found, scale in zip(given, scales, strict=True)]
-    return Proposals(*(part.to(batch.images.device) for part in _padded(resized, count)))
+    return to_device(_padded(resized, count), batch.images.device)
 
 
 class GivenProposals:

@@ -5,8 +5,9 @@ Background is the last column of the logits, in this file alone.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +18,7 @@ from rcnn.model import boxes as box_ops
 from rcnn.model.assign import Assignment, Rule, Sample, assign, sample
 from rcnn.model.losses import box_loss
 from rcnn.model.mining import hardest_rois
-from rcnn.model.rpn import at_least_float32
-from rcnn.model.structures import Detections, Losses, Proposals, RoIOutput, Targets, take
+from rcnn.model.structures import Detections, Losses, Proposals, RoIOutput, Targets, at_least_float32, take
 
 
 class UnscaledDropout(nn.Dropout):
@@ -112,6 +112,20 @@ class BoxPredictor(nn.Module):
         return at_least_float32(self.cls(features)), at_least_float32(self.reg(features)).unflatten(-1, (-1, 4))
 
 
+class SampledRoIs(NamedTuple):
+    """What a step of training shows to the second stage.
+
+    Attributes:
+        rois: (B, R, 4), zeros where not valid.
+        drawn: indices into the proposals with the ground truths after them; which are valid, which positive.
+        gt: (B, R) int64, the ground truth that each was matched to.
+    """
+
+    rois: Tensor
+    drawn: Sample
+    gt: Tensor
+
+
 class FastRCNN(nn.Module):
     """The second stage.
 
@@ -156,71 +170,63 @@ class FastRCNN(nn.Module):
             features.unflatten(0, (batch, count)),
         )
 
-    def select(self, proposals: Proposals, targets: Targets, keys: Tensor) -> tuple[Tensor, Sample, Tensor]:
-        """Ground truths join the proposals; label and sample them.
+    def sample(self, levels: Sequence[Tensor], proposals: Proposals, targets: Targets, keys: Tensor) -> SampledRoIs:
+        """Ground truths join the proposals; all are labelled and some are drawn to be trained.
 
-        Returns:
-            RoIs (B, R, 4), the sample, and the matched ground truth (B, R) of each RoI.
-        """
-        s = self.settings
-        boxes, labels = self._labelled(proposals, targets)
-        drawn = sample(labels.label, keys[:, : boxes.shape[1]], s.samples, s.positive_fraction)
-        rois = take(boxes, drawn.indices).masked_fill(~drawn.valid[..., None], 0.0)
-        return rois, drawn, take(labels.gt, drawn.indices)
-
-    @torch.no_grad()
-    def mine(self, levels: Sequence[Tensor], proposals: Proposals, targets: Targets) -> tuple[Tensor, Sample, Tensor]:
-        """As `select`, but the RoIs of the highest loss: of all of them it is computed, without gradient (OHEM)."""
-        s = self.settings
-        boxes, labels = self._labelled(proposals, targets)
-        everyone = torch.arange(boxes.shape[1], device=boxes.device).expand(boxes.shape[0], -1)
-        every = Sample(everyone, labels.label >= 0, labels.label == 1)
-        rois = boxes.masked_fill(~every.valid[..., None], 0.0)
-        classification, box = self.roi_losses(self(levels, rois), rois, every, labels.gt, targets)
-        classes = torch.where(every.positive, take(targets.labels, labels.gt), self.classes)
-        drawn = hardest_rois(rois, labels, classes, classification + s.box_weight * box, s.sampler_nms, s.samples)
-        hard = take(boxes, drawn.indices).masked_fill(~drawn.valid[..., None], 0.0)
-        return hard, drawn, take(labels.gt, drawn.indices)
-
-    def _labelled(self, proposals: Proposals, targets: Targets) -> tuple[Tensor, Assignment]:
-        """Proposals and ground truths (B, P + G, 4), and what each is."""
-        s = self.settings
-        gt_boxes = targets.boxes.to(proposals.boxes.dtype)
-        real = targets.valid & ~targets.ignore
-        boxes = torch.cat((proposals.boxes.detach(), gt_boxes), dim=1)
-        allowed = torch.cat((proposals.valid, real), dim=1)
-        rule = Rule(s.positive_iou, *s.negative_iou, force=False, forget=s.ignore == "drop")
-        return boxes, assign(boxes, allowed, gt_boxes, targets.valid, targets.ignore, rule)
-
-    def loss(
-        self,
-        levels: Sequence[Tensor],
-        proposals: Proposals,
-        targets: Targets,
-        keys: Tensor,
-        *,
-        trace: Callable[[Tensor, Sample], Tensor] | None = None,
-        target_gradient: bool = False,
-    ) -> Losses:
-        """Class and box loss of sampled RoIs as (sum, count); both are divided by the number of RoIs.
+        With `roi.sampler=ohem` the draw is of those of the highest loss: of all it is computed, without gradient.
 
         Args:
             levels: feature maps.
             proposals: constants to this stage.
             targets: ground truths.
             keys: (B, >= P + G) uniform numbers that decide which RoIs are sampled.
-            trace: gives the sampled RoIs (B, R, 4) the gradient of what they were made from. None: they are constants.
-            target_gradient: the targets of the boxes, which are seen from the RoIs, pass it on too.
         """
-        hard = self.settings.sampler == "ohem"
-        rois, drawn, gt = self.mine(levels, proposals, targets) if hard else self.select(proposals, targets, keys)
-        traced = trace(rois, drawn) if trace else rois
-        return self.sample_loss(self(levels, traced), traced if target_gradient else rois, drawn, gt, targets)
+        s = self.settings
+        gt_boxes, real = targets.boxes.to(proposals.boxes.dtype), targets.valid & ~targets.ignore
+        boxes = torch.cat((proposals.boxes.detach(), gt_boxes), dim=1)  # (B, P + G, 4)
+        allowed = torch.cat((proposals.valid, real), dim=1)
+        rule = Rule(s.positive_iou, *s.negative_iou, force=False, forget=s.ignore == "drop")
+        assignment = assign(boxes, allowed, gt_boxes, targets.valid, targets.ignore, rule)
+        if s.sampler == "ohem":
+            drawn = self._hardest(levels, boxes, assignment, targets)
+        else:
+            drawn = sample(assignment.label, keys[:, : boxes.shape[1]], s.samples, s.positive_fraction)
+        rois = take(boxes, drawn.indices).masked_fill(~drawn.valid[..., None], 0.0)
+        return SampledRoIs(rois, drawn, take(assignment.gt, drawn.indices))
 
-    def sample_loss(self, out: RoIOutput, rois: Tensor, drawn: Sample, gt: Tensor, targets: Targets) -> Losses:
-        """The losses of what the head said of sampled RoIs."""
-        classification, box = self.roi_losses(out, rois, drawn, gt, targets)
-        count = drawn.valid.sum()
+    @torch.no_grad()
+    def _hardest(self, levels: Sequence[Tensor], boxes: Tensor, assignment: Assignment, targets: Targets) -> Sample:
+        """The RoIs of the highest loss among all boxes (B, R, 4) (OHEM, arXiv 1604.03540)."""
+        s = self.settings
+        everyone = torch.arange(boxes.shape[1], device=boxes.device).expand(boxes.shape[0], -1)
+        every = Sample(everyone, assignment.label >= 0, assignment.label == 1)
+        rois = boxes.masked_fill(~every.valid[..., None], 0.0)
+        classification, box = self.roi_losses(self(levels, rois), rois, every, assignment.gt, targets)
+        classes = torch.where(every.positive, take(targets.labels, assignment.gt), self.classes)
+        return hardest_rois(rois, assignment, classes, classification + s.box_weight * box, s.sampler_nms, s.samples)
+
+    def loss(
+        self,
+        levels: Sequence[Tensor],
+        sampled: SampledRoIs,
+        targets: Targets,
+        *,
+        rois: Tensor | None = None,
+        target_gradient: bool = False,
+    ) -> Losses:
+        """Class and box loss of sampled RoIs as (sum, count); both are divided by the number of RoIs.
+
+        Args:
+            levels: feature maps.
+            sampled: of `sample`.
+            targets: ground truths.
+            rois: (B, R, 4) the sampled RoIs with a gradient of their own. None: they are constants.
+            target_gradient: the targets of the boxes, which are seen from the RoIs, pass that gradient on too.
+        """
+        rois = sampled.rois if rois is None else rois
+        seen_from = rois if target_gradient else sampled.rois
+        classification, box = self.roi_losses(self(levels, rois), seen_from, sampled.drawn, sampled.gt, targets)
+        count = sampled.drawn.valid.sum()
         return {"roi_class": (classification.sum(), count), "roi_box": (self.settings.box_weight * box.sum(), count)}
 
     def roi_losses(

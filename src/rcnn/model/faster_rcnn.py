@@ -4,19 +4,18 @@
 """
 
 import math
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Collection, Sequence
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rcnn.config import Settings, SettingsError
-from rcnn.model.assign import Sample
-from rcnn.model.fast_rcnn import ConvFCHead, FastRCNN, FCHead
-from rcnn.model.one_stage import OneStageDetector
+from rcnn.model import boxes as box_ops
+from rcnn.model.fast_rcnn import ConvFCHead, FastRCNN, FCHead, SampledRoIs
+from rcnn.model.one_stage import Classes, FocalClasses, detect
 from rcnn.model.rpn import RegionProposalNetwork, all_finite
-from rcnn.model.structures import Batch, Detections, Keys, Losses, Proposals, RPNOutput, Targets, take
+from rcnn.model.structures import Batch, Detections, Keys, Losses, Pass, Proposals, RPNOutput, Targets, take, to_device
 
 
 class FasterRCNN(nn.Module):
@@ -43,10 +42,10 @@ class FasterRCNN(nn.Module):
         numbers = [int(math.log2(stride)) for stride in strides]
         self.settings, self.classes = settings, classes
         self.backbone = backbone
+        meaning = None
         if settings.rpn.classify == "classes":
-            self.rpn = OneStageDetector(channels, strides, settings.anchors, settings.rpn, settings.roi, classes)
-        else:
-            self.rpn = RegionProposalNetwork(channels, strides, settings.anchors, settings.rpn)
+            meaning = FocalClasses(classes, settings.rpn) if settings.rpn.loss == "focal" else Classes(classes)
+        self.rpn = RegionProposalNetwork(channels, strides, settings.anchors, settings.rpn, meaning=meaning)
         self.roi_levels, self.fast_rcnn = (), None
         if settings.roi.head == "none":
             return
@@ -65,50 +64,52 @@ class FasterRCNN(nn.Module):
     @property
     def detects(self) -> bool:
         """Does it tell classes? If not, it is an RPN alone, and only proposes."""
-        return self.fast_rcnn is not None or isinstance(self.rpn, OneStageDetector)
-
-    def extract(self, batch: Batch) -> tuple[list[Tensor], RPNOutput]:
-        """The levels that RoIs are read from, and what the RPN's head says of all levels."""
-        levels = list(self.backbone(batch.images).values())
-        out = self.rpn(levels, (batch.images.shape[2], batch.images.shape[3]))
-        return [levels[i] for i in self.roi_levels], out
+        return self.fast_rcnn is not None or isinstance(self.rpn.meaning, Classes)
 
     def forward(self, batch: Batch) -> Detections:
         """Final boxes of every image, in pixels of the resized image."""
-        roi_levels, out = self.extract(batch)
-        if self.fast_rcnn is None:  # proposals are not needed
-            return self._detect_alone(out, batch.sizes)
-        return self._detect(roi_levels, out, batch.sizes)[0]
-
-    def detect_and_propose(self, batch: Batch) -> tuple[Detections, Proposals]:
-        """Final boxes, and the proposals: with a second stage those that they came from."""
-        roi_levels, out = self.extract(batch)
-        found, proposals, _ = self._detect(roi_levels, out, batch.sizes)
-        return found, proposals
-
-    def detect_with_features(self, batch: Batch) -> tuple[Detections, Tensor]:
-        """Final boxes, and the second stage's last hidden layer (B, D, F) of the RoI that each came from."""
-        roi_levels, out = self.extract(batch)
-        found, _, features = self._detect(roi_levels, out, batch.sizes)
-        return found, take(features, found.proposal)
-
-    def _detect(self, roi_levels: list[Tensor], out: RPNOutput, sizes: Tensor) -> tuple[Detections, Proposals, Tensor]:
-        rpn = self.settings.rpn
-        proposals = self.rpn.propose(out, sizes, pre=rpn.pre_test, post=rpn.post_test)
-        if self.fast_rcnn is None:
-            return self._detect_alone(out, sizes), proposals, proposals.scores.new_zeros(sizes.shape[0], 0, 0)
-        rois = self.fast_rcnn(roi_levels, proposals.boxes)
-        found = self.fast_rcnn.detect(rois, proposals, sizes)
-        return found._replace(finite=found.finite & all_finite(out)), proposals, rois.features
-
-    def _detect_alone(self, out: RPNOutput, sizes: Tensor) -> Detections:
-        """What there is to detect without a second stage."""
-        return self.rpn.detect(out, sizes) if isinstance(self.rpn, OneStageDetector) else _nothing(all_finite(out))
+        detections = self.run(batch, wanted=("detections",)).detections
+        assert detections is not None
+        return detections
 
     def propose(self, batch: Batch) -> Proposals:
         """Class-agnostic boxes of every image, in pixels of the resized image."""
-        _, out = self.extract(batch)
-        return self.rpn.propose(out, batch.sizes, pre=self.settings.rpn.pre_test, post=self.settings.rpn.post_test)
+        proposals = self.run(batch, wanted=("proposals",)).proposals
+        assert proposals is not None
+        return proposals
+
+    def run(
+        self,
+        batch: Batch,
+        proposals: Proposals | None = None,
+        *,
+        wanted: Collection[str] = ("proposals", "rois", "detections"),
+    ) -> Pass:
+        """One pass, and all that it leaves behind. Gradients flow wherever they are enabled.
+
+        Args:
+            batch: images.
+            proposals: from elsewhere, in pixels of the resized images; the RPN is not asked then.
+            wanted: fields of the record; others are computed where these need them, or cost nothing and are None.
+        """
+        levels = tuple(self.backbone(batch.images).values())
+        rpn, rois, detections = None, None, None
+        second = self.fast_rcnn if "rois" in wanted or "detections" in wanted else None
+        if proposals is None:
+            rpn = self.rpn(levels, (batch.images.shape[2], batch.images.shape[3]))
+            if second is not None or "proposals" in wanted:
+                s = self.settings.rpn
+                proposals = self.rpn.propose(rpn, batch.sizes, pre=s.pre_test, post=s.post_test)
+        if second is not None:
+            assert proposals is not None
+            rois = second(self._roi_maps(levels), proposals.boxes)
+            detections = second.detect(rois, proposals, batch.sizes)
+            if rpn is not None:
+                detections = detections._replace(finite=detections.finite & all_finite(rpn))
+        elif rpn is not None and "detections" in wanted:
+            tells_classes = isinstance(self.rpn.meaning, Classes)
+            detections = detect(self.rpn, rpn, batch.sizes, self.settings.roi) if tells_classes else _nothing(rpn)
+        return Pass(levels, rpn, proposals, rois, detections)
 
     def loss(
         self,
@@ -116,6 +117,8 @@ class FasterRCNN(nn.Module):
         targets: Targets,
         keys: Keys,
         *,
+        proposals: Proposals | None = None,
+        run: Pass | None = None,
         box_gradient: bool = False,
         target_gradient: bool = False,
     ) -> Losses:
@@ -128,71 +131,58 @@ class FasterRCNN(nn.Module):
             batch: images.
             targets: ground truths.
             keys: see `keys`.
+            proposals: from elsewhere, in pixels of the resized images: the second stage's losses on these alone.
+            run: of this batch, whose feature maps and RPN's output are used. None: the backbone runs.
             box_gradient: the second stage's loss reaches the RPN through the coordinates of its proposals as well. If
                 not, these are constants: approximate joint training (paper, section 3.2). Which proposals there are,
                 and what each is matched to, has no gradient either way.
             target_gradient: so do the targets of the second stage's boxes, with `box_gradient`.
         """
-        levels = list(self.backbone(batch.images).values())
-        out = self.rpn.for_loss(levels, (batch.images.shape[2], batch.images.shape[3]))
-        losses = self.rpn.loss(out, targets, batch.sizes, keys.rpn)
-        if self.fast_rcnn is None:
-            return losses
-        proposals = self._training_proposals(out, batch.sizes)
-        trace = partial(self._trace, out, proposals, batch.sizes) if box_gradient else None
-        roi_levels = [levels[i] for i in self.roi_levels]
-        second = self.fast_rcnn.loss(
-            roi_levels, proposals, targets, keys.roi, trace=trace, target_gradient=target_gradient
-        )
-        return {**losses, **second}
-
-    def detect_on(self, batch: Batch, proposals: Proposals) -> Detections:
-        """As `forward`, on proposals from elsewhere in pixels of the resized images; the RPN is not asked."""
+        levels = tuple(self.backbone(batch.images).values()) if run is None else run.levels
+        losses: dict[str, tuple[Tensor, Tensor]] = {}
+        out, again = None if run is None else run.rpn, False
+        if proposals is None:
+            if out is None:
+                again = self.rpn.learns_from_samples
+                with torch.set_grad_enabled(torch.is_grad_enabled() and not again):
+                    out = self.rpn(levels, (batch.images.shape[2], batch.images.shape[3]))
+            losses.update(self.rpn.loss(out, targets, batch.sizes, keys.rpn, levels, again=again))
+            if self.fast_rcnn is None:
+                return losses
+            s = self.settings.rpn
+            with torch.no_grad():
+                proposals = self.rpn.propose(out, batch.sizes, pre=s.pre_train, post=s.post_train)
         assert self.fast_rcnn is not None
-        rois = self.fast_rcnn(self._roi_levels(batch), proposals.boxes)
-        return self.fast_rcnn.detect(rois, proposals, batch.sizes)
+        maps, rois = self._roi_maps(levels), None
+        sampled = self.fast_rcnn.sample(maps, proposals, targets, keys.roi)
+        if box_gradient:
+            assert out is not None
+            rois = self._decoded_again(out, levels if again else None, proposals, sampled, batch.sizes)
+        losses.update(self.fast_rcnn.loss(maps, sampled, targets, rois=rois, target_gradient=target_gradient))
+        return losses
 
-    def second_loss(self, batch: Batch, targets: Targets, keys: Keys, proposals: Proposals) -> Losses:
-        """The second stage's two losses on proposals from elsewhere, in pixels of the resized images."""
-        assert self.fast_rcnn is not None
-        return self.fast_rcnn.loss(self._roi_levels(batch), proposals, targets, keys.roi)
+    def _decoded_again(
+        self,
+        out: RPNOutput,
+        again: Sequence[Tensor] | None,
+        proposals: Proposals,
+        sampled: SampledRoIs,
+        sizes: Tensor,
+    ) -> Tensor:
+        """The sampled RoIs (B, R, 4) decoded from their anchors, with gradient; ground truths among them are constants.
 
-    def _roi_levels(self, batch: Batch) -> list[Tensor]:
-        levels = list(self.backbone(batch.images).values())
+        `again` as of `RegionProposalNetwork.at`.
+        """
+        indices, count = sampled.drawn.indices, proposals.anchor.shape[1]
+        anchor = take(proposals.anchor, indices.clamp(max=count - 1))  # (B, R) of the anchors of all levels
+        _, deltas = self.rpn.at(out, anchor, again)
+        boxes = box_ops.clip(box_ops.decode(deltas, torch.cat(out.anchors)[anchor]), sizes)
+        proposed = sampled.drawn.valid & (indices < count)
+        return torch.where(proposed[..., None], boxes, sampled.rois)
+
+    def _roi_maps(self, levels: Sequence[Tensor]) -> list[Tensor]:
+        """The feature maps that RoIs are read from."""
         return [levels[i] for i in self.roi_levels]
-
-    def _training_proposals(self, out: RPNOutput, sizes: Tensor) -> Proposals:
-        rpn = self.settings.rpn
-        with torch.no_grad():
-            return self.rpn.propose(out, sizes, pre=rpn.pre_train, post=rpn.post_train)
-
-    def _trace(self, out: RPNOutput, proposals: Proposals, sizes: Tensor, rois: Tensor, drawn: Sample) -> Tensor:
-        """The sampled RoIs decoded anew from their anchors, with gradient; ground truths among them are constants."""
-        count = proposals.anchor.shape[1]
-        anchor = take(proposals.anchor, drawn.indices.clamp(max=count - 1))
-        proposed = drawn.valid & (drawn.indices < count)
-        return torch.where(proposed[..., None], self.rpn.boxes_at(out, anchor, sizes), rois)
-
-    def evaluate(self, batch: Batch, targets: Targets, keys: Keys) -> tuple[Detections, Proposals, Losses]:
-        """Detections, proposals and losses of one pass through the backbone."""
-        levels = list(self.backbone(batch.images).values())
-        roi_levels = [levels[i] for i in self.roi_levels]
-        out = self.rpn.with_texture(self.rpn(levels, (batch.images.shape[2], batch.images.shape[3])), levels)
-        found, proposals, _ = self._detect(roi_levels, out, batch.sizes)
-        losses = self.rpn.loss(out, targets, batch.sizes, keys.rpn)
-        if self.fast_rcnn is None:
-            return found, proposals, losses
-        trained_on = self._training_proposals(out, batch.sizes)
-        return found, proposals, {**losses, **self.fast_rcnn.loss(roi_levels, trained_on, targets, keys.roi)}
-
-    def evaluate_on(
-        self, batch: Batch, targets: Targets, keys: Keys, proposals: Proposals
-    ) -> tuple[Detections, Proposals, Losses]:
-        """As `evaluate`, of the second stage alone, on proposals from elsewhere in pixels of the resized images."""
-        assert self.fast_rcnn is not None
-        levels = self._roi_levels(batch)
-        found = self.fast_rcnn.detect(self.fast_rcnn(levels, proposals.boxes), proposals, batch.sizes)
-        return found, proposals, self.fast_rcnn.loss(levels, proposals, targets, keys.roi)
 
     def keys(self, batch: Batch, targets: Targets, seeds: Tensor) -> Keys:
         """Uniform numbers for `loss`; row i comes from `seeds[i]` alone: order, batch and process do not matter.
@@ -205,9 +195,7 @@ class FasterRCNN(nn.Module):
         proposals = max(self.settings.rpn.post_train, self.settings.rpn.post_test)
         counts = (cells * self.rpn.per_cell, proposals + targets.boxes.shape[1])
         rows = [_uniform(int(seed), counts) for seed in seeds.tolist()]
-        device = batch.images.device
-        rpn, roi = (_stack([row[i] for row in rows], counts[i]).to(device) for i in (0, 1))
-        return Keys(rpn, roi)
+        return to_device(Keys(*(_stack([row[i] for row in rows], counts[i]) for i in (0, 1))), batch.images.device)
 
 
 def _head(settings: Settings, channels: int) -> nn.Module:
@@ -226,7 +214,8 @@ def _stack(rows: list[np.ndarray], count: int) -> Tensor:
     return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, count, dtype=torch.float64)
 
 
-def _nothing(finite: Tensor) -> Detections:
-    """No detections; `finite` (B,) is the first stage's."""
+def _nothing(out: RPNOutput) -> Detections:
+    """No detections (B, 0) of an RPN alone."""
+    finite = all_finite(out)
     none = finite[:, None][:, :0]  # (B, 0)
     return Detections(none.float()[..., None].expand(-1, -1, 4), none.float(), none.long(), none, none.long(), finite)

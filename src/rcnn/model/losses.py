@@ -106,8 +106,8 @@ def normalise(
     normaliser: Normaliser,
     cells: Tensor,
     positive_weight: float | None = None,
-) -> dict[str, tuple[Tensor, Tensor]]:
-    """Sums and counts of the RPN's two losses.
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(sum, count) of the RPN's two losses, classification and boxes (paper, equation 1: N_cls and N_reg).
 
     paper: N_cls = samples asked for, per image; N_reg = cells of the unpadded image over all levels. sampled-cells: the
     same box loss, classification over the anchors sampled. per-image: each image over its own samples, then the mean
@@ -127,10 +127,7 @@ def normalise(
         share = 1 / sampled.clamp(min=1)
         box_share = share if positive_weight is None else positive_weight / positive.sum(dim=1).clamp(min=1)
         images = (cells > 0).sum()
-        return {
-            "rpn_objectness": ((classification.sum(dim=1) * share).sum(), images),
-            "rpn_box": ((box.sum(dim=1) * box_share).sum(), images),
-        }
+        return ((classification.sum(dim=1) * share).sum(), images), ((box.sum(dim=1) * box_share).sum(), images)
     counts = {
         "paper": (asked, cells),
         "sampled-cells": (sampled, cells),
@@ -138,7 +135,4 @@ def normalise(
         "requested": (asked, asked),
         "mean": (sampled, 4 * positive.sum(dim=1)),
     }[normaliser]
-    return {
-        "rpn_objectness": (classification.sum(), counts[0].sum()),
-        "rpn_box": (box.sum(), counts[1].sum()),
-    }
+    return (classification.sum(), counts[0].sum()), (box.sum(), counts[1].sum())

@@ -1,12 +1,11 @@
-"""Region proposal network: an objectness and a box for every anchor, its loss, and the proposals it makes.
+"""Region proposal network (paper, section 3.1): anchors, the proposals that it makes of them, its loss.
 
-B images, A anchors (A_l of level l), a anchors a cell, n sampled anchors, P proposals.
+B images, A anchors of all levels (A_l of level l), a anchors per cell, n sampled anchors, P proposals, K classes.
 """
 
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 import rcnn.ops as ops
@@ -16,111 +15,41 @@ from rcnn.model import boxes as box_ops
 from rcnn.model import mining
 from rcnn.model.assign import Assignment, Rule, Sample, assign, sample
 from rcnn.model.losses import box_loss, normalise, objectness_loss
+from rcnn.model.rpn_head import RPNHead
 from rcnn.model.structures import Losses, Proposals, RPNOutput, Targets, take
 
 
-class RPNHead(nn.Module):
-    """An n x n convolution (or several) and two 1 x 1 siblings, shared by all levels (paper, section 3.1).
+class Objectness:
+    """What the head's logits mean: is there an object? One logit (sigmoid), or two (softmax) as in the paper's code.
 
-    Args:
-        in_channels: channels of every level.
-        channels: channels of the hidden convolutions.
-        anchors: anchors a cell.
-        logits: of an anchor; 1 (sigmoid) or 2 (softmax) tell objects from background, others classes.
-        kernel: side of the sliding window, cells.
-        convs: hidden convolutions.
+    Attributes:
+        logits: per anchor.
+        name: of the loss.
+        of_every_anchor: is the loss of all anchors that are not ignored, and divided by the positives? If not, of a
+            sample, and divided by `rpn.normaliser`.
+        prior: what a sigmoid starts from; None: 1 / 2.
     """
 
-    def __init__(
-        self, in_channels: int, channels: int, anchors: int, *, logits: int, kernel: int, convs: int = 1
-    ) -> None:
-        super().__init__()
-        self.logits = logits
-        hidden = [
-            nn.Conv2d(channels if i else in_channels, channels, kernel, padding=kernel // 2) for i in range(convs)
-        ]
-        self.conv = hidden[0] if convs == 1 else nn.ModuleList(hidden)
-        self.cls = nn.Conv2d(channels, logits * anchors, 1)
-        self.reg = nn.Conv2d(channels, 4 * anchors, 1)
-        for layer in (*hidden, self.cls, self.reg):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.constant_(layer.bias, 0)  # type: ignore[arg-type]
+    name = "rpn_objectness"
+    of_every_anchor = False
+    prior: float | None = None
 
-    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, C, H, W) -> logits (B, H * W * a[, n]) and deltas (B, H * W * a, 4), the anchor fastest.
+    def __init__(self, settings: RPN) -> None:
+        self.logits, self._object_first = settings.logits, settings.score_order == "object-first"
 
-        Two logits lie as in the paper's code: first the `a` background channels, then the `a` object channels. So do n.
-        """
-        hidden = self.hidden(feature)
-        logits = self.cls(hidden).permute(0, 2, 3, 1)  # (B, H, W, logits * a)
-        deltas = self.reg(hidden).permute(0, 2, 3, 1)
-        if self.logits > 1:
-            logits = logits.unflatten(3, (self.logits, -1)).transpose(3, 4)
-        logits = logits.flatten(1, 3)
-        return at_least_float32(logits), at_least_float32(deltas).unflatten(3, (-1, 4)).flatten(1, 3)
+    def scores(self, logits: Tensor) -> Tensor:
+        """(B, A) or (B, A, 2) logits -> (B, A) logit of the object's probability."""
+        if self.logits == 1:
+            return logits
+        background, foreground = self._background_first(logits).unbind(dim=-1)
+        return foreground - background
 
-    def hidden(self, feature: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, channels, H, W): what both siblings read; the paper's 256 or 512 numbers a position."""
-        for conv in self.conv if isinstance(self.conv, nn.ModuleList) else (self.conv,):
-            feature = conv(feature).relu()
-        return feature
+    def loss(self, logits: Tensor, positive: Tensor, labels: Tensor) -> Tensor:
+        """Log loss (B, n) of anchors; `labels` (B, n), which object it is, does not matter here."""
+        return objectness_loss(self._background_first(logits), positive)
 
-    @property
-    def local(self) -> bool:
-        """Does an anchor depend on one window alone, so that `at` can compute it?"""
-        return isinstance(self.conv, nn.Conv2d)
-
-    def at(self, levels: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature maps (B, C, H_l, W_l), (B, n) anchors of all levels -> their logits and deltas (B, n, 4).
-
-        What `forward` says of these anchors, from the windows around them alone. Few anchors are sampled, so the
-        gradient of the convolution, two thirds of its cost, all but disappears.
-        """
-        assert isinstance(self.conv, nn.Conv2d)
-        anchors = self.reg.out_channels // 4
-        seen = patches(levels, index // anchors, self.conv.kernel_size[0])
-        hidden = F.linear(seen, self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias).relu()
-        logits = F.linear(hidden, self.cls.weight.flatten(1), self.cls.bias)
-        deltas = F.linear(hidden, self.reg.weight.flatten(1), self.reg.bias).unflatten(2, (-1, 4))
-        which = (index % anchors)[..., None]
-        deltas = deltas.take_along_dim(which[..., None], dim=2).squeeze(2)
-        logits = logits.unflatten(2, (-1, anchors)).take_along_dim(which[..., None], dim=3).squeeze(3)
-        return at_least_float32(logits.squeeze(2) if self.logits == 1 else logits), at_least_float32(deltas)
-
-
-def patches(levels: Sequence[Tensor], cells: Tensor, kernel: int) -> Tensor:
-    """The features that a convolution sees at chosen cells.
-
-    Args:
-        levels: (B, C, H_l, W_l).
-        cells: (B, n) places, counted row by row and level after level.
-        kernel: side of the window.
-
-    Returns:
-        (B, n, kernel * kernel * C), zeros beyond the edge of a map.
-    """
-    batch = cells.shape[0]
-    rows = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], dim=1)
-    rows = torch.cat((rows, rows.new_zeros(batch, 1, rows.shape[2])), dim=1)
-    reach = torch.arange(kernel, device=cells.device) - kernel // 2
-    index = cells.new_full((*cells.shape, kernel, kernel), rows.shape[1] - 1)
-    start = 0
-    for level in levels:
-        height, width = level.shape[2:]
-        place = cells - start
-        y, x = (place // width)[..., None, None] + reach[:, None], (place % width)[..., None, None] + reach
-        here = ((place >= 0) & (place < height * width))[..., None, None]
-        index = torch.where(here & (y >= 0) & (y < height) & (x >= 0) & (x < width), start + y * width + x, index)
-        start += height * width
-    image = torch.arange(batch, device=cells.device)[:, None] * rows.shape[1]
-    # Not rows[index], whose gradient is added up in no fixed order.
-    seen = F.embedding(index.flatten(1) + image, rows.flatten(0, 1))
-    return seen.unflatten(1, (cells.shape[1], -1)).flatten(2)
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision ends here: boxes and losses are computed in float32, or float64 where the model is."""
-    return x if x.dtype == torch.float64 else x.float()
+    def _background_first(self, logits: Tensor) -> Tensor:
+        return logits.flip(-1) if self.logits == 2 and self._object_first else logits
 
 
 class RegionProposalNetwork(nn.Module):
@@ -129,37 +58,49 @@ class RegionProposalNetwork(nn.Module):
     Args:
         in_channels: channels of every level.
         strides: stride of every level, pixels, finest first.
-        anchors: the anchor rule; one tuple of sizes a level.
+        anchors: the anchor rule; one tuple of sizes per level.
         settings: head, label rules, sampling, loss, NMS.
-        logits: of an anchor. None: as set.
+        meaning: of the logits. None: `Objectness`.
 
     Raises:
         SettingsError: anchor sizes and strides differ in their number of levels, or levels in their number of sizes.
     """
 
     def __init__(
-        self, in_channels: int, strides: Sequence[int], anchors: Anchors, settings: RPN, *, logits: int | None = None
+        self,
+        in_channels: int,
+        strides: Sequence[int],
+        anchors: Anchors,
+        settings: RPN,
+        *,
+        meaning: Objectness | None = None,
     ) -> None:
         super().__init__()
         if len(strides) != len(anchors.sizes):
             raise SettingsError(
                 f"anchors.sizes has {len(anchors.sizes)} levels {anchors.sizes}, but the backbone has {len(strides)} "
-                f"of strides {tuple(strides)}; give one tuple of sizes a level"
+                f"of strides {tuple(strides)}; give one tuple of sizes per level"
             )
         per_cell = {len(sizes) * len(anchors.ratios) for sizes in anchors.sizes}
         if len(per_cell) != 1:
             raise SettingsError(f"anchors.sizes must have equally many sizes on every level, got {anchors.sizes}")
         self.strides, self.anchors, self.settings = tuple(strides), anchors, settings
-        self.per_cell = per_cell.pop()
+        self.per_cell, self.meaning = per_cell.pop(), meaning or Objectness(settings)
         self.head = RPNHead(
             in_channels,
             settings.channels or in_channels,
             self.per_cell,
-            logits=logits or settings.logits,
+            logits=self.meaning.logits,
             kernel=settings.kernel,
             convs=settings.convs,
+            prior=self.meaning.prior,
         )
         self.cells = [anchor_ops.cell_anchors(anchors, level, torch.float64) for level in range(len(strides))]
+
+    @property
+    def learns_from_samples(self) -> bool:
+        """Do gradients flow through sampled anchors alone, so that nobody needs those of the whole maps?"""
+        return self.head.local and not self.meaning.of_every_anchor
 
     def forward(self, levels: Sequence[Tensor], image_shape: tuple[int, int]) -> RPNOutput:
         """Feature maps (B, C, H_l, W_l) of images padded to `image_shape` -> logits, deltas, anchors of every level."""
@@ -170,59 +111,26 @@ class RegionProposalNetwork(nn.Module):
         anchors = anchor_ops.pyramid_anchors(self.anchors, grids, self.strides, image_shape, cells)
         return RPNOutput(tuple(head[0] for head in heads), tuple(head[1] for head in heads), anchors)
 
-    def for_loss(self, levels: Sequence[Tensor], image_shape: tuple[int, int]) -> RPNOutput:
-        """As `forward`, where the output serves `propose` and `loss` alone: gradients flow through sampled anchors."""
-        if not self.head.local:
-            return self.with_texture(self(levels, image_shape), levels)
-        with torch.no_grad():
-            out = self(levels, image_shape)
-        return self.with_texture(out._replace(features=tuple(levels)), levels)
-
-    def with_texture(self, out: RPNOutput, levels: Sequence[Tensor]) -> RPNOutput:
-        """`out` with what `loss` needs beside the output of `forward`: with `rpn.negatives=texture` the texture."""
-        if self.settings.negatives != "texture":
-            return out
-        with torch.no_grad():
-            return out._replace(texture=mining.texture(levels, self.cells, self.strides, self.anchors))
-
-    def at(self, out: RPNOutput, index: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, n[, 2]) and deltas (B, n, 4) of (B, n) anchors of all levels, with their gradient."""
-        if out.features is None:
-            logits, deltas = (take(torch.cat(part, dim=1), index) for part in (out.logits, out.deltas))
-            return logits, deltas
-        return self.head.at(out.features, index)
-
-    def boxes_at(self, out: RPNOutput, index: Tensor, sizes: Tensor) -> Tensor:
-        """Decoded and clipped boxes (B, n, 4) of (B, n) anchors of all levels, with the gradient of their deltas."""
-        _, deltas = self.at(out, index)
-        return box_ops.clip(box_ops.decode(deltas, torch.cat(out.anchors)[index]), sizes)
-
     def scores(self, logits: Tensor) -> Tensor:
-        """(B, A) or (B, A, 2) logits -> (B, A) logit of the object's probability."""
-        if self.settings.logits == 1:
-            return logits
-        background, foreground = logits.unbind(dim=-1)
-        if self.settings.score_order == "object-first":
-            background, foreground = foreground, background
-        return foreground - background
+        """Logits (B, A, ...) of anchors -> (B, A), by which they are ranked: the logit of a probability."""
+        return self.meaning.scores(logits)
 
     def candidates(self, out: RPNOutput, sizes: Tensor, pre: int) -> Proposals:
         """The `pre` best of each level, decoded and clipped, not yet suppressed; tiny and improbable ones not valid."""
         boxes, scores, level, anchor = [], [], [], []
         start = 0
-        for number, (logits, deltas, anchors) in enumerate(zip(*out[:3], strict=True)):
-            score, index = self.scores(logits).topk(min(pre, anchors.shape[0]), dim=1)
-            delta = take(deltas, index)
-            boxes.append(box_ops.decode(delta, anchors[index]))
+        for number, (logits, deltas, anchors) in enumerate(zip(*out, strict=True)):
+            score, index = self.scores(logits).topk(min(pre, anchors.shape[0]), dim=1)  # (B, min(pre, A_l))
+            boxes.append(box_ops.decode(take(deltas, index), anchors[index]))
             scores.append(score)
             anchor.append(index + start)
             level.append(torch.full_like(index, number))
             start += anchors.shape[0]
         box, score = box_ops.clip(torch.cat(boxes, dim=1), sizes), torch.cat(scores, dim=1).sigmoid()
-        levels, anchor_index = torch.cat(level, dim=1), torch.cat(anchor, dim=1)
         sides = box[..., 2:] - box[..., :2]
         big = ((sides > 0) & (sides >= self.settings.min_size)).all(dim=-1)
-        return Proposals(box, score, big & (score >= self.settings.score), levels, anchor_index)
+        valid = big & (score >= self.settings.score)
+        return Proposals(box, score, valid, torch.cat(level, dim=1), torch.cat(anchor, dim=1))
 
     def propose(self, out: RPNOutput, sizes: Tensor, *, pre: int, post: int) -> Proposals:
         """The best boxes of each image after suppression within levels.
@@ -230,16 +138,16 @@ class RegionProposalNetwork(nn.Module):
         Args:
             out: of `forward`.
             sizes: (B, 2) height and width of each unpadded image.
-            pre: boxes a level that enter NMS.
+            pre: boxes per level that enter NMS.
             post: proposals that leave it, the best.
         """
-        box, score, eligible, levels, anchor = self.candidates(out, sizes, pre)
-        kept, valid = ops.nms(box, score, levels, eligible, self.settings.nms, post)
+        box, score, eligible, level, anchor = self.candidates(out, sizes, pre)
+        kept, valid = ops.nms(box, score, level, eligible, self.settings.nms, post)
         return Proposals(
             boxes=take(box, kept).masked_fill(~valid[..., None], 0.0),
             scores=take(score, kept).masked_fill(~valid, 0.0),
             valid=valid,
-            level=take(levels, kept),
+            level=take(level, kept),
             anchor=take(anchor, kept),
         )
 
@@ -252,85 +160,79 @@ class RegionProposalNetwork(nn.Module):
             allowed = allowed & anchor_ops.inside(anchors, sizes, self.anchors.border)
         return assign(anchors, allowed, targets.boxes.to(anchors.dtype), targets.valid, targets.ignore, rule)
 
-    def loss(self, out: RPNOutput, targets: Targets, sizes: Tensor, keys: Tensor) -> Losses:
-        """The two losses of equation 1 as (sum, count); lambda is inside the box loss's sum.
+    @torch.no_grad()
+    def draw(
+        self, out: RPNOutput, assignment: Assignment, targets: Targets, keys: Tensor, levels: Sequence[Tensor] = ()
+    ) -> Sample:
+        """The anchors that are trained; `rpn.negatives` says which negatives go first. Arguments as of `loss`."""
+        s, label, anchors = self.settings, assignment.label, torch.cat(out.anchors)
+        if self.meaning.of_every_anchor:
+            everyone = torch.arange(label.shape[1], device=label.device).expand_as(label)
+            return Sample(everyone, label >= 0, label == 1)
+        first = None
+        if s.negatives == "overlap":
+            first = mining.overlapping(anchors, assignment, targets, s.negatives_iou)
+        elif s.negatives == "texture":
+            texture = mining.texture(levels, self.cells, self.strides, self.anchors)
+            first = mining.textured(texture, assignment, s.negatives_smooth)
+        elif s.negatives == "hard":  # a negative's loss grows with its score
+            scores = self.scores(torch.cat(out.logits, dim=1))
+            first = mining.hardest_apart(anchors, assignment, scores, s.negatives_nms, s.samples)
+        return sample(label, keys[:, : label.shape[1]], s.samples, s.positive_fraction, first)
+
+    def at(self, out: RPNOutput, index: Tensor, again: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Logits (B, n[, k]) and deltas (B, n, 4) of (B, n) anchors of all levels, with their gradient.
 
         Args:
-            out: of `for_loss`, or of `forward` and `with_texture`.
+            out: of `forward`.
+            index: the anchors.
+            again: feature maps that `out`, without gradient, was computed from, and these anchors are once more.
+        """
+        if again is not None:
+            return self.head.at_anchors(again, index)
+        return take(torch.cat(out.logits, dim=1), index), take(torch.cat(out.deltas, dim=1), index)
+
+    def loss(
+        self,
+        out: RPNOutput,
+        targets: Targets,
+        sizes: Tensor,
+        keys: Tensor,
+        levels: Sequence[Tensor] = (),
+        *,
+        again: bool = False,
+    ) -> Losses:
+        """The multi-task loss (paper, equation 1) as (sum, count) of its two parts; lambda is inside the second's sum.
+
+        Args:
+            out: of `forward`.
             targets: ground truths.
             sizes: (B, 2) height and width of each unpadded image.
             keys: (B, >= A) uniform numbers that decide which anchors are sampled.
+            levels: the feature maps; read with `rpn.negatives=texture` and with `again`.
+            again: `out` is without gradient, and the sampled anchors are computed from `levels` once more, with it.
         """
-        anchors = torch.cat(out.anchors)
-        labels = self.assign(anchors, targets, sizes)
-        return self.sample_loss(out, anchors, labels, self.draw(out, labels, targets, keys), targets, sizes)
-
-    def draw(self, out: RPNOutput, labels: Assignment, targets: Targets, keys: Tensor) -> Sample:
-        """The anchors that are trained; `rpn.negatives` says which negatives go first. Arguments as of `loss`."""
-        settings = self.settings
-        first = self._precedence(out, labels, targets)
-        keys = keys[:, : labels.label.shape[1]]
-        return sample(labels.label, keys, settings.samples, settings.positive_fraction, first)
-
-    @torch.no_grad()
-    def _precedence(self, out: RPNOutput, labels: Assignment, targets: Targets) -> Tensor | None:
-        settings, anchors = self.settings, torch.cat(out.anchors)
-        if settings.negatives == "overlap":
-            return mining.overlapping(anchors, labels, targets, settings.negatives_iou)
-        if settings.negatives == "texture":
-            assert out.texture is not None
-            return mining.textured(out.texture, labels, settings.negatives_smooth)
-        if settings.negatives == "hard":  # a negative's loss grows with its score
-            loss = self.scores(torch.cat(out.logits, dim=1))
-            return mining.hardest_apart(anchors, labels, loss, settings.negatives_nms, settings.samples)
-        return None
-
-    def sample_loss(
-        self, out: RPNOutput, anchors: Tensor, labels: Assignment, drawn: Sample, targets: Targets, sizes: Tensor
-    ) -> Losses:
-        """The losses of sampled anchors."""
-        classification, box = self.anchor_losses(out, anchors, labels, drawn, targets)
-        return normalise(
-            classification,
-            box,
-            drawn.valid,
-            drawn.positive,
-            self.settings.normaliser,
-            self._locations(sizes),
-            self.settings.positive_weight,
-        )
-
-    def anchor_losses(
-        self, out: RPNOutput, anchors: Tensor, labels: Assignment, drawn: Sample, targets: Targets
-    ) -> tuple[Tensor, Tensor]:
-        """Class and box loss (B, n) of sampled anchors, 0 where not valid or not positive; lambda is in the latter."""
-        settings = self.settings
-        logits, deltas = self.at(out, drawn.indices)
-        # A row that does not count gets logit 0 and its anchor as its box: finite losses of finite gradients.
+        s, anchors = self.settings, torch.cat(out.anchors)
+        assignment = self.assign(anchors, targets, sizes)
+        drawn = self.draw(out, assignment, targets, keys, levels)
+        logits, deltas = self.at(out, drawn.indices, levels if again else None)  # (B, n[, k]), (B, n, 4)
+        anchor, object_index = anchors[drawn.indices], take(assignment.gt, drawn.indices)
+        matched = take(targets.boxes.to(anchor.dtype), object_index)
+        # L_cls. A row that does not count gets logit 0 and its anchor as its box: finite losses of finite gradients.
         logits = logits.masked_fill(~drawn.valid.view(*drawn.valid.shape, *(1,) * (logits.dim() - 2)), 0.0)
+        classification = self.meaning.loss(logits, drawn.positive, take(targets.labels, object_index)) * drawn.valid
+        # lambda p* L_reg: of positive anchors alone
         positive = drawn.positive[..., None]
-        anchor, gt = anchors[drawn.indices], take(labels.gt, drawn.indices)
-        wanted = take(targets.boxes.to(anchor.dtype), gt)
-        box = box_loss(
-            torch.where(positive, deltas, 0.0),
-            torch.where(positive, wanted, anchor),
-            anchor,
-            settings.box_loss,
-            settings.beta,
-        )
-        classification = self.class_loss(logits, drawn.positive, targets, gt) * drawn.valid
-        return classification, settings.lambda_ * box * drawn.positive
-
-    def class_loss(self, logits: Tensor, positive: Tensor, targets: Targets, gt: Tensor) -> Tensor:
-        """Log loss (B, n) of sampled anchors: is there an object? Which one, `gt` (B, n), does not matter here."""
-        if self.settings.logits == 2 and self.settings.score_order == "object-first":
-            logits = logits.flip(-1)
-        return objectness_loss(logits, positive)
-
-    def _locations(self, sizes: Tensor) -> Tensor:
-        """(B, 2) -> (B,) cells of each unpadded image over all levels, the paper's N_reg."""
+        deltas, matched = torch.where(positive, deltas, 0.0), torch.where(positive, matched, anchor)
+        box = s.lambda_ * box_loss(deltas, matched, anchor, s.box_loss, s.beta) * drawn.positive
+        # N_cls and N_reg
+        if self.meaning.of_every_anchor:
+            count = drawn.positive.sum()
+            return {self.meaning.name: (classification.sum(), count), "rpn_box": (box.sum(), count)}
         strides = sizes.new_tensor(self.strides)
-        return (sizes[:, None] / strides[None, :, None]).ceil().prod(dim=-1).sum(dim=-1)
+        cells = (sizes[:, None] / strides[None, :, None]).ceil().prod(dim=-1).sum(dim=-1)  # (B,) of the unpadded image
+        parts = normalise(classification, box, drawn.valid, drawn.positive, s.normaliser, cells, s.positive_weight)
+        return dict(zip((self.meaning.name, "rpn_box"), parts, strict=True))
 
 
 def all_finite(out: RPNOutput) -> Tensor:

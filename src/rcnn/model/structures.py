@@ -5,12 +5,16 @@ Boxes are continuous float xyxy in pixels of the resized image. Masks are bool, 
 """
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
+import torch
 from torch import Tensor
 
 Losses = Mapping[str, tuple[Tensor, Tensor]]
 """Name -> (sum, count), both scalars and not yet divided: whoever sums over processes divides afterwards."""
+
+
+Tensors = TypeVar("Tensors", bound=Any)
 
 
 class Batch(NamedTuple):
@@ -53,16 +57,11 @@ class RPNOutput(NamedTuple):
             background where there is one.
         deltas: (B, A_l, 4).
         anchors: (A_l, 4).
-        features: the maps (B, C, H_l, W_l) that the loss reads at sampled anchors, where logits and deltas carry no
-            gradient. None: they do.
-        texture: (B, A) how much the features inside each anchor vary, where sampling asks for it.
     """
 
     logits: tuple[Tensor, ...]
     deltas: tuple[Tensor, ...]
     anchors: tuple[Tensor, ...]
-    features: tuple[Tensor, ...] | None = None
-    texture: Tensor | None = None
 
 
 class Proposals(NamedTuple):
@@ -118,6 +117,24 @@ class Detections(NamedTuple):
     finite: Tensor
 
 
+class Pass(NamedTuple):
+    """What one run of the network over a batch leaves behind; None where it was not asked for, or there is none.
+
+    Attributes:
+        levels: (B, C, H_l, W_l) feature maps of the backbone, finest first.
+        rpn: what the RPN's head says; None where proposals were given.
+        proposals: those of the RPN, or those that were given.
+        rois: what the second stage says of the proposals; None without one.
+        detections: final boxes.
+    """
+
+    levels: tuple[Tensor, ...]
+    rpn: RPNOutput | None
+    proposals: Proposals | None
+    rois: RoIOutput | None
+    detections: Detections | None
+
+
 class Keys(NamedTuple):
     """Uniform numbers in [0, 1) that decide which anchors and RoIs are sampled; float64.
 
@@ -128,6 +145,16 @@ class Keys(NamedTuple):
 
     rpn: Tensor
     roi: Tensor
+
+
+def to_device(tensors: Tensors, device: torch.device) -> Tensors:
+    """Any of the tuples above on a device; the host does not wait for the copies."""
+    return type(tensors)(*(part.to(device, non_blocking=True) for part in tensors))
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision ends here: boxes and losses are computed in float32, or float64 where the model is."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def take(rows: Tensor, index: Tensor) -> Tensor:

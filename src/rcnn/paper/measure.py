@@ -12,7 +12,7 @@ from rcnn.data.dataset import Dataset
 from rcnn.data.loader import Item
 from rcnn.detector import Detector
 from rcnn.evaluate import Metrics, evaluate
-from rcnn.model.structures import Batch, Proposals, RPNOutput
+from rcnn.model.structures import Proposals, RPNOutput, to_device
 from rcnn.paper.experiment import Numbers, Run
 from rcnn.paper.lab import Lab, Training
 from rcnn.presets import build
@@ -63,9 +63,10 @@ class OfRPN:
 
     def __call__(self, item: Item) -> Proposals:
         """(B, P) proposals of a batch."""
-        batch = Batch(*(part.to(self._device) for part in item.batch))
+        batch = to_device(item.batch, self._device)
         with torch.inference_mode():
-            _, out = self._model.extract(batch)
+            out = self._model.run(batch, wanted=()).rpn
+            assert out is not None
             out = self._change(out, item.seeds) if self._change else out
             rpn = self._model.settings.rpn
             return self._model.rpn.propose(out, batch.sizes, pre=rpn.pre_test, post=rpn.post_test)

@@ -15,7 +15,7 @@ from rcnn.data.dataset import Record
 from rcnn.data.given import place
 from rcnn.data.selective_search import selective_search
 from rcnn.detector import Detector
-from rcnn.model.structures import Batch, Detections, Proposals
+from rcnn.model.structures import Batch, Detections, Proposals, to_device
 from rcnn.paper.experiment import Column, Experiment, Numbers, Run, more
 from rcnn.paper.lab import Lab
 from rcnn.preprocess.decode import read_image
@@ -91,7 +91,7 @@ def _time_image(detector: Detector, record: Record, searches: Searches, times: T
     data, channels = settings.data, settings.preprocess.in_channels
     picture = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
     batch = preprocessor.collate([preprocessor.resize(picture)], [record.size])
-    batch = Batch(*(part.to(device) for part in batch))
+    batch = to_device(batch, device)
     levels, conv = _timed(device, lambda: list(detector.runner.backbone(batch.images).values()))
     proposed, proposals = _timed(device, partial(_propose, detector, levels, batch))
     _, regions = _timed(device, partial(_detect, detector, levels, batch, proposed))

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rcnn.config import Train
 from rcnn.data.loader import Item
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Proposals
+from rcnn.model.structures import Proposals, to_device
 from rcnn.training.distributed import Team, without_sync
 from rcnn.training.ema import EMA
 from rcnn.training.optim import learning_rate, set_learning_rate
@@ -166,11 +166,9 @@ def backward(
 def forward(engine: Engine, item: Item) -> dict[str, tuple[Tensor, Tensor]]:
     """Losses of a batch in this process, as (sum, count)."""
     device = engine.team.device
-    batch = type(item.batch)(*(tensor.to(device, non_blocking=True) for tensor in item.batch))
-    targets = type(item.targets)(*(tensor.to(device, non_blocking=True) for tensor in item.targets))
-    keys = engine.model.keys(batch, targets, item.seeds.to(device))
-    given = engine.proposals(item) if engine.proposals else None
-    more = [type(given)(*(tensor.to(device, non_blocking=True) for tensor in given))] if given else []
+    batch, targets = to_device(item.batch, device), to_device(item.targets, device)
+    keys = engine.model.keys(batch, targets, item.seeds)
+    more = [to_device(engine.proposals(item), device)] if engine.proposals else []
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(engine.settings, device)):
         return engine.loss(batch, targets, keys, *more)
 

@@ -39,7 +39,7 @@ class Second(Joint):
         self, batch: Batch, targets: Targets, keys: Keys, proposals: Proposals
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """The second stage's two losses."""
-        return dict(self.model.second_loss(batch, targets, keys, proposals))
+        return dict(self.model.loss(batch, targets, keys, proposals=proposals))
 
 
 class Stage(NamedTuple):

@@ -15,7 +15,7 @@ from rcnn.metrics.types import Prediction
 from rcnn.model import boxes as box_ops
 from rcnn.model.fast_rcnn import class_probabilities
 from rcnn.model.rpn import RegionProposalNetwork
-from rcnn.model.structures import Batch, Detections, Proposals, RPNOutput
+from rcnn.model.structures import Batch, Detections, Proposals, RPNOutput, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,24 +67,23 @@ def run_stages(detector: Detector, batch: Batch) -> tuple[list[Stages], list[Pre
         NonFiniteError: the network's output is not finite.
     """
     model, device = detector.runner, detector.device
-    batch = Batch(batch.images.to(device, memory_format=torch.channels_last), *(part.to(device) for part in batch[1:]))
-    settings = model.settings.rpn
+    batch = to_device(batch, device)
     with torch.inference_mode():
-        roi_levels, out = model.extract(batch)
-        proposals = model.rpn.propose(out, batch.sizes, pre=settings.pre_test, post=settings.post_test)
-        if model.fast_rcnn is None:
-            found = _as_detections(proposals)
+        run = model.run(batch)
+        out, proposals, found = run.rpn, run.proposals, run.detections
+        assert out is not None
+        assert proposals is not None
+        assert found is not None
+        if model.fast_rcnn is None or run.rois is None:
+            found = _as_detections(proposals, found.finite)
             refined, scores = found.boxes[:, :, None][:, :, :0], found.scores[..., None][..., :0]
         else:
-            stage = model.fast_rcnn
-            rois = stage(roi_levels, proposals.boxes)
-            found = stage.detect(rois, proposals, batch.sizes)
-            refined = stage.refine(rois, proposals, batch.sizes).expand(-1, -1, stage.classes, -1)
-            scores = class_probabilities(rois.logits)
-        finite = [part.isfinite().flatten(1).all(dim=1) for part in (*out.logits, *out.deltas)]
-        results = detector.results(batch, found._replace(finite=torch.stack([found.finite, *finite]).all(dim=0)))
+            refined = model.fast_rcnn.refine(run.rois, proposals, batch.sizes)
+            refined = refined.expand(-1, -1, model.fast_rcnn.classes, -1)
+            scores = class_probabilities(run.rois.logits)
+        results = detector.results(batch, found)
         decoded, objectness = decode_all(model.rpn, out, batch.sizes)
-        entered = best_of_levels(model.rpn, out, settings.pre_test)
+        entered = best_of_levels(model.rpn, out, model.settings.rpn.pre_test)
     stages = [
         Stages(
             anchors=_numpy(torch.cat(out.anchors)),
@@ -118,9 +117,9 @@ def best_of_levels(rpn: RegionProposalNetwork, out: RPNOutput, pre: int) -> Tens
     return torch.cat(entered, dim=1)
 
 
-def _as_detections(proposals: Proposals) -> Detections:
+def _as_detections(proposals: Proposals, finite: Tensor) -> Detections:
     zeros = torch.zeros_like(proposals.level)
-    return Detections(*proposals[:2], zeros, proposals.valid, zeros, finite=torch.ones_like(proposals.valid[:, 0]))
+    return Detections(*proposals[:2], zeros, proposals.valid, zeros, finite)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

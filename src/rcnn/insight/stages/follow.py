@@ -14,7 +14,7 @@ from torch import Tensor
 from rcnn.detector import Detector
 from rcnn.insight.funnel.stages import need_stages
 from rcnn.model.rpn import RegionProposalNetwork
-from rcnn.model.structures import Batch, Detections, Proposals, RPNOutput, Targets
+from rcnn.model.structures import Batch, Pass, Proposals, Targets, to_device
 
 
 class Truth(NamedTuple):
@@ -154,14 +154,11 @@ def follow(
     net = detector.runner
     rpn, settings = net.rpn, net.settings.rpn
     with torch.inference_mode():
-        batch = Batch(*(part.to(detector.device) for part in batch))
-        maps = list(net.backbone(batch.images).values())
-        out = rpn.with_texture(rpn(maps, (batch.images.shape[2], batch.images.shape[3])), maps)
-        proposals = rpn.propose(out, batch.sizes, pre=settings.pre_test, post=settings.post_test)
-        found = None
-        if net.fast_rcnn is not None:
-            rois = net.fast_rcnn([maps[i] for i in net.roi_levels], proposals.boxes)
-            found = net.fast_rcnn.detect(rois, proposals, batch.sizes)
+        batch = to_device(batch, detector.device)
+        run = net.run(batch)
+        out, proposals = run.rpn, run.proposals
+        assert out is not None
+        assert proposals is not None
         counts = torch.tensor([len(anchors) for anchors in out.anchors])
         entries = int(counts.clamp(max=settings.pre_test).sum())
         before = _everything(rpn).propose(out, batch.sizes, pre=settings.pre_test, post=entries)
@@ -169,14 +166,14 @@ def follow(
         image=_picture(resized),
         names=detector.names,
         strides=rpn.strides,
-        grids=tuple((level.shape[2], level.shape[3]) for level in maps),
+        grids=tuple((level.shape[2], level.shape[3]) for level in run.levels),
         levels=torch.arange(len(counts)).repeat_interleave(counts),
         anchors=torch.cat(out.anchors).cpu(),
         objectness=torch.cat([rpn.scores(logits)[0] for logits in out.logits]).sigmoid().cpu(),
         before=_ranked(before),
         proposals=_ranked(proposals),
-        detections=_found(found, detector.threshold if score is None else score),
-        truth=None if truth is None else _labels(detector, batch, out, truth, seed),
+        detections=_found(run, detector.threshold if score is None else score),
+        truth=None if truth is None else _labels(detector, batch, run, truth, seed),
     )
 
 
@@ -193,15 +190,17 @@ def _ranked(proposals: Proposals) -> Ranked:
     return Ranked(*parts)
 
 
-def _found(detections: Detections | None, threshold: float) -> Found | None:
-    if detections is None:
+def _found(run: Pass, threshold: float) -> Found | None:
+    """The final boxes; None without a second stage."""
+    detections = run.detections
+    if run.rois is None or detections is None:
         return None
     kept = detections.valid[0] & (detections.scores[0] >= threshold)
     parts = (detections.boxes, detections.scores, detections.labels, detections.proposal)
     return Found(*(part[0][kept].cpu() for part in parts))
 
 
-def _labels(detector: Detector, batch: Batch, out: RPNOutput, truth: Truth, seed: int) -> Labels:
+def _labels(detector: Detector, batch: Batch, run: Pass, truth: Truth, seed: int) -> Labels:
     """Labels and one draw of anchors, as a step of training makes them."""
     net = detector.runner
     scale = batch.scales[0].flip(0).repeat(2).double()
@@ -215,8 +214,10 @@ def _labels(detector: Detector, batch: Batch, out: RPNOutput, truth: Truth, seed
             for part, pad in ((boxes, (0, 0, 0, 1)), (labels, (0, 1)), (some[0], (0, 1)), (ignore, (0, 1)))
         )
     )
-    found = net.rpn.assign(torch.cat(out.anchors), targets, batch.sizes)
-    drawn = net.rpn.draw(out, found, targets, net.keys(batch, targets, torch.tensor([seed])).rpn)
+    assert run.rpn is not None
+    found = net.rpn.assign(torch.cat(run.rpn.anchors), targets, batch.sizes)
+    keys = net.keys(batch, targets, torch.tensor([seed])).rpn
+    drawn = net.rpn.draw(run.rpn, found, targets, keys, run.levels)
     return Labels(
         boxes=boxes.cpu(),
         classes=labels.cpu(),
