@@ -43,7 +43,6 @@ MAY_IMPORT = {
     "result": {"draw", "preprocess", "config"},
     "detector": DETECTOR,
     "exchange": DETECTOR,
-    "zoo": {"exchange"} | DETECTOR,
     "data": DATA,
     "insight": {"metrics"} | DETECTOR | DATA,
     "evaluate": {"metrics"} | DETECTOR | DATA,
