@@ -35,6 +35,7 @@ MAY_IMPORT = {
     "ops": set(),
     "metrics": set(),
     "model": {"ops", "config"},
+    "teaching": {"model", "config"},
     "backbones": {"model", "ops", "config"},
     "preprocess": {"model", "config"},
     "weights": {"model", "backbones", "ops", "config"},
