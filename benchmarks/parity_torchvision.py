@@ -31,9 +31,9 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 import rcnn
+from rcnn.exchange.torchvision import ARCHITECTURES
 from rcnn.model import boxes as box_ops
 from rcnn.model.structures import Batch
-from rcnn.weights.torchvision import ARCHITECTURES
 
 PAIR = {torch.float32: (0.01, 1e-4), torch.float64: (1e-6, 1e-9)}
 TIE_IOU, TIE_SCORE = 1e-3, 1e-4

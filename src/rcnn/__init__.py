@@ -10,12 +10,12 @@ if TYPE_CHECKING:
     from rcnn.config import Settings
     from rcnn.detector import Detector
     from rcnn.evaluate import Metrics, val
-    from rcnn.exchange import from_torchvision
+    from rcnn.exchange.detectors import from_torchvision
+    from rcnn.exchange.zoo import load
     from rcnn.model.faster_rcnn import FasterRCNN
     from rcnn.model.rpn import RegionProposalNetwork
     from rcnn.result import Result
     from rcnn.training.train import Run, train
-    from rcnn.zoo import load
 
 __version__ = "0.1.0"
 
@@ -41,8 +41,8 @@ _HOME = {
     "Result": "result",
     "Run": "training.train",
     "Settings": "config",
-    "from_torchvision": "exchange",
-    "load": "zoo",
+    "from_torchvision": "exchange.detectors",
+    "load": "exchange.zoo",
     "train": "training.train",
     "val": "evaluate",
 }

@@ -14,7 +14,7 @@ from rcnn.weights.metadata import read_detector
 from .conftest import Outcome
 
 Run = Callable[..., Outcome]
-DETECTRON2 = Path(__file__).parents[1] / "weights/detectron2"
+DETECTRON2 = Path(__file__).parents[1] / "exchange/detectron2"
 ARCH = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 

@@ -11,7 +11,7 @@ from rcnn.config import LossKind
 from rcnn.model.assign import Assignment, Sample
 from rcnn.model.boxes import decode, encode
 from rcnn.model.fast_rcnn import SampledRoIs, delta_normal
-from rcnn.model.losses import box_loss, objectness_loss, rpn_loss, smooth_l1
+from rcnn.model.losses import box_loss, objectness_loss, smooth_l1
 from tests.model import tiny, worked
 
 PRESETS = [
@@ -186,28 +186,3 @@ def test_box_losses_on_normalised_targets_by_hand(kind: LossKind, beta: float, m
     losses = net.fast_rcnn.loss(levels, SampledRoIs(roi, Sample(index, yes, yes), index), targets)
     total, count = losses["roi_box"]
     assert (total / count).item() == pytest.approx(3 * expected, abs=5e-6)
-
-
-def test_the_loss_of_reference_004():
-    rpn = worked.network()
-    out = worked.output(rpn)
-    found = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES)
-    wanted = encode(worked.OBJECTS[0][found.gt], out.anchors[0])
-    (logits,), (deltas,) = out.logits, out.deltas
-    losses = rpn_loss(logits, deltas, found.label, wanted)
-    assert [loss.item() for loss in losses] == pytest.approx([0.656552, 0.391675], abs=1e-6)
-    torch.testing.assert_close(rpn_loss(logits[..., 1] - logits[..., 0], deltas, found.label, wanted), losses)
-
-
-@pytest.mark.parametrize("label", [0, -1])
-def test_without_positives_the_box_loss_is_a_zero_with_a_gradient(label: int):
-    """Nothing sampled, or negatives alone, with targets that are not even finite: no NaN, no detached zero."""
-    rpn = worked.network()
-    (logits,), (deltas,), _ = worked.output(rpn)[:3]
-    labels = torch.full((1, 60), label)
-    classification, box = rpn_loss(logits, deltas, labels, torch.full((1, 60, 4), math.nan))
-    assert box == 0
-    assert bool(classification > 0) == (label == 0)
-    (classification + box).backward()
-    assert not deltas.grad.any()
-    assert logits.grad.isfinite().all()

@@ -11,7 +11,7 @@ from rcnn.model.boxes import decode
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.rpn_head import RPNHead, patches
 from rcnn.model.structures import take
-from tests.model import tiny
+from tests.model import tiny, worked
 
 
 def test_head_has_the_papers_parameters():
@@ -60,6 +60,22 @@ def test_proposals_equal_a_loop_over_images_and_levels():
         torch.testing.assert_close(found.scores[i][valid], scores[kept])
         again = decode(torch.cat(out.deltas, 1)[i][found.anchor[i]], torch.cat(out.anchors)[found.anchor[i]])
         torch.testing.assert_close(found.boxes[i][valid], tv.clip_boxes_to_image(again, (61, 91))[valid])
+
+
+def test_what_moves_by_a_cell_is_proposed_a_stride_further():
+    """Translation invariance: of anchors, and of the functions that score and move them."""
+    torch.manual_seed(0)
+    rpn = worked.network(worked.ANCHORS.model_copy(update={"border": None}))
+    for layer in (rpn.head.conv, rpn.head.cls, rpn.head.reg):
+        torch.nn.init.normal_(layer.weight, std=0.1)
+    here = torch.zeros(1, 8, 20, 20, dtype=torch.float64)
+    here[:, :, 8:11, 8:11] = torch.randn(1, 8, 3, 3, dtype=torch.float64)
+    there = here.roll((1, 2), dims=(2, 3))
+    sizes = torch.full((1, 2), 320.0, dtype=torch.float64)
+    first, second = (rpn.propose(rpn([feature], (320, 320)), sizes, pre=30, post=10) for feature in (here, there))
+    assert (first.scores > 0.5).all()  # what the features say, and not the background's ties
+    torch.testing.assert_close(second.boxes, first.boxes + torch.tensor([32.0, 16, 32, 16]).double())
+    torch.testing.assert_close(second.scores, first.scores)
 
 
 def test_proposals_of_a_tiny_image_are_padded():

@@ -6,14 +6,14 @@ import pytest
 import torch
 
 from rcnn.config import RPN, Anchors
-from rcnn.model.anchors import cell_anchors, generate_anchors
+from rcnn.model.anchors import cell_anchors
 from rcnn.model.assign import Assignment, Sample, sample
 from rcnn.model.boxes import decode, encode, pairwise_iou
-from rcnn.model.losses import rpn_loss
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.rpn_head import RPNHead
 from rcnn.model.structures import Proposals
 from rcnn.presets import build, settings_of
+from rcnn.teaching import generate_anchors, rpn_loss
 from tests.model import tiny, worked
 
 

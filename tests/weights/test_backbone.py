@@ -12,8 +12,9 @@ from rcnn.backbones.norm import fold_batch_norm
 from rcnn.backbones.resnet import conv5_head
 from rcnn.config import Settings, validate
 from rcnn.model.fast_rcnn import FCHead
+from rcnn.presets import build, settings_of
 from rcnn.weights import backbone as backbone_weights
-from rcnn.weights.backbone import _targets, load_backbone
+from rcnn.weights.backbone import _targets, load_backbone, match_pixels
 from rcnn.weights.file import WeightsError
 from rcnn.weights.hub import UnavailableError
 
@@ -124,6 +125,33 @@ def test_vgg_head_takes_fc6_and_fc7():
     assert names["classifier.0.weight"].shape == (4096, 25088)
     assert names["classifier.3.bias"].shape == (4096,)
     assert "classifier.0.weight" not in _targets(backbone, None)
+
+
+def test_fc6_and_fc7_of_both_networks_are_taken():
+    for name, width in (("paper-vgg16", 25088), ("paper-zf", 9216)):
+        with torch.device("meta"):
+            net = build(settings_of(name), 3)
+        targets = _targets(net.backbone, net.fast_rcnn.head)
+        assert targets["classifier.0.weight"].shape == (4096, width)
+        assert targets["classifier.3.bias"].shape == (4096,)
+
+
+def test_torchvisions_weights_are_adapted_to_the_papers_pixels():
+    torch.manual_seed(0)
+    usual, paper = settings_of("mobilenet-fpn").preprocess, settings_of("paper-vgg16").preprocess
+    conv = torch.nn.Conv2d(3, 5, 3)
+    pixels = torch.randint(0, 256, (3, 8, 9)).float()
+    inputs = []
+    for door in (usual, paper):
+        ordered = pixels.flip(0) if door.order == "bgr" else pixels
+        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (door.mean, door.std))
+        inputs.append((ordered / 255 - mean) / std)
+    expected = conv(inputs[0])
+    before = conv.weight.clone()
+    match_pixels(torch.nn.Sequential(conv), usual)
+    assert torch.equal(conv.weight, before)
+    match_pixels(torch.nn.Sequential(conv), paper)
+    torch.testing.assert_close(conv(inputs[1]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_missing_and_unexpected_names_are_reported(tmp_path: Path):

@@ -5,128 +5,13 @@ import pytest
 import torch
 
 from rcnn.backbones.build import build_backbone
-from rcnn.config import Settings
-from rcnn.exchange import import_weights
-from rcnn.model.boxes import decode
-from rcnn.model.fast_rcnn import delta_normal
-from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.presets import build, settings_of
-from rcnn.weights import backbone as backbone_weights
-from rcnn.weights.adapt import fill
-from rcnn.weights.backbone import load_backbone, match_pixels
-from rcnn.weights.caffe import export_arrays, import_arrays, read_arrays, swap_scores
+from rcnn.presets import settings_of
+from rcnn.weights.backbone import load_backbone
+from rcnn.weights.caffe import read_arrays
 from rcnn.weights.file import WeightsError
 
-NARROW = ["roi.hidden=16"]
 
-
-@pytest.fixture(scope="module")
-def zf() -> FasterRCNN:
-    torch.manual_seed(0)
-    return build(settings_of("paper-zf", NARROW), 3).eval()
-
-
-@pytest.fixture(scope="module")
-def settings() -> Settings:
-    return settings_of("paper-zf", NARROW)
-
-
-@pytest.fixture
-def arrays(zf: FasterRCNN, settings: Settings) -> dict[str, np.ndarray]:
-    return export_arrays(zf.state_dict(), settings)
-
-
-def test_a_paper_model_goes_out_and_comes_back(zf: FasterRCNN, settings: Settings, arrays, tmp_path: Path):
-    assert arrays["cls_score.weight"].shape == (4, 16)
-    assert arrays["bbox_pred.weight"].shape == (16, 16)
-    assert arrays["rpn_cls_score.weight"].shape == (18, 256, 1, 1)
-    assert arrays["rpn_bbox_pred.weight"].shape == (36, 256, 1, 1)
-    np.savez(tmp_path / "zf.npz", **arrays)
-    back = import_arrays(read_arrays(tmp_path / "zf.npz"), settings, ["a", "b", "c"])
-    assert back.names == ("a", "b", "c")
-    state = zf.state_dict()
-    assert back.tensors.keys() == state.keys()
-    for name, tensor in back.tensors.items():
-        torch.testing.assert_close(tensor, state[name], rtol=1e-6, atol=0, msg=name)
-
-
-def test_vgg_has_all_thirteen_convolutions():
-    torch.manual_seed(0)
-    settings = settings_of("paper-vgg16", NARROW)
-    net = build(settings, 2)
-    arrays = export_arrays(net.state_dict(), settings)
-    names = [f"conv{a}_{b}" for a, n in enumerate((2, 2, 3, 3, 3), 1) for b in range(1, n + 1)]
-    heads = ["rpn_conv/3x3", "rpn_cls_score", "rpn_bbox_pred", "fc6", "fc7", "cls_score", "bbox_pred"]
-    assert list(arrays) == [f"{name}.{leaf}" for name in names + heads for leaf in ("weight", "bias")]
-    convs = [layer for layer in net.backbone.trunk.modules() if isinstance(layer, torch.nn.Conv2d)]
-    for name, layer in zip(names, convs, strict=True):
-        assert np.array_equal(arrays[f"{name}.weight"], layer.weight.detach().numpy())
-    fill(net, import_arrays(arrays, settings).tensors, "arrays")
-
-
-def test_other_networks_are_refused_by_the_setting(zf: FasterRCNN):
-    for change in ("anchors.order=size", "rpn.score_order=object-first", "roi.class_agnostic=true", "rpn.convs=2"):
-        with pytest.raises(WeightsError, match=rf"(?i)can't hold this detector: {change}, there "):
-            export_arrays(zf.state_dict(), settings_of("paper-zf", [*NARROW, change]))
-    with pytest.raises(
-        WeightsError, match=r"model\.backbone=mobilenet, there vgg16 or zf; model\.neck=fpn, there none; "
-    ):
-        export_arrays({}, settings_of("mobilenet-fpn"))
-
-
-def test_background_comes_first_and_deltas_are_unnormalised(settings: Settings, arrays):
-    """Scores and boxes as Caffe computes them: [background, classes], four rows a class, no standard deviation."""
-    generator = np.random.default_rng(0)
-    arrays |= {name: generator.normal(size=arrays[name].shape) / 9 for name in arrays if name[:4] in ("cls_", "bbox")}
-    net = build(settings, 3)
-    fill(net, import_arrays(arrays, settings).tensors, "arrays")
-    features = torch.randn(5, 16)
-    logits, deltas = net.fast_rcnn.predictor(features)
-    scores = features.numpy() @ arrays["cls_score.weight"].T + arrays["cls_score.bias"]
-    boxes = features.numpy() @ arrays["bbox_pred.weight"].T + arrays["bbox_pred.bias"]
-    torch.testing.assert_close(logits, torch.tensor(scores[:, [1, 2, 3, 0]]).float(), rtol=1e-4, atol=1e-5)
-    rois = torch.tensor([[10.0, 20, 50, 80]])
-    for label in range(3):
-        raw = torch.tensor(boxes[:, 4 * label + 4 : 4 * label + 8]).float()
-        ours = decode(deltas[:, label], rois, delta_normal(settings.roi, rois))
-        torch.testing.assert_close(ours, decode(raw, rois), rtol=1e-4, atol=1e-3)
-
-
-def test_names_may_be_spelled_in_many_ways(settings: Settings, arrays):
-    expected = import_arrays(arrays, settings).tensors
-    layers = {name.rpartition(".")[0] for name in arrays}
-    pairs = {layer: (arrays[f"{layer}.weight"], arrays[f"{layer}.bias"]) for layer in layers}
-    old = {n: a.reshape(1, 1, *a.shape) if n in ("fc6.weight", "fc7.weight") else a for n, a in arrays.items()}
-    old |= {n: a.reshape(1, 1, 1, -1) for n, a in arrays.items() if n.endswith("bias")}
-    matlab = {n.replace("rpn_conv/3x3", "conv_proposal1").replace("rpn_", "proposal_"): a for n, a in arrays.items()}
-    slash = {n.replace(".weight", "/weights").replace(".bias", "/biases"): a for n, a in arrays.items()}
-    zero = {n.replace(".weight", ".0").replace(".bias", ".1"): a for n, a in arrays.items()}
-    zero = {n.replace("rpn_conv/3x3", "rpn_conv1"): a for n, a in zero.items()}
-    short = {n.replace(".weight", "_w").replace(".bias", "_b"): a for n, a in arrays.items()}
-    for other in (pairs, old, matlab, slash, zero, short):
-        found = import_arrays(other, settings).tensors
-        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
-
-
-def test_scores_of_the_other_order_are_swapped(settings: Settings, zf: FasterRCNN, arrays):
-    other = {n: swap_scores(torch.tensor(a)).numpy() if n.startswith("rpn_cls") else a for n, a in arrays.items()}
-    changed = settings_of("paper-zf", [*NARROW, "rpn.score_order=object-first"])
-    net = build(changed, 3)
-    fill(net, import_arrays(other, changed).tensors, "arrays")
-    feature = torch.randn(1, 256, 3, 4)
-    expected = zf.rpn.scores(zf.rpn.head(feature)[0])
-    torch.testing.assert_close(net.rpn.scores(net.rpn.head(feature)[0]), expected)
-    assert expected.any()
-
-
-def test_missing_foreign_and_odd_names_are_said(settings: Settings, arrays, tmp_path: Path):
-    less = {name: array for name, array in arrays.items() if name != "rpn_cls_score.bias"}
-    with pytest.raises(WeightsError, match="not those of zf: `rpn_cls_score` has no bias"):
-        import_arrays(less, settings)
-    with pytest.raises(WeightsError, match="`fc8` is no layer of zf"):
-        import_arrays({**arrays, "fc8.weight": np.zeros(3)}, settings)
-    with pytest.raises(WeightsError, match="`thing` is not named like a layer's weight or bias"):
-        import_arrays({"thing": np.zeros(3)}, settings)
+def test_what_is_no_archive_of_arrays_is_refused_by_name(tmp_path: Path):
     with pytest.raises(WeightsError, match=r"none\.npz: no such file"):
         read_arrays(tmp_path / "none.npz")
     np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object), allow_pickle=True)
@@ -139,49 +24,19 @@ def test_missing_foreign_and_odd_names_are_said(settings: Settings, arrays, tmp_
             read_arrays(tmp_path / f"{name}.npz")
 
 
-def test_an_npz_is_imported_as_a_detector(arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rcnn.exchange.settings_of", lambda arch: settings_of(arch, NARROW))
-    np.savez(tmp_path / "zf.npz", **arrays)
-    detector = import_weights(tmp_path / "zf.npz", "paper-zf", ["a", "b", "c"])
-    assert detector.names == ("a", "b", "c")
-    image = np.random.default_rng(0).integers(0, 255, (80, 120, 3), dtype=np.uint8)
-    (found,) = detector.propose(image)
-    assert len(found.boxes) > 0
-
-
-def test_a_classifier_in_caffes_names_starts_a_backbone(arrays, settings: Settings, tmp_path: Path):
-    np.savez(tmp_path / "w.npz", **{n: a for n, a in arrays.items() if n[:4] == "conv"}, **{"fc8.weight": np.zeros(2)})
-    backbone = build_backbone(settings)
-    loaded = load_backbone(backbone, tmp_path / "w.npz")
+def test_a_classifier_in_caffes_names_starts_a_backbone(tmp_path: Path):
+    torch.manual_seed(0)
+    theirs, ours = (build_backbone(settings_of("paper-zf")) for _ in range(2))
+    arrays = {
+        f"conv{n}.{leaf}": theirs.trunk.get_parameter(f"features.conv{n}.{leaf}").detach().numpy()
+        for n in range(1, 6)
+        for leaf in ("weight", "bias")
+    }
+    np.savez(tmp_path / "w.npz", **arrays, **{"fc8.weight": np.zeros(2)})
+    loaded = load_backbone(ours, tmp_path / "w.npz")
     assert (loaded.loaded, loaded.missing, loaded.unexpected) == (10, (), ())
-    assert np.array_equal(backbone.trunk.get_parameter("features.conv4.weight").detach(), arrays["conv4.weight"])
+    for name, array in arrays.items():
+        assert np.array_equal(ours.trunk.get_parameter(f"features.{name}").detach(), array)
     np.savez(tmp_path / "other.npz", **{"block1.weight": np.zeros(2)})
     with pytest.raises(WeightsError, match=r"other\.npz: expected conv1_1 to conv5_3 .* found block1"):
-        load_backbone(backbone, tmp_path / "other.npz")
-
-
-def test_fc6_and_fc7_of_both_networks_are_taken():
-    for name, width in (("paper-vgg16", 25088), ("paper-zf", 9216)):
-        with torch.device("meta"):
-            net = build(settings_of(name), 3)
-        targets = backbone_weights._targets(net.backbone, net.fast_rcnn.head)
-        assert targets["classifier.0.weight"].shape == (4096, width)
-        assert targets["classifier.3.bias"].shape == (4096,)
-
-
-def test_torchvisions_weights_are_adapted_to_the_papers_pixels():
-    torch.manual_seed(0)
-    usual, paper = settings_of("mobilenet-fpn").preprocess, settings_of("paper-vgg16").preprocess
-    conv = torch.nn.Conv2d(3, 5, 3)
-    pixels = torch.randint(0, 256, (3, 8, 9)).float()
-    inputs = []
-    for door in (usual, paper):
-        ordered = pixels.flip(0) if door.order == "bgr" else pixels
-        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (door.mean, door.std))
-        inputs.append((ordered / 255 - mean) / std)
-    expected = conv(inputs[0])
-    before = conv.weight.clone()
-    match_pixels(torch.nn.Sequential(conv), usual)
-    assert torch.equal(conv.weight, before)
-    match_pixels(torch.nn.Sequential(conv), paper)
-    torch.testing.assert_close(conv(inputs[1]), expected, rtol=1e-4, atol=1e-4)
+        load_backbone(ours, tmp_path / "other.npz")

@@ -67,8 +67,8 @@ def _network(model: str, changes: list[str]) -> Any:
     import torch
 
     from rcnn.cli.loading import load_detector
+    from rcnn.exchange.zoo import NAMES
     from rcnn.presets import build, settings_of
-    from rcnn.zoo import NAMES
 
     if model in NAMES or model.endswith(".safetensors") or Path(model).is_file():
         return load_detector(model, changes, "cpu").model

@@ -59,20 +59,20 @@ def export(
 
 def _torchvision(detector: "Detector", target: Path) -> tuple[str, int]:
     """Writes the state dictionary; the program that builds its model, and how many tensors there are."""
-    from rcnn import exchange
-    from rcnn.weights.torchvision_export import program, write
+    from rcnn.exchange.detectors import to_torchvision
+    from rcnn.exchange.torchvision_export import program, write
 
-    state, code = exchange.to_torchvision(detector), program(detector.settings, len(detector.names))
+    state, code = to_torchvision(detector), program(detector.settings, len(detector.names))
     write(target, state)
     return code, len(state)
 
 
 def _caffe(detector: "Detector", target: Path) -> tuple[str, int]:
     """Writes the arrays; no program, and how many there are."""
-    from rcnn import exchange
-    from rcnn.weights.caffe import write_arrays
+    from rcnn.exchange.caffe import write_arrays
+    from rcnn.exchange.detectors import to_caffe
 
-    arrays = exchange.to_caffe(detector)
+    arrays = to_caffe(detector)
     write_arrays(target, arrays)
     return "", len(arrays)
 

@@ -29,14 +29,14 @@ def import_weights(
 
     Example: rcnn import fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --arch fasterrcnn_resnet50_fpn
     """
-    from rcnn import exchange
     from rcnn.config import SettingsError
+    from rcnn.exchange import detectors
 
     if list_ and json:
-        screen.emit({"architectures": exchange.ARCHITECTURES})
+        screen.emit({"architectures": detectors.ARCHITECTURES})
         return
     if list_:
-        for name in exchange.ARCHITECTURES:
+        for name in detectors.ARCHITECTURES:
             print(name)
         return
     if file is None or arch is None:
@@ -46,8 +46,8 @@ def import_weights(
         raise SettingsError(f"--out {target}: the name must end in .safetensors")
     if target.exists():
         raise SettingsError(f"{target} is there already; move it away or give another name with --out")
-    imported = exchange.read(file, arch, None if names is None else [name.strip() for name in names.split(",")])
-    detector = exchange.detector_of(imported)
+    imported = detectors.read(file, arch, None if names is None else [name.strip() for name in names.split(",")])
+    detector = detectors.detector_of(imported)
     detector.save(target)
     if json:
         screen.emit({"file": target, "arch": arch, "names": detector.names, "notes": imported.notes})

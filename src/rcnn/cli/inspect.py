@@ -38,12 +38,12 @@ def examine(path: Path) -> dict[str, Any]:
     """
     import torch
 
+    from rcnn.exchange.kinds import kind_of
+    from rcnn.exchange.unpickle import read_pickle
     from rcnn.weights.backbone import read_tensors
     from rcnn.weights.caffe import read_arrays
     from rcnn.weights.file import ENTRY, load_weights, read_safetensors
-    from rcnn.weights.kinds import kind_of
     from rcnn.weights.metadata import read_detector
-    from rcnn.weights.unpickle import read_pickle
 
     if path.suffix in (".pkl", ".pickle"):
         tensors = read_pickle(path)

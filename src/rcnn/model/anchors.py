@@ -93,15 +93,3 @@ def inside(anchors: Tensor, sizes: Tensor, border: float) -> Tensor:
     """(A, 4), (B, 2) sizes as (height, width) -> (B, A): does the anchor leave the image by at most `border` pixels?"""
     limit = sizes.to(anchors.dtype).flip(-1)[:, None] + border
     return (anchors[:, :2] >= -border).all(dim=-1) & (anchors[:, 2:] <= limit).all(dim=-1)
-
-
-def generate_anchors(
-    feature_size: tuple[int, int],
-    stride: int,
-    scales: Sequence[float] = (128.0, 256.0, 512.0),
-    ratios: Sequence[float] = (0.5, 1.0, 2.0),
-    rule: str = "reference-004",
-) -> Tensor:
-    """(H * W * k, 4) xyxy anchors of one feature map, by one of the named `RULES`; the function that tutorials give."""
-    settings = Anchors.model_validate({"sizes": (tuple(scales),), "ratios": tuple(ratios), **RULES[rule]})
-    return grid_anchors(cell_anchors(settings, 0), feature_size, (stride, stride), settings.offset)

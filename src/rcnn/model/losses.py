@@ -67,37 +67,6 @@ def focal_loss(logits: Tensor, wanted: Tensor, gamma: float, alpha: float) -> Te
     return torch.where(wanted, alpha, 1 - alpha) * easy * functional.softplus(-right)
 
 
-def rpn_loss(
-    cls_logits: Tensor,
-    box_deltas: Tensor,
-    labels: Tensor,
-    reg_targets: Tensor,
-    lambda_reg: float = 10.0,
-    beta: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """The loss that tutorials give, on plain tensors: means, not the paper's divisors; `rpn.normaliser` has these.
-
-    Args:
-        cls_logits: (..., A) objectness, or (..., A, 2) as (background, object).
-        box_deltas: (..., A, 4).
-        labels: (..., A) 1 positive, 0 negative, -1 not sampled.
-        reg_targets: (..., A, 4); read at positives alone.
-        lambda_reg: weight of the box loss.
-        beta: where smooth L1 turns linear.
-
-    Returns:
-        The mean log loss of what is sampled, and lambda times the mean smooth L1 of the positives' coordinates. Where
-        nothing is sampled, or nothing is positive, that is a 0 with a gradient of zeros.
-    """
-    sampled, positive = labels >= 0, labels == 1
-    logits = torch.where(sampled.view(*sampled.shape, *(1,) * (cls_logits.dim() - labels.dim())), cls_logits, 0.0)
-    classification = objectness_loss(logits, positive) * sampled
-    difference = torch.where(positive[..., None], box_deltas - reg_targets, 0.0)
-    count = 4 * positive.sum()
-    box = lambda_reg * smooth_l1(difference, beta).sum()
-    return classification.sum() / sampled.sum().clamp(min=1), box / count.clamp(min=1)
-
-
 def normalise(
     classification: Tensor,
     box: Tensor,

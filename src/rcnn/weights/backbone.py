@@ -14,7 +14,7 @@ from rcnn.backbones.resnet import Conv5Head
 from rcnn.backbones.timm import TimmTrunk
 from rcnn.config import Preprocess
 from rcnn.model.fast_rcnn import FCHead
-from rcnn.weights import caffe
+from rcnn.weights.caffe import classifier_state, read_arrays
 from rcnn.weights.file import WeightsError, read_safetensors
 from rcnn.weights.hub import UnavailableError, fetch, is_offline
 
@@ -91,7 +91,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if path.suffix == ".npz":
-        return caffe.classifier_state(caffe.read_arrays(path), path)
+        return classifier_state(read_arrays(path), path)
     if path.suffix not in (".pth", ".pt"):
         return read_safetensors(path)[0]
     try:

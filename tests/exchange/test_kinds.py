@@ -1,8 +1,8 @@
 import pytest
 from torchvision.models import detection, mobilenet_v2, resnet18
 
+from rcnn.exchange.kinds import kind_of
 from rcnn.presets import build, settings_of
-from rcnn.weights.kinds import kind_of
 
 
 @pytest.mark.parametrize(

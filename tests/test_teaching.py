@@ -1,10 +1,51 @@
+"""The functions of tutorials, against worked numbers, plain loops and what the whole network does."""
+
+import math
+
 import pytest
 import torch
-from torchvision.ops import nms
+from torchvision.ops import box_iou
 
-from rcnn.model.boxes import clip, decode
-from rcnn.model.proposals import crop_regions, filter_proposals
+from rcnn.model.boxes import clip, decode, encode
+from rcnn.teaching import crop_regions, filter_proposals, generate_anchors, rpn_loss
 from tests.model import worked
+
+
+def test_reference_004_rows():
+    boxes = generate_anchors((2, 3), 16, scales=(32,), ratios=(0.5, 1.0, 2.0))
+    assert boxes.shape == (18, 4)
+    expected = [[-3.3137, -14.6274, 19.3137, 30.6274], [8, -8, 40, 24], [17.3726, 12.6863, 62.6274, 35.3137]]
+    torch.testing.assert_close(boxes[[0, 4, 17]], torch.tensor(expected), atol=1e-4, rtol=0)
+    wide = generate_anchors((1, 1), 16, scales=(128, 256), ratios=(0.5, 1.0, 2.0))
+    sides = wide[:, 2:] - wide[:, :2]
+    torch.testing.assert_close(sides.prod(dim=1), torch.tensor([128.0] * 3 + [256.0] * 3).square())
+    assert (sides[0] == torch.tensor([90.50966799, 181.01933598])).all()  # w/h = 0.5 is tall
+
+
+def test_the_loss_of_reference_004():
+    rpn = worked.network()
+    out = worked.output(rpn)
+    found = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES)
+    wanted = encode(worked.OBJECTS[0][found.gt], out.anchors[0])
+    (logits,), (deltas,) = out.logits, out.deltas
+    losses = rpn_loss(logits, deltas, found.label, wanted)
+    assert [loss.item() for loss in losses] == pytest.approx([0.656552, 0.391675], abs=1e-6)
+    torch.testing.assert_close(rpn_loss(logits[..., 1] - logits[..., 0], deltas, found.label, wanted), losses)
+
+
+@pytest.mark.parametrize("label", [0, -1])
+def test_without_positives_the_box_loss_is_a_zero_with_a_gradient(label: int):
+    """Nothing sampled, or negatives alone, with targets that are not even finite: no NaN, no detached zero."""
+    rpn = worked.network()
+    (logits,), (deltas,), _ = worked.output(rpn)[:3]
+    labels = torch.full((1, 60), label)
+    classification, box = rpn_loss(logits, deltas, labels, torch.full((1, 60, 4), math.nan))
+    assert box == 0
+    assert bool(classification > 0) == (label == 0)
+    (classification + box).backward()
+    assert not deltas.grad.any()
+    assert logits.grad.isfinite().all()
+
 
 BOXES = torch.tensor(
     [
@@ -33,14 +74,18 @@ def test_worked_example_of_seven_boxes(options: dict, kept: list[int]):
     assert torch.equal(scores, SCORES[kept])
 
 
-def test_equals_the_steps_one_after_another():
+def test_the_filter_equals_its_steps_one_after_another():
     torch.manual_seed(0)
     low = torch.rand(400, 2) * 80
     boxes, scores = torch.cat((low, low + 5 + torch.rand(400, 2) * 40), dim=1), torch.rand(400)
     above = scores > 0.25
     some, of = boxes[above], scores[above]
     some, of = some[of.topk(200).indices], of.topk(200).values
-    kept = nms(some, of, 0.7)[:50]
+    kept: list[int] = []
+    for i, overlaps in enumerate(box_iou(some, some)):
+        if not (overlaps[kept] > 0.7).any():
+            kept.append(i)
+    kept = kept[:50]
     found = filter_proposals(boxes, scores, 200, 50, 0.7, 0.25)
     torch.testing.assert_close(found, (some[kept], of[kept]))
     assert len(found[1]) == 50
@@ -76,19 +121,3 @@ def test_crops_feed_a_network_of_their_own_once_a_box():
     crops = crop_regions(torch.rand(1, 3, worked.HEIGHT, worked.WIDTH, dtype=torch.float64), found.boxes, 8)
     classifier = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 4)).double()
     assert classifier(crops.flatten(0, 1)).shape == (5, 4)
-
-
-def test_what_moves_by_a_cell_is_proposed_a_stride_further():
-    """Translation invariance: of anchors, and of the functions that score and move them."""
-    torch.manual_seed(0)
-    rpn = worked.network(worked.ANCHORS.model_copy(update={"border": None}))
-    for layer in (rpn.head.conv, rpn.head.cls, rpn.head.reg):
-        torch.nn.init.normal_(layer.weight, std=0.1)
-    here = torch.zeros(1, 8, 20, 20, dtype=torch.float64)
-    here[:, :, 8:11, 8:11] = torch.randn(1, 8, 3, 3, dtype=torch.float64)
-    there = here.roll((1, 2), dims=(2, 3))
-    sizes = torch.full((1, 2), 320.0, dtype=torch.float64)
-    first, second = (rpn.propose(rpn([feature], (320, 320)), sizes, pre=30, post=10) for feature in (here, there))
-    assert (first.scores > 0.5).all()  # what the features say, and not the background's ties
-    torch.testing.assert_close(second.boxes, first.boxes + torch.tensor([32.0, 16, 32, 16]).double())
-    torch.testing.assert_close(second.scores, first.scores)

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 from torchvision.models import detection
-from torchvision.models.detection import FasterRCNN, FasterRCNN_ResNet50_FPN_Weights
+from torchvision.models.detection import FasterRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from rcnn.config import Settings, merge, validate
+from rcnn.exchange.imported import Imported, class_names, coco_names
+from rcnn.exchange.torchvision_backbone import UserBackbone, in_channels, norm_settings, probe, recognise, same_features
+from rcnn.exchange.torchvision_names import OTHER_HEADS, table, to_ours
+from rcnn.exchange.torchvision_settings import Maps, read_head, read_settings
 from rcnn.weights.file import WeightsError
-from rcnn.weights.imported import Imported, class_names
-from rcnn.weights.torchvision_backbone import UserBackbone, in_channels, norm_settings, probe, recognise, same_features
-from rcnn.weights.torchvision_names import OTHER_HEADS, table, to_ours
-from rcnn.weights.torchvision_settings import Maps, read_head, read_settings
 
 
 class Architecture(NamedTuple):
@@ -131,12 +131,6 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
     _load(model, {name: tensor for name, tensor in state.items() if not name.startswith(OTHER_HEADS)}, arch)
     found = import_model(model, names)
     return found._replace(notes=(*notes, *found.notes))
-
-
-def coco_names() -> tuple[str, ...]:
-    """Names of COCO's category ids 1 to 90; those that it does not use are `unused_12`, ..."""
-    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
-    return tuple(f"unused_{i}" if name == "N/A" else name for i, name in enumerate(names, start=1))
 
 
 def _as_ours(

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
-from rcnn.weights import caffe
+from rcnn.exchange import caffe
 
 _CLASSIFIERS = {
     "features.0.0.weight": "a MobileNet classifier",
@@ -65,11 +65,8 @@ def _torchvision(names: set[str]) -> tuple[str, str]:
 def _caffe(network: str, whole: bool) -> Kind:
     preset = f"paper-{network}"
     if whole:
-        return Kind(
-            "caffe",
-            f"a detector of Caffe, the paper's {network}",
-            f"make a detector of it: rcnn import FILE --arch {preset}",
-        )
+        advice = f"make a detector of it: rcnn import FILE --arch {preset}"
+        return Kind("caffe", f"a detector of Caffe, the paper's {network}", advice)
     advice = f"start a training of such a backbone from it: rcnn train DATA --model {preset} --init FILE"
     return Kind("backbone", f"a {network} classifier in Caffe's names", advice)
 

@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from rcnn.config import Anchors, merge, validate
+from rcnn.exchange.imported import Imported, class_names, coco_names
 from rcnn.model.anchors import RULES, cell_anchors
 from rcnn.weights.file import WeightsError
-from rcnn.weights.imported import Imported, class_names
 
 
 def _normalised(mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
@@ -140,8 +139,7 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
     for name in [name for name in tensors if name.endswith(".running_mean")]:
         tensors.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
     names, category_ids = (("object",), None) if settings.roi.head == "none" else _classes(rest, arch, names)
-    notes = (_LICENCE,)
-    return Imported(settings, tensors, names, category_ids, notes)
+    return Imported(settings, tensors, names, category_ids, (_LICENCE,))
 
 
 def _shape(state: Mapping[str, Tensor], name: str, arch: str) -> tuple[int, ...]:
@@ -198,7 +196,6 @@ def _classes(
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
     """Names and category ids; detectron2 counts background last, so class k is row k."""
     count = _shape(state, "roi_heads.box_predictor.cls_score.weight", arch)[0] - 1
-    listed = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"]  # by COCO's id, with gaps
-    known = {name: i for i, name in enumerate(listed) if name not in ("__background__", "N/A")}
+    known = {name: i for i, name in enumerate(coco_names(), start=1) if not name.startswith("unused_")}
     found = class_names(count, names, tuple(known))
     return found, tuple(known.values()) if found == tuple(known) else None

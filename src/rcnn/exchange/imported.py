@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from rcnn.config import Settings
 from rcnn.weights.file import WeightsError
@@ -49,3 +50,9 @@ def class_names(count: int, given: Sequence[str] | None, known: Sequence[str] = 
     if len(known) == count:
         return tuple(known)
     return tuple(f"class_{label}" for label in range(1, count + 1))
+
+
+def coco_names() -> tuple[str, ...]:
+    """Names of COCO's category ids 1 to 90; those that it does not use are `unused_12`, ..."""
+    names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
+    return tuple(f"unused_{i}" if name == "N/A" else name for i, name in enumerate(names, start=1))

@@ -9,10 +9,10 @@ from torchvision.models import get_model_weights
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 import rcnn
-from rcnn import zoo
 from rcnn.cli.app import main
 from rcnn.config import SettingsError
 from rcnn.detector import Detector
+from rcnn.exchange import zoo
 from rcnn.presets import build, settings_of
 from rcnn.weights import backbone as backbone_weights
 from rcnn.weights.file import WeightsError

@@ -6,12 +6,12 @@ import torch
 from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 
-from rcnn.exchange import from_torchvision, to_torchvision
+from rcnn.exchange.detectors import from_torchvision, to_torchvision
+from rcnn.exchange.torchvision import ARCHITECTURES
+from rcnn.exchange.torchvision_backbone import PREFIXES
+from rcnn.exchange.torchvision_export import program
+from rcnn.exchange.torchvision_names import table, to_ours
 from rcnn.model.structures import Keys, Targets
-from rcnn.weights.torchvision_backbone import PREFIXES
-from rcnn.weights.torchvision_export import program
-from rcnn.weights.torchvision_names import table, to_ours
-from rcnn.zoo import TORCHVISION
 
 from .parity import Drawn, assert_same_boxes, batch_of, spread
 
@@ -25,7 +25,7 @@ SMALL = {
 }
 
 
-@pytest.fixture(scope="module", params=TORCHVISION)
+@pytest.fixture(scope="module", params=ARCHITECTURES)
 def pair(request):
     torch.manual_seed(0)
     build = getattr(detection, request.param)

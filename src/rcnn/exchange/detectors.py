@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.detector import Detector
+from rcnn.exchange import caffe, detectron2, torchvision, torchvision_export
+from rcnn.exchange.imported import Imported
+from rcnn.exchange.unpickle import read_pickle
 from rcnn.presets import build, settings_of
-from rcnn.weights import caffe, detectron2, torchvision, torchvision_export
 from rcnn.weights.adapt import fill
 from rcnn.weights.backbone import read_tensors
+from rcnn.weights.caffe import read_arrays
 from rcnn.weights.file import WeightsError
-from rcnn.weights.imported import Imported
-from rcnn.weights.unpickle import read_pickle
 
 ARCHITECTURES = (*torchvision.ARCHITECTURES, *caffe.ARCHITECTURES, *detectron2.ARCHITECTURES)
 """What `import_weights` knows: torchvision's detectors, the paper's networks, then configurations of detectron2."""
@@ -27,7 +28,7 @@ def from_torchvision(model: nn.Module, names: Sequence[str] | None = None) -> De
 
     Everything is read from the instance: sizes, anchors, thresholds, heads. A backbone or a head that is not
     torchvision's own is kept as the module that it is; `Detector.load` then needs such a module once more, as
-    `rcnn.weights.torchvision_backbone.as_backbone(MODULE)` or `rcnn.weights.torchvision.UserHead(MODULE, features)`.
+    `rcnn.exchange.torchvision_backbone.as_backbone(MODULE)` or `rcnn.exchange.torchvision.UserHead(MODULE, features)`.
 
     Args:
         model: from one of torchvision's functions, or put together from its parts. It stays as it is.
@@ -67,7 +68,7 @@ def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imp
         raise WeightsError(f"no architecture is called `{arch}`; {hint}")
     path = Path(path)
     if arch in caffe.ARCHITECTURES:
-        return caffe.import_arrays(caffe.read_arrays(path), settings_of(arch), names)
+        return caffe.import_arrays(read_arrays(path), settings_of(arch), names)
     with torch.serialization.safe_globals([Namespace]):  # torchvision's training script keeps its options beside it
         state = read_pickle(path) if path.suffix == ".pkl" else read_tensors(path)
     library = torchvision if arch in torchvision.ARCHITECTURES else detectron2
@@ -95,7 +96,7 @@ def detector_of(imported: Imported) -> Detector:
 def to_torchvision(detector: Detector) -> dict[str, Tensor]:
     """The state dictionary of torchvision's `FasterRCNN` with the detector's weights, on the CPU.
 
-    `rcnn.weights.torchvision_export.program` says how to build the instance that loads it.
+    `rcnn.exchange.torchvision_export.program` says how to build the instance that loads it.
 
     Raises:
         WeightsError: torchvision can't hold this detector; the message names the settings.

@@ -5,21 +5,16 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torchvision.models import get_model_weights
 
 from rcnn.detector import Detector, choose_device
+from rcnn.exchange.detectors import import_weights
+from rcnn.exchange.torchvision import ARCHITECTURES
 from rcnn.weights.file import WeightsError
 from rcnn.weights.hub import fetch
 from rcnn.weights.packaged import PACKAGED, packaged_path
 
-TORCHVISION = (
-    "fasterrcnn_resnet50_fpn",
-    "fasterrcnn_resnet50_fpn_v2",
-    "fasterrcnn_mobilenet_v3_large_fpn",
-    "fasterrcnn_mobilenet_v3_large_320_fpn",
-)
-"""Detectors that torchvision has weights of, trained on COCO."""
-
-NAMES = (*PACKAGED, *(f"torchvision/{arch}" for arch in TORCHVISION))
+NAMES = (*PACKAGED, *(f"torchvision/{arch}" for arch in ARCHITECTURES))
 """What `load` knows beside files."""
 
 
@@ -52,20 +47,11 @@ def load(
     if name in PACKAGED:
         return Detector.load(packaged_path(name), device)
     if name in NAMES:
-        return _from_torchvision(name.removeprefix("torchvision/"), device)
+        arch = name.removeprefix("torchvision/")
+        detector = import_weights(fetch(get_model_weights(arch)["DEFAULT"].url), arch)
+        detector.device = device
+        return detector
     return Detector.load(_file(name), device, backbone=backbone, head=head)
-
-
-def _from_torchvision(arch: str, device: torch.device) -> Detector:
-    """Its newest weights of one architecture."""
-    from torchvision.models import get_model_weights
-
-    from rcnn.exchange import import_weights
-
-    weights = get_model_weights(arch)["DEFAULT"]
-    detector = import_weights(fetch(weights.url), arch)
-    detector.device = device
-    return detector
 
 
 def _file(name: str) -> Path:

@@ -1,0 +1,1 @@
+"""Detectors of other libraries and their formats, in and out."""

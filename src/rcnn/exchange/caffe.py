@@ -1,0 +1,159 @@
+"""Detectors in the layer names of Caffe, as the paper's two implementations have them, as arrays, in and out.
+
+K classes, a anchors per cell.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcnn.config import Settings, override
+from rcnn.exchange.imported import Imported, class_names
+from rcnn.weights.box_targets import LAYER, PLAIN, renormalise
+from rcnn.weights.caffe import CONVS, Blobs, layer_of, layer_tensors, trunk_of
+from rcnn.weights.file import WeightsError, atomic_write
+
+ARCHITECTURES = ("paper-vgg16", "paper-zf")
+"""Presets whose layers have names here."""
+
+_CLS = "fast_rcnn.predictor.cls"
+_HEADS = {
+    "rpn_conv/3x3": "rpn.head.conv",
+    "rpn_cls_score": "rpn.head.cls",
+    "rpn_bbox_pred": "rpn.head.reg",
+    "fc6": "fast_rcnn.head.fc6",
+    "fc7": "fast_rcnn.head.fc7",
+    "cls_score": _CLS,
+    "bbox_pred": LAYER,
+}
+_ALIASES = {
+    "rpn_conv1": "rpn_conv/3x3",
+    "conv_proposal1": "rpn_conv/3x3",
+    "proposal_cls_score": "rpn_cls_score",
+    "proposal_bbox_pred": "rpn_bbox_pred",
+}
+"""Names of py-faster-rcnn's alternating networks and of the MATLAB implementation."""
+
+_NOTE = (
+    "The arrays hold no settings: preprocessing, anchors, numbers of boxes and thresholds are those of {}. Where the "
+    "network was trained with others, give them after each command, such as preprocess.short=300"
+)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Arrays as .npz, atomically.
+
+    Raises:
+        OSError: the folder is missing or not writable, or the disk is full.
+    """
+    content, named = BytesIO(), dict[str, Any](arrays)
+    np.savez(content, **named)
+    atomic_write(path, content.getvalue())
+
+
+def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequence[str] | None = None) -> Imported:
+    """A detector of the paper's layers.
+
+    Scores are background first; boxes are of each class, the background's in front, and unnormalised: mean and
+    deviation are in the weights, where both implementations fold them on saving. The background's boxes, which nothing
+    reads, are left out.
+
+    Args:
+        arrays: as `rcnn.weights.caffe.layer_tensors` takes them.
+        settings: of `paper-vgg16` or `paper-zf`; `roi.hidden` is that of the arrays.
+        names: of the classes, background not counted.
+
+    Raises:
+        WeightsError: a layer is missing, or is none of this network's.
+    """
+    places = _places(settings)
+    tensors = _placed(arrays, places, settings.model.backbone)
+    background, *classes = tensors[f"{_CLS}.weight"]
+    tensors[f"{_CLS}.weight"] = torch.stack([*classes, background])
+    tensors[f"{_CLS}.bias"] = tensors[f"{_CLS}.bias"].roll(-1)
+    for leaf in ("weight", "bias"):
+        tensors[f"{LAYER}.{leaf}"] = tensors[f"{LAYER}.{leaf}"][4:]
+    tensors = renormalise(tensors, PLAIN, settings.roi)
+    settings = override(settings, {"roi": {"hidden": len(tensors[f"{_HEADS['fc6']}.bias"])}})
+    return Imported(settings, tensors, class_names(len(classes), names), None, (_NOTE.format(settings.model.preset),))
+
+
+def export_arrays(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, np.ndarray]:
+    """`layer.weight` and `layer.bias` of a paper model, as `import_arrays` reads them; background boxes are zeros.
+
+    Raises:
+        WeightsError: the model is none of the paper's; the message names the settings.
+    """
+    _see_paper(settings)
+    tensors = renormalise(tensors, settings.roi, PLAIN)
+    found = {}
+    for layer, place in _places(settings).items():
+        for leaf in ("weight", "bias"):
+            tensor = tensors[f"{place}.{leaf}"].detach().float().cpu()
+            if place == _CLS:
+                tensor = tensor.roll(1, dims=0)
+            if place == LAYER:
+                tensor = torch.cat((torch.zeros_like(tensor[:4]), tensor))
+            found[f"{layer}.{leaf}"] = tensor.numpy()
+    return found
+
+
+def _see_paper(settings: Settings) -> None:
+    """Refuse a model whose layers have no names here, or mean something else there."""
+    model, anchors, rpn, roi = settings.model, settings.anchors, settings.rpn, settings.roi
+    faults = [
+        f"{name}={value}, there {' or '.join(map(str, there))}"
+        for name, value, there in (
+            ("model.backbone", model.backbone, tuple(CONVS)),
+            ("model.neck", model.neck, ("none",)),
+            ("anchors.order", anchors.order, ("ratio",)),
+            ("rpn.classify", rpn.classify, ("objects",)),
+            ("rpn.convs", rpn.convs, (1,)),
+            ("rpn.logits", rpn.logits, (2,)),
+            ("rpn.score_order", rpn.score_order, ("background-first",)),
+            ("roi.head", roi.head, ("fc",)),
+            ("roi.class_agnostic", roi.class_agnostic, (False,)),
+        )
+        if value not in there
+    ]
+    if faults:
+        raise WeightsError(f"Caffe's networks of the paper can't hold this detector: {'; '.join(faults)}")
+
+
+def swap_scores(scores: Tensor) -> Tensor:
+    """`rpn_cls_score`'s (2a, ...) weight or bias with background and object exchanged, which undoes itself."""
+    return scores.roll(scores.shape[0] // 2, dims=0)
+
+
+def network_of(names: Collection[str]) -> tuple[str, bool] | None:
+    """Which network's layers arrays of these names are, vgg16 or zf, and whether they are a whole detector's.
+
+    None: neither network's.
+    """
+    layers = {_ALIASES.get(place[0], place[0]) for name in names if (place := layer_of(name))}
+    trunk = trunk_of(layers)
+    return (trunk, layers >= _HEADS.keys()) if trunk else None
+
+
+def _places(settings: Settings) -> dict[str, str]:
+    """Layer of Caffe -> our name."""
+    convs = {layer: f"backbone.trunk.{place}" for layer, place in CONVS[settings.model.backbone].items()}
+    return convs | _HEADS
+
+
+def _placed(arrays: Mapping[str, Blobs], places: Mapping[str, str], network: str) -> dict[str, Tensor]:
+    """Our name -> tensor, each of the network's layers and nothing else."""
+    tensors = {(_ALIASES.get(layer, layer), leaf): tensor for (layer, leaf), tensor in layer_tensors(arrays).items()}
+    wanted = {(layer, leaf) for layer in places for leaf in ("weight", "bias")}
+    faults = [f"`{layer}` has no {leaf}" for layer, leaf in sorted(wanted - tensors.keys())]
+    foreign = {layer for layer, _ in tensors} - places.keys()
+    faults += [f"`{layer}` is no layer of {network}" for layer in sorted(foreign)]
+    if faults:
+        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise WeightsError(f"the arrays are not those of {network}: {', '.join(faults[:3])}{more}")
+    return {f"{places[layer]}.{leaf}": tensor for (layer, leaf), tensor in tensors.items()}
