@@ -57,6 +57,23 @@ def test_an_image_may_be_a_file_an_array_a_picture_or_a_tensor(detector: Detecto
     assert len(detector.predict([path, array, picture])) == 3
 
 
+def test_other_settings_leave_everything_else_as_it_is(detector: Detector, folder: Path) -> None:
+    before = Detector(
+        detector.model, detector.settings, ("cat", "dog"), category_ids=(7, 3), threshold=0.3, device="cpu"
+    )
+    before.summary, before.licence = {"epoch": 4}, "CC0"
+    other = before.with_settings(["roi.detections=5"])
+    assert (before.settings.roi.detections, other.settings.roi.detections) == (9, 5)
+    for name in ("names", "device", *known):
+        assert getattr(other, name) == getattr(before, name), name
+    found, expected = other.predict(folder / "0.png", score=0.0)[0], before.predict(folder / "0.png", score=0.0)[0]
+    assert same(found, expected.filter(top=5))
+    again = before.with_settings({"roi": {"box_std": (1, 1, 1, 1)}}).predict(folder / "0.png", score=0.0)[0]
+    np.testing.assert_allclose(again.boxes, expected.boxes, atol=1e-3)
+    with pytest.raises(SettingsError, match=r"^roi.hidden=17: the weights are made for other layers"):
+        before.with_settings(["roi.hidden=17"])
+
+
 def test_16_bit_images_in_memory_are_read_as_those_in_files_are(detector: Detector, tmp_path: Path) -> None:
     settings = override(detector.settings, ["data.white=4095"])
     twelve = Detector(detector.model, settings, detector.names, threshold=0.0, device="cpu")

@@ -103,6 +103,38 @@ class Detector:
         assert self._runner is not None
         return self._runner
 
+    def with_settings(self, changes: Sequence[str] | Mapping[str, Any]) -> "Detector":
+        """The same weights under other settings, as a detector of its own; this one stays as it is.
+
+        Args:
+            changes: `section.key=value` texts, or a tree of settings, laid over those of this detector.
+
+        Raises:
+            SettingsError: a setting is wrong, or asks for other layers than the weights are made for.
+        """
+        settings = config.override(self.settings, changes)
+        custom = settings.model.backbone == "custom"
+        head = self.model.fast_rcnn.head if custom and self.model.fast_rcnn is not None else None
+        backbone = copy.deepcopy(self.model.backbone) if custom else None
+        model = build(settings, len(self.names), backbone=backbone, head=copy.deepcopy(head))
+        try:
+            model.load_state_dict(renormalise(self.model.state_dict(), self.settings.roi, settings.roi))
+        except RuntimeError:
+            asked = ", ".join(changes)
+            raise config.SettingsError(
+                f"{asked}: the weights are made for other layers; train again with this setting"
+            ) from None
+        return Detector(
+            model,
+            settings,
+            self.names,
+            category_ids=self.category_ids,
+            threshold=self.threshold,
+            summary=self.summary,
+            licence=self.licence,
+            device=self.device,
+        )
+
     def predict(
         self, images: Picture | Iterable[Picture], *, score: float | None = None, batch: int = 1, features: bool = False
     ) -> list[Result]:

@@ -9,7 +9,7 @@ from rcnn.data.loader import Item
 from rcnn.detector import Detector
 from rcnn.model import boxes as box_ops
 from rcnn.paper.anchors import three_scales
-from rcnn.paper.measure import OfRPN, changed, without_boxes, without_scores
+from rcnn.paper.measure import OfRPN, without_boxes, without_scores
 from rcnn.paper.proposals import RANDOM
 from rcnn.presets import build, settings_of
 from tests.model import tiny
@@ -33,7 +33,7 @@ def batch() -> Item:
 
 
 def propose(detector: Detector, rpn: dict[str, Any], change: Any = None, item: Item | None = None) -> Any:
-    return OfRPN(changed(detector, {"rpn": rpn}), change)(item or batch())
+    return OfRPN(detector.with_settings({"rpn": rpn}), change)(item or batch())
 
 
 def anchors(detector: Detector) -> Any:

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+import torch
 
 import rcnn.paper.measure as measure_file
 import rcnn.paper.proposals as proposals_file
@@ -29,6 +30,9 @@ class Loaded(NamedTuple):
 
     weights: str
     settings: Settings
+
+    def with_settings(self, changes: dict[str, Any]) -> "Loaded":
+        return Loaded(self.weights, override(self.settings, changes))
 
 
 class OfRPN(NamedTuple):
@@ -69,25 +73,23 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
         found.append(Scored(detector, proposals))
         return {"map50": 50.0}
 
-    def changed(detector: Loaded, changes: dict[str, Any]) -> Loaded:
-        return Loaded(detector.weights, override(detector.settings, changes))
-
     def numbers(lab: Any, proposals: Any) -> dict[str, float]:
         return {"ar300": 50.0}
 
-    def proposing(detector: Loaded, changes: dict[str, Any]) -> Loaded:
-        found.append(Scored(changed(detector, changes)))
-        return found[-1].detector
+    def proposing(detector: Loaded, batch: Any) -> list[Any]:
+        found.append(Scored(detector))
+        return []
+
+    def one_batch(*_: Any, **__: Any) -> Any:
+        return SimpleNamespace(epoch=lambda number: [SimpleNamespace(index=torch.zeros(0), batch=None)])
 
     for file in (measure_file, proposals_file, schemes_file):
         monkeypatch.setattr(file, "scores", scores)
-    for file in (measure_file, proposals_file):
-        monkeypatch.setattr(file, "changed", changed)
     monkeypatch.setattr(proposals_file, "OfRPN", OfRPN)
     monkeypatch.setattr(proposals_file, "open_proposals", lambda source, *_: source)
     monkeypatch.setattr(proposals_file, "GivenProposals", lambda source, *_, count, training: (source, count))
-    monkeypatch.setattr(recall_file, "changed", proposing)
-    monkeypatch.setattr(recall_file, "Loader", lambda *_, **__: SimpleNamespace(epoch=lambda number: ()))
+    monkeypatch.setattr(Loaded, "region_proposals", proposing, raising=False)
+    monkeypatch.setattr(recall_file, "Loader", one_batch)
     monkeypatch.setattr(recall_file, "numbers", numbers)
     monkeypatch.setattr(Trained, "minutes", 12.0)
     monkeypatch.setattr(Lab, "dataset", ())

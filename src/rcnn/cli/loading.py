@@ -4,10 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import rcnn
-from rcnn.config import SettingsError, override
 from rcnn.detector import Detector
 from rcnn.evaluate import Shard
-from rcnn.presets import build
 from rcnn.training.distributed import Team, team
 
 
@@ -16,28 +14,10 @@ def load_detector(model: str, changes: Sequence[str], device: str) -> Detector:
 
     Raises:
         WeightsError: as `rcnn.load`.
-        SettingsError: a setting is wrong, or asks for other layers than the weights are made for.
+        SettingsError: as `Detector.with_settings`.
     """
     detector = rcnn.load(model, device=device)
-    if not changes:
-        return detector
-    settings = override(detector.settings, changes)
-    network = build(settings, len(detector.names))
-    try:
-        network.load_state_dict(detector.model.state_dict())
-    except RuntimeError:
-        asked = ", ".join(changes)
-        raise SettingsError(f"{asked}: the weights are made for other layers; train again with this setting") from None
-    return Detector(
-        network,
-        settings,
-        detector.names,
-        category_ids=detector.category_ids,
-        threshold=detector.threshold,
-        summary=detector.summary,
-        licence=detector.licence,
-        device=detector.device,
-    )
+    return detector.with_settings(changes) if changes else detector
 
 
 @contextmanager

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcnn.config import override
 from rcnn.data.dataset import Dataset
 from rcnn.data.loader import Item
 from rcnn.detector import Detector
@@ -15,7 +14,6 @@ from rcnn.evaluate import Metrics, evaluate
 from rcnn.model.structures import Proposals, RPNOutput, to_device
 from rcnn.paper.experiment import Numbers, Run
 from rcnn.paper.lab import Lab, Training
-from rcnn.presets import build
 
 Change = Callable[[RPNOutput, Tensor], RPNOutput]
 """What the RPN's head said, and a seed an image, to what it is taken to have said."""
@@ -40,14 +38,6 @@ def percent(metrics: Metrics) -> dict[str, float]:
         "ar300": recall,
     }
     return {name: 100 * float(value) for name, value in numbers.items()}
-
-
-def changed(detector: Detector, changes: Mapping[str, Any]) -> Detector:
-    """The detector with other settings, of the same layers."""
-    settings = override(detector.settings, changes)
-    model = build(settings, len(detector.names))
-    model.load_state_dict(detector.model.state_dict())
-    return Detector(model, settings, detector.names, category_ids=detector.category_ids, device=detector.device)
 
 
 class OfRPN:
@@ -90,6 +80,6 @@ def trained(row: str, training: Training, changes: Mapping[str, Any] | None = No
 
     def measure(lab: Lab, seed: int) -> Mapping[str, Numbers]:
         detector = lab.load(lab.train(training, seed).best)
-        return {row: scores(changed(detector, changes) if changes else detector, lab.dataset)}
+        return {row: scores(detector.with_settings(changes) if changes else detector, lab.dataset)}
 
     return Run((row,), measure, (training,))

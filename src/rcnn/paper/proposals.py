@@ -11,7 +11,7 @@ from rcnn.data.proposals import open_proposals
 from rcnn.detector import Detector
 from rcnn.paper.experiment import SCORES, Experiment, Numbers, Run, more
 from rcnn.paper.lab import Lab, Training
-from rcnn.paper.measure import Change, OfRPN, changed, scores, without_boxes, without_scores
+from rcnn.paper.measure import Change, OfRPN, scores, without_boxes, without_scores
 
 COUNT = 2000
 """Proposals of Selective Search an image, in training and test."""
@@ -106,7 +106,7 @@ def _selective_search(fast: Training, lab: Lab, seed: int) -> Mapping[str, Numbe
 
 
 def _shared(lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    detector = changed(lab.load(lab.train(ALTERNATING, seed).best), {"rpn": {"post_test": 300}})
+    detector = lab.load(lab.train(ALTERNATING, seed).best).with_settings({"rpn": {"post_test": 300}})
     return {SHARED: scores(detector, lab.dataset)}
 
 
@@ -123,5 +123,5 @@ def _of_rpn(row: str, fast: Training, lab: Lab, seed: int) -> Mapping[str, Numbe
 def _on_rpn(lab: Lab, detector: Detector, rpn: Path, test: Test) -> Numbers:
     """Scores of a detector on the proposals of an RPN with another backbone."""
     changes = {"rpn": {**test.rpn, "post_test": test.top}}
-    proposals = OfRPN(changed(lab.load(rpn), changes), test.change)
-    return scores(changed(detector, changes), lab.dataset, proposals)
+    proposals = OfRPN(lab.load(rpn).with_settings(changes), test.change)
+    return scores(detector.with_settings(changes), lab.dataset, proposals)

@@ -11,7 +11,6 @@ from rcnn.metrics.proposals import proposal_recall
 from rcnn.metrics.types import Truth
 from rcnn.paper.experiment import Claim, Column, Experiment, Look, Numbers, Run
 from rcnn.paper.lab import Lab, Training
-from rcnn.paper.measure import changed
 from rcnn.paper.proposals import source
 
 TOPS = (300, 1000, 2000)
@@ -45,7 +44,7 @@ def _selective_search(lab: Lab, seed: int) -> Mapping[str, Numbers]:
 
 
 def _rpn(lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    detector = changed(lab.load(lab.train(RPN, seed).best), {"rpn": {"post_test": max(TOPS)}})
+    detector = lab.load(lab.train(RPN, seed).best).with_settings({"rpn": {"post_test": max(TOPS)}})
     loader = Loader(lab.dataset, detector.settings, training=False, batch=detector.settings.val.batch, seed=seed)
     found = {}
     for item in loader.epoch(0):

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from rcnn.config import Settings, override
+from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.given import Given
 from rcnn.data.loader import FILLER, Loader
@@ -27,14 +27,14 @@ def write_proposals(
 
     Args:
         path: the file; it appears whole or not at all.
-        detector: what proposes; not for use afterwards.
+        detector: what proposes.
         dataset: the images; they are not augmented.
         team: the processes that share the images.
         counts: boxes a level before NMS, and proposals an image.
         say: told how far it has come.
     """
     settings = detector.settings
-    detector.model.settings = override(settings, {"rpn": {"pre_test": counts[0], "post_test": counts[1]}})
+    detector = detector.with_settings({"rpn": {"pre_test": counts[0], "post_test": counts[1]}})
     loader = Loader(
         dataset,
         settings,
