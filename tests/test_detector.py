@@ -58,10 +58,8 @@ def test_an_image_may_be_a_file_an_array_a_picture_or_a_tensor(detector: Detecto
 
 
 def test_other_settings_leave_everything_else_as_it_is(detector: Detector, folder: Path) -> None:
-    before = Detector(
-        detector.model, detector.settings, ("cat", "dog"), category_ids=(7, 3), threshold=0.3, device="cpu"
-    )
-    before.summary, before.licence = {"epoch": 4}, "CC0"
+    known = {"category_ids": (7, 3), "threshold": 0.3, "summary": {"epoch": 4}, "licence": "CC0"}
+    before = Detector(detector.model, detector.settings, ("cat", "dog"), device="cpu", **known)
     other = before.with_settings(["roi.detections=5"])
     assert (before.settings.roi.detections, other.settings.roi.detections) == (9, 5)
     for name in ("names", "device", *known):
