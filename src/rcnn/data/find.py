@@ -11,7 +11,7 @@ from typing import Literal
 
 from rcnn.config import Data
 from rcnn.data import coco, voc, yolo
-from rcnn.data.dataset import DataError, Dataset, Fault, Record
+from rcnn.data.dataset import DataError, Dataset
 from rcnn.data.draft import Layout, Reading, finish
 from rcnn.data.pixels import Progress, decode_images
 from rcnn.preprocess.sources import is_image
@@ -257,13 +257,7 @@ def _hash(name: str) -> bytes:
 
 def _finish(layout: Layout, split: str, reading: Reading, settings: Data) -> Dataset:
     """The records and faults of a reading."""
-    records: list[Record] = []
-    faults: list[Fault] = list(reading.faults)
-    for draft in reading.drafts:
-        record, found = finish(draft, settings)
-        faults += found
-        if record is not None:
-            records.append(record)
+    records, faults = finish(reading, settings)
     return Dataset(
         root=layout.root,
         format=layout.format,

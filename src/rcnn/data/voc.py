@@ -3,12 +3,15 @@
 import os
 import re
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from rcnn.config import Data
 from rcnn.data.dataset import DataError, Fault
-from rcnn.data.draft import Box, Draft, Layout, Reading, Row, relative_name, unknown_class
+from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
 from rcnn.data.folders import Folder, Folders, read_lines
 from rcnn.data.xml_tree import MalformedXml, Node, parse_xml
 from rcnn.preprocess.sources import is_image
@@ -84,7 +87,7 @@ def _split_folder(root: Path, names: Sequence[str]) -> Path | None:
 
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
     """The images of lists or folders of xml files. Without `names`, classes are those found, sorted."""
-    reading = Reading()
+    reading = Reading(_corners)
     folders = Folders()
     objects: list[_Object] = []
     drafts: dict[Path, Draft] = {}
@@ -100,10 +103,10 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
     reading.own = tuple(sorted({item.name for item in objects} - {""}))
     reading.names = tuple(names) if names is not None else reading.own
     reading.category_ids = tuple(range(1, len(reading.names) + 1))
-    origin = _origin(layout, settings, reading)
+    reading.corners = partial(_corners, origin=_origin(layout, settings, reading))
     labels = {name: label for label, name in enumerate(reading.names)}
     for item in objects:
-        _add_row(item, labels, origin)
+        _add_row(item, labels)
     return reading
 
 
@@ -213,8 +216,8 @@ def _read_size(root: Node, xml: Path, draft: Draft) -> None:
     draft.declared = (height, width) if height > 0 and width > 0 else None
 
 
-def _add_row(item: _Object, labels: dict[str, int], origin: int) -> None:
-    """Add an <object> to the rows of its image, or note its faults."""
+def _add_row(item: _Object, labels: dict[str, int]) -> None:
+    """Add an <object> to those of its image, or note its faults."""
     draft, node, file = item.draft, item.node, item.xml
     label = labels.get(item.name)
     if label is None:
@@ -225,16 +228,19 @@ def _add_row(item: _Object, labels: dict[str, int], origin: int) -> None:
         draft.fatal(f"{file}:{node.line}", f"object `{item.name}` has no <bndbox>")
         return
     try:
-        x1, y1, x2, y2 = (float(corners.value(tag)) for tag in ("xmin", "ymin", "xmax", "ymax"))
+        given = [float(corners.value(tag)) for tag in ("xmin", "ymin", "xmax", "ymax")]
     except ValueError:
         draft.fatal(f"{file}:{corners.line}", "<bndbox> must hold the numbers xmin, ymin, xmax, ymax")
         return
-    given: Box = (x1, y1, x2, y2)
-    # Less 1, whole numbers inverted by one would look like a box without size.
-    inverted = all(map(float.is_integer, given)) and (x2 < x1 or y2 < y1)
-    box = given if inverted else (x1 - origin, y1 - origin, x2, y2)
     difficult = node.value("difficult", "0")
     if difficult.lower() not in ("0", "1", "", "false", "true", "unspecified"):
         draft.fatal(f"{file}:{node.line}", f"<difficult> is `{difficult}`; expected 0 or 1")
-    ignore = difficult.lower() in ("1", "true")
-    draft.rows.append(Row(f"{file}:{corners.line}", label, given, box, x1 == x2 or y1 == y2, ignore))
+    draft.add(f"{file}:{corners.line}", label, given, ignore=difficult.lower() in ("1", "true"))
+
+
+def _corners(given: np.ndarray, origin: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 4) xmin, ymin, xmax, ymax -> (n, 4) xyxy, and (n,) bool, which have no size; the first pixel is `origin`."""
+    low, high = given[:, :2], given[:, 2:]
+    # Less 1, whole numbers inverted by one would look like a box without size.
+    inverted = (given == np.rint(given)).all(axis=1) & (high < low).any(axis=1)
+    return np.concatenate((low - np.where(inverted, 0, origin)[:, None], high), axis=1), (low == high).any(axis=1)

@@ -5,9 +5,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from rcnn.config import Data
 from rcnn.data.dataset import DataError, Fault
-from rcnn.data.draft import Draft, Layout, Reading, Row, relative_name, unknown_class
+from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
 from rcnn.data.folders import Folder, Folders, read_lines
 from rcnn.data.yolo_yaml import layout_of_yaml, load_yaml
 from rcnn.preprocess.sources import is_image, is_results
@@ -93,7 +95,7 @@ class _Line(NamedTuple):
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
     """The images of folders or lists; those without a label file are background."""
     folders = Folders()
-    reading = Reading()
+    reading = Reading(_corners, units="share")
     drafts: dict[str, Draft] = {}
     lines: list[_Line] = []
     for source in sources:
@@ -136,7 +138,7 @@ def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Found]:
 def _draft(found: _Found, name: str, folders: Folders) -> Draft:
     """The image without its rows."""
     stem = os.path.splitext(found.path.name)[0]
-    draft = Draft(name, stem, None, units="share")
+    draft = Draft(name, stem, None)
     folder = folders[found.wanted.parent]
     twins = [twin for twin in folder.images(stem) if os.path.splitext(twin)[0] == stem]
     if not found.names:
@@ -225,7 +227,7 @@ def _class(text: str) -> int | None:
 
 
 def _add_row(line: _Line, own: Sequence[str], labels: dict[str, int]) -> None:
-    """Add a line to the rows of its image, or note its faults."""
+    """Add a line to the objects of its image, or note its faults."""
     draft, where, columns = line
     if len(columns) != 5:
         hint = "; polygons are not read" if len(columns) > 6 else ""
@@ -240,9 +242,13 @@ def _add_row(line: _Line, own: Sequence[str], labels: dict[str, int]) -> None:
         if label is None:
             draft.fatal(where, unknown_class(own[number], list(labels)))
     try:
-        x, y, width, height = map(float, columns[1:])
+        draft.add(where, label, [float(column) for column in columns[1:]])
     except ValueError:
-        return draft.fatal(where, f"x y width height must be numbers; found {' '.join(columns[1:])}")
-    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    draft.rows.append(Row(where, label, (x, y, width, height), box, width == 0 or height == 0))
+        draft.fatal(where, f"x y width height must be numbers; found {' '.join(columns[1:])}")
     return None
+
+
+def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 4) centre and size -> (n, 4) xyxy, and (n,) bool, which have no size."""
+    centre, size = given[:, :2], given[:, 2:]
+    return np.concatenate((centre - size / 2, centre + size / 2), axis=1), (size == 0).any(axis=1)
