@@ -78,6 +78,8 @@ def test_what_a_format_can_not_hold_is_said(tmp_path: Path) -> None:
     thin, unused = convert(source, "voc", tmp_path / "voc")
     assert "1 boxes have a side of exactly 1 pixel" in thin
     assert "lost: cat" in unused
+    (again,) = open_lists(tmp_path / "voc", Data())
+    np.testing.assert_allclose(again.records[0].boxes, [[2, 3, 3.01, 13]], rtol=1e-12)
 
 
 def test_coco_keeps_its_ids(tmp_path: Path) -> None:

@@ -321,3 +321,24 @@ def _plain(path: Path) -> Path:
 
 def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def label_rows(
+    image_id: int | str, ids: Sequence[int], boxes: np.ndarray, labels: np.ndarray, digits: int | None = None
+) -> list[dict[str, Any]]:
+    """What annotations and results of an image have in common: image_id, category_id and bbox of each box.
+
+    Args:
+        image_id: of the image.
+        ids: category id of each class.
+        boxes: (n, 4) continuous xyxy in pixels.
+        labels: (n,) class index.
+        digits: of a pixel's fraction; None writes every digit.
+    """
+    low, high = np.split(boxes.astype(np.float64), 2, axis=1)
+    rows = np.concatenate((low, high - low), axis=1)
+    rows = rows if digits is None else rows.round(digits)
+    return [
+        {"image_id": image_id, "category_id": ids[label], "bbox": row}
+        for label, row in zip(labels.tolist(), rows.tolist(), strict=True)
+    ]

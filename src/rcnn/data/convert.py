@@ -5,16 +5,13 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
-
-import numpy as np
-import yaml
 
 from rcnn.config import SettingsError
-from rcnn.data.dataset import Dataset, Record
+from rcnn.data import coco, voc, yolo
+from rcnn.data.dataset import Dataset
+from rcnn.data.yolo_yaml import yaml_text
 
 Names = dict[Path, str]
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
 def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> list[str]:
@@ -68,40 +65,25 @@ def _write(path: Path, text: str) -> None:
 
 
 def _write_voc(datasets: Sequence[Dataset], out: Path, names: Names) -> list[str]:
-    """JPEGImages, Annotations and, where there are lists, ImageSets/Main. Corners are 1-based, not rounded."""
+    """JPEGImages, Annotations and, where there are lists, ImageSets/Main."""
     thin = 0
     for dataset in datasets:
         _copy(dataset, out / "JPEGImages", names)
         stems = [os.path.splitext(names[record.path])[0] for record in dataset.records]
         for stem, record in zip(stems, dataset.records, strict=True):
-            _write(out / "Annotations" / f"{stem}.xml", _voc_xml(record, names[record.path], dataset.names))
+            image = Path("JPEGImages", names[record.path])
+            text = voc.labels_text(image, record.size, dataset.names, record.boxes, record.labels, record.ignore)
+            _write(out / "Annotations" / f"{stem}.xml", text)
             thin += int((record.boxes[:, :2] + 1 == record.boxes[:, 2:]).any(axis=1).sum())
         if dataset.split != "all":
             _write(out / "ImageSets" / "Main" / f"{dataset.split}.txt", "".join(f"{stem}\n" for stem in stems))
-    notes = [f"{thin} boxes have a side of exactly 1 pixel, which VOC can't tell from no size"] if thin else []
+    said = f"{thin} boxes have a side of exactly 1 pixel, which VOC can't tell from no size: written as 1.01 pixels"
+    notes = [said] if thin else []
     used = {int(label) for dataset in datasets for record in dataset.records for label in record.labels}
     unused = [name for label, name in enumerate(datasets[0].names) if label not in used]
     return notes + (
         [f"VOC has no list of classes, so those without a box are lost: {', '.join(unused)}"] if unused else []
     )
-
-
-def _voc_xml(record: Record, file_name: str, classes: Sequence[str]) -> str:
-    height, width = record.size
-    size = f"<width>{width}</width><height>{height}</height><depth>3</depth>"
-    lines = ["<annotation>", "\t<folder>JPEGImages</folder>", f"\t<filename>{escape(file_name)}</filename>"]
-    lines.append(f"\t<size>{size}</size>")
-    for box, label, ignore in zip(record.boxes + (1, 1, 0, 0), record.labels, record.ignore, strict=True):
-        corners = "".join(f"<{tag}>{_text(value)}</{tag}>" for tag, value in zip(_CORNERS, box, strict=True))
-        lines += ["\t<object>", f"\t\t<name>{escape(classes[int(label)])}</name>"]
-        lines += [f"\t\t<difficult>{int(ignore)}</difficult>", f"\t\t<bndbox>{corners}</bndbox>", "\t</object>"]
-    return "\n".join([*lines, "</annotation>", ""])
-
-
-def _text(value: float) -> str:
-    """A number as short as it can be without loss."""
-    value = float(value)
-    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def _write_coco(datasets: Sequence[Dataset], out: Path, names: Names) -> list[str]:
@@ -118,16 +100,13 @@ def _write_coco(datasets: Sequence[Dataset], out: Path, names: Names) -> list[st
             height, width = record.size
             image = {"id": number, "file_name": names[record.path], "width": width, "height": height}
             tree["images"].append(image)
-            _add_coco_rows(tree["annotations"], number, record, dataset.category_ids)
+            rows = coco.label_rows(number, dataset.category_ids, record.boxes, record.labels)
+            for row, ignore in zip(rows, record.ignore.tolist(), strict=True):
+                area = row["bbox"][2] * row["bbox"][3]
+                index = len(tree["annotations"]) + 1
+                tree["annotations"].append({"id": index, **row, "area": area, "iscrowd": int(ignore)})
         _write(out / "annotations" / f"{dataset.split}.json", json.dumps(tree, ensure_ascii=False) + "\n")
     return []
-
-
-def _add_coco_rows(rows: list[dict], image: int | str, record: Record, ids: Sequence[int]) -> None:
-    corners = np.concatenate((record.boxes[:, :2], record.boxes[:, 2:] - record.boxes[:, :2]), axis=1).tolist()
-    for box, label, ignore in zip(corners, record.labels, record.ignore, strict=True):
-        row = {"id": len(rows) + 1, "image_id": image, "category_id": ids[label], "bbox": box}
-        rows.append({**row, "area": box[2] * box[3], "iscrowd": int(ignore)})
 
 
 def _write_yolo(datasets: Sequence[Dataset], out: Path, names: Names) -> list[str]:
@@ -141,18 +120,10 @@ def _write_yolo(datasets: Sequence[Dataset], out: Path, names: Names) -> list[st
         for record in dataset.records:
             ignored += int(record.ignore.sum())
             stem = os.path.splitext(names[record.path])[0]
-            _write(out / f"labels{inner}" / f"{stem}.txt", _yolo_rows(record))
-    tree = {**lists, "nc": len(datasets[0].names), "names": dict(enumerate(datasets[0].names))}
-    _write(out / "data.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
+            text = yolo.labels_text(record.size, record.boxes[~record.ignore], record.labels[~record.ignore])
+            _write(out / f"labels{inner}" / f"{stem}.txt", text)
+    _write(out / "data.yaml", yaml_text(lists, datasets[0].names))
     return [f"YOLO has no crowd or difficult boxes: {ignored} were left out"] if ignored else []
-
-
-def _yolo_rows(record: Record) -> str:
-    height, width = record.size
-    low, high = record.boxes[:, :2] / (width, height), record.boxes[:, 2:] / (width, height)
-    rows = np.concatenate(((low + high) / 2, high - low), axis=1)[~record.ignore].tolist()
-    labels = record.labels[~record.ignore]
-    return "".join(f"{label} {' '.join(map(repr, row))}\n" for label, row in zip(labels, rows, strict=True))
 
 
 _WRITERS: dict[str, Callable[[Sequence[Dataset], Path, Names], list[str]]] = {

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from xml.sax.saxutils import escape
 
 import numpy as np
 
@@ -18,6 +19,8 @@ from rcnn.preprocess.sources import is_image
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _LISTS = ("train", "val", "trainval", "test")
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_THINNEST = 0.01  # pixels
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
 _BELOW_ONE = re.compile(rb"<(?:\w+:)?[xy]min>\s*\+?0*(?:0|0?\.\d*)\s*</")
 _FLAG = re.compile(r"\s+-?[01]$")
@@ -228,7 +231,7 @@ def _add_row(item: _Object, labels: dict[str, int]) -> None:
         draft.fatal(f"{file}:{node.line}", f"object `{item.name}` has no <bndbox>")
         return
     try:
-        given = [float(corners.value(tag)) for tag in ("xmin", "ymin", "xmax", "ymax")]
+        given = [float(corners.value(tag)) for tag in _CORNERS]
     except ValueError:
         draft.fatal(f"{file}:{corners.line}", "<bndbox> must hold the numbers xmin, ymin, xmax, ymax")
         return
@@ -244,3 +247,45 @@ def _corners(given: np.ndarray, origin: int = 1) -> tuple[np.ndarray, np.ndarray
     # Less 1, whole numbers inverted by one would look like a box without size.
     inverted = (given == np.rint(given)).all(axis=1) & (high < low).any(axis=1)
     return np.concatenate((low - np.where(inverted, 0, origin)[:, None], high), axis=1), (low == high).any(axis=1)
+
+
+def labels_text(
+    image: Path,
+    size: tuple[int, int],
+    names: Sequence[str],
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    ignore: np.ndarray | None = None,
+    digits: int | None = None,
+) -> str:
+    """The annotation of an image. The first pixel is 1 and the last one belongs to the box; fractions are kept.
+
+    A side of exactly 1 pixel would have xmin = xmax, which readers take for no size: it is written as 1.01 pixels, and
+    one of less than 0.01 as 0.01. Of sides under 1 pixel, xmin is above xmax.
+
+    Args:
+        image: its file; folder and name are written.
+        size: (height, width) in pixels.
+        names: of the classes.
+        boxes: (n, 4) continuous xyxy in pixels.
+        labels: (n,) index into `names`.
+        ignore: (n,) bool, which are difficult; None: none.
+        digits: of a pixel's fraction; None writes every digit.
+    """
+    height, width = size
+    lines = ["<annotation>", f"\t<folder>{escape(image.parent.name)}</folder>"]
+    lines += [f"\t<filename>{escape(image.name)}</filename>"]
+    lines += [f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"]
+    corners = boxes.astype(np.float64) + (1, 1, 0, 0)
+    low, high = np.split(corners if digits is None else corners.round(digits), 2, axis=1)
+    high = np.maximum(high, low - 1 + _THINNEST)
+    high = np.where(low == high, high + _THINNEST, high)
+    difficult = np.zeros(len(boxes), bool) if ignore is None else ignore
+    rows = np.concatenate((low, high), axis=1).tolist()
+    for row, label, hard in zip(rows, labels.tolist(), difficult.tolist(), strict=True):
+        texts = (repr(value if digits is None else round(value, digits)).removesuffix(".0") for value in row)
+        box = "".join(f"<{tag}>{text}</{tag}>" for tag, text in zip(_CORNERS, texts, strict=True))
+        lines += ["\t<object>", f"\t\t<name>{escape(names[int(label)])}</name>"]
+        lines += ["\t\t<pose>Unspecified</pose>", "\t\t<truncated>0</truncated>"]
+        lines += [f"\t\t<difficult>{int(hard)}</difficult>", f"\t\t<bndbox>{box}</bndbox>", "\t</object>"]
+    return "\n".join([*lines, "</annotation>", ""])

@@ -252,3 +252,28 @@ def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(n, 4) centre and size -> (n, 4) xyxy, and (n,) bool, which have no size."""
     centre, size = given[:, :2], given[:, 2:]
     return np.concatenate((centre - size / 2, centre + size / 2), axis=1), (size == 0).any(axis=1)
+
+
+def labels_text(
+    size: tuple[int, int],
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray | None = None,
+    digits: int | None = None,
+) -> str:
+    """The label file of an image: label, centre x, centre y, width and height as shares of the image, perhaps a score.
+
+    Args:
+        size: (height, width) in pixels.
+        boxes: (n, 4) continuous xyxy in pixels.
+        labels: (n,) class index.
+        scores: (n,) a sixth column, which labelling tools do not read.
+        digits: of every number; None writes every digit.
+    """
+    height, width = size
+    low, high = np.split(boxes.astype(np.float64) / (width, height, width, height), 2, axis=1)
+    columns = [(low + high) / 2, np.maximum(high - low, 1e-6)]  # a side of 0 would be a box without size
+    columns += [] if scores is None else [scores[:, None]]
+    text = repr if digits is None else f"{{:.{digits}f}}".format
+    rows = np.concatenate(columns, axis=1).tolist()
+    return "".join(f"{k} {' '.join(map(text, row))}\n" for k, row in zip(labels.tolist(), rows, strict=True))
