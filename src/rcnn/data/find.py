@@ -17,7 +17,8 @@ from rcnn.data.pixels import Progress, decode_images
 from rcnn.preprocess.sources import is_image
 
 Split = Literal["train", "val", "test", "all"]
-READERS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
+FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
+"""Name of a format -> its file, which finds, reads and writes it."""
 
 
 def open_dataset(
@@ -139,7 +140,7 @@ def find_layout(path: str | Path) -> Layout:
     path = Path(path).expanduser()
     if not path.exists():
         raise DataError(_missing(path))
-    layouts = [layout for reader in READERS.values() if (layout := reader.find(path)) is not None]
+    layouts = [layout for reader in FORMATS.values() if (layout := reader.find(path)) is not None]
     if not layouts:
         raise DataError(_unrecognised(path))
     if len(layouts) > 1:
@@ -223,7 +224,7 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
     sources = [source for name in lists for source in layout.lists[name]]
     where = ", ".join(map(str, sources))
     try:
-        reading: Reading = READERS[layout.format].read(layout, sources, names, settings)
+        reading: Reading = FORMATS[layout.format].read(layout, sources, names, settings)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{where}: can't be read: {error}") from None
     if not reading.drafts:

@@ -1,8 +1,8 @@
-"""Pascal VOC: one xml a picture, with lists in ImageSets/Main, or xml files beside the images."""
+"""Pascal VOC, found, read and written: an xml per image, with lists in ImageSets/Main, or xml beside the images."""
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -11,9 +11,9 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.data.dataset import DataError, Fault
+from rcnn.data.dataset import DataError, Dataset, Fault
 from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, read_lines
+from rcnn.data.folders import Folder, Folders, copy_images, read_lines, write_text
 from rcnn.data.xml_tree import MalformedXml, Node, parse_xml
 from rcnn.preprocess.sources import is_image
 
@@ -289,3 +289,27 @@ def labels_text(
         lines += ["\t\t<pose>Unspecified</pose>", "\t\t<truncated>0</truncated>"]
         lines += [f"\t\t<difficult>{int(hard)}</difficult>", f"\t\t<bndbox>{box}</bndbox>", "\t</object>"]
     return "\n".join([*lines, "</annotation>", ""])
+
+
+def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
+    """Write JPEGImages, Annotations and, where there are lists, ImageSets/Main. What VOC can't hold is returned.
+
+    `names` gives each image its new file name.
+    """
+    thin = 0
+    for dataset in datasets:
+        copy_images(dataset.records, out / "JPEGImages", names)
+        stems = [os.path.splitext(names[record.path])[0] for record in dataset.records]
+        for stem, record in zip(stems, dataset.records, strict=True):
+            image = Path("JPEGImages", names[record.path])
+            text = labels_text(image, record.size, dataset.names, record.boxes, record.labels, record.ignore)
+            write_text(out / "Annotations" / f"{stem}.xml", text)
+            thin += int((record.boxes[:, :2] + 1 == record.boxes[:, 2:]).any(axis=1).sum())
+        if dataset.split != "all":
+            write_text(out / "ImageSets" / "Main" / f"{dataset.split}.txt", "".join(f"{stem}\n" for stem in stems))
+    said = f"{thin} boxes have a side of exactly 1 pixel, which VOC can't tell from no size: 1.01 is written"
+    notes = [said] if thin else []
+    used = {int(label) for dataset in datasets for record in dataset.records for label in record.labels}
+    unused = [name for label, name in enumerate(datasets[0].names) if label not in used]
+    lost = f"VOC has no list of classes, so those without a box are lost: {', '.join(unused)}"
+    return [*notes, lost] if unused else notes

@@ -1,17 +1,17 @@
-"""YOLO: a text file an image, rows of class and box in shares of the image; a data.yaml, or images/ and labels/."""
+"""YOLO, found, read and written: a text file per image, rows of class and box in shares of the image; a data.yaml."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.data.dataset import DataError, Fault
+from rcnn.data.dataset import DataError, Dataset, Fault
 from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, read_lines
-from rcnn.data.yolo_yaml import layout_of_yaml, load_yaml
+from rcnn.data.folders import Folder, Folders, copy_images, read_lines, write_text
+from rcnn.data.yolo_yaml import layout_of_yaml, load_yaml, yaml_text
 from rcnn.preprocess.sources import is_image, is_results
 
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -277,3 +277,23 @@ def labels_text(
     text = repr if digits is None else f"{{:.{digits}f}}".format
     rows = np.concatenate(columns, axis=1).tolist()
     return "".join(f"{k} {' '.join(map(text, row))}\n" for k, row in zip(labels.tolist(), rows, strict=True))
+
+
+def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
+    """Write images/LIST, labels/LIST and data.yaml. Crowd and difficult boxes are left out, as is usual, and counted.
+
+    `names` gives each image its new file name.
+    """
+    lists: dict[str, str] = {}
+    ignored = 0
+    for dataset in datasets:
+        inner = "" if dataset.split == "all" else f"/{dataset.split}"
+        lists["train" if dataset.split in ("all", "trainval") else dataset.split] = f"images{inner}"
+        copy_images(dataset.records, out / f"images{inner}", names)
+        for record in dataset.records:
+            ignored += int(record.ignore.sum())
+            stem = os.path.splitext(names[record.path])[0]
+            text = labels_text(record.size, record.boxes[~record.ignore], record.labels[~record.ignore])
+            write_text(out / f"labels{inner}" / f"{stem}.txt", text)
+    write_text(out / "data.yaml", yaml_text(lists, datasets[0].names))
+    return [f"YOLO has no crowd or difficult boxes: {ignored} were left out"] if ignored else []
