@@ -103,16 +103,16 @@ def test_voc_counts_pixels_from_one_and_includes_the_last() -> None:
     root = ElementTree.fromstring(result(path="a/b & c.jpg").to_voc())
     assert root.findtext("filename") == "b & c.jpg"
     assert (root.findtext("size/width"), root.findtext("size/height")) == ("100", "80")
-    boxes = [[int(node.text or "") for node in box] for box in root.iter("bndbox")]
-    assert boxes == [[11, 21, 60, 70], [1, 1, 100, 80], [91, 71, 100, 80]]
+    boxes = [[node.text for node in box] for box in root.iter("bndbox")]
+    assert boxes == [["11", "21", "60", "70.25"], ["1", "1", "100", "80"], ["91.12", "71", "100", "80"]]
     assert [node.text for node in root.iter("name")] == ["dog", "cat", "dog"]
 
 
-def test_voc_boxes_of_less_than_two_pixels_get_two() -> None:
-    slivers = np.array([[99.8, 79.9, 100, 80], [10.4, 0, 10.9, 0.2], [10.6, 20, 12.4, 22]], np.float32)
-    thin = empty(boxes=slivers, scores=np.ones(3), labels=np.zeros(3, int))
-    boxes = [[int(node.text or "") for node in box] for box in ElementTree.fromstring(thin.to_voc()).iter("bndbox")]
-    assert boxes == [[99, 79, 100, 80], [11, 1, 12, 2], [11, 21, 12, 22]]
+def test_voc_has_no_side_of_a_pixel_or_of_nothing() -> None:
+    slivers = np.array([[99.8, 79.9, 100, 80], [10.3, 0, 11.3, 1], [10.6, 20, 10.6, 22], [3, 3, 3, 3]], np.float32)
+    thin = empty(boxes=slivers, scores=np.ones(4), labels=np.zeros(4, int))
+    boxes = [[float(node.text or "") for node in box] for box in ElementTree.fromstring(thin.to_voc()).iter("bndbox")]
+    assert boxes == [[100.8, 80.9, 100, 80], [11.3, 1, 11.31, 1.01], [11.6, 21, 10.61, 22], [4, 4, 3.01, 3.01]]
 
 
 def test_drawing_leaves_the_image_alone_and_frames_boxes_in_the_colour_of_the_class() -> None:

@@ -41,7 +41,7 @@ MAY_IMPORT = {
     "weights": {"model", "backbones", "ops", "config"},
     "presets": {"model", "backbones", "ops", "config"},
     "draw": set(),
-    "result": {"draw", "preprocess", "config"},
+    "result": {"draw", "data", "preprocess", "config"},
     "detector": DETECTOR,
     "exchange": DETECTOR,
     "data": DATA,

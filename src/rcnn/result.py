@@ -5,15 +5,17 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
-from xml.etree import ElementTree
 
 import numpy as np
 from PIL import Image
 
 from rcnn.config import Settings
+from rcnn.data import coco, voc, yolo
 from rcnn.draw import colour, draw_boxes, shade
 from rcnn.preprocess.stream import read_picture
 
+DIGITS = 2
+"""Boxes are written to hundredths of a pixel, more than which no detector knows."""
 MANY = 60
 """From more boxes than this of a single class, the picture leaves out their names."""
 
@@ -109,11 +111,10 @@ class Result:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and texts: path, height, width, boxes by class, and detections with their boxes as xyxy."""
+        boxes = self.boxes.astype(np.float64).round(DIGITS).tolist()
         detections: list[dict[str, Any]] = [
             {"name": self.names[label], "label": label, "score": round(score, 5), "box": box}
-            for label, score, box in zip(
-                self.labels.tolist(), self.scores.tolist(), self._rounded(self.boxes), strict=True
-            )
+            for label, score, box in zip(self.labels.tolist(), self.scores.tolist(), boxes, strict=True)
         ]
         if self.features is not None:
             for detection, row in zip(detections, self.features.tolist(), strict=True):
@@ -135,12 +136,8 @@ class Result:
             raise ValueError("this result came from an array: give its id, `result.to_coco(image_id)`")
         image = Path(self.path or "").name if image_id is None else image_id
         ids = self.category_ids or range(1, len(self.names) + 1)
-        boxes = self.boxes.astype(np.float64)
-        corners = self._rounded(np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1))
-        return [
-            {"image_id": image, "category_id": ids[label], "bbox": box, "score": round(score, 5)}
-            for label, score, box in zip(self.labels.tolist(), self.scores.tolist(), corners, strict=True)
-        ]
+        rows = coco.label_rows(image, ids, self.boxes, self.labels, DIGITS)
+        return [{**row, "score": round(score, 5)} for row, score in zip(rows, self.scores.tolist(), strict=True)]
 
     def to_yolo(self, scores: bool = False) -> str:
         """Lines of a YOLO label file: label, centre x, centre y, width, height as shares of the image.
@@ -148,44 +145,8 @@ class Result:
         Args:
             scores: adds the score as a sixth column, which labelling tools do not read.
         """
-        height, width = self.size
-        boxes = self.boxes.astype(np.float64) / (width, height, width, height)
-        sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1e-6)  # as zero it would be a box without size
-        columns = [(boxes[:, :2] + boxes[:, 2:]) / 2, sides]
-        columns += [self.scores[:, None]] if scores else []
-        rows = np.concatenate(columns, axis=1).tolist()
-        return "".join(
-            f"{label} {' '.join(f'{value:.6f}' for value in row)}\n"
-            for label, row in zip(self.labels.tolist(), rows, strict=True)
-        )
+        return yolo.labels_text(self.size, self.boxes, self.labels, self.scores if scores else None, digits=6)
 
     def to_voc(self) -> str:
-        """The text of a VOC annotation: whole pixels, the first of them 1, the last inclusive, two a side at least.
-
-        A side of a single pixel has xmin = xmax, which `rcnn.data.voc`, as others, takes for a box without size.
-        """
-        height, width = self.size
-        root = ElementTree.Element("annotation")
-        ElementTree.SubElement(root, "filename").text = Path(self.path or "").name
-        size = ElementTree.SubElement(root, "size")
-        for key, value in (("width", width), ("height", height), ("depth", 3)):
-            ElementTree.SubElement(size, key).text = str(value)
-        low, high = np.rint(self.boxes[:, :2]), np.rint(self.boxes[:, 2:])
-        least = np.rint((self.boxes[:, :2] + self.boxes[:, 2:]) / 2 - 1).clip(0, np.maximum((width - 2, height - 2), 0))
-        thin = high - low < 2
-        low, high = np.where(thin, least, low).astype(int) + 1, np.where(thin, least + 2, high).astype(int)
-        for label, corners in zip(self.labels.tolist(), np.concatenate((low, high), axis=1).tolist(), strict=True):
-            entry = ElementTree.SubElement(root, "object")
-            ElementTree.SubElement(entry, "name").text = self.names[label]
-            for key, value in (("pose", "Unspecified"), ("truncated", "0"), ("difficult", "0")):
-                ElementTree.SubElement(entry, key).text = value
-            box = ElementTree.SubElement(entry, "bndbox")
-            for key, value in zip(("xmin", "ymin", "xmax", "ymax"), corners, strict=True):
-                ElementTree.SubElement(box, key).text = str(value)
-        ElementTree.indent(root)
-        return ElementTree.tostring(root, encoding="unicode") + "\n"
-
-    @staticmethod
-    def _rounded(boxes: np.ndarray) -> list[list[float]]:
-        """(n, 4) -> lists of hundredths of a pixel, more than which no detector knows."""
-        return boxes.astype(np.float64).round(2).tolist()
+        """The text of a VOC annotation: corners to a hundredth of a pixel, the first pixel is 1, the last inclusive."""
+        return voc.labels_text(Path(self.path or ""), self.size, self.names, self.boxes, self.labels, digits=DIGITS)

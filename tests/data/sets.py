@@ -64,11 +64,6 @@ def write_json(path: Path, tree: Any) -> Path:
     return path
 
 
-def byte_of(file: Path, text: str, start: int = 0) -> str:
-    """`file:byte n` of the first place of a text in a file."""
-    return f"{file}:byte {file.read_bytes().index(text.encode(), start)}"
-
-
 def coco(root: Path, lists: Mapping[str, Mapping[str, Sequence[Object]]], ids: Mapping[str, int]) -> Path:
     """A COCO folder: images/ and annotations/LIST.json."""
     for name, images in lists.items():

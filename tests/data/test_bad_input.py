@@ -38,8 +38,7 @@ def coco_box(tmp_path: Path, *box: float) -> tuple[Dataset, Fault, str]:
     """The same for COCO's x, y, width, height."""
     root = sets.coco(tmp_path / "d", {"train": {"a.jpg": [*GOOD, ("dog", box)], "b.jpg": GOOD}}, IDS)
     data = read(root)
-    file = root / "annotations/train.json"
-    return data, only(data.faults), sets.byte_of(file, '{"id": 2, "image_id"')
+    return data, only(data.faults), f"{root}/annotations/train.json: annotations[1] (id 2)"
 
 
 def yolo_row(tmp_path: Path, row: str) -> tuple[Dataset, Fault, str]:
@@ -145,7 +144,7 @@ def test_an_unknown_category_is_told_with_those_that_are_known(tmp_path: Path) -
     tree["annotations"][0]["category_id"] = 7
     file = sets.write_json(root / "annotations/train.json", tree)
     fault = only(read(root).faults)
-    assert fault.where == sets.byte_of(file, '{"id": 1, "image_id"')
+    assert fault.where == f"{file}: annotations[0] (id 1)"
     assert fault.reason == "category_id 7 is not among the categories 17 cat, 18 dog"
 
 
@@ -174,7 +173,7 @@ def test_two_images_of_one_id_or_one_name_are_both_left_out(tmp_path: Path, key:
     file = sets.write_json(root / "annotations/train.json", tree)
     data = read(root)
     fault = only(tuple(fault for fault in data.faults if fault.kind == "fatal"))
-    assert fault.where == sets.byte_of(file, "{", 14)
+    assert fault.where == f"{file}: images[1] (id {tree['images'][1]['id']})"
     said = {"id": "two images of id 1: `images/a.jpg` and `images/b.jpg`", "file_name": "two images of the name"}
     assert said[key] in fault.reason
     assert [record.name for record in data.records] == ["images/c.jpg"]
@@ -216,7 +215,7 @@ def test_a_missing_image_of_a_json_names_the_places_looked_in(tmp_path: Path) ->
     root = sets.coco(tmp_path / "d", {"train": {"scan_1.jpg": GOOD, "b.jpg": GOOD}}, IDS)
     (root / "images/scan_1.jpg").rename(root / "images/scan_l.jpg")
     fault = only(read(root).faults)
-    assert fault.where == f"{root}/annotations/train.json:byte 12"
+    assert fault.where == f"{root}/annotations/train.json: images[0] (id 1)"
     assert "`scan_1.jpg` is missing; looked in" in fault.reason
     assert str(root / "images") in fault.reason
     assert "similar names there: scan_l.jpg" in fault.reason
@@ -367,7 +366,7 @@ def test_an_annotation_of_no_image_is_told(tmp_path: Path) -> None:
     tree["annotations"].append({"id": 9, "image_id": 99, "category_id": 18, "bbox": [1, 1, 5, 5]})
     file = sets.write_json(root / "annotations/train.json", tree)
     fault = only(read(root).faults)
-    assert fault.where == sets.byte_of(file, '{"id": 9')
+    assert fault.where == f"{file}: annotations[1] (id 9)"
     assert "image_id 99 is no image" in fault.reason
 
 

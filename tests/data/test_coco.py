@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -95,41 +96,84 @@ def test_val_is_read_by_name_not_by_number(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "byte", "reason"),
+    ("text", "place", "reason"),
     [
-        ('{"images": [], "annotations": [}', 31, "malformed"),
-        ('{"images": [{"id": 1,}], "annotations": [], "categories": []}', 20, "malformed"),
-        ('{"images": [\u00fc', 12, "an object is expected"),
-        ('{"a": "\u00fc\u00fc", "images": [1]}', 25, "an object is expected"),
-        ('{"images": [] "annotations": []}', 14, "expected"),
-        ('{"images": [], "annotations": []}', 0, "no array `categories`"),
-        ('{"images": []} {}', 15, "follows the end"),
-        ("[]", 0, "expected"),
-        ("", 0, "expected"),
-        ("{" * 5 + '"a": ' + "[" * 100_000, 1, "malformed"),
+        ('{"images": [], "annotations": [}', ":1:32", "malformed json: Expecting value"),
+        ('{"images": [{"id": 1,}],\n "annotations": [], "categories": []}', ":1:2[0-9]", "malformed json"),
+        ('{"images": [],\n\n "annotations": [\u00fc', ":3:18", "malformed json: Expecting value"),
+        ('{"images": [] "annotations": []}', ":1:15", "malformed json: Expecting ',' delimiter"),
+        ('{"images": []} {}', ":1:16", "malformed json: Extra data"),
+        ("", ":1:1", "malformed json: Expecting value"),
+        ("{" * 5 + '"a": ' + "[" * 100_000, ":1:2", "malformed json"),
+        ('{"a": ' + "[" * 100_000, "", "malformed json: .*recursion"),
+        ('{"a": ' + "1" * 5000 + "}", "", "malformed json: .*digits"),
+        (
+            '{"images": [], "annotations": {}}',
+            "",
+            "there is no array `annotations`, `categories`; is this COCO detection",
+        ),
+        ("[]", "", "there is no array `images`, `annotations`, `categories`; is this COCO detection"),
+        ("null", "", "there is no array `images`, `annotations`, `categories`; is this COCO detection"),
     ],
 )
-def test_malformed_json_is_told_by_its_byte(tmp_path: Path, text: str, byte: int, reason: str) -> None:
+def test_what_is_no_coco_json_is_told_by_line_and_column(tmp_path: Path, text: str, place: str, reason: str) -> None:
     file = tmp_path / "train.json"
     file.write_text(text, encoding="utf-8")
     with pytest.raises(DataError, match=reason) as caught:
         open_dataset(file, "all", Data())
     (fault,) = caught.value.faults
-    assert fault.where.startswith(f"{file}:byte ")
-    assert byte <= int(fault.where.rsplit(" ", 1)[1]) <= byte + 1
+    assert re.fullmatch(place, fault.where.removeprefix(str(file)))
 
 
-def test_bytes_are_counted_past_a_mark_and_wide_characters(tmp_path: Path) -> None:
-    root = sets.coco(tmp_path / "d", {"train": TWO}, {**IDS, "\u00fcml\u00e4ut\U0001f600": 1})
+def test_what_is_no_text_is_told_by_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "train.json"
+    file.write_bytes(b'\xef\xbb\xbf{"images": [],\n"annotations": "\xff"}')
+    with pytest.raises(DataError, match=r"train\.json:2: this is not UTF-8 text"):
+        open_dataset(file, "all", Data())
+
+
+def test_every_faulty_entry_is_told_by_index_and_id(tmp_path: Path) -> None:
+    """All at once, also behind a byte order mark; what has no id of its own is told by its index."""
+    root = sets.coco(tmp_path / "d", {"train": TWO}, IDS)
     file = root / "annotations/train.json"
-    tree = sets.coco_tree(TWO, {"\u00fcml\u00e4ut\U0001f600": 1, **IDS})
-    tree["annotations"][1]["bbox"] = [0, 0, -4, 3]
-    raw = b"\xef\xbb\xbf" + json.dumps(dict(reversed(tree.items())), ensure_ascii=False).encode()
-    file.write_bytes(raw)
+    tree = sets.coco_tree(TWO, IDS)
+    sound = tree["annotations"][0]
+    tree["images"] += [{"file_name": "a.jpg"}, 7, {"id": None, "file_name": "c.jpg"}, {"id": [1], "file_name": "c.jpg"}]
+    tree["categories"] += ["eel", {"id": True, "name": "eel"}]
+    tree["annotations"] = [
+        {**sound, "id": 93, "bbox": [0, 0, -4, 3]},
+        [1],
+        {**sound, "id": "x", "bbox": [0, 0, True, 3]},
+        {**sound, "id": 4, "image_id": [1]},
+        {**sound, "id": 5, "bbox": [0, 0, "4", 3], "category_id": 2},
+        {"image_id": 1, "category_id": 18},
+        {**sound, "id": 7, "bbox": [0, 0, 10**400, float("nan")]},
+        {**sound, "id": 8, "bbox": None},
+    ]
+    file.write_bytes(b"\xef\xbb\xbf" + json.dumps(tree).encode())
     with pytest.raises(DataError) as caught:
         open_dataset(root, "all", Data())
-    byte = raw.index(b'{"id": 2, "image_id"')
-    assert caught.value.faults[0].where == f"{file}:byte {byte}"
+    said = [(fault.where.removeprefix(f"{file}: "), fault.reason) for fault in caught.value.faults]
+    four = "bbox must be four numbers x, y, width, height; found "
+    assert sorted(said) == sorted(
+        [
+            ("images[2]", "an image needs an id and a file_name"),
+            ("images[3]", "an object is expected here; found 7"),
+            ("images[4] (id None)", "an image needs an id and a file_name"),
+            ("images[5] (id [1])", "an image needs an id and a file_name"),
+            ("categories[3]", "an object is expected here; found 'eel'"),
+            ("categories[4] (id True)", "a category needs a whole number as id and a name"),
+            ("annotations[0] (id 93)", "box (0, 0, -4, 3) is inverted"),
+            ("annotations[1]", "an object is expected here; found [1]"),
+            ("annotations[2] (id x)", f"{four}[0, 0, True, 3]"),
+            ("annotations[3] (id 4)", "the annotation's image_id [1] is no image of this file"),
+            ("annotations[4] (id 5)", "category_id 2 is not among the categories 16 bird, 17 cat, 18 dog"),
+            ("annotations[4] (id 5)", f"{four}[0, 0, '4', 3]"),
+            ("annotations[5]", f"{four}None"),
+            ("annotations[6] (id 7)", "box (0, 0, inf, nan) is not finite"),
+            ("annotations[7] (id 8)", f"{four}None"),
+        ]
+    )
 
 
 def test_all_images_missing_is_one_error_with_the_places(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -10,6 +11,7 @@ from rcnn.config import Data, SettingsError
 from rcnn.data.convert import convert
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import open_dataset, open_lists
+from rcnn.result import Result
 
 from . import sets
 
@@ -78,6 +80,29 @@ def test_what_a_format_can_not_hold_is_said(tmp_path: Path) -> None:
     thin, unused = convert(source, "voc", tmp_path / "voc")
     assert "1 boxes have a side of exactly 1 pixel" in thin
     assert "lost: cat" in unused
+    (again,) = open_lists(tmp_path / "voc", Data())
+    np.testing.assert_allclose(again.records[0].boxes, [[2, 3, 3.01, 13]], rtol=1e-12)
+
+
+def test_results_and_copies_are_written_by_one_rule(tmp_path: Path) -> None:
+    """The same boxes as a result and as a data set: the same xml, the same numbers in json and in label files."""
+    boxes = [("dog", (2.25, 3.5, 1, 10)), ("cat", (0, 0, 60, 40)), ("dog", (10.5, 7.25, 0.5, 3.75))]
+    (data,) = open_lists(sets.coco(tmp_path / "c", {"all": {"a.jpg": boxes}}, {"cat": 3, "dog": 5}), Data())
+    for form in ("voc", "coco", "yolo"):
+        convert(data, form, tmp_path / form)
+    (record,) = data.records
+    scores = np.ones(3, np.float32)
+    image = str(tmp_path / "JPEGImages/a.jpg")
+    result = Result(record.boxes, scores, record.labels, data.names, image, record.size, category_ids=data.category_ids)
+    assert (tmp_path / "voc/Annotations/a.xml").read_text() == result.to_voc()
+    rows = json.loads((tmp_path / "coco/annotations/all.json").read_text())["annotations"]
+    assert [{key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 1} for row in rows] == (
+        result.to_coco(record.id)
+    )
+    read, written = (
+        np.array(text.split(), float) for text in ((tmp_path / "yolo/labels/a.txt").read_text(), result.to_yolo())
+    )
+    np.testing.assert_allclose(read, written, atol=1e-6)
 
 
 def test_coco_keeps_its_ids(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from rcnn.data.yolo_yaml import yaml_text
 from rcnn.result import Result
 
 DRAWABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -118,8 +119,8 @@ class Yolo:
 
     def __init__(self, folder: Path, names: tuple[str, ...], shared: Collection[Path]) -> None:
         self._folder, self._shared = folder / "labels", shared
-        listed = "".join(f"  {index}: {json.dumps(name, ensure_ascii=False)}\n" for index, name in enumerate(names))
-        _parent_made(folder / "data.yaml").write_text(f"path: .\ntrain: images\nnames:\n{listed}", encoding="utf-8")
+        text = yaml_text({"path": ".", "train": "images"}, names)
+        _parent_made(folder / "data.yaml").write_text(text, encoding="utf-8")
 
     def write(self, result: Result, name: Path) -> None:
         """Write one label file."""

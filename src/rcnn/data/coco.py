@@ -1,22 +1,28 @@
-"""COCO detection json: one file a list, images beside it or in the usual folders."""
+"""COCO detection json, found, read and written: one file per list, images beside it or in the usual folders."""
 
+import gc
+import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
+
+import numpy as np
 
 from rcnn.config import Data
-from rcnn.data.dataset import DataError, Fault
-from rcnn.data.draft import Draft, Layout, Reading, Row, relative_name, unknown_class
-from rcnn.data.folders import Folders
-from rcnn.data.json_array import JsonFault, Located, read_arrays
+from rcnn.data.dataset import DataError, Dataset, Fault
+from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
+from rcnn.data.folders import Folder, Folders, copy_images, write_text
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 _SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")
 _HEAD = 1 << 20
+_ARRAYS = ("images", "annotations", "categories")
 
 
 def find(path: Path) -> Layout | None:
@@ -82,18 +88,54 @@ def _lists(files: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
 
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
     """The images of json files. Without `names`, classes are the categories of the first file, by id."""
-    reading = Reading(tuple(names or ()))
+    reading = Reading(_corners, names=tuple(names or ()))
     for source in sources:
-        try:
-            arrays = read_arrays(source, ("images", "annotations", "categories"))
-        except JsonFault as error:
-            reading.faults.append(Fault(error.where, error.reason, "fatal"))
-            continue
-        _File(source, layout, reading).read(arrays, given=names is not None or source != sources[0])
+        with _no_search_for_garbage():
+            tree = _load(source, reading)
+            if tree is not None:
+                _File(source, layout, reading).read(tree, given=names is not None or source != sources[0])
     if names is None and reading.category_ids != tuple(range(1, len(reading.names) + 1)):
         ids = ", ".join(f"{number} {name}" for number, name in zip(reading.category_ids, reading.names, strict=True))
         reading.notes.append(f"category ids become labels 0 to {len(reading.names) - 1} in this order: {ids}")
     return reading
+
+
+@contextmanager
+def _no_search_for_garbage() -> Iterator[None]:
+    """Python would search the growing tree for circles, of which it has none: a third of the time of a large file."""
+    searched = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if searched:
+            gc.enable()
+
+
+def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
+    """The object that a json file holds; None and a fault where it can't be read or lacks an array."""
+    try:
+        tree = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_polygons)
+    except json.JSONDecodeError as error:
+        where, reason = f"{path}:{error.lineno}:{error.colno}", f"malformed json: {error.msg}"
+    except UnicodeDecodeError as error:
+        where, reason = f"{path}:{error.object.count(10, 0, error.start) + 1}", "this is not UTF-8 text"
+    except (RecursionError, ValueError) as error:  # arrays in arrays without end, numbers of thousands of digits
+        where, reason = str(path), f"malformed json: {error}"
+    else:
+        arrays = {name for name, value in tree.items() if isinstance(value, list)} if isinstance(tree, dict) else set()
+        missing = [name for name in _ARRAYS if name not in arrays]
+        if not missing:
+            return tree
+        where, reason = str(path), f"there is no array `{'`, `'.join(missing)}`; is this COCO detection?"
+    reading.faults.append(Fault(where, reason, "fatal"))
+    return None
+
+
+def _without_polygons(fields: dict[str, Any]) -> dict[str, Any]:
+    """Forget the polygons while the file is parsed: they are most of it, and are not read."""
+    fields.pop("segmentation", None)
+    return fields
 
 
 @dataclass
@@ -104,9 +146,9 @@ class _File:
     layout: Layout
     reading: Reading
 
-    def read(self, arrays: dict[str, list[Located]], given: bool) -> None:
+    def read(self, tree: dict[str, list[Any]], given: bool) -> None:
         """Add the file's images; classes are its own unless they are given."""
-        categories = self._categories(arrays["categories"])
+        categories = self._categories(tree["categories"])
         own = {name: number for number, name in categories.items()}
         self.reading.own = tuple(dict.fromkeys((*self.reading.own, *categories.values())))
         if not given:
@@ -115,51 +157,58 @@ class _File:
             free = iter(number for number in range(1, 10**9) if number not in categories)
             ids = (own[name] if name in own else next(free) for name in self.reading.names)
             self.reading.category_ids = tuple(ids)
-        drafts = self._images(arrays["images"])
+        drafts = self._images(tree["images"])
         by_name = {draft.name: draft for draft in drafts.values()}
-        labels = {name: label for label, name in enumerate(self.reading.names)}
-        for item in arrays["annotations"]:
-            self._add_row(item, drafts, categories, labels)
+        self._annotations(tree["annotations"], drafts, categories)
         known = {draft.name for draft in self.reading.drafts}
         self.reading.drafts += [draft for name, draft in by_name.items() if name not in known]
 
-    def _fault(self, item: Located, reason: str) -> None:
-        self.reading.faults.append(Fault(item.where, reason, "fatal"))
+    def _objects(self, key: str, items: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The objects of the array at a key, each with its place, `file: key[index] (id number)`; others are faults."""
+        for index, item in enumerate(items):
+            if isinstance(item, dict):
+                number = f" (id {item['id']})" if "id" in item else ""
+                yield f"{self.path}: {key}[{index}]{number}", item
+            else:
+                self._fault(f"{self.path}: {key}[{index}]", f"an object is expected here; found {item!r:.50}")
 
-    def _categories(self, items: list[Located]) -> dict[int, str]:
+    def _fault(self, where: str, reason: str) -> None:
+        self.reading.faults.append(Fault(where, reason, "fatal"))
+
+    def _categories(self, items: list[Any]) -> dict[int, str]:
         """Names by id, in the order of ids."""
         names: dict[int, str] = {}
-        for item in items:
+        for where, item in self._objects("categories", items):
             number, name = item.get("id"), item.get("name")
             if not _is_int(number) or not isinstance(name, str) or not name:
-                self._fault(item, "a category needs a whole number as id and a name")
+                self._fault(where, "a category needs a whole number as id and a name")
             elif number in names:
-                self._fault(item, f"two categories of id {number}: `{names[number]}` and `{name}`")
+                self._fault(where, f"two categories of id {number}: `{names[number]}` and `{name}`")
             elif name in names.values():
-                self._fault(item, f"two categories of the name `{name}`")
+                self._fault(where, f"two categories of the name `{name}`")
             else:
                 names[number] = name
         return dict(sorted(names.items()))
 
-    def _images(self, items: list[Located]) -> dict[Any, Draft]:
+    def _images(self, items: list[Any]) -> dict[Any, Draft]:
         """Images by id."""
         drafts: dict[Any, Draft] = {}
         by_name: dict[str, Draft] = {}
         finder = _ImageFinder(self.path, self.layout.root)
-        for item in items:
+        for where, item in self._objects("images", items):
             number, file_name = item.get("id"), item.get("file_name")
             if not isinstance(number, int | str) or not isinstance(file_name, str) or not file_name:
-                self._fault(item, "an image needs an id and a file_name")
+                self._fault(where, "an image needs an id and a file_name")
                 continue
-            draft = Draft(file_name, number, None, source=item.where)
+            draft = Draft(file_name, number, None, source=where)
             finder.find(file_name, draft)
             if number in drafts:
                 reason = f"two images of id {number}: `{drafts[number].name}` and `{draft.name}`"
-                drafts[number].fatal(item.where, reason)
+                drafts[number].fatal(where, reason)
                 continue
             if draft.name in by_name:
                 reason = f"two images of the name `{draft.name}`: ids {by_name[draft.name].id} and {number}"
-                by_name[draft.name].fatal(item.where, reason)
+                by_name[draft.name].fatal(where, reason)
             drafts[number] = by_name.setdefault(draft.name, draft)
             height, width = item.get("height"), item.get("width")
             if _is_int(height) and _is_int(width) and height > 0 and width > 0:
@@ -169,29 +218,42 @@ class _File:
             raise DataError(f"{self.path}: none of its images is there. {first.found[0][1]}")
         return drafts
 
-    def _add_row(
-        self, item: Located, drafts: dict[Any, Draft], categories: dict[int, str], labels: dict[str, int]
-    ) -> None:
-        """Add an annotation to its image, or note its faults."""
-        number = item.get("image_id")
-        draft = drafts.get(number) if isinstance(number, int | str) else None
-        if draft is None:
-            return self._fault(item, f"the annotation's image_id {number!r} is no image of this file")
-        category = item.get("category_id")
-        name = categories.get(category) if _is_int(category) else None
-        if name is None:
-            known = ", ".join(f"{key} {value}" for key, value in categories.items())
-            draft.fatal(item.where, f"category_id {category!r} is not among the categories {known}")
-        elif name not in labels:
-            draft.fatal(item.where, unknown_class(name, list(labels)))
-        box = item.get("bbox")
-        if not isinstance(box, list) or len(box) != 4 or not all(_is_number(value) for value in box):
-            return draft.fatal(item.where, f"bbox must be four numbers x, y, width, height; found {box!r}")
-        x, y, width, height = given = _number(box[0]), _number(box[1]), _number(box[2]), _number(box[3])
-        ignore = bool(item.get("iscrowd", 0) or item.get("ignore", 0))
-        corners = (x, y, x + width, y + height)
-        draft.rows.append(Row(item.where, labels.get(name or ""), given, corners, width == 0 or height == 0, ignore))
-        return None
+    def _annotations(self, items: list[Any], drafts: dict[Any, Draft], categories: dict[int, str]) -> None:
+        """Add every annotation to its image, or note its faults."""
+        labels = {name: label for label, name in enumerate(self.reading.names)}
+        for where, item in self._objects("annotations", items):
+            number = item.get("image_id")
+            draft = drafts.get(number) if isinstance(number, int | str) else None
+            if draft is None:
+                self._fault(where, f"the annotation's image_id {number!r} is no image of this file")
+                continue
+            category = item.get("category_id")
+            name = categories.get(category) if _is_int(category) else None
+            if name is None:
+                known = ", ".join(f"{key} {value}" for key, value in categories.items())
+                draft.fatal(where, f"category_id {category!r} is not among the categories {known}")
+            elif name not in labels:
+                draft.fatal(where, unknown_class(name, list(labels)))
+            box = item.get("bbox")
+            if not isinstance(box, list) or len(box) != 4 or not {*map(type, box)} <= {int, float}:
+                draft.fatal(where, f"bbox must be four numbers x, y, width, height; found {box!r}")
+                continue
+            ignore = bool(item.get("iscrowd", 0) or item.get("ignore", 0))
+            draft.add(where, labels.get(name or ""), _floats(box), ignore)
+
+
+def _floats(box: list[float]) -> Sequence[float]:
+    """The numbers as floats, infinite where a whole number is too large for one."""
+    try:
+        return array("d", box)
+    except OverflowError:
+        return [math.inf if abs(number) > 1e308 else number for number in box]
+
+
+def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 4) x, y, width, height -> (n, 4) xyxy, and (n,) bool, which have no size."""
+    corner, size = given[:, :2], given[:, 2:]
+    return np.concatenate((corner, corner + size), axis=1), (size == 0).any(axis=1)
 
 
 class _ImageFinder:
@@ -206,36 +268,47 @@ class _ImageFinder:
         inner += [f"images/{_split_of(word)}", _split_of(word), "JPEGImages", "train2017", "val2017", "imgs", "data"]
         places = [base / name for base in dict.fromkeys((here, root)) for name in inner]
         self.places = [place for place in dict.fromkeys(map(_plain, places)) if place.is_dir()]
+        self._inner: dict[tuple[Path, str], tuple[Folder, str]] = {}
 
     def find(self, file_name: str, draft: Draft) -> None:
         """Set the draft's path and name, or note that the image is missing."""
-        file_name = file_name.replace("\\", "/")
+        above, wanted = os.path.split(os.path.normpath(file_name.replace("\\", "/")))
         relaxed: tuple[Path, list[str]] | None = None
         for place in self.places:
-            wanted = _plain(place / file_name)
-            found = self._folders[wanted.parent].find(wanted.name)
-            if wanted.name in found:
-                return self._set(draft, wanted, place)
-            relaxed = relaxed or ((wanted, found) if found else None)
+            folder, _ = self._folder(place, above)
+            found = folder.find(wanted)
+            if wanted in found:
+                self._set(draft, place, above, wanted)
+                self.places.remove(place)  # the next image is looked for here first
+                self.places.insert(0, place)
+                return
+            relaxed = relaxed or ((place, found) if found else None)
         if relaxed is None:
-            draft.fatal(draft.source, f"image `{file_name}` is missing; {self._tried(file_name)}")
-            return None
-        wanted, found = relaxed
+            draft.fatal(draft.source, f"image `{file_name}` is missing; {self._tried(above, wanted)}")
+            return
+        place, found = relaxed
         if len(found) > 1:
             draft.fatal(draft.source, f"image `{file_name}` is missing; several differ from it in case: {found}")
-            return None
-        draft.mendable(draft.source, f"names differ in case, taken to be the same: {wanted.name}, {found[0]}")
-        return self._set(draft, wanted.with_name(found[0]), self.places[0])
+            return
+        draft.mendable(draft.source, f"names differ in case, taken to be the same: {wanted}, {found[0]}")
+        self._set(draft, place, above, found[0])
 
-    def _set(self, draft: Draft, path: Path, place: Path) -> None:
-        """The image is at `path`; the next one is first looked for in the same place."""
-        draft.path = path
-        draft.name = relative_name(path, self._root)
-        self.places.remove(place)
-        self.places.insert(0, place)
+    def _folder(self, place: Path, above: str) -> tuple[Folder, str]:
+        """A folder below a place, and its path from the root; asked for again for each of its images."""
+        known = self._inner.get((place, above))
+        if known is None:
+            path = _plain(place / above)
+            known = self._inner[place, above] = self._folders[path], relative_name(path, self._root)
+        return known
 
-    def _tried(self, file_name: str) -> str:
-        near = (self._folders[_plain(place / file_name).parent].near(Path(file_name).name) for place in self.places)
+    def _set(self, draft: Draft, place: Path, above: str, name: str) -> None:
+        """The image is there."""
+        folder, from_root = self._folder(place, above)
+        draft.path = folder.path / name
+        draft.name = name if from_root == "." else f"{from_root}/{name}"
+
+    def _tried(self, above: str, name: str) -> str:
+        near = (self._folder(place, above)[0].near(name) for place in self.places)
         tried = ", ".join(str(place) for place in self.places)
         return f"looked in {tried}{next(filter(None, near), '')}"
 
@@ -244,14 +317,49 @@ def _plain(path: Path) -> Path:
     return Path(os.path.normpath(path))
 
 
-def _number(value: float) -> float:
-    """A float, infinite where a whole number is too large for one."""
-    return float(value) if abs(value) < 1e308 or value != value else math.inf
-
-
-def _is_int(value: object) -> bool:
+def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def label_rows(
+    image_id: int | str, ids: Sequence[int], boxes: np.ndarray, labels: np.ndarray, digits: int | None = None
+) -> list[dict[str, Any]]:
+    """What annotations and results of an image have in common: image_id, category_id and bbox of each box.
+
+    Args:
+        image_id: of the image.
+        ids: category id of each class.
+        boxes: (n, 4) continuous xyxy in pixels.
+        labels: (n,) class index.
+        digits: of a pixel's fraction; None writes every digit.
+    """
+    low, high = np.split(boxes.astype(np.float64), 2, axis=1)
+    rows = np.concatenate((low, high - low), axis=1)
+    rows = rows if digits is None else rows.round(digits)
+    return [
+        {"image_id": image_id, "category_id": ids[label], "bbox": row}
+        for label, row in zip(labels.tolist(), rows.tolist(), strict=True)
+    ]
+
+
+def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
+    """Write images/ and annotations/LIST.json; `names` gives each image its new file name."""
+    for dataset in datasets:
+        copy_images(dataset.records, out / "images", names)
+        own = [record.id for record in dataset.records]
+        keep = all(isinstance(number, int) for number in own) and len(set(own)) == len(own)
+        ids = own if keep else list(range(1, len(own) + 1))
+        tree = {"images": [], "annotations": [], "categories": []}
+        for name, number in zip(dataset.names, dataset.category_ids, strict=True):
+            tree["categories"].append({"id": number, "name": name})
+        for number, record in zip(ids, dataset.records, strict=True):
+            height, width = record.size
+            image = {"id": number, "file_name": names[record.path], "width": width, "height": height}
+            tree["images"].append(image)
+            rows = label_rows(number, dataset.category_ids, record.boxes, record.labels)
+            for row, ignore in zip(rows, record.ignore.tolist(), strict=True):
+                area = row["bbox"][2] * row["bbox"][3]
+                index = len(tree["annotations"]) + 1
+                tree["annotations"].append({"id": index, **row, "area": area, "iscrowd": int(ignore)})
+        write_text(out / "annotations" / f"{dataset.split}.json", json.dumps(tree, ensure_ascii=False) + "\n")
+    return []

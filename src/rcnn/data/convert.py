@@ -1,20 +1,13 @@
 """Copies of a data set in another format: images byte for byte, lists kept."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from xml.sax.saxutils import escape
-
-import numpy as np
-import yaml
 
 from rcnn.config import SettingsError
-from rcnn.data.dataset import Dataset, Record
-
-Names = dict[Path, str]
-_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+from rcnn.data.dataset import Dataset
+from rcnn.data.find import FORMATS
 
 
 def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> list[str]:
@@ -25,8 +18,8 @@ def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> 
         OSError: the disk is full, say; no half of a copy is left.
     """
     datasets = [data] if isinstance(data, Dataset) else list(data)
-    if format not in _WRITERS:
-        raise SettingsError(f"`{format}` is no format; choose {', '.join(_WRITERS)}")
+    if format not in FORMATS:
+        raise SettingsError(f"`{format}` is no format; choose {', '.join(FORMATS)}")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"{out}: something is there already; give a new or empty folder")
@@ -34,15 +27,15 @@ def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> 
         raise SettingsError(f"{out}: lies inside the data set {datasets[0].root}, which is never written to")
     out.mkdir(parents=True, exist_ok=True)
     try:
-        return _WRITERS[format](datasets, out, _file_names(datasets))
+        return FORMATS[format].write(datasets, out, _file_names(datasets))
     except BaseException:  # Ctrl-C too: half a copy looks like a whole one
         shutil.rmtree(out, ignore_errors=True)
         raise
 
 
-def _file_names(datasets: Sequence[Dataset]) -> Names:
+def _file_names(datasets: Sequence[Dataset]) -> dict[Path, str]:
     """A file name for every image, no two of one stem."""
-    names: Names = {}
+    names: dict[Path, str] = {}
     stems: set[str] = set()
     for record in (record for dataset in datasets for record in dataset.records):
         if record.path in names:
@@ -54,109 +47,3 @@ def _file_names(datasets: Sequence[Dataset]) -> Names:
         stems.add(stem.casefold())
         names[record.path] = stem + suffix
     return names
-
-
-def _copy(dataset: Dataset, folder: Path, names: Names) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for record in dataset.records:
-        shutil.copyfile(record.path, folder / names[record.path])
-
-
-def _write(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def _write_voc(datasets: Sequence[Dataset], out: Path, names: Names) -> list[str]:
-    """JPEGImages, Annotations and, where there are lists, ImageSets/Main. Corners are 1-based, not rounded."""
-    thin = 0
-    for dataset in datasets:
-        _copy(dataset, out / "JPEGImages", names)
-        stems = [os.path.splitext(names[record.path])[0] for record in dataset.records]
-        for stem, record in zip(stems, dataset.records, strict=True):
-            _write(out / "Annotations" / f"{stem}.xml", _voc_xml(record, names[record.path], dataset.names))
-            thin += int((record.boxes[:, :2] + 1 == record.boxes[:, 2:]).any(axis=1).sum())
-        if dataset.split != "all":
-            _write(out / "ImageSets" / "Main" / f"{dataset.split}.txt", "".join(f"{stem}\n" for stem in stems))
-    notes = [f"{thin} boxes have a side of exactly 1 pixel, which VOC can't tell from no size"] if thin else []
-    used = {int(label) for dataset in datasets for record in dataset.records for label in record.labels}
-    unused = [name for label, name in enumerate(datasets[0].names) if label not in used]
-    return notes + (
-        [f"VOC has no list of classes, so those without a box are lost: {', '.join(unused)}"] if unused else []
-    )
-
-
-def _voc_xml(record: Record, file_name: str, classes: Sequence[str]) -> str:
-    height, width = record.size
-    size = f"<width>{width}</width><height>{height}</height><depth>3</depth>"
-    lines = ["<annotation>", "\t<folder>JPEGImages</folder>", f"\t<filename>{escape(file_name)}</filename>"]
-    lines.append(f"\t<size>{size}</size>")
-    for box, label, ignore in zip(record.boxes + (1, 1, 0, 0), record.labels, record.ignore, strict=True):
-        corners = "".join(f"<{tag}>{_text(value)}</{tag}>" for tag, value in zip(_CORNERS, box, strict=True))
-        lines += ["\t<object>", f"\t\t<name>{escape(classes[int(label)])}</name>"]
-        lines += [f"\t\t<difficult>{int(ignore)}</difficult>", f"\t\t<bndbox>{corners}</bndbox>", "\t</object>"]
-    return "\n".join([*lines, "</annotation>", ""])
-
-
-def _text(value: float) -> str:
-    """A number as short as it can be without loss."""
-    value = float(value)
-    return str(int(value)) if value.is_integer() else repr(value)
-
-
-def _write_coco(datasets: Sequence[Dataset], out: Path, names: Names) -> list[str]:
-    """Images and annotations/LIST.json."""
-    for dataset in datasets:
-        _copy(dataset, out / "images", names)
-        own = [record.id for record in dataset.records]
-        keep = all(isinstance(number, int) for number in own) and len(set(own)) == len(own)
-        ids = own if keep else list(range(1, len(own) + 1))
-        tree = {"images": [], "annotations": [], "categories": []}
-        for name, number in zip(dataset.names, dataset.category_ids, strict=True):
-            tree["categories"].append({"id": number, "name": name})
-        for number, record in zip(ids, dataset.records, strict=True):
-            height, width = record.size
-            image = {"id": number, "file_name": names[record.path], "width": width, "height": height}
-            tree["images"].append(image)
-            _add_coco_rows(tree["annotations"], number, record, dataset.category_ids)
-        _write(out / "annotations" / f"{dataset.split}.json", json.dumps(tree, ensure_ascii=False) + "\n")
-    return []
-
-
-def _add_coco_rows(rows: list[dict], image: int | str, record: Record, ids: Sequence[int]) -> None:
-    corners = np.concatenate((record.boxes[:, :2], record.boxes[:, 2:] - record.boxes[:, :2]), axis=1).tolist()
-    for box, label, ignore in zip(corners, record.labels, record.ignore, strict=True):
-        row = {"id": len(rows) + 1, "image_id": image, "category_id": ids[label], "bbox": box}
-        rows.append({**row, "area": box[2] * box[3], "iscrowd": int(ignore)})
-
-
-def _write_yolo(datasets: Sequence[Dataset], out: Path, names: Names) -> list[str]:
-    """images/LIST, labels/LIST and data.yaml. Crowd and difficult boxes are left out, as is usual."""
-    lists: dict[str, str] = {}
-    ignored = 0
-    for dataset in datasets:
-        inner = "" if dataset.split == "all" else f"/{dataset.split}"
-        lists["train" if dataset.split in ("all", "trainval") else dataset.split] = f"images{inner}"
-        _copy(dataset, out / f"images{inner}", names)
-        for record in dataset.records:
-            ignored += int(record.ignore.sum())
-            stem = os.path.splitext(names[record.path])[0]
-            _write(out / f"labels{inner}" / f"{stem}.txt", _yolo_rows(record))
-    tree = {**lists, "nc": len(datasets[0].names), "names": dict(enumerate(datasets[0].names))}
-    _write(out / "data.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-    return [f"YOLO has no crowd or difficult boxes: {ignored} were left out"] if ignored else []
-
-
-def _yolo_rows(record: Record) -> str:
-    height, width = record.size
-    low, high = record.boxes[:, :2] / (width, height), record.boxes[:, 2:] / (width, height)
-    rows = np.concatenate(((low + high) / 2, high - low), axis=1)[~record.ignore].tolist()
-    labels = record.labels[~record.ignore]
-    return "".join(f"{label} {' '.join(map(repr, row))}\n" for label, row in zip(labels, rows, strict=True))
-
-
-_WRITERS: dict[str, Callable[[Sequence[Dataset], Path, Names], list[str]]] = {
-    "voc": _write_voc,
-    "coco": _write_coco,
-    "yolo": _write_yolo,
-}

@@ -13,7 +13,7 @@ class Fault:
     """One thing that is wrong with the data.
 
     Attributes:
-        where: `file:line` (`file:byte` in json), or the image file.
+        where: `file:line`, in json `file: annotations[index] (id number)`, or the image file.
         reason: what was found, and what to do.
         kind: `mendable` is dropped or clipped and training goes on; `fatal` stops or leaves the image out.
         image: file name of the image that it belongs to; None where it belongs to the whole set.

@@ -1,12 +1,12 @@
 """What the readers have in common: images as the files describe them, checked and turned into records."""
 
-import math
 import os
-from collections.abc import Sequence
+from array import array
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -15,27 +15,9 @@ from rcnn.data.dataset import Fault, Record
 from rcnn.preprocess.decode import ImageError, image_size
 
 SMALLEST_IMAGE = 16
-Box = tuple[float, float, float, float]
-
-
-class Row(NamedTuple):
-    """One object as the file gives it.
-
-    Attributes:
-        where: `file:line` or `file:byte n`.
-        label: class index; None where the class is at fault.
-        given: the four numbers in the file.
-        box: the same as continuous xyxy, in pixels or in shares of the image.
-        zero: whether the box has no size by the rules of its format.
-        ignore: crowd or difficult.
-    """
-
-    where: str
-    label: int | None
-    given: Box
-    box: Box
-    zero: bool
-    ignore: bool = False
+Kind = Literal["mendable", "fatal"]
+Corners = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+"""(n, 4) float64 as a format gives boxes -> (n, 4) continuous xyxy, and (n,) bool: which have no size by its rules."""
 
 
 @dataclass(slots=True)
@@ -44,21 +26,36 @@ class Draft:
 
     Attributes:
         name, id, path: as in `Record`; `path` is None where the image wasn't found.
-        units: unit of the rows' boxes; `share` is a fraction of width and height.
         declared: (height, width) by the annotation.
         source: where `declared` stands.
-        rows: the objects.
+        where, labels, given, ignore: the objects, see `add`, in columns: an annotation file may hold a million.
         found: where, reason and kind of each fault; the image's name is added at the end.
     """
 
     name: str
     id: int | str
     path: Path | None
-    units: Literal["pixel", "share"] = "pixel"
     declared: tuple[int, int] | None = None
     source: str = ""
-    rows: list[Row] = field(default_factory=list)
-    found: list[tuple[str, str, Literal["mendable", "fatal"]]] = field(default_factory=list)
+    where: list[str] = field(default_factory=list)
+    labels: "array[int]" = field(default_factory=lambda: array("q"))
+    given: "array[float]" = field(default_factory=lambda: array("d"))
+    ignore: bytearray = field(default_factory=bytearray)
+    found: list[tuple[str, str, Kind]] = field(default_factory=list)
+
+    def add(self, where: str, label: int | None, given: Sequence[float], ignore: bool = False) -> None:
+        """Add an object.
+
+        Args:
+            where: its place: `file:line`, in json `file: annotations[index] (id number)`.
+            label: class index; None where the class is at fault.
+            given: the four numbers of its box in the file.
+            ignore: crowd or difficult.
+        """
+        self.where.append(where)
+        self.labels.append(-1 if label is None else label)
+        self.given.extend(given)
+        self.ignore.append(ignore)
 
     def fatal(self, where: str | Path, reason: str) -> None:
         """Note a fault that leaves this image out."""
@@ -95,6 +92,8 @@ class Reading:
     """What a reader read of one list.
 
     Attributes:
+        corners: what the numbers of its boxes mean.
+        units: unit of the boxes; `share` is a fraction of width and height.
         names: classes that the labels are indices into.
         category_ids: the data set's own number of each.
         drafts: the images.
@@ -103,6 +102,8 @@ class Reading:
         notes: sentences worth saying aloud.
     """
 
+    corners: Corners
+    units: Literal["pixel", "share"] = "pixel"
     names: tuple[str, ...] = ()
     category_ids: tuple[int, ...] = ()
     drafts: list[Draft] = field(default_factory=list)
@@ -123,23 +124,17 @@ def relative_name(path: Path, root: Path) -> str:
     return Path(os.path.relpath(path, root)).as_posix()
 
 
-def finish(draft: Draft, settings: Data) -> tuple[Record | None, list[Fault]]:
-    """The record of an image, None where a fault is fatal, and all its faults."""
-    size = _read_size(draft, settings.max_pixels)
-    kept = _keep_boxes(draft, size) if size else []
-    faults = [Fault(where, reason, kind, draft.name) for where, reason, kind in draft.found]
-    if draft.path is None or size is None or any(fault.kind == "fatal" for fault in faults):
-        return None, faults
-    record = Record(
-        path=draft.path,
-        name=draft.name,
-        id=draft.id,
-        size=size,
-        boxes=np.array([box for box, _, _ in kept], dtype=np.float64).reshape(-1, 4),
-        labels=np.array([label for _, label, _ in kept], dtype=np.int64),
-        ignore=np.array([ignore for _, _, ignore in kept], dtype=bool),
-    )
-    return record, faults
+def finish(reading: Reading, settings: Data) -> tuple[list[Record], list[Fault]]:
+    """The records of the images that no fatal fault leaves out, and all faults."""
+    sized = [(draft, size) for draft in reading.drafts if (size := _read_size(draft, settings.max_pixels)) is not None]
+    ends, boxes, labels, ignore = _usable_objects(reading, [draft for draft, _ in sized], [size for _, size in sized])
+    records: list[Record] = []
+    for (draft, size), start, end in zip(sized, (0, *ends), ends, strict=False):
+        if draft.path is not None and all(kind != "fatal" for _, _, kind in draft.found):
+            own = slice(start, end)
+            records.append(Record(draft.path, draft.name, draft.id, size, boxes[own], labels[own], ignore[own]))
+    faults = [Fault(where, reason, kind, draft.name) for draft in reading.drafts for where, reason, kind in draft.found]
+    return records, [*reading.faults, *faults]
 
 
 def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:
@@ -164,72 +159,92 @@ def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:
     return size
 
 
-def _keep_boxes(draft: Draft, size: tuple[int, int]) -> list[tuple[Box, int, bool]]:
-    """Box, label and ignore flag of every usable row; the faults of the others are noted."""
-    kept: dict[tuple[Box, int], bool] = {}
-    for row in draft.rows:
-        reason = _fatal_reason(row, draft.units, size)
-        if reason:
-            draft.fatal(row.where, reason)
-            continue
-        if row.zero:
-            draft.mendable(row.where, f"box {_shown(row.given)} has no size; dropped")
-            continue
-        box, overhang = _clip(_in_pixels(row.box, draft.units, size), size)
-        if box is None:
-            draft.mendable(row.where, f"box {_shown(row.given)} lies outside the {_size_text(size)} image; dropped")
-            continue
-        if overhang > 1:
-            draft.mendable(
-                row.where,
-                f"box {_shown(row.given)} sticks out of the {_size_text(size)} image by {overhang:g} pixels; clipped",
-            )
-        if row.label is None:
-            continue
-        if (box, row.label) in kept:
-            draft.mendable(row.where, f"box {_shown(row.given)} is there twice with the same class; dropped")
-            continue
-        kept[box, row.label] = row.ignore
-    return [(box, label, ignore) for (box, label), ignore in kept.items()]
+def _usable_objects(
+    reading: Reading, drafts: Sequence[Draft], sizes: Sequence[tuple[int, int]]
+) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
+    """The usable objects of some images, those of one image after those of another; the faults of the rest are noted.
+
+    All objects of all images are checked at once: image by image it would take as long as parsing a large file.
+
+    Args:
+        reading: what the numbers of the boxes mean.
+        drafts: the images.
+        sizes: (height, width) of each.
+
+    Returns:
+        Where the objects of each image end, boxes (n, 4) float64 inside the images, labels (n,) int64 and
+        ignore (n,) bool.
+    """
+    counts = np.array([len(draft.labels) for draft in drafts], np.int64)
+    owner = np.repeat(np.arange(len(drafts)), counts)
+    given = np.frombuffer(b"".join(draft.given for draft in drafts), np.float64).reshape(-1, 4)
+    labels = np.frombuffer(b"".join(draft.labels for draft in drafts), np.int64)
+    ignore = np.frombuffer(b"".join(draft.ignore for draft in drafts), np.bool_)
+    edges = np.array(sizes, np.float64).reshape(-1, 2)[owner, ::-1]  # width, height
+    with np.errstate(invalid="ignore", over="ignore"):  # of boxes that are not finite
+        boxes, zero = reading.corners(given)
+        boxes = boxes * np.tile(edges, 2) if reading.units == "share" else boxes
+        rules = _rules(reading.units, given, boxes, edges, zero)
+    inside = np.concatenate((np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], edges)), axis=1)
+    usable = np.ones(len(given), bool)
+    found: list[tuple[int, Kind, str]] = []
+    for broken, kind, reason in rules:  # the first that a box breaks is told
+        found.extend((row, kind, reason) for row in np.flatnonzero(broken & usable).tolist())
+        usable &= ~broken
+    overhang = np.maximum(-boxes[:, :2], boxes[:, 2:] - edges).max(axis=1)
+    clipped = "sticks out of the {size} image by {overhang:g} pixels; clipped"
+    found.extend((row, "mendable", clipped) for row in np.flatnonzero(usable & (overhang > 1)).tolist())
+    usable &= labels >= 0
+    twice = usable.copy()
+    twice[usable] = _repeated(owner[usable], labels[usable], *inside[usable].T)
+    again = "is there twice with the same class; dropped"
+    found.extend((row, "mendable", again) for row in np.flatnonzero(twice).tolist())
+    first = np.cumsum(counts) - counts
+    for row, kind, reason in sorted(found, key=lambda fault: fault[0]):
+        draft, (width, height) = drafts[owner[row]], edges[row]
+        text = reason.format(size=f"{width:.0f}x{height:.0f}", overhang=overhang[row])
+        numbers = ", ".join(f"{number:g}" for number in given[row])
+        draft.found.append((draft.where[row - first[owner[row]]], f"box ({numbers}) {text}", kind))
+    usable &= ~twice
+    ends = np.cumsum(np.bincount(owner[usable], minlength=len(drafts)))
+    return ends.tolist(), inside[usable], labels[usable], ignore[usable]
 
 
-def _fatal_reason(row: Row, units: str, size: tuple[int, int]) -> str | None:
-    """Why a box can't be trusted, or None."""
-    height, width = size
-    x1, y1, x2, y2 = row.box
-    shown = _shown(row.given)
-    if not all(map(math.isfinite, row.box)):
-        return f"box {shown} is not finite"
-    if x2 < x1 or y2 < y1:
-        a, b, c, d = row.given
-        fits = units == "pixel" and min(row.given) >= 0 and a + c <= width + 1 and b + d <= height + 1
-        return f"box {shown} is inverted" + ("; it looks like xywh, x1 y1 x2 y2 is expected" if fits else "")
-    if units == "share" and max(row.given) > 2:
-        return f"box {shown} is in pixels? Shares of the image's width and height, 0..1, are expected"
-    if units == "pixel" and not row.zero and 0 <= min(row.given) <= max(row.given) <= 1 and min(size) > 2:
-        return f"box {shown} has normalised coordinates? Pixels are expected"
-    return None
+def _rules(
+    units: str, given: np.ndarray, boxes: np.ndarray, edges: np.ndarray, zero: np.ndarray
+) -> Sequence[tuple[np.ndarray | np.bool_, Kind, str]]:
+    """Which boxes can't be used: (n,) bool, the kind of the fault, and what is said of them.
+
+    Args:
+        units: `pixel` or `share`.
+        given: (n, 4) the numbers in the file.
+        boxes: (n, 4) continuous xyxy, pixels.
+        edges: (n, 2) width and height of each box's image, pixels.
+        zero: (n,) bool, has no size by the rules of the format.
+    """
+    pixel, share = units == "pixel", units == "share"
+    least, most = given.min(axis=1), given.max(axis=1)
+    inverted = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
+    xywh = pixel & (least >= 0) & (given[:, :2] + given[:, 2:] <= edges + 1).all(axis=1)
+    shares = pixel & (least >= 0) & (most <= 1) & (edges.min(axis=1) > 2)
+    outside = (np.maximum(boxes[:, :2], 0) >= np.minimum(boxes[:, 2:], edges)).any(axis=1)
+    return [
+        (~np.isfinite(boxes).all(axis=1), "fatal", "is not finite"),
+        (inverted & xywh, "fatal", "is inverted; it looks like xywh, x1 y1 x2 y2 is expected"),
+        (inverted, "fatal", "is inverted"),
+        (share & (most > 2), "fatal", "is in pixels? Shares of the image's width and height, 0..1, are expected"),
+        (shares & ~zero, "fatal", "has normalised coordinates? Pixels are expected"),
+        (zero, "mendable", "has no size; dropped"),
+        (outside, "mendable", "lies outside the {size} image; dropped"),
+    ]
 
 
-def _in_pixels(box: Box, units: str, size: tuple[int, int]) -> Box:
-    if units == "pixel":
-        return box
-    height, width = size
-    return box[0] * width, box[1] * height, box[2] * width, box[3] * height
-
-
-def _clip(box: Box, size: tuple[int, int]) -> tuple[Box | None, float]:
-    """The part of a box inside the image (None: nothing), and how far it stuck out, pixels."""
-    height, width = size
-    x1, y1, x2, y2 = box
-    overhang = max(-x1, -y1, x2 - width, y2 - height, 0.0)
-    x1, y1, x2, y2 = max(x1, 0.0), max(y1, 0.0), min(x2, float(width)), min(y2, float(height))
-    return (None if x2 <= x1 or y2 <= y1 else (x1, y1, x2, y2)), overhang
-
-
-def _shown(numbers: Box) -> str:
-    return "(" + ", ".join(f"{number:g}" for number in numbers) + ")"
-
-
-def _size_text(size: tuple[int, int]) -> str:
-    return f"{size[1]}x{size[0]}"
+def _repeated(*columns: np.ndarray) -> np.ndarray:
+    """Whether a row is equal to one before it in all columns; (n,) each -> (n,) bool."""
+    order = np.lexsort(columns)  # stable: of equal rows the first one comes first
+    same = np.ones(max(len(order) - 1, 0), bool)
+    for column in columns:
+        same &= np.diff(column[order]) == 0
+    repeated = np.zeros(len(order), bool)
+    repeated[order[1:][same]] = True
+    return repeated

@@ -11,13 +11,14 @@ from typing import Literal
 
 from rcnn.config import Data
 from rcnn.data import coco, voc, yolo
-from rcnn.data.dataset import DataError, Dataset, Fault, Record
+from rcnn.data.dataset import DataError, Dataset
 from rcnn.data.draft import Layout, Reading, finish
 from rcnn.data.pixels import Progress, decode_images
 from rcnn.preprocess.sources import is_image
 
 Split = Literal["train", "val", "test", "all"]
-READERS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
+FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
+"""Name of a format -> its file, which finds, reads and writes it."""
 
 
 def open_dataset(
@@ -139,7 +140,7 @@ def find_layout(path: str | Path) -> Layout:
     path = Path(path).expanduser()
     if not path.exists():
         raise DataError(_missing(path))
-    layouts = [layout for reader in READERS.values() if (layout := reader.find(path)) is not None]
+    layouts = [layout for reader in FORMATS.values() if (layout := reader.find(path)) is not None]
     if not layouts:
         raise DataError(_unrecognised(path))
     if len(layouts) > 1:
@@ -223,7 +224,7 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
     sources = [source for name in lists for source in layout.lists[name]]
     where = ", ".join(map(str, sources))
     try:
-        reading: Reading = READERS[layout.format].read(layout, sources, names, settings)
+        reading: Reading = FORMATS[layout.format].read(layout, sources, names, settings)
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{where}: can't be read: {error}") from None
     if not reading.drafts:
@@ -257,13 +258,7 @@ def _hash(name: str) -> bytes:
 
 def _finish(layout: Layout, split: str, reading: Reading, settings: Data) -> Dataset:
     """The records and faults of a reading."""
-    records: list[Record] = []
-    faults: list[Fault] = list(reading.faults)
-    for draft in reading.drafts:
-        record, found = finish(draft, settings)
-        faults += found
-        if record is not None:
-            records.append(record)
+    records, faults = finish(reading, settings)
     return Dataset(
         root=layout.root,
         format=layout.format,

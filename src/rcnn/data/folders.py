@@ -1,11 +1,14 @@
-"""Folders listed once, and files found in them by name or stem, whatever the case and the Unicode form."""
+"""Folders listed once, files found in them by name or stem, whatever the case and the Unicode form, and written."""
 
 import os
+import shutil
 import unicodedata
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
+from rcnn.data.dataset import Record
 from rcnn.preprocess.sources import is_image
 
 
@@ -17,6 +20,19 @@ def read_lines(path: Path) -> list[tuple[int, str]]:
     """
     text = path.read_text(encoding="utf-8-sig")
     return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write UTF-8 text with unix line endings, and the folders above it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def copy_images(records: Iterable[Record], folder: Path, names: Mapping[Path, str]) -> None:
+    """Copy the image files into a folder, each under its new name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for record in records:
+        shutil.copyfile(record.path, folder / names[record.path])
 
 
 def _folded(name: str) -> str:

@@ -1,20 +1,26 @@
-"""Pascal VOC: one xml a picture, with lists in ImageSets/Main, or xml files beside the images."""
+"""Pascal VOC, found, read and written: an xml per image, with lists in ImageSets/Main, or xml beside the images."""
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
+from xml.sax.saxutils import escape
+
+import numpy as np
 
 from rcnn.config import Data
-from rcnn.data.dataset import DataError, Fault
-from rcnn.data.draft import Box, Draft, Layout, Reading, Row, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, read_lines
+from rcnn.data.dataset import DataError, Dataset, Fault
+from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
+from rcnn.data.folders import Folder, Folders, copy_images, read_lines, write_text
 from rcnn.data.xml_tree import MalformedXml, Node, parse_xml
 from rcnn.preprocess.sources import is_image
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _LISTS = ("train", "val", "trainval", "test")
+_CORNERS = ("xmin", "ymin", "xmax", "ymax")
+_THINNEST = 0.01  # pixels
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
 _BELOW_ONE = re.compile(rb"<(?:\w+:)?[xy]min>\s*\+?0*(?:0|0?\.\d*)\s*</")
 _FLAG = re.compile(r"\s+-?[01]$")
@@ -84,7 +90,7 @@ def _split_folder(root: Path, names: Sequence[str]) -> Path | None:
 
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
     """The images of lists or folders of xml files. Without `names`, classes are those found, sorted."""
-    reading = Reading()
+    reading = Reading(_corners)
     folders = Folders()
     objects: list[_Object] = []
     drafts: dict[Path, Draft] = {}
@@ -100,10 +106,10 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
     reading.own = tuple(sorted({item.name for item in objects} - {""}))
     reading.names = tuple(names) if names is not None else reading.own
     reading.category_ids = tuple(range(1, len(reading.names) + 1))
-    origin = _origin(layout, settings, reading)
+    reading.corners = partial(_corners, origin=_origin(layout, settings, reading))
     labels = {name: label for label, name in enumerate(reading.names)}
     for item in objects:
-        _add_row(item, labels, origin)
+        _add_row(item, labels)
     return reading
 
 
@@ -213,8 +219,8 @@ def _read_size(root: Node, xml: Path, draft: Draft) -> None:
     draft.declared = (height, width) if height > 0 and width > 0 else None
 
 
-def _add_row(item: _Object, labels: dict[str, int], origin: int) -> None:
-    """Add an <object> to the rows of its image, or note its faults."""
+def _add_row(item: _Object, labels: dict[str, int]) -> None:
+    """Add an <object> to those of its image, or note its faults."""
     draft, node, file = item.draft, item.node, item.xml
     label = labels.get(item.name)
     if label is None:
@@ -225,16 +231,85 @@ def _add_row(item: _Object, labels: dict[str, int], origin: int) -> None:
         draft.fatal(f"{file}:{node.line}", f"object `{item.name}` has no <bndbox>")
         return
     try:
-        x1, y1, x2, y2 = (float(corners.value(tag)) for tag in ("xmin", "ymin", "xmax", "ymax"))
+        given = [float(corners.value(tag)) for tag in _CORNERS]
     except ValueError:
         draft.fatal(f"{file}:{corners.line}", "<bndbox> must hold the numbers xmin, ymin, xmax, ymax")
         return
-    given: Box = (x1, y1, x2, y2)
-    # Less 1, whole numbers inverted by one would look like a box without size.
-    inverted = all(map(float.is_integer, given)) and (x2 < x1 or y2 < y1)
-    box = given if inverted else (x1 - origin, y1 - origin, x2, y2)
     difficult = node.value("difficult", "0")
     if difficult.lower() not in ("0", "1", "", "false", "true", "unspecified"):
         draft.fatal(f"{file}:{node.line}", f"<difficult> is `{difficult}`; expected 0 or 1")
-    ignore = difficult.lower() in ("1", "true")
-    draft.rows.append(Row(f"{file}:{corners.line}", label, given, box, x1 == x2 or y1 == y2, ignore))
+    draft.add(f"{file}:{corners.line}", label, given, ignore=difficult.lower() in ("1", "true"))
+
+
+def _corners(given: np.ndarray, origin: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 4) xmin, ymin, xmax, ymax -> (n, 4) xyxy, and (n,) bool, which have no size; the first pixel is `origin`."""
+    low, high = given[:, :2], given[:, 2:]
+    # Less 1, whole numbers inverted by one would look like a box without size.
+    inverted = (given == np.rint(given)).all(axis=1) & (high < low).any(axis=1)
+    return np.concatenate((low - np.where(inverted, 0, origin)[:, None], high), axis=1), (low == high).any(axis=1)
+
+
+def labels_text(
+    image: Path,
+    size: tuple[int, int],
+    names: Sequence[str],
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    ignore: np.ndarray | None = None,
+    digits: int | None = None,
+) -> str:
+    """The annotation of an image. The first pixel is 1 and the last one belongs to the box; fractions are kept.
+
+    A side of exactly 1 pixel would have xmin = xmax, which readers take for no size: it is written as 1.01 pixels, and
+    one of less than 0.01 as 0.01. Of sides under 1 pixel, xmin is above xmax.
+
+    Args:
+        image: its file; folder and name are written.
+        size: (height, width) in pixels.
+        names: of the classes.
+        boxes: (n, 4) continuous xyxy in pixels.
+        labels: (n,) index into `names`.
+        ignore: (n,) bool, which are difficult; None: none.
+        digits: of a pixel's fraction; None writes every digit.
+    """
+    height, width = size
+    lines = ["<annotation>", f"\t<folder>{escape(image.parent.name)}</folder>"]
+    lines += [f"\t<filename>{escape(image.name)}</filename>"]
+    lines += [f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"]
+    corners = boxes.astype(np.float64) + (1, 1, 0, 0)
+    low, high = np.split(corners if digits is None else corners.round(digits), 2, axis=1)
+    high = np.maximum(high, low - 1 + _THINNEST)
+    high = np.where(low == high, high + _THINNEST, high)
+    difficult = np.zeros(len(boxes), bool) if ignore is None else ignore
+    rows = np.concatenate((low, high), axis=1).tolist()
+    for row, label, hard in zip(rows, labels.tolist(), difficult.tolist(), strict=True):
+        texts = (repr(value if digits is None else round(value, digits)).removesuffix(".0") for value in row)
+        box = "".join(f"<{tag}>{text}</{tag}>" for tag, text in zip(_CORNERS, texts, strict=True))
+        lines += ["\t<object>", f"\t\t<name>{escape(names[int(label)])}</name>"]
+        lines += ["\t\t<pose>Unspecified</pose>", "\t\t<truncated>0</truncated>"]
+        lines += [f"\t\t<difficult>{int(hard)}</difficult>", f"\t\t<bndbox>{box}</bndbox>", "\t</object>"]
+    return "\n".join([*lines, "</annotation>", ""])
+
+
+def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
+    """Write JPEGImages, Annotations and, where there are lists, ImageSets/Main. What VOC can't hold is returned.
+
+    `names` gives each image its new file name.
+    """
+    thin = 0
+    for dataset in datasets:
+        copy_images(dataset.records, out / "JPEGImages", names)
+        stems = [os.path.splitext(names[record.path])[0] for record in dataset.records]
+        for stem, record in zip(stems, dataset.records, strict=True):
+            image = Path("JPEGImages", names[record.path])
+            text = labels_text(image, record.size, dataset.names, record.boxes, record.labels, record.ignore)
+            write_text(out / "Annotations" / f"{stem}.xml", text)
+            thin += int((record.boxes[:, :2] + 1 == record.boxes[:, 2:]).any(axis=1).sum())
+        if dataset.split != "all":
+            write_text(out / "ImageSets" / "Main" / f"{dataset.split}.txt", "".join(f"{stem}\n" for stem in stems))
+    said = f"{thin} boxes have a side of exactly 1 pixel, which VOC can't tell from no size: 1.01 is written"
+    notes = [said] if thin else []
+    used = {int(label) for dataset in datasets for record in dataset.records for label in record.labels}
+    unused = [name for label, name in enumerate(datasets[0].names) if label not in used]
+    lost = f"VOC has no list of classes, so those without a box are lost: {', '.join(unused)}"
+    return [*notes, lost] if unused else notes

@@ -1,15 +1,17 @@
-"""YOLO: a text file an image, rows of class and box in shares of the image; a data.yaml, or images/ and labels/."""
+"""YOLO, found, read and written: a text file per image, rows of class and box in shares of the image; a data.yaml."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from rcnn.config import Data
-from rcnn.data.dataset import DataError, Fault
-from rcnn.data.draft import Draft, Layout, Reading, Row, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, read_lines
-from rcnn.data.yolo_yaml import layout_of_yaml, load_yaml
+from rcnn.data.dataset import DataError, Dataset, Fault
+from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
+from rcnn.data.folders import Folder, Folders, copy_images, read_lines, write_text
+from rcnn.data.yolo_yaml import layout_of_yaml, load_yaml, yaml_text
 from rcnn.preprocess.sources import is_image, is_results
 
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -93,7 +95,7 @@ class _Line(NamedTuple):
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
     """The images of folders or lists; those without a label file are background."""
     folders = Folders()
-    reading = Reading()
+    reading = Reading(_corners, units="share")
     drafts: dict[str, Draft] = {}
     lines: list[_Line] = []
     for source in sources:
@@ -136,7 +138,7 @@ def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Found]:
 def _draft(found: _Found, name: str, folders: Folders) -> Draft:
     """The image without its rows."""
     stem = os.path.splitext(found.path.name)[0]
-    draft = Draft(name, stem, None, units="share")
+    draft = Draft(name, stem, None)
     folder = folders[found.wanted.parent]
     twins = [twin for twin in folder.images(stem) if os.path.splitext(twin)[0] == stem]
     if not found.names:
@@ -225,7 +227,7 @@ def _class(text: str) -> int | None:
 
 
 def _add_row(line: _Line, own: Sequence[str], labels: dict[str, int]) -> None:
-    """Add a line to the rows of its image, or note its faults."""
+    """Add a line to the objects of its image, or note its faults."""
     draft, where, columns = line
     if len(columns) != 5:
         hint = "; polygons are not read" if len(columns) > 6 else ""
@@ -240,9 +242,58 @@ def _add_row(line: _Line, own: Sequence[str], labels: dict[str, int]) -> None:
         if label is None:
             draft.fatal(where, unknown_class(own[number], list(labels)))
     try:
-        x, y, width, height = map(float, columns[1:])
+        draft.add(where, label, [float(column) for column in columns[1:]])
     except ValueError:
-        return draft.fatal(where, f"x y width height must be numbers; found {' '.join(columns[1:])}")
-    box = (x - width / 2, y - height / 2, x + width / 2, y + height / 2)
-    draft.rows.append(Row(where, label, (x, y, width, height), box, width == 0 or height == 0))
+        draft.fatal(where, f"x y width height must be numbers; found {' '.join(columns[1:])}")
     return None
+
+
+def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(n, 4) centre and size -> (n, 4) xyxy, and (n,) bool, which have no size."""
+    centre, size = given[:, :2], given[:, 2:]
+    return np.concatenate((centre - size / 2, centre + size / 2), axis=1), (size == 0).any(axis=1)
+
+
+def labels_text(
+    size: tuple[int, int],
+    boxes: np.ndarray,
+    labels: np.ndarray,
+    scores: np.ndarray | None = None,
+    digits: int | None = None,
+) -> str:
+    """The label file of an image: label, centre x, centre y, width and height as shares of the image, perhaps a score.
+
+    Args:
+        size: (height, width) in pixels.
+        boxes: (n, 4) continuous xyxy in pixels.
+        labels: (n,) class index.
+        scores: (n,) a sixth column, which labelling tools do not read.
+        digits: of every number; None writes every digit.
+    """
+    height, width = size
+    low, high = np.split(boxes.astype(np.float64) / (width, height, width, height), 2, axis=1)
+    columns = [(low + high) / 2, np.maximum(high - low, 1e-6)]  # a side of 0 would be a box without size
+    columns += [] if scores is None else [scores[:, None]]
+    text = repr if digits is None else f"{{:.{digits}f}}".format
+    rows = np.concatenate(columns, axis=1).tolist()
+    return "".join(f"{k} {' '.join(map(text, row))}\n" for k, row in zip(labels.tolist(), rows, strict=True))
+
+
+def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
+    """Write images/LIST, labels/LIST and data.yaml. Crowd and difficult boxes are left out, as is usual, and counted.
+
+    `names` gives each image its new file name.
+    """
+    lists: dict[str, str] = {}
+    ignored = 0
+    for dataset in datasets:
+        inner = "" if dataset.split == "all" else f"/{dataset.split}"
+        lists["train" if dataset.split in ("all", "trainval") else dataset.split] = f"images{inner}"
+        copy_images(dataset.records, out / f"images{inner}", names)
+        for record in dataset.records:
+            ignored += int(record.ignore.sum())
+            stem = os.path.splitext(names[record.path])[0]
+            text = labels_text(record.size, record.boxes[~record.ignore], record.labels[~record.ignore])
+            write_text(out / f"labels{inner}" / f"{stem}.txt", text)
+    write_text(out / "data.yaml", yaml_text(lists, datasets[0].names))
+    return [f"YOLO has no crowd or difficult boxes: {ignored} were left out"] if ignored else []

@@ -1,6 +1,7 @@
 """data.yaml: where the lists of a YOLO data set are, and its class names as text."""
 
 import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,9 @@ def _yaml_names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
     if tree.get("nc") not in (None, str(len(names))):
         raise DataError(f"{path}: `nc` is {tree['nc']}, but `names` has {len(names)}: {', '.join(names)}")
     return tuple(names)
+
+
+def yaml_text(places: Mapping[str, str], names: Sequence[str]) -> str:
+    """The text of a data.yaml: where the lists are, and the class names by number."""
+    tree = {**places, "nc": len(names), "names": dict(enumerate(names))}
+    return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
