@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import rcnn.training.recorders.history as history_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
 from rcnn.config import SettingsError, override, read
@@ -60,7 +61,7 @@ def data(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  #
 @pytest.fixture(autouse=True, scope="module")
 def no_pictures() -> Any:
     patch = pytest.MonkeyPatch()
-    for file, name in ((train_file, "draw_start"), (session_file, "draw_course"), (train_file, "draw_end")):
+    for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
         patch.setattr(file, name, lambda *_: None)
     yield
     patch.undo()

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+import rcnn.training.recorders.history as history_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
 from rcnn.training.schemes import SCHEMES
@@ -63,7 +64,7 @@ def data(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  #
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for file, name in ((train_file, "draw_start"), (session_file, "draw_course"), (train_file, "draw_end")):
+    for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
         monkeypatch.setattr(file, name, lambda *_: None)
 
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
+from rcnn.config import Settings
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Keys, Proposals, Targets
 
@@ -72,3 +73,9 @@ SCHEMES: dict[str, tuple[Stage, ...]] = {
     "fast-rcnn": (Stage(Second, trained=("backbone", "fast_rcnn"), given=True),),
 }
 """Scheme -> its stages, in their order. Alternating: the paper's four steps (section 3.2); fast-rcnn: its table 2."""
+
+
+def deciding(stage: Stage, settings: Settings) -> str:
+    """The column of a row whose highest value makes an epoch the best of a stage: AP, or of an RPN alone recall."""
+    detects = settings.roi.head != "none" or settings.rpn.classify == "classes"
+    return "ap" if detects and not stage.proposes else "proposal_ar300"

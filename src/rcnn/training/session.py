@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,9 @@ from rcnn.training.ending import patient
 from rcnn.training.log import Log, memory_gb
 from rcnn.training.loop import Engine, Progress, Step, TrainingError, train_epoch
 from rcnn.training.optim import learning_rate
-from rcnn.training.pictures import draw_course
+from rcnn.training.recorders import Recorders
 from rcnn.training.run_folder import RunFolder
-from rcnn.training.schemes import SCHEMES
+from rcnn.training.schemes import SCHEMES, deciding
 
 CHECKPOINT, INTERRUPT = 0, 1
 """Places of the requests that a process can make, see `train_step`."""
@@ -37,8 +37,9 @@ class Session:
     Attributes:
         saved: when the last checkpoint was made, by the monotonic clock.
         weights: folder of best.safetensors and last.safetensors.
+        recorders: get the numbers.
+        rows: of the epochs so far, of the stages before too.
         given: gives the proposals of a validation batch, where they are not the model's own.
-        scores: of the last validation, as shown.
     """
 
     settings: Settings
@@ -52,8 +53,9 @@ class Session:
     progress: Progress
     saved: float
     weights: Path
+    recorders: Recorders
+    rows: list[dict[str, Any]]
     given: Callable[[Item], Proposals] | None = None
-    scores: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("val loss", "AP", "AP50"), math.nan))
 
     def checkpoint(self) -> None:
         """Save the state of training."""
@@ -65,7 +67,6 @@ class Session:
 def run_epochs(session: Session) -> None:
     """All epochs: steps, checkpoint, validation."""
     progress, settings = session.progress, session.settings.train
-    session.log.start(settings.epochs, session.engine.total, progress.step)
     while not finished(progress, session.settings):
         began, before = time.monotonic(), progress.place
         with patient() as wanted:
@@ -104,8 +105,7 @@ def _steps(session: Session, wanted: threading.Event) -> None:
 
     def after_step(step: Step) -> None:
         pace = (progress.place - before) * settings.batch / (time.monotonic() - began)
-        numbers = {**progress.means(), "lr": f"{step.lr:.2e}", "images/s": pace, **session.scores}
-        session.log.step(progress.epoch + 1, progress.step, numbers)
+        session.recorders.step({**_numbers(session, step.lr), "images_per_second": pace, "memory_gb": memory_gb()})
         if step.requests[CHECKPOINT] or step.requests[INTERRUPT]:
             session.checkpoint()
         if step.requests[INTERRUPT]:
@@ -127,35 +127,38 @@ def _steps(session: Session, wanted: threading.Event) -> None:
 def _end_epoch(session: Session, pace: float) -> None:
     """Validate, keep the weights, write the epoch's row."""
     progress, settings, number = session.progress, session.settings, session.progress.epoch + 1
-    losses = progress.means()
-    lr = learning_rate(progress.step - 1, session.engine.total, settings.train)
-    row: dict[str, Any] = {"epoch": progress.stage * settings.train.epochs + number, "step": progress.step, "lr": lr}
-    if len(SCHEMES[settings.train.scheme]) > 1:
-        row["stage"] = progress.stage + 1
-    # A checkpoint keeps the losses, not their order: fsum is the same in any.
-    row |= {f"train_{key}": value for key, value in losses.items()} | {"train_loss": math.fsum(losses.values())}
+    row = _numbers(session, learning_rate(progress.step - 1, session.engine.total, settings.train))
     averaged = session.engine.ema.applied(session.engine.model) if session.engine.ema else nullcontext()
     with averaged:
         detector = _detector(session, {"epoch": number})
         if number % settings.val.every == 0 or number == settings.train.epochs:
             metrics = validate(session, detector, session.given)
-            score, shown = scored(metrics, detects=detector.model.detects)
             row |= metrics.to_row()
-            session.scores = {"val loss": metrics.losses["loss"], **shown}
+            score = row[deciding(SCHEMES[settings.train.scheme][progress.stage], settings)]
             if session.team.writer:
                 curves = precision_recall(metrics.truths, metrics.predictions, len(metrics.names))
                 detector.threshold = best_threshold(curves)
-            detector.summary |= {"ap": _known(metrics.ap), "ap50": _known(metrics.ap50)}
+            detector.summary |= {"ap": known(metrics.ap), "ap50": known(metrics.ap50)}
             if progress.best_ap is None or not score <= progress.best_ap:
-                progress.best_ap, progress.best_epoch = _known(score), number
+                progress.best_ap, progress.best_epoch = known(score), number
                 _save(session, detector, "best")
         _save(session, detector, "last")
     progress.epoch, progress.place, progress.sums = number, 0, {}
-    if session.team.writer:
-        row |= {"seconds": round(progress.seconds, 3), "images_per_second": pace, "memory_gb": memory_gb()}
-        session.folder.add_row(row)
-        session.log.epoch(number, progress.step, {**losses, "lr": f"{lr:.2e}", "images/s": pace, **session.scores})
-        draw_course(session.folder.plots, session.folder.rows())
+    row |= {"seconds": round(progress.seconds, 3), "images_per_second": pace, "memory_gb": memory_gb()}
+    session.rows.append({name: known(value) for name, value in row.items()})
+    session.recorders.epoch(session.rows[-1])
+
+
+def _numbers(session: Session, lr: float) -> dict[str, float]:
+    """What is known after every step: where it stands, through all stages, and the mean losses of its epoch."""
+    progress, settings = session.progress, session.settings.train
+    numbers = {"epoch": progress.stage * settings.epochs + progress.epoch + 1, "step": progress.step, "lr": lr}
+    if len(SCHEMES[settings.scheme]) > 1:
+        numbers["stage"] = progress.stage + 1
+    losses = progress.means()
+    numbers |= {f"train_{key}": value for key, value in losses.items()}
+    # A checkpoint keeps the losses, not their order: fsum is the same in any.
+    return numbers | {"train_loss": math.fsum(losses.values())}
 
 
 def _detector(session: Session, summary: Mapping[str, Any]) -> Detector:
@@ -175,17 +178,9 @@ def _save(session: Session, detector: Detector, name: str) -> None:
         detector.save(session.weights / f"{name}.safetensors")
 
 
-def _known(value: float) -> float | None:
-    """None for NaN: the AP where there is nothing to find."""
-    return None if math.isnan(value) else value
-
-
-def scored(metrics: Metrics, *, detects: bool) -> tuple[float, dict[str, float]]:
-    """What the best epoch is chosen by, and what is shown: AP, or of an RPN alone recall of 300 proposals."""
-    if detects:
-        return metrics.ap, {"AP": metrics.ap, "AP50": metrics.ap50}
-    recall = float(metrics.proposals.ar[metrics.proposals.tops.index(300)])
-    return recall, {"AR300": recall}
+def known(value: float) -> float | None:
+    """None for what could not be measured: the AP where there is nothing to find."""
+    return value if math.isfinite(value) else None
 
 
 def validate(session: Session, detector: Detector, proposals: Callable[[Item], Proposals] | None = None) -> Metrics:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rcnn.config import Settings, SettingsError, override, read
+from rcnn.config import Settings, SettingsError, dump, override, read
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import open_splits
 from rcnn.data.loader import Loader
@@ -36,9 +36,14 @@ from rcnn.training.loop import Engine, Progress
 from rcnn.training.optim import build_optimizer
 from rcnn.training.pictures import draw_end, draw_start
 from rcnn.training.proposals import external_proposals, keep_external
+from rcnn.training.recorders import About, Recorder, Recorders, Row
+from rcnn.training.recorders.console import SCORES, ConsoleTable
+from rcnn.training.recorders.csv_table import CsvTable
+from rcnn.training.recorders.history import History
+from rcnn.training.recorders.json_lines import JsonLines
 from rcnn.training.run_folder import RunFolder
-from rcnn.training.schemes import SCHEMES
-from rcnn.training.session import Session, run_epochs, scored, validate
+from rcnn.training.schemes import SCHEMES, deciding
+from rcnn.training.session import Session, known, run_epochs, validate
 
 HEADINGS = {"class": "class", "boxes": "boxes", "ap": "AP", "ap50": "AP50", "voc_ap50": "VOC AP50"}
 """Scores of a class -> their columns in the table at the end."""
@@ -84,6 +89,7 @@ def train(
     name: str | None = None,
     runs: str | Path = "runs/train",
     quiet: bool = False,
+    recorders: Sequence[Recorder] = (),
     **options: object,
 ) -> Run:
     """Train a detector.
@@ -93,10 +99,11 @@ def train(
         config: a `config.yaml`; running one again repeats its run. None: the preset `model`.
         model: name of a preset, or timm/NAME.
         overrides: `section.key=value` texts laid over the settings.
-        resume: run folder to go on with, with its own settings; everything else but `quiet` is ignored.
+        resume: run folder to go on with, by its own settings; all else but `quiet` and `recorders` is ignored.
         name: the run folder is `runs/name-N`. None: the name of the data.
         runs: folder of run folders.
         quiet: print nothing.
+        recorders: get the numbers of the run, after those that write the run folder. One that fails is left out.
         **options: settings of the section `train` by their name (`epochs=30`), and `on_fault`, `workers`, `holdout`.
 
     Raises:
@@ -118,8 +125,8 @@ def train(
         train_set, val_set = _read_splits(settings, console)
         torch.manual_seed(settings.train.seed)
         if resume is not None:
-            folder = RunFolder(resume)
-            start = _blank(stage_settings(settings, progress.stage), train_set.names)
+            folder, own = RunFolder(resume), stage_settings(settings, progress.stage)
+            start = Start(build(own, len(train_set.names)), own)  # a checkpoint fills it
         else:
             given = external_proposals(settings, (train_set, val_set), crew, console)
             start = initialise(stage_settings(settings, 0), train_set.names)
@@ -128,12 +135,10 @@ def train(
             keep_external(external_files(folder), given, crew)
         with explained(folder):
             log = Log(folder.log if crew.writer else None, console)
-            session = _prepare(start, folder, log, crew, (train_set, val_set), progress)
-            if resume is not None:
-                _go_on(session)
-            else:
-                _begin(session, settings, start.notes)
-            return _finish(_run_stages(session, settings))
+            told = Recorders((*_own_recorders(folder, log), *recorders) if crew.writer else (), log.say)
+            session = _prepare(start, folder, log, crew, (train_set, val_set), progress, told, [])
+            _go_on(session) if resume is not None else _begin(session, settings, start.notes)
+            return _run_stages(session, settings)
 
 
 def choose_settings(
@@ -180,11 +185,6 @@ def _settings_of_run(folder: RunFolder) -> Settings:
     return read(folder.config)
 
 
-def _blank(settings: Settings, names: Sequence[str]) -> Start:
-    """A model that a checkpoint will fill."""
-    return Start(build(settings, len(names)), settings)
-
-
 def _read_splits(settings: Settings, console: Console | None) -> tuple[Dataset, Dataset]:
     """The images to train on and those to validate on; a terminal shows how many have been decoded."""
     path = str(settings.data.path)
@@ -204,8 +204,19 @@ def _new_folder(crew: Team, runs: Path, name: str | None, settings: Settings) ->
     return RunFolder(str(crew.gather(made)[0]))
 
 
+def _own_recorders(folder: RunFolder, log: Log) -> tuple[Recorder, ...]:
+    return ConsoleTable(log), JsonLines(folder.metrics), CsvTable(folder.table), History(folder.history)
+
+
 def _prepare(
-    start: Start, folder: RunFolder, log: Log, crew: Team, splits: tuple[Dataset, Dataset], progress: Progress
+    start: Start,
+    folder: RunFolder,
+    log: Log,
+    crew: Team,
+    splits: tuple[Dataset, Dataset],
+    progress: Progress,
+    recorders: Recorders,
+    rows: list[dict[str, Any]],
 ) -> Session:
     """Loader, loss, optimiser and average around the model of a stage."""
     settings, (train_set, val_set) = start.settings, splits
@@ -239,19 +250,24 @@ def _prepare(
         proposals=given[0],
     )
     common = (settings, folder, log, crew, train_set, val_set, loader, engine, progress)
-    return Session(*common, saved=time.monotonic(), weights=weights, given=given[1])
+    return Session(*common, saved=time.monotonic(), weights=weights, recorders=recorders, rows=rows, given=given[1])
 
 
-def _run_stages(session: Session, settings: Settings) -> Session:
-    """The rest of the scheme's stages; the last one's session."""
+def _run_stages(session: Session, settings: Settings) -> Run:
+    """The rest of the scheme's stages, and the scores of the best weights; the recorders hear of all of it."""
+    session.recorders.start(_about(session, settings))
+    scores: Row = {}
     try:
         run_epochs(session)
         while session.progress.stage + 1 < len(SCHEMES[settings.train.scheme]):
             session = _next(session, settings)
             run_epochs(session)
+        best, metrics = _score_best(session)
+        scores = {name: known(value) for name, value in metrics.to_row().items()}
     finally:
-        session.log.stop()
-    return session
+        session.recorders.end(scores)
+        session.log.close()
+    return _finish(session, best, metrics)
 
 
 def _next(session: Session, settings: Settings) -> Session:
@@ -259,8 +275,8 @@ def _next(session: Session, settings: Settings) -> Session:
     session.team.gather(None)  # the writer has written the stage's weights before anyone reads them
     progress = Progress(stage=session.progress.stage + 1, seconds=session.progress.seconds)
     start = stage_start(settings, progress.stage, session.train.names, session.folder)
-    following = _prepare(start, session.folder, session.log, session.team, (session.train, session.val), progress)
-    session.log.stop()
+    splits, told = (session.train, session.val), (session.recorders, session.rows)
+    following = _prepare(start, session.folder, session.log, session.team, splits, progress, *told)
     _announce(following)
     following.checkpoint()
     return following
@@ -305,22 +321,43 @@ def _go_on(session: Session) -> None:
         session.folder.cut_logs(lengths)
         session.log.say(f"going on with {session.folder.path} after step {session.progress.step}")
         _announce(session)
+    session.team.gather(None)  # the writer has cut the rows before anyone reads them
+    session.rows.extend(session.folder.rows())
 
 
-def _finish(session: Session) -> Run:
-    """Score the best weights as they lie on the disk, draw, and say what to do next."""
-    folder = session.folder
+def _about(session: Session, settings: Settings) -> About:
+    """What the recorders are told first."""
+    return About(
+        folder=session.folder.path,
+        settings=dump(settings),
+        names=session.train.names,
+        images=(len(session.train), len(session.val)),
+        best=tuple(deciding(stage, settings) for stage in SCHEMES[settings.train.scheme]),
+        epochs=settings.train.epochs,
+        steps=session.engine.total,
+        stage=session.progress.stage + 1,
+        step=session.progress.step,
+        rows=tuple(session.rows),
+    )
+
+
+def _score_best(session: Session) -> tuple[Detector, Metrics]:
+    """The best weights as they lie on the disk, and their scores."""
     session.team.gather(None)  # the writer has written `best` before anyone reads it
-    best = Detector.load(folder.weights / "best.safetensors", session.team.device)
-    metrics = validate(session, best, session.given)
-    run = Run(folder.path, metrics, folder.rows())
+    best = Detector.load(session.folder.weights / "best.safetensors", session.team.device)
+    return best, validate(session, best, session.given)
+
+
+def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
+    """Draw, and say how it went and what to do next."""
+    folder = session.folder
+    run = Run(folder.path, metrics, session.rows)
     if session.team.writer:
         rows = [{HEADINGS[key]: value for key, value in row.items()} for row in run.metrics.by_class()]
         session.log.table("AP by class on the validation split", rows)
         draw_end(folder.plots, session.val, metrics, session.settings, best.threshold)
-        scores = ", ".join(
-            f"{name} {value:.3f}" for name, value in scored(metrics, detects=best.model.detects)[1].items()
-        )
+        row, shown = metrics.to_row(), SCORES["ap" if best.model.detects else "proposal_ar300"]
+        scores = ", ".join(f"{heading} {row[name]:.3f}" for name, heading in shown.items())
         session.log.say(
             f"best epoch {session.progress.best_epoch}: {scores}; {duration(session.progress.seconds)} of training"
         )
