@@ -111,6 +111,15 @@ class RunFolder:
             file.write(text.rstrip() + "\n")
 
     @property
+    def proposals(self) -> Path:
+        """Folder of the proposals from elsewhere."""
+        return self.path / "proposals"
+
+    def stage(self, number: int) -> Path:
+        """Folder of the weights and proposals of a stage, 1, 2, ...."""
+        return self.path / "stages" / str(number)
+
+    @property
     def metrics(self) -> Path:
         """One row an epoch, as lines of JSON."""
         return self.path / "metrics.jsonl"

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,22 +24,26 @@ from rcnn.training.loop import Engine, Progress, Step, TrainingError, train_epoc
 from rcnn.training.optim import learning_rate
 from rcnn.training.recorders import Recorders
 from rcnn.training.run_folder import RunFolder
-from rcnn.training.schemes import SCHEMES, deciding
+from rcnn.training.schemes import stages_of
+from rcnn.training.stages import Stage
 
 CHECKPOINT, INTERRUPT = 0, 1
 """Places of the requests that a process can make, see `train_step`."""
 
 
-@dataclass
-class Session:
-    """A run in this process.
+@dataclass(frozen=True)
+class Context:
+    """What all stages of a run share.
 
     Attributes:
-        saved: when the last checkpoint was made, by the monotonic clock.
-        weights: folder of best.safetensors and last.safetensors.
+        settings: as config.yaml holds them; those of a stage's model may have no second stage.
+        folder: where everything goes.
+        log: what is said.
+        team: the processes.
+        train: the images that are trained on.
+        val: those that are validated on.
         recorders: get the numbers.
-        rows: of the epochs so far, of the stages before too.
-        given: gives the proposals of a validation batch, where they are not the model's own.
+        rows: of the epochs so far.
     """
 
     settings: Settings
@@ -48,20 +52,44 @@ class Session:
     team: Team
     train: Dataset
     val: Dataset
+    recorders: Recorders
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Of the scheme."""
+        return stages_of(self.settings)
+
+
+@dataclass
+class Session:
+    """A stage of a run in this process.
+
+    Attributes:
+        run: what it shares with the other stages.
+        stage: what it does.
+        settings: of its model.
+        saved: when the last checkpoint was made, by the monotonic clock.
+        weights: folder of best.safetensors and last.safetensors.
+        given: gives the proposals of a validation batch, where they are not the model's own.
+    """
+
+    run: Context
+    stage: Stage
+    settings: Settings
     loader: Loader
     engine: Engine
     progress: Progress
     saved: float
     weights: Path
-    recorders: Recorders
-    rows: list[dict[str, Any]]
     given: Callable[[Item], Proposals] | None = None
 
     def checkpoint(self) -> None:
         """Save the state of training."""
         self.saved = time.monotonic()
-        if self.team.writer:
-            checkpoint.save(self.folder.checkpoints, self.engine, self.progress, self.folder.log_lengths())
+        if self.run.team.writer:
+            folder = self.run.folder
+            checkpoint.save(folder.checkpoints, self.engine, self.progress, folder.log_lengths())
 
 
 def run_epochs(session: Session) -> None:
@@ -92,7 +120,7 @@ def finished(progress: Progress, settings: Settings) -> bool:
 def is_late(session: Session) -> bool:
     """Is it time for a checkpoint? The writer's clock alone counts; the others hear of it at the same step."""
     minutes = (time.monotonic() - session.saved) / 60
-    return session.team.writer and minutes > session.settings.train.checkpoint_minutes
+    return session.run.team.writer and minutes > session.settings.train.checkpoint_minutes
 
 
 def _steps(session: Session, wanted: threading.Event) -> None:
@@ -105,7 +133,7 @@ def _steps(session: Session, wanted: threading.Event) -> None:
 
     def after_step(step: Step) -> None:
         pace = (progress.place - before) * settings.batch / (time.monotonic() - began)
-        session.recorders.step({**_numbers(session, step.lr), "images_per_second": pace, "memory_gb": memory_gb()})
+        session.run.recorders.step({**_numbers(session, step.lr), "images_per_second": pace, "memory_gb": memory_gb()})
         if step.requests[CHECKPOINT] or step.requests[INTERRUPT]:
             session.checkpoint()
         if step.requests[INTERRUPT]:
@@ -134,8 +162,8 @@ def _end_epoch(session: Session, pace: float) -> None:
         if number % settings.val.every == 0 or number == settings.train.epochs:
             metrics = validate(session, detector, session.given)
             row |= metrics.to_row()
-            score = row[deciding(SCHEMES[settings.train.scheme][progress.stage], settings)]
-            if session.team.writer:
+            score = row[session.stage.decided_by(settings)]
+            if session.run.team.writer:
                 curves = precision_recall(metrics.truths, metrics.predictions, len(metrics.names))
                 detector.threshold = best_threshold(curves)
             detector.summary |= {"ap": known(metrics.ap), "ap50": known(metrics.ap50)}
@@ -145,15 +173,15 @@ def _end_epoch(session: Session, pace: float) -> None:
         _save(session, detector, "last")
     progress.epoch, progress.place, progress.sums = number, 0, {}
     row |= {"seconds": round(progress.seconds, 3), "images_per_second": pace, "memory_gb": memory_gb()}
-    session.rows.append({name: known(value) for name, value in row.items()})
-    session.recorders.epoch(session.rows[-1])
+    session.run.rows.append({name: known(value) for name, value in row.items()})
+    session.run.recorders.epoch(session.run.rows[-1])
 
 
 def _numbers(session: Session, lr: float) -> dict[str, float]:
     """What is known after every step: where it stands, through all stages, and the mean losses of its epoch."""
     progress, settings = session.progress, session.settings.train
     numbers = {"epoch": progress.stage * settings.epochs + progress.epoch + 1, "step": progress.step, "lr": lr}
-    if len(SCHEMES[settings.scheme]) > 1:
+    if len(session.run.stages) > 1:
         numbers["stage"] = progress.stage + 1
     losses = progress.means()
     numbers |= {f"train_{key}": value for key, value in losses.items()}
@@ -162,19 +190,19 @@ def _numbers(session: Session, lr: float) -> dict[str, float]:
 
 
 def _detector(session: Session, summary: Mapping[str, Any]) -> Detector:
-    dataset = session.train
+    dataset = session.run.train
     return Detector(
         session.engine.model,
         session.settings,
         dataset.names,
         category_ids=dataset.category_ids,
         summary=summary,
-        device=session.team.device,
+        device=session.run.team.device,
     )
 
 
 def _save(session: Session, detector: Detector, name: str) -> None:
-    if session.team.writer:
+    if session.run.team.writer:
         detector.save(session.weights / f"{name}.safetensors")
 
 
@@ -185,14 +213,14 @@ def known(value: float) -> float | None:
 
 def validate(session: Session, detector: Detector, proposals: Callable[[Item], Proposals] | None = None) -> Metrics:
     """Scores on the validation split, all processes together."""
-    crew = session.team
+    crew = session.run.team
     try:
         return evaluate(
             detector,
-            session.val,
+            session.run.val,
             batch=session.settings.val.batch,
             shard=Shard(crew.rank, crew.world, crew.gather),
-            progress=lambda done, steps: session.log.status(f"validation: batch {done} of {steps}"),
+            progress=lambda done, steps: session.run.log.status(f"validation: batch {done} of {steps}"),
             proposals=proposals,
         )
     except NonFiniteError as error:
