@@ -50,7 +50,7 @@ def digest(folder: Path) -> dict[str, str]:
 def test_json_is_one_document_and_the_data_is_never_written_to(
     run: Run, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("train.draw_start", "session.draw_course", "train.draw_end"):
+    for name in ("train.draw_start", "recorders.history.plot_history", "train.draw_end"):
         monkeypatch.setattr(f"rcnn.training.{name}", lambda *_: None)
     monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).touch())  # most of the time is matplotlib's
     before = digest(data)

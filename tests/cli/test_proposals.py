@@ -32,7 +32,7 @@ TINY = [
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches and results of the test lie in its own folder, and nothing is drawn."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("train.draw_start", "session.draw_course", "train.draw_end"):
+    for name in ("train.draw_start", "recorders.history.plot_history", "train.draw_end"):
         monkeypatch.setattr(f"rcnn.training.{name}", lambda *_: None)
 
 

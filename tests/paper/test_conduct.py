@@ -180,7 +180,7 @@ def test_a_broken_training_goes_on_and_finished_runs_stay(
     finish = train_file._finish
     with monkeypatch.context() as patch:
         ends = iter([finish, interrupt])
-        patch.setattr(train_file, "_finish", lambda session: next(ends)(session))
+        patch.setattr(train_file, "_finish", lambda *told: next(ends)(*told))
         with pytest.raises(Interrupted, match="the same command goes on"):
             quietly("one-stage", settings, tmp_path)
     assert trained == ["joint-0", "one-stage-0"]
@@ -194,7 +194,7 @@ def test_a_broken_training_goes_on_and_finished_runs_stay(
     assert not list((folder / "checkpoints").iterdir())
 
 
-def interrupt(session: object) -> Any:
+def interrupt(*_: object) -> Any:
     raise KeyboardInterrupt
 
 

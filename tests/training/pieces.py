@@ -1,5 +1,6 @@
 """A tiny detector and its batches for tests of training."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from rcnn.training.distributed import Team
 from rcnn.training.ema import EMA
 from rcnn.training.loop import Engine
 from rcnn.training.optim import build_optimizer
+from rcnn.training.recorders import About
 from rcnn.training.schemes import Joint
 from tests.model import tiny
 
@@ -45,6 +47,12 @@ def engine(model: FasterRCNN, total: int = 10, team: Team | None = None, **chang
         total=total,
         image_names=lambda index: [f"image-{i}.png" for i in index.tolist()],
     )
+
+
+def about(folder: Path, **changes: Any) -> About:
+    """What recorders are told of a new run of two epochs of two steps each."""
+    facts = {"settings": {}, "names": ("cat",), "images": (4, 2), "best": ("ap",), "epochs": 2, "steps": 4}
+    return About(**{"folder": folder, **facts, "stage": 1, "step": 0, "rows": (), **changes})
 
 
 def gradients(model: FasterRCNN) -> dict[str, Tensor]:

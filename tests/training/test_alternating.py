@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import rcnn.training.recorders.history as history_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
 from rcnn.config import SettingsError, override, read
@@ -16,14 +17,14 @@ from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
-from rcnn.training.alternating import hold, stage_proposals, stage_start
 from rcnn.training.distributed import team
 from rcnn.training.init import initialise
 from rcnn.training.loop import seed_step
 from rcnn.training.proposals import load_proposals, save_proposals, write_proposals
 from rcnn.training.run_folder import RunFolder
-from rcnn.training.schemes import SCHEMES
+from rcnn.training.schemes import SCHEMES, stages_of
 from rcnn.training.session import Session
+from rcnn.training.stages import hold, stage_proposals, stage_start
 from rcnn.training.train import Run, choose_settings, train
 from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
@@ -60,7 +61,7 @@ def data(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  #
 @pytest.fixture(autouse=True, scope="module")
 def no_pictures() -> Any:
     patch = pytest.MonkeyPatch()
-    for file, name in ((train_file, "draw_start"), (session_file, "draw_course"), (train_file, "draw_end")):
+    for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
         patch.setattr(file, name, lambda *_: None)
     yield
     patch.undo()
@@ -77,9 +78,9 @@ def whole(data: Path, starts: list[dict[str, Tensor]], tmp_path_factory: pytest.
     """A run that nobody broke."""
     prepare = train_file._prepare
 
-    def watched(start: Any, *arguments: Any) -> Session:
+    def watched(run: Any, progress: Any, start: Any) -> Session:
         starts.append({name: tensor.clone() for name, tensor in start.model.state_dict().items()})
-        return prepare(start, *arguments)
+        return prepare(run, progress, start)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train_file, "_prepare", watched)
@@ -134,7 +135,8 @@ def test_what_each_stage_starts_from(whole: Run, starts: list[dict[str, Tensor]]
 def test_stage_2_starts_from_the_weights_that_the_run_started_from(whole: Run) -> None:
     """From ImageNet's again, in the paper, whatever stage 1 has made of them."""
     settings = override(read(whole.folder / "config.yaml"), {"train": {"init": str(whole.best)}})
-    start = stage_start(settings, 1, whole.detector.names, RunFolder(whole.folder))
+    stage = stages_of(settings)[1]
+    start = stage_start(stage, 2, settings, whole.detector.names, RunFolder(whole.folder))
     expected = weights(whole, 4, "best")
     assert all(torch.equal(parameter, expected[name]) for name, parameter in start.model.named_parameters())
 
@@ -147,7 +149,8 @@ def test_what_a_stage_trains_on_is_proposed_by_the_one_before(
     splits, rpn, file = open_splits(data, settings.data), settings.rpn, tmp_path / "train.safetensors"
     proposer = Detector.load(whole.folder / "stages" / str(stage - 1) / "best.safetensors", "cpu")
     with team("cpu") as crew:
-        given, _ = stage_proposals(settings, stage - 1, splits, RunFolder(whole.folder), crew, print)
+        one = stages_of(settings)[stage - 1]
+        given, _ = stage_proposals(one, settings, splits, RunFolder(whole.folder), crew, print)
         write_proposals(file, proposer, splits[0], crew, (rpn.pre_train, rpn.post_train), print)
     expected = GivenProposals(load_proposals(file), splits[0], settings, count=rpn.post_train, training=True)
     assert given is not None

@@ -1,8 +1,11 @@
 import io
+from pathlib import Path
 
 from rich.console import Console
 
 from rcnn.training.log import Log, duration
+from rcnn.training.recorders.console import ConsoleTable
+from tests.training.pieces import about
 
 
 def console(*, terminal: bool) -> Console:
@@ -16,12 +19,15 @@ def text(console: Console) -> str:
 
 def run(log: Log) -> None:
     log.say("begin [here]")
-    log.start(2, 4, 0)
+    table = ConsoleTable(log)
+    table.start(about(Path()))
     for step in range(1, 5):
-        log.step((step + 1) // 2, step, {"rpn_objectness": 0.5, "lr": 1e-4, "images/s": 12.0})
+        numbers = {"epoch": (step + 1) // 2, "step": step, "lr": 1e-4, "train_rpn_objectness": 0.5, "train_loss": 0.5}
+        numbers |= {"images_per_second": 12.0, "memory_gb": 0.5}
+        table.step(numbers)
         if step % 2 == 0:
-            log.epoch(step // 2, step, {"rpn_objectness": 0.5, "lr": 1e-4, "AP": 0.25 * step})
-    log.stop()
+            table.epoch({**numbers, "ap": 0.25 * step})
+    table.end({})
     log.table(
         "AP by class", [{"class": "cat", "boxes": 7, "ap": 0.5}, {"class": "dog", "boxes": 0, "ap": float("nan")}]
     )
@@ -33,11 +39,12 @@ def test_plain_lines_where_it_is_no_terminal() -> None:
     shown = text(screen)
     assert "\x1b" not in shown
     assert "begin [here]" in shown
-    heading, first, second = [line for line in kept if "AP" in line or "1.0000" in line or "0.5000" in line][1:4]
-    assert heading.split()[:3] == ["epoch", "rpn", "obj"]
-    assert first.split()[:2] == ["1/2", "0.5000"]
-    assert second.split()[0] == "2/2"
-    assert "1.0000" in second
+    heading, step, first, second = kept[1:5]
+    columns = "epoch rpn obj lr images/s val loss AP AP50 memory ETA"
+    assert heading.split() == columns.split()
+    assert step.split()[:7] == ["1/2", "0.5000", "1.00e-04", "12.0000", "-", "-", "-"]
+    assert first.split()[:7] == ["1/2", "0.5000", "1.00e-04", "12.0000", "-", "0.5000", "-"]
+    assert second.split()[:7] == ["2/2", "0.5000", "1.00e-04", "12.0000", "-", "1.0000", "-"]
     assert "cat" in shown
     assert "dog" in kept[-1]
     assert "ap -" in kept[-1]
@@ -52,6 +59,25 @@ def test_a_terminal_gets_a_live_line_and_the_same_epochs() -> None:
 
 def test_other_processes_are_silent() -> None:
     run(Log(None, None))
+
+
+def test_the_columns_are_those_of_the_stage() -> None:
+    """Epochs, scores and the time that is left start anew with each; rows count the epochs through all."""
+    kept = list[str]()
+    table = ConsoleTable(Log(kept.append, None))
+    table.start(about(Path(), best=("proposal_ar300", "ap")))
+    numbers = {"lr": 1e-4, "train_loss": 0.5, "images_per_second": 12.0, "memory_gb": 0.5}
+    for stage, epoch, losses, scores in (
+        (1, 2, {"train_rpn_box": 0.25}, {"val_loss": 0.5, "proposal_ar300": 0.75, "ap": None}),
+        (2, 3, {"train_roi_class": 0.125}, {}),
+    ):
+        table.step({"epoch": epoch, "step": 1, "stage": stage, **numbers, **losses})
+        table.epoch({"epoch": epoch, "step": 2, "stage": stage, **numbers, **losses, **scores})
+    shown = [line.split() for line in kept]
+    assert shown[0] == ["epoch", "rpn", "box", "lr", "images/s", "val", "loss", "AR300", "memory", "ETA"]
+    assert shown[1][:6] == ["2/2", "0.2500", "1.00e-04", "12.0000", "0.5000", "0.7500"]
+    assert shown[2] == ["epoch", "roi", "cls", "lr", "images/s", "val", "loss", "AP", "AP50", "memory", "ETA"]
+    assert shown[3][:7] == ["1/2", "0.1250", "1.00e-04", "12.0000", "-", "-", "-"]
 
 
 def test_durations() -> None:

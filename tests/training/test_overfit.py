@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
+import rcnn.training.recorders.history as history_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
-from rcnn.training.schemes import SCHEMES
 from rcnn.training.session import Session
 from rcnn.training.train import train
 from tests.training.test_train import assert_same, one_thread  # noqa: F401
@@ -63,7 +63,7 @@ def data(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  #
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for file, name in ((train_file, "draw_start"), (session_file, "draw_course"), (train_file, "draw_end")):
+    for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
         monkeypatch.setattr(file, name, lambda *_: None)
 
 
@@ -76,10 +76,10 @@ def keep_a_copy(monkeypatch: pytest.MonkeyPatch, step: int, copy: Path) -> None:
     """Have runs save their state after a step of their last stage, and copy the first's folder then, as if killed."""
 
     def late(session: Session) -> bool:
-        if session.progress.stage + 1 < len(SCHEMES[session.settings.train.scheme]):
+        if session.progress.stage + 1 < len(session.run.stages):
             return False
         if session.progress.step == step and not copy.exists():
-            shutil.copytree(session.folder.path, copy, copy_function=link_weights)
+            shutil.copytree(session.run.folder.path, copy, copy_function=link_weights)
         return session.progress.step == step - 1
 
     monkeypatch.setattr(session_file, "is_late", late)

@@ -8,7 +8,10 @@ import pytest
 
 from rcnn.config import Settings, override, read
 from rcnn.data.dataset import DataError, Dataset, Fault, Record
+from rcnn.training.recorders.csv_table import CsvTable
+from rcnn.training.recorders.json_lines import JsonLines
 from rcnn.training.run_folder import RunFolder
+from tests.training.pieces import about
 
 
 def dataset(root: Path, *names: str) -> Dataset:
@@ -51,24 +54,29 @@ def test_other_images_than_the_run_began_with_are_refused(tmp_path: Path) -> Non
 
 def test_rows_become_json_lines_and_a_table(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "exp")
-    folder.add_row({"epoch": 1, "loss": 0.5})
-    folder.add_row({"epoch": 2, "loss": 0.25, "ap": float("nan")})
-    folder.add_row({"epoch": 3, "loss": 0.1, "ap": 0.125})
-    assert folder.rows()[1:] == [{"epoch": 2, "loss": 0.25, "ap": None}, {"epoch": 3, "loss": 0.1, "ap": 0.125}]
+    lines, table = JsonLines(folder.metrics), CsvTable(folder.table)
+    for row in ({"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "ap": None}, {"epoch": 3, "loss": 0.1, "ap": 1}):
+        lines.epoch(row)
+        table.epoch(row)
+    assert folder.rows()[1:] == [{"epoch": 2, "loss": 0.25, "ap": None}, {"epoch": 3, "loss": 0.1, "ap": 1}]
     with (folder.path / "results.csv").open() as file:
-        table = list(csv.DictReader(file))
-    assert [row["ap"] for row in table] == ["", "", "0.125"]
-    assert [row["loss"] for row in table] == ["0.5", "0.25", "0.1"]
+        found = list(csv.DictReader(file))
+    assert [row["ap"] for row in found] == ["", "", "1"]
+    assert [row["loss"] for row in found] == ["0.5", "0.25", "0.1"]
 
 
 def test_logs_are_cut_back_to_a_checkpoint(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path, "exp")
-    folder.add_row({"epoch": 1})
+    lines, table = JsonLines(folder.metrics), CsvTable(folder.table)
+    for recorder in (lines, table):
+        recorder.epoch({"epoch": 1})
     folder.log("first")
     lengths = folder.log_lengths()
-    folder.add_row({"epoch": 2})
+    for recorder in (lines, table):
+        recorder.epoch({"epoch": 2})
     folder.log("second")
     folder.cut_logs(lengths)
+    CsvTable(folder.table).start(about(folder.path, rows=tuple(folder.rows())))
     assert folder.rows() == [{"epoch": 1}]
     assert (folder.path / "log.txt").read_text() == "first\n"
     assert (folder.path / "results.csv").read_text() == "epoch\n1\n"

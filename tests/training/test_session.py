@@ -20,7 +20,7 @@ def test_a_checkpoint_is_due_by_the_writers_clock(
 ) -> None:
     settings = override(settings_of("mobilenet-fpn"), {"train": {"checkpoint_minutes": minutes}})
     monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: 1000.0 + seconds))
-    one = SimpleNamespace(saved=1000.0, team=Team(torch.device("cpu"), rank, 2), settings=settings)
+    one = SimpleNamespace(saved=1000.0, run=SimpleNamespace(team=Team(torch.device("cpu"), rank, 2)), settings=settings)
     assert session.is_late(one) == late  # type: ignore[arg-type]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-import rcnn.training.session as session_file
+import rcnn.training.recorders.history as history_file
 import rcnn.training.train as train_file
 from rcnn.data.find import open_splits
 from rcnn.data.synthetic import synthesise
@@ -27,8 +27,9 @@ PROGRAM = """
 import json, os, signal, sys
 import torch.distributed as dist
 import rcnn.training.loop as loop, rcnn.training.session as session, rcnn.training.train as training
+import rcnn.training.recorders.history as history
 
-session.draw_course = training.draw_start = training.draw_end = lambda *_: None
+history.plot_history = training.draw_start = training.draw_end = lambda *_: None
 dist.init_process_group("gloo")  # one for all runs: torch can't make a second one at once
 dist.init_process_group = dist.destroy_process_group = lambda *_: None
 take = loop.train_step
@@ -40,7 +41,7 @@ for arguments in json.loads(sys.argv[1]):
         return take(engine, items, step, requests)
     loop.train_step = step
     if killed:
-        session.is_late = lambda one: one.team.writer and one.progress.step + 2 == killed
+        session.is_late = lambda one: one.run.team.writer and one.progress.step + 2 == killed
     training.train(**arguments)
 """
 """Trains by each of a list of arguments; `killed` is a step that is not reached, with a checkpoint before the last."""
@@ -72,7 +73,7 @@ RESUMED: dict[str, Any] = {
 @pytest.fixture(autouse=True, scope="module")
 def no_pictures() -> Any:
     with pytest.MonkeyPatch.context() as patch:
-        for file, name in ((train_file, "draw_start"), (session_file, "draw_course"), (train_file, "draw_end")):
+        for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
             patch.setattr(file, name, lambda *_: None)
         yield
 

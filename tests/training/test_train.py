@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import rcnn.training.recorders.history as history_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
 from rcnn.config import SettingsError, read
@@ -71,7 +72,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(autouse=True)
 def no_pictures(whole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of such a small run's time; one run with them is enough."""
-    for file, name in ((train_file, "draw_start"), (session_file, "draw_course"), (train_file, "draw_end")):
+    for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
         monkeypatch.setattr(file, name, lambda *_: None)
 
 
@@ -150,6 +151,7 @@ def killed(step: int, saved_at: int, arguments: str) -> None:
 import os, signal
 from pathlib import Path
 import rcnn.training.loop as loop, rcnn.training.session as session, rcnn.training.train as training
+import rcnn.training.recorders.history as history
 
 take = loop.train_step
 def step(engine, items, step, requests):
@@ -158,7 +160,7 @@ def step(engine, items, step, requests):
     return take(engine, items, step, requests)
 loop.train_step = step
 session.is_late = lambda one: one.progress.step + 1 == {saved_at}
-session.draw_course = training.draw_start = lambda *_: None
+history.plot_history = training.draw_start = lambda *_: None
 training.train({arguments})
 """
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}

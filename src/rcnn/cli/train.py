@@ -102,7 +102,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     from rcnn.data.selective_search import SEARCHES
     from rcnn.presets import build
     from rcnn.training.proposals import together
-    from rcnn.training.schemes import SCHEMES
+    from rcnn.training.schemes import stages_of
 
     train_set, val_set = open_splits(str(settings.data.path), settings.data)
     source = settings.train.proposals
@@ -113,7 +113,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     parameters = sum(parameter.numel() for parameter in network.parameters())
     rows = sizes(settings, train_set)
     updates = -(-steps // settings.train.accumulate)
-    whole = updates * settings.train.epochs * len(SCHEMES[settings.train.scheme])
+    whole = updates * settings.train.epochs * len(stages_of(settings))
     screen.say(to_yaml(settings))
     for dataset in (train_set, val_set):
         screen.dataset_line(dataset)

@@ -11,7 +11,7 @@ from rcnn.paper.experiment import Experiment
 from rcnn.paper.lab import Lab
 from rcnn.paper.proposals import source
 from rcnn.training.log import duration
-from rcnn.training.schemes import SCHEMES
+from rcnn.training.schemes import stages_of
 
 
 def fitting(asked: int, stages: int, epoch: float, other: float, seconds: float) -> int:
@@ -41,7 +41,7 @@ def cut_epochs(lab: Lab, experiment: Experiment, seeds: Sequence[int], minutes: 
     lab.say("timing one epoch for --budget")
     probe = Lab(override(lab.settings, {"train": {"epochs": 1}}), lab.folder, lab.split, lab.say, quiet=lab.quiet)
     done = probe.train(trainings[0], seeds[0])
-    stages = [len(SCHEMES[lab.of(training, 0).train.scheme]) for training in trainings]
+    stages = [len(stages_of(lab.of(training, 0))) for training in trainings]
     steps = 60 * done.minutes / stages[0]
     scored = time.monotonic()
     evaluate(lab.load(done.best), lab.dataset, batch=lab.settings.val.batch)

@@ -15,7 +15,7 @@ from rcnn.paper.ledger import Ledger
 from rcnn.training import checkpoint
 from rcnn.training.loop import Interrupted
 from rcnn.training.run_folder import RunFolder
-from rcnn.training.schemes import SCHEMES
+from rcnn.training.schemes import stages_of, takes_proposals
 from rcnn.training.train import train
 from rcnn.weights.file import atomic_write
 
@@ -84,8 +84,9 @@ class Lab:
     def of(self, training: Training, seed: int) -> Settings:
         """The whole settings of a training."""
         settings = override(override(self.settings, training.changes), {"train": {"seed": seed}})
-        outside = settings.train.scheme == "fast-rcnn"
-        return settings if outside else override(settings, {"train": {"proposals": None}})
+        if takes_proposals(settings.train.scheme):
+            return settings
+        return override(settings, {"train": {"proposals": None}})
 
     def train(self, training: Training, seed: int) -> Trained:
         """A training, done here and now unless it was done before; one that was broken off goes on.
@@ -103,7 +104,7 @@ class Lab:
         config = self._runs / f"{name}.yaml"
         atomic_write(config, text.encode())
         begun = self._begun(name)
-        epochs = settings.train.epochs * len(SCHEMES[settings.train.scheme])
+        epochs = settings.train.epochs * len(stages_of(settings))
         how = f", going on with {begun}" if begun else ""
         self.say(f"training {training.name}, seed {seed}: {epochs} epochs{how}")
         try:

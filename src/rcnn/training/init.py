@@ -1,8 +1,9 @@
 """Where a new run's weights come from: ImageNet, a packaged detector, a file, or chance."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from rcnn.config import Settings, override
 from rcnn.model.faster_rcnn import FasterRCNN
@@ -20,13 +21,15 @@ class Start:
 
     Attributes:
         model: on the CPU.
-        settings: as they turned out: without weights, batch norm is trained and no stage is frozen.
+        settings: of the model, as they turned out: without weights, batch norm is trained and no stage is frozen.
         notes: sentences worth saying aloud.
+        changes: what turned out otherwise than asked for, as `override` takes it.
     """
 
     model: FasterRCNN
     settings: Settings
     notes: tuple[str, ...] = ()
+    changes: Mapping[str, Any] = field(default_factory=dict)
 
 
 def initialise(settings: Settings, names: Sequence[str]) -> Start:
@@ -53,7 +56,8 @@ def initialise(settings: Settings, names: Sequence[str]) -> Start:
         return Start(model, settings)
     path = Path(init).expanduser().resolve()
     notes = _from_file(model, path, names, settings)
-    return Start(model, override(settings, {"train": {"init": str(path)}}), notes)
+    changes = {"train": {"init": str(path)}}
+    return Start(model, override(settings, changes), notes, changes)
 
 
 def _without_imagenet(settings: Settings, names: Sequence[str], why: str) -> Start:
@@ -74,7 +78,8 @@ def _from_packaged(settings: Settings, names: Sequence[str], packaged: str) -> S
     tensors, metadata = read_detector(packaged_path(packaged))
     theirs = Layout(metadata.settings, metadata.names)
     notes = adapt(model, tensors, theirs, Layout(settings, names), packaged)
-    return Start(model, override(settings, {"train": {"init": packaged}}), notes)
+    changes = {"train": {"init": packaged}}
+    return Start(model, override(settings, changes), notes, changes)
 
 
 def _from_nothing(settings: Settings, names: Sequence[str], notes: tuple[str, ...]) -> Start:
@@ -82,7 +87,7 @@ def _from_nothing(settings: Settings, names: Sequence[str], notes: tuple[str, ..
     changes = {"train": {"init": "none"}, "model": {"norm": "train", "frozen_stages": 0}}
     settings = override(settings, changes)
     note = "The backbone starts from random weights: its batch norm is trained, no stage is frozen"
-    return Start(build(settings, len(names)), settings, (*notes, note))
+    return Start(build(settings, len(names)), settings, (*notes, note), changes)
 
 
 def _from_file(model: FasterRCNN, path: Path, names: Sequence[str], settings: Settings) -> tuple[str, ...]:

@@ -1,28 +1,22 @@
-"""What a run says: one live line on a terminal, plain lines elsewhere, and all of it in log.txt.
+"""What a run says: lines on the console and in log.txt, and on a terminal one line that changes.
 
 Only the writer of a run speaks; the other processes have a `Log` with neither file nor console.
 """
 
 import math
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from rich.console import Console, Group
+from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-LIVE_SECONDS = 1.0
-PLAIN_SECONDS = 30.0
-HEADINGS = {"objectness": "obj", "class": "cls"}
-
 
 class Log:
-    """Shows and writes down the course of a training.
+    """Shows and writes down what a training says.
 
     Args:
         write: keeps a line (in log.txt); None where this process writes nothing.
@@ -32,8 +26,6 @@ class Log:
     def __init__(self, write: Callable[[str], None] | None, console: Console | None) -> None:
         self._write, self._console = write, console
         self._live: Live | None = None
-        self._heading = ""
-        self._shown = 0.0
 
     def say(self, text: str) -> None:
         """A line of its own."""
@@ -42,37 +34,33 @@ class Log:
         if self._console:
             self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def start(self, epochs: int, steps: int, done: int) -> None:
-        """The first step is near: `steps` in all, `done` of them before."""
-        self._epochs, self._steps, self._done, self._began = epochs, steps, done, time.monotonic()
+    @property
+    def shows(self) -> bool:
+        """Does anybody look?"""
+        return self._console is not None
+
+    @property
+    def live(self) -> bool:
+        """Is there a line that changes?"""
+        return self._live is not None
+
+    def open(self) -> None:
+        """On a terminal, keep a line that changes below the others."""
         if self._console and self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
 
-    def step(self, epoch: int, step: int, numbers: Mapping[str, float | str]) -> None:
-        """After a step: shown about once a second on a terminal, twice a minute elsewhere."""
-        if not self._console or time.monotonic() - self._shown < (LIVE_SECONDS if self._live else PLAIN_SECONDS):
-            return
-        self._shown = time.monotonic()
-        heading, line = self._line(epoch, step, numbers)
+    def show(self, what: RenderableType) -> None:
+        """Put something in the place of the line that changes."""
         if self._live:
-            bar = ProgressBar(total=self._steps, completed=step, width=60)
-            self._live.update(Group(Text(heading, style="bold"), Text(line), bar), refresh=True)
-        elif step % max(1, self._steps // self._epochs):  # at the end of an epoch its own line follows at once
-            self._plain(heading, line)
+            self._live.update(what, refresh=True)
 
     def status(self, text: str) -> None:
         """What goes on between two steps; only on a terminal, and gone with the next one."""
-        if self._live:
-            self._live.update(Text(text), refresh=True)
+        self.show(Text(text))
 
-    def epoch(self, epoch: int, step: int, numbers: Mapping[str, float | str]) -> None:
-        """After an epoch and its validation: a line that stays."""
-        self._plain(*self._line(epoch, step, numbers))
-        self._shown = time.monotonic()
-
-    def stop(self) -> None:
-        """No more steps: the live line goes."""
+    def close(self) -> None:
+        """The line that changes goes."""
         if self._live:
             self._live.stop()
             self._live = None
@@ -83,33 +71,14 @@ class Log:
         for number, name in enumerate(rows[0]):
             table.add_column(name, justify="right" if number else "left")
         for row in rows:
-            table.add_row(*(Text(_number(value)) for value in row.values()))
+            table.add_row(*(Text(shown_number(value)) for value in row.values()))
         if self._console:
             self._console.print(Text(f"\n{title}", style="bold"))
             self._console.print(table)
         if self._write:
             self._write(
-                f"{title}\n" + "\n".join("  ".join(f"{k} {_number(v)}" for k, v in row.items()) for row in rows)
+                f"{title}\n" + "\n".join("  ".join(f"{k} {shown_number(v)}" for k, v in row.items()) for row in rows)
             )
-
-    def _plain(self, heading: str, line: str) -> None:
-        if heading != self._heading:  # columns come with the first validation
-            self._heading = heading
-            self.say(heading)
-        self.say(line)
-
-    def _line(self, epoch: int, step: int, numbers: Mapping[str, float | str]) -> tuple[str, str]:
-        """Headings and values of the columns, in equal widths."""
-        seconds = (time.monotonic() - self._began) / max(1, step - self._done) * (self._steps - step)
-        values = {
-            "epoch": f"{epoch}/{self._epochs}",
-            **{_short(name): _number(value) for name, value in numbers.items()},
-            "memory": f"{memory_gb():.1f} GB",
-            "ETA": duration(seconds),
-        }
-        widths = {name: max(len(name), 8) for name in values}
-        heading = " ".join(name.rjust(widths[name]) for name in values)
-        return heading, " ".join(value.rjust(widths[name]) for name, value in values.items())
 
 
 def memory_gb() -> float:
@@ -131,11 +100,8 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def _short(name: str) -> str:
-    return " ".join(HEADINGS.get(part, part) for part in name.split("_"))
-
-
-def _number(value: Any) -> str:
+def shown_number(value: Any) -> str:
+    """A number as tables show it, with a dash for one that is not known; other things as they are."""
     if not isinstance(value, float):
-        return str(value)
+        return "-" if value is None else str(value)
     return "-" if math.isnan(value) else f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"

@@ -1,9 +1,7 @@
-"""Which pictures a run draws: labels and batches at its start, its course after every epoch, the rest at its end."""
+"""Which pictures of its images a run draws: labels and batches at its start, the others at its end."""
 
-from collections.abc import Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,7 +10,7 @@ from rcnn.data.dataset import Dataset
 from rcnn.data.loader import Item, Loader
 from rcnn.evaluate import Metrics
 from rcnn.insight.mosaic import Tile, compare, mosaic
-from rcnn.insight.plots import plot_confusion, plot_curves, plot_history, plot_labels, plot_proposal_recall
+from rcnn.insight.plots import plot_confusion, plot_curves, plot_labels, plot_proposal_recall
 from rcnn.metrics.confusion import confusion_matrix
 from rcnn.metrics.curves import precision_recall
 from rcnn.preprocess.decode import read_image
@@ -28,11 +26,6 @@ def draw_start(folder: Path, dataset: Dataset, loader: Loader, settings: Preproc
         tiles = [_shown(item, row, dataset, settings) for row in range(len(item.index)) if item.index[row] >= 0]
         if tiles:
             mosaic(tiles, dataset.names, folder / f"train-batch-{number + 1}.jpg")
-
-
-def draw_course(folder: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """history.png: losses, AP and learning rate so far."""
-    plot_history(rows, folder / "history.png")
 
 
 def draw_end(folder: Path, dataset: Dataset, metrics: Metrics, settings: Settings, score: float) -> None:

@@ -11,16 +11,13 @@ log.txt              what was said
 plots/               pictures
 """
 
-import csv
 import json
-import math
 import os
 import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from io import StringIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -113,16 +110,34 @@ class RunFolder:
         with (self.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n")
 
-    def add_row(self, row: Mapping[str, Any]) -> None:
-        """Add an epoch to metrics.jsonl, and write results.csv anew."""
-        with (self.path / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({name: _plain(value) for name, value in row.items()}) + "\n")
-        self._write_table()
+    @property
+    def proposals(self) -> Path:
+        """Folder of the proposals from elsewhere."""
+        return self.path / "proposals"
+
+    def stage(self, number: int) -> Path:
+        """Folder of the weights and proposals of a stage, 1, 2, ...."""
+        return self.path / "stages" / str(number)
+
+    @property
+    def metrics(self) -> Path:
+        """One row an epoch, as lines of JSON."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def table(self) -> Path:
+        """The same rows as a table."""
+        return self.path / "results.csv"
+
+    @property
+    def history(self) -> Path:
+        """The same rows as a picture."""
+        return self.plots / "history.png"
 
     def rows(self) -> list[dict[str, Any]]:
-        """The epochs so far."""
-        path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+        """The epochs so far, as metrics.jsonl has them."""
+        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
+        return [json.loads(line) for line in lines]
 
     def log_lengths(self) -> dict[str, int]:
         """File name -> bytes that are safely on the disk."""
@@ -137,16 +152,6 @@ class RunFolder:
         """Forget what was logged after a checkpoint."""
         for name, length in lengths.items():
             os.truncate(self.path / name, length)
-        self._write_table()
-
-    def _write_table(self) -> None:
-        rows = self.rows()
-        columns = list(dict.fromkeys(column for row in rows for column in row))
-        text = StringIO()
-        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        atomic_write(self.path / "results.csv", text.getvalue().encode())
 
 
 def lists(train: Dataset, val: Dataset) -> dict[str, str]:
@@ -176,8 +181,3 @@ def environment() -> dict[str, Any]:
 
 def _command(words: Sequence[str]) -> list[str]:
     return [Path(words[0]).name, *words[1:]]
-
-
-def _plain(value: Any) -> Any:
-    """JSON has no NaN: what could not be measured (the AP of a class without objects) is null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value

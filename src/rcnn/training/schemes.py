@@ -1,11 +1,15 @@
-"""Training schemes: which loss a step minimises. A scheme is a module whose forward is that loss (DDP wraps it)."""
+"""Training schemes: the losses that a step may minimise, and the stages that each scheme is made of.
 
-from typing import NamedTuple
+A loss is a module whose forward gives it (DDP wraps it). A new scheme is a list of stages in `SCHEMES`, if wanted with
+a loss of its own, and its name in the settings (`train.scheme`).
+"""
 
 from torch import Tensor, nn
 
+from rcnn.config import Settings
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Keys, Proposals, Targets
+from rcnn.training.stages import GIVEN, RECALL, Stage
 
 
 class Joint(nn.Module):
@@ -42,33 +46,44 @@ class Second(Joint):
         return dict(self.model.loss(batch, targets, keys, proposals=proposals))
 
 
-class Stage(NamedTuple):
-    """A part of a scheme: what is trained by itself, for `train.epochs` epochs.
-
-    Attributes:
-        loss: made of the model, its forward is the loss.
-        title: what is done, in words; empty where there is one stage only.
-        trained: parts of the model that are trained; the others stay as they are, to the bit.
-        proposes: the model of this stage is an RPN alone, without a second stage.
-        given: proposals come from the disk, made by the stage before; in a first stage those of `train.proposals`.
-    """
-
-    loss: type[nn.Module]
-    title: str = ""
-    trained: tuple[str, ...] = ("backbone", "rpn", "fast_rcnn")
-    proposes: bool = False
-    given: bool = False
-
-
 SCHEMES: dict[str, tuple[Stage, ...]] = {
-    "joint": (Stage(Joint),),
+    "joint": (Stage(Joint, needs_second=False),),
     "joint-full": (Stage(JointFull),),
     "alternating": (
-        Stage(Joint, "RPN", ("backbone", "rpn"), proposes=True),
-        Stage(Second, "Fast R-CNN, begun anew, on the proposals of stage 1", ("backbone", "fast_rcnn"), given=True),
-        Stage(Joint, "a new RPN on the backbone of stage 2, which stays", ("rpn",), proposes=True),
-        Stage(Second, "Fast R-CNN on the proposals of stage 3; the backbone stays", ("fast_rcnn",), given=True),
+        Stage(Joint, "RPN", ("backbone", "rpn"), rpn_alone=True, best=RECALL),
+        Stage(
+            Second,
+            "Fast R-CNN, begun anew, on the proposals of stage 1",
+            ("backbone", "fast_rcnn"),
+            proposals=1,
+            own_rpn=False,
+        ),
+        Stage(
+            Joint,
+            "a new RPN on the backbone of stage 2, which stays",
+            ("rpn",),
+            rpn_alone=True,
+            start={"backbone": 2},
+            best=RECALL,
+        ),
+        Stage(
+            Second,
+            "Fast R-CNN on the proposals of stage 3; the backbone stays",
+            ("fast_rcnn",),
+            start={"backbone": 2, "fast_rcnn": 2, "rpn": 3},
+            proposals=3,
+        ),
     ),
-    "fast-rcnn": (Stage(Second, trained=("backbone", "fast_rcnn"), given=True),),
+    "fast-rcnn": (Stage(Second, trained=("backbone", "fast_rcnn"), proposals=GIVEN, own_rpn=False),),
 }
 """Scheme -> its stages, in their order. Alternating: the paper's four steps (section 3.2); fast-rcnn: its table 2."""
+
+
+def stages_of(settings: Settings) -> tuple[Stage, ...]:
+    """The stages of a run's scheme."""
+    return SCHEMES[settings.train.scheme]
+
+
+def takes_proposals(scheme: str) -> bool:
+    """Is any stage of a scheme trained on `train.proposals`?"""
+    return any(stage.proposals == GIVEN for stage in SCHEMES[scheme])

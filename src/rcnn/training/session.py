@@ -22,23 +22,28 @@ from rcnn.training.ending import patient
 from rcnn.training.log import Log, memory_gb
 from rcnn.training.loop import Engine, Progress, Step, TrainingError, train_epoch
 from rcnn.training.optim import learning_rate
-from rcnn.training.pictures import draw_course
+from rcnn.training.recorders import Recorders
 from rcnn.training.run_folder import RunFolder
-from rcnn.training.schemes import SCHEMES
+from rcnn.training.schemes import stages_of
+from rcnn.training.stages import Stage
 
 CHECKPOINT, INTERRUPT = 0, 1
 """Places of the requests that a process can make, see `train_step`."""
 
 
-@dataclass
-class Session:
-    """A run in this process.
+@dataclass(frozen=True)
+class Context:
+    """What all stages of a run share.
 
     Attributes:
-        saved: when the last checkpoint was made, by the monotonic clock.
-        weights: folder of best.safetensors and last.safetensors.
-        given: gives the proposals of a validation batch, where they are not the model's own.
-        scores: of the last validation, as shown.
+        settings: as config.yaml holds them; those of a stage's model may have no second stage.
+        folder: where everything goes.
+        log: what is said.
+        team: the processes.
+        train: the images that are trained on.
+        val: those that are validated on.
+        recorders: get the numbers.
+        rows: of the epochs so far.
     """
 
     settings: Settings
@@ -47,25 +52,49 @@ class Session:
     team: Team
     train: Dataset
     val: Dataset
+    recorders: Recorders
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """Of the scheme."""
+        return stages_of(self.settings)
+
+
+@dataclass
+class Session:
+    """A stage of a run in this process.
+
+    Attributes:
+        run: what it shares with the other stages.
+        stage: what it does.
+        settings: of its model.
+        saved: when the last checkpoint was made, by the monotonic clock.
+        weights: folder of best.safetensors and last.safetensors.
+        given: gives the proposals of a validation batch, where they are not the model's own.
+    """
+
+    run: Context
+    stage: Stage
+    settings: Settings
     loader: Loader
     engine: Engine
     progress: Progress
     saved: float
     weights: Path
     given: Callable[[Item], Proposals] | None = None
-    scores: dict[str, float] = field(default_factory=lambda: dict.fromkeys(("val loss", "AP", "AP50"), math.nan))
 
     def checkpoint(self) -> None:
         """Save the state of training."""
         self.saved = time.monotonic()
-        if self.team.writer:
-            checkpoint.save(self.folder.checkpoints, self.engine, self.progress, self.folder.log_lengths())
+        if self.run.team.writer:
+            folder = self.run.folder
+            checkpoint.save(folder.checkpoints, self.engine, self.progress, folder.log_lengths())
 
 
 def run_epochs(session: Session) -> None:
     """All epochs: steps, checkpoint, validation."""
     progress, settings = session.progress, session.settings.train
-    session.log.start(settings.epochs, session.engine.total, progress.step)
     while not finished(progress, session.settings):
         began, before = time.monotonic(), progress.place
         with patient() as wanted:
@@ -91,7 +120,7 @@ def finished(progress: Progress, settings: Settings) -> bool:
 def is_late(session: Session) -> bool:
     """Is it time for a checkpoint? The writer's clock alone counts; the others hear of it at the same step."""
     minutes = (time.monotonic() - session.saved) / 60
-    return session.team.writer and minutes > session.settings.train.checkpoint_minutes
+    return session.run.team.writer and minutes > session.settings.train.checkpoint_minutes
 
 
 def _steps(session: Session, wanted: threading.Event) -> None:
@@ -104,8 +133,7 @@ def _steps(session: Session, wanted: threading.Event) -> None:
 
     def after_step(step: Step) -> None:
         pace = (progress.place - before) * settings.batch / (time.monotonic() - began)
-        numbers = {**progress.means(), "lr": f"{step.lr:.2e}", "images/s": pace, **session.scores}
-        session.log.step(progress.epoch + 1, progress.step, numbers)
+        session.run.recorders.step({**_numbers(session, step.lr), "images_per_second": pace, "memory_gb": memory_gb()})
         if step.requests[CHECKPOINT] or step.requests[INTERRUPT]:
             session.checkpoint()
         if step.requests[INTERRUPT]:
@@ -127,77 +155,72 @@ def _steps(session: Session, wanted: threading.Event) -> None:
 def _end_epoch(session: Session, pace: float) -> None:
     """Validate, keep the weights, write the epoch's row."""
     progress, settings, number = session.progress, session.settings, session.progress.epoch + 1
-    losses = progress.means()
-    lr = learning_rate(progress.step - 1, session.engine.total, settings.train)
-    row: dict[str, Any] = {"epoch": progress.stage * settings.train.epochs + number, "step": progress.step, "lr": lr}
-    if len(SCHEMES[settings.train.scheme]) > 1:
-        row["stage"] = progress.stage + 1
-    # A checkpoint keeps the losses, not their order: fsum is the same in any.
-    row |= {f"train_{key}": value for key, value in losses.items()} | {"train_loss": math.fsum(losses.values())}
+    row = _numbers(session, learning_rate(progress.step - 1, session.engine.total, settings.train))
     averaged = session.engine.ema.applied(session.engine.model) if session.engine.ema else nullcontext()
     with averaged:
         detector = _detector(session, {"epoch": number})
         if number % settings.val.every == 0 or number == settings.train.epochs:
             metrics = validate(session, detector, session.given)
-            score, shown = scored(metrics, detects=detector.model.detects)
             row |= metrics.to_row()
-            session.scores = {"val loss": metrics.losses["loss"], **shown}
-            if session.team.writer:
+            score = row[session.stage.decided_by(settings)]
+            if session.run.team.writer:
                 curves = precision_recall(metrics.truths, metrics.predictions, len(metrics.names))
                 detector.threshold = best_threshold(curves)
-            detector.summary |= {"ap": _known(metrics.ap), "ap50": _known(metrics.ap50)}
+            detector.summary |= {"ap": known(metrics.ap), "ap50": known(metrics.ap50)}
             if progress.best_ap is None or not score <= progress.best_ap:
-                progress.best_ap, progress.best_epoch = _known(score), number
+                progress.best_ap, progress.best_epoch = known(score), number
                 _save(session, detector, "best")
         _save(session, detector, "last")
     progress.epoch, progress.place, progress.sums = number, 0, {}
-    if session.team.writer:
-        row |= {"seconds": round(progress.seconds, 3), "images_per_second": pace, "memory_gb": memory_gb()}
-        session.folder.add_row(row)
-        session.log.epoch(number, progress.step, {**losses, "lr": f"{lr:.2e}", "images/s": pace, **session.scores})
-        draw_course(session.folder.plots, session.folder.rows())
+    row |= {"seconds": round(progress.seconds, 3), "images_per_second": pace, "memory_gb": memory_gb()}
+    session.run.rows.append({name: known(value) for name, value in row.items()})
+    session.run.recorders.epoch(session.run.rows[-1])
+
+
+def _numbers(session: Session, lr: float) -> dict[str, float]:
+    """What is known after every step: where it stands, through all stages, and the mean losses of its epoch."""
+    progress, settings = session.progress, session.settings.train
+    numbers = {"epoch": progress.stage * settings.epochs + progress.epoch + 1, "step": progress.step, "lr": lr}
+    if len(session.run.stages) > 1:
+        numbers["stage"] = progress.stage + 1
+    losses = progress.means()
+    numbers |= {f"train_{key}": value for key, value in losses.items()}
+    # A checkpoint keeps the losses, not their order: fsum is the same in any.
+    return numbers | {"train_loss": math.fsum(losses.values())}
 
 
 def _detector(session: Session, summary: Mapping[str, Any]) -> Detector:
-    dataset = session.train
+    dataset = session.run.train
     return Detector(
         session.engine.model,
         session.settings,
         dataset.names,
         category_ids=dataset.category_ids,
         summary=summary,
-        device=session.team.device,
+        device=session.run.team.device,
     )
 
 
 def _save(session: Session, detector: Detector, name: str) -> None:
-    if session.team.writer:
+    if session.run.team.writer:
         detector.save(session.weights / f"{name}.safetensors")
 
 
-def _known(value: float) -> float | None:
-    """None for NaN: the AP where there is nothing to find."""
-    return None if math.isnan(value) else value
-
-
-def scored(metrics: Metrics, *, detects: bool) -> tuple[float, dict[str, float]]:
-    """What the best epoch is chosen by, and what is shown: AP, or of an RPN alone recall of 300 proposals."""
-    if detects:
-        return metrics.ap, {"AP": metrics.ap, "AP50": metrics.ap50}
-    recall = float(metrics.proposals.ar[metrics.proposals.tops.index(300)])
-    return recall, {"AR300": recall}
+def known(value: float) -> float | None:
+    """None for what could not be measured: the AP where there is nothing to find."""
+    return value if math.isfinite(value) else None
 
 
 def validate(session: Session, detector: Detector, proposals: Callable[[Item], Proposals] | None = None) -> Metrics:
     """Scores on the validation split, all processes together."""
-    crew = session.team
+    crew = session.run.team
     try:
         return evaluate(
             detector,
-            session.val,
+            session.run.val,
             batch=session.settings.val.batch,
             shard=Shard(crew.rank, crew.world, crew.gather),
-            progress=lambda done, steps: session.log.status(f"validation: batch {done} of {steps}"),
+            progress=lambda done, steps: session.run.log.status(f"validation: batch {done} of {steps}"),
             proposals=proposals,
         )
     except NonFiniteError as error:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rcnn.config import Settings, SettingsError, override, read
+from rcnn.config import Settings, SettingsError, dump, override, read
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import open_splits
 from rcnn.data.loader import Loader
@@ -19,14 +19,6 @@ from rcnn.detector import Detector
 from rcnn.evaluate import Metrics
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
-from rcnn.training.alternating import (
-    external_files,
-    hold,
-    stage_proposals,
-    stage_settings,
-    stage_start,
-    weights_folder,
-)
 from rcnn.training.distributed import Team, team
 from rcnn.training.ema import EMA
 from rcnn.training.ending import explained
@@ -36,9 +28,15 @@ from rcnn.training.loop import Engine, Progress
 from rcnn.training.optim import build_optimizer
 from rcnn.training.pictures import draw_end, draw_start
 from rcnn.training.proposals import external_proposals, keep_external
+from rcnn.training.recorders import About, Recorder, Recorders, Row
+from rcnn.training.recorders.console import SCORES, ConsoleTable
+from rcnn.training.recorders.csv_table import CsvTable
+from rcnn.training.recorders.history import History
+from rcnn.training.recorders.json_lines import JsonLines
 from rcnn.training.run_folder import RunFolder
-from rcnn.training.schemes import SCHEMES
-from rcnn.training.session import Session, run_epochs, scored, validate
+from rcnn.training.schemes import SCHEMES, stages_of, takes_proposals
+from rcnn.training.session import Context, Session, known, run_epochs, validate
+from rcnn.training.stages import AP, RECALL, hold, proposal_files, stage_proposals, stage_start
 
 HEADINGS = {"class": "class", "boxes": "boxes", "ap": "AP", "ap50": "AP50", "voc_ap50": "VOC AP50"}
 """Scores of a class -> their columns in the table at the end."""
@@ -84,6 +82,7 @@ def train(
     name: str | None = None,
     runs: str | Path = "runs/train",
     quiet: bool = False,
+    recorders: Sequence[Recorder] = (),
     **options: object,
 ) -> Run:
     """Train a detector.
@@ -93,10 +92,11 @@ def train(
         config: a `config.yaml`; running one again repeats its run. None: the preset `model`.
         model: name of a preset, or timm/NAME.
         overrides: `section.key=value` texts laid over the settings.
-        resume: run folder to go on with, with its own settings; everything else but `quiet` is ignored.
+        resume: run folder to go on with, by its own settings; all else but `quiet` and `recorders` is ignored.
         name: the run folder is `runs/name-N`. None: the name of the data.
         runs: folder of run folders.
         quiet: print nothing.
+        recorders: get the numbers of the run, after those that write the run folder. One that fails is left out.
         **options: settings of the section `train` by their name (`epochs=30`), and `on_fault`, `workers`, `holdout`.
 
     Raises:
@@ -106,34 +106,27 @@ def train(
         TrainingError: a loss is not finite, or the disk is full; the last checkpoint is named.
         Interrupted: Ctrl-C; the state is saved.
     """
-    if resume is not None:
-        settings = _settings_of_run(RunFolder(resume))
-    else:
-        settings = choose_settings(data, config, model, overrides, options)
-    progress = Progress(stage=checkpoint.stage(RunFolder(resume).checkpoints) if resume is not None else 0)
+    resumed = RunFolder(resume) if resume is not None else None
+    settings = _settings_of_run(resumed) if resumed else choose_settings(data, config, model, overrides, options)
     with team(settings.train.device) as crew:
         if settings.train.batch % crew.world:
             raise SettingsError(f"train.batch={settings.train.batch} can't be shared by {crew.world} processes evenly")
         console = Console() if crew.writer and not quiet else None
         train_set, val_set = _read_splits(settings, console)
         torch.manual_seed(settings.train.seed)
-        if resume is not None:
-            folder = RunFolder(resume)
-            start = _blank(stage_settings(settings, progress.stage), train_set.names)
-        else:
+        folder, start = resumed, None
+        if folder is None:
             given = external_proposals(settings, (train_set, val_set), crew, console)
-            start = initialise(stage_settings(settings, 0), train_set.names)
-            settings = override(start.settings, {"roi": {"head": settings.roi.head}})
+            start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
+            settings = override(settings, start.changes)
             folder = _new_folder(crew, Path(runs), name, settings)
-            keep_external(external_files(folder), given, crew)
+            keep_external(proposal_files(folder.proposals), given, crew)
         with explained(folder):
             log = Log(folder.log if crew.writer else None, console)
-            session = _prepare(start, folder, log, crew, (train_set, val_set), progress)
-            if resume is not None:
-                _go_on(session)
-            else:
-                _begin(session, settings, start.notes)
-            return _finish(_run_stages(session, settings))
+            own = (ConsoleTable(log), JsonLines(folder.metrics), CsvTable(folder.table), History(folder.history))
+            told = Recorders((*own, *recorders) if crew.writer else (), log.say)
+            run = Context(settings, folder, log, crew, train_set, val_set, told)
+            return _run_stages(_begin(run, start) if start else _go_on(run))
 
 
 def choose_settings(
@@ -154,13 +147,14 @@ def choose_settings(
     path = {"path": str(Path(data).resolve())} if data is not None else {}
     settings = override(settings, {"train": training, "data": {**loading, **path}})
     proposals, scheme = settings.train.proposals, settings.train.scheme
-    if proposals is not None and scheme != "fast-rcnn":
-        raise SettingsError(f"train.proposals={proposals} is read by train.scheme=fast-rcnn alone (got {scheme})")
+    if proposals is not None and not takes_proposals(scheme):
+        readers = " or ".join(name for name in SCHEMES if takes_proposals(name))
+        raise SettingsError(f"train.proposals={proposals} is read by train.scheme={readers} alone (got {scheme})")
     if proposals is not None and proposals not in SEARCHES:  # --resume and --config may be called from elsewhere
         settings = override(settings, {"train": {"proposals": str(Path(proposals).expanduser().resolve())}})
     if settings.data.path is None:
         raise SettingsError("nothing to train on: give a folder, a COCO json or a data.yaml")
-    if settings.roi.head == "none" and scheme != "joint":
+    if settings.roi.head == "none" and any(stage.needs_second for stage in stages_of(settings)):
         raise SettingsError(f"train.scheme={scheme} needs a second stage, and roi.head=none has none")
     return settings
 
@@ -178,11 +172,6 @@ def _settings_of_run(folder: RunFolder) -> Settings:
             f"Start it anew: rcnn train {again}"
         )
     return read(folder.config)
-
-
-def _blank(settings: Settings, names: Sequence[str]) -> Start:
-    """A model that a checkpoint will fill."""
-    return Start(build(settings, len(names)), settings)
 
 
 def _read_splits(settings: Settings, console: Console | None) -> tuple[Dataset, Dataset]:
@@ -204,16 +193,54 @@ def _new_folder(crew: Team, runs: Path, name: str | None, settings: Settings) ->
     return RunFolder(str(crew.gather(made)[0]))
 
 
-def _prepare(
-    start: Start, folder: RunFolder, log: Log, crew: Team, splits: tuple[Dataset, Dataset], progress: Progress
-) -> Session:
+def _begin(run: Context, start: Start) -> Session:
+    """The first stage of a new run: say and write down what is run, and save the state that it starts from."""
+    session = _prepare(run, Progress(), start)
+    train_set, val_set = run.train, run.val
+    if not run.team.writer:
+        return session
+    run.folder.describe(run.settings, train_set, val_set)
+    run.log.say(
+        f"{run.folder.path}: {run.settings.model.preset}, {len(train_set.names)} classes, "
+        f"{len(train_set)} images to train on, {len(val_set)} to validate, {run.team.device}"
+    )
+    for note in dict.fromkeys((*train_set.notes, *val_set.notes, *start.notes)):
+        run.log.say(note)
+    faults = len(set(map(str, (*train_set.faults, *val_set.faults))))
+    if faults:
+        run.log.say(f"faults of the data, mended or left out: {faults}, listed in {run.folder.path / 'faults.txt'}")
+    _announce(session)
+    session.checkpoint()
+    draw_start(run.folder.plots, train_set, session.loader, run.settings.preprocess)
+    return session
+
+
+def _go_on(run: Context) -> Session:
+    """The stage that a run was in, as its last checkpoint has it; what was logged after that is forgotten."""
+    progress = Progress(stage=checkpoint.stage(run.folder.checkpoints))
+    settings = run.stages[progress.stage].model_settings(run.settings)
+    session = _prepare(run, progress, Start(build(settings, len(run.train.names)), settings))
+    path = checkpoint.latest(run.folder.checkpoints)
+    assert path is not None
+    run.folder.see_same_data(run.train, run.val)
+    session.progress, lengths = checkpoint.restore(path, session.engine)
+    if run.team.writer:
+        run.folder.cut_logs(lengths)
+        run.log.say(f"going on with {run.folder.path} after step {session.progress.step}")
+        _announce(session)
+    run.team.gather(None)  # the writer has cut the rows before anyone reads them
+    run.rows.extend(run.folder.rows())
+    return session
+
+
+def _prepare(run: Context, progress: Progress, start: Start) -> Session:
     """Loader, loss, optimiser and average around the model of a stage."""
-    settings, (train_set, val_set) = start.settings, splits
-    stage = SCHEMES[settings.train.scheme][progress.stage]
-    weights = weights_folder(folder, settings.train.scheme, progress.stage)
+    settings, crew, train_set = start.settings, run.team, run.train
+    stage, last = run.stages[progress.stage], progress.stage + 1 == len(run.stages)
+    weights = run.folder.weights if last else run.folder.stage(progress.stage + 1)
     if crew.writer:
         weights.mkdir(parents=True, exist_ok=True)
-    given = stage_proposals(settings, progress.stage, splits, folder, crew, log.status)
+    given, val_given = stage_proposals(stage, settings, (train_set, run.val), run.folder, crew, run.log.status)
     fixed = hold(start.model, stage)
     model = start.model.to(crew.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = Loader(
@@ -236,96 +263,95 @@ def _prepare(
         total=settings.train.epochs * math.ceil(loader.steps / settings.train.accumulate),
         image_names=lambda index: [train_set.records[i].name for i in index.tolist() if i >= 0],
         fixed=fixed,
-        proposals=given[0],
+        proposals=given,
     )
-    common = (settings, folder, log, crew, train_set, val_set, loader, engine, progress)
-    return Session(*common, saved=time.monotonic(), weights=weights, given=given[1])
+    return Session(
+        run=run,
+        stage=stage,
+        settings=settings,
+        loader=loader,
+        engine=engine,
+        progress=progress,
+        saved=time.monotonic(),
+        weights=weights,
+        given=val_given,
+    )
 
 
-def _run_stages(session: Session, settings: Settings) -> Session:
-    """The rest of the scheme's stages; the last one's session."""
+def _run_stages(session: Session) -> Run:
+    """The rest of the scheme's stages, and the scores of the best weights; the recorders hear of all of it."""
+    run = session.run
+    run.recorders.start(_about(session))
+    scores: Row = {}
     try:
         run_epochs(session)
-        while session.progress.stage + 1 < len(SCHEMES[settings.train.scheme]):
-            session = _next(session, settings)
+        while session.progress.stage + 1 < len(run.stages):
+            session = _next(session)
             run_epochs(session)
+        best, metrics = _score_best(session)
+        scores = {name: known(value) for name, value in metrics.to_row().items()}
     finally:
-        session.log.stop()
-    return session
+        run.recorders.end(scores)
+        run.log.close()
+    return _finish(session, best, metrics)
 
 
-def _next(session: Session, settings: Settings) -> Session:
+def _about(session: Session) -> About:
+    """What the recorders are told first."""
+    run, settings = session.run, session.run.settings
+    return About(
+        folder=run.folder.path,
+        settings=dump(settings),
+        names=run.train.names,
+        images=(len(run.train), len(run.val)),
+        best=tuple(stage.decided_by(settings) for stage in run.stages),
+        epochs=settings.train.epochs,
+        steps=session.engine.total,
+        stage=session.progress.stage + 1,
+        step=session.progress.step,
+        rows=tuple(run.rows),
+    )
+
+
+def _next(session: Session) -> Session:
     """The next stage of the scheme, after the end of one; its first checkpoint takes the place of the last of that."""
-    session.team.gather(None)  # the writer has written the stage's weights before anyone reads them
+    run = session.run
+    run.team.gather(None)  # the writer has written the stage's weights before anyone reads them
     progress = Progress(stage=session.progress.stage + 1, seconds=session.progress.seconds)
-    start = stage_start(settings, progress.stage, session.train.names, session.folder)
-    following = _prepare(start, session.folder, session.log, session.team, (session.train, session.val), progress)
-    session.log.stop()
+    stage, number = run.stages[progress.stage], progress.stage + 1
+    following = _prepare(run, progress, stage_start(stage, number, run.settings, run.train.names, run.folder))
     _announce(following)
     following.checkpoint()
     return following
 
 
 def _announce(session: Session) -> None:
-    """Say which stage begins, where there are several."""
-    stages, number = SCHEMES[session.settings.train.scheme], session.progress.stage
-    if len(stages) > 1:
-        session.log.say(f"stage {number + 1} of {len(stages)}: {stages[number].title}")
+    """Say which stage begins, where it has a name."""
+    if session.stage.title:
+        run, number = session.run, session.progress.stage + 1
+        run.log.say(f"stage {number} of {len(run.stages)}: {session.stage.title}")
 
 
-def _begin(session: Session, settings: Settings, notes: Sequence[str]) -> None:
-    """Say and write down what is run, and save the state that it starts from."""
-    train_set, val_set = session.train, session.val
-    if not session.team.writer:
-        return
-    session.folder.describe(settings, train_set, val_set)
-    session.log.say(
-        f"{session.folder.path}: {session.settings.model.preset}, {len(train_set.names)} classes, "
-        f"{len(train_set)} images to train on, {len(val_set)} to validate, {session.team.device}"
-    )
-    for note in dict.fromkeys((*train_set.notes, *val_set.notes, *notes)):
-        session.log.say(note)
-    faults = len(set(map(str, (*train_set.faults, *val_set.faults))))
-    if faults:
-        session.log.say(
-            f"faults of the data, mended or left out: {faults}, listed in {session.folder.path / 'faults.txt'}"
-        )
-    _announce(session)
-    session.checkpoint()
-    draw_start(session.folder.plots, train_set, session.loader, session.settings.preprocess)
+def _score_best(session: Session) -> tuple[Detector, Metrics]:
+    """The best weights as they lie on the disk, and their scores."""
+    session.run.team.gather(None)  # the writer has written `best` before anyone reads it
+    best = Detector.load(session.run.folder.weights / "best.safetensors", session.run.team.device)
+    return best, validate(session, best, session.given)
 
 
-def _go_on(session: Session) -> None:
-    """Put the last checkpoint back, and forget what was logged after it."""
-    path = checkpoint.latest(session.folder.checkpoints)
-    assert path is not None
-    session.folder.see_same_data(session.train, session.val)
-    session.progress, lengths = checkpoint.restore(path, session.engine)
-    if session.team.writer:
-        session.folder.cut_logs(lengths)
-        session.log.say(f"going on with {session.folder.path} after step {session.progress.step}")
-        _announce(session)
-
-
-def _finish(session: Session) -> Run:
-    """Score the best weights as they lie on the disk, draw, and say what to do next."""
-    folder = session.folder
-    session.team.gather(None)  # the writer has written `best` before anyone reads it
-    best = Detector.load(folder.weights / "best.safetensors", session.team.device)
-    metrics = validate(session, best, session.given)
-    run = Run(folder.path, metrics, folder.rows())
-    if session.team.writer:
+def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
+    """Draw, and say how it went and what to do next."""
+    folder, log = session.run.folder, session.run.log
+    run = Run(folder.path, metrics, session.run.rows)
+    if session.run.team.writer:
         rows = [{HEADINGS[key]: value for key, value in row.items()} for row in run.metrics.by_class()]
-        session.log.table("AP by class on the validation split", rows)
-        draw_end(folder.plots, session.val, metrics, session.settings, best.threshold)
-        scores = ", ".join(
-            f"{name} {value:.3f}" for name, value in scored(metrics, detects=best.model.detects)[1].items()
-        )
-        session.log.say(
-            f"best epoch {session.progress.best_epoch}: {scores}; {duration(session.progress.seconds)} of training"
-        )
+        log.table("AP by class on the validation split", rows)
+        draw_end(folder.plots, session.run.val, metrics, session.settings, best.threshold)
+        row, shown = metrics.to_row(), SCORES[AP if best.model.detects else RECALL]
+        scores = ", ".join(f"{heading} {row[name]:.3f}" for name, heading in shown.items())
+        log.say(f"best epoch {session.progress.best_epoch}: {scores}; {duration(session.progress.seconds)} of training")
         command, ending = "predict" if best.model.detects else "propose", ""
         if session.given:
             ending = " --proposals FILE|selective-search"
-        session.log.say(f"next: rcnn {command} {run.best} IMAGE...{ending}")
+        log.say(f"next: rcnn {command} {run.best} IMAGE...{ending}")
     return run

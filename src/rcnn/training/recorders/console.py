@@ -1,0 +1,98 @@
+"""The console's table: one live line on a terminal, plain lines elsewhere, and a line per epoch that stays."""
+
+import time
+
+from rich.console import Group
+from rich.progress_bar import ProgressBar
+from rich.text import Text
+
+from rcnn.training.log import Log, duration, shown_number
+from rcnn.training.recorders.recorder import About, Recorder, Row
+
+LIVE_SECONDS = 1.0
+PLAIN_SECONDS = 30.0
+SCORES = {"ap": {"ap": "AP", "ap50": "AP50"}, "proposal_ar300": {"proposal_ar300": "AR300"}}
+"""What makes an epoch the best one -> the scores that are shown, and their headings."""
+PARTS = {"objectness": "obj", "class": "cls"}
+"""Parts of a loss's name -> what they are shortened to."""
+
+
+class ConsoleTable(Recorder):
+    """Shows steps on the console about once a second, twice a minute where it is no terminal; epochs in log.txt too.
+
+    Args:
+        log: what the run says.
+    """
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._heading = ""
+        self._shown = 0.0
+
+    def start(self, about: About) -> None:
+        """Show the live line from here on."""
+        self._about = about
+        self._begin_stage(about.stage, about.step)
+        self._log.open()
+
+    def step(self, numbers: Row) -> None:
+        """Show it if it is time."""
+        stage, step = int(numbers.get("stage") or 1), int(numbers["step"] or 0)
+        if stage != self._stage:
+            self._begin_stage(stage, step)
+        pause = LIVE_SECONDS if self._log.live else PLAIN_SECONDS
+        if not self._log.shows or time.monotonic() - self._shown < pause:
+            return
+        self._shown = time.monotonic()
+        heading, line = self._line(numbers)
+        if self._log.live:
+            bar = ProgressBar(total=self._about.steps, completed=step, width=60)
+            self._log.show(Group(Text(heading, style="bold"), Text(line), bar))
+        elif step % max(1, self._about.steps // self._about.epochs):  # at an epoch's end its own line follows at once
+            self._say(heading, line)
+
+    def epoch(self, row: Row) -> None:
+        """A line that stays, with the scores of the last validation."""
+        self._scores.update({name: row[name] for name in self._scores if name in row})
+        self._say(*self._line(row))
+        self._shown = time.monotonic()
+
+    def end(self, scores: Row) -> None:
+        """The live line goes."""
+        self._log.close()
+
+    def _begin_stage(self, stage: int, step: int) -> None:
+        """Time and scores are those of one stage; `step` steps of it were done before."""
+        self._stage, self._done, self._began = stage, step, time.monotonic()
+        self._headings = {"val_loss": "val loss", **SCORES[self._about.best[stage - 1]]}
+        self._scores: dict[str, float | None] = dict.fromkeys(self._headings)
+
+    def _say(self, heading: str, line: str) -> None:
+        if heading != self._heading:  # stages have other losses
+            self._heading = heading
+            self._log.say(heading)
+        self._log.say(line)
+
+    def _line(self, numbers: Row) -> tuple[str, str]:
+        """Headings and values of the columns, in equal widths."""
+        step, epochs = int(numbers["step"] or 0), self._about.epochs
+        epoch = int(numbers["epoch"] or 0) - (self._stage - 1) * epochs  # rows count through all stages
+        spent = time.monotonic() - self._began
+        seconds = spent / max(1, step - self._done) * (self._about.steps - step)
+        losses = {name.removeprefix("train_"): value for name, value in numbers.items() if name.startswith("train_")}
+        values = {
+            "epoch": f"{epoch}/{epochs}",
+            **{_short(name): shown_number(value) for name, value in losses.items() if name != "loss"},
+            "lr": f"{numbers['lr']:.2e}",
+            "images/s": shown_number(numbers["images_per_second"]),
+            **{self._headings[name]: shown_number(value) for name, value in self._scores.items()},
+            "memory": f"{numbers['memory_gb']:.1f} GB",
+            "ETA": duration(seconds),
+        }
+        widths = {name: max(len(name), 8) for name in values}
+        heading = " ".join(name.rjust(widths[name]) for name in values)
+        return heading, " ".join(value.rjust(widths[name]) for name, value in values.items())
+
+
+def _short(name: str) -> str:
+    return " ".join(PARTS.get(part, part) for part in name.split("_"))

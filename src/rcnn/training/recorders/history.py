@@ -1,0 +1,27 @@
+"""history.png: losses, AP and learning rate by epoch."""
+
+from pathlib import Path
+
+from rcnn.insight.plots import plot_history
+from rcnn.training.recorders.recorder import About, Recorder, Row
+
+
+class History(Recorder):
+    """Draws the course of the run anew after every epoch.
+
+    Args:
+        path: the picture.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[Row] = []
+
+    def start(self, about: About) -> None:
+        """Take over the epochs that were done before."""
+        self._rows = [*about.rows]
+
+    def epoch(self, row: Row) -> None:
+        """Draw it with the others."""
+        self._rows.append(row)
+        plot_history(self._rows, self._path)

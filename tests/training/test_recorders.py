@@ -1,0 +1,192 @@
+"""What a run's recorders are told, also of one that is resumed, and what becomes of one that fails."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import rcnn.training.recorders.history as history_file
+import rcnn.training.session as session_file
+import rcnn.training.train as train_file
+from rcnn.training.recorders import About, Recorder, Recorders, Row
+from rcnn.training.session import Session, is_late
+from rcnn.training.train import Run, train
+from tests.training.pieces import about
+from tests.training.test_alternating import Killed, data  # noqa: F401
+from tests.training.test_train import OVERRIDES, assert_same, one_thread  # noqa: F401
+
+OPTIONS: dict[str, Any] = {"model": "tiny-fpn", "epochs": 2, "batch": 2, "lr": 0.02, "device": "cpu", "quiet": True}
+STEPS = 3
+"""Of an epoch."""
+TIMES = {"seconds", "images_per_second", "memory_gb"}
+
+
+class Keeper(Recorder):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+
+    def start(self, about: About) -> None:
+        self.told.append(("start", about))
+
+    def step(self, numbers: Row) -> None:
+        self.told.append(("step", dict(numbers)))
+
+    def epoch(self, row: Row) -> None:
+        self.told.append(("epoch", dict(row)))
+
+    def end(self, scores: Row) -> None:
+        self.told.append(("end", dict(scores)))
+
+    @property
+    def calls(self) -> list[str]:
+        return [name for name, _ in self.told]
+
+    def of(self, name: str) -> list[Any]:
+        """What it was told by one of the four calls, without times."""
+        found = [fact for call, fact in self.told if call == name]
+        return [{key: value for key, value in fact.items() if key not in TIMES} for fact in found]
+
+
+class Broken(Keeper):
+    """Fails in one of its calls."""
+
+    def __init__(self, call: str) -> None:
+        super().__init__()
+
+        def fail(fact: object) -> None:
+            self.told.append((call, fact))
+            raise ZeroDivisionError(f"no {call}")
+
+        setattr(self, call, fail)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def no_pictures() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
+            patch.setattr(file, name, lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def pair() -> tuple[Keeper, Keeper]:
+    return Keeper(), Keeper()
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, pair: tuple[Keeper, Keeper], tmp_path_factory: pytest.TempPathFactory) -> Run:  # noqa: F811
+    """A run that nobody broke, told to two recorders."""
+    return train(data, overrides=OVERRIDES, runs=tmp_path_factory.mktemp("whole"), recorders=pair, **OPTIONS)
+
+
+def test_every_recorder_is_told_the_same(whole: Run, pair: tuple[Keeper, Keeper]) -> None:
+    first, second = pair
+    assert first.told == second.told
+    assert first.calls == ["start", *(["step"] * STEPS + ["epoch"]) * 2, "end"]
+    assert [row for name, row in first.told if name == "epoch"] == whole.rows
+    lines = (whole.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == whole.rows
+
+
+def test_they_get_plain_numbers(whole: Run, pair: tuple[Keeper, Keeper]) -> None:
+    start, *numbers = [fact for _, fact in pair[0].told]
+    assert json.loads(json.dumps(start.settings))["train"]["epochs"] == 2
+    assert start._replace(settings={}) == About(
+        folder=whole.folder,
+        settings={},
+        names=whole.detector.names,
+        images=(6, 2),
+        best=("ap",),
+        epochs=2,
+        steps=2 * STEPS,
+        stage=1,
+        step=0,
+        rows=(),
+    )
+    for fact in numbers:
+        assert {type(name) for name in fact} == {str}
+        assert {type(value) for value in fact.values()} <= {int, float, type(None)}
+    assert [fact["step"] for fact in pair[0].of("step")] == [1, 2, 3, 4, 5, 6]
+    assert [fact["epoch"] for fact in pair[0].of("step")] == [1, 1, 1, 2, 2, 2]
+    losses = {"train_rpn_objectness", "train_rpn_box", "train_roi_class", "train_roi_box", "train_loss"}
+    assert set(numbers[0]) == {"epoch", "step", "lr", "images_per_second", "memory_gb", *losses}
+    last, row = pair[0].of("step")[-1], pair[0].of("epoch")[-1]
+    assert last.items() <= row.items()  # means of the epoch
+    assert pair[0].of("end")[0]["ap"] == whole.metrics.ap == max(row["ap"] for row in whole.rows)
+
+
+def test_of_a_resumed_run_they_hear_the_rest(
+    whole: Run,
+    pair: tuple[Keeper, Keeper],
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Broken off in the second epoch, two steps after the first; the table forgets what came after the checkpoint."""
+
+    def late(session: Session) -> bool:
+        if session.progress.step == STEPS + 2:
+            raise Killed
+        return session.progress.step == STEPS  # the checkpoint is made after the next step
+
+    monkeypatch.setattr(session_file, "is_late", late)
+    before, after = Keeper(), Keeper()
+    with pytest.raises(Killed):
+        train(data, overrides=OVERRIDES, runs=tmp_path, recorders=[before], **OPTIONS)
+    assert before.calls == ["start", *["step"] * STEPS, "epoch", "step", "step", "end"]
+    assert before.of("end") == [{}]
+    folder = tmp_path / "shapes-1"
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"epoch": 2, "half": true}\n')
+    (folder / "results.csv").write_text("epoch\n1\n2\n")
+    monkeypatch.setattr(session_file, "is_late", is_late)
+    run = train(resume=folder, quiet=True, recorders=[after])
+    assert_same(run, whole)
+    start = after.told[0][1]
+    assert (start.stage, start.step, len(start.rows)) == (1, STEPS + 1, 1)
+    assert [{k: v for k, v in row.items() if k not in TIMES} for row in start.rows] == pair[0].of("epoch")[:1]
+    assert [*before.of("step")[:-1], *after.of("step")] == pair[0].of("step")
+    assert [*before.of("epoch"), *after.of("epoch")] == pair[0].of("epoch")
+    assert after.of("end") == pair[0].of("end")
+    assert len((folder / "results.csv").read_text().splitlines()) == 3
+
+
+def test_one_that_fails_is_named_once_and_the_run_ends_well(whole: Run, data: Path, tmp_path: Path) -> None:  # noqa: F811
+    broken, kept = [Broken(call) for call in ("start", "step", "epoch", "end")], Keeper()
+    run = train(data, overrides=OVERRIDES, runs=tmp_path, recorders=[*broken, kept], **OPTIONS)
+    assert_same(run, whole)
+    assert [len(one.told) for one in broken] == [1, 2, 1 + STEPS + 1, len(kept.told)]
+    assert kept.calls == ["start", *(["step"] * STEPS + ["epoch"]) * 2, "end"]
+    log = (run.folder / "log.txt").read_text()
+    for call in ("start", "step", "epoch", "end"):
+        said = f"the recorder Broken failed in `{call}` and is left out from here on: ZeroDivisionError: no {call}"
+        assert log.count(said) == 1
+
+
+def test_one_of_the_run_folders_that_fails_leaves_the_others(
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(history_file, "plot_history", fail)
+    run = train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
+    assert (run.folder / "log.txt").read_text().count("the recorder History failed in `epoch`") == 1
+    assert len(run.rows) == len((run.folder / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_one_does_to_its_row_the_next_does_not_see(tmp_path: Path) -> None:
+    class Greedy(Recorder):
+        def epoch(self, row: Row) -> None:
+            row.clear()  # type: ignore[attr-defined]
+
+    kept = Keeper()
+    recorders = Recorders([Greedy(), kept], print)
+    recorders.start(about(tmp_path))
+    recorders.epoch({"ap": 0.5})
+    assert kept.of("epoch") == [{"ap": 0.5}]

@@ -1,0 +1,73 @@
+"""A scheme is a list of stages, and nothing else knows of it."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rcnn.config import SettingsError
+from rcnn.training import checkpoint, schemes
+from rcnn.training.schemes import SCHEMES, Joint, Second
+from rcnn.training.stages import GIVEN, RECALL, Stage
+from rcnn.training.train import choose_settings, train
+from rcnn.weights.metadata import read_detector
+from tests.training.test_alternating import OVERRIDES, data, no_pictures  # noqa: F401
+from tests.training.test_train import assert_same, one_thread  # noqa: F401
+
+NAME = "joint-full"
+"""The scheme of the settings whose stages are others here."""
+OPTIONS: dict[str, Any] = {"model": "tiny-fpn", "epochs": 1, "batch": 2, "lr": 0.02, "device": "cpu", "quiet": True}
+
+
+def test_a_new_scheme_is_a_list_of_stages(
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An RPN, its backbone under a second stage, and at last everything together; resumed after its end, too."""
+    stages = (
+        Stage(Joint, "RPN", ("backbone", "rpn"), rpn_alone=True, best=RECALL),
+        Stage(Second, "second stage", ("fast_rcnn",), start={"backbone": 1, "rpn": 1}, proposals=1),
+        Stage(Joint, "everything", start={"backbone": 1, "rpn": 1, "fast_rcnn": 2}),
+    )
+    monkeypatch.setitem(SCHEMES, NAME, stages)
+    run = train(data, overrides=[*OVERRIDES, f"train.scheme={NAME}"], runs=tmp_path, **OPTIONS)
+    assert [row["stage"] for row in run.rows] == [1, 2, 3]
+    files = {str(path.relative_to(run.folder)) for path in (run.folder / "stages").rglob("*.*")}
+    assert files == {
+        *("stages/1/best.safetensors", "stages/1/last.safetensors", "stages/1/train.safetensors"),
+        *("stages/2/best.safetensors", "stages/2/last.safetensors"),
+    }
+    first, second = (read_detector(run.folder / f"stages/{number}/best.safetensors")[0] for number in (1, 2))
+    assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+    last = read_detector(run.last)[0]
+    assert last.keys() == second.keys()
+    moved = {name.split(".")[0] for name, tensor in last.items() if not torch.equal(tensor, second[name])}
+    assert moved == {"backbone", "rpn", "fast_rcnn"}
+    assert checkpoint.stage(run.folder / "checkpoints") == 2
+    log = (run.folder / "log.txt").read_text()
+    assert [f"stage {i + 1} of 3: {stages[i].title}" in log for i in range(3)] == [True] * 3
+    assert_same(train(resume=run.folder, quiet=True), run)
+
+
+def test_what_its_stages_say_decides_which_settings_go_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [f"train.scheme={NAME}", "train.proposals=x.json"]
+    with pytest.raises(SettingsError, match=r"read by train\.scheme=fast-rcnn alone"):
+        choose_settings("x", None, "tiny-fpn", overrides, {})
+    monkeypatch.setitem(SCHEMES, NAME, (Stage(Second, proposals=GIVEN, own_rpn=False),))
+    choose_settings("x", None, "tiny-fpn", overrides, {})
+    with pytest.raises(SettingsError, match=r"read by train\.scheme=joint-full or fast-rcnn alone"):
+        choose_settings("x", None, "tiny-fpn", ["train.proposals=x.json"], {})
+    alone = [f"train.scheme={NAME}", "roi.head=none"]
+    with pytest.raises(SettingsError, match=r"needs a second stage"):
+        choose_settings("x", None, "tiny-fpn", alone, {})
+    monkeypatch.setitem(SCHEMES, NAME, (Stage(Joint, needs_second=False),))
+    choose_settings("x", None, "tiny-fpn", alone, {})
+
+
+def test_no_other_file_of_training_tests_a_schemes_name() -> None:
+    folder = Path(schemes.__file__).parent
+    quoted = [f'"{name}"' for name in SCHEMES]
+    found = [path.name for path in folder.rglob("*.py") if any(name in path.read_text() for name in quoted)]
+    assert found == ["schemes.py"]
