@@ -1,15 +1,16 @@
 """A detector over a data set: losses, AP, proposal recall."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from rcnn.data.dataset import DataError, Dataset
 from rcnn.data.find import Split, open_dataset
+from rcnn.data.given import ProposalSet
 from rcnn.data.loader import Item, Loader
 from rcnn.detector import Detector
 from rcnn.metrics.coco import CocoMetrics, coco_metrics
@@ -21,6 +22,19 @@ from rcnn.model.structures import Batch, Proposals, Targets
 
 Scored = tuple[Prediction, tuple[np.ndarray, np.ndarray]]
 """Of an image: detections, and boxes and scores of the proposals."""
+
+
+class Source(Protocol):
+    """Batches of a data set, as a `Loader` has them."""
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        ...
+
+    def epoch(self, epoch: int) -> Iterator[Item]:
+        """All of them."""
+        ...
 
 
 class Shard(NamedTuple):
@@ -118,7 +132,8 @@ def evaluate(
     losses: bool = True,
     shard: Shard | None = None,
     progress: Callable[[int, int], None] | None = None,
-    proposals: Callable[[Item], Proposals] | None = None,
+    proposals: ProposalSet | None = None,
+    loaders: Sequence[Source] | None = None,
 ) -> Metrics:
     """Score a detector on an opened data set.
 
@@ -129,23 +144,25 @@ def evaluate(
         losses: also compute the validation losses.
         shard: this process's part, where several share the work.
         progress: called with (batches done, batches in all) after each.
-        proposals: gives those of a batch, for the second stage and its losses alone. None: the detector's own.
+        proposals: of every image, for the second stage and its losses alone. None: the detector's own.
+        loaders: where the batches come from, with the proposals to take, one for each of `predict.scales`. None: from
+            the data set, by `loaders_of`.
 
     Raises:
         SettingsError: the detector has no second stage for given proposals, or its own RPN is untrained.
         DataError: the data set is empty, or an image can't be read.
     """
-    detector.check_proposals(given=proposals is not None)
+    detector.check_proposals(given=proposals is not None or loaders is not None)
     if not len(dataset):
         raise DataError(f"{dataset.root}: the {dataset.split} split has no images to score on")
     shard = shard or Shard()
-    loaders = [_loader(detector, dataset, scale, batch, shard) for scale in detector.settings.predict.scales]
+    loaders = loaders or loaders_of(detector, dataset, batch, shard, proposals)
     steps, done = sum(loader.steps for loader in loaders), 0
     found: dict[tuple[int, int], Scored] = {}
     sums: dict[str, list[float]] = {}
     for scale, loader in enumerate(loaders):
         for item in loader.epoch(0):
-            scored = _score(detector, item, sums if losses and scale == 0 else None, proposals)
+            scored = _score(detector, item, sums if losses and scale == 0 else None)
             found.update({(index, scale): entry for index, entry in scored.items()})
             done += 1
             if progress:
@@ -158,18 +175,25 @@ def evaluate(
     return _metrics(dataset, pooled, [part for _, part in parts], detects=detector.model.detects)
 
 
-def _loader(detector: Detector, dataset: Dataset, scale: float, batch: int, shard: Shard) -> Loader:
+def loaders_of(
+    detector: Detector, dataset: Dataset, batch: int, shard: Shard, proposals: ProposalSet | None = None
+) -> list[Loader]:
+    """A loader for each of `predict.scales`, of this process's part of the images."""
     settings = detector.settings
-    return Loader(
-        dataset,
-        settings.model_copy(update={"preprocess": detector.preprocessor.at_scale(scale).settings}),
-        training=False,
-        batch=batch,
-        seed=settings.train.seed,
-        workers=settings.data.workers,
-        rank=shard.rank,
-        world=shard.world,
-    )
+    return [
+        Loader(
+            dataset,
+            settings.model_copy(update={"preprocess": detector.preprocessor.at_scale(scale).settings}),
+            training=False,
+            batch=batch,
+            seed=settings.train.seed,
+            workers=settings.data.workers,
+            rank=shard.rank,
+            world=shard.world,
+            proposals=proposals,
+        )
+        for scale in settings.predict.scales
+    ]
 
 
 def _pooled(scales: Sequence[Scored], detector: Detector) -> Scored:
@@ -183,7 +207,6 @@ def _score(
     detector: Detector,
     item: Item,
     sums: dict[str, list[float]] | None,
-    given: Callable[[Item], Proposals] | None,
 ) -> dict[int, Scored]:
     """Predictions and proposals of one batch by image index; losses are added to `sums`."""
     device, model = detector.device, detector.runner
@@ -191,15 +214,15 @@ def _score(
         item.batch.images.to(device, memory_format=torch.channels_last), *(part.to(device) for part in item.batch[1:])
     )
     with torch.inference_mode():
-        if sums is None and given is None:
+        if sums is None and item.proposals is None:
             detections, proposals = model.detect_and_propose(batch)
         else:
             targets = Targets(*(part.to(device) for part in item.targets))
             arguments = (batch, targets, model.keys(batch, targets, item.seeds))
-            if given is None:
+            if item.proposals is None:
                 detections, proposals, losses = model.evaluate(*arguments)
             else:
-                theirs = Proposals(*(part.to(device) for part in given(item)))
+                theirs = Proposals(*(part.to(device) for part in item.proposals))
                 detections, proposals, losses = model.evaluate_on(*arguments, theirs)
             sums = {} if sums is None else sums
             for name, (total, count) in losses.items():

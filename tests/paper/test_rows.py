@@ -85,7 +85,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
         monkeypatch.setattr(file, "changed", changed)
     monkeypatch.setattr(proposals_file, "OfRPN", OfRPN)
     monkeypatch.setattr(proposals_file, "open_proposals", lambda source, *_: source)
-    monkeypatch.setattr(proposals_file, "GivenProposals", lambda source, *_, count, training: (source, count))
+    monkeypatch.setattr(proposals_file, "ProposalSet", lambda source, count: (source, count))
     monkeypatch.setattr(recall_file, "changed", proposing)
     monkeypatch.setattr(recall_file, "Loader", lambda *_, **__: SimpleNamespace(epoch=lambda number: ()))
     monkeypatch.setattr(recall_file, "numbers", numbers)
