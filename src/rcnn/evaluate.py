@@ -1,15 +1,16 @@
 """A detector over a data set: losses, AP, proposal recall."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from rcnn.data.dataset import DataError, Dataset
 from rcnn.data.find import Split, open_dataset
+from rcnn.data.given import ProposalSet
 from rcnn.data.loader import Item, Loader
 from rcnn.detector import Detector
 from rcnn.metrics.coco import CocoMetrics, coco_metrics
@@ -17,10 +18,23 @@ from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
 from rcnn.model.pyramid import pool_scales
-from rcnn.model.structures import Proposals, to_device
+from rcnn.model.structures import to_device
 
 Scored = tuple[Prediction, tuple[np.ndarray, np.ndarray]]
 """Of an image: detections, and boxes and scores of the proposals."""
+
+
+class Source(Protocol):
+    """Batches of a data set, as a `Loader` has them."""
+
+    @property
+    def steps(self) -> int:
+        """How many there are."""
+        ...
+
+    def epoch(self, epoch: int) -> Iterator[Item]:
+        """All of them."""
+        ...
 
 
 class Shard(NamedTuple):
@@ -118,7 +132,8 @@ def evaluate(
     losses: bool = True,
     shard: Shard | None = None,
     progress: Callable[[int, int], None] | None = None,
-    proposals: Callable[[Item], Proposals] | None = None,
+    proposals: ProposalSet | None = None,
+    loaders: Sequence[Source] | None = None,
 ) -> Metrics:
     """Score a detector on an opened data set.
 
@@ -129,23 +144,25 @@ def evaluate(
         losses: also compute the validation losses.
         shard: this process's part, where several share the work.
         progress: called with (batches done, batches in all) after each.
-        proposals: gives those of a batch, for the second stage and its losses alone. None: the detector's own.
+        proposals: of every image, for the second stage and its losses alone. None: the detector's own.
+        loaders: where the batches come from, with the proposals to take, one for each of `predict.scales`. None: from
+            the data set, by `loaders_of`.
 
     Raises:
         SettingsError: the detector has no second stage for given proposals, or its own RPN is untrained.
         DataError: the data set is empty, or an image can't be read.
     """
-    detector.check_proposals(given=proposals is not None)
+    detector.check_proposals(given=proposals is not None or loaders is not None)
     if not len(dataset):
         raise DataError(f"{dataset.root}: the {dataset.split} split has no images to score on")
     shard = shard or Shard()
-    loaders = [_loader(detector, dataset, scale, batch, shard) for scale in detector.settings.predict.scales]
+    loaders = loaders or loaders_of(detector, dataset, batch, shard, proposals)
     steps, done = sum(loader.steps for loader in loaders), 0
     found: dict[tuple[int, int], Scored] = {}
     sums: dict[str, list[float]] = {}
     for scale, loader in enumerate(loaders):
         for item in loader.epoch(0):
-            scored = _score(detector, item, sums if losses and scale == 0 else None, proposals)
+            scored = _score(detector, item, sums if losses and scale == 0 else None)
             found.update({(index, scale): entry for index, entry in scored.items()})
             done += 1
             if progress:
@@ -158,18 +175,25 @@ def evaluate(
     return _metrics(dataset, pooled, [part for _, part in parts], detects=detector.model.detects)
 
 
-def _loader(detector: Detector, dataset: Dataset, scale: float, batch: int, shard: Shard) -> Loader:
+def loaders_of(
+    detector: Detector, dataset: Dataset, batch: int, shard: Shard, proposals: ProposalSet | None = None
+) -> list[Loader]:
+    """A loader for each of `predict.scales`, of this process's part of the images."""
     settings = detector.settings
-    return Loader(
-        dataset,
-        settings.model_copy(update={"preprocess": detector.preprocessor.at_scale(scale).settings}),
-        training=False,
-        batch=batch,
-        seed=settings.train.seed,
-        workers=settings.data.workers,
-        rank=shard.rank,
-        world=shard.world,
-    )
+    return [
+        Loader(
+            dataset,
+            settings.model_copy(update={"preprocess": detector.preprocessor.at_scale(scale).settings}),
+            training=False,
+            batch=batch,
+            seed=settings.train.seed,
+            workers=settings.data.workers,
+            rank=shard.rank,
+            world=shard.world,
+            proposals=proposals,
+        )
+        for scale in settings.predict.scales
+    ]
 
 
 def _pooled(scales: Sequence[Scored], detector: Detector) -> Scored:
@@ -183,11 +207,11 @@ def _score(
     detector: Detector,
     item: Item,
     sums: dict[str, list[float]] | None,
-    given: Callable[[Item], Proposals] | None,
 ) -> dict[int, Scored]:
     """Predictions and proposals of one batch by image index; losses are added to `sums`."""
     device, model = detector.device, detector.runner
-    batch, theirs = to_device(item.batch, device), to_device(given(item), device) if given else None
+    batch = to_device(item.batch, device)
+    theirs = None if item.proposals is None else to_device(item.proposals, device)
     with torch.inference_mode():
         run = model.run(batch, theirs)
         if sums is not None:

@@ -11,7 +11,7 @@ import pytest
 
 import rcnn.paper.budget as budget_file
 import rcnn.paper.lab as lab_file
-import rcnn.paper.proposals as proposals_file
+import rcnn.paper.measure as measure_file
 import rcnn.paper.recall as recall_file
 import rcnn.paper.timing as timing_file
 import rcnn.training.train as train_file
@@ -19,6 +19,7 @@ from rcnn.cli import paper as command
 from rcnn.cli.app import main
 from rcnn.config import Settings, SettingsError, override
 from rcnn.data.given import Given
+from rcnn.evaluate import Shard, loaders_of
 from rcnn.paper.budget import cut_epochs, fitting
 from rcnn.paper.conduct import EXPERIMENTS, Outcome, conduct
 from rcnn.paper.lab import Lab
@@ -118,17 +119,14 @@ def test_table_2_trains_two_models_for_its_twelve_rows(
     settings: Settings, boxes: Path, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[int] = []
-    scores = proposals_file.scores
+    evaluate = measure_file.evaluate
 
-    def watched(detector: Any, dataset: Any, found: Any = None) -> Any:
-        def counted(item: Any) -> Any:
-            proposed = found(item)
-            counts.append(proposed.boxes.shape[1])
-            return proposed
+    def watched(detector: Any, dataset: Any, *, loaders: Any = None, proposals: Any = None, **options: Any) -> Any:
+        (source,) = loaders or loaders_of(detector, dataset, 8, Shard(), proposals)
+        counts.extend(item.proposals.boxes.shape[1] for item in source.epoch(0) if item.proposals is not None)
+        return evaluate(detector, dataset, loaders=loaders, proposals=proposals, **options)
 
-        return scores(detector, dataset, counted if found else None)
-
-    monkeypatch.setattr(proposals_file, "scores", watched)
+    monkeypatch.setattr(measure_file, "evaluate", watched)
     outcome = quietly("proposals", override(settings, {"train": {"proposals": str(boxes)}}), tmp_path)
     check(outcome, tmp_path)
     assert trained == ["fast-rcnn-0", "alternating-0"]

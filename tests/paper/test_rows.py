@@ -87,7 +87,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
         monkeypatch.setattr(file, "scores", scores)
     monkeypatch.setattr(proposals_file, "OfRPN", OfRPN)
     monkeypatch.setattr(proposals_file, "open_proposals", lambda source, *_: source)
-    monkeypatch.setattr(proposals_file, "GivenProposals", lambda source, *_, count, training: (source, count))
+    monkeypatch.setattr(proposals_file, "ProposalSet", lambda source, count: (source, count))
     monkeypatch.setattr(Loaded, "region_proposals", proposing, raising=False)
     monkeypatch.setattr(recall_file, "Loader", one_batch)
     monkeypatch.setattr(recall_file, "numbers", numbers)

@@ -11,7 +11,7 @@ import rcnn.training.session as session_file
 import rcnn.training.train as train_file
 from rcnn.config import SettingsError, override, read
 from rcnn.data.find import open_dataset, open_splits
-from rcnn.data.given import Given, GivenProposals
+from rcnn.data.given import Given, ProposalSet
 from rcnn.data.loader import Loader
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
@@ -152,11 +152,14 @@ def test_what_a_stage_trains_on_is_proposed_by_the_one_before(
         one = stages_of(settings)[stage - 1]
         given, _ = stage_proposals(one, settings, splits, RunFolder(whole.folder), crew, print)
         write_proposals(file, proposer, splits[0], crew, (rpn.pre_train, rpn.post_train), print)
-    expected = GivenProposals(load_proposals(file), splits[0], settings, count=rpn.post_train, training=True)
+    expected = ProposalSet(load_proposals(file), rpn.post_train)
     assert given is not None
-    for item in Loader(splits[0], settings, training=True, batch=2, seed=0).epoch(0):
-        assert torch.equal(given(item).boxes, expected(item).boxes)
-        assert given(item).valid.any()
+    for found, wanted in zip(
+        *(Loader(splits[0], settings, training=True, batch=2, seed=0, proposals=p).epoch(0) for p in (given, expected)),
+        strict=True,
+    ):
+        assert torch.equal(found.proposals.boxes, wanted.proposals.boxes)
+        assert found.proposals.valid.any()
 
 
 @pytest.mark.parametrize(("stage", "score"), [(1, "proposal_ar300"), (2, "ap"), (3, "proposal_ar300"), (4, "ap")])
@@ -241,6 +244,25 @@ def test_killed_in_stages_2_and_3_it_goes_on_to_the_bit(
 
 
 @pytest.mark.parametrize("training", [True, False])
+def test_proposals_change_nothing_else_of_a_batch(data: Path, training: bool) -> None:
+    """Images, objects and seeds are to the bit those of a loader that is given none, in loader processes too."""
+    settings = settings_of("tiny-fpn", OVERRIDES)
+    dataset = open_dataset(data, "train", settings.data)
+    stored = ProposalSet([Given(record.boxes, np.ones(len(record.boxes))) for record in dataset.records], 9)
+    pairs = [
+        Loader(dataset, settings, training=training, batch=4, seed=3, workers=workers, proposals=proposals).epoch(1)
+        for workers, proposals in ((0, None), (0, stored), (2, stored))
+    ]
+    for without, own, theirs in zip(*pairs, strict=True):
+        assert without.proposals is None
+        for item in (own, theirs):
+            assert all(torch.equal(a, b) for a, b in zip(without.batch, item.batch, strict=True))
+            assert all(torch.equal(a, b) for a, b in zip(without.targets, item.targets, strict=True))
+            assert torch.equal(without.seeds, item.seeds)
+            assert all(torch.equal(a, b) for a, b in zip(own.proposals, item.proposals, strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
 def test_stored_proposals_lie_where_the_images_objects_lie(data: Path, tmp_path: Path, training: bool) -> None:
     """Told that the objects are the proposals, the batches hold the same boxes for both."""
     settings = override(settings_of("tiny-fpn", OVERRIDES), {"augment": {"vertical_flip": 0.5, "transpose": 0.5}})
@@ -248,11 +270,12 @@ def test_stored_proposals_lie_where_the_images_objects_lie(data: Path, tmp_path:
     given = [Given(record.boxes, np.linspace(1, 0.5, len(record.boxes))) for record in dataset.records]
     save_proposals(tmp_path / "train.safetensors", given)
     given = load_proposals(tmp_path / "train.safetensors")
-    stored = GivenProposals(given, dataset, settings, count=9, training=training)
-    loader = Loader(dataset, settings, training=training, batch=4, seed=3)  # the last batch is filled up
+    stored = ProposalSet(given, 9)
+    loader = Loader(dataset, settings, training=training, batch=4, seed=3, proposals=stored)  # the last is filled up
     seen = 0
     for item in loader.epoch(2):
-        found = stored(item)
+        found = item.proposals
+        assert found is not None
         assert found.boxes.shape == (4, 9, 4)
         for row in range(4):
             expected = item.targets.boxes[row][item.targets.valid[row]].float()
@@ -266,10 +289,10 @@ def test_in_validation_they_lie_right_at_any_scale(data: Path) -> None:
     settings = settings_of("tiny-fpn", OVERRIDES)
     dataset = open_dataset(data, "val", settings.data)
     given = [Given(record.boxes, np.ones(len(record.boxes))) for record in dataset.records]
-    stored = GivenProposals(given, dataset, settings, count=9, training=False)
     smaller = override(settings, {"preprocess": {"short": 32}})
-    (item,) = Loader(dataset, smaller, training=False, batch=2, seed=0).epoch(0)
-    found = stored(item)
+    (item,) = Loader(dataset, smaller, training=False, batch=2, seed=0, proposals=ProposalSet(given, 9)).epoch(0)
+    found = item.proposals
+    assert found is not None
     for row in range(2):
         torch.testing.assert_close(
             found.boxes[row][found.valid[row]], item.targets.boxes[row][item.targets.valid[row]].float()
@@ -282,9 +305,9 @@ def test_of_more_proposals_than_fit_the_first_are_taken(data: Path) -> None:
     boxes = np.concatenate((np.zeros((14, 2)), 10 + np.random.default_rng(0).random((14, 2))), axis=1)
     scores = np.linspace(1, 0.5, 14)
     given = [Given(boxes[:12], scores[:12]), Given(boxes[12:], scores[12:])]
-    stored = GivenProposals(given, dataset, settings, count=5, training=False)
-    (item,) = Loader(dataset, settings, training=False, batch=2, seed=0).epoch(0)
-    found = stored(item)
+    (item,) = Loader(dataset, settings, training=False, batch=2, seed=0, proposals=ProposalSet(given, 5)).epoch(0)
+    found = item.proposals
+    assert found is not None
     assert found.valid.sum(dim=1).tolist() == [5, 2]
     torch.testing.assert_close(found.boxes[0], torch.from_numpy(boxes[:5]).float())
     torch.testing.assert_close(found.scores[1, :2], torch.from_numpy(scores[12:]).float())

@@ -39,7 +39,7 @@ def val(
     """
     from rcnn.cli.loading import load_detector, sharing
     from rcnn.data.find import open_dataset
-    from rcnn.data.given import GivenProposals
+    from rcnn.data.given import ProposalSet
     from rcnn.evaluate import evaluate
     from rcnn.training.proposals import shared_proposals
 
@@ -56,7 +56,7 @@ def val(
         if proposals is not None:
             with screen.progress("proposals", team.writer) as progress:
                 given = shared_proposals(proposals, dataset, settings, team, progress)
-            theirs = GivenProposals(given, dataset, settings, count=settings.rpn.post_test, training=False)
+            theirs = ProposalSet(given, settings.rpn.post_test)
         with screen.progress("scoring", team.writer) as progress:
             metrics = evaluate(detector, dataset, batch=batch, shard=shard, progress=progress, proposals=theirs)
         if team.writer:

@@ -14,7 +14,8 @@ from torch.utils.data import DataLoader
 from rcnn.config import Settings
 from rcnn.data.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, draw_plan
 from rcnn.data.dataset import DataError, Dataset, Record
-from rcnn.model.structures import Batch, Targets
+from rcnn.data.given import NOTHING, Given, ProposalSet, padded, place
+from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.preprocess.batch import Preprocessor, Size
 from rcnn.preprocess.decode import ImageError, read_image
 
@@ -30,12 +31,14 @@ class Item(NamedTuple):
         targets: boxes in resized pixels; G is the same for all batches of a data set; nothing is valid in fillers.
         seeds: (B,) int64, from run seed, epoch and image name alone; 0 for fillers.
         index: (B,) int64 into `dataset.records`, -1 for fillers.
+        proposals: (B, P) those given, in resized pixels, moved and cut with their images; None where none are given.
     """
 
     batch: Batch
     targets: Targets
     seeds: Tensor
     index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
+    proposals: Proposals | None = None
 
 
 class Objects(NamedTuple):
@@ -69,6 +72,7 @@ class Loader:
         workers: processes that load beside this one; they change nothing that is loaded.
         rank: which of the `world` processes this is.
         world: processes that share every step; all take as many steps, of the same buckets.
+        proposals: given ones, which the batches show too.
     """
 
     def __init__(
@@ -82,10 +86,11 @@ class Loader:
         workers: int = 0,
         rank: int = 0,
         world: int = 1,
+        proposals: ProposalSet | None = None,
     ) -> None:
         self.dataset, self.training, self.seed, self.workers = dataset, training, seed, workers
         self.batch, self.rank, self.world = batch, rank, world
-        self._reader = _Reader(dataset, settings, training, seed)
+        self._reader = _Reader(dataset, settings, training, seed, proposals)
         self._buckets: dict[Size, list[int]] = defaultdict(list)
         for index, record in enumerate(dataset.records):
             self._buckets[self._reader.preprocessor.bucket(record.size)].append(index)
@@ -142,8 +147,11 @@ def _same(item: Any) -> Any:
 class _Reader(torch.utils.data.Dataset[Item | DataError]):
     """What a worker process needs to load batches."""
 
-    def __init__(self, dataset: Dataset, settings: Settings, training: bool, seed: int) -> None:
+    def __init__(
+        self, dataset: Dataset, settings: Settings, training: bool, seed: int, proposals: ProposalSet | None
+    ) -> None:
         self.records, self.settings, self.training, self.seed = dataset.records, settings, training, seed
+        self.proposals = proposals
         self.preprocessor = Preprocessor(settings.preprocess)
         # Compiled graphs are of one number of ground truths: the most of any image, rounded up so that sets share it.
         most = max((len(record.boxes) for record in dataset.records), default=0)
@@ -152,40 +160,61 @@ class _Reader(torch.utils.data.Dataset[Item | DataError]):
     def __getitem__(self, work: tuple[int, int, list[int]]) -> Item | DataError:
         """Load (epoch, an image of the bucket, images): an error is returned, as DataLoader wraps what is raised."""
         epoch, example, index = work
-        records = [self.records[i] for i in index if i != FILLER]
+        real = [i for i in index if i != FILLER]
+        records = [self.records[i] for i in real]
         seeds = [stable_seed(self.seed, epoch, record.name) for record in records]
         try:
-            images, objects = [], []
-            for record, seed in zip(records, seeds, strict=True):
-                image, found = self._load(record, seed)
+            images, objects, given = [], [], []
+            for record, seed, theirs in zip(records, seeds, self._given(real), strict=True):
+                image, found, shown = self._load(record, seed, theirs)
                 images.append(image)
                 objects.append(found)
+                given.append(shown)
         except ImageError as error:
             return DataError(str(error))
         bucket = self.preprocessor.bucket(self.records[example].size)
         batch = self.preprocessor.collate(images, [record.size for record in records], bucket)
         fillers = len(index) - len(records)
+        batch = _filled(batch, fillers) if fillers else batch
+        proposals = None
+        if self.proposals is not None:
+            given += [NOTHING] * fillers
+            count = self.proposals.count
+            proposals = padded(given, count) if self.training else place(given, batch, count)
         return Item(
-            _filled(batch, fillers) if fillers else batch,
+            batch,
             _padded(objects, len(index), self.width),
             torch.tensor(seeds + [0] * fillers),
             torch.tensor(index),
+            proposals,
         )
 
-    def _load(self, record: Record, seed: int) -> tuple[Tensor, Objects]:
-        """The resized, when training augmented, image of a record and its objects."""
+    def _given(self, index: Sequence[int]) -> list[Given]:
+        """The proposals of images, in pixels of their files."""
+        return [NOTHING if self.proposals is None else self.proposals.images[i] for i in index]
+
+    def _load(self, record: Record, seed: int, given: Given) -> tuple[Tensor, Objects, Given]:
+        """The resized, when training augmented, image of a record and its objects.
+
+        With it its proposals: when training moved with the image, those that have an area there; else as they are.
+        """
         data, door = self.settings.data, self.preprocessor
         channels = self.settings.preprocess.in_channels
         array = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
         canvas = door.resized(record.size)
-        boxes = record.boxes * np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
+        scale = np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
+        boxes = record.boxes * scale
         if not self.training:
-            return door.resize(array, canvas), Objects(boxes, record.labels, record.ignore)
+            return door.resize(array, canvas), Objects(boxes, record.labels, record.ignore), given
         plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
         image = apply_to_image(plan, door.resize(array, plan.resized))
         boxes, visible = apply_to_boxes(plan, boxes, canvas)
         left, ignore = visible > 0, record.ignore | (visible < LEAST_VISIBLE)
-        return image, Objects(boxes[left], record.labels[left], ignore[left])
+        objects = Objects(boxes[left], record.labels[left], ignore[left])
+        with np.errstate(invalid="ignore"):  # the visible share of a box without area
+            moved, _ = apply_to_boxes(plan, given.boxes * scale, canvas)
+        shown = np.all(moved[:, 2:] > moved[:, :2], axis=1)
+        return image, objects, Given(moved[shown], given.scores[shown])
 
 
 def _filled(batch: Batch, count: int) -> Batch:

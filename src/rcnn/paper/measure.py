@@ -1,16 +1,17 @@
 """Scores of detectors, also on the proposals of others."""
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from rcnn.data.dataset import Dataset
-from rcnn.data.loader import Item
+from rcnn.data.given import ProposalSet
+from rcnn.data.loader import Item, Loader
 from rcnn.detector import Detector
-from rcnn.evaluate import Metrics, evaluate
+from rcnn.evaluate import Metrics, Shard, evaluate, loaders_of
 from rcnn.model.structures import Proposals, RPNOutput, to_device
 from rcnn.paper.experiment import Numbers, Run
 from rcnn.paper.lab import Lab, Training
@@ -19,11 +20,12 @@ Change = Callable[[RPNOutput, Tensor], RPNOutput]
 """What the RPN's head said, and a seed an image, to what it is taken to have said."""
 
 
-def scores(
-    detector: Detector, dataset: Dataset, proposals: Callable[[Item], Proposals] | None = None
-) -> dict[str, float]:
-    """AP and recall in percent, of a detector on its own proposals or on those given."""
+def scores(detector: Detector, dataset: Dataset, proposals: "ProposalSet | OfRPN | None" = None) -> dict[str, float]:
+    """AP and recall in percent, of a detector on its own proposals, on those given or on those of another's RPN."""
     batch = detector.settings.val.batch
+    if isinstance(proposals, OfRPN):
+        loaders = [ProposedBatches(loader, proposals) for loader in loaders_of(detector, dataset, batch, Shard())]
+        return percent(evaluate(detector, dataset, losses=False, loaders=loaders))
     return percent(evaluate(detector, dataset, batch=batch, losses=False, proposals=proposals))
 
 
@@ -60,6 +62,22 @@ class OfRPN:
             out = self._change(out, item.seeds) if self._change else out
             rpn = self._model.settings.rpn
             return self._model.rpn.propose(out, batch.sizes, pre=rpn.pre_test, post=rpn.post_test)
+
+
+class ProposedBatches(NamedTuple):
+    """The batches of a loader, with an RPN's proposals in them."""
+
+    loader: Loader
+    rpn: OfRPN
+
+    @property
+    def steps(self) -> int:
+        """As many as of the loader."""
+        return self.loader.steps
+
+    def epoch(self, epoch: int) -> Iterator[Item]:
+        """Those of the loader, one after another."""
+        return (item._replace(proposals=self.rpn(item)) for item in self.loader.epoch(epoch))
 
 
 def without_scores(out: RPNOutput, seeds: Tensor) -> RPNOutput:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rcnn.config import Settings
-from rcnn.data.given import GivenProposals
+from rcnn.data.given import ProposalSet
 from rcnn.data.proposals import open_proposals
 from rcnn.detector import Detector
 from rcnn.paper.experiment import SCORES, Experiment, Numbers, Run, more
@@ -101,8 +101,7 @@ def source(settings: Settings) -> str:
 def _selective_search(fast: Training, lab: Lab, seed: int) -> Mapping[str, Numbers]:
     detector = lab.load(lab.train(fast, seed).best)
     given = open_proposals(source(lab.settings), lab.dataset, lab.settings)
-    placed = GivenProposals(given, lab.dataset, detector.settings, count=COUNT, training=False)
-    return {SS: scores(detector, lab.dataset, placed)}
+    return {SS: scores(detector, lab.dataset, ProposalSet(given, COUNT))}
 
 
 def _shared(lab: Lab, seed: int) -> Mapping[str, Numbers]:

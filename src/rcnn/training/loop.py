@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from rcnn.config import Train
 from rcnn.data.loader import Item
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Proposals, to_device
+from rcnn.model.structures import to_device
 from rcnn.training.distributed import Team, without_sync
 from rcnn.training.ema import EMA
 from rcnn.training.optim import learning_rate, set_learning_rate
@@ -43,7 +43,6 @@ class Engine:
         total: steps of the whole run.
         image_names: indices of a batch -> names of its images, for messages.
         fixed: parts of the model that stay as they are, and in eval mode: nothing is dropped, no norm is measured.
-        proposals: gives those of a batch, where the loss reads them.
     """
 
     model: FasterRCNN
@@ -55,7 +54,6 @@ class Engine:
     total: int
     image_names: Callable[[Tensor], list[str]]
     fixed: Sequence[nn.Module] = ()
-    proposals: Callable[[Item], Proposals] | None = None
 
 
 @dataclass
@@ -168,7 +166,7 @@ def forward(engine: Engine, item: Item) -> dict[str, tuple[Tensor, Tensor]]:
     device = engine.team.device
     batch, targets = to_device(item.batch, device), to_device(item.targets, device)
     keys = engine.model.keys(batch, targets, item.seeds)
-    more = [to_device(engine.proposals(item), device)] if engine.proposals else []
+    more = [] if item.proposals is None else [to_device(item.proposals, device)]
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(engine.settings, device)):
         return engine.loss(batch, targets, keys, *more)
 

@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,11 +11,11 @@ from typing import Any
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.data.loader import Item, Loader
+from rcnn.data.given import ProposalSet
+from rcnn.data.loader import Loader
 from rcnn.detector import Detector, NonFiniteError
 from rcnn.evaluate import Metrics, Shard, evaluate
 from rcnn.metrics.curves import best_threshold, precision_recall
-from rcnn.model.structures import Proposals
 from rcnn.training import checkpoint
 from rcnn.training.distributed import Team
 from rcnn.training.ending import patient
@@ -71,7 +71,7 @@ class Session:
         settings: of its model.
         saved: when the last checkpoint was made, by the monotonic clock.
         weights: folder of best.safetensors and last.safetensors.
-        given: gives the proposals of a validation batch, where they are not the model's own.
+        given: the proposals that it is validated on, where they are not the model's own.
     """
 
     run: Context
@@ -82,7 +82,7 @@ class Session:
     progress: Progress
     saved: float
     weights: Path
-    given: Callable[[Item], Proposals] | None = None
+    given: ProposalSet | None = None
 
     def checkpoint(self) -> None:
         """Save the state of training."""
@@ -160,7 +160,7 @@ def _end_epoch(session: Session, pace: float) -> None:
     with averaged:
         detector = _detector(session, {"epoch": number})
         if number % settings.val.every == 0 or number == settings.train.epochs:
-            metrics = validate(session, detector, session.given)
+            metrics = validate(session, detector)
             row |= metrics.to_row()
             score = row[session.stage.decided_by(settings)]
             if session.run.team.writer:
@@ -211,7 +211,7 @@ def known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def validate(session: Session, detector: Detector, proposals: Callable[[Item], Proposals] | None = None) -> Metrics:
+def validate(session: Session, detector: Detector) -> Metrics:
     """Scores on the validation split, all processes together."""
     crew = session.run.team
     try:
@@ -221,7 +221,7 @@ def validate(session: Session, detector: Detector, proposals: Callable[[Item], P
             batch=session.settings.val.batch,
             shard=Shard(crew.rank, crew.world, crew.gather),
             progress=lambda done, steps: session.run.log.status(f"validation: batch {done} of {steps}"),
-            proposals=proposals,
+            proposals=session.given,
         )
     except NonFiniteError as error:
         raise TrainingError(f"validation after step {session.progress.step}: {error}") from None

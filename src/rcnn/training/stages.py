@@ -19,7 +19,7 @@ from torch import nn
 
 from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset
-from rcnn.data.given import GivenProposals
+from rcnn.data.given import ProposalSet
 from rcnn.detector import Detector
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
@@ -135,25 +135,23 @@ def stage_proposals(
     folder: RunFolder,
     team: Team,
     say: Callable[[str], None],
-) -> tuple[GivenProposals | None, GivenProposals | None]:
+) -> tuple[ProposalSet | None, ProposalSet | None]:
     """Proposals that a stage is trained on, and those that it is validated on; None where they are the model's own.
 
     Those of an earlier stage are computed where they are not on the disk yet. `settings` are of this stage's model.
     """
     if stage.proposals is None:
         return None, None
-    rpn, placed = settings.rpn, []
+    rpn, found = settings.rpn, []
     source = folder.proposals if stage.proposals == GIVEN else folder.stage(stage.proposals)
     limits = ((rpn.pre_train, rpn.post_train), (rpn.pre_test, rpn.post_test))
-    for dataset, path, counts, training in zip(splits, proposal_files(source), limits, (True, False), strict=True):
-        if stage.own_rpn and not training:
-            continue
+    needed = 1 if stage.own_rpn else 2  # an RPN of its own proposes for the images of validation
+    for dataset, path, counts in list(zip(splits, proposal_files(source), limits, strict=True))[:needed]:
         if stage.proposals != GIVEN and not any(team.gather(path.exists())):
             proposer = Detector.load(source / "best.safetensors", team.device)
             write_proposals(path, proposer, dataset, team, counts, say)
-        given = load_proposals(path)
-        placed.append(GivenProposals(given, dataset, settings, count=counts[1], training=training))
-    return placed[0], None if stage.own_rpn else placed[1]
+        found.append(ProposalSet(load_proposals(path), counts[1]))
+    return found[0], None if stage.own_rpn else found[1]
 
 
 def proposal_files(folder: Path) -> list[Path]:

@@ -252,6 +252,7 @@ def _prepare(run: Context, progress: Progress, start: Start) -> Session:
         workers=settings.data.workers,
         rank=crew.rank,
         world=crew.world,
+        proposals=given,
     )
     engine = Engine(
         model=model,
@@ -263,7 +264,6 @@ def _prepare(run: Context, progress: Progress, start: Start) -> Session:
         total=settings.train.epochs * math.ceil(loader.steps / settings.train.accumulate),
         image_names=lambda index: [train_set.records[i].name for i in index.tolist() if i >= 0],
         fixed=fixed,
-        proposals=given,
     )
     return Session(
         run=run,
@@ -336,7 +336,7 @@ def _score_best(session: Session) -> tuple[Detector, Metrics]:
     """The best weights as they lie on the disk, and their scores."""
     session.run.team.gather(None)  # the writer has written `best` before anyone reads it
     best = Detector.load(session.run.folder.weights / "best.safetensors", session.run.team.device)
-    return best, validate(session, best, session.given)
+    return best, validate(session, best)
 
 
 def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
