@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from rcnn.config import Settings, SettingsError, keys, override, parse_override, read, to_yaml, validate
+from rcnn.config import Settings, keys, override, parse_override, read, to_yaml, validate
+from rcnn.errors import SettingsError
 from rcnn.presets import PRESETS, settings_of
 
 

@@ -5,14 +5,14 @@ import pytest
 import torch
 from PIL import Image
 
-from rcnn.config import SettingsError, override
-from rcnn.detector import Detector, NonFiniteError, choose_device
+from rcnn.config import override
+from rcnn.detector import Detector, choose_device
+from rcnn.errors import ImageError, NonFiniteError, SettingsError, WeightsError
 from rcnn.metrics.overlap import box_iou
-from rcnn.preprocess.decode import ImageError
 from rcnn.presets import build, settings_of
 from rcnn.result import Result
 from rcnn.weights.box_targets import LAYER
-from rcnn.weights.file import WeightsError, save_weights
+from rcnn.weights.file import save_weights
 from tests.model.tiny import TinyBackbone
 
 SMALL = [

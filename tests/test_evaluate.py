@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from rcnn.config import Data, override
-from rcnn.data.dataset import DataError, Dataset
+from rcnn.data.dataset import Dataset
 from rcnn.data.find import open_dataset
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
+from rcnn.errors import DataError
 from rcnn.evaluate import Shard, evaluate, val
 from rcnn.metrics.coco import coco_metrics
 from rcnn.presets import build, settings_of

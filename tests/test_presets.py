@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from rcnn.backbones.norm import FrozenBatchNorm2d, fold_batch_norm
-from rcnn.config import SettingsError
+from rcnn.errors import SettingsError
 from rcnn.model.structures import Batch, Targets
 from rcnn.presets import PRESETS, build, settings_of
 from tests.backbones.test_norm import randomise

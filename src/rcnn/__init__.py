@@ -9,6 +9,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rcnn.config import Settings
     from rcnn.detector import Detector
+    from rcnn.errors import (
+        DataError,
+        ImageError,
+        Interrupted,
+        NonFiniteError,
+        SettingsError,
+        TrainingError,
+        UnavailableError,
+        WeightsError,
+    )
     from rcnn.evaluate import Metrics, val
     from rcnn.exchange.detectors import from_torchvision
     from rcnn.exchange.zoo import load
@@ -20,13 +30,21 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "DataError",
     "Detector",
     "FasterRCNN",
+    "ImageError",
+    "Interrupted",
     "Metrics",
+    "NonFiniteError",
     "RegionProposalNetwork",
     "Result",
     "Run",
     "Settings",
+    "SettingsError",
+    "TrainingError",
+    "UnavailableError",
+    "WeightsError",
     "from_torchvision",
     "load",
     "train",
@@ -34,13 +52,21 @@ __all__ = [
 ]
 
 _HOME = {
+    "DataError": "errors",
     "Detector": "detector",
     "FasterRCNN": "model.faster_rcnn",
+    "ImageError": "errors",
+    "Interrupted": "errors",
     "Metrics": "evaluate",
+    "NonFiniteError": "errors",
     "RegionProposalNetwork": "model.rpn",
     "Result": "result",
     "Run": "training.train",
     "Settings": "config",
+    "SettingsError": "errors",
+    "TrainingError": "errors",
+    "UnavailableError": "errors",
+    "WeightsError": "errors",
     "from_torchvision": "exchange.detectors",
     "load": "exchange.zoo",
     "train": "training.train",

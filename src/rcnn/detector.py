@@ -14,6 +14,7 @@ from torch import Tensor, nn
 import rcnn.config as config
 from rcnn.backbones.norm import fold_batch_norm
 from rcnn.backbones.steady import make_steady, steady_head
+from rcnn.errors import NonFiniteError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.pyramid import pool_scales
 from rcnn.model.rpn import all_finite
@@ -24,15 +25,11 @@ from rcnn.presets import build
 from rcnn.result import Result
 from rcnn.weights.adapt import fill
 from rcnn.weights.box_targets import PLAIN, renormalise
-from rcnn.weights.file import WeightsError, save_weights, to_half
+from rcnn.weights.file import save_weights, to_half
 from rcnn.weights.metadata import portable, read_detector
 
 Propose = Callable[[Sequence[str | None], Batch], Proposals]
 """Paths of the images of a batch, and the batch -> their proposals, in pixels of the resized images."""
-
-
-class NonFiniteError(ArithmeticError):
-    """The network gave NaN or infinity: its weights are damaged or its training diverged."""
 
 
 def choose_device(name: str) -> torch.device:

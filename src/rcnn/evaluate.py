@@ -8,11 +8,12 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from rcnn.data.dataset import DataError, Dataset
+from rcnn.data.dataset import Dataset
 from rcnn.data.find import Split, open_dataset
 from rcnn.data.given import ProposalSet
 from rcnn.data.loader import Item, Loader
 from rcnn.detector import Detector
+from rcnn.errors import DataError
 from rcnn.metrics.coco import CocoMetrics, coco_metrics
 from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
 from rcnn.metrics.types import Prediction, Truth

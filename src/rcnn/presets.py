@@ -9,7 +9,8 @@ from torch import nn
 from rcnn.backbones.build import build_backbone
 from rcnn.backbones.norm import freeze_batch_norm, set_eps
 from rcnn.backbones.resnet import conv5_head
-from rcnn.config import Settings, SettingsError, merge, override, validate
+from rcnn.config import Settings, merge, override, validate
+from rcnn.errors import SettingsError
 from rcnn.model.fast_rcnn import ConvFCHead
 from rcnn.model.faster_rcnn import FasterRCNN
 

@@ -8,7 +8,8 @@ from torch import nn
 from rcnn.backbones.build import TRUNKS, build_backbone
 from rcnn.backbones.norm import FrozenBatchNorm2d, fold_batch_norm
 from rcnn.backbones.resnet import conv5_head
-from rcnn.config import Settings, SettingsError, validate
+from rcnn.config import Settings, validate
+from rcnn.errors import SettingsError
 
 C4 = {"model": {"backbone": "resnet18", "neck": "none", "levels": (4,)}, "roi": {"head": "conv5"}}
 

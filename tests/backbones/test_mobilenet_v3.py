@@ -4,7 +4,8 @@ from torchvision.models import mobilenet_v3_large
 from torchvision.models.detection.backbone_utils import _mobilenet_extractor
 
 from rcnn.backbones.build import build_backbone
-from rcnn.config import SettingsError, validate
+from rcnn.config import validate
+from rcnn.errors import SettingsError
 
 
 def settings(levels: tuple[int, ...], **model: object):

@@ -9,7 +9,8 @@ from torchvision.models.resnet import Bottleneck
 
 from rcnn.backbones.build import build_backbone
 from rcnn.backbones.resnet import NAMES, ResNet, conv5_head
-from rcnn.config import Model, SettingsError, validate
+from rcnn.config import Model, validate
+from rcnn.errors import SettingsError
 
 TINY: dict[str, Any] = {"widths": (8, 4, 16)}
 LAYERS = {f"layer{n}": str(n) for n in (1, 2, 3, 4)}

@@ -8,7 +8,8 @@ timm = pytest.importorskip("timm")
 
 from rcnn.backbones.build import build_backbone  # noqa: E402
 from rcnn.backbones.timm import TimmTrunk  # noqa: E402
-from rcnn.config import Settings, SettingsError, validate  # noqa: E402
+from rcnn.config import Settings, validate  # noqa: E402
+from rcnn.errors import SettingsError  # noqa: E402
 
 
 def settings(backbone: str, **model: object) -> Settings:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from rcnn.cli.arguments import given, one_path, required, split
-from rcnn.config import SettingsError
+from rcnn.errors import SettingsError
 
 
 def test_a_word_with_an_existing_section_is_a_setting() -> None:

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from rcnn.config import Data
-from rcnn.data.dataset import DataError, Dataset, Fault
+from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.find import open_dataset
+from rcnn.errors import DataError
 
 from . import sets
 

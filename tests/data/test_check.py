@@ -6,7 +6,7 @@ from PIL import Image
 
 from rcnn.config import Data
 from rcnn.data.check import check
-from rcnn.data.dataset import DataError
+from rcnn.errors import DataError
 
 from . import sets
 

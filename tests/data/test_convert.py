@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rcnn.config import Data, SettingsError
+from rcnn.config import Data
 from rcnn.data.convert import convert
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import open_dataset, open_lists
+from rcnn.errors import SettingsError
 from rcnn.result import Result
 
 from . import sets

@@ -10,9 +10,10 @@ import torch
 from PIL import Image
 
 from rcnn.config import Settings, override
-from rcnn.data.dataset import DataError, Dataset, Record
+from rcnn.data.dataset import Dataset, Record
 from rcnn.data.find import open_dataset
 from rcnn.data.loader import Item, Loader, stable_seed
+from rcnn.errors import DataError
 from rcnn.preprocess.batch import Preprocessor
 from tests.data import sets
 

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from rcnn.config import Data
-from rcnn.data.dataset import DataError
 from rcnn.data.find import open_dataset, open_lists, open_splits
+from rcnn.errors import DataError
 
 from . import sets
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from rcnn.data.dataset import DataError, Record
+from rcnn.data.dataset import Record
 from rcnn.data.given import Given, place
 from rcnn.data.proposals import read_proposals
+from rcnn.errors import DataError
 from rcnn.model.structures import Proposals
 from tests.model import tiny
 

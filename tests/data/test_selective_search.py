@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 import rcnn.data.selective_search as search_file
-from rcnn.config import Data, SettingsError
+from rcnn.config import Data
 from rcnn.data.given import Given
 from rcnn.data.selective_search import cache_folder, search_files, selective_search
-from rcnn.preprocess.decode import ImageError
+from rcnn.errors import ImageError, SettingsError
 
 SQUARES = [(10, 12, 40, 44), (60, 8, 90, 30)]
 COLOURS = [(220, 40, 30), (30, 60, 210)]

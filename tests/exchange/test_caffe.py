@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from rcnn.config import Settings
+from rcnn.errors import WeightsError
 from rcnn.exchange.caffe import export_arrays, import_arrays, swap_scores
 from rcnn.exchange.detectors import import_weights
 from rcnn.model.boxes import decode
@@ -13,7 +14,6 @@ from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build, settings_of
 from rcnn.weights.adapt import fill
 from rcnn.weights.caffe import read_arrays
-from rcnn.weights.file import WeightsError
 
 NARROW = ["roi.hidden=16"]
 

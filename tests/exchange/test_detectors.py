@@ -8,11 +8,11 @@ from safetensors.torch import save_file
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from rcnn.config import Settings, override
+from rcnn.errors import WeightsError
 from rcnn.exchange.detectors import from_torchvision, import_weights, to_torchvision
 from rcnn.exchange.imported import coco_names
 from rcnn.exchange.torchvision_export import export_state, program
 from rcnn.presets import PRESETS, build, settings_of
-from rcnn.weights.file import WeightsError
 
 ARCH = "fasterrcnn_mobilenet_v3_large_320_fpn"
 

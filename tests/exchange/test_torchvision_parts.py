@@ -14,10 +14,10 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from rcnn.detector import Detector
+from rcnn.errors import WeightsError
 from rcnn.exchange.detectors import from_torchvision
 from rcnn.exchange.torchvision import UserHead, import_model
 from rcnn.exchange.torchvision_backbone import as_backbone
-from rcnn.weights.file import WeightsError
 
 from .parity import assert_same_boxes, spread
 

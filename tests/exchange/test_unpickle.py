@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 
+from rcnn.errors import WeightsError
 from rcnn.exchange.unpickle import read_pickle
-from rcnn.weights.file import WeightsError
 
 ARRAYS = {
     "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),

@@ -10,13 +10,11 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 import rcnn
 from rcnn.cli.app import main
-from rcnn.config import SettingsError
 from rcnn.detector import Detector
+from rcnn.errors import SettingsError, UnavailableError, WeightsError
 from rcnn.exchange import zoo
 from rcnn.presets import build, settings_of
 from rcnn.weights import backbone as backbone_weights
-from rcnn.weights.file import WeightsError
-from rcnn.weights.hub import UnavailableError
 
 SMALLEST = "fasterrcnn_mobilenet_v3_large_320_fpn"
 

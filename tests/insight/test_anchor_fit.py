@@ -9,7 +9,8 @@ import torch
 from torchvision.ops import box_iou
 
 from rcnn.config import RPN, Anchors, override, parse_override, validate
-from rcnn.data.dataset import DataError, Dataset, Record
+from rcnn.data.dataset import Dataset, Record
+from rcnn.errors import DataError
 from rcnn.insight.anchors.fit import (
     Frame,
     Grid,

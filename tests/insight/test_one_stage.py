@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from rcnn.config import Data, SettingsError
+from rcnn.config import Data
 from rcnn.data.find import open_dataset
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
+from rcnn.errors import SettingsError
 from rcnn.insight.funnel import why
 from rcnn.insight.plots import plot_history
 from rcnn.insight.stages.follow import follow

@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 import rcnn.ops as ops
-from rcnn.config import SettingsError, keys, merge, validate
-from rcnn.data.dataset import DataError, Dataset, Record
-from rcnn.detector import Detector, NonFiniteError
+from rcnn.config import keys, merge, validate
+from rcnn.data.dataset import Dataset, Record
+from rcnn.detector import Detector
+from rcnn.errors import DataError, NonFiniteError, SettingsError
 from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Alarm, Outcome, Rules, Why
 from rcnn.insight.funnel.mend import ap_of, mended
 from rcnn.insight.funnel.pictures import KINDS, draw_funnel, draw_worst

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rcnn.config import SettingsError, merge
+from rcnn.config import merge
+from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Keys, Proposals, RPNOutput, Targets
 from rcnn.training.schemes import SCHEMES

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 from torchvision import ops as tv
 
-from rcnn.config import Anchors, SettingsError, override
+from rcnn.config import Anchors, override
+from rcnn.errors import SettingsError
 from rcnn.model import mining
 from rcnn.model.anchors import cell_anchors, pyramid_anchors
 from rcnn.model.assign import Rule, assign

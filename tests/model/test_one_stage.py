@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torchvision import ops as tv
 
-from rcnn.config import SettingsError
+from rcnn.errors import SettingsError
 from rcnn.model.boxes import clip, decode
 from rcnn.model.losses import focal_loss
 from rcnn.model.one_stage import FocalClasses

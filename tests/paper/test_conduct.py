@@ -17,15 +17,15 @@ import rcnn.paper.timing as timing_file
 import rcnn.training.train as train_file
 from rcnn.cli import paper as command
 from rcnn.cli.app import main
-from rcnn.config import Settings, SettingsError, override
+from rcnn.config import Settings, override
 from rcnn.data.given import Given
+from rcnn.errors import Interrupted, SettingsError, TrainingError
 from rcnn.evaluate import Shard, loaders_of
 from rcnn.paper.budget import cut_epochs, fitting
 from rcnn.paper.conduct import EXPERIMENTS, Outcome, conduct
 from rcnn.paper.lab import Lab
 from rcnn.paper.plots import plot
 from rcnn.paper.report import write_page
-from rcnn.training.loop import Interrupted, TrainingError
 from rcnn.training.train import choose_settings
 from tests.paper.conftest import SMALL
 

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from rcnn.config import SettingsError
+from rcnn.errors import SettingsError
 from rcnn.paper.ledger import Ledger
 
 

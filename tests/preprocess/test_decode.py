@@ -9,7 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from rcnn.preprocess.decode import ImageError, Look, as_array, image_size, read_image, verify_image
+from rcnn.errors import ImageError
+from rcnn.preprocess.decode import Look, as_array, image_size, read_image, verify_image
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from rcnn.preprocess.decode import ImageError
+from rcnn.errors import ImageError
 from rcnn.preprocess.sources import files, mark_results
 
 

@@ -9,12 +9,13 @@ from torch import Tensor
 import rcnn.training.recorders.history as history_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
-from rcnn.config import SettingsError, override, read
+from rcnn.config import override, read
 from rcnn.data.find import open_dataset, open_splits
 from rcnn.data.given import Given, ProposalSet
 from rcnn.data.loader import Loader
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
+from rcnn.errors import SettingsError
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
 from rcnn.training.distributed import team

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rcnn.errors import TrainingError, WeightsError
 from rcnn.training import checkpoint
-from rcnn.training.loop import Engine, Progress, TrainingError, train_step
-from rcnn.weights.file import WeightsError
+from rcnn.training.loop import Engine, Progress, train_step
 from tests.model import tiny
 from tests.training import pieces
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from rcnn.errors import Interrupted, TrainingError
 from rcnn.training.ending import explained, patient
-from rcnn.training.loop import Interrupted, TrainingError
 from rcnn.training.run_folder import RunFolder
 
 

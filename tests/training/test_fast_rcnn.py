@@ -10,12 +10,12 @@ import torch
 
 import rcnn.data.selective_search as search_file
 import rcnn.training.session as session_file
-from rcnn.config import SettingsError, read
-from rcnn.data.dataset import DataError
+from rcnn.config import read
 from rcnn.data.find import open_splits
 from rcnn.data.given import Given
 from rcnn.data.proposals import read_proposals
 from rcnn.data.selective_search import ranked, search_files
+from rcnn.errors import DataError, SettingsError
 from rcnn.presets import settings_of
 from rcnn.training.distributed import Team
 from rcnn.training.proposals import load_proposals, shared_proposals

@@ -7,11 +7,11 @@ from torchvision.models import mobilenet_v2
 
 from rcnn.config import Settings, override
 from rcnn.detector import Detector
+from rcnn.errors import UnavailableError, WeightsError
 from rcnn.presets import PRESETS, build, settings_of
 from rcnn.training import init
 from rcnn.training.init import initialise
-from rcnn.weights.backbone import UnavailableError
-from rcnn.weights.file import WeightsError, save_weights
+from rcnn.weights.file import save_weights
 from rcnn.weights.packaged import PACKAGED, packaged_path
 
 SMALL = {"model": {"channels": 16}, "roi": {"hidden": 32}}

@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from rcnn.training.loop import Progress, Step, TrainingError, backward, train_epoch, train_step
+from rcnn.errors import TrainingError
+from rcnn.training.loop import Progress, Step, backward, train_epoch, train_step
 from tests.model import tiny
 from tests.training import pieces
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rcnn.config import Settings, override, read
-from rcnn.data.dataset import DataError, Dataset, Fault, Record
+from rcnn.data.dataset import Dataset, Fault, Record
+from rcnn.errors import DataError
 from rcnn.training.recorders.csv_table import CsvTable
 from rcnn.training.recorders.json_lines import JsonLines
 from rcnn.training.run_folder import RunFolder

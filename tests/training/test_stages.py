@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from rcnn.config import SettingsError
+from rcnn.errors import SettingsError
 from rcnn.training import checkpoint, schemes
 from rcnn.training.schemes import SCHEMES, Joint, Second
 from rcnn.training.stages import GIVEN, RECALL, Stage

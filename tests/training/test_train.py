@@ -17,12 +17,11 @@ import torch
 import rcnn.training.recorders.history as history_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
-from rcnn.config import SettingsError, read
-from rcnn.data.dataset import DataError
+from rcnn.config import read
 from rcnn.data.synthetic import synthesise
+from rcnn.errors import DataError, Interrupted, SettingsError, TrainingError
 from rcnn.training import checkpoint
 from rcnn.training.distributed import Team
-from rcnn.training.loop import Interrupted, TrainingError
 from rcnn.training.session import Session, is_late
 from rcnn.training.train import Run, train
 from rcnn.weights.file import load_weights

@@ -3,11 +3,11 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.config import Settings
+from rcnn.errors import WeightsError
 from rcnn.model.boxes import decode
 from rcnn.model.fast_rcnn import delta_normal
 from rcnn.presets import build, settings_of
 from rcnn.weights.adapt import Layout, adapt, fill, some
-from rcnn.weights.file import WeightsError
 
 SMALL = (
     "model.backbone=tiny",

@@ -11,12 +11,11 @@ from rcnn.backbones.build import build_backbone
 from rcnn.backbones.norm import fold_batch_norm
 from rcnn.backbones.resnet import conv5_head
 from rcnn.config import Settings, validate
+from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.fast_rcnn import FCHead
 from rcnn.presets import build, settings_of
 from rcnn.weights import backbone as backbone_weights
 from rcnn.weights.backbone import _targets, load_backbone, match_pixels
-from rcnn.weights.file import WeightsError
-from rcnn.weights.hub import UnavailableError
 
 MAKERS = {"mobilenet": mobilenet_v2, "resnet18": resnet18}
 

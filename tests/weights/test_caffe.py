@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from rcnn.backbones.build import build_backbone
+from rcnn.errors import WeightsError
 from rcnn.presets import settings_of
 from rcnn.weights.backbone import load_backbone
 from rcnn.weights.caffe import read_arrays
-from rcnn.weights.file import WeightsError
 
 
 def test_what_is_no_archive_of_arrays_is_refused_by_name(tmp_path: Path):

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from rcnn.weights.file import WeightsError, atomic_write, is_detector, load_weights, save_weights, to_half
+from rcnn.errors import WeightsError
+from rcnn.weights.file import atomic_write, is_detector, load_weights, save_weights, to_half
 
 TENSORS = {
     "b.weight": torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last),

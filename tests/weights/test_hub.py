@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
+from rcnn.errors import UnavailableError, WeightsError
 from rcnn.weights import hub
-from rcnn.weights.file import WeightsError
-from rcnn.weights.hub import UnavailableError, fetch
+from rcnn.weights.hub import fetch
 
 BODY = bytes(range(256)) * 4096  # 1 MiB: several reads
 DIGEST = hashlib.sha256(BODY).hexdigest()

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from rcnn.config import Settings, dump, override
-from rcnn.weights.file import WeightsError, save_weights
+from rcnn.errors import WeightsError
+from rcnn.weights.file import save_weights
 from rcnn.weights.metadata import portable, read_detector
 
 ENTRY: dict[str, Any] = {

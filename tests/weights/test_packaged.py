@@ -5,8 +5,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 from rcnn.detector import Detector
+from rcnn.errors import WeightsError
 from rcnn.weights import packaged
-from rcnn.weights.file import WeightsError
 from rcnn.weights.packaged import PACKAGED, packaged_path
 
 

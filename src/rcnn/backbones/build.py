@@ -18,7 +18,8 @@ from rcnn.backbones.tiny import tiny
 from rcnn.backbones.trunk import Trunk
 from rcnn.backbones.vgg import vgg16
 from rcnn.backbones.zf import zf
-from rcnn.config import Model, Settings, SettingsError
+from rcnn.config import Model, Settings
+from rcnn.errors import SettingsError
 
 TRUNKS: dict[str, Callable[[int, int | None], Trunk]] = {
     "mobilenet": mobilenet,

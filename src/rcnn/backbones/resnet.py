@@ -10,7 +10,8 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from rcnn.backbones.norm import freeze_batch_norm, set_eps
 from rcnn.backbones.trunk import Trunk, initialise, input_conv
-from rcnn.config import Model, Settings, SettingsError
+from rcnn.config import Model, Settings
+from rcnn.errors import SettingsError
 
 _RESNETS = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))
 NAMES = (*_RESNETS, "resnext50_32x4d", "resnext101_32x8d")

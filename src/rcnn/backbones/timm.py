@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.backbones.trunk import Trunk
-from rcnn.config import SettingsError
+from rcnn.errors import SettingsError
 
 _SIZINGS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
 """Options of timm by which a network may take images of any size; each kind of network has its own, or none."""

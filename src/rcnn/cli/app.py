@@ -30,6 +30,7 @@ from rcnn.cli import (
     val,
     why,
 )
+from rcnn.errors import Interrupted
 
 HELP = "Faster R-CNN from a folder of labelled images to a trained detector."
 
@@ -93,33 +94,20 @@ def _run(words: list[str]) -> None:
     try:
         app(words)
     except SystemExit as end:
-        if end.code != EXIT_CODES["Interrupted"]:
+        if end.code != Interrupted.exit_code:
             raise
         raise KeyboardInterrupt from end.__context__
 
 
-EXIT_CODES = {
-    "SettingsError": 2,
-    "DataError": 3,
-    "ImageError": 3,
-    "WeightsError": 4,
-    "TrainingError": 1,
-    "NonFiniteError": 1,
-    "OSError": 1,
-    "Interrupted": 130,
-}
-"""Class of an error -> exit code. By name: importing the classes would import torch, which a misspelt option need not
-wait for."""
-
-
 def _explain(error: BaseException) -> tuple[int, str]:
     """Exit code and sentence of an error."""
-    known = [EXIT_CODES[kind.__name__] for kind in type(error).__mro__ if kind.__name__ in EXIT_CODES]
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f"{error.filename2 or error.filename}: " if error.filename else ""
         return 1, f"{where}{error.strerror}. Make room, then run the command again"
-    if known:
-        return known[0], str(error)
+    if isinstance(error, OSError):
+        return 1, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted"
+        return Interrupted.exit_code, "interrupted"
+    if (code := getattr(error, "exit_code", None)) is not None:
+        return code, str(error)
     return 1, f"{type(error).__name__}: {error} (unexpected; run the command again with --debug to see where)"

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from rcnn.config import Settings, SettingsError
+from rcnn.config import Settings
+from rcnn.errors import SettingsError
 
 _ASSIGNMENT = re.compile(r"(\w+)(\.\w+)+=")
 

@@ -124,8 +124,9 @@ def _tiles(records: Sequence["Record"], settings: config.Settings) -> Iterator["
     Raises:
         ImageError: an image can't be read, and faults stop.
     """
+    from rcnn.errors import ImageError
     from rcnn.insight.mosaic import Tile
-    from rcnn.preprocess.decode import ImageError, read_image
+    from rcnn.preprocess.decode import read_image
 
     data, channels = settings.data, settings.preprocess.in_channels
     wanted = None if channels == config.Preprocess().in_channels else channels  # no model is asked: all can be shown

@@ -72,8 +72,8 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
     Raises:
         DataError: the data has no such image, or several.
     """
-    from rcnn.data.dataset import DataError
     from rcnn.data.find import open_dataset
+    from rcnn.errors import DataError
     from rcnn.insight.stages.follow import Truth
 
     dataset = open_dataset(data, "all", detector.settings.data, names=detector.names, decode=False)

@@ -39,7 +39,7 @@ def export(
     Example: rcnn export best.safetensors --format torchvision --out best.pth
     """
     import rcnn
-    from rcnn.config import SettingsError
+    from rcnn.errors import SettingsError
 
     target = out or Path(f"{Path(model).stem}-{format}{SUFFIXES[format][0]}")
     if target.suffix not in SUFFIXES[format]:

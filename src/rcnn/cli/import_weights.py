@@ -29,7 +29,7 @@ def import_weights(
 
     Example: rcnn import fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --arch fasterrcnn_resnet50_fpn
     """
-    from rcnn.config import SettingsError
+    from rcnn.errors import SettingsError
     from rcnn.exchange import detectors
 
     if list_ and json:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.config import Settings, SettingsError, override
+from rcnn.config import Settings, override
+from rcnn.errors import SettingsError
 
 if TYPE_CHECKING:
     from rcnn.paper.conduct import Outcome
@@ -48,10 +49,10 @@ def paper(
 
     Example: rcnn paper lambda data/ --preset mobilenet-fpn --seeds 0 1 2 --budget 120
     """
+    from rcnn.errors import TrainingError
     from rcnn.paper.conduct import conduct
     from rcnn.paper.plots import plot
     from rcnn.paper.report import write_page
-    from rcnn.training.loop import TrainingError
     from rcnn.training.train import choose_settings
 
     words, chosen = _seeds(words, seeds)

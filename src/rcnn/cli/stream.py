@@ -14,14 +14,15 @@ from rcnn.cli import arguments, screen
 from rcnn.cli.files import fresh_folder
 from rcnn.cli.loading import load_detector, sharing
 from rcnn.cli.writers import FORMATS, Target, merge_parts, shared_stems
-from rcnn.config import Data, Settings, SettingsError, override
-from rcnn.data.dataset import DataError, Record
+from rcnn.config import Data, Settings, override
+from rcnn.data.dataset import Record
 from rcnn.data.given import Given, place
 from rcnn.data.proposals import find_proposals
 from rcnn.data.selective_search import Mode, search_files
 from rcnn.detector import Detector, Propose
+from rcnn.errors import DataError, ImageError, SettingsError
 from rcnn.model.structures import Batch, Proposals
-from rcnn.preprocess.decode import ImageError, image_size
+from rcnn.preprocess.decode import image_size
 from rcnn.preprocess.sources import base_of, files
 from rcnn.result import Result
 

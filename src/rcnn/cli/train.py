@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.config import Settings, SettingsError, dump, to_yaml
+from rcnn.config import Settings, dump, to_yaml
+from rcnn.errors import SettingsError
 
 if TYPE_CHECKING:
     from rcnn.data.dataset import Dataset

@@ -14,12 +14,9 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rcnn.config.network import RPN, Anchors, Count, Fraction, Model, NonNegative, Positive, RoI, Section
 from rcnn.config.network import LossKind as LossKind
+from rcnn.errors import SettingsError
 
 Span = tuple[Positive, Positive]
-
-
-class SettingsError(ValueError):
-    """A setting is unknown, of the wrong type or out of range. The message has one line a fault."""
 
 
 class Data(Section):

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rcnn.config import Data
-from rcnn.data.dataset import DataError, Dataset, Fault
+from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.find import distinct_lists, find_layout, read_list
 from rcnn.data.pixels import Progress, decode_images
 from rcnn.data.stats import Stats, statistics
+from rcnn.errors import DataError
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,10 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.data.dataset import DataError, Dataset, Fault
+from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
 from rcnn.data.folders import Folder, Folders, copy_images, write_text
+from rcnn.errors import DataError
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 _SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")

@@ -5,9 +5,9 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from rcnn.config import SettingsError
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import FORMATS
+from rcnn.errors import SettingsError
 
 
 def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> list[str]:

@@ -1,6 +1,5 @@
 """What a reader returns: images with their boxes, and the faults that were found on the way."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -26,14 +25,6 @@ class Fault:
 
     def __str__(self) -> str:
         return f"{self.where}: {self.reason}"
-
-
-class DataError(Exception):
-    """The data is faulty or missing. The message is for the person who labelled it."""
-
-    def __init__(self, message: str, faults: Sequence[Fault] = ()) -> None:
-        super().__init__(message)
-        self.faults = tuple(faults)
 
 
 @dataclass(frozen=True, slots=True)

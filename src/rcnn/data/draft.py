@@ -12,7 +12,8 @@ import numpy as np
 
 from rcnn.config import Data
 from rcnn.data.dataset import Fault, Record
-from rcnn.preprocess.decode import ImageError, image_size
+from rcnn.errors import ImageError
+from rcnn.preprocess.decode import image_size
 
 SMALLEST_IMAGE = 16
 Kind = Literal["mendable", "fatal"]

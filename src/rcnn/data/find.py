@@ -11,9 +11,10 @@ from typing import Literal
 
 from rcnn.config import Data
 from rcnn.data import coco, voc, yolo
-from rcnn.data.dataset import DataError, Dataset
+from rcnn.data.dataset import Dataset
 from rcnn.data.draft import Layout, Reading, finish
 from rcnn.data.pixels import Progress, decode_images
+from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
 
 Split = Literal["train", "val", "test", "all"]

@@ -13,11 +13,12 @@ from torch.utils.data import DataLoader
 
 from rcnn.config import Settings
 from rcnn.data.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, draw_plan
-from rcnn.data.dataset import DataError, Dataset, Record
+from rcnn.data.dataset import Dataset, Record
 from rcnn.data.given import NOTHING, Given, ProposalSet, padded, place
+from rcnn.errors import DataError, ImageError
 from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.preprocess.batch import Preprocessor, Size
-from rcnn.preprocess.decode import ImageError, read_image
+from rcnn.preprocess.decode import read_image
 
 FILLER = -1
 """Index of an image that only fills a short batch."""

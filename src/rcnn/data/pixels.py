@@ -8,7 +8,8 @@ from pathlib import Path
 
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.preprocess.decode import ImageError, Look, verify_image
+from rcnn.errors import ImageError
+from rcnn.preprocess.decode import Look, verify_image
 
 Progress = Callable[[int, int], None]
 _TWELVE_BIT = 4096

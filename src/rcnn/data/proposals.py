@@ -22,11 +22,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rcnn.config import Data, Settings
-from rcnn.data.dataset import DataError, Dataset, Record
+from rcnn.data.dataset import Dataset, Record
 from rcnn.data.given import NOTHING, Given
 from rcnn.data.pixels import Progress
 from rcnn.data.selective_search import SEARCHES, ranked, search_files
-from rcnn.preprocess.decode import ImageError
+from rcnn.errors import DataError, ImageError
 from rcnn.preprocess.sources import files
 
 OVERHANG = 1.0

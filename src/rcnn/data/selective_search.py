@@ -17,9 +17,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from rcnn.config import Data, SettingsError
+from rcnn.config import Data
 from rcnn.data.given import Given
-from rcnn.preprocess.decode import ImageError, read_image
+from rcnn.errors import ImageError, SettingsError
+from rcnn.preprocess.decode import read_image
 
 Mode = Literal["fast", "quality"]
 SEARCHES: dict[str, Mode] = {"selective-search": "fast", "selective-search-quality": "quality"}

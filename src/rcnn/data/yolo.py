@@ -8,10 +8,11 @@ from typing import NamedTuple
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.data.dataset import DataError, Dataset, Fault
+from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
 from rcnn.data.folders import Folder, Folders, copy_images, read_lines, write_text
 from rcnn.data.yolo_yaml import layout_of_yaml, load_yaml, yaml_text
+from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image, is_results
 
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}

@@ -7,8 +7,9 @@ from typing import Any
 
 import yaml
 
-from rcnn.data.dataset import DataError, Fault
+from rcnn.data.dataset import Fault
 from rcnn.data.draft import Layout
+from rcnn.errors import DataError
 
 
 def load_yaml(path: Path) -> dict[str, Any]:

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor
 
 from rcnn.config import Settings, override
+from rcnn.errors import WeightsError
 from rcnn.exchange.imported import Imported, class_names
 from rcnn.weights.box_targets import LAYER, PLAIN, renormalise
 from rcnn.weights.caffe import CONVS, Blobs, layer_of, layer_tensors, trunk_of
-from rcnn.weights.file import WeightsError, atomic_write
+from rcnn.weights.file import atomic_write
 
 ARCHITECTURES = ("paper-vgg16", "paper-zf")
 """Presets whose layers have names here."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.detector import Detector
+from rcnn.errors import WeightsError
 from rcnn.exchange import caffe, detectron2, torchvision, torchvision_export
 from rcnn.exchange.imported import Imported
 from rcnn.exchange.unpickle import read_pickle
@@ -17,7 +18,6 @@ from rcnn.presets import build, settings_of
 from rcnn.weights.adapt import fill
 from rcnn.weights.backbone import read_tensors
 from rcnn.weights.caffe import read_arrays
-from rcnn.weights.file import WeightsError
 
 ARCHITECTURES = (*torchvision.ARCHITECTURES, *caffe.ARCHITECTURES, *detectron2.ARCHITECTURES)
 """What `import_weights` knows: torchvision's detectors, the paper's networks, then configurations of detectron2."""

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from rcnn.config import Settings
-from rcnn.weights.file import WeightsError
+from rcnn.errors import WeightsError
 
 
 class Imported(NamedTuple):

@@ -11,11 +11,11 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from rcnn.config import Settings, merge, validate
+from rcnn.errors import WeightsError
 from rcnn.exchange.imported import Imported, class_names, coco_names
 from rcnn.exchange.torchvision_backbone import UserBackbone, in_channels, norm_settings, probe, recognise, same_features
 from rcnn.exchange.torchvision_names import OTHER_HEADS, table, to_ours
 from rcnn.exchange.torchvision_settings import Maps, read_head, read_settings
-from rcnn.weights.file import WeightsError
 
 
 class Architecture(NamedTuple):

@@ -11,9 +11,9 @@ from torchvision.models.detection.backbone_utils import BackboneWithFPN
 from torchvision.ops import FrozenBatchNorm2d
 
 from rcnn.backbones.build import TRUNKS, build_backbone
-from rcnn.config import Settings, SettingsError
+from rcnn.config import Settings
+from rcnn.errors import SettingsError, WeightsError
 from rcnn.exchange.torchvision_settings import Maps
-from rcnn.weights.file import WeightsError
 
 _RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d")
 _MOBILENETS = ("mobilenet_v3_large", "mobilenet")

@@ -11,11 +11,12 @@ from torch import Tensor
 
 from rcnn.backbones.build import Backbone, build_backbone
 from rcnn.config import RoI, Settings, dump
+from rcnn.errors import WeightsError
 from rcnn.exchange.torchvision_backbone import PREFIXES
 from rcnn.exchange.torchvision_names import table, to_torchvision
 from rcnn.exchange.torchvision_settings import ALWAYS
 from rcnn.weights.box_targets import renormalise
-from rcnn.weights.file import WeightsError, atomic_write
+from rcnn.weights.file import atomic_write
 
 _LAYERS = {"mobilenet": ("3", "6", "13", "17"), "mobilenet_v3_large": ("2", "4", "7", "13", "16")}
 _RESNET_LAYERS = ("layer1", "layer2", "layer3", "layer4")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rcnn.config import Settings
-from rcnn.weights.file import WeightsError
+from rcnn.errors import WeightsError
 
 OTHER_HEADS = ("roi_heads.mask_", "roi_heads.keypoint_")
 """What Mask and Keypoint R-CNN have beside a Faster R-CNN."""

@@ -18,9 +18,9 @@ from torchvision.models.detection.transform import GeneralizedRCNNTransform
 from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from rcnn.config import Anchors, merge
+from rcnn.errors import WeightsError
 from rcnn.model.anchors import RULES, cell_anchors
 from rcnn.model.boxes import MAX_LOG_SCALE
-from rcnn.weights.file import WeightsError
 
 ALWAYS: dict[str, dict[str, Any]] = {
     "preprocess": {"resize": "interpolate", "round": "floor", "order": "rgb"},

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcnn.weights.file import WeightsError
+from rcnn.errors import WeightsError
 
 _DTYPE = re.compile(r"(b1|[iu][1248]|f[248])")
 _BYTE_ORDERS = ("<", ">", "|", "=")

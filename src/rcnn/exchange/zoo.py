@@ -8,9 +8,9 @@ from torch import nn
 from torchvision.models import get_model_weights
 
 from rcnn.detector import Detector, choose_device
+from rcnn.errors import WeightsError
 from rcnn.exchange.detectors import import_weights
 from rcnn.exchange.torchvision import ARCHITECTURES
-from rcnn.weights.file import WeightsError
 from rcnn.weights.hub import fetch
 from rcnn.weights.packaged import PACKAGED, packaged_path
 

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from rcnn.config import Settings, SettingsError
+from rcnn.config import Settings
+from rcnn.errors import SettingsError
 from rcnn.model import boxes as box_ops
 from rcnn.model.fast_rcnn import ConvFCHead, FastRCNN, FCHead, SampledRoIs
 from rcnn.model.one_stage import Classes, FocalClasses, detect

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import rcnn.ops as ops
-from rcnn.config import RPN, Anchors, SettingsError
+from rcnn.config import RPN, Anchors
+from rcnn.errors import SettingsError
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 from rcnn.model import mining

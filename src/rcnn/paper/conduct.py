@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rcnn.config import Settings, SettingsError, dump, override
+from rcnn.config import Settings, dump, override
 from rcnn.data.dataset import Dataset
+from rcnn.errors import SettingsError, TrainingError
 from rcnn.paper import anchors, balance, one_stage, proposals, recall, schemes, timing
 from rcnn.paper.budget import cut_epochs
 from rcnn.paper.experiment import Experiment, Run
@@ -17,7 +18,6 @@ from rcnn.paper.lab import Lab
 from rcnn.paper.ledger import Ledger
 from rcnn.paper.verdict import Judgement, Scores, judge_all
 from rcnn.preprocess.sources import mark_results
-from rcnn.training.loop import TrainingError
 from rcnn.weights.file import atomic_write
 
 EXPERIMENTS: dict[str, Callable[[Settings], Experiment]] = {

@@ -11,9 +11,9 @@ from rcnn.config import Settings, override, to_yaml
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import Split, open_dataset
 from rcnn.detector import Detector
+from rcnn.errors import Interrupted
 from rcnn.paper.ledger import Ledger
 from rcnn.training import checkpoint
-from rcnn.training.loop import Interrupted
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.schemes import stages_of, takes_proposals
 from rcnn.training.train import train

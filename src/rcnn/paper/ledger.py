@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from io import StringIO
 from pathlib import Path
 
-from rcnn.config import SettingsError
+from rcnn.errors import SettingsError
 from rcnn.weights.file import atomic_write
 
 Value = str | int | float

@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rcnn.errors import ImageError
+
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm"),
     *(".pnm", ".jp2", ".avif", ".npy"),
@@ -28,10 +30,6 @@ _TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 _open_lock = threading.Lock()
-
-
-class ImageError(ValueError):
-    """An image can't be used. The message names the file and the reason."""
 
 
 class Look(NamedTuple):

@@ -5,7 +5,8 @@ from glob import glob
 from itertools import takewhile
 from pathlib import Path
 
-from rcnn.preprocess.decode import IMAGE_SUFFIXES, ImageError
+from rcnn.errors import ImageError
+from rcnn.preprocess.decode import IMAGE_SUFFIXES
 
 MARK = ".rcnn"
 """The file that tells a folder of results, which may lie among somebody's images."""

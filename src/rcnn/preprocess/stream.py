@@ -10,9 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from rcnn.config import Settings
+from rcnn.errors import ImageError
 from rcnn.model.structures import Batch
 from rcnn.preprocess.batch import Preprocessor
-from rcnn.preprocess.decode import ImageError, as_array, read_image
+from rcnn.preprocess.decode import as_array, read_image
 from rcnn.preprocess.sources import files
 
 Picture = str | Path | np.ndarray | Image.Image | Tensor

@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from rcnn.errors import TrainingError
 from rcnn.training.ema import copy_into
-from rcnn.training.loop import Engine, Progress, TrainingError
+from rcnn.training.loop import Engine, Progress
 from rcnn.weights.file import load_weights, save_weights
 
 

@@ -6,8 +6,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rcnn.errors import Interrupted, TrainingError
 from rcnn.training import checkpoint
-from rcnn.training.loop import Interrupted, TrainingError
 from rcnn.training.run_folder import RunFolder
 
 

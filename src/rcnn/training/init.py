@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from rcnn.config import Settings, override
+from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
 from rcnn.weights.adapt import Layout, adapt
-from rcnn.weights.backbone import UnavailableError, load_backbone
-from rcnn.weights.file import WeightsError, is_detector
+from rcnn.weights.backbone import load_backbone
+from rcnn.weights.file import is_detector
 from rcnn.weights.metadata import read_detector
 from rcnn.weights.packaged import PACKAGED, packaged_path
 

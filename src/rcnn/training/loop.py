@@ -18,19 +18,12 @@ from torch import Tensor, nn
 
 from rcnn.config import Train
 from rcnn.data.loader import Item
+from rcnn.errors import TrainingError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import to_device
 from rcnn.training.distributed import Team, without_sync
 from rcnn.training.ema import EMA
 from rcnn.training.optim import learning_rate, set_learning_rate
-
-
-class TrainingError(RuntimeError):
-    """Training can't go on: a loss that is not finite, a full disk. The message says what to do."""
-
-
-class Interrupted(Exception):
-    """Training was stopped by the user. The message holds the command that goes on where it stopped."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from rcnn.config import Settings, to_yaml
-from rcnn.data.dataset import DataError, Dataset
+from rcnn.data.dataset import Dataset
+from rcnn.errors import DataError
 from rcnn.preprocess.sources import mark_results
 from rcnn.weights.file import atomic_write
 

@@ -13,14 +13,15 @@ from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.given import ProposalSet
 from rcnn.data.loader import Loader
-from rcnn.detector import Detector, NonFiniteError
+from rcnn.detector import Detector
+from rcnn.errors import NonFiniteError, TrainingError
 from rcnn.evaluate import Metrics, Shard, evaluate
 from rcnn.metrics.curves import best_threshold, precision_recall
 from rcnn.training import checkpoint
 from rcnn.training.distributed import Team
 from rcnn.training.ending import patient
 from rcnn.training.log import Log, memory_gb
-from rcnn.training.loop import Engine, Progress, Step, TrainingError, train_epoch
+from rcnn.training.loop import Engine, Progress, Step, train_epoch
 from rcnn.training.optim import learning_rate
 from rcnn.training.recorders import Recorders
 from rcnn.training.run_folder import RunFolder

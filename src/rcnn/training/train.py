@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from rcnn.config import Settings, SettingsError, dump, override, read
+from rcnn.config import Settings, dump, override, read
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import open_splits
 from rcnn.data.loader import Loader
 from rcnn.data.selective_search import SEARCHES
 from rcnn.detector import Detector
+from rcnn.errors import SettingsError
 from rcnn.evaluate import Metrics
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint

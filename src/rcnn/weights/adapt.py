@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.config import Anchors, Settings, dump
+from rcnn.errors import WeightsError
 from rcnn.weights.backbone import fit_channels
 from rcnn.weights.box_targets import LAYER, renormalise
-from rcnn.weights.file import WeightsError
 
 _CLS, _REG = "fast_rcnn.predictor.cls", LAYER
 _ONE_STAGE = "rpn.head.cls"

@@ -13,10 +13,11 @@ from rcnn.backbones.build import Backbone
 from rcnn.backbones.resnet import Conv5Head
 from rcnn.backbones.timm import TimmTrunk
 from rcnn.config import Preprocess
+from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.fast_rcnn import FCHead
 from rcnn.weights.caffe import classifier_state, read_arrays
-from rcnn.weights.file import WeightsError, read_safetensors
-from rcnn.weights.hub import UnavailableError, fetch, is_offline
+from rcnn.weights.file import read_safetensors
+from rcnn.weights.hub import fetch, is_offline
 
 _IMAGENET = {
     "mobilenet": "mobilenet_v2",

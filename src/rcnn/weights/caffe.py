@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcnn.weights.file import WeightsError
+from rcnn.errors import WeightsError
 
 _VGG = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3")
 _VGG_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)

@@ -16,6 +16,8 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from rcnn.errors import WeightsError
+
 FORMAT = 1
 ENTRY = "rcnn"
 
@@ -33,10 +35,6 @@ _KINDS = (
     (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file"),
 )
 """How files begin that are taken for weights, in lower case where they are text, and what they are."""
-
-
-class WeightsError(ValueError):
-    """A file of weights is missing, damaged, foreign or does not fit. The message names the file."""
 
 
 def atomic_write(path: str | Path, data: bytes, *, shared: bool = False) -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch.hub
 
-from rcnn.weights.file import WeightsError, atomic_write
+from rcnn.errors import UnavailableError, WeightsError
+from rcnn.weights.file import atomic_write
 
 TRIES = 3
 PAUSE_S = 1.0
@@ -24,10 +25,6 @@ TIMEOUT_S = 10.0
 """Of connecting to one address, and of waiting for the next bytes."""
 
 _CHUNK = 1 << 18
-
-
-class UnavailableError(WeightsError):
-    """Weights can't be had here and now: no network, offline mode, or none exist. The message says what to do."""
 
 
 class _TryAgainError(Exception):

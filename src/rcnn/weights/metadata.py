@@ -6,9 +6,10 @@ from typing import Any, Self
 from pydantic import ConfigDict, ValidationError, model_validator
 from torch import Tensor
 
-from rcnn.config import Fraction, Section, Settings, SettingsError, override, validate
+from rcnn.config import Fraction, Section, Settings, override, validate
+from rcnn.errors import SettingsError, WeightsError
 from rcnn.weights.box_targets import PLAIN, renormalise
-from rcnn.weights.file import WeightsError, load_weights
+from rcnn.weights.file import load_weights
 
 
 class Metadata(Section):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rcnn.weights.file import WeightsError
+from rcnn.errors import WeightsError
 
 _FOLDER = Path(__file__).with_suffix("")
 

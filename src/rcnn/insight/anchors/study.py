@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from rcnn.config import RPN, Anchors
-from rcnn.data.dataset import DataError, Dataset
+from rcnn.data.dataset import Dataset
+from rcnn.errors import DataError
 from rcnn.insight.anchors.fit import (
     Frame,
     Grid,

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcnn.config import SettingsError
 from rcnn.detector import Detector
+from rcnn.errors import SettingsError
 from rcnn.metrics.types import Prediction
 from rcnn.model import boxes as box_ops
 from rcnn.model.fast_rcnn import class_probabilities

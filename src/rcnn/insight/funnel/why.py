@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rcnn.config import SettingsError
-from rcnn.data.dataset import DataError, Dataset
+from rcnn.data.dataset import Dataset
 from rcnn.data.loader import Loader
 from rcnn.detector import Detector
+from rcnn.errors import DataError, SettingsError
 from rcnn.insight.funnel.kinds import TOUCHES, Alarm, Outcome, Rules, Why, matched, size_of
 from rcnn.insight.funnel.stages import need_stages, run_stages
 from rcnn.insight.funnel.trace import explain

@@ -1,0 +1,61 @@
+"""Every error that users meet, and the exit code that it gives a command.
+
+Messages are sentences for the person who can mend the fault: what, where, what was found, what to do.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class SettingsError(ValueError):
+    """A setting is unknown, of the wrong type or out of range. The message has one line per fault."""
+
+    exit_code = 2
+
+
+class DataError(Exception):
+    """The data is faulty or missing. The message is for the person who labelled it.
+
+    Attributes:
+        faults: each `data.dataset.Fault` that the message tells of.
+    """
+
+    exit_code = 3
+
+    def __init__(self, message: str, faults: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.faults = tuple(faults)
+
+
+class ImageError(ValueError):
+    """An image can't be used. The message names the file and the reason."""
+
+    exit_code = 3
+
+
+class WeightsError(ValueError):
+    """A file of weights is missing, damaged, foreign or does not fit. The message names the file."""
+
+    exit_code = 4
+
+
+class UnavailableError(WeightsError):
+    """Weights can't be had here and now: no network, offline mode, or none exist. The message says what to do."""
+
+
+class TrainingError(RuntimeError):
+    """Training can't go on: a loss that is not finite, a full disk. The message says what to do."""
+
+    exit_code = 1
+
+
+class NonFiniteError(ArithmeticError):
+    """The network gave NaN or infinity: its weights are damaged or its training diverged."""
+
+    exit_code = 1
+
+
+class Interrupted(Exception):
+    """Training was stopped by the user. The message holds the command that goes on where it stopped."""
+
+    exit_code = 130
