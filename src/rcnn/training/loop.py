@@ -140,7 +140,12 @@ def backward(
     engine: Engine, item: Item, batches: int, requests: tuple[bool, ...]
 ) -> tuple[dict[str, float], tuple[float, ...]]:
     """Add a batch's gradients; its losses over all processes, and the summed requests."""
-    losses = forward(engine, item)
+    device = engine.team.device
+    batch, targets = to_device(item.batch, device), to_device(item.targets, device)
+    keys = engine.model.keys(batch, targets, item.seeds)
+    more = [] if item.proposals is None else [to_device(item.proposals, device)]
+    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(engine.settings, device)):
+        losses = engine.loss(batch, targets, keys, *more)
     sums = torch.stack([total for total, _ in losses.values()])
     counts = torch.stack([count for _, count in losses.values()])
     shared = torch.cat((sums.detach().double(), counts.double(), sums.new_tensor(requests, dtype=torch.float64)))
@@ -152,16 +157,6 @@ def backward(
     ((sums / divisors.to(sums)).sum() * engine.team.world / batches).backward()
     values = reading.read()
     return dict(zip(losses, values, strict=False)), tuple(values[len(sums) :])
-
-
-def forward(engine: Engine, item: Item) -> dict[str, tuple[Tensor, Tensor]]:
-    """Losses of a batch in this process, as (sum, count)."""
-    device = engine.team.device
-    batch, targets = to_device(item.batch, device), to_device(item.targets, device)
-    keys = engine.model.keys(batch, targets, item.seeds)
-    more = [] if item.proposals is None else [to_device(item.proposals, device)]
-    with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(engine.settings, device)):
-        return engine.loss(batch, targets, keys, *more)
 
 
 def seed_step(*numbers: int) -> None:
