@@ -144,6 +144,7 @@ class FasterRCNN(nn.Module):
         out, again = None if run is None else run.rpn, False
         if proposals is None:
             if out is None:
+                # Of a hundred thousand anchors a few hundred are trained: `loss` computes these again, with gradient.
                 again = self.rpn.learns_from_samples
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not again):
                     out = self.rpn(levels, (batch.images.shape[2], batch.images.shape[3]))
@@ -151,7 +152,7 @@ class FasterRCNN(nn.Module):
             if self.fast_rcnn is None:
                 return losses
             s = self.settings.rpn
-            with torch.no_grad():
+            with torch.no_grad():  # which proposals there are has no gradient
                 proposals = self.rpn.propose(out, batch.sizes, pre=s.pre_train, post=s.post_train)
         assert self.fast_rcnn is not None
         maps, rois = self._roi_maps(levels), None
