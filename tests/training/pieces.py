@@ -1,11 +1,16 @@
 """A tiny detector and its batches for tests of training."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
+import rcnn.training.recorders.history as history_file
+import rcnn.training.train as train_file
 from rcnn.config import Train
 from rcnn.data.loader import Item
 from rcnn.model.faster_rcnn import FasterRCNN
@@ -16,6 +21,15 @@ from rcnn.training.optim import build_optimizer
 from rcnn.training.recorders import About
 from rcnn.training.schemes import Joint
 from tests.model import tiny
+
+
+@contextmanager
+def without_pictures() -> Iterator[None]:
+    """Pictures take most of a small run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
+            patch.setattr(file, name, lambda *_: None)
+        yield
 
 
 def item(seed: int = 0, count: int = 2, dtype: torch.dtype = torch.float32) -> Item:

@@ -8,11 +8,10 @@ import pytest
 
 import rcnn.training.recorders.history as history_file
 import rcnn.training.session as session_file
-import rcnn.training.train as train_file
 from rcnn.training.recorders import About, Recorder, Recorders, Row
 from rcnn.training.session import Session, is_late
 from rcnn.training.train import Run, train
-from tests.training.pieces import about
+from tests.training.pieces import about, without_pictures
 from tests.training.test_alternating import Killed, data  # noqa: F401
 from tests.training.test_train import OVERRIDES, assert_same, one_thread  # noqa: F401
 
@@ -65,9 +64,7 @@ class Broken(Keeper):
 
 @pytest.fixture(autouse=True, scope="module")
 def no_pictures() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
-            patch.setattr(file, name, lambda *_: None)
+    with without_pictures():
         yield
 
 

@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-import rcnn.training.recorders.history as history_file
-import rcnn.training.train as train_file
 from rcnn.data.find import open_splits
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
@@ -20,6 +18,7 @@ from rcnn.presets import build, settings_of
 from rcnn.training.train import train
 from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
+from tests.training.pieces import without_pictures
 from tests.training.test_train import one_thread, rows  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
@@ -72,9 +71,7 @@ RESUMED: dict[str, Any] = {
 
 @pytest.fixture(autouse=True, scope="module")
 def no_pictures() -> Any:
-    with pytest.MonkeyPatch.context() as patch:
-        for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
-            patch.setattr(file, name, lambda *_: None)
+    with without_pictures():
         yield
 
 

@@ -108,8 +108,7 @@ class FasterRCNN(nn.Module):
             if rpn is not None:
                 detections = detections._replace(finite=detections.finite & all_finite(rpn))
         elif rpn is not None and "detections" in wanted:
-            tells_classes = isinstance(self.rpn.meaning, Classes)
-            detections = detect(self.rpn, rpn, batch.sizes, self.settings.roi) if tells_classes else _nothing(rpn)
+            detections = detect(self.rpn, rpn, batch.sizes, self.settings.roi) if self.detects else _nothing(rpn)
         return Pass(levels, rpn, proposals, rois, detections)
 
     def loss(
