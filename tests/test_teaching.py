@@ -26,11 +26,11 @@ def test_the_loss_of_reference_004():
     rpn = worked.network()
     out = worked.output(rpn)
     found = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES)
-    wanted = encode(worked.OBJECTS[0][found.gt], out.anchors[0])
+    wanted = encode(worked.OBJECTS[0][found.truth], out.anchors[0])
     (logits,), (deltas,) = out.logits, out.deltas
-    losses = rpn_loss(logits, deltas, found.label, wanted)
+    losses = rpn_loss(logits, deltas, worked.labels(found), wanted)
     assert [loss.item() for loss in losses] == pytest.approx([0.656552, 0.391675], abs=1e-6)
-    torch.testing.assert_close(rpn_loss(logits[..., 1] - logits[..., 0], deltas, found.label, wanted), losses)
+    torch.testing.assert_close(rpn_loss(logits[..., 1] - logits[..., 0], deltas, worked.labels(found), wanted), losses)
 
 
 @pytest.mark.parametrize("label", [0, -1])

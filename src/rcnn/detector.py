@@ -168,11 +168,11 @@ class Detector:
         least = self.threshold if score is None else score
         shown = tee(pictures(images, self.settings, skip), len(self._doors))
 
-        def found(collated: Batch, paths: Sequence[str | None]) -> list[Result]:
+        def detect(collated: Batch, paths: Sequence[str | None]) -> list[Result]:
             given = proposals(paths, collated) if proposals else None
             return self.detect(collated, features=features, proposals=given)
 
-        scales = [_run(door, part, batch, found) for door, part in zip(self._doors, shown, strict=True)]
+        scales = [_run(door, part, batch, detect) for door, part in zip(self._doors, shown, strict=True)]
         for results in zip(*scales, strict=True):
             yield self.pool(results).filter(score=least)
 
@@ -203,10 +203,11 @@ class Detector:
         """
         if given and self.model.fast_rcnn is None:
             raise config.SettingsError("proposals are for a second stage, and this detector has none (`roi.head=none`)")
-        if not given and self.settings.train.scheme == "fast-rcnn":
+        if not given and self.settings.train.proposals is not None:
             raise config.SettingsError(
-                "the RPN of this detector is untrained (train.scheme=fast-rcnn): it works on proposals from elsewhere "
-                "alone, which `predict` and `val` take as --proposals FILE or --proposals selective-search"
+                f"the RPN of this detector is untrained (train.scheme={self.settings.train.scheme}): it works on "
+                "proposals from elsewhere alone, which `predict` and `val` take as --proposals FILE or --proposals "
+                "selective-search"
             )
 
     def detect(self, batch: Batch, *, features: bool = False, proposals: Proposals | None = None) -> list[Result]:
@@ -235,14 +236,14 @@ class Detector:
                 vectors = take(run.rois.features, run.detections.proposal)
         return self.results(batch, run.detections, vectors)
 
-    def results(self, batch: Batch, found: Any, vectors: Tensor | None = None) -> list[Result]:
+    def results(self, batch: Batch, detections: Any, vectors: Tensor | None = None) -> list[Result]:
         """Detections of the network as one Result an image, in the user's pixels."""
-        _see_finite(found.finite)
+        _see_finite(detections.finite)
         return [
             Result(
-                boxes=self._boxes_back(found.boxes[i][keep], batch, i),
-                scores=found.scores[i][keep].float().cpu().numpy(),
-                labels=found.labels[i][keep].cpu().numpy(),
+                boxes=self._boxes_back(detections.boxes[i][keep], batch, i),
+                scores=detections.scores[i][keep].float().cpu().numpy(),
+                labels=detections.labels[i][keep].cpu().numpy(),
                 names=self.names,
                 path=None,
                 size=self._size(batch, i),
@@ -250,7 +251,7 @@ class Detector:
                 category_ids=self.category_ids,
                 settings=self.settings,
             )
-            for i, keep in enumerate(found.valid)
+            for i, keep in enumerate(detections.valid)
         ]
 
     def region_proposals(self, batch: Batch) -> list[Result]:
@@ -363,11 +364,11 @@ class Detector:
 
 
 def _run(
-    door: Preprocessor, shown: Shown, batch: int, found: Callable[[Batch, Sequence[str | None]], list[Result]]
+    door: Preprocessor, shown: Shown, batch: int, results_of: Callable[[Batch, Sequence[str | None]], list[Result]]
 ) -> Iterator[Result]:
-    """What `found` says of every image, in input order; consecutive ones of one bucket run together."""
+    """The results of every image, in input order; consecutive images of one bucket run together."""
     for paths, collated in batches(door, shown, batch):
-        for path, result in zip(paths, found(collated, paths), strict=True):
+        for path, result in zip(paths, results_of(collated, paths), strict=True):
             yield replace(result, path=path)
 
 

@@ -159,16 +159,16 @@ def evaluate(
     shard = shard or Shard()
     loaders = loaders or loaders_of(detector, dataset, batch, shard, proposals)
     steps, done = sum(loader.steps for loader in loaders), 0
-    found: dict[tuple[int, int], Scored] = {}
+    scores: dict[tuple[int, int], Scored] = {}
     sums: dict[str, list[float]] = {}
     for scale, loader in enumerate(loaders):
         for item in loader.epoch(0):
             scored = _score(detector, item, sums if losses and scale == 0 else None)
-            found.update({(index, scale): entry for index, entry in scored.items()})
+            scores.update({(index, scale): entry for index, entry in scored.items()})
             done += 1
             if progress:
                 progress(done, steps)
-    parts = shard.gather((found, sums))
+    parts = shard.gather((scores, sums))
     every = {place: entry for part, _ in parts for place, entry in part.items()}
     pooled = [
         _pooled([every[index, scale] for scale in range(len(loaders))], detector) for index in range(len(dataset))
@@ -231,12 +231,12 @@ def _score(
 
 
 def _metrics(
-    dataset: Dataset, found: Sequence[Scored], sums: list[dict[str, list[float]]], *, detects: bool
+    dataset: Dataset, scored: Sequence[Scored], sums: list[dict[str, list[float]]], *, detects: bool
 ) -> Metrics:
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
     # Of proposals alone AP is unknown, not 0: no truth counts for it.
     sought = truths if detects else [truth._replace(ignore=np.ones_like(truth.ignore)) for truth in truths]
-    predictions = [prediction for prediction, _ in found]
+    predictions = [prediction for prediction, _ in scored]
     losses = {
         name: sum(part[name][0] for part in sums) / max(1.0, sum(part[name][1] for part in sums))
         for name in (sums[0] if sums else ())
@@ -247,7 +247,7 @@ def _metrics(
         names=dataset.names,
         coco=coco_metrics(sought, predictions, len(dataset.names)),
         voc=voc_ap(sought, predictions, len(dataset.names)),
-        proposals=proposal_recall(truths, [proposals for _, proposals in found]),
+        proposals=proposal_recall(truths, [proposals for _, proposals in scored]),
         losses=losses,
         truths=truths,
         predictions=predictions,

@@ -50,13 +50,13 @@ class Result:
         return len(self.boxes)
 
     def __repr__(self) -> str:
-        found = ", ".join(f"{count} {name}" for name, count in self.counts().items()) or "nothing"
-        return f"Result({self.path or 'array'}, {self.size[1]}x{self.size[0]}: {found})"
+        counts = ", ".join(f"{count} {name}" for name, count in self.counts().items()) or "nothing"
+        return f"Result({self.path or 'array'}, {self.size[1]}x{self.size[0]}: {counts})"
 
     def counts(self) -> dict[str, int]:
         """Name -> number of boxes, for the classes that were found, in the order of `names`."""
-        found = Counter(self.labels.tolist())
-        return {self.names[label]: found[label] for label in sorted(found)}
+        counts = Counter(self.labels.tolist())
+        return {self.names[label]: counts[label] for label in sorted(counts)}
 
     def filter(
         self, score: float | None = None, classes: Collection[str] | None = None, top: int | None = None

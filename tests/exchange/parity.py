@@ -13,6 +13,7 @@ from torchvision.models.detection.image_list import ImageList
 from rcnn.model.assign import sample
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch
+from tests.model import worked
 
 SPREAD = (
     ("rpn.head.cls_logits", 2.0),
@@ -96,7 +97,7 @@ class Drawn:
         for label, keys in zip(labels, self.keys, strict=True):
             found = len(label) - self.objects
             own = torch.cat((keys[:found], keys[len(keys) - self.objects :]))[: len(label)]
-            drawn = sample(label.clamp(max=1).to(torch.int8)[None], own[None], self.count, self.fraction)
+            drawn = sample(worked.assignment(label.clamp(max=1)[None]), own[None], self.count, self.fraction)
             for chosen, masks in ((drawn.positive, positives), (drawn.valid & ~drawn.positive, negatives)):
                 mask = torch.zeros(len(label), dtype=torch.uint8)
                 mask[drawn.indices[chosen]] = 1

@@ -16,7 +16,8 @@ RPN_RULE = Rule(0.7, 0.0, 0.3, force=True)
 
 def labels_of(rpn, targets=None):
     anchors = torch.cat(worked.output(rpn).anchors)
-    return rpn.assign(anchors, targets or worked.targets(), worked.SIZES)
+    assignment = rpn.assign(anchors, targets or worked.targets(), worked.SIZES)
+    return worked.labels(assignment), assignment.truth
 
 
 def rows(label, value):
@@ -24,10 +25,10 @@ def rows(label, value):
 
 
 def test_worked_labels():
-    label, gt = labels_of(worked.network())
+    label, truth = labels_of(worked.network())
     assert rows(label, 1) == worked.POSITIVE
     assert rows(label, 0) == worked.NEGATIVE
-    assert gt[0, worked.POSITIVE].tolist() == [0, 1]
+    assert truth[0, worked.POSITIVE].tolist() == [0, 1]
 
 
 def test_worked_labels_with_anchors_that_cross_the_edge():
@@ -48,8 +49,7 @@ def test_padding_never_wins():
     targets = worked.targets(boxes)
     targets.valid[0, 2] = False
     padded, plain = labels_of(worked.network(), targets), labels_of(worked.network())
-    assert torch.equal(padded.label, plain.label)
-    assert torch.equal(padded.gt, plain.gt)
+    assert all(map(torch.equal, padded, plain))
 
 
 @pytest.mark.parametrize(("ignore", "negatives"), [("keep", [23, 33]), ("drop", worked.NEGATIVE)])
@@ -66,8 +66,8 @@ def test_all_ties_of_an_objects_best_are_positive():
     anchors = torch.tensor([[0.0, 0, 10, 10], [10, 0, 20, 10], [100, 100, 110, 110]])
     gt = torch.tensor([[[5.0, 0, 15, 10]]])
     yes, no = torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.bool)
-    label, _ = assign(anchors, yes, gt, ~no, no, RPN_RULE)
-    assert label.tolist() == [[1, 1, 0]]
+    assignment = assign(anchors, yes, gt, ~no, no, RPN_RULE)
+    assert worked.labels(assignment).tolist() == [[1, 1, 0]]
 
 
 box = st.builds(
@@ -81,7 +81,8 @@ def test_label_rules_hold_for_any_boxes(anchor_rows, object_rows):
     anchors, objects = torch.tensor(anchor_rows), torch.tensor([object_rows])
     yes = torch.ones(1, len(anchor_rows), dtype=torch.bool)
     valid = torch.ones(1, len(object_rows), dtype=torch.bool)
-    label, gt = assign(anchors, yes, objects, valid, ~valid, RPN_RULE)
+    assignment = assign(anchors, yes, objects, valid, ~valid, RPN_RULE)
+    label, truth = worked.labels(assignment), assignment.truth
     iou = pairwise_iou(anchors, objects[0])
     best = iou.max(dim=1).values
     touched = iou.max(dim=0).values
@@ -90,7 +91,7 @@ def test_label_rules_hold_for_any_boxes(anchor_rows, object_rows):
         expected = 1 if best[i] >= 0.7 or forced.any() else 0 if best[i] < 0.3 else -1
         assert value == expected
         if value == 1:
-            assert iou[i, gt[0, i]] == best[i]
+            assert iou[i, truth[0, i]] == best[i]
     for g in (touched > 0).nonzero().flatten():
         assert (label[0, iou[:, g].argmax()] == 1).item()  # each touched object owns an anchor
 
@@ -101,7 +102,7 @@ def test_label_rules_hold_for_any_boxes(anchor_rows, object_rows):
 )
 def test_sampling_counts(positives, negatives, expected):
     label = torch.cat((torch.ones(positives), torch.zeros(negatives), -torch.ones(40))).to(torch.int8)[None]
-    drawn = sample(label, torch.rand(label.shape, dtype=torch.float64), 256, 0.5)
+    drawn = sample(worked.assignment(label), torch.rand(label.shape, dtype=torch.float64), 256, 0.5)
     assert (int(drawn.positive.sum()), int((drawn.valid & ~drawn.positive).sum())) == expected
     chosen = label[0, drawn.indices[0]]
     assert (chosen[drawn.positive[0]] == 1).all()
@@ -117,7 +118,7 @@ def test_sampling_is_exactly_uniform(positives, negatives, count, fraction):
     total = positives + negatives
     orders = torch.tensor(list(permutations(range(total))), dtype=torch.float64) / total
     label = torch.tensor([1] * positives + [0] * negatives, dtype=torch.int8).expand(len(orders), -1)
-    drawn = sample(label, orders, count, fraction)
+    drawn = sample(worked.assignment(label), orders, count, fraction)
     subsets = Counter(
         tuple(sorted(index[valid].tolist())) for index, valid in zip(drawn.indices, drawn.valid, strict=True)
     )
@@ -134,6 +135,6 @@ def test_sampling_is_exactly_uniform(positives, negatives, count, fraction):
 
 
 def test_more_samples_than_candidates():
-    drawn = sample(torch.tensor([[1, 0]], dtype=torch.int8), torch.rand(1, 2, dtype=torch.float64), 8, 0.5)
+    drawn = sample(worked.assignment(torch.tensor([[1, 0]])), torch.rand(1, 2, dtype=torch.float64), 8, 0.5)
     assert drawn.indices.shape == (1, 8)
     assert drawn.valid.sum() == 2

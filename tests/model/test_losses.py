@@ -8,7 +8,7 @@ from torch.nn import functional
 from torchvision import ops as tv
 
 from rcnn.config import LossKind
-from rcnn.model.assign import Assignment, Sample
+from rcnn.model.assign import Sample
 from rcnn.model.boxes import decode, encode
 from rcnn.model.fast_rcnn import SampledRoIs, delta_normal
 from rcnn.model.losses import box_loss, objectness_loss, smooth_l1
@@ -147,7 +147,7 @@ def test_overlap_losses_by_hand_in_either_stage(stage: str, kind: LossKind, targ
     if stage == "rpn":
         out = net.rpn(levels, (64, 96))
         out = out._replace(anchors=(square[0], *out.anchors[1:]))
-        worked.fix_sample(net.rpn, Assignment(index.to(torch.int8), index), drawn)
+        worked.fix_sample(net.rpn, worked.assignment(index), drawn)
         losses = net.rpn.loss(out, targets, torch.tensor([[64.0, 96.0]]), torch.zeros(1, 1))
     else:
         losses = net.fast_rcnn.loss(levels, SampledRoIs(square, drawn, index), targets)

@@ -120,7 +120,7 @@ def test_positives_and_counts_are_those_of_a_random_draw(negatives: str):
         run = net.run(data, wanted=())
         labels = net.rpn.assign(torch.cat(run.rpn.anchors), targets, data.sizes)
         found.append(net.rpn.draw(run.rpn, labels, targets, tiny.keys(net, data, targets).rpn, run.levels))
-        chosen = take(labels.label, found[-1].indices)
+        chosen = take(worked.labels(labels), found[-1].indices)
         assert (chosen[found[-1].positive] == 1).all()
         assert (chosen[found[-1].valid & ~found[-1].positive] == 0).all()
         for row in range(3):  # nothing twice
@@ -176,7 +176,7 @@ def test_ohem_takes_the_hardest_rois_that_are_apart(nms: float):
     second, (data, targets) = net.fast_rcnn, tiny.batch(3)
     with torch.no_grad():
         levels, _, proposals, _, _ = net.run(data)
-        rois, found, gt = second.sample(levels, proposals, targets, torch.zeros(3, 0))
+        rois, found, truth = second.sample(levels, proposals, targets, torch.zeros(3, 0))
         boxes = torch.cat((proposals.boxes, targets.boxes), dim=1)
         allowed = torch.cat((proposals.valid, targets.valid), dim=1)
         rule = Rule(second.settings.positive_iou, *second.settings.negative_iou, force=False)
@@ -184,9 +184,9 @@ def test_ohem_takes_the_hardest_rois_that_are_apart(nms: float):
         said = second(levels, boxes)
     for image in range(3):
         losses, classes = torch.full((boxes.shape[1],), -1.0), torch.zeros(boxes.shape[1], dtype=torch.int64)
-        for r, label in enumerate(labels.label[image].tolist()):
+        for r, label in enumerate(worked.labels(labels)[image].tolist()):
             if label >= 0:
-                g = labels.gt[image, r]
+                g = labels.truth[image, r]
                 classes[r] = targets.labels[image, g] if label else 3
                 losses[r] = torch.nn.functional.cross_entropy(said.logits[image, r], classes[r])
             if label == 1:
@@ -201,9 +201,9 @@ def test_ohem_takes_the_hardest_rois_that_are_apart(nms: float):
         kept = usable[tv.batched_nms(boxes[image, usable], losses[usable], classes[usable], nms)][:16]
         valid = found.valid[image]
         assert found.indices[image][valid].tolist() == kept.tolist()
-        assert torch.equal(found.positive[image][valid], labels.label[image, kept] == 1)
+        assert torch.equal(found.positive[image][valid], labels.positive[image, kept])
         assert torch.equal(rois[image][valid], boxes[image, kept])
-        assert torch.equal(gt[image][valid], labels.gt[image, kept])
+        assert torch.equal(truth[image][valid], labels.truth[image, kept])
 
 
 def test_ohem_needs_no_keys_and_costs_what_the_sample_loses():

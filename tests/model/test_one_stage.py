@@ -79,7 +79,7 @@ def test_cross_entropy_is_of_the_sampled_anchors_and_background_is_last():
     labels = net.rpn.assign(anchors, targets, data.sizes)
     drawn = net.rpn.draw(out, labels, targets, keys.rpn)
     logits = take(torch.cat(out.logits, dim=1), drawn.indices)[drawn.valid]
-    label = torch.where(drawn.positive, take(targets.labels, take(labels.gt, drawn.indices)), 3)[drawn.valid]
+    label = torch.where(drawn.positive, take(targets.labels, take(labels.truth, drawn.indices)), 3)[drawn.valid]
     assert 5 < (label < 3).sum() < len(label) <= 3 * 32
     value, count = losses["rpn_class"]
     torch.testing.assert_close(value, F.cross_entropy(logits, label, reduction="sum"))
@@ -96,12 +96,12 @@ def test_focal_loss_is_of_all_anchors_that_are_not_ignored(gamma, alpha, classes
     losses = net.loss(data, targets, tiny.keys(net, data, targets))
     out = net.run(data, wanted=()).rpn
     labels = net.rpn.assign(torch.cat(out.anchors), targets, data.sizes)
-    positive, trained = labels.label == 1, labels.label >= 0
+    positive, trained = labels.positive, labels.positive | labels.negative
     assert 5 < positive.sum() < trained.sum() < trained.numel()
     logits = torch.cat(out.logits, dim=1).reshape(3, -1, classes)
     wanted = torch.zeros_like(logits)
     for image, anchor in positive.nonzero().tolist():
-        wanted[image, anchor, targets.labels[image, labels.gt[image, anchor]]] = 1
+        wanted[image, anchor, targets.labels[image, labels.truth[image, anchor]]] = 1
     expected = tv.sigmoid_focal_loss(logits[trained], wanted[trained], alpha, gamma, reduction="sum")
     torch.testing.assert_close(losses["rpn_class"][0], expected)
     assert losses["rpn_class"][1] == losses["rpn_box"][1] == positive.sum()

@@ -7,7 +7,7 @@ import torch
 
 from rcnn.config import RPN, Anchors
 from rcnn.model.anchors import cell_anchors
-from rcnn.model.assign import Assignment, Sample, sample
+from rcnn.model.assign import Sample, sample
 from rcnn.model.boxes import decode, encode, pairwise_iou
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.rpn_head import RPNHead
@@ -74,7 +74,7 @@ def test_anchors_over_the_edge_are_untrained_but_scored():
     inside, every = worked.network(), worked.network(worked.ANCHORS.model_copy(update={"border": None}))
     out = worked.output(inside)
     for rpn, ignored in ((inside, True), (every, False)):
-        labels = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES).label[0]
+        labels = worked.labels(rpn.assign(out.anchors[0], worked.targets(), worked.SIZES))[0]
         assert bool((labels[:18] == -1).all()) == ignored
     a, b = (rpn.propose(out, worked.SIZES, pre=60, post=60) for rpn in (inside, every))
     assert torch.equal(a.boxes, b.boxes)
@@ -96,7 +96,7 @@ def test_positives_are_chosen_by_anchors_not_by_predicted_boxes():
 def test_the_batch_is_up_to_half_positive_and_negatives_fill_it():
     label = torch.zeros(1, 300, dtype=torch.int8)
     label[0, :7] = 1
-    drawn = sample(label, torch.rand(1, 300, dtype=torch.float64), 256, 0.5)
+    drawn = sample(worked.assignment(label), torch.rand(1, 300, dtype=torch.float64), 256, 0.5)
     assert (int(drawn.positive.sum()), int(drawn.valid.sum())) == (7, 256)
 
 
@@ -118,7 +118,7 @@ def coordinate_weight(settings: RPN) -> float:
     out = rpn([torch.randn(1, 2, 40, 60)], (640, 960))
     deltas = torch.full_like(out.deltas[0], 9.0, requires_grad=True)  # where smooth L1 is linear
     index = torch.arange(256)[None]
-    labels = Assignment(torch.zeros(1, 7200, dtype=torch.int8), torch.zeros(1, 7200, dtype=torch.int64))
+    labels = worked.assignment(torch.zeros(1, 7200))
     drawn = Sample(index, index >= 0, index < 10)
     sizes = torch.tensor([[640.0, 960.0]])
     worked.fix_sample(rpn, labels, drawn)
@@ -235,12 +235,12 @@ def test_positive_is_at_least_0_7_and_negative_is_under_0_3(iou: float, label: i
     gt = torch.tensor([[[0.0, 0, 100, 1000 * iou]]], dtype=torch.float64)
     rpn = worked.network(worked.ANCHORS.model_copy(update={"border": None}), force_match=False)
     found = rpn.assign(anchor[:1], worked.targets(gt), torch.tensor([[1000.0, 100.0]]))
-    assert found.label.tolist() == [[label]]
+    assert worked.labels(found).tolist() == [[label]]
     above = worked.network(
         worked.ANCHORS.model_copy(update={"border": None}), force_match=False, positive_iou=0.7000001
     )
     strictly = above.assign(anchor[:1], worked.targets(gt), torch.tensor([[1000.0, 100.0]]))
-    assert strictly.label.tolist() == [[-1 if label == 1 else label]]
+    assert worked.labels(strictly).tolist() == [[-1 if label == 1 else label]]
 
 
 def test_anchors_of_a_level_are_as_many_as_its_sizes_times_ratios():

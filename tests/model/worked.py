@@ -29,6 +29,16 @@ def network(anchors: Anchors = ANCHORS, **settings: object) -> RegionProposalNet
     return RegionProposalNetwork(8, (16,), anchors, RPN.model_validate({"logits": 2, **settings})).double()
 
 
+def labels(assignment: Assignment) -> torch.Tensor:
+    """(B, N): 1 positive, 0 negative, -1 not trained."""
+    return torch.where(assignment.positive, 1, torch.where(assignment.negative, 0, -1))
+
+
+def assignment(labels: torch.Tensor) -> Assignment:
+    """The assignment of these labels (B, N); all to object 0."""
+    return Assignment(labels == 1, labels == 0, torch.zeros_like(labels, dtype=torch.int64))
+
+
 def fix_sample(rpn: RegionProposalNetwork, assignment: Assignment, drawn: Sample) -> None:
     """Whatever the anchors and keys are, these are the labels and the anchors that are trained."""
     rpn.assign, rpn.draw = lambda *_: assignment, lambda *_: drawn  # type: ignore[method-assign]

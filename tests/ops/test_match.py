@@ -63,11 +63,11 @@ def test_equals_the_reference(seed, batch, anchors, truths, own, limited):
 
 def test_best_iou_equals_torchvision():
     anchors, boxes, _ = scene(3, 2, 200, 4)
-    best_iou, best_gt, *_ = match(anchors, boxes, torch.ones(2, 4, dtype=torch.bool))
+    best_iou, best_truth, *_ = match(anchors, boxes, torch.ones(2, 4, dtype=torch.bool))
     for image in range(2):
         iou = box_iou(anchors, boxes[image])
         torch.testing.assert_close(best_iou[image], iou.amax(dim=1))
-        torch.testing.assert_close(iou.gather(1, best_gt[image, :, None])[:, 0], iou.amax(dim=1))
+        torch.testing.assert_close(iou.gather(1, best_truth[image, :, None])[:, 0], iou.amax(dim=1))
 
 
 def test_all_ties_of_a_ground_truth_are_best():
@@ -79,10 +79,10 @@ def test_all_ties_of_a_ground_truth_are_best():
 def test_a_ground_truth_that_touches_nothing_has_no_best_anchor():
     anchors = torch.tensor([[0.0, 0, 4, 4], [4, 0, 8, 4]])
     boxes = torch.tensor([[[0.0, 0, 4, 4], [50, 50, 53, 53]]])
-    best_iou, best_gt, is_best, _ = match(anchors, boxes, torch.ones(1, 2, dtype=torch.bool))
+    best_iou, best_truth, is_best, _ = match(anchors, boxes, torch.ones(1, 2, dtype=torch.bool))
     assert is_best.tolist() == [[True, False]]
     assert best_iou.tolist() == [[1.0, 0.0]]
-    assert best_gt.tolist() == [[0, 0]]
+    assert best_truth.tolist() == [[0, 0]]
 
 
 def test_an_anchor_that_is_not_allowed_leaves_its_place_to_the_next():

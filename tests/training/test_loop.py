@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from rcnn.errors import TrainingError
-from rcnn.training.loop import Progress, Step, backward, train_epoch, train_step
+from rcnn.training.loop import backward, train_step
 from tests.model import tiny
 from tests.training import pieces
 
@@ -68,16 +68,6 @@ def test_a_loss_that_is_not_finite_stops_before_the_step_and_says_where() -> Non
         train_step(engine, [item], 5)
     assert "image-3.png, image-4.png" in str(caught.value)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-
-
-def test_an_epoch_counts_batches_and_steps_and_sums_losses() -> None:
-    engine = pieces.engine(tiny.model(), accumulate=2)
-    progress, seen = Progress(step=4), list[tuple[int, int, Step]]()
-    items = [pieces.item(seed) for seed in range(3)]
-    train_epoch(engine, items, progress, after_step=lambda step: seen.append((progress.step, progress.place, step)))
-    assert [entry[:2] for entry in seen] == [(5, 2), (6, 3)]
-    for name, mean in progress.means().items():
-        assert mean == pytest.approx(sum(step.sums[name] for *_, step in seen) / 3)
 
 
 def test_dropout_depends_on_seed_and_step_alone() -> None:

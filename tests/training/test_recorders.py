@@ -184,6 +184,6 @@ def test_what_one_does_to_its_row_the_next_does_not_see(tmp_path: Path) -> None:
 
     kept = Keeper()
     recorders = Recorders([Greedy(), kept], print)
-    recorders.start(about(tmp_path))
-    recorders.epoch({"ap": 0.5})
+    with recorders.running(about(tmp_path)):
+        recorders.epoch({"ap": 0.5})
     assert kept.of("epoch") == [{"ap": 0.5}]

@@ -1,14 +1,20 @@
+import math
 import threading
+from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
 from rcnn.config import Settings, override
+from rcnn.data.loader import Item
 from rcnn.presets import settings_of
 from rcnn.training import session
 from rcnn.training.distributed import Team
-from rcnn.training.loop import Progress
+from rcnn.training.loop import Engine, Progress, Step, train_step
+from tests.model import tiny
+from tests.training import pieces
 
 
 @pytest.mark.parametrize(
@@ -24,25 +30,44 @@ def test_a_checkpoint_is_due_by_the_writers_clock(
     assert session.is_late(one) == late  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("pressed", [True, False])
-def test_workers_that_ctrl_c_ends_first_cost_nothing(monkeypatch: pytest.MonkeyPatch, pressed: bool) -> None:
-    def die(*_: object, **__: object) -> None:
-        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
-
-    monkeypatch.setattr(session, "train_epoch", die)
-    wanted, saved = threading.Event(), list[int]()
-    loader = SimpleNamespace(steps=9, epoch=lambda *_: iter(()))
-    one = SimpleNamespace(
-        progress=Progress(step=4, place=4),
-        settings=settings_of("mobilenet-fpn"),
-        loader=loader,
-        engine=None,
-        checkpoint=lambda: saved.append(4),
+def session_of(engine: Engine, items: Iterable[Item], progress: Progress, **fields: Any) -> Any:
+    """What `train_epoch` reads of a session, without a data set and a run folder."""
+    settings = override(Settings(), {"train": {"accumulate": engine.settings.accumulate}})
+    steps: list[dict[str, float]] = []
+    run = SimpleNamespace(recorders=SimpleNamespace(step=steps.append), stages=(None,), team=engine.team, steps=steps)
+    loader = SimpleNamespace(steps=9, epoch=lambda *_: iter(items))
+    return SimpleNamespace(
+        run=run, engine=engine, loader=loader, progress=progress, settings=settings, saved=math.inf, **fields
     )
-    if pressed:
-        wanted.set()
+
+
+def test_an_epoch_counts_batches_and_steps_and_averages_losses(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, taken, items = pieces.engine(tiny.model(), accumulate=2), list[Step](), list(map(pieces.item, range(3)))
+    monkeypatch.setattr(session, "train_step", lambda *given: taken.append(train_step(*given)) or taken[-1])
+    one = session_of(engine, items, Progress(step=4))
+    session.train_epoch(one, threading.Event())
+    assert (one.progress.step, one.progress.place) == (6, 3)
+    assert [numbers["step"] for numbers in one.run.steps] == [5, 6]
+    for name, mean in one.progress.means().items():
+        assert mean == pytest.approx(sum(step.sums[name] for step in taken) / 3)
+        assert one.run.steps[-1][f"train_{name}"] == mean
+
+
+@pytest.mark.parametrize("pressed", [True, False])
+def test_workers_that_ctrl_c_ends_first_cost_nothing(pressed: bool) -> None:
+    wanted, saved = threading.Event(), list[int]()
+
+    def items() -> Iterator[Item]:
+        if pressed:
+            wanted.set()
+        raise RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly")
+        yield
+
+    one = session_of(
+        pieces.engine(tiny.model()), items(), Progress(step=4, place=4), checkpoint=lambda: saved.append(4)
+    )
     with pytest.raises(KeyboardInterrupt if pressed else RuntimeError):
-        session._steps(one, wanted)  # type: ignore[arg-type]
+        session.train_epoch(one, wanted)
     assert saved == [4] * pressed
 
 

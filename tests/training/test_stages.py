@@ -60,6 +60,7 @@ def test_what_its_stages_say_decides_which_settings_go_with_it(monkeypatch: pyte
     with pytest.raises(SettingsError, match=r"read by train\.scheme=joint-full or fast-rcnn alone"):
         choose_settings("x", None, "tiny-fpn", ["train.proposals=x.json"], {})
     alone = [f"train.scheme={NAME}", "roi.head=none"]
+    monkeypatch.setitem(SCHEMES, NAME, (Stage(Second),))
     with pytest.raises(SettingsError, match=r"needs a second stage"):
         choose_settings("x", None, "tiny-fpn", alone, {})
     monkeypatch.setitem(SCHEMES, NAME, (Stage(Joint, needs_second=False),))

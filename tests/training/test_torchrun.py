@@ -25,20 +25,20 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, os, signal, sys
 import torch.distributed as dist
-import rcnn.training.loop as loop, rcnn.training.session as session, rcnn.training.train as training
+import rcnn.training.session as session, rcnn.training.train as training
 import rcnn.training.recorders.history as history
 
 history.plot_history = training.draw_start = training.draw_end = lambda *_: None
 dist.init_process_group("gloo")  # one for all runs: torch can't make a second one at once
 dist.init_process_group = dist.destroy_process_group = lambda *_: None
-take = loop.train_step
+take = session.train_step
 for arguments in json.loads(sys.argv[1]):
     killed = arguments.pop("killed", None)
     def step(engine, items, step, requests):
         if step == killed:
             os.kill(os.getpid(), signal.SIGKILL)
         return take(engine, items, step, requests)
-    loop.train_step = step
+    session.train_step = step
     if killed:
         session.is_late = lambda one: one.run.team.writer and one.progress.step + 2 == killed
     training.train(**arguments)

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -149,15 +148,15 @@ def killed(step: int, saved_at: int, arguments: str) -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-import rcnn.training.loop as loop, rcnn.training.session as session, rcnn.training.train as training
+import rcnn.training.session as session, rcnn.training.train as training
 import rcnn.training.recorders.history as history
 
-take = loop.train_step
+take = session.train_step
 def step(engine, items, step, requests):
     if step + 1 == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
     return take(engine, items, step, requests)
-loop.train_step = step
+session.train_step = step
 session.is_late = lambda one: one.progress.step + 1 == {saved_at}
 history.plot_history = training.draw_start = lambda *_: None
 training.train({arguments})
@@ -268,7 +267,9 @@ def test_a_folder_gives_its_whole_name_to_the_run(tmp_path: Path) -> None:
     (tmp_path / "cells.v2").mkdir()
     for path, name in (("cells.v2", "cells.v2-1"), ("cells.v2/data.yaml", "cells.v2-2"), ("val.json", "val-1")):
         settings = train_file.choose_settings(tmp_path / path, None, "mobilenet-fpn", (), {})
-        assert train_file._new_folder(Team(torch.device("cpu")), tmp_path / "runs", None, settings).path.name == name
+        assert (
+            train_file._new_folder(Team(torch.device("cpu")), tmp_path / "runs", None, settings, None).path.name == name
+        )
 
 
 @pytest.mark.parametrize(
@@ -281,6 +282,6 @@ def test_wrong_arguments_are_explained(options: dict[str, Any], said: str) -> No
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train_file, "team", lambda _: nullcontext(Team(torch.device("cpu"), 0, 3)))
+    monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(SettingsError, match=r"train.batch=2 can't be shared by 3 processes evenly"):
         train(data, overrides=OVERRIDES, **OPTIONS)

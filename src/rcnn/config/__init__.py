@@ -58,8 +58,8 @@ class Preprocess(Section):
     def _one_mean_a_channel(self) -> Self:
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, self.in_channels):
-                found, wanted = len(getattr(self, name)), self.in_channels
-                raise ValueError(f"{name} has {found} numbers for {wanted} channels; give 1 or {wanted}")
+                given, wanted = len(getattr(self, name)), self.in_channels
+                raise ValueError(f"{name} has {given} numbers for {wanted} channels; give 1 or {wanted}")
         return self
 
 
@@ -159,16 +159,9 @@ class Settings(Section):
     predict: Predict = Predict()
 
     @model_validator(mode="after")
-    def _scheme_fits(self) -> Self:
+    def _warp_samples(self) -> Self:
         if self.roi.pool == "warp" and self.roi.sampling_ratio == 0:
             raise ValueError("roi.pool=warp needs roi.sampling_ratio of 1 or more")
-        if self.train.scheme == "joint-full" and (self.roi.pool == "max" or self.roi.sampling_ratio == 0):
-            raise ValueError(
-                "train.scheme=joint-full needs features with a gradient in the boxes: roi.pool=align or warp, "
-                f"with roi.sampling_ratio of 1 or more (got {self.roi.pool} with {self.roi.sampling_ratio})"
-            )
-        if self.train.scheme == "fast-rcnn" and self.train.proposals is None:
-            raise ValueError("train.scheme=fast-rcnn needs train.proposals: a file, or selective-search")
         return self
 
     @model_validator(mode="after")

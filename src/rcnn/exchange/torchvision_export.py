@@ -175,8 +175,9 @@ def _faults(settings: Settings) -> Iterator[str]:
             found = tree[section][key]
             if found != value and not (key == "channels" and found == model.channels):
                 yield f"`{section}.{key}` is {found}, there it is {value}"
-    if settings.train.scheme == "fast-rcnn":
-        yield "`train.scheme` is fast-rcnn: its RPN is untrained, and there are no proposals from elsewhere there"
+    if settings.train.proposals is not None:
+        scheme = settings.train.scheme
+        yield f"`train.scheme` is {scheme}: its RPN is untrained, and there are no proposals from elsewhere there"
     if model.backbone not in PREFIXES:
         yield f"`model.backbone` is {model.backbone}, there it can be {', '.join(PREFIXES)}"
     elif model.neck == "fpn":

@@ -1,6 +1,6 @@
 """Which anchors and RoIs are trained, and on what: labels from overlaps, then a uniform draw by keys.
 
-B images, N candidates (anchors or RoIs), G padded ground truths, n samples.
+B images, N candidates (anchors or RoIs), G padded ground-truth boxes, n samples.
 """
 
 from typing import NamedTuple
@@ -13,15 +13,17 @@ from rcnn.model.structures import take
 
 
 class Assignment(NamedTuple):
-    """What every candidate is.
+    """What every candidate is trained as; one that is neither positive nor negative is not trained.
 
     Attributes:
-        label: (B, N) int8: 1 positive, 0 negative, -1 not trained.
-        gt: (B, N) int64, the ground truth of the highest IoU; meaningless where label != 1.
+        positive: (B, N) bool, an object.
+        negative: (B, N) bool, background.
+        truth: (B, N) int64, the ground-truth box of the highest IoU; meaningless where not positive.
     """
 
-    label: Tensor
-    gt: Tensor
+    positive: Tensor
+    negative: Tensor
+    truth: Tensor
 
 
 class Sample(NamedTuple):
@@ -65,42 +67,41 @@ def assign(candidates: Tensor, allowed: Tensor, boxes: Tensor, valid: Tensor, ig
     Args:
         candidates: (N, 4) anchors, or (B, N, 4) RoIs.
         allowed: (B, N) bool; others are not trained and do not count as anybody's best.
-        boxes: (B, G, 4) ground truths.
+        boxes: (B, G, 4) ground-truth boxes.
         valid: (B, G) bool.
         ignore: (B, G) bool.
         rule: the thresholds.
     """
-    found = ops.match(candidates, boxes, valid & ~ignore, allowed, None if rule.forget else valid & ignore)
-    positive = found.best_iou >= rule.positive
+    matches = ops.match(candidates, boxes, valid & ~ignore, allowed, None if rule.forget else valid & ignore)
+    positive = matches.best_iou >= rule.positive
     if rule.force:
-        positive = positive | found.is_best
-    negative = (found.best_iou >= rule.low) & (found.best_iou < rule.high) & ~found.covered
-    label = torch.where(positive, 1, torch.where(negative, 0, -1))
-    return Assignment(torch.where(allowed, label, -1).to(torch.int8), found.best_gt)
+        positive = positive | matches.is_best
+    negative = (matches.best_iou >= rule.low) & (matches.best_iou < rule.high) & ~matches.covered
+    return Assignment(positive & allowed, negative & ~positive & allowed, matches.best_truth)
 
 
 def sample(
-    label: Tensor, keys: Tensor, count: int, positive_fraction: float, precedence: Tensor | None = None
+    assignment: Assignment, keys: Tensor, count: int, positive_fraction: float, precedence: Tensor | None = None
 ) -> Sample:
-    """Draw at most `count` candidates an image, at most `positive_fraction` of them positive; negatives fill up.
+    """Draw at most `count` candidates per image, at most `positive_fraction` of them positive; negatives fill up.
 
     The draw is uniform if the keys are: the candidates of the largest keys are taken.
 
     Args:
-        label: (B, N) int8 in {1, 0, -1}.
+        assignment: of N candidates.
         keys: (B, N) float in [0, 1).
-        count: samples an image.
-        positive_fraction: share of positives at most.
+        count: samples per image.
+        positive_fraction: largest share of positives.
         precedence: (B, N) whole numbers >= 0; negatives of a higher one go first. None: all are equal.
     """
     most = round(count * positive_fraction)
-    positive_index, is_positive = _largest(keys, label == 1, most)
+    positive_index, is_positive = _largest(keys, assignment.positive, most)
     order = keys if precedence is None else keys + precedence
-    negative_index, is_negative = _largest(order, label == 0, count)
-    found = is_positive.sum(dim=1, keepdim=True)  # (B, 1) positives taken
-    slot = torch.arange(count, device=label.device).expand(label.shape[0], count)
-    positive = slot < found
-    negative_slot = (slot - found).clamp(min=0)
+    negative_index, is_negative = _largest(order, assignment.negative, count)
+    positives = is_positive.sum(dim=1, keepdim=True)  # (B, 1) how many were drawn
+    slot = torch.arange(count, device=keys.device).expand(keys.shape[0], count)
+    positive = slot < positives  # (B, n) positives come first
+    negative_slot = (slot - positives).clamp(min=0)
     index = take(negative_index, negative_slot)
     if most > 0:
         index = torch.where(positive, take(positive_index, slot.clamp(max=most - 1)), index)

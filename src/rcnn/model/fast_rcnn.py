@@ -1,6 +1,6 @@
 """Fast R-CNN: features of RoIs, their classes and refined boxes, its losses and final boxes.
 
-B images, P proposals, G padded ground truths, R RoIs, K classes, C channels, S cells a side, D detections.
+B images, P proposals, G padded ground-truth boxes, R RoIs, K classes, C channels, S cells per side, D detections.
 Background is the last column of the logits, in this file alone.
 """
 
@@ -58,7 +58,7 @@ class ConvFCHead(nn.Module):
 
     Args:
         channels: of the RoI features.
-        size: cells a side of these.
+        size: cells per side of these.
         width: channels of the convolutions.
         settings: `convs`, `head_norm` (a batch norm behind every convolution, which then has no bias), `hidden`,
             `dropout`.
@@ -118,12 +118,12 @@ class SampledRoIs(NamedTuple):
     Attributes:
         rois: (B, R, 4), zeros where not valid.
         drawn: indices into the proposals with the ground truths after them; which are valid, which positive.
-        gt: (B, R) int64, the ground truth that each was matched to.
+        truth: (B, R) int64, the ground-truth box that each was matched to.
     """
 
     rois: Tensor
     drawn: Sample
-    gt: Tensor
+    truth: Tensor
 
 
 class FastRCNN(nn.Module):
@@ -171,38 +171,38 @@ class FastRCNN(nn.Module):
         )
 
     def sample(self, levels: Sequence[Tensor], proposals: Proposals, targets: Targets, keys: Tensor) -> SampledRoIs:
-        """Ground truths join the proposals; all are labelled and some are drawn to be trained.
+        """Ground-truth boxes join the proposals; all are labelled and some are drawn to be trained.
 
         With `roi.sampler=ohem` the draw is of those of the highest loss: of all it is computed, without gradient.
 
         Args:
             levels: feature maps.
             proposals: constants to this stage.
-            targets: ground truths.
+            targets: the ground truth.
             keys: (B, >= P + G) uniform numbers that decide which RoIs are sampled.
         """
         s = self.settings
-        gt_boxes, real = targets.boxes.to(proposals.boxes.dtype), targets.valid & ~targets.ignore
-        boxes = torch.cat((proposals.boxes.detach(), gt_boxes), dim=1)  # (B, P + G, 4)
+        truth_boxes, real = targets.boxes.to(proposals.boxes.dtype), targets.valid & ~targets.ignore
+        boxes = torch.cat((proposals.boxes.detach(), truth_boxes), dim=1)  # (B, P + G, 4)
         allowed = torch.cat((proposals.valid, real), dim=1)
         rule = Rule(s.positive_iou, *s.negative_iou, force=False, forget=s.ignore == "drop")
-        assignment = assign(boxes, allowed, gt_boxes, targets.valid, targets.ignore, rule)
+        assignment = assign(boxes, allowed, truth_boxes, targets.valid, targets.ignore, rule)
         if s.sampler == "ohem":
             drawn = self._hardest(levels, boxes, assignment, targets)
         else:
-            drawn = sample(assignment.label, keys[:, : boxes.shape[1]], s.samples, s.positive_fraction)
+            drawn = sample(assignment, keys[:, : boxes.shape[1]], s.samples, s.positive_fraction)
         rois = take(boxes, drawn.indices).masked_fill(~drawn.valid[..., None], 0.0)
-        return SampledRoIs(rois, drawn, take(assignment.gt, drawn.indices))
+        return SampledRoIs(rois, drawn, take(assignment.truth, drawn.indices))
 
     @torch.no_grad()
     def _hardest(self, levels: Sequence[Tensor], boxes: Tensor, assignment: Assignment, targets: Targets) -> Sample:
         """The RoIs of the highest loss among all boxes (B, R, 4) (OHEM, arXiv 1604.03540)."""
         s = self.settings
         everyone = torch.arange(boxes.shape[1], device=boxes.device).expand(boxes.shape[0], -1)
-        every = Sample(everyone, assignment.label >= 0, assignment.label == 1)
+        every = Sample(everyone, assignment.positive | assignment.negative, assignment.positive)
         rois = boxes.masked_fill(~every.valid[..., None], 0.0)
-        classification, box = self.roi_losses(self(levels, rois), rois, every, assignment.gt, targets)
-        classes = torch.where(every.positive, take(targets.labels, assignment.gt), self.classes)
+        classification, box = self.roi_losses(self(levels, rois), rois, every, assignment.truth, targets)
+        classes = torch.where(every.positive, take(targets.labels, assignment.truth), self.classes)
         return hardest_rois(rois, assignment, classes, classification + s.box_weight * box, s.sampler_nms, s.samples)
 
     def loss(
@@ -219,29 +219,29 @@ class FastRCNN(nn.Module):
         Args:
             levels: feature maps.
             sampled: of `sample`.
-            targets: ground truths.
+            targets: the ground truth.
             rois: (B, R, 4) the sampled RoIs with a gradient of their own. None: they are constants.
             target_gradient: the targets of the boxes, which are seen from the RoIs, pass that gradient on too.
         """
         rois = sampled.rois if rois is None else rois
         seen_from = rois if target_gradient else sampled.rois
-        classification, box = self.roi_losses(self(levels, rois), seen_from, sampled.drawn, sampled.gt, targets)
+        classification, box = self.roi_losses(self(levels, rois), seen_from, sampled.drawn, sampled.truth, targets)
         count = sampled.drawn.valid.sum()
         return {"roi_class": (classification.sum(), count), "roi_box": (self.settings.box_weight * box.sum(), count)}
 
     def roi_losses(
-        self, out: RoIOutput, rois: Tensor, drawn: Sample, gt: Tensor, targets: Targets
+        self, out: RoIOutput, rois: Tensor, drawn: Sample, truth: Tensor, targets: Targets
     ) -> tuple[Tensor, Tensor]:
         """Class and box loss (B, R) of every RoI, 0 where not valid or not positive."""
         s = self.settings
         positive = drawn.positive[..., None]
-        label = take(targets.labels, gt)
-        classification = class_loss(out.logits.masked_fill(~drawn.valid[..., None], 0.0), drawn.positive, label)
-        row = torch.zeros_like(label) if s.class_agnostic else torch.where(drawn.positive, label, 0)
-        deltas = out.deltas.take_along_dim(row[..., None, None], dim=2).squeeze(2)
+        classes = take(targets.labels, truth)  # (B, R)
+        classification = class_loss(out.logits.masked_fill(~drawn.valid[..., None], 0.0), drawn.positive, classes)
+        row = torch.zeros_like(classes) if s.class_agnostic else torch.where(drawn.positive, classes, 0)
+        deltas = out.deltas.take_along_dim(row[..., None, None], dim=2).squeeze(2)  # (B, R, 4) those of its class
         # A RoI that does not count becomes a unit box that is its own target: nothing to divide by zero.
         unit = rois.new_tensor((0.0, 0.0, 1.0, 1.0))
-        wanted = take(targets.boxes.to(rois.dtype), gt)
+        wanted = take(targets.boxes.to(rois.dtype), truth)
         box = box_loss(
             torch.where(positive, deltas, 0.0),
             torch.where(positive, wanted, unit),
@@ -298,12 +298,12 @@ def final_boxes(boxes: Tensor, probability: Tensor, valid: Tensor, finite: Tenso
     sides = boxes[..., 2:] - boxes[..., :2]
     big = ((sides > 0) & (sides >= settings.min_size)).all(dim=-1)
     eligible = valid.repeat_interleave(classes, dim=1) & (scores > settings.score) & big
-    kept, found = ops.nms(boxes, scores, groups, eligible, settings.nms, settings.detections)
+    kept, valid = ops.nms(boxes, scores, groups, eligible, settings.nms, settings.detections)
     return Detections(
-        boxes=take(boxes, kept).masked_fill(~found[..., None], 0.0),
-        scores=take(scores, kept).masked_fill(~found, 0.0),
-        labels=take(groups, kept) * found,
-        valid=found,
+        boxes=take(boxes, kept).masked_fill(~valid[..., None], 0.0),
+        scores=take(scores, kept).masked_fill(~valid, 0.0),
+        labels=take(groups, kept) * valid,
+        valid=valid,
         proposal=kept // classes,
         finite=finite,
     )

@@ -18,16 +18,16 @@ from rcnn.model.assign import Assignment, Sample
 from rcnn.model.structures import Targets, take
 
 
-def overlapping(anchors: Tensor, labels: Assignment, targets: Targets, least: float) -> Tensor:
+def overlapping(anchors: Tensor, assignment: Assignment, targets: Targets, least: float) -> Tensor:
     """Precedence 1 for anchors (A, 4) whose best object they overlap with an IoU of at least `least`."""
     real = targets.valid & ~targets.ignore
-    iou = box_ops.iou(anchors, take(targets.boxes.to(anchors.dtype), labels.gt)) * take(real, labels.gt)
-    return (iou >= least).double()
+    iou = box_ops.iou(anchors, take(targets.boxes.to(anchors.dtype), assignment.truth))  # (B, A)
+    return (iou * take(real, assignment.truth) >= least).double()
 
 
-def textured(texture: Tensor, labels: Assignment, share: float) -> Tensor:
+def textured(texture: Tensor, assignment: Assignment, share: float) -> Tensor:
     """Precedence 0 for the `share` of an image's negatives with the lowest `texture` (B, A), 1 for the others."""
-    negative = labels.label == 0
+    negative = assignment.negative
     ascending = texture.masked_fill(~negative, torch.inf).sort(dim=1).values
     rank = (negative.sum(dim=1, keepdim=True) * share).long().clamp(max=texture.shape[1] - 1)
     return (texture >= ascending.gather(1, rank)).double()
@@ -46,18 +46,18 @@ def texture(levels: Sequence[Tensor], cells: Sequence[Tensor], strides: Sequence
         (B, A), levels one after another, the anchor fastest. A cell is in an anchor if its middle is, and the cell that
         the anchor belongs to always is; what of an anchor lies outside the map does not count.
     """
-    found = []
+    textures = []
     for level, anchors, stride in zip(levels, cells, strides, strict=True):
         x = level.detach().float()
-        both = torch.cat((x, x.square().mean(dim=1, keepdim=True)), dim=1)
+        both = torch.cat((x, x.square().mean(dim=1, keepdim=True)), dim=1)  # (B, C + 1, H, W), the last the mean square
         variances = []
         for right, bottom in (anchors[:, 2:] / stride).to(x.device).unbind():
-            rows = _window(x.shape[2], bottom, settings.offset).to(x)
-            columns = _window(x.shape[3], right, settings.offset).to(x)
-            mean = rows @ both @ columns.mT
-            variances.append(mean[:, -1] - mean[:, :-1].square().mean(dim=1))
-        found.append(torch.stack(variances, dim=-1).flatten(1))
-    return torch.cat(found, dim=1).clamp(min=0).sqrt()
+            rows = _window(x.shape[2], bottom, settings.offset).to(x)  # (H, H)
+            columns = _window(x.shape[3], right, settings.offset).to(x)  # (W, W)
+            mean = rows @ both @ columns.mT  # (B, C + 1, H, W) over the cells of the anchor at each cell
+            variances.append(mean[:, -1] - mean[:, :-1].square().mean(dim=1))  # (B, H, W)
+        textures.append(torch.stack(variances, dim=-1).flatten(1))  # (B, A_l)
+    return torch.cat(textures, dim=1).clamp(min=0).sqrt()
 
 
 def _window(cells: int, half: Tensor, offset: float) -> Tensor:
@@ -67,20 +67,20 @@ def _window(cells: int, half: Tensor, offset: float) -> Tensor:
     return inside / inside.sum(dim=1, keepdim=True)
 
 
-def hardest_apart(anchors: Tensor, labels: Assignment, loss: Tensor, iou: float, count: int) -> Tensor:
+def hardest_apart(anchors: Tensor, assignment: Assignment, loss: Tensor, iou: float, count: int) -> Tensor:
     """Precedence of the `count` negatives of the highest `loss` (B, A), each after suppression by those before it."""
     batch, number = loss.shape
-    boxes, groups = anchors.expand(batch, -1, -1), torch.zeros_like(labels.gt)
-    kept, valid = ops.nms(boxes, loss, groups, labels.label == 0, iou, count)
+    boxes, groups = anchors.expand(batch, -1, -1), torch.zeros_like(assignment.truth)
+    kept, valid = ops.nms(boxes, loss, groups, assignment.negative, iou, count)
     order = torch.arange(count, 0, -1, device=loss.device, dtype=torch.float64).expand(batch, -1)
     # Where fewer survive, the rest of the indices point to anchor 0: the largest number given to one counts.
     return order.new_zeros(batch, number).scatter_reduce(1, kept, order * valid, "amax")
 
 
-def hardest_rois(rois: Tensor, labels: Assignment, classes: Tensor, loss: Tensor, iou: float, count: int) -> Sample:
+def hardest_rois(rois: Tensor, assignment: Assignment, classes: Tensor, loss: Tensor, iou: float, count: int) -> Sample:
     """The at most `count` RoIs (B, R, 4) of the highest `loss` (B, R), whatever their label, the hardest first.
 
     A RoI goes where a harder one of its own class (B, R), or of background, overlaps it by more than `iou`.
     """
-    kept, valid = ops.nms(rois, loss, classes, labels.label >= 0, iou, count)
-    return Sample(kept, valid, take(labels.label == 1, kept) & valid)
+    kept, valid = ops.nms(rois, loss, classes, assignment.positive | assignment.negative, iou, count)
+    return Sample(kept, valid, take(assignment.positive, kept) & valid)

@@ -166,10 +166,10 @@ class RegionProposalNetwork(nn.Module):
         self, out: RPNOutput, assignment: Assignment, targets: Targets, keys: Tensor, levels: Sequence[Tensor] = ()
     ) -> Sample:
         """The anchors that are trained; `rpn.negatives` says which negatives go first. Arguments as of `loss`."""
-        s, label, anchors = self.settings, assignment.label, torch.cat(out.anchors)
+        s, anchors = self.settings, torch.cat(out.anchors)
         if self.meaning.of_every_anchor:
-            everyone = torch.arange(label.shape[1], device=label.device).expand_as(label)
-            return Sample(everyone, label >= 0, label == 1)
+            everyone = torch.arange(len(anchors), device=anchors.device).expand_as(assignment.truth)
+            return Sample(everyone, assignment.positive | assignment.negative, assignment.positive)
         first = None
         if s.negatives == "overlap":
             first = mining.overlapping(anchors, assignment, targets, s.negatives_iou)
@@ -179,7 +179,7 @@ class RegionProposalNetwork(nn.Module):
         elif s.negatives == "hard":  # a negative's loss grows with its score
             scores = self.scores(torch.cat(out.logits, dim=1))
             first = mining.hardest_apart(anchors, assignment, scores, s.negatives_nms, s.samples)
-        return sample(label, keys[:, : label.shape[1]], s.samples, s.positive_fraction, first)
+        return sample(assignment, keys[:, : len(anchors)], s.samples, s.positive_fraction, first)
 
     def at(self, out: RPNOutput, index: Tensor, again: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Logits (B, n[, k]) and deltas (B, n, 4) of (B, n) anchors of all levels, with their gradient.
@@ -207,7 +207,7 @@ class RegionProposalNetwork(nn.Module):
 
         Args:
             out: of `forward`.
-            targets: ground truths.
+            targets: the ground truth.
             sizes: (B, 2) height and width of each unpadded image.
             keys: (B, >= A) uniform numbers that decide which anchors are sampled.
             levels: the feature maps; read with `rpn.negatives=texture` and with `again`.
@@ -217,7 +217,7 @@ class RegionProposalNetwork(nn.Module):
         assignment = self.assign(anchors, targets, sizes)
         drawn = self.draw(out, assignment, targets, keys, levels)
         logits, deltas = self.at(out, drawn.indices, levels if again else None)  # (B, n[, k]), (B, n, 4)
-        anchor, object_index = anchors[drawn.indices], take(assignment.gt, drawn.indices)
+        anchor, object_index = anchors[drawn.indices], take(assignment.truth, drawn.indices)
         matched = take(targets.boxes.to(anchor.dtype), object_index)
         # L_cls. A row that does not count gets logit 0 and its anchor as its box: finite losses of finite gradients.
         logits = logits.masked_fill(~drawn.valid.view(*drawn.valid.shape, *(1,) * (logits.dim() - 2)), 0.0)

@@ -21,13 +21,13 @@ class Matches(NamedTuple):
 
     Attributes:
         best_iou: (B, A), 0 where no ground truth is valid.
-        best_gt: (B, A) int64, ties to the lower index, 0 where best_iou is 0.
+        best_truth: (B, A) int64, ties to the lower index, 0 where best_iou is 0.
         is_best: (B, A) bool, a best anchor of some ground truth.
         covered: (B, A) bool, at least half of the anchor's own area lies inside one ignored box.
     """
 
     best_iou: Tensor
-    best_gt: Tensor
+    best_truth: Tensor
     is_best: Tensor
     covered: Tensor
 
@@ -61,13 +61,13 @@ def match_reference(
     own = (anchors[..., 2:] - anchors[..., :2]).prod(-1)
     union = own + (boxes[..., 2:] - boxes[..., :2]).prod(-1) - overlap
     iou = torch.where((overlap > 0) & valid[:, None], overlap / union, 0.0)
-    best_iou, best_gt = iou.max(dim=2)
+    best_iou, best_truth = iou.max(dim=2)
     may_win = iou if allowed is None else torch.where(allowed[:, :, None], iou, 0.0)
     top = may_win.amax(dim=1, keepdim=True) if anchors.shape[1] else may_win.new_zeros(len(boxes), 1, boxes.shape[2])
     is_best = ((may_win >= top - TIE) & (may_win > 0)).any(dim=2)
     inside = (overlap >= own / 2) & (overlap > 0)
     covered = torch.zeros_like(is_best) if ignore is None else (inside & ignore[:, None]).any(dim=2)
-    return Matches(best_iou, best_gt, is_best, covered)
+    return Matches(best_iou, best_truth, is_best, covered)
 
 
 @torch.library.custom_op("rcnn::match", mutates_args=())
@@ -76,11 +76,11 @@ def _match(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, count = boxes.shape[0], anchors.shape[-2]
     best_iou = boxes.new_zeros(batch, count, dtype=torch.promote_types(boxes.dtype, torch.float32))
-    best_gt = torch.zeros_like(best_iou, dtype=torch.int64)
+    best_truth = torch.zeros_like(best_iou, dtype=torch.int64)
     is_best = torch.zeros_like(best_iou, dtype=torch.bool)
     top = best_iou.new_zeros(batch, boxes.shape[1], 1)
     for part, iou in _iou_blocks(anchors, boxes, valid):
-        torch.max(iou, dim=1, out=(best_iou[:, part], best_gt[:, part]))
+        torch.max(iou, dim=1, out=(best_iou[:, part], best_truth[:, part]))
         if allowed is not None:
             iou *= allowed[:, None, part]
         top = torch.maximum(top, iou.amax(dim=2, keepdim=True))
@@ -89,7 +89,7 @@ def _match(
         is_best[:, part] = (iou >= least).any(dim=1)
     if allowed is not None:
         is_best &= allowed
-    return best_iou, best_gt, is_best, _covered(anchors, boxes, ignore, is_best)
+    return best_iou, best_truth, is_best, _covered(anchors, boxes, ignore, is_best)
 
 
 @_match.register_fake

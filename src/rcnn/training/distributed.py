@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from rcnn.detector import choose_device
+from rcnn.errors import SettingsError
 
 Thing = TypeVar("Thing")
 
@@ -105,12 +106,18 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def team(device: str) -> Iterator[Team]:
-    """The processes that `torchrun` started (it sets RANK, WORLD_SIZE, LOCAL_RANK), or this one alone."""
-    chosen = pick_device(device)
+def team(device: str, batch: int = 0) -> Iterator[Team]:
+    """The processes that `torchrun` started (it sets RANK, WORLD_SIZE, LOCAL_RANK), or this one alone.
+
+    Raises:
+        SettingsError: there is no such device, or a step's `batch` can't be shared evenly.
+    """
+    chosen, world = pick_device(device), int(os.environ.get("WORLD_SIZE", "1"))
+    if batch % world:
+        raise SettingsError(f"train.batch={batch} can't be shared by {world} processes evenly")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if world == 1:
         yield Team(chosen)
         return
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")

@@ -1,4 +1,4 @@
-"""One step and one epoch.
+"""One optimiser step.
 
 Losses come as (sum, count). Counts are summed over the processes before the division, so that n processes with a batch
 of b do what one does with n * b. Accumulated batches are divided each by its own counts and then averaged: when the
@@ -6,10 +6,9 @@ first one's gradients are computed, the counts of the next are not known yet.
 """
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -86,25 +85,6 @@ class Step(NamedTuple):
     requests: tuple[float, ...]
 
 
-class _Reading:
-    """Numbers on their way from the device.
-
-    Sent after the forward pass and read once the backward pass is queued, so that every step's loss is checked and a
-    GPU never waits for it.
-    """
-
-    def __init__(self, values: Tensor) -> None:
-        self._values = values.to("cpu", non_blocking=True)
-        self._event = torch.cuda.Event() if values.is_cuda else None
-        if self._event:
-            self._event.record()
-
-    def read(self) -> list[float]:
-        if self._event:
-            self._event.synchronize()
-        return self._values.tolist()
-
-
 def train_step(engine: Engine, items: list[Item], step: int, requests: tuple[bool, ...] = ()) -> Step:
     """Gradients of some batches, then one update of the weights and of their average.
 
@@ -152,10 +132,14 @@ def backward(
     shared = engine.team.sum(shared)
     all_sums, all_counts, asked = shared.split((len(sums), len(sums), len(requests)))
     divisors = torch.where(all_counts > 0, all_counts, 1.0)
-    reading = _Reading(torch.cat((all_sums / divisors, asked)))
+    # Copied before the backward pass is queued and read after that: every loss is checked and no GPU waits for it.
+    values_copy = torch.cat((all_sums / divisors, asked)).to("cpu", non_blocking=True)
+    copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
     # DDP averages gradients over processes where their sum is wanted, hence `world`.
     ((sums / divisors.to(sums)).sum() * engine.team.world / batches).backward()
-    values = reading.read()
+    if copied:
+        copied.synchronize()
+    values = values_copy.tolist()
     return dict(zip(losses, values, strict=False)), tuple(values[len(sums) :])
 
 
@@ -187,37 +171,3 @@ def _add(sums: dict[str, float], losses: dict[str, float], engine: Engine, item:
         )
     for name, value in losses.items():
         sums[name] = sums.get(name, 0.0) + value
-
-
-def train_epoch(
-    engine: Engine,
-    items: Iterable[Item],
-    progress: Progress,
-    *,
-    ask: Callable[[], tuple[bool, ...]] = tuple,
-    after_step: Callable[[Step], None] = lambda step: None,
-) -> None:
-    """All steps of an epoch, or what is left of it.
-
-    Args:
-        engine: what is trained.
-        items: the epoch's batches from `progress.place` on.
-        progress: moved on with every step, before `after_step` is called.
-        ask: requests of this process, see `train_step`.
-        after_step: called after each step, to show, save or stop.
-    """
-    engine.model.train()
-    for part in engine.fixed:
-        part.eval()
-    for group in _groups(iter(items), engine.settings.accumulate):
-        step = train_step(engine, group, progress.step, ask())
-        progress.step += 1
-        progress.place += len(group)
-        progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in step.sums.items()}
-        after_step(step)
-
-
-def _groups(items: Iterator[Item], size: int) -> Iterator[list[Item]]:
-    """Lists of `size` items, the last one shorter."""
-    while group := list(islice(items, size)):
-        yield group

@@ -37,16 +37,17 @@ def draw_end(folder: Path, dataset: Dataset, metrics: Metrics, settings: Setting
     plot_proposal_recall(metrics.proposals, folder / "proposals.png")
     left, right = [], []
     for index in np.linspace(0, len(dataset) - 1, min(COMPARED, len(dataset))).round().astype(int):
-        record, found = dataset.records[index], predictions[index]
+        record, prediction = dataset.records[index], predictions[index]
         image = read_image(
             record.path,
             white=settings.data.white,
             max_pixels=settings.data.max_pixels,
             in_channels=settings.preprocess.in_channels,
         )
-        kept = found.scores >= score
+        kept = prediction.scores >= score
         left.append(Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore))
-        right.append(Tile(image, found.boxes[kept], found.labels[kept], record.name, found.scores[kept]))
+        boxes, scores, labels = (column[kept] for column in prediction)
+        right.append(Tile(image, boxes, labels, record.name, scores))
     compare(left, right, names, folder / "val.jpg")
 
 

@@ -45,12 +45,12 @@ def write_proposals(
         rank=team.rank,
         world=team.world,
     )
-    found: dict[int, Given] = {}
+    own: dict[int, Given] = {}
     for step, item in enumerate(loader.epoch(0)):
         results = detector.region_proposals(item.batch)
-        found |= {i: Given(r.boxes, r.scores) for i, r in zip(item.index.tolist(), results, strict=True) if i != FILLER}
+        own |= {i: Given(r.boxes, r.scores) for i, r in zip(item.index.tolist(), results, strict=True) if i != FILLER}
         say(f"proposals: batch {step + 1} of {loader.steps}")
-    every = {index: given for part in team.gather(found) for index, given in part.items()}
+    every = {index: given for part in team.gather(own) for index, given in part.items()}
     if team.writer:
         save_proposals(path, [every[index] for index in range(len(dataset))])
     team.gather(None)  # the file is there before anyone reads it
@@ -85,17 +85,8 @@ def shared_proposals(
     if source in SEARCHES and team.world > 1:
         share = replace(dataset, records=dataset.records[team.rank :: team.world])
         open_proposals(source, share, settings, progress)
-        team.gather(None)  # what was found is on the disk
+        team.gather(None)  # the results are on the disk
     return open_proposals(source, dataset, settings, progress)
-
-
-def keep_external(paths: Sequence[Path], given: Sequence[Sequence[Given]] | None, team: Team) -> None:
-    """Write what `external_proposals` gave, if anything, to the files of both lists."""
-    if given is not None and team.writer:
-        for path, found in zip(paths, given, strict=True):
-            path.parent.mkdir(exist_ok=True)
-            save_proposals(path, found)
-    team.gather(None)  # the files are there before anyone reads them
 
 
 def external_proposals(
@@ -118,10 +109,10 @@ def external_proposals(
                 status.update(f"searched {done:,} of {images:,} images")
 
             given = shared_proposals(source, dataset, settings, team, tell)
-    found = {record.path: proposals for record, proposals in zip(dataset.records, given, strict=True)}
+    of_image = {record.path: proposals for record, proposals in zip(dataset.records, given, strict=True)}
     counts = (settings.rpn.post_train, settings.rpn.post_test)
     return [
-        [Given(*(part[:count] for part in found[record.path])) for record in split.records]
+        [Given(*(part[:count] for part in of_image[record.path])) for record in split.records]
         for split, count in zip(splits, counts, strict=True)
     ]
 

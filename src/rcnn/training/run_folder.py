@@ -39,10 +39,26 @@ class RunFolder:
 
     Attributes:
         path: the folder.
+        config: the settings.
+        weights: folder of best.safetensors and last.safetensors.
+        checkpoints: folder of the training states.
+        plots: folder of the pictures.
+        proposals: folder of the proposals from elsewhere.
+        metrics: one row per epoch, as lines of JSON.
+        table: the same rows as a table.
+        history: the same rows as a picture.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self.config = self.path / "config.yaml"
+        self.weights = self.path / "weights"
+        self.checkpoints = self.path / "checkpoints"
+        self.plots = self.path / "plots"
+        self.proposals = self.path / "proposals"
+        self.metrics = self.path / "metrics.jsonl"
+        self.table = self.path / "results.csv"
+        self.history = self.plots / "history.png"
 
     @classmethod
     def create(cls, parent: Path, name: str) -> "RunFolder":
@@ -59,26 +75,6 @@ class RunFolder:
                 part.mkdir()
             return folder
         raise AssertionError("unreachable: count() never ends")
-
-    @property
-    def config(self) -> Path:
-        """The settings."""
-        return self.path / "config.yaml"
-
-    @property
-    def weights(self) -> Path:
-        """Folder of best.safetensors and last.safetensors."""
-        return self.path / "weights"
-
-    @property
-    def checkpoints(self) -> Path:
-        """Folder of the training states."""
-        return self.path / "checkpoints"
-
-    @property
-    def plots(self) -> Path:
-        """Folder of the pictures."""
-        return self.path / "plots"
 
     def describe(self, settings: Settings, train: Dataset, val: Dataset) -> None:
         """Write what is run, on what, where."""
@@ -111,29 +107,9 @@ class RunFolder:
         with (self.path / "log.txt").open("a", encoding="utf-8") as file:
             file.write(text.rstrip() + "\n")
 
-    @property
-    def proposals(self) -> Path:
-        """Folder of the proposals from elsewhere."""
-        return self.path / "proposals"
-
     def stage(self, number: int) -> Path:
         """Folder of the weights and proposals of a stage, 1, 2, ...."""
         return self.path / "stages" / str(number)
-
-    @property
-    def metrics(self) -> Path:
-        """One row an epoch, as lines of JSON."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def table(self) -> Path:
-        """The same rows as a table."""
-        return self.path / "results.csv"
-
-    @property
-    def history(self) -> Path:
-        """The same rows as a picture."""
-        return self.plots / "history.png"
 
     def rows(self) -> list[dict[str, Any]]:
         """The epochs so far, as metrics.jsonl has them."""

@@ -7,6 +7,7 @@ a loss of its own, and its name in the settings (`train.scheme`).
 from torch import Tensor, nn
 
 from rcnn.config import Settings
+from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Keys, Proposals, Targets
 from rcnn.training.stages import GIVEN, RECALL, Stage
@@ -87,3 +88,25 @@ def stages_of(settings: Settings) -> tuple[Stage, ...]:
 def takes_proposals(scheme: str) -> bool:
     """Is any stage of a scheme trained on `train.proposals`?"""
     return any(stage.proposals == GIVEN for stage in SCHEMES[scheme])
+
+
+def check(settings: Settings) -> None:
+    """See that a run's scheme can train what its settings describe.
+
+    Raises:
+        SettingsError: it can't, and what to change.
+    """
+    scheme, proposals, roi = settings.train.scheme, settings.train.proposals, settings.roi
+    if proposals is None and takes_proposals(scheme):
+        raise SettingsError(f"train.scheme={scheme} needs train.proposals: a file, or selective-search")
+    if proposals is not None and not takes_proposals(scheme):
+        readers = " or ".join(name for name in SCHEMES if takes_proposals(name))
+        raise SettingsError(f"train.proposals={proposals} is read by train.scheme={readers} alone (got {scheme})")
+    if roi.head == "none" and any(stage.needs_second for stage in stages_of(settings)):
+        raise SettingsError(f"train.scheme={scheme} needs a second stage, and roi.head=none has none")
+    boxes_learn = any(issubclass(stage.loss, JointFull) for stage in stages_of(settings))
+    if boxes_learn and (roi.pool == "max" or roi.sampling_ratio == 0):
+        raise SettingsError(
+            f"train.scheme={scheme} needs features with a gradient in the boxes: roi.pool=align or warp, "
+            f"with roi.sampling_ratio of 1 or more (got {roi.pool} with {roi.sampling_ratio})"
+        )

@@ -6,6 +6,7 @@ import time
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from rcnn.training import checkpoint
 from rcnn.training.distributed import Team
 from rcnn.training.ending import patient
 from rcnn.training.log import Log, memory_gb
-from rcnn.training.loop import Engine, Progress, Step, train_epoch
+from rcnn.training.loop import Engine, Progress, train_step
 from rcnn.training.optim import learning_rate
 from rcnn.training.recorders import Recorders
 from rcnn.training.run_folder import RunFolder
@@ -99,7 +100,7 @@ def run_epochs(session: Session) -> None:
     while not finished(progress, session.settings):
         began, before = time.monotonic(), progress.place
         with patient() as wanted:
-            _steps(session, wanted)
+            train_epoch(session, wanted)
         seconds = time.monotonic() - began
         images = (progress.place - before) * settings.batch
         progress.seconds += seconds
@@ -124,27 +125,29 @@ def is_late(session: Session) -> bool:
     return session.run.team.writer and minutes > session.settings.train.checkpoint_minutes
 
 
-def _steps(session: Session, wanted: threading.Event) -> None:
-    """The rest of an epoch, with checkpoints on time and at Ctrl-C."""
-    progress, settings = session.progress, session.settings.train
+def train_epoch(session: Session, wanted: threading.Event) -> None:
+    """The rest of an epoch, with checkpoints on time and where `wanted` (Ctrl-C) is set."""
+    engine, progress, settings = session.engine, session.progress, session.settings.train
     began, before = time.monotonic(), progress.place
-
-    def ask() -> tuple[bool, bool]:
-        return is_late(session), wanted.is_set()
-
-    def after_step(step: Step) -> None:
-        pace = (progress.place - before) * settings.batch / (time.monotonic() - began)
-        session.run.recorders.step({**_numbers(session, step.lr), "images_per_second": pace, "memory_gb": memory_gb()})
-        if step.requests[CHECKPOINT] or step.requests[INTERRUPT]:
-            session.checkpoint()
-        if step.requests[INTERRUPT]:
-            raise KeyboardInterrupt
-
     if progress.place == session.loader.steps:
         return  # the checkpoint was made between the last step and validation
+    engine.model.train()
+    for part in engine.fixed:
+        part.eval()
     items = session.loader.epoch(progress.epoch, progress.place)
     try:
-        train_epoch(session.engine, items, progress, ask=ask, after_step=after_step)
+        while group := list(islice(items, settings.accumulate)):
+            step = train_step(engine, group, progress.step, (is_late(session), wanted.is_set()))
+            progress.step += 1
+            progress.place += len(group)
+            progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in step.sums.items()}
+            pace = (progress.place - before) * settings.batch / (time.monotonic() - began)
+            numbers = _numbers(session, step.lr)
+            session.run.recorders.step({**numbers, "images_per_second": pace, "memory_gb": memory_gb()})
+            if step.requests[CHECKPOINT] or step.requests[INTERRUPT]:
+                session.checkpoint()
+            if step.requests[INTERRUPT]:
+                raise KeyboardInterrupt
     except RuntimeError as error:
         if wanted.is_set() and not isinstance(error, TrainingError):
             # Ctrl-C reaches the loader's workers too, and may end them first: the last step is whole all the same.

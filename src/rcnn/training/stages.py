@@ -142,7 +142,7 @@ def stage_proposals(
     """
     if stage.proposals is None:
         return None, None
-    rpn, found = settings.rpn, []
+    rpn, sets = settings.rpn, list[ProposalSet]()
     source = folder.proposals if stage.proposals == GIVEN else folder.stage(stage.proposals)
     limits = ((rpn.pre_train, rpn.post_train), (rpn.pre_test, rpn.post_test))
     needed = 1 if stage.own_rpn else 2  # an RPN of its own proposes for the images of validation
@@ -150,8 +150,8 @@ def stage_proposals(
         if stage.proposals != GIVEN and not any(team.gather(path.exists())):
             proposer = Detector.load(source / "best.safetensors", team.device)
             write_proposals(path, proposer, dataset, team, counts, say)
-        found.append(ProposalSet(load_proposals(path), counts[1]))
-    return found[0], None if stage.own_rpn else found[1]
+        sets.append(ProposalSet(load_proposals(path), counts[1]))
+    return sets[0], None if stage.own_rpn else sets[1]
 
 
 def proposal_files(folder: Path) -> list[Path]:

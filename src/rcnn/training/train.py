@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rich.console import Console
 from rcnn.config import Settings, dump, override, read
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import open_splits
+from rcnn.data.given import Given
 from rcnn.data.loader import Loader
 from rcnn.data.selective_search import SEARCHES
 from rcnn.detector import Detector
@@ -28,14 +30,14 @@ from rcnn.training.log import Log, duration
 from rcnn.training.loop import Engine, Progress
 from rcnn.training.optim import build_optimizer
 from rcnn.training.pictures import draw_end, draw_start
-from rcnn.training.proposals import external_proposals, keep_external
-from rcnn.training.recorders import About, Recorder, Recorders, Row
+from rcnn.training.proposals import external_proposals, save_proposals
+from rcnn.training.recorders import About, Recorder, Recorders
 from rcnn.training.recorders.console import SCORES, ConsoleTable
 from rcnn.training.recorders.csv_table import CsvTable
 from rcnn.training.recorders.history import History
 from rcnn.training.recorders.json_lines import JsonLines
 from rcnn.training.run_folder import RunFolder
-from rcnn.training.schemes import SCHEMES, stages_of, takes_proposals
+from rcnn.training.schemes import check, stages_of
 from rcnn.training.session import Context, Session, known, run_epochs, validate
 from rcnn.training.stages import AP, RECALL, hold, proposal_files, stage_proposals, stage_start
 
@@ -109,9 +111,7 @@ def train(
     """
     resumed = RunFolder(resume) if resume is not None else None
     settings = _settings_of_run(resumed) if resumed else choose_settings(data, config, model, overrides, options)
-    with team(settings.train.device) as crew:
-        if settings.train.batch % crew.world:
-            raise SettingsError(f"train.batch={settings.train.batch} can't be shared by {crew.world} processes evenly")
+    with team(settings.train.device, settings.train.batch) as crew:
         console = Console() if crew.writer and not quiet else None
         train_set, val_set = _read_splits(settings, console)
         torch.manual_seed(settings.train.seed)
@@ -120,14 +120,20 @@ def train(
             given = external_proposals(settings, (train_set, val_set), crew, console)
             start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
             settings = override(settings, start.changes)
-            folder = _new_folder(crew, Path(runs), name, settings)
-            keep_external(proposal_files(folder.proposals), given, crew)
-        with explained(folder):
-            log = Log(folder.log if crew.writer else None, console)
+            folder = _new_folder(crew, Path(runs), name, settings, given)
+        with explained(folder), closing(Log(folder.log if crew.writer else None, console)) as log:
             own = (ConsoleTable(log), JsonLines(folder.metrics), CsvTable(folder.table), History(folder.history))
             told = Recorders((*own, *recorders) if crew.writer else (), log.say)
             run = Context(settings, folder, log, crew, train_set, val_set, told)
-            return _run_stages(_begin(run, start) if start else _go_on(run))
+            session = _begin(run, start) if start else _go_on(run)
+            with told.running(_about(session)) as scores:
+                run_epochs(session)
+                while session.progress.stage + 1 < len(run.stages):
+                    session = _next(session)
+                    run_epochs(session)
+                best, metrics = _score_best(session)
+                scores.update({name: known(value) for name, value in metrics.to_row().items()})
+            return _finish(session, best, metrics)
 
 
 def choose_settings(
@@ -147,16 +153,12 @@ def choose_settings(
     training = {key: value for key, value in options.items() if key not in loading}
     path = {"path": str(Path(data).resolve())} if data is not None else {}
     settings = override(settings, {"train": training, "data": {**loading, **path}})
-    proposals, scheme = settings.train.proposals, settings.train.scheme
-    if proposals is not None and not takes_proposals(scheme):
-        readers = " or ".join(name for name in SCHEMES if takes_proposals(name))
-        raise SettingsError(f"train.proposals={proposals} is read by train.scheme={readers} alone (got {scheme})")
+    check(settings)
+    proposals = settings.train.proposals
     if proposals is not None and proposals not in SEARCHES:  # --resume and --config may be called from elsewhere
         settings = override(settings, {"train": {"proposals": str(Path(proposals).expanduser().resolve())}})
     if settings.data.path is None:
         raise SettingsError("nothing to train on: give a folder, a COCO json or a data.yaml")
-    if settings.roi.head == "none" and any(stage.needs_second for stage in stages_of(settings)):
-        raise SettingsError(f"train.scheme={scheme} needs a second stage, and roi.head=none has none")
     return settings
 
 
@@ -186,12 +188,19 @@ def _read_splits(settings: Settings, console: Console | None) -> tuple[Dataset, 
         )
 
 
-def _new_folder(crew: Team, runs: Path, name: str | None, settings: Settings) -> RunFolder:
-    """The writer makes the folder; the others hear of it."""
+def _new_folder(
+    crew: Team, runs: Path, name: str | None, settings: Settings, given: Sequence[Sequence[Given]] | None
+) -> RunFolder:
+    """The run folder, which the writer makes, with the proposals from elsewhere, if any."""
     path = Path(str(settings.data.path))
     named = name or (path.parent.name if path.name == "data.yaml" else path.name if path.is_dir() else path.stem)
-    made = str(RunFolder.create(runs, named).path) if crew.writer else None
-    return RunFolder(str(crew.gather(made)[0]))
+    folder = RunFolder(str(crew.gather(str(RunFolder.create(runs, named).path) if crew.writer else None)[0]))
+    if given is not None and crew.writer:
+        folder.proposals.mkdir()
+        for file, proposals in zip(proposal_files(folder.proposals), given, strict=True):
+            save_proposals(file, proposals)
+    crew.gather(None)  # the files are there before anyone reads them
+    return folder
 
 
 def _begin(run: Context, start: Start) -> Session:
@@ -277,24 +286,6 @@ def _prepare(run: Context, progress: Progress, start: Start) -> Session:
         weights=weights,
         given=val_given,
     )
-
-
-def _run_stages(session: Session) -> Run:
-    """The rest of the scheme's stages, and the scores of the best weights; the recorders hear of all of it."""
-    run = session.run
-    run.recorders.start(_about(session))
-    scores: Row = {}
-    try:
-        run_epochs(session)
-        while session.progress.stage + 1 < len(run.stages):
-            session = _next(session)
-            run_epochs(session)
-        best, metrics = _score_best(session)
-        scores = {name: known(value) for name, value in metrics.to_row().items()}
-    finally:
-        run.recorders.end(scores)
-        run.log.close()
-    return _finish(session, best, metrics)
 
 
 def _about(session: Session) -> About:

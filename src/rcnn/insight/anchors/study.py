@@ -71,7 +71,7 @@ def count_positives(frames: Sequence[Frame], objects: Objects, rpn: RegionPropos
         some = torch.ones(1, len(frame.boxes), dtype=torch.bool)
         targets = Targets(frame.boxes[None], some.long(), some, frame.ignore[None])
         found = rpn.assign(known[frame.grid], targets, torch.tensor([frame.size]))
-        per_box = found.gt[found.label == 1].bincount(minlength=len(frame.boxes))
+        per_box = found.truth[found.positive].bincount(minlength=len(frame.boxes))
         counts[own] = per_box[objects.row[own]]
     return counts
 

@@ -221,8 +221,8 @@ def _labels(detector: Detector, batch: Batch, run: Pass, truth: Truth, seed: int
     return Labels(
         boxes=boxes.cpu(),
         classes=labels.cpu(),
-        label=found.label[0].cpu(),
-        gt=found.gt[0].cpu(),
+        label=torch.where(found.positive, 1, torch.where(found.negative, 0, -1))[0].cpu(),
+        gt=found.truth[0].cpu(),
         sampled=drawn.indices[0][drawn.valid[0]].cpu(),
     )
 

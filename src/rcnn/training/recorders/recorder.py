@@ -1,6 +1,7 @@
 """What a recorder is told, and the calls that tell it."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -67,9 +68,15 @@ class Recorders:
     def __init__(self, recorders: Iterable[Recorder], report: Callable[[str], None]) -> None:
         self._recorders, self._report = list(recorders), report
 
-    def start(self, about: About) -> None:
-        """As `Recorder.start`, to each."""
+    @contextmanager
+    def running(self, about: About) -> Iterator[dict[str, float | None]]:
+        """Tell each of the start, and at the end, however it comes, of the scores that the block has put in."""
         self._tell("start", lambda recorder: recorder.start(about))
+        scores: dict[str, float | None] = {}
+        try:
+            yield scores
+        finally:
+            self._tell("end", lambda recorder: recorder.end(dict(scores)))
 
     def step(self, numbers: Row) -> None:
         """As `Recorder.step`, to each."""
@@ -78,10 +85,6 @@ class Recorders:
     def epoch(self, row: Row) -> None:
         """As `Recorder.epoch`, to each."""
         self._tell("epoch", lambda recorder: recorder.epoch(dict(row)))
-
-    def end(self, scores: Row) -> None:
-        """As `Recorder.end`, to each."""
-        self._tell("end", lambda recorder: recorder.end(dict(scores)))
 
     def _tell(self, name: str, call: Callable[[Recorder], None]) -> None:
         for recorder in tuple(self._recorders):
