@@ -1,6 +1,6 @@
 """Faster R-CNN from a folder of labelled images to a trained detector, its scores and pictures of what it sees.
 
-The names below are all that is public; each is imported at first use, so that `import rcnn` is quick.
+The names below are the public interface. Each is imported at first use, so that `import rcnn` is quick.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""A model with its classes and preprocessing: what is saved, loaded, and shown images."""
+"""A model with its classes and preprocessing: predict, propose, save, load."""
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -29,14 +29,14 @@ from rcnn.weights.file import save_weights, to_half
 from rcnn.weights.metadata import portable, read_detector
 
 Propose = Callable[[Sequence[str | None], Batch], Proposals]
-"""Paths of the images of a batch, and the batch -> their proposals, in pixels of the resized images."""
+"""(paths of the images of a batch, the batch) -> their proposals, in pixels of the resized images."""
 
 
 def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA if there, else the CPU.
+    """`auto` is CUDA if available, else the CPU.
 
     Raises:
-        SettingsError: no such device here.
+        SettingsError: there is no such device.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -53,13 +53,13 @@ class Detector:
 
     Args:
         model: the network.
-        settings: what it was made and trained with.
+        settings: of the model and its training.
         names: class names; label k is `names[k]`.
         category_ids: the data set's own number of each class. None: 1..K.
-        threshold: score under which boxes are left out by default.
-        summary: facts of the training that are kept with the weights.
+        threshold: default score below which boxes are left out.
+        summary: facts about the training, saved with the weights.
         licence: of the data that it was trained on. None: `data.licence` of the settings.
-        device: where to run; `auto` is CUDA if there.
+        device: where to run; `auto` is CUDA if available.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Detector:
     def runner(self) -> FasterRCNN:
         """A copy of the model made for prediction: eval mode, batch norm folded, channels last. Made at first use.
 
-        On the CPU its convolutions are steady: an image gives the same bits alone and in any batch.
+        On the CPU its convolutions are batch invariant: an image gives the same bits alone and in any batch.
         """
         if self._runner is None:
             runner = copy.deepcopy(self.model).eval().requires_grad_(False)
@@ -101,13 +101,13 @@ class Detector:
         return self._runner
 
     def with_settings(self, changes: Sequence[str] | Mapping[str, Any]) -> "Detector":
-        """The same weights under other settings, as a detector of its own; this one stays as it is.
+        """The same weights with other settings, as a new detector; this one is unchanged.
 
         Args:
-            changes: `section.key=value` texts, or a tree of settings, laid over those of this detector.
+            changes: `section.key=value` texts, or a tree of settings, applied to those of this detector.
 
         Raises:
-            SettingsError: a setting is wrong, or asks for other layers than the weights are made for.
+            SettingsError: a setting is wrong, or needs other layers than those of the weights.
         """
         settings = config.override(self.settings, changes)
         custom = settings.model.backbone == "custom"
@@ -135,13 +135,13 @@ class Detector:
     def predict(
         self, images: Picture | Iterable[Picture], *, score: float | None = None, batch: int = 1, features: bool = False
     ) -> list[Result]:
-        """Detect objects.
+        """Detect objects in images.
 
         Args:
             images: paths, folders, globs, PIL images, (H, W, C) uint8 arrays, (C, H, W) tensors, or a sequence of them.
             score: lower-scored boxes are left out. None: the threshold stored with the weights.
-            batch: images that run together where they fall into one shape bucket.
-            features: also return each box's feature vector, which the second stage makes.
+            batch: images that run together if they are in the same shape bucket.
+            features: also return the second stage's feature vector of each box.
 
         Raises:
             ImageError: an image can't be read; it is named.
@@ -160,10 +160,10 @@ class Detector:
         skip: Skip | None = None,
         proposals: Propose | None = None,
     ) -> Iterator[Result]:
-        """As `predict`, lazily and in input order: memory does not grow with the number of images.
+        """As `predict`, but lazily and in input order: memory does not grow with the number of images.
 
-        `skip` is called with the error of a file that can't be read, and the rest goes on. None: the error is raised.
-        `proposals` takes the place of the RPN.
+        `skip` is called with the error of a file that can't be read, which is left out. None: the error is raised.
+        `proposals` replaces the RPN.
         """
         least = self.threshold if score is None else score
         shown = tee(pictures(images, self.settings, skip), len(self._doors))
@@ -177,29 +177,29 @@ class Detector:
             yield self.pool(results).filter(score=least)
 
     def propose(self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1) -> list[Result]:
-        """Class-agnostic boxes with objectness scores, at most `top` an image, best first."""
+        """Class-agnostic boxes with objectness scores, at most `top` per image, best first."""
         return list(self.stream_proposals(images, top=top, batch=batch))
 
     def stream_proposals(
         self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1, skip: Skip | None = None
     ) -> Iterator[Result]:
-        """As `propose`, lazily and in input order; `skip` as in `stream`."""
+        """As `propose`, but lazily and in input order; `skip` as in `stream`."""
         shown = pictures(images, self.settings, skip)
         for result in _run(self.preprocessor, shown, batch, lambda collated, _: self.region_proposals(collated)):
             yield result.filter(top=top)
 
     def pool(self, scales: Sequence[Result]) -> Result:
-        """One image's results at each of `predict.scales` as one: the best after suppression within classes."""
+        """Pool the results of one image at each of `predict.scales`: the best after suppression within classes."""
         first = scales[0]
         kept = pool_scales([(one.boxes, one.scores, one.labels) for one in scales], self.settings.roi)
         names = ("boxes", "scores", "labels", *(() if first.features is None else ("features",)))
         return replace(first, **{name: np.concatenate([getattr(one, name) for one in scales])[kept] for name in names})
 
     def check_proposals(self, *, given: bool) -> None:
-        """See that this detector can work on proposals from where they are to come from.
+        """Check that this detector can work on given proposals, or on its own.
 
         Raises:
-            SettingsError: they are given, and there is no second stage; or they are its own, and its RPN is untrained.
+            SettingsError: there is no second stage for given proposals, or the RPN is untrained.
         """
         if given and self.model.fast_rcnn is None:
             raise config.SettingsError("proposals are for a second stage, and this detector has none (`roi.head=none`)")
@@ -211,12 +211,12 @@ class Detector:
             )
 
     def detect(self, batch: Batch, *, features: bool = False, proposals: Proposals | None = None) -> list[Result]:
-        """Results of a collated batch, in the users' pixels, every score included.
+        """Results of a collated batch, in pixels of the original images, with all scores.
 
-        `proposals` in pixels of the resized images take the place of the RPN.
+        `proposals`, in pixels of the resized images, replace the RPN.
 
         Raises:
-            SettingsError: the model does not detect, or has no features, or can't work on these proposals.
+            SettingsError: the model does not detect, has no features, or can't work on these proposals.
             NonFiniteError: the network's output is not finite.
         """
         if not self.model.detects:
@@ -237,7 +237,7 @@ class Detector:
         return self.results(batch, run.detections, vectors)
 
     def results(self, batch: Batch, detections: Any, vectors: Tensor | None = None) -> list[Result]:
-        """Detections of the network as one Result an image, in the user's pixels."""
+        """Detections of the network as one Result per image, in pixels of the original image."""
         _see_finite(detections.finite)
         return [
             Result(
@@ -255,10 +255,10 @@ class Detector:
         ]
 
     def region_proposals(self, batch: Batch) -> list[Result]:
-        """Proposals of a collated batch, in the users' pixels.
+        """Proposals of a collated batch, in pixels of the original images.
 
         Raises:
-            SettingsError: its RPN is untrained.
+            SettingsError: the RPN is untrained.
             NonFiniteError: the network's output is not finite.
         """
         self.check_proposals(given=False)
@@ -270,7 +270,7 @@ class Detector:
         return self.proposal_results(batch, run.proposals)
 
     def proposal_results(self, batch: Batch, proposals: Any) -> list[Result]:
-        """Proposals of the network as one Result an image, in the user's pixels."""
+        """Proposals of the network as one Result per image, in pixels of the original image."""
         return [
             Result(
                 boxes=self._boxes_back(proposals.boxes[i][keep], batch, i),
@@ -287,16 +287,16 @@ class Detector:
     def save(self, path: str | Path, *, half: bool = False) -> None:
         """Write weights, settings, classes and threshold as one safetensors file, atomically.
 
-        `roi.box_mean` and `roi.box_std` are folded into the layer of the boxes, which `load` undoes: to the last bit,
-        but for biases under a mean that is not 0, which may be off by float64's rounding of it. Of `data.path` and
-        `train.init` only the last part is kept.
+        `roi.box_mean` and `roi.box_std` are folded into the layer of the boxes, and `load` undoes that to the last bit;
+        only biases may differ by a rounding in float64 if a mean is not 0. Of `data.path` and `train.init` only the
+        last part is saved.
 
         Args:
             path: the file; its folder exists.
-            half: as float16, in half the space; loading widens them again.
+            half: save as float16, in half the space; loading widens the weights again.
 
         Raises:
-            WeightsError: `half`, and a number is too large for it.
+            WeightsError: a number is too large for `half`.
             OSError: the folder is missing or not writable, or the disk is full; an old file is untouched.
         """
         metadata = {
@@ -307,7 +307,7 @@ class Detector:
             "summary": self.summary,
             "licence": self.licence,
         }
-        # Folded into float64 and out again, float32 is the same but for tiny biases; folded into float32 it is not.
+        # In float64, folding and unfolding leaves float32 weights the same but for tiny biases; in float32 it does not.
         state = renormalise(self.model.state_dict(), self.settings.roi, PLAIN, torch.float64)
         save_weights(path, to_half(state) if half else state, metadata)
 
@@ -320,16 +320,16 @@ class Detector:
         backbone: nn.Module | None = None,
         head: nn.Module | None = None,
     ) -> "Detector":
-        """Read what `save` wrote.
+        """Load a detector that `save` has written.
 
         Args:
             path: the file.
-            device: where to run; `auto` is CUDA if there.
-            backbone: the module to fill where the detector was made with one of your own (`model.backbone=custom`).
-            head: likewise the second stage's head.
+            device: where to run; `auto` is CUDA if available.
+            backbone: the module to fill if the detector was made with your own (`model.backbone=custom`).
+            head: likewise for the head of the second stage.
 
         Raises:
-            WeightsError: the file is missing, damaged, or not one of our detectors; or it needs a module of yours.
+            WeightsError: the file is missing, damaged, not one of our detectors, or needs your own module.
         """
         tensors, metadata = read_detector(path)
         if metadata.settings.model.backbone == "custom" and backbone is None:
@@ -373,7 +373,7 @@ def _run(
 
 
 def _see_finite(finite: Tensor) -> None:
-    """Stop where anything is not finite: it must not pass for an image without objects."""
+    """Raise if anything is not finite: it must not pass for an image without objects."""
     if not bool(finite.all()):
         raise NonFiniteError(
             "the network's output is not finite (NaN or infinity): the weights are broken or the training diverged; "

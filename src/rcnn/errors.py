@@ -1,4 +1,4 @@
-"""Every error that users meet, and the exit code that it gives a command.
+"""The errors that users meet, each with the exit code of a command that ends with it.
 
 Messages are sentences for the person who can mend the fault: what, where, what was found, what to do.
 """
@@ -17,7 +17,7 @@ class DataError(Exception):
     """The data is faulty or missing. The message is for the person who labelled it.
 
     Attributes:
-        faults: each `data.dataset.Fault` that the message tells of.
+        faults: the `data.dataset.Fault`s that the message reports.
     """
 
     exit_code = 3
@@ -40,7 +40,7 @@ class WeightsError(ValueError):
 
 
 class UnavailableError(WeightsError):
-    """Weights can't be had here and now: no network, offline mode, or none exist. The message says what to do."""
+    """Weights are not available: no network, offline mode, or none exist. The message says what to do."""
 
 
 class TrainingError(RuntimeError):

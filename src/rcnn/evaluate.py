@@ -1,4 +1,4 @@
-"""A detector over a data set: losses, AP, proposal recall."""
+"""Score a detector on a data set: losses, AP, proposal recall."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,24 +22,24 @@ from rcnn.model.pyramid import pool_scales
 from rcnn.model.structures import to_device
 
 Scored = tuple[Prediction, tuple[np.ndarray, np.ndarray]]
-"""Of an image: detections, and boxes and scores of the proposals."""
+"""For one image: detections, and boxes and scores of the proposals."""
 
 
 class Source(Protocol):
-    """Batches of a data set, as a `Loader` has them."""
+    """Batches of a data set, as from a `Loader`."""
 
     @property
     def steps(self) -> int:
-        """How many there are."""
+        """Number of batches."""
         ...
 
     def epoch(self, epoch: int) -> Iterator[Item]:
-        """All of them."""
+        """All batches."""
         ...
 
 
 class Shard(NamedTuple):
-    """This process's part of the images; `gather` returns every process's object, to all of them."""
+    """The part of the images that this process works on; `gather` gives all processes the objects of all."""
 
     rank: int = 0
     world: int = 1
@@ -52,11 +52,11 @@ class Metrics:
 
     Attributes:
         names: class names.
-        coco: AP and AR as COCO counts them; NaN where the model only proposes.
-        voc: (K,) AP at IoU 0.5, area under the curve, as VOC counts it since 2010.
+        coco: AP and AR as defined by COCO; NaN if the model only proposes.
+        voc: (K,) AP at IoU 0.5, area under the curve, as defined by VOC since 2010.
         proposals: class-agnostic recall of the proposals, at the first of `predict.scales`.
-        losses: mean of each loss, there too; empty where not asked for.
-        truths: one an image, in the order of the data set.
+        losses: mean of each loss, at that scale; empty if not asked for.
+        truths: one per image, in the order of the data set.
         predictions: likewise.
     """
 
@@ -79,7 +79,7 @@ class Metrics:
         return self.coco.ap50
 
     def to_row(self) -> dict[str, float]:
-        """Name -> number, as logs keep them."""
+        """Name -> number, as in the rows of a run."""
         coco = {
             name: getattr(self.coco, name)
             for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
@@ -91,7 +91,7 @@ class Metrics:
         return {**losses, **coco, **recall}
 
     def by_class(self) -> list[dict[str, Any]]:
-        """One row a class: name, boxes, AP, AP50, VOC AP50."""
+        """One row per class: name, boxes, AP, AP50, VOC AP50."""
         columns = (self.names, self.coco.counts, self.coco.per_class_ap, self.coco.per_class_ap50, self.voc)
         return [
             {"class": name, "boxes": int(count), "ap": float(ap), "ap50": float(ap50), "voc_ap50": float(voc)}
@@ -114,9 +114,9 @@ def val(
         detector: from `rcnn.load`.
         data: folder, COCO json or data.yaml.
         split: train, val, test or all.
-        batch: images a batch.
+        batch: images per batch.
         losses: also compute the validation losses.
-        shard: this process's part, where several share the work.
+        shard: the part of this process, if several share the work.
 
     Raises:
         DataError: the data can't be read, or holds a class that the detector does not know.
@@ -139,15 +139,14 @@ def evaluate(
     """Score a detector on an opened data set.
 
     Args:
-        detector: what is scored.
-        dataset: on what.
-        batch: images a batch.
+        detector: to score.
+        dataset: to score it on.
+        batch: images per batch.
         losses: also compute the validation losses.
-        shard: this process's part, where several share the work.
+        shard: the part of this process, if several share the work.
         progress: called with (batches done, batches in all) after each.
-        proposals: of every image, for the second stage and its losses alone. None: the detector's own.
-        loaders: where the batches come from, with the proposals to take, one for each of `predict.scales`. None: from
-            the data set, by `loaders_of`.
+        proposals: given ones for every image, for the second stage and its losses. None: the detector's own.
+        loaders: of batches with given proposals, one for each of `predict.scales`. None: `loaders_of` makes them.
 
     Raises:
         SettingsError: the detector has no second stage for given proposals, or its own RPN is untrained.
@@ -179,7 +178,7 @@ def evaluate(
 def loaders_of(
     detector: Detector, dataset: Dataset, batch: int, shard: Shard, proposals: ProposalSet | None = None
 ) -> list[Loader]:
-    """A loader for each of `predict.scales`, of this process's part of the images."""
+    """A loader for each of `predict.scales`, with the images of this process."""
     settings = detector.settings
     return [
         Loader(
@@ -198,7 +197,7 @@ def loaders_of(
 
 
 def _pooled(scales: Sequence[Scored], detector: Detector) -> Scored:
-    """Detections of all scales, proposals of the first."""
+    """Pool the detections of all scales; the proposals are those of the first."""
     kept = pool_scales([prediction for prediction, _ in scales], detector.settings.roi)
     columns = zip(*(prediction for prediction, _ in scales), strict=True)
     return Prediction(*(np.concatenate(column)[kept] for column in columns)), scales[0][1]
@@ -209,7 +208,7 @@ def _score(
     item: Item,
     sums: dict[str, list[float]] | None,
 ) -> dict[int, Scored]:
-    """Predictions and proposals of one batch by image index; losses are added to `sums`."""
+    """Predictions and proposals of one batch, by image index; losses are added to `sums`."""
     device, model = detector.device, detector.runner
     batch = to_device(item.batch, device)
     theirs = None if item.proposals is None else to_device(item.proposals, device)
@@ -234,7 +233,7 @@ def _metrics(
     dataset: Dataset, scored: Sequence[Scored], sums: list[dict[str, list[float]]], *, detects: bool
 ) -> Metrics:
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
-    # Of proposals alone AP is unknown, not 0: no truth counts for it.
+    # If the model only proposes, AP is unknown, not 0: no truth counts for it.
     sought = truths if detects else [truth._replace(ignore=np.ones_like(truth.ignore)) for truth in truths]
     predictions = [prediction for prediction, _ in scored]
     losses = {

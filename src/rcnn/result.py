@@ -1,4 +1,4 @@
-"""What the detector says of one image, in the image's own pixels: numbers, pictures, and the formats of other tools."""
+"""The result for one image, in pixels of the original image, with drawing and export to other formats."""
 
 from collections import Counter
 from collections.abc import Collection
@@ -15,9 +15,9 @@ from rcnn.draw import colour, draw_boxes, shade
 from rcnn.preprocess.stream import read_picture
 
 DIGITS = 2
-"""Boxes are written to hundredths of a pixel, more than which no detector knows."""
+"""Boxes are written to hundredths of a pixel; detectors are not more precise."""
 MANY = 60
-"""From more boxes than this of a single class, the picture leaves out their names."""
+"""With more boxes than this of a single class, the picture leaves out their names."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -29,11 +29,11 @@ class Result:
         scores: (n,) float32 in [0, 1].
         labels: (n,) int64, index into `names`.
         names: class names.
-        path: the image file; None where the image came as an array.
+        path: the image file; None if the image came as an array.
         size: (height, width) in pixels.
-        features: (n, F) float32, the vectors that the classes were read from; None unless asked for.
+        features: (n, F) float32, the second stage's feature vectors; None unless asked for.
         category_ids: the data set's own number of each class; None for 1..K.
-        settings: what `path` was read with; None for the defaults.
+        settings: with which `path` was read; None for the defaults.
     """
 
     boxes: np.ndarray
@@ -54,14 +54,14 @@ class Result:
         return f"Result({self.path or 'array'}, {self.size[1]}x{self.size[0]}: {counts})"
 
     def counts(self) -> dict[str, int]:
-        """Name -> number of boxes, for the classes that were found, in the order of `names`."""
+        """Name -> number of boxes, for the classes with any, in the order of `names`."""
         counts = Counter(self.labels.tolist())
         return {self.names[label]: counts[label] for label in sorted(counts)}
 
     def filter(
         self, score: float | None = None, classes: Collection[str] | None = None, top: int | None = None
     ) -> Self:
-        """The boxes of at least this score, of these classes, and of those the `top` best.
+        """Keep the boxes with at least this score, of these classes, and of those the `top` best.
 
         Raises:
             ValueError: a class that the detector does not know.
@@ -80,16 +80,16 @@ class Result:
         )
 
     def draw(self, image: np.ndarray | Image.Image | None = None, score: float | None = None) -> Image.Image:
-        """The image with its boxes, classes and scores; many boxes of one class in colours of their scores instead.
+        """Draw boxes, classes and scores on the image; many boxes of a single class are coloured by score instead.
 
         Args:
-            image: uint8 array (H, W[, C]) or Pillow image of the same size; None reads `path`. Of more than three
-                channels the first three are shown, of two the first as grey.
+            image: uint8 array (H, W[, C]) or Pillow image of the same size. None: `path` is read. Of more than
+                three channels the first three are shown, of two the first as grey.
             score: lower-scored boxes are left out.
 
         Raises:
             ValueError: neither an image nor a path, or an image of another size.
-            ImageError: the file can't be read any more.
+            ImageError: the file can't be read.
         """
         if image is None:
             if self.path is None:
@@ -102,7 +102,7 @@ class Result:
                 "give the image that was predicted on"
             )
         shown = self.filter(score)
-        if len(self.names) == 1 and len(shown) > MANY:  # names and classes would tell nothing
+        if len(self.names) == 1 and len(shown) > MANY:  # names would add nothing
             inks, tags = [shade(value) for value in shown.scores.tolist()], [""] * len(shown)
         else:
             rows = list(zip(shown.labels.tolist(), shown.scores.tolist(), strict=True))
@@ -110,7 +110,7 @@ class Result:
         return draw_boxes(image, shown.boxes, inks, tags)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers and texts: path, height, width, boxes by class, and detections with their boxes as xyxy."""
+        """Plain numbers and texts: path, height, width, number of boxes by class, and detections with boxes as xyxy."""
         boxes = self.boxes.astype(np.float64).round(DIGITS).tolist()
         detections: list[dict[str, Any]] = [
             {"name": self.names[label], "label": label, "score": round(score, 5), "box": box}
@@ -127,7 +127,7 @@ class Result:
         """Rows of a COCO results file.
 
         Args:
-            image_id: the data set's id of the image; None takes the file name.
+            image_id: the data set's id of the image. None: the file name.
 
         Raises:
             ValueError: neither an id nor a path.
@@ -143,7 +143,7 @@ class Result:
         """Lines of a YOLO label file: label, centre x, centre y, width, height as shares of the image.
 
         Args:
-            scores: adds the score as a sixth column, which labelling tools do not read.
+            scores: add the score as a sixth column, which labelling tools do not read.
         """
         return yolo.labels_text(self.size, self.boxes, self.labels, self.scores if scores else None, digits=6)
 

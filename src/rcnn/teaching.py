@@ -1,7 +1,7 @@
-"""The functions that tutorials of Faster R-CNN give, each as short as it can be and still be right.
+"""Functions for learning and teaching Faster R-CNN, each as short as a correct version can be.
 
-They take plain tensors, mostly of one image. The detector uses none of them: what it does for whole batches, in fixed
-shapes and by other rules as well, is in `rcnn.model` and `rcnn.ops`.
+They take plain tensors, mostly of one image. The detector does not use them: its own versions, for whole batches in
+fixed shapes and with other rules as well, are in `rcnn.model` and `rcnn.ops`.
 """
 
 from collections.abc import Sequence
@@ -25,10 +25,10 @@ def generate_anchors(
 
     Args:
         feature_size: (H, W), cells.
-        stride: distance of two cells, pixels.
+        stride: distance between cells, pixels.
         scales: square roots of the areas, pixels.
-        ratios: height over width; in `reference-004` alone width over height.
-        rule: one of `rcnn.model.anchors.RULES`; the other implementations round and place them differently.
+        ratios: height over width; width over height in `reference-004`, the rule of a tutorial.
+        rule: one of `rcnn.model.anchors.RULES`: implementations round and place anchors differently.
     """
     settings = Anchors.model_validate({"sizes": (tuple(scales),), "ratios": tuple(ratios), **RULES[rule]})
     return grid_anchors(cell_anchors(settings, 0), feature_size, (stride, stride), settings.offset)
@@ -50,20 +50,20 @@ def rpn_loss(
         cls_logits: (..., A) objectness, or (..., A, 2) as (background, object).
         box_deltas: (..., A, 4).
         labels: (..., A) 1 positive, 0 negative, -1 not sampled.
-        reg_targets: (..., A, 4); read at positives alone.
+        reg_targets: (..., A, 4); read at positives only.
         lambda_reg: weight of the box loss.
         beta: where smooth L1 turns linear.
 
     Returns:
-        The mean log loss of what is sampled, and lambda times the mean smooth L1 of the positives' coordinates. Where
-        nothing is sampled, or nothing is positive, that is a 0 with a gradient of zeros.
+        The mean log loss of the sampled anchors, and lambda times the mean smooth L1 of the positives' coordinates. If
+        nothing is sampled, or nothing is positive, that is 0 with a gradient of zeros.
     """
     sampled, positive = labels >= 0, labels == 1
     if cls_logits.dim() > labels.dim():
         cls_logits = cls_logits[..., 1] - cls_logits[..., 0]  # the softmax of two is the sigmoid of their difference
     log_loss = binary_cross_entropy_with_logits(cls_logits[sampled], positive[sampled].to(cls_logits), reduction="sum")
     box_loss = smooth_l1_loss(box_deltas[positive], reg_targets[positive], reduction="sum", beta=beta)
-    # Sums over counts of at least 1: a mean of nothing would be NaN.
+    # Sums over counts of at least 1: a mean over nothing would be NaN.
     return log_loss / sampled.sum().clamp(min=1), lambda_reg * box_loss / (4 * positive.sum()).clamp(min=1)
 
 
@@ -77,16 +77,16 @@ def filter_proposals(
 ) -> tuple[Tensor, Tensor]:
     """Score threshold, the best before NMS, NMS, the best after it, for one image.
 
-    Nothing is clipped, and no small box dropped: `RegionProposalNetwork.propose` does both, of a whole batch. The
+    Boxes are not clipped, and small ones not dropped: `RegionProposalNetwork.propose` does both for a whole batch. The
     paper's numbers are 12000 and 2000 in training, 6000 and 300 in prediction, and no threshold.
 
     Args:
         boxes: (n, 4) decoded boxes, pixels.
-        scores: (n,) probabilities; of logits a threshold of 0 would lose half.
-        pre_nms_topk: boxes that enter NMS at most.
-        post_nms_topk: boxes that are returned at most.
-        nms_threshold: IoU above which the lower-scored box goes.
-        score_threshold: only boxes of a higher score stay.
+        scores: (n,) probabilities, not logits.
+        pre_nms_topk: largest number of boxes that enter NMS.
+        post_nms_topk: largest number of boxes returned.
+        nms_threshold: IoU above which the lower-scored box is dropped.
+        score_threshold: only boxes with a higher score are kept.
 
     Returns:
         boxes (m, 4) and scores (m,), best first.
@@ -105,7 +105,7 @@ def crop_regions(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
     Args:
         images: (B, C, H, W).
-        boxes: (B, P, 4) pixels; what lies outside the image repeats its edge or, a pixel further out, is 0.
+        boxes: (B, P, 4) pixels; outside the image its edge is repeated for one pixel, and then come zeros.
         size: side of every crop, pixels; bilinear, 2 x 2 samples per pixel.
 
     Returns:

@@ -20,10 +20,12 @@ Span = tuple[Positive, Positive]
 
 
 class Data(Section):
-    """What is read, and what happens to faulty images."""
+    """Which data is read, and how faulty images are treated."""
 
     path: str | None = Field(default=None, description="Folder, COCO json or data.yaml; None: from the command line.")
-    on_fault: Literal["stop", "skip"] = Field(default="stop", description="A fault stops, or leaves its image out.")
+    on_fault: Literal["stop", "skip"] = Field(
+        default="stop", description="After a fault: stop, or leave its image out."
+    )
     train: str = Field(default="train", description="Name of the list to train on, such as trainval.")
     val: str = Field(default="val", description="Name of the list to validate on.")
     holdout: Fraction = Field(default=0.1, description="Share of images held out where there is no validation list.")
@@ -35,7 +37,7 @@ class Data(Section):
     )
     max_pixels: Count = Field(default=178_956_970, description="Larger images are refused, pixels.")
     licence: str | None = Field(default=None, description="Licence of the data, noted in the weights; free text.")
-    workers: Annotated[int, Field(ge=0, le=64)] = Field(default=0, description="Loader processes beside the main one.")
+    workers: Annotated[int, Field(ge=0, le=64)] = Field(default=0, description="Loader processes besides the main one.")
 
 
 class Preprocess(Section):
@@ -44,15 +46,21 @@ class Preprocess(Section):
     short: Count = Field(default=448, description="Shorter side after resizing, pixels.")
     long: Count = Field(default=768, description="Longer side at most, pixels; wins over `short`.")
     multiple: Count = Field(default=32, description="Resized sides are padded up to a multiple of this, pixels.")
-    resize: Literal["pillow", "interpolate"] = Field(default="pillow", description="Bilinear, antialiased or not.")
+    resize: Literal["pillow", "interpolate"] = Field(
+        default="pillow", description="Bilinear: pillow with antialiasing, interpolate without."
+    )
     round: Literal["nearest", "floor", "short-first"] = Field(
         default="nearest",
         description="How resized sides become integers; short-first: nearest too, scaled to `short`, then to `long`.",
     )
     in_channels: Literal[1, 3] | Count = Field(default=3, description="Channels: 1 grey, 3 colour, n as in arrays.")
-    order: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of colour channels at the network's door.")
+    order: Literal["rgb", "bgr"] = Field(
+        default="rgb", description="Order of the colour channels in the network's input."
+    )
     mean: tuple[float, ...] = Field(default=(0.485, 0.456, 0.406), description="Subtracted from pixels in 0..1.")
-    std: tuple[Positive, ...] = Field(default=(0.229, 0.224, 0.225), description="Divides what is left.")
+    std: tuple[Positive, ...] = Field(
+        default=(0.229, 0.224, 0.225), description="Pixels are divided by this after `mean`."
+    )
 
     @model_validator(mode="after")
     def _one_mean_a_channel(self) -> Self:
@@ -64,14 +72,14 @@ class Preprocess(Section):
 
 
 class Augment(Section):
-    """Random changes of training images, boxes in step."""
+    """Random changes of training images and their boxes."""
 
     flip: Fraction = Field(default=0.5, description="Probability of a horizontal flip.")
     vertical_flip: Fraction = Field(default=0.0, description="Probability of a vertical flip.")
     transpose: Fraction = Field(
         default=0.0,
-        description="Probability that rows and columns change places; with both flips: all eight orientations. Of an "
-        "image of unequal sides, what does not fit is cropped.",
+        description="Probability that rows and columns are exchanged; with both flips: all eight orientations. If the "
+        "sides are unequal, what does not fit is cropped.",
     )
     rescale: Fraction = Field(default=1.0, description="Probability that the image's scale changes.")
     scale: Span = Field(default=(0.8, 1.25), description="Range of the scale factor; above 1 the image is cropped.")
@@ -85,7 +93,7 @@ class Augment(Section):
 
 
 class Train(Section):
-    """Optimisation, and what is kept."""
+    """Optimisation and checkpoints."""
 
     scheme: Literal["joint", "joint-full", "alternating", "fast-rcnn"] = Field(
         default="joint",
@@ -100,26 +108,28 @@ class Train(Section):
     target_gradient: bool = Field(default=False, description="joint-full: also through the targets of the boxes.")
     init: str = Field(default="imagenet", description="imagenet, blood-cells, none, or a file of weights.")
     epochs: Count = Field(default=30, description="Passes over the training images, in each stage of the scheme.")
-    batch: Count = Field(default=4, description="Images a step, all processes together.")
+    batch: Count = Field(default=4, description="Images per step, over all processes.")
     accumulate: Count = Field(default=1, description="Batches whose gradients are added before a step.")
     optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="The optimiser.")
-    lr: Positive = Field(default=2e-3, description="Learning rate at `lr_batch` images a step.")
+    lr: Positive = Field(default=2e-3, description="Learning rate at `lr_batch` images per step.")
     lr_batch: Count = Field(default=16, description="The learning rate is scaled by batch * accumulate / this.")
     momentum: Fraction = Field(default=0.9, description="SGD's momentum, AdamW's first beta.")
     weight_decay: NonNegative = Field(default=0.01, description="Of biases and norms only with `bias_decay`.")
     bias_decay: bool = Field(default=False, description="Biases and norms decay as well.")
     bias_lr: Positive = Field(default=1.0, description="Learning rate of biases and norms over that of weights.")
-    schedule: Literal["cosine", "step", "constant"] = Field(default="cosine", description="How the learning rate goes.")
+    schedule: Literal["cosine", "step", "constant"] = Field(
+        default="cosine", description="Schedule of the learning rate."
+    )
     milestones: tuple[Fraction, ...] = Field(
         default=(0.67, 0.89), description="Shares of all steps at which `step` divides it by 10."
     )
     warmup: NonNegative = Field(default=1.0, description="Linear warm-up, epochs (at most a fifth of all steps).")
     clip: NonNegative | None = Field(default=10.0, description="Largest norm of the gradient. None: unclipped.")
     ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        default=0.998, description="Decay of the averaged weights a step. None: off."
+        default=0.998, description="Decay of the averaged weights per step. None: off."
     )
     amp: Literal["auto", "float32", "bf16"] = Field(
-        default="auto", description="Precision of the convolutions; auto: bf16 where the hardware has it."
+        default="auto", description="Precision of the convolutions; auto: bf16 if the hardware has it."
     )
     patience: Count | None = Field(default=None, description="Epochs without a better AP before stopping. None: off.")
     checkpoint_minutes: Positive = Field(default=10.0, description="Time between checkpoints within an epoch, minutes.")
@@ -131,16 +141,16 @@ class Val(Section):
     """Validation during training and by `rcnn val`."""
 
     every: Count = Field(default=1, description="Epochs between validations.")
-    batch: Count = Field(default=8, description="Images a batch.")
+    batch: Count = Field(default=8, description="Images per batch.")
 
 
 class Predict(Section):
-    """How results are cut and shown."""
+    """Which results are shown."""
 
     score: Fraction | None = Field(default=None, description="Lower-scored boxes are left out. None: as stored.")
     scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
         default=(1.0,),
-        description="Factors of preprocess.short and long: detections of all these scales are pooled (image pyramid).",
+        description="Factors of preprocess.short and long; the detections of all scales are pooled (image pyramid).",
     )
 
 
@@ -181,7 +191,7 @@ class Settings(Section):
         if len(self.anchors.sizes) != levels:
             raise ValueError(
                 f"anchors.sizes has {len(self.anchors.sizes)} levels {self.anchors.sizes}, "
-                f"but model.levels has {levels} {self.model.levels}; give one tuple of sizes a level"
+                f"but model.levels has {levels} {self.model.levels}; give one tuple of sizes per level"
             )
         if len({len(sizes) for sizes in self.anchors.sizes}) > 1:
             raise ValueError(f"anchors.sizes must have equally many sizes on every level, got {self.anchors.sizes}")
@@ -213,7 +223,7 @@ def validate(tree: Mapping[str, Any]) -> Settings:
     """Settings of a plain tree of dictionaries.
 
     Raises:
-        SettingsError: one line a fault, with the nearest known key where a key is unknown.
+        SettingsError: one line per fault, with the nearest known key where a key is unknown.
     """
     try:
         return Settings.model_validate(tree)
@@ -236,7 +246,7 @@ def dump(settings: Settings) -> dict[str, Any]:
 
 
 def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` with `changes` laid over it, dictionaries merged, everything else replaced."""
+    """`tree` with `changes` applied: dictionaries are merged, everything else is replaced."""
     merged = dict(tree)
     for key, value in changes.items():
         below = merged.get(key)
@@ -257,7 +267,7 @@ def parse_override(text: str) -> dict[str, Any]:
         parsed = yaml.safe_load(value)
     except yaml.YAMLError as error:
         raise SettingsError(f"`{text}`: the value is not YAML ({str(error).splitlines()[0]})") from None
-    if value.strip()[:1] not in ("'", '"'):  # whoever quotes a number wants text
+    if value.strip()[:1] not in ("'", '"'):  # a quoted number is meant as text
         parsed = _number(parsed)
     for part in reversed(key.strip().split(".")):
         parsed = {part: parsed}
@@ -265,7 +275,7 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """YAML 1.1 reads `1e-3` as text: mend numbers, also inside lists."""
+    """Turn text such as `1e-3`, which YAML 1.1 does not read as a number, into numbers, also inside lists."""
     if isinstance(value, list):
         return [_number(item) for item in value]
     if isinstance(value, str):
@@ -277,7 +287,7 @@ def _number(value: Any) -> Any:
 
 
 def override(settings: Settings, changes: Sequence[str] | Mapping[str, Any]) -> Settings:
-    """Settings with `section.key=value` texts, or a tree, laid over them and validated again."""
+    """Settings with `section.key=value` texts, or a tree, applied and validated again."""
     trees = [changes] if isinstance(changes, Mapping) else [parse_override(text) for text in changes]
     tree = dump(settings)
     for change in trees:

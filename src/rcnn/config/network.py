@@ -1,4 +1,4 @@
-"""Settings of the network: backbone, anchors, both stages; and what all sections of the settings share."""
+"""Settings of the network: backbone, anchors, both stages; and the base of all sections of the settings."""
 
 from typing import Annotated, Literal, Self
 
@@ -30,21 +30,25 @@ class Model(Section):
     levels: tuple[int, ...] = Field(default=(3, 4, 5, 6), description="Pyramid levels; level n has stride 2^n.")
     neck_norm: Literal["none", "batch"] = Field(default="none", description="Norm after the pyramid's convolutions.")
     norm_eps: NonNegative | None = Field(default=None, description="Added to variances. None: the network's own.")
-    stride_in: Literal["3x3", "1x1"] = Field(default="3x3", description="What strides in a bottleneck; 1x1: Caffe.")
+    stride_in: Literal["3x3", "1x1"] = Field(
+        default="3x3", description="Which convolution of a bottleneck has the stride; 1x1: Caffe."
+    )
     widths: tuple[Count, Count, Count] | None = Field(
         default=None, description="ResNet's stem, first inner convolutions, first stage. None: the standard ones."
     )
     norm: Literal["frozen", "affine", "train"] = Field(
         default="frozen", description="Batch norms: constants; affine: all but their statistics trained; train: all."
     )
-    frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(default=2, description="First stages that stay untrained.")
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(
+        default=2, description="Number of first stages that are not trained."
+    )
 
 
 class Anchors(Section):
     """Reference boxes. The rules of py-faster-rcnn, torchvision and detectron2 are presets of these settings."""
 
     sizes: tuple[tuple[Positive, ...], ...] = Field(
-        default=((32,), (64,), (128,), (256,)), description="Square roots of areas, pixels; one tuple a level."
+        default=((32,), (64,), (128,), (256,)), description="Square roots of areas, pixels; one tuple per level."
     )
     ratios: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), description="Aspect ratios, see `ratio`.")
     ratio: Literal["h/w", "w/h"] = Field(default="h/w", description="What a ratio divides.")
@@ -53,7 +57,7 @@ class Anchors(Section):
         default="none", description="Rounding: none; half extents to even; width and height at `base`, then scaled."
     )
     base: Count = Field(default=16, description="Side of the box that `round=base` rounds at, pixels.")
-    order: Literal["size", "ratio"] = Field(default="size", description="What is outermost in the order within a cell.")
+    order: Literal["size", "ratio"] = Field(default="size", description="Outermost index in the order within a cell.")
     stride: Literal["declared", "image//grid"] = Field(
         default="declared", description="Stride of a level, or guessed from the padded image."
     )
@@ -78,10 +82,12 @@ class RPN(Section):
     )
     loss: Literal["cross-entropy", "focal"] = Field(
         default="cross-entropy",
-        description="classify=classes: softmax over classes and background on the sampled anchors; focal: a sigmoid a "
-        "class on all anchors that are not ignored, and both losses are divided by the positives.",
+        description="classify=classes: softmax over classes and background on the sampled anchors; focal: a sigmoid "
+        "per class on all anchors that are not ignored, and both losses are divided by the positives.",
     )
-    focal_gamma: NonNegative = Field(default=2.0, description="focal: the larger, the less a well told anchor counts.")
+    focal_gamma: NonNegative = Field(
+        default=2.0, description="focal: the larger, the less a well classified anchor counts."
+    )
     focal_alpha: Fraction = Field(default=0.25, description="focal: weight of an anchor's own class; 1 - this: others.")
     logits: Literal[1, 2] = Field(
         default=1, description="classify=objects: 1: sigmoid; 2: softmax over background and object."
@@ -92,12 +98,12 @@ class RPN(Section):
     positive_iou: Fraction = Field(default=0.7, description="An anchor of at least this IoU is positive.")
     negative_iou: Fraction = Field(default=0.3, description="An anchor under this IoU with every object is negative.")
     force_match: bool = Field(default=True, description="Each object's best anchors are positive, whatever their IoU.")
-    samples: Count = Field(default=256, description="Anchors that are trained, an image.")
-    positive_fraction: Fraction = Field(default=0.5, description="Positives among them at most.")
+    samples: Count = Field(default=256, description="Anchors that are trained, per image.")
+    positive_fraction: Fraction = Field(default=0.5, description="Largest share of positives among them.")
     negatives: Literal["random", "overlap", "texture", "hard"] = Field(
         default="random",
-        description="Which negatives go first: any; those that touch an object; those whose features vary; those of "
-        "the highest loss. Where there are too few, random ones fill up.",
+        description="Which negatives go first: any; those that touch an object; those whose features vary; those with "
+        "the highest loss. If there are too few, random ones are added.",
     )
     negatives_iou: Fraction = Field(default=0.1, description="overlap: those of at least this IoU go first.")
     negatives_smooth: Fraction = Field(default=0.5, description="texture: this share, the smoothest, goes last.")
@@ -108,7 +114,7 @@ class RPN(Section):
         default="keep", description="Crowd and difficult objects: mask their anchors, or forget them."
     )
     normaliser: Literal["paper", "sampled-cells", "per-image", "sampled", "requested", "mean"] = Field(
-        default="sampled", description="What divides the two losses; see the end of docs/settings.md."
+        default="sampled", description="Divisors of the two losses; see the end of docs/settings.md."
     )
     positive_weight: Fraction | None = Field(
         default=None, description="per-image: weight of an image's boxes together. None: 1 / samples each."
@@ -116,13 +122,15 @@ class RPN(Section):
     box_loss: LossKind = Field(default="smooth_l1", description="Loss of the boxes.")
     beta: NonNegative = Field(default=1 / 9, description="Where smooth L1 turns linear; 1 / sigma squared. 0: L1.")
     lambda_: NonNegative = Field(default=1.0, alias="lambda", description="Weight of the box loss.")
-    pre_train: Count = Field(default=1000, description="Boxes a level before NMS, in training.")
-    post_train: Count = Field(default=500, description="Proposals, in training.")
-    pre_test: Count = Field(default=1000, description="Boxes a level before NMS, in prediction.")
-    post_test: Count = Field(default=300, description="Proposals, in prediction.")
-    nms: Fraction = Field(default=0.7, description="IoU above which the lower-scored box goes.")
-    score: Fraction = Field(default=0.0, description="Proposals of lower objectness probability are dropped.")
-    min_size: NonNegative = Field(default=1e-3, description="Smaller proposals go, pixels of the resized image.")
+    pre_train: Count = Field(default=1000, description="Boxes per level before NMS, in training.")
+    post_train: Count = Field(default=500, description="Proposals per image, in training.")
+    pre_test: Count = Field(default=1000, description="Boxes per level before NMS, in prediction.")
+    post_test: Count = Field(default=300, description="Proposals per image, in prediction.")
+    nms: Fraction = Field(default=0.7, description="IoU above which the lower-scored box is dropped.")
+    score: Fraction = Field(default=0.0, description="Proposals with a lower objectness probability are dropped.")
+    min_size: NonNegative = Field(
+        default=1e-3, description="Smaller proposals are dropped, pixels of the resized image."
+    )
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -133,9 +141,11 @@ class RoI(Section):
     pool: Literal["align", "warp", "max"] = Field(
         default="align", description="RoI align, RoI warp (the largest of its samples), or RoI max pooling."
     )
-    size: Count = Field(default=7, description="Cells a side of a RoI's features.")
-    sampling_ratio: Annotated[int, Field(ge=0)] = Field(default=2, description="Samples a cell and side; 0: adaptive.")
-    aligned: bool = Field(default=True, description="Shift by half a pixel, as pixel centres demand.")
+    size: Count = Field(default=7, description="Cells per side of a RoI's features.")
+    sampling_ratio: Annotated[int, Field(ge=0)] = Field(
+        default=2, description="Samples per side of a cell; 0: adaptive."
+    )
+    aligned: bool = Field(default=True, description="Shift by half a pixel, so that samples align with pixel centres.")
     levels: tuple[int, ...] = Field(default=(3, 4, 5), description="Pyramid levels that RoIs are read from.")
     canonical_size: Positive = Field(default=224.0, description="Side of a box read from `canonical_level`, pixels.")
     canonical_level: int = Field(default=4, description="Pyramid level of a box of canonical size.")
@@ -149,16 +159,17 @@ class RoI(Section):
     hidden: Count = Field(default=256, description="Width of the fully connected layers.")
     dropout: Fraction = Field(default=0.0, description="Share of hidden units dropped in training.")
     dropout_scale: Literal["training", "prediction"] = Field(
-        default="training", description="When dropout scales: the kept up in training, or all down in prediction."
+        default="training",
+        description="When dropout scales: kept units up in training, or all units down in prediction.",
     )
-    samples: Count = Field(default=128, description="RoIs that are trained, an image.")
+    samples: Count = Field(default=128, description="RoIs that are trained, per image.")
     sampler: Literal["random", "ohem"] = Field(
-        default="random", description="A random draw, or the RoIs of the highest loss of all (OHEM)."
+        default="random", description="A random draw, or the RoIs with the highest loss (OHEM)."
     )
     sampler_nms: Fraction = Field(
-        default=0.7, description="ohem: a RoI that overlaps a harder one of its class by more goes, IoU."
+        default=0.7, description="ohem: a RoI that overlaps a harder one of its class by more is dropped, IoU."
     )
-    positive_fraction: Fraction = Field(default=0.25, description="Positives among them at most.")
+    positive_fraction: Fraction = Field(default=0.25, description="Largest share of positives among them.")
     positive_iou: Fraction = Field(default=0.5, description="A RoI of at least this IoU is positive.")
     negative_iou: tuple[Fraction, Fraction] = Field(
         default=(0.0, 0.5), description="A RoI with its best IoU in [low, high) is negative."
@@ -166,9 +177,9 @@ class RoI(Section):
     ignore: Literal["keep", "drop"] = Field(
         default="keep", description="Crowd and difficult objects: mask their RoIs, or forget them."
     )
-    class_agnostic: bool = Field(default=False, description="One box a RoI instead of one a class.")
+    class_agnostic: bool = Field(default=False, description="One box per RoI instead of one per class.")
     box_mean: tuple[float, float, float, float] = Field(
-        default=(0.0, 0.0, 0.0, 0.0), description="Taken from the deltas (tx, ty, tw, th) before they are divided."
+        default=(0.0, 0.0, 0.0, 0.0), description="Subtracted from the deltas (tx, ty, tw, th) before the division."
     )
     box_std: tuple[Positive, Positive, Positive, Positive] = Field(
         default=(0.1, 0.1, 0.2, 0.2), description="Deltas are divided by these."
@@ -177,9 +188,9 @@ class RoI(Section):
     beta: NonNegative = Field(default=1 / 9, description="Where smooth L1 turns linear. 0: L1.")
     box_weight: NonNegative = Field(default=1.0, description="Weight of the box loss.")
     score: Fraction = Field(default=0.05, description="Lower-scored boxes are dropped before NMS.")
-    min_size: NonNegative = Field(default=0.0, description="Boxes with a smaller side go before NMS, pixels.")
-    nms: Fraction = Field(default=0.5, description="IoU above which the lower-scored box of a class goes.")
-    detections: Count = Field(default=100, description="Boxes an image at most.")
+    min_size: NonNegative = Field(default=0.0, description="Boxes with a smaller side are dropped before NMS, pixels.")
+    nms: Fraction = Field(default=0.5, description="IoU above which the lower-scored box of a class is dropped.")
+    detections: Count = Field(default=100, description="Largest number of boxes per image.")
 
     @model_validator(mode="after")
     def _mining_starts_at_zero(self) -> Self:

@@ -1,7 +1,7 @@
 """Reference boxes: cell anchors, grids, inside masks.
 
-The rules of py-faster-rcnn, torchvision, detectron2 and of a tutorial (`reference-004`) differ in what a ratio divides,
-in rounding, in order and in the centre; each difference is a setting of `config.Anchors`.
+The rules of py-faster-rcnn, torchvision, detectron2 and of a tutorial (named `reference-004` here) differ in what a
+ratio divides, in rounding, in order and in the centre. Each difference is a setting of `config.Anchors`.
 """
 
 from collections.abc import Sequence
@@ -52,8 +52,8 @@ def grid_anchors(cells: Tensor, grid: tuple[int, int], stride: tuple[float, floa
     Args:
         cells: boxes around the origin.
         grid: height and width of the feature map, cells.
-        stride: vertical and horizontal distance of two cells, pixels.
-        offset: centre of the first cell, in strides: 0.5 is the middle of what the cell sees.
+        stride: vertical and horizontal distance between cells, pixels.
+        offset: centre of the first cell, in strides: 0.5 is the middle of the pixels that the cell covers.
     """
     y, x = (
         (torch.arange(n, device=cells.device, dtype=cells.dtype) + offset) * step
@@ -71,13 +71,13 @@ def pyramid_anchors(
     image: tuple[int, int],
     cells: Sequence[Tensor],
 ) -> tuple[Tensor, ...]:
-    """Anchors of all levels of one padded image: one (A_l, 4) tensor a level.
+    """Anchors of all levels of one padded image: one (A_l, 4) tensor per level.
 
     Args:
         settings: the anchor rule.
         grids: (height, width) of each level, cells.
         strides: declared stride of each level, pixels.
-        image: height and width of the padded image, pixels; used by the rule `image//grid` alone.
+        image: height and width of the padded image, pixels; read by the rule `image//grid` only.
         cells: `cell_anchors` of each level.
     """
     levels = []

@@ -13,7 +13,7 @@ from rcnn.model.structures import take
 
 
 class Assignment(NamedTuple):
-    """What every candidate is trained as; one that is neither positive nor negative is not trained.
+    """What every candidate is trained as. One that is neither positive nor negative is not trained.
 
     Attributes:
         positive: (B, N) bool, an object.
@@ -30,7 +30,7 @@ class Sample(NamedTuple):
     """The candidates that are trained.
 
     Attributes:
-        indices: (B, n) int64 into the candidates; positives first, or where losses decide, the hardest.
+        indices: (B, n) int64 into the candidates; positives first, or the hardest first if losses decide.
         valid: (B, n) bool.
         positive: (B, n) bool, a subset of `valid`.
     """
@@ -45,10 +45,10 @@ class Rule(NamedTuple):
 
     Attributes:
         positive: IoU >= this is positive.
-        low: of the negatives' IoU, included.
-        high: of the negatives' IoU, not included.
+        low: lowest IoU of negatives, included.
+        high: highest IoU of negatives, not included.
         force: the best candidates of each object are positive too.
-        forget: ignored objects do not keep what they cover from being negative.
+        forget: ignored objects are dropped: what they cover may be negative.
     """
 
     positive: float
@@ -59,14 +59,14 @@ class Rule(NamedTuple):
 
 
 def assign(candidates: Tensor, allowed: Tensor, boxes: Tensor, valid: Tensor, ignore: Tensor, rule: Rule) -> Assignment:
-    """Labels of candidates (paper, section 3.1.2).
+    """Label candidates by their overlaps (paper, section 3.1.2).
 
     An object that touches no candidate forces none: its best IoU must be above 0. A candidate that is not positive and
     has at least half of its area inside an ignored object is not trained; ignored objects are never matched.
 
     Args:
         candidates: (N, 4) anchors, or (B, N, 4) RoIs.
-        allowed: (B, N) bool; others are not trained and do not count as anybody's best.
+        allowed: (B, N) bool; others are not trained and are nobody's best candidate.
         boxes: (B, G, 4) ground-truth boxes.
         valid: (B, G) bool.
         ignore: (B, G) bool.
@@ -85,14 +85,14 @@ def sample(
 ) -> Sample:
     """Draw at most `count` candidates per image, at most `positive_fraction` of them positive; negatives fill up.
 
-    The draw is uniform if the keys are: the candidates of the largest keys are taken.
+    The candidates with the largest keys are taken, so the draw is uniform if the keys are.
 
     Args:
         assignment: of N candidates.
         keys: (B, N) float in [0, 1).
         count: samples per image.
         positive_fraction: largest share of positives.
-        precedence: (B, N) whole numbers >= 0; negatives of a higher one go first. None: all are equal.
+        precedence: (B, N) whole numbers >= 0; negatives of higher precedence go first. None: all are equal.
     """
     most = round(count * positive_fraction)
     positive_index, is_positive = _largest(keys, assignment.positive, most)

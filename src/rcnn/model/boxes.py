@@ -1,7 +1,7 @@
 """Boxes as tensors: area, overlap, clipping, and the parameterisation of the paper.
 
 (..., 4) are continuous xyxy pixels: width = x2 - x1. `inclusive=True` reads the paper's integer boxes, whose last pixel
-belongs to them (width = x2 - x1 + 1); it exists in this file and nowhere else.
+belongs to them (width = x2 - x1 + 1). That convention exists in this file only.
 """
 
 import math
@@ -15,7 +15,7 @@ MAX_LOG_SCALE = math.log(1000 / 16)
 
 
 class Normal(NamedTuple):
-    """What deltas t are normalised by, for the losses: (t - mean) / std, each a number or (4,) for tx, ty, tw, th."""
+    """Normalisation of deltas t: (t - mean) / std. Each is a number, or (4,) for tx, ty, tw, th."""
 
     mean: Tensor | float = 0.0
     std: Tensor | float = 1.0
@@ -26,7 +26,7 @@ PLAIN = Normal()
 
 
 def area(boxes: Tensor, *, inclusive: bool = False) -> Tensor:
-    """(..., 4) -> (...) area in square pixels; an inverted box has none."""
+    """(..., 4) -> (...) area in square pixels; 0 for an inverted box."""
     return _sides(boxes, inclusive).clamp(min=0).prod(dim=-1)
 
 
@@ -85,7 +85,7 @@ def centre_size(boxes: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def encode(boxes: Tensor, anchors: Tensor, normal: Normal = PLAIN) -> Tensor:
-    """(..., 4) boxes seen from (..., 4) anchors -> (..., 4) normalised deltas. All sides must be positive.
+    """(..., 4) boxes relative to (..., 4) anchors -> (..., 4) normalised deltas. All sides must be positive.
 
     Paper, section 3.1.2: tx = (x - xa) / wa, tw = log(w / wa), likewise y and h, of centres and sizes.
     """

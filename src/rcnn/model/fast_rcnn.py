@@ -22,7 +22,7 @@ from rcnn.model.structures import Detections, Losses, Proposals, RoIOutput, Targ
 
 
 class UnscaledDropout(nn.Dropout):
-    """Dropout that leaves the kept units as they are and scales all by 1 - p in eval mode (Caffe's scale_train)."""
+    """Dropout that does not scale kept units in training, but all units by 1 - p in eval mode (Caffe's scale_train)."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Any shape -> the same shape."""
@@ -60,7 +60,7 @@ class ConvFCHead(nn.Module):
         channels: of the RoI features.
         size: cells per side of these.
         width: channels of the convolutions.
-        settings: `convs`, `head_norm` (a batch norm behind every convolution, which then has no bias), `hidden`,
+        settings: `convs`, `head_norm` (a batch norm after every convolution, which then has no bias), `hidden`,
             `dropout`.
     """
 
@@ -86,8 +86,8 @@ class ConvFCHead(nn.Module):
     def forward(self, rois: Tensor) -> Tensor:
         """(N, C, S, S) -> (N, hidden).
 
-        While its batch norm is trained, padded RoIs count in the statistics like any others: a mask would make them
-        differ from those of a plain batch norm, and sampling seldom pads. Else padding touches no other RoI.
+        While its batch norm is trained, padded RoIs count in the statistics: a mask would make these differ from those
+        of a plain batch norm, and sampling seldom pads. Otherwise padding does not affect any other RoI.
         """
         x = rois
         for i, conv in enumerate(self.conv):
@@ -113,11 +113,11 @@ class BoxPredictor(nn.Module):
 
 
 class SampledRoIs(NamedTuple):
-    """What a step of training shows to the second stage.
+    """The RoIs that a training step shows to the second stage.
 
     Attributes:
         rois: (B, R, 4), zeros where not valid.
-        drawn: indices into the proposals with the ground truths after them; which are valid, which positive.
+        drawn: indices into the proposals followed by the ground-truth boxes; which are valid, which are positive.
         truth: (B, R) int64, the ground-truth box that each was matched to.
     """
 
@@ -160,7 +160,7 @@ class FastRCNN(nn.Module):
         return ops.roi_align(levels, boxes, level, self.strides, s.size, s.sampling_ratio, s.aligned)
 
     def forward(self, levels: Sequence[Tensor], boxes: Tensor) -> RoIOutput:
-        """Feature maps and RoIs (B, R, 4) -> what the head says of every RoI."""
+        """Feature maps and RoIs (B, R, 4) -> the output of the head for every RoI."""
         batch, count, _ = boxes.shape
         features = self.head(self.pool(levels, boxes).flatten(0, 1))
         logits, deltas = self.predictor(features)
@@ -171,13 +171,13 @@ class FastRCNN(nn.Module):
         )
 
     def sample(self, levels: Sequence[Tensor], proposals: Proposals, targets: Targets, keys: Tensor) -> SampledRoIs:
-        """Ground-truth boxes join the proposals; all are labelled and some are drawn to be trained.
+        """Ground-truth boxes join the proposals; all are labelled, and some are drawn to be trained.
 
-        With `roi.sampler=ohem` the draw is of those of the highest loss: of all it is computed, without gradient.
+        With `roi.sampler=ohem` those with the highest loss are taken; it is computed for all, without gradient.
 
         Args:
             levels: feature maps.
-            proposals: constants to this stage.
+            proposals: treated as constants.
             targets: the ground truth.
             keys: (B, >= P + G) uniform numbers that decide which RoIs are sampled.
         """
@@ -220,8 +220,8 @@ class FastRCNN(nn.Module):
             levels: feature maps.
             sampled: of `sample`.
             targets: the ground truth.
-            rois: (B, R, 4) the sampled RoIs with a gradient of their own. None: they are constants.
-            target_gradient: the targets of the boxes, which are seen from the RoIs, pass that gradient on too.
+            rois: (B, R, 4) the sampled RoIs with a gradient. None: they are constants.
+            target_gradient: that gradient also flows through the regression targets, which are relative to the RoIs.
         """
         rois = sampled.rois if rois is None else rois
         seen_from = rois if target_gradient else sampled.rois
@@ -239,7 +239,7 @@ class FastRCNN(nn.Module):
         classification = class_loss(out.logits.masked_fill(~drawn.valid[..., None], 0.0), drawn.positive, classes)
         row = torch.zeros_like(classes) if s.class_agnostic else torch.where(drawn.positive, classes, 0)
         deltas = out.deltas.take_along_dim(row[..., None, None], dim=2).squeeze(2)  # (B, R, 4) those of its class
-        # A RoI that does not count becomes a unit box that is its own target: nothing to divide by zero.
+        # A RoI that does not count becomes a unit box that is its own target: no division by zero.
         unit = rois.new_tensor((0.0, 0.0, 1.0, 1.0))
         wanted = take(targets.boxes.to(rois.dtype), truth)
         box = box_loss(
@@ -266,7 +266,7 @@ class FastRCNN(nn.Module):
 
 
 def delta_normal(settings: RoI, like: Tensor) -> box_ops.Normal:
-    """What the second stage's deltas are normalised by, of the type and on the device of `like`."""
+    """Normalisation of the second stage's deltas, in the dtype and on the device of `like`."""
     return box_ops.Normal(like.new_tensor(settings.box_mean), like.new_tensor(settings.box_std))
 
 
@@ -277,7 +277,7 @@ def class_loss(logits: Tensor, positive: Tensor, label: Tensor) -> Tensor:
 
 
 def class_probabilities(logits: Tensor) -> Tensor:
-    """Logits (..., K + 1) -> probabilities (..., K) of the classes, those of background left out."""
+    """Logits (..., K + 1) -> probabilities (..., K) of the classes without background."""
     return logits.softmax(dim=-1)[..., :-1]
 
 
@@ -287,8 +287,8 @@ def final_boxes(boxes: Tensor, probability: Tensor, valid: Tensor, finite: Tenso
     Args:
         boxes: (B, P, K, 4), or (B, P, 1, 4) where the classes share them.
         probability: (B, P, K).
-        valid: (B, P) which boxes there are.
-        finite: (B,) as of `Detections`.
+        valid: (B, P) bool.
+        finite: (B,) as in `Detections`.
         settings: `score`, `min_size`, `nms`, `detections`.
     """
     _, count, classes = probability.shape

@@ -1,6 +1,7 @@
 """Faster R-CNN: a backbone, the region proposal network, and Fast R-CNN on its proposals.
 
-`forward`, `propose` and `loss` are one tensor program of fixed shape: no loop over images, no shape made of data.
+`forward`, `propose` and `loss` are each one tensor program of fixed shape: no loop over images, and no shape depends on
+data.
 """
 
 import math
@@ -20,16 +21,16 @@ from rcnn.model.structures import Batch, Detections, Keys, Losses, Pass, Proposa
 
 
 class FasterRCNN(nn.Module):
-    """The whole detector; with `roi.head=none` its first stage alone: `fast_rcnn` is None.
+    """The whole detector. With `roi.head=none` it is the first stage alone, and `fast_rcnn` is None.
 
-    Then nothing is detected, unless the first stage tells classes itself (`rpn.classify=classes`).
+    The first stage alone detects nothing, unless it tells classes itself (`rpn.classify=classes`).
 
     Args:
         backbone: maps (B, C, H, W) to a dictionary of feature maps, finest first, and has the attributes `strides` (one
-            an output) and `channels` (of every output).
+            per output) and `channels` (of every output).
         settings: of all parts.
         classes: K, background not counted.
-        head: the second stage's head where it is not made of `roi.head=fc` or `conv-fc`: maps (N, C, S, S) RoI features
+        head: the second stage's head in place of that of `roi.head`: maps (N, C, S, S) RoI features
             to (N, `out_features`).
 
     Raises:
@@ -64,7 +65,7 @@ class FasterRCNN(nn.Module):
 
     @property
     def detects(self) -> bool:
-        """Does it tell classes? If not, it is an RPN alone, and only proposes."""
+        """Does it tell classes? If not, it is an RPN alone, which only proposes."""
         return self.fast_rcnn is not None or isinstance(self.rpn.meaning, Classes)
 
     def forward(self, batch: Batch) -> Detections:
@@ -86,12 +87,12 @@ class FasterRCNN(nn.Module):
         *,
         wanted: Collection[str] = ("proposals", "rois", "detections"),
     ) -> Pass:
-        """One pass, and all that it leaves behind. Gradients flow wherever they are enabled.
+        """One pass over a batch, with everything it computes. Gradients flow wherever they are enabled.
 
         Args:
             batch: images.
-            proposals: from elsewhere, in pixels of the resized images; the RPN is not asked then.
-            wanted: fields of the record; others are computed where these need them, or cost nothing and are None.
+            proposals: given ones, in pixels of the resized images, in place of the RPN's.
+            wanted: fields of the record; others are computed only if these need them.
         """
         levels = tuple(self.backbone(batch.images).values())
         rpn, rois, detections = None, None, None
@@ -122,20 +123,20 @@ class FasterRCNN(nn.Module):
         box_gradient: bool = False,
         target_gradient: bool = False,
     ) -> Losses:
-        """Losses as name -> (sum, count): `rpn_objectness`, `rpn_box`, and of a second stage `roi_class`, `roi_box`.
+        """Losses as name -> (sum, count): `rpn_objectness`, `rpn_box`, and with a second stage `roi_class`, `roi_box`.
 
         A one-stage detector has `rpn_class` and `rpn_box`. They are the same in train and eval mode where there is no
         dropout and no trained batch norm.
 
         Args:
             batch: images.
-            targets: ground truths.
+            targets: the ground truth.
             keys: see `keys`.
-            proposals: from elsewhere, in pixels of the resized images: the second stage's losses on these alone.
-            run: of this batch, whose feature maps and RPN's output are used. None: the backbone runs.
+            proposals: given ones, in pixels of the resized images: only the second stage's losses, on these.
+            run: a pass over this batch, whose feature maps and RPN output are used. None: the backbone runs.
             box_gradient: the second stage's loss reaches the RPN through the coordinates of its proposals as well. If
-                not, these are constants: approximate joint training (paper, section 3.2). Which proposals there are,
-                and what each is matched to, has no gradient either way.
+                not, these are constants: approximate joint training (paper, section 3.2). The choice of proposals and
+                their matches have no gradient either way.
             target_gradient: so do the targets of the second stage's boxes, with `box_gradient`.
         """
         levels = tuple(self.backbone(batch.images).values()) if run is None else run.levels
@@ -151,7 +152,7 @@ class FasterRCNN(nn.Module):
             if self.fast_rcnn is None:
                 return losses
             s = self.settings.rpn
-            with torch.no_grad():  # which proposals there are has no gradient
+            with torch.no_grad():  # the choice of proposals has no gradient
                 proposals = self.rpn.propose(out, batch.sizes, pre=s.pre_train, post=s.post_train)
         assert self.fast_rcnn is not None
         maps, rois = self._roi_maps(levels), None
@@ -170,7 +171,7 @@ class FasterRCNN(nn.Module):
         sampled: SampledRoIs,
         sizes: Tensor,
     ) -> Tensor:
-        """The sampled RoIs (B, R, 4) decoded from their anchors, with gradient; ground truths among them are constants.
+        """The sampled RoIs (B, R, 4) decoded from their anchors, with gradient; ground-truth boxes stay constant.
 
         `again` as of `RegionProposalNetwork.at`.
         """
@@ -186,10 +187,10 @@ class FasterRCNN(nn.Module):
         return [levels[i] for i in self.roi_levels]
 
     def keys(self, batch: Batch, targets: Targets, seeds: Tensor) -> Keys:
-        """Uniform numbers for `loss`; row i comes from `seeds[i]` alone: order, batch and process do not matter.
+        """Uniform numbers for `loss`. Row i depends on `seeds[i]` only, not on order, batch or process.
 
-        There are at least as many as there are anchors: pooling may round up or down, so one more row and column of
-        cells is drawn for.
+        There are at least as many as anchors: pooling may round up or down, so numbers are drawn for one more row and
+        column of cells.
         """
         height, width = batch.images.shape[2:]
         cells = sum((height // stride + 2) * (width // stride + 2) for stride in self.rpn.strides)

@@ -1,7 +1,7 @@
-"""Losses of both stages, and what divides them.
+"""Losses of both stages, and their divisors.
 
-A loss is a pair (sum, count) of scalars: whoever sums over processes divides afterwards. Masks come before the
-nonlinear step: rows that do not count are replaced by harmless ones, so that they can't make a NaN in any gradient.
+A loss is a pair (sum, count) of scalars: the division comes after the sum over processes. Masks are applied before the
+nonlinear step: rows that do not count are replaced by harmless ones, so that they can't cause a NaN in a gradient.
 """
 
 from typing import Literal
@@ -37,10 +37,10 @@ def box_loss(
     Args:
         deltas: predicted.
         targets: ground-truth boxes, of positive sides.
-        anchors: what both are seen from.
+        anchors: boxes that the deltas are relative to.
         kind: on deltas (`smooth_l1`, `l1`) or 1 - overlap of the decoded boxes.
         beta: where smooth L1 turns linear.
-        normal: what deltas are normalised by.
+        normal: normalisation of the deltas.
     """
     if kind in ("smooth_l1", "l1"):
         difference = deltas - box_ops.encode(targets, anchors, normal)
@@ -57,9 +57,9 @@ def objectness_loss(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 def focal_loss(logits: Tensor, wanted: Tensor, gamma: float, alpha: float) -> Tensor:
-    """Log loss of each sigmoid, less where it is right already (Lin et al., arXiv 1708.02002); any shape -> the same.
+    """Focal loss (Lin et al., arXiv 1708.02002): log loss with less weight where it is right; any shape -> the same.
 
-    With p the probability of what is wanted: -(1 - p)^gamma log p, times alpha where `wanted` (bool), else 1 - alpha.
+    With p the probability of the right answer: -(1 - p)^gamma log p, times alpha where `wanted` (bool), else 1 - alpha.
     """
     right = torch.where(wanted, logits, -logits)
     # Not a power of 1 - p, whose gradient is not finite at 0.
@@ -78,9 +78,9 @@ def normalise(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(sum, count) of the RPN's two losses, classification and boxes (paper, equation 1: N_cls and N_reg).
 
-    paper: N_cls = samples asked for, per image; N_reg = cells of the unpadded image over all levels. sampled-cells: the
-    same box loss, classification over the anchors sampled. per-image: each image over its own samples, then the mean
-    of images. sampled: over all samples of the batch. requested: samples asked for. mean: box loss over 4 x positives.
+    paper: N_cls = samples asked for per image; N_reg = cells of the unpadded image over all levels. sampled-cells: the
+    same N_reg, with N_cls = anchors sampled. per-image: each image is divided by its own samples, then the images are
+    averaged. sampled: all samples of the batch. requested: samples asked for. mean: N_reg = 4 x positives.
 
     Args:
         classification: (B, n) loss of each sample, 0 where not valid.
@@ -88,8 +88,8 @@ def normalise(
         valid: (B, n) bool.
         positive: (B, n) bool.
         normaliser: the rule.
-        cells: (B,) locations of each unpadded image; 0 for an image that only fills the batch.
-        positive_weight: per-image: what the weights of an image's boxes add up to. None: 1 / samples each.
+        cells: (B,) locations of each unpadded image; 0 for a filler image.
+        positive_weight: read by per-image: sum of the weights of an image's boxes. None: 1 / samples each.
     """
     sampled, asked = valid.sum(dim=1), valid.shape[1] * (cells > 0)
     if normaliser == "per-image":

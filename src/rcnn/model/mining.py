@@ -1,9 +1,9 @@
 """Hard examples: which negatives come first among anchors, and which RoIs are hardest.
 
-The paper draws negatives uniformly, and nearly all of them are easy. Reference 001 wants those that touch an object, or
-whose features vary although there is no object in them; OHEM (arXiv 1604.03540) wants those of the highest loss.
-B images, A anchors, R RoIs, n samples. A precedence (B, A) is added to the keys in [0, 1) of the draw: a whole number
-of 1 or more goes before all that have 0, and among equals the keys decide. So what is missing is filled up at random.
+The paper draws negatives uniformly, and nearly all of them are easy. Two alternatives prefer anchors that touch an
+object, or whose features vary although there is no object in them; OHEM (arXiv 1604.03540) takes those of the highest
+loss. B images, A anchors, R RoIs, n samples. A precedence (B, A) of whole numbers is added to the keys in [0, 1) of the
+draw: higher numbers go first, and among equal ones the keys decide, so that the rest is filled up at random.
 """
 
 from collections.abc import Sequence
@@ -38,13 +38,13 @@ def texture(levels: Sequence[Tensor], cells: Sequence[Tensor], strides: Sequence
 
     Args:
         levels: feature maps (B, C, H_l, W_l).
-        cells: anchors (a, 4) of a cell of each level, around the origin.
+        cells: anchors (a, 4) of one cell of each level, around the origin.
         strides: of the levels, pixels.
         settings: `offset` is read.
 
     Returns:
-        (B, A), levels one after another, the anchor fastest. A cell is in an anchor if its middle is, and the cell that
-        the anchor belongs to always is; what of an anchor lies outside the map does not count.
+        (B, A), levels concatenated, the anchor fastest. A cell is inside an anchor if its middle is; the cell that the
+        anchor belongs to always is. The part of an anchor outside the map does not count.
     """
     textures = []
     for level, anchors, stride in zip(levels, cells, strides, strict=True):
@@ -68,7 +68,7 @@ def _window(cells: int, half: Tensor, offset: float) -> Tensor:
 
 
 def hardest_apart(anchors: Tensor, assignment: Assignment, loss: Tensor, iou: float, count: int) -> Tensor:
-    """Precedence of the `count` negatives of the highest `loss` (B, A), each after suppression by those before it."""
+    """Precedence of the `count` negatives of the highest `loss` (B, A), after suppression among them."""
     batch, number = loss.shape
     boxes, groups = anchors.expand(batch, -1, -1), torch.zeros_like(assignment.truth)
     kept, valid = ops.nms(boxes, loss, groups, assignment.negative, iou, count)
@@ -80,7 +80,7 @@ def hardest_apart(anchors: Tensor, assignment: Assignment, loss: Tensor, iou: fl
 def hardest_rois(rois: Tensor, assignment: Assignment, classes: Tensor, loss: Tensor, iou: float, count: int) -> Sample:
     """The at most `count` RoIs (B, R, 4) of the highest `loss` (B, R), whatever their label, the hardest first.
 
-    A RoI goes where a harder one of its own class (B, R), or of background, overlaps it by more than `iou`.
+    A RoI is dropped if a harder one of its own class (B, R), background included, overlaps it by more than `iou`.
     """
     kept, valid = ops.nms(rois, loss, classes, assignment.positive | assignment.negative, iou, count)
     return Sample(kept, valid, take(assignment.positive, kept) & valid)

@@ -1,7 +1,7 @@
-"""One-stage detection: an RPN whose head tells classes where it told object from background (paper, table 10).
+"""One-stage detection: an RPN whose head tells classes instead of objects from background (paper, table 10).
 
-Anchors, labels, sampling, box loss and proposals are the RPN's; what differs is what the logits mean, and the last
-steps, which are the second stage's. B images, A anchors, n anchors that are trained, K classes, D detections.
+Anchors, labels, sampling, box loss and proposals are those of the RPN. The meaning of the logits differs, and the last
+steps are those of the second stage. B images, A anchors, n anchors that are trained, K classes, D detections.
 """
 
 import torch
@@ -34,7 +34,7 @@ class Classes(Objectness):
         return self.probabilities(logits).amax(dim=-1).logit()
 
     def loss(self, logits: Tensor, positive: Tensor, labels: Tensor) -> Tensor:
-        """Loss (B, n) of the classes of anchors, where positive that of the matched objects' `labels` (B, n)."""
+        """Cross-entropy (B, n) of anchors; the class of a positive anchor is in `labels` (B, n)."""
         return class_loss(logits, positive, labels)
 
 
@@ -59,16 +59,16 @@ class FocalClasses(Classes):
         return focal_loss(by_class, wanted, self._gamma, self._alpha).sum(dim=-1)
 
     def _by_class(self, logits: Tensor) -> Tensor:
-        """(B, n, K) also of one class, whose logits are (B, n) as the RPN's are."""
+        """Logits as (B, n, K), also for one class, where they come as (B, n)."""
         return logits[..., None] if self.logits == 1 else logits
 
 
 def detect(rpn: RegionProposalNetwork, out: RPNOutput, sizes: Tensor, settings: RoI) -> Detections:
-    """The best anchors of each level by their best class, decoded; then the last steps of the second stage.
+    """Decode the best anchors of each level, ranked by their best class, and finish as the second stage does.
 
     Args:
-        rpn: whose logits mean `Classes`.
-        out: what its head says.
+        rpn: its logits mean `Classes`.
+        out: the output of its head.
         sizes: (B, 2) height and width of each unpadded image.
         settings: `score`, `min_size`, `nms` and `detections` are read.
     """

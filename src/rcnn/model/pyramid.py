@@ -1,4 +1,4 @@
-"""Image pyramids: detections of one image at several scales become those of the image (paper, figure 1a)."""
+"""Image pyramids: the detections of one image at several scales, pooled (paper, figure 1a)."""
 
 from collections.abc import Sequence
 
@@ -13,10 +13,10 @@ Found = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def pool_scales(scales: Sequence[Found], settings: RoI) -> np.ndarray:
-    """Rows (m,) of all scales laid one after another that are kept, best first.
+    """Rows (m,) that are kept of all scales concatenated, best first.
 
-    Suppressed within classes (`roi.nms`), then at most `roi.detections`; of equal scores the earlier scale goes first.
-    A single scale is kept as it is: its network did the same.
+    Boxes are suppressed within classes (`roi.nms`), and at most `roi.detections` are kept; of equal scores the earlier
+    scale goes first. A single scale is kept unchanged: the network has done the same already.
     """
     if len(scales) == 1:
         return np.arange(len(scales[0][0]))

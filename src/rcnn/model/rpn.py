@@ -1,4 +1,4 @@
-"""Region proposal network (paper, section 3.1): anchors, the proposals that it makes of them, its loss.
+"""Region proposal network (paper, section 3.1): anchors, proposals, loss.
 
 B images, A anchors of all levels (A_l of level l), a anchors per cell, n sampled anchors, P proposals, K classes.
 """
@@ -21,14 +21,14 @@ from rcnn.model.structures import Losses, Proposals, RPNOutput, Targets, take
 
 
 class Objectness:
-    """What the head's logits mean: is there an object? One logit (sigmoid), or two (softmax) as in the paper's code.
+    """Logits that tell objects from background: one (sigmoid), or two (softmax) as in the paper's code.
 
     Attributes:
         logits: per anchor.
         name: of the loss.
-        of_every_anchor: is the loss of all anchors that are not ignored, and divided by the positives? If not, of a
-            sample, and divided by `rpn.normaliser`.
-        prior: what a sigmoid starts from; None: 1 / 2.
+        of_every_anchor: the loss is summed over all anchors that are not ignored and divided by the positives. If not,
+            it is of a sample, and divided as `rpn.normaliser` says.
+        prior: initial probability of a sigmoid. None: 1 / 2.
     """
 
     name = "rpn_objectness"
@@ -46,7 +46,7 @@ class Objectness:
         return foreground - background
 
     def loss(self, logits: Tensor, positive: Tensor, labels: Tensor) -> Tensor:
-        """Log loss (B, n) of anchors; `labels` (B, n), which object it is, does not matter here."""
+        """Log loss (B, n) of anchors; `labels` (B, n), the classes of their objects, are not read here."""
         return objectness_loss(self._background_first(logits), positive)
 
     def _background_first(self, logits: Tensor) -> Tensor:
@@ -54,7 +54,7 @@ class Objectness:
 
 
 class RegionProposalNetwork(nn.Module):
-    """The RPN as a part that stands alone: feature maps in, proposals or losses out.
+    """The RPN, usable by itself: feature maps in, proposals or losses out.
 
     Args:
         in_channels: channels of every level.
@@ -100,7 +100,7 @@ class RegionProposalNetwork(nn.Module):
 
     @property
     def learns_from_samples(self) -> bool:
-        """Do gradients flow through sampled anchors alone, so that nobody needs those of the whole maps?"""
+        """Do gradients flow through the sampled anchors only, so that the whole maps need none?"""
         return self.head.local and not self.meaning.of_every_anchor
 
     def forward(self, levels: Sequence[Tensor], image_shape: tuple[int, int]) -> RPNOutput:
@@ -113,11 +113,11 @@ class RegionProposalNetwork(nn.Module):
         return RPNOutput(tuple(head[0] for head in heads), tuple(head[1] for head in heads), anchors)
 
     def scores(self, logits: Tensor) -> Tensor:
-        """Logits (B, A, ...) of anchors -> (B, A), by which they are ranked: the logit of a probability."""
+        """Logits (B, A, ...) of anchors -> (B, A) logit of the probability that they are ranked by."""
         return self.meaning.scores(logits)
 
     def candidates(self, out: RPNOutput, sizes: Tensor, pre: int) -> Proposals:
-        """The `pre` best of each level, decoded and clipped, not yet suppressed; tiny and improbable ones not valid."""
+        """The `pre` best of each level, decoded and clipped, before NMS; tiny and improbable ones are not valid."""
         boxes, scores, level, anchor = [], [], [], []
         start = 0
         for number, (logits, deltas, anchors) in enumerate(zip(*out, strict=True)):
@@ -140,7 +140,7 @@ class RegionProposalNetwork(nn.Module):
             out: of `forward`.
             sizes: (B, 2) height and width of each unpadded image.
             pre: boxes per level that enter NMS.
-            post: proposals that leave it, the best.
+            post: largest number of proposals per image.
         """
         box, score, eligible, level, anchor = self.candidates(out, sizes, pre)
         kept, valid = ops.nms(box, score, level, eligible, self.settings.nms, post)
@@ -153,7 +153,7 @@ class RegionProposalNetwork(nn.Module):
         )
 
     def assign(self, anchors: Tensor, targets: Targets, sizes: Tensor) -> Assignment:
-        """Labels of all anchors (A, 4) for every image; those of an image of size 0 (a filler) are not trained."""
+        """Labels of all anchors (A, 4) for every image; those of a filler (an image of size 0) are not trained."""
         s = self.settings
         rule = Rule(s.positive_iou, 0.0, s.negative_iou, force=s.force_match, forget=s.ignore == "drop")
         allowed = (sizes > 0).all(dim=-1)[:, None].expand(-1, anchors.shape[0])
@@ -165,7 +165,7 @@ class RegionProposalNetwork(nn.Module):
     def draw(
         self, out: RPNOutput, assignment: Assignment, targets: Targets, keys: Tensor, levels: Sequence[Tensor] = ()
     ) -> Sample:
-        """The anchors that are trained; `rpn.negatives` says which negatives go first. Arguments as of `loss`."""
+        """Draw the anchors that are trained; `rpn.negatives` says which negatives go first. Arguments as in `loss`."""
         s, anchors = self.settings, torch.cat(out.anchors)
         if self.meaning.of_every_anchor:
             everyone = torch.arange(len(anchors), device=anchors.device).expand_as(assignment.truth)
@@ -187,7 +187,7 @@ class RegionProposalNetwork(nn.Module):
         Args:
             out: of `forward`.
             index: the anchors.
-            again: feature maps that `out`, without gradient, was computed from, and these anchors are once more.
+            again: feature maps from which these anchors are computed once more, if `out` is without gradient.
         """
         if again is not None:
             return self.head.at_anchors(again, index)
@@ -203,15 +203,15 @@ class RegionProposalNetwork(nn.Module):
         *,
         again: bool = False,
     ) -> Losses:
-        """The multi-task loss (paper, equation 1) as (sum, count) of its two parts; lambda is inside the second's sum.
+        """The multi-task loss (paper, equation 1) as (sum, count) of its two parts; the second sum includes lambda.
 
         Args:
             out: of `forward`.
             targets: the ground truth.
             sizes: (B, 2) height and width of each unpadded image.
             keys: (B, >= A) uniform numbers that decide which anchors are sampled.
-            levels: the feature maps; read with `rpn.negatives=texture` and with `again`.
-            again: `out` is without gradient, and the sampled anchors are computed from `levels` once more, with it.
+            levels: feature maps; read if `rpn.negatives=texture` or `again`.
+            again: `out` has no gradient, and the sampled anchors are computed once more from `levels`, with gradient.
         """
         s, anchors = self.settings, torch.cat(out.anchors)
         assignment = self.assign(anchors, targets, sizes)
@@ -219,10 +219,10 @@ class RegionProposalNetwork(nn.Module):
         logits, deltas = self.at(out, drawn.indices, levels if again else None)  # (B, n[, k]), (B, n, 4)
         anchor, object_index = anchors[drawn.indices], take(assignment.truth, drawn.indices)
         matched = take(targets.boxes.to(anchor.dtype), object_index)
-        # L_cls. A row that does not count gets logit 0 and its anchor as its box: finite losses of finite gradients.
+        # L_cls. A row that does not count gets logit 0 and its anchor as its box: finite losses with finite gradients.
         logits = logits.masked_fill(~drawn.valid.view(*drawn.valid.shape, *(1,) * (logits.dim() - 2)), 0.0)
         classification = self.meaning.loss(logits, drawn.positive, take(targets.labels, object_index)) * drawn.valid
-        # lambda p* L_reg: of positive anchors alone
+        # lambda p* L_reg: positive anchors only
         positive = drawn.positive[..., None]
         deltas, matched = torch.where(positive, deltas, 0.0), torch.where(positive, matched, anchor)
         box = s.lambda_ * box_loss(deltas, matched, anchor, s.box_loss, s.beta) * drawn.positive
@@ -237,6 +237,6 @@ class RegionProposalNetwork(nn.Module):
 
 
 def all_finite(out: RPNOutput) -> Tensor:
-    """(B,) were all logits and deltas of the image finite?"""
+    """(B,) bool: are all logits and deltas of the image finite?"""
     parts = [part.isfinite().flatten(1).all(dim=1) for part in (*out.logits, *out.deltas)]
     return torch.stack(parts).all(dim=0)

@@ -1,4 +1,4 @@
-"""The head of the region proposal network (paper, section 3.1): a sliding window, and two siblings that read it.
+"""The head of the region proposal network (paper, section 3.1): a sliding window and two sibling layers.
 
 B images, a anchors per cell, n chosen anchors.
 """
@@ -23,7 +23,7 @@ class RPNHead(nn.Module):
         logits: per anchor; 1 (sigmoid) or 2 (softmax) tell objects from background, others classes.
         kernel: side of the sliding window, cells.
         convs: hidden convolutions.
-        prior: probability that sigmoids say at the start. None: 1 / 2.
+        prior: initial probability of the sigmoids. None: 1 / 2.
     """
 
     def __init__(
@@ -54,8 +54,8 @@ class RPNHead(nn.Module):
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> logits (B, H * W * a[, n]) and deltas (B, H * W * a, 4), the anchor fastest.
 
-        Several logits lie as the paper's code has its two: first the `a` channels of the first (background), then the
-        `a` channels of the second (object), and so on.
+        Several logits per anchor are laid out as in the paper's code: first the `a` channels of the first logit
+        (background), then the `a` channels of the second (object), and so on.
         """
         hidden = self.hidden(feature)
         logits = self.cls(hidden).permute(0, 2, 3, 1)  # (B, H, W, logits * a)
@@ -66,21 +66,21 @@ class RPNHead(nn.Module):
         return at_least_float32(logits), at_least_float32(deltas).unflatten(3, (-1, 4)).flatten(1, 3)
 
     def hidden(self, feature: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, channels, H, W): what both siblings read; the paper's 256 or 512 numbers a position."""
+        """(B, C, H, W) -> (B, channels, H, W): the input of both siblings (256 or 512 channels in the paper)."""
         for conv in self.conv if isinstance(self.conv, nn.ModuleList) else (self.conv,):
             feature = conv(feature).relu()
         return feature
 
     @property
     def local(self) -> bool:
-        """Does an anchor depend on one window alone, so that `at_anchors` can compute it?"""
+        """Does the output of an anchor depend on one window only, so that `at_anchors` can compute it?"""
         return isinstance(self.conv, nn.Conv2d)
 
     def at_anchors(self, levels: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
         """Feature maps (B, C, H_l, W_l), (B, n) anchors of all levels -> their logits and deltas (B, n, 4).
 
-        What `forward` says of these anchors, from the windows around them alone. Few anchors are sampled, so the
-        gradient of the convolution, two thirds of its cost, all but disappears.
+        The output of `forward` at these anchors, computed from the windows around them. Few anchors are sampled, so
+        the gradient of the convolution, two thirds of its cost, all but disappears.
         """
         assert isinstance(self.conv, nn.Conv2d)
         anchors = self.reg.out_channels // 4
@@ -99,7 +99,7 @@ def patches(levels: Sequence[Tensor], cells: Tensor, kernel: int) -> Tensor:
 
     Args:
         levels: (B, C, H_l, W_l).
-        cells: (B, n) places, counted row by row and level after level.
+        cells: (B, n) int64, counted row by row and level after level.
         kernel: side of the window.
 
     Returns:

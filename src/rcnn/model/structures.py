@@ -1,7 +1,8 @@
-"""The tuples that travel through the model: padded tensors with a leading batch dimension and a mask beside them.
+"""The tuples that travel through the model: padded tensors with a leading batch dimension, each with a mask.
 
-B images, G padded ground truths, A anchors, P proposals, R sampled RoIs, D detections, K classes without background.
-Boxes are continuous float xyxy in pixels of the resized image. Masks are bool, True = real. Pairs are (height, width).
+B images, G padded ground-truth boxes, A anchors, P proposals, R sampled RoIs, D detections, K classes (background not
+counted). Boxes are continuous float xyxy in pixels of the resized image. Masks are bool, True = real. Pairs are
+(height, width).
 """
 
 from collections.abc import Mapping
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 Losses = Mapping[str, tuple[Tensor, Tensor]]
-"""Name -> (sum, count), both scalars and not yet divided: whoever sums over processes divides afterwards."""
+"""Name -> (sum, count), both scalars, not yet divided: the division comes after the sum over processes."""
 
 
 Tensors = TypeVar("Tensors", bound=Any)
@@ -34,7 +35,7 @@ class Batch(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """Ground truth of a batch.
+    """The ground truth of a batch.
 
     Attributes:
         boxes: (B, G, 4) float.
@@ -50,11 +51,11 @@ class Targets(NamedTuple):
 
 
 class RPNOutput(NamedTuple):
-    """What the RPN head says of every anchor, one entry a level.
+    """The output of the RPN head for every anchor, one entry per level.
 
     Attributes:
-        logits: (B, A_l) objectness, or (B, A_l, 2) as (background, object); of a one-stage detector one a class, and
-            background where there is one.
+        logits: (B, A_l) objectness, or (B, A_l, 2) as (background, object); in a one-stage detector one per class,
+            and one for background where the loss is cross-entropy.
         deltas: (B, A_l, 4).
         anchors: (A_l, 4).
     """
@@ -69,10 +70,10 @@ class Proposals(NamedTuple):
 
     Attributes:
         boxes: (B, P, 4).
-        scores: (B, P) objectness probability (of a one-stage detector, of the best class), 0 where not valid.
+        scores: (B, P) objectness probability (in a one-stage detector that of the best class), 0 where not valid.
         valid: (B, P) bool.
         level: (B, P) int64, the pyramid level of the anchor.
-        anchor: (B, P) int64, index into the anchors of all levels laid one after another.
+        anchor: (B, P) int64, index into the anchors of all levels, concatenated.
     """
 
     boxes: Tensor
@@ -83,7 +84,7 @@ class Proposals(NamedTuple):
 
 
 class RoIOutput(NamedTuple):
-    """What the second stage says of every RoI.
+    """The output of the second stage for every RoI.
 
     Attributes:
         logits: (B, R, K + 1), background last.
@@ -104,8 +105,8 @@ class Detections(NamedTuple):
         scores: (B, D), 0 where not valid.
         labels: (B, D) int64, 0..K-1.
         valid: (B, D) bool.
-        proposal: (B, D) int64, index into the proposals that these were made from; of a one-stage detector, into the
-            anchors of all levels.
+        proposal: (B, D) int64, index of the proposal that the box was refined from; in a one-stage detector the
+            index of its anchor.
         finite: (B,) bool: were all logits, deltas and scores of the image finite?
     """
 
@@ -118,13 +119,13 @@ class Detections(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """What one run of the network over a batch leaves behind; None where it was not asked for, or there is none.
+    """The record of one run of the network over a batch. A field is None if it was not asked for or does not exist.
 
     Attributes:
         levels: (B, C, H_l, W_l) feature maps of the backbone, finest first.
-        rpn: what the RPN's head says; None where proposals were given.
-        proposals: those of the RPN, or those that were given.
-        rois: what the second stage says of the proposals; None without one.
+        rpn: the output of the RPN's head; None if proposals were given.
+        proposals: of the RPN, or those given.
+        rois: the output of the second stage for the proposals; None without a second stage.
         detections: final boxes.
     """
 
@@ -140,7 +141,7 @@ class Keys(NamedTuple):
 
     Attributes:
         rpn: (B, A).
-        roi: (B, P + G), proposals first, then ground truths.
+        roi: (B, P + G), proposals first, then ground-truth boxes.
     """
 
     rpn: Tensor
@@ -148,12 +149,12 @@ class Keys(NamedTuple):
 
 
 def to_device(tensors: Tensors, device: torch.device) -> Tensors:
-    """Any of the tuples above on a device; the host does not wait for the copies."""
+    """Copy any of the tuples above to a device. The host does not wait for the copies."""
     return type(tensors)(*(part.to(device, non_blocking=True) for part in tensors))
 
 
 def at_least_float32(x: Tensor) -> Tensor:
-    """Half precision ends here: boxes and losses are computed in float32, or float64 where the model is."""
+    """Widen half precision: boxes and losses are computed in float32, or in float64 if the model is."""
     return x if x.dtype == torch.float64 else x.float()
 
 

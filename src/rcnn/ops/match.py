@@ -1,6 +1,6 @@
-"""`rcnn::match`: the best ground truth of every anchor and the best anchors of every ground truth, in bounded memory.
+"""`rcnn::match`: the best truth box of every anchor and the best anchors of every truth box, in bounded memory.
 
-B images, A anchors, G padded ground truths. Boxes are continuous xyxy pixels.
+B images, A anchors, G padded ground-truth boxes. Boxes are continuous xyxy pixels.
 """
 
 from collections.abc import Iterator
@@ -13,16 +13,16 @@ from rcnn.ops.safe import safe_boxes
 
 TIE = 1e-6  # an IoU computed twice may differ in its last bit
 BLOCK = 8192  # anchors at most
-PAIRS = 1 << 16  # anchor-box pairs a block aims at, so that its temporaries stay in the cache
+PAIRS = 1 << 16  # pairs of anchors and boxes that a block aims at, so that its temporaries stay in the cache
 
 
 class Matches(NamedTuple):
-    """What `match` finds of every anchor.
+    """The matches of every anchor.
 
     Attributes:
-        best_iou: (B, A), 0 where no ground truth is valid.
+        best_iou: (B, A), 0 where no truth box is valid.
         best_truth: (B, A) int64, ties to the lower index, 0 where best_iou is 0.
-        is_best: (B, A) bool, a best anchor of some ground truth.
+        is_best: (B, A) bool, a best anchor of some truth box.
         covered: (B, A) bool, at least half of the anchor's own area lies inside one ignored box.
     """
 
@@ -35,17 +35,17 @@ class Matches(NamedTuple):
 def match(
     anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None = None, ignore: Tensor | None = None
 ) -> Matches:
-    """Best ground truth of every anchor, and whether the anchor is a best one of some ground truth. Not differentiable.
+    """Best truth box of every anchor, and whether the anchor is a best one of some truth box. Not differentiable.
 
-    An anchor is a best one of a ground truth where its IoU is above 0 and within 1e-6 of the highest that any allowed
-    anchor has with it; ties all count.
+    An anchor is a best one of a truth box if their IoU is above 0 and within 1e-6 of the highest IoU of any allowed
+    anchor with that box, so that all of several equal anchors count.
 
     Args:
-        anchors: (A, 4), or (B, A, 4) where every image has its own, pixels.
-        boxes: (B, G, 4) ground truths, G >= 1.
-        valid: (B, G) bool, those that are matched.
-        allowed: (B, A) bool, the anchors that may be best ones; None: all.
-        ignore: (B, G) bool, those that are not matched but cover (crowd, difficult); None: none.
+        anchors: (A, 4), or (B, A, 4) if every image has its own, pixels.
+        boxes: (B, G, 4) ground-truth boxes, G >= 1.
+        valid: (B, G) bool: boxes that are matched.
+        allowed: (B, A) bool: anchors that may be best ones. None: all.
+        ignore: (B, G) bool: boxes that are not matched, but cover anchors (crowd, difficult). None: none.
     """
     return Matches(*_match(anchors.detach(), boxes.detach(), valid, allowed, ignore))
 
@@ -103,7 +103,7 @@ def _(
 
 
 def _covered(anchors: Tensor, boxes: Tensor, ignore: Tensor | None, like: Tensor) -> Tensor:
-    """(B, A) bool: is half of the anchor inside an ignored box? Most data has none, and then nothing is computed."""
+    """(B, A) bool: is half of the anchor inside an ignored box? Most data has none: then nothing is computed."""
     covered = torch.zeros_like(like)
     if ignore is None or not (boxes.is_cuda or ignore.any()):
         return covered

@@ -13,7 +13,7 @@ from rcnn.ops.safe import safe_boxes
 def nms(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
-    """Keep the best boxes of every image that overlap no better kept box of their own group.
+    """Keep the best boxes of every image, except those that overlap a better one of their own group.
 
     Best score first over all groups, ties to the lower index; a box is dropped where its IoU with a kept box is above
     the threshold, in float64 on every device. A box whose score is NaN counts as not valid. Not differentiable.
@@ -24,7 +24,7 @@ def nms(
         groups: (B, N) int64, any numbers.
         valid: (B, N) bool.
         iou_threshold: 0..1.
-        max_output: how many boxes of an image are kept at most, over all groups.
+        max_output: largest number of boxes kept per image, over all groups.
 
     Returns:
         index (B, M) int64 into N, 0 where not valid, and valid (B, M) bool.

@@ -1,7 +1,7 @@
 """`rcnn::roi_align`: RoI align over all levels and images in one call, as a product with a sparse matrix.
 
-B images, R RoIs an image, C channels, S = output_size, L levels, P pixels of all levels and images laid one after
-another. Boxes are continuous xyxy pixels of the padded batch.
+B images, R RoIs per image, C channels, S = output_size, L levels, P pixels of all levels and images concatenated. Boxes
+are continuous xyxy pixels of the padded batch.
 """
 
 import math
@@ -45,9 +45,9 @@ def roi_align(
         levels: L feature maps (B, C, H, W), each of its own H and W.
         boxes: (B, R, 4) pixels of the image.
         level: (B, R) int64, index into `levels`.
-        strides: L, pixels of the image a cell of the level covers.
-        output_size: S, cells a side.
-        sampling_ratio: samples a side of a cell; 0: as many as the box covers pixels of the level.
+        strides: L, pixels of the image per cell of the level.
+        output_size: S, cells per side.
+        sampling_ratio: samples per side of a cell; 0: as many as the cell covers pixels of the level, rounded up.
         aligned: shift by half a pixel, so that a sample at a pixel's centre reads that pixel; if not, boxes are at
             least one cell wide and high.
 
@@ -117,7 +117,7 @@ def _roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """`roi_align` as (B, R, S, S, C): what the product makes, and what a head in channels-last order wants."""
+    """`roi_align` as (B, R, S, S, C): the order of the product, and of a channels-last head."""
     size, channels = output_size, levels[0].shape[1]
     out = levels[0].new_zeros(*boxes.shape[:2], size, size, channels)
     if out.numel() == 0:
@@ -159,7 +159,7 @@ def _roi_align_backward(
     aligned: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients (P, C) of the pixels and (B, R, 4) of the boxes; zeros where `wanted` (pixels, boxes) says no."""
+    """Gradients (P, C) of the pixels and (B, R, 4) of the boxes; zeros where not `wanted` (pixels, boxes)."""
     size, channels = grad.shape[2], grad.shape[4]
     pixels_grad = levels[0].new_zeros(sum(areas(levels)), channels)
     boxes_grad = torch.zeros_like(boxes)
@@ -217,7 +217,7 @@ def _by_kernel(levels: Sequence[Tensor], sampling_ratio: int) -> bool:
 
 
 def _upright(boxes: Tensor) -> Tensor:
-    """Inverted boxes become empty: counting their samples, torchvision's kernel asks for absurd amounts of memory."""
+    """Make inverted boxes empty: otherwise torchvision's kernel asks for absurd amounts of memory."""
     return torch.cat((boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])), dim=-1)
 
 

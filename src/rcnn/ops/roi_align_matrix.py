@@ -37,7 +37,7 @@ def as_levels(pixels: Tensor, levels: Sequence[Tensor]) -> list[Tensor]:
 
 
 class Axis(NamedTuple):
-    """The T taps a side of each of the S cells, along y or x; a sample is two taps, all lower ones before all upper.
+    """The T taps per side of each of the S cells, along y or x; a sample is two taps, all lower ones before all upper.
 
     Attributes:
         pixel: (n, S, T) int32, row or column of the level.

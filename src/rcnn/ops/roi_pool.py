@@ -1,6 +1,6 @@
 """`rcnn::roi_pool`: RoI max pooling (Fast R-CNN, section 2.1) over all levels and images in one call.
 
-B images, R RoIs an image, C channels, S = output_size, L levels. A box is read in inclusive pixels: its corners are
+B images, R RoIs per image, C channels, S = output_size, L levels. A box is read in inclusive pixels: its corners are
 divided by the stride and rounded, halves away from zero, and both rounded ends belong to it.
 """
 
@@ -26,8 +26,8 @@ def roi_pool(
         levels: L feature maps (B, C, H, W), each of its own H and W.
         boxes: (B, R, 4) pixels of the image, inclusive.
         level: (B, R) int64, index into `levels`.
-        strides: L, pixels of the image a cell of the level covers.
-        output_size: S, cells a side.
+        strides: L, pixels of the image per cell of the level.
+        output_size: S, cells per side.
 
     Returns:
         (B, R, C, S, S), in the dtype of the levels.

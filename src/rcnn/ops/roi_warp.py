@@ -1,6 +1,6 @@
 """RoI warp (MNC, section 3.2): a RoI is cropped and resized bilinearly, then max pooled; differentiable in the boxes.
 
-B images, R RoIs an image, C channels, S = output_size, n = samples, L levels.
+B images, R RoIs per image, C channels, S = output_size, n = samples, L levels.
 """
 
 from collections.abc import Sequence
@@ -23,16 +23,16 @@ def roi_warp(
 ) -> Tensor:
     """The maximum of n x n bilinear samples in each of S x S cells of every box, each box read from one level.
 
-    The resized crop is S * n samples a side, each at the centre of its share of the box; nothing is rounded. The
+    The resized crop is S * n samples per side, each at the centre of its share of the box; nothing is rounded. The
     gradient of the boxes goes through the sample that is the largest.
 
     Args:
         levels: L feature maps (B, C, H, W), each of its own H and W.
         boxes: (B, R, 4) pixels of the image.
         level: (B, R) int64, index into `levels`.
-        strides: L, pixels of the image a cell of the level covers.
-        output_size: S, cells a side.
-        samples: n, samples a side of a cell, 1 or more.
+        strides: L, pixels of the image per cell of the level.
+        output_size: S, cells per side.
+        samples: n, samples per side of a cell, 1 or more.
         aligned: as for `roi_align`.
 
     Returns:

@@ -18,5 +18,5 @@ def rois_by_level(boxes: Tensor, level: Tensor, count: int) -> Iterator[tuple[Te
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The kernels of the CPU know float32 and float64 only."""
+    """The CPU kernels know float32 and float64 only."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

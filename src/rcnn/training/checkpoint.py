@@ -1,8 +1,8 @@
-"""Checkpoints: everything that a run needs to go on bit for bit, in one file without code in it.
+"""Checkpoints: everything that a run needs to resume bit for bit, in one file without code in it.
 
 Tensors (weights, average, optimiser) as safetensors; progress and the lengths of the logs as JSON in its header. The
 schedule follows from the step, and so do the generators (`loop.seed_step`). The file appears whole or not at all, and
-only then do the older ones go: a kill at any time after the first leaves one to go on from.
+older ones are deleted only then: whenever a run is killed, a whole checkpoint is left.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ def save(folder: Path, engine: Engine, progress: Progress, log_lengths: Mapping[
 
     Raises:
         TrainingError: the weights are not finite; the last good checkpoint stays.
-        OSError: the disk is full, say; the last good checkpoint stays.
+        OSError: it can't be written, for example because the disk is full; the last good checkpoint stays.
     """
     tensors = {f"model/{name}": tensor for name, tensor in engine.model.state_dict().items()}
     if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
@@ -48,13 +48,13 @@ def latest(folder: Path) -> Path | None:
 
 
 def stage(folder: Path) -> int:
-    """The scheme's stage, 0, 1, ..., that the newest checkpoint of a folder is of; 0 where there is none."""
+    """The stage (0, 1, ...) of the newest checkpoint of a folder; 0 if there is none."""
     path = latest(folder)
     return Progress(**load_weights(path)[1]["progress"]).stage if path else 0
 
 
 def restore(path: Path, engine: Engine) -> tuple[Progress, dict[str, int]]:
-    """Put a checkpoint into the engine; where the run stood, and how long its logs were.
+    """Load a checkpoint into the engine; return where the run stood and how long its logs were.
 
     Raises:
         WeightsError: the file is damaged.
@@ -77,7 +77,7 @@ def _step(path: Path) -> int:
 
 
 def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Like `load_state_dict`, but moments get their parameter's memory format back, which fused kernels count on."""
+    """Like `load_state_dict`, but moments get their parameter's memory format, which fused kernels rely on."""
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         index, _, key = name.partition("/")

@@ -1,6 +1,6 @@
-"""Several processes as one: `torchrun` starts them, this says who they are and lets them agree.
+"""Several processes that train as one: who they are, and how they exchange numbers. `torchrun` starts them.
 
-NCCL on CUDA, gloo on the CPU. One process is the case of a world of 1, with the same code.
+NCCL on CUDA, gloo on the CPU. A single process is a world of 1 and runs the same code.
 """
 
 import os
@@ -27,7 +27,7 @@ class Team:
 
     Attributes:
         device: where this process computes.
-        rank: number of this process, 0..world - 1; 0 writes files and speaks.
+        rank: number of this process, 0..world - 1; 0 writes files and prints.
         world: number of processes.
     """
 
@@ -37,7 +37,7 @@ class Team:
 
     @property
     def writer(self) -> bool:
-        """Does this process write files and speak?"""
+        """Does this process write files and print?"""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class Team:
         return values
 
     def gather(self, thing: Thing) -> list[Thing]:
-        """What every process has, by rank, on every process."""
+        """The objects of all processes, by rank, on every process."""
         if self.world == 1:
             return [thing]
         things: list[Thing] = [thing] * self.world
@@ -55,9 +55,9 @@ class Team:
         return things
 
     def wrap(self, module: nn.Module) -> nn.Module:
-        """The module, whose forward is a loss, with its gradients averaged over processes after each backward pass.
+        """Wrap a module whose forward is a loss: gradients are averaged over processes after each backward pass.
 
-        Every parameter that is trained has a part in the loss, whatever the batch.
+        Every trained parameter takes part in the loss, whatever the batch.
         """
         if self.world == 1:
             return module
@@ -68,9 +68,9 @@ class Team:
         return DistributedDataParallel(module, device_ids=devices)
 
     def average_norms(self, module: nn.Module) -> None:
-        """Give the trained batch norms the mean of what the processes have measured, each on its own images.
+        """Average the statistics of trained batch norms, which each process has measured on its own images.
 
-        All processes then validate and average the weights that the writer saves, and a resumed run starts from.
+        All processes then validate with the weights that the writer saves and that a resumed run starts from.
         """
         norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d) and norm.training]
         measured = [part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None]
@@ -82,15 +82,15 @@ class Team:
 
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:
-    """Gradients of the block stay in this process: for all but the last of accumulated batches."""
+    """Keep the gradients of the block in this process: for all accumulated batches but the last."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
-    """A gradient that names the strides of its parameter also for axes of length 1, such as those of a 1x1 kernel.
+    """A gradient with the strides of its parameter also for axes of length 1, such as those of a 1x1 kernel.
 
-    Nothing is read by them, so an operator may return any; DDP takes others than the parameter's for another layout.
-    Where it is another one, autograd copies the gradient into the parameter's.
+    Strides of such axes are never used, so an operator may return any, but DDP compares them and takes a difference for
+    another memory layout. If the layout really differs, autograd copies the gradient into the parameter's.
     """
     pairs = zip(gradient.shape, gradient.stride(), strides, strict=True)
     same = all(length == 1 or theirs == ours for length, theirs, ours in pairs)
@@ -98,7 +98,7 @@ def with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA where there is one; each process of a machine takes the GPU of its `LOCAL_RANK`."""
+    """`auto` is CUDA if there is one. Each process of a machine takes the GPU of its `LOCAL_RANK`."""
     device = choose_device(name)
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
@@ -107,7 +107,7 @@ def pick_device(name: str) -> torch.device:
 
 @contextmanager
 def team(device: str, batch: int = 0) -> Iterator[Team]:
-    """The processes that `torchrun` started (it sets RANK, WORLD_SIZE, LOCAL_RANK), or this one alone.
+    """The processes that `torchrun` started (it sets RANK, WORLD_SIZE, LOCAL_RANK), or this process alone.
 
     Raises:
         SettingsError: there is no such device, or a step's `batch` can't be shared evenly.

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: these are validated and kept, the last step's are trained."""
+"""Exponential moving average of the weights: the average is validated and saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,7 +11,7 @@ class EMA:
     """A running average of all parameters and buffers of a model.
 
     Attributes:
-        decay: share of the average that survives a step, once enough steps are done.
+        decay: weight of the old average in an update, reached after some steps.
         shadow: name -> averaged tensor, named as in the model's `state_dict`.
     """
 
@@ -37,7 +37,7 @@ class EMA:
 
     @contextmanager
     def applied(self, model: nn.Module) -> Iterator[None]:
-        """The model holds the average inside the block, and its own weights again after it, to the bit."""
+        """Put the average into the model for the block; afterwards it has its own weights again, to the bit."""
         own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
         copy_into(model, self.shadow)
         try:

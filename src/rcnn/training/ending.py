@@ -1,4 +1,4 @@
-"""How a run ends before its time: Ctrl-C waits for the step to end, and every message says how to go on."""
+"""How a run ends early: Ctrl-C waits for the end of the step, and every message says how to resume."""
 
 import errno
 import signal
@@ -13,7 +13,7 @@ from rcnn.training.run_folder import RunFolder
 
 @contextmanager
 def patient() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of breaking a step in two; a second one stops at once."""
+    """Make Ctrl-C set the event instead of interrupting a step; a second one stops at once."""
     wanted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield wanted
@@ -33,7 +33,7 @@ def patient() -> Iterator[threading.Event]:
 
 @contextmanager
 def explained(folder: RunFolder) -> Iterator[None]:
-    """Say of every early end where the run can be taken up again."""
+    """Add to the error of every early end how the run can be resumed."""
 
     def saved() -> str:
         path = checkpoint.latest(folder.checkpoints)

@@ -1,4 +1,4 @@
-"""Where a new run's weights come from: ImageNet, a packaged detector, a file, or chance."""
+"""Initial weights of a new run: ImageNet, a packaged detector, a file, or random."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,13 +18,13 @@ from rcnn.weights.packaged import PACKAGED, packaged_path
 
 @dataclass(frozen=True)
 class Start:
-    """What a run starts from.
+    """The start of a run.
 
     Attributes:
         model: on the CPU.
-        settings: of the model, as they turned out: without weights, batch norm is trained and no stage is frozen.
+        settings: of the model, adapted to the weights: without any, batch norm is trained and no stage is frozen.
         notes: sentences worth saying aloud.
-        changes: what turned out otherwise than asked for, as `override` takes it.
+        changes: settings that were adapted, as `override` takes them.
     """
 
     model: FasterRCNN
@@ -34,10 +34,10 @@ class Start:
 
 
 def initialise(settings: Settings, names: Sequence[str]) -> Start:
-    """A model for the classes `names`, started as `settings.train.init` says.
+    """A model for the classes `names`, initialised as `settings.train.init` says.
 
-    `imagenet` where its weights can't be had goes on from a packaged detector of the same backbone, or else as `none`
-    does; the notes say which.
+    If the weights of `imagenet` are not available, those of a packaged detector with the same backbone are used, or
+    else random ones as with `none`; the notes say which.
 
     Raises:
         WeightsError: the file is missing, damaged or does not fit.
@@ -74,7 +74,7 @@ def _without_imagenet(settings: Settings, names: Sequence[str], why: str) -> Sta
 
 
 def _from_packaged(settings: Settings, names: Sequence[str], packaged: str) -> Start:
-    """What a packaged detector has for this model."""
+    """The weights of a packaged detector, as far as they fit this model."""
     model = build(settings, len(names))
     tensors, metadata = read_detector(packaged_path(packaged))
     theirs = Layout(metadata.settings, metadata.names)
@@ -84,7 +84,7 @@ def _from_packaged(settings: Settings, names: Sequence[str], packaged: str) -> S
 
 
 def _from_nothing(settings: Settings, names: Sequence[str], notes: tuple[str, ...]) -> Start:
-    """Random weights: batch norm can't be constants that nobody has measured."""
+    """Random weights. Batch norm is trained: there are no measured statistics to freeze."""
     changes = {"train": {"init": "none"}, "model": {"norm": "train", "frozen_stages": 0}}
     settings = override(settings, changes)
     note = "The backbone starts from random weights: its batch norm is trained, no stage is frozen"
@@ -92,7 +92,7 @@ def _from_nothing(settings: Settings, names: Sequence[str], notes: tuple[str, ..
 
 
 def _from_file(model: FasterRCNN, path: Path, names: Sequence[str], settings: Settings) -> tuple[str, ...]:
-    """Load one of our detectors, or a backbone in torchvision's names; notes."""
+    """Load one of our detectors, or a backbone with torchvision's names; return notes."""
     if path.suffix == ".safetensors" and is_detector(path):
         tensors, metadata = read_detector(path)
         return adapt(model, tensors, Layout(metadata.settings, metadata.names), Layout(settings, names), path)

@@ -1,6 +1,6 @@
-"""What a run says: lines on the console and in log.txt, and on a terminal one line that changes.
+"""Messages of a run: lines on the console and in log.txt, and on a terminal a live line.
 
-Only the writer of a run speaks; the other processes have a `Log` with neither file nor console.
+Only the writer of a run prints; the other processes have a `Log` with neither file nor console.
 """
 
 import math
@@ -16,11 +16,11 @@ from rich.text import Text
 
 
 class Log:
-    """Shows and writes down what a training says.
+    """Prints messages and writes them to a file.
 
     Args:
-        write: keeps a line (in log.txt); None where this process writes nothing.
-        console: where to show; None to be quiet.
+        write: stores a line in log.txt. None: nothing is stored.
+        console: where to print. None: nothing is printed.
     """
 
     def __init__(self, write: Callable[[str], None] | None, console: Console | None) -> None:
@@ -28,7 +28,7 @@ class Log:
         self._live: Live | None = None
 
     def say(self, text: str) -> None:
-        """A line of its own."""
+        """Print and store a line."""
         if self._write:
             self._write(text)
         if self._console:
@@ -36,37 +36,37 @@ class Log:
 
     @property
     def shows(self) -> bool:
-        """Does anybody look?"""
+        """Is there a console?"""
         return self._console is not None
 
     @property
     def live(self) -> bool:
-        """Is there a line that changes?"""
+        """Is the live line shown?"""
         return self._live is not None
 
     def open(self) -> None:
-        """On a terminal, keep a line that changes below the others."""
+        """Show the live line below the others, if this is a terminal."""
         if self._console and self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
 
     def show(self, what: RenderableType) -> None:
-        """Put something in the place of the line that changes."""
+        """Replace the live line."""
         if self._live:
             self._live.update(what, refresh=True)
 
     def status(self, text: str) -> None:
-        """What goes on between two steps; only on a terminal, and gone with the next one."""
+        """Show on the live line what happens between two steps."""
         self.show(Text(text))
 
     def close(self) -> None:
-        """The line that changes goes."""
+        """Remove the live line."""
         if self._live:
             self._live.stop()
             self._live = None
 
     def table(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A table with one column a key."""
+        """Print a table with one column per key; log.txt gets one line per row."""
         table = Table(box=None, pad_edge=False)
         for number, name in enumerate(rows[0]):
             table.add_column(name, justify="right" if number else "left")
@@ -82,7 +82,7 @@ class Log:
 
 
 def memory_gb() -> float:
-    """Most memory that this process has held: the GPU's if there is one, else resident memory."""
+    """Peak memory of this process in GB: on the GPU if it is used, else resident memory."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
     try:
@@ -101,7 +101,7 @@ def duration(seconds: float) -> str:
 
 
 def shown_number(value: Any) -> str:
-    """A number as tables show it, with a dash for one that is not known; other things as they are."""
+    """A number as tables show it, a dash if it is unknown; anything else unchanged."""
     if not isinstance(value, float):
         return "-" if value is None else str(value)
     return "-" if math.isnan(value) else f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"

@@ -1,8 +1,8 @@
 """One optimiser step.
 
 Losses come as (sum, count). Counts are summed over the processes before the division, so that n processes with a batch
-of b do what one does with n * b. Accumulated batches are divided each by its own counts and then averaged: when the
-first one's gradients are computed, the counts of the next are not known yet.
+of b each do the same as one process with n * b. Accumulated batches are each divided by their own counts and then
+averaged: when the gradients of the first are computed, the counts of the next are not known yet.
 """
 
 import math
@@ -27,14 +27,14 @@ from rcnn.training.optim import learning_rate, set_learning_rate
 
 @dataclass(frozen=True)
 class Engine:
-    """What a step works with.
+    """Everything that a step needs.
 
     Attributes:
         model: the network that is trained.
         loss: the scheme's loss around it, wrapped for several processes.
         total: steps of the whole run.
         image_names: indices of a batch -> names of its images, for messages.
-        fixed: parts of the model that stay as they are, and in eval mode: nothing is dropped, no norm is measured.
+        fixed: parts of the model that are not trained and stay in eval mode: no dropout, no new statistics of norms.
     """
 
     model: FasterRCNN
@@ -50,17 +50,17 @@ class Engine:
 
 @dataclass
 class Progress:
-    """Where a run stands; a checkpoint holds all of it.
+    """Where a run stands. All of it is in a checkpoint.
 
     Attributes:
         step: optimiser steps done.
         epoch: epochs done.
-        place: batches of the running epoch that are done.
-        sums: name -> sum of the loss over the running epoch's batches.
-        best_ap: highest validation AP (of an RPN alone: recall) so far; None before the first.
+        place: batches done in the current epoch.
+        sums: name -> sum of the loss over the batches of the current epoch.
+        best_ap: highest validation AP so far (for an RPN alone: recall); None before the first.
         best_epoch: epoch (1, 2, ...) that reached it.
-        seconds: time that training took so far.
-        stage: of the scheme, 0, 1, ...; all but `seconds` is of this stage.
+        seconds: time spent on training so far.
+        stage: current stage of the scheme, 0, 1, ...; everything but `seconds` counts within it.
     """
 
     step: int = 0
@@ -73,12 +73,12 @@ class Progress:
     stage: int = 0
 
     def means(self) -> dict[str, float]:
-        """Mean losses of the running epoch so far."""
+        """Mean losses of the current epoch so far."""
         return {name: value / self.place for name, value in self.sums.items()}
 
 
 class Step(NamedTuple):
-    """One optimiser step: summed losses of its batches, learning rate, how many processes asked for each request."""
+    """One optimiser step: losses summed over its batches, learning rate, number of processes behind each request."""
 
     sums: dict[str, float]
     lr: float
@@ -86,13 +86,13 @@ class Step(NamedTuple):
 
 
 def train_step(engine: Engine, items: list[Item], step: int, requests: tuple[bool, ...] = ()) -> Step:
-    """Gradients of some batches, then one update of the weights and of their average.
+    """Compute the gradients of some batches, then update the weights and their average once.
 
     Args:
         engine: what is trained.
         items: the batches whose gradients are averaged.
         step: steps done before.
-        requests: what this process asks for; every process learns of it at the same step.
+        requests: of this process; all processes learn of them at the same step.
 
     Raises:
         TrainingError: a loss is not finite; the weights have not been changed.
@@ -119,7 +119,7 @@ def train_step(engine: Engine, items: list[Item], step: int, requests: tuple[boo
 def backward(
     engine: Engine, item: Item, batches: int, requests: tuple[bool, ...]
 ) -> tuple[dict[str, float], tuple[float, ...]]:
-    """Add a batch's gradients; its losses over all processes, and the summed requests."""
+    """Add the gradients of a batch; return its losses over all processes and the summed requests."""
     device = engine.team.device
     batch, targets = to_device(item.batch, device), to_device(item.targets, device)
     keys = engine.model.keys(batch, targets, item.seeds)
@@ -132,10 +132,10 @@ def backward(
     shared = engine.team.sum(shared)
     all_sums, all_counts, asked = shared.split((len(sums), len(sums), len(requests)))
     divisors = torch.where(all_counts > 0, all_counts, 1.0)
-    # Copied before the backward pass is queued and read after that: every loss is checked and no GPU waits for it.
+    # Copied before the backward pass is queued and read afterwards: every loss is checked, and no GPU waits for that.
     values_copy = torch.cat((all_sums / divisors, asked)).to("cpu", non_blocking=True)
     copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-    # DDP averages gradients over processes where their sum is wanted, hence `world`.
+    # DDP averages gradients over processes, but their sum is wanted: hence `world`.
     ((sums / divisors.to(sums)).sum() * engine.team.world / batches).backward()
     if copied:
         copied.synchronize()
@@ -144,21 +144,21 @@ def backward(
 
 
 def seed_step(*numbers: int) -> None:
-    """Seed torch's generators (dropout) from the numbers alone, so that a resumed run needs no generator's state.
+    """Seed torch's generators (dropout) from the numbers alone, so that a resumed run needs no generator state.
 
-    Loaders draw from the same generators whenever an epoch is begun, also the rest of one.
+    Loaders also draw from these generators at the start of an epoch, or of the rest of one.
     """
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
 def uses_bf16(settings: Train, device: torch.device) -> bool:
-    """Does the network run in bfloat16? Losses and boxes stay float32 either way."""
+    """Does the network run in bfloat16? Losses and boxes are float32 either way."""
     pays = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
     return settings.amp == "bf16" or (settings.amp == "auto" and pays)
 
 
 def _add(sums: dict[str, float], losses: dict[str, float], engine: Engine, item: Item, step: int) -> None:
-    """Add losses to sums, or stop where one is not finite (on every process at once: the values are shared)."""
+    """Add losses to sums, or stop if one is not finite (on all processes at once: the values are shared)."""
     bad = [f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value)]
     if bad:
         engine.optimizer.zero_grad(set_to_none=True)

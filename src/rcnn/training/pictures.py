@@ -1,4 +1,4 @@
-"""Which pictures of its images a run draws: labels and batches at its start, the others at its end."""
+"""The pictures that a run draws: of labels and batches at its start, of results at its end."""
 
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ COMPARED = 16
 
 
 def draw_start(folder: Path, dataset: Dataset, loader: Loader, settings: Preprocess) -> None:
-    """labels.png, and train-batch-N.jpg with what the network is shown."""
+    """Draw labels.png, and train-batch-N.jpg with augmented training batches."""
     plot_labels(dataset.records, dataset.names, folder / "labels.png")
     for number, item in enumerate(islice(loader.epoch(0), BATCHES)):
         tiles = [_shown(item, row, dataset, settings) for row in range(len(item.index)) if item.index[row] >= 0]
@@ -29,7 +29,7 @@ def draw_start(folder: Path, dataset: Dataset, loader: Loader, settings: Preproc
 
 
 def draw_end(folder: Path, dataset: Dataset, metrics: Metrics, settings: Settings, score: float) -> None:
-    """Curves, confusion, proposal recall, and val.jpg: images with truth beside what scores at least `score`."""
+    """Draw curves, confusion, proposal recall, and val.jpg: ground truth next to detections of at least `score`."""
     names, truths, predictions = dataset.names, metrics.truths, metrics.predictions
     plot_curves(precision_recall(truths, predictions, len(names)), names, folder / "curves.png")
     matrix = confusion_matrix(truths, predictions, len(names), score=score)
@@ -52,7 +52,7 @@ def draw_end(folder: Path, dataset: Dataset, metrics: Metrics, settings: Setting
 
 
 def _shown(item: Item, row: int, dataset: Dataset, settings: Preprocess) -> Tile:
-    """An image of a batch as the network sees it, with its normalisation undone."""
+    """An image of a batch as the network sees it, before its normalisation."""
     channels = item.batch.images[row].permute(1, 2, 0).numpy()
     height, width = item.batch.sizes[row].int().tolist()
     pixels = (channels * np.array(settings.std) + np.array(settings.mean))[:height, :width]

@@ -1,4 +1,4 @@
-"""Proposals on the disk: of a detector or from elsewhere, for all images of a data set, written once."""
+"""Proposals for all images of a data set, from a detector or from elsewhere, stored in files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -23,15 +23,15 @@ from rcnn.weights.file import load_weights, save_weights
 def write_proposals(
     path: Path, detector: Detector, dataset: Dataset, team: Team, counts: tuple[int, int], say: Callable[[str], None]
 ) -> None:
-    """Save the proposals of every image of a data set, best first, in pixels of the files; all processes together.
+    """Save the proposals of every image of a data set, best first, in pixels of the files. All processes take part.
 
     Args:
         path: the file; it appears whole or not at all.
-        detector: what proposes.
+        detector: makes the proposals.
         dataset: the images; they are not augmented.
         team: the processes that share the images.
-        counts: boxes a level before NMS, and proposals an image.
-        say: told how far it has come.
+        counts: boxes per level before NMS, and proposals per image.
+        say: called with a sentence about the progress.
     """
     settings = detector.settings
     detector = detector.with_settings({"rpn": {"pre_test": counts[0], "post_test": counts[1]}})
@@ -67,7 +67,7 @@ def save_proposals(path: Path, given: Sequence[Given]) -> None:
 
 
 def load_proposals(path: Path) -> list[Given]:
-    """What `save_proposals` wrote.
+    """Read a file of `save_proposals`.
 
     Raises:
         WeightsError: the file is missing or damaged.
@@ -81,7 +81,7 @@ def load_proposals(path: Path) -> list[Given]:
 def shared_proposals(
     source: str, dataset: Dataset, settings: Settings, team: Team, progress: Progress | None = None
 ) -> list[Given]:
-    """`open_proposals` in all processes, each of which searches its share of the images."""
+    """As `open_proposals`, with the search shared among the processes."""
     if source in SEARCHES and team.world > 1:
         share = replace(dataset, records=dataset.records[team.rank :: team.world])
         open_proposals(source, share, settings, progress)
@@ -92,10 +92,10 @@ def shared_proposals(
 def external_proposals(
     settings: Settings, splits: tuple[Dataset, Dataset], team: Team, console: Console | None
 ) -> list[list[Given]] | None:
-    """What `train.proposals`, if set, gives for both lists of images: `rpn.post_train` and `rpn.post_test` an image.
+    """The proposals of `train.proposals`, if set, for both lists: `rpn.post_train` and `rpn.post_test` per image.
 
     Raises:
-        DataError: as `open_proposals`, with the faults of both.
+        DataError: as in `open_proposals`, with the faults of both lists.
     """
     if settings.train.proposals is None:
         return None

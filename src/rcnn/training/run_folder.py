@@ -1,13 +1,13 @@
-"""The folder of a run: what was run, what came of it, and what it takes to go on.
+"""The folder of a run: what was run, the results, and everything needed to resume.
 
 config.yaml          all settings; running it again repeats the run
 environment.json     versions, machine, threads, command
-faults.txt           mendable faults of the data, one a line
+faults.txt           mendable faults of the data, one per line
 train.txt, val.txt   names of the images of each list
 weights/             best.safetensors, last.safetensors: detectors
 checkpoints/         step-N.safetensors: the state of training
-metrics.jsonl        one row an epoch; results.csv: the same as a table
-log.txt              what was said
+metrics.jsonl        one row per epoch; results.csv: the same as a table
+log.txt              messages
 plots/               pictures
 """
 
@@ -62,7 +62,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, parent: Path, name: str) -> "RunFolder":
-        """A new folder `parent/name-N` with the lowest N that leaves all existing ones behind."""
+        """A new folder `parent/name-N`, with N one above the highest that exists."""
         taken = [entry.name.removeprefix(f"{name}-") for entry in parent.glob(f"{name}-*")]
         for number in count(1 + max((int(rest) for rest in taken if rest.isdecimal()), default=0)):
             try:
@@ -77,8 +77,10 @@ class RunFolder:
         raise AssertionError("unreachable: count() never ends")
 
     def describe(self, settings: Settings, train: Dataset, val: Dataset) -> None:
-        """Write what is run, on what, where."""
-        faults = {str(fault): None for dataset in (train, val) for fault in dataset.faults}  # both may tell of one file
+        """Write down settings, machine, faults of the data and names of the images."""
+        faults = {
+            str(fault): None for dataset in (train, val) for fault in dataset.faults
+        }  # both lists may report the same file
         files = {
             self.config.name: to_yaml(settings),
             "environment.json": json.dumps(environment(), indent=2) + "\n",
@@ -89,7 +91,7 @@ class RunFolder:
             atomic_write(self.path / file, text.encode())
 
     def see_same_data(self, train: Dataset, val: Dataset) -> None:
-        """See that the images and classes are those that the run began with.
+        """Check that the images and classes are those that the run started with.
 
         Raises:
             DataError: they are not.
@@ -112,12 +114,12 @@ class RunFolder:
         return self.path / "stages" / str(number)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The epochs so far, as metrics.jsonl has them."""
+        """The rows of metrics.jsonl."""
         lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
         return [json.loads(line) for line in lines]
 
     def log_lengths(self) -> dict[str, int]:
-        """File name -> bytes that are safely on the disk."""
+        """File name -> length in bytes, after a sync to the disk."""
         lengths = {}
         for name in LOGS:
             with (self.path / name).open("ab") as file:
@@ -126,13 +128,13 @@ class RunFolder:
         return lengths
 
     def cut_logs(self, lengths: Mapping[str, int]) -> None:
-        """Forget what was logged after a checkpoint."""
+        """Cut off what was logged after a checkpoint."""
         for name, length in lengths.items():
             os.truncate(self.path / name, length)
 
 
 def lists(train: Dataset, val: Dataset) -> dict[str, str]:
-    """File -> its text, a name a line: the images of both splits, and the classes in their order."""
+    """File -> its text, one name per line: the images of both splits, and the classes in their order."""
     names = {
         "train.txt": [record.name for record in train.records],
         "val.txt": [record.name for record in val.records],

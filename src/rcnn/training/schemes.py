@@ -1,7 +1,7 @@
-"""Training schemes: the losses that a step may minimise, and the stages that each scheme is made of.
+"""Training schemes: the losses that a step minimises, and the stages that each scheme is made of.
 
-A loss is a module whose forward gives it (DDP wraps it). A new scheme is a list of stages in `SCHEMES`, if wanted with
-a loss of its own, and its name in the settings (`train.scheme`).
+A loss is a module (so that DDP can wrap it) whose forward returns the losses. A new scheme is a list of stages in
+`SCHEMES`, perhaps with a loss of its own, and its name in the settings (`train.scheme`).
 """
 
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ class JointFull(Joint):
     """Joint training with the gradient through the coordinates of the proposals (paper section 3.2, way iii)."""
 
     def forward(self, batch: Batch, targets: Targets, keys: Keys) -> dict[str, tuple[Tensor, Tensor]]:
-        """As of `Joint`: equal losses, of another gradient."""
+        """The losses of `Joint`, with another gradient."""
         target_gradient = self.model.settings.train.target_gradient
         return dict(self.model.loss(batch, targets, keys, box_gradient=True, target_gradient=target_gradient))
 
@@ -77,7 +77,7 @@ SCHEMES: dict[str, tuple[Stage, ...]] = {
     ),
     "fast-rcnn": (Stage(Second, trained=("backbone", "fast_rcnn"), proposals=GIVEN, own_rpn=False),),
 }
-"""Scheme -> its stages, in their order. Alternating: the paper's four steps (section 3.2); fast-rcnn: its table 2."""
+"""Scheme -> its stages, in their order. Alternating: the paper's four steps (section 3.2). Fast-rcnn: its table 2."""
 
 
 def stages_of(settings: Settings) -> tuple[Stage, ...]:
@@ -91,7 +91,7 @@ def takes_proposals(scheme: str) -> bool:
 
 
 def check(settings: Settings) -> None:
-    """See that a run's scheme can train what its settings describe.
+    """Check that the scheme of a run can train what the settings describe.
 
     Raises:
         SettingsError: it can't, and what to change.

@@ -1,4 +1,4 @@
-"""A run in one process: its epochs, each of them steps, a checkpoint, a validation and a row of numbers."""
+"""A run in one process: epochs of steps, each with a checkpoint, a validation and a row of numbers."""
 
 import math
 import threading
@@ -30,21 +30,21 @@ from rcnn.training.schemes import stages_of
 from rcnn.training.stages import Stage
 
 CHECKPOINT, INTERRUPT = 0, 1
-"""Places of the requests that a process can make, see `train_step`."""
+"""Indices of the requests that a process can make, see `train_step`."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What all stages of a run share.
+    """Everything that the stages of a run share.
 
     Attributes:
-        settings: as config.yaml holds them; those of a stage's model may have no second stage.
-        folder: where everything goes.
-        log: what is said.
+        settings: as in config.yaml; the model of a stage may differ in having no second stage.
+        folder: of the run.
+        log: for messages.
         team: the processes.
-        train: the images that are trained on.
-        val: those that are validated on.
-        recorders: get the numbers.
+        train: images to train on.
+        val: images to validate on.
+        recorders: receive the numbers.
         rows: of the epochs so far.
     """
 
@@ -59,21 +59,21 @@ class Context:
 
     @property
     def stages(self) -> tuple[Stage, ...]:
-        """Of the scheme."""
+        """The stages of the scheme."""
         return stages_of(self.settings)
 
 
 @dataclass
 class Session:
-    """A stage of a run in this process.
+    """One stage of a run in this process.
 
     Attributes:
-        run: what it shares with the other stages.
-        stage: what it does.
+        run: shared with the other stages.
+        stage: its description.
         settings: of its model.
         saved: when the last checkpoint was made, by the monotonic clock.
         weights: folder of best.safetensors and last.safetensors.
-        given: the proposals that it is validated on, where they are not the model's own.
+        given: proposals for validation. None: the model's own.
     """
 
     run: Context
@@ -95,7 +95,7 @@ class Session:
 
 
 def run_epochs(session: Session) -> None:
-    """All epochs: steps, checkpoint, validation."""
+    """Run all epochs: steps, checkpoint, validation."""
     progress, settings = session.progress, session.settings.train
     while not finished(progress, session.settings):
         began, before = time.monotonic(), progress.place
@@ -104,7 +104,7 @@ def run_epochs(session: Session) -> None:
         seconds = time.monotonic() - began
         images = (progress.place - before) * settings.batch
         progress.seconds += seconds
-        # Before validation: whoever stops there loses nothing, and weights that are not finite end here.
+        # Before validation: stopping there loses nothing, and weights that are not finite are noticed here.
         session.checkpoint()
         if wanted.is_set():
             raise KeyboardInterrupt
@@ -120,13 +120,13 @@ def finished(progress: Progress, settings: Settings) -> bool:
 
 
 def is_late(session: Session) -> bool:
-    """Is it time for a checkpoint? The writer's clock alone counts; the others hear of it at the same step."""
+    """Is it time for a checkpoint? Only the writer's clock counts; the others learn of it at the same step."""
     minutes = (time.monotonic() - session.saved) / 60
     return session.run.team.writer and minutes > session.settings.train.checkpoint_minutes
 
 
 def train_epoch(session: Session, wanted: threading.Event) -> None:
-    """The rest of an epoch, with checkpoints on time and where `wanted` (Ctrl-C) is set."""
+    """Run the rest of an epoch, with checkpoints at intervals and when `wanted` is set by Ctrl-C."""
     engine, progress, settings = session.engine, session.progress, session.settings.train
     began, before = time.monotonic(), progress.place
     if progress.place == session.loader.steps:
@@ -150,7 +150,7 @@ def train_epoch(session: Session, wanted: threading.Event) -> None:
                 raise KeyboardInterrupt
     except RuntimeError as error:
         if wanted.is_set() and not isinstance(error, TrainingError):
-            # Ctrl-C reaches the loader's workers too, and may end them first: the last step is whole all the same.
+            # Ctrl-C also reaches the loader's workers and may end them first: the last step is complete all the same.
             session.checkpoint()
             raise KeyboardInterrupt from None
         raise
@@ -182,14 +182,14 @@ def _end_epoch(session: Session, pace: float) -> None:
 
 
 def _numbers(session: Session, lr: float) -> dict[str, float]:
-    """What is known after every step: where it stands, through all stages, and the mean losses of its epoch."""
+    """The numbers known after every step: the position, counted over all stages, and the mean losses of the epoch."""
     progress, settings = session.progress, session.settings.train
     numbers = {"epoch": progress.stage * settings.epochs + progress.epoch + 1, "step": progress.step, "lr": lr}
     if len(session.run.stages) > 1:
         numbers["stage"] = progress.stage + 1
     losses = progress.means()
     numbers |= {f"train_{key}": value for key, value in losses.items()}
-    # A checkpoint keeps the losses, not their order: fsum is the same in any.
+    # A checkpoint does not keep the order of the losses, and fsum does not depend on it.
     return numbers | {"train_loss": math.fsum(losses.values())}
 
 
@@ -211,12 +211,12 @@ def _save(session: Session, detector: Detector, name: str) -> None:
 
 
 def known(value: float) -> float | None:
-    """None for what could not be measured: the AP where there is nothing to find."""
+    """The value, or None if it could not be measured, such as the AP without any objects."""
     return value if math.isfinite(value) else None
 
 
 def validate(session: Session, detector: Detector) -> Metrics:
-    """Scores on the validation split, all processes together."""
+    """Score a detector on the validation split; all processes take part."""
     crew = session.run.team
     try:
         return evaluate(

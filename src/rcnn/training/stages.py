@@ -1,13 +1,13 @@
-"""A stage of a scheme: what it says, and what a run makes of that: its model, the weights and proposals it works with.
+"""The stages of a scheme, and the model, initial weights and proposals of each.
 
-A run of several stages leaves in its folder, besides what every run leaves:
+A run of several stages leaves these files in its folder, besides those of every run:
 
-stages/N/best.safetensors, last.safetensors      detectors of stage N but the last
-stages/N/train.safetensors, val.safetensors      proposals of stage N for the images of each list, where a later stage
-                                                 is trained or validated on them
+stages/N/best.safetensors, last.safetensors      detectors of stage N, except the last
+stages/N/train.safetensors, val.safetensors      proposals of stage N for the images of each list, if a later stage is
+                                                 trained or validated on them
 
-Proposals from elsewhere lie in proposals/train.safetensors, val.safetensors. A resumed run reads them there, whatever
-has become of the file that they came from.
+Proposals from elsewhere are in proposals/train.safetensors and val.safetensors. A resumed run reads them there, even if
+the file that they came from is gone.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,23 +34,23 @@ from rcnn.weights.metadata import read_detector
 GIVEN = "given"
 """Proposals from elsewhere, of `train.proposals`."""
 AP, RECALL = "ap", "proposal_ar300"
-"""Columns of a row that may choose the best epoch."""
+"""Columns of a row that can decide which epoch is best."""
 
 
 class Stage(NamedTuple):
-    """A part of a scheme: what is trained by itself, for `train.epochs` epochs. Stages are numbered 1, 2, ....
+    """A part of a scheme, trained for `train.epochs` epochs. Stages are numbered 1, 2, ....
 
     Attributes:
-        loss: made of the model, its forward is the loss.
-        title: what is done, in words; empty where there is one stage only.
-        trained: parts of the model that are trained; the others stay as they are, to the bit.
+        loss: module class; built around the model, its forward is the loss.
+        title: description; empty if there is one stage only.
+        trained: parts of the model that are trained; the others stay unchanged, to the bit.
         rpn_alone: the model of this stage is an RPN without a second stage.
         start: part of the model -> the earlier stage whose best weights it starts from; other parts start from random
-            weights. Empty: all of it starts as `train.init` says.
-        proposals: what the loss reads in the place of the model's own proposals: those of an earlier stage, or `GIVEN`.
-        needs_second: it can't do without a second stage, as a model of `roi.head=none` is.
-        own_rpn: the model has a trained RPN, which proposes in validation; else `proposals` are read there too.
-        best: the column of a row whose highest value makes an epoch the best one.
+            weights. Empty: the whole model is initialised as `train.init` says.
+        proposals: of an earlier stage, or `GIVEN`; the loss reads them instead of the model's own. None: its own.
+        needs_second: the model needs a second stage (`roi.head` other than none).
+        own_rpn: the model has a trained RPN, which proposes in validation; if not, `proposals` are read there too.
+        best: the column of a row whose highest value marks the best epoch.
     """
 
     loss: type[nn.Module]
@@ -64,24 +64,24 @@ class Stage(NamedTuple):
     best: str = AP
 
     def model_settings(self, settings: Settings) -> Settings:
-        """A run's settings as those of this stage's model."""
+        """The settings of this stage's model."""
         return override(settings, {"roi": {"head": "none"}}) if self.rpn_alone else settings
 
     def decided_by(self, settings: Settings) -> str:
-        """`best`, or recall where the model of the run's settings can't tell classes."""
+        """`best`, or recall if the model of the run can't tell classes."""
         detects = settings.roi.head != "none" or settings.rpn.classify == "classes"
         return self.best if detects else RECALL
 
 
 def stage_start(stage: Stage, number: int, settings: Settings, names: Sequence[str], folder: RunFolder) -> Start:
-    """What a stage after the first starts from.
+    """The start of a stage after the first.
 
     Args:
         stage: the stage.
         number: of the stage, from 1.
         settings: of the run.
         names: of the classes.
-        folder: holds the weights of the stages before.
+        folder: of the run, with the weights of earlier stages.
 
     Raises:
         WeightsError: weights are missing, damaged or do not fit.
@@ -100,9 +100,9 @@ def stage_start(stage: Stage, number: int, settings: Settings, names: Sequence[s
 
 
 def hold(model: FasterRCNN, stage: Stage) -> list[nn.Module]:
-    """Stop training the parts of a model that a stage leaves alone; these parts.
+    """Freeze the parts of a model that a stage does not train, and return them.
 
-    Where the RPN has no loss, parameters that only the RPN's levels come through are not trained either.
+    If the RPN has no loss, parameters that only its levels depend on are not trained either.
     """
     held = [part for name, part in model.named_children() if name not in stage.trained]
     for part in held:
@@ -113,9 +113,9 @@ def hold(model: FasterRCNN, stage: Stage) -> list[nn.Module]:
 
 
 def unread(model: FasterRCNN) -> list[nn.Parameter]:
-    """The trained parameters of a backbone that no RoI's features depend on: those of levels that the RPN alone reads.
+    """The trained parameters of a backbone that no RoI depends on: those of levels that only the RPN reads.
 
-    Found by looking at a black image.
+    They are found by the gradients of a black image.
     """
     trained = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
     if not trained:
@@ -136,9 +136,9 @@ def stage_proposals(
     team: Team,
     say: Callable[[str], None],
 ) -> tuple[ProposalSet | None, ProposalSet | None]:
-    """Proposals that a stage is trained on, and those that it is validated on; None where they are the model's own.
+    """The proposals that a stage is trained on and those that it is validated on; None: the model's own.
 
-    Those of an earlier stage are computed where they are not on the disk yet. `settings` are of this stage's model.
+    Those of an earlier stage are computed if they are not on the disk yet. `settings` are of this stage's model.
     """
     if stage.proposals is None:
         return None, None
@@ -155,5 +155,5 @@ def stage_proposals(
 
 
 def proposal_files(folder: Path) -> list[Path]:
-    """Where the proposals for training and for validation lie in a folder."""
+    """The files of a folder with proposals for training and for validation."""
     return [folder / "train.safetensors", folder / "val.safetensors"]

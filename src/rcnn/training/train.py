@@ -1,4 +1,4 @@
-"""`rcnn.train`: from a data set to a run folder with a trained detector, told in the order of time."""
+"""`rcnn.train`: from a data set to a run folder with a trained detector, in chronological order."""
 
 import math
 import time
@@ -42,17 +42,17 @@ from rcnn.training.session import Context, Session, known, run_epochs, validate
 from rcnn.training.stages import AP, RECALL, hold, proposal_files, stage_proposals, stage_start
 
 HEADINGS = {"class": "class", "boxes": "boxes", "ap": "AP", "ap50": "AP50", "voc_ap50": "VOC AP50"}
-"""Scores of a class -> their columns in the table at the end."""
+"""Scores per class -> headings of the table at the end."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """What came of a training.
+    """The result of a training.
 
     Attributes:
         folder: the run folder.
         metrics: scores of the best weights on the validation split.
-        rows: one an epoch, as in metrics.jsonl.
+        rows: one per epoch, as in metrics.jsonl.
     """
 
     folder: Path
@@ -92,15 +92,15 @@ def train(
 
     Args:
         data: folder, COCO json or data.yaml. None: `data.path` of `config`.
-        config: a `config.yaml`; running one again repeats its run. None: the preset `model`.
+        config: a `config.yaml`, which repeats its run. None: the preset `model`.
         model: name of a preset, or timm/NAME.
         overrides: `section.key=value` texts laid over the settings.
-        resume: run folder to go on with, by its own settings; all else but `quiet` and `recorders` is ignored.
+        resume: run folder to resume, with its own settings; everything else but `quiet` and `recorders` is ignored.
         name: the run folder is `runs/name-N`. None: the name of the data.
         runs: folder of run folders.
         quiet: print nothing.
-        recorders: get the numbers of the run, after those that write the run folder. One that fails is left out.
-        **options: settings of the section `train` by their name (`epochs=30`), and `on_fault`, `workers`, `holdout`.
+        recorders: receive the numbers of the run, after those that write the run folder. One that fails is dropped.
+        **options: settings of the section `train` by name (`epochs=30`), and `on_fault`, `workers`, `holdout`.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -163,10 +163,10 @@ def choose_settings(
 
 
 def _settings_of_run(folder: RunFolder) -> Settings:
-    """The settings of a run that is to go on.
+    """The settings of a run that is resumed.
 
     Raises:
-        SettingsError: it can't, and what to do instead.
+        SettingsError: it has no checkpoint; the message says what to do instead.
     """
     if folder.path.is_dir() and checkpoint.latest(folder.checkpoints) is None:
         again = f"--config {folder.config}" if folder.config.exists() else "DATA"
@@ -178,7 +178,7 @@ def _settings_of_run(folder: RunFolder) -> Settings:
 
 
 def _read_splits(settings: Settings, console: Console | None) -> tuple[Dataset, Dataset]:
-    """The images to train on and those to validate on; a terminal shows how many have been decoded."""
+    """The images to train on and those to validate on. A terminal shows the progress of decoding."""
     path = str(settings.data.path)
     if console is None:
         return open_splits(path, settings.data)
@@ -191,7 +191,7 @@ def _read_splits(settings: Settings, console: Console | None) -> tuple[Dataset, 
 def _new_folder(
     crew: Team, runs: Path, name: str | None, settings: Settings, given: Sequence[Sequence[Given]] | None
 ) -> RunFolder:
-    """The run folder, which the writer makes, with the proposals from elsewhere, if any."""
+    """The run folder, made by the writer, with the given proposals, if any."""
     path = Path(str(settings.data.path))
     named = name or (path.parent.name if path.name == "data.yaml" else path.name if path.is_dir() else path.stem)
     folder = RunFolder(str(crew.gather(str(RunFolder.create(runs, named).path) if crew.writer else None)[0]))
@@ -204,7 +204,7 @@ def _new_folder(
 
 
 def _begin(run: Context, start: Start) -> Session:
-    """The first stage of a new run: say and write down what is run, and save the state that it starts from."""
+    """Prepare the first stage of a new run: print and write down what is run, and save the initial state."""
     session = _prepare(run, Progress(), start)
     train_set, val_set = run.train, run.val
     if not run.team.writer:
@@ -226,7 +226,7 @@ def _begin(run: Context, start: Start) -> Session:
 
 
 def _go_on(run: Context) -> Session:
-    """The stage that a run was in, as its last checkpoint has it; what was logged after that is forgotten."""
+    """Prepare the stage of the last checkpoint; what was logged after it is dropped."""
     progress = Progress(stage=checkpoint.stage(run.folder.checkpoints))
     settings = run.stages[progress.stage].model_settings(run.settings)
     session = _prepare(run, progress, Start(build(settings, len(run.train.names)), settings))
@@ -244,7 +244,7 @@ def _go_on(run: Context) -> Session:
 
 
 def _prepare(run: Context, progress: Progress, start: Start) -> Session:
-    """Loader, loss, optimiser and average around the model of a stage."""
+    """Build loader, loss, optimiser and average around the model of a stage."""
     settings, crew, train_set = start.settings, run.team, run.train
     stage, last = run.stages[progress.stage], progress.stage + 1 == len(run.stages)
     weights = run.folder.weights if last else run.folder.stage(progress.stage + 1)
@@ -289,7 +289,7 @@ def _prepare(run: Context, progress: Progress, start: Start) -> Session:
 
 
 def _about(session: Session) -> About:
-    """What the recorders are told first."""
+    """What the recorders are told at the start."""
     run, settings = session.run, session.run.settings
     return About(
         folder=run.folder.path,
@@ -306,7 +306,7 @@ def _about(session: Session) -> About:
 
 
 def _next(session: Session) -> Session:
-    """The next stage of the scheme, after the end of one; its first checkpoint takes the place of the last of that."""
+    """Prepare the next stage of the scheme; its first checkpoint replaces the last one of the stage before."""
     run = session.run
     run.team.gather(None)  # the writer has written the stage's weights before anyone reads them
     progress = Progress(stage=session.progress.stage + 1, seconds=session.progress.seconds)
@@ -318,21 +318,21 @@ def _next(session: Session) -> Session:
 
 
 def _announce(session: Session) -> None:
-    """Say which stage begins, where it has a name."""
+    """Print which stage begins, if it has a title."""
     if session.stage.title:
         run, number = session.run, session.progress.stage + 1
         run.log.say(f"stage {number} of {len(run.stages)}: {session.stage.title}")
 
 
 def _score_best(session: Session) -> tuple[Detector, Metrics]:
-    """The best weights as they lie on the disk, and their scores."""
+    """The best weights, loaded from the disk, and their scores."""
     session.run.team.gather(None)  # the writer has written `best` before anyone reads it
     best = Detector.load(session.run.folder.weights / "best.safetensors", session.run.team.device)
     return best, validate(session, best)
 
 
 def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
-    """Draw, and say how it went and what to do next."""
+    """Draw the results, print the scores and what to do next."""
     folder, log = session.run.folder, session.run.log
     run = Run(folder.path, metrics, session.run.rows)
     if session.run.team.writer:

@@ -1,4 +1,4 @@
-"""Where a run's numbers go: a recorder per destination, each told the same four things. A person's own are told too."""
+"""Recorders of a run's numbers, one per destination. `rcnn.train` also takes recorders of your own."""
 
 from rcnn.training.recorders.recorder import About, Recorder, Recorders, Row
 

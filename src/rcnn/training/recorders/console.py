@@ -1,4 +1,4 @@
-"""The console's table: one live line on a terminal, plain lines elsewhere, and a line per epoch that stays."""
+"""The table on the console: a live line on a terminal, plain lines elsewhere, and one lasting line per epoch."""
 
 import time
 
@@ -12,16 +12,16 @@ from rcnn.training.recorders.recorder import About, Recorder, Row
 LIVE_SECONDS = 1.0
 PLAIN_SECONDS = 30.0
 SCORES = {"ap": {"ap": "AP", "ap50": "AP50"}, "proposal_ar300": {"proposal_ar300": "AR300"}}
-"""What makes an epoch the best one -> the scores that are shown, and their headings."""
+"""Column that decides the best epoch -> the scores that are shown, and their headings."""
 PARTS = {"objectness": "obj", "class": "cls"}
-"""Parts of a loss's name -> what they are shortened to."""
+"""Parts of a loss's name -> abbreviations."""
 
 
 class ConsoleTable(Recorder):
-    """Shows steps on the console about once a second, twice a minute where it is no terminal; epochs in log.txt too.
+    """Shows steps about once per second on a terminal and twice per minute elsewhere; epochs also go to log.txt.
 
     Args:
-        log: what the run says.
+        log: of the run.
     """
 
     def __init__(self, log: Log) -> None:
@@ -30,7 +30,7 @@ class ConsoleTable(Recorder):
         self._shown = 0.0
 
     def start(self, about: About) -> None:
-        """Show the live line from here on."""
+        """Show the live line from now on."""
         self._about = about
         self._begin_stage(about.stage, about.step)
         self._log.open()
@@ -52,17 +52,17 @@ class ConsoleTable(Recorder):
             self._say(heading, line)
 
     def epoch(self, row: Row) -> None:
-        """A line that stays, with the scores of the last validation."""
+        """Print a lasting line with the scores of the last validation."""
         self._scores.update({name: row[name] for name in self._scores if name in row})
         self._say(*self._line(row))
         self._shown = time.monotonic()
 
     def end(self, scores: Row) -> None:
-        """The live line goes."""
+        """Remove the live line."""
         self._log.close()
 
     def _begin_stage(self, stage: int, step: int) -> None:
-        """Time and scores are those of one stage; `step` steps of it were done before."""
+        """Reset time and scores, which count within a stage; `step` steps of it were done before."""
         self._stage, self._done, self._began = stage, step, time.monotonic()
         self._headings = {"val_loss": "val loss", **SCORES[self._about.best[stage - 1]]}
         self._scores: dict[str, float | None] = dict.fromkeys(self._headings)

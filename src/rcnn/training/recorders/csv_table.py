@@ -1,4 +1,4 @@
-"""results.csv: the epochs as a table, whose columns are those of all rows."""
+"""results.csv: the epochs as a table, with the columns of all rows."""
 
 import csv
 from io import StringIO
@@ -9,7 +9,7 @@ from rcnn.weights.file import atomic_write
 
 
 class CsvTable(Recorder):
-    """Writes the table anew after every epoch, and where a resumed run finds one.
+    """Rewrites the table after every epoch, and when a run is resumed.
 
     Args:
         path: the file; it appears whole or not at all.
@@ -20,7 +20,7 @@ class CsvTable(Recorder):
         self._rows: list[Row] = []
 
     def start(self, about: About) -> None:
-        """Forget the epochs that a resumed run does anew."""
+        """Drop the epochs that a resumed run will repeat."""
         self._rows = [*about.rows]
         if self._path.exists():
             self._write()

@@ -7,7 +7,7 @@ from rcnn.training.recorders.recorder import About, Recorder, Row
 
 
 class History(Recorder):
-    """Draws the course of the run anew after every epoch.
+    """Redraws the course of the run after every epoch.
 
     Args:
         path: the picture.
@@ -18,10 +18,10 @@ class History(Recorder):
         self._rows: list[Row] = []
 
     def start(self, about: About) -> None:
-        """Take over the epochs that were done before."""
+        """Start from the epochs that were done before."""
         self._rows = [*about.rows]
 
     def epoch(self, row: Row) -> None:
-        """Draw it with the others."""
+        """Add the row and draw."""
         self._rows.append(row)
         plot_history(self._rows, self._path)

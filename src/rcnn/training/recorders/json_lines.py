@@ -7,7 +7,7 @@ from rcnn.training.recorders.recorder import Recorder, Row
 
 
 class JsonLines(Recorder):
-    """Adds a line per epoch. What a resumed run does anew has been cut off before (`RunFolder.cut_logs`).
+    """Appends a line per epoch. Epochs that a resumed run repeats are cut off before (`RunFolder.cut_logs`).
 
     Args:
         path: the file.

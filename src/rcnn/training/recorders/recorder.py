@@ -1,4 +1,4 @@
-"""What a recorder is told, and the calls that tell it."""
+"""The interface of recorders."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -6,22 +6,22 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 Row = Mapping[str, float | None]
-"""Name -> number; None for what could not be measured, as the AP of images without objects."""
+"""Name -> number; None if it could not be measured, such as the AP of images without objects."""
 
 
 class About(NamedTuple):
-    """What is run, and where it stands when the recorders start.
+    """What is run, and where the run stands when the recorders start.
 
     Attributes:
         folder: the run folder.
-        settings: section -> key -> value, all plain.
+        settings: section -> key -> plain value.
         names: of the classes.
-        images: how many are trained on, and how many validated on.
-        best: of every stage of the scheme, the column of a row whose highest value makes an epoch the best one.
+        images: numbers of images for training and for validation.
+        best: for every stage of the scheme, the column of a row whose highest value marks the best epoch.
         epochs: of each stage.
         steps: of each stage.
-        stage: the running stage, 1, 2, ....
-        step: steps of the running stage that were done before; 0 in a new run.
+        stage: the current stage, 1, 2, ....
+        step: steps of this stage that were done before; 0 in a new run.
         rows: of the epochs that were done before; empty in a new run.
     """
 
@@ -38,31 +38,31 @@ class About(NamedTuple):
 
 
 class Recorder(Protocol):
-    """A destination for the numbers of a run. A class that inherits from this one may leave calls out.
+    """A destination for the numbers of a run. A class that inherits from this one may leave methods out.
 
-    Only the first of several processes has recorders. Of a resumed run it may hear steps and epochs once more that
-    came after the checkpoint: `About.rows` and `About.step` say what counts.
+    Only the first of several processes has recorders. After a run is resumed, a recorder may get steps and epochs a
+    second time that came after the checkpoint: `About.rows` and `About.step` say which ones count.
     """
 
     def start(self, about: About) -> None:
-        """A run begins, or goes on; the first step is near."""
+        """Called before the first step of a new or resumed run."""
 
     def step(self, numbers: Row) -> None:
-        """After each step: `epoch`, `step`, `lr`, losses (`train_...`: means of the epoch so far), speed, memory."""
+        """Called after each step: `epoch`, `step`, `lr`, losses (`train_...`: means of the epoch), speed, memory."""
 
     def epoch(self, row: Row) -> None:
-        """After each epoch and its validation: the row of metrics.jsonl."""
+        """Called after each epoch and its validation with the row of metrics.jsonl."""
 
     def end(self, scores: Row) -> None:
-        """No more steps: scores of the best weights, named as in a row; empty where the run was broken off."""
+        """Called at the end with the scores of the best weights, named as in a row; empty if the run broke off."""
 
 
 class Recorders:
-    """The recorders of a run. One that raises is reported once and left out from there on; the run goes on.
+    """The recorders of a run. One that raises is reported once and then dropped; the run goes on.
 
     Args:
-        recorders: in the order in which they are told.
-        report: told in a sentence of one that failed.
+        recorders: called in this order.
+        report: called with a sentence about a recorder that failed.
     """
 
     def __init__(self, recorders: Iterable[Recorder], report: Callable[[str], None]) -> None:
@@ -70,7 +70,7 @@ class Recorders:
 
     @contextmanager
     def running(self, about: About) -> Iterator[dict[str, float | None]]:
-        """Tell each of the start, and at the end, however it comes, of the scores that the block has put in."""
+        """Call `start` of each, and `end`, even after an error, with the scores that the block has filled in."""
         self._tell("start", lambda recorder: recorder.start(about))
         scores: dict[str, float | None] = {}
         try:
@@ -79,11 +79,11 @@ class Recorders:
             self._tell("end", lambda recorder: recorder.end(dict(scores)))
 
     def step(self, numbers: Row) -> None:
-        """As `Recorder.step`, to each."""
+        """Call `step` of each."""
         self._tell("step", lambda recorder: recorder.step(dict(numbers)))
 
     def epoch(self, row: Row) -> None:
-        """As `Recorder.epoch`, to each."""
+        """Call `epoch` of each."""
         self._tell("epoch", lambda recorder: recorder.epoch(dict(row)))
 
     def _tell(self, name: str, call: Callable[[Recorder], None]) -> None:
