@@ -160,7 +160,7 @@ def test_settings_change_the_prediction(run: Run, data: Path, weights: Path, tmp
         (["{weights}", "nowhere/*.jpg"], 3, "no such file, folder or glob"),
         (["nowhere.safetensors", "{image}"], 4, "nowhere.safetensors"),
         (["{image}", "{image}"], 4, "0.jpg"),
-        (["{weights}", "{image}", "--classes", "dog"], 2, "it knows circle, square"),
+        (["{weights}", "{image}", "--classes", "dog"], 2, "unknown `dog`; there are circle, square"),
         (["{weights}", "{image}", "--format", "xls"], 2, "unknown `xls`; there are drawn, json"),
         (["{weights}", "{image}", "roi.nsm=0.3"], 2, "did you mean `roi.nms`?"),
         (["{weights}", "roi.nms=0.3"], 2, "SOURCE is missing"),

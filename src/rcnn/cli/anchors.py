@@ -1,5 +1,6 @@
 """`rcnn anchors DATA`: do the anchors meet the objects, and which would meet them better?"""
 
+import csv
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -16,18 +17,14 @@ SHOWN = 10
 
 
 def anchors(
-    words: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
-    ],
+    words: arguments.Words,
     model: Annotated[
         str, typer.Option(help="A preset, timm/NAME, or a weights file: scale, levels and anchors are its own.")
     ] = "mobilenet-fpn",
     split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="List of images.")] = "train",
     sizes: Annotated[int | None, typer.Option(min=1, help="Sizes a level to fit; as many as now by default.")] = None,
     ratios: Annotated[int | None, typer.Option(min=1, help="Ratios to fit; as many as now by default.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the picture; -2, -3, ... is added where it is taken.")] = Path(
-        "runs/anchors"
-    ),
+    out: arguments.Out = Path("runs/anchors"),
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
@@ -41,10 +38,10 @@ def anchors(
     from rcnn.insight.anchors.plots import plot_anchors
     from rcnn.insight.anchors.study import study
 
-    path, changes = arguments.one_path(words, "DATA")
-    network = _network(model, [*changes, *arguments.given({"data.on_fault": on_fault})])
+    path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
+    network = _network(model, changes)
     with screen.stdout_for_json(json):
-        dataset = open_dataset(arguments.required(path, "DATA"), split, network.settings.data, decode=False)
+        dataset = open_dataset(path, split, network.settings.data, decode=False)
         screen.dataset_line(dataset)
         result = study(dataset, network, sizes=sizes, ratios=ratios)
         show(result)
@@ -52,7 +49,10 @@ def anchors(
         rpn = network.settings.rpn
         plot_anchors(result.objects, result.found, (rpn.negative_iou, rpn.positive_iou), folder / "anchors.png")
         boxes = [result.describe(i, dataset) for i in result.worst_first()]
-        _write(boxes, folder / "boxes.csv")
+        with (folder / "boxes.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(boxes[0]))
+            writer.writeheader()
+            writer.writerows(boxes)
         unreached = boxes[: len(result.unreached())]
         _list_unreached(unreached, folder / "boxes.csv")
         screen.say("\nSettings to paste (the network must be trained with them):", "bold")
@@ -112,16 +112,6 @@ def show(result: "Study") -> None:
 
 def _short(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
-
-
-def _write(rows: list[dict[str, Any]], path: Path) -> None:
-    """Every object, a row each."""
-    import csv
-
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def _list_unreached(rows: list[dict[str, Any]], path: Path) -> None:

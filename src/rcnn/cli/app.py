@@ -43,19 +43,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(train.train)
-app.command("val")(val.val)
-app.command("predict")(predict.predict)
-app.command("propose")(propose.propose)
-app.command("anchors")(anchors.anchors)
-app.command("explain")(explain.explain)
-app.command("inspect")(inspect.inspect)
+for command in (train.train, val.val, predict.predict, propose.propose, anchors.anchors, explain.explain):
+    app.command()(command)
+app.command()(inspect.inspect)
 app.command("import")(import_weights.import_weights)
-app.command("export")(export.export)
-app.command("why")(why.why)
-app.command("paper")(paper.paper)
+for command in (export.export, why.why, paper.paper, demo.demo):
+    app.command()(command)
 app.add_typer(data.app, name="data")
-app.command("demo")(demo.demo)
 
 
 def _version(wanted: bool) -> None:

@@ -12,6 +12,13 @@ from rcnn.errors import SettingsError
 
 _ASSIGNMENT = re.compile(r"(\w+)(\.\w+)+=")
 
+Words = Annotated[
+    list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
+]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors), or a name such as blood-cells.")
+]
+Out = Annotated[Path, typer.Option(help="Folder of the results; -2, -3, ... is added where it is taken.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... By default CUDA if there, else cpu.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
@@ -43,7 +50,19 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     return paths, settings
 
 
-def one_path(words: Sequence[str], what: str) -> tuple[Path | None, list[str]]:
+def one_path(words: Sequence[str], what: str, options: Mapping[str, object] | None = None) -> tuple[Path, list[str]]:
+    """The only path among the words, and the settings: those among the words, then the options that have a value.
+
+    Raises:
+        SettingsError: no path or more than one; the message says that `what` is expected.
+    """
+    path, settings = optional_path(words, what)
+    if path is None:
+        raise SettingsError(f"{what} is missing; see --help")
+    return path, [*settings, *given(options or {})]
+
+
+def optional_path(words: Sequence[str], what: str) -> tuple[Path | None, list[str]]:
     """The only path among the words, if any, and the settings; `trian.lr=1` is taken for a misspelt one.
 
     Raises:
@@ -55,13 +74,6 @@ def one_path(words: Sequence[str], what: str) -> tuple[Path | None, list[str]]:
     if len(paths) > 1:
         raise SettingsError(f"one {what} is expected, found {len(paths)}: {', '.join(paths)}")
     return (Path(paths[0]) if paths else None), [*settings, *misspelt]
-
-
-def required(path: Path | None, what: str) -> Path:
-    """The path, or an error that names what is missing."""
-    if path is None:
-        raise SettingsError(f"{what} is missing; see --help")
-    return path
 
 
 def given(options: Mapping[str, object]) -> list[str]:

@@ -34,8 +34,7 @@ def check(words: Data, json: arguments.Json = False) -> None:
             report = checking.check(path, settings.data, progress)
         for fault in report.faults:
             screen.say(f"{fault} [{fault.kind}]")
-        for text in report.notes:
-            screen.note(text)
+        screen.note(*report.notes)
         lists = ", ".join(f"{screen.several(stats.images, 'image')} in {name}" for name, stats in report.lists.items())
         screen.say(f"{path} ({report.format}): {lists}; classes: {', '.join(report.names)}")
         faults = screen.several(len(report.faults), "fault")
@@ -53,9 +52,7 @@ def check(words: Data, json: arguments.Json = False) -> None:
 @app.command("stats")
 def stats(
     words: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the plots; -2, -3, ... is added where it is taken.")] = Path(
-        "runs/stats"
-    ),
+    out: arguments.Out = Path("runs/stats"),
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
@@ -160,8 +157,7 @@ def convert(
     with screen.stdout_for_json(json):
         datasets = open_lists(path, settings.data)
         notes = converting.convert(datasets, to, out)
-        for text in notes:
-            screen.note(text)
+        screen.note(*notes)
         lists = {dataset.split: len(dataset) for dataset in datasets}
         said = ", ".join(f"{screen.several(images, 'image')} in {name}" for name, images in lists.items())
         screen.say(f"{out} ({to}): {said}")
@@ -209,6 +205,5 @@ def _range(quantiles: tuple[float, ...]) -> str:
 
 def _opened(words: list[str], on_fault: str | None = None) -> tuple[Path, config.Settings]:
     """The path and the settings among the words."""
-    path, changes = arguments.one_path(words, "DATA")
-    settings = config.override(config.Settings(), [*changes, *arguments.given({"data.on_fault": on_fault})])
-    return arguments.required(path, "DATA"), settings
+    path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
+    return path, config.override(config.Settings(), changes)

@@ -26,15 +26,13 @@ TITLES = {
 
 
 def explain(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors), or a name.")],
+    model: arguments.Model,
     words: Annotated[list[str], typer.Argument(metavar="IMAGE", help="One image; and section.key=value.")],
     truth: Annotated[
         Path | None, typer.Option(metavar="DATA", help="The data set that has the image's boxes: shows training too.")
     ] = None,
     score: Annotated[float | None, typer.Option(min=0, max=1, help="Leave lower-scored boxes out.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the pictures; -2, -3, ... is added where it is taken.")] = Path(
-        "runs/explain"
-    ),
+    out: arguments.Out = Path("runs/explain"),
     seed: Annotated[int, typer.Option(min=0, help="Of the draw of anchors.")] = 0,
     device: arguments.Device = None,
     json: arguments.Json = False,
@@ -49,9 +47,8 @@ def explain(
     from rcnn.insight.stages.pictures import draw_stages
     from rcnn.preprocess.stream import read_picture
 
-    path, changes = arguments.one_path(words, "IMAGE")
+    image, changes = arguments.one_path(words, "IMAGE")
     with screen.stdout_for_json(json):
-        image = arguments.required(path, "IMAGE")
         detector = load_detector(model, changes, device or "auto")
         detector.check_proposals(given=False)
         array = read_picture(image, detector.settings)

@@ -1,8 +1,10 @@
 """Where commands put what they write."""
 
 import itertools
+from collections.abc import Sequence
 from pathlib import Path
 
+from rcnn.errors import SettingsError
 from rcnn.preprocess.sources import MARK, mark_results
 
 
@@ -14,6 +16,19 @@ def fresh_folder(out: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     mark_results(folder)
     return folder
+
+
+def new_file(out: Path, suffixes: Sequence[str]) -> Path:
+    """`out`, a file that `--out` names or that is written without it.
+
+    Raises:
+        SettingsError: it is there already, or ends in none of the suffixes.
+    """
+    if out.suffix not in suffixes:
+        raise SettingsError(f"--out {out}: the name must end in {' or '.join(suffixes)}")
+    if out.exists():
+        raise SettingsError(f"{out} is there already; move it away or give another name with --out")
+    return out
 
 
 def _is_free(folder: Path) -> bool:

@@ -29,23 +29,19 @@ def import_weights(
 
     Example: rcnn import fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --arch fasterrcnn_resnet50_fpn
     """
+    from rcnn.cli.files import new_file
     from rcnn.errors import SettingsError
     from rcnn.exchange import detectors
 
-    if list_ and json:
-        screen.emit({"architectures": detectors.ARCHITECTURES})
-        return
     if list_:
-        for name in detectors.ARCHITECTURES:
-            print(name)
+        if json:
+            screen.emit({"architectures": detectors.ARCHITECTURES})
+        else:
+            print(*detectors.ARCHITECTURES, sep="\n")
         return
     if file is None or arch is None:
         raise SettingsError("FILE and --arch NAME are needed: the file does not say how its model is built; see --list")
-    target = out or Path(file.with_suffix(".safetensors").name)
-    if target.suffix != ".safetensors":
-        raise SettingsError(f"--out {target}: the name must end in .safetensors")
-    if target.exists():
-        raise SettingsError(f"{target} is there already; move it away or give another name with --out")
+    target = new_file(out or Path(file.with_suffix(".safetensors").name), (".safetensors",))
     imported = detectors.read(file, arch, None if names is None else [name.strip() for name in names.split(",")])
     detector = detectors.detector_of(imported)
     detector.save(target)
@@ -53,6 +49,6 @@ def import_weights(
         screen.emit({"file": target, "arch": arch, "names": detector.names, "notes": imported.notes})
         return
     screen.say(f"{target}: {arch}, {screen.several(len(detector.names), 'class')}")
-    for text in imported.notes:
-        screen.note(text)
-    screen.note(f"rcnn predict {target} IMAGES finds objects with it, rcnn inspect {target} says more of it")
+    screen.note(
+        *imported.notes, f"rcnn predict {target} IMAGES finds objects with it, rcnn inspect {target} says more of it"
+    )

@@ -55,7 +55,9 @@ def examine(path: Path) -> dict[str, Any]:
         tensors, header = read_safetensors(path)
         if ENTRY in header:
             if load_weights(path)[1].get("kind") == "checkpoint":
-                return {**_facts(path, tensors), **_checkpoint(path)}
+                advice = f"go on with its run: rcnn train --resume {path.absolute().parents[1]}"
+                text = "a checkpoint of a training"
+                return {**_facts(path, tensors), "kind": "checkpoint", "text": text, "advice": advice}
             return {**_facts(path, tensors), **_detector(read_detector(path)[1])}
     kind = kind_of(tensors)
     advice = kind.advice.replace("FILE", str(path))
@@ -76,11 +78,6 @@ def _facts(path: Path, tensors: "dict[str, Tensor]") -> dict[str, Any]:
         "parameters": sum(tensor.numel() for tensor in counted),
         "types": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in counted}),
     }
-
-
-def _checkpoint(path: Path) -> dict[str, Any]:
-    advice = f"go on with its run: rcnn train --resume {path.absolute().parents[1]}"
-    return {"kind": "checkpoint", "text": "a checkpoint of a training", "advice": advice}
 
 
 def _detector(metadata: "Metadata") -> dict[str, Any]:

@@ -24,9 +24,7 @@ def paper(
             "time (table 5), schemes (section 3.2).",
         ),
     ],
-    words: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
-    ],
+    words: arguments.Words,
     preset: Annotated[str, typer.Option(help="Model: a preset, or timm/NAME.")] = "paper-zf",
     seeds: Annotated[
         list[int] | None, typer.Option(metavar="SEED...", min=0, help="Seeds of the trainings, such as 0 1 2.")
@@ -56,9 +54,7 @@ def paper(
     from rcnn.training.train import choose_settings
 
     words, chosen = _seeds(words, seeds)
-    data, changes = arguments.one_path(words, "DATA")
-    path = arguments.required(data, "DATA")
-    changes += arguments.given({"train.device": device, "data.on_fault": on_fault})
+    path, changes = arguments.one_path(words, "DATA", {"train.device": device, "data.on_fault": on_fault})
     folder = out / (name or _name(path.resolve()))
     with screen.stdout_for_json(json):
         settings = with_proposals(choose_settings(path, None, preset, changes, {}), proposals)
@@ -102,8 +98,7 @@ def show(outcome: "Outcome") -> None:
     from rcnn.paper.report import EXPLANATION, describe, results, verdicts
 
     screen.table(f"{outcome.name}: {outcome.experiment.title}", *results(outcome))
-    for text in describe(outcome):
-        screen.note(text)
+    screen.note(*describe(outcome))
     screen.table("The paper's orderings", *verdicts(outcome))
     screen.note(EXPLANATION)
 

@@ -10,22 +10,20 @@ from rcnn.cli import arguments, screen
 Sources = Annotated[
     list[str], typer.Argument(metavar="SOURCE", help="Images, folders and globs; and section.key=value.")
 ]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A weights file, or a name such as blood-cells.")]
 Format = Annotated[str, typer.Option(metavar="a,b", help="drawn, json, coco, yolo, voc.")]
 Images = Annotated[Path | None, typer.Option(metavar="FILE.json", help="COCO json that gives images their ids.")]
-Out = Annotated[Path, typer.Option(help="Folder of the results; -2, -3, ... is added where it is taken.")]
 Score = Annotated[float | None, typer.Option(min=0, max=1, help="Leave lower-scored boxes out.")]
 
 
 def predict(
-    model: Model,
+    model: arguments.Model,
     sources: Sources,
     score: Score = None,
     top: Annotated[int | None, typer.Option(min=1, help="Boxes of an image at most, best first.")] = None,
     classes: Annotated[str | None, typer.Option(metavar="a,b", help="Only boxes of these classes.")] = None,
     format: Format = "drawn,json",
     images: Images = None,
-    out: Out = Path("runs/predict"),
+    out: arguments.Out = Path("runs/predict"),
     batch: arguments.BatchSize = 1,
     proposals: arguments.Proposals = None,
     on_fault: arguments.OnFault = None,
@@ -41,7 +39,7 @@ def predict(
     job = stream.Job(sources, out, format, images, json, on_fault)
     with screen.stdout_for_json(json), job.detector(model, device) as detector:
         detector.check_proposals(given=proposals is not None)
-        wanted = stream.parse_classes(classes, detector.names)
+        wanted = None if classes is None else stream.parse_list("--classes", classes, detector.names)
         least = detector.settings.predict.score if score is None else score
         given = None if proposals is None else job.proposals(proposals, detector)
         found = detector.stream(job.files(), score=least, batch=batch, skip=job.skip, proposals=given)

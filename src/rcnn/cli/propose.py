@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.cli.predict import Format, Images, Out, Score, Sources
+from rcnn.cli.predict import Format, Images, Score, Sources
 
 if TYPE_CHECKING:
     from rcnn.result import Result
@@ -30,7 +30,7 @@ def propose(
     score: Score = None,
     format: Format = "json",
     images: Images = None,
-    out: Out = Path("runs/propose"),
+    out: arguments.Out = Path("runs/propose"),
     batch: arguments.BatchSize = 1,
     on_fault: arguments.OnFault = None,
     device: arguments.Device = None,

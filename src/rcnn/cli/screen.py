@@ -5,7 +5,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +21,9 @@ WIDEST = 1000
 """Characters of a line in a file; a terminal has its own width."""
 
 
-@contextmanager
-def stdout_for_json(wanted: bool) -> Iterator[None]:
+def stdout_for_json(wanted: bool) -> AbstractContextManager[object]:
     """While a JSON document is wanted on stdout, whatever is printed goes to stderr."""
-    if not wanted:
-        yield
-        return
-    with redirect_stdout(sys.stderr):
-        yield
+    return redirect_stdout(sys.stderr) if wanted else nullcontext()
 
 
 def emit(document: Any) -> None:
@@ -61,14 +56,13 @@ def progress(what: str, shown: bool = True) -> Iterator[Callable[[int, int], Non
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def dataset_line(dataset: "Dataset", faults: bool = True) -> None:
+def dataset_line(dataset: "Dataset") -> None:
     """What was read: images, boxes, classes, faults, and the notes of the reader."""
     boxes = sum(len(record.boxes) for record in dataset.records)
     size = f"{several(len(dataset), 'image')}, {several(boxes, 'box')}, {several(len(dataset.names), 'class')}"
     say(f"{dataset.root} ({dataset.format}), {dataset.split}: {size}: {', '.join(dataset.names)}")
-    for text in dataset.notes:
-        note(text)
-    if dataset.faults and faults:
+    note(*dataset.notes)
+    if dataset.faults:
         mended = several(len(dataset.faults), "fault")
         note(f"{mended} mended or left out; `rcnn data check {dataset.root}` lists them")
 
@@ -78,9 +72,10 @@ def say(text: str, style: str = "") -> None:
     Console(soft_wrap=True).print(Text(text, style))
 
 
-def note(text: str) -> None:
-    """A dim line: worth knowing, nothing to do."""
-    say(text, "dim")
+def note(*texts: str) -> None:
+    """Dim lines: worth knowing, nothing to do."""
+    for text in texts:
+        say(text, "dim")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -57,11 +59,11 @@ class Job:
         sources, self._changes = arguments.split(words)
         if not sources:
             raise SettingsError("SOURCE is missing: give images, folders or globs")
-        self._formats = parse_formats(formats)
+        self._formats = parse_list("--format", formats, FORMATS)
         if as_json and "json" not in self._formats:
             self._formats.append("json")
         self._as_json, self._out = as_json, out
-        self._base = common_base(sources)
+        self._base = Path(os.path.commonpath([base_of(source) for source in sources]))
         self._files = [file for source in sources for file in files(source)]
         self._ids = listed_ids(images) if images else named_ids(self._files, self._base)
         self._unread = 0
@@ -141,11 +143,11 @@ class Job:
         totals, count, begun, end = Counter[str](), 0, time.perf_counter(), None
         try:
             with ExitStack() as stack:
-                writers = [stack.enter_context(closing(FORMATS[name](target))) for name in self._formats]
+                writers = [stack.enter_context(FORMATS[name](target)) for name in self._formats]
                 for count, result in enumerate(results, 1):
                     name = self._name(result.path or "")
-                    for writer in writers:
-                        writer.write(result, name)
+                    for write in writers:
+                        write(result, name)
                     totals.update(result.counts())
                     if self._team.writer and len(self._files) > 1:
                         tell(name, result.counts(), count, begun)
@@ -162,8 +164,7 @@ class Job:
         """Print the JSON document that was asked for, piece by piece."""
         if self._as_json and self._team.writer:
             with (self._out / "results.json").open(encoding="utf-8") as file:
-                for piece in iter(lambda: file.read(1 << 16), ""):
-                    print(piece, end="")
+                shutil.copyfileobj(file, sys.stdout)
 
     def _report(self, names: Sequence[str], *parts: tuple[int, Counter[str], int, bool]) -> None:
         """What all processes found, class by class, and where it lies."""
@@ -194,37 +195,17 @@ def tell(name: Path, found: Mapping[str, int], count: int, begun: float) -> None
         screen.note(f"{count:,} images, {count / (time.perf_counter() - begun):.1f} a second")
 
 
-def parse_formats(text: str) -> list[str]:
-    """Names of formats in a comma-separated list.
+def parse_list(option: str, text: str, known: Collection[str]) -> list[str]:
+    """The names in the comma-separated text of an option.
 
     Raises:
-        SettingsError: an unknown format.
+        SettingsError: a name that is not known.
     """
-    formats = [name.strip() for name in text.split(",")]
-    unknown = [name for name in formats if name not in FORMATS]
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise SettingsError(f"--format: unknown `{unknown[0]}`; there are {', '.join(FORMATS)}")
-    return formats
-
-
-def parse_classes(text: str | None, names: Sequence[str]) -> list[str] | None:
-    """Class names in a comma-separated list; None: all.
-
-    Raises:
-        SettingsError: a class that the detector does not know.
-    """
-    if text is None:
-        return None
-    classes = [name.strip() for name in text.split(",")]
-    unknown = [name for name in classes if name not in names]
-    if unknown:
-        raise SettingsError(f"--classes: the detector knows no `{unknown[0]}`; it knows {', '.join(names)}")
-    return classes
-
-
-def common_base(sources: Sequence[str]) -> Path:
-    """The folder that output names are relative to: what all sources share."""
-    return Path(os.path.commonpath([base_of(source) for source in sources]))
+        raise SettingsError(f"{option}: unknown `{unknown[0]}`; there are {', '.join(known)}")
+    return names
 
 
 def named_ids(images: Sequence[Path], base: Path) -> Callable[[Result], int | str]:

@@ -21,10 +21,8 @@ SHOWN = {
 
 
 def val(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A weights file, or a name such as blood-cells.")],
-    words: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
-    ],
+    model: arguments.Model,
+    words: arguments.Words,
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images to score on.")] = "val",
     batch: arguments.BatchSize = 8,
     device: arguments.Device = None,
@@ -44,11 +42,10 @@ def val(
     from rcnn.training.proposals import shared_proposals
 
     with screen.stdout_for_json(json), sharing(device) as (team, shard):
-        data, changes = arguments.one_path(words, "DATA")
-        options = arguments.given({"data.on_fault": on_fault, "train.seed": seed})
-        detector = load_detector(model, [*changes, *options], str(team.device))
+        path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault, "train.seed": seed})
+        detector = load_detector(model, changes, str(team.device))
         detector.check_proposals(given=proposals is not None)
-        path, settings, theirs = arguments.required(data, "DATA"), detector.settings, None
+        settings, theirs = detector.settings, None
         with screen.progress("reading images", team.writer) as progress:
             dataset = open_dataset(path, split, settings.data, names=detector.names, progress=progress)
         if team.writer:

@@ -17,10 +17,8 @@ SHOWN = 20
 
 
 def why(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors), or a name.")],
-    words: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
-    ],
+    model: arguments.Model,
+    words: arguments.Words,
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images to explain.")] = "val",
     iou: Annotated[float, typer.Option(min=0.1, max=1, help="From this IoU on a box is right.")] = 0.5,
     score: Annotated[
@@ -47,11 +45,10 @@ def why(
     from rcnn.insight.funnel.report import document, report
 
     with screen.stdout_for_json(json):
-        data, changes = arguments.one_path(words, "DATA")
-        options = arguments.given({"data.on_fault": on_fault})
-        detector = load_detector(model, [*changes, *options], device or "auto")
+        path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
+        detector = load_detector(model, changes, device or "auto")
         detector.check_proposals(given=False)
-        path, settings = arguments.required(data, "DATA"), detector.settings
+        settings = detector.settings
         with screen.progress("reading images") as progress:
             dataset = open_dataset(path, split, settings.data, names=detector.names, progress=progress)
         screen.dataset_line(dataset)

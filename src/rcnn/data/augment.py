@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rcnn.config import Augment
+from rcnn.metrics.overlap import area
 from rcnn.preprocess.batch import Size
 
 GREY = torch.tensor([0.299, 0.587, 0.114])
@@ -147,8 +148,4 @@ def apply_to_boxes(plan: Plan, boxes: np.ndarray, canvas: Size) -> tuple[np.ndar
     if plan.transpose:
         moved, size = moved[:, [1, 0, 3, 2]], size[::-1]
     clipped = np.clip(moved, 0, size * 2)
-    return clipped, _area(clipped) / _area(moved)
-
-
-def _area(boxes: np.ndarray) -> np.ndarray:
-    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+    return clipped, area(clipped) / area(moved)

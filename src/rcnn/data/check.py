@@ -45,16 +45,7 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """A plain tree."""
-        return {
-            "path": self.path,
-            "format": self.format,
-            "names": list(self.names),
-            "lists": {name: stats.to_json() for name, stats in self.lists.items()},
-            "fatal": self.fatal,
-            "mendable": self.mendable,
-            "faults": [asdict(fault) for fault in self.faults],
-            "notes": list(self.notes),
-        }
+        return {"fatal": self.fatal, "mendable": self.mendable, **asdict(self)}
 
 
 def check(path: str | Path, settings: Data, progress: Progress | None = None) -> Report:

@@ -7,8 +7,8 @@ import os
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -17,7 +17,7 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, copy_images, write_text
+from rcnn.data.folders import Folder, copy_images, write_text
 from rcnn.errors import DataError
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
@@ -35,13 +35,18 @@ def find(path: Path) -> Layout | None:
     if path.is_file():
         if path.suffix.lower() != ".json":
             return None
-        return Layout("coco", _root(path), _lists_of_file(path), found=path.name)
+        root = path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
+        split = _split_of(path.stem)
+        splits = ("val", "test") if split in ("val", "test") else (split,)  # a list to evaluate on serves as both
+        return Layout("coco", root, dict.fromkeys(splits, (path,)), found=path.name)
     for folder in (path / "annotations", path / "Annotations", path):
         files = [file for file in sorted(folder.glob("*.json")) if _is_coco(file)]
         if files:
-            return Layout("coco", path, _lists(files), found=", ".join(relative_name(file, path) for file in files))
-    files = [file for name in ("train", "valid", "val", "test") for file in sorted((path / name).glob("*.json"))]
-    lists = {_split_of(file.parent.name): (file,) for file in files if _is_coco(file)}
+            lists = _lists(files)
+            break
+    else:
+        files = [file for name in ("train", "valid", "val", "test") for file in sorted((path / name).glob("*.json"))]
+        lists = {_split_of(file.parent.name): (file,) for file in files if _is_coco(file)}
     return Layout("coco", path, lists, found=", ".join(relative_name(file, path) for file in files)) if lists else None
 
 
@@ -56,21 +61,10 @@ def _is_coco(path: Path) -> bool:
     return any(key in text for key in (b'"images"', b'"annotations"', b'"categories"'))
 
 
-def _root(path: Path) -> Path:
-    """The data set's folder: the one above `annotations`, else the file's own."""
-    return path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
-
-
 def _split_of(stem: str) -> str:
     """train, val, trainval, test or all, by the name of a list."""
     found = _SPLIT.findall(stem.lower())
     return "all" if not found else "val" if found[-1] in ("valid", "validation") else found[-1]
-
-
-def _lists_of_file(path: Path) -> dict[str, tuple[Path, ...]]:
-    """One file alone: a list to evaluate on serves as val and as test."""
-    split = _split_of(path.stem)
-    return dict.fromkeys(("val", "test") if split in ("val", "test") else (split,), (path,))
 
 
 def _lists(files: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
@@ -90,27 +84,21 @@ def _lists(files: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
     """The images of json files. Without `names`, classes are the categories of the first file, by id."""
     reading = Reading(_corners, names=tuple(names or ()))
-    for source in sources:
-        with _no_search_for_garbage():
+    # Python would search the growing tree for circles, of which it has none: a third of the time of a large file.
+    collects_garbage = gc.isenabled()
+    gc.disable()
+    try:
+        for source in sources:
             tree = _load(source, reading)
             if tree is not None:
                 _File(source, layout, reading).read(tree, given=names is not None or source != sources[0])
+    finally:
+        if collects_garbage:
+            gc.enable()
     if names is None and reading.category_ids != tuple(range(1, len(reading.names) + 1)):
         ids = ", ".join(f"{number} {name}" for number, name in zip(reading.category_ids, reading.names, strict=True))
         reading.notes.append(f"category ids become labels 0 to {len(reading.names) - 1} in this order: {ids}")
     return reading
-
-
-@contextmanager
-def _no_search_for_garbage() -> Iterator[None]:
-    """Python would search the growing tree for circles, of which it has none: a third of the time of a large file."""
-    searched = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if searched:
-            gc.enable()
 
 
 def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
@@ -261,7 +249,7 @@ class _ImageFinder:
     """Finds images by their file_name in the places where COCO sets keep them."""
 
     def __init__(self, json_file: Path, root: Path) -> None:
-        self._folders = Folders()
+        self._folders = cache(Folder)
         self._root = root
         word = re.sub(r"^instances_", "", json_file.stem)
         here = json_file.parent
@@ -274,44 +262,37 @@ class _ImageFinder:
     def find(self, file_name: str, draft: Draft) -> None:
         """Set the draft's path and name, or note that the image is missing."""
         above, wanted = os.path.split(os.path.normpath(file_name.replace("\\", "/")))
-        relaxed: tuple[Path, list[str]] | None = None
+        fits: tuple[Path, list[str]] | None = None
         for place in self.places:
-            folder, _ = self._folder(place, above)
-            found = folder.find(wanted)
-            if wanted in found:
-                self._set(draft, place, above, wanted)
+            names = self._folder(place, above)[0].find(wanted)
+            if wanted in names:
+                fits = place, names
                 self.places.remove(place)  # the next image is looked for here first
                 self.places.insert(0, place)
-                return
-            relaxed = relaxed or ((place, found) if found else None)
-        if relaxed is None:
-            draft.fatal(draft.source, f"image `{file_name}` is missing; {self._tried(above, wanted)}")
+                break
+            fits = fits or ((place, names) if names else None)
+        if fits is None:
+            near = (self._folder(place, above)[0].near(wanted) for place in self.places)
+            tried = ", ".join(map(str, self.places)) + next(filter(None, near), "")
+            draft.fatal(draft.source, f"image `{file_name}` is missing; looked in {tried}")
             return
-        place, found = relaxed
-        if len(found) > 1:
-            draft.fatal(draft.source, f"image `{file_name}` is missing; several differ from it in case: {found}")
+        place, names = fits
+        if len(names) > 1:
+            draft.fatal(draft.source, f"image `{file_name}` is missing; several differ from it in case: {names}")
             return
-        draft.mendable(draft.source, f"names differ in case, taken to be the same: {wanted}, {found[0]}")
-        self._set(draft, place, above, found[0])
+        if names[0] != wanted:
+            draft.mendable(draft.source, f"names differ in case, taken to be the same: {wanted}, {names[0]}")
+        folder, from_root = self._folder(place, above)
+        draft.path = folder.path / names[0]
+        draft.name = names[0] if from_root == "." else f"{from_root}/{names[0]}"
 
     def _folder(self, place: Path, above: str) -> tuple[Folder, str]:
         """A folder below a place, and its path from the root; asked for again for each of its images."""
         known = self._inner.get((place, above))
         if known is None:
             path = _plain(place / above)
-            known = self._inner[place, above] = self._folders[path], relative_name(path, self._root)
+            known = self._inner[place, above] = self._folders(path), relative_name(path, self._root)
         return known
-
-    def _set(self, draft: Draft, place: Path, above: str, name: str) -> None:
-        """The image is there."""
-        folder, from_root = self._folder(place, above)
-        draft.path = folder.path / name
-        draft.name = name if from_root == "." else f"{from_root}/{name}"
-
-    def _tried(self, above: str, name: str) -> str:
-        near = (self._folder(place, above)[0].near(name) for place in self.places)
-        tried = ", ".join(str(place) for place in self.places)
-        return f"looked in {tried}{next(filter(None, near), '')}"
 
 
 def _plain(path: Path) -> Path:
@@ -350,9 +331,9 @@ def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> 
         own = [record.id for record in dataset.records]
         keep = all(isinstance(number, int) for number in own) and len(set(own)) == len(own)
         ids = own if keep else list(range(1, len(own) + 1))
-        tree = {"images": [], "annotations": [], "categories": []}
-        for name, number in zip(dataset.names, dataset.category_ids, strict=True):
-            tree["categories"].append({"id": number, "name": name})
+        numbered = zip(dataset.category_ids, dataset.names, strict=True)
+        categories = [{"id": number, "name": name} for number, name in numbered]
+        tree = {"images": [], "annotations": [], "categories": categories}
         for number, record in zip(ids, dataset.records, strict=True):
             height, width = record.size
             image = {"id": number, "file_name": names[record.path], "width": width, "height": height}

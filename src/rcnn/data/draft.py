@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.data.dataset import Fault, Record
+from rcnn.data.dataset import Dataset, Fault, Record
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import image_size
 
@@ -125,8 +125,8 @@ def relative_name(path: Path, root: Path) -> str:
     return Path(os.path.relpath(path, root)).as_posix()
 
 
-def finish(reading: Reading, settings: Data) -> tuple[list[Record], list[Fault]]:
-    """The records of the images that no fatal fault leaves out, and all faults."""
+def finish(reading: Reading, layout: Layout, split: str, settings: Data) -> Dataset:
+    """The split with the images that no fatal fault leaves out, and all faults."""
     sized = [(draft, size) for draft in reading.drafts if (size := _read_size(draft, settings.max_pixels)) is not None]
     ends, boxes, labels, ignore = _usable_objects(reading, [draft for draft, _ in sized], [size for _, size in sized])
     records: list[Record] = []
@@ -135,7 +135,16 @@ def finish(reading: Reading, settings: Data) -> tuple[list[Record], list[Fault]]
             own = slice(start, end)
             records.append(Record(draft.path, draft.name, draft.id, size, boxes[own], labels[own], ignore[own]))
     faults = [Fault(where, reason, kind, draft.name) for draft in reading.drafts for where, reason, kind in draft.found]
-    return records, [*reading.faults, *faults]
+    return Dataset(
+        layout.root,
+        layout.format,
+        split,
+        names=reading.names,
+        category_ids=reading.category_ids,
+        records=tuple(records),
+        faults=(*reading.faults, *faults),
+        notes=tuple(reading.notes),
+    )
 
 
 def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -111,7 +111,7 @@ def read_list(layout: Layout, name: str, settings: Data, classes: Sequence[str] 
     Raises:
         DataError: it can't be read at all, or is empty.
     """
-    return _finish(layout, name, _read(layout, [name], settings, classes), settings)
+    return finish(_read(layout, [name], settings, classes), layout, name, settings)
 
 
 def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> None:
@@ -176,17 +176,8 @@ def _unrecognised(path: Path) -> str:
     )
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """Which lists make a split, and whether a part of them is held out."""
-
-    lists: tuple[str, ...]
-    held_out: bool = False
-    without: str | None = None
-
-
-def _choose(layout: Layout, split: str) -> _Choice:
-    """The lists of a split.
+def _open(layout: Layout, split: str, settings: Data, names: Sequence[str] | None) -> Dataset:
+    """A split with all its faults; nothing stops on them yet.
 
     Raises:
         DataError: the data has no such split.
@@ -194,26 +185,19 @@ def _choose(layout: Layout, split: str) -> _Choice:
     lists = layout.lists
     whole = next((name for name in ("train", "trainval", "all") if name in lists), None)
     if split == "all":
-        return _Choice(tuple(lists))
-    if split in lists and (split != "train" or "val" in lists):
-        return _Choice((split,))
-    if split == "train" and whole and "val" in lists:
-        return _Choice((whole,), without="val")
-    if split in ("train", "val") and whole:
-        return _Choice((whole,), held_out=True)
-    raise DataError(f"{layout.root}: there is no `{split}` list; found {', '.join(lists)}")
-
-
-def _open(layout: Layout, split: str, settings: Data, names: Sequence[str] | None) -> Dataset:
-    """A split with all its faults; nothing stops on them yet."""
-    choice = _choose(layout, split)
-    reading = _read(layout, choice.lists, settings, names)
-    if choice.held_out:
-        _hold_out(reading, split, layout, settings)
-    if choice.without:
-        other = {draft.name for draft in _read(layout, [choice.without], settings, reading.names).drafts}
-        reading.drafts = [draft for draft in reading.drafts if draft.name not in other]
-    return _finish(layout, split, reading, settings)
+        reading = _read(layout, list(lists), settings, names)
+    elif split in lists and (split != "train" or "val" in lists):
+        reading = _read(layout, [split], settings, names)
+    elif split in ("train", "val") and whole:
+        reading = _read(layout, [whole], settings, names)
+        if "val" in lists:
+            other = {draft.name for draft in _read(layout, ["val"], settings, reading.names).drafts}
+            reading.drafts = [draft for draft in reading.drafts if draft.name not in other]
+        else:
+            _hold_out(reading, split, layout, settings)
+    else:
+        raise DataError(f"{layout.root}: there is no `{split}` list; found {', '.join(lists)}")
+    return finish(reading, layout, split, settings)
 
 
 def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[str] | None) -> Reading:
@@ -255,18 +239,3 @@ def _hold_out(reading: Reading, split: str, layout: Layout, settings: Data) -> N
 def _hash(name: str) -> bytes:
     """A number that depends on the file name alone, so that copies in another layout are split alike."""
     return hashlib.sha256(os.path.splitext(name.rsplit("/", 1)[-1])[0].encode()).digest()
-
-
-def _finish(layout: Layout, split: str, reading: Reading, settings: Data) -> Dataset:
-    """The records and faults of a reading."""
-    records, faults = finish(reading, settings)
-    return Dataset(
-        root=layout.root,
-        format=layout.format,
-        split=split,
-        names=reading.names,
-        category_ids=reading.category_ids,
-        records=tuple(records),
-        faults=tuple(faults),
-        notes=tuple(reading.notes),
-    )

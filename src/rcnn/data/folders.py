@@ -3,7 +3,7 @@
 import os
 import shutil
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -49,12 +49,13 @@ class Folder:
 
     def find(self, name: str) -> list[str]:
         """The file of this name, else those that differ from it in case or Unicode form."""
-        return [name] if name in self._exact else self._by_name.get(_folded(name), [])
+        names = self._by_name.get(_folded(name), [])
+        return [name] if name in names else names
 
     def images(self, stem: str) -> list[str]:
         """Image files of this stem, else those whose stem differs in case or Unicode form."""
-        found = self._image_stems.get(_folded(stem), [])
-        return [name for name in found if os.path.splitext(name)[0] == stem] or found
+        names = self._image_stems.get(_folded(stem), [])
+        return [name for name in names if os.path.splitext(name)[0] == stem] or names
 
     def near(self, name: str) -> str:
         """`; similar names there: ...` for a message, or nothing."""
@@ -62,27 +63,21 @@ class Folder:
         return f"; similar names there: {', '.join(similar)}" if similar else ""
 
     @cached_property
-    def _exact(self) -> frozenset[str]:
-        return frozenset(self.names)
-
-    @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        index: dict[str, list[str]] = {}
-        for name in self.names:
-            index.setdefault(_folded(name), []).append(name)
-        return index
+        return _index((name, name) for name in self.names)
 
     @cached_property
     def _image_stems(self) -> dict[str, list[str]]:
-        index: dict[str, list[str]] = {}
-        for name in filter(is_image, self.names):
-            index.setdefault(_folded(os.path.splitext(name)[0]), []).append(name)
-        return index
+        return _index((os.path.splitext(name)[0], name) for name in filter(is_image, self.names))
 
 
-class Folders(dict[Path, Folder]):
-    """Folders by path, each listed at the first question."""
+def _index(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Names by their keys, whatever the case and the Unicode form of a key."""
+    index: dict[str, list[str]] = {}
+    for key, name in pairs:
+        index.setdefault(_folded(key), []).append(name)
+    return index
 
-    def __missing__(self, path: Path) -> Folder:
-        self[path] = Folder(path)
-        return self[path]
+
+Folders = Callable[[Path], Folder]
+"""`functools.cache(Folder)`: each folder is listed when it is first asked for."""

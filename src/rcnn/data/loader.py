@@ -4,7 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,10 @@ from torch.utils.data import DataLoader
 
 from rcnn.config import Settings
 from rcnn.data.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, draw_plan
-from rcnn.data.dataset import Dataset, Record
+from rcnn.data.dataset import Dataset
 from rcnn.data.given import NOTHING, Given, ProposalSet, padded, place
 from rcnn.errors import DataError, ImageError
+from rcnn.metrics.types import Truth
 from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.preprocess.batch import Preprocessor, Size
 from rcnn.preprocess.decode import read_image
@@ -40,14 +41,6 @@ class Item(NamedTuple):
     seeds: Tensor
     index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
     proposals: Proposals | None = None
-
-
-class Objects(NamedTuple):
-    """Ground truth of one image: boxes (n, 4) in resized pixels, labels (n,), ignore (n,)."""
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    ignore: np.ndarray
 
 
 def stable_seed(seed: int, epoch: int, name: str) -> int:
@@ -126,23 +119,12 @@ class Loader:
         # Every rank's share keeps its first image: it tells the bucket even where the share itself is all fillers.
         work = [(epoch, step[0], step[self.rank :: self.world]) for step in self.order(epoch)[start:]]
         # A generator of its own keeps the loader from drawing on torch's global one, which a resumed run restores.
-        loader = DataLoader(
-            self._reader,
-            sampler=work,
-            batch_size=None,
-            num_workers=self.workers,
-            collate_fn=_same,
-            generator=torch.Generator(),
-        )
+        random = torch.Generator()
+        loader = DataLoader(self._reader, sampler=work, batch_size=None, num_workers=self.workers, generator=random)
         for item in loader:
             if isinstance(item, DataError):
                 raise item
             yield item
-
-
-def _same(item: Any) -> Any:
-    """Collating is done already; a function of the module, because workers may be started by pickling."""
-    return item
 
 
 class _Reader(torch.utils.data.Dataset[Item | DataError]):
@@ -165,40 +147,34 @@ class _Reader(torch.utils.data.Dataset[Item | DataError]):
         records = [self.records[i] for i in real]
         seeds = [stable_seed(self.seed, epoch, record.name) for record in records]
         try:
-            images, objects, given = [], [], []
-            for record, seed, theirs in zip(records, seeds, self._given(real), strict=True):
-                image, found, shown = self._load(record, seed, theirs)
-                images.append(image)
-                objects.append(found)
-                given.append(shown)
+            loaded = [self._load(i, seed) for i, seed in zip(real, seeds, strict=True)]
         except ImageError as error:
             return DataError(str(error))
         bucket = self.preprocessor.bucket(self.records[example].size)
-        batch = self.preprocessor.collate(images, [record.size for record in records], bucket)
+        sizes = [record.size for record in records]
+        batch = self.preprocessor.collate([image for image, _, _ in loaded], sizes, bucket)
         fillers = len(index) - len(records)
         batch = _filled(batch, fillers) if fillers else batch
         proposals = None
         if self.proposals is not None:
-            given += [NOTHING] * fillers
+            given = [shown for _, _, shown in loaded] + [NOTHING] * fillers
             count = self.proposals.count
             proposals = padded(given, count) if self.training else place(given, batch, count)
         return Item(
             batch,
-            _padded(objects, len(index), self.width),
+            _padded([truth for _, truth, _ in loaded], len(index), self.width),
             torch.tensor(seeds + [0] * fillers),
             torch.tensor(index),
             proposals,
         )
 
-    def _given(self, index: Sequence[int]) -> list[Given]:
-        """The proposals of images, in pixels of their files."""
-        return [NOTHING if self.proposals is None else self.proposals.images[i] for i in index]
-
-    def _load(self, record: Record, seed: int, given: Given) -> tuple[Tensor, Objects, Given]:
-        """The resized, when training augmented, image of a record and its objects.
+    def _load(self, index: int, seed: int) -> tuple[Tensor, Truth, Given]:
+        """The resized, when training augmented, image of a record and its ground truth in resized pixels.
 
         With it its proposals: when training moved with the image, those that have an area there; else as they are.
         """
+        record = self.records[index]
+        given = NOTHING if self.proposals is None else self.proposals.images[index]
         data, door = self.settings.data, self.preprocessor
         channels = self.settings.preprocess.in_channels
         array = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
@@ -206,16 +182,16 @@ class _Reader(torch.utils.data.Dataset[Item | DataError]):
         scale = np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
         boxes = record.boxes * scale
         if not self.training:
-            return door.resize(array, canvas), Objects(boxes, record.labels, record.ignore), given
+            return door.resize(array, canvas), Truth(boxes, record.labels, record.ignore), given
         plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
         image = apply_to_image(plan, door.resize(array, plan.resized))
         boxes, visible = apply_to_boxes(plan, boxes, canvas)
         left, ignore = visible > 0, record.ignore | (visible < LEAST_VISIBLE)
-        objects = Objects(boxes[left], record.labels[left], ignore[left])
+        truth = Truth(boxes[left], record.labels[left], ignore[left])
         with np.errstate(invalid="ignore"):  # the visible share of a box without area
             moved, _ = apply_to_boxes(plan, given.boxes * scale, canvas)
         shown = np.all(moved[:, 2:] > moved[:, :2], axis=1)
-        return image, objects, Given(moved[shown], given.scores[shown])
+        return image, truth, Given(moved[shown], given.scores[shown])
 
 
 def _filled(batch: Batch, count: int) -> Batch:
@@ -225,15 +201,14 @@ def _filled(batch: Batch, count: int) -> Batch:
     return Batch(*(torch.cat(pair) for pair in zip(batch, more, strict=True)))
 
 
-def _padded(objects: Sequence[Objects], rows: int, width: int) -> Targets:
-    """Targets of `rows` images, the first of which have `objects`, padded to `width` ground truths."""
+def _padded(truths: Sequence[Truth], rows: int, width: int) -> Targets:
+    """Targets of `rows` images, of which the first have `truths`, padded to `width` boxes per image."""
     boxes = torch.zeros(rows, width, 4)
     labels = torch.zeros(rows, width, dtype=torch.int64)
     valid, ignore = torch.zeros(rows, width, dtype=torch.bool), torch.zeros(rows, width, dtype=torch.bool)
-    for row, found in enumerate(objects):
-        count = len(found.boxes)
-        boxes[row, :count] = torch.from_numpy(found.boxes)
-        labels[row, :count] = torch.from_numpy(found.labels)
-        ignore[row, :count] = torch.from_numpy(found.ignore)
+    for row, truth in enumerate(truths):
+        count = len(truth.boxes)
+        for padded_rows, values in zip((boxes, labels, ignore), truth, strict=True):
+            padded_rows[row, :count] = torch.from_numpy(values)
         valid[row, :count] = True
     return Targets(boxes, labels, valid, ignore)

@@ -107,7 +107,12 @@ def read_proposals(path: str | Path, records: Sequence[Record], root: Path | Non
     missing = [record.name for index, record in enumerate(records) if index not in found]
     if missing and not faults:  # what is called by a wrong name is told once
         faults.append(f"{len(missing)} of {len(records)} images have no proposals, such as `{missing[0]}`")
-    _stop_on(faults, path)
+    if len(faults) == 1:
+        raise DataError(f"{path}: {faults[0]}")
+    if faults:
+        lines = [f"{path}: {fault}" for fault in faults[:LISTED]]
+        more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
+        raise DataError("\n".join([f"{len(faults)} faults in the proposals:", *lines, *more]))
     return [found[index] for index in range(len(records))]
 
 
@@ -132,16 +137,6 @@ def _collect(
     return found, faults
 
 
-def _stop_on(faults: Sequence[str], path: Path) -> None:
-    """Raise what was found, if anything, a line each."""
-    if len(faults) == 1:
-        raise DataError(f"{path}: {faults[0]}")
-    if faults:
-        lines = [f"{path}: {fault}" for fault in faults[:LISTED]]
-        more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
-        raise DataError("\n".join([f"{len(faults)} faults in the proposals:", *lines, *more]))
-
-
 class _Images:
     """What the images of a data set may be called."""
 
@@ -161,9 +156,9 @@ class _Images:
     def find(self, image: str) -> int | None:
         """The index of the image that is called so; None: it is none of the records."""
         path = os.path.abspath(image)
-        for name in (image, path):
-            if name in self._whole:
-                return self._whole[name]
+        whole = self._whole.get(image, self._whole.get(path))
+        if whole is not None:
+            return whole
         if self._has(path):  # another image of the folder, perhaps of a record's short name
             return None
         return self._short.get(image, self._short.get(os.path.basename(image)))
@@ -200,16 +195,12 @@ def _checked(part: _Part, size: tuple[int, int]) -> tuple[list[str], Given]:
     with np.errstate(invalid="ignore"):
         inside = (boxes >= -OVERHANG).all(axis=1) & (boxes <= limit + OVERHANG).all(axis=1)
         upright = (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
-    fault = np.select([~finite, ~inside, ~upright], [1, 2, 3])
-    texts = (
-        "",
-        "is not finite",
-        f"is outside the image of {width} x {height} pixels",
-        "is inverted: x1 <= x2 and y1 <= y2 are needed",
-    )
+    outside = f"is outside the image of {width} x {height} pixels"
+    inverted = "is inverted: x1 <= x2 and y1 <= y2 are needed"
+    reasons = np.select([~finite, ~inside, ~upright], ["is not finite", outside, inverted], default="")
     faults = [
-        f", row {part.numbers[row]}: the box ({', '.join(f'{number:g}' for number in rows[row])}) {texts[fault[row]]}"
-        for row in np.flatnonzero(fault).tolist()
+        f", row {part.numbers[row]}: the box ({', '.join(f'{number:g}' for number in rows[row])}) {reasons[row]}"
+        for row in np.flatnonzero(reasons != "").tolist()
     ]
     scores = rows[:, 4] if rows.shape[1] == 5 else ranked(boxes).scores
     clipped = np.clip(boxes, 0, limit)

@@ -132,7 +132,8 @@ def _scene(size: tuple[int, int], classes: Sequence[str], generator: np.random.G
         solid = alpha >= 0.5
         known = np.array(areas, dtype=np.int64)
         place = _place_over(solid, owner, known, generator) if generator.random() < _COVERING_SHARE else None
-        place = place or _place_free(solid, owner, generator)
+        free = (place for place, under in _places(solid, owner, generator) if (under < 0).all())
+        place = place or next(free, None)
         if place is None:
             continue
         height, width = alpha.shape
@@ -197,11 +198,6 @@ def _places(solid: np.ndarray, owner: np.ndarray, generator: np.random.Generator
         top = int(generator.integers(owner.shape[0] - height + 1))
         left = int(generator.integers(owner.shape[1] - width + 1))
         yield (top, left), owner[top : top + height, left : left + width][solid]
-
-
-def _place_free(solid: np.ndarray, owner: np.ndarray, generator: np.random.Generator) -> Place | None:
-    """Where the shape hides nothing."""
-    return next((place for place, under in _places(solid, owner, generator) if (under < 0).all()), None)
 
 
 def _place_over(

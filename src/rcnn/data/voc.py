@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -60,7 +60,7 @@ def find(path: Path) -> Layout | None:
         path = path.parent
     if not _has_xml(path / "Annotations"):
         inner = [child for child in sorted(path.iterdir()) if _has_xml(child / "Annotations")]
-        inner = [child for child in inner if child.name not in _split_names()]
+        inner = [child for child in inner if all(child.name not in names for names in SPLIT_FOLDERS.values())]
         if len(inner) > 1:
             raise DataError(f"{path}: several VOC data sets are here: {', '.join(map(str, inner))}; give one of them")
         path = inner[0] if inner else path
@@ -73,10 +73,6 @@ def find(path: Path) -> Layout | None:
     if lists:
         return Layout("voc", path, lists, found=f"{'/, '.join(lists)}/ with *.xml")
     return Layout("voc", path, {"all": (path,)}, found="*.xml") if _has_xml(path) else None
-
-
-def _split_names() -> set[str]:
-    return {name for names in SPLIT_FOLDERS.values() for name in names}
 
 
 def _has_xml(folder: Path) -> bool:
@@ -92,7 +88,7 @@ def _split_folder(root: Path, names: Sequence[str]) -> Path | None:
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
     """The images of lists or folders of xml files. Without `names`, classes are those found, sorted."""
     reading = Reading(_corners)
-    folders = Folders()
+    folders = cache(Folder)
     objects: list[_Object] = []
     drafts: dict[Path, Draft] = {}
     for source in sources:
@@ -132,14 +128,14 @@ def _entries(source: Path, root: Path, folders: Folders, reading: Reading) -> It
     """What a list names, or what a folder of xml files holds."""
     if source.is_dir():
         images = _image_folder(source, folders)
-        stems = {os.path.splitext(name)[0]: name for name in folders[source].names if name.lower().endswith(".xml")}
+        stems = {os.path.splitext(name)[0]: name for name in folders(source).names if name.lower().endswith(".xml")}
         yield from (_Entry(str(source / name), stem, source / name, images) for stem, name in stems.items())
         for name in filter(is_image, images.names):
-            if not folders[source].find(os.path.splitext(name)[0] + ".xml"):
+            if not folders(source).find(os.path.splitext(name)[0] + ".xml"):
                 reason = "there is no xml of this image; left out (an xml without objects makes it a background image)"
                 reading.faults.append(Fault(str(images.path / name), reason, "mendable"))
         return
-    annotations = folders[root / "Annotations"]
+    annotations = folders(root / "Annotations")
     images = _image_folder(annotations.path, folders)
     for line, text in read_lines(source):
         stem = _listed_stem(text, annotations, images)
@@ -150,7 +146,7 @@ def _entries(source: Path, root: Path, folders: Folders, reading: Reading) -> It
 def _image_folder(annotations: Path, folders: Folders) -> Folder:
     """Where the images of a folder of xml files are: beside them, or in one of the usual neighbours."""
     candidates = [annotations, *(annotations.parent / name for name in _IMAGE_FOLDERS)]
-    return next((folders[path] for path in candidates if any(map(is_image, folders[path].names))), folders[annotations])
+    return next((folders(path) for path in candidates if any(map(is_image, folders(path).names))), folders(annotations))
 
 
 def _base(text: str) -> str:

@@ -51,16 +51,13 @@ def parse_xml(path: Path) -> Node:
         stack[-1].children.append(node)
         stack.append(node)
 
-    def end(tag: str) -> None:
-        stack.pop()
-
     def text(data: str) -> None:
         stack[-1].text += data
 
     def entity(*_: object) -> None:
         raise ValueError("it declares entities, which an annotation has no use for")
 
-    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.StartElementHandler, parser.EndElementHandler = start, lambda _: stack.pop()
     parser.CharacterDataHandler, parser.EntityDeclHandler = text, entity
     try:
         parser.Parse(path.read_bytes(), True)

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -95,7 +96,7 @@ class _Line(NamedTuple):
 
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
     """The images of folders or lists; those without a label file are background."""
-    folders = Folders()
+    folders = cache(Folder)
     reading = Reading(_corners, units="share")
     drafts: dict[str, Draft] = {}
     lines: list[_Line] = []
@@ -125,13 +126,13 @@ def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Found]:
     if source.is_dir():
         for folder, below, _ in os.walk(source):
             below[:] = sorted(name for name in below if not is_results(Path(folder) / name))
-            for name in filter(is_image, folders[Path(folder)].names):
+            for name in filter(is_image, folders(Path(folder)).names):
                 yield _Found(str(Path(folder) / name), Path(folder) / name, (name,))
         return
     for line, text in read_lines(source):
         entry = text.replace("\\", "/")
         choices = [Path(os.path.normpath(base / entry)) for base in (source.parent, root)]
-        fits = [(choice, tuple(folders[choice.parent].find(choice.name))) for choice in choices]
+        fits = [(choice, tuple(folders(choice.parent).find(choice.name))) for choice in choices]
         wanted, names = next((fit for fit in fits if fit[1]), fits[0])
         yield _Found(f"{source}:{line}", wanted, names)
 
@@ -140,7 +141,7 @@ def _draft(found: _Found, name: str, folders: Folders) -> Draft:
     """The image without its rows."""
     stem = os.path.splitext(found.path.name)[0]
     draft = Draft(name, stem, None)
-    folder = folders[found.wanted.parent]
+    folder = folders(found.wanted.parent)
     twins = [twin for twin in folder.images(stem) if os.path.splitext(twin)[0] == stem]
     if not found.names:
         near = folder.near(found.wanted.name)
@@ -158,7 +159,7 @@ def _draft(found: _Found, name: str, folders: Folders) -> Draft:
 
 def _label_lines(found: _Found, draft: Draft, folders: Folders) -> list[_Line]:
     """The lines of the image's label file; none where there is no such file."""
-    folder = folders[_label_folder(found.path.parent)]
+    folder = folders(_label_folder(found.path.parent))
     wanted = f"{draft.id}.txt"
     fits = folder.find(wanted)
     if not fits:
@@ -181,15 +182,15 @@ def _check_label_files(images: Sequence[Path], folders: Folders, reading: Readin
     """
     some = not images
     for parent in dict.fromkeys(image.parent for image in images):
-        labels = folders[_label_folder(parent)]
+        labels = folders(_label_folder(parent))
         for name in labels.names:
             stem, suffix = os.path.splitext(name)
             if suffix != ".txt" or name.lower() in _NOT_LABELS:
                 continue
-            if folders[parent].images(stem):
+            if folders(parent).images(stem):
                 some = True
             elif _has_rows(labels.path / name):
-                near = folders[parent].near(f"{stem}.jpg")
+                near = folders(parent).near(f"{stem}.jpg")
                 reason = f"there is no image of these labels in {parent}{near}"
                 reading.faults.append(Fault(f"{labels.path / name}:1", reason, "fatal"))
     if not some:

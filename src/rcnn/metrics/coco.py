@@ -2,14 +2,14 @@
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rcnn.metrics.overlap import area
-from rcnn.metrics.types import Prediction, Truth
+from rcnn.metrics.types import Prediction, Truth, class_counts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +56,7 @@ def coco_metrics(
         num_classes: K.
         max_detections: best-scored detections of each class and image that count.
     """
-    wanted = [truth.labels[~truth.ignore] for truth in truths]
-    counts = np.bincount(np.concatenate(wanted or [[]]).astype(np.int64), minlength=num_classes)
+    counts = class_counts(truths, num_classes)
     if counts.any():
         precision, recall = _evaluate(truths, predictions, num_classes, max_detections)
     else:  # the evaluator needs an object
@@ -87,11 +86,13 @@ def _evaluate(
         warnings.simplefilter("ignore")
         from faster_coco_eval import COCO, COCOeval_faster
 
+        truth_rows = _annotations(((t.boxes, t.labels, t.ignore.astype(int)) for t in truths), "iscrowd")
+        prediction_rows = _annotations(((p.boxes, p.labels, p.scores) for p in predictions), "score")
         gt, dt = COCO(), COCO()
         images: list[dict[str, Any]] = [{"id": index} for index in range(len(truths))]
         categories = [{"id": label, "name": str(label)} for label in range(num_classes)]
-        gt.dataset = {"images": images, "categories": categories, "annotations": _truth_rows(truths)}
-        dt.dataset = {"images": images, "categories": categories, "annotations": _prediction_rows(predictions)}
+        gt.dataset = {"images": images, "categories": categories, "annotations": truth_rows}
+        dt.dataset = {"images": images, "categories": categories, "annotations": prediction_rows}
         for side in (gt, dt):
             side.createIndex()
         evaluation = COCOeval_faster(gt, dt, "bbox", print_function=logging.getLogger(__name__).debug)
@@ -101,27 +102,17 @@ def _evaluate(
     return evaluation.eval["precision"], evaluation.eval["recall"]
 
 
-def _truth_rows(truths: Sequence[Truth]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for image, truth in enumerate(truths):
-        for label, ignore, row in zip(truth.labels.tolist(), truth.ignore.tolist(), _boxes(truth.boxes), strict=True):
-            rows.append({"image_id": image, "category_id": label, "iscrowd": int(ignore), "id": len(rows) + 1, **row})
-    return rows
-
-
-def _prediction_rows(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for image, found in enumerate(predictions):
-        for label, score, row in zip(found.labels.tolist(), found.scores.tolist(), _boxes(found.boxes), strict=True):
-            rows.append({"image_id": image, "category_id": label, "score": score, "id": len(rows) + 1, **row})
-    return rows
-
-
-def _boxes(boxes: np.ndarray) -> list[dict[str, Any]]:
-    """(n, 4) xyxy -> COCO's xywh and area of each."""
-    boxes = boxes.astype(np.float64).reshape(-1, 4)
-    corners = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
-    return [{"bbox": bbox, "area": size} for bbox, size in zip(corners.tolist(), area(boxes).tolist(), strict=True)]
+def _annotations(images: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], field: str) -> list[dict[str, Any]]:
+    """COCO's annotations of N images: boxes (n, 4) xyxy, labels (n,), and values (n,) of the field."""
+    annotations: list[dict[str, Any]] = []
+    for image, (boxes, labels, values) in enumerate(images):
+        boxes = boxes.astype(np.float64).reshape(-1, 4)
+        xywh = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
+        columns = (column.tolist() for column in (labels, values, xywh, area(boxes)))
+        for label, value, bbox, size in zip(*columns, strict=True):
+            row = {"image_id": image, "category_id": label, field: value, "bbox": bbox, "area": size}
+            annotations.append({"id": len(annotations) + 1, **row})
+    return annotations
 
 
 def _mean(values: np.ndarray) -> float:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rcnn.metrics.overlap import best_first, match
-from rcnn.metrics.types import Prediction, Truth
+from rcnn.metrics.types import Prediction, Truth, class_counts
 
 THRESHOLDS = np.arange(1001) / 1000
 RECALLS = np.arange(101) / 100
@@ -42,9 +42,15 @@ def precision_recall(
     shape = (num_classes, len(THRESHOLDS))
     precision, recall = np.full(shape, np.nan), np.full(shape, np.nan)
     at_recall = np.full((num_classes, len(RECALLS)), np.nan)
-    scores, labels, right = _judged(truths, predictions, iou)
-    wanted = [truth.labels[~truth.ignore] for truth in truths]
-    counts = np.bincount(np.concatenate(wanted or [[]]).astype(np.int64), minlength=num_classes)
+    # Scores, labels and rightness of all detections that count.
+    scores, labels, right = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0, bool)]
+    for truth, prediction in zip(truths, predictions, strict=True):
+        matches, ignored = match(truth, prediction, iou)
+        scores.append(prediction.scores[~ignored].astype(np.float64))
+        labels.append(prediction.labels[~ignored])
+        right.append(matches[~ignored] >= 0)
+    scores, labels, right = np.concatenate(scores), np.concatenate(labels), np.concatenate(right)
+    counts = class_counts(truths, num_classes)
     for label in np.flatnonzero(counts):
         mine = labels == label
         order = best_first(scores[mine])
@@ -71,19 +77,6 @@ def best_threshold(curves: Curves, default: float = 0.5) -> float:
     best = np.flatnonzero(mean >= mean.max() - 1e-12)
     run = best[: np.argmax(np.append(np.diff(best) > 1, True)) + 1]
     return float(curves.thresholds[run[len(run) // 2]])
-
-
-def _judged(
-    truths: Sequence[Truth], predictions: Sequence[Prediction], iou: float
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Scores, labels and rightness (D,) of all detections that count."""
-    scores, labels, right = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0, bool)]
-    for truth, prediction in zip(truths, predictions, strict=True):
-        found, ignored = match(truth, prediction, iou)
-        scores.append(prediction.scores[~ignored].astype(np.float64))
-        labels.append(prediction.labels[~ignored])
-        right.append(found[~ignored] >= 0)
-    return np.concatenate(scores), np.concatenate(labels), np.concatenate(right)
 
 
 def _envelope(hits: np.ndarray, total: int) -> np.ndarray:

@@ -3,6 +3,7 @@
 G ground truths, P predictions, K classes, N images. Boxes are continuous xyxy in pixels of the original image.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -34,3 +35,9 @@ class Prediction(NamedTuple):
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+
+
+def class_counts(truths: Sequence[Truth], num_classes: int) -> np.ndarray:
+    """(K,) int64: truths of each class that are not ignored."""
+    labels = [truth.labels[~truth.ignore] for truth in truths]
+    return np.bincount(np.concatenate(labels or [[]]).astype(np.int64), minlength=num_classes)

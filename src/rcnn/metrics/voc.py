@@ -33,7 +33,23 @@ def voc_ap(
     Returns:
         (K,) float64 in [0, 1], NaN where the class has no truth that counts.
     """
-    return np.array([_class_ap(truths, predictions, label, iou, eleven_point, offset) for label in range(num_classes)])
+    ap = np.zeros(num_classes)
+    for label in range(num_classes):
+        scores, right, total = [np.zeros(0)], [np.zeros(0, bool)], 0
+        for truth, prediction in zip(truths, predictions, strict=True):
+            of_class = truth.labels == label
+            boxes, ignore = truth.boxes[of_class], truth.ignore[of_class]
+            total += int((~ignore).sum())
+            mine = np.flatnonzero(prediction.labels == label)
+            if not len(mine):
+                continue
+            mine = mine[best_first(prediction.scores[mine])]
+            hit, counted = _judge(box_iou(prediction.boxes[mine], boxes, offset), ignore, iou)
+            scores.append(prediction.scores[mine][counted])
+            right.append(hit[counted])
+        order = best_first(np.concatenate(scores))
+        ap[label] = average_precision(np.concatenate(right)[order], total, eleven_point)
+    return ap
 
 
 def average_precision(right: np.ndarray, total: int, eleven_point: bool = False) -> float:
@@ -49,31 +65,6 @@ def average_precision(right: np.ndarray, total: int, eleven_point: bool = False)
         return sum(precision[10 * hits >= k * total].max(initial=0.0) for k in range(11)) / 11
     envelope = np.maximum.accumulate(precision[::-1])[::-1]
     return float(envelope[np.asarray(right, bool)].sum() / total)
-
-
-def _class_ap(
-    truths: Sequence[Truth],
-    predictions: Sequence[Prediction],
-    label: int,
-    iou: float,
-    eleven_point: bool,
-    offset: float,
-) -> float:
-    scores, right, counted, total = [np.zeros(0)], [np.zeros(0, bool)], [np.zeros(0, bool)], 0
-    for truth, prediction in zip(truths, predictions, strict=True):
-        of_class = truth.labels == label
-        boxes, ignore = truth.boxes[of_class], truth.ignore[of_class]
-        total += int((~ignore).sum())
-        mine = np.flatnonzero(prediction.labels == label)
-        if not len(mine):
-            continue
-        mine = mine[best_first(prediction.scores[mine])]
-        hit, count = _judge(box_iou(prediction.boxes[mine], boxes, offset), ignore, iou)
-        scores.append(prediction.scores[mine])
-        right.append(hit)
-        counted.append(count)
-    order = best_first(np.concatenate(scores))
-    return average_precision(np.concatenate(right)[order][np.concatenate(counted)[order]], total, eleven_point)
 
 
 def _judge(overlap: np.ndarray, ignore: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray]:

@@ -57,17 +57,14 @@ def read_image(
         ImageError: missing, empty, truncated, not an image, over `max_pixels`, or of other channels.
     """
     path = Path(path)
-    if path.suffix.lower() == ".npy":
-        with _named(path):
-            array = _open_array(path, max_pixels)
-            return _channels(_to_uint8(np.array(array), white), in_channels)
-    in_channels = in_channels or 3
-    with _named(path), _open(path, max_pixels) as image:
-        if in_channels not in (1, 3) and getattr(image, "n_frames", 1) == in_channels:
-            pages = [_page(image, index, max_pixels, white) for index in range(in_channels)]
-            return np.stack(pages, axis=-1)
-        image.load()
-        return _from_pillow(_upright(image), in_channels, white)
+    with _named(path):
+        if path.suffix.lower() == ".npy":
+            return _channels(_to_uint8(np.array(_open_array(path, max_pixels)), white), in_channels)
+        in_channels = in_channels or 3
+        with _open(path, max_pixels) as image:
+            if in_channels not in (1, 3) and getattr(image, "n_frames", 1) == in_channels:
+                return np.stack([_page(image, index, max_pixels, white) for index in range(in_channels)], axis=-1)
+            return _from_pillow(image, in_channels, white)
 
 
 def as_array(
@@ -81,8 +78,7 @@ def as_array(
         ImageError: shape, values or channels that can't be used.
     """
     if isinstance(image, Image.Image):
-        image.load()
-        return _from_pillow(_upright(image), in_channels, white)
+        return _from_pillow(image, in_channels, white)
     if isinstance(image, torch.Tensor):
         array = image.detach().cpu().float().numpy() if image.is_floating_point() else image.detach().cpu().numpy()
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
@@ -94,7 +90,11 @@ def as_array(
 
 
 def _from_pillow(image: Image.Image, in_channels: int, white: int | None) -> np.ndarray:
-    """(H, W, in_channels) uint8 of a loaded, upright image."""
+    """(H, W, in_channels) uint8 of an image, turned as its EXIF says."""
+    image.load()  # turns a TIFF and drops the tag
+    orientation = _orientation(image)
+    if orientation != 1:
+        image = image.transpose(_TURNS[orientation])
     if _is_deep(image):
         return _channels(_to_uint8(np.array(image), white), in_channels)
     if in_channels not in (1, 3):
@@ -207,8 +207,7 @@ def _page(image: Image.Image, index: int, max_pixels: int, white: int | None) ->
     """(H, W) uint8 of one page of a TIFF."""
     image.seek(index)
     _limit(image.height, image.width, max_pixels)
-    image.load()
-    return _from_pillow(_upright(image), 1, white)[..., 0]
+    return _from_pillow(image, 1, white)[..., 0]
 
 
 def _orientation(image: Image.Image) -> int:
@@ -218,12 +217,6 @@ def _orientation(image: Image.Image) -> int:
     except Exception:  # damaged EXIF is no reason to refuse good pixels
         return 1
     return value if value in _TURNS else 1
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """A loaded image, turned as its EXIF says (loading a TIFF turns it and drops the tag)."""
-    orientation = _orientation(image)
-    return image if orientation == 1 else image.transpose(_TURNS[orientation])
 
 
 def _to_uint8(array: np.ndarray, white: int | None) -> np.ndarray:
