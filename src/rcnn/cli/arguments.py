@@ -44,8 +44,8 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """
     paths, settings = [], []
     for word in words:
-        found = _ASSIGNMENT.match(word)
-        is_setting = found is not None and found[1] in Settings.model_fields and not Path(word).exists()
+        assignment = _ASSIGNMENT.match(word)
+        is_setting = assignment is not None and assignment[1] in Settings.model_fields and not Path(word).exists()
         (settings if is_setting else paths).append(word)
     return paths, settings
 

@@ -77,8 +77,8 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
     same = [record for record in dataset.records if record.path.resolve() == image.resolve()]
     same = same or [record for record in dataset.records if record.path.name == image.name]
     if len(same) != 1:
-        found = f"{len(same)} images" if same else "no image"
-        raise DataError(f"{data}: has {found} of the name {image.name}; give the path of an image of this data set")
+        number = f"{len(same)} images" if same else "no image"
+        raise DataError(f"{data}: has {number} of the name {image.name}; give the path of an image of this data set")
     return Truth(same[0].boxes, same[0].labels, same[0].ignore)
 
 

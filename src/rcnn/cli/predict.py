@@ -42,6 +42,6 @@ def predict(
         wanted = None if classes is None else stream.parse_list("--classes", classes, detector.names)
         least = detector.settings.predict.score if score is None else score
         given = None if proposals is None else job.proposals(proposals, detector)
-        found = detector.stream(job.files(), score=least, batch=batch, skip=job.skip, proposals=given)
-        job.run((result.filter(classes=wanted, top=top) for result in found), detector.names)
+        results = detector.stream(job.files(), score=least, batch=batch, skip=job.skip, proposals=given)
+        job.run((result.filter(classes=wanted, top=top) for result in results), detector.names)
     job.emit()

@@ -43,14 +43,14 @@ def propose(
     from rcnn.cli import stream
     from rcnn.data.selective_search import SEARCHES
 
-    def run(found: "Iterable[Result]") -> None:
-        job.run((result.filter(score=score or 0.0, top=top) for result in found), ("object",))
+    def run(results: "Iterable[Result]") -> None:
+        job.run((result.filter(score=score or 0.0, top=top) for result in results), ("object",))
 
     job = stream.Job([*_listed(sources)], out, format, images, json, on_fault)
     with screen.stdout_for_json(json):
         if model in SEARCHES:
-            with job.search(SEARCHES[model]) as found:
-                run(found)
+            with job.search(SEARCHES[model]) as results:
+                run(results)
         else:
             with job.detector(model, device) as detector:
                 detector.check_proposals(given=False)

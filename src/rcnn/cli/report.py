@@ -64,12 +64,12 @@ def draw_pairs(path: Path, detector: "Detector", dataset: "Dataset", metrics: "M
     from rcnn.insight.mosaic import Tile, compare
     from rcnn.preprocess.stream import read_picture
 
-    truths, found = [], []
+    truths, predicted = [], []
     for record, prediction in list(zip(dataset.records, metrics.predictions, strict=True))[:PAIRS]:
         image = read_picture(record.path, detector.settings)
         keep = prediction.scores >= detector.threshold
         truths.append(Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore))
-        found.append(
+        predicted.append(
             Tile(image, prediction.boxes[keep], prediction.labels[keep], record.name, scores=prediction.scores[keep])
         )
-    compare(truths, found, dataset.names, path)
+    compare(truths, predicted, dataset.names, path)

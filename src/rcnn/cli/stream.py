@@ -83,16 +83,16 @@ class Job:
 
     def _searched(self, mode: Mode, settings: Settings) -> Iterator[Result]:
         paths = self.files()
-        for path, found in zip(paths, search_files(paths, mode, settings.data), strict=True):
-            if isinstance(found, Given):
-                boxes, scores = (part.astype(np.float32) for part in found)
+        for path, outcome in zip(paths, search_files(paths, mode, settings.data), strict=True):
+            if isinstance(outcome, Given):
+                boxes, scores = (part.astype(np.float32) for part in outcome)
                 labels = np.zeros(len(boxes), dtype=np.int64)
                 size = image_size(path, max_pixels=settings.data.max_pixels)
                 yield Result(boxes, scores, labels, ("object",), str(path), size, settings=settings)
             elif self.skip is None:
-                raise found
+                raise outcome
             else:
-                self.skip(found)
+                self.skip(outcome)
 
     def proposals(self, source: str, detector: Detector) -> Propose:
         """Proposals of this process's images from a file or a search, read and checked before the first is shown."""
@@ -101,10 +101,10 @@ class Job:
         told = None if self.skip is None else lambda error: None  # the detector meets the same images, and tells
         with screen.progress("proposals", self._team.writer) as progress:
             given = find_proposals(source, records, self._base, settings.data, progress, told)
-        of = {str(record.path): found for record, found in zip(records, given, strict=True)}
+        by_path = {str(record.path): proposals for record, proposals in zip(records, given, strict=True)}
 
         def propose(paths: Sequence[str | None], batch: Batch) -> Proposals:
-            return place([of[str(path)] for path in paths], batch, settings.rpn.post_test)
+            return place([by_path[str(path)] for path in paths], batch, settings.rpn.post_test)
 
         return propose
 
@@ -174,23 +174,23 @@ class Job:
             screen.note(f"stopped; results of {images} are in {self._out}")
             return
         total = sum(totals, Counter[str]())
-        found = f"{images}, {screen.several(total.total(), 'box')}"
+        title = f"{images}, {screen.several(total.total(), 'box')}"
         if sum(counts) > 1:
             rows = [[name, number, number / sum(counts)] for name, number in total.most_common()]
-            screen.table(found, ["class", "boxes", "an image"], rows)
+            screen.table(title, ["class", "boxes", "an image"], rows)
         else:
             each = ", ".join(f"{number:,} {name}" for name, number in total.most_common())
-            screen.say(f"{found}: {each}" if each and len(names) > 1 else found)
+            screen.say(f"{title}: {each}" if each and len(names) > 1 else title)
         screen.say(f"\nwritten to {self._out}: {', '.join(self._formats)}")
         if any(unread):
             screen.say(f"left out as unreadable: {screen.several(sum(unread), 'image')}, named above")
 
 
-def tell(name: Path, found: Mapping[str, int], count: int, begun: float) -> None:
+def tell(name: Path, counts: Mapping[str, int], count: int, begun: float) -> None:
     """A line for each of the first images, then one for every hundred."""
     if count <= SHOWN:
-        counts = ", ".join(f"{number} {label}" for label, number in found.items())
-        screen.say(f"{name}: {counts or 'nothing'}")
+        boxes = ", ".join(f"{number} {label}" for label, number in counts.items())
+        screen.say(f"{name}: {boxes or 'nothing'}")
     elif count % 100 == 0:
         screen.note(f"{count:,} images, {count / (time.perf_counter() - begun):.1f} a second")
 

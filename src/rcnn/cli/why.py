@@ -55,37 +55,37 @@ def why(
         threshold = settings.predict.score if score is None else score
         with screen.progress("asking every stage") as progress:
             answer = insight.why(detector, dataset, iou=iou, score=threshold, batch=batch, progress=progress)
-        found = report(answer, dataset, settings)
-        show(found)
+        summary = report(answer, dataset, settings)
+        show(summary)
         folder = fresh_folder(out or Path("runs/why") / path.resolve().name)
-        whole = document(found, dataset)
+        whole = document(summary, dataset)
         text = json_format.dumps(screen.plain(whole), indent=2, ensure_ascii=False)
         (folder / "why.json").write_text(text + "\n", encoding="utf-8")
-        draw_funnel(found, folder / "funnel.png")
+        draw_funnel(summary, folder / "funnel.png")
         draw_worst(answer, dataset, settings, folder / "worst.jpg")
         screen.say("")
-        screen.say(found.advice, "bold")
+        screen.say(summary.advice, "bold")
         screen.say(f"{folder}: funnel.png, worst.jpg, why.json")
     if json:
         lists = ("lost_objects", "false_detections")
         screen.emit({"out": folder, **{key: value for key, value in whole.items() if key not in lists}})
 
 
-def show(found: "Report") -> None:
+def show(report: "Report") -> None:
     """Losses and false alarms by size, with the AP that mending each would give; and by class."""
     from rcnn.insight.funnel.kinds import ALARMS, FOUND
     from rcnn.insight.funnel.pictures import TAGS
     from rcnn.insight.funnel.report import groups, places
 
-    answer = found.why
+    answer = report.why
     objects, alarms = groups(answer.outcomes, answer.names), groups(answer.alarms, answer.names)
     title = f"Where the objects are lost (IoU {answer.iou:g}" + (
-        f", score {answer.score:.3f})" if found.mended else ")"
+        f", score {answer.score:.3f})" if report.mended else ")"
     )
-    _by_size(title, objects, {**places(answer), FOUND: FOUND}, found)
+    _by_size(title, objects, {**places(answer), FOUND: FOUND}, report)
     if answer.detects:
-        _by_size("False alarms", alarms, ALARMS, found)
-        screen.say(f"AP {found.ap:.3f} at this IoU; `AP if mended` is what it would be without that kind", "dim")
+        _by_size("False alarms", alarms, ALARMS, report)
+        screen.say(f"AP {report.ap:.3f} at this IoU; `AP if mended` is what it would be without that kind", "dim")
     losses = [kind for kind in places(answer) if objects[0].counts[kind]]
     columns = ["class", "objects", FOUND, *(TAGS[kind] for kind in losses)]
     rows = [
@@ -98,19 +98,19 @@ def show(found: "Report") -> None:
     screen.table("By class" + left, columns, rows[:SHOWN])
 
 
-def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], found: "Report") -> None:
+def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], report: "Report") -> None:
     """A row a kind: how many, how many of each size, and the AP if mended."""
     shown = [group for group in counted if group.section != "class"]
-    mended = ["AP if mended"] if found.mended else []
+    mended = ["AP if mended"] if report.mended else []
     rows: list[list[object]] = [
-        [text, *(group.counts[kind] for group in shown), *([_ap(found, kind, shown[0])] if mended else [])]
+        [text, *(group.counts[kind] for group in shown), *([_ap(report, kind, shown[0])] if mended else [])]
         for kind, text in kinds.items()
     ]
     total = [sum(group.counts[kind] for kind in kinds) for group in shown]
-    rows.append(["total", *total, *([found.ap] if mended else [])])
+    rows.append(["total", *total, *([report.ap] if mended else [])])
     screen.table(title, ["", *(group.title for group in shown), *mended], rows)
 
 
-def _ap(found: "Report", kind: str, everything: "Group") -> float:
+def _ap(report: "Report", kind: str, everything: "Group") -> float:
     """The AP if mended, where there is something to mend."""
-    return found.mended.get(kind, float("nan")) if everything.counts[kind] else float("nan")
+    return report.mended.get(kind, float("nan")) if everything.counts[kind] else float("nan")

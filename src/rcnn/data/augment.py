@@ -46,32 +46,52 @@ class Plan(NamedTuple):
     hue: float
 
 
+class _Draws(NamedTuple):
+    """Numbers in [0, 1) that decide a plan, in the order in which they are drawn."""
+
+    flip: float
+    vertical_flip: float
+    scale: float
+    crop: float
+    crop_height: float
+    crop_width: float
+    brightness: float
+    contrast: float
+    saturation: float
+    hue: float
+    centred_box: float
+    top: float
+    left: float
+    transpose: float
+    rescale: float
+
+
 def draw_plan(canvas: Size, boxes: np.ndarray, settings: Augment, generator: np.random.Generator) -> Plan:
     """A plan for an image that fills `canvas`, with its (n, 4) boxes in pixels of the canvas.
 
     As many numbers are drawn whatever the settings, so that changing one changes nothing that is drawn for another.
     Of a transposed image of unequal sides is kept what fits into the canvas.
     """
-    flip, vertical_flip, scale, crop, height, width, brightness, contrast, saturation, hue = generator.random(10)
-    *place, transpose, rescale = generator.random(5)
-    transposed = bool(transpose < settings.transpose)
-    room = canvas[::-1] if transposed else canvas
+    draws = _Draws(*generator.random(len(_Draws._fields)))
+    transpose = bool(draws.transpose < settings.transpose)
+    room = canvas[::-1] if transpose else canvas
     low, high = settings.scale
-    factor = low * (high / low) ** scale if rescale < settings.rescale else 1.0  # as often a half as a double
+    rescale = draws.rescale < settings.rescale
+    factor = low * (high / low) ** draws.scale if rescale else 1.0  # half as often as double
     resized = _scaled(canvas, (factor, factor))
-    shares = (0.5 + height / 2, 0.5 + width / 2) if crop < settings.crop else (1.0, 1.0)
+    crop = draws.crop < settings.crop
+    shares = (0.5 + draws.crop_height / 2, 0.5 + draws.crop_width / 2) if crop else (1.0, 1.0)
     kept = _scaled((min(resized[0], room[0]), min(resized[1], room[1])), shares)
-    top, left = _place(kept, resized, boxes * _factors(canvas, resized), np.array(place))
     return Plan(
         resized,
-        (top, left, *kept),
-        bool(flip < settings.flip),
-        bool(vertical_flip < settings.vertical_flip),
-        transposed,
-        max(0.0, 1 + (2 * brightness - 1) * settings.brightness),
-        max(0.0, 1 + (2 * contrast - 1) * settings.contrast),
-        max(0.0, 1 + (2 * saturation - 1) * settings.saturation),
-        (2 * hue - 1) * settings.hue,
+        (*_place(kept, resized, boxes * _factors(canvas, resized), draws), *kept),
+        flip=bool(draws.flip < settings.flip),
+        vertical_flip=bool(draws.vertical_flip < settings.vertical_flip),
+        transpose=transpose,
+        brightness=max(0.0, 1 + (2 * draws.brightness - 1) * settings.brightness),
+        contrast=max(0.0, 1 + (2 * draws.contrast - 1) * settings.contrast),
+        saturation=max(0.0, 1 + (2 * draws.saturation - 1) * settings.saturation),
+        hue=(2 * draws.hue - 1) * settings.hue,
     )
 
 
@@ -85,14 +105,14 @@ def _factors(old: Size, new: Size) -> np.ndarray:
     return np.array([new[1] / old[1], new[0] / old[0]] * 2)
 
 
-def _place(kept: Size, resized: Size, boxes: np.ndarray, draws: np.ndarray) -> Size:
+def _place(kept: Size, resized: Size, boxes: np.ndarray, draws: _Draws) -> Size:
     """Top and left of a window at random; where there are boxes it holds the centre of one of them."""
     low, high = np.zeros(2), np.array(resized) - kept
     if len(boxes):
-        x1, y1, x2, y2 = boxes[int(draws[0] * len(boxes))]
+        x1, y1, x2, y2 = boxes[int(draws.centred_box * len(boxes))]
         centre = np.array([(y1 + y2) / 2, (x1 + x2) / 2])
         low, high = np.clip(np.ceil(centre - kept), low, high), np.clip(np.floor(centre), low, high)
-    top, left = (low + np.floor(draws[1:] * (high - low + 1))).astype(int).tolist()
+    top, left = (low + np.floor(np.array([draws.top, draws.left]) * (high - low + 1))).astype(int).tolist()
     return top, left
 
 

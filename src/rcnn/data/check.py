@@ -8,13 +8,13 @@ from typing import Any
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.find import distinct_lists, find_layout, read_list
-from rcnn.data.pixels import Progress, decode_images
+from rcnn.data.pixels import ProgressCallback, decode_images
 from rcnn.data.stats import Stats, statistics
 from rcnn.errors import DataError
 
 
 @dataclass(frozen=True)
-class Report:
+class DataReport:
     """What `check` found.
 
     Attributes:
@@ -48,7 +48,7 @@ class Report:
         return {"fatal": self.fatal, "mendable": self.mendable, **asdict(self)}
 
 
-def check(path: str | Path, settings: Data, progress: Progress | None = None) -> Report:
+def check(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> DataReport:
     """Read every list of a data set and decode every image. `progress` is told (images done, images in all).
 
     Raises:
@@ -65,7 +65,7 @@ def check(path: str | Path, settings: Data, progress: Progress | None = None) ->
     datasets = decode_images(datasets, settings, progress)
     faults += [fault for dataset in datasets for fault in dataset.faults]
     notes = [note for dataset in datasets for note in dataset.notes]
-    return Report(
+    return DataReport(
         path=str(path),
         format=layout.format,
         names=datasets[0].names if datasets else (),

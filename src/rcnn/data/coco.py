@@ -38,7 +38,7 @@ def find(path: Path) -> Layout | None:
         root = path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
         split = _split_of(path.stem)
         splits = ("val", "test") if split in ("val", "test") else (split,)  # a list to evaluate on serves as both
-        return Layout("coco", root, dict.fromkeys(splits, (path,)), found=path.name)
+        return Layout("coco", root, dict.fromkeys(splits, (path,)), evidence=path.name)
     for folder in (path / "annotations", path / "Annotations", path):
         files = [file for file in sorted(folder.glob("*.json")) if _is_coco(file)]
         if files:
@@ -47,7 +47,8 @@ def find(path: Path) -> Layout | None:
     else:
         files = [file for name in ("train", "valid", "val", "test") for file in sorted((path / name).glob("*.json"))]
         lists = {_split_of(file.parent.name): (file,) for file in files if _is_coco(file)}
-    return Layout("coco", path, lists, found=", ".join(relative_name(file, path) for file in files)) if lists else None
+    names = ", ".join(relative_name(file, path) for file in files)
+    return Layout("coco", path, lists, evidence=names) if lists else None
 
 
 def _is_coco(path: Path) -> bool:
@@ -63,8 +64,8 @@ def _is_coco(path: Path) -> bool:
 
 def _split_of(stem: str) -> str:
     """train, val, trainval, test or all, by the name of a list."""
-    found = _SPLIT.findall(stem.lower())
-    return "all" if not found else "val" if found[-1] in ("valid", "validation") else found[-1]
+    words = _SPLIT.findall(stem.lower())
+    return "all" if not words else "val" if words[-1] in ("valid", "validation") else words[-1]
 
 
 def _lists(files: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
@@ -204,7 +205,7 @@ class _File:
                 draft.declared = (height, width)
         if drafts and not any(draft.path for draft in drafts.values()):
             first = next(iter(drafts.values()))
-            raise DataError(f"{self.path}: none of its images is there. {first.found[0][1]}")
+            raise DataError(f"{self.path}: none of its images is there. {first.faults[0][1]}")
         return drafts
 
     def _annotations(self, items: list[Any], drafts: dict[Any, Draft], categories: dict[int, str]) -> None:

@@ -30,7 +30,7 @@ class Draft:
         declared: (height, width) by the annotation.
         source: where `declared` stands.
         where, labels, given, ignore: the objects, see `add`, in columns: an annotation file may hold a million.
-        found: where, reason and kind of each fault; the image's name is added at the end.
+        faults: where, reason and kind of each fault; the image's name is added at the end.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Draft:
     labels: "array[int]" = field(default_factory=lambda: array("q"))
     given: "array[float]" = field(default_factory=lambda: array("d"))
     ignore: bytearray = field(default_factory=bytearray)
-    found: list[tuple[str, str, Kind]] = field(default_factory=list)
+    faults: list[tuple[str, str, Kind]] = field(default_factory=list)
 
     def add(self, where: str, label: int | None, given: Sequence[float], ignore: bool = False) -> None:
         """Add an object.
@@ -60,11 +60,11 @@ class Draft:
 
     def fatal(self, where: str | Path, reason: str) -> None:
         """Note a fault that leaves this image out."""
-        self.found.append((str(where), reason, "fatal"))
+        self.faults.append((str(where), reason, "fatal"))
 
     def mendable(self, where: str | Path, reason: str) -> None:
         """Note a fault that has been mended."""
-        self.found.append((str(where), reason, "mendable"))
+        self.faults.append((str(where), reason, "mendable"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Layout:
         root: folder that names are relative to.
         lists: sources of each list: `train`, `val`, `trainval`, `test`, or `all` where there are no lists.
         names: class names, where they stand beside the lists (YOLO).
-        found: what gave it away, for messages.
+        evidence: what gave it away, for messages.
         notes: sentences worth saying aloud.
     """
 
@@ -84,7 +84,7 @@ class Layout:
     root: Path
     lists: dict[str, tuple[Path, ...]]
     names: tuple[str, ...] | None = None
-    found: str = ""
+    evidence: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -131,10 +131,10 @@ def finish(reading: Reading, layout: Layout, split: str, settings: Data) -> Data
     ends, boxes, labels, ignore = _usable_objects(reading, [draft for draft, _ in sized], [size for _, size in sized])
     records: list[Record] = []
     for (draft, size), start, end in zip(sized, (0, *ends), ends, strict=False):
-        if draft.path is not None and all(kind != "fatal" for _, _, kind in draft.found):
+        if draft.path is not None and all(kind != "fatal" for _, _, kind in draft.faults):
             own = slice(start, end)
             records.append(Record(draft.path, draft.name, draft.id, size, boxes[own], labels[own], ignore[own]))
-    faults = [Fault(where, reason, kind, draft.name) for draft in reading.drafts for where, reason, kind in draft.found]
+    faults = [Fault(*fault, draft.name) for draft in reading.drafts for fault in draft.faults]
     return Dataset(
         layout.root,
         layout.format,
@@ -197,24 +197,24 @@ def _usable_objects(
         rules = _rules(reading.units, given, boxes, edges, zero)
     inside = np.concatenate((np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], edges)), axis=1)
     usable = np.ones(len(given), bool)
-    found: list[tuple[int, Kind, str]] = []
+    faults: list[tuple[int, Kind, str]] = []
     for broken, kind, reason in rules:  # the first that a box breaks is told
-        found.extend((row, kind, reason) for row in np.flatnonzero(broken & usable).tolist())
+        faults.extend((row, kind, reason) for row in np.flatnonzero(broken & usable).tolist())
         usable &= ~broken
     overhang = np.maximum(-boxes[:, :2], boxes[:, 2:] - edges).max(axis=1)
     clipped = "sticks out of the {size} image by {overhang:g} pixels; clipped"
-    found.extend((row, "mendable", clipped) for row in np.flatnonzero(usable & (overhang > 1)).tolist())
+    faults.extend((row, "mendable", clipped) for row in np.flatnonzero(usable & (overhang > 1)).tolist())
     usable &= labels >= 0
     twice = usable.copy()
     twice[usable] = _repeated(owner[usable], labels[usable], *inside[usable].T)
     again = "is there twice with the same class; dropped"
-    found.extend((row, "mendable", again) for row in np.flatnonzero(twice).tolist())
+    faults.extend((row, "mendable", again) for row in np.flatnonzero(twice).tolist())
     first = np.cumsum(counts) - counts
-    for row, kind, reason in sorted(found, key=lambda fault: fault[0]):
+    for row, kind, reason in sorted(faults, key=lambda fault: fault[0]):
         draft, (width, height) = drafts[owner[row]], edges[row]
         text = reason.format(size=f"{width:.0f}x{height:.0f}", overhang=overhang[row])
         numbers = ", ".join(f"{number:g}" for number in given[row])
-        draft.found.append((draft.where[row - first[owner[row]]], f"box ({numbers}) {text}", kind))
+        draft.faults.append((draft.where[row - first[owner[row]]], f"box ({numbers}) {text}", kind))
     usable &= ~twice
     ends = np.cumsum(np.bincount(owner[usable], minlength=len(drafts)))
     return ends.tolist(), inside[usable], labels[usable], ignore[usable]

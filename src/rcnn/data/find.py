@@ -13,7 +13,7 @@ from rcnn.config import Data
 from rcnn.data import coco, voc, yolo
 from rcnn.data.dataset import Dataset
 from rcnn.data.draft import Layout, Reading, finish
-from rcnn.data.pixels import Progress, decode_images
+from rcnn.data.pixels import ProgressCallback, decode_images
 from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
 
@@ -29,7 +29,7 @@ def open_dataset(
     names: Sequence[str] | None = None,
     *,
     decode: bool = True,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Dataset:
     """One split of the data set at a path, whatever its format.
 
@@ -52,7 +52,7 @@ def open_dataset(
     return dataset
 
 
-def open_splits(path: str | Path, settings: Data, progress: Progress | None = None) -> tuple[Dataset, Dataset]:
+def open_splits(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> tuple[Dataset, Dataset]:
     """The lists of the data set at a path that `settings` names for training and validation; every image is decoded.
 
     Classes are those of training.
@@ -145,9 +145,9 @@ def find_layout(path: str | Path) -> Layout:
     if not layouts:
         raise DataError(_unrecognised(path))
     if len(layouts) > 1:
-        found = "; ".join(f"{layout.format.upper()} ({layout.found})" for layout in layouts)
+        formats = "; ".join(f"{layout.format.upper()} ({layout.evidence})" for layout in layouts)
         raise DataError(
-            f"{path}: more than one data set is here: {found}. "
+            f"{path}: more than one data set is here: {formats}. "
             "Give the COCO json, the data.yaml or the Annotations folder itself"
         )
     return layouts[0]

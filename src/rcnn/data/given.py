@@ -35,16 +35,16 @@ def place(given: Sequence[Given], batch: Batch, count: int) -> Proposals:
         count: P, what is missing is padded.
     """
     scales = batch.scales.cpu().double().numpy()[:, [1, 0, 1, 0]]
-    resized = [Given(found.boxes * scale, found.scores) for found, scale in zip(given, scales, strict=True)]
+    resized = [Given(boxes * scale, scores) for (boxes, scores), scale in zip(given, scales, strict=True)]
     return to_device(padded(resized, count), batch.images.device)
 
 
 def padded(given: Sequence[Given], count: int) -> Proposals:
     """The `count` best of each image as (B, P), on the CPU; the boxes are in pixels of the resized images already."""
     boxes, scores = torch.zeros(len(given), count, 4), torch.zeros(len(given), count)
-    for row, found in enumerate(given):
-        best = torch.from_numpy(found.boxes[:count])
+    for row, proposals in enumerate(given):
+        best = torch.from_numpy(proposals.boxes[:count])
         boxes[row, : len(best)] = best.float()
-        scores[row, : len(best)] = torch.from_numpy(found.scores[:count]).float()
+        scores[row, : len(best)] = torch.from_numpy(proposals.scores[:count]).float()
     none = torch.zeros_like(scores, dtype=torch.int64)
     return Proposals(boxes, scores, (boxes[..., 2:] > boxes[..., :2]).all(dim=-1), none, none)

@@ -175,16 +175,16 @@ class _Reader(torch.utils.data.Dataset[Item | DataError]):
         """
         record = self.records[index]
         given = NOTHING if self.proposals is None else self.proposals.images[index]
-        data, door = self.settings.data, self.preprocessor
+        data, preprocessor = self.settings.data, self.preprocessor
         channels = self.settings.preprocess.in_channels
         array = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
-        canvas = door.resized(record.size)
+        canvas = preprocessor.resized(record.size)
         scale = np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
         boxes = record.boxes * scale
         if not self.training:
-            return door.resize(array, canvas), Truth(boxes, record.labels, record.ignore), given
+            return preprocessor.resize(array, canvas), Truth(boxes, record.labels, record.ignore), given
         plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
-        image = apply_to_image(plan, door.resize(array, plan.resized))
+        image = apply_to_image(plan, preprocessor.resize(array, plan.resized))
         boxes, visible = apply_to_boxes(plan, boxes, canvas)
         left, ignore = visible > 0, record.ignore | (visible < LEAST_VISIBLE)
         truth = Truth(boxes[left], record.labels[left], ignore[left])

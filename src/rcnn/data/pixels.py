@@ -11,11 +11,13 @@ from rcnn.data.dataset import Dataset, Fault
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import Look, verify_image
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 _TWELVE_BIT = 4096
 
 
-def decode_images(datasets: Sequence[Dataset], settings: Data, progress: Progress | None = None) -> list[Dataset]:
+def decode_images(
+    datasets: Sequence[Dataset], settings: Data, progress: ProgressCallback | None = None
+) -> list[Dataset]:
     """The data sets less the images that can't be decoded; faults and notes are added.
 
     Images that other faults leave out are decoded too, so that all that is wrong is told at once.
@@ -26,7 +28,7 @@ def decode_images(datasets: Sequence[Dataset], settings: Data, progress: Progres
         progress: told (images done, images in all).
     """
     names = {path: name for dataset in datasets for path, name in _files(dataset).items()}
-    found: dict[Path, Look | ImageError] = {}
+    outcomes: dict[Path, Look | ImageError] = {}
 
     def look(path: Path) -> Look | ImageError:
         try:
@@ -40,13 +42,13 @@ def decode_images(datasets: Sequence[Dataset], settings: Data, progress: Progres
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             for done, (path, outcome) in enumerate(zip(names, pool.map(look, names), strict=True), start=1):
-                found[path] = outcome
+                outcomes[path] = outcome
                 if progress is not None:
                     progress(done, len(names))
         finally:  # after Ctrl-C the rest is not waited for
             pool.shutdown(cancel_futures=True)
-    notes = _notes({names[path]: look for path, look in found.items() if isinstance(look, Look)}, settings)
-    left = [_without_damaged(dataset, found) for dataset in datasets]
+    notes = _notes({names[path]: look for path, look in outcomes.items() if isinstance(look, Look)}, settings)
+    left = [_without_damaged(dataset, outcomes) for dataset in datasets]
     return [replace(left[0], notes=(*left[0].notes, *notes)), *left[1:]] if left else []
 
 
@@ -59,14 +61,14 @@ def _files(dataset: Dataset) -> dict[Path, str]:
     return {path: name for path, name in files.items() if str(path) not in unreadable}
 
 
-def _without_damaged(dataset: Dataset, found: Mapping[Path, Look | ImageError]) -> Dataset:
+def _without_damaged(dataset: Dataset, outcomes: Mapping[Path, Look | ImageError]) -> Dataset:
     """The data set less its damaged images, a fatal fault for each of them before the others."""
     faults = [
         Fault(str(path), str(outcome).removeprefix(f"{path}: "), "fatal", name)
         for path, name in _files(dataset).items()
-        if isinstance(outcome := found[path], ImageError)
+        if isinstance(outcome := outcomes[path], ImageError)
     ]
-    records = tuple(record for record in dataset.records if not isinstance(found[record.path], ImageError))
+    records = tuple(record for record in dataset.records if not isinstance(outcomes[record.path], ImageError))
     return replace(dataset, records=records, faults=(*faults, *dataset.faults))
 
 

@@ -24,7 +24,7 @@ import numpy as np
 from rcnn.config import Data, Settings
 from rcnn.data.dataset import Dataset, Record
 from rcnn.data.given import NOTHING, Given
-from rcnn.data.pixels import Progress
+from rcnn.data.pixels import ProgressCallback
 from rcnn.data.selective_search import SEARCHES, ranked, search_files
 from rcnn.errors import DataError, ImageError
 from rcnn.preprocess.sources import files
@@ -44,7 +44,9 @@ class _Part(NamedTuple):
     numbers: Sequence[int]
 
 
-def open_proposals(source: str, dataset: Dataset, settings: Settings, progress: Progress | None = None) -> list[Given]:
+def open_proposals(
+    source: str, dataset: Dataset, settings: Settings, progress: ProgressCallback | None = None
+) -> list[Given]:
     """Proposals of every image of a data set, in the order of its records.
 
     Args:
@@ -65,24 +67,24 @@ def find_proposals(
     records: Sequence[Record],
     root: Path,
     settings: Data,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     skip: Callable[[ImageError], None] | None = None,
 ) -> list[Given]:
     """As `open_proposals`, of images in the folder `root`; `skip` is told of those that a search can't read."""
     if source not in SEARCHES:
         return read_proposals(source, records, root)
-    found: list[Given] = []
+    given: list[Given] = []
     for result in search_files([record.path for record in records], SEARCHES[source], settings):
         if isinstance(result, Given):
-            found.append(result)
+            given.append(result)
         elif skip is None:
             raise DataError(str(result))
         else:
             skip(result)
-            found.append(NOTHING)
+            given.append(NOTHING)
         if progress:
-            progress(len(found), len(records))
-    return found
+            progress(len(given), len(records))
+    return given
 
 
 def read_proposals(path: str | Path, records: Sequence[Record], root: Path | None = None) -> list[Given]:
@@ -103,8 +105,8 @@ def read_proposals(path: str | Path, records: Sequence[Record], root: Path | Non
     path = Path(path).expanduser()
     if path.suffix.lower() not in _READERS:
         raise DataError(f"{path}: proposals come as {', '.join(_READERS)}, or from {' or '.join(SEARCHES)}")
-    found, faults = _collect(_READERS[path.suffix.lower()](path), records, root)
-    missing = [record.name for index, record in enumerate(records) if index not in found]
+    given, faults = _collect(_READERS[path.suffix.lower()](path), records, root)
+    missing = [record.name for index, record in enumerate(records) if index not in given]
     if missing and not faults:  # what is called by a wrong name is told once
         faults.append(f"{len(missing)} of {len(records)} images have no proposals, such as `{missing[0]}`")
     if len(faults) == 1:
@@ -113,28 +115,28 @@ def read_proposals(path: str | Path, records: Sequence[Record], root: Path | Non
         lines = [f"{path}: {fault}" for fault in faults[:LISTED]]
         more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
         raise DataError("\n".join([f"{len(faults)} faults in the proposals:", *lines, *more]))
-    return [found[index] for index in range(len(records))]
+    return [given[index] for index in range(len(records))]
 
 
 def _collect(
     parts: Iterable[_Part | str], records: Sequence[Record], root: Path | None
 ) -> tuple[dict[int, Given], list[str]]:
     """Proposals by index of their record, and all that is wrong."""
-    images, found, faults = _Images(records, root), dict[int, Given](), list[str]()
+    images, given, faults = _Images(records, root), dict[int, Given](), list[str]()
     for part in parts:
         if isinstance(part, str):
             faults.append(part)
             continue
         where, index = f"image `{part.image}`", images.find(part.image)
-        if index in found:
+        if index in given:
             faults.append(f"{where}: `{records[index].name}` came before, under this or another name")
         elif index is not None:
-            bad, found[index] = _checked(part, records[index].size)
+            bad, given[index] = _checked(part, records[index].size)
             faults += [f"{where}{fault}" for fault in bad]
         elif not images.passes_over(part.image):
             hint = images.hint(part.image) if len(faults) < LISTED else ""
             faults.append(f"{where}, row {next(iter(part.numbers), 0)}: the data has no such image{hint}")
-    return found, faults
+    return given, faults
 
 
 class _Images:

@@ -90,9 +90,9 @@ def search_files(paths: Sequence[Path], mode: Mode, settings: Data) -> Iterator[
             return error
         except OSError as error:
             return ImageError(f"{path}: can't be read: {error.strerror}")
-        found = selective_search(image, mode)
-        _write(file, found.boxes)
-        return found
+        proposals = selective_search(image, mode)
+        _write(file, proposals.boxes)
+        return proposals
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV leaves Python's lock
         try:

@@ -67,12 +67,12 @@ def find(path: Path) -> Layout | None:
     if _has_xml(path / "Annotations"):
         files = {name: path / "ImageSets" / "Main" / f"{name}.txt" for name in _LISTS}
         lists = {name: (file,) for name, file in files.items() if file.is_file()}
-        return Layout("voc", path, lists or {"all": (path / "Annotations",)}, found="Annotations/*.xml")
+        return Layout("voc", path, lists or {"all": (path / "Annotations",)}, evidence="Annotations/*.xml")
     splits = {split: _split_folder(path, names) for split, names in SPLIT_FOLDERS.items()}
     lists = {split: (folder,) for split, folder in splits.items() if folder is not None}
     if lists:
-        return Layout("voc", path, lists, found=f"{'/, '.join(lists)}/ with *.xml")
-    return Layout("voc", path, {"all": (path,)}, found="*.xml") if _has_xml(path) else None
+        return Layout("voc", path, lists, evidence=f"{'/, '.join(lists)}/ with *.xml")
+    return Layout("voc", path, {"all": (path,)}, evidence="*.xml") if _has_xml(path) else None
 
 
 def _has_xml(folder: Path) -> bool:
@@ -176,28 +176,28 @@ def _read_image(entry: _Entry, root: Path, objects: list[_Object]) -> Draft:
         near = Folder(entry.xml.parent).near(entry.xml.name)
         broken = entry.where, f"there is no {relative_name(entry.xml, root)}{near}"
     by_stem = entry.images.images(entry.stem)
-    found = by_stem or (entry.images.find(_base(node.value("filename"))) if node else [])
-    draft = Draft(relative_name(entry.images.path / (found or [entry.stem])[0], root), entry.stem, None)
+    names = by_stem or (entry.images.find(_base(node.value("filename"))) if node else [])
+    draft = Draft(relative_name(entry.images.path / (names or [entry.stem])[0], root), entry.stem, None)
     if broken:
         draft.fatal(*broken)
-    _choose_image(draft, entry, found, same_stem=bool(by_stem))
+    _choose_image(draft, entry, names, same_stem=bool(by_stem))
     if node is not None:
         _read_size(node, entry.xml, draft)
         objects += [_Object(draft, entry.xml, child) for child in node.all("object")]
     return draft
 
 
-def _choose_image(draft: Draft, entry: _Entry, found: list[str], same_stem: bool) -> None:
+def _choose_image(draft: Draft, entry: _Entry, names: list[str], same_stem: bool) -> None:
     """Set the image file, or note why there is none."""
     folder = entry.images.path
-    if not found:
+    if not names:
         near = entry.images.near(f"{entry.stem}.jpg")
         draft.fatal(entry.where, f"there is no image `{entry.stem}` in {folder}{near}")
-    elif len(found) > 1:
-        draft.fatal(entry.where, f"two images of one name in {folder}: {', '.join(found)}; keep one")
+    elif len(names) > 1:
+        draft.fatal(entry.where, f"two images of one name in {folder}: {', '.join(names)}; keep one")
     else:
-        draft.path = folder / found[0]
-    stems = {entry.stem, entry.xml.stem, *(os.path.splitext(name)[0] for name in found if same_stem)}
+        draft.path = folder / names[0]
+    stems = {entry.stem, entry.xml.stem, *(os.path.splitext(name)[0] for name in names if same_stem)}
     if len(stems) > 1:
         draft.mendable(entry.where, f"names differ in case, taken to be the same: {', '.join(sorted(stems))}")
 

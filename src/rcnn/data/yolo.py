@@ -1,4 +1,4 @@
-"""YOLO, found, read and written: a text file per image, rows of class and box in shares of the image; a data.yaml."""
+"""YOLO, entry, read and written: a text file per image, rows of class and box in shares of the image; a data.yaml."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,13 +41,13 @@ def _from_folders(path: Path) -> Layout | None:
     """images/ and labels/, with or without folders of splits in them or around them; or one folder of both."""
     for pattern in ("images/{}", "{}/images", "{}"):
         places = {split: [path / pattern.format(name) for name in names] for split, names in _SPLITS.items()}
-        found = {split: tuple(place for place in folders if _has_labels(place)) for split, folders in places.items()}
-        lists = {split: places[:1] for split, places in found.items() if places}
+        labelled = {split: tuple(place for place in folders if _has_labels(place)) for split, folders in places.items()}
+        lists = {split: places[:1] for split, places in labelled.items() if places}
         if lists:
-            return Layout("yolo", path, lists, _file_names(path), found="images with labels/*.txt")
+            return Layout("yolo", path, lists, _file_names(path), evidence="images with labels/*.txt")
     for place in (path / "images", path):
         if _has_labels(place):
-            return Layout("yolo", path, {"all": (place,)}, _file_names(path), found="images with labels *.txt")
+            return Layout("yolo", path, {"all": (place,)}, _file_names(path), evidence="images with labels *.txt")
     return None
 
 
@@ -74,7 +74,7 @@ def _label_folder(images: Path) -> Path:
     return images
 
 
-class _Found(NamedTuple):
+class _Entry(NamedTuple):
     """An image as a list or a folder names it; `names` are the files that fit: one, or the fault."""
 
     where: str
@@ -102,14 +102,14 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
     lines: list[_Line] = []
     for source in sources:
         here: set[str] = set()
-        for found in _images(source, layout.root, folders):
-            name = relative_name(found.path, layout.root)
+        for entry in _images(source, layout.root, folders):
+            name = relative_name(entry.path, layout.root)
             if name in here:
-                drafts[name].fatal(found.where, f"image `{name}` is listed twice; keep one of the two")
+                drafts[name].fatal(entry.where, f"image `{name}` is listed twice; keep one of the two")
             here.add(name)
             if name not in drafts:
-                drafts[name] = _draft(found, name, folders)
-                lines += _label_lines(found, drafts[name], folders)
+                drafts[name] = _draft(entry, name, folders)
+                lines += _label_lines(entry, drafts[name], folders)
     reading.drafts = list(drafts.values())
     _check_label_files([draft.path for draft in reading.drafts if draft.path], folders, reading)
     reading.own = layout.names or _numbers(lines, reading)
@@ -121,52 +121,52 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
     return reading
 
 
-def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Found]:
+def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Entry]:
     """The images of a folder and those below it, less results of ours, or of a list of paths."""
     if source.is_dir():
         for folder, below, _ in os.walk(source):
             below[:] = sorted(name for name in below if not is_results(Path(folder) / name))
             for name in filter(is_image, folders(Path(folder)).names):
-                yield _Found(str(Path(folder) / name), Path(folder) / name, (name,))
+                yield _Entry(str(Path(folder) / name), Path(folder) / name, (name,))
         return
     for line, text in read_lines(source):
-        entry = text.replace("\\", "/")
-        choices = [Path(os.path.normpath(base / entry)) for base in (source.parent, root)]
+        name = text.replace("\\", "/")
+        choices = [Path(os.path.normpath(base / name)) for base in (source.parent, root)]
         fits = [(choice, tuple(folders(choice.parent).find(choice.name))) for choice in choices]
         wanted, names = next((fit for fit in fits if fit[1]), fits[0])
-        yield _Found(f"{source}:{line}", wanted, names)
+        yield _Entry(f"{source}:{line}", wanted, names)
 
 
-def _draft(found: _Found, name: str, folders: Folders) -> Draft:
+def _draft(entry: _Entry, name: str, folders: Folders) -> Draft:
     """The image without its rows."""
-    stem = os.path.splitext(found.path.name)[0]
+    stem = os.path.splitext(entry.path.name)[0]
     draft = Draft(name, stem, None)
-    folder = folders(found.wanted.parent)
+    folder = folders(entry.wanted.parent)
     twins = [twin for twin in folder.images(stem) if os.path.splitext(twin)[0] == stem]
-    if not found.names:
-        near = folder.near(found.wanted.name)
-        draft.fatal(found.where, f"image `{name}` is missing; looked in {folder.path}{near}")
-    elif len(found.names) > 1:
-        draft.fatal(found.where, f"image `{name}` is missing; several differ from it in case: {', '.join(found.names)}")
+    if not entry.names:
+        near = folder.near(entry.wanted.name)
+        draft.fatal(entry.where, f"image `{name}` is missing; looked in {folder.path}{near}")
+    elif len(entry.names) > 1:
+        draft.fatal(entry.where, f"image `{name}` is missing; several differ from it in case: {', '.join(entry.names)}")
     elif len(twins) > 1:
-        draft.fatal(found.where, f"two images of one name share one label file: {', '.join(twins)}; keep one")
+        draft.fatal(entry.where, f"two images of one name share one label file: {', '.join(twins)}; keep one")
     else:
-        draft.path = found.path
-        if found.path != found.wanted:
-            draft.mendable(found.where, f"names differ in case, taken to be the same: {found.wanted.name}, {name}")
+        draft.path = entry.path
+        if entry.path != entry.wanted:
+            draft.mendable(entry.where, f"names differ in case, taken to be the same: {entry.wanted.name}, {name}")
     return draft
 
 
-def _label_lines(found: _Found, draft: Draft, folders: Folders) -> list[_Line]:
+def _label_lines(entry: _Entry, draft: Draft, folders: Folders) -> list[_Line]:
     """The lines of the image's label file; none where there is no such file."""
-    folder = folders(_label_folder(found.path.parent))
+    folder = folders(_label_folder(entry.path.parent))
     wanted = f"{draft.id}.txt"
     fits = folder.find(wanted)
     if not fits:
         return []
     file = folder.path / fits[0]
     if fits[0] != wanted:
-        draft.mendable(file, f"names differ in case, taken to be the same: {fits[0]}, {found.path.name}")
+        draft.mendable(file, f"names differ in case, taken to be the same: {fits[0]}, {entry.path.name}")
     try:
         return [_Line(draft, f"{file}:{number}", text.split()) for number, text in read_lines(file)]
     except UnicodeDecodeError:

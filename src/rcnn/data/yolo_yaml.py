@@ -57,7 +57,7 @@ def layout_of_yaml(path: Path) -> Layout:
     if not lists:
         raise DataError(f"{path}: it names no train, val or test folder or list that is there")
     notes = tuple(f"{text} is not there" for text in missing)
-    return Layout("yolo", root, lists, _yaml_names(tree, path), found=path.name, notes=notes)
+    return Layout("yolo", root, lists, _yaml_names(tree, path), evidence=path.name, notes=notes)
 
 
 def _place(entry: str, root: Path, beside: Path) -> Path | None:

@@ -88,14 +88,16 @@ def _evaluate(
 
         truth_rows = _annotations(((t.boxes, t.labels, t.ignore.astype(int)) for t in truths), "iscrowd")
         prediction_rows = _annotations(((p.boxes, p.labels, p.scores) for p in predictions), "score")
-        gt, dt = COCO(), COCO()
+        truth_set, prediction_set = COCO(), COCO()
         images: list[dict[str, Any]] = [{"id": index} for index in range(len(truths))]
         categories = [{"id": label, "name": str(label)} for label in range(num_classes)]
-        gt.dataset = {"images": images, "categories": categories, "annotations": truth_rows}
-        dt.dataset = {"images": images, "categories": categories, "annotations": prediction_rows}
-        for side in (gt, dt):
-            side.createIndex()
-        evaluation = COCOeval_faster(gt, dt, "bbox", print_function=logging.getLogger(__name__).debug)
+        truth_set.dataset = {"images": images, "categories": categories, "annotations": truth_rows}
+        prediction_set.dataset = {"images": images, "categories": categories, "annotations": prediction_rows}
+        for annotated in (truth_set, prediction_set):
+            annotated.createIndex()
+        evaluation = COCOeval_faster(
+            truth_set, prediction_set, "bbox", print_function=logging.getLogger(__name__).debug
+        )
         evaluation.params.maxDets = [min(1, max_detections), min(10, max_detections), max_detections]
         evaluation.evaluate()
         evaluation.accumulate()

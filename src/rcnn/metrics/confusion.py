@@ -25,13 +25,13 @@ def confusion_matrix(
     for truth, prediction in zip(truths, predictions, strict=True):
         sure = prediction.scores >= score
         kept = Prediction(*(field[sure] for field in prediction))
-        found, ignored = match(truth, kept, iou)
-        taken = np.isin(np.arange(len(truth.labels)), found)
-        free = (found < 0)[:, None] & ~ignored[:, None] & ~taken & ~truth.ignore
+        matches, ignored = match(truth, kept, iou)
+        taken = np.isin(np.arange(len(truth.labels)), matches)
+        free = (matches < 0)[:, None] & ~ignored[:, None] & ~taken & ~truth.ignore
         across = greedy(box_iou(kept.boxes, truth.boxes) * free, kept.scores, iou)
-        found = np.where(found < 0, across, found)
+        matches = np.where(matches < 0, across, matches)
         padded = np.append(truth.labels, num_classes).astype(np.int64)  # index -1 is background
-        np.add.at(matrix, (padded[found[~ignored]], kept.labels[~ignored]), 1)
-        missed = ~np.isin(np.arange(len(truth.labels)), found) & ~truth.ignore
+        np.add.at(matrix, (padded[matches[~ignored]], kept.labels[~ignored]), 1)
+        missed = ~np.isin(np.arange(len(truth.labels)), matches) & ~truth.ignore
         matrix[:, num_classes] += np.bincount(padded[:-1][missed], minlength=num_classes + 1)
     return matrix

@@ -56,9 +56,9 @@ def precision_recall(
         order = best_first(scores[mine])
         hits = np.cumsum(right[mine][order])
         kept = np.searchsorted(-scores[mine][order], -THRESHOLDS, side="right")
-        found = np.concatenate(([0], hits))[kept]
-        precision[label] = np.where(kept > 0, found / np.maximum(kept, 1), 1.0)
-        recall[label] = found / counts[label]
+        true_positives = np.concatenate(([0], hits))[kept]
+        precision[label] = np.where(kept > 0, true_positives / np.maximum(kept, 1), 1.0)
+        recall[label] = true_positives / counts[label]
         at_recall[label] = _envelope(hits, counts[label])
     total = precision + recall
     f1 = 2 * precision * recall / np.where(total > 0, total, 1)

@@ -46,20 +46,20 @@ def match(truth: Truth, prediction: Prediction, iou: float) -> tuple[np.ndarray,
         inside an ignored truth of its class, so that it counts neither as right nor as wrong.
     """
     same_class = prediction.labels[:, None] == truth.labels[None]
-    found = greedy(box_iou(prediction.boxes, truth.boxes) * (same_class & ~truth.ignore), prediction.scores, iou)
+    matches = greedy(box_iou(prediction.boxes, truth.boxes) * (same_class & ~truth.ignore), prediction.scores, iou)
     inside = share_inside(prediction.boxes, truth.boxes) * (same_class & truth.ignore)
-    return found, (found < 0) & (inside >= iou).any(axis=1)
+    return matches, (matches < 0) & (inside >= iou).any(axis=1)
 
 
 def greedy(overlap: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
     """(P, G) overlaps, (P,) scores -> (P,) int64: the column that each row takes, best score first, else -1."""
-    found = np.full(len(scores), -1)
+    matches = np.full(len(scores), -1)
     if overlap.shape[1] == 0:
-        return found
+        return matches
     free = overlap.copy()
     for row in best_first(scores):
         column = free[row].argmax()
         if free[row, column] >= iou:
-            found[row] = column
+            matches[row] = column
             free[:, column] = 0
-    return found
+    return matches

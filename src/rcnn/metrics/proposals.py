@@ -53,7 +53,7 @@ def proposal_recall(
     ranked = [boxes[best_first(scores)] for boxes, scores in proposals]
     pairs = list(zip(kept, ranked, strict=True))
     covers = np.array(
-        [np.concatenate([best_cover(box_iou(gt, boxes[:top])) for gt, boxes in pairs] or [[]]) for top in tops]
+        [np.concatenate([best_cover(box_iou(truth, boxes[:top])) for truth, boxes in pairs] or [[]]) for top in tops]
     )
     areas = area(np.concatenate(kept or [np.zeros((0, 4))]).astype(np.float64))
     masks = {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}

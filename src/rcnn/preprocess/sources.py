@@ -45,10 +45,10 @@ def files(source: str | Path) -> list[Path]:
     if not images:
         raise ImageError(f"{source}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     results = {folder for folder in {file.parent for file in images} if _is_below_results(folder, base)}
-    found = [file for file in images if file.parent not in results]
-    if not found:
+    kept = [file for file in images if file.parent not in results]
+    if not kept:
         raise ImageError(f"{source}: nothing but results of rcnn is here; to use these, name their folder")
-    return found
+    return kept
 
 
 def base_of(source: str | Path) -> Path:

@@ -53,10 +53,10 @@ def pictures(images: Any, settings: Settings, skip: Skip | None = None) -> Shown
             yield from pictures(image, settings, skip)
 
 
-def batches(door: Preprocessor, shown: Shown, most: int) -> Iterator[tuple[tuple[str | None, ...], Batch]]:
-    """Consecutive images of one bucket, at most `most` of them, and their paths."""
-    resized = ((path, door.resize(array), (array.shape[0], array.shape[1])) for path, array in shown)
-    for _, members in groupby(resized, key=lambda one: door.bucket(one[2])):
-        while group := list(islice(members, most)):
+def batches(preprocessor: Preprocessor, shown: Shown, limit: int) -> Iterator[tuple[tuple[str | None, ...], Batch]]:
+    """Consecutive images of one bucket, at most `limit` of them, and their paths."""
+    resized = ((path, preprocessor.resize(array), (array.shape[0], array.shape[1])) for path, array in shown)
+    for _, members in groupby(resized, key=lambda one: preprocessor.bucket(one[2])):
+        while group := list(islice(members, limit)):
             paths, images, sizes = zip(*group, strict=True)
-            yield paths, door.collate(images, sizes)
+            yield paths, preprocessor.collate(images, sizes)
