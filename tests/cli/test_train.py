@@ -13,7 +13,7 @@ def test_dry_run_shows_what_would_be_run_and_trains_nothing(run: Run, data: Path
     assert outcome.code == 0, outcome.err
     for text in ("epochs: 3", "4 images, 4 boxes, 2 classes: circle, square", "60 x 80", "64 x 85", "64 x 96"):
         assert text in outcome.out
-    assert "2 steps an epoch, 6 in all" in outcome.out
+    assert "2 steps per epoch, 6 in total" in outcome.out
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,4 +1,4 @@
-"""`rcnn anchors DATA`: do the anchors meet the objects, and which would meet them better?"""
+"""`rcnn anchors DATA`: how well anchors match the objects, and which would match them better."""
 
 import csv
 import math
@@ -13,22 +13,22 @@ if TYPE_CHECKING:
     from rcnn.insight.anchors.study import Study
 
 SHOWN = 10
-"""Objects without an anchor that are listed on the screen."""
+"""Number of objects without an anchor that are listed on the screen."""
 
 
 def anchors(
     words: arguments.Words,
     model: Annotated[
-        str, typer.Option(help="A preset, timm/NAME, or a weights file: scale, levels and anchors are its own.")
+        str, typer.Option(help="A preset, timm/NAME, or a weights file, which gives scale, levels and anchors.")
     ] = "mobilenet-fpn",
     split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="List of images.")] = "train",
-    sizes: Annotated[int | None, typer.Option(min=1, help="Sizes a level to fit; as many as now by default.")] = None,
-    ratios: Annotated[int | None, typer.Option(min=1, help="Ratios to fit; as many as now by default.")] = None,
+    sizes: Annotated[int | None, typer.Option(min=1, help="Sizes per level to fit. Default: as many as now.")] = None,
+    ratios: Annotated[int | None, typer.Option(min=1, help="Ratios to fit. Default: as many as now.")] = None,
     out: arguments.Out = Path("runs/anchors"),
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Measure how well anchors meet the labelled boxes, and fit sizes and ratios to them. Images are not decoded.
+    """Measure how well anchors match the labelled boxes, and fit sizes and ratios to them. Images are not decoded.
 
     Example: rcnn anchors data/ --model mobilenet-fpn --sizes 1 preprocess.short=600
     """
@@ -63,7 +63,7 @@ def anchors(
 
 
 def _network(model: str, changes: list[str]) -> Any:
-    """The network of a preset, without numbers, or of a file."""
+    """Return the network of a weights file, or that of a preset, without values."""
     import torch
 
     from rcnn.cli.loading import load_detector
@@ -77,7 +77,7 @@ def _network(model: str, changes: list[str]) -> Any:
 
 
 def show(result: "Study") -> None:
-    """Tables: all objects, by size, by aspect, and how many positive anchors each gets."""
+    """Print tables of all objects, by size, by aspect, and by number of positive anchors."""
     from rcnn.insight.anchors.fit import setting_words
 
     for name, coverage in result.found.items():
@@ -88,7 +88,7 @@ def show(result: "Study") -> None:
         "recall50": "recall at IoU 0.5",
         "recall70": "recall at IoU 0.7",
         "unreached": f"objects that no anchor reaches (IoU < {result.limits[0]:g})",
-        "positives": "positive anchors an object, mean",
+        "positives": "positive anchors per object, mean",
         "without_positive": "objects without a positive anchor",
     }
     screen.table(
@@ -107,7 +107,7 @@ def show(result: "Study") -> None:
         screen.table(f"{title}; {' / '.join(result.found)}", [what, "objects", *keys], rows)
     spread = {name: result.positive_counts(name) for name in result.found}
     rows = [[label, *(counts[label] for counts in spread.values())] for label in spread["now"]]
-    screen.table("Positive anchors an object", ["", *spread], rows)
+    screen.table("Positive anchors per object", ["", *spread], rows)
 
 
 def _short(value: float) -> str:
@@ -115,7 +115,7 @@ def _short(value: float) -> str:
 
 
 def _list_unreached(rows: list[dict[str, Any]], path: Path) -> None:
-    """Tell the objects that no anchor reaches, worst first; all objects are in the file."""
+    """List the objects that no anchor reaches, worst first; all objects are in the file."""
     if not rows:
         return
     columns = ["image", "class", "width", "height", "best IoU"]

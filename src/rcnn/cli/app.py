@@ -63,9 +63,11 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (in any place).")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere in the command line).")
+    ] = False,
 ) -> None:
-    """Options of every command; `main` has taken `--debug` out already."""
+    """Options of every command; `main` has already removed `--debug`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(words: list[str]) -> None:
-    """The command; Ctrl-C, which typer makes a silent exit of 130, is raised again."""
+    """Run the command. Ctrl-C, which typer turns into a silent exit with 130, is raised again."""
     try:
         app(words)
     except SystemExit as end:
@@ -94,7 +96,7 @@ def _run(words: list[str]) -> None:
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
-    """Exit code and sentence of an error."""
+    """Return the exit code and message of an error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f"{error.filename2 or error.filename}: " if error.filename else ""
         return 1, f"{where}{error.strerror}. Make room, then run the command again"

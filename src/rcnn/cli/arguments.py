@@ -1,4 +1,4 @@
-"""What the commands' arguments have in common: settings among the words, options of several commands."""
+"""Arguments that several commands share, and settings among the words of a command line."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -18,29 +18,28 @@ Words = Annotated[
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors), or a name such as blood-cells.")
 ]
-Out = Annotated[Path, typer.Option(help="Folder of the results; -2, -3, ... is added where it is taken.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... By default CUDA if there, else cpu.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images computed together.")]
+Out = Annotated[Path, typer.Option(help="Folder for the results; -2, -3, ... is appended if it is taken.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and everything else on stderr.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: CUDA if available, else cpu.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of all random numbers.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 OnFault = Annotated[
     str | None,
-    typer.Option(
-        metavar="stop|skip", help="A fatal fault of the data stops, which is the default, or leaves its image out."
-    ),
+    typer.Option(metavar="stop|skip", help="On a fatal fault of the data, stop (the default) or leave its image out."),
 ]
 Proposals = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE|selective-search", help="Proposals from a .json, .npz or .mat, or searched for; not the RPN's."
+        metavar="FILE|selective-search",
+        help="Instead of the RPN's proposals, those of a .json, .npz or .mat file or of a search.",
     ),
 ]
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Paths and `section.key=value` settings among the words of a command line.
+    """Split the words of a command line into paths and `section.key=value` settings.
 
-    A word is a setting when its section exists and no file bears its name.
+    A word is a setting if its section exists and no file has that name.
     """
     paths, settings = [], []
     for word in words:
@@ -51,10 +50,10 @@ def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def one_path(words: Sequence[str], what: str, options: Mapping[str, object] | None = None) -> tuple[Path, list[str]]:
-    """The only path among the words, and the settings: those among the words, then the options that have a value.
+    """Return the only path among the words, and the settings: those among the words, then options that have a value.
 
     Raises:
-        SettingsError: no path or more than one; the message says that `what` is expected.
+        SettingsError: there is no path or more than one; the message calls it `what`.
     """
     path, settings = optional_path(words, what)
     if path is None:
@@ -63,10 +62,10 @@ def one_path(words: Sequence[str], what: str, options: Mapping[str, object] | No
 
 
 def optional_path(words: Sequence[str], what: str) -> tuple[Path | None, list[str]]:
-    """The only path among the words, if any, and the settings; `trian.lr=1` is taken for a misspelt one.
+    """Return the only path among the words, if any, and the settings. `trian.lr=1` counts as a misspelt setting.
 
     Raises:
-        SettingsError: more than one path.
+        SettingsError: there is more than one path.
     """
     words, settings = split(words)
     misspelt = [word for word in words if _ASSIGNMENT.match(word) and not Path(word).exists()]
@@ -77,5 +76,5 @@ def optional_path(words: Sequence[str], what: str) -> tuple[Path | None, list[st
 
 
 def given(options: Mapping[str, object]) -> list[str]:
-    """The options that have a value, as `section.key=value`."""
+    """Return the options that have a value as `section.key=value`."""
     return [f"{key}={value}" for key, value in options.items() if value is not None]

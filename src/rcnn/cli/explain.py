@@ -1,4 +1,4 @@
-"""`rcnn explain MODEL IMAGE`: pictures of every stage between an image and its detections."""
+"""`rcnn explain MODEL IMAGE`: pictures of every stage from an image to its detections."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -29,15 +29,15 @@ def explain(
     model: arguments.Model,
     words: Annotated[list[str], typer.Argument(metavar="IMAGE", help="One image; and section.key=value.")],
     truth: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="The data set that has the image's boxes: shows training too.")
+        Path | None, typer.Option(metavar="DATA", help="Data set with the image's boxes, to show training too.")
     ] = None,
-    score: Annotated[float | None, typer.Option(min=0, max=1, help="Leave lower-scored boxes out.")] = None,
+    score: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out boxes with a lower score.")] = None,
     out: arguments.Out = Path("runs/explain"),
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw of anchors.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for sampling anchors.")] = 0,
     device: arguments.Device = None,
     json: arguments.Json = False,
 ) -> None:
-    """Draw what happens to an image: anchors, labels, samples, objectness, proposals, and each detection's way.
+    """Draw what happens to an image: anchors, labels, samples, objectness, proposals, and the origin of each detection.
 
     Example: rcnn explain runs/train/exp-1/weights/best.safetensors data/images/a.jpg --truth data/
     """
@@ -64,10 +64,10 @@ def explain(
 
 
 def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
-    """The boxes of an image in a data set: the one of its path, else the only one of its name.
+    """Return the boxes of an image in a data set: the image of this path, else the only one of this name.
 
     Raises:
-        DataError: the data has no such image, or several.
+        DataError: the data has no such image, or several of that name.
     """
     from rcnn.data.find import open_dataset
     from rcnn.errors import DataError
@@ -83,7 +83,7 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
 
 
 def _show_ways(stages: "Stages") -> None:
-    """A table: each detection, its proposal and its anchor."""
+    """Print a table of each detection with its proposal and anchor."""
     rows = [
         [
             f"{tree['name']} {tree['score']:.2f}",
@@ -97,7 +97,7 @@ def _show_ways(stages: "Stages") -> None:
     if rows:
         columns = ["detection", "stride", "cell", "anchor", "proposal", "box", "IoU with the object"]
         screen.table(
-            "Ways from anchor over proposal to box; width x height in pixels of the resized image", columns, rows
+            "From anchor through proposal to box; width x height in pixels of the resized image", columns, rows
         )
 
 
@@ -106,7 +106,7 @@ def _side_by_side(box: list[float]) -> str:
 
 
 def _trees(stages: "Stages") -> list[dict[str, Any]]:
-    """Every detection with its way, boxes in pixels of the resized image."""
+    """Return every detection with its anchor and proposal, boxes in pixels of the resized image."""
     from rcnn.insight.stages.ways import ways
 
     return [

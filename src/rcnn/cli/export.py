@@ -9,17 +9,17 @@ from rcnn.cli import arguments, screen
 
 Format = Annotated[
     Literal["torchvision", "caffe"],
-    typer.Option(help="The library that is to load it; caffe: arrays in the layer names of the paper's networks."),
+    typer.Option(help="Library to load it with; caffe: arrays under the layer names of the paper's networks."),
 ]
 Out = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help=".pth or .safetensors, caffe: .npz. By default MODEL-torchvision.pth or MODEL-caffe.npz here.",
+        help=".pth or .safetensors; caffe: .npz. Default: MODEL-torchvision.pth or MODEL-caffe.npz here.",
     ),
 ]
 SUFFIXES = {"torchvision": (".pth", ".safetensors"), "caffe": (".npz",)}
-"""Of each format's files, the usual one first."""
+"""Suffixes of each format's files, the default first."""
 
 
 def export(
@@ -28,9 +28,9 @@ def export(
     out: Out = None,
     json: arguments.Json = False,
 ) -> None:
-    """Write a detector's weights in another library's names.
+    """Write a detector's weights under the names of another library.
 
-    For torchvision the program that builds the model for them is printed.
+    For torchvision, a program that builds the model for them is printed.
 
     Example: rcnn export best.safetensors --format torchvision --out best.pth
     """
@@ -58,7 +58,7 @@ def export(
 
 
 def _loading(target: Path) -> str:
-    """The last lines of the program."""
+    """Return the last lines of the program, which load the file."""
     file = repr(str(target))
     loading = f"import torch\n\nmodel.load_state_dict(torch.load({file}, weights_only=True))"
     if target.suffix == ".safetensors":

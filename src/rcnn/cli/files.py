@@ -1,4 +1,4 @@
-"""Where commands put what they write."""
+"""Where commands write their results."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from rcnn.preprocess.sources import MARK, mark_results
 
 
 def fresh_folder(out: Path) -> Path:
-    """`out`, or `out-2`, `out-3`, ... where that one is taken; marked, so that it is never read as data."""
+    """Create `out`, or `out-2`, `out-3`, ... if it is taken, marked as results so that it is never read as data."""
     out = out if out.name not in ("", "..") else out.resolve()
     names = itertools.chain([out], (out.with_name(f"{out.name}-{number}") for number in itertools.count(2)))
     folder = next(name for name in names if _is_free(name))
@@ -19,10 +19,10 @@ def fresh_folder(out: Path) -> Path:
 
 
 def new_file(out: Path, suffixes: Sequence[str]) -> Path:
-    """`out`, a file that `--out` names or that is written without it.
+    """Return `out`, the file to write, after checking its name.
 
     Raises:
-        SettingsError: it is there already, or ends in none of the suffixes.
+        SettingsError: the file exists already, or has none of the suffixes.
     """
     if out.suffix not in suffixes:
         raise SettingsError(f"--out {out}: the name must end in {' or '.join(suffixes)}")
@@ -32,5 +32,5 @@ def new_file(out: Path, suffixes: Sequence[str]) -> Path:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether nothing is there, or a folder that holds nothing."""
+    """Whether the path doesn't exist or is an empty folder."""
     return not folder.exists() or (folder.is_dir() and all(entry.name == MARK for entry in folder.iterdir()))

@@ -1,4 +1,4 @@
-"""`rcnn import FILE --arch NAME`: a checkpoint of torchvision or detectron2 as a file of ours."""
+"""`rcnn import FILE --arch NAME`: convert a checkpoint of torchvision, detectron2 or Caffe to a detector of rcnn."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +10,10 @@ from rcnn.cli import arguments, screen
 File = Annotated[
     Path | None, typer.Argument(metavar="FILE", help="A checkpoint: .pth, .pt, .pkl, .safetensors or .npz.")
 ]
-Arch = Annotated[str | None, typer.Option(metavar="NAME", help="What it is a checkpoint of; see --list.")]
+Arch = Annotated[str | None, typer.Option(metavar="NAME", help="Architecture of the checkpoint; see --list.")]
 Names = Annotated[str | None, typer.Option(metavar="a,b,c", help="Class names, in the order of the labels.")]
 Out = Annotated[
-    Path | None, typer.Option(metavar="FILE.safetensors", help="By default FILE with this ending, in this folder.")
+    Path | None, typer.Option(metavar="FILE.safetensors", help="Default: FILE with this suffix, in the current folder.")
 ]
 
 
@@ -22,10 +22,10 @@ def import_weights(
     arch: Arch = None,
     names: Names = None,
     out: Out = None,
-    list_: Annotated[bool, typer.Option("--list", help="Print the names that --arch takes.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Print the names that --arch accepts.")] = False,
     json: arguments.Json = False,
 ) -> None:
-    """Turn a checkpoint of torchvision, detectron2 or Caffe into a detector of rcnn. Nothing in the file is run.
+    """Convert a checkpoint of torchvision, detectron2 or Caffe to a detector of rcnn. Nothing in the file is executed.
 
     Example: rcnn import fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --arch fasterrcnn_resnet50_fpn
     """

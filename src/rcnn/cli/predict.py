@@ -1,4 +1,4 @@
-"""`rcnn predict MODEL SOURCE...`: boxes of images, drawn and as files."""
+"""`rcnn predict MODEL SOURCE...`: find objects in images, and write the boxes as pictures and files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -11,16 +11,16 @@ Sources = Annotated[
     list[str], typer.Argument(metavar="SOURCE", help="Images, folders and globs; and section.key=value.")
 ]
 Format = Annotated[str, typer.Option(metavar="a,b", help="drawn, json, coco, yolo, voc.")]
-Images = Annotated[Path | None, typer.Option(metavar="FILE.json", help="COCO json that gives images their ids.")]
-Score = Annotated[float | None, typer.Option(min=0, max=1, help="Leave lower-scored boxes out.")]
+Images = Annotated[Path | None, typer.Option(metavar="FILE.json", help="COCO json with the ids of the images.")]
+Score = Annotated[float | None, typer.Option(min=0, max=1, help="Leave out boxes with a lower score.")]
 
 
 def predict(
     model: arguments.Model,
     sources: Sources,
     score: Score = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Boxes of an image at most, best first.")] = None,
-    classes: Annotated[str | None, typer.Option(metavar="a,b", help="Only boxes of these classes.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Maximum number of boxes per image, best first.")] = None,
+    classes: Annotated[str | None, typer.Option(metavar="a,b", help="Keep only boxes of these classes.")] = None,
     format: Format = "drawn,json",
     images: Images = None,
     out: arguments.Out = Path("runs/predict"),

@@ -1,4 +1,4 @@
-"""`rcnn propose MODEL SOURCE...`: class-agnostic boxes of a region proposal network or a search, best first."""
+"""`rcnn propose MODEL SOURCE...`: class-agnostic boxes from a region proposal network or a search, best first."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rcnn.result import Result
 
 LISTS = {".json", ".yaml", ".yml"}
-"""Suffixes of files that list images."""
+"""Suffixes of files that may list images."""
 
 
 def propose(
@@ -25,7 +25,8 @@ def propose(
     ],
     sources: Sources,
     top: Annotated[
-        int | None, typer.Option(min=1, help="Proposals of an image at most, best first: 300; of a search 2000.")
+        int | None,
+        typer.Option(min=1, help="Maximum number of proposals per image, best first. Default: 300; of a search 2000."),
     ] = None,
     score: Score = None,
     format: Format = "json",
@@ -59,7 +60,7 @@ def propose(
 
 
 def _listed(words: Iterable[str]) -> Iterator[str]:
-    """The words, in place of a COCO json or data.yaml the images that it lists."""
+    """Yield the words, replacing a COCO json or data.yaml by the images that it lists."""
     from rcnn.config import Data
     from rcnn.data.find import open_dataset
 

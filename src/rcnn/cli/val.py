@@ -1,4 +1,4 @@
-"""`rcnn val MODEL DATA`: scores of a detector on labelled images."""
+"""`rcnn val MODEL DATA`: score a detector on labelled images."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,7 +26,7 @@ def val(
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images to score on.")] = "val",
     batch: arguments.BatchSize = 8,
     device: arguments.Device = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Chooses the boxes that the losses are of.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for sampling boxes for the losses.")] = None,
     proposals: arguments.Proposals = None,
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
@@ -64,7 +64,7 @@ def val(
 
 
 def show(metrics: "Metrics") -> None:
-    """AP by class, AP by size, and recall of the proposals."""
+    """Print AP by class, AP by size, and recall of the proposals."""
     columns = ["class", "boxes", "AP", "AP50", "VOC AP50"]
     rows = [list(row.values()) for row in metrics.by_class()]
     coco = metrics.coco
@@ -80,7 +80,7 @@ def show(metrics: "Metrics") -> None:
 
 
 def summary(metrics: "Metrics") -> dict[str, Any]:
-    """What `--json` prints."""
+    """Return what `--json` prints."""
     proposals = metrics.proposals
     recall = {f"ar{top}": value for top, value in zip(proposals.tops, proposals.ar.tolist(), strict=True)}
     return {

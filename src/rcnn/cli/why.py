@@ -1,4 +1,4 @@
-"""`rcnn why MODEL DATA`: where each object was lost, and what each false alarm is."""
+"""`rcnn why MODEL DATA`: where each missed object was lost, and what each false detection is."""
 
 import json as json_format
 from collections.abc import Sequence
@@ -13,27 +13,25 @@ if TYPE_CHECKING:
     from rcnn.insight.funnel.report import Group, Report
 
 SHOWN = 20
-"""Classes in the table, those with most losses."""
+"""Number of classes in the table, those with most losses first."""
 
 
 def why(
     model: arguments.Model,
     words: arguments.Words,
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images to explain.")] = "val",
-    iou: Annotated[float, typer.Option(min=0.1, max=1, help="From this IoU on a box is right.")] = 0.5,
+    iou: Annotated[float, typer.Option(min=0.1, max=1, help="IoU from which a box counts as correct.")] = 0.5,
     score: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="From this score on a detection is shown. By default as stored."),
+        typer.Option(min=0, max=1, help="Score from which a detection counts. Default: the stored threshold."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for pictures and why.json. By default runs/why/NAME.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for pictures and why.json. Default: runs/why/NAME.")] = None,
     batch: arguments.BatchSize = 8,
     device: arguments.Device = None,
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Say where each labelled object was lost, what each false alarm is, and what to do about the worst of it.
+    """Tell where each missed object was lost, what each false detection is, and what to do about the worst problem.
 
     Example: rcnn why runs/train/exp-1/weights/best.safetensors data/
     """
@@ -72,7 +70,7 @@ def why(
 
 
 def show(report: "Report") -> None:
-    """Losses and false alarms by size, with the AP that mending each would give; and by class."""
+    """Print losses and false alarms by size, with the AP if each were mended, and losses by class."""
     from rcnn.insight.funnel.kinds import ALARMS, FOUND
     from rcnn.insight.funnel.pictures import TAGS
     from rcnn.insight.funnel.report import groups, places
@@ -99,7 +97,7 @@ def show(report: "Report") -> None:
 
 
 def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], report: "Report") -> None:
-    """A row a kind: how many, how many of each size, and the AP if mended."""
+    """Print one row per kind: the number in total and of each size, and the AP if mended."""
     shown = [group for group in counted if group.section != "class"]
     mended = ["AP if mended"] if report.mended else []
     rows: list[list[object]] = [
@@ -112,5 +110,5 @@ def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], repo
 
 
 def _ap(report: "Report", kind: str, everything: "Group") -> float:
-    """The AP if mended, where there is something to mend."""
+    """Return the AP if this kind were mended, or NaN if there is none of it."""
     return report.mended.get(kind, float("nan")) if everything.counts[kind] else float("nan")

@@ -1,4 +1,4 @@
-"""Results written as they come, one writer a format; memory does not grow with the number of images."""
+"""Write results as they come, one writer per format. Memory does not grow with the number of images."""
 
 import json
 from collections import Counter
@@ -14,19 +14,19 @@ from rcnn.data.yolo_yaml import yaml_text
 from rcnn.result import Result
 
 DRAWABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-"""Suffixes that drawn images keep; others become PNG."""
+"""Suffixes that drawn images keep; other images are written as PNG."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where results go.
+    """Where to write results.
 
     Attributes:
-        folder: of all formats.
+        folder: folder of all formats.
         names: class names.
-        image_id: gives an image its COCO id.
-        part: number of this process; each writes its part of the files that hold many images.
-        shared: names without suffix that are no image's own, see `shared_stems`.
+        image_id: returns the COCO id of a result's image.
+        part: rank of this process, which writes its own part of files that hold many images.
+        shared: names without suffix that are ambiguous, see `shared_stems`.
     """
 
     folder: Path
@@ -37,18 +37,18 @@ class Target:
 
 
 Write = Callable[[Result, Path], None]
-"""Writes one image's result; the path is the image's, below the output folder."""
+"""Writes the result of one image; the path is that of the image below the output folder."""
 
 
 @contextmanager
 def _json_lines(target: Target, name: str, rows: Callable[[Result], list[dict[str, Any]]]) -> Iterator[Write]:
-    """This process's rows of a JSON list, one a line; `merge_parts` makes the list of them."""
+    """Write this process's rows of a JSON list, one per line; `merge_parts` turns them into the list."""
     with _part(target.folder, name, target.part).open("w", encoding="utf-8") as file:
         yield lambda result, _: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(result))
 
 
 def merge_parts(folder: Path, world: int) -> None:
-    """One JSON list of the rows that each process wrote."""
+    """Merge the rows that the processes wrote into one JSON list per format."""
     for name in ("results", "coco"):
         parts = [path for rank in range(world) if (path := _part(folder, name, rank)).exists()]
         if not parts:
@@ -81,7 +81,7 @@ def _file_per_image(
 
 
 def _drawn(target: Target) -> AbstractContextManager[Write]:
-    """Images with their boxes drawn."""
+    """Write images with their boxes drawn."""
     return _file_per_image(
         target.folder / "drawn",
         lambda image: image if image.suffix.lower() in DRAWABLE else image.with_name(image.name + ".png"),
@@ -90,7 +90,7 @@ def _drawn(target: Target) -> AbstractContextManager[Write]:
 
 
 def _voc(target: Target) -> AbstractContextManager[Write]:
-    """VOC xml files."""
+    """Write VOC xml files."""
     return _file_per_image(
         target.folder / "voc",
         lambda image: label_name(image, ".xml", target.shared),
@@ -99,7 +99,7 @@ def _voc(target: Target) -> AbstractContextManager[Write]:
 
 
 def _yolo(target: Target) -> AbstractContextManager[Write]:
-    """YOLO text files, and a `data.yaml` with the names of the classes."""
+    """Write YOLO text files, and a `data.yaml` with the class names."""
     folder = target.folder / "yolo"
     write_text(folder / "data.yaml", yaml_text({"path": ".", "train": "images"}, target.names))
     return _file_per_image(
@@ -116,13 +116,13 @@ FORMATS: Mapping[str, Callable[[Target], AbstractContextManager[Write]]] = {
     "voc": _voc,
     "yolo": _yolo,
 }
-"""Name of a format -> what writes it."""
+"""Name of a format -> context manager that provides its writer."""
 
 
 def shared_stems(images: Iterable[Path]) -> set[Path]:
-    """Names without suffix that several images have, as `a.jpg` and `a.png`, or that are another image's whole name.
+    """Return names without suffix that several images have, like `a.jpg` and `a.png`, or that name another image.
 
-    They follow from the list of all images, so that processes that share the work agree on every name.
+    They depend on the list of all images, so that processes that share the work agree on every name.
     """
     names = set(images)
     count = Counter(name.with_suffix("") for name in names)
@@ -130,5 +130,5 @@ def shared_stems(images: Iterable[Path]) -> set[Path]:
 
 
 def label_name(image: Path, suffix: str, shared: Collection[Path]) -> Path:
-    """The name of an image's labels: its own with another suffix, or that behind the whole name if stems are shared."""
+    """Return the name of an image's labels: the suffix replaces the image's, or follows it if the stem is shared."""
     return image.with_name(image.name + suffix) if image.with_suffix("") in shared else image.with_suffix(suffix)

@@ -1,4 +1,4 @@
-"""A data set read whole, every image decoded, and all that is wrong with it."""
+"""Check a data set: read all of it, decode every image, and report everything that is wrong."""
 
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -15,15 +15,15 @@ from rcnn.errors import DataError
 
 @dataclass(frozen=True)
 class DataReport:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
         path: what was checked.
-        format: which reader read it.
+        format: format of the data set.
         names: class names.
-        lists: figures of each list.
-        faults: all of them, mendable and fatal.
-        notes: sentences worth saying aloud.
+        lists: statistics of each list.
+        faults: all faults, mendable and fatal.
+        notes: remarks for the user.
     """
 
     path: str
@@ -44,15 +44,15 @@ class DataReport:
         return len(self.faults) - self.fatal
 
     def to_json(self) -> dict[str, Any]:
-        """A plain tree."""
+        """Return the report as plain JSON values."""
         return {"fatal": self.fatal, "mendable": self.mendable, **asdict(self)}
 
 
 def check(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> DataReport:
-    """Read every list of a data set and decode every image. `progress` is told (images done, images in all).
+    """Read every list of a data set and decode every image. `progress` is called with (images done, images in total).
 
     Raises:
-        DataError: nothing is there to check.
+        DataError: there is nothing to check.
     """
     layout = find_layout(path)
     datasets: list[Dataset] = []
@@ -76,7 +76,7 @@ def check(path: str | Path, settings: Data, progress: ProgressCallback | None = 
 
 
 def _shared(datasets: list[Dataset]) -> list[str]:
-    """A sentence for each two lists that have images in common."""
+    """Return a remark on each pair of lists that have images in common."""
     notes = []
     for one, other in combinations(datasets, 2):
         both = {record.path for record in one.records} & {record.path for record in other.records}

@@ -1,4 +1,4 @@
-"""COCO detection json, found, read and written: one file per list, images beside it or in the usual folders."""
+"""Find, read and write COCO detection json: one file per list, with the images next to it or in the usual folders."""
 
 import gc
 import json
@@ -27,7 +27,7 @@ _ARRAYS = ("images", "annotations", "categories")
 
 
 def find(path: Path) -> Layout | None:
-    """The COCO data set at a json file, or at a folder with annotations/*.json, *.json or train/_annotations.coco.json.
+    """Return the COCO set at a json file, or a folder with annotations/*.json, *.json or train/_annotations.coco.json.
 
     Raises:
         DataError: several files could be one list.
@@ -63,13 +63,13 @@ def _is_coco(path: Path) -> bool:
 
 
 def _split_of(stem: str) -> str:
-    """train, val, trainval, test or all, by the name of a list."""
+    """Return train, val, trainval, test or all, depending on the name of a list."""
     words = _SPLIT.findall(stem.lower())
     return "all" if not words else "val" if words[-1] in ("valid", "validation") else words[-1]
 
 
 def _lists(files: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
-    """The list that each file is; instances_*.json wins over others of the same list."""
+    """Assign the files to lists; instances_*.json wins over others for the same list."""
     lists: dict[str, list[Path]] = {}
     for file in files:
         lists.setdefault(_split_of(file.stem), []).append(file)
@@ -83,9 +83,9 @@ def _lists(files: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
 
 
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
-    """The images of json files. Without `names`, classes are the categories of the first file, by id."""
+    """Read the images of json files. Without `names`, classes are the categories of the first file, by id."""
     reading = Reading(_corners, names=tuple(names or ()))
-    # Python would search the growing tree for circles, of which it has none: a third of the time of a large file.
+    # Python would search the growing tree for reference cycles, of which it has none: a third of a large file's time.
     collects_garbage = gc.isenabled()
     gc.disable()
     try:
@@ -103,14 +103,14 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
 
 
 def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
-    """The object that a json file holds; None and a fault where it can't be read or lacks an array."""
+    """Return the object in a json file; None, and a fault, if it can't be read or lacks an array."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_polygons)
     except json.JSONDecodeError as error:
         where, reason = f"{path}:{error.lineno}:{error.colno}", f"malformed json: {error.msg}"
     except UnicodeDecodeError as error:
         where, reason = f"{path}:{error.object.count(10, 0, error.start) + 1}", "this is not UTF-8 text"
-    except (RecursionError, ValueError) as error:  # arrays in arrays without end, numbers of thousands of digits
+    except (RecursionError, ValueError) as error:  # arrays nested too deeply, numbers with thousands of digits
         where, reason = str(path), f"malformed json: {error}"
     else:
         arrays = {name for name, value in tree.items() if isinstance(value, list)} if isinstance(tree, dict) else set()
@@ -123,21 +123,21 @@ def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
 
 
 def _without_polygons(fields: dict[str, Any]) -> dict[str, Any]:
-    """Forget the polygons while the file is parsed: they are most of it, and are not read."""
+    """Drop the polygons while the file is parsed: they are most of it, and are not used."""
     fields.pop("segmentation", None)
     return fields
 
 
 @dataclass
 class _File:
-    """One json file on its way into a reading."""
+    """Adds one json file to a reading."""
 
     path: Path
     layout: Layout
     reading: Reading
 
     def read(self, tree: dict[str, list[Any]], given: bool) -> None:
-        """Add the file's images; classes are its own unless they are given."""
+        """Add the file's images. The classes are the file's own unless they are given."""
         categories = self._categories(tree["categories"])
         own = {name: number for number, name in categories.items()}
         self.reading.own = tuple(dict.fromkeys((*self.reading.own, *categories.values())))
@@ -154,7 +154,7 @@ class _File:
         self.reading.drafts += [draft for name, draft in by_name.items() if name not in known]
 
     def _objects(self, key: str, items: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The objects of the array at a key, each with its place, `file: key[index] (id number)`; others are faults."""
+        """Yield the place, `file: key[index] (id number)`, of each object in an array, and the object."""
         for index, item in enumerate(items):
             if isinstance(item, dict):
                 number = f" (id {item['id']})" if "id" in item else ""
@@ -166,7 +166,7 @@ class _File:
         self.reading.faults.append(Fault(where, reason, "fatal"))
 
     def _categories(self, items: list[Any]) -> dict[int, str]:
-        """Names by id, in the order of ids."""
+        """Return names by id, in the order of the ids."""
         names: dict[int, str] = {}
         for where, item in self._objects("categories", items):
             number, name = item.get("id"), item.get("name")
@@ -181,7 +181,7 @@ class _File:
         return dict(sorted(names.items()))
 
     def _images(self, items: list[Any]) -> dict[Any, Draft]:
-        """Images by id."""
+        """Return images by id."""
         drafts: dict[Any, Draft] = {}
         by_name: dict[str, Draft] = {}
         finder = _ImageFinder(self.path, self.layout.root)
@@ -209,7 +209,7 @@ class _File:
         return drafts
 
     def _annotations(self, items: list[Any], drafts: dict[Any, Draft], categories: dict[int, str]) -> None:
-        """Add every annotation to its image, or note its faults."""
+        """Add every annotation to its image, or note what is wrong with it."""
         labels = {name: label for label, name in enumerate(self.reading.names)}
         for where, item in self._objects("annotations", items):
             number = item.get("image_id")
@@ -233,7 +233,7 @@ class _File:
 
 
 def _floats(box: list[float]) -> Sequence[float]:
-    """The numbers as floats, infinite where a whole number is too large for one."""
+    """Return the numbers as floats; whole numbers that are too large for one become infinite."""
     try:
         return array("d", box)
     except OverflowError:
@@ -241,7 +241,7 @@ def _floats(box: list[float]) -> Sequence[float]:
 
 
 def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 4) x, y, width, height -> (n, 4) xyxy, and (n,) bool, which have no size."""
+    """Convert (n, 4) x, y, width, height to (n, 4) xyxy and (n,) bool: which boxes have no size."""
     corner, size = given[:, :2], given[:, 2:]
     return np.concatenate((corner, corner + size), axis=1), (size == 0).any(axis=1)
 
@@ -261,14 +261,14 @@ class _ImageFinder:
         self._inner: dict[tuple[Path, str], tuple[Folder, str]] = {}
 
     def find(self, file_name: str, draft: Draft) -> None:
-        """Set the draft's path and name, or note that the image is missing."""
+        """Set the path and name of the draft, or note that its image is missing."""
         above, wanted = os.path.split(os.path.normpath(file_name.replace("\\", "/")))
         fits: tuple[Path, list[str]] | None = None
         for place in self.places:
             names = self._folder(place, above)[0].find(wanted)
             if wanted in names:
                 fits = place, names
-                self.places.remove(place)  # the next image is looked for here first
+                self.places.remove(place)  # look for the next image here first
                 self.places.insert(0, place)
                 break
             fits = fits or ((place, names) if names else None)
@@ -288,7 +288,7 @@ class _ImageFinder:
         draft.name = names[0] if from_root == "." else f"{from_root}/{names[0]}"
 
     def _folder(self, place: Path, above: str) -> tuple[Folder, str]:
-        """A folder below a place, and its path from the root; asked for again for each of its images."""
+        """Return a folder below a place, and its path from the root; cached, as every image in it needs both."""
         known = self._inner.get((place, above))
         if known is None:
             path = _plain(place / above)
@@ -307,14 +307,14 @@ def _is_int(value: object) -> TypeGuard[int]:
 def label_rows(
     image_id: int | str, ids: Sequence[int], boxes: np.ndarray, labels: np.ndarray, digits: int | None = None
 ) -> list[dict[str, Any]]:
-    """What annotations and results of an image have in common: image_id, category_id and bbox of each box.
+    """Return image_id, category_id and bbox of each box, which annotations and results have in common.
 
     Args:
-        image_id: of the image.
-        ids: category id of each class.
+        image_id: id of the image.
+        ids: (K,) category id of each class.
         boxes: (n, 4) continuous xyxy in pixels.
         labels: (n,) class index.
-        digits: of a pixel's fraction; None writes every digit.
+        digits: decimals of pixels; None keeps all digits.
     """
     low, high = np.split(boxes.astype(np.float64), 2, axis=1)
     rows = np.concatenate((low, high - low), axis=1)
@@ -326,7 +326,7 @@ def label_rows(
 
 
 def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
-    """Write images/ and annotations/LIST.json; `names` gives each image its new file name."""
+    """Write images/ and annotations/LIST.json. `names` maps each image to its new file name."""
     for dataset in datasets:
         copy_images(dataset.records, out / "images", names)
         own = [record.id for record in dataset.records]

@@ -1,4 +1,4 @@
-"""Data sets found by looking: which format a path holds, which lists it has, and the images of a split."""
+"""Open data sets: recognise the format at a path, find its lists, and read the images of a split."""
 
 import hashlib
 import os
@@ -19,7 +19,7 @@ from rcnn.preprocess.sources import is_image
 
 Split = Literal["train", "val", "test", "all"]
 FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
-"""Name of a format -> its file, which finds, reads and writes it."""
+"""Name of a format -> the module that finds, reads and writes it."""
 
 
 def open_dataset(
@@ -31,20 +31,20 @@ def open_dataset(
     decode: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Dataset:
-    """One split of the data set at a path, whatever its format.
+    """Open one split of the data set at a path, whatever its format.
 
-    Where the data has no validation list, `val` is the tenth (`settings.holdout`) that training holds out.
+    If the data has no validation list, `val` is the share (`settings.holdout`) that is held out of training.
 
     Args:
         path: folder, COCO json or data.yaml.
         split: which images.
-        settings: how faults are met, and what is held out.
-        names: classes that labels are indices into; others are fatal faults. None: those of the data.
-        decode: decode every image, so that damage anywhere in a file is a fault too; else read headers alone.
-        progress: told (images done, images in all) while they are decoded.
+        settings: how faults are treated, and what share is held out.
+        names: classes that labels index; other classes are fatal faults. None: those of the data.
+        decode: decode every image, so that damage anywhere in a file is a fault too; otherwise only read headers.
+        progress: called with (images done, images in total) while decoding.
 
     Raises:
-        DataError: nothing is there, or it is empty, or there is a fatal fault and `settings.on_fault` is `stop`.
+        DataError: there is no data set, it is empty, or it has a fatal fault and `settings.on_fault` is `stop`.
     """
     datasets = [_open(find_layout(path), split, settings, names)]
     (dataset,) = decode_images(datasets, settings, progress) if decode else datasets
@@ -53,12 +53,12 @@ def open_dataset(
 
 
 def open_splits(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> tuple[Dataset, Dataset]:
-    """The lists of the data set at a path that `settings` names for training and validation; every image is decoded.
+    """Open the lists that `settings` names for training and validation, and decode every image.
 
-    Classes are those of training.
+    The classes are those of the training list.
 
     Raises:
-        DataError: as `open_dataset`, with the faults of both.
+        DataError: as for `open_dataset`, with the faults of both lists.
     """
     layout = find_layout(path)
     train = _open(layout, settings.train, settings, None)
@@ -70,7 +70,7 @@ def open_splits(path: str | Path, settings: Data, progress: ProgressCallback | N
 
 
 def _comparison(train: Dataset, val: Dataset) -> list[str]:
-    """What is odd about two lists together."""
+    """Return remarks on images that both lists contain and on classes that training lacks."""
     notes = []
     shared = {record.name for record in train.records} & {record.name for record in val.records}
     if shared:
@@ -83,12 +83,12 @@ def _comparison(train: Dataset, val: Dataset) -> list[str]:
 
 
 def open_lists(path: str | Path, settings: Data, *, decode: bool = True) -> list[Dataset]:
-    """Every list that the data has (train, val, trainval without train, test, or all), with the classes of the first.
+    """Open every list of the data (train, val, trainval without train, test, or all), with the classes of the first.
 
-    `decode` as in `open_dataset`.
+    `decode` is as in `open_dataset`.
 
     Raises:
-        DataError: as `open_dataset`, with the faults of all.
+        DataError: as for `open_dataset`, with the faults of all lists.
     """
     layout = find_layout(path)
     datasets: list[Dataset] = []
@@ -100,13 +100,13 @@ def open_lists(path: str | Path, settings: Data, *, decode: bool = True) -> list
 
 
 def distinct_lists(layout: Layout) -> list[str]:
-    """The lists of a data set, less `trainval` where its parts are there and less second names of one list."""
+    """Return the names of the lists, without `trainval` if there is `train`, and without second names of one list."""
     names = [name for name in layout.lists if name != "trainval" or "train" not in layout.lists]
     return list({layout.lists[name]: name for name in reversed(names)}.values())[::-1]
 
 
 def read_list(layout: Layout, name: str, settings: Data, classes: Sequence[str] | None) -> Dataset:
-    """One list, read whole; its faults don't raise.
+    """Read one list completely, without raising for its faults.
 
     Raises:
         DataError: it can't be read at all, or is empty.
@@ -115,10 +115,10 @@ def read_list(layout: Layout, name: str, settings: Data, classes: Sequence[str] 
 
 
 def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> None:
-    """Stop on fatal faults unless they are skipped, and on a split that has no image left.
+    """Raise for fatal faults, unless they are to be skipped, and for a split without a usable image.
 
     Raises:
-        DataError: all fatal faults, a line each.
+        DataError: the message lists all fatal faults, one per line.
     """
     faults = [fault for dataset in datasets for fault in dataset.faults]
     fatal = list(dict.fromkeys(fault for fault in faults if fault.kind == "fatal"))
@@ -133,10 +133,10 @@ def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> None:
 
 
 def find_layout(path: str | Path) -> Layout:
-    """What the readers recognise at a path.
+    """Return the data set that a reader recognises at a path.
 
     Raises:
-        DataError: nothing, or more than one format.
+        DataError: no reader recognises one, or more than one does.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -154,7 +154,7 @@ def find_layout(path: str | Path) -> Layout:
 
 
 def _missing(path: Path) -> str:
-    """Message: a path that isn't there, and what is."""
+    """Return the message for a path that doesn't exist, with similar names."""
     parent = next(folder for folder in path.absolute().parents if folder.is_dir())
     near = get_close_matches(path.name, sorted(os.listdir(parent)), n=3, cutoff=0.6)
     hint = f"; similar names in {parent}: {', '.join(near)}" if near else ""
@@ -162,22 +162,22 @@ def _missing(path: Path) -> str:
 
 
 def _unrecognised(path: Path) -> str:
-    """Message: no reader knows what this is."""
+    """Return the message for a path where no reader recognises a data set."""
     if path.is_file():
         return f"{path}: not a data set; expected a COCO json with images, annotations and categories, or a data.yaml"
     entries = sorted(os.listdir(path))
     if not entries:
         return f"{path}: the folder is empty"
     shown = ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
-    images = " The images here have no annotations beside them." if any(map(is_image, entries)) else ""
+    images = " The images here have no annotations next to them." if any(map(is_image, entries)) else ""
     return (
-        f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml beside images), "
+        f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml next to images), "
         f"COCO (annotations/*.json) and YOLO (data.yaml, or labels/*.txt). Found: {shown}.{images}"
     )
 
 
 def _open(layout: Layout, split: str, settings: Data, names: Sequence[str] | None) -> Dataset:
-    """A split with all its faults; nothing stops on them yet.
+    """Read a split with all its faults, without raising for them.
 
     Raises:
         DataError: the data has no such split.
@@ -201,7 +201,7 @@ def _open(layout: Layout, split: str, settings: Data, names: Sequence[str] | Non
 
 
 def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[str] | None) -> Reading:
-    """What the reader makes of some lists.
+    """Read some lists with the reader of their format.
 
     Raises:
         DataError: a list can't be read, is empty, or shares no class with `names`.
@@ -226,7 +226,7 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
 
 
 def _hold_out(reading: Reading, split: str, layout: Layout, settings: Data) -> None:
-    """Keep the part of the images that `split` is when a share of them is held out, by a hash of their names."""
+    """Keep the images of `split` when a share of them, chosen by a hash of their names, is held out for validation."""
     total = len(reading.drafts)
     if total < 2:
         raise DataError(f"{layout.root}: there is one image, and no validation list; at least two images are needed")
@@ -237,5 +237,5 @@ def _hold_out(reading: Reading, split: str, layout: Layout, settings: Data) -> N
 
 
 def _hash(name: str) -> bytes:
-    """A number that depends on the file name alone, so that copies in another layout are split alike."""
+    """Return a hash of the file name alone, so that copies in another layout are split alike."""
     return hashlib.sha256(os.path.splitext(name.rsplit("/", 1)[-1])[0].encode()).digest()

@@ -1,4 +1,4 @@
-"""Folders listed once, files found in them by name or stem, whatever the case and the Unicode form, and written."""
+"""List folders once, find files in them whatever the case and Unicode form of their names, and write files."""
 
 import os
 import shutil
@@ -13,17 +13,17 @@ from rcnn.preprocess.sources import is_image
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(line number from 1, stripped text) of every line that isn't empty; any line ending, with or without a BOM.
+    """Return (line number from 1, stripped text) of every non-empty line. A BOM and any line ending are accepted.
 
     Raises:
-        OSError, UnicodeDecodeError: it can't be read as UTF-8 text.
+        OSError, UnicodeDecodeError: the file can't be read as UTF-8 text.
     """
     text = path.read_text(encoding="utf-8-sig")
     return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with unix line endings, and the folders above it."""
+    """Write UTF-8 text with Unix line endings, creating missing parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
 
@@ -40,7 +40,7 @@ def _folded(name: str) -> str:
 
 
 class Folder:
-    """The files of one folder (none where the folder is missing)."""
+    """The files of one folder; none if the folder is missing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,17 +48,17 @@ class Folder:
         self.names = tuple(sorted(name for name in names if not name.startswith(".")))
 
     def find(self, name: str) -> list[str]:
-        """The file of this name, else those that differ from it in case or Unicode form."""
+        """Return the file of this name, else those whose names differ only in case or Unicode form."""
         names = self._by_name.get(_folded(name), [])
         return [name] if name in names else names
 
     def images(self, stem: str) -> list[str]:
-        """Image files of this stem, else those whose stem differs in case or Unicode form."""
+        """Return the image files with this stem, else those whose stems differ only in case or Unicode form."""
         names = self._image_stems.get(_folded(stem), [])
         return [name for name in names if os.path.splitext(name)[0] == stem] or names
 
     def near(self, name: str) -> str:
-        """`; similar names there: ...` for a message, or nothing."""
+        """Return `; similar names there: ...` for a message, or an empty string."""
         similar = get_close_matches(name, self.names, n=3, cutoff=0.7)
         return f"; similar names there: {', '.join(similar)}" if similar else ""
 
@@ -72,7 +72,7 @@ class Folder:
 
 
 def _index(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Names by their keys, whatever the case and the Unicode form of a key."""
+    """Group the names of (key, name) pairs by key, whatever its case and Unicode form."""
     index: dict[str, list[str]] = {}
     for key, name in pairs:
         index.setdefault(_folded(key), []).append(name)
@@ -80,4 +80,4 @@ def _index(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 Folders = Callable[[Path], Folder]
-"""`functools.cache(Folder)`: each folder is listed when it is first asked for."""
+"""`functools.cache(Folder)`, which lists each folder when it is first asked for."""

@@ -1,4 +1,4 @@
-"""Batches of one shape bucket, in an order and with random changes that depend on seed, epoch and image names alone."""
+"""Load batches of one shape bucket. Order and augmentation depend on the seed, the epoch and image names alone."""
 
 import math
 from collections import defaultdict
@@ -22,7 +22,7 @@ from rcnn.preprocess.batch import Preprocessor, Size
 from rcnn.preprocess.decode import read_image
 
 FILLER = -1
-"""Index of an image that only fills a short batch."""
+"""Index of a filler: an image of zeros that fills up a short batch."""
 
 
 class Item(NamedTuple):
@@ -30,10 +30,10 @@ class Item(NamedTuple):
 
     Attributes:
         batch: the images; fillers are zeros, of size 0.
-        targets: boxes in resized pixels; G is the same for all batches of a data set; nothing is valid in fillers.
-        seeds: (B,) int64, from run seed, epoch and image name alone; 0 for fillers.
+        targets: ground truth in resized pixels; G is the same for all batches of a data set; fillers have no valid box.
+        seeds: (B,) int64, derived from the run's seed, the epoch and the image's name; 0 for fillers.
         index: (B,) int64 into `dataset.records`, -1 for fillers.
-        proposals: (B, P) those given, in resized pixels, moved and cut with their images; None where none are given.
+        proposals: (B, P) external proposals in resized pixels, augmented with their images; None if there are none.
     """
 
     batch: Batch
@@ -44,7 +44,7 @@ class Item(NamedTuple):
 
 
 def stable_seed(seed: int, epoch: int, name: str) -> int:
-    """A number in 0..2^63-1 that is the same in every process, on every machine."""
+    """Return a number in 0..2^63-1 that is the same in every process and on every machine."""
     digest = blake2b(f"{seed} {epoch} {name}".encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -54,19 +54,19 @@ def _generator(seed: int) -> np.random.Generator:
 
 
 class Loader:
-    """The batches of a data set.
+    """Loads the batches of a data set.
 
     Args:
         dataset: images and boxes.
         settings: `data`, `preprocess` and `augment` are read.
-        training: shuffled and augmented, in an order that does not depend on that of the records; else in the order of
-            the records, bucket by bucket, as epoch 0.
-        batch: images of this process a step. Short batches are filled up, so that shapes are few.
+        training: shuffle and augment, whatever the order of the records. Otherwise every epoch is epoch 0, in the order
+            of the records, bucket by bucket.
+        batch: images per step in this process. Short batches are filled up, which keeps the number of shapes small.
         seed: seed of the run.
-        workers: processes that load beside this one; they change nothing that is loaded.
+        workers: number of loader processes; what is loaded does not depend on it.
         rank: which of the `world` processes this is.
-        world: processes that share every step; all take as many steps, of the same buckets.
-        proposals: given ones, which the batches show too.
+        world: number of processes that share every step; all take the same number of steps, from the same buckets.
+        proposals: external proposals to put into the batches.
     """
 
     def __init__(
@@ -88,18 +88,18 @@ class Loader:
         self._buckets: dict[Size, list[int]] = defaultdict(list)
         for index, record in enumerate(dataset.records):
             self._buckets[self._reader.preprocessor.bucket(record.size)].append(index)
-        if training:  # shuffling permutes places, so what stands at each must follow from sizes and names
+        if training:  # shuffling permutes positions, so the order before it must follow from sizes and names alone
             for members in self._buckets.values():
                 members.sort(key=lambda index: dataset.records[index].name)
             self._buckets = dict(sorted(self._buckets.items()))
 
     @property
     def steps(self) -> int:
-        """Batches an epoch, the same on every rank."""
+        """Number of batches per epoch, the same on every rank."""
         return sum(math.ceil(len(members) / (self.batch * self.world)) for members in self._buckets.values())
 
     def order(self, epoch: int) -> list[list[int]]:
-        """Indices of the images of every step of all processes together, fillers included."""
+        """Return the image indices of every step, for all processes together and fillers included."""
         together = self.batch * self.world
         generator = _generator(stable_seed(self.seed, epoch, "order of images"))
         steps: list[list[int]] = []
@@ -110,15 +110,15 @@ class Loader:
         return [steps[i] for i in generator.permutation(len(steps))] if self.training else steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Item]:
-        """The batches of an epoch from step `start` on: the same ones, whether or not those before were loaded.
+        """Yield the batches of an epoch from step `start` on. They do not depend on whether earlier ones were loaded.
 
         Raises:
             DataError: an image can't be read; the message names it.
         """
         epoch = epoch if self.training else 0
-        # Every rank's share keeps its first image: it tells the bucket even where the share itself is all fillers.
+        # Every rank knows the step's first image: it determines the bucket even if the rank's share is all fillers.
         work = [(epoch, step[0], step[self.rank :: self.world]) for step in self.order(epoch)[start:]]
-        # A generator of its own keeps the loader from drawing on torch's global one, which a resumed run restores.
+        # A separate generator keeps the loader from drawing on torch's global one, which a resumed run restores.
         random = torch.Generator()
         loader = DataLoader(self._reader, sampler=work, batch_size=None, num_workers=self.workers, generator=random)
         for item in loader:
@@ -136,12 +136,12 @@ class _Reader(torch.utils.data.Dataset[Item | DataError]):
         self.records, self.settings, self.training, self.seed = dataset.records, settings, training, seed
         self.proposals = proposals
         self.preprocessor = Preprocessor(settings.preprocess)
-        # Compiled graphs are of one number of ground truths: the most of any image, rounded up so that sets share it.
+        # Compiled graphs need a fixed number of ground-truth boxes: the most in any image, rounded up to share graphs.
         most = max((len(record.boxes) for record in dataset.records), default=0)
         self.width = 8 * max(1, math.ceil(most / 8))
 
     def __getitem__(self, work: tuple[int, int, list[int]]) -> Item | DataError:
-        """Load (epoch, an image of the bucket, images): an error is returned, as DataLoader wraps what is raised."""
+        """Load (epoch, an image of the bucket, images). An error is returned, since DataLoader wraps what is raised."""
         epoch, example, index = work
         real = [i for i in index if i != FILLER]
         records = [self.records[i] for i in real]
@@ -169,9 +169,10 @@ class _Reader(torch.utils.data.Dataset[Item | DataError]):
         )
 
     def _load(self, index: int, seed: int) -> tuple[Tensor, Truth, Given]:
-        """The resized, when training augmented, image of a record and its ground truth in resized pixels.
+        """Return the resized and, when training, augmented image of a record, with its ground truth and proposals.
 
-        With it its proposals: when training moved with the image, those that have an area there; else as they are.
+        The ground truth is in resized pixels. So are the proposals when training, and those without area are dropped;
+        otherwise they are unchanged.
         """
         record = self.records[index]
         given = NOTHING if self.proposals is None else self.proposals.images[index]
@@ -188,21 +189,21 @@ class _Reader(torch.utils.data.Dataset[Item | DataError]):
         boxes, visible = apply_to_boxes(plan, boxes, canvas)
         left, ignore = visible > 0, record.ignore | (visible < LEAST_VISIBLE)
         truth = Truth(boxes[left], record.labels[left], ignore[left])
-        with np.errstate(invalid="ignore"):  # the visible share of a box without area
+        with np.errstate(invalid="ignore"):  # 0 / 0: the visible share of a box without area
             moved, _ = apply_to_boxes(plan, given.boxes * scale, canvas)
         shown = np.all(moved[:, 2:] > moved[:, :2], axis=1)
         return image, truth, Given(moved[shown], given.scores[shown])
 
 
 def _filled(batch: Batch, count: int) -> Batch:
-    """The batch with `count` images of zeros after it; their size is 0, so that nothing in them is trained."""
+    """Append `count` images of zeros to the batch. Their size is 0, so that nothing in them is trained on."""
     black = batch.images.new_zeros(count, *batch.images.shape[1:])
     more = Batch(black, torch.zeros(count, 2), torch.ones(count, 2), torch.zeros(count, 2))
     return Batch(*(torch.cat(pair) for pair in zip(batch, more, strict=True)))
 
 
 def _padded(truths: Sequence[Truth], rows: int, width: int) -> Targets:
-    """Targets of `rows` images, of which the first have `truths`, padded to `width` boxes per image."""
+    """Return the targets of `rows` images, the first of which have `truths`, padded to `width` boxes per image."""
     boxes = torch.zeros(rows, width, 4)
     labels = torch.zeros(rows, width, dtype=torch.int64)
     valid, ignore = torch.zeros(rows, width, dtype=torch.bool), torch.zeros(rows, width, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Every image decoded before long work begins: damage amid the pixels, and what is odd about them."""
+"""Decode every image before long work begins, to find damaged files and unusual pixels."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +18,14 @@ _TWELVE_BIT = 4096
 def decode_images(
     datasets: Sequence[Dataset], settings: Data, progress: ProgressCallback | None = None
 ) -> list[Dataset]:
-    """The data sets less the images that can't be decoded; faults and notes are added.
+    """Return the data sets without the images that can't be decoded, with faults and notes added.
 
-    Images that other faults leave out are decoded too, so that all that is wrong is told at once.
+    Images that other faults leave out are decoded too, so that everything wrong is reported at once.
 
     Args:
-        datasets: lists of one data set; what they share is decoded once.
+        datasets: lists of one data set; images that they share are decoded once.
         settings: `white` and `max_pixels` are read.
-        progress: told (images done, images in all).
+        progress: called with (images done, images in total).
     """
     names = {path: name for dataset in datasets for path, name in _files(dataset).items()}
     outcomes: dict[Path, Look | ImageError] = {}
@@ -36,8 +36,8 @@ def decode_images(
         except ImageError as error:
             return error
 
-    # Decoding leaves Python's lock. Each look silences Pillow's warnings in a way that threads share: what they leave
-    # behind ends here.
+    # Decoding releases Python's lock. Silencing Pillow's warnings changes a state that threads share: what they leave
+    # behind is undone here.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
@@ -53,7 +53,7 @@ def decode_images(
 
 
 def _files(dataset: Dataset) -> dict[Path, str]:
-    """Path -> name of the images that are used, and of those that a fault other than the file's own leaves out."""
+    """Return path -> name of the images in use, and of those left out for a fault that is not the file's own."""
     unreadable = {fault.where for fault in dataset.faults if fault.kind == "fatal"}
     left_out = dict.fromkeys(fault.image for fault in dataset.faults if fault.image is not None)
     files = {record.path: record.name for record in dataset.records}
@@ -62,7 +62,7 @@ def _files(dataset: Dataset) -> dict[Path, str]:
 
 
 def _without_damaged(dataset: Dataset, outcomes: Mapping[Path, Look | ImageError]) -> Dataset:
-    """The data set less its damaged images, a fatal fault for each of them before the others."""
+    """Return the data set without its damaged images, with a fatal fault for each of them ahead of the others."""
     faults = [
         Fault(str(path), str(outcome).removeprefix(f"{path}: "), "fatal", name)
         for path, name in _files(dataset).items()
@@ -73,7 +73,7 @@ def _without_damaged(dataset: Dataset, outcomes: Mapping[Path, Look | ImageError
 
 
 def _notes(looks: Mapping[str, Look], settings: Data) -> list[str]:
-    """Sentences on 16-bit images that are none, and on transparency; looks by name."""
+    """Return remarks on 16-bit images that look like 12-bit ones, and on transparency."""
     notes = []
     deepest = max((look.largest for look in looks.values() if look.largest is not None), default=None)
     if deepest is not None and deepest < _TWELVE_BIT and settings.white is None:

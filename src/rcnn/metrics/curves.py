@@ -1,4 +1,4 @@
-"""Precision, recall and F1 against the score threshold, and the threshold that serves best."""
+"""Precision, recall and F1 against the score threshold, and the best threshold."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ RECALLS = np.arange(101) / 100
 
 @dataclass(frozen=True, slots=True)
 class Curves:
-    """Curves of each class; rows of classes without a truth that counts are NaN.
+    """Curves of each class; rows of classes without ground truth that counts are NaN.
 
     Attributes:
-        thresholds: (S,) scores from which a detection is kept: 0, 0.001 .. 1.
-        precision: (K, S) right detections / detections kept; 1 where none is kept.
-        recall: (K, S) truths found / truths.
+        thresholds: (S,) lowest scores at which a detection is kept: 0, 0.001 .. 1.
+        precision: (K, S) correct detections / detections kept; 1 if none is kept.
+        recall: (K, S) objects found / objects.
         f1: (K, S) harmonic mean of the two.
         recalls: (R,) 0, 0.01 .. 1.
-        precision_at_recall: (K, R) best precision at this recall or a higher one, 0 where it is never reached.
-        counts: (K,) truths that count.
+        precision_at_recall: (K, R) best precision at this recall or a higher one, 0 if it is never reached.
+        counts: (K,) number of objects that count.
     """
 
     thresholds: np.ndarray
@@ -38,11 +38,11 @@ class Curves:
 def precision_recall(
     truths: Sequence[Truth], predictions: Sequence[Prediction], num_classes: int, iou: float = 0.5
 ) -> Curves:
-    """Curves of N images at one IoU, matched as COCO does; detections spent on ignored truths are left out."""
+    """Compute the curves of N images at one IoU, matched as in COCO; detections on ignored boxes are left out."""
     shape = (num_classes, len(THRESHOLDS))
     precision, recall = np.full(shape, np.nan), np.full(shape, np.nan)
     at_recall = np.full((num_classes, len(RECALLS)), np.nan)
-    # Scores, labels and rightness of all detections that count.
+    # (D,) score, label and correctness of all detections that count
     scores, labels, right = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0, bool)]
     for truth, prediction in zip(truths, predictions, strict=True):
         matches, ignored = match(truth, prediction, iou)
@@ -66,9 +66,9 @@ def precision_recall(
 
 
 def best_threshold(curves: Curves, default: float = 0.5) -> float:
-    """The score threshold of the largest F1, averaged over classes; the middle one where several are equally good.
+    """Return the score threshold with the largest mean F1 over classes; of several equally good ones the middle one.
 
-    Returns `default` where no class has a truth, or nothing right was found.
+    Returns `default` if no class has ground truth or no detection is correct.
     """
     rows = curves.f1[curves.counts > 0]
     if not rows.any():
@@ -80,8 +80,8 @@ def best_threshold(curves: Curves, default: float = 0.5) -> float:
 
 
 def _envelope(hits: np.ndarray, total: int) -> np.ndarray:
-    """(D,) running true positives, best first -> (R,) best precision at each recall or beyond."""
+    """Turn (D,) cumulative true positives, best first, into (R,): the best precision at each recall or beyond."""
     precision = hits / np.arange(1, len(hits) + 1)
     best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    reached = np.searchsorted(100 * hits, np.arange(101) * total, side="left")  # integers: no float decides a tie
+    reached = np.searchsorted(100 * hits, np.arange(101) * total, side="left")  # integers: exact
     return best[reached]
