@@ -20,14 +20,14 @@ def test_it_measures_fits_and_draws(run: Callable[..., Any], data: Path, tmp_pat
     """Every box is 40 x 30 px and the images keep their size: one anchor of 34.6 px and ratio 0.75 meets them."""
     result = run("anchors", data, "--ratios", 1, "--out", tmp_path / "out", "--json", *SMALL)
     assert result.code == 0, result.err
-    found = result.json()
-    assert (found["images"], found["now"]["boxes"]) == (4, 4)
-    assert found["now"]["iou"] < 0.7 <= found["fitted"]["iou"]
-    assert found["fitted"]["unreached"] == 0
-    assert found["unreached"] == []
-    assert sum(found["now"]["positive_anchors"].values()) == 4
-    settings = override(settings_of("mobilenet-fpn"), found["fitted"]["settings"])
-    assert [list(row) for row in settings.anchors.sizes] == found["fitted"]["sizes"]
+    document = result.json()
+    assert (document["images"], document["now"]["boxes"]) == (4, 4)
+    assert document["now"]["iou"] < 0.7 <= document["fitted"]["iou"]
+    assert document["fitted"]["unreached"] == 0
+    assert document["unreached"] == []
+    assert sum(document["now"]["positive_anchors"].values()) == 4
+    settings = override(settings_of("mobilenet-fpn"), document["fitted"]["settings"])
+    assert [list(row) for row in settings.anchors.sizes] == document["fitted"]["sizes"]
     assert len(settings.anchors.ratios) == 1
     assert (tmp_path / "out/anchors.png").stat().st_size > 10_000
     assert "Settings to paste" in result.err
@@ -35,8 +35,8 @@ def test_it_measures_fits_and_draws(run: Callable[..., Any], data: Path, tmp_pat
     rows = rows_of(tmp_path / "out/boxes.csv")
     assert len(rows) == 4
     for end, rule in (("", "now"), ("_fitted", "fitted")):
-        assert sum(float(row[f"iou{end}"]) for row in rows) / 4 == pytest.approx(found[rule]["iou"])
-        assert sum(int(row[f"positives{end}"]) for row in rows) / 4 == found[rule]["positives"]
+        assert sum(float(row[f"iou{end}"]) for row in rows) / 4 == pytest.approx(document[rule]["iou"])
+        assert sum(int(row[f"positives{end}"]) for row in rows) / 4 == document[rule]["positives"]
     assert (rows[0]["width"], rows[0]["height"]) == ("40.0", "30.0")
 
 

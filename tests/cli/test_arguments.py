@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from rcnn.cli.arguments import given, one_path, required, split
+from rcnn.cli.arguments import given, one_path, split
 from rcnn.errors import SettingsError
 
 
@@ -33,7 +33,7 @@ def test_two_paths_are_one_too_many() -> None:
 
 def test_a_missing_path_is_named() -> None:
     with pytest.raises(SettingsError, match="DATA is missing"):
-        required(None, "DATA")
+        one_path(["train.lr=1"], "DATA")
 
 
 def test_given_leaves_out_what_was_not_given() -> None:

@@ -7,13 +7,13 @@ def test_it_draws_every_stage(run: Callable[..., Any], data: Path, weights: Path
     image = data / "JPEGImages/4.jpg"
     result = run("explain", weights, image, "--truth", data, "--out", tmp_path / "out", "--score", 0.2, "--json")
     assert result.code == 0, result.err
-    found = result.json()
-    assert found["counts"]["objects"] == 1
-    assert found["counts"]["proposals"] == 20
-    assert len(found["detections"]) == found["counts"]["detections"]
-    assert all(detection["score"] >= 0.2 for detection in found["detections"])
-    assert all(Path(path).is_file() for path in found["pictures"])
-    assert Path(found["pictures"][0]).name == "overview.png"
+    document = result.json()
+    assert document["counts"]["objects"] == 1
+    assert document["counts"]["proposals"] == 20
+    assert len(document["detections"]) == document["counts"]["detections"]
+    assert all(detection["score"] >= 0.2 for detection in document["detections"])
+    assert all(Path(path).is_file() for path in document["pictures"])
+    assert Path(document["pictures"][0]).name == "overview.png"
     assert "positive anchors" in result.err
 
 

@@ -160,7 +160,7 @@ def test_settings_change_the_prediction(run: Run, data: Path, weights: Path, tmp
         (["{weights}", "nowhere/*.jpg"], 3, "no such file, folder or glob"),
         (["nowhere.safetensors", "{image}"], 4, "nowhere.safetensors"),
         (["{image}", "{image}"], 4, "0.jpg"),
-        (["{weights}", "{image}", "--classes", "dog"], 2, "it knows circle, square"),
+        (["{weights}", "{image}", "--classes", "dog"], 2, "unknown `dog`; there are circle, square"),
         (["{weights}", "{image}", "--format", "xls"], 2, "unknown `xls`; there are drawn, json"),
         (["{weights}", "{image}", "roi.nsm=0.3"], 2, "did you mean `roi.nms`?"),
         (["{weights}", "roi.nms=0.3"], 2, "SOURCE is missing"),
@@ -278,8 +278,8 @@ def test_several_processes_share_the_images_and_keep_their_order(
     for _ in halves:
         outcome = run("predict", weights, data / "JPEGImages", "--out", out, "--format", "json,coco,yolo")
         assert outcome.code == 0, outcome.err
-    found = [Path(row["path"]).stem for row in json.loads((out / "results.json").read_text())]
-    assert found == ["0", "1", "2", "3", "4", "5"]
+    stems = [Path(row["path"]).stem for row in json.loads((out / "results.json").read_text())]
+    assert stems == ["0", "1", "2", "3", "4", "5"]
     assert len({row["image_id"] for row in json.loads((out / "coco.json").read_text())}) == 6
     assert sorted(path.name for path in out.iterdir()) == ["coco.json", "results.json", "yolo"]
 
@@ -312,8 +312,8 @@ def test_when_one_process_fails_the_results_of_all_are_kept(
     for rank in halves:
         outcome = run("predict", weights, data / "JPEGImages", "--out", out, "--format", "json")
         assert outcome.code == (3 if rank else 0)
-    found = [Path(row["path"]).stem for row in json.loads((out / "results.json").read_text())]
-    assert found == ["0", "1", "2", "3"]
+    stems = [Path(row["path"]).stem for row in json.loads((out / "results.json").read_text())]
+    assert stems == ["0", "1", "2", "3"]
 
 
 def test_proposals_are_written_in_every_format(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ def test_dry_run_shows_what_would_be_run_and_trains_nothing(run: Run, data: Path
     assert outcome.code == 0, outcome.err
     for text in ("epochs: 3", "4 images, 4 boxes, 2 classes: circle, square", "60 x 80", "64 x 85", "64 x 96"):
         assert text in outcome.out
-    assert "2 steps an epoch, 6 in all" in outcome.out
+    assert "2 steps per epoch, 6 in total" in outcome.out
     assert not (tmp_path / "runs").exists()
 
 
@@ -72,7 +72,7 @@ def test_a_file_that_is_cut_off_is_told_before_training_or_left_out(run: Run, da
         (["{data}", "{data}"], 2, "one DATA is expected, found 2"),
         ([], 2, "nothing to train on"),
         (["--resume", "{data}"], 2, "no run folder"),
-        (["{data}", "--resume", "{data}"], 2, "leave DATA and the other settings out"),
+        (["{data}", "--resume", "{data}"], 2, "leave out DATA and other settings"),
         (["{data}", "--config", "c.yaml", "--model", "zf"], 2, "leave --model out"),
         (["{data}", "--config", "c.yaml"], 2, "c.yaml"),
         (["{data}x", "--dry-run"], 3, "no such file or folder"),

@@ -47,8 +47,8 @@ def test_boxes_stay_on_the_pixels_they_frame(seed: int, left: int, top: int, wid
     bright = image[0].numpy() > 127
     rows, columns = np.flatnonzero(bright.any(1)), np.flatnonzero(bright.any(0))
     assert rows.size  # the only object's centre is never lost
-    found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
-    np.testing.assert_allclose(boxes[0], found, atol=1.5)
+    tight = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+    np.testing.assert_allclose(boxes[0], tight, atol=1.5)
     assert 0.2 < visible[0] <= 1 + 1e-9
 
 

@@ -243,10 +243,10 @@ def test_objects_mostly_cut_off_are_ignored_and_lost_ones_leave(dataset: Dataset
         kept[int(valid.sum())] += 1
         ignored += int(item.targets.ignore[0].sum())
         height, width = item.batch.sizes[0].tolist()
-        found = item.targets.boxes[0, valid]
-        assert (found >= 0).all()
-        assert (found <= torch.tensor([width, height, width, height])).all()
-        assert (found[:, 2:] > found[:, :2]).all()
+        boxes = item.targets.boxes[0, valid]
+        assert (boxes >= 0).all()
+        assert (boxes <= torch.tensor([width, height, width, height])).all()
+        assert (boxes[:, 2:] > boxes[:, :2]).all()
     assert len(kept) > 1
     assert ignored
 

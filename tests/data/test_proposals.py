@@ -169,7 +169,7 @@ def test_files_that_are_none_are_said(tmp_path: Path):
 def test_a_name_of_two_images_is_nobodys(tmp_path: Path):
     records = (record("x/a.jpg", 1), record("y/a.jpg", 2))
     path = written(tmp_path / "p.json", {"x/a.jpg": BOXES, "y/a": []})
-    assert [len(found.boxes) for found in read_proposals(path, records)] == [3, 0]
+    assert [len(given.boxes) for given in read_proposals(path, records)] == [3, 0]
     with pytest.raises(DataError, match="image `a`, row 1: the data has no such image"):
         read_proposals(written(path, {"a": BOXES}), records)
 

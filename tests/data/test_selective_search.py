@@ -52,9 +52,9 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def given(found: Given | ImageError) -> Given:
-    assert isinstance(found, Given)
-    return found
+def given(outcome: Given | ImageError) -> Given:
+    assert isinstance(outcome, Given)
+    return outcome
 
 
 def iou(box: np.ndarray, other: tuple[int, ...]) -> float:
@@ -113,12 +113,12 @@ def test_colours_come_red_first(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_was_found_is_kept_and_a_changed_image_is_another(
     paths: list[Path], searches: list[str], cache: Path
 ) -> None:
-    first = [given(found) for found in search_files(paths, "fast", Data())]
+    first = [given(outcome) for outcome in search_files(paths, "fast", Data())]
     assert np.array_equal(first[0].boxes, selective_search(picture()).boxes)
     assert searches == ["fast"] * 2
     assert cache_folder() == cache
     assert len(list(cache.iterdir())) == 2
-    again = [given(found) for found in search_files(paths[::-1], "fast", Data())][::-1]
+    again = [given(outcome) for outcome in search_files(paths[::-1], "fast", Data())][::-1]
     assert searches == ["fast"] * 2
     for one, other in zip(first, again, strict=True):
         assert np.array_equal(one.boxes, other.boxes)
@@ -144,12 +144,12 @@ def test_a_search_that_was_broken_off_goes_on(paths: list[Path], searches: list[
 
 def test_an_image_that_can_not_be_read_gives_its_error(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
-    found = list(search_files([tmp_path / "empty.png", paths[0], tmp_path / "none.png"], "fast", Data()))
-    assert isinstance(found[0], ImageError)
-    assert "empty.png" in str(found[0])
-    assert isinstance(found[1], Given)
-    assert isinstance(found[2], ImageError)
-    assert "none.png: can't be read: No such file" in str(found[2])
+    outcomes = list(search_files([tmp_path / "empty.png", paths[0], tmp_path / "none.png"], "fast", Data()))
+    assert isinstance(outcomes[0], ImageError)
+    assert "empty.png" in str(outcomes[0])
+    assert isinstance(outcomes[1], Given)
+    assert isinstance(outcomes[2], ImageError)
+    assert "none.png: can't be read: No such file" in str(outcomes[2])
 
 
 @pytest.mark.parametrize("installed", [None, ModuleType("cv2")], ids=["missing", "without contributed modules"])

@@ -100,7 +100,7 @@ def test_labels_beside_images(tmp_path: Path) -> None:
         ("train: images/train\nval: images/train\nnc: 2\n", "`names` must list the classes"),
         ("train: images/nope\nval: images/train\nnames: [cat, dog]\n", "train: images/nope is not there; looked in"),
         ("train: {a: b}\nnames: [cat, dog]\n", "`train` must be a path"),
-        ("names: [cat, dog]\n", "it names no train, val or test"),
+        ("names: [cat, dog]\n", "it names no existing train, val or test"),
         ("train: [images/train\nnames: [cat, dog]\n", r"data\.yaml:2: malformed yaml"),
     ],
 )

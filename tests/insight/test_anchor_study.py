@@ -40,7 +40,7 @@ def test_every_table(result: Study, monkeypatch: pytest.MonkeyPatch) -> None:
         "recall at IoU 0.5": [0.75, 0.75],
         "recall at IoU 0.7": [0.25, 0.75],
         "objects that no anchor reaches (IoU < 0.3)": [1, 0],
-        "positive anchors an object, mean": pytest.approx([2.0, 6.25]),
+        "positive anchors per object, mean": pytest.approx([2.0, 6.25]),
         "objects without a positive anchor": [1, 0],
     }
     columns, large = ["objects", "IoU", "R@0.5", "R@0.7", "positives"], ["1.00 / 0.50", "0.50 / 0.50", "4.00 / 9.50"]
@@ -62,7 +62,7 @@ def test_every_table(result: Study, monkeypatch: pytest.MonkeyPatch) -> None:
         ],
     )
     assert positives == (
-        "Positive anchors an object",
+        "Positive anchors per object",
         ["", "now", "fitted"],
         [["0", 1, 0], ["1", 0, 1], ["2 - 4", 2, 0], ["5 - 9", 0, 2], ["10 or more", 0, 1]],
     )

@@ -17,11 +17,11 @@ def by_pycocotools(truths, predictions, classes: int, top: int = 100) -> list[fl
     gt, dt = COCO(), COCO()
     shared = {"images": [{"id": i} for i in range(len(truths))], "categories": [{"id": k} for k in range(classes)]}
     gt_rows, dt_rows = [], []
-    for i, (truth, found) in enumerate(zip(truths, predictions, strict=True)):
+    for i, (truth, prediction) in enumerate(zip(truths, predictions, strict=True)):
         for (x1, y1, x2, y2), label, ignore in zip(truth.boxes, truth.labels, truth.ignore, strict=True):
             row = {"image_id": i, "category_id": int(label), "iscrowd": int(ignore), "id": len(gt_rows) + 1}
             gt_rows.append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
-        for (x1, y1, x2, y2), label, score in zip(found.boxes, found.labels, found.scores, strict=True):
+        for (x1, y1, x2, y2), label, score in zip(prediction.boxes, prediction.labels, prediction.scores, strict=True):
             row = {"image_id": i, "category_id": int(label), "score": float(score), "id": len(dt_rows) + 1}
             dt_rows.append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
     gt.dataset = {**shared, "annotations": gt_rows}
@@ -53,8 +53,8 @@ def test_agrees_with_pycocotools(seed: int) -> None:
 def test_worked_example_of_six_detections_and_five_objects() -> None:
     right = [1, 0, 1, 1, 0, 1]
     objects = [[100 * k, 0, 100 * k + 50, 50] for k in range(5)]
-    found = [objects[sum(right[:i])] if hit else [0, 500, 50, 550] for i, hit in enumerate(right)]
-    metrics = coco_metrics([truth_of(objects)], [prediction_of(found, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4])], 1)
+    boxes = [objects[sum(right[:i])] if hit else [0, 500, 50, 550] for i, hit in enumerate(right)]
+    metrics = coco_metrics([truth_of(objects)], [prediction_of(boxes, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4])], 1)
     assert metrics.ap50 == pytest.approx(0.636964, abs=5e-7)
     assert metrics.ap == pytest.approx(metrics.ap50)
     assert metrics.per_class_ap50.tolist() == [metrics.ap50]
@@ -85,8 +85,8 @@ def test_without_truth_everything_is_nan(truths, predictions) -> None:
 
 def test_only_the_best_detections_of_an_image_count() -> None:
     truth = truth_of([[0, 0, 50, 50], [100, 0, 150, 50]])
-    found = prediction_of([[300, 0, 350, 50], *truth.boxes.tolist()], [0.9, 0.8, 0.7])
-    assert [coco_metrics([truth], [found], 1, top).ar100 for top in (1, 2, 3)] == [0, 0.5, 1]
+    prediction = prediction_of([[300, 0, 350, 50], *truth.boxes.tolist()], [0.9, 0.8, 0.7])
+    assert [coco_metrics([truth], [prediction], 1, top).ar100 for top in (1, 2, 3)] == [0, 0.5, 1]
 
 
 def test_is_silent(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:

@@ -9,14 +9,15 @@ A, B, C = [0, 0, 10, 10], [50, 0, 60, 10], [100, 0, 110, 10]
 
 def test_right_wrong_missed_and_invented() -> None:
     truth = truth_of([A, B, C], [0, 1, 1])
-    found = prediction_of([A, B, [200, 0, 210, 10]], [0.9, 0.8, 0.7], [0, 0, 1])
+    prediction = prediction_of([A, B, [200, 0, 210, 10]], [0.9, 0.8, 0.7], [0, 0, 1])
     expected = [[1, 0, 0], [1, 0, 1], [0, 1, 0]]
-    np.testing.assert_array_equal(confusion_matrix([truth], [found], 2), expected)
+    np.testing.assert_array_equal(confusion_matrix([truth], [prediction], 2), expected)
 
 
 def test_the_right_class_is_matched_before_a_surer_wrong_one() -> None:
-    found = prediction_of([A, A], [0.9, 0.6], [1, 0])
-    np.testing.assert_array_equal(confusion_matrix([truth_of([A], [0])], [found], 2), [[1, 0, 0], [0, 0, 0], [0, 1, 0]])
+    prediction = prediction_of([A, A], [0.9, 0.6], [1, 0])
+    matrix = confusion_matrix([truth_of([A], [0])], [prediction], 2)
+    np.testing.assert_array_equal(matrix, [[1, 0, 0], [0, 0, 0], [0, 1, 0]])
 
 
 def test_low_scores_are_left_out() -> None:

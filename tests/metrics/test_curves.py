@@ -40,8 +40,8 @@ def test_best_threshold_lies_in_the_middle_of_equally_good_ones() -> None:
 
 def test_best_threshold_averages_classes_that_exist() -> None:
     truth = truth_of([A, B], [0, 2])
-    found = prediction_of([A, B, FAR], [0.5, 0.5, 0.3], [0, 2, 1])
-    curves = precision_recall([truth], [found], 3)
+    prediction = prediction_of([A, B, FAR], [0.5, 0.5, 0.3], [0, 2, 1])
+    curves = precision_recall([truth], [prediction], 3)
     assert np.isnan(curves.f1[1]).all()
     assert 0 < best_threshold(curves) <= 0.5
 

@@ -25,8 +25,9 @@ def test_agrees_with_the_plain_loop_at_every_top(seed: int) -> None:
     ours = proposal_recall(truths, [(p.boxes, p.scores) for p in predictions], (1, 3, 100))
     for top, recall in zip(ours.tops, ours.recall, strict=True):
         covers = []
-        for truth, found in zip(truths, predictions, strict=True):
-            boxes = found.boxes[sorted(range(len(found.scores)), key=lambda i: (-found.scores[i], i))[:top]]
+        for truth, prediction in zip(truths, predictions, strict=True):
+            ranking = sorted(range(len(prediction.scores)), key=lambda i: (-prediction.scores[i], i))
+            boxes = prediction.boxes[ranking[:top]]
             covers.extend(reference_covers(box_iou(boxes, truth.boxes[~truth.ignore])))
         np.testing.assert_allclose(recall, [(np.array(covers) >= iou).mean() for iou in IOUS])
     np.testing.assert_allclose(ours.ar, ours.recall.mean(axis=1))

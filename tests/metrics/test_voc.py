@@ -39,27 +39,27 @@ def test_inclusive_corners_have_the_iou_of_continuous_boxes_a_pixel_longer() -> 
 
 def test_difficult_objects_are_neither_right_nor_wrong_nor_counted() -> None:
     truth = truth_of([BOX, [50, 0, 60, 10]], ignore=[True, False])
-    found = prediction_of([BOX, BOX, [50, 0, 60, 10]], [0.9, 0.8, 0.7])
-    assert ap(truth, found) == 1
-    assert np.isnan(ap(truth_of([BOX], ignore=[True]), found))
+    prediction = prediction_of([BOX, BOX, [50, 0, 60, 10]], [0.9, 0.8, 0.7])
+    assert ap(truth, prediction) == 1
+    assert np.isnan(ap(truth_of([BOX], ignore=[True]), prediction))
 
 
 def test_duplicates_are_wrong() -> None:
     truth = truth_of([BOX, [50, 0, 60, 10]])
-    found = prediction_of([BOX, BOX, [50, 0, 60, 10]], [0.9, 0.8, 0.7])
-    assert ap(truth, found) == pytest.approx(0.5 + 0.5 * 2 / 3)
+    prediction = prediction_of([BOX, BOX, [50, 0, 60, 10]], [0.9, 0.8, 0.7])
+    assert ap(truth, prediction) == pytest.approx(0.5 + 0.5 * 2 / 3)
 
 
 def test_only_the_truth_of_largest_overlap_is_tried() -> None:
     """The second detection covers both objects well, but best the one that is taken."""
     truth = truth_of([[0, 0, 10, 10], [2, 0, 12, 10]])
-    found = prediction_of([[0, 0, 10, 10], [0.5, 0, 10.5, 10]], [0.9, 0.8])
-    assert ap(truth, found) == pytest.approx(0.5)
+    prediction = prediction_of([[0, 0, 10, 10], [0.5, 0, 10.5, 10]], [0.9, 0.8])
+    assert ap(truth, prediction) == pytest.approx(0.5)
 
 
 def test_the_better_score_takes_the_truth_whatever_its_place() -> None:
-    found = prediction_of([[0, 0, 9, 10], BOX], [0.2, 0.9])
-    assert ap(truth_of([BOX]), found) == 1
+    prediction = prediction_of([[0, 0, 9, 10], BOX], [0.2, 0.9])
+    assert ap(truth_of([BOX]), prediction) == 1
 
 
 def test_equal_scores_keep_the_given_order() -> None:
@@ -81,8 +81,8 @@ def devkit_ap(truths: list[Truth], predictions: list[Prediction], label: int) ->
     """The devkit's own loop, written out."""
     rows = [
         (-score, image, box)
-        for image, found in enumerate(predictions)
-        for score, box, of in zip(found.scores, found.boxes, found.labels, strict=True)
+        for image, prediction in enumerate(predictions)
+        for score, box, of in zip(prediction.scores, prediction.boxes, prediction.labels, strict=True)
         if of == label
     ]
     taken, tp, fp = set(), [], []

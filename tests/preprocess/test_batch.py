@@ -61,11 +61,11 @@ def test_short_first_gives_the_sizes_of_detectron2() -> None:
     shrink = np.where(longer > 1333, 1333 / longer, 1.0)
     expected = np.floor(np.stack((new_height, new_width)) * shrink + 0.5)
     door = preprocessor(short=800, long=1333, round="short-first")
-    found = np.array([door.resized((h + 100, w + 100)) for h, w in np.ndindex(1000, 1000)]).T.reshape(expected.shape)
-    assert np.array_equal(found, expected)
+    sizes = np.array([door.resized((h + 100, w + 100)) for h, w in np.ndindex(1000, 1000)]).T.reshape(expected.shape)
+    assert np.array_equal(sizes, expected)
     scale = np.minimum(800 / np.minimum(height, width), 1333 / np.maximum(height, width))
     nearest = np.floor(np.stack((height, width)) * scale + 0.5)
-    assert (found != nearest).any(axis=0).sum() == 186
+    assert (sizes != nearest).any(axis=0).sum() == 186
     assert door.resized((265, 530)) == (666, 1333)
 
 

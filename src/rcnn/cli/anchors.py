@@ -1,5 +1,6 @@
-"""`rcnn anchors DATA`: do the anchors meet the objects, and which would meet them better?"""
+"""`rcnn anchors DATA`: how well anchors match the objects, and which would match them better."""
 
+import csv
 import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -12,26 +13,22 @@ if TYPE_CHECKING:
     from rcnn.insight.anchors.study import Study
 
 SHOWN = 10
-"""Objects without an anchor that are listed on the screen."""
+"""Number of objects without an anchor that are listed on the screen."""
 
 
 def anchors(
-    words: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
-    ],
+    words: arguments.Words,
     model: Annotated[
-        str, typer.Option(help="A preset, timm/NAME, or a weights file: scale, levels and anchors are its own.")
+        str, typer.Option(help="A preset, timm/NAME, or a weights file, which gives scale, levels and anchors.")
     ] = "mobilenet-fpn",
     split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="List of images.")] = "train",
-    sizes: Annotated[int | None, typer.Option(min=1, help="Sizes a level to fit; as many as now by default.")] = None,
-    ratios: Annotated[int | None, typer.Option(min=1, help="Ratios to fit; as many as now by default.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the picture; -2, -3, ... is added where it is taken.")] = Path(
-        "runs/anchors"
-    ),
+    sizes: Annotated[int | None, typer.Option(min=1, help="Sizes per level to fit. Default: as many as now.")] = None,
+    ratios: Annotated[int | None, typer.Option(min=1, help="Ratios to fit. Default: as many as now.")] = None,
+    out: arguments.Out = Path("runs/anchors"),
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Measure how well anchors meet the labelled boxes, and fit sizes and ratios to them. Images are not decoded.
+    """Measure how well anchors match the labelled boxes, and fit sizes and ratios to them. Images are not decoded.
 
     Example: rcnn anchors data/ --model mobilenet-fpn --sizes 1 preprocess.short=600
     """
@@ -41,10 +38,10 @@ def anchors(
     from rcnn.insight.anchors.plots import plot_anchors
     from rcnn.insight.anchors.study import study
 
-    path, changes = arguments.one_path(words, "DATA")
-    network = _network(model, [*changes, *arguments.given({"data.on_fault": on_fault})])
+    path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
+    network = _network(model, changes)
     with screen.stdout_for_json(json):
-        dataset = open_dataset(arguments.required(path, "DATA"), split, network.settings.data, decode=False)
+        dataset = open_dataset(path, split, network.settings.data, decode=False)
         screen.dataset_line(dataset)
         result = study(dataset, network, sizes=sizes, ratios=ratios)
         show(result)
@@ -52,7 +49,10 @@ def anchors(
         rpn = network.settings.rpn
         plot_anchors(result.objects, result.found, (rpn.negative_iou, rpn.positive_iou), folder / "anchors.png")
         boxes = [result.describe(i, dataset) for i in result.worst_first()]
-        _write(boxes, folder / "boxes.csv")
+        with (folder / "boxes.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, fieldnames=list(boxes[0]))
+            writer.writeheader()
+            writer.writerows(boxes)
         unreached = boxes[: len(result.unreached())]
         _list_unreached(unreached, folder / "boxes.csv")
         screen.say("\nSettings to paste (the network must be trained with them):", "bold")
@@ -63,7 +63,7 @@ def anchors(
 
 
 def _network(model: str, changes: list[str]) -> Any:
-    """The network of a preset, without numbers, or of a file."""
+    """Return the network of a weights file, or that of a preset, without values."""
     import torch
 
     from rcnn.cli.loading import load_detector
@@ -77,7 +77,7 @@ def _network(model: str, changes: list[str]) -> Any:
 
 
 def show(result: "Study") -> None:
-    """Tables: all objects, by size, by aspect, and how many positive anchors each gets."""
+    """Print tables of all objects, by size, by aspect, and by number of positive anchors."""
     from rcnn.insight.anchors.fit import setting_words
 
     for name, coverage in result.found.items():
@@ -88,7 +88,7 @@ def show(result: "Study") -> None:
         "recall50": "recall at IoU 0.5",
         "recall70": "recall at IoU 0.7",
         "unreached": f"objects that no anchor reaches (IoU < {result.limits[0]:g})",
-        "positives": "positive anchors an object, mean",
+        "positives": "positive anchors per object, mean",
         "without_positive": "objects without a positive anchor",
     }
     screen.table(
@@ -107,25 +107,15 @@ def show(result: "Study") -> None:
         screen.table(f"{title}; {' / '.join(result.found)}", [what, "objects", *keys], rows)
     spread = {name: result.positive_counts(name) for name in result.found}
     rows = [[label, *(counts[label] for counts in spread.values())] for label in spread["now"]]
-    screen.table("Positive anchors an object", ["", *spread], rows)
+    screen.table("Positive anchors per object", ["", *spread], rows)
 
 
 def _short(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.2f}"
 
 
-def _write(rows: list[dict[str, Any]], path: Path) -> None:
-    """Every object, a row each."""
-    import csv
-
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
 def _list_unreached(rows: list[dict[str, Any]], path: Path) -> None:
-    """Tell the objects that no anchor reaches, worst first; all objects are in the file."""
+    """List the objects that no anchor reaches, worst first; all objects are in the file."""
     if not rows:
         return
     columns = ["image", "class", "width", "height", "best IoU"]

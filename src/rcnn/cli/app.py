@@ -43,19 +43,13 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("train")(train.train)
-app.command("val")(val.val)
-app.command("predict")(predict.predict)
-app.command("propose")(propose.propose)
-app.command("anchors")(anchors.anchors)
-app.command("explain")(explain.explain)
-app.command("inspect")(inspect.inspect)
+for command in (train.train, val.val, predict.predict, propose.propose, anchors.anchors, explain.explain):
+    app.command()(command)
+app.command()(inspect.inspect)
 app.command("import")(import_weights.import_weights)
-app.command("export")(export.export)
-app.command("why")(why.why)
-app.command("paper")(paper.paper)
+for command in (export.export, why.why, paper.paper, demo.demo):
+    app.command()(command)
 app.add_typer(data.app, name="data")
-app.command("demo")(demo.demo)
 
 
 def _version(wanted: bool) -> None:
@@ -69,9 +63,11 @@ def _options(
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
-    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error (in any place).")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error (anywhere in the command line).")
+    ] = False,
 ) -> None:
-    """Options of every command; `main` has taken `--debug` out already."""
+    """Options of every command; `main` has already removed `--debug`."""
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -90,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 
 def _run(words: list[str]) -> None:
-    """The command; Ctrl-C, which typer makes a silent exit of 130, is raised again."""
+    """Run the command. Ctrl-C, which typer turns into a silent exit with 130, is raised again."""
     try:
         app(words)
     except SystemExit as end:
@@ -100,7 +96,7 @@ def _run(words: list[str]) -> None:
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
-    """Exit code and sentence of an error."""
+    """Return the exit code and message of an error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f"{error.filename2 or error.filename}: " if error.filename else ""
         return 1, f"{where}{error.strerror}. Make room, then run the command again"

@@ -1,4 +1,4 @@
-"""What the commands' arguments have in common: settings among the words, options of several commands."""
+"""Arguments that several commands share, and settings among the words of a command line."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -12,42 +12,60 @@ from rcnn.errors import SettingsError
 
 _ASSIGNMENT = re.compile(r"(\w+)(\.\w+)+=")
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout; everything else goes to stderr.")]
-Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... By default CUDA if there, else cpu.")]
-Seed = Annotated[int | None, typer.Option(min=0, help="Seed of everything random.")]
-BatchSize = Annotated[int, typer.Option(min=1, help="Images computed together.")]
+Words = Annotated[
+    list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
+]
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors), or a name such as blood-cells.")
+]
+Out = Annotated[Path, typer.Option(help="Folder for the results; -2, -3, ... is appended if it is taken.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and everything else on stderr.")]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: CUDA if available, else cpu.")]
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of all random numbers.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 OnFault = Annotated[
     str | None,
-    typer.Option(
-        metavar="stop|skip", help="A fatal fault of the data stops, which is the default, or leaves its image out."
-    ),
+    typer.Option(metavar="stop|skip", help="On a fatal fault of the data, stop (the default) or leave its image out."),
 ]
 Proposals = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE|selective-search", help="Proposals from a .json, .npz or .mat, or searched for; not the RPN's."
+        metavar="FILE|selective-search",
+        help="Instead of the RPN's proposals, those of a .json, .npz or .mat file or of a search.",
     ),
 ]
 
 
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Paths and `section.key=value` settings among the words of a command line.
+    """Split the words of a command line into paths and `section.key=value` settings.
 
-    A word is a setting when its section exists and no file bears its name.
+    A word is a setting if its section exists and no file has that name.
     """
     paths, settings = [], []
     for word in words:
-        found = _ASSIGNMENT.match(word)
-        is_setting = found is not None and found[1] in Settings.model_fields and not Path(word).exists()
+        assignment = _ASSIGNMENT.match(word)
+        is_setting = assignment is not None and assignment[1] in Settings.model_fields and not Path(word).exists()
         (settings if is_setting else paths).append(word)
     return paths, settings
 
 
-def one_path(words: Sequence[str], what: str) -> tuple[Path | None, list[str]]:
-    """The only path among the words, if any, and the settings; `trian.lr=1` is taken for a misspelt one.
+def one_path(words: Sequence[str], what: str, options: Mapping[str, object] | None = None) -> tuple[Path, list[str]]:
+    """Return the only path among the words, and the settings: those among the words, then options that have a value.
 
     Raises:
-        SettingsError: more than one path.
+        SettingsError: there is no path or more than one; the message calls it `what`.
+    """
+    path, settings = optional_path(words, what)
+    if path is None:
+        raise SettingsError(f"{what} is missing; see --help")
+    return path, [*settings, *given(options or {})]
+
+
+def optional_path(words: Sequence[str], what: str) -> tuple[Path | None, list[str]]:
+    """Return the only path among the words, if any, and the settings. `trian.lr=1` counts as a misspelt setting.
+
+    Raises:
+        SettingsError: there is more than one path.
     """
     words, settings = split(words)
     misspelt = [word for word in words if _ASSIGNMENT.match(word) and not Path(word).exists()]
@@ -57,13 +75,6 @@ def one_path(words: Sequence[str], what: str) -> tuple[Path | None, list[str]]:
     return (Path(paths[0]) if paths else None), [*settings, *misspelt]
 
 
-def required(path: Path | None, what: str) -> Path:
-    """The path, or an error that names what is missing."""
-    if path is None:
-        raise SettingsError(f"{what} is missing; see --help")
-    return path
-
-
 def given(options: Mapping[str, object]) -> list[str]:
-    """The options that have a value, as `section.key=value`."""
+    """Return the options that have a value as `section.key=value`."""
     return [f"{key}={value}" for key, value in options.items() if value is not None]

@@ -1,4 +1,4 @@
-"""`rcnn data check|stats|show|convert`: what is in a data set, and whether it is sound."""
+"""`rcnn data check|stats|show|convert`: what a data set contains, and whether it is sound."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
@@ -22,7 +22,7 @@ Data = Annotated[list[str], typer.Argument(metavar="DATA", help="Folder, COCO js
 
 @app.command("check")
 def check(words: Data, json: arguments.Json = False) -> None:
-    """List every fault as file:line: reason. The exit code is 3 if there is one.
+    """List every fault as file:line: reason. The exit code is 3 if there are any.
 
     Example: rcnn data check data/
     """
@@ -34,8 +34,7 @@ def check(words: Data, json: arguments.Json = False) -> None:
             report = checking.check(path, settings.data, progress)
         for fault in report.faults:
             screen.say(f"{fault} [{fault.kind}]")
-        for text in report.notes:
-            screen.note(text)
+        screen.note(*report.notes)
         lists = ", ".join(f"{screen.several(stats.images, 'image')} in {name}" for name, stats in report.lists.items())
         screen.say(f"{path} ({report.format}): {lists}; classes: {', '.join(report.names)}")
         faults = screen.several(len(report.faults), "fault")
@@ -53,13 +52,11 @@ def check(words: Data, json: arguments.Json = False) -> None:
 @app.command("stats")
 def stats(
     words: Data,
-    out: Annotated[Path, typer.Option(help="Folder of the plots; -2, -3, ... is added where it is taken.")] = Path(
-        "runs/stats"
-    ),
+    out: arguments.Out = Path("runs/stats"),
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Count images, boxes and sizes, by class and list, and plot them.
+    """Count images, boxes and sizes by class and list, and plot them.
 
     Example: rcnn data stats data/ --out stats
     """
@@ -87,10 +84,10 @@ def show(
     split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="List of images.")] = "train",
     out: Annotated[
         Path | None,
-        typer.Option(help="The picture to write, .png or .jpg. By default runs/show/mosaic.png, runs/show-2/...."),
+        typer.Option(help="Picture to write, .png or .jpg. Default: runs/show/mosaic.png, runs/show-2/...."),
     ] = None,
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 16,
-    seed: Annotated[int, typer.Option(min=0, help="Chooses the images.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed for choosing the images.")] = 0,
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
@@ -119,7 +116,7 @@ def show(
 
 
 def _tiles(records: Sequence["Record"], settings: config.Settings) -> Iterator["Tile"]:
-    """Images with their boxes; those that can't be read are told and left out if faults are skipped.
+    """Yield images with their boxes. If faults are skipped, images that can't be read are reported and left out.
 
     Raises:
         ImageError: an image can't be read, and faults stop.
@@ -129,7 +126,8 @@ def _tiles(records: Sequence["Record"], settings: config.Settings) -> Iterator["
     from rcnn.preprocess.decode import read_image
 
     data, channels = settings.data, settings.preprocess.in_channels
-    wanted = None if channels == config.Preprocess().in_channels else channels  # no model is asked: all can be shown
+    # Without a model, any image can be shown.
+    wanted = None if channels == config.Preprocess().in_channels else channels
     for record in records:
         try:
             image = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=wanted)
@@ -160,8 +158,7 @@ def convert(
     with screen.stdout_for_json(json):
         datasets = open_lists(path, settings.data)
         notes = converting.convert(datasets, to, out)
-        for text in notes:
-            screen.note(text)
+        screen.note(*notes)
         lists = {dataset.split: len(dataset) for dataset in datasets}
         said = ", ".join(f"{screen.several(images, 'image')} in {name}" for name, images in lists.items())
         screen.say(f"{out} ({to}): {said}")
@@ -170,7 +167,7 @@ def convert(
 
 
 def show_stats(figures: Mapping[str, "Stats"]) -> None:
-    """Two tables with a column a list: boxes of each class, and what the images and boxes are like."""
+    """Print tables with one column per list: boxes and images by class, and properties of images and boxes."""
     lists = list(figures)
     names = list(next(iter(figures.values())).classes)
     boxes = [[name, *(figure.classes[name] for figure in figures.values())] for name in names]
@@ -202,13 +199,12 @@ def show_stats(figures: Mapping[str, "Stats"]) -> None:
 
 
 def _range(quantiles: tuple[float, ...]) -> str:
-    """First, middle and last."""
+    """Format the first, middle and last quantile."""
     chosen = quantiles[:: len(quantiles) // 2] if quantiles else ()
     return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in chosen) or "-"
 
 
 def _opened(words: list[str], on_fault: str | None = None) -> tuple[Path, config.Settings]:
-    """The path and the settings among the words."""
-    path, changes = arguments.one_path(words, "DATA")
-    settings = config.override(config.Settings(), [*changes, *arguments.given({"data.on_fault": on_fault})])
-    return arguments.required(path, "DATA"), settings
+    """Return the path and the settings among the words."""
+    path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
+    return path, config.override(config.Settings(), changes)

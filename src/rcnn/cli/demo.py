@@ -1,4 +1,4 @@
-"""`rcnn demo`: everything once, on made-up data: from pictures over training to scores and a report."""
+"""`rcnn demo`: everything once on synthetic data, from images through training to scores and a report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,20 +16,20 @@ RECIPE = (
     "augment.saturation=0",
     "augment.hue=0",
 )
-"""What differs from `tiny-fpn`, which starts from random weights: the shapes need no change of colour."""
+"""Settings that differ from `tiny-fpn`, which starts from random weights. The shapes need no colour jitter."""
 
 SPLITS = {"train": (500, 1), "val": (40, 2), "test": (100, 3)}
-"""Split -> (images, seed); each seed gives other pictures."""
+"""Split -> (images, seed); each seed gives different images."""
 
 
 def demo(
     words: Annotated[list[str] | None, typer.Argument(metavar="section.key=value", help="Other settings.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of everything that is made.")] = Path("demo"),
+    out: Annotated[Path, typer.Option(help="Folder for everything that is written.")] = Path("demo"),
     device: arguments.Device = None,
     seed: arguments.Seed = None,
     json: arguments.Json = False,
 ) -> None:
-    """Train and score on made-up data: a few minutes, no network.
+    """Train and score on synthetic data, in a few minutes and without a network connection.
 
     Example: rcnn demo --out /tmp/demo
     """
@@ -43,21 +43,21 @@ def demo(
     from rcnn.training.train import train
 
     changes = [*RECIPE, *arguments.given({"train.device": device, "train.seed": seed}), *(words or [])]
-    settings_of("tiny-fpn", changes)  # a wrong one is told before hundreds of pictures are made
+    settings_of("tiny-fpn", changes)  # a wrong setting is reported before hundreds of images are made
     with screen.stdout_for_json(json):
         data = out / "data"
         for split, (images, draw) in SPLITS.items():
             synthesise(data, images, split=split, seed=draw)
         made = ", ".join(f"{images} {split}" for split, (images, _) in SPLITS.items())
-        screen.say(f"{data}: made-up images of shapes: {made}")
+        screen.say(f"{data}: synthetic images of shapes: {made}")
         run = train(data, model="tiny-fpn", overrides=changes, name="demo", runs=out / "train")
         detector = Detector.load(run.best, device=device or "auto")
         dataset = open_dataset(data, "test", detector.settings.data, names=detector.names)
         metrics = evaluate(detector, dataset)
-        screen.say(f"\nOn {len(dataset)} images of another seed, which training has not seen:")
+        screen.say(f"\nOn {len(dataset)} images from another seed, not used in training:")
         show(metrics)
         page = write_report(out, "rcnn demo", detector, dataset, metrics, run.folder / "plots")
         screen.say(f"\nPictures: {page}")
-        screen.say("Next, with images of your own (VOC, COCO or YOLO, found by looking): rcnn train path/to/data")
+        screen.say("Next, with your own images (VOC, COCO or YOLO, recognised automatically): rcnn train path/to/data")
     if json:
         screen.emit({"folder": run.folder, "report": page, **summary(metrics)})

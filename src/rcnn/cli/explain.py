@@ -1,4 +1,4 @@
-"""`rcnn explain MODEL IMAGE`: pictures of every stage between an image and its detections."""
+"""`rcnn explain MODEL IMAGE`: pictures of every stage from an image to its detections."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -26,20 +26,18 @@ TITLES = {
 
 
 def explain(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors), or a name.")],
+    model: arguments.Model,
     words: Annotated[list[str], typer.Argument(metavar="IMAGE", help="One image; and section.key=value.")],
     truth: Annotated[
-        Path | None, typer.Option(metavar="DATA", help="The data set that has the image's boxes: shows training too.")
+        Path | None, typer.Option(metavar="DATA", help="Data set with the image's boxes, to show training too.")
     ] = None,
-    score: Annotated[float | None, typer.Option(min=0, max=1, help="Leave lower-scored boxes out.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of the pictures; -2, -3, ... is added where it is taken.")] = Path(
-        "runs/explain"
-    ),
-    seed: Annotated[int, typer.Option(min=0, help="Of the draw of anchors.")] = 0,
+    score: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out boxes with a lower score.")] = None,
+    out: arguments.Out = Path("runs/explain"),
+    seed: Annotated[int, typer.Option(min=0, help="Seed for sampling anchors.")] = 0,
     device: arguments.Device = None,
     json: arguments.Json = False,
 ) -> None:
-    """Draw what happens to an image: anchors, labels, samples, objectness, proposals, and each detection's way.
+    """Draw what happens to an image: anchors, labels, samples, objectness, proposals, and the origin of each detection.
 
     Example: rcnn explain runs/train/exp-1/weights/best.safetensors data/images/a.jpg --truth data/
     """
@@ -49,9 +47,8 @@ def explain(
     from rcnn.insight.stages.pictures import draw_stages
     from rcnn.preprocess.stream import read_picture
 
-    path, changes = arguments.one_path(words, "IMAGE")
+    image, changes = arguments.one_path(words, "IMAGE")
     with screen.stdout_for_json(json):
-        image = arguments.required(path, "IMAGE")
         detector = load_detector(model, changes, device or "auto")
         detector.check_proposals(given=False)
         array = read_picture(image, detector.settings)
@@ -67,10 +64,10 @@ def explain(
 
 
 def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
-    """The boxes of an image in a data set: the one of its path, else the only one of its name.
+    """Return the boxes of an image in a data set: the image of this path, else the only one of this name.
 
     Raises:
-        DataError: the data has no such image, or several.
+        DataError: the data has no such image, or several of that name.
     """
     from rcnn.data.find import open_dataset
     from rcnn.errors import DataError
@@ -80,13 +77,13 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
     same = [record for record in dataset.records if record.path.resolve() == image.resolve()]
     same = same or [record for record in dataset.records if record.path.name == image.name]
     if len(same) != 1:
-        found = f"{len(same)} images" if same else "no image"
-        raise DataError(f"{data}: has {found} of the name {image.name}; give the path of an image of this data set")
+        number = f"{len(same)} images" if same else "no image"
+        raise DataError(f"{data}: has {number} of the name {image.name}; give the path of an image of this data set")
     return Truth(same[0].boxes, same[0].labels, same[0].ignore)
 
 
 def _show_ways(stages: "Stages") -> None:
-    """A table: each detection, its proposal and its anchor."""
+    """Print a table of each detection with its proposal and anchor."""
     rows = [
         [
             f"{tree['name']} {tree['score']:.2f}",
@@ -100,7 +97,7 @@ def _show_ways(stages: "Stages") -> None:
     if rows:
         columns = ["detection", "stride", "cell", "anchor", "proposal", "box", "IoU with the object"]
         screen.table(
-            "Ways from anchor over proposal to box; width x height in pixels of the resized image", columns, rows
+            "From anchor through proposal to box; width x height in pixels of the resized image", columns, rows
         )
 
 
@@ -109,7 +106,7 @@ def _side_by_side(box: list[float]) -> str:
 
 
 def _trees(stages: "Stages") -> list[dict[str, Any]]:
-    """Every detection with its way, boxes in pixels of the resized image."""
+    """Return every detection with its anchor and proposal, boxes in pixels of the resized image."""
     from rcnn.insight.stages.ways import ways
 
     return [

@@ -1,4 +1,4 @@
-"""`rcnn import FILE --arch NAME`: a checkpoint of torchvision or detectron2 as a file of ours."""
+"""`rcnn import FILE --arch NAME`: convert a checkpoint of torchvision, detectron2 or Caffe to a detector of rcnn."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,10 +10,10 @@ from rcnn.cli import arguments, screen
 File = Annotated[
     Path | None, typer.Argument(metavar="FILE", help="A checkpoint: .pth, .pt, .pkl, .safetensors or .npz.")
 ]
-Arch = Annotated[str | None, typer.Option(metavar="NAME", help="What it is a checkpoint of; see --list.")]
+Arch = Annotated[str | None, typer.Option(metavar="NAME", help="Architecture of the checkpoint; see --list.")]
 Names = Annotated[str | None, typer.Option(metavar="a,b,c", help="Class names, in the order of the labels.")]
 Out = Annotated[
-    Path | None, typer.Option(metavar="FILE.safetensors", help="By default FILE with this ending, in this folder.")
+    Path | None, typer.Option(metavar="FILE.safetensors", help="Default: FILE with this suffix, in the current folder.")
 ]
 
 
@@ -22,30 +22,26 @@ def import_weights(
     arch: Arch = None,
     names: Names = None,
     out: Out = None,
-    list_: Annotated[bool, typer.Option("--list", help="Print the names that --arch takes.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="Print the names that --arch accepts.")] = False,
     json: arguments.Json = False,
 ) -> None:
-    """Turn a checkpoint of torchvision, detectron2 or Caffe into a detector of rcnn. Nothing in the file is run.
+    """Convert a checkpoint of torchvision, detectron2 or Caffe to a detector of rcnn. Nothing in the file is executed.
 
     Example: rcnn import fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --arch fasterrcnn_resnet50_fpn
     """
+    from rcnn.cli.files import new_file
     from rcnn.errors import SettingsError
     from rcnn.exchange import detectors
 
-    if list_ and json:
-        screen.emit({"architectures": detectors.ARCHITECTURES})
-        return
     if list_:
-        for name in detectors.ARCHITECTURES:
-            print(name)
+        if json:
+            screen.emit({"architectures": detectors.ARCHITECTURES})
+        else:
+            print(*detectors.ARCHITECTURES, sep="\n")
         return
     if file is None or arch is None:
         raise SettingsError("FILE and --arch NAME are needed: the file does not say how its model is built; see --list")
-    target = out or Path(file.with_suffix(".safetensors").name)
-    if target.suffix != ".safetensors":
-        raise SettingsError(f"--out {target}: the name must end in .safetensors")
-    if target.exists():
-        raise SettingsError(f"{target} is there already; move it away or give another name with --out")
+    target = new_file(out or Path(file.with_suffix(".safetensors").name), (".safetensors",))
     imported = detectors.read(file, arch, None if names is None else [name.strip() for name in names.split(",")])
     detector = detectors.detector_of(imported)
     detector.save(target)
@@ -53,6 +49,6 @@ def import_weights(
         screen.emit({"file": target, "arch": arch, "names": detector.names, "notes": imported.notes})
         return
     screen.say(f"{target}: {arch}, {screen.several(len(detector.names), 'class')}")
-    for text in imported.notes:
-        screen.note(text)
-    screen.note(f"rcnn predict {target} IMAGES finds objects with it, rcnn inspect {target} says more of it")
+    screen.note(
+        *imported.notes, f"rcnn predict {target} IMAGES finds objects with it, rcnn inspect {target} says more of it"
+    )

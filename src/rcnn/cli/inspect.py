@@ -1,4 +1,4 @@
-"""`rcnn inspect FILE`: what a file of weights is, and what it says of itself."""
+"""`rcnn inspect FILE`: what a weights file is, and what it says about itself."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 
 def inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A file of weights of any kind, or blood-cells.")],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="A weights file of any kind, or blood-cells.")],
     json: arguments.Json = False,
 ) -> None:
-    """Say what a file of weights is: classes, architecture, preprocessing, training. Nothing in it is run.
+    """Describe a weights file: classes, architecture, preprocessing, training. Nothing in it is executed.
 
     Example: rcnn inspect runs/train/exp-1/weights/best.safetensors
     """
@@ -31,10 +31,10 @@ def inspect(
 
 
 def examine(path: Path) -> dict[str, Any]:
-    """What `--json` prints.
+    """Return the document that `--json` prints.
 
     Raises:
-        WeightsError: the file is missing, damaged, or no weights.
+        WeightsError: the file is missing, damaged, or holds no weights.
     """
     import torch
 
@@ -55,7 +55,9 @@ def examine(path: Path) -> dict[str, Any]:
         tensors, header = read_safetensors(path)
         if ENTRY in header:
             if load_weights(path)[1].get("kind") == "checkpoint":
-                return {**_facts(path, tensors), **_checkpoint(path)}
+                advice = f"go on with its run: rcnn train --resume {path.absolute().parents[1]}"
+                text = "a checkpoint of a training"
+                return {**_facts(path, tensors), "kind": "checkpoint", "text": text, "advice": advice}
             return {**_facts(path, tensors), **_detector(read_detector(path)[1])}
     kind = kind_of(tensors)
     advice = kind.advice.replace("FILE", str(path))
@@ -63,7 +65,7 @@ def examine(path: Path) -> dict[str, Any]:
 
 
 def _facts(path: Path, tensors: "dict[str, Tensor]") -> dict[str, Any]:
-    """What can be said of any file."""
+    """Return what can be said about any weights file."""
     counted = [
         tensor
         for name, tensor in tensors.items()
@@ -78,13 +80,8 @@ def _facts(path: Path, tensors: "dict[str, Tensor]") -> dict[str, Any]:
     }
 
 
-def _checkpoint(path: Path) -> dict[str, Any]:
-    advice = f"go on with its run: rcnn train --resume {path.absolute().parents[1]}"
-    return {"kind": "checkpoint", "text": "a checkpoint of a training", "advice": advice}
-
-
 def _detector(metadata: "Metadata") -> dict[str, Any]:
-    """What one of our detectors says of itself."""
+    """Return what a detector of rcnn says about itself."""
     from rcnn.config import dump
 
     settings = dump(metadata.settings)
@@ -106,7 +103,7 @@ def _detector(metadata: "Metadata") -> dict[str, Any]:
 
 
 def show(document: dict[str, Any]) -> None:
-    """The document for people."""
+    """Print the document for people."""
     screen.say(f"{document['file']}: {document['text']}", "bold")
     types = ", ".join(document["types"])
     size = f"{document['parameters']:,} parameters, {document['bytes'] / 1e6:,.1f} MB ({types})"
@@ -121,7 +118,7 @@ def show(document: dict[str, Any]) -> None:
 
 
 def _lines(document: dict[str, Any]) -> dict[str, str]:
-    """A line a subject."""
+    """Return one line per subject."""
     model, anchors, roi = (document["settings"][name] for name in ("model", "anchors", "roi"))
     neck = f"pyramid levels {_list(model['levels'])} of {model['channels']} channels" if model["neck"] == "fpn" else ""
     picture, training = document["settings"]["preprocess"], document["training"]

@@ -1,4 +1,4 @@
-"""A detector for a command: loaded, with settings laid over its own, and the processes that share the work."""
+"""Load a detector for a command, and set up the processes that share the work."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,11 +10,11 @@ from rcnn.training.distributed import Team, team
 
 
 def load_detector(model: str, changes: Sequence[str], device: str) -> Detector:
-    """The detector of a weights file or a name (see `rcnn.load`), with `section.key=value` settings laid over its own.
+    """Load the detector of a weights file or name (see `rcnn.load`), and apply `section.key=value` changes to it.
 
     Raises:
-        WeightsError: as `rcnn.load`.
-        SettingsError: as `Detector.with_settings`.
+        WeightsError: as for `rcnn.load`.
+        SettingsError: as for `Detector.with_settings`.
     """
     detector = rcnn.load(model, device=device)
     return detector.with_settings(changes) if changes else detector
@@ -22,6 +22,6 @@ def load_detector(model: str, changes: Sequence[str], device: str) -> Detector:
 
 @contextmanager
 def sharing(device: str | None) -> Iterator[tuple[Team, Shard]]:
-    """The processes that torchrun started, or this one alone, and this process's share of the images."""
+    """Provide the processes that torchrun started, or this one alone, and this process's share of the images."""
     with team(device or "auto") as processes:
         yield processes, Shard(processes.rank, processes.world, processes.gather)

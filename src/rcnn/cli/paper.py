@@ -1,4 +1,4 @@
-"""`rcnn paper NAME DATA`: an experiment of the paper on any data set."""
+"""`rcnn paper EXPERIMENT DATA`: an experiment of the Faster R-CNN paper on any data set."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -24,28 +24,26 @@ def paper(
             "time (table 5), schemes (section 3.2).",
         ),
     ],
-    words: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
-    ],
+    words: arguments.Words,
     preset: Annotated[str, typer.Option(help="Model: a preset, or timm/NAME.")] = "paper-zf",
     seeds: Annotated[
-        list[int] | None, typer.Option(metavar="SEED...", min=0, help="Seeds of the trainings, such as 0 1 2.")
+        list[int] | None, typer.Option(metavar="SEED...", min=0, help="Training seeds, such as 0 1 2.")
     ] = None,
     budget: Annotated[
-        float | None, typer.Option(min=0, metavar="MINUTES", help="Cut epochs so that all is expected to fit.")
+        float | None, typer.Option(min=0, metavar="MINUTES", help="Reduce epochs so that all is expected to fit.")
     ] = None,
-    split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images that are scored.")] = "val",
-    out: Annotated[Path, typer.Option(help="Folder of folders of experiments.")] = Path("runs/paper"),
-    name: Annotated[str | None, typer.Option(help="Folder in it; that of the data where not given.")] = None,
+    split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images to score on.")] = "val",
+    out: Annotated[Path, typer.Option(help="Parent folder of experiments.")] = Path("runs/paper"),
+    name: Annotated[str | None, typer.Option(help="Name of the folder in it. Default: the name of the data.")] = None,
     proposals: Annotated[
         str | None,
-        typer.Option(metavar="FILE|NAME", help="Instead of selective-search: selective-search-quality, or a file."),
+        typer.Option(metavar="FILE|NAME", help="selective-search-quality or a file, instead of selective-search."),
     ] = None,
     device: arguments.Device = None,
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Repeat an experiment of the paper: train what it needs, measure, compare. The same command goes on after a stop.
+    """Repeat an experiment of the paper: train, measure, compare. After an interruption, the same command continues.
 
     Example: rcnn paper lambda data/ --preset mobilenet-fpn --seeds 0 1 2 --budget 120
     """
@@ -56,9 +54,7 @@ def paper(
     from rcnn.training.train import choose_settings
 
     words, chosen = _seeds(words, seeds)
-    data, changes = arguments.one_path(words, "DATA")
-    path = arguments.required(data, "DATA")
-    changes += arguments.given({"train.device": device, "data.on_fault": on_fault})
+    path, changes = arguments.one_path(words, "DATA", {"train.device": device, "data.on_fault": on_fault})
     folder = out / (name or _name(path.resolve()))
     with screen.stdout_for_json(json):
         settings = with_proposals(choose_settings(path, None, preset, changes, {}), proposals)
@@ -74,7 +70,7 @@ def paper(
 
 
 def with_proposals(settings: Settings, source: str | None) -> Settings:
-    """The settings with another source of proposals than Selective Search, which experiments fall back to."""
+    """Return the settings with another source of proposals than Selective Search, the default of experiments."""
     from rcnn.data.selective_search import SEARCHES
 
     if source is None:
@@ -87,7 +83,7 @@ def _name(path: Path) -> str:
 
 
 def _seeds(words: list[str], seeds: list[int] | None) -> tuple[list[str], list[int]]:
-    """`--seeds 0 1 2` comes as the option's first number and more among the words."""
+    """Collect the seeds: `--seeds 0 1 2` arrives as one number for the option and more among the words."""
     if seeds is None:
         return words, [0]
     more = [word for word in words if word.isdecimal()]
@@ -98,18 +94,17 @@ def _seeds(words: list[str], seeds: list[int] | None) -> tuple[list[str], list[i
 
 
 def show(outcome: "Outcome") -> None:
-    """Both tables on the screen."""
+    """Print both tables."""
     from rcnn.paper.report import EXPLANATION, describe, results, verdicts
 
     screen.table(f"{outcome.name}: {outcome.experiment.title}", *results(outcome))
-    for text in describe(outcome):
-        screen.note(text)
+    screen.note(*describe(outcome))
     screen.table("The paper's orderings", *verdicts(outcome))
     screen.note(EXPLANATION)
 
 
 def document(outcome: "Outcome") -> dict[str, Any]:
-    """What `--json` prints."""
+    """Return the document that `--json` prints."""
     rows = [
         {"row": row, "seed": seed, **numbers, "paper": outcome.experiment.paper.get(row, {})}
         for row, by_seed in outcome.scores.items()

@@ -1,4 +1,4 @@
-"""`rcnn predict MODEL SOURCE...`: boxes of images, drawn and as files."""
+"""`rcnn predict MODEL SOURCE...`: find objects in images, and write the boxes as pictures and files."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,22 +10,20 @@ from rcnn.cli import arguments, screen
 Sources = Annotated[
     list[str], typer.Argument(metavar="SOURCE", help="Images, folders and globs; and section.key=value.")
 ]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A weights file, or a name such as blood-cells.")]
 Format = Annotated[str, typer.Option(metavar="a,b", help="drawn, json, coco, yolo, voc.")]
-Images = Annotated[Path | None, typer.Option(metavar="FILE.json", help="COCO json that gives images their ids.")]
-Out = Annotated[Path, typer.Option(help="Folder of the results; -2, -3, ... is added where it is taken.")]
-Score = Annotated[float | None, typer.Option(min=0, max=1, help="Leave lower-scored boxes out.")]
+Images = Annotated[Path | None, typer.Option(metavar="FILE.json", help="COCO json with the ids of the images.")]
+Score = Annotated[float | None, typer.Option(min=0, max=1, help="Leave out boxes with a lower score.")]
 
 
 def predict(
-    model: Model,
+    model: arguments.Model,
     sources: Sources,
     score: Score = None,
-    top: Annotated[int | None, typer.Option(min=1, help="Boxes of an image at most, best first.")] = None,
-    classes: Annotated[str | None, typer.Option(metavar="a,b", help="Only boxes of these classes.")] = None,
+    top: Annotated[int | None, typer.Option(min=1, help="Maximum number of boxes per image, best first.")] = None,
+    classes: Annotated[str | None, typer.Option(metavar="a,b", help="Keep only boxes of these classes.")] = None,
     format: Format = "drawn,json",
     images: Images = None,
-    out: Out = Path("runs/predict"),
+    out: arguments.Out = Path("runs/predict"),
     batch: arguments.BatchSize = 1,
     proposals: arguments.Proposals = None,
     on_fault: arguments.OnFault = None,
@@ -41,9 +39,9 @@ def predict(
     job = stream.Job(sources, out, format, images, json, on_fault)
     with screen.stdout_for_json(json), job.detector(model, device) as detector:
         detector.check_proposals(given=proposals is not None)
-        wanted = stream.parse_classes(classes, detector.names)
+        wanted = None if classes is None else stream.parse_list("--classes", classes, detector.names)
         least = detector.settings.predict.score if score is None else score
         given = None if proposals is None else job.proposals(proposals, detector)
-        found = detector.stream(job.files(), score=least, batch=batch, skip=job.skip, proposals=given)
-        job.run((result.filter(classes=wanted, top=top) for result in found), detector.names)
+        results = detector.stream(job.files(), score=least, batch=batch, skip=job.skip, proposals=given)
+        job.run((result.filter(classes=wanted, top=top) for result in results), detector.names)
     job.emit()

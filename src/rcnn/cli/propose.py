@@ -1,4 +1,4 @@
-"""`rcnn propose MODEL SOURCE...`: class-agnostic boxes of a region proposal network or a search, best first."""
+"""`rcnn propose MODEL SOURCE...`: class-agnostic boxes from a region proposal network or a search, best first."""
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.cli.predict import Format, Images, Out, Score, Sources
+from rcnn.cli.predict import Format, Images, Score, Sources
 
 if TYPE_CHECKING:
     from rcnn.result import Result
 
 LISTS = {".json", ".yaml", ".yml"}
-"""Suffixes of files that list images."""
+"""Suffixes of files that may list images."""
 
 
 def propose(
@@ -25,12 +25,13 @@ def propose(
     ],
     sources: Sources,
     top: Annotated[
-        int | None, typer.Option(min=1, help="Proposals of an image at most, best first: 300; of a search 2000.")
+        int | None,
+        typer.Option(min=1, help="Maximum number of proposals per image, best first. Default: 300; of a search 2000."),
     ] = None,
     score: Score = None,
     format: Format = "json",
     images: Images = None,
-    out: Out = Path("runs/propose"),
+    out: arguments.Out = Path("runs/propose"),
     batch: arguments.BatchSize = 1,
     on_fault: arguments.OnFault = None,
     device: arguments.Device = None,
@@ -43,14 +44,14 @@ def propose(
     from rcnn.cli import stream
     from rcnn.data.selective_search import SEARCHES
 
-    def run(found: "Iterable[Result]") -> None:
-        job.run((result.filter(score=score or 0.0, top=top) for result in found), ("object",))
+    def run(results: "Iterable[Result]") -> None:
+        job.run((result.filter(score=score or 0.0, top=top) for result in results), ("object",))
 
     job = stream.Job([*_listed(sources)], out, format, images, json, on_fault)
     with screen.stdout_for_json(json):
         if model in SEARCHES:
-            with job.search(SEARCHES[model]) as found:
-                run(found)
+            with job.search(SEARCHES[model]) as results:
+                run(results)
         else:
             with job.detector(model, device) as detector:
                 detector.check_proposals(given=False)
@@ -59,7 +60,7 @@ def propose(
 
 
 def _listed(words: Iterable[str]) -> Iterator[str]:
-    """The words, in place of a COCO json or data.yaml the images that it lists."""
+    """Yield the words, replacing a COCO json or data.yaml by the images that it lists."""
     from rcnn.config import Data
     from rcnn.data.find import open_dataset
 

@@ -1,4 +1,4 @@
-"""A page of pictures: what a detector makes of images that it was not trained on, and the plots of its training."""
+"""An HTML page with a detector's predictions on images that it wasn't trained on, and the plots of its training."""
 
 import os
 from html import escape
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rcnn.evaluate import Metrics
 
 PAIRS = 12
-"""Images that are shown, truth beside prediction."""
+"""Number of images shown, with ground truth and predictions side by side."""
 
 PAGE = """<!doctype html>
 <meta charset="utf-8">
@@ -34,15 +34,15 @@ td, th {{ padding: 0.2em 1em; text-align: right }} td:first-child, th:first-chil
 def write_report(
     folder: Path, title: str, detector: "Detector", dataset: "Dataset", metrics: "Metrics", plots: Path
 ) -> Path:
-    """Write `report.html` and its mosaic into a folder; the path of the page.
+    """Write `report.html` and its mosaic into a folder, and return the path of the page.
 
     Args:
-        folder: where it goes.
-        title: of the page.
-        detector: its threshold says which boxes are drawn.
+        folder: where to write.
+        title: title of the page.
+        detector: its threshold decides which boxes are drawn.
         dataset: the images that `metrics` are of.
-        metrics: scores and predictions, one an image.
-        plots: folder of the pictures of the training.
+        metrics: scores, and the predictions of each image.
+        plots: folder of the training's plots.
     """
     draw_pairs(folder / "test.jpg", detector, dataset, metrics)
     pictures = [folder / "test.jpg", *sorted(file for file in plots.iterdir() if file.suffix in (".png", ".jpg"))]
@@ -60,16 +60,16 @@ def write_report(
 
 
 def draw_pairs(path: Path, detector: "Detector", dataset: "Dataset", metrics: "Metrics") -> None:
-    """A mosaic of the first images, truth beside prediction."""
+    """Draw a mosaic of the first images, with ground truth and predictions side by side."""
     from rcnn.insight.mosaic import Tile, compare
     from rcnn.preprocess.stream import read_picture
 
-    truths, found = [], []
+    truths, predicted = [], []
     for record, prediction in list(zip(dataset.records, metrics.predictions, strict=True))[:PAIRS]:
         image = read_picture(record.path, detector.settings)
         keep = prediction.scores >= detector.threshold
         truths.append(Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore))
-        found.append(
+        predicted.append(
             Tile(image, prediction.boxes[keep], prediction.labels[keep], record.name, scores=prediction.scores[keep])
         )
-    compare(truths, found, dataset.names, path)
+    compare(truths, predicted, dataset.names, path)

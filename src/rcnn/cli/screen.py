@@ -1,11 +1,11 @@
-"""Printing: tables for people, one JSON document for programs."""
+"""Print tables for people, and one JSON document for programs."""
 
 import json
 import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,27 +18,22 @@ if TYPE_CHECKING:
     from rcnn.data.dataset import Dataset
 
 WIDEST = 1000
-"""Characters of a line in a file; a terminal has its own width."""
+"""Characters per line in a file; a terminal has its own width."""
 
 
-@contextmanager
-def stdout_for_json(wanted: bool) -> Iterator[None]:
-    """While a JSON document is wanted on stdout, whatever is printed goes to stderr."""
-    if not wanted:
-        yield
-        return
-    with redirect_stdout(sys.stderr):
-        yield
+def stdout_for_json(wanted: bool) -> AbstractContextManager[object]:
+    """Redirect everything printed to stderr if a JSON document is wanted on stdout."""
+    return redirect_stdout(sys.stderr) if wanted else nullcontext()
 
 
 def emit(document: Any) -> None:
-    """Print one JSON document; NaN becomes null. Of several processes the first one speaks."""
+    """Print one JSON document; NaN becomes null. Of several processes, only the first prints."""
     if os.environ.get("RANK", "0") == "0":
         print(json.dumps(plain(document), indent=2, ensure_ascii=False))
 
 
 def plain(value: Any) -> Any:
-    """Dictionaries, lists, strings and finite numbers that JSON can hold, of arrays, paths and tuples."""
+    """Convert arrays, paths, tuples and numbers that are not finite to values that JSON can hold."""
     if isinstance(value, Mapping):
         return {str(key): plain(below) for key, below in value.items()}
     if isinstance(value, str | bool | int) or value is None:
@@ -54,37 +49,37 @@ def plain(value: Any) -> Any:
 
 @contextmanager
 def progress(what: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr where that is a terminal; yields what takes (done, all)."""
+    """Show a progress bar on stderr if that is a terminal; yield a function to call with (done, total)."""
     console = Console(stderr=True)
     with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def dataset_line(dataset: "Dataset", faults: bool = True) -> None:
-    """What was read: images, boxes, classes, faults, and the notes of the reader."""
+def dataset_line(dataset: "Dataset") -> None:
+    """Print what was read: images, boxes, classes, faults, and the reader's notes."""
     boxes = sum(len(record.boxes) for record in dataset.records)
     size = f"{several(len(dataset), 'image')}, {several(boxes, 'box')}, {several(len(dataset.names), 'class')}"
     say(f"{dataset.root} ({dataset.format}), {dataset.split}: {size}: {', '.join(dataset.names)}")
-    for text in dataset.notes:
-        note(text)
-    if dataset.faults and faults:
+    note(*dataset.notes)
+    if dataset.faults:
         mended = several(len(dataset.faults), "fault")
         note(f"{mended} mended or left out; `rcnn data check {dataset.root}` lists them")
 
 
 def say(text: str, style: str = "") -> None:
-    """A line of text as it is: brackets are no markup, and long paths are not broken."""
+    """Print a line of text verbatim: brackets are not markup, and long paths are not wrapped."""
     Console(soft_wrap=True).print(Text(text, style))
 
 
-def note(text: str) -> None:
-    """A dim line: worth knowing, nothing to do."""
-    say(text, "dim")
+def note(*texts: str) -> None:
+    """Print dim lines, for what is worth knowing but needs no action."""
+    for text in texts:
+        say(text, "dim")
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """A table after an empty line; the first column is text, the others are numbers. Lines of a file are not folded."""
+    """Print a table after an empty line. The first column is text, the others are numbers. Files get long lines."""
     grid = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
         grid.add_column(column, justify="right" if index else "left", overflow="fold")
@@ -99,13 +94,13 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
 
 
 def several(number: int, thing: str) -> str:
-    """`1 fault`, `2 faults`, `3 boxes`, `4 classes`."""
+    """Return a number with its noun: `1 fault`, `2 faults`, `3 boxes`, `4 classes`."""
     ending = "" if number == 1 else "es" if thing.endswith(("s", "x")) else "s"
     return f"{number:,} {thing}{ending}"
 
 
 def cell(value: object) -> str:
-    """A table's cell: three decimals, thousands separated, a dash for not-a-number."""
+    """Format a table's cell: three decimals, thousands separated, a dash for NaN."""
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.3f}"
     if isinstance(value, int):

@@ -1,11 +1,13 @@
-"""What `predict` and `propose` share: images in, results written as they come, totals at the end."""
+"""What `predict` and `propose` share: read images, write results as they come, and print totals at the end."""
 
 import json
 import os
+import shutil
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -27,26 +29,26 @@ from rcnn.preprocess.sources import base_of, files
 from rcnn.result import Result
 
 SHOWN = 5
-"""Images whose counts are printed one by one."""
+"""Number of images whose counts are printed one by one."""
 
 
 class Job:
-    """One call of `predict` or `propose`: its images, where results go and in which formats.
+    """One call of `predict` or `propose`: its images, and where and in which formats results are written.
 
     Attributes:
-        skip: told of images that can't be read; None: the first one stops.
+        skip: called for images that can't be read; None: the first one raises.
 
     Args:
         words: sources and `section.key=value` settings.
-        out: the folder of the results, numbered where it is taken.
-        formats: comma-separated.
-        images: COCO json that gives images their ids.
+        out: folder for the results, numbered if it is taken.
+        formats: comma-separated names of formats.
+        images: COCO json with the ids of the images.
         as_json: also print the results as one JSON document.
-        on_fault: `skip` names images that can't be read and goes on; else the first one stops.
+        on_fault: `skip` reports images that can't be read and continues; otherwise the first one raises.
 
     Raises:
-        SettingsError: an unknown format or choice, or no source.
-        ImageError: a source that is not there.
+        SettingsError: a format or choice is unknown, or there is no source.
+        ImageError: a source doesn't exist.
     """
 
     def __init__(
@@ -57,11 +59,11 @@ class Job:
         sources, self._changes = arguments.split(words)
         if not sources:
             raise SettingsError("SOURCE is missing: give images, folders or globs")
-        self._formats = parse_formats(formats)
+        self._formats = parse_list("--format", formats, FORMATS)
         if as_json and "json" not in self._formats:
             self._formats.append("json")
         self._as_json, self._out = as_json, out
-        self._base = common_base(sources)
+        self._base = Path(os.path.commonpath([base_of(source) for source in sources]))
         self._files = [file for source in sources for file in files(source)]
         self._ids = listed_ids(images) if images else named_ids(self._files, self._base)
         self._unread = 0
@@ -69,45 +71,45 @@ class Job:
 
     @contextmanager
     def detector(self, model: str, device: str | None) -> Iterator[Detector]:
-        """The detector, with this job's settings; under torchrun each process takes its share of the images."""
+        """Load the detector with this job's settings. Under torchrun each process takes its share of the images."""
         with sharing(device) as (self._team, _):
             yield load_detector(model, self._changes, str(self._team.device))
 
     @contextmanager
     def search(self, mode: Mode) -> Iterator[Iterator[Result]]:
-        """What Selective Search finds in the images, in place of a detector's proposals."""
+        """Run Selective Search on the images, instead of a detector."""
         with sharing("cpu") as (self._team, _):
             yield self._searched(mode, override(Settings(), self._changes))
 
     def _searched(self, mode: Mode, settings: Settings) -> Iterator[Result]:
         paths = self.files()
-        for path, found in zip(paths, search_files(paths, mode, settings.data), strict=True):
-            if isinstance(found, Given):
-                boxes, scores = (part.astype(np.float32) for part in found)
+        for path, outcome in zip(paths, search_files(paths, mode, settings.data), strict=True):
+            if isinstance(outcome, Given):
+                boxes, scores = (part.astype(np.float32) for part in outcome)
                 labels = np.zeros(len(boxes), dtype=np.int64)
                 size = image_size(path, max_pixels=settings.data.max_pixels)
                 yield Result(boxes, scores, labels, ("object",), str(path), size, settings=settings)
             elif self.skip is None:
-                raise found
+                raise outcome
             else:
-                self.skip(found)
+                self.skip(outcome)
 
     def proposals(self, source: str, detector: Detector) -> Propose:
-        """Proposals of this process's images from a file or a search, read and checked before the first is shown."""
+        """Read this process's proposals from a file, or search for them, and return what puts them into batches."""
         settings = detector.settings
         records = [*self._records(settings.data)]
-        told = None if self.skip is None else lambda error: None  # the detector meets the same images, and tells
+        told = None if self.skip is None else lambda error: None  # the detector will report the same images
         with screen.progress("proposals", self._team.writer) as progress:
             given = find_proposals(source, records, self._base, settings.data, progress, told)
-        of = {str(record.path): found for record, found in zip(records, given, strict=True)}
+        by_path = {str(record.path): proposals for record, proposals in zip(records, given, strict=True)}
 
         def propose(paths: Sequence[str | None], batch: Batch) -> Proposals:
-            return place([of[str(path)] for path in paths], batch, settings.rpn.post_test)
+            return place([by_path[str(path)] for path in paths], batch, settings.rpn.post_test)
 
         return propose
 
     def _records(self, settings: Data) -> Iterator[Record]:
-        """The images as those of a data set without objects; those of which not even the size can be read are not."""
+        """Yield the images as records without objects, except those whose size can't be read."""
         none = np.zeros(0)
         for path in dict.fromkeys(self.files()):
             try:
@@ -118,7 +120,7 @@ class Job:
             yield Record(path, name, path.stem, size, none.reshape(0, 4), none.astype(np.int64), none.astype(bool))
 
     def _name(self, path: str | Path) -> Path:
-        """An image's path below the folder that all sources share."""
+        """Return an image's path relative to the folder that all sources share."""
         return Path(os.path.relpath(path, self._base))
 
     def _leave_out(self, error: ImageError) -> None:
@@ -126,14 +128,14 @@ class Job:
         screen.note(f"left out: {error}")
 
     def files(self) -> list[Path]:
-        """The images of this process: a run of them, so that the parts laid end to end are in input order."""
+        """Return the images of this process: consecutive ones, so that the joined parts are in input order."""
         first, last = (len(self._files) * rank // self._team.world for rank in (self._team.rank, self._team.rank + 1))
         return self._files[first:last]
 
     def run(self, results: Iterable[Result], names: tuple[str, ...]) -> None:
-        """Write every result in every format while it comes, and say what was found.
+        """Write every result in every format as it comes, and print what was found.
 
-        What was found before an error or Ctrl-C in any process is put together all the same.
+        Results from before an error or Ctrl-C in any process are still merged.
         """
         self._out = self._team.gather(fresh_folder(self._out) if self._team.writer else self._out)[0]
         shared = shared_stems(map(self._name, self._files))
@@ -141,11 +143,11 @@ class Job:
         totals, count, begun, end = Counter[str](), 0, time.perf_counter(), None
         try:
             with ExitStack() as stack:
-                writers = [stack.enter_context(closing(FORMATS[name](target))) for name in self._formats]
+                writers = [stack.enter_context(FORMATS[name](target)) for name in self._formats]
                 for count, result in enumerate(results, 1):
                     name = self._name(result.path or "")
-                    for writer in writers:
-                        writer.write(result, name)
+                    for write in writers:
+                        write(result, name)
                     totals.update(result.counts())
                     if self._team.writer and len(self._files) > 1:
                         tell(name, result.counts(), count, begun)
@@ -159,76 +161,55 @@ class Job:
             raise end
 
     def emit(self) -> None:
-        """Print the JSON document that was asked for, piece by piece."""
+        """Print the JSON document if it was asked for."""
         if self._as_json and self._team.writer:
             with (self._out / "results.json").open(encoding="utf-8") as file:
-                for piece in iter(lambda: file.read(1 << 16), ""):
-                    print(piece, end="")
+                shutil.copyfileobj(file, sys.stdout)
 
     def _report(self, names: Sequence[str], *parts: tuple[int, Counter[str], int, bool]) -> None:
-        """What all processes found, class by class, and where it lies."""
+        """Print what all processes found, class by class, and where it was written."""
         counts, totals, unread, stopped = zip(*parts, strict=True)
         images = screen.several(sum(counts), "image")
         if any(stopped):
             screen.note(f"stopped; results of {images} are in {self._out}")
             return
         total = sum(totals, Counter[str]())
-        found = f"{images}, {screen.several(total.total(), 'box')}"
+        title = f"{images}, {screen.several(total.total(), 'box')}"
         if sum(counts) > 1:
             rows = [[name, number, number / sum(counts)] for name, number in total.most_common()]
-            screen.table(found, ["class", "boxes", "an image"], rows)
+            screen.table(title, ["class", "boxes", "per image"], rows)
         else:
             each = ", ".join(f"{number:,} {name}" for name, number in total.most_common())
-            screen.say(f"{found}: {each}" if each and len(names) > 1 else found)
+            screen.say(f"{title}: {each}" if each and len(names) > 1 else title)
         screen.say(f"\nwritten to {self._out}: {', '.join(self._formats)}")
         if any(unread):
             screen.say(f"left out as unreadable: {screen.several(sum(unread), 'image')}, named above")
 
 
-def tell(name: Path, found: Mapping[str, int], count: int, begun: float) -> None:
-    """A line for each of the first images, then one for every hundred."""
+def tell(name: Path, counts: Mapping[str, int], count: int, begun: float) -> None:
+    """Print a line for each of the first images, then one per hundred."""
     if count <= SHOWN:
-        counts = ", ".join(f"{number} {label}" for label, number in found.items())
-        screen.say(f"{name}: {counts or 'nothing'}")
+        boxes = ", ".join(f"{number} {label}" for label, number in counts.items())
+        screen.say(f"{name}: {boxes or 'nothing'}")
     elif count % 100 == 0:
-        screen.note(f"{count:,} images, {count / (time.perf_counter() - begun):.1f} a second")
+        screen.note(f"{count:,} images, {count / (time.perf_counter() - begun):.1f} per second")
 
 
-def parse_formats(text: str) -> list[str]:
-    """Names of formats in a comma-separated list.
-
-    Raises:
-        SettingsError: an unknown format.
-    """
-    formats = [name.strip() for name in text.split(",")]
-    unknown = [name for name in formats if name not in FORMATS]
-    if unknown:
-        raise SettingsError(f"--format: unknown `{unknown[0]}`; there are {', '.join(FORMATS)}")
-    return formats
-
-
-def parse_classes(text: str | None, names: Sequence[str]) -> list[str] | None:
-    """Class names in a comma-separated list; None: all.
+def parse_list(option: str, text: str, known: Collection[str]) -> list[str]:
+    """Return the names in the comma-separated text of an option.
 
     Raises:
-        SettingsError: a class that the detector does not know.
+        SettingsError: a name is not known.
     """
-    if text is None:
-        return None
-    classes = [name.strip() for name in text.split(",")]
-    unknown = [name for name in classes if name not in names]
+    names = [name.strip() for name in text.split(",")]
+    unknown = [name for name in names if name not in known]
     if unknown:
-        raise SettingsError(f"--classes: the detector knows no `{unknown[0]}`; it knows {', '.join(names)}")
-    return classes
-
-
-def common_base(sources: Sequence[str]) -> Path:
-    """The folder that output names are relative to: what all sources share."""
-    return Path(os.path.commonpath([base_of(source) for source in sources]))
+        raise SettingsError(f"{option}: unknown `{unknown[0]}`; there are {', '.join(known)}")
+    return names
 
 
 def named_ids(images: Sequence[Path], base: Path) -> Callable[[Result], int | str]:
-    """What gives a result its COCO image id: the file's name, or its path below `base` where two have that name."""
+    """Return a function that gives a result's COCO image id: its file name or, if ambiguous, its path below `base`."""
     count = Counter(file.name for file in images)
 
     def find(result: Result) -> str:
@@ -239,10 +220,10 @@ def named_ids(images: Sequence[Path], base: Path) -> Callable[[Result], int | st
 
 
 def listed_ids(file: Path) -> Callable[[Result], int | str]:
-    """What gives a result the image id that the COCO json `file` lists.
+    """Return a function that gives a result's image id as listed in the COCO json `file`.
 
     Raises:
-        DataError: the file can't be read; later, an image that it does not list.
+        DataError: the file can't be read; when called, the image is not listed.
     """
     try:
         listed = {entry["file_name"]: entry["id"] for entry in json.loads(file.read_bytes())["images"]}

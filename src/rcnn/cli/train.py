@@ -1,4 +1,4 @@
-"""`rcnn train DATA`: from labelled images to a detector."""
+"""`rcnn train DATA`: train a detector on labelled images."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ OPTIONS = {
     "workers": "data.workers",
     "on_fault": "data.on_fault",
 }
-"""Option -> the setting that it is a short name of."""
+"""Option -> the setting that it abbreviates."""
 
 SIZES_SHOWN = 12
 
@@ -38,27 +38,27 @@ def train(
         str | None, typer.Option(help="mobilenet-fpn (the default), another preset, or timm/NAME.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Images a step, all processes together.")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate at train.lr_batch images a step.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per step, in all processes together.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate for train.lr_batch images per step.")] = None,
     seed: arguments.Seed = None,
     device: arguments.Device = None,
     init: Annotated[
         str | None, typer.Option(metavar="imagenet|blood-cells|none|FILE", help="Weights to start from.")
     ] = None,
-    workers: Annotated[int | None, typer.Option(help="Loader processes beside the main one.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Number of loader processes.")] = None,
     on_fault: arguments.OnFault = None,
-    name: Annotated[str | None, typer.Option(help="Name of the run; that of the data where not given.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder of run folders.")] = Path("runs/train"),
-    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Run a written config.yaml again.")] = None,
-    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Go on with this run folder.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run; train nothing.")] = False,
+    name: Annotated[str | None, typer.Option(help="Name of the run. Default: the name of the data.")] = None,
+    out: Annotated[Path, typer.Option(help="Parent folder of runs.")] = Path("runs/train"),
+    config: Annotated[Path | None, typer.Option(metavar="FILE", help="Repeat the run of a config.yaml.")] = None,
+    resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run without training.")] = False,
     json: arguments.Json = False,
 ) -> None:
     """Train a detector on labelled images.
 
     Example: rcnn train data/ --epochs 20 train.ema=null. `--dry-run` shows every setting.
     """
-    data, changes = arguments.one_path(words or [], "DATA")
+    data, changes = arguments.optional_path(words or [], "DATA")
     values = (epochs, batch, lr, seed, device, init, workers, on_fault)
     options: dict[str, Any] = {key: value for key, value in zip(OPTIONS, values, strict=True) if value is not None}
     if resume is not None:
@@ -84,19 +84,19 @@ def train(
 
 
 def check_resume(folder: Path, others: Sequence[object]) -> None:
-    """See that a run is there to go on with, and that nothing else was asked for.
+    """Check that there is a run to continue, and that no other settings are given.
 
     Raises:
-        SettingsError: there is none, or there was.
+        SettingsError: the folder holds no run, or there are other settings.
     """
     if any(other is not None for other in others):
-        raise SettingsError("--resume goes on with the settings of its run; leave DATA and the other settings out")
+        raise SettingsError("--resume continues with the settings of its run; leave out DATA and other settings")
     if not (folder / "config.yaml").is_file():
         raise SettingsError(f"{folder}: no run folder (there is no config.yaml in it)")
 
 
 def plan(settings: Settings) -> dict[str, Any]:
-    """Print what a training would do: settings, data, sizes, steps, parameters."""
+    """Print what training would do: settings, data, sizes, steps, parameters."""
     from rcnn.data.find import open_splits
     from rcnn.data.loader import Loader
     from rcnn.data.proposals import open_proposals
@@ -107,7 +107,7 @@ def plan(settings: Settings) -> dict[str, Any]:
 
     train_set, val_set = open_splits(str(settings.data.path), settings.data)
     source = settings.train.proposals
-    if source is not None and source not in SEARCHES:  # a file may be faulty; a search only takes its time
+    if source is not None and source not in SEARCHES:  # a file may be faulty; a search only takes time
         open_proposals(source, together((train_set, val_set)), settings)
     network = build(settings, len(train_set.names))
     steps = Loader(train_set, settings, training=True, batch=settings.train.batch, seed=settings.train.seed).steps
@@ -123,7 +123,7 @@ def plan(settings: Settings) -> dict[str, Any]:
         f" (the {SIZES_SHOWN} most frequent of {len(rows)})" if len(rows) > SIZES_SHOWN else ""
     )
     screen.table(title, ["file", "images", "resized", "padded"], [list(row.values()) for row in shown])
-    screen.say(f"\n{updates:,} steps an epoch, {whole:,} in all; {parameters:,} parameters")
+    screen.say(f"\n{updates:,} steps per epoch, {whole:,} in total; {parameters:,} parameters")
     return {
         "settings": dump(settings),
         "train": {"images": len(train_set), "names": train_set.names, "faults": len(train_set.faults)},
@@ -135,7 +135,7 @@ def plan(settings: Settings) -> dict[str, Any]:
 
 
 def sizes(settings: Settings, dataset: "Dataset") -> list[dict[str, Any]]:
-    """One row a size of the files, most frequent first."""
+    """Return one row per size of the image files, most frequent first."""
     from rcnn.preprocess.batch import Preprocessor
 
     preprocessor = Preprocessor(settings.preprocess)

@@ -1,4 +1,4 @@
-"""`rcnn val MODEL DATA`: scores of a detector on labelled images."""
+"""`rcnn val MODEL DATA`: score a detector on labelled images."""
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,14 +21,12 @@ SHOWN = {
 
 
 def val(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A weights file, or a name such as blood-cells.")],
-    words: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
-    ],
+    model: arguments.Model,
+    words: arguments.Words,
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images to score on.")] = "val",
     batch: arguments.BatchSize = 8,
     device: arguments.Device = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Chooses the boxes that the losses are of.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed for sampling boxes for the losses.")] = None,
     proposals: arguments.Proposals = None,
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
@@ -44,11 +42,10 @@ def val(
     from rcnn.training.proposals import shared_proposals
 
     with screen.stdout_for_json(json), sharing(device) as (team, shard):
-        data, changes = arguments.one_path(words, "DATA")
-        options = arguments.given({"data.on_fault": on_fault, "train.seed": seed})
-        detector = load_detector(model, [*changes, *options], str(team.device))
+        path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault, "train.seed": seed})
+        detector = load_detector(model, changes, str(team.device))
         detector.check_proposals(given=proposals is not None)
-        path, settings, theirs = arguments.required(data, "DATA"), detector.settings, None
+        settings, theirs = detector.settings, None
         with screen.progress("reading images", team.writer) as progress:
             dataset = open_dataset(path, split, settings.data, names=detector.names, progress=progress)
         if team.writer:
@@ -67,7 +64,7 @@ def val(
 
 
 def show(metrics: "Metrics") -> None:
-    """AP by class, AP by size, and recall of the proposals."""
+    """Print AP by class, AP by size, and recall of the proposals."""
     columns = ["class", "boxes", "AP", "AP50", "VOC AP50"]
     rows = [list(row.values()) for row in metrics.by_class()]
     coco = metrics.coco
@@ -83,7 +80,7 @@ def show(metrics: "Metrics") -> None:
 
 
 def summary(metrics: "Metrics") -> dict[str, Any]:
-    """What `--json` prints."""
+    """Return what `--json` prints."""
     proposals = metrics.proposals
     recall = {f"ar{top}": value for top, value in zip(proposals.tops, proposals.ar.tolist(), strict=True)}
     return {

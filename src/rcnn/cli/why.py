@@ -1,4 +1,4 @@
-"""`rcnn why MODEL DATA`: where each object was lost, and what each false alarm is."""
+"""`rcnn why MODEL DATA`: where each missed object was lost, and what each false detection is."""
 
 import json as json_format
 from collections.abc import Sequence
@@ -13,29 +13,25 @@ if TYPE_CHECKING:
     from rcnn.insight.funnel.report import Group, Report
 
 SHOWN = 20
-"""Classes in the table, those with most losses."""
+"""Number of classes in the table, those with most losses first."""
 
 
 def why(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors), or a name.")],
-    words: Annotated[
-        list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
-    ],
+    model: arguments.Model,
+    words: arguments.Words,
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images to explain.")] = "val",
-    iou: Annotated[float, typer.Option(min=0.1, max=1, help="From this IoU on a box is right.")] = 0.5,
+    iou: Annotated[float, typer.Option(min=0.1, max=1, help="IoU from which a box counts as correct.")] = 0.5,
     score: Annotated[
         float | None,
-        typer.Option(min=0, max=1, help="From this score on a detection is shown. By default as stored."),
+        typer.Option(min=0, max=1, help="Score from which a detection counts. Default: the stored threshold."),
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder for pictures and why.json. By default runs/why/NAME.")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for pictures and why.json. Default: runs/why/NAME.")] = None,
     batch: arguments.BatchSize = 8,
     device: arguments.Device = None,
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Say where each labelled object was lost, what each false alarm is, and what to do about the worst of it.
+    """Tell where each missed object was lost, what each false detection is, and what to do about the worst problem.
 
     Example: rcnn why runs/train/exp-1/weights/best.safetensors data/
     """
@@ -47,48 +43,47 @@ def why(
     from rcnn.insight.funnel.report import document, report
 
     with screen.stdout_for_json(json):
-        data, changes = arguments.one_path(words, "DATA")
-        options = arguments.given({"data.on_fault": on_fault})
-        detector = load_detector(model, [*changes, *options], device or "auto")
+        path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
+        detector = load_detector(model, changes, device or "auto")
         detector.check_proposals(given=False)
-        path, settings = arguments.required(data, "DATA"), detector.settings
+        settings = detector.settings
         with screen.progress("reading images") as progress:
             dataset = open_dataset(path, split, settings.data, names=detector.names, progress=progress)
         screen.dataset_line(dataset)
         threshold = settings.predict.score if score is None else score
         with screen.progress("asking every stage") as progress:
             answer = insight.why(detector, dataset, iou=iou, score=threshold, batch=batch, progress=progress)
-        found = report(answer, dataset, settings)
-        show(found)
+        summary = report(answer, dataset, settings)
+        show(summary)
         folder = fresh_folder(out or Path("runs/why") / path.resolve().name)
-        whole = document(found, dataset)
+        whole = document(summary, dataset)
         text = json_format.dumps(screen.plain(whole), indent=2, ensure_ascii=False)
         (folder / "why.json").write_text(text + "\n", encoding="utf-8")
-        draw_funnel(found, folder / "funnel.png")
+        draw_funnel(summary, folder / "funnel.png")
         draw_worst(answer, dataset, settings, folder / "worst.jpg")
         screen.say("")
-        screen.say(found.advice, "bold")
+        screen.say(summary.advice, "bold")
         screen.say(f"{folder}: funnel.png, worst.jpg, why.json")
     if json:
         lists = ("lost_objects", "false_detections")
         screen.emit({"out": folder, **{key: value for key, value in whole.items() if key not in lists}})
 
 
-def show(found: "Report") -> None:
-    """Losses and false alarms by size, with the AP that mending each would give; and by class."""
+def show(report: "Report") -> None:
+    """Print losses and false alarms by size, with the AP if each were mended, and losses by class."""
     from rcnn.insight.funnel.kinds import ALARMS, FOUND
     from rcnn.insight.funnel.pictures import TAGS
     from rcnn.insight.funnel.report import groups, places
 
-    answer = found.why
+    answer = report.why
     objects, alarms = groups(answer.outcomes, answer.names), groups(answer.alarms, answer.names)
     title = f"Where the objects are lost (IoU {answer.iou:g}" + (
-        f", score {answer.score:.3f})" if found.mended else ")"
+        f", score {answer.score:.3f})" if report.mended else ")"
     )
-    _by_size(title, objects, {**places(answer), FOUND: FOUND}, found)
+    _by_size(title, objects, {**places(answer), FOUND: FOUND}, report)
     if answer.detects:
-        _by_size("False alarms", alarms, ALARMS, found)
-        screen.say(f"AP {found.ap:.3f} at this IoU; `AP if mended` is what it would be without that kind", "dim")
+        _by_size("False alarms", alarms, ALARMS, report)
+        screen.say(f"AP {report.ap:.3f} at this IoU; `AP if mended` is what it would be without that kind", "dim")
     losses = [kind for kind in places(answer) if objects[0].counts[kind]]
     columns = ["class", "objects", FOUND, *(TAGS[kind] for kind in losses)]
     rows = [
@@ -101,19 +96,19 @@ def show(found: "Report") -> None:
     screen.table("By class" + left, columns, rows[:SHOWN])
 
 
-def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], found: "Report") -> None:
-    """A row a kind: how many, how many of each size, and the AP if mended."""
+def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], report: "Report") -> None:
+    """Print one row per kind: the number in total and of each size, and the AP if mended."""
     shown = [group for group in counted if group.section != "class"]
-    mended = ["AP if mended"] if found.mended else []
+    mended = ["AP if mended"] if report.mended else []
     rows: list[list[object]] = [
-        [text, *(group.counts[kind] for group in shown), *([_ap(found, kind, shown[0])] if mended else [])]
+        [text, *(group.counts[kind] for group in shown), *([_ap(report, kind, shown[0])] if mended else [])]
         for kind, text in kinds.items()
     ]
     total = [sum(group.counts[kind] for kind in kinds) for group in shown]
-    rows.append(["total", *total, *([found.ap] if mended else [])])
+    rows.append(["total", *total, *([report.ap] if mended else [])])
     screen.table(title, ["", *(group.title for group in shown), *mended], rows)
 
 
-def _ap(found: "Report", kind: str, everything: "Group") -> float:
-    """The AP if mended, where there is something to mend."""
-    return found.mended.get(kind, float("nan")) if everything.counts[kind] else float("nan")
+def _ap(report: "Report", kind: str, everything: "Group") -> float:
+    """Return the AP if this kind were mended, or NaN if there is none of it."""
+    return report.mended.get(kind, float("nan")) if everything.counts[kind] else float("nan")

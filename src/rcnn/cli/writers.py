@@ -1,29 +1,32 @@
-"""Results written as they come, one writer a format; memory does not grow with the number of images."""
+"""Write results as they come, one writer per format. Memory does not grow with the number of images."""
 
 import json
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from fileinput import FileInput
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from rcnn.data.folders import write_text
 from rcnn.data.yolo_yaml import yaml_text
 from rcnn.result import Result
 
 DRAWABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
-"""Suffixes that drawn images keep; others become PNG."""
+"""Suffixes that drawn images keep; other images are written as PNG."""
 
 
 @dataclass(frozen=True)
 class Target:
-    """Where results go.
+    """Where to write results.
 
     Attributes:
-        folder: of all formats.
+        folder: folder of all formats.
         names: class names.
-        image_id: gives an image its COCO id.
-        part: number of this process; each writes its part of the files that hold many images.
-        shared: names without suffix that are no image's own, see `shared_stems`.
+        image_id: returns the COCO id of a result's image.
+        part: rank of this process, which writes its own part of files that hold many images.
+        shared: names without suffix that are ambiguous, see `shared_stems`.
     """
 
     folder: Path
@@ -33,49 +36,31 @@ class Target:
     shared: Collection[Path] = ()
 
 
-class Writer(Protocol):
-    """Takes the results one by one, in order."""
-
-    def write(self, result: Result, name: Path) -> None:
-        """Write one image's result; `name` is the image's path below the output folder."""
-        ...
-
-    def close(self) -> None:
-        """Finish the files; also called when the command is interrupted."""
-        ...
+Write = Callable[[Result, Path], None]
+"""Writes the result of one image; the path is that of the image below the output folder."""
 
 
-class JsonList:
-    """A JSON list written row by row, one a line; `merge_parts` gives it its name."""
-
-    def __init__(self, path: Path, rows: Callable[[Result], list[dict[str, Any]]]) -> None:
-        self._rows = rows
-        self._file = path.open("w", encoding="utf-8")
-
-    def write(self, result: Result, name: Path) -> None:
-        """Add the rows of one image."""
-        self._file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in self._rows(result))
-
-    def close(self) -> None:
-        """End the file."""
-        self._file.close()
+@contextmanager
+def _json_lines(target: Target, name: str, rows: Callable[[Result], list[dict[str, Any]]]) -> Iterator[Write]:
+    """Write this process's rows of a JSON list, one per line; `merge_parts` turns them into the list."""
+    with _part(target.folder, name, target.part).open("w", encoding="utf-8") as file:
+        yield lambda result, _: file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows(result))
 
 
 def merge_parts(folder: Path, world: int) -> None:
-    """One JSON list of the rows that each process wrote."""
+    """Merge the rows that the processes wrote into one JSON list per format."""
     for name in ("results", "coco"):
         parts = [path for rank in range(world) if (path := _part(folder, name, rank)).exists()]
-        if parts:
-            temporary = folder / f".{name}.json"
-            with temporary.open("w", encoding="utf-8") as file:
-                between = "[\n"
-                for part in parts:
-                    with part.open(encoding="utf-8") as rows:
-                        for row in rows:
-                            file.write(between + row.rstrip("\n"))
-                            between = ",\n"
-                file.write("\n]\n" if between == ",\n" else "[]\n")
-            temporary.replace(folder / f"{name}.json")
+        if not parts:
+            continue
+        temporary = folder / f".{name}.json"
+        with temporary.open("w", encoding="utf-8") as file, FileInput(parts, encoding="utf-8") as rows:
+            between = "[\n"
+            for row in rows:
+                file.write(between + row.rstrip("\n"))
+                between = ",\n"
+            file.write("\n]\n" if between == ",\n" else "[]\n")
+        temporary.replace(folder / f"{name}.json")
         for part in parts:
             part.unlink()
 
@@ -84,74 +69,60 @@ def _part(folder: Path, name: str, rank: int) -> Path:
     return folder / f".{name}-{rank}.jsonl"
 
 
-class Drawn:
-    """One picture an image, its boxes drawn."""
+def _file_per_image(
+    folder: Path, named: Callable[[Path], Path], save: Callable[[Result, Path], object]
+) -> AbstractContextManager[Write]:
+    def write(result: Result, image: Path) -> None:
+        path = folder / named(image)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save(result, path)
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def write(self, result: Result, name: Path) -> None:
-        """Draw one image."""
-        path = name if name.suffix.lower() in DRAWABLE else name.with_name(name.name + ".png")
-        result.draw().convert("RGB").save(_parent_made(self._folder / path))
-
-    def close(self) -> None:
-        """Nothing is open."""
+    return nullcontext(write)
 
 
-class Voc:
-    """One VOC xml an image."""
-
-    def __init__(self, folder: Path, shared: Collection[Path]) -> None:
-        self._folder, self._shared = folder, shared
-
-    def write(self, result: Result, name: Path) -> None:
-        """Write one annotation file."""
-        path = self._folder / label_name(name, ".xml", self._shared)
-        _parent_made(path).write_text(result.to_voc(), encoding="utf-8")
-
-    def close(self) -> None:
-        """Nothing is open."""
+def _drawn(target: Target) -> AbstractContextManager[Write]:
+    """Write images with their boxes drawn."""
+    return _file_per_image(
+        target.folder / "drawn",
+        lambda image: image if image.suffix.lower() in DRAWABLE else image.with_name(image.name + ".png"),
+        lambda result, path: result.draw().convert("RGB").save(path),
+    )
 
 
-class Yolo:
-    """One YOLO text file an image, and a `data.yaml` with the names of the classes."""
-
-    def __init__(self, folder: Path, names: tuple[str, ...], shared: Collection[Path]) -> None:
-        self._folder, self._shared = folder / "labels", shared
-        text = yaml_text({"path": ".", "train": "images"}, names)
-        _parent_made(folder / "data.yaml").write_text(text, encoding="utf-8")
-
-    def write(self, result: Result, name: Path) -> None:
-        """Write one label file."""
-        path = self._folder / label_name(name, ".txt", self._shared)
-        _parent_made(path).write_text(result.to_yolo(), encoding="utf-8")
-
-    def close(self) -> None:
-        """Nothing is open."""
+def _voc(target: Target) -> AbstractContextManager[Write]:
+    """Write VOC xml files."""
+    return _file_per_image(
+        target.folder / "voc",
+        lambda image: label_name(image, ".xml", target.shared),
+        lambda result, path: path.write_text(result.to_voc(), encoding="utf-8"),
+    )
 
 
-FORMATS: Mapping[str, Callable[[Target], Writer]] = {
-    "drawn": lambda target: Drawn(target.folder / "drawn"),
-    "json": lambda target: JsonList(_part(target.folder, "results", target.part), lambda result: [result.to_json()]),
-    "coco": lambda target: JsonList(
-        _part(target.folder, "coco", target.part), lambda result: result.to_coco(target.image_id(result))
-    ),
-    "voc": lambda target: Voc(target.folder / "voc", target.shared),
-    "yolo": lambda target: Yolo(target.folder / "yolo", target.names, target.shared),
+def _yolo(target: Target) -> AbstractContextManager[Write]:
+    """Write YOLO text files, and a `data.yaml` with the class names."""
+    folder = target.folder / "yolo"
+    write_text(folder / "data.yaml", yaml_text({"path": ".", "train": "images"}, target.names))
+    return _file_per_image(
+        folder / "labels",
+        lambda image: label_name(image, ".txt", target.shared),
+        lambda result, path: path.write_text(result.to_yolo(), encoding="utf-8"),
+    )
+
+
+FORMATS: Mapping[str, Callable[[Target], AbstractContextManager[Write]]] = {
+    "drawn": _drawn,
+    "json": lambda target: _json_lines(target, "results", lambda result: [result.to_json()]),
+    "coco": lambda target: _json_lines(target, "coco", lambda result: result.to_coco(target.image_id(result))),
+    "voc": _voc,
+    "yolo": _yolo,
 }
-"""Name of a format -> what writes it."""
-
-
-def _parent_made(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path
+"""Name of a format -> context manager that provides its writer."""
 
 
 def shared_stems(images: Iterable[Path]) -> set[Path]:
-    """Names without suffix that several images have, as `a.jpg` and `a.png`, or that are another image's whole name.
+    """Return names without suffix that several images have, like `a.jpg` and `a.png`, or that name another image.
 
-    They follow from the list of all images, so that processes that share the work agree on every name.
+    They depend on the list of all images, so that processes that share the work agree on every name.
     """
     names = set(images)
     count = Counter(name.with_suffix("") for name in names)
@@ -159,5 +130,5 @@ def shared_stems(images: Iterable[Path]) -> set[Path]:
 
 
 def label_name(image: Path, suffix: str, shared: Collection[Path]) -> Path:
-    """The name of an image's labels: its own with another suffix, or that behind the whole name if stems are shared."""
+    """Return the name of an image's labels: the suffix replaces the image's, or follows it if the stem is shared."""
     return image.with_name(image.name + suffix) if image.with_suffix("") in shared else image.with_suffix(suffix)

@@ -1,4 +1,4 @@
-"""A data set read whole, every image decoded, and all that is wrong with it."""
+"""Check a data set: read all of it, decode every image, and report everything that is wrong."""
 
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -8,22 +8,22 @@ from typing import Any
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.find import distinct_lists, find_layout, read_list
-from rcnn.data.pixels import Progress, decode_images
+from rcnn.data.pixels import ProgressCallback, decode_images
 from rcnn.data.stats import Stats, statistics
 from rcnn.errors import DataError
 
 
 @dataclass(frozen=True)
-class Report:
-    """What `check` found.
+class DataReport:
+    """The result of `check`.
 
     Attributes:
         path: what was checked.
-        format: which reader read it.
+        format: format of the data set.
         names: class names.
-        lists: figures of each list.
-        faults: all of them, mendable and fatal.
-        notes: sentences worth saying aloud.
+        lists: statistics of each list.
+        faults: all faults, mendable and fatal.
+        notes: remarks for the user.
     """
 
     path: str
@@ -44,24 +44,15 @@ class Report:
         return len(self.faults) - self.fatal
 
     def to_json(self) -> dict[str, Any]:
-        """A plain tree."""
-        return {
-            "path": self.path,
-            "format": self.format,
-            "names": list(self.names),
-            "lists": {name: stats.to_json() for name, stats in self.lists.items()},
-            "fatal": self.fatal,
-            "mendable": self.mendable,
-            "faults": [asdict(fault) for fault in self.faults],
-            "notes": list(self.notes),
-        }
+        """Return the report as plain JSON values."""
+        return {"fatal": self.fatal, "mendable": self.mendable, **asdict(self)}
 
 
-def check(path: str | Path, settings: Data, progress: Progress | None = None) -> Report:
-    """Read every list of a data set and decode every image. `progress` is told (images done, images in all).
+def check(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> DataReport:
+    """Read every list of a data set and decode every image. `progress` is called with (images done, images in total).
 
     Raises:
-        DataError: nothing is there to check.
+        DataError: there is nothing to check.
     """
     layout = find_layout(path)
     datasets: list[Dataset] = []
@@ -74,7 +65,7 @@ def check(path: str | Path, settings: Data, progress: Progress | None = None) ->
     datasets = decode_images(datasets, settings, progress)
     faults += [fault for dataset in datasets for fault in dataset.faults]
     notes = [note for dataset in datasets for note in dataset.notes]
-    return Report(
+    return DataReport(
         path=str(path),
         format=layout.format,
         names=datasets[0].names if datasets else (),
@@ -85,7 +76,7 @@ def check(path: str | Path, settings: Data, progress: Progress | None = None) ->
 
 
 def _shared(datasets: list[Dataset]) -> list[str]:
-    """A sentence for each two lists that have images in common."""
+    """Return a remark on each pair of lists that have images in common."""
     notes = []
     for one, other in combinations(datasets, 2):
         both = {record.path for record in one.records} & {record.path for record in other.records}

@@ -1,4 +1,4 @@
-"""COCO detection json, found, read and written: one file per list, images beside it or in the usual folders."""
+"""Find, read and write COCO detection json: one file per list, with the images next to it or in the usual folders."""
 
 import gc
 import json
@@ -7,8 +7,8 @@ import os
 import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -17,7 +17,7 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, copy_images, write_text
+from rcnn.data.folders import Folder, copy_images, write_text
 from rcnn.errors import DataError
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
@@ -27,7 +27,7 @@ _ARRAYS = ("images", "annotations", "categories")
 
 
 def find(path: Path) -> Layout | None:
-    """The COCO data set at a json file, or at a folder with annotations/*.json, *.json or train/_annotations.coco.json.
+    """Return the COCO set at a json file, or a folder with annotations/*.json, *.json or train/_annotations.coco.json.
 
     Raises:
         DataError: several files could be one list.
@@ -35,14 +35,20 @@ def find(path: Path) -> Layout | None:
     if path.is_file():
         if path.suffix.lower() != ".json":
             return None
-        return Layout("coco", _root(path), _lists_of_file(path), found=path.name)
+        root = path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
+        split = _split_of(path.stem)
+        splits = ("val", "test") if split in ("val", "test") else (split,)  # a list to evaluate on serves as both
+        return Layout("coco", root, dict.fromkeys(splits, (path,)), evidence=path.name)
     for folder in (path / "annotations", path / "Annotations", path):
         files = [file for file in sorted(folder.glob("*.json")) if _is_coco(file)]
         if files:
-            return Layout("coco", path, _lists(files), found=", ".join(relative_name(file, path) for file in files))
-    files = [file for name in ("train", "valid", "val", "test") for file in sorted((path / name).glob("*.json"))]
-    lists = {_split_of(file.parent.name): (file,) for file in files if _is_coco(file)}
-    return Layout("coco", path, lists, found=", ".join(relative_name(file, path) for file in files)) if lists else None
+            lists = _lists(files)
+            break
+    else:
+        files = [file for name in ("train", "valid", "val", "test") for file in sorted((path / name).glob("*.json"))]
+        lists = {_split_of(file.parent.name): (file,) for file in files if _is_coco(file)}
+    names = ", ".join(relative_name(file, path) for file in files)
+    return Layout("coco", path, lists, evidence=names) if lists else None
 
 
 def _is_coco(path: Path) -> bool:
@@ -56,25 +62,14 @@ def _is_coco(path: Path) -> bool:
     return any(key in text for key in (b'"images"', b'"annotations"', b'"categories"'))
 
 
-def _root(path: Path) -> Path:
-    """The data set's folder: the one above `annotations`, else the file's own."""
-    return path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
-
-
 def _split_of(stem: str) -> str:
-    """train, val, trainval, test or all, by the name of a list."""
-    found = _SPLIT.findall(stem.lower())
-    return "all" if not found else "val" if found[-1] in ("valid", "validation") else found[-1]
-
-
-def _lists_of_file(path: Path) -> dict[str, tuple[Path, ...]]:
-    """One file alone: a list to evaluate on serves as val and as test."""
-    split = _split_of(path.stem)
-    return dict.fromkeys(("val", "test") if split in ("val", "test") else (split,), (path,))
+    """Return train, val, trainval, test or all, depending on the name of a list."""
+    words = _SPLIT.findall(stem.lower())
+    return "all" if not words else "val" if words[-1] in ("valid", "validation") else words[-1]
 
 
 def _lists(files: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
-    """The list that each file is; instances_*.json wins over others of the same list."""
+    """Assign the files to lists; instances_*.json wins over others for the same list."""
     lists: dict[str, list[Path]] = {}
     for file in files:
         lists.setdefault(_split_of(file.stem), []).append(file)
@@ -88,40 +83,34 @@ def _lists(files: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
 
 
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
-    """The images of json files. Without `names`, classes are the categories of the first file, by id."""
+    """Read the images of json files. Without `names`, classes are the categories of the first file, by id."""
     reading = Reading(_corners, names=tuple(names or ()))
-    for source in sources:
-        with _no_search_for_garbage():
+    # Python would search the growing tree for reference cycles, of which it has none: a third of a large file's time.
+    collects_garbage = gc.isenabled()
+    gc.disable()
+    try:
+        for source in sources:
             tree = _load(source, reading)
             if tree is not None:
                 _File(source, layout, reading).read(tree, given=names is not None or source != sources[0])
+    finally:
+        if collects_garbage:
+            gc.enable()
     if names is None and reading.category_ids != tuple(range(1, len(reading.names) + 1)):
         ids = ", ".join(f"{number} {name}" for number, name in zip(reading.category_ids, reading.names, strict=True))
         reading.notes.append(f"category ids become labels 0 to {len(reading.names) - 1} in this order: {ids}")
     return reading
 
 
-@contextmanager
-def _no_search_for_garbage() -> Iterator[None]:
-    """Python would search the growing tree for circles, of which it has none: a third of the time of a large file."""
-    searched = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if searched:
-            gc.enable()
-
-
 def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
-    """The object that a json file holds; None and a fault where it can't be read or lacks an array."""
+    """Return the object in a json file; None, and a fault, if it can't be read or lacks an array."""
     try:
         tree = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_polygons)
     except json.JSONDecodeError as error:
         where, reason = f"{path}:{error.lineno}:{error.colno}", f"malformed json: {error.msg}"
     except UnicodeDecodeError as error:
         where, reason = f"{path}:{error.object.count(10, 0, error.start) + 1}", "this is not UTF-8 text"
-    except (RecursionError, ValueError) as error:  # arrays in arrays without end, numbers of thousands of digits
+    except (RecursionError, ValueError) as error:  # arrays nested too deeply, numbers with thousands of digits
         where, reason = str(path), f"malformed json: {error}"
     else:
         arrays = {name for name, value in tree.items() if isinstance(value, list)} if isinstance(tree, dict) else set()
@@ -134,21 +123,21 @@ def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
 
 
 def _without_polygons(fields: dict[str, Any]) -> dict[str, Any]:
-    """Forget the polygons while the file is parsed: they are most of it, and are not read."""
+    """Drop the polygons while the file is parsed: they are most of it, and are not used."""
     fields.pop("segmentation", None)
     return fields
 
 
 @dataclass
 class _File:
-    """One json file on its way into a reading."""
+    """Adds one json file to a reading."""
 
     path: Path
     layout: Layout
     reading: Reading
 
     def read(self, tree: dict[str, list[Any]], given: bool) -> None:
-        """Add the file's images; classes are its own unless they are given."""
+        """Add the file's images. The classes are the file's own unless they are given."""
         categories = self._categories(tree["categories"])
         own = {name: number for number, name in categories.items()}
         self.reading.own = tuple(dict.fromkeys((*self.reading.own, *categories.values())))
@@ -165,7 +154,7 @@ class _File:
         self.reading.drafts += [draft for name, draft in by_name.items() if name not in known]
 
     def _objects(self, key: str, items: list[Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """The objects of the array at a key, each with its place, `file: key[index] (id number)`; others are faults."""
+        """Yield the place, `file: key[index] (id number)`, of each object in an array, and the object."""
         for index, item in enumerate(items):
             if isinstance(item, dict):
                 number = f" (id {item['id']})" if "id" in item else ""
@@ -177,7 +166,7 @@ class _File:
         self.reading.faults.append(Fault(where, reason, "fatal"))
 
     def _categories(self, items: list[Any]) -> dict[int, str]:
-        """Names by id, in the order of ids."""
+        """Return names by id, in the order of the ids."""
         names: dict[int, str] = {}
         for where, item in self._objects("categories", items):
             number, name = item.get("id"), item.get("name")
@@ -192,7 +181,7 @@ class _File:
         return dict(sorted(names.items()))
 
     def _images(self, items: list[Any]) -> dict[Any, Draft]:
-        """Images by id."""
+        """Return images by id."""
         drafts: dict[Any, Draft] = {}
         by_name: dict[str, Draft] = {}
         finder = _ImageFinder(self.path, self.layout.root)
@@ -216,11 +205,11 @@ class _File:
                 draft.declared = (height, width)
         if drafts and not any(draft.path for draft in drafts.values()):
             first = next(iter(drafts.values()))
-            raise DataError(f"{self.path}: none of its images is there. {first.found[0][1]}")
+            raise DataError(f"{self.path}: none of its images is there. {first.faults[0][1]}")
         return drafts
 
     def _annotations(self, items: list[Any], drafts: dict[Any, Draft], categories: dict[int, str]) -> None:
-        """Add every annotation to its image, or note its faults."""
+        """Add every annotation to its image, or note what is wrong with it."""
         labels = {name: label for label, name in enumerate(self.reading.names)}
         for where, item in self._objects("annotations", items):
             number = item.get("image_id")
@@ -244,7 +233,7 @@ class _File:
 
 
 def _floats(box: list[float]) -> Sequence[float]:
-    """The numbers as floats, infinite where a whole number is too large for one."""
+    """Return the numbers as floats; whole numbers that are too large for one become infinite."""
     try:
         return array("d", box)
     except OverflowError:
@@ -252,7 +241,7 @@ def _floats(box: list[float]) -> Sequence[float]:
 
 
 def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 4) x, y, width, height -> (n, 4) xyxy, and (n,) bool, which have no size."""
+    """Convert (n, 4) x, y, width, height to (n, 4) xyxy and (n,) bool: which boxes have no size."""
     corner, size = given[:, :2], given[:, 2:]
     return np.concatenate((corner, corner + size), axis=1), (size == 0).any(axis=1)
 
@@ -261,7 +250,7 @@ class _ImageFinder:
     """Finds images by their file_name in the places where COCO sets keep them."""
 
     def __init__(self, json_file: Path, root: Path) -> None:
-        self._folders = Folders()
+        self._folders = cache(Folder)
         self._root = root
         word = re.sub(r"^instances_", "", json_file.stem)
         here = json_file.parent
@@ -272,46 +261,39 @@ class _ImageFinder:
         self._inner: dict[tuple[Path, str], tuple[Folder, str]] = {}
 
     def find(self, file_name: str, draft: Draft) -> None:
-        """Set the draft's path and name, or note that the image is missing."""
+        """Set the path and name of the draft, or note that its image is missing."""
         above, wanted = os.path.split(os.path.normpath(file_name.replace("\\", "/")))
-        relaxed: tuple[Path, list[str]] | None = None
+        fits: tuple[Path, list[str]] | None = None
         for place in self.places:
-            folder, _ = self._folder(place, above)
-            found = folder.find(wanted)
-            if wanted in found:
-                self._set(draft, place, above, wanted)
-                self.places.remove(place)  # the next image is looked for here first
+            names = self._folder(place, above)[0].find(wanted)
+            if wanted in names:
+                fits = place, names
+                self.places.remove(place)  # look for the next image here first
                 self.places.insert(0, place)
-                return
-            relaxed = relaxed or ((place, found) if found else None)
-        if relaxed is None:
-            draft.fatal(draft.source, f"image `{file_name}` is missing; {self._tried(above, wanted)}")
+                break
+            fits = fits or ((place, names) if names else None)
+        if fits is None:
+            near = (self._folder(place, above)[0].near(wanted) for place in self.places)
+            tried = ", ".join(map(str, self.places)) + next(filter(None, near), "")
+            draft.fatal(draft.source, f"image `{file_name}` is missing; looked in {tried}")
             return
-        place, found = relaxed
-        if len(found) > 1:
-            draft.fatal(draft.source, f"image `{file_name}` is missing; several differ from it in case: {found}")
+        place, names = fits
+        if len(names) > 1:
+            draft.fatal(draft.source, f"image `{file_name}` is missing; several differ from it in case: {names}")
             return
-        draft.mendable(draft.source, f"names differ in case, taken to be the same: {wanted}, {found[0]}")
-        self._set(draft, place, above, found[0])
+        if names[0] != wanted:
+            draft.mendable(draft.source, f"names differ in case, taken to be the same: {wanted}, {names[0]}")
+        folder, from_root = self._folder(place, above)
+        draft.path = folder.path / names[0]
+        draft.name = names[0] if from_root == "." else f"{from_root}/{names[0]}"
 
     def _folder(self, place: Path, above: str) -> tuple[Folder, str]:
-        """A folder below a place, and its path from the root; asked for again for each of its images."""
+        """Return a folder below a place, and its path from the root; cached, as every image in it needs both."""
         known = self._inner.get((place, above))
         if known is None:
             path = _plain(place / above)
-            known = self._inner[place, above] = self._folders[path], relative_name(path, self._root)
+            known = self._inner[place, above] = self._folders(path), relative_name(path, self._root)
         return known
-
-    def _set(self, draft: Draft, place: Path, above: str, name: str) -> None:
-        """The image is there."""
-        folder, from_root = self._folder(place, above)
-        draft.path = folder.path / name
-        draft.name = name if from_root == "." else f"{from_root}/{name}"
-
-    def _tried(self, above: str, name: str) -> str:
-        near = (self._folder(place, above)[0].near(name) for place in self.places)
-        tried = ", ".join(str(place) for place in self.places)
-        return f"looked in {tried}{next(filter(None, near), '')}"
 
 
 def _plain(path: Path) -> Path:
@@ -325,14 +307,14 @@ def _is_int(value: object) -> TypeGuard[int]:
 def label_rows(
     image_id: int | str, ids: Sequence[int], boxes: np.ndarray, labels: np.ndarray, digits: int | None = None
 ) -> list[dict[str, Any]]:
-    """What annotations and results of an image have in common: image_id, category_id and bbox of each box.
+    """Return image_id, category_id and bbox of each box, which annotations and results have in common.
 
     Args:
-        image_id: of the image.
-        ids: category id of each class.
+        image_id: id of the image.
+        ids: (K,) category id of each class.
         boxes: (n, 4) continuous xyxy in pixels.
         labels: (n,) class index.
-        digits: of a pixel's fraction; None writes every digit.
+        digits: decimals of pixels; None keeps all digits.
     """
     low, high = np.split(boxes.astype(np.float64), 2, axis=1)
     rows = np.concatenate((low, high - low), axis=1)
@@ -344,15 +326,15 @@ def label_rows(
 
 
 def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
-    """Write images/ and annotations/LIST.json; `names` gives each image its new file name."""
+    """Write images/ and annotations/LIST.json. `names` maps each image to its new file name."""
     for dataset in datasets:
         copy_images(dataset.records, out / "images", names)
         own = [record.id for record in dataset.records]
         keep = all(isinstance(number, int) for number in own) and len(set(own)) == len(own)
         ids = own if keep else list(range(1, len(own) + 1))
-        tree = {"images": [], "annotations": [], "categories": []}
-        for name, number in zip(dataset.names, dataset.category_ids, strict=True):
-            tree["categories"].append({"id": number, "name": name})
+        numbered = zip(dataset.category_ids, dataset.names, strict=True)
+        categories = [{"id": number, "name": name} for number, name in numbered]
+        tree = {"images": [], "annotations": [], "categories": categories}
         for number, record in zip(ids, dataset.records, strict=True):
             height, width = record.size
             image = {"id": number, "file_name": names[record.path], "width": width, "height": height}

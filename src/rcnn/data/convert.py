@@ -1,4 +1,4 @@
-"""Copies of a data set in another format: images byte for byte, lists kept."""
+"""Copy a data set into another format: images byte for byte, lists kept."""
 
 import os
 import shutil
@@ -11,11 +11,11 @@ from rcnn.errors import SettingsError
 
 
 def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> list[str]:
-    """Write a copy of some lists of one data set as `voc`, `coco` or `yolo`. What the format can't hold is returned.
+    """Copy some lists of one data set as `voc`, `coco` or `yolo`. Return remarks on what the format can't hold.
 
     Raises:
         SettingsError: `out` holds something, lies inside the data set, or the format is unknown.
-        OSError: the disk is full, say; no half of a copy is left.
+        OSError: the copy can't be written, for example because the disk is full; no partial copy is left.
     """
     datasets = [data] if isinstance(data, Dataset) else list(data)
     if format not in FORMATS:
@@ -28,13 +28,13 @@ def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> 
     out.mkdir(parents=True, exist_ok=True)
     try:
         return FORMATS[format].write(datasets, out, _file_names(datasets))
-    except BaseException:  # Ctrl-C too: half a copy looks like a whole one
+    except BaseException:  # Ctrl-C too: a partial copy looks like a complete one
         shutil.rmtree(out, ignore_errors=True)
         raise
 
 
 def _file_names(datasets: Sequence[Dataset]) -> dict[Path, str]:
-    """A file name for every image, no two of one stem."""
+    """Choose a file name for every image, no two with the same stem."""
     names: dict[Path, str] = {}
     stems: set[str] = set()
     for record in (record for dataset in datasets for record in dataset.records):

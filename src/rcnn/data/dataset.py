@@ -1,4 +1,4 @@
-"""What a reader returns: images with their boxes, and the faults that were found on the way."""
+"""What a reader returns: images with their boxes, and the faults of the data."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +12,11 @@ class Fault:
     """One thing that is wrong with the data.
 
     Attributes:
-        where: `file:line`, in json `file: annotations[index] (id number)`, or the image file.
-        reason: what was found, and what to do.
-        kind: `mendable` is dropped or clipped and training goes on; `fatal` stops or leaves the image out.
-        image: file name of the image that it belongs to; None where it belongs to the whole set.
+        where: place of the fault: `file:line`, in json `file: annotations[index] (id number)`, or the image file.
+        reason: what is wrong, and what to do about it.
+        kind: `mendable`: the box is dropped or clipped, and training goes on; `fatal`: training stops or leaves the
+            image out.
+        image: file name of the image concerned; None if the fault concerns the whole set.
     """
 
     where: str
@@ -33,7 +34,7 @@ class Record:
 
     Attributes:
         path: the image file.
-        name: path relative to the data set's folder, with forward slashes: unique, and what seeds randomness.
+        name: path relative to the data set's folder, with forward slashes; unique, and used to seed random changes.
         id: the data set's own image id (COCO), else the name without its suffix.
         size: (height, width) after EXIF rotation.
         boxes: (n, 4) float64, continuous xyxy in pixels of the file, inside the image.
@@ -56,13 +57,13 @@ class Dataset:
 
     Attributes:
         root: the folder that paths are relative to.
-        format: which reader read it.
+        format: format that the data set was read from.
         split: train, val, test or all.
         names: class names; label k is `names[k]`.
-        category_ids: the data set's own number of each class (1..K where it has none).
+        category_ids: the data set's own id of each class (1..K if it has none).
         records: the images, in the order of the list that names them.
-        faults: everything found; those of kind `fatal` have been left out of `records`.
-        notes: sentences worth saying aloud, such as which split rule was used.
+        faults: all faults; images with a fatal one are not among the `records`.
+        notes: remarks for the user, such as how the data was split.
     """
 
     root: Path

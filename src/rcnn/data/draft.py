@@ -1,4 +1,4 @@
-"""What the readers have in common: images as the files describe them, checked and turned into records."""
+"""What the readers share: images as the files describe them, and how these are checked and become records."""
 
 import os
 from array import array
@@ -11,14 +11,14 @@ from typing import Literal
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.data.dataset import Fault, Record
+from rcnn.data.dataset import Dataset, Fault, Record
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import image_size
 
 SMALLEST_IMAGE = 16
 Kind = Literal["mendable", "fatal"]
 Corners = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""(n, 4) float64 as a format gives boxes -> (n, 4) continuous xyxy, and (n,) bool: which have no size by its rules."""
+"""Converts (n, 4) float64 boxes of a format to (n, 4) continuous xyxy and (n,) bool: no size by the format's rules."""
 
 
 @dataclass(slots=True)
@@ -26,11 +26,11 @@ class Draft:
     """One image as the files describe it.
 
     Attributes:
-        name, id, path: as in `Record`; `path` is None where the image wasn't found.
-        declared: (height, width) by the annotation.
-        source: where `declared` stands.
-        where, labels, given, ignore: the objects, see `add`, in columns: an annotation file may hold a million.
-        found: where, reason and kind of each fault; the image's name is added at the end.
+        name, id, path: as in `Record`; `path` is None if the image wasn't found.
+        declared: (height, width) according to the annotation.
+        source: place of `declared`, for messages.
+        where, labels, given, ignore: columns of the objects (see `add`), as an annotation file may hold a million.
+        faults: place, reason and kind of each fault; `finish` adds the image's name.
     """
 
     name: str
@@ -42,14 +42,14 @@ class Draft:
     labels: "array[int]" = field(default_factory=lambda: array("q"))
     given: "array[float]" = field(default_factory=lambda: array("d"))
     ignore: bytearray = field(default_factory=bytearray)
-    found: list[tuple[str, str, Kind]] = field(default_factory=list)
+    faults: list[tuple[str, str, Kind]] = field(default_factory=list)
 
     def add(self, where: str, label: int | None, given: Sequence[float], ignore: bool = False) -> None:
         """Add an object.
 
         Args:
-            where: its place: `file:line`, in json `file: annotations[index] (id number)`.
-            label: class index; None where the class is at fault.
+            where: place of the object: `file:line`, in json `file: annotations[index] (id number)`.
+            label: class index; None if the class is at fault.
             given: the four numbers of its box in the file.
             ignore: crowd or difficult.
         """
@@ -59,12 +59,12 @@ class Draft:
         self.ignore.append(ignore)
 
     def fatal(self, where: str | Path, reason: str) -> None:
-        """Note a fault that leaves this image out."""
-        self.found.append((str(where), reason, "fatal"))
+        """Note a fault for which this image is left out."""
+        self.faults.append((str(where), reason, "fatal"))
 
     def mendable(self, where: str | Path, reason: str) -> None:
         """Note a fault that has been mended."""
-        self.found.append((str(where), reason, "mendable"))
+        self.faults.append((str(where), reason, "mendable"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +74,9 @@ class Layout:
     Attributes:
         format: the reader's name.
         root: folder that names are relative to.
-        lists: sources of each list: `train`, `val`, `trainval`, `test`, or `all` where there are no lists.
-        names: class names, where they stand beside the lists (YOLO).
-        found: what gave it away, for messages.
+        lists: sources of each list: `train`, `val`, `trainval`, `test`, or `all` if there are no lists.
+        names: class names, if they are stored with the lists (YOLO).
+        evidence: files by which the format was recognised, for messages.
         notes: sentences worth saying aloud.
     """
 
@@ -84,22 +84,22 @@ class Layout:
     root: Path
     lists: dict[str, tuple[Path, ...]]
     names: tuple[str, ...] | None = None
-    found: str = ""
+    evidence: str = ""
     notes: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
 class Reading:
-    """What a reader read of one list.
+    """What a reader read from one or more lists.
 
     Attributes:
-        corners: what the numbers of its boxes mean.
+        corners: converts boxes of the format to xyxy.
         units: unit of the boxes; `share` is a fraction of width and height.
-        names: classes that the labels are indices into.
-        category_ids: the data set's own number of each.
+        names: classes that the labels index.
+        category_ids: the data set's own id of each class.
         drafts: the images.
-        own: classes as the data names them.
-        faults: those of no single image.
+        own: class names of the data itself.
+        faults: faults that concern no single image.
         notes: sentences worth saying aloud.
     """
 
@@ -114,32 +114,41 @@ class Reading:
 
 
 def unknown_class(name: str, known: Sequence[str]) -> str:
-    """Reason of a fault: the class isn't among those known."""
+    """Return the reason of the fault that a class isn't among those known."""
     near = get_close_matches(name, known, n=1, cutoff=0.6)
     hint = f"; did you mean `{near[0]}`?" if near else ""
     return f"class `{name}` is not among the classes {', '.join(known)}{hint}"
 
 
 def relative_name(path: Path, root: Path) -> str:
-    """`path` as seen from `root`, with forward slashes."""
+    """Return `path` relative to `root`, with forward slashes."""
     return Path(os.path.relpath(path, root)).as_posix()
 
 
-def finish(reading: Reading, settings: Data) -> tuple[list[Record], list[Fault]]:
-    """The records of the images that no fatal fault leaves out, and all faults."""
+def finish(reading: Reading, layout: Layout, split: str, settings: Data) -> Dataset:
+    """Build the split from the images without a fatal fault, with all faults."""
     sized = [(draft, size) for draft in reading.drafts if (size := _read_size(draft, settings.max_pixels)) is not None]
     ends, boxes, labels, ignore = _usable_objects(reading, [draft for draft, _ in sized], [size for _, size in sized])
     records: list[Record] = []
     for (draft, size), start, end in zip(sized, (0, *ends), ends, strict=False):
-        if draft.path is not None and all(kind != "fatal" for _, _, kind in draft.found):
+        if draft.path is not None and all(kind != "fatal" for _, _, kind in draft.faults):
             own = slice(start, end)
             records.append(Record(draft.path, draft.name, draft.id, size, boxes[own], labels[own], ignore[own]))
-    faults = [Fault(where, reason, kind, draft.name) for draft in reading.drafts for where, reason, kind in draft.found]
-    return records, [*reading.faults, *faults]
+    faults = [Fault(*fault, draft.name) for draft in reading.drafts for fault in draft.faults]
+    return Dataset(
+        layout.root,
+        layout.format,
+        split,
+        names=reading.names,
+        category_ids=reading.category_ids,
+        records=tuple(records),
+        faults=(*reading.faults, *faults),
+        notes=tuple(reading.notes),
+    )
 
 
 def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:
-    """(height, width) from the header, compared with what the annotation declares."""
+    """Read (height, width) from the image's header, and compare it with what the annotation declares."""
     if draft.path is None:
         return None
     try:
@@ -163,17 +172,17 @@ def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:
 def _usable_objects(
     reading: Reading, drafts: Sequence[Draft], sizes: Sequence[tuple[int, int]]
 ) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
-    """The usable objects of some images, those of one image after those of another; the faults of the rest are noted.
+    """Return the usable objects of some images, image by image, and note the faults of the others.
 
-    All objects of all images are checked at once: image by image it would take as long as parsing a large file.
+    All objects of all images are checked at once: checking image by image would take as long as parsing a large file.
 
     Args:
-        reading: what the numbers of the boxes mean.
+        reading: tells how boxes are converted to xyxy.
         drafts: the images.
         sizes: (height, width) of each.
 
     Returns:
-        Where the objects of each image end, boxes (n, 4) float64 inside the images, labels (n,) int64 and
+        The end index of each image's objects, boxes (n, 4) float64 inside the images, labels (n,) int64 and
         ignore (n,) bool.
     """
     counts = np.array([len(draft.labels) for draft in drafts], np.int64)
@@ -182,30 +191,30 @@ def _usable_objects(
     labels = np.frombuffer(b"".join(draft.labels for draft in drafts), np.int64)
     ignore = np.frombuffer(b"".join(draft.ignore for draft in drafts), np.bool_)
     edges = np.array(sizes, np.float64).reshape(-1, 2)[owner, ::-1]  # width, height
-    with np.errstate(invalid="ignore", over="ignore"):  # of boxes that are not finite
+    with np.errstate(invalid="ignore", over="ignore"):  # from boxes that are not finite
         boxes, zero = reading.corners(given)
         boxes = boxes * np.tile(edges, 2) if reading.units == "share" else boxes
         rules = _rules(reading.units, given, boxes, edges, zero)
     inside = np.concatenate((np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], edges)), axis=1)
     usable = np.ones(len(given), bool)
-    found: list[tuple[int, Kind, str]] = []
-    for broken, kind, reason in rules:  # the first that a box breaks is told
-        found.extend((row, kind, reason) for row in np.flatnonzero(broken & usable).tolist())
+    faults: list[tuple[int, Kind, str]] = []
+    for broken, kind, reason in rules:  # only the first rule that a box breaks is reported
+        faults.extend((row, kind, reason) for row in np.flatnonzero(broken & usable).tolist())
         usable &= ~broken
     overhang = np.maximum(-boxes[:, :2], boxes[:, 2:] - edges).max(axis=1)
     clipped = "sticks out of the {size} image by {overhang:g} pixels; clipped"
-    found.extend((row, "mendable", clipped) for row in np.flatnonzero(usable & (overhang > 1)).tolist())
+    faults.extend((row, "mendable", clipped) for row in np.flatnonzero(usable & (overhang > 1)).tolist())
     usable &= labels >= 0
     twice = usable.copy()
     twice[usable] = _repeated(owner[usable], labels[usable], *inside[usable].T)
     again = "is there twice with the same class; dropped"
-    found.extend((row, "mendable", again) for row in np.flatnonzero(twice).tolist())
+    faults.extend((row, "mendable", again) for row in np.flatnonzero(twice).tolist())
     first = np.cumsum(counts) - counts
-    for row, kind, reason in sorted(found, key=lambda fault: fault[0]):
+    for row, kind, reason in sorted(faults, key=lambda fault: fault[0]):
         draft, (width, height) = drafts[owner[row]], edges[row]
         text = reason.format(size=f"{width:.0f}x{height:.0f}", overhang=overhang[row])
         numbers = ", ".join(f"{number:g}" for number in given[row])
-        draft.found.append((draft.where[row - first[owner[row]]], f"box ({numbers}) {text}", kind))
+        draft.faults.append((draft.where[row - first[owner[row]]], f"box ({numbers}) {text}", kind))
     usable &= ~twice
     ends = np.cumsum(np.bincount(owner[usable], minlength=len(drafts)))
     return ends.tolist(), inside[usable], labels[usable], ignore[usable]
@@ -214,14 +223,14 @@ def _usable_objects(
 def _rules(
     units: str, given: np.ndarray, boxes: np.ndarray, edges: np.ndarray, zero: np.ndarray
 ) -> Sequence[tuple[np.ndarray | np.bool_, Kind, str]]:
-    """Which boxes can't be used: (n,) bool, the kind of the fault, and what is said of them.
+    """Return the rules that exclude boxes: (n,) bool, which boxes break it; the kind of fault; and the reason.
 
     Args:
         units: `pixel` or `share`.
-        given: (n, 4) the numbers in the file.
+        given: (n, 4) numbers in the file.
         boxes: (n, 4) continuous xyxy, pixels.
         edges: (n, 2) width and height of each box's image, pixels.
-        zero: (n,) bool, has no size by the rules of the format.
+        zero: (n,) bool, whether the box has no size by the rules of the format.
     """
     pixel, share = units == "pixel", units == "share"
     least, most = given.min(axis=1), given.max(axis=1)
@@ -241,7 +250,7 @@ def _rules(
 
 
 def _repeated(*columns: np.ndarray) -> np.ndarray:
-    """Whether a row is equal to one before it in all columns; (n,) each -> (n,) bool."""
+    """Whether a row equals an earlier one in all columns: (n,) each -> (n,) bool."""
     order = np.lexsort(columns)  # stable: of equal rows the first one comes first
     same = np.ones(max(len(order) - 1, 0), bool)
     for column in columns:

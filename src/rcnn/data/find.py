@@ -1,9 +1,9 @@
-"""Data sets found by looking: which format a path holds, which lists it has, and the images of a split."""
+"""Open data sets: recognise the format at a path, find its lists, and read the images of a split."""
 
 import hashlib
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +13,13 @@ from rcnn.config import Data
 from rcnn.data import coco, voc, yolo
 from rcnn.data.dataset import Dataset
 from rcnn.data.draft import Layout, Reading, finish
-from rcnn.data.pixels import Progress, decode_images
+from rcnn.data.pixels import ProgressCallback, decode_images
 from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
 
 Split = Literal["train", "val", "test", "all"]
 FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
-"""Name of a format -> its file, which finds, reads and writes it."""
+"""Name of a format -> the module that finds, reads and writes it."""
 
 
 def open_dataset(
@@ -29,22 +29,22 @@ def open_dataset(
     names: Sequence[str] | None = None,
     *,
     decode: bool = True,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
 ) -> Dataset:
-    """One split of the data set at a path, whatever its format.
+    """Open one split of the data set at a path, whatever its format.
 
-    Where the data has no validation list, `val` is the tenth (`settings.holdout`) that training holds out.
+    If the data has no validation list, `val` is the share (`settings.holdout`) that is held out of training.
 
     Args:
         path: folder, COCO json or data.yaml.
         split: which images.
-        settings: how faults are met, and what is held out.
-        names: classes that labels are indices into; others are fatal faults. None: those of the data.
-        decode: decode every image, so that damage anywhere in a file is a fault too; else read headers alone.
-        progress: told (images done, images in all) while they are decoded.
+        settings: how faults are treated, and what share is held out.
+        names: classes that labels index; other classes are fatal faults. None: those of the data.
+        decode: decode every image, so that damage anywhere in a file is a fault too; otherwise only read headers.
+        progress: called with (images done, images in total) while decoding.
 
     Raises:
-        DataError: nothing is there, or it is empty, or there is a fatal fault and `settings.on_fault` is `stop`.
+        DataError: there is no data set, it is empty, or it has a fatal fault and `settings.on_fault` is `stop`.
     """
     datasets = [_open(find_layout(path), split, settings, names)]
     (dataset,) = decode_images(datasets, settings, progress) if decode else datasets
@@ -52,13 +52,13 @@ def open_dataset(
     return dataset
 
 
-def open_splits(path: str | Path, settings: Data, progress: Progress | None = None) -> tuple[Dataset, Dataset]:
-    """The lists of the data set at a path that `settings` names for training and validation; every image is decoded.
+def open_splits(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> tuple[Dataset, Dataset]:
+    """Open the lists that `settings` names for training and validation, and decode every image.
 
-    Classes are those of training.
+    The classes are those of the training list.
 
     Raises:
-        DataError: as `open_dataset`, with the faults of both.
+        DataError: as for `open_dataset`, with the faults of both lists.
     """
     layout = find_layout(path)
     train = _open(layout, settings.train, settings, None)
@@ -70,7 +70,7 @@ def open_splits(path: str | Path, settings: Data, progress: Progress | None = No
 
 
 def _comparison(train: Dataset, val: Dataset) -> list[str]:
-    """What is odd about two lists together."""
+    """Return remarks on images that both lists contain and on classes that training lacks."""
     notes = []
     shared = {record.name for record in train.records} & {record.name for record in val.records}
     if shared:
@@ -83,12 +83,12 @@ def _comparison(train: Dataset, val: Dataset) -> list[str]:
 
 
 def open_lists(path: str | Path, settings: Data, *, decode: bool = True) -> list[Dataset]:
-    """Every list that the data has (train, val, trainval without train, test, or all), with the classes of the first.
+    """Open every list of the data (train, val, trainval without train, test, or all), with the classes of the first.
 
-    `decode` as in `open_dataset`.
+    `decode` is as in `open_dataset`.
 
     Raises:
-        DataError: as `open_dataset`, with the faults of all.
+        DataError: as for `open_dataset`, with the faults of all lists.
     """
     layout = find_layout(path)
     datasets: list[Dataset] = []
@@ -100,25 +100,25 @@ def open_lists(path: str | Path, settings: Data, *, decode: bool = True) -> list
 
 
 def distinct_lists(layout: Layout) -> list[str]:
-    """The lists of a data set, less `trainval` where its parts are there and less second names of one list."""
+    """Return the names of the lists, without `trainval` if there is `train`, and without second names of one list."""
     names = [name for name in layout.lists if name != "trainval" or "train" not in layout.lists]
     return list({layout.lists[name]: name for name in reversed(names)}.values())[::-1]
 
 
 def read_list(layout: Layout, name: str, settings: Data, classes: Sequence[str] | None) -> Dataset:
-    """One list, read whole; its faults don't raise.
+    """Read one list completely, without raising for its faults.
 
     Raises:
         DataError: it can't be read at all, or is empty.
     """
-    return _finish(layout, name, _read(layout, [name], settings, classes), settings)
+    return finish(_read(layout, [name], settings, classes), layout, name, settings)
 
 
 def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> None:
-    """Stop on fatal faults unless they are skipped, and on a split that has no image left.
+    """Raise for fatal faults, unless they are to be skipped, and for a split without a usable image.
 
     Raises:
-        DataError: all fatal faults, a line each.
+        DataError: the message lists all fatal faults, one per line.
     """
     faults = [fault for dataset in datasets for fault in dataset.faults]
     fatal = list(dict.fromkeys(fault for fault in faults if fault.kind == "fatal"))
@@ -133,10 +133,10 @@ def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> None:
 
 
 def find_layout(path: str | Path) -> Layout:
-    """What the readers recognise at a path.
+    """Return the data set that a reader recognises at a path.
 
     Raises:
-        DataError: nothing, or more than one format.
+        DataError: no reader recognises one, or more than one does.
     """
     path = Path(path).expanduser()
     if not path.exists():
@@ -145,16 +145,16 @@ def find_layout(path: str | Path) -> Layout:
     if not layouts:
         raise DataError(_unrecognised(path))
     if len(layouts) > 1:
-        found = "; ".join(f"{layout.format.upper()} ({layout.found})" for layout in layouts)
+        formats = "; ".join(f"{layout.format.upper()} ({layout.evidence})" for layout in layouts)
         raise DataError(
-            f"{path}: more than one data set is here: {found}. "
+            f"{path}: more than one data set is here: {formats}. "
             "Give the COCO json, the data.yaml or the Annotations folder itself"
         )
     return layouts[0]
 
 
 def _missing(path: Path) -> str:
-    """Message: a path that isn't there, and what is."""
+    """Return the message for a path that doesn't exist, with similar names."""
     parent = next(folder for folder in path.absolute().parents if folder.is_dir())
     near = get_close_matches(path.name, sorted(os.listdir(parent)), n=3, cutoff=0.6)
     hint = f"; similar names in {parent}: {', '.join(near)}" if near else ""
@@ -162,31 +162,22 @@ def _missing(path: Path) -> str:
 
 
 def _unrecognised(path: Path) -> str:
-    """Message: no reader knows what this is."""
+    """Return the message for a path where no reader recognises a data set."""
     if path.is_file():
         return f"{path}: not a data set; expected a COCO json with images, annotations and categories, or a data.yaml"
     entries = sorted(os.listdir(path))
     if not entries:
         return f"{path}: the folder is empty"
     shown = ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
-    images = " The images here have no annotations beside them." if any(map(is_image, entries)) else ""
+    images = " The images here have no annotations next to them." if any(map(is_image, entries)) else ""
     return (
-        f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml beside images), "
+        f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml next to images), "
         f"COCO (annotations/*.json) and YOLO (data.yaml, or labels/*.txt). Found: {shown}.{images}"
     )
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """Which lists make a split, and whether a part of them is held out."""
-
-    lists: tuple[str, ...]
-    held_out: bool = False
-    without: str | None = None
-
-
-def _choose(layout: Layout, split: str) -> _Choice:
-    """The lists of a split.
+def _open(layout: Layout, split: str, settings: Data, names: Sequence[str] | None) -> Dataset:
+    """Read a split with all its faults, without raising for them.
 
     Raises:
         DataError: the data has no such split.
@@ -194,30 +185,23 @@ def _choose(layout: Layout, split: str) -> _Choice:
     lists = layout.lists
     whole = next((name for name in ("train", "trainval", "all") if name in lists), None)
     if split == "all":
-        return _Choice(tuple(lists))
-    if split in lists and (split != "train" or "val" in lists):
-        return _Choice((split,))
-    if split == "train" and whole and "val" in lists:
-        return _Choice((whole,), without="val")
-    if split in ("train", "val") and whole:
-        return _Choice((whole,), held_out=True)
-    raise DataError(f"{layout.root}: there is no `{split}` list; found {', '.join(lists)}")
-
-
-def _open(layout: Layout, split: str, settings: Data, names: Sequence[str] | None) -> Dataset:
-    """A split with all its faults; nothing stops on them yet."""
-    choice = _choose(layout, split)
-    reading = _read(layout, choice.lists, settings, names)
-    if choice.held_out:
-        _hold_out(reading, split, layout, settings)
-    if choice.without:
-        other = {draft.name for draft in _read(layout, [choice.without], settings, reading.names).drafts}
-        reading.drafts = [draft for draft in reading.drafts if draft.name not in other]
-    return _finish(layout, split, reading, settings)
+        reading = _read(layout, list(lists), settings, names)
+    elif split in lists and (split != "train" or "val" in lists):
+        reading = _read(layout, [split], settings, names)
+    elif split in ("train", "val") and whole:
+        reading = _read(layout, [whole], settings, names)
+        if "val" in lists:
+            other = {draft.name for draft in _read(layout, ["val"], settings, reading.names).drafts}
+            reading.drafts = [draft for draft in reading.drafts if draft.name not in other]
+        else:
+            _hold_out(reading, split, layout, settings)
+    else:
+        raise DataError(f"{layout.root}: there is no `{split}` list; found {', '.join(lists)}")
+    return finish(reading, layout, split, settings)
 
 
 def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[str] | None) -> Reading:
-    """What the reader makes of some lists.
+    """Read some lists with the reader of their format.
 
     Raises:
         DataError: a list can't be read, is empty, or shares no class with `names`.
@@ -242,7 +226,7 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
 
 
 def _hold_out(reading: Reading, split: str, layout: Layout, settings: Data) -> None:
-    """Keep the part of the images that `split` is when a share of them is held out, by a hash of their names."""
+    """Keep the images of `split` when a share of them, chosen by a hash of their names, is held out for validation."""
     total = len(reading.drafts)
     if total < 2:
         raise DataError(f"{layout.root}: there is one image, and no validation list; at least two images are needed")
@@ -253,20 +237,5 @@ def _hold_out(reading: Reading, split: str, layout: Layout, settings: Data) -> N
 
 
 def _hash(name: str) -> bytes:
-    """A number that depends on the file name alone, so that copies in another layout are split alike."""
+    """Return a hash of the file name alone, so that copies in another layout are split alike."""
     return hashlib.sha256(os.path.splitext(name.rsplit("/", 1)[-1])[0].encode()).digest()
-
-
-def _finish(layout: Layout, split: str, reading: Reading, settings: Data) -> Dataset:
-    """The records and faults of a reading."""
-    records, faults = finish(reading, settings)
-    return Dataset(
-        root=layout.root,
-        format=layout.format,
-        split=split,
-        names=reading.names,
-        category_ids=reading.category_ids,
-        records=tuple(records),
-        faults=tuple(faults),
-        notes=tuple(reading.notes),
-    )

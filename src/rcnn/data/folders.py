@@ -1,9 +1,9 @@
-"""Folders listed once, files found in them by name or stem, whatever the case and the Unicode form, and written."""
+"""List folders once, find files in them whatever the case and Unicode form of their names, and write files."""
 
 import os
 import shutil
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +13,17 @@ from rcnn.preprocess.sources import is_image
 
 
 def read_lines(path: Path) -> list[tuple[int, str]]:
-    """(line number from 1, stripped text) of every line that isn't empty; any line ending, with or without a BOM.
+    """Return (line number from 1, stripped text) of every non-empty line. A BOM and any line ending are accepted.
 
     Raises:
-        OSError, UnicodeDecodeError: it can't be read as UTF-8 text.
+        OSError, UnicodeDecodeError: the file can't be read as UTF-8 text.
     """
     text = path.read_text(encoding="utf-8-sig")
     return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write UTF-8 text with unix line endings, and the folders above it."""
+    """Write UTF-8 text with Unix line endings, creating missing parent folders."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8", newline="\n")
 
@@ -40,7 +40,7 @@ def _folded(name: str) -> str:
 
 
 class Folder:
-    """The files of one folder (none where the folder is missing)."""
+    """The files of one folder; none if the folder is missing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,41 +48,36 @@ class Folder:
         self.names = tuple(sorted(name for name in names if not name.startswith(".")))
 
     def find(self, name: str) -> list[str]:
-        """The file of this name, else those that differ from it in case or Unicode form."""
-        return [name] if name in self._exact else self._by_name.get(_folded(name), [])
+        """Return the file of this name, else those whose names differ only in case or Unicode form."""
+        names = self._by_name.get(_folded(name), [])
+        return [name] if name in names else names
 
     def images(self, stem: str) -> list[str]:
-        """Image files of this stem, else those whose stem differs in case or Unicode form."""
-        found = self._image_stems.get(_folded(stem), [])
-        return [name for name in found if os.path.splitext(name)[0] == stem] or found
+        """Return the image files with this stem, else those whose stems differ only in case or Unicode form."""
+        names = self._image_stems.get(_folded(stem), [])
+        return [name for name in names if os.path.splitext(name)[0] == stem] or names
 
     def near(self, name: str) -> str:
-        """`; similar names there: ...` for a message, or nothing."""
+        """Return `; similar names there: ...` for a message, or an empty string."""
         similar = get_close_matches(name, self.names, n=3, cutoff=0.7)
         return f"; similar names there: {', '.join(similar)}" if similar else ""
 
     @cached_property
-    def _exact(self) -> frozenset[str]:
-        return frozenset(self.names)
-
-    @cached_property
     def _by_name(self) -> dict[str, list[str]]:
-        index: dict[str, list[str]] = {}
-        for name in self.names:
-            index.setdefault(_folded(name), []).append(name)
-        return index
+        return _index((name, name) for name in self.names)
 
     @cached_property
     def _image_stems(self) -> dict[str, list[str]]:
-        index: dict[str, list[str]] = {}
-        for name in filter(is_image, self.names):
-            index.setdefault(_folded(os.path.splitext(name)[0]), []).append(name)
-        return index
+        return _index((os.path.splitext(name)[0], name) for name in filter(is_image, self.names))
 
 
-class Folders(dict[Path, Folder]):
-    """Folders by path, each listed at the first question."""
+def _index(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Group the names of (key, name) pairs by key, whatever its case and Unicode form."""
+    index: dict[str, list[str]] = {}
+    for key, name in pairs:
+        index.setdefault(_folded(key), []).append(name)
+    return index
 
-    def __missing__(self, path: Path) -> Folder:
-        self[path] = Folder(path)
-        return self[path]
+
+Folders = Callable[[Path], Folder]
+"""`functools.cache(Folder)`, which lists each folder when it is first asked for."""

@@ -1,10 +1,10 @@
-"""Batches of one shape bucket, in an order and with random changes that depend on seed, epoch and image names alone."""
+"""Load batches of one shape bucket. Order and augmentation depend on the seed, the epoch and image names alone."""
 
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,15 +13,16 @@ from torch.utils.data import DataLoader
 
 from rcnn.config import Settings
 from rcnn.data.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, draw_plan
-from rcnn.data.dataset import Dataset, Record
+from rcnn.data.dataset import Dataset
 from rcnn.data.given import NOTHING, Given, ProposalSet, padded, place
 from rcnn.errors import DataError, ImageError
+from rcnn.metrics.types import Truth
 from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.preprocess.batch import Preprocessor, Size
 from rcnn.preprocess.decode import read_image
 
 FILLER = -1
-"""Index of an image that only fills a short batch."""
+"""Index of a filler: an image of zeros that fills up a short batch."""
 
 
 class Item(NamedTuple):
@@ -29,10 +30,10 @@ class Item(NamedTuple):
 
     Attributes:
         batch: the images; fillers are zeros, of size 0.
-        targets: boxes in resized pixels; G is the same for all batches of a data set; nothing is valid in fillers.
-        seeds: (B,) int64, from run seed, epoch and image name alone; 0 for fillers.
+        targets: ground truth in resized pixels; G is the same for all batches of a data set; fillers have no valid box.
+        seeds: (B,) int64, derived from the run's seed, the epoch and the image's name; 0 for fillers.
         index: (B,) int64 into `dataset.records`, -1 for fillers.
-        proposals: (B, P) those given, in resized pixels, moved and cut with their images; None where none are given.
+        proposals: (B, P) external proposals in resized pixels, augmented with their images; None if there are none.
     """
 
     batch: Batch
@@ -42,16 +43,8 @@ class Item(NamedTuple):
     proposals: Proposals | None = None
 
 
-class Objects(NamedTuple):
-    """Ground truth of one image: boxes (n, 4) in resized pixels, labels (n,), ignore (n,)."""
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    ignore: np.ndarray
-
-
 def stable_seed(seed: int, epoch: int, name: str) -> int:
-    """A number in 0..2^63-1 that is the same in every process, on every machine."""
+    """Return a number in 0..2^63-1 that is the same in every process and on every machine."""
     digest = blake2b(f"{seed} {epoch} {name}".encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
@@ -61,19 +54,19 @@ def _generator(seed: int) -> np.random.Generator:
 
 
 class Loader:
-    """The batches of a data set.
+    """Loads the batches of a data set.
 
     Args:
         dataset: images and boxes.
         settings: `data`, `preprocess` and `augment` are read.
-        training: shuffled and augmented, in an order that does not depend on that of the records; else in the order of
-            the records, bucket by bucket, as epoch 0.
-        batch: images of this process a step. Short batches are filled up, so that shapes are few.
+        training: shuffle and augment, whatever the order of the records. Otherwise every epoch is epoch 0, in the order
+            of the records, bucket by bucket.
+        batch: images per step in this process. Short batches are filled up, which keeps the number of shapes small.
         seed: seed of the run.
-        workers: processes that load beside this one; they change nothing that is loaded.
+        workers: number of loader processes; what is loaded does not depend on it.
         rank: which of the `world` processes this is.
-        world: processes that share every step; all take as many steps, of the same buckets.
-        proposals: given ones, which the batches show too.
+        world: number of processes that share every step; all take the same number of steps, from the same buckets.
+        proposals: external proposals to put into the batches.
     """
 
     def __init__(
@@ -95,18 +88,18 @@ class Loader:
         self._buckets: dict[Size, list[int]] = defaultdict(list)
         for index, record in enumerate(dataset.records):
             self._buckets[self._reader.preprocessor.bucket(record.size)].append(index)
-        if training:  # shuffling permutes places, so what stands at each must follow from sizes and names
+        if training:  # shuffling permutes positions, so the order before it must follow from sizes and names alone
             for members in self._buckets.values():
                 members.sort(key=lambda index: dataset.records[index].name)
             self._buckets = dict(sorted(self._buckets.items()))
 
     @property
     def steps(self) -> int:
-        """Batches an epoch, the same on every rank."""
+        """Number of batches per epoch, the same on every rank."""
         return sum(math.ceil(len(members) / (self.batch * self.world)) for members in self._buckets.values())
 
     def order(self, epoch: int) -> list[list[int]]:
-        """Indices of the images of every step of all processes together, fillers included."""
+        """Return the image indices of every step, for all processes together and fillers included."""
         together = self.batch * self.world
         generator = _generator(stable_seed(self.seed, epoch, "order of images"))
         steps: list[list[int]] = []
@@ -117,32 +110,21 @@ class Loader:
         return [steps[i] for i in generator.permutation(len(steps))] if self.training else steps
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[Item]:
-        """The batches of an epoch from step `start` on: the same ones, whether or not those before were loaded.
+        """Yield the batches of an epoch from step `start` on. They do not depend on whether earlier ones were loaded.
 
         Raises:
             DataError: an image can't be read; the message names it.
         """
         epoch = epoch if self.training else 0
-        # Every rank's share keeps its first image: it tells the bucket even where the share itself is all fillers.
+        # Every rank knows the step's first image: it determines the bucket even if the rank's share is all fillers.
         work = [(epoch, step[0], step[self.rank :: self.world]) for step in self.order(epoch)[start:]]
-        # A generator of its own keeps the loader from drawing on torch's global one, which a resumed run restores.
-        loader = DataLoader(
-            self._reader,
-            sampler=work,
-            batch_size=None,
-            num_workers=self.workers,
-            collate_fn=_same,
-            generator=torch.Generator(),
-        )
+        # A separate generator keeps the loader from drawing on torch's global one, which a resumed run restores.
+        random = torch.Generator()
+        loader = DataLoader(self._reader, sampler=work, batch_size=None, num_workers=self.workers, generator=random)
         for item in loader:
             if isinstance(item, DataError):
                 raise item
             yield item
-
-
-def _same(item: Any) -> Any:
-    """Collating is done already; a function of the module, because workers may be started by pickling."""
-    return item
 
 
 class _Reader(torch.utils.data.Dataset[Item | DataError]):
@@ -154,86 +136,80 @@ class _Reader(torch.utils.data.Dataset[Item | DataError]):
         self.records, self.settings, self.training, self.seed = dataset.records, settings, training, seed
         self.proposals = proposals
         self.preprocessor = Preprocessor(settings.preprocess)
-        # Compiled graphs are of one number of ground truths: the most of any image, rounded up so that sets share it.
+        # Compiled graphs need a fixed number of ground-truth boxes: the most in any image, rounded up to share graphs.
         most = max((len(record.boxes) for record in dataset.records), default=0)
         self.width = 8 * max(1, math.ceil(most / 8))
 
     def __getitem__(self, work: tuple[int, int, list[int]]) -> Item | DataError:
-        """Load (epoch, an image of the bucket, images): an error is returned, as DataLoader wraps what is raised."""
+        """Load (epoch, an image of the bucket, images). An error is returned, since DataLoader wraps what is raised."""
         epoch, example, index = work
         real = [i for i in index if i != FILLER]
         records = [self.records[i] for i in real]
         seeds = [stable_seed(self.seed, epoch, record.name) for record in records]
         try:
-            images, objects, given = [], [], []
-            for record, seed, theirs in zip(records, seeds, self._given(real), strict=True):
-                image, found, shown = self._load(record, seed, theirs)
-                images.append(image)
-                objects.append(found)
-                given.append(shown)
+            loaded = [self._load(i, seed) for i, seed in zip(real, seeds, strict=True)]
         except ImageError as error:
             return DataError(str(error))
         bucket = self.preprocessor.bucket(self.records[example].size)
-        batch = self.preprocessor.collate(images, [record.size for record in records], bucket)
+        sizes = [record.size for record in records]
+        batch = self.preprocessor.collate([image for image, _, _ in loaded], sizes, bucket)
         fillers = len(index) - len(records)
         batch = _filled(batch, fillers) if fillers else batch
         proposals = None
         if self.proposals is not None:
-            given += [NOTHING] * fillers
+            given = [shown for _, _, shown in loaded] + [NOTHING] * fillers
             count = self.proposals.count
             proposals = padded(given, count) if self.training else place(given, batch, count)
         return Item(
             batch,
-            _padded(objects, len(index), self.width),
+            _padded([truth for _, truth, _ in loaded], len(index), self.width),
             torch.tensor(seeds + [0] * fillers),
             torch.tensor(index),
             proposals,
         )
 
-    def _given(self, index: Sequence[int]) -> list[Given]:
-        """The proposals of images, in pixels of their files."""
-        return [NOTHING if self.proposals is None else self.proposals.images[i] for i in index]
+    def _load(self, index: int, seed: int) -> tuple[Tensor, Truth, Given]:
+        """Return the resized and, when training, augmented image of a record, with its ground truth and proposals.
 
-    def _load(self, record: Record, seed: int, given: Given) -> tuple[Tensor, Objects, Given]:
-        """The resized, when training augmented, image of a record and its objects.
-
-        With it its proposals: when training moved with the image, those that have an area there; else as they are.
+        The ground truth is in resized pixels. So are the proposals when training, and those without area are dropped;
+        otherwise they are unchanged.
         """
-        data, door = self.settings.data, self.preprocessor
+        record = self.records[index]
+        given = NOTHING if self.proposals is None else self.proposals.images[index]
+        data, preprocessor = self.settings.data, self.preprocessor
         channels = self.settings.preprocess.in_channels
         array = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
-        canvas = door.resized(record.size)
+        canvas = preprocessor.resized(record.size)
         scale = np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
         boxes = record.boxes * scale
         if not self.training:
-            return door.resize(array, canvas), Objects(boxes, record.labels, record.ignore), given
+            return preprocessor.resize(array, canvas), Truth(boxes, record.labels, record.ignore), given
         plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
-        image = apply_to_image(plan, door.resize(array, plan.resized))
+        image = apply_to_image(plan, preprocessor.resize(array, plan.resized))
         boxes, visible = apply_to_boxes(plan, boxes, canvas)
         left, ignore = visible > 0, record.ignore | (visible < LEAST_VISIBLE)
-        objects = Objects(boxes[left], record.labels[left], ignore[left])
-        with np.errstate(invalid="ignore"):  # the visible share of a box without area
+        truth = Truth(boxes[left], record.labels[left], ignore[left])
+        with np.errstate(invalid="ignore"):  # 0 / 0: the visible share of a box without area
             moved, _ = apply_to_boxes(plan, given.boxes * scale, canvas)
         shown = np.all(moved[:, 2:] > moved[:, :2], axis=1)
-        return image, objects, Given(moved[shown], given.scores[shown])
+        return image, truth, Given(moved[shown], given.scores[shown])
 
 
 def _filled(batch: Batch, count: int) -> Batch:
-    """The batch with `count` images of zeros after it; their size is 0, so that nothing in them is trained."""
+    """Append `count` images of zeros to the batch. Their size is 0, so that nothing in them is trained on."""
     black = batch.images.new_zeros(count, *batch.images.shape[1:])
     more = Batch(black, torch.zeros(count, 2), torch.ones(count, 2), torch.zeros(count, 2))
     return Batch(*(torch.cat(pair) for pair in zip(batch, more, strict=True)))
 
 
-def _padded(objects: Sequence[Objects], rows: int, width: int) -> Targets:
-    """Targets of `rows` images, the first of which have `objects`, padded to `width` ground truths."""
+def _padded(truths: Sequence[Truth], rows: int, width: int) -> Targets:
+    """Return the targets of `rows` images, the first of which have `truths`, padded to `width` boxes per image."""
     boxes = torch.zeros(rows, width, 4)
     labels = torch.zeros(rows, width, dtype=torch.int64)
     valid, ignore = torch.zeros(rows, width, dtype=torch.bool), torch.zeros(rows, width, dtype=torch.bool)
-    for row, found in enumerate(objects):
-        count = len(found.boxes)
-        boxes[row, :count] = torch.from_numpy(found.boxes)
-        labels[row, :count] = torch.from_numpy(found.labels)
-        ignore[row, :count] = torch.from_numpy(found.ignore)
+    for row, truth in enumerate(truths):
+        count = len(truth.boxes)
+        for padded_rows, values in zip((boxes, labels, ignore), truth, strict=True):
+            padded_rows[row, :count] = torch.from_numpy(values)
         valid[row, :count] = True
     return Targets(boxes, labels, valid, ignore)

@@ -1,4 +1,4 @@
-"""Every image decoded before long work begins: damage amid the pixels, and what is odd about them."""
+"""Decode every image before long work begins, to find damaged files and unusual pixels."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,22 +11,24 @@ from rcnn.data.dataset import Dataset, Fault
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import Look, verify_image
 
-Progress = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 _TWELVE_BIT = 4096
 
 
-def decode_images(datasets: Sequence[Dataset], settings: Data, progress: Progress | None = None) -> list[Dataset]:
-    """The data sets less the images that can't be decoded; faults and notes are added.
+def decode_images(
+    datasets: Sequence[Dataset], settings: Data, progress: ProgressCallback | None = None
+) -> list[Dataset]:
+    """Return the data sets without the images that can't be decoded, with faults and notes added.
 
-    Images that other faults leave out are decoded too, so that all that is wrong is told at once.
+    Images that other faults leave out are decoded too, so that everything wrong is reported at once.
 
     Args:
-        datasets: lists of one data set; what they share is decoded once.
+        datasets: lists of one data set; images that they share are decoded once.
         settings: `white` and `max_pixels` are read.
-        progress: told (images done, images in all).
+        progress: called with (images done, images in total).
     """
     names = {path: name for dataset in datasets for path, name in _files(dataset).items()}
-    found: dict[Path, Look | ImageError] = {}
+    outcomes: dict[Path, Look | ImageError] = {}
 
     def look(path: Path) -> Look | ImageError:
         try:
@@ -34,24 +36,24 @@ def decode_images(datasets: Sequence[Dataset], settings: Data, progress: Progres
         except ImageError as error:
             return error
 
-    # Decoding leaves Python's lock. Each look silences Pillow's warnings in a way that threads share: what they leave
-    # behind ends here.
+    # Decoding releases Python's lock. Silencing Pillow's warnings changes a state that threads share: what they leave
+    # behind is undone here.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         try:
             for done, (path, outcome) in enumerate(zip(names, pool.map(look, names), strict=True), start=1):
-                found[path] = outcome
+                outcomes[path] = outcome
                 if progress is not None:
                     progress(done, len(names))
         finally:  # after Ctrl-C the rest is not waited for
             pool.shutdown(cancel_futures=True)
-    notes = _notes({names[path]: look for path, look in found.items() if isinstance(look, Look)}, settings)
-    left = [_without_damaged(dataset, found) for dataset in datasets]
+    notes = _notes({names[path]: look for path, look in outcomes.items() if isinstance(look, Look)}, settings)
+    left = [_without_damaged(dataset, outcomes) for dataset in datasets]
     return [replace(left[0], notes=(*left[0].notes, *notes)), *left[1:]] if left else []
 
 
 def _files(dataset: Dataset) -> dict[Path, str]:
-    """Path -> name of the images that are used, and of those that a fault other than the file's own leaves out."""
+    """Return path -> name of the images in use, and of those left out for a fault that is not the file's own."""
     unreadable = {fault.where for fault in dataset.faults if fault.kind == "fatal"}
     left_out = dict.fromkeys(fault.image for fault in dataset.faults if fault.image is not None)
     files = {record.path: record.name for record in dataset.records}
@@ -59,19 +61,19 @@ def _files(dataset: Dataset) -> dict[Path, str]:
     return {path: name for path, name in files.items() if str(path) not in unreadable}
 
 
-def _without_damaged(dataset: Dataset, found: Mapping[Path, Look | ImageError]) -> Dataset:
-    """The data set less its damaged images, a fatal fault for each of them before the others."""
+def _without_damaged(dataset: Dataset, outcomes: Mapping[Path, Look | ImageError]) -> Dataset:
+    """Return the data set without its damaged images, with a fatal fault for each of them ahead of the others."""
     faults = [
         Fault(str(path), str(outcome).removeprefix(f"{path}: "), "fatal", name)
         for path, name in _files(dataset).items()
-        if isinstance(outcome := found[path], ImageError)
+        if isinstance(outcome := outcomes[path], ImageError)
     ]
-    records = tuple(record for record in dataset.records if not isinstance(found[record.path], ImageError))
+    records = tuple(record for record in dataset.records if not isinstance(outcomes[record.path], ImageError))
     return replace(dataset, records=records, faults=(*faults, *dataset.faults))
 
 
 def _notes(looks: Mapping[str, Look], settings: Data) -> list[str]:
-    """Sentences on 16-bit images that are none, and on transparency; looks by name."""
+    """Return remarks on 16-bit images that look like 12-bit ones, and on transparency."""
     notes = []
     deepest = max((look.largest for look in looks.values() if look.largest is not None), default=None)
     if deepest is not None and deepest < _TWELVE_BIT and settings.white is None:

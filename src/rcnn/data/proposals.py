@@ -1,12 +1,12 @@
-"""Proposals from elsewhere: boxes of images from a file, checked, or from Selective Search; in pixels of the images.
+"""External proposals: boxes from a file, checked, or from Selective Search, in pixels of the image files.
 
-.json holds one of
-    {"000005.jpg": [[x1, y1, x2, y2], ...], ...}, a fifth number is a score;
+A .json file holds one of
+    {"000005.jpg": [[x1, y1, x2, y2], ...], ...}, where a fifth number is a score;
     what `rcnn propose` writes: [{"path": ..., "detections": [{"box": [x1, y1, x2, y2], "score": ...}, ...]}, ...];
     COCO's results: [{"image_id": ..., "bbox": [x, y, w, h], "score": ...}, ...].
-.npz holds an array (n, 4) or (n, 5) of such rows an image, under its name.
-.mat holds Selective Search's cells `images` and `boxes` of rows (y1, x1, y2, x2), whose first pixel is 1 and whose last
-belongs to the box; a fifth number is a score.
+A .npz file holds one array (n, 4) or (n, 5) of such rows per image, under the image's name.
+A .mat file holds the cells `images` and `boxes` of Selective Search, with rows (y1, x1, y2, x2). The first pixel is 1,
+and the last one belongs to the box; a fifth number is a score.
 """
 
 import json
@@ -24,38 +24,40 @@ import numpy as np
 from rcnn.config import Data, Settings
 from rcnn.data.dataset import Dataset, Record
 from rcnn.data.given import NOTHING, Given
-from rcnn.data.pixels import Progress
+from rcnn.data.pixels import ProgressCallback
 from rcnn.data.selective_search import SEARCHES, ranked, search_files
 from rcnn.errors import DataError, ImageError
 from rcnn.preprocess.sources import files
 
 OVERHANG = 1.0
-"""Pixels that a box may reach over the image's edge: there it is clipped, since files hold rounded numbers."""
+"""Pixels by which a box may reach beyond the image: it is clipped, since files hold rounded numbers."""
 
 LISTED = 20
-"""Faults of a file that are told one by one."""
+"""Number of faults of a file that are listed one by one."""
 
 
 class _Part(NamedTuple):
-    """The rows (n, 4) or (n, 5) of one image, xyxy and perhaps a score; `numbers` are those of the rows in the file."""
+    """The rows (n, 4) or (n, 5) of one image, xyxy and perhaps a score; `numbers` are the row numbers in the file."""
 
     image: str
     rows: np.ndarray
     numbers: Sequence[int]
 
 
-def open_proposals(source: str, dataset: Dataset, settings: Settings, progress: Progress | None = None) -> list[Given]:
-    """Proposals of every image of a data set, in the order of its records.
+def open_proposals(
+    source: str, dataset: Dataset, settings: Settings, progress: ProgressCallback | None = None
+) -> list[Given]:
+    """Return the proposals of every image of a data set, in the order of its records.
 
     Args:
         source: a .json, .npz or .mat file, `selective-search` or `selective-search-quality`.
         dataset: the images.
         settings: `data.white` and `data.max_pixels` are read.
-        progress: told (images done, images in all) by a search.
+        progress: called with (images done, images in total) by a search.
 
     Raises:
         SettingsError: Selective Search is not installed.
-        DataError: as `read_proposals`, or an image can't be read.
+        DataError: as for `read_proposals`, or an image can't be read.
     """
     return find_proposals(source, dataset.records, dataset.root, settings.data, progress)
 
@@ -65,85 +67,80 @@ def find_proposals(
     records: Sequence[Record],
     root: Path,
     settings: Data,
-    progress: Progress | None = None,
+    progress: ProgressCallback | None = None,
     skip: Callable[[ImageError], None] | None = None,
 ) -> list[Given]:
-    """As `open_proposals`, of images in the folder `root`; `skip` is told of those that a search can't read."""
+    """Like `open_proposals`, for images in the folder `root`; `skip` is called for those that a search can't read."""
     if source not in SEARCHES:
         return read_proposals(source, records, root)
-    found: list[Given] = []
+    given: list[Given] = []
     for result in search_files([record.path for record in records], SEARCHES[source], settings):
         if isinstance(result, Given):
-            found.append(result)
+            given.append(result)
         elif skip is None:
             raise DataError(str(result))
         else:
             skip(result)
-            found.append(NOTHING)
+            given.append(NOTHING)
         if progress:
-            progress(len(found), len(records))
-    return found
+            progress(len(given), len(records))
+    return given
 
 
 def read_proposals(path: str | Path, records: Sequence[Record], root: Path | None = None) -> list[Given]:
-    """The boxes of every record, in the order of the records; where the file has no scores its order is the ranking.
+    """Read the boxes of every record, in the order of the records. If the file has no scores, its order is the ranking.
 
-    An image is called by its name, its file's name or stem, or its id, where these are one image's alone. Boxes
-    without width or height, such as rounding leaves, are dropped.
+    The file may refer to an image by its name, its file's name or stem, or its id, if that is unambiguous. Boxes
+    without width or height, which rounding may leave, are dropped.
 
     Args:
-        path: .json, .npz or .mat, in a form that the head of this module tells.
+        path: .json, .npz or .mat file in one of the forms described at the top of this module.
         records: the images.
-        root: other images in this folder may be in the file too, and are passed over: those of other lists, say.
+        root: folder whose other images, such as those of other lists, may be in the file too and are ignored.
 
     Raises:
         DataError: the file can't be read; a box is outside its image, inverted or not finite; an image is unknown,
-            comes twice, or is missing. The message names the file and the rows, of all faults.
+            occurs twice, or is missing. The message names file and row of every fault.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in _READERS:
         raise DataError(f"{path}: proposals come as {', '.join(_READERS)}, or from {' or '.join(SEARCHES)}")
-    found, faults = _collect(_READERS[path.suffix.lower()](path), records, root)
-    missing = [record.name for index, record in enumerate(records) if index not in found]
-    if missing and not faults:  # what is called by a wrong name is told once
+    given, faults = _collect(_READERS[path.suffix.lower()](path), records, root)
+    missing = [record.name for index, record in enumerate(records) if index not in given]
+    if missing and not faults:  # an image under a wrong name is reported once
         faults.append(f"{len(missing)} of {len(records)} images have no proposals, such as `{missing[0]}`")
-    _stop_on(faults, path)
-    return [found[index] for index in range(len(records))]
-
-
-def _collect(
-    parts: Iterable[_Part | str], records: Sequence[Record], root: Path | None
-) -> tuple[dict[int, Given], list[str]]:
-    """Proposals by index of their record, and all that is wrong."""
-    images, found, faults = _Images(records, root), dict[int, Given](), list[str]()
-    for part in parts:
-        if isinstance(part, str):
-            faults.append(part)
-            continue
-        where, index = f"image `{part.image}`", images.find(part.image)
-        if index in found:
-            faults.append(f"{where}: `{records[index].name}` came before, under this or another name")
-        elif index is not None:
-            bad, found[index] = _checked(part, records[index].size)
-            faults += [f"{where}{fault}" for fault in bad]
-        elif not images.passes_over(part.image):
-            hint = images.hint(part.image) if len(faults) < LISTED else ""
-            faults.append(f"{where}, row {next(iter(part.numbers), 0)}: the data has no such image{hint}")
-    return found, faults
-
-
-def _stop_on(faults: Sequence[str], path: Path) -> None:
-    """Raise what was found, if anything, a line each."""
     if len(faults) == 1:
         raise DataError(f"{path}: {faults[0]}")
     if faults:
         lines = [f"{path}: {fault}" for fault in faults[:LISTED]]
         more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
         raise DataError("\n".join([f"{len(faults)} faults in the proposals:", *lines, *more]))
+    return [given[index] for index in range(len(records))]
+
+
+def _collect(
+    parts: Iterable[_Part | str], records: Sequence[Record], root: Path | None
+) -> tuple[dict[int, Given], list[str]]:
+    """Return the proposals by index of their record, and all faults."""
+    images, given, faults = _Images(records, root), dict[int, Given](), list[str]()
+    for part in parts:
+        if isinstance(part, str):
+            faults.append(part)
+            continue
+        where, index = f"image `{part.image}`", images.find(part.image)
+        if index in given:
+            faults.append(f"{where}: `{records[index].name}` came before, under this or another name")
+        elif index is not None:
+            bad, given[index] = _checked(part, records[index].size)
+            faults += [f"{where}{fault}" for fault in bad]
+        elif not images.passes_over(part.image):
+            hint = images.hint(part.image) if len(faults) < LISTED else ""
+            faults.append(f"{where}, row {next(iter(part.numbers), 0)}: the data has no such image{hint}")
+    return given, faults
 
 
 class _Images:
-    """What the images of a data set may be called."""
+    """The names by which a file may refer to the images of a data set."""
 
     def __init__(self, records: Sequence[Record], root: Path | None) -> None:
         self._root = root
@@ -159,24 +156,24 @@ class _Images:
         self._short = {name: min(owners) for name, owners in short.items() if len(owners) == 1}
 
     def find(self, image: str) -> int | None:
-        """The index of the image that is called so; None: it is none of the records."""
+        """Return the index of the image of this name, or None if no record has it."""
         path = os.path.abspath(image)
-        for name in (image, path):
-            if name in self._whole:
-                return self._whole[name]
-        if self._has(path):  # another image of the folder, perhaps of a record's short name
+        whole = self._whole.get(image, self._whole.get(path))
+        if whole is not None:
+            return whole
+        if self._has(path):  # another image of the folder, perhaps with the same short name as a record
             return None
         return self._short.get(image, self._short.get(os.path.basename(image)))
 
     def passes_over(self, image: str) -> bool:
-        """Whether an image that `find` does not find lies in the folder."""
+        """Whether an image that is none of the records lies in the folder."""
         if self._root is None:
             return False
         whole = self._has(os.path.abspath(image)) or self._has(os.path.join(os.path.abspath(self._root), image))
         return whole or not self._others.isdisjoint((image, os.path.basename(image)))
 
     def hint(self, image: str) -> str:
-        """Half a sentence: the nearest name."""
+        """Return `; did you mean ...?` with the most similar name, or an empty string."""
         near = get_close_matches(image, [*self._whole, *self._short], n=1)
         return f"; did you mean `{near[0]}`?" if near else ""
 
@@ -185,12 +182,12 @@ class _Images:
 
     @cached_property
     def _others(self) -> set[str]:
-        """Names and stems of all images in the folder."""
+        """The names and stems of all images in the folder."""
         return {name for file in files(str(self._root)) for name in (file.name, file.stem)}
 
 
 def _checked(part: _Part, size: tuple[int, int]) -> tuple[list[str], Given]:
-    """What is wrong with the rows, and the boxes clipped and in the order of their scores."""
+    """Return the faults of the rows, and their boxes clipped and sorted by score."""
     rows = part.rows if part.rows.size else np.zeros((0, 4))
     if rows.ndim != 2 or rows.shape[1] not in (4, 5):
         return [f": expected rows of 4 numbers, or 5 with a score; found the shape {rows.shape}"], NOTHING
@@ -200,16 +197,12 @@ def _checked(part: _Part, size: tuple[int, int]) -> tuple[list[str], Given]:
     with np.errstate(invalid="ignore"):
         inside = (boxes >= -OVERHANG).all(axis=1) & (boxes <= limit + OVERHANG).all(axis=1)
         upright = (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
-    fault = np.select([~finite, ~inside, ~upright], [1, 2, 3])
-    texts = (
-        "",
-        "is not finite",
-        f"is outside the image of {width} x {height} pixels",
-        "is inverted: x1 <= x2 and y1 <= y2 are needed",
-    )
+    outside = f"is outside the image of {width} x {height} pixels"
+    inverted = "is inverted: x1 <= x2 and y1 <= y2 are needed"
+    reasons = np.select([~finite, ~inside, ~upright], ["is not finite", outside, inverted], default="")
     faults = [
-        f", row {part.numbers[row]}: the box ({', '.join(f'{number:g}' for number in rows[row])}) {texts[fault[row]]}"
-        for row in np.flatnonzero(fault).tolist()
+        f", row {part.numbers[row]}: the box ({', '.join(f'{number:g}' for number in rows[row])}) {reasons[row]}"
+        for row in np.flatnonzero(reasons != "").tolist()
     ]
     scores = rows[:, 4] if rows.shape[1] == 5 else ranked(boxes).scores
     clipped = np.clip(boxes, 0, limit)
@@ -233,7 +226,7 @@ def _read_json(path: Path) -> Iterator[_Part | str]:
 
 
 def _entries(entries: list[Mapping[str, Any]]) -> Iterator[_Part | str]:
-    """Images of a list: with their detections, or one box an entry."""
+    """Yield the images of a list whose entries are images with detections, or single boxes."""
     loose: dict[str, tuple[list[Any], list[int]]] = {}
     for number, entry in enumerate(entries, 1):
         try:
@@ -286,7 +279,7 @@ def _read_mat(path: Path) -> Iterator[_Part | str]:
 
 
 def _part(image: str, rows: Any) -> _Part | str:
-    """The rows as an array; if they are none, what is wrong with them."""
+    """Return the rows as an array or, if they can't be one, what is wrong with them."""
     try:
         array = np.atleast_1d(np.asarray(rows, dtype=np.float64))
     except (TypeError, ValueError, OverflowError):

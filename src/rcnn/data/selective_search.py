@@ -1,8 +1,8 @@
-"""Selective Search (Uijlings et al., 2013) through OpenCV, and what it found in files, kept on the disk.
+"""Selective Search (Uijlings et al., 2013) through OpenCV, with the boxes of image files cached on disk.
 
-A box file lies in `$XDG_CACHE_HOME/rcnn/selective-search` (by default below ~/.cache) under a hash of what it follows
-from: the image file's bytes, the mode, how its pixels are read, OpenCV's version. So a changed image or mode is another
-file, a search that was broken off goes on where it was, and lists of images may change. The folder may be deleted.
+The boxes are stored in `$XDG_CACHE_HOME/rcnn/selective-search` (by default below ~/.cache) under a hash of all that
+they depend on: the image file's bytes, the mode, how its pixels are read, OpenCV's version. So a changed image or mode
+has another file, an interrupted search continues, and lists of images may change. The folder may be deleted.
 """
 
 import io
@@ -27,19 +27,19 @@ SEARCHES: dict[str, Mode] = {"selective-search": "fast", "selective-search-quali
 """Name of a source of proposals -> the mode of the search."""
 
 COUNT = 2000
-"""Boxes that are kept of an image, as many as the paper's table 2 uses."""
+"""Number of boxes kept per image, as many as table 2 of the Faster R-CNN paper uses."""
 
 
 def selective_search(image: np.ndarray, mode: Mode = "fast", count: int = COUNT) -> Given:
-    """Boxes that may hold an object, found by merging segments of the image; the same ones at every call.
+    """Return boxes that may contain an object, found by merging segments of the image; the same ones at every call.
 
-    The boxes are OpenCV's. Their order is not: OpenCV draws it with a generator that can't be seeded. Here it is a
-    uniform draw, from a seed of its own.
+    The boxes are OpenCV's, but not their order, which OpenCV draws with a generator that can't be seeded. Here it is
+    a random permutation with a fixed seed.
 
     Args:
-        image: (H, W, 3) uint8, red first, as it is in its file.
-        mode: fast: 2 colour spaces, 3 segmentations, 2 similarities; quality: 5, 5 and 4, many times slower.
-        count: boxes at most.
+        image: (H, W, 3) uint8, red first, at the size of its file.
+        mode: `fast`: 2 colour spaces, 3 segmentations, 2 similarities; `quality`: 5, 5 and 4, many times slower.
+        count: maximum number of boxes.
 
     Raises:
         SettingsError: OpenCV, with its contributed modules, is not installed.
@@ -57,23 +57,23 @@ def selective_search(image: np.ndarray, mode: Mode = "fast", count: int = COUNT)
 
 
 def ranked(boxes: np.ndarray) -> Given:
-    """Boxes (n, 4) in the order of their rank, with scores that fall from 1 towards 0."""
+    """Give boxes (n, 4) in the order of their rank scores that fall from 1 towards 0."""
     return Given(boxes, np.linspace(1, 0, len(boxes), endpoint=False))
 
 
 def search_files(paths: Sequence[Path], mode: Mode, settings: Data) -> Iterator[Given | ImageError]:
-    """The `COUNT` best boxes of each file, in their order, from the disk where they are there; on all cores.
+    """Yield the `COUNT` best boxes of each file in order, from the cache if they are there, using all cores.
 
-    An image that can't be read gives its error.
+    For an image that can't be read, the error is yielded.
 
     Args:
         paths: image files.
-        mode: as of `selective_search`.
+        mode: as for `selective_search`.
         settings: `white` and `max_pixels` are read.
 
     Raises:
         SettingsError: OpenCV, with its contributed modules, is not installed.
-        OSError: the folder of the boxes can't be written, or the disk is full.
+        OSError: the cache folder can't be written, or the disk is full.
     """
     folder, version = cache_folder(), _opencv().__version__
     folder.mkdir(parents=True, exist_ok=True)
@@ -90,11 +90,11 @@ def search_files(paths: Sequence[Path], mode: Mode, settings: Data) -> Iterator[
             return error
         except OSError as error:
             return ImageError(f"{path}: can't be read: {error.strerror}")
-        found = selective_search(image, mode)
-        _write(file, found.boxes)
-        return found
+        proposals = selective_search(image, mode)
+        _write(file, proposals.boxes)
+        return proposals
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV leaves Python's lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV releases Python's lock
         try:
             yield from pool.map(search, paths)
         finally:  # after Ctrl-C the rest is not waited for
@@ -102,12 +102,12 @@ def search_files(paths: Sequence[Path], mode: Mode, settings: Data) -> Iterator[
 
 
 def cache_folder() -> Path:
-    """Where found boxes are kept."""
+    """Return the folder where boxes are cached."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcnn" / "selective-search"
 
 
 def _read(file: Path) -> np.ndarray | None:
-    """The boxes of a file; None where it is missing or, after the power went, not whole."""
+    """Return the boxes in a file; None if it is missing or, after a power failure, incomplete."""
     try:
         with file.open("rb") as content, np.load(content, allow_pickle=False) as archive:
             return archive["boxes"].astype(np.float64)
@@ -116,7 +116,7 @@ def _read(file: Path) -> np.ndarray | None:
 
 
 def _write(file: Path, boxes: np.ndarray) -> None:
-    """Replace the file in one step; several processes may do so at once."""
+    """Replace the file atomically; several processes may do so at once."""
     content = io.BytesIO()
     np.savez_compressed(content, boxes=boxes.astype(np.int32))
     temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
@@ -128,7 +128,7 @@ def _write(file: Path, boxes: np.ndarray) -> None:
 
 
 def _opencv() -> Any:
-    """OpenCV with Selective Search in it.
+    """Import OpenCV with Selective Search.
 
     Raises:
         SettingsError: it is not installed.

@@ -1,4 +1,4 @@
-"""Figures of a data set: images, boxes, classes, sizes."""
+"""Statistics of a data set: images, boxes, classes, sizes."""
 
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -13,14 +13,14 @@ _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass(frozen=True)
 class Stats:
-    """Plain figures. Sizes are in pixels of the files; quantiles are at 0, 5, 25, 50, 75, 95 and 100%.
+    """Statistics of a split. Sizes are in pixels of the image files; quantiles are at 0, 5, 25, 50, 75, 95 and 100%.
 
     Attributes:
-        images, empty: images, and those without a box.
-        boxes, ignored: boxes, and those of them that are crowd or difficult.
-        classes: boxes of each class, by name.
-        class_images: images that show each class, by name.
-        small, medium, large: boxes of an area under 32^2, up to 96^2, and above, as COCO counts them.
+        images, empty: number of images, and of those without a box.
+        boxes, ignored: number of boxes, and of those that are crowd or difficult.
+        classes: number of boxes per class name.
+        class_images: number of images per class name that show the class.
+        small, medium, large: number of boxes with an area under 32^2, up to 96^2 and above, as COCO counts them.
         box_sizes: quantiles of the square root of the area.
         aspect_ratios: quantiles of height / width.
         boxes_per_image: number of images by number of boxes.
@@ -43,12 +43,12 @@ class Stats:
     widths: tuple[float, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """A plain tree."""
+        """Return the statistics as plain JSON values."""
         return asdict(self)
 
 
 def statistics(dataset: Dataset) -> Stats:
-    """Figures of one split."""
+    """Compute the statistics of one split."""
     records = dataset.records
     boxes = np.concatenate([record.boxes for record in records] or [np.empty((0, 4))])
     labels = np.concatenate([record.labels for record in records] or [np.empty(0, np.int64)])

@@ -1,7 +1,8 @@
-"""Pictures of shapes on textured grounds, made from a seed: what the demo trains on, and a check of a whole pipeline.
+"""Images of shapes on textured backgrounds, generated from a seed, for the demo and for checking a whole pipeline.
 
-Colours are drawn alike for all classes, so that only the outline tells them apart. Shapes hide parts of each other; the
-truth is the box of the whole shape all the same. At least a fifth is covered by 10% to 50%, a fifth under 32 px.
+Colours are drawn in the same way for all classes, so that only outlines differ. Shapes may hide parts of each other;
+the ground truth is still the box of the whole shape. At least a fifth of the shapes are covered by 10% to 50%, and at
+least a fifth are smaller than 32 px.
 """
 
 import json
@@ -23,7 +24,7 @@ Place = tuple[int, int]
 CLASSES = ("disc", "square", "triangle")
 SUPERSAMPLING = 4
 CONTRAST = 60.0
-"""Least difference of luma (0..255) between a shape and what it is drawn on."""
+"""Smallest difference of luma (0..255) between a shape and its background."""
 _LUMA = np.array([0.299, 0.587, 0.114])
 _SMALL_SHARE, _COVERING_SHARE = 0.3, 0.5
 _TRIES = 60
@@ -43,17 +44,17 @@ _OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
     "ring": (_circle(1), _circle(0.5)),
     "cross": (np.array(_CROSS) / 3,),
 }
-"""Outline of each class, y down; a second outline is a hole."""
+"""Outline of each class, with y pointing down; a second outline is a hole."""
 
 
 class Scene(NamedTuple):
-    """One picture and what is known of it.
+    """One image and what is known about it.
 
     Attributes:
         image: (H, W, 3) uint8.
-        boxes: (n, 4) float64, tight around each whole shape, also where it is covered; whole numbers.
-        labels: (n,) int64, into the classes.
-        covered: (n,) share of each shape's pixels that others hide, 0..0.5.
+        boxes: (n, 4) float64 whole numbers, tight around each whole shape, including its covered parts.
+        labels: (n,) int64, index into the classes.
+        covered: (n,) share of each shape's pixels that are hidden by others, 0..0.5.
         colours: (n, 3) mean colour of each shape, 0..255.
     """
 
@@ -67,13 +68,13 @@ class Scene(NamedTuple):
 def scenes(
     images: int, *, size: tuple[int, int] = (256, 256), seed: int = 0, classes: Sequence[str] = CLASSES
 ) -> Iterator[Scene]:
-    """Pictures of 1 to 5 shapes each; every tenth is empty.
+    """Yield images of 1 to 5 shapes each; every tenth is empty.
 
     Args:
-        images: how many.
-        size: (height, width), pixels; the largest shapes take 0.43 of the shorter side.
-        seed: picture i depends on this and i alone.
-        classes: of disc, square, triangle, ring, cross.
+        images: number of images.
+        size: (height, width) in pixels; the largest shapes take up 0.43 of the shorter side.
+        seed: image i depends on the seed and i alone.
+        classes: some of disc, square, triangle, ring, cross.
     """
     for index in range(images):
         generator = np.random.default_rng((seed, index))
@@ -90,9 +91,9 @@ def synthesise(
     seed: int = 0,
     classes: Sequence[str] = CLASSES,
 ) -> None:
-    """Write `scenes` as one split of a COCO set: `images/SPLIT/*.jpg` and `annotations/instances_SPLIT.json`.
+    """Write `scenes` as one split of a COCO data set: `images/SPLIT/*.jpg` and `annotations/instances_SPLIT.json`.
 
-    Further splits, of other seeds, go into the same folder. A seed always gives the same bytes.
+    Further splits, with other seeds, can be added to the same folder. A seed always gives the same bytes.
     """
     (folder / "images" / split).mkdir(parents=True, exist_ok=True)
     (folder / "annotations").mkdir(exist_ok=True)
@@ -110,10 +111,10 @@ def synthesise(
 
 
 def synthesise_set(folder: Path, splits: Mapping[str, tuple[int, int]], form: str = "coco") -> None:
-    """Write several splits, name -> (images, seed), as one new set in the form `voc`, `coco` or `yolo`.
+    """Write several splits, name -> (images, seed), as a new data set in the format `voc`, `coco` or `yolo`.
 
     Raises:
-        DataError: the folder holds something, or there is no such form.
+        SettingsError: the folder is not empty, or there is no such format.
     """
     with TemporaryDirectory() as temporary:
         for split, (images, seed) in splits.items():
@@ -122,9 +123,9 @@ def synthesise_set(folder: Path, splits: Mapping[str, tuple[int, int]], form: st
 
 
 def _scene(size: tuple[int, int], classes: Sequence[str], generator: np.random.Generator, count: int) -> Scene:
-    """A ground with up to `count` shapes; one that finds no place is left out."""
+    """Draw a background with up to `count` shapes; a shape without a free place is left out."""
     canvas = _ground(size, generator)
-    owner = np.full(size, -1)  # which shape is seen at a pixel
+    owner = np.full(size, -1)  # index of the shape that is visible at a pixel
     boxes, labels, areas, colours = [], [], [], []
     for _ in range(count):
         label = int(generator.integers(len(classes)))
@@ -132,7 +133,8 @@ def _scene(size: tuple[int, int], classes: Sequence[str], generator: np.random.G
         solid = alpha >= 0.5
         known = np.array(areas, dtype=np.int64)
         place = _place_over(solid, owner, known, generator) if generator.random() < _COVERING_SHARE else None
-        place = place or _place_free(solid, owner, generator)
+        free = (place for place, under in _places(solid, owner, generator) if (under < 0).all())
+        place = place or next(free, None)
         if place is None:
             continue
         height, width = alpha.shape
@@ -155,14 +157,14 @@ def _scene(size: tuple[int, int], classes: Sequence[str], generator: np.random.G
 
 
 def _side(shorter: int, generator: np.random.Generator) -> float:
-    """Longer side of a shape, pixels: 18..31 for the small ones, else up to 0.43 of the image's shorter side."""
+    """Draw the longer side of a shape in pixels: 18..31 if small, else up to 0.43 of the image's shorter side."""
     if generator.random() < _SMALL_SHARE:
         return generator.uniform(18, 31)
     return math.exp(generator.uniform(math.log(32), math.log(max(33, 0.43 * shorter))))
 
 
 def _ground(size: tuple[int, int], generator: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) float64: noise of several scales about a random colour."""
+    """Return (H, W, 3) float64: noise at several scales around a random colour."""
     ground = np.broadcast_to(generator.uniform(70, 185, 3), (*size, 3)).copy()
     for cell, strength in ((96, 24), (32, 14), (8, 8), (2, 6)):
         grid = generator.normal(0, strength, (size[0] // cell + 2, size[1] // cell + 2, 3)).astype(np.float32)
@@ -174,7 +176,7 @@ def _ground(size: tuple[int, int], generator: np.random.Generator) -> np.ndarray
 
 
 def _shape(name: str, side: float, generator: np.random.Generator) -> np.ndarray:
-    """(h, w) coverage 0..1 of a turned and stretched outline, cut where no pixel is half covered."""
+    """Return (h, w) coverage 0..1 of a rotated and stretched outline, cropped to pixels at least half covered."""
     angle, stretch = generator.uniform(-_TURN, _TURN), math.exp(generator.uniform(-0.15, 0.15))
     turn = np.array([[math.cos(angle), math.sin(angle)], [-math.sin(angle), math.cos(angle)]])
     outlines = [points * (stretch, 1 / stretch) @ turn for points in _OUTLINES[name]]
@@ -191,7 +193,7 @@ def _shape(name: str, side: float, generator: np.random.Generator) -> np.ndarray
 
 
 def _places(solid: np.ndarray, owner: np.ndarray, generator: np.random.Generator) -> Iterator[tuple[Place, np.ndarray]]:
-    """Random places of a shape, top and left, and which shapes (-1 for none) are seen where it would lie."""
+    """Yield random places of a shape (top, left), and the shapes (-1: none) that are visible where it would lie."""
     height, width = solid.shape
     for _ in range(_TRIES):
         top = int(generator.integers(owner.shape[0] - height + 1))
@@ -199,15 +201,10 @@ def _places(solid: np.ndarray, owner: np.ndarray, generator: np.random.Generator
         yield (top, left), owner[top : top + height, left : left + width][solid]
 
 
-def _place_free(solid: np.ndarray, owner: np.ndarray, generator: np.random.Generator) -> Place | None:
-    """Where the shape hides nothing."""
-    return next((place for place, under in _places(solid, owner, generator) if (under < 0).all()), None)
-
-
 def _place_over(
     solid: np.ndarray, owner: np.ndarray, areas: np.ndarray, generator: np.random.Generator
 ) -> Place | None:
-    """Where the shape hides 12% to 45% of one that was whole, and of no other anything."""
+    """Find a place where the shape hides 12% to 45% of one uncovered shape and nothing of any other."""
     whole = np.bincount(owner[owner >= 0], minlength=len(areas)) == areas
     for place, under in _places(solid, owner, generator):
         hidden = np.bincount(under[under >= 0], minlength=len(areas)) / areas
@@ -218,7 +215,7 @@ def _place_over(
 
 
 def _paint(under: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """(h, w, 3) a random colour that stands out from what is `under` it, with a grain and a slant of light."""
+    """Return (h, w, 3): a random colour that contrasts with the pixels `under` it, with grain and a light gradient."""
     mean, height, width = float((under @ _LUMA).mean()), *under.shape[:2]
     colours = generator.uniform(10, 245, (64, 3))
     colour = colours[np.argmax(np.abs(colours @ _LUMA - mean) >= CONTRAST)]

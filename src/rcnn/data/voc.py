@@ -1,9 +1,9 @@
-"""Pascal VOC, found, read and written: an xml per image, with lists in ImageSets/Main, or xml beside the images."""
+"""Find, read and write Pascal VOC: an xml per image, with lists in ImageSets/Main or next to the images."""
 
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 from xml.sax.saxutils import escape
@@ -49,10 +49,10 @@ class _Object(NamedTuple):
 
 
 def find(path: Path) -> Layout | None:
-    """The VOC data set at a folder: VOCdevkit, VOC2007, its Annotations, split folders, or xml beside images.
+    """Return the VOC data set at a folder: VOCdevkit, VOC2007, its Annotations, split folders, or xml next to images.
 
     Raises:
-        DataError: the folder holds several.
+        DataError: the folder holds several data sets.
     """
     if not path.is_dir():
         return None
@@ -60,23 +60,19 @@ def find(path: Path) -> Layout | None:
         path = path.parent
     if not _has_xml(path / "Annotations"):
         inner = [child for child in sorted(path.iterdir()) if _has_xml(child / "Annotations")]
-        inner = [child for child in inner if child.name not in _split_names()]
+        inner = [child for child in inner if all(child.name not in names for names in SPLIT_FOLDERS.values())]
         if len(inner) > 1:
             raise DataError(f"{path}: several VOC data sets are here: {', '.join(map(str, inner))}; give one of them")
         path = inner[0] if inner else path
     if _has_xml(path / "Annotations"):
         files = {name: path / "ImageSets" / "Main" / f"{name}.txt" for name in _LISTS}
         lists = {name: (file,) for name, file in files.items() if file.is_file()}
-        return Layout("voc", path, lists or {"all": (path / "Annotations",)}, found="Annotations/*.xml")
+        return Layout("voc", path, lists or {"all": (path / "Annotations",)}, evidence="Annotations/*.xml")
     splits = {split: _split_folder(path, names) for split, names in SPLIT_FOLDERS.items()}
     lists = {split: (folder,) for split, folder in splits.items() if folder is not None}
     if lists:
-        return Layout("voc", path, lists, found=f"{'/, '.join(lists)}/ with *.xml")
-    return Layout("voc", path, {"all": (path,)}, found="*.xml") if _has_xml(path) else None
-
-
-def _split_names() -> set[str]:
-    return {name for names in SPLIT_FOLDERS.values() for name in names}
+        return Layout("voc", path, lists, evidence=f"{'/, '.join(lists)}/ with *.xml")
+    return Layout("voc", path, {"all": (path,)}, evidence="*.xml") if _has_xml(path) else None
 
 
 def _has_xml(folder: Path) -> bool:
@@ -84,15 +80,15 @@ def _has_xml(folder: Path) -> bool:
 
 
 def _split_folder(root: Path, names: Sequence[str]) -> Path | None:
-    """The folder of a split's xml files."""
+    """Return the folder of a split's xml files."""
     folders = (root / name / inner for name in names for inner in (".", "Annotations", "annotations"))
     return next(filter(_has_xml, folders), None)
 
 
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
-    """The images of lists or folders of xml files. Without `names`, classes are those found, sorted."""
+    """Read the images of lists or folders of xml files. Without `names`, the classes are those that occur, sorted."""
     reading = Reading(_corners)
-    folders = Folders()
+    folders = cache(Folder)
     objects: list[_Object] = []
     drafts: dict[Path, Draft] = {}
     for source in sources:
@@ -115,7 +111,7 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
 
 
 def _origin(layout: Layout, settings: Data, reading: Reading) -> int:
-    """Number of the first pixel: as set, else 1 unless an xmin or ymin anywhere in the data set is 0."""
+    """Return the coordinate of the first pixel: as set, else 1 unless an xmin or ymin anywhere in the data is 0."""
     if settings.voc_origin != "auto":
         return settings.voc_origin
     sources = {source for sources in layout.lists.values() for source in sources}
@@ -129,17 +125,17 @@ def _origin(layout: Layout, settings: Data, reading: Reading) -> int:
 
 
 def _entries(source: Path, root: Path, folders: Folders, reading: Reading) -> Iterator[_Entry]:
-    """What a list names, or what a folder of xml files holds."""
+    """Yield what a list names, or what a folder of xml files holds."""
     if source.is_dir():
         images = _image_folder(source, folders)
-        stems = {os.path.splitext(name)[0]: name for name in folders[source].names if name.lower().endswith(".xml")}
+        stems = {os.path.splitext(name)[0]: name for name in folders(source).names if name.lower().endswith(".xml")}
         yield from (_Entry(str(source / name), stem, source / name, images) for stem, name in stems.items())
         for name in filter(is_image, images.names):
-            if not folders[source].find(os.path.splitext(name)[0] + ".xml"):
+            if not folders(source).find(os.path.splitext(name)[0] + ".xml"):
                 reason = "there is no xml of this image; left out (an xml without objects makes it a background image)"
                 reading.faults.append(Fault(str(images.path / name), reason, "mendable"))
         return
-    annotations = folders[root / "Annotations"]
+    annotations = folders(root / "Annotations")
     images = _image_folder(annotations.path, folders)
     for line, text in read_lines(source):
         stem = _listed_stem(text, annotations, images)
@@ -148,18 +144,18 @@ def _entries(source: Path, root: Path, folders: Folders, reading: Reading) -> It
 
 
 def _image_folder(annotations: Path, folders: Folders) -> Folder:
-    """Where the images of a folder of xml files are: beside them, or in one of the usual neighbours."""
+    """Return the folder of the images: that of the xml files, or one of the usual folders next to it."""
     candidates = [annotations, *(annotations.parent / name for name in _IMAGE_FOLDERS)]
-    return next((folders[path] for path in candidates if any(map(is_image, folders[path].names))), folders[annotations])
+    return next((folders(path) for path in candidates if any(map(is_image, folders(path).names))), folders(annotations))
 
 
 def _base(text: str) -> str:
-    """The last part of a path, whichever slashes it has."""
+    """Return the last part of a path with slashes of either kind."""
     return text.replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def _listed_stem(text: str, annotations: Folder, images: Folder) -> str:
-    """The stem that a line means: `name`, `name 1` (a flag of the class lists), `name.jpg` or `folder/name.jpg`."""
+    """Return the stem in a line: `name`, `name 1` (a flag of the class lists), `name.jpg` or `folder/name.jpg`."""
     base = _base(text)
     choices = []
     for choice in (base, _FLAG.sub("", base)):
@@ -169,7 +165,7 @@ def _listed_stem(text: str, annotations: Folder, images: Folder) -> str:
 
 
 def _read_image(entry: _Entry, root: Path, objects: list[_Object]) -> Draft:
-    """The image of an entry with all that isn't a box; its <object>s are added to `objects`."""
+    """Read the image of an entry without its boxes, and append its <object>s to `objects`."""
     node, broken = None, None
     if entry.xml.is_file():
         try:
@@ -180,34 +176,34 @@ def _read_image(entry: _Entry, root: Path, objects: list[_Object]) -> Draft:
         near = Folder(entry.xml.parent).near(entry.xml.name)
         broken = entry.where, f"there is no {relative_name(entry.xml, root)}{near}"
     by_stem = entry.images.images(entry.stem)
-    found = by_stem or (entry.images.find(_base(node.value("filename"))) if node else [])
-    draft = Draft(relative_name(entry.images.path / (found or [entry.stem])[0], root), entry.stem, None)
+    names = by_stem or (entry.images.find(_base(node.value("filename"))) if node else [])
+    draft = Draft(relative_name(entry.images.path / (names or [entry.stem])[0], root), entry.stem, None)
     if broken:
         draft.fatal(*broken)
-    _choose_image(draft, entry, found, same_stem=bool(by_stem))
+    _choose_image(draft, entry, names, same_stem=bool(by_stem))
     if node is not None:
         _read_size(node, entry.xml, draft)
         objects += [_Object(draft, entry.xml, child) for child in node.all("object")]
     return draft
 
 
-def _choose_image(draft: Draft, entry: _Entry, found: list[str], same_stem: bool) -> None:
-    """Set the image file, or note why there is none."""
+def _choose_image(draft: Draft, entry: _Entry, names: list[str], same_stem: bool) -> None:
+    """Set the path of the image, or note why there is none."""
     folder = entry.images.path
-    if not found:
+    if not names:
         near = entry.images.near(f"{entry.stem}.jpg")
         draft.fatal(entry.where, f"there is no image `{entry.stem}` in {folder}{near}")
-    elif len(found) > 1:
-        draft.fatal(entry.where, f"two images of one name in {folder}: {', '.join(found)}; keep one")
+    elif len(names) > 1:
+        draft.fatal(entry.where, f"two images of one name in {folder}: {', '.join(names)}; keep one")
     else:
-        draft.path = folder / found[0]
-    stems = {entry.stem, entry.xml.stem, *(os.path.splitext(name)[0] for name in found if same_stem)}
+        draft.path = folder / names[0]
+    stems = {entry.stem, entry.xml.stem, *(os.path.splitext(name)[0] for name in names if same_stem)}
     if len(stems) > 1:
         draft.mendable(entry.where, f"names differ in case, taken to be the same: {', '.join(sorted(stems))}")
 
 
 def _read_size(root: Node, xml: Path, draft: Draft) -> None:
-    """The declared size; zeros and a missing <size> declare nothing."""
+    """Read the declared size; zeros and a missing <size> declare nothing."""
     size = root.get("size")
     if size is None:
         return
@@ -221,7 +217,7 @@ def _read_size(root: Node, xml: Path, draft: Draft) -> None:
 
 
 def _add_row(item: _Object, labels: dict[str, int]) -> None:
-    """Add an <object> to those of its image, or note its faults."""
+    """Add an <object> to its image, or note its faults."""
     draft, node, file = item.draft, item.node, item.xml
     label = labels.get(item.name)
     if label is None:
@@ -243,9 +239,9 @@ def _add_row(item: _Object, labels: dict[str, int]) -> None:
 
 
 def _corners(given: np.ndarray, origin: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 4) xmin, ymin, xmax, ymax -> (n, 4) xyxy, and (n,) bool, which have no size; the first pixel is `origin`."""
+    """Convert (n, 4) xmin, ymin, xmax, ymax, counted from `origin`, to (n, 4) xyxy and (n,) bool: no size."""
     low, high = given[:, :2], given[:, 2:]
-    # Less 1, whole numbers inverted by one would look like a box without size.
+    # With the origin subtracted, whole numbers inverted by 1 would look like a box without size.
     inverted = (given == np.rint(given)).all(axis=1) & (high < low).any(axis=1)
     return np.concatenate((low - np.where(inverted, 0, origin)[:, None], high), axis=1), (low == high).any(axis=1)
 
@@ -259,19 +255,19 @@ def labels_text(
     ignore: np.ndarray | None = None,
     digits: int | None = None,
 ) -> str:
-    """The annotation of an image. The first pixel is 1 and the last one belongs to the box; fractions are kept.
+    """Return the annotation of an image. The first pixel is 1 and the last one belongs to the box; fractions are kept.
 
     A side of exactly 1 pixel would have xmin = xmax, which readers take for no size: it is written as 1.01 pixels, and
     one of less than 0.01 as 0.01. Of sides under 1 pixel, xmin is above xmax.
 
     Args:
-        image: its file; folder and name are written.
+        image: the image file, of which folder and name are written.
         size: (height, width) in pixels.
-        names: of the classes.
+        names: (K,) class names.
         boxes: (n, 4) continuous xyxy in pixels.
         labels: (n,) index into `names`.
-        ignore: (n,) bool, which are difficult; None: none.
-        digits: of a pixel's fraction; None writes every digit.
+        ignore: (n,) bool, which boxes are difficult; None: none.
+        digits: decimals of pixels; None writes all digits.
     """
     height, width = size
     lines = ["<annotation>", f"\t<folder>{escape(image.parent.name)}</folder>"]
@@ -293,9 +289,9 @@ def labels_text(
 
 
 def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
-    """Write JPEGImages, Annotations and, where there are lists, ImageSets/Main. What VOC can't hold is returned.
+    """Write JPEGImages, Annotations and, if there are lists, ImageSets/Main. Return remarks on what VOC can't hold.
 
-    `names` gives each image its new file name.
+    `names` maps each image to its new file name.
     """
     thin = 0
     for dataset in datasets:

@@ -1,4 +1,4 @@
-"""Xml files as small trees that know their lines."""
+"""Parse XML files into small trees whose nodes know their line numbers."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,7 +7,7 @@ from xml.parsers import expat
 
 @dataclass(slots=True)
 class Node:
-    """An xml element: its tag without namespace, the line it starts at, its text and its children."""
+    """An XML element: its tag without namespace, the line where it starts, its text and its children."""
 
     tag: str
     line: int
@@ -15,21 +15,21 @@ class Node:
     children: list["Node"] = field(default_factory=list)
 
     def all(self, tag: str) -> list["Node"]:
-        """The children of a tag."""
+        """Return the children with this tag."""
         return [child for child in self.children if child.tag == tag]
 
     def get(self, tag: str) -> "Node | None":
-        """The first child of a tag."""
+        """Return the first child with this tag, or None."""
         return next((child for child in self.children if child.tag == tag), None)
 
     def value(self, tag: str, default: str = "") -> str:
-        """The text of the first child of a tag, stripped."""
+        """Return the stripped text of the first child with this tag, or the default."""
         child = self.get(tag)
         return default if child is None else child.text.strip()
 
 
 class MalformedXml(Exception):
-    """An xml file can't be parsed; the message says why."""
+    """An XML file can't be parsed. The message says why."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -37,10 +37,10 @@ class MalformedXml(Exception):
 
 
 def parse_xml(path: Path) -> Node:
-    """The tree of an xml file.
+    """Parse an XML file.
 
     Raises:
-        MalformedXml: it is not well-formed, or declares entities.
+        MalformedXml: the file is not well-formed, or declares entities.
     """
     top = Node("", 0)
     stack = [top]
@@ -51,16 +51,13 @@ def parse_xml(path: Path) -> Node:
         stack[-1].children.append(node)
         stack.append(node)
 
-    def end(tag: str) -> None:
-        stack.pop()
-
     def text(data: str) -> None:
         stack[-1].text += data
 
     def entity(*_: object) -> None:
         raise ValueError("it declares entities, which an annotation has no use for")
 
-    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.StartElementHandler, parser.EndElementHandler = start, lambda _: stack.pop()
     parser.CharacterDataHandler, parser.EntityDeclHandler = text, entity
     try:
         parser.Parse(path.read_bytes(), True)

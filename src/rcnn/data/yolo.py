@@ -1,7 +1,8 @@
-"""YOLO, found, read and written: a text file per image, rows of class and box in shares of the image; a data.yaml."""
+"""Find, read and write YOLO: a data.yaml, and a text file per image with rows of class and relative box."""
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,10 +22,10 @@ _NOT_LABELS = {"classes.txt", "train.txt", "val.txt", "test.txt", "readme.txt", 
 
 
 def find(path: Path) -> Layout | None:
-    """The YOLO data set at a data.yaml, at a folder that holds one, or at folders of images and labels.
+    """Return the YOLO data set at a data.yaml, at a folder that holds one, or at folders of images and labels.
 
     Raises:
-        DataError: the yaml is malformed or names nothing that is there.
+        DataError: the yaml is malformed or names nothing that exists.
     """
     if path.is_file():
         return layout_of_yaml(path) if path.suffix.lower() in (".yaml", ".yml") else None
@@ -37,34 +38,34 @@ def find(path: Path) -> Layout | None:
 
 
 def _from_folders(path: Path) -> Layout | None:
-    """images/ and labels/, with or without folders of splits in them or around them; or one folder of both."""
+    """Recognise images/ and labels/, with or without split folders in or around them, or one folder of both."""
     for pattern in ("images/{}", "{}/images", "{}"):
         places = {split: [path / pattern.format(name) for name in names] for split, names in _SPLITS.items()}
-        found = {split: tuple(place for place in folders if _has_labels(place)) for split, folders in places.items()}
-        lists = {split: places[:1] for split, places in found.items() if places}
+        labelled = {split: tuple(place for place in folders if _has_labels(place)) for split, folders in places.items()}
+        lists = {split: places[:1] for split, places in labelled.items() if places}
         if lists:
-            return Layout("yolo", path, lists, _file_names(path), found="images with labels/*.txt")
+            return Layout("yolo", path, lists, _file_names(path), evidence="images with labels/*.txt")
     for place in (path / "images", path):
         if _has_labels(place):
-            return Layout("yolo", path, {"all": (place,)}, _file_names(path), found="images with labels *.txt")
+            return Layout("yolo", path, {"all": (place,)}, _file_names(path), evidence="images with labels *.txt")
     return None
 
 
 def _has_labels(folder: Path) -> bool:
-    """Whether a folder of images has a label file for one of them."""
+    """Whether at least one image of a folder has a label file."""
     stems = {os.path.splitext(name)[0] for name in Folder(folder).names if is_image(name)}
     labels = Folder(_label_folder(folder)).names if stems else ()
     return any(name.endswith(".txt") and name[:-4] in stems for name in labels)
 
 
 def _file_names(path: Path) -> tuple[str, ...] | None:
-    """Class names of a classes.txt; None where there is none."""
+    """Return the class names in a classes.txt, or None if there is none."""
     file = next((path / name for name in _NAME_FILES if (path / name).is_file()), None)
     return tuple(text for _, text in read_lines(file)) if file else None
 
 
 def _label_folder(images: Path) -> Path:
-    """The labels of a folder of images: the last `images` of its path as `labels`, else beside the images."""
+    """Return the folder of the labels: the last `images` in the path becomes `labels`; else that of the images."""
     parts = list(images.parts)
     for index in range(len(parts) - 1, -1, -1):
         if parts[index] == "images":
@@ -73,8 +74,8 @@ def _label_folder(images: Path) -> Path:
     return images
 
 
-class _Found(NamedTuple):
-    """An image as a list or a folder names it; `names` are the files that fit: one, or the fault."""
+class _Entry(NamedTuple):
+    """An image as a list or a folder names it; `names` are the files that fit, of which there should be one."""
 
     where: str
     wanted: Path
@@ -94,21 +95,21 @@ class _Line(NamedTuple):
 
 
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
-    """The images of folders or lists; those without a label file are background."""
-    folders = Folders()
+    """Read the images of folders or lists; those without a label file are background."""
+    folders = cache(Folder)
     reading = Reading(_corners, units="share")
     drafts: dict[str, Draft] = {}
     lines: list[_Line] = []
     for source in sources:
         here: set[str] = set()
-        for found in _images(source, layout.root, folders):
-            name = relative_name(found.path, layout.root)
+        for entry in _images(source, layout.root, folders):
+            name = relative_name(entry.path, layout.root)
             if name in here:
-                drafts[name].fatal(found.where, f"image `{name}` is listed twice; keep one of the two")
+                drafts[name].fatal(entry.where, f"image `{name}` is listed twice; keep one of the two")
             here.add(name)
             if name not in drafts:
-                drafts[name] = _draft(found, name, folders)
-                lines += _label_lines(found, drafts[name], folders)
+                drafts[name] = _draft(entry, name, folders)
+                lines += _label_lines(entry, drafts[name], folders)
     reading.drafts = list(drafts.values())
     _check_label_files([draft.path for draft in reading.drafts if draft.path], folders, reading)
     reading.own = layout.names or _numbers(lines, reading)
@@ -120,52 +121,52 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
     return reading
 
 
-def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Found]:
-    """The images of a folder and those below it, less results of ours, or of a list of paths."""
+def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Entry]:
+    """Yield the images in and below a folder, except our own results, or those of a list of paths."""
     if source.is_dir():
         for folder, below, _ in os.walk(source):
             below[:] = sorted(name for name in below if not is_results(Path(folder) / name))
-            for name in filter(is_image, folders[Path(folder)].names):
-                yield _Found(str(Path(folder) / name), Path(folder) / name, (name,))
+            for name in filter(is_image, folders(Path(folder)).names):
+                yield _Entry(str(Path(folder) / name), Path(folder) / name, (name,))
         return
     for line, text in read_lines(source):
-        entry = text.replace("\\", "/")
-        choices = [Path(os.path.normpath(base / entry)) for base in (source.parent, root)]
-        fits = [(choice, tuple(folders[choice.parent].find(choice.name))) for choice in choices]
+        name = text.replace("\\", "/")
+        choices = [Path(os.path.normpath(base / name)) for base in (source.parent, root)]
+        fits = [(choice, tuple(folders(choice.parent).find(choice.name))) for choice in choices]
         wanted, names = next((fit for fit in fits if fit[1]), fits[0])
-        yield _Found(f"{source}:{line}", wanted, names)
+        yield _Entry(f"{source}:{line}", wanted, names)
 
 
-def _draft(found: _Found, name: str, folders: Folders) -> Draft:
-    """The image without its rows."""
-    stem = os.path.splitext(found.path.name)[0]
+def _draft(entry: _Entry, name: str, folders: Folders) -> Draft:
+    """Return the image without its boxes."""
+    stem = os.path.splitext(entry.path.name)[0]
     draft = Draft(name, stem, None)
-    folder = folders[found.wanted.parent]
+    folder = folders(entry.wanted.parent)
     twins = [twin for twin in folder.images(stem) if os.path.splitext(twin)[0] == stem]
-    if not found.names:
-        near = folder.near(found.wanted.name)
-        draft.fatal(found.where, f"image `{name}` is missing; looked in {folder.path}{near}")
-    elif len(found.names) > 1:
-        draft.fatal(found.where, f"image `{name}` is missing; several differ from it in case: {', '.join(found.names)}")
+    if not entry.names:
+        near = folder.near(entry.wanted.name)
+        draft.fatal(entry.where, f"image `{name}` is missing; looked in {folder.path}{near}")
+    elif len(entry.names) > 1:
+        draft.fatal(entry.where, f"image `{name}` is missing; several differ from it in case: {', '.join(entry.names)}")
     elif len(twins) > 1:
-        draft.fatal(found.where, f"two images of one name share one label file: {', '.join(twins)}; keep one")
+        draft.fatal(entry.where, f"two images of one name share one label file: {', '.join(twins)}; keep one")
     else:
-        draft.path = found.path
-        if found.path != found.wanted:
-            draft.mendable(found.where, f"names differ in case, taken to be the same: {found.wanted.name}, {name}")
+        draft.path = entry.path
+        if entry.path != entry.wanted:
+            draft.mendable(entry.where, f"names differ in case, taken to be the same: {entry.wanted.name}, {name}")
     return draft
 
 
-def _label_lines(found: _Found, draft: Draft, folders: Folders) -> list[_Line]:
-    """The lines of the image's label file; none where there is no such file."""
-    folder = folders[_label_folder(found.path.parent)]
+def _label_lines(entry: _Entry, draft: Draft, folders: Folders) -> list[_Line]:
+    """Return the lines of the image's label file, if it has one."""
+    folder = folders(_label_folder(entry.path.parent))
     wanted = f"{draft.id}.txt"
     fits = folder.find(wanted)
     if not fits:
         return []
     file = folder.path / fits[0]
     if fits[0] != wanted:
-        draft.mendable(file, f"names differ in case, taken to be the same: {fits[0]}, {found.path.name}")
+        draft.mendable(file, f"names differ in case, taken to be the same: {fits[0]}, {entry.path.name}")
     try:
         return [_Line(draft, f"{file}:{number}", text.split()) for number, text in read_lines(file)]
     except UnicodeDecodeError:
@@ -174,22 +175,22 @@ def _label_lines(found: _Found, draft: Draft, folders: Folders) -> list[_Line]:
 
 
 def _check_label_files(images: Sequence[Path], folders: Folders, reading: Reading) -> None:
-    """Label files without an image are faults; images without any label file at all are refused.
+    """Note label files without an image as faults, and refuse images if none of them has a label file.
 
     Raises:
-        DataError: not one image has a label file.
+        DataError: no image has a label file.
     """
     some = not images
     for parent in dict.fromkeys(image.parent for image in images):
-        labels = folders[_label_folder(parent)]
+        labels = folders(_label_folder(parent))
         for name in labels.names:
             stem, suffix = os.path.splitext(name)
             if suffix != ".txt" or name.lower() in _NOT_LABELS:
                 continue
-            if folders[parent].images(stem):
+            if folders(parent).images(stem):
                 some = True
             elif _has_rows(labels.path / name):
-                near = folders[parent].near(f"{stem}.jpg")
+                near = folders(parent).near(f"{stem}.jpg")
                 reason = f"there is no image of these labels in {parent}{near}"
                 reading.faults.append(Fault(f"{labels.path / name}:1", reason, "fatal"))
     if not some:
@@ -201,13 +202,13 @@ def _check_label_files(images: Sequence[Path], folders: Folders, reading: Readin
 
 
 def _has_rows(file: Path) -> bool:
-    """Whether a text file begins like labels."""
+    """Whether the first line of a text file looks like a label."""
     columns = file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].split()
     return len(columns) == 5 and all(_number(column) is not None for column in columns)
 
 
 def _numbers(lines: Sequence[_Line], reading: Reading) -> tuple[str, ...]:
-    """Classes by number, where nothing names them."""
+    """Name the classes by their numbers if nothing else names them."""
     numbers = [number for line in lines if line.columns and (number := _class(line.columns[0])) is not None]
     count = max(numbers, default=-1) + 1
     reading.notes.append(f"no data.yaml or classes.txt names the classes: they are called 0 to {count - 1}")
@@ -222,13 +223,13 @@ def _number(text: str) -> float | None:
 
 
 def _class(text: str) -> int | None:
-    """A class number, also where it is written 3.0."""
+    """Return a class number, also if it is written as 3.0."""
     number = _number(text)
     return int(number) if number is not None and number.is_integer() else None
 
 
 def _add_row(line: _Line, own: Sequence[str], labels: dict[str, int]) -> None:
-    """Add a line to the objects of its image, or note its faults."""
+    """Add the object of a line to its image, or note its faults."""
     draft, where, columns = line
     if len(columns) != 5:
         hint = "; polygons are not read" if len(columns) > 6 else ""
@@ -250,7 +251,7 @@ def _add_row(line: _Line, own: Sequence[str], labels: dict[str, int]) -> None:
 
 
 def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(n, 4) centre and size -> (n, 4) xyxy, and (n,) bool, which have no size."""
+    """Convert (n, 4) centre and size to (n, 4) xyxy and (n,) bool: which boxes have no size."""
     centre, size = given[:, :2], given[:, 2:]
     return np.concatenate((centre - size / 2, centre + size / 2), axis=1), (size == 0).any(axis=1)
 
@@ -262,14 +263,14 @@ def labels_text(
     scores: np.ndarray | None = None,
     digits: int | None = None,
 ) -> str:
-    """The label file of an image: label, centre x, centre y, width and height as shares of the image, perhaps a score.
+    """Return the label file of an image: rows of label, centre, width, height relative to the image, perhaps a score.
 
     Args:
         size: (height, width) in pixels.
         boxes: (n, 4) continuous xyxy in pixels.
         labels: (n,) class index.
-        scores: (n,) a sixth column, which labelling tools do not read.
-        digits: of every number; None writes every digit.
+        scores: (n,) sixth column, which labelling tools do not read.
+        digits: decimals of every number; None writes all digits.
     """
     height, width = size
     low, high = np.split(boxes.astype(np.float64) / (width, height, width, height), 2, axis=1)
@@ -281,9 +282,9 @@ def labels_text(
 
 
 def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:
-    """Write images/LIST, labels/LIST and data.yaml. Crowd and difficult boxes are left out, as is usual, and counted.
+    """Write images/LIST, labels/LIST and data.yaml. Crowd and difficult boxes are left out, as usual, and counted.
 
-    `names` gives each image its new file name.
+    `names` maps each image to its new file name.
     """
     lists: dict[str, str] = {}
     ignored = 0

@@ -1,4 +1,4 @@
-"""data.yaml: where the lists of a YOLO data set are, and its class names as text."""
+"""Read and write data.yaml, which holds the image lists and class names of a YOLO data set."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,10 +13,10 @@ from rcnn.errors import DataError
 
 
 def load_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a yaml file (empty where it is none). Every scalar is text: `no`, `12` and `1e3` stay names.
+    """Return the mapping in a yaml file, empty if it holds none. Every scalar is text: `no`, `12` and `1e3` stay names.
 
     Raises:
-        DataError: it isn't yaml.
+        DataError: the file isn't yaml.
     """
     try:
         tree = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
@@ -29,10 +29,10 @@ def load_yaml(path: Path) -> dict[str, Any]:
 
 
 def layout_of_yaml(path: Path) -> Layout:
-    """The data set that a data.yaml describes; its paths are relative to its `path`, or to itself.
+    """Return the data set that a data.yaml describes. Paths in it are relative to its `path` entry, else to the file.
 
     Raises:
-        DataError: malformed, without class names, or its folders and lists are not there.
+        DataError: the file is malformed, has no class names, or names folders or lists that don't exist.
     """
     tree = load_yaml(path)
     root = path.parent
@@ -55,23 +55,23 @@ def layout_of_yaml(path: Path) -> Layout:
         tried = ", ".join(dict.fromkeys((str(root), str(path.parent))))
         raise DataError(f"{path}: {'; '.join(absent)} is not there; looked in {tried}")
     if not lists:
-        raise DataError(f"{path}: it names no train, val or test folder or list that is there")
+        raise DataError(f"{path}: it names no existing train, val or test folder or list")
     notes = tuple(f"{text} is not there" for text in missing)
-    return Layout("yolo", root, lists, _yaml_names(tree, path), found=path.name, notes=notes)
+    return Layout("yolo", root, lists, _yaml_names(tree, path), evidence=path.name, notes=notes)
 
 
-def _place(entry: str, root: Path, beside: Path) -> Path | None:
-    """The folder or list that an entry of data.yaml means. Some exporters write ../ where there is none to go up."""
+def _place(entry: str, root: Path, folder: Path) -> Path | None:
+    """Return the folder or list that an entry of data.yaml refers to. Some exporters write one ../ too many."""
     entry = entry.replace("\\", "/")
-    choices = [root / entry, beside / entry, beside / entry.removeprefix("../")]
+    choices = [root / entry, folder / entry, folder / entry.removeprefix("../")]
     return next((Path(os.path.normpath(choice)) for choice in choices if choice.exists()), None)
 
 
 def _yaml_names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
-    """Class names, from a list or from a mapping of numbers.
+    """Return the class names, given as a list or as a mapping from numbers.
 
     Raises:
-        DataError: they are missing, have gaps, occur twice or are not as many as `nc`.
+        DataError: they are missing, not numbered consecutively, repeated, or differ in number from `nc`.
     """
     names = tree.get("names")
     if isinstance(names, dict):
@@ -89,6 +89,6 @@ def _yaml_names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
 
 
 def yaml_text(places: Mapping[str, str], names: Sequence[str]) -> str:
-    """The text of a data.yaml: where the lists are, and the class names by number."""
+    """Return the text of a data.yaml with the paths of the lists and the numbered class names."""
     tree = {**places, "nc": len(names), "names": dict(enumerate(names))}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)

@@ -1,1 +1,1 @@
-"""Scores of detections and proposals."""
+"""Metrics of detections and proposals."""

@@ -1,34 +1,34 @@
-"""COCO's average precision and recall, computed by faster-coco-eval in memory."""
+"""COCO's average precision and recall, computed in memory by faster-coco-eval."""
 
 import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from rcnn.metrics.overlap import area
-from rcnn.metrics.types import Prediction, Truth
+from rcnn.metrics.types import Prediction, Truth, class_counts
 
 
 @dataclass(frozen=True, slots=True)
 class CocoMetrics:
-    """COCO's numbers in [0, 1]; NaN where no truth counts.
+    """COCO's metrics, in [0, 1]; NaN if there is no ground truth that counts.
 
     Attributes:
         ap: mean over IoU 0.5:0.05:0.95 and classes.
         ap50: at IoU 0.5.
         ap75: at IoU 0.75.
-        ap_small: of objects up to 32 x 32 px, by the area of the box.
+        ap_small: of objects with a box area up to 32 x 32 px.
         ap_medium: up to 96 x 96 px.
         ap_large: above.
-        ar1: recall of the best detection of each class and image, mean over IoUs and classes.
+        ar1: recall of the best detection per class and image, mean over IoUs and classes.
         ar10: of the best 10.
         ar100: of the best `max_detections`.
         per_class_ap: (K,) mean over IoUs.
-        per_class_ap50: (K,).
-        counts: (K,) int64, truths that are not ignored.
+        per_class_ap50: (K,) at IoU 0.5.
+        counts: (K,) int64, number of ground-truth boxes that are not ignored.
     """
 
     ap: float
@@ -48,19 +48,18 @@ class CocoMetrics:
 def coco_metrics(
     truths: Sequence[Truth], predictions: Sequence[Prediction], num_classes: int, max_detections: int = 100
 ) -> CocoMetrics:
-    """COCO box metrics of N images. Ignored truths are COCO's crowds.
+    """Compute COCO's box metrics of N images. Ignored boxes are COCO's crowds.
 
     Args:
-        truths: N images.
-        predictions: the same N images.
+        truths: ground truth of N images.
+        predictions: detections in the same N images.
         num_classes: K.
-        max_detections: best-scored detections of each class and image that count.
+        max_detections: number of best-scored detections that count per class and image.
     """
-    wanted = [truth.labels[~truth.ignore] for truth in truths]
-    counts = np.bincount(np.concatenate(wanted or [[]]).astype(np.int64), minlength=num_classes)
+    counts = class_counts(truths, num_classes)
     if counts.any():
         precision, recall = _evaluate(truths, predictions, num_classes, max_detections)
-    else:  # the evaluator needs an object
+    else:  # the evaluator needs at least one object
         precision, recall = np.full((10, 101, num_classes, 4, 3), -1.0), np.full((10, num_classes, 4, 3), -1.0)
     every, last = precision[..., 0, -1], precision[..., -1]
     return CocoMetrics(
@@ -82,49 +81,43 @@ def coco_metrics(
 def _evaluate(
     truths: Sequence[Truth], predictions: Sequence[Prediction], num_classes: int, max_detections: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Precision (T, R, K, A, M) and recall (T, K, A, M): IoUs, recalls, classes, areas, detections; -1 for nothing."""
+    """Return precision (T, R, K, A, M) and recall (T, K, A, M): IoUs, recalls, classes, areas, detections; -1: none."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         from faster_coco_eval import COCO, COCOeval_faster
 
-        gt, dt = COCO(), COCO()
+        truth_rows = _annotations(((t.boxes, t.labels, t.ignore.astype(int)) for t in truths), "iscrowd")
+        prediction_rows = _annotations(((p.boxes, p.labels, p.scores) for p in predictions), "score")
+        truth_set, prediction_set = COCO(), COCO()
         images: list[dict[str, Any]] = [{"id": index} for index in range(len(truths))]
         categories = [{"id": label, "name": str(label)} for label in range(num_classes)]
-        gt.dataset = {"images": images, "categories": categories, "annotations": _truth_rows(truths)}
-        dt.dataset = {"images": images, "categories": categories, "annotations": _prediction_rows(predictions)}
-        for side in (gt, dt):
-            side.createIndex()
-        evaluation = COCOeval_faster(gt, dt, "bbox", print_function=logging.getLogger(__name__).debug)
+        truth_set.dataset = {"images": images, "categories": categories, "annotations": truth_rows}
+        prediction_set.dataset = {"images": images, "categories": categories, "annotations": prediction_rows}
+        for annotated in (truth_set, prediction_set):
+            annotated.createIndex()
+        evaluation = COCOeval_faster(
+            truth_set, prediction_set, "bbox", print_function=logging.getLogger(__name__).debug
+        )
         evaluation.params.maxDets = [min(1, max_detections), min(10, max_detections), max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
     return evaluation.eval["precision"], evaluation.eval["recall"]
 
 
-def _truth_rows(truths: Sequence[Truth]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for image, truth in enumerate(truths):
-        for label, ignore, row in zip(truth.labels.tolist(), truth.ignore.tolist(), _boxes(truth.boxes), strict=True):
-            rows.append({"image_id": image, "category_id": label, "iscrowd": int(ignore), "id": len(rows) + 1, **row})
-    return rows
-
-
-def _prediction_rows(predictions: Sequence[Prediction]) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    for image, found in enumerate(predictions):
-        for label, score, row in zip(found.labels.tolist(), found.scores.tolist(), _boxes(found.boxes), strict=True):
-            rows.append({"image_id": image, "category_id": label, "score": score, "id": len(rows) + 1, **row})
-    return rows
-
-
-def _boxes(boxes: np.ndarray) -> list[dict[str, Any]]:
-    """(n, 4) xyxy -> COCO's xywh and area of each."""
-    boxes = boxes.astype(np.float64).reshape(-1, 4)
-    corners = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
-    return [{"bbox": bbox, "area": size} for bbox, size in zip(corners.tolist(), area(boxes).tolist(), strict=True)]
+def _annotations(images: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], field: str) -> list[dict[str, Any]]:
+    """Return COCO's annotations of N images from their boxes (n, 4), labels (n,) and values (n,) of a field."""
+    annotations: list[dict[str, Any]] = []
+    for image, (boxes, labels, values) in enumerate(images):
+        boxes = boxes.astype(np.float64).reshape(-1, 4)
+        xywh = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1)
+        columns = (column.tolist() for column in (labels, values, xywh, area(boxes)))
+        for label, value, bbox, size in zip(*columns, strict=True):
+            row = {"image_id": image, "category_id": label, field: value, "bbox": bbox, "area": size}
+            annotations.append({"id": len(annotations) + 1, **row})
+    return annotations
 
 
 def _mean(values: np.ndarray) -> float:
-    """Mean of what is there: the evaluator writes -1 where there was no truth."""
+    """Return the mean without the -1 that the evaluator writes where there is no ground truth."""
     there = values[values > -1]
     return float(there.mean()) if len(there) else float("nan")

@@ -1,4 +1,4 @@
-"""Which class is taken for which? Counts of truths against predictions, with background as one more class."""
+"""Confusion matrix of detections: ground-truth classes against predicted ones, with background as another class."""
 
 from collections.abc import Sequence
 
@@ -15,23 +15,23 @@ def confusion_matrix(
     iou: float = 0.5,
     score: float = 0.5,
 ) -> np.ndarray:
-    """(K + 1, K + 1) int64 counts over N images: rows are truths, columns predictions, the last of both background.
+    """Return (K + 1, K + 1) int64 counts over N images: rows are true classes, columns predicted ones, K is background.
 
     Predictions of at least `score` are matched within their class first, so that the diagonal holds the true positives
-    of the curves; what is left over is matched across classes. Row K counts predictions where nothing is, column K
-    truths that nothing found. Ignored truths, and predictions spent on them, are left out.
+    of the curves; the rest is matched across classes. Row K counts predictions on background, column K
+    objects that were missed. Ignored ground truth, and predictions matched to it, are left out.
     """
     matrix = np.zeros((num_classes + 1, num_classes + 1), np.int64)
     for truth, prediction in zip(truths, predictions, strict=True):
         sure = prediction.scores >= score
         kept = Prediction(*(field[sure] for field in prediction))
-        found, ignored = match(truth, kept, iou)
-        taken = np.isin(np.arange(len(truth.labels)), found)
-        free = (found < 0)[:, None] & ~ignored[:, None] & ~taken & ~truth.ignore
+        matches, ignored = match(truth, kept, iou)
+        taken = np.isin(np.arange(len(truth.labels)), matches)
+        free = (matches < 0)[:, None] & ~ignored[:, None] & ~taken & ~truth.ignore
         across = greedy(box_iou(kept.boxes, truth.boxes) * free, kept.scores, iou)
-        found = np.where(found < 0, across, found)
+        matches = np.where(matches < 0, across, matches)
         padded = np.append(truth.labels, num_classes).astype(np.int64)  # index -1 is background
-        np.add.at(matrix, (padded[found[~ignored]], kept.labels[~ignored]), 1)
-        missed = ~np.isin(np.arange(len(truth.labels)), found) & ~truth.ignore
+        np.add.at(matrix, (padded[matches[~ignored]], kept.labels[~ignored]), 1)
+        missed = ~np.isin(np.arange(len(truth.labels)), matches) & ~truth.ignore
         matrix[:, num_classes] += np.bincount(padded[:-1][missed], minlength=num_classes + 1)
     return matrix

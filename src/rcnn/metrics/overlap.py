@@ -1,4 +1,4 @@
-"""IoU in numpy, and the greedy matching that the confusion matrix and the curves share."""
+"""IoU in numpy, and greedy matching for the confusion matrix and the curves."""
 
 import numpy as np
 
@@ -6,20 +6,20 @@ from rcnn.metrics.types import Prediction, Truth
 
 
 def area(boxes: np.ndarray, offset: float = 0.0) -> np.ndarray:
-    """(..., 4) -> (...) area; `offset` 1 where the corners are inclusive pixels."""
+    """Return the area (...) of boxes (..., 4). `offset` is 1 if the corners are inclusive pixels."""
     size = np.maximum(boxes[..., 2:] - boxes[..., :2] + offset, 0)
     return size[..., 0] * size[..., 1]
 
 
 def intersection(a: np.ndarray, b: np.ndarray, offset: float = 0.0) -> np.ndarray:
-    """(A, 4), (B, 4) -> (A, B) area that both cover."""
+    """Return the (A, B) areas of the intersections of boxes (A, 4) and (B, 4)."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     return area(np.concatenate((low, high), axis=-1), offset)
 
 
 def box_iou(a: np.ndarray, b: np.ndarray, offset: float = 0.0) -> np.ndarray:
-    """(A, 4), (B, 4) -> (A, B) float64 intersection over union, 0 where both boxes are empty."""
+    """Return the (A, B) float64 IoU of boxes (A, 4) and (B, 4), 0 if both boxes are empty."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     inside = intersection(a, b, offset)
     union = area(a, offset)[:, None] + area(b, offset)[None] - inside
@@ -27,39 +27,39 @@ def box_iou(a: np.ndarray, b: np.ndarray, offset: float = 0.0) -> np.ndarray:
 
 
 def share_inside(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(A, 4), (B, 4) -> (A, B) share of each `a` that lies inside each `b`: COCO's overlap with a crowd."""
+    """Return the (A, B) share of each box of `a` inside each box of `b`, which is COCO's overlap with a crowd."""
     a, b = a.astype(np.float64), b.astype(np.float64)
     size = area(a)[:, None]
     return intersection(a, b) / np.where(size > 0, size, 1)
 
 
 def best_first(scores: np.ndarray) -> np.ndarray:
-    """(P,) -> (P,) indices by falling score, ties in the given order."""
+    """Return (P,) indices in descending order of the scores (P,); ties keep their order."""
     return np.argsort(-scores, kind="stable")
 
 
 def match(truth: Truth, prediction: Prediction, iou: float) -> tuple[np.ndarray, np.ndarray]:
-    """COCO's matching of one image: best score first, each takes the free truth of its class that it overlaps most.
+    """Match one image as COCO does: best score first, each detection takes the free box of its class of largest IoU.
 
     Returns:
-        (P,) int64 index of the matched truth or -1, and (P,) bool: unmatched, but at least the share `iou` of it lies
-        inside an ignored truth of its class, so that it counts neither as right nor as wrong.
+        (P,) int64 index of the matched ground-truth box or -1, and (P,) bool: unmatched, but at least the share `iou`
+        of it lies inside an ignored box of its class, so that it counts neither as correct nor as wrong.
     """
     same_class = prediction.labels[:, None] == truth.labels[None]
-    found = greedy(box_iou(prediction.boxes, truth.boxes) * (same_class & ~truth.ignore), prediction.scores, iou)
+    matches = greedy(box_iou(prediction.boxes, truth.boxes) * (same_class & ~truth.ignore), prediction.scores, iou)
     inside = share_inside(prediction.boxes, truth.boxes) * (same_class & truth.ignore)
-    return found, (found < 0) & (inside >= iou).any(axis=1)
+    return matches, (matches < 0) & (inside >= iou).any(axis=1)
 
 
 def greedy(overlap: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
-    """(P, G) overlaps, (P,) scores -> (P,) int64: the column that each row takes, best score first, else -1."""
-    found = np.full(len(scores), -1)
+    """Return (P,) int64: the column that each row of overlaps (P, G) takes, best of the scores (P,) first, else -1."""
+    matches = np.full(len(scores), -1)
     if overlap.shape[1] == 0:
-        return found
+        return matches
     free = overlap.copy()
     for row in best_first(scores):
         column = free[row].argmax()
         if free[row, column] >= iou:
-            found[row] = column
+            matches[row] = column
             free[:, column] = 0
-    return found
+    return matches

@@ -1,4 +1,4 @@
-"""How much of the ground truth do the proposals cover? Class-agnostic recall, as py-faster-rcnn measures it."""
+"""Class-agnostic recall of the ground truth by proposals, as the reference code py-faster-rcnn measures it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,17 +10,17 @@ from rcnn.metrics.types import Truth
 
 IOUS = np.arange(50, 100, 5) / 100
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
-"""Area in pixels of the original image, lower bound included, upper bound not."""
+"""Ranges of the area in pixels of the original image, without the upper bound."""
 
 
 @dataclass(frozen=True, slots=True)
 class ProposalMetrics:
-    """Recall of the T best-scored numbers of proposals an image.
+    """Recall of the best-scored proposals, for T numbers of proposals per image.
 
     Attributes:
-        tops: the T numbers of proposals.
+        tops: the T numbers of proposals per image.
         ious: (10,) 0.5, 0.55 .. 0.95.
-        recall: (T, 10) share of the objects covered at each IoU; NaN without objects.
+        recall: (T, 10) share of the objects that are covered at each IoU; NaN without objects.
         ar: (T,) mean of `recall` over the IoUs: AR@top.
         ar_by_size: small, medium and large -> (T,).
         counts: small, medium and large -> number of objects.
@@ -39,21 +39,21 @@ def proposal_recall(
     proposals: Sequence[tuple[np.ndarray, np.ndarray]],
     tops: Sequence[int] = (50, 100, 300, 1000),
 ) -> ProposalMetrics:
-    """Recall of class-agnostic boxes over N images, by object size. Ignored truths are left out.
+    """Compute the recall of class-agnostic boxes over N images, by object size. Ignored boxes are left out.
 
-    Truths and proposals are paired one to one, the pair of largest IoU first. Objects of all sizes are paired together,
-    so that a proposal spent on a large object can't be counted again for a small one.
+    Objects and proposals are paired one to one, the pair with the largest IoU first. All sizes are paired together,
+    so that a proposal for a large object can't be counted again for a small one.
 
     Args:
-        truths: N images.
+        truths: ground truth of N images.
         proposals: N pairs of boxes (P, 4) and scores (P,), in any order.
-        tops: numbers of best-scored proposals an image.
+        tops: numbers of best-scored proposals per image.
     """
     kept = [truth.boxes[~truth.ignore] for truth in truths]
     ranked = [boxes[best_first(scores)] for boxes, scores in proposals]
     pairs = list(zip(kept, ranked, strict=True))
     covers = np.array(
-        [np.concatenate([best_cover(box_iou(gt, boxes[:top])) for gt, boxes in pairs] or [[]]) for top in tops]
+        [np.concatenate([best_cover(box_iou(truth, boxes[:top])) for truth, boxes in pairs] or [[]]) for top in tops]
     )
     areas = area(np.concatenate(kept or [np.zeros((0, 4))]).astype(np.float64))
     masks = {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
@@ -69,9 +69,9 @@ def proposal_recall(
 
 
 def best_cover(overlap: np.ndarray) -> np.ndarray:
-    """(G, P) IoU -> (G,) IoU of the proposal paired with each truth, 0 where that is below the smallest of `IOUS`.
+    """Return (G,): the IoU of the proposal paired with each object in IoUs (G, P), 0 if below the smallest of `IOUS`.
 
-    Greedy, one to one, largest IoU first, ties to the lower truth and then to the better proposal.
+    Pairing is greedy, largest IoU first; ties go to the first object, then to the better proposal.
     """
     cover = np.zeros(len(overlap))
     left = overlap[:, (overlap >= IOUS[0]).any(axis=0)]
@@ -83,7 +83,7 @@ def best_cover(overlap: np.ndarray) -> np.ndarray:
 
 
 def _recall(covers: np.ndarray) -> np.ndarray:
-    """(T, G) -> (T, 10), NaN where there are no truths."""
+    """Return the recall (T, 10) from IoUs (T, G); NaN if there are no objects."""
     if covers.shape[1] == 0:
         return np.full((len(covers), len(IOUS)), np.nan)
     return (covers[:, :, None] >= IOUS).mean(axis=1)

@@ -1,8 +1,10 @@
-"""What every metric reads: one `Truth` and one `Prediction` an image, in numpy.
+"""The input of every metric: one `Truth` and one `Prediction` per image, in numpy.
 
-G ground truths, P predictions, K classes, N images. Boxes are continuous xyxy in pixels of the original image.
+G ground-truth boxes, P predictions, K classes, N images. Boxes are continuous xyxy, for metrics in pixels of the
+original image.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +16,7 @@ class Truth(NamedTuple):
     Attributes:
         boxes: (G, 4) float.
         labels: (G,) int, 0..K-1.
-        ignore: (G,) bool, crowd or difficult: neither to be found nor wrong to find.
+        ignore: (G,) bool, crowd or difficult: missing it is no error, and neither is detecting it.
     """
 
     boxes: np.ndarray
@@ -34,3 +36,9 @@ class Prediction(NamedTuple):
     boxes: np.ndarray
     scores: np.ndarray
     labels: np.ndarray
+
+
+def class_counts(truths: Sequence[Truth], num_classes: int) -> np.ndarray:
+    """Return (K,) int64: the number of ground-truth boxes per class that are not ignored."""
+    labels = [truth.labels[~truth.ignore] for truth in truths]
+    return np.bincount(np.concatenate(labels or [[]]).astype(np.int64), minlength=num_classes)

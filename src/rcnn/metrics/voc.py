@@ -1,4 +1,4 @@
-"""Average precision as PASCAL VOC counts it: VOC07's 11 points and the area of later years."""
+"""Average precision as in PASCAL VOC: VOC07's 11 points, and the area under the curve of later years."""
 
 from collections.abc import Sequence
 
@@ -16,30 +16,51 @@ def voc_ap(
     eleven_point: bool = False,
     offset: float = 0.0,
 ) -> np.ndarray:
-    """AP of each class over N images, by the rules of the VOC devkit.
+    """Compute the AP of each class over N images, by the rules of the VOC devkit.
 
-    A detection tries only the truth of its class that it overlaps most, and is right where that IoU is above `iou`. It
-    counts not at all where that truth is ignored (difficult), and as wrong where the truth is already taken.
+    A detection is compared only with the object of its class of largest IoU, and is correct if that is above `iou`.
+    It doesn't count if that object is ignored (difficult), and is wrong if the object is already taken.
 
     Args:
-        truths: N images.
-        predictions: the same N images.
+        truths: ground truth of N images.
+        predictions: detections in the same N images.
         num_classes: K.
-        iou: a match needs more than this, not as much.
-        eleven_point: VOC07's measure; else the area below the monotone envelope.
-        offset: 1 for boxes of inclusive corners, as the devkit's files hold them. Continuous boxes have the same IoU
+        iou: a match needs an IoU strictly above this.
+        eleven_point: use VOC07's measure; otherwise the area under the monotone envelope.
+        offset: 1 for boxes with inclusive corners, as in the devkit's files. Continuous boxes have the same IoU
             with 0.
 
     Returns:
-        (K,) float64 in [0, 1], NaN where the class has no truth that counts.
+        (K,) float64 in [0, 1], NaN if the class has no object that counts.
     """
-    return np.array([_class_ap(truths, predictions, label, iou, eleven_point, offset) for label in range(num_classes)])
+    ap = np.zeros(num_classes)
+    for label in range(num_classes):
+        scores, right, total = [np.zeros(0)], [np.zeros(0, bool)], 0
+        for truth, prediction in zip(truths, predictions, strict=True):
+            of_class = truth.labels == label
+            boxes, ignore = truth.boxes[of_class], truth.ignore[of_class]
+            total += int((~ignore).sum())
+            mine = np.flatnonzero(prediction.labels == label)
+            if not len(mine):
+                continue
+            mine = mine[best_first(prediction.scores[mine])]
+            hit, counted = _judge(box_iou(prediction.boxes[mine], boxes, offset), ignore, iou)
+            scores.append(prediction.scores[mine][counted])
+            right.append(hit[counted])
+        order = best_first(np.concatenate(scores))
+        ap[label] = average_precision(np.concatenate(right)[order], total, eleven_point)
+    return ap
 
 
 def average_precision(right: np.ndarray, total: int, eleven_point: bool = False) -> float:
-    """AP of one class from its counted detections, best first: (D,) bool and the number of truths.
+    """Compute the AP of one class.
 
-    The 11 points are the recalls k / 10 exactly: compared as integers, since 0.1 * 6 is above 3 / 5 in floats.
+    The 11 points are exactly the recalls k / 10, compared as integers, since 0.1 * 6 is above 3 / 5 in floats.
+
+    Args:
+        right: (D,) bool, whether each counted detection is correct, best score first.
+        total: number of objects.
+        eleven_point: as for `voc_ap`.
     """
     if total == 0:
         return float("nan")
@@ -51,33 +72,8 @@ def average_precision(right: np.ndarray, total: int, eleven_point: bool = False)
     return float(envelope[np.asarray(right, bool)].sum() / total)
 
 
-def _class_ap(
-    truths: Sequence[Truth],
-    predictions: Sequence[Prediction],
-    label: int,
-    iou: float,
-    eleven_point: bool,
-    offset: float,
-) -> float:
-    scores, right, counted, total = [np.zeros(0)], [np.zeros(0, bool)], [np.zeros(0, bool)], 0
-    for truth, prediction in zip(truths, predictions, strict=True):
-        of_class = truth.labels == label
-        boxes, ignore = truth.boxes[of_class], truth.ignore[of_class]
-        total += int((~ignore).sum())
-        mine = np.flatnonzero(prediction.labels == label)
-        if not len(mine):
-            continue
-        mine = mine[best_first(prediction.scores[mine])]
-        hit, count = _judge(box_iou(prediction.boxes[mine], boxes, offset), ignore, iou)
-        scores.append(prediction.scores[mine])
-        right.append(hit)
-        counted.append(count)
-    order = best_first(np.concatenate(scores))
-    return average_precision(np.concatenate(right)[order][np.concatenate(counted)[order]], total, eleven_point)
-
-
 def _judge(overlap: np.ndarray, ignore: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray]:
-    """(D, G) overlaps of one image, best score first -> (D,) bool right, (D,) bool counted."""
+    """Judge the detections of one image with IoUs (D, G), best score first: (D,) bool correct, (D,) bool counted."""
     right, counted = np.zeros(len(overlap), bool), np.ones(len(overlap), bool)
     if overlap.shape[1] == 0:
         return right, counted
@@ -85,5 +81,5 @@ def _judge(overlap: np.ndarray, ignore: np.ndarray, iou: float) -> tuple[np.ndar
     touches = overlap.max(axis=1) > iou
     counted[touches & ignore[best]] = False
     wanted = np.flatnonzero(touches & ~ignore[best])
-    right[wanted[np.unique(best[wanted], return_index=True)[1]]] = True  # the first at each truth; the rest are wrong
+    right[wanted[np.unique(best[wanted], return_index=True)[1]]] = True  # the first on each object; the rest are wrong
     return right, counted

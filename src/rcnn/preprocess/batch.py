@@ -1,4 +1,4 @@
-"""From decoded pixels to a `Batch`, and boxes back: the one place where images change their size."""
+"""Turn decoded pixels into a `Batch`, and boxes back into pixels of the file. Images are resized only here."""
 
 from collections.abc import Sequence
 
@@ -16,7 +16,7 @@ Size = tuple[int, int]
 
 
 class Preprocessor:
-    """Resize, normalise, and pad with zeros to a bucket that depends on the image alone."""
+    """Resizes, normalises, and pads with zeros to a bucket that depends on the image alone."""
 
     def __init__(self, settings: Preprocess) -> None:
         self.settings = settings
@@ -24,10 +24,10 @@ class Preprocessor:
         self._mean = torch.tensor(settings.mean).reshape(-1, 1, 1)
 
     def resized(self, size: Size) -> Size:
-        """Size of an image after resizing: `short` by the shorter side, `long` at most by the longer, 1 px at least."""
+        """Return an image's size after resizing: the shorter side is `short` unless the longer would exceed `long`."""
         short, long, rounding = self.settings.short, self.settings.long, self.settings.round
         if rounding == "short-first":
-            # At exact halves the last bit decides, so the order of operations counts: 265 x 530 is 666 x 1333.
+            # At exact halves the last bit decides, so the order of operations matters: 265 x 530 becomes 666 x 1333.
             scale = short / min(size)
             sides = (short, scale * size[1]) if size[0] < size[1] else (scale * size[0], short)
             scale = min(1.0, long / max(sides))
@@ -38,20 +38,20 @@ class Preprocessor:
         return height, width
 
     def bucket(self, size: Size) -> Size:
-        """Padded size of an image of `size`: its resized sides rounded up to `multiple`."""
+        """Return the padded size of an image of `size`: its resized sides, rounded up to `multiple`."""
         multiple = self.settings.multiple
         height, width = (-(-side // multiple) * multiple for side in self.resized(size))
         return height, width
 
     def resize(self, array: np.ndarray, size: Size | None = None) -> Tensor:
-        """An image at the network's scale.
+        """Resize an image to the network's scale.
 
         Args:
             array: (H, W, C) uint8.
-            size: what to resize to, instead of `resized` of the image.
+            size: target size; None: `resized` of the image.
 
         Returns:
-            (C, h, w) uint8; with `resize=interpolate` float32 in 0..255, as rounding would lose what importers pin.
+            (C, h, w) uint8; with `resize=interpolate` float32 in 0..255, as rounding would change imported detectors.
         """
         height, width = size or self.resized((array.shape[0], array.shape[1]))
         if self.settings.resize == "interpolate":
@@ -64,21 +64,21 @@ class Preprocessor:
         return torch.from_numpy(resized).permute(2, 0, 1)
 
     def normalise(self, image: Tensor) -> Tensor:
-        """(C, h, w) in 0..255, red first -> float32 as the network wants it. `mean` and `std` follow `order`."""
+        """Normalise (C, h, w) in 0..255, red first, to float32 with channels in the settings' order."""
         if self.settings.order == "bgr":
             image = image.flip(0)
         return image.float().div_(255).sub_(self._mean).div_(self._std)
 
     def collate(self, images: Sequence[Tensor], originals: Sequence[Size], bucket: Size | None = None) -> Batch:
-        """Normalised images of one bucket, padded with zeros at the right and the bottom.
+        """Normalise images of one bucket, and pad them with zeros at the right and the bottom.
 
         Args:
             images: (C, h, w) as `resize` returns them.
-            originals: their sizes in the files.
-            bucket: padded size; None: that of the images.
+            originals: sizes of their files.
+            bucket: padded size; None: the images' own.
 
         Raises:
-            ValueError: the images are of several buckets and none was given.
+            ValueError: the images belong to several buckets, and none was given.
         """
         if bucket is None:
             buckets = {self.bucket(size) for size in originals}
@@ -93,23 +93,23 @@ class Preprocessor:
         return Batch(padded, sizes, sizes / files, files)
 
     def at_scale(self, factor: float) -> "Preprocessor":
-        """The same with `short` and `long` times `factor`, for a level of an image pyramid."""
+        """Return the same preprocessing with `short` and `long` times `factor`, for a level of an image pyramid."""
         sides = {name: max(1, round(getattr(self.settings, name) * factor)) for name in ("short", "long")}
         return Preprocessor(self.settings.model_copy(update=sides))
 
     def boxes_back(self, boxes: Tensor, scale: Tensor, original: Tensor) -> Tensor:
-        """Boxes in the pixels of the user's file, clipped to it.
+        """Convert boxes to pixels of the image file, clipped to it.
 
         Args:
             boxes: (n, 4) in pixels of the resized image.
-            scale: (2,) of `Batch.scales`.
-            original: (2,) of `Batch.originals`.
+            scale: (2,) row of `Batch.scales`.
+            original: (2,) row of `Batch.originals`.
         """
         return (boxes / scale.flip(0).repeat(2)).clamp(min=0).minimum(original.flip(0).repeat(2))
 
 
 def _pillow(array: np.ndarray, size: Size) -> np.ndarray:
-    """(H, W) or (H, W, 3) uint8 resized by Pillow's bilinear filter, which averages where it shrinks."""
+    """Resize (H, W) or (H, W, 3) uint8 with Pillow's bilinear filter, which averages when shrinking."""
     if array.shape[:2] == size:
         return array.copy()
     return np.array(Image.fromarray(np.ascontiguousarray(array)).resize((size[1], size[0]), Image.Resampling.BILINEAR))

@@ -1,4 +1,4 @@
-"""Image files to (H, W, C) uint8 arrays: every mode that Pillow opens, EXIF rotation applied, nothing half-read."""
+"""Decode image files of any mode that Pillow opens to (H, W, C) uint8 arrays, with EXIF rotation applied."""
 
 import threading
 import warnings
@@ -33,11 +33,11 @@ _open_lock = threading.Lock()
 
 
 class Look(NamedTuple):
-    """What decoding an image shows of it.
+    """Properties of an image that only decoding shows.
 
     Attributes:
-        largest: its largest value where values are wider than 8 bits and whole, else None.
-        transparent: whether anything would be seen through it.
+        largest: the largest value, if values are integers of more than 8 bits, else None.
+        transparent: whether any pixel is not opaque.
     """
 
     largest: int | None = None
@@ -47,42 +47,38 @@ class Look(NamedTuple):
 def read_image(
     path: str | Path, *, white: int | None = None, max_pixels: int = MAX_PIXELS, in_channels: int | None = 3
 ) -> np.ndarray:
-    """Pixels of an image file, upright, as (H, W, in_channels) uint8.
+    """Read an image file, turned upright, as (H, W, in_channels) uint8.
 
-    Transparent pixels are laid on white. 16-bit values are divided by `white` (65535 where None), floats must lie in
-    0..1. `in_channels` 1 is grey, 3 is RGB; others are read from .npy arrays, from images of as many bands, and from
-    TIFFs of as many grey pages. None takes arrays as they are and everything else as RGB, for pictures of the data.
+    Transparent pixels get a white background. 16-bit values are divided by `white` (None: 65535); floats must lie in
+    0..1. `in_channels` 1 is grey, 3 is RGB; other numbers need .npy arrays, images with as many bands, or TIFFs with
+    as many grey pages. None leaves arrays unchanged and reads everything else as RGB, to draw the data.
 
     Raises:
-        ImageError: missing, empty, truncated, not an image, over `max_pixels`, or of other channels.
+        ImageError: the file is missing, empty, truncated, no image, over `max_pixels`, or has other channels.
     """
     path = Path(path)
-    if path.suffix.lower() == ".npy":
-        with _named(path):
-            array = _open_array(path, max_pixels)
-            return _channels(_to_uint8(np.array(array), white), in_channels)
-    in_channels = in_channels or 3
-    with _named(path), _open(path, max_pixels) as image:
-        if in_channels not in (1, 3) and getattr(image, "n_frames", 1) == in_channels:
-            pages = [_page(image, index, max_pixels, white) for index in range(in_channels)]
-            return np.stack(pages, axis=-1)
-        image.load()
-        return _from_pillow(_upright(image), in_channels, white)
+    with _named(path):
+        if path.suffix.lower() == ".npy":
+            return _channels(_to_uint8(np.array(_open_array(path, max_pixels)), white), in_channels)
+        in_channels = in_channels or 3
+        with _open(path, max_pixels) as image:
+            if in_channels not in (1, 3) and getattr(image, "n_frames", 1) == in_channels:
+                return np.stack([_page(image, index, max_pixels, white) for index in range(in_channels)], axis=-1)
+            return _from_pillow(image, in_channels, white)
 
 
 def as_array(
     image: np.ndarray | Image.Image | torch.Tensor, in_channels: int = 3, white: int | None = None
 ) -> np.ndarray:
-    """An image in memory as (H, W, in_channels) uint8, by the rules of `read_image`.
+    """Convert an image in memory to (H, W, in_channels) uint8, by the rules of `read_image`.
 
-    Taken are (H, W) and (H, W, C) arrays, (H, W) and (C, H, W) tensors, and Pillow images, which are turned upright.
+    Accepts (H, W) and (H, W, C) arrays, (H, W) and (C, H, W) tensors, and Pillow images, which are turned upright.
 
     Raises:
-        ImageError: shape, values or channels that can't be used.
+        ImageError: the shape, values or channels can't be used.
     """
     if isinstance(image, Image.Image):
-        image.load()
-        return _from_pillow(_upright(image), in_channels, white)
+        return _from_pillow(image, in_channels, white)
     if isinstance(image, torch.Tensor):
         array = image.detach().cpu().float().numpy() if image.is_floating_point() else image.detach().cpu().numpy()
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
@@ -94,7 +90,11 @@ def as_array(
 
 
 def _from_pillow(image: Image.Image, in_channels: int, white: int | None) -> np.ndarray:
-    """(H, W, in_channels) uint8 of a loaded, upright image."""
+    """Load an image as (H, W, in_channels) uint8, rotated according to its EXIF data."""
+    image.load()  # rotates a TIFF and drops its orientation tag
+    orientation = _orientation(image)
+    if orientation != 1:
+        image = image.transpose(_TURNS[orientation])
     if _is_deep(image):
         return _channels(_to_uint8(np.array(image), white), in_channels)
     if in_channels not in (1, 3):
@@ -106,10 +106,10 @@ def _from_pillow(image: Image.Image, in_channels: int, white: int | None) -> np.
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
-    """(height, width) of an image file after EXIF rotation, from its header alone.
+    """Read (height, width) of an image file after EXIF rotation, from its header alone.
 
     Raises:
-        ImageError: missing, empty, not an image or over `max_pixels`.
+        ImageError: the file is missing, empty, no image or over `max_pixels`.
     """
     path = Path(path)
     with _named(path):
@@ -118,16 +118,16 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
             return height, width
         with _open(path, max_pixels) as image:
             width, height = image.size
-            # Pillow turns TIFFs itself and reports their size turned.
+            # Pillow rotates TIFFs itself and reports their rotated size.
             turned = image.format != "TIFF" and _orientation(image) >= 5
             return (width, height) if turned else (height, width)
 
 
 def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Look:
-    """Decode an image file whole.
+    """Decode an image file completely.
 
     Raises:
-        ImageError: as `read_image`, whatever the number of channels.
+        ImageError: as for `read_image`, whatever the number of channels.
     """
     path = Path(path)
     with _named(path):
@@ -145,9 +145,9 @@ def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Look:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turn whatever goes wrong with a file into an `ImageError` that names it."""
+    """Turn any error with a file into an `ImageError` that names the file."""
     try:
-        with warnings.catch_warnings():  # Pillow warns of damage (in EXIF, say) without naming the file
+        with warnings.catch_warnings():  # Pillow warns of damage, such as in EXIF data, without naming the file
             warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
     except ImageError as error:
@@ -157,13 +157,13 @@ def _named(path: Path) -> Iterator[None]:
     except Image.UnidentifiedImageError:
         empty = path.stat().st_size == 0
         raise ImageError(f"{path}: " + ("the file is empty" if empty else "this is not an image")) from None
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
+    except Exception as error:  # Pillow's decoders raise almost anything for damaged files
         raise ImageError(f"{path}: the image can't be read: {error or type(error).__name__}") from None
 
 
 def _open(path: Path, max_pixels: int) -> Image.Image:
-    """The image with its header read, at most `max_pixels` large."""
-    with _open_lock:  # Pillow's own limit is a global; ours is an argument
+    """Open an image of at most `max_pixels`, reading only its header."""
+    with _open_lock:  # Pillow's own limit is global; ours is an argument
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
             image = Image.open(path)
@@ -178,7 +178,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
 
 
 def _open_array(path: Path, max_pixels: int) -> np.ndarray:
-    """A .npy file mapped into memory, its shape checked."""
+    """Map a .npy file into memory, and check its shape."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim not in (2, 3) or not array.size:
         raise ImageError(f"the array has shape {array.shape}; expected (height, width) or (height, width, channels)")
@@ -192,7 +192,7 @@ def _is_deep(image: Image.Image) -> bool:
 
 
 def _is_transparent(image: Image.Image) -> bool:
-    """Whether any pixel is less than opaque; many files have an alpha channel that hides nothing."""
+    """Whether any pixel is not opaque; many files have an alpha channel without effect."""
     return image.has_transparency_data and bool((np.array(image.convert("RGBA").getchannel("A")) < 255).any())
 
 
@@ -204,15 +204,14 @@ def _limit(height: int, width: int, max_pixels: int) -> None:
 
 
 def _page(image: Image.Image, index: int, max_pixels: int, white: int | None) -> np.ndarray:
-    """(H, W) uint8 of one page of a TIFF."""
+    """Read one page of a TIFF as (H, W) uint8."""
     image.seek(index)
     _limit(image.height, image.width, max_pixels)
-    image.load()
-    return _from_pillow(_upright(image), 1, white)[..., 0]
+    return _from_pillow(image, 1, white)[..., 0]
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation 1..8; 1 where it is missing or damaged."""
+    """Return the EXIF orientation, 1..8; 1 if it is missing or damaged."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # damaged EXIF is no reason to refuse good pixels
@@ -220,14 +219,8 @@ def _orientation(image: Image.Image) -> int:
     return value if value in _TURNS else 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """A loaded image, turned as its EXIF says (loading a TIFF turns it and drops the tag)."""
-    orientation = _orientation(image)
-    return image if orientation == 1 else image.transpose(_TURNS[orientation])
-
-
 def _to_uint8(array: np.ndarray, white: int | None) -> np.ndarray:
-    """Integers over `white`, floats in 0..1, to 0..255, rounded."""
+    """Scale integers in 0..white and floats in 0..1 to 0..255, and round."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:
@@ -249,7 +242,7 @@ def _to_uint8(array: np.ndarray, white: int | None) -> np.ndarray:
 
 
 def _channels(array: np.ndarray, in_channels: int | None) -> np.ndarray:
-    """(H, W) or (H, W, C) -> (H, W, in_channels), of None (H, W, C); grey is repeated for RGB."""
+    """Turn (H, W) or (H, W, C) into (H, W, in_channels), or (H, W, C) if None; grey is repeated for RGB."""
     if array.ndim == 2:
         array = array[..., None]
     if array.shape[2] == 1 and in_channels == 3:

@@ -1,4 +1,4 @@
-"""The image files that a path, folder or glob names, less our own results among them."""
+"""Find the image files of a path, folder or glob, except our own results among them."""
 
 import os
 from glob import glob
@@ -9,29 +9,29 @@ from rcnn.errors import ImageError
 from rcnn.preprocess.decode import IMAGE_SUFFIXES
 
 MARK = ".rcnn"
-"""The file that tells a folder of results, which may lie among somebody's images."""
+"""Name of the file that marks a folder of results, which may lie among the user's images."""
 
 
 def mark_results(folder: Path) -> None:
-    """Say in a folder that its files are results: searching a folder above it leaves them out."""
+    """Mark the files in a folder as results, which are left out when a folder above it is searched."""
     (folder / MARK).write_text("Written by rcnn. Images and labels below are results, not data.\n", encoding="utf-8")
 
 
 def is_results(folder: Path) -> bool:
-    """Whether `mark_results` was called of a folder."""
+    """Whether a folder was marked by `mark_results`."""
     return (folder / MARK).is_file()
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name has the suffix of an image."""
+    """Whether a file name has an image suffix."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def files(source: str | Path) -> list[Path]:
-    """The image files that a path, folder or glob names, sorted. Below a folder, results of ours are left out.
+    """Return the image files of a path, folder or glob, sorted. Our own results below a folder are left out.
 
     Raises:
-        ImageError: nothing is there, or nothing but results.
+        ImageError: there is nothing, or nothing but results.
     """
     path = Path(source)
     if path.is_file():
@@ -45,14 +45,14 @@ def files(source: str | Path) -> list[Path]:
     if not images:
         raise ImageError(f"{source}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     results = {folder for folder in {file.parent for file in images} if _is_below_results(folder, base)}
-    found = [file for file in images if file.parent not in results]
-    if not found:
+    kept = [file for file in images if file.parent not in results]
+    if not kept:
         raise ImageError(f"{source}: nothing but results of rcnn is here; to use these, name their folder")
-    return found
+    return kept
 
 
 def base_of(source: str | Path) -> Path:
-    """The folder that a source is searched from, absolute: without wildcards and file names."""
+    """Return the absolute folder where the search of a source starts: without wildcards and file names."""
     plain = Path(*takewhile(lambda part: not set(part) & set("*?["), Path(source).parts))
     return Path(os.path.abspath(plain if plain.is_dir() else plain.parent))
 

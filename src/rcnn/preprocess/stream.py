@@ -1,4 +1,4 @@
-"""Whatever a user shows, image after image and in its order, as batches: memory does not grow with their number."""
+"""Stream a user's images, in order, as batches. Memory does not grow with their number."""
 
 from collections.abc import Callable, Iterator
 from itertools import groupby, islice
@@ -17,25 +17,25 @@ from rcnn.preprocess.decode import as_array, read_image
 from rcnn.preprocess.sources import files
 
 Picture = str | Path | np.ndarray | Image.Image | Tensor
-"""One image, or (as text) a file, a folder or a glob of them."""
+"""An image, or as text a file, folder or glob."""
 
 Skip = Callable[[ImageError], None]
 Shown = Iterator[tuple[str | None, np.ndarray]]
-"""Images as (path or None, (H, W, C) uint8)."""
+"""Images as pairs (path or None, (H, W, C) uint8)."""
 
 
 def read_picture(path: str | Path, settings: Settings) -> np.ndarray:
-    """Pixels of an image file, (H, W, preprocess.in_channels) uint8, as the network is to see them.
+    """Read an image file as (H, W, preprocess.in_channels) uint8, according to the settings.
 
     Raises:
-        ImageError: as `read_image`.
+        ImageError: as for `read_image`.
     """
     data = settings.data
     return read_image(path, white=data.white, max_pixels=data.max_pixels, in_channels=settings.preprocess.in_channels)
 
 
 def pictures(images: Any, settings: Settings, skip: Skip | None = None) -> Shown:
-    """Every image, files opened one at a time; `skip` is called with the error of one that can't be read."""
+    """Yield every image, opening one file at a time. `skip` is called with the error if one can't be read."""
     if isinstance(images, str | Path):
         for path in files(images):
             try:
@@ -53,10 +53,10 @@ def pictures(images: Any, settings: Settings, skip: Skip | None = None) -> Shown
             yield from pictures(image, settings, skip)
 
 
-def batches(door: Preprocessor, shown: Shown, most: int) -> Iterator[tuple[tuple[str | None, ...], Batch]]:
-    """Consecutive images of one bucket, at most `most` of them, and their paths."""
-    resized = ((path, door.resize(array), (array.shape[0], array.shape[1])) for path, array in shown)
-    for _, members in groupby(resized, key=lambda one: door.bucket(one[2])):
-        while group := list(islice(members, most)):
+def batches(preprocessor: Preprocessor, shown: Shown, limit: int) -> Iterator[tuple[tuple[str | None, ...], Batch]]:
+    """Yield the paths and the batch of up to `limit` consecutive images of the same bucket."""
+    resized = ((path, preprocessor.resize(array), (array.shape[0], array.shape[1])) for path, array in shown)
+    for _, members in groupby(resized, key=lambda one: preprocessor.bucket(one[2])):
+        while group := list(islice(members, limit)):
             paths, images, sizes = zip(*group, strict=True)
-            yield paths, door.collate(images, sizes)
+            yield paths, preprocessor.collate(images, sizes)

@@ -12,7 +12,7 @@ from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.given import Given
 from rcnn.data.loader import FILLER, Loader
-from rcnn.data.pixels import Progress
+from rcnn.data.pixels import ProgressCallback
 from rcnn.data.proposals import open_proposals
 from rcnn.data.selective_search import SEARCHES
 from rcnn.detector import Detector
@@ -79,7 +79,7 @@ def load_proposals(path: Path) -> list[Given]:
 
 
 def shared_proposals(
-    source: str, dataset: Dataset, settings: Settings, team: Team, progress: Progress | None = None
+    source: str, dataset: Dataset, settings: Settings, team: Team, progress: ProgressCallback | None = None
 ) -> list[Given]:
     """As `open_proposals`, with the search shared among the processes."""
     if source in SEARCHES and team.world > 1:
