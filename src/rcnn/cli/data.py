@@ -142,7 +142,7 @@ def _tiles(records: Sequence["Record"], settings: config.Settings) -> Iterator["
 @app.command("convert")
 def convert(
     words: Data,
-    to: Annotated[Literal["voc", "coco", "yolo"], typer.Option(help="The format to write.")],
+    to: Annotated[str, typer.Option(help="The format to write: voc, coco or yolo.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,

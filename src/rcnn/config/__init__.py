@@ -23,9 +23,7 @@ class Data(Section):
     """Which data is read, and how faulty images are treated."""
 
     path: str | None = Field(default=None, description="Folder, COCO json or data.yaml; None: from the command line.")
-    on_fault: Literal["stop", "skip"] = Field(
-        default="stop", description="After a fault: stop, or leave its image out."
-    )
+    on_fault: Literal["stop", "skip"] = Field(default="stop", description="At a fault: stop, or leave its image out.")
     train: str = Field(default="train", description="Name of the list to train on, such as trainval.")
     val: str = Field(default="val", description="Name of the list to validate on.")
     holdout: Fraction = Field(default=0.1, description="Share of images held out where there is no validation list.")
@@ -54,13 +52,9 @@ class Preprocess(Section):
         description="How resized sides become integers; short-first: nearest too, scaled to `short`, then to `long`.",
     )
     in_channels: Literal[1, 3] | Count = Field(default=3, description="Channels: 1 grey, 3 colour, n as in arrays.")
-    order: Literal["rgb", "bgr"] = Field(
-        default="rgb", description="Order of the colour channels in the network's input."
-    )
+    order: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of the network's colour channels.")
     mean: tuple[float, ...] = Field(default=(0.485, 0.456, 0.406), description="Subtracted from pixels in 0..1.")
-    std: tuple[Positive, ...] = Field(
-        default=(0.229, 0.224, 0.225), description="Pixels are divided by this after `mean`."
-    )
+    std: tuple[Positive, ...] = Field(default=(0.229, 0.224, 0.225), description="Divides pixels, after `mean`.")
 
     @model_validator(mode="after")
     def _one_mean_a_channel(self) -> Self:
@@ -117,9 +111,7 @@ class Train(Section):
     weight_decay: NonNegative = Field(default=0.01, description="Of biases and norms only with `bias_decay`.")
     bias_decay: bool = Field(default=False, description="Biases and norms decay as well.")
     bias_lr: Positive = Field(default=1.0, description="Learning rate of biases and norms over that of weights.")
-    schedule: Literal["cosine", "step", "constant"] = Field(
-        default="cosine", description="Schedule of the learning rate."
-    )
+    schedule: Literal["cosine", "step", "constant"] = Field(default="cosine", description="Learning rate over time.")
     milestones: tuple[Fraction, ...] = Field(
         default=(0.67, 0.89), description="Shares of all steps at which `step` divides it by 10."
     )

@@ -40,7 +40,7 @@ class Model(Section):
         default="frozen", description="Batch norms: constants; affine: all but their statistics trained; train: all."
     )
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(
-        default=2, description="Number of first stages that are not trained."
+        default=2, description="First stages that are not trained."
     )
 
 
@@ -85,13 +85,9 @@ class RPN(Section):
         description="classify=classes: softmax over classes and background on the sampled anchors; focal: a sigmoid "
         "per class on all anchors that are not ignored, and both losses are divided by the positives.",
     )
-    focal_gamma: NonNegative = Field(
-        default=2.0, description="focal: the larger, the less a well classified anchor counts."
-    )
+    focal_gamma: NonNegative = Field(default=2.0, description="focal: the larger, the less an easy anchor counts.")
     focal_alpha: Fraction = Field(default=0.25, description="focal: weight of an anchor's own class; 1 - this: others.")
-    logits: Literal[1, 2] = Field(
-        default=1, description="classify=objects: 1: sigmoid; 2: softmax over background and object."
-    )
+    logits: Literal[1, 2] = Field(default=1, description="classify=objects: 1 sigmoid, or 2 with a softmax.")
     score_order: Literal["background-first", "object-first"] = Field(
         default="background-first", description="Meaning of the two logits."
     )
@@ -108,7 +104,7 @@ class RPN(Section):
     negatives_iou: Fraction = Field(default=0.1, description="overlap: those of at least this IoU go first.")
     negatives_smooth: Fraction = Field(default=0.5, description="texture: this share, the smoothest, goes last.")
     negatives_nms: Fraction = Field(
-        default=0.7, description="hard: a negative that overlaps a harder one by more goes last, IoU."
+        default=0.7, description="hard: IoU with a harder negative above which one goes last."
     )
     ignore: Literal["keep", "drop"] = Field(
         default="keep", description="Crowd and difficult objects: mask their anchors, or forget them."
@@ -128,9 +124,7 @@ class RPN(Section):
     post_test: Count = Field(default=300, description="Proposals per image, in prediction.")
     nms: Fraction = Field(default=0.7, description="IoU above which the lower-scored box is dropped.")
     score: Fraction = Field(default=0.0, description="Proposals with a lower objectness probability are dropped.")
-    min_size: NonNegative = Field(
-        default=1e-3, description="Smaller proposals are dropped, pixels of the resized image."
-    )
+    min_size: NonNegative = Field(default=1e-3, description="Least side of a proposal, pixels of the resized image.")
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -142,9 +136,7 @@ class RoI(Section):
         default="align", description="RoI align, RoI warp (the largest of its samples), or RoI max pooling."
     )
     size: Count = Field(default=7, description="Cells per side of a RoI's features.")
-    sampling_ratio: Annotated[int, Field(ge=0)] = Field(
-        default=2, description="Samples per side of a cell; 0: adaptive."
-    )
+    sampling_ratio: Annotated[int, Field(ge=0)] = Field(default=2, description="Samples per cell side; 0: adaptive.")
     aligned: bool = Field(default=True, description="Shift by half a pixel, so that samples align with pixel centres.")
     levels: tuple[int, ...] = Field(default=(3, 4, 5), description="Pyramid levels that RoIs are read from.")
     canonical_size: Positive = Field(default=224.0, description="Side of a box read from `canonical_level`, pixels.")
@@ -167,7 +159,7 @@ class RoI(Section):
         default="random", description="A random draw, or the RoIs with the highest loss (OHEM)."
     )
     sampler_nms: Fraction = Field(
-        default=0.7, description="ohem: a RoI that overlaps a harder one of its class by more is dropped, IoU."
+        default=0.7, description="ohem: IoU with a harder RoI of its class above which one is dropped."
     )
     positive_fraction: Fraction = Field(default=0.25, description="Largest share of positives among them.")
     positive_iou: Fraction = Field(default=0.5, description="A RoI of at least this IoU is positive.")

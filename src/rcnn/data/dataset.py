@@ -67,7 +67,7 @@ class Dataset:
     """
 
     root: Path
-    format: Literal["voc", "coco", "yolo"]
+    format: str
     split: str
     names: tuple[str, ...]
     category_ids: tuple[int, ...]

@@ -80,7 +80,7 @@ class Layout:
         notes: sentences worth saying aloud.
     """
 
-    format: Literal["voc", "coco", "yolo"]
+    format: str
     root: Path
     lists: dict[str, tuple[Path, ...]]
     names: tuple[str, ...] | None = None
