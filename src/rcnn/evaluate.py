@@ -186,8 +186,6 @@ def loaders_of(
             settings.model_copy(update={"preprocess": detector.preprocessor.at_scale(scale).settings}),
             training=False,
             batch=batch,
-            seed=settings.train.seed,
-            workers=settings.data.workers,
             rank=shard.rank,
             world=shard.world,
             proposals=proposals,

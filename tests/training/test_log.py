@@ -40,11 +40,11 @@ def test_plain_lines_where_it_is_no_terminal() -> None:
     assert "\x1b" not in shown
     assert "begin [here]" in shown
     heading, step, first, second = kept[1:5]
-    columns = "epoch rpn obj lr images/s val loss AP AP50 memory ETA"
+    columns = "epoch rpn obj images/s val loss AP AP50 ETA"
     assert heading.split() == columns.split()
-    assert step.split()[:7] == ["1/2", "0.5000", "1.00e-04", "12.0000", "-", "-", "-"]
-    assert first.split()[:7] == ["1/2", "0.5000", "1.00e-04", "12.0000", "-", "0.5000", "-"]
-    assert second.split()[:7] == ["2/2", "0.5000", "1.00e-04", "12.0000", "-", "1.0000", "-"]
+    assert step.split()[:6] == ["1/2", "0.5000", "12.0", "-", "-", "-"]
+    assert first.split()[:6] == ["1/2", "0.5000", "12.0", "-", "0.5000", "-"]
+    assert second.split()[:6] == ["2/2", "0.5000", "12.0", "-", "1.0000", "-"]
     assert "cat" in shown
     assert "dog" in kept[-1]
     assert "ap -" in kept[-1]
@@ -74,11 +74,21 @@ def test_the_columns_are_those_of_the_stage() -> None:
         table.step({"epoch": epoch, "step": 1, "stage": stage, **numbers, **losses})
         table.epoch({"epoch": epoch, "step": 2, "stage": stage, **numbers, **losses, **scores})
     shown = [line.split() for line in kept]
-    assert shown[0] == ["epoch", "rpn", "box", "lr", "images/s", "val", "loss", "AR300", "memory", "ETA"]
-    assert shown[1][:6] == ["2/2", "0.2500", "1.00e-04", "12.0000", "0.5000", "0.7500"]
-    assert shown[2] == ["epoch", "roi", "cls", "lr", "images/s", "val", "loss", "AP", "AP50", "memory", "ETA"]
-    assert shown[3][:7] == ["1/2", "0.1250", "1.00e-04", "12.0000", "-", "-", "-"]
+    assert shown[0] == ["epoch", "rpn", "box", "images/s", "val", "loss", "AR300", "ETA"]
+    assert shown[1][:5] == ["2/2", "0.2500", "12.0", "0.5000", "0.7500"]
+    assert shown[2] == ["epoch", "roi", "cls", "images/s", "val", "loss", "AP", "AP50", "ETA"]
+    assert shown[3][:6] == ["1/2", "0.1250", "12.0", "-", "-", "-"]
 
 
 def test_durations() -> None:
     assert [duration(seconds) for seconds in (0, 59.6, 3725)] == ["0:00", "1:00", "1:02:05"]
+
+
+def test_the_table_of_a_whole_detector_fits_a_terminal_of_80_columns() -> None:
+    kept = list[str]()
+    table = ConsoleTable(Log(kept.append, None))
+    table.start(about(Path(), epochs=100))
+    losses = dict.fromkeys(("rpn_objectness", "rpn_box", "roi_class", "roi_box"), 12.34567)
+    row = {"epoch": 99, "step": 1, "lr": 1e-4, "images_per_second": 123.456, "memory_gb": 12.3, "ap": 0.5, "ap50": 0.5}
+    table.epoch({**row, "val_loss": 45.67891, **{f"train_{name}": value for name, value in losses.items()}})
+    assert max(map(len, kept)) <= 79

@@ -110,7 +110,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     if source is not None and source not in SEARCHES:  # a file may be faulty; a search only takes time
         open_proposals(source, together((train_set, val_set)), settings)
     network = build(settings, len(train_set.names))
-    steps = Loader(train_set, settings, training=True, batch=settings.train.batch, seed=settings.train.seed).steps
+    steps = Loader(train_set, settings, training=True, batch=settings.train.batch).steps
     parameters = sum(parameter.numel() for parameter in network.parameters())
     rows = sizes(settings, train_set)
     updates = -(-steps // settings.train.accumulate)

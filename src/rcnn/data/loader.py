@@ -62,8 +62,8 @@ class Loader:
         training: shuffle and augment, whatever the order of the records. Otherwise every epoch is epoch 0, in the order
             of the records, bucket by bucket.
         batch: images per step in this process. Short batches are filled up, which keeps the number of shapes small.
-        seed: seed of the run.
-        workers: number of loader processes; what is loaded does not depend on it.
+        seed: seed of the run. None: `train.seed`.
+        workers: number of loader processes; what is loaded does not depend on it. None: `data.workers`.
         rank: which of the `world` processes this is.
         world: number of processes that share every step; all take the same number of steps, from the same buckets.
         proposals: external proposals to put into the batches.
@@ -76,15 +76,17 @@ class Loader:
         *,
         training: bool,
         batch: int,
-        seed: int,
-        workers: int = 0,
+        seed: int | None = None,
+        workers: int | None = None,
         rank: int = 0,
         world: int = 1,
         proposals: ProposalSet | None = None,
     ) -> None:
-        self.dataset, self.training, self.seed, self.workers = dataset, training, seed, workers
+        self.dataset, self.training = dataset, training
+        self.seed = settings.train.seed if seed is None else seed
+        self.workers = settings.data.workers if workers is None else workers
         self.batch, self.rank, self.world = batch, rank, world
-        self._reader = _Reader(dataset, settings, training, seed, proposals)
+        self._reader = _Reader(dataset, settings, training, self.seed, proposals)
         self._buckets: dict[Size, list[int]] = defaultdict(list)
         for index, record in enumerate(dataset.records):
             self._buckets[self._reader.preprocessor.bucket(record.size)].append(index)

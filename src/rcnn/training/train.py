@@ -26,7 +26,7 @@ from rcnn.training.distributed import Team, team
 from rcnn.training.ema import EMA
 from rcnn.training.ending import explained
 from rcnn.training.init import Start, initialise
-from rcnn.training.log import Log, duration
+from rcnn.training.log import Log, duration, memory_gb
 from rcnn.training.loop import Engine, Progress
 from rcnn.training.optim import build_optimizer
 from rcnn.training.pictures import draw_end, draw_start
@@ -258,8 +258,6 @@ def _prepare(run: Context, progress: Progress, start: Start) -> Session:
         settings,
         training=True,
         batch=settings.train.batch // crew.world,
-        seed=settings.train.seed,
-        workers=settings.data.workers,
         rank=crew.rank,
         world=crew.world,
         proposals=given,
@@ -341,7 +339,8 @@ def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
         draw_end(folder.plots, session.run.val, metrics, session.settings, best.threshold)
         row, shown = metrics.to_row(), SCORES[AP if best.model.detects else RECALL]
         scores = ", ".join(f"{heading} {row[name]:.3f}" for name, heading in shown.items())
-        log.say(f"best epoch {session.progress.best_epoch}: {scores}; {duration(session.progress.seconds)} of training")
+        spent = f"{duration(session.progress.seconds)} of training, {memory_gb():.1f} GB"
+        log.say(f"best epoch {session.progress.best_epoch}: {scores}; {spent}")
         command, ending = "predict" if best.model.detects else "propose", ""
         if session.given:
             ending = " --proposals FILE|selective-search"

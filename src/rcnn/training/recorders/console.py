@@ -74,7 +74,7 @@ class ConsoleTable(Recorder):
         self._log.say(line)
 
     def _line(self, numbers: Row) -> tuple[str, str]:
-        """Headings and values of the columns, in equal widths."""
+        """Headings and values of the columns, which fit into 80 characters."""
         step, epochs = int(numbers["step"] or 0), self._about.epochs
         epoch = int(numbers["epoch"] or 0) - (self._stage - 1) * epochs  # rows count through all stages
         spent = time.monotonic() - self._began
@@ -83,13 +83,11 @@ class ConsoleTable(Recorder):
         values = {
             "epoch": f"{epoch}/{epochs}",
             **{_short(name): shown_number(value) for name, value in losses.items() if name != "loss"},
-            "lr": f"{numbers['lr']:.2e}",
-            "images/s": shown_number(numbers["images_per_second"]),
+            "images/s": f"{numbers['images_per_second']:.1f}",
             **{self._headings[name]: shown_number(value) for name, value in self._scores.items()},
-            "memory": f"{numbers['memory_gb']:.1f} GB",
             "ETA": duration(seconds),
         }
-        widths = {name: max(len(name), 8) for name in values}
+        widths = {name: max(len(name), 7 if name in ("epoch", "ETA") else 6) for name in values}
         heading = " ".join(name.rjust(widths[name]) for name in values)
         return heading, " ".join(value.rjust(widths[name]) for name, value in values.items())
 
