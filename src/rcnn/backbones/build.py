@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.backbones.fpn import FeaturePyramid
-from rcnn.backbones.mobilenet import mobilenet
-from rcnn.backbones.mobilenet_v3 import mobilenet_v3_large
+from rcnn.backbones.mobilenet import mobilenet, mobilenet_v3_large
 from rcnn.backbones.norm import freeze_batch_norm, set_eps
 from rcnn.backbones.resnet import NAMES, ResNet
 from rcnn.backbones.timm import TimmTrunk

@@ -19,6 +19,9 @@ class FeaturePyramid(nn.Module):
         channels: of every output.
         levels: wanted, ascending; as often the same as the trunk has maps of it.
         norm: a batch norm behind every convolution, which then has no bias.
+
+    Attributes:
+        read: indices of the trunk's maps that are read, finest first.
     """
 
     conv_norms = (("lateral", "lateral_norm"), ("output", "output_norm"))
@@ -30,17 +33,17 @@ class FeaturePyramid(nn.Module):
         self.levels, self.channels = tuple(levels), channels
         self.names = _names(self.levels)
         numbers = [level for level, _ in maps]
-        self._read: list[int] = []
+        self.read: list[int] = []
         for level in dict.fromkeys(number for number in numbers if number >= min(levels)):
             places = [i for i, number in enumerate(numbers) if number == level]
-            self._read += places[-max(1, self.levels.count(level)) :]
-        self._inputs = _names([numbers[i] for i in self._read])
+            self.read += places[-max(1, self.levels.count(level)) :]
+        self._inputs = _names([numbers[i] for i in self.read])
         self._top, pooled = numbers[-1], max(levels) > numbers[-1]
         smooth = [name for name in self._inputs if name in self.names or (pooled and name == self._inputs[-1])]
         self.lateral = nn.ModuleDict(
             {
                 name: nn.Conv2d(maps[i][1], channels, 1, bias=not norm)
-                for name, i in zip(self._inputs, self._read, strict=True)
+                for name, i in zip(self._inputs, self.read, strict=True)
             }
         )
         self.output = nn.ModuleDict(
@@ -60,7 +63,7 @@ class FeaturePyramid(nn.Module):
         Of two maps of level 5 the second is "p5b".
         """
         merged, found = None, {}
-        for name, i in zip(reversed(self._inputs), reversed(self._read), strict=True):
+        for name, i in zip(reversed(self._inputs), reversed(self.read), strict=True):
             lateral = _layer(self.lateral, self.lateral_norm, name, maps[i])
             if merged is None:
                 merged = lateral

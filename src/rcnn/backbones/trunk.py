@@ -14,16 +14,19 @@ class Trunk(nn.Module):
     Attributes:
         levels: level n has stride 2^n; a number may come twice.
         widths: channels of each level.
+        layers: the layer that gives the map of each level, in torchvision's names.
         stages: names of the submodules of each stage, the stem first; `freeze` counts them from here.
     """
 
     levels: tuple[int, ...]
     widths: tuple[int, ...]
+    layers: tuple[str, ...]
     stages: tuple[tuple[str, ...], ...]
 
     def freeze(self, stages: int, *, norm: Literal["frozen", "affine", "train"]) -> None:
         """Train no parameter of the first `stages` stages, their batch norms become constants; `norm`: the others'."""
-        names = [name for stage in self.stages[:stages] for name in stage if _has(self, name)]
+        present = {name for name, _ in self.named_modules()}
+        names = [name for stage in self.stages[:stages] for name in stage if name in present]
         for name in names:
             self.get_submodule(name).requires_grad_(False)
         freeze_batch_norm(self, names)
@@ -53,7 +56,7 @@ class SequentialTrunk(Trunk):
         self.levels = tuple(tap.level for tap in taps)
         self.widths = tuple(tap.channels for tap in taps)
         self.stages = tuple(tuple(f"features.{name}" for name in stage) for stage in stages)
-        self._taps = frozenset(tap.layer for tap in taps)
+        self.layers = tuple(tap.layer for tap in taps)
         last = [name for name, _ in features.named_children()].index(taps[-1].layer)
         self.features = features[: last + 1]
 
@@ -62,7 +65,7 @@ class SequentialTrunk(Trunk):
         maps, x = [], images
         for name, layer in self.features.named_children():
             x = layer(x)
-            if name in self._taps:
+            if name in self.layers:
                 maps.append(x)
         return maps
 
@@ -89,7 +92,3 @@ def initialise(module: nn.Module) -> None:
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    return any(name == path for path, _ in module.named_modules())

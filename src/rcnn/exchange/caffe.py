@@ -9,27 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rcnn.config import Settings, override
 from rcnn.errors import WeightsError
-from rcnn.exchange.imported import Imported, class_names
-from rcnn.weights.box_targets import LAYER, PLAIN, renormalise
+from rcnn.exchange.imported import Imported, background_first, background_last, class_names
+from rcnn.weights.adapt import some
+from rcnn.weights.box_targets import CLASS_LAYER, LAYER, PLAIN, renormalise
 from rcnn.weights.caffe import CONVS, Blobs, layer_of, layer_tensors, trunk_of
 from rcnn.weights.file import atomic_write
 
 ARCHITECTURES = ("paper-vgg16", "paper-zf")
 """Presets whose layers have names here."""
 
-_CLS = "fast_rcnn.predictor.cls"
 _HEADS = {
     "rpn_conv/3x3": "rpn.head.conv",
     "rpn_cls_score": "rpn.head.cls",
     "rpn_bbox_pred": "rpn.head.reg",
     "fc6": "fast_rcnn.head.fc6",
     "fc7": "fast_rcnn.head.fc7",
-    "cls_score": _CLS,
+    "cls_score": CLASS_LAYER,
     "bbox_pred": LAYER,
 }
 _ALIASES = {
@@ -74,14 +73,11 @@ def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequen
     """
     places = _places(settings)
     tensors = _placed(arrays, places, settings.model.backbone)
-    background, *classes = tensors[f"{_CLS}.weight"]
-    tensors[f"{_CLS}.weight"] = torch.stack([*classes, background])
-    tensors[f"{_CLS}.bias"] = tensors[f"{_CLS}.bias"].roll(-1)
-    for leaf in ("weight", "bias"):
-        tensors[f"{LAYER}.{leaf}"] = tensors[f"{LAYER}.{leaf}"][4:]
+    tensors = {name: background_last(name, tensor) for name, tensor in tensors.items()}
     tensors = renormalise(tensors, PLAIN, settings.roi)
+    count = len(tensors[f"{CLASS_LAYER}.bias"]) - 1
     settings = override(settings, {"roi": {"hidden": len(tensors[f"{_HEADS['fc6']}.bias"])}})
-    return Imported(settings, tensors, class_names(len(classes), names), None, (_NOTE.format(settings.model.preset),))
+    return Imported(settings, tensors, class_names(count, names), None, (_NOTE.format(settings.model.preset),))
 
 
 def export_arrays(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, np.ndarray]:
@@ -92,16 +88,11 @@ def export_arrays(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str
     """
     _see_paper(settings)
     tensors = renormalise(tensors, settings.roi, PLAIN)
-    found = {}
-    for layer, place in _places(settings).items():
-        for leaf in ("weight", "bias"):
-            tensor = tensors[f"{place}.{leaf}"].detach().float().cpu()
-            if place == _CLS:
-                tensor = tensor.roll(1, dims=0)
-            if place == LAYER:
-                tensor = torch.cat((torch.zeros_like(tensor[:4]), tensor))
-            found[f"{layer}.{leaf}"] = tensor.numpy()
-    return found
+    return {
+        f"{layer}.{leaf}": background_first(place, tensors[f"{place}.{leaf}"].detach().float().cpu()).numpy()
+        for layer, place in _places(settings).items()
+        for leaf in ("weight", "bias")
+    }
 
 
 def _see_paper(settings: Settings) -> None:
@@ -155,6 +146,5 @@ def _placed(arrays: Mapping[str, Blobs], places: Mapping[str, str], network: str
     foreign = {layer for layer, _ in tensors} - places.keys()
     faults += [f"`{layer}` is no layer of {network}" for layer in sorted(foreign)]
     if faults:
-        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise WeightsError(f"the arrays are not those of {network}: {', '.join(faults[:3])}{more}")
+        raise WeightsError(f"the arrays are not those of {network}: {some(faults, 3)}")
     return {f"{places[layer]}.{leaf}": tensor for (layer, leaf), tensor in tensors.items()}

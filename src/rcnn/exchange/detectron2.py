@@ -26,10 +26,7 @@ def _normalised(mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
 
 _MEAN = (103.53, 116.28, 123.675)
 _BASE: dict[str, Any] = {
-    "preprocess": {
-        **{"short": 800, "long": 1333, "round": "short-first", "order": "bgr"},
-        **_normalised(_MEAN, (1, 1, 1))["preprocess"],
-    },
+    "preprocess": {"short": 800, "long": 1333, "round": "short-first", "order": "bgr"},
     "model": {"frozen_stages": 2, "stride_in": "1x1"},
     "anchors": RULES["detectron2"],
     "rpn": {
@@ -61,9 +58,10 @@ _PROPOSALS: dict[str, Any] = {"roi": {"head": "none"}, "rpn": {"post_test": 2000
 
 def _tree(base: Mapping[str, Any], depth: int, *changes: Mapping[str, Any]) -> dict[str, Any]:
     preset = f"resnet{depth}-fpn" if base is _FPN else "resnet50-c4"
-    tree = merge(merge(_BASE, base), {"model": {"preset": preset, "backbone": f"resnet{depth}"}})
-    for change in changes:
-        tree = merge(tree, change)
+    pixels = _normalised(_MEAN, (1, 1, 1))
+    tree: dict[str, Any] = {"model": {"preset": preset, "backbone": f"resnet{depth}"}}
+    for settings in (_BASE, pixels, base, *changes):
+        tree = merge(tree, settings)
     return tree
 
 

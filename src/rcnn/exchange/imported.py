@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from rcnn.config import Settings
 from rcnn.errors import WeightsError
+from rcnn.weights.box_targets import CLASS_LAYER, LAYER
 
 
 class Imported(NamedTuple):
@@ -56,3 +58,20 @@ def coco_names() -> tuple[str, ...]:
     """Names of COCO's category ids 1 to 90; those that it does not use are `unused_12`, ..."""
     names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
     return tuple(f"unused_{i}" if name == "N/A" else name for i, name in enumerate(names, start=1))
+
+
+def background_last(name: str, tensor: Tensor) -> Tensor:
+    """A tensor of this name of ours, in our order of classes, from one with the background first.
+
+    The background's four box rows, which nothing reads, are dropped.
+    """
+    if name.startswith(CLASS_LAYER):
+        return tensor.roll(-1, dims=0)
+    return tensor[4:] if name.startswith(LAYER) else tensor
+
+
+def background_first(name: str, tensor: Tensor) -> Tensor:
+    """The opposite of `background_last`; the background's box rows are zeros."""
+    if name.startswith(CLASS_LAYER):
+        return tensor.roll(1, dims=0)
+    return torch.cat((torch.zeros_like(tensor[:4]), tensor)) if name.startswith(LAYER) else tensor

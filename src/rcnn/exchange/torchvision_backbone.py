@@ -3,7 +3,7 @@
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,7 +62,7 @@ def as_backbone(body: nn.Module) -> UserBackbone:
     Raises:
         WeightsError: it gives no feature maps of one width.
     """
-    return UserBackbone(body, probe(body, in_channels(body)))
+    return UserBackbone(body, probe(body))
 
 
 def in_channels(body: nn.Module) -> int:
@@ -70,13 +70,13 @@ def in_channels(body: nn.Module) -> int:
     return next((layer.in_channels for layer in body.modules() if isinstance(layer, nn.Conv2d)), 3)
 
 
-def probe(body: nn.Module, channels: int) -> Maps:
-    """Names, levels and channels of the feature maps of a backbone that sees images of `channels` channels.
+def probe(body: nn.Module) -> Maps:
+    """Names, levels and channels of the feature maps of a backbone.
 
     Raises:
         WeightsError: it can't be run on a square image, or its maps differ in width.
     """
-    network = copy.deepcopy(body).cpu().float().eval()
+    network, channels = copy.deepcopy(body).cpu().float().eval(), in_channels(body)
     try:
         with torch.no_grad():
             found = network(torch.zeros(1, channels, _PROBE, _PROBE))
@@ -95,19 +95,7 @@ def probe(body: nn.Module, channels: int) -> Maps:
     return Maps(tuple(maps), tuple(levels), widths.pop())
 
 
-class Trunk(NamedTuple):
-    """One of our trunks that a body of torchvision's is.
-
-    Attributes:
-        tree: the settings of the backbone.
-        prefix: what our names of the trunk's tensors have before theirs.
-    """
-
-    tree: dict[str, Any]
-    prefix: str
-
-
-def recognise(backbone: nn.Module, maps: Maps, channels: int) -> Trunk | None:
+def recognise(backbone: nn.Module, maps: Maps, channels: int) -> dict[str, Any] | None:
     """Settings of ours that give a backbone of the same tensors; None: there are none.
 
     Names and shapes alone decide here; whether it also computes the same is seen when weights are in it.
@@ -127,7 +115,7 @@ def recognise(backbone: nn.Module, maps: Maps, channels: int) -> Trunk | None:
         with torch.device("meta"):
             trunk = TRUNKS[name](channels, None)
         if _shapes(trunk) == {prefix + key: shape for key, shape in shapes.items()}:
-            model = {
+            return {
                 "backbone": name,
                 "neck": "fpn",
                 "neck_norm": "batch" if len(fpn.inner_blocks[0]) > 1 else "none",
@@ -135,7 +123,6 @@ def recognise(backbone: nn.Module, maps: Maps, channels: int) -> Trunk | None:
                 "levels": maps.levels,
                 "frozen_stages": _frozen_stages(backbone.body, trunk.stages, prefix),
             }
-            return Trunk(model, prefix)
     return None
 
 

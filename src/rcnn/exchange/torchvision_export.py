@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rcnn.backbones.build import Backbone, build_backbone
+from rcnn.backbones.build import build_backbone
 from rcnn.config import RoI, Settings, dump
 from rcnn.errors import WeightsError
 from rcnn.exchange.torchvision_backbone import PREFIXES
@@ -17,9 +17,6 @@ from rcnn.exchange.torchvision_names import table, to_torchvision
 from rcnn.exchange.torchvision_settings import ALWAYS
 from rcnn.weights.box_targets import renormalise
 from rcnn.weights.file import atomic_write
-
-_LAYERS = {"mobilenet": ("3", "6", "13", "17"), "mobilenet_v3_large": ("2", "4", "7", "13", "16")}
-_RESNET_LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 _PROGRAM = """\
 from functools import partial
@@ -96,6 +93,8 @@ def program(settings: Settings, classes: int) -> str:
     name, roi, levels = settings.model.backbone, settings.roi, settings.model.levels
     with torch.device("meta"):
         backbone = build_backbone(settings)
+    trunk, neck = backbone.trunk, backbone.neck
+    assert neck is not None
     neck_norm = _norm(settings, settings.model.norm_eps)
     head = f"TwoMLPHead({settings.model.channels * roi.size**2}, {roi.hidden})"
     if roi.head == "conv-fc":
@@ -106,10 +105,10 @@ def program(settings: Settings, classes: int) -> str:
     return _PROGRAM.format(
         function="mobilenet_v2" if name == "mobilenet" else name,
         features=".features" if PREFIXES[name] else "",
-        body_norm=_norm(settings, next(layer.eps for layer in backbone.trunk.modules() if hasattr(layer, "eps"))),
+        body_norm=_norm(settings, next(layer.eps for layer in trunk.modules() if hasattr(layer, "eps"))),
         neck_norm=neck_norm if settings.model.neck_norm == "batch" else None,
-        layers={layer: str(i) for i, (layer, _) in enumerate(_taps(backbone))},
-        widths=[width for _, width in _taps(backbone)],
+        layers={trunk.layers[i]: str(place) for place, i in enumerate(neck.read)},
+        widths=[trunk.widths[i] for i in neck.read],
         channels=settings.model.channels,
         levels=len(levels),
         per_cell=len(settings.anchors.sizes[0]) * len(settings.anchors.ratios),
@@ -136,16 +135,6 @@ def write(path: Path, state: Mapping[str, Tensor]) -> None:
     content = BytesIO()
     torch.save(dict(state), content)
     atomic_write(path, content.getvalue())
-
-
-def _taps(backbone: Backbone) -> list[tuple[str, int]]:
-    """Layer and channels of each map of the trunk that the pyramid reads."""
-    trunk, neck = backbone.trunk, backbone.neck
-    layers = _LAYERS.get(backbone.name, _RESNET_LAYERS)
-    by_map = {(level, width): layer for level, width, layer in zip(trunk.levels, trunk.widths, layers, strict=True)}
-    assert neck is not None
-    read = [(int(name[1]), int(conv.in_channels)) for name, conv in neck.lateral.items()]  # type: ignore[arg-type]
-    return [(by_map[map], map[1]) for map in read]
 
 
 def _norm(settings: Settings, eps: Any) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from rcnn.errors import WeightsError
+from rcnn.weights.file import first_line
 
 _DTYPE = re.compile(r"(b1|[iu][1248]|f[248])")
 _BYTE_ORDERS = ("<", ">", "|", "=")
@@ -151,8 +152,9 @@ def read_pickle(path: str | Path) -> dict[str, Tensor]:
     except _RefusedError as error:
         raise WeightsError(f"{path} {error}. It was not opened, and nothing of it was run") from None
     except Exception as error:  # a damaged pickle can raise anything; the stand-ins keep it from doing anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{path} is damaged or no pickle of arrays: {reason}. Copy or download it again") from None
+        raise WeightsError(
+            f"{path} is damaged or no pickle of arrays: {first_line(error)}. Copy or download it again"
+        ) from None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(_is_named_array(*item) for item in content.items()):

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from rcnn.config import Anchors, Settings, dump
 from rcnn.errors import WeightsError
 from rcnn.weights.backbone import fit_channels
-from rcnn.weights.box_targets import LAYER, renormalise
+from rcnn.weights.box_targets import CLASS_LAYER, LAYER, renormalise
 
-_CLS, _REG = "fast_rcnn.predictor.cls", LAYER
 _ONE_STAGE = "rpn.head.cls"
 """Tells classes too where `rpn.classify` says so: one row an anchor of a cell, class after class."""
 _COUNTER = "num_batches_tracked"
@@ -129,7 +128,7 @@ def _split(
 
 def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Layout, ours: Layout) -> Tensor | None:
     """`tensor` in the shape and the order of `target`; None: it does not fit."""
-    told = (_CLS, _REG, _ONE_STAGE) if ours.settings.rpn.classify == "classes" else (_CLS, _REG)
+    told = (CLASS_LAYER, LAYER, *([_ONE_STAGE] if ours.settings.rpn.classify == "classes" else []))
     if name.startswith(told) and tensor.shape[1:] == target.shape[1:]:
         rows = _rows(name, theirs, ours)
         if rows is not None:
@@ -145,7 +144,7 @@ def _rows(name: str, theirs: Layout, ours: Layout) -> list[tuple[int, int]] | No
     """(row of theirs, row of ours) of the last layers; None: the rows have nothing to do with classes."""
     pairs = [(theirs.names.index(label), row) for row, label in enumerate(ours.names) if label in theirs.names]
     background = (len(theirs.names), len(ours.names))
-    if name.startswith(_CLS):
+    if name.startswith(CLASS_LAYER):
         return [*pairs, background]
     if name.startswith(_ONE_STAGE):
         pairs += [] if ours.settings.rpn.loss == "focal" else [background]

@@ -10,20 +10,16 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from rcnn.backbones.build import Backbone
-from rcnn.backbones.resnet import Conv5Head
+from rcnn.backbones.resnet import NAMES, Conv5Head
 from rcnn.backbones.timm import TimmTrunk
 from rcnn.config import Preprocess
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.fast_rcnn import FCHead
 from rcnn.weights.caffe import classifier_state, read_arrays
-from rcnn.weights.file import read_safetensors
+from rcnn.weights.file import first_line, read_safetensors
 from rcnn.weights.hub import fetch, is_offline
 
-_IMAGENET = {
-    "mobilenet": "mobilenet_v2",
-    **{f"resnet{n}": f"resnet{n}" for n in (18, 34, 50, 101, 152)},
-    **{name: name for name in ("mobilenet_v3_large", "resnext50_32x4d", "resnext101_32x8d", "vgg16")},
-}
+_IMAGENET = {"mobilenet": "mobilenet_v2", **{name: name for name in (*NAMES, "mobilenet_v3_large", "vgg16")}}
 """Our name -> torchvision's."""
 _CLASSIFIER = ("classifier.", "fc.", "features.18.", "layer4.")
 _FC = {"classifier.0": "fc6", "classifier.3": "fc7"}
@@ -107,7 +103,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             "save the model's state_dict alone"
         ) from None
     except (OSError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path} is damaged: {_first_line(error)}") from None
+        raise WeightsError(f"{path} is damaged: {first_line(error)}") from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -181,10 +177,6 @@ def _imagenet(name: str) -> tuple[dict[str, Tensor], str]:
     return read_tensors(fetch(url)), url
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
 def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
     """The network of timm renames, filters and adapts weights itself, so a second one is made and copied."""
     name = f"timm/{trunk.name}"
@@ -203,7 +195,7 @@ def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
         try:
             state = trunk.create(read_tensors(source)).state_dict()
         except (RuntimeError, KeyError) as error:
-            raise WeightsError(f"{name} does not fit timm/{trunk.name}: {_first_line(error)}") from None
+            raise WeightsError(f"{name} does not fit timm/{trunk.name}: {first_line(error)}") from None
     result = trunk.net.load_state_dict(state, strict=False)
     unexpected = (key for key in result.unexpected_keys if not key.endswith("num_batches_tracked"))
     return Loaded(name, len(state), tuple(result.missing_keys), tuple(unexpected))

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rcnn.config import RoI
 
+CLASS_LAYER = "fast_rcnn.predictor.cls"
 LAYER = "fast_rcnn.predictor.reg"
 PLAIN = RoI(box_mean=(0.0, 0.0, 0.0, 0.0), box_std=(1.0, 1.0, 1.0, 1.0))
 """The layer gives the deltas themselves: mean and deviation are folded into it, as our files have it, and those of the

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rcnn.errors import WeightsError
+from rcnn.weights.file import first_line
 
 _VGG = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3")
 _VGG_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -42,8 +43,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{path} is damaged, or no .npz file of plain arrays: {reason}") from None
+        raise WeightsError(f"{path} is damaged, or no .npz file of plain arrays: {first_line(error)}") from None
     types = {name: getattr(array, "dtype", None) for name, array in arrays.items()}  # of other archives bytes come out
     other = next((name for name, kind in types.items() if kind is None or kind.kind not in "biuf"), None)
     if other is not None:

@@ -159,6 +159,11 @@ def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return halves
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _kind(data: bytes) -> str | None:
     """What a file is that is no safetensors, going by how it begins; None: not known."""
     if int.from_bytes(data[:8], "little") <= _LONGEST_HEADER:  # a damaged safetensors file, whatever its first bytes
