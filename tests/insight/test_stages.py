@@ -13,9 +13,10 @@ from torchvision.ops import batched_nms, box_iou
 
 from rcnn.detector import Detector
 from rcnn.insight.stages import pictures
-from rcnn.insight.stages.follow import Stages, Truth, counts, follow
+from rcnn.insight.stages.follow import Stages, counts, follow
 from rcnn.insight.stages.pictures import draw_stages
 from rcnn.insight.stages.ways import ways
+from rcnn.metrics.types import Truth
 from rcnn.presets import build, settings_of
 
 SMALL = (

@@ -9,7 +9,8 @@ from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
-    from rcnn.insight.stages.follow import Stages, Truth
+    from rcnn.insight.stages.follow import Stages
+    from rcnn.metrics.types import Truth
 
 TITLES = {
     "anchors": "anchors",
@@ -74,7 +75,7 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
     """
     from rcnn.data.find import open_dataset
     from rcnn.errors import DataError
-    from rcnn.insight.stages.follow import Truth
+    from rcnn.metrics.types import Truth
 
     dataset = open_dataset(data, "all", detector.settings.data, names=detector.names, decode=False)
     same = [record for record in dataset.records if record.path.resolve() == image.resolve()]

@@ -101,10 +101,6 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None)
     return found
 
 
-def _scalar(dtype: Any, data: Any) -> _Array:
-    return _frombuffer(data, dtype, (), "C")
-
-
 def _encode(text: Any, encoding: object = None, *_: object) -> bytes:
     """How protocol 2 writes bytes."""
     if encoding != "latin1" or not isinstance(text, str):
@@ -118,7 +114,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
         for core in ("core", "_core")
         for module, name, stand_in in (
             ("multiarray", "_reconstruct", _Function(_reconstruct)),
-            ("multiarray", "scalar", _Function(_scalar)),
+            ("multiarray", "scalar", _Function(lambda dtype, data: _frombuffer(data, dtype, (), "C"))),
             ("numeric", "_frombuffer", _Function(_frombuffer)),
         )
     },

@@ -12,16 +12,27 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, GREY = "#222222", "#9A9A9A"
+TICKS = tuple(2**power for power in range(1, 12))
 LEGEND: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8, "framealpha": 0.85, "edgecolor": "none"}
 
 
-def new_figure(rows: int, columns: int, width: float, height: float) -> tuple["Figure", np.ndarray]:
-    """A figure of its own, sizes in units of 100 px, and its (rows, columns) axes."""
+def new_figure(
+    rows: int,
+    columns: int,
+    width: float,
+    height: float,
+    dpi: int = 100,
+    pad: float = 0.08,
+    hspace: float = 0.02,
+    **grid: Any,
+) -> tuple["Figure", np.ndarray]:
+    """A figure of its own, sizes in units of `dpi` px, and its (rows, columns) axes."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    figure = Figure(figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False))
+    layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad, hspace=hspace)
+    figure = Figure(figsize=(width, height), dpi=dpi, layout=layout)
+    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False, **grid))
 
 
 def style(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
@@ -33,6 +44,21 @@ def style(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
     axes.grid(visible=True, color="#ECECEC", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def legend(axes: "Axes", **looks: Any) -> None:
+    """A legend in the common looks, where there is anything to tell."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(**{**LEGEND, **looks})
+
+
+def log_axes(axes: "Axes", low: float, high: float) -> None:
+    """Both axes logarithmic from `low` to `high`, with powers of two as ticks."""
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, [str(tick) for tick in ticks])
+        axis.set_ticks([], minor=True)
 
 
 def plain(text: str) -> str:

@@ -60,7 +60,9 @@ def mosaic(tiles: Sequence[Tile], names: Sequence[str], path: Path, columns: int
             _caption(pen, (left, top), tiles[number * columns + column].title, side)
             canvas.paste(picture, (left + (side - picture.width) // 2, top + CAPTION))
         top += height
-    _save(canvas, path)
+    partial = path.with_name(f".part-{path.name}")
+    canvas.save(partial, quality=88)
+    os.replace(partial, path)
 
 
 def compare(
@@ -95,9 +97,3 @@ def _caption(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width:
     while pen.textlength(text, font=font) > width:
         text = "..." + text.removeprefix("...")[1:]
     pen.text((place[0], place[1] + CAPTION / 2), text, fill="#222222", font=font, anchor="lm")
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    partial = path.with_name(f".part-{path.name}")
-    picture.save(partial, quality=88)
-    os.replace(partial, path)

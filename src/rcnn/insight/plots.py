@@ -5,13 +5,13 @@ Each function draws one PNG, 1000 px wide or more, and puts it in place only whe
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rcnn.data.dataset import Record
 from rcnn.draw import PALETTE, SHADES
-from rcnn.insight.figure import GREY, INK, LEGEND, new_figure, save, short, style
+from rcnn.insight.figure import GREY, INK, LEGEND, legend, log_axes, new_figure, save, short, style
 from rcnn.metrics.curves import Curves, best_threshold
 from rcnn.metrics.proposals import ProposalMetrics
 
@@ -49,12 +49,12 @@ def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         _line(axes, rows, (name, f"train_{name}"), label="training", color=PALETTE[0])
         _line(axes, rows, (f"val_{name}",), label="validation", color=PALETTE[3])
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-        _legend(axes, loc="upper right")
+        legend(axes, loc="upper right")
     style(panels[2], "AP on validation images", "epoch", "AP")
     for ink, (name, title) in zip((PALETTE[0], PALETTE[1], PALETTE[2]), APS.items(), strict=True):
         _line(panels[2], rows, (name, f"val_{name}"), label=title, color=ink)
     panels[2].set_ylim(0, 1)
-    _legend(panels[2], loc="lower right")
+    legend(panels[2], loc="lower right")
     style(panels[5], "Learning rate", "epoch", "")
     _line(panels[5], rows, ("lr",), label="", color=INK)
     panels[5].set_ylim(0, panels[5].get_ylim()[1])
@@ -140,7 +140,7 @@ def plot_proposal_recall(metrics: ProposalMetrics, path: Path) -> None:
     left.set(xlim=(0.48, 0.97), ylim=(0, 1.02))
     right.set_ylim(0, 1.05)
     right.set_xticks(range(len(sizes)), [f"{name}\n{count} objects" for name, (_, count) in sizes.items()])
-    _legend(left, loc="lower left")
+    legend(left, loc="lower left")
     save(figure, path)
 
 
@@ -190,11 +190,7 @@ def _sizes(axes: "Axes", size: np.ndarray, labels: np.ndarray, classes: int) -> 
     side = np.geomspace(low, high, 50)
     for bound in (32, 96):
         axes.plot(side, bound**2 / side, color=GREY, linewidth=1, linestyle="--")
-    axes.set(xscale="log", yscale="log", xlim=(low * 0.9, high * 1.1), ylim=(low * 0.9, high * 1.1))
-    ticks = [tick for tick in (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048) if low * 0.9 <= tick <= high * 1.1]
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(ticks, [str(tick) for tick in ticks])
-        axis.set_ticks([], minor=True)
+    log_axes(axes, low * 0.9, high * 1.1)
 
 
 def _positions(axes: "Axes", centres: np.ndarray) -> None:
@@ -232,8 +228,3 @@ def _line(axes: "Axes", rows: Sequence[Mapping[str, Any]], keys: Sequence[str], 
         marker = "o" if len(points) < 30 else ""
         x, y = zip(*points, strict=True)
         axes.plot(x, y, label=label, color=color, linewidth=1.6, marker=marker, markersize=3)
-
-
-def _legend(axes: "Axes", loc: Literal["upper right", "lower right", "lower left"]) -> None:
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc=loc, **LEGEND)

@@ -1,5 +1,6 @@
 """What an experiment is: runs that fill the rows of a table, the paper's numbers, and the orderings that it reports."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -104,6 +105,10 @@ class Experiment:
     def rows(self) -> tuple[str, ...]:
         """Rows of the table, in the order of the runs."""
         return tuple(row for run in self.runs for row in run.rows)
+
+    def given(self, row: str, key: str) -> float:
+        """The paper's number; NaN where it gives none."""
+        return self.paper.get(row, {}).get(key, math.nan)
 
     @property
     def trainings(self) -> list[Training]:

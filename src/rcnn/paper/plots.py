@@ -38,7 +38,7 @@ def plot_rows(outcome: Outcome, path: Path) -> None:
         _points(axes, outcome, column)
     theirs = grid[0, -1]
     _panel(theirs, f"{main.heading}, paper", experiment.rows, first=False)
-    numbers = [experiment.paper.get(row, {}).get(main.key, np.nan) for row in experiment.rows]
+    numbers = [experiment.given(row, main.key) for row in experiment.rows]
     theirs.plot(numbers, range(count), "D", color=THEIRS, markersize=6)
     for place, number in enumerate(numbers):
         _label(theirs, number, place, main.digits)
@@ -95,27 +95,21 @@ def plot_recall(outcome: Outcome, path: Path) -> None:
 
 def plot_times(outcome: Outcome, path: Path) -> None:
     """Table 5: milliseconds of the parts, laid end to end, here and in the paper."""
-    rows, parts = outcome.experiment.rows, timing.PARTS[:3]
+    experiment, rows = outcome.experiment, outcome.experiment.rows
     figure, ((ours, theirs),) = new_figure(1, 2, 10.0, 3.4)
     device = choose_device(outcome.settings.train.device).type
     for axes, title in ((ours, f"Here ({device})"), (theirs, "Paper (K40; Selective Search on a CPU)")):
         first = axes is ours
-        style(axes, title, "ms an image")
-        axes.set_yticks(range(len(rows)), rows if first else [""] * len(rows))
-        axes.set_ylim(len(rows) - 0.4, -0.6)
+        _panel(axes, title, rows, first=first)
+        axes.set_xlabel("ms an image", fontsize=9)
         axes.margins(x=0.15)
         left = np.zeros(len(rows))
-        for ink, part in zip(PALETTE, parts, strict=False):
-            wide = np.array([_milliseconds(outcome, row, part, ours=first) for row in rows])
+        for ink, part in zip(PALETTE, timing.PARTS[:3], strict=False):
+            mean = (summary(outcome, row, part).mean if first else experiment.given(row, part) for row in rows)
+            wide = np.nan_to_num([*mean])
             axes.barh(range(len(rows)), wide, left=left, height=0.6, color=ink, label=part)
             left += wide
         for place, total in enumerate(left):
             axes.text(total, place, f" {total:.0f}" if total else " not in it", va="center", fontsize=8)
     theirs.legend(loc="lower right", **LEGEND)
     save(figure, path)
-
-
-def _milliseconds(outcome: Outcome, row: str, part: str, *, ours: bool) -> float:
-    if ours:
-        return float(np.nan_to_num(summary(outcome, row, part).mean))
-    return outcome.experiment.paper.get(row, {}).get(part, 0.0)

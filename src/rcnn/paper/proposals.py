@@ -11,7 +11,7 @@ from rcnn.data.proposals import open_proposals
 from rcnn.detector import Detector
 from rcnn.paper.experiment import SCORES, Experiment, Numbers, Run, more
 from rcnn.paper.lab import Lab, Training
-from rcnn.paper.measure import Change, OfRPN, scores, without_boxes, without_scores
+from rcnn.paper.measure import Change, OfRPN, scores, trained, without_boxes, without_scores
 
 COUNT = 2000
 """Proposals of Selective Search an image, in training and test."""
@@ -66,7 +66,7 @@ def experiment(settings: Settings) -> Experiment:
         columns=SCORES,
         runs=(
             Run((SS,), partial(_selective_search, fast), (fast,), given=True),
-            Run((SHARED,), _shared, (ALTERNATING,)),
+            trained(SHARED, ALTERNATING, {"rpn": {"post_test": 300}}),
             Run((UNSHARED,), _unshared, (ALTERNATING,)),
             *(Run((row,), partial(_of_rpn, row, fast), (fast, ALTERNATING)) for row in TESTS),
         ),
@@ -102,11 +102,6 @@ def _selective_search(fast: Training, lab: Lab, seed: int) -> Mapping[str, Numbe
     detector = lab.load(lab.train(fast, seed).best)
     given = open_proposals(source(lab.settings), lab.dataset, lab.settings)
     return {SS: scores(detector, lab.dataset, ProposalSet(given, COUNT))}
-
-
-def _shared(lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    detector = lab.load(lab.train(ALTERNATING, seed).best).with_settings({"rpn": {"post_test": 300}})
-    return {SHARED: scores(detector, lab.dataset)}
 
 
 def _unshared(lab: Lab, seed: int) -> Mapping[str, Numbers]:

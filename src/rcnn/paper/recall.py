@@ -1,6 +1,7 @@
 """Figure 4: recall of the proposals at IoU 0.5 to 1, of 300, 1000 and 2000 an image."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -25,17 +26,14 @@ def experiment(settings: Settings) -> Experiment:
         columns=tuple(Column(f"ar{top}", f"AR{top} %") for top in TOPS),
         runs=(Run(("SS",), _selective_search, seeded=False, given=True), Run(("RPN",), _rpn, (RPN,))),
         paper={},
-        claims=tuple(Claim(f"RPN loses less than SS, {top} -> 300", _gap(top)) for top in TOPS[1:]),
+        claims=tuple(Claim(f"RPN loses less than SS, {top} -> 300", partial(_gap, top)) for top in TOPS[1:]),
         notes=("SS is Selective Search; orderings: recall lost by SS less recall lost by the RPN",),
     )
 
 
-def _gap(top: int) -> Callable[[Look], float]:
-    def gap(look: Look) -> float:
-        losses = [look(row, f"ar{top}") - look(row, "ar300") for row in ("SS", "RPN")]
-        return losses[0] - losses[1]
-
-    return gap
+def _gap(top: int, look: Look) -> float:
+    losses = [look(row, f"ar{top}") - look(row, "ar300") for row in ("SS", "RPN")]
+    return losses[0] - losses[1]
 
 
 def _selective_search(lab: Lab, seed: int) -> Mapping[str, Numbers]:

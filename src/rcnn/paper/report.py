@@ -1,7 +1,6 @@
 """The table and the verdicts of an experiment, as rows of text and as a Markdown page."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 from rcnn.paper.conduct import Outcome
@@ -31,15 +30,13 @@ def results(outcome: Outcome) -> Table:
         cells = [row, str(len(outcome.scores.get(row, {})))]
         for column in experiment.columns:
             cells.append(_measured(summary(outcome, row, column.key), column))
-            cells += [_theirs(outcome, row, column)] if beside and column.key in given else []
+            cells += (
+                [_number(experiment.given(row, column.key), column.digits)] if beside and column.key in given else []
+            )
         rows.append(cells)
         if not beside and row in experiment.paper:
-            rows.append(["  paper", "", *(_theirs(outcome, row, column) for column in experiment.columns)])
+            rows.append(["  paper", "", *(_number(experiment.given(row, c.key), c.digits) for c in experiment.columns)])
     return headings, rows
-
-
-def _theirs(outcome: Outcome, row: str, column: Column) -> str:
-    return _number(outcome.experiment.paper.get(row, {}).get(column.key, math.nan), column.digits)
 
 
 def verdicts(outcome: Outcome) -> Table:
@@ -82,11 +79,8 @@ def write_page(outcome: Outcome, folder: Path) -> None:
 
 def _markdown(table: Table) -> str:
     headings, rows = table
-    return "\n".join(map(_line, [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]))
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
 def _measured(found: Summary, column: Column) -> str:

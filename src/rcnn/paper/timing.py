@@ -47,13 +47,7 @@ def experiment(settings: Settings) -> Experiment:
     return Experiment(
         title="milliseconds an image",
         source=f"table 5; K40 GPU, Selective Search on the CPU; with it VGG-16, with the RPN {network}",
-        columns=(
-            Column("conv", "conv"),
-            Column("proposals", "proposals"),
-            Column("regions", "regions"),
-            Column("total", "total"),
-            Column("ratio", "x RPN"),
-        ),
+        columns=(*(Column(part, part) for part in PARTS), Column("ratio", "x RPN")),
         runs=(Run((*SEARCHES, RPN), _measure),),
         paper={
             FAST: {**VGG_SS, "ratio": 151.0},
@@ -95,16 +89,14 @@ def _time_image(detector: Detector, record: Record, searches: Searches, times: T
     levels, conv = _timed(device, lambda: list(detector.runner.backbone(batch.images).values()))
     proposed, proposals = _timed(device, partial(_propose, detector, levels, batch))
     _, regions = _timed(device, partial(_detect, detector, levels, batch, proposed))
-    _note(times, RPN, (conv, proposals, regions))
+    measured = {RPN: (conv, proposals, regions)}
     for row, mode in searches.items():
         given, proposals = _timed(device, partial(selective_search, picture, mode, COUNT))
         _, regions = _timed(device, partial(_detect, detector, levels, batch, place([given], batch, COUNT)))
-        _note(times, row, (conv, proposals, regions))
-
-
-def _note(times: Times, row: str, parts: tuple[float, float, float]) -> None:
-    for part, milliseconds in zip(PARTS, parts, strict=False):
-        times[row, part].append(milliseconds)
+        measured[row] = (conv, proposals, regions)
+    for row, parts in measured.items():
+        for part, milliseconds in zip(PARTS[:3], parts, strict=True):
+            times[row, part].append(milliseconds)
 
 
 def _propose(detector: Detector, levels: list[Tensor], batch: Batch) -> Proposals:

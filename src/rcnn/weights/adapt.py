@@ -6,7 +6,6 @@ K classes, A anchors a cell, C channels.
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from rcnn.config import Anchors, Settings, dump
@@ -61,7 +60,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> Non
         raise WeightsError(
             f"{source}: holds weights, but not a detector of this version of rcnn: {some(sorted(faults), 3)}"
         )
-    _copy(own, tensors)
+    model.load_state_dict(tensors)
 
 
 def adapt(
@@ -92,7 +91,7 @@ def adapt(
     fitted, fresh = _split(own, given, theirs, ours)
     kept = {name: tensor for name, tensor in fitted.items() if _layer(name) not in fresh}
     _see_backbone(own, kept, theirs, ours, source)
-    _copy(own, kept)
+    model.load_state_dict(kept, strict=False)
     whole = len(kept) == len(own) and list(theirs.names) == list(ours.names)
     unused = sorted({_layer(name) for name in given.keys() - own.keys()})
     first = f"all weights from {source}" if whole else f"{len(kept)} of {len(own)} tensors from {source}"
@@ -102,12 +101,6 @@ def adapt(
 def some(names: Sequence[str], most: int = 5) -> str:
     """The first names, and how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
-
-
-def _copy(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
 
 
 def _split(
@@ -226,8 +219,13 @@ def _changes(fresh: Mapping[str, str], unused: Sequence[str], theirs: Settings, 
         notes.append("layers that start anew: " + some([f"{name} ({why})" for name, why in fresh.items()], 20))
     if unused:
         notes.append(f"layers that have no place here: {some(unused, 20)}")
-    if told := _other_settings(theirs, ours):
-        notes.append(f"it was trained otherwise, which training on has to mend: {', '.join(told)}")
+    trees, other = (dump(theirs), dump(ours)), []
+    for section, name in (key.split(".") for key in _TOLD):
+        a, b = (tree[section][name] for tree in trees)
+        if a != b and not (there != here and section == "preprocess"):
+            other.append(f"{section}.{name}={_numbers(a)} (here {_numbers(b)})")
+    if other:
+        notes.append(f"it was trained otherwise, which training on has to mend: {', '.join(other)}")
     return notes
 
 
@@ -243,19 +241,6 @@ def _why(tensor: Tensor | None, target: Tensor) -> str:
         return "no class in common"
     there, here = ("x".join(map(str, weight.shape)) for weight in (tensor, target))
     return f"{there} there, {here} here"
-
-
-def _other_settings(theirs: Settings, ours: Settings) -> list[str]:
-    """`section.key=value (here value)` of the settings worth telling."""
-    there, here = dump(theirs), dump(ours)
-    recoloured = theirs.preprocess.in_channels != ours.preprocess.in_channels
-    found = []
-    for key in _TOLD:
-        section, name = key.split(".")
-        a, b = there[section][name], here[section][name]
-        if a != b and not (recoloured and section == "preprocess"):
-            found.append(f"{key}={_numbers(a)} (here {_numbers(b)})")
-    return found
 
 
 def _numbers(value: Any) -> str:

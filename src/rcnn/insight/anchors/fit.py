@@ -9,6 +9,7 @@ thousands of places is the cell nearest to the box in both, and the best IoU wit
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -86,14 +87,12 @@ class Objects(NamedTuple):
 def network_grids(backbone: nn.Module, channels: int) -> Callable[[Size], Grid]:
     """A function from the size of a padded image to the grid of a backbone: its own forward pass without numbers."""
     shapes = copy.deepcopy(backbone).to("meta").eval()
-    known: dict[Size, Grid] = {}
 
+    @cache
     def grid(padded: Size) -> Grid:
-        if padded not in known:
-            with torch.no_grad():
-                levels = shapes(torch.zeros(1, channels, *padded, device="meta")).values()
-            known[padded] = Grid(padded, tuple((level.shape[2], level.shape[3]) for level in levels))
-        return known[padded]
+        with torch.no_grad():
+            levels = shapes(torch.zeros(1, channels, *padded, device="meta")).values()
+        return Grid(padded, tuple((level.shape[2], level.shape[3]) for level in levels))
 
     return grid
 
@@ -125,9 +124,8 @@ def objects_of(frames: Sequence[Frame]) -> Objects:
 
 def best_iou(objects: Objects, anchors: Anchors, strides: Sequence[int]) -> Tensor:
     """(N,) IoU of each object with the best of all anchors that may be trained; 0 where it touches none."""
-    starts = range(0, len(objects.boxes), CHUNK)
-    parts = [_best_iou(objects[torch.arange(len(objects.boxes))[i : i + CHUNK]], anchors, strides) for i in starts]
-    return torch.cat(parts) if parts else objects.boxes.new_zeros(0)
+    chunks = torch.arange(len(objects.boxes)).split(CHUNK)
+    return torch.cat([_best_iou(objects[chunk], anchors, strides) for chunk in chunks])
 
 
 def _best_iou(objects: Objects, anchors: Anchors, strides: Sequence[int]) -> Tensor:
@@ -234,19 +232,13 @@ def _search(rule: Anchors, loss: Callable[[Anchors], float]) -> Anchors:
             for change in (step, -step):
                 trial = values.clone()
                 trial[index] += change
-                if index < sizes and not _in_order(trial[:sizes], index):
-                    continue
+                if index < sizes and (trial[max(index - 1, 0) : min(index + 2, sizes)].diff() < 0).any():
+                    continue  # no longer between its neighbours
                 candidate = _with(rule, trial[:sizes], trial[sizes:], levels)
                 if (found := loss(candidate)) < least * (1 - 1e-4):
                     rule, values, least, moved = candidate, trial, found, True
         step = step if moved else step / 2
     return rule
-
-
-def _in_order(sizes: Tensor, index: int) -> bool:
-    """Does the changed size lie between its neighbours?"""
-    neighbours = sizes[max(index - 1, 0) : index + 2]
-    return bool((neighbours.diff() >= 0).all())
 
 
 def _rounded(rule: Anchors) -> Anchors:

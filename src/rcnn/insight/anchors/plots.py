@@ -10,7 +10,7 @@ from rcnn.config import Anchors
 from rcnn.draw import PALETTE
 from rcnn.insight.anchors.fit import Objects
 from rcnn.insight.anchors.study import Coverage
-from rcnn.insight.figure import GREY, INK, LEGEND, new_figure, save, style
+from rcnn.insight.figure import GREY, INK, LEGEND, log_axes, new_figure, save, style
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 INKS = {"now": PALETTE[3], "fitted": PALETTE[0]}
 MARKS = {"now": "s", "fitted": "o"}
-TICKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 MOST_DOTS = 5000
 
 
@@ -73,10 +72,6 @@ def _shapes(axes: "Axes", objects: Objects, rules: dict[str, Anchors]) -> None:
                 linewidths=1.8,
                 label=f"anchors {name}" if level == 0 else None,
             )
-    axes.set(xscale="log", yscale="log", xlim=(low * 0.8, high * 1.25), ylim=(low * 0.8, high * 1.25))
+    log_axes(axes, low * 0.8, high * 1.25)
     axes.set_aspect("equal")
-    ticks = [tick for tick in TICKS if low * 0.8 <= tick <= high * 1.25]
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(ticks, [str(tick) for tick in ticks])
-        axis.set_ticks([], minor=True)
     axes.legend(loc="upper left", **LEGEND)

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -58,19 +58,18 @@ def count_positives(frames: Sequence[Frame], objects: Objects, rpn: RegionPropos
     """(N,) positive anchors of each object by the network's own assignment; -1 in images that were not counted."""
     counts = torch.full((len(objects.boxes),), -1)
     order = torch.arange(len(objects.boxes)).split(objects.image.bincount(minlength=len(frames)).tolist())
-    known: dict[Grid, Tensor] = {}
+
+    @cache
+    def anchors_of(grid: Grid) -> Tensor:
+        return torch.cat(anchor_ops.pyramid_anchors(rpn.anchors, grid.cells, rpn.strides, grid.padded, rpn.cells))
+
     for index in range(0, len(frames), max(1, -(-len(frames) // MOST_ASSIGNED))):
         frame, own = frames[index], order[index]
         if not len(own):
             continue
-        if frame.grid not in known:
-            levels = anchor_ops.pyramid_anchors(
-                rpn.anchors, frame.grid.cells, rpn.strides, frame.grid.padded, rpn.cells
-            )
-            known[frame.grid] = torch.cat(levels)
         some = torch.ones(1, len(frame.boxes), dtype=torch.bool)
         targets = Targets(frame.boxes[None], some.long(), some, frame.ignore[None])
-        found = rpn.assign(known[frame.grid], targets, torch.tensor([frame.size]))
+        found = rpn.assign(anchors_of(frame.grid), targets, torch.tensor([frame.size]))
         per_box = found.gt[found.label == 1].bincount(minlength=len(frame.boxes))
         counts[own] = per_box[objects.row[own]]
     return counts
@@ -88,15 +87,13 @@ def groups(objects: Objects) -> Mapping[str, Mapping[str, Tensor]]:
     """Masks (N,) by `size` (square root of the area, resized pixels) and by `aspect` (height / width); none empty."""
     width, height = box_ops.centre_size(objects.boxes)[1].unbind(dim=1)
     values = {"size": ((width * height).sqrt(), SIZE_BOUNDS), "aspect": (height / width, ASPECT_BOUNDS)}
-    return {name: _binned(value, bounds) for name, (value, bounds) in values.items()}
-
-
-def _binned(values: Tensor, bounds: Sequence[float]) -> dict[str, Tensor]:
-    masks = {}
-    for low, high in pairwise(bounds):
-        name = f"< {high:g}" if low == 0 else f">= {low:g}" if high == math.inf else f"{low:g} - {high:g}"
-        masks[name] = (values >= low) & (values < high)
-    return {name: mask for name, mask in masks.items() if mask.any()}
+    masks: dict[str, dict[str, Tensor]] = {"size": {}, "aspect": {}}
+    for what, (value, bounds) in values.items():
+        for low, high in pairwise(bounds):
+            name = f"< {high:g}" if low == 0 else f">= {low:g}" if high == math.inf else f"{low:g} - {high:g}"
+            if (mask := (value >= low) & (value < high)).any():
+                masks[what][name] = mask
+    return masks
 
 
 def figures(coverage: Coverage, mask: Tensor, unreached: float) -> dict[str, float | int]:
@@ -168,16 +165,14 @@ class Study:
 
     def to_json(self) -> dict[str, Any]:
         """A plain tree: figures of both rules, of all objects and by group."""
-        return {"images": len(self.frames), **{name: self._tree(name) for name in self.found}}
-
-    def _tree(self, name: str) -> dict[str, Any]:
-        rule = self.found[name].anchors
-        by_group = {
-            f"by_{what}": {label: self.figures(name, mask) for label, mask in masks.items()}
-            for what, masks in self.groups.items()
-        }
-        counts = {"positive_anchors": self.positive_counts(name), "settings": list(setting_words(rule))}
-        return {"sizes": rule.sizes, "ratios": rule.ratios, **counts, **self.figures(name), **by_group}
+        tree: dict[str, Any] = {"images": len(self.frames)}
+        for name, coverage in self.found.items():
+            rule = coverage.anchors
+            counts = {"positive_anchors": self.positive_counts(name), "settings": list(setting_words(rule))}
+            tree[name] = {"sizes": rule.sizes, "ratios": rule.ratios, **counts, **self.figures(name)}
+            for what, masks in self.groups.items():
+                tree[name][f"by_{what}"] = {label: self.figures(name, mask) for label, mask in masks.items()}
+        return tree
 
 
 @contextmanager

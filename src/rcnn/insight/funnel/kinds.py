@@ -117,6 +117,10 @@ class Why:
         """The objects lost at one of `LOSSES` (or `found`)."""
         return [outcome for outcome in self.outcomes if outcome.where == where]
 
+    def all_lost(self) -> list[Outcome]:
+        """The objects that are not found."""
+        return [outcome for outcome in self.outcomes if outcome.where != FOUND]
+
     def false_alarms(self, kind: str) -> list[Alarm]:
         """The false alarms of one of `ALARMS`."""
         return [alarm for alarm in self.alarms if alarm.kind == kind]

@@ -1,10 +1,11 @@
 """The AP that mending each kind of loss and of false alarm would give, one kind at a time."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Alarm, Outcome, Why
+from rcnn.insight.funnel.kinds import ALARMS, LOSSES, Alarm, Outcome, Why
 from rcnn.metrics.curves import precision_recall
 from rcnn.metrics.overlap import match
 from rcnn.metrics.types import Prediction, Truth
@@ -59,7 +60,7 @@ def _without_alarms(why: Why, alarms: Sequence[Alarm], kind: str) -> tuple[Seque
 
 def _rightful(why: Why, alarms: Sequence[Alarm]) -> dict[int, dict[int, float]]:
     """Image -> objects that are not found -> score of the best alarm that speaks of each."""
-    lost = {(outcome.image, outcome.truth) for outcome in why.outcomes if outcome.where != FOUND}
+    lost = {(outcome.image, outcome.truth) for outcome in why.all_lost()}
     best: dict[int, dict[int, float]] = {}
     for alarm in alarms:
         if (alarm.image, alarm.truth) in lost:
@@ -89,7 +90,7 @@ def _add_right(
 
 def _by_image(pairs: Sequence[tuple[int, int]]) -> dict[int, np.ndarray]:
     """(image, index) pairs -> image -> indices."""
-    groups: dict[int, list[int]] = {}
+    groups = defaultdict[int, list[int]](list)
     for image, index in pairs:
-        groups.setdefault(image, []).append(index)
+        groups[image].append(index)
     return {image: np.array(rows, np.int64) for image, rows in groups.items()}

@@ -11,8 +11,8 @@ import numpy as np
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.draw import PALETTE, text_colour
-from rcnn.insight.figure import GREY, INK, save, short, style
-from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Outcome, Why
+from rcnn.insight.figure import GREY, INK, new_figure, save, short, style
+from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Why
 from rcnn.insight.funnel.report import Group, Report, groups, places
 from rcnn.insight.mosaic import Tile, mosaic
 from rcnn.preprocess.decode import read_image
@@ -49,11 +49,8 @@ CLASSES = 12
 
 def draw_funnel(found: Report, path: Path) -> None:
     """Where objects are lost and what false alarms are, by class and size, and the AP that mending each would give."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
     why = found.why
-    objects, missed = len(why.outcomes), len(_lost(why))
+    objects, missed = len(why.outcomes), len(why.all_lost())
     every = groups(why.outcomes, why.names)
     wrong = [
         Group(alarm.section, alarm.title, alarm.counts + Counter({FOUND: group.counts[FOUND]}))
@@ -62,16 +59,18 @@ def draw_funnel(found: Report, path: Path) -> None:
     title = f"Where {missed:,} of {objects:,} objects are lost at IoU {why.iou:g}"
     panels = [(title + (f" and score {why.score:.2f}" if why.detects else ""), "objects", every, places(why))]
     if why.detects:
-        shown = wrong[0].counts.total()
-        panels.append((f"What {len(why.alarms):,} of {shown:,} detections wrongly show", "detections", wrong, ALARMS))
-    heights = [len(_shown(counted, kinds)) + 3 for _, _, counted, kinds in panels]
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.02, hspace=0.03)
-    figure = Figure(figsize=(12.5, 0.36 * sum(heights) + 1.3), dpi=120, layout=layout)
-    grid = figure.subplots(len(panels), 2, width_ratios=(1.55, 1), height_ratios=heights, squeeze=False)
-    for (left, right), (title, what, counted, kinds) in zip(grid, panels, strict=True):
+        detections = wrong[0].counts.total()
+        panels.append(
+            (f"What {len(why.alarms):,} of {detections:,} detections wrongly show", "detections", wrong, ALARMS)
+        )
+    panels = [(title, what, _shown(counted, kinds), kinds) for title, what, counted, kinds in panels]
+    heights = [len(shown) + 3 for _, _, shown, _ in panels]
+    ratios = {"width_ratios": (1.55, 1), "height_ratios": heights}
+    figure, grid = new_figure(len(panels), 2, 12.5, 0.36 * sum(heights) + 1.3, dpi=120, pad=0.12, hspace=0.03, **ratios)
+    for (left, right), (title, what, shown, kinds) in zip(grid, panels, strict=True):
         style(left, title, f"share of the {what}", "")
-        _bars(left, _shown(counted, kinds), kinds)
-        _gains(right, found, kinds, len(_shown(counted, kinds)))
+        _bars(left, shown, kinds)
+        _gains(right, found, kinds, len(shown))
     text = fill(found.advice.replace("$", r"\$"), 125)
     figure.supxlabel(text, x=0.012, ha="left", fontsize=10.5, color=INK, linespacing=1.4)
     save(figure, path)
@@ -82,7 +81,7 @@ def draw_worst(why: Why, dataset: Dataset, settings: Settings, path: Path) -> No
 
     Without any mistake the first images are shown as they are.
     """
-    mistakes = Counter(item.image for item in (*_lost(why), *why.alarms))
+    mistakes = Counter(item.image for item in (*why.all_lost(), *why.alarms))
     worst = [image for image, _ in mistakes.most_common(WORST)] or range(min(WORST, len(dataset)))
     names = [f"{name} {TAGS[kind]}" for name in why.names for kind in KINDS]  # so that a kind has one colour
     mosaic([_mistakes(why, image, dataset, settings) for image in worst], names, path, columns=3, side=620)
@@ -90,7 +89,7 @@ def draw_worst(why: Why, dataset: Dataset, settings: Settings, path: Path) -> No
 
 def _mistakes(why: Why, image: int, dataset: Dataset, settings: Settings) -> Tile:
     record, data = dataset.records[image], settings.data
-    lost = [outcome for outcome in _lost(why) if outcome.image == image]
+    lost = [outcome for outcome in why.all_lost() if outcome.image == image]
     alarms = [alarm for alarm in why.alarms if alarm.image == image]
     kinds = [(outcome.label, outcome.where) for outcome in lost] + [(alarm.label, alarm.kind) for alarm in alarms]
     rows = np.array([outcome.truth for outcome in lost], np.int64)
@@ -108,10 +107,6 @@ def _mistakes(why: Why, image: int, dataset: Dataset, settings: Settings) -> Til
         f"{record.name}: {len(lost)} of {(~record.ignore).sum()} lost, {len(alarms)} false alarm{ending}",
         ignore=np.arange(len(kinds)) >= len(lost),
     )
-
-
-def _lost(why: Why) -> list[Outcome]:
-    return [outcome for outcome in why.outcomes if outcome.where != FOUND]
 
 
 def _shown(every: Sequence[Group], kinds: dict[str, str]) -> list[Group]:

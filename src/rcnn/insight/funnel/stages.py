@@ -15,7 +15,7 @@ from rcnn.metrics.types import Prediction
 from rcnn.model import boxes as box_ops
 from rcnn.model.fast_rcnn import class_probabilities
 from rcnn.model.rpn import RegionProposalNetwork
-from rcnn.model.structures import Batch, Detections, Proposals, RPNOutput, to_device
+from rcnn.model.structures import Batch, Detections, RPNOutput, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,14 +75,16 @@ def run_stages(detector: Detector, batch: Batch) -> tuple[list[Stages], list[Pre
         assert proposals is not None
         assert found is not None
         if model.fast_rcnn is None or run.rois is None:
-            found = _as_detections(proposals, found.finite)
+            zeros = torch.zeros_like(proposals.level)
+            found = Detections(proposals.boxes, proposals.scores, zeros, proposals.valid, zeros, found.finite)
             refined, scores = found.boxes[:, :, None][:, :, :0], found.scores[..., None][..., :0]
         else:
             refined = model.fast_rcnn.refine(run.rois, proposals, batch.sizes)
             refined = refined.expand(-1, -1, model.fast_rcnn.classes, -1)
             scores = class_probabilities(run.rois.logits)
         results = detector.results(batch, found)
-        decoded, objectness = decode_all(model.rpn, out, batch.sizes)
+        decoded = box_ops.clip(box_ops.decode(torch.cat(out.deltas, dim=1), torch.cat(out.anchors)), batch.sizes)
+        objectness = torch.cat([model.rpn.scores(logits) for logits in out.logits], dim=1).sigmoid()
         entered = best_of_levels(model.rpn, out, model.settings.rpn.pre_test)
     stages = [
         Stages(
@@ -101,13 +103,6 @@ def run_stages(detector: Detector, batch: Batch) -> tuple[list[Stages], list[Pre
     return stages, [Prediction(result.boxes, result.scores, result.labels) for result in results]
 
 
-def decode_all(rpn: RegionProposalNetwork, out: RPNOutput, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The RPN's boxes (B, A, 4), clipped, and probabilities (B, A) of all anchors."""
-    boxes = box_ops.decode(torch.cat(out.deltas, dim=1), torch.cat(out.anchors))
-    objectness = torch.cat([rpn.scores(logits) for logits in out.logits], dim=1).sigmoid()
-    return box_ops.clip(boxes, sizes), objectness
-
-
 def best_of_levels(rpn: RegionProposalNetwork, out: RPNOutput, pre: int) -> Tensor:
     """(B, M) the `pre` best anchors of each level, those whose boxes enter NMS; counted over all levels."""
     entered, start = [], 0
@@ -115,11 +110,6 @@ def best_of_levels(rpn: RegionProposalNetwork, out: RPNOutput, pre: int) -> Tens
         entered.append(rpn.scores(logits).topk(min(pre, len(anchors)), dim=1).indices + start)
         start += len(anchors)
     return torch.cat(entered, dim=1)
-
-
-def _as_detections(proposals: Proposals, finite: Tensor) -> Detections:
-    zeros = torch.zeros_like(proposals.level)
-    return Detections(*proposals[:2], zeros, proposals.valid, zeros, finite)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from rcnn.config import RPN
+from rcnn.config import RPN, RoI
 from rcnn.insight.funnel.kinds import FOUND, LEAST_ANCHOR, Outcome, Rules, matched, size_of
 from rcnn.insight.funnel.stages import Stages
 from rcnn.metrics.overlap import box_iou
@@ -91,10 +91,8 @@ def _lost_by_rpn(anchor: int, stages: Stages, settings: RPN) -> str:
     box, score = stages.decoded[anchor], stages.objectness[anchor]
     if score < settings.score:
         return "score"
-    if (box[2:] - box[:2]).min() < settings.min_size:
-        return "small"
     rivals = stages.proposed[stages.level[stages.proposed] == stages.level[anchor]]
-    return _fate(box, score, stages.decoded[rivals], stages.objectness[rivals], settings.nms)
+    return _fate(box, score, stages.decoded[rivals], stages.objectness[rivals], settings)
 
 
 def _lost_at_end(proposal: int, label: int, stages: Stages, rules: Rules) -> str:
@@ -102,12 +100,12 @@ def _lost_at_end(proposal: int, label: int, stages: Stages, rules: Rules) -> str
     if (stages.detected == (proposal, label)).all(axis=1).any():
         return "shared"
     box, score = stages.refined[proposal, label], stages.scores[proposal, label]
-    if (box[2:] - box[:2]).min() < rules.roi.min_size:
-        return "small"
     rivals = stages.detected[stages.detected[:, 1] == label, 0]
-    return _fate(box, score, stages.refined[rivals, label], stages.scores[rivals, label], rules.roi.nms)
+    return _fate(box, score, stages.refined[rivals, label], stages.scores[rivals, label], rules.roi)
 
 
-def _fate(box: np.ndarray, score: float, rivals: np.ndarray, scores: np.ndarray, nms: float) -> str:
-    """Whether a kept rival suppressed a box; if none did, it came too late."""
-    return "nms" if (box_iou(rivals[scores >= score], box[None]) > nms).any() else "cut"
+def _fate(box: np.ndarray, score: float, rivals: np.ndarray, scores: np.ndarray, settings: RPN | RoI) -> str:
+    """Whether a box was too small, or a kept rival suppressed it; if neither, it came too late."""
+    if (box[2:] - box[:2]).min() < settings.min_size:
+        return "small"
+    return "nms" if (box_iou(rivals[scores >= score], box[None]) > settings.nms).any() else "cut"

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from rcnn.insight.figure import INK, LEGEND
+from rcnn.insight import figure
 from rcnn.insight.stages.follow import Stages
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def canvas(axes: "Axes", stages: Stages, title: str, ground: Ground = "light") -
         grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
         image = (grey * 0.4 if ground == "dark" else 255 - (255 - grey) * 0.5).astype(np.uint8)
     axes.imshow(image, extent=(0, width, height, 0), interpolation="bilinear", zorder=0)
-    axes.set_title(title, fontsize=9, loc="left", color=INK)
+    axes.set_title(title, fontsize=9, loc="left", color=figure.INK)
     axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     axes.spines[:].set_color("#BBBBBB")
 
@@ -40,8 +40,7 @@ def frames(axes: "Axes", boxes: Tensor, **looks: Any) -> Any:
 
 def legend(axes: "Axes", **place: Any) -> None:
     """A small legend, where there is anything to tell."""
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(**{"loc": "lower left", "handlelength": 1.4, **LEGEND, "fontsize": 7.5, **place})
+    figure.legend(axes, **{"loc": "lower left", "handlelength": 1.4, "fontsize": 7.5, **place})
 
 
 def truths(axes: "Axes", stages: Stages) -> None:

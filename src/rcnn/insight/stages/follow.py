@@ -13,22 +13,8 @@ from torch import Tensor
 
 from rcnn.detector import Detector
 from rcnn.insight.funnel.stages import need_stages
-from rcnn.model.rpn import RegionProposalNetwork
+from rcnn.metrics.types import Truth
 from rcnn.model.structures import Batch, Pass, Proposals, Targets, to_device
-
-
-class Truth(NamedTuple):
-    """Labelled objects of an image.
-
-    Attributes:
-        boxes: (G, 4) xyxy in pixels of the file.
-        labels: (G,) int64, 0..K-1.
-        ignore: (G,) bool.
-    """
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    ignore: np.ndarray
 
 
 class Labels(NamedTuple):
@@ -139,7 +125,7 @@ def follow(
     Args:
         detector: proposals and detections are those of its `propose` and `predict`.
         image: as `preprocess.decode.read_image` returns it.
-        truth: labelled objects, for the stages of training.
+        truth: labelled objects in pixels of the file, for the stages of training.
         seed: of the draw of anchors.
         score: detections of a lower score are left out; None: the detector's threshold.
 
@@ -161,7 +147,9 @@ def follow(
         assert proposals is not None
         counts = torch.tensor([len(anchors) for anchors in out.anchors])
         entries = int(counts.clamp(max=settings.pre_test).sum())
-        before = _everything(rpn).propose(out, batch.sizes, pre=settings.pre_test, post=entries)
+        everything = copy.copy(rpn)
+        everything.settings = settings.model_copy(update={"nms": 1.0})  # no IoU is above 1: nothing is suppressed
+        before = everything.propose(out, batch.sizes, pre=settings.pre_test, post=entries)
     return Stages(
         image=_picture(resized),
         names=detector.names,
@@ -175,13 +163,6 @@ def follow(
         detections=_found(run, detector.threshold if score is None else score),
         truth=None if truth is None else _labels(detector, batch, run, truth, seed),
     )
-
-
-def _everything(rpn: RegionProposalNetwork) -> RegionProposalNetwork:
-    """The same network, whose NMS suppresses nothing: no IoU is above 1."""
-    same = copy.copy(rpn)
-    same.settings = rpn.settings.model_copy(update={"nms": 1.0})
-    return same
 
 
 def _ranked(proposals: Proposals) -> Ranked:
@@ -205,15 +186,11 @@ def _labels(detector: Detector, batch: Batch, run: Pass, truth: Truth, seed: int
     net = detector.runner
     scale = batch.scales[0].flip(0).repeat(2).double()
     boxes = (torch.from_numpy(truth.boxes).to(scale.device) * scale).float()
-    some = boxes.new_ones(1, len(boxes), dtype=torch.bool)
+    some = boxes.new_ones(len(boxes), dtype=torch.bool)
     labels, ignore = torch.from_numpy(truth.labels).to(boxes.device), torch.from_numpy(truth.ignore).to(boxes.device)
-    # One padded row: the operators want at least one ground truth.
-    targets = Targets(
-        *(
-            torch.nn.functional.pad(part[None], pad)
-            for part, pad in ((boxes, (0, 0, 0, 1)), (labels, (0, 1)), (some[0], (0, 1)), (ignore, (0, 1)))
-        )
-    )
+    # One row of zeros more: the operators want at least one ground truth.
+    parts = (boxes, labels, some, ignore)
+    targets = Targets(*(torch.cat((part, part.new_zeros(1, *part.shape[1:])))[None] for part in parts))
     assert run.rpn is not None
     found = net.rpn.assign(torch.cat(run.rpn.anchors), targets, batch.sizes)
     keys = net.keys(batch, targets, torch.tensor([seed])).rpn

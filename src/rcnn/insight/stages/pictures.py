@@ -12,13 +12,12 @@ from torch import Tensor
 from rcnn.draw import PALETTE, text_colour
 from rcnn.insight.figure import INK, new_figure, plain, save
 from rcnn.insight.stages.canvas import canvas, frames, legend, truths
-from rcnn.insight.stages.follow import Stages, counts
+from rcnn.insight.stages.follow import Ranked, Stages, counts
 from rcnn.insight.stages.ways import draw_ways, ways
 from rcnn.model import boxes as box_ops
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 POSITIVE, NEGATIVE = PALETTE[2], PALETTE[3]
 MOST_DRAWN = 300
@@ -56,6 +55,8 @@ def _sheet(
     stages: Stages, panels: Sequence[Panel], path: Path, *, scored: bool = False, numbered: bool = False
 ) -> Path:
     """Panels side by side, four a row at most, and a bar of colours where scores are drawn."""
+    from matplotlib.cm import ScalarMappable
+
     columns = len(panels) if len(panels) <= 4 else -(-len(panels) // 2)
     rows = -(-len(panels) // columns)
     height, width = stages.image.shape[:2]
@@ -71,18 +72,11 @@ def _sheet(
         if numbered:
             axes.set_title(f"{number + 1}. {axes.get_title(loc='left')}", fontsize=9, loc="left", color=INK)
     if scored:
-        _colour_bar(figure, grid)
+        bar = figure.colorbar(ScalarMappable(cmap=SCORES), ax=grid.ravel().tolist(), shrink=0.8, pad=0.01, aspect=30)
+        bar.set_label("objectness", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
     save(figure, path)
     return path
-
-
-def _colour_bar(figure: "Figure", grid: np.ndarray) -> None:
-    """What the colours of scores mean."""
-    from matplotlib.cm import ScalarMappable
-
-    bar = figure.colorbar(ScalarMappable(cmap=SCORES), ax=grid.ravel().tolist(), shrink=0.8, pad=0.01, aspect=30)
-    bar.set_label("objectness", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
 
 
 def picture(axes: "Axes", stages: Stages) -> None:
@@ -147,33 +141,22 @@ def _cell(axes: "Axes", stages: Stages, level: int) -> None:
     legend(axes, title="width x height, px")
 
 
-def _by_level(axes: "Axes", stages: Stages, mask: Tensor, **looks: Any) -> None:
-    """The anchors of a mask (A,), a colour a level."""
+def _labelled(axes: "Axes", stages: Stages, label: int, title: str, **looks: Any) -> None:
+    """The anchors of a label of training, as boxes."""
+    assert stages.truth is not None
+    mask = stages.truth.label == label
+    canvas(axes, stages, f"{title}: {int(mask.sum()):,}")
     for level, stride in enumerate(stages.strides):
         own = stages.anchors[mask & (stages.levels == level)]
         if len(own):
             ink = PALETTE[level % len(PALETTE)]
             frames(axes, own, colors=ink, label=f"stride {stride}: {len(own):,}", **looks)
-
-
-def positives(axes: "Axes", stages: Stages) -> None:
-    """Anchors that are trained to be an object."""
-    assert stages.truth is not None
-    mask = stages.truth.label == 1
-    canvas(axes, stages, f"positive anchors: {int(mask.sum()):,}")
-    _by_level(axes, stages, mask, linewidths=1.4)
     truths(axes, stages)
     legend(axes)
 
 
-def not_trained(axes: "Axes", stages: Stages) -> None:
-    """Anchors that are neither."""
-    assert stages.truth is not None
-    mask = stages.truth.label == -1
-    canvas(axes, stages, f"not trained: {int(mask.sum()):,}")
-    _by_level(axes, stages, mask, linewidths=0.6, alpha=0.7)
-    truths(axes, stages)
-    legend(axes)
+positives = partial(_labelled, label=1, title="positive anchors", linewidths=1.4)
+not_trained = partial(_labelled, label=-1, title="not trained", linewidths=0.6, alpha=0.7)
 
 
 def negatives(axes: "Axes", stages: Stages) -> None:
@@ -192,35 +175,30 @@ def negatives(axes: "Axes", stages: Stages) -> None:
 
 def sampled(axes: "Axes", stages: Stages) -> None:
     """The anchors of one draw."""
-    found = counts(stages)
-    canvas(axes, stages, f"one draw of {found['sampled']} anchors for the loss")
-    _draw_sampled(axes, stages, 0, NEGATIVE, linewidths=0.7, alpha=0.7)
-    _draw_sampled(axes, stages, 1, POSITIVE, linewidths=1.8)
+    canvas(axes, stages, f"one draw of {counts(stages)['sampled']} anchors for the loss")
+    _draw_sampled(axes, stages, 0, linewidths=0.7, alpha=0.7)
+    _draw_sampled(axes, stages, 1, linewidths=1.8)
     legend(axes)
 
 
-def sampled_positives(axes: "Axes", stages: Stages) -> None:
-    """Those of a draw that are positive."""
-    found = counts(stages)
-    canvas(axes, stages, f"positives in the sample: {found['sampled_positive']} of {found['positive']:,}")
-    _draw_sampled(axes, stages, 1, POSITIVE, linewidths=1.6)
+def _sampled(axes: "Axes", stages: Stages, label: int, title: str, **looks: Any) -> None:
+    """The anchors of one draw that have a label."""
+    assert stages.truth is not None
+    drawn, every = stages.truth.label[stages.truth.sampled], stages.truth.label
+    canvas(axes, stages, f"{title}: {int((drawn == label).sum())} of {int((every == label).sum()):,}")
+    _draw_sampled(axes, stages, label, **looks)
     truths(axes, stages)
     legend(axes)
 
 
-def sampled_negatives(axes: "Axes", stages: Stages) -> None:
-    """Those of a draw that are negative."""
-    found = counts(stages)
-    canvas(axes, stages, f"negatives: {found['sampled'] - found['sampled_positive']} of {found['negative']:,}")
-    _draw_sampled(axes, stages, 0, NEGATIVE, linewidths=0.8, alpha=0.8)
-    truths(axes, stages)
-    legend(axes)
+sampled_positives = partial(_sampled, label=1, title="positives in the sample", linewidths=1.6)
+sampled_negatives = partial(_sampled, label=0, title="negatives", linewidths=0.8, alpha=0.8)
 
 
-def _draw_sampled(axes: "Axes", stages: Stages, label: int, ink: str, **looks: Any) -> None:
+def _draw_sampled(axes: "Axes", stages: Stages, label: int, **looks: Any) -> None:
     assert stages.truth is not None
     chosen = stages.truth.sampled[stages.truth.label[stages.truth.sampled] == label]
-    name = "positive" if label else "negative"
+    name, ink = ("positive", POSITIVE) if label else ("negative", NEGATIVE)
     frames(axes, stages.anchors[chosen], colors=ink, label=f"{name}: {len(chosen)}", **looks)
 
 
@@ -262,24 +240,22 @@ def before_nms(axes: "Axes", stages: Stages) -> None:
     """The best decoded boxes of every level."""
     total = len(stages.before.boxes)
     shown = f", best {MOST_DRAWN} drawn" if total > MOST_DRAWN else ""
-    canvas(axes, stages, f"before NMS: {total:,} boxes{shown}", "dark")
-    _scored(axes, stages.before.boxes, stages.before.scores)
+    _scored(axes, stages, f"before NMS: {total:,} boxes{shown}", stages.before)
 
 
 def after_nms(axes: "Axes", stages: Stages) -> None:
     """The proposals."""
-    total = len(stages.proposals.boxes)
-    canvas(axes, stages, f"after NMS: {total:,} proposals", "dark")
-    _scored(axes, stages.proposals.boxes, stages.proposals.scores)
+    _scored(axes, stages, f"after NMS: {len(stages.proposals.boxes):,} proposals", stages.proposals)
 
 
-def _scored(axes: "Axes", boxes: Tensor, scores: Tensor) -> None:
+def _scored(axes: "Axes", stages: Stages, title: str, ranked: Ranked) -> None:
     """Boxes in the colours of their scores, the best on top."""
     from matplotlib.colors import Normalize
 
-    order = torch.arange(min(len(boxes), MOST_DRAWN)).flip(0)
-    lines = frames(axes, boxes[order], cmap=SCORES, norm=Normalize(0, 1), linewidths=1.0)
-    lines.set_array(scores[order].numpy())
+    canvas(axes, stages, title, "dark")
+    order = torch.arange(min(len(ranked.boxes), MOST_DRAWN)).flip(0)
+    lines = frames(axes, ranked.boxes[order], cmap=SCORES, norm=Normalize(0, 1), linewidths=1.0)
+    lines.set_array(ranked.scores[order].numpy())
 
 
 def detections(axes: "Axes", stages: Stages) -> None:
