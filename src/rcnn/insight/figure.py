@@ -16,22 +16,12 @@ TICKS = tuple(2**power for power in range(1, 12))
 LEGEND: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8, "framealpha": 0.85, "edgecolor": "none"}
 
 
-def new_figure(
-    rows: int,
-    columns: int,
-    width: float,
-    height: float,
-    dpi: int = 100,
-    pad: float = 0.08,
-    hspace: float = 0.02,
-    **grid: Any,
-) -> tuple["Figure", np.ndarray]:
-    """A figure of its own, sizes in units of `dpi` px, and its (rows, columns) axes."""
+def new_figure(rows: int, columns: int, width: float, height: float, **grid: Any) -> tuple["Figure", np.ndarray]:
+    """A figure of its own, sizes in units of 100 px, and its (rows, columns) axes."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-    layout = ConstrainedLayoutEngine(w_pad=pad, h_pad=pad, hspace=hspace)
-    figure = Figure(figsize=(width, height), dpi=dpi, layout=layout)
+    figure = Figure(figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     return figure, np.asarray(figure.subplots(rows, columns, squeeze=False, **grid))
 
 

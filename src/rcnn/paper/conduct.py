@@ -106,9 +106,8 @@ def conduct(
                 failures.append(f"{', '.join(run.rows)}, seed {seed}: {error}")
     scores = read_scores(ledger, experiment, seeds)
     judgements = judge_all(experiment, scores, seeds)
-    return Outcome(
-        name, experiment, lab.settings, lab.dataset, tuple(seeds), scores, judgements, tuple(dict.fromkeys(failures))
-    )
+    failures = tuple(dict.fromkeys(failures))
+    return Outcome(name, experiment, lab.settings, lab.dataset, tuple(seeds), scores, judgements, failures)
 
 
 def _planned(lab: Lab, experiment: Experiment, path: Path, seeds: Sequence[int], budget: float | None) -> Settings:

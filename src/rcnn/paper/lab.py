@@ -124,6 +124,6 @@ class Lab:
 
     def _begun(self, name: str) -> Path | None:
         """The run folder to go on with, if any."""
-        folders = sorted(self._runs.glob(f"{name}-*/"), key=lambda path: int(path.name.rpartition("-")[2]))
-        begun = folders[-1] if folders else None
+        folders = self._runs.glob(f"{name}-*/")
+        begun = max(folders, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
         return begun if begun and checkpoint.latest(RunFolder(begun).checkpoints) else None

@@ -30,9 +30,8 @@ def results(outcome: Outcome) -> Table:
         cells = [row, str(len(outcome.scores.get(row, {})))]
         for column in experiment.columns:
             cells.append(_measured(summary(outcome, row, column.key), column))
-            cells += (
-                [_number(experiment.given(row, column.key), column.digits)] if beside and column.key in given else []
-            )
+            if beside and column.key in given:
+                cells.append(_number(experiment.given(row, column.key), column.digits))
         rows.append(cells)
         if not beside and row in experiment.paper:
             rows.append(["  paper", "", *(_number(experiment.given(row, c.key), c.digits) for c in experiment.columns)])

@@ -124,8 +124,13 @@ def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Layout, ours: Layout
     told = (CLASS_LAYER, LAYER, *([_ONE_STAGE] if ours.settings.rpn.classify == "classes" else []))
     if name.startswith(told) and tensor.shape[1:] == target.shape[1:]:
         rows = _rows(name, theirs, ours)
-        if rows is not None:
-            return _with_rows(tensor, target, rows)
+        if rows:
+            there, here = map(list, zip(*rows, strict=True))
+            mixed = target.detach().clone()
+            mixed[here] = tensor[there].to(mixed.dtype)
+            return mixed
+        if rows is not None:  # no class in common
+            return None
     channels = theirs.settings.preprocess.in_channels, ours.settings.preprocess.in_channels
     differs = name.startswith("backbone.") and tensor.shape != target.shape
     if differs and tensor.dim() == target.dim() == 4 and (tensor.shape[1], target.shape[1]) == channels:
@@ -146,16 +151,6 @@ def _rows(name: str, theirs: Layout, ours: Layout) -> list[tuple[int, int]] | No
     if theirs.settings.roi.class_agnostic or ours.settings.roi.class_agnostic:
         return None
     return [(4 * a + side, 4 * b + side) for a, b in pairs for side in range(4)]
-
-
-def _with_rows(tensor: Tensor, target: Tensor, rows: list[tuple[int, int]]) -> Tensor | None:
-    """`target` with these rows of `tensor` in it; None: with none."""
-    if not rows:
-        return None
-    there, here = map(list, zip(*rows, strict=True))
-    mixed = target.detach().clone()
-    mixed[here] = tensor[there].to(mixed.dtype)
-    return mixed
 
 
 def _unlike(theirs: Settings, ours: Settings) -> dict[str, str]:

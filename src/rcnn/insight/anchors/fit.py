@@ -183,18 +183,14 @@ def fit(
     def loss(rule: Anchors) -> float:
         return float((target - best_iou(some, rule, strides)).clamp(min=0) @ weight)
 
-    fitted = [_search(start, loss) for start in _starts(some, anchors, sizes, ratios)]
-    return min((_rounded(rule) for rule in [*fitted, *_keepable(anchors, sizes, ratios)]), key=loss)
-
-
-def _keepable(anchors: Anchors, sizes: int | None, ratios: int | None) -> list[Anchors]:
-    """The rule that there is, where it has as many sizes and ratios as are wanted."""
     same = sizes in (None, len(anchors.sizes[0])) and ratios in (None, len(anchors.ratios))
-    return [anchors] if same else []
+    now = [anchors] if same else []
+    fitted = [_search(start, loss) for start in (*now, *_starts(some, anchors, sizes, ratios))]
+    return min((_rounded(rule) for rule in (*fitted, *now)), key=loss)
 
 
 def _starts(objects: Objects, anchors: Anchors, sizes: int | None, ratios: int | None) -> Iterator[Anchors]:
-    """Where the search begins: the rule as it is, its sizes moved to the objects', and quantiles of the objects."""
+    """Where else the search begins: quantiles of the objects' sizes, and equal steps up from the small ones."""
     side = box_ops.centre_size(objects.boxes)[1].log()
     size, aspect = side.mean(dim=1), side[:, 1] - side[:, 0]
     aspect = aspect if anchors.ratio == "h/w" else -aspect
@@ -202,7 +198,6 @@ def _starts(objects: Objects, anchors: Anchors, sizes: int | None, ratios: int |
     shape = _quantiles(aspect, ratios or len(anchors.ratios))
     spread = _quantiles(size, levels * count)
     octaves = torch.arange(levels * count) * (math.log(2) / count)
-    yield from _keepable(anchors, sizes, ratios)
     for start in (spread, octaves + size.quantile(0.1)):
         yield _with(anchors, start, shape, levels)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rcnn.insight.funnel.kinds import ALARMS, LOSSES, Alarm, Outcome, Why
+from rcnn.insight.funnel.kinds import ALARMS, LOSSES, Alarm, Why
 from rcnn.metrics.curves import precision_recall
 from rcnn.metrics.overlap import match
 from rcnn.metrics.types import Prediction, Truth
@@ -27,21 +27,15 @@ def mended(why: Why) -> dict[str, float]:
     """
     if not why.detects:
         return {}
-    classes = len(why.names)
-    lost = {kind: _with_found(why, why.lost(kind)) for kind in LOSSES}
-    alarms = {kind: _without_alarms(why, why.false_alarms(kind), kind) for kind in ALARMS}
-    return {kind: ap_of(*sides, classes, why.iou) for kind, sides in (lost | alarms).items()}
+    kinds = (*LOSSES, *ALARMS)
+    return {kind: ap_of(*_with_mended(why, kind), len(why.names), why.iou) for kind in kinds}
 
 
-def _with_found(why: Why, outcomes: Sequence[Outcome]) -> tuple[Sequence[Truth], Sequence[Prediction]]:
-    predictions = list(why.predictions)
-    for image, rows in _by_image([(outcome.image, outcome.truth) for outcome in outcomes]).items():
-        predictions[image] = _add_right(why, image, rows, np.ones(len(rows)))
-    return why.truths, predictions
-
-
-def _without_alarms(why: Why, alarms: Sequence[Alarm], kind: str) -> tuple[Sequence[Truth], Sequence[Prediction]]:
+def _with_mended(why: Why, kind: str) -> tuple[Sequence[Truth], Sequence[Prediction]]:
     truths, predictions = list(why.truths), list(why.predictions)
+    for image, rows in _by_image([(outcome.image, outcome.truth) for outcome in why.lost(kind)]).items():
+        predictions[image] = _add_right(why, image, rows, np.ones(len(rows)))
+    alarms = why.false_alarms(kind)
     right = _rightful(why, alarms) if kind in ("bad_box", "wrong_class") else {}
     for image, detections in _by_image([(alarm.image, alarm.detection) for alarm in alarms]).items():
         truth, prediction = truths[image], predictions[image]

@@ -66,7 +66,9 @@ def draw_funnel(found: Report, path: Path) -> None:
     panels = [(title, what, _shown(counted, kinds), kinds) for title, what, counted, kinds in panels]
     heights = [len(shown) + 3 for _, _, shown, _ in panels]
     ratios = {"width_ratios": (1.55, 1), "height_ratios": heights}
-    figure, grid = new_figure(len(panels), 2, 12.5, 0.36 * sum(heights) + 1.3, dpi=120, pad=0.12, hspace=0.03, **ratios)
+    figure, grid = new_figure(len(panels), 2, 12.5, 0.36 * sum(heights) + 1.3, **ratios)
+    figure.set_dpi(120)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12, wspace=0.02, hspace=0.03)
     for (left, right), (title, what, shown, kinds) in zip(grid, panels, strict=True):
         style(left, title, f"share of the {what}", "")
         _bars(left, shown, kinds)

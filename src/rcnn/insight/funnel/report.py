@@ -136,7 +136,11 @@ class _Adviser:
         return getattr(self, f"_{kind}")(self.why.lost(kind) or self.why.false_alarms(kind))
 
     def _no_anchor(self, lost: list[Outcome]) -> str:
-        width, height = np.median([self._sides(outcome) for outcome in lost], axis=0)
+        sides, door = [], Preprocessor(self.settings.preprocess)
+        for outcome in lost:
+            size, box = self.dataset.records[outcome.image].size, self.why.truths[outcome.image].boxes[outcome.truth]
+            sides.append((box[2:] - box[:2]) * np.divide(door.resized(size), size)[::-1])
+        width, height = np.median(sides, axis=0)
         sizes = ", ".join(f"{size:g}" for level in self.settings.anchors.sizes for size in level)
         return (
             f"Add sizes or ratios to `anchors.sizes` (now {sizes}) and `anchors.ratios`, and train again: no anchor "
@@ -252,12 +256,6 @@ class _Adviser:
         f1 = curves.f1[curves.counts > 0].mean(axis=0)
         best = best_threshold(curves, why.score)
         return best if f1.max() > np.interp(why.score, curves.thresholds, f1) + 0.01 else None
-
-    def _sides(self, outcome: Outcome) -> np.ndarray:
-        """(2,) width and height in the resized image."""
-        size = self.dataset.records[outcome.image].size
-        box = self.why.truths[outcome.image].boxes[outcome.truth]
-        return (box[2:] - box[:2]) * np.divide(Preprocessor(self.settings.preprocess).resized(size), size)[::-1]
 
     def _commonest(self, items: Iterable[Outcome | Alarm]) -> str:
         return self.why.names[Counter(item.label for item in items).most_common(1)[0][0]]

@@ -33,10 +33,8 @@ def explain(
     for row in np.flatnonzero(~truth.ignore).tolist():
         box, label = truth.boxes[row], int(truth.labels[row])
         here = Outcome(image, row, label, size_of(box), FOUND)
-        if row in scores:
-            outcomes.append(here._replace(score=scores[row]))
-        else:
-            outcomes.append(here._replace(**trace((box * scale)[None], label, stages, rules)))
+        more = {"score": scores[row]} if row in scores else trace((box * scale)[None], label, stages, rules)
+        outcomes.append(here._replace(**more))
     return outcomes
 
 

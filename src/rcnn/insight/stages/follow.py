@@ -22,14 +22,12 @@ class Labels(NamedTuple):
 
     Attributes:
         boxes: (G, 4) the ground truths.
-        classes: (G,) int64.
         label: (A,) 1 positive, 0 negative, -1 not trained.
         gt: (A,) the ground truth of each anchor.
         sampled: (n,) the anchors of one draw.
     """
 
     boxes: Tensor
-    classes: Tensor
     label: Tensor
     gt: Tensor
     sampled: Tensor
@@ -197,7 +195,6 @@ def _labels(detector: Detector, batch: Batch, run: Pass, truth: Truth, seed: int
     drawn = net.rpn.draw(run.rpn, found, targets, keys, run.levels)
     return Labels(
         boxes=boxes.cpu(),
-        classes=labels.cpu(),
         label=found.label[0].cpu(),
         gt=found.gt[0].cpu(),
         sampled=drawn.indices[0][drawn.valid[0]].cpu(),
@@ -217,6 +214,6 @@ def counts(stages: Stages) -> dict[str, int]:
         positive, negative = int((truth.label == 1).sum()), int((truth.label == 0).sum())
         found |= {"objects": len(truth.boxes), "positive": positive, "negative": negative}
         found |= {"not_trained": len(stages.anchors) - positive - negative, "sampled": len(truth.sampled)}
-        found |= {"sampled_positive": int((truth.label[truth.sampled] == 1).sum())}
+        found["sampled_positive"] = int((truth.label[truth.sampled] == 1).sum())
     found |= {"before_nms": len(stages.before.boxes), "proposals": len(stages.proposals.boxes)}
     return found | ({"detections": len(stages.detections.boxes)} if stages.detections else {})

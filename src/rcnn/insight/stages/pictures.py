@@ -64,13 +64,12 @@ def _sheet(
     bar = 0.7 if scored else 0.0
     size = (columns * wide + bar, rows * (wide * min(max(height / width, 0.5), 1.6) + 0.4))
     figure, grid = new_figure(rows, columns, *size)
-    for number, axes in enumerate(grid.ravel()):
-        if number >= len(panels):
-            axes.set_axis_off()
-            continue
-        panels[number](axes, stages)
+    for axes in grid.ravel()[len(panels) :]:
+        axes.set_axis_off()
+    for number, (axes, panel) in enumerate(zip(grid.ravel(), panels, strict=False), start=1):
+        panel(axes, stages)
         if numbered:
-            axes.set_title(f"{number + 1}. {axes.get_title(loc='left')}", fontsize=9, loc="left", color=INK)
+            axes.set_title(f"{number}. {axes.get_title(loc='left')}", fontsize=9, loc="left", color=INK)
     if scored:
         bar = figure.colorbar(ScalarMappable(cmap=SCORES), ax=grid.ravel().tolist(), shrink=0.8, pad=0.01, aspect=30)
         bar.set_label("objectness", fontsize=8)

@@ -68,11 +68,9 @@ def draw_ways(stages: Stages, found: Sequence[Way], path: Path) -> Path:
     rows = -(-len(found) // 4)
     columns = -(-len(found) // rows)
     figure, grid = new_figure(rows, columns, columns * 3.3, rows * 4.05)
-    for number, axes in enumerate(grid.ravel()):
-        if number >= len(found):
-            axes.set_axis_off()
-            continue
-        way = found[number]
+    for axes in grid.ravel()[len(found) :]:
+        axes.set_axis_off()
+    for axes, way in zip(grid.ravel(), found, strict=False):
         stride = stages.strides[way.level]
         title = f"{plain(way.name)} {way.score:.2f}\nfrom stride {stride}, row {way.cell[0]}, column {way.cell[1]}"
         canvas(axes, stages, title, "image")
