@@ -62,7 +62,7 @@ class FeaturePyramid(nn.Module):
 
         Of two maps of level 5 the second is "p5b".
         """
-        merged, found = None, {}
+        merged, outputs = None, {}
         for name, i in zip(reversed(self._inputs), reversed(self.read), strict=True):
             lateral = _layer(self.lateral, self.lateral_norm, name, maps[i])
             if merged is None:
@@ -70,12 +70,12 @@ class FeaturePyramid(nn.Module):
             else:
                 merged = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
             if name in self.output:
-                found[name] = _layer(self.output, self.output_norm, name, merged)
+                outputs[name] = _layer(self.output, self.output_norm, name, merged)
         below = self._inputs[-1]
         for level in range(self._top + 1, max(self.levels) + 1):
-            found[f"p{level}"] = F.max_pool2d(found[below], kernel_size=1, stride=2)
+            outputs[f"p{level}"] = F.max_pool2d(outputs[below], kernel_size=1, stride=2)
             below = f"p{level}"
-        return OrderedDict((name, found[name]) for name in self.names)
+        return OrderedDict((name, outputs[name]) for name in self.names)
 
 
 def _layer(convs: nn.ModuleDict, norms: nn.ModuleDict, name: str, x: Tensor) -> Tensor:

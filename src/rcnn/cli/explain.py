@@ -9,7 +9,7 @@ from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
-    from rcnn.insight.stages.follow import Stages
+    from rcnn.insight.stages.follow import Walkthrough
     from rcnn.metrics.types import Truth
 
 TITLES = {
@@ -86,7 +86,7 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
     return Truth(same[0].boxes, same[0].labels, same[0].ignore)
 
 
-def _show_ways(stages: "Stages") -> None:
+def _show_ways(stages: "Walkthrough") -> None:
     """A table: each detection, its proposal and its anchor."""
     rows = [
         [
@@ -109,7 +109,7 @@ def _side_by_side(box: list[float]) -> str:
     return f"{box[2] - box[0]:.0f} x {box[3] - box[1]:.0f}"
 
 
-def _trees(stages: "Stages") -> list[dict[str, Any]]:
+def _trees(stages: "Walkthrough") -> list[dict[str, Any]]:
     """Every detection with its way, boxes in pixels of the resized image."""
     from rcnn.insight.stages.ways import ways
 

@@ -10,7 +10,7 @@ import typer
 from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
-    from rcnn.insight.funnel.report import Group, Report
+    from rcnn.insight.funnel.report import Group, WhyReport
 
 SHOWN = 20
 """Classes in the table, those with most losses."""
@@ -74,7 +74,7 @@ def why(
         screen.emit({"out": folder, **{key: value for key, value in whole.items() if key not in lists}})
 
 
-def show(found: "Report") -> None:
+def show(found: "WhyReport") -> None:
     """Losses and false alarms by size, with the AP that mending each would give; and by class."""
     from rcnn.insight.funnel.kinds import ALARMS, FOUND
     from rcnn.insight.funnel.pictures import TAGS
@@ -101,7 +101,7 @@ def show(found: "Report") -> None:
     screen.table("By class" + left, columns, rows[:SHOWN])
 
 
-def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], found: "Report") -> None:
+def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], found: "WhyReport") -> None:
     """A row a kind: how many, how many of each size, and the AP if mended."""
     shown = [group for group in counted if group.section != "class"]
     mended = ["AP if mended"] if found.mended else []
@@ -114,6 +114,6 @@ def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], foun
     screen.table(title, ["", *(group.title for group in shown), *mended], rows)
 
 
-def _ap(found: "Report", kind: str, everything: "Group") -> float:
+def _ap(found: "WhyReport", kind: str, everything: "Group") -> float:
     """The AP if mended, where there is something to mend."""
     return found.mended.get(kind, float("nan")) if everything.counts[kind] else float("nan")

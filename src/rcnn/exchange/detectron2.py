@@ -169,12 +169,12 @@ def _widths(state: Mapping[str, Tensor], arch: str) -> dict[str, Any]:
     return tree
 
 
-def _check_cells(name: str, found: Tensor, anchors: Anchors, arch: str) -> None:
+def _check_cells(name: str, cells: Tensor, anchors: Anchors, arch: str) -> None:
     level = int(name.rpartition(".")[2])
-    wanted = cell_anchors(anchors, level) if level < len(anchors.sizes) else found.new_zeros(0, 4)
-    if found.shape != wanted.shape or not torch.allclose(found.float(), wanted, atol=0.1):
+    wanted = cell_anchors(anchors, level) if level < len(anchors.sizes) else cells.new_zeros(0, 4)
+    if cells.shape != wanted.shape or not torch.allclose(cells.float(), wanted, atol=0.1):
         raise WeightsError(
-            f"the checkpoint was trained with other anchors than {arch}: `{name}` is {found.tolist()}, "
+            f"the checkpoint was trained with other anchors than {arch}: `{name}` is {cells.tolist()}, "
             f"there it is {wanted.tolist()}"
         )
 
@@ -195,5 +195,5 @@ def _classes(
     """Names and category ids; detectron2 counts background last, so class k is row k."""
     count = _shape(state, "roi_heads.box_predictor.cls_score.weight", arch)[0] - 1
     known = {name: i for i, name in enumerate(coco_names(), start=1) if not name.startswith("unused_")}
-    found = class_names(count, names, tuple(known))
-    return found, tuple(known.values()) if found == tuple(known) else None
+    labels = class_names(count, names, tuple(known))
+    return labels, tuple(known.values()) if labels == tuple(known) else None

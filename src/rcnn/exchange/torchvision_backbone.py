@@ -79,16 +79,16 @@ def probe(body: nn.Module) -> Maps:
     network, channels = copy.deepcopy(body).cpu().float().eval(), in_channels(body)
     try:
         with torch.no_grad():
-            found = network(torch.zeros(1, channels, _PROBE, _PROBE))
+            output = network(torch.zeros(1, channels, _PROBE, _PROBE))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise WeightsError(
             f"`model.backbone` can't be run on an image of {_PROBE} x {_PROBE} x {channels}: {error}"
         ) from None
-    maps = {"0": found} if isinstance(found, Tensor) else found
+    maps = {"0": output} if isinstance(output, Tensor) else output
     widths = {int(value.shape[1]) for value in maps.values()} if isinstance(maps, Mapping) else set()
     if len(widths) != 1:
         raise WeightsError(
-            f"`model.backbone` gives a {type(found).__name__} of widths {sorted(widths)}; it must give a feature map, "
+            f"`model.backbone` gives a {type(output).__name__} of widths {sorted(widths)}; it must give a feature map, "
             "or a dictionary of maps of equal width, finest first"
         )
     levels = (round(torch.tensor(_PROBE / value.shape[2]).log2().item()) for value in maps.values())
@@ -136,10 +136,10 @@ def same_features(backbone: nn.Module, settings: Settings, tensors: Mapping[str,
         return False
     image = torch.rand(1, settings.preprocess.in_channels, 128, 160, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected, found = list(backbone(image).values()), list(ours(image).values())
+        expected, maps = list(backbone(image).values()), list(ours(image).values())
     return all(
         a.shape == b.shape and bool((a - b).abs().max() <= _TOLERANCE * a.abs().max())
-        for a, b in zip(expected, found, strict=True)
+        for a, b in zip(expected, maps, strict=True)
     )
 
 

@@ -161,9 +161,9 @@ def _faults(settings: Settings) -> Iterator[str]:
     }
     for section, values in fixed.items():
         for key, value in values.items():
-            found = tree[section][key]
-            if found != value and not (key == "channels" and found == model.channels):
-                yield f"`{section}.{key}` is {found}, there it is {value}"
+            own = tree[section][key]
+            if own != value and not (key == "channels" and own == model.channels):
+                yield f"`{section}.{key}` is {own}, there it is {value}"
     if settings.train.scheme == "fast-rcnn":
         yield "`train.scheme` is fast-rcnn: its RPN is untrained, and there are no proposals from elsewhere there"
     if model.backbone not in PREFIXES:

@@ -99,13 +99,13 @@ def read_head(head: Any, channels: int) -> dict[str, Any] | None:
     return {"head": "conv-fc", "convs": convs, "head_norm": norms[tuple(blocks[0])], "hidden": linear.out_features}
 
 
-def refuse(attribute: str, found: object, advice: str) -> NoReturn:
+def refuse(attribute: str, value: object, advice: str) -> NoReturn:
     """Say what can't be imported.
 
     Raises:
         WeightsError: always.
     """
-    raise WeightsError(f"`model.{attribute}` is {found!r}; {advice}")
+    raise WeightsError(f"`model.{attribute}` is {value!r}; {advice}")
 
 
 def expect(part: Any, kind: type, attribute: str) -> None:

@@ -96,9 +96,9 @@ def _reconstruct(kind: Any, *_: object) -> _Array:
 
 
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> _Array:
-    found = _Array()
-    found.array = _read(data, dtype, shape, order, axes if order == "K" else None)
-    return found
+    stand_in = _Array()
+    stand_in.array = _read(data, dtype, shape, order, axes if order == "K" else None)
+    return stand_in
 
 
 def _encode(text: Any, encoding: object = None, *_: object) -> bytes:

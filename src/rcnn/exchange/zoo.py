@@ -59,8 +59,8 @@ def _file(name: str) -> Path:
     path = Path(name).expanduser()
     if path.is_dir():
         best = path / "weights" / "best.safetensors"
-        found = f"take {best}" if best.is_file() else "give a file of weights"
-        raise WeightsError(f"{name} is a folder; {found}, or a name: {', '.join(NAMES)}")
+        advice = f"take {best}" if best.is_file() else "give a file of weights"
+        raise WeightsError(f"{name} is a folder; {advice}, or a name: {', '.join(NAMES)}")
     if path.exists():
         return path
     near = get_close_matches(name.lower(), NAMES, n=1)

@@ -72,8 +72,8 @@ def compare(
     pairs = zip(truths, predictions, strict=True)
     tiles = [
         tile
-        for truth, found in pairs
-        for tile in (truth._replace(title=f"truth: {truth.title}"), found._replace(title="prediction"))
+        for truth, prediction in pairs
+        for tile in (truth._replace(title=f"truth: {truth.title}"), prediction._replace(title="prediction"))
     ]
     mosaic(tiles, names, path, columns=2 * columns)
 

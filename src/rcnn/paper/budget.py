@@ -51,9 +51,9 @@ def cut_epochs(lab: Lab, experiment: Experiment, seeds: Sequence[int], minutes: 
     left = 60 * minutes - (time.monotonic() - began)
     epochs = fitting(asked, total, epoch, other, left)
     needed, whole = (count * total * epoch + other for count in (epochs, asked))
-    outcome = "That fits" if epochs == asked else f"Cut to {epochs} each: {duration(needed)}"
+    result = "That fits" if epochs == asked else f"Cut to {epochs} each: {duration(needed)}"
     lab.say(
         f"an epoch takes {duration(epoch)} with its validation; {total} stages of {asked} epochs would take "
-        f"{duration(whole)}. {outcome}" + (", still over the budget" if needed > left else "")
+        f"{duration(whole)}. {result}" + (", still over the budget" if needed > left else "")
     )
     return epochs

@@ -13,7 +13,7 @@ from rcnn.data.dataset import Dataset
 from rcnn.errors import SettingsError, TrainingError
 from rcnn.paper import anchors, balance, one_stage, proposals, recall, schemes, timing
 from rcnn.paper.budget import cut_epochs
-from rcnn.paper.experiment import Experiment, Run
+from rcnn.paper.experiment import Experiment, Measurement
 from rcnn.paper.lab import Lab
 from rcnn.paper.ledger import Ledger
 from rcnn.paper.verdict import Judgement, Scores, judge_all
@@ -36,7 +36,7 @@ KEY = ("row", "seed")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ExperimentResult:
     """What came of an experiment.
 
     Attributes:
@@ -70,7 +70,7 @@ def conduct(
     budget: float | None = None,
     say: Callable[[str], None] = print,
     quiet: bool = False,
-) -> Outcome:
+) -> ExperimentResult:
     """Do an experiment, or what is left of it.
 
     Args:
@@ -107,7 +107,7 @@ def conduct(
     scores = read_scores(ledger, experiment, seeds)
     judgements = judge_all(experiment, scores, seeds)
     failures = tuple(dict.fromkeys(failures))
-    return Outcome(name, experiment, lab.settings, lab.dataset, tuple(seeds), scores, judgements, failures)
+    return ExperimentResult(name, experiment, lab.settings, lab.dataset, tuple(seeds), scores, judgements, failures)
 
 
 def _planned(lab: Lab, experiment: Experiment, path: Path, seeds: Sequence[int], budget: float | None) -> Settings:
@@ -136,7 +136,7 @@ def _differences(one: Any, other: Any, where: str = "") -> list[str]:
     return [] if one == other else [where]
 
 
-def _do(lab: Lab, run: Run, seed: int, ledger: Ledger) -> None:
+def _do(lab: Lab, run: Measurement, seed: int, ledger: Ledger) -> None:
     """A run, where it is not done yet."""
     mark = seed if run.seeded else ""
     if all((row, mark) in ledger for row in run.rows):

@@ -14,7 +14,7 @@ Look = Callable[[str, str], float]
 """(row, quantity) -> its value, of one seed or of the paper; a KeyError where there is none."""
 
 
-class Run(NamedTuple):
+class Measurement(NamedTuple):
     """A part of an experiment that is done, and taken up again, as a whole.
 
     Attributes:
@@ -96,7 +96,7 @@ class Experiment:
     title: str
     source: str
     columns: tuple[Column, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[Measurement, ...]
     paper: Mapping[str, Numbers]
     claims: tuple[Claim, ...]
     notes: tuple[str, ...] = ()

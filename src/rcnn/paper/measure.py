@@ -13,7 +13,7 @@ from rcnn.data.loader import Item, Loader
 from rcnn.detector import Detector
 from rcnn.evaluate import Metrics, Shard, evaluate, loaders_of
 from rcnn.model.structures import Proposals, RPNOutput, to_device
-from rcnn.paper.experiment import Numbers, Run
+from rcnn.paper.experiment import Measurement, Numbers
 from rcnn.paper.lab import Lab, Training
 
 Change = Callable[[RPNOutput, Tensor], RPNOutput]
@@ -93,11 +93,11 @@ def without_boxes(out: RPNOutput, seeds: Tensor) -> RPNOutput:
     return out._replace(deltas=tuple(torch.zeros_like(level) for level in out.deltas))
 
 
-def trained(row: str, training: Training, changes: Mapping[str, Any] | None = None) -> Run:
+def trained(row: str, training: Training, changes: Mapping[str, Any] | None = None) -> Measurement:
     """The run that scores a trained detector, if wanted with other settings in prediction."""
 
     def measure(lab: Lab, seed: int) -> Mapping[str, Numbers]:
         detector = lab.load(lab.train(training, seed).best)
         return {row: scores(detector.with_settings(changes) if changes else detector, lab.dataset)}
 
-    return Run((row,), measure, (training,))
+    return Measurement((row,), measure, (training,))

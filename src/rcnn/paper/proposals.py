@@ -9,7 +9,7 @@ from rcnn.config import Settings
 from rcnn.data.given import ProposalSet
 from rcnn.data.proposals import open_proposals
 from rcnn.detector import Detector
-from rcnn.paper.experiment import SCORES, Experiment, Numbers, Run, more
+from rcnn.paper.experiment import SCORES, Experiment, Measurement, Numbers, more
 from rcnn.paper.lab import Lab, Training
 from rcnn.paper.measure import Change, OfRPN, scores, trained, without_boxes, without_scores
 
@@ -65,10 +65,10 @@ def experiment(settings: Settings) -> Experiment:
         source="table 2; Fast R-CNN with ZF, VOC 2007 test",
         columns=SCORES,
         runs=(
-            Run((SS,), partial(_selective_search, fast), (fast,), given=True),
+            Measurement((SS,), partial(_selective_search, fast), (fast,), given=True),
             trained(SHARED, ALTERNATING, {"rpn": {"post_test": 300}}),
-            Run((UNSHARED,), _unshared, (ALTERNATING,)),
-            *(Run((row,), partial(_of_rpn, row, fast), (fast, ALTERNATING)) for row in TESTS),
+            Measurement((UNSHARED,), _unshared, (ALTERNATING,)),
+            *(Measurement((row,), partial(_of_rpn, row, fast), (fast, ALTERNATING)) for row in TESTS),
         ),
         paper={row: {"map50": number} for row, number in {SS: 58.7, SHARED: 59.9, UNSHARED: 58.7}.items()}
         | {row: {"map50": test.paper} for row, test in TESTS.items()},

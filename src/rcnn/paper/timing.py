@@ -16,7 +16,7 @@ from rcnn.data.given import place
 from rcnn.data.selective_search import selective_search
 from rcnn.detector import Detector
 from rcnn.model.structures import Batch, Detections, Proposals, to_device
-from rcnn.paper.experiment import Column, Experiment, Numbers, Run, more
+from rcnn.paper.experiment import Column, Experiment, Measurement, Numbers, more
 from rcnn.paper.lab import Lab
 from rcnn.preprocess.decode import read_image
 from rcnn.presets import build
@@ -48,7 +48,7 @@ def experiment(settings: Settings) -> Experiment:
         title="milliseconds an image",
         source=f"table 5; K40 GPU, Selective Search on the CPU; with it VGG-16, with the RPN {network}",
         columns=(*(Column(part, part) for part in PARTS), Column("ratio", "x RPN")),
-        runs=(Run((*SEARCHES, RPN), _measure),),
+        runs=(Measurement((*SEARCHES, RPN), _measure),),
         paper={
             FAST: {**VGG_SS, "ratio": 151.0},
             RPN: {**dict(zip(PARTS, WITH_RPN[network], strict=True)), "ratio": 1.0},

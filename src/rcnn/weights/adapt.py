@@ -30,7 +30,7 @@ _TOLD = (
 """Settings that change what weights mean, but little enough to keep them and train on."""
 
 
-class Layout(NamedTuple):
+class Architecture(NamedTuple):
     """What gives a detector's tensors their shapes and their meaning.
 
     Attributes:
@@ -64,7 +64,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> Non
 
 
 def adapt(
-    model: nn.Module, tensors: Mapping[str, Tensor], theirs: Layout, ours: Layout, source: object
+    model: nn.Module, tensors: Mapping[str, Tensor], theirs: Architecture, ours: Architecture, source: object
 ) -> tuple[str, ...]:
     """Copy into `model` what fits of another detector, in place; the other layers stay as they are, which is fresh.
 
@@ -75,7 +75,7 @@ def adapt(
     Args:
         model: to be filled.
         tensors: name -> tensor of the other detector.
-        theirs: its layout.
+        theirs: its architecture.
         ours: that of `model`.
         source: what the notes call it.
 
@@ -104,7 +104,7 @@ def some(names: Sequence[str], most: int = 5) -> str:
 
 
 def _split(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], theirs: Layout, ours: Layout
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], theirs: Architecture, ours: Architecture
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors that fit, and layer -> why it starts anew, which it does where one of its tensors does not fit."""
     unlike = _unlike(theirs.settings, ours.settings)
@@ -119,7 +119,7 @@ def _split(
     return fitted, fresh
 
 
-def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Layout, ours: Layout) -> Tensor | None:
+def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Architecture, ours: Architecture) -> Tensor | None:
     """`tensor` in the shape and the order of `target`; None: it does not fit."""
     told = (CLASS_LAYER, LAYER, *([_ONE_STAGE] if ours.settings.rpn.classify == "classes" else []))
     if name.startswith(told) and tensor.shape[1:] == target.shape[1:]:
@@ -138,7 +138,7 @@ def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Layout, ours: Layout
     return tensor if tensor.shape == target.shape else None
 
 
-def _rows(name: str, theirs: Layout, ours: Layout) -> list[tuple[int, int]] | None:
+def _rows(name: str, theirs: Architecture, ours: Architecture) -> list[tuple[int, int]] | None:
     """(row of theirs, row of ours) of the last layers; None: the rows have nothing to do with classes."""
     pairs = [(theirs.names.index(label), row) for row, label in enumerate(ours.names) if label in theirs.names]
     background = (len(theirs.names), len(ours.names))
@@ -155,14 +155,14 @@ def _rows(name: str, theirs: Layout, ours: Layout) -> list[tuple[int, int]] | No
 
 def _unlike(theirs: Settings, ours: Settings) -> dict[str, str]:
     """Layers whose outputs mean something else, whatever their shapes -> why."""
-    found = {}
+    reasons = {}
     if _logits(theirs) != _logits(ours):
-        found["rpn.head.cls"] = "other logits"
+        reasons["rpn.head.cls"] = "other logits"
     there, here = _anchor_ratios(theirs.anchors), _anchor_ratios(ours.anchors)
     if there != here:
         reason = f"height / width of a cell's anchors: {_numbers(there)}, here {_numbers(here)}"
-        found |= {"rpn.head.cls": reason, "rpn.head.reg": reason}
-    return found
+        reasons |= {"rpn.head.cls": reason, "rpn.head.reg": reason}
+    return reasons
 
 
 def _logits(settings: Settings) -> tuple[object, ...]:
@@ -179,7 +179,7 @@ def _anchor_ratios(anchors: Anchors) -> tuple[float, ...]:
 
 
 def _see_backbone(
-    own: Mapping[str, Tensor], kept: Mapping[str, Tensor], theirs: Layout, ours: Layout, source: object
+    own: Mapping[str, Tensor], kept: Mapping[str, Tensor], theirs: Architecture, ours: Architecture, source: object
 ) -> None:
     """Refuse where the backbone's trunk did not land whole: half a network is worth less than none."""
     trunk = [name for name in own if name.startswith("backbone.") and not name.startswith("backbone.neck.")]

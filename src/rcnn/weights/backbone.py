@@ -65,17 +65,17 @@ def load_backbone(
         return _load_timm(backbone.trunk, source)
     tensors, name = _imagenet(backbone.name) if source == "imagenet" else (read_tensors(source), str(source))
     targets = _targets(backbone, head)
-    found = targets.keys() & tensors.keys()
-    if not found:
+    matches = targets.keys() & tensors.keys()
+    if not matches:
         raise WeightsError(f"{name} holds no weights of {backbone.name}: its names start as {sorted(tensors)[:3]}")
     with torch.no_grad():
-        for key in sorted(found):
+        for key in sorted(matches):
             targets[key].copy_(_fit(tensors[key], targets[key], f"{name}: {key}"))
         if source == "imagenet" and preprocess:
             match_pixels(backbone.trunk, preprocess)
-    missing = (key for key in targets if key not in found and not key.endswith("num_batches_tracked"))
-    unexpected = (key for key in tensors if key not in found and not key.startswith(_CLASSIFIER))
-    return Loaded(name, len(found), tuple(missing), tuple(unexpected))
+    missing = (key for key in targets if key not in matches and not key.endswith("num_batches_tracked"))
+    unexpected = (key for key in tensors if key not in matches and not key.startswith(_CLASSIFIER))
+    return Loaded(name, len(matches), tuple(missing), tuple(unexpected))
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -61,8 +61,8 @@ def classifier_state(arrays: Mapping[str, Blobs], source: object) -> dict[str, T
     layers = {layer for layer, _ in tensors}
     trunk = trunk_of(layers)
     if trunk is None:
-        found = ", ".join(sorted(layers)[:4]) or "no layer"
-        raise WeightsError(f"{source}: expected conv1_1 to conv5_3 (VGG-16) or conv1 to conv5 (ZF), found {found}")
+        some = ", ".join(sorted(layers)[:4]) or "no layer"
+        raise WeightsError(f"{source}: expected conv1_1 to conv5_3 (VGG-16) or conv1 to conv5 (ZF), found {some}")
     places = CONVS[trunk] | _CLASSIFIER
     return {f"{places[layer]}.{leaf}": tensor for (layer, leaf), tensor in tensors.items() if layer in places}
 

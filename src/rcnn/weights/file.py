@@ -173,10 +173,10 @@ def _kind(data: bytes) -> str | None:
 
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object; of two values of one name a reader would see one, and which is a matter of the reader."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         raise ValueError("a name occurs twice in its header")
-    return found
+    return entries
 
 
 def _name(path: str | Path) -> str:

@@ -60,7 +60,7 @@ class Frame(NamedTuple):
     ignore: Tensor
 
 
-class Objects(NamedTuple):
+class TruthBoxes(NamedTuple):
     """All objects that are not ignored.
 
     Attributes:
@@ -79,9 +79,9 @@ class Objects(NamedTuple):
     padded: Tensor
     cells: Tensor
 
-    def __getitem__(self, index: Tensor) -> "Objects":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: Tensor) -> "TruthBoxes":  # pyright: ignore[reportIncompatibleMethodOverride]
         """The objects of an index or mask (N,)."""
-        return Objects(*(part[index] for part in self._asdict().values()))
+        return TruthBoxes(*(part[index] for part in self._asdict().values()))
 
 
 def network_grids(backbone: nn.Module, channels: int) -> Callable[[Size], Grid]:
@@ -109,7 +109,7 @@ def frames_of(records: Sequence[Record], settings: Settings, grid: Callable[[Siz
     return frames
 
 
-def objects_of(frames: Sequence[Frame]) -> Objects:
+def objects_of(frames: Sequence[Frame]) -> TruthBoxes:
     """The objects of all frames, in order."""
     count = torch.tensor([len(frame.boxes) for frame in frames])
     image = torch.arange(len(frames)).repeat_interleave(count)
@@ -118,17 +118,17 @@ def objects_of(frames: Sequence[Frame]) -> Objects:
         torch.tensor(part, dtype=torch.float64)[image]
         for part in ([f.size for f in frames], [f.grid.padded for f in frames], [f.grid.cells for f in frames])
     )
-    every = Objects(torch.cat([frame.boxes for frame in frames]), image, row, sizes, padded, cells)
+    every = TruthBoxes(torch.cat([frame.boxes for frame in frames]), image, row, sizes, padded, cells)
     return every[~torch.cat([frame.ignore for frame in frames])]
 
 
-def best_iou(objects: Objects, anchors: Anchors, strides: Sequence[int]) -> Tensor:
+def best_iou(objects: TruthBoxes, anchors: Anchors, strides: Sequence[int]) -> Tensor:
     """(N,) IoU of each object with the best of all anchors that may be trained; 0 where it touches none."""
     chunks = torch.arange(len(objects.boxes)).split(CHUNK)
     return torch.cat([_best_iou(objects[chunk], anchors, strides) for chunk in chunks])
 
 
-def _best_iou(objects: Objects, anchors: Anchors, strides: Sequence[int]) -> Tensor:
+def _best_iou(objects: TruthBoxes, anchors: Anchors, strides: Sequence[int]) -> Tensor:
     centre = box_ops.centre_size(objects.boxes)[0][:, None]  # (N, 1, 2) as (x, y)
     best = objects.boxes.new_zeros(len(objects.boxes))
     for level, stride in enumerate(strides):
@@ -151,7 +151,7 @@ def _best_iou(objects: Objects, anchors: Anchors, strides: Sequence[int]) -> Ten
 
 
 def fit(
-    objects: Objects,
+    objects: TruthBoxes,
     anchors: Anchors,
     strides: Sequence[int],
     target: float = 0.7,
@@ -189,7 +189,7 @@ def fit(
     return min((_rounded(rule) for rule in (*fitted, *now)), key=loss)
 
 
-def _starts(objects: Objects, anchors: Anchors, sizes: int | None, ratios: int | None) -> Iterator[Anchors]:
+def _starts(objects: TruthBoxes, anchors: Anchors, sizes: int | None, ratios: int | None) -> Iterator[Anchors]:
     """Where else the search begins: quantiles of the objects' sizes, and equal steps up from the small ones."""
     side = box_ops.centre_size(objects.boxes)[1].log()
     size, aspect = side.mean(dim=1), side[:, 1] - side[:, 0]
@@ -230,8 +230,8 @@ def _search(rule: Anchors, loss: Callable[[Anchors], float]) -> Anchors:
                 if index < sizes and (trial[max(index - 1, 0) : min(index + 2, sizes)].diff() < 0).any():
                     continue  # no longer between its neighbours
                 candidate = _with(rule, trial[:sizes], trial[sizes:], levels)
-                if (found := loss(candidate)) < least * (1 - 1e-4):
-                    rule, values, least, moved = candidate, trial, found, True
+                if (value := loss(candidate)) < least * (1 - 1e-4):
+                    rule, values, least, moved = candidate, trial, value, True
         step = step if moved else step / 2
     return rule
 

@@ -16,7 +16,7 @@ from rcnn.errors import DataError
 from rcnn.insight.anchors.fit import (
     Frame,
     Grid,
-    Objects,
+    TruthBoxes,
     best_iou,
     fit,
     frames_of,
@@ -54,7 +54,7 @@ class Coverage(NamedTuple):
     positives: Tensor
 
 
-def count_positives(frames: Sequence[Frame], objects: Objects, rpn: RegionProposalNetwork) -> Tensor:
+def count_positives(frames: Sequence[Frame], objects: TruthBoxes, rpn: RegionProposalNetwork) -> Tensor:
     """(N,) positive anchors of each object by the network's own assignment; -1 in images that were not counted."""
     counts = torch.full((len(objects.boxes),), -1)
     order = torch.arange(len(objects.boxes)).split(objects.image.bincount(minlength=len(frames)).tolist())
@@ -69,21 +69,21 @@ def count_positives(frames: Sequence[Frame], objects: Objects, rpn: RegionPropos
             continue
         some = torch.ones(1, len(frame.boxes), dtype=torch.bool)
         targets = Targets(frame.boxes[None], some.long(), some, frame.ignore[None])
-        found = rpn.assign(anchors_of(frame.grid), targets, torch.tensor([frame.size]))
-        per_box = found.gt[found.label == 1].bincount(minlength=len(frame.boxes))
+        assignment = rpn.assign(anchors_of(frame.grid), targets, torch.tensor([frame.size]))
+        per_box = assignment.gt[assignment.label == 1].bincount(minlength=len(frame.boxes))
         counts[own] = per_box[objects.row[own]]
     return counts
 
 
 def cover(
-    frames: Sequence[Frame], objects: Objects, anchors: Anchors, strides: Sequence[int], settings: RPN
+    frames: Sequence[Frame], objects: TruthBoxes, anchors: Anchors, strides: Sequence[int], settings: RPN
 ) -> Coverage:
     """What a rule of anchors makes of the objects."""
     rpn = RegionProposalNetwork(1, strides, anchors, settings)
     return Coverage(anchors, best_iou(objects, anchors, strides), count_positives(frames, objects, rpn))
 
 
-def groups(objects: Objects) -> Mapping[str, Mapping[str, Tensor]]:
+def groups(objects: TruthBoxes) -> Mapping[str, Mapping[str, Tensor]]:
     """Masks (N,) by `size` (square root of the area, resized pixels) and by `aspect` (height / width); none empty."""
     width, height = box_ops.centre_size(objects.boxes)[1].unbind(dim=1)
     values = {"size": ((width * height).sqrt(), SIZE_BOUNDS), "aspect": (height / width, ASPECT_BOUNDS)}
@@ -116,15 +116,15 @@ class Study:
 
     Args:
         frames: the images.
-        found: name of a rule -> coverage.
+        coverages: name of a rule -> coverage.
         objects: of all frames.
         limits: IoU under which an anchor is negative, and from which it is positive.
     """
 
     def __init__(
-        self, frames: list[Frame], objects: Objects, found: Mapping[str, Coverage], limits: tuple[float, float]
+        self, frames: list[Frame], objects: TruthBoxes, coverages: Mapping[str, Coverage], limits: tuple[float, float]
     ) -> None:
-        self.frames, self.objects, self.found, self.limits = frames, objects, dict(found), limits
+        self.frames, self.objects, self.coverages, self.limits = frames, objects, dict(coverages), limits
 
     @cached_property
     def groups(self) -> Mapping[str, Mapping[str, Tensor]]:
@@ -134,20 +134,20 @@ class Study:
     def figures(self, name: str, mask: Tensor | None = None) -> dict[str, float | int]:
         """Numbers of a rule over the objects of a mask; None: all."""
         whole = torch.ones(len(self.objects.boxes), dtype=torch.bool)
-        return figures(self.found[name], whole if mask is None else mask, self.limits[0])
+        return figures(self.coverages[name], whole if mask is None else mask, self.limits[0])
 
     def positive_counts(self, name: str) -> dict[str, int]:
         """How many objects have how many positive anchors."""
-        counts = self.found[name].positives
+        counts = self.coverages[name].positives
         return {label: int(((counts >= low) & (counts <= high)).sum()) for label, (low, high) in POSITIVES.items()}
 
     def worst_first(self) -> list[int]:
         """Objects by their best IoU now."""
-        return self.found["now"].iou.argsort(stable=True).tolist()
+        return self.coverages["now"].iou.argsort(stable=True).tolist()
 
     def unreached(self) -> list[int]:
         """Objects whose best IoU now is negative to every anchor, worst first."""
-        return [index for index in self.worst_first() if self.found["now"].iou[index] < self.limits[0]]
+        return [index for index in self.worst_first() if self.coverages["now"].iou[index] < self.limits[0]]
 
     def describe(self, index: int, dataset: Dataset) -> dict[str, Any]:
         """One object: image, class, corners and sides in pixels of the file; best IoU and positive anchors by rule.
@@ -158,7 +158,7 @@ class Study:
         x1, y1, x2, y2 = record.boxes[row].tolist()
         place = {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "width": x2 - x1, "height": y2 - y1}
         fits: dict[str, float | int | None] = {}
-        for end, coverage in (("", self.found["now"]), ("_fitted", self.found["fitted"])):
+        for end, coverage in (("", self.coverages["now"]), ("_fitted", self.coverages["fitted"])):
             positives = int(coverage.positives[index])
             fits |= {f"iou{end}": float(coverage.iou[index]), f"positives{end}": positives if positives >= 0 else None}
         return {"image": record.name, "class": dataset.names[int(record.labels[row])], **place, **fits}
@@ -166,7 +166,7 @@ class Study:
     def to_json(self) -> dict[str, Any]:
         """A plain tree: figures of both rules, of all objects and by group."""
         tree: dict[str, Any] = {"images": len(self.frames)}
-        for name, coverage in self.found.items():
+        for name, coverage in self.coverages.items():
             rule = coverage.anchors
             counts = {"positive_anchors": self.positive_counts(name), "settings": list(setting_words(rule))}
             tree[name] = {"sizes": rule.sizes, "ratios": rule.ratios, **counts, **self.figures(name)}
@@ -208,5 +208,5 @@ def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, rati
     target = settings.rpn.positive_iou
     fitted = fit(objects, settings.anchors, strides, target, sizes=sizes, ratios=ratios)
     rules = {"now": settings.anchors, "fitted": fitted}
-    found = {name: cover(frames, objects, rule, strides, settings.rpn) for name, rule in rules.items()}
-    return Study(frames, objects, found, (settings.rpn.negative_iou, target))
+    coverages = {name: cover(frames, objects, rule, strides, settings.rpn) for name, rule in rules.items()}
+    return Study(frames, objects, coverages, (settings.rpn.negative_iou, target))

@@ -13,7 +13,7 @@ from rcnn.data.dataset import Dataset
 from rcnn.draw import PALETTE, text_colour
 from rcnn.insight.figure import GREY, INK, new_figure, save, short, style
 from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Why
-from rcnn.insight.funnel.report import Group, Report, groups, places
+from rcnn.insight.funnel.report import Group, WhyReport, groups, places
 from rcnn.insight.mosaic import Tile, mosaic
 from rcnn.preprocess.decode import read_image
 
@@ -47,9 +47,9 @@ CLASSES = 12
 """Classes that are drawn, those with most losses."""
 
 
-def draw_funnel(found: Report, path: Path) -> None:
+def draw_funnel(report: WhyReport, path: Path) -> None:
     """Where objects are lost and what false alarms are, by class and size, and the AP that mending each would give."""
-    why = found.why
+    why = report.why
     objects, missed = len(why.outcomes), len(why.all_lost())
     every = groups(why.outcomes, why.names)
     wrong = [
@@ -72,8 +72,8 @@ def draw_funnel(found: Report, path: Path) -> None:
     for (left, right), (title, what, shown, kinds) in zip(grid, panels, strict=True):
         style(left, title, f"share of the {what}", "")
         _bars(left, shown, kinds)
-        _gains(right, found, kinds, len(shown))
-    text = fill(found.advice.replace("$", r"\$"), 125)
+        _gains(right, report, kinds, len(shown))
+    text = fill(report.advice.replace("$", r"\$"), 125)
     figure.supxlabel(text, x=0.012, ha="left", fontsize=10.5, color=INK, linespacing=1.4)
     save(figure, path)
 
@@ -145,20 +145,20 @@ def _bars(axes: "Axes", shown: Sequence[Group], kinds: dict[str, str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _gains(axes: "Axes", found: Report, kinds: dict[str, str], rows: int) -> None:
+def _gains(axes: "Axes", report: WhyReport, kinds: dict[str, str], rows: int) -> None:
     """A bar a kind: the AP that mending it would add; without AP the number of objects. The labels are the legend.
 
     Bars are as thick as those beside them, of which there are `rows`.
     """
-    if found.why.detects:
-        style(axes, f"What mending adds to AP {found.ap:.3f}", "", "")
-        values = {kind: found.gain(kind) for kind in kinds}
+    if report.why.detects:
+        style(axes, f"What mending adds to AP {report.ap:.3f}", "", "")
+        values = {kind: report.gain(kind) for kind in kinds}
         texts = {kind: f"+{value:.3f}" for kind, value in values.items()}
     else:
         style(axes, "Where", "objects", "")
-        values = {kind: float(len(found.why.lost(kind))) for kind in kinds}
+        values = {kind: float(len(report.why.lost(kind))) for kind in kinds}
         texts = {kind: f"{value:.0f}" for kind, value in values.items()}
-    every = [found.gain(kind) for kind in found.mended] or list(values.values())  # both panels on one scale
+    every = [report.gain(kind) for kind in report.mended] or list(values.values())  # both panels on one scale
     reach = float(np.nan_to_num(np.array(every)).max()) * 1.22 or 1.0
     for place, kind in enumerate(kinds):
         end = float(np.nan_to_num(values[kind]))

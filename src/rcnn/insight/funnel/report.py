@@ -15,7 +15,7 @@ from rcnn.metrics.proposals import SIZES
 from rcnn.preprocess.batch import Preprocessor
 
 
-class Report(NamedTuple):
+class WhyReport(NamedTuple):
     """The answer and what follows from it.
 
     Attributes:
@@ -43,10 +43,10 @@ class Group(NamedTuple):
     counts: Counter[str]
 
 
-def report(why: Why, dataset: Dataset, settings: Settings) -> Report:
+def report(why: Why, dataset: Dataset, settings: Settings) -> WhyReport:
     """The AP with each kind mended, and the advice."""
     ap = ap_of(why.truths, why.predictions, len(why.names), why.iou) if why.detects else float("nan")
-    plain = Report(why, ap, mended(why), "")
+    plain = WhyReport(why, ap, mended(why), "")
     return plain._replace(advice=_Adviser(plain, dataset, settings).sentence())
 
 
@@ -65,9 +65,9 @@ def places(why: Why) -> dict[str, str]:
     return LOSSES if why.detects else dict(list(LOSSES.items())[:3])
 
 
-def document(found: Report, dataset: Dataset) -> dict[str, Any]:
+def document(answer: WhyReport, dataset: Dataset) -> dict[str, Any]:
     """Everything for a program: counts by class and size, AP if mended, and every lost object and false alarm."""
-    why = found.why
+    why = answer.why
     objects, alarms = groups(why.outcomes, why.names), groups(why.alarms, why.names)
     return {
         "split": dataset.split,
@@ -76,21 +76,21 @@ def document(found: Report, dataset: Dataset) -> dict[str, Any]:
         "score": why.score,
         "objects": len(why.outcomes),
         "found": len(why.lost(FOUND)),
-        "ap": found.ap,
-        "advice": found.advice,
-        "lost": {kind: _entry(found, kind, objects) for kind in places(why)},
-        "false_alarms": {kind: _entry(found, kind, alarms) for kind in (ALARMS if why.detects else ())},
+        "ap": answer.ap,
+        "advice": answer.advice,
+        "lost": {kind: _entry(answer, kind, objects) for kind in places(why)},
+        "false_alarms": {kind: _entry(answer, kind, alarms) for kind in (ALARMS if why.detects else ())},
         "lost_objects": [_object(outcome, why, dataset) for outcome in why.all_lost()],
         "false_detections": [_detection(alarm, why, dataset) for alarm in why.alarms],
     }
 
 
-def _entry(found: Report, kind: str, counted: Sequence[Group]) -> dict[str, Any]:
+def _entry(answer: WhyReport, kind: str, counted: Sequence[Group]) -> dict[str, Any]:
     by = {
         section: {group.title: group.counts[kind] for group in counted if group.section == section}
         for section in ("class", "size")
     }
-    ap = found.mended.get(kind, float("nan"))
+    ap = answer.mended.get(kind, float("nan"))
     return {"count": counted[0].counts[kind], "by_class": by["class"], "by_size": by["size"], "ap_if_mended": ap}
 
 
@@ -122,8 +122,8 @@ def _detection(alarm: Alarm, why: Why, dataset: Dataset) -> dict[str, Any]:
 class _Adviser:
     """Chooses what costs most, and says what to do about it."""
 
-    def __init__(self, found: Report, dataset: Dataset, settings: Settings) -> None:
-        self.found, self.why, self.dataset, self.settings = found, found.why, dataset, settings
+    def __init__(self, answer: WhyReport, dataset: Dataset, settings: Settings) -> None:
+        self.report, self.why, self.dataset, self.settings = answer, answer.why, dataset, settings
 
     def sentence(self) -> str:
         """One sentence for the kind whose mending gives most AP, or without AP for the most frequent."""
@@ -131,7 +131,7 @@ class _Adviser:
         counts += Counter(alarm.kind for alarm in self.why.alarms)
         if not counts:
             return "Nothing is lost and nothing is wrong here: ask for a higher IoU (--iou 0.75), or try harder images."
-        gains = {kind: np.nan_to_num(self.found.gain(kind)) for kind in counts}
+        gains = {kind: np.nan_to_num(self.report.gain(kind)) for kind in counts}
         kind = max(counts, key=lambda kind: (gains[kind], counts[kind]))
         return getattr(self, f"_{kind}")(self.why.lost(kind) or self.why.false_alarms(kind))
 

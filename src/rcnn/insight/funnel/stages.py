@@ -19,7 +19,7 @@ from rcnn.model.structures import Batch, Detections, RPNOutput, to_device
 
 
 @dataclass(frozen=True, slots=True)
-class Stages:
+class ImageTrace:
     """One image, stage by stage. Boxes are in pixels of the resized image.
 
     Attributes:
@@ -58,8 +58,8 @@ def need_stages(detector: Detector) -> None:
         )
 
 
-def run_stages(detector: Detector, batch: Batch) -> tuple[list[Stages], list[Prediction]]:
-    """Every image of a batch: its stages, and its detections in pixels of the file.
+def trace_images(detector: Detector, batch: Batch) -> tuple[list[ImageTrace], list[Prediction]]:
+    """Every image of a batch: its trace, and its detections in pixels of the file.
 
     Without a second stage the detections are the proposals, all of class 0.
 
@@ -70,24 +70,24 @@ def run_stages(detector: Detector, batch: Batch) -> tuple[list[Stages], list[Pre
     batch = to_device(batch, device)
     with torch.inference_mode():
         run = model.run(batch)
-        out, proposals, found = run.rpn, run.proposals, run.detections
+        out, proposals, detections = run.rpn, run.proposals, run.detections
         assert out is not None
         assert proposals is not None
-        assert found is not None
+        assert detections is not None
         if model.fast_rcnn is None or run.rois is None:
             zeros = torch.zeros_like(proposals.level)
-            found = Detections(proposals.boxes, proposals.scores, zeros, proposals.valid, zeros, found.finite)
-            refined, scores = found.boxes[:, :, None][:, :, :0], found.scores[..., None][..., :0]
+            detections = Detections(proposals.boxes, proposals.scores, zeros, proposals.valid, zeros, detections.finite)
+            refined, scores = detections.boxes[:, :, None][:, :, :0], detections.scores[..., None][..., :0]
         else:
             refined = model.fast_rcnn.refine(run.rois, proposals, batch.sizes)
             refined = refined.expand(-1, -1, model.fast_rcnn.classes, -1)
             scores = class_probabilities(run.rois.logits)
-        results = detector.results(batch, found)
+        results = detector.results(batch, detections)
         decoded = box_ops.clip(box_ops.decode(torch.cat(out.deltas, dim=1), torch.cat(out.anchors)), batch.sizes)
         objectness = torch.cat([model.rpn.scores(logits) for logits in out.logits], dim=1).sigmoid()
         entered = best_of_levels(model.rpn, out, model.settings.rpn.pre_test)
-    stages = [
-        Stages(
+    traces = [
+        ImageTrace(
             anchors=_numpy(torch.cat(out.anchors)),
             decoded=_numpy(decoded[i]),
             objectness=_numpy(objectness[i]),
@@ -96,11 +96,11 @@ def run_stages(detector: Detector, batch: Batch) -> tuple[list[Stages], list[Pre
             proposed=_numpy(proposals.anchor[i][proposals.valid[i]]),
             refined=_numpy(refined[i][proposals.valid[i]]),
             scores=_numpy(scores[i][proposals.valid[i]]),
-            detected=_numpy(torch.stack((found.proposal[i], found.labels[i]), dim=1)[found.valid[i]]),
+            detected=_numpy(torch.stack((detections.proposal[i], detections.labels[i]), dim=1)[detections.valid[i]]),
         )
         for i in range(len(results))
     ]
-    return stages, [Prediction(result.boxes, result.scores, result.labels) for result in results]
+    return traces, [Prediction(result.boxes, result.scores, result.labels) for result in results]
 
 
 def best_of_levels(rpn: RegionProposalNetwork, out: RPNOutput, pre: int) -> Tensor:

@@ -14,7 +14,7 @@ from rcnn.data.loader import Loader
 from rcnn.detector import Detector
 from rcnn.errors import DataError, SettingsError
 from rcnn.insight.funnel.kinds import TOUCHES, Alarm, Outcome, Rules, Why, matched, size_of
-from rcnn.insight.funnel.stages import need_stages, run_stages
+from rcnn.insight.funnel.stages import need_stages, trace_images
 from rcnn.insight.funnel.trace import explain
 from rcnn.metrics.overlap import box_iou, match
 from rcnn.metrics.proposals import IOUS
@@ -59,12 +59,12 @@ def why(
     predictions: dict[int, Prediction] = {}
     outcomes: dict[int, list[Outcome]] = {}
     for step, item in enumerate(loader.epoch(0)):
-        stages, results = run_stages(detector, item.batch)
+        traces, results = trace_images(detector, item.batch)
         for row, index in enumerate(item.index.tolist()):
             if index >= 0:
                 scale = item.batch.scales[row].flip(0).repeat(2).numpy()
                 predictions[index] = results[row]
-                outcomes[index] = explain(index, truths[index], scale, results[row], stages[row], rules)
+                outcomes[index] = explain(index, truths[index], scale, results[row], traces[row], rules)
         if progress:
             progress(step + 1, loader.steps)
     ordered = tuple(predictions[index] for index in range(len(dataset)))

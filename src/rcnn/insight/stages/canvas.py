@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from rcnn.insight import figure
-from rcnn.insight.stages.follow import Stages
+from rcnn.insight.stages.follow import Walkthrough
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,10 +15,10 @@ TRUTH = "#111111"
 Ground = Literal["image", "light", "dark"]
 
 
-def canvas(axes: "Axes", stages: Stages, title: str, ground: Ground = "light") -> None:
+def canvas(axes: "Axes", walk: Walkthrough, title: str, ground: Ground = "light") -> None:
     """The image as it is, or without colour and faint, so that what is drawn on it stands out."""
-    height, width = stages.image.shape[:2]
-    image = stages.image
+    height, width = walk.image.shape[:2]
+    image = walk.image
     if ground != "image":
         grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
         image = (grey * 0.4 if ground == "dark" else 255 - (255 - grey) * 0.5).astype(np.uint8)
@@ -43,7 +43,7 @@ def legend(axes: "Axes", **place: Any) -> None:
     figure.legend(axes, **{"loc": "lower left", "handlelength": 1.4, "fontsize": 7.5, **place})
 
 
-def truths(axes: "Axes", stages: Stages) -> None:
+def truths(axes: "Axes", walk: Walkthrough) -> None:
     """Dotted frames around the labelled objects."""
-    if stages.truth is not None and len(stages.truth.boxes):
-        frames(axes, stages.truth.boxes, colors=TRUTH, linewidths=2.2, linestyles="dotted", label="object")
+    if walk.truth is not None and len(walk.truth.boxes):
+        frames(axes, walk.truth.boxes, colors=TRUTH, linewidths=2.2, linestyles="dotted", label="object")

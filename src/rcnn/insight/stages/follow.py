@@ -23,13 +23,13 @@ class Labels(NamedTuple):
     Attributes:
         boxes: (G, 4) the ground truths.
         label: (A,) 1 positive, 0 negative, -1 not trained.
-        gt: (A,) the ground truth of each anchor.
+        truth: (A,) index of the ground-truth box of each anchor.
         sampled: (n,) the anchors of one draw.
     """
 
     boxes: Tensor
     label: Tensor
-    gt: Tensor
+    truth: Tensor
     sampled: Tensor
 
 
@@ -47,7 +47,7 @@ class Ranked(NamedTuple):
     anchor: Tensor
 
 
-class Found(NamedTuple):
+class FinalBoxes(NamedTuple):
     """The final boxes, best first.
 
     Attributes:
@@ -63,7 +63,7 @@ class Found(NamedTuple):
     proposal: Tensor
 
 
-class Stages(NamedTuple):
+class Walkthrough(NamedTuple):
     """Everything between an image and its detections.
 
     Attributes:
@@ -89,7 +89,7 @@ class Stages(NamedTuple):
     objectness: Tensor
     before: Ranked
     proposals: Ranked
-    detections: Found | None
+    detections: FinalBoxes | None
     truth: Labels | None
 
     def place(self, anchor: int) -> tuple[int, int, int, int]:
@@ -117,7 +117,7 @@ def follow(
     *,
     seed: int = 0,
     score: float | None = None,
-) -> Stages:
+) -> Walkthrough:
     """Show an image (H, W, C) uint8 to a detector and keep what every stage says.
 
     Args:
@@ -148,7 +148,7 @@ def follow(
         everything = copy.copy(rpn)
         everything.settings = settings.model_copy(update={"nms": 1.0})  # no IoU is above 1: nothing is suppressed
         before = everything.propose(out, batch.sizes, pre=settings.pre_test, post=entries)
-    return Stages(
+    return Walkthrough(
         image=_picture(resized),
         names=detector.names,
         strides=rpn.strides,
@@ -169,14 +169,14 @@ def _ranked(proposals: Proposals) -> Ranked:
     return Ranked(*parts)
 
 
-def _found(run: Pass, threshold: float) -> Found | None:
+def _found(run: Pass, threshold: float) -> FinalBoxes | None:
     """The final boxes; None without a second stage."""
     detections = run.detections
     if run.rois is None or detections is None:
         return None
     kept = detections.valid[0] & (detections.scores[0] >= threshold)
     parts = (detections.boxes, detections.scores, detections.labels, detections.proposal)
-    return Found(*(part[0][kept].cpu() for part in parts))
+    return FinalBoxes(*(part[0][kept].cpu() for part in parts))
 
 
 def _labels(detector: Detector, batch: Batch, run: Pass, truth: Truth, seed: int) -> Labels:
@@ -190,13 +190,13 @@ def _labels(detector: Detector, batch: Batch, run: Pass, truth: Truth, seed: int
     parts = (boxes, labels, some, ignore)
     targets = Targets(*(torch.cat((part, part.new_zeros(1, *part.shape[1:])))[None] for part in parts))
     assert run.rpn is not None
-    found = net.rpn.assign(torch.cat(run.rpn.anchors), targets, batch.sizes)
+    assignment = net.rpn.assign(torch.cat(run.rpn.anchors), targets, batch.sizes)
     keys = net.keys(batch, targets, torch.tensor([seed])).rpn
-    drawn = net.rpn.draw(run.rpn, found, targets, keys, run.levels)
+    drawn = net.rpn.draw(run.rpn, assignment, targets, keys, run.levels)
     return Labels(
         boxes=boxes.cpu(),
-        label=found.label[0].cpu(),
-        gt=found.gt[0].cpu(),
+        label=assignment.label[0].cpu(),
+        truth=assignment.gt[0].cpu(),
         sampled=drawn.indices[0][drawn.valid[0]].cpu(),
     )
 
@@ -207,13 +207,13 @@ def _picture(image: Tensor) -> np.ndarray:
     return shown.permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def counts(stages: Stages) -> dict[str, int]:
+def counts(walk: Walkthrough) -> dict[str, int]:
     """How many boxes there are at every stage."""
-    found = {"anchors": len(stages.anchors)}
-    if (truth := stages.truth) is not None:
+    numbers = {"anchors": len(walk.anchors)}
+    if (truth := walk.truth) is not None:
         positive, negative = int((truth.label == 1).sum()), int((truth.label == 0).sum())
-        found |= {"objects": len(truth.boxes), "positive": positive, "negative": negative}
-        found |= {"not_trained": len(stages.anchors) - positive - negative, "sampled": len(truth.sampled)}
-        found["sampled_positive"] = int((truth.label[truth.sampled] == 1).sum())
-    found |= {"before_nms": len(stages.before.boxes), "proposals": len(stages.proposals.boxes)}
-    return found | ({"detections": len(stages.detections.boxes)} if stages.detections else {})
+        numbers |= {"objects": len(truth.boxes), "positive": positive, "negative": negative}
+        numbers |= {"not_trained": len(walk.anchors) - positive - negative, "sampled": len(truth.sampled)}
+        numbers["sampled_positive"] = int((truth.label[truth.sampled] == 1).sum())
+    numbers |= {"before_nms": len(walk.before.boxes), "proposals": len(walk.proposals.boxes)}
+    return numbers | ({"detections": len(walk.detections.boxes)} if walk.detections else {})
