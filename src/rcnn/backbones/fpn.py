@@ -11,14 +11,14 @@ class FeaturePyramid(nn.Module):
     """Maps of a trunk's levels -> maps of `channels` channels at `levels`.
 
     From the top down: a 1x1 convolution of each trunk level, plus the level above enlarged by nearest neighbours to its
-    exact size, then a 3x3 convolution. Levels above the trunk's last take every second cell of the one below.
+    exact size, then a 3x3 convolution. Levels above the trunk's last take every second cell of the level below.
 
     Args:
         maps: level and channels of each map of the trunk, finest first. Those finer than the finest wanted level are
             not read, and of several maps of one level only the last ones, as many as are wanted.
-        channels: of every output.
-        levels: wanted, ascending; as often the same as the trunk has maps of it.
-        norm: a batch norm behind every convolution, which then has no bias.
+        channels: channels of every output.
+        levels: levels of the outputs, ascending; a level may occur once per map that the trunk has of it.
+        norm: whether every convolution is followed by a batch norm, and has no bias.
 
     Attributes:
         read: indices of the trunk's maps that are read, finest first.

@@ -1,4 +1,4 @@
-"""ResNet (He et al., 2016) and ResNeXt (Xie et al., 2017), and the fifth stage of one as head of the second stage."""
+"""ResNet (He et al., 2016) and ResNeXt (Xie et al., 2017), and its fifth stage as head of the second stage."""
 
 from contextlib import nullcontext
 
@@ -22,12 +22,12 @@ class ResNet(Trunk):
 
     Args:
         name: one of `NAMES`.
-        in_channels: of the images.
-        last: deepest level that is built. None: 5.
-        model: `stride_in` and `widths`.
+        in_channels: channels of the images.
+        last: deepest level to build. None: 5.
+        model: settings, of which `stride_in` and `widths` are read.
 
     Raises:
-        SettingsError: widths, or a placement of the stride, that this network can't have.
+        SettingsError: this network can't have these widths or this placement of the stride.
     """
 
     stages = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
@@ -45,7 +45,7 @@ class ResNet(Trunk):
             self.add_module(layer, net.get_submodule(layer))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> one map a level."""
+        """(B, C, H, W) -> one map per level."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = []
         for layer in self.layers:
@@ -58,7 +58,7 @@ class Conv5Head(nn.Module):
     """The fifth stage of a ResNet on RoI features, then the mean over cells.
 
     Attributes:
-        out_features: length of the feature vector of a RoI.
+        out_features: length of the feature vector of an RoI.
     """
 
     def __init__(self, name: str, model: Model = _STANDARD) -> None:

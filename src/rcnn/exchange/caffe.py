@@ -1,6 +1,6 @@
-"""Detectors in the layer names of Caffe, as the paper's two implementations have them, as arrays, in and out.
+"""Import and export of detectors as arrays under Caffe's layer names, as in the paper's two implementations.
 
-K classes, a anchors per cell.
+K classes, A anchors per cell.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -20,7 +20,7 @@ from rcnn.weights.caffe import CONVS, Blobs, layer_of, layer_tensors, trunk_of
 from rcnn.weights.file import atomic_write
 
 ARCHITECTURES = ("paper-vgg16", "paper-zf")
-"""Presets whose layers have names here."""
+"""Presets whose layers have names in Caffe."""
 
 _HEADS = {
     "rpn_conv/3x3": "rpn.head.conv",
@@ -46,7 +46,7 @@ _NOTE = (
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Arrays as .npz, atomically.
+    """Write arrays to an .npz file atomically.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
@@ -57,19 +57,19 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequence[str] | None = None) -> Imported:
-    """A detector of the paper's layers.
+    """Import a detector of the paper from arrays.
 
-    Scores are background first; boxes are of each class, the background's in front, and unnormalised: mean and
-    deviation are in the weights, where both implementations fold them on saving. The background's boxes, which nothing
-    reads, are left out.
+    The arrays hold the background's scores and boxes first. Boxes are per class and not normalised: both
+    implementations fold mean and deviation into the weights on saving. The background's boxes, which nothing reads, are
+    left out.
 
     Args:
-        arrays: as `rcnn.weights.caffe.layer_tensors` takes them.
-        settings: of `paper-vgg16` or `paper-zf`; `roi.hidden` is that of the arrays.
-        names: of the classes, background not counted.
+        arrays: arrays in the form that `rcnn.weights.caffe.layer_tensors` takes.
+        settings: settings of `paper-vgg16` or `paper-zf`; `roi.hidden` is read from the arrays.
+        names: class names, without the background.
 
     Raises:
-        WeightsError: a layer is missing, or is none of this network's.
+        WeightsError: a layer is missing or does not belong to this network.
     """
     places = _places(settings)
     tensors = _placed(arrays, places, settings.model.backbone)
@@ -81,10 +81,10 @@ def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequen
 
 
 def export_arrays(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, np.ndarray]:
-    """`layer.weight` and `layer.bias` of a paper model, as `import_arrays` reads them; background boxes are zeros.
+    """Export a model of the paper as `layer.weight` and `layer.bias`, for `import_arrays`; background boxes are zero.
 
     Raises:
-        WeightsError: the model is none of the paper's; the message names the settings.
+        WeightsError: the model is not one of the paper's; the message names the settings.
     """
     _see_paper(settings)
     tensors = renormalise(tensors, settings.roi, PLAIN)
@@ -118,15 +118,12 @@ def _see_paper(settings: Settings) -> None:
 
 
 def swap_scores(scores: Tensor) -> Tensor:
-    """`rpn_cls_score`'s (2a, ...) weight or bias with background and object exchanged, which undoes itself."""
+    """Exchange background and object in the (2A, ...) weight or bias of `rpn_cls_score`; twice restores it."""
     return scores.roll(scores.shape[0] // 2, dims=0)
 
 
 def network_of(names: Collection[str]) -> tuple[str, bool] | None:
-    """Which network's layers arrays of these names are, vgg16 or zf, and whether they are a whole detector's.
-
-    None: neither network's.
-    """
+    """Tell from the names of arrays the network (vgg16 or zf) and whether they are a whole detector; None: neither."""
     layers = {_ALIASES.get(place[0], place[0]) for name in names if (place := layer_of(name))}
     trunk = trunk_of(layers)
     return (trunk, layers >= _HEADS.keys()) if trunk else None
@@ -139,7 +136,7 @@ def _places(settings: Settings) -> dict[str, str]:
 
 
 def _placed(arrays: Mapping[str, Blobs], places: Mapping[str, str], network: str) -> dict[str, Tensor]:
-    """Our name -> tensor, each of the network's layers and nothing else."""
+    """Our name -> tensor, for every layer of the network and nothing else."""
     tensors = {(_ALIASES.get(layer, layer), leaf): tensor for (layer, leaf), tensor in layer_tensors(arrays).items()}
     wanted = {(layer, leaf) for layer in places for leaf in ("weight", "bias")}
     faults = [f"`{layer}` has no {leaf}" for layer, leaf in sorted(wanted - tensors.keys())]

@@ -1,6 +1,6 @@
-"""detectron2's Faster R-CNN and RPN: the names of its tensors in ours, and its habits as settings.
+"""Import detectron2's Faster R-CNN and RPN: map tensor names and express its conventions as settings.
 
-The core has no branch named after a library. What detectron2 does differently is written down here: blue before red and
+The core has no branch named after a library. What detectron2 does differently is listed here: blue before red and
 pixels in 0..255, sizes that are scaled twice, strides in the first convolution of a bottleneck (Caffe's ResNets),
 anchors on cell corners, adaptive RoI align, losses of absolute differences. Figures are those of its configuration
 files of the same names.
@@ -20,7 +20,7 @@ from rcnn.model.anchors import RULES, cell_anchors
 
 
 def _normalised(mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """Settings for constants of pixels in 0..255; ours are in 0..1."""
+    """Return settings for mean and deviation of pixels in 0..255; ours are in 0..1."""
     return {"preprocess": {"mean": [value / 255 for value in mean], "std": [value / 255 for value in std]}}
 
 
@@ -110,18 +110,18 @@ _CELLS = re.compile(r"(?:proposal_generator\.)?anchor_generator\.cell_anchors\.(
 
 
 def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | None = None) -> Imported:
-    """A checkpoint of detectron2 as settings and tensors of ours.
+    """Convert a checkpoint of detectron2 into our settings and tensors.
 
-    Widths, the number of classes and, where the file has them, the constants of the normalisation are read from it.
+    Widths, the number of classes and, if present, the constants of the normalisation are read from the file.
 
     Args:
         state: the checkpoint's `model`: name -> tensor.
         arch: one of `ARCHITECTURES`.
-        names: class names. None: COCO's where there are 80 classes, else `class_1`, `class_2`, ...
+        names: class names. None: COCO's if there are 80 classes, else `class_1`, `class_2`, ...
 
     Raises:
-        WeightsError: no such architecture, a tensor that it does not have, one that is missing, other anchors than its
-            own, or another number of names than of classes.
+        WeightsError: the architecture is unknown, a tensor is missing or unexpected, the anchors differ, or the
+            number of names is not that of the classes.
     """
     if arch not in ARCHITECTURES:
         reason = "networks with a dilated fifth stage (DC5) are not supported; " if "DC5" in arch else ""
@@ -150,7 +150,7 @@ def _shape(state: Mapping[str, Tensor], name: str, arch: str) -> tuple[int, ...]
 
 
 def _widths(state: Mapping[str, Tensor], arch: str) -> dict[str, Any]:
-    """Settings of the sizes of layers, None where they are the usual ones."""
+    """Read the sizes of layers as settings, None where they are the usual ones."""
     settings = validate(ARCHITECTURES[arch])
     pyramid = settings.model.neck == "fpn"
     trunk = "backbone.bottom_up." if pyramid else "backbone."
@@ -192,7 +192,7 @@ def _renamed(name: str, arch: str) -> str:
 def _classes(
     state: Mapping[str, Tensor], arch: str, names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """Names and category ids; detectron2 counts background last, so class k is row k."""
+    """Return names and category ids; detectron2 puts the background last, so class k is row k."""
     count = _shape(state, "roi_heads.box_predictor.cls_score.weight", arch)[0] - 1
     known = {name: i for i, name in enumerate(coco_names(), start=1) if not name.startswith("unused_")}
     labels = class_names(count, names, tuple(known))

@@ -1,4 +1,4 @@
-"""What a file of tensors is, going by their names, and what it is good for here."""
+"""Tell what a file of tensors holds from their names, and what can be done with it."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -12,12 +12,12 @@ _CLASSIFIERS = {
     "conv_stem.weight": "a classifier in timm's names",
     "patch_embed.proj.weight": "a vision transformer",
 }
-"""A name that tells a network -> what it is, in torchvision's names if no other are told."""
+"""Name of a telling tensor -> the network, in torchvision's names unless it says otherwise."""
 _IMPORT = "make a detector of it: rcnn import FILE --arch"
 
 
 class Kind(NamedTuple):
-    """What a file is.
+    """The kind of a file.
 
     Attributes:
         name: detector, torchvision, detectron2, caffe, mmdetection, backbone or unknown.
@@ -31,7 +31,7 @@ class Kind(NamedTuple):
 
 
 def kind_of(names: Collection[str]) -> Kind:
-    """What tensors of these names are weights of."""
+    """Tell what tensors with these names are weights of."""
     names = set(names)
     if "rpn.head.cls_logits.weight" in names:
         return _torchvision(names)

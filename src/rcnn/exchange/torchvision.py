@@ -1,4 +1,4 @@
-"""torchvision's Faster R-CNN, an instance or a state dictionary, as our settings and tensors."""
+"""Convert torchvision's Faster R-CNN, an instance or a state dictionary, into our settings and tensors."""
 
 import copy
 import re
@@ -33,18 +33,18 @@ ARCHITECTURES = (
     "fasterrcnn_mobilenet_v3_large_fpn",
     "fasterrcnn_mobilenet_v3_large_320_fpn",
 )
-"""torchvision's own detectors, by its names."""
+"""Names of torchvision's own detectors."""
 
 _PREDICTOR = "roi_heads.box_predictor.cls_score.weight"
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
 
 class UserHead(nn.Module):
-    """A head of the second stage that was not made here.
+    """A second stage's head that is the user's own module.
 
     Args:
-        body: maps (N, C, S, S) RoI features to (N, features) or (N, features, 1, 1).
-        features: length of the feature vector of a RoI.
+        body: module that maps (N, C, S, S) RoI features to (N, features) or (N, features, 1, 1).
+        features: length of the feature vector of an RoI.
     """
 
     foldable = False  # its modules need not run in the order in which they are kept
@@ -59,14 +59,14 @@ class UserHead(nn.Module):
 
 
 def import_model(model: nn.Module, names: Sequence[str] | None = None) -> Imported:
-    """An instance of torchvision's `FasterRCNN`; its settings are read from its attributes.
+    """Convert an instance of torchvision's `FasterRCNN`, reading the settings from its attributes.
 
-    ResNets, ResNeXts and MobileNets under torchvision's pyramid become ours where they compute the same; any other
-    backbone, and a head that is none of torchvision's, stays the user's own module, copied.
+    ResNets, ResNeXts and MobileNets under torchvision's pyramid become ours if they compute the same. Any other
+    backbone, and a head that is not torchvision's, is copied as the user's own module.
 
     Args:
-        model: from one of torchvision's functions, or put together from its parts. It stays as it is.
-        names: of the classes, background not counted. None: COCO's for 91 classes, else `class_1`, ...
+        model: made by one of torchvision's functions, or put together from its parts. It is not changed.
+        names: class names, without the background. None: COCO's for 91 classes, else `class_1`, ...
 
     Raises:
         WeightsError: the model does what can't be expressed here; the message names the attribute.
@@ -106,7 +106,7 @@ def import_model(model: nn.Module, names: Sequence[str] | None = None) -> Import
 
 
 def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | None = None) -> Imported:
-    """A state dictionary of one of torchvision's four detectors, of any version of torchvision.
+    """Convert a state dictionary of one of torchvision's four detectors, from any version of torchvision.
 
     Args:
         state: name -> tensor; names may begin with `module.`, as those of parallel training do.
@@ -114,7 +114,7 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
         names: as in `import_model`.
 
     Raises:
-        WeightsError: no such architecture, or the state is of another one.
+        WeightsError: the architecture is unknown, or the state is of another one.
     """
     if arch not in ARCHITECTURES:
         raise WeightsError(f"`{arch}` is none of torchvision's detectors: {', '.join(ARCHITECTURES)}")
@@ -126,7 +126,7 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
     model = get_model(arch, weights=None, weights_backbone=None, num_classes=len(state[_PREDICTOR]))
     notes = [*_notes(state, None, None)]
     if not any(name.endswith("num_batches_tracked") for name in state):
-        # State dictionaries do not say it. torchvision's COCO weights:
+        # State dictionaries do not hold it; this is the value for torchvision's COCO weights.
         eps = 0.0 if arch == "fasterrcnn_resnet50_fpn" else 1e-5
         _freeze(model, eps)
         notes.append(
@@ -148,7 +148,7 @@ def _notes(state: Iterable[str], backbone: nn.Module | None, head: nn.Module | N
 
 
 def _unwrapped(model: nn.Module) -> FasterRCNN:
-    """The detector inside what parallel training and compilation put around it."""
+    """Return the detector inside the wrappers of parallel training and compilation."""
     if isinstance(model, DataParallel | DistributedDataParallel):
         model = model.module
     model = getattr(model, "_orig_mod", model)
@@ -169,7 +169,7 @@ def _freeze(model: Any, eps: float) -> None:
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], arch: str) -> None:
-    """Load as torchvision does: it knows the names of its older versions."""
+    """Load with torchvision's own loader, which knows the names of its older versions."""
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""Our detectors as torchvision's Faster R-CNN: the state dictionary, and the program that builds what loads it."""
+"""Export to torchvision's Faster R-CNN: the state dictionary, and a program that builds a model to load it."""
 
 from collections.abc import Iterator, Mapping
 from io import BytesIO
@@ -72,10 +72,10 @@ model = FasterRCNN(
 
 
 def export_state(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, Tensor]:
-    """Our model's tensors as the state dictionary of torchvision's `FasterRCNN`, on the CPU.
+    """Convert our model's tensors to the state dictionary of torchvision's `FasterRCNN`, on the CPU.
 
     Raises:
-        WeightsError: torchvision can't hold a model of these settings; each of them is named.
+        WeightsError: torchvision can't hold a model of these settings; the message names them.
     """
     _check(settings)
     names = table(settings, PREFIXES[settings.model.backbone])
@@ -84,7 +84,7 @@ def export_state(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str,
 
 
 def program(settings: Settings, classes: int) -> str:
-    """Python code that builds `model`, torchvision's `FasterRCNN` that loads `export_state` strictly.
+    """Return Python code that builds `model`, a `FasterRCNN` of torchvision that loads `export_state` strictly.
 
     Raises:
         WeightsError: as `export_state`.
@@ -124,7 +124,7 @@ def program(settings: Settings, classes: int) -> str:
 
 
 def write(path: Path, state: Mapping[str, Tensor]) -> None:
-    """A state dictionary as .pth (tensors alone, for torch.load) or .safetensors, atomically.
+    """Write a state dictionary atomically as .pth (for torch.load) or .safetensors.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
@@ -152,7 +152,7 @@ def _check(settings: Settings) -> None:
 
 
 def _faults(settings: Settings) -> Iterator[str]:
-    """What torchvision has no argument for."""
+    """Name the settings for which torchvision has no argument."""
     tree, model, roi = dump(settings), settings.model, settings.roi
     fixed = {
         **ALWAYS,

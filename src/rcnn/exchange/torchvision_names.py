@@ -1,4 +1,4 @@
-"""Names of the tensors of torchvision's Faster R-CNN and ours, both ways."""
+"""Map tensor names between torchvision's Faster R-CNN and ours."""
 
 from collections.abc import Mapping
 
@@ -11,18 +11,18 @@ from rcnn.exchange.imported import background_first, background_last
 from rcnn.weights.box_targets import CLASS_LAYER, LAYER
 
 OTHER_HEADS = ("roi_heads.mask_", "roi_heads.keypoint_")
-"""What Mask and Keypoint R-CNN have beside a Faster R-CNN."""
+"""Prefixes of what Mask and Keypoint R-CNN add to a Faster R-CNN."""
 
 _COUNTER = "num_batches_tracked"
 
 
 def table(settings: Settings, trunk: str | None, *, user_head: bool = False) -> dict[str, str]:
-    """Beginning of torchvision's name -> beginning of ours.
+    """Return a table from prefixes of torchvision's names to ours.
 
     Args:
-        settings: of our model.
-        trunk: what our names of the trunk's tensors have before theirs; None: the backbone is the user's module.
-        user_head: the second stage's head is the user's module.
+        settings: settings of our model.
+        trunk: prefix of our names of the trunk's tensors over theirs; None: the backbone is the user's module.
+        user_head: whether the second stage's head is the user's module.
     """
     names = {"backbone.": "backbone.body."}
     if trunk is not None:
@@ -51,7 +51,7 @@ def table(settings: Settings, trunk: str | None, *, user_head: bool = False) -> 
 
 
 def to_ours(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Tensors of torchvision's under our names: background last, its four box rows dropped, frozen norms with counters.
+    """Rename torchvision's tensors: background last, its four box rows dropped, frozen norms with counters.
 
     Raises:
         WeightsError: a name has no counterpart.
@@ -63,12 +63,12 @@ def to_ours(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, 
 
 
 def to_torchvision(tensors: Mapping[str, Tensor], names: Mapping[str, str], *, frozen: bool) -> dict[str, Tensor]:
-    """Our tensors under torchvision's names: background first, with box rows of zeros.
+    """Rename our tensors: background first, with box rows of zeros.
 
     Args:
-        tensors: our model's.
-        names: of `table`.
-        frozen: batch norms are constants, which have no counters there.
+        tensors: our model's tensors.
+        names: the result of `table`.
+        frozen: whether batch norms are constants, which have no counters in torchvision.
 
     Raises:
         WeightsError: a name has no counterpart.

@@ -1,6 +1,6 @@
 """The pictures of a run folder: losses, AP, curves, confusion, proposal recall and what the labels look like.
 
-Each function draws one PNG, 1000 px wide or more, and puts it in place only when it is whole.
+Each function writes one PNG, at least 1000 px wide, atomically.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,15 +27,15 @@ LOSSES = {
 ONE_STAGE = {"rpn_class": "Classes of anchors", "rpn_box": "Boxes"}
 APS = {"ap": "AP .50:.95", "ap50": "AP50", "ap75": "AP75"}
 FEW = 8
-"""Up to so many classes, each has a colour and a line in the legend; of more, the best and worst three have."""
+"""Up to this many classes each have a colour and a legend entry; of more, only the best and worst three."""
 
 
 def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Each loss, on training and validation images, AP, and the learning rate, against the epoch.
 
     Args:
-        rows: one an epoch, with `epoch` and any of: the losses, as `NAME` or `train_NAME` and `val_NAME`; `ap`, `ap50`,
-            `ap75`, with or without `val_`; `lr`. None and NaN are gaps.
+        rows: one per epoch, with `epoch` and any of: the losses, as `NAME` or `train_NAME` and `val_NAME`; `ap`,
+            `ap50`, `ap75`, with or without `val_`; `lr`. None and NaN are gaps.
         path: the PNG.
     """
     figure, grid = new_figure(2, 3, 10.0, 5.6)
@@ -145,7 +145,7 @@ def plot_proposal_recall(metrics: ProposalMetrics, path: Path) -> None:
 
 
 def plot_labels(records: Sequence[Record], names: Sequence[str], path: Path) -> None:
-    """What is labelled: objects of each class, sizes, positions in the image, and objects an image."""
+    """Statistics of the labels: objects of each class, sizes, positions in the image, and objects per image."""
     figure, grid = new_figure(2, 2, 10.0, 7.2)
     labels = np.concatenate([record.labels for record in records] or [np.zeros(0, np.int64)])
     boxes = np.concatenate([record.boxes for record in records] or [np.zeros((0, 4))])
@@ -154,7 +154,7 @@ def plot_labels(records: Sequence[Record], names: Sequence[str], path: Path) -> 
     _sizes(grid[0, 1], boxes[:, 2:] - boxes[:, :2], labels, len(names))
     _positions(grid[1, 0], (boxes[:, :2] + boxes[:, 2:]) / 2 / extent)
     each = np.array([len(record.labels) for record in records], np.int64)
-    style(grid[1, 1], f"Objects an image: {len(labels)} in {len(records)} images", "objects", "images")
+    style(grid[1, 1], f"Objects per image: {len(labels)} in {len(records)} images", "objects", "images")
     if len(each):
         step = -(-(int(each.max()) + 1) // 40)
         grid[1, 1].hist(each, bins=np.arange(0, each.max() + 1 + step, step) - 0.5, color=PALETTE[0], rwidth=0.9)
@@ -205,7 +205,7 @@ def _positions(axes: "Axes", centres: np.ndarray) -> None:
 def _class_lines(
     axes: "Axes", x: np.ndarray, y: np.ndarray, sum_up: Callable[..., np.ndarray], names: Sequence[str]
 ) -> None:
-    """A line a class, (K, S), and their mean; `sum_up` of a line stands in the legend, and tells best from worst."""
+    """Draw one line per class, (K, S), and their mean; `sum_up` gives the number in the legend, by which they rank."""
     value = sum_up(y, axis=1)
     there = np.flatnonzero(np.isfinite(value))
     order = there[np.argsort(-value[there], kind="stable")]
@@ -222,7 +222,7 @@ def _class_lines(
 
 
 def _line(axes: "Axes", rows: Sequence[Mapping[str, Any]], keys: Sequence[str], label: str, color: str) -> None:
-    """The first of the keys that each row has, against the epoch; nothing where no row has one."""
+    """Plot the first key that each row has against the epoch, if any row has one."""
     points = [(row["epoch"], row[key]) for row in rows for key in keys if row.get(key) is not None]
     if points:
         marker = "o" if len(points) < 30 else ""

@@ -1,4 +1,4 @@
-"""What an experiment is: runs that fill the rows of a table, the paper's numbers, and the orderings that it reports."""
+"""Parts of an experiment: measurements that fill a table's rows, the paper's numbers and the orderings it reports."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -15,14 +15,14 @@ Look = Callable[[str, str], float]
 
 
 class Measurement(NamedTuple):
-    """A part of an experiment that is done, and taken up again, as a whole.
+    """A part of an experiment that is done, and resumed, as a whole.
 
     Attributes:
-        rows: of the table, which it fills.
+        rows: rows of the table that it fills.
         measure: (lab, seed) -> row -> numbers.
         needs: models that it measures.
-        seeded: does it differ from seed to seed? If not, it is done once.
-        given: does it read proposals from elsewhere for the images that are scored?
+        seeded: whether it differs between seeds. If not, it is done once.
+        given: whether it reads given proposals for the images that are scored.
     """
 
     rows: tuple[str, ...]
@@ -37,9 +37,9 @@ class Column(NamedTuple):
 
     Attributes:
         key: its name.
-        heading: what stands over it.
+        heading: heading of its column.
         digits: decimals.
-        plotted: has it a panel in the picture?
+        plotted: whether it has a panel in the picture.
     """
 
     key: str

@@ -1,4 +1,4 @@
-"""Scores of detectors, also on the proposals of others."""
+"""Scores of detectors on their own or given proposals."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -17,7 +17,7 @@ from rcnn.paper.experiment import Measurement, Numbers
 from rcnn.paper.lab import Lab, Training
 
 Change = Callable[[RPNOutput, Tensor], RPNOutput]
-"""What the RPN's head said, and a seed an image, to what it is taken to have said."""
+"""What the RPN's head said, and a seed per image, to what it is taken to have said."""
 
 
 def scores(detector: Detector, dataset: Dataset, proposals: "ProposalSet | OfRPN | None" = None) -> dict[str, float]:

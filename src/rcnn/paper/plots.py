@@ -1,4 +1,4 @@
-"""The picture of an experiment: every seed, mean and spread of each row, beside the paper's numbers."""
+"""The picture of an experiment: every seed, mean and spread of each row, next to the paper's numbers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,7 +28,7 @@ def plot(result: ExperimentResult, path: Path) -> None:
 
 
 def plot_rows(result: ExperimentResult, path: Path) -> None:
-    """A panel a quantity and one of the paper's numbers, a line a row."""
+    """Draw one panel per quantity and one for the paper's numbers, with one line per row."""
     experiment = result.experiment
     columns = [column for column in experiment.columns if column.plotted]
     main, count = columns[0], len(experiment.rows)
@@ -77,7 +77,7 @@ def _label(axes: "Axes", value: float, place: int, digits: int) -> None:
 
 
 def plot_recall(result: ExperimentResult, path: Path) -> None:
-    """Figure 4: recall against IoU, a panel a number of proposals; mean and, shaded, spread over the seeds."""
+    """Figure 4: recall against IoU, one panel per number of proposals; mean and, shaded, spread over the seeds."""
     figure, (panels,) = new_figure(1, len(TOPS), 10.0, 3.8)
     for axes, top in zip(panels, TOPS, strict=True):
         style(axes, f"{top} proposals", "IoU with the object", "recall, %")
@@ -101,7 +101,7 @@ def plot_times(result: ExperimentResult, path: Path) -> None:
     for axes, title in ((ours, f"Here ({device})"), (theirs, "Paper (K40; Selective Search on a CPU)")):
         first = axes is ours
         _panel(axes, title, rows, first=first)
-        axes.set_xlabel("ms an image", fontsize=9)
+        axes.set_xlabel("ms per image", fontsize=9)
         axes.margins(x=0.15)
         left = np.zeros(len(rows))
         for ink, part in zip(PALETTE, timing.PARTS[:3], strict=False):

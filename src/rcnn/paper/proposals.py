@@ -14,7 +14,7 @@ from rcnn.paper.lab import Lab, Training
 from rcnn.paper.measure import Change, OfRPN, scores, trained, without_boxes, without_scores
 
 COUNT = 2000
-"""Proposals of Selective Search an image, in training and test."""
+"""Proposals of Selective Search per image, in training and test."""
 
 ALTERNATING = Training("alternating", {"train": {"scheme": "alternating"}})
 """Stage 1 is an RPN alone, stage 2 a Fast R-CNN with a backbone of its own on its proposals: unshared features. After
@@ -28,7 +28,7 @@ class Test(NamedTuple):
 
     Attributes:
         paper: the paper's mAP.
-        top: proposals an image.
+        top: proposals per image.
         rpn: other changes of the RPN's settings.
         change: made to what the RPN's head says.
     """
@@ -81,7 +81,7 @@ def experiment(settings: Settings) -> Experiment:
             more("boxes fit: 300 >= 300, no reg", base, "SS -> RPN 300, no reg"),
         ),
         notes=(
-            "SS is Selective Search; in training 2000 proposals an image, of the RPN rpn.post_train",
+            "SS is Selective Search; in training 2000 proposals per image, of the RPN rpn.post_train",
             "no cls: boxes without scores, drawn at random; no reg: anchors",
         ),
     )

@@ -1,4 +1,4 @@
-"""Figure 4: recall of the proposals at IoU 0.5 to 1, of 300, 1000 and 2000 an image."""
+"""Figure 4: recall of the proposals at IoU 0.5 to 1, with 300, 1000 and 2000 per image."""
 
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -18,7 +18,7 @@ def summary(result: ExperimentResult, row: str, key: str) -> Summary:
 
 
 def results(result: ExperimentResult) -> Table:
-    """A row's quantities, mean +- spread over its runs, and the paper's beside it, or below it where there are many."""
+    """Table of each row's quantities, mean +- spread, with the paper's next to it, or below it if there are several."""
     experiment = result.experiment
     given = {key for numbers in experiment.paper.values() for key in numbers}
     beside = len(given) == 1
@@ -39,7 +39,7 @@ def results(result: ExperimentResult) -> Table:
 
 
 def verdicts(result: ExperimentResult) -> Table:
-    """A row an ordering: difference in the paper and here, its standard error, runs, verdict."""
+    """Table of the orderings: difference in the paper and here, its standard error, runs, verdict."""
     rows = []
     for judged in result.judgements:
         numbers = (judged.paper, judged.difference, judged.error)
@@ -51,7 +51,7 @@ def verdicts(result: ExperimentResult) -> Table:
 def describe(result: ExperimentResult) -> list[str]:
     """Sentences: where the paper's numbers are from, and what ours are of."""
     settings, dataset, experiment = result.settings, result.dataset, result.experiment
-    epochs = f"epochs a stage: {settings.train.epochs}" if experiment.trainings else "untrained"
+    epochs = f"epochs per stage: {settings.train.epochs}" if experiment.trainings else "untrained"
     return [
         f"The paper's numbers: {experiment.source}",
         f"Ours: {settings.model.preset} on {dataset.root.name}, images of {dataset.split}: {len(dataset)}, {epochs}, "

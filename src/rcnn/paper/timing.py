@@ -32,7 +32,7 @@ FAST, QUALITY = "SS fast", "SS quality"
 SEARCHES: Searches = {FAST: "fast", QUALITY: "quality"}
 RPN = "RPN"
 Times = dict[tuple[str, str], list[float]]
-"""(row, part) -> milliseconds, one an image."""
+"""(row, part) -> milliseconds, one per image."""
 Result = TypeVar("Result")
 
 PARTS = ("conv", "proposals", "regions", "total")
@@ -45,7 +45,7 @@ def experiment(settings: Settings) -> Experiment:
     """Nothing is trained; each seed is another network of random weights and one more pass over the images."""
     network = "vgg16" if settings.model.backbone == "vgg16" else "zf"
     return Experiment(
-        title="milliseconds an image",
+        title="milliseconds per image",
         source=f"table 5; K40 GPU, Selective Search on the CPU; with it VGG-16, with the RPN {network}",
         columns=(*(Column(part, part) for part in PARTS), Column("ratio", "x RPN")),
         runs=(Measurement((*SEARCHES, RPN), _measure),),
@@ -115,7 +115,7 @@ def _detect(detector: Detector, levels: list[Tensor], batch: Batch, proposals: P
 
 
 def _timed(device: torch.device, work: Callable[[], Result]) -> tuple[Result, float]:
-    """What comes of some work, and the milliseconds that it takes."""
+    """Return the result of some work and the milliseconds it takes."""
     _wait(device)
     began = time.perf_counter()
     result = work()

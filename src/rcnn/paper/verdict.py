@@ -21,7 +21,7 @@ class Summary(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What became of a claim.
+    """The judgement of a claim.
 
     Attributes:
         claim: the ordering.
@@ -69,7 +69,7 @@ def judge(claim: Claim, scores: Scores, paper: Mapping[str, Numbers], seeds: Seq
 
 
 def verdict(mean: float, error: float, count: int, slack: float | None) -> str:
-    """The word for a mean difference: within noise is what lies under twice its standard error from tipping over."""
+    """The verdict on a mean difference: within noise if less than twice its standard error from tipping."""
     if count < 2:
         return "one run" if count else "not measured"
     margin = mean if slack is None else slack - abs(mean)

@@ -1,6 +1,6 @@
-"""A detector's tensors in a model of other classes, channels, anchors or levels: what fits is kept, the rest is named.
+"""Load a detector into a model of other classes, channels, anchors or levels: keep what fits and name the rest.
 
-K classes, A anchors a cell, C channels.
+K classes, A anchors per cell, C channels.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from rcnn.weights.backbone import fit_channels
 from rcnn.weights.box_targets import CLASS_LAYER, LAYER, renormalise
 
 _ONE_STAGE = "rpn.head.cls"
-"""Tells classes too where `rpn.classify` says so: one row an anchor of a cell, class after class."""
+"""Also classifies if `rpn.classify` says so: one row per anchor of a cell, class after class."""
 _COUNTER = "num_batches_tracked"
 
 _TOLD = (
@@ -31,11 +31,11 @@ _TOLD = (
 
 
 class Architecture(NamedTuple):
-    """What gives a detector's tensors their shapes and their meaning.
+    """What determines the shapes and the meaning of a detector's tensors.
 
     Attributes:
-        settings: of the model.
-        names: of the classes.
+        settings: settings of the model.
+        names: class names.
     """
 
     settings: Settings
@@ -43,7 +43,7 @@ class Architecture(NamedTuple):
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Copy tensors into a model, every one of them and nothing else; half precision is widened.
+    """Copy tensors into a model, which must match them exactly; half precision is widened.
 
     Raises:
         WeightsError: a tensor is missing, left over or of another shape.
@@ -66,24 +66,23 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> Non
 def adapt(
     model: nn.Module, tensors: Mapping[str, Tensor], theirs: Architecture, ours: Architecture, source: object
 ) -> tuple[str, ...]:
-    """Copy into `model` what fits of another detector, in place; the other layers stay as they are, which is fresh.
+    """Copy those tensors of another detector into `model` that fit, in place; other layers keep their fresh weights.
 
-    Rows of classes that both know are kept by name, and so is the background; rows of boxes are made for our
-    `roi.box_mean` and `roi.box_std`. A first convolution for images of other channels is adapted as `fit_channels`
-    says.
+    Rows of the background and of classes that both have are kept, matched by name; box rows are converted to our
+    `roi.box_mean` and `roi.box_std`. A first convolution for other channels is adapted as in `fit_channels`.
 
     Args:
-        model: to be filled.
+        model: model to fill.
         tensors: name -> tensor of the other detector.
-        theirs: its architecture.
-        ours: that of `model`.
-        source: what the notes call it.
+        theirs: architecture of the other detector.
+        ours: architecture of `model`.
+        source: name of the other detector in the notes.
 
     Returns:
-        Sentences: what was kept, which classes, which layers start anew and why, what was not used.
+        Sentences on what was kept, which classes, which layers start anew and why, and what was not used.
 
     Raises:
-        WeightsError: its backbone is another one.
+        WeightsError: the backbones differ.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_COUNTER)}
     given = {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
@@ -99,7 +98,7 @@ def adapt(
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
+    """Join the first names and say how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
@@ -120,7 +119,7 @@ def _split(
 
 
 def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Architecture, ours: Architecture) -> Tensor | None:
-    """`tensor` in the shape and the order of `target`; None: it does not fit."""
+    """Bring `tensor` into the shape and order of `target`; None if it does not fit."""
     told = (CLASS_LAYER, LAYER, *([_ONE_STAGE] if ours.settings.rpn.classify == "classes" else []))
     if name.startswith(told) and tensor.shape[1:] == target.shape[1:]:
         rows = _rows(name, theirs, ours)
@@ -154,7 +153,7 @@ def _rows(name: str, theirs: Architecture, ours: Architecture) -> list[tuple[int
 
 
 def _unlike(theirs: Settings, ours: Settings) -> dict[str, str]:
-    """Layers whose outputs mean something else, whatever their shapes -> why."""
+    """Layers whose outputs differ in meaning, whatever their shapes -> why."""
     reasons = {}
     if _logits(theirs) != _logits(ours):
         reasons["rpn.head.cls"] = "other logits"
@@ -166,7 +165,7 @@ def _unlike(theirs: Settings, ours: Settings) -> dict[str, str]:
 
 
 def _logits(settings: Settings) -> tuple[object, ...]:
-    """What the logits of the RPN's head mean."""
+    """Settings that determine the meaning of the logits of the RPN's head."""
     rpn = settings.rpn
     return (rpn.classify, rpn.loss) if rpn.classify == "classes" else (rpn.logits, rpn.score_order)
 
@@ -181,7 +180,7 @@ def _anchor_ratios(anchors: Anchors) -> tuple[float, ...]:
 def _see_backbone(
     own: Mapping[str, Tensor], kept: Mapping[str, Tensor], theirs: Architecture, ours: Architecture, source: object
 ) -> None:
-    """Refuse where the backbone's trunk did not land whole: half a network is worth less than none."""
+    """Refuse a trunk of which only a part fits: half a network is worth less than none."""
     trunk = [name for name in own if name.startswith("backbone.") and not name.startswith("backbone.neck.")]
     lost = sorted(set(trunk) - kept.keys())
     if lost:
@@ -193,7 +192,7 @@ def _see_backbone(
 
 
 def _classes(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
-    """Sentences on classes; none where they are the same."""
+    """Sentences on classes; none if they are the same."""
     if list(theirs) == list(ours):
         return []
     groups = {
@@ -239,7 +238,7 @@ def _why(tensor: Tensor | None, target: Tensor) -> str:
 
 
 def _numbers(value: Any) -> str:
-    """A setting as it is written, numbers without a tail of zeros."""
+    """Format a setting, with numbers without trailing zeros."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_numbers, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,9 +1,9 @@
-"""How well a grid of anchors meets the objects of a data set, and the sizes and ratios that meet them better.
+"""How well a grid of anchors fits the objects of a data set, and sizes and ratios that fit them better.
 
-N objects, L levels, k anchors a cell. Boxes are pixels of the resized image, where anchors live; float64.
+N objects, L levels, k anchors per cell. Boxes are pixels of the resized image, where anchors live; float64.
 
-The overlap of an anchor with a box falls with their distance in x and in y, each for itself. So the best of a shape's
-thousands of places is the cell nearest to the box in both, and the best IoU with a whole grid costs L * k IoUs.
+The overlap of an anchor with a box falls with their distance in x and in y independently. So the best position of a
+shape is the cell nearest to the box in both, and the best IoU with a whole grid takes only L * k IoUs.
 """
 
 import copy
@@ -48,7 +48,7 @@ class Frame(NamedTuple):
     """One image as the network sees it, without its pixels.
 
     Attributes:
-        grid: its anchors' places.
+        grid: cells of its anchors.
         size: (height, width) after resizing.
         boxes: (n, 4).
         ignore: (n,) bool, crowd or difficult.
@@ -65,11 +65,11 @@ class TruthBoxes(NamedTuple):
 
     Attributes:
         boxes: (N, 4).
-        image: (N,) int64, which frame.
-        row: (N,) int64, which box of the frame.
+        image: (N,) int64, index of the frame.
+        row: (N,) int64, index of the box in the frame.
         sizes: (N, 2) height and width of the resized image.
-        padded: (N, 2) of the padded image.
-        cells: (N, L, 2) of each level.
+        padded: (N, 2) height and width of the padded image.
+        cells: (N, L, 2) height and width of each level.
     """
 
     boxes: Tensor
@@ -85,7 +85,7 @@ class TruthBoxes(NamedTuple):
 
 
 def network_grids(backbone: nn.Module, channels: int) -> Callable[[Size], Grid]:
-    """A function from the size of a padded image to the grid of a backbone: its own forward pass without numbers."""
+    """Return a function from the size of a padded image to a backbone's grid, found by a forward pass without data."""
     shapes = copy.deepcopy(backbone).to("meta").eval()
 
     @cache
@@ -123,7 +123,7 @@ def objects_of(frames: Sequence[Frame]) -> TruthBoxes:
 
 
 def best_iou(objects: TruthBoxes, anchors: Anchors, strides: Sequence[int]) -> Tensor:
-    """(N,) IoU of each object with the best of all anchors that may be trained; 0 where it touches none."""
+    """Return (N,) the IoU of each object with the best anchor that may be trained; 0 if it touches none."""
     chunks = torch.arange(len(objects.boxes)).split(CHUNK)
     return torch.cat([_best_iou(objects[chunk], anchors, strides) for chunk in chunks])
 
@@ -159,20 +159,20 @@ def fit(
     sizes: int | None = None,
     ratios: int | None = None,
 ) -> Anchors:
-    """Sizes and ratios by which the objects' best IoUs come closest to `target`, all else of the rule kept.
+    """Fit sizes and ratios so that the objects' best IoUs come closest to `target`; the rest of the rule is kept.
 
-    The least mean of max(0, target - IoU), in which the objects of an octave of sizes weigh as the root of their
-    number: a plain mean would give up rare sizes for a little more on common ones. A coordinate search, from the rule
-    that there is and from the sizes of the objects. Sizes never shrink from a level to the next, so that a coarser
-    level keeps the larger objects; every level has as many, as one head serves them all.
+    A coordinate search, starting from the present rule and from the sizes of the objects, minimises the mean of
+    max(0, target - IoU). All objects in an octave of sizes together weigh as the square root of their number: a plain
+    mean would sacrifice rare sizes for a small gain on common ones. Sizes never shrink from one level to the next, so
+    that a coarser level keeps the larger objects; every level has equally many, as one head serves them all.
 
     Args:
         objects: at least one.
         anchors: the rule to start from.
         strides: of the levels, pixels.
         target: the IoU that is enough, such as `rpn.positive_iou`.
-        sizes: sizes a level; None: as many as there are.
-        ratios: how many; None: as many as there are.
+        sizes: number of sizes per level; None: as many as now.
+        ratios: number of ratios; None: as many as now.
     """
     generator = torch.Generator().manual_seed(0)
     some = objects[torch.randperm(len(objects.boxes), generator=generator)[:MOST_FITTED]]
@@ -208,7 +208,7 @@ def _quantiles(values: Tensor, count: int) -> Tensor:
 
 
 def _with(anchors: Anchors, sizes: Tensor, ratios: Tensor, levels: int) -> Anchors:
-    """The rule with other logarithms of sizes, laid over the levels in order, and of ratios."""
+    """Replace the rule's sizes, distributed over the levels in order, and ratios, both given as logarithms."""
     rows = sizes.exp().reshape(levels, -1).tolist()
     return anchors.model_copy(
         update={"sizes": tuple(tuple(row) for row in rows), "ratios": tuple(ratios.exp().tolist())}
@@ -216,7 +216,7 @@ def _with(anchors: Anchors, sizes: Tensor, ratios: Tensor, levels: int) -> Ancho
 
 
 def _search(rule: Anchors, loss: Callable[[Anchors], float]) -> Anchors:
-    """The rule, with one size or ratio after the other moved up or down while that helps, by ever smaller steps."""
+    """Improve the rule by moving one size or ratio after another up or down, in ever smaller steps."""
     levels = len(rule.sizes)
     values = torch.tensor([*(size for row in rule.sizes for size in row), *rule.ratios], dtype=torch.float64).log()
     sizes = values.numel() - len(rule.ratios)
@@ -237,12 +237,12 @@ def _search(rule: Anchors, loss: Callable[[Anchors], float]) -> Anchors:
 
 
 def _rounded(rule: Anchors) -> Anchors:
-    """Numbers that a person would write: three digits of a size, two of a ratio; ratios in order."""
+    """Round to what a person would write: three digits for sizes, two for ratios, ratios in order."""
     sizes = tuple(tuple(float(f"{size:.3g}") for size in row) for row in rule.sizes)
     return rule.model_copy(update={"sizes": sizes, "ratios": tuple(sorted(float(f"{r:.2g}") for r in rule.ratios))})
 
 
 def setting_words(rule: Anchors) -> tuple[str, str]:
-    """Sizes and ratios as words for a command line."""
+    """Format sizes and ratios as arguments for the command line."""
     sizes = ",".join(f"[{','.join(f'{size:g}' for size in row)}]" for row in rule.sizes)
     return f"anchors.sizes=[{sizes}]", f"anchors.ratios=[{','.join(f'{ratio:g}' for ratio in rule.ratios)}]"

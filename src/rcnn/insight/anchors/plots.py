@@ -27,8 +27,8 @@ def plot_anchors(objects: TruthBoxes, rules: dict[str, Coverage], limits: tuple[
 
     Args:
         objects: at least one.
-        rules: `now` and `fitted`.
-        limits: IoU under which an anchor is negative, and from which it is positive.
+        rules: coverages named `now` and `fitted`.
+        limits: IoU below which an anchor is negative, and from which it is positive.
         path: the PNG.
     """
     figure, ((left, right),) = new_figure(1, 2, 11.0, 5.2)

@@ -1,4 +1,4 @@
-"""What `rcnn anchors` tells of a data set: the anchors of a network beside fitted ones."""
+"""The report of `rcnn anchors`: the anchors of a network compared with ones fitted to a data set."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import Targets
 
 POSITIVES = {"0": (0, 0), "1": (1, 1), "2 - 4": (2, 4), "5 - 9": (5, 9), "10 or more": (10, 1 << 62)}
-"""Positive anchors an object: name -> first and last number."""
+"""Positive anchors per object: name -> lowest and highest number."""
 
 MOST_ASSIGNED = 2000
 """Images on which positive anchors are counted."""
@@ -41,7 +41,7 @@ ASPECT_BOUNDS = (0.0, 0.4, 0.7, 1.4, 2.5, math.inf)
 
 
 class Coverage(NamedTuple):
-    """How anchors meet the objects.
+    """How anchors fit the objects.
 
     Attributes:
         anchors: the rule.
@@ -78,7 +78,7 @@ def count_positives(frames: Sequence[Frame], objects: TruthBoxes, rpn: RegionPro
 def cover(
     frames: Sequence[Frame], objects: TruthBoxes, anchors: Anchors, strides: Sequence[int], settings: RPN
 ) -> Coverage:
-    """What a rule of anchors makes of the objects."""
+    """Measure how a rule of anchors covers the objects."""
     rpn = RegionProposalNetwork(1, strides, anchors, settings)
     return Coverage(anchors, best_iou(objects, anchors, strides), count_positives(frames, objects, rpn))
 
@@ -97,7 +97,7 @@ def groups(objects: TruthBoxes) -> Mapping[str, Mapping[str, Tensor]]:
 
 
 def figures(coverage: Coverage, mask: Tensor, unreached: float) -> dict[str, float | int]:
-    """Numbers of the objects (N,) of a mask; an object of an IoU under `unreached` is reached by no anchor."""
+    """Summarise the objects of a mask (N,); one with an IoU below `unreached` is reached by no anchor."""
     iou, positives = coverage.iou[mask], coverage.positives[mask]
     counted = positives[positives >= 0].double()
     return {
@@ -112,13 +112,13 @@ def figures(coverage: Coverage, mask: Tensor, unreached: float) -> dict[str, flo
 
 
 class Study:
-    """Objects, and what the rules `now` and `fitted` make of them.
+    """Objects, and how the rules `now` and `fitted` cover them.
 
     Args:
         frames: the images.
+        objects: objects of all frames.
         coverages: name of a rule -> coverage.
-        objects: of all frames.
-        limits: IoU under which an anchor is negative, and from which it is positive.
+        limits: IoU below which an anchor is negative, and from which it is positive.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Study:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Work of thousands of small tensors: more threads gain nothing, and on a busy machine wait for one another."""
+    """Use one thread: for thousands of small tensors more gain nothing, and wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -192,12 +192,12 @@ def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, rati
 
     Args:
         dataset: images; only sizes and boxes are read.
-        model: its settings, strides and the shapes of its maps are used; its weights are not.
-        sizes: sizes a level to fit; None: as many as now.
-        ratios: likewise.
+        model: network whose settings, strides and shapes of maps are used, but not its weights.
+        sizes: number of sizes per level to fit; None: as many as now.
+        ratios: number of ratios to fit; None: as many as now.
 
     Raises:
-        DataError: there is no object to meet.
+        DataError: there is no object.
     """
     settings, strides = model.settings, model.rpn.strides
     grid = network_grids(model.backbone, settings.preprocess.in_channels)

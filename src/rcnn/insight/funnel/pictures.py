@@ -38,13 +38,13 @@ TAGS = {
     "background": "background",
     "missing_label": "label missing?",
 }
-"""Kind -> what stands at its boxes and heads its column."""
+"""Kind -> the tag on its boxes and the heading of its column."""
 
 WORST = 9
-"""Images that are drawn."""
+"""Number of images drawn."""
 
 CLASSES = 12
-"""Classes that are drawn, those with most losses."""
+"""Number of classes drawn, those with most losses."""
 
 
 def draw_funnel(report: WhyReport, path: Path) -> None:
@@ -120,7 +120,7 @@ def _shown(every: Sequence[Group], kinds: dict[str, str]) -> list[Group]:
 
 
 def _bars(axes: "Axes", shown: Sequence[Group], kinds: dict[str, str]) -> None:
-    """A stacked bar a group, cut into kinds, as shares of the group; numbers in the parts that are wide enough."""
+    """Draw one stacked bar per group, divided into kinds, as shares of the group; wide parts have numbers."""
     totals = [max(1, group.counts.total()) for group in shown]
     ends = [sum(group.counts[kind] for kind in kinds) / total for group, total in zip(shown, totals, strict=True)]
     reach = max(ends) * 1.3 or 1.0
@@ -146,9 +146,9 @@ def _bars(axes: "Axes", shown: Sequence[Group], kinds: dict[str, str]) -> None:
 
 
 def _gains(axes: "Axes", report: WhyReport, kinds: dict[str, str], rows: int) -> None:
-    """A bar a kind: the AP that mending it would add; without AP the number of objects. The labels are the legend.
+    """Draw one bar per kind: the AP that mending it would add, or without AP the number of objects.
 
-    Bars are as thick as those beside them, of which there are `rows`.
+    The labels serve as legend. Bars are as thick as the `rows` bars next to them.
     """
     if report.why.detects:
         style(axes, f"What mending adds to AP {report.ap:.3f}", "", "")

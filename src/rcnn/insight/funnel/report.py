@@ -1,4 +1,4 @@
-"""What `why` found as tables, as one sentence of advice, and as a document for programs."""
+"""The answer of `why` as tables, as one sentence of advice, and as a document for programs."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -66,7 +66,7 @@ def places(why: Why) -> dict[str, str]:
 
 
 def document(answer: WhyReport, dataset: Dataset) -> dict[str, Any]:
-    """Everything for a program: counts by class and size, AP if mended, and every lost object and false alarm."""
+    """Return all results as a tree: counts by class and size, AP if mended, every lost object and false alarm."""
     why = answer.why
     objects, alarms = groups(why.outcomes, why.names), groups(why.alarms, why.names)
     return {

@@ -1,4 +1,4 @@
-"""What became of each image on its way through a detector, from the detector's own parts.
+"""Trace images through a detector, with the detector's own parts.
 
 Of one image: A anchors of all levels, M of them that enter the RPN's NMS, P proposals, K classes, D final boxes.
 """
@@ -46,7 +46,7 @@ class ImageTrace:
 
 
 def need_stages(detector: Detector) -> None:
-    """Refuse what has no stages to tell apart.
+    """Refuse a detector without distinct stages.
 
     Raises:
         SettingsError: it is a one-stage detector.
@@ -59,7 +59,7 @@ def need_stages(detector: Detector) -> None:
 
 
 def trace_images(detector: Detector, batch: Batch) -> tuple[list[ImageTrace], list[Prediction]]:
-    """Every image of a batch: its trace, and its detections in pixels of the file.
+    """Return the trace of every image of a batch, and its detections in pixels of the file.
 
     Without a second stage the detections are the proposals, all of class 0.
 

@@ -1,4 +1,4 @@
-"""Which stage lost an object: the stages of one image, asked one after another."""
+"""Find the stage that lost an object by checking the stages of its image in order."""
 
 import numpy as np
 
@@ -20,8 +20,8 @@ def explain(
         truth: its objects, in pixels of the file.
         scale: (4,) of x, y, x, y: resized size / size of the file.
         prediction: all its detections, in pixels of the file; without a second stage its proposals.
-        trace: what became of it.
-        rules: what decides.
+        trace: the stages of the image.
+        rules: thresholds and settings that decide.
     """
     if trace.refined.shape[1]:
         by, index = matched(truth, prediction, rules.iou, rules.score)
@@ -39,7 +39,7 @@ def explain(
 
 
 def where_lost(box: np.ndarray, label: int, trace: ImageTrace, rules: Rules) -> dict[str, str | int | float]:
-    """The first stage that lost an object which was not found: `where` and what more is known of it.
+    """Return the first stage that lost an object (`where`), and what else is known of it.
 
     Args:
         box: (1, 4) in pixels of the resized image.

@@ -1,7 +1,7 @@
 """Where was each object lost, and what is each false alarm?
 
-What the metric's matching finds is found. Of the rest each object is told the first stage that lost it (`LOSSES`), so
-that the parts sum to the objects that the metric counts.
+An object is found if the metric matches it. Every other object is assigned to the first stage that lost it (`LOSSES`),
+so that the parts sum to the objects that the metric counts.
 """
 
 from collections import defaultdict
@@ -37,7 +37,7 @@ def why(
         dataset: labelled images of the detector's classes.
         iou: from this IoU on a box is right; at least 0.5 where there is no second stage.
         score: from this score on a detection is shown. None: the threshold stored with the weights.
-        batch: images a batch.
+        batch: images per batch.
         progress: called with (batches done, all) after each.
 
     Raises:

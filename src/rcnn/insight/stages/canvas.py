@@ -1,4 +1,4 @@
-"""What the pictures of the stages are drawn on and with: the image, frames of boxes, labelled objects, legends."""
+"""Drawing tools for the pictures of the stages: the image, frames of boxes, labelled objects, legends."""
 
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,7 +16,7 @@ Ground = Literal["image", "light", "dark"]
 
 
 def canvas(axes: "Axes", walk: Walkthrough, title: str, ground: Ground = "light") -> None:
-    """The image as it is, or without colour and faint, so that what is drawn on it stands out."""
+    """Draw the image, or a faint grey version on which drawings stand out."""
     height, width = walk.image.shape[:2]
     image = walk.image
     if ground != "image":
@@ -39,7 +39,7 @@ def frames(axes: "Axes", boxes: Tensor, **looks: Any) -> Any:
 
 
 def legend(axes: "Axes", **place: Any) -> None:
-    """A small legend, where there is anything to tell."""
+    """Add a small legend if anything is labelled."""
     figure.legend(axes, **{"loc": "lower left", "handlelength": 1.4, "fontsize": 7.5, **place})
 
 

@@ -1,6 +1,6 @@
-"""One image on its way through the network: every stage's own tensors, kept for looking at.
+"""Follow one image through the network and keep the tensors of every stage.
 
-A anchors of all levels laid one after another, G ground truths, P proposals, D detections. Boxes are pixels of the
+A anchors of all levels one after another, G ground-truth boxes, P proposals, D detections. Boxes are pixels of the
 resized image. All tensors are of this one image, without a batch axis.
 """
 
@@ -18,10 +18,10 @@ from rcnn.model.structures import Batch, Pass, Proposals, Targets, to_device
 
 
 class Labels(NamedTuple):
-    """What the anchors are trained to say of the image.
+    """Training labels of the anchors of the image.
 
     Attributes:
-        boxes: (G, 4) the ground truths.
+        boxes: (G, 4) the ground-truth boxes.
         label: (A,) 1 positive, 0 negative, -1 not trained.
         truth: (A,) index of the ground-truth box of each anchor.
         sampled: (n,) the anchors of one draw.
@@ -34,7 +34,7 @@ class Labels(NamedTuple):
 
 
 class Ranked(NamedTuple):
-    """Boxes that the network made of anchors, best first.
+    """Boxes that the network makes from anchors, best first.
 
     Attributes:
         boxes: (n, 4).
@@ -69,7 +69,7 @@ class Walkthrough(NamedTuple):
     Attributes:
         image: (h, w, 3) uint8, as resized.
         names: class names.
-        strides: of the levels, pixels.
+        strides: stride of each level, pixels.
         grids: (height, width) of each level, cells.
         levels: (A,) int64, level of each anchor, counted from the finest.
         anchors: (A, 4).
@@ -106,7 +106,7 @@ class Walkthrough(NamedTuple):
 
     @property
     def per_cell(self) -> int:
-        """Anchors a cell."""
+        """Anchors per cell."""
         return len(self.anchors) // sum(height * width for height, width in self.grids)
 
 
@@ -124,8 +124,8 @@ def follow(
         detector: proposals and detections are those of its `propose` and `predict`.
         image: as `preprocess.decode.read_image` returns it.
         truth: labelled objects in pixels of the file, for the stages of training.
-        seed: of the draw of anchors.
-        score: detections of a lower score are left out; None: the detector's threshold.
+        seed: seed of the draw of anchors.
+        score: least score of a detection; None: the detector's threshold.
 
     Raises:
         SettingsError: it is a one-stage detector.
@@ -186,7 +186,7 @@ def _labels(detector: Detector, batch: Batch, run: Pass, truth: Truth, seed: int
     boxes = (torch.from_numpy(truth.boxes).to(scale.device) * scale).float()
     some = boxes.new_ones(len(boxes), dtype=torch.bool)
     labels, ignore = torch.from_numpy(truth.labels).to(boxes.device), torch.from_numpy(truth.ignore).to(boxes.device)
-    # One row of zeros more: the operators want at least one ground truth.
+    # One row of zeros more: the operators want at least one ground-truth box.
     parts = (boxes, labels, some, ignore)
     targets = Targets(*(torch.cat((part, part.new_zeros(1, *part.shape[1:])))[None] for part in parts))
     assert run.rpn is not None

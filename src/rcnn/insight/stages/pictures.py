@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 POSITIVE, NEGATIVE = PALETTE[2], PALETTE[3]
 MOST_DRAWN = 300
-"""Proposals in a picture, the best."""
+"""Number of proposals in a picture, the best ones."""
 
 SCORES = "plasma"
 """Colours of scores, from 0, dark blue, to 1, yellow."""
@@ -54,7 +54,7 @@ def draw_stages(walk: Walkthrough, folder: Path) -> list[Path]:
 def _sheet(
     walk: Walkthrough, panels: Sequence[Panel], path: Path, *, scored: bool = False, numbered: bool = False
 ) -> Path:
-    """Panels side by side, four a row at most, and a bar of colours where scores are drawn."""
+    """Draw panels side by side, at most four per row, with a colour bar if scores are drawn."""
     from matplotlib.cm import ScalarMappable
 
     columns = len(panels) if len(panels) <= 4 else -(-len(panels) // 2)
@@ -89,7 +89,7 @@ def picture(axes: "Axes", walk: Walkthrough) -> None:
 
 
 def _middle(walk: Walkthrough) -> tuple[float, float]:
-    """Where anchors are shown: the middle of the best known object, else of the image."""
+    """Return where anchors are shown: the middle of the best known object, else of the image."""
     height, width = walk.image.shape[:2]
     boxes = walk.truth.boxes if walk.truth is not None else walk.anchors[:0]
     if not len(boxes) and walk.detections is not None:
@@ -159,7 +159,7 @@ not_trained = partial(_labelled, label=-1, title="not trained", linewidths=0.6, 
 
 
 def negatives(axes: "Axes", walk: Walkthrough) -> None:
-    """The middles of the anchors that are trained to be background: too many to draw as boxes."""
+    """The centres of the anchors that are trained to be background, which are too many to draw as boxes."""
     assert walk.truth is not None
     mask = walk.truth.label == 0
     canvas(axes, walk, f"negative: {int(mask.sum()):,}, their middles")

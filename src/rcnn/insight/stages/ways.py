@@ -17,20 +17,20 @@ STEPS = {"anchor": "#7B3294", "proposal": PALETTE[1], "box": PALETTE[0]}
 """The three boxes of a detection's way and their colours."""
 
 MOST_WAYS = 8
-"""Detections whose ways are drawn, the best."""
+"""Number of detections whose ways are drawn, the best ones."""
 
 
 class Way(NamedTuple):
-    """How a detection came to be.
+    """The way of a detection from its anchor.
 
     Attributes:
-        name: of its class.
-        score: 0..1.
-        objectness: of its anchor, 0..1.
+        name: name of its class.
+        score: its score, 0..1.
+        objectness: objectness of its anchor, 0..1.
         level: of the anchor, counted from the finest.
         cell: (row, column) of the anchor.
         boxes: (3, 4): the anchor, the proposal made of it, the final box.
-        truth: IoU of the three with the labelled object that the final box meets best; None where none is known.
+        truth: IoU of the three with the labelled object that the final box overlaps most; None if there is none.
     """
 
     name: str
@@ -63,7 +63,7 @@ def ways(walk: Walkthrough) -> list[Way]:
 
 
 def draw_ways(walk: Walkthrough, drawn: Sequence[Way], path: Path) -> Path:
-    """A panel a way of the first, cut out of the image: anchor, proposal, final box."""
+    """Draw one panel per way, cropped from the image, for the first ways: anchor, proposal, final box."""
     drawn = drawn[:MOST_WAYS]
     rows = -(-len(drawn) // 4)
     columns = -(-len(drawn) // rows)
