@@ -27,6 +27,7 @@ import numpy as np
 import torch
 import torchvision
 from torch import Tensor, nn
+from torchvision.models import get_model
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
@@ -259,7 +260,7 @@ def main() -> None:
         sizes = {"min_size": options.short, "max_size": options.short * 5 // 3}
         if options.proposals:
             sizes["rpn_post_nms_top_n_test"] = options.proposals
-        model = ARCHITECTURES[name].build(**weights, **sizes).eval()
+        model = get_model(name, **weights, **sizes).eval()
         if not options.coco:
             spread(model)
         for kind in ("coco" if options.coco else "random", "perturbed"):

@@ -210,7 +210,7 @@ def test_a_study_names_what_no_anchor_reaches_and_draws(tmp_path: Path) -> None:
     assert (told["image"], told["class"], told["width"], told["height"]) == ("a.png", "thing", 1, 80)
     assert result.figures("fitted")["iou"] > result.figures("now")["iou"]
     assert sum(result.positive_counts("now").values()) == 2
-    plot_anchors(result.objects, result.found, (0.3, 0.7), tmp_path / "a.png")
+    plot_anchors(result.objects, result.coverages, (0.3, 0.7), tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 

@@ -13,9 +13,10 @@ from torchvision.ops import batched_nms, box_iou
 
 from rcnn.detector import Detector
 from rcnn.insight.stages import pictures
-from rcnn.insight.stages.follow import Stages, Truth, counts, follow
+from rcnn.insight.stages.follow import Walkthrough, counts, follow
 from rcnn.insight.stages.pictures import draw_stages
 from rcnn.insight.stages.ways import ways
+from rcnn.metrics.types import Truth
 from rcnn.presets import build, settings_of
 
 SMALL = (
@@ -57,12 +58,12 @@ def image() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def stages(detector: Detector, image: np.ndarray) -> Stages:
+def stages(detector: Detector, image: np.ndarray) -> Walkthrough:
     return follow(detector, image, TRUTH)
 
 
 def test_proposals_and_detections_are_those_of_the_detector(
-    stages: Stages, detector: Detector, image: np.ndarray
+    stages: Walkthrough, detector: Detector, image: np.ndarray
 ) -> None:
     scale = np.array([image.shape[1] / stages.image.shape[1], image.shape[0] / stages.image.shape[0]] * 2)
     (proposed,), (predicted,) = detector.propose(image), detector.predict(image)
@@ -75,7 +76,7 @@ def test_proposals_and_detections_are_those_of_the_detector(
     np.testing.assert_allclose(stages.detections.boxes.numpy() * scale, predicted.boxes, atol=1e-3)
 
 
-def test_suppressing_what_enters_nms_leaves_the_proposals(stages: Stages) -> None:
+def test_suppressing_what_enters_nms_leaves_the_proposals(stages: Walkthrough) -> None:
     before = stages.before
     entries = sum(min(60, rows * columns * 3) for rows, columns in stages.grids)
     assert 20 < len(before.boxes) == len(before.anchor.unique()) <= entries  # those beyond the image have no area
@@ -86,7 +87,7 @@ def test_suppressing_what_enters_nms_leaves_the_proposals(stages: Stages) -> Non
     torch.testing.assert_close(stages.objectness[before.anchor], before.scores)
 
 
-def test_an_anchor_lies_at_its_place(stages: Stages) -> None:
+def test_an_anchor_lies_at_its_place(stages: Walkthrough) -> None:
     for anchor in (0, 7, 2000, len(stages.anchors) - 1):
         level, row, column, which = stages.place(anchor)
         x1, y1, x2, y2 = stages.anchors[anchor].tolist()
@@ -97,7 +98,7 @@ def test_an_anchor_lies_at_its_place(stages: Stages) -> None:
         assert (y2 - y1) / (x2 - x1) == pytest.approx(ratio, rel=1e-4)
 
 
-def labels(stages: Stages) -> torch.Tensor:
+def labels(stages: Walkthrough) -> torch.Tensor:
     """(A,) 1 positive, 0 negative, -1 not trained, by the paper's rules; half in the third object counts as neither."""
     assert stages.truth is not None
     boxes = stages.truth.boxes
@@ -113,7 +114,7 @@ def labels(stages: Stages) -> torch.Tensor:
     return positive.long() - (~positive & ~negative).long()
 
 
-def test_labels_follow_the_rules_of_the_paper(stages: Stages) -> None:
+def test_labels_follow_the_rules_of_the_paper(stages: Walkthrough) -> None:
     truth = stages.truth
     assert truth is not None
     scale = torch.tensor([129 / 201, 96 / 150] * 2, dtype=torch.float64)
@@ -121,10 +122,10 @@ def test_labels_follow_the_rules_of_the_paper(stages: Stages) -> None:
     assert torch.equal(truth.label.long(), labels(stages))
     positive = truth.label == 1
     iou = box_iou(stages.anchors[positive], truth.boxes[:2])
-    assert torch.equal(truth.gt[positive], iou.argmax(dim=1))
+    assert torch.equal(truth.truth[positive], iou.argmax(dim=1))
 
 
-def test_a_sample_is_drawn_as_in_training(stages: Stages, detector: Detector, image: np.ndarray) -> None:
+def test_a_sample_is_drawn_as_in_training(stages: Walkthrough, detector: Detector, image: np.ndarray) -> None:
     truth = stages.truth
     assert truth is not None
     label = truth.label[truth.sampled]
@@ -138,7 +139,7 @@ def test_a_sample_is_drawn_as_in_training(stages: Stages, detector: Detector, im
     assert follow(detector, image, TRUTH).truth.sampled.tolist() == truth.sampled.tolist()  # type: ignore[union-attr]
 
 
-def test_a_way_leads_from_an_anchor_over_its_proposal_to_the_box(stages: Stages) -> None:
+def test_a_way_leads_from_an_anchor_over_its_proposal_to_the_box(stages: Walkthrough) -> None:
     assert stages.detections is not None
     assert stages.truth is not None
     found = ways(stages)
@@ -152,7 +153,7 @@ def test_a_way_leads_from_an_anchor_over_its_proposal_to_the_box(stages: Stages)
         assert way.truth == pytest.approx(iou[:, iou[2].argmax()].tolist(), abs=1e-5)
 
 
-def test_counts_add_up(stages: Stages) -> None:
+def test_counts_add_up(stages: Walkthrough) -> None:
     found = counts(stages)
     assert found["anchors"] == 3 * sum(rows * columns for rows, columns in stages.grids)
     assert found["positive"] + found["negative"] + found["not_trained"] == found["anchors"]
@@ -171,7 +172,7 @@ TRAINING = {"2-labels.png", "3-samples.png"}
 ALL = {"overview.png", "1-anchors.png", "4-objectness.png", "5-proposals.png", "6-ways.png"} | TRAINING
 
 
-def test_pictures_of_all_stages(stages: Stages, tmp_path: Path) -> None:
+def test_pictures_of_all_stages(stages: Walkthrough, tmp_path: Path) -> None:
     check(draw_stages(stages, tmp_path), ALL, tmp_path)
 
 
@@ -179,7 +180,7 @@ def test_pictures_of_all_stages(stages: Stages, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def sheets(stages: Stages) -> dict[str, list[Axes]]:
+def sheets(stages: Walkthrough) -> dict[str, list[Axes]]:
     """The panels of each picture but the ways, with their titles."""
     made: dict[str, list[Axes]] = {}
     with pytest.MonkeyPatch.context() as patch:
@@ -203,7 +204,7 @@ def dots(axes: Axes) -> list[list[float]]:
     return sorted(place for part in parts for place in np.asarray(part.get_offsets()).tolist())
 
 
-def test_the_labels_have_a_panel_each(stages: Stages, sheets: dict[str, list[Axes]]) -> None:
+def test_the_labels_have_a_panel_each(stages: Walkthrough, sheets: dict[str, list[Axes]]) -> None:
     label = labels(stages)
     assert min((label == value).sum() for value in (1, 0, -1)) > 0
     positive, neither, negative = sheets["2-labels"]
@@ -226,7 +227,7 @@ def test_the_labels_have_a_panel_each(stages: Stages, sheets: dict[str, list[Axe
 
 
 def test_the_sample_has_a_panel_of_positives_and_one_of_negatives(
-    stages: Stages, sheets: dict[str, list[Axes]]
+    stages: Walkthrough, sheets: dict[str, list[Axes]]
 ) -> None:
     assert stages.truth is not None
     sampled, label = stages.truth.sampled, labels(stages)
@@ -238,7 +239,9 @@ def test_the_sample_has_a_panel_of_positives_and_one_of_negatives(
     assert torch.equal(drawn(sheets["overview"][3], "negative"), negative)
 
 
-def test_the_map_of_a_level_has_the_best_anchor_of_each_cell(stages: Stages, sheets: dict[str, list[Axes]]) -> None:
+def test_the_map_of_a_level_has_the_best_anchor_of_each_cell(
+    stages: Walkthrough, sheets: dict[str, list[Axes]]
+) -> None:
     height, width = stages.image.shape[:2]
     highest = np.zeros((height, width))
     for level, ((rows, columns), stride) in enumerate(zip(stages.grids, stages.strides, strict=True)):
@@ -258,7 +261,7 @@ def shown(axes: Axes) -> np.ndarray:
 
 
 def test_proposals_are_drawn_in_the_colours_of_their_scores_the_best_on_top(
-    stages: Stages, sheets: dict[str, list[Axes]]
+    stages: Walkthrough, sheets: dict[str, list[Axes]]
 ) -> None:
     for panels, number in ((sheets["5-proposals"], 0), (sheets["overview"], 5)):
         for axes, ranked in zip(panels[number:], (stages.before, stages.proposals), strict=False):
@@ -269,7 +272,7 @@ def test_proposals_are_drawn_in_the_colours_of_their_scores_the_best_on_top(
     assert torch.equal(drawn(sheets["overview"][7]), stages.detections.boxes)
 
 
-def test_anchors_of_one_place_on_every_level(stages: Stages, sheets: dict[str, list[Axes]]) -> None:
+def test_anchors_of_one_place_on_every_level(stages: Walkthrough, sheets: dict[str, list[Axes]]) -> None:
     """The place is the middle of the largest object, (92.9, 54.4) in the resized image."""
     cells = []
     for level, stride in enumerate(stages.strides):

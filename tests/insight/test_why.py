@@ -20,8 +20,8 @@ from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Alarm, Outcome, Rul
 from rcnn.insight.funnel.mend import ap_of, mended
 from rcnn.insight.funnel.pictures import KINDS, draw_funnel, draw_worst
 from rcnn.insight.funnel.report import document, places, report
-from rcnn.insight.funnel.stages import Stages, run_stages
-from rcnn.insight.funnel.trace import explain, trace
+from rcnn.insight.funnel.stages import ImageTrace, trace_images
+from rcnn.insight.funnel.trace import explain, where_lost
 from rcnn.insight.funnel.why import find_alarms, why
 from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.confusion import confusion_matrix
@@ -50,7 +50,7 @@ def detector(changes: dict[str, Any] | None = None, **options: Any) -> Detector:
 def test_stages_lead_to_what_the_detector_says(changes: dict[str, Any]) -> None:
     made = detector(changes)
     batch, _ = tiny.batch(2)
-    every, predictions = run_stages(made, batch)
+    every, predictions = trace_images(made, batch)
     rpn, roi = made.settings.rpn, made.settings.roi
     with torch.inference_mode():
         _, _, proposals, _, found = made.runner.run(batch)
@@ -80,7 +80,7 @@ def test_broken_weights_are_an_error() -> None:
     made = detector({"roi": {"head": "none"}})
     torch.nn.init.constant_(made.model.rpn.head.reg.weight, torch.nan)
     with pytest.raises(NonFiniteError, match="not finite"):
-        run_stages(made, tiny.batch(1)[0])
+        trace_images(made, tiny.batch(1)[0])
 
 
 # --- a planted fault lands in its place ------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_broken_weights_are_an_error() -> None:
 HERE, ASIDE, AWAY = (40.0, 40, 80, 80), (60.0, 40, 100, 80), (0.0, 0, 30, 30)  # IoU of the first two: 1/3
 
 
-def stages(**changes: Any) -> Stages:
+def stages(**changes: Any) -> ImageTrace:
     """Two anchors; the first becomes a proposal, then a detection of class 0 that fits the object at HERE."""
     healthy: dict[str, Any] = {
         "anchors": (HERE, AWAY),
@@ -101,7 +101,7 @@ def stages(**changes: Any) -> Stages:
         "scores": ((0.9, 0.05), (0.6, 0.1)),
         "detected": ((0, 0), (1, 0)),
     }
-    return Stages(**{name: np.array(value) for name, value in {**healthy, **changes}.items()})
+    return ImageTrace(**{name: np.array(value) for name, value in {**healthy, **changes}.items()})
 
 
 PLANTED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
@@ -141,7 +141,7 @@ def rules(*changes: dict[str, Any]) -> Rules:
 
 @pytest.mark.parametrize(("where", "detail", "changes", "settings"), PLANTED)
 def test_a_planted_fault_lands_in_its_place(where: str, detail: str, changes: Any, settings: Any) -> None:
-    told = trace(np.array([HERE]), 0, stages(**changes), rules(settings))
+    told = where_lost(np.array([HERE]), 0, stages(**changes), rules(settings))
     assert told["where"] == where
     assert told.get("detail", "") == detail
     assert told.get("taken_for", -1) == (1 if where == "other_class" else -1)
@@ -156,7 +156,7 @@ def test_of_two_faults_the_first_lost_it(where: str, detail: str, changes: Any, 
     order = list(LOSSES)
     for other, _, more, also in PLANTED:
         if order.index(other) > order.index(where):
-            told = trace(np.array([HERE]), 0, stages(**{**more, **changes}), rules(also, settings))
+            told = where_lost(np.array([HERE]), 0, stages(**{**more, **changes}), rules(also, settings))
             assert (told["where"], told.get("detail", "")) == (where, detail), other
 
 
@@ -164,7 +164,7 @@ def test_of_two_faults_the_first_lost_it(where: str, detail: str, changes: Any, 
 def test_an_anchor_is_there_from_iou_three_tenths_on(iou: float, where: str) -> None:
     """The anchor lies inside the object, and no box that came of it fits."""
     inside = (40, 40, 80, 40 + 40 * iou)
-    told = trace(np.array([HERE]), 0, stages(anchors=(inside, AWAY), decoded=(AWAY, AWAY)), rules())
+    told = where_lost(np.array([HERE]), 0, stages(anchors=(inside, AWAY), decoded=(AWAY, AWAY)), rules())
     assert told["where"] == where
 
 

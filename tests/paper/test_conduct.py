@@ -22,7 +22,7 @@ from rcnn.data.given import Given
 from rcnn.errors import Interrupted, SettingsError, TrainingError
 from rcnn.evaluate import Shard, loaders_of
 from rcnn.paper.budget import cut_epochs, fitting
-from rcnn.paper.conduct import EXPERIMENTS, Outcome, conduct
+from rcnn.paper.conduct import EXPERIMENTS, ExperimentResult, conduct
 from rcnn.paper.lab import Lab
 from rcnn.paper.plots import plot
 from rcnn.paper.report import write_page
@@ -66,7 +66,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-def quietly(name: str, settings: Settings, folder: Path, **options: Any) -> Outcome:
+def quietly(name: str, settings: Settings, folder: Path, **options: Any) -> ExperimentResult:
     return conduct(name, settings, folder, say=lambda text: None, quiet=True, **options)
 
 
@@ -75,20 +75,20 @@ def table(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def check(outcome: Outcome, folder: Path) -> None:
+def check(result: ExperimentResult, folder: Path) -> None:
     """Every row has finite numbers, every ordering a verdict; the page and the picture are there."""
-    shown = outcome.experiment.columns
-    for row in outcome.experiment.rows:
-        for numbers in outcome.scores[row].values():
+    shown = result.experiment.columns
+    for row in result.experiment.rows:
+        for numbers in result.scores[row].values():
             assert all(math.isfinite(numbers[column.key]) for column in shown), row
-    assert outcome.experiment.claims
-    assert {judged.verdict for judged in outcome.judgements} == {"one run"}
-    write_page(outcome, folder)
-    plot(outcome, folder / f"{outcome.name}.png")
-    page = (folder / f"{outcome.name}.md").read_text()
-    assert all(f"| {row} |" in page for row in outcome.experiment.rows)
-    assert (folder / f"{outcome.name}.png").stat().st_size > 10_000
-    assert len(table(folder / f"{outcome.name}.csv")) == len(outcome.experiment.rows)
+    assert result.experiment.claims
+    assert {judged.verdict for judged in result.judgements} == {"one run"}
+    write_page(result, folder)
+    plot(result, folder / f"{result.name}.png")
+    page = (folder / f"{result.name}.md").read_text()
+    assert all(f"| {row} |" in page for row in result.experiment.rows)
+    assert (folder / f"{result.name}.png").stat().st_size > 10_000
+    assert len(table(folder / f"{result.name}.csv")) == len(result.experiment.rows)
 
 
 @pytest.mark.parametrize(
@@ -101,12 +101,12 @@ def check(outcome: Outcome, folder: Path) -> None:
 def test_an_experiment_and_once_more_at_no_cost(
     name: str, trainings: list[str], settings: Settings, trained: list[str], tmp_path: Path
 ) -> None:
-    outcome = quietly(name, settings, tmp_path)
-    check(outcome, tmp_path)
+    result = quietly(name, settings, tmp_path)
+    check(result, tmp_path)
     assert trained == [f"{name}-{which}-0" for which in trainings]
     again = quietly(name, settings, tmp_path)
     assert len(trained) == len(trainings)
-    assert again.scores == outcome.scores
+    assert again.scores == result.scores
 
 
 def test_experiments_share_trainings_of_equal_settings(settings: Settings, trained: list[str], tmp_path: Path) -> None:
@@ -127,10 +127,10 @@ def test_table_2_trains_two_models_for_its_twelve_rows(
         return evaluate(detector, dataset, loaders=loaders, proposals=proposals, **options)
 
     monkeypatch.setattr(measure_file, "evaluate", watched)
-    outcome = quietly("proposals", override(settings, {"train": {"proposals": str(boxes)}}), tmp_path)
-    check(outcome, tmp_path)
+    result = quietly("proposals", override(settings, {"train": {"proposals": str(boxes)}}), tmp_path)
+    check(result, tmp_path)
     assert trained == ["fast-rcnn-0", "alternating-0"]
-    assert len(outcome.experiment.rows) == 12
+    assert len(result.experiment.rows) == 12
     assert counts == [2000, 300, 100, 300, 1000, 6000, 100, 300, 1000, 300, 1000]
 
 
@@ -141,16 +141,16 @@ def test_figure_4_measures_selective_search_once(
     read = recall_file.open_proposals
     monkeypatch.setattr(recall_file, "open_proposals", lambda *words: opened.append(words[0]) or read(*words))
     settings = override(settings, {"train": {"proposals": str(boxes)}})
-    outcome = quietly("recall", settings, tmp_path, seeds=(0, 1))
+    result = quietly("recall", settings, tmp_path, seeds=(0, 1))
     assert (len(opened), trained) == (1, ["rpn-0", "rpn-1"])
-    assert [list(outcome.scores[row]) for row in ("SS", "RPN")] == [[None], [0, 1]]
+    assert [list(result.scores[row]) for row in ("SS", "RPN")] == [[None], [0, 1]]
     for row in ("SS", "RPN"):
-        (numbers, *_) = outcome.scores[row].values()
+        (numbers, *_) = result.scores[row].values()
         curve = [numbers[f"recall300@{iou / 100:.2f}"] for iou in range(50, 100, 5)]
         assert np.mean(curve) == pytest.approx(numbers["ar300"])
         assert curve == sorted(curve, reverse=True)
         assert numbers["ar300"] <= numbers["ar1000"] <= numbers["ar2000"]
-    assert {judged.runs for judged in outcome.judgements} == {2}
+    assert {judged.runs for judged in result.judgements} == {2}
 
 
 def test_table_5_times_all_rows_in_turn(
@@ -163,13 +163,13 @@ def test_table_5_times_all_rows_in_turn(
         return given(image, mode)
 
     monkeypatch.setattr(timing_file, "selective_search", search)
-    outcome = quietly("time", settings, tmp_path)
-    check(outcome, tmp_path)
+    result = quietly("time", settings, tmp_path)
+    check(result, tmp_path)
     assert asked == [("fast", 2000), ("quality", 2000)] * 2  # two images
     assert not trained
-    for numbers in (by_seed[0] for by_seed in outcome.scores.values()):
+    for numbers in (by_seed[0] for by_seed in result.scores.values()):
         assert numbers["total"] == pytest.approx(numbers["conv"] + numbers["proposals"] + numbers["regions"])
-    assert outcome.scores["RPN"][0]["ratio"] == 1
+    assert result.scores["RPN"][0]["ratio"] == 1
 
 
 def test_a_broken_training_goes_on_and_finished_runs_stay(
@@ -206,12 +206,12 @@ def test_a_training_that_fails_leaves_a_gap_and_is_tried_again(
     train = lab_file.train
     with monkeypatch.context() as patch:
         patch.setattr(lab_file, "train", lambda **words: (fail if "one" in words["name"] else train)(**words))
-        outcome = quietly("one-stage", settings, tmp_path)
-    assert [text.partition(":")[0] for text in outcome.failures] == [f"one stage, {n}, seed 0" for n in SCALES]
-    assert set(outcome.scores) == {"two stages"}
-    assert {judged.verdict for judged in outcome.judgements} == {"not measured"}
-    write_page(outcome, tmp_path)
-    plot(outcome, tmp_path / "one-stage.png")
+        result = quietly("one-stage", settings, tmp_path)
+    assert [text.partition(":")[0] for text in result.failures] == [f"one stage, {n}, seed 0" for n in SCALES]
+    assert set(result.scores) == {"two stages"}
+    assert {judged.verdict for judged in result.judgements} == {"not measured"}
+    write_page(result, tmp_path)
+    plot(result, tmp_path / "one-stage.png")
     assert "- one stage, 1 scale, seed 0: the loss is not finite" in (tmp_path / "one-stage.md").read_text()
     check(quietly("one-stage", settings, tmp_path), tmp_path)
 
@@ -241,15 +241,15 @@ def test_epochs_that_fit(seconds: float, epochs: int) -> None:
 
 def test_a_budget_cuts_epochs_once_and_says_so(settings: Settings, trained: list[str], tmp_path: Path) -> None:
     settings, said = override(settings, ["train.epochs=500"]), []
-    outcome = conduct("one-stage", settings, tmp_path, budget=0.05, say=said.append, quiet=True)
-    assert 1 <= outcome.settings.train.epochs < 100
+    result = conduct("one-stage", settings, tmp_path, budget=0.05, say=said.append, quiet=True)
+    assert 1 <= result.settings.train.epochs < 100
     (line,) = [text for text in said if "an epoch takes" in text]
     assert "2 stages of 500 epochs would take" in line
-    assert f"Cut to {outcome.settings.train.epochs} each" in line
+    assert f"Cut to {result.settings.train.epochs} each" in line
     assert trained[0] == "joint-0"
     count = len(trained)
     again = quietly("one-stage", settings, tmp_path, budget=0.05)
-    assert (again.settings.train.epochs, len(trained)) == (outcome.settings.train.epochs, count)
+    assert (again.settings.train.epochs, len(trained)) == (result.settings.train.epochs, count)
 
 
 def test_a_budget_counts_the_search_for_proposals(

@@ -7,7 +7,7 @@ from rcnn.errors import WeightsError
 from rcnn.model.boxes import decode
 from rcnn.model.fast_rcnn import delta_normal
 from rcnn.presets import build, settings_of
-from rcnn.weights.adapt import Layout, adapt, fill, some
+from rcnn.weights.adapt import Architecture, adapt, fill, some
 
 SMALL = (
     "model.backbone=tiny",
@@ -27,8 +27,8 @@ class Case:
     """A filled detector of cats and dogs, and a model that it is adapted to."""
 
     def __init__(self, names: tuple[str, ...], *changes: str, source: tuple[str, ...] = ()) -> None:
-        self.theirs = Layout(settings(*source), ("cat", "dog"))
-        self.ours = Layout(settings(*changes), names)
+        self.theirs = Architecture(settings(*source), ("cat", "dog"))
+        self.ours = Architecture(settings(*changes), names)
         torch.manual_seed(1)
         given = build(self.theirs.settings, 2)
         with torch.no_grad():
@@ -145,9 +145,9 @@ def test_boxes_are_kept_where_their_deltas_are_normalised_by_other_numbers() -> 
     assert case.run() == "all weights from pets.safetensors"
     rois, features = torch.tensor([[10.0, 20, 50, 80]]), torch.randn(7, 12)
 
-    def boxes(given: dict[str, Tensor], layout: Layout) -> Tensor:
+    def boxes(given: dict[str, Tensor], architecture: Architecture) -> Tensor:
         deltas = nn.functional.linear(features / 50, given[REG + "weight"], given[REG + "bias"])
-        return decode(deltas.unflatten(1, (2, 4)), rois, delta_normal(layout.settings.roi, rois))
+        return decode(deltas.unflatten(1, (2, 4)), rois, delta_normal(architecture.settings.roi, rois))
 
     torch.testing.assert_close(boxes(case.after, case.ours), boxes(case.given, case.theirs))
 

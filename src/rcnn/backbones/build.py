@@ -1,4 +1,4 @@
-"""From settings to a backbone: a trunk, and a feature pyramid on it or nothing."""
+"""Build a backbone from settings: a trunk, optionally with a feature pyramid."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.backbones.fpn import FeaturePyramid
-from rcnn.backbones.mobilenet import mobilenet
-from rcnn.backbones.mobilenet_v3 import mobilenet_v3_large
+from rcnn.backbones.mobilenet import mobilenet, mobilenet_v3_large
 from rcnn.backbones.norm import freeze_batch_norm, set_eps
 from rcnn.backbones.resnet import NAMES, ResNet
 from rcnn.backbones.timm import TimmTrunk
@@ -36,13 +35,13 @@ class Backbone(nn.Module):
     """Images -> feature maps of equal width.
 
     Args:
-        name: of the trunk in `TRUNKS`, or timm/NAME.
-        trunk: what the images go through first.
-        neck: a pyramid on the trunk's levels. None: its last level alone.
+        name: name of the trunk in `TRUNKS`, or timm/NAME.
+        trunk: network that makes feature maps of images.
+        neck: pyramid on the trunk's levels. None: only the trunk's last level.
 
     Attributes:
-        strides: of each output, pixels.
-        channels: of every output.
+        strides: stride of each output in pixels.
+        channels: channels of every output.
     """
 
     def __init__(self, name: str, trunk: Trunk, neck: FeaturePyramid | None) -> None:
@@ -62,13 +61,13 @@ class Backbone(nn.Module):
 
 
 def build_backbone(settings: Settings) -> Backbone:
-    """The backbone of `settings.model` with fresh weights, its frozen parts marked.
+    """Build the backbone of `settings.model` with fresh weights and its frozen parts marked.
 
-    Without a neck the only level is the one of `model.levels` where that names a single one, else the trunk's last;
-    under `roi.head=conv5` it is 4, since the fifth stage is the head.
+    Without a neck its only level is that of `model.levels` if it names a single one, else the trunk's last; with
+    `roi.head=conv5` it is 4, since the fifth stage is the head.
 
     Raises:
-        SettingsError: no such backbone, or levels or widths that it does not have.
+        SettingsError: the backbone is unknown or does not have these levels or widths.
     """
     model = settings.model
     last = None

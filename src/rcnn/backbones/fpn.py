@@ -11,14 +11,17 @@ class FeaturePyramid(nn.Module):
     """Maps of a trunk's levels -> maps of `channels` channels at `levels`.
 
     From the top down: a 1x1 convolution of each trunk level, plus the level above enlarged by nearest neighbours to its
-    exact size, then a 3x3 convolution. Levels above the trunk's last take every second cell of the one below.
+    exact size, then a 3x3 convolution. Levels above the trunk's last take every second cell of the level below.
 
     Args:
         maps: level and channels of each map of the trunk, finest first. Those finer than the finest wanted level are
             not read, and of several maps of one level only the last ones, as many as are wanted.
-        channels: of every output.
-        levels: wanted, ascending; as often the same as the trunk has maps of it.
-        norm: a batch norm behind every convolution, which then has no bias.
+        channels: channels of every output.
+        levels: levels of the outputs, ascending; a level may occur once per map that the trunk has of it.
+        norm: whether every convolution is followed by a batch norm, and has no bias.
+
+    Attributes:
+        read: indices of the trunk's maps that are read, finest first.
     """
 
     conv_norms = (("lateral", "lateral_norm"), ("output", "output_norm"))
@@ -30,17 +33,17 @@ class FeaturePyramid(nn.Module):
         self.levels, self.channels = tuple(levels), channels
         self.names = _names(self.levels)
         numbers = [level for level, _ in maps]
-        self._read: list[int] = []
+        self.read: list[int] = []
         for level in dict.fromkeys(number for number in numbers if number >= min(levels)):
             places = [i for i, number in enumerate(numbers) if number == level]
-            self._read += places[-max(1, self.levels.count(level)) :]
-        self._inputs = _names([numbers[i] for i in self._read])
+            self.read += places[-max(1, self.levels.count(level)) :]
+        self._inputs = _names([numbers[i] for i in self.read])
         self._top, pooled = numbers[-1], max(levels) > numbers[-1]
         smooth = [name for name in self._inputs if name in self.names or (pooled and name == self._inputs[-1])]
         self.lateral = nn.ModuleDict(
             {
                 name: nn.Conv2d(maps[i][1], channels, 1, bias=not norm)
-                for name, i in zip(self._inputs, self._read, strict=True)
+                for name, i in zip(self._inputs, self.read, strict=True)
             }
         )
         self.output = nn.ModuleDict(
@@ -59,20 +62,20 @@ class FeaturePyramid(nn.Module):
 
         Of two maps of level 5 the second is "p5b".
         """
-        merged, found = None, {}
-        for name, i in zip(reversed(self._inputs), reversed(self._read), strict=True):
+        merged, outputs = None, {}
+        for name, i in zip(reversed(self._inputs), reversed(self.read), strict=True):
             lateral = _layer(self.lateral, self.lateral_norm, name, maps[i])
             if merged is None:
                 merged = lateral
             else:
                 merged = lateral + F.interpolate(merged, size=lateral.shape[-2:], mode="nearest")
             if name in self.output:
-                found[name] = _layer(self.output, self.output_norm, name, merged)
+                outputs[name] = _layer(self.output, self.output_norm, name, merged)
         below = self._inputs[-1]
         for level in range(self._top + 1, max(self.levels) + 1):
-            found[f"p{level}"] = F.max_pool2d(found[below], kernel_size=1, stride=2)
+            outputs[f"p{level}"] = F.max_pool2d(outputs[below], kernel_size=1, stride=2)
             below = f"p{level}"
-        return OrderedDict((name, found[name]) for name in self.names)
+        return OrderedDict((name, outputs[name]) for name in self.names)
 
 
 def _layer(convs: nn.ModuleDict, norms: nn.ModuleDict, name: str, x: Tensor) -> Tensor:

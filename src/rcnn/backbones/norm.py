@@ -38,7 +38,7 @@ class FrozenBatchNorm2d(nn.Module):
             self.register_buffer(name, getattr(norm, name).detach())
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) as it comes."""
+        """Return (B, C, H, W) unchanged."""
         return x
 
 
@@ -68,7 +68,7 @@ def scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, T
 
 
 def set_eps(module: nn.Module, eps: float | None) -> None:
-    """Give all batch norms in `module` this epsilon; None: leave them as they are."""
+    """Set the epsilon of all batch norms in `module`; None leaves them unchanged."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d) and eps is not None:
             layer.eps = eps
@@ -79,8 +79,8 @@ def freeze_batch_norm(module: nn.Module, prefixes: Sequence[str] = ("",), *, aff
 
     Args:
         module: changed in place.
-        prefixes: only submodules of these names, and what is below them. An empty name: all.
-        affine: their weights and biases stay trained.
+        prefixes: names of the submodules to freeze, with all below them. An empty name means all.
+        affine: whether their weights and biases stay trained.
     """
     for pair in list(_pairs(module)):
         chosen = any(not prefix or f"{pair.path}.".startswith(f"{prefix}.") for prefix in prefixes)
@@ -92,8 +92,8 @@ def freeze_batch_norm(module: nn.Module, prefixes: Sequence[str] = ("",), *, aff
 def fold_batch_norm(module: nn.Module) -> None:
     """Fold each batch norm, frozen or trained, into the convolution before it: for prediction only, in place.
 
-    The outputs are those of eval mode. Networks of timm are left alone, since their modules need not run in the order
-    in which they are kept.
+    The outputs are those of eval mode. Networks of timm are left unchanged, since their modules need not run in the
+    order in which they are registered.
     """
     with torch.no_grad():
         for pair in list(_pairs(module)):

@@ -1,4 +1,4 @@
-"""What a cell of a feature map sees of the image: size, distance and place, by arithmetic."""
+"""Compute what a cell of a feature map sees of the image: size, distance and position."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -7,12 +7,12 @@ from torch import nn
 
 
 class ReceptiveField(NamedTuple):
-    """Of the cells of a map.
+    """Receptive field of the cells of a map.
 
     Attributes:
-        size: side of what a cell sees, pixels.
-        stride: distance between neighbouring cells, pixels.
-        middle: middle of what the first cell sees, pixels from the image's edge, where a pixel's own middle is 0.5.
+        size: side of what a cell sees, in pixels.
+        stride: distance between neighbouring cells, in pixels.
+        middle: centre of what the first cell sees, in pixels from the image's edge; a pixel's own centre is 0.5.
     """
 
     size: int
@@ -21,9 +21,9 @@ class ReceptiveField(NamedTuple):
 
 
 def receptive_field(layers: Iterable[nn.Module]) -> ReceptiveField:
-    """The receptive field after a chain of convolutions and poolings.
+    """Return the receptive field after a chain of convolutions and poolings.
 
-    The paper's: 228 pixels for VGG-16 and 171 for ZF, with the RPN's 3 x 3 window, both of stride 16 (section 3.1). As
+    In the paper: 228 pixels for VGG-16 and 171 for ZF, with the RPN's 3 x 3 window, both of stride 16 (section 3.1). As
     there, layers of other kinds count as points, ZF's norms over 3 x 3 cells too. Windows must be square.
 
     Args:

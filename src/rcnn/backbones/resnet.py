@@ -1,4 +1,4 @@
-"""ResNet (He et al., 2016) and ResNeXt (Xie et al., 2017), and the fifth stage of one as head of the second stage."""
+"""ResNet (He et al., 2016) and ResNeXt (Xie et al., 2017), and its fifth stage as head of the second stage."""
 
 from contextlib import nullcontext
 
@@ -13,8 +13,7 @@ from rcnn.backbones.trunk import Trunk, initialise, input_conv
 from rcnn.config import Model, Settings
 from rcnn.errors import SettingsError
 
-_RESNETS = tuple(f"resnet{depth}" for depth in (18, 34, 50, 101, 152))
-NAMES = (*_RESNETS, "resnext50_32x4d", "resnext101_32x8d")
+NAMES = (*(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)), "resnext50_32x4d", "resnext101_32x8d")
 _STANDARD = Model()
 
 
@@ -23,12 +22,12 @@ class ResNet(Trunk):
 
     Args:
         name: one of `NAMES`.
-        in_channels: of the images.
-        last: deepest level that is built. None: 5.
-        model: `stride_in` and `widths`.
+        in_channels: channels of the images.
+        last: deepest level to build. None: 5.
+        model: settings, of which `stride_in` and `widths` are read.
 
     Raises:
-        SettingsError: widths, or a placement of the stride, that this network can't have.
+        SettingsError: this network can't have these widths or this placement of the stride.
     """
 
     stages = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
@@ -39,21 +38,18 @@ class ResNet(Trunk):
         self.levels = tuple(range(2, 1 + (5 if last is None else min(max(last, 2), 5))))
         width = net.fc.in_features // 8
         self.widths = tuple(width * 2**i for i in range(len(self.levels)))
-        self.conv1, self.bn1, self.relu, self.maxpool = (
-            input_conv(net.conv1, in_channels),
-            net.bn1,
-            net.relu,
-            net.maxpool,
-        )
-        for level in self.levels:
-            self.add_module(f"layer{level - 1}", net.get_submodule(f"layer{level - 1}"))
+        self.layers = tuple(f"layer{level - 1}" for level in self.levels)
+        self.conv1 = input_conv(net.conv1, in_channels)
+        self.bn1, self.relu, self.maxpool = net.bn1, net.relu, net.maxpool
+        for layer in self.layers:
+            self.add_module(layer, net.get_submodule(layer))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> one map a level."""
+        """(B, C, H, W) -> one map per level."""
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         maps = []
-        for level in self.levels:
-            x = self.get_submodule(f"layer{level - 1}")(x)
+        for layer in self.layers:
+            x = self.get_submodule(layer)(x)
             maps.append(x)
         return maps
 
@@ -62,7 +58,7 @@ class Conv5Head(nn.Module):
     """The fifth stage of a ResNet on RoI features, then the mean over cells.
 
     Attributes:
-        out_features: length of the feature vector of a RoI.
+        out_features: length of the feature vector of an RoI.
     """
 
     def __init__(self, name: str, model: Model = _STANDARD) -> None:

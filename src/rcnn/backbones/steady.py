@@ -1,11 +1,11 @@
-"""Convolutions that give an image the same bits alone and in a batch, on a CPU. For prediction."""
+"""Convolutions that give an image bit-identical results alone and in a batch, on a CPU. For prediction."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 _ROIS = 64
-"""RoIs that a head of convolutions is shown at a time."""
+"""RoIs that a head of convolutions processes at a time."""
 _SMALL = 20480
 """Elements up to which torch sends a single image through another kernel (`ConvParams::use_mkldnn`)."""
 
@@ -34,7 +34,7 @@ class SteadyHead(nn.Module):
 
 
 def steady_head(head: nn.Module) -> nn.Module:
-    """The head, made steady where it has convolutions; matrix products are steady as they are."""
+    """Make a head steady if it has convolutions; matrix products are steady already."""
     return SteadyHead(head) if any(isinstance(layer, nn.Conv2d) for layer in head.modules()) else head
 
 

@@ -19,8 +19,8 @@ class TimmTrunk(Trunk):
 
     Args:
         name: timm's name of the network.
-        in_channels: of the images.
-        last: deepest level that is built. None: all.
+        in_channels: channels of the images.
+        last: deepest level to build. None: all.
 
     Raises:
         SettingsError: timm is not installed, has no such network, can't take feature maps from it, or the network is
@@ -92,7 +92,7 @@ class TimmTrunk(Trunk):
                         setattr(module, name, freeze_batch_norm_2d(child))
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> one map a level."""
+        """(B, C, H, W) -> one map per level."""
         maps = self.net(images)
         chosen = [maps[i] for i in self._index.values()]
         return [m.permute(0, 3, 1, 2) for m in chosen] if self._channels_last else chosen
@@ -123,7 +123,7 @@ def _takes_any_size(net: nn.Module, name: str, in_channels: int) -> bool:
 
 
 def import_timm() -> Any:
-    """The package, or a sentence that says how to get it.
+    """Import timm, or raise an error that says how to install it.
 
     Raises:
         SettingsError: it is not installed.

@@ -1,4 +1,4 @@
-"""What all trunks share: levels to tap, stages to freeze, a first convolution for any number of channels."""
+"""Common parts of trunks: taps of levels, freezing of stages, a first convolution for any number of channels."""
 
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
@@ -12,18 +12,21 @@ class Trunk(nn.Module):
     """Images -> feature maps, finest first. Its state has torchvision's names.
 
     Attributes:
-        levels: level n has stride 2^n; a number may come twice.
+        levels: levels of the maps; level n has stride 2^n, and a number may occur twice.
         widths: channels of each level.
+        layers: the layer that gives the map of each level, in torchvision's names.
         stages: names of the submodules of each stage, the stem first; `freeze` counts them from here.
     """
 
     levels: tuple[int, ...]
     widths: tuple[int, ...]
+    layers: tuple[str, ...]
     stages: tuple[tuple[str, ...], ...]
 
     def freeze(self, stages: int, *, norm: Literal["frozen", "affine", "train"]) -> None:
-        """Train no parameter of the first `stages` stages, their batch norms become constants; `norm`: the others'."""
-        names = [name for stage in self.stages[:stages] for name in stage if _has(self, name)]
+        """Freeze the first `stages` stages, whose batch norms become constants; `norm` is for the other stages."""
+        present = {name for name, _ in self.named_modules()}
+        names = [name for stage in self.stages[:stages] for name in stage if name in present]
         for name in names:
             self.get_submodule(name).requires_grad_(False)
         freeze_batch_norm(self, names)
@@ -32,7 +35,7 @@ class Trunk(nn.Module):
 
 
 class Tap(NamedTuple):
-    """A map of a chain of layers: its level, the layer whose output it is, its channels."""
+    """A map in a chain of layers: its level, the layer that outputs it, its channels."""
 
     level: int
     layer: str
@@ -40,10 +43,10 @@ class Tap(NamedTuple):
 
 
 class SequentialTrunk(Trunk):
-    """A trunk that is one chain of layers, `features`.
+    """A trunk that is a single chain of layers, `features`.
 
     Args:
-        features: the chain; what follows the last tap is cut off.
+        features: the chain; layers after the last tap are cut off.
         taps: the maps, finest first.
         stages: names of the layers of each stage.
     """
@@ -53,27 +56,27 @@ class SequentialTrunk(Trunk):
         self.levels = tuple(tap.level for tap in taps)
         self.widths = tuple(tap.channels for tap in taps)
         self.stages = tuple(tuple(f"features.{name}" for name in stage) for stage in stages)
-        self._taps = frozenset(tap.layer for tap in taps)
+        self.layers = tuple(tap.layer for tap in taps)
         last = [name for name, _ in features.named_children()].index(taps[-1].layer)
         self.features = features[: last + 1]
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, C, H, W) -> one map a level."""
+        """(B, C, H, W) -> one map per level."""
         maps, x = [], images
         for name, layer in self.features.named_children():
             x = layer(x)
-            if name in self._taps:
+            if name in self.layers:
                 maps.append(x)
         return maps
 
 
 def up_to(taps: Sequence[Tap], last: int | None) -> list[Tap]:
-    """The taps of levels up to `last`; None: all."""
+    """Return the taps of levels up to `last`; None: all."""
     return [tap for tap in taps if last is None or tap.level <= max(last, taps[0].level)]
 
 
 def input_conv(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
-    """A fresh convolution like `conv` for images of `in_channels` channels, or `conv` where it fits."""
+    """Return `conv` if it has `in_channels` channels, else a fresh convolution like it that does."""
     if conv.in_channels == in_channels:
         return conv
     geometry = (conv.kernel_size, conv.stride, conv.padding)
@@ -83,13 +86,9 @@ def input_conv(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
 
 
 def initialise(module: nn.Module) -> None:
-    """He's normal distribution by fan-out for all convolutions, biases 0, as torchvision does."""
+    """Initialise all convolutions by He's normal distribution by fan-out with zero biases, as torchvision does."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
-
-
-def _has(module: nn.Module, name: str) -> bool:
-    return any(name == path for path, _ in module.named_modules())

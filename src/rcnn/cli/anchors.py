@@ -47,7 +47,7 @@ def anchors(
         show(result)
         folder = fresh_folder(out)
         rpn = network.settings.rpn
-        plot_anchors(result.objects, result.found, (rpn.negative_iou, rpn.positive_iou), folder / "anchors.png")
+        plot_anchors(result.objects, result.coverages, (rpn.negative_iou, rpn.positive_iou), folder / "anchors.png")
         boxes = [result.describe(i, dataset) for i in result.worst_first()]
         with (folder / "boxes.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(boxes[0]))
@@ -56,7 +56,7 @@ def anchors(
         unreached = boxes[: len(result.unreached())]
         _list_unreached(unreached, folder / "boxes.csv")
         screen.say("\nSettings to paste (the network must be trained with them):", "bold")
-        screen.say(" ".join(setting_words(result.found["fitted"].anchors)))
+        screen.say(" ".join(setting_words(result.coverages["fitted"].anchors)))
         screen.say(f"picture: {folder / 'anchors.png'}; every object: {folder / 'boxes.csv'}")
     if json:
         screen.emit({**result.to_json(), "unreached": unreached, "folder": folder})
@@ -80,9 +80,9 @@ def show(result: "Study") -> None:
     """Print tables of all objects, by size, by aspect, and by number of positive anchors."""
     from rcnn.insight.anchors.fit import setting_words
 
-    for name, coverage in result.found.items():
+    for name, coverage in result.coverages.items():
         screen.say(f"{name}: {' '.join(setting_words(coverage.anchors))}")
-    whole = {name: result.figures(name) for name in result.found}
+    whole = {name: result.figures(name) for name in result.coverages}
     titles = {
         "iou": "mean IoU with the best anchor",
         "recall50": "recall at IoU 0.5",
@@ -100,12 +100,12 @@ def show(result: "Study") -> None:
     for what, masks in result.groups.items():
         rows = []
         for label, mask in masks.items():
-            own = [result.figures(name, mask) for name in result.found]
+            own = [result.figures(name, mask) for name in result.coverages]
             cells = [" / ".join(_short(f[key]) for f in own) for key in keys.values()]
             rows.append([label, int(mask.sum()), *cells])
         title = "By size: side in pixels of the resized image" if what == "size" else "By aspect: height / width"
-        screen.table(f"{title}; {' / '.join(result.found)}", [what, "objects", *keys], rows)
-    spread = {name: result.positive_counts(name) for name in result.found}
+        screen.table(f"{title}; {' / '.join(result.coverages)}", [what, "objects", *keys], rows)
+    spread = {name: result.positive_counts(name) for name in result.coverages}
     rows = [[label, *(counts[label] for counts in spread.values())] for label in spread["now"]]
     screen.table("Positive anchors per object", ["", *spread], rows)
 

@@ -9,7 +9,8 @@ from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
-    from rcnn.insight.stages.follow import Stages, Truth
+    from rcnn.insight.stages.follow import Walkthrough
+    from rcnn.metrics.types import Truth
 
 TITLES = {
     "anchors": "anchors",
@@ -71,7 +72,7 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
     """
     from rcnn.data.find import open_dataset
     from rcnn.errors import DataError
-    from rcnn.insight.stages.follow import Truth
+    from rcnn.metrics.types import Truth
 
     dataset = open_dataset(data, "all", detector.settings.data, names=detector.names, decode=False)
     same = [record for record in dataset.records if record.path.resolve() == image.resolve()]
@@ -82,7 +83,7 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
     return Truth(same[0].boxes, same[0].labels, same[0].ignore)
 
 
-def _show_ways(stages: "Stages") -> None:
+def _show_ways(stages: "Walkthrough") -> None:
     """Print a table of each detection with its proposal and anchor."""
     rows = [
         [
@@ -105,7 +106,7 @@ def _side_by_side(box: list[float]) -> str:
     return f"{box[2] - box[0]:.0f} x {box[3] - box[1]:.0f}"
 
 
-def _trees(stages: "Stages") -> list[dict[str, Any]]:
+def _trees(stages: "Walkthrough") -> list[dict[str, Any]]:
     """Return every detection with its anchor and proposal, boxes in pixels of the resized image."""
     from rcnn.insight.stages.ways import ways
 

@@ -10,7 +10,7 @@ from rcnn.config import Settings, override
 from rcnn.errors import SettingsError
 
 if TYPE_CHECKING:
-    from rcnn.paper.conduct import Outcome
+    from rcnn.paper.conduct import ExperimentResult
 
 Name = Literal["proposals", "anchors", "lambda", "one-stage", "recall", "time", "schemes"]
 
@@ -93,7 +93,7 @@ def _seeds(words: list[str], seeds: list[int] | None) -> tuple[list[str], list[i
     return [word for word in words if word not in more], every
 
 
-def show(outcome: "Outcome") -> None:
+def show(outcome: "ExperimentResult") -> None:
     """Print both tables."""
     from rcnn.paper.report import EXPLANATION, describe, results, verdicts
 
@@ -103,7 +103,7 @@ def show(outcome: "Outcome") -> None:
     screen.note(EXPLANATION)
 
 
-def document(outcome: "Outcome") -> dict[str, Any]:
+def document(outcome: "ExperimentResult") -> dict[str, Any]:
     """Return the document that `--json` prints."""
     rows = [
         {"row": row, "seed": seed, **numbers, "paper": outcome.experiment.paper.get(row, {})}

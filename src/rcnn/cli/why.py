@@ -10,7 +10,7 @@ import typer
 from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
-    from rcnn.insight.funnel.report import Group, Report
+    from rcnn.insight.funnel.report import Group, WhyReport
 
 SHOWN = 20
 """Number of classes in the table, those with most losses first."""
@@ -69,7 +69,7 @@ def why(
         screen.emit({"out": folder, **{key: value for key, value in whole.items() if key not in lists}})
 
 
-def show(report: "Report") -> None:
+def show(report: "WhyReport") -> None:
     """Print losses and false alarms by size, with the AP if each were mended, and losses by class."""
     from rcnn.insight.funnel.kinds import ALARMS, FOUND
     from rcnn.insight.funnel.pictures import TAGS
@@ -96,7 +96,7 @@ def show(report: "Report") -> None:
     screen.table("By class" + left, columns, rows[:SHOWN])
 
 
-def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], report: "Report") -> None:
+def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], report: "WhyReport") -> None:
     """Print one row per kind: the number in total and of each size, and the AP if mended."""
     shown = [group for group in counted if group.section != "class"]
     mended = ["AP if mended"] if report.mended else []
@@ -109,6 +109,6 @@ def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], repo
     screen.table(title, ["", *(group.title for group in shown), *mended], rows)
 
 
-def _ap(report: "Report", kind: str, everything: "Group") -> float:
+def _ap(report: "WhyReport", kind: str, everything: "Group") -> float:
     """Return the AP if this kind were mended, or NaN if there is none of it."""
     return report.mended.get(kind, float("nan")) if everything.counts[kind] else float("nan")

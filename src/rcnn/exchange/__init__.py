@@ -1,1 +1,1 @@
-"""Detectors of other libraries and their formats, in and out."""
+"""Import and export of detectors in the formats of other libraries."""

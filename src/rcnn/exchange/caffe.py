@@ -1,6 +1,6 @@
-"""Detectors in the layer names of Caffe, as the paper's two implementations have them, as arrays, in and out.
+"""Import and export of detectors as arrays under Caffe's layer names, as in the paper's two implementations.
 
-K classes, a anchors per cell.
+K classes, A anchors per cell.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -9,27 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rcnn.config import Settings, override
 from rcnn.errors import WeightsError
-from rcnn.exchange.imported import Imported, class_names
-from rcnn.weights.box_targets import LAYER, PLAIN, renormalise
+from rcnn.exchange.imported import Imported, background_first, background_last, class_names
+from rcnn.weights.adapt import some
+from rcnn.weights.box_targets import CLASS_LAYER, LAYER, PLAIN, renormalise
 from rcnn.weights.caffe import CONVS, Blobs, layer_of, layer_tensors, trunk_of
 from rcnn.weights.file import atomic_write
 
 ARCHITECTURES = ("paper-vgg16", "paper-zf")
-"""Presets whose layers have names here."""
+"""Presets whose layers have names in Caffe."""
 
-_CLS = "fast_rcnn.predictor.cls"
 _HEADS = {
     "rpn_conv/3x3": "rpn.head.conv",
     "rpn_cls_score": "rpn.head.cls",
     "rpn_bbox_pred": "rpn.head.reg",
     "fc6": "fast_rcnn.head.fc6",
     "fc7": "fast_rcnn.head.fc7",
-    "cls_score": _CLS,
+    "cls_score": CLASS_LAYER,
     "bbox_pred": LAYER,
 }
 _ALIASES = {
@@ -47,7 +46,7 @@ _NOTE = (
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
-    """Arrays as .npz, atomically.
+    """Write arrays to an .npz file atomically.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
@@ -58,50 +57,42 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequence[str] | None = None) -> Imported:
-    """A detector of the paper's layers.
+    """Import a detector of the paper from arrays.
 
-    Scores are background first; boxes are of each class, the background's in front, and unnormalised: mean and
-    deviation are in the weights, where both implementations fold them on saving. The background's boxes, which nothing
-    reads, are left out.
+    The arrays hold the background's scores and boxes first. Boxes are per class and not normalised: both
+    implementations fold mean and deviation into the weights on saving. The background's boxes, which nothing reads, are
+    left out.
 
     Args:
-        arrays: as `rcnn.weights.caffe.layer_tensors` takes them.
-        settings: of `paper-vgg16` or `paper-zf`; `roi.hidden` is that of the arrays.
-        names: of the classes, background not counted.
+        arrays: arrays in the form that `rcnn.weights.caffe.layer_tensors` takes.
+        settings: settings of `paper-vgg16` or `paper-zf`; `roi.hidden` is read from the arrays.
+        names: class names, without the background.
 
     Raises:
-        WeightsError: a layer is missing, or is none of this network's.
+        WeightsError: a layer is missing or does not belong to this network.
     """
     places = _places(settings)
     tensors = _placed(arrays, places, settings.model.backbone)
-    background, *classes = tensors[f"{_CLS}.weight"]
-    tensors[f"{_CLS}.weight"] = torch.stack([*classes, background])
-    tensors[f"{_CLS}.bias"] = tensors[f"{_CLS}.bias"].roll(-1)
-    for leaf in ("weight", "bias"):
-        tensors[f"{LAYER}.{leaf}"] = tensors[f"{LAYER}.{leaf}"][4:]
+    tensors = {name: background_last(name, tensor) for name, tensor in tensors.items()}
     tensors = renormalise(tensors, PLAIN, settings.roi)
+    count = len(tensors[f"{CLASS_LAYER}.bias"]) - 1
     settings = override(settings, {"roi": {"hidden": len(tensors[f"{_HEADS['fc6']}.bias"])}})
-    return Imported(settings, tensors, class_names(len(classes), names), None, (_NOTE.format(settings.model.preset),))
+    return Imported(settings, tensors, class_names(count, names), None, (_NOTE.format(settings.model.preset),))
 
 
 def export_arrays(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, np.ndarray]:
-    """`layer.weight` and `layer.bias` of a paper model, as `import_arrays` reads them; background boxes are zeros.
+    """Export a model of the paper as `layer.weight` and `layer.bias`, for `import_arrays`; background boxes are zero.
 
     Raises:
-        WeightsError: the model is none of the paper's; the message names the settings.
+        WeightsError: the model is not one of the paper's; the message names the settings.
     """
     _see_paper(settings)
     tensors = renormalise(tensors, settings.roi, PLAIN)
-    found = {}
-    for layer, place in _places(settings).items():
-        for leaf in ("weight", "bias"):
-            tensor = tensors[f"{place}.{leaf}"].detach().float().cpu()
-            if place == _CLS:
-                tensor = tensor.roll(1, dims=0)
-            if place == LAYER:
-                tensor = torch.cat((torch.zeros_like(tensor[:4]), tensor))
-            found[f"{layer}.{leaf}"] = tensor.numpy()
-    return found
+    return {
+        f"{layer}.{leaf}": background_first(place, tensors[f"{place}.{leaf}"].detach().float().cpu()).numpy()
+        for layer, place in _places(settings).items()
+        for leaf in ("weight", "bias")
+    }
 
 
 def _see_paper(settings: Settings) -> None:
@@ -127,15 +118,12 @@ def _see_paper(settings: Settings) -> None:
 
 
 def swap_scores(scores: Tensor) -> Tensor:
-    """`rpn_cls_score`'s (2a, ...) weight or bias with background and object exchanged, which undoes itself."""
+    """Exchange background and object in the (2A, ...) weight or bias of `rpn_cls_score`; twice restores it."""
     return scores.roll(scores.shape[0] // 2, dims=0)
 
 
 def network_of(names: Collection[str]) -> tuple[str, bool] | None:
-    """Which network's layers arrays of these names are, vgg16 or zf, and whether they are a whole detector's.
-
-    None: neither network's.
-    """
+    """Tell from the names of arrays the network (vgg16 or zf) and whether they are a whole detector; None: neither."""
     layers = {_ALIASES.get(place[0], place[0]) for name in names if (place := layer_of(name))}
     trunk = trunk_of(layers)
     return (trunk, layers >= _HEADS.keys()) if trunk else None
@@ -148,13 +136,12 @@ def _places(settings: Settings) -> dict[str, str]:
 
 
 def _placed(arrays: Mapping[str, Blobs], places: Mapping[str, str], network: str) -> dict[str, Tensor]:
-    """Our name -> tensor, each of the network's layers and nothing else."""
+    """Our name -> tensor, for every layer of the network and nothing else."""
     tensors = {(_ALIASES.get(layer, layer), leaf): tensor for (layer, leaf), tensor in layer_tensors(arrays).items()}
     wanted = {(layer, leaf) for layer in places for leaf in ("weight", "bias")}
     faults = [f"`{layer}` has no {leaf}" for layer, leaf in sorted(wanted - tensors.keys())]
     foreign = {layer for layer, _ in tensors} - places.keys()
     faults += [f"`{layer}` is no layer of {network}" for layer in sorted(foreign)]
     if faults:
-        more = f", and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise WeightsError(f"the arrays are not those of {network}: {', '.join(faults[:3])}{more}")
+        raise WeightsError(f"the arrays are not those of {network}: {some(faults, 3)}")
     return {f"{places[layer]}.{leaf}": tensor for (layer, leaf), tensor in tensors.items()}

@@ -1,4 +1,4 @@
-"""Detectors from other libraries, and back: torchvision's Faster R-CNN, checkpoints of detectron2 and Caffe."""
+"""Convert detectors from and to other libraries: torchvision's Faster R-CNN, detectron2 and Caffe."""
 
 from argparse import Namespace
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from rcnn.weights.backbone import read_tensors
 from rcnn.weights.caffe import read_arrays
 
 ARCHITECTURES = (*torchvision.ARCHITECTURES, *caffe.ARCHITECTURES, *detectron2.ARCHITECTURES)
-"""What `import_weights` knows: torchvision's detectors, the paper's networks, then configurations of detectron2."""
+"""Names for `import_weights`: torchvision's detectors, the paper's networks, configurations of detectron2."""
 
 
 def from_torchvision(model: nn.Module, names: Sequence[str] | None = None) -> Detector:
-    """A detector that gives the boxes, labels and scores of an instance of torchvision's `FasterRCNN`.
+    """Make a detector with the same boxes, labels and scores as an instance of torchvision's `FasterRCNN`.
 
     Everything is read from the instance: sizes, anchors, thresholds, heads. A backbone or a head that is not
-    torchvision's own is kept as the module that it is; `Detector.load` then needs such a module once more, as
+    torchvision's own is kept as it is; `Detector.load` then needs such a module again, as
     `rcnn.exchange.torchvision_backbone.as_backbone(MODULE)` or `rcnn.exchange.torchvision.UserHead(MODULE, features)`.
 
     Args:
-        model: from one of torchvision's functions, or put together from its parts. It stays as it is.
-        names: of the classes, background not counted. None: COCO's for 91 classes, else `class_1`, ...
+        model: made by one of torchvision's functions, or put together from its parts. It is not changed.
+        names: class names, without the background. None: COCO's for 91 classes, else `class_1`, ...
 
     Raises:
         WeightsError: the model does what can't be expressed here; the message names the attribute.
@@ -41,26 +41,26 @@ def from_torchvision(model: nn.Module, names: Sequence[str] | None = None) -> De
 
 
 def import_weights(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Detector:
-    """A detector of a checkpoint of torchvision (.pth, .safetensors), detectron2 (.pkl, .pth) or Caffe (arrays, .npz).
+    """Make a detector from a checkpoint of torchvision (.pth, .safetensors), detectron2 (.pkl, .pth) or Caffe (.npz).
 
-    Nothing in it is run.
+    No code in the file is run.
 
     Args:
         path: the file.
         arch: one of `ARCHITECTURES`.
-        names: of the classes, background not counted. None: COCO's where their number is COCO's.
+        names: class names, without the background. None: COCO's if there are as many classes.
 
     Raises:
-        WeightsError: no such architecture; the file is missing, damaged, or of another one.
+        WeightsError: the architecture is unknown, or the file is missing, damaged or of another architecture.
     """
     return detector_of(read(path, arch, names))
 
 
 def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imported:
-    """As `import_weights`, but the settings and tensors alone.
+    """Read the settings and tensors that `import_weights` makes a detector of.
 
     Raises:
-        WeightsError: as there.
+        WeightsError: as `import_weights`.
     """
     if arch not in ARCHITECTURES:
         near = get_close_matches(arch, ARCHITECTURES, n=1)
@@ -69,7 +69,9 @@ def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imp
     path = Path(path)
     if arch in caffe.ARCHITECTURES:
         return caffe.import_arrays(read_arrays(path), settings_of(arch), names)
-    with torch.serialization.safe_globals([Namespace]):  # torchvision's training script keeps its options beside it
+    with torch.serialization.safe_globals(
+        [Namespace]
+    ):  # torchvision's training script keeps its options next to the state
         state = read_pickle(path) if path.suffix == ".pkl" else read_tensors(path)
     library = torchvision if arch in torchvision.ARCHITECTURES else detectron2
     try:
@@ -79,7 +81,7 @@ def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imp
 
 
 def detector_of(imported: Imported) -> Detector:
-    """The detector of what was read, on the CPU or, if there is one, the GPU.
+    """Make a detector of imported settings and tensors, on the GPU if there is one.
 
     Raises:
         WeightsError: a tensor is missing, left over or of another shape.
@@ -94,9 +96,9 @@ def detector_of(imported: Imported) -> Detector:
 
 
 def to_torchvision(detector: Detector) -> dict[str, Tensor]:
-    """The state dictionary of torchvision's `FasterRCNN` with the detector's weights, on the CPU.
+    """Return the detector's weights as a state dictionary of torchvision's `FasterRCNN`, on the CPU.
 
-    `rcnn.exchange.torchvision_export.program` says how to build the instance that loads it.
+    `rcnn.exchange.torchvision_export.program` shows how to build the instance that loads it.
 
     Raises:
         WeightsError: torchvision can't hold this detector; the message names the settings.
@@ -105,11 +107,11 @@ def to_torchvision(detector: Detector) -> dict[str, Tensor]:
 
 
 def to_caffe(detector: Detector) -> dict[str, np.ndarray]:
-    """A detector of the paper's networks as arrays in Caffe's names, which `import_weights` reads as .npz.
+    """Return a detector of the paper as arrays under Caffe's names, which `import_weights` reads from an .npz file.
 
-    `roi.box_mean` and `roi.box_std` are folded into the layer of the boxes.
+    `roi.box_mean` and `roi.box_std` are folded into the box layer.
 
     Raises:
-        WeightsError: the network is none of the paper's; the message names the settings.
+        WeightsError: the network is not one of the paper's; the message names the settings.
     """
     return caffe.export_arrays(detector.model.state_dict(), detector.settings)

@@ -1,6 +1,6 @@
-"""detectron2's Faster R-CNN and RPN: the names of its tensors in ours, and its habits as settings.
+"""Import detectron2's Faster R-CNN and RPN: map tensor names and express its conventions as settings.
 
-The core has no branch named after a library. What detectron2 does differently is written down here: blue before red and
+The core has no branch named after a library. What detectron2 does differently is listed here: blue before red and
 pixels in 0..255, sizes that are scaled twice, strides in the first convolution of a bottleneck (Caffe's ResNets),
 anchors on cell corners, adaptive RoI align, losses of absolute differences. Figures are those of its configuration
 files of the same names.
@@ -20,16 +20,13 @@ from rcnn.model.anchors import RULES, cell_anchors
 
 
 def _normalised(mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:
-    """Settings for constants of pixels in 0..255; ours are in 0..1."""
+    """Return settings for mean and deviation of pixels in 0..255; ours are in 0..1."""
     return {"preprocess": {"mean": [value / 255 for value in mean], "std": [value / 255 for value in std]}}
 
 
 _MEAN = (103.53, 116.28, 123.675)
 _BASE: dict[str, Any] = {
-    "preprocess": {
-        **{"short": 800, "long": 1333, "round": "short-first", "order": "bgr"},
-        **_normalised(_MEAN, (1, 1, 1))["preprocess"],
-    },
+    "preprocess": {"short": 800, "long": 1333, "round": "short-first", "order": "bgr"},
     "model": {"frozen_stages": 2, "stride_in": "1x1"},
     "anchors": RULES["detectron2"],
     "rpn": {
@@ -61,9 +58,10 @@ _PROPOSALS: dict[str, Any] = {"roi": {"head": "none"}, "rpn": {"post_test": 2000
 
 def _tree(base: Mapping[str, Any], depth: int, *changes: Mapping[str, Any]) -> dict[str, Any]:
     preset = f"resnet{depth}-fpn" if base is _FPN else "resnet50-c4"
-    tree = merge(merge(_BASE, base), {"model": {"preset": preset, "backbone": f"resnet{depth}"}})
-    for change in changes:
-        tree = merge(tree, change)
+    pixels = _normalised(_MEAN, (1, 1, 1))
+    tree: dict[str, Any] = {"model": {"preset": preset, "backbone": f"resnet{depth}"}}
+    for settings in (_BASE, pixels, base, *changes):
+        tree = merge(tree, settings)
     return tree
 
 
@@ -112,18 +110,18 @@ _CELLS = re.compile(r"(?:proposal_generator\.)?anchor_generator\.cell_anchors\.(
 
 
 def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | None = None) -> Imported:
-    """A checkpoint of detectron2 as settings and tensors of ours.
+    """Convert a checkpoint of detectron2 into our settings and tensors.
 
-    Widths, the number of classes and, where the file has them, the constants of the normalisation are read from it.
+    Widths, the number of classes and, if present, the constants of the normalisation are read from the file.
 
     Args:
         state: the checkpoint's `model`: name -> tensor.
         arch: one of `ARCHITECTURES`.
-        names: class names. None: COCO's where there are 80 classes, else `class_1`, `class_2`, ...
+        names: class names. None: COCO's if there are 80 classes, else `class_1`, `class_2`, ...
 
     Raises:
-        WeightsError: no such architecture, a tensor that it does not have, one that is missing, other anchors than its
-            own, or another number of names than of classes.
+        WeightsError: the architecture is unknown, a tensor is missing or unexpected, the anchors differ, or the
+            number of names is not that of the classes.
     """
     if arch not in ARCHITECTURES:
         reason = "networks with a dilated fifth stage (DC5) are not supported; " if "DC5" in arch else ""
@@ -152,7 +150,7 @@ def _shape(state: Mapping[str, Tensor], name: str, arch: str) -> tuple[int, ...]
 
 
 def _widths(state: Mapping[str, Tensor], arch: str) -> dict[str, Any]:
-    """Settings of the sizes of layers, None where they are the usual ones."""
+    """Read the sizes of layers as settings, None where they are the usual ones."""
     settings = validate(ARCHITECTURES[arch])
     pyramid = settings.model.neck == "fpn"
     trunk = "backbone.bottom_up." if pyramid else "backbone."
@@ -171,12 +169,12 @@ def _widths(state: Mapping[str, Tensor], arch: str) -> dict[str, Any]:
     return tree
 
 
-def _check_cells(name: str, found: Tensor, anchors: Anchors, arch: str) -> None:
+def _check_cells(name: str, cells: Tensor, anchors: Anchors, arch: str) -> None:
     level = int(name.rpartition(".")[2])
-    wanted = cell_anchors(anchors, level) if level < len(anchors.sizes) else found.new_zeros(0, 4)
-    if found.shape != wanted.shape or not torch.allclose(found.float(), wanted, atol=0.1):
+    wanted = cell_anchors(anchors, level) if level < len(anchors.sizes) else cells.new_zeros(0, 4)
+    if cells.shape != wanted.shape or not torch.allclose(cells.float(), wanted, atol=0.1):
         raise WeightsError(
-            f"the checkpoint was trained with other anchors than {arch}: `{name}` is {found.tolist()}, "
+            f"the checkpoint was trained with other anchors than {arch}: `{name}` is {cells.tolist()}, "
             f"there it is {wanted.tolist()}"
         )
 
@@ -194,8 +192,8 @@ def _renamed(name: str, arch: str) -> str:
 def _classes(
     state: Mapping[str, Tensor], arch: str, names: Sequence[str] | None
 ) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """Names and category ids; detectron2 counts background last, so class k is row k."""
+    """Return names and category ids; detectron2 puts the background last, so class k is row k."""
     count = _shape(state, "roi_heads.box_predictor.cls_score.weight", arch)[0] - 1
     known = {name: i for i, name in enumerate(coco_names(), start=1) if not name.startswith("unused_")}
-    found = class_names(count, names, tuple(known))
-    return found, tuple(known.values()) if found == tuple(known) else None
+    labels = class_names(count, names, tuple(known))
+    return labels, tuple(known.values()) if labels == tuple(known) else None

@@ -1,26 +1,28 @@
-"""What reading another library's detector gives: our settings and our tensors."""
+"""The result of importing a detector: our settings and our tensors."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from rcnn.config import Settings
 from rcnn.errors import WeightsError
+from rcnn.weights.box_targets import CLASS_LAYER, LAYER
 
 
 class Imported(NamedTuple):
     """A detector of another library, in our terms.
 
     Attributes:
-        settings: of all parts.
+        settings: settings of the whole detector.
         tensors: our name -> tensor.
         names: class names; label k is `names[k]`.
-        category_ids: the data set's own number of each class. None: 1..K.
+        category_ids: number of each class in the data set. None: 1..K.
         notes: sentences about what was left out or can't be known from the weights alone.
-        backbone: the user's own module where `model.backbone` is `custom`.
-        head: the user's own head of the second stage, where it has one.
+        backbone: the user's own module if `model.backbone` is `custom`.
+        head: the user's own head of the second stage, if any.
     """
 
     settings: Settings
@@ -33,7 +35,7 @@ class Imported(NamedTuple):
 
 
 def class_names(count: int, given: Sequence[str] | None, known: Sequence[str] = ()) -> tuple[str, ...]:
-    """Names of `count` classes, background not counted: the given ones, else the known ones, else `class_1`, ...
+    """Return names of `count` classes without the background: those given, else those known, else `class_1`, ...
 
     Raises:
         WeightsError: the given names are not `count`, or one occurs twice.
@@ -53,6 +55,25 @@ def class_names(count: int, given: Sequence[str] | None, known: Sequence[str] = 
 
 
 def coco_names() -> tuple[str, ...]:
-    """Names of COCO's category ids 1 to 90; those that it does not use are `unused_12`, ..."""
+    """Return the names of COCO's category ids 1 to 90; ids without a class are `unused_12`, ..."""
     names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
     return tuple(f"unused_{i}" if name == "N/A" else name for i, name in enumerate(names, start=1))
+
+
+def background_last(name: str, tensor: Tensor) -> Tensor:
+    """Move the background from the first class row to the last; its four box rows, which nothing reads, are dropped.
+
+    Args:
+        name: our name of the tensor; only those of the predictor change.
+        tensor: rows with the background first.
+    """
+    if name.startswith(CLASS_LAYER):
+        return tensor.roll(-1, dims=0)
+    return tensor[4:] if name.startswith(LAYER) else tensor
+
+
+def background_first(name: str, tensor: Tensor) -> Tensor:
+    """Undo `background_last`; the background's box rows are zeros."""
+    if name.startswith(CLASS_LAYER):
+        return tensor.roll(1, dims=0)
+    return torch.cat((torch.zeros_like(tensor[:4]), tensor)) if name.startswith(LAYER) else tensor

@@ -1,59 +1,50 @@
-"""torchvision's Faster R-CNN, an instance or a state dictionary, as our settings and tensors."""
+"""Convert torchvision's Faster R-CNN, an instance or a state dictionary, into our settings and tensors."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from torchvision.models import detection
+from torchvision.models import get_model
 from torchvision.models.detection import FasterRCNN
 from torchvision.ops import FrozenBatchNorm2d
 
 from rcnn.config import Settings, merge, validate
 from rcnn.errors import WeightsError
 from rcnn.exchange.imported import Imported, class_names, coco_names
-from rcnn.exchange.torchvision_backbone import UserBackbone, in_channels, norm_settings, probe, recognise, same_features
+from rcnn.exchange.torchvision_backbone import (
+    PREFIXES,
+    UserBackbone,
+    in_channels,
+    norm_settings,
+    probe,
+    recognise,
+    same_features,
+)
 from rcnn.exchange.torchvision_names import OTHER_HEADS, table, to_ours
-from rcnn.exchange.torchvision_settings import Maps, read_head, read_settings
+from rcnn.exchange.torchvision_settings import read_head, read_settings
+from rcnn.weights.adapt import some
 
-
-class Architecture(NamedTuple):
-    """One of torchvision's own detectors.
-
-    Attributes:
-        build: its function; settings are read from what this returns.
-        eps: what its COCO weights add to the variances of frozen batch norms; state dictionaries do not say it.
-        frozen: parts of the body that it does not train when it is fine-tuned.
-    """
-
-    build: Callable[..., FasterRCNN]
-    eps: float
-    frozen: tuple[str, ...]
-
-
-_RESNET, _MOBILENET = ("conv1", "layer1"), tuple(map(str, range(7)))
-
-ARCHITECTURES: dict[str, Architecture] = {
-    "fasterrcnn_resnet50_fpn": Architecture(detection.fasterrcnn_resnet50_fpn, 0.0, _RESNET),
-    "fasterrcnn_resnet50_fpn_v2": Architecture(detection.fasterrcnn_resnet50_fpn_v2, 1e-5, _RESNET),
-    "fasterrcnn_mobilenet_v3_large_fpn": Architecture(detection.fasterrcnn_mobilenet_v3_large_fpn, 1e-5, _MOBILENET),
-    "fasterrcnn_mobilenet_v3_large_320_fpn": Architecture(
-        detection.fasterrcnn_mobilenet_v3_large_320_fpn, 1e-5, _MOBILENET
-    ),
-}
-"""By torchvision's names."""
+ARCHITECTURES = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+)
+"""Names of torchvision's own detectors."""
 
 _PREDICTOR = "roi_heads.box_predictor.cls_score.weight"
-_WRAPPERS = ("module.", "_orig_mod.")
+_WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")
 
 
 class UserHead(nn.Module):
-    """A head of the second stage that was not made here.
+    """A second stage's head that is the user's own module.
 
     Args:
-        body: maps (N, C, S, S) RoI features to (N, features) or (N, features, 1, 1).
-        features: length of the feature vector of a RoI.
+        body: module that maps (N, C, S, S) RoI features to (N, features) or (N, features, 1, 1).
+        features: length of the feature vector of an RoI.
     """
 
     foldable = False  # its modules need not run in the order in which they are kept
@@ -68,33 +59,44 @@ class UserHead(nn.Module):
 
 
 def import_model(model: nn.Module, names: Sequence[str] | None = None) -> Imported:
-    """An instance of torchvision's `FasterRCNN`; its settings are read from its attributes.
+    """Convert an instance of torchvision's `FasterRCNN`, reading the settings from its attributes.
 
-    ResNets, ResNeXts and MobileNets under torchvision's pyramid become ours where they compute the same; any other
-    backbone, and a head that is none of torchvision's, stays the user's own module, copied.
+    ResNets, ResNeXts and MobileNets under torchvision's pyramid become ours if they compute the same. Any other
+    backbone, and a head that is not torchvision's, is copied as the user's own module.
 
     Args:
-        model: from one of torchvision's functions, or put together from its parts. It stays as it is.
-        names: of the classes, background not counted. None: COCO's for 91 classes, else `class_1`, ...
+        model: made by one of torchvision's functions, or put together from its parts. It is not changed.
+        names: class names, without the background. None: COCO's for 91 classes, else `class_1`, ...
 
     Raises:
         WeightsError: the model does what can't be expressed here; the message names the attribute.
     """
     model = _unwrapped(model)
-    state = {name: _plain(tensor) for name, tensor in model.state_dict().items()}
+    state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     body = copy.deepcopy(model.backbone).cpu().float().eval()
-    maps = probe(body, in_channels(body))
+    maps = probe(body)
+    heads: Any = model.roi_heads
     tree = read_settings(model, maps, in_channels(body))
-    head = _user_head(model.roi_heads, maps)
+    head = None
+    if read_head(heads.box_head, maps.channels) is None:
+        head = UserHead(copy.deepcopy(heads.box_head).cpu().float(), heads.box_predictor.cls_score.in_features)
+
+    def converted(backbone: Mapping[str, Any], *normed: nn.Module) -> tuple[Settings, dict[str, Tensor]]:
+        norms = norm_settings(normed if head else (*normed, heads))
+        settings = validate(merge(tree, {"model": {"preset": "torchvision", **backbone, **norms}}))
+        return settings, to_ours(state, table(settings, PREFIXES.get(backbone["backbone"]), user_head=head is not None))
+
     backbone = None
-    found = _as_ours(model, body, maps, tree, state)
-    if found is None:
+    known = recognise(body, maps, in_channels(body))
+    settings, tensors = converted(known, model.backbone) if known else (None, {})
+    if settings is None or not same_features(body, settings, tensors):
         backbone = UserBackbone(body, maps)
-        settings = _settings(tree, backbone.settings, [] if head else [model.roi_heads])
-        found = settings, to_ours(state, table(settings, None, user_head=head is not None))
+        settings, tensors = converted(backbone.settings)
     count = len(state[_PREDICTOR]) - 1
     return Imported(
-        *found,
+        settings,
+        tensors,
         names=class_names(count, names, coco_names()),
         category_ids=tuple(range(1, count + 1)),
         notes=tuple(_notes(state, backbone, head)),
@@ -104,7 +106,7 @@ def import_model(model: nn.Module, names: Sequence[str] | None = None) -> Import
 
 
 def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | None = None) -> Imported:
-    """A state dictionary of one of torchvision's four detectors, of any version of torchvision.
+    """Convert a state dictionary of one of torchvision's four detectors, from any version of torchvision.
 
     Args:
         state: name -> tensor; names may begin with `module.`, as those of parallel training do.
@@ -112,49 +114,28 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
         names: as in `import_model`.
 
     Raises:
-        WeightsError: no such architecture, or the state is of another one.
+        WeightsError: the architecture is unknown, or the state is of another one.
     """
     if arch not in ARCHITECTURES:
         raise WeightsError(f"`{arch}` is none of torchvision's detectors: {', '.join(ARCHITECTURES)}")
-    state = {_bare(name): tensor for name, tensor in state.items()}
+    state = {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
     if _PREDICTOR not in state:
-        raise WeightsError(f"there is no `{_PREDICTOR}`, so this is not {arch}; the names begin as {_some(state)}")
-    kind = ARCHITECTURES[arch]
-    model = kind.build(weights=None, weights_backbone=None, num_classes=len(state[_PREDICTOR]))
+        raise WeightsError(
+            f"there is no `{_PREDICTOR}`, so this is not {arch}; the names begin as {some(sorted(state), 3)}"
+        )
+    model = get_model(arch, weights=None, weights_backbone=None, num_classes=len(state[_PREDICTOR]))
     notes = [*_notes(state, None, None)]
     if not any(name.endswith("num_batches_tracked") for name in state):
-        _freeze(model, kind)
+        # State dictionaries do not hold it; this is the value for torchvision's COCO weights.
+        eps = 0.0 if arch == "fasterrcnn_resnet50_fpn" else 1e-5
+        _freeze(model, eps)
         notes.append(
             "the batch norms are constants; the file does not say what is added to their variances, so it is taken "
-            f"to be {kind.eps:g}, as in torchvision's COCO weights"
+            f"to be {eps:g}, as in torchvision's COCO weights"
         )
     _load(model, {name: tensor for name, tensor in state.items() if not name.startswith(OTHER_HEADS)}, arch)
-    found = import_model(model, names)
-    return found._replace(notes=(*notes, *found.notes))
-
-
-def _as_ours(
-    model: FasterRCNN, body: nn.Module, maps: Maps, tree: Mapping[str, Any], state: Mapping[str, Tensor]
-) -> tuple[Settings, dict[str, Tensor]] | None:
-    """Settings and tensors with a backbone of ours; None where there is none that computes the same."""
-    known = recognise(body, maps, tree["preprocess"]["in_channels"])
-    if known is None:
-        return None
-    user_head = _user_head(model.roi_heads, maps) is not None
-    settings = _settings(tree, known.tree, [model.backbone] if user_head else [model.backbone, model.roi_heads])
-    tensors = to_ours(state, table(settings, known.prefix, user_head=user_head))
-    return (settings, tensors) if same_features(body, settings, tensors) else None
-
-
-def _settings(tree: Mapping[str, Any], backbone: Mapping[str, Any], normed: Iterable[nn.Module]) -> Settings:
-    return validate(merge(tree, {"model": {"preset": "torchvision", **backbone, **norm_settings(normed)}}))
-
-
-def _user_head(heads: Any, maps: Maps) -> UserHead | None:
-    """The head where it is none of torchvision's."""
-    if read_head(heads.box_head, maps.channels) is not None:
-        return None
-    return UserHead(copy.deepcopy(heads.box_head).cpu().float(), heads.box_predictor.cls_score.in_features)
+    imported = import_model(model, names)
+    return imported._replace(notes=(*notes, *imported.notes))
 
 
 def _notes(state: Iterable[str], backbone: nn.Module | None, head: nn.Module | None) -> Iterable[str]:
@@ -167,7 +148,7 @@ def _notes(state: Iterable[str], backbone: nn.Module | None, head: nn.Module | N
 
 
 def _unwrapped(model: nn.Module) -> FasterRCNN:
-    """The detector inside what parallel training and compilation put around it."""
+    """Return the detector inside the wrappers of parallel training and compilation."""
     if isinstance(model, DataParallel | DistributedDataParallel):
         model = model.module
     model = getattr(model, "_orig_mod", model)
@@ -176,41 +157,27 @@ def _unwrapped(model: nn.Module) -> FasterRCNN:
     return model
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    tensor = tensor.detach().cpu()
-    return tensor.float() if tensor.is_floating_point() else tensor
-
-
-def _bare(name: str) -> str:
-    while name.startswith(_WRAPPERS):
-        name = name.partition(".")[2]
-    return name
-
-
-def _freeze(model: FasterRCNN, kind: Architecture) -> None:
-    """Make the model as it is where its batch norms are constants, with `kind`'s parts of the body untrained."""
+def _freeze(model: Any, eps: float) -> None:
+    """Make the batch norms constants, and do not train the parts of the body that fine-tuning freezes."""
     for parent in [*model.backbone.modules()]:
         for name, child in [*parent.named_children()]:
             if isinstance(child, nn.BatchNorm2d):
-                setattr(parent, name, FrozenBatchNorm2d(child.num_features, eps=kind.eps))
-    for name in kind.frozen:
-        model.backbone.get_submodule(f"body.{name}").requires_grad_(False)
+                setattr(parent, name, FrozenBatchNorm2d(child.num_features, eps=eps))
+    body = model.backbone.body
+    for layer in (body.conv1, body.layer1) if "conv1" in body else list(body.values())[:7]:
+        layer.requires_grad_(False)
 
 
-def _load(model: FasterRCNN, state: dict[str, Tensor], arch: str) -> None:
-    """Load as torchvision does: it knows the names of its older versions."""
+def _load(model: nn.Module, state: dict[str, Tensor], arch: str) -> None:
+    """Load with torchvision's own loader, which knows the names of its older versions."""
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
         reason = str(error).splitlines()[1:2] or [str(error)]
         raise WeightsError(f"this is not {arch}: {reason[0].strip()}") from None
-    if result.missing_keys or result.unexpected_keys:
+    if any(result):
+        missing, unexpected = (some(sorted(names), 3) or "none" for names in result)
         raise WeightsError(
-            f"this is not {arch}: missing are {_some(result.missing_keys)}, left over {_some(result.unexpected_keys)}; "
+            f"this is not {arch}: missing are {missing}, left over {unexpected}; "
             "give the architecture that it was trained as"
         )
-
-
-def _some(names: Iterable[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "") or "none"

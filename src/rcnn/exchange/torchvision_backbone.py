@@ -1,9 +1,9 @@
-"""Backbones of torchvision's detectors: which of ours one is, or the user's own module as it is."""
+"""Backbones of torchvision's detectors: match them to ours, or wrap the user's own module."""
 
 import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,26 +19,26 @@ _RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resne
 _MOBILENETS = ("mobilenet_v3_large", "mobilenet")
 
 PREFIXES: dict[str, str] = {**dict.fromkeys(_RESNETS, ""), **dict.fromkeys(_MOBILENETS, "features.")}
-"""Trunks that torchvision's bodies can be -> what our names of the trunk's tensors have before theirs."""
+"""Trunks that torchvision's bodies can be -> prefix of our tensor names over theirs."""
 
 _PROBE = 256
-"""Side of the image that strides are measured with, pixels: P6 and P7 still have several cells."""
+"""Side in pixels of the image that strides are measured with, large enough for several cells in P6 and P7."""
 
 _TOLERANCE = 1e-3
-"""Largest difference, over the largest feature, at which two backbones are held to compute the same."""
+"""Largest difference, relative to the largest feature, between backbones that count as equal."""
 
 
 class UserBackbone(nn.Module):
-    """A module that was not made here, as a backbone.
+    """The user's own module as a backbone.
 
     Args:
-        body: maps (B, C, H, W) to one map or a dictionary of maps, finest first.
-        maps: their levels and channels.
+        body: module that maps (B, C, H, W) to one map or a dictionary of maps, finest first.
+        maps: names, levels and channels of its maps.
 
     Attributes:
-        strides: of each output, pixels.
-        channels: of every output.
-        settings: what `model` says of it.
+        strides: stride of each output in pixels.
+        channels: channels of every output.
+        settings: its `model` settings.
     """
 
     foldable = False  # its modules need not run in the order in which they are kept
@@ -57,65 +57,53 @@ class UserBackbone(nn.Module):
 
 
 def as_backbone(body: nn.Module) -> UserBackbone:
-    """A module such as torchvision's detectors take, with its strides measured by one forward pass in eval mode.
+    """Wrap a module such as torchvision's detectors take; one forward pass in eval mode measures its strides.
 
     Raises:
-        WeightsError: it gives no feature maps of one width.
+        WeightsError: its outputs are not feature maps of equal width.
     """
-    return UserBackbone(body, probe(body, in_channels(body)))
+    return UserBackbone(body, probe(body))
 
 
 def in_channels(body: nn.Module) -> int:
-    """Channels of the images, as the first convolution has them."""
+    """Return the channels of the images, from the first convolution."""
     return next((layer.in_channels for layer in body.modules() if isinstance(layer, nn.Conv2d)), 3)
 
 
-def probe(body: nn.Module, channels: int) -> Maps:
-    """Names, levels and channels of the feature maps of a backbone that sees images of `channels` channels.
+def probe(body: nn.Module) -> Maps:
+    """Measure names, levels and channels of a backbone's feature maps.
 
     Raises:
         WeightsError: it can't be run on a square image, or its maps differ in width.
     """
-    network = copy.deepcopy(body).cpu().float().eval()
+    network, channels = copy.deepcopy(body).cpu().float().eval(), in_channels(body)
     try:
         with torch.no_grad():
-            found = network(torch.zeros(1, channels, _PROBE, _PROBE))
+            output = network(torch.zeros(1, channels, _PROBE, _PROBE))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise WeightsError(
             f"`model.backbone` can't be run on an image of {_PROBE} x {_PROBE} x {channels}: {error}"
         ) from None
-    maps = {"0": found} if isinstance(found, Tensor) else found
+    maps = {"0": output} if isinstance(output, Tensor) else output
     widths = {int(value.shape[1]) for value in maps.values()} if isinstance(maps, Mapping) else set()
     if len(widths) != 1:
         raise WeightsError(
-            f"`model.backbone` gives a {type(found).__name__} of widths {sorted(widths)}; it must give a feature map, "
+            f"`model.backbone` gives a {type(output).__name__} of widths {sorted(widths)}; it must give a feature map, "
             "or a dictionary of maps of equal width, finest first"
         )
     levels = (round(torch.tensor(_PROBE / value.shape[2]).log2().item()) for value in maps.values())
     return Maps(tuple(maps), tuple(levels), widths.pop())
 
 
-class Trunk(NamedTuple):
-    """One of our trunks that a body of torchvision's is.
+def recognise(backbone: nn.Module, maps: Maps, channels: int) -> dict[str, Any] | None:
+    """Return settings of our backbone with the same tensors; None if there is none.
 
-    Attributes:
-        tree: the settings of the backbone.
-        prefix: what our names of the trunk's tensors have before theirs.
-    """
-
-    tree: dict[str, Any]
-    prefix: str
-
-
-def recognise(backbone: nn.Module, maps: Maps, channels: int) -> Trunk | None:
-    """Settings of ours that give a backbone of the same tensors; None: there are none.
-
-    Names and shapes alone decide here; whether it also computes the same is seen when weights are in it.
+    Only names and shapes decide here; `same_features` tells whether both compute the same.
 
     Args:
-        backbone: torchvision's, on the CPU.
+        backbone: torchvision's backbone, on the CPU.
         maps: its feature maps.
-        channels: of the images.
+        channels: channels of the images.
     """
     if type(backbone) is not BackboneWithFPN:
         return None
@@ -127,7 +115,7 @@ def recognise(backbone: nn.Module, maps: Maps, channels: int) -> Trunk | None:
         with torch.device("meta"):
             trunk = TRUNKS[name](channels, None)
         if _shapes(trunk) == {prefix + key: shape for key, shape in shapes.items()}:
-            model = {
+            return {
                 "backbone": name,
                 "neck": "fpn",
                 "neck_norm": "batch" if len(fpn.inner_blocks[0]) > 1 else "none",
@@ -135,12 +123,11 @@ def recognise(backbone: nn.Module, maps: Maps, channels: int) -> Trunk | None:
                 "levels": maps.levels,
                 "frozen_stages": _frozen_stages(backbone.body, trunk.stages, prefix),
             }
-            return Trunk(model, prefix)
     return None
 
 
 def same_features(backbone: nn.Module, settings: Settings, tensors: Mapping[str, Tensor]) -> bool:
-    """Do torchvision's backbone and ours of these settings and tensors give the same maps of a random image?"""
+    """Tell whether torchvision's backbone and ours with these tensors give the same maps for a random image."""
     inside = {name.removeprefix("backbone."): tensors[name] for name in tensors if name.startswith("backbone.")}
     try:
         ours = build_backbone(settings).eval()
@@ -149,18 +136,18 @@ def same_features(backbone: nn.Module, settings: Settings, tensors: Mapping[str,
         return False
     image = torch.rand(1, settings.preprocess.in_channels, 128, 160, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        expected, found = list(backbone(image).values()), list(ours(image).values())
+        expected, maps = list(backbone(image).values()), list(ours(image).values())
     return all(
         a.shape == b.shape and bool((a - b).abs().max() <= _TOLERANCE * a.abs().max())
-        for a, b in zip(expected, found, strict=True)
+        for a, b in zip(expected, maps, strict=True)
     )
 
 
 def norm_settings(parts: Iterable[nn.Module]) -> dict[str, Any]:
-    """Whether the batch norms in `parts` are constants or trained, and what is added to their variances.
+    """Read whether the batch norms in `parts` are constants or trained, and their eps.
 
     Raises:
-        WeightsError: they differ in that number, or in what they are.
+        WeightsError: they differ in eps or in kind.
     """
     kinds_of_norm = FrozenBatchNorm2d | nn.BatchNorm2d | nn.SyncBatchNorm
     norms = [layer for part in parts for layer in part.modules() if isinstance(layer, kinds_of_norm)]
@@ -179,7 +166,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _frozen_stages(body: nn.Module, stages: tuple[tuple[str, ...], ...], prefix: str) -> int:
-    """How many of the first stages have no parameter that is trained."""
+    """Count the leading stages without a trained parameter."""
     trained = [prefix + name for name, parameter in body.named_parameters() if parameter.requires_grad]
     for number, stage in enumerate(stages):
         if any(name.startswith(tuple(f"{part}." for part in stage)) for name in trained):

@@ -1,4 +1,4 @@
-"""Our detectors as torchvision's Faster R-CNN: the state dictionary, and the program that builds what loads it."""
+"""Export to torchvision's Faster R-CNN: the state dictionary, and a program that builds a model to load it."""
 
 from collections.abc import Iterator, Mapping
 from io import BytesIO
@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from rcnn.backbones.build import Backbone, build_backbone
+from rcnn.backbones.build import build_backbone
 from rcnn.config import RoI, Settings, dump
 from rcnn.errors import WeightsError
 from rcnn.exchange.torchvision_backbone import PREFIXES
@@ -17,9 +17,6 @@ from rcnn.exchange.torchvision_names import table, to_torchvision
 from rcnn.exchange.torchvision_settings import ALWAYS
 from rcnn.weights.box_targets import renormalise
 from rcnn.weights.file import atomic_write
-
-_LAYERS = {"mobilenet": ("3", "6", "13", "17"), "mobilenet_v3_large": ("2", "4", "7", "13", "16")}
-_RESNET_LAYERS = ("layer1", "layer2", "layer3", "layer4")
 
 _PROGRAM = """\
 from functools import partial
@@ -75,10 +72,10 @@ model = FasterRCNN(
 
 
 def export_state(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str, Tensor]:
-    """Our model's tensors as the state dictionary of torchvision's `FasterRCNN`, on the CPU.
+    """Convert our model's tensors to the state dictionary of torchvision's `FasterRCNN`, on the CPU.
 
     Raises:
-        WeightsError: torchvision can't hold a model of these settings; each of them is named.
+        WeightsError: torchvision can't hold a model of these settings; the message names them.
     """
     _check(settings)
     names = table(settings, PREFIXES[settings.model.backbone])
@@ -87,7 +84,7 @@ def export_state(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str,
 
 
 def program(settings: Settings, classes: int) -> str:
-    """Python code that builds `model`, torchvision's `FasterRCNN` that loads `export_state` strictly.
+    """Return Python code that builds `model`, a `FasterRCNN` of torchvision that loads `export_state` strictly.
 
     Raises:
         WeightsError: as `export_state`.
@@ -96,6 +93,8 @@ def program(settings: Settings, classes: int) -> str:
     name, roi, levels = settings.model.backbone, settings.roi, settings.model.levels
     with torch.device("meta"):
         backbone = build_backbone(settings)
+    trunk, neck = backbone.trunk, backbone.neck
+    assert neck is not None
     neck_norm = _norm(settings, settings.model.norm_eps)
     head = f"TwoMLPHead({settings.model.channels * roi.size**2}, {roi.hidden})"
     if roi.head == "conv-fc":
@@ -106,10 +105,10 @@ def program(settings: Settings, classes: int) -> str:
     return _PROGRAM.format(
         function="mobilenet_v2" if name == "mobilenet" else name,
         features=".features" if PREFIXES[name] else "",
-        body_norm=_norm(settings, next(layer.eps for layer in backbone.trunk.modules() if hasattr(layer, "eps"))),
+        body_norm=_norm(settings, next(layer.eps for layer in trunk.modules() if hasattr(layer, "eps"))),
         neck_norm=neck_norm if settings.model.neck_norm == "batch" else None,
-        layers={layer: str(i) for i, (layer, _) in enumerate(_taps(backbone))},
-        widths=[width for _, width in _taps(backbone)],
+        layers={trunk.layers[i]: str(place) for place, i in enumerate(neck.read)},
+        widths=[trunk.widths[i] for i in neck.read],
         channels=settings.model.channels,
         levels=len(levels),
         per_cell=len(settings.anchors.sizes[0]) * len(settings.anchors.ratios),
@@ -125,7 +124,7 @@ def program(settings: Settings, classes: int) -> str:
 
 
 def write(path: Path, state: Mapping[str, Tensor]) -> None:
-    """A state dictionary as .pth (tensors alone, for torch.load) or .safetensors, atomically.
+    """Write a state dictionary atomically as .pth (for torch.load) or .safetensors.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full.
@@ -136,16 +135,6 @@ def write(path: Path, state: Mapping[str, Tensor]) -> None:
     content = BytesIO()
     torch.save(dict(state), content)
     atomic_write(path, content.getvalue())
-
-
-def _taps(backbone: Backbone) -> list[tuple[str, int]]:
-    """Layer and channels of each map of the trunk that the pyramid reads."""
-    trunk, neck = backbone.trunk, backbone.neck
-    layers = _LAYERS.get(backbone.name, _RESNET_LAYERS)
-    by_map = {(level, width): layer for level, width, layer in zip(trunk.levels, trunk.widths, layers, strict=True)}
-    assert neck is not None
-    read = [(int(name[1]), int(conv.in_channels)) for name, conv in neck.lateral.items()]  # type: ignore[arg-type]
-    return [(by_map[map], map[1]) for map in read]
 
 
 def _norm(settings: Settings, eps: Any) -> str:
@@ -163,7 +152,7 @@ def _check(settings: Settings) -> None:
 
 
 def _faults(settings: Settings) -> Iterator[str]:
-    """What torchvision has no argument for."""
+    """Name the settings for which torchvision has no argument."""
     tree, model, roi = dump(settings), settings.model, settings.roi
     fixed = {
         **ALWAYS,
@@ -172,9 +161,9 @@ def _faults(settings: Settings) -> Iterator[str]:
     }
     for section, values in fixed.items():
         for key, value in values.items():
-            found = tree[section][key]
-            if found != value and not (key == "channels" and found == model.channels):
-                yield f"`{section}.{key}` is {found}, there it is {value}"
+            own = tree[section][key]
+            if own != value and not (key == "channels" and own == model.channels):
+                yield f"`{section}.{key}` is {own}, there it is {value}"
     if settings.train.proposals is not None:
         scheme = settings.train.scheme
         yield f"`train.scheme` is {scheme}: its RPN is untrained, and there are no proposals from elsewhere there"

@@ -1,4 +1,4 @@
-"""Names of the tensors of torchvision's Faster R-CNN and ours, both ways."""
+"""Map tensor names between torchvision's Faster R-CNN and ours."""
 
 from collections.abc import Mapping
 
@@ -7,21 +7,22 @@ from torch import Tensor
 
 from rcnn.config import Settings
 from rcnn.errors import WeightsError
+from rcnn.exchange.imported import background_first, background_last
+from rcnn.weights.box_targets import CLASS_LAYER, LAYER
 
 OTHER_HEADS = ("roi_heads.mask_", "roi_heads.keypoint_")
-"""What Mask and Keypoint R-CNN have beside a Faster R-CNN."""
+"""Prefixes of what Mask and Keypoint R-CNN add to a Faster R-CNN."""
 
 _COUNTER = "num_batches_tracked"
-_CLS, _REG = "fast_rcnn.predictor.cls.", "fast_rcnn.predictor.reg."
 
 
 def table(settings: Settings, trunk: str | None, *, user_head: bool = False) -> dict[str, str]:
-    """Beginning of torchvision's name -> beginning of ours.
+    """Return a table from prefixes of torchvision's names to ours.
 
     Args:
-        settings: of our model.
-        trunk: what our names of the trunk's tensors have before theirs; None: the backbone is the user's module.
-        user_head: the second stage's head is the user's module.
+        settings: settings of our model.
+        trunk: prefix of our names of the trunk's tensors over theirs; None: the backbone is the user's module.
+        user_head: whether the second stage's head is the user's module.
     """
     names = {"backbone.": "backbone.body."}
     if trunk is not None:
@@ -35,17 +36,14 @@ def table(settings: Settings, trunk: str | None, *, user_head: bool = False) -> 
     convs = settings.rpn.convs
     names |= {f"rpn.head.conv.{i}.0.": f"rpn.head.conv.{i}." if convs > 1 else "rpn.head.conv." for i in range(convs)}
     names |= {"rpn.head.cls_logits.": "rpn.head.cls.", "rpn.head.bbox_pred.": "rpn.head.reg."}
-    names |= {"roi_heads.box_predictor.cls_score.": _CLS, "roi_heads.box_predictor.bbox_pred.": _REG}
-    return names | _head(settings, user_head)
-
-
-def _head(settings: Settings, user_head: bool) -> dict[str, str]:
+    predictor = "roi_heads.box_predictor."
+    names |= {f"{predictor}cls_score.": f"{CLASS_LAYER}.", f"{predictor}bbox_pred.": f"{LAYER}."}
     if user_head:
-        return {"roi_heads.box_head.": "fast_rcnn.head.body."}
+        return names | {"roi_heads.box_head.": "fast_rcnn.head.body."}
     if settings.roi.head == "fc":
-        return {f"roi_heads.box_head.{name}.": f"fast_rcnn.head.{name}." for name in ("fc6", "fc7")}
+        return names | {f"roi_heads.box_head.{name}.": f"fast_rcnn.head.{name}." for name in ("fc6", "fc7")}
     convs = settings.roi.convs
-    names = {f"roi_heads.box_head.{convs + 1}.": "fast_rcnn.head.fc6."}  # a Flatten lies between
+    names[f"roi_heads.box_head.{convs + 1}."] = "fast_rcnn.head.fc6."  # a Flatten lies between
     for i in range(convs):
         names[f"roi_heads.box_head.{i}.0."] = f"fast_rcnn.head.conv.{i}."
         names[f"roi_heads.box_head.{i}.1."] = f"fast_rcnn.head.norm.{i}."
@@ -53,35 +51,31 @@ def _head(settings: Settings, user_head: bool) -> dict[str, str]:
 
 
 def to_ours(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Tensors of torchvision's under our names: background last, its four box rows dropped, frozen norms with counters.
+    """Rename torchvision's tensors: background last, its four box rows dropped, frozen norms with counters.
 
     Raises:
         WeightsError: a name has no counterpart.
     """
-    found: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        if not name.startswith(OTHER_HEADS):
-            ours = _renamed(name, names)
-            found[ours] = _to_background_last(ours, tensor)
-    for name in [name for name in found if name.endswith("running_mean") and ".body." not in name]:
-        found.setdefault(name.removesuffix("running_mean") + _COUNTER, torch.tensor(0))
-    return found
+    tensors = {_renamed(name, names): state[name] for name in state if not name.startswith(OTHER_HEADS)}
+    for name in [name for name in tensors if name.endswith("running_mean") and ".body." not in name]:
+        tensors.setdefault(name.removesuffix("running_mean") + _COUNTER, torch.tensor(0))
+    return {name: background_last(name, tensor) for name, tensor in tensors.items()}
 
 
 def to_torchvision(tensors: Mapping[str, Tensor], names: Mapping[str, str], *, frozen: bool) -> dict[str, Tensor]:
-    """Our tensors under torchvision's names: background first, with box rows of zeros.
+    """Rename our tensors: background first, with box rows of zeros.
 
     Args:
-        tensors: our model's.
-        names: of `table`.
-        frozen: batch norms are constants, which have no counters there.
+        tensors: our model's tensors.
+        names: the result of `table`.
+        frozen: whether batch norms are constants, which have no counters in torchvision.
 
     Raises:
         WeightsError: a name has no counterpart.
     """
     back = {ours: theirs for theirs, ours in names.items()}
     return {
-        _renamed(name, back): _to_background_first(name, tensor.detach().cpu()).contiguous()
+        _renamed(name, back): background_first(name, tensor.detach().cpu()).contiguous()
         for name, tensor in tensors.items()
         if not (frozen and name.endswith(_COUNTER))
     }
@@ -92,15 +86,3 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
         if name.startswith(beginning):
             return other + name.removeprefix(beginning)
     raise WeightsError(f"`{name}` has no place in a Faster R-CNN of these settings")
-
-
-def _to_background_last(name: str, tensor: Tensor) -> Tensor:
-    if name.startswith(_CLS):
-        return torch.cat((tensor[1:], tensor[:1]))
-    return tensor[4:] if name.startswith(_REG) else tensor
-
-
-def _to_background_first(name: str, tensor: Tensor) -> Tensor:
-    if name.startswith(_CLS):
-        return torch.cat((tensor[-1:], tensor[:-1]))
-    return torch.cat((torch.zeros_like(tensor[:4]), tensor)) if name.startswith(_REG) else tensor

@@ -1,6 +1,6 @@
-"""Settings of an instance of torchvision's Faster R-CNN, read from its attributes.
+"""Read settings from the attributes of an instance of torchvision's Faster R-CNN.
 
-The core has no branch named after a library. What torchvision always does is written down here: sizes rounded down,
+The core has no branch named after a library. What torchvision always does is listed here: sizes rounded down,
 interpolation without antialiasing, rounded anchors on cell corners whose stride is guessed, unaligned RoI align.
 """
 
@@ -28,7 +28,7 @@ ALWAYS: dict[str, dict[str, Any]] = {
     "rpn": {"channels": None, "kernel": 3, "logits": 1, "min_size": 1e-3},
     "roi": {"pool": "align", "aligned": False, "class_agnostic": False, "min_size": 1e-2},
 }
-"""What no argument of torchvision's changes."""
+"""Settings that no argument of torchvision's changes."""
 
 TRAINING: dict[str, dict[str, Any]] = {
     "anchors": {"border": None},
@@ -43,9 +43,9 @@ class Maps(NamedTuple):
     """The feature maps of a backbone.
 
     Attributes:
-        names: torchvision's, finest first.
-        levels: level n has stride 2^n.
-        channels: of every map.
+        names: torchvision's names, finest first.
+        levels: levels of the maps; level n has stride 2^n.
+        channels: channels of every map.
     """
 
     names: tuple[str, ...]
@@ -54,7 +54,7 @@ class Maps(NamedTuple):
 
 
 def read_settings(model: Any, maps: Maps, in_channels: int) -> dict[str, Any]:
-    """The tree of settings of everything but the backbone.
+    """Read the settings of everything but the backbone, as a tree.
 
     Args:
         model: torchvision's `FasterRCNN`, whose attributes have no types.
@@ -62,7 +62,7 @@ def read_settings(model: Any, maps: Maps, in_channels: int) -> dict[str, Any]:
         in_channels: of the images.
 
     Raises:
-        WeightsError: the model does what no setting can say; the message names the attribute.
+        WeightsError: the model does something that no setting expresses; the message names the attribute.
     """
     tree: dict[str, Any] = merge(ALWAYS, TRAINING)
     read = {
@@ -81,7 +81,7 @@ def read_settings(model: Any, maps: Maps, in_channels: int) -> dict[str, Any]:
 
 
 def read_head(head: Any, channels: int) -> dict[str, Any] | None:
-    """The `roi` settings of a head of torchvision's on maps of `channels` channels; None: the user's own module."""
+    """Read the `roi` settings of torchvision's head on maps of `channels` channels; None: the user's own module."""
     if type(head) is TwoMLPHead:
         return {"head": "fc", "hidden": head.fc6.out_features}
     layers: list[Any] = list(head) if type(head) is FastRCNNConvFCHead else []
@@ -99,13 +99,13 @@ def read_head(head: Any, channels: int) -> dict[str, Any] | None:
     return {"head": "conv-fc", "convs": convs, "head_norm": norms[tuple(blocks[0])], "hidden": linear.out_features}
 
 
-def refuse(attribute: str, found: object, advice: str) -> NoReturn:
+def refuse(attribute: str, value: object, advice: str) -> NoReturn:
     """Say what can't be imported.
 
     Raises:
         WeightsError: always.
     """
-    raise WeightsError(f"`model.{attribute}` is {found!r}; {advice}")
+    raise WeightsError(f"`model.{attribute}` is {value!r}; {advice}")
 
 
 def expect(part: Any, kind: type, attribute: str) -> None:
@@ -149,7 +149,7 @@ def _anchors(generator: Any) -> dict[str, Any]:
 
 
 def _check_cells(generator: Any, settings: Anchors) -> None:
-    """The anchors themselves, in case somebody has set them by hand."""
+    """Check the anchors themselves, which may have been set by hand."""
     for level, cells in enumerate(generator.cell_anchors):
         if not torch.equal(cells.cpu().float(), cell_anchors(settings, level)):
             refuse(
@@ -198,7 +198,7 @@ def _roi(heads: Any) -> dict[str, Any]:
 
 
 def _sampling(sampler: Any) -> dict[str, Any]:
-    """Numbers of samples; torchvision rounds the number of positives down, which is put into the fraction."""
+    """Read the number of samples; the fraction includes that torchvision rounds the number of positives down."""
     count = sampler.batch_size_per_image
     return {"samples": count, "positive_fraction": int(count * sampler.positive_fraction) / count}
 
@@ -225,10 +225,10 @@ def _pool(pool: Any, maps: Maps) -> dict[str, Any]:
 
 
 def _roi_levels(pool: Any, maps: Maps) -> tuple[int, ...]:
-    """The levels that RoIs are read from.
+    """Return the levels that RoIs are read from.
 
-    torchvision goes by the difference of a RoI's level and that of the first map, and never beyond the difference of
-    the last map's: of two maps of stride 32 (MobileNetV3) it reads the first alone.
+    torchvision indexes the maps by an RoI's level minus that of the first map, up to the level of the last map: of two
+    maps of stride 32 (MobileNetV3) it reads only the first.
     """
     chosen = [index for index, name in enumerate(maps.names) if name in pool.featmap_names]
     levels = [maps.levels[index] for index in chosen]

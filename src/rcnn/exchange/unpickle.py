@@ -1,8 +1,8 @@
-"""Arrays out of a pickle, as detectron2's model zoo has them, without running anything of it.
+"""Read arrays from a pickle, as in detectron2's model zoo, without running its code.
 
-A pickle is a program that names the functions it wants called. Here it gets none: each of the few names that pickled
-arrays need is answered with a stand-in of ours that checks what it is given, and any other name is refused. Not even
-numpy's own classes are handed out, since their `__setstate__` trusts its input.
+A pickle is a program that names the functions it wants called. Here it gets none of them: the few names that pickled
+arrays need are replaced by stand-ins that check their arguments, and any other name is refused. Not even numpy's own
+classes are used, since their `__setstate__` trusts its input.
 """
 
 import pickle
@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 
 from rcnn.errors import WeightsError
+from rcnn.weights.file import first_line
 
 _DTYPE = re.compile(r"(b1|[iu][1248]|f[248])")
 _BYTE_ORDERS = ("<", ">", "|", "=")
 
 
 class _RefusedError(pickle.UnpicklingError):
-    """The pickle asks for what weights have no use for. The message continues `FILE ...`."""
+    """The pickle asks for something that weights do not need. The message continues `FILE ...`."""
 
 
 class _Dtype:
@@ -76,7 +77,7 @@ class _Function:
 
 
 def _read(data: Any, dtype: Any, shape: Any, order: str, axes: Any = None) -> np.ndarray:
-    """A native, contiguous copy: the data may be text (Python 2), of foreign byte order and not writable."""
+    """Return a native, contiguous copy; the data may be text (Python 2), of another byte order or read-only."""
     if not isinstance(dtype, _Dtype):
         raise _RefusedError(f"holds an array of type {type(dtype).__name__}; weights are plain numbers")
     raw = data.encode("latin1") if isinstance(data, str) else data
@@ -95,17 +96,13 @@ def _reconstruct(kind: Any, *_: object) -> _Array:
 
 
 def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None) -> _Array:
-    found = _Array()
-    found.array = _read(data, dtype, shape, order, axes if order == "K" else None)
-    return found
-
-
-def _scalar(dtype: Any, data: Any) -> _Array:
-    return _frombuffer(data, dtype, (), "C")
+    stand_in = _Array()
+    stand_in.array = _read(data, dtype, shape, order, axes if order == "K" else None)
+    return stand_in
 
 
 def _encode(text: Any, encoding: object = None, *_: object) -> bytes:
-    """How protocol 2 writes bytes."""
+    """Encode text to bytes, which is how protocol 2 writes bytes."""
     if encoding != "latin1" or not isinstance(text, str):
         raise _RefusedError(f"asks `_codecs.encode` for {encoding!r}; bytes are written as 'latin1'")
     return text.encode("latin1")
@@ -117,7 +114,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
         for core in ("core", "_core")
         for module, name, stand_in in (
             ("multiarray", "_reconstruct", _Function(_reconstruct)),
-            ("multiarray", "scalar", _Function(_scalar)),
+            ("multiarray", "scalar", _Function(lambda dtype, data: _frombuffer(data, dtype, (), "C"))),
             ("numeric", "_frombuffer", _Function(_frombuffer)),
         )
     },
@@ -137,10 +134,10 @@ class _Unpickler(pickle.Unpickler):
 
 
 def read_pickle(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a pickled dictionary of numpy arrays, its entry `model` where it has one; nothing of it is run.
+    """Read the tensors of a pickled dictionary of numpy arrays, or of its entry `model`; no code in it is run.
 
     Raises:
-        WeightsError: the file is missing, damaged, no such pickle, or asks for anything but arrays, which is named.
+        WeightsError: the file is missing, damaged, not such a pickle, or asks for anything but arrays.
     """
     path = Path(path)
     try:
@@ -151,8 +148,9 @@ def read_pickle(path: str | Path) -> dict[str, Tensor]:
     except _RefusedError as error:
         raise WeightsError(f"{path} {error}. It was not opened, and nothing of it was run") from None
     except Exception as error:  # a damaged pickle can raise anything; the stand-ins keep it from doing anything
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{path} is damaged or no pickle of arrays: {reason}. Copy or download it again") from None
+        raise WeightsError(
+            f"{path} is damaged or no pickle of arrays: {first_line(error)}. Copy or download it again"
+        ) from None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(_is_named_array(*item) for item in content.items()):

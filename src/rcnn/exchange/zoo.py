@@ -1,4 +1,4 @@
-"""Detectors by name or file: ours in the package, torchvision's from its server, and files of weights."""
+"""Load detectors by name or file: packaged ones, torchvision's from its server, and files of weights."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -15,7 +15,7 @@ from rcnn.weights.hub import fetch
 from rcnn.weights.packaged import PACKAGED, packaged_path
 
 NAMES = (*PACKAGED, *(f"torchvision/{arch}" for arch in ARCHITECTURES))
-"""What `load` knows beside files."""
+"""Names that `load` knows."""
 
 
 def load(
@@ -25,20 +25,21 @@ def load(
     backbone: nn.Module | None = None,
     head: nn.Module | None = None,
 ) -> Detector:
-    """A detector, ready to predict.
+    """Load a detector, ready to predict.
 
     Args:
         path_or_name: a file of weights, such as `runs/train/exp-1/weights/best.safetensors`; `blood-cells`, which comes
             with the package; or `torchvision/fasterrcnn_resnet50_fpn_v2` and torchvision's other three, with its newest
-            COCO weights, downloaded at first use (see `rcnn.weights.hub.fetch`). Where a file has such a name, the
-            name wins; `./NAME` is the file.
-        device: `auto` is CUDA if there.
-        backbone: the module to fill, of a file whose `model.backbone` is `custom`.
-        head: likewise the second stage's head.
+            COCO weights, downloaded at first use (see `rcnn.weights.hub.fetch`). A name takes precedence over a file
+            of the same name; `./NAME` is the file.
+        device: device to predict on; `auto` is CUDA if available.
+        backbone: the module to fill if the file's `model.backbone` is `custom`.
+        head: the second stage's head to fill, likewise.
 
     Raises:
-        WeightsError: an unknown name; the file is missing, damaged, or not one of our detectors.
-        UnavailableError: a WeightsError: not in the cache, and it can't be downloaded; what to do is said.
+        WeightsError: the name is unknown, or the file is missing, damaged or not one of our detectors.
+        UnavailableError: a WeightsError: the weights are not in the cache and can't be downloaded; the message says
+            what to do.
         SettingsError: the device can't be used here.
     """
     name = str(path_or_name)
@@ -55,12 +56,12 @@ def load(
 
 
 def _file(name: str) -> Path:
-    """The file that is meant, or an error that says what could be."""
+    """Return the file, or raise an error that suggests what may be meant."""
     path = Path(name).expanduser()
     if path.is_dir():
         best = path / "weights" / "best.safetensors"
-        found = f"take {best}" if best.is_file() else "give a file of weights"
-        raise WeightsError(f"{name} is a folder; {found}, or a name: {', '.join(NAMES)}")
+        advice = f"take {best}" if best.is_file() else "give a file of weights"
+        raise WeightsError(f"{name} is a folder; {advice}, or a name: {', '.join(NAMES)}")
     if path.exists():
         return path
     near = get_close_matches(name.lower(), NAMES, n=1)

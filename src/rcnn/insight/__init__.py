@@ -1,1 +1,1 @@
-"""Pictures and tables that explain."""
+"""Pictures and tables that explain data, training and detections."""

@@ -1,4 +1,4 @@
-"""What the pictures have in common: figures without global state, their looks, and how they are put in place."""
+"""Common parts of the pictures: figures without global state, their looks, and saving them."""
 
 import os
 import warnings
@@ -12,20 +12,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 INK, GREY = "#222222", "#9A9A9A"
+TICKS = tuple(2**power for power in range(1, 12))
 LEGEND: dict[str, Any] = {"fontsize": 8, "title_fontsize": 8, "framealpha": 0.85, "edgecolor": "none"}
 
 
-def new_figure(rows: int, columns: int, width: float, height: float) -> tuple["Figure", np.ndarray]:
-    """A figure of its own, sizes in units of 100 px, and its (rows, columns) axes."""
+def new_figure(rows: int, columns: int, width: float, height: float, **grid: Any) -> tuple["Figure", np.ndarray]:
+    """Make a figure, sized in units of 100 px, and its (rows, columns) axes."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 
     figure = Figure(figsize=(width, height), dpi=100, layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
-    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False))
+    return figure, np.asarray(figure.subplots(rows, columns, squeeze=False, **grid))
 
 
 def style(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
-    """Title, names of the axes, and the common looks of a plot."""
+    """Set title, axis labels and the common looks of a plot."""
     axes.set_title(title, fontsize=10, fontweight="bold", loc="left", color=INK)
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
@@ -35,18 +36,33 @@ def style(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def legend(axes: "Axes", **looks: Any) -> None:
+    """Add a legend in the common looks if anything is labelled."""
+    if axes.get_legend_handles_labels()[1]:
+        axes.legend(**{**LEGEND, **looks})
+
+
+def log_axes(axes: "Axes", low: float, high: float) -> None:
+    """Make both axes logarithmic from `low` to `high`, with powers of two as ticks."""
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
+    ticks = [tick for tick in TICKS if low <= tick <= high]
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_ticks(ticks, [str(tick) for tick in ticks])
+        axis.set_ticks([], minor=True)
+
+
 def plain(text: str) -> str:
-    """Text that matplotlib shows as it is: `$` would start a formula, a leading `_` hide it in a legend."""
+    """Escape text for matplotlib, where `$` would start a formula and a leading `_` hide it in a legend."""
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
 def short(name: str) -> str:
-    """A class name as `plain` text of at most 22 letters."""
+    """Shorten a class name to at most 22 letters, as `plain` text."""
     return plain(name if len(name) <= 22 else name[:21] + ".")
 
 
 def save(figure: "Figure", path: Path) -> None:
-    """Write a PNG, put in place only when it is whole."""
+    """Write a PNG atomically."""
     partial = path.with_name(f".{path.name}.part")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # letters that the font lacks come out as boxes

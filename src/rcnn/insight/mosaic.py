@@ -1,4 +1,4 @@
-"""Many images with their boxes in one picture: training batches, and truth beside prediction."""
+"""Many images with their boxes in one picture: training batches, and ground truth next to predictions."""
 
 import os
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Tile(NamedTuple):
         labels: (n,) int, index into the class names.
         title: text above the image.
         scores: (n,) in [0, 1]; None for ground truth.
-        ignore: (n,) bool, drawn with broken lines; None for no such box.
+        ignore: (n,) bool, boxes drawn with broken lines; None for none.
     """
 
     image: np.ndarray
@@ -43,8 +43,8 @@ def mosaic(tiles: Sequence[Tile], names: Sequence[str], path: Path, columns: int
     Args:
         tiles: the images, in order.
         names: class names.
-        path: the picture, put in place only when it is whole.
-        columns: images a row, or fewer where there are fewer images.
+        path: file of the picture, written atomically.
+        columns: images per row, at most.
         side: longest side of every image in the picture, px; all are scaled to it.
     """
     pictures = [_picture(tile, names, side) for tile in tiles]
@@ -60,24 +60,26 @@ def mosaic(tiles: Sequence[Tile], names: Sequence[str], path: Path, columns: int
             _caption(pen, (left, top), tiles[number * columns + column].title, side)
             canvas.paste(picture, (left + (side - picture.width) // 2, top + CAPTION))
         top += height
-    _save(canvas, path)
+    partial = path.with_name(f".part-{path.name}")
+    canvas.save(partial, quality=88)
+    os.replace(partial, path)
 
 
 def compare(
     truths: Sequence[Tile], predictions: Sequence[Tile], names: Sequence[str], path: Path, columns: int = 2
 ) -> None:
-    """Write a mosaic of pairs, truth on the left and prediction on the right; `columns` pairs a row."""
+    """Write a mosaic of pairs, truth on the left and prediction on the right; `columns` pairs per row."""
     pairs = zip(truths, predictions, strict=True)
     tiles = [
         tile
-        for truth, found in pairs
-        for tile in (truth._replace(title=f"truth: {truth.title}"), found._replace(title="prediction"))
+        for truth, prediction in pairs
+        for tile in (truth._replace(title=f"truth: {truth.title}"), prediction._replace(title="prediction"))
     ]
     mosaic(tiles, names, path, columns=2 * columns)
 
 
 def _picture(tile: Tile, names: Sequence[str], side: int) -> Image.Image:
-    """The image scaled to its place, with boxes drawn after scaling, so that names can be read on any."""
+    """Scale the image to its place, then draw the boxes, so that names are legible at any scale."""
     image = as_rgb(tile.image)
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -90,14 +92,8 @@ def _picture(tile: Tile, names: Sequence[str], side: int) -> Image.Image:
 
 
 def _caption(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
-    """A line of text, shortened in front to the width: the end of a path says most."""
+    """Write a line of text, shortened at the front to the width: the end of a path says most."""
     font = ImageFont.load_default(size=13)
     while pen.textlength(text, font=font) > width:
         text = "..." + text.removeprefix("...")[1:]
     pen.text((place[0], place[1] + CAPTION / 2), text, fill="#222222", font=font, anchor="lm")
-
-
-def _save(picture: Image.Image, path: Path) -> None:
-    partial = path.with_name(f".part-{path.name}")
-    picture.save(partial, quality=88)
-    os.replace(partial, path)

@@ -1,17 +1,17 @@
 """The pictures of a run folder: losses, AP, curves, confusion, proposal recall and what the labels look like.
 
-Each function draws one PNG, 1000 px wide or more, and puts it in place only when it is whole.
+Each function writes one PNG, at least 1000 px wide, atomically.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rcnn.data.dataset import Record
 from rcnn.draw import PALETTE, SHADES
-from rcnn.insight.figure import GREY, INK, LEGEND, new_figure, save, short, style
+from rcnn.insight.figure import GREY, INK, LEGEND, legend, log_axes, new_figure, save, short, style
 from rcnn.metrics.curves import Curves, best_threshold
 from rcnn.metrics.proposals import ProposalMetrics
 
@@ -27,15 +27,15 @@ LOSSES = {
 ONE_STAGE = {"rpn_class": "Classes of anchors", "rpn_box": "Boxes"}
 APS = {"ap": "AP .50:.95", "ap50": "AP50", "ap75": "AP75"}
 FEW = 8
-"""Up to so many classes, each has a colour and a line in the legend; of more, the best and worst three have."""
+"""Up to this many classes each have a colour and a legend entry; of more, only the best and worst three."""
 
 
 def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Each loss, on training and validation images, AP, and the learning rate, against the epoch.
 
     Args:
-        rows: one an epoch, with `epoch` and any of: the losses, as `NAME` or `train_NAME` and `val_NAME`; `ap`, `ap50`,
-            `ap75`, with or without `val_`; `lr`. None and NaN are gaps.
+        rows: one per epoch, with `epoch` and any of: the losses, as `NAME` or `train_NAME` and `val_NAME`; `ap`,
+            `ap50`, `ap75`, with or without `val_`; `lr`. None and NaN are gaps.
         path: the PNG.
     """
     figure, grid = new_figure(2, 3, 10.0, 5.6)
@@ -49,12 +49,12 @@ def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         _line(axes, rows, (name, f"train_{name}"), label="training", color=PALETTE[0])
         _line(axes, rows, (f"val_{name}",), label="validation", color=PALETTE[3])
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-        _legend(axes, loc="upper right")
+        legend(axes, loc="upper right")
     style(panels[2], "AP on validation images", "epoch", "AP")
     for ink, (name, title) in zip((PALETTE[0], PALETTE[1], PALETTE[2]), APS.items(), strict=True):
         _line(panels[2], rows, (name, f"val_{name}"), label=title, color=ink)
     panels[2].set_ylim(0, 1)
-    _legend(panels[2], loc="lower right")
+    legend(panels[2], loc="lower right")
     style(panels[5], "Learning rate", "epoch", "")
     _line(panels[5], rows, ("lr",), label="", color=INK)
     panels[5].set_ylim(0, panels[5].get_ylim()[1])
@@ -140,12 +140,12 @@ def plot_proposal_recall(metrics: ProposalMetrics, path: Path) -> None:
     left.set(xlim=(0.48, 0.97), ylim=(0, 1.02))
     right.set_ylim(0, 1.05)
     right.set_xticks(range(len(sizes)), [f"{name}\n{count} objects" for name, (_, count) in sizes.items()])
-    _legend(left, loc="lower left")
+    legend(left, loc="lower left")
     save(figure, path)
 
 
 def plot_labels(records: Sequence[Record], names: Sequence[str], path: Path) -> None:
-    """What is labelled: objects of each class, sizes, positions in the image, and objects an image."""
+    """Statistics of the labels: objects of each class, sizes, positions in the image, and objects per image."""
     figure, grid = new_figure(2, 2, 10.0, 7.2)
     labels = np.concatenate([record.labels for record in records] or [np.zeros(0, np.int64)])
     boxes = np.concatenate([record.boxes for record in records] or [np.zeros((0, 4))])
@@ -154,7 +154,7 @@ def plot_labels(records: Sequence[Record], names: Sequence[str], path: Path) -> 
     _sizes(grid[0, 1], boxes[:, 2:] - boxes[:, :2], labels, len(names))
     _positions(grid[1, 0], (boxes[:, :2] + boxes[:, 2:]) / 2 / extent)
     each = np.array([len(record.labels) for record in records], np.int64)
-    style(grid[1, 1], f"Objects an image: {len(labels)} in {len(records)} images", "objects", "images")
+    style(grid[1, 1], f"Objects per image: {len(labels)} in {len(records)} images", "objects", "images")
     if len(each):
         step = -(-(int(each.max()) + 1) // 40)
         grid[1, 1].hist(each, bins=np.arange(0, each.max() + 1 + step, step) - 0.5, color=PALETTE[0], rwidth=0.9)
@@ -190,11 +190,7 @@ def _sizes(axes: "Axes", size: np.ndarray, labels: np.ndarray, classes: int) -> 
     side = np.geomspace(low, high, 50)
     for bound in (32, 96):
         axes.plot(side, bound**2 / side, color=GREY, linewidth=1, linestyle="--")
-    axes.set(xscale="log", yscale="log", xlim=(low * 0.9, high * 1.1), ylim=(low * 0.9, high * 1.1))
-    ticks = [tick for tick in (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048) if low * 0.9 <= tick <= high * 1.1]
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(ticks, [str(tick) for tick in ticks])
-        axis.set_ticks([], minor=True)
+    log_axes(axes, low * 0.9, high * 1.1)
 
 
 def _positions(axes: "Axes", centres: np.ndarray) -> None:
@@ -209,7 +205,7 @@ def _positions(axes: "Axes", centres: np.ndarray) -> None:
 def _class_lines(
     axes: "Axes", x: np.ndarray, y: np.ndarray, sum_up: Callable[..., np.ndarray], names: Sequence[str]
 ) -> None:
-    """A line a class, (K, S), and their mean; `sum_up` of a line stands in the legend, and tells best from worst."""
+    """Draw one line per class, (K, S), and their mean; `sum_up` gives the number in the legend, by which they rank."""
     value = sum_up(y, axis=1)
     there = np.flatnonzero(np.isfinite(value))
     order = there[np.argsort(-value[there], kind="stable")]
@@ -226,14 +222,9 @@ def _class_lines(
 
 
 def _line(axes: "Axes", rows: Sequence[Mapping[str, Any]], keys: Sequence[str], label: str, color: str) -> None:
-    """The first of the keys that each row has, against the epoch; nothing where no row has one."""
+    """Plot the first key that each row has against the epoch, if any row has one."""
     points = [(row["epoch"], row[key]) for row in rows for key in keys if row.get(key) is not None]
     if points:
         marker = "o" if len(points) < 30 else ""
         x, y = zip(*points, strict=True)
         axes.plot(x, y, label=label, color=color, linewidth=1.6, marker=marker, markersize=3)
-
-
-def _legend(axes: "Axes", loc: Literal["upper right", "lower right", "lower left"]) -> None:
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(loc=loc, **LEGEND)

@@ -1,1 +1,1 @@
-"""The paper's experiments on any data set: one file a table, beside the numbers that the paper gives."""
+"""The paper's experiments on any data set: one file per table, next to the numbers of the paper."""

@@ -39,9 +39,6 @@ def experiment(settings: Settings) -> Experiment:
 
 
 def three_scales(sizes: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
-    """Sizes a level -> three a level: the first three; of fewer the smallest, one and two thirds of an octave up."""
-    return tuple(level[:3] if len(level) >= 3 else _thirds(min(level)) for level in sizes)
-
-
-def _thirds(size: float) -> tuple[float, ...]:
-    return tuple(size * 2 ** (third / 3) for third in range(3))
+    """Reduce each level to three sizes: its first three, or if fewer the smallest at 0, 1/3 and 2/3 of an octave."""
+    octave = tuple(2 ** (third / 3) for third in range(3))
+    return tuple(level[:3] if len(level) >= 3 else tuple(min(level) * step for step in octave) for level in sizes)

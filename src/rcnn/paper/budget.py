@@ -1,4 +1,4 @@
-"""How many epochs fit into the time there is."""
+"""Compute how many epochs fit into the available time."""
 
 import math
 import time
@@ -15,20 +15,20 @@ from rcnn.training.schemes import stages_of
 
 
 def fitting(asked: int, stages: int, epoch: float, other: float, seconds: float) -> int:
-    """Epochs a stage, 1 at least and `asked` at most, so that all is expected to fit.
+    """Return the epochs per stage, from 1 to `asked`, with which everything is expected to fit.
 
     Args:
-        asked: epochs wanted.
-        stages: of all trainings together.
+        asked: epochs wanted per stage.
+        stages: stages of all trainings together.
         epoch: seconds of one epoch of one stage, with its validation.
-        other: seconds of what is done besides.
-        seconds: there are.
+        other: seconds of everything else.
+        seconds: seconds available.
     """
     return max(1, min(asked, math.floor((seconds - other) / (stages * epoch))))
 
 
 def cut_epochs(lab: Lab, experiment: Experiment, seeds: Sequence[int], minutes: float) -> int:
-    """Epochs a stage that fit into the minutes, by the time that one epoch of the first training takes; says so."""
+    """Return the epochs per stage that fit into the minutes, timing one epoch of the first training; report it."""
     trainings, runs = experiment.trainings, len(experiment.runs)
     asked = lab.settings.train.epochs
     if not trainings:
@@ -51,9 +51,9 @@ def cut_epochs(lab: Lab, experiment: Experiment, seeds: Sequence[int], minutes: 
     left = 60 * minutes - (time.monotonic() - began)
     epochs = fitting(asked, total, epoch, other, left)
     needed, whole = (count * total * epoch + other for count in (epochs, asked))
-    outcome = "That fits" if epochs == asked else f"Cut to {epochs} each: {duration(needed)}"
+    result = "That fits" if epochs == asked else f"Cut to {epochs} each: {duration(needed)}"
     lab.say(
         f"an epoch takes {duration(epoch)} with its validation; {total} stages of {asked} epochs would take "
-        f"{duration(whole)}. {outcome}" + (", still over the budget" if needed > left else "")
+        f"{duration(whole)}. {result}" + (", still over the budget" if needed > left else "")
     )
     return epochs

@@ -1,4 +1,4 @@
-"""Do an experiment: every run for every seed, each kept as it finishes, so that the same command goes on."""
+"""Conduct an experiment: every measurement for every seed, saved as it finishes, so that the same command resumes."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from rcnn.data.dataset import Dataset
 from rcnn.errors import SettingsError, TrainingError
 from rcnn.paper import anchors, balance, one_stage, proposals, recall, schemes, timing
 from rcnn.paper.budget import cut_epochs
-from rcnn.paper.experiment import Experiment, Run
+from rcnn.paper.experiment import Experiment, Measurement
 from rcnn.paper.lab import Lab
 from rcnn.paper.ledger import Ledger
 from rcnn.paper.verdict import Judgement, Scores, judge_all
@@ -29,25 +29,25 @@ EXPERIMENTS: dict[str, Callable[[Settings], Experiment]] = {
     "time": timing.experiment,
     "schemes": schemes.experiment,
 }
-"""Name -> the experiment as settings make it."""
+"""Name -> function that makes the experiment from settings."""
 
 KEY = ("row", "seed")
 """Columns of the results that tell them apart; the seed is empty where nothing depends on it."""
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What came of an experiment.
+class ExperimentResult:
+    """The result of an experiment.
 
     Attributes:
-        name: of the experiment.
+        name: name of the experiment.
         experiment: its table.
-        settings: of all trainings.
+        settings: settings of all trainings.
         dataset: the images that were scored.
-        seeds: asked for.
-        scores: what was measured.
-        judgements: of the paper's orderings.
-        failures: what each run that failed says.
+        seeds: seeds asked for.
+        scores: the measured numbers.
+        judgements: judgements of the paper's orderings.
+        failures: message of each measurement that failed.
     """
 
     name: str
@@ -70,18 +70,18 @@ def conduct(
     budget: float | None = None,
     say: Callable[[str], None] = print,
     quiet: bool = False,
-) -> Outcome:
-    """Do an experiment, or what is left of it.
+) -> ExperimentResult:
+    """Conduct an experiment, or what is left of it.
 
     Args:
-        name: of `EXPERIMENTS`.
-        settings: of all trainings; `data.path` is set.
-        folder: for results and trainings; experiments on the same data may share it.
-        seeds: of the trainings.
+        name: a key of `EXPERIMENTS`.
+        settings: settings of all trainings; `data.path` is set.
+        folder: folder for results and trainings; experiments on the same data may share it.
+        seeds: seeds of the trainings.
         split: images that are scored: train, val or test.
-        budget: minutes that all is to take. None: epochs are as in `settings`.
-        say: told what is begun.
-        quiet: trainings print nothing.
+        budget: minutes that everything may take. None: epochs as in `settings`.
+        say: called with a sentence before each step.
+        quiet: whether trainings print nothing.
 
     Raises:
         SettingsError: the folder holds results of the experiment with other settings.
@@ -106,9 +106,8 @@ def conduct(
                 failures.append(f"{', '.join(run.rows)}, seed {seed}: {error}")
     scores = read_scores(ledger, experiment, seeds)
     judgements = judge_all(experiment, scores, seeds)
-    return Outcome(
-        name, experiment, lab.settings, lab.dataset, tuple(seeds), scores, judgements, tuple(dict.fromkeys(failures))
-    )
+    failures = tuple(dict.fromkeys(failures))
+    return ExperimentResult(name, experiment, lab.settings, lab.dataset, tuple(seeds), scores, judgements, failures)
 
 
 def _planned(lab: Lab, experiment: Experiment, path: Path, seeds: Sequence[int], budget: float | None) -> Settings:
@@ -137,8 +136,8 @@ def _differences(one: Any, other: Any, where: str = "") -> list[str]:
     return [] if one == other else [where]
 
 
-def _do(lab: Lab, run: Run, seed: int, ledger: Ledger) -> None:
-    """A run, where it is not done yet."""
+def _do(lab: Lab, run: Measurement, seed: int, ledger: Ledger) -> None:
+    """Do a measurement unless it is already done."""
     mark = seed if run.seeded else ""
     if all((row, mark) in ledger for row in run.rows):
         return
@@ -148,7 +147,7 @@ def _do(lab: Lab, run: Run, seed: int, ledger: Ledger) -> None:
 
 
 def read_scores(ledger: Ledger, experiment: Experiment, seeds: Sequence[int]) -> Scores:
-    """What the results say of the rows of an experiment, for some seeds."""
+    """Read the results of the rows of an experiment for these seeds."""
     scores: defaultdict[str, dict[int | None, dict[str, float]]] = defaultdict(dict)
     for entry in ledger:
         seed = int(entry["seed"]) if entry["seed"] else None

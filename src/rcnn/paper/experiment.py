@@ -1,5 +1,6 @@
-"""What an experiment is: runs that fill the rows of a table, the paper's numbers, and the orderings that it reports."""
+"""Parts of an experiment: measurements that fill a table's rows, the paper's numbers and the orderings it reports."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,15 +14,15 @@ Look = Callable[[str, str], float]
 """(row, quantity) -> its value, of one seed or of the paper; a KeyError where there is none."""
 
 
-class Run(NamedTuple):
-    """A part of an experiment that is done, and taken up again, as a whole.
+class Measurement(NamedTuple):
+    """A part of an experiment that is done, and resumed, as a whole.
 
     Attributes:
-        rows: of the table, which it fills.
+        rows: rows of the table that it fills.
         measure: (lab, seed) -> row -> numbers.
         needs: models that it measures.
-        seeded: does it differ from seed to seed? If not, it is done once.
-        given: does it read proposals from elsewhere for the images that are scored?
+        seeded: whether it differs between seeds. If not, it is done once.
+        given: whether it reads given proposals for the images that are scored.
     """
 
     rows: tuple[str, ...]
@@ -36,9 +37,9 @@ class Column(NamedTuple):
 
     Attributes:
         key: its name.
-        heading: what stands over it.
+        heading: heading of its column.
         digits: decimals.
-        plotted: has it a panel in the picture?
+        plotted: whether it has a panel in the picture.
     """
 
     key: str
@@ -95,7 +96,7 @@ class Experiment:
     title: str
     source: str
     columns: tuple[Column, ...]
-    runs: tuple[Run, ...]
+    runs: tuple[Measurement, ...]
     paper: Mapping[str, Numbers]
     claims: tuple[Claim, ...]
     notes: tuple[str, ...] = ()
@@ -104,6 +105,10 @@ class Experiment:
     def rows(self) -> tuple[str, ...]:
         """Rows of the table, in the order of the runs."""
         return tuple(row for run in self.runs for row in run.rows)
+
+    def given(self, row: str, key: str) -> float:
+        """The paper's number; NaN where it gives none."""
+        return self.paper.get(row, {}).get(key, math.nan)
 
     @property
     def trainings(self) -> list[Training]:

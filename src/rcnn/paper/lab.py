@@ -21,11 +21,11 @@ from rcnn.weights.file import atomic_write
 
 
 class Training(NamedTuple):
-    """A model that an experiment trains, once a seed, however many rows are measured on it.
+    """A model that an experiment trains once per seed, however many rows are measured on it.
 
     Attributes:
         name: part of its folder's name.
-        changes: of the settings.
+        changes: changes of the settings.
     """
 
     name: str
@@ -61,8 +61,8 @@ class Lab:
         folder: for the run folders of trainings, `folder/runs`, which experiments share: a training is known by its
             settings, and done once.
         split: images that are scored: train, val or test.
-        say: told what is begun.
-        quiet: trainings print nothing.
+        say: called with a sentence before each step.
+        quiet: whether trainings print nothing.
     """
 
     def __init__(
@@ -124,6 +124,6 @@ class Lab:
 
     def _begun(self, name: str) -> Path | None:
         """The run folder to go on with, if any."""
-        folders = sorted(self._runs.glob(f"{name}-*/"), key=lambda path: int(path.name.rpartition("-")[2]))
-        begun = folders[-1] if folders else None
+        folders = self._runs.glob(f"{name}-*/")
+        begun = max(folders, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
         return begun if begun and checkpoint.latest(RunFolder(begun).checkpoints) else None

@@ -1,4 +1,4 @@
-"""Scores of detectors, also on the proposals of others."""
+"""Scores of detectors on their own or given proposals."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -13,11 +13,11 @@ from rcnn.data.loader import Item, Loader
 from rcnn.detector import Detector
 from rcnn.evaluate import Metrics, Shard, evaluate, loaders_of
 from rcnn.model.structures import Proposals, RPNOutput, to_device
-from rcnn.paper.experiment import Numbers, Run
+from rcnn.paper.experiment import Measurement, Numbers
 from rcnn.paper.lab import Lab, Training
 
 Change = Callable[[RPNOutput, Tensor], RPNOutput]
-"""What the RPN's head said, and a seed an image, to what it is taken to have said."""
+"""What the RPN's head said, and a seed per image, to what it is taken to have said."""
 
 
 def scores(detector: Detector, dataset: Dataset, proposals: "ProposalSet | OfRPN | None" = None) -> dict[str, float]:
@@ -93,11 +93,11 @@ def without_boxes(out: RPNOutput, seeds: Tensor) -> RPNOutput:
     return out._replace(deltas=tuple(torch.zeros_like(level) for level in out.deltas))
 
 
-def trained(row: str, training: Training, changes: Mapping[str, Any] | None = None) -> Run:
+def trained(row: str, training: Training, changes: Mapping[str, Any] | None = None) -> Measurement:
     """The run that scores a trained detector, if wanted with other settings in prediction."""
 
     def measure(lab: Lab, seed: int) -> Mapping[str, Numbers]:
         detector = lab.load(lab.train(training, seed).best)
         return {row: scores(detector.with_settings(changes) if changes else detector, lab.dataset)}
 
-    return Run((row,), measure, (training,))
+    return Measurement((row,), measure, (training,))

@@ -1,4 +1,4 @@
-"""The picture of an experiment: every seed, mean and spread of each row, beside the paper's numbers."""
+"""The picture of an experiment: every seed, mean and spread of each row, next to the paper's numbers."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,7 +10,7 @@ from rcnn.draw import PALETTE
 from rcnn.insight.figure import GREY, INK, LEGEND, new_figure, plain, save, style
 from rcnn.metrics.proposals import IOUS
 from rcnn.paper import timing
-from rcnn.paper.conduct import Outcome
+from rcnn.paper.conduct import ExperimentResult
 from rcnn.paper.experiment import Column
 from rcnn.paper.recall import TOPS
 from rcnn.paper.report import summary
@@ -21,24 +21,24 @@ if TYPE_CHECKING:
 OURS, THEIRS = PALETTE[0], PALETTE[3]
 
 
-def plot(outcome: Outcome, path: Path) -> None:
+def plot(result: ExperimentResult, path: Path) -> None:
     """Draw the picture that suits the experiment."""
-    draw = {"recall": plot_recall, "time": plot_times}.get(outcome.name, plot_rows)
-    draw(outcome, path)
+    draw = {"recall": plot_recall, "time": plot_times}.get(result.name, plot_rows)
+    draw(result, path)
 
 
-def plot_rows(outcome: Outcome, path: Path) -> None:
-    """A panel a quantity and one of the paper's numbers, a line a row."""
-    experiment = outcome.experiment
+def plot_rows(result: ExperimentResult, path: Path) -> None:
+    """Draw one panel per quantity and one for the paper's numbers, with one line per row."""
+    experiment = result.experiment
     columns = [column for column in experiment.columns if column.plotted]
     main, count = columns[0], len(experiment.rows)
     figure, grid = new_figure(1, len(columns) + 1, max(10.0, 3.6 + 2.4 * len(columns)), 1.4 + 0.34 * count)
     for axes, column in zip(grid[0], columns, strict=False):
-        _panel(axes, f"{column.heading}, {outcome.dataset.root.name}", experiment.rows, first=axes is grid[0, 0])
-        _points(axes, outcome, column)
+        _panel(axes, f"{column.heading}, {result.dataset.root.name}", experiment.rows, first=axes is grid[0, 0])
+        _points(axes, result, column)
     theirs = grid[0, -1]
     _panel(theirs, f"{main.heading}, paper", experiment.rows, first=False)
-    numbers = [experiment.paper.get(row, {}).get(main.key, np.nan) for row in experiment.rows]
+    numbers = [experiment.given(row, main.key) for row in experiment.rows]
     theirs.plot(numbers, range(count), "D", color=THEIRS, markersize=6)
     for place, number in enumerate(numbers):
         _label(theirs, number, place, main.digits)
@@ -61,13 +61,13 @@ def _panel(axes: "Axes", title: str, rows: tuple[str, ...], *, first: bool) -> N
     axes.margins(x=0.2)
 
 
-def _points(axes: "Axes", outcome: Outcome, column: Column) -> None:
-    for place, row in enumerate(outcome.experiment.rows):
-        values = [numbers[column.key] for numbers in outcome.scores.get(row, {}).values() if column.key in numbers]
-        found = summary(outcome, row, column.key)
+def _points(axes: "Axes", result: ExperimentResult, column: Column) -> None:
+    for place, row in enumerate(result.experiment.rows):
+        values = [numbers[column.key] for numbers in result.scores.get(row, {}).values() if column.key in numbers]
+        mean, spread, _ = summary(result, row, column.key)
         axes.plot(values, [place] * len(values), "o", color=GREY, markersize=4, alpha=0.8)
-        axes.errorbar(found.mean, place, xerr=np.nan_to_num(found.spread), fmt="o", color=OURS, markersize=6, capsize=3)
-        _label(axes, found.mean, place, column.digits)
+        axes.errorbar(mean, place, xerr=np.nan_to_num(spread), fmt="o", color=OURS, markersize=6, capsize=3)
+        _label(axes, mean, place, column.digits)
 
 
 def _label(axes: "Axes", value: float, place: int, digits: int) -> None:
@@ -76,16 +76,16 @@ def _label(axes: "Axes", value: float, place: int, digits: int) -> None:
         axes.annotate(f"{value:.{digits}f}", (value, place), ha="center", fontsize=7, color=INK, **shift)
 
 
-def plot_recall(outcome: Outcome, path: Path) -> None:
-    """Figure 4: recall against IoU, a panel a number of proposals; mean and, shaded, spread over the seeds."""
+def plot_recall(result: ExperimentResult, path: Path) -> None:
+    """Figure 4: recall against IoU, one panel per number of proposals; mean and, shaded, spread over the seeds."""
     figure, (panels,) = new_figure(1, len(TOPS), 10.0, 3.8)
     for axes, top in zip(panels, TOPS, strict=True):
         style(axes, f"{top} proposals", "IoU with the object", "recall, %")
         for ink, row in ((THEIRS, "SS"), (OURS, "RPN")):
-            found = [summary(outcome, row, f"recall{top}@{iou:.2f}") for iou in IOUS]
-            mean = np.array([one.mean for one in found])
-            spread = np.nan_to_num([one.spread for one in found])
-            label = f"{row}: mean {summary(outcome, row, f'ar{top}').mean:.1f}"
+            summaries = [summary(result, row, f"recall{top}@{iou:.2f}") for iou in IOUS]
+            mean = np.array([one.mean for one in summaries])
+            spread = np.nan_to_num([one.spread for one in summaries])
+            label = f"{row}: mean {summary(result, row, f'ar{top}').mean:.1f}"
             axes.plot(IOUS, mean, color=ink, marker="o", markersize=3.5, linewidth=1.8, label=label)
             axes.fill_between(IOUS, mean - spread, mean + spread, color=ink, alpha=0.2, linewidth=0)
         axes.set(xlim=(0.48, 1.0), ylim=(0, 102))
@@ -93,29 +93,23 @@ def plot_recall(outcome: Outcome, path: Path) -> None:
     save(figure, path)
 
 
-def plot_times(outcome: Outcome, path: Path) -> None:
+def plot_times(result: ExperimentResult, path: Path) -> None:
     """Table 5: milliseconds of the parts, laid end to end, here and in the paper."""
-    rows, parts = outcome.experiment.rows, timing.PARTS[:3]
+    experiment, rows = result.experiment, result.experiment.rows
     figure, ((ours, theirs),) = new_figure(1, 2, 10.0, 3.4)
-    device = choose_device(outcome.settings.train.device).type
+    device = choose_device(result.settings.train.device).type
     for axes, title in ((ours, f"Here ({device})"), (theirs, "Paper (K40; Selective Search on a CPU)")):
         first = axes is ours
-        style(axes, title, "ms an image")
-        axes.set_yticks(range(len(rows)), rows if first else [""] * len(rows))
-        axes.set_ylim(len(rows) - 0.4, -0.6)
+        _panel(axes, title, rows, first=first)
+        axes.set_xlabel("ms per image", fontsize=9)
         axes.margins(x=0.15)
         left = np.zeros(len(rows))
-        for ink, part in zip(PALETTE, parts, strict=False):
-            wide = np.array([_milliseconds(outcome, row, part, ours=first) for row in rows])
+        for ink, part in zip(PALETTE, timing.PARTS[:3], strict=False):
+            mean = (summary(result, row, part).mean if first else experiment.given(row, part) for row in rows)
+            wide = np.nan_to_num([*mean])
             axes.barh(range(len(rows)), wide, left=left, height=0.6, color=ink, label=part)
             left += wide
         for place, total in enumerate(left):
             axes.text(total, place, f" {total:.0f}" if total else " not in it", va="center", fontsize=8)
     theirs.legend(loc="lower right", **LEGEND)
     save(figure, path)
-
-
-def _milliseconds(outcome: Outcome, row: str, part: str, *, ours: bool) -> float:
-    if ours:
-        return float(np.nan_to_num(summary(outcome, row, part).mean))
-    return outcome.experiment.paper.get(row, {}).get(part, 0.0)

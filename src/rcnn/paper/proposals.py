@@ -9,12 +9,12 @@ from rcnn.config import Settings
 from rcnn.data.given import ProposalSet
 from rcnn.data.proposals import open_proposals
 from rcnn.detector import Detector
-from rcnn.paper.experiment import SCORES, Experiment, Numbers, Run, more
+from rcnn.paper.experiment import SCORES, Experiment, Measurement, Numbers, more
 from rcnn.paper.lab import Lab, Training
-from rcnn.paper.measure import Change, OfRPN, scores, without_boxes, without_scores
+from rcnn.paper.measure import Change, OfRPN, scores, trained, without_boxes, without_scores
 
 COUNT = 2000
-"""Proposals of Selective Search an image, in training and test."""
+"""Proposals of Selective Search per image, in training and test."""
 
 ALTERNATING = Training("alternating", {"train": {"scheme": "alternating"}})
 """Stage 1 is an RPN alone, stage 2 a Fast R-CNN with a backbone of its own on its proposals: unshared features. After
@@ -28,7 +28,7 @@ class Test(NamedTuple):
 
     Attributes:
         paper: the paper's mAP.
-        top: proposals an image.
+        top: proposals per image.
         rpn: other changes of the RPN's settings.
         change: made to what the RPN's head says.
     """
@@ -65,10 +65,10 @@ def experiment(settings: Settings) -> Experiment:
         source="table 2; Fast R-CNN with ZF, VOC 2007 test",
         columns=SCORES,
         runs=(
-            Run((SS,), partial(_selective_search, fast), (fast,), given=True),
-            Run((SHARED,), _shared, (ALTERNATING,)),
-            Run((UNSHARED,), _unshared, (ALTERNATING,)),
-            *(Run((row,), partial(_of_rpn, row, fast), (fast, ALTERNATING)) for row in TESTS),
+            Measurement((SS,), partial(_selective_search, fast), (fast,), given=True),
+            trained(SHARED, ALTERNATING, {"rpn": {"post_test": 300}}),
+            Measurement((UNSHARED,), _unshared, (ALTERNATING,)),
+            *(Measurement((row,), partial(_of_rpn, row, fast), (fast, ALTERNATING)) for row in TESTS),
         ),
         paper={row: {"map50": number} for row, number in {SS: 58.7, SHARED: 59.9, UNSHARED: 58.7}.items()}
         | {row: {"map50": test.paper} for row, test in TESTS.items()},
@@ -81,7 +81,7 @@ def experiment(settings: Settings) -> Experiment:
             more("boxes fit: 300 >= 300, no reg", base, "SS -> RPN 300, no reg"),
         ),
         notes=(
-            "SS is Selective Search; in training 2000 proposals an image, of the RPN rpn.post_train",
+            "SS is Selective Search; in training 2000 proposals per image, of the RPN rpn.post_train",
             "no cls: boxes without scores, drawn at random; no reg: anchors",
         ),
     )
@@ -102,11 +102,6 @@ def _selective_search(fast: Training, lab: Lab, seed: int) -> Mapping[str, Numbe
     detector = lab.load(lab.train(fast, seed).best)
     given = open_proposals(source(lab.settings), lab.dataset, lab.settings)
     return {SS: scores(detector, lab.dataset, ProposalSet(given, COUNT))}
-
-
-def _shared(lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    detector = lab.load(lab.train(ALTERNATING, seed).best).with_settings({"rpn": {"post_test": 300}})
-    return {SHARED: scores(detector, lab.dataset)}
 
 
 def _unshared(lab: Lab, seed: int) -> Mapping[str, Numbers]:

@@ -1,6 +1,7 @@
-"""Figure 4: recall of the proposals at IoU 0.5 to 1, of 300, 1000 and 2000 an image."""
+"""Figure 4: recall of the proposals at IoU 0.5 to 1, with 300, 1000 and 2000 per image."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from rcnn.data.loader import Loader
 from rcnn.data.proposals import open_proposals
 from rcnn.metrics.proposals import proposal_recall
 from rcnn.metrics.types import Truth
-from rcnn.paper.experiment import Claim, Column, Experiment, Look, Numbers, Run
+from rcnn.paper.experiment import Claim, Column, Experiment, Look, Measurement, Numbers
 from rcnn.paper.lab import Lab, Training
 from rcnn.paper.proposals import source
 
@@ -23,43 +24,40 @@ def experiment(settings: Settings) -> Experiment:
         title="recall of proposals, mean over IoU 0.50:0.95",
         source="figure 4; VOC 2007 test; curves without numbers",
         columns=tuple(Column(f"ar{top}", f"AR{top} %") for top in TOPS),
-        runs=(Run(("SS",), _selective_search, seeded=False, given=True), Run(("RPN",), _rpn, (RPN,))),
+        runs=(Measurement(("SS",), _selective_search, seeded=False, given=True), Measurement(("RPN",), _rpn, (RPN,))),
         paper={},
-        claims=tuple(Claim(f"RPN loses less than SS, {top} -> 300", _gap(top)) for top in TOPS[1:]),
+        claims=tuple(Claim(f"RPN loses less than SS, {top} -> 300", partial(_gap, top)) for top in TOPS[1:]),
         notes=("SS is Selective Search; orderings: recall lost by SS less recall lost by the RPN",),
     )
 
 
-def _gap(top: int) -> Callable[[Look], float]:
-    def gap(look: Look) -> float:
-        losses = [look(row, f"ar{top}") - look(row, "ar300") for row in ("SS", "RPN")]
-        return losses[0] - losses[1]
-
-    return gap
+def _gap(top: int, look: Look) -> float:
+    losses = [look(row, f"ar{top}") - look(row, "ar300") for row in ("SS", "RPN")]
+    return losses[0] - losses[1]
 
 
 def _selective_search(lab: Lab, seed: int) -> Mapping[str, Numbers]:
     given = open_proposals(source(lab.settings), lab.dataset, lab.settings)
-    return {"SS": numbers(lab, [(found.boxes, found.scores) for found in given])}
+    return {"SS": numbers(lab, [(proposals.boxes, proposals.scores) for proposals in given])}
 
 
 def _rpn(lab: Lab, seed: int) -> Mapping[str, Numbers]:
     detector = lab.load(lab.train(RPN, seed).best).with_settings({"rpn": {"post_test": max(TOPS)}})
     loader = Loader(lab.dataset, detector.settings, training=False, batch=detector.settings.val.batch, seed=seed)
-    found = {}
+    by_index = {}
     for item in loader.epoch(0):
-        found |= dict(zip(item.index.tolist(), detector.region_proposals(item.batch), strict=True))
-    results = [found[index] for index in range(len(lab.dataset))]
+        by_index |= dict(zip(item.index.tolist(), detector.region_proposals(item.batch), strict=True))
+    results = [by_index[index] for index in range(len(lab.dataset))]
     return {"RPN": numbers(lab, [(result.boxes, result.scores) for result in results])}
 
 
 def numbers(lab: Lab, proposals: Sequence[tuple[np.ndarray, np.ndarray]]) -> Numbers:
     """Percent: `ar300` and so on, means over the IoUs; `recall300@0.50` and so on, of which they are the means."""
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in lab.dataset.records]
-    found = proposal_recall(truths, proposals, TOPS)
-    means = {f"ar{top}": 100 * float(mean) for top, mean in zip(TOPS, found.ar, strict=True)}
+    metrics = proposal_recall(truths, proposals, TOPS)
+    means = {f"ar{top}": 100 * float(mean) for top, mean in zip(TOPS, metrics.ar, strict=True)}
     return means | {
         f"recall{top}@{iou:.2f}": 100 * float(share)
-        for top, curve in zip(TOPS, found.recall, strict=True)
-        for iou, share in zip(found.ious, curve, strict=True)
+        for top, curve in zip(TOPS, metrics.recall, strict=True)
+        for iou, share in zip(metrics.ious, curve, strict=True)
     }

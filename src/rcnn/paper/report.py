@@ -1,10 +1,9 @@
 """The table and the verdicts of an experiment, as rows of text and as a Markdown page."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
-from rcnn.paper.conduct import Outcome
+from rcnn.paper.conduct import ExperimentResult
 from rcnn.paper.experiment import Column
 from rcnn.paper.verdict import Summary, summarise
 from rcnn.weights.file import atomic_write
@@ -13,14 +12,14 @@ Table = tuple[list[str], list[list[str]]]
 """Headings, and rows as long."""
 
 
-def summary(outcome: Outcome, row: str, key: str) -> Summary:
+def summary(result: ExperimentResult, row: str, key: str) -> Summary:
     """A quantity of a row over the seeds."""
-    return summarise([numbers[key] for numbers in outcome.scores.get(row, {}).values() if key in numbers])
+    return summarise([numbers[key] for numbers in result.scores.get(row, {}).values() if key in numbers])
 
 
-def results(outcome: Outcome) -> Table:
-    """A row's quantities, mean +- spread over its runs, and the paper's beside it, or below it where there are many."""
-    experiment = outcome.experiment
+def results(result: ExperimentResult) -> Table:
+    """Table of each row's quantities, mean +- spread, with the paper's next to it, or below it if there are several."""
+    experiment = result.experiment
     given = {key for numbers in experiment.paper.values() for key in numbers}
     beside = len(given) == 1
     headings = ["", "runs"]
@@ -28,38 +27,35 @@ def results(outcome: Outcome) -> Table:
         headings += [column.heading, *(["paper"] if beside and column.key in given else [])]
     rows = []
     for row in experiment.rows:
-        cells = [row, str(len(outcome.scores.get(row, {})))]
+        cells = [row, str(len(result.scores.get(row, {})))]
         for column in experiment.columns:
-            cells.append(_measured(summary(outcome, row, column.key), column))
-            cells += [_theirs(outcome, row, column)] if beside and column.key in given else []
+            cells.append(_measured(summary(result, row, column.key), column))
+            if beside and column.key in given:
+                cells.append(_number(experiment.given(row, column.key), column.digits))
         rows.append(cells)
         if not beside and row in experiment.paper:
-            rows.append(["  paper", "", *(_theirs(outcome, row, column) for column in experiment.columns)])
+            rows.append(["  paper", "", *(_number(experiment.given(row, c.key), c.digits) for c in experiment.columns)])
     return headings, rows
 
 
-def _theirs(outcome: Outcome, row: str, column: Column) -> str:
-    return _number(outcome.experiment.paper.get(row, {}).get(column.key, math.nan), column.digits)
-
-
-def verdicts(outcome: Outcome) -> Table:
-    """A row an ordering: difference in the paper and here, its standard error, runs, verdict."""
+def verdicts(result: ExperimentResult) -> Table:
+    """Table of the orderings: difference in the paper and here, its standard error, runs, verdict."""
     rows = []
-    for judged in outcome.judgements:
+    for judged in result.judgements:
         numbers = (judged.paper, judged.difference, judged.error)
         cells = [_number(value, judged.claim.digits) for value in numbers]
         rows.append([judged.claim.text, *cells, str(judged.runs), judged.verdict])
     return ["ordering", "paper", "ours", "std. error", "runs", "verdict"], rows
 
 
-def describe(outcome: Outcome) -> list[str]:
+def describe(result: ExperimentResult) -> list[str]:
     """Sentences: where the paper's numbers are from, and what ours are of."""
-    settings, dataset, experiment = outcome.settings, outcome.dataset, outcome.experiment
-    epochs = f"epochs a stage: {settings.train.epochs}" if experiment.trainings else "untrained"
+    settings, dataset, experiment = result.settings, result.dataset, result.experiment
+    epochs = f"epochs per stage: {settings.train.epochs}" if experiment.trainings else "untrained"
     return [
         f"The paper's numbers: {experiment.source}",
         f"Ours: {settings.model.preset} on {dataset.root.name}, images of {dataset.split}: {len(dataset)}, {epochs}, "
-        f"seeds: {', '.join(map(str, outcome.seeds))}; mean +- standard deviation",
+        f"seeds: {', '.join(map(str, result.seeds))}; mean +- standard deviation",
         *experiment.notes,
     ]
 
@@ -69,30 +65,27 @@ EXPLANATION = (
 )
 
 
-def write_page(outcome: Outcome, folder: Path) -> None:
+def write_page(result: ExperimentResult, folder: Path) -> None:
     """Write `NAME.md`: sentences, both tables, the picture."""
-    title = f"{outcome.name}: {outcome.experiment.title}"
-    parts = [f"# {title}", "\n".join(f"- {text}." for text in describe(outcome)), _markdown(results(outcome))]
-    parts += ["## The paper's orderings", _markdown(verdicts(outcome)), EXPLANATION]
-    if outcome.failures:
-        parts += ["## Failed", "\n".join(f"- {text}" for text in outcome.failures)]
-    parts.append(f"![{title}]({outcome.name}.png)")
-    atomic_write(folder / f"{outcome.name}.md", ("\n\n".join(parts) + "\n").encode())
+    title = f"{result.name}: {result.experiment.title}"
+    parts = [f"# {title}", "\n".join(f"- {text}." for text in describe(result)), _markdown(results(result))]
+    parts += ["## The paper's orderings", _markdown(verdicts(result)), EXPLANATION]
+    if result.failures:
+        parts += ["## Failed", "\n".join(f"- {text}" for text in result.failures)]
+    parts.append(f"![{title}]({result.name}.png)")
+    atomic_write(folder / f"{result.name}.md", ("\n\n".join(parts) + "\n").encode())
 
 
 def _markdown(table: Table) -> str:
     headings, rows = table
-    return "\n".join(map(_line, [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]))
+    lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def _measured(found: Summary, column: Column) -> str:
-    text = _number(found.mean, column.digits)
+def _measured(summed: Summary, column: Column) -> str:
+    text = _number(summed.mean, column.digits)
     # The spread has as many decimals as the mean.
-    return text if math.isnan(found.spread) else f"{text} +- {found.spread:.{len(text.partition('.')[2])}f}"
+    return text if math.isnan(summed.spread) else f"{text} +- {summed.spread:.{len(text.partition('.')[2])}f}"
 
 
 def _number(value: float, digits: int) -> str:

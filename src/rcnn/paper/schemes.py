@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from rcnn.config import Settings
-from rcnn.paper.experiment import MAP, Claim, Column, Experiment, Numbers, Run, close, more
+from rcnn.paper.experiment import MAP, Claim, Column, Experiment, Measurement, Numbers, close, more
 from rcnn.paper.lab import Lab, Training
 from rcnn.paper.measure import scores
 
@@ -26,7 +26,7 @@ def experiment(settings: Settings) -> Experiment:
         ("alternating", "alternating", {"scheme": "alternating"}),
     ):
         training = Training(name, {**roi, "train": changes})
-        runs.append(Run((row,), partial(_measure, row, training), (training,)))
+        runs.append(Measurement((row,), partial(_measure, row, training), (training,)))
     return Experiment(
         title="training schemes",
         source="section 3.2; VGG-16, VOC 2007 test; joint 25-50% faster than alternating; joint-full is not in it",

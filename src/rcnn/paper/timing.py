@@ -16,7 +16,7 @@ from rcnn.data.given import place
 from rcnn.data.selective_search import selective_search
 from rcnn.detector import Detector
 from rcnn.model.structures import Batch, Detections, Proposals, to_device
-from rcnn.paper.experiment import Column, Experiment, Numbers, Run, more
+from rcnn.paper.experiment import Column, Experiment, Measurement, Numbers, more
 from rcnn.paper.lab import Lab
 from rcnn.preprocess.decode import read_image
 from rcnn.presets import build
@@ -32,7 +32,7 @@ FAST, QUALITY = "SS fast", "SS quality"
 SEARCHES: Searches = {FAST: "fast", QUALITY: "quality"}
 RPN = "RPN"
 Times = dict[tuple[str, str], list[float]]
-"""(row, part) -> milliseconds, one an image."""
+"""(row, part) -> milliseconds, one per image."""
 Result = TypeVar("Result")
 
 PARTS = ("conv", "proposals", "regions", "total")
@@ -45,16 +45,10 @@ def experiment(settings: Settings) -> Experiment:
     """Nothing is trained; each seed is another network of random weights and one more pass over the images."""
     network = "vgg16" if settings.model.backbone == "vgg16" else "zf"
     return Experiment(
-        title="milliseconds an image",
+        title="milliseconds per image",
         source=f"table 5; K40 GPU, Selective Search on the CPU; with it VGG-16, with the RPN {network}",
-        columns=(
-            Column("conv", "conv"),
-            Column("proposals", "proposals"),
-            Column("regions", "regions"),
-            Column("total", "total"),
-            Column("ratio", "x RPN"),
-        ),
-        runs=(Run((*SEARCHES, RPN), _measure),),
+        columns=(*(Column(part, part) for part in PARTS), Column("ratio", "x RPN")),
+        runs=(Measurement((*SEARCHES, RPN), _measure),),
         paper={
             FAST: {**VGG_SS, "ratio": 151.0},
             RPN: {**dict(zip(PARTS, WITH_RPN[network], strict=True)), "ratio": 1.0},
@@ -95,16 +89,14 @@ def _time_image(detector: Detector, record: Record, searches: Searches, times: T
     levels, conv = _timed(device, lambda: list(detector.runner.backbone(batch.images).values()))
     proposed, proposals = _timed(device, partial(_propose, detector, levels, batch))
     _, regions = _timed(device, partial(_detect, detector, levels, batch, proposed))
-    _note(times, RPN, (conv, proposals, regions))
+    measured = {RPN: (conv, proposals, regions)}
     for row, mode in searches.items():
         given, proposals = _timed(device, partial(selective_search, picture, mode, COUNT))
         _, regions = _timed(device, partial(_detect, detector, levels, batch, place([given], batch, COUNT)))
-        _note(times, row, (conv, proposals, regions))
-
-
-def _note(times: Times, row: str, parts: tuple[float, float, float]) -> None:
-    for part, milliseconds in zip(PARTS, parts, strict=False):
-        times[row, part].append(milliseconds)
+        measured[row] = (conv, proposals, regions)
+    for row, parts in measured.items():
+        for part, milliseconds in zip(PARTS[:3], parts, strict=True):
+            times[row, part].append(milliseconds)
 
 
 def _propose(detector: Detector, levels: list[Tensor], batch: Batch) -> Proposals:
@@ -123,7 +115,7 @@ def _detect(detector: Detector, levels: list[Tensor], batch: Batch, proposals: P
 
 
 def _timed(device: torch.device, work: Callable[[], Result]) -> tuple[Result, float]:
-    """What comes of some work, and the milliseconds that it takes."""
+    """Return the result of some work and the milliseconds it takes."""
     _wait(device)
     began = time.perf_counter()
     result = work()

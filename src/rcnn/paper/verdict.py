@@ -21,7 +21,7 @@ class Summary(NamedTuple):
 
 
 class Judgement(NamedTuple):
-    """What became of a claim.
+    """The judgement of a claim.
 
     Attributes:
         claim: the ordering.
@@ -49,10 +49,14 @@ def summarise(values: Sequence[float]) -> Summary:
 
 def judge(claim: Claim, scores: Scores, paper: Mapping[str, Numbers], seeds: Sequence[int]) -> Judgement:
     """Does the ordering hold? Differences are taken within each seed, and their mean against its standard error."""
+
+    def of_seed(seed: int, row: str, key: str) -> float:
+        return scores[row][seed if seed in scores[row] else None][key]
+
     differences = []
     for seed in seeds:
         try:
-            differences.append(claim.difference(partial(_of_seed, scores, seed)))
+            differences.append(claim.difference(partial(of_seed, seed)))
         except KeyError:  # not measured yet
             continue
     try:
@@ -65,7 +69,7 @@ def judge(claim: Claim, scores: Scores, paper: Mapping[str, Numbers], seeds: Seq
 
 
 def verdict(mean: float, error: float, count: int, slack: float | None) -> str:
-    """The word for a mean difference: within noise is what lies under twice its standard error from tipping over."""
+    """The verdict on a mean difference: within noise if less than twice its standard error from tipping."""
     if count < 2:
         return "one run" if count else "not measured"
     margin = mean if slack is None else slack - abs(mean)
@@ -77,8 +81,3 @@ def verdict(mean: float, error: float, count: int, slack: float | None) -> str:
 def judge_all(experiment: Experiment, scores: Scores, seeds: Sequence[int]) -> list[Judgement]:
     """All claims of an experiment."""
     return [judge(claim, scores, experiment.paper, seeds) for claim in experiment.claims]
-
-
-def _of_seed(scores: Scores, seed: int, row: str, key: str) -> float:
-    every = scores[row]
-    return every[seed if seed in every else None][key]

@@ -9,7 +9,7 @@ from rcnn.config import Settings, override
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
-from rcnn.weights.adapt import Layout, adapt
+from rcnn.weights.adapt import Architecture, adapt
 from rcnn.weights.backbone import load_backbone
 from rcnn.weights.file import is_detector
 from rcnn.weights.metadata import read_detector
@@ -77,8 +77,8 @@ def _from_packaged(settings: Settings, names: Sequence[str], packaged: str) -> S
     """The weights of a packaged detector, as far as they fit this model."""
     model = build(settings, len(names))
     tensors, metadata = read_detector(packaged_path(packaged))
-    theirs = Layout(metadata.settings, metadata.names)
-    notes = adapt(model, tensors, theirs, Layout(settings, names), packaged)
+    theirs = Architecture(metadata.settings, metadata.names)
+    notes = adapt(model, tensors, theirs, Architecture(settings, names), packaged)
     changes = {"train": {"init": packaged}}
     return Start(model, override(settings, changes), notes, changes)
 
@@ -95,7 +95,9 @@ def _from_file(model: FasterRCNN, path: Path, names: Sequence[str], settings: Se
     """Load one of our detectors, or a backbone with torchvision's names; return notes."""
     if path.suffix == ".safetensors" and is_detector(path):
         tensors, metadata = read_detector(path)
-        return adapt(model, tensors, Layout(metadata.settings, metadata.names), Layout(settings, names), path)
+        return adapt(
+            model, tensors, Architecture(metadata.settings, metadata.names), Architecture(settings, names), path
+        )
     loaded = load_backbone(model.backbone, path, getattr(model.fast_rcnn, "head", None))  # type: ignore[arg-type]
     notes = [f"{loaded.loaded} tensors of the backbone from {loaded.source}"]
     if loaded.missing:

@@ -1,1 +1,1 @@
-"""Files of weights."""
+"""Reading, writing and adapting files of weights."""

@@ -1,22 +1,20 @@
-"""A detector's tensors in a model of other classes, channels, anchors or levels: what fits is kept, the rest is named.
+"""Load a detector into a model of other classes, channels, anchors or levels: keep what fits and name the rest.
 
-K classes, A anchors a cell, C channels.
+K classes, A anchors per cell, C channels.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from rcnn.config import Anchors, Settings, dump
 from rcnn.errors import WeightsError
 from rcnn.weights.backbone import fit_channels
-from rcnn.weights.box_targets import LAYER, renormalise
+from rcnn.weights.box_targets import CLASS_LAYER, LAYER, renormalise
 
-_CLS, _REG = "fast_rcnn.predictor.cls", LAYER
 _ONE_STAGE = "rpn.head.cls"
-"""Tells classes too where `rpn.classify` says so: one row an anchor of a cell, class after class."""
+"""Also classifies if `rpn.classify` says so: one row per anchor of a cell, class after class."""
 _COUNTER = "num_batches_tracked"
 
 _TOLD = (
@@ -32,12 +30,12 @@ _TOLD = (
 """Settings that change what weights mean, but little enough to keep them and train on."""
 
 
-class Layout(NamedTuple):
-    """What gives a detector's tensors their shapes and their meaning.
+class Architecture(NamedTuple):
+    """What determines the shapes and the meaning of a detector's tensors.
 
     Attributes:
-        settings: of the model.
-        names: of the classes.
+        settings: settings of the model.
+        names: class names.
     """
 
     settings: Settings
@@ -45,7 +43,7 @@ class Layout(NamedTuple):
 
 
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
-    """Copy tensors into a model, every one of them and nothing else; half precision is widened.
+    """Copy tensors into a model, which must match them exactly; half precision is widened.
 
     Raises:
         WeightsError: a tensor is missing, left over or of another shape.
@@ -62,30 +60,29 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> Non
         raise WeightsError(
             f"{source}: holds weights, but not a detector of this version of rcnn: {some(sorted(faults), 3)}"
         )
-    _copy(own, tensors)
+    model.load_state_dict(tensors)
 
 
 def adapt(
-    model: nn.Module, tensors: Mapping[str, Tensor], theirs: Layout, ours: Layout, source: object
+    model: nn.Module, tensors: Mapping[str, Tensor], theirs: Architecture, ours: Architecture, source: object
 ) -> tuple[str, ...]:
-    """Copy into `model` what fits of another detector, in place; the other layers stay as they are, which is fresh.
+    """Copy those tensors of another detector into `model` that fit, in place; other layers keep their fresh weights.
 
-    Rows of classes that both know are kept by name, and so is the background; rows of boxes are made for our
-    `roi.box_mean` and `roi.box_std`. A first convolution for images of other channels is adapted as `fit_channels`
-    says.
+    Rows of the background and of classes that both have are kept, matched by name; box rows are converted to our
+    `roi.box_mean` and `roi.box_std`. A first convolution for other channels is adapted as in `fit_channels`.
 
     Args:
-        model: to be filled.
+        model: model to fill.
         tensors: name -> tensor of the other detector.
-        theirs: its layout.
-        ours: that of `model`.
-        source: what the notes call it.
+        theirs: architecture of the other detector.
+        ours: architecture of `model`.
+        source: name of the other detector in the notes.
 
     Returns:
-        Sentences: what was kept, which classes, which layers start anew and why, what was not used.
+        Sentences on what was kept, which classes, which layers start anew and why, and what was not used.
 
     Raises:
-        WeightsError: its backbone is another one.
+        WeightsError: the backbones differ.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_COUNTER)}
     given = {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
@@ -93,7 +90,7 @@ def adapt(
     fitted, fresh = _split(own, given, theirs, ours)
     kept = {name: tensor for name, tensor in fitted.items() if _layer(name) not in fresh}
     _see_backbone(own, kept, theirs, ours, source)
-    _copy(own, kept)
+    model.load_state_dict(kept, strict=False)
     whole = len(kept) == len(own) and list(theirs.names) == list(ours.names)
     unused = sorted({_layer(name) for name in given.keys() - own.keys()})
     first = f"all weights from {source}" if whole else f"{len(kept)} of {len(own)} tensors from {source}"
@@ -101,18 +98,12 @@ def adapt(
 
 
 def some(names: Sequence[str], most: int = 5) -> str:
-    """The first names, and how many more there are."""
+    """Join the first names and say how many more there are."""
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
 
 
-def _copy(own: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    with torch.no_grad():
-        for name, tensor in tensors.items():
-            own[name].copy_(tensor)
-
-
 def _split(
-    own: Mapping[str, Tensor], given: Mapping[str, Tensor], theirs: Layout, ours: Layout
+    own: Mapping[str, Tensor], given: Mapping[str, Tensor], theirs: Architecture, ours: Architecture
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors that fit, and layer -> why it starts anew, which it does where one of its tensors does not fit."""
     unlike = _unlike(theirs.settings, ours.settings)
@@ -127,13 +118,18 @@ def _split(
     return fitted, fresh
 
 
-def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Layout, ours: Layout) -> Tensor | None:
-    """`tensor` in the shape and the order of `target`; None: it does not fit."""
-    told = (_CLS, _REG, _ONE_STAGE) if ours.settings.rpn.classify == "classes" else (_CLS, _REG)
+def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Architecture, ours: Architecture) -> Tensor | None:
+    """Bring `tensor` into the shape and order of `target`; None if it does not fit."""
+    told = (CLASS_LAYER, LAYER, *([_ONE_STAGE] if ours.settings.rpn.classify == "classes" else []))
     if name.startswith(told) and tensor.shape[1:] == target.shape[1:]:
         rows = _rows(name, theirs, ours)
-        if rows is not None:
-            return _with_rows(tensor, target, rows)
+        if rows:
+            there, here = map(list, zip(*rows, strict=True))
+            mixed = target.detach().clone()
+            mixed[here] = tensor[there].to(mixed.dtype)
+            return mixed
+        if rows is not None:  # no class in common
+            return None
     channels = theirs.settings.preprocess.in_channels, ours.settings.preprocess.in_channels
     differs = name.startswith("backbone.") and tensor.shape != target.shape
     if differs and tensor.dim() == target.dim() == 4 and (tensor.shape[1], target.shape[1]) == channels:
@@ -141,11 +137,11 @@ def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Layout, ours: Layout
     return tensor if tensor.shape == target.shape else None
 
 
-def _rows(name: str, theirs: Layout, ours: Layout) -> list[tuple[int, int]] | None:
+def _rows(name: str, theirs: Architecture, ours: Architecture) -> list[tuple[int, int]] | None:
     """(row of theirs, row of ours) of the last layers; None: the rows have nothing to do with classes."""
     pairs = [(theirs.names.index(label), row) for row, label in enumerate(ours.names) if label in theirs.names]
     background = (len(theirs.names), len(ours.names))
-    if name.startswith(_CLS):
+    if name.startswith(CLASS_LAYER):
         return [*pairs, background]
     if name.startswith(_ONE_STAGE):
         pairs += [] if ours.settings.rpn.loss == "focal" else [background]
@@ -156,30 +152,20 @@ def _rows(name: str, theirs: Layout, ours: Layout) -> list[tuple[int, int]] | No
     return [(4 * a + side, 4 * b + side) for a, b in pairs for side in range(4)]
 
 
-def _with_rows(tensor: Tensor, target: Tensor, rows: list[tuple[int, int]]) -> Tensor | None:
-    """`target` with these rows of `tensor` in it; None: with none."""
-    if not rows:
-        return None
-    there, here = map(list, zip(*rows, strict=True))
-    mixed = target.detach().clone()
-    mixed[here] = tensor[there].to(mixed.dtype)
-    return mixed
-
-
 def _unlike(theirs: Settings, ours: Settings) -> dict[str, str]:
-    """Layers whose outputs mean something else, whatever their shapes -> why."""
-    found = {}
+    """Layers whose outputs differ in meaning, whatever their shapes -> why."""
+    reasons = {}
     if _logits(theirs) != _logits(ours):
-        found["rpn.head.cls"] = "other logits"
+        reasons["rpn.head.cls"] = "other logits"
     there, here = _anchor_ratios(theirs.anchors), _anchor_ratios(ours.anchors)
     if there != here:
         reason = f"height / width of a cell's anchors: {_numbers(there)}, here {_numbers(here)}"
-        found |= {"rpn.head.cls": reason, "rpn.head.reg": reason}
-    return found
+        reasons |= {"rpn.head.cls": reason, "rpn.head.reg": reason}
+    return reasons
 
 
 def _logits(settings: Settings) -> tuple[object, ...]:
-    """What the logits of the RPN's head mean."""
+    """Settings that determine the meaning of the logits of the RPN's head."""
     rpn = settings.rpn
     return (rpn.classify, rpn.loss) if rpn.classify == "classes" else (rpn.logits, rpn.score_order)
 
@@ -192,9 +178,9 @@ def _anchor_ratios(anchors: Anchors) -> tuple[float, ...]:
 
 
 def _see_backbone(
-    own: Mapping[str, Tensor], kept: Mapping[str, Tensor], theirs: Layout, ours: Layout, source: object
+    own: Mapping[str, Tensor], kept: Mapping[str, Tensor], theirs: Architecture, ours: Architecture, source: object
 ) -> None:
-    """Refuse where the backbone's trunk did not land whole: half a network is worth less than none."""
+    """Refuse a trunk of which only a part fits: half a network is worth less than none."""
     trunk = [name for name in own if name.startswith("backbone.") and not name.startswith("backbone.neck.")]
     lost = sorted(set(trunk) - kept.keys())
     if lost:
@@ -206,7 +192,7 @@ def _see_backbone(
 
 
 def _classes(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
-    """Sentences on classes; none where they are the same."""
+    """Sentences on classes; none if they are the same."""
     if list(theirs) == list(ours):
         return []
     groups = {
@@ -227,8 +213,13 @@ def _changes(fresh: Mapping[str, str], unused: Sequence[str], theirs: Settings, 
         notes.append("layers that start anew: " + some([f"{name} ({why})" for name, why in fresh.items()], 20))
     if unused:
         notes.append(f"layers that have no place here: {some(unused, 20)}")
-    if told := _other_settings(theirs, ours):
-        notes.append(f"it was trained otherwise, which training on has to mend: {', '.join(told)}")
+    trees, other = (dump(theirs), dump(ours)), []
+    for section, name in (key.split(".") for key in _TOLD):
+        a, b = (tree[section][name] for tree in trees)
+        if a != b and not (there != here and section == "preprocess"):
+            other.append(f"{section}.{name}={_numbers(a)} (here {_numbers(b)})")
+    if other:
+        notes.append(f"it was trained otherwise, which training on has to mend: {', '.join(other)}")
     return notes
 
 
@@ -246,21 +237,8 @@ def _why(tensor: Tensor | None, target: Tensor) -> str:
     return f"{there} there, {here} here"
 
 
-def _other_settings(theirs: Settings, ours: Settings) -> list[str]:
-    """`section.key=value (here value)` of the settings worth telling."""
-    there, here = dump(theirs), dump(ours)
-    recoloured = theirs.preprocess.in_channels != ours.preprocess.in_channels
-    found = []
-    for key in _TOLD:
-        section, name = key.split(".")
-        a, b = there[section][name], here[section][name]
-        if a != b and not (recoloured and section == "preprocess"):
-            found.append(f"{key}={_numbers(a)} (here {_numbers(b)})")
-    return found
-
-
 def _numbers(value: Any) -> str:
-    """A setting as it is written, numbers without a tail of zeros."""
+    """Format a setting, with numbers without trailing zeros."""
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(_numbers, value))}]"
     return f"{value:g}" if isinstance(value, float) else str(value)

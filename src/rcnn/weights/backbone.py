@@ -1,4 +1,4 @@
-"""Weights of a classifier in torchvision's names -> the trunk of a backbone."""
+"""Load the weights of a classifier, under torchvision's names, into the trunk of a backbone."""
 
 import pickle
 import warnings
@@ -10,20 +10,16 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from rcnn.backbones.build import Backbone
-from rcnn.backbones.resnet import Conv5Head
+from rcnn.backbones.resnet import NAMES, Conv5Head
 from rcnn.backbones.timm import TimmTrunk
 from rcnn.config import Preprocess
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.fast_rcnn import FCHead
 from rcnn.weights.caffe import classifier_state, read_arrays
-from rcnn.weights.file import read_safetensors
+from rcnn.weights.file import first_line, read_safetensors
 from rcnn.weights.hub import fetch, is_offline
 
-_IMAGENET = {
-    "mobilenet": "mobilenet_v2",
-    **{f"resnet{n}": f"resnet{n}" for n in (18, 34, 50, 101, 152)},
-    **{name: name for name in ("mobilenet_v3_large", "resnext50_32x4d", "resnext101_32x8d", "vgg16")},
-}
+_IMAGENET = {"mobilenet": "mobilenet_v2", **{name: name for name in (*NAMES, "mobilenet_v3_large", "vgg16")}}
 """Our name -> torchvision's."""
 _CLASSIFIER = ("classifier.", "fc.", "features.18.", "layer4.")
 _FC = {"classifier.0": "fc6", "classifier.3": "fc7"}
@@ -31,13 +27,13 @@ _FC6 = {"vgg16": (4096, 25088), "zf": (4096, 9216)}
 
 
 class Loaded(NamedTuple):
-    """What `load_backbone` did.
+    """The result of `load_backbone`.
 
     Attributes:
-        source: the file, or the address.
-        loaded: number of tensors.
-        missing: names in torchvision's terms that the source lacks; these weights stay as they were.
-        unexpected: names of the source that found no place, the classifier's aside.
+        source: the file or its address.
+        loaded: number of tensors loaded.
+        missing: torchvision's names of tensors that the source lacks; these weights are unchanged.
+        unexpected: names in the source that have no place, apart from the classifier's.
     """
 
     source: str
@@ -49,46 +45,46 @@ class Loaded(NamedTuple):
 def load_backbone(
     backbone: Backbone, source: str | Path, head: nn.Module | None = None, preprocess: Preprocess | None = None
 ) -> Loaded:
-    """Load a classifier's weights into the trunk of `backbone`, in place; the neck is left alone.
+    """Load a classifier's weights into the trunk of `backbone`, in place; the neck is not changed.
 
-    Half precision is widened. Where the images do not have 3 channels, the first convolution is adapted: summed for 1
-    (a grey image then gives what it gives as colour), else repeated and scaled by 3 / channels.
+    Half precision is widened. If the images do not have 3 channels, the first convolution is adapted: summed for 1
+    channel (a grey image then gives the same as in colour), else repeated and scaled by 3 / channels.
 
     Args:
-        backbone: from `build_backbone`.
-        source: `imagenet` (torchvision's weights, or timm's for its networks), or a file, .safetensors or .pth, in
-            torchvision's names (timm's for its networks), or .npz in Caffe's.
-        head: the second stage's: a `Conv5Head` gets layer4, an `FCHead` on VGG-16 or ZF gets fc6 and fc7.
-        preprocess: how the images come; where that is not torchvision's way, its `imagenet` weights are adapted to it.
+        backbone: a backbone made by `build_backbone`.
+        source: `imagenet` (torchvision's weights, or timm's for its networks), or a file: .safetensors or .pth with
+            torchvision's names (timm's for its networks), or .npz with Caffe's.
+        head: the second stage's head: a `Conv5Head` gets layer4, an `FCHead` on VGG-16 or ZF gets fc6 and fc7.
+        preprocess: preprocessing of the images; if it is not torchvision's, `imagenet` weights are adapted to it.
 
     Raises:
-        UnavailableError: `imagenet`, and there is no network, or torchvision has no weights of this trunk.
-        WeightsError: the file is missing, damaged, no dictionary of tensors, or does not fit.
+        UnavailableError: `imagenet` weights can't be downloaded, or torchvision has none of this trunk.
+        WeightsError: the file is missing, damaged, not a dictionary of tensors, or does not fit.
     """
     if isinstance(backbone.trunk, TimmTrunk):
         return _load_timm(backbone.trunk, source)
     tensors, name = _imagenet(backbone.name) if source == "imagenet" else (read_tensors(source), str(source))
     targets = _targets(backbone, head)
-    found = targets.keys() & tensors.keys()
-    if not found:
+    matches = targets.keys() & tensors.keys()
+    if not matches:
         raise WeightsError(f"{name} holds no weights of {backbone.name}: its names start as {sorted(tensors)[:3]}")
     with torch.no_grad():
-        for key in sorted(found):
+        for key in sorted(matches):
             targets[key].copy_(_fit(tensors[key], targets[key], f"{name}: {key}"))
         if source == "imagenet" and preprocess:
             match_pixels(backbone.trunk, preprocess)
-    missing = (key for key in targets if key not in found and not key.endswith("num_batches_tracked"))
-    unexpected = (key for key in tensors if key not in found and not key.startswith(_CLASSIFIER))
-    return Loaded(name, len(found), tuple(missing), tuple(unexpected))
+    missing = (key for key in targets if key not in matches and not key.endswith("num_batches_tracked"))
+    unexpected = (key for key in tensors if key not in matches and not key.startswith(_CLASSIFIER))
+    return Loaded(name, len(matches), tuple(missing), tuple(unexpected))
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a .safetensors file, or of a .pth file, which is read without running what it may hold.
+    """Read the tensors of a .safetensors or .pth file, without running code that a .pth file may hold.
 
-    An .npz file holds a classifier in Caffe's names; its tensors get torchvision's.
+    An .npz file holds a classifier under Caffe's names; its tensors are given torchvision's.
 
     Raises:
-        WeightsError: the file is missing, damaged or no dictionary of tensors.
+        WeightsError: the file is missing, damaged or not a dictionary of tensors.
     """
     path = Path(path)
     if path.suffix == ".npz":
@@ -107,7 +103,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             "save the model's state_dict alone"
         ) from None
     except (OSError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path} is damaged: {_first_line(error)}") from None
+        raise WeightsError(f"{path} is damaged: {first_line(error)}") from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
@@ -117,7 +113,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
 
 
 def _targets(backbone: Backbone, head: nn.Module | None) -> dict[str, Tensor]:
-    """Torchvision's name -> the tensor of ours to fill."""
+    """Map torchvision's names to our tensors to fill."""
     targets = dict(backbone.trunk.state_dict())
     if isinstance(head, Conv5Head):
         targets |= head.state_dict()
@@ -128,10 +124,10 @@ def _targets(backbone: Backbone, head: nn.Module | None) -> dict[str, Tensor]:
 
 
 def fit_channels(weight: Tensor, channels: int) -> Tensor:
-    """A first convolution's weight (out, in, k, k) for images of `channels` channels: (out, channels, k, k).
+    """Adapt a first convolution's weight (out, in, k, k) to images of `channels` channels: (out, channels, k, k).
 
-    For 1 channel it is summed, so that a grey image gives what it gave with that channel in all places; else it is
-    repeated and scaled by in / channels.
+    For 1 channel it is summed, so that a grey image gives the same as with its channel repeated; else it is repeated
+    and scaled by in / channels.
     """
     before = weight.shape[1]
     if channels == 1:
@@ -140,10 +136,10 @@ def fit_channels(weight: Tensor, channels: int) -> Tensor:
 
 
 def match_pixels(trunk: nn.Module, preprocess: Preprocess) -> None:
-    """Make a first convolution for torchvision's pixels one for those of `preprocess`, in place.
+    """Adapt a first convolution from torchvision's pixels to those of `preprocess`, in place.
 
-    It then gives the same for the same image, except that zeros beyond the edge stand for the other mean. One without
-    a bias can't make up for another mean; one for other than 3 channels stays as it is.
+    It then gives the same for the same image, except at the edges, where zero padding stands for the other mean.
+    Without a bias it can't make up for another mean; for other than 3 channels it is not changed.
     """
     usual = Preprocess()
     conv = next(layer for layer in trunk.modules() if isinstance(layer, nn.Conv2d))
@@ -164,7 +160,7 @@ def match_pixels(trunk: nn.Module, preprocess: Preprocess) -> None:
 
 
 def _fit(tensor: Tensor, target: Tensor, where: str) -> Tensor:
-    """`tensor` in the shape of `target`: a first convolution may see other channels than three."""
+    """Bring `tensor` into the shape of `target`: a first convolution may have other than three channels."""
     shape, wanted = tuple(tensor.shape), tuple(target.shape)
     if len(shape) == 4 and shape[1] == 3 and shape != wanted and (shape[0], *shape[2:]) == (wanted[0], *wanted[2:]):
         return fit_channels(tensor, wanted[1])
@@ -174,19 +170,15 @@ def _fit(tensor: Tensor, target: Tensor, where: str) -> Tensor:
 
 
 def _imagenet(name: str) -> tuple[dict[str, Tensor], str]:
-    """State and address of torchvision's first ImageNet weights, those that its own detectors start from."""
+    """Return state and address of torchvision's first ImageNet weights, which its own detectors start from."""
     if name not in _IMAGENET:
         raise UnavailableError(f"torchvision has no ImageNet weights of {name}")
     url = get_model_weights(_IMAGENET[name])["IMAGENET1K_V1"].url
     return read_tensors(fetch(url)), url
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
 def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
-    """The network of timm renames, filters and adapts weights itself, so a second one is made and copied."""
+    """Load weights into a network of timm by copying a second one, since timm renames and adapts weights itself."""
     name = f"timm/{trunk.name}"
     if source == "imagenet":
         if is_offline():  # timm fetches as it likes; what is in its cache can't be told from here
@@ -203,7 +195,7 @@ def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
         try:
             state = trunk.create(read_tensors(source)).state_dict()
         except (RuntimeError, KeyError) as error:
-            raise WeightsError(f"{name} does not fit timm/{trunk.name}: {_first_line(error)}") from None
+            raise WeightsError(f"{name} does not fit timm/{trunk.name}: {first_line(error)}") from None
     result = trunk.net.load_state_dict(state, strict=False)
     unexpected = (key for key in result.unexpected_keys if not key.endswith("num_batches_tracked"))
     return Loaded(name, len(state), tuple(result.missing_keys), tuple(unexpected))

@@ -1,4 +1,4 @@
-"""The layer of the second stage's boxes, made for deltas that are normalised by other numbers."""
+"""Convert the second stage's box layer between different normalisations of its targets."""
 
 from collections.abc import Mapping
 
@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rcnn.config import RoI
 
+CLASS_LAYER = "fast_rcnn.predictor.cls"
 LAYER = "fast_rcnn.predictor.reg"
 PLAIN = RoI(box_mean=(0.0, 0.0, 0.0, 0.0), box_std=(1.0, 1.0, 1.0, 1.0))
 """The layer gives the deltas themselves: mean and deviation are folded into it, as our files have it, and those of the
@@ -16,13 +17,13 @@ paper's implementations."""
 def renormalise(
     tensors: Mapping[str, Tensor], theirs: RoI, ours: RoI, dtype: torch.dtype = torch.float32
 ) -> dict[str, Tensor]:
-    """A detector's tensors for other `box_mean` and `box_std`: it decodes the same boxes.
+    """Convert a detector's tensors to other `box_mean` and `box_std`, so that it decodes the same boxes.
 
     Args:
         tensors: name -> tensor; rows of the layer are deltas x, y, w, h of one class after another.
-        theirs: the settings that they are made for.
-        ours: those that they are to be made for.
-        dtype: of the layer, where the two differ.
+        theirs: settings that the tensors are made for.
+        ours: settings to convert them to.
+        dtype: dtype of the converted layer.
     """
     if (theirs.box_mean, theirs.box_std) == (ours.box_mean, ours.box_std):
         return dict(tensors)

@@ -1,4 +1,4 @@
-"""Arrays in the layer names of Caffe (.npz), and the classifiers among them, from which backbones start.
+"""Read arrays under Caffe's layer names (.npz), and classifiers that backbones start from.
 
 Caffe's own files (.caffemodel) need Caffe to be read: `np.savez(path, **{f"{layer}.{i}": blob.data for layer, blobs in
 net.params.items() for i, blob in enumerate(blobs)})` makes an .npz of one.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from rcnn.errors import WeightsError
+from rcnn.weights.file import first_line
 
 _VGG = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3")
 _VGG_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -31,10 +32,10 @@ Blobs = np.ndarray | Tensor | Sequence[np.ndarray | Tensor]
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; nothing in it is run.
+    """Read the arrays of an .npz file; no code in it is run.
 
     Raises:
-        WeightsError: the file is missing, damaged, or holds other things than arrays of numbers.
+        WeightsError: the file is missing or damaged, or holds anything but arrays of numbers.
     """
     try:
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
@@ -42,8 +43,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise WeightsError(f"{path} is damaged, or no .npz file of plain arrays: {reason}") from None
+        raise WeightsError(f"{path} is damaged, or no .npz file of plain arrays: {first_line(error)}") from None
     types = {name: getattr(array, "dtype", None) for name, array in arrays.items()}  # of other archives bytes come out
     other = next((name for name, kind in types.items() if kind is None or kind.kind not in "biuf"), None)
     if other is not None:
@@ -52,34 +52,34 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 
 def classifier_state(arrays: Mapping[str, Blobs], source: object) -> dict[str, Tensor]:
-    """A classifier's convolutions, fc6 and fc7 in torchvision's names, to start a backbone from; the rest is left out.
+    """Return a classifier's convolutions, fc6 and fc7 under torchvision's names, to start a backbone from.
 
     Raises:
-        WeightsError: these are no layers of VGG-16 or ZF.
+        WeightsError: these are not layers of VGG-16 or ZF.
     """
     tensors = layer_tensors(arrays)
     layers = {layer for layer, _ in tensors}
     trunk = trunk_of(layers)
     if trunk is None:
-        found = ", ".join(sorted(layers)[:4]) or "no layer"
-        raise WeightsError(f"{source}: expected conv1_1 to conv5_3 (VGG-16) or conv1 to conv5 (ZF), found {found}")
+        some = ", ".join(sorted(layers)[:4]) or "no layer"
+        raise WeightsError(f"{source}: expected conv1_1 to conv5_3 (VGG-16) or conv1 to conv5 (ZF), found {some}")
     places = CONVS[trunk] | _CLASSIFIER
     return {f"{places[layer]}.{leaf}": tensor for (layer, leaf), tensor in tensors.items() if layer in places}
 
 
 def trunk_of(layers: Collection[str]) -> str | None:
-    """The trunk all of whose convolutions are among the layers of these names, vgg16 or zf; None: neither."""
+    """Return the trunk (vgg16 or zf) whose convolutions are all among the names of layers; None: neither."""
     return next((trunk for trunk, convs in CONVS.items() if convs.keys() <= set(layers)), None)
 
 
 def layer_of(name: str) -> tuple[str, str] | None:
-    """Layer, and weight or bias, of an array's name, such as `conv1_1.weight`; None: it is not named like one."""
+    """Split an array's name such as `conv1_1.weight` into layer and `weight` or `bias`; None if it is no such name."""
     match = _KEY.fullmatch(name)
     return match and (match["layer"], _LEAVES.get(match["long"] or match["short"], "bias"))
 
 
 def layer_tensors(arrays: Mapping[str, Blobs]) -> dict[tuple[str, str], Tensor]:
-    """(layer, weight or bias) -> tensor; Caffe's old blobs have four dimensions, whatever they hold.
+    """Map (layer, weight or bias) to tensors; old blobs of Caffe have four dimensions, whatever they hold.
 
     Args:
         arrays: layer -> (weight, bias), or `layer.weight` (`/weights`, `_w`, `.0`) -> one array.
@@ -99,7 +99,7 @@ def layer_tensors(arrays: Mapping[str, Blobs]) -> dict[tuple[str, str], Tensor]:
 
 
 def _plain(tensor: Tensor, leaf: str) -> Tensor:
-    """Without the leading dimensions of size 1 that old blobs of biases and of fully connected layers have."""
+    """Remove the leading dimensions of size 1 of old blobs of biases and fully connected layers."""
     if leaf == "bias":
         return tensor.flatten()
     return tensor.reshape(-1, tensor.shape[-1]) if tensor.shape[:2] == (1, 1) else tensor

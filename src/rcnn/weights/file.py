@@ -38,13 +38,13 @@ _KINDS = (
 
 
 def atomic_write(path: str | Path, data: bytes, *, shared: bool = False) -> None:
-    """Replace `path` by `data` in one step: whoever reads, and whenever the power goes, finds the old file or the new.
+    """Replace `path` by `data` in one step: a reader, even after a power failure, finds the old file or the new one.
 
     Args:
         path: the file.
-        data: all that is in it afterwards.
-        shared: others may write the same file at the same time. What is left of a writer that was killed then stays;
-            else the next write takes it away.
+        data: its new content.
+        shared: whether others may write the same file at the same time. The temporary file of a killed writer then
+            remains; otherwise the next write removes it.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; the old file is untouched.
@@ -89,7 +89,7 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
 
 def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (on the CPU) and metadata that `save_weights` wrote.
+    """Read tensors (on the CPU) and metadata written by `save_weights`.
 
     Raises:
         WeightsError: the file is missing, damaged, of another kind or of a later version.
@@ -114,7 +114,7 @@ def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def is_detector(path: str | Path) -> bool:
-    """Whether a .safetensors file is one of our detectors, rather than weights of something else.
+    """Tell whether a .safetensors file is one of our detectors.
 
     Raises:
         WeightsError: as `read_safetensors`.
@@ -123,7 +123,7 @@ def is_detector(path: str | Path) -> bool:
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and raw header metadata of any safetensors file.
+    """Read tensors and raw header metadata of any safetensors file.
 
     Raises:
         WeightsError: the file is missing, unreadable, damaged or of another kind.
@@ -146,7 +146,7 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
 
 
 def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors with all that is floating as float16.
+    """Convert floating-point tensors to float16.
 
     Raises:
         WeightsError: a number is too large for float16; its tensor is named.
@@ -159,19 +159,24 @@ def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return halves
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type where it has none."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _kind(data: bytes) -> str | None:
-    """What a file is that is no safetensors, going by how it begins; None: not known."""
+    """Tell from its first bytes what a file is that is not safetensors; None if unknown."""
     if int.from_bytes(data[:8], "little") <= _LONGEST_HEADER:  # a damaged safetensors file, whatever its first bytes
         return None
     return next((kind for start, kind in _KINDS if data[:24].lower().startswith(start.lower())), None)
 
 
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object; of two values of one name a reader would see one, and which is a matter of the reader."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    """Build a JSON object; a repeated name is refused, since readers differ in which value they take."""
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         raise ValueError("a name occurs twice in its header")
-    return found
+    return entries
 
 
 def _name(path: str | Path) -> str:

@@ -1,4 +1,4 @@
-"""Weights from the network: downloaded once, whole and checked, into the cache that torchvision uses too."""
+"""Download weights once, whole and checked, into the cache that torchvision uses too."""
 
 import errno
 import hashlib
@@ -28,7 +28,7 @@ _CHUNK = 1 << 18
 
 
 class _TryAgainError(Exception):
-    """The line or the server failed; what came is kept, and another try may get the rest."""
+    """The connection or the server failed; what was received is kept, and another try may get the rest."""
 
 
 def is_offline() -> bool:
@@ -37,16 +37,16 @@ def is_offline() -> bool:
 
 
 def fetch(url: str, *, sha256_prefix: str | None = None) -> Path:
-    """The file at `url`, out of the cache, or downloaded into it: `$TORCH_HOME/hub/checkpoints`, torch's own.
+    """Return the file at `url` from torch's cache, `$TORCH_HOME/hub/checkpoints`, downloading it if needed.
 
-    A download that is cut goes on where it stopped, in this call or a later one. The file's SHA-256 is compared with
-    what is published and written to NAME.sha256; every later call compares it with that. With the environment variable
-    RCNN_OFFLINE=1 nothing is downloaded.
+    An interrupted download resumes where it stopped, in this call or a later one. The file's SHA-256 is compared with
+    the published digits and written to NAME.sha256; every later call compares it with that. With the environment
+    variable RCNN_OFFLINE=1 nothing is downloaded.
 
     Args:
         url: the last part of its path is the file's name.
-        sha256_prefix: the first hexadecimal digits of the SHA-256, all that are published. None: those in the file's
-            name, as in `resnet18-f37072fd.pth`, if it has any.
+        sha256_prefix: the published first hexadecimal digits of the SHA-256. None: those in the file's name, as in
+            `resnet18-f37072fd.pth`, if any.
 
     Raises:
         UnavailableError: no network, RCNN_OFFLINE, the server refuses, or the cache can't be written.
@@ -92,7 +92,7 @@ def _one_process_at_a_time(path: Path) -> Iterator[None]:
 
 
 def _download(url: str, path: Path, published: str) -> None:
-    """To NAME.part, checked, then renamed."""
+    """Download to NAME.part, check it, then rename it."""
     part = path.with_name(f"{path.name}.part")
     is_old = part.exists()
     _receive_all(url, part, path)
@@ -154,7 +154,7 @@ def _receive(url: str, part: Path) -> None:
 
 
 def _open(url: str, have: int) -> Any:
-    """The response of the server, asked for all from byte `have` on; None: there is no more."""
+    """Request everything from byte `have` on; None if there is no more."""
     headers = {"User-Agent": "rcnn"} | ({"Range": f"bytes={have}-"} if have else {})
     request = urllib.request.Request(url, headers=headers)
     try:
@@ -193,7 +193,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 @contextmanager
 def _bar(name: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """A bar on stderr where that is a terminal; yields what takes the number of new bytes."""
+    """Show a bar on stderr if it is a terminal; yields a function that takes the number of new bytes."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 

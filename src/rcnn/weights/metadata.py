@@ -1,4 +1,4 @@
-"""What a detector's file says beside its tensors: settings, classes, threshold, training, licence."""
+"""Metadata in a detector's file: settings, classes, threshold, training, licence."""
 
 from pathlib import Path
 from typing import Any, Self
@@ -13,15 +13,15 @@ from rcnn.weights.file import load_weights
 
 
 class Metadata(Section):
-    """The JSON entry of a detector's file; what later versions may add is passed over.
+    """The JSON entry of a detector's file; keys that later versions add are ignored.
 
     Attributes:
-        settings: architecture, anchors, preprocessing, and how it was trained.
-        names: of the classes.
-        category_ids: the data set's own number of each class.
-        threshold: score under which boxes are left out by default.
-        summary: facts of the training.
-        licence: of the data that it was trained on; None: not told.
+        settings: architecture, anchors, preprocessing and training.
+        names: class names.
+        category_ids: number of each class in the data set.
+        threshold: score below which boxes are left out by default.
+        summary: facts about the training.
+        licence: licence of the training data; None if unknown.
     """
 
     model_config = ConfigDict(extra="ignore")
@@ -34,14 +34,14 @@ class Metadata(Section):
     licence: str | None = None
 
     @model_validator(mode="after")
-    def _one_id_a_class(self) -> Self:
+    def _one_id_per_class(self) -> Self:
         if len(self.category_ids) != len(self.names):
             raise ValueError(f"{len(self.category_ids)} category ids for {len(self.names)} classes")
         return self
 
 
 def read_detector(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
-    """Tensors and metadata of a detector's file, the layer of the boxes as `roi.box_mean` and `roi.box_std` want it.
+    """Read a detector's file; the box layer is made for `roi.box_mean` and `roi.box_std`.
 
     Raises:
         WeightsError: the file is missing, damaged, of a later version, or holds something else.
@@ -61,7 +61,7 @@ def read_detector(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
 
 
 def portable(settings: Settings) -> Settings:
-    """The settings with paths cut to their last part: files of weights travel, folders of this machine do not."""
+    """Cut the paths in settings to their last part: files of weights travel, folders of this machine do not."""
     data, init, proposals = settings.data.path, settings.train.init, settings.train.proposals
     changes = {
         "data": {"path": data and Path(data).name},

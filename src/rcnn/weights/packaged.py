@@ -1,4 +1,4 @@
-"""Detectors that come with the package. Each has its card and its licences beside it in `packaged/`."""
+"""Detectors that come with the package, with their cards and licences in `packaged/`."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ PACKAGED: dict[str, Path] = {"blood-cells": _FOLDER / "blood-cells.safetensors"}
 
 
 def packaged_path(name: str) -> Path:
-    """The file of a detector that comes with the package.
+    """Return the file of a detector that comes with the package.
 
     Args:
         name: a key of `PACKAGED`.

@@ -1,14 +1,15 @@
-"""How well a grid of anchors meets the objects of a data set, and the sizes and ratios that meet them better.
+"""How well a grid of anchors fits the objects of a data set, and sizes and ratios that fit them better.
 
-N objects, L levels, k anchors a cell. Boxes are pixels of the resized image, where anchors live; float64.
+N objects, L levels, k anchors per cell. Boxes are pixels of the resized image, where anchors live; float64.
 
-The overlap of an anchor with a box falls with their distance in x and in y, each for itself. So the best of a shape's
-thousands of places is the cell nearest to the box in both, and the best IoU with a whole grid costs L * k IoUs.
+The overlap of an anchor with a box falls with their distance in x and in y independently. So the best position of a
+shape is the cell nearest to the box in both, and the best IoU with a whole grid takes only L * k IoUs.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -47,7 +48,7 @@ class Frame(NamedTuple):
     """One image as the network sees it, without its pixels.
 
     Attributes:
-        grid: its anchors' places.
+        grid: cells of its anchors.
         size: (height, width) after resizing.
         boxes: (n, 4).
         ignore: (n,) bool, crowd or difficult.
@@ -59,16 +60,16 @@ class Frame(NamedTuple):
     ignore: Tensor
 
 
-class Objects(NamedTuple):
+class TruthBoxes(NamedTuple):
     """All objects that are not ignored.
 
     Attributes:
         boxes: (N, 4).
-        image: (N,) int64, which frame.
-        row: (N,) int64, which box of the frame.
+        image: (N,) int64, index of the frame.
+        row: (N,) int64, index of the box in the frame.
         sizes: (N, 2) height and width of the resized image.
-        padded: (N, 2) of the padded image.
-        cells: (N, L, 2) of each level.
+        padded: (N, 2) height and width of the padded image.
+        cells: (N, L, 2) height and width of each level.
     """
 
     boxes: Tensor
@@ -78,22 +79,20 @@ class Objects(NamedTuple):
     padded: Tensor
     cells: Tensor
 
-    def __getitem__(self, index: Tensor) -> "Objects":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: Tensor) -> "TruthBoxes":  # pyright: ignore[reportIncompatibleMethodOverride]
         """The objects of an index or mask (N,)."""
-        return Objects(*(part[index] for part in self._asdict().values()))
+        return TruthBoxes(*(part[index] for part in self._asdict().values()))
 
 
 def network_grids(backbone: nn.Module, channels: int) -> Callable[[Size], Grid]:
-    """A function from the size of a padded image to the grid of a backbone: its own forward pass without numbers."""
+    """Return a function from the size of a padded image to a backbone's grid, found by a forward pass without data."""
     shapes = copy.deepcopy(backbone).to("meta").eval()
-    known: dict[Size, Grid] = {}
 
+    @cache
     def grid(padded: Size) -> Grid:
-        if padded not in known:
-            with torch.no_grad():
-                levels = shapes(torch.zeros(1, channels, *padded, device="meta")).values()
-            known[padded] = Grid(padded, tuple((level.shape[2], level.shape[3]) for level in levels))
-        return known[padded]
+        with torch.no_grad():
+            levels = shapes(torch.zeros(1, channels, *padded, device="meta")).values()
+        return Grid(padded, tuple((level.shape[2], level.shape[3]) for level in levels))
 
     return grid
 
@@ -110,7 +109,7 @@ def frames_of(records: Sequence[Record], settings: Settings, grid: Callable[[Siz
     return frames
 
 
-def objects_of(frames: Sequence[Frame]) -> Objects:
+def objects_of(frames: Sequence[Frame]) -> TruthBoxes:
     """The objects of all frames, in order."""
     count = torch.tensor([len(frame.boxes) for frame in frames])
     image = torch.arange(len(frames)).repeat_interleave(count)
@@ -119,18 +118,17 @@ def objects_of(frames: Sequence[Frame]) -> Objects:
         torch.tensor(part, dtype=torch.float64)[image]
         for part in ([f.size for f in frames], [f.grid.padded for f in frames], [f.grid.cells for f in frames])
     )
-    every = Objects(torch.cat([frame.boxes for frame in frames]), image, row, sizes, padded, cells)
+    every = TruthBoxes(torch.cat([frame.boxes for frame in frames]), image, row, sizes, padded, cells)
     return every[~torch.cat([frame.ignore for frame in frames])]
 
 
-def best_iou(objects: Objects, anchors: Anchors, strides: Sequence[int]) -> Tensor:
-    """(N,) IoU of each object with the best of all anchors that may be trained; 0 where it touches none."""
-    starts = range(0, len(objects.boxes), CHUNK)
-    parts = [_best_iou(objects[torch.arange(len(objects.boxes))[i : i + CHUNK]], anchors, strides) for i in starts]
-    return torch.cat(parts) if parts else objects.boxes.new_zeros(0)
+def best_iou(objects: TruthBoxes, anchors: Anchors, strides: Sequence[int]) -> Tensor:
+    """Return (N,) the IoU of each object with the best anchor that may be trained; 0 if it touches none."""
+    chunks = torch.arange(len(objects.boxes)).split(CHUNK)
+    return torch.cat([_best_iou(objects[chunk], anchors, strides) for chunk in chunks])
 
 
-def _best_iou(objects: Objects, anchors: Anchors, strides: Sequence[int]) -> Tensor:
+def _best_iou(objects: TruthBoxes, anchors: Anchors, strides: Sequence[int]) -> Tensor:
     centre = box_ops.centre_size(objects.boxes)[0][:, None]  # (N, 1, 2) as (x, y)
     best = objects.boxes.new_zeros(len(objects.boxes))
     for level, stride in enumerate(strides):
@@ -153,7 +151,7 @@ def _best_iou(objects: Objects, anchors: Anchors, strides: Sequence[int]) -> Ten
 
 
 def fit(
-    objects: Objects,
+    objects: TruthBoxes,
     anchors: Anchors,
     strides: Sequence[int],
     target: float = 0.7,
@@ -161,20 +159,20 @@ def fit(
     sizes: int | None = None,
     ratios: int | None = None,
 ) -> Anchors:
-    """Sizes and ratios by which the objects' best IoUs come closest to `target`, all else of the rule kept.
+    """Fit sizes and ratios so that the objects' best IoUs come closest to `target`; the rest of the rule is kept.
 
-    The least mean of max(0, target - IoU), in which the objects of an octave of sizes weigh as the root of their
-    number: a plain mean would give up rare sizes for a little more on common ones. A coordinate search, from the rule
-    that there is and from the sizes of the objects. Sizes never shrink from a level to the next, so that a coarser
-    level keeps the larger objects; every level has as many, as one head serves them all.
+    A coordinate search, starting from the present rule and from the sizes of the objects, minimises the mean of
+    max(0, target - IoU). All objects in an octave of sizes together weigh as the square root of their number: a plain
+    mean would sacrifice rare sizes for a small gain on common ones. Sizes never shrink from one level to the next, so
+    that a coarser level keeps the larger objects; every level has equally many, as one head serves them all.
 
     Args:
         objects: at least one.
         anchors: the rule to start from.
         strides: of the levels, pixels.
         target: the IoU that is enough, such as `rpn.positive_iou`.
-        sizes: sizes a level; None: as many as there are.
-        ratios: how many; None: as many as there are.
+        sizes: number of sizes per level; None: as many as now.
+        ratios: number of ratios; None: as many as now.
     """
     generator = torch.Generator().manual_seed(0)
     some = objects[torch.randperm(len(objects.boxes), generator=generator)[:MOST_FITTED]]
@@ -185,18 +183,14 @@ def fit(
     def loss(rule: Anchors) -> float:
         return float((target - best_iou(some, rule, strides)).clamp(min=0) @ weight)
 
-    fitted = [_search(start, loss) for start in _starts(some, anchors, sizes, ratios)]
-    return min((_rounded(rule) for rule in [*fitted, *_keepable(anchors, sizes, ratios)]), key=loss)
-
-
-def _keepable(anchors: Anchors, sizes: int | None, ratios: int | None) -> list[Anchors]:
-    """The rule that there is, where it has as many sizes and ratios as are wanted."""
     same = sizes in (None, len(anchors.sizes[0])) and ratios in (None, len(anchors.ratios))
-    return [anchors] if same else []
+    now = [anchors] if same else []
+    fitted = [_search(start, loss) for start in (*now, *_starts(some, anchors, sizes, ratios))]
+    return min((_rounded(rule) for rule in (*fitted, *now)), key=loss)
 
 
-def _starts(objects: Objects, anchors: Anchors, sizes: int | None, ratios: int | None) -> Iterator[Anchors]:
-    """Where the search begins: the rule as it is, its sizes moved to the objects', and quantiles of the objects."""
+def _starts(objects: TruthBoxes, anchors: Anchors, sizes: int | None, ratios: int | None) -> Iterator[Anchors]:
+    """Where else the search begins: quantiles of the objects' sizes, and equal steps up from the small ones."""
     side = box_ops.centre_size(objects.boxes)[1].log()
     size, aspect = side.mean(dim=1), side[:, 1] - side[:, 0]
     aspect = aspect if anchors.ratio == "h/w" else -aspect
@@ -204,7 +198,6 @@ def _starts(objects: Objects, anchors: Anchors, sizes: int | None, ratios: int |
     shape = _quantiles(aspect, ratios or len(anchors.ratios))
     spread = _quantiles(size, levels * count)
     octaves = torch.arange(levels * count) * (math.log(2) / count)
-    yield from _keepable(anchors, sizes, ratios)
     for start in (spread, octaves + size.quantile(0.1)):
         yield _with(anchors, start, shape, levels)
 
@@ -215,7 +208,7 @@ def _quantiles(values: Tensor, count: int) -> Tensor:
 
 
 def _with(anchors: Anchors, sizes: Tensor, ratios: Tensor, levels: int) -> Anchors:
-    """The rule with other logarithms of sizes, laid over the levels in order, and of ratios."""
+    """Replace the rule's sizes, distributed over the levels in order, and ratios, both given as logarithms."""
     rows = sizes.exp().reshape(levels, -1).tolist()
     return anchors.model_copy(
         update={"sizes": tuple(tuple(row) for row in rows), "ratios": tuple(ratios.exp().tolist())}
@@ -223,7 +216,7 @@ def _with(anchors: Anchors, sizes: Tensor, ratios: Tensor, levels: int) -> Ancho
 
 
 def _search(rule: Anchors, loss: Callable[[Anchors], float]) -> Anchors:
-    """The rule, with one size or ratio after the other moved up or down while that helps, by ever smaller steps."""
+    """Improve the rule by moving one size or ratio after another up or down, in ever smaller steps."""
     levels = len(rule.sizes)
     values = torch.tensor([*(size for row in rule.sizes for size in row), *rule.ratios], dtype=torch.float64).log()
     sizes = values.numel() - len(rule.ratios)
@@ -234,28 +227,22 @@ def _search(rule: Anchors, loss: Callable[[Anchors], float]) -> Anchors:
             for change in (step, -step):
                 trial = values.clone()
                 trial[index] += change
-                if index < sizes and not _in_order(trial[:sizes], index):
-                    continue
+                if index < sizes and (trial[max(index - 1, 0) : min(index + 2, sizes)].diff() < 0).any():
+                    continue  # no longer between its neighbours
                 candidate = _with(rule, trial[:sizes], trial[sizes:], levels)
-                if (found := loss(candidate)) < least * (1 - 1e-4):
-                    rule, values, least, moved = candidate, trial, found, True
+                if (value := loss(candidate)) < least * (1 - 1e-4):
+                    rule, values, least, moved = candidate, trial, value, True
         step = step if moved else step / 2
     return rule
 
 
-def _in_order(sizes: Tensor, index: int) -> bool:
-    """Does the changed size lie between its neighbours?"""
-    neighbours = sizes[max(index - 1, 0) : index + 2]
-    return bool((neighbours.diff() >= 0).all())
-
-
 def _rounded(rule: Anchors) -> Anchors:
-    """Numbers that a person would write: three digits of a size, two of a ratio; ratios in order."""
+    """Round to what a person would write: three digits for sizes, two for ratios, ratios in order."""
     sizes = tuple(tuple(float(f"{size:.3g}") for size in row) for row in rule.sizes)
     return rule.model_copy(update={"sizes": sizes, "ratios": tuple(sorted(float(f"{r:.2g}") for r in rule.ratios))})
 
 
 def setting_words(rule: Anchors) -> tuple[str, str]:
-    """Sizes and ratios as words for a command line."""
+    """Format sizes and ratios as arguments for the command line."""
     sizes = ",".join(f"[{','.join(f'{size:g}' for size in row)}]" for row in rule.sizes)
     return f"anchors.sizes=[{sizes}]", f"anchors.ratios=[{','.join(f'{ratio:g}' for ratio in rule.ratios)}]"

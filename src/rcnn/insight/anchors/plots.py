@@ -8,9 +8,9 @@ import torch
 
 from rcnn.config import Anchors
 from rcnn.draw import PALETTE
-from rcnn.insight.anchors.fit import Objects
+from rcnn.insight.anchors.fit import TruthBoxes
 from rcnn.insight.anchors.study import Coverage
-from rcnn.insight.figure import GREY, INK, LEGEND, new_figure, save, style
+from rcnn.insight.figure import GREY, INK, LEGEND, log_axes, new_figure, save, style
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 
@@ -19,24 +19,23 @@ if TYPE_CHECKING:
 
 INKS = {"now": PALETTE[3], "fitted": PALETTE[0]}
 MARKS = {"now": "s", "fitted": "o"}
-TICKS = (2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048)
 MOST_DOTS = 5000
 
 
-def plot_anchors(objects: Objects, found: dict[str, Coverage], limits: tuple[float, float], path: Path) -> None:
+def plot_anchors(objects: TruthBoxes, rules: dict[str, Coverage], limits: tuple[float, float], path: Path) -> None:
     """Width and height of objects and anchors; best IoU of every object under each rule.
 
     Args:
         objects: at least one.
-        found: `now` and `fitted`.
-        limits: IoU under which an anchor is negative, and from which it is positive.
+        rules: coverages named `now` and `fitted`.
+        limits: IoU below which an anchor is negative, and from which it is positive.
         path: the PNG.
     """
     figure, ((left, right),) = new_figure(1, 2, 11.0, 5.2)
-    _shapes(left, objects, {name: coverage.anchors for name, coverage in found.items()})
+    _shapes(left, objects, {name: coverage.anchors for name, coverage in rules.items()})
     style(right, "Best IoU of every object with the grid of anchors", "IoU with its best anchor", "objects")
     edges = np.linspace(0, 1, 41)
-    for name, coverage in found.items():
+    for name, coverage in rules.items():
         label = f"{name}: mean {float(coverage.iou.mean()):.3f}"
         right.hist(coverage.iou.numpy(), bins=edges, color=INKS[name], alpha=0.22)
         right.hist(coverage.iou.numpy(), bins=edges, histtype="step", color=INKS[name], linewidth=1.8, label=label)
@@ -51,7 +50,7 @@ def plot_anchors(objects: Objects, found: dict[str, Coverage], limits: tuple[flo
     save(figure, path)
 
 
-def _shapes(axes: "Axes", objects: Objects, rules: dict[str, Anchors]) -> None:
+def _shapes(axes: "Axes", objects: TruthBoxes, rules: dict[str, Anchors]) -> None:
     """Width against height on equal logarithmic scales; an anchor shape is a mark, larger on coarser levels."""
     style(axes, "Shapes of objects and anchors, pixels of the resized image", "width, px", "height, px")
     size = box_ops.centre_size(objects.boxes)[1]
@@ -73,10 +72,6 @@ def _shapes(axes: "Axes", objects: Objects, rules: dict[str, Anchors]) -> None:
                 linewidths=1.8,
                 label=f"anchors {name}" if level == 0 else None,
             )
-    axes.set(xscale="log", yscale="log", xlim=(low * 0.8, high * 1.25), ylim=(low * 0.8, high * 1.25))
+    log_axes(axes, low * 0.8, high * 1.25)
     axes.set_aspect("equal")
-    ticks = [tick for tick in TICKS if low * 0.8 <= tick <= high * 1.25]
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_ticks(ticks, [str(tick) for tick in ticks])
-        axis.set_ticks([], minor=True)
     axes.legend(loc="upper left", **LEGEND)

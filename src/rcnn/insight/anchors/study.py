@@ -1,9 +1,9 @@
-"""What `rcnn anchors` tells of a data set: the anchors of a network beside fitted ones."""
+"""The report of `rcnn anchors`: the anchors of a network compared with ones fitted to a data set."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ from rcnn.errors import DataError
 from rcnn.insight.anchors.fit import (
     Frame,
     Grid,
-    Objects,
+    TruthBoxes,
     best_iou,
     fit,
     frames_of,
@@ -31,7 +31,7 @@ from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import Targets
 
 POSITIVES = {"0": (0, 0), "1": (1, 1), "2 - 4": (2, 4), "5 - 9": (5, 9), "10 or more": (10, 1 << 62)}
-"""Positive anchors an object: name -> first and last number."""
+"""Positive anchors per object: name -> lowest and highest number."""
 
 MOST_ASSIGNED = 2000
 """Images on which positive anchors are counted."""
@@ -41,7 +41,7 @@ ASPECT_BOUNDS = (0.0, 0.4, 0.7, 1.4, 2.5, math.inf)
 
 
 class Coverage(NamedTuple):
-    """How anchors meet the objects.
+    """How anchors fit the objects.
 
     Attributes:
         anchors: the rule.
@@ -54,53 +54,50 @@ class Coverage(NamedTuple):
     positives: Tensor
 
 
-def count_positives(frames: Sequence[Frame], objects: Objects, rpn: RegionProposalNetwork) -> Tensor:
+def count_positives(frames: Sequence[Frame], objects: TruthBoxes, rpn: RegionProposalNetwork) -> Tensor:
     """(N,) positive anchors of each object by the network's own assignment; -1 in images that were not counted."""
     counts = torch.full((len(objects.boxes),), -1)
     order = torch.arange(len(objects.boxes)).split(objects.image.bincount(minlength=len(frames)).tolist())
-    known: dict[Grid, Tensor] = {}
+
+    @cache
+    def anchors_of(grid: Grid) -> Tensor:
+        return torch.cat(anchor_ops.pyramid_anchors(rpn.anchors, grid.cells, rpn.strides, grid.padded, rpn.cells))
+
     for index in range(0, len(frames), max(1, -(-len(frames) // MOST_ASSIGNED))):
         frame, own = frames[index], order[index]
         if not len(own):
             continue
-        if frame.grid not in known:
-            levels = anchor_ops.pyramid_anchors(
-                rpn.anchors, frame.grid.cells, rpn.strides, frame.grid.padded, rpn.cells
-            )
-            known[frame.grid] = torch.cat(levels)
         some = torch.ones(1, len(frame.boxes), dtype=torch.bool)
         targets = Targets(frame.boxes[None], some.long(), some, frame.ignore[None])
-        found = rpn.assign(known[frame.grid], targets, torch.tensor([frame.size]))
-        per_box = found.truth[found.positive].bincount(minlength=len(frame.boxes))
+        assignment = rpn.assign(anchors_of(frame.grid), targets, torch.tensor([frame.size]))
+        per_box = assignment.truth[assignment.positive].bincount(minlength=len(frame.boxes))
         counts[own] = per_box[objects.row[own]]
     return counts
 
 
 def cover(
-    frames: Sequence[Frame], objects: Objects, anchors: Anchors, strides: Sequence[int], settings: RPN
+    frames: Sequence[Frame], objects: TruthBoxes, anchors: Anchors, strides: Sequence[int], settings: RPN
 ) -> Coverage:
-    """What a rule of anchors makes of the objects."""
+    """Measure how a rule of anchors covers the objects."""
     rpn = RegionProposalNetwork(1, strides, anchors, settings)
     return Coverage(anchors, best_iou(objects, anchors, strides), count_positives(frames, objects, rpn))
 
 
-def groups(objects: Objects) -> Mapping[str, Mapping[str, Tensor]]:
+def groups(objects: TruthBoxes) -> Mapping[str, Mapping[str, Tensor]]:
     """Masks (N,) by `size` (square root of the area, resized pixels) and by `aspect` (height / width); none empty."""
     width, height = box_ops.centre_size(objects.boxes)[1].unbind(dim=1)
     values = {"size": ((width * height).sqrt(), SIZE_BOUNDS), "aspect": (height / width, ASPECT_BOUNDS)}
-    return {name: _binned(value, bounds) for name, (value, bounds) in values.items()}
-
-
-def _binned(values: Tensor, bounds: Sequence[float]) -> dict[str, Tensor]:
-    masks = {}
-    for low, high in pairwise(bounds):
-        name = f"< {high:g}" if low == 0 else f">= {low:g}" if high == math.inf else f"{low:g} - {high:g}"
-        masks[name] = (values >= low) & (values < high)
-    return {name: mask for name, mask in masks.items() if mask.any()}
+    masks: dict[str, dict[str, Tensor]] = {"size": {}, "aspect": {}}
+    for what, (value, bounds) in values.items():
+        for low, high in pairwise(bounds):
+            name = f"< {high:g}" if low == 0 else f">= {low:g}" if high == math.inf else f"{low:g} - {high:g}"
+            if (mask := (value >= low) & (value < high)).any():
+                masks[what][name] = mask
+    return masks
 
 
 def figures(coverage: Coverage, mask: Tensor, unreached: float) -> dict[str, float | int]:
-    """Numbers of the objects (N,) of a mask; an object of an IoU under `unreached` is reached by no anchor."""
+    """Summarise the objects of a mask (N,); one with an IoU below `unreached` is reached by no anchor."""
     iou, positives = coverage.iou[mask], coverage.positives[mask]
     counted = positives[positives >= 0].double()
     return {
@@ -115,19 +112,19 @@ def figures(coverage: Coverage, mask: Tensor, unreached: float) -> dict[str, flo
 
 
 class Study:
-    """Objects, and what the rules `now` and `fitted` make of them.
+    """Objects, and how the rules `now` and `fitted` cover them.
 
     Args:
         frames: the images.
-        found: name of a rule -> coverage.
-        objects: of all frames.
-        limits: IoU under which an anchor is negative, and from which it is positive.
+        objects: objects of all frames.
+        coverages: name of a rule -> coverage.
+        limits: IoU below which an anchor is negative, and from which it is positive.
     """
 
     def __init__(
-        self, frames: list[Frame], objects: Objects, found: Mapping[str, Coverage], limits: tuple[float, float]
+        self, frames: list[Frame], objects: TruthBoxes, coverages: Mapping[str, Coverage], limits: tuple[float, float]
     ) -> None:
-        self.frames, self.objects, self.found, self.limits = frames, objects, dict(found), limits
+        self.frames, self.objects, self.coverages, self.limits = frames, objects, dict(coverages), limits
 
     @cached_property
     def groups(self) -> Mapping[str, Mapping[str, Tensor]]:
@@ -137,20 +134,20 @@ class Study:
     def figures(self, name: str, mask: Tensor | None = None) -> dict[str, float | int]:
         """Numbers of a rule over the objects of a mask; None: all."""
         whole = torch.ones(len(self.objects.boxes), dtype=torch.bool)
-        return figures(self.found[name], whole if mask is None else mask, self.limits[0])
+        return figures(self.coverages[name], whole if mask is None else mask, self.limits[0])
 
     def positive_counts(self, name: str) -> dict[str, int]:
         """How many objects have how many positive anchors."""
-        counts = self.found[name].positives
+        counts = self.coverages[name].positives
         return {label: int(((counts >= low) & (counts <= high)).sum()) for label, (low, high) in POSITIVES.items()}
 
     def worst_first(self) -> list[int]:
         """Objects by their best IoU now."""
-        return self.found["now"].iou.argsort(stable=True).tolist()
+        return self.coverages["now"].iou.argsort(stable=True).tolist()
 
     def unreached(self) -> list[int]:
         """Objects whose best IoU now is negative to every anchor, worst first."""
-        return [index for index in self.worst_first() if self.found["now"].iou[index] < self.limits[0]]
+        return [index for index in self.worst_first() if self.coverages["now"].iou[index] < self.limits[0]]
 
     def describe(self, index: int, dataset: Dataset) -> dict[str, Any]:
         """One object: image, class, corners and sides in pixels of the file; best IoU and positive anchors by rule.
@@ -161,28 +158,26 @@ class Study:
         x1, y1, x2, y2 = record.boxes[row].tolist()
         place = {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "width": x2 - x1, "height": y2 - y1}
         fits: dict[str, float | int | None] = {}
-        for end, coverage in (("", self.found["now"]), ("_fitted", self.found["fitted"])):
+        for end, coverage in (("", self.coverages["now"]), ("_fitted", self.coverages["fitted"])):
             positives = int(coverage.positives[index])
             fits |= {f"iou{end}": float(coverage.iou[index]), f"positives{end}": positives if positives >= 0 else None}
         return {"image": record.name, "class": dataset.names[int(record.labels[row])], **place, **fits}
 
     def to_json(self) -> dict[str, Any]:
         """A plain tree: figures of both rules, of all objects and by group."""
-        return {"images": len(self.frames), **{name: self._tree(name) for name in self.found}}
-
-    def _tree(self, name: str) -> dict[str, Any]:
-        rule = self.found[name].anchors
-        by_group = {
-            f"by_{what}": {label: self.figures(name, mask) for label, mask in masks.items()}
-            for what, masks in self.groups.items()
-        }
-        counts = {"positive_anchors": self.positive_counts(name), "settings": list(setting_words(rule))}
-        return {"sizes": rule.sizes, "ratios": rule.ratios, **counts, **self.figures(name), **by_group}
+        tree: dict[str, Any] = {"images": len(self.frames)}
+        for name, coverage in self.coverages.items():
+            rule = coverage.anchors
+            counts = {"positive_anchors": self.positive_counts(name), "settings": list(setting_words(rule))}
+            tree[name] = {"sizes": rule.sizes, "ratios": rule.ratios, **counts, **self.figures(name)}
+            for what, masks in self.groups.items():
+                tree[name][f"by_{what}"] = {label: self.figures(name, mask) for label, mask in masks.items()}
+        return tree
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Work of thousands of small tensors: more threads gain nothing, and on a busy machine wait for one another."""
+    """Use one thread: for thousands of small tensors more gain nothing, and wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -197,12 +192,12 @@ def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, rati
 
     Args:
         dataset: images; only sizes and boxes are read.
-        model: its settings, strides and the shapes of its maps are used; its weights are not.
-        sizes: sizes a level to fit; None: as many as now.
-        ratios: likewise.
+        model: network whose settings, strides and shapes of maps are used, but not its weights.
+        sizes: number of sizes per level to fit; None: as many as now.
+        ratios: number of ratios to fit; None: as many as now.
 
     Raises:
-        DataError: there is no object to meet.
+        DataError: there is no object.
     """
     settings, strides = model.settings, model.rpn.strides
     grid = network_grids(model.backbone, settings.preprocess.in_channels)
@@ -213,5 +208,5 @@ def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, rati
     target = settings.rpn.positive_iou
     fitted = fit(objects, settings.anchors, strides, target, sizes=sizes, ratios=ratios)
     rules = {"now": settings.anchors, "fitted": fitted}
-    found = {name: cover(frames, objects, rule, strides, settings.rpn) for name, rule in rules.items()}
-    return Study(frames, objects, found, (settings.rpn.negative_iou, target))
+    coverages = {name: cover(frames, objects, rule, strides, settings.rpn) for name, rule in rules.items()}
+    return Study(frames, objects, coverages, (settings.rpn.negative_iou, target))

@@ -1,4 +1,4 @@
-"""What `why` answers with: an outcome of every object, a kind of every false alarm, and their names."""
+"""The answer of `why`: an outcome for every object, a kind for every false alarm, and their names."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -11,10 +11,10 @@ from rcnn.metrics.proposals import SIZES
 from rcnn.metrics.types import Prediction, Truth
 
 LEAST_ANCHOR = 0.3
-"""Under this IoU with every anchor, none fits the object."""
+"""Below this IoU with every anchor, none fits the object."""
 
 TOUCHES = 0.1
-"""Under this IoU with every object, a false alarm has nothing to do with any."""
+"""Below this IoU with every object, a false alarm concerns none."""
 
 FOUND = "found"
 
@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
         detail: what more is known: of `not_in_top_k` `cut` (a box outside the top K fits) or `missed` (none does); of
             `no_proposal` and `suppressed` `nms`, `cut` (beyond the number kept), `small`, `score`, or `shared` (the box
             that fits was matched to another object).
-        taken_for: the class that it was taken for; -1 where that is not what happened.
+        taken_for: the class that it was taken for, or -1.
         score: of its detection, or the best that its class got in a box that fits; NaN where there is none.
     """
 
@@ -75,8 +75,8 @@ class Alarm(NamedTuple):
         size: small, medium or large, as COCO says, by its own area.
         kind: one of `ALARMS`.
         score: in [0, 1].
-        truth: the object that the kind speaks of; -1 for none.
-        iou: with the object that it overlaps most, whatever its class.
+        truth: the object that the kind refers to; -1 for none.
+        iou: IoU with the object that it overlaps most, whatever its class.
     """
 
     image: int
@@ -95,13 +95,13 @@ class Why:
 
     Attributes:
         names: class names.
-        iou: from this IoU on a box is right.
-        score: from this score on a detection is shown.
-        detects: is there a second stage? If not, `predictions` are proposals and there are no alarms.
-        truths: one an image.
-        predictions: one an image, every score included.
-        outcomes: one an object that counts.
-        alarms: one a false alarm.
+        iou: least IoU of a right box.
+        score: least score of a detection that is shown.
+        detects: whether there is a second stage. If not, `predictions` are proposals and there are no alarms.
+        truths: one per image.
+        predictions: one per image, with every score.
+        outcomes: one per object that counts.
+        alarms: one per false alarm.
     """
 
     names: tuple[str, ...]
@@ -116,6 +116,10 @@ class Why:
     def lost(self, where: str) -> list[Outcome]:
         """The objects lost at one of `LOSSES` (or `found`)."""
         return [outcome for outcome in self.outcomes if outcome.where == where]
+
+    def all_lost(self) -> list[Outcome]:
+        """The objects that are not found."""
+        return [outcome for outcome in self.outcomes if outcome.where != FOUND]
 
     def false_alarms(self, kind: str) -> list[Alarm]:
         """The false alarms of one of `ALARMS`."""

@@ -1,10 +1,11 @@
 """The AP that mending each kind of loss and of false alarm would give, one kind at a time."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Alarm, Outcome, Why
+from rcnn.insight.funnel.kinds import ALARMS, LOSSES, Alarm, Why
 from rcnn.metrics.curves import precision_recall
 from rcnn.metrics.overlap import match
 from rcnn.metrics.types import Prediction, Truth
@@ -26,21 +27,15 @@ def mended(why: Why) -> dict[str, float]:
     """
     if not why.detects:
         return {}
-    classes = len(why.names)
-    lost = {kind: _with_found(why, why.lost(kind)) for kind in LOSSES}
-    alarms = {kind: _without_alarms(why, why.false_alarms(kind), kind) for kind in ALARMS}
-    return {kind: ap_of(*sides, classes, why.iou) for kind, sides in (lost | alarms).items()}
+    kinds = (*LOSSES, *ALARMS)
+    return {kind: ap_of(*_with_mended(why, kind), len(why.names), why.iou) for kind in kinds}
 
 
-def _with_found(why: Why, outcomes: Sequence[Outcome]) -> tuple[Sequence[Truth], Sequence[Prediction]]:
-    predictions = list(why.predictions)
-    for image, rows in _by_image([(outcome.image, outcome.truth) for outcome in outcomes]).items():
-        predictions[image] = _add_right(why, image, rows, np.ones(len(rows)))
-    return why.truths, predictions
-
-
-def _without_alarms(why: Why, alarms: Sequence[Alarm], kind: str) -> tuple[Sequence[Truth], Sequence[Prediction]]:
+def _with_mended(why: Why, kind: str) -> tuple[Sequence[Truth], Sequence[Prediction]]:
     truths, predictions = list(why.truths), list(why.predictions)
+    for image, rows in _by_image([(outcome.image, outcome.truth) for outcome in why.lost(kind)]).items():
+        predictions[image] = _add_right(why, image, rows, np.ones(len(rows)))
+    alarms = why.false_alarms(kind)
     right = _rightful(why, alarms) if kind in ("bad_box", "wrong_class") else {}
     for image, detections in _by_image([(alarm.image, alarm.detection) for alarm in alarms]).items():
         truth, prediction = truths[image], predictions[image]
@@ -59,7 +54,7 @@ def _without_alarms(why: Why, alarms: Sequence[Alarm], kind: str) -> tuple[Seque
 
 def _rightful(why: Why, alarms: Sequence[Alarm]) -> dict[int, dict[int, float]]:
     """Image -> objects that are not found -> score of the best alarm that speaks of each."""
-    lost = {(outcome.image, outcome.truth) for outcome in why.outcomes if outcome.where != FOUND}
+    lost = {(outcome.image, outcome.truth) for outcome in why.all_lost()}
     best: dict[int, dict[int, float]] = {}
     for alarm in alarms:
         if (alarm.image, alarm.truth) in lost:
@@ -89,7 +84,7 @@ def _add_right(
 
 def _by_image(pairs: Sequence[tuple[int, int]]) -> dict[int, np.ndarray]:
     """(image, index) pairs -> image -> indices."""
-    groups: dict[int, list[int]] = {}
+    groups = defaultdict[int, list[int]](list)
     for image, index in pairs:
-        groups.setdefault(image, []).append(index)
+        groups[image].append(index)
     return {image: np.array(rows, np.int64) for image, rows in groups.items()}

@@ -11,9 +11,9 @@ import numpy as np
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.draw import PALETTE, text_colour
-from rcnn.insight.figure import GREY, INK, save, short, style
-from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Outcome, Why
-from rcnn.insight.funnel.report import Group, Report, groups, places
+from rcnn.insight.figure import GREY, INK, new_figure, save, short, style
+from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Why
+from rcnn.insight.funnel.report import Group, WhyReport, groups, places
 from rcnn.insight.mosaic import Tile, mosaic
 from rcnn.preprocess.decode import read_image
 
@@ -38,22 +38,19 @@ TAGS = {
     "background": "background",
     "missing_label": "label missing?",
 }
-"""Kind -> what stands at its boxes and heads its column."""
+"""Kind -> the tag on its boxes and the heading of its column."""
 
 WORST = 9
-"""Images that are drawn."""
+"""Number of images drawn."""
 
 CLASSES = 12
-"""Classes that are drawn, those with most losses."""
+"""Number of classes drawn, those with most losses."""
 
 
-def draw_funnel(found: Report, path: Path) -> None:
+def draw_funnel(report: WhyReport, path: Path) -> None:
     """Where objects are lost and what false alarms are, by class and size, and the AP that mending each would give."""
-    from matplotlib.figure import Figure
-    from matplotlib.layout_engine import ConstrainedLayoutEngine
-
-    why = found.why
-    objects, missed = len(why.outcomes), len(_lost(why))
+    why = report.why
+    objects, missed = len(why.outcomes), len(why.all_lost())
     every = groups(why.outcomes, why.names)
     wrong = [
         Group(alarm.section, alarm.title, alarm.counts + Counter({FOUND: group.counts[FOUND]}))
@@ -62,17 +59,21 @@ def draw_funnel(found: Report, path: Path) -> None:
     title = f"Where {missed:,} of {objects:,} objects are lost at IoU {why.iou:g}"
     panels = [(title + (f" and score {why.score:.2f}" if why.detects else ""), "objects", every, places(why))]
     if why.detects:
-        shown = wrong[0].counts.total()
-        panels.append((f"What {len(why.alarms):,} of {shown:,} detections wrongly show", "detections", wrong, ALARMS))
-    heights = [len(_shown(counted, kinds)) + 3 for _, _, counted, kinds in panels]
-    layout = ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.12, wspace=0.02, hspace=0.03)
-    figure = Figure(figsize=(12.5, 0.36 * sum(heights) + 1.3), dpi=120, layout=layout)
-    grid = figure.subplots(len(panels), 2, width_ratios=(1.55, 1), height_ratios=heights, squeeze=False)
-    for (left, right), (title, what, counted, kinds) in zip(grid, panels, strict=True):
+        detections = wrong[0].counts.total()
+        panels.append(
+            (f"What {len(why.alarms):,} of {detections:,} detections wrongly show", "detections", wrong, ALARMS)
+        )
+    panels = [(title, what, _shown(counted, kinds), kinds) for title, what, counted, kinds in panels]
+    heights = [len(shown) + 3 for _, _, shown, _ in panels]
+    ratios = {"width_ratios": (1.55, 1), "height_ratios": heights}
+    figure, grid = new_figure(len(panels), 2, 12.5, 0.36 * sum(heights) + 1.3, **ratios)
+    figure.set_dpi(120)
+    figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12, wspace=0.02, hspace=0.03)
+    for (left, right), (title, what, shown, kinds) in zip(grid, panels, strict=True):
         style(left, title, f"share of the {what}", "")
-        _bars(left, _shown(counted, kinds), kinds)
-        _gains(right, found, kinds, len(_shown(counted, kinds)))
-    text = fill(found.advice.replace("$", r"\$"), 125)
+        _bars(left, shown, kinds)
+        _gains(right, report, kinds, len(shown))
+    text = fill(report.advice.replace("$", r"\$"), 125)
     figure.supxlabel(text, x=0.012, ha="left", fontsize=10.5, color=INK, linespacing=1.4)
     save(figure, path)
 
@@ -82,7 +83,7 @@ def draw_worst(why: Why, dataset: Dataset, settings: Settings, path: Path) -> No
 
     Without any mistake the first images are shown as they are.
     """
-    mistakes = Counter(item.image for item in (*_lost(why), *why.alarms))
+    mistakes = Counter(item.image for item in (*why.all_lost(), *why.alarms))
     worst = [image for image, _ in mistakes.most_common(WORST)] or range(min(WORST, len(dataset)))
     names = [f"{name} {TAGS[kind]}" for name in why.names for kind in KINDS]  # so that a kind has one colour
     mosaic([_mistakes(why, image, dataset, settings) for image in worst], names, path, columns=3, side=620)
@@ -90,7 +91,7 @@ def draw_worst(why: Why, dataset: Dataset, settings: Settings, path: Path) -> No
 
 def _mistakes(why: Why, image: int, dataset: Dataset, settings: Settings) -> Tile:
     record, data = dataset.records[image], settings.data
-    lost = [outcome for outcome in _lost(why) if outcome.image == image]
+    lost = [outcome for outcome in why.all_lost() if outcome.image == image]
     alarms = [alarm for alarm in why.alarms if alarm.image == image]
     kinds = [(outcome.label, outcome.where) for outcome in lost] + [(alarm.label, alarm.kind) for alarm in alarms]
     rows = np.array([outcome.truth for outcome in lost], np.int64)
@@ -110,10 +111,6 @@ def _mistakes(why: Why, image: int, dataset: Dataset, settings: Settings) -> Til
     )
 
 
-def _lost(why: Why) -> list[Outcome]:
-    return [outcome for outcome in why.outcomes if outcome.where != FOUND]
-
-
 def _shown(every: Sequence[Group], kinds: dict[str, str]) -> list[Group]:
     """The groups that are drawn: of many classes those with most of these kinds, and sizes that occur."""
     classes = [group for group in every if group.section == "class"]
@@ -123,7 +120,7 @@ def _shown(every: Sequence[Group], kinds: dict[str, str]) -> list[Group]:
 
 
 def _bars(axes: "Axes", shown: Sequence[Group], kinds: dict[str, str]) -> None:
-    """A stacked bar a group, cut into kinds, as shares of the group; numbers in the parts that are wide enough."""
+    """Draw one stacked bar per group, divided into kinds, as shares of the group; wide parts have numbers."""
     totals = [max(1, group.counts.total()) for group in shown]
     ends = [sum(group.counts[kind] for kind in kinds) / total for group, total in zip(shown, totals, strict=True)]
     reach = max(ends) * 1.3 or 1.0
@@ -148,20 +145,20 @@ def _bars(axes: "Axes", shown: Sequence[Group], kinds: dict[str, str]) -> None:
     axes.tick_params(axis="y", length=0)
 
 
-def _gains(axes: "Axes", found: Report, kinds: dict[str, str], rows: int) -> None:
-    """A bar a kind: the AP that mending it would add; without AP the number of objects. The labels are the legend.
+def _gains(axes: "Axes", report: WhyReport, kinds: dict[str, str], rows: int) -> None:
+    """Draw one bar per kind: the AP that mending it would add, or without AP the number of objects.
 
-    Bars are as thick as those beside them, of which there are `rows`.
+    The labels serve as legend. Bars are as thick as the `rows` bars next to them.
     """
-    if found.why.detects:
-        style(axes, f"What mending adds to AP {found.ap:.3f}", "", "")
-        values = {kind: found.gain(kind) for kind in kinds}
+    if report.why.detects:
+        style(axes, f"What mending adds to AP {report.ap:.3f}", "", "")
+        values = {kind: report.gain(kind) for kind in kinds}
         texts = {kind: f"+{value:.3f}" for kind, value in values.items()}
     else:
         style(axes, "Where", "objects", "")
-        values = {kind: float(len(found.why.lost(kind))) for kind in kinds}
+        values = {kind: float(len(report.why.lost(kind))) for kind in kinds}
         texts = {kind: f"{value:.0f}" for kind, value in values.items()}
-    every = [found.gain(kind) for kind in found.mended] or list(values.values())  # both panels on one scale
+    every = [report.gain(kind) for kind in report.mended] or list(values.values())  # both panels on one scale
     reach = float(np.nan_to_num(np.array(every)).max()) * 1.22 or 1.0
     for place, kind in enumerate(kinds):
         end = float(np.nan_to_num(values[kind]))

@@ -1,4 +1,4 @@
-"""What `why` found as tables, as one sentence of advice, and as a document for programs."""
+"""The answer of `why` as tables, as one sentence of advice, and as a document for programs."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rcnn.config import Settings
+from rcnn.config import RPN, RoI, Settings
 from rcnn.data.dataset import Dataset
 from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, TOUCHES, Alarm, Outcome, Why
 from rcnn.insight.funnel.mend import ap_of, mended
@@ -15,7 +15,7 @@ from rcnn.metrics.proposals import SIZES
 from rcnn.preprocess.batch import Preprocessor
 
 
-class Report(NamedTuple):
+class WhyReport(NamedTuple):
     """The answer and what follows from it.
 
     Attributes:
@@ -43,10 +43,10 @@ class Group(NamedTuple):
     counts: Counter[str]
 
 
-def report(why: Why, dataset: Dataset, settings: Settings) -> Report:
+def report(why: Why, dataset: Dataset, settings: Settings) -> WhyReport:
     """The AP with each kind mended, and the advice."""
     ap = ap_of(why.truths, why.predictions, len(why.names), why.iou) if why.detects else float("nan")
-    plain = Report(why, ap, mended(why), "")
+    plain = WhyReport(why, ap, mended(why), "")
     return plain._replace(advice=_Adviser(plain, dataset, settings).sentence())
 
 
@@ -65,9 +65,9 @@ def places(why: Why) -> dict[str, str]:
     return LOSSES if why.detects else dict(list(LOSSES.items())[:3])
 
 
-def document(found: Report, dataset: Dataset) -> dict[str, Any]:
-    """Everything for a program: counts by class and size, AP if mended, and every lost object and false alarm."""
-    why = found.why
+def document(answer: WhyReport, dataset: Dataset) -> dict[str, Any]:
+    """Return all results as a tree: counts by class and size, AP if mended, every lost object and false alarm."""
+    why = answer.why
     objects, alarms = groups(why.outcomes, why.names), groups(why.alarms, why.names)
     return {
         "split": dataset.split,
@@ -76,30 +76,32 @@ def document(found: Report, dataset: Dataset) -> dict[str, Any]:
         "score": why.score,
         "objects": len(why.outcomes),
         "found": len(why.lost(FOUND)),
-        "ap": found.ap,
-        "advice": found.advice,
-        "lost": {kind: _entry(found, kind, objects) for kind in places(why)},
-        "false_alarms": {kind: _entry(found, kind, alarms) for kind in (ALARMS if why.detects else ())},
-        "lost_objects": [_object(outcome, why, dataset) for outcome in why.outcomes if outcome.where != FOUND],
+        "ap": answer.ap,
+        "advice": answer.advice,
+        "lost": {kind: _entry(answer, kind, objects) for kind in places(why)},
+        "false_alarms": {kind: _entry(answer, kind, alarms) for kind in (ALARMS if why.detects else ())},
+        "lost_objects": [_object(outcome, why, dataset) for outcome in why.all_lost()],
         "false_detections": [_detection(alarm, why, dataset) for alarm in why.alarms],
     }
 
 
-def _entry(found: Report, kind: str, counted: Sequence[Group]) -> dict[str, Any]:
+def _entry(answer: WhyReport, kind: str, counted: Sequence[Group]) -> dict[str, Any]:
     by = {
         section: {group.title: group.counts[kind] for group in counted if group.section == section}
         for section in ("class", "size")
     }
-    ap = found.mended.get(kind, float("nan"))
+    ap = answer.mended.get(kind, float("nan"))
     return {"count": counted[0].counts[kind], "by_class": by["class"], "by_size": by["size"], "ap_if_mended": ap}
+
+
+def _entry_of(item: Outcome | Alarm, why: Why, dataset: Dataset, box: np.ndarray) -> dict[str, Any]:
+    record = dataset.records[item.image]
+    return {"image": record.name, "class": why.names[item.label], "size": item.size, "box": box.round(2)}
 
 
 def _object(outcome: Outcome, why: Why, dataset: Dataset) -> dict[str, Any]:
     return {
-        "image": dataset.records[outcome.image].name,
-        "class": why.names[outcome.label],
-        "size": outcome.size,
-        "box": why.truths[outcome.image].boxes[outcome.truth].round(2),
+        **_entry_of(outcome, why, dataset, why.truths[outcome.image].boxes[outcome.truth]),
         "where": outcome.where,
         "detail": outcome.detail or None,
         "taken_for": why.names[outcome.taken_for] if outcome.taken_for >= 0 else None,
@@ -108,12 +110,8 @@ def _object(outcome: Outcome, why: Why, dataset: Dataset) -> dict[str, Any]:
 
 
 def _detection(alarm: Alarm, why: Why, dataset: Dataset) -> dict[str, Any]:
-    boxes = why.predictions[alarm.image].boxes.astype(np.float64)
     return {
-        "image": dataset.records[alarm.image].name,
-        "class": why.names[alarm.label],
-        "size": alarm.size,
-        "box": boxes[alarm.detection].round(2),
+        **_entry_of(alarm, why, dataset, why.predictions[alarm.image].boxes[alarm.detection].astype(np.float64)),
         "kind": alarm.kind,
         "score": alarm.score,
         "iou": alarm.iou,
@@ -124,29 +122,32 @@ def _detection(alarm: Alarm, why: Why, dataset: Dataset) -> dict[str, Any]:
 class _Adviser:
     """Chooses what costs most, and says what to do about it."""
 
-    def __init__(self, found: Report, dataset: Dataset, settings: Settings) -> None:
-        self.found, self.why, self.dataset, self.settings = found, found.why, dataset, settings
+    def __init__(self, answer: WhyReport, dataset: Dataset, settings: Settings) -> None:
+        self.report, self.why, self.dataset, self.settings = answer, answer.why, dataset, settings
 
     def sentence(self) -> str:
         """One sentence for the kind whose mending gives most AP, or without AP for the most frequent."""
-        counts = Counter(outcome.where for outcome in self.why.outcomes if outcome.where != FOUND)
+        counts = Counter(outcome.where for outcome in self.why.all_lost())
         counts += Counter(alarm.kind for alarm in self.why.alarms)
         if not counts:
             return "Nothing is lost and nothing is wrong here: ask for a higher IoU (--iou 0.75), or try harder images."
-        gains = {kind: np.nan_to_num(self.found.gain(kind)) for kind in counts}
-        return getattr(self, "_" + max(counts, key=lambda kind: (gains[kind], counts[kind])))()
+        gains = {kind: np.nan_to_num(self.report.gain(kind)) for kind in counts}
+        kind = max(counts, key=lambda kind: (gains[kind], counts[kind]))
+        return getattr(self, f"_{kind}")(self.why.lost(kind) or self.why.false_alarms(kind))
 
-    def _no_anchor(self) -> str:
-        lost = self.why.lost("no_anchor")
-        width, height = np.median([self._sides(outcome) for outcome in lost], axis=0)
+    def _no_anchor(self, lost: list[Outcome]) -> str:
+        sides, door = [], Preprocessor(self.settings.preprocess)
+        for outcome in lost:
+            size, box = self.dataset.records[outcome.image].size, self.why.truths[outcome.image].boxes[outcome.truth]
+            sides.append((box[2:] - box[:2]) * np.divide(door.resized(size), size)[::-1])
+        width, height = np.median(sides, axis=0)
         sizes = ", ".join(f"{size:g}" for level in self.settings.anchors.sizes for size in level)
         return (
             f"Add sizes or ratios to `anchors.sizes` (now {sizes}) and `anchors.ratios`, and train again: no anchor "
             f"overlaps {_objects(lost)} (median {width:.0f} x {height:.0f} px in the resized image)."
         )
 
-    def _not_in_top_k(self) -> str:
-        lost = self.why.lost("not_in_top_k")
+    def _not_in_top_k(self, lost: list[Outcome]) -> str:
         cut = sum(outcome.detail == "cut" for outcome in lost)
         if 2 * cut > len(lost):
             return (
@@ -158,30 +159,23 @@ class _Adviser:
             f"has no box for {_objects(lost)}, {self._most(lost)}."
         )
 
-    def _no_proposal(self) -> str:
-        lost, rpn = self.why.lost("no_proposal"), self.settings.rpn
-        what = {
-            "cut": f"Raise `rpn.post_test` (now {rpn.post_test}): better-scored proposals crowd out",
-            "score": f"Lower `rpn.score` (now {rpn.score:g}): proposals of too low a score are all there is for",
-            "small": f"Lower `rpn.min_size` (now {rpn.min_size:g}): it drops the proposals of",
-            "shared": self._one_for_two("proposal"),
-        }
-        nms = f"Raise `rpn.nms` (now {rpn.nms:g}): neighbours' proposals suppress those of"
-        return f"{what.get(_common(lost), nms)} {_objects(lost)}, {self._most(lost)}."
+    def _no_proposal(self, lost: list[Outcome]) -> str:
+        rpn = self.settings.rpn
+        cut = f"Raise `rpn.post_test` (now {rpn.post_test}): better-scored proposals crowd out"
+        score = f"Lower `rpn.score` (now {rpn.score:g}): proposals of too low a score are all there is for"
+        return self._thinned(lost, "proposal", rpn, cut=cut, score=score)
 
-    def _no_box(self) -> str:
-        lost = self.why.lost("no_box")
+    def _no_box(self, lost: list[Outcome]) -> str:
         return (
             f"Train longer, or weigh boxes more (`roi.box_weight`, now {self.settings.roi.box_weight:g}): proposals "
             f"reach {_objects(lost)}, {self._most(lost)}, but the second stage's boxes leave them."
         )
 
-    def _other_class(self) -> str:
-        lost = self.why.lost("other_class")
+    def _other_class(self, lost: list[Outcome]) -> str:
         return self._labels([(outcome.label, outcome.taken_for) for outcome in lost])
 
-    def _low_score(self) -> str:
-        lost, why = self.why.lost("low_score"), self.why
+    def _low_score(self, lost: list[Outcome]) -> str:
+        why = self.why
         better = self._better_threshold()
         if better is not None and better < why.score:
             gained = sum(outcome.score >= better for outcome in lost)
@@ -194,37 +188,29 @@ class _Adviser:
             f"score under {why.score:.2f}, and F1 is no better at any other threshold."
         )
 
-    def _suppressed(self) -> str:
-        lost, roi = self.why.lost("suppressed"), self.settings.roi
-        what = {
-            "cut": f"Raise `roi.detections` (now {roi.detections}): better-scored boxes crowd out",
-            "small": f"Lower `roi.min_size` (now {roi.min_size:g}): it drops the boxes of",
-            "shared": self._one_for_two("box"),
-        }
-        nms = f"Raise `roi.nms` (now {roi.nms:g}): neighbours' boxes suppress those of"
-        return f"{what.get(_common(lost), nms)} {_objects(lost)}, {self._most(lost)}."
+    def _suppressed(self, lost: list[Outcome]) -> str:
+        roi = self.settings.roi
+        cut = f"Raise `roi.detections` (now {roi.detections}): better-scored boxes crowd out"
+        return self._thinned(lost, "box", roi, cut=cut)
 
-    def _duplicate(self) -> str:
-        alarms = self.why.false_alarms("duplicate")
+    def _duplicate(self, alarms: list[Alarm]) -> str:
         return (
             f"Lower `roi.nms` (now {self.settings.roi.nms:g}): {len(alarms)} false alarms, {self._most(alarms)}, are "
             "second boxes on objects that are found already."
         )
 
-    def _bad_box(self) -> str:
-        alarms = self.why.false_alarms("bad_box")
+    def _bad_box(self, alarms: list[Alarm]) -> str:
         return (
             f"Train longer, or weigh boxes more (`roi.box_weight`, now {self.settings.roi.box_weight:g}): "
             f"{len(alarms)} false alarms, {self._most(alarms)}, are of the right class but overlap their object by "
             f"less than {self.why.iou:g}."
         )
 
-    def _wrong_class(self) -> str:
-        alarms = self.why.false_alarms("wrong_class")
+    def _wrong_class(self, alarms: list[Alarm]) -> str:
         return self._labels([(int(self.why.truths[a.image].labels[a.truth]), a.label) for a in alarms])
 
-    def _background(self) -> str:
-        alarms, why = self.why.false_alarms("background"), self.why
+    def _background(self, alarms: list[Alarm]) -> str:
+        why = self.why
         better = self._better_threshold()
         if better is not None and better > why.score:
             gone = sum(alarm.score < better for alarm in alarms)
@@ -237,19 +223,23 @@ class _Adviser:
             f"false alarms, {self._most(alarms)}, overlap no labelled object of their class by {TOUCHES:g}."
         )
 
-    def _missing_label(self) -> str:
-        alarms = self.why.false_alarms("missing_label")
+    def _missing_label(self, alarms: list[Alarm]) -> str:
         return (
             f"Look at the labels of {self._commonest(alarms)}: {len(alarms)} detections, {self._most(alarms)}, score "
             "above half of the right ones of their class where nothing is labelled."
         )
 
-    def _one_for_two(self, thing: str) -> str:
-        """The beginning of the advice where what fits an object was matched to another."""
-        return (
-            f"Show images larger (`preprocess.short`, now {self.settings.preprocess.short}) and train again, and look "
-            f"for labels given twice: one {thing} stands for two at"
-        )
+    def _thinned(self, lost: list[Outcome], thing: str, settings: RPN | RoI, **advice: str) -> str:
+        """What to do about boxes that were lost where NMS and limits thin them out, by the commonest detail."""
+        stage, things = ("roi", "boxes") if thing == "box" else ("rpn", "proposals")
+        advice |= {
+            "nms": f"Raise `{stage}.nms` (now {settings.nms:g}): neighbours' {things} suppress those of",
+            "small": f"Lower `{stage}.min_size` (now {settings.min_size:g}): it drops the {things} of",
+            "shared": f"Show images larger (`preprocess.short`, now {self.settings.preprocess.short}) and train again, "
+            f"and look for labels given twice: one {thing} stands for two at",
+        }
+        detail, _ = Counter(outcome.detail for outcome in lost).most_common(1)[0]
+        return f"{advice[detail]} {_objects(lost)}, {self._most(lost)}."
 
     def _labels(self, pairs: Sequence[tuple[int, int]]) -> str:
         (true, said), count = Counter(pairs).most_common(1)[0]
@@ -267,12 +257,6 @@ class _Adviser:
         best = best_threshold(curves, why.score)
         return best if f1.max() > np.interp(why.score, curves.thresholds, f1) + 0.01 else None
 
-    def _sides(self, outcome: Outcome) -> np.ndarray:
-        """(2,) width and height in the resized image."""
-        size = self.dataset.records[outcome.image].size
-        box = self.why.truths[outcome.image].boxes[outcome.truth]
-        return (box[2:] - box[:2]) * np.divide(Preprocessor(self.settings.preprocess).resized(size), size)[::-1]
-
     def _commonest(self, items: Iterable[Outcome | Alarm]) -> str:
         return self.why.names[Counter(item.label for item in items).most_common(1)[0][0]]
 
@@ -281,10 +265,6 @@ class _Adviser:
         size, of_size = Counter(item.size for item in items).most_common(1)[0]
         label, of_class = Counter(item.label for item in items).most_common(1)[0]
         return f"{of_class} of them {self.why.names[label]} and {of_size} {size}"
-
-
-def _common(outcomes: Sequence[Outcome]) -> str:
-    return Counter(outcome.detail for outcome in outcomes).most_common(1)[0][0]
 
 
 def _objects(outcomes: Sequence[Outcome]) -> str:

@@ -1,4 +1,4 @@
-"""What became of each image on its way through a detector, from the detector's own parts.
+"""Trace images through a detector, with the detector's own parts.
 
 Of one image: A anchors of all levels, M of them that enter the RPN's NMS, P proposals, K classes, D final boxes.
 """
@@ -15,11 +15,11 @@ from rcnn.metrics.types import Prediction
 from rcnn.model import boxes as box_ops
 from rcnn.model.fast_rcnn import class_probabilities
 from rcnn.model.rpn import RegionProposalNetwork
-from rcnn.model.structures import Batch, Detections, Proposals, RPNOutput, to_device
+from rcnn.model.structures import Batch, Detections, RPNOutput, to_device
 
 
 @dataclass(frozen=True, slots=True)
-class Stages:
+class ImageTrace:
     """One image, stage by stage. Boxes are in pixels of the resized image.
 
     Attributes:
@@ -46,7 +46,7 @@ class Stages:
 
 
 def need_stages(detector: Detector) -> None:
-    """Refuse what has no stages to tell apart.
+    """Refuse a detector without distinct stages.
 
     Raises:
         SettingsError: it is a one-stage detector.
@@ -58,8 +58,8 @@ def need_stages(detector: Detector) -> None:
         )
 
 
-def run_stages(detector: Detector, batch: Batch) -> tuple[list[Stages], list[Prediction]]:
-    """Every image of a batch: its stages, and its detections in pixels of the file.
+def trace_images(detector: Detector, batch: Batch) -> tuple[list[ImageTrace], list[Prediction]]:
+    """Return the trace of every image of a batch, and its detections in pixels of the file.
 
     Without a second stage the detections are the proposals, all of class 0.
 
@@ -70,22 +70,24 @@ def run_stages(detector: Detector, batch: Batch) -> tuple[list[Stages], list[Pre
     batch = to_device(batch, device)
     with torch.inference_mode():
         run = model.run(batch)
-        out, proposals, found = run.rpn, run.proposals, run.detections
+        out, proposals, detections = run.rpn, run.proposals, run.detections
         assert out is not None
         assert proposals is not None
-        assert found is not None
+        assert detections is not None
         if model.fast_rcnn is None or run.rois is None:
-            found = _as_detections(proposals, found.finite)
-            refined, scores = found.boxes[:, :, None][:, :, :0], found.scores[..., None][..., :0]
+            zeros = torch.zeros_like(proposals.level)
+            detections = Detections(proposals.boxes, proposals.scores, zeros, proposals.valid, zeros, detections.finite)
+            refined, scores = detections.boxes[:, :, None][:, :, :0], detections.scores[..., None][..., :0]
         else:
             refined = model.fast_rcnn.refine(run.rois, proposals, batch.sizes)
             refined = refined.expand(-1, -1, model.fast_rcnn.classes, -1)
             scores = class_probabilities(run.rois.logits)
-        results = detector.results(batch, found)
-        decoded, objectness = decode_all(model.rpn, out, batch.sizes)
+        results = detector.results(batch, detections)
+        decoded = box_ops.clip(box_ops.decode(torch.cat(out.deltas, dim=1), torch.cat(out.anchors)), batch.sizes)
+        objectness = torch.cat([model.rpn.scores(logits) for logits in out.logits], dim=1).sigmoid()
         entered = best_of_levels(model.rpn, out, model.settings.rpn.pre_test)
-    stages = [
-        Stages(
+    traces = [
+        ImageTrace(
             anchors=_numpy(torch.cat(out.anchors)),
             decoded=_numpy(decoded[i]),
             objectness=_numpy(objectness[i]),
@@ -94,18 +96,11 @@ def run_stages(detector: Detector, batch: Batch) -> tuple[list[Stages], list[Pre
             proposed=_numpy(proposals.anchor[i][proposals.valid[i]]),
             refined=_numpy(refined[i][proposals.valid[i]]),
             scores=_numpy(scores[i][proposals.valid[i]]),
-            detected=_numpy(torch.stack((found.proposal[i], found.labels[i]), dim=1)[found.valid[i]]),
+            detected=_numpy(torch.stack((detections.proposal[i], detections.labels[i]), dim=1)[detections.valid[i]]),
         )
         for i in range(len(results))
     ]
-    return stages, [Prediction(result.boxes, result.scores, result.labels) for result in results]
-
-
-def decode_all(rpn: RegionProposalNetwork, out: RPNOutput, sizes: Tensor) -> tuple[Tensor, Tensor]:
-    """The RPN's boxes (B, A, 4), clipped, and probabilities (B, A) of all anchors."""
-    boxes = box_ops.decode(torch.cat(out.deltas, dim=1), torch.cat(out.anchors))
-    objectness = torch.cat([rpn.scores(logits) for logits in out.logits], dim=1).sigmoid()
-    return box_ops.clip(boxes, sizes), objectness
+    return traces, [Prediction(result.boxes, result.scores, result.labels) for result in results]
 
 
 def best_of_levels(rpn: RegionProposalNetwork, out: RPNOutput, pre: int) -> Tensor:
@@ -115,11 +110,6 @@ def best_of_levels(rpn: RegionProposalNetwork, out: RPNOutput, pre: int) -> Tens
         entered.append(rpn.scores(logits).topk(min(pre, len(anchors)), dim=1).indices + start)
         start += len(anchors)
     return torch.cat(entered, dim=1)
-
-
-def _as_detections(proposals: Proposals, finite: Tensor) -> Detections:
-    zeros = torch.zeros_like(proposals.level)
-    return Detections(*proposals[:2], zeros, proposals.valid, zeros, finite)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

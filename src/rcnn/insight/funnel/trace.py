@@ -1,17 +1,17 @@
-"""Which stage lost an object: the stages of one image, asked one after another."""
+"""Find the stage that lost an object by checking the stages of its image in order."""
 
 import numpy as np
 
-from rcnn.config import RPN
+from rcnn.config import RPN, RoI
 from rcnn.insight.funnel.kinds import FOUND, LEAST_ANCHOR, Outcome, Rules, matched, size_of
-from rcnn.insight.funnel.stages import Stages
+from rcnn.insight.funnel.stages import ImageTrace
 from rcnn.metrics.overlap import box_iou
 from rcnn.metrics.proposals import best_cover
 from rcnn.metrics.types import Prediction, Truth
 
 
 def explain(
-    image: int, truth: Truth, scale: np.ndarray | float, prediction: Prediction, stages: Stages, rules: Rules
+    image: int, truth: Truth, scale: np.ndarray | float, prediction: Prediction, trace: ImageTrace, rules: Rules
 ) -> list[Outcome]:
     """The outcome of every object of an image that counts.
 
@@ -20,10 +20,10 @@ def explain(
         truth: its objects, in pixels of the file.
         scale: (4,) of x, y, x, y: resized size / size of the file.
         prediction: all its detections, in pixels of the file; without a second stage its proposals.
-        stages: what became of it.
-        rules: what decides.
+        trace: the stages of the image.
+        rules: thresholds and settings that decide.
     """
-    if stages.refined.shape[1]:
+    if trace.refined.shape[1]:
         by, index = matched(truth, prediction, rules.iou, rules.score)
         scores = {row: float(prediction.scores[at]) for row, at in zip(by.tolist(), index.tolist(), strict=True)}
     else:
@@ -33,81 +33,77 @@ def explain(
     for row in np.flatnonzero(~truth.ignore).tolist():
         box, label = truth.boxes[row], int(truth.labels[row])
         here = Outcome(image, row, label, size_of(box), FOUND)
-        if row in scores:
-            outcomes.append(here._replace(score=scores[row]))
-        else:
-            outcomes.append(here._replace(**trace((box * scale)[None], label, stages, rules)))
+        more = {"score": scores[row]} if row in scores else where_lost((box * scale)[None], label, trace, rules)
+        outcomes.append(here._replace(**more))
     return outcomes
 
 
-def trace(box: np.ndarray, label: int, stages: Stages, rules: Rules) -> dict[str, str | int | float]:
-    """The first stage that lost an object which was not found: `where` and what more is known of it.
+def where_lost(box: np.ndarray, label: int, trace: ImageTrace, rules: Rules) -> dict[str, str | int | float]:
+    """Return the first stage that lost an object (`where`), and what else is known of it.
 
     Args:
         box: (1, 4) in pixels of the resized image.
         label: its class.
-        stages: of its image.
+        trace: of its image.
         rules: what decides.
     """
-    if not (box_iou(stages.anchors, box) >= LEAST_ANCHOR).any():
+    if not (box_iou(trace.anchors, box) >= LEAST_ANCHOR).any():
         return {"where": "no_anchor"}
-    fits = box_iou(stages.decoded, box)[:, 0] >= rules.iou
-    entered = stages.entered[fits[stages.entered]]
+    fits = box_iou(trace.decoded, box)[:, 0] >= rules.iou
+    entered = trace.entered[fits[trace.entered]]
     if not len(entered):
         return {"where": "not_in_top_k", "detail": "cut" if fits.any() else "missed"}
-    if not fits[stages.proposed].any():
-        best = entered[stages.objectness[entered].argmax()]
-        return {"where": "no_proposal", "detail": _lost_by_rpn(int(best), stages, rules.rpn)}
-    if not stages.refined.shape[1]:
+    if not fits[trace.proposed].any():
+        best = entered[trace.objectness[entered].argmax()]
+        return {"where": "no_proposal", "detail": _lost_by_rpn(int(best), trace, rules.rpn)}
+    if not trace.refined.shape[1]:
         return {"where": "no_proposal", "detail": "shared"}
-    return _lost_by_head(box, label, stages, rules)
+    return _lost_by_head(box, label, trace, rules)
 
 
-def _lost_by_head(box: np.ndarray, label: int, stages: Stages, rules: Rules) -> dict[str, str | int | float]:
+def _lost_by_head(box: np.ndarray, label: int, trace: ImageTrace, rules: Rules) -> dict[str, str | int | float]:
     """As `trace`, of an object that some proposal fits.
 
     A proposal's box is that of its best class, or that of the object's own. Background is no class here: what the
     network takes for background is under the threshold.
     """
-    said, rows = stages.scores.argmax(axis=1), np.arange(len(stages.scores))
-    own = box_iou(stages.refined[:, label], box)[:, 0] >= rules.iou
-    fits = own | (box_iou(stages.refined[rows, said], box)[:, 0] >= rules.iou)
+    said, rows = trace.scores.argmax(axis=1), np.arange(len(trace.scores))
+    own = box_iou(trace.refined[:, label], box)[:, 0] >= rules.iou
+    fits = own | (box_iou(trace.refined[rows, said], box)[:, 0] >= rules.iou)
     if not fits.any():
         return {"where": "no_box"}
     right = np.flatnonzero(own & (said == label))
     if not len(right):
-        at = np.flatnonzero(fits)[stages.scores[fits].max(axis=1).argmax()]
-        score = float(stages.scores[fits, label].max())
+        at = np.flatnonzero(fits)[trace.scores[fits].max(axis=1).argmax()]
+        score = float(trace.scores[fits, label].max())
         return {"where": "other_class", "taken_for": int(said[at]), "score": score}
-    best = int(right[stages.scores[right, label].argmax()])
-    score = stages.scores[best, label]
+    best = int(right[trace.scores[right, label].argmax()])
+    score = trace.scores[best, label]
     if score < np.float32(rules.score) or score <= rules.roi.score:
         return {"where": "low_score", "score": float(score)}
-    return {"where": "suppressed", "detail": _lost_at_end(best, label, stages, rules), "score": float(score)}
+    return {"where": "suppressed", "detail": _lost_at_end(best, label, trace, rules), "score": float(score)}
 
 
-def _lost_by_rpn(anchor: int, stages: Stages, settings: RPN) -> str:
+def _lost_by_rpn(anchor: int, trace: ImageTrace, settings: RPN) -> str:
     """What became of the box of an anchor that entered the RPN's NMS and is no proposal."""
-    box, score = stages.decoded[anchor], stages.objectness[anchor]
+    box, score = trace.decoded[anchor], trace.objectness[anchor]
     if score < settings.score:
         return "score"
+    rivals = trace.proposed[trace.level[trace.proposed] == trace.level[anchor]]
+    return _fate(box, score, trace.decoded[rivals], trace.objectness[rivals], settings)
+
+
+def _lost_at_end(proposal: int, label: int, trace: ImageTrace, rules: Rules) -> str:
+    """What became of the box of a proposal and class, over the threshold, that matched no object."""
+    if (trace.detected == (proposal, label)).all(axis=1).any():
+        return "shared"
+    box, score = trace.refined[proposal, label], trace.scores[proposal, label]
+    rivals = trace.detected[trace.detected[:, 1] == label, 0]
+    return _fate(box, score, trace.refined[rivals, label], trace.scores[rivals, label], rules.roi)
+
+
+def _fate(box: np.ndarray, score: float, rivals: np.ndarray, scores: np.ndarray, settings: RPN | RoI) -> str:
+    """Whether a box was too small, or a kept rival suppressed it; if neither, it came too late."""
     if (box[2:] - box[:2]).min() < settings.min_size:
         return "small"
-    rivals = stages.proposed[stages.level[stages.proposed] == stages.level[anchor]]
-    return _fate(box, score, stages.decoded[rivals], stages.objectness[rivals], settings.nms)
-
-
-def _lost_at_end(proposal: int, label: int, stages: Stages, rules: Rules) -> str:
-    """What became of the box of a proposal and class, over the threshold, that matched no object."""
-    if (stages.detected == (proposal, label)).all(axis=1).any():
-        return "shared"
-    box, score = stages.refined[proposal, label], stages.scores[proposal, label]
-    if (box[2:] - box[:2]).min() < rules.roi.min_size:
-        return "small"
-    rivals = stages.detected[stages.detected[:, 1] == label, 0]
-    return _fate(box, score, stages.refined[rivals, label], stages.scores[rivals, label], rules.roi.nms)
-
-
-def _fate(box: np.ndarray, score: float, rivals: np.ndarray, scores: np.ndarray, nms: float) -> str:
-    """Whether a kept rival suppressed a box; if none did, it came too late."""
-    return "nms" if (box_iou(rivals[scores >= score], box[None]) > nms).any() else "cut"
+    return "nms" if (box_iou(rivals[scores >= score], box[None]) > settings.nms).any() else "cut"

@@ -1,9 +1,10 @@
 """Where was each object lost, and what is each false alarm?
 
-What the metric's matching finds is found. Of the rest each object is told the first stage that lost it (`LOSSES`), so
-that the parts sum to the objects that the metric counts.
+An object is found if the metric matches it. Every other object is assigned to the first stage that lost it (`LOSSES`),
+so that the parts sum to the objects that the metric counts.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -13,7 +14,7 @@ from rcnn.data.loader import Loader
 from rcnn.detector import Detector
 from rcnn.errors import DataError, SettingsError
 from rcnn.insight.funnel.kinds import TOUCHES, Alarm, Outcome, Rules, Why, matched, size_of
-from rcnn.insight.funnel.stages import need_stages, run_stages
+from rcnn.insight.funnel.stages import need_stages, trace_images
 from rcnn.insight.funnel.trace import explain
 from rcnn.metrics.overlap import box_iou, match
 from rcnn.metrics.proposals import IOUS
@@ -36,7 +37,7 @@ def why(
         dataset: labelled images of the detector's classes.
         iou: from this IoU on a box is right; at least 0.5 where there is no second stage.
         score: from this score on a detection is shown. None: the threshold stored with the weights.
-        batch: images a batch.
+        batch: images per batch.
         progress: called with (batches done, all) after each.
 
     Raises:
@@ -55,29 +56,21 @@ def why(
         dataset, settings, training=False, batch=batch, seed=settings.train.seed, workers=settings.data.workers
     )
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
-    found: dict[int, tuple[Prediction, list[Outcome]]] = {}
+    predictions: dict[int, Prediction] = {}
+    outcomes: dict[int, list[Outcome]] = {}
     for step, item in enumerate(loader.epoch(0)):
-        stages, predictions = run_stages(detector, item.batch)
+        traces, results = trace_images(detector, item.batch)
         for row, index in enumerate(item.index.tolist()):
             if index >= 0:
                 scale = item.batch.scales[row].flip(0).repeat(2).numpy()
-                outcomes = explain(index, truths[index], scale, predictions[row], stages[row], rules)
-                found[index] = predictions[row], outcomes
+                predictions[index] = results[row]
+                outcomes[index] = explain(index, truths[index], scale, results[row], traces[row], rules)
         if progress:
             progress(step + 1, loader.steps)
-    order = [found[index] for index in range(len(dataset))]
-    every = [outcome for _, outcomes in order for outcome in outcomes]
-    alarms = find_alarms(truths, [prediction for prediction, _ in order], iou, rules.score) if detects else []
-    return Why(
-        dataset.names,
-        iou,
-        rules.score,
-        detects,
-        tuple(truths),
-        tuple(prediction for prediction, _ in order),
-        tuple(every),
-        tuple(alarms),
-    )
+    ordered = tuple(predictions[index] for index in range(len(dataset)))
+    every = tuple(outcome for index in range(len(dataset)) for outcome in outcomes[index])
+    alarms = find_alarms(truths, ordered, iou, rules.score) if detects else []
+    return Why(dataset.names, iou, rules.score, detects, tuple(truths), ordered, every, tuple(alarms))
 
 
 def find_alarms(truths: Sequence[Truth], predictions: Sequence[Prediction], iou: float, score: float) -> list[Alarm]:
@@ -88,11 +81,11 @@ def find_alarms(truths: Sequence[Truth], predictions: Sequence[Prediction], iou:
     object and scores above the median of the right detections of its class.
     """
     alarms: list[Alarm] = []
-    right: dict[int, list[float]] = {}
+    right = defaultdict[int, list[float]](list)
     for image, (truth, prediction) in enumerate(zip(truths, predictions, strict=True)):
         _, hits = matched(truth, prediction, iou, score)
         for at in hits.tolist():
-            right.setdefault(int(prediction.labels[at]), []).append(float(prediction.scores[at]))
+            right[int(prediction.labels[at])].append(float(prediction.scores[at]))
         alarms += _alarms_of(image, truth, prediction, iou, score)
     medians = {label: float(np.median(scores)) for label, scores in right.items()}
     return [

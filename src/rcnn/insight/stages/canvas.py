@@ -1,12 +1,12 @@
-"""What the pictures of the stages are drawn on and with: the image, frames of boxes, labelled objects, legends."""
+"""Drawing tools for the pictures of the stages: the image, frames of boxes, labelled objects, legends."""
 
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from torch import Tensor
 
-from rcnn.insight.figure import INK, LEGEND
-from rcnn.insight.stages.follow import Stages
+from rcnn.insight import figure
+from rcnn.insight.stages.follow import Walkthrough
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -15,15 +15,15 @@ TRUTH = "#111111"
 Ground = Literal["image", "light", "dark"]
 
 
-def canvas(axes: "Axes", stages: Stages, title: str, ground: Ground = "light") -> None:
-    """The image as it is, or without colour and faint, so that what is drawn on it stands out."""
-    height, width = stages.image.shape[:2]
-    image = stages.image
+def canvas(axes: "Axes", walk: Walkthrough, title: str, ground: Ground = "light") -> None:
+    """Draw the image, or a faint grey version on which drawings stand out."""
+    height, width = walk.image.shape[:2]
+    image = walk.image
     if ground != "image":
         grey = image.mean(axis=2, keepdims=True).repeat(3, axis=2)
         image = (grey * 0.4 if ground == "dark" else 255 - (255 - grey) * 0.5).astype(np.uint8)
     axes.imshow(image, extent=(0, width, height, 0), interpolation="bilinear", zorder=0)
-    axes.set_title(title, fontsize=9, loc="left", color=INK)
+    axes.set_title(title, fontsize=9, loc="left", color=figure.INK)
     axes.set(xticks=[], yticks=[], xlim=(0, width), ylim=(height, 0))
     axes.spines[:].set_color("#BBBBBB")
 
@@ -39,12 +39,11 @@ def frames(axes: "Axes", boxes: Tensor, **looks: Any) -> Any:
 
 
 def legend(axes: "Axes", **place: Any) -> None:
-    """A small legend, where there is anything to tell."""
-    if axes.get_legend_handles_labels()[1]:
-        axes.legend(**{"loc": "lower left", "handlelength": 1.4, **LEGEND, "fontsize": 7.5, **place})
+    """Add a small legend if anything is labelled."""
+    figure.legend(axes, **{"loc": "lower left", "handlelength": 1.4, "fontsize": 7.5, **place})
 
 
-def truths(axes: "Axes", stages: Stages) -> None:
+def truths(axes: "Axes", walk: Walkthrough) -> None:
     """Dotted frames around the labelled objects."""
-    if stages.truth is not None and len(stages.truth.boxes):
-        frames(axes, stages.truth.boxes, colors=TRUTH, linewidths=2.2, linestyles="dotted", label="object")
+    if walk.truth is not None and len(walk.truth.boxes):
+        frames(axes, walk.truth.boxes, colors=TRUTH, linewidths=2.2, linestyles="dotted", label="object")

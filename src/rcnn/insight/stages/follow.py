@@ -1,6 +1,6 @@
-"""One image on its way through the network: every stage's own tensors, kept for looking at.
+"""Follow one image through the network and keep the tensors of every stage.
 
-A anchors of all levels laid one after another, G ground truths, P proposals, D detections. Boxes are pixels of the
+A anchors of all levels one after another, G ground-truth boxes, P proposals, D detections. Boxes are pixels of the
 resized image. All tensors are of this one image, without a batch axis.
 """
 
@@ -13,44 +13,28 @@ from torch import Tensor
 
 from rcnn.detector import Detector
 from rcnn.insight.funnel.stages import need_stages
-from rcnn.model.rpn import RegionProposalNetwork
+from rcnn.metrics.types import Truth
 from rcnn.model.structures import Batch, Pass, Proposals, Targets, to_device
 
 
-class Truth(NamedTuple):
-    """Labelled objects of an image.
-
-    Attributes:
-        boxes: (G, 4) xyxy in pixels of the file.
-        labels: (G,) int64, 0..K-1.
-        ignore: (G,) bool.
-    """
-
-    boxes: np.ndarray
-    labels: np.ndarray
-    ignore: np.ndarray
-
-
 class Labels(NamedTuple):
-    """What the anchors are trained to say of the image.
+    """Training labels of the anchors of the image.
 
     Attributes:
-        boxes: (G, 4) the ground truths.
-        classes: (G,) int64.
+        boxes: (G, 4) the ground-truth boxes.
         label: (A,) 1 positive, 0 negative, -1 not trained.
-        gt: (A,) the ground truth of each anchor.
+        truth: (A,) index of the ground-truth box of each anchor.
         sampled: (n,) the anchors of one draw.
     """
 
     boxes: Tensor
-    classes: Tensor
     label: Tensor
-    gt: Tensor
+    truth: Tensor
     sampled: Tensor
 
 
 class Ranked(NamedTuple):
-    """Boxes that the network made of anchors, best first.
+    """Boxes that the network makes from anchors, best first.
 
     Attributes:
         boxes: (n, 4).
@@ -63,7 +47,7 @@ class Ranked(NamedTuple):
     anchor: Tensor
 
 
-class Found(NamedTuple):
+class FinalBoxes(NamedTuple):
     """The final boxes, best first.
 
     Attributes:
@@ -79,13 +63,13 @@ class Found(NamedTuple):
     proposal: Tensor
 
 
-class Stages(NamedTuple):
+class Walkthrough(NamedTuple):
     """Everything between an image and its detections.
 
     Attributes:
         image: (h, w, 3) uint8, as resized.
         names: class names.
-        strides: of the levels, pixels.
+        strides: stride of each level, pixels.
         grids: (height, width) of each level, cells.
         levels: (A,) int64, level of each anchor, counted from the finest.
         anchors: (A, 4).
@@ -105,7 +89,7 @@ class Stages(NamedTuple):
     objectness: Tensor
     before: Ranked
     proposals: Ranked
-    detections: Found | None
+    detections: FinalBoxes | None
     truth: Labels | None
 
     def place(self, anchor: int) -> tuple[int, int, int, int]:
@@ -122,7 +106,7 @@ class Stages(NamedTuple):
 
     @property
     def per_cell(self) -> int:
-        """Anchors a cell."""
+        """Anchors per cell."""
         return len(self.anchors) // sum(height * width for height, width in self.grids)
 
 
@@ -133,15 +117,15 @@ def follow(
     *,
     seed: int = 0,
     score: float | None = None,
-) -> Stages:
+) -> Walkthrough:
     """Show an image (H, W, C) uint8 to a detector and keep what every stage says.
 
     Args:
         detector: proposals and detections are those of its `propose` and `predict`.
         image: as `preprocess.decode.read_image` returns it.
-        truth: labelled objects, for the stages of training.
-        seed: of the draw of anchors.
-        score: detections of a lower score are left out; None: the detector's threshold.
+        truth: labelled objects in pixels of the file, for the stages of training.
+        seed: seed of the draw of anchors.
+        score: least score of a detection; None: the detector's threshold.
 
     Raises:
         SettingsError: it is a one-stage detector.
@@ -161,8 +145,10 @@ def follow(
         assert proposals is not None
         counts = torch.tensor([len(anchors) for anchors in out.anchors])
         entries = int(counts.clamp(max=settings.pre_test).sum())
-        before = _everything(rpn).propose(out, batch.sizes, pre=settings.pre_test, post=entries)
-    return Stages(
+        everything = copy.copy(rpn)
+        everything.settings = settings.model_copy(update={"nms": 1.0})  # no IoU is above 1: nothing is suppressed
+        before = everything.propose(out, batch.sizes, pre=settings.pre_test, post=entries)
+    return Walkthrough(
         image=_picture(resized),
         names=detector.names,
         strides=rpn.strides,
@@ -177,27 +163,20 @@ def follow(
     )
 
 
-def _everything(rpn: RegionProposalNetwork) -> RegionProposalNetwork:
-    """The same network, whose NMS suppresses nothing: no IoU is above 1."""
-    same = copy.copy(rpn)
-    same.settings = rpn.settings.model_copy(update={"nms": 1.0})
-    return same
-
-
 def _ranked(proposals: Proposals) -> Ranked:
     kept = proposals.valid[0]
     parts = (part[0][kept].cpu() for part in (proposals.boxes, proposals.scores, proposals.anchor))
     return Ranked(*parts)
 
 
-def _found(run: Pass, threshold: float) -> Found | None:
+def _found(run: Pass, threshold: float) -> FinalBoxes | None:
     """The final boxes; None without a second stage."""
     detections = run.detections
     if run.rois is None or detections is None:
         return None
     kept = detections.valid[0] & (detections.scores[0] >= threshold)
     parts = (detections.boxes, detections.scores, detections.labels, detections.proposal)
-    return Found(*(part[0][kept].cpu() for part in parts))
+    return FinalBoxes(*(part[0][kept].cpu() for part in parts))
 
 
 def _labels(detector: Detector, batch: Batch, run: Pass, truth: Truth, seed: int) -> Labels:
@@ -205,24 +184,19 @@ def _labels(detector: Detector, batch: Batch, run: Pass, truth: Truth, seed: int
     net = detector.runner
     scale = batch.scales[0].flip(0).repeat(2).double()
     boxes = (torch.from_numpy(truth.boxes).to(scale.device) * scale).float()
-    some = boxes.new_ones(1, len(boxes), dtype=torch.bool)
+    some = boxes.new_ones(len(boxes), dtype=torch.bool)
     labels, ignore = torch.from_numpy(truth.labels).to(boxes.device), torch.from_numpy(truth.ignore).to(boxes.device)
-    # One padded row: the operators want at least one ground truth.
-    targets = Targets(
-        *(
-            torch.nn.functional.pad(part[None], pad)
-            for part, pad in ((boxes, (0, 0, 0, 1)), (labels, (0, 1)), (some[0], (0, 1)), (ignore, (0, 1)))
-        )
-    )
+    # One row of zeros more: the operators want at least one ground-truth box.
+    parts = (boxes, labels, some, ignore)
+    targets = Targets(*(torch.cat((part, part.new_zeros(1, *part.shape[1:])))[None] for part in parts))
     assert run.rpn is not None
-    found = net.rpn.assign(torch.cat(run.rpn.anchors), targets, batch.sizes)
+    assignment = net.rpn.assign(torch.cat(run.rpn.anchors), targets, batch.sizes)
     keys = net.keys(batch, targets, torch.tensor([seed])).rpn
-    drawn = net.rpn.draw(run.rpn, found, targets, keys, run.levels)
+    drawn = net.rpn.draw(run.rpn, assignment, targets, keys, run.levels)
     return Labels(
         boxes=boxes.cpu(),
-        classes=labels.cpu(),
-        label=torch.where(found.positive, 1, torch.where(found.negative, 0, -1))[0].cpu(),
-        gt=found.truth[0].cpu(),
+        label=torch.where(assignment.positive, 1, torch.where(assignment.negative, 0, -1))[0].cpu(),
+        truth=assignment.truth[0].cpu(),
         sampled=drawn.indices[0][drawn.valid[0]].cpu(),
     )
 
@@ -233,13 +207,13 @@ def _picture(image: Tensor) -> np.ndarray:
     return shown.permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
-def counts(stages: Stages) -> dict[str, int]:
+def counts(walk: Walkthrough) -> dict[str, int]:
     """How many boxes there are at every stage."""
-    found = {"anchors": len(stages.anchors)}
-    if (truth := stages.truth) is not None:
+    numbers = {"anchors": len(walk.anchors)}
+    if (truth := walk.truth) is not None:
         positive, negative = int((truth.label == 1).sum()), int((truth.label == 0).sum())
-        found |= {"objects": len(truth.boxes), "positive": positive, "negative": negative}
-        found |= {"not_trained": len(stages.anchors) - positive - negative, "sampled": len(truth.sampled)}
-        found |= {"sampled_positive": int((truth.label[truth.sampled] == 1).sum())}
-    found |= {"before_nms": len(stages.before.boxes), "proposals": len(stages.proposals.boxes)}
-    return found | ({"detections": len(stages.detections.boxes)} if stages.detections else {})
+        numbers |= {"objects": len(truth.boxes), "positive": positive, "negative": negative}
+        numbers |= {"not_trained": len(walk.anchors) - positive - negative, "sampled": len(truth.sampled)}
+        numbers["sampled_positive"] = int((truth.label[truth.sampled] == 1).sum())
+    numbers |= {"before_nms": len(walk.before.boxes), "proposals": len(walk.proposals.boxes)}
+    return numbers | ({"detections": len(walk.detections.boxes)} if walk.detections else {})

@@ -12,27 +12,26 @@ from torch import Tensor
 from rcnn.draw import PALETTE, text_colour
 from rcnn.insight.figure import INK, new_figure, plain, save
 from rcnn.insight.stages.canvas import canvas, frames, legend, truths
-from rcnn.insight.stages.follow import Stages, counts
+from rcnn.insight.stages.follow import Ranked, Walkthrough, counts
 from rcnn.insight.stages.ways import draw_ways, ways
 from rcnn.model import boxes as box_ops
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 POSITIVE, NEGATIVE = PALETTE[2], PALETTE[3]
 MOST_DRAWN = 300
-"""Proposals in a picture, the best."""
+"""Number of proposals in a picture, the best ones."""
 
 SCORES = "plasma"
 """Colours of scores, from 0, dark blue, to 1, yellow."""
 
-Panel = Callable[["Axes", Stages], Any]
+Panel = Callable[["Axes", Walkthrough], Any]
 
 
-def draw_stages(stages: Stages, folder: Path) -> list[Path]:
+def draw_stages(walk: Walkthrough, folder: Path) -> list[Path]:
     """Write a picture of each stage, and `overview.png` of all, into a folder; their paths, the overview first."""
-    levels = range(len(stages.strides))
+    levels = range(len(walk.strides))
     sheets: dict[str, Sequence[Panel]] = {
         "1-anchors": [partial(_cell, level=level) for level in levels],
         "2-labels": [positives, not_trained, negatives],
@@ -41,258 +40,234 @@ def draw_stages(stages: Stages, folder: Path) -> list[Path]:
         "5-proposals": [before_nms, after_nms],
     }
     first = [picture, cell_anchors]
-    training = [positives, sampled] if stages.truth is not None else []
-    last = [objectness, before_nms, after_nms, *([detections] if stages.detections is not None else [])]
+    training = [positives, sampled] if walk.truth is not None else []
+    last = [objectness, before_nms, after_nms, *([detections] if walk.detections is not None else [])]
     if not training:
         sheets = {name: panels for name, panels in sheets.items() if name not in ("2-labels", "3-samples")}
-    paths = [_sheet(stages, [*first, *training, *last], folder / "overview.png", scored=True, numbered=True)]
-    paths += [_sheet(stages, sheets[name], folder / f"{name}.png", scored=name[0] in "45") for name in sheets]
-    if found := ways(stages):
-        paths.append(draw_ways(stages, found, folder / "6-ways.png"))
+    paths = [_sheet(walk, [*first, *training, *last], folder / "overview.png", scored=True, numbered=True)]
+    paths += [_sheet(walk, sheets[name], folder / f"{name}.png", scored=name[0] in "45") for name in sheets]
+    if traced := ways(walk):
+        paths.append(draw_ways(walk, traced, folder / "6-ways.png"))
     return paths
 
 
 def _sheet(
-    stages: Stages, panels: Sequence[Panel], path: Path, *, scored: bool = False, numbered: bool = False
+    walk: Walkthrough, panels: Sequence[Panel], path: Path, *, scored: bool = False, numbered: bool = False
 ) -> Path:
-    """Panels side by side, four a row at most, and a bar of colours where scores are drawn."""
+    """Draw panels side by side, at most four per row, with a colour bar if scores are drawn."""
+    from matplotlib.cm import ScalarMappable
+
     columns = len(panels) if len(panels) <= 4 else -(-len(panels) // 2)
     rows = -(-len(panels) // columns)
-    height, width = stages.image.shape[:2]
+    height, width = walk.image.shape[:2]
     wide = {1: 6.0, 2: 4.6, 3: 3.9}.get(columns, 3.3)
     bar = 0.7 if scored else 0.0
     size = (columns * wide + bar, rows * (wide * min(max(height / width, 0.5), 1.6) + 0.4))
     figure, grid = new_figure(rows, columns, *size)
-    for number, axes in enumerate(grid.ravel()):
-        if number >= len(panels):
-            axes.set_axis_off()
-            continue
-        panels[number](axes, stages)
+    for axes in grid.ravel()[len(panels) :]:
+        axes.set_axis_off()
+    for number, (axes, panel) in enumerate(zip(grid.ravel(), panels, strict=False), start=1):
+        panel(axes, walk)
         if numbered:
-            axes.set_title(f"{number + 1}. {axes.get_title(loc='left')}", fontsize=9, loc="left", color=INK)
+            axes.set_title(f"{number}. {axes.get_title(loc='left')}", fontsize=9, loc="left", color=INK)
     if scored:
-        _colour_bar(figure, grid)
+        bar = figure.colorbar(ScalarMappable(cmap=SCORES), ax=grid.ravel().tolist(), shrink=0.8, pad=0.01, aspect=30)
+        bar.set_label("objectness", fontsize=8)
+        bar.ax.tick_params(labelsize=7)
     save(figure, path)
     return path
 
 
-def _colour_bar(figure: "Figure", grid: np.ndarray) -> None:
-    """What the colours of scores mean."""
-    from matplotlib.cm import ScalarMappable
-
-    bar = figure.colorbar(ScalarMappable(cmap=SCORES), ax=grid.ravel().tolist(), shrink=0.8, pad=0.01, aspect=30)
-    bar.set_label("objectness", fontsize=8)
-    bar.ax.tick_params(labelsize=7)
-
-
-def picture(axes: "Axes", stages: Stages) -> None:
+def picture(axes: "Axes", walk: Walkthrough) -> None:
     """The image as the network sees it, and its labelled objects."""
-    height, width = stages.image.shape[:2]
-    objects = "" if stages.truth is None else f", {len(stages.truth.boxes)} objects"
-    canvas(axes, stages, f"image: {width} x {height}{objects}", "image")
-    if stages.truth is not None and len(stages.truth.boxes):
-        frames(axes, stages.truth.boxes, colors="white", linewidths=3)
-        truths(axes, stages)
+    height, width = walk.image.shape[:2]
+    objects = "" if walk.truth is None else f", {len(walk.truth.boxes)} objects"
+    canvas(axes, walk, f"image: {width} x {height}{objects}", "image")
+    if walk.truth is not None and len(walk.truth.boxes):
+        frames(axes, walk.truth.boxes, colors="white", linewidths=3)
+        truths(axes, walk)
 
 
-def _middle(stages: Stages) -> tuple[float, float]:
-    """Where anchors are shown: the middle of the best known object, else of the image."""
-    height, width = stages.image.shape[:2]
-    boxes = stages.truth.boxes if stages.truth is not None else stages.anchors[:0]
-    if not len(boxes) and stages.detections is not None:
-        boxes = stages.detections.boxes
+def _middle(walk: Walkthrough) -> tuple[float, float]:
+    """Return where anchors are shown: the middle of the best known object, else of the image."""
+    height, width = walk.image.shape[:2]
+    boxes = walk.truth.boxes if walk.truth is not None else walk.anchors[:0]
+    if not len(boxes) and walk.detections is not None:
+        boxes = walk.detections.boxes
     if not len(boxes):
         return width / 2, height / 2
     x, y = box_ops.centre_size(boxes)[0][box_ops.area(boxes).argmax()].tolist()
     return x, y
 
 
-def _cell_of(stages: Stages, level: int) -> Tensor:
+def _cell_of(walk: Walkthrough, level: int) -> Tensor:
     """Indices of the anchors of the cell nearest to the place where anchors are shown."""
-    first = stages.of_cell(level, 0, 0)[0]
-    rows, columns = stages.grids[level]
-    own = stages.anchors[first : first + rows * columns * stages.per_cell : stages.per_cell]
-    distance = (box_ops.centre_size(own)[0] - torch.tensor(_middle(stages))).square().sum(dim=1)
+    first = walk.of_cell(level, 0, 0)[0]
+    rows, columns = walk.grids[level]
+    own = walk.anchors[first : first + rows * columns * walk.per_cell : walk.per_cell]
+    distance = (box_ops.centre_size(own)[0] - torch.tensor(_middle(walk))).square().sum(dim=1)
     cell = int(distance.argmin())
-    return stages.of_cell(level, cell // columns, cell % columns)
+    return walk.of_cell(level, cell // columns, cell % columns)
 
 
-def cell_anchors(axes: "Axes", stages: Stages) -> None:
+def cell_anchors(axes: "Axes", walk: Walkthrough) -> None:
     """The anchors of one cell of every level."""
-    canvas(axes, stages, f"anchors: {len(stages.anchors):,}, here those of one place")
-    for level, stride in enumerate(stages.strides):
-        own = stages.anchors[_cell_of(stages, level)]
+    canvas(axes, walk, f"anchors: {len(walk.anchors):,}, here those of one place")
+    for level, stride in enumerate(walk.strides):
+        own = walk.anchors[_cell_of(walk, level)]
         frames(axes, own, colors=PALETTE[level % len(PALETTE)], linewidths=1.6, label=f"stride {stride}")
     legend(axes)
 
 
-def _cell(axes: "Axes", stages: Stages, level: int) -> None:
+def _cell(axes: "Axes", walk: Walkthrough, level: int) -> None:
     """The cells of a level, and the anchors of one."""
-    rows, columns = stages.grids[level]
-    total = rows * columns * stages.per_cell
-    stride = stages.strides[level]
-    canvas(axes, stages, f"stride {stride}: {rows} x {columns} cells x {stages.per_cell} = {total:,} anchors")
-    first = stages.of_cell(level, 0, 0)[0]
-    centres = box_ops.centre_size(stages.anchors[first : first + total : stages.per_cell])[0].numpy()
+    rows, columns = walk.grids[level]
+    total = rows * columns * walk.per_cell
+    stride = walk.strides[level]
+    canvas(axes, walk, f"stride {stride}: {rows} x {columns} cells x {walk.per_cell} = {total:,} anchors")
+    first = walk.of_cell(level, 0, 0)[0]
+    centres = box_ops.centre_size(walk.anchors[first : first + total : walk.per_cell])[0].numpy()
     axes.scatter(*centres.T, s=min(14.0, stride / 3), c="#444444", linewidths=0, alpha=0.8)
-    own = stages.anchors[_cell_of(stages, level)]
+    own = walk.anchors[_cell_of(walk, level)]
     for number, (box, size) in enumerate(zip(own, box_ops.centre_size(own)[1].tolist(), strict=True)):
         ink = PALETTE[number % len(PALETTE)]
         frames(axes, box[None], colors=ink, linewidths=2.2, label=f"{size[0]:.0f} x {size[1]:.0f}")
-    reach = stages.anchors[torch.cat([_cell_of(stages, i) for i in range(len(stages.strides))])]
-    height, width = stages.image.shape[:2]
+    reach = walk.anchors[torch.cat([_cell_of(walk, i) for i in range(len(walk.strides))])]
+    height, width = walk.image.shape[:2]
     low, high = reach[:, :2].amin(dim=0).clamp(max=0), reach[:, 2:].amax(dim=0)
     axes.set_xlim(max(float(low[0]) - 4, -0.6 * width), min(max(float(high[0]) + 4, width), 1.6 * width))
     axes.set_ylim(min(max(float(high[1]) + 4, height), 1.6 * height), max(float(low[1]) - 4, -0.6 * height))
     legend(axes, title="width x height, px")
 
 
-def _by_level(axes: "Axes", stages: Stages, mask: Tensor, **looks: Any) -> None:
-    """The anchors of a mask (A,), a colour a level."""
-    for level, stride in enumerate(stages.strides):
-        own = stages.anchors[mask & (stages.levels == level)]
+def _labelled(axes: "Axes", walk: Walkthrough, label: int, title: str, **looks: Any) -> None:
+    """The anchors of a label of training, as boxes."""
+    assert walk.truth is not None
+    mask = walk.truth.label == label
+    canvas(axes, walk, f"{title}: {int(mask.sum()):,}")
+    for level, stride in enumerate(walk.strides):
+        own = walk.anchors[mask & (walk.levels == level)]
         if len(own):
             ink = PALETTE[level % len(PALETTE)]
             frames(axes, own, colors=ink, label=f"stride {stride}: {len(own):,}", **looks)
-
-
-def positives(axes: "Axes", stages: Stages) -> None:
-    """Anchors that are trained to be an object."""
-    assert stages.truth is not None
-    mask = stages.truth.label == 1
-    canvas(axes, stages, f"positive anchors: {int(mask.sum()):,}")
-    _by_level(axes, stages, mask, linewidths=1.4)
-    truths(axes, stages)
+    truths(axes, walk)
     legend(axes)
 
 
-def not_trained(axes: "Axes", stages: Stages) -> None:
-    """Anchors that are neither."""
-    assert stages.truth is not None
-    mask = stages.truth.label == -1
-    canvas(axes, stages, f"not trained: {int(mask.sum()):,}")
-    _by_level(axes, stages, mask, linewidths=0.6, alpha=0.7)
-    truths(axes, stages)
-    legend(axes)
+positives = partial(_labelled, label=1, title="positive anchors", linewidths=1.4)
+not_trained = partial(_labelled, label=-1, title="not trained", linewidths=0.6, alpha=0.7)
 
 
-def negatives(axes: "Axes", stages: Stages) -> None:
-    """The middles of the anchors that are trained to be background: too many to draw as boxes."""
-    assert stages.truth is not None
-    mask = stages.truth.label == 0
-    canvas(axes, stages, f"negative: {int(mask.sum()):,}, their middles")
-    for level, stride in enumerate(stages.strides):
-        here = mask & (stages.levels == level)
-        centres = box_ops.centre_size(stages.anchors[here])[0].unique(dim=0).numpy()
+def negatives(axes: "Axes", walk: Walkthrough) -> None:
+    """The centres of the anchors that are trained to be background, which are too many to draw as boxes."""
+    assert walk.truth is not None
+    mask = walk.truth.label == 0
+    canvas(axes, walk, f"negative: {int(mask.sum()):,}, their middles")
+    for level, stride in enumerate(walk.strides):
+        here = mask & (walk.levels == level)
+        centres = box_ops.centre_size(walk.anchors[here])[0].unique(dim=0).numpy()
         ink, label = PALETTE[level % len(PALETTE)], f"stride {stride}: {int(here.sum()):,}"
         axes.scatter(*centres.T, s=1.5 * (level + 1) ** 2, c=ink, linewidths=0, zorder=2 + level, label=label)
-    truths(axes, stages)
+    truths(axes, walk)
     legend(axes, framealpha=0.95)
 
 
-def sampled(axes: "Axes", stages: Stages) -> None:
+def sampled(axes: "Axes", walk: Walkthrough) -> None:
     """The anchors of one draw."""
-    found = counts(stages)
-    canvas(axes, stages, f"one draw of {found['sampled']} anchors for the loss")
-    _draw_sampled(axes, stages, 0, NEGATIVE, linewidths=0.7, alpha=0.7)
-    _draw_sampled(axes, stages, 1, POSITIVE, linewidths=1.8)
+    canvas(axes, walk, f"one draw of {counts(walk)['sampled']} anchors for the loss")
+    _draw_sampled(axes, walk, 0, linewidths=0.7, alpha=0.7)
+    _draw_sampled(axes, walk, 1, linewidths=1.8)
     legend(axes)
 
 
-def sampled_positives(axes: "Axes", stages: Stages) -> None:
-    """Those of a draw that are positive."""
-    found = counts(stages)
-    canvas(axes, stages, f"positives in the sample: {found['sampled_positive']} of {found['positive']:,}")
-    _draw_sampled(axes, stages, 1, POSITIVE, linewidths=1.6)
-    truths(axes, stages)
+def _sampled(axes: "Axes", walk: Walkthrough, label: int, title: str, **looks: Any) -> None:
+    """The anchors of one draw that have a label."""
+    assert walk.truth is not None
+    drawn, every = walk.truth.label[walk.truth.sampled], walk.truth.label
+    canvas(axes, walk, f"{title}: {int((drawn == label).sum())} of {int((every == label).sum()):,}")
+    _draw_sampled(axes, walk, label, **looks)
+    truths(axes, walk)
     legend(axes)
 
 
-def sampled_negatives(axes: "Axes", stages: Stages) -> None:
-    """Those of a draw that are negative."""
-    found = counts(stages)
-    canvas(axes, stages, f"negatives: {found['sampled'] - found['sampled_positive']} of {found['negative']:,}")
-    _draw_sampled(axes, stages, 0, NEGATIVE, linewidths=0.8, alpha=0.8)
-    truths(axes, stages)
-    legend(axes)
+sampled_positives = partial(_sampled, label=1, title="positives in the sample", linewidths=1.6)
+sampled_negatives = partial(_sampled, label=0, title="negatives", linewidths=0.8, alpha=0.8)
 
 
-def _draw_sampled(axes: "Axes", stages: Stages, label: int, ink: str, **looks: Any) -> None:
-    assert stages.truth is not None
-    chosen = stages.truth.sampled[stages.truth.label[stages.truth.sampled] == label]
-    name = "positive" if label else "negative"
-    frames(axes, stages.anchors[chosen], colors=ink, label=f"{name}: {len(chosen)}", **looks)
+def _draw_sampled(axes: "Axes", walk: Walkthrough, label: int, **looks: Any) -> None:
+    assert walk.truth is not None
+    chosen = walk.truth.sampled[walk.truth.label[walk.truth.sampled] == label]
+    name, ink = ("positive", POSITIVE) if label else ("negative", NEGATIVE)
+    frames(axes, walk.anchors[chosen], colors=ink, label=f"{name}: {len(chosen)}", **looks)
 
 
-def _heat(stages: Stages, level: int) -> np.ndarray:
+def _heat(walk: Walkthrough, level: int) -> np.ndarray:
     """(rows, columns) highest objectness of the anchors of each cell."""
-    rows, columns = stages.grids[level]
-    own = stages.objectness[stages.levels == level]
-    return own.reshape(rows, columns, stages.per_cell).amax(dim=2).numpy()
+    rows, columns = walk.grids[level]
+    own = walk.objectness[walk.levels == level]
+    return own.reshape(rows, columns, walk.per_cell).amax(dim=2).numpy()
 
 
-def _objectness(axes: "Axes", stages: Stages, level: int) -> None:
+def _objectness(axes: "Axes", walk: Walkthrough, level: int) -> None:
     """The objectness map of a level over the image."""
-    heat = _heat(stages, level)
-    canvas(axes, stages, f"stride {stages.strides[level]}: highest {heat.max():.2f}", "dark")
-    _over(axes, stages, heat, stages.strides[level])
+    heat = _heat(walk, level)
+    canvas(axes, walk, f"stride {walk.strides[level]}: highest {heat.max():.2f}", "dark")
+    _over(axes, walk, heat, walk.strides[level])
 
 
-def objectness(axes: "Axes", stages: Stages) -> None:
+def objectness(axes: "Axes", walk: Walkthrough) -> None:
     """The highest objectness of any level at every pixel."""
-    height, width = stages.image.shape[:2]
+    height, width = walk.image.shape[:2]
     highest = np.zeros((height, width))
-    for level, stride in enumerate(stages.strides):
-        own = _heat(stages, level).repeat(stride, axis=0).repeat(stride, axis=1)[:height, :width]
+    for level, stride in enumerate(walk.strides):
+        own = _heat(walk, level).repeat(stride, axis=0).repeat(stride, axis=1)[:height, :width]
         np.maximum(highest[: len(own), : own.shape[1]], own, out=highest[: len(own), : own.shape[1]])
-    canvas(axes, stages, "objectness: highest of all levels", "dark")
-    _over(axes, stages, highest, 1)
+    canvas(axes, walk, "objectness: highest of all levels", "dark")
+    _over(axes, walk, highest, 1)
 
 
-def _over(axes: "Axes", stages: Stages, heat: np.ndarray, stride: int) -> None:
+def _over(axes: "Axes", walk: Walkthrough, heat: np.ndarray, stride: int) -> None:
     """A map of cells of `stride` pixels over the image, the clearer the lower it is."""
     extent = (0, heat.shape[1] * stride, heat.shape[0] * stride, 0)
     looks: dict[str, Any] = {"cmap": SCORES, "vmin": 0, "vmax": 1, "extent": extent, "interpolation": "nearest"}
     axes.imshow(heat, alpha=0.15 + 0.7 * heat, **looks)
-    height, width = stages.image.shape[:2]
+    height, width = walk.image.shape[:2]
     axes.set(xlim=(0, width), ylim=(height, 0))
 
 
-def before_nms(axes: "Axes", stages: Stages) -> None:
+def before_nms(axes: "Axes", walk: Walkthrough) -> None:
     """The best decoded boxes of every level."""
-    total = len(stages.before.boxes)
+    total = len(walk.before.boxes)
     shown = f", best {MOST_DRAWN} drawn" if total > MOST_DRAWN else ""
-    canvas(axes, stages, f"before NMS: {total:,} boxes{shown}", "dark")
-    _scored(axes, stages.before.boxes, stages.before.scores)
+    _scored(axes, walk, f"before NMS: {total:,} boxes{shown}", walk.before)
 
 
-def after_nms(axes: "Axes", stages: Stages) -> None:
+def after_nms(axes: "Axes", walk: Walkthrough) -> None:
     """The proposals."""
-    total = len(stages.proposals.boxes)
-    canvas(axes, stages, f"after NMS: {total:,} proposals", "dark")
-    _scored(axes, stages.proposals.boxes, stages.proposals.scores)
+    _scored(axes, walk, f"after NMS: {len(walk.proposals.boxes):,} proposals", walk.proposals)
 
 
-def _scored(axes: "Axes", boxes: Tensor, scores: Tensor) -> None:
+def _scored(axes: "Axes", walk: Walkthrough, title: str, ranked: Ranked) -> None:
     """Boxes in the colours of their scores, the best on top."""
     from matplotlib.colors import Normalize
 
-    order = torch.arange(min(len(boxes), MOST_DRAWN)).flip(0)
-    lines = frames(axes, boxes[order], cmap=SCORES, norm=Normalize(0, 1), linewidths=1.0)
-    lines.set_array(scores[order].numpy())
+    canvas(axes, walk, title, "dark")
+    order = torch.arange(min(len(ranked.boxes), MOST_DRAWN)).flip(0)
+    lines = frames(axes, ranked.boxes[order], cmap=SCORES, norm=Normalize(0, 1), linewidths=1.0)
+    lines.set_array(ranked.scores[order].numpy())
 
 
-def detections(axes: "Axes", stages: Stages) -> None:
+def detections(axes: "Axes", walk: Walkthrough) -> None:
     """The final boxes."""
-    assert stages.detections is not None
-    found = stages.detections
-    canvas(axes, stages, f"detections: {len(found.boxes)}", "image")
-    for box, score, label in zip(found.boxes, found.scores.tolist(), found.classes.tolist(), strict=True):
+    assert walk.detections is not None
+    final = walk.detections
+    canvas(axes, walk, f"detections: {len(final.boxes)}", "image")
+    for box, score, label in zip(final.boxes, final.scores.tolist(), final.classes.tolist(), strict=True):
         ink = PALETTE[label % len(PALETTE)]
         frames(axes, box[None], colors=ink, linewidths=2.2)
         looks: dict[str, Any] = {"facecolor": ink, "edgecolor": "none", "pad": 1.5}
-        high = float(box[1]) < 0.06 * stages.image.shape[0]  # no room above: the tag goes below
+        high = float(box[1]) < 0.06 * walk.image.shape[0]  # no room above: the tag goes below
         place: dict[str, Any] = {"va": "top"} if high else {"va": "bottom"}
-        text = f"{plain(stages.names[label])} {score:.2f}"
+        text = f"{plain(walk.names[label])} {score:.2f}"
         y = float(box[3 if high else 1])
         axes.text(float(box[0]), y, text, fontsize=7, color=text_colour(ink), bbox=looks, clip_on=True, **place)

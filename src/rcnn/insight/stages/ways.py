@@ -10,27 +10,27 @@ from torch import Tensor
 from rcnn.draw import PALETTE
 from rcnn.insight.figure import LEGEND, new_figure, plain, save
 from rcnn.insight.stages.canvas import canvas, frames, truths
-from rcnn.insight.stages.follow import Stages
+from rcnn.insight.stages.follow import Walkthrough
 from rcnn.model import boxes as box_ops
 
 STEPS = {"anchor": "#7B3294", "proposal": PALETTE[1], "box": PALETTE[0]}
 """The three boxes of a detection's way and their colours."""
 
 MOST_WAYS = 8
-"""Detections whose ways are drawn, the best."""
+"""Number of detections whose ways are drawn, the best ones."""
 
 
 class Way(NamedTuple):
-    """How a detection came to be.
+    """The way of a detection from its anchor.
 
     Attributes:
-        name: of its class.
-        score: 0..1.
-        objectness: of its anchor, 0..1.
+        name: name of its class.
+        score: its score, 0..1.
+        objectness: objectness of its anchor, 0..1.
         level: of the anchor, counted from the finest.
         cell: (row, column) of the anchor.
         boxes: (3, 4): the anchor, the proposal made of it, the final box.
-        truth: IoU of the three with the labelled object that the final box meets best; None where none is known.
+        truth: IoU of the three with the labelled object that the final box overlaps most; None if there is none.
     """
 
     name: str
@@ -42,41 +42,39 @@ class Way(NamedTuple):
     truth: tuple[float, float, float] | None
 
 
-def ways(stages: Stages) -> list[Way]:
+def ways(walk: Walkthrough) -> list[Way]:
     """The way of every detection from its anchor, best first."""
-    if stages.detections is None:
+    if walk.detections is None:
         return []
     made = []
-    for box, score, label, proposal in zip(*stages.detections, strict=True):
-        anchor = int(stages.proposals.anchor[proposal])
-        level, row, column, _ = stages.place(anchor)
-        boxes = torch.stack((stages.anchors[anchor], stages.proposals.boxes[proposal], box))
+    for box, score, label, proposal in zip(*walk.detections, strict=True):
+        anchor = int(walk.proposals.anchor[proposal])
+        level, row, column, _ = walk.place(anchor)
+        boxes = torch.stack((walk.anchors[anchor], walk.proposals.boxes[proposal], box))
         overlap = None
-        if stages.truth is not None and len(stages.truth.boxes):
-            ious = box_ops.pairwise_iou(boxes, stages.truth.boxes)
+        if walk.truth is not None and len(walk.truth.boxes):
+            ious = box_ops.pairwise_iou(boxes, walk.truth.boxes)
             first, second, last = ious[:, ious[2].argmax()].tolist()
             overlap = (first, second, last)
-        objectness = float(stages.proposals.scores[proposal])
-        name = stages.names[int(label)]
+        objectness = float(walk.proposals.scores[proposal])
+        name = walk.names[int(label)]
         made.append(Way(name, float(score), objectness, level, (row, column), boxes, overlap))
     return made
 
 
-def draw_ways(stages: Stages, found: Sequence[Way], path: Path) -> Path:
-    """A panel a way of the first, cut out of the image: anchor, proposal, final box."""
-    found = found[:MOST_WAYS]
-    rows = -(-len(found) // 4)
-    columns = -(-len(found) // rows)
+def draw_ways(walk: Walkthrough, drawn: Sequence[Way], path: Path) -> Path:
+    """Draw one panel per way, cropped from the image, for the first ways: anchor, proposal, final box."""
+    drawn = drawn[:MOST_WAYS]
+    rows = -(-len(drawn) // 4)
+    columns = -(-len(drawn) // rows)
     figure, grid = new_figure(rows, columns, columns * 3.3, rows * 4.05)
-    for number, axes in enumerate(grid.ravel()):
-        if number >= len(found):
-            axes.set_axis_off()
-            continue
-        way = found[number]
-        stride = stages.strides[way.level]
+    for axes in grid.ravel()[len(drawn) :]:
+        axes.set_axis_off()
+    for axes, way in zip(grid.ravel(), drawn, strict=False):
+        stride = walk.strides[way.level]
         title = f"{plain(way.name)} {way.score:.2f}\nfrom stride {stride}, row {way.cell[0]}, column {way.cell[1]}"
-        canvas(axes, stages, title, "image")
-        truths(axes, stages)
+        canvas(axes, walk, title, "image")
+        truths(axes, walk)
         for place, (step, ink) in enumerate(STEPS.items()):
             known = "" if way.truth is None else f": IoU {way.truth[place]:.2f}"
             style = "dashed" if step == "anchor" else "solid"
