@@ -4,7 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rcnn.config import Settings
+from rcnn.data.dataset import Record
 from rcnn.insight.mosaic import Tile, compare, mosaic
+from rcnn.metrics.types import Prediction
 
 
 def tile(height: int, width: int, boxes: int = 2, **changes) -> Tile:
@@ -34,12 +37,17 @@ def test_images_keep_their_proportions_and_their_order(tmp_path: Path) -> None:
 
 
 def test_truth_stands_beside_prediction(tmp_path: Path) -> None:
-    truths = [tile(60, 80, ignore=np.array([True, False]))] * 3
-    found = [tile(60, 80, scores=np.array([0.9, 0.5]))] * 3
-    compare(truths, found, ("a", "b"), tmp_path / "m.png")
-    with Image.open(tmp_path / "m.png") as picture:
-        assert picture.width == 4 * 368 + 8
-        assert picture.height == 2 * (270 + 20 + 8) + 8
+    boxes, labels = np.array([[0.0, 0, 40, 60], [20, 0, 80, 60]]), np.array([0, 1])
+    Image.new("RGB", (80, 60), "grey").save(tmp_path / "i.png")
+    record = Record(tmp_path / "i.png", "i.png", "i", (60, 80), boxes, labels, np.array([True, False]))
+    found = Prediction(boxes, np.array([0.9, 0.5]), labels)
+    for score, name in ((0.4, "both"), (0.7, "one")):
+        compare([record] * 3, [found] * 3, score, Settings(), ("a", "b"), tmp_path / f"{name}.png")
+    with Image.open(tmp_path / "both.png") as both, Image.open(tmp_path / "one.png") as one:
+        assert both.size == (4 * 368 + 8, 2 * (270 + 20 + 8) + 8)
+        left, right = ((8, 8, 368, 298), (376, 8, 744, 298))
+        assert both.crop(left).tobytes() == one.crop(left).tobytes()
+        assert both.crop(right).tobytes() != one.crop(right).tobytes()  # a lower-scored box is left out
 
 
 def test_no_images_make_an_empty_picture(tmp_path: Path) -> None:

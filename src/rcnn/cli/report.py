@@ -44,7 +44,10 @@ def write_report(
         metrics: scores, and the predictions of each image.
         plots: folder of the training's plots.
     """
-    draw_pairs(folder / "test.jpg", detector, dataset, metrics)
+    from rcnn.insight.mosaic import compare
+
+    records, shown = dataset.records[:PAIRS], metrics.predictions[:PAIRS]
+    compare(records, shown, detector.threshold, detector.settings, dataset.names, folder / "test.jpg")
     pictures = [folder / "test.jpg", *sorted(file for file in plots.iterdir() if file.suffix in (".png", ".jpg"))]
     figures = [
         f'<h2>{escape(picture.stem.replace("_", " "))}</h2>\n<img src="{escape(os.path.relpath(picture, folder))}">'
@@ -57,19 +60,3 @@ def write_report(
     text = PAGE.format(title=escape(title), rows="\n".join(rows), pictures="\n".join(figures))
     page.write_text(text, encoding="utf-8")
     return page
-
-
-def draw_pairs(path: Path, detector: "Detector", dataset: "Dataset", metrics: "Metrics") -> None:
-    """Draw a mosaic of the first images, with ground truth and predictions side by side."""
-    from rcnn.insight.mosaic import Tile, compare
-    from rcnn.preprocess.stream import read_picture
-
-    truths, predicted = [], []
-    for record, prediction in list(zip(dataset.records, metrics.predictions, strict=True))[:PAIRS]:
-        image = read_picture(record.path, detector.settings)
-        keep = prediction.scores >= detector.threshold
-        truths.append(Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore))
-        predicted.append(
-            Tile(image, prediction.boxes[keep], prediction.labels[keep], record.name, scores=prediction.scores[keep])
-        )
-    compare(truths, predicted, dataset.names, path)

@@ -161,13 +161,9 @@ class Settings(Section):
     predict: Predict = Predict()
 
     @model_validator(mode="after")
-    def _warp_samples(self) -> Self:
+    def _stages_agree(self) -> Self:
         if self.roi.pool == "warp" and self.roi.sampling_ratio == 0:
             raise ValueError("roi.pool=warp needs roi.sampling_ratio of 1 or more")
-        return self
-
-    @model_validator(mode="after")
-    def _one_stage_is_whole(self) -> Self:
         if self.rpn.classify == "classes" and self.roi.head != "none":
             raise ValueError(
                 "rpn.classify=classes makes a one-stage detector, which has no second stage: set roi.head=none "
@@ -187,15 +183,11 @@ class Settings(Section):
             )
         if len({len(sizes) for sizes in self.anchors.sizes}) > 1:
             raise ValueError(f"anchors.sizes must have equally many sizes on every level, got {self.anchors.sizes}")
-        return self
-
-    @model_validator(mode="after")
-    def _roi_levels_are_there(self) -> Self:
-        levels = self.model.levels  # a backbone of one level, or of the user's own, is not asked for them
-        missing = [level for level in self.roi.levels if level not in levels] if len(levels) > 1 else []
+        there = self.model.levels  # a backbone of one level, or of the user's own, is not asked for them
+        missing = [level for level in self.roi.levels if level not in there] if len(there) > 1 else []
         if missing and self.model.neck == "fpn" and self.model.backbone != "custom" and self.roi.head != "none":
             raise ValueError(
-                f"roi.levels names {missing}, but the backbone's levels are {list(levels)} (model.levels); "
+                f"roi.levels names {missing}, but the backbone's levels are {list(there)} (model.levels); "
                 "leave these out"
             )
         return self

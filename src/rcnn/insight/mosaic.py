@@ -8,7 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from rcnn.config import Settings
+from rcnn.data.dataset import Record
 from rcnn.draw import as_rgb, colour, draw_boxes
+from rcnn.metrics.types import Prediction
+from rcnn.preprocess.stream import read_picture
 
 CAPTION = 20
 """Height of the line of text above each image, px."""
@@ -66,16 +70,22 @@ def mosaic(tiles: Sequence[Tile], names: Sequence[str], path: Path, columns: int
 
 
 def compare(
-    truths: Sequence[Tile], predictions: Sequence[Tile], names: Sequence[str], path: Path, columns: int = 2
+    records: Sequence[Record],
+    predictions: Sequence[Prediction],
+    score: float,
+    settings: Settings,
+    names: Sequence[str],
+    path: Path,
 ) -> None:
-    """Write a mosaic of pairs, truth on the left and prediction on the right; `columns` pairs per row."""
-    pairs = zip(truths, predictions, strict=True)
-    tiles = [
-        tile
-        for truth, prediction in pairs
-        for tile in (truth._replace(title=f"truth: {truth.title}"), prediction._replace(title="prediction"))
-    ]
-    mosaic(tiles, names, path, columns=2 * columns)
+    """Write a mosaic with two pairs per row: ground truth on the left, detections of at least `score` on the right."""
+    tiles = []
+    for record, prediction in zip(records, predictions, strict=True):
+        image = read_picture(record.path, settings)
+        kept = prediction.scores >= score
+        boxes, scores, labels = (column[kept] for column in prediction)
+        tiles.append(Tile(image, record.boxes, record.labels, f"truth: {record.name}", ignore=record.ignore))
+        tiles.append(Tile(image, boxes, labels, "prediction", scores))
+    mosaic(tiles, names, path)
 
 
 def _picture(tile: Tile, names: Sequence[str], side: int) -> Image.Image:

@@ -136,15 +136,7 @@ def _roi_align(
 
 
 @_roi_align.register_fake
-def _(
-    levels: Sequence[Tensor],
-    boxes: Tensor,
-    level: Tensor,
-    scales: Sequence[float],
-    output_size: int,
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
+def _(levels: Sequence[Tensor], boxes: Tensor, level: Tensor, scales: object, output_size: int, *_: object) -> Tensor:
     return levels[0].new_empty(*boxes.shape[:2], output_size, output_size, levels[0].shape[1])
 
 
@@ -182,16 +174,7 @@ def _roi_align_backward(
 
 
 @_roi_align_backward.register_fake
-def _(
-    grad: Tensor,
-    levels: Sequence[Tensor],
-    boxes: Tensor,
-    level: Tensor,
-    scales: Sequence[float],
-    sampling_ratio: int,
-    aligned: bool,
-    wanted: Sequence[bool],
-) -> tuple[Tensor, Tensor]:
+def _(grad: Tensor, levels: Sequence[Tensor], boxes: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return levels[0].new_empty(sum(areas(levels)), grad.shape[4]), torch.empty_like(boxes)
 
 

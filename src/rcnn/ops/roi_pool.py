@@ -86,7 +86,7 @@ def _roi_pool(
 
 @_roi_pool.register_fake
 def _(
-    levels: Sequence[Tensor], boxes: Tensor, level: Tensor, scales: Sequence[float], output_size: int
+    levels: Sequence[Tensor], boxes: Tensor, level: Tensor, scales: object, output_size: int
 ) -> tuple[Tensor, Tensor]:
     out = levels[0].new_empty(*boxes.shape[:2], levels[0].shape[1], output_size, output_size)
     return out, torch.empty_like(out, dtype=torch.int32)
@@ -108,9 +108,7 @@ def _roi_pool_backward(
 
 
 @_roi_pool_backward.register_fake
-def _(
-    grad: Tensor, source: Tensor, levels: Sequence[Tensor], boxes: Tensor, level: Tensor, scales: Sequence[float]
-) -> list[Tensor]:
+def _(grad: Tensor, source: Tensor, levels: Sequence[Tensor], *_: object) -> list[Tensor]:
     return [torch.empty_like(feature, memory_format=torch.contiguous_format) for feature in levels]
 
 

@@ -76,9 +76,7 @@ def _without_imagenet(settings: Settings, names: Sequence[str], why: str) -> Sta
 def _from_packaged(settings: Settings, names: Sequence[str], packaged: str) -> Start:
     """The weights of a packaged detector, as far as they fit this model."""
     model = build(settings, len(names))
-    tensors, metadata = read_detector(packaged_path(packaged))
-    theirs = Architecture(metadata.settings, metadata.names)
-    notes = adapt(model, tensors, theirs, Architecture(settings, names), packaged)
+    notes = _from_detector(model, packaged_path(packaged), names, settings, packaged)
     changes = {"train": {"init": packaged}}
     return Start(model, override(settings, changes), notes, changes)
 
@@ -94,10 +92,7 @@ def _from_nothing(settings: Settings, names: Sequence[str], notes: tuple[str, ..
 def _from_file(model: FasterRCNN, path: Path, names: Sequence[str], settings: Settings) -> tuple[str, ...]:
     """Load one of our detectors, or a backbone with torchvision's names; return notes."""
     if path.suffix == ".safetensors" and is_detector(path):
-        tensors, metadata = read_detector(path)
-        return adapt(
-            model, tensors, Architecture(metadata.settings, metadata.names), Architecture(settings, names), path
-        )
+        return _from_detector(model, path, names, settings, path)
     loaded = load_backbone(model.backbone, path, getattr(model.fast_rcnn, "head", None))  # type: ignore[arg-type]
     notes = [f"{loaded.loaded} tensors of the backbone from {loaded.source}"]
     if loaded.missing:
@@ -105,3 +100,12 @@ def _from_file(model: FasterRCNN, path: Path, names: Sequence[str], settings: Se
     if loaded.unexpected:
         notes.append(f"{len(loaded.unexpected)} tensors of it were not used, such as {loaded.unexpected[0]}")
     return tuple(notes)
+
+
+def _from_detector(
+    model: FasterRCNN, path: Path, names: Sequence[str], settings: Settings, source: object
+) -> tuple[str, ...]:
+    """Load one of our detectors, named `source` in the notes that are returned."""
+    tensors, metadata = read_detector(path)
+    theirs = Architecture(metadata.settings, metadata.names)
+    return adapt(model, tensors, theirs, Architecture(settings, names), source)

@@ -13,7 +13,6 @@ from rcnn.insight.mosaic import Tile, compare, mosaic
 from rcnn.insight.plots import plot_confusion, plot_curves, plot_labels, plot_proposal_recall
 from rcnn.metrics.confusion import confusion_matrix
 from rcnn.metrics.curves import precision_recall
-from rcnn.preprocess.decode import read_image
 
 BATCHES = 2
 COMPARED = 16
@@ -35,20 +34,9 @@ def draw_end(folder: Path, dataset: Dataset, metrics: Metrics, settings: Setting
     matrix = confusion_matrix(truths, predictions, len(names), score=score)
     plot_confusion(matrix, names, folder / "confusion.png")
     plot_proposal_recall(metrics.proposals, folder / "proposals.png")
-    left, right = [], []
-    for index in np.linspace(0, len(dataset) - 1, min(COMPARED, len(dataset))).round().astype(int):
-        record, prediction = dataset.records[index], predictions[index]
-        image = read_image(
-            record.path,
-            white=settings.data.white,
-            max_pixels=settings.data.max_pixels,
-            in_channels=settings.preprocess.in_channels,
-        )
-        kept = prediction.scores >= score
-        left.append(Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore))
-        boxes, scores, labels = (column[kept] for column in prediction)
-        right.append(Tile(image, boxes, labels, record.name, scores))
-    compare(left, right, names, folder / "val.jpg")
+    chosen = np.linspace(0, len(dataset) - 1, min(COMPARED, len(dataset))).round().astype(int)
+    records, shown = [dataset.records[i] for i in chosen], [predictions[i] for i in chosen]
+    compare(records, shown, score, settings, names, folder / "val.jpg")
 
 
 def _shown(item: Item, row: int, dataset: Dataset, settings: Preprocess) -> Tile:

@@ -71,9 +71,9 @@ class Session:
         run: shared with the other stages.
         stage: its description.
         settings: of its model.
-        saved: when the last checkpoint was made, by the monotonic clock.
         weights: folder of best.safetensors and last.safetensors.
         given: proposals for validation. None: the model's own.
+        saved: when the last checkpoint was made, by the monotonic clock.
     """
 
     run: Context
@@ -82,9 +82,9 @@ class Session:
     loader: Loader
     engine: Engine
     progress: Progress
-    saved: float
     weights: Path
     given: ProposalSet | None = None
+    saved: float = field(default_factory=time.monotonic)
 
     def checkpoint(self) -> None:
         """Save the state of training."""

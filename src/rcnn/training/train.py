@@ -1,7 +1,6 @@
 """`rcnn.train`: from a data set to a run folder with a trained detector, in chronological order."""
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -280,7 +279,6 @@ def _prepare(run: Context, progress: Progress, start: Start) -> Session:
         loader=loader,
         engine=engine,
         progress=progress,
-        saved=time.monotonic(),
         weights=weights,
         given=val_given,
     )
