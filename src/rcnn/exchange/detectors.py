@@ -69,9 +69,8 @@ def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imp
     path = Path(path)
     if arch in caffe.ARCHITECTURES:
         return caffe.import_arrays(read_arrays(path), settings_of(arch), names)
-    with torch.serialization.safe_globals(
-        [Namespace]
-    ):  # torchvision's training script keeps its options next to the state
+    # torchvision's training script keeps its options next to the state, in a Namespace.
+    with torch.serialization.safe_globals([Namespace]):
         state = read_pickle(path) if path.suffix == ".pkl" else read_tensors(path)
     library = torchvision if arch in torchvision.ARCHITECTURES else detectron2
     try:
