@@ -5,6 +5,7 @@ import torch
 from torchvision import ops as tv
 
 from rcnn.model.boxes import Normal, clip, decode
+from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Targets
 from tests.model import tiny
 
@@ -190,3 +191,9 @@ def test_whole_gradient_equals_finite_differences():
                 parameter[place] -= sign * step
         slope = (values[0] - values[1]) / (2 * step)
         torch.testing.assert_close(net.get_parameter(name).grad[place], slope, atol=1e-6, rtol=1e-4)
+
+
+def test_the_detector_has_few_public_methods():
+    assert {name for name in vars(FasterRCNN) if not name.startswith("_")} == {
+        *("forward", "run", "propose", "loss", "keys", "detects")
+    }

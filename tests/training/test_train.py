@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import rcnn.training.train as train_file
 from rcnn.config import read
 from rcnn.data.synthetic import synthesise
 from rcnn.errors import DataError, Interrupted, SettingsError, TrainingError
+from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.training import checkpoint
 from rcnn.training.distributed import Team
 from rcnn.training.session import Session, is_late
@@ -102,6 +104,19 @@ def test_a_json_that_lists_its_images_in_another_order_gives_the_same_weights(
     tree["images"].reverse()
     path.write_text(json.dumps(tree))
     assert_same(train(turned, overrides=OVERRIDES, runs=tmp_path, **OPTIONS), whole)
+
+
+def test_few_calls_lie_between_a_training_and_its_loss(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object, **__: object) -> None:
+        ours = [frame.name for frame in traceback.extract_stack() if "/src/rcnn/" in frame.filename]
+        raise SettingsError(" ".join(ours))
+
+    monkeypatch.setattr(FasterRCNN, "loss", stop)
+    with pytest.raises(SettingsError) as caught:
+        train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
+    assert str(caught.value).split() == ["train", "run_epochs", "train_epoch", "train_step", "backward", "forward"]
 
 
 def test_the_run_folder_is_complete(whole: Run, data: Path) -> None:
