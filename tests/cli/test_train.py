@@ -65,7 +65,7 @@ def test_a_file_that_is_cut_off_is_told_before_training_or_left_out(run: Run, da
         (["{data}", "trian.lr=1"], 2, "did you mean `train`?"),
         (["{data}", "train.lr=fast"], 2, "`train.lr`"),
         (["{data}x", "roi.levels=[2,3]"], 2, "roi.levels names [2], but the backbone's levels are [3, 4, 5, 6]"),
-        (["{data}x", "anchors.sizes=[[16],[32]]"], 2, "give one tuple of sizes a level"),
+        (["{data}x", "anchors.sizes=[[16],[32]]"], 2, "give one tuple of sizes per level"),
         (["{data}x", "anchors.sizes=[[16],[32],[64],[128,256]]"], 2, "equally many sizes on every level"),
         (["{data}", "--epochs", "0"], 2, "`train.epochs`"),
         (["{data}", "--model", "mobilnet-fpn"], 2, "did you mean `mobilenet-fpn`?"),
