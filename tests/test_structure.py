@@ -29,7 +29,7 @@ DETECTOR = {
     "ops",
     "config",
 }
-DATA = {"data", "metrics", "model", "preprocess", "config"}
+DATA = {"data", "model", "preprocess", "config"}
 MAY_IMPORT = {
     "errors": set(),
     "config": set(),
@@ -46,10 +46,10 @@ MAY_IMPORT = {
     "detector": DETECTOR,
     "exchange": DETECTOR,
     "data": DATA,
-    "insight": DETECTOR | DATA,
-    "evaluate": DETECTOR | DATA,
-    "training": {"evaluate", "insight"} | DETECTOR | DATA,
-    "paper": {"evaluate", "insight", "training"} | DETECTOR | DATA,
+    "insight": {"metrics"} | DETECTOR | DATA,
+    "evaluate": {"metrics"} | DETECTOR | DATA,
+    "training": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
+    "paper": {"evaluate", "metrics", "insight", "training"} | DETECTOR | DATA,
 }
 """Part -> parts of ours that it may import, itself and `errors` always, also inside functions; `cli` may all."""
 

@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 from typing import NamedTuple
 
@@ -13,10 +14,9 @@ from torch.utils.data import DataLoader
 
 from rcnn.config import Settings
 from rcnn.data.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, draw_plan
-from rcnn.data.dataset import Dataset
+from rcnn.data.dataset import Dataset, Record
 from rcnn.data.given import NOTHING, Given, ProposalSet, padded, place
 from rcnn.errors import DataError, ImageError
-from rcnn.metrics.types import Truth
 from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.preprocess.batch import Preprocessor, Size
 from rcnn.preprocess.decode import read_image
@@ -164,16 +164,16 @@ class _Reader(torch.utils.data.Dataset[Item | DataError]):
             proposals = padded(given, count) if self.training else place(given, batch, count)
         return Item(
             batch,
-            _padded([truth for _, truth, _ in loaded], len(index), self.width),
+            _padded([record for _, record, _ in loaded], len(index), self.width),
             torch.tensor(seeds + [0] * fillers),
             torch.tensor(index),
             proposals,
         )
 
-    def _load(self, index: int, seed: int) -> tuple[Tensor, Truth, Given]:
-        """Return the resized and, when training, augmented image of a record, with its ground truth and proposals.
+    def _load(self, index: int, seed: int) -> tuple[Tensor, Record, Given]:
+        """Return the resized and, when training, augmented image of a record, with its objects and proposals.
 
-        The ground truth is in resized pixels. So are the proposals when training, and those without area are dropped;
+        The objects are in resized pixels. So are the proposals when training, and those without area are dropped;
         otherwise they are unchanged.
         """
         record = self.records[index]
@@ -185,16 +185,16 @@ class _Reader(torch.utils.data.Dataset[Item | DataError]):
         scale = np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
         boxes = record.boxes * scale
         if not self.training:
-            return preprocessor.resize(array, canvas), Truth(boxes, record.labels, record.ignore), given
+            return preprocessor.resize(array, canvas), replace(record, boxes=boxes), given
         plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
         image = apply_to_image(plan, preprocessor.resize(array, plan.resized))
         boxes, visible = apply_to_boxes(plan, boxes, canvas)
         left, ignore = visible > 0, record.ignore | (visible < LEAST_VISIBLE)
-        truth = Truth(boxes[left], record.labels[left], ignore[left])
+        record = replace(record, boxes=boxes[left], labels=record.labels[left], ignore=ignore[left])
         with np.errstate(invalid="ignore"):  # 0 / 0: the visible share of a box without area
             moved, _ = apply_to_boxes(plan, given.boxes * scale, canvas)
         shown = np.all(moved[:, 2:] > moved[:, :2], axis=1)
-        return image, truth, Given(moved[shown], given.scores[shown])
+        return image, record, Given(moved[shown], given.scores[shown])
 
 
 def _filled(batch: Batch, count: int) -> Batch:
@@ -204,14 +204,15 @@ def _filled(batch: Batch, count: int) -> Batch:
     return Batch(*(torch.cat(pair) for pair in zip(batch, more, strict=True)))
 
 
-def _padded(truths: Sequence[Truth], rows: int, width: int) -> Targets:
-    """Return the targets of `rows` images, the first of which have `truths`, padded to `width` boxes per image."""
+def _padded(records: Sequence[Record], rows: int, width: int) -> Targets:
+    """Return the targets of `rows` images, the first of which are `records`, padded to `width` boxes per image."""
     boxes = torch.zeros(rows, width, 4)
     labels = torch.zeros(rows, width, dtype=torch.int64)
     valid, ignore = torch.zeros(rows, width, dtype=torch.bool), torch.zeros(rows, width, dtype=torch.bool)
-    for row, truth in enumerate(truths):
-        count = len(truth.boxes)
-        for padded_rows, values in zip((boxes, labels, ignore), truth, strict=True):
-            padded_rows[row, :count] = torch.from_numpy(values)
+    for row, record in enumerate(records):
+        count = len(record.boxes)
+        boxes[row, :count] = torch.from_numpy(record.boxes)
+        labels[row, :count] = torch.from_numpy(record.labels)
+        ignore[row, :count] = torch.from_numpy(record.ignore)
         valid[row, :count] = True
     return Targets(boxes, labels, valid, ignore)
