@@ -48,18 +48,22 @@ def _json_lines(target: Target, name: str, rows: Callable[[Result], list[dict[st
 
 
 def merge_parts(folder: Path, world: int) -> None:
-    """Merge the rows that the processes wrote into one JSON list per format."""
+    """Merge the rows that the processes wrote into one JSON list per format; without room for it the rows stay."""
     for name in ("results", "coco"):
         parts = [path for rank in range(world) if (path := _part(folder, name, rank)).exists()]
         if not parts:
             continue
         temporary = folder / f".{name}.json"
-        with temporary.open("w", encoding="utf-8") as file, FileInput(parts, encoding="utf-8") as rows:
-            between = "[\n"
-            for row in rows:
-                file.write(between + row.rstrip("\n"))
-                between = ",\n"
-            file.write("\n]\n" if between == ",\n" else "[]\n")
+        try:
+            with temporary.open("w", encoding="utf-8") as file, FileInput(parts, encoding="utf-8") as rows:
+                between = "[\n"
+                for row in filter(lambda row: row.endswith("\n"), rows):  # a full disk cuts the last one
+                    file.write(between + row.rstrip("\n"))
+                    between = ",\n"
+                file.write("\n]\n" if between == ",\n" else "[]\n")
+        except OSError:
+            temporary.unlink()
+            raise
         temporary.replace(folder / f"{name}.json")
         for part in parts:
             part.unlink()
@@ -75,7 +79,13 @@ def _file_per_image(
     def write(result: Result, image: Path) -> None:
         path = folder / named(image)
         path.parent.mkdir(parents=True, exist_ok=True)
-        save(result, path)
+        try:
+            save(result, path)
+        except BaseException as error:  # a full disk, Ctrl-C: half a file is worse than none
+            path.unlink(missing_ok=True)
+            if isinstance(error, OSError) and error.filename is None:
+                error.filename = str(path)
+            raise
 
     return nullcontext(write)
 

@@ -50,7 +50,7 @@ def explained(folder: RunFolder) -> Iterator[None]:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise TrainingError(
-            f"{folder.path}: {error.strerror}. Nothing is lost: make room, then go on with: "
-            f"rcnn train --resume {folder.path} (last good checkpoint: {saved()})"
-        ) from None
+        go_on = f"go on with: rcnn train --resume {folder.path} (last good checkpoint: {saved()})"
+        if checkpoint.latest(folder.checkpoints) is None:
+            go_on = "start again"
+        raise TrainingError(f"{folder.path}: {error.strerror}. Nothing is lost: make room, then {go_on}") from None

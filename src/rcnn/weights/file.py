@@ -58,8 +58,10 @@ def atomic_write(path: str | Path, data: bytes, *, shared: bool = False) -> None
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:  # a write or a sync knows only its descriptor
+            error.filename = str(path)
         raise
     if os.name == "posix":  # elsewhere a folder can't be opened, and a rename is durable by itself
         folder = os.open(path.parent, os.O_RDONLY)
