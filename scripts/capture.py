@@ -28,8 +28,7 @@ from rich.text import Text
 from rcnn.data.synthetic import synthesise_set
 
 ROOT = Path(__file__).parents[1]
-COLUMNS = 110
-"""The table of a training is 104 columns wide."""
+COLUMNS = 80
 SPLITS = {"train": (500, 1), "val": (40, 2), "test": (100, 3)}
 """Split -> (images, seed)."""
 COMMANDS = (
