@@ -44,7 +44,7 @@ def files(source: str | Path) -> list[Path]:
     images = [file for file in inside if is_image(file.name) and file.is_file()]
     if not images:
         raise ImageError(f"{source}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    results = {folder for folder in {file.parent for file in images} if _is_below_results(folder, base)}
+    results = {folder for folder in {file.parent for file in images} if is_below_results(folder, base)}
     kept = [file for file in images if file.parent not in results]
     if not kept:
         raise ImageError(f"{source}: nothing but results of rcnn is here; to use these, name their folder")
@@ -57,7 +57,7 @@ def base_of(source: str | Path) -> Path:
     return Path(os.path.abspath(plain if plain.is_dir() else plain.parent))
 
 
-def _is_below_results(folder: Path, base: Path) -> bool:
+def is_below_results(folder: Path, base: Path) -> bool:
     """Whether a folder is, or lies in, a folder of results below `base`."""
     parts = Path(os.path.relpath(folder, base)).parts
     return any(is_results(base.joinpath(*parts[:depth])) for depth in range(1, len(parts) + 1))
