@@ -7,6 +7,10 @@ from pathlib import Path
 MB = 1_000_000
 
 
+class UnfitFile(OSError):
+    """A file that is not to be opened. The message says why."""
+
+
 def check_regular(path: str | Path, most: int | None = None) -> os.stat_result:
     """Return the status of a file that may be opened.
 
@@ -15,18 +19,19 @@ def check_regular(path: str | Path, most: int | None = None) -> os.stat_result:
         most: its size at most, bytes.
 
     Raises:
-        OSError: there is none, it is a folder, pipe, socket or device, or it is larger. The message does not name it.
+        OSError: there is none.
+        UnfitFile: it is a folder, pipe, socket or device, or it is larger. The message does not name it.
     """
     try:
         status = os.stat(path)
     except OSError as error:
         raise type(error)(error.errno, f"{error.strerror}") from None
     if stat.S_ISDIR(status.st_mode):
-        raise IsADirectoryError("this is a folder, where a file is expected")
+        raise UnfitFile("this is a folder, where a file is expected")
     if not stat.S_ISREG(status.st_mode):
-        raise OSError("this is not a regular file, but a pipe, socket or device")
+        raise UnfitFile("this is not a regular file, but a pipe, socket or device")
     if most is not None and status.st_size > most:
-        raise OSError(f"{status.st_size / MB:,.0f} MB are too many: such a file has at most {most // MB:,} MB")
+        raise UnfitFile(f"{status.st_size / MB:,.0f} MB are too many: such a file has at most {most // MB:,} MB")
     return status
 
 

@@ -32,8 +32,7 @@ def check(words: Data, json: arguments.Json = False) -> None:
     with screen.stdout_for_json(json):
         with screen.progress("reading images") as progress:
             report = checking.check(path, settings.data, progress)
-        for fault in report.faults:
-            screen.say(f"{fault} [{fault.kind}]")
+        screen.lines(f"{fault} [{fault.kind}]" for fault in report.faults)
         screen.note(*report.notes)
         lists = ", ".join(f"{screen.several(stats.images, 'image')} in {name}" for name, stats in report.lists.items())
         screen.say(f"{path} ({report.format}): {lists}; classes: {', '.join(report.names)}")

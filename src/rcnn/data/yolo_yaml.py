@@ -67,7 +67,7 @@ def layout_of_yaml(path: Path) -> Layout:
     if not lists:
         raise DataError(f"{path}: it names no existing train, val or test folder or list")
     notes = tuple(f"{text} is not there" for text in missing)
-    return Layout("yolo", root, lists, _yaml_names(tree, path), path.name, notes, tuple(faults))
+    return Layout("yolo", root, lists, _yaml_names(tree, path), path.name, notes, tuple(faults), path.parent)
 
 
 def _place(entry: str, root: Path, folder: Path) -> Path | None:

@@ -14,7 +14,7 @@ from PIL import Image
 from rcnn.errors import ImageError
 from rcnn.preprocess.npy import MAGIC, open_array, pieces, read_array
 from rcnn.preprocess.values import STRIP, check_floats, limit, other_channels, quantised, to_uint8
-from rcnn.regular import MB, check_regular
+from rcnn.regular import MB, UnfitFile, check_regular
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm"),
@@ -211,6 +211,8 @@ def _named(path: Path) -> Iterator[None]:
             warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
     except ImageError as error:
+        raise ImageError(f"{path}: {error}") from None
+    except UnfitFile as error:
         raise ImageError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise ImageError(f"{path}: there is no such file") from None
