@@ -78,3 +78,31 @@ def test_nothing_in_a_file_is_run(run: Run, data: Path, weights: Path, hostile: 
         assert hostile.name in outcome.err
         assert "Traceback" not in outcome.err
         assert "unexpected" not in outcome.err
+
+
+def test_a_picture_that_is_postscript_starts_no_program(
+    run: Run, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ran: Path
+) -> None:
+    """Pillow would give it to Ghostscript, here one that leaves a mark and never returns."""
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/gs").write_text(f"#!/bin/sh\ntouch {ran}\nsleep 600\n")
+    (tmp_path / "bin/gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    picture = data / "JPEGImages/0.jpg"
+    picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 80 60\n%%EndComments\nshowpage\n")
+    commands: list[list[object]] = [
+        ["data", "check", data],
+        ["data", "stats", data],
+        ["data", "show", data, "--count", 6],
+        ["data", "convert", data, "--to", "coco", "--out", "copy"],
+        ["train", data, *SMALL],
+        ["val", weights, data, "--split", "train"],
+        ["predict", weights, picture],
+        ["propose", weights, picture],
+        ["explain", weights, picture],
+    ]
+    for words in commands:
+        outcome = run(*words)
+        assert not ran.exists(), f"{words} started it"
+        assert outcome.code == 3, f"{words}: {outcome.err}"
+        assert "0.jpg: this is EPS: convert it to PNG or JPEG" in outcome.out + outcome.err

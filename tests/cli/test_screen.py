@@ -10,7 +10,7 @@ from rcnn.cli import screen
 
 def test_json_holds_what_arrays_and_paths_hold() -> None:
     value = {"a": np.array([1.5, np.nan]), 2: Path("x"), "t": (True, None, np.int64(3), float("inf"))}
-    assert screen.plain(value) == {"a": [1.5, None], "2": "x", "t": [True, None, 3, None]}
+    assert screen.jsonable(value) == {"a": [1.5, None], "2": "x", "t": [True, None, 3, None]}
 
 
 def test_while_json_is_wanted_prints_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -32,8 +32,7 @@ def check(words: Data, json: arguments.Json = False) -> None:
     with screen.stdout_for_json(json):
         with screen.progress("reading images") as progress:
             report = checking.check(path, settings.data, progress)
-        for fault in report.faults:
-            screen.say(f"{fault} [{fault.kind}]")
+        screen.lines(f"{fault} [{fault.kind}]" for fault in report.faults)
         screen.note(*report.notes)
         lists = ", ".join(f"{screen.several(stats.images, 'image')} in {name}" for name, stats in report.lists.items())
         screen.say(f"{path} ({report.format}): {lists}; classes: {', '.join(report.names)}")
@@ -97,17 +96,19 @@ def show(
     """
     from random import Random
 
-    from rcnn.cli.files import fresh_folder
+    from rcnn.cli.files import fresh_folder, new_file, outside_data
     from rcnn.data.find import open_dataset
     from rcnn.insight.mosaic import mosaic
 
+    if out is not None:
+        new_file(out, (".png", ".jpg", ".jpeg"))
     path, settings = _opened(words, on_fault)
     with screen.stdout_for_json(json):
         dataset = open_dataset(path, split, settings.data, decode=False)
         screen.dataset_line(dataset)
         order = Random(seed).sample(dataset.records, len(dataset))
         tiles = list(islice(_tiles(order, settings), count))
-        picture = out or fresh_folder(Path("runs/show")) / "mosaic.png"
+        picture = outside_data(out, dataset) if out else fresh_folder(Path("runs/show")) / "mosaic.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         mosaic(tiles, dataset.names, picture)
         screen.say(f"{screen.several(len(tiles), 'image')}: {picture}")

@@ -33,6 +33,7 @@ def demo(
 
     Example: rcnn demo --out /tmp/demo
     """
+    from rcnn.cli.files import empty_folder
     from rcnn.cli.report import write_report
     from rcnn.cli.val import show, summary
     from rcnn.data.find import open_dataset
@@ -45,7 +46,7 @@ def demo(
     changes = [*RECIPE, *arguments.given({"train.device": device, "train.seed": seed}), *(words or [])]
     settings_of("tiny-fpn", changes)  # a wrong setting is reported before hundreds of images are made
     with screen.stdout_for_json(json):
-        data = out / "data"
+        data = empty_folder(out) / "data"
         for split, (images, draw) in SPLITS.items():
             synthesise(data, images, split=split, seed=draw)
         made = ", ".join(f"{images} {split}" for split, (images, _) in SPLITS.items())

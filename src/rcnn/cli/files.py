@@ -1,11 +1,16 @@
 """Where commands write their results."""
 
 import itertools
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rcnn.errors import SettingsError
-from rcnn.preprocess.sources import MARK, mark_results
+from rcnn.preprocess.sources import MARK, is_below_results, mark_results
+
+if TYPE_CHECKING:
+    from rcnn.data.dataset import Dataset
 
 
 def fresh_folder(out: Path) -> Path:
@@ -26,11 +31,36 @@ def new_file(out: Path, suffixes: Sequence[str]) -> Path:
     """
     if out.suffix not in suffixes:
         raise SettingsError(f"--out {out}: the name must end in {' or '.join(suffixes)}")
-    if out.exists():
+    if os.path.lexists(out):
         raise SettingsError(f"{out} is there already; move it away or give another name with --out")
+    return out
+
+
+def outside_data(out: Path, dataset: "Dataset") -> Path:
+    """Return `out`, the file to write, after checking that it will not lie among the images and labels of a data set.
+
+    Raises:
+        SettingsError: it lies in the data set's folder, but not in a folder of results, or next to one of its images.
+    """
+    folder, root = out.parent.resolve(), dataset.root.resolve()
+    among = {os.path.dirname(record.path) for record in dataset.records}
+    inside = folder.is_relative_to(root) and not is_below_results(folder, root)
+    if inside or any(folder == Path(path).resolve() for path in among):
+        raise SettingsError(f"--out {out}: lies in the data set {dataset.root}, which is never written to")
+    return out
+
+
+def empty_folder(out: Path) -> Path:
+    """Return `out`, the folder to write into, after checking that it is new or empty.
+
+    Raises:
+        SettingsError: there is something in it.
+    """
+    if not _is_free(out):
+        raise SettingsError(f"--out {out}: something is there already; give a new or empty folder")
     return out
 
 
 def _is_free(folder: Path) -> bool:
     """Whether the path doesn't exist or is an empty folder."""
-    return not folder.exists() or (folder.is_dir() and all(entry.name == MARK for entry in folder.iterdir()))
+    return not os.path.lexists(folder) or (folder.is_dir() and all(entry.name == MARK for entry in folder.iterdir()))

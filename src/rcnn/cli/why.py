@@ -57,7 +57,7 @@ def why(
         show(summary)
         folder = fresh_folder(out or Path("runs/why") / path.resolve().name)
         whole = document(summary, dataset)
-        text = json_format.dumps(screen.plain(whole), indent=2, ensure_ascii=False)
+        text = json_format.dumps(screen.jsonable(whole), indent=2, ensure_ascii=False)
         (folder / "why.json").write_text(text + "\n", encoding="utf-8")
         draw_funnel(summary, folder / "funnel.png")
         draw_worst(answer, dataset, settings, folder / "worst.jpg")

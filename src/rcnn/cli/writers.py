@@ -95,7 +95,7 @@ def _drawn(target: Target) -> AbstractContextManager[Write]:
     return _file_per_image(
         target.folder / "drawn",
         lambda image: image if image.suffix.lower() in DRAWABLE else image.with_name(image.name + ".png"),
-        lambda result, path: result.draw().convert("RGB").save(path),
+        lambda result, path: result.draw().save(path),
     )
 
 

@@ -34,6 +34,9 @@ class Data(Section):
         default=None, description="White of 16-bit images. None: 65535."
     )
     max_pixels: Count = Field(default=178_956_970, description="Larger images are refused, pixels.")
+    outside: Literal["allow", "refuse"] = Field(
+        default="allow", description="Images that the data names outside its own folder: read them, or call it a fault."
+    )
     licence: str | None = Field(default=None, description="Licence of the data, noted in the weights; free text.")
     workers: Annotated[int, Field(ge=0, le=64)] = Field(default=0, description="Loader processes besides the main one.")
 

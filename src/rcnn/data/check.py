@@ -65,6 +65,12 @@ def check(path: str | Path, settings: Data, progress: ProgressCallback | None = 
     datasets = decode_images(datasets, settings, progress)
     faults += [fault for dataset in datasets for fault in dataset.faults]
     notes = [note for dataset in datasets for note in dataset.notes]
+    outside = layout.outside(list(dict.fromkeys(record.path for dataset in datasets for record in dataset.records)))
+    if outside:
+        notes.append(
+            f"{len(outside)} images lie outside {layout.home or layout.root}, such as {outside[0]}; "
+            "data.outside=refuse makes that a fault"
+        )
     return DataReport(
         path=str(path),
         format=layout.format,

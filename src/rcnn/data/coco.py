@@ -16,14 +16,17 @@ import numpy as np
 
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
+from rcnn.data.draft import Draft, Layout, Reading, numbered, relative_name, unknown_class
 from rcnn.data.folders import Folder, copy_images, write_text
 from rcnn.errors import DataError
+from rcnn.regular import MB, check_regular, read_text
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 _SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")
 _HEAD = 1 << 20
 _ARRAYS = ("images", "annotations", "categories")
+_FLAGS = (None, 0, 1)
+_LARGEST = 1500 * MB
 
 
 def find(path: Path) -> Layout | None:
@@ -53,8 +56,9 @@ def find(path: Path) -> Layout | None:
 
 def _is_coco(path: Path) -> bool:
     """Whether a json file looks like COCO detection, by its name and its beginning or end."""
-    if path.name.startswith(_OTHER_TASKS):
+    if path.name.startswith(_OTHER_TASKS) or path.is_dir():
         return False
+    check_regular(path)
     with path.open("rb") as file:
         head = file.read(_HEAD)
         file.seek(max(0, path.stat().st_size - _HEAD))
@@ -105,13 +109,15 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
 def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
     """Return the object in a json file; None, and a fault, if it can't be read or lacks an array."""
     try:
-        tree = json.loads(path.read_text(encoding="utf-8-sig"), object_hook=_without_polygons)
+        tree = json.loads(read_text(path, _LARGEST), object_pairs_hook=_Fields(path, reading.faults))
     except json.JSONDecodeError as error:
         where, reason = f"{path}:{error.lineno}:{error.colno}", f"malformed json: {error.msg}"
     except UnicodeDecodeError as error:
         where, reason = f"{path}:{error.object.count(10, 0, error.start) + 1}", "this is not UTF-8 text"
     except (RecursionError, ValueError) as error:  # arrays nested too deeply, numbers with thousands of digits
         where, reason = str(path), f"malformed json: {error}"
+    except (OSError, MemoryError) as error:
+        where, reason = str(path), str(error) or "the file does not fit into the memory"
     else:
         arrays = {name for name, value in tree.items() if isinstance(value, list)} if isinstance(tree, dict) else set()
         missing = [name for name in _ARRAYS if name not in arrays]
@@ -122,10 +128,34 @@ def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
     return None
 
 
-def _without_polygons(fields: dict[str, Any]) -> dict[str, Any]:
-    """Drop the polygons while the file is parsed: they are most of it, and are not used."""
-    fields.pop("segmentation", None)
-    return fields
+class _Fields:
+    """Makes objects while a file is parsed: without polygons, which are most of it; keys that are repeated are faults.
+
+    Args:
+        path: the file.
+        faults: list that the faults are added to.
+    """
+
+    def __init__(self, path: Path, faults: list[Fault]) -> None:
+        self._path, self._faults = path, faults
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        fields = dict(pairs)
+        if len(fields) < len(pairs):
+            self._note(pairs)
+        fields.pop("segmentation", None)
+        return fields
+
+    def _note(self, pairs: list[tuple[str, Any]]) -> None:
+        first: dict[str, Any] = {}
+        for key, value in pairs:
+            if key in first and key != "segmentation":
+                here = f" of the object with id {first['id']!r:.50}" if "id" in first else ""
+                said = f"the key `{key:.50}`{here} is there twice, as {first[key]!r:.50} and as {value!r:.50}"
+                same = first[key] == value
+                reason = said if same else f"{said}; keep one of the two"
+                self._faults.append(Fault(str(self._path), reason, "mendable" if same else "fatal"))
+            first.setdefault(key, value)
 
 
 @dataclass
@@ -187,7 +217,7 @@ class _File:
         finder = _ImageFinder(self.path, self.layout.root)
         for where, item in self._objects("images", items):
             number, file_name = item.get("id"), item.get("file_name")
-            if not isinstance(number, int | str) or not isinstance(file_name, str) or not file_name:
+            if not _is_id(number) or not isinstance(file_name, str) or not file_name:
                 self._fault(where, "an image needs an id and a file_name")
                 continue
             draft = Draft(file_name, number, None, source=where)
@@ -213,22 +243,29 @@ class _File:
         labels = {name: label for label, name in enumerate(self.reading.names)}
         for where, item in self._objects("annotations", items):
             number = item.get("image_id")
-            draft = drafts.get(number) if isinstance(number, int | str) else None
+            draft = drafts.get(number) if _is_id(number) else None
             if draft is None:
-                self._fault(where, f"the annotation's image_id {number!r} is no image of this file")
+                self._fault(where, f"the annotation's image_id {number!r:.50} is no image of this file")
                 continue
             category = item.get("category_id")
             name = categories.get(category) if _is_int(category) else None
             if name is None:
-                known = ", ".join(f"{key} {value}" for key, value in categories.items())
-                draft.fatal(where, f"category_id {category!r} is not among the categories {known}")
+                known = numbered(categories)
+                draft.fatal(where, f"category_id {category!r:.50} is not among the categories {known}")
             elif name not in labels:
-                draft.fatal(where, unknown_class(name, list(labels)))
+                draft.fatal(where, unknown_class(name, list(labels), draft))
             box = item.get("bbox")
             if not isinstance(box, list) or len(box) != 4 or not {*map(type, box)} <= {int, float}:
-                draft.fatal(where, f"bbox must be four numbers x, y, width, height; found {box!r}")
+                draft.fatal(where, f"bbox must be four numbers x, y, width, height; found {box!r:.200}")
                 continue
-            ignore = bool(item.get("iscrowd", 0) or item.get("ignore", 0))
+            crowd, left_out = item.get("iscrowd"), item.get("ignore")
+            if crowd not in _FLAGS or left_out not in _FLAGS:
+                draft.fatal(where, f"iscrowd and ignore must be 0 or 1; found {crowd!r:.50} and {left_out!r:.50}")
+                continue
+            if isinstance(item.get("id"), bool):
+                draft.fatal(where, f"id must be a number; found {item['id']}")
+                continue
+            ignore = bool(crowd or left_out)
             draft.add(where, labels.get(name or ""), _floats(box), ignore)
 
 
@@ -302,6 +339,10 @@ def _plain(path: Path) -> Path:
 
 def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_id(value: object) -> TypeGuard[int | str]:
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def label_rows(

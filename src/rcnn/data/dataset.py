@@ -25,7 +25,7 @@ class Fault:
     image: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}"
+        return f"{self.where}: {self.reason}".replace("\n", "\\n")  # one line, whatever the names in it
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,12 @@
 """What the readers share: images as the files describe them, and how these are checked and become records."""
 
 import os
+import unicodedata
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +18,15 @@ from rcnn.errors import ImageError
 from rcnn.preprocess.decode import image_size
 
 SMALLEST_IMAGE = 16
+LISTED = 100
+"""Classes that a message lists."""
+
+LONGEST_NAME = 255
+"""Bytes of a class name or of a part of a path."""
+
+HINTS, MOST_COMPARED = 20, 1000
+"""Unknown names of an image, and known names, that are compared to find similar ones."""
+
 Kind = Literal["mendable", "fatal"]
 Corners = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Converts (n, 4) float64 boxes of a format to (n, 4) continuous xyxy and (n,) bool: no size by the format's rules."""
@@ -78,6 +89,8 @@ class Layout:
         names: class names, if they are stored with the lists (YOLO).
         evidence: files by which the format was recognised, for messages.
         notes: sentences worth saying aloud.
+        faults: faults of the file that names the lists.
+        home: folder that the data was given as, or that of the file; None: `root`.
     """
 
     format: str
@@ -86,6 +99,18 @@ class Layout:
     names: tuple[str, ...] | None = None
     evidence: str = ""
     notes: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
+    home: Path | None = None
+
+    def outside(self, images: Iterable[Path]) -> list[Path]:
+        """Return the images that don't lie in the data set's own folder, by their paths alone."""
+        home = os.path.abspath(self.home or self.root)
+        own = {folder: _is_below(folder, home) for folder in {os.path.dirname(image) for image in images}}
+        return [image for image in images if not own[os.path.dirname(image)]]
+
+
+def _is_below(folder: str, home: str) -> bool:
+    return os.path.commonpath([os.path.abspath(folder), home]) == home
 
 
 @dataclass(slots=True)
@@ -113,11 +138,36 @@ class Reading:
     notes: list[str] = field(default_factory=list)
 
 
-def unknown_class(name: str, known: Sequence[str]) -> str:
-    """Return the reason of the fault that a class isn't among those known."""
-    near = get_close_matches(name, known, n=1, cutoff=0.6)
+def unknown_class(name: str, known: Sequence[str], draft: Draft) -> str:
+    """Return the reason of the fault that a class isn't among those known, with a hint if the image has few faults."""
+    near = get_close_matches(name, known[:MOST_COMPARED], n=1, cutoff=0.6) if len(draft.faults) < HINTS else ()
     hint = f"; did you mean `{near[0]}`?" if near else ""
-    return f"class `{name}` is not among the classes {', '.join(known)}{hint}"
+    return f"class `{name}` is not among the classes {listed(known)}{hint}"
+
+
+def listed(names: Collection[str]) -> str:
+    """Return names for a message, separated by commas: the first ones and the number of the others."""
+    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+    return ", ".join(islice(names, LISTED)) + more
+
+
+def numbered(names: Mapping[int, str]) -> str:
+    """Return names by number as `listed` does."""
+    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
+    return ", ".join(f"{number} {name}" for number, name in islice(names.items(), LISTED)) + more
+
+
+def unfit_name(name: str) -> str | None:
+    """Return why a name can't be written into files of other formats; None if it can."""
+    if name.isprintable() and len(name) <= LONGEST_NAME:
+        return None
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    if any(unicodedata.category(letter) == "Cc" for letter in name):
+        return "has a line end or another control character in it"
+    return f"is longer than {LONGEST_NAME} bytes" if length > LONGEST_NAME else None
 
 
 def relative_name(path: Path, root: Path) -> str:
@@ -127,6 +177,7 @@ def relative_name(path: Path, root: Path) -> str:
 
 def finish(reading: Reading, layout: Layout, split: str, settings: Data) -> Dataset:
     """Build the split from the images without a fatal fault, with all faults."""
+    _check_places(reading, layout, settings)
     sized = [(draft, size) for draft in reading.drafts if (size := _read_size(draft, settings.max_pixels)) is not None]
     ends, boxes, labels, ignore = _usable_objects(reading, [draft for draft, _ in sized], [size for _, size in sized])
     records: list[Record] = []
@@ -145,6 +196,21 @@ def finish(reading: Reading, layout: Layout, split: str, settings: Data) -> Data
         faults=(*reading.faults, *faults),
         notes=tuple(reading.notes),
     )
+
+
+def _check_places(reading: Reading, layout: Layout, settings: Data) -> None:
+    """Note images whose names can't be used and, if they are refused, those outside the data set: none is opened."""
+    drafts = [draft for draft in reading.drafts if draft.path is not None]
+    refused = settings.outside == "refuse"
+    outside = set(layout.outside([draft.path for draft in drafts if draft.path]) if refused else ())
+    for draft in drafts:
+        for part in draft.name.split("/"):
+            if reason := unfit_name(part):
+                draft.fatal(draft.source or str(draft.path), f"the name of the image, `{part}`, {reason}; rename it")
+                draft.path = None
+        if draft.path in outside:
+            draft.fatal(str(draft.path), "the image lies outside the data set, which data.outside=refuse forbids")
+            draft.path = None
 
 
 def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:

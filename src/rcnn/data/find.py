@@ -12,10 +12,11 @@ from typing import Literal
 from rcnn.config import Data
 from rcnn.data import coco, voc, yolo
 from rcnn.data.dataset import Dataset
-from rcnn.data.draft import Layout, Reading, finish
+from rcnn.data.draft import Layout, Reading, finish, unfit_name
 from rcnn.data.pixels import ProgressCallback, decode_images
 from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
+from rcnn.regular import check_regular
 
 Split = Literal["train", "val", "test", "all"]
 FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
@@ -139,9 +140,16 @@ def find_layout(path: str | Path) -> Layout:
         DataError: no reader recognises one, or more than one does.
     """
     path = Path(path).expanduser()
-    if not path.exists():
-        raise DataError(_missing(path))
-    layouts = [layout for reader in FORMATS.values() if (layout := reader.find(path)) is not None]
+    if reason := next(filter(None, map(unfit_name, path.parts)), None):
+        raise DataError(f"{path}: this path {reason}; rename it")
+    try:
+        if not path.exists():
+            raise DataError(_missing(path))
+        if not path.is_dir():
+            check_regular(path)
+        layouts = [layout for reader in FORMATS.values() if (layout := reader.find(path)) is not None]
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error}") from None
     if not layouts:
         raise DataError(_unrecognised(path))
     if len(layouts) > 1:
@@ -217,11 +225,15 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
         raise DataError(f"{where}: there are no images in it{lines}", reading.faults)
     if not reading.names:
         raise DataError(f"{where}: there is not one object in it, so there are no classes", reading.faults)
+    for name in reading.names:
+        if reason := unfit_name(name):
+            raise DataError(f"{where}: the name of a class, `{name:.300}`, {reason}; rename it")
     if names is not None and reading.own and not set(names) & set(reading.own):
         raise DataError(
             f"{where}: its classes are {', '.join(reading.own)}, not one of those wanted: {', '.join(names)}"
         )
     reading.notes[:0] = layout.notes
+    reading.faults[:0] = layout.faults
     return reading
 
 
@@ -238,4 +250,4 @@ def _hold_out(reading: Reading, split: str, layout: Layout, settings: Data) -> N
 
 def _hash(name: str) -> bytes:
     """Return a hash of the file name alone, so that copies in another layout are split alike."""
-    return hashlib.sha256(os.path.splitext(name.rsplit("/", 1)[-1])[0].encode()).digest()
+    return hashlib.sha256(os.path.splitext(name.rsplit("/", 1)[-1])[0].encode(errors="surrogateescape")).digest()

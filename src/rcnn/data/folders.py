@@ -3,22 +3,30 @@
 import os
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
 from rcnn.data.dataset import Record
-from rcnn.preprocess.sources import is_image
+from rcnn.preprocess.sources import check_walk, is_image, is_results
+from rcnn.regular import MB, read_text
+
+MOST_COMPARED = 200_000
+"""Names that are compared with those of missing files, in one folder."""
 
 
-def read_lines(path: Path) -> list[tuple[int, str]]:
+LARGEST_LIST = 256 * MB
+"""Bytes of a text file that lists images."""
+
+
+def read_lines(path: Path, most: int = LARGEST_LIST) -> list[tuple[int, str]]:
     """Return (line number from 1, stripped text) of every non-empty line. A BOM and any line ending are accepted.
 
     Raises:
-        OSError, UnicodeDecodeError: the file can't be read as UTF-8 text.
+        OSError, UnicodeDecodeError: the file has more than `most` bytes, or can't be read as UTF-8 text.
     """
-    text = path.read_text(encoding="utf-8-sig")
+    text = read_text(path, most)
     return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
@@ -39,13 +47,19 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether something is a file, or a pipe, socket or device, which whoever reads it will refuse by name."""
+    return entry.is_file() or (not entry.is_dir() and os.path.exists(entry.path))
+
+
 class Folder:
     """The files of one folder; none if the folder is missing."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        names = (entry.name for entry in os.scandir(path) if entry.is_file()) if path.is_dir() else ()
+        names = (entry.name for entry in os.scandir(path) if _is_file(entry)) if path.is_dir() else ()
         self.names = tuple(sorted(name for name in names if not name.startswith(".")))
+        self._compared = 0
 
     def find(self, name: str) -> list[str]:
         """Return the file of this name, else those whose names differ only in case or Unicode form."""
@@ -59,6 +73,9 @@ class Folder:
 
     def near(self, name: str) -> str:
         """Return `; similar names there: ...` for a message, or an empty string."""
+        self._compared += len(self.names)
+        if self._compared > MOST_COMPARED:  # of thousands of missing images, the first ones show what is wrong
+            return ""
         similar = get_close_matches(name, self.names, n=3, cutoff=0.7)
         return f"; similar names there: {', '.join(similar)}" if similar else ""
 
@@ -69,6 +86,23 @@ class Folder:
     @cached_property
     def _image_stems(self) -> dict[str, list[str]]:
         return _index((os.path.splitext(name)[0], name) for name in filter(is_image, self.names))
+
+
+def walk(top: Path, folders: "Folders") -> Iterator[Path]:
+    """Yield a folder and those below it, sorted, without our own results.
+
+    Raises:
+        OSError: there are many more other files than images, as on a whole disk.
+    """
+    images = others = 0
+    for name, below, _ in os.walk(top):
+        folder = Path(name)
+        below[:] = sorted(inner for inner in below if not is_results(folder / inner))
+        names = folders(folder).names
+        images += sum(map(is_image, names))
+        others += len(names) + len(below)
+        check_walk(top, images, others)
+        yield folder
 
 
 def _index(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:

@@ -1,5 +1,6 @@
 """Decode every image before long work begins, to find damaged files and unusual pixels."""
 
+import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,7 @@ from pathlib import Path
 
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
+from rcnn.data.draft import unfit_name
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import Look, verify_image
 
@@ -57,7 +59,8 @@ def _files(dataset: Dataset) -> dict[Path, str]:
     unreadable = {fault.where for fault in dataset.faults if fault.kind == "fatal"}
     left_out = dict.fromkeys(fault.image for fault in dataset.faults if fault.image is not None)
     files = {record.path: record.name for record in dataset.records}
-    files |= {dataset.root / name: name for name in left_out if (dataset.root / name).is_file()}
+    paths = {Path(os.path.normpath(dataset.root / name)): name for name in left_out if not unfit_name(name)}
+    files |= {path: name for path, name in paths.items() if path.is_file()}
     return {path: name for path, name in files.items() if str(path) not in unreadable}
 
 

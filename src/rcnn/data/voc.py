@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -14,12 +14,15 @@ from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
 from rcnn.data.folders import Folder, Folders, copy_images, read_lines, write_text
-from rcnn.data.xml_tree import MalformedXml, Node, parse_xml
+from rcnn.data.xml_tree import LARGEST_XML, MalformedXml, Node, parse_xml
 from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
+from rcnn.regular import check_regular
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _LISTS = ("train", "val", "trainval", "test")
+_PARENTS = ("size", "object", "bndbox")
+_ONCE = {"filename", "size", "width", "height", "name", "bndbox", "difficult", "xmin", "ymin", "xmax", "ymax"}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _THINNEST = 0.01  # pixels
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
@@ -117,11 +120,20 @@ def _origin(layout: Layout, settings: Data, reading: Reading) -> int:
     sources = {source for sources in layout.lists.values() for source in sources}
     folders = {source if source.is_dir() else layout.root / "Annotations" for source in sources}
     files = (file for folder in sorted(folders) for file in sorted(folder.glob("*.[xX][mM][lL]")))
-    zero = next((file for file in files if _BELOW_ONE.search(file.read_bytes())), None)
+    zero = next((file for file in files if _is_readable(file) and _BELOW_ONE.search(file.read_bytes())), None)
     if zero is None:
         return 1
     reading.notes.append(f"boxes are read as 0-based, since there is an xmin or ymin of 0 (in {zero.name})")
     return 0
+
+
+def _is_readable(xml: Path) -> bool:
+    """Whether a file may be an annotation; those that may not are told where they are read."""
+    try:
+        check_regular(xml, LARGEST_XML)
+    except OSError:
+        return False
+    return True
 
 
 def _entries(source: Path, root: Path, folders: Folders, reading: Reading) -> Iterator[_Entry]:
@@ -167,7 +179,7 @@ def _listed_stem(text: str, annotations: Folder, images: Folder) -> str:
 def _read_image(entry: _Entry, root: Path, objects: list[_Object]) -> Draft:
     """Read the image of an entry without its boxes, and append its <object>s to `objects`."""
     node, broken = None, None
-    if entry.xml.is_file():
+    if entry.xml.exists() and not entry.xml.is_dir():
         try:
             node = parse_xml(entry.xml)
         except MalformedXml as error:
@@ -182,6 +194,7 @@ def _read_image(entry: _Entry, root: Path, objects: list[_Object]) -> Draft:
         draft.fatal(*broken)
     _choose_image(draft, entry, names, same_stem=bool(by_stem))
     if node is not None:
+        _check_repeated(node, entry.xml, draft)
         _read_size(node, entry.xml, draft)
         objects += [_Object(draft, entry.xml, child) for child in node.all("object")]
     return draft
@@ -200,6 +213,25 @@ def _choose_image(draft: Draft, entry: _Entry, names: list[str], same_stem: bool
     stems = {entry.stem, entry.xml.stem, *(os.path.splitext(name)[0] for name in names if same_stem)}
     if len(stems) > 1:
         draft.mendable(entry.where, f"names differ in case, taken to be the same: {', '.join(sorted(stems))}")
+
+
+def _check_repeated(node: Node, xml: Path, draft: Draft) -> None:
+    """Note tags that are there twice in an element, where one is read."""
+    tags = [child.tag for child in node.children]
+    for first, child in node.repeated(_ONCE) if len(set(tags)) < len(tags) else ():
+        same = _content(first) == _content(child)
+        reason = f"<{child.tag}> is there twice, first on line {first.line}"
+        (draft.mendable if same else draft.fatal)(
+            f"{xml}:{child.line}", reason if same else f"{reason}, with another content; keep one of the two"
+        )
+    for child in node.children:
+        if child.children and child.tag in _PARENTS:
+            _check_repeated(child, xml, draft)
+
+
+def _content(node: Node) -> Any:
+    """Return what an element says, without its place and layout."""
+    return node.tag, node.text.strip(), [_content(child) for child in node.children]
 
 
 def _read_size(root: Node, xml: Path, draft: Draft) -> None:
@@ -222,7 +254,9 @@ def _add_row(item: _Object, labels: dict[str, int]) -> None:
     label = labels.get(item.name)
     if label is None:
         line = (node.get("name") or node).line
-        draft.fatal(f"{file}:{line}", unknown_class(item.name, list(labels)) if item.name else "an object has no name")
+        draft.fatal(
+            f"{file}:{line}", unknown_class(item.name, list(labels), draft) if item.name else "an object has no name"
+        )
     corners = node.get("bndbox")
     if corners is None:
         draft.fatal(f"{file}:{node.line}", f"object `{item.name}` has no <bndbox>")

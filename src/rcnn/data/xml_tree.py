@@ -1,8 +1,14 @@
 """Parse XML files into small trees whose nodes know their line numbers."""
 
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
+
+from rcnn.regular import MB, check_regular
+
+LARGEST_XML = 16 * MB
+"""Bytes of the annotation of an image."""
 
 
 @dataclass(slots=True)
@@ -22,6 +28,13 @@ class Node:
         """Return the first child with this tag, or None."""
         return next((child for child in self.children if child.tag == tag), None)
 
+    def repeated(self, tags: Collection[str]) -> Iterator[tuple["Node", "Node"]]:
+        """Yield the first child of each of these tags with every later one."""
+        first: dict[str, Node] = {}
+        for child in self.children:
+            if child.tag in tags and first.setdefault(child.tag, child) is not child:
+                yield first[child.tag], child
+
     def value(self, tag: str, default: str = "") -> str:
         """Return the stripped text of the first child with this tag, or the default."""
         child = self.get(tag)
@@ -40,11 +53,12 @@ def parse_xml(path: Path) -> Node:
     """Parse an XML file.
 
     Raises:
-        MalformedXml: the file is not well-formed, or declares entities.
+        MalformedXml: the file is not well-formed, declares entities, is too large or can't be read.
     """
     top = Node("", 0)
     stack = [top]
     parser = expat.ParserCreate()
+    parser.buffer_text, parser.buffer_size = True, 1 << 16  # text in few pieces: each is added to a growing string
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         node = Node(tag.rpartition(":")[2], parser.CurrentLineNumber)
@@ -60,9 +74,12 @@ def parse_xml(path: Path) -> Node:
     parser.StartElementHandler, parser.EndElementHandler = start, lambda _: stack.pop()
     parser.CharacterDataHandler, parser.EntityDeclHandler = text, entity
     try:
+        check_regular(path, LARGEST_XML)
         parser.Parse(path.read_bytes(), True)
     except expat.ExpatError as error:
         raise MalformedXml(error.lineno, f"malformed xml: {expat.ErrorString(error.code)}") from None
+    except OSError as error:
+        raise MalformedXml(1, str(error)) from None
     except (ValueError, LookupError) as error:  # also encodings that Python doesn't know
         raise MalformedXml(parser.CurrentLineNumber, f"malformed xml: {error}") from None
     return top.children[0]

@@ -10,14 +10,22 @@ import numpy as np
 
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, copy_images, read_lines, write_text
+from rcnn.data.draft import LISTED, Draft, Layout, Reading, numbered, relative_name, unknown_class
+from rcnn.data.folders import Folder, Folders, copy_images, read_lines, walk, write_text
 from rcnn.data.yolo_yaml import layout_of_yaml, load_yaml, yaml_text
 from rcnn.errors import DataError
-from rcnn.preprocess.sources import is_image, is_results
+from rcnn.preprocess.sources import is_image
+from rcnn.regular import MB, check_regular
 
+LARGEST_LABELS = 16 * MB
+"""Bytes of a label file."""
+
+_LONGEST_ROW = 1000
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "classes.names")
+MOST_CLASSES = 10_000
+"""Classes of a data set that does not name them: as many as its largest number says, which may be a mistake."""
+
 _NOT_LABELS = {"classes.txt", "train.txt", "val.txt", "test.txt", "readme.txt", "notes.txt"}
 
 
@@ -124,10 +132,9 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
 def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Entry]:
     """Yield the images in and below a folder, except our own results, or those of a list of paths."""
     if source.is_dir():
-        for folder, below, _ in os.walk(source):
-            below[:] = sorted(name for name in below if not is_results(Path(folder) / name))
-            for name in filter(is_image, folders(Path(folder)).names):
-                yield _Entry(str(Path(folder) / name), Path(folder) / name, (name,))
+        for folder in walk(source, folders):
+            for name in filter(is_image, folders(folder).names):
+                yield _Entry(str(folder / name), folder / name, (name,))
         return
     for line, text in read_lines(source):
         name = text.replace("\\", "/")
@@ -168,10 +175,13 @@ def _label_lines(entry: _Entry, draft: Draft, folders: Folders) -> list[_Line]:
     if fits[0] != wanted:
         draft.mendable(file, f"names differ in case, taken to be the same: {fits[0]}, {entry.path.name}")
     try:
-        return [_Line(draft, f"{file}:{number}", text.split()) for number, text in read_lines(file)]
+        rows = read_lines(file, LARGEST_LABELS)
+        return [_Line(draft, f"{file}:{number}", text.split()) for number, text in rows]
     except UnicodeDecodeError:
         draft.fatal(f"{file}:1", "the label file is not text")
-        return []
+    except OSError as error:
+        draft.fatal(file, str(error))
+    return []
 
 
 def _check_label_files(images: Sequence[Path], folders: Folders, reading: Reading) -> None:
@@ -203,14 +213,16 @@ def _check_label_files(images: Sequence[Path], folders: Folders, reading: Readin
 
 def _has_rows(file: Path) -> bool:
     """Whether the first line of a text file looks like a label."""
-    columns = file.read_text(encoding="utf-8", errors="replace").split("\n", 1)[0].split()
+    check_regular(file)
+    with file.open(encoding="utf-8", errors="replace") as text:
+        columns = text.readline(_LONGEST_ROW).split()
     return len(columns) == 5 and all(_number(column) is not None for column in columns)
 
 
 def _numbers(lines: Sequence[_Line], reading: Reading) -> tuple[str, ...]:
-    """Name the classes by their numbers if nothing else names them."""
-    numbers = [number for line in lines if line.columns and (number := _class(line.columns[0])) is not None]
-    count = max(numbers, default=-1) + 1
+    """Name the classes by their numbers if nothing else names them; those that can't be one are told with their row."""
+    numbers = (_class(line.columns[0]) for line in lines if line.columns)
+    count = max((number for number in numbers if number is not None and number < MOST_CLASSES), default=-1) + 1
     reading.notes.append(f"no data.yaml or classes.txt names the classes: they are called 0 to {count - 1}")
     return tuple(map(str, range(count)))
 
@@ -237,16 +249,18 @@ def _add_row(line: _Line, own: Sequence[str], labels: dict[str, int]) -> None:
     number = _class(columns[0])
     label = None
     if number is None or not 0 <= number < len(own):
-        classes = ", ".join(f"{index} {name}" for index, name in enumerate(own))
-        draft.fatal(where, f"class {columns[0]} is not among the classes {classes}")
+        many = number is not None and number >= MOST_CLASSES
+        hint = f"; of classes without names, at most {MOST_CLASSES:,} are read" if many else ""
+        known = numbered(dict(enumerate(own[: LISTED + 1]))) if len(own) <= LISTED else f"0 to {len(own) - 1}"
+        draft.fatal(where, f"class {columns[0]:.50} is not among the classes {known}{hint}")
     else:
         label = labels.get(own[number])
         if label is None:
-            draft.fatal(where, unknown_class(own[number], list(labels)))
+            draft.fatal(where, unknown_class(own[number], list(labels), draft))
     try:
         draft.add(where, label, [float(column) for column in columns[1:]])
     except ValueError:
-        draft.fatal(where, f"x y width height must be numbers; found {' '.join(columns[1:])}")
+        draft.fatal(where, f"x y width height must be numbers; found {' '.join(columns[1:]):.200}")
     return None
 
 

@@ -12,22 +12,44 @@ import torch
 from PIL import Image
 
 from rcnn.errors import ImageError
+from rcnn.preprocess.npy import MAGIC, open_array, pieces, read_array
+from rcnn.preprocess.values import STRIP, check_floats, limit, other_channels, quantised, to_uint8
+from rcnn.regular import MB, UnfitFile, check_regular
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm"),
     *(".pnm", ".jp2", ".avif", ".npy"),
 )
+PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
+"""Formats that Pillow may read (MPO is JPEG's); for some of the others, such as EPS, it would start programs."""
+
 MAX_PIXELS = 178_956_970
-_WHITE_16_BIT = 65535
+_MOST_BYTES, _MOST_STREAMED = 500 * MB, 8_000 * MB
+_STREAMED = ("TIFF", "PNG", "BMP", "PPM")  # the others may be read into memory as a whole
+_FOREIGN = {
+    b"%!PS": "EPS",
+    b"\xc5\xd0\xd3\xc6": "EPS",
+    b"%PDF": "PDF",
+    b"8BPS": "PSD",
+    b"\0\0\1\0": "ICO",
+    b"icns": "ICNS",
+    b"DDS ": "DDS",
+    b"qoif": "QOI",
+    b"<svg": "SVG",
+    b"\x89HDF": "HDF5",
+    b"SIMPLE": "FITS",
+    b"\xd7\xcd\xc6\x9a": "WMF",
+    MAGIC: "NPY, whose name must end in .npy",
+}
 _ORIENTATION = 0x0112
 _TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+    2: lambda array: array[:, ::-1],
+    3: lambda array: array[::-1, ::-1],
+    4: lambda array: array[::-1],
+    5: lambda array: array.swapaxes(0, 1),
+    6: lambda array: array[::-1].swapaxes(0, 1),
+    7: lambda array: array[::-1, ::-1].swapaxes(0, 1),
+    8: lambda array: array[:, ::-1].swapaxes(0, 1),
 }
 _open_lock = threading.Lock()
 
@@ -59,12 +81,14 @@ def read_image(
     path = Path(path)
     with _named(path):
         if path.suffix.lower() == ".npy":
-            return _channels(_to_uint8(np.array(_open_array(path, max_pixels)), white), in_channels)
+            return _channels(read_array(open_array(path, max_pixels, in_channels), white), in_channels)
         in_channels = in_channels or 3
         with _open(path, max_pixels) as image:
             if in_channels not in (1, 3) and getattr(image, "n_frames", 1) == in_channels:
                 return np.stack([_page(image, index, max_pixels, white) for index in range(in_channels)], axis=-1)
-            return _from_pillow(image, in_channels, white)
+            array, orientation = _pixels(image, in_channels, white), _orientation(image)
+        del image  # before its pixels are copied once more
+        return _upright(array, orientation)
 
 
 def as_array(
@@ -86,23 +110,55 @@ def as_array(
         array = image
     if array.ndim not in (2, 3) or not array.size:
         raise ImageError(f"the image has shape {tuple(image.shape)}; expected height, width and channels")
-    return _channels(_to_uint8(array, white), in_channels)
+    return _channels(to_uint8(array, white), in_channels)
 
 
 def _from_pillow(image: Image.Image, in_channels: int, white: int | None) -> np.ndarray:
     """Load an image as (H, W, in_channels) uint8, rotated according to its EXIF data."""
+    array = _pixels(image, in_channels, white)
+    return _upright(array, _orientation(image))
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """Turn (H, W, C) pixels according to an EXIF orientation, 1..8."""
+    return array if orientation == 1 else np.ascontiguousarray(_TURNS[orientation](array))
+
+
+def _pixels(image: Image.Image, in_channels: int, white: int | None) -> np.ndarray:
+    """Load an image as (H, W, in_channels) uint8, as it lies in the file. Strip by strip, which saves memory."""
     image.load()  # rotates a TIFF and drops its orientation tag
-    orientation = _orientation(image)
-    if orientation != 1:
-        image = image.transpose(_TURNS[orientation])
-    if _is_deep(image):
-        return _channels(_to_uint8(np.array(image), white), in_channels)
-    if in_channels not in (1, 3):
-        return _channels(np.array(image), in_channels)
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return _channels(np.array(image.convert("L" if in_channels == 1 else "RGB")), in_channels)
+    deep = _is_deep(image)
+    if image.mode == "F":
+        check_floats(np.array(strip) for strip in _strips(image))
+    array: np.ndarray | None = None
+    top = 0
+    for strip in _strips(image):
+        if deep:
+            part = _channels(quantised(np.array(strip), white), in_channels)
+        elif in_channels not in (1, 3):
+            part = _channels(np.array(strip), in_channels)
+        else:
+            if strip.has_transparency_data:
+                strip = strip.convert("RGBA")
+                strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+            part = _channels(np.array(strip.convert("L" if in_channels == 1 else "RGB")), in_channels)
+        if len(part) == image.height:
+            return part
+        array = np.empty((image.height, *part.shape[1:]), part.dtype) if array is None else array
+        array[top : top + len(part)] = part
+        top += len(part)
+    assert array is not None
+    return array
+
+
+def _strips(image: Image.Image) -> Iterator[Image.Image]:
+    """Yield an image in strips of whole rows, from top to bottom."""
+    rows = max(1, STRIP // image.width)
+    if rows >= image.height:
+        yield image
+        return
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
 
 
 def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
@@ -114,7 +170,7 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     path = Path(path)
     with _named(path):
         if path.suffix.lower() == ".npy":
-            height, width = _open_array(path, max_pixels).shape[:2]
+            height, width = open_array(path, max_pixels).shape[:2]
             return height, width
         with _open(path, max_pixels) as image:
             width, height = image.size
@@ -132,15 +188,19 @@ def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Look:
     path = Path(path)
     with _named(path):
         if path.suffix.lower() == ".npy":
-            array = np.array(_open_array(path, max_pixels))
-        else:
-            with _open(path, max_pixels) as image:
-                image.load()
-                if not _is_deep(image):
-                    return Look(transparent=_is_transparent(image))
-                array = np.array(image)
-        _to_uint8(array, None)
-        return Look(int(array.max()) if array.dtype.kind in "iu" and array.dtype.itemsize > 1 else None)
+            array = open_array(path, max_pixels)
+            if array.dtype.kind == "f":
+                check_floats(pieces(array))
+            deep = array.dtype.kind in "iu" and array.dtype.itemsize > 1
+            return Look(max(int(piece.max()) for piece in pieces(array)) if deep else None)
+        with _open(path, max_pixels) as image:
+            image.load()
+            if not _is_deep(image):
+                return Look(transparent=any(map(_is_transparent, _strips(image))))
+            if image.mode == "F":
+                check_floats(np.array(strip) for strip in _strips(image))
+                return Look()
+            return Look(max(int(np.array(strip).max()) for strip in _strips(image)))
 
 
 @contextmanager
@@ -152,38 +212,47 @@ def _named(path: Path) -> Iterator[None]:
             yield
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from None
+    except UnfitFile as error:
+        raise ImageError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise ImageError(f"{path}: there is no such file") from None
     except Image.UnidentifiedImageError:
-        empty = path.stat().st_size == 0
-        raise ImageError(f"{path}: " + ("the file is empty" if empty else "this is not an image")) from None
+        raise ImageError(f"{path}: {_not_an_image(path)}") from None
+    except MemoryError:
+        raise ImageError(f"{path}: the image does not fit into the memory") from None
     except Exception as error:  # Pillow's decoders raise almost anything for damaged files
         raise ImageError(f"{path}: the image can't be read: {error or type(error).__name__}") from None
 
 
+def _not_an_image(path: Path) -> str:
+    """Return why Pillow can't read a file."""
+    with path.open("rb") as file:
+        head = file.read(32)
+    if not head:
+        return "the file is empty"
+    if path.stat().st_size > _MOST_BYTES:
+        return f"this is not an image; of more than {_MOST_BYTES // MB} MB, only {', '.join(_STREAMED)} are read"
+    name = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
+    if head[4:8] == b"ftyp":
+        name = "HEIC, a film, or an AVIF that is damaged"
+    return f"this is {name}: convert it to PNG or JPEG" if name else "this is not an image"
+
+
 def _open(path: Path, max_pixels: int) -> Image.Image:
     """Open an image of at most `max_pixels`, reading only its header."""
+    size = check_regular(path, _MOST_STREAMED).st_size
     with _open_lock:  # Pillow's own limit is global; ours is an argument
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(path)
+            image = Image.open(path, formats=PILLOW_FORMATS if size <= _MOST_BYTES else _STREAMED)
         finally:
-            Image.MAX_IMAGE_PIXELS = limit
+            Image.MAX_IMAGE_PIXELS = before
     try:
-        _limit(image.height, image.width, max_pixels)
+        limit(image.height, image.width, max_pixels)
     except ImageError:
         image.close()
         raise
     return image
-
-
-def _open_array(path: Path, max_pixels: int) -> np.ndarray:
-    """Map a .npy file into memory, and check its shape."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
-    if array.ndim not in (2, 3) or not array.size:
-        raise ImageError(f"the array has shape {array.shape}; expected (height, width) or (height, width, channels)")
-    _limit(array.shape[0], array.shape[1], max_pixels)
-    return array
 
 
 def _is_deep(image: Image.Image) -> bool:
@@ -196,17 +265,10 @@ def _is_transparent(image: Image.Image) -> bool:
     return image.has_transparency_data and bool((np.array(image.convert("RGBA").getchannel("A")) < 255).any())
 
 
-def _limit(height: int, width: int, max_pixels: int) -> None:
-    if height * width > max_pixels:
-        raise ImageError(
-            f"{width}x{height} is more than {max_pixels} pixels; if the file is to be trusted, raise data.max_pixels"
-        )
-
-
 def _page(image: Image.Image, index: int, max_pixels: int, white: int | None) -> np.ndarray:
     """Read one page of a TIFF as (H, W) uint8."""
     image.seek(index)
-    _limit(image.height, image.width, max_pixels)
+    limit(image.height, image.width, max_pixels)
     return _from_pillow(image, 1, white)[..., 0]
 
 
@@ -219,28 +281,6 @@ def _orientation(image: Image.Image) -> int:
     return value if value in _TURNS else 1
 
 
-def _to_uint8(array: np.ndarray, white: int | None) -> np.ndarray:
-    """Scale integers in 0..white and floats in 0..1 to 0..255, and round."""
-    if array.dtype == np.uint8:
-        return array
-    if array.dtype == bool:
-        return array.astype(np.uint8) * 255
-    if array.dtype.kind in "iu":
-        scaled = array.astype(np.float32) * (255 / (white or _WHITE_16_BIT))
-    elif array.dtype.kind == "f":
-        if not np.isfinite(array).all():
-            raise ImageError("there are pixels that are not finite numbers")
-        if not -0.5 <= array.min() <= array.max() <= 1.5:
-            raise ImageError(
-                f"floating-point pixels run from {array.min():g} to {array.max():g}; "
-                "expected 0..1 (for 0..255 use uint8)"
-            )
-        scaled = array.astype(np.float32) * 255
-    else:
-        raise ImageError(f"pixels of type {array.dtype} can't be used; expected uint8, uint16 or floats in 0..1")
-    return scaled.round().clip(0, 255).astype(np.uint8)
-
-
 def _channels(array: np.ndarray, in_channels: int | None) -> np.ndarray:
     """Turn (H, W) or (H, W, C) into (H, W, in_channels), or (H, W, C) if None; grey is repeated for RGB."""
     if array.ndim == 2:
@@ -248,5 +288,5 @@ def _channels(array: np.ndarray, in_channels: int | None) -> np.ndarray:
     if array.shape[2] == 1 and in_channels == 3:
         array = array.repeat(3, axis=2)
     if array.shape[2] != (in_channels or array.shape[2]):
-        raise ImageError(f"the image has {array.shape[2]} channels; preprocess.in_channels is {in_channels}")
+        raise ImageError(other_channels(array.shape[2], in_channels or 0))
     return np.ascontiguousarray(array)

@@ -1,12 +1,16 @@
 """Find the image files of a path, folder or glob, except our own results among them."""
 
 import os
+from collections.abc import Iterator
 from glob import glob
 from itertools import takewhile
 from pathlib import Path
 
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import IMAGE_SUFFIXES
+
+MOST_OTHERS = 100_000
+"""Files and folders that are looked at in search of images, besides ten for each image."""
 
 MARK = ".rcnn"
 """Name of the file that marks a folder of results, which may lie among the user's images."""
@@ -40,15 +44,42 @@ def files(source: str | Path) -> list[Path]:
     named = [path] if path.is_dir() else sorted(Path(name) for name in glob(str(source), recursive=True))
     if not named:
         raise ImageError(f"{source}: no such file, folder or glob")
-    inside = [inner for file in named for inner in (sorted(file.rglob("*")) if file.is_dir() else [file])]
-    images = [file for file in inside if is_image(file.name) and file.is_file()]
+    inside = [inner for file in named for inner in (sorted(_below(file)) if file.is_dir() else [file])]
+    images = [file for file in inside if is_image(file.name) and not file.is_dir()]
     if not images:
         raise ImageError(f"{source}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    results = {folder for folder in {file.parent for file in images} if _is_below_results(folder, base)}
+    results = {folder for folder in {file.parent for file in images} if is_below_results(folder, base)}
     kept = [file for file in images if file.parent not in results]
     if not kept:
         raise ImageError(f"{source}: nothing but results of rcnn is here; to use these, name their folder")
     return kept
+
+
+def _below(top: Path) -> Iterator[Path]:
+    """Yield the images below a folder.
+
+    Raises:
+        ImageError: there are many more other files than images, as on a whole disk.
+    """
+    images = others = 0
+    for folder, below, names in os.walk(top):
+        inner = [name for name in names if is_image(name)]
+        images, others = images + len(inner), others + len(below) + len(names)
+        try:
+            check_walk(top, images, others)
+        except OSError as error:
+            raise ImageError(f"{top}: {error}") from None
+        yield from (Path(folder, name) for name in inner)
+
+
+def check_walk(top: Path, images: int, names: int) -> None:
+    """Stop a search that meets hardly any images.
+
+    Raises:
+        OSError: of the `names` below `top`, more than `MOST_OTHERS` and ten times the `images` are none.
+    """
+    if names > MOST_OTHERS + 10 * images:
+        raise OSError(f"there are {images} images among the first {names:,} files and folders; give a folder of images")
 
 
 def base_of(source: str | Path) -> Path:
@@ -57,7 +88,7 @@ def base_of(source: str | Path) -> Path:
     return Path(os.path.abspath(plain if plain.is_dir() else plain.parent))
 
 
-def _is_below_results(folder: Path, base: Path) -> bool:
+def is_below_results(folder: Path, base: Path) -> bool:
     """Whether a folder is, or lies in, a folder of results below `base`."""
     parts = Path(os.path.relpath(folder, base)).parts
     return any(is_results(base.joinpath(*parts[:depth])) for depth in range(1, len(parts) + 1))

@@ -12,7 +12,7 @@ from torch import Tensor
 from rcnn.config import Settings
 from rcnn.errors import ImageError
 from rcnn.model.structures import Batch
-from rcnn.preprocess.batch import Preprocessor
+from rcnn.preprocess.batch import Preprocessor, Size
 from rcnn.preprocess.decode import as_array, read_image
 from rcnn.preprocess.sources import files
 
@@ -39,13 +39,13 @@ def pictures(images: Any, settings: Settings, skip: Skip | None = None) -> Shown
     if isinstance(images, str | Path):
         for path in files(images):
             try:
-                array = read_picture(path, settings)
+                read = [read_picture(path, settings)]
             except ImageError as error:
                 if skip is None:
                     raise
                 skip(error)
             else:
-                yield str(path), array
+                yield str(path), read.pop()  # not held here while others work with it
     elif isinstance(images, np.ndarray | Image.Image | Tensor):
         yield None, as_array(images, settings.preprocess.in_channels, settings.data.white)
     else:
@@ -55,8 +55,14 @@ def pictures(images: Any, settings: Settings, skip: Skip | None = None) -> Shown
 
 def batches(preprocessor: Preprocessor, shown: Shown, limit: int) -> Iterator[tuple[tuple[str | None, ...], Batch]]:
     """Yield the paths and the batch of up to `limit` consecutive images of the same bucket."""
-    resized = ((path, preprocessor.resize(array), (array.shape[0], array.shape[1])) for path, array in shown)
-    for _, members in groupby(resized, key=lambda one: preprocessor.bucket(one[2])):
+
+    def resized() -> Iterator[tuple[str | None, Tensor, Size]]:
+        for path, array in shown:
+            row = path, preprocessor.resize(array), (array.shape[0], array.shape[1])
+            del array  # a large one is not held while the result is drawn
+            yield row
+
+    for _, members in groupby(resized(), key=lambda one: preprocessor.bucket(one[2])):
         while group := list(islice(members, limit)):
             paths, images, sizes = zip(*group, strict=True)
             yield paths, preprocessor.collate(images, sizes)

@@ -1,0 +1,74 @@
+"""No command writes over a file that it did not make, nor among the images and labels of a data set."""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rcnn.preprocess.sources import MARK
+
+from .conftest import Outcome
+
+Run = Callable[..., Outcome]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "name", ["JPEGImages/0.jpg", "JPEGImages/new.png", "Annotations/new.png", "new.png", "a/b.png"]
+)
+def test_a_picture_is_not_drawn_into_the_data(run: Run, data: Path, name: str) -> None:
+    before = digests(data)
+    outcome = run("data", "show", data, "--out", data / name)
+    assert (outcome.code, digests(data)) == (2, before)
+    assert "is there already" in outcome.err or "which is never written to" in outcome.err
+    assert not (data / "a").exists()
+
+
+def test_a_picture_is_not_drawn_over_a_file_or_through_a_link(run: Run, data: Path, tmp_path: Path) -> None:
+    (tmp_path / "mine.png").write_bytes(b"mine")
+    (tmp_path / "link.png").symlink_to("elsewhere.png")
+    for name in ("mine.png", "link.png", "mine.txt"):
+        assert run("data", "show", data, "--out", name).code == 2
+    assert (tmp_path / "mine.png").read_bytes() == b"mine"
+    assert not (tmp_path / "elsewhere.png").exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["data", "stats", "{data}", "--out", "{out}"],
+        ["data", "convert", "{data}", "--to", "coco", "--out", "{out}"],
+        ["predict", "{weights}", "{data}", "--out", "{out}", "--format", "drawn,json,coco,yolo,voc"],
+        ["propose", "{weights}", "{data}", "--out", "{out}"],
+        ["explain", "{weights}", "{data}/JPEGImages/0.jpg", "--out", "{out}"],
+        ["why", "{weights}", "{data}", "--out", "{out}"],
+        ["anchors", "{data}", "--out", "{out}"],
+        ["export", "{weights}", "--out", "{out}"],
+        ["demo", "--out", "{out}"],
+    ],
+    ids=lambda words: "-".join(words[:2]).replace("-{data}", "").replace("-{weights}", ""),
+)
+@pytest.mark.parametrize("out", ["", "/JPEGImages/0.jpg"])
+def test_what_is_there_stays(run: Run, data: Path, weights: Path, words: list[str], out: str) -> None:
+    """`--out` is the data set, a folder of it, or one of its files: new folders get another name."""
+    before = digests(data)
+    outcome = run(*(word.format(data=data, weights=weights, out=f"{data}{out}") for word in words))
+    assert outcome.code in (0, 2), outcome.err
+    after = digests(data)
+    assert {name: after.get(name) for name in before} == before
+    new = [Path(name) for name in after.keys() - before.keys()]
+    assert all(any((folder / MARK).exists() for folder in name.parents) for name in new)
+
+
+def test_results_in_the_folder_of_the_data_are_marked(run: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(data)
+    assert run("data", "stats", ".").code == 0
+    assert run("data", "show", ".").code == 0
+    assert run("data", "show", ".", "--out", "runs/show/more.png").code == 0
+    assert "4 images" in run("data", "show", data).out
+    assert len(os.listdir(data / "JPEGImages")) == 6
