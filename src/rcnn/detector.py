@@ -23,7 +23,7 @@ from rcnn.preprocess.batch import Preprocessor
 from rcnn.preprocess.stream import Picture, Shown, Skip, batches, pictures
 from rcnn.presets import build
 from rcnn.result import Result
-from rcnn.weights.adapt import fill
+from rcnn.weights.adapt import check_shapes, fill
 from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import save_weights, to_half
 from rcnn.weights.metadata import portable, read_detector
@@ -338,6 +338,9 @@ class Detector:
                 "pass the module: load(path, backbone=MODULE)"
             )
         try:
+            if backbone is None and head is None:  # before there is memory for all that the file's settings describe
+                with torch.device("meta"):
+                    check_shapes(build(metadata.settings, len(metadata.names)), tensors, path)
             model = build(metadata.settings, len(metadata.names), backbone=backbone, head=head)
         except config.SettingsError as error:
             raise WeightsError(f"{path}: holds weights, but not a detector of this version of rcnn: {error}") from None

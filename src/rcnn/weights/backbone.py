@@ -191,10 +191,10 @@ def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
         except OSError as error:
             raise UnavailableError(f"ImageNet weights of {name} can't be downloaded: {error}") from None
     else:
-        name = str(source)
+        name, tensors = str(source), read_tensors(source)
         try:
-            state = trunk.create(read_tensors(source)).state_dict()
-        except (RuntimeError, KeyError) as error:
+            state = trunk.create(tensors).state_dict()
+        except Exception as error:  # timm renames what may be anything
             raise WeightsError(f"{name} does not fit timm/{trunk.name}: {first_line(error)}") from None
     result = trunk.net.load_state_dict(state, strict=False)
     unexpected = (key for key in result.unexpected_keys if not key.endswith("num_batches_tracked"))
