@@ -28,18 +28,21 @@ DETECTOR = {
     "presets",
     "ops",
     "config",
+    "regular",
 }
-DATA = {"data", "metrics", "model", "preprocess", "config"}
+DATA = {"data", "metrics", "model", "preprocess", "config", "regular", "yaml_tree"}
 MAY_IMPORT = {
     "errors": set(),
-    "config": set(),
+    "regular": set(),
+    "yaml_tree": set(),
+    "config": {"regular", "yaml_tree"},
     "ops": set(),
     "metrics": set(),
     "model": {"ops", "config"},
     "teaching": {"model", "config"},
     "backbones": {"model", "ops", "config"},
-    "preprocess": {"model", "config"},
-    "weights": {"model", "backbones", "ops", "config"},
+    "preprocess": {"model", "config", "regular"},
+    "weights": {"model", "backbones", "ops", "config", "regular"},
     "presets": {"model", "backbones", "ops", "config"},
     "draw": set(),
     "result": {"draw", "data", "preprocess", "config"},

@@ -102,6 +102,10 @@ def test_labels_beside_images(tmp_path: Path) -> None:
         ("train: {a: b}\nnames: [cat, dog]\n", "`train` must be a path"),
         ("names: [cat, dog]\n", "it names no existing train, val or test"),
         ("train: [images/train\nnames: [cat, dog]\n", r"data\.yaml:2: malformed yaml"),
+        (
+            "train: images/train\nnames: [cat, dog]\ntrain: images/val\n",
+            r"yaml:3: .*`train` is there twice, first",
+        ),
     ],
 )
 def test_a_faulty_yaml_is_told(tmp_path: Path, text: str, reason: str) -> None:

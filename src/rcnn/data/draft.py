@@ -78,6 +78,7 @@ class Layout:
         names: class names, if they are stored with the lists (YOLO).
         evidence: files by which the format was recognised, for messages.
         notes: sentences worth saying aloud.
+        faults: faults of the file that names the lists.
     """
 
     format: str
@@ -86,6 +87,7 @@ class Layout:
     names: tuple[str, ...] | None = None
     evidence: str = ""
     notes: tuple[str, ...] = ()
+    faults: tuple[Fault, ...] = ()
 
 
 @dataclass(slots=True)

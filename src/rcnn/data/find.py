@@ -222,6 +222,7 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
             f"{where}: its classes are {', '.join(reading.own)}, not one of those wanted: {', '.join(names)}"
         )
     reading.notes[:0] = layout.notes
+    reading.faults[:0] = layout.faults
     return reading
 
 

@@ -7,24 +7,33 @@ from typing import Any
 
 import yaml
 
+from rcnn import yaml_tree
 from rcnn.data.dataset import Fault
 from rcnn.data.draft import Layout
 from rcnn.errors import DataError
+from rcnn.regular import MB, read_text
+
+LARGEST = 4 * MB
+"""Bytes of a data.yaml."""
 
 
-def load_yaml(path: Path) -> dict[str, Any]:
+def load_yaml(path: Path, faults: list[Fault] | None = None) -> dict[str, Any]:
     """Return the mapping in a yaml file, empty if it holds none. Every scalar is text: `no`, `12` and `1e3` stay names.
 
+    `faults` is extended by the keys that are there twice with equal values.
+
     Raises:
-        DataError: the file isn't yaml.
+        DataError: the file isn't yaml, or is too large.
     """
+    repeated: list[str] = []
     try:
-        tree = yaml.load(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        reason = getattr(error, "problem", None) or str(error)
-        fault = Fault(f"{path}:{mark.line + 1 if mark else 1}", f"malformed yaml: {reason}", "fatal")
+        tree = yaml_tree.load(read_text(path, LARGEST), as_text=True, repeated=repeated)
+    except (OSError, ValueError) as error:
+        reason = str(error) if isinstance(error, OSError) else f"malformed yaml: {error}"
+        fault = Fault(f"{path}:{getattr(error, 'line', 1)}", reason, "fatal")
         raise DataError(str(fault), [fault]) from None
+    if faults is not None:
+        faults += [Fault(str(path), reason, "mendable") for reason in repeated]
     return tree if isinstance(tree, dict) else {}
 
 
@@ -34,7 +43,8 @@ def layout_of_yaml(path: Path) -> Layout:
     Raises:
         DataError: the file is malformed, has no class names, or names folders or lists that don't exist.
     """
-    tree = load_yaml(path)
+    faults: list[Fault] = []
+    tree = load_yaml(path, faults)
     root = path.parent
     declared = tree.get("path")
     if isinstance(declared, str) and declared:
@@ -45,7 +55,7 @@ def layout_of_yaml(path: Path) -> Layout:
         value = tree.get(split) or []
         entries = value if isinstance(value, list) else [value]
         if not all(isinstance(entry, str) for entry in entries):
-            raise DataError(f"{path}: `{split}` must be a path or a list of paths; found {value!r}")
+            raise DataError(f"{path}: `{split}` must be a path or a list of paths; found {value!r:.200}")
         places = [_place(entry, root, path.parent) for entry in entries]
         missing += [f"{split}: {entry}" for entry, place in zip(entries, places, strict=True) if place is None]
         if places and None not in places:
@@ -57,7 +67,7 @@ def layout_of_yaml(path: Path) -> Layout:
     if not lists:
         raise DataError(f"{path}: it names no existing train, val or test folder or list")
     notes = tuple(f"{text} is not there" for text in missing)
-    return Layout("yolo", root, lists, _yaml_names(tree, path), evidence=path.name, notes=notes)
+    return Layout("yolo", root, lists, _yaml_names(tree, path), path.name, notes, tuple(faults))
 
 
 def _place(entry: str, root: Path, folder: Path) -> Path | None:
@@ -80,7 +90,7 @@ def _yaml_names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
             raise DataError(f"{path}: `names` must be numbered 0 to {len(names) - 1}; found {', '.join(names)}")
         names = [names[number] for number in wanted]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
-        raise DataError(f"{path}: `names` must list the classes; found {names!r}")
+        raise DataError(f"{path}: `names` must list the classes; found {names!r:.200}")
     if len(set(names)) < len(names):
         raise DataError(f"{path}: a class is named twice in `names`: {', '.join(names)}")
     if tree.get("nc") not in (None, str(len(names))):

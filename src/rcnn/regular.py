@@ -1,0 +1,41 @@
+"""Look at a file before it is opened: a pipe or device would hang, and a huge file would fill the memory."""
+
+import os
+import stat
+from pathlib import Path
+
+MB = 1_000_000
+
+
+def check_regular(path: str | Path, most: int | None = None) -> os.stat_result:
+    """Return the status of a file that may be opened.
+
+    Args:
+        path: the file, or a link to it.
+        most: its size at most, bytes.
+
+    Raises:
+        OSError: there is none, it is a folder, pipe, socket or device, or it is larger. The message does not name it.
+    """
+    try:
+        status = os.stat(path)
+    except OSError as error:
+        raise type(error)(error.errno, f"{error.strerror}") from None
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError("this is a folder, where a file is expected")
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError("this is not a regular file, but a pipe, socket or device")
+    if most is not None and status.st_size > most:
+        raise OSError(f"{status.st_size / MB:,.0f} MB are too many: such a file has at most {most // MB:,} MB")
+    return status
+
+
+def read_text(path: str | Path, most: int) -> str:
+    """Return the text of a UTF-8 file of at most `most` bytes. A byte order mark is left out.
+
+    Raises:
+        OSError: as for `check_regular`.
+        UnicodeDecodeError: it is not UTF-8.
+    """
+    check_regular(path, most)
+    return Path(path).read_text(encoding="utf-8-sig")

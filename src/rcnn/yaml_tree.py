@@ -1,0 +1,133 @@
+"""Read YAML that may be hostile: nesting and the size of what aliases stand for are bounded, keys are not repeated."""
+
+from typing import Any
+
+import yaml
+from yaml.composer import Composer
+
+MOST_TEXT = 1_000_000
+"""Characters in a YAML text."""
+
+MOST_WRITTEN = 100_000
+"""Keys and values written in a YAML text."""
+
+MOST_NODES = 1_000_000
+"""Keys and values that a YAML text describes: those that an alias stands for count each time."""
+
+DEEPEST = 100
+"""Lists and mappings inside one another."""
+
+LONGEST_NUMBER = 400
+"""Characters of a number."""
+
+
+class MalformedYaml(ValueError):
+    """A text is not YAML, or too large. The message says why; `line` counts from 1."""
+
+    def __init__(self, line: int, reason: str) -> None:
+        super().__init__(reason)
+        self.line = line
+
+
+def load(text: str, *, as_text: bool = False, repeated: list[str] | None = None) -> Any:
+    """Return the value that a YAML text describes.
+
+    Args:
+        text: one document.
+        as_text: leave every scalar as text, so that `no`, `12` and `1e3` stay names.
+        repeated: list to which a sentence is added for each key that is there twice with equal values.
+
+    Raises:
+        MalformedYaml: the text is not YAML; it is too long, too deep or too large once aliases are expanded; a key is
+            there twice with different values; or a number, date or tag has no value.
+    """
+    if len(text) > MOST_TEXT:
+        raise MalformedYaml(1, f"{len(text):,} characters are more than {MOST_TEXT:,}")
+    try:
+        loader = (_TextLoader if as_text else _ValueLoader)(text)
+        tree = loader.get_single_data()
+    except MalformedYaml:
+        raise
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        reason = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise MalformedYaml(mark.line + 1 if mark else 1, reason) from None
+    except (ValueError, OverflowError, TypeError, AttributeError, KeyError) as error:  # a date such as 2001-99-99
+        raise MalformedYaml(1, f"a value has no meaning: {error}") from None
+    if repeated is not None:
+        repeated += loader.repeated
+    return tree
+
+
+class _Bounded(Composer):
+    """Counts what is composed. Anchors are fine; only what they add up to is bounded."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)  # type: ignore[call-arg]  # that of the loader
+        self.repeated: list[str] = []
+        self._count = self._depth = 0
+        self._sizes: dict[int, int] = {}
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        event = self.peek_event()  # type: ignore[attr-defined]
+        line, before = event.start_mark.line + 1, self._count
+        if self._depth > DEEPEST:
+            raise MalformedYaml(line, f"lists and mappings are nested more than {DEEPEST} deep")
+        self._depth += 1
+        node = super().compose_node(parent, index)
+        self._depth -= 1
+        if isinstance(event, yaml.AliasEvent):
+            if id(node) not in self._sizes:
+                raise MalformedYaml(line, f"`*{event.anchor}` contains itself")
+            self._count += self._sizes[id(node)]
+        else:
+            self._count += 1
+            self._sizes[id(node)] = self._count - before
+        if len(self._sizes) > MOST_WRITTEN:
+            raise MalformedYaml(line, f"there are more than {MOST_WRITTEN:,} values")
+        if self._count > MOST_NODES:
+            raise MalformedYaml(line, f"there are more than {MOST_NODES:,} values once aliases are expanded")
+        return node
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if node.tag.endswith((":int", ":float")) and len(node.value) > LONGEST_NUMBER:
+            raise MalformedYaml(node.start_mark.line + 1, f"a number has more than {LONGEST_NUMBER} digits")
+        return node
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        first: dict[tuple[str, str], tuple[yaml.Node, yaml.Node]] = {}
+        for key, value in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                continue
+            before = first.setdefault((key.tag, key.value), (key, value))
+            if before[0] is not key:
+                line, earlier = key.start_mark.line + 1, before[0].start_mark.line + 1
+                said = f"the key `{key.value}` is there twice, first on line {earlier}"
+                if not _same(before[1], value):
+                    raise MalformedYaml(line, f"{said}, with different values; keep one of the two")
+                self.repeated.append(f"{said}, with the same value")
+        return node
+
+
+class _TextLoader(_Bounded, yaml.BaseLoader):
+    """Scalars are text."""
+
+
+class _ValueLoader(_Bounded, yaml.SafeLoader):
+    """Scalars are what YAML makes of them."""
+
+
+def _same(one: yaml.Node, other: yaml.Node) -> bool:
+    """Whether two nodes have the same tags and values."""
+    if one is other:
+        return True
+    if one.tag != other.tag or isinstance(one, yaml.ScalarNode):
+        return (one.tag, one.value) == (other.tag, other.value)
+    if len(one.value) != len(other.value):
+        return False
+    pairs = zip(one.value, other.value, strict=True)
+    if isinstance(one, yaml.SequenceNode):
+        return all(_same(a, b) for a, b in pairs)
+    return all(_same(a, c) and _same(b, d) for (a, b), (c, d) in pairs)
