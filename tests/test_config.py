@@ -1,3 +1,4 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,39 @@ def test_settings_of_a_stranger_are_refused_at_once(change: dict[str, Any], said
     with pytest.raises(SettingsError, match=said) as caught:
         validate(change)
     assert len(str(caught.value)) < 10_000
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: " + "[" * 1500, "nested more than 100 deep"),
+        ("train:\n  epochs: 2001-99-99", "a value has no meaning"),
+        (BOMB, "1,000,000"),
+        ("train: {lr: 1, lr: 2}", "twice"),
+        ("# " + "x" * 2_000_000, "2 MB are too many"),
+        ("train: \udcff", "can't decode byte 0xff"),
+    ],
+    ids=["deep", "date", "bomb", "repeated", "large", "latin-1"],
+)
+def test_yaml_that_is_hostile_is_refused_in_files_and_values(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text, errors="surrogateescape")
+    with pytest.raises(SettingsError, match=rf"config\.yaml.*can't be read as settings.*{said}"):
+        read(file)
+
+
+@pytest.mark.parametrize("value", ["[" * 1500, "2001-99-99", "{a: " * 1500, "!!python/name:os.system", "*x", "\x00"])
+def test_values_that_are_hostile_are_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match="the value is not YAML"):
+        parse_override(f"train.epochs={value}")
+
+
+def test_a_pipe_is_no_file_of_settings(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(SettingsError, match=r"config\.yaml: can't be read as settings: this is not a regular file"):
+        read(tmp_path / "config.yaml")

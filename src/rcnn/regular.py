@@ -2,6 +2,7 @@
 
 import os
 import stat
+import zipfile
 from pathlib import Path
 
 MB = 1_000_000
@@ -39,3 +40,16 @@ def read_text(path: str | Path, most: int) -> str:
     """
     check_regular(path, most)
     return Path(path).read_text(encoding="utf-8-sig")
+
+
+def check_archive(path: str | Path, most: int) -> None:
+    """Check that the parts of a zip archive have at most `most` bytes together when they are unpacked.
+
+    Raises:
+        OSError: they have more, or the archive can't be read.
+        zipfile.BadZipFile: it is no zip archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > most:
+        raise OSError(f"its parts unpack to {size / MB:,.0f} MB, and {most // MB:,} MB are the most")

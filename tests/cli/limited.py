@@ -30,7 +30,8 @@ def limited(folder: Path, *words: object, extra: Sequence[tuple[int, int]] = ())
     child = os.fork()
     if child == 0:
         _live(folder, [str(word) for word in words], extra)
-    deadline, ended, status = time.monotonic() + SECONDS, 0, 0
+    deadline = time.monotonic() + SECONDS
+    ended, status, usage = os.wait4(child, os.WNOHANG)
     while not ended and time.monotonic() < deadline:
         time.sleep(0.005)
         ended, status, usage = os.wait4(child, os.WNOHANG)
@@ -55,7 +56,7 @@ def _live(folder: Path, words: Sequence[str], extra: Sequence[tuple[int, int]]) 
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         status = Path("/proc/self/status").read_text().splitlines()
         held = int(next(line for line in status if line.startswith("VmData")).split()[1]) * 1024
-        resource.setrlimit(resource.RLIMIT_DATA, (held + BYTES,) * 2)
+        resource.setrlimit(resource.RLIMIT_DATA, (held + BYTES, held + BYTES))
         asked = os.open("asked", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for kind, value in extra:
             resource.setrlimit(kind, (value, value))

@@ -1,11 +1,13 @@
 """A file of weights of a stranger is refused by a sentence, quickly, in little memory, and asks nobody for anything."""
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -99,3 +101,109 @@ def test_as_many_classes_as_there_are_names_are_not_built(stranger: Callable[...
     file = stranger({}, names=["x"] * 10**6, category_ids=[1] * 10**6)
     outcome = limited(picture.parent, "predict", file, picture)
     assert (outcome.code, outcome.out) == (4, ""), outcome.err
+
+
+SPARSE = 5_000_000_000
+ROW = b'{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (SPARSE, SPARSE)
+
+
+@pytest.mark.parametrize("start", [b"", b"\x80\x02", b"PK\x03\x04", len(ROW).to_bytes(8, "little") + ROW])
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".npz", ".safetensors"])
+def test_files_of_holes_are_refused_before_they_are_read(data: Path, suffix: str, start: bytes) -> None:
+    path = data.parent / f"holes{suffix}"
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(SPARSE + len(start))
+    arch = "paper-zf" if suffix == ".npz" else "fasterrcnn_resnet50_fpn"
+    for words in (
+        ("inspect", path),
+        ("import", path, "--arch", arch, "--out", "a.safetensors"),
+        ("predict", path, data),
+        ("train", data, "--model", "tiny-fpn", "--init", path),
+    ):
+        outcome = limited(data.parent, *words)
+        assert outcome.code == 4, outcome.err
+        assert path.name in outcome.err
+        assert "unexpected" not in outcome.err
+
+
+def pickled(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+def zipped(member: str, content: bytes, size: int = 0) -> Callable[[Path], object]:
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(member, "w") as file:
+            file.write(content)
+            for _ in range(size // 10**7):
+                file.write(bytes(10**7))
+
+    return write
+
+
+NPY = (
+    b"\x93NUMPY\x01\x00v\x00"
+    + b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000,), }".ljust(117)
+    + b"\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("memo.pkl", pickled(b"\x80\x02}r\xff\xff\xff\x11.")),
+        ("array.pkl", pickled(b"\x80\x05\x96\x00\x00\x00\x12\x01\x00\x00\x00.")),
+        ("bytes.pkl", pickled(b"\x80\x04\x8e\x00\x00\x00\x12\x01\x00\x00\x00.")),
+        ("bytes.pth", pickled(b"\x80\x02\x8e\x00\x00\x00\x12\x01\x00\x00\x00.")),
+        ("shape.npz", zipped("conv1.weight.npy", NPY)),
+        ("bomb.npz", zipped("conv1.weight.npy", NPY, 2 * 10**7)),
+        ("bomb.pth", zipped("archive/data/0", b"", 2 * 10**7)),
+    ],
+)
+def test_small_files_that_ask_for_much_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], object]
+) -> None:
+    for reader in ("caffe", "backbone"):
+        monkeypatch.setattr(f"rcnn.weights.{reader}.LARGEST_FOREIGN", 10**7)
+    write(tmp_path / name)
+    outcome = limited(tmp_path, "inspect", name)
+    assert (outcome.code, outcome.out) == (4, ""), outcome.err
+    assert name in outcome.err
+    assert "unexpected" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError, IndexError, MemoryError, RecursionError, AssertionError, AttributeError, KeyError, OverflowError],
+)
+def test_whatever_the_reader_of_a_pth_raises_is_the_fault_of_the_file(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("odd")
+
+    monkeypatch.setattr("torch.load", fail)
+    (tmp_path / "x.pth").write_bytes(b"x")
+    outcome = run("inspect", "x.pth")
+    assert outcome.code == 4
+    assert "x.pth" in outcome.err
+    assert "is damaged" in outcome.err
+
+
+@pytest.mark.parametrize("entry", ['{"format":1,"sha256":"","a":NaN}', '{"format":1,"sha256":"","a":1e999}'])
+def test_numbers_that_json_does_not_have_are_damage(run: Run, tmp_path: Path, entry: str) -> None:
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", {"rcnn": entry})
+    for words in (("inspect", "x.safetensors"), ("export", "x.safetensors")):
+        outcome = run(*words)
+        assert (outcome.code, "x.safetensors" in outcome.err) == (4, True)
+        assert "its `rcnn` entry is not the JSON that was written" in outcome.err
+
+
+def test_tensors_of_any_shape_under_the_right_names_are_refused(run: Run, tmp_path: Path) -> None:
+    for name in ("roi_heads.box_predictor.cls_score.weight", "proposal_generator.rpn_head.conv.weight"):
+        for tensor in (torch.tensor(1.0), torch.zeros(0), torch.zeros(2, 3, 4, 5), torch.zeros(2).to_sparse()):
+            torch.save({name: tensor}, tmp_path / "x.pth")
+            for arch in ("fasterrcnn_resnet50_fpn", "faster_rcnn_R_50_FPN_3x", "rpn_R_50_C4_1x"):
+                outcome = run("import", "x.pth", "--arch", arch, "--out", "y.safetensors")
+                assert outcome.code == 4, outcome.err
+                assert "x.pth" in outcome.err

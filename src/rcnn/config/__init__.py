@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from rcnn import yaml_tree
 from rcnn.config.network import (
     RPN,
     Anchors,
@@ -27,6 +28,7 @@ from rcnn.config.network import (
 )
 from rcnn.config.network import LossKind as LossKind
 from rcnn.errors import SettingsError
+from rcnn.regular import MB, read_text
 
 Span = tuple[Positive, Positive]
 LARGEST_SIDE = 16_384
@@ -267,9 +269,14 @@ def validate(tree: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        faults = error.errors(include_url=False, include_context=False)
-        more = [f"and {len(faults) - LISTED:,} more"] if len(faults) > LISTED else []
-        raise SettingsError("\n".join([*map(_fault, faults[:LISTED]), *more])) from None
+        raise SettingsError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each of the first faults, with the nearest known key where a key is unknown."""
+    faults = error.errors(include_url=False, include_context=False)
+    more = [f"and {len(faults) - LISTED:,} more"] if len(faults) > LISTED else []
+    return "\n".join([*map(_fault, faults[:LISTED]), *more])
 
 
 def _fault(entry: Any) -> str:
@@ -308,11 +315,11 @@ def parse_override(text: str) -> dict[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
-        raise SettingsError(f"`{text}` is not of the form section.key=value")
+        raise SettingsError(f"`{shorten(text)}` is not of the form section.key=value")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"`{text}`: the value is not YAML ({str(error).splitlines()[0]})") from None
+        parsed = yaml_tree.load(value)
+    except yaml_tree.MalformedYaml as error:
+        raise SettingsError(f"`{shorten(text)}`: the value is not YAML ({error})") from None
     if value.strip()[:1] not in ("'", '"'):  # a quoted number is meant as text
         parsed = _number(parsed)
     for part in reversed(key.strip().split(".")):
@@ -348,8 +355,10 @@ def read(path: Path) -> Settings:
         SettingsError: the file is missing, is not YAML or holds a wrong setting.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = yaml_tree.load(read_text(path, MB))
+    except yaml_tree.MalformedYaml as error:
+        raise SettingsError(f"{path}:{error.line}: can't be read as settings: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: can't be read as settings: {error}") from None
     if not isinstance(tree, dict):
         raise SettingsError(f"{path}: expected sections such as `train:`, found {type(tree).__name__}")
