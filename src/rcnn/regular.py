@@ -42,14 +42,20 @@ def read_text(path: str | Path, most: int) -> str:
     return Path(path).read_text(encoding="utf-8-sig")
 
 
-def check_archive(path: str | Path, most: int) -> None:
-    """Check that the parts of a zip archive have at most `most` bytes together when they are unpacked.
+def check_archive(path: str | Path, most: int | None = None, each: int | None = None) -> None:
+    """Check how large the parts of a zip archive are when they are unpacked.
+
+    Args:
+        path: the archive.
+        most: bytes of all parts together, at most.
+        each: bytes of a part, at most.
 
     Raises:
-        OSError: they have more, or the archive can't be read.
+        OSError: they are larger.
         zipfile.BadZipFile: it is no zip archive.
     """
     with zipfile.ZipFile(path) as archive:
-        size = sum(part.file_size for part in archive.infolist())
-    if size > most:
-        raise OSError(f"its parts unpack to {size / MB:,.0f} MB, and {most // MB:,} MB are the most")
+        sizes = [part.file_size for part in archive.infolist()]
+    for size, limit in ((sum(sizes), most), (max(sizes, default=0), each)):
+        if limit is not None and size > limit:
+            raise OSError(f"it unpacks to {size / MB:,.0f} MB, and {limit // MB:,} MB are the most")
