@@ -1,8 +1,11 @@
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from rcnn.config import Settings, keys, override, parse_override, read, to_yaml, validate
+from rcnn.config import Settings, dump, keys, override, parse_override, read, to_yaml, validate
 from rcnn.errors import SettingsError
 from rcnn.presets import PRESETS, settings_of
 
@@ -77,3 +80,104 @@ def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str | None
         file.write_text(text)
     with pytest.raises(SettingsError, match=rf"config\.yaml.*{said}"):
         read(file)
+
+
+def bounds() -> Iterator[tuple[str, dict[str, Any]]]:
+    """Name and schema of every number and list of the settings, those inside lists too."""
+
+    def below(name: str, schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+        if schema.get("type") in ("integer", "number", "array") and "enum" not in schema:
+            yield name, schema
+        for part in (*schema.get("anyOf", ()), *schema.get("prefixItems", ()), schema.get("items")):
+            if isinstance(part, dict):
+                yield from below(name, part)
+
+    whole = Settings.model_json_schema()
+    for section, entry in whole["properties"].items():
+        for key, schema in whole["$defs"][entry["$ref"].rsplit("/", 1)[1]]["properties"].items():
+            yield from below(f"{section}.{key}", schema)
+
+
+def test_every_number_and_list_has_an_upper_bound_far_above_the_presets() -> None:
+    used: dict[str, list[Any]] = {}
+    for preset in PRESETS:
+        for section, entries in dump(settings_of(preset)).items():
+            for key, value in entries.items():
+                used.setdefault(f"{section}.{key}", []).append(value)
+    for name, schema in bounds():
+        limits = {"maximum", "exclusiveMaximum", "maxItems"} & schema.keys()
+        assert limits, f"{name} has no upper bound"
+        largest = schema[limits.pop()]
+        if schema["type"] == "array":
+            assert "prefixItems" in schema or largest >= 4 * max(len(value) for value in used[name])
+        elif largest > 1 and name != "model.frozen_stages":  # shares and counts of what there is end by nature
+            numbers = [value for value in map(_largest, used[name]) if value is not None]
+            assert largest >= 4 * max(numbers, default=1) or name in ("model.levels", "roi.levels", "data.workers")
+
+
+def _largest(value: Any) -> float | None:
+    if isinstance(value, list):
+        return max(filter(None, map(_largest, value)), default=None)
+    return value if isinstance(value, int | float) else None
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"model": {"backbone": "timm/hf-hub:user/x"}}, "`model.backbone`: after timm/ .*no address or path"),
+        ({"model": {"backbone": "timm/local-dir:/home"}}, "`model.backbone`: after timm/"),
+        ({"model": {"backbone": "timm/../x"}}, "`model.backbone`: after timm/"),
+        ({"model": {"channels": 10**6}}, "`model.channels`: .*less than or equal to 16384 .got 1000000"),
+        ({"roi": {"size": 10**4}}, "`roi.size`: .*less than or equal to 64 "),
+        ({"roi": {"detections": 10**9}}, "`roi.detections`: .*less than or equal to 10000 "),
+        ({"preprocess": {"multiple": 10**6}}, "`preprocess.multiple`: .*less than or equal to 1024 "),
+        ({"predict": {"scales": [1.0] * 10**5}}, "`predict.scales`: .*at most 16 items"),
+        ({"predict": {"scales": [8]}, "preprocess": {"long": 8192}}, "predict.scales times .* 16,384 is the most"),
+        ({"anchors": {"sizes": [[32.0] * 10**5]}}, "`anchors.sizes.0`: .*at most 64 items"),
+        ({"anchors": {"ratios": [-1.0] * 10**5}}, "`anchors.ratios"),
+        ({"model": {"levels": [10**18]}}, "`model.levels.0`: .*less than or equal to 12 "),
+        ({"train": {"x" * 10**6: 1}}, "unknown setting `train.xxx"),
+        ({"train": {str(n): 1 for n in range(10**5)}}, "unknown setting `train.0`(.*\n)*and 99,980 more"),
+        ({"train": {"epochs": "9" * 10**6}}, "`train.epochs`"),
+    ],
+)
+def test_settings_of_a_stranger_are_refused_at_once(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said) as caught:
+        validate(change)
+    assert len(str(caught.value)) < 10_000
+
+
+BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a: " + "[" * 1500, "nested more than 100 deep"),
+        ("train:\n  epochs: 2001-99-99", "a value has no meaning"),
+        (BOMB, "1,000,000"),
+        ("train: {lr: 1, lr: 2}", "twice"),
+        ("# " + "x" * 2_000_000, "2 MB are too many"),
+        ("train: \udcff", "can't decode byte 0xff"),
+    ],
+    ids=["deep", "date", "bomb", "repeated", "large", "latin-1"],
+)
+def test_yaml_that_is_hostile_is_refused_in_files_and_values(tmp_path: Path, text: str, said: str) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(text, errors="surrogateescape")
+    with pytest.raises(SettingsError, match=rf"config\.yaml.*can't be read as settings.*{said}"):
+        read(file)
+
+
+@pytest.mark.parametrize("value", ["[" * 1500, "2001-99-99", "{a: " * 1500, "!!python/name:os.system", "*x", "\x00"])
+def test_values_that_are_hostile_are_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match="the value is not YAML"):
+        parse_override(f"train.epochs={value}")
+
+
+def test_a_pipe_is_no_file_of_settings(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.yaml")
+    with pytest.raises(SettingsError, match=r"config\.yaml: can't be read as settings: this is not a regular file"):
+        read(tmp_path / "config.yaml")

@@ -47,11 +47,11 @@ MAY_IMPORT = {
     "draw": set(),
     "result": {"draw", "data", "preprocess", "config"},
     "detector": DETECTOR,
-    "exchange": DETECTOR,
+    "exchange": DETECTOR | {"regular"},
     "data": DATA,
     "insight": {"metrics"} | DETECTOR | DATA,
     "evaluate": {"metrics"} | DETECTOR | DATA,
-    "training": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
+    "training": {"evaluate", "metrics", "insight", "regular"} | DETECTOR | DATA,
     "paper": {"evaluate", "metrics", "insight", "training"} | DETECTOR | DATA,
 }
 """Part -> parts of ours that it may import, itself and `errors` always, also inside functions; `cli` may all."""

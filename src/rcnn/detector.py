@@ -23,10 +23,10 @@ from rcnn.preprocess.batch import Preprocessor
 from rcnn.preprocess.stream import Picture, Shown, Skip, batches, pictures
 from rcnn.presets import build
 from rcnn.result import Result
-from rcnn.weights.adapt import fill
+from rcnn.weights.adapt import check_shapes, fill
 from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import save_weights, to_half
-from rcnn.weights.metadata import portable, read_detector
+from rcnn.weights.metadata import FOREIGN, Metadata, portable, read_detector
 
 Propose = Callable[[Sequence[str | None], Batch], Proposals]
 """(paths of the images of a batch, the batch) -> their proposals, in pixels of the resized images."""
@@ -331,16 +331,23 @@ class Detector:
         Raises:
             WeightsError: the file is missing, damaged, not one of our detectors, or needs your own module.
         """
-        tensors, metadata = read_detector(path)
-        if metadata.settings.model.backbone == "custom" and backbone is None:
-            raise WeightsError(
-                f"{path}: this detector was made with a backbone of your own, whose code is not in the file; "
-                "pass the module: load(path, backbone=MODULE)"
-            )
+
+        def fits(metadata: Metadata, shapes: Mapping[str, Tensor]) -> None:
+            """Settings of a stranger may describe a network that no memory holds."""
+            if metadata.settings.model.backbone == "custom" and backbone is None:
+                raise WeightsError(
+                    f"{path}: this detector was made with a backbone of your own, whose code is not in the file; "
+                    "pass the module: load(path, backbone=MODULE)"
+                )
+            if backbone is None and head is None:
+                with torch.device("meta"):
+                    check_shapes(build(metadata.settings, len(metadata.names)), shapes, path)
+
         try:
+            tensors, metadata = read_detector(path, fits)
             model = build(metadata.settings, len(metadata.names), backbone=backbone, head=head)
         except config.SettingsError as error:
-            raise WeightsError(f"{path}: holds weights, but not a detector of this version of rcnn: {error}") from None
+            raise WeightsError(f"{path}: {FOREIGN}: {error}") from None
         fill(model, tensors, path)
         return cls(
             model,

@@ -59,3 +59,8 @@ class Interrupted(Exception):
     """Training was stopped by the user. The message holds the command that goes on where it stopped."""
 
     exit_code = 130
+
+
+def printable(text: str) -> str:
+    """Escape what would steer a terminal or can't be written at all: texts may come from files and their names."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)

@@ -51,13 +51,15 @@ def test_the_library_does_not_load_what_only_some_need() -> None:
         (DataError("a.xml:3: wrong"), 3),
         (OSError(28, "No space left on device"), 1),
         (ZeroDivisionError("a bug"), 1),
+        (MemoryError("too much"), 1),
+        (RecursionError("too deep"), 1),
         (KeyboardInterrupt(), 130),
     ],
 )
 def test_errors_are_a_sentence_and_a_code(
     run: Run, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int
 ) -> None:
-    def fail(_: object) -> None:
+    def fail(*_: object, **__: object) -> None:
         raise error
 
     monkeypatch.setattr(app, "app", fail)
@@ -65,6 +67,7 @@ def test_errors_are_a_sentence_and_a_code(
     assert plain.code == debugged.code == code
     assert plain.err.startswith("error: ")
     assert (error.strerror if isinstance(error, OSError) else str(error)) in plain.err
+    assert ("unexpected" in plain.err) is isinstance(error, ZeroDivisionError)
     assert "Traceback" not in plain.err
     assert "Traceback" in debugged.err
 
@@ -116,3 +119,16 @@ def test_where_there_is_a_network_there_is_a_device(command: Callable[..., None]
 def test_every_short_option_of_train_is_a_setting() -> None:
     assert set(train.OPTIONS.values()) <= set(keys())
     assert set(train.OPTIONS) <= set(signature(train.train).parameters)
+
+
+def test_names_from_files_do_not_steer_the_terminal(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise DataError("\x1b]0;title\x07\x1b[2J\u202e.xml:\udce9\n second line \u00fc")
+
+    monkeypatch.setattr(app, "app", fail)
+    assert run("val").err == "error: \\x1b]0;title\\x07\\x1b[2J\\u202e.xml:\\udce9\n second line \u00fc\n"
+
+
+def test_the_module_is_called_as_the_command(run: Run) -> None:
+    help_text = subprocess.run([sys.executable, "-m", "rcnn", "-h"], capture_output=True, text=True, timeout=60).stdout
+    assert "Usage: rcnn " in help_text

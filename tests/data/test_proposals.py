@@ -1,4 +1,6 @@
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -267,3 +269,45 @@ def test_boxes_without_area_such_as_rounding_leaves_are_dropped(tmp_path: Path):
     boxes = [[5, 5, 5, 9], [0, 0, 9, 9], [100.5, 0, 101, 9], [3, 4, 8, 4]]
     first, _ = read_proposals(written(tmp_path / "p.json", {"a": boxes, "b": []}), RECORDS)
     assert corners(first) == [[0, 0, 9, 9]]
+
+
+def damaged_zlib(path: Path) -> None:
+    np.savez_compressed(path, a=np.random.default_rng(0).random((500, 4)))
+    content = bytearray(path.read_bytes())
+    content[300:340] = bytes(40)
+    path.write_bytes(content)
+
+
+def unpacks_to_much(path: Path) -> None:
+    np.savez_compressed(path, a=np.zeros((4_000_000, 4)))
+
+
+def holes(path: Path) -> None:
+    with path.open("wb") as file:
+        file.truncate(5_000_000_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("p.npz", damaged_zlib),
+        ("p.npz", unpacks_to_much),
+        ("p.npz", holes),
+        ("p.json", holes),
+        ("p.mat", holes),
+        ("p.json", lambda path: os.mkfifo(path)),
+        ("p.npz", lambda path: os.mkfifo(path)),
+        ("p.mat", lambda path: os.mkfifo(path)),
+        ("p.json", lambda path: path.write_text('{"a": [[1, 2, 3, %s]], "b": []}' % ("9" * 400))),
+        ("p.json", lambda path: path.write_text('[{"image_id": %s, "bbox": [1, 2, 3, 4]}]' % ("9" * 400))),
+        ("p.json", lambda path: path.write_text('[{"image_id": "a", "bbox": [1, 2, 3, %s]}]' % ("9" * 400))),
+        ("p.json", lambda path: path.write_text('{"a": %s}' % ("9" * 5000))),
+        ("p.json", lambda path: path.write_text("[" * 100_000)),
+        ("p.json", lambda path: path.write_bytes(b'{"\xe9": []}')),
+    ],
+)
+def test_files_that_are_hostile_are_refused_by_name(tmp_path: Path, name: str, write: Callable[[Path], object]):
+    pytest.importorskip("scipy")
+    write(tmp_path / name)
+    with pytest.raises(DataError, match=rf"{name}"):
+        read_proposals(tmp_path / name, RECORDS)

@@ -226,7 +226,7 @@ def test_a_truncated_file_is_damage_wherever_it_ends(file: Path) -> None:
     for protocol in (2, 5):
         whole = pickle.dumps({"model": {"a": np.zeros((4, 3), dtype=np.float32)}}, protocol)
         for length in range(len(whole)):
-            refused(file, whole[:length], "damaged or no pickle")
+            refused(file, whole[:length], "damaged, or no pickle")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ import torch
 from rcnn.errors import TrainingError, WeightsError
 from rcnn.training import checkpoint
 from rcnn.training.loop import Engine, Progress, train_step
+from rcnn.weights.file import load_weights, save_weights
 from tests.model import tiny
 from tests.training import pieces
 
@@ -69,3 +71,33 @@ def test_a_damaged_checkpoint_is_said_to_be(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(WeightsError, match="damaged"):
         checkpoint.restore(path, engine)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"progress": {}, "logs": None},
+        {"progress": {"step": -1}},
+        {"progress": {"step": 10**400}},
+        {"progress": {"stage": 7}},
+        {"progress": {"stage": "x"}},
+        {"progress": {"later": 1}},
+        {"progress": {"sums": {"rpn": 1.0}, "place": 0}},
+        {"progress": []},
+        {"logs": {"log.txt": -1}},
+    ],
+)
+def test_a_state_that_no_run_can_have_is_damage(tmp_path: Path, changes: dict[str, Any]) -> None:
+    engine = new_engine(0, "sgd")
+    checkpoint.save(tmp_path, engine, Progress(step=1), {})
+    path = tmp_path / "step-1.safetensors"
+    tensors, entry = load_weights(path)
+    save_weights(path, tensors, {**entry, **changes})
+    with pytest.raises(WeightsError, match=r"step-1\.safetensors .*is damaged"):
+        checkpoint.stage(tmp_path, 1)
+        checkpoint.restore(path, engine)
+    save_weights(path, {"model/x": torch.zeros(1)}, entry)
+    with pytest.raises(WeightsError, match=r"step-1\.safetensors .*is damaged"):
+        checkpoint.restore(path, engine)
+    path.rename(tmp_path / "step-new.safetensors")
+    assert checkpoint.latest(tmp_path) is None

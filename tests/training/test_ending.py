@@ -33,7 +33,10 @@ def test_there_is_nothing_to_go_on_with_before_the_first_checkpoint(folder: RunF
 
 
 def test_a_full_disk_says_what_is_left(folder: RunFolder) -> None:
-    with pytest.raises(TrainingError, match=r"try-1: full\. Nothing is lost: make room, then start again"), explained(folder):
+    with (
+        pytest.raises(TrainingError, match=r"try-1: full\. Nothing is lost: make room, then start again"),
+        explained(folder),
+    ):
         raise OSError(28, "full")
     with pytest.raises(PermissionError), explained(folder):
         raise PermissionError(13, "not yours")

@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,10 +9,11 @@ import pytest
 
 from rcnn.config import Settings, override, read
 from rcnn.data.dataset import Dataset, Fault, Record
-from rcnn.errors import DataError
+from rcnn.errors import DataError, SettingsError
 from rcnn.training.recorders.csv_table import CsvTable
 from rcnn.training.recorders.json_lines import JsonLines
 from rcnn.training.run_folder import RunFolder
+from rcnn.training.train import train
 from tests.training.pieces import about
 
 
@@ -81,3 +83,43 @@ def test_logs_are_cut_back_to_a_checkpoint(tmp_path: Path) -> None:
     assert folder.rows() == [{"epoch": 1}]
     assert (folder.path / "log.txt").read_text() == "first\n"
     assert (folder.path / "results.csv").read_text() == "epoch\n1\n"
+
+
+@pytest.mark.parametrize("name", ["/abs", "a/b", "../a", ".", "a\x1b[2J", "x" * 101])
+def test_a_run_is_named_like_a_folder(name: str) -> None:
+    with pytest.raises(SettingsError, match=r"--name .*no `/`"):
+        train(name=name)
+
+
+def test_a_name_may_hold_the_signs_of_a_pattern(tmp_path: Path) -> None:
+    assert RunFolder.create(tmp_path, "[a]*").path.name == "[a]*-1"
+    assert RunFolder.create(tmp_path, "[a]*").path.name == "[a]*-2"
+
+
+@pytest.mark.parametrize(
+    "text", ["{", "[]", '{"epoch": [1]}', '{"epoch": NaN}', '{"epoch": 1e999}', "\udcff", "[" * 10**5, "9" * 5000]
+)
+def test_rows_that_the_run_did_not_write_are_named(tmp_path: Path, text: str) -> None:
+    folder = RunFolder.create(tmp_path, "exp")
+    folder.metrics.write_text(f'{{"epoch": 1}}\n{text}\n', errors="surrogateescape")
+    with pytest.raises(DataError, match=r"metrics\.jsonl:\d: no row as the run wrote it"):
+        folder.rows()
+
+
+def test_logs_outside_the_folder_and_shorter_ones_are_not_cut(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "exp")
+    (tmp_path / "mine.txt").write_text("mine")
+    folder.log("first")
+    folder.cut_logs({"../mine.txt": 0, "log.txt": 10**12, "metrics.jsonl": 0})
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+    assert (folder.path / "log.txt").read_text() == "first\n"
+
+
+def test_lists_of_names_may_be_of_any_encoding(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path, "exp")
+    train_set, val_set = dataset(tmp_path, os.fsdecode(b"\xe9.png")), dataset(tmp_path, "c.png")
+    folder.describe(Settings(), train_set, val_set)
+    folder.see_same_data(train_set, val_set)
+    (folder.path / "val.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"not those of .*val\.txt"):
+        folder.see_same_data(train_set, val_set)

@@ -183,7 +183,7 @@ def test_files_that_do_not_fit_are_refused_by_name(tmp_path: Path):
     torch.save({"features.0.0.weight": torch.zeros(16, 3, 3, 3)}, tmp_path / "half.pth")
     with pytest.raises(WeightsError, match=r"half\.pth: features\.0\.0\.weight has the shape \(16, 3, 3, 3\)"):
         load_backbone(backbone, tmp_path / "half.pth")
-    with pytest.raises(WeightsError, match=r"none\.pth: no such file"):
+    with pytest.raises(WeightsError, match=r"none\.pth: can't be read: No such file"):
         load_backbone(backbone, tmp_path / "none.pth")
 
 

@@ -12,7 +12,7 @@ from rcnn.weights.caffe import read_arrays
 
 
 def test_what_is_no_archive_of_arrays_is_refused_by_name(tmp_path: Path):
-    with pytest.raises(WeightsError, match=r"none\.npz: no such file"):
+    with pytest.raises(WeightsError, match=r"none\.npz: can't be read: No such file"):
         read_arrays(tmp_path / "none.npz")
     np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object), allow_pickle=True)
     (tmp_path / "text.npz").write_text("no archive")
@@ -20,7 +20,7 @@ def test_what_is_no_archive_of_arrays_is_refused_by_name(tmp_path: Path):
     np.save(tmp_path / "one.npy", np.zeros(2))
     (tmp_path / "one.npy").rename(tmp_path / "one.npz")
     for name in ("objects", "text", "cut", "one"):
-        with pytest.raises(WeightsError, match=rf"{name}\.npz is damaged, or no \.npz file of plain arrays"):
+        with pytest.raises(WeightsError, match=rf"{name}\.npz .*is damaged, or no \.npz file of plain arrays"):
             read_arrays(tmp_path / f"{name}.npz")
 
 

@@ -185,7 +185,7 @@ def test_numbers_too_large_for_half_precision_are_named():
 def test_missing_file_and_folder_are_named(tmp_path: Path):
     with pytest.raises(WeightsError, match=r"none\.safetensors: can't be read: No such file"):
         load_weights(tmp_path / "none.safetensors")
-    with pytest.raises(WeightsError, match="can't be read: Is a directory"):
+    with pytest.raises(WeightsError, match="can't be read: this is a folder"):
         load_weights(tmp_path)
 
 

@@ -13,6 +13,8 @@ from rcnn.errors import SettingsError
 _SIZINGS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
 """Options of timm by which a network may take images of any size; each kind of network has its own, or none."""
 
+_NO_SOURCE: dict[str, None] = dict.fromkeys(("url", "file", "hf_hub_id"))
+
 
 class TimmTrunk(Trunk):
     """A network of timm. Stage n ends where its features of stride 2^n come from.
@@ -67,10 +69,13 @@ class TimmTrunk(Trunk):
         if self.out_indices is not None:
             options["out_indices"] = self.out_indices
         if weights is not None:
-            options["pretrained_cfg_overlay"] = {"state_dict": dict(weights)}
+            # timm renames and adapts weights only as pretrained ones; without a source it can't fetch others.
+            options["pretrained_cfg_overlay"] = {"state_dict": dict(weights), "source": "", **_NO_SOURCE}
         try:
             return timm.create_model(self.name, pretrained=pretrained or weights is not None, **options)
         except RuntimeError as error:
+            if weights is not None:  # the network is there, but these don't fit it
+                raise
             near = get_close_matches(self.name, timm.list_models(), n=1)
             hint = f"; did you mean `timm/{near[0]}`?" if near and near[0] != self.name else ""
             raise SettingsError(f"`model.backbone`: timm can't make `{self.name}`: {error}{hint}") from None

@@ -30,7 +30,7 @@ from rcnn.cli import (
     val,
     why,
 )
-from rcnn.errors import Interrupted
+from rcnn.errors import Interrupted, printable
 
 HELP = "Faster R-CNN from a folder of labelled images to a trained detector."
 
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if debug:
             traceback.print_exc()
         code, message = _explain(error)
-        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error:", "bold red"), " ", message))
+        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error:", "bold red"), " ", printable(message)))
         sys.exit(code)
     sys.exit(0)
 
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _run(words: list[str]) -> None:
     """Run the command. Ctrl-C, which typer turns into a silent exit with 130, is raised again."""
     try:
-        app(words)
+        app(words, prog_name="rcnn")
     except SystemExit as end:
         if end.code != Interrupted.exit_code:
             raise
@@ -104,6 +104,11 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 1, str(error)
     if isinstance(error, KeyboardInterrupt):
         return Interrupted.exit_code, "interrupted"
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        return 1, f"there is not enough memory: {reason}. Take smaller images, batches or settings"
+    if isinstance(error, RecursionError):
+        return 1, f"what was given is nested too deep: {error}"
     if (code := getattr(error, "exit_code", None)) is not None:
         return code, str(error)
     return 1, f"{type(error).__name__}: {error} (unexpected; run the command again with --debug to see where)"

@@ -26,6 +26,7 @@ from rcnn.errors import DataError, ImageError, SettingsError
 from rcnn.model.structures import Batch, Proposals
 from rcnn.preprocess.decode import image_size
 from rcnn.preprocess.sources import base_of, files
+from rcnn.regular import MB, check_regular
 from rcnn.result import Result
 
 SHOWN = 5
@@ -226,8 +227,9 @@ def listed_ids(file: Path) -> Callable[[Result], int | str]:
         DataError: the file can't be read; when called, the image is not listed.
     """
     try:
+        check_regular(file, 1000 * MB)
         listed = {entry["file_name"]: entry["id"] for entry in json.loads(file.read_bytes())["images"]}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DataError(f"{file}: can't be read as a COCO json with `images`: {error!r}") from None
 
     def find(result: Result) -> int | str:

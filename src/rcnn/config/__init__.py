@@ -12,11 +12,31 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from rcnn.config.network import RPN, Anchors, Count, Fraction, Model, NonNegative, Positive, RoI, Section
+from rcnn import yaml_tree
+from rcnn.config.network import (
+    RPN,
+    Anchors,
+    Count,
+    Fraction,
+    Model,
+    NonNegative,
+    Number,
+    Pixels,
+    Positive,
+    RoI,
+    Section,
+)
 from rcnn.config.network import LossKind as LossKind
 from rcnn.errors import SettingsError
+from rcnn.regular import MB, read_text
 
 Span = tuple[Positive, Positive]
+LARGEST_SIDE = 16_384
+"""Pixels; of an image on the largest scale."""
+MOST_NUMBERS = 1_000_000_000
+"""Weights; of all layers that are not the backbone's. The largest preset has an eighth of it."""
+LISTED, SHOWN = 20, 80
+"""Faults that are listed one by one, and characters of a wrong value that are quoted."""
 
 
 class Data(Section):
@@ -33,7 +53,9 @@ class Data(Section):
     white: Annotated[int, Field(ge=1, le=65535)] | None = Field(
         default=None, description="White of 16-bit images. None: 65535."
     )
-    max_pixels: Count = Field(default=178_956_970, description="Larger images are refused, pixels.")
+    max_pixels: Annotated[int, Field(ge=1, le=1_000_000_000)] = Field(
+        default=178_956_970, description="Larger images are refused, pixels."
+    )
     outside: Literal["allow", "refuse"] = Field(
         default="allow", description="Images that the data names outside its own folder: read them, or call it a fault."
     )
@@ -44,9 +66,11 @@ class Data(Section):
 class Preprocess(Section):
     """From a file's pixels to the network's input."""
 
-    short: Count = Field(default=448, description="Shorter side after resizing, pixels.")
-    long: Count = Field(default=768, description="Longer side at most, pixels; wins over `short`.")
-    multiple: Count = Field(default=32, description="Resized sides are padded up to a multiple of this, pixels.")
+    short: Pixels = Field(default=448, description="Shorter side after resizing, pixels.")
+    long: Pixels = Field(default=768, description="Longer side at most, pixels; wins over `short`.")
+    multiple: Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=32, description="Resized sides are padded up to a multiple of this, pixels."
+    )
     resize: Literal["pillow", "interpolate"] = Field(
         default="pillow", description="Bilinear: pillow with antialiasing, interpolate without."
     )
@@ -54,10 +78,16 @@ class Preprocess(Section):
         default="nearest",
         description="How resized sides become integers; short-first: nearest too, scaled to `short`, then to `long`.",
     )
-    in_channels: Literal[1, 3] | Count = Field(default=3, description="Channels: 1 grey, 3 colour, n as in arrays.")
+    in_channels: Literal[1, 3] | Annotated[int, Field(ge=1, le=1024)] = Field(
+        default=3, description="Channels: 1 grey, 3 colour, n as in arrays."
+    )
     order: Literal["rgb", "bgr"] = Field(default="rgb", description="Order of the network's colour channels.")
-    mean: tuple[float, ...] = Field(default=(0.485, 0.456, 0.406), description="Subtracted from pixels in 0..1.")
-    std: tuple[Positive, ...] = Field(default=(0.229, 0.224, 0.225), description="Divides pixels, after `mean`.")
+    mean: Annotated[tuple[Number, ...], Field(max_length=1024)] = Field(
+        default=(0.485, 0.456, 0.406), description="Subtracted from pixels in 0..1."
+    )
+    std: Annotated[tuple[Positive, ...], Field(max_length=1024)] = Field(
+        default=(0.229, 0.224, 0.225), description="Divides pixels, after `mean`."
+    )
 
     @model_validator(mode="after")
     def _one_mean_a_channel(self) -> Self:
@@ -115,7 +145,7 @@ class Train(Section):
     bias_decay: bool = Field(default=False, description="Biases and norms decay as well.")
     bias_lr: Positive = Field(default=1.0, description="Learning rate of biases and norms over that of weights.")
     schedule: Literal["cosine", "step", "constant"] = Field(default="cosine", description="Learning rate over time.")
-    milestones: tuple[Fraction, ...] = Field(
+    milestones: Annotated[tuple[Fraction, ...], Field(max_length=100)] = Field(
         default=(0.67, 0.89), description="Shares of all steps at which `step` divides it by 10."
     )
     warmup: NonNegative = Field(default=1.0, description="Linear warm-up, epochs (at most a fifth of all steps).")
@@ -143,7 +173,7 @@ class Predict(Section):
     """Which results are shown."""
 
     score: Fraction | None = Field(default=None, description="Lower-scored boxes are left out. None: as stored.")
-    scales: Annotated[tuple[Positive, ...], Field(min_length=1)] = Field(
+    scales: Annotated[tuple[Annotated[float, Field(gt=0, le=8)], ...], Field(min_length=1, max_length=16)] = Field(
         default=(1.0,),
         description="Factors of preprocess.short and long; the detections of all scales are pooled (image pyramid).",
     )
@@ -174,6 +204,33 @@ class Settings(Section):
             )
         if self.rpn.loss == "focal" and self.rpn.classify != "classes":
             raise ValueError("rpn.loss=focal is of one-stage detectors: set rpn.classify=classes and roi.head=none")
+        return self
+
+    @model_validator(mode="after")
+    def _images_stay_small(self) -> Self:
+        side = max(self.predict.scales) * max(self.preprocess.short, self.preprocess.long)
+        if side > LARGEST_SIDE:
+            raise ValueError(
+                f"predict.scales times preprocess.short and long make images of up to {side:,.0f} pixels a side; "
+                f"{LARGEST_SIDE:,} is the most"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _layers_stay_small(self) -> Self:
+        model, rpn, roi = self.model, self.rpn, self.roi
+        width = model.channels if model.neck == "fpn" else 2048  # no backbone is wider
+        numbers = rpn.convs * (rpn.kernel * max(width, rpn.channels or 0)) ** 2
+        if model.neck == "fpn":
+            numbers += len(model.levels) * 9 * width**2
+        if roi.head in ("fc", "conv-fc"):
+            numbers += width * roi.size**2 * roi.hidden
+            numbers += roi.hidden**2 if roi.head == "fc" else roi.convs * 9 * width**2
+        if numbers > MOST_NUMBERS:
+            raise ValueError(
+                f"model.channels, rpn.channels, rpn.convs, roi.size, roi.convs and roi.hidden make layers of some "
+                f"{numbers:,} weights, besides the backbone's; {MOST_NUMBERS:,} is the most"
+            )
         return self
 
     @model_validator(mode="after")
@@ -215,16 +272,28 @@ def validate(tree: Mapping[str, Any]) -> Settings:
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        raise SettingsError("\n".join(_fault(entry) for entry in error.errors())) from None
+        raise SettingsError(explain(error)) from None
+
+
+def explain(error: ValidationError) -> str:
+    """One line for each of the first faults, with the nearest known key where a key is unknown."""
+    faults = error.errors(include_url=False, include_context=False)
+    more = [f"and {len(faults) - LISTED:,} more"] if len(faults) > LISTED else []
+    return "\n".join([*map(_fault, faults[:LISTED]), *more])
 
 
 def _fault(entry: Any) -> str:
-    where = ".".join(str(part) for part in entry["loc"])
+    where = shorten(".".join(str(part) for part in entry["loc"]))
     if entry["type"] == "extra_forbidden":
         near = get_close_matches(where, [*keys(), *Settings.model_fields], n=1, cutoff=0.5)
         return f"unknown setting `{where}`" + (f"; did you mean `{near[0]}`?" if near else "")
     reason = entry["msg"].removeprefix("Value error, ")
-    return f"`{where}`: {reason} (got {entry['input']!r})" if where else reason
+    return f"`{where}`: {reason} (got {shorten(repr(entry['input']))})" if where else reason
+
+
+def shorten(text: str) -> str:
+    """The start of a text that may be of any length."""
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def dump(settings: Settings) -> dict[str, Any]:
@@ -249,11 +318,11 @@ def parse_override(text: str) -> dict[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not equals or "." not in key:
-        raise SettingsError(f"`{text}` is not of the form section.key=value")
+        raise SettingsError(f"`{shorten(text)}` is not of the form section.key=value")
     try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise SettingsError(f"`{text}`: the value is not YAML ({str(error).splitlines()[0]})") from None
+        parsed = yaml_tree.load(value)
+    except yaml_tree.MalformedYaml as error:
+        raise SettingsError(f"`{shorten(text)}`: the value is not YAML ({error})") from None
     if value.strip()[:1] not in ("'", '"'):  # a quoted number is meant as text
         parsed = _number(parsed)
     for part in reversed(key.strip().split(".")):
@@ -289,8 +358,10 @@ def read(path: Path) -> Settings:
         SettingsError: the file is missing, is not YAML or holds a wrong setting.
     """
     try:
-        tree = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        tree = yaml_tree.load(read_text(path, MB))
+    except yaml_tree.MalformedYaml as error:
+        raise SettingsError(f"{path}:{error.line}: can't be read as settings: {error}") from None
+    except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path}: can't be read as settings: {error}") from None
     if not isinstance(tree, dict):
         raise SettingsError(f"{path}: expected sections such as `train:`, found {type(tree).__name__}")

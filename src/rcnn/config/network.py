@@ -1,13 +1,24 @@
 """Settings of the network: backbone, anchors, both stages; and the base of all sections of the settings."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Number = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e12, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=1e12, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=100_000)]
+Boxes = Annotated[int, Field(ge=1, le=10_000)]
+Candidates = Annotated[int, Field(ge=1, le=50_000)]
+Pixels = Annotated[int, Field(ge=1, le=8_192)]
+Cells = Annotated[int, Field(ge=1, le=64)]
+Width = Annotated[int, Field(ge=1, le=16_384)]
+Depth = Annotated[int, Field(ge=1, le=32)]
+Levels = Annotated[tuple[Annotated[int, Field(ge=0, le=12)], ...], Field(max_length=32)]
+Sides = Annotated[tuple[Positive, ...], Field(max_length=64)]
+"""Everything is bounded, far above what is useful: settings also come from files of strangers."""
 
 
 class Section(BaseModel):
@@ -26,14 +37,14 @@ class Model(Section):
         "vgg16, zf, timm/NAME, or custom: a module passed in by hand.",
     )
     neck: Literal["fpn", "none"] = Field(default="fpn", description="Feature pyramid, or the backbone's last level.")
-    channels: Count = Field(default=96, description="Channels of every pyramid level.")
-    levels: tuple[int, ...] = Field(default=(3, 4, 5, 6), description="Pyramid levels; level n has stride 2^n.")
+    channels: Width = Field(default=96, description="Channels of every pyramid level.")
+    levels: Levels = Field(default=(3, 4, 5, 6), description="Pyramid levels; level n has stride 2^n.")
     neck_norm: Literal["none", "batch"] = Field(default="none", description="Norm after the pyramid's convolutions.")
     norm_eps: NonNegative | None = Field(default=None, description="Added to variances. None: the network's own.")
     stride_in: Literal["3x3", "1x1"] = Field(
         default="3x3", description="Which convolution of a bottleneck has the stride; 1x1: Caffe."
     )
-    widths: tuple[Count, Count, Count] | None = Field(
+    widths: tuple[Width, Width, Width] | None = Field(
         default=None, description="ResNet's stem, first inner convolutions, first stage. None: the standard ones."
     )
     norm: Literal["frozen", "affine", "train"] = Field(
@@ -43,20 +54,30 @@ class Model(Section):
         default=2, description="First stages that are not trained."
     )
 
+    @field_validator("backbone")
+    @classmethod
+    def _a_name_only(cls, name: str) -> str:
+        if name.startswith("timm/") and not re.fullmatch(r"timm/[\w.-]+", name):
+            raise ValueError(
+                "after timm/ comes the name of one of timm's own networks, such as timm/resnet18.a1_in1k: letters, "
+                "digits, `_`, `.` and `-`; no address or path is opened"
+            )
+        return name
+
 
 class Anchors(Section):
     """Reference boxes. The rules of py-faster-rcnn, torchvision and detectron2 are presets of these settings."""
 
-    sizes: tuple[tuple[Positive, ...], ...] = Field(
+    sizes: Annotated[tuple[Sides, ...], Field(max_length=32)] = Field(
         default=((32,), (64,), (128,), (256,)), description="Square roots of areas, pixels; one tuple per level."
     )
-    ratios: tuple[Positive, ...] = Field(default=(0.5, 1.0, 2.0), description="Aspect ratios, see `ratio`.")
+    ratios: Sides = Field(default=(0.5, 1.0, 2.0), description="Aspect ratios, see `ratio`.")
     ratio: Literal["h/w", "w/h"] = Field(default="h/w", description="What a ratio divides.")
     offset: Fraction = Field(default=0.5, description="Centre of the first anchor, in strides.")
     round: Literal["none", "half", "base"] = Field(
         default="none", description="Rounding: none; half extents to even; width and height at `base`, then scaled."
     )
-    base: Count = Field(default=16, description="Side of the box that `round=base` rounds at, pixels.")
+    base: Pixels = Field(default=16, description="Side of the box that `round=base` rounds at, pixels.")
     order: Literal["size", "ratio"] = Field(default="size", description="Outermost index in the order within a cell.")
     stride: Literal["declared", "image//grid"] = Field(
         default="declared", description="Stride of a level, or guessed from the padded image."
@@ -72,8 +93,8 @@ LossKind = Literal["smooth_l1", "l1", "iou", "giou", "diou", "ciou"]
 class RPN(Section):
     """Region proposal network: head, label rules, sampling, loss, proposals."""
 
-    convs: Count = Field(default=1, description="Hidden convolutions of the head.")
-    channels: Count | None = Field(default=None, description="Channels of these. None: those of their input.")
+    convs: Depth = Field(default=1, description="Hidden convolutions of the head.")
+    channels: Width | None = Field(default=None, description="Channels of these. None: those of their input.")
     kernel: Literal[1, 3, 5, 7] = Field(default=3, description="Side of the sliding window, cells.")
     classify: Literal["objects", "classes"] = Field(
         default="objects",
@@ -94,7 +115,7 @@ class RPN(Section):
     positive_iou: Fraction = Field(default=0.7, description="An anchor of at least this IoU is positive.")
     negative_iou: Fraction = Field(default=0.3, description="An anchor under this IoU with every object is negative.")
     force_match: bool = Field(default=True, description="Each object's best anchors are positive, whatever their IoU.")
-    samples: Count = Field(default=256, description="Anchors that are trained, per image.")
+    samples: Boxes = Field(default=256, description="Anchors that are trained, per image.")
     positive_fraction: Fraction = Field(default=0.5, description="Largest share of positives among them.")
     negatives: Literal["random", "overlap", "texture", "hard"] = Field(
         default="random",
@@ -118,10 +139,10 @@ class RPN(Section):
     box_loss: LossKind = Field(default="smooth_l1", description="Loss of the boxes.")
     beta: NonNegative = Field(default=1 / 9, description="Where smooth L1 turns linear; 1 / sigma squared. 0: L1.")
     lambda_: NonNegative = Field(default=1.0, alias="lambda", description="Weight of the box loss.")
-    pre_train: Count = Field(default=1000, description="Boxes per level before NMS, in training.")
-    post_train: Count = Field(default=500, description="Proposals per image, in training.")
-    pre_test: Count = Field(default=1000, description="Boxes per level before NMS, in prediction.")
-    post_test: Count = Field(default=300, description="Proposals per image, in prediction.")
+    pre_train: Candidates = Field(default=1000, description="Boxes per level before NMS, in training.")
+    post_train: Boxes = Field(default=500, description="Proposals per image, in training.")
+    pre_test: Candidates = Field(default=1000, description="Boxes per level before NMS, in prediction.")
+    post_test: Boxes = Field(default=300, description="Proposals per image, in prediction.")
     nms: Fraction = Field(default=0.7, description="IoU above which the lower-scored box is dropped.")
     score: Fraction = Field(default=0.0, description="Proposals with a lower objectness probability are dropped.")
     min_size: NonNegative = Field(default=1e-3, description="Least side of a proposal, pixels of the resized image.")
@@ -135,26 +156,30 @@ class RoI(Section):
     pool: Literal["align", "warp", "max"] = Field(
         default="align", description="RoI align, RoI warp (the largest of its samples), or RoI max pooling."
     )
-    size: Count = Field(default=7, description="Cells per side of a RoI's features.")
-    sampling_ratio: Annotated[int, Field(ge=0)] = Field(default=2, description="Samples per cell side; 0: adaptive.")
+    size: Cells = Field(default=7, description="Cells per side of a RoI's features.")
+    sampling_ratio: Annotated[int, Field(ge=0, le=16)] = Field(
+        default=2, description="Samples per cell side; 0: adaptive."
+    )
     aligned: bool = Field(default=True, description="Shift by half a pixel, so that samples align with pixel centres.")
-    levels: tuple[int, ...] = Field(default=(3, 4, 5), description="Pyramid levels that RoIs are read from.")
+    levels: Levels = Field(default=(3, 4, 5), description="Pyramid levels that RoIs are read from.")
     canonical_size: Positive = Field(default=224.0, description="Side of a box read from `canonical_level`, pixels.")
-    canonical_level: int = Field(default=4, description="Pyramid level of a box of canonical size.")
+    canonical_level: Annotated[int, Field(ge=-16, le=16)] = Field(
+        default=4, description="Pyramid level of a box of canonical size."
+    )
     head: Literal["fc", "conv-fc", "conv5", "none"] = Field(
         default="fc",
         description="fc: two fully connected layers (fc6 and fc7 of VGG and ZF too); conv-fc: convolutions, one such; "
         "conv5: a ResNet's fifth stage; none: no second stage, proposals alone (but see rpn.classify).",
     )
-    convs: Count = Field(default=4, description="3x3 convolutions of conv-fc, as wide as `model.channels`.")
+    convs: Depth = Field(default=4, description="3x3 convolutions of conv-fc, as wide as `model.channels`.")
     head_norm: Literal["none", "batch"] = Field(default="none", description="Norm after the head's convolutions.")
-    hidden: Count = Field(default=256, description="Width of the fully connected layers.")
+    hidden: Width = Field(default=256, description="Width of the fully connected layers.")
     dropout: Fraction = Field(default=0.0, description="Share of hidden units dropped in training.")
     dropout_scale: Literal["training", "prediction"] = Field(
         default="training",
         description="When dropout scales: kept units up in training, or all units down in prediction.",
     )
-    samples: Count = Field(default=128, description="RoIs that are trained, per image.")
+    samples: Boxes = Field(default=128, description="RoIs that are trained, per image.")
     sampler: Literal["random", "ohem"] = Field(
         default="random", description="A random draw, or the RoIs with the highest loss (OHEM)."
     )
@@ -170,7 +195,7 @@ class RoI(Section):
         default="keep", description="Crowd and difficult objects: mask their RoIs, or forget them."
     )
     class_agnostic: bool = Field(default=False, description="One box per RoI instead of one per class.")
-    box_mean: tuple[float, float, float, float] = Field(
+    box_mean: tuple[Number, Number, Number, Number] = Field(
         default=(0.0, 0.0, 0.0, 0.0), description="Subtracted from the deltas (tx, ty, tw, th) before the division."
     )
     box_std: tuple[Positive, Positive, Positive, Positive] = Field(
@@ -182,7 +207,7 @@ class RoI(Section):
     score: Fraction = Field(default=0.05, description="Lower-scored boxes are dropped before NMS.")
     min_size: NonNegative = Field(default=0.0, description="Boxes with a smaller side are dropped before NMS, pixels.")
     nms: Fraction = Field(default=0.5, description="IoU above which the lower-scored box of a class is dropped.")
-    detections: Count = Field(default=100, description="Largest number of boxes per image.")
+    detections: Boxes = Field(default=100, description="Largest number of boxes per image.")
 
     @model_validator(mode="after")
     def _mining_starts_at_zero(self) -> Self:

@@ -11,7 +11,6 @@ and the last one belongs to the box; a fifth number is a score.
 
 import json
 import os
-import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -28,9 +27,13 @@ from rcnn.data.pixels import ProgressCallback
 from rcnn.data.selective_search import SEARCHES, ranked, search_files
 from rcnn.errors import DataError, ImageError
 from rcnn.preprocess.sources import files
+from rcnn.regular import MB, check_archive, check_regular, read_text
 
 OVERHANG = 1.0
 """Pixels by which a box may reach beyond the image: it is clipped, since files hold rounded numbers."""
+
+LARGEST = 1_500 * MB
+"""Bytes of a .json or .mat file."""
 
 LISTED = 20
 """Number of faults of a file that are listed one by one."""
@@ -213,8 +216,8 @@ def _checked(part: _Part, size: tuple[int, int]) -> tuple[list[str], Given]:
 
 def _read_json(path: Path) -> Iterator[_Part | str]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = json.loads(read_text(path, LARGEST))
+    except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"{path}: can't be read as json: {error}") from None
     if isinstance(content, Mapping):
         for image, rows in content.items():
@@ -249,10 +252,12 @@ def _entries(entries: list[Mapping[str, Any]]) -> Iterator[_Part | str]:
 
 def _read_npz(path: Path) -> Iterator[_Part | str]:
     try:
+        check_regular(path)
+        check_archive(path, each=100 * MB)
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             for name in archive.files:
                 yield _part(name, archive[name])
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # numpy, zipfile and zlib have no common class for damaged files
         raise DataError(f"{path}: can't be read as .npz of plain arrays: {error}") from None
 
 
@@ -262,6 +267,7 @@ def _read_mat(path: Path) -> Iterator[_Part | str]:
     except ImportError:
         raise DataError(f"{path}: reading .mat needs scipy: pip install 'rcnn[proposals]'") from None
     try:
+        check_regular(path, LARGEST)
         content = loadmat(path, variable_names=("images", "boxes"))
     except NotImplementedError:
         raise DataError(f"{path}: is of MATLAB's version 7.3; save it with `-v7`") from None

@@ -18,6 +18,7 @@ from rcnn.presets import build, settings_of
 from rcnn.weights.adapt import fill
 from rcnn.weights.backbone import read_tensors
 from rcnn.weights.caffe import read_arrays
+from rcnn.weights.file import first_line
 
 ARCHITECTURES = (*torchvision.ARCHITECTURES, *caffe.ARCHITECTURES, *detectron2.ARCHITECTURES)
 """Names for `import_weights`: torchvision's detectors, the paper's networks, configurations of detectron2."""
@@ -77,6 +78,8 @@ def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imp
         return library.import_state(state, arch, names)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
+    except Exception as error:  # tensors of any shape and type under the right names
+        raise WeightsError(f"{path}: this is not {arch}: {first_line(error)}") from None
 
 
 def detector_of(imported: Imported) -> Detector:

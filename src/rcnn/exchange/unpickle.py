@@ -5,7 +5,9 @@ arrays need are replaced by stand-ins that check their arguments, and any other 
 classes are used, since their `__setstate__` trusts its input.
 """
 
+import io
 import pickle
+import pickletools
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -15,8 +17,11 @@ import torch
 from torch import Tensor
 
 from rcnn.errors import WeightsError
-from rcnn.weights.file import first_line
+from rcnn.regular import MB
+from rcnn.weights.file import reading
 
+LARGEST, MOST_STEPS = 1_500 * MB, 1_000_000
+"""Bytes and instructions of a pickle."""
 _DTYPE = re.compile(r"(b1|[iu][1248]|f[248])")
 _BYTE_ORDERS = ("<", ">", "|", "=")
 
@@ -140,22 +145,29 @@ def read_pickle(path: str | Path) -> dict[str, Tensor]:
         WeightsError: the file is missing, damaged, not such a pickle, or asks for anything but arrays.
     """
     path = Path(path)
-    try:
-        with path.open("rb") as file:
-            content = _Unpickler(file, encoding="latin1").load()
-    except OSError as error:
-        raise WeightsError(f"{path}: can't be read: {error.strerror}") from None
-    except _RefusedError as error:
-        raise WeightsError(f"{path} {error}. It was not opened, and nothing of it was run") from None
-    except Exception as error:  # a damaged pickle can raise anything; the stand-ins keep it from doing anything
-        raise WeightsError(
-            f"{path} is damaged or no pickle of arrays: {first_line(error)}. Copy or download it again"
-        ) from None
+    with reading(path, LARGEST, "no pickle of arrays"):
+        try:
+            data = path.read_bytes()
+            _check_steps(data)
+            content = _Unpickler(io.BytesIO(data), encoding="latin1").load()
+        except _RefusedError as error:
+            raise WeightsError(f"{path} {error}. It was not opened, and nothing of it was run") from None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(_is_named_array(*item) for item in content.items()):
         raise WeightsError(f"{path} holds no dictionary of arrays, so it is no checkpoint")
     return {name: torch.from_numpy(value.array) for name, value in content.items()}
+
+
+def _check_steps(data: bytes) -> None:
+    """Refuse places to remember something in beyond those that are used: the memory for all of them is taken at once.
+
+    Raises:
+        ValueError: there is such a place, there are more steps than weights need, or the pickle is damaged.
+    """
+    for step, (code, place, _) in enumerate(pickletools.genops(data)):
+        if step > MOST_STEPS or (code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(place or 0) > step):
+            raise ValueError("it has more steps, or remembers more, than weights need")
 
 
 def _is_named_array(name: object, value: object) -> bool:

@@ -5,17 +5,26 @@ schedule follows from the step, and so do the generators (`loop.seed_step`). The
 older ones are deleted only then: whenever a run is killed, a whole checkpoint is left.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter
 from torch import Tensor
 
 from rcnn.errors import TrainingError
 from rcnn.training.ema import copy_into
 from rcnn.training.loop import Engine, Progress
-from rcnn.weights.file import load_weights, save_weights
+from rcnn.weights.file import LARGEST, load_weights, reading, save_weights
+
+MOST = 10**12
+"""Steps, epochs or seconds of a run."""
+_NAME = re.compile(r"step-[0-9]+\.safetensors")
+_PROGRESS = TypeAdapter(Progress)
+_LENGTHS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
 
 
 def save(folder: Path, engine: Engine, progress: Progress, log_lengths: Mapping[str, int]) -> None:
@@ -44,13 +53,25 @@ def save(folder: Path, engine: Engine, progress: Progress, log_lengths: Mapping[
 
 def latest(folder: Path) -> Path | None:
     """The newest checkpoint of a folder."""
-    return max(folder.glob("step-*.safetensors"), key=_step, default=None)
+    return max(
+        (path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.name)), key=_step, default=None
+    )
 
 
-def stage(folder: Path) -> int:
-    """The stage (0, 1, ...) of the newest checkpoint of a folder; 0 if there is none."""
+def stage(folder: Path, stages: int) -> int:
+    """The stage (0, 1, ..., stages - 1) of the newest checkpoint of a folder; 0 if there is none.
+
+    Raises:
+        WeightsError: the file is damaged, or of a scheme of more stages.
+    """
     path = latest(folder)
-    return Progress(**load_weights(path)[1]["progress"]).stage if path else 0
+    if path is None:
+        return 0
+    with reading(path, LARGEST):
+        number = _progress(load_weights(path)[1]).stage
+        if number >= stages:
+            raise ValueError(f"it is of stage {number + 1}, and the run has {stages}")
+        return number
 
 
 def restore(path: Path, engine: Engine) -> tuple[Progress, dict[str, int]]:
@@ -59,17 +80,32 @@ def restore(path: Path, engine: Engine) -> tuple[Progress, dict[str, int]]:
     Raises:
         WeightsError: the file is damaged.
     """
-    tensors, state = load_weights(path)
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition("/")
-        parts.setdefault(part, {})[rest] = tensor
-    copy_into(engine.model, parts["model"])
-    if engine.ema:
-        for name, tensor in parts["ema"].items():
-            engine.ema.shadow[name].copy_(tensor)
-    _restore_optimizer(engine.optimizer, parts.get("optimizer", {}))
-    return Progress(**state["progress"]), state["logs"]
+    with reading(path, LARGEST):
+        tensors, state = load_weights(path)
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition("/")
+            parts.setdefault(part, {})[rest] = tensor
+        copy_into(engine.model, parts["model"])
+        if engine.ema:
+            for name, tensor in parts["ema"].items():
+                engine.ema.shadow[name].copy_(tensor)
+        _restore_optimizer(engine.optimizer, parts.get("optimizer", {}))
+        return _progress(state), _LENGTHS.validate_python(state["logs"])
+
+
+def _progress(state: Mapping[str, Any]) -> Progress:
+    """The progress in the metadata of a checkpoint.
+
+    Raises:
+        ValueError: it is none that a run can have.
+        KeyError: there is none.
+    """
+    progress = _PROGRESS.validate_python(state["progress"])
+    counts = (progress.step, progress.epoch, progress.place, progress.best_epoch, progress.seconds, progress.stage)
+    if min(counts) < 0 or max(counts) > MOST or (progress.sums and not progress.place):
+        raise ValueError("no run can stand where it says")
+    return progress
 
 
 def _step(path: Path) -> int:

@@ -17,7 +17,7 @@ from rcnn.data.proposals import open_proposals
 from rcnn.data.selective_search import SEARCHES
 from rcnn.detector import Detector
 from rcnn.training.distributed import Team
-from rcnn.weights.file import load_weights, save_weights
+from rcnn.weights.file import LARGEST, load_weights, reading, save_weights
 
 
 def write_proposals(
@@ -63,10 +63,11 @@ def load_proposals(path: Path) -> list[Given]:
     Raises:
         WeightsError: the file is missing or damaged.
     """
-    tensors, _ = load_weights(path)
-    ends = tensors["counts"].cumsum(0)[:-1].numpy()
-    boxes, scores = (np.split(tensors[name].double().numpy(), ends) for name in ("boxes", "scores"))
-    return [Given(*pair) for pair in zip(boxes, scores, strict=True)]
+    with reading(path, LARGEST):
+        tensors, _ = load_weights(path)
+        ends = tensors["counts"].cumsum(0)[:-1].numpy()
+        boxes, scores = (np.split(tensors[name].double().numpy(), ends) for name in ("boxes", "scores"))
+        return [Given(*pair) for pair in zip(boxes, scores, strict=True)]
 
 
 def shared_proposals(

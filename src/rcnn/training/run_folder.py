@@ -17,21 +17,27 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from glob import escape
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 
-from rcnn.config import Settings, to_yaml
+from rcnn.config import Settings, explain, shorten, to_yaml
 from rcnn.data.dataset import Dataset
-from rcnn.errors import DataError
+from rcnn.errors import DataError, SettingsError
 from rcnn.preprocess.sources import mark_results
+from rcnn.regular import MB, read_text
 from rcnn.weights.file import atomic_write
 
 PACKAGES = ("rcnn", "torch", "torchvision", "numpy", "pillow", "safetensors", "faster-coco-eval")
 LOGS = ("metrics.jsonl", "log.txt")
+LONGEST_NAME, LARGEST_LOG = 100, 100 * MB
+"""Characters of the name of a run, of which a file system takes 255 bytes; bytes of metrics.jsonl."""
+_ROW = TypeAdapter(dict[str, Annotated[float, Field(allow_inf_nan=False)] | int | bool | str | None])
 
 
 class RunFolder:
@@ -63,7 +69,7 @@ class RunFolder:
     @classmethod
     def create(cls, parent: Path, name: str) -> "RunFolder":
         """A new folder `parent/name-N`, with N one above the highest that exists."""
-        taken = [entry.name.removeprefix(f"{name}-") for entry in parent.glob(f"{name}-*")]
+        taken = [entry.name.removeprefix(f"{name}-") for entry in parent.glob(f"{escape(name)}-*")]
         for number in count(1 + max((int(rest) for rest in taken if rest.isdecimal()), default=0)):
             try:
                 (parent / f"{name}-{number}").mkdir(parents=True)
@@ -88,7 +94,7 @@ class RunFolder:
             **lists(train, val),
         }
         for file, text in files.items():
-            atomic_write(self.path / file, text.encode())
+            atomic_write(self.path / file, text.encode(errors="surrogateescape"))
 
     def see_same_data(self, train: Dataset, val: Dataset) -> None:
         """Check that the images and classes are those that the run started with.
@@ -97,7 +103,7 @@ class RunFolder:
             DataError: they are not.
         """
         for file, text in lists(train, val).items():
-            if (self.path / file).read_text(encoding="utf-8") != text:
+            if (self.path / file).read_bytes() != text.encode(errors="surrogateescape"):
                 raise DataError(
                     f"{train.root}: the names are not those of {self.path / file}, which the run began with. "
                     "Put them back, or start a new run from its weights: rcnn train DATA --init "
@@ -106,7 +112,7 @@ class RunFolder:
 
     def log(self, text: str) -> None:
         """Add a line to log.txt."""
-        with (self.path / "log.txt").open("a", encoding="utf-8") as file:
+        with (self.path / "log.txt").open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text.rstrip() + "\n")
 
     def stage(self, number: int) -> Path:
@@ -114,9 +120,24 @@ class RunFolder:
         return self.path / "stages" / str(number)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl."""
-        lines = self.metrics.read_text(encoding="utf-8").splitlines() if self.metrics.exists() else []
-        return [json.loads(line) for line in lines]
+        """The rows of metrics.jsonl.
+
+        Raises:
+            DataError: a line is not a row as it was written.
+        """
+        if not self.metrics.exists():
+            return []
+        rows: list[dict[str, Any]] = []
+        try:
+            for line in read_text(self.metrics, LARGEST_LOG).splitlines():
+                rows.append(_ROW.validate_json(line))
+        except (OSError, ValueError) as error:
+            reason = explain(error) if isinstance(error, ValidationError) else error
+            raise DataError(
+                f"{self.metrics}:{len(rows) + 1}: no row as the run wrote it: {reason}. Mend it, or "
+                "delete the file to go on without the rows so far"
+            ) from None
+        return rows
 
     def log_lengths(self) -> dict[str, int]:
         """File name -> length in bytes, after a sync to the disk."""
@@ -128,9 +149,23 @@ class RunFolder:
         return lengths
 
     def cut_logs(self, lengths: Mapping[str, int]) -> None:
-        """Cut off what was logged after a checkpoint."""
-        for name, length in lengths.items():
-            os.truncate(self.path / name, length)
+        """Cut off what was logged after a checkpoint; a log that has become shorter stays as it is."""
+        for name in LOGS:
+            path = self.path / name
+            if path.exists() and path.stat().st_size > lengths.get(name, 0):
+                os.truncate(path, lengths.get(name, 0))
+
+
+def check_name(name: str) -> None:
+    """Check that a run can be called so.
+
+    Raises:
+        SettingsError: it is not the name of a folder.
+    """
+    if not name.isprintable() or Path(name).name != name or len(name) > LONGEST_NAME:
+        raise SettingsError(
+            f"--name {shorten(name)}: a run is named like a folder: no `/`, at most {LONGEST_NAME} characters"
+        )
 
 
 def lists(train: Dataset, val: Dataset) -> dict[str, str]:

@@ -35,7 +35,7 @@ from rcnn.training.recorders.console import SCORES, ConsoleTable
 from rcnn.training.recorders.csv_table import CsvTable
 from rcnn.training.recorders.history import History
 from rcnn.training.recorders.json_lines import JsonLines
-from rcnn.training.run_folder import RunFolder
+from rcnn.training.run_folder import RunFolder, check_name
 from rcnn.training.schemes import check, stages_of
 from rcnn.training.session import Context, Session, known, run_epochs, validate
 from rcnn.training.stages import AP, RECALL, hold, proposal_files, stage_proposals, stage_start
@@ -108,6 +108,8 @@ def train(
         TrainingError: a loss is not finite, or the disk is full; the last checkpoint is named.
         Interrupted: Ctrl-C; the state is saved.
     """
+    if name is not None:
+        check_name(name)
     resumed = RunFolder(resume) if resume is not None else None
     settings = _settings_of_run(resumed) if resumed else choose_settings(data, config, model, overrides, options)
     with team(settings.train.device, settings.train.batch) as crew:
@@ -173,7 +175,10 @@ def _settings_of_run(folder: RunFolder) -> Settings:
             f"{folder.path} holds no checkpoint to go on from: its run ended before the first step. "
             f"Start it anew: rcnn train {again}"
         )
-    return read(folder.config)
+    settings = read(folder.config)
+    if settings.data.path is None:
+        raise SettingsError(f"{folder.config}: `data.path` is missing, so nothing says what to train on; put it back")
+    return settings
 
 
 def _read_splits(settings: Settings, console: Console | None) -> tuple[Dataset, Dataset]:
@@ -226,7 +231,7 @@ def _begin(run: Context, start: Start) -> Session:
 
 def _go_on(run: Context) -> Session:
     """Prepare the stage of the last checkpoint; what was logged after it is dropped."""
-    progress = Progress(stage=checkpoint.stage(run.folder.checkpoints))
+    progress = Progress(stage=checkpoint.stage(run.folder.checkpoints, len(run.stages)))
     settings = run.stages[progress.stage].model_settings(run.settings)
     session = _prepare(run, progress, Start(build(settings, len(run.train.names)), settings))
     path = checkpoint.latest(run.folder.checkpoints)

@@ -46,6 +46,16 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> Non
     """Copy tensors into a model, which must match them exactly; half precision is widened.
 
     Raises:
+        WeightsError: as `check_shapes`.
+    """
+    check_shapes(model, tensors, source)
+    model.load_state_dict(tensors)
+
+
+def check_shapes(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
+    """Check that tensors match a model, which may be on the `meta` device, exactly.
+
+    Raises:
         WeightsError: a tensor is missing, left over or of another shape.
     """
     own = model.state_dict()
@@ -60,7 +70,6 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> Non
         raise WeightsError(
             f"{source}: holds weights, but not a detector of this version of rcnn: {some(sorted(faults), 3)}"
         )
-    model.load_state_dict(tensors)
 
 
 def adapt(

@@ -2,6 +2,7 @@
 
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +16,9 @@ from rcnn.backbones.timm import TimmTrunk
 from rcnn.config import Preprocess
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.fast_rcnn import FCHead
+from rcnn.regular import check_archive
 from rcnn.weights.caffe import classifier_state, read_arrays
-from rcnn.weights.file import first_line, read_safetensors
+from rcnn.weights.file import LARGEST_FOREIGN, first_line, read_safetensors, reading
 from rcnn.weights.hub import fetch, is_offline
 
 _IMAGENET = {"mobilenet": "mobilenet_v2", **{name: name for name in (*NAMES, "mobilenet_v3_large", "vgg16")}}
@@ -91,25 +93,27 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         return classifier_state(read_arrays(path), path)
     if path.suffix not in (".pth", ".pt"):
         return read_safetensors(path)[0]
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it is read or refused all the same
+    with reading(path, LARGEST_FOREIGN), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it is read or refused all the same
+        if zipfile.is_zipfile(path):
+            check_archive(path, LARGEST_FOREIGN)
+        try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
-    except pickle.UnpicklingError:
-        raise WeightsError(
-            f"{path} ({path.stat().st_size:,} bytes) is damaged or holds more than tensors, so it is not opened; "
-            "save the model's state_dict alone"
-        ) from None
-    except (OSError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path} is damaged: {first_line(error)}") from None
+        except pickle.UnpicklingError:
+            raise WeightsError(
+                f"{path} ({path.stat().st_size:,} bytes) is damaged or holds more than tensors, so it is not opened; "
+                "save the model's state_dict alone"
+            ) from None
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+    if not isinstance(content, dict) or not all(map(_is_named_tensor, content, content.values())):
         raise WeightsError(f"{path} holds no dictionary of tensors; save the model's state_dict")
     return dict(content)
+
+
+def _is_named_tensor(name: object, value: object) -> bool:
+    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _targets(backbone: Backbone, head: nn.Module | None) -> dict[str, Tensor]:
@@ -191,10 +195,10 @@ def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
         except OSError as error:
             raise UnavailableError(f"ImageNet weights of {name} can't be downloaded: {error}") from None
     else:
-        name = str(source)
+        name, tensors = str(source), read_tensors(source)
         try:
-            state = trunk.create(read_tensors(source)).state_dict()
-        except (RuntimeError, KeyError) as error:
+            state = trunk.create(tensors).state_dict()
+        except Exception as error:  # timm renames what may be anything
             raise WeightsError(f"{name} does not fit timm/{trunk.name}: {first_line(error)}") from None
     result = trunk.net.load_state_dict(state, strict=False)
     unexpected = (key for key in result.unexpected_keys if not key.endswith("num_batches_tracked"))

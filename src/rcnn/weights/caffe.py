@@ -5,7 +5,6 @@ net.params.items() for i, blob in enumerate(blobs)})` makes an .npz of one.
 """
 
 import re
-import zipfile
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
@@ -14,7 +13,8 @@ import torch
 from torch import Tensor
 
 from rcnn.errors import WeightsError
-from rcnn.weights.file import first_line
+from rcnn.regular import check_archive
+from rcnn.weights.file import LARGEST_FOREIGN, reading
 
 _VGG = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3")
 _VGG_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -37,13 +37,10 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         WeightsError: the file is missing or damaged, or holds anything but arrays of numbers.
     """
-    try:
+    with reading(path, LARGEST_FOREIGN, "no .npz file of plain arrays"):
+        check_archive(path, LARGEST_FOREIGN)
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file") from None
-    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
-        raise WeightsError(f"{path} is damaged, or no .npz file of plain arrays: {first_line(error)}") from None
     types = {name: getattr(array, "dtype", None) for name, array in arrays.items()}  # of other archives bytes come out
     other = next((name for name, kind in types.items() if kind is None or kind.kind not in "biuf"), None)
     if other is not None:

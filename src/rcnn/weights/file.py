@@ -7,19 +7,34 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from torch import Tensor
 
 from rcnn.errors import WeightsError
+from rcnn.regular import MB, check_regular
 
 FORMAT = 1
 ENTRY = "rcnn"
+LARGEST, LARGEST_FOREIGN = 16_000 * MB, 3_500 * MB
+"""Bytes of a file of ours, a checkpoint included, and of one that is read before anything is known about it."""
+
+Check = Callable[[Mapping[str, Any], Mapping[str, Tensor]], None]
+"""(metadata, name -> tensor on the `meta` device) -> nothing, or an error before any tensor is read."""
+
+_TYPES = {
+    **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
+    **{f"I{bits}": getattr(torch, f"int{bits}") for bits in (8, 16, 32, 64)},
+    **{f"U{bits}": getattr(torch, f"uint{bits}") for bits in (8, 16, 32, 64)},
+    **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
+}
+"""Names in a header of safetensors -> dtypes."""
 
 _LONGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
@@ -90,25 +105,65 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     atomic_write(path, safetensors.torch.save(plain, {ENTRY: _json(entry)}))
 
 
-def load_weights(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read tensors (on the CPU) and metadata written by `save_weights`.
+@contextmanager
+def reading(path: str | Path, most: int, kind: str = "") -> Iterator[None]:
+    """Turn whatever goes wrong while a file is read into a sentence about the file.
+
+    Args:
+        path: the file.
+        most: its size at most, bytes.
+        kind: what it is expected to be, as in `is damaged, or no .npz file`.
 
     Raises:
-        WeightsError: the file is missing, damaged, of another kind or of a later version.
+        WeightsError: there is no such file, it is too large, damaged, or describes more than there is memory for.
     """
-    tensors, header = read_safetensors(path)
+    opened = False
+    try:
+        check_regular(path, most)
+        opened = True
+        yield
+    except WeightsError:
+        raise
+    except MemoryError:
+        raise WeightsError(f"{path} is damaged: it describes more than there is memory for") from None
+    except Exception as error:  # parsers of damaged files raise anything, also an OSError that names no file
+        if isinstance(error, OSError) and (error.filename or not opened):
+            raise WeightsError(f"{path}: can't be read: {error.strerror or error}") from None
+        if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
+            raise WeightsError(f"{path} is damaged: it describes more than there is memory for") from None
+        raise WeightsError(
+            f"{_name(path)} is damaged{kind and f', or {kind}'}: {first_line(error)}. Copy or download it again"
+        ) from None
+
+
+def load_weights(path: str | Path, check: Check | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read tensors (on the CPU) and metadata written by `save_weights`.
+
+    Args:
+        path: the file.
+        check: sees the metadata and what is said about the tensors before these are read.
+
+    Raises:
+        WeightsError: the file is missing, damaged, of another kind or of a later version; or what `check` raises.
+    """
+    described, header, start = _read_header(path, LARGEST)
     if ENTRY not in header:
         raise WeightsError(
             f"{_name(path)} is a safetensors file, but not of an rcnn detector (its header has no `{ENTRY}` entry). "
             "Weights of a backbone can start a training: rcnn train DATA --init FILE"
         )
     try:
-        entry = json.loads(header[ENTRY])
+        entry = json.loads(header[ENTRY], parse_constant=_refuse)
         version, digest = entry["format"], entry.pop("sha256")
+        _json(entry)  # it holds no number that JSON can't
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise WeightsError(f"{_name(path)} is damaged: its `{ENTRY}` entry is not the JSON that was written") from None
     if version != FORMAT:
         raise WeightsError(f"{_name(path)} has format {version}, this version of rcnn reads {FORMAT}; update rcnn")
+    if check is not None:
+        rest = {key: value for key, value in entry.items() if key != "format"}
+        check(rest, {name: tensor for name, (tensor, _) in described.items()})
+    tensors = _read(path, described, start, LARGEST)
     if _digest(tensors, entry) != digest:
         raise WeightsError(f"{_name(path)} is damaged: its content does not have the checksum that it was written with")
     del entry["format"]
@@ -121,7 +176,7 @@ def is_detector(path: str | Path) -> bool:
     Raises:
         WeightsError: as `read_safetensors`.
     """
-    return ENTRY in read_safetensors(path)[1]
+    return ENTRY in _read_header(path, LARGEST)[1]
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -130,21 +185,46 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     Raises:
         WeightsError: the file is missing, unreadable, damaged or of another kind.
     """
-    try:
-        data = Path(path).read_bytes()
-    except OSError as error:
-        raise WeightsError(f"{path}: can't be read: {error.strerror}") from None
-    try:
-        tensors = safetensors.torch.load(data)
-        length = int.from_bytes(data[:8], "little")
-        header = json.loads(data[8 : 8 + length], object_pairs_hook=_without_duplicates)
-    except (SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        if kind := _kind(data):
-            raise WeightsError(f"{_name(path)} is {kind}; expected are weights as safetensors") from None
-        raise WeightsError(
-            f"{_name(path)} is damaged, or no safetensors file: {error}. Copy or download it again"
-        ) from None
-    return tensors, header.get("__metadata__") or {}
+    described, header, start = _read_header(path, LARGEST_FOREIGN)
+    return _read(path, described, start, LARGEST_FOREIGN), header
+
+
+def _read_header(path: str | Path, most: int) -> tuple[dict[str, tuple[Tensor, int]], dict[str, str], int]:
+    """Return name -> (tensor on the `meta` device, its place), raw metadata, and where the bytes of tensors begin."""
+    with reading(path, most, "no safetensors file"):
+        with Path(path).open("rb") as file:
+            start = file.read(24)
+            if len(start) < 8 or int.from_bytes(start[:8], "little") > min(_LONGEST_HEADER, os.path.getsize(path) - 8):
+                if kind := _kind(start):
+                    raise WeightsError(f"{_name(path)} is {kind}; expected are weights as safetensors")
+                raise ValueError("the length of its header is wrong")
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
+            header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
+        with safe_open(path, "pt"):  # refuses shapes, types and places that don't agree with each other and the file
+            pass
+        metadata = header.pop("__metadata__", None) or {}
+        described = {
+            name: (torch.empty(row["shape"], dtype=_TYPES[row["dtype"]], device="meta"), row["data_offsets"][0])
+            for name, row in header.items()
+        }
+        return described, metadata, 8 + length
+
+
+def _read(path: str | Path, described: Mapping[str, tuple[Tensor, int]], start: int, most: int) -> dict[str, Tensor]:
+    """Read the tensors that a header describes."""
+    with reading(path, most), Path(path).open("rb") as file:
+        tensors = {}
+        for name, (like, place) in described.items():
+            tensor = tensors[name] = torch.empty_like(like, device="cpu")
+            file.seek(start + place)
+            if file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data) != tensor.nbytes:
+                raise ValueError(f"the tensor `{name}` ends early")
+        return tensors
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number of JSON")
 
 
 def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

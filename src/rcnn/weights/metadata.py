@@ -1,15 +1,19 @@
 """Metadata in a detector's file: settings, classes, threshold, training, licence."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, ValidationError, model_validator
+from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from rcnn.config import Fraction, Section, Settings, override, validate
+from rcnn.config import Fraction, Section, Settings, explain, override, validate
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.weights.box_targets import PLAIN, renormalise
-from rcnn.weights.file import load_weights
+from rcnn.weights.file import first_line, load_weights
+
+MOST_CLASSES = 100_000
+FOREIGN = "holds weights, but not a detector of this version of rcnn"
 
 
 class Metadata(Section):
@@ -27,8 +31,8 @@ class Metadata(Section):
     model_config = ConfigDict(extra="ignore")
 
     settings: Settings
-    names: tuple[str, ...]
-    category_ids: tuple[int, ...]
+    names: Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], Field(max_length=MOST_CLASSES)]
+    category_ids: Annotated[tuple[Annotated[int, Field(ge=-(2**63), lt=2**63)], ...], Field(max_length=MOST_CLASSES)]
     threshold: Fraction
     summary: dict[str, Any]
     licence: str | None = None
@@ -40,24 +44,41 @@ class Metadata(Section):
         return self
 
 
-def read_detector(path: str | Path) -> tuple[dict[str, Tensor], Metadata]:
+def read_detector(
+    path: str | Path, check: Callable[[Metadata, Mapping[str, Tensor]], None] | None = None
+) -> tuple[dict[str, Tensor], Metadata]:
     """Read a detector's file; the box layer is made for `roi.box_mean` and `roi.box_std`.
 
+    Args:
+        path: the file.
+        check: sees the metadata, and the tensors on the `meta` device, before these are read.
+
     Raises:
-        WeightsError: the file is missing, damaged, of a later version, or holds something else.
+        WeightsError: the file is missing, damaged, of a later version, or holds something else; or as `check`.
     """
-    tensors, entry = load_weights(path)
-    if entry.get("kind") == "checkpoint":
-        run = Path(path).absolute().parents[1]
-        raise WeightsError(
-            f"{path}: holds weights, but not a detector: it is a checkpoint of a training. Go on with that by: "
-            f"rcnn train --resume {run}"
-        )
+    seen: list[Metadata] = []
+
+    def validated(entry: Mapping[str, Any], shapes: Mapping[str, Tensor]) -> None:
+        if entry.get("kind") == "checkpoint":
+            run = Path(path).absolute().parents[1]
+            raise WeightsError(
+                f"{path}: holds weights, but not a detector: it is a checkpoint of a training. Go on with that by: "
+                f"rcnn train --resume {run}"
+            )
+        try:
+            seen.append(Metadata.model_validate({**entry, "settings": validate(entry["settings"])}))
+        except ValidationError as error:
+            raise WeightsError(f"{path}: {FOREIGN}: {explain(error)}") from None
+        except (KeyError, TypeError, SettingsError) as error:
+            raise WeightsError(f"{path}: {FOREIGN}: {error}") from None
+        if check is not None:
+            check(seen[0], shapes)
+
+    tensors, _ = load_weights(path, validated)
     try:
-        metadata = Metadata.model_validate({**entry, "settings": validate(entry["settings"])})
-    except (KeyError, TypeError, SettingsError, ValidationError) as error:
-        raise WeightsError(f"{path}: holds weights, but not a detector of this version of rcnn: {error}") from None
-    return renormalise(tensors, PLAIN, metadata.settings.roi), metadata
+        return renormalise(tensors, PLAIN, seen[0].settings.roi), seen[0]
+    except (RuntimeError, ValueError) as error:
+        raise WeightsError(f"{path}: {FOREIGN}: {first_line(error)}") from None
 
 
 def portable(settings: Settings) -> Settings:

@@ -1,0 +1,209 @@
+"""A file of weights of a stranger is refused by a sentence, quickly, in little memory, and asks nobody for anything."""
+
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from rcnn.config import merge, to_yaml
+from rcnn.presets import settings_of
+from rcnn.weights.file import load_weights, save_weights
+
+from .conftest import Outcome
+from .limited import limited
+
+Run = Callable[..., Outcome]
+ADDRESSES = ("timm/hf-hub:user/x", "timm/hf_hub:user/x", "timm/local-dir:/tmp", "timm/../x")
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    Image.fromarray(np.zeros((40, 40, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    return tmp_path / "a.png"
+
+
+@pytest.fixture
+def stranger(weights: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A file whose settings, or other entries of the header, are what a stranger wrote, with a right checksum."""
+
+    def write(settings: dict[str, Any], **changes: Any) -> Path:
+        tensors, entry = load_weights(weights)
+        path = tmp_path / "stranger.safetensors"
+        save_weights(path, tensors, {**entry, "settings": merge(entry["settings"], settings), **changes})
+        return path
+
+    return write
+
+
+@pytest.mark.parametrize("backbone", ADDRESSES)
+def test_the_name_of_a_backbone_is_no_address(stranger: Callable[..., Path], picture: Path, backbone: str) -> None:
+    file, folder = stranger({"model": {"backbone": backbone}}), picture.parent
+    (folder / "config.yaml").write_text(
+        to_yaml(settings_of("tiny-fpn")).replace("backbone: tiny", f"backbone: {backbone}")
+    )
+    for code, words in (
+        (4, ("predict", file, picture)),
+        (4, ("inspect", file)),
+        (4, ("export", file)),
+        (2, ("train", folder, "--model", backbone)),
+        (2, ("train", folder, f"model.backbone={backbone}")),
+        (2, ("train", folder, "--config", "config.yaml")),
+    ):
+        outcome = limited(folder, *words)
+        assert outcome.out == "", words
+        assert outcome.code == code, outcome.err
+        assert "after timm/ comes the name of one of timm's own networks" in outcome.err
+
+
+def test_weights_of_timm_from_a_file_are_not_replaced_by_fetched_ones(data: Path) -> None:
+    pytest.importorskip("timm")
+    save_file({}, data.parent / "none.safetensors")
+    outcome = limited(data.parent, "train", data, "--model", "timm/resnet10t", "--init", "none.safetensors")
+    assert (outcome.code, outcome.out) == (4, ""), outcome.err
+    assert "none.safetensors does not fit timm/resnet10t" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"predict": {"scales": [1.0] * 10**5}}, "at most 16 items"),
+        ({"anchors": {"sizes": [[32.0] * 10**5] * 4}}, "at most 64 items"),
+        ({"model": {"channels": 10**6}}, "less than or equal to 16384"),
+        ({"model": {"channels": 3000}}, "has the shape"),
+        ({"model": {"channels": 16_384}, "roi": {"size": 64}}, "1,000,000,000 is the most"),
+        ({"roi": {"hidden": 16_384, "size": 14}}, "has the shape"),
+        ({"roi": {"size": 10**4}}, "less than or equal to 64"),
+        ({"roi": {"detections": 10**12}}, "less than or equal to 10000"),
+        ({"preprocess": {"multiple": 10**9}}, "less than or equal to 1024"),
+        ({"model": {"levels": [2, 3, 4, 10**15]}}, "less than or equal to 12"),
+        ({"roi": {"canonical_level": -(10**15)}}, "greater than or equal to -16"),
+        ({"rpn": {"convs": 10**9}}, "less than or equal to 32"),
+        ({"model": {"backbone": "vgg16", "neck": "none", "levels": [4]}}, ""),
+    ],
+)
+def test_settings_of_a_stranger_are_refused(
+    stranger: Callable[..., Path], picture: Path, settings: dict[str, Any], said: str
+) -> None:
+    outcome = limited(picture.parent, "predict", stranger(settings), picture)
+    assert (outcome.code, outcome.out) == (4, ""), outcome.err
+    assert said in outcome.err
+    assert "stranger.safetensors: holds weights, but not a detector of this version of rcnn" in outcome.err
+    assert "unexpected" not in outcome.err
+
+
+def test_as_many_classes_as_there_are_names_are_not_built(stranger: Callable[..., Path], picture: Path) -> None:
+    file = stranger({}, names=["x"] * 10**6, category_ids=[1] * 10**6)
+    outcome = limited(picture.parent, "predict", file, picture)
+    assert (outcome.code, outcome.out) == (4, ""), outcome.err
+
+
+SPARSE = 5_000_000_000
+ROW = b'{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (SPARSE, SPARSE)
+
+
+@pytest.mark.parametrize("start", [b"", b"\x80\x02", b"PK\x03\x04", len(ROW).to_bytes(8, "little") + ROW])
+@pytest.mark.parametrize("suffix", [".pth", ".pkl", ".npz", ".safetensors"])
+def test_files_of_holes_are_refused_before_they_are_read(data: Path, suffix: str, start: bytes) -> None:
+    path = data.parent / f"holes{suffix}"
+    with path.open("wb") as file:
+        file.write(start)
+        file.truncate(SPARSE + len(start))
+    arch = "paper-zf" if suffix == ".npz" else "fasterrcnn_resnet50_fpn"
+    for words in (
+        ("inspect", path),
+        ("import", path, "--arch", arch, "--out", "a.safetensors"),
+        ("predict", path, data),
+        ("train", data, "--model", "tiny-fpn", "--init", path),
+    ):
+        outcome = limited(data.parent, *words)
+        assert outcome.code == 4, outcome.err
+        assert path.name in outcome.err
+        assert "unexpected" not in outcome.err
+
+
+def pickled(content: bytes) -> Callable[[Path], object]:
+    return lambda path: path.write_bytes(content)
+
+
+def zipped(member: str, content: bytes, size: int = 0) -> Callable[[Path], object]:
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open(member, "w") as file:
+            file.write(content)
+            for _ in range(size // 10**7):
+                file.write(bytes(10**7))
+
+    return write
+
+
+NPY = (
+    b"\x93NUMPY\x01\x00v\x00"
+    + b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000,), }".ljust(117)
+    + b"\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("memo.pkl", pickled(b"\x80\x02}r\xff\xff\xff\x11.")),
+        ("array.pkl", pickled(b"\x80\x05\x96\x00\x00\x00\x12\x01\x00\x00\x00.")),
+        ("bytes.pkl", pickled(b"\x80\x04\x8e\x00\x00\x00\x12\x01\x00\x00\x00.")),
+        ("bytes.pth", pickled(b"\x80\x02\x8e\x00\x00\x00\x12\x01\x00\x00\x00.")),
+        ("shape.npz", zipped("conv1.weight.npy", NPY)),
+        ("bomb.npz", zipped("conv1.weight.npy", NPY, 2 * 10**7)),
+        ("bomb.pth", zipped("archive/data/0", b"", 2 * 10**7)),
+    ],
+)
+def test_small_files_that_ask_for_much_memory_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], object]
+) -> None:
+    for reader in ("caffe", "backbone"):
+        monkeypatch.setattr(f"rcnn.weights.{reader}.LARGEST_FOREIGN", 10**7)
+    write(tmp_path / name)
+    outcome = limited(tmp_path, "inspect", name)
+    assert (outcome.code, outcome.out) == (4, ""), outcome.err
+    assert name in outcome.err
+    assert "unexpected" not in outcome.err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ValueError, IndexError, MemoryError, RecursionError, AssertionError, AttributeError, KeyError, OverflowError],
+)
+def test_whatever_the_reader_of_a_pth_raises_is_the_fault_of_the_file(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise error("odd")
+
+    monkeypatch.setattr("torch.load", fail)
+    (tmp_path / "x.pth").write_bytes(b"x")
+    outcome = run("inspect", "x.pth")
+    assert outcome.code == 4
+    assert "x.pth" in outcome.err
+    assert "is damaged" in outcome.err
+
+
+@pytest.mark.parametrize("entry", ['{"format":1,"sha256":"","a":NaN}', '{"format":1,"sha256":"","a":1e999}'])
+def test_numbers_that_json_does_not_have_are_damage(run: Run, tmp_path: Path, entry: str) -> None:
+    save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", {"rcnn": entry})
+    for words in (("inspect", "x.safetensors"), ("export", "x.safetensors")):
+        outcome = run(*words)
+        assert (outcome.code, "x.safetensors" in outcome.err) == (4, True)
+        assert "its `rcnn` entry is not the JSON that was written" in outcome.err
+
+
+def test_tensors_of_any_shape_under_the_right_names_are_refused(run: Run, tmp_path: Path) -> None:
+    for name in ("roi_heads.box_predictor.cls_score.weight", "proposal_generator.rpn_head.conv.weight"):
+        for tensor in (torch.tensor(1.0), torch.zeros(0), torch.zeros(2, 3, 4, 5), torch.zeros(2).to_sparse()):
+            torch.save({name: tensor}, tmp_path / "x.pth")
+            for arch in ("fasterrcnn_resnet50_fpn", "faster_rcnn_R_50_FPN_3x", "rpn_R_50_C4_1x"):
+                outcome = run("import", "x.pth", "--arch", arch, "--out", "y.safetensors")
+                assert outcome.code == 4, outcome.err
+                assert "x.pth" in outcome.err
