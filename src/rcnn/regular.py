@@ -2,10 +2,13 @@
 
 import os
 import stat
+import unicodedata
 import zipfile
 from pathlib import Path
 
 MB = 1_000_000
+LONGEST_NAME = 255
+"""Bytes of a class name or of a part of a path."""
 
 
 class UnfitFile(OSError):
@@ -34,6 +37,19 @@ def check_regular(path: str | Path, most: int | None = None) -> os.stat_result:
     if most is not None and status.st_size > most:
         raise UnfitFile(f"{status.st_size / MB:,.0f} MB are too many: such a file has at most {most // MB:,} MB")
     return status
+
+
+def unfit_name(name: str) -> str | None:
+    """Return why a name can't be written into files of other formats; None if it can."""
+    if name.isprintable() and len(name) <= LONGEST_NAME:
+        return None
+    try:
+        length = len(name.encode())
+    except UnicodeEncodeError:
+        return "is not UTF-8"
+    if any(unicodedata.category(letter) == "Cc" for letter in name):
+        return "has a line end or another control character in it"
+    return f"is longer than {LONGEST_NAME} bytes" if length > LONGEST_NAME else None
 
 
 def read_text(path: str | Path, most: int) -> str:

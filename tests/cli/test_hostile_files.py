@@ -106,3 +106,43 @@ def test_a_picture_that_is_postscript_starts_no_program(
         assert not ran.exists(), f"{words} started it"
         assert outcome.code == 3, f"{words}: {outcome.err}"
         assert "0.jpg: this is EPS: convert it to PNG or JPEG" in outcome.out + outcome.err
+
+
+@pytest.mark.parametrize("source", ["https://example.org/a.jpg", "film.mp4", "0", "gone.jpg"])
+@pytest.mark.parametrize("command", ["predict", "propose", "explain"])
+def test_a_source_that_is_no_image_is_told_before_weights_are_loaded(
+    run: Run, tmp_path: Path, command: str, source: str
+) -> None:
+    (tmp_path / "film.mp4").write_bytes(bytes(100))
+    outcome = run(command, "gone.safetensors", source)
+    assert outcome.code == 3
+    assert source.rpartition("/")[2] in outcome.err
+    assert "gone.safetensors" not in outcome.err
+
+
+@pytest.mark.parametrize("command", ["val", "why"])
+def test_data_that_is_missing_is_told_before_weights_are_loaded(run: Run, command: str) -> None:
+    outcome = run(command, "gone.safetensors", "nowhere")
+    assert (outcome.code, "gone.safetensors" in outcome.err) == (3, False)
+
+
+def test_escape_sequences_in_names_never_reach_the_terminal(run: Run, data: Path) -> None:
+    """Nor do marks that turn the direction of writing, or line ends that would fake a line of their own."""
+    for number, name in enumerate(
+        ("\x1b[31m\x1b]0;title\x07", "a\u202ecod.jpg", "b\nno faults", "caf\udce9", "\x9b1m")
+    ):
+        (data / f"JPEGImages/{number}.jpg").rename(data / f"JPEGImages/{name}.jpg")
+        (data / f"Annotations/{number}.xml").rename(data / f"Annotations/{name}.xml")
+    (data / "ImageSets/Main/train.txt").unlink()
+    (data / "ImageSets/Main/val.txt").unlink()
+    (data / "Annotations/5.xml").write_text("no xml")
+    (data / "Annotations/a\u202ecod.jpg.xml").write_text("no xml")
+    for words in ([], ["--json"]):
+        outcome = run("data", "check", data, *words)
+        assert outcome.code == 3
+        said = outcome.out + outcome.err
+        assert said.encode()
+        assert not {letter for letter in said if letter < " " or "\x7f" <= letter < "\xa0"} - {"\n"}
+        assert "\u202e" not in said
+        assert "\nno faults" not in said
+        assert "is not UTF-8; rename it" in said

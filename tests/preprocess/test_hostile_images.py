@@ -134,3 +134,13 @@ def test_a_transparent_image_takes_8_bytes_a_pixel(tmp_path: Path, orientation: 
 
     read_image(path)  # what is imported late
     in_child(do, resident=8 * 16 * MB)
+
+
+@pytest.mark.parametrize(("name", "reason"), [(b"caf\xe9.png", "is not UTF-8"), (b"a\nb.png", "has a line end")])
+def test_a_name_that_cannot_be_written_is_refused(tmp_path: Path, name: bytes, reason: str) -> None:
+    path = tmp_path / os.fsdecode(name)
+    Image.new("RGB", (16, 16)).save(tmp_path / "a.png")
+    (tmp_path / "a.png").rename(path)
+    for read in READERS:
+        with pytest.raises(ImageError, match=reason):
+            read(path)

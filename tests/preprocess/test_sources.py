@@ -33,3 +33,32 @@ def test_results_are_passed_by_unless_they_are_named(tmp_path: Path) -> None:
         assert [file.name for file in files(source)] == ["1.png", "2.png"]
     with pytest.raises(ImageError, match="nothing but results of rcnn is here"):
         files(tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("https://example.org/a.jpg", "addresses are not opened"),
+        ("rtsp://camera/1", "addresses are not opened"),
+        ("film.mp4", "films are not read"),
+        ("0", "cameras are not read"),
+        ("gone.jpg", "no such file, folder or glob"),
+        ("a" * 300, "no such file, folder or glob"),
+    ],
+)
+def test_what_other_programs_accept_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "film.mp4").touch()
+    with pytest.raises(ImageError, match=reason):
+        files(source)
+
+
+def test_a_whole_disk_is_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rcnn.preprocess.sources.MOST_OTHERS", 100)
+    (tmp_path / "a.jpg").touch()
+    for number in range(150):
+        (tmp_path / f"{number}.c").touch()
+    with pytest.raises(ImageError, match="there are 1 images among the first 151 files and folders; give a folder of"):
+        files(tmp_path)

@@ -1,5 +1,6 @@
 """`rcnn explain MODEL IMAGE`: pictures of every stage from an image to its detections."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,9 +47,14 @@ def explain(
     from rcnn.cli.loading import load_detector
     from rcnn.insight.stages.follow import counts, follow
     from rcnn.insight.stages.pictures import draw_stages
+    from rcnn.preprocess.decode import image_size
+    from rcnn.preprocess.sources import files
     from rcnn.preprocess.stream import read_picture
 
     image, changes = arguments.one_path(words, "IMAGE")
+    if not image.is_dir():
+        files(image)
+    image_size(image, max_pixels=sys.maxsize)  # what is no image is told before weights are loaded
     with screen.stdout_for_json(json):
         detector = load_detector(model, changes, device or "auto")
         detector.check_proposals(given=False)

@@ -1,5 +1,6 @@
 """`rcnn propose MODEL SOURCE...`: class-agnostic boxes from a region proposal network or a search, best first."""
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -61,12 +62,15 @@ def propose(
 
 def _listed(words: Iterable[str]) -> Iterator[str]:
     """Yield the words, replacing a COCO json or data.yaml by the images that it lists."""
-    from rcnn.config import Data
+    from rcnn.config import Settings, override
     from rcnn.data.find import open_dataset
 
+    words = list(words)
+    settings = override(Settings(), [word for word in arguments.split(words)[1] if word.startswith("data.")]).data
+    settings = settings.model_copy(update={"on_fault": "skip"})
     for word in words:
-        if Path(word).suffix.lower() in LISTS and Path(word).is_file():
-            dataset = open_dataset(word, "all", Data(on_fault="skip"), decode=False)
+        if Path(word).suffix.lower() in LISTS and os.path.isfile(word):
+            dataset = open_dataset(word, "all", settings, decode=False)
             yield from (str(record.path) for record in dataset.records)
         else:
             yield word

@@ -17,6 +17,7 @@ from rcnn.cli.files import fresh_folder
 from rcnn.cli.loading import load_detector, sharing
 from rcnn.cli.writers import FORMATS, Target, merge_parts, shared_stems
 from rcnn.config import Data, Settings, override
+from rcnn.data.coco import LARGEST_JSON
 from rcnn.data.dataset import Record
 from rcnn.data.given import Given, place
 from rcnn.data.proposals import find_proposals
@@ -26,7 +27,7 @@ from rcnn.errors import DataError, ImageError, SettingsError
 from rcnn.model.structures import Batch, Proposals
 from rcnn.preprocess.decode import image_size
 from rcnn.preprocess.sources import base_of, files
-from rcnn.regular import MB, check_regular
+from rcnn.regular import read_text
 from rcnn.result import Result
 
 SHOWN = 5
@@ -227,9 +228,8 @@ def listed_ids(file: Path) -> Callable[[Result], int | str]:
         DataError: the file can't be read; when called, the image is not listed.
     """
     try:
-        check_regular(file, 1000 * MB)
-        listed = {entry["file_name"]: entry["id"] for entry in json.loads(file.read_bytes())["images"]}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        listed = {entry["file_name"]: entry["id"] for entry in json.loads(read_text(file, LARGEST_JSON))["images"]}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise DataError(f"{file}: can't be read as a COCO json with `images`: {error!r}") from None
 
     def find(result: Result) -> int | str:

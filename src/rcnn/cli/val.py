@@ -36,13 +36,14 @@ def val(
     Example: rcnn val runs/train/exp-1/weights/best.safetensors data/ --split test
     """
     from rcnn.cli.loading import load_detector, sharing
-    from rcnn.data.find import open_dataset
+    from rcnn.data.find import find_layout, open_dataset
     from rcnn.data.given import ProposalSet
     from rcnn.evaluate import evaluate
     from rcnn.training.proposals import shared_proposals
 
     with screen.stdout_for_json(json), sharing(device) as (team, shard):
         path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault, "train.seed": seed})
+        find_layout(path)  # what is missing is told before weights are loaded
         detector = load_detector(model, changes, str(team.device))
         detector.check_proposals(given=proposals is not None)
         settings, theirs = detector.settings, None

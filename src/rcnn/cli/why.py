@@ -37,13 +37,14 @@ def why(
     """
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector
-    from rcnn.data.find import open_dataset
+    from rcnn.data.find import find_layout, open_dataset
     from rcnn.insight.funnel import why as insight
     from rcnn.insight.funnel.pictures import draw_funnel, draw_worst
     from rcnn.insight.funnel.report import document, report
 
     with screen.stdout_for_json(json):
         path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
+        find_layout(path)  # what is missing is told before weights are loaded
         detector = load_detector(model, changes, device or "auto")
         detector.check_proposals(given=False)
         settings = detector.settings

@@ -26,7 +26,8 @@ _SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-
 _HEAD = 1 << 20
 _ARRAYS = ("images", "annotations", "categories")
 _FLAGS = (None, 0, 1)
-_LARGEST = 1500 * MB
+LARGEST_JSON = 1500 * MB
+"""Bytes of a COCO json."""
 
 
 def find(path: Path) -> Layout | None:
@@ -109,7 +110,7 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
 def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
     """Return the object in a json file; None, and a fault, if it can't be read or lacks an array."""
     try:
-        tree = json.loads(read_text(path, _LARGEST), object_pairs_hook=_Fields(path, reading.faults))
+        tree = json.loads(read_text(path, LARGEST_JSON), object_pairs_hook=_Fields(path, reading.faults))
     except json.JSONDecodeError as error:
         where, reason = f"{path}:{error.lineno}:{error.colno}", f"malformed json: {error.msg}"
     except UnicodeDecodeError as error:

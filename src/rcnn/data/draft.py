@@ -1,7 +1,6 @@
 """What the readers share: images as the files describe them, and how these are checked and become records."""
 
 import os
-import unicodedata
 from array import array
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,13 +15,11 @@ from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault, Record
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import image_size
+from rcnn.regular import unfit_name
 
 SMALLEST_IMAGE = 16
 LISTED = 100
 """Classes that a message lists."""
-
-LONGEST_NAME = 255
-"""Bytes of a class name or of a part of a path."""
 
 HINTS, MOST_COMPARED = 20, 1000
 """Unknown names of an image, and known names, that are compared to find similar ones."""
@@ -155,19 +152,6 @@ def numbered(names: Mapping[int, str]) -> str:
     """Return names by number as `listed` does."""
     more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
     return ", ".join(f"{number} {name}" for number, name in islice(names.items(), LISTED)) + more
-
-
-def unfit_name(name: str) -> str | None:
-    """Return why a name can't be written into files of other formats; None if it can."""
-    if name.isprintable() and len(name) <= LONGEST_NAME:
-        return None
-    try:
-        length = len(name.encode())
-    except UnicodeEncodeError:
-        return "is not UTF-8"
-    if any(unicodedata.category(letter) == "Cc" for letter in name):
-        return "has a line end or another control character in it"
-    return f"is longer than {LONGEST_NAME} bytes" if length > LONGEST_NAME else None
 
 
 def relative_name(path: Path, root: Path) -> str:

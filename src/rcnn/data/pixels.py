@@ -9,9 +9,9 @@ from pathlib import Path
 
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.draft import unfit_name
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import Look, verify_image
+from rcnn.regular import unfit_name
 
 ProgressCallback = Callable[[int, int], None]
 _TWELVE_BIT = 4096

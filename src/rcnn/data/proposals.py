@@ -10,7 +10,11 @@ and the last one belongs to the box; a fifth number is a score.
 """
 
 import json
+import lzma
+import math
 import os
+import zipfile
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
@@ -27,16 +31,20 @@ from rcnn.data.pixels import ProgressCallback
 from rcnn.data.selective_search import SEARCHES, ranked, search_files
 from rcnn.errors import DataError, ImageError
 from rcnn.preprocess.sources import files
-from rcnn.regular import MB, check_archive, check_regular, read_text
+from rcnn.regular import MB, check_regular, read_text
 
 OVERHANG = 1.0
 """Pixels by which a box may reach beyond the image: it is clipped, since files hold rounded numbers."""
 
-LARGEST = 1_500 * MB
-"""Bytes of a .json or .mat file."""
+LARGEST_FILE, LARGEST_ARRAY, MOST_PACKED = 1500 * MB, 100 * MB, 100
+"""Bytes of a .json or .mat, bytes of one image's array in a .npz, and by how much a .npz may be packed."""
 
 LISTED = 20
 """Number of faults of a file that are listed one by one."""
+
+
+_DAMAGE = (zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, OverflowError, MemoryError)
+"""What zipfile raises for damaged, locked and unusual archives besides its own errors."""
 
 
 class _Part(NamedTuple):
@@ -216,7 +224,7 @@ def _checked(part: _Part, size: tuple[int, int]) -> tuple[list[str], Given]:
 
 def _read_json(path: Path) -> Iterator[_Part | str]:
     try:
-        content = json.loads(read_text(path, LARGEST))
+        content = json.loads(read_text(path, LARGEST_FILE), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"{path}: can't be read as json: {error}") from None
     if isinstance(content, Mapping):
@@ -225,7 +233,7 @@ def _read_json(path: Path) -> Iterator[_Part | str]:
     elif isinstance(content, list) and all(isinstance(entry, Mapping) for entry in content):
         yield from _entries(content)
     else:
-        raise DataError(f"{path}: expected images with their boxes, or a list of objects; found {str(content)[:40]}")
+        raise DataError(f"{path}: expected images with their boxes, or a list of objects; found {_beginning(content)}")
 
 
 def _entries(entries: list[Mapping[str, Any]]) -> Iterator[_Part | str]:
@@ -252,13 +260,34 @@ def _entries(entries: list[Mapping[str, Any]]) -> Iterator[_Part | str]:
 
 def _read_npz(path: Path) -> Iterator[_Part | str]:
     try:
-        check_regular(path)
-        check_archive(path, each=100 * MB)
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            for name in archive.files:
-                yield _part(name, archive[name])
-    except Exception as error:  # numpy, zipfile and zlib have no common class for damaged files
+        size = check_regular(path).st_size
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > max(MOST_PACKED * size, LARGEST_ARRAY):
+                raise ValueError(f"it is packed by more than {MOST_PACKED} to 1, as no boxes are")
+            for member in archive.infolist():
+                yield _part(member.filename.removesuffix(".npy"), _read_member(archive, member))
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, *_DAMAGE) as error:
         raise DataError(f"{path}: can't be read as .npz of plain arrays: {error}") from None
+
+
+def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarray:
+    """Read an array of an archive, after comparing its shape with its bytes.
+
+    Raises:
+        ValueError: it is no plain array, or too large.
+    """
+    if member.file_size > LARGEST_ARRAY:
+        raise ValueError(f"`{member.filename}` has {member.file_size / MB:,.0f} MB; an image has {LARGEST_ARRAY // MB}")
+    with archive.open(member) as content:
+        version = np.lib.format.read_magic(content)
+        if version > (2, 0):
+            raise ValueError(f"`{member.filename}` is of version {version[0]} of numpy's format; save plain arrays")
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(content)
+    if math.prod(shape) * dtype.itemsize > member.file_size:
+        raise ValueError(f"`{member.filename}` is said to have the shape {shape}, and has {member.file_size} bytes")
+    with archive.open(member) as content:
+        return np.lib.format.read_array(content, allow_pickle=False)
 
 
 def _read_mat(path: Path) -> Iterator[_Part | str]:
@@ -267,7 +296,7 @@ def _read_mat(path: Path) -> Iterator[_Part | str]:
     except ImportError:
         raise DataError(f"{path}: reading .mat needs scipy: pip install 'rcnn[proposals]'") from None
     try:
-        check_regular(path, LARGEST)
+        check_regular(path, LARGEST_FILE)
         content = loadmat(path, variable_names=("images", "boxes"))
     except NotImplementedError:
         raise DataError(f"{path}: is of MATLAB's version 7.3; save it with `-v7`") from None
@@ -292,6 +321,25 @@ def _part(image: str, rows: Any) -> _Part | str:
         bad = next((i for i, row in enumerate(rows, 1) if not _numbers(row)), 1)
         return f"image `{image}`, row {bad}: expected 4 numbers, or 5 with a score"
     return _Part(image, array, range(1, len(array) + 1))
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of a json file.
+
+    Raises:
+        ValueError: a key is there twice, with different values.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next((key for key, value in pairs if fields[key] != value), None)
+        if twice is not None:
+            raise ValueError(f"the key `{twice}` is there twice, with different values; keep one of the two")
+    return fields
+
+
+def _beginning(content: Any) -> str:
+    """Return the first characters of a value of a json file, for messages."""
+    return str(content[:5] if isinstance(content, list | str) else content)[:40]
 
 
 def _numbers(row: Any) -> bool:

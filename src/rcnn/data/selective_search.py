@@ -20,7 +20,8 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.data.given import Given
 from rcnn.errors import ImageError, SettingsError
-from rcnn.preprocess.decode import read_image
+from rcnn.preprocess.decode import LARGEST_FILE, read_image
+from rcnn.regular import check_regular
 
 Mode = Literal["fast", "quality"]
 SEARCHES: dict[str, Mode] = {"selective-search": "fast", "selective-search-quality": "quality"}
@@ -80,6 +81,7 @@ def search_files(paths: Sequence[Path], mode: Mode, settings: Data) -> Iterator[
 
     def search(path: Path) -> Given | ImageError:
         try:
+            check_regular(path, LARGEST_FILE)
             key = f"{mode} {COUNT} {settings.white} {version} {blake2b(path.read_bytes()).hexdigest()}"
             file = folder / f"{blake2b(key.encode(), digest_size=20).hexdigest()}.npz"
             boxes = _read(file)
@@ -89,7 +91,7 @@ def search_files(paths: Sequence[Path], mode: Mode, settings: Data) -> Iterator[
         except ImageError as error:
             return error
         except OSError as error:
-            return ImageError(f"{path}: can't be read: {error.strerror}")
+            return ImageError(f"{path}: can't be read: {error.strerror or error}")
         proposals = selective_search(image, mode)
         _write(file, proposals.boxes)
         return proposals

@@ -14,7 +14,7 @@ from PIL import Image
 from rcnn.errors import ImageError
 from rcnn.preprocess.npy import MAGIC, open_array, pieces, read_array
 from rcnn.preprocess.values import STRIP, check_floats, limit, other_channels, quantised, to_uint8
-from rcnn.regular import MB, UnfitFile, check_regular
+from rcnn.regular import MB, UnfitFile, check_regular, unfit_name
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm"),
@@ -24,7 +24,10 @@ PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "J
 """Formats that Pillow may read (MPO is JPEG's); for some of the others, such as EPS, it would start programs."""
 
 MAX_PIXELS = 178_956_970
-_MOST_BYTES, _MOST_STREAMED = 500 * MB, 8_000 * MB
+LARGEST_FILE = 8_000 * MB
+"""Bytes of an image file."""
+
+_MOST_BYTES = 500 * MB
 _STREAMED = ("TIFF", "PNG", "BMP", "PPM")  # the others may be read into memory as a whole
 _FOREIGN = {
     b"%!PS": "EPS",
@@ -206,6 +209,8 @@ def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Look:
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
     """Turn any error with a file into an `ImageError` that names the file."""
+    if reason := next(filter(None, map(unfit_name, path.parts)), None):
+        raise ImageError(f"{path}: this name {reason}; rename the file or folder")
     try:
         with warnings.catch_warnings():  # Pillow warns of damage, such as in EXIF data, without naming the file
             warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -240,7 +245,7 @@ def _not_an_image(path: Path) -> str:
 
 def _open(path: Path, max_pixels: int) -> Image.Image:
     """Open an image of at most `max_pixels`, reading only its header."""
-    size = check_regular(path, _MOST_STREAMED).st_size
+    size = check_regular(path, LARGEST_FILE).st_size
     with _open_lock:  # Pillow's own limit is global; ours is an argument
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:

@@ -1,6 +1,7 @@
 """Find the image files of a path, folder or glob, except our own results among them."""
 
 import os
+import re
 from collections.abc import Iterator
 from glob import glob
 from itertools import takewhile
@@ -8,6 +9,11 @@ from pathlib import Path
 
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import IMAGE_SUFFIXES
+
+FILMS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
+"""Suffixes of films."""
+
+_ADDRESS = re.compile(r"(https?|ftps?|rtsp|rtmp|s3|gs|hf|data):", re.IGNORECASE)
 
 MOST_OTHERS = 100_000
 """Files and folders that are looked at in search of images, besides ten for each image."""
@@ -35,17 +41,19 @@ def files(source: str | Path) -> list[Path]:
     """Return the image files of a path, folder or glob, sorted. Our own results below a folder are left out.
 
     Raises:
-        ImageError: there is nothing, or nothing but results.
+        ImageError: there is nothing, or nothing but results; or it is an address, a camera or a film.
     """
     path = Path(source)
-    if path.is_file():
+    if reason := _no_picture(str(source)):
+        raise ImageError(f"{source}: {reason}")
+    if os.path.isfile(path):  # unlike Path's method, no error for a name that is too long
         return [path]
     base = base_of(source)
-    named = [path] if path.is_dir() else sorted(Path(name) for name in glob(str(source), recursive=True))
+    named = [path] if os.path.isdir(path) else sorted(Path(name) for name in glob(str(source), recursive=True))
     if not named:
         raise ImageError(f"{source}: no such file, folder or glob")
     inside = [inner for file in named for inner in (sorted(_below(file)) if file.is_dir() else [file])]
-    images = [file for file in inside if is_image(file.name) and not file.is_dir()]
+    images = [file for file in inside if is_image(file.name) and file.exists() and not file.is_dir()]
     if not images:
         raise ImageError(f"{source}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     results = {folder for folder in {file.parent for file in images} if is_below_results(folder, base)}
@@ -53,6 +61,17 @@ def files(source: str | Path) -> list[Path]:
     if not kept:
         raise ImageError(f"{source}: nothing but results of rcnn is here; to use these, name their folder")
     return kept
+
+
+def _no_picture(source: str) -> str | None:
+    """Return what a source is that other programs accept, but this one doesn't; None for all others."""
+    if _ADDRESS.match(source):
+        return "addresses are not opened; download the pictures, and give their folder"
+    if source.lower().endswith(FILMS):
+        return "films are not read; extract their frames, for example with ffmpeg, and give their folder"
+    if source.isdigit() and not os.path.exists(source):
+        return "there is no such file or folder, and cameras are not read"
+    return None
 
 
 def _below(top: Path) -> Iterator[Path]:
@@ -85,7 +104,7 @@ def check_walk(top: Path, images: int, names: int) -> None:
 def base_of(source: str | Path) -> Path:
     """Return the absolute folder where the search of a source starts: without wildcards and file names."""
     plain = Path(*takewhile(lambda part: not set(part) & set("*?["), Path(source).parts))
-    return Path(os.path.abspath(plain if plain.is_dir() else plain.parent))
+    return Path(os.path.abspath(plain if os.path.isdir(plain) else plain.parent))
 
 
 def is_below_results(folder: Path, base: Path) -> bool:
