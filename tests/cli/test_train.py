@@ -1,3 +1,8 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +70,7 @@ def test_a_file_that_is_cut_off_is_told_before_training_or_left_out(run: Run, da
         (["{data}", "trian.lr=1"], 2, "did you mean `train`?"),
         (["{data}", "train.lr=fast"], 2, "`train.lr`"),
         (["{data}x", "roi.levels=[2,3]"], 2, "roi.levels names [2], but the backbone's levels are [3, 4, 5, 6]"),
-        (["{data}x", "anchors.sizes=[[16],[32]]"], 2, "give one tuple of sizes a level"),
+        (["{data}x", "anchors.sizes=[[16],[32]]"], 2, "give one tuple of sizes per level"),
         (["{data}x", "anchors.sizes=[[16],[32],[64],[128,256]]"], 2, "equally many sizes on every level"),
         (["{data}", "--epochs", "0"], 2, "`train.epochs`"),
         (["{data}", "--model", "mobilnet-fpn"], 2, "did you mean `mobilenet-fpn`?"),
@@ -101,3 +106,33 @@ def test_faults_are_all_told_before_training_starts(run: Run, data: Path, tmp_pa
     assert not list(tmp_path.glob("runs/train/*/checkpoints/*"))
     skipped = run("train", data, *SMALL, "--on-fault", "skip", "--dry-run", "--json")
     assert skipped.json()["train"]["images"] == 2
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode != 0
+    if shutil.which("unshare")
+    else True,
+    reason="no file system can be mounted here",
+)
+def test_a_shared_memory_that_is_too_small_is_named(data: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "rcnn", "train", str(data), *SMALL[:-1], "--workers", "2", "--out", str(tmp_path)]
+    mount = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
+    ended = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "need more room in /dev/shm" in ended.stderr
+    assert "--workers 0" in ended.stderr
+    assert "Go on with: rcnn train --resume" in ended.stderr.replace("\n", " ")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_loader_process_that_is_killed_leaves_the_resume_command(
+    run: Run, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rcnn.data.loader._Reader._item", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("rcnn.training.train.draw_start", lambda *_: None)
+    outcome = run("train", data, *SMALL[:-1], "--workers", 2)
+    assert outcome.code == 1
+    assert "a loader process (data.workers) was lost" in outcome.err
+    assert "--workers 0 (data.workers=0) loads without them. Go on with: rcnn train --resume runs/train" in outcome.err
