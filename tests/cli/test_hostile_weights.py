@@ -207,3 +207,11 @@ def test_tensors_of_any_shape_under_the_right_names_are_refused(run: Run, tmp_pa
                 outcome = run("import", "x.pth", "--arch", arch, "--out", "y.safetensors")
                 assert outcome.code == 4, outcome.err
                 assert "x.pth" in outcome.err
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, "[]", "{", "\0" * 100, '{"images": [{"file_name": [], "id": 1}]}'])
+def test_a_list_of_ids_that_is_none_is_refused(run: Run, weights: Path, picture: Path, text: str) -> None:
+    (picture.parent / "ids.json").write_text(text)
+    outcome = run("predict", weights, picture, "--images", "ids.json")
+    assert outcome.code == 3, outcome.err
+    assert "ids.json: can't be read as a COCO json" in outcome.err

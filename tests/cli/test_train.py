@@ -1,3 +1,8 @@
+import os
+import shutil
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,3 +106,33 @@ def test_faults_are_all_told_before_training_starts(run: Run, data: Path, tmp_pa
     assert not list(tmp_path.glob("runs/train/*/checkpoints/*"))
     skipped = run("train", data, *SMALL, "--on-fault", "skip", "--dry-run", "--json")
     assert skipped.json()["train"]["images"] == 2
+
+
+@pytest.mark.skipif(
+    subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode != 0
+    if shutil.which("unshare")
+    else True,
+    reason="no file system can be mounted here",
+)
+def test_a_shared_memory_that_is_too_small_is_named(data: Path, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "rcnn", "train", str(data), *SMALL[:-1], "--workers", "2", "--out", str(tmp_path)]
+    mount = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
+    ended = subprocess.run(
+        ["unshare", "-m", "sh", "-c", mount, "sh", *words], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert ended.returncode == 1, ended.stderr
+    assert "need more room in /dev/shm" in ended.stderr
+    assert "--workers 0" in ended.stderr
+    assert "Go on with: rcnn train --resume" in ended.stderr.replace("\n", " ")
+    assert "Traceback" not in ended.stderr
+
+
+def test_a_loader_process_that_is_killed_leaves_the_resume_command(
+    run: Run, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rcnn.data.loader._Reader._item", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("rcnn.training.train.draw_start", lambda *_: None)
+    outcome = run("train", data, *SMALL[:-1], "--workers", 2)
+    assert outcome.code == 1
+    assert "a loader process (data.workers) was lost" in outcome.err
+    assert "--workers 0 (data.workers=0) loads without them. Go on with: rcnn train --resume runs/train" in outcome.err

@@ -1,7 +1,13 @@
+import errno
+import os
 import pickle
+import resource
+import signal
+import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,8 +18,8 @@ from PIL import Image
 from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset, Record
 from rcnn.data.find import open_dataset
-from rcnn.data.loader import Item, Loader, stable_seed
-from rcnn.errors import DataError
+from rcnn.data.loader import Item, Loader, _Reader, stable_seed
+from rcnn.errors import DataError, ImageError
 from rcnn.preprocess.batch import Preprocessor
 from tests.data import sets
 
@@ -266,3 +272,62 @@ def test_an_image_that_cannot_be_read_is_named(dataset: Dataset, tmp_path: Path,
 def test_grey_images_are_loaded_and_jittered(dataset: Dataset) -> None:
     grey = override(SETTINGS, {"preprocess": {"in_channels": 1, "mean": (0.5,), "std": (0.25,)}})
     assert all(item.batch.images.shape[1] == 1 for item in load(dataset, settings=grey))
+
+
+def test_too_few_handles_are_said_before_processes_are_started(dataset: Dataset) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 24, limits[1]))
+    try:
+        with pytest.raises(ChildProcessError, match=r"data.workers=2 needs some 80 file handles.*-n.*--workers 0"):
+            load(dataset, workers=2)
+        assert len(load(dataset)) > 0
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_a_process_that_is_killed_is_noticed(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Reader, "_item", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    with pytest.raises(ChildProcessError, match=r"a loader process \(data.workers\) was lost.*--workers 0"):
+        load(dataset, workers=2)
+
+
+def test_a_process_that_gives_nothing_is_noticed(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Reader, "_item", lambda *_: time.sleep(2))
+    monkeypatch.setattr("rcnn.data.loader.TIMEOUT", 1)
+    with pytest.raises(ChildProcessError, match=r"gave nothing for 1 seconds.*--workers 0"):
+        load(dataset, workers=2)
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (RuntimeError("unable to allocate shared memory(shm) for file: No space left on device (28)"), "in /dev/shm"),
+        (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
+        (MemoryError(), "not enough memory"),
+    ],
+)
+def test_a_limit_that_a_process_meets_is_named(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+) -> None:
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("rcnn.data.loader.ForkingPickler", SimpleNamespace(dumps=fail))
+    with pytest.raises(ChildProcessError, match=said) as caught:
+        load(dataset, workers=2)
+    assert "Traceback" not in str(caught.value)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_handles_that_are_used_up_are_no_fault_of_an_image(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        try:
+            raise OSError(errno.EMFILE, "Too many open files")
+        except OSError as error:
+            raise ImageError(f"a.jpg: {error}") from None
+
+    monkeypatch.setattr("rcnn.data.loader.read_image", fail)
+    with pytest.raises(OSError, match="Too many open files"):
+        load(dataset, workers=workers)

@@ -1,4 +1,5 @@
 import io
+from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
@@ -92,3 +93,14 @@ def test_the_table_of_a_whole_detector_fits_a_terminal_of_80_columns() -> None:
     row = {"epoch": 99, "step": 1, "lr": 1e-4, "images_per_second": 123.456, "memory_gb": 12.3, "ap": 0.5, "ap50": 0.5}
     table.epoch({**row, "val_loss": 45.67891, **{f"train_{name}": value for name, value in losses.items()}})
     assert max(map(len, kept)) <= 79
+
+
+def test_names_from_files_do_not_steer_the_terminal() -> None:
+    console = Console(file=StringIO(), width=80)
+    log = Log(None, console)
+    log.say("\x1b[2J\udce9.jpg")
+    log.table("AP", [{"class": "\x1b[2J\u202e", "AP": 0.5}])
+    assert isinstance(console.file, StringIO)
+    text = console.file.getvalue()
+    assert "\\x1b[2J\\udce9.jpg" in text
+    assert "\x1b" not in text

@@ -111,4 +111,9 @@ def _explain(error: BaseException) -> tuple[int, str]:
         return 1, f"what was given is nested too deep: {error}"
     if (code := getattr(error, "exit_code", None)) is not None:
         return code, str(error)
+    if "DataLoader" in str(error):
+        from rcnn.data.loader import lost_worker
+
+        if isinstance(error, RuntimeError) and (reason := lost_worker(error)):
+            return 1, reason
     return 1, f"{type(error).__name__}: {error} (unexpected; run the command again with --debug to see where)"

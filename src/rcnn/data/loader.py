@@ -1,16 +1,21 @@
 """Load batches of one shape bucket. Order and augmentation depend on the seed, the epoch and image names alone."""
 
+import errno
 import math
+import os
+import pickle
+import sys
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
+from multiprocessing.reduction import ForkingPickler
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, get_worker_info
 
 from rcnn.config import Settings
 from rcnn.data.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, draw_plan
@@ -21,6 +26,8 @@ from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.preprocess.batch import Preprocessor, Size
 from rcnn.preprocess.decode import read_image
 
+TIMEOUT = 600
+"""Seconds after which a loader process that gives nothing is taken for lost."""
 FILLER = -1
 """Index of a filler: an image of zeros that fills up a short batch."""
 
@@ -116,20 +123,75 @@ class Loader:
 
         Raises:
             DataError: an image can't be read; the message names it.
+            ChildProcessError: a loader process has ended, or can't be started or hand over its batches; the message
+                names the limit of this machine that it met.
         """
         epoch = epoch if self.training else 0
         # Every rank knows the step's first image: it determines the bucket even if the rank's share is all fillers.
         work = [(epoch, step[0], step[self.rank :: self.world]) for step in self.order(epoch)[start:]]
         # A separate generator keeps the loader from drawing on torch's global one, which a resumed run restores.
         random = torch.Generator()
-        loader = DataLoader(self._reader, sampler=work, batch_size=None, num_workers=self.workers, generator=random)
-        for item in loader:
-            if isinstance(item, DataError):
-                raise item
-            yield item
+        timeout = TIMEOUT if self.workers else 0
+        if self.workers:
+            _check_handles(self.workers)
+        loader = DataLoader(
+            self._reader,
+            sampler=work,
+            batch_size=None,
+            num_workers=self.workers,
+            generator=random,
+            timeout=timeout,
+        )
+        try:
+            for item in loader:
+                item = pickle.loads(item) if isinstance(item, bytes) else item
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        except (RuntimeError, OSError) as error:
+            if not self.workers or (reason := lost_worker(error)) is None:
+                raise
+            raise ChildProcessError(reason) from error
 
 
-class _Reader(torch.utils.data.Dataset[Item | DataError]):
+def lost_worker(error: Exception) -> str | None:
+    """Return a sentence about loader processes that were lost, or met a limit; None: the error is about something else.
+
+    DataLoader raises the error for a process that was killed wherever the main process is at that moment.
+    """
+    text = str(error).partition("\n")[0]
+    if isinstance(error, ChildProcessError):
+        return text
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
+        limit = "`ulimit -n` sets the limit" if error.errno == errno.EMFILE else "the system has no more"
+        what = f"the loader processes (data.workers) need more than there is: {error.strerror} ({limit})"
+    elif "shared memory" in text or "No space left on device" in text:
+        what = f"the loader processes (data.workers) need more room in /dev/shm, as docker's --shm-size gives: {text}"
+    elif text.startswith("DataLoader worker"):
+        what = f"a loader process (data.workers) was lost, perhaps for want of memory: {text}"
+    elif text.startswith("DataLoader timed out"):
+        what = f"the loader processes (data.workers) gave nothing for {TIMEOUT} seconds"
+    else:
+        return None
+    return f"{what.rstrip('.')}. --workers 0 (data.workers=0) loads without them"
+
+
+def _check_handles(workers: int) -> None:
+    """Raise if there are too few file handles: a process that has none left hangs instead of saying so."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    used, needed = len(os.listdir("/dev/fd")), 64 + 8 * workers
+    if limit != resource.RLIM_INFINITY and limit - used < needed:
+        raise ChildProcessError(
+            f"data.workers={workers} needs some {needed} file handles, and of {limit} (`ulimit -n`) {used} are in use. "
+            "Raise the limit, or load without such processes: --workers 0 (data.workers=0)"
+        )
+
+
+class _Reader(torch.utils.data.Dataset[Item | bytes | Exception]):
     """What a worker process needs to load batches."""
 
     def __init__(
@@ -142,8 +204,23 @@ class _Reader(torch.utils.data.Dataset[Item | DataError]):
         most = max((len(record.boxes) for record in dataset.records), default=0)
         self.width = 8 * max(1, math.ceil(most / 8))
 
-    def __getitem__(self, work: tuple[int, int, list[int]]) -> Item | DataError:
-        """Load (epoch, an image of the bucket, images). An error is returned, since DataLoader wraps what is raised."""
+    def __getitem__(self, work: tuple[int, int, list[int]]) -> Item | bytes | Exception:
+        """Load (epoch, an image of the bucket, images). An error is returned, since DataLoader wraps what is raised.
+
+        A loader process puts the batch into shared memory here: a failure in DataLoader's own thread goes unnoticed.
+        """
+        if get_worker_info() is None:
+            return self._item(work)
+        try:
+            item = self._item(work)
+            return item if isinstance(item, Exception) else bytes(ForkingPickler.dumps(item))
+        except (OSError, RuntimeError, MemoryError) as error:
+            reason = lost_worker(error)
+            if reason is None and not isinstance(error, MemoryError):
+                raise
+            return ChildProcessError(reason or "a loader process (data.workers) has not enough memory")
+
+    def _item(self, work: tuple[int, int, list[int]]) -> Item | DataError:
         epoch, example, index = work
         real = [i for i in index if i != FILLER]
         records = [self.records[i] for i in real]
@@ -151,6 +228,8 @@ class _Reader(torch.utils.data.Dataset[Item | DataError]):
         try:
             loaded = [self._load(i, seed) for i, seed in zip(real, seeds, strict=True)]
         except ImageError as error:
+            if isinstance(error.__context__, OSError) and error.__context__.errno in (errno.EMFILE, errno.ENFILE):
+                raise error.__context__ from None  # the image may be sound
             return DataError(str(error))
         bucket = self.preprocessor.bucket(self.records[example].size)
         sizes = [record.size for record in records]

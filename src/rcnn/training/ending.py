@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from rcnn.data.loader import lost_worker
 from rcnn.errors import Interrupted, TrainingError
 from rcnn.training import checkpoint
 from rcnn.training.run_folder import RunFolder
@@ -47,6 +48,11 @@ def explained(folder: RunFolder) -> Iterator[None]:
         raise Interrupted(f"interrupted. Go on with: rcnn train --resume {folder.path}") from None
     except TrainingError as error:
         raise TrainingError(f"{error}. Last good checkpoint: {saved()}") from None
+    except (RuntimeError, ChildProcessError) as error:
+        reason = lost_worker(error)
+        if reason is None:
+            raise
+        raise TrainingError(f"{reason}. Go on with: rcnn train --resume {folder.path}") from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

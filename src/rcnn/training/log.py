@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from rcnn.errors import printable
+
 
 class Log:
     """Prints messages and writes them to a file.
@@ -32,7 +34,7 @@ class Log:
         if self._write:
             self._write(text)
         if self._console:
-            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     @property
     def shows(self) -> bool:
@@ -71,7 +73,7 @@ class Log:
         for number, name in enumerate(rows[0]):
             table.add_column(name, justify="right" if number else "left")
         for row in rows:
-            table.add_row(*(Text(shown_number(value)) for value in row.values()))
+            table.add_row(*(Text(printable(shown_number(value))) for value in row.values()))
         if self._console:
             self._console.print(Text(f"\n{title}", style="bold"))
             self._console.print(table)

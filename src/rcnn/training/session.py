@@ -148,7 +148,7 @@ def train_epoch(session: Session, wanted: threading.Event) -> None:
                 session.checkpoint()
             if step.requests[INTERRUPT]:
                 raise KeyboardInterrupt
-    except RuntimeError as error:
+    except (RuntimeError, ChildProcessError) as error:
         if wanted.is_set() and not isinstance(error, TrainingError):
             # Ctrl-C also reaches the loader's workers and may end them first: the last step is complete all the same.
             session.checkpoint()
