@@ -28,30 +28,27 @@ DETECTOR = {
     "presets",
     "ops",
     "config",
-    "regular",
 }
-DATA = {"data", "model", "preprocess", "config", "regular", "yaml_tree"}
+DATA = {"data", "model", "preprocess", "config"}
 MAY_IMPORT = {
     "errors": set(),
-    "regular": set(),
-    "yaml_tree": set(),
-    "config": {"regular", "yaml_tree"},
+    "config": set(),
     "ops": set(),
     "metrics": set(),
     "model": {"ops", "config"},
     "teaching": {"model", "config"},
     "backbones": {"model", "ops", "config"},
-    "preprocess": {"model", "config", "regular"},
-    "weights": {"model", "backbones", "ops", "config", "regular"},
+    "preprocess": {"model", "config"},
+    "weights": {"model", "backbones", "ops", "config"},
     "presets": {"model", "backbones", "ops", "config"},
     "draw": set(),
     "result": {"draw", "data", "preprocess", "config"},
     "detector": DETECTOR,
-    "exchange": DETECTOR | {"regular"},
+    "exchange": DETECTOR,
     "data": DATA,
     "insight": {"metrics"} | DETECTOR | DATA,
     "evaluate": {"metrics"} | DETECTOR | DATA,
-    "training": {"evaluate", "metrics", "insight", "regular"} | DETECTOR | DATA,
+    "training": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
     "paper": {"evaluate", "metrics", "insight", "training"} | DETECTOR | DATA,
 }
 """Part -> parts of ours that it may import, itself and `errors` always, also inside functions; `cli` may all."""

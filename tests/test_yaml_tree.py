@@ -2,7 +2,7 @@
 
 import pytest
 
-from rcnn.yaml_tree import MalformedYaml, load
+from rcnn.config.yaml_tree import MalformedYaml, load
 
 TENS = "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9))
 MERGES = "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 10)}], k{i}: 1}}\n" for i in range(1, 9))

@@ -17,6 +17,7 @@ from rcnn.cli.files import fresh_folder
 from rcnn.cli.loading import load_detector, sharing
 from rcnn.cli.writers import FORMATS, Target, merge_parts, shared_stems
 from rcnn.config import Data, Settings, override
+from rcnn.config.files import read_text
 from rcnn.data.coco import LARGEST_JSON
 from rcnn.data.dataset import Record
 from rcnn.data.given import Given, place
@@ -27,7 +28,6 @@ from rcnn.errors import DataError, ImageError, SettingsError
 from rcnn.model.structures import Batch, Proposals
 from rcnn.preprocess.decode import image_size
 from rcnn.preprocess.sources import base_of, files
-from rcnn.regular import read_text
 from rcnn.result import Result
 
 SHOWN = 5

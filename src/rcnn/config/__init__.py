@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
-from rcnn import yaml_tree
+from rcnn.config import yaml_tree
+from rcnn.config.files import MB, read_text
 from rcnn.config.network import (
     RPN,
     Anchors,
@@ -28,7 +29,6 @@ from rcnn.config.network import (
 )
 from rcnn.config.network import LossKind as LossKind
 from rcnn.errors import SettingsError
-from rcnn.regular import MB, read_text
 
 Span = tuple[Positive, Positive]
 LARGEST_SIDE = 16_384

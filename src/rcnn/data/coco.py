@@ -15,11 +15,11 @@ from typing import Any, TypeGuard
 import numpy as np
 
 from rcnn.config import Data
+from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import Draft, Layout, Reading, numbered, relative_name, unknown_class
 from rcnn.data.folders import Folder, copy_images, write_text
 from rcnn.errors import DataError
-from rcnn.regular import MB, check_regular, read_text
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
 _SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")

@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 
 from rcnn.config import Data
+from rcnn.config.files import unfit_name
 from rcnn.data.dataset import Dataset, Fault, Record
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import image_size
-from rcnn.regular import unfit_name
 
 SMALLEST_IMAGE = 16
 LISTED = 100

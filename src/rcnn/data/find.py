@@ -10,13 +10,13 @@ from types import ModuleType
 from typing import Literal
 
 from rcnn.config import Data
+from rcnn.config.files import check_regular, unfit_name
 from rcnn.data import coco, voc, yolo
 from rcnn.data.dataset import Dataset
 from rcnn.data.draft import Layout, Reading, finish
 from rcnn.data.pixels import ProgressCallback, decode_images
 from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
-from rcnn.regular import check_regular, unfit_name
 
 Split = Literal["train", "val", "test", "all"]
 FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}

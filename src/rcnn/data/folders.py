@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
 
+from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Record
 from rcnn.preprocess.sources import check_walk, is_image, is_results
-from rcnn.regular import MB, read_text
 
 MOST_COMPARED = 200_000
 """Names that are compared with those of missing files, in one folder."""

@@ -8,10 +8,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from rcnn.config import Data
+from rcnn.config.files import unfit_name
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import Look, verify_image
-from rcnn.regular import unfit_name
 
 ProgressCallback = Callable[[int, int], None]
 _TWELVE_BIT = 4096

@@ -25,13 +25,13 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rcnn.config import Data, Settings
+from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Record
 from rcnn.data.given import NOTHING, Given
 from rcnn.data.pixels import ProgressCallback
 from rcnn.data.selective_search import SEARCHES, ranked, search_files
 from rcnn.errors import DataError, ImageError
 from rcnn.preprocess.sources import files
-from rcnn.regular import MB, check_regular, read_text
 
 OVERHANG = 1.0
 """Pixels by which a box may reach beyond the image: it is clipped, since files hold rounded numbers."""

@@ -18,10 +18,10 @@ from typing import Any, Literal
 import numpy as np
 
 from rcnn.config import Data
+from rcnn.config.files import check_regular
 from rcnn.data.given import Given
 from rcnn.errors import ImageError, SettingsError
 from rcnn.preprocess.decode import LARGEST_FILE, read_image
-from rcnn.regular import check_regular
 
 Mode = Literal["fast", "quality"]
 SEARCHES: dict[str, Mode] = {"selective-search": "fast", "selective-search-quality": "quality"}

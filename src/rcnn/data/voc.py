@@ -11,13 +11,13 @@ from xml.sax.saxutils import escape
 import numpy as np
 
 from rcnn.config import Data
+from rcnn.config.files import check_regular
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
 from rcnn.data.folders import Folder, Folders, copy_images, read_lines, write_text
 from rcnn.data.xml_tree import LARGEST_XML, MalformedXml, Node, parse_xml
 from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
-from rcnn.regular import check_regular
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _LISTS = ("train", "val", "trainval", "test")

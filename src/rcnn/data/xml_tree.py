@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
 
-from rcnn.regular import MB, check_regular
+from rcnn.config.files import MB, check_regular
 
 LARGEST_XML = 16 * MB
 """Bytes of the annotation of an image."""

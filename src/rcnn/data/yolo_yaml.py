@@ -7,11 +7,11 @@ from typing import Any
 
 import yaml
 
-from rcnn import yaml_tree
+from rcnn.config import yaml_tree
+from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Fault
 from rcnn.data.draft import Layout
 from rcnn.errors import DataError
-from rcnn.regular import MB, read_text
 
 LARGEST = 4 * MB
 """Bytes of a data.yaml."""

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcnn.config.files import MB
 from rcnn.errors import WeightsError
-from rcnn.regular import MB
 from rcnn.weights.file import reading
 
 LARGEST, MOST_STEPS = 1_500 * MB, 1_000_000

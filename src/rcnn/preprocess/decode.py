@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from PIL import Image
 
+from rcnn.config.files import MB, UnfitFile, check_regular, unfit_name
 from rcnn.errors import ImageError
 from rcnn.preprocess.npy import MAGIC, open_array, pieces, read_array
 from rcnn.preprocess.values import STRIP, check_floats, limit, other_channels, quantised, to_uint8
-from rcnn.regular import MB, UnfitFile, check_regular, unfit_name
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm"),

@@ -27,10 +27,10 @@ import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
 from rcnn.config import Settings, explain, shorten, to_yaml
+from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Dataset
 from rcnn.errors import DataError, SettingsError
 from rcnn.preprocess.sources import mark_results
-from rcnn.regular import MB, read_text
 from rcnn.weights.file import atomic_write
 
 PACKAGES = ("rcnn", "torch", "torchvision", "numpy", "pillow", "safetensors", "faster-coco-eval")

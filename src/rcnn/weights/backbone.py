@@ -14,9 +14,9 @@ from rcnn.backbones.build import Backbone
 from rcnn.backbones.resnet import NAMES, Conv5Head
 from rcnn.backbones.timm import TimmTrunk
 from rcnn.config import Preprocess
+from rcnn.config.files import check_archive
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.fast_rcnn import FCHead
-from rcnn.regular import check_archive
 from rcnn.weights.caffe import classifier_state, read_arrays
 from rcnn.weights.file import LARGEST_FOREIGN, first_line, read_safetensors, reading
 from rcnn.weights.hub import fetch, is_offline

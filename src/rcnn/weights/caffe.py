@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcnn.config.files import check_archive
 from rcnn.errors import WeightsError
-from rcnn.regular import check_archive
 from rcnn.weights.file import LARGEST_FOREIGN, reading
 
 _VGG = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3")

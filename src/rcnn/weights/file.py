@@ -17,8 +17,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from rcnn.config.files import MB, check_regular
 from rcnn.errors import WeightsError
-from rcnn.regular import MB, check_regular
 
 FORMAT = 1
 ENTRY = "rcnn"
