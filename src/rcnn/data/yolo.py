@@ -17,7 +17,7 @@ from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
 from rcnn.regular import MB, check_regular
 
-LARGEST_LABELS = 16 * MB
+LARGEST_LABELS = 8 * MB
 """Bytes of a label file."""
 
 _LONGEST_ROW = 1000
