@@ -17,7 +17,7 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.draft import Draft, Layout, Reading, numbered, relative_name, unknown_class
+from rcnn.data.draft import MOST_FAULTS, Draft, Layout, Reading, numbered, relative_name, unknown_class
 from rcnn.data.folders import Folder, copy_images, write_text
 from rcnn.errors import DataError
 
@@ -150,7 +150,7 @@ class _Fields:
     def _note(self, pairs: list[tuple[str, Any]]) -> None:
         first: dict[str, Any] = {}
         for key, value in pairs:
-            if key in first and key != "segmentation":
+            if key in first and key != "segmentation" and len(self._faults) < MOST_FAULTS:
                 here = f" of the object with id {first['id']!r:.50}" if "id" in first else ""
                 said = f"the key `{key:.50}`{here} is there twice, as {first[key]!r:.50} and as {value!r:.50}"
                 same = first[key] == value
@@ -166,6 +166,7 @@ class _File:
     path: Path
     layout: Layout
     reading: Reading
+    more: int = 0
 
     def read(self, tree: dict[str, list[Any]], given: bool) -> None:
         """Add the file's images. The classes are the file's own unless they are given."""
@@ -181,6 +182,8 @@ class _File:
         drafts = self._images(tree["images"])
         by_name = {draft.name: draft for draft in drafts.values()}
         self._annotations(tree["annotations"], drafts, categories)
+        if self.more:
+            self.reading.faults.append(Fault(str(self.path), f"and {self.more:,} more faults", "fatal"))
         known = {draft.name for draft in self.reading.drafts}
         self.reading.drafts += [draft for name, draft in by_name.items() if name not in known]
 
@@ -194,21 +197,26 @@ class _File:
                 self._fault(f"{self.path}: {key}[{index}]", f"an object is expected here; found {item!r:.50}")
 
     def _fault(self, where: str, reason: str) -> None:
-        self.reading.faults.append(Fault(where, reason, "fatal"))
+        if len(self.reading.faults) < MOST_FAULTS:
+            self.reading.faults.append(Fault(where, reason, "fatal"))
+        else:
+            self.more += 1
 
     def _categories(self, items: list[Any]) -> dict[int, str]:
         """Return names by id, in the order of the ids."""
         names: dict[int, str] = {}
+        taken: set[str] = set()
         for where, item in self._objects("categories", items):
             number, name = item.get("id"), item.get("name")
             if not _is_int(number) or not isinstance(name, str) or not name:
                 self._fault(where, "a category needs a whole number as id and a name")
             elif number in names:
                 self._fault(where, f"two categories of id {number}: `{names[number]}` and `{name}`")
-            elif name in names.values():
+            elif name in taken:
                 self._fault(where, f"two categories of the name `{name}`")
             else:
                 names[number] = name
+                taken.add(name)
         return dict(sorted(names.items()))
 
     def _images(self, items: list[Any]) -> dict[Any, Draft]:

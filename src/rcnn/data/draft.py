@@ -2,7 +2,8 @@
 
 import os
 from array import array
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
@@ -18,6 +19,9 @@ from rcnn.errors import ImageError
 from rcnn.preprocess.decode import image_size
 
 SMALLEST_IMAGE = 16
+MOST_FAULTS = 1000
+"""Faults of an image, or of the rest of a COCO json, that are told one by one."""
+
 LISTED = 100
 """Classes that a message lists."""
 
@@ -38,7 +42,8 @@ class Draft:
         declared: (height, width) according to the annotation.
         source: place of `declared`, for messages.
         where, labels, given, ignore: columns of the objects (see `add`), as an annotation file may hold a million.
-        faults: place, reason and kind of each fault; `finish` adds the image's name.
+        faults: place, reason and kind of each fault, of the first `MOST_FAULTS`; `finish` adds the image's name.
+        more: number of the other faults, by kind.
     """
 
     name: str
@@ -51,6 +56,7 @@ class Draft:
     given: "array[float]" = field(default_factory=lambda: array("d"))
     ignore: bytearray = field(default_factory=bytearray)
     faults: list[tuple[str, str, Kind]] = field(default_factory=list)
+    more: "Counter[Kind]" = field(default_factory=Counter)
 
     def add(self, where: str, label: int | None, given: Sequence[float], ignore: bool = False) -> None:
         """Add an object.
@@ -68,11 +74,29 @@ class Draft:
 
     def fatal(self, where: str | Path, reason: str) -> None:
         """Note a fault for which this image is left out."""
-        self.faults.append((str(where), reason, "fatal"))
+        self.fault(where, reason, "fatal")
 
     def mendable(self, where: str | Path, reason: str) -> None:
         """Note a fault that has been mended."""
-        self.faults.append((str(where), reason, "mendable"))
+        self.fault(where, reason, "mendable")
+
+    def fault(self, where: str | Path, reason: str, kind: Kind) -> None:
+        """Note a fault of either kind."""
+        if len(self.faults) < MOST_FAULTS:
+            self.faults.append((str(where), reason, kind))
+        else:
+            self.more[kind] += 1
+
+    @property
+    def sound(self) -> bool:
+        """Whether there is no fatal fault."""
+        return not self.more["fatal"] and all(kind != "fatal" for _, _, kind in self.faults)
+
+    def all_faults(self) -> Iterator[Fault]:
+        """Yield the faults, and one for those of each kind that are only counted."""
+        yield from (Fault(*fault, self.name) for fault in self.faults)
+        for kind, count in self.more.items():
+            yield Fault(self.faults[-1][0], f"and {count:,} more faults of this image that are {kind}", kind, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,10 +190,10 @@ def finish(reading: Reading, layout: Layout, split: str, settings: Data) -> Data
     ends, boxes, labels, ignore = _usable_objects(reading, [draft for draft, _ in sized], [size for _, size in sized])
     records: list[Record] = []
     for (draft, size), start, end in zip(sized, (0, *ends), ends, strict=False):
-        if draft.path is not None and all(kind != "fatal" for _, _, kind in draft.faults):
+        if draft.path is not None and draft.sound:
             own = slice(start, end)
             records.append(Record(draft.path, draft.name, draft.id, size, boxes[own], labels[own], ignore[own]))
-    faults = [Fault(*fault, draft.name) for draft in reading.drafts for fault in draft.faults]
+    faults = [fault for draft in reading.drafts for fault in draft.all_faults()]
     return Dataset(
         layout.root,
         layout.format,
@@ -264,7 +288,7 @@ def _usable_objects(
         draft, (width, height) = drafts[owner[row]], edges[row]
         text = reason.format(size=f"{width:.0f}x{height:.0f}", overhang=overhang[row])
         numbers = ", ".join(f"{number:g}" for number in given[row])
-        draft.faults.append((draft.where[row - first[owner[row]]], f"box ({numbers}) {text}", kind))
+        draft.fault(draft.where[row - first[owner[row]]], f"box ({numbers}) {text}", kind)
     usable &= ~twice
     ends = np.cumsum(np.bincount(owner[usable], minlength=len(drafts)))
     return ends.tolist(), inside[usable], labels[usable], ignore[usable]

@@ -7,6 +7,9 @@ from xml.parsers import expat
 
 from rcnn.config.files import MB, check_regular
 
+DEEPEST = 100
+"""Elements inside one another."""
+
 LARGEST_XML = 16 * MB
 """Bytes of the annotation of an image."""
 
@@ -61,6 +64,8 @@ def parse_xml(path: Path) -> Node:
     parser.buffer_text, parser.buffer_size = True, 1 << 16  # text in few pieces: each is added to a growing string
 
     def start(tag: str, attributes: dict[str, str]) -> None:
+        if len(stack) > DEEPEST:
+            raise ValueError(f"its elements are nested more than {DEEPEST} deep")
         node = Node(tag.rpartition(":")[2], parser.CurrentLineNumber)
         stack[-1].children.append(node)
         stack.append(node)

@@ -17,7 +17,7 @@ from rcnn.data.yolo_yaml import layout_of_yaml, load_yaml, yaml_text
 from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
 
-LARGEST_LABELS = 16 * MB
+LARGEST_LABELS = 8 * MB
 """Bytes of a label file."""
 
 _LONGEST_ROW = 1000
