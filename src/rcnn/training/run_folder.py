@@ -156,13 +156,13 @@ class RunFolder:
                 os.truncate(path, lengths.get(name, 0))
 
 
-def check_name(name: str) -> None:
-    """Check that a run can be called so.
+def check_name(name: str | None) -> None:
+    """Check that a run can be called so; None is no name.
 
     Raises:
         SettingsError: it is not the name of a folder.
     """
-    if not name.isprintable() or Path(name).name != name or len(name) > LONGEST_NAME:
+    if name is not None and (not name.isprintable() or Path(name).name != name or len(name) > LONGEST_NAME):
         raise SettingsError(
             f"--name {shorten(name)}: a run is named like a folder: no `/`, at most {LONGEST_NAME} characters"
         )

@@ -108,8 +108,7 @@ def train(
         TrainingError: a loss is not finite, or the disk is full; the last checkpoint is named.
         Interrupted: Ctrl-C; the state is saved.
     """
-    if name is not None:
-        check_name(name)
+    check_name(name)
     resumed = RunFolder(resume) if resume is not None else None
     settings = _settings_of_run(resumed) if resumed else choose_settings(data, config, model, overrides, options)
     with team(settings.train.device, settings.train.batch) as crew:
