@@ -1,5 +1,4 @@
 import io
-from io import StringIO
 from pathlib import Path
 
 from rich.console import Console
@@ -96,11 +95,11 @@ def test_the_table_of_a_whole_detector_fits_a_terminal_of_80_columns() -> None:
 
 
 def test_names_from_files_do_not_steer_the_terminal() -> None:
-    console = Console(file=StringIO(), width=80)
-    log = Log(None, console)
+    plain = console(terminal=False)
+    log = Log(None, plain)
     log.say("\x1b[2J\udce9.jpg")
     log.table("AP", [{"class": "\x1b[2J\u202e", "AP": 0.5}])
-    assert isinstance(console.file, StringIO)
-    text = console.file.getvalue()
+    assert isinstance(plain.file, io.StringIO)
+    text = plain.file.getvalue()
     assert "\\x1b[2J\\udce9.jpg" in text
     assert "\x1b" not in text

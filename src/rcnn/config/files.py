@@ -3,7 +3,6 @@
 import os
 import stat
 import unicodedata
-import zipfile
 from pathlib import Path
 
 MB = 1_000_000
@@ -61,22 +60,3 @@ def read_text(path: str | Path, most: int) -> str:
     """
     check_regular(path, most)
     return Path(path).read_text(encoding="utf-8-sig")
-
-
-def check_archive(path: str | Path, most: int | None = None, each: int | None = None) -> None:
-    """Check how large the parts of a zip archive are when they are unpacked.
-
-    Args:
-        path: the archive.
-        most: bytes of all parts together, at most.
-        each: bytes of a part, at most.
-
-    Raises:
-        UnfitFile: they are larger.
-        zipfile.BadZipFile: it is no zip archive.
-    """
-    with zipfile.ZipFile(path) as archive:
-        sizes = [part.file_size for part in archive.infolist()]
-    for size, limit in ((sum(sizes), most), (max(sizes, default=0), each)):
-        if limit is not None and size > limit:
-            raise UnfitFile(f"it unpacks to {size / MB:,.0f} MB, and {limit // MB:,} MB are the most")

@@ -18,7 +18,7 @@ from rcnn.config.files import check_archive
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.fast_rcnn import FCHead
 from rcnn.weights.caffe import classifier_state, read_arrays
-from rcnn.weights.file import LARGEST_FOREIGN, first_line, read_safetensors, reading
+from rcnn.weights.file import LARGEST_FOREIGN, check_archive, first_line, read_safetensors, reading
 from rcnn.weights.hub import fetch, is_offline
 
 _IMAGENET = {"mobilenet": "mobilenet_v2", **{name: name for name in (*NAMES, "mobilenet_v3_large", "vgg16")}}
@@ -96,7 +96,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     with reading(path, LARGEST_FOREIGN), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it is read or refused all the same
         if zipfile.is_zipfile(path):
-            check_archive(path, LARGEST_FOREIGN)
+            check_archive(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcnn.config.files import check_archive
 from rcnn.errors import WeightsError
-from rcnn.weights.file import LARGEST_FOREIGN, reading
+from rcnn.weights.file import LARGEST_FOREIGN, check_archive, reading
 
 _VGG = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3")
 _VGG_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -38,7 +37,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         WeightsError: the file is missing or damaged, or holds anything but arrays of numbers.
     """
     with reading(path, LARGEST_FOREIGN, "no .npz file of plain arrays"):
-        check_archive(path, LARGEST_FOREIGN)
+        check_archive(path)
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
     types = {name: getattr(array, "dtype", None) for name, array in arrays.items()}  # of other archives bytes come out

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import threading
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,6 +135,19 @@ def reading(path: str | Path, most: int, kind: str = "") -> Iterator[None]:
         raise WeightsError(
             f"{_name(path)} is damaged{kind and f', or {kind}'}: {first_line(error)}. Copy or download it again"
         ) from None
+
+
+def check_archive(path: str | Path) -> None:
+    """Check that the parts of a zip archive are not too large when they are unpacked.
+
+    Raises:
+        OSError: they are.
+        zipfile.BadZipFile: it is no zip archive.
+    """
+    with zipfile.ZipFile(path) as archive:
+        size = sum(part.file_size for part in archive.infolist())
+    if size > LARGEST_FOREIGN:
+        raise OSError(f"it unpacks to {size / MB:,.0f} MB, and {LARGEST_FOREIGN // MB:,} MB are the most")
 
 
 def load_weights(path: str | Path, check: Check | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
