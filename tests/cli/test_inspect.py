@@ -153,7 +153,7 @@ def test_nothing_that_is_inspected_is_run(run: Run, tmp_path: Path, suffix: str)
     [
         ("none.safetensors", "No such file"),
         ("page.pth", "page.pth"),
-        ("none.npz", "no such file"),
+        ("none.npz", "No such file"),
         ("words.npz", "holds other things than arrays of numbers, such as `conv1.weight`"),
     ],
 )

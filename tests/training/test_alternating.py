@@ -219,7 +219,7 @@ def test_killed_in_stages_2_and_3_it_goes_on_to_the_bit(
     def state() -> tuple[int, str]:
         checkpoints = tmp_path / "shapes-1" / "checkpoints"
         (path,) = checkpoints.iterdir()
-        return checkpoint.stage(checkpoints) + 1, path.stem
+        return checkpoint.stage(checkpoints, 4) + 1, path.stem
 
     at(saved=(2, 4), ended=(2, 5))
     with pytest.raises(Killed):

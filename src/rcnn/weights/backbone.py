@@ -14,7 +14,6 @@ from rcnn.backbones.build import Backbone
 from rcnn.backbones.resnet import NAMES, Conv5Head
 from rcnn.backbones.timm import TimmTrunk
 from rcnn.config import Preprocess
-from rcnn.config.files import check_archive
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.fast_rcnn import FCHead
 from rcnn.weights.caffe import classifier_state, read_arrays
