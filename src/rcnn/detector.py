@@ -166,7 +166,9 @@ class Detector:
         `proposals` replaces the RPN.
         """
         least = self.threshold if score is None else score
-        shown = tee(pictures(images, self.settings, skip), len(self._doors))
+        every = pictures(images, self.settings, skip)
+        # A tee holds on to images that have been read, so a single scale does without.
+        shown = tee(every, len(self._doors)) if len(self._doors) > 1 else (every,)
 
         def detect(collated: Batch, paths: Sequence[str | None]) -> list[Result]:
             given = proposals(paths, collated) if proposals else None
