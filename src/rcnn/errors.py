@@ -3,8 +3,11 @@
 Messages are sentences for the person who can mend the fault: what, where, what was found, what to do.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 
 class SettingsError(ValueError):
@@ -62,5 +65,9 @@ class Interrupted(Exception):
 
 
 def printable(text: str) -> str:
-    """Escape what would steer a terminal or can't be written at all: texts may come from files and their names."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+    """Return a text without what would steer a terminal or can't be printed: texts may come from files and their names.
+
+    Control characters, marks that turn the direction of writing, and lone surrogates, with which Python reads the
+    bytes of names that are not UTF-8, become escapes such as `\\x1b`. Line ends and tabs stay.
+    """
+    return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)

@@ -35,7 +35,7 @@ def session_of(engine: Engine, items: Iterable[Item], progress: Progress, **fiel
     settings = override(Settings(), {"train": {"accumulate": engine.settings.accumulate}})
     steps: list[dict[str, float]] = []
     run = SimpleNamespace(recorders=SimpleNamespace(step=steps.append), stages=(None,), team=engine.team, steps=steps)
-    loader = SimpleNamespace(steps=9, epoch=lambda *_: iter(items))
+    loader = SimpleNamespace(steps=9, epoch=lambda *_: (item for item in items))
     return SimpleNamespace(
         run=run, engine=engine, loader=loader, progress=progress, settings=settings, saved=math.inf, **fields
     )

@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -15,12 +14,10 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
+from rcnn.errors import UNPRINTABLE, printable
+
 if TYPE_CHECKING:
     from rcnn.data.dataset import Dataset
-
-_UNPRINTABLE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]"
-)
 
 WIDEST = 1000
 """Characters per line in a file; a terminal has its own width."""
@@ -35,16 +32,7 @@ def emit(document: Any) -> None:
     """Print one JSON document; NaN becomes null. Of several processes, only the first prints."""
     if os.environ.get("RANK", "0") == "0":
         text = json.dumps(jsonable(document), indent=2, ensure_ascii=False)
-        print(_UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
-
-
-def plain(text: str) -> str:
-    """Return a text without what would steer a terminal or can't be printed.
-
-    Control characters, marks that turn the direction of writing, and lone surrogates, with which Python reads the
-    bytes of names that are not UTF-8, become escapes such as `\\x1b`. Line ends and tabs stay.
-    """
-    return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+        print(UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def jsonable(value: Any) -> Any:
@@ -84,12 +72,12 @@ def dataset_line(dataset: "Dataset") -> None:
 
 def say(text: str, style: str = "") -> None:
     """Print a line of text verbatim: brackets are not markup, and long paths are not wrapped."""
-    Console(soft_wrap=True).print(Text(plain(text), style))
+    Console(soft_wrap=True).print(Text(printable(text), style))
 
 
 def lines(texts: Iterable[str]) -> None:
     """Print many lines, without what a console would do with each of them."""
-    sys.stdout.writelines(f"{plain(text)}\n" for text in texts)
+    sys.stdout.writelines(f"{printable(text)}\n" for text in texts)
 
 
 def note(*texts: str) -> None:
@@ -102,9 +90,9 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     """Print a table after an empty line. The first column is text, the others are numbers. Files get long lines."""
     grid = Table(box=None, pad_edge=False)
     for index, column in enumerate(columns):
-        grid.add_column(plain(column), justify="right" if index else "left", overflow="fold")
+        grid.add_column(printable(column), justify="right" if index else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(Text(plain(cell(value))) for value in row))
+        grid.add_row(*(Text(printable(cell(value))) for value in row))
     say("")
     say(title, "bold")
     console = Console()

@@ -6,7 +6,7 @@ import os
 import pickle
 import sys
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from multiprocessing.reduction import ForkingPickler
@@ -118,7 +118,7 @@ class Loader:
             steps += [chunk + [FILLER] * (together - len(chunk)) for chunk in chunks]
         return [steps[i] for i in generator.permutation(len(steps))] if self.training else steps
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[Item]:
+    def epoch(self, epoch: int, start: int = 0) -> Generator[Item, None, None]:
         """Yield the batches of an epoch from step `start` on. They do not depend on whether earlier ones were loaded.
 
         Raises:
@@ -142,8 +142,10 @@ class Loader:
             generator=random,
             timeout=timeout,
         )
+        items = None
         try:
-            for item in loader:
+            items = iter(loader)
+            for item in items:
                 item = pickle.loads(item) if isinstance(item, bytes) else item
                 if isinstance(item, Exception):
                     raise item
@@ -152,6 +154,9 @@ class Loader:
             if not self.workers or (reason := lost_worker(error)) is None:
                 raise
             raise ChildProcessError(reason) from error
+        finally:
+            if self.workers and items is not None:  # until then a killed process is reported again, wherever we are
+                items._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def lost_worker(error: Exception) -> str | None:

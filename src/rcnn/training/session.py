@@ -154,6 +154,8 @@ def train_epoch(session: Session, wanted: threading.Event) -> None:
             session.checkpoint()
             raise KeyboardInterrupt from None
         raise
+    finally:
+        items.close()
 
 
 def _end_epoch(session: Session, pace: float) -> None:
