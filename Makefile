@@ -5,7 +5,7 @@ BIN := .venv/bin
 JOBS ?= 2
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test setup lint types tests fmt check bench
+.PHONY: demo test setup lint types tests fmt check bench fuzz
 
 demo: .venv/installed
 	$(BIN)/rcnn demo
@@ -30,6 +30,9 @@ fmt: .venv/installed-dev
 
 check: lint types ## what to run before every commit: under a minute
 	$(BIN)/pytest -x -m 'not slow' tests/test_structure.py tests/model tests/ops
+
+fuzz: .venv/installed-dev ## `make fuzz N=1000`: so many damaged files of each of 13 kinds; `FIRST=5000` other ones
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz.arena --count $(or $(N),100) --first $(or $(FIRST),0)
 
 bench: .venv/installed-dev ## `make bench NAME=script` runs benchmarks/script.py
 	@test -n "$(NAME)" || { echo "Say which: make bench NAME=..., one of"; ls benchmarks | grep -v '^_' | sed -n 's/\.py$$//p'; exit 2; }

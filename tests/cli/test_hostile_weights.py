@@ -14,12 +14,19 @@ from safetensors.torch import save_file
 from rcnn.config import merge, to_yaml
 from rcnn.presets import settings_of
 from rcnn.weights.file import load_weights, save_weights
-
-from .conftest import Outcome
-from .limited import limited
+from tests.cli.conftest import Outcome
+from tests.commands import BYTES, Ended
+from tests.commands import run as run_limited
 
 Run = Callable[..., Outcome]
 ADDRESSES = ("timm/hf-hub:user/x", "timm/hf_hub:user/x", "timm/local-dir:/tmp", "timm/../x")
+
+
+def limited(folder: Path, *words: object) -> Ended:
+    ended = run_limited(folder, words)
+    assert ended.code is not None, f"{words} took too long: {ended.said[-2000:]}"
+    assert ended.memory < BYTES, f"{words} took {ended.memory / 1e9:.1f} GB"
+    return ended
 
 
 @pytest.fixture
@@ -56,17 +63,17 @@ def test_the_name_of_a_backbone_is_no_address(stranger: Callable[..., Path], pic
         (2, ("train", folder, "--config", "config.yaml")),
     ):
         outcome = limited(folder, *words)
-        assert outcome.out == "", words
-        assert outcome.code == code, outcome.err
-        assert "after timm/ comes the name of one of timm's own networks" in outcome.err
+        assert outcome.noted == "", words
+        assert outcome.code == code, outcome.said
+        assert "after timm/ comes the name of one of timm's own networks" in outcome.said
 
 
 def test_weights_of_timm_from_a_file_are_not_replaced_by_fetched_ones(data: Path) -> None:
     pytest.importorskip("timm")
     save_file({}, data.parent / "none.safetensors")
     outcome = limited(data.parent, "train", data, "--model", "timm/resnet10t", "--init", "none.safetensors")
-    assert (outcome.code, outcome.out) == (4, ""), outcome.err
-    assert "none.safetensors does not fit timm/resnet10t" in outcome.err
+    assert (outcome.code, outcome.noted) == (4, ""), outcome.said
+    assert "none.safetensors does not fit timm/resnet10t" in outcome.said
 
 
 @pytest.mark.parametrize(
@@ -91,16 +98,16 @@ def test_settings_of_a_stranger_are_refused(
     stranger: Callable[..., Path], picture: Path, settings: dict[str, Any], said: str
 ) -> None:
     outcome = limited(picture.parent, "predict", stranger(settings), picture)
-    assert (outcome.code, outcome.out) == (4, ""), outcome.err
-    assert said in outcome.err
-    assert "stranger.safetensors: holds weights, but not a detector of this version of rcnn" in outcome.err
-    assert "unexpected" not in outcome.err
+    assert (outcome.code, outcome.noted) == (4, ""), outcome.said
+    assert said in outcome.said
+    assert "stranger.safetensors: holds weights, but not a detector of this version of rcnn" in outcome.said
+    assert "unexpected" not in outcome.said
 
 
 def test_as_many_classes_as_there_are_names_are_not_built(stranger: Callable[..., Path], picture: Path) -> None:
     file = stranger({}, names=["x"] * 10**6, category_ids=[1] * 10**6)
     outcome = limited(picture.parent, "predict", file, picture)
-    assert (outcome.code, outcome.out) == (4, ""), outcome.err
+    assert (outcome.code, outcome.noted) == (4, ""), outcome.said
 
 
 SPARSE = 5_000_000_000
@@ -122,9 +129,9 @@ def test_files_of_holes_are_refused_before_they_are_read(data: Path, suffix: str
         ("train", data, "--model", "tiny-fpn", "--init", path),
     ):
         outcome = limited(data.parent, *words)
-        assert outcome.code == 4, outcome.err
-        assert path.name in outcome.err
-        assert "unexpected" not in outcome.err
+        assert outcome.code == 4, outcome.said
+        assert path.name in outcome.said
+        assert "unexpected" not in outcome.said
 
 
 def pickled(content: bytes) -> Callable[[Path], object]:
@@ -166,9 +173,9 @@ def test_small_files_that_ask_for_much_memory_are_refused(
     monkeypatch.setattr("rcnn.weights.file.LARGEST_FOREIGN", 10**7)
     write(tmp_path / name)
     outcome = limited(tmp_path, "inspect", name)
-    assert (outcome.code, outcome.out) == (4, ""), outcome.err
-    assert name in outcome.err
-    assert "unexpected" not in outcome.err
+    assert (outcome.code, outcome.noted) == (4, ""), outcome.said
+    assert name in outcome.said
+    assert "unexpected" not in outcome.said
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from rcnn.config import Data
 from rcnn.data.check import DataReport, check
 from rcnn.data.find import find_layout, open_dataset
 from rcnn.errors import DataError
+from tests.limits import MB, in_child
 
-from ..limits import MB, in_child
 from . import sets
 
 GOOD = [("dog", (5, 5, 20, 20))]

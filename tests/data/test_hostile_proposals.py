@@ -11,8 +11,7 @@ import pytest
 from rcnn.data.dataset import Record
 from rcnn.data.proposals import read_proposals
 from rcnn.errors import DataError
-
-from ..limits import MB, in_child
+from tests.limits import MB, in_child
 
 NONE = np.zeros(0)
 RECORD = Record(Path("a.jpg"), "a.jpg", "a", (40, 60), NONE.reshape(0, 4), NONE.astype(np.int64), NONE.astype(bool))

@@ -11,8 +11,7 @@ from PIL import Image
 
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import image_size, read_image, verify_image
-
-from ..limits import MB, in_child
+from tests.limits import MB, in_child
 
 READERS = (read_image, image_size, verify_image)
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\nshowpage\n"

@@ -1,0 +1,114 @@
+"""A command in a forked child that has little memory and little time, and notes what it must not do.
+
+An audit hook notes the programs that the command starts, the addresses that it asks for, and the files that it changes
+outside its folder.
+"""
+
+import os
+import resource
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import torch
+
+from rcnn.cli.app import main
+
+SECONDS, BYTES = 20, 4_000_000_000
+PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.startfile")
+WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink", "shutil.rmtree")
+OWN = ("said", "noted")
+"""Files in the folder of the command: what it printed, and what it must not do."""
+
+
+class Ended(NamedTuple):
+    """How a command ended.
+
+    Attributes:
+        code: exit code, the negative number of the signal that killed it, or None if it took too long.
+        said: what it printed on stdout and stderr.
+        noted: what it must not do, one line each.
+        memory: most resident memory, bytes.
+    """
+
+    code: int | None
+    said: str
+    noted: str
+    memory: int
+
+
+def run(folder: Path, words: Sequence[object], limits: Sequence[tuple[int, int]] = ()) -> Ended:
+    """Run a command line.
+
+    Args:
+        folder: where to run it.
+        words: of the command line.
+        limits: further limits, of `resource`, and their values.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        _live(folder, [str(word) for word in words], limits)
+    deadline = time.monotonic() + SECONDS
+    ended, status, usage = os.wait4(child, os.WNOHANG)
+    while not ended and time.monotonic() < deadline:
+        time.sleep(0.002)
+        ended, status, usage = os.wait4(child, os.WNOHANG)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        os.wait4(child, 0)
+    said, noted = (
+        (folder / name).read_text(encoding="utf-8", errors="replace") if (folder / name).exists() else ""
+        for name in OWN
+    )
+    return Ended(os.waitstatus_to_exitcode(status) if ended else None, said, noted, usage.ru_maxrss * 1024)
+
+
+def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]]) -> NoReturn:
+    """The child: limits, the audit hook, the command, and out by `_exit`."""
+    code = 99
+    try:
+        os.chdir(folder)
+        torch.set_num_threads(1)  # a pool of threads does not outlive a fork
+        out = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(out, 1)
+        os.dup2(out, 2)
+        sys.stdin = open(os.devnull)  # noqa: SIM115
+        sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
+        status = Path("/proc/self/status").read_text().splitlines()
+        held = 1024 * int(next(line for line in status if line.startswith("VmData")).split()[1])
+        noted, inside = os.open("noted", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), str(folder.resolve())
+        for kind, value in ((resource.RLIMIT_DATA, held + BYTES), *limits):
+            resource.setrlimit(kind, (value, value))
+
+        def note(event: str, arguments: tuple[Any, ...]) -> None:
+            asks = event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname")
+            writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
+            if event in PROGRAMS or asks or ((event in CHANGES or writes) and not _within(arguments[0], inside)):
+                os.write(noted, f"{event} {arguments!r}\n".encode(errors="replace"))
+
+        sys.addaudithook(note)
+        main(words)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else 98
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _within(path: Any, inside: str) -> bool:
+    """Is a path in the command's folder, or a device or cache that every process may write to?"""
+    if not isinstance(path, str | bytes | os.PathLike):
+        return True
+    absolute = os.path.abspath(os.fsdecode(path))
+    return absolute.startswith((inside, "/dev/", "/proc/")) or "/matplotlib" in absolute or "__pycache__" in absolute

@@ -1,0 +1,125 @@
+"""Run commands on mutants, each in a forked child with limits, a timer and canaries: `python -m tests.fuzz.arena`.
+
+One process with one thread imports everything and forks a child for each mutant (`tests.commands`). A mutant passes if
+the command ends in time with one of the exit codes that fit, without a traceback or the word "unexpected", and leaves
+the files that it was given as they were.
+"""
+
+import argparse
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import NamedTuple
+
+os.environ.update(RCNN_OFFLINE="1", NO_COLOR="1", COLUMNS="200", MPLBACKEND="agg")
+
+import torch
+
+import rcnn.cli.data
+import rcnn.data.check
+import rcnn.data.convert
+import rcnn.exchange.detectors
+import rcnn.exchange.kinds
+import rcnn.insight.plots
+import rcnn.training.train  # noqa: F401  # a child finds everything imported
+from tests.commands import BYTES, OWN, Ended, run
+from tests.fuzz import kinds
+from tests.fuzz.kinds import KINDS
+from tests.fuzz.mutate import strange_values
+
+SHOWN = 10
+"""Failures of a kind that are printed."""
+
+
+class Failure(NamedTuple):
+    """A mutant that did not pass: what happened, and the number that makes it again."""
+
+    kind: str
+    number: int
+    reason: str
+    said: str
+
+
+def fuzz(kind: str, numbers: Sequence[int], seed: int, root: Path, *, sound: bool = False) -> Iterator[Failure]:
+    """The failures among some mutants of a kind; `sound` files must be read."""
+    values = strange_values(200)
+    for number in numbers:
+        folder = root / f"{kind.replace(' ', '-')}-{number}"
+        folder.mkdir()
+        mutant = KINDS[kind](folder, number, Random(f"{seed} {kind} {number}"), values)
+        given = digests(folder)
+        ended = run(folder, mutant.words)
+        reason = verdict(ended, (0,) if sound and mutant.words[0] != "import" else mutant.codes)
+        if reason is None:
+            after = digests(folder)
+            lost = [name for name, digest in given.items() if after.get(name) != digest and not grows(name)]
+            reason = f"changed {lost}" if lost else None
+        if reason is not None:
+            yield Failure(kind, number, f"{reason}: rcnn {' '.join(mutant.words)}", ended.said)
+        else:
+            shutil.rmtree(folder)
+
+
+def grows(name: str) -> bool:
+    """Is this a file of a run folder, which a resumed run writes on?"""
+    return name.startswith("runs/")
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """Relative name -> digest of every file of a folder."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in OWN
+    }
+
+
+def verdict(ended: Ended, codes: Sequence[int]) -> str | None:
+    """What is wrong with how a command ended; None if nothing is."""
+    reasons = {
+        "hang": ended.code is None,
+        f"must not: {ended.noted.strip()}": ended.noted,
+        "traceback": "Traceback (most recent call last)" in ended.said,
+        "unexpected": "(unexpected; run the command again" in ended.said,
+        "control characters": any(ord(char) < 32 and char not in "\n\t\r" for char in ended.said),
+        f"{ended.memory / 1e9:.1f} GB": ended.memory > BYTES,
+        f"exit code {ended.code}": ended.code not in codes,
+    }
+    return next((reason for reason, true in reasons.items() if true), None)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=25, help="mutants of each kind")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0, help="number of the first mutant")
+    parser.add_argument("--kinds", nargs="*", default=list(KINDS))
+    parser.add_argument("--sound", action="store_true", help="damage nothing: every command must succeed")
+    options = parser.parse_args()
+    if options.sound:
+        kinds.mutate, kinds.mutate_tree = lambda data, _: data, lambda tree, *_: tree
+    torch.set_num_threads(1)
+    root = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    total = 0
+    for kind in options.kinds:
+        began = time.monotonic()
+        numbers = range(options.first, options.first + options.count)
+        failures = list(fuzz(kind, numbers, options.seed, root, sound=options.sound))
+        total += len(failures)
+        print(
+            f"{kind:12} {options.count:6} mutants, {len(failures):4} failed, {time.monotonic() - began:6.1f} s",
+            flush=True,
+        )
+        for failure in failures[:SHOWN]:
+            said = failure.said.strip().splitlines()[-1:] or [""]
+            print(f"  {failure.number}: {failure.reason}\n      {said[0][:300]}", flush=True)
+    print(f"failed mutants are kept in {root}" if total else "none failed")
+    if not total:
+        shutil.rmtree(root)
+    sys.exit(total > 0)

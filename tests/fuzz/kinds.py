@@ -1,0 +1,339 @@
+"""What is fuzzed: thirteen kinds of files, each with valid examples and the commands that read it."""
+
+import contextlib
+import json
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from random import Random
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.io
+import torch
+import yaml
+from PIL import Image
+
+from rcnn.config import to_yaml
+from rcnn.detector import Detector
+from rcnn.presets import build, settings_of
+from rcnn.training.checkpoint import save
+from rcnn.training.loop import Engine, Progress
+from rcnn.weights.file import load_weights, save_weights
+from tests.fuzz.mutate import mutate, mutate_tree
+
+OVERRIDES = (
+    *("preprocess.short=32", "preprocess.long=48", "model.channels=8", "roi.hidden=8", "data.workers=0"),
+    *(
+        "rpn.pre_train=20",
+        "rpn.post_train=10",
+        "rpn.pre_test=20",
+        "rpn.post_test=10",
+        "roi.samples=8",
+        "train.init=none",
+    ),
+)
+NAMES = ("circle", "square")
+SIDE = 40
+FORMATS = ("jpg", "png", "bmp", "gif", "tif", "webp", "ppm", "avif", "jp2", "npy")
+
+
+class Mutant(NamedTuple):
+    """A damaged file in a folder, and the command that is to read it.
+
+    Attributes:
+        words: of the command line.
+        codes: exit codes that may follow.
+    """
+
+    words: Sequence[str]
+    codes: Sequence[int]
+
+
+Kind = Callable[[Path, int, Random, Sequence[Any]], Mutant]
+"""(an empty folder, number of the mutant, rng, strange values) -> the mutant, written into the folder."""
+
+
+def picture(seed: int = 0) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (SIDE, SIDE, 3), dtype=np.uint8))
+
+
+def write(path: Path, data: bytes | str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data.encode() if isinstance(data, str) else data)
+
+
+def images(folder: Path, count: int = 2) -> Iterator[str]:
+    """Names of new PNGs in a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        picture(number).save(folder / f"{number}.png")
+        yield f"{number}.png"
+
+
+def reading(data: str, rng: Random) -> Mutant:
+    """One of the commands that read a data set."""
+    commands = (
+        ("data", "check", data),
+        ("data", "stats", data, "--out", "out/stats"),
+        ("data", "convert", data, "--to", rng.choice(("voc", "coco", "yolo")), "--out", "out/copy"),
+        ("train", data, "--dry-run", *OVERRIDES),
+    )
+    return Mutant(rng.choice(commands), (0, 3))
+
+
+def voc(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    def annotation(name: str) -> str:
+        boxes = "".join(
+            f"<object><name>{label}</name><difficult>0</difficult><bndbox><xmin>{4 + i}</xmin><ymin>5</ymin>"
+            f"<xmax>{20 + i}</xmax><ymax>30</ymax></bndbox></object>"
+            for i, label in enumerate(NAMES)
+        )
+        size = f"<size><width>{SIDE}</width><height>{SIDE}</height><depth>3</depth></size>"
+        return f"<?xml version='1.0'?>\n<annotation><filename>{name}</filename>{size}{boxes}</annotation>\n"
+
+    for name in images(folder / "data/JPEGImages"):
+        write(folder / "data/Annotations" / f"{name[0]}.xml", annotation(name))
+    for split in ("train", "val"):
+        write(folder / f"data/ImageSets/Main/{split}.txt", "0\n1\n")
+    target = "data/ImageSets/Main/train.txt" if number % 8 == 7 else "data/Annotations/0.xml"
+    damage(folder / target, rng)
+    return reading("data", rng)
+
+
+def coco(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    names = list(images(folder / "data/images"))
+    document = {
+        "images": [{"id": i, "file_name": name, "width": SIDE, "height": SIDE} for i, name in enumerate(names)],
+        "categories": [{"id": i + 1, "name": name} for i, name in enumerate(NAMES)],
+        "annotations": [
+            {"id": i, "image_id": i % 2, "category_id": 1 + i % 2, "bbox": [3, 4, 9 + i, 10], "area": 90, "iscrowd": 0}
+            for i in range(4)
+        ],
+    }
+    damaged(folder / "data/annotations/train.json", document, number, rng, values, json.dumps)
+    return reading("data", rng)
+
+
+def yolo(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    yolo_set(folder)
+    damage(folder / "data/labels/0.txt", rng)
+    if number % 3 == 0:
+        (folder / "data/data.yaml").unlink()
+    return reading("data", rng)
+
+
+def data_yaml(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    tree = yolo_set(folder)
+    damaged(folder / "data/data.yaml", tree, number, rng, values, yaml.safe_dump)
+    return reading("data", rng)
+
+
+def yolo_set(folder: Path) -> dict[str, Any]:
+    for name in images(folder / "data/images"):
+        write(folder / "data/labels" / f"{name[0]}.txt", "0 0.5 0.5 0.4 0.3\n1 0.2 0.3 0.1 0.2\n")
+    tree = {"path": ".", "train": "images", "val": "images", "names": dict(enumerate(NAMES))}
+    write(folder / "data/data.yaml", yaml.safe_dump(tree))
+    return tree
+
+
+def config(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    yolo_set(folder)
+    tree = yaml.safe_load(to_yaml(settings_of("tiny-fpn", OVERRIDES)))
+    damaged(folder / "config.yaml", tree, number, rng, values, yaml.safe_dump)
+    return Mutant(("train", "data", "--config", "config.yaml", "--dry-run"), (0, 2, 3, 4))
+
+
+def detector_bytes(folder: Path) -> bytes:
+    settings = settings_of("tiny-fpn", OVERRIDES)
+    torch.manual_seed(0)
+    path = folder / "sound.safetensors"
+    Detector(build(settings, len(NAMES)), settings, NAMES, device="cpu").save(path)
+    data = path.read_bytes()
+    path.unlink()
+    return data
+
+
+def resave(
+    path: Path, tensors: dict[str, torch.Tensor], entry: dict[str, Any], values: Sequence[Any], rng: Random
+) -> None:
+    """Write a strange entry with a right checksum, as a stranger would."""
+    strange = mutate_tree({key: value for key, value in entry.items() if key != "format"}, values, rng)
+    entry = strange if isinstance(strange, dict) else {}
+    with contextlib.suppress(ValueError):  # what JSON can't hold can't be in a file
+        save_weights(path, tensors, entry)
+
+
+def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
+    """Header and tensors of a safetensors file."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(data[8 : 8 + length]), data[8 + length :]
+
+
+def join_header(header: Any, tensors: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + tensors
+
+
+def safetensors(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Damaged bytes, a strange header, or settings that a stranger wrote with a right checksum."""
+    data, path = detector_bytes(folder), folder / "model.safetensors"
+    header, tensors = split_header(data)
+    if number % 3 == 0:
+        write(path, mutate(data, rng))
+    elif number % 3 == 1:
+        write(path, join_header(mutate_tree(header, values, rng), tensors))
+    else:
+        write(path, data)
+        loaded, entry = load_weights(path)
+        resave(path, loaded, entry, values, rng)
+    picture().save(folder / "a.png")
+    commands = (
+        ("inspect", "model.safetensors"),
+        ("predict", "model.safetensors", "a.png", "--out", "out"),
+        ("export", "model.safetensors", "--to", "torchvision", "--out", "out.pth"),
+    )
+    return Mutant(rng.choice(commands[:2]), (0, 4))
+
+
+def run_folder(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """One damaged file of a finished run that is to be resumed."""
+    settings = settings_of("tiny-fpn", [*OVERRIDES, "train.epochs=1", "train.ema=null", "train.device=cpu"])
+    yolo_set(folder)
+    run = folder / "runs/data-1"
+    row = {"epoch": 1, "step": 1, "lr": 0.1, "train_loss": 1.0, "ap": 0.1, "seconds": 1.0}
+    files = {
+        "config.yaml": to_yaml(settings).replace("path: null", f"path: {folder / 'data'}"),
+        "metrics.jsonl": json.dumps(row) + "\n",
+        "log.txt": "begun\n",
+        "train.txt": "images/0.png\nimages/1.png\n",
+        "val.txt": "images/0.png\nimages/1.png\n",
+        "classes.txt": "".join(f"{name}\n" for name in NAMES),
+    }
+    for name, text in files.items():
+        write(run / name, text)
+    model = build(settings, len(NAMES))
+    engine = Engine(model, model, torch.optim.SGD(model.parameters(), 0.1), None, settings.train, None, 1, str)  # type: ignore[arg-type]
+    (run / "checkpoints").mkdir()
+    (run / "weights").mkdir()
+    (run / "plots").mkdir()
+    lengths = {name: len(files[name]) for name in ("metrics.jsonl", "log.txt")}
+    save(run / "checkpoints", engine, Progress(step=1, epoch=1, best_ap=0.1, best_epoch=1), lengths)
+    for name in ("best", "last"):
+        Detector(model, settings, NAMES, device="cpu").save(run / f"weights/{name}.safetensors")
+    targets = [*files, "checkpoints/step-1.safetensors", "weights/best.safetensors"]
+    target = run / targets[number % len(targets)]
+    if target.suffix == ".safetensors" and rng.random() < 0.5:
+        tensors, entry = load_weights(target)
+        resave(target, tensors, entry, values, rng)
+    elif target.suffix == ".jsonl" and rng.random() < 0.5:
+        write(target, json.dumps(mutate_tree(row, values, rng)) + "\n")
+    else:
+        damage(target, rng)
+    return Mutant(("train", "--resume", "runs/data-1"), (0, 1, 2, 3, 4))
+
+
+def pth(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    torch.save(
+        {"backbone.conv.weight": torch.zeros(4, 3, 3, 3), "head.bias": torch.zeros(4)},
+        folder / "model.pth",
+        _use_new_zipfile_serialization=number % 2 == 0,
+    )
+    damage(folder / "model.pth", rng)
+    return foreign("model.pth", rng)
+
+
+def pkl(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    arrays = {"backbone.conv.weight": np.zeros((4, 3, 3, 3), np.float32), "head.bias": np.zeros(4, np.float32)}
+    tree = {"model": arrays, "__author__": "third"} if number % 2 else arrays
+    write(folder / "model.pkl", mutate(pickle.dumps(tree, protocol=2 + number % 3), rng))
+    return foreign("model.pkl", rng)
+
+
+def foreign(name: str, rng: Random) -> Mutant:
+    """One of the commands that read weights of others."""
+    commands = (
+        ("inspect", name),
+        ("import", name, "--arch", "fasterrcnn_mobilenet_v3_large_320_fpn", "--out", "out.safetensors"),
+    )
+    return Mutant(rng.choice(commands), (0, 4))
+
+
+def npz(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    boxes = np.array([[1.0, 2, 20, 30], [3, 4, 10, 12]], dtype=np.float32)
+    np.savez(folder / "boxes.npz", allow_pickle=False, **{"0.png": boxes, "1.png": boxes})
+    damage(folder / "boxes.npz", rng)
+    return proposing(folder, "boxes.npz")
+
+
+def json_proposals(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    rows = [
+        {"image_id": f"{i % 2}.png", "bbox": [1.0, 2, 20 + i, 15], "score": 0.5, "category_id": 1} for i in range(4)
+    ]
+    damaged(folder / "boxes.json", rows, number, rng, values, json.dumps)
+    return proposing(folder, "boxes.json")
+
+
+def mat(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    boxes = np.empty((1, 2), dtype=object)
+    boxes[0, 0] = boxes[0, 1] = np.array([[1.0, 2, 20, 30], [3, 4, 10, 12]])
+    names = np.array([["0"], ["1"]], dtype=object)
+    scipy.io.savemat(folder / "boxes.mat", {"boxes": boxes, "images": names}, do_compression=number % 2 == 0)
+    damage(folder / "boxes.mat", rng)
+    return proposing(folder, "boxes.mat")
+
+
+def proposing(folder: Path, name: str) -> Mutant:
+    list(images(folder / "photos"))
+    write(folder / "model.safetensors", detector_bytes(folder))
+    words = ("predict", "model.safetensors", "photos", "--proposals", name, "--out", "out")
+    return Mutant(words, (0, 3))
+
+
+def image(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    suffix = FORMATS[number % len(FORMATS)]
+    yolo_set(folder)
+    target = folder / f"data/images/0.{suffix}"
+    (folder / "data/images/0.png").unlink()
+    if suffix == "npy":
+        np.save(target, np.asarray(picture()))
+    else:
+        modes = {"jpg": ("RGB", "L", "CMYK"), "png": ("RGB", "RGBA", "P", "I;16", "1"), "tif": ("RGB", "I;16", "F")}
+        shown = picture()
+        mode = rng.choice(modes.get(suffix, ("RGB",)))
+        shown = shown.convert("L").convert("I").convert(mode) if mode == "I;16" else shown.convert(mode)
+        shown.save(target)
+    damage(target, rng)
+    if number % 2:
+        return Mutant(("data", "check", "data"), (0, 3))
+    write(folder / "model.safetensors", detector_bytes(folder))
+    return Mutant(("predict", "model.safetensors", "data/images", "--out", "out"), (0, 3))
+
+
+def damage(path: Path, rng: Random) -> None:
+    path.write_bytes(mutate(path.read_bytes(), rng))
+
+
+def damaged(path: Path, tree: Any, number: int, rng: Random, values: Sequence[Any], dump: Callable[[Any], str]) -> None:
+    """A document with a strange value, or with damaged bytes."""
+    if number % 2:
+        write(path, dump(mutate_tree(tree, values, rng)).encode("utf-8", errors="surrogatepass"))
+    else:
+        write(path, mutate(dump(tree).encode(), rng))
+
+
+KINDS: dict[str, Kind] = {
+    "voc": voc,
+    "coco": coco,
+    "yolo": yolo,
+    "data.yaml": data_yaml,
+    "config": config,
+    "safetensors": safetensors,
+    "run folder": run_folder,
+    "pth": pth,
+    "pkl": pkl,
+    "npz": npz,
+    "json": json_proposals,
+    "mat": mat,
+    "image": image,
+}

@@ -1,0 +1,32 @@
+"""A few mutants of every kind; `make fuzz N=1000` runs more."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.fuzz.kinds import KINDS
+
+COUNT = 25
+ROOT = Path(__file__).parents[2]
+GROUPS = [list(KINDS)[start::3] for start in range(3)]
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a child is forked for each mutant")
+def test_what_is_not_damaged_is_read() -> None:
+    """Mutants of files that no command reads would tell nothing."""
+    words = [sys.executable, "-m", "tests.fuzz.arena", "--count", "4", "--sound"]
+    done = subprocess.run(words, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a child is forked for each mutant")
+@pytest.mark.parametrize("kinds", GROUPS, ids=" ".join)
+def test_every_mutant_is_answered_with_a_sentence(kinds: list[str]) -> None:
+    words = [sys.executable, "-m", "tests.fuzz.arena", "--count", str(COUNT), "--kinds", *kinds]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
