@@ -148,6 +148,8 @@ def zipped(member: str, content: bytes, size: int = 0) -> Callable[[Path], objec
     return write
 
 
+NESTED = b"\x80\x02}K\x00\x85" + b"2\x86" * 60 + b"K\x01s."
+"""{t: 1}, where t is 60 times a pair of what it was before: its hash takes 2^60 steps."""
 NPY = (
     b"\x93NUMPY\x01\x00v\x00"
     + b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000,), }".ljust(117)
@@ -161,13 +163,16 @@ NPY = (
         ("memo.pkl", pickled(b"\x80\x02}r\xff\xff\xff\x11.")),
         ("array.pkl", pickled(b"\x80\x05\x96\x00\x00\x00\x12\x01\x00\x00\x00.")),
         ("bytes.pkl", pickled(b"\x80\x04\x8e\x00\x00\x00\x12\x01\x00\x00\x00.")),
+        ("tuples.pkl", pickled(NESTED)),
+        ("tuples.pth", pickled(NESTED)),
+        ("tuples.pt", zipped("archive/data.pkl", NESTED)),
         ("bytes.pth", pickled(b"\x80\x02\x8e\x00\x00\x00\x12\x01\x00\x00\x00.")),
         ("shape.npz", zipped("conv1.weight.npy", NPY)),
         ("bomb.npz", zipped("conv1.weight.npy", NPY, 2 * 10**7)),
         ("bomb.pth", zipped("archive/data/0", b"", 2 * 10**7)),
     ],
 )
-def test_small_files_that_ask_for_much_memory_are_refused(
+def test_small_files_that_ask_for_much_memory_or_time_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], object]
 ) -> None:
     monkeypatch.setattr("rcnn.weights.file.LARGEST_FOREIGN", 10**7)

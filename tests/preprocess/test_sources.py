@@ -40,7 +40,7 @@ def test_results_are_passed_by_unless_they_are_named(tmp_path: Path) -> None:
     [
         ("https://example.org/a.jpg", "addresses are not opened"),
         ("rtsp://camera/1", "addresses are not opened"),
-        ("film.mp4", "films are not read"),
+        ("film.mp4", "videos are not read"),
         ("0", "cameras are not read"),
         ("gone.jpg", "no such file, folder or glob"),
         ("a" * 300, "no such file, folder or glob"),

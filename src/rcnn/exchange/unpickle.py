@@ -7,7 +7,6 @@ classes are used, since their `__setstate__` trusts its input.
 
 import io
 import pickle
-import pickletools
 import re
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,9 +18,10 @@ from torch import Tensor
 from rcnn.config.files import MB
 from rcnn.errors import WeightsError
 from rcnn.weights.file import reading
+from rcnn.weights.pickles import check_pickle
 
-LARGEST, MOST_STEPS = 1_500 * MB, 1_000_000
-"""Bytes and instructions of a pickle."""
+LARGEST = 1_500 * MB
+"""Bytes of a pickle."""
 _DTYPE = re.compile(r"(b1|[iu][1248]|f[248])")
 _BYTE_ORDERS = ("<", ">", "|", "=")
 
@@ -148,7 +148,7 @@ def read_pickle(path: str | Path) -> dict[str, Tensor]:
     with reading(path, LARGEST, "no pickle of arrays"):
         try:
             data = path.read_bytes()
-            _check_steps(data)
+            check_pickle(data)
             content = _Unpickler(io.BytesIO(data), encoding="latin1").load()
         except _RefusedError as error:
             raise WeightsError(f"{path} {error}. It was not opened, and nothing of it was run") from None
@@ -157,17 +157,6 @@ def read_pickle(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(_is_named_array(*item) for item in content.items()):
         raise WeightsError(f"{path} holds no dictionary of arrays, so it is no checkpoint")
     return {name: torch.from_numpy(value.array) for name, value in content.items()}
-
-
-def _check_steps(data: bytes) -> None:
-    """Refuse places to remember something in beyond those that are used: the memory for all of them is taken at once.
-
-    Raises:
-        ValueError: there is such a place, there are more steps than weights need, or the pickle is damaged.
-    """
-    for step, (code, place, _) in enumerate(pickletools.genops(data)):
-        if step > MOST_STEPS or (code.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(place or 0) > step):
-            raise ValueError("it has more steps, or remembers more, than weights need")
 
 
 def _is_named_array(name: object, value: object) -> bool:

@@ -239,7 +239,7 @@ def _not_an_image(path: Path) -> str:
         return f"this is not an image; of more than {_MOST_BYTES // MB} MB, only {', '.join(_STREAMED)} are read"
     name = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
     if head[4:8] == b"ftyp":
-        name = "HEIC, a film, or an AVIF that is damaged"
+        name = "HEIC, a video, or an AVIF that is damaged"
     return f"this is {name}: convert it to PNG or JPEG" if name else "this is not an image"
 
 

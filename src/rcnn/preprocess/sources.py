@@ -10,8 +10,8 @@ from pathlib import Path
 from rcnn.errors import ImageError
 from rcnn.preprocess.decode import IMAGE_SUFFIXES
 
-FILMS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
-"""Suffixes of films."""
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
+"""Suffixes of videos."""
 
 _ADDRESS = re.compile(r"(https?|ftps?|rtsp|rtmp|s3|gs|hf|data):", re.IGNORECASE)
 
@@ -41,7 +41,7 @@ def files(source: str | Path) -> list[Path]:
     """Return the image files of a path, folder or glob, sorted. Our own results below a folder are left out.
 
     Raises:
-        ImageError: there is nothing, or nothing but results; or it is an address, a camera or a film.
+        ImageError: there is nothing, or nothing but results; or it is an address, a camera or a video.
     """
     path = Path(source)
     if reason := _no_picture(str(source)):
@@ -67,8 +67,8 @@ def _no_picture(source: str) -> str | None:
     """Return what a source is that other programs accept, but this one doesn't; None for all others."""
     if _ADDRESS.match(source):
         return "addresses are not opened; download the pictures, and give their folder"
-    if source.lower().endswith(FILMS):
-        return "films are not read; extract their frames, for example with ffmpeg, and give their folder"
+    if source.lower().endswith(VIDEO_SUFFIXES):
+        return "videos are not read; extract their frames, for example with ffmpeg, and give their folder"
     if source.isdigit() and not os.path.exists(source):
         return "there is no such file or folder, and cameras are not read"
     return None

@@ -19,6 +19,7 @@ from rcnn.model.fast_rcnn import FCHead
 from rcnn.weights.caffe import classifier_state, read_arrays
 from rcnn.weights.file import LARGEST_FOREIGN, check_archive, first_line, read_safetensors, reading
 from rcnn.weights.hub import fetch, is_offline
+from rcnn.weights.pickles import check_torch_file
 
 _IMAGENET = {"mobilenet": "mobilenet_v2", **{name: name for name in (*NAMES, "mobilenet_v3_large", "vgg16")}}
 """Our name -> torchvision's."""
@@ -96,6 +97,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it is read or refused all the same
         if zipfile.is_zipfile(path):
             check_archive(path)
+        check_torch_file(path)
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
