@@ -103,12 +103,6 @@ def test_mat_of_selective_search(tmp_path: Path):
             read_proposals(tmp_path / "ss.mat", RECORDS)
 
 
-def test_without_scipy_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(__import__("sys").modules, "scipy.io", None)
-    with pytest.raises(DataError, match=r"needs scipy: pip install 'rcnn\[proposals\]'"):
-        read_proposals(tmp_path / "ss.mat", RECORDS)
-
-
 def test_boxes_a_little_over_the_edge_are_clipped(tmp_path: Path):
     path = written(tmp_path / "p.json", {"a": [[-0.6, -1, 100.9, 80.5]], "b": []})
     assert corners(read_proposals(path, RECORDS)[0]) == [[0, 0, 100, 80]]

@@ -13,6 +13,7 @@ import json
 import lzma
 import math
 import os
+import struct
 import zipfile
 import zlib
 from collections import defaultdict
@@ -28,6 +29,7 @@ from rcnn.config import Data, Settings
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Record
 from rcnn.data.given import NOTHING, Given
+from rcnn.data.mat import read_mat
 from rcnn.data.pixels import ProgressCallback
 from rcnn.data.selective_search import SEARCHES, ranked, search_files
 from rcnn.errors import DataError, ImageError
@@ -292,18 +294,13 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
 
 def _read_mat(path: Path) -> Iterator[_Part | str]:
     try:
-        from scipy.io import loadmat
-    except ImportError:
-        raise DataError(f"{path}: reading .mat needs scipy: pip install 'rcnn[proposals]'") from None
-    try:
-        check_regular(path, LARGEST_FILE)
-        content = loadmat(path, variable_names=("images", "boxes"))
+        content = read_mat(path, ("images", "boxes"))
     except NotImplementedError:
         raise DataError(f"{path}: is of MATLAB's version 7.3; save it with `-v7`") from None
-    except Exception as error:  # scipy has no common class for damaged files
-        raise DataError(f"{path}: can't be read as .mat: {error}") from None
-    images, boxes = (content.get(name, np.zeros(0)).ravel() for name in ("images", "boxes"))
-    if images.dtype != object or boxes.dtype != object or len(images) != len(boxes):
+    except (OSError, ValueError, LookupError, RuntimeError, struct.error, zlib.error, MemoryError) as error:
+        raise DataError(f"{path}: can't be read as .mat: {error or 'it is damaged'}") from None
+    images, boxes = content.get("images"), content.get("boxes")
+    if not isinstance(images, list) or not isinstance(boxes, list) or len(images) != len(boxes):
         raise DataError(f"{path}: expected two cells of equal length, `images` and `boxes`")
     for image, rows in zip(images, boxes, strict=True):
         part = _part("".join(np.ravel(image).astype(str)), rows)
