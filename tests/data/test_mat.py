@@ -1,5 +1,6 @@
 """MATLAB's cells, as SciPy writes them."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +51,14 @@ def test_what_is_neither_cells_nor_real_numbers_is_refused(tmp_path: Path) -> No
         scipy.io.savemat(tmp_path / "a.mat", {"boxes": value})
         with pytest.raises(ValueError, match="neither cells nor text nor real numbers"):
             read_mat(tmp_path / "a.mat", ("boxes",))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_file_cut_anywhere_is_damaged_or_lacks_a_variable(tmp_path: Path, packed: bool) -> None:
+    path = tmp_path / "a.mat"
+    scipy.io.savemat(path, {"boxes": cell([np.eye(3), np.eye(2)]), "images": cell(["a", "b"])}, do_compression=packed)
+    content = path.read_bytes()
+    for end in range(0, len(content), 3):
+        path.write_bytes(content[:end])
+        with contextlib.suppress(ValueError):
+            assert len(read_mat(path, ("images", "boxes"))) < 2

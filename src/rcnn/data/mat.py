@@ -36,7 +36,13 @@ def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
         NotImplementedError: it is of version 7.3.
     """
     check_regular(path, LARGEST)
-    data = memoryview(path.read_bytes())  # slices share its memory, and so do the arrays
+    try:
+        return _variables(memoryview(path.read_bytes()), names)  # slices share its memory, and so do the arrays
+    except (LookupError, StopIteration, RecursionError, OverflowError, struct.error, zlib.error):
+        raise ValueError("it is damaged or cut off") from None
+
+
+def _variables(data: memoryview, names: tuple[str, ...]) -> dict[str, Any]:
     endian = {b"IM": "<", b"MI": ">"}.get(bytes(data[126:128]))
     if endian is None:
         raise ValueError("it does not begin as such a file")

@@ -13,7 +13,6 @@ import json
 import lzma
 import math
 import os
-import struct
 import zipfile
 import zlib
 from collections import defaultdict
@@ -297,8 +296,8 @@ def _read_mat(path: Path) -> Iterator[_Part | str]:
         content = read_mat(path, ("images", "boxes"))
     except NotImplementedError:
         raise DataError(f"{path}: is of MATLAB's version 7.3; save it with `-v7`") from None
-    except (OSError, ValueError, LookupError, RuntimeError, struct.error, zlib.error, MemoryError) as error:
-        raise DataError(f"{path}: can't be read as .mat: {error or 'it is damaged'}") from None
+    except (OSError, ValueError, MemoryError) as error:
+        raise DataError(f"{path}: can't be read as .mat: {error or 'too little memory'}") from None
     images, boxes = content.get("images"), content.get("boxes")
     if not isinstance(images, list) or not isinstance(boxes, list) or len(images) != len(boxes):
         raise DataError(f"{path}: expected two cells of equal length, `images` and `boxes`")
