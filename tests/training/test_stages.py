@@ -45,7 +45,7 @@ def test_a_new_scheme_is_a_list_of_stages(
     assert last.keys() == second.keys()
     moved = {name.split(".")[0] for name, tensor in last.items() if not torch.equal(tensor, second[name])}
     assert moved == {"backbone", "rpn", "fast_rcnn"}
-    assert checkpoint.stage(run.folder / "checkpoints") == 2
+    assert checkpoint.stage(run.folder / "checkpoints", 3) == 2
     log = (run.folder / "log.txt").read_text()
     assert [f"stage {i + 1} of 3: {stages[i].title}" in log for i in range(3)] == [True] * 3
     assert_same(train(resume=run.folder, quiet=True), run)
