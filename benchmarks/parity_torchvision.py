@@ -210,6 +210,7 @@ def compare(model: Any, options: argparse.Namespace, dtype: torch.dtype) -> str:
     exact = dtype == torch.float64
     a = copy.deepcopy(model).to(options.device, dtype).eval()
     b = copy.deepcopy(detector.model).to(options.device, dtype).eval()
+    b.pixels.floats = not exact  # torchvision's own normalised images, in float64
     rng = np.random.default_rng(0)
     total = paired = proposals = same_proposals = 0
     worst_px = worst_score = 0.0

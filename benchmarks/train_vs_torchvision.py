@@ -87,8 +87,8 @@ class Torchvision:
             classes + 1,
             min_size=settings.preprocess.short,
             max_size=settings.preprocess.long,
-            image_mean=[0.0] * 3,
-            image_std=[1.0] * 3,
+            image_mean=list(settings.preprocess.mean),
+            image_std=list(settings.preprocess.std),
             rpn_anchor_generator=AnchorGenerator(tuple((s,) for s in (32, 64, 128, 256, 512)), ((0.5, 1.0, 2.0),) * 5),
             box_roi_pool=MultiScaleRoIAlign(["0", "1", "2", "3"], 7, 2),
         ).train()
@@ -104,7 +104,7 @@ class Torchvision:
         for row, (height, width) in enumerate(item.batch.sizes.int().tolist()):
             if height:
                 keep = item.targets.valid[row]
-                images.append(item.batch.images[row, :, :height, :width])
+                images.append(item.batch.images[row, :, :height, :width].float() / 255)
                 targets.append({"boxes": item.targets.boxes[row][keep], "labels": item.targets.labels[row][keep] + 1})
         return images, targets
 

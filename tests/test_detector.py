@@ -6,7 +6,8 @@ import torch
 from PIL import Image
 
 from rcnn.config import override
-from rcnn.detector import Detector, choose_device
+from rcnn.detector import Detector
+from rcnn.engine.eager import choose_device
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, WeightsError
 from rcnn.metrics.overlap import box_iou
 from rcnn.presets import build, settings_of

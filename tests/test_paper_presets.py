@@ -18,6 +18,7 @@ from rcnn.model.boxes import decode
 from rcnn.model.fast_rcnn import FCHead, UnscaledDropout
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.losses import smooth_l1
+from rcnn.model.pixels import Pixels
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import Proposals, RoIOutput
 from rcnn.preprocess.batch import Preprocessor
@@ -133,7 +134,8 @@ def test_the_box_loss_is_divided_by_the_cells_that_an_image_reaches_into(name: s
 def test_pixels_are_bgr_in_0_to_255_less_the_mean():
     door = Preprocessor(settings_of("paper-vgg16").preprocess)
     red, green, blue = 10, 130, 250
-    image = door.normalise(door.resize(np.array([[[red, green, blue]]], dtype=np.uint8), (1, 1)))
+    batch = door.collate([door.resize(np.array([[[red, green, blue]]], dtype=np.uint8), (1, 1))], [(1, 1)])
+    (image,) = Pixels(door.settings)(batch)
     expected = torch.tensor([blue - 102.9801, green - 115.9465, red - 122.7717])
     torch.testing.assert_close(image[:, 0, 0], expected, rtol=0, atol=1e-4)
 

@@ -19,6 +19,7 @@ SCRIPTS = sorted(path for folder in ("benchmarks", "scripts") for path in (SOURC
 
 DETECTOR = {
     "detector",
+    "engine",
     "draw",
     "model",
     "backbones",
@@ -41,6 +42,7 @@ MAY_IMPORT = {
     "preprocess": {"model", "config"},
     "weights": {"model", "backbones", "ops", "config"},
     "presets": {"model", "backbones", "ops", "config"},
+    "engine": {"weights", "preprocess", "model", "backbones", "ops", "config"},
     "draw": set(),
     "result": {"draw", "data", "preprocess", "config"},
     "detector": DETECTOR,

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor, nn
 
 import rcnn.config as config
-from rcnn.backbones.norm import fold_batch_norm
-from rcnn.backbones.steady import make_steady, steady_head
+from rcnn.engine.eager import Eager, choose_device
+from rcnn.engine.protocol import Engine
 from rcnn.errors import NonFiniteError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.pyramid import pool_scales
-from rcnn.model.rpn import all_finite
-from rcnn.model.structures import Batch, Proposals, take, to_device
+from rcnn.model.structures import Batch, Proposals, take
 from rcnn.preprocess.batch import Preprocessor
 from rcnn.preprocess.stream import Picture, Shown, Skip, batches, pictures
 from rcnn.presets import build
@@ -32,39 +31,23 @@ Propose = Callable[[Sequence[str | None], Batch], Proposals]
 """(paths of the images of a batch, the batch) -> their proposals, in pixels of the resized images."""
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA if available, else the CPU.
-
-    Raises:
-        SettingsError: there is no such device.
-    """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise config.SettingsError(f"train.device: `{name}` can't be used here: {str(error).splitlines()[0]}") from None
-    return device
-
-
 class Detector:
     """A trained detector: predict, propose, save, load.
 
     Args:
-        model: the network.
+        model: the network, or an engine that runs one.
         settings: of the model and its training.
         names: class names; label k is `names[k]`.
         category_ids: the data set's own number of each class. None: 1..K.
         threshold: default score below which boxes are left out.
         summary: facts about the training, saved with the weights.
         licence: of the data that it was trained on. None: `data.licence` of the settings.
-        device: where to run; `auto` is CUDA if available.
+        device: where to run the network; `auto` is CUDA if available.
     """
 
     def __init__(
         self,
-        model: FasterRCNN,
+        model: FasterRCNN | Engine,
         settings: config.Settings,
         names: Sequence[str],
         *,
@@ -74,31 +57,55 @@ class Detector:
         licence: str | None = None,
         device: str | torch.device = "auto",
     ) -> None:
-        self.model, self.settings, self.names = model, settings, tuple(names)
+        self.settings, self.names = settings, tuple(names)
         self.category_ids = tuple(category_ids) if category_ids else tuple(range(1, len(self.names) + 1))
         self.threshold, self.summary = threshold, dict(summary or {})
         self.licence = licence or settings.data.licence
-        self.device = choose_device(device) if isinstance(device, str) else device
+        if isinstance(model, nn.Module):
+            device = choose_device(device) if isinstance(device, str) else device
+            model = Eager(model, device, settings.predict.precision)
+        self.engine: Engine = model
         self.preprocessor = Preprocessor(settings.preprocess)
         self._doors = [self.preprocessor.at_scale(scale) for scale in settings.predict.scales]
-        self._runner: FasterRCNN | None = None
+
+    @property
+    def network(self) -> Eager:
+        """The engine of a detector whose network is in this process: for training, losses, features and inspection.
+
+        Raises:
+            SettingsError: the detector is an exported file.
+        """
+        if not isinstance(self.engine, Eager):
+            raise config.SettingsError(
+                f"this needs the network itself, and a file for {self.engine.name} only detects and proposes; "
+                "take the .safetensors file that it was exported from"
+            )
+        return self.engine
+
+    @property
+    def model(self) -> FasterRCNN:
+        """The network."""
+        return self.network.model
 
     @property
     def runner(self) -> FasterRCNN:
-        """A copy of the model made for prediction: eval mode, batch norm folded, channels last. Made at first use.
+        """A copy of the network, made for prediction (see `Eager`)."""
+        return self.network.runner
 
-        On the CPU its convolutions are batch invariant: an image gives the same bits alone and in any batch.
-        """
-        if self._runner is None:
-            runner = copy.deepcopy(self.model).eval().requires_grad_(False)
-            fold_batch_norm(runner)
-            if self.device.type == "cpu":
-                make_steady(runner)
-                if runner.fast_rcnn is not None:
-                    runner.fast_rcnn.head = steady_head(runner.fast_rcnn.head)
-            self._runner = runner.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        assert self._runner is not None
-        return self._runner
+    @property
+    def device(self) -> torch.device:
+        """Where the engine runs."""
+        return self.engine.device
+
+    @property
+    def detects(self) -> bool:
+        """Does it tell classes? If not, it is an RPN alone, which only proposes."""
+        return self.two_stage or self.settings.rpn.classify == "classes"
+
+    @property
+    def two_stage(self) -> bool:
+        """Has it a second stage?"""
+        return self.settings.roi.head != "none"
 
     def with_settings(self, changes: Sequence[str] | Mapping[str, Any]) -> "Detector":
         """The same weights with other settings, as a new detector; this one is unchanged.
@@ -203,7 +210,7 @@ class Detector:
         Raises:
             SettingsError: there is no second stage for given proposals, or the RPN is untrained.
         """
-        if given and self.model.fast_rcnn is None:
+        if given and not self.two_stage:
             raise config.SettingsError("proposals are for a second stage, and this detector has none (`roi.head=none`)")
         if not given and self.settings.train.proposals is not None:
             raise config.SettingsError(
@@ -221,21 +228,19 @@ class Detector:
             SettingsError: the model does not detect, has no features, or can't work on these proposals.
             NonFiniteError: the network's output is not finite.
         """
-        if not self.model.detects:
+        if not self.detects:
             raise config.SettingsError(
                 "this detector has no second stage (`roi.head=none`), so it can't tell classes; ask for its proposals: "
                 "`propose` instead of `predict`, or the command rcnn propose"
             )
-        if features and self.model.fast_rcnn is None:
+        if features and not self.two_stage:
             raise config.SettingsError("a one-stage detector has no feature vectors of boxes; leave features=True out")
         self.check_proposals(given=proposals is not None)
-        with torch.inference_mode():
-            batch = to_device(batch, self.device)
-            theirs = None if proposals is None else to_device(proposals, self.device)
-            run = self.runner.run(batch, theirs, wanted=("detections",))
-            vectors = None
-            if features and run.rois is not None and run.detections is not None:
-                vectors = take(run.rois.features, run.detections.proposal)
+        engine = self.network if features else self.engine
+        run = engine.run(batch, proposals, wanted=("detections",))
+        vectors = None
+        if features and run.rois is not None and run.detections is not None:
+            vectors = take(run.rois.features, run.detections.proposal)
         return self.results(batch, run.detections, vectors)
 
     def results(self, batch: Batch, detections: Any, vectors: Tensor | None = None) -> list[Result]:
@@ -264,11 +269,8 @@ class Detector:
             NonFiniteError: the network's output is not finite.
         """
         self.check_proposals(given=False)
-        with torch.inference_mode():
-            batch = to_device(batch, self.device)
-            run = self.runner.run(batch, wanted=("proposals",))
-            assert run.rpn is not None
-            _see_finite(all_finite(run.rpn))
+        run = self.engine.run(batch, wanted=("proposals",))
+        _see_finite(run.finite)
         return self.proposal_results(batch, run.proposals)
 
     def proposal_results(self, batch: Batch, proposals: Any) -> list[Result]:

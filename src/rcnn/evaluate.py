@@ -6,20 +6,19 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-import torch
 
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import Split, open_dataset
 from rcnn.data.given import ProposalSet
 from rcnn.data.loader import Item, Loader
 from rcnn.detector import Detector
+from rcnn.engine.eager import Eager
 from rcnn.errors import DataError
 from rcnn.metrics.coco import CocoMetrics, coco_metrics
 from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
 from rcnn.model.pyramid import pool_scales
-from rcnn.model.structures import to_device
 
 Scored = tuple[Prediction, tuple[np.ndarray, np.ndarray]]
 """For one image: detections, and boxes and scores of the proposals."""
@@ -105,7 +104,7 @@ def val(
     *,
     split: Split = "val",
     batch: int = 8,
-    losses: bool = True,
+    losses: bool | None = None,
     shard: Shard | None = None,
 ) -> Metrics:
     """Score a detector on a split of a data set.
@@ -115,10 +114,11 @@ def val(
         data: folder, COCO json or data.yaml.
         split: train, val, test or all.
         batch: images per batch.
-        losses: also compute the validation losses.
+        losses: also compute the validation losses. None: if the network itself is there, not an exported file.
         shard: the part of this process, if several share the work.
 
     Raises:
+        SettingsError: losses of an exported file.
         DataError: the data can't be read, or holds a class that the detector does not know.
     """
     dataset = open_dataset(data, split, detector.settings.data, names=detector.names)
@@ -130,7 +130,7 @@ def evaluate(
     dataset: Dataset,
     *,
     batch: int = 8,
-    losses: bool = True,
+    losses: bool | None = None,
     shard: Shard | None = None,
     progress: Callable[[int, int], None] | None = None,
     proposals: ProposalSet | None = None,
@@ -142,19 +142,22 @@ def evaluate(
         detector: to score.
         dataset: to score it on.
         batch: images per batch.
-        losses: also compute the validation losses.
+        losses: also compute the validation losses. None: if the network itself is there, not an exported file.
         shard: the part of this process, if several share the work.
         progress: called with (batches done, batches in all) after each.
         proposals: given ones for every image, for the second stage and its losses. None: the detector's own.
         loaders: of batches with given proposals, one for each of `predict.scales`. None: `loaders_of` makes them.
 
     Raises:
-        SettingsError: the detector has no second stage for given proposals, or its own RPN is untrained.
+        SettingsError: the detector has no second stage for given proposals, its own RPN is untrained, or losses are
+            asked of an exported file.
         DataError: the data set is empty, or an image can't be read.
     """
     detector.check_proposals(given=proposals is not None or loaders is not None)
     if not len(dataset):
         raise DataError(f"{dataset.root}: the {dataset.split} split has no images to score on")
+    if losses is None:
+        losses = isinstance(detector.engine, Eager)
     shard = shard or Shard()
     loaders = loaders or loaders_of(detector, dataset, batch, shard, proposals)
     steps, done = sum(loader.steps for loader in loaders), 0
@@ -172,7 +175,7 @@ def evaluate(
     pooled = [
         _pooled([every[index, scale] for scale in range(len(loaders))], detector) for index in range(len(dataset))
     ]
-    return _metrics(dataset, pooled, [part for _, part in parts], detects=detector.model.detects)
+    return _metrics(dataset, pooled, [part for _, part in parts], detects=detector.detects)
 
 
 def loaders_of(
@@ -207,19 +210,15 @@ def _score(
     sums: dict[str, list[float]] | None,
 ) -> dict[int, Scored]:
     """Predictions and proposals of one batch, by image index; losses are added to `sums`."""
-    device, model = detector.device, detector.runner
-    batch = to_device(item.batch, device)
-    theirs = None if item.proposals is None else to_device(item.proposals, device)
-    with torch.inference_mode():
-        run = model.run(batch, theirs)
-        if sums is not None:
-            targets = to_device(item.targets, device)
-            keys = model.keys(batch, targets, item.seeds)
-            for name, (total, count) in model.loss(batch, targets, keys, proposals=theirs, run=run).items():
-                entry = sums.setdefault(name, [0.0, 0.0])
-                entry[0] += float(total)
-                entry[1] += float(count)
-    results = zip(detector.results(batch, run.detections), detector.proposal_results(batch, run.proposals), strict=True)
+    run = detector.engine.run(item.batch, item.proposals)
+    if sums is not None:
+        for name, (total, count) in detector.network.loss(item.batch, item.targets, item.seeds, run).items():
+            entry = sums.setdefault(name, [0.0, 0.0])
+            entry[0] += float(total)
+            entry[1] += float(count)
+    results = zip(
+        detector.results(item.batch, run.detections), detector.proposal_results(item.batch, run.proposals), strict=True
+    )
     return {
         index: (Prediction(result.boxes, result.scores, result.labels), (proposed.boxes, proposed.scores))
         for index, (result, proposed) in zip(item.index.tolist(), results, strict=True)

@@ -86,7 +86,8 @@ def test_shapes_are_constant_but_for_the_bucket(dataset: Dataset) -> None:
         assert item.batch.images.shape[:2] == (4, 3)
         assert item.targets.boxes.shape == (4, 8, 4)
         assert item.targets.labels.shape == item.targets.valid.shape == item.targets.ignore.shape == (4, 8)
-        assert item.batch.images.dtype == item.targets.boxes.dtype == torch.float32
+        assert item.batch.images.dtype == torch.uint8
+        assert item.targets.boxes.dtype == torch.float32
         assert item.seeds.dtype == item.index.dtype == item.targets.labels.dtype == torch.int64
 
 

@@ -170,12 +170,15 @@ class Val(Section):
 
 
 class Predict(Section):
-    """Which results are shown."""
+    """How images are predicted, and which results are shown."""
 
     score: Fraction | None = Field(default=None, description="Lower-scored boxes are left out. None: as stored.")
     scales: Annotated[tuple[Annotated[float, Field(gt=0, le=8)], ...], Field(min_length=1, max_length=16)] = Field(
         default=(1.0,),
         description="Factors of preprocess.short and long; the detections of all scales are pooled (image pyramid).",
+    )
+    precision: Literal["float32", "bf16"] = Field(
+        default="float32", description="Of the convolutions and matrix products; boxes and scores stay float32."
     )
 
 

@@ -41,7 +41,9 @@ def from_torchvision(model: nn.Module, names: Sequence[str] | None = None) -> De
     return detector_of(torchvision.import_model(model, names))
 
 
-def import_weights(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Detector:
+def import_weights(
+    path: str | Path, arch: str, names: Sequence[str] | None = None, *, device: str | torch.device = "auto"
+) -> Detector:
     """Make a detector from a checkpoint of torchvision (.pth, .safetensors), detectron2 (.pkl, .pth) or Caffe (.npz).
 
     No code in the file is run.
@@ -50,11 +52,13 @@ def import_weights(path: str | Path, arch: str, names: Sequence[str] | None = No
         path: the file.
         arch: one of `ARCHITECTURES`.
         names: class names, without the background. None: COCO's if there are as many classes.
+        device: where to run; `auto` is CUDA if available.
 
     Raises:
         WeightsError: the architecture is unknown, or the file is missing, damaged or of another architecture.
+        SettingsError: the device can't be used here.
     """
-    return detector_of(read(path, arch, names))
+    return detector_of(read(path, arch, names), device)
 
 
 def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imported:
@@ -82,8 +86,8 @@ def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imp
         raise WeightsError(f"{path}: this is not {arch}: {first_line(error)}") from None
 
 
-def detector_of(imported: Imported) -> Detector:
-    """Make a detector of imported settings and tensors, on the GPU if there is one.
+def detector_of(imported: Imported, device: str | torch.device = "auto") -> Detector:
+    """Make a detector of imported settings and tensors.
 
     Raises:
         WeightsError: a tensor is missing, left over or of another shape.
@@ -93,7 +97,7 @@ def detector_of(imported: Imported) -> Detector:
     fill(model, imported.tensors, "the checkpoint")
     summary = {"notes": list(imported.notes)} if imported.notes else {}
     return Detector(
-        model, imported.settings, imported.names, category_ids=imported.category_ids, summary=summary, device="auto"
+        model, imported.settings, imported.names, category_ids=imported.category_ids, summary=summary, device=device
     )
 
 

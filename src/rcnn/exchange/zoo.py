@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torchvision.models import get_model_weights
 
-from rcnn.detector import Detector, choose_device
+from rcnn.detector import Detector
+from rcnn.engine.eager import choose_device
 from rcnn.errors import WeightsError
 from rcnn.exchange.detectors import import_weights
 from rcnn.exchange.torchvision import ARCHITECTURES
@@ -49,9 +50,7 @@ def load(
         return Detector.load(packaged_path(name), device)
     if name in NAMES:
         arch = name.removeprefix("torchvision/")
-        detector = import_weights(fetch(get_model_weights(arch)["DEFAULT"].url), arch)
-        detector.device = device
-        return detector
+        return import_weights(fetch(get_model_weights(arch)["DEFAULT"].url), arch, device=device)
     return Detector.load(_file(name), device, backbone=backbone, head=head)
 
 

@@ -16,7 +16,8 @@ from rcnn.errors import SettingsError
 from rcnn.model import boxes as box_ops
 from rcnn.model.fast_rcnn import ConvFCHead, FastRCNN, FCHead, SampledRoIs
 from rcnn.model.one_stage import Classes, FocalClasses, detect
-from rcnn.model.rpn import RegionProposalNetwork, all_finite
+from rcnn.model.pixels import Pixels
+from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import Batch, Detections, Keys, Losses, Pass, Proposals, RPNOutput, Targets, take, to_device
 
 
@@ -43,7 +44,7 @@ class FasterRCNN(nn.Module):
         channels = int(backbone.channels)  # type: ignore[arg-type]
         numbers = [int(math.log2(stride)) for stride in strides]
         self.settings, self.classes = settings, classes
-        self.backbone = backbone
+        self.pixels, self.backbone = Pixels(settings.preprocess), backbone
         meaning = None
         if settings.rpn.classify == "classes":
             meaning = FocalClasses(classes, settings.rpn) if settings.rpn.loss == "focal" else Classes(classes)
@@ -94,7 +95,7 @@ class FasterRCNN(nn.Module):
             proposals: given ones, in pixels of the resized images, in place of the RPN's.
             wanted: fields of the record; others are computed only if these need them.
         """
-        levels = tuple(self.backbone(batch.images).values())
+        levels = tuple(self.backbone(self.pixels(batch)).values())
         rpn, rois, detections = None, None, None
         second = self.fast_rcnn if "rois" in wanted or "detections" in wanted else None
         if proposals is None:
@@ -107,7 +108,7 @@ class FasterRCNN(nn.Module):
             rois = second(self._roi_maps(levels), proposals.boxes)
             detections = second.detect(rois, proposals, batch.sizes)
             if rpn is not None:
-                detections = detections._replace(finite=detections.finite & all_finite(rpn))
+                detections = detections._replace(finite=detections.finite & rpn.finite)
         elif rpn is not None and "detections" in wanted:
             detections = detect(self.rpn, rpn, batch.sizes, self.settings.roi) if self.detects else _nothing(rpn)
         return Pass(levels, rpn, proposals, rois, detections)
@@ -139,7 +140,7 @@ class FasterRCNN(nn.Module):
                 their matches have no gradient either way.
             target_gradient: so do the targets of the second stage's boxes, with `box_gradient`.
         """
-        levels = tuple(self.backbone(batch.images).values()) if run is None else run.levels
+        levels = tuple(self.backbone(self.pixels(batch)).values()) if run is None else run.levels
         losses: dict[str, tuple[Tensor, Tensor]] = {}
         out, again = None if run is None else run.rpn, False
         if proposals is None:
@@ -218,6 +219,6 @@ def _stack(rows: list[np.ndarray], count: int) -> Tensor:
 
 def _nothing(out: RPNOutput) -> Detections:
     """No detections (B, 0) of an RPN alone."""
-    finite = all_finite(out)
+    finite = out.finite
     none = finite[:, None][:, :0]  # (B, 0)
     return Detections(none.float()[..., None].expand(-1, -1, 4), none.float(), none.long(), none, none.long(), finite)

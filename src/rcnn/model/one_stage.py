@@ -10,7 +10,7 @@ from torch import Tensor
 from rcnn.config import RPN, RoI
 from rcnn.model.fast_rcnn import class_loss, class_probabilities, final_boxes
 from rcnn.model.losses import focal_loss
-from rcnn.model.rpn import Objectness, RegionProposalNetwork, all_finite
+from rcnn.model.rpn import Objectness, RegionProposalNetwork
 from rcnn.model.structures import Detections, RPNOutput, take
 
 
@@ -75,5 +75,5 @@ def detect(rpn: RegionProposalNetwork, out: RPNOutput, sizes: Tensor, settings: 
     assert isinstance(rpn.meaning, Classes)
     best = rpn.candidates(out, sizes, rpn.settings.pre_test)
     probability = rpn.meaning.probabilities(take(torch.cat(out.logits, dim=1), best.anchor))
-    detections = final_boxes(best.boxes[:, :, None], probability, best.valid, all_finite(out), settings)
+    detections = final_boxes(best.boxes[:, :, None], probability, best.valid, out.finite, settings)
     return detections._replace(proposal=take(best.anchor, detections.proposal))

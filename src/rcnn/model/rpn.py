@@ -234,9 +234,3 @@ class RegionProposalNetwork(nn.Module):
         cells = (sizes[:, None] / strides[None, :, None]).ceil().prod(dim=-1).sum(dim=-1)  # (B,) of the unpadded image
         parts = normalise(classification, box, drawn.valid, drawn.positive, s.normaliser, cells, s.positive_weight)
         return dict(zip((self.meaning.name, "rpn_box"), parts, strict=True))
-
-
-def all_finite(out: RPNOutput) -> Tensor:
-    """(B,) bool: are all logits and deltas of the image finite?"""
-    parts = [part.isfinite().flatten(1).all(dim=1) for part in (*out.logits, *out.deltas)]
-    return torch.stack(parts).all(dim=0)

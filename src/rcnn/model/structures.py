@@ -19,10 +19,11 @@ Tensors = TypeVar("Tensors", bound=Any)
 
 
 class Batch(NamedTuple):
-    """Images of one shape bucket, as the model reads them.
+    """Images of one shape bucket, padded at the right and the bottom.
 
     Attributes:
-        images: (B, C, H, W) float, normalised, zero where padded.
+        images: (B, C, H, W), red first, as they were read: uint8, or float of 0..255 where `preprocess.resize` is
+            `interpolate`. Other floating-point images count as normalised, with zeros for padding (`model.pixels`).
         sizes: (B, 2) float, height and width of each image after resizing and before padding.
         scales: (B, 2) float, resized size / original size.
         originals: (B, 2) float, height and width in the user's file.
@@ -63,6 +64,12 @@ class RPNOutput(NamedTuple):
     logits: tuple[Tensor, ...]
     deltas: tuple[Tensor, ...]
     anchors: tuple[Tensor, ...]
+
+    @property
+    def finite(self) -> Tensor:
+        """(B,) bool: are all logits and deltas of the image finite?"""
+        parts = [part.isfinite().flatten(1).all(dim=1) for part in (*self.logits, *self.deltas)]
+        return torch.stack(parts).all(dim=0)
 
 
 class Proposals(NamedTuple):
@@ -134,6 +141,14 @@ class Pass(NamedTuple):
     proposals: Proposals | None
     rois: RoIOutput | None
     detections: Detections | None
+
+    @property
+    def finite(self) -> Tensor:
+        """(B,) bool: was everything finite that the detections, or else the proposals, were computed from?"""
+        if self.detections is not None:
+            return self.detections.finite
+        assert self.rpn is not None
+        return self.rpn.finite
 
 
 class Keys(NamedTuple):

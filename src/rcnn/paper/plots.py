@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rcnn.detector import choose_device
 from rcnn.draw import PALETTE
+from rcnn.engine.eager import choose_device
 from rcnn.insight.figure import GREY, INK, LEGEND, new_figure, plain, save, style
 from rcnn.metrics.proposals import IOUS
 from rcnn.paper import timing

@@ -86,7 +86,7 @@ def _time_image(detector: Detector, record: Record, searches: Searches, times: T
     picture = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
     batch = preprocessor.collate([preprocessor.resize(picture)], [record.size])
     batch = to_device(batch, device)
-    levels, conv = _timed(device, lambda: list(detector.runner.backbone(batch.images).values()))
+    levels, conv = _timed(device, lambda: list(detector.runner.backbone(detector.runner.pixels(batch)).values()))
     proposed, proposals = _timed(device, partial(_propose, detector, levels, batch))
     _, regions = _timed(device, partial(_detect, detector, levels, batch, proposed))
     measured = {RPN: (conv, proposals, regions)}

@@ -16,12 +16,10 @@ Size = tuple[int, int]
 
 
 class Preprocessor:
-    """Resizes, normalises, and pads with zeros to a bucket that depends on the image alone."""
+    """Resizes, and pads with zeros to a bucket that depends on the image alone."""
 
     def __init__(self, settings: Preprocess) -> None:
         self.settings = settings
-        self._std = torch.tensor(settings.std).reshape(-1, 1, 1)
-        self._mean = torch.tensor(settings.mean).reshape(-1, 1, 1)
 
     def resized(self, size: Size) -> Size:
         """Return an image's size after resizing: the shorter side is `short` unless the longer would exceed `long`."""
@@ -63,14 +61,8 @@ class Preprocessor:
             resized = np.stack([_pillow(channel, (height, width)) for channel in np.moveaxis(array, 2, 0)], axis=2)
         return torch.from_numpy(resized).permute(2, 0, 1)
 
-    def normalise(self, image: Tensor) -> Tensor:
-        """Normalise (C, h, w) in 0..255, red first, to float32 with channels in the settings' order."""
-        if self.settings.order == "bgr":
-            image = image.flip(0)
-        return image.float().div_(255).sub_(self._mean).div_(self._std)
-
     def collate(self, images: Sequence[Tensor], originals: Sequence[Size], bucket: Size | None = None) -> Batch:
-        """Normalise images of one bucket, and pad them with zeros at the right and the bottom.
+        """Pad images of one bucket with zeros at the right and the bottom. The network normalises them.
 
         Args:
             images: (C, h, w) as `resize` returns them.
@@ -85,9 +77,10 @@ class Preprocessor:
             if len(buckets) != 1:
                 raise ValueError(f"a batch holds images of one bucket, got {sorted(buckets)}; batch them by bucket")
             (bucket,) = buckets
-        padded = torch.zeros(len(images), self.settings.in_channels, *bucket)
+        dtype = torch.float32 if self.settings.resize == "interpolate" else torch.uint8
+        padded = torch.zeros(len(images), self.settings.in_channels, *bucket, dtype=dtype)
         for row, image in zip(padded, images, strict=True):
-            row[:, : image.shape[1], : image.shape[2]] = self.normalise(image)
+            row[:, : image.shape[1], : image.shape[2]] = image
         sizes = torch.tensor([image.shape[1:] for image in images], dtype=torch.float32).reshape(-1, 2)
         files = torch.tensor(originals, dtype=torch.float32).reshape(-1, 2)
         return Batch(padded, sizes, sizes / files, files)

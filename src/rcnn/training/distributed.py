@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rcnn.detector import choose_device
+from rcnn.engine.eager import choose_device
 from rcnn.errors import SettingsError
 
 Thing = TypeVar("Thing")

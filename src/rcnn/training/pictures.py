@@ -4,8 +4,9 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import torch
 
-from rcnn.config import Preprocess, Settings
+from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.loader import Item, Loader
 from rcnn.evaluate import Metrics
@@ -18,11 +19,11 @@ BATCHES = 2
 COMPARED = 16
 
 
-def draw_start(folder: Path, dataset: Dataset, loader: Loader, settings: Preprocess) -> None:
+def draw_start(folder: Path, dataset: Dataset, loader: Loader) -> None:
     """Draw labels.png, and train-batch-N.jpg with augmented training batches."""
     plot_labels(dataset.records, dataset.names, folder / "labels.png")
     for number, item in enumerate(islice(loader.epoch(0), BATCHES)):
-        tiles = [_shown(item, row, dataset, settings) for row in range(len(item.index)) if item.index[row] >= 0]
+        tiles = [_shown(item, row, dataset) for row in range(len(item.index)) if item.index[row] >= 0]
         if tiles:
             mosaic(tiles, dataset.names, folder / f"train-batch-{number + 1}.jpg")
 
@@ -39,14 +40,10 @@ def draw_end(folder: Path, dataset: Dataset, metrics: Metrics, settings: Setting
     compare(records, shown, score, settings, names, folder / "val.jpg")
 
 
-def _shown(item: Item, row: int, dataset: Dataset, settings: Preprocess) -> Tile:
+def _shown(item: Item, row: int, dataset: Dataset) -> Tile:
     """An image of a batch as the network sees it, before its normalisation."""
-    channels = item.batch.images[row].permute(1, 2, 0).numpy()
     height, width = item.batch.sizes[row].int().tolist()
-    pixels = (channels * np.array(settings.std) + np.array(settings.mean))[:height, :width]
-    image = (255 * pixels).round().clip(0, 255).astype(np.uint8)
-    if settings.order == "bgr" and settings.in_channels == 3:
-        image = image[:, :, ::-1]
+    image = item.batch.images[row, :, :height, :width].permute(1, 2, 0).round().to(torch.uint8).numpy()
     targets = item.targets
     valid = targets.valid[row]
     return Tile(

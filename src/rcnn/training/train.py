@@ -224,7 +224,7 @@ def _begin(run: Context, start: Start) -> Session:
         run.log.say(f"faults of the data, mended or left out: {faults}, listed in {run.folder.path / 'faults.txt'}")
     _announce(session)
     session.checkpoint()
-    draw_start(run.folder.plots, train_set, session.loader, run.settings.preprocess)
+    draw_start(run.folder.plots, train_set, session.loader)
     return session
 
 

@@ -51,7 +51,7 @@ def need_stages(detector: Detector) -> None:
     Raises:
         SettingsError: it is a one-stage detector.
     """
-    if detector.model.detects and detector.model.fast_rcnn is None:
+    if detector.detects and not detector.two_stage:
         raise SettingsError(
             "a one-stage detector (`rpn.classify=classes`) has no stages to follow an object through; this needs a "
             "detector with a second stage, or an RPN alone"

@@ -48,7 +48,7 @@ def why(
     if not len(dataset):
         raise DataError(f"{dataset.root}: the {dataset.split} split has no images to explain")
     need_stages(detector)
-    settings, detects = detector.settings, detector.model.detects
+    settings, detects = detector.settings, detector.detects
     if not detects and iou < IOUS[0]:
         raise SettingsError(f"recall of proposals is counted from an IoU of {IOUS[0]} on, got {iou}; ask for more")
     rules = Rules(iou, detector.threshold if score is None else score, settings.rpn, settings.roi)

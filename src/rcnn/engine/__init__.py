@@ -1,0 +1,1 @@
+"""What runs a detector's network on a batch: PyTorch, or another runtime on an exported file."""

@@ -1,0 +1,37 @@
+"""What a detector asks of whatever runs its network."""
+
+from collections.abc import Collection
+from typing import Protocol
+
+import torch
+
+from rcnn.model.structures import Batch, Pass, Proposals
+
+
+class Engine(Protocol):
+    """Runs a network on batches.
+
+    Attributes:
+        name: `eager`, `onnxruntime` or `openvino`.
+        device: where it runs, and where its results are.
+        precision: of the convolutions and matrix products: `float32` or `bf16`.
+    """
+
+    name: str
+    device: torch.device
+    precision: str
+
+    def run(
+        self, batch: Batch, proposals: Proposals | None = None, *, wanted: Collection[str] = ("proposals", "detections")
+    ) -> Pass:
+        """One pass over a batch, as `FasterRCNN.run` makes it; what the engine does not give is None.
+
+        Args:
+            batch: images, on any device.
+            proposals: given ones in place of the RPN's, in pixels of the resized images.
+            wanted: fields of the record that are needed.
+
+        Raises:
+            SettingsError: the engine can't do this: given proposals, a size that its file does not allow.
+        """
+        ...
