@@ -43,7 +43,7 @@ class WeightsError(ValueError):
 
 
 class UnavailableError(WeightsError):
-    """Weights are not available: no network, offline mode, or none exist. The message says what to do."""
+    """Weights, or the package that runs them, are not there: no network, none exist. The message says what to do."""
 
 
 class TrainingError(RuntimeError):
