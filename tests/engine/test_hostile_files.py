@@ -81,8 +81,8 @@ def huge(made: onnx.ModelProto) -> bytes:
 
 def bomb(made: onnx.ModelProto) -> bytes:
     """The model with a node that fills a terabyte."""
-    made.graph.initializer.append(onnx.numpy_helper.from_array(np.array([10**6, 10**6]), "sides"))
-    made.graph.node.insert(0, helper.make_node("ConstantOfShape", ["sides"], ["filled"]))
+    made.graph.initializer.append(onnx.numpy_helper.from_array(np.array([10**6, 10**6]), "extent"))
+    made.graph.node.insert(0, helper.make_node("ConstantOfShape", ["extent"], ["filled"]))
     made.graph.node.insert(1, helper.make_node("ReduceSum", ["filled"], ["total"], keepdims=0))
     made.graph.node[-2].input[1] = "total"
     return made.SerializeToString()
@@ -125,8 +125,8 @@ def test_a_broken_onnx_file_is_refused(folder: Path, kind: str) -> None:
 def test_a_graph_that_wants_more_memory_than_there_is_ends_with_a_sentence(folder: Path) -> None:
     (folder / "a.onnx").write_bytes(bomb(graphs.model(graphs.detector())))
     ended = limited(folder, "predict", "a.onnx", "a.png")
-    assert ended.code in (1, 4), ended.said
-    assert "a.onnx" in ended.said
+    assert ended.code == 1, ended.said
+    assert "there is not enough memory: a.onnx, images of (1, 3, 64, 64): " in ended.said
 
 
 @pytest.mark.parametrize("command", [("predict", "a.png"), ("propose", "a.png"), ("inspect",)])
@@ -172,7 +172,11 @@ def xml_files(folder: Path) -> Iterator[tuple[str, Callable[[], object], str]]:
     yield "no XML", lambda: xml.write_text("hello"), "is no XML file"
     yield "empty", lambda: xml.write_bytes(b""), "is no XML file"
     yield "cut", lambda: xml.write_bytes(sound[: len(sound) // 2]), "is damaged, or no model of OpenVINO"
-    yield "cut weights", lambda: (xml.write_bytes(sound), weights.write_bytes(held[:8])), "is damaged, or no model of"
+    yield (
+        "cut weights",
+        lambda: (xml.write_bytes(sound), weights.write_bytes(held[:8])),
+        "no model of OpenVINO: Incorrect weights in bin file!. Copy",
+    )
     yield "no weights", lambda: weights.unlink(), "a.bin, which can't be read (No such file or directory); copy both"
     big = sound.replace(b'shape="1, 3, 4"', b'shape="1000000000, 1000000000, 4"')
     yield "huge", lambda: (xml.write_bytes(big), weights.write_bytes(held)), "is damaged, or no model of OpenVINO"

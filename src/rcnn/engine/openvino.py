@@ -1,7 +1,8 @@
 """OpenVINO's files: a graph as .xml, and its weights beside it as .bin."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -49,7 +50,7 @@ class OpenVinoEngine(GraphEngine):
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        with reading(path, MOST, KIND):
+        with reading(path, MOST, KIND), _plainly():
             self._compiled = packages.openvino().Core().compile_model(model, "CPU", options)
 
     def at_precision(self, precision: str) -> Self:
@@ -58,7 +59,8 @@ class OpenVinoEngine(GraphEngine):
 
     def infer(self, images: np.ndarray, sizes: np.ndarray) -> Mapping[str, np.ndarray]:
         """As `GraphEngine.infer`."""
-        found = self._compiled({"images": images, "sizes": sizes})
+        with _plainly():
+            found = self._compiled({"images": images, "sizes": sizes})
         return {name: found[name] for name in self._outputs()}
 
 
@@ -76,7 +78,7 @@ def read(path: Path) -> tuple[Contents, Any]:
         UnavailableError: a WeightsError: openvino is not installed.
     """
     package = packages.openvino()
-    with reading(path, MOST, KIND):
+    with reading(path, MOST, KIND), _plainly():
         with path.open("rb") as file:
             root = re.search(rb"<([A-Za-z][\w.:-]*)", file.read(10_000))
         if root is None or root[1] != b"net":
@@ -98,6 +100,15 @@ def read(path: Path) -> tuple[Contents, Any]:
         parameters = sum(int(np.prod(tuple(constant.shape), dtype=object)) for constant in floats)
         types = tuple(sorted({_dtype(constant.element_type) for constant in floats}))
         return Contents(metadata, path.stat().st_size + weights, len(constants), parameters, types), model
+
+
+@contextmanager
+def _plainly() -> Iterator[None]:
+    """Cut OpenVINO's messages to their last line: places in its source come first."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError((str(error).strip() or type(error).__name__).splitlines()[-1]) from error
 
 
 def _ports(values: Iterable[Any]) -> dict[str, tuple[str, int]]:
