@@ -52,6 +52,12 @@ class TrainingError(RuntimeError):
     exit_code = 1
 
 
+class ExportError(RuntimeError):
+    """An exported file does not do what its detector does, so it was not kept."""
+
+    exit_code = 1
+
+
 class NonFiniteError(ArithmeticError):
     """The network gave NaN or infinity: its weights are damaged or its training diverged."""
 

@@ -16,6 +16,15 @@ def onnx() -> Any:
     return _package("onnx", "onnx")
 
 
+def onnxscript() -> Any:
+    """The package `onnxscript`, with which our operators are translated.
+
+    Raises:
+        UnavailableError: it is not installed.
+    """
+    return _package("onnxscript", "onnx")
+
+
 def onnxruntime() -> Any:
     """The package `onnxruntime`, with its events switched off.
 
@@ -46,6 +55,6 @@ def _package(name: str, extra: str) -> Any:
         return importlib.import_module(name)
     except ImportError as error:
         raise UnavailableError(
-            f"the package {name} runs such files, and can't be imported here ({error}); get it by: "
+            f"the package {name}, which writes or runs such files, can't be imported here ({error}); get it by: "
             f"pip install 'rcnn[{extra}]'"
         ) from None
