@@ -341,3 +341,10 @@ assert "openvino_telemetry.main" not in sys.modules
     )
     assert (run.returncode, run.stdout) == (0, ""), run.stdout + run.stderr
     assert not (files["xml"].parent / "intel").exists()
+
+
+def test_events_of_onnxruntime_are_switched_off(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("onnxruntime.disable_telemetry_events", lambda: calls.append("off"))
+    rcnn.load(files["onnx"])
+    assert calls
