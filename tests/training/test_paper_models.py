@@ -43,7 +43,11 @@ def test_one_image_is_learnt_to_an_ap_of_1_and_a_killed_run_ends_with_the_same_b
         one_picture(data, 160, BOXES, STEPS)
         assert settings_of(name).roi.hidden == 4096
         changes = [] if hidden == 4096 else [f"roi.hidden={hidden}"]
-        overrides = [*OVERRIDES, *changes, f"preprocess.std=[{std}]"]  # random weights learn fast from pixels of this size
+        overrides = [
+            *OVERRIDES,
+            *changes,
+            f"preprocess.std=[{std}]",
+        ]  # random weights learn fast from pixels of this size
         options = {"epochs": 1, "lr": lr, "init": "none", "device": "cpu"}
         run = train(data, model=name, overrides=overrides, runs=runs, quiet=True, **options)
         assert run.detector.model.fast_rcnn.head.fc6.out_features == hidden
