@@ -70,7 +70,8 @@ for module in sys.argv[2:]:
         __import__(module)
     except BaseException as error:
         failed.append(f"{module}: {type(error).__name__}: {error}")
-sys.exit("\\n".join(failed))
+gc.unfreeze()
+sys.exit("\\n".join(failed) or 0)
 """
 """With the libraries but nothing of ours imported, which a fresh interpreter for each file would take minutes for.
 

@@ -94,8 +94,7 @@ def train(
         config: a `config.yaml`, which repeats its run. None: the preset `model`.
         model: name of a preset, or timm/NAME.
         overrides: `section.key=value` texts laid over the settings.
-        resume: run folder to resume, with its own settings; everything else but `quiet`, `recorders` and the option
-            `workers`, which changes no result, is ignored.
+        resume: run folder to resume, with its own settings; all else but `quiet`, `recorders` and `workers` is ignored.
         name: the run folder is `runs/name-N`. None: the name of the data.
         runs: folder of run folders.
         quiet: print nothing.
@@ -111,9 +110,7 @@ def train(
     """
     check_name(name)
     resumed = RunFolder(resume) if resume is not None else None
-    settings = (
-        _settings_of_run(resumed, options) if resumed else choose_settings(data, config, model, overrides, options)
-    )
+    settings = _settings_of(resumed, options) if resumed else choose_settings(data, config, model, overrides, options)
     with team(settings.train.device, settings.train.batch) as crew:
         console = Console() if crew.writer and not quiet else None
         train_set, val_set = _read_splits(settings, console)
@@ -165,7 +162,7 @@ def choose_settings(
     return settings
 
 
-def _settings_of_run(folder: RunFolder, options: Mapping[str, object]) -> Settings:
+def _settings_of(folder: RunFolder, options: Mapping[str, object]) -> Settings:
     """The settings of a run that is resumed. Of the options, `workers` counts.
 
     Raises:
