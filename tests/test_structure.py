@@ -1,6 +1,7 @@
 """The package's shape: who imports whom, no circles, every file alone, plain ASCII, nothing too long to read."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -145,7 +146,8 @@ def test_no_circles() -> None:
 
 
 def test_every_file_imports_alone(tmp_path: Path) -> None:
-    assert not any("torch.ops.rcnn" in path.read_text(encoding="utf-8") for path in FILES.values())
+    # An operator that is looked up while a file is imported might be there from an earlier import.
+    assert not any(re.search(r"^\S.*torch\.ops\.rcnn", path.read_text("utf-8"), re.M) for path in FILES.values())
     words = [sys.executable, "-c", IMPORT_EACH_ALONE, str(tmp_path), *FILES]
     run = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
