@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from rcnn.detector import Detector
     from rcnn.errors import (
         DataError,
+        ExportError,
         ImageError,
         Interrupted,
         NonFiniteError,
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "DataError",
     "Detector",
+    "ExportError",
     "FasterRCNN",
     "ImageError",
     "Interrupted",
@@ -54,6 +56,7 @@ __all__ = [
 _HOME = {
     "DataError": "errors",
     "Detector": "detector",
+    "ExportError": "errors",
     "FasterRCNN": "model.faster_rcnn",
     "ImageError": "errors",
     "Interrupted": "errors",

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import rcnn.config as config
 from rcnn.engine.eager import Eager, choose_device
+from rcnn.engine.files import is_exported, open_file
+from rcnn.engine.graph import GraphEngine
 from rcnn.engine.protocol import Engine
 from rcnn.errors import NonFiniteError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
@@ -25,7 +27,7 @@ from rcnn.result import Result
 from rcnn.weights.adapt import check_shapes, fill
 from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import save_weights, to_half
-from rcnn.weights.metadata import FOREIGN, Metadata, portable, read_detector
+from rcnn.weights.metadata import FOREIGN, Described, Metadata, entry_of, read_detector
 
 Propose = Callable[[Sequence[str | None], Batch], Proposals]
 """(paths of the images of a batch, the batch) -> their proposals, in pixels of the resized images."""
@@ -65,7 +67,7 @@ class Detector:
             device = choose_device(device) if isinstance(device, str) else device
             model = Eager(model, device, settings.predict.precision)
         self.engine: Engine = model
-        self.preprocessor = Preprocessor(settings.preprocess)
+        self.preprocessor = Preprocessor(settings.preprocess, self.engine.size)
         self._doors = [self.preprocessor.at_scale(scale) for scale in settings.predict.scales]
 
     @property
@@ -110,13 +112,18 @@ class Detector:
     def with_settings(self, changes: Sequence[str] | Mapping[str, Any]) -> "Detector":
         """The same weights with other settings, as a new detector; this one is unchanged.
 
+        Of an exported file, only settings of `data`, `predict`, `val`, `train` and `augment` can change, and those of
+        sizes, unless it was exported for one.
+
         Args:
             changes: `section.key=value` texts, or a tree of settings, applied to those of this detector.
 
         Raises:
-            SettingsError: a setting is wrong, or needs other layers than those of the weights.
+            SettingsError: a setting is wrong, needs other layers than those of the weights, or is fixed in a file.
         """
         settings = config.override(self.settings, changes)
+        if isinstance(self.engine, GraphEngine):
+            return self._of(self.engine.with_settings(settings), settings, self, self.device)
         custom = settings.model.backbone == "custom"
         head = self.model.fast_rcnn.head if custom and self.model.fast_rcnn is not None else None
         backbone = copy.deepcopy(self.model.backbone) if custom else None
@@ -128,16 +135,7 @@ class Detector:
             raise config.SettingsError(
                 f"{asked}: the weights are made for other layers; train again with this setting"
             ) from None
-        return Detector(
-            model,
-            settings,
-            self.names,
-            category_ids=self.category_ids,
-            threshold=self.threshold,
-            summary=self.summary,
-            licence=self.licence,
-            device=self.device,
-        )
+        return self._of(model, settings, self, self.device)
 
     def predict(
         self, images: Picture | Iterable[Picture], *, score: float | None = None, batch: int = 1, features: bool = False
@@ -208,8 +206,11 @@ class Detector:
         """Check that this detector can work on given proposals, or on its own.
 
         Raises:
-            SettingsError: there is no second stage for given proposals, or the RPN is untrained.
+            SettingsError: there is no second stage for given proposals, or the RPN is untrained; or proposals are given
+                to an exported file.
         """
+        if given and isinstance(self.engine, GraphEngine):
+            self.engine.refuse_proposals()
         if given and not self.two_stage:
             raise config.SettingsError("proposals are for a second stage, and this detector has none (`roi.head=none`)")
         if not given and self.settings.train.proposals is not None:
@@ -301,19 +302,12 @@ class Detector:
 
         Raises:
             WeightsError: a number is too large for `half`.
+            SettingsError: the detector is an exported file.
             OSError: the folder is missing or not writable, or the disk is full; an old file is untouched.
         """
-        metadata = {
-            "settings": config.dump(portable(self.settings)),
-            "names": list(self.names),
-            "category_ids": list(self.category_ids),
-            "threshold": self.threshold,
-            "summary": self.summary,
-            "licence": self.licence,
-        }
         # In float64, folding and unfolding leaves float32 weights the same but for tiny biases; in float32 it does not.
         state = renormalise(self.model.state_dict(), self.settings.roi, PLAIN, torch.float64)
-        save_weights(path, to_half(state) if half else state, metadata)
+        save_weights(path, to_half(state) if half else state, entry_of(self))
 
     @classmethod
     def load(
@@ -324,17 +318,22 @@ class Detector:
         backbone: nn.Module | None = None,
         head: nn.Module | None = None,
     ) -> "Detector":
-        """Load a detector that `save` has written.
+        """Load a detector that `save` or `rcnn export` has written.
 
         Args:
-            path: the file.
-            device: where to run; `auto` is CUDA if available.
+            path: the file: .safetensors, or an exported .onnx or .xml, of which nothing but the graph is run.
+            device: where to run; `auto` is CUDA if available, and the CPU for an exported file.
             backbone: the module to fill if the detector was made with your own (`model.backbone=custom`).
             head: likewise for the head of the second stage.
 
         Raises:
-            WeightsError: the file is missing, damaged, not one of our detectors, or needs your own module.
+            WeightsError: the file is missing, damaged, not one of our detectors, or needs your own module or a package
+                that is not installed.
+            SettingsError: the device can't be used.
         """
+        if is_exported(path):
+            engine = open_file(path, device)
+            return cls._of(engine, engine.metadata.settings, engine.metadata, device)
 
         def fits(metadata: Metadata, shapes: Mapping[str, Tensor]) -> None:
             """Settings of a stranger may describe a network that no memory holds."""
@@ -353,14 +352,21 @@ class Detector:
         except config.SettingsError as error:
             raise WeightsError(f"{path}: {FOREIGN}: {error}") from None
         fill(model, tensors, path)
+        return cls._of(model, metadata.settings, metadata, device)
+
+    @classmethod
+    def _of(
+        cls, model: FasterRCNN | Engine, settings: config.Settings, about: Described, device: str | torch.device
+    ) -> "Detector":
+        """A detector whose classes and facts are those of another, or of a file."""
         return cls(
             model,
-            metadata.settings,
-            metadata.names,
-            category_ids=metadata.category_ids,
-            threshold=metadata.threshold,
-            summary=metadata.summary,
-            licence=metadata.licence,
+            settings,
+            about.names,
+            category_ids=about.category_ids,
+            threshold=about.threshold,
+            summary=about.summary,
+            licence=about.licence,
             device=device,
         )
 

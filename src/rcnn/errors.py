@@ -43,11 +43,17 @@ class WeightsError(ValueError):
 
 
 class UnavailableError(WeightsError):
-    """Weights are not available: no network, offline mode, or none exist. The message says what to do."""
+    """Weights, or the package that runs them, are not there: no network, none exist. The message says what to do."""
 
 
 class TrainingError(RuntimeError):
     """Training can't go on: a loss that is not finite, a full disk. The message says what to do."""
+
+    exit_code = 1
+
+
+class ExportError(RuntimeError):
+    """An exported file does not do what its detector does, so it was not kept."""
 
     exit_code = 1
 

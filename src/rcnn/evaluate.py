@@ -192,6 +192,7 @@ def loaders_of(
             rank=shard.rank,
             world=shard.world,
             proposals=proposals,
+            within=detector.engine.size,
         )
         for scale in settings.predict.scales
     ]

@@ -35,14 +35,14 @@ def test_there_and_back(run: Run, checkpoint: Path) -> None:
     assert again.code == 2
     assert "is there already" in again.err
 
-    exported = run("export", "model.safetensors")
+    exported = run("export", "model.safetensors", "--format=torchvision")
     assert exported.code == 0, exported.err
     space: dict = {}
     exec(exported.out, space)  # builds the model, loads model-torchvision.pth strictly
     mine, before = space["model"].state_dict(), torch.load(checkpoint, weights_only=True)
     assert torch.equal(mine["backbone.body.0.0.weight"], before["backbone.body.0.0.weight"])
     assert not space["model"].training
-    again = run("export", "model.safetensors")
+    again = run("export", "model.safetensors", "--format=torchvision")
     assert again.code == 2
     assert "model-torchvision.pth is there already" in again.err
 
@@ -103,6 +103,28 @@ def test_a_checkpoint_of_detectron2_finds_what_it_found_there(run: Run, tmp_path
     assert [detection["label"] for detection in found] == answer["classes"].tolist()
     np.testing.assert_allclose([detection["score"] for detection in found], answer["scores"], rtol=0, atol=2e-5)
     np.testing.assert_allclose([detection["box"] for detection in found], answer["boxes"], rtol=0, atol=0.01)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # packages warn of one another
+def test_a_detector_leaves_python_and_its_file_is_used_alone(
+    run: Run, weights: Path, data: Path, tmp_path: Path
+) -> None:
+    """One command to ONNX and one to OpenVINO; the others take the file for the detector."""
+    image = data / "JPEGImages/0.jpg"
+    (expected,) = run("predict", weights, image, "--score=0", "--json").json()
+    for name in ("net.onnx", "net.xml"):
+        told = run("export", weights, "--out", name, "--images", data / "JPEGImages", "--json")
+        document = told.json()
+        assert document["images"] == 9
+        assert document["agreed"] == document["detections"] > 0
+        assert "agrees with the detector on 9 images" in told.err
+        (found,) = run("predict", name, image, "--score=0", "--json").json()
+        assert [box["label"] for box in found["detections"]] == [box["label"] for box in expected["detections"]]
+    assert {path.suffix for path in tmp_path.glob("net.*")} == {".onnx", ".xml", ".bin"}
+    assert not list(tmp_path.glob(".export*"))
+    again = run("export", weights, "--out", "net.onnx")
+    assert (again.code, "net.onnx is there already" in again.err) == (2, True)
 
 
 def test_the_list_of_architectures(run: Run) -> None:

@@ -150,6 +150,28 @@ def test_images_of_two_buckets_are_refused() -> None:
         door.collate([door.resize(array) for array in arrays], [(32, 32), (32, 64)])
 
 
+@settings(max_examples=60)
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+    st.sampled_from(["nearest", "floor", "short-first"]),
+    st.sampled_from([(64, 64), (32, 160), (512, 96)]),
+)
+def test_images_fit_within_a_size(height: int, width: int, rounding: str, within: tuple[int, int]) -> None:
+    changes = Preprocess(short=100, long=160, round=rounding)  # type: ignore[arg-type]
+    door = Preprocessor(changes, within)
+    free, found = Preprocessor(changes).resized((height, width)), door.resized((height, width))
+    assert door.bucket((height, width)) == within
+    assert all(1 <= side <= most for side, most in zip(found, within, strict=True))
+    if all(side <= most for side, most in zip(free, within, strict=True)):
+        assert found == free
+    else:  # one side fills its own, up to the rounding of the other
+        assert any(side >= most - 1 for side, most in zip(found, within, strict=True))
+    larger = door.at_scale(2.0)
+    assert larger.within == within
+    assert all(side <= most for side, most in zip(larger.resized((height, width)), within, strict=True))
+
+
 def test_a_thin_image_gets_through() -> None:
     door = preprocessor()
     batch = door.collate([door.resize(picture(1, 10000))], [(1, 10000)])

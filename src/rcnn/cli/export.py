@@ -1,47 +1,130 @@
-"""`rcnn export MODEL --format torchvision|caffe`: a detector as a file that another library loads."""
+"""`rcnn export MODEL --format ...`: a detector as a file for another runtime or another library."""
 
+import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from rcnn.cli import arguments, screen
+from rcnn.errors import SettingsError
 
+if TYPE_CHECKING:
+    from rcnn.detector import Detector
+
+Library = Literal["onnx", "openvino", "torchvision", "caffe"]
 Format = Annotated[
-    Literal["torchvision", "caffe"],
-    typer.Option(help="Library to load it with; caffe: arrays under the layer names of the paper's networks."),
+    Library | None,
+    typer.Option(
+        help="onnx, openvino: the whole detector, for programs without PyTorch. torchvision, caffe: its weights under "
+        "the names of that library. Default: what --out ends in, else onnx."
+    ),
 ]
 Out = Annotated[
     Path | None,
     typer.Option(
         metavar="FILE",
-        help=".pth or .safetensors; caffe: .npz. Default: MODEL-torchvision.pth or MODEL-caffe.npz here.",
+        help="onnx: .onnx; openvino: .xml, with a .bin beside it; torchvision: .pth or .safetensors; caffe: .npz. "
+        "Default: named after MODEL, in this folder.",
     ),
 ]
-SUFFIXES = {"torchvision": (".pth", ".safetensors"), "caffe": (".npz",)}
+SUFFIXES: dict[Library, tuple[str, ...]] = {
+    "onnx": (".onnx",),
+    "openvino": (".xml",),
+    "torchvision": (".pth", ".safetensors"),
+    "caffe": (".npz",),
+}
 """Suffixes of each format's files, the default first."""
 
 
 def export(
-    model: arguments.Model,
-    format: Format = "torchvision",
+    words: Annotated[
+        list[str], typer.Argument(metavar="MODEL", help="A weights file, or a name; and section.key=value.")
+    ],
+    format: Format = None,
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Fix the size of the images, padding included. Default: any size."),
+    ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(metavar="IMAGES", help="Images to compare file and detector on. Default: made-up ones."),
+    ] = None,
     out: Out = None,
     json: arguments.Json = False,
 ) -> None:
-    """Write a detector's weights under the names of another library.
+    """Write a detector for another runtime (ONNX, OpenVINO) or another library.
 
-    For torchvision, a program that builds the model for them is printed.
+    An ONNX or OpenVINO file is the whole detector: predict, val, propose and inspect work on it alone.
 
-    Example: rcnn export best.safetensors --format torchvision --out best.pth
+    Example: rcnn export best.safetensors --format onnx
     """
-    import rcnn
     from rcnn.cli.files import new_file
+    from rcnn.cli.loading import load_detector
+
+    path, changes = arguments.one_path(words, "MODEL")
+    if format is None:
+        format = next((name for name, endings in SUFFIXES.items() if out and out.suffix in endings), "onnx")
+    plain = format in ("torchvision", "caffe")
+    if plain and (size or images):
+        raise SettingsError("--size and --images are for --format onnx and openvino")
+    sides = None if size is None else _size(size)
+    suffix = f"-{format}{SUFFIXES[format][0]}" if plain else SUFFIXES[format][0]
+    target = new_file(out or Path(f"{path.stem}{suffix}"), SUFFIXES[format])
+    if format == "openvino":
+        new_file(target.with_suffix(".bin"), (".bin",))
+    detector = load_detector(str(path), changes, "cpu")
+    with screen.stdout_for_json(json):
+        document = _weights(detector, target, format) if plain else _graph(detector, target, sides, images)
+    if json:
+        screen.emit(document)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Return (height, width) of `480x640`.
+
+    Raises:
+        SettingsError: the text is something else.
+    """
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
+    if match is None:
+        raise SettingsError(f"--size {text}: give height and width in pixels, as in --size 480x640")
+    return int(match[1]), int(match[2])
+
+
+def _graph(detector: "Detector", target: Path, size: tuple[int, int] | None, images: str | None) -> dict[str, Any]:
+    """Write the whole detector, and tell how it compares with the file."""
+    from dataclasses import asdict
+
+    from rcnn.engine.parity import PIXELS, SCORE
+    from rcnn.exchange.exported import write
+    from rcnn.preprocess.sources import files
+    from rcnn.preprocess.stream import read_picture
+
+    pictures = (read_picture(path, detector.settings) for path in (files(images) if images else ()))
+    parity = write(detector, target, size=size, pictures=pictures, tell=screen.note)
+    written = [target] if target.suffix == ".onnx" else [target, target.with_suffix(".bin")]
+    megabytes = sum(file.stat().st_size for file in written) / 1e6
+    multiple = detector.settings.preprocess.multiple
+    takes = f"{size[0]} x {size[1]}" if size else f"any size in multiples of {multiple}"
+    screen.say(f"{' and '.join(map(str, written))}: {megabytes:.1f} MB, images of {takes}, in batches of any number")
+    screen.say(
+        f"agrees with the detector on {screen.several(parity.images, 'image')}: {parity.agreed:,} of "
+        f"{screen.several(parity.detections, 'detection')} and {parity.proposals_agreed:,} of "
+        f"{screen.several(parity.proposals, 'proposal')} within {PIXELS} px and {SCORE}"
+    )
+    if not parity.detections and not images:
+        screen.note("there was nothing to detect in the made-up images; --images compares on your own")
+    screen.say(f"next: rcnn predict {target} IMAGE...")
+    return {"file": target, "bytes": sum(file.stat().st_size for file in written), "size": size, **asdict(parity)}
+
+
+def _weights(detector: "Detector", target: Path, format: str) -> dict[str, Any]:
+    """Write the weights under the names of another library; for torchvision, print a program that loads them."""
     from rcnn.exchange.caffe import write_arrays
     from rcnn.exchange.detectors import to_caffe, to_torchvision
     from rcnn.exchange.torchvision_export import program, write
 
-    target = new_file(out or Path(f"{Path(model).stem}-{format}{SUFFIXES[format][0]}"), SUFFIXES[format])
-    detector = rcnn.load(model, device="cpu")
     names = ["__background__", *detector.names]
     if format == "torchvision":
         tensors, code = to_torchvision(detector), program(detector.settings, len(detector.names))
@@ -49,12 +132,10 @@ def export(
     else:
         tensors, code = to_caffe(detector), ""
         write_arrays(target, tensors)
-    if json:
-        screen.emit({"file": target, "names": names} | ({"program": code} if code else {}))
-        return
     if code:
         print(code + _loading(target))
     screen.note(f"# {target}: {screen.several(len(tensors), 'tensor')}; labels: {', '.join(names)}")
+    return {"file": target, "names": names} | ({"program": code} if code else {})
 
 
 def _loading(target: Path) -> str:

@@ -1,4 +1,4 @@
-"""`rcnn inspect FILE`: what a weights file is, and what it says about itself."""
+"""`rcnn inspect FILE`: what a weights file, or an exported one, is, and what it says about itself."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,11 +10,14 @@ from rcnn.cli import arguments, screen
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from rcnn.engine.graph import Contents
     from rcnn.weights.metadata import Metadata
 
 
 def inspect(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="A weights file of any kind, or blood-cells.")],
+    file: Annotated[
+        str, typer.Argument(metavar="FILE", help="A weights file of any kind, an exported file, or blood-cells.")
+    ],
     json: arguments.Json = False,
 ) -> None:
     """Describe a weights file: classes, architecture, preprocessing, training. Nothing in it is executed.
@@ -38,6 +41,7 @@ def examine(path: Path) -> dict[str, Any]:
     """
     import torch
 
+    from rcnn.engine.files import contents, is_exported
     from rcnn.exchange.kinds import kind_of
     from rcnn.exchange.unpickle import read_pickle
     from rcnn.weights.backbone import read_tensors
@@ -45,6 +49,8 @@ def examine(path: Path) -> dict[str, Any]:
     from rcnn.weights.file import ENTRY, load_weights, read_safetensors
     from rcnn.weights.metadata import read_detector
 
+    if is_exported(path):
+        return _exported(path, contents(path))
     if path.suffix in (".pkl", ".pickle"):
         tensors = read_pickle(path)
     elif path.suffix == ".npz":
@@ -78,6 +84,14 @@ def _facts(path: Path, tensors: "dict[str, Tensor]") -> dict[str, Any]:
         "parameters": sum(tensor.numel() for tensor in counted),
         "types": sorted({str(tensor.dtype).removeprefix("torch.") for tensor in counted}),
     }
+
+
+def _exported(path: Path, held: "Contents") -> dict[str, Any]:
+    """Return what an exported file says about itself."""
+    metadata = held.metadata
+    facts = {"bytes": held.bytes, "tensors": held.tensors, "parameters": held.parameters, "types": list(held.types)}
+    parts = {**_detector(metadata), "exported": {"size": metadata.size, "parity": metadata.parity}}
+    return {"file": path, **facts, **parts, "text": f"{parts['text']}, exported"}
 
 
 def _detector(metadata: "Metadata") -> dict[str, Any]:
@@ -135,7 +149,14 @@ def _lines(document: dict[str, Any]) -> dict[str, str]:
         "training": f"data {training['data'] or 'not told'}, from {training['init']}, {training['epochs']} epochs"
         + (f"; these weights: {summary}" if summary else ""),
         "licence": f"of the data: {document['licence'] or 'not told'}",
+        **({"exported": _settled(**document["exported"])} if "exported" in document else {}),
     }
+
+
+def _settled(size: tuple[int, int] | None, parity: dict[str, Any]) -> str:
+    """Return what the export settled, as one line."""
+    shape = f"for {size[0]} x {size[1]} pixels" if size else "for any size"
+    return "; ".join([shape, *(f"{key} {screen.cell(value)}" for key, value in parity.items())])
 
 
 def _list(values: list[float]) -> str:

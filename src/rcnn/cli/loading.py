@@ -5,18 +5,25 @@ from contextlib import contextmanager
 
 import rcnn
 from rcnn.detector import Detector
+from rcnn.engine.files import is_exported
 from rcnn.evaluate import Shard
 from rcnn.training.distributed import Team, team
 
 
-def load_detector(model: str, changes: Sequence[str], device: str) -> Detector:
+def load_detector(model: str, changes: Sequence[str], device: str, asked: str | None = None) -> Detector:
     """Load the detector of a weights file or name (see `rcnn.load`), and apply `section.key=value` changes to it.
+
+    Args:
+        model: file or name.
+        changes: to its settings.
+        device: of this process.
+        asked: what the user asked for; an exported file runs on the CPU, whatever was chosen for the process.
 
     Raises:
         WeightsError: as for `rcnn.load`.
         SettingsError: as for `Detector.with_settings`.
     """
-    detector = rcnn.load(model, device=device)
+    detector = rcnn.load(model, device=asked or "auto" if is_exported(model) else device)
     return detector.with_settings(changes) if changes else detector
 
 

@@ -75,7 +75,7 @@ class Job:
     def detector(self, model: str, device: str | None) -> Iterator[Detector]:
         """Load the detector with this job's settings. Under torchrun each process takes its share of the images."""
         with sharing(device) as (self._team, _):
-            yield load_detector(model, self._changes, str(self._team.device))
+            yield load_detector(model, self._changes, str(self._team.device), device)
 
     @contextmanager
     def search(self, mode: Mode) -> Iterator[Iterator[Result]]:

@@ -44,7 +44,7 @@ def val(
     with screen.stdout_for_json(json), sharing(device) as (team, shard):
         path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault, "train.seed": seed})
         find_layout(path)  # what is missing is told before weights are loaded
-        detector = load_detector(model, changes, str(team.device))
+        detector = load_detector(model, changes, str(team.device), device)
         detector.check_proposals(given=proposals is not None)
         settings, theirs = detector.settings, None
         with screen.progress("reading images", team.writer) as progress:

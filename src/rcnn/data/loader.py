@@ -74,6 +74,7 @@ class Loader:
         rank: which of the `world` processes this is.
         world: number of processes that share every step; all take the same number of steps, from the same buckets.
         proposals: external proposals to put into the batches.
+        within: size of all buckets; None: as the images ask for it (see `Preprocessor`).
     """
 
     def __init__(
@@ -88,12 +89,15 @@ class Loader:
         rank: int = 0,
         world: int = 1,
         proposals: ProposalSet | None = None,
+        within: Size | None = None,
     ) -> None:
         self.dataset, self.training = dataset, training
         self.seed = settings.train.seed if seed is None else seed
         self.workers = settings.data.workers if workers is None else workers
         self.batch, self.rank, self.world = batch, rank, world
-        self._reader = _Reader(dataset, settings, training, self.seed, proposals)
+        self._reader = _Reader(
+            dataset, settings, training, self.seed, proposals, Preprocessor(settings.preprocess, within)
+        )
         self._buckets: dict[Size, list[int]] = defaultdict(list)
         for index, record in enumerate(dataset.records):
             self._buckets[self._reader.preprocessor.bucket(record.size)].append(index)
@@ -200,11 +204,16 @@ class _Reader(torch.utils.data.Dataset[Item | bytes | Exception]):
     """What a worker process needs to load batches."""
 
     def __init__(
-        self, dataset: Dataset, settings: Settings, training: bool, seed: int, proposals: ProposalSet | None
+        self,
+        dataset: Dataset,
+        settings: Settings,
+        training: bool,
+        seed: int,
+        proposals: ProposalSet | None,
+        preprocessor: Preprocessor,
     ) -> None:
         self.records, self.settings, self.training, self.seed = dataset.records, settings, training, seed
-        self.proposals = proposals
-        self.preprocessor = Preprocessor(settings.preprocess)
+        self.proposals, self.preprocessor = proposals, preprocessor
         # Compiled graphs need a fixed number of ground-truth boxes: the most in any image, rounded up to share graphs.
         most = max((len(record.boxes) for record in dataset.records), default=0)
         self.width = 8 * max(1, math.ceil(most / 8))

@@ -13,6 +13,7 @@ from rcnn.backbones.steady import make_steady, steady_head
 from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Losses, Pass, Proposals, Targets, to_device
+from rcnn.preprocess.batch import Size
 
 
 class Eager:
@@ -25,6 +26,7 @@ class Eager:
     """
 
     name = "eager"
+    size: Size | None = None
 
     def __init__(self, model: FasterRCNN, device: torch.device, precision: str = "float32") -> None:
         self.model, self.device, self.precision = model, device, precision

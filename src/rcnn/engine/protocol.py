@@ -6,6 +6,7 @@ from typing import Protocol
 import torch
 
 from rcnn.model.structures import Batch, Pass, Proposals
+from rcnn.preprocess.batch import Size
 
 
 class Engine(Protocol):
@@ -15,11 +16,13 @@ class Engine(Protocol):
         name: `eager`, `onnxruntime` or `openvino`.
         device: where it runs, and where its results are.
         precision: of the convolutions and matrix products: `float32` or `bf16`.
+        size: (height, width) of all images, padding included; None: any multiples of `preprocess.multiple`.
     """
 
     name: str
     device: torch.device
     precision: str
+    size: Size | None
 
     def run(
         self, batch: Batch, proposals: Proposals | None = None, *, wanted: Collection[str] = ("proposals", "detections")

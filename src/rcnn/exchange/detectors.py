@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.detector import Detector
+from rcnn.engine.files import is_exported
 from rcnn.errors import WeightsError
 from rcnn.exchange import caffe, detectron2, torchvision, torchvision_export
 from rcnn.exchange.imported import Imported
@@ -72,6 +73,8 @@ def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imp
         hint = f"did you mean `{near[0]}`?" if near else f"there are {', '.join(ARCHITECTURES)}"
         raise WeightsError(f"no architecture is called `{arch}`; {hint}")
     path = Path(path)
+    if is_exported(path):
+        raise WeightsError(f"{path}: a graph can't be imported, only weights can")
     if arch in caffe.ARCHITECTURES:
         return caffe.import_arrays(read_arrays(path), settings_of(arch), names)
     # torchvision's training script keeps its options next to the state, in a Namespace.

@@ -9,6 +9,7 @@ from torchvision.models import get_model_weights
 
 from rcnn.detector import Detector
 from rcnn.engine.eager import choose_device
+from rcnn.engine.files import is_exported
 from rcnn.errors import WeightsError
 from rcnn.exchange.detectors import import_weights
 from rcnn.exchange.torchvision import ARCHITECTURES
@@ -29,21 +30,23 @@ def load(
     """Load a detector, ready to predict.
 
     Args:
-        path_or_name: a file of weights, such as `runs/train/exp-1/weights/best.safetensors`; `blood-cells`, which comes
-            with the package; or `torchvision/fasterrcnn_resnet50_fpn_v2` and torchvision's other three, with its newest
-            COCO weights, downloaded at first use (see `rcnn.weights.hub.fetch`). A name takes precedence over a file
-            of the same name; `./NAME` is the file.
-        device: device to predict on; `auto` is CUDA if available.
+        path_or_name: a file of weights, such as `runs/train/exp-1/weights/best.safetensors`; a file of `rcnn export`,
+            .onnx or .xml; `blood-cells`, which comes with the package; or `torchvision/fasterrcnn_resnet50_fpn_v2` and
+            torchvision's other three, with its newest COCO weights, downloaded at first use (see
+            `rcnn.weights.hub.fetch`). A name takes precedence over a file of the same name; `./NAME` is the file.
+        device: device to predict on; `auto` is CUDA if available, and the CPU for an exported file.
         backbone: the module to fill if the file's `model.backbone` is `custom`.
         head: the second stage's head to fill, likewise.
 
     Raises:
         WeightsError: the name is unknown, or the file is missing, damaged or not one of our detectors.
-        UnavailableError: a WeightsError: the weights are not in the cache and can't be downloaded; the message says
-            what to do.
+        UnavailableError: a WeightsError: the weights are not in the cache and can't be downloaded, or the package that
+            runs an exported file is not installed; the message says what to do.
         SettingsError: the device can't be used here.
     """
     name = str(path_or_name)
+    if is_exported(name):
+        return Detector.load(_file(name), device)
     if isinstance(device, str):
         device = choose_device(device)
     if name in PACKAGED:

@@ -1,5 +1,6 @@
 """Turn decoded pixels into a `Batch`, and boxes back into pixels of the file. Images are resized only here."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,27 +17,38 @@ Size = tuple[int, int]
 
 
 class Preprocessor:
-    """Resizes, and pads with zeros to a bucket that depends on the image alone."""
+    """Resizes, and pads with zeros to a bucket that depends on the image alone.
 
-    def __init__(self, settings: Preprocess) -> None:
-        self.settings = settings
+    Args:
+        settings: sizes, rounding and channels.
+        within: (height, width) of all buckets, in which every image fits; None: images and buckets are of any size.
+    """
+
+    def __init__(self, settings: Preprocess, within: Size | None = None) -> None:
+        self.settings, self.within = settings, within
 
     def resized(self, size: Size) -> Size:
-        """Return an image's size after resizing: the shorter side is `short` unless the longer would exceed `long`."""
+        """Return an image's size after resizing: the shorter side is `short` unless the longer would exceed `long`.
+
+        It is smaller where the image would not be `within`.
+        """
         short, long, rounding = self.settings.short, self.settings.long, self.settings.round
+        height, width = self.within or (math.inf, math.inf)
         if rounding == "short-first":
             # At exact halves the last bit decides, so the order of operations matters: 265 x 530 becomes 666 x 1333.
             scale = short / min(size)
             sides = (short, scale * size[1]) if size[0] < size[1] else (scale * size[0], short)
-            scale = min(1.0, long / max(sides))
+            scale = min(1.0, long / max(sides), height / sides[0], width / sides[1])
         else:
-            sides, scale = size, min(short / min(size), long / max(size))
+            sides, scale = size, min(short / min(size), long / max(size), height / size[0], width / size[1])
         more = 0.0 if rounding == "floor" else 0.5
         height, width = (max(1, int(side * scale + more)) for side in sides)
         return height, width
 
     def bucket(self, size: Size) -> Size:
-        """Return the padded size of an image of `size`: its resized sides, rounded up to `multiple`."""
+        """Return the padded size of an image of `size`: its resized sides, rounded up to `multiple`, or `within`."""
+        if self.within:
+            return self.within
         multiple = self.settings.multiple
         height, width = (-(-side // multiple) * multiple for side in self.resized(size))
         return height, width
@@ -88,7 +100,7 @@ class Preprocessor:
     def at_scale(self, factor: float) -> "Preprocessor":
         """Return the same preprocessing with `short` and `long` times `factor`, for a level of an image pyramid."""
         sides = {name: max(1, round(getattr(self.settings, name) * factor)) for name in ("short", "long")}
-        return Preprocessor(self.settings.model_copy(update=sides))
+        return Preprocessor(self.settings.model_copy(update=sides), self.within)
 
     def boxes_back(self, boxes: Tensor, scale: Tensor, original: Tensor) -> Tensor:
         """Convert boxes to pixels of the image file, clipped to it.

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rcnn.config import Settings, override
+from rcnn.engine.files import is_exported
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
@@ -91,6 +92,10 @@ def _from_nothing(settings: Settings, names: Sequence[str], notes: tuple[str, ..
 
 def _from_file(model: FasterRCNN, path: Path, names: Sequence[str], settings: Settings) -> tuple[str, ...]:
     """Load one of our detectors, or a backbone with torchvision's names; return notes."""
+    if is_exported(path):
+        raise WeightsError(
+            f"{path}: an exported file can't be trained; start from the .safetensors file that it was exported from"
+        )
     if path.suffix == ".safetensors" and is_detector(path):
         return _from_detector(model, path, names, settings, path)
     loaded = load_backbone(model.backbone, path, getattr(model.fast_rcnn, "head", None))  # type: ignore[arg-type]

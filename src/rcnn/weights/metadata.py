@@ -2,12 +2,12 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Protocol, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from rcnn.config import Fraction, Section, Settings, explain, override, validate
+from rcnn.config import Fraction, Section, Settings, dump, explain, override, validate
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import first_line, load_weights
@@ -42,6 +42,29 @@ class Metadata(Section):
         if len(self.category_ids) != len(self.names):
             raise ValueError(f"{len(self.category_ids)} category ids for {len(self.names)} classes")
         return self
+
+
+class Described(Protocol):
+    """A detector, as far as its file tells of it; the attributes are those of `Metadata`."""
+
+    settings: Settings
+    names: tuple[str, ...]
+    category_ids: tuple[int, ...]
+    threshold: float
+    summary: dict[str, Any]
+    licence: str | None
+
+
+def entry_of(detector: Described) -> dict[str, Any]:
+    """The entry of a detector's file, plain enough for JSON. Of paths in the settings only the last part is left."""
+    return {
+        "settings": dump(portable(detector.settings)),
+        "names": list(detector.names),
+        "category_ids": list(detector.category_ids),
+        "threshold": detector.threshold,
+        "summary": detector.summary,
+        "licence": detector.licence,
+    }
 
 
 def read_detector(

@@ -1,0 +1,138 @@
+"""The graph that leaves Python, as ONNX and for OpenVINO."""
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from rcnn.engine import packages
+from rcnn.engine.eager import folded
+from rcnn.engine.openvino import add_entries
+from rcnn.engine.translate import table
+from rcnn.errors import SettingsError
+from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.structures import Batch
+from rcnn.preprocess.batch import Size
+
+OPSET = 18
+
+
+class Graph(nn.Module):
+    """A detector as one function of tensors, with names for them (see `rcnn.engine.graph`).
+
+    Normalisation, the mask of the padding, the network and suppression are inside; batch norm is folded.
+
+    Args:
+        model: the network; it is copied.
+    """
+
+    def __init__(self, model: FasterRCNN) -> None:
+        super().__init__()
+        self.net = folded(model).cpu()
+
+    @property
+    def outputs(self) -> tuple[str, ...]:
+        """Names of what `forward` returns. An RPN alone has no detections."""
+        detections = ("boxes", "scores", "labels", "valid") if self.net.detects else ()
+        return (*detections, "finite", "proposal_boxes", "proposal_scores", "proposal_valid")
+
+    def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        """Run the network.
+
+        Args:
+            images: (B, C, H, W) as in `Batch`.
+            sizes: (B, 2) float32, (height, width) of each image without its padding.
+        """
+        ones = torch.ones_like(sizes)  # in the place of `scales`, which the network does not read
+        run = self.net.run(Batch(images, sizes, ones, sizes), wanted=("proposals", "detections"))
+        found, proposals = run.detections, run.proposals
+        assert found is not None
+        assert proposals is not None
+        detections = (found.boxes, found.scores, found.labels, found.valid) if self.net.detects else ()
+        return (*detections, found.finite, proposals.boxes, proposals.scores, proposals.valid)
+
+
+def check_size(size: Size | None, multiple: int) -> None:
+    """Check that a graph can be fixed to a size.
+
+    Raises:
+        SettingsError: a side is not a multiple of `preprocess.multiple`.
+    """
+    if size is not None and any(side % multiple or side <= 0 for side in size):
+        near = "x".join(str(max(1, round(side / multiple)) * multiple) for side in size)
+        raise SettingsError(
+            f"--size {size[0]}x{size[1]}: both sides must be multiples of {multiple} (preprocess.multiple), "
+            f"as in {near}"
+        )
+
+
+def trace(graph: Graph, size: Size | None = None) -> ExportedProgram:
+    """Trace the graph with free batch size, and with free height and width unless `size` fixes them.
+
+    Raises:
+        SettingsError: as for `check_size`.
+    """
+    preprocess = graph.net.settings.preprocess
+    multiple = preprocess.multiple
+    check_size(size, multiple)
+    height, width = size or (4 * multiple, 5 * multiple)
+    dtype = torch.float32 if graph.net.pixels.floats else torch.uint8
+    images = torch.zeros(2, preprocess.in_channels, height, width, dtype=dtype)
+    sizes = torch.tensor([[height - 1.0, width - 2.0], [height, width]])
+    free = {0: Dim("batch", min=1)}
+    sides = {} if size else {2: multiple * Dim("rows", min=1), 3: multiple * Dim("columns", min=1)}
+    return torch.export.export(graph, (images, sizes), dynamic_shapes=({**free, **sides}, free), strict=False)
+
+
+def to_onnx(model: FasterRCNN, size: Size | None = None) -> Any:
+    """Translate a network into a `torch.onnx.ONNXProgram`.
+
+    Args:
+        model: the network; it is not changed.
+        size: (height, width) of every batch; None: any multiples of `preprocess.multiple`.
+
+    Raises:
+        SettingsError: as for `check_size`.
+        UnavailableError: onnx or onnxscript is not installed.
+    """
+    packages.onnx()
+    packages.onnxscript()
+    graph = Graph(model)
+    with warnings.catch_warnings():  # of packages to one another
+        warnings.simplefilter("ignore")
+        # Traced and translated at once: a program that was saved and loaded has lost what ties its sizes together.
+        return torch.onnx.export(
+            trace(graph, size),
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            custom_translation_table=table(),
+            input_names=["images", "sizes"],
+            output_names=list(graph.outputs),
+            verbose=False,
+        )
+
+
+def save_onnx(program: Any, path: Path, entries: Mapping[str, str]) -> None:
+    """Write a `torch.onnx.ONNXProgram` with metadata as an .onnx file."""
+    program.model.metadata_props.update(entries)
+    program.save(path)
+
+
+def to_openvino(path: Path) -> Any:
+    """Read an .onnx file as an `openvino.Model`.
+
+    Raises:
+        UnavailableError: openvino is not installed.
+    """
+    return packages.openvino().convert_model(path)
+
+
+def save_openvino(model: Any, path: Path, entries: Mapping[str, str]) -> None:
+    """Write an `openvino.Model` with metadata as an .xml file, in float32, and its weights as a .bin file beside it."""
+    add_entries(model, entries)
+    packages.openvino().save_model(model, path, compress_to_fp16=False)

@@ -1,0 +1,97 @@
+"""Write a detector as a file that runs without PyTorch, and compare the two."""
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from rcnn.detector import Detector
+from rcnn.engine import export
+from rcnn.engine.eager import Eager
+from rcnn.engine.metadata import entries
+from rcnn.engine.parity import PIXELS, SCORE, Parity, compare
+from rcnn.errors import ExportError
+from rcnn.model.structures import Batch
+from rcnn.preprocess.batch import Preprocessor, Size
+
+SHOWN = 3
+"""Pictures that file and detector are compared on."""
+
+
+def write(
+    detector: Detector,
+    path: Path,
+    *,
+    size: Size | None = None,
+    pictures: Iterable[np.ndarray] = (),
+    tell: Callable[[str], None] = lambda step: None,
+) -> Parity:
+    """Write a detector as ONNX (.onnx) or for OpenVINO (.xml, with its .bin), and compare the file with the detector.
+
+    Both see three pictures, each alone and in a batch of two. The outcome is written into the file as well.
+
+    Args:
+        detector: with its network.
+        path: the file; it is written only if the two agree.
+        size: (height, width), padding included, that the file is to be fixed to. None: it takes any size.
+        pictures: (H, W, C) uint8, the first three of which are shown. None: made-up ones.
+        tell: called with what is done next.
+
+    Raises:
+        SettingsError: the size does not fit, or the detector is an exported file itself.
+        UnavailableError: a package is not installed.
+        ExportError: file and detector disagree.
+    """
+    reference = Eager(detector.model, detector.device)
+    with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
+        onnx = Path(folder, "trial.onnx")
+        tell("tracing the network and translating it to ONNX")
+        program = export.to_onnx(detector.model, size)
+        export.save_onnx(program, onnx, entries(detector, size))
+        save, trial = partial(export.save_onnx, program), onnx
+        if path.suffix == ".xml":
+            tell("converting it for OpenVINO")
+            save, trial = partial(export.save_openvino, export.to_openvino(onnx)), Path(folder, "trial.xml")
+            save(trial, entries(detector, size))
+        tell("comparing the file with the detector")
+        exported = Detector.load(trial).with_settings(["predict.precision=float32"])
+        door = exported.preprocessor
+        parity = compare(reference, exported.engine, batches(door, list(islice(pictures, SHOWN)) or made_up(door)))
+        if not parity.holds:
+            raise ExportError(
+                f"{path} was not written: of {parity.detections:,} detections {parity.agreed:,} agree with those of "
+                f"the detector, of {parity.proposals:,} proposals {parity.proposals_agreed:,} (within {PIXELS} px and "
+                f"{SCORE}). This is a fault of the program: please report it, with the output of rcnn inspect"
+            )
+        final = Path(folder, "final")  # the trial's weights may still be mapped into memory
+        final.mkdir()
+        save(final / path.name, entries(detector, size, asdict(parity)))
+        for part in sorted(final.iterdir()):  # the .bin before the .xml
+            os.replace(part, path.parent / part.name)
+    return parity
+
+
+def batches(door: Preprocessor, pictures: Iterable[np.ndarray]) -> Iterator[Batch]:
+    """Each picture alone, and in a batch with its mirror image."""
+    for picture in pictures:
+        pair = [door.resize(picture), door.resize(np.ascontiguousarray(picture[:, ::-1]))]
+        for images in (pair[:1], pair):
+            yield door.collate(images, [(picture.shape[0], picture.shape[1])] * len(images))
+
+
+def made_up(door: Preprocessor) -> Iterator[np.ndarray]:
+    """Yield three pictures of coloured boxes on noise: upright, lying, and square."""
+    rng = np.random.default_rng(0)
+    short = door.settings.short
+    for sides in ((short * 4 // 3, short), (short, short * 4 // 3), (short, short)):
+        picture = rng.integers(0, 64, (*sides, door.settings.in_channels), dtype=np.uint8)
+        for _ in range(20):
+            top, left = (int(rng.integers(0, side * 3 // 4)) for side in sides)
+            height, width = rng.integers(short // 16, short // 3, 2)
+            picture[top : top + height, left : left + width] += rng.integers(0, 192, picture.shape[2], dtype=np.uint8)
+        yield picture

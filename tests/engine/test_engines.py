@@ -1,0 +1,343 @@
+"""Exported files in onnxruntime and OpenVINO, as detectors; the graphs are those of `graphs`."""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import rcnn
+from rcnn.data.dataset import Dataset
+from rcnn.data.find import open_dataset
+from rcnn.detector import Detector
+from rcnn.engine import onnx as onnx_engine
+from rcnn.engine import openvino as openvino_engine
+from rcnn.engine import packages
+from rcnn.engine.graph import GraphEngine
+from rcnn.errors import NonFiniteError, SettingsError, UnavailableError, WeightsError
+from rcnn.evaluate import evaluate, val
+from rcnn.model.structures import Batch
+from tests.engine import graphs
+
+WHITE = np.full((60, 80, 3), 255, dtype=np.uint8)  # resized to 64 x 85, in a bucket of 64 x 96
+PLACES = [[8.0, 12.0, 40.0, 36.0], [40.0, 30.0, 80.0, 60.0]]
+SUFFIXES = tuple(graphs.WRITE)
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Suffix -> a file of any size."""
+    folder = tmp_path_factory.mktemp("exported")
+    return {suffix: write(folder / f"a.{suffix}", graphs.detector()) for suffix, write in graphs.WRITE.items()}
+
+
+@pytest.fixture(scope="module")
+def fixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Suffix -> a file for 64 x 64 pixels."""
+    folder = tmp_path_factory.mktemp("fixed")
+    return {
+        suffix: write(folder / f"a.{suffix}", graphs.detector(), (64, 64)) for suffix, write in graphs.WRITE.items()
+    }
+
+
+def engine(found: Detector) -> GraphEngine:
+    assert isinstance(found.engine, GraphEngine)
+    return found.engine
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_is_a_detector(files: dict[str, Path], suffix: str) -> None:
+    found = rcnn.load(files[suffix])
+    assert (found.names, found.category_ids, found.threshold, found.licence) == (graphs.NAMES, (7, 3), 0.25, "CC0")
+    assert (found.engine.name, found.device.type) == ({"onnx": "onnxruntime", "xml": "openvino"}[suffix], "cpu")
+    assert engine(found).metadata.parity == {"images": 6, "agreement": 1.0}
+    for images, batch in ((WHITE, 1), ([WHITE, WHITE[:50], WHITE], 2)):
+        results = found.predict(images, batch=batch)
+        np.testing.assert_allclose(results[-1].boxes, PLACES, atol=1e-4)
+        np.testing.assert_allclose(results[-1].scores, [0.848438, 0.565625], atol=1e-5)  # 85 of 96 columns are white
+        assert results[-1].labels.tolist() == [1, 0]
+    (proposed,) = found.propose(WHITE)
+    np.testing.assert_allclose(proposed.boxes, PLACES, atol=1e-4)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_a_graph_does_not_tell_is_minus_one(files: dict[str, Path], suffix: str) -> None:
+    found = rcnn.load(files[suffix])
+    batch = found.preprocessor.collate([found.preprocessor.resize(WHITE)] * 2, [WHITE.shape[:2]] * 2)
+    run = found.engine.run(batch)
+    assert (run.levels, run.rpn, run.rois) == ((), None, None)
+    assert run.proposals is not None
+    assert run.detections is not None
+    assert run.finite.tolist() == [True, True]
+    for part in (run.proposals.level, run.proposals.anchor, run.detections.proposal):
+        assert part.dtype == torch.int64
+        assert part.tolist() == [[-1] * 3] * 2
+    assert run.detections.valid.tolist() == [[True, True, False]] * 2
+    assert run.detections.labels.dtype == torch.int64
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_region_proposal_network_alone_proposes(tmp_path: Path, suffix: str) -> None:
+    path = graphs.WRITE[suffix](tmp_path / f"a.{suffix}", graphs.detector("roi.head=none"))
+    found = rcnn.load(path)
+    assert len(found.propose(WHITE)[0]) == 2
+    run = found.engine.run(found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]]))
+    assert run.detections is not None
+    assert [tuple(part.shape) for part in run.detections] == [(1, 0, 4), (1, 0), (1, 0), (1, 0), (1, 0), (1,)]
+    with pytest.raises(SettingsError, match="can't tell classes"):
+        found.predict(WHITE)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_images_of_interpolate_travel_as_floats(tmp_path: Path, suffix: str) -> None:
+    path = graphs.WRITE[suffix](tmp_path / f"a.{suffix}", graphs.detector("preprocess.resize=interpolate"))
+    found = rcnn.load(path)
+    np.testing.assert_allclose(found.predict(WHITE)[0].scores, [0.848438, 0.565625], atol=1e-5)
+    door = rcnn.load(graphs.write_onnx(tmp_path / "b.onnx", graphs.detector())).preprocessor
+    batch = door.collate([door.resize(WHITE)], [WHITE.shape[:2]])
+    with pytest.raises(SettingsError, match=r"takes images as torch\.float32, got torch\.uint8"):
+        found.detect(batch)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_images_fit_into_a_file_of_one_size(fixed: dict[str, Path], suffix: str) -> None:
+    found = rcnn.load(fixed[suffix])
+    assert found.engine.size == (64, 64)
+    wide, tall = np.zeros((40, 160, 3), dtype=np.uint8), np.zeros((300, 100, 3), dtype=np.uint8)
+    results = found.predict([WHITE, wide, tall], batch=3)
+    np.testing.assert_allclose(results[0].boxes, PLACES, atol=1e-4)
+    np.testing.assert_allclose(results[1].boxes[1], [80, 20, 160, 40], atol=1e-4)
+    np.testing.assert_allclose(results[0].scores[0], 0.9 * (0.5 + 0.5 * 48 / 64), atol=1e-5)  # resized to 48 x 64
+    free = rcnn.load(graphs.write_onnx(fixed[suffix].parent / "free.onnx", graphs.detector())).preprocessor
+    batch = free.collate([free.resize(WHITE)], [WHITE.shape[:2]])
+    with pytest.raises(SettingsError, match="exported for images of 64 x 64, got 64 x 96"):
+        found.detect(batch)
+    for change in ("preprocess.short=32", "preprocess.long=80", "predict.scales=[1,2]"):
+        with pytest.raises(
+            SettingsError, match=rf"^{change.split('=')[0]}: fixed in the exported file .* without a size$"
+        ):
+            found.with_settings([change])
+    assert found.with_settings(["val.batch=3"]).engine is found.engine
+
+
+def test_sides_are_multiples(files: dict[str, Path]) -> None:
+    found = rcnn.load(files["onnx"])
+    batch = Batch(torch.zeros(1, 3, 64, 80, dtype=torch.uint8), *(torch.tensor([[64.0, 80.0]]),) * 3)
+    with pytest.raises(SettingsError, match="sides are multiples of 32, got 64 x 80"):
+        found.detect(batch)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_settings_outside_the_graph_change(files: dict[str, Path], suffix: str) -> None:
+    found = rcnn.load(files[suffix])
+    changes = (
+        "preprocess.short=32",
+        "data.white=255",
+        "predict.score=0.7",
+        "train.seed=3",
+        "augment.flip=0",
+        "val.batch=1",
+    )
+    other = found.with_settings(changes)
+    assert other.engine is found.engine
+    assert other.settings.predict.score == 0.7
+    assert other.preprocessor.bucket((60, 80)) == (32, 64)
+    assert other.threshold == found.threshold
+    np.testing.assert_allclose(other.predict(WHITE)[0].boxes, PLACES, atol=1e-4)
+    assert len(found.with_settings(["predict.scales=[1,2]"]).predict(WHITE)[0]) == 2
+    for change in (
+        "roi.nms=0.3",
+        "rpn.post_test=10",
+        "preprocess.multiple=64",
+        "preprocess.mean=[0,0,0]",
+        "anchors.ratios=[1]",
+    ):
+        with pytest.raises(SettingsError, match=rf"^{change.split('=')[0]}: fixed in the exported file .* setting$"):
+            found.with_settings([change])
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_what_needs_the_network_is_refused(files: dict[str, Path], suffix: str, tmp_path: Path) -> None:
+    found = rcnn.load(files[suffix])
+    calls: list[Callable[[], object]] = [
+        lambda: found.model,
+        lambda: found.save(tmp_path / "a.safetensors"),
+        lambda: found.predict(WHITE, features=True),
+    ]
+    for call in calls:
+        with pytest.raises(SettingsError, match=rf"a file for {found.engine.name} only detects and proposes"):
+            call()
+    batch = found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]])
+    proposals = found.engine.run(batch).proposals
+    for call in (lambda: found.engine.run(batch, proposals), lambda: found.check_proposals(given=True)):
+        with pytest.raises(SettingsError, match="works on its own proposals alone"):
+            call()
+    with pytest.raises(SettingsError, match=r"runs on the CPU here; got `cuda:1`"):
+        rcnn.load(files[suffix], "cuda:1")
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Dataset:
+    """Two images, in which the first box of `graphs` is the truth, of the other class in the second."""
+    from PIL import Image
+
+    for index, label in enumerate((1, 0)):
+        (tmp_path / "data" / "labels").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "data" / "images").mkdir(exist_ok=True)
+        Image.fromarray(WHITE).save(tmp_path / f"data/images/{index}.png")
+        (tmp_path / f"data/labels/{index}.txt").write_text(f"{label} 0.3 0.4 0.4 0.4\n")
+    (tmp_path / "data/data.yaml").write_text("path: .\ntrain: images\nval: images\nnames: [circle, square]\n")
+    return open_dataset(tmp_path / "data/data.yaml", "val", graphs.detector().settings.data, names=graphs.NAMES)
+
+
+@pytest.mark.parametrize("size", ["free", "fixed"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_is_scored_without_losses(
+    files: dict[str, Path], fixed: dict[str, Path], suffix: str, size: str, shapes: Dataset
+) -> None:
+    found = rcnn.load((files if size == "free" else fixed)[suffix])
+    metrics = evaluate(found, shapes, batch=3)
+    assert metrics.losses == {}
+    assert metrics.coco.per_class_ap.tolist() == [0.0, 1.0]
+    assert metrics.proposals.ar[0] > 0.99
+    with pytest.raises(SettingsError, match="only detects and proposes"):
+        val(found, shapes.root / "data.yaml" if shapes.root.is_dir() else shapes.root, losses=True)
+
+
+def test_precision_is_told_to_openvino_and_refused_by_onnxruntime(files: dict[str, Path]) -> None:
+    found = rcnn.load(files["xml"])
+    other = found.with_settings(["predict.precision=bf16"])
+    hints = [engine(one)._compiled.get_property("INFERENCE_PRECISION_HINT") for one in (found, other)]  # type: ignore[attr-defined]
+    assert [hint.to_string() for hint in hints] == ["f32", "bf16"]
+    assert (found.engine.precision, other.engine.precision) == ("float32", "bf16")
+    assert engine(other.with_settings(["predict.precision=float32"])).precision == "float32"
+    with pytest.raises(SettingsError, match="onnxruntime computes in float32; leave it out, or export"):
+        rcnn.load(files["onnx"]).with_settings(["predict.precision=bf16"])
+
+
+def test_the_precision_of_a_file_is_what_it_says(tmp_path: Path) -> None:
+    one = graphs.detector("predict.precision=bf16")
+    assert rcnn.load(graphs.write_openvino(tmp_path / "a.xml", one)).engine.precision == "bf16"
+    with pytest.raises(SettingsError, match="onnxruntime computes in float32"):
+        rcnn.load(graphs.write_onnx(tmp_path / "a.onnx", one))
+
+
+def test_threads_are_those_of_torch(files: dict[str, Path]) -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        first, second = rcnn.load(files["onnx"]).engine, rcnn.load(files["xml"]).engine
+    finally:
+        torch.set_num_threads(before)
+    assert first._session.get_session_options().intra_op_num_threads == 2  # type: ignore[attr-defined]
+    assert second._compiled.get_property("INFERENCE_NUM_THREADS") == 2  # type: ignore[attr-defined]
+
+
+def test_entries_are_where_other_programs_look(files: dict[str, Path]) -> None:
+    model = packages.openvino().Core().read_model(files["xml"])
+    session = packages.onnxruntime().InferenceSession(str(files["onnx"]), providers=["CPUExecutionProvider"])
+    for name, text in (
+        ("names", '{"0": "circle", "1": "square"}'),
+        ("imgsz", "[64, 96]"),
+        ("stride", "32"),
+        ("task", "detect"),
+    ):
+        assert model.get_rt_info(["model_info", name]).astype(str) == text
+        assert session.get_modelmeta().custom_metadata_map[name] == text
+
+
+@pytest.mark.parametrize(("suffix", "missing"), [("onnx", "onnxruntime"), ("onnx", "onnx"), ("xml", "openvino")])
+def test_a_missing_package_is_named(
+    files: dict[str, Path], suffix: str, missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    extra = "openvino" if suffix == "xml" else "onnx"
+    with pytest.raises(UnavailableError, match=rf"the package {missing} .* get it by: pip install 'rcnn\[{extra}\]'$"):
+        rcnn.load(files[suffix])
+
+
+@pytest.mark.parametrize("changes", [{"labels": [1, 2, 0]}, {"labels": [-1, 0, 0]}])
+def test_labels_of_no_class_are_refused(tmp_path: Path, changes: dict[str, list[int]]) -> None:
+    found = rcnn.load(graphs.write_onnx(tmp_path / "a.onnx", graphs.detector(), **changes))
+    with pytest.raises(WeightsError, match="its outputs don't belong together"):
+        found.predict(WHITE)
+
+
+def test_what_is_not_finite_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(graphs, "PLACES", graphs.PLACES * np.float32(np.nan))
+    found = rcnn.load(graphs.write_onnx(tmp_path / "a.onnx", graphs.detector()))
+    for call in (found.predict, found.propose):
+        with pytest.raises(NonFiniteError):
+            call(WHITE)
+
+
+def test_a_graph_that_fails_is_named(tmp_path: Path) -> None:
+    found = rcnn.load(graphs.write_onnx(tmp_path / "a.onnx", graphs.detector(), batch=1))
+    assert len(found.predict([WHITE, WHITE])) == 2
+    with pytest.raises(WeightsError, match=r"fails on images of \(2, 3, 64, 96\): .* invalid dimensions for input"):
+        found.predict([WHITE, WHITE], batch=2)
+    found = rcnn.load(graphs.write_openvino(tmp_path / "a.xml", graphs.detector(), batch=1))
+    with pytest.raises(WeightsError, match=r"fails on images of \(2, 3, 64, 96\): Can't set the input tensor"):
+        found.predict([WHITE, WHITE], batch=2)
+
+
+def test_a_graph_with_other_ports_is_refused(tmp_path: Path) -> None:
+    one, alone = graphs.detector(), graphs.detector("roi.head=none")
+    made = graphs.model(alone)
+    onnx.helper.set_model_props(made, {entry.key: entry.value for entry in graphs.model(one).metadata_props})
+    (tmp_path / "a.onnx").write_bytes(made.SerializeToString())
+    with pytest.raises(WeightsError, match="its graph has no output `boxes` of float32 with 3 axes"):
+        rcnn.load(tmp_path / "a.onnx")
+    made = graphs.model(one)
+    made.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    (tmp_path / "a.onnx").write_bytes(made.SerializeToString())
+    with pytest.raises(WeightsError, match="its graph has no input `images` of uint8 with 4 axes"):
+        rcnn.load(tmp_path / "a.onnx")
+    made = graphs.model(one)
+    made.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1]))
+    (tmp_path / "a.onnx").write_bytes(made.SerializeToString())
+    with pytest.raises(WeightsError, match="its graph wants an input `more`"):
+        rcnn.load(tmp_path / "a.onnx")
+
+
+def test_contents_count_weights(files: dict[str, Path]) -> None:
+    held, _ = onnx_engine.read(files["onnx"])
+    assert (held.tensors, held.parameters, held.types) == (9, 12 + 3 + 3 + 3, ("float32",))
+    assert held.bytes == files["onnx"].stat().st_size
+    held, _ = openvino_engine.read(files["xml"])
+    assert held.types == ("float32",)
+    assert held.parameters >= 12 + 3 + 3
+    assert held.bytes == files["xml"].stat().st_size + files["xml"].with_suffix(".bin").stat().st_size
+
+
+def test_nobody_is_told_that_a_file_was_loaded(files: dict[str, Path]) -> None:
+    """In a fresh process: openvino's telemetry starts with its import."""
+    program = """
+import os, sys
+import rcnn.exchange.zoo  # with torch, whose import looks for libraries
+def note(event, arguments):
+    asks = event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname")
+    if asks or event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"):
+        os.write(1, f"{event} {arguments!r}\\n".encode())
+sys.addaudithook(note)
+import numpy, rcnn, time
+from rcnn.engine.packages import openvino
+for file in sys.argv[1:]:
+    assert len(rcnn.load(file).predict(numpy.full((60, 80, 3), 255, dtype=numpy.uint8))[0]) == 2
+openvino().convert_model(sys.argv[1])
+assert "openvino_telemetry.main" not in sys.modules
+"""
+    environment = {"PATH": "", "HOME": str(files["xml"].parent), "PYTHONPATH": ":".join(sys.path)}
+    run = subprocess.run(
+        [sys.executable, "-c", program, files["onnx"], files["xml"]],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=environment,
+    )
+    assert (run.returncode, run.stdout) == (0, ""), run.stdout + run.stderr
+    assert not (files["xml"].parent / "intel").exists()

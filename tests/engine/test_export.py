@@ -1,0 +1,96 @@
+"""Exported detectors give the detector's boxes, in ONNX's and OpenVINO's programs: one preset of each kind."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+import rcnn
+from rcnn.detector import Detector
+from rcnn.engine import export
+from rcnn.engine.parity import SHARE, Parity, compare
+from rcnn.errors import ExportError, SettingsError
+from rcnn.exchange import exported
+from rcnn.presets import build, settings_of
+from tests.test_every_preset import NAMES, OVERRIDES, PICTURES, calm
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # packages warn of one another
+
+KINDS = {
+    "pyramid, float pixels": ("tiny-fpn", "preprocess.resize=interpolate"),
+    "C4": ("resnet50-c4", "model.backbone=resnet18"),
+    "max pooling, blue first": ("paper-zf",),
+    "one stage": ("paper-zf-one-stage",),
+    "RPN alone": ("tiny-fpn", "roi.head=none"),
+}
+
+
+def detector_of(preset: str, *changes: str) -> Detector:
+    torch.manual_seed(0)
+    settings = settings_of(preset, [*OVERRIDES, *changes])
+    detector = Detector(build(settings, len(NAMES)), settings, NAMES, device="cpu", threshold=0.0)
+    calm(detector)
+    return detector
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path) -> None:
+    detector = detector_of(*KINDS[kind])
+    parity = exported.write(detector, tmp_path / "net.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
+    assert parity.images == 9
+    assert parity.holds
+    assert parity.proposals > 30
+    assert parity.detections > 50 or not detector.detects
+    model = export.to_openvino(tmp_path / "net.onnx")
+    export.save_openvino(model, tmp_path / "net.xml", {"rcnn": entry(tmp_path / "net.onnx")})
+    for file in ("net.onnx", "net.xml"):
+        ours = rcnn.load(tmp_path / file)
+        shown = compare(detector.engine, ours.engine, exported.batches(ours.preprocessor, PICTURES[2:]))
+        assert shown.holds, (file, shown)
+        assert ours.names == NAMES
+        show = Detector.predict if detector.detects else Detector.propose
+        for one, other in zip(show(detector, PICTURES[2:]), show(ours, PICTURES[2:]), strict=True):
+            assert abs(len(one) - len(other)) <= 1
+            assert len(one) >= 5
+
+
+def entry(path: Path) -> str:
+    return next(entry.value for entry in onnx.load(path).metadata_props if entry.key == "rcnn")
+
+
+def test_what_a_file_says_of_itself_is_there_for_others(tmp_path: Path) -> None:
+    detector = detector_of("tiny-fpn")
+    parity = exported.write(detector, tmp_path / "net.onnx", size=(64, 96), pictures=iter(PICTURES))
+    found = {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
+    assert json.loads(found["names"]) == {"0": "a", "1": "b", "2": "c", "3": "d"}
+    assert (json.loads(found["imgsz"]), found["stride"], found["task"]) == ([64, 96], "32", "detect")
+    assert json.loads(found["rcnn"])["parity"]["agreed"] == parity.agreed > 50
+    fixed = rcnn.load(tmp_path / "net.onnx")
+    upright = np.ascontiguousarray(PICTURES[2].transpose(1, 0, 2))
+    assert [result.size for result in fixed.predict([PICTURES[2], upright], batch=2)] == [(90, 120), (120, 90)]
+    assert fixed.preprocessor.bucket((120, 90)) == (64, 96)
+
+
+def test_a_file_that_disagrees_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = export.to_onnx(detector_of("paper-zf-one-stage").model)
+    monkeypatch.setattr(export, "to_onnx", lambda *_: program)
+    with pytest.raises(ExportError, match=r"net.onnx was not written: of [\d,]+ detections"):
+        exported.write(detector_of("paper-zf-one-stage", "rpn.nms=0.3", "roi.nms=0.1"), tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_size_that_does_not_fit_is_told_with_one_that_does(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--size 100x128: both sides must be multiples of 32 .*, as in 96x128"):
+        exported.write(detector_of("tiny-fpn"), tmp_path / "net.onnx", size=(100, 128))
+    assert not list(tmp_path.iterdir())
+
+
+def test_so_many_boxes_must_agree() -> None:
+    assert Parity(detections=1000, agreed=995, proposals=1, proposals_agreed=1).holds
+    assert not Parity(detections=1000, agreed=994, proposals=1, proposals_agreed=1).holds
+    assert not Parity(proposals=1000, proposals_agreed=994).holds
+    assert SHARE == 0.995
