@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.detector import Detector
+from rcnn.engine.eager import has_bf16
 from rcnn.presets import PRESETS, build, settings_of
 from rcnn.result import Result
 
@@ -97,7 +98,7 @@ def off(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().mean() / expected.std())
 
 
-@pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="bfloat16 takes 12 times as long on this CPU")
+@pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="bfloat16 takes 12 times as long on this CPU")
 def test_bf16_is_close_to_float32_and_a_batch_changes_no_bit(detector: Detector) -> None:
     half, door = detector.with_settings(["predict.precision=bf16"]), detector.preprocessor
     batch = door.collate([door.resize(picture) for picture in PICTURES[:2]], [(90, 120)] * 2)
