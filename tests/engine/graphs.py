@@ -47,8 +47,8 @@ def graph(
     }
     node = helper.make_node
     nodes = [
-        node("Cast", ["images"], ["pixels"], to=TensorProto.FLOAT),
-        node("ReduceMean", ["pixels", "axes"], ["mean"], keepdims=0),
+        node("Cast", ["images"], ["bright"], to=TensorProto.FLOAT),
+        node("ReduceMean", ["bright", "axes"], ["mean"], keepdims=0),
         node("IsNaN", ["mean"], ["broken"]),
         node("Not", ["broken"], ["finite"]),
         node("Mul", ["mean", "scale"], ["part"]),

@@ -226,15 +226,16 @@ def test_the_precision_of_a_file_is_what_it_says(tmp_path: Path) -> None:
         rcnn.load(graphs.write_onnx(tmp_path / "a.onnx", one))
 
 
-def test_threads_are_those_of_torch(files: dict[str, Path]) -> None:
+@pytest.mark.parametrize("threads", [1, 2])
+def test_threads_are_those_of_torch(files: dict[str, Path], threads: int) -> None:
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
+        torch.set_num_threads(threads)
         first, second = rcnn.load(files["onnx"]).engine, rcnn.load(files["xml"]).engine
     finally:
         torch.set_num_threads(before)
-    assert first._session.get_session_options().intra_op_num_threads == 2  # type: ignore[attr-defined]
-    assert second._compiled.get_property("INFERENCE_NUM_THREADS") == 2  # type: ignore[attr-defined]
+    assert first._session.get_session_options().intra_op_num_threads == threads  # type: ignore[attr-defined]
+    assert second._compiled.get_property("INFERENCE_NUM_THREADS") == threads  # type: ignore[attr-defined]
 
 
 def test_entries_are_where_other_programs_look(files: dict[str, Path]) -> None:
@@ -341,3 +342,10 @@ assert "openvino_telemetry.main" not in sys.modules
     )
     assert (run.returncode, run.stdout) == (0, ""), run.stdout + run.stderr
     assert not (files["xml"].parent / "intel").exists()
+
+
+def test_events_of_onnxruntime_are_switched_off(files: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr("onnxruntime.disable_telemetry_events", lambda: calls.append("off"))
+    rcnn.load(files["onnx"])
+    assert calls

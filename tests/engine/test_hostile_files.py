@@ -127,6 +127,7 @@ def test_a_graph_that_wants_more_memory_than_there_is_ends_with_a_sentence(folde
     ended = limited(folder, "predict", "a.onnx", "a.png")
     assert ended.code == 1, ended.said
     assert "there is not enough memory: a.onnx, images of (1, 3, 64, 64): " in ended.said
+    assert ended.said.count("Failed to allocate") == 1  # onnxruntime itself prints nothing
 
 
 @pytest.mark.parametrize("command", [("predict", "a.png"), ("propose", "a.png"), ("inspect",)])

@@ -1,4 +1,4 @@
-"""What is fuzzed: thirteen kinds of files, each with valid examples and the commands that read it."""
+"""What is fuzzed: fifteen kinds of files, each with valid examples and the commands that read it."""
 
 import contextlib
 import json
@@ -16,10 +16,12 @@ from PIL import Image
 
 from rcnn.config import to_yaml
 from rcnn.detector import Detector
+from rcnn.engine.metadata import ENTRY, entries
 from rcnn.presets import build, settings_of
 from rcnn.training.checkpoint import save
 from rcnn.training.loop import Engine, Progress
 from rcnn.weights.file import load_weights, save_weights
+from tests.engine import graphs
 from tests.fuzz.mutate import mutate, mutate_tree
 
 OVERRIDES = (
@@ -196,6 +198,40 @@ def safetensors(folder: Path, number: int, rng: Random, values: Sequence[Any]) -
     return Mutant(rng.choice(commands[:2]), (0, 4))
 
 
+def onnx(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Damaged bytes, or an entry that a stranger wrote."""
+    one = graphs.detector()
+    if number % 3 == 0:
+        graphs.write_onnx(folder / "model.onnx", one, changes=strange_entry(one, values, rng))
+    else:
+        graphs.write_onnx(folder / "model.onnx", one)
+        damage(folder / "model.onnx", rng)
+    return exported(folder, "model.onnx", rng)
+
+
+def openvino(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Damaged bytes of the graph or of its weights, or an entry that a stranger wrote."""
+    one = graphs.detector()
+    if number % 3 == 0:
+        graphs.write_openvino(folder / "model.xml", one, changes=strange_entry(one, values, rng))
+    else:
+        graphs.write_openvino(folder / "model.xml", one)
+        damage(folder / ("model.bin" if number % 9 == 1 else "model.xml"), rng)
+    return exported(folder, "model.xml", rng)
+
+
+def strange_entry(one: Detector, values: Sequence[Any], rng: Random) -> dict[str, str]:
+    entry = mutate_tree(json.loads(entries(one)[ENTRY]), values, rng)
+    return {ENTRY: json.dumps(entry).encode(errors="replace").replace(b"\0", b"").decode()}
+
+
+def exported(folder: Path, name: str, rng: Random) -> Mutant:
+    """One of the commands that take exported files. What a damaged graph gives may be infinite, or too large."""
+    picture().save(folder / "a.png")
+    words = rng.choice((("inspect", name), ("predict", name, "a.png", "--out", "out")))
+    return Mutant(words, (0, 1, 4))
+
+
 def run_folder(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
     """One damaged file of a finished run that is to be resumed."""
     settings = settings_of("tiny-fpn", [*OVERRIDES, "train.epochs=1", "train.ema=null", "train.device=cpu"])
@@ -329,6 +365,8 @@ KINDS: dict[str, Kind] = {
     "data.yaml": data_yaml,
     "config": config,
     "safetensors": safetensors,
+    "onnx": onnx,
+    "openvino": openvino,
     "run folder": run_folder,
     "pth": pth,
     "pkl": pkl,

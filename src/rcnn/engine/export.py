@@ -33,6 +33,9 @@ class Graph(nn.Module):
     def __init__(self, model: FasterRCNN) -> None:
         super().__init__()
         self.net = folded(model).cpu()
+        for layer in self.net.modules():
+            if isinstance(layer, nn.ReLU | nn.ReLU6):
+                layer.inplace = False  # in place, they are traced symbol by symbol: half the time of an export
 
     @property
     def outputs(self) -> tuple[str, ...]:

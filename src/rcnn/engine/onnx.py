@@ -50,9 +50,7 @@ class OnnxEngine(GraphEngine):
         options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
         options.log_severity_level = 4  # errors are raised; it would print them as well
         with reading(path, MOST, KIND):
-            self._session = runtime.InferenceSession(
-                str(path), options, providers=["CPUExecutionProvider"], enable_fallback=0
-            )
+            self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def at_precision(self, precision: str) -> Self:
         """As `GraphEngine.at_precision`."""
