@@ -62,8 +62,8 @@ def main() -> None:
     for name in options.only:
         preset, classes, *changes = CASES[name]
         torch.manual_seed(0)
-        sizes = (f"preprocess.short={options.side}", f"preprocess.long={2 * options.side}", "roi.score=0.005")
-        settings = settings_of(preset, [*sizes, *changes])
+        sizes = (f"preprocess.short={options.side}", f"preprocess.long={2 * options.side}")
+        settings = settings_of(preset, [*sizes, "rpn.post_test=100", "roi.score=0.005", *changes])
         names = [f"class_{number}" for number in range(classes)]
         detector = Detector(build(settings, classes), settings, names, device="cpu", threshold=0.0)
         calm(detector)

@@ -4,6 +4,7 @@ An audit hook notes the programs that the command starts, the addresses that it 
 outside its folder.
 """
 
+import gc
 import os
 import resource
 import signal
@@ -73,6 +74,7 @@ def run(folder: Path, words: Sequence[object], limits: Sequence[tuple[int, int]]
 def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]]) -> NoReturn:
     """The child: limits, the audit hook, the command, and out by `_exit`."""
     code = 99
+    gc.freeze()  # to look through what the parent holds would copy each page of it
     try:
         os.chdir(folder)
         torch.set_num_threads(1)  # a pool of threads does not outlive a fork

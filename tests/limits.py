@@ -1,5 +1,6 @@
 """Run a piece of a test in a child process that may use only so much memory and time."""
 
+import gc
 import os
 import resource
 import signal
@@ -29,6 +30,7 @@ def in_child(do: Callable[[], object], seconds: float = 20, data: int = 4000 * M
     child = os.fork()
     if child == 0:
         code = 1
+        gc.freeze()  # to look through what the parent holds would copy each page of it
         try:
             resource.setrlimit(resource.RLIMIT_DATA, (status("VmData") + data, status("VmData") + data))
             Path("/proc/self/clear_refs").write_text("5")  # the peak starts here

@@ -1,5 +1,6 @@
 """A file of weights of a stranger is refused by a sentence, quickly, in little memory, and asks nobody for anything."""
 
+import json
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from rcnn.config import merge, to_yaml
-from rcnn.presets import settings_of
+from rcnn.detector import Detector
+from rcnn.errors import SettingsError
+from rcnn.presets import build, settings_of
 from rcnn.weights.file import load_weights, save_weights
 from tests.cli.conftest import Outcome
 from tests.commands import BYTES, Ended
@@ -108,6 +111,25 @@ def test_as_many_classes_as_there_are_names_are_not_built(stranger: Callable[...
     file = stranger({}, names=["x"] * 10**6, category_ids=[1] * 10**6)
     outcome = limited(picture.parent, "predict", file, picture)
     assert (outcome.code, outcome.noted) == (4, ""), outcome.said
+
+
+@pytest.mark.parametrize("nms", [0.7, 1.0])
+def test_settings_at_their_bounds_take_seconds(picture: Path, nms: float) -> None:
+    """Every anchor of the finest level goes into NMS, as many as may be come out of it, and all are classified."""
+    bounds = {"pre_test": 4_000_000, "post_test": 10_000, "nms": nms}
+    small = ["model.channels=8", "roi.hidden=8", "model.levels=[2]", "roi.levels=[2]", "anchors.sizes=[[8,16,32]]"]
+    settings = settings_of("tiny-fpn", [*small, "roi.detections=10000", *(f"rpn.{k}={v}" for k, v in bounds.items())])
+    torch.manual_seed(0)
+    file = picture.parent / "slow.safetensors"
+    Detector(build(settings, 2), settings, ("a", "b"), threshold=0.0, device="cpu").save(file)
+    outcome = limited(picture.parent, "predict", file, picture, "--out", "out")
+    assert outcome.code == 0, outcome.said
+    (image,) = json.loads((picture.parent / "out/results.json").read_text())
+    assert len(image["detections"]) > 1000
+    with pytest.raises(SettingsError, match="pre_test"):
+        settings_of("tiny-fpn", ["rpn.pre_test=4000001"])
+    with pytest.raises(SettingsError, match="post_test"):
+        settings_of("tiny-fpn", ["rpn.post_test=10001"])
 
 
 SPARSE = 5_000_000_000

@@ -25,7 +25,7 @@ from rcnn.cli.app import main
 
 tell, memory = stream.tell, {}
 def told(name, counts, count, begun):
-    if count in (200, 2000):
+    if count in (100, 700):
         status = Path("/proc/self/status").read_text()
         memory[count] = int(status.split("VmRSS:")[1].split()[0])
     tell(name, counts, count, begun)
@@ -33,17 +33,18 @@ stream.tell = told
 try:
     main(sys.argv[1:])
 finally:
-    print(memory[200], memory[2000])
+    print(memory[100], memory[700])
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
 def test_memory_does_not_grow_with_the_number_of_images(weights: Path, tmp_path: Path) -> None:
+    """Not even by what one image in two takes up, 6 kB."""
     rng = np.random.default_rng(0)
     (tmp_path / "photos").mkdir()
     Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(tmp_path / "photos/0000.png")
-    for number in range(1, 2000):
+    for number in range(1, 700):
         os.link(tmp_path / "photos/0000.png", tmp_path / f"photos/{number:04}.png")
     words = ["predict", str(weights), "photos", "--out", "out", "--format", "drawn,json,yolo", "--score", "0.3"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
@@ -52,8 +53,8 @@ def test_memory_does_not_grow_with_the_number_of_images(weights: Path, tmp_path:
     )
     assert done.returncode == 0, done.stderr
     early, late = map(int, done.stdout.splitlines()[-1].split())
-    assert late <= 1.03 * early
-    assert len(list((tmp_path / "out").rglob("*.png"))) == 2000
+    assert late <= early + 600 * 3
+    assert len(list((tmp_path / "out").rglob("*.png"))) == 700
 
 
 def test_twenty_threads_on_one_detector_get_what_one_gets(weights: Path) -> None:
@@ -75,6 +76,7 @@ AS_TORCHVISION = [
 ]
 SMALL_DISK = """
 import json, os, subprocess, sys
+import rcnn.cli.data, rcnn.cli.writers, rcnn.exchange.detectors, rcnn.training.train  # once for all children
 from rcnn.cli.app import main
 
 for name, kilobytes, words in json.loads(sys.argv[1]):

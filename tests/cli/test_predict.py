@@ -104,6 +104,14 @@ def test_image_ids_come_from_a_coco_file(run: Run, data: Path, weights: Path, tm
     assert "5.jpg: not among the images of" in missing.err
 
 
+def test_image_ids_nested_without_end_are_a_sentence(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    (tmp_path / "ids.json").write_text("[" * 100_000)
+    ended = run("predict", weights, data / "JPEGImages/2.jpg", "--images", tmp_path / "ids.json")
+    assert ended.code == 3
+    assert "ids.json: can't be read as a COCO json with `images`" in ended.err
+    assert "Traceback" not in ended.err
+
+
 def test_images_of_one_name_do_not_overwrite_each_other(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()

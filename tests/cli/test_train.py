@@ -5,8 +5,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from rcnn.data.loader import Loader
 
 from .conftest import SMALL, Outcome
 
@@ -40,6 +43,27 @@ def test_a_run_ends_with_weights_that_val_takes(run: Run, data: Path, tmp_path: 
     assert again["settings"]["train"]["batch"] == 2
     resumed = run("train", "--resume", tmp_path / "runs/try-1")
     assert resumed.code == 0, resumed.err
+
+
+def test_a_run_is_resumed_with_another_number_of_loader_processes(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But with no other setting changed."""
+    words = ["train", data, "--epochs", 2, "--batch", 2, "--out", tmp_path / "runs", *SMALL[:-1], "--workers", 1]
+    folder = Path(run(*words, "--json").json()["folder"])
+    given: list[int] = []
+    build = Loader.__init__
+
+    def noted(self: Loader, dataset: Any, settings: Any, **options: Any) -> None:
+        given.append(settings.data.workers)
+        build(self, dataset, settings, **options)
+
+    monkeypatch.setattr(Loader, "__init__", noted)
+    resumed = run("train", "--resume", folder, "--workers", 0)
+    assert resumed.code == 0, resumed.err
+    assert set(given) == {0}
+    refused = run("train", "--resume", folder, "--workers", 0, "--batch", 4)
+    assert (refused.code, "leave out DATA and other settings (but --workers)" in refused.err) == (2, True)
 
 
 def test_dry_run_of_a_resumed_run_shows_its_own_settings(run: Run, data: Path, tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
 """Annotations that would hang a reader or fill the memory, names that can't be written, things that are no files."""
 
+import contextlib
 import json
 import os
+import resource
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from rcnn.config import Data
+from rcnn.data import pixels
 from rcnn.data.check import DataReport, check
 from rcnn.data.find import find_layout, open_dataset
 from rcnn.errors import DataError
@@ -71,6 +76,36 @@ def test_unknown_classes_in_300000_rows_do_not_list_the_classes_each_time(tmp_pa
     root = sets.yolo(tmp_path / "d", {"train": {"a": "6000 .5 .5 .1 .1\n" * 300_000}}, f"[{names}]")
     said = "class 6000 is not among the classes 0 to 4999"
     in_child(checked(root, said, "and 299,000 more faults of this image that are fatal", most=1100), data=1000 * MB)
+
+
+def test_a_label_file_of_4000000_rows_is_refused_by_their_number(tmp_path: Path) -> None:
+    root = sets.yolo(tmp_path / "d", {"train": {"a": "1\n" * 4_000_000, "b": ROW}})
+    said = "a.txt:300001: the labels go on here; of an image, 300,000 lines are read [fatal]"
+    in_child(checked(root, said), seconds=5, data=500 * MB, resident=200 * MB)
+
+
+def test_images_are_not_called_faulty_when_there_are_no_file_handles_left(tmp_path: Path) -> None:
+    root = sets.yolo(tmp_path / "d", {"train": {str(number): ROW for number in range(50)}})
+
+    Image.init()  # a format that can't be imported now would not be recognised
+
+    def do() -> None:
+        decode = pixels.verify_image
+        held: list[object] = []
+
+        def without_handles(*arguments: Any, **options: Any) -> object:
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(open(os.devnull))  # noqa: SIM115
+            return decode(*arguments, **options)
+
+        pixels.verify_image = without_handles
+        resource.setrlimit(resource.RLIMIT_NOFILE, (64 + len(os.listdir("/dev/fd")),) * 2)
+        with pytest.raises(OSError, match=r"Too many open files; `ulimit -n` sets the limit.*\.jpg"):
+            check(root, Data())
+        held.clear()
+
+    in_child(do)
 
 
 def test_thousands_of_categories_and_faulty_annotations_are_read_in_seconds(tmp_path: Path) -> None:

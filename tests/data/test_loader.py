@@ -19,7 +19,7 @@ from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset, Record
 from rcnn.data.find import open_dataset
 from rcnn.data.loader import Item, Loader, _Reader, stable_seed
-from rcnn.errors import DataError, ImageError
+from rcnn.errors import DataError
 from rcnn.preprocess.batch import Preprocessor
 from tests.data import sets
 
@@ -324,11 +324,8 @@ def test_handles_that_are_used_up_are_no_fault_of_an_image(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     def fail(*_: object, **__: object) -> None:
-        try:
-            raise OSError(errno.EMFILE, "Too many open files")
-        except OSError as error:
-            raise ImageError(f"a.jpg: {error}") from None
+        raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("rcnn.data.loader.read_image", fail)
+    monkeypatch.setattr("rcnn.preprocess.decode._open", fail)
     with pytest.raises(OSError, match="Too many open files"):
         load(dataset, workers=workers)

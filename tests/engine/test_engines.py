@@ -257,7 +257,7 @@ def test_a_missing_package_is_named(
 ) -> None:
     monkeypatch.setitem(sys.modules, missing, None)
     extra = "openvino" if suffix == "xml" else "onnx"
-    with pytest.raises(UnavailableError, match=rf"the package {missing} .* get it by: pip install 'rcnn\[{extra}\]'$"):
+    with pytest.raises(UnavailableError, match=rf"the package {missing}, .* get it by: pip install 'rcnn\[{extra}\]'$"):
         rcnn.load(files[suffix])
 
 

@@ -20,12 +20,15 @@ from typing import NamedTuple
 os.environ.update(RCNN_OFFLINE="1", NO_COLOR="1", COLUMNS="200", MPLBACKEND="agg")
 
 import torch
+from PIL import Image
 
 import rcnn.cli.data
+import rcnn.cli.writers
 import rcnn.data.check
 import rcnn.data.convert
 import rcnn.exchange.detectors
 import rcnn.exchange.kinds
+import rcnn.exchange.zoo
 import rcnn.insight.plots
 import rcnn.training.train  # noqa: F401  # a child finds everything imported
 from tests.commands import BYTES, OWN, Ended, run
@@ -49,6 +52,7 @@ class Failure(NamedTuple):
 def fuzz(kind: str, numbers: Sequence[int], seed: int, root: Path, *, sound: bool = False) -> Iterator[Failure]:
     """The failures among some mutants of a kind; `sound` files must be read."""
     values = strange_values(200)
+    Image.init()  # loads Pillow's formats, which each child would do again
     for number in numbers:
         folder = root / f"{kind.replace(' ', '-')}-{number}"
         folder.mkdir()

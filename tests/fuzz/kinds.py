@@ -4,8 +4,10 @@ import contextlib
 import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from random import Random
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,6 +37,11 @@ OVERRIDES = (
         "train.init=none",
     ),
 )
+RUN_OVERRIDES = (*OVERRIDES, "train.epochs=1", "train.ema=null", "train.device=cpu")
+ROW = {"epoch": 1, "step": 1, "lr": 0.1, "train_loss": 1.0, "ap": 0.1, "seconds": 1.0}
+LOG = "begun\n"
+RUN_LENGTHS = {"metrics.jsonl": len(json.dumps(ROW)) + 1, "log.txt": len(LOG)}
+"""A run of one epoch: its settings, its row, its log, and how long both are."""
 NAMES = ("circle", "square")
 SIDE = 40
 FORMATS = ("jpg", "png", "bmp", "gif", "tif", "webp", "ppm", "avif", "jp2", "npy")
@@ -146,14 +153,14 @@ def config(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mut
     return Mutant(("train", "data", "--config", "config.yaml", "--dry-run"), (0, 2, 3, 4))
 
 
-def detector_bytes(folder: Path) -> bytes:
+@cache
+def detector_bytes() -> bytes:
     settings = settings_of("tiny-fpn", OVERRIDES)
     torch.manual_seed(0)
-    path = folder / "sound.safetensors"
-    Detector(build(settings, len(NAMES)), settings, NAMES, device="cpu").save(path)
-    data = path.read_bytes()
-    path.unlink()
-    return data
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "sound.safetensors")
+        Detector(build(settings, len(NAMES)), settings, NAMES, device="cpu").save(path)
+        return path.read_bytes()
 
 
 def resave(
@@ -179,7 +186,7 @@ def join_header(header: Any, tensors: bytes) -> bytes:
 
 def safetensors(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
     """Damaged bytes, a strange header, or settings that a stranger wrote with a right checksum."""
-    data, path = detector_bytes(folder), folder / "model.safetensors"
+    data, path = detector_bytes(), folder / "model.safetensors"
     header, tensors = split_header(data)
     if number % 3 == 0:
         write(path, mutate(data, rng))
@@ -232,38 +239,46 @@ def exported(folder: Path, name: str, rng: Random) -> Mutant:
     return Mutant(words, (0, 1, 4))
 
 
+@cache
+def run_weights() -> dict[str, bytes]:
+    """Relative name -> content of the weights of a finished run."""
+    settings = settings_of("tiny-fpn", RUN_OVERRIDES)
+    model = build(settings, len(NAMES))
+    engine = Engine(model, model, torch.optim.SGD(model.parameters(), 0.1), None, settings.train, None, 1, str)  # type: ignore[arg-type]
+    with TemporaryDirectory() as folder:
+        save(Path(folder), engine, Progress(step=1, epoch=1, best_ap=0.1, best_epoch=1), RUN_LENGTHS)
+        Detector(model, settings, NAMES, device="cpu").save(Path(folder, "detector.safetensors"))
+        detector, checkpoint = (Path(folder, f"{name}.safetensors").read_bytes() for name in ("detector", "step-1"))
+    return {
+        "weights/best.safetensors": detector,
+        "weights/last.safetensors": detector,
+        "checkpoints/step-1.safetensors": checkpoint,
+    }
+
+
 def run_folder(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
     """One damaged file of a finished run that is to be resumed."""
-    settings = settings_of("tiny-fpn", [*OVERRIDES, "train.epochs=1", "train.ema=null", "train.device=cpu"])
+    settings = settings_of("tiny-fpn", RUN_OVERRIDES)
     yolo_set(folder)
     run = folder / "runs/data-1"
-    row = {"epoch": 1, "step": 1, "lr": 0.1, "train_loss": 1.0, "ap": 0.1, "seconds": 1.0}
     files = {
         "config.yaml": to_yaml(settings).replace("path: null", f"path: {folder / 'data'}"),
-        "metrics.jsonl": json.dumps(row) + "\n",
-        "log.txt": "begun\n",
+        "metrics.jsonl": json.dumps(ROW) + "\n",
+        "log.txt": LOG,
         "train.txt": "images/0.png\nimages/1.png\n",
         "val.txt": "images/0.png\nimages/1.png\n",
         "classes.txt": "".join(f"{name}\n" for name in NAMES),
     }
-    for name, text in files.items():
-        write(run / name, text)
-    model = build(settings, len(NAMES))
-    engine = Engine(model, model, torch.optim.SGD(model.parameters(), 0.1), None, settings.train, None, 1, str)  # type: ignore[arg-type]
-    (run / "checkpoints").mkdir()
-    (run / "weights").mkdir()
+    for name, content in (files | run_weights()).items():
+        write(run / name, content)
     (run / "plots").mkdir()
-    lengths = {name: len(files[name]) for name in ("metrics.jsonl", "log.txt")}
-    save(run / "checkpoints", engine, Progress(step=1, epoch=1, best_ap=0.1, best_epoch=1), lengths)
-    for name in ("best", "last"):
-        Detector(model, settings, NAMES, device="cpu").save(run / f"weights/{name}.safetensors")
     targets = [*files, "checkpoints/step-1.safetensors", "weights/best.safetensors"]
     target = run / targets[number % len(targets)]
     if target.suffix == ".safetensors" and rng.random() < 0.5:
         tensors, entry = load_weights(target)
         resave(target, tensors, entry, values, rng)
     elif target.suffix == ".jsonl" and rng.random() < 0.5:
-        write(target, json.dumps(mutate_tree(row, values, rng)) + "\n")
+        write(target, json.dumps(mutate_tree(ROW, values, rng)) + "\n")
     else:
         damage(target, rng)
     return Mutant(("train", "--resume", "runs/data-1"), (0, 1, 2, 3, 4))
@@ -321,7 +336,7 @@ def mat(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant
 
 def proposing(folder: Path, name: str) -> Mutant:
     list(images(folder / "photos"))
-    write(folder / "model.safetensors", detector_bytes(folder))
+    write(folder / "model.safetensors", detector_bytes())
     words = ("predict", "model.safetensors", "photos", "--proposals", name, "--out", "out")
     return Mutant(words, (0, 3))
 
@@ -342,7 +357,7 @@ def image(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Muta
     damage(target, rng)
     if number % 2:
         return Mutant(("data", "check", "data"), (0, 3))
-    write(folder / "model.safetensors", detector_bytes(folder))
+    write(folder / "model.safetensors", detector_bytes())
     return Mutant(("predict", "model.safetensors", "data/images", "--out", "out"), (0, 3))
 
 

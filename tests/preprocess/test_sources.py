@@ -62,3 +62,19 @@ def test_a_whole_disk_is_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         (tmp_path / f"{number}.c").touch()
     with pytest.raises(ImageError, match="there are 1 images among the first 151 files and folders; give a folder of"):
         files(tmp_path)
+
+
+def test_a_whole_disk_is_not_walked_for_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a link leads in a circle; images in great numbers are no disk, nor is what a glob does not look at."""
+    monkeypatch.setattr("rcnn.preprocess.sources.MOST_OTHERS", 100)
+    make(tmp_path, *(f"disk/{number // 10}/{number}.txt" for number in range(200)), "disk/a.png")
+    make(tmp_path, *(f"photos/{number // 10}/{number}.png" for number in range(200)))
+    make(tmp_path, *(f"photos/.hidden/{number}.txt" for number in range(10)))
+    (tmp_path / "round/deep").mkdir(parents=True)
+    make(tmp_path, "round/a.png", *(f"round/deep/{number}.txt" for number in range(60)))
+    (tmp_path / "round/deep/again").symlink_to(tmp_path / "round")
+    for pattern in ("disk/**", "d*/**/*.png", "**/a.png", "round/**/*.png"):
+        with pytest.raises(ImageError, match=r"images among the first .* give a folder of images"):
+            files(f"{tmp_path}/{pattern}")
+    assert len(files(f"{tmp_path}/p*/**/*.png")) == 200
+    assert files(f"{tmp_path}/disk/*.png") == [tmp_path / "disk/a.png"]

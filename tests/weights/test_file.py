@@ -12,10 +12,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 
 from rcnn.errors import WeightsError
 from rcnn.weights.file import atomic_write, is_detector, load_weights, save_weights, to_half
+from tests.limits import MB, in_child
 
 TENSORS = {
     "b.weight": torch.arange(24.0).reshape(1, 2, 3, 4).to(memory_format=torch.channels_last),
@@ -48,6 +49,24 @@ def test_two_saves_are_byte_identical_whatever_the_order(path: Path, tmp_path: P
     save_weights(tmp_path / "again.safetensors", turned, dict(reversed(METADATA.items())))
     assert (tmp_path / "again.safetensors").read_bytes() == path.read_bytes()
     assert sorted(os.listdir(tmp_path)) == ["again.safetensors", "w.safetensors"]
+
+
+def test_bytes_are_those_that_the_library_of_the_format_writes(tmp_path: Path):
+    tensors = {"\u00fc.w": torch.rand(3, 2), "a.f": torch.ones(3), "count": torch.tensor(7), "b": torch.ones(3) > 0}
+    tensors |= {"turned": torch.rand(2, 3, 4, 5).to(memory_format=torch.channels_last), "half": torch.ones(3).half()}
+    tensors |= {"view": tensors["a.f"][1:], "empty": torch.zeros(0, 4), "again": tensors["a.f"]}
+    save_weights(tmp_path / "w.safetensors", tensors, METADATA)
+    written = (tmp_path / "w.safetensors").read_bytes()
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        header = file.metadata()
+    plain = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+    assert written == save(plain, header)
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="memory is measured by Linux's /proc")
+def test_tensors_are_written_without_a_copy(tmp_path: Path):
+    tensors = {str(number): torch.ones(25_000_000) for number in range(2)}
+    in_child(lambda: save_weights(tmp_path / "w.safetensors", tensors, {}), resident=20 * MB)
 
 
 def test_header_has_one_entry_of_sorted_json(path: Path):

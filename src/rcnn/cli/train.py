@@ -62,7 +62,7 @@ def train(
     values = (epochs, batch, lr, seed, device, init, workers, on_fault)
     options: dict[str, Any] = {key: value for key, value in zip(OPTIONS, values, strict=True) if value is not None}
     if resume is not None:
-        check_resume(resume, [data, config, model, *changes, *options])
+        check_resume(resume, [data, config, model, *changes, *(key for key in options if key != "workers")])
         config = resume / "config.yaml" if dry_run else None
     if config is not None and model is not None:
         raise SettingsError("--config names the model already; leave --model out")
@@ -84,13 +84,15 @@ def train(
 
 
 def check_resume(folder: Path, others: Sequence[object]) -> None:
-    """Check that there is a run to continue, and that no other settings are given.
+    """Check that there is a run to continue, and that no settings are given that would change it.
 
     Raises:
         SettingsError: the folder holds no run, or there are other settings.
     """
     if any(other is not None for other in others):
-        raise SettingsError("--resume continues with the settings of its run; leave out DATA and other settings")
+        raise SettingsError(
+            "--resume continues with the settings of its run; leave out DATA and other settings (but --workers)"
+        )
     if not (folder / "config.yaml").is_file():
         raise SettingsError(f"{folder}: no run folder (there is no config.yaml in it)")
 

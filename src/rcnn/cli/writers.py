@@ -1,6 +1,7 @@
 """Write results as they come, one writer per format. Memory does not grow with the number of images."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -9,6 +10,7 @@ from fileinput import FileInput
 from pathlib import Path
 from typing import Any
 
+from rcnn.config.files import LONGEST_NAME
 from rcnn.data.folders import write_text
 from rcnn.data.yolo_yaml import yaml_text
 from rcnn.result import Result
@@ -94,7 +96,7 @@ def _drawn(target: Target) -> AbstractContextManager[Write]:
     """Write images with their boxes drawn."""
     return _file_per_image(
         target.folder / "drawn",
-        lambda image: image if image.suffix.lower() in DRAWABLE else image.with_name(image.name + ".png"),
+        lambda image: image if image.suffix.lower() in DRAWABLE else longer(image, ".png"),
         lambda result, path: result.draw().save(path),
     )
 
@@ -141,4 +143,12 @@ def shared_stems(images: Iterable[Path]) -> set[Path]:
 
 def label_name(image: Path, suffix: str, shared: Collection[Path]) -> Path:
     """Return the name of an image's labels: the suffix replaces the image's, or follows it if the stem is shared."""
-    return image.with_name(image.name + suffix) if image.with_suffix("") in shared else image.with_suffix(suffix)
+    return longer(image, suffix) if image.with_suffix("") in shared else image.with_suffix(suffix)
+
+
+def longer(image: Path, suffix: str) -> Path:
+    """Return the name with a second suffix; letters before the first one give way where it would be too long."""
+    stem = image.stem
+    while len(os.fsencode(f"{stem}{image.suffix}{suffix}")) > LONGEST_NAME:
+        stem = stem[:-1]
+    return image.with_name(f"{stem}{image.suffix}{suffix}")

@@ -40,7 +40,7 @@ def check_regular(path: str | Path, most: int | None = None) -> os.stat_result:
 
 def unfit_name(name: str) -> str | None:
     """Return why a name can't be written into files of other formats; None if it can."""
-    if name.isprintable() and len(name) <= LONGEST_NAME:
+    if name.isprintable() and 4 * len(name) <= LONGEST_NAME:  # a letter has four bytes at most
         return None
     try:
         length = len(name.encode())

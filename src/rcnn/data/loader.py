@@ -173,7 +173,7 @@ def lost_worker(error: Exception) -> str | None:
         return text
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
         limit = "`ulimit -n` sets the limit" if error.errno == errno.EMFILE else "the system has no more"
-        what = f"the loader processes (data.workers) need more than there is: {error.strerror} ({limit})"
+        what = f"the loader processes (data.workers) need more than there is: {os.strerror(error.errno)} ({limit})"
     elif "shared memory" in text or "No space left on device" in text:
         what = f"the loader processes (data.workers) need more room in /dev/shm, as docker's --shm-size gives: {text}"
     elif text.startswith("DataLoader worker"):
@@ -242,8 +242,6 @@ class _Reader(torch.utils.data.Dataset[Item | bytes | Exception]):
         try:
             loaded = [self._load(i, seed) for i, seed in zip(real, seeds, strict=True)]
         except ImageError as error:
-            if isinstance(error.__context__, OSError) and error.__context__.errno in (errno.EMFILE, errno.ENFILE):
-                raise error.__context__ from None  # the image may be sound
             return DataError(str(error))
         bucket = self.preprocessor.bucket(self.records[example].size)
         sizes = [record.size for record in records]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.config.files import MB, check_regular
+from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import LISTED, Draft, Layout, Reading, numbered, relative_name, unknown_class
 from rcnn.data.folders import Folder, Folders, copy_images, read_lines, walk, write_text
@@ -19,6 +19,9 @@ from rcnn.preprocess.sources import is_image
 
 LARGEST_LABELS = 8 * MB
 """Bytes of a label file."""
+
+MOST_ROWS = 300_000
+"""Lines of a label file."""
 
 _LONGEST_ROW = 1000
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
@@ -175,6 +178,9 @@ def _label_lines(entry: _Entry, draft: Draft, folders: Folders) -> list[_Line]:
     if fits[0] != wanted:
         draft.mendable(file, f"names differ in case, taken to be the same: {fits[0]}, {entry.path.name}")
     try:
+        if read_text(file, LARGEST_LABELS).count("\n") > MOST_ROWS:
+            draft.fatal(f"{file}:{MOST_ROWS + 1}", f"the labels go on here; of an image, {MOST_ROWS:,} lines are read")
+            return []
         rows = read_lines(file, LARGEST_LABELS)
         return [_Line(draft, f"{file}:{number}", text.split()) for number, text in rows]
     except UnicodeDecodeError:

@@ -100,9 +100,8 @@ def to_onnx(model: FasterRCNN, size: Size | None = None) -> Any:
 
     Raises:
         SettingsError: as for `check_size`.
-        UnavailableError: onnx or onnxscript is not installed.
+        UnavailableError: onnxscript is not installed.
     """
-    packages.onnx()
     packages.onnxscript()
     graph = Graph(model)
     with warnings.catch_warnings():  # of packages to one another

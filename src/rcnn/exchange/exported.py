@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 import numpy as np
 
 from rcnn.detector import Detector
-from rcnn.engine import export
+from rcnn.engine import export, packages
 from rcnn.engine.eager import Eager
 from rcnn.engine.metadata import entries
 from rcnn.engine.parity import PIXELS, SCORE, Parity, compare
@@ -47,14 +47,17 @@ def write(
         UnavailableError: a package is not installed.
         ExportError: file and detector disagree.
     """
+    openvino = path.suffix == ".xml"
     reference = Eager(detector.model, detector.device)
+    for package in (packages.onnx, packages.onnxscript, packages.openvino if openvino else packages.onnxruntime):
+        package()  # what is missing is told before long work starts
     with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         onnx = Path(folder, "trial.onnx")
         tell("tracing the network and translating it to ONNX")
         program = export.to_onnx(detector.model, size)
         export.save_onnx(program, onnx, entries(detector, size))
         save, trial = partial(export.save_onnx, program), onnx
-        if path.suffix == ".xml":
+        if openvino:
             tell("converting it for OpenVINO")
             save, trial = partial(export.save_openvino, export.to_openvino(onnx)), Path(folder, "trial.xml")
             save(trial, entries(detector, size))

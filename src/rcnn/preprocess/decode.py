@@ -1,5 +1,7 @@
 """Decode image files of any mode that Pillow opens to (H, W, C) uint8 arrays, with EXIF rotation applied."""
 
+import errno
+import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -80,6 +82,7 @@ def read_image(
 
     Raises:
         ImageError: the file is missing, empty, truncated, no image, over `max_pixels`, or has other channels.
+        OSError: there are no file handles left, as in all that reads images here.
     """
     path = Path(path)
     with _named(path):
@@ -225,6 +228,11 @@ def _named(path: Path) -> Iterator[None]:
         raise ImageError(f"{path}: {_not_an_image(path)}") from None
     except MemoryError:
         raise ImageError(f"{path}: the image does not fit into the memory") from None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE):  # the image may be sound
+            limit = "`ulimit -n` sets the limit" if error.errno == errno.EMFILE else "the system has no more"
+            raise OSError(error.errno, f"{os.strerror(error.errno)}; {limit}", str(path)) from None
+        raise ImageError(f"{path}: the image can't be read: {error}") from None
     except Exception as error:  # Pillow's decoders raise almost anything for damaged files
         raise ImageError(f"{path}: the image can't be read: {error or type(error).__name__}") from None
 

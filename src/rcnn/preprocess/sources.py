@@ -49,6 +49,7 @@ def files(source: str | Path) -> list[Path]:
     if os.path.isfile(path):  # unlike Path's method, no error for a name that is too long
         return [path]
     base = base_of(source)
+    _check_glob(path)
     named = [path] if os.path.isdir(path) else sorted(Path(name) for name in glob(str(source), recursive=True))
     if not named:
         raise ImageError(f"{source}: no such file, folder or glob")
@@ -74,14 +75,29 @@ def _no_picture(source: str) -> str | None:
     return None
 
 
-def _below(top: Path) -> Iterator[Path]:
-    """Yield the images below a folder.
+def _check_glob(pattern: Path) -> None:
+    """Check that `**` in a glob does not stand for a whole disk, by a search that ends in time.
+
+    Raises:
+        ImageError: there are many more other files than images where it would search.
+    """
+    if "**" in pattern.parts and not pattern.is_dir():
+        before = Path(*pattern.parts[: pattern.parts.index("**")])
+        for top in glob(str(before)):
+            for _ in _below(Path(top), like_glob=True):
+                pass
+
+
+def _below(top: Path, *, like_glob: bool = False) -> Iterator[Path]:
+    """Yield the images below a folder; `like_glob` follows links to folders and leaves out what begins with a dot.
 
     Raises:
         ImageError: there are many more other files than images, as on a whole disk.
     """
     images = others = 0
-    for folder, below, names in os.walk(top):
+    for folder, below, names in os.walk(top, followlinks=like_glob):
+        if like_glob:
+            below[:] = [name for name in below if not name.startswith(".")]
         inner = [name for name in names if is_image(name)]
         images, others = images + len(inner), others + len(below) + len(names)
         try:

@@ -94,7 +94,7 @@ def train(
         config: a `config.yaml`, which repeats its run. None: the preset `model`.
         model: name of a preset, or timm/NAME.
         overrides: `section.key=value` texts laid over the settings.
-        resume: run folder to resume, with its own settings; everything else but `quiet` and `recorders` is ignored.
+        resume: run folder to resume, with its own settings; all else but `quiet`, `recorders` and `workers` is ignored.
         name: the run folder is `runs/name-N`. None: the name of the data.
         runs: folder of run folders.
         quiet: print nothing.
@@ -110,7 +110,7 @@ def train(
     """
     check_name(name)
     resumed = RunFolder(resume) if resume is not None else None
-    settings = _settings_of_run(resumed) if resumed else choose_settings(data, config, model, overrides, options)
+    settings = _settings_of(resumed, options) if resumed else choose_settings(data, config, model, overrides, options)
     with team(settings.train.device, settings.train.batch) as crew:
         console = Console() if crew.writer and not quiet else None
         train_set, val_set = _read_splits(settings, console)
@@ -162,8 +162,8 @@ def choose_settings(
     return settings
 
 
-def _settings_of_run(folder: RunFolder) -> Settings:
-    """The settings of a run that is resumed.
+def _settings_of(folder: RunFolder, options: Mapping[str, object]) -> Settings:
+    """The settings of a run that is resumed. Of the options, `workers` counts.
 
     Raises:
         SettingsError: it has no checkpoint; the message says what to do instead.
@@ -177,7 +177,7 @@ def _settings_of_run(folder: RunFolder) -> Settings:
     settings = read(folder.config)
     if settings.data.path is None:
         raise SettingsError(f"{folder.config}: `data.path` is missing, so nothing says what to train on; put it back")
-    return settings
+    return override(settings, {"data": {key: value for key, value in options.items() if key == "workers"}})
 
 
 def _read_splits(settings: Settings, console: Console | None) -> tuple[Dataset, Dataset]:
@@ -328,6 +328,9 @@ def _score_best(session: Session) -> tuple[Detector, Metrics]:
     """The best weights, loaded from the disk, and their scores."""
     session.run.team.gather(None)  # the writer has written `best` before anyone reads it
     best = Detector.load(session.run.folder.weights / "best.safetensors", session.run.team.device)
+    workers = session.settings.data.workers
+    if workers != best.settings.data.workers:  # the run was resumed with fewer
+        best = best.with_settings({"data": {"workers": workers}})
     return best, validate(session, best)
 
 

@@ -8,12 +8,12 @@ import json
 import os
 import threading
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import Tensor
@@ -37,6 +37,7 @@ _TYPES = {
 }
 """Names in a header of safetensors -> dtypes."""
 
+_NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _LONGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
 
@@ -53,12 +54,12 @@ _KINDS = (
 """How files begin that are taken for weights, in lower case where they are text, and what they are."""
 
 
-def atomic_write(path: str | Path, data: bytes, *, shared: bool = False) -> None:
+def atomic_write(path: str | Path, data: bytes | Iterable[bytes | memoryview], *, shared: bool = False) -> None:
     """Replace `path` by `data` in one step: a reader, even after a power failure, finds the old file or the new one.
 
     Args:
         path: the file.
-        data: its new content.
+        data: its new content, whole or in parts.
         shared: whether others may write the same file at the same time. The temporary file of a killed writer then
             remains; otherwise the next write removes it.
 
@@ -70,7 +71,7 @@ def atomic_write(path: str | Path, data: bytes, *, shared: bool = False) -> None
     temporary = path.with_name(f".{path.name}{writer}.tmp")
     try:
         with temporary.open("wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
@@ -98,12 +99,20 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     Raises:
         OSError: as `atomic_write`.
     """
-    plain = {
-        name: tensors[name].detach().cpu().clone(memory_format=torch.contiguous_format) for name in sorted(tensors)
-    }
+    plain = {name: tensors[name].detach().cpu().contiguous() for name in tensors}
     entry = {**metadata, "format": FORMAT}
     entry["sha256"] = _digest(plain, entry)
-    atomic_write(path, safetensors.torch.save(plain, {ENTRY: _json(entry)}))
+    names = sorted(plain, key=lambda name: (-plain[name].itemsize, name))  # so that each begins at a multiple of it
+    ends = list(accumulate(plain[name].nbytes for name in names))
+    header: dict[str, Any] = {"__metadata__": {ENTRY: _json(entry)}}
+    for name, end in zip(names, ends, strict=True):
+        tensor = plain[name]
+        place = [end - tensor.nbytes, end]
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    # Tensors are written from where they are: safetensors' own `save` copies them all, three times.
+    atomic_write(path, chain((len(text).to_bytes(8, "little") + text,), (_bytes(plain[name]) for name in names)))
 
 
 @contextmanager
@@ -232,7 +241,7 @@ def _read(path: str | Path, described: Mapping[str, tuple[Tensor, int]], start: 
         for name, (like, place) in described.items():
             tensor = tensors[name] = torch.empty_like(like, device="cpu")
             file.seek(start + place)
-            if file.readinto(tensor.reshape(-1).view(torch.uint8).numpy().data) != tensor.nbytes:
+            if file.readinto(_bytes(tensor)) != tensor.nbytes:
                 raise ValueError(f"the tensor `{name}` ends early")
         return tensors
 
@@ -289,5 +298,10 @@ def _digest(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensor))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, where they are."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
