@@ -7,7 +7,7 @@ from PIL import Image
 
 from rcnn.config import override
 from rcnn.detector import Detector
-from rcnn.engine.eager import choose_device
+from rcnn.engine.eager import choose_device, folded
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, WeightsError
 from rcnn.metrics.overlap import box_iou
 from rcnn.presets import build, settings_of
@@ -71,6 +71,22 @@ def test_other_settings_leave_everything_else_as_it_is(detector: Detector, folde
     np.testing.assert_allclose(again.boxes, expected.boxes, atol=1e-3)
     with pytest.raises(SettingsError, match=r"^roi.hidden=17: the weights are made for other layers"):
         before.with_settings(["roi.hidden=17"])
+
+
+def test_bf16_is_asked_for_and_its_boxes_scores_and_features_are_float32(detector: Detector, folder: Path) -> None:
+    half = detector.with_settings(["predict.precision=bf16"])
+    assert (half.engine.precision, detector.engine.precision) == ("bf16", "float32")
+    (exact,), (rounded,) = (one.predict(folder / "0.png", features=True) for one in (detector, half))
+    for found in (exact, rounded):
+        assert found.features is not None
+        assert {part.dtype for part in (found.boxes, found.scores, found.features)} == {np.dtype(np.float32)}
+    assert 0 < np.abs(rounded.scores - exact.scores).max() < 0.01
+    # The default is the network as it is, to the last bit.
+    picture = detector.preprocessor.resize(np.asarray(Image.open(folder / "0.png")))
+    batch = detector.preprocessor.collate([picture], [SIZES[0]])
+    with torch.inference_mode():
+        plain = folded(detector.model).to(memory_format=torch.channels_last)(batch)  # type: ignore[call-overload]
+    assert torch.equal(plain.scores[plain.valid], torch.from_numpy(exact.scores))
 
 
 def test_16_bit_images_in_memory_are_read_as_those_in_files_are(detector: Detector, tmp_path: Path) -> None:

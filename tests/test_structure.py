@@ -51,6 +51,7 @@ MAY_IMPORT = {
     "data": DATA,
     "insight": {"metrics"} | DETECTOR | DATA,
     "evaluate": {"metrics"} | DETECTOR | DATA,
+    "benchmark": {"evaluate"} | DETECTOR | DATA,
     "training": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
     "paper": {"evaluate", "metrics", "insight", "training"} | DETECTOR | DATA,
 }

@@ -14,7 +14,7 @@ from rcnn.cli.app import app
 from .conftest import SMALL, Outcome
 
 Run = Callable[..., Outcome]
-ELSEWHERE = {"demo": "test_demo.py", "paper": "../paper/test_conduct.py"}
+ELSEWHERE = {"benchmark": "test_benchmark.py", "demo": "test_demo.py", "paper": "../paper/test_conduct.py"}
 """Commands whose --json takes a training of its own, and the test that has it."""
 
 
@@ -131,6 +131,13 @@ FAULTS: dict[str, tuple[int, list[str]]] = {
     "export: no image": (3, ["export", "{weights}", "--images=nowhere", "--out=a.onnx"]),
     "export: a setting": (2, ["export", "{weights}", "rpn.nsm=1"]),
     "export: what Caffe can't hold": (4, ["export", "{weights}", "--format=caffe"]),
+    "benchmark: no weights": (4, ["benchmark", "nowhere.safetensors"]),
+    "benchmark: no file": (4, ["benchmark", "{weights}", "nowhere.onnx"]),
+    "benchmark: no exported file": (4, ["benchmark", "{weights}", "{weights}"]),
+    "benchmark: no data": (3, ["benchmark", "{weights}", "--data=nowhere"]),
+    "benchmark: a size": (2, ["benchmark", "{weights}", "--size=100x96"]),
+    "benchmark: no size": (2, ["benchmark", "{weights}", "--size=large"]),
+    "benchmark: batches": (2, ["benchmark", "{weights}", "--batch=1,many"]),
     "paper: a setting": (2, ["paper", "lambda", "{data}", "rpn.nsm=1"]),
     "paper: no data": (3, ["paper", "lambda", "nowhere"]),
     "data check: a setting": (2, ["data", "check", "{data}", "data.pth=1"]),

@@ -53,6 +53,13 @@ def test_json_is_one_document(run: Run, data: Path, weights: Path, tmp_path: Pat
     assert "1 image," in outcome.err
 
 
+def test_bf16_is_a_setting(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    words = ("predict", weights, data / "JPEGImages/0.jpg", "--json", "--format=json", "--out", tmp_path / "o")
+    (exact,), (rounded,) = (run(*words, *more).json() for more in ([], ["predict.precision=bf16"]))
+    assert exact["detections"] != rounded["detections"]
+    assert exact["detections"][0]["score"] == pytest.approx(rounded["detections"][0]["score"], abs=0.01)
+
+
 def test_a_single_image_is_counted_by_class_in_one_line(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
     words = ("predict", weights, data / "JPEGImages/0.jpg", "--format", "json")
     outcome = run(*words, "--out", tmp_path / "a")

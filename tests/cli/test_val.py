@@ -31,6 +31,12 @@ def test_the_seed_chooses_what_the_losses_are_of_and_nothing_else(run: Run, data
     assert first["proposals"] == other["proposals"]
 
 
+def test_bf16_is_a_setting_of_prediction(run: Run, data: Path, weights: Path) -> None:
+    exact, rounded = (run("val", weights, data, *more, "--json").json() for more in ([], ["predict.precision=bf16"]))
+    assert exact["losses"] != rounded["losses"]
+    assert rounded["losses"]["loss"] == pytest.approx(exact["losses"]["loss"], rel=0.01)
+
+
 def test_ctrl_c_is_said(run: Run, data: Path, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def press(*_: object, **__: object) -> None:
         raise KeyboardInterrupt

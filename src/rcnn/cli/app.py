@@ -17,6 +17,7 @@ from rich.text import Text
 from rcnn import __version__
 from rcnn.cli import (
     anchors,
+    benchmark,
     data,
     demo,
     explain,
@@ -47,7 +48,7 @@ for command in (train.train, val.val, predict.predict, propose.propose, anchors.
     app.command()(command)
 app.command()(inspect.inspect)
 app.command("import")(import_weights.import_weights)
-for command in (export.export, why.why, paper.paper, demo.demo):
+for command in (export.export, benchmark.benchmark, why.why, paper.paper, demo.demo):
     app.command()(command)
 app.add_typer(data.app, name="data")
 

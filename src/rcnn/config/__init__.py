@@ -178,7 +178,9 @@ class Predict(Section):
         description="Factors of preprocess.short and long; the detections of all scales are pooled (image pyramid).",
     )
     precision: Literal["float32", "bf16"] = Field(
-        default="float32", description="Of the convolutions and matrix products; boxes and scores stay float32."
+        default="float32",
+        description="Of the convolutions and matrix products; boxes and scores stay float32. A CPU without "
+        "instructions for bf16 computes it, but slower than float32: with AVX2 alone many times slower.",
     )
 
 

@@ -81,6 +81,11 @@ def folded(model: FasterRCNN) -> FasterRCNN:
     return copied
 
 
+def has_bf16(device: torch.device) -> bool:
+    """Is bfloat16 faster than float32 there?"""
+    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+
+
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA if available, else the CPU.
 

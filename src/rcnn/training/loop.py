@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from rcnn.config import Train
 from rcnn.data.loader import Item
+from rcnn.engine.eager import has_bf16
 from rcnn.errors import TrainingError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import to_device
@@ -153,8 +154,7 @@ def seed_step(*numbers: int) -> None:
 
 def uses_bf16(settings: Train, device: torch.device) -> bool:
     """Does the network run in bfloat16? Losses and boxes are float32 either way."""
-    pays = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return settings.amp == "bf16" or (settings.amp == "auto" and pays)
+    return settings.amp == "bf16" or (settings.amp == "auto" and has_bf16(device))
 
 
 def _add(sums: dict[str, float], losses: dict[str, float], engine: Engine, item: Item, step: int) -> None:

@@ -1,0 +1,125 @@
+"""`rcnn benchmark MODEL [FILES...]`: a detector beside the files that it was exported to."""
+
+import re
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from rcnn.cli import arguments, screen
+from rcnn.errors import SettingsError
+
+if TYPE_CHECKING:
+    from rcnn.benchmark import Row
+
+PICTURES = 8
+"""Of the data, on which engines are timed and compared."""
+
+
+def benchmark(
+    model: arguments.Model,
+    files: Annotated[
+        list[Path] | None, typer.Argument(metavar="[FILES]...", help="Files of rcnn export, .onnx and .xml.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(metavar="DATA", help="Folder, COCO json or data.yaml: also compute AP on it.")
+    ] = None,
+    split: Annotated[Literal["val", "test"], typer.Option(help="List of images to score on.")] = "val",
+    batch: Annotated[str, typer.Option(metavar="N,...", help="Images per batch: numbers with commas between.")] = "1,8",
+    size: Annotated[
+        str | None,
+        typer.Option(metavar="HxW", help="Size of the images. Default: preprocess.short by preprocess.long."),
+    ] = None,
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each engine and batch size; the median counts.")] = 7,
+    json: arguments.Json = False,
+) -> None:
+    """Compare the time, memory, size and AP of a detector with those of its exported files, on the CPU.
+
+    Example: rcnn benchmark best.safetensors best.onnx best.xml --data path/to/data
+    """
+    import torch
+
+    import rcnn
+    from rcnn.benchmark import benchmark as compare
+    from rcnn.benchmark import size_of
+    from rcnn.data.find import find_layout, open_dataset
+    from rcnn.exchange.exported import made_up
+    from rcnn.preprocess.batch import Preprocessor
+    from rcnn.preprocess.stream import read_picture
+
+    batches, sides = _numbers(batch), _size(size)
+    with screen.stdout_for_json(json):
+        if data:
+            find_layout(data)  # what is missing is told before weights are loaded
+        detector = rcnn.load(model, device="cpu")
+        settings, dataset, files = detector.settings, None, files or []
+        sides = size_of(detector, files, sides)
+        if data:
+            with screen.progress("reading images") as progress:
+                dataset = open_dataset(data, split, settings.data, names=detector.names, progress=progress)
+            screen.dataset_line(dataset)
+            pictures = [read_picture(record.path, settings) for record in islice(dataset.records, PICTURES)]
+        else:
+            pictures = list(made_up(Preprocessor(settings.preprocess, sides)))
+        options: dict[str, Any] = {"size": sides, "batches": batches, "runs": runs, "dataset": dataset}
+        rows = compare(detector, files, pictures, **options, progress=screen.progress)
+        threads = torch.get_num_threads()
+        show(rows, f"{sides[0]} x {sides[1]} pixels, {screen.several(threads, 'thread')}, medians of {runs}")
+    if json:
+        facts = {"size": sides, "threads": threads, "runs": runs, "split": split if data else None}
+        screen.emit({**facts, "engines": [asdict(row) | {"costs": [c._asdict() for c in row.costs]} for row in rows]})
+
+
+def show(rows: list["Row"], title: str) -> None:
+    """Print a row per engine and batch size."""
+    scored = rows[0].ap is not None
+    columns = ["", "n", "ms", "CPU", "ratio", "MB", "file", *(["AP", "AP50"] if scored else []), "agree"]
+    lines: list[list[Any]] = []
+    for row in rows:
+        for cost, plain in zip(row.costs, rows[0].costs, strict=True):
+            name = row.name if row.precision == "float32" else f"{row.name} {row.precision}"
+            first = cost is row.costs[0]
+            once = [f"{row.bytes / 1e6:.1f}", *([row.ap, row.ap50] if scored else []), row.agreed]
+            lines.append(
+                [
+                    name if first else "",
+                    cost.batch,
+                    *(f"{1000 * seconds:.{1 if seconds < 1 else 0}f}" for seconds in (cost.seconds, cost.cpu)),
+                    f"{cost.cpu / plain.cpu:.2f}",
+                    f"{cost.memory / 1e6:.0f}",
+                    *(once if first else [""] * len(once)),
+                ]
+            )
+    screen.table(title, columns, lines)
+    screen.note(
+        "",
+        "n: images in a batch. ms, CPU: time and CPU time per image. ratio: of CPU time.",
+        "MB: memory, beyond that of a process that has imported torch. file: MB.",
+        "agree: share of boxes that are eager's to 0.05 px and 0.001.",
+    )
+
+
+def _numbers(text: str) -> list[int]:
+    """Return the batch sizes of `1,8`.
+
+    Raises:
+        SettingsError: the text is something else.
+    """
+    words = [word.strip() for word in text.split(",")]
+    if not all(re.fullmatch(r"[1-9]\d{0,3}", word) for word in words):
+        raise SettingsError(f"--batch {text}: give whole numbers from 1 to 9999 with commas between, as in --batch 1,8")
+    return [int(word) for word in words]
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+    """Return (height, width) of `480x640`; None stays None.
+
+    Raises:
+        SettingsError: the text is something else.
+    """
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text or "")
+    if text is not None and match is None:
+        raise SettingsError(f"--size {text}: give height and width in pixels, as in --size 480x640")
+    return (int(match[1]), int(match[2])) if match else None

@@ -1,0 +1,104 @@
+"""The files are small graphs made by hand, with the inputs and outputs of an exported detector."""
+
+from collections.abc import Callable
+from multiprocessing import Pipe
+from pathlib import Path
+
+import pytest
+import torch
+
+import rcnn.benchmark as benchmark
+from rcnn.detector import Detector
+from rcnn.errors import WeightsError
+from tests.engine import graphs
+
+from .conftest import Outcome
+
+Run = Callable[..., Outcome]
+
+
+@pytest.fixture
+def detector() -> Detector:
+    torch.manual_seed(0)
+    return graphs.detector("rpn.pre_test=50", "rpn.post_test=20", "roi.score=0", "data.workers=0")
+
+
+@pytest.fixture
+def saved(detector: Detector, tmp_path: Path) -> Path:
+    detector.save(tmp_path / "small.safetensors")
+    return tmp_path / "small.safetensors"
+
+
+def test_engines_are_measured_scored_and_compared(
+    run: Run, data: Path, detector: Detector, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(benchmark, "has_bf16", lambda device: False)  # a process less
+    file = graphs.write_onnx(saved.with_suffix(".onnx"), detector)
+    outcome = run("benchmark", saved, file, "--data", data, "--batch=2,1", "--runs=2", "--size=64x96", "--json")
+    assert outcome.code == 0, outcome.err
+    document = outcome.json()
+    assert (document["size"], document["runs"], document["split"]) == ([64, 96], 2, "val")
+    eager, exported = document["engines"]
+    assert (eager["name"], exported["name"]) == ("eager", "small.onnx")
+    assert (eager["agreed"], exported["agreed"]) == (1, 0)
+    assert exported["bytes"] == file.stat().st_size != eager["bytes"] == saved.stat().st_size
+    for engine in document["engines"]:
+        assert [cost["batch"] for cost in engine["costs"]] == [1, 2]
+        assert all(cost["seconds"] > 0 and cost["cpu"] > 0 for cost in engine["costs"])
+        assert 1e6 < engine["costs"][0]["memory"] <= engine["costs"][1]["memory"] < 2e8
+        scores = run("val", saved if engine is eager else file, data, "--json").json()
+        assert (engine["ap"], engine["ap50"]) == (scores["ap"], scores["ap50"])
+    assert "2 images" in outcome.err
+    table = outcome.err.split("pixels, ")[1].splitlines()
+    assert max(map(len, table)) <= 80, outcome.err
+
+
+def test_bf16_is_compared_where_the_cpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = {}
+    for has in (True, False):
+        monkeypatch.setattr(benchmark, "has_bf16", lambda device, has=has: has)
+        files = [Path("a.onnx"), Path("a.xml")]
+        programs[has] = [(one.name, one.precision) for one in benchmark._programs(Path("w"), files)]
+    assert programs[False] == [("eager", "float32"), ("a.onnx", "float32"), ("a.xml", "float32")]
+    assert set(programs[True]) - set(programs[False]) == {("eager", "bf16"), ("a.xml", "bf16")}
+    assert programs[True][0] == programs[False][0]
+
+
+def test_the_size_is_asked_for_or_that_of_a_file_or_of_the_settings(detector: Detector, tmp_path: Path) -> None:
+    free, fixed = (graphs.write_onnx(tmp_path / f"{size}.onnx", detector, size) for size in (None, (96, 96)))
+    assert benchmark.size_of(detector, [free]) == (64, 96)
+    assert benchmark.size_of(detector, [free], (128, 64)) == (128, 64)
+    assert benchmark.size_of(detector, [free, fixed]) == (96, 96)
+
+
+def test_the_weights_beside_a_file_count(detector: Detector, tmp_path: Path) -> None:
+    file = graphs.write_openvino(tmp_path / "small.xml", detector)
+    assert benchmark._bytes(file) == sum(path.stat().st_size for path in tmp_path.glob("small.*")) > file.stat().st_size
+
+
+def test_files_that_do_not_fit_are_refused_by_name(
+    run: Run, detector: Detector, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes = [graphs.write_onnx(tmp_path / f"{side}.onnx", detector, (side, side)) for side in (64, 96)]
+    outcome = run("benchmark", saved, *sizes)
+    assert outcome.code == 2
+    assert "96.onnx: takes images of 96 x 96 alone, and not of 64 x 64" in outcome.err
+    assert run("benchmark", saved, sizes[0], "--size=96x96").code == 2
+    monkeypatch.setattr(graphs, "NAMES", ("cat", "dog"))
+    outcome = run("benchmark", saved, graphs.write_onnx(tmp_path / "pets.onnx", graphs.detector()))
+    assert outcome.code == 4
+    assert "pets.onnx: is of other classes (cat, dog) than the detector (circle, square)" in outcome.err
+    outcome = run("benchmark", sizes[0])
+    assert outcome.code == 2
+    assert "only detects and proposes" in outcome.err
+
+
+def test_an_error_of_a_process_and_its_end_are_told() -> None:
+    ours, theirs = Pipe()
+    missing = benchmark.Program("gone", Path("nowhere.safetensors"), "float32")
+    benchmark._serve(theirs, missing, torch.get_num_threads())
+    assert isinstance(ours.recv(), WeightsError)
+    with benchmark._Child(missing) as child:
+        child._process.kill()
+        with pytest.raises(MemoryError, match="gone float32 was killed"):
+            child.ask(None)
