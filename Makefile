@@ -3,6 +3,10 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Tests run in so many processes of one thread each.
 JOBS ?= 2
+# Tests that run exported files, in processes of their own: in one process with OpenVINO's threads, the loader processes
+# that other tests fork may crash.
+ENGINES := tests/engine tests/fuzz tests/test_deploy.py \
+  tests/cli/test_exported.py tests/cli/test_import_export.py tests/cli/test_benchmark.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo test setup lint types tests fmt check bench fuzz
@@ -22,7 +26,8 @@ types: .venv/installed-dev
 	$(BIN)/pyright
 
 tests: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ENGINES:%=--ignore=%)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(JOBS) --dist worksteal $(ENGINES)
 
 fmt: .venv/installed-dev
 	$(BIN)/ruff check --fix .

@@ -75,6 +75,18 @@ def optional_path(words: Sequence[str], what: str) -> tuple[Path | None, list[st
     return (Path(paths[0]) if paths else None), [*settings, *misspelt]
 
 
+def sides_of(text: str | None) -> tuple[int, int] | None:
+    """Return (height, width) of `--size 480x640`; None stays None.
+
+    Raises:
+        SettingsError: the text is something else.
+    """
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text or "")
+    if text is not None and match is None:
+        raise SettingsError(f"--size {text}: give height and width in pixels, as in --size 480x640")
+    return (int(match[1]), int(match[2])) if match else None
+
+
 def given(options: Mapping[str, object]) -> list[str]:
     """Return the options that have a value as `section.key=value`."""
     return [f"{key}={value}" for key, value in options.items() if value is not None]

@@ -49,7 +49,7 @@ def benchmark(
     from rcnn.preprocess.batch import Preprocessor
     from rcnn.preprocess.stream import read_picture
 
-    batches, sides = _numbers(batch), _size(size)
+    batches, sides = _numbers(batch), arguments.sides_of(size)
     with screen.stdout_for_json(json):
         if data:
             find_layout(data)  # what is missing is told before weights are loaded
@@ -111,15 +111,3 @@ def _numbers(text: str) -> list[int]:
     if not all(re.fullmatch(r"[1-9]\d{0,3}", word) for word in words):
         raise SettingsError(f"--batch {text}: give whole numbers from 1 to 9999 with commas between, as in --batch 1,8")
     return [int(word) for word in words]
-
-
-def _size(text: str | None) -> tuple[int, int] | None:
-    """Return (height, width) of `480x640`; None stays None.
-
-    Raises:
-        SettingsError: the text is something else.
-    """
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text or "")
-    if text is not None and match is None:
-        raise SettingsError(f"--size {text}: give height and width in pixels, as in --size 480x640")
-    return (int(match[1]), int(match[2])) if match else None

@@ -1,6 +1,5 @@
 """`rcnn export MODEL --format ...`: a detector as a file for another runtime or another library."""
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,9 +11,8 @@ from rcnn.errors import SettingsError
 if TYPE_CHECKING:
     from rcnn.detector import Detector
 
-Library = Literal["onnx", "openvino", "torchvision", "caffe"]
 Format = Annotated[
-    Library | None,
+    Literal["onnx", "openvino", "torchvision", "caffe"] | None,
     typer.Option(
         help="onnx, openvino: the whole detector, for programs without PyTorch. torchvision, caffe: its weights under "
         "the names of that library. Default: what --out ends in, else onnx."
@@ -28,7 +26,7 @@ Out = Annotated[
         "Default: named after MODEL, in this folder.",
     ),
 ]
-SUFFIXES: dict[Library, tuple[str, ...]] = {
+SUFFIXES: dict[str, tuple[str, ...]] = {
     "onnx": (".onnx",),
     "openvino": (".xml",),
     "torchvision": (".pth", ".safetensors"),
@@ -63,33 +61,20 @@ def export(
     from rcnn.cli.loading import load_detector
 
     path, changes = arguments.one_path(words, "MODEL")
-    if format is None:
-        format = next((name for name, endings in SUFFIXES.items() if out and out.suffix in endings), "onnx")
-    plain = format in ("torchvision", "caffe")
+    library = format or next((name for name, endings in SUFFIXES.items() if out and out.suffix in endings), "onnx")
+    plain = library in ("torchvision", "caffe")
     if plain and (size or images):
         raise SettingsError("--size and --images are for --format onnx and openvino")
-    sides = None if size is None else _size(size)
-    suffix = f"-{format}{SUFFIXES[format][0]}" if plain else SUFFIXES[format][0]
-    target = new_file(out or Path(f"{path.stem}{suffix}"), SUFFIXES[format])
-    if format == "openvino":
+    sides = arguments.sides_of(size)
+    suffix = f"-{library}{SUFFIXES[library][0]}" if plain else SUFFIXES[library][0]
+    target = new_file(out or Path(f"{path.stem}{suffix}"), SUFFIXES[library])
+    if library == "openvino":
         new_file(target.with_suffix(".bin"), (".bin",))
     detector = load_detector(str(path), changes, "cpu")
     with screen.stdout_for_json(json):
-        document = _weights(detector, target, format) if plain else _graph(detector, target, sides, images)
+        document = _weights(detector, target, library) if plain else _graph(detector, target, sides, images)
     if json:
         screen.emit(document)
-
-
-def _size(text: str) -> tuple[int, int]:
-    """Return (height, width) of `480x640`.
-
-    Raises:
-        SettingsError: the text is something else.
-    """
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text)
-    if match is None:
-        raise SettingsError(f"--size {text}: give height and width in pixels, as in --size 480x640")
-    return int(match[1]), int(match[2])
 
 
 def _graph(detector: "Detector", target: Path, size: tuple[int, int] | None, images: str | None) -> dict[str, Any]:

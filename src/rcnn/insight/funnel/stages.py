@@ -46,11 +46,12 @@ class ImageTrace:
 
 
 def need_stages(detector: Detector) -> None:
-    """Refuse a detector without distinct stages.
+    """Refuse a detector without distinct stages, or without its network.
 
     Raises:
-        SettingsError: it is a one-stage detector.
+        SettingsError: it is a one-stage detector, or an exported file.
     """
+    _ = detector.network
     if detector.detects and not detector.two_stage:
         raise SettingsError(
             "a one-stage detector (`rpn.classify=classes`) has no stages to follow an object through; this needs a "
