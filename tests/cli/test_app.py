@@ -97,7 +97,7 @@ def test_a_full_disk_is_said_with_the_file(run: Run, monkeypatch: pytest.MonkeyP
 def test_every_error_has_its_code_and_is_public() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert {kind.__name__: kind.exit_code for kind in kinds} == {
-        **dict.fromkeys(("TrainingError", "NonFiniteError"), 1),
+        **dict.fromkeys(("TrainingError", "ExportError", "NonFiniteError"), 1),
         "SettingsError": 2,
         **dict.fromkeys(("DataError", "ImageError"), 3),
         **dict.fromkeys(("WeightsError", "UnavailableError"), 4),

@@ -15,7 +15,7 @@ from rcnn.engine import export, packages
 from rcnn.engine.eager import Eager
 from rcnn.engine.metadata import entries
 from rcnn.engine.parity import PIXELS, SCORE, Parity, compare
-from rcnn.errors import ExportError
+from rcnn.errors import ExportError, SettingsError
 from rcnn.model.structures import Batch
 from rcnn.preprocess.batch import Preprocessor, Size
 
@@ -43,11 +43,17 @@ def write(
         tell: called with what is done next.
 
     Raises:
-        SettingsError: the size does not fit, or the detector is an exported file itself.
+        SettingsError: the size does not fit, the detector is an exported file itself, or it is set to a precision that
+            the file can't have.
         UnavailableError: a package is not installed.
         ExportError: file and detector disagree.
     """
     openvino = path.suffix == ".xml"
+    if detector.settings.predict.precision == "bf16" and not openvino:
+        raise SettingsError(
+            "predict.precision=bf16: onnxruntime computes in float32; add predict.precision=float32, or export for "
+            "OpenVINO"
+        )
     reference = Eager(detector.model, detector.device)
     for package in (packages.onnx, packages.onnxscript, packages.openvino if openvino else packages.onnxruntime):
         package()  # what is missing is told before long work starts
