@@ -1,6 +1,6 @@
 """A detector in PyTorch, in bfloat16, in onnxruntime and in OpenVINO, in turn and in one run; AP of `blood-cells`.
 
-    python benchmarks/engines.py [BCCD] [--only blood-cells] [--runs 7] [--files FOLDER]
+    python benchmarks/engines.py BCCD [--only blood-cells] [--runs 7] [--files FOLDER]
 
 CPU time of one thread, medians, and the median of the ratios to float32 in PyTorch, run by run. `blood-cells` sees
 pictures of BCCD; `resnet50-fpn`, with random weights that are scaled until the boxes differ, one of 800 x 1088, beside
@@ -124,7 +124,7 @@ def torchvision_exported(path: Path) -> onnxruntime.InferenceSession | None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", nargs="?", type=Path, default=Path("../shared/data/bccd"))
+    parser.add_argument("data", type=Path, help="BCCD")
     parser.add_argument("--only", choices=("blood-cells", "resnet50-fpn"))
     parser.add_argument("--runs", type=int, default=7)
     parser.add_argument("--files", type=Path)
