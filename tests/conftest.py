@@ -15,6 +15,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Processes of xdist share the last modules; those with the longest fixtures come first, lest both make them.
+    items.sort(key=lambda item: not item.path.name.startswith("test_torchrun"))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

@@ -10,8 +10,8 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 import rcnn
 from rcnn.presets import build, settings_of
 from rcnn.weights.metadata import read_detector
-
-from .conftest import Outcome
+from tests.cli.conftest import Outcome
+from tests.engine import graphs
 
 Run = Callable[..., Outcome]
 DETECTRON2 = Path(__file__).parents[1] / "exchange/detectron2"
@@ -107,10 +107,10 @@ def test_a_checkpoint_of_detectron2_finds_what_it_found_there(run: Run, tmp_path
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # packages warn of one another
-def test_a_detector_leaves_python_and_its_file_is_used_alone(
-    run: Run, weights: Path, data: Path, tmp_path: Path
-) -> None:
+def test_a_detector_leaves_python_and_its_file_is_used_alone(run: Run, data: Path, tmp_path: Path) -> None:
     """One command to ONNX and one to OpenVINO; the others take the file for the detector."""
+    weights = tmp_path / "net.safetensors"
+    graphs.detector().save(weights)
     image = data / "JPEGImages/0.jpg"
     (expected,) = run("predict", weights, image, "--score=0", "--json").json()
     for name in ("net.onnx", "net.xml"):
@@ -121,7 +121,7 @@ def test_a_detector_leaves_python_and_its_file_is_used_alone(
         assert "agrees with the detector on 9 images" in told.err
         (found,) = run("predict", name, image, "--score=0", "--json").json()
         assert [box["label"] for box in found["detections"]] == [box["label"] for box in expected["detections"]]
-    assert {path.suffix for path in tmp_path.glob("net.*")} == {".onnx", ".xml", ".bin"}
+    assert {path.suffix for path in tmp_path.glob("net.*")} == {".onnx", ".xml", ".bin", ".safetensors"}
     assert not list(tmp_path.glob(".export*"))
     again = run("export", weights, "--out", "net.onnx")
     assert (again.code, "net.onnx is there already" in again.err) == (2, True)
