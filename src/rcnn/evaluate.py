@@ -189,6 +189,7 @@ def loaders_of(
             settings.model_copy(update={"preprocess": detector.preprocessor.at_scale(scale).settings}),
             training=False,
             batch=batch,
+            device=detector.device,
             rank=shard.rank,
             world=shard.world,
             proposals=proposals,

@@ -169,6 +169,13 @@ def test_workers_and_resuming_change_nothing(dataset: Dataset, training: bool) -
     assert load(dataset, 1, start=4, training=training) == []
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_threads_load_the_same(dataset: Dataset, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = load(dataset, 1, training=training)
+    monkeypatch.setattr("rcnn.data.workers.may_fork", lambda: False)
+    assert same(whole, load(dataset, 1, training=training, workers=3))
+
+
 def test_workers_may_be_started_by_pickling(dataset: Dataset) -> None:
     loader = pickle.loads(pickle.dumps(Loader(dataset, SETTINGS, training=True, batch=4, seed=7)))
     assert same(list(loader.epoch(1)), load(dataset, 1))
@@ -258,8 +265,8 @@ def test_objects_mostly_cut_off_are_ignored_and_lost_ones_leave(dataset: Dataset
     assert ignored
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_an_image_that_cannot_be_read_is_named(dataset: Dataset, tmp_path: Path, workers: int) -> None:
+@pytest.mark.parametrize("workers", [None, 0, 2])
+def test_an_image_that_cannot_be_read_is_named(dataset: Dataset, tmp_path: Path, workers: int | None) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff\xe0 not a jpeg")
     empty = np.zeros((0, 4))
@@ -287,13 +294,13 @@ def test_too_few_handles_are_said_before_processes_are_started(dataset: Dataset)
 
 
 def test_a_process_that_is_killed_is_noticed(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Reader, "_item", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr(_Reader, "load", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     with pytest.raises(ChildProcessError, match=r"a loader process \(data.workers\) was lost.*--workers 0"):
         load(dataset, workers=2)
 
 
 def test_a_process_that_gives_nothing_is_noticed(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Reader, "_item", lambda *_: time.sleep(2))
+    monkeypatch.setattr(_Reader, "load", lambda *_: time.sleep(2))
     monkeypatch.setattr("rcnn.data.loader.TIMEOUT", 1)
     with pytest.raises(ChildProcessError, match=r"gave nothing for 1 seconds.*--workers 0"):
         load(dataset, workers=2)

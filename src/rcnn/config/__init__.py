@@ -60,7 +60,9 @@ class Data(Section):
         default="allow", description="Images that the data names outside its own folder: read them, or call it a fault."
     )
     licence: str | None = Field(default=None, description="Licence of the data, noted in the weights; free text.")
-    workers: Annotated[int, Field(ge=0, le=64)] = Field(default=0, description="Loader processes besides the main one.")
+    workers: Annotated[int, Field(ge=0, le=64)] | None = Field(
+        default=None, description="Loader processes, or threads where no process can be forked. None: what pays."
+    )
 
 
 class Preprocess(Section):

@@ -4,9 +4,9 @@ import errno
 import math
 import os
 import pickle
-import sys
 from collections import defaultdict
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from hashlib import blake2b
 from multiprocessing.reduction import ForkingPickler
@@ -15,19 +15,24 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, get_worker_info
+from torch.utils.data import DataLoader
 
 from rcnn.config import Settings
 from rcnn.data.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, draw_plan
 from rcnn.data.dataset import Dataset, Record
 from rcnn.data.given import NOTHING, Given, ProposalSet, padded, place
+from rcnn.data.workers import choose_workers
 from rcnn.errors import DataError, ImageError
 from rcnn.model.structures import Batch, Proposals, Targets
+from rcnn.preprocess.ahead import ahead
 from rcnn.preprocess.batch import Preprocessor, Size
 from rcnn.preprocess.decode import read_image
 
 TIMEOUT = 600
 """Seconds after which a loader process that gives nothing is taken for lost."""
+CPU = torch.device("cpu")
+Work = tuple[int, int, list[int]]
+"""Of a batch: the epoch, an image whose bucket it is, and its images."""
 FILLER = -1
 """Index of a filler: an image of zeros that fills up a short batch."""
 
@@ -70,6 +75,7 @@ class Loader:
             of the records, bucket by bucket.
         batch: images per step in this process. Short batches are filled up, which keeps the number of shapes small.
         seed: seed of the run. None: `train.seed`.
+        device: where the batches will be used; `data.workers=null` depends on it.
         workers: number of loader processes; what is loaded does not depend on it. None: `data.workers`.
         rank: which of the `world` processes this is.
         world: number of processes that share every step; all take the same number of steps, from the same buckets.
@@ -85,6 +91,7 @@ class Loader:
         training: bool,
         batch: int,
         seed: int | None = None,
+        device: torch.device = CPU,
         workers: int | None = None,
         rank: int = 0,
         world: int = 1,
@@ -93,7 +100,7 @@ class Loader:
     ) -> None:
         self.dataset, self.training = dataset, training
         self.seed = settings.train.seed if seed is None else seed
-        self.workers = settings.data.workers if workers is None else workers
+        self.workers = choose_workers(settings.data.workers if workers is None else workers, device)
         self.batch, self.rank, self.world = batch, rank, world
         self._reader = _Reader(
             dataset, settings, training, self.seed, proposals, Preprocessor(settings.preprocess, within)
@@ -133,33 +140,43 @@ class Loader:
         epoch = epoch if self.training else 0
         # Every rank knows the step's first image: it determines the bucket even if the rank's share is all fillers.
         work = [(epoch, step[0], step[self.rank :: self.world]) for step in self.order(epoch)[start:]]
-        # A separate generator keeps the loader from drawing on torch's global one, which a resumed run restores.
-        random = torch.Generator()
-        timeout = TIMEOUT if self.workers else 0
-        if self.workers:
-            _check_handles(self.workers)
+        items = self._from_processes(work) if self.workers.kind == "process" else self._from_here(work)
+        with closing(items):
+            for item in items:
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+
+    def _from_here(self, work: Iterable[Work]) -> Generator[Item | Exception, None, None]:
+        """Load in this process, in threads if there are any."""
+        if self.workers.number:
+            return ahead(self._reader.load, work, self.workers.number)
+        return (self._reader.load(batch) for batch in work)
+
+    def _from_processes(self, work: Sequence[Work]) -> Generator[Item | Exception, None, None]:
+        """Load in processes, each of which has two batches ready."""
+        _check_handles(self.workers.number)
         loader = DataLoader(
             self._reader,
             sampler=work,
             batch_size=None,
-            num_workers=self.workers,
-            generator=random,
-            timeout=timeout,
+            num_workers=self.workers.number,
+            # A generator of its own keeps it from drawing on torch's global one, which a resumed run restores.
+            generator=torch.Generator(),
+            timeout=TIMEOUT,
+            multiprocessing_context="fork",
         )
         items = None
         try:
             items = iter(loader)
             for item in items:
-                item = pickle.loads(item) if isinstance(item, bytes) else item
-                if isinstance(item, Exception):
-                    raise item
-                yield item
+                yield pickle.loads(item) if isinstance(item, bytes) else item
         except (RuntimeError, OSError) as error:
-            if not self.workers or (reason := lost_worker(error)) is None:
+            if (reason := lost_worker(error)) is None:
                 raise
             raise ChildProcessError(reason) from error
         finally:
-            if self.workers and items is not None:  # until then a killed process is reported again, wherever we are
+            if items is not None:  # until then a killed process is reported again, wherever we are
                 items._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -187,9 +204,7 @@ def lost_worker(error: Exception) -> str | None:
 
 def _check_handles(workers: int) -> None:
     """Raise if there are too few file handles: a process that has none left hangs instead of saying so."""
-    if sys.platform == "win32":
-        return
-    import resource
+    import resource  # not on Windows, where no process is forked
 
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     used, needed = len(os.listdir("/dev/fd")), 64 + 8 * workers
@@ -200,7 +215,7 @@ def _check_handles(workers: int) -> None:
         )
 
 
-class _Reader(torch.utils.data.Dataset[Item | bytes | Exception]):
+class _Reader(torch.utils.data.Dataset[bytes | Exception]):
     """What a worker process needs to load batches."""
 
     def __init__(
@@ -218,15 +233,13 @@ class _Reader(torch.utils.data.Dataset[Item | bytes | Exception]):
         most = max((len(record.boxes) for record in dataset.records), default=0)
         self.width = 8 * max(1, math.ceil(most / 8))
 
-    def __getitem__(self, work: tuple[int, int, list[int]]) -> Item | bytes | Exception:
-        """Load (epoch, an image of the bucket, images). An error is returned, since DataLoader wraps what is raised.
+    def __getitem__(self, work: Work) -> bytes | Exception:
+        """Load a batch in a loader process. An error is returned, since DataLoader wraps what is raised.
 
-        A loader process puts the batch into shared memory here: a failure in DataLoader's own thread goes unnoticed.
+        The batch is put into shared memory here: a failure in DataLoader's own thread goes unnoticed.
         """
-        if get_worker_info() is None:
-            return self._item(work)
         try:
-            item = self._item(work)
+            item = self.load(work)
             return item if isinstance(item, Exception) else bytes(ForkingPickler.dumps(item))
         except (OSError, RuntimeError, MemoryError) as error:
             reason = lost_worker(error)
@@ -234,7 +247,8 @@ class _Reader(torch.utils.data.Dataset[Item | bytes | Exception]):
                 raise
             return ChildProcessError(reason or "a loader process (data.workers) has not enough memory")
 
-    def _item(self, work: tuple[int, int, list[int]]) -> Item | DataError:
+    def load(self, work: Work) -> Item | DataError:
+        """Load a batch. An image that can't be read is an error that is returned."""
         epoch, example, index = work
         real = [i for i in index if i != FILLER]
         records = [self.records[i] for i in real]

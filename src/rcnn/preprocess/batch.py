@@ -89,13 +89,14 @@ class Preprocessor:
             if len(buckets) != 1:
                 raise ValueError(f"a batch holds images of one bucket, got {sorted(buckets)}; batch them by bucket")
             (bucket,) = buckets
-        dtype = torch.float32 if self.settings.resize == "interpolate" else torch.uint8
-        padded = torch.zeros(len(images), self.settings.in_channels, *bucket, dtype=dtype)
+        dtype = np.float32 if self.settings.resize == "interpolate" else np.uint8
+        # By NumPy, since in a loader's thread PyTorch would start threads of its own for each copy.
+        padded = np.zeros((len(images), self.settings.in_channels, *bucket), dtype)
         for row, image in zip(padded, images, strict=True):
-            row[:, : image.shape[1], : image.shape[2]] = image
+            row[:, : image.shape[1], : image.shape[2]] = image.numpy()
         sizes = torch.tensor([image.shape[1:] for image in images], dtype=torch.float32).reshape(-1, 2)
         files = torch.tensor(originals, dtype=torch.float32).reshape(-1, 2)
-        return Batch(padded, sizes, sizes / files, files)
+        return Batch(torch.from_numpy(padded), sizes, sizes / files, files)
 
     def at_scale(self, factor: float) -> "Preprocessor":
         """Return the same preprocessing with `short` and `long` times `factor`, for a level of an image pyramid."""

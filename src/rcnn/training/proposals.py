@@ -35,7 +35,8 @@ def write_proposals(
     """
     settings = detector.settings
     detector = detector.with_settings({"rpn": {"pre_test": counts[0], "post_test": counts[1]}})
-    loader = Loader(dataset, settings, training=False, batch=settings.val.batch, rank=team.rank, world=team.world)
+    batch, device = settings.val.batch, detector.device
+    loader = Loader(dataset, settings, training=False, batch=batch, device=device, rank=team.rank, world=team.world)
     own: dict[int, Given] = {}
     for step, item in enumerate(loader.epoch(0)):
         results = detector.region_proposals(item.batch)

@@ -215,7 +215,8 @@ def _begin(run: Context, start: Start) -> Session:
     run.folder.describe(run.settings, train_set, val_set)
     run.log.say(
         f"{run.folder.path}: {run.settings.model.preset}, {len(train_set.names)} classes, "
-        f"{len(train_set)} images to train on, {len(val_set)} to validate, {run.team.device}"
+        f"{len(train_set)} images to train on, {len(val_set)} to validate, on {run.team.device}, "
+        f"loaded by {session.loader.workers}"
     )
     for note in dict.fromkeys((*train_set.notes, *val_set.notes, *start.notes)):
         run.log.say(note)
@@ -261,6 +262,7 @@ def _prepare(run: Context, progress: Progress, start: Start) -> Session:
         settings,
         training=True,
         batch=settings.train.batch // crew.world,
+        device=crew.device,
         rank=crew.rank,
         world=crew.world,
         proposals=given,

@@ -1,0 +1,59 @@
+"""How many processes or threads load batches."""
+
+import os
+import shutil
+import sys
+from typing import Literal, NamedTuple
+
+import torch
+
+PLURAL = {"process": "processes", "thread": "threads"}
+MOST = 8
+"""Loader processes of a GPU that are started unasked."""
+ROOM = 1 << 30
+"""Bytes of shared memory with which they do: a container of Docker's has 64 MB unless it is told otherwise."""
+
+
+class Workers(NamedTuple):
+    """Who loads the batches: the main thread of the program if there are none."""
+
+    number: int
+    kind: Literal["process", "thread"]
+
+    def __str__(self) -> str:
+        if not self.number:
+            return "the main thread"
+        return f"{self.number} {self.kind if self.number == 1 else PLURAL[self.kind]}"
+
+
+def choose_workers(asked: int | None, device: torch.device) -> Workers:
+    """The loaders of batches for a device.
+
+    Args:
+        asked: number of processes, as `data.workers` has it. None: for a GPU one per core but one, at most 8, and
+            threads where there is little shared memory; for the CPU, whose cores all compute, one thread.
+        device: where the batches are used.
+    """
+    kind = "process" if may_fork() else "thread"
+    if asked is not None:
+        return Workers(asked, kind if asked else "thread")
+    spare = _cores() - 1
+    if device.type != "cuda":
+        return Workers(min(1, spare), "thread")
+    if kind == "process" and shutil.disk_usage("/dev/shm").free < ROOM:
+        kind = "thread"
+    return Workers(min(MOST, max(1, spare)), kind)
+
+
+def may_fork() -> bool:
+    """Can loader processes be forked? Others would run an unguarded script or a notebook once more.
+
+    With the threads of a runtime for exported detectors in it, a process that is forked may crash.
+    """
+    return sys.platform == "linux" and not {"onnxruntime", "openvino"} & sys.modules.keys()
+
+
+def _cores() -> int:
+    """Cores for this process, which shares them with the others that torchrun started on this machine."""
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
