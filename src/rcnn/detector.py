@@ -249,16 +249,16 @@ class Detector:
         """Detections of the network as one Result per image, in pixels of the original image."""
         more = () if vectors is None else (vectors,)
         scales, originals, *here = to_host([batch.scales, batch.originals, *detections, *more])
-        detections, vectors = Detections(*here[:6]), here[6] if more else None
+        detections, vectors, back = Detections(*here[:6]), here[6] if more else None, self.preprocessor.boxes_back
         _see_finite(detections.finite)
         return [
             Result(
-                boxes=self._boxes_back(detections.boxes[i][keep], scales[i], originals[i]),
+                boxes=back(detections.boxes[i][keep], scales[i], originals[i]).float().numpy(),
                 scores=detections.scores[i][keep].float().numpy(),
                 labels=detections.labels[i][keep].numpy(),
                 names=self.names,
                 path=None,
-                size=_size(originals[i]),
+                size=(int(originals[i, 0]), int(originals[i, 1])),
                 features=None if vectors is None else vectors[i][keep].float().numpy(),
                 category_ids=self.category_ids,
                 settings=self.settings,
@@ -283,15 +283,15 @@ class Detector:
     def proposal_results(self, batch: Batch, proposals: Proposals) -> list[Result]:
         """Proposals of the network as one Result per image, in pixels of the original image."""
         scales, originals, *here = to_host([batch.scales, batch.originals, *proposals])
-        boxes, scores, valid = here[:3]
+        (boxes, scores, valid), back = here[:3], self.preprocessor.boxes_back
         return [
             Result(
-                boxes=self._boxes_back(boxes[i][keep], scales[i], originals[i]),
+                boxes=back(boxes[i][keep], scales[i], originals[i]).float().numpy(),
                 scores=scores[i][keep].float().numpy(),
                 labels=np.zeros(int(keep.sum()), dtype=np.int64),
                 names=("object",),
                 path=None,
-                size=_size(originals[i]),
+                size=(int(originals[i, 0]), int(originals[i, 1])),
                 settings=self.settings,
             )
             for i, keep in enumerate(valid)
@@ -378,9 +378,6 @@ class Detector:
             device=device,
         )
 
-    def _boxes_back(self, boxes: Tensor, scale: Tensor, original: Tensor) -> np.ndarray:
-        return self.preprocessor.boxes_back(boxes, scale, original).float().numpy()
-
 
 def _run(
     door: Preprocessor, shown: Shown, batch: int, results_of: Callable[[Batch, Sequence[str | None]], list[Result]]
@@ -389,11 +386,6 @@ def _run(
     for paths, collated in batches(door, shown, batch):
         for path, result in zip(paths, results_of(collated, paths), strict=True):
             yield replace(result, path=path)
-
-
-def _size(original: Tensor) -> tuple[int, int]:
-    height, width = original.tolist()
-    return int(height), int(width)
 
 
 def _see_finite(finite: Tensor) -> None:
