@@ -57,8 +57,7 @@ class Team:
     def wrap(self, module: nn.Module) -> nn.Module:
         """Wrap a module whose forward is a loss: gradients are averaged over processes after each backward pass.
 
-        Every trained parameter takes part in the loss, whatever the batch. Buffers are constants, or statistics that
-        `average_norms` shares.
+        Every trained parameter takes part in the loss, whatever the batch.
         """
         if self.world == 1:
             return module
@@ -66,9 +65,7 @@ class Team:
             if parameter.requires_grad:
                 parameter.register_hook(partial(with_strides, parameter.stride()))
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(
-            module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
+        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
     def average_norms(self, module: nn.Module) -> None:
         """Average the statistics of trained batch norms, which each process has measured on its own images.
