@@ -7,7 +7,7 @@ from PIL import Image
 
 from rcnn.config import override
 from rcnn.detector import Detector
-from rcnn.engine.eager import choose_device, folded
+from rcnn.engine.eager import choose_device, folded, has_bf16
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, WeightsError
 from rcnn.metrics.overlap import box_iou
 from rcnn.presets import build, settings_of
@@ -257,6 +257,14 @@ def test_a_device_that_is_not_here_is_named() -> None:
         with pytest.raises(SettingsError, match=rf"`{name}` can't be used here"):
             choose_device(name)
     assert choose_device("cpu").type == "cpu"
+    with pytest.raises(SettingsError, match="`mps` has no float64, which suppression needs; take cpu"):
+        choose_device("mps")
+
+
+@pytest.mark.parametrize(("capability", "has"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((12, 0), True)])
+def test_bf16_is_for_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert has_bf16(torch.device("cuda", 0)) is has
 
 
 ONE_STAGE = [*SMALL, "roi.head=none", "rpn.classify=classes", "roi.score=0.2"]

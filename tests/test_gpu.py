@@ -1,15 +1,19 @@
 """A GPU computes what the CPU does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 import rcnn
 from rcnn import ops
 from rcnn.data.synthetic import synthesise
-from rcnn.model.structures import Batch, Keys, Targets
+from rcnn.model.philox import uniform
+from rcnn.model.structures import Batch, Keys, Losses, Targets, to_device, to_host
 from tests.model import tiny
 from tests.test_graphs import preset
 
@@ -76,6 +80,78 @@ def test_losses_and_gradients_are_those_of_the_cpu(name: str) -> None:
         gradients = {path: value.cpu() for path, value in tiny.gradients(net).items()}
         results.append(({path: total.item() for path, (total, _) in losses.items()}, gradients))
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-9)
+
+
+@contextmanager
+def no_waits() -> Iterator[None]:
+    """CUDA raises wherever the host would wait for it."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def sum_of(losses: Losses) -> Tensor:
+    return torch.stack([total for total, _ in losses.values()]).sum()
+
+
+def without_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Suppression and pooling, which still wait inside, give zeros of the right shapes."""
+
+    def suppress(boxes: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
+        index = torch.zeros(len(boxes), arguments[-1], dtype=torch.int64, device=boxes.device)
+        return index, torch.ones_like(index, dtype=torch.bool)
+
+    def pool(levels: Sequence[Tensor], boxes: Tensor, level: Tensor, strides: Any, size: int, *_: Any) -> Tensor:
+        mean = torch.stack([part.mean(dim=(2, 3)) for part in levels]).sum(dim=0)  # (B, C)
+        return mean[:, None, :, None, None].expand(-1, boxes.shape[1], -1, size, size)
+
+    monkeypatch.setattr(ops, "nms", suppress)
+    for name in ("roi_align", "roi_pool"):
+        monkeypatch.setattr(ops, name, pool)
+
+
+@pytest.mark.parametrize("name", ["mobilenet-fpn", "mobilenet-one-stage", "paper-zf"])
+def test_cuda_never_waits_between_batch_and_losses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    without_bodies(monkeypatch)
+    net = preset(name, *(["roi.hidden=64"] if name == "paper-zf" else [])).to(DEVICE)
+    batch, targets = (to_device(part, torch.device(DEVICE)) for part in tiny.batch(2, 96, 128))
+    seeds = torch.tensor([1, 2]).pin_memory()
+    for context in (nullcontext(), no_waits()):  # the first step fills caches, such as cuDNN's
+        with context:
+            sum_of(net.loss(batch, targets, net.keys(batch, targets, seeds))).backward()
+            with torch.no_grad():
+                net(batch)
+
+
+def test_results_of_a_batch_are_downloaded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_bodies(monkeypatch)
+    net = preset("mobilenet-fpn").eval().to(DEVICE)
+    batch, _ = tiny.batch(4, 96, 128)
+    with torch.inference_mode():
+        found = net(to_device(batch, torch.device(DEVICE)))
+    expected = [part.cpu() for part in found]
+    synchronised: list[int] = []
+    real = torch.cuda.Stream.synchronize
+
+    def counted(stream: torch.cuda.Stream) -> None:
+        synchronised.append(1)
+        torch.cuda.set_sync_debug_mode("default")
+        real(stream)
+        torch.cuda.set_sync_debug_mode("error")
+
+    monkeypatch.setattr(torch.cuda.Stream, "synchronize", counted)
+    with no_waits():
+        here = to_host(found)
+    assert len(synchronised) == 1
+    assert all(torch.equal(one, other) for one, other in zip(here, expected, strict=True))
+
+
+def test_keys_are_those_of_the_cpu() -> None:
+    seeds = torch.tensor([0, 1, 2**63 - 1])
+    assert torch.equal(uniform(seeds.to(DEVICE), 100_001).cpu(), uniform(seeds, 100_001))
 
 
 def test_the_packaged_detector_finds_the_same(tmp_path: Path) -> None:

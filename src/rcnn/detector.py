@@ -19,7 +19,7 @@ from rcnn.engine.protocol import Engine
 from rcnn.errors import NonFiniteError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.pyramid import pool_scales
-from rcnn.model.structures import Batch, Proposals, take
+from rcnn.model.structures import Batch, Detections, Proposals, take, to_host
 from rcnn.preprocess.batch import Preprocessor
 from rcnn.preprocess.stream import Picture, Shown, Skip, batches, pictures
 from rcnn.presets import build
@@ -239,23 +239,27 @@ class Detector:
         self.check_proposals(given=proposals is not None)
         engine = self.network if features else self.engine
         run = engine.run(batch, proposals, wanted=("detections",))
+        assert run.detections is not None
         vectors = None
-        if features and run.rois is not None and run.detections is not None:
+        if features and run.rois is not None:
             vectors = take(run.rois.features, run.detections.proposal)
         return self.results(batch, run.detections, vectors)
 
-    def results(self, batch: Batch, detections: Any, vectors: Tensor | None = None) -> list[Result]:
+    def results(self, batch: Batch, detections: Detections, vectors: Tensor | None = None) -> list[Result]:
         """Detections of the network as one Result per image, in pixels of the original image."""
+        more = () if vectors is None else (vectors,)
+        scales, originals, *here = to_host([batch.scales, batch.originals, *detections, *more])
+        detections, vectors, back = Detections(*here[:6]), here[6] if more else None, self.preprocessor.boxes_back
         _see_finite(detections.finite)
         return [
             Result(
-                boxes=self._boxes_back(detections.boxes[i][keep], batch, i),
-                scores=detections.scores[i][keep].float().cpu().numpy(),
-                labels=detections.labels[i][keep].cpu().numpy(),
+                boxes=back(detections.boxes[i][keep], scales[i], originals[i]).float().numpy(),
+                scores=detections.scores[i][keep].float().numpy(),
+                labels=detections.labels[i][keep].numpy(),
                 names=self.names,
                 path=None,
-                size=self._size(batch, i),
-                features=None if vectors is None else vectors[i][keep].float().cpu().numpy(),
+                size=(int(originals[i, 0]), int(originals[i, 1])),
+                features=None if vectors is None else vectors[i][keep].float().numpy(),
                 category_ids=self.category_ids,
                 settings=self.settings,
             )
@@ -271,22 +275,26 @@ class Detector:
         """
         self.check_proposals(given=False)
         run = self.engine.run(batch, wanted=("proposals",))
-        _see_finite(run.finite)
-        return self.proposal_results(batch, run.proposals)
+        assert run.proposals is not None
+        finite, *proposals = to_host([run.finite, *run.proposals])
+        _see_finite(finite)
+        return self.proposal_results(batch, Proposals(*proposals))
 
-    def proposal_results(self, batch: Batch, proposals: Any) -> list[Result]:
+    def proposal_results(self, batch: Batch, proposals: Proposals) -> list[Result]:
         """Proposals of the network as one Result per image, in pixels of the original image."""
+        scales, originals, *here = to_host([batch.scales, batch.originals, *proposals])
+        (boxes, scores, valid), back = here[:3], self.preprocessor.boxes_back
         return [
             Result(
-                boxes=self._boxes_back(proposals.boxes[i][keep], batch, i),
-                scores=proposals.scores[i][keep].float().cpu().numpy(),
+                boxes=back(boxes[i][keep], scales[i], originals[i]).float().numpy(),
+                scores=scores[i][keep].float().numpy(),
                 labels=np.zeros(int(keep.sum()), dtype=np.int64),
                 names=("object",),
                 path=None,
-                size=self._size(batch, i),
+                size=(int(originals[i, 0]), int(originals[i, 1])),
                 settings=self.settings,
             )
-            for i, keep in enumerate(proposals.valid)
+            for i, keep in enumerate(valid)
         ]
 
     def save(self, path: str | Path, *, half: bool = False) -> None:
@@ -369,15 +377,6 @@ class Detector:
             licence=about.licence,
             device=device,
         )
-
-    def _boxes_back(self, boxes: Tensor, batch: Batch, row: int) -> np.ndarray:
-        back = self.preprocessor.boxes_back(boxes, batch.scales[row], batch.originals[row])
-        return back.float().cpu().numpy()
-
-    @staticmethod
-    def _size(batch: Batch, row: int) -> tuple[int, int]:
-        height, width = batch.originals[row].tolist()
-        return int(height), int(width)
 
 
 def _run(

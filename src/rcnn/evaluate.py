@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -19,6 +20,7 @@ from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
 from rcnn.model.pyramid import pool_scales
+from rcnn.model.structures import Detections, Proposals, to_host
 
 Scored = tuple[Prediction, tuple[np.ndarray, np.ndarray]]
 """For one image: detections, and boxes and scores of the proposals."""
@@ -213,13 +215,20 @@ def _score(
 ) -> dict[int, Scored]:
     """Predictions and proposals of one batch, by image index; losses are added to `sums`."""
     run = detector.engine.run(item.batch, item.proposals)
+    assert run.detections is not None
+    assert run.proposals is not None
+    losses = {} if sums is None else detector.network.loss(item.batch, item.targets, item.seeds, run)
+    numbers = [number for pair in losses.values() for number in pair]
+    here = iter(to_host([*run.detections, *run.proposals, *numbers]))
+    detections = Detections(*islice(here, len(run.detections)))
+    proposals = Proposals(*islice(here, len(run.proposals)))
     if sums is not None:
-        for name, (total, count) in detector.network.loss(item.batch, item.targets, item.seeds, run).items():
+        for name in losses:
             entry = sums.setdefault(name, [0.0, 0.0])
-            entry[0] += float(total)
-            entry[1] += float(count)
+            entry[0] += float(next(here))
+            entry[1] += float(next(here))
     results = zip(
-        detector.results(item.batch, run.detections), detector.proposal_results(item.batch, run.proposals), strict=True
+        detector.results(item.batch, detections), detector.proposal_results(item.batch, proposals), strict=True
     )
     return {
         index: (Prediction(result.boxes, result.scores, result.labels), (proposed.boxes, proposed.scores))

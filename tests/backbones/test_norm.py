@@ -6,7 +6,14 @@ from torch import Tensor, nn
 from torchvision.models import resnet18
 from torchvision.ops.misc import Conv2dNormActivation
 
-from rcnn.backbones.norm import FrozenBatchNorm2d, FrozenNormConv2d, fold_batch_norm, freeze_batch_norm
+import rcnn.backbones.norm as norm_file
+from rcnn.backbones.norm import (
+    FrozenBatchNorm2d,
+    FrozenNormConv2d,
+    fold_batch_norm,
+    freeze_batch_norm,
+    scale_and_shift,
+)
 
 
 def randomise(module: nn.Module) -> nn.Module:
@@ -136,3 +143,49 @@ def test_frozen_norm_is_one_graph_and_exports():
         torch.testing.assert_close(compiled[f"_orig_mod.{name}"], gradient)
     exported = torch.export.export(module, (x,))
     torch.testing.assert_close(exported.module()(x), expected)
+
+
+def test_scale_and_shift_are_computed_once_until_the_norm_changes(monkeypatch: pytest.MonkeyPatch):
+    module = randomise(block())
+    freeze_batch_norm(module)
+    calls: list[nn.Module] = []
+
+    def counted(norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
+        calls.append(norm)
+        return scale_and_shift(norm)
+
+    monkeypatch.setattr(norm_file, "scale_and_shift", counted)
+    x = torch.randn(1, 3, 16, 16)
+
+    def fresh(net: nn.Module) -> Tensor:
+        """The output of a copy, which computes both anew."""
+        calls.clear()
+        out = copy.deepcopy(net)(x)
+        assert len(calls) == 2
+        calls.clear()
+        return out
+
+    with torch.inference_mode():
+        module(x)
+    assert len(calls) == 2
+    run(module, x)  # with gradients of weights that are multiplied by what a prediction has kept
+    assert torch.equal(module(x), fresh(module))
+    module(x)
+    assert not calls
+
+    other = randomise(block()).state_dict()
+    changes = (
+        lambda: module.load_state_dict(other),
+        lambda: [tensor.copy_(other[name] * 2) for name, tensor in module.state_dict().items()],
+        lambda: module.load_state_dict({name: tensor * 3 for name, tensor in other.items()}, assign=True),
+        lambda: setattr(module[0][1], "running_mean", torch.full((8,), 0.5)),
+        lambda: module[1][1].running_var.mul_(2),
+    )
+    for change in changes:
+        before = module(x)
+        change()
+        found = module(x)
+        assert not torch.equal(found, before)
+        assert torch.equal(found, fresh(module))
+    x = x.double()
+    assert torch.equal(module.double()(x), fresh(module))

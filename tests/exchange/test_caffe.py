@@ -9,7 +9,6 @@ from rcnn.errors import WeightsError
 from rcnn.exchange.caffe import export_arrays, import_arrays, swap_scores
 from rcnn.exchange.detectors import import_weights
 from rcnn.model.boxes import decode
-from rcnn.model.fast_rcnn import delta_normal
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build, settings_of
 from rcnn.weights.adapt import fill
@@ -86,7 +85,7 @@ def test_background_comes_first_and_deltas_are_unnormalised(settings: Settings, 
     rois = torch.tensor([[10.0, 20, 50, 80]])
     for label in range(3):
         raw = torch.tensor(boxes[:, 4 * label + 4 : 4 * label + 8]).float()
-        ours = decode(deltas[:, label], rois, delta_normal(settings.roi, rois))
+        ours = decode(deltas[:, label], rois, net.fast_rcnn.delta_normal(rois.dtype))
         torch.testing.assert_close(ours, decode(raw, rois), rtol=1e-4, atol=1e-3)
 
 

@@ -10,7 +10,7 @@ from torchvision import ops as tv
 from rcnn.config import LossKind
 from rcnn.model.assign import Sample
 from rcnn.model.boxes import decode, encode
-from rcnn.model.fast_rcnn import SampledRoIs, delta_normal
+from rcnn.model.fast_rcnn import SampledRoIs
 from rcnn.model.losses import box_loss, objectness_loss, smooth_l1
 from tests.model import tiny, worked
 
@@ -179,7 +179,7 @@ def test_box_losses_on_normalised_targets_by_hand(kind: LossKind, beta: float, m
     roi = torch.tensor([[[8.0, 8, 40, 40]]], dtype=torch.float64)
     wanted = torch.tensor([0.15625, 0.78125, -0.158743, 0.448061]).double()
     wanted = wanted - torch.tensor(mean).double() / torch.tensor([0.1, 0.1, 0.2, 0.2]).double()
-    found = encode(targets.boxes, roi, delta_normal(net.settings.roi, roi))[0, 0]
+    found = encode(targets.boxes, roi, net.fast_rcnn.delta_normal(roi.dtype))[0, 0]
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
     yes, index = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
     levels = [torch.randn(1, 8, 8, 12, dtype=torch.float64), torch.randn(1, 8, 4, 6, dtype=torch.float64)]

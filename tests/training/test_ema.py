@@ -17,7 +17,7 @@ def test_decay_starts_low_and_ends_where_it_was_asked_to() -> None:
     expected = 0.0
     for step in range(1, 20):
         nn.init.constant_(layer.weight, float(step))
-        ema.update(layer, step)
+        ema.update(step)
         decay = min(0.5, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * step
         assert ema.shadow["weight"].item() == pytest.approx(expected, rel=1e-5)
@@ -27,7 +27,7 @@ def test_running_statistics_are_averaged_and_counters_copied() -> None:
     net = model()
     ema = EMA(net, 0.9)
     net.train()(torch.randn(4, 1, 8, 8))
-    ema.update(net, 1000)
+    ema.update(1000)
     torch.testing.assert_close(ema.shadow["1.running_mean"], 0.1 * net[1].running_mean)
     assert ema.shadow["1.num_batches_tracked"].item() == 1
 
@@ -37,7 +37,7 @@ def test_applied_lends_the_average_and_gives_back_every_bit() -> None:
     ema = EMA(net, 0.9)
     nn.init.normal_(net[0].weight)
     own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    with ema.applied(net):
+    with ema.applied():
         for name, tensor in net.state_dict().items():
             assert torch.equal(tensor, ema.shadow[name])
     for name, tensor in net.state_dict().items():
@@ -46,6 +46,6 @@ def test_applied_lends_the_average_and_gives_back_every_bit() -> None:
 
 def test_memory_format_of_the_model_survives() -> None:
     net = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
-    with EMA(net, 0.9).applied(net):
+    with EMA(net, 0.9).applied():
         assert net.weight.is_contiguous(memory_format=torch.channels_last)
     assert net.weight.is_contiguous(memory_format=torch.channels_last)

@@ -4,8 +4,7 @@ from torch import Tensor, nn
 
 from rcnn.config import Settings
 from rcnn.errors import WeightsError
-from rcnn.model.boxes import decode
-from rcnn.model.fast_rcnn import delta_normal
+from rcnn.model.boxes import Normal, decode
 from rcnn.presets import build, settings_of
 from rcnn.weights.adapt import Architecture, adapt, fill, some
 
@@ -147,7 +146,9 @@ def test_boxes_are_kept_where_their_deltas_are_normalised_by_other_numbers() -> 
 
     def boxes(given: dict[str, Tensor], architecture: Architecture) -> Tensor:
         deltas = nn.functional.linear(features / 50, given[REG + "weight"], given[REG + "bias"])
-        return decode(deltas.unflatten(1, (2, 4)), rois, delta_normal(architecture.settings.roi, rois))
+        roi = architecture.settings.roi
+        normal = Normal(torch.tensor(roi.box_mean), torch.tensor(roi.box_std))
+        return decode(deltas.unflatten(1, (2, 4)), rois, normal)
 
     torch.testing.assert_close(boxes(case.after, case.ours), boxes(case.given, case.theirs))
 

@@ -6,7 +6,7 @@ pass over the activations forward and another backward (a fifth of the training 
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,12 +50,43 @@ class FrozenNormConv2d(nn.Conv2d):
         super().__init__(conv.in_channels, conv.out_channels, *geometry, bias=False, device="meta")  # type: ignore[arg-type]
         self.weight = conv.weight
         self._norm = (norm,)  # in a tuple, since a module in an attribute would be saved twice
+        self._known: _Known | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy computes scale and shift of its own: its norm may count other changes."""
+        return {**self.__dict__, "_known": None}
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W'), convolved and normalised."""
-        scale, shift = scale_and_shift(self._norm[0])
+        scale, shift = self._scale_and_shift()
         weight = self.weight * scale[:, None, None, None]
         return F.conv2d(input, weight, shift, self.stride, self.padding, self.dilation, self.groups)
+
+    def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
+        """Those of the norm, kept until one of its tensors is replaced or written to, as by loading or moving it."""
+        norm = self._norm[0]
+        parts = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+        if torch.compiler.is_compiling() or any(map(_changes_unseen, parts)):
+            return scale_and_shift(norm)
+        known, versions = self._known, [part._version for part in parts]
+        if known is None or versions != known.versions or any(a is not b for a, b in zip(parts, known.of, strict=True)):
+            with torch.inference_mode(False), torch.no_grad():  # so that a training can use what a prediction has made
+                known = self._known = _Known(parts, versions, *scale_and_shift(norm))
+        return known.scale, known.shift
+
+
+def _changes_unseen(tensor: Tensor) -> bool:
+    """Does it change without another version? Parameters are moved in place, and inference counts no versions."""
+    return isinstance(tensor, nn.Parameter) or tensor.is_inference()
+
+
+class _Known(NamedTuple):
+    """Scale and shift of a frozen norm, and the tensors, at which version each, that they were computed from."""
+
+    of: tuple[Tensor, ...]
+    versions: list[int]
+    scale: Tensor
+    shift: Tensor
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

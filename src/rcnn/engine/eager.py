@@ -82,20 +82,24 @@ def folded(model: FasterRCNN) -> FasterRCNN:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Is bfloat16 faster than float32 there?"""
-    return device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
+    """Is bfloat16 faster than float32 there? On GPUs from Ampere on; older ones compute it as float32, slowly."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def choose_device(name: str) -> torch.device:
     """`auto` is CUDA if available, else the CPU.
 
     Raises:
-        SettingsError: there is no such device.
+        SettingsError: there is no such device, or it has no float64, in which boxes are suppressed.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type == "mps":
+            raise SettingsError(f"train.device: `{name}` has no float64, which suppression needs; take cpu")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise SettingsError(f"train.device: `{name}` can't be used here: {str(error).splitlines()[0]}") from None

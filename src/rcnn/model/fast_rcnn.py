@@ -136,11 +136,18 @@ class FastRCNN(nn.Module):
         settings: pooling, sampling, losses, NMS.
     """
 
+    box_mean: Tensor
+    box_std: Tensor
+    unit_box: Tensor
+
     def __init__(self, head: nn.Module, strides: Sequence[int], classes: int, settings: RoI) -> None:
         super().__init__()
         self.strides, self.classes, self.settings = tuple(strides), classes, settings
         self.head = head
         self.predictor = BoxPredictor(int(head.out_features), classes, class_agnostic=settings.class_agnostic)  # type: ignore[arg-type]
+        constants = {"box_mean": settings.box_mean, "box_std": settings.box_std, "unit_box": (0, 0, 1, 1)}
+        for name, numbers in constants.items():
+            self.register_buffer(name, torch.tensor(numbers, dtype=torch.float64), persistent=False)
 
     def level_of(self, boxes: Tensor) -> Tensor:
         """(..., 4) -> (...) int64 index into the levels: floor(k0 + log2(sqrt(wh) / canonical)) (FPN, eq. 1)."""
@@ -240,7 +247,7 @@ class FastRCNN(nn.Module):
         row = torch.zeros_like(classes) if s.class_agnostic else torch.where(drawn.positive, classes, 0)
         deltas = out.deltas.take_along_dim(row[..., None, None], dim=2).squeeze(2)  # (B, R, 4) those of its class
         # A RoI that does not count becomes a unit box that is its own target: no division by zero.
-        unit = rois.new_tensor((0.0, 0.0, 1.0, 1.0))
+        unit = self.unit_box.to(rois.dtype)
         wanted = take(targets.boxes.to(rois.dtype), truth)
         box = box_loss(
             torch.where(positive, deltas, 0.0),
@@ -248,13 +255,17 @@ class FastRCNN(nn.Module):
             torch.where(positive, rois, unit),
             s.box_loss,
             s.beta,
-            delta_normal(s, rois),
+            self.delta_normal(rois.dtype),
         )
         return classification * drawn.valid, box * drawn.positive
 
+    def delta_normal(self, dtype: torch.dtype) -> box_ops.Normal:
+        """Normalisation of the deltas (`roi.box_mean`, `roi.box_std`)."""
+        return box_ops.Normal(self.box_mean.to(dtype), self.box_std.to(dtype))
+
     def refine(self, out: RoIOutput, proposals: Proposals, sizes: Tensor) -> Tensor:
         """Every RoI's boxes (B, P, K, 4), clipped; of a class-agnostic head (B, P, 1, 4)."""
-        boxes = box_ops.decode(out.deltas, proposals.boxes[:, :, None], delta_normal(self.settings, out.deltas))
+        boxes = box_ops.decode(out.deltas, proposals.boxes[:, :, None], self.delta_normal(out.deltas.dtype))
         return box_ops.clip(boxes, sizes)
 
     def detect(self, out: RoIOutput, proposals: Proposals, sizes: Tensor) -> Detections:
@@ -263,11 +274,6 @@ class FastRCNN(nn.Module):
         finite = out.logits.isfinite().all(dim=-1).all(dim=-1) & out.deltas.isfinite().flatten(1).all(dim=-1)
         scores = class_probabilities(out.logits)
         return final_boxes(boxes, scores, proposals.valid, finite, self.settings)
-
-
-def delta_normal(settings: RoI, like: Tensor) -> box_ops.Normal:
-    """Normalisation of the second stage's deltas, in the dtype and on the device of `like`."""
-    return box_ops.Normal(like.new_tensor(settings.box_mean), like.new_tensor(settings.box_std))
 
 
 def class_loss(logits: Tensor, positive: Tensor, label: Tensor) -> Tensor:

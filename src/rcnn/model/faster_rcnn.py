@@ -7,18 +7,18 @@ data.
 import math
 from collections.abc import Collection, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from rcnn.config import Settings
 from rcnn.errors import SettingsError
 from rcnn.model import boxes as box_ops
+from rcnn.model import philox
 from rcnn.model.fast_rcnn import ConvFCHead, FastRCNN, FCHead, SampledRoIs
 from rcnn.model.one_stage import Classes, FocalClasses, detect
 from rcnn.model.pixels import Pixels
 from rcnn.model.rpn import RegionProposalNetwork
-from rcnn.model.structures import Batch, Detections, Keys, Losses, Pass, Proposals, RPNOutput, Targets, take, to_device
+from rcnn.model.structures import Batch, Detections, Keys, Losses, Pass, Proposals, RPNOutput, Targets, take
 
 
 class FasterRCNN(nn.Module):
@@ -188,7 +188,7 @@ class FasterRCNN(nn.Module):
         return [levels[i] for i in self.roi_levels]
 
     def keys(self, batch: Batch, targets: Targets, seeds: Tensor) -> Keys:
-        """Uniform numbers for `loss`. Row i depends on `seeds[i]` only, not on order, batch or process.
+        """Uniform numbers for `loss`, on the device of the images: row i depends on `seeds[i]` alone.
 
         There are at least as many as anchors: pooling may round up or down, so numbers are drawn for one more row and
         column of cells.
@@ -197,8 +197,8 @@ class FasterRCNN(nn.Module):
         cells = sum((height // stride + 2) * (width // stride + 2) for stride in self.rpn.strides)
         proposals = max(self.settings.rpn.post_train, self.settings.rpn.post_test)
         counts = (cells * self.rpn.per_cell, proposals + targets.boxes.shape[1])
-        rows = [_uniform(int(seed), counts) for seed in seeds.tolist()]
-        return to_device(Keys(*(_stack([row[i] for row in rows], counts[i]) for i in (0, 1))), batch.images.device)
+        seeds = seeds.to(batch.images.device, non_blocking=True)
+        return Keys(*philox.uniform(seeds, sum(counts)).split(counts, dim=1))
 
 
 def _head(settings: Settings, channels: int) -> nn.Module:
@@ -206,15 +206,6 @@ def _head(settings: Settings, channels: int) -> nn.Module:
     if roi.head == "conv-fc":
         return ConvFCHead(channels, roi.size, settings.model.channels, roi)
     return FCHead(channels, roi.size, roi.hidden, roi.dropout, roi.dropout_scale)
-
-
-def _uniform(seed: int, counts: Sequence[int]) -> list[np.ndarray]:
-    generator = np.random.Generator(np.random.Philox(key=seed))
-    return [generator.random(count) for count in counts]
-
-
-def _stack(rows: list[np.ndarray], count: int) -> Tensor:
-    return torch.from_numpy(np.stack(rows)) if rows else torch.zeros(0, count, dtype=torch.float64)
 
 
 def _nothing(out: RPNOutput) -> Detections:

@@ -51,7 +51,7 @@ def texture(levels: Sequence[Tensor], cells: Sequence[Tensor], strides: Sequence
         x = level.detach().float()
         both = torch.cat((x, x.square().mean(dim=1, keepdim=True)), dim=1)  # (B, C + 1, H, W), the last the mean square
         variances = []
-        for right, bottom in (anchors[:, 2:] / stride).to(x.device).unbind():
+        for right, bottom in (anchors[:, 2:] / stride).unbind():
             rows = _window(x.shape[2], bottom, settings.offset).to(x)  # (H, H)
             columns = _window(x.shape[3], right, settings.offset).to(x)  # (W, W)
             mean = rows @ both @ columns.mT  # (B, C + 1, H, W) over the cells of the anchor at each cell

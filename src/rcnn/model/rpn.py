@@ -65,7 +65,13 @@ class RegionProposalNetwork(nn.Module):
 
     Raises:
         SettingsError: anchor sizes and strides differ in their number of levels, or levels in their number of sizes.
+
+    Attributes:
+        cells: (L, a, 4) float64, the anchors of one cell of each level, around the origin.
     """
+
+    cells: Tensor
+    level_strides: Tensor
 
     def __init__(
         self,
@@ -96,7 +102,9 @@ class RegionProposalNetwork(nn.Module):
             convs=settings.convs,
             prior=self.meaning.prior,
         )
-        self.cells = [anchor_ops.cell_anchors(anchors, level, torch.float64) for level in range(len(strides))]
+        cells = [anchor_ops.cell_anchors(anchors, level, torch.float64) for level in range(len(strides))]
+        self.register_buffer("cells", torch.stack(cells), persistent=False)
+        self.register_buffer("level_strides", torch.tensor(self.strides, dtype=torch.float64), persistent=False)
 
     @property
     def learns_from_samples(self) -> bool:
@@ -107,8 +115,7 @@ class RegionProposalNetwork(nn.Module):
         """Feature maps (B, C, H_l, W_l) of images padded to `image_shape` -> logits, deltas, anchors of every level."""
         heads = [self.head(level) for level in levels]
         grids = [(level.shape[2], level.shape[3]) for level in levels]
-        like = heads[0][1]
-        cells = [cell.to(device=like.device, dtype=like.dtype) for cell in self.cells]
+        cells = self.cells.to(heads[0][1].dtype).unbind()
         anchors = anchor_ops.pyramid_anchors(self.anchors, grids, self.strides, image_shape, cells)
         return RPNOutput(tuple(head[0] for head in heads), tuple(head[1] for head in heads), anchors)
 
@@ -174,7 +181,7 @@ class RegionProposalNetwork(nn.Module):
         if s.negatives == "overlap":
             first = mining.overlapping(anchors, assignment, targets, s.negatives_iou)
         elif s.negatives == "texture":
-            texture = mining.texture(levels, self.cells, self.strides, self.anchors)
+            texture = mining.texture(levels, self.cells.unbind(), self.strides, self.anchors)
             first = mining.textured(texture, assignment, s.negatives_smooth)
         elif s.negatives == "hard":  # a negative's loss grows with its score
             scores = self.scores(torch.cat(out.logits, dim=1))
@@ -230,7 +237,7 @@ class RegionProposalNetwork(nn.Module):
         if self.meaning.of_every_anchor:
             count = drawn.positive.sum()
             return {self.meaning.name: (classification.sum(), count), "rpn_box": (box.sum(), count)}
-        strides = sizes.new_tensor(self.strides)
+        strides = self.level_strides.to(sizes.dtype)
         cells = (sizes[:, None] / strides[None, :, None]).ceil().prod(dim=-1).sum(dim=-1)  # (B,) of the unpadded image
         parts = normalise(classification, box, drawn.valid, drawn.positive, s.normaliser, cells, s.positive_weight)
         return dict(zip((self.meaning.name, "rpn_box"), parts, strict=True))

@@ -5,7 +5,7 @@ counted). Boxes are continuous float xyxy in pixels of the resized image. Masks 
 (height, width).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -166,6 +166,37 @@ class Keys(NamedTuple):
 def to_device(tensors: Tensors, device: torch.device) -> Tensors:
     """Copy any of the tuples above to a device. The host does not wait for the copies."""
     return type(tensors)(*(part.to(device, non_blocking=True) for part in tensors))
+
+
+def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copy tensors to the CPU. Those of a device are packed into one download, which the host waits for once."""
+    there = [tensor for tensor in tensors if tensor.device.type != "cpu"]
+    if not there:
+        return list(tensors)
+    bytes_there = pack(there)
+    on_cuda = bytes_there.is_cuda
+    bytes_here = bytes_there.to("cpu", non_blocking=on_cuda)  # into pinned memory
+    if on_cuda:
+        torch.cuda.current_stream(bytes_there.device).synchronize()
+    here = iter(unpack(bytes_here, there))
+    return [tensor if tensor.device.type == "cpu" else next(here) for tensor in tensors]
+
+
+def pack(tensors: Sequence[Tensor]) -> Tensor:
+    """The bytes (n,) of tensors, those of the largest elements first, so that each begins at a multiple of its own."""
+    return torch.cat([tensors[i].flatten().view(torch.uint8) for i in _by_size(tensors)])
+
+
+def unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """Undo `pack` of tensors `like` these; views of the bytes."""
+    order = _by_size(like)
+    parts = packed.split([like[i].numel() * like[i].element_size() for i in order])
+    found = {i: part.view(like[i].dtype).view(like[i].shape) for i, part in zip(order, parts, strict=True)}
+    return [found[i] for i in range(len(like))]
+
+
+def _by_size(tensors: Sequence[Tensor]) -> list[int]:
+    return sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())
 
 
 def at_least_float32(x: Tensor) -> Tensor:

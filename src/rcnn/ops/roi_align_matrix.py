@@ -76,9 +76,10 @@ def taps_of(
     dtype, device = torch.promote_types(levels[0].dtype, torch.float32), boxes.device
     counts = areas(levels)
     table = [[sum(counts[:i]), *feature.shape[2:]] for i, feature in enumerate(levels)]
-    first, height, width = torch.tensor(table, dtype=torch.int32, device=device)[level.flatten()].unbind(dim=1)
+    of_level = torch.tensor(table, dtype=torch.int32).to(device, non_blocking=True)
+    first, height, width = of_level[level.flatten()].unbind(dim=1)
     image = torch.arange(len(boxes), dtype=torch.int32, device=device).repeat_interleave(boxes.shape[1])
-    scale = torch.tensor(scales, dtype=dtype, device=device)[level.flatten()]
+    scale = torch.tensor(scales, dtype=dtype).to(device, non_blocking=True)[level.flatten()]
     x1, y1, x2, y2 = safe_boxes(boxes).to(dtype).flatten(0, 1).unbind(dim=1)
     y, x = _axis(y1, y2, scale, height, grid), _axis(x1, x2, scale, width, grid)
     return Taps(y, x, first + image * height * width, width)

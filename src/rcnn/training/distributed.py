@@ -65,7 +65,7 @@ class Team:
             if parameter.requires_grad:
                 parameter.register_hook(partial(with_strides, parameter.stride()))
         devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices)
+        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
 
     def average_norms(self, module: nn.Module) -> None:
         """Average the statistics of trained batch norms, which each process has measured on its own images.

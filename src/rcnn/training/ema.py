@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """A running average of all parameters and buffers of a model.
+    """A running average of all parameters and buffers of a model, which stay where they are in memory.
 
     Attributes:
         decay: weight of the old average in an update, reached after some steps.
@@ -16,34 +16,37 @@ class EMA:
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay = decay
-        self.shadow: dict[str, Tensor] = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+        self.model, self.decay = model, decay
+        state: dict[str, Tensor] = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+        self.shadow = {name: tensor.clone() for name, tensor in state.items()}
+        # Lists made once, each of averages and of what they follow: `state_dict` takes longer than an update.
+        self._moved: tuple[list[Tensor], list[Tensor]] = ([], [])
+        self._copied: tuple[list[Tensor], list[Tensor]] = ([], [])
+        for name, tensor in state.items():
+            averaged, current = self._moved if tensor.is_floating_point() else self._copied
+            averaged.append(self.shadow[name])
+            current.append(tensor)
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Move the average towards the model after `step` steps (1, 2, ...).
 
         The decay starts low, (1 + step) / (10 + step), so that the first random weights are soon forgotten.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        averaged, current = [], []
-        for name, tensor in model.state_dict().items():
-            if tensor.is_floating_point():
-                averaged.append(self.shadow[name])
-                current.append(tensor)
-            else:
-                self.shadow[name].copy_(tensor)
-        torch._foreach_lerp_(averaged, current, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(*self._moved, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        if self._copied[0]:
+            torch._foreach_copy_(*self._copied)  # pyright: ignore[reportPrivateImportUsage]
 
     @contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Put the average into the model for the block; afterwards it has its own weights again, to the bit."""
-        own = {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-        copy_into(model, self.shadow)
+        own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
+        copy_into(self.model, self.shadow)
         try:
             yield
         finally:
-            copy_into(model, own)
+            copy_into(self.model, own)
 
 
 @torch.no_grad()

@@ -113,7 +113,7 @@ def train_step(engine: Engine, items: list[Item], step: int, requests: tuple[boo
     engine.optimizer.zero_grad(set_to_none=True)
     engine.team.average_norms(engine.model)
     if engine.ema:
-        engine.ema.update(engine.model, step + 1)
+        engine.ema.update(step + 1)
     return Step(sums, lr, asked)
 
 
@@ -129,8 +129,8 @@ def backward(
         losses = engine.loss(batch, targets, keys, *more)
     sums = torch.stack([total for total, _ in losses.values()])
     counts = torch.stack([count for _, count in losses.values()])
-    shared = torch.cat((sums.detach().double(), counts.double(), sums.new_tensor(requests, dtype=torch.float64)))
-    shared = engine.team.sum(shared)
+    requested = torch.tensor(requests, dtype=torch.float64).to(device, non_blocking=True)
+    shared = engine.team.sum(torch.cat((sums.detach().double(), counts.double(), requested)))
     all_sums, all_counts, asked = shared.split((len(sums), len(sums), len(requests)))
     divisors = torch.where(all_counts > 0, all_counts, 1.0)
     # Copied before the backward pass is queued and read afterwards: every loss is checked, and no GPU waits for that.

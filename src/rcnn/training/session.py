@@ -162,7 +162,7 @@ def _end_epoch(session: Session, pace: float) -> None:
     """Validate, keep the weights, write the epoch's row."""
     progress, settings, number = session.progress, session.settings, session.progress.epoch + 1
     row = _numbers(session, learning_rate(progress.step - 1, session.engine.total, settings.train))
-    averaged = session.engine.ema.applied(session.engine.model) if session.engine.ema else nullcontext()
+    averaged = session.engine.ema.applied() if session.engine.ema else nullcontext()
     with averaged:
         detector = _detector(session, {"epoch": number})
         if number % settings.val.every == 0 or number == settings.train.epochs:

@@ -59,9 +59,11 @@ def count_positives(frames: Sequence[Frame], objects: TruthBoxes, rpn: RegionPro
     counts = torch.full((len(objects.boxes),), -1)
     order = torch.arange(len(objects.boxes)).split(objects.image.bincount(minlength=len(frames)).tolist())
 
+    cells = rpn.cells.cpu().unbind()
+
     @cache
     def anchors_of(grid: Grid) -> Tensor:
-        return torch.cat(anchor_ops.pyramid_anchors(rpn.anchors, grid.cells, rpn.strides, grid.padded, rpn.cells))
+        return torch.cat(anchor_ops.pyramid_anchors(rpn.anchors, grid.cells, rpn.strides, grid.padded, cells))
 
     for index in range(0, len(frames), max(1, -(-len(frames) // MOST_ASSIGNED))):
         frame, own = frames[index], order[index]

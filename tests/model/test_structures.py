@@ -1,0 +1,24 @@
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rcnn.model.structures import pack, to_host, unpack
+
+DTYPES = (torch.float32, torch.int64, torch.bool, torch.float64, torch.uint8, torch.bfloat16)
+
+
+@given(st.lists(st.tuples(st.sampled_from(DTYPES), st.lists(st.integers(0, 3), max_size=3)), min_size=1, max_size=6))
+def test_tensors_of_any_shape_and_dtype_are_packed_and_unpacked(kinds: list[tuple[torch.dtype, list[int]]]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = [(torch.randn(shape, generator=generator) * 9).to(dtype) for dtype, shape in kinds]
+    tensors = [tensor.transpose(0, -1) if tensor.dim() else tensor for tensor in tensors]
+    packed = pack(tensors)
+    assert packed.dtype == torch.uint8
+    for found, expected in zip(unpack(packed, tensors), tensors, strict=True):
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert torch.equal(found, expected)
+
+
+def test_what_is_on_the_host_stays_what_it_is() -> None:
+    tensors = [torch.rand(2, 3), torch.ones(2, dtype=torch.bool)]
+    assert all(found is given for found, given in zip(to_host(tensors), tensors, strict=True))

@@ -1,0 +1,104 @@
+"""A record, made without a GPU, of what a program asks of one: when the host waits for it, how many kernels it runs.
+
+Fake tensors of device "cuda:0" go through the real code, and through the bodies of our operators. An operation whose
+result the host needs (a shape, a number) raises in PyTorch itself, since there are no numbers.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch._library.custom_ops import OPDEFS
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+WAITING = ("nms", "roi_align", "roi_align_backward", "roi_pool", "roi_pool_backward")
+"""Operators that still wait for the device inside; their bodies are not entered."""
+NO_KERNEL = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view", "promote_types"}
+
+
+class Record(TorchDispatchMode):
+    """Of the block that it is around.
+
+    Args:
+        bodies: whether to enter those of our operators; on device "meta" they can't be.
+
+    Attributes:
+        waits: each wait of the host, outside the operators of `WAITING`.
+        kernels: operator -> kernels that it runs; "" is the program outside all operators.
+        operators: operator -> its calls.
+    """
+
+    def __init__(self, *, bodies: bool = True) -> None:
+        super().__init__()
+        self._bodies = bodies
+        self.waits: list[str] = []
+        self.kernels: Counter[str] = Counter()
+        self.operators: Counter[str] = Counter()
+        self._inside = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, (_, name) = kwargs or {}, func._schema.name.split("::")
+        if func.namespace == "rcnn":
+            self.operators[name] += 1
+            if self._bodies and name not in WAITING:  # the body, not the fake kernel; below autograd
+                self._inside = name
+                with self:
+                    out = OPDEFS[func._schema.name]._init_fn(*args, **kwargs)
+                self._inside = ""
+                return out
+        if func.namespace != "aten":
+            return func(*args, **kwargs)
+        with self:  # in inference mode composite operations arrive whole
+            out = func.decompose(*args, **kwargs)
+        if out is not NotImplemented:
+            return out
+        out = func(*args, **kwargs)
+        if not func.is_view and name not in NO_KERNEL:
+            self.kernels[self._inside] += 1
+        if waits(name, args, kwargs, out):
+            self.waits.append(f"{func} in {self._inside or 'the program'}")
+        return out
+
+
+def waits(name: str, args: Any, kwargs: Any, out: Any) -> bool:
+    """Does the host wait for the device in this operation? Those that need a number raise instead."""
+    copies = "copy" in name
+    tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
+    # A number on the CPU goes along with a kernel; `where` copies it first.
+    devices = {x.device.type for x in tensors if x.dim() or copies or name == "where"}
+    if name in ("index_put", "index_put_"):
+        masks = any(index is not None and index.dtype == torch.bool for index in args[1])
+        return len(devices) > 1 or (masks and args[2].numel() > 1)
+    queued = copies and (kwargs.get("non_blocking") or (name == "copy_" and True in args[2:]))
+    return len(devices) > 1 and not queued
+
+
+@contextmanager
+def recorded() -> Iterator[Record]:
+    """Record the block, in which tensors are fake. A wait for a CUDA stream or event counts as "synchronize"."""
+    record = Record()
+    event = SimpleNamespace(synchronize=lambda: record.waits.append("synchronize"))
+    stream = SimpleNamespace(synchronize=event.synchronize, record_event=lambda: event)
+    with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True), record:
+        patch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
+        yield record
+
+
+def faked(module: nn.Module, device: str) -> nn.Module:
+    """Put fake tensors in the place of parameters and buffers; the module was built without (it fails among them)."""
+    with FakeTensorMode():
+        for part in module.modules():
+            for store in (part._parameters, part._buffers):
+                for name, tensor in store.items():
+                    if tensor is not None:
+                        fake = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
+                        trained = isinstance(tensor, nn.Parameter)
+                        store[name] = nn.Parameter(fake, tensor.requires_grad) if trained else fake
+    return module

@@ -1,0 +1,227 @@
+"""Between a batch and its detections or losses the host never waits for a GPU, and few kernels run; without a GPU."""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+
+from rcnn.config import Train
+from rcnn.data.loader import Item
+from rcnn.detector import Detector
+from rcnn.engine.eager import folded
+from rcnn.evaluate import _score
+from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.structures import Batch, Targets
+from rcnn.ops.roi_align_matrix import taps_of
+from rcnn.presets import PRESETS, build, settings_of
+from rcnn.training.distributed import Team
+from rcnn.training.ema import EMA
+from rcnn.training.loop import Engine, backward
+from rcnn.training.optim import build_optimizer
+from rcnn.training.schemes import Joint
+from tests.no_sync import Record, faked, recorded
+
+CUDA = torch.device("cuda:0")
+
+
+class Kernels(NamedTuple):
+    """Largest numbers of kernels of two images of 64 x 96 outside `nms` and pooling, which still wait.
+
+    Attributes:
+        forward, propose: of the folded network.
+        loss: with scale and shift of frozen norms known already; without `matching`.
+        matching: of that, in the bodies of `match`.
+        backward: of the loss.
+    """
+
+    forward: int
+    propose: int
+    loss: int
+    matching: int
+    backward: int
+
+
+MOST = {
+    "mobilenet-fpn": Kernels(402, 285, 685, 194, 218),
+    "mobilenet-one-stage": Kernels(368, 309, 353, 97, 231),
+    "tiny-fpn": Kernels(337, 220, 559, 194, 127),
+    "resnet18-fpn": Kernels(407, 280, 641, 194, 149),
+    "resnet34-fpn": Kernels(447, 320, 697, 194, 198),
+    "resnet50-fpn": Kernels(480, 353, 747, 194, 237),
+    "resnet101-fpn": Kernels(599, 472, 917, 194, 407),
+    "resnet50-c4": Kernels(270, 165, 497, 194, 209),
+    "paper-vgg16": Kernels(187, 101, 371, 138, 115),
+    "paper-zf": Kernels(183, 95, 367, 138, 137),
+    "paper-zf-one-stage": Kernels(127, 97, 202, 69, 82),
+}
+KEYS = 124
+"""Kernels that make the keys of a step."""
+UPDATE = 14
+"""Kernels of clipping, optimiser and average; each may update all tensors."""
+
+
+def network(name: str) -> FasterRCNN:
+    with torch.device("meta"):  # no time for random weights
+        return build(settings_of(name), 3)
+
+
+@cache
+def on_cuda(name: str, *, training: bool) -> Any:
+    return faked(network(name) if training else folded(network(name)), str(CUDA))
+
+
+def item(device: torch.device | str, count: int = 2) -> Item:
+    """A batch that holds no numbers."""
+
+    def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(count, *shape, dtype=dtype, device=device)
+
+    batch = Batch(empty(3, 64, 96, dtype=torch.uint8), empty(2), empty(2), empty(2))
+    marks = empty(8, dtype=torch.bool)
+    targets = Targets(empty(8, 4), empty(8, dtype=torch.int64), marks, marks)
+    return Item(batch, targets, empty(dtype=torch.int64), empty(dtype=torch.int64))
+
+
+@pytest.mark.parametrize("what", ["forward", "propose"])
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_pass_never_waits(name: str, what: str) -> None:
+    net = on_cuda(name, training=False)
+    with recorded() as record, torch.inference_mode():
+        batch = item(CUDA).batch
+        record.kernels.clear()
+        getattr(net, what)(batch)
+    assert not record.waits
+    assert record.kernels[""] <= getattr(MOST[name], what)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_keys_and_losses_never_wait(name: str) -> None:
+    net = on_cuda(name, training=True)
+    with recorded() as record:
+        batch, targets, *_ = item(CUDA)
+        seeds = torch.empty(2, dtype=torch.int64)
+        record.kernels.clear()
+        keys = net.keys(batch, targets, seeds)
+        assert record.kernels[""] <= KEYS
+        net.loss(batch, targets, keys)
+        record.kernels.clear()
+        net.loss(batch, targets, keys)
+    assert not record.waits
+    assert record.kernels[""] <= MOST[name].loss
+    assert record.kernels["match"] <= MOST[name].matching
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_backward_pass_asks_for_no_number(name: str) -> None:
+    net, record = network(name), Record(bodies=False)
+    with record:
+        batch, targets, seeds, *_ = item("meta")
+        losses = net.loss(batch, targets, net.keys(batch, targets, seeds))
+        record.kernels.clear()
+        torch.stack([total for total, _ in losses.values()]).sum().backward()
+    assert not record.waits
+    assert record.kernels[""] <= MOST[name].backward
+
+
+@pytest.mark.parametrize("name", ["mobilenet-fpn", "mobilenet-one-stage", "paper-zf"])
+def test_results_of_a_batch_wait_once(name: str) -> None:
+    """Then they read what is here: among fake tensors the first number that is asked for raises."""
+    settings = settings_of(name)
+    detector = Detector(network(name), settings, ("a", "b", "c"), device=CUDA)
+    detector.network._runner = on_cuda(name, training=False)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        one = item("cpu")
+    programs = [
+        lambda: detector.detect(one.batch),
+        lambda: detector.region_proposals(one.batch),
+        lambda: _score(detector, one, {}),
+    ]
+    if detector.two_stage:
+        programs.append(lambda: detector.detect(one.batch, features=True))
+    for program in programs:
+        with recorded() as record, pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+            program()
+        assert record.waits == ["synchronize"]
+
+
+def test_a_training_step_waits_for_its_losses_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    net: Any = on_cuda("mobilenet-fpn", training=True)
+    engine = Engine(
+        model=net,
+        loss=Joint(net),
+        optimizer=build_optimizer(net, Train()),
+        ema=None,
+        settings=Train(amp="float32"),  # autocast for CUDA wants one
+        team=Team(CUDA),
+        total=1,
+        image_names=lambda index: [],
+    )
+    queued: list[int] = []
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        one = item("cpu")
+    with recorded() as record:
+        # The backward pass of fake tensors fails in torch 2.15; that of "meta" is tested above.
+        monkeypatch.setattr(Tensor, "backward", lambda self: queued.append(len(record.waits)))
+        with pytest.raises(DataDependentOutputException):  # the losses, which are here now
+            backward(engine, one, 1, (False, True))
+    assert record.waits == ["synchronize"]
+    assert queued == [0]
+
+
+def test_an_update_of_weights_and_average_never_waits() -> None:
+    net: Any = on_cuda("mobilenet-fpn", training=True)
+    settings = Train(ema=0.99, clip=1.0)
+    with recorded() as record:
+        optimizer, ema = build_optimizer(net, settings), EMA(net, 0.99)
+        for parameter in net.parameters():
+            parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+        optimizer.step()  # the first one makes its moments
+        record.kernels.clear()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0, foreach=True)
+        optimizer.step()
+        ema.update(1)
+    assert not record.waits
+    assert record.kernels[""] <= UPDATE
+
+
+def test_gradients_of_boxes_never_wait_for_their_constants() -> None:
+    with recorded() as record:
+        levels = [torch.empty(2, 8, side, side, device=CUDA) for side in (16, 8)]
+        level = torch.empty(2, 5, dtype=torch.int64, device=CUDA)
+        taps_of(levels, torch.empty(2, 5, 4, device=CUDA), level, (0.25, 0.125), (7, 2, True))
+    assert not record.waits
+
+
+@pytest.mark.parametrize(
+    "wait",
+    [
+        lambda x: x.new_tensor([1.0, 2.0]),
+        lambda x: torch.tensor([1.0, 2.0], device=x.device),
+        lambda x: x.cpu(),
+        lambda x: torch.zeros(3).to(x.device),
+        lambda x: torch.where(x > 0, x, torch.tensor(0.0)),
+        lambda x: x.__setitem__(x > 0, torch.ones(3, device=x.device)),
+    ],
+)
+def test_a_wait_is_noticed(wait: Any) -> None:
+    with recorded() as record:
+        wait(torch.empty(3, device=CUDA))
+    assert len(record.waits) == 1
+
+
+@pytest.mark.parametrize("wait", [lambda x: x.nonzero(), lambda x: x[x > 0], lambda x: x.sum().item(), bool])
+def test_what_depends_on_numbers_raises(wait: Any) -> None:
+    with recorded(), pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
+        wait(torch.empty(1, device=CUDA))
+
+
+def test_what_goes_along_with_a_kernel_is_no_wait() -> None:
+    with recorded() as record:
+        x = torch.empty(3, device=CUDA)
+        torch.zeros(3).to(CUDA, non_blocking=True)
+        x[x > 0] = 0.0
+        torch.where(x > 0, x, 0.0).clamp_(min=1).add_(torch.tensor(2.0))
+    assert not record.waits
