@@ -65,7 +65,7 @@ def many_classes(classes: int, changes: list[str]) -> Detector:
     trained = rcnn.load("blood-cells", device="cpu")
     settings = trained.with_settings([*changes, "roi.score=0.02"]).settings
     weights = trained.model.state_dict()
-    rows = torch.arange(classes) % len(trained.classes)
+    rows = torch.arange(classes) % len(trained.names)
     for layer in ("fast_rcnn.predictor.cls.weight", "fast_rcnn.predictor.cls.bias"):
         scores, background = weights[layer][rows], weights[layer][-1:]
         scores += 0.1 * scores.std() * torch.randn_like(scores)
