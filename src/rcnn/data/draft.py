@@ -112,6 +112,7 @@ class Layout:
         notes: sentences worth saying aloud.
         faults: faults of the file that names the lists.
         home: folder that the data was given as, or that of the file; None: `root`.
+        annotations: folder of the annotations that the lists name (VOC).
     """
 
     format: str
@@ -122,6 +123,7 @@ class Layout:
     notes: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     home: Path | None = None
+    annotations: Path | None = None
 
     def outside(self, images: Iterable[Path]) -> list[Path]:
         """Return the images that don't lie in the data set's own folder, by their paths alone."""
