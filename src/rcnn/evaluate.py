@@ -111,7 +111,7 @@ def val(
 
     Args:
         detector: from `rcnn.load`.
-        data: folder, COCO json or data.yaml.
+        data: folder, COCO json, data.yaml or csv.
         split: train, val, test or all.
         batch: images per batch.
         losses: also compute the validation losses. None: if the network itself is there, not an exported file.

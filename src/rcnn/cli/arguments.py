@@ -13,7 +13,7 @@ from rcnn.errors import SettingsError
 _ASSIGNMENT = re.compile(r"(\w+)(\.\w+)+=")
 
 Words = Annotated[
-    list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
+    list[str], typer.Argument(metavar="DATA", help="Folder, COCO json, data.yaml or csv; and section.key=value.")
 ]
 Model = Annotated[
     str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors), or a name such as blood-cells.")

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at a data set: check, stats, show, convert.", no_args_is_help=True)
 
-Data = Annotated[list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and data.key=value.")]
+Data = Annotated[
+    list[str], typer.Argument(metavar="DATA", help="Folder, COCO json, data.yaml or csv; and data.key=value.")
+]
 
 
 @app.command("check")
@@ -143,7 +145,7 @@ def _tiles(records: Sequence["Record"], settings: config.Settings) -> Iterator["
 @app.command("convert")
 def convert(
     words: Data,
-    to: Annotated[str, typer.Option(help="The format to write: voc, coco or yolo.")],
+    to: Annotated[str, typer.Option(help="The format to write: voc, coco, yolo or csv.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,

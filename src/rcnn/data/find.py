@@ -11,7 +11,7 @@ from typing import Literal
 
 from rcnn.config import Data
 from rcnn.config.files import check_regular, unfit_name
-from rcnn.data import coco, voc, yolo
+from rcnn.data import coco, table, voc, yolo
 from rcnn.data.dataset import Dataset
 from rcnn.data.draft import Layout, Reading, finish
 from rcnn.data.pixels import ProgressCallback, decode_images
@@ -19,7 +19,7 @@ from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
 
 Split = Literal["train", "val", "test", "all"]
-FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
+FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo, "csv": table}
 """Name of a format -> the module that finds, reads and writes it."""
 
 
@@ -37,7 +37,7 @@ def open_dataset(
     If the data has no validation list, `val` is the share (`settings.holdout`) that is held out of training.
 
     Args:
-        path: folder, COCO json or data.yaml.
+        path: folder, COCO json, data.yaml or csv.
         split: which images.
         settings: how faults are treated, and what share is held out.
         names: classes that labels index; other classes are fatal faults. None: those of the data.
@@ -152,6 +152,10 @@ def find_layout(path: str | Path) -> Layout:
         raise DataError(f"{path}: can't be read: {error}") from None
     if not layouts:
         raise DataError(_unrecognised(path))
+    if len(layouts) > 1 and layouts[-1].format == "csv":  # a table is made of the others' annotations
+        extra = layouts.pop()
+        note = f"{extra.evidence}: not read, since there is {layouts[0].evidence}; give the table itself to read it"
+        layouts[0] = replace(layouts[0], notes=(*layouts[0].notes, note))
     if len(layouts) > 1:
         formats = "; ".join(f"{layout.format.upper()} ({layout.evidence})" for layout in layouts)
         raise DataError(
@@ -172,7 +176,10 @@ def _missing(path: Path) -> str:
 def _unrecognised(path: Path) -> str:
     """Return the message for a path where no reader recognises a data set."""
     if path.is_file():
-        return f"{path}: not a data set; expected a COCO json with images, annotations and categories, or a data.yaml"
+        return (
+            f"{path}: not a data set; expected a COCO json with images, annotations and categories, a data.yaml, "
+            f"or a csv with the columns {','.join(table.COLUMNS)}"
+        )
     entries = sorted(os.listdir(path))
     if not entries:
         return f"{path}: the folder is empty"
@@ -180,7 +187,7 @@ def _unrecognised(path: Path) -> str:
     images = " The images here have no annotations next to them." if any(map(is_image, entries)) else ""
     return (
         f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml next to images), "
-        f"COCO (annotations/*.json) and YOLO (data.yaml, or labels/*.txt). Found: {shown}.{images}"
+        f"COCO (annotations/*.json), YOLO (data.yaml, or labels/*.txt) and *.csv with a header. Found: {shown}.{images}"
     )
 
 

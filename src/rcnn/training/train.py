@@ -91,7 +91,7 @@ def train(
     """Train a detector.
 
     Args:
-        data: folder, COCO json or data.yaml. None: `data.path` of `config`.
+        data: folder, COCO json, data.yaml or csv. None: `data.path` of `config`.
         config: a `config.yaml`, which repeats its run. None: the preset `model`.
         model: name of a preset, or timm/NAME.
         overrides: `section.key=value` texts laid over the settings.
