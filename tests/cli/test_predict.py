@@ -196,7 +196,8 @@ def test_a_broken_image_is_named_and_what_was_found_is_kept(
     run: Run, data: Path, weights: Path, tmp_path: Path
 ) -> None:
     (data / "JPEGImages/3.jpg").write_bytes(b"not an image")
-    outcome = run("predict", weights, data / "JPEGImages", "--out", tmp_path / "o", "--format", "json")
+    words = ("predict", weights, data / "JPEGImages", "--out", tmp_path / "o", "--format", "json")
+    outcome = run(*words, "--on-fault", "stop")
     assert outcome.code == 3
     assert "3.jpg" in outcome.err
     assert 2 <= len(json.loads((tmp_path / "o/results.json").read_text())) <= 3
@@ -212,6 +213,17 @@ def test_a_broken_image_can_be_left_out(run: Run, data: Path, weights: Path, tmp
     names = {Path(image["path"]).name for image in json.loads((tmp_path / "o/results.json").read_text())}
     assert names == {path.name for path in (data / "JPEGImages").iterdir()} - {"1.jpg"}
     assert run(*words, "--on-fault", "perhaps").code == 2
+
+
+@pytest.mark.parametrize("broken", ["0", "012345"])
+def test_one_broken_image_of_many_is_left_out_by_default(run: Run, data: Path, weights: Path, broken: str) -> None:
+    for stem in broken:
+        (data / f"JPEGImages/{stem}.jpg").write_bytes(b"not an image")
+    outcome = run("predict", weights, data / "JPEGImages", "--format", "json")
+    assert f"left out as unreadable: {len(broken)} image" in outcome.out
+    assert outcome.code == (0 if broken == "0" else 3)
+    assert ("none of the 6 images can be read" in outcome.err) == (broken != "0")
+    assert run("predict", weights, data / "JPEGImages/0.jpg", "--format", "json").code == 3
 
 
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError(28, "No space left on device")])
@@ -325,7 +337,8 @@ def test_when_one_process_fails_the_results_of_all_are_kept(
     out = tmp_path / "o"
     out.mkdir()
     for rank in halves:
-        outcome = run("predict", weights, data / "JPEGImages", "--out", out, "--format", "json")
+        words = ("--out", out, "--format", "json", "--on-fault", "stop")
+        outcome = run("predict", weights, data / "JPEGImages", *words)
         assert outcome.code == (3 if rank else 0)
     stems = [Path(row["path"]).stem for row in json.loads((out / "results.json").read_text())]
     assert stems == ["0", "1", "2", "3"]

@@ -6,8 +6,11 @@ import pytest
 
 from rcnn.config import Data
 from rcnn.data.check import check
-from rcnn.data.find import find_layout, open_dataset
-from rcnn.errors import DataError
+from rcnn.data.find import find_layout, open_dataset, open_splits
+from rcnn.detector import Detector
+from rcnn.errors import DataError, SettingsError
+from rcnn.evaluate import val
+from rcnn.presets import build, settings_of
 
 from . import sets
 
@@ -64,3 +67,41 @@ def test_the_annotations_of_a_coco_set_find_its_images(tmp_path: Path) -> None:
     report = check(root / "annotations", Data())
     assert (report.faults, report.format, list(report.lists)) == ((), "coco", ["train", "val"])
     assert open_dataset(root / "annotations", "train", Data()).records[0].name == "images/a.jpg"
+
+
+@pytest.mark.parametrize("bytes_left", [0, 3, 900])
+def test_a_damaged_picture_is_one_of_many(tmp_path: Path, bytes_left: int) -> None:
+    root = voc(tmp_path / "set", "annotations", "images", count=20)
+    file = root / "images/7.jpg"
+    file.write_bytes(file.read_bytes()[:bytes_left])
+    train, val = open_splits(root, Data())
+    assert len(train) + len(val) == 19
+    (note,) = [note for note in (*train.notes, *val.notes) if "damaged" in note]
+    assert "1 damaged image of " in note
+    assert str(file) in note
+    with pytest.raises(DataError, match=r"a fault in the data.*\n.*7\.jpg"):
+        open_splits(root, Data(on_fault="stop"))
+    assert check(root, Data()).to_json()["damaged"] == 1
+
+
+def test_what_is_wrong_with_the_labels_still_stops_and_all_is_told(tmp_path: Path) -> None:
+    root = voc(tmp_path / "set", "annotations", "images")
+    (root / "images/0.jpg").write_bytes(b"cut")
+    (root / "images/1.jpg").unlink()
+    (root / "annotations/2.xml").write_text(sets.xml([("dog", (20, 5, 5, 20))]))
+    with pytest.raises(DataError, match="3 faults in the data") as caught:
+        open_splits(root, Data())
+    for said in ("0.jpg", "there is no image `1`", "is inverted"):
+        assert said in str(caught.value)
+
+
+def test_val_takes_what_train_takes(tmp_path: Path) -> None:
+    root = voc(tmp_path / "set", "annotations", "images")
+    (root / "images/0.jpg").write_bytes(b"cut")
+    settings = settings_of("tiny-fpn", ["preprocess.short=32", "model.channels=8", "roi.hidden=8"])
+    detector = Detector(build(settings, 1), settings, ("dog",), device="cpu")
+    assert len(val(detector, root, split="all").truths) == 3
+    with pytest.raises(DataError, match=r"0\.jpg"):
+        val(detector, root, split="all", on_fault="stop")
+    with pytest.raises(SettingsError, match="on_fault"):
+        val(detector, root, on_fault="perhaps")

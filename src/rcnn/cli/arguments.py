@@ -25,7 +25,10 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Seed of all random number
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 OnFault = Annotated[
     str | None,
-    typer.Option(metavar="stop|skip", help="On a fatal fault of the data, stop (the default) or leave its image out."),
+    typer.Option(
+        metavar="damaged|stop|skip",
+        help="Images to leave out: damaged ones (the default), none, or all that have a fatal fault.",
+    ),
 ]
 Proposals = Annotated[
     str | None,

@@ -46,7 +46,7 @@ class Job:
         formats: comma-separated names of formats.
         images: COCO json with the ids of the images.
         as_json: also print the results as one JSON document.
-        on_fault: `skip` reports images that can't be read and continues; otherwise the first one raises.
+        on_fault: `stop`: the first image that can't be read raises; otherwise, of several, it is reported and left out.
 
     Raises:
         SettingsError: a format or choice is unknown, or there is no source.
@@ -56,8 +56,8 @@ class Job:
     def __init__(
         self, words: Sequence[str], out: Path, formats: str, images: Path | None, as_json: bool, on_fault: str | None
     ) -> None:
-        if on_fault not in (None, "stop", "skip"):
-            raise SettingsError(f"--on-fault: unknown `{on_fault}`; there are stop, skip")
+        if on_fault not in (None, "damaged", "stop", "skip"):
+            raise SettingsError(f"--on-fault: unknown `{on_fault}`; there are damaged, stop, skip")
         sources, self._changes = arguments.split(words)
         if not sources:
             raise SettingsError("SOURCE is missing: give images, folders or globs")
@@ -69,7 +69,9 @@ class Job:
         self._files = [file for source in sources for file in files(source)]
         self._ids = listed_ids(images) if images else named_ids(self._files, self._base)
         self._unread = 0
-        self.skip = self._leave_out if on_fault == "skip" else None
+        alone = len(self._files) == 1 and on_fault != "skip"
+        self._must_read = on_fault != "skip"
+        self.skip = None if alone or on_fault == "stop" else self._leave_out
 
     @contextmanager
     def detector(self, model: str, device: str | None) -> Iterator[Detector]:
@@ -161,6 +163,8 @@ class Job:
             self._report(names, *every)
         if end is not None:
             raise end
+        if self._must_read and self._files and not sum(part[0] for part in every):
+            raise ImageError(f"none of the {len(self._files)} images can be read; they are named above")
 
     def emit(self) -> None:
         """Print the JSON document if it was asked for."""

@@ -28,7 +28,7 @@ LISTED = 100
 HINTS, MOST_COMPARED = 20, 1000
 """Unknown names of an image, and known names, that are compared to find similar ones."""
 
-Kind = Literal["mendable", "fatal"]
+Kind = Literal["mendable", "damaged", "fatal"]
 Corners = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Converts (n, 4) float64 boxes of a format to (n, 4) continuous xyxy and (n,) bool: no size by the format's rules."""
 
@@ -89,8 +89,9 @@ class Draft:
 
     @property
     def sound(self) -> bool:
-        """Whether there is no fatal fault."""
-        return not self.more["fatal"] and all(kind != "fatal" for _, _, kind in self.faults)
+        """Whether all faults are mendable."""
+        kinds = {*self.more, *(kind for _, _, kind in self.faults)}
+        return kinds <= {"mendable"}
 
     def all_faults(self) -> Iterator[Fault]:
         """Yield the faults, and one for those of each kind that are only counted."""
@@ -230,7 +231,7 @@ def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:
     try:
         size = image_size(draft.path, max_pixels=max_pixels)
     except ImageError as error:
-        draft.fatal(draft.path, str(error).removeprefix(f"{draft.path}: "))
+        draft.fault(draft.path, str(error).removeprefix(f"{draft.path}: "), "damaged")
         return None
     height, width = size
     if min(size) < SMALLEST_IMAGE:
