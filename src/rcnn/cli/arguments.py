@@ -16,7 +16,7 @@ Words = Annotated[
     list[str], typer.Argument(metavar="DATA", help="Folder, COCO json, data.yaml or csv; and section.key=value.")
 ]
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors), or a name such as blood-cells.")
+    str, typer.Argument(metavar="MODEL", help="A run folder, a weights file, or a name such as blood-cells.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results; -2, -3, ... is appended if it is taken.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and everything else on stderr.")]
