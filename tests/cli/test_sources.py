@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.conftest import Outcome
+from tests.cli.conftest import SMALL, Outcome
 
 Run = Callable[..., Outcome]
 
@@ -42,3 +42,13 @@ def test_a_source_that_is_no_data_set_is_told(
 ) -> None:
     outcome = run("predict", weights, *(word.format(data=data) for word in words))
     assert (outcome.code, said in outcome.err) == (3, True)
+
+
+@pytest.mark.parametrize("form", ["voc", "yolo"])
+def test_what_predict_writes_is_a_data_set(run: Run, data: Path, weights: Path, form: str) -> None:
+    (data / "JPEGImages/5.jpg").rename(data / "JPEGImages/4.jpeg")  # two images of one stem
+    assert run("predict", weights, data / "JPEGImages", "--format", form, "--out", "out").code == 0
+    checked = run("data", "check", f"out/{form}")
+    assert (checked.code, "no faults" in checked.out, "6 images" in checked.out) == (0, True, True), checked.out
+    planned = run("train", f"out/{form}", "--model", "tiny-fpn", *SMALL, "--dry-run", "--json")
+    assert planned.json()["train"]["images"] == 5

@@ -62,6 +62,8 @@ def _annotation_folder(path: Path) -> Path | None:
     """
     if _has_xml(path / "Annotations"):
         return path / "Annotations"
+    if _has_xml(path):  # next to the images, which may have other sets below them
+        return None
     folders = [folder for folder in _folders(path) if not _is_split(folder) and _has_annotations(folder)]
     beside = [folder for folder in folders if _has_images(path) or sibling_images(folder) is not None]
     chosen = [folder for folder in beside if folder.name.lower() == "annotations"] or beside
