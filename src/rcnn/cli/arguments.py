@@ -39,13 +39,29 @@ Proposals = Annotated[
 ]
 
 
+HABITS = {
+    "epochs": "train.epochs",
+    "batch": "train.batch",
+    "lr0": "train.lr",
+    "seed": "train.seed",
+    "workers": "data.workers",
+    "imgsz": "preprocess.short",
+    "conf": "predict.score",
+}
+"""Names that other programs have for settings, among the words of a command line -> the setting."""
+
+
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split the words of a command line into paths and `section.key=value` settings.
 
-    A word is a setting if its section exists and no file has that name.
+    A word is a setting if its section exists and no file has that name. `imgsz=320` and the others of `HABITS` are
+    settings too, and `data=DIR` is the path.
     """
     paths, settings = [], []
     for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name in {"data", *HABITS} and not Path(word).exists():
+            word = value if name == "data" else f"{HABITS[name]}={value}"
         assignment = _ASSIGNMENT.match(word)
         is_setting = assignment is not None and assignment[1] in Settings.model_fields and not Path(word).exists()
         (settings if is_setting else paths).append(word)

@@ -16,7 +16,9 @@ Split = Annotated[
     Literal["train", "val", "test", "all"] | None,
     typer.Option(help="The sources are data sets: take this list of their images."),
 ]
-Score = Annotated[float | None, typer.Option(min=0, max=1, help="Leave out boxes with a lower score.")]
+Score = Annotated[
+    float | None, typer.Option("--score", "--conf", min=0, max=1, help="Leave out boxes with a lower score.")
+]
 
 
 def predict(
