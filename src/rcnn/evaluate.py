@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
+from rcnn.config import override
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import Split, open_dataset
 from rcnn.data.given import ProposalSet
@@ -108,22 +109,25 @@ def val(
     batch: int = 8,
     losses: bool | None = None,
     shard: Shard | None = None,
+    on_fault: str | None = None,
 ) -> Metrics:
     """Score a detector on a split of a data set.
 
     Args:
         detector: from `rcnn.load`.
-        data: folder, COCO json or data.yaml.
+        data: folder, COCO json, data.yaml or csv.
         split: train, val, test or all.
         batch: images per batch.
         losses: also compute the validation losses. None: if the network itself is there, not an exported file.
         shard: the part of this process, if several share the work.
+        on_fault: damaged, stop or skip, as `data.on_fault`. None: as the detector's settings say.
 
     Raises:
-        SettingsError: losses of an exported file.
+        SettingsError: losses of an exported file, or another `on_fault`.
         DataError: the data can't be read, or holds a class that the detector does not know.
     """
-    dataset = open_dataset(data, split, detector.settings.data, names=detector.names)
+    settings = override(detector.settings, {"data": {} if on_fault is None else {"on_fault": on_fault}}).data
+    dataset = open_dataset(data, split, settings, names=detector.names)
     return evaluate(detector, dataset, batch=batch, losses=losses, shard=shard)
 
 

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from rcnn.cli.arguments import given, one_path, split
+from rcnn.cli.arguments import HABITS, given, one_path, split
+from rcnn.config import keys
 from rcnn.errors import SettingsError
 
 
@@ -38,3 +39,9 @@ def test_a_missing_path_is_named() -> None:
 
 def test_given_leaves_out_what_was_not_given() -> None:
     assert given({"data.on_fault": None, "train.seed": 0}) == ["train.seed=0"]
+
+
+def test_habits_from_elsewhere_are_understood(tmp_path: Path) -> None:
+    words = ["data=shapes", "epochs=3", "imgsz=320", "conf=0.4"]
+    assert split(words) == (["shapes"], ["train.epochs=3", "preprocess.short=320", "predict.score=0.4"])
+    assert set(HABITS.values()) <= set(keys())

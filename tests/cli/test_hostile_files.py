@@ -92,11 +92,11 @@ def test_a_picture_that_is_postscript_starts_no_program(
     picture.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 80 60\n%%EndComments\nshowpage\n")
     commands: list[list[object]] = [
         ["data", "check", data],
-        ["data", "stats", data],
-        ["data", "show", data, "--count", 6],
-        ["data", "convert", data, "--to", "coco", "--out", "copy"],
-        ["train", data, *SMALL],
-        ["val", weights, data, "--split", "train"],
+        ["data", "stats", data, "--on-fault", "stop"],
+        ["data", "show", data, "--count", 6, "--on-fault", "stop"],
+        ["data", "convert", data, "--to", "coco", "--out", "copy", "--on-fault", "stop"],
+        ["train", data, *SMALL, "--on-fault", "stop"],
+        ["val", weights, data, "--split", "train", "--on-fault", "stop"],
         ["predict", weights, picture],
         ["propose", weights, picture],
         ["explain", weights, picture],

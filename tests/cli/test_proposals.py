@@ -118,7 +118,7 @@ def test_an_unreadable_image_is_left_out_where_asked(
     (data / "JPEGImages/3.jpg").write_bytes((data / "JPEGImages/3.jpg").read_bytes()[:700])
     (data / "JPEGImages/4.jpg").write_bytes(b"")
     for words in (("propose", "selective-search"), ("predict", weights, "--proposals", "selective-search")):
-        outcome = run(*words, data)
+        outcome = run(*words, data, "--on-fault", "stop")
         assert outcome.code == 3
         assert "3.jpg" in outcome.err
         outcome = run(*words, data, "--on-fault", "skip", "--format", "json", "--json")

@@ -64,7 +64,7 @@ def test_names_that_can_not_be_written_are_refused_or_left_out(tmp_path: Path, w
         ("predict", weights, data / "images", *ALL, "--score", "0", "--out", "found"),
     ]
     for words in (*work, ("val", weights, data)):
-        ended = limited(tmp_path, *words)
+        ended = limited(tmp_path, *words, "--on-fault", "stop")
         assert ended.code == 3, ended.said
         assert "rename" in ended.said
     for words in work:
@@ -114,6 +114,6 @@ def test_names_of_classes_that_can_be_written_are(tmp_path: Path) -> None:
 def test_names_of_classes_that_can_not_be_written_are_refused(tmp_path: Path, name: str) -> None:
     data = shapes(tmp_path / "d", classes=f'["{name}", square]')
     for words in (("data", "convert", data, "--to", "voc", "--out", "copy"), ("train", data, *TRAIN)):
-        ended = limited(tmp_path, *words)
+        ended = limited(tmp_path, *words, "--on-fault", "stop")
         assert ended.code == 3, ended.said
     assert not (tmp_path / "runs").exists()

@@ -77,14 +77,15 @@ def test_dry_run_of_a_resumed_run_shows_its_own_settings(run: Run, data: Path, t
     assert document["train"]["images"] == 4
 
 
-def test_a_file_that_is_cut_off_is_told_before_training_or_left_out(run: Run, data: Path, tmp_path: Path) -> None:
+def test_a_file_that_is_cut_off_is_left_out_and_named_or_stops(run: Run, data: Path, tmp_path: Path) -> None:
     file = data / "JPEGImages/1.jpg"
     file.write_bytes(file.read_bytes()[:-300])
-    outcome = run("train", data, *SMALL, "--out", tmp_path / "runs")
-    assert (outcome.code, (tmp_path / "runs").exists()) == (3, False)
-    assert "1.jpg" in outcome.err
-    skipped = run("train", data, *SMALL, "--on-fault", "skip", "--dry-run", "--json")
-    assert skipped.json()["train"]["images"] == 3
+    outcome = run("train", data, *SMALL, "--dry-run", "--json")
+    assert outcome.json()["train"]["images"] == 3
+    assert f"1 damaged image of `train` left out (--on-fault stop stops instead): {file}: " in outcome.err
+    stopped = run("train", data, *SMALL, "--out", tmp_path / "runs", "--on-fault", "stop")
+    assert (stopped.code, (tmp_path / "runs").exists()) == (3, False)
+    assert "1.jpg" in stopped.err
 
 
 @pytest.mark.parametrize(

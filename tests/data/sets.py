@@ -1,4 +1,4 @@
-"""Tiny data sets in VOC, COCO and YOLO form, for tests to spoil."""
+"""Tiny data sets in VOC, COCO, YOLO and CSV form, for tests to spoil."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -84,3 +84,10 @@ def yolo(root: Path, lists: Mapping[str, Mapping[str, str]], names: str = "[cat,
     entries = "".join(f"{name}: images/{name}\n" for name in lists)
     (root / "data.yaml").write_text(f"{entries}names: {names}\n", encoding="utf-8")
     return root
+
+
+def csv(file: Path, rows: Sequence[str], header: str = "filename,width,height,class,xmin,ymin,xmax,ymax") -> Path:
+    """A table of labels; row n (from 0) is line 2 + n."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("\n".join([header, *rows, ""]), encoding="utf-8")
+    return file

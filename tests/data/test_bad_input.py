@@ -262,11 +262,11 @@ def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes, reason: st
     (root / "JPEGImages/a.jpg").write_bytes(content)
     data = read(root)
     fault = only(data.faults)
-    assert (fault.where, fault.kind) == (f"{root}/JPEGImages/a.jpg", "fatal")
+    assert (fault.where, fault.kind) == (f"{root}/JPEGImages/a.jpg", "damaged")
     assert reason in fault.reason
     assert [record.id for record in data.records] == ["b"]
     with pytest.raises(DataError, match=r"JPEGImages/a\.jpg"):
-        open_dataset(root, "all", Data())
+        open_dataset(root, "all", Data(on_fault="stop"))
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "webp", "npy"])
@@ -282,10 +282,10 @@ def test_a_file_that_is_cut_off_is_named_with_the_other_faults_of_its_image(tmp_
     data = read(root)
     if suffix in ("jpg", "png"):  # the others tell no size
         assert data.faults[1].where == f"{root}/Annotations/a.xml:5"
-    assert (data.faults[0].where, data.faults[0].kind) == (str(file), "fatal")
+    assert (data.faults[0].where, data.faults[0].kind) == (str(file), "damaged")
     assert [record.id for record in data.records] == ["b"]
     with pytest.raises(DataError, match=rf"JPEGImages/a\.{suffix}"):
-        open_dataset(root, "all", Data())
+        open_dataset(root, "all", Data(on_fault="stop"))
 
 
 def test_bytes_after_the_end_of_an_image_are_no_fault(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def test_every_image_of_every_list_is_decoded(tmp_path: Path) -> None:
     wheres = [fault.where for fault in report.faults]
     assert wheres == [f"{root}/JPEGImages/b.jpg", f"{root}/JPEGImages/c.jpg", f"{root}/Annotations/c.xml:5"]
     assert all("truncated" in fault.reason for fault in report.faults[:2])
-    assert (report.fatal, report.mendable) == (3, 0)
+    assert (report.fatal, report.damaged, report.mendable) == (1, 2, 0)
     assert report.to_json()["faults"][0]["image"] == "JPEGImages/b.jpg"
 
 

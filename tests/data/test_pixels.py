@@ -54,14 +54,14 @@ def test_damage_amid_the_pixels_is_told_of_all_lists_before_training(root: Path)
     assert len(open_dataset(root, "train", Data(), decode=False)) == 2
 
 
-def test_damaged_images_are_left_out_on_request(root: Path) -> None:
+def test_damaged_images_are_left_out(root: Path) -> None:
     for stem in "abc":
         save(root, stem, noise())
     file = damage(root / "JPEGImages/b.png")
-    train, val = open_splits(root, Data(on_fault="skip"))
+    train, val = open_splits(root, Data())
     assert [record.id for record in (*train.records, *val.records)] == ["a", "c"]
     (fault,) = train.faults
-    assert (fault.where, fault.kind, fault.image) == (str(file), "fatal", "JPEGImages/b.png")
+    assert (fault.where, fault.kind, fault.image) == (str(file), "damaged", "JPEGImages/b.png")
 
 
 def test_a_file_that_has_no_header_is_told_once(root: Path) -> None:

@@ -10,6 +10,7 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 import rcnn
 from rcnn.cli.app import main
+from rcnn.cli.inspect import examine
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError, UnavailableError, WeightsError
 from rcnn.exchange import zoo
@@ -111,13 +112,16 @@ def test_what_is_neither_file_nor_name_meets_the_names(name: str):
         rcnn.load(Path(name), "cpu")
 
 
-def test_a_folder_meets_the_file_in_it(detector: Detector, tmp_path: Path):
-    with pytest.raises(WeightsError, match="is a folder; give a file of weights, or a name: blood-cells"):
+def test_a_run_folder_stands_for_its_best_weights(detector: Detector, tmp_path: Path):
+    with pytest.raises(WeightsError, match="is a folder; give a file of weights, a trained run, or a name"):
+        rcnn.load(tmp_path, "cpu")
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(WeightsError, match="has no weights yet"):
         rcnn.load(tmp_path, "cpu")
     (tmp_path / "weights").mkdir()
     detector.save(tmp_path / "weights" / "best.safetensors")
-    with pytest.raises(WeightsError, match=rf"is a folder; take {tmp_path}/weights/best\.safetensors"):
-        rcnn.load(tmp_path, "cpu")
+    assert rcnn.load(tmp_path, "cpu").names == detector.names
+    assert examine(tmp_path) == examine(tmp_path / "weights" / "best.safetensors")
 
 
 def test_a_device_that_is_not_there_is_said_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch):

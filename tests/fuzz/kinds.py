@@ -1,4 +1,4 @@
-"""What is fuzzed: fifteen kinds of files, each with valid examples and the commands that read it."""
+"""What is fuzzed: sixteen kinds of files, each with valid examples and the commands that read it."""
 
 import contextlib
 import json
@@ -85,7 +85,7 @@ def reading(data: str, rng: Random) -> Mutant:
     commands = (
         ("data", "check", data),
         ("data", "stats", data, "--out", "out/stats"),
-        ("data", "convert", data, "--to", rng.choice(("voc", "coco", "yolo")), "--out", "out/copy"),
+        ("data", "convert", data, "--to", rng.choice(("voc", "coco", "yolo", "csv")), "--out", "out/copy"),
         ("train", data, "--dry-run", *OVERRIDES),
     )
     return Mutant(rng.choice(commands), (0, 3))
@@ -135,6 +135,21 @@ def yolo(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutan
 def data_yaml(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
     tree = yolo_set(folder)
     damaged(folder / "data/data.yaml", tree, number, rng, values, yaml.safe_dump)
+    return reading("data", rng)
+
+
+def csv(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
+    """Damaged bytes of a table, or a strange value in it."""
+    rows: list[list[Any]] = [["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"]]
+    for i, name in enumerate([*images(folder / "data")] * 2):
+        rows.append([name, SIDE, SIDE, NAMES[i // 2], 4 + i, 5, 20 + i, 30])
+    if number % 2:
+        row = rows[rng.randrange(len(rows))]
+        row[rng.randrange(len(row))] = rng.choice(values)
+    text = "".join(",".join(map(str, row)) + "\n" for row in rows)
+    write(folder / "data/_annotations.csv", text.encode(errors="surrogatepass"))
+    if number % 2 == 0:
+        damage(folder / "data/_annotations.csv", rng)
     return reading("data", rng)
 
 
@@ -378,6 +393,7 @@ KINDS: dict[str, Kind] = {
     "coco": coco,
     "yolo": yolo,
     "data.yaml": data_yaml,
+    "csv": csv,
     "config": config,
     "safetensors": safetensors,
     "onnx": onnx,

@@ -18,6 +18,7 @@ import rcnn.training.recorders.history as history_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
 from rcnn.config import read
+from rcnn.data.dataset import Dataset
 from rcnn.data.synthetic import synthesise
 from rcnn.errors import DataError, Interrupted, SettingsError, TrainingError
 from rcnn.model.faster_rcnn import FasterRCNN
@@ -278,13 +279,22 @@ def test_faulty_data_leaves_no_run_folder(tmp_path: Path) -> None:
     assert not (tmp_path / "runs").exists()
 
 
-def test_a_folder_gives_its_whole_name_to_the_run(tmp_path: Path) -> None:
-    (tmp_path / "cells.v2").mkdir()
-    for path, name in (("cells.v2", "cells.v2-1"), ("cells.v2/data.yaml", "cells.v2-2"), ("val.json", "val-1")):
-        settings = train_file.choose_settings(tmp_path / path, None, "mobilenet-fpn", (), {})
-        assert (
-            train_file._new_folder(Team(torch.device("cpu")), tmp_path / "runs", None, settings, None).path.name == name
-        )
+@pytest.mark.parametrize(
+    ("path", "root", "name"),
+    [
+        ("cells.v2", "cells.v2", "cells.v2"),
+        ("cells.v2/data.yaml", "cells.v2", "cells.v2"),
+        ("cells/annotations", "cells", "cells"),
+        ("cells/annotations/val.json", "cells", "cells"),
+        ("VOCdevkit", "VOCdevkit/VOC2007", "VOCdevkit"),
+    ],
+)
+def test_a_run_is_named_after_the_folder_of_its_data(tmp_path: Path, path: str, root: str, name: str) -> None:
+    settings = train_file.choose_settings(tmp_path / path, None, "mobilenet-fpn", (), {})
+    dataset = Dataset(tmp_path / root, "voc", "train", (), (), ())
+    assert train_file._name_of(settings, dataset) == name
+    folder = train_file._new_folder(Team(torch.device("cpu")), tmp_path / "runs", name, None)
+    assert folder.path.name == f"{name}-1"
 
 
 @pytest.mark.parametrize(

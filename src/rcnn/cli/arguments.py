@@ -13,10 +13,10 @@ from rcnn.errors import SettingsError
 _ASSIGNMENT = re.compile(r"(\w+)(\.\w+)+=")
 
 Words = Annotated[
-    list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value.")
+    list[str], typer.Argument(metavar="DATA", help="Folder, COCO json, data.yaml or csv; and section.key=value.")
 ]
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A weights file (.safetensors), or a name such as blood-cells.")
+    str, typer.Argument(metavar="MODEL", help="A run folder, a weights file, or a name such as blood-cells.")
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results; -2, -3, ... is appended if it is taken.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and everything else on stderr.")]
@@ -25,7 +25,10 @@ Seed = Annotated[int | None, typer.Option(min=0, help="Seed of all random number
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 OnFault = Annotated[
     str | None,
-    typer.Option(metavar="stop|skip", help="On a fatal fault of the data, stop (the default) or leave its image out."),
+    typer.Option(
+        metavar="damaged|stop|skip",
+        help="Images to leave out: damaged ones (the default), none, or all that have a fatal fault.",
+    ),
 ]
 Proposals = Annotated[
     str | None,
@@ -36,13 +39,29 @@ Proposals = Annotated[
 ]
 
 
+HABITS = {
+    "epochs": "train.epochs",
+    "batch": "train.batch",
+    "lr0": "train.lr",
+    "seed": "train.seed",
+    "workers": "data.workers",
+    "imgsz": "preprocess.short",
+    "conf": "predict.score",
+}
+"""Names that other programs have for settings, among the words of a command line -> the setting."""
+
+
 def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split the words of a command line into paths and `section.key=value` settings.
 
-    A word is a setting if its section exists and no file has that name.
+    A word is a setting if its section exists and no file has that name. `imgsz=320` and the others of `HABITS` are
+    settings too, and `data=DIR` is the path.
     """
     paths, settings = [], []
     for word in words:
+        name, equals, value = word.partition("=")
+        if equals and name in {"data", *HABITS} and not Path(word).exists():
+            word = value if name == "data" else f"{HABITS[name]}={value}"
         assignment = _ASSIGNMENT.match(word)
         is_setting = assignment is not None and assignment[1] in Settings.model_fields and not Path(word).exists()
         (settings if is_setting else paths).append(word)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at a data set: check, stats, show, convert.", no_args_is_help=True)
 
-Data = Annotated[list[str], typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and data.key=value.")]
+Data = Annotated[
+    list[str], typer.Argument(metavar="DATA", help="Folder, COCO json, data.yaml or csv; and data.key=value.")
+]
 
 
 @app.command("check")
@@ -37,9 +39,13 @@ def check(words: Data, json: arguments.Json = False) -> None:
         lists = ", ".join(f"{screen.several(stats.images, 'image')} in {name}" for name, stats in report.lists.items())
         screen.say(f"{path} ({report.format}): {lists}; classes: {', '.join(report.names)}")
         faults = screen.several(len(report.faults), "fault")
-        screen.say(f"{faults}: {report.fatal} fatal, {report.mendable} mendable" if report.faults else "no faults")
+        kinds = {"fatal": report.fatal, "damaged": report.damaged, "mendable": report.mendable}
+        said = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
+        screen.say(f"{faults}: {said}" if report.faults else "no faults")
         if report.fatal:
             screen.note("Training stops on fatal faults; with --on-fault skip it leaves these images out")
+        if report.damaged:
+            screen.note("Damaged: training leaves these images out, and goes on; with --on-fault stop it stops")
         if report.mendable:
             screen.note("Mendable: training drops or clips these boxes, and goes on")
     if json:
@@ -67,6 +73,7 @@ def stats(
     path, settings = _opened(words, on_fault)
     with screen.stdout_for_json(json):
         datasets = open_lists(path, settings.data, decode=False)
+        screen.note(*dict.fromkeys(note for dataset in datasets for note in dataset.notes))
         figures = {dataset.split: statistics(dataset) for dataset in datasets}
         show_stats(figures)
         folder = fresh_folder(out)
@@ -143,7 +150,7 @@ def _tiles(records: Sequence["Record"], settings: config.Settings) -> Iterator["
 @app.command("convert")
 def convert(
     words: Data,
-    to: Annotated[str, typer.Option(help="The format to write: voc, coco or yolo.")],
+    to: Annotated[str, typer.Option(help="The format to write: voc, coco, yolo or csv.")],
     out: Annotated[Path, typer.Option(help="A new or empty folder.")],
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
@@ -158,6 +165,7 @@ def convert(
     path, settings = _opened(words, on_fault)
     with screen.stdout_for_json(json):
         datasets = open_lists(path, settings.data)
+        screen.note(*dict.fromkeys(note for dataset in datasets for note in dataset.notes))
         notes = converting.convert(datasets, to, out)
         screen.note(*notes)
         lists = {dataset.split: len(dataset) for dataset in datasets}

@@ -59,6 +59,6 @@ def demo(
         show(metrics)
         page = write_report(out, "rcnn demo", detector, dataset, metrics, run.folder / "plots")
         screen.say(f"\nPictures: {page}")
-        screen.say("Next, with your own images (VOC, COCO or YOLO, recognised automatically): rcnn train path/to/data")
+        screen.say("Next, with your own images (VOC, COCO, YOLO or CSV, recognised by itself): rcnn train path/to/data")
     if json:
         screen.emit({"folder": run.folder, "report": page, **summary(metrics)})

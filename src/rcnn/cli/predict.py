@@ -1,23 +1,30 @@
 """`rcnn predict MODEL SOURCE...`: find objects in images, and write the boxes as pictures and files."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from rcnn.cli import arguments, screen
 
 Sources = Annotated[
-    list[str], typer.Argument(metavar="SOURCE", help="Images, folders and globs; and section.key=value.")
+    list[str], typer.Argument(metavar="SOURCE", help="Images, folders, globs and data sets; and section.key=value.")
 ]
 Format = Annotated[str, typer.Option(metavar="a,b", help="drawn, json, coco, yolo, voc.")]
 Images = Annotated[Path | None, typer.Option(metavar="FILE.json", help="COCO json with the ids of the images.")]
-Score = Annotated[float | None, typer.Option(min=0, max=1, help="Leave out boxes with a lower score.")]
+Split = Annotated[
+    Literal["train", "val", "test", "all"] | None,
+    typer.Option(help="The sources are data sets: take this list of their images."),
+]
+Score = Annotated[
+    float | None, typer.Option("--score", "--conf", min=0, max=1, help="Leave out boxes with a lower score.")
+]
 
 
 def predict(
     model: arguments.Model,
     sources: Sources,
+    split: Split = None,
     score: Score = None,
     top: Annotated[int | None, typer.Option(min=1, help="Maximum number of boxes per image, best first.")] = None,
     classes: Annotated[str | None, typer.Option(metavar="a,b", help="Keep only boxes of these classes.")] = None,
@@ -36,7 +43,7 @@ def predict(
     """
     from rcnn.cli import stream
 
-    job = stream.Job(sources, out, format, images, json, on_fault)
+    job = stream.Job(sources, out, format, images, json, on_fault, split)
     with screen.stdout_for_json(json), job.detector(model, device) as detector:
         detector.check_proposals(given=proposals is not None)
         wanted = None if classes is None else stream.parse_list("--classes", classes, detector.names)

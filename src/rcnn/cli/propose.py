@@ -1,30 +1,28 @@
 """`rcnn propose MODEL SOURCE...`: class-agnostic boxes from a region proposal network or a search, best first."""
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.cli.predict import Format, Images, Score, Sources
+from rcnn.cli.predict import Format, Images, Score, Sources, Split
 
 if TYPE_CHECKING:
     from rcnn.result import Result
-
-LISTS = {".json", ".yaml", ".yml"}
-"""Suffixes of files that may list images."""
 
 
 def propose(
     model: Annotated[
         str,
         typer.Argument(
-            metavar="MODEL", help="A weights file, a name such as blood-cells, or selective-search[-quality]."
+            metavar="MODEL",
+            help="A run folder, a weights file, a name such as blood-cells, or selective-search[-quality].",
         ),
     ],
     sources: Sources,
+    split: Split = None,
     top: Annotated[
         int | None,
         typer.Option(min=1, help="Maximum number of proposals per image, best first. Default: 300; of a search 2000."),
@@ -48,7 +46,7 @@ def propose(
     def run(results: "Iterable[Result]") -> None:
         job.run((result.filter(score=score or 0.0, top=top) for result in results), ("object",))
 
-    job = stream.Job([*_listed(sources)], out, format, images, json, on_fault)
+    job = stream.Job(sources, out, format, images, json, on_fault, split)
     with screen.stdout_for_json(json):
         if model in SEARCHES:
             with job.search(SEARCHES[model]) as results:
@@ -58,19 +56,3 @@ def propose(
                 detector.check_proposals(given=False)
                 run(detector.stream_proposals(job.files(), top=top or 300, batch=batch, skip=job.skip))
     job.emit()
-
-
-def _listed(words: Iterable[str]) -> Iterator[str]:
-    """Yield the words, replacing a COCO json or data.yaml by the images that it lists."""
-    from rcnn.config import Settings, override
-    from rcnn.data.find import open_dataset
-
-    words = list(words)
-    settings = override(Settings(), [word for word in arguments.split(words)[1] if word.startswith("data.")]).data
-    settings = settings.model_copy(update={"on_fault": "skip"})
-    for word in words:
-        if Path(word).suffix.lower() in LISTS and os.path.isfile(word):
-            dataset = open_dataset(word, "all", settings, decode=False)
-            yield from (str(record.path) for record in dataset.records)
-        else:
-            yield word

@@ -20,6 +20,7 @@ from rcnn.config import Data, Settings, override
 from rcnn.config.files import read_text
 from rcnn.data.coco import LARGEST_JSON
 from rcnn.data.dataset import Record
+from rcnn.data.find import Split, open_dataset
 from rcnn.data.given import Given, place
 from rcnn.data.proposals import find_proposals
 from rcnn.data.selective_search import Mode, search_files
@@ -30,6 +31,8 @@ from rcnn.preprocess.decode import image_size
 from rcnn.preprocess.sources import base_of, files
 from rcnn.result import Result
 
+LISTS = {".json", ".yaml", ".yml", ".csv"}
+"""Suffixes of files that may list images."""
 SHOWN = 5
 """Number of images whose counts are printed one by one."""
 
@@ -46,18 +49,28 @@ class Job:
         formats: comma-separated names of formats.
         images: COCO json with the ids of the images.
         as_json: also print the results as one JSON document.
-        on_fault: `skip` reports images that can't be read and continues; otherwise the first one raises.
+        on_fault: `stop`: the first image that can't be read raises; otherwise, of several, it is reported and left out.
+        split: the sources are data sets, whose images in this list are taken. None: a json, yaml or csv stands for
+            all images that it lists, and a folder for all images in it.
 
     Raises:
         SettingsError: a format or choice is unknown, or there is no source.
         ImageError: a source doesn't exist.
+        DataError: a data set can't be read, or has no such list.
     """
 
     def __init__(
-        self, words: Sequence[str], out: Path, formats: str, images: Path | None, as_json: bool, on_fault: str | None
+        self,
+        words: Sequence[str],
+        out: Path,
+        formats: str,
+        images: Path | None,
+        as_json: bool,
+        on_fault: str | None,
+        split: Split | None = None,
     ) -> None:
-        if on_fault not in (None, "stop", "skip"):
-            raise SettingsError(f"--on-fault: unknown `{on_fault}`; there are stop, skip")
+        if on_fault not in (None, "damaged", "stop", "skip"):
+            raise SettingsError(f"--on-fault: unknown `{on_fault}`; there are damaged, stop, skip")
         sources, self._changes = arguments.split(words)
         if not sources:
             raise SettingsError("SOURCE is missing: give images, folders or globs")
@@ -65,11 +78,16 @@ class Job:
         if as_json and "json" not in self._formats:
             self._formats.append("json")
         self._as_json, self._out = as_json, out
-        self._base = Path(os.path.commonpath([base_of(source) for source in sources]))
-        self._files = [file for source in sources for file in files(source)]
-        self._ids = listed_ids(images) if images else named_ids(self._files, self._base)
+        settings = override(Settings(), [word for word in self._changes if word.startswith("data.")]).data
+        found = [find_images(source, split, settings) for source in sources]
+        self._base = Path(os.path.commonpath([base for base, _, _ in found]))
+        self._files = [file for _, listed, _ in found for file in listed]
+        own = {str(file): number for _, _, ids in found for file, number in ids.items()}
+        self._ids = listed_ids(images) if images else own_ids(own, named_ids(self._files, self._base))
         self._unread = 0
-        self.skip = self._leave_out if on_fault == "skip" else None
+        alone = len(self._files) == 1 and on_fault != "skip"
+        self._must_read = on_fault != "skip"
+        self.skip = None if alone or on_fault == "stop" else self._leave_out
 
     @contextmanager
     def detector(self, model: str, device: str | None) -> Iterator[Detector]:
@@ -161,6 +179,8 @@ class Job:
             self._report(names, *every)
         if end is not None:
             raise end
+        if self._must_read and self._files and not sum(part[0] for part in every):
+            raise ImageError(f"none of the {len(self._files)} images can be read; they are named above")
 
     def emit(self) -> None:
         """Print the JSON document if it was asked for."""
@@ -186,6 +206,23 @@ class Job:
         screen.say(f"\nwritten to {self._out}: {', '.join(self._formats)}")
         if any(unread):
             screen.say(f"left out as unreadable: {screen.several(sum(unread), 'image')}, named above")
+
+
+def find_images(source: str, split: Split | None, settings: Data) -> tuple[Path, list[Path], dict[Path, int | str]]:
+    """Return the folder that the images of a source share, the images, and the ids that a COCO json gives them.
+
+    Raises:
+        ImageError: the source is missing, or holds no images.
+        DataError: as for `open_dataset`.
+    """
+    if split is None and not (Path(source).suffix.lower() in LISTS and os.path.isfile(source)):
+        return base_of(source), files(source), {}
+    lenient = settings.model_copy(update={"on_fault": "skip"})  # labels are not needed here
+    dataset = open_dataset(source, split or "all", lenient, decode=False)
+    screen.note(*dataset.notes)
+    paths = [record.path for record in dataset.records]
+    ids = {record.path: record.id for record in dataset.records} if dataset.format == "coco" else {}
+    return Path(os.path.abspath(os.path.commonpath([path.parent for path in paths]))), paths, ids
 
 
 def tell(name: Path, counts: Mapping[str, int], count: int, begun: float) -> None:
@@ -219,6 +256,11 @@ def named_ids(images: Sequence[Path], base: Path) -> Callable[[Result], int | st
         return file.name if count[file.name] == 1 else Path(os.path.relpath(file, base)).as_posix()
 
     return find
+
+
+def own_ids(own: Mapping[str, int | str], others: Callable[[Result], int | str]) -> Callable[[Result], int | str]:
+    """Return a function that gives a result's image id in its data set, or the one of `others` if it has none."""
+    return lambda result: own[path] if (path := result.path) is not None and path in own else others(result)
 
 
 def listed_ids(file: Path) -> Callable[[Result], int | str]:

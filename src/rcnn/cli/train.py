@@ -32,7 +32,7 @@ SIZES_SHOWN = 12
 def train(
     words: Annotated[
         list[str] | None,
-        typer.Argument(metavar="DATA", help="Folder, COCO json or data.yaml; and section.key=value."),
+        typer.Argument(metavar="DATA", help="Folder, COCO json, data.yaml or csv; and section.key=value."),
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="mobilenet-fpn (the default), another preset, or timm/NAME.")

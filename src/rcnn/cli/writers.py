@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from fileinput import FileInput
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,23 +104,32 @@ def _drawn(target: Target) -> AbstractContextManager[Write]:
 
 
 def _voc(target: Target) -> AbstractContextManager[Write]:
-    """Write VOC xml files."""
-    return _file_per_image(
-        target.folder / "voc",
-        lambda image: label_name(image, ".xml", target.shared),
-        lambda result, path: path.write_text(result.to_voc(), encoding="utf-8"),
-    )
+    """Write VOC xml files, each with a copy of its image next to it."""
+    folder = target.folder / "voc"
+    return _labelled(folder, folder, partial(label_name, suffix=".xml", shared=target.shared), Result.to_voc)
 
 
 def _yolo(target: Target) -> AbstractContextManager[Write]:
-    """Write YOLO text files, and a `data.yaml` with the class names."""
+    """Write YOLO text files, copies of the images, and a `data.yaml` with the class names."""
     folder = target.folder / "yolo"
     write_text(folder / "data.yaml", yaml_text({"path": ".", "train": "images"}, target.names))
-    return _file_per_image(
-        folder / "labels",
-        lambda image: label_name(image, ".txt", target.shared),
-        lambda result, path: path.write_text(result.to_yolo(), encoding="utf-8"),
-    )
+    named = partial(label_name, suffix=".txt", shared=target.shared)
+    return _labelled(folder / "labels", folder / "images", named, Result.to_yolo)
+
+
+def _labelled(
+    labels: Path, images: Path, named: Callable[[Path], Path], text: Callable[[Result], str]
+) -> AbstractContextManager[Write]:
+    """Write labels, and copy each image under the stem of its labels, byte for byte: together they are a data set."""
+
+    def copy(result: Result, path: Path) -> None:
+        if result.path is not None:
+            image = images / path.relative_to(labels).with_suffix(Path(result.path).suffix)
+            image.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(result.path, image)
+        path.write_text(text(result), encoding="utf-8")
+
+    return _file_per_image(labels, named, copy)
 
 
 FORMATS: Mapping[str, Callable[[Target], AbstractContextManager[Write]]] = {

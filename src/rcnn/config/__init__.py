@@ -42,8 +42,13 @@ LISTED, SHOWN = 20, 80
 class Data(Section):
     """Which data is read, and how faulty images are treated."""
 
-    path: str | None = Field(default=None, description="Folder, COCO json or data.yaml; None: from the command line.")
-    on_fault: Literal["stop", "skip"] = Field(default="stop", description="At a fault: stop, or leave its image out.")
+    path: str | None = Field(
+        default=None, description="Folder, COCO json, data.yaml or csv; None: as the command says."
+    )
+    on_fault: Literal["damaged", "stop", "skip"] = Field(
+        default="damaged",
+        description="Images left out; damaged: that can't be decoded; skip: with any fatal fault; stop: none.",
+    )
     train: str = Field(default="train", description="Name of the list to train on, such as trainval.")
     val: str = Field(default="val", description="Name of the list to validate on.")
     holdout: Fraction = Field(default=0.1, description="Share of images held out where there is no validation list.")

@@ -22,7 +22,7 @@ class DataReport:
         format: format of the data set.
         names: class names.
         lists: statistics of each list.
-        faults: all faults, mendable and fatal.
+        faults: all faults, of every kind.
         notes: remarks for the user.
     """
 
@@ -41,11 +41,16 @@ class DataReport:
     @property
     def mendable(self) -> int:
         """Number of mendable faults."""
-        return len(self.faults) - self.fatal
+        return sum(fault.kind == "mendable" for fault in self.faults)
+
+    @property
+    def damaged(self) -> int:
+        """Number of images that can't be decoded."""
+        return len(self.faults) - self.fatal - self.mendable
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
-        return {"fatal": self.fatal, "mendable": self.mendable, **asdict(self)}
+        return {"fatal": self.fatal, "damaged": self.damaged, "mendable": self.mendable, **asdict(self)}
 
 
 def check(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> DataReport:

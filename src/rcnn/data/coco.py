@@ -18,7 +18,7 @@ from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import MOST_FAULTS, Draft, Layout, Reading, numbered, relative_name, unknown_class
-from rcnn.data.folders import Folder, copy_images, write_text
+from rcnn.data.folders import Folder, copy_images, root_of, write_text
 from rcnn.errors import DataError
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
@@ -39,14 +39,14 @@ def find(path: Path) -> Layout | None:
     if path.is_file():
         if path.suffix.lower() != ".json":
             return None
-        root = path.parent.parent if path.parent.name.lower() == "annotations" else path.parent
+        root = root_of(path.parent)
         split = _split_of(path.stem)
         splits = ("val", "test") if split in ("val", "test") else (split,)  # a list to evaluate on serves as both
         return Layout("coco", root, dict.fromkeys(splits, (path,)), evidence=path.name)
     for folder in (path / "annotations", path / "Annotations", path):
         files = [file for file in sorted(folder.glob("*.json")) if _is_coco(file)]
         if files:
-            lists = _lists(files)
+            lists, path = _lists(files), root_of(path)
             break
     else:
         files = [file for name in ("train", "valid", "val", "test") for file in sorted((path / name).glob("*.json"))]

@@ -11,7 +11,7 @@ from rcnn.errors import SettingsError
 
 
 def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> list[str]:
-    """Copy some lists of one data set as `voc`, `coco` or `yolo`. Return remarks on what the format can't hold.
+    """Copy some lists of one data set as `voc`, `coco`, `yolo` or `csv`. Return remarks on what the format can't hold.
 
     Raises:
         SettingsError: `out` holds something, lies inside the data set, or the format is unknown.

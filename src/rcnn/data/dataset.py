@@ -14,14 +14,14 @@ class Fault:
     Attributes:
         where: place of the fault: `file:line`, in json `file: annotations[index] (id number)`, or the image file.
         reason: what is wrong, and what to do about it.
-        kind: `mendable`: the box is dropped or clipped, and training goes on; `fatal`: training stops or leaves the
-            image out.
+        kind: `mendable`: the box is dropped or clipped, and training goes on; `damaged`: the image can't be
+            decoded, and is left out unless faults stop; `fatal`: training stops or leaves the image out.
         image: file name of the image concerned; None if the fault concerns the whole set.
     """
 
     where: str
     reason: str
-    kind: Literal["mendable", "fatal"]
+    kind: Literal["mendable", "damaged", "fatal"]
     image: str | None = None
 
     def __str__(self) -> str:

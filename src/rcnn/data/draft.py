@@ -28,7 +28,7 @@ LISTED = 100
 HINTS, MOST_COMPARED = 20, 1000
 """Unknown names of an image, and known names, that are compared to find similar ones."""
 
-Kind = Literal["mendable", "fatal"]
+Kind = Literal["mendable", "damaged", "fatal"]
 Corners = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 """Converts (n, 4) float64 boxes of a format to (n, 4) continuous xyxy and (n,) bool: no size by the format's rules."""
 
@@ -89,8 +89,9 @@ class Draft:
 
     @property
     def sound(self) -> bool:
-        """Whether there is no fatal fault."""
-        return not self.more["fatal"] and all(kind != "fatal" for _, _, kind in self.faults)
+        """Whether all faults are mendable."""
+        kinds = {*self.more, *(kind for _, _, kind in self.faults)}
+        return kinds <= {"mendable"}
 
     def all_faults(self) -> Iterator[Fault]:
         """Yield the faults, and one for those of each kind that are only counted."""
@@ -112,6 +113,7 @@ class Layout:
         notes: sentences worth saying aloud.
         faults: faults of the file that names the lists.
         home: folder that the data was given as, or that of the file; None: `root`.
+        annotations: folder of the annotations that the lists name (VOC).
     """
 
     format: str
@@ -122,6 +124,7 @@ class Layout:
     notes: tuple[str, ...] = ()
     faults: tuple[Fault, ...] = ()
     home: Path | None = None
+    annotations: Path | None = None
 
     def outside(self, images: Iterable[Path]) -> list[Path]:
         """Return the images that don't lie in the data set's own folder, by their paths alone."""
@@ -228,7 +231,7 @@ def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:
     try:
         size = image_size(draft.path, max_pixels=max_pixels)
     except ImageError as error:
-        draft.fatal(draft.path, str(error).removeprefix(f"{draft.path}: "))
+        draft.fault(draft.path, str(error).removeprefix(f"{draft.path}: "), "damaged")
         return None
     height, width = size
     if min(size) < SMALLEST_IMAGE:

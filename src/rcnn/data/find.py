@@ -11,7 +11,7 @@ from typing import Literal
 
 from rcnn.config import Data
 from rcnn.config.files import check_regular, unfit_name
-from rcnn.data import coco, voc, yolo
+from rcnn.data import coco, table, voc, yolo
 from rcnn.data.dataset import Dataset
 from rcnn.data.draft import Layout, Reading, finish
 from rcnn.data.pixels import ProgressCallback, decode_images
@@ -19,8 +19,10 @@ from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
 
 Split = Literal["train", "val", "test", "all"]
-FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo}
+FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo, "csv": table}
 """Name of a format -> the module that finds, reads and writes it."""
+_NAMED = 3
+"""Damaged images that a note names; `data check` lists all."""
 
 
 def open_dataset(
@@ -37,7 +39,7 @@ def open_dataset(
     If the data has no validation list, `val` is the share (`settings.holdout`) that is held out of training.
 
     Args:
-        path: folder, COCO json or data.yaml.
+        path: folder, COCO json, data.yaml or csv.
         split: which images.
         settings: how faults are treated, and what share is held out.
         names: classes that labels index; other classes are fatal faults. None: those of the data.
@@ -45,12 +47,12 @@ def open_dataset(
         progress: called with (images done, images in total) while decoding.
 
     Raises:
-        DataError: there is no data set, it is empty, or it has a fatal fault and `settings.on_fault` is `stop`.
+        DataError: there is no data set, it is empty, or it has a fault that
+            `settings.on_fault` does not leave out.
     """
     datasets = [_open(find_layout(path), split, settings, names)]
     (dataset,) = decode_images(datasets, settings, progress) if decode else datasets
-    stop_on_faults([dataset], settings)
-    return dataset
+    return stop_on_faults([dataset], settings)[0]
 
 
 def open_splits(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> tuple[Dataset, Dataset]:
@@ -66,7 +68,7 @@ def open_splits(path: str | Path, settings: Data, progress: ProgressCallback | N
     val = _open(layout, settings.val, settings, train.names)
     train, val = decode_images([train, val], settings, progress)
     val = replace(val, notes=(*val.notes, *_comparison(train, val)))
-    stop_on_faults([train, val], settings)
+    train, val = stop_on_faults([train, val], settings)
     return train, val
 
 
@@ -96,8 +98,7 @@ def open_lists(path: str | Path, settings: Data, *, decode: bool = True) -> list
     for split in distinct_lists(layout):
         datasets.append(read_list(layout, split, settings, datasets[0].names if datasets else None))
     datasets = decode_images(datasets, settings) if decode else datasets
-    stop_on_faults(datasets, settings)
-    return datasets
+    return stop_on_faults(datasets, settings)
 
 
 def distinct_lists(layout: Layout) -> list[str]:
@@ -115,22 +116,34 @@ def read_list(layout: Layout, name: str, settings: Data, classes: Sequence[str] 
     return finish(_read(layout, [name], settings, classes), layout, name, settings)
 
 
-def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> None:
-    """Raise for fatal faults, unless they are to be skipped, and for a split without a usable image.
+def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> list[Dataset]:
+    """Return the data sets with a note that names the damaged images, or raise for faults that stop.
 
     Raises:
-        DataError: the message lists all fatal faults, one per line.
+        DataError: there is a fault that `settings.on_fault` doesn't leave out, or a split without a usable image. The
+            message lists all fatal and damaged ones, one per line.
     """
-    faults = [fault for dataset in datasets for fault in dataset.faults]
-    fatal = list(dict.fromkeys(fault for fault in faults if fault.kind == "fatal"))
-    if fatal and settings.on_fault == "stop":
-        lines = "\n".join(map(str, fatal))
-        many = f"{len(fatal)} faults" if len(fatal) > 1 else "a fault"
-        raise DataError(f"{many} in the data (to leave these images out: --on-fault skip):\n{lines}", faults)
+    faults = list(dict.fromkeys(fault for dataset in datasets for fault in dataset.faults))
+    left_out = [fault for fault in faults if fault.kind != "mendable"]
+    stops = {"stop": ("fatal", "damaged"), "damaged": ("fatal",), "skip": ()}[settings.on_fault]
+    lines = "".join(f"\n{fault}" for fault in left_out)
+    if any(fault.kind in stops for fault in left_out):
+        many = f"{len(left_out)} faults" if len(left_out) > 1 else "a fault"
+        raise DataError(f"{many} in the data (to leave these images out: --on-fault skip):{lines}", faults)
     for dataset in datasets:
         if not dataset.records:
-            lines = "".join(f"\n{fault}" for fault in fatal)
             raise DataError(f"{dataset.root}: no usable image is left in `{dataset.split}`{lines}", faults)
+    return [replace(dataset, notes=(*dataset.notes, *_damaged(dataset))) for dataset in datasets]
+
+
+def _damaged(dataset: Dataset) -> list[str]:
+    """Return a remark that counts the damaged images and names the first ones."""
+    damaged = [fault for fault in dict.fromkeys(dataset.faults) if fault.kind == "damaged"]
+    if not damaged:
+        return []
+    named = "; ".join(map(str, damaged[:_NAMED])) + ("; ..." if len(damaged) > _NAMED else "")
+    images = f"{len(damaged)} damaged images" if len(damaged) > 1 else "1 damaged image"
+    return [f"{images} of `{dataset.split}` left out (--on-fault stop stops instead): {named}"]
 
 
 def find_layout(path: str | Path) -> Layout:
@@ -152,6 +165,10 @@ def find_layout(path: str | Path) -> Layout:
         raise DataError(f"{path}: can't be read: {error}") from None
     if not layouts:
         raise DataError(_unrecognised(path))
+    if len(layouts) > 1 and layouts[-1].format == "csv":  # a table is made of the others' annotations
+        extra = layouts.pop()
+        note = f"{extra.evidence}: not read, since there is {layouts[0].evidence}; give the table itself to read it"
+        layouts[0] = replace(layouts[0], notes=(*layouts[0].notes, note))
     if len(layouts) > 1:
         formats = "; ".join(f"{layout.format.upper()} ({layout.evidence})" for layout in layouts)
         raise DataError(
@@ -172,7 +189,10 @@ def _missing(path: Path) -> str:
 def _unrecognised(path: Path) -> str:
     """Return the message for a path where no reader recognises a data set."""
     if path.is_file():
-        return f"{path}: not a data set; expected a COCO json with images, annotations and categories, or a data.yaml"
+        return (
+            f"{path}: not a data set; expected a COCO json with images, annotations and categories, a data.yaml, "
+            f"or a csv with the columns {','.join(table.COLUMNS)}"
+        )
     entries = sorted(os.listdir(path))
     if not entries:
         return f"{path}: the folder is empty"
@@ -180,7 +200,7 @@ def _unrecognised(path: Path) -> str:
     images = " The images here have no annotations next to them." if any(map(is_image, entries)) else ""
     return (
         f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml next to images), "
-        f"COCO (annotations/*.json) and YOLO (data.yaml, or labels/*.txt). Found: {shown}.{images}"
+        f"COCO (annotations/*.json), YOLO (data.yaml, or labels/*.txt) and *.csv with a header. Found: {shown}.{images}"
     )
 
 

@@ -88,6 +88,11 @@ class Folder:
         return _index((os.path.splitext(name)[0], name) for name in filter(is_image, self.names))
 
 
+def root_of(folder: Path) -> Path:
+    """Return the folder of the data set whose annotations lie in a folder, by the name of that."""
+    return folder.parent if folder.name.lower().startswith("annot") else folder
+
+
 def walk(top: Path, folders: "Folders") -> Iterator[Path]:
     """Yield a folder and those below it, sorted, without our own results.
 

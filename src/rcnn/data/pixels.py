@@ -56,7 +56,7 @@ def decode_images(
 
 def _files(dataset: Dataset) -> dict[Path, str]:
     """Return path -> name of the images in use, and of those left out for a fault that is not the file's own."""
-    unreadable = {fault.where for fault in dataset.faults if fault.kind == "fatal"}
+    unreadable = {fault.where for fault in dataset.faults if fault.kind != "mendable"}
     left_out = dict.fromkeys(fault.image for fault in dataset.faults if fault.image is not None)
     files = {record.path: record.name for record in dataset.records}
     paths = {Path(os.path.normpath(dataset.root / name)): name for name in left_out if not unfit_name(name)}
@@ -65,9 +65,9 @@ def _files(dataset: Dataset) -> dict[Path, str]:
 
 
 def _without_damaged(dataset: Dataset, outcomes: Mapping[Path, Look | ImageError]) -> Dataset:
-    """Return the data set without its damaged images, with a fatal fault for each of them ahead of the others."""
+    """Return the data set without its damaged images, with a fault for each of them ahead of the others."""
     faults = [
-        Fault(str(path), str(outcome).removeprefix(f"{path}: "), "fatal", name)
+        Fault(str(path), str(outcome).removeprefix(f"{path}: "), "damaged", name)
         for path, name in _files(dataset).items()
         if isinstance(outcome := outcomes[path], ImageError)
     ]

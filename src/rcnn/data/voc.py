@@ -15,17 +15,15 @@ from rcnn.config.files import check_regular
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
 from rcnn.data.folders import Folder, Folders, copy_images, read_lines, write_text
+from rcnn.data.voc_folders import find as find
+from rcnn.data.voc_folders import sibling_images
 from rcnn.data.xml_tree import LARGEST_XML, MalformedXml, Node, parse_xml
-from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
 
-SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
-_LISTS = ("train", "val", "trainval", "test")
 _PARENTS = ("size", "object", "bndbox")
 _ONCE = {"filename", "size", "width", "height", "name", "bndbox", "difficult", "xmin", "ymin", "xmax", "ymax"}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 _THINNEST = 0.01  # pixels
-_IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
 _BELOW_ONE = re.compile(rb"<(?:\w+:)?[xy]min>\s*\+?0*(?:0|0?\.\d*)\s*</")
 _FLAG = re.compile(r"\s+-?[01]$")
 
@@ -51,43 +49,6 @@ class _Object(NamedTuple):
         return self.node.value("name")
 
 
-def find(path: Path) -> Layout | None:
-    """Return the VOC data set at a folder: VOCdevkit, VOC2007, its Annotations, split folders, or xml next to images.
-
-    Raises:
-        DataError: the folder holds several data sets.
-    """
-    if not path.is_dir():
-        return None
-    if path.name == "Annotations" and _has_xml(path):
-        path = path.parent
-    if not _has_xml(path / "Annotations"):
-        inner = [child for child in sorted(path.iterdir()) if _has_xml(child / "Annotations")]
-        inner = [child for child in inner if all(child.name not in names for names in SPLIT_FOLDERS.values())]
-        if len(inner) > 1:
-            raise DataError(f"{path}: several VOC data sets are here: {', '.join(map(str, inner))}; give one of them")
-        path = inner[0] if inner else path
-    if _has_xml(path / "Annotations"):
-        files = {name: path / "ImageSets" / "Main" / f"{name}.txt" for name in _LISTS}
-        lists = {name: (file,) for name, file in files.items() if file.is_file()}
-        return Layout("voc", path, lists or {"all": (path / "Annotations",)}, evidence="Annotations/*.xml")
-    splits = {split: _split_folder(path, names) for split, names in SPLIT_FOLDERS.items()}
-    lists = {split: (folder,) for split, folder in splits.items() if folder is not None}
-    if lists:
-        return Layout("voc", path, lists, evidence=f"{'/, '.join(lists)}/ with *.xml")
-    return Layout("voc", path, {"all": (path,)}, evidence="*.xml") if _has_xml(path) else None
-
-
-def _has_xml(folder: Path) -> bool:
-    return folder.is_dir() and any(file.suffix.lower() == ".xml" for file in folder.iterdir())
-
-
-def _split_folder(root: Path, names: Sequence[str]) -> Path | None:
-    """Return the folder of a split's xml files."""
-    folders = (root / name / inner for name in names for inner in (".", "Annotations", "annotations"))
-    return next(filter(_has_xml, folders), None)
-
-
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
     """Read the images of lists or folders of xml files. Without `names`, the classes are those that occur, sorted."""
     reading = Reading(_corners)
@@ -96,7 +57,7 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
     drafts: dict[Path, Draft] = {}
     for source in sources:
         here: set[Path] = set()
-        for entry in _entries(source, layout.root, folders, reading):
+        for entry in _entries(source, _annotations(layout), folders, reading):
             if entry.xml in here:
                 drafts[entry.xml].fatal(entry.where, f"image `{entry.stem}` is listed twice; keep one of the two")
             here.add(entry.xml)
@@ -118,13 +79,18 @@ def _origin(layout: Layout, settings: Data, reading: Reading) -> int:
     if settings.voc_origin != "auto":
         return settings.voc_origin
     sources = {source for sources in layout.lists.values() for source in sources}
-    folders = {source if source.is_dir() else layout.root / "Annotations" for source in sources}
+    folders = {source if source.is_dir() else _annotations(layout) for source in sources}
     files = (file for folder in sorted(folders) for file in sorted(folder.glob("*.[xX][mM][lL]")))
     zero = next((file for file in files if _is_readable(file) and _BELOW_ONE.search(file.read_bytes())), None)
     if zero is None:
         return 1
     reading.notes.append(f"boxes are read as 0-based, since there is an xmin or ymin of 0 (in {zero.name})")
     return 0
+
+
+def _annotations(layout: Layout) -> Path:
+    """Return the folder of the xml files that lists name."""
+    return layout.annotations or layout.root / "Annotations"
 
 
 def _is_readable(xml: Path) -> bool:
@@ -136,8 +102,8 @@ def _is_readable(xml: Path) -> bool:
     return True
 
 
-def _entries(source: Path, root: Path, folders: Folders, reading: Reading) -> Iterator[_Entry]:
-    """Yield what a list names, or what a folder of xml files holds."""
+def _entries(source: Path, listed: Path, folders: Folders, reading: Reading) -> Iterator[_Entry]:
+    """Yield what a list names, of the xml files in the folder `listed`, or what a folder of xml files holds."""
     if source.is_dir():
         images = _image_folder(source, folders)
         stems = {os.path.splitext(name)[0]: name for name in folders(source).names if name.lower().endswith(".xml")}
@@ -147,7 +113,7 @@ def _entries(source: Path, root: Path, folders: Folders, reading: Reading) -> It
                 reason = "there is no xml of this image; left out (an xml without objects makes it a background image)"
                 reading.faults.append(Fault(str(images.path / name), reason, "mendable"))
         return
-    annotations = folders(root / "Annotations")
+    annotations = folders(listed)
     images = _image_folder(annotations.path, folders)
     for line, text in read_lines(source):
         stem = _listed_stem(text, annotations, images)
@@ -156,9 +122,10 @@ def _entries(source: Path, root: Path, folders: Folders, reading: Reading) -> It
 
 
 def _image_folder(annotations: Path, folders: Folders) -> Folder:
-    """Return the folder of the images: that of the xml files, or one of the usual folders next to it."""
-    candidates = [annotations, *(annotations.parent / name for name in _IMAGE_FOLDERS)]
-    return next((folders(path) for path in candidates if any(map(is_image, folders(path).names))), folders(annotations))
+    """Return the folder of the images: that of the xml files, or one next to it."""
+    if any(map(is_image, folders(annotations).names)):
+        return folders(annotations)
+    return folders(sibling_images(annotations) or annotations)
 
 
 def _base(text: str) -> str:

@@ -13,6 +13,7 @@ from rcnn.engine.files import is_exported
 from rcnn.errors import WeightsError
 from rcnn.exchange.detectors import import_weights
 from rcnn.exchange.torchvision import ARCHITECTURES
+from rcnn.weights.file import best_of_run
 from rcnn.weights.hub import fetch
 from rcnn.weights.packaged import PACKAGED, packaged_path
 
@@ -30,10 +31,11 @@ def load(
     """Load a detector, ready to predict.
 
     Args:
-        path_or_name: a file of weights, such as `runs/train/exp-1/weights/best.safetensors`; a file of `rcnn export`,
-            .onnx or .xml; `blood-cells`, which comes with the package; or `torchvision/fasterrcnn_resnet50_fpn_v2` and
-            torchvision's other three, with its newest COCO weights, downloaded at first use (see
-            `rcnn.weights.hub.fetch`). A name takes precedence over a file of the same name; `./NAME` is the file.
+        path_or_name: a run folder, such as `runs/train/exp-1`, for its best weights; a file of weights; a file of
+            `rcnn export`, .onnx or .xml; `blood-cells`, which comes with the package; or
+            `torchvision/fasterrcnn_resnet50_fpn_v2` and torchvision's other three, with its newest COCO weights,
+            downloaded at first use (see `rcnn.weights.hub.fetch`). A name takes precedence over a file of the same
+            name; `./NAME` is the file.
         device: device to predict on; `auto` is CUDA if available, and the CPU for an exported file.
         backbone: the module to fill if the file's `model.backbone` is `custom`.
         head: the second stage's head to fill, likewise.
@@ -59,11 +61,10 @@ def load(
 
 def _file(name: str) -> Path:
     """Return the file, or raise an error that suggests what may be meant."""
-    path = Path(name).expanduser()
+    path = best_of_run(Path(name).expanduser())
     if path.is_dir():
-        best = path / "weights" / "best.safetensors"
-        advice = f"take {best}" if best.is_file() else "give a file of weights"
-        raise WeightsError(f"{name} is a folder; {advice}, or a name: {', '.join(NAMES)}")
+        what = "has no weights yet" if (path / "config.yaml").is_file() else "is a folder"
+        raise WeightsError(f"{name} {what}; give a file of weights, a trained run, or a name: {', '.join(NAMES)}")
     if path.exists():
         return path
     near = get_close_matches(name.lower(), NAMES, n=1)

@@ -1,6 +1,7 @@
 """`rcnn.train`: from a data set to a run folder with a trained detector, in chronological order."""
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ def train(
     """Train a detector.
 
     Args:
-        data: folder, COCO json or data.yaml. None: `data.path` of `config`.
+        data: folder, COCO json, data.yaml or csv. None: `data.path` of `config`.
         config: a `config.yaml`, which repeats its run. None: the preset `model`.
         model: name of a preset, or timm/NAME.
         overrides: `section.key=value` texts laid over the settings.
@@ -120,7 +121,7 @@ def train(
             given = external_proposals(settings, (train_set, val_set), crew, console)
             start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
             settings = override(settings, start.changes)
-            folder = _new_folder(crew, Path(runs), name, settings, given)
+            folder = _new_folder(crew, Path(runs), name or _name_of(settings, train_set), given)
         with explained(folder), closing(Log(folder.log if crew.writer else None, console)) as log:
             own = (ConsoleTable(log), JsonLines(folder.metrics), CsvTable(folder.table), History(folder.history))
             told = Recorders((*own, *recorders) if crew.writer else (), log.say)
@@ -191,13 +192,15 @@ def _read_splits(settings: Settings, console: Console | None) -> tuple[Dataset, 
         )
 
 
-def _new_folder(
-    crew: Team, runs: Path, name: str | None, settings: Settings, given: Sequence[Sequence[Given]] | None
-) -> RunFolder:
+def _name_of(settings: Settings, dataset: Dataset) -> str:
+    """The name of a run: that of the folder of its data, also where a file or folder inside it was given."""
+    path, root = Path(str(settings.data.path)), Path(os.path.normpath(dataset.root))
+    return (path if root.is_relative_to(path) else root).name or "data"
+
+
+def _new_folder(crew: Team, runs: Path, name: str, given: Sequence[Sequence[Given]] | None) -> RunFolder:
     """The run folder, made by the writer, with the given proposals, if any."""
-    path = Path(str(settings.data.path))
-    named = name or (path.parent.name if path.name == "data.yaml" else path.name if path.is_dir() else path.stem)
-    folder = RunFolder(str(crew.gather(str(RunFolder.create(runs, named).path) if crew.writer else None)[0]))
+    folder = RunFolder(str(crew.gather(str(RunFolder.create(runs, name).path) if crew.writer else None)[0]))
     if given is not None and crew.writer:
         folder.proposals.mkdir()
         for file, proposals in zip(proposal_files(folder.proposals), given, strict=True):

@@ -54,6 +54,12 @@ _KINDS = (
 """How files begin that are taken for weights, in lower case where they are text, and what they are."""
 
 
+def best_of_run(path: Path) -> Path:
+    """Return the best weights of a run folder; any other path stays as it is."""
+    best = path / "weights" / "best.safetensors"
+    return best if best.is_file() else path
+
+
 def atomic_write(path: str | Path, data: bytes | Iterable[bytes | memoryview], *, shared: bool = False) -> None:
     """Replace `path` by `data` in one step: a reader, even after a power failure, finds the old file or the new one.
 

@@ -1,0 +1,107 @@
+"""Data sets as strangers publish them: folders by other names, paths of other machines, damaged pictures."""
+
+from pathlib import Path
+
+import pytest
+
+from rcnn.config import Data
+from rcnn.data.check import check
+from rcnn.data.find import find_layout, open_dataset, open_splits
+from rcnn.detector import Detector
+from rcnn.errors import DataError, SettingsError
+from rcnn.evaluate import val
+from rcnn.presets import build, settings_of
+
+from . import sets
+
+BOX = [("dog", (5, 5, 20, 20))]
+
+
+def voc(root: Path, annotations: str, images: str, count: int = 4) -> Path:
+    """A VOC set with folders of these names, in whose xml are paths of another machine."""
+    (root / annotations).mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        sets.image(root / images / f"{number}.jpg")
+        there = f"<path>C:\\Users\\ann\\images\\{number}.jpg</path><filename>/home/ann/{number}.jpg</filename>"
+        text = sets.xml(BOX).replace("<annotation>", f"<annotation>{there}")
+        (root / annotations / f"{number}.xml").write_text(text)
+    return root
+
+
+@pytest.mark.parametrize("annotations", ["Annotations", "annotations", "annots", "ANNOTATIONS", "labels in xml"])
+@pytest.mark.parametrize("images", ["images", "pictures of today"])
+def test_voc_is_known_by_what_is_in_the_files(tmp_path: Path, annotations: str, images: str) -> None:
+    root = voc(tmp_path / "set", annotations, images)
+    for path in (root, root / annotations, tmp_path):
+        data = open_dataset(path, "all", Data())
+        assert (data.format, data.root, data.names, data.faults) == ("voc", root, ("dog",), ())
+        assert [record.name for record in data.records] == [f"{images}/{number}.jpg" for number in range(4)]
+
+
+def test_lists_name_the_files_of_a_folder_of_any_name(tmp_path: Path) -> None:
+    root = voc(tmp_path / "set", "annots", "images")
+    (root / "ImageSets/Main").mkdir(parents=True)
+    (root / "ImageSets/Main/val.txt").write_text("3\n")
+    (root / "ImageSets/Main/train.txt").write_text("0\n1\n2\n")
+    assert [len(open_dataset(root, split, Data())) for split in ("train", "val")] == [3, 1]
+
+
+def test_xml_of_something_else_is_no_annotation(tmp_path: Path) -> None:
+    sets.image(tmp_path / "images/a.jpg")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/a.xml").write_text('<?xml version="1.0"?><net name="a"></net>')
+    with pytest.raises(DataError, match="no data set is recognised"):
+        find_layout(tmp_path)
+
+
+def test_two_folders_of_annotations_are_not_guessed_between(tmp_path: Path) -> None:
+    voc(tmp_path / "set", "first", "images")
+    voc(tmp_path / "set", "second", "images")
+    with pytest.raises(DataError, match=r"several folders here hold xml annotations: .*first, .*second; give one"):
+        find_layout(tmp_path / "set")
+    assert len(open_dataset(tmp_path / "set/second", "all", Data())) == 4
+
+
+def test_the_annotations_of_a_coco_set_find_its_images(tmp_path: Path) -> None:
+    root = sets.coco(tmp_path / "set", {"train": {"a.jpg": BOX}, "val": {"b.jpg": BOX}}, {"dog": 1})
+    report = check(root / "annotations", Data())
+    assert (report.faults, report.format, list(report.lists)) == ((), "coco", ["train", "val"])
+    assert open_dataset(root / "annotations", "train", Data()).records[0].name == "images/a.jpg"
+
+
+@pytest.mark.parametrize("bytes_left", [0, 3, 900])
+def test_a_damaged_picture_is_one_of_many(tmp_path: Path, bytes_left: int) -> None:
+    root = voc(tmp_path / "set", "annotations", "images", count=20)
+    file = root / "images/7.jpg"
+    file.write_bytes(file.read_bytes()[:bytes_left])
+    train, val = open_splits(root, Data())
+    assert len(train) + len(val) == 19
+    (note,) = [note for note in (*train.notes, *val.notes) if "damaged" in note]
+    assert "1 damaged image of " in note
+    assert str(file) in note
+    with pytest.raises(DataError, match=r"a fault in the data.*\n.*7\.jpg"):
+        open_splits(root, Data(on_fault="stop"))
+    assert check(root, Data()).to_json()["damaged"] == 1
+
+
+def test_what_is_wrong_with_the_labels_still_stops_and_all_is_told(tmp_path: Path) -> None:
+    root = voc(tmp_path / "set", "annotations", "images")
+    (root / "images/0.jpg").write_bytes(b"cut")
+    (root / "images/1.jpg").unlink()
+    (root / "annotations/2.xml").write_text(sets.xml([("dog", (20, 5, 5, 20))]))
+    with pytest.raises(DataError, match="3 faults in the data") as caught:
+        open_splits(root, Data())
+    for said in ("0.jpg", "there is no image `1`", "is inverted"):
+        assert said in str(caught.value)
+
+
+def test_val_takes_what_train_takes(tmp_path: Path) -> None:
+    root = voc(tmp_path / "set", "annotations", "images")
+    (root / "images/0.jpg").write_bytes(b"cut")
+    settings = settings_of("tiny-fpn", ["preprocess.short=32", "model.channels=8", "roi.hidden=8"])
+    detector = Detector(build(settings, 1), settings, ("dog",), device="cpu")
+    assert len(val(detector, root, split="all").truths) == 3
+    with pytest.raises(DataError, match=r"0\.jpg"):
+        val(detector, root, split="all", on_fault="stop")
+    with pytest.raises(SettingsError, match="on_fault"):
+        val(detector, root, on_fault="perhaps")
