@@ -15,12 +15,14 @@ import pytest
 import torch
 
 import rcnn.training.recorders.history as history_file
+import rcnn.training.recorders.report_page as page_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
 from rcnn.config import read
 from rcnn.data.synthetic import synthesise
 from rcnn.errors import DataError, Interrupted, SettingsError, TrainingError
 from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.page.subject import read_subject
 from rcnn.training import checkpoint
 from rcnn.training.distributed import Team
 from rcnn.training.session import Session, is_late
@@ -72,8 +74,14 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(autouse=True)
 def no_pictures(whole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of such a small run's time; one run with them is enough."""
-    for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
-        monkeypatch.setattr(file, name, lambda *_: None)
+    for file, name in (
+        (train_file, "draw_start"),
+        (history_file, "plot_history"),
+        (train_file, "draw_end"),
+        (page_file, "keep_scores"),
+        (page_file, "write_report"),
+    ):
+        monkeypatch.setattr(file, name, lambda *_, **__: None)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -129,6 +137,8 @@ def test_the_run_folder_is_complete(whole: Run, data: Path) -> None:
         f"checkpoints/step-{2 * STEPS}.safetensors",
         *(f"plots/{name}.png" for name in plots),
         *("plots/train-batch-1.jpg", "plots/train-batch-2.jpg", "plots/val.jpg"),
+        *("report.html", "report/scores.json"),
+        *(f"report/{picture.file}" for picture in read_subject(whole.folder).scores.pictures),
     }
     assert [row["epoch"] for row in whole.rows] == [1, 2]
     assert {"train_rpn_box", "val_rpn_box", "val_loss", "ap", "ap50", "lr", "seconds"} <= whole.rows[0].keys()
