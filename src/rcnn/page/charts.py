@@ -1,6 +1,7 @@
 """The charts of a page, from rows of epochs and from scores."""
 
 from collections.abc import Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -141,8 +142,12 @@ def slider_data(scores: Scores) -> dict[str, Any]:
 
 
 def shown(value: float | None, digits: int = 3) -> str:
-    """A number as the page shows it; a dash for none."""
-    return DASH if value is None else f"{value:.{digits}f}"
+    """A number as the page shows it, ties rounded up as the script of the page rounds them; a dash for none."""
+    if value is None:
+        return DASH
+    if abs(value) >= LARGEST:
+        return f"{value:.{digits}g}"
+    return str(Decimal(value).quantize(Decimal(1).scaleb(-digits), ROUND_HALF_UP))
 
 
 def all_of(scores: Scores) -> str:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rcnn.page.scores import Number, Plain
+from rcnn.page.scores import Count, Number, Plain
 from rcnn.weights.file import atomic_write
 
 PARTS = "report"
@@ -23,9 +23,9 @@ class Loss(Plain):
         ap_if_mended: the AP without them; None if unknown.
     """
 
-    count: Annotated[int, Field(ge=0)]
-    by_class: dict[str, int]
-    by_size: dict[str, int]
+    count: Count
+    by_class: dict[str, Count]
+    by_size: dict[str, Count]
     ap_if_mended: Number
 
 
@@ -33,11 +33,11 @@ class Funnel(Plain):
     """What a page shows of `why.json`; the attributes are those of `insight.funnel.report.document`."""
 
     split: str
-    images: int
+    images: Count
     iou: float
     score: Number
-    objects: int
-    found: int
+    objects: Count
+    found: Count
     ap: Number
     advice: str
     lost: dict[str, Loss]

@@ -110,7 +110,7 @@ def render(subjects: Sequence[Subject], title: str | None = None) -> str:
     )
     environment.filters |= {"number": charts.shown, "short": svg.short}
     style, script = (_static(f"report.{ending}") for ending in ("css", "js"))
-    names = [subject.name for subject in subjects]
+    names = [subject.title for subject in subjects]
     runs = [_values(subject, place, PICTURES // len(subjects)) for place, subject in enumerate(subjects)]
     return environment.get_template("report.html").render(
         title=title or " and ".join(names),
@@ -133,7 +133,7 @@ def _values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
     course = [(subject.name, subject.rows)]
     detects = scores is not None and scores.detects
     return {
-        "name": subject.name,
+        "name": subject.title,
         "id": f"run-{place + 1}",
         "trained": subject.trained,
         "facts": view.facts(subject),
@@ -179,7 +179,7 @@ def _compared(subjects: Sequence[Subject]) -> dict[str, Any]:
     trees = [flat(subject.settings) if subject.settings else {} for subject in subjects]
     keys = dict.fromkeys(key for tree in trees for key in tree)
     settings = [(key, [tree.get(key) for tree in trees]) for key in keys]
-    runs = [(f"{place + 1}: {subject.name}", subject.rows) for place, subject in enumerate(subjects) if subject.rows]
+    runs = [(f"{place + 1}: {subject.title}", subject.rows) for place, subject in enumerate(subjects) if subject.rows]
     drawn = [charts.score_chart(runs), *charts.loss_charts(runs)] if len(runs) > 1 else []
     return {
         "numbers": numbers,

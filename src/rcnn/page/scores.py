@@ -28,6 +28,7 @@ MOST_CONFUSED = 40
 LARGEST = 50 * MB
 """Bytes of a file that a page is made from."""
 
+Count = Annotated[int, Field(ge=0, le=10**12)]
 Number = Annotated[float, Field(allow_inf_nan=False)] | None
 
 
@@ -54,11 +55,11 @@ class ClassScores(Plain):
 
     name: str
     label: int
-    objects: Annotated[int, Field(ge=0)]
+    objects: Count
     ap: Number
     ap50: Number
     voc_ap50: Number
-    bins: tuple[tuple[Annotated[int, Field(ge=0, lt=len(THRESHOLDS))], int, int], ...]
+    bins: tuple[tuple[Annotated[int, Field(ge=0, lt=len(THRESHOLDS))], Count, Count], ...]
 
 
 class Picture(Plain):
@@ -74,9 +75,9 @@ class Picture(Plain):
     file: Annotated[str, Field(pattern=r"^[\w-]+\.webp$")]
     name: str
     kind: str
-    right: int
-    wrong: int
-    lost: int
+    right: Count
+    wrong: Count
+    lost: Count
 
 
 class Scores(Plain):
@@ -100,13 +101,13 @@ class Scores(Plain):
 
     data: str
     split: str
-    images: int
+    images: Count
     detects: bool
     threshold: Annotated[float, Field(ge=0, le=1)]
     summary: dict[str, Number]
-    classes: tuple[ClassScores, ...]
-    num_classes: Annotated[int, Field(ge=0)]
-    confusion: tuple[tuple[int, int, int], ...]
+    classes: Annotated[tuple[ClassScores, ...], Field(max_length=MOST_CLASSES)]
+    num_classes: Count
+    confusion: tuple[tuple[Count, Count, Count], ...]
     recall: dict[str, dict[str, Number]]
     pictures: tuple[Picture, ...] = ()
     epoch: int | None = None

@@ -73,6 +73,14 @@ class Subject:
         return self.folder.resolve().name
 
     @property
+    def title(self) -> str:
+        """The name, after what was done if that is no training."""
+        if self.trained:
+            return self.name
+        kinds = {"paper": self.experiments, "why": self.funnel, "val": self.scores}
+        return next((f"{kind}: {self.name}" for kind, there in kinds.items() if there), self.name)
+
+    @property
     def trained(self) -> bool:
         """Is this the folder of a training?"""
         return (self.folder / "train.txt").exists() or bool(self.rows)

@@ -14,7 +14,7 @@ from rcnn.page.charts import counts, shown
 from rcnn.page.parts import Funnel, Loss
 from rcnn.page.scores import LARGEST, MOST_CONFUSED, Scores
 from rcnn.page.subject import Subject, written
-from rcnn.page.svg import bar, legend
+from rcnn.page.svg import bar, legend, short
 
 SUMMARY = {
     "ap": "AP",
@@ -177,7 +177,7 @@ def _bars(losses: dict[str, Loss], kinds: dict[str, str], inks: dict[str, str]) 
     return Markup('<table class="bars"><caption>By class and size</caption>{}</table>{}').format(
         Markup("").join(
             Markup('<tr><th scope="row">{}</th><td class="wide">{}</td><td>{:,}</td></tr>').format(
-                name,
+                short(name, 20),
                 bar([(kinds[kind], number, inks[kind]) for kind, number in numbers.items()], longest),
                 sum(numbers.values()),
             )
