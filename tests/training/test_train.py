@@ -22,6 +22,7 @@ from rcnn.config import read
 from rcnn.data.synthetic import synthesise
 from rcnn.errors import DataError, Interrupted, SettingsError, TrainingError
 from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.page.report import write_report
 from rcnn.page.subject import read_subject
 from rcnn.training import checkpoint
 from rcnn.training.distributed import Team
@@ -240,8 +241,10 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
         return False
 
     monkeypatch.setattr(session_file, "is_late", press)
+    monkeypatch.setattr(page_file, "write_report", write_report)
     with pytest.raises(Interrupted, match=r"rcnn train --resume .*shapes-1"):
         train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
+    assert "<dd>0 of 2</dd>" in (tmp_path / "shapes-1" / "report.html").read_text(encoding="utf-8")
     assert [path.stem for path in (tmp_path / "shapes-1" / "checkpoints").iterdir()] == ["step-3"]
     monkeypatch.setattr(session_file, "is_late", is_late)
     assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
