@@ -20,6 +20,7 @@ from rcnn.metrics.proposals import proposal_recall
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
 from rcnn.page.report import keep_scores, write_report
+from rcnn.page.scores import Scored
 from rcnn.presets import build, settings_of
 
 PLAIN = ("circle", "square", "star")
@@ -64,9 +65,9 @@ def scored(folder: Path, names: tuple[str, ...], images: int = 14, seed: int = 0
     return dataset, Metrics(names, coco, voc, proposal_recall(truths, proposals), {}, truths, predictions)
 
 
-def made(folder: Path, names: tuple[str, ...], seed: int = 0, **changes: Any) -> Made:
+def made(folder: Path, names: tuple[str, ...], seed: int = 0, images: int = 14, **changes: Any) -> Made:
     """The folder of a training of two epochs, as far as a page reads it."""
-    dataset, metrics = scored(folder.parent / f"images-{folder.name}", names, seed=seed)
+    dataset, metrics = scored(folder.parent / f"images-{folder.name}", names, images, seed)
     settings = settings_of("tiny-fpn", {"train": {"epochs": 2, **changes}, "data": {"path": f"/home/me/{names[0]}"}})
     detector = Detector(build(settings, len(names)), settings, names, threshold=THRESHOLD, device="cpu")
     folder.mkdir()
@@ -105,7 +106,7 @@ def made(folder: Path, names: tuple[str, ...], seed: int = 0, **changes: Any) ->
         "false_alarms": {"duplicate": loss},
     }
     (folder / "why.json").write_text(json.dumps(why))
-    keep_scores(folder, detector, dataset, metrics, epoch=2)
+    keep_scores(folder, dataset, metrics, Scored.of(detector, epoch=2))
     write_report(folder)
     return Made(folder, detector, dataset, metrics)
 

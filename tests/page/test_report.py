@@ -19,13 +19,13 @@ from rcnn.metrics.types import Prediction, Truth
 from rcnn.page import report as report_file
 from rcnn.page.charts import counts
 from rcnn.page.pictures import BYTES, SIDE, as_webp, judge
-from rcnn.page.report import read_subjects, render, write_report
-from rcnn.page.scores import Scores, count, read_plain
+from rcnn.page.report import keep_scores, read_subjects, render, write_report
+from rcnn.page.scores import Scored, Scores, count, read_plain
 from rcnn.page.subject import read_subject
 from rcnn.page.svg import ticks
 from rcnn.training.recorders.report_page import ReportPage
 
-from .conftest import HOSTILE, PLAIN, THRESHOLD, Made
+from .conftest import HOSTILE, PLAIN, THRESHOLD, Made, made
 
 
 def page_of(made: Made) -> str:
@@ -167,6 +167,27 @@ def test_a_run_that_breaks_off_has_a_page(plain: Made, tmp_path: Path) -> None:
     page.scored(plain.detector, plain.metrics, 1)
     page.end({})
     assert "weights of epoch 1" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_of_a_model_that_only_proposes_recall_is_shown(plain: Made, tmp_path: Path) -> None:
+    folder = copy(plain, tmp_path)
+    shutil.rmtree(folder / "report")
+    keep_scores(folder, plain.dataset, plain.metrics, Scored.of(plain.detector)._replace(detects=False))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "of 300 proposals, mean over IoU" in page
+    assert "data:image/webp" not in page
+    assert 'id="threshold"' not in page
+
+
+def test_of_many_classes_the_page_shows_some(plain: Made, tmp_path: Path) -> None:
+    """Those with most objects one by one, and the confusions that are most frequent."""
+    names = tuple(f"class {number}" for number in range(150))
+    made(tmp_path / "many", names, images=40)
+    page = (tmp_path / "many/report.html").read_text(encoding="utf-8")
+    assert "100 of 150, those with most objects" in page
+    assert "these 100 of 150 classes" in page
+    assert "taken for" in page
+    assert len(page.encode()) < 2_000_000
 
 
 def test_two_runs_are_compared_and_why_goes_to_its_run(plain: Made, other: Made, tmp_path: Path) -> None:

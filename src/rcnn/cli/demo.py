@@ -41,6 +41,7 @@ def demo(
     from rcnn.evaluate import evaluate
     from rcnn.page.parts import PAGE
     from rcnn.page.report import keep_scores, render
+    from rcnn.page.scores import Scored
     from rcnn.page.subject import read_subject
     from rcnn.presets import settings_of
     from rcnn.training.train import train
@@ -60,7 +61,7 @@ def demo(
         metrics = evaluate(detector, dataset)
         screen.say(f"\nOn {len(dataset)} images from another seed, not used in training:")
         show(metrics)
-        keep_scores(out, detector, dataset, metrics)
+        keep_scores(out, dataset, metrics, Scored.of(detector))
         subject, page = read_subject(run.folder), out / PAGE
         subject.add(read_subject(out))
         atomic_write(page, render([subject], "rcnn demo").encode())

@@ -44,6 +44,7 @@ def val(
     from rcnn.data.given import ProposalSet
     from rcnn.evaluate import evaluate
     from rcnn.page.report import keep_scores
+    from rcnn.page.scores import Scored
     from rcnn.training.proposals import shared_proposals
 
     with screen.stdout_for_json(json), sharing(device) as (team, shard):
@@ -68,7 +69,7 @@ def val(
             screen.say("")
             with page_of(folder):
                 describe(folder, model, settings)
-                keep_scores(folder, detector, dataset, metrics)
+                keep_scores(folder, dataset, metrics, Scored.of(detector))
         document = {"split": dataset.split, "images": len(dataset), **summary(metrics)}
     if json:
         screen.emit(document)

@@ -8,13 +8,13 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.draw import as_rgb, draw_boxes
 from rcnn.errors import ImageError
+from rcnn.evaluate import Metrics
 from rcnn.metrics.overlap import match
 from rcnn.metrics.types import Prediction, Truth
-from rcnn.page.scores import IOU, Picture
+from rcnn.page.scores import IOU, Picture, Scored
 from rcnn.preprocess.stream import read_picture
 from rcnn.weights.file import atomic_write
 
@@ -76,15 +76,10 @@ def choose(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
     return {"worst": worst, "best": best}
 
 
-def save_pictures(
-    folder: Path,
-    dataset: Dataset,
-    truths: Sequence[Truth],
-    predictions: Sequence[Prediction],
-    threshold: float,
-    settings: Settings,
-) -> tuple[Picture, ...]:
+def save_pictures(folder: Path, dataset: Dataset, metrics: Metrics, scored: Scored) -> tuple[Picture, ...]:
     """Write the worst and the best pictures into a folder; one that can't be read again is left out."""
+    truths, predictions = metrics.truths, metrics.predictions
+    threshold, settings = scored.threshold, scored.settings
     pairs = enumerate(zip(truths, predictions, strict=True))
     chosen = choose([judge(image, truth, prediction, threshold) for image, (truth, prediction) in pairs])
     pictures = []

@@ -13,13 +13,12 @@ from typing import Any
 from markupsafe import Markup
 
 from rcnn.data.dataset import Dataset
-from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.evaluate import Metrics
 from rcnn.page import charts, svg, view
 from rcnn.page.parts import PAGE, PARTS, save_part
 from rcnn.page.pictures import save_pictures
-from rcnn.page.scores import scores_of
+from rcnn.page.scores import Scored, scores_of
 from rcnn.page.subject import Subject, changes, flat, read_subject
 from rcnn.weights.file import atomic_write
 
@@ -42,26 +41,20 @@ SECTIONS = {
 """Part of the page, a macro of templates/parts.html -> its title."""
 
 
-def keep_scores(
-    folder: Path, detector: Detector, dataset: Dataset, metrics: Metrics, *, epoch: int | None = None
-) -> None:
+def keep_scores(folder: Path, dataset: Dataset, metrics: Metrics, scored: Scored) -> None:
     """Write what the page of a folder shows of scores into its folder `report`: numbers, worst and best pictures.
 
     Args:
         folder: of results.
-        detector: that was scored.
-        dataset: that it was scored on.
-        metrics: its scores.
-        epoch: that its weights are of.
+        dataset: that was scored on.
+        metrics: the scores.
+        scored: the detector.
     """
     parts = folder / PARTS
     parts.mkdir(exist_ok=True)
-    scores = scores_of(metrics, dataset, detector.threshold, detects=detector.detects, epoch=epoch)
-    if detector.detects:
-        pairs = (metrics.truths, metrics.predictions)
-        pictures = save_pictures(parts, dataset, *pairs, detector.threshold, detector.settings)
-        scores = scores.model_copy(update={"pictures": pictures})
-    save_part(parts / "scores.json", scores)
+    pictures = save_pictures(parts, dataset, metrics, scored) if scored.detects else ()
+    scores = scores_of(metrics, dataset, scored)
+    save_part(parts / "scores.json", scores.model_copy(update={"pictures": pictures}))
 
 
 def write_report(folder: Path) -> Path:

@@ -8,9 +8,10 @@ from typing import Annotated, NamedTuple, TypeVar
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rcnn.config import explain
+from rcnn.config import Settings, explain
 from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Dataset
+from rcnn.detector import Detector
 from rcnn.errors import DataError
 from rcnn.evaluate import Metrics
 from rcnn.metrics.confusion import confusion_matrix
@@ -113,18 +114,36 @@ class Scores(Plain):
     epoch: int | None = None
 
 
-def scores_of(
-    metrics: Metrics, dataset: Dataset, threshold: float, *, detects: bool = True, epoch: int | None = None
-) -> Scores:
-    """Collect what a page shows.
+class Scored(NamedTuple):
+    """What a page knows of the detector that was scored, without its weights.
+
+    Attributes:
+        settings: of the detector.
+        threshold: least score of a detection that is shown.
+        detects: whether it tells classes.
+        epoch: that its weights are of; None if unknown.
+    """
+
+    settings: Settings
+    threshold: float
+    detects: bool
+    epoch: int | None = None
+
+    @classmethod
+    def of(cls, detector: Detector, epoch: int | None = None) -> "Scored":
+        """What there is to know of a detector."""
+        return cls(detector.settings, detector.threshold, detector.detects, epoch)
+
+
+def scores_of(metrics: Metrics, dataset: Dataset, scored: Scored) -> Scores:
+    """Collect what a page shows, but for the pictures.
 
     Args:
         metrics: of the data set.
         dataset: that was scored on.
-        threshold: least score of a detection that is shown.
-        detects: whether the model tells classes.
-        epoch: that the weights are of.
+        scored: the detector.
     """
+    threshold, detects = scored.threshold, scored.detects
     number = len(metrics.names)
     counted = tally(metrics.truths, metrics.predictions, number, IOU)
     rows = metrics.by_class()
@@ -156,7 +175,7 @@ def scores_of(
         num_classes=number,
         confusion=tuple((int(i), int(j), int(matrix[i, j])) for i, j in np.argwhere(matrix)),
         recall=recall,
-        epoch=epoch,
+        epoch=scored.epoch,
     )
 
 
