@@ -117,7 +117,8 @@ def test_pictures_are_small_whatever_they_show(plain: Made, tmp_path: Path, monk
     (tmp_path / "a.webp").write_bytes(content)
     with Image.open(tmp_path / "a.webp") as picture:
         assert max(picture.size) <= SIDE
-    monkeypatch.setattr(report_file, "PICTURES", sum(map(len, read_subject(plain.folder).pictures.values())) // 2)
+    held = sum(map(len, read_subject(plain.folder).pictures.values()))
+    monkeypatch.setattr(report_file, "LARGEST", len(page_of(plain)) - held // 2)
     page = render([read_subject(plain.folder)])
     assert 0 < page.count("data:image/webp") < page_of(plain).count("data:image/webp")
 
@@ -187,7 +188,20 @@ def test_of_many_classes_the_page_shows_some(plain: Made, tmp_path: Path) -> Non
     assert "100 of 150, those with most objects" in page
     assert "these 100 of 150 classes" in page
     assert "taken for" in page
-    assert len(page.encode()) < 2_000_000
+
+
+def test_two_runs_of_eighty_classes_and_of_many_images_are_small(plain: Made) -> None:
+    """Detections of every score, as many large pictures as there are, and long names."""
+    subject = read_subject(plain.folder)
+    assert subject.scores
+    bins = tuple((place, 12, 345) for place in range(len(THRESHOLDS)))
+    one = subject.scores.classes[0].model_copy(update={"bins": bins, "objects": 20_000, "name": "x" * 200})
+    subject.scores = subject.scores.model_copy(update={"classes": (one,) * 80, "num_classes": 80})
+    subject.pictures = dict.fromkeys(subject.pictures, b"0" * BYTES)
+    one_run, two_runs = render([subject]), render([subject] * 2)
+    assert max(len(page.encode()) for page in (one_run, two_runs)) < 2_000_000
+    assert one_run.count("data:image/webp") >= 5
+    assert "no room for pictures" in two_runs
 
 
 def test_two_runs_are_compared_and_why_goes_to_its_run(plain: Made, other: Made, tmp_path: Path) -> None:

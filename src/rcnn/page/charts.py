@@ -9,11 +9,11 @@ from markupsafe import Markup
 
 from rcnn.insight.plots import APS, LOSSES, ONE_STAGE
 from rcnn.metrics.curves import THRESHOLDS
-from rcnn.page.scores import Scores, count
+from rcnn.page.scores import ClassScores, Scores, count
 from rcnn.page.svg import INKS, Axes, Line, chart
 
-SPARSE = 5
-"""Every fifth threshold is a point of a line."""
+SPARSE, SPARSER = 5, 20
+"""Every fifth threshold is a point of a line; of the many grey ones, every twentieth."""
 
 PLANE = Axes("", "", (0.0, 1.0), (0.0, 1.0))
 """Of the charts whose numbers are shares."""
@@ -131,12 +131,15 @@ def precision_recall_chart(scores: Scores) -> Markup:
 
 
 def slider_data(scores: Scores) -> dict[str, Any]:
-    """What the page's script needs to count for itself: bins of scores, and where the planes of the charts lie."""
+    """What the page's script needs to count for itself: bins of scores, and where the planes of the charts lie.
+
+    The bins are one list: steps from the bin before, right and wrong detections, and so on.
+    """
     (left, bottom), (right, top) = PLANE.place(0, 0), PLANE.place(1, 1)
     return {
         "steps": len(THRESHOLDS),
         "threshold": at(scores.threshold),
-        "classes": [{"objects": one.objects, "bins": one.bins} for one in scores.classes],
+        "classes": [{"objects": one.objects, "bins": _flat(one)} for one in scores.classes],
         "plane": {"left": left, "top": top, "width": right - left, "height": bottom - top},
     }
 
@@ -156,13 +159,23 @@ def all_of(scores: Scores) -> str:
     return "all" if whole else f"these {len(scores.classes)} of {scores.num_classes:,} classes"
 
 
+def _flat(one: ClassScores) -> list[int]:
+    """The bins of a class in few characters."""
+    numbers, last = [], 0
+    for place, right, wrong in one.bins:
+        numbers += (place - last, right, wrong)
+        last = place
+    return numbers
+
+
 def _lines(scores: Scores, x: np.ndarray, y: np.ndarray) -> list[Line]:
     """A line for each class with objects, of rows (K + 1, S), and their mean on top."""
     names = [*(one.name for one in scores.classes), "mean"]
     lines = []
     for name, ink, across, up in zip(names, _inks(scores), x, y, strict=True):
         if not np.isnan(up).any() and not (name == "mean" and len(names) == 2):
-            points = list(zip(across[::SPARSE].tolist(), up[::SPARSE].tolist(), strict=True))
+            step = SPARSER if ink == REST else SPARSE
+            points = list(zip(across[::step].tolist(), up[::step].tolist(), strict=True))
             lines.append(Line("" if ink == REST else name, points, ink))
     return sorted(lines, key=lambda line: line.ink != REST)
 

@@ -23,8 +23,8 @@ from rcnn.page.subject import Subject, changes, flat, read_subject
 from rcnn.weights.file import atomic_write
 
 HERE = Path(__file__).parent
-PICTURES = 1_000_000
-"""Bytes of all pictures, which become a third more in the page; the page stays under 2 MB."""
+LARGEST = 1_900_000
+"""Bytes of a page that pictures fill up at most."""
 
 
 SECTIONS = {
@@ -95,16 +95,23 @@ def read_subjects(folders: Sequence[Path]) -> list[Subject]:
 
 
 def render(subjects: Sequence[Subject], title: str | None = None) -> str:
-    """The page as text."""
+    """The page as text, with as many pictures as there is room for."""
+    bare = len(_page(subjects, title, 0).encode())
+    return _page(subjects, title, max(0, LARGEST - bare) * 3 // 4)  # four letters stand for three bytes
+
+
+def _page(subjects: Sequence[Subject], title: str | None, budget: int) -> str:
+    """The page with pictures of so many bytes."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters |= {"number": charts.shown, "short": svg.short}
+    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     style, script = (_static(f"report.{ending}") for ending in ("css", "js"))
     names = [subject.title for subject in subjects]
-    runs = [_values(subject, place, PICTURES // len(subjects)) for place, subject in enumerate(subjects)]
+    runs = [_values(subject, place, budget // len(subjects)) for place, subject in enumerate(subjects)]
     return environment.get_template("report.html").render(
         title=title or " and ".join(names),
         names=names,
@@ -145,6 +152,7 @@ def _values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
             for part in subject.experiments.values()
         ],
         "pictures": view.pictures(subject, budget),
+        "has_pictures": bool(subject.pictures),
         "changes": changes(subject.settings) if subject.settings else None,
         "notes": subject.notes,
         "there": {

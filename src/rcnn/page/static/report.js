@@ -1,13 +1,14 @@
 // The slider of the score threshold, and pictures that open large. All numbers are counted from the bins of scores
 // that the page holds; names are those of the library.
 
-/** Sums of the bins from each threshold on: how many detections are kept there. */
+/** Bins are steps from the one before, right and wrong detections, in one list. Sums of the bins from each threshold on: how many detections are kept there. */
 function kept(bins, steps) {
   const right = new Array(steps + 1).fill(0);
   const wrong = new Array(steps + 1).fill(0);
-  for (const [place, good, bad] of bins) {
-    right[place] = good;
-    wrong[place] = bad;
+  for (let index = 0, place = 0; index < bins.length; index += 3) {
+    place += bins[index];
+    right[place] = bins[index + 1];
+    wrong[place] = bins[index + 2];
   }
   for (let place = steps - 1; place >= 0; place--) {
     right[place] += right[place + 1];
