@@ -52,8 +52,9 @@ MAY_IMPORT = {
     "insight": {"metrics"} | DETECTOR | DATA,
     "evaluate": {"metrics"} | DETECTOR | DATA,
     "benchmark": {"evaluate"} | DETECTOR | DATA,
-    "training": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
-    "paper": {"evaluate", "metrics", "insight", "training"} | DETECTOR | DATA,
+    "page": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
+    "training": {"evaluate", "metrics", "insight", "page"} | DETECTOR | DATA,
+    "paper": {"evaluate", "metrics", "insight", "page", "training"} | DETECTOR | DATA,
 }
 """Part -> parts of ours that it may import, itself and `errors` always, also inside functions; `cli` may all."""
 

@@ -79,6 +79,7 @@ def test_json_is_one_document_and_the_data_is_never_written_to(
         ("why", weights, data),
         ("anchors", data, "--model", weights),
         ("explain", weights, image, "--truth", data),
+        ("report", Path(weights).parents[1]),
         ("inspect", weights),
         ("import", "--list"),
     ):
@@ -114,6 +115,8 @@ FAULTS: dict[str, tuple[int, list[str]]] = {
     "anchors: sizes": (2, ["anchors", "{data}", "anchors.sizes=[[8],[16],[32],[64,128]]"]),
     "anchors: no data": (3, ["anchors", "nowhere"]),
     "anchors: no weights": (4, ["anchors", "{data}", "--model=nowhere.safetensors"]),
+    "report: no run": (2, ["report", "nowhere"]),
+    "report: an ending": (2, ["report", "{data}", "--out=page.txt"]),
     "explain: no data": (3, ["explain", "{weights}", "{image}", "--truth=nowhere"]),
     "explain: no image": (3, ["explain", "{weights}", "nowhere.jpg"]),
     "explain: no weights": (4, ["explain", "nowhere.safetensors", "{image}"]),

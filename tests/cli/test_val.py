@@ -9,7 +9,9 @@ Run = Callable[..., Outcome]
 
 
 def test_scores_by_class_and_of_proposals(run: Run, data: Path, weights: Path) -> None:
-    outcome = run("val", weights, data)
+    outcome = run("val", weights, data, "--out", "scores")
+    assert "scores/report.html" in outcome.out
+    assert "2 images of shapes, list val" in Path("scores/report.html").read_text(encoding="utf-8")
     assert outcome.code == 0, outcome.err
     for text in ("circle", "square", "AP50", "AR@300", "2 images"):
         assert text in outcome.out

@@ -293,6 +293,9 @@ def test_the_command(
     assert "images of test: 2" in err
     files = {path.name for path in (tmp_path / "shapes").glob("recall.*")}
     assert files == {f"recall.{kind}" for kind in ("csv", "json", "md", "png")}
+    page = (tmp_path / "shapes/report.html").read_text(encoding="utf-8")
+    assert page.count("data:image/webp") == 1
+    assert all(ordering["ordering"].replace(">", "&gt;") in page for ordering in found["orderings"])
     code, _, err = run("paper", "lambda", shapes, "--seeds", 0, 1, 0)
     assert code == 2
     assert "names a seed twice: 0 1 0" in err

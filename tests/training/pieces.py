@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 import rcnn.training.recorders.history as history_file
+import rcnn.training.recorders.report_page as page_file
 import rcnn.training.train as train_file
 from rcnn.config import Train
 from rcnn.data.loader import Item
@@ -27,8 +28,14 @@ from tests.model import tiny
 def without_pictures() -> Iterator[None]:
     """Pictures take most of a small run's time."""
     with pytest.MonkeyPatch.context() as patch:
-        for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
-            patch.setattr(file, name, lambda *_: None)
+        for file, name in (
+            (train_file, "draw_start"),
+            (history_file, "plot_history"),
+            (train_file, "draw_end"),
+            (page_file, "keep_scores"),
+            (page_file, "write_report"),
+        ):
+            patch.setattr(file, name, lambda *_, **__: None)
         yield
 
 

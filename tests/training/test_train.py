@@ -15,6 +15,7 @@ import pytest
 import torch
 
 import rcnn.training.recorders.history as history_file
+import rcnn.training.recorders.report_page as page_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
 from rcnn.config import read
@@ -22,6 +23,8 @@ from rcnn.data.dataset import Dataset
 from rcnn.data.synthetic import synthesise
 from rcnn.errors import DataError, Interrupted, SettingsError, TrainingError
 from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.page.report import write_report
+from rcnn.page.subject import read_subject
 from rcnn.training import checkpoint
 from rcnn.training.distributed import Team
 from rcnn.training.session import Session, is_late
@@ -73,8 +76,14 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 @pytest.fixture(autouse=True)
 def no_pictures(whole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Pictures take most of such a small run's time; one run with them is enough."""
-    for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
-        monkeypatch.setattr(file, name, lambda *_: None)
+    for file, name in (
+        (train_file, "draw_start"),
+        (history_file, "plot_history"),
+        (train_file, "draw_end"),
+        (page_file, "keep_scores"),
+        (page_file, "write_report"),
+    ):
+        monkeypatch.setattr(file, name, lambda *_, **__: None)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -130,6 +139,8 @@ def test_the_run_folder_is_complete(whole: Run, data: Path) -> None:
         f"checkpoints/step-{2 * STEPS}.safetensors",
         *(f"plots/{name}.png" for name in plots),
         *("plots/train-batch-1.jpg", "plots/train-batch-2.jpg", "plots/val.jpg"),
+        *("report.html", "report/scores.json"),
+        *(f"report/{picture.file}" for picture in read_subject(whole.folder).scores.pictures),
     }
     assert [row["epoch"] for row in whole.rows] == [1, 2]
     assert {"train_rpn_box", "val_rpn_box", "val_loss", "ap", "ap50", "lr", "seconds"} <= whole.rows[0].keys()
@@ -231,8 +242,10 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
         return False
 
     monkeypatch.setattr(session_file, "is_late", press)
+    monkeypatch.setattr(page_file, "write_report", write_report)
     with pytest.raises(Interrupted, match=r"rcnn train --resume .*shapes-1"):
         train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
+    assert "<dd>0 of 2</dd>" in (tmp_path / "shapes-1" / "report.html").read_text(encoding="utf-8")
     assert [path.stem for path in (tmp_path / "shapes-1" / "checkpoints").iterdir()] == ["step-3"]
     monkeypatch.setattr(session_file, "is_late", is_late)
     assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)

@@ -27,6 +27,7 @@ from rcnn.cli import (
     paper,
     predict,
     propose,
+    report,
     train,
     val,
     why,
@@ -48,7 +49,7 @@ for command in (train.train, val.val, predict.predict, propose.propose, anchors.
     app.command()(command)
 app.command()(inspect.inspect)
 app.command("import")(import_weights.import_weights)
-for command in (export.export, benchmark.benchmark, why.why, paper.paper, demo.demo):
+for command in (export.export, benchmark.benchmark, why.why, report.report, paper.paper, demo.demo):
     app.command()(command)
 app.add_typer(data.app, name="data")
 

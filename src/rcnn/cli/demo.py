@@ -34,14 +34,18 @@ def demo(
     Example: rcnn demo --out /tmp/demo
     """
     from rcnn.cli.files import empty_folder
-    from rcnn.cli.report import write_report
     from rcnn.cli.val import show, summary
     from rcnn.data.find import open_dataset
     from rcnn.data.synthetic import synthesise
     from rcnn.detector import Detector
     from rcnn.evaluate import evaluate
+    from rcnn.page.parts import PAGE
+    from rcnn.page.report import keep_scores, render
+    from rcnn.page.scores import Scored
+    from rcnn.page.subject import read_subject
     from rcnn.presets import settings_of
     from rcnn.training.train import train
+    from rcnn.weights.file import atomic_write
 
     changes = [*RECIPE, *arguments.given({"train.device": device, "train.seed": seed}), *(words or [])]
     settings_of("tiny-fpn", changes)  # a wrong setting is reported before hundreds of images are made
@@ -57,7 +61,10 @@ def demo(
         metrics = evaluate(detector, dataset)
         screen.say(f"\nOn {len(dataset)} images from another seed, not used in training:")
         show(metrics)
-        page = write_report(out, "rcnn demo", detector, dataset, metrics, run.folder / "plots")
+        keep_scores(out, dataset, metrics, Scored.of(detector))
+        subject, page = read_subject(run.folder), out / PAGE
+        subject.add(read_subject(out))
+        atomic_write(page, render([subject], "rcnn demo").encode())
         screen.say(f"\nPictures: {page}")
         screen.say("Next, with your own images (VOC, COCO, YOLO or CSV, recognised by itself): rcnn train path/to/data")
     if json:

@@ -47,10 +47,11 @@ def paper(
 
     Example: rcnn paper lambda data/ --preset mobilenet-fpn --seeds 0 1 2 --budget 120
     """
+    from rcnn.cli.report import page_of
     from rcnn.errors import TrainingError
     from rcnn.paper.conduct import conduct
     from rcnn.paper.plots import plot
-    from rcnn.paper.report import write_page
+    from rcnn.paper.report import keep_part, write_page
     from rcnn.training.train import choose_settings
 
     words, chosen = _seeds(words, seeds)
@@ -63,6 +64,8 @@ def paper(
         plot(outcome, folder / f"{experiment}.png")
         show(outcome)
         screen.say(f"\n{folder}: {experiment}.csv, {experiment}.md, {experiment}.png")
+        with page_of(folder):
+            keep_part(outcome, folder)
     if json:
         screen.emit(document(outcome))
     if outcome.failures:

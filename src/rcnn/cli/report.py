@@ -1,62 +1,64 @@
-"""An HTML page with a detector's predictions on images that it wasn't trained on, and the plots of its training."""
+"""`rcnn report RUN...`: the page of a run, or of several side by side; and the pages that other commands write."""
 
-import os
-from html import escape
+import json as json_format
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from rcnn.cli import screen
+import typer
+
+from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
-    from rcnn.data.dataset import Dataset
-    from rcnn.detector import Detector
-    from rcnn.evaluate import Metrics
-
-PAIRS = 12
-"""Number of images shown, with ground truth and predictions side by side."""
-
-PAGE = """<!doctype html>
-<meta charset="utf-8">
-<title>{title}</title>
-<style>
-body {{ font-family: sans-serif; max-width: 1100px; margin: 2em auto; padding: 0 1em; color: #222 }}
-img {{ max-width: 100% }}
-td, th {{ padding: 0.2em 1em; text-align: right }} td:first-child, th:first-child {{ text-align: left }}
-</style>
-<h1>{title}</h1>
-<table><tr><th>class</th><th>boxes</th><th>AP</th><th>AP50</th></tr>
-{rows}
-</table>
-{pictures}
-"""
+    from rcnn.config import Settings
 
 
-def write_report(
-    folder: Path, title: str, detector: "Detector", dataset: "Dataset", metrics: "Metrics", plots: Path
-) -> Path:
-    """Write `report.html` and its mosaic into a folder, and return the path of the page.
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of train, val, why or paper.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="The page. Default: report.html, in the folder if it is one, else here."),
+    ] = None,
+    json: arguments.Json = False,
+) -> None:
+    """Write the page of a run, or one page with several runs side by side: one file that needs nothing else.
 
-    Args:
-        folder: where to write.
-        title: title of the page.
-        detector: its threshold decides which boxes are drawn.
-        dataset: the images that `metrics` are of.
-        metrics: scores, and the predictions of each image.
-        plots: folder of the training's plots.
+    Example: rcnn report runs/train/exp-1 runs/train/exp-2 --out both.html
     """
-    from rcnn.insight.mosaic import compare
+    from rcnn.cli.files import new_file
+    from rcnn.page.report import read_subjects, render, write_report
+    from rcnn.weights.file import atomic_write
 
-    records, shown = dataset.records[:PAIRS], metrics.predictions[:PAIRS]
-    compare(records, shown, detector.threshold, detector.settings, dataset.names, folder / "test.jpg")
-    pictures = [folder / "test.jpg", *sorted(file for file in plots.iterdir() if file.suffix in (".png", ".jpg"))]
-    figures = [
-        f'<h2>{escape(picture.stem.replace("_", " "))}</h2>\n<img src="{escape(os.path.relpath(picture, folder))}">'
-        for picture in pictures
-    ]
-    numbers = [[row["class"], row["boxes"], row["ap"], row["ap50"]] for row in metrics.by_class()]
-    numbers.append(["all", int(metrics.coco.counts.sum()), metrics.ap, metrics.ap50])
-    rows = ["<tr>" + "".join(f"<td>{escape(screen.cell(value))}</td>" for value in row) + "</tr>" for row in numbers]
-    page = folder / "report.html"
-    text = PAGE.format(title=escape(title), rows="\n".join(rows), pictures="\n".join(figures))
-    page.write_text(text, encoding="utf-8")
-    return page
+    with screen.stdout_for_json(json):
+        if out is None and len(runs) == 1:
+            page = write_report(runs[0])
+        else:
+            page = new_file(out or Path("report.html"), (".html",))
+            atomic_write(page, render(read_subjects(runs)).encode())
+        screen.say(f"{page}: open it in a browser")
+    if json:
+        screen.emit({"report": page})
+
+
+def describe(folder: Path, model: str, settings: "Settings") -> None:
+    """Write down, for the page of a folder of results, settings, command and versions, and whose results they are."""
+    from rcnn.config import to_yaml
+    from rcnn.training.run_folder import environment
+    from rcnn.weights.file import atomic_write
+
+    facts = {**environment(), "model": str(Path(model).resolve()) if Path(model).exists() else model}
+    atomic_write(folder / "config.yaml", to_yaml(settings).encode())
+    atomic_write(folder / "environment.json", (json_format.dumps(facts, indent=2) + "\n").encode())
+
+
+@contextmanager
+def page_of(folder: Path) -> Iterator[None]:
+    """Write the page of a folder of results after what it is made from; if that fails, a sentence says so."""
+    from rcnn.page.report import write_report
+
+    try:
+        yield
+        screen.say(f"{write_report(folder)}: open it in a browser")
+    except OSError as error:
+        screen.say(f"{folder}: the page could not be written: {error}. The results above are whole")

@@ -1,5 +1,6 @@
 """`rcnn val MODEL DATA`: score a detector on labelled images."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -28,6 +29,7 @@ def val(
     device: arguments.Device = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed for sampling boxes for the losses.")] = None,
     proposals: arguments.Proposals = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the page. Default: runs/val/NAME.")] = None,
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
@@ -35,10 +37,14 @@ def val(
 
     Example: rcnn val runs/train/exp-1/weights/best.safetensors data/ --split test
     """
+    from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector, sharing
+    from rcnn.cli.report import describe, page_of
     from rcnn.data.find import find_layout, open_dataset
     from rcnn.data.given import ProposalSet
     from rcnn.evaluate import evaluate
+    from rcnn.page.report import keep_scores
+    from rcnn.page.scores import Scored
     from rcnn.training.proposals import shared_proposals
 
     with screen.stdout_for_json(json), sharing(device) as (team, shard):
@@ -59,6 +65,11 @@ def val(
             metrics = evaluate(detector, dataset, batch=batch, shard=shard, progress=progress, proposals=theirs)
         if team.writer:
             show(metrics)
+            folder = fresh_folder(out or Path("runs/val") / path.resolve().name)
+            screen.say("")
+            with page_of(folder):
+                describe(folder, model, settings)
+                keep_scores(folder, dataset, metrics, Scored.of(detector))
         document = {"split": dataset.split, "images": len(dataset), **summary(metrics)}
     if json:
         screen.emit(document)

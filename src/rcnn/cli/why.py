@@ -37,6 +37,7 @@ def why(
     """
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector
+    from rcnn.cli.report import describe, page_of
     from rcnn.data.find import find_layout, open_dataset
     from rcnn.insight.funnel import why as insight
     from rcnn.insight.funnel.pictures import draw_funnel, draw_worst
@@ -65,6 +66,8 @@ def why(
         screen.say("")
         screen.say(summary.advice, "bold")
         screen.say(f"{folder}: funnel.png, worst.jpg, why.json")
+        with page_of(folder):
+            describe(folder, model, settings)
     if json:
         lists = ("lost_objects", "false_detections")
         screen.emit({"out": folder, **{key: value for key, value in whole.items() if key not in lists}})

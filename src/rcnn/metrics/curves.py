@@ -35,6 +35,35 @@ class Curves:
     counts: np.ndarray
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """Right and wrong detections of each class by score; what of them is kept at a threshold is a sum of bins.
+
+    Bin s holds the scores from `THRESHOLDS[s]` up to the next one.
+
+    Attributes:
+        right: (K, S) int64 number of correct detections in each bin.
+        wrong: (K, S) int64 number of wrong ones; those on ignored objects are neither.
+        counts: (K,) number of objects that count.
+    """
+
+    right: np.ndarray
+    wrong: np.ndarray
+    counts: np.ndarray
+
+
+def tally(truths: Sequence[Truth], predictions: Sequence[Prediction], num_classes: int, iou: float = 0.5) -> Tally:
+    """Count the detections of N images at one IoU, matched as for `precision_recall`.
+
+    A detection is matched after all that score higher, so that leaving out those below a threshold changes no match.
+    """
+    scores, labels, right = _judged(truths, predictions, iou)
+    bins = np.searchsorted(THRESHOLDS, scores, side="right") - 1
+    counted = np.zeros((2, num_classes, len(THRESHOLDS)), np.int64)
+    np.add.at(counted, (right.astype(np.int64), labels, bins), 1)
+    return Tally(counted[1], counted[0], class_counts(truths, num_classes))
+
+
 def precision_recall(
     truths: Sequence[Truth], predictions: Sequence[Prediction], num_classes: int, iou: float = 0.5
 ) -> Curves:
@@ -42,14 +71,7 @@ def precision_recall(
     shape = (num_classes, len(THRESHOLDS))
     precision, recall = np.full(shape, np.nan), np.full(shape, np.nan)
     at_recall = np.full((num_classes, len(RECALLS)), np.nan)
-    # (D,) score, label and correctness of all detections that count
-    scores, labels, right = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0, bool)]
-    for truth, prediction in zip(truths, predictions, strict=True):
-        matches, ignored = match(truth, prediction, iou)
-        scores.append(prediction.scores[~ignored].astype(np.float64))
-        labels.append(prediction.labels[~ignored])
-        right.append(matches[~ignored] >= 0)
-    scores, labels, right = np.concatenate(scores), np.concatenate(labels), np.concatenate(right)
+    scores, labels, right = _judged(truths, predictions, iou)
     counts = class_counts(truths, num_classes)
     for label in np.flatnonzero(counts):
         mine = labels == label
@@ -77,6 +99,19 @@ def best_threshold(curves: Curves, default: float = 0.5) -> float:
     best = np.flatnonzero(mean >= mean.max() - 1e-12)
     run = best[: np.argmax(np.append(np.diff(best) > 1, True)) + 1]
     return float(curves.thresholds[run[len(run) // 2]])
+
+
+def _judged(
+    truths: Sequence[Truth], predictions: Sequence[Prediction], iou: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(D,) score, label and correctness of all detections that count."""
+    scores, labels, right = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0, bool)]
+    for truth, prediction in zip(truths, predictions, strict=True):
+        matches, ignored = match(truth, prediction, iou)
+        scores.append(prediction.scores[~ignored].astype(np.float64))
+        labels.append(prediction.labels[~ignored])
+        right.append(matches[~ignored] >= 0)
+    return np.concatenate(scores), np.concatenate(labels), np.concatenate(right)
 
 
 def _envelope(hits: np.ndarray, total: int) -> np.ndarray:

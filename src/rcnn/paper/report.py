@@ -3,12 +3,16 @@
 import math
 from pathlib import Path
 
+from PIL import Image
+
+from rcnn.page.parts import PARTS, Experiment, Table, save_part
+from rcnn.page.pictures import as_webp
 from rcnn.paper.conduct import ExperimentResult
 from rcnn.paper.experiment import Column
 from rcnn.paper.verdict import Summary, summarise
 from rcnn.weights.file import atomic_write
 
-Table = tuple[list[str], list[list[str]]]
+Cells = tuple[list[str], list[list[str]]]
 """Headings, and rows as long."""
 
 
@@ -17,7 +21,7 @@ def summary(result: ExperimentResult, row: str, key: str) -> Summary:
     return summarise([numbers[key] for numbers in result.scores.get(row, {}).values() if key in numbers])
 
 
-def results(result: ExperimentResult) -> Table:
+def results(result: ExperimentResult) -> Cells:
     """Table of each row's quantities, mean +- spread, with the paper's next to it, or below it if there are several."""
     experiment = result.experiment
     given = {key for numbers in experiment.paper.values() for key in numbers}
@@ -38,7 +42,7 @@ def results(result: ExperimentResult) -> Table:
     return headings, rows
 
 
-def verdicts(result: ExperimentResult) -> Table:
+def verdicts(result: ExperimentResult) -> Cells:
     """Table of the orderings: difference in the paper and here, its standard error, runs, verdict."""
     rows = []
     for judged in result.judgements:
@@ -76,7 +80,27 @@ def write_page(result: ExperimentResult, folder: Path) -> None:
     atomic_write(folder / f"{result.name}.md", ("\n\n".join(parts) + "\n").encode())
 
 
-def _markdown(table: Table) -> str:
+def keep_part(result: ExperimentResult, folder: Path) -> None:
+    """Write what the page of the folder shows of the experiment; its picture is there."""
+    parts, name = folder / PARTS, f"paper-{result.name}"
+    parts.mkdir(exist_ok=True)
+    with Image.open(folder / f"{result.name}.png") as picture:
+        atomic_write(parts / f"{name}.webp", as_webp(picture.convert("RGB")))
+    tables = (("Measured", results(result), ""), ("The paper's orderings", verdicts(result), EXPLANATION))
+    failed = [f"Failed: {text}" for text in result.failures]
+    part = Experiment(
+        title=f"{result.name}: {result.experiment.title}",
+        sentences=(*describe(result), *failed),
+        tables=tuple(
+            Table(title=title, headings=tuple(headings), rows=tuple(map(tuple, rows)), note=note)
+            for title, (headings, rows), note in tables
+        ),
+        picture=f"{name}.webp",
+    )
+    save_part(parts / f"{name}.json", part)
+
+
+def _markdown(table: Cells) -> str:
     headings, rows = table
     lines = [headings, ["---", *["---:"] * (len(headings) - 1)], *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

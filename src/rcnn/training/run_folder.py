@@ -9,6 +9,7 @@ checkpoints/         step-N.safetensors: the state of training
 metrics.jsonl        one row per epoch; results.csv: the same as a table
 log.txt              messages
 plots/               pictures
+report.html          the page of the run; report/: what it shows of scores, and its pictures
 """
 
 import json

@@ -25,6 +25,7 @@ from rcnn.training.log import Log, memory_gb
 from rcnn.training.loop import Engine, Progress, train_step
 from rcnn.training.optim import learning_rate
 from rcnn.training.recorders import Recorders
+from rcnn.training.recorders.report_page import ReportPage
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.schemes import stages_of
 from rcnn.training.stages import Stage
@@ -45,6 +46,7 @@ class Context:
         train: images to train on.
         val: images to validate on.
         recorders: receive the numbers.
+        page: receives the scores of the best weights.
         rows: of the epochs so far.
     """
 
@@ -55,6 +57,7 @@ class Context:
     train: Dataset
     val: Dataset
     recorders: Recorders
+    page: ReportPage
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -176,6 +179,7 @@ def _end_epoch(session: Session, pace: float) -> None:
             if progress.best_ap is None or not score <= progress.best_ap:
                 progress.best_ap, progress.best_epoch = known(score), number
                 _save(session, detector, "best")
+                session.run.page.scored(detector, metrics, number)
         _save(session, detector, "last")
     progress.epoch, progress.place, progress.sums = number, 0, {}
     row |= {"seconds": round(progress.seconds, 3), "images_per_second": pace, "memory_gb": memory_gb()}

@@ -36,6 +36,7 @@ from rcnn.training.recorders.console import SCORES, ConsoleTable
 from rcnn.training.recorders.csv_table import CsvTable
 from rcnn.training.recorders.history import History
 from rcnn.training.recorders.json_lines import JsonLines
+from rcnn.training.recorders.report_page import ReportPage
 from rcnn.training.run_folder import RunFolder, check_name
 from rcnn.training.schemes import check, stages_of
 from rcnn.training.session import Context, Session, known, run_epochs, validate
@@ -123,9 +124,9 @@ def train(
             settings = override(settings, start.changes)
             folder = _new_folder(crew, Path(runs), name or _name_of(settings, train_set), given)
         with explained(folder), closing(Log(folder.log if crew.writer else None, console)) as log:
-            own = (ConsoleTable(log), JsonLines(folder.metrics), CsvTable(folder.table), History(folder.history))
-            told = Recorders((*own, *recorders) if crew.writer else (), log.say)
-            run = Context(settings, folder, log, crew, train_set, val_set, told)
+            page = ReportPage(folder.path, val_set)
+            told = Recorders((*_files(folder, log), page, *recorders) if crew.writer else (), log.say)
+            run = Context(settings, folder, log, crew, train_set, val_set, told, page)
             session = _begin(run, start) if start else _go_on(run)
             with told.running(_about(session)) as scores:
                 run_epochs(session)
@@ -135,6 +136,11 @@ def train(
                 best, metrics = _score_best(session)
                 scores.update({name: known(value) for name, value in metrics.to_row().items()})
             return _finish(session, best, metrics)
+
+
+def _files(folder: RunFolder, log: Log) -> tuple[Recorder, ...]:
+    """The recorders of the console and of the files of rows."""
+    return ConsoleTable(log), JsonLines(folder.metrics), CsvTable(folder.table), History(folder.history)
 
 
 def choose_settings(
@@ -336,7 +342,9 @@ def _score_best(session: Session) -> tuple[Detector, Metrics]:
     workers = session.settings.data.workers
     if workers != best.settings.data.workers:  # the run was resumed with fewer
         best = best.with_settings({"data": {"workers": workers}})
-    return best, validate(session, best)
+    metrics = validate(session, best)
+    session.run.page.scored(best, metrics, session.progress.best_epoch)
+    return best, metrics
 
 
 def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:

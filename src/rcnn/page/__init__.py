@@ -1,0 +1,1 @@
+"""Pages to look at: `report.html`, one self-contained file for a run."""

@@ -1,0 +1,235 @@
+"""What a page shows of scores: the numbers of `Metrics` and judged pictures, kept as plain JSON beside the page."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, NamedTuple, TypeVar
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rcnn.config import Settings, explain
+from rcnn.config.files import MB, read_text
+from rcnn.data.dataset import Dataset
+from rcnn.detector import Detector
+from rcnn.errors import DataError
+from rcnn.evaluate import Metrics
+from rcnn.metrics.confusion import confusion_matrix
+from rcnn.metrics.curves import THRESHOLDS, tally
+
+IOU = 0.5
+"""Least IoU of a right detection, for counts, curves, confusion and pictures."""
+
+MOST_CLASSES = 100
+"""Classes that are shown one by one, those with most objects."""
+
+MOST_CONFUSED = 40
+"""Up to this many classes there is a whole confusion matrix."""
+
+LARGEST = 50 * MB
+"""Bytes of a file that a page is made from."""
+
+Count = Annotated[int, Field(ge=0, le=10**12)]
+Number = Annotated[float, Field(allow_inf_nan=False)] | None
+
+
+class Plain(BaseModel):
+    """A part of what a page is made from: read strictly, from files that may have come from anywhere."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+
+_P = TypeVar("_P", bound=Plain)
+
+
+class ClassScores(Plain):
+    """The scores of a class, and its detections by score.
+
+    Attributes:
+        name: of the class.
+        label: its index.
+        objects: number of objects that count.
+        ap, ap50, voc_ap50: as in `Metrics.by_class`; None without objects.
+        bins: (s, right, wrong): numbers of detections that score from `THRESHOLDS[s]` up to the next threshold, for
+            the bins that hold any.
+    """
+
+    name: str
+    label: int
+    objects: Count
+    ap: Number
+    ap50: Number
+    voc_ap50: Number
+    bins: tuple[tuple[Annotated[int, Field(ge=0, lt=len(THRESHOLDS))], Count, Count], ...]
+
+
+class Picture(Plain):
+    """A picture beside the page.
+
+    Attributes:
+        file: its name, a WebP.
+        name: of the image.
+        kind: worst or best.
+        right, wrong, lost: numbers of its detections and objects at the threshold.
+    """
+
+    file: Annotated[str, Field(pattern=r"^[\w-]+\.webp$")]
+    name: str
+    kind: str
+    right: Count
+    wrong: Count
+    lost: Count
+
+
+class Scores(Plain):
+    """The scores of a detector on a list of images.
+
+    Attributes:
+        data: name of the data set.
+        split: name of the list.
+        images: number of images.
+        detects: whether the model tells classes; if not, only the recall of its proposals is known.
+        threshold: least score of a detection that is shown.
+        summary: AP and AR over all classes, proposal recall and losses, named as in a row of a run.
+        classes: by class, at most `MOST_CLASSES`, those with most objects first.
+        num_classes: number of all classes.
+        confusion: (true class or background, predicted class or background, number) of what is not zero, at the
+            threshold; the index of background is `num_classes`.
+        recall: proposals -> size -> average recall.
+        pictures: the worst and the best.
+        epoch: that the weights are of, if known.
+    """
+
+    data: str
+    split: str
+    images: Count
+    detects: bool
+    threshold: Annotated[float, Field(ge=0, le=1)]
+    summary: dict[str, Number]
+    classes: Annotated[tuple[ClassScores, ...], Field(max_length=MOST_CLASSES)]
+    num_classes: Count
+    confusion: tuple[tuple[Count, Count, Count], ...]
+    recall: dict[str, dict[str, Number]]
+    pictures: tuple[Picture, ...] = ()
+    epoch: int | None = None
+
+
+class Scored(NamedTuple):
+    """What a page knows of the detector that was scored, without its weights.
+
+    Attributes:
+        settings: of the detector.
+        threshold: least score of a detection that is shown.
+        detects: whether it tells classes.
+        epoch: that its weights are of; None if unknown.
+    """
+
+    settings: Settings
+    threshold: float
+    detects: bool
+    epoch: int | None = None
+
+    @classmethod
+    def of(cls, detector: Detector, epoch: int | None = None) -> "Scored":
+        """What there is to know of a detector."""
+        return cls(detector.settings, detector.threshold, detector.detects, epoch)
+
+
+def scores_of(metrics: Metrics, dataset: Dataset, scored: Scored) -> Scores:
+    """Collect what a page shows, but for the pictures.
+
+    Args:
+        metrics: of the data set.
+        dataset: that was scored on.
+        scored: the detector.
+    """
+    threshold, detects = scored.threshold, scored.detects
+    number = len(metrics.names)
+    counted = tally(metrics.truths, metrics.predictions, number, IOU)
+    rows = metrics.by_class()
+    shown = sorted(range(number), key=lambda label: -rows[label]["boxes"])[:MOST_CLASSES] if detects else []
+    classes = []
+    for label in shown:
+        right, wrong = counted.right[label], counted.wrong[label]
+        bins = [(int(s), int(right[s]), int(wrong[s])) for s in np.flatnonzero(right + wrong)]
+        named = {name: _known(rows[label][name]) for name in ("ap", "ap50", "voc_ap50")}
+        objects = int(counted.counts[label])
+        classes.append(ClassScores(name=rows[label]["class"], label=label, objects=objects, bins=tuple(bins), **named))
+    matrix = (
+        confusion_matrix(metrics.truths, metrics.predictions, number, IOU, threshold) if detects else np.zeros((1, 1))
+    )
+    proposals = metrics.proposals
+    sizes = {"all": proposals.ar, **proposals.ar_by_size}
+    recall = {
+        str(top): {size: _known(values[index]) for size, values in sizes.items()}
+        for index, top in enumerate(proposals.tops)
+    }
+    return Scores(
+        data=dataset.root.name,
+        split=dataset.split,
+        images=len(dataset),
+        detects=detects,
+        threshold=threshold,
+        summary={name: _known(value) for name, value in metrics.to_row().items()},
+        classes=tuple(classes),
+        num_classes=number,
+        confusion=tuple((int(i), int(j), int(matrix[i, j])) for i, j in np.argwhere(matrix)),
+        recall=recall,
+        epoch=scored.epoch,
+    )
+
+
+def read_plain(path: Path, kind: type[_P]) -> _P:
+    """A JSON file as a part of a page.
+
+    Raises:
+        DataError: the file can't be read, or is none of these.
+    """
+    try:
+        return kind.model_validate_json(read_text(path, LARGEST))
+    except ValidationError as error:
+        raise DataError(f"{path}: not as it was written: {explain(error)}") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: can't be read: {error}") from None
+
+
+class Counted(NamedTuple):
+    """Detections kept at each of `THRESHOLDS`, (K, S) by class, and what follows, (K + 1, S): means in the last row.
+
+    Attributes:
+        right, wrong: numbers of detections.
+        precision, recall, f1: as in `metrics.curves.Curves`; NaN without objects. Means are over classes with objects.
+    """
+
+    right: np.ndarray
+    wrong: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+
+def count(classes: Sequence[ClassScores]) -> Counted:
+    """Count the detections of each class that each threshold keeps."""
+    binned = np.zeros((2, len(classes), len(THRESHOLDS)), np.int64)
+    for row, one in enumerate(classes):
+        for place, right, wrong in one.bins:
+            binned[:, row, place] = right, wrong
+    right, wrong = binned[..., ::-1].cumsum(axis=-1)[..., ::-1]
+    objects = np.array([one.objects for one in classes], np.float64)[:, None]
+    precision = np.where(right + wrong > 0, right / np.maximum(right + wrong, 1), 1.0)
+    recall = np.where(objects > 0, right / np.maximum(objects, 1), np.nan)
+    precision = np.where(objects > 0, precision, np.nan)
+    total = precision + recall
+    f1 = 2 * precision * recall / np.where(total > 0, total, 1)
+    return Counted(right, wrong, *(np.vstack((values, _mean(values))) for values in (precision, recall, f1)))
+
+
+def _mean(values: np.ndarray) -> np.ndarray:
+    """(S,) means over the rows that are known, NaN if none is."""
+    there = values[~np.isnan(values).any(axis=1)]
+    return there.mean(axis=0) if len(there) else np.full(values.shape[1:], np.nan)
+
+
+def _known(value: float) -> float | None:
+    """A number as JSON holds it."""
+    return float(value) if math.isfinite(value) else None

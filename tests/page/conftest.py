@@ -1,0 +1,144 @@
+"""Folders of results of plain names and of hostile ones, and a browser to look at their pages."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rcnn.config import to_yaml
+from rcnn.data.dataset import Dataset, Record
+from rcnn.detector import Detector
+from rcnn.evaluate import Metrics
+from rcnn.metrics.coco import coco_metrics
+from rcnn.metrics.proposals import proposal_recall
+from rcnn.metrics.types import Prediction, Truth
+from rcnn.metrics.voc import voc_ap
+from rcnn.page.report import keep_scores, write_report
+from rcnn.page.scores import Scored
+from rcnn.presets import build, settings_of
+
+PLAIN = ("circle", "square", "star")
+HOSTILE = (
+    "</script><script>alert(1)</script>",
+    "<img src=x onerror=alert(2)>",
+    "\"'><svg onload=alert(3)>{{7*7}}&amp;",
+)
+THRESHOLD = 0.35
+SIZE = (90, 120)
+
+
+class Made(NamedTuple):
+    """A folder of results and what it was made from."""
+
+    folder: Path
+    detector: Detector
+    dataset: Dataset
+    metrics: Metrics
+
+
+def scored(folder: Path, names: tuple[str, ...], images: int = 14, seed: int = 0) -> tuple[Dataset, Metrics]:
+    """Images of noise with random objects, and detections that find many of them."""
+    rng = np.random.default_rng(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    records, truths, predictions = [], [], []
+    for index in range(images):
+        file = folder / f"{index}.png"
+        Image.fromarray(rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8)).save(file)
+        corners = rng.uniform(0, 60, (4, 2))
+        boxes = np.concatenate((corners, corners + rng.uniform(8, 30, (4, 2))), axis=1)
+        labels, ignore = rng.integers(0, len(names), 4), rng.random(4) < 0.1
+        moved = np.concatenate((boxes + rng.normal(0, 2, boxes.shape), boxes[:2] + 40))
+        said = np.where(rng.random(6) < 0.8, np.concatenate((labels, labels[:2])), rng.integers(0, len(names), 6))
+        records.append(Record(file, f"{names[index % len(names)]}/{index}.png", index, SIZE, boxes, labels, ignore))
+        truths.append(Truth(boxes, labels, ignore))
+        predictions.append(Prediction(moved, rng.random(6).round(3), said))
+    dataset = Dataset(folder, "voc", "val", names, tuple(range(1, len(names) + 1)), tuple(records))
+    proposals = [(prediction.boxes, prediction.scores) for prediction in predictions]
+    number = len(names)
+    coco, voc = coco_metrics(truths, predictions, number), voc_ap(truths, predictions, number)
+    return dataset, Metrics(names, coco, voc, proposal_recall(truths, proposals), {}, truths, predictions)
+
+
+def made(folder: Path, names: tuple[str, ...], seed: int = 0, images: int = 14, **changes: Any) -> Made:
+    """The folder of a training of two epochs, as far as a page reads it."""
+    dataset, metrics = scored(folder.parent / f"images-{folder.name}", names, images, seed)
+    settings = settings_of("tiny-fpn", {"train": {"epochs": 2, **changes}, "data": {"path": f"/home/me/{names[0]}"}})
+    detector = Detector(build(settings, len(names)), settings, names, threshold=THRESHOLD, device="cpu")
+    folder.mkdir()
+    rows = [
+        {
+            "epoch": epoch,
+            "seconds": 60.0 * epoch,
+            "train_rpn_box": 1 / epoch,
+            "val_rpn_box": 2 / epoch,
+            "ap": 0.3 * epoch,
+        }
+        for epoch in (1, 2)
+    ]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "config.yaml").write_text(to_yaml(settings))
+    (folder / "train.txt").write_text("a\nb\n")
+    told = {
+        "command": f"rcnn train {names[0]}",
+        "python": "3.11",
+        "packages": {"rcnn": names[1]},
+        "processor": names[2],
+        "threads": 1,
+    }
+    (folder / "environment.json").write_text(json.dumps(told))
+    loss = {"count": 2, "by_class": {names[0]: 2}, "by_size": {"small": 2}, "ap_if_mended": 0.5}
+    why = {
+        "split": "val",
+        "images": 14,
+        "iou": 0.5,
+        "score": 0.3,
+        "objects": 50,
+        "found": 48,
+        "ap": 0.4,
+        "advice": f"Look at {names[1]}.",
+        "lost": {"no_box": loss},
+        "false_alarms": {"duplicate": loss},
+    }
+    (folder / "why.json").write_text(json.dumps(why))
+    keep_scores(folder, dataset, metrics, Scored.of(detector, epoch=2))
+    write_report(folder)
+    return Made(folder, detector, dataset, metrics)
+
+
+@pytest.fixture(scope="session")
+def plain(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made(tmp_path_factory.mktemp("plain") / "shapes-1", PLAIN)
+
+
+@pytest.fixture(scope="session")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made(tmp_path_factory.mktemp("other") / "shapes-2", PLAIN, seed=1, lr=0.5)
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    return made(tmp_path_factory.mktemp("hostile") / "a<b>&'\"", HOSTILE)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium: `CHROMIUM`, or on the PATH. Without one its tests are skipped, or fail if it has to be there."""
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
+    if program is None:
+        if os.environ.get("BROWSER_REQUIRED"):
+            pytest.fail("no Chromium is found by CHROMIUM or on the PATH, and BROWSER_REQUIRED is set")
+        pytest.skip("no Chromium is found by CHROMIUM or on the PATH; `apt-get install chromium` brings one")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        # Root, as in a container, has no other sandbox; the pages are files of these tests.
+        chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
+        yield chromium
+        chromium.close()

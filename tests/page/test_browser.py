@@ -1,0 +1,159 @@
+"""The page in a real browser: what it asks for, what it counts, what it does with names, and whom it shuts out."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rcnn.metrics.curves import precision_recall
+from rcnn.metrics.types import Prediction
+from rcnn.page.charts import shown
+from rcnn.page.pictures import judge
+from rcnn.page.report import read_subjects, render
+
+from .conftest import HOSTILE, PLAIN, THRESHOLD, Made
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture
+def show(browser: Any) -> Iterator[Open]:
+    """Open a file as a mail attachment is opened; at the end nothing was asked for, and nothing said on the console."""
+    contexts, asked, said = [], [], []
+
+    def show(file: Path, width: int = 1280, **looks: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, **looks)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        for event in ("console", "pageerror", "dialog"):
+            page.on(event, lambda message: said.append(str(message)))
+        page.goto(file.as_uri())
+        asked.remove(file.as_uri())
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+    assert not [url for url in asked if not url.startswith("data:image/webp;")]
+    assert not said
+
+
+def row(page: Any, number: int) -> list[str]:
+    return page.locator(".counts tbody tr").nth(number).locator("td").all_inner_texts()
+
+
+def expected(made: Made, label: int, threshold: float) -> list[str]:
+    """The cells of a class as the library counts them, image by image."""
+    metrics = made.metrics
+    one = [
+        judge(
+            image,
+            truth._replace(ignore=truth.ignore | (truth.labels != label)),
+            Prediction(*(field[prediction.labels == label] for field in prediction)),
+            threshold,
+        )
+        for image, (truth, prediction) in enumerate(zip(metrics.truths, metrics.predictions, strict=True))
+    ]
+    right, wrong = (sum(int((each.right == kind).sum()) for each in one) for kind in (True, False))
+    lost = sum(len(each.lost) for each in one)
+    curves = precision_recall(metrics.truths, metrics.predictions, len(PLAIN))
+    place = round(threshold * 1000)
+    ratios = (shown(values[label, place].item()) for values in (curves.precision, curves.recall, curves.f1))
+    return [f"{right + lost}", f"{right}", f"{wrong}", f"{lost}", *ratios]
+
+
+def test_the_counts_follow_the_threshold(plain: Made, show: Open) -> None:
+    page = show(plain.folder / "report.html")
+    slider, output = page.get_by_role("slider"), page.locator("output")
+    assert output.inner_text() == f"{THRESHOLD:.3f}"
+    names = page.locator(".counts tbody th").all_inner_texts()
+    for threshold in (THRESHOLD, 0.0, 0.2, 0.618, 1.0):
+        slider.fill(f"{threshold * 1000:.0f}")
+        assert output.inner_text() == f"{threshold:.3f}"
+        for number, name in enumerate(names[:-1]):
+            assert row(page, number) == expected(plain, PLAIN.index(name), threshold)
+        sums = np.array([[int(cell) for cell in row(page, number)[:4]] for number in range(len(PLAIN))]).sum(axis=0)
+        assert [int(cell) for cell in row(page, len(PLAIN))[:4]] == sums.tolist()
+    page.get_by_role("button", name="Back to").click()
+    assert output.inner_text() == f"{THRESHOLD:.3f}"
+    slider.press("ArrowRight")
+    assert output.inner_text() == f"{THRESHOLD + 0.001:.3f}"
+
+
+def test_the_threshold_is_dragged_in_the_chart(plain: Made, show: Open) -> None:
+    page = show(plain.folder / "report.html")
+    mark, dot = page.locator(".mark"), page.locator(".dot").last
+    mark.scroll_into_view_if_needed()
+    before, box = dot.get_attribute("cx"), mark.bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    page.mouse.move(*middle)
+    page.mouse.down()
+    page.mouse.move(middle[0] + 100, middle[1], steps=3)
+    page.mouse.up()
+    page.mouse.move(middle[0] + 200, middle[1])
+    assert abs(mark.bounding_box()["x"] - box["x"] - 100) < 2
+    assert float(page.locator("output").inner_text()) > THRESHOLD + 0.1
+    assert dot.get_attribute("cx") != before
+
+
+def test_a_picture_opens_large_and_closes_by_key(plain: Made, show: Open) -> None:
+    page = show(plain.folder / "report.html")
+    picture = page.locator("button.picture").first
+    picture.press("Enter")
+    assert page.locator("dialog img").get_attribute("alt") == picture.locator("img").get_attribute("alt")
+    assert page.locator("dialog").is_visible()
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog").is_visible()
+
+
+def test_hostile_names_are_shown_and_do_nothing(hostile: Made, show: Open) -> None:
+    page = show(hostile.folder / "report.html")
+    assert page.locator("h1").inner_text() == hostile.folder.name
+    assert set(page.locator(".matrix thead th").all_inner_texts()) >= {HOSTILE[1], f"{HOSTILE[0][:29]}..."}
+    assert page.evaluate("document.scripts.length") == 2
+    page.locator("button.picture").first.click()
+    assert page.locator("dialog img").get_attribute("alt").startswith(tuple(HOSTILE))
+
+
+@pytest.mark.parametrize("width", [390, 1280, 2560])
+def test_nothing_overlaps_or_sticks_out(plain: Made, other: Made, show: Open, tmp_path: Path, width: int) -> None:
+    both = tmp_path / "both.html"
+    both.write_text(render(read_subjects([plain.folder, other.folder])), encoding="utf-8")
+    for file in (plain.folder / "report.html", both):
+        page = show(file, width)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert not page.evaluate(OVERLAPPING)
+
+
+OVERLAPPING = """() => {
+  const found = [];
+  const parents = "body, main, section, .side, .panel, .charts, .pictures, .control, .tiles";
+  for (const parent of document.querySelectorAll(parents)) {
+    const boxes = [...parent.children].map((child) => [child, child.getBoundingClientRect()])
+      .filter(([child, box]) => box.width && box.height && !child.matches(".skip"));
+    boxes.forEach(([one, a], place) => {
+      for (const [other, b] of boxes.slice(place + 1)) {
+        const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+        const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+        if (across > 1 && down > 1) found.push(`${one.outerHTML.slice(0, 80)} / ${other.outerHTML.slice(0, 80)}`);
+      }
+    });
+  }
+  return found;
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nobody_is_shut_out(plain: Made, other: Made, show: Open, tmp_path: Path, scheme: str) -> None:
+    """axe-core finds no serious fault."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    both = tmp_path / "both.html"
+    both.write_text(render(read_subjects([plain.folder, other.folder])), encoding="utf-8")
+    for file, width in ((plain.folder / "report.html", 390), (both, 1280)):
+        faults = Axe().run(show(file, width, color_scheme=scheme)).response["violations"]
+        serious = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
+        assert not [(fault["id"], fault["nodes"][0]["html"]) for fault in serious]

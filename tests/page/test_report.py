@@ -1,0 +1,227 @@
+"""What is in a page and what is not, and what becomes of files that are missing, half written or damaged."""
+
+import base64
+import hashlib
+import json
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from rcnn.errors import SettingsError
+from rcnn.metrics.curves import THRESHOLDS, precision_recall, tally
+from rcnn.metrics.types import Prediction, Truth
+from rcnn.page import report as report_file
+from rcnn.page.charts import counts
+from rcnn.page.pictures import BYTES, SIDE, as_webp, judge
+from rcnn.page.report import keep_scores, read_subjects, render, write_report
+from rcnn.page.scores import Scored, Scores, count, read_plain
+from rcnn.page.subject import read_subject
+from rcnn.page.svg import ticks
+from rcnn.training.recorders.report_page import ReportPage
+
+from .conftest import HOSTILE, PLAIN, THRESHOLD, Made, made
+
+
+def page_of(made: Made) -> str:
+    return (made.folder / "report.html").read_text(encoding="utf-8")
+
+
+def copy(made: Made, place: Path) -> Path:
+    return Path(shutil.copytree(made.folder, place / "run"))
+
+
+@pytest.mark.parametrize("kind", ["plain", "hostile"])
+def test_it_holds_all_that_it_shows(kind: str, request: pytest.FixtureRequest) -> None:
+    page = page_of(request.getfixturevalue(kind))
+    assert len(page.encode()) < 2_000_000
+    assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"data:image/webp;base64,[^\"]*", "", page))
+    assert set(re.findall(r'\b(?:src|href)="([^"]{0,5})', page)) == {
+        "data:",
+        *set(re.findall(r'href="(#[^"]{0,4})', page)),
+    }
+    policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
+    assert policy
+    assert policy[1].startswith("default-src 'none'; img-src data:;")
+    (style,), (script,) = (
+        re.findall(r"<style>(.*?)</style>", page, re.S),
+        re.findall(r"<script>(.*?)</script>", page, re.S),
+    )
+    for text in (style, script):
+        assert f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy[1]
+    assert "unsafe" not in page
+    assert not re.search(r"<[^>]* style=", page)
+    assert '<html lang="en">' in page
+    assert all(re.search(r' alt="[^"]', image) for image in re.findall(r"<img src[^>]*>", page))
+
+
+def test_names_are_text(plain: Made, hostile: Made) -> None:
+    pages = [page_of(plain), page_of(hostile)]
+    for tag in ("<script", "<img", "<svg", "</script"):
+        assert len({page.count(tag) for page in pages}) == 1
+    assert not [name for name in HOSTILE if name in pages[1]]
+    assert "&lt;img src=x onerror=alert(2)&gt;" in pages[1]
+    assert "49" not in re.findall(r"onload=alert\(3\)&gt;(.{4})", pages[1])[0]
+
+
+def test_no_folders_of_this_machine_but_in_the_command(plain: Made) -> None:
+    assert "/home/me" not in page_of(plain)
+
+
+def test_the_counts_are_those_of_the_library(plain: Made) -> None:
+    """At every threshold, the bins give the curves; at the detector's own, the table gives what is judged by image."""
+    scores = read_plain(plain.folder / "report/scores.json", Scores)
+    metrics = plain.metrics
+    curves, counted = precision_recall(metrics.truths, metrics.predictions, len(PLAIN)), count(scores.classes)
+    order = [one.label for one in scores.classes]
+    for name in ("precision", "recall", "f1"):
+        np.testing.assert_array_equal(getattr(counted, name)[:-1], getattr(curves, name)[order])
+        np.testing.assert_allclose(getattr(counted, name)[-1], getattr(curves, name).mean(axis=0))
+    judged = [
+        judge(i, *pair, THRESHOLD) for i, pair in enumerate(zip(metrics.truths, metrics.predictions, strict=True))
+    ]
+    everything = counts(scores, THRESHOLD)[-1]
+    assert everything.right == sum(one.right.sum() for one in judged)
+    assert everything.wrong == sum((~one.right).sum() for one in judged)
+    assert everything.lost == sum(len(one.lost) for one in judged)
+    shown = {picture.name: picture for picture in scores.pictures}
+    for one in judged:
+        if picture := shown.get(plain.dataset.records[one.image].name):
+            assert (picture.right, picture.wrong, picture.lost) == (one.right.sum(), (~one.right).sum(), len(one.lost))
+
+
+@given(st.data())
+def test_what_a_threshold_keeps_is_a_sum_of_bins(data: st.DataObject) -> None:
+    """Matching all detections and then leaving out the low ones is matching those that are kept."""
+    seed, place = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, len(THRESHOLDS) - 1))
+    rng = np.random.default_rng(seed)
+    corners = rng.integers(0, 12, (8, 2))
+    boxes = np.concatenate((corners, corners + rng.integers(4, 9, (8, 2))), axis=1).astype(float)
+    truth = Truth(boxes[:4], rng.integers(0, 2, 4), rng.random(4) < 0.2)
+    prediction = Prediction(boxes[4:] + rng.integers(-1, 2, (4, 4)), rng.random(4).round(1), rng.integers(0, 2, 4))
+    counted, one = tally([truth], [prediction], 2), judge(0, truth, prediction, float(THRESHOLDS[place]))
+    assert counted.right[:, place:].sum() == one.right.sum()
+    assert counted.wrong[:, place:].sum() == (~one.right).sum()
+    assert counted.counts.sum() - counted.right[:, place:].sum() == len(one.lost)
+
+
+def test_pictures_are_small_whatever_they_show(plain: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (700, 1500, 3), dtype=np.uint8))
+    content = as_webp(noise)
+    assert len(content) <= BYTES
+    (tmp_path / "a.webp").write_bytes(content)
+    with Image.open(tmp_path / "a.webp") as picture:
+        assert max(picture.size) <= SIDE
+    held = sum(map(len, read_subject(plain.folder).pictures.values()))
+    monkeypatch.setattr(report_file, "LARGEST", len(page_of(plain)) - held // 2)
+    page = render([read_subject(plain.folder)])
+    assert 0 < page.count("data:image/webp") < page_of(plain).count("data:image/webp")
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("metrics.jsonl", '{"epoch": 1, "ap": 0.25}\n{"epoch": 2, "a', "lines 2 of metrics.jsonl"),
+        ("metrics.jsonl", '{"epoch": -1e308, "ap": -5}\n{"epoch": 1e300, "ap": 1e300}\n', "No epoch is done yet"),
+        ("report/scores.json", "{", "scores.json"),
+        ("why.json", '{"lost": 3}', "why.json"),
+        ("environment.json", "[]", "environment.json"),
+        ("config.yaml", "a: [", "config.yaml:"),
+    ],
+)
+def test_a_damaged_file_costs_its_own_part(plain: Made, tmp_path: Path, file: str, text: str, said: str) -> None:
+    folder = copy(plain, tmp_path)
+    (folder / file).write_text(text)
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert re.search(rf'role="note">[^<]*{re.escape(said)}', page)
+    assert page.count("<section") >= 4
+
+
+def test_pictures_that_are_none_or_lie_elsewhere_are_left_out(plain: Made, tmp_path: Path) -> None:
+    folder = copy(plain, tmp_path)
+    (folder / "report/worst-1.webp").write_bytes(b"<script>")
+    assert "worst-1.webp" not in read_subject(folder).pictures
+    tree = json.loads((folder / "report/scores.json").read_text())
+    tree["pictures"][0]["file"] = "../../secret.webp"
+    (folder / "report/scores.json").write_text(json.dumps(tree))
+    assert "scores" in read_subject(folder).notes
+
+
+def test_a_folder_of_nothing_is_refused_and_all_such_are_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SettingsError, match=r"(?s)empty: nothing to report.*gone: there is no such folder"):
+        read_subjects([tmp_path / "empty", tmp_path / "gone"])
+
+
+def test_a_run_that_breaks_off_has_a_page(plain: Made, tmp_path: Path) -> None:
+    """With the scores of its best epoch, if it has validated, else with what there is."""
+    folder = copy(plain, tmp_path)
+    shutil.rmtree(folder / "report")
+    page = ReportPage(folder, plain.dataset)
+    page.end({})
+    assert "No scores yet" in (folder / "report.html").read_text(encoding="utf-8")
+    page.scored(plain.detector, plain.metrics, 1)
+    page.end({})
+    assert "weights of epoch 1" in (folder / "report.html").read_text(encoding="utf-8")
+
+
+def test_of_a_model_that_only_proposes_recall_is_shown(plain: Made, tmp_path: Path) -> None:
+    folder = copy(plain, tmp_path)
+    shutil.rmtree(folder / "report")
+    keep_scores(folder, plain.dataset, plain.metrics, Scored.of(plain.detector)._replace(detects=False))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "of 300 proposals, mean over IoU" in page
+    assert "data:image/webp" not in page
+    assert 'id="threshold"' not in page
+
+
+def test_of_many_classes_the_page_shows_some(plain: Made, tmp_path: Path) -> None:
+    """Those with most objects one by one, and the confusions that are most frequent."""
+    names = tuple(f"class {number}" for number in range(150))
+    made(tmp_path / "many", names, images=40)
+    page = (tmp_path / "many/report.html").read_text(encoding="utf-8")
+    assert "100 of 150, those with most objects" in page
+    assert "these 100 of 150 classes" in page
+    assert "taken for" in page
+
+
+def test_two_runs_of_eighty_classes_and_of_many_images_are_small(plain: Made) -> None:
+    """Detections of every score, as many large pictures as there are, and long names."""
+    subject = read_subject(plain.folder)
+    assert subject.scores
+    bins = tuple((place, 12, 345) for place in range(len(THRESHOLDS)))
+    one = subject.scores.classes[0].model_copy(update={"bins": bins, "objects": 20_000, "name": "x" * 200})
+    subject.scores = subject.scores.model_copy(update={"classes": (one,) * 80, "num_classes": 80})
+    subject.pictures = dict.fromkeys(subject.pictures, b"0" * BYTES)
+    one_run, two_runs = render([subject]), render([subject] * 2)
+    assert max(len(page.encode()) for page in (one_run, two_runs)) < 2_000_000
+    assert one_run.count("data:image/webp") >= 5
+    assert "no room for pictures" in two_runs
+
+
+def test_two_runs_are_compared_and_why_goes_to_its_run(plain: Made, other: Made, tmp_path: Path) -> None:
+    why = tmp_path / "why"
+    why.mkdir()
+    tree = json.loads((plain.folder / "why.json").read_text())
+    (why / "why.json").write_text(json.dumps({**tree, "advice": "Another advice."}))
+    model = other.folder / "weights/best.safetensors"
+    (why / "environment.json").write_text(json.dumps({"model": str(model)}))
+    subjects = read_subjects([plain.folder, other.folder, why])
+    assert [subject.name for subject in subjects] == ["shapes-1", "shapes-2"]
+    page = render(subjects)
+    assert page.count("Another advice.") == 1
+    assert re.search(r"<code>train\.lr</code></th><td>[\d.]+</td><td>0\.5</td>", page)
+    difference = other.metrics.ap - plain.metrics.ap
+    assert f"<td>{plain.metrics.ap:.3f}</td><td>{other.metrics.ap:.3f}</td><td>{difference:+.3f}</td>" in page
+
+
+@given(st.floats(-1e6, 1e6), st.floats(1e-6, 1e6))
+def test_ticks_are_few_and_on_the_axis(low: float, width: float) -> None:
+    found = ticks(low, low + width)
+    assert 1 <= len(found) <= 8
+    assert all(low - width * 1e-3 <= tick <= low + width * 1.001 for tick in found)
