@@ -13,7 +13,7 @@ import torch
 
 import rcnn
 from rcnn.preprocess.sources import files
-from rcnn.preprocess.stream import pictures
+from rcnn.preprocess.stream import read_picture
 
 
 def same(a: rcnn.Result, b: rcnn.Result) -> bool:
@@ -30,7 +30,7 @@ def main() -> None:
     detector = rcnn.load(options.weights)
     by_bucket: dict[tuple[int, int], list[np.ndarray]] = {}
     for path in files(options.folder):
-        ((_, array),) = pictures(path, detector.settings)
+        array = read_picture(path, detector.settings)
         by_bucket.setdefault(detector.preprocessor.bucket(array.shape[:2]), []).append(array)
     commonest = sorted(by_bucket.values(), key=len, reverse=True)[: max(3, options.images // 4)]
     images = [image for group in commonest for image in group[: options.images // len(commonest)]]

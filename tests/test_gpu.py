@@ -11,9 +11,13 @@ from torch import Tensor
 
 import rcnn
 from rcnn import ops
+from rcnn.data.find import open_dataset
+from rcnn.data.loader import Loader
 from rcnn.data.synthetic import synthesise
+from rcnn.data.upload import uploaded
 from rcnn.model.philox import uniform
 from rcnn.model.structures import Batch, Keys, Losses, Targets, to_device, to_host
+from rcnn.presets import settings_of
 from tests.model import tiny
 from tests.test_graphs import preset
 
@@ -177,3 +181,17 @@ def test_a_training_on_the_gpu_gives_a_detector_for_the_cpu(tmp_path: Path) -> N
         quiet=True,
     )
     assert rcnn.load(run.best, device="cpu").predict(tmp_path / "shapes" / "images" / "val") is not None
+
+
+def test_batches_are_uploaded_unchanged_and_in_order(tmp_path: Path) -> None:
+    synthesise(tmp_path / "data", 9, split="train", size=(64, 96), seed=1)
+    settings = settings_of("tiny-fpn", ["preprocess.short=64", "preprocess.long=96"])
+    loader = Loader(open_dataset(tmp_path / "data", "train", settings.data), settings, training=True, batch=2)
+    expected = list(loader.epoch(0))
+    found = list(uploaded(loader.epoch(0), torch.device(DEVICE)))
+    assert len(found) == len(expected) > 2
+    for one, other in zip(found, expected, strict=True):
+        assert one.batch.images.is_cuda
+        assert not one.index.is_cuda
+        parts = zip((*one.batch, *one.targets, one.seeds), (*other.batch, *other.targets, other.seeds), strict=True)
+        assert all(torch.equal(part.cpu(), wanted) for part, wanted in parts)

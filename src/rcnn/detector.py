@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.pyramid import pool_scales
 from rcnn.model.structures import Batch, Detections, Proposals, take, to_host
 from rcnn.preprocess.batch import Preprocessor
-from rcnn.preprocess.stream import Picture, Shown, Skip, batches, pictures
+from rcnn.preprocess.stream import Picture, Skip, overlapped
 from rcnn.presets import build
 from rcnn.result import Result
 from rcnn.weights.adapt import check_shapes, fill
@@ -171,17 +170,13 @@ class Detector:
         `proposals` replaces the RPN.
         """
         least = self.threshold if score is None else score
-        every = pictures(images, self.settings, skip)
-        # A tee holds on to images that have been read, so a single scale does without.
-        shown = tee(every, len(self._doors)) if len(self._doors) > 1 else (every,)
 
         def detect(collated: Batch, paths: Sequence[str | None]) -> list[Result]:
             given = proposals(paths, collated) if proposals else None
             return self.detect(collated, features=features, proposals=given)
 
-        scales = [_run(door, part, batch, detect) for door, part in zip(self._doors, shown, strict=True)]
-        for results in zip(*scales, strict=True):
-            yield self.pool(results).filter(score=least)
+        for path, results in overlapped(images, self.settings, self._doors, batch, detect, skip, self.device):
+            yield replace(self.pool(results).filter(score=least), path=path)
 
     def propose(self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1) -> list[Result]:
         """Class-agnostic boxes with objectness scores, at most `top` per image, best first."""
@@ -191,9 +186,13 @@ class Detector:
         self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1, skip: Skip | None = None
     ) -> Iterator[Result]:
         """As `propose`, but lazily and in input order; `skip` as in `stream`."""
-        shown = pictures(images, self.settings, skip)
-        for result in _run(self.preprocessor, shown, batch, lambda collated, _: self.region_proposals(collated)):
-            yield result.filter(top=top)
+
+        def propose(collated: Batch, _: Sequence[str | None]) -> list[Result]:
+            return self.region_proposals(collated)
+
+        doors = (self.preprocessor,)
+        for path, (result,) in overlapped(images, self.settings, doors, batch, propose, skip, self.device):
+            yield replace(result.filter(top=top), path=path)
 
     def pool(self, scales: Sequence[Result]) -> Result:
         """Pool the results of one image at each of `predict.scales`: the best after suppression within classes."""
@@ -377,15 +376,6 @@ class Detector:
             licence=about.licence,
             device=device,
         )
-
-
-def _run(
-    door: Preprocessor, shown: Shown, batch: int, results_of: Callable[[Batch, Sequence[str | None]], list[Result]]
-) -> Iterator[Result]:
-    """The results of every image, in input order; consecutive images of one bucket run together."""
-    for paths, collated in batches(door, shown, batch):
-        for path, result in zip(paths, results_of(collated, paths), strict=True):
-            yield replace(result, path=path)
 
 
 def _see_finite(finite: Tensor) -> None:

@@ -50,3 +50,15 @@ def test_what_is_made_and_not_yet_wanted_is_bounded_and_ends_with_the_reader() -
     results.close()
     assert len(asked) == 5
     assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]
+
+
+@pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt()])
+def test_nothing_is_lost_where_no_more_can_be_asked(error: BaseException) -> None:
+    def numbers() -> Iterator[int]:
+        yield from range(3)
+        raise error
+
+    results = ahead(lambda one: one, numbers(), 4)
+    assert [next(results) for _ in range(3)] == [0, 1, 2]
+    with pytest.raises(type(error)):
+        next(results)

@@ -5,7 +5,7 @@ import math
 import os
 import pickle
 from collections import defaultdict
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from hashlib import blake2b
@@ -140,18 +140,14 @@ class Loader:
         epoch = epoch if self.training else 0
         # Every rank knows the step's first image: it determines the bucket even if the rank's share is all fillers.
         work = [(epoch, step[0], step[self.rank :: self.world]) for step in self.order(epoch)[start:]]
-        items = self._from_processes(work) if self.workers.kind == "process" else self._from_here(work)
+        workers = self.workers.number
+        forked = self.workers.kind == "process"
+        items = self._from_processes(work) if forked else ahead(self._reader.load, work, workers)
         with closing(items):
             for item in items:
                 if isinstance(item, Exception):
                     raise item
                 yield item
-
-    def _from_here(self, work: Iterable[Work]) -> Generator[Item | Exception, None, None]:
-        """Load in this process, in threads if there are any."""
-        if self.workers.number:
-            return ahead(self._reader.load, work, self.workers.number)
-        return (self._reader.load(batch) for batch in work)
 
     def _from_processes(self, work: Sequence[Work]) -> Generator[Item | Exception, None, None]:
         """Load in processes, each of which has two batches ready."""

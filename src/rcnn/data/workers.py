@@ -1,11 +1,12 @@
 """How many processes or threads load batches."""
 
-import os
 import shutil
 import sys
 from typing import Literal, NamedTuple
 
 import torch
+
+from rcnn.preprocess.ahead import spare_cores
 
 PLURAL = {"process": "processes", "thread": "threads"}
 MOST = 8
@@ -37,7 +38,7 @@ def choose_workers(asked: int | None, device: torch.device) -> Workers:
     kind = "process" if may_fork() else "thread"
     if asked is not None:
         return Workers(asked, kind if asked else "thread")
-    spare = _cores() - 1
+    spare = spare_cores()
     if device.type != "cuda":
         return Workers(min(1, spare), "thread")
     if kind == "process" and shutil.disk_usage("/dev/shm").free < ROOM:
@@ -51,9 +52,3 @@ def may_fork() -> bool:
     With the threads of a runtime for exported detectors in it, a process that is forked may crash.
     """
     return sys.platform == "linux" and not {"onnxruntime", "openvino"} & sys.modules.keys()
-
-
-def _cores() -> int:
-    """Cores for this process, which shares them with the others that torchrun started on this machine."""
-    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return available // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))

@@ -168,6 +168,11 @@ def to_device(tensors: Tensors, device: torch.device) -> Tensors:
     return type(tensors)(*(part.to(device, non_blocking=True) for part in tensors))
 
 
+def pinned(tensors: Tensors) -> Tensors:
+    """Copy any of the tuples above to pinned memory, from where a GPU takes them while others compute."""
+    return type(tensors)(*(part.pin_memory() for part in tensors))
+
+
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copy tensors to the CPU. Those of a device are packed into one download, which the host waits for once."""
     there = [tensor for tensor in tensors if tensor.device.type != "cpu"]

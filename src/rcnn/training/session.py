@@ -14,6 +14,7 @@ from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.given import ProposalSet
 from rcnn.data.loader import Loader
+from rcnn.data.upload import uploaded
 from rcnn.detector import Detector
 from rcnn.errors import NonFiniteError, TrainingError
 from rcnn.evaluate import Metrics, Shard, evaluate
@@ -137,7 +138,7 @@ def train_epoch(session: Session, wanted: threading.Event) -> None:
     engine.model.train()
     for part in engine.fixed:
         part.eval()
-    items = session.loader.epoch(progress.epoch, progress.place)
+    items = uploaded(session.loader.epoch(progress.epoch, progress.place), session.run.team.device)
     try:
         while group := list(islice(items, settings.accumulate)):
             step = train_step(engine, group, progress.step, (is_late(session), wanted.is_set()))

@@ -1,0 +1,61 @@
+"""Bring batches to a GPU while it works on those before them."""
+
+from collections.abc import Generator
+from contextlib import closing
+
+import torch
+from torch import Tensor
+
+from rcnn.data.loader import Item
+from rcnn.model.structures import pinned, to_device
+from rcnn.preprocess.ahead import ahead
+
+
+def uploaded(items: Generator[Item, None, None], device: torch.device) -> Generator[Item, None, None]:
+    """Yield batches on a device; `Item.index` stays on the host.
+
+    For a GPU a thread copies the next batches to pinned memory, and a stream of their own copies each to the device
+    while the step on the one before runs. For the CPU they are yielded as they are.
+
+    Args:
+        items: of `Loader.epoch`; closed at the end.
+        device: where they will be used, on its current stream.
+    """
+    with closing(items):
+        if device.type != "cuda":
+            yield from items
+            return
+        stream, before = torch.cuda.Stream(device), None
+        with closing(ahead(_pinned, items, 1)) as ready:
+            for item in ready:
+                with torch.cuda.stream(stream):
+                    there = _on(item, device)
+                copied = torch.cuda.Event()
+                copied.record(stream)
+                if before is not None:
+                    yield _usable(*before, device)
+                before = there, copied
+            if before is not None:
+                yield _usable(*before, device)
+
+
+def _pinned(item: Item) -> Item:
+    proposals = None if item.proposals is None else pinned(item.proposals)
+    return Item(pinned(item.batch), pinned(item.targets), item.seeds.pin_memory(), item.index, proposals)
+
+
+def _on(item: Item, device: torch.device) -> Item:
+    """Start the copies to a device on the current stream."""
+    proposals = None if item.proposals is None else to_device(item.proposals, device)
+    batch, targets = to_device(item.batch, device), to_device(item.targets, device)
+    return Item(batch, targets, item.seeds.to(device, non_blocking=True), item.index, proposals)
+
+
+def _usable(item: Item, copied: torch.cuda.Event, device: torch.device) -> Item:
+    """Have the device's current stream wait for the copies, and their memory for what this stream does with them."""
+    current = torch.cuda.current_stream(device)
+    current.wait_event(copied)
+    tensors: list[Tensor] = [*item.batch, *item.targets, item.seeds, *(item.proposals or ())]
+    for tensor in tensors:
+        tensor.record_stream(current)
+    return item

@@ -1,0 +1,79 @@
+"""Reading, the network and the use of results run beside each other, and nobody can tell but by the clock."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import rcnn.preprocess.stream as stream
+from rcnn.config import Settings, override
+from rcnn.model.structures import Batch
+from rcnn.preprocess.batch import Preprocessor
+
+SETTINGS = override(Settings(), ["preprocess.short=32", "preprocess.long=64"])
+DOOR = Preprocessor(SETTINGS.preprocess)
+CPU = torch.device("cpu")
+PATIENCE = 20
+"""Seconds that a step waits for another that should be running; only a failing test takes them."""
+
+
+@pytest.fixture(autouse=True)
+def cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream, "spare_cores", lambda: 3)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for number in range(8):
+        pixels = np.full((32 + 16 * (number // 4), 32, 3), 10 * number, dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    return tmp_path
+
+
+def brightness(batch: Batch, _: Sequence[str | None]) -> list[int]:
+    return [int(image.max()) for image in batch.images]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("limit", [1, 3])
+def test_order_and_results_are_those_of_one_after_another(folder: Path, limit: int, device: str) -> None:
+    for doors in ([DOOR], [DOOR, DOOR.at_scale(0.5)]):
+        found = list(stream.overlapped(folder, SETTINGS, doors, limit, brightness, None, torch.device(device)))
+        assert found == [(str(folder / f"{n}.png"), (10 * n,) * len(doors)) for n in range(8)]
+
+
+def test_the_next_image_is_read_and_run_while_a_result_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, made = [threading.Event() for _ in range(8)], [threading.Event() for _ in range(8)]
+    read_picture = stream.read_picture
+
+    def note(path: Path, settings: Settings) -> np.ndarray:
+        read[int(path.stem)].set()
+        return read_picture(path, settings)
+
+    def make(batch: Batch, paths: Sequence[str | None]) -> list[int]:
+        number = brightness(batch, paths)[0] // 10
+        assert read[min(number + 1, 7)].wait(PATIENCE), "the next image was not read meanwhile"
+        made[number].set()
+        return [number]
+
+    monkeypatch.setattr(stream, "read_picture", note)
+    for number, (_, results) in enumerate(stream.overlapped(folder, SETTINGS, [DOOR], 1, make, None, CPU)):
+        assert results == (number,)
+        assert made[min(number + 1, 7)].wait(PATIENCE), "the next image was not run meanwhile"
+
+
+def test_images_of_an_iterator_are_not_asked_for_before_the_last_result_is_used() -> None:
+    asked: list[int] = []
+
+    def camera() -> Iterator[np.ndarray]:
+        for number in range(3):
+            asked.append(number)
+            yield np.full((32, 32, 3), number, dtype=np.uint8)
+
+    for number, (path, results) in enumerate(stream.overlapped(camera(), SETTINGS, [DOOR], 1, brightness, None, CPU)):
+        assert (path, results) == (None, (number,))
+        assert asked == list(range(number + 1))
