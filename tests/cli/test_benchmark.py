@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-import rcnn.benchmark as benchmark
+import rcnn.benchmark.engines as benchmark
+from rcnn.benchmark.stages import STAGES
 from rcnn.detector import Detector
 from rcnn.errors import WeightsError
 from tests.engine import graphs
@@ -48,6 +49,11 @@ def test_engines_are_measured_scored_and_compared(
         assert 1e6 < engine["costs"][0]["memory"] <= engine["costs"][1]["memory"] < 2e8
         scores = run("val", saved if engine is eager else file, data, "--json").json()
         assert (engine["ap"], engine["ap50"]) == (scores["ap"], scores["ap50"])
+    assert [(one["device"], one["batch"]) for one in document["stages"]] == [("cpu", 1), ("cpu", 2)]
+    for one in document["stages"]:
+        assert list(one["seconds"]) == list(STAGES)
+        assert all(seconds > 0 for seconds in one["seconds"].values())
+        assert one["images_per_second"] > 0
     assert "2 images" in outcome.err
     table = outcome.err.split("pixels, ")[1].splitlines()
     assert max(map(len, table)) <= 80, outcome.err

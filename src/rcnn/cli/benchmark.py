@@ -12,10 +12,15 @@ from rcnn.cli import arguments, screen
 from rcnn.errors import SettingsError
 
 if TYPE_CHECKING:
-    from rcnn.benchmark import Row
+    from rcnn.benchmark.engines import Row
+    from rcnn.benchmark.stages import Stages
+    from rcnn.data.dataset import Dataset
+    from rcnn.detector import Detector
 
 PICTURES = 8
 """Of the data, on which engines are timed and compared."""
+STREAMED = 64
+"""Images of the data, at most, that are predicted from their files."""
 
 
 def benchmark(
@@ -24,7 +29,8 @@ def benchmark(
         list[Path] | None, typer.Argument(metavar="[FILES]...", help="Files of rcnn export, .onnx and .xml.")
     ] = None,
     data: Annotated[
-        str | None, typer.Option(metavar="DATA", help="Folder, COCO json or data.yaml: also compute AP on it.")
+        str | None,
+        typer.Option(metavar="DATA", help="Folder, COCO json or data.yaml: also compute AP, and time every stage."),
     ] = None,
     split: Annotated[Literal["val", "test"], typer.Option(help="List of images to score on.")] = "val",
     batch: Annotated[str, typer.Option(metavar="N,...", help="Images per batch: numbers with commas between.")] = "1,8",
@@ -33,27 +39,30 @@ def benchmark(
         typer.Option(metavar="HxW", help="Size of the images. Default: preprocess.short by preprocess.long."),
     ] = None,
     runs: Annotated[int, typer.Option(min=1, help="Runs of each engine and batch size; the median counts.")] = 7,
+    device: Annotated[str, typer.Option(help="Where the stages are timed; engines are compared on the CPU.")] = "cpu",
     json: arguments.Json = False,
 ) -> None:
     """Compare the time, memory, size and AP of a detector with those of its exported files, on the CPU.
+
+    With data, it also tells how long each stage of a prediction takes, from file to boxes.
 
     Example: rcnn benchmark best.safetensors best.onnx best.xml --data path/to/data
     """
     import torch
 
     import rcnn
-    from rcnn.benchmark import benchmark as compare
-    from rcnn.benchmark import size_of
+    from rcnn.benchmark.engines import benchmark as compare
+    from rcnn.benchmark.engines import size_of
     from rcnn.data.find import find_layout, open_dataset
     from rcnn.exchange.exported import made_up
     from rcnn.preprocess.batch import Preprocessor
     from rcnn.preprocess.stream import read_picture
 
-    batches, sides = _numbers(batch), arguments.sides_of(size)
+    batches, sides = sorted(set(_numbers(batch))), arguments.sides_of(size)
     with screen.stdout_for_json(json):
         if data:
             find_layout(data)  # what is missing is told before weights are loaded
-        detector = rcnn.load(model, device="cpu")
+        detector, there = rcnn.load(model, device="cpu"), rcnn.load(model, device=device)
         settings, dataset, files = detector.settings, None, files or []
         sides = size_of(detector, files, sides)
         if data:
@@ -66,10 +75,13 @@ def benchmark(
         options: dict[str, Any] = {"size": sides, "batches": batches, "runs": runs, "dataset": dataset}
         rows = compare(detector, files, pictures, **options, progress=screen.progress)
         threads = torch.get_num_threads()
+        stages = time_stages(there, dataset, batches, runs) if dataset else []
         show(rows, f"{sides[0]} x {sides[1]} pixels, {screen.several(threads, 'thread')}, medians of {runs}")
+        show_stages(stages)
     if json:
         facts = {"size": sides, "threads": threads, "runs": runs, "split": split if data else None}
-        screen.emit({**facts, "engines": [asdict(row) | {"costs": [c._asdict() for c in row.costs]} for row in rows]})
+        engines = [asdict(row) | {"costs": [c._asdict() for c in row.costs]} for row in rows]
+        screen.emit({**facts, "engines": engines, "stages": [asdict(one) for one in stages]})
 
 
 def show(rows: list["Row"], title: str) -> None:
@@ -98,6 +110,33 @@ def show(rows: list["Row"], title: str) -> None:
         "n: images in a batch. ms, CPU: time and CPU time per image. ratio: of CPU time.",
         "MB: memory, beyond that of a process that has imported torch. file: MB.",
         "agree: share of boxes that are eager's to 0.05 px and 0.001.",
+    )
+
+
+def time_stages(detector: "Detector", dataset: "Dataset", batches: list[int], runs: int) -> list["Stages"]:
+    """Time the stages of a prediction of the data's first images, for each batch size."""
+    from rcnn.benchmark.stages import measure_stages
+
+    paths, found = [record.path for record in dataset.records[:STREAMED]], []
+    with screen.progress("stages") as progress:
+        for count in batches:
+            found.append(measure_stages(detector, paths, count, runs))
+            progress(len(found), len(batches))
+    return found
+
+
+def show_stages(stages: list["Stages"]) -> None:
+    """Print a row per stage, a column per batch size; nothing if none was timed."""
+    if not stages:
+        return
+    rows: list[list[Any]] = []
+    for name in (*stages[0].seconds, "all of them"):
+        taken = [sum(one.seconds.values()) if name == "all of them" else one.seconds[name] for one in stages]
+        rows.append([name, *(f"{1000 * seconds:.2f}" for seconds in taken)])
+    columns = ["stage", *(f"ms, batch of {one.batch}" for one in stages)]
+    screen.table(f"\nA prediction in PyTorch on {stages[0].device}, per image", columns, rows)
+    screen.note(
+        "", *(f"Batch of {one.batch}, all at once: {one.images_per_second:.1f} images per second." for one in stages)
     )
 
 
