@@ -9,12 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from rcnn.config import Augment
 from rcnn.preprocess.batch import Size
 
-GREY = torch.tensor([0.299, 0.587, 0.114])
+YIQ_OF_RGB = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+RGB_OF_YIQ = np.linalg.inv(YIQ_OF_RGB)
+GREY = torch.from_numpy(YIQ_OF_RGB[0]).float()
 LEAST_VISIBLE = 0.3
 """An object becomes `ignore` if a smaller share of its area is left: it is there, but too little of it."""
 
@@ -128,17 +131,25 @@ def _jitter(image: Tensor, plan: Plan) -> Tensor:
     """Change brightness, contrast, saturation and hue with one 3x3 matrix and an offset.
 
     torchvision applies them one after another to all pixels, and its hue, via HSV, takes longer than all other loading.
-    Here hue rotates the chroma plane of YIQ. Images without exactly 3 channels have no hue and saturation.
+    Here hue rotates the chroma plane of YIQ. Images without exactly 3 channels have no hue and saturation. Pillow does
+    the same as the tensors below to bytes of 3 channels, in half the time and in one thread.
     """
     if (plan.brightness, plan.contrast, plan.saturation, plan.hue) == (1, 1, 1, 0):
         return image
-    channels = image.shape[0]
+    channels, gain = image.shape[0], plan.brightness * plan.contrast
+    if channels == 3 and image.dtype == torch.uint8:
+        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
+        counts = np.array(picture.histogram()).reshape(3, 256)
+        grey = plan.brightness * GREY.numpy() @ (counts @ np.arange(256) / counts.sum(1))
+        matrix = gain * _colour_matrix(plan.saturation, plan.hue).numpy()
+        rows = np.hstack((matrix, np.full((3, 1), (1 - plan.contrast) * grey)))  # (3, 4), the last column is added
+        return torch.from_numpy(np.array(picture.convert("RGB", tuple(rows.ravel().tolist())))).permute(2, 0, 1)
     pixels = image.reshape(channels, -1).float()
     weights = GREY if channels == 3 else torch.full((channels,), 1 / channels)
     grey = plan.brightness * weights @ pixels.mean(1)
     colour = _colour_matrix(plan.saturation, plan.hue) if channels == 3 else torch.eye(channels)
     offset = ((1 - plan.contrast) * grey).expand(channels, 1)
-    pixels = torch.addmm(offset, plan.brightness * plan.contrast * colour, pixels).clamp_(0, 255)
+    pixels = torch.addmm(offset, gain * colour, pixels).clamp_(0, 255)
     if not image.is_floating_point():
         pixels.round_()
     return pixels.to(image.dtype).reshape(image.shape)
@@ -146,10 +157,9 @@ def _jitter(image: Tensor, plan: Plan) -> Tensor:
 
 def _colour_matrix(saturation: float, hue: float) -> Tensor:
     """Return (3, 3) on RGB: scales YIQ's chroma plane by `saturation`, rotates it by `hue` turns, and keeps grey."""
-    yiq = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], dtype=torch.float64)
     cos, sin = saturation * math.cos(2 * math.pi * hue), saturation * math.sin(2 * math.pi * hue)
-    turn = torch.tensor([[1, 0, 0], [0, cos, -sin], [0, sin, cos]], dtype=torch.float64)
-    return (torch.linalg.inv(yiq) @ turn @ yiq).float()
+    turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
+    return torch.from_numpy(RGB_OF_YIQ @ turn @ YIQ_OF_RGB).float()
 
 
 def apply_to_boxes(plan: Plan, boxes: np.ndarray, canvas: Size) -> tuple[np.ndarray, np.ndarray]:
