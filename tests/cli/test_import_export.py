@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -105,6 +106,11 @@ def test_a_checkpoint_of_detectron2_finds_what_it_found_there(run: Run, tmp_path
     np.testing.assert_allclose([detection["box"] for detection in found], answer["boxes"], rtol=0, atol=0.01)
 
 
+def held_bytes(weights: Path) -> bytes:
+    """Some bytes of the weights that stand in every exported file as they are."""
+    return read_detector(weights)[0]["rpn.head.conv.weight"].numpy().tobytes()
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # packages warn of one another
 def test_a_detector_leaves_python_and_its_file_is_used_alone(run: Run, data: Path, tmp_path: Path) -> None:
@@ -123,6 +129,14 @@ def test_a_detector_leaves_python_and_its_file_is_used_alone(run: Run, data: Pat
         assert [box["label"] for box in found["detections"]] == [box["label"] for box in expected["detections"]]
     assert {path.suffix for path in tmp_path.glob("net.*")} == {".onnx", ".xml", ".bin", ".safetensors"}
     assert not list(tmp_path.glob(".export*"))
+    for file, name in ((tmp_path / "net.onnx", "net.onnx"), (tmp_path / "net.bin", "net.xml")):
+        content = bytearray(file.read_bytes())
+        content[content.find(held_bytes(weights))] ^= 1
+        (tmp_path / "copy").mkdir(exist_ok=True)
+        shutil.copy(tmp_path / name, tmp_path / "copy" / name)
+        (tmp_path / "copy" / file.name).write_bytes(content)
+        refused = run("predict", tmp_path / "copy" / name, image)
+        assert (refused.code, "its weights are not those that were written" in refused.err) == (4, True), refused.err
     again = run("export", weights, "--out", "net.onnx")
     assert (again.code, "net.onnx is there already" in again.err) == (2, True)
 

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from torch.export import Dim, ExportedProgram
 
 from rcnn.engine import packages
 from rcnn.engine.eager import folded
-from rcnn.engine.openvino import add_entries
+from rcnn.engine.metadata import DIGEST, digest
+from rcnn.engine.onnx import weights_of
+from rcnn.engine.openvino import add_entries, pieces
 from rcnn.engine.translate import table
 from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN
@@ -121,8 +124,10 @@ def to_onnx(model: FasterRCNN, size: Size | None = None) -> Any:
 
 def save_onnx(program: Any, path: Path, entries: Mapping[str, str]) -> None:
     """Write a `torch.onnx.ONNXProgram` with metadata as an .onnx file."""
-    program.model.metadata_props.update(entries)
-    program.save(path)
+    proto = program.model_proto
+    for name, text in {**entries, DIGEST: digest(weights_of(proto.graph.initializer))}.items():
+        proto.metadata_props.add(key=name, value=text)
+    path.write_bytes(proto.SerializeToString())
 
 
 def to_openvino(path: Path) -> Any:
@@ -137,4 +142,7 @@ def to_openvino(path: Path) -> Any:
 def save_openvino(model: Any, path: Path, entries: Mapping[str, str]) -> None:
     """Write an `openvino.Model` with metadata as an .xml file, in float32, and its weights as a .bin file beside it."""
     add_entries(model, entries)
-    packages.openvino().save_model(model, path, compress_to_fp16=False)
+    save = partial(packages.openvino().save_model, model, path, compress_to_fp16=False)
+    save()
+    add_entries(model, {DIGEST: digest(pieces(path.with_suffix(".bin")))})
+    save()

@@ -1,7 +1,8 @@
 """What an exported file says about itself: our entry, and plain ones that other programs read."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -14,6 +15,8 @@ from rcnn.weights.metadata import Described, Metadata, entry_of
 
 ENTRY = "rcnn"
 """Name of our entry, JSON."""
+DIGEST = "rcnn_weights"
+"""Name of the entry with the digest of the weights, which ONNX and OpenVINO do not check."""
 INTERFACE = 1
 """Version of the inputs and outputs of the graph (see `rcnn.engine.graph`)."""
 FOREIGN = "holds a graph, but not a detector of this version of rcnn"
@@ -61,6 +64,24 @@ def entries(detector: Described, size: Size | None = None, parity: Mapping[str, 
         "stride": str(preprocess.multiple),
         "task": "detect",
     }
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """The entry of `DIGEST`: BLAKE2b of the weights, in the order of the file."""
+    sum_of_parts = blake2b(digest_size=16)
+    for part in parts:
+        sum_of_parts.update(part)
+    return sum_of_parts.hexdigest()
+
+
+def check_digest(found: Mapping[str, str], parts: Iterable[bytes], path: str | Path) -> None:
+    """Compare weights with the digest that was written with them, if one was.
+
+    Raises:
+        WeightsError: they differ.
+    """
+    if DIGEST in found and found[DIGEST] != digest(parts):
+        raise WeightsError(f"{path} is damaged: its weights are not those that were written; export the detector again")
 
 
 def read_entries(found: Mapping[str, str], path: str | Path, program: str = "") -> FileMetadata:

@@ -1,6 +1,6 @@
 """ONNX files in onnxruntime."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -10,7 +10,7 @@ import torch
 from rcnn.config.files import MB, check_regular
 from rcnn.engine import packages
 from rcnn.engine.graph import Contents, GraphEngine
-from rcnn.engine.metadata import read_entries
+from rcnn.engine.metadata import check_digest, read_entries
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.weights.file import LARGEST, reading
 
@@ -77,12 +77,18 @@ def read(path: Path) -> tuple[Contents, Any]:
         found = {entry.key: entry.value for entry in model.metadata_props}
         metadata = read_entries(found, path, f"{model.producer_name} {model.producer_version}".strip())
         tensors = model.graph.initializer
+        check_digest(found, weights_of(tensors), path)
         beside = sum(_size(path, name) for name in _files(tensors))
         floats = [(tensor, _dtype(tensor.data_type)) for tensor in tensors]
         floats = [(tensor, dtype) for tensor, dtype in floats if dtype.startswith(("float", "bfloat"))]
         parameters = sum(int(np.prod(tensor.dims, dtype=object)) for tensor, _ in floats)
         types = tuple(sorted({dtype for _, dtype in floats}))
         return Contents(metadata, path.stat().st_size + beside, len(tensors), parameters, types), model
+
+
+def weights_of(tensors: Iterable[Any]) -> Iterator[bytes]:
+    """The bytes of the tensors of a graph, for `rcnn.engine.metadata.digest`."""
+    return (tensor.raw_data for tensor in tensors)
 
 
 def _files(tensors: Iterable[Any]) -> set[str]:

@@ -12,7 +12,7 @@ import torch
 from rcnn.config.files import MB, check_regular
 from rcnn.engine import packages
 from rcnn.engine.graph import NAMES, Contents, GraphEngine
-from rcnn.engine.metadata import ENTRY, read_entries
+from rcnn.engine.metadata import DIGEST, ENTRY, check_digest, read_entries
 from rcnn.errors import WeightsError
 from rcnn.weights.file import LARGEST, reading
 
@@ -92,14 +92,22 @@ def read(path: Path) -> tuple[Contents, Any]:
                 f"{path}: its weights are in {beside}, which can't be read ({error.strerror or error}); copy both files"
             ) from None
         model = package.Core().read_model(path, beside)
-        held = [PLACE, ENTRY]
-        found = {ENTRY: model.get_rt_info(held).astype(str)} if model.has_rt_info(held) else {}
+        known = [name for name in (ENTRY, DIGEST) if model.has_rt_info([PLACE, name])]
+        found = {name: model.get_rt_info([PLACE, name]).astype(str) for name in known}
         metadata = read_entries(found, path)
+        check_digest(found, pieces(beside), path)
         constants = [node.output(0) for node in model.get_ops() if node.get_type_name() == "Constant"]
         floats = [constant for constant in constants if constant.element_type.is_real()]
         parameters = sum(int(np.prod(tuple(constant.shape), dtype=object)) for constant in floats)
         types = tuple(sorted({_dtype(constant.element_type) for constant in floats}))
         return Contents(metadata, path.stat().st_size + weights, len(constants), parameters, types), model
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """A file of weights in pieces, for `rcnn.engine.metadata.digest`."""
+    with path.open("rb") as file:
+        while piece := file.read(MB):
+            yield piece
 
 
 @contextmanager
