@@ -101,12 +101,12 @@ class Detector:
     @property
     def detects(self) -> bool:
         """Does it tell classes? If not, it is an RPN alone, which only proposes."""
-        return self.two_stage or self.settings.rpn.classify == "classes"
+        return self.settings.detects
 
     @property
     def two_stage(self) -> bool:
         """Has it a second stage?"""
-        return self.settings.roi.head != "none"
+        return self.settings.two_stage
 
     def with_settings(self, changes: Sequence[str] | Mapping[str, Any]) -> "Detector":
         """The same weights with other settings, as a new detector; this one is unchanged.

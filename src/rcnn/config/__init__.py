@@ -205,6 +205,16 @@ class Settings(Section):
     val: Val = Val()
     predict: Predict = Predict()
 
+    @property
+    def two_stage(self) -> bool:
+        """Has the detector a second stage?"""
+        return self.roi.head != "none"
+
+    @property
+    def detects(self) -> bool:
+        """Does it tell classes? If not, it is an RPN alone, which only proposes."""
+        return self.two_stage or self.rpn.classify == "classes"
+
     @model_validator(mode="after")
     def _stages_agree(self) -> Self:
         if self.roi.pool == "warp" and self.roi.sampling_ratio == 0:

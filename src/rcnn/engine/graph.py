@@ -70,8 +70,7 @@ class GraphEngine(ABC):
     def __init__(self, path: Path, metadata: FileMetadata, precision: str) -> None:
         self.path, self.metadata, self.precision = path, metadata, precision
         self.device, self.size = torch.device("cpu"), metadata.size
-        settings = metadata.settings
-        self.detects = settings.roi.head != "none" or settings.rpn.classify == "classes"
+        self.detects = metadata.settings.detects
 
     @abstractmethod
     def at_precision(self, precision: str) -> Self:

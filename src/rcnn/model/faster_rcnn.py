@@ -67,7 +67,7 @@ class FasterRCNN(nn.Module):
     @property
     def detects(self) -> bool:
         """Does it tell classes? If not, it is an RPN alone, which only proposes."""
-        return self.fast_rcnn is not None or isinstance(self.rpn.meaning, Classes)
+        return self.settings.detects
 
     def forward(self, batch: Batch) -> Detections:
         """Final boxes of every image, in pixels of the resized image."""

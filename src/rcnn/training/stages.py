@@ -69,8 +69,7 @@ class Stage(NamedTuple):
 
     def decided_by(self, settings: Settings) -> str:
         """`best`, or recall if the model of the run can't tell classes."""
-        detects = settings.roi.head != "none" or settings.rpn.classify == "classes"
-        return self.best if detects else RECALL
+        return self.best if settings.detects else RECALL
 
 
 def stage_start(stage: Stage, number: int, settings: Settings, names: Sequence[str], folder: RunFolder) -> Start:
