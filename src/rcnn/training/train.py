@@ -228,8 +228,9 @@ def _begin(run: Context, start: Start) -> Session:
     if not run.team.writer:
         return session
     run.folder.describe(run.settings, train_set, val_set)
+    classes = "1 class" if len(train_set.names) == 1 else f"{len(train_set.names)} classes"
     run.log.say(
-        f"{run.folder.path}: {run.settings.model.preset}, {len(train_set.names)} classes, "
+        f"{run.folder.path}: {run.settings.model.preset}, {classes}, "
         f"{len(train_set)} images to train on, {len(val_set)} to validate, on {run.team.device}, "
         f"loaded by {session.loader.workers}"
     )
