@@ -15,7 +15,7 @@ from PIL import Image
 
 from rcnn.config import Settings, shorten
 from rcnn.data import coco, table, voc, yolo
-from rcnn.draw import colour, draw_boxes, shade
+from rcnn.draw import colour, draw_boxes, entries, shade
 from rcnn.errors import ImageError, UnavailableError, printable
 from rcnn.preprocess.stream import read_picture
 
@@ -164,10 +164,12 @@ class Result:
         shown = self.filter(score)
         if len(self.names) == 1 and len(shown) > MANY:  # names would add nothing
             inks, tags = [shade(value) for value in shown.scores.tolist()], [""] * len(shown)
+            legend = {f"{value:.2f}": shade(value) for value in (1.0, 0.75, 0.5, 0.25, 0.0)}
         else:
             rows = list(zip(shown.labels.tolist(), shown.scores.tolist(), strict=True))
             inks, tags = [colour(k) for k, _ in rows], [f"{self.names[k]} {value:.2f}" for k, value in rows]
-        return draw_boxes(image, shown.boxes, inks, tags)
+            legend = entries(self.names, shown.labels.tolist())
+        return draw_boxes(image, shown.boxes, inks, tags, legend=legend)
 
     def show(self, image: np.ndarray | Image.Image | None = None, score: float | None = None) -> None:
         """Show the picture: in a notebook below the cell, elsewhere with the system's program for pictures.

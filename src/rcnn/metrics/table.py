@@ -4,15 +4,15 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, Protocol
 
-from rcnn.errors import printable
+from rcnn.errors import printable, wrapped
 from rcnn.metrics.coco import CocoMetrics
 from rcnn.metrics.proposals import ProposalMetrics
 
 HEADINGS = {"class": "class", "boxes": "boxes", "ap": "AP", "ap50": "AP50", "voc_ap50": "VOC AP50"}
 """Scores per class -> headings of the table."""
 LISTED = 16
-"""Up to this many classes are listed as text; of more, the best and the worst."""
-LONGEST_NAME = 40
+"""Up to this many classes are listed as text; of more, the best and the worst of those with objects."""
+LONGEST_NAME, WIDTH = 40, 80
 PLURALS = {"image": "images", "box": "boxes", "class": "classes"}
 
 
@@ -50,11 +50,13 @@ class Scores(Protocol):
 
 
 def as_text(scores: Scores) -> str:
-    """The scores in some twenty lines of at most 80 characters."""
+    """The scores in some twenty lines of at most 80 characters. Of many classes, those without objects are left out."""
     rows = scores.by_class()
-    hidden = max(0, len(rows) - LISTED)
-    if hidden:  # classes without objects have no AP, and come last
-        rows = sorted(rows, key=lambda row: -row["ap"] if row["ap"] == row["ap"] else 1.0)
+    hidden = 0
+    if len(rows) > LISTED:
+        rows = sorted((row for row in rows if row["boxes"]), key=lambda row: -row["ap"])
+        hidden = max(0, len(rows) - LISTED)
+    if hidden:
         rows = [*rows[: LISTED // 2], *rows[-(LISTED // 2) :]]
     grid = [list(HEADINGS.values()), *([_shown(row[key]) for key in HEADINGS] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
@@ -64,7 +66,7 @@ def as_text(scores: Scores) -> str:
     ]
     if hidden:
         lines.insert(1 + LISTED // 2, f"... {hidden} classes in between")
-    return "\n".join([*_summary(scores), *lines])
+    return "\n".join([*(wrapped(line, WIDTH) for line in _summary(scores)), *lines])
 
 
 def as_html(scores: Scores) -> str:
