@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcnn.draw import PALETTE, as_rgb, colour, draw_boxes, shade, text_colour
+from rcnn.draw import PALETTE, as_rgb, colour, draw_boxes, entries, shade, text_colour
 from rcnn.result import Result
 
 
@@ -150,6 +150,26 @@ def test_many_boxes_of_one_class_are_coloured_by_score() -> None:
     many = result(boxes=boxes, scores=np.linspace(1, 0, 70), labels=labels, names=("object",))
     picture = many.draw(Image.new("RGB", (100, 80), "white"))
     assert "#{:02X}{:02X}{:02X}".format(*picture.getpixel((0, 0))) == shade(1)  # type: ignore[misc]
+
+
+def test_crowded_pictures_have_a_legend() -> None:
+    page = np.full((300, 300, 3), 255, np.uint8)
+    boxes = np.tile(np.array([[60, 60, 260, 260]], np.float32), (40, 1))
+    crowd = result(boxes=boxes, scores=np.ones(40), labels=np.arange(40) % 2, size=(300, 300))
+    few = crowd.filter(top=2)
+
+    assert "#808080" in {f"#{r:02X}{g:02X}{b:02X}" for r, g, b in np.asarray(crowd.draw(page)).reshape(-1, 3)}
+    assert "#808080" not in {f"#{r:02X}{g:02X}{b:02X}" for r, g, b in np.asarray(few.draw(page)).reshape(-1, 3)}
+
+
+def test_a_legend_has_the_commonest_classes() -> None:
+    names = [f"class {k}" for k in range(40)]
+    labels = [*range(30), 29]
+    legend = entries(names, labels)
+    assert list(legend)[:2] == ["class 29", "class 0"]
+    assert list(legend)[-1] == "18 more"
+    assert legend["class 29"] == colour(29)
+    assert entries(names, []) == {}
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (900, 700)])

@@ -26,7 +26,7 @@ from rcnn.result import Result
 from rcnn.weights.adapt import check_shapes, fill
 from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import save_weights, to_half
-from rcnn.weights.metadata import FOREIGN, Described, Metadata, entry_of, read_detector
+from rcnn.weights.metadata import FOREIGN, Described, Metadata, as_text, entry_of, read_detector
 
 Propose = Callable[[Sequence[str | None], Batch], Proposals]
 """(paths of the images of a batch, the batch) -> their proposals, in pixels of the resized images."""
@@ -68,6 +68,9 @@ class Detector:
         self.engine: Engine = model
         self.preprocessor = Preprocessor(settings.preprocess, self.engine.size)
         self._doors = [self.preprocessor.at_scale(scale) for scale in settings.predict.scales]
+
+    def __repr__(self) -> str:
+        return as_text(self)
 
     @property
     def network(self) -> Eager:
@@ -130,9 +133,8 @@ class Detector:
         try:
             model.load_state_dict(renormalise(self.model.state_dict(), self.settings.roi, settings.roi))
         except RuntimeError:
-            asked = ", ".join(changes)
             raise config.SettingsError(
-                f"{asked}: the weights are made for other layers; train again with this setting"
+                f"{', '.join(changes)}: the weights are made for other layers; train again with this setting"
             ) from None
         return self._of(model, settings, self, self.device)
 

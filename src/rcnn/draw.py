@@ -1,6 +1,7 @@
 """Boxes on images: frames in the colours of their classes, and name tags that stay inside and apart."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import numpy as np
@@ -27,6 +28,9 @@ SHADES = ("#440154", "#3B528B", "#21918C", "#5EC962", "#FDE725")
 
 MOST_HIDDEN = 0.2
 """A tag that would cover more than this share of its area in others is left out."""
+
+MOST_ENTRIES = 12
+"""Number of classes in a legend: as many as there are colours."""
 
 Rectangle = tuple[float, float, float, float]
 
@@ -60,6 +64,7 @@ def draw_boxes(
     inks: Sequence[str],
     tags: Sequence[str],
     dashed: np.ndarray | None = None,
+    legend: Mapping[str, str] | None = None,
 ) -> Image.Image:
     """A copy of the image with its boxes; the first ones lie on top and choose the place of their tags first.
 
@@ -69,6 +74,8 @@ def draw_boxes(
         inks: (n,) colours as `#RRGGBB`.
         tags: (n,) text at each box, left out where there is no room; empty for none.
         dashed: (n,) bool, boxes to draw with broken lines.
+        legend: text -> colour, shown in the emptiest corner if a box is left without a tag; of a single text only if
+            there are no tags at all.
     """
     picture = as_rgb(image)
     pen = ImageDraw.Draw(picture)
@@ -82,7 +89,17 @@ def draw_boxes(
     for index in reversed(range(len(boxes))):
         if place := places[index]:
             _tag(pen, place, tags[index], inks[index], font)
+    if legend and not all(places) and (len(legend) > 1 or not any(places)):
+        _legend(pen, legend, [*map(tuple, boxes.tolist()), *filter(None, places)], font)
     return picture
+
+
+def entries(names: Sequence[str], labels: Sequence[int]) -> dict[str, str]:
+    """A legend of the classes that occur, the commonest first: name -> colour."""
+    common = [names[label] for label, _ in Counter(labels).most_common()]
+    inks = {names[label]: colour(label) for label in set(labels)}
+    more = {f"{len(common) - MOST_ENTRIES} more": "#808080"} if len(common) > MOST_ENTRIES else {}
+    return {name: inks[name] for name in common[:MOST_ENTRIES]} | more
 
 
 def text_colour(background: str) -> str:
@@ -122,6 +139,25 @@ def _tag(pen: ImageDraw.ImageDraw, place: Rectangle, text: str, ink: str, font: 
     pen.rectangle((left, top, right - 1, bottom - 1), fill=ink)
     middle = ((left + right) / 2, (top + bottom) / 2)
     pen.text(middle, text, fill=text_colour(ink), font=font, anchor="mm")
+
+
+def _legend(
+    pen: ImageDraw.ImageDraw, legend: Mapping[str, str], taken: Sequence[Rectangle], font: ImageFont.FreeTypeFont
+) -> None:
+    """Name the colours in the corner that is least taken, in letters small enough to fit."""
+    wide, high = pen.im.size
+    while font.size > 6 and len(legend) * font.size * 1.3 > high / 2:
+        font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=font.size - 1))
+    line = font.size * 1.3
+    width, height = max(pen.textlength(text, font=font) for text in legend) + 2 * line, len(legend) * line + line / 2
+    corners = [(x, y, x + width, y + height) for y in (0, high - height) for x in (wide - width, 0)]
+    hidden = [_hidden(corner, taken) for corner in corners]
+    left, top, right, bottom = corners[int(np.argmin(hidden))]
+    pen.rectangle((left, top, right, bottom), fill="white", outline="#808080")
+    for row, (text, ink) in enumerate(legend.items()):
+        y = top + line * (row + 0.75)
+        pen.rectangle((left + line * 0.4, y - line * 0.3, left + line, y + line * 0.3), fill=ink)
+        pen.text((left + line * 1.4, y), text, fill="black", font=font, anchor="lm")
 
 
 def _places(

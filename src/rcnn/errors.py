@@ -9,6 +9,9 @@ from typing import Any
 
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
+_WHOLE = re.compile(r"`[^`]*`\S*|\brcnn [a-z].*|[a-z]+\.\w+=\S*(?: [a-z]+\.\w+=\S+)*|\S+")
+"""What stays on one line, so that it can be copied: quoted texts, commands to the end, settings, and words."""
+
 
 class SettingsError(ValueError):
     """A setting is unknown, of the wrong type or out of range. The message has one line per fault."""
@@ -77,3 +80,20 @@ def printable(text: str) -> str:
     bytes of names that are not UTF-8, become escapes such as `\\x1b`. Line ends and tabs stay.
     """
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
+
+
+def wrapped(text: str, width: int) -> str:
+    """Break the lines of a text that are longer than `width` characters between words, not where the terminal would.
+
+    Commands, settings, texts in backquotes, and words such as paths stay whole, whatever their length.
+    """
+    rows: list[str] = []
+    for line in text.split("\n"):
+        start = end = 0
+        for part in _WHOLE.finditer(line) if len(line) > width else ():
+            if part.end() - start > width and end > start:
+                rows.append(line[start:end])
+                start = part.start()
+            end = part.end()
+        rows.append(line[start:])
+    return "\n".join(rows)

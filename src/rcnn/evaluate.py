@@ -18,6 +18,7 @@ from rcnn.engine.eager import Eager
 from rcnn.errors import DataError
 from rcnn.metrics.coco import CocoMetrics, coco_metrics
 from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
+from rcnn.metrics.table import as_html, as_text
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
 from rcnn.model.pyramid import pool_scales
@@ -50,7 +51,7 @@ class Shard(NamedTuple):
 
 @dataclass(frozen=True)
 class Metrics:
-    """Scores of a detector on a data set.
+    """Scores of a detector on a data set. `print` shows the most important ones, a notebook a table of all classes.
 
     Attributes:
         names: class names.
@@ -69,6 +70,13 @@ class Metrics:
     losses: dict[str, float]
     truths: Sequence[Truth]
     predictions: Sequence[Prediction]
+
+    def __repr__(self) -> str:
+        return as_text(self)
+
+    def _repr_html_(self) -> str:
+        """The table in a notebook."""
+        return as_html(self)
 
     @property
     def ap(self) -> float:

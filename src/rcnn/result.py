@@ -1,28 +1,61 @@
 """The result for one image, in pixels of the original image, with drawing and export to other formats."""
 
+import csv
+import io
+import sys
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 from PIL import Image
 
-from rcnn.config import Settings
-from rcnn.data import coco, voc, yolo
-from rcnn.draw import colour, draw_boxes, shade
+from rcnn.config import Settings, shorten
+from rcnn.data import coco, table, voc, yolo
+from rcnn.draw import colour, draw_boxes, entries, shade
+from rcnn.errors import ImageError, UnavailableError, printable
 from rcnn.preprocess.stream import read_picture
+
+if TYPE_CHECKING:
+    import pandas
+    import supervision
 
 DIGITS = 2
 """Boxes are written to hundredths of a pixel; detectors are not more precise."""
 MANY = 60
 """With more boxes than this of a single class, the picture leaves out their names."""
+LISTED = 10
+"""Number of boxes, and of classes, that `print` shows."""
+NOTEBOOK = 1200
+"""Longest side of the picture in a notebook, px."""
+COLUMNS = (*table.COLUMNS, "score")
+
+
+class Detection(NamedTuple):
+    """One box of a result.
+
+    Attributes:
+        name: of its class.
+        score: in [0, 1].
+        box: (4,) float32 xyxy in pixels of the original image.
+        label: index into the class names.
+    """
+
+    name: str
+    score: float
+    box: np.ndarray
+    label: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
     """Detections, or proposals (`names` is then `("object",)`), of one image, best first.
+
+    `len` is the number of boxes, iteration yields a `Detection` for each, and `print` lists the best ones. A notebook
+    shows the picture with its boxes.
 
     Attributes:
         boxes: (n, 4) float32, continuous xyxy in pixels of the original image, inside it.
@@ -49,9 +82,36 @@ class Result:
     def __len__(self) -> int:
         return len(self.boxes)
 
+    def __iter__(self) -> Iterator[Detection]:
+        for label, score, box in zip(self.labels.tolist(), self.scores.tolist(), self.boxes, strict=True):
+            yield Detection(self.names[label], score, box, label)
+
     def __repr__(self) -> str:
-        counts = ", ".join(f"{count} {name}" for name, count in self.counts().items()) or "nothing"
-        return f"Result({self.path or 'array'}, {self.size[1]}x{self.size[0]}: {counts})"
+        counts = [f"{count} {shorten(name)}" for name, count in self.counts().items()] or ["nothing"]
+        if len(counts) > LISTED:
+            counts[LISTED:] = [f"{len(counts) - LISTED} more classes"]
+        return printable(f"Result({self.path or 'array'}, {self.size[1]}x{self.size[0]}: {', '.join(counts)})")
+
+    def __str__(self) -> str:
+        best = [
+            (shorten(one.name), one.score, ", ".join(f"{side:.1f}" for side in one.box.tolist()))
+            for one in self.filter(top=LISTED)
+        ]
+        width = max((len(name) for name, _, _ in best), default=0)
+        rows = [f"  {name:{width}}  {score:.2f}  [{box}]" for name, score, box in best]
+        more = [f"  ... and {len(self) - LISTED:,} more"] if len(self) > LISTED else []
+        return "\n".join([repr(self), *map(printable, rows), *more])
+
+    def _repr_png_(self) -> bytes | None:
+        """The picture in a notebook; of an array, or of a file that is gone, there is none, and the text is shown."""
+        try:
+            picture = self.draw()
+        except (ImageError, ValueError):
+            return None
+        picture.thumbnail((NOTEBOOK, NOTEBOOK))
+        file = io.BytesIO()
+        picture.save(file, format="png")
+        return file.getvalue()
 
     def counts(self) -> dict[str, int]:
         """Name -> number of boxes, for the classes with any, in the order of `names`."""
@@ -104,10 +164,40 @@ class Result:
         shown = self.filter(score)
         if len(self.names) == 1 and len(shown) > MANY:  # names would add nothing
             inks, tags = [shade(value) for value in shown.scores.tolist()], [""] * len(shown)
+            legend = {f"{value:.2f}": shade(value) for value in (1.0, 0.75, 0.5, 0.25, 0.0)}
         else:
             rows = list(zip(shown.labels.tolist(), shown.scores.tolist(), strict=True))
             inks, tags = [colour(k) for k, _ in rows], [f"{self.names[k]} {value:.2f}" for k, value in rows]
-        return draw_boxes(image, shown.boxes, inks, tags)
+            legend = entries(self.names, shown.labels.tolist())
+        return draw_boxes(image, shown.boxes, inks, tags, legend=legend)
+
+    def show(self, image: np.ndarray | Image.Image | None = None, score: float | None = None) -> None:
+        """Show the picture: in a notebook below the cell, elsewhere with the system's program for pictures.
+
+        `image` and `score` are those of `draw`.
+
+        Raises:
+            UnavailableError: there is no such program, as on a server.
+        """
+        picture = self.draw(image, score)
+        shell = sys.modules.get("IPython")
+        if shell is not None and getattr(shell.get_ipython(), "kernel", None):
+            import_module("IPython.display").display(picture)
+        elif not import_module("PIL.ImageShow").show(picture):
+            raise UnavailableError("no program that shows pictures is found here; write it instead: result.save(FILE)")
+
+    def save(self, path: str | Path, image: np.ndarray | Image.Image | None = None, score: float | None = None) -> None:
+        """Write the picture; the suffix chooses the format. A file of that name is replaced.
+
+        `image` and `score` are those of `draw`.
+
+        Raises:
+            ValueError: the suffix is not one of a picture, or `path` is the image itself.
+            OSError: the folder is missing or not writable, or the disk is full.
+        """
+        if self.path is not None and Path(path).resolve() == Path(self.path).resolve():
+            raise ValueError(f"{path}: is the image itself, which is never written to; give another name")
+        self.draw(image, score).save(path)
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers and texts: path, height, width, number of boxes by class, and detections with boxes as xyxy."""
@@ -150,3 +240,65 @@ class Result:
     def to_voc(self) -> str:
         """The text of a VOC annotation: corners to a hundredth of a pixel, the first pixel is 1, the last inclusive."""
         return voc.labels_text(Path(self.path or ""), self.size, self.names, self.boxes, self.labels, digits=DIGITS)
+
+    def to_csv(self, header: bool = True) -> str:
+        """Rows of CSV labels, which `rcnn data check` and `rcnn train` read, with the score as a last column.
+
+        An image without boxes gets one row with its name and size.
+
+        Args:
+            header: begin with the names of the columns.
+        """
+        text = io.StringIO(newline="")
+        rows = csv.writer(text, lineterminator="\n")
+        rows.writerows([COLUMNS] if header else [])
+        boxes = self.boxes.astype(np.float64).round(DIGITS).tolist()
+        about = (Path(self.path or "").name, self.size[1], self.size[0])
+        for (name, score, _, _), box in zip(self, boxes, strict=True):
+            rows.writerow([*about, name, *box, round(score, 5)])
+        if not len(self):
+            rows.writerow([*about, *[""] * (len(COLUMNS) - len(about))])
+        return text.getvalue()
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A data frame with a row per box and the columns of `to_csv`.
+
+        Raises:
+            UnavailableError: pandas is not installed.
+        """
+        columns = [
+            Path(self.path or "").name,
+            self.size[1],
+            self.size[0],
+            [self.names[k] for k in self.labels.tolist()],
+        ]
+        values = dict(zip(COLUMNS, [*columns, *self.boxes.T, self.scores], strict=True))
+        return _package("pandas").DataFrame(values, index=range(len(self)), columns=list(COLUMNS))
+
+    def to_supervision(self) -> "supervision.Detections":
+        """The detections of Roboflow's supervision, with the names of the classes as `data["class_name"]`.
+
+        Raises:
+            UnavailableError: supervision is not installed.
+        """
+        names = np.array([one.name for one in self], dtype=np.str_)
+        return _package("supervision").Detections(
+            xyxy=self.boxes.copy(),
+            confidence=self.scores.copy(),
+            class_id=self.labels.astype(int),
+            data={"class_name": names},
+        )
+
+
+def _package(name: str) -> Any:
+    """A package that is optional, as the extra of the same name.
+
+    Raises:
+        UnavailableError: it is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError as error:
+        raise UnavailableError(
+            f"the package {name} can't be imported here ({error}); get it by: pip install 'rcnn[{name}]'"
+        ) from None

@@ -50,6 +50,15 @@ def test_show_draws_a_mosaic(run: Run, data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "mosaic.png").exists()
 
 
+def test_show_and_stats_take_a_folder_that_is_numbered(run: Run, data: Path, tmp_path: Path) -> None:
+    for command, names in (("show", {"mosaic.png"}), ("stats", {"train.png", "val.png"})):
+        for folder in (tmp_path / command, tmp_path / f"{command}-2"):
+            assert run("data", command, data, "--out", tmp_path / command).code == 0
+            assert {path.name for path in folder.glob("*.png")} == names
+    outcome = run("data", "stats", data, "--out", "one.png")
+    assert (outcome.code, "give a folder" in outcome.err) == (2, True)
+
+
 def test_show_leaves_out_what_cannot_be_read(run: Run, data: Path) -> None:
     file = data / "JPEGImages/1.jpg"
     file.write_bytes(file.read_bytes()[:-300])

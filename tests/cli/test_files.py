@@ -32,7 +32,7 @@ def test_a_picture_is_not_drawn_into_the_data(run: Run, data: Path, name: str) -
 def test_a_picture_is_not_drawn_over_a_file_or_through_a_link(run: Run, data: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.png").write_bytes(b"mine")
     (tmp_path / "link.png").symlink_to("elsewhere.png")
-    for name in ("mine.png", "link.png", "mine.txt"):
+    for name in ("mine.png", "link.png", "mine.gif"):
         assert run("data", "show", data, "--out", name).code == 2
     assert (tmp_path / "mine.png").read_bytes() == b"mine"
     assert not (tmp_path / "elsewhere.png").exists()

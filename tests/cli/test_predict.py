@@ -35,6 +35,13 @@ def test_every_format_is_written_for_every_image(run: Run, data: Path, weights: 
     assert sorted(path.name for path in out.iterdir()) == [".rcnn", "coco.json", "drawn", "results.json", "voc", "yolo"]
 
 
+def test_the_first_images_are_told_one_by_one(run: Run, data: Path, weights: Path) -> None:
+    for source, more in ((data / "JPEGImages", ["... and 1 more"]), (data / "JPEGImages/[0-4].jpg", [])):
+        lines = run("predict", weights, source, "--top", 1).out.splitlines()
+        assert [line.split(":")[0] for line in lines[:5]] == [f"{index}.jpg" for index in range(5)]
+        assert [line for line in lines if line.startswith("...")] == more
+
+
 def test_yolo_results_are_a_data_set(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("predict", weights, data / "JPEGImages", "--out", out, "--format", "yolo", "--top", 3).code == 0

@@ -1,11 +1,34 @@
 import json
+import re
 import sys
+from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rcnn.cli import screen
+from rcnn.errors import wrapped
+
+WORDS = st.lists(st.text("abc./-", min_size=1, max_size=30), min_size=1, max_size=30)
+
+
+@pytest.fixture
+def narrow(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+    """Run a command in a terminal of 80 columns, and return its lines without colours."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("TTY_INTERACTIVE", "0")
+
+    def call(*words: object) -> list[str]:
+        outcome = run(*words)
+        return [re.sub(r"\x1b\[[\d;?]*\w", "", line).rstrip() for line in (outcome.out + outcome.err).splitlines()]
+
+    return call
 
 
 def test_json_holds_what_arrays_and_paths_hold() -> None:
@@ -40,3 +63,56 @@ def test_a_bar_is_only_shown_on_a_terminal(capsys: pytest.CaptureFixture[str]) -
     with screen.progress("scoring") as progress:
         progress(1, 2)
     assert capsys.readouterr().err == ""
+
+
+@given(WORDS, st.integers(8, 80))
+def test_lines_are_broken_between_words_alone(words: list[str], width: int) -> None:
+    rows = wrapped(" ".join(words), width).split("\n")
+    assert [word for row in rows for word in row.split(" ")] == words
+    assert all(len(row) <= width or " " not in row for row in rows)
+    pairs = pairwise(rows)
+    assert all(len(row) + 1 + len(following.split(" ")[0]) > width for row, following in pairs)  # none is left short
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        "rcnn predict runs/train/a/weights/best.safetensors IMAGE... --score 0.5",
+        "`rcnn data check a b c d`",
+        "anchors.sizes=[[32],[64]] anchors.ratios=[0.5,1,2]",
+    ],
+)
+def test_what_is_copied_stays_on_one_line(whole: str) -> None:
+    assert wrapped(f"Then go on with: {whole}", 20) == f"Then go on with:\n{whole}"
+    assert wrapped(f"  a\n   b {whole}", 200) == f"  a\n   b {whole}"
+
+
+def test_tables_of_a_narrow_terminal_cut_neither_words_nor_numbers(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setenv("COLUMNS", "60")
+    columns = ["class", "objects", "not proposed", "taken for another class", "found elsewhere", "AP if mended"]
+    screen.table("title", columns, [["a wine glass of two words", 12345, 1, 1, "12 / 345 / 6789", 0.5]])
+    shown = capsys.readouterr().out
+    assert max(map(len, re.sub(r"\x1b\[[\d;]*m", "", shown).splitlines())) <= 60
+    words = {word for text in [*columns, "a wine glass of two words"] for word in text.split()}
+    assert words | {"12,345", "0.500"} <= set(re.sub(r"\x1b\[[\d;]*m", "", shown).split())
+    assert "12 / 345 / 6789" in shown
+
+
+def test_every_line_of_a_command_fits_eighty_columns(
+    narrow: Callable[..., Any], data: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(data.parent)
+    for words in (
+        ("val", weights, "shapes"),
+        ("why", weights, "shapes"),
+        ("predict", weights, "shapes"),
+        ("anchors", "shapes"),
+        ("data", "stats", "shapes"),
+        ("val", weights, "nowhere"),
+        ("train", "shapes", "--dry-run"),
+    ):
+        long = [line for line in narrow(*words) if len(line) > 80 and " " in line.strip()]
+        assert not [line for line in long if str(weights) not in line], words

@@ -2,9 +2,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
 from PIL import Image
 
 from rcnn.data.dataset import Record
+from rcnn.insight import plots
 from rcnn.insight.plots import plot_confusion, plot_curves, plot_history, plot_labels, plot_proposal_recall
 from rcnn.metrics.confusion import confusion_matrix
 from rcnn.metrics.curves import precision_recall
@@ -29,6 +32,75 @@ def check(folder: Path) -> None:
         picture.load()
         assert picture.width >= 1000
         assert len(picture.convert("L").getcolors() or []) > 5
+
+
+@pytest.fixture
+def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """Figures of the plots that the test makes, laid out as they would be saved."""
+    made: list[Figure] = []
+
+    def keep(figure: Figure, path: Path) -> None:
+        figure.draw_without_rendering()
+        made.append(figure)
+
+    monkeypatch.setattr(plots, "save", keep)
+    return made
+
+
+def whole(axis: Axis) -> bool:
+    """Are the ticks in view whole numbers?"""
+    low, high = sorted(axis.get_view_interval())
+    return all(tick == round(tick) for tick in axis.get_majorticklocs() if low <= tick <= high)
+
+
+def test_legends_lie_outside_what_is_drawn(figures: list[Figure]) -> None:
+    rows = [ROW | {"epoch": epoch, "ap50": 0.1, "ap75": 0.01} for epoch in range(1, 20)]
+    plot_history(rows, Path())
+    truths, predictions = images(6, 3)
+    plot_proposal_recall(proposal_recall(truths, [(p.boxes, p.scores) for p in predictions]), Path())
+    plot_curves(precision_recall(truths, predictions, 3), ["a", "b", "c"], Path())
+    legends = 0
+    for figure in figures:
+        for axes in figure.axes:
+            if legend := axes.get_legend():
+                box = legend.get_window_extent()
+                assert not any(box.overlaps(other.get_window_extent()) for other in figure.axes)
+                assert figure.bbox.contains(*box.min)
+                assert figure.bbox.contains(*box.max)
+                legends += 1
+    assert legends == 3 + 1 + 2  # of the history, the panels with a line
+
+
+@pytest.mark.parametrize("classes", [1, 3, 80])
+@pytest.mark.parametrize("count", [1, 30])
+def test_counts_are_whole_and_bars_are_no_slabs(figures: list[Figure], classes: int, count: int) -> None:
+    records = [
+        Record(Path("a"), "a", 0, (300, 400), truth.boxes[:1], truth.labels[:1], truth.ignore[:1])
+        for truth in images(count, classes)[0]
+    ]
+    plot_labels(records, [str(k) for k in range(classes)], Path())
+    bars, _, _, each, colours = figures[0].axes
+    assert all(map(whole, (bars.xaxis, each.xaxis, each.yaxis, colours.yaxis)))
+    height = abs(np.diff(bars.get_ylim()).item())
+    assert max(bar.get_height() for bar in bars.patches) < height / 6  # type: ignore[attr-defined]
+    assert each.patches[0].get_width() < abs(np.diff(each.get_xlim()).item()) / 6  # type: ignore[attr-defined]
+
+
+def test_only_numbers_of_proposals_and_sizes_that_exist_are_drawn(figures: list[Figure]) -> None:
+    box = np.array([[0.0, 0, 20, 20]])
+    truth = Truth(box, np.zeros(1, np.int64), np.zeros(1, bool))
+    for count, labels in ((200, [50, 100, 200]), (50, [50]), (300, [50, 100, 300]), (2000, [50, 100, 300, 1000])):
+        metrics = proposal_recall([truth], [(box.repeat(count, 0), np.linspace(1, 0, count))])
+        plot_proposal_recall(metrics, Path())
+        left, right = figures.pop().axes
+        assert left.get_legend_handles_labels()[1] == [f"{label} proposals" for label in labels]
+        assert [tick.get_text() for tick in right.get_xticklabels()] == ["all\n1 objects", "small\n1 objects"]
+
+
+def test_a_single_class_is_its_own_mean(figures: list[Figure]) -> None:
+    plot_curves(precision_recall(*images(6, 1), 1), ["raccoon"], Path())
+    labels = [text for axes in figures[0].axes for text in axes.get_legend_handles_labels()[1]]
+    assert [label.split()[0] for label in labels] == ["raccoon", "raccoon"]
 
 
 ROW = {"epoch": 1, "rpn_box": 0.5, "val_rpn_box": 0.6, "roi_box": 0.1, "ap": 0.2, "ap50": None, "lr": 0.01}

@@ -399,6 +399,14 @@ def test_one_box_for_two_objects_is_no_matter_of_suppression(kind: str, dataset:
     assert "nms" not in advice
 
 
+def test_the_advice_on_a_single_class_does_not_count_it(dataset: Dataset) -> None:
+    truth, prediction = one_image((0, 0.4, 0), (100, 0.4, 0), labels=(0, 0))
+    answer = replace(planted([truth], [prediction], {(0, 0): "no_box", (0, 1): "no_box"}), names=("raccoon",))
+    advice = report(answer, dataset, tiny.settings()).advice
+    assert "raccoon" not in advice
+    assert "2 objects, all of them " in advice
+
+
 def test_a_perfect_detector_gets_other_advice(dataset: Dataset, tmp_path: Path) -> None:
     truth, prediction = one_image((0, 0.9, 0), (100, 0.8, 0))
     told = report(planted([truth], [prediction], {}), dataset, tiny.settings())

@@ -1,6 +1,7 @@
 import io
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
 from rcnn.training.log import Log, duration
@@ -78,6 +79,19 @@ def test_the_columns_are_those_of_the_stage() -> None:
     assert shown[1][:5] == ["2/2", "0.2500", "12.0", "0.5000", "0.7500"]
     assert shown[2] == ["epoch", "roi", "cls", "images/s", "val", "loss", "AP", "AP50", "ETA"]
     assert shown[3][:6] == ["1/2", "0.1250", "12.0", "-", "-", "-"]
+
+
+@pytest.mark.parametrize(("epochs", "steps"), [(9, 100), (30, 10_000), (1000, 10**7), (100_000, 10**9)])
+def test_an_epoch_is_one_line_of_eighty_columns(epochs: int, steps: int) -> None:
+    kept = list[str]()
+    table = ConsoleTable(Log(kept.append, None))
+    table.start(about(Path(), epochs=epochs, steps=steps))
+    losses = dict.fromkeys(("train_rpn_objectness", "train_rpn_box", "train_roi_class", "train_roi_box"), 123.456)
+    row = {"epoch": epochs, "step": 1, "lr": 1e-4, **losses, "train_loss": 9.0, "images_per_second": 1234.5}
+    table.epoch({**row, "memory_gb": 0.5, "val_loss": 0.5, "ap": 0.25, "ap50": 0.5})
+    assert len(kept) == 2
+    assert max(map(len, kept)) <= 80
+    assert "0.2500" in kept[1]
 
 
 def test_durations() -> None:

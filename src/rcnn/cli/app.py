@@ -28,11 +28,12 @@ from rcnn.cli import (
     predict,
     propose,
     report,
+    screen,
     train,
     val,
     why,
 )
-from rcnn.errors import Interrupted, printable
+from rcnn.errors import Interrupted
 
 HELP = "Faster R-CNN from a folder of labelled images to a trained detector."
 
@@ -82,7 +83,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if debug:
             traceback.print_exc()
         code, message = _explain(error)
-        Console(stderr=True, soft_wrap=True).print(Text.assemble(("error:", "bold red"), " ", printable(message)))
+        console = Console(stderr=True, soft_wrap=True)
+        shown = Text(screen.lines_for(console, f"error: {message}"))
+        shown.stylize("bold red", 0, len("error:"))
+        console.print(shown)
         sys.exit(code)
     sys.exit(0)
 

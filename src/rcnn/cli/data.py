@@ -68,8 +68,12 @@ def stats(
     from rcnn.cli.files import fresh_folder
     from rcnn.data.find import open_lists
     from rcnn.data.stats import statistics
+    from rcnn.errors import SettingsError
     from rcnn.insight.plots import plot_labels
+    from rcnn.preprocess.sources import is_image
 
+    if is_image(out.name):
+        raise SettingsError(f"--out {out}: give a folder; there is a picture of each list")
     path, settings = _opened(words, on_fault)
     with screen.stdout_for_json(json):
         datasets = open_lists(path, settings.data, decode=False)
@@ -89,9 +93,9 @@ def show(
     words: Data,
     split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="List of images.")] = "train",
     out: Annotated[
-        Path | None,
-        typer.Option(help="Picture to write, .png or .jpg. Default: runs/show/mosaic.png, runs/show-2/...."),
-    ] = None,
+        Path,
+        typer.Option(help="Folder for the picture, -2, -3, ... is appended if it is taken; or a new .png or .jpg."),
+    ] = Path("runs/show"),
     count: Annotated[int, typer.Option(min=1, help="Number of images.")] = 16,
     seed: Annotated[int, typer.Option(min=0, help="Seed for choosing the images.")] = 0,
     on_fault: arguments.OnFault = None,
@@ -106,8 +110,9 @@ def show(
     from rcnn.cli.files import fresh_folder, new_file, outside_data
     from rcnn.data.find import open_dataset
     from rcnn.insight.mosaic import mosaic
+    from rcnn.preprocess.sources import is_image
 
-    if out is not None:
+    if is_image(out.name):
         new_file(out, (".png", ".jpg", ".jpeg"))
     path, settings = _opened(words, on_fault)
     with screen.stdout_for_json(json):
@@ -115,7 +120,7 @@ def show(
         screen.dataset_line(dataset)
         order = Random(seed).sample(dataset.records, len(dataset))
         tiles = list(islice(_tiles(order, settings), count))
-        picture = outside_data(out, dataset) if out else fresh_folder(Path("runs/show")) / "mosaic.png"
+        picture = outside_data(out, dataset) if is_image(out.name) else fresh_folder(out) / "mosaic.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         mosaic(tiles, dataset.names, picture)
         screen.say(f"{screen.several(len(tiles), 'image')}: {picture}")

@@ -45,6 +45,7 @@ def explain(
     """
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector
+    from rcnn.data.find import find_layout
     from rcnn.insight.stages.follow import counts, follow
     from rcnn.insight.stages.pictures import draw_stages
     from rcnn.preprocess.decode import image_size
@@ -54,7 +55,9 @@ def explain(
     image, changes = arguments.one_path(words, "IMAGE")
     if not image.is_dir():
         files(image)
-    image_size(image, max_pixels=sys.maxsize)  # what is no image is told before weights are loaded
+    image_size(image, max_pixels=sys.maxsize)  # what is no image, or no data, is told before weights are loaded
+    if truth is not None:
+        find_layout(truth)
     with screen.stdout_for_json(json):
         detector = load_detector(model, changes, device or "auto")
         detector.check_proposals(given=False)

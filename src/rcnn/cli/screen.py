@@ -14,7 +14,7 @@ from rich.progress import Progress
 from rich.table import Table
 from rich.text import Text
 
-from rcnn.errors import UNPRINTABLE, printable
+from rcnn.errors import UNPRINTABLE, printable, wrapped
 
 if TYPE_CHECKING:
     from rcnn.data.dataset import Dataset
@@ -71,8 +71,14 @@ def dataset_line(dataset: "Dataset") -> None:
 
 
 def say(text: str, style: str = "") -> None:
-    """Print a line of text verbatim: brackets are not markup, and long paths are not wrapped."""
-    Console(soft_wrap=True).print(Text(printable(text), style))
+    """Print a text verbatim: brackets are not markup. A terminal shows it in lines of whole words."""
+    console = Console(soft_wrap=True)
+    console.print(Text(lines_for(console, text), style))
+
+
+def lines_for(console: Console, text: str) -> str:
+    """Return a text as a terminal of this width shows it; elsewhere its lines stay as they are."""
+    return wrapped(printable(text), console.width) if console.is_terminal else printable(text)
 
 
 def lines(texts: Iterable[str]) -> None:
@@ -87,18 +93,27 @@ def note(*texts: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table after an empty line. The first column is text, the others are numbers. Files get long lines."""
-    grid = Table(box=None, pad_edge=False)
-    for index, column in enumerate(columns):
-        grid.add_column(printable(column), justify="right" if index else "left", overflow="fold")
-    for row in rows:
-        grid.add_row(*(Text(printable(cell(value))) for value in row))
-    say("")
-    say(title, "bold")
+    """Print a table after an empty line. The first column is text, the others are numbers. Files get long lines.
+
+    In a narrow terminal headings and the first column take several lines, but no number and no heading's word is cut.
+    """
+    cells = [[*columns], *([cell(value) for value in row] for row in rows)]
+    cells = [[printable(text) for text in row] for row in cells]
     console = Console()
     if not console.is_terminal:
         console.width = WIDEST
-    console.print(grid)
+    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    narrow = sum(wide) + 2 * (len(wide) - 1) > console.width
+    grid = Table(box=None, pad_edge=False)
+    for index, heading in enumerate(cells[0]):
+        least = max(len(text) for text in [*heading.split(), *(row[index] for row in cells[1:]), ""])
+        width = least if index and narrow else None
+        grid.add_column(heading, justify="right" if index else "left", overflow="fold", width=width)
+    for row in cells[1:]:
+        grid.add_row(*map(Text, row))
+    say("")
+    say(title, "bold")
+    console.print(grid, crop=False)
 
 
 def several(number: int, thing: str) -> str:

@@ -170,7 +170,7 @@ class Job:
                         write(result, name)
                     totals.update(result.counts())
                     if self._team.writer and len(self._files) > 1:
-                        tell(name, result.counts(), count, begun)
+                        tell(name, result.counts(), count, len(self.files()) - self._unread, begun)
         except (Exception, KeyboardInterrupt) as error:
             end = error
         every = self._team.gather((count, totals, self._unread, end is not None))
@@ -197,7 +197,7 @@ class Job:
             return
         total = sum(totals, Counter[str]())
         title = f"{images}, {screen.several(total.total(), 'box')}"
-        if sum(counts) > 1:
+        if sum(counts) > 1 and total:
             rows = [[name, number, number / sum(counts)] for name, number in total.most_common()]
             screen.table(title, ["class", "boxes", "per image"], rows)
         else:
@@ -225,11 +225,13 @@ def find_images(source: str, split: Split | None, settings: Data) -> tuple[Path,
     return Path(os.path.abspath(os.path.commonpath([path.parent for path in paths]))), paths, ids
 
 
-def tell(name: Path, counts: Mapping[str, int], count: int, begun: float) -> None:
-    """Print a line for each of the first images, then one per hundred."""
+def tell(name: Path, counts: Mapping[str, int], count: int, images: int, begun: float) -> None:
+    """Print a line for each of the first images, how many there are more, then a line per hundred."""
     if count <= SHOWN:
         boxes = ", ".join(f"{number} {label}" for label, number in counts.items())
         screen.say(f"{name}: {boxes or 'nothing'}")
+    elif count == SHOWN + 1:
+        screen.note(f"... and {images - SHOWN:,} more")
     elif count % 100 == 0:
         screen.note(f"{count:,} images, {count / (time.perf_counter() - begun):.1f} per second")
 

@@ -9,6 +9,7 @@ import numpy as np
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 INK, GREY = "#222222", "#9A9A9A"
@@ -36,10 +37,21 @@ def style(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def legend(axes: "Axes", **looks: Any) -> None:
-    """Add a legend in the common looks if anything is labelled."""
+def legend(axes: "Axes", depth: float = 0.16, **looks: Any) -> None:
+    """Add a legend below the axes, where it covers nothing, if anything is labelled.
+
+    `depth` is the room for ticks and labels between them, as a share of the height of the axes.
+    """
     if axes.get_legend_handles_labels()[1]:
-        axes.legend(**{**LEGEND, **looks})
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -depth), "borderaxespad": 0.0}
+        axes.legend(**{**LEGEND, **place, **looks})
+
+
+def whole_numbers(axis: "Axis") -> None:
+    """Make the ticks of an axis whole numbers, as counts are."""
+    from matplotlib.ticker import MaxNLocator
+
+    axis.set_major_locator(MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
 
 
 def log_axes(axes: "Axes", low: float, high: float) -> None:

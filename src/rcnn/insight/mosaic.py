@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Record
-from rcnn.draw import as_rgb, colour, draw_boxes
+from rcnn.draw import as_rgb, colour, draw_boxes, entries
 from rcnn.metrics.types import Prediction
 from rcnn.preprocess.stream import read_picture
 
@@ -98,7 +98,8 @@ def _picture(tile: Tile, names: Sequence[str], side: int) -> Image.Image:
     tags = [names[int(label)] for label in tile.labels]
     if tile.scores is not None:
         tags = [f"{tag} {score:.2f}" for tag, score in zip(tags, tile.scores.tolist(), strict=True)]
-    return draw_boxes(image.resize(size, Image.Resampling.BILINEAR), boxes, inks, tags, tile.ignore)
+    legend = entries(names, tile.labels.tolist())
+    return draw_boxes(image.resize(size, Image.Resampling.BILINEAR), boxes, inks, tags, tile.ignore, legend)
 
 
 def _caption(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from rcnn.data.dataset import Record
 from rcnn.draw import PALETTE, SHADES
-from rcnn.insight.figure import GREY, INK, LEGEND, legend, log_axes, new_figure, save, short, style
+from rcnn.insight.figure import GREY, INK, legend, log_axes, new_figure, save, short, style, whole_numbers
 from rcnn.metrics.curves import Curves, best_threshold
 from rcnn.metrics.proposals import ProposalMetrics
 
@@ -26,6 +26,8 @@ LOSSES = {
 }
 ONE_STAGE = {"rpn_class": "Classes of anchors", "rpn_box": "Boxes"}
 APS = {"ap": "AP .50:.95", "ap50": "AP50", "ap75": "AP75"}
+SLOTS = 6
+"""Bars are no thicker than if there were this many of them."""
 FEW = 8
 """Up to this many classes each have a colour and a legend entry; of more, only the best and worst three."""
 
@@ -38,7 +40,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
             `ap50`, `ap75`, with or without `val_`; `lr`. None and NaN are gaps.
         path: the PNG.
     """
-    figure, grid = new_figure(2, 3, 10.0, 5.6)
+    figure, grid = new_figure(2, 3, 10.0, 6.2)
     panels = grid.ravel()
     losses = ONE_STAGE if any(name.endswith("rpn_class") for row in rows for name in row) else LOSSES
     places = panels[[0, 1, 3, 4]]
@@ -49,18 +51,18 @@ def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
         _line(axes, rows, (name, f"train_{name}"), label="training", color=PALETTE[0])
         _line(axes, rows, (f"val_{name}",), label="validation", color=PALETTE[3])
         axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-        legend(axes, loc="upper right")
+        legend(axes, 0.3, ncols=2)
     style(panels[2], "AP on validation images", "epoch", "AP")
     for ink, (name, title) in zip((PALETTE[0], PALETTE[1], PALETTE[2]), APS.items(), strict=True):
         _line(panels[2], rows, (name, f"val_{name}"), label=title, color=ink)
     panels[2].set_ylim(0, 1)
-    legend(panels[2], loc="lower right")
+    legend(panels[2], 0.3, ncols=3, columnspacing=1.2)
     style(panels[5], "Learning rate", "epoch", "")
     _line(panels[5], rows, ("lr",), label="", color=INK)
     panels[5].set_ylim(0, panels[5].get_ylim()[1])
     for axes in panels:
         axes.set_xlim(0.5, max((row["epoch"] for row in rows), default=1) + 0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+        whole_numbers(axes.xaxis)
     save(figure, path)
 
 
@@ -82,8 +84,7 @@ def plot_curves(curves: Curves, names: Sequence[str], path: Path) -> None:
         )
     for axes, title in ((left, "AP50"), (right, "best F1")):
         axes.set(xlim=(0, 1), ylim=(0, 1.05))
-        if len(there):
-            axes.legend(title=title, loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, **LEGEND)
+        legend(axes, 0.13, title=title, ncols=2)
     save(figure, path)
 
 
@@ -97,11 +98,11 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
     """
     count = len(matrix)
     shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
-    side = min(max(6.0, 0.14 * count + 2.5), 20.0)
+    side = min(max(min(6.0, 0.9 * count + 1.4), 0.14 * count + 2.5), 20.0)
     figure, axes = new_figure(1, 1, max(10.0, side * 1.1), side)
     axes = axes.item()
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    figure.colorbar(picture, ax=axes, label="share of the row", pad=0.02, aspect=40)
+    _colour_bar(axes, picture, "share of the row", aspect=40)
     style(axes, "Confusion", "predicted", "true")
     ticks = [short(name) for name in names]
     small = min(10.0, max(7.0, 240 / count))
@@ -122,16 +123,18 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
 
 def plot_proposal_recall(metrics: ProposalMetrics, path: Path) -> None:
     """Recall against IoU at each number of proposals, and its mean (AR) by object size."""
-    figure, ((left, right),) = new_figure(1, 2, 10.0, 4.4)
+    figure, ((left, right),) = new_figure(1, 2, 10.0, 4.8)
     style(left, "What the proposals cover", "IoU with the object", "recall")
     style(right, "AR by object size", "", "AR (mean recall, IoU .50:.95)")
     sizes = {"all": (metrics.ar, sum(metrics.counts.values()))}
-    sizes |= {name: (metrics.ar_by_size[name], count) for name, count in metrics.counts.items()}
-    wide = 0.8 / len(metrics.tops)
-    for index, (top, recall) in enumerate(zip(metrics.tops, metrics.recall, strict=True)):
+    sizes |= {name: (metrics.ar_by_size[name], count) for name, count in metrics.counts.items() if count}
+    tops = [top for top, less in zip(metrics.tops, (0, *metrics.tops), strict=False) if less < max(metrics.most, 1)]
+    wide = 0.8 / len(tops)
+    for index, (top, recall) in enumerate(zip(tops, metrics.recall, strict=False)):
         ink = SHADES[3 - index % 4]
-        left.plot(metrics.ious, recall, color=ink, marker="o", markersize=3.5, label=f"{top} proposals")
-        places = np.arange(len(sizes)) + (index - (len(metrics.tops) - 1) / 2) * wide
+        label = f"{min(top, metrics.most)} proposals"
+        left.plot(metrics.ious, recall, color=ink, marker="o", markersize=3.5, label=label)
+        places = np.arange(len(sizes)) + (index - (len(tops) - 1) / 2) * wide
         heights = np.array([ar[index] for ar, _ in sizes.values()])
         right.bar(places, heights, width=wide * 0.92, color=ink)
         for x, height in zip(places, heights, strict=True):
@@ -140,7 +143,7 @@ def plot_proposal_recall(metrics: ProposalMetrics, path: Path) -> None:
     left.set(xlim=(0.48, 0.97), ylim=(0, 1.02))
     right.set_ylim(0, 1.05)
     right.set_xticks(range(len(sizes)), [f"{name}\n{count} objects" for name, (_, count) in sizes.items()])
-    legend(left, loc="lower left")
+    legend(left, ncols=4, columnspacing=1.2)
     save(figure, path)
 
 
@@ -158,7 +161,9 @@ def plot_labels(records: Sequence[Record], names: Sequence[str], path: Path) -> 
     if len(each):
         step = -(-(int(each.max()) + 1) // 40)
         grid[1, 1].hist(each, bins=np.arange(0, each.max() + 1 + step, step) - 0.5, color=PALETTE[0], rwidth=0.9)
-        grid[1, 1].yaxis.get_major_locator().set_params(integer=True)
+        grid[1, 1].set_xlim(-0.6, max(grid[1, 1].get_xlim()[1], SLOTS + 0.6))
+        whole_numbers(grid[1, 1].xaxis)
+        whole_numbers(grid[1, 1].yaxis)
     save(figure, path)
 
 
@@ -175,8 +180,10 @@ def _class_bars(axes: "Axes", counts: np.ndarray, names: Sequence[str]) -> None:
     for place, count in enumerate(counts[shown]):
         axes.text(count, place, f" {count}", va="center", fontsize=7)
     axes.set_yticks(range(len(shown)), [short(names[int(k)]) for k in shown], fontsize=8 if len(shown) < 16 else 6.5)
-    axes.invert_yaxis()
-    axes.margins(x=0.12, y=0.02)
+    axes.margins(x=0.12)
+    axes.set_ylim(max(len(shown), SLOTS) - 0.4, -0.6)
+    axes.set_xlim(0, max(axes.get_xlim()[1], 1.1))
+    whole_numbers(axes.xaxis)
 
 
 def _sizes(axes: "Axes", size: np.ndarray, labels: np.ndarray, classes: int) -> None:
@@ -199,7 +206,15 @@ def _positions(axes: "Axes", centres: np.ndarray) -> None:
     counts, _, _ = np.histogram2d(centres[:, 1], centres[:, 0], bins=24, range=((0, 1), (0, 1)))
     picture = axes.imshow(counts, cmap="Blues", extent=(0, 1, 1, 0), aspect="auto", vmin=0)
     axes.grid(visible=False)
-    axes.figure.colorbar(picture, ax=axes, label="objects", pad=0.02)
+    whole_numbers(_colour_bar(axes, picture, "objects").ax.yaxis)
+
+
+def _colour_bar(axes: "Axes", picture: Any, label: str, **looks: Any) -> Any:
+    """Add the bar that says what the colours of a picture mean."""
+    bar = axes.figure.colorbar(picture, ax=axes, pad=0.02, **looks)
+    bar.set_label(label, fontsize=9)
+    bar.ax.tick_params(labelsize=8)
+    return bar
 
 
 def _class_lines(
@@ -215,7 +230,7 @@ def _class_lines(
     for place, label in enumerate(named):
         ink = PALETTE[label % len(PALETTE)] if len(order) <= FEW else PALETTE[place]
         axes.plot(x, y[label], color=ink, linewidth=1.4, label=f"{short(names[int(label)])}  {value[label]:.2f}")
-    if len(order):
+    if len(order) > 1:
         mean = y[order].mean(axis=0)
         text = f"mean of {len(order)}  {sum_up(mean, axis=0):.2f}"
         axes.plot(x, mean, color=INK, linewidth=2.6, label=text)

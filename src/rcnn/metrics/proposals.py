@@ -24,6 +24,7 @@ class ProposalMetrics:
         ar: (T,) mean of `recall` over the IoUs: AR@top.
         ar_by_size: small, medium and large -> (T,).
         counts: small, medium and large -> number of objects.
+        most: largest number of proposals that an image has.
     """
 
     tops: tuple[int, ...]
@@ -32,6 +33,7 @@ class ProposalMetrics:
     ar: np.ndarray
     ar_by_size: dict[str, np.ndarray]
     counts: dict[str, int]
+    most: int
 
 
 def proposal_recall(
@@ -65,6 +67,7 @@ def proposal_recall(
         ar=recall.mean(axis=1),
         ar_by_size={name: _recall(covers[:, mask]).mean(axis=1) for name, mask in masks.items()},
         counts={name: int(mask.sum()) for name, mask in masks.items()},
+        most=max((len(boxes) for boxes, _ in proposals), default=0),
     )
 
 

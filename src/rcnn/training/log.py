@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from rcnn.errors import printable
+from rcnn.errors import printable, wrapped
 
 
 class Log:
@@ -34,7 +34,9 @@ class Log:
         if self._write:
             self._write(text)
         if self._console:
-            self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+            shown = printable(text)
+            shown = wrapped(shown, self._console.width) if self._console.is_terminal else shown
+            self._console.print(shown, markup=False, highlight=False, soft_wrap=True)
 
     @property
     def shows(self) -> bool:

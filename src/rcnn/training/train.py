@@ -20,6 +20,7 @@ from rcnn.data.selective_search import SEARCHES
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.evaluate import Metrics
+from rcnn.metrics.table import HEADINGS
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
 from rcnn.training.distributed import Team, team
@@ -42,13 +43,10 @@ from rcnn.training.schemes import check, stages_of
 from rcnn.training.session import Context, Session, known, run_epochs, validate
 from rcnn.training.stages import AP, RECALL, hold, proposal_files, stage_proposals, stage_start
 
-HEADINGS = {"class": "class", "boxes": "boxes", "ap": "AP", "ap50": "AP50", "voc_ap50": "VOC AP50"}
-"""Scores per class -> headings of the table at the end."""
-
 
 @dataclass(frozen=True)
 class Run:
-    """The result of a training.
+    """The result of a training. A notebook shows the curves of its epochs.
 
     Attributes:
         folder: the run folder.
@@ -59,6 +57,14 @@ class Run:
     folder: Path
     metrics: Metrics
     rows: list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        return f"Run in {self.folder}, {len(self.rows)} epochs\nbest weights: {self.best}\n{self.metrics}"
+
+    def _repr_png_(self) -> bytes | None:
+        """The curves in a notebook, as in history.png; None if the folder is gone."""
+        picture = RunFolder(self.folder).history
+        return picture.read_bytes() if picture.exists() else None
 
     @property
     def best(self) -> Path:
@@ -222,8 +228,9 @@ def _begin(run: Context, start: Start) -> Session:
     if not run.team.writer:
         return session
     run.folder.describe(run.settings, train_set, val_set)
+    classes = "1 class" if len(train_set.names) == 1 else f"{len(train_set.names)} classes"
     run.log.say(
-        f"{run.folder.path}: {run.settings.model.preset}, {len(train_set.names)} classes, "
+        f"{run.folder.path}: {run.settings.model.preset}, {classes}, "
         f"{len(train_set)} images to train on, {len(val_set)} to validate, on {run.team.device}, "
         f"loaded by {session.loader.workers}"
     )

@@ -7,12 +7,13 @@ from typing import Annotated, Any, Protocol, Self
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
-from rcnn.config import Fraction, Section, Settings, dump, explain, override, validate
-from rcnn.errors import SettingsError, WeightsError
+from rcnn.config import Fraction, Section, Settings, dump, explain, override, shorten, validate
+from rcnn.errors import SettingsError, WeightsError, printable
 from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import first_line, load_weights
 
 MOST_CLASSES = 100_000
+NAMES_SHOWN = 12
 FOREIGN = "holds weights, but not a detector of this version of rcnn"
 
 
@@ -65,6 +66,25 @@ def entry_of(detector: Described) -> dict[str, Any]:
         "summary": detector.summary,
         "licence": detector.licence,
     }
+
+
+def as_text(detector: Described) -> str:
+    """A few lines for `print`: network, sizes, classes, threshold and training."""
+    settings, names = detector.settings, detector.names
+    shown = [
+        *map(shorten, names[:NAMES_SHOWN]),
+        *([f"{len(names) - NAMES_SHOWN:,} more"] if len(names) > NAMES_SHOWN else []),
+    ]
+    facts = {name: value for name, value in detector.summary.items() if isinstance(value, int | float | str)}
+    lines = {
+        "classes": f"{len(names):,}: {', '.join(shown)}",
+        "images": f"short side {settings.preprocess.short} px, long side at most {settings.preprocess.long} px",
+        "threshold": f"{detector.threshold:.2f}",
+        "training": ", ".join(f"{k} {v:.3f}" if isinstance(v, float) else f"{k} {v}" for k, v in facts.items()),
+        "licence": detector.licence or "",
+    }
+    rows = [f"  {title:10} {text}" for title, text in lines.items() if text]
+    return printable("\n".join([f"Detector {settings.model.preset} ({settings.model.backbone})", *rows]))
 
 
 def read_detector(

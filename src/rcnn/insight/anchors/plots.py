@@ -10,7 +10,7 @@ from rcnn.config import Anchors
 from rcnn.draw import PALETTE
 from rcnn.insight.anchors.fit import TruthBoxes
 from rcnn.insight.anchors.study import Coverage
-from rcnn.insight.figure import GREY, INK, LEGEND, log_axes, new_figure, save, style
+from rcnn.insight.figure import GREY, INK, legend, log_axes, new_figure, save, style, whole_numbers
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 
@@ -31,7 +31,7 @@ def plot_anchors(objects: TruthBoxes, rules: dict[str, Coverage], limits: tuple[
         limits: IoU below which an anchor is negative, and from which it is positive.
         path: the PNG.
     """
-    figure, ((left, right),) = new_figure(1, 2, 11.0, 5.2)
+    figure, ((left, right),) = new_figure(1, 2, 11.0, 5.6)
     _shapes(left, objects, {name: coverage.anchors for name, coverage in rules.items()})
     style(right, "Best IoU of every object with the grid of anchors", "IoU with its best anchor", "objects")
     edges = np.linspace(0, 1, 41)
@@ -46,7 +46,8 @@ def plot_anchors(objects: TruthBoxes, rules: dict[str, Coverage], limits: tuple[
         place = (limit, high * 1.04)
         right.annotate(text, place, xytext=(shift, 0), textcoords="offset points", ha=side, fontsize=8, color=INK)
     right.set(xlim=(0, 1), ylim=(0, high * 1.12))
-    right.legend(loc="center left", **LEGEND)
+    whole_numbers(right.yaxis)
+    legend(right, ncols=2)
     save(figure, path)
 
 
@@ -74,4 +75,4 @@ def _shapes(axes: "Axes", objects: TruthBoxes, rules: dict[str, Anchors]) -> Non
             )
     log_axes(axes, low * 0.8, high * 1.25)
     axes.set_aspect("equal")
-    axes.legend(loc="upper left", **LEGEND)
+    legend(axes, ncols=3)

@@ -112,8 +112,9 @@ def _mistakes(why: Why, image: int, dataset: Dataset, settings: Settings) -> Til
 
 
 def _shown(every: Sequence[Group], kinds: dict[str, str]) -> list[Group]:
-    """The groups that are drawn: of many classes those with most of these kinds, and sizes that occur."""
-    classes = [group for group in every if group.section == "class"]
+    """The groups that are drawn: of several classes those with most of these kinds, and the sizes."""
+    classes = [group for group in every if group.section == "class" and group.counts]
+    classes = classes if len(classes) > 1 else []
     classes.sort(key=lambda group: -sum(group.counts[kind] for kind in kinds))
     sizes = [group for group in every if group.section == "size"]
     return [every[0], *classes[:CLASSES], *sizes]
@@ -126,7 +127,8 @@ def _bars(axes: "Axes", shown: Sequence[Group], kinds: dict[str, str]) -> None:
     reach = max(ends) * 1.3 or 1.0
     ticks = []
     for number, (group, total, end) in enumerate(zip(shown, totals, ends, strict=True)):
-        place = number + 0.5 * (group.section != "all") + 0.5 * (group.section == "size")
+        sections = len({above.section for above in shown[: number + 1]})
+        place = number + 0.5 * (sections - 1)
         ticks.append(place)
         left = 0.0
         for kind in kinds:

@@ -261,9 +261,12 @@ class _Adviser:
         return self.why.names[Counter(item.label for item in items).most_common(1)[0][0]]
 
     def _most(self, items: Sequence[Outcome | Alarm]) -> str:
-        """`150 of them RBC and 160 medium`."""
+        """`150 of them RBC and 160 medium`; of a single class `160 of them medium`."""
         size, of_size = Counter(item.size for item in items).most_common(1)[0]
         label, of_class = Counter(item.label for item in items).most_common(1)[0]
+        share = "all" if of_size == len(items) else f"{of_size}"
+        if len(self.why.names) == 1:
+            return f"{share} of them {size}"
         return f"{of_class} of them {self.why.names[label]} and {of_size} {size}"
 
 

@@ -38,9 +38,9 @@ def frames(axes: "Axes", boxes: Tensor, **looks: Any) -> Any:
     return lines
 
 
-def legend(axes: "Axes", **place: Any) -> None:
-    """Add a small legend if anything is labelled."""
-    figure.legend(axes, **{"loc": "lower left", "handlelength": 1.4, "fontsize": 7.5, **place})
+def legend(axes: "Axes", **looks: Any) -> None:
+    """Add a small legend below the picture if anything is labelled."""
+    figure.legend(axes, 0.03, **{"ncols": 2, "columnspacing": 1.2, "handlelength": 1.4, "fontsize": 7.5, **looks})
 
 
 def truths(axes: "Axes", walk: Walkthrough) -> None:

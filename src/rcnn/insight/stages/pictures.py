@@ -23,6 +23,9 @@ POSITIVE, NEGATIVE = PALETTE[2], PALETTE[3]
 MOST_DRAWN = 300
 """Number of proposals in a picture, the best ones."""
 
+MOST_NAMED = 12
+"""Number of detections with a name; more would hide each other."""
+
 SCORES = "plasma"
 """Colours of scores, from 0, dark blue, to 1, yellow."""
 
@@ -32,22 +35,20 @@ Panel = Callable[["Axes", Walkthrough], Any]
 def draw_stages(walk: Walkthrough, folder: Path) -> list[Path]:
     """Write a picture of each stage, and `overview.png` of all, into a folder; their paths, the overview first."""
     levels = range(len(walk.strides))
-    sheets: dict[str, Sequence[Panel]] = {
-        "1-anchors": [partial(_cell, level=level) for level in levels],
-        "2-labels": [positives, not_trained, negatives],
-        "3-samples": [sampled_positives, sampled_negatives],
-        "4-objectness": [partial(_objectness, level=level) for level in levels],
-        "5-proposals": [before_nms, after_nms],
-    }
+    sheets: dict[str, Sequence[Panel]] = {"anchors": [partial(_cell, level=level) for level in levels]}
+    if walk.truth is not None:
+        sheets |= {"labels": [positives, not_trained, negatives], "samples": [sampled_positives, sampled_negatives]}
+    sheets["objectness"] = [partial(_objectness, level=level) for level in levels]
+    sheets["proposals"] = [before_nms, after_nms]
     first = [picture, cell_anchors]
     training = [positives, sampled] if walk.truth is not None else []
     last = [objectness, before_nms, after_nms, *([detections] if walk.detections is not None else [])]
-    if not training:
-        sheets = {name: panels for name, panels in sheets.items() if name not in ("2-labels", "3-samples")}
     paths = [_sheet(walk, [*first, *training, *last], folder / "overview.png", scored=True, numbered=True)]
-    paths += [_sheet(walk, sheets[name], folder / f"{name}.png", scored=name[0] in "45") for name in sheets]
+    for number, (name, panels) in enumerate(sheets.items(), start=1):
+        scored = name in ("objectness", "proposals")
+        paths.append(_sheet(walk, panels, folder / f"{number}-{name}.png", scored=scored))
     if traced := ways(walk):
-        paths.append(draw_ways(walk, traced, folder / "6-ways.png"))
+        paths.append(draw_ways(walk, traced, folder / f"{len(sheets) + 1}-ways.png"))
     return paths
 
 
@@ -258,13 +259,16 @@ def _scored(axes: "Axes", walk: Walkthrough, title: str, ranked: Ranked) -> None
 
 
 def detections(axes: "Axes", walk: Walkthrough) -> None:
-    """The final boxes."""
+    """The final boxes, the best ones with their names."""
     assert walk.detections is not None
     final = walk.detections
     canvas(axes, walk, f"detections: {len(final.boxes)}", "image")
-    for box, score, label in zip(final.boxes, final.scores.tolist(), final.classes.tolist(), strict=True):
+    rows = zip(final.boxes, final.scores.tolist(), final.classes.tolist(), strict=True)
+    for number, (box, score, label) in enumerate(rows):
         ink = PALETTE[label % len(PALETTE)]
         frames(axes, box[None], colors=ink, linewidths=2.2)
+        if number >= MOST_NAMED:
+            continue
         looks: dict[str, Any] = {"facecolor": ink, "edgecolor": "none", "pad": 1.5}
         high = float(box[1]) < 0.06 * walk.image.shape[0]  # no room above: the tag goes below
         place: dict[str, Any] = {"va": "top"} if high else {"va": "bottom"}

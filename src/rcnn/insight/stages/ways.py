@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from rcnn.draw import PALETTE
-from rcnn.insight.figure import LEGEND, new_figure, plain, save
-from rcnn.insight.stages.canvas import canvas, frames, truths
+from rcnn.insight.figure import new_figure, plain, save
+from rcnn.insight.stages.canvas import canvas, frames, legend, truths
 from rcnn.insight.stages.follow import Walkthrough
 from rcnn.model import boxes as box_ops
 
@@ -82,6 +82,6 @@ def draw_ways(walk: Walkthrough, drawn: Sequence[Way], path: Path) -> Path:
         low, high = way.boxes[:, :2].amin(dim=0), way.boxes[:, 2:].amax(dim=0)
         middle, half = ((low + high) / 2).tolist(), float((high - low).max()) * 0.62
         axes.set(xlim=(middle[0] - half, middle[0] + half), ylim=(middle[1] + half, middle[1] - half))
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.01), ncols=2, **{**LEGEND, "fontsize": 7.5})
+        legend(axes)
     save(figure, path)
     return path

@@ -9,6 +9,7 @@ from rich.text import Text
 from rcnn.training.log import Log, duration, shown_number
 from rcnn.training.recorders.recorder import About, Recorder, Row
 
+WIDTH = 80
 LIVE_SECONDS = 1.0
 PLAIN_SECONDS = 30.0
 SCORES = {"ap": {"ap": "AP", "ap50": "AP50"}, "proposal_ar300": {"proposal_ar300": "AR300"}}
@@ -74,7 +75,7 @@ class ConsoleTable(Recorder):
         self._log.say(line)
 
     def _line(self, numbers: Row) -> tuple[str, str]:
-        """Headings and values of the columns, which fit into 80 characters."""
+        """Headings and values of the columns, which fit into a line."""
         step, epochs = int(numbers["step"] or 0), self._about.epochs
         epoch = int(numbers["epoch"] or 0) - (self._stage - 1) * epochs  # rows count through all stages
         spent = time.monotonic() - self._began
@@ -87,7 +88,11 @@ class ConsoleTable(Recorder):
             **{self._headings[name]: shown_number(value) for name, value in self._scores.items()},
             "ETA": duration(seconds),
         }
-        widths = {name: max(len(name), 7 if name in ("epoch", "ETA") else 6) for name in values}
+        widths = {
+            name: max(len(name), len(value), 7 if name in ("epoch", "ETA") else 6) for name, value in values.items()
+        }
+        if sum(widths.values()) + len(widths) - 1 > WIDTH:  # thousands of epochs, or days
+            del values["images/s"]
         heading = " ".join(name.rjust(widths[name]) for name in values)
         return heading, " ".join(value.rjust(widths[name]) for name, value in values.items())
 

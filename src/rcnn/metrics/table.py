@@ -1,0 +1,108 @@
+"""The scores of a detector as text that fits a screen, and as a table of a notebook."""
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any, Protocol
+
+from rcnn.errors import printable, wrapped
+from rcnn.metrics.coco import CocoMetrics
+from rcnn.metrics.proposals import ProposalMetrics
+
+HEADINGS = {"class": "class", "boxes": "boxes", "ap": "AP", "ap50": "AP50", "voc_ap50": "VOC AP50"}
+"""Scores per class -> headings of the table."""
+LISTED = 16
+"""Up to this many classes are listed as text; of more, the best and the worst of those with objects."""
+LONGEST_NAME, WIDTH = 40, 80
+PLURALS = {"image": "images", "box": "boxes", "class": "classes"}
+
+
+class Scores(Protocol):
+    """What is shown of `Metrics`."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Class names."""
+        ...
+
+    @property
+    def coco(self) -> CocoMetrics:
+        """AP and AR."""
+        ...
+
+    @property
+    def proposals(self) -> ProposalMetrics:
+        """Recall of the proposals."""
+        ...
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Mean of each loss."""
+        ...
+
+    @property
+    def truths(self) -> Sequence[Any]:
+        """One per image."""
+        ...
+
+    def by_class(self) -> list[dict[str, Any]]:
+        """One row per class."""
+        ...
+
+
+def as_text(scores: Scores) -> str:
+    """The scores in some twenty lines of at most 80 characters. Of many classes, those without objects are left out."""
+    rows = scores.by_class()
+    hidden = 0
+    if len(rows) > LISTED:
+        rows = sorted((row for row in rows if row["boxes"]), key=lambda row: -row["ap"])
+        hidden = max(0, len(rows) - LISTED)
+    if hidden:
+        rows = [*rows[: LISTED // 2], *rows[-(LISTED // 2) :]]
+    grid = [list(HEADINGS.values()), *([_shown(row[key]) for key in HEADINGS] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+    lines = [
+        "  ".join(text.rjust(width) if place else text.ljust(width) for place, (text, width) in enumerate(pairs))
+        for pairs in (list(zip(row, widths, strict=True)) for row in grid)
+    ]
+    if hidden:
+        lines.insert(1 + LISTED // 2, f"... {hidden} classes in between")
+    return "\n".join([*(wrapped(line, WIDTH) for line in _summary(scores)), *lines])
+
+
+def as_html(scores: Scores) -> str:
+    """The scores of all classes as a table, below those of all together."""
+
+    def row(tag: str, texts: Sequence[str]) -> str:
+        return "<tr>" + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"
+
+    above = "<br>".join(map(escape, _summary(scores)))
+    rows = [row("td", [_shown(entry[key]) for key in HEADINGS]) for entry in scores.by_class()]
+    return f"<p>{above}</p><table>{row('th', [*HEADINGS.values()])}{''.join(rows)}</table>"
+
+
+def _summary(scores: Scores) -> list[str]:
+    """Lines on all classes together; what is unknown is left out."""
+    coco, recall = scores.coco, scores.proposals
+    sizes = {"image": len(scores.truths), "box": int(coco.counts.sum()), "class": len(scores.names)}
+    counts = ", ".join(f"{number:,} {thing if number == 1 else PLURALS[thing]}" for thing, number in sizes.items())
+    sides = {name: getattr(coco, f"ap_{name}") for name in ("small", "medium", "large")}
+    lines = {
+        "": {"AP": coco.ap, "AP50": coco.ap50, "AP75": coco.ap75},
+        "AP by size: ": sides,
+        "proposals: ": {f"AR{top}": float(value) for top, value in zip(recall.tops, recall.ar, strict=True)},
+        "losses: ": scores.losses,
+    }
+    known = {title: _pairs(numbers) for title, numbers in lines.items()}
+    return [f"Metrics of {counts}", *(title + text for title, text in known.items() if text)]
+
+
+def _pairs(numbers: Mapping[str, float]) -> str:
+    return ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if value == value)
+
+
+def _shown(value: object) -> str:
+    """A number with three decimals, a dash for NaN; a long name is cut."""
+    if isinstance(value, float):
+        return f"{value:.3f}" if value == value else "-"
+    text = f"{value:,}" if isinstance(value, int) else printable(str(value)).replace("\n", " ")
+    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 3]}..."
