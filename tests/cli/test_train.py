@@ -41,8 +41,9 @@ def test_a_run_ends_with_weights_that_val_takes(run: Run, data: Path, tmp_path: 
     assert run("val", document["best"], data).code == 0
     again = run("train", "--config", tmp_path / "runs/try-1/config.yaml", "--dry-run", "--json").json()
     assert again["settings"]["train"]["batch"] == 2
-    resumed = run("train", "--resume", tmp_path / "runs/try-1")
+    resumed = run("train", "--resume", tmp_path / "runs/try-1", "--epochs", 2, "--json")
     assert resumed.code == 0, resumed.err
+    assert len(resumed.json()["epochs"]) == 2
 
 
 def test_a_run_is_resumed_with_another_number_of_loader_processes(
@@ -63,7 +64,7 @@ def test_a_run_is_resumed_with_another_number_of_loader_processes(
     assert resumed.code == 0, resumed.err
     assert set(given) == {0}
     refused = run("train", "--resume", folder, "--workers", 0, "--batch", 4)
-    assert (refused.code, "leave out DATA and other settings (but --workers)" in refused.err) == (2, True)
+    assert (refused.code, "leave out DATA and other settings (but --epochs and --workers)" in refused.err) == (2, True)
 
 
 def test_dry_run_of_a_resumed_run_shows_its_own_settings(run: Run, data: Path, tmp_path: Path) -> None:

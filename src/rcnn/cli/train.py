@@ -62,7 +62,9 @@ def train(
     values = (epochs, batch, lr, seed, device, init, workers, on_fault)
     options: dict[str, Any] = {key: value for key, value in zip(OPTIONS, values, strict=True) if value is not None}
     if resume is not None:
-        check_resume(resume, [data, config, model, *changes, *(key for key in options if key != "workers")])
+        check_resume(
+            resume, [data, config, model, *changes, *(key for key in options if key not in ("workers", "epochs"))]
+        )
         config = resume / "config.yaml" if dry_run else None
     if config is not None and model is not None:
         raise SettingsError("--config names the model already; leave --model out")
@@ -91,7 +93,8 @@ def check_resume(folder: Path, others: Sequence[object]) -> None:
     """
     if any(other is not None for other in others):
         raise SettingsError(
-            "--resume continues with the settings of its run; leave out DATA and other settings (but --workers)"
+            "--resume continues with the settings of its run; leave out DATA and other settings "
+            "(but --epochs and --workers)"
         )
     if not (folder / "config.yaml").is_file():
         raise SettingsError(f"{folder}: no run folder (there is no config.yaml in it)")

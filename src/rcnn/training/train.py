@@ -37,6 +37,7 @@ from rcnn.training.recorders.csv_table import CsvTable
 from rcnn.training.recorders.history import History
 from rcnn.training.recorders.json_lines import JsonLines
 from rcnn.training.recorders.report_page import ReportPage
+from rcnn.training.resume import change_epochs, run_settings
 from rcnn.training.run_folder import RunFolder, check_name
 from rcnn.training.schemes import check, stages_of
 from rcnn.training.session import Context, Session, known, run_epochs, validate
@@ -96,7 +97,7 @@ def train(
         config: a `config.yaml`, which repeats its run. None: the preset `model`.
         model: name of a preset, or timm/NAME.
         overrides: `section.key=value` texts laid over the settings.
-        resume: run folder to resume, with its own settings; all else but `quiet`, `recorders` and `workers` is ignored.
+        resume: run folder to resume, with its own settings; only `epochs`, `workers`, `quiet` and `recorders` count.
         name: the run folder is `runs/name-N`. None: the name of the data.
         runs: folder of run folders.
         quiet: print nothing.
@@ -112,7 +113,7 @@ def train(
     """
     check_name(name)
     resumed = RunFolder(resume) if resume is not None else None
-    settings = _settings_of(resumed, options) if resumed else choose_settings(data, config, model, overrides, options)
+    settings = run_settings(resumed, options) if resumed else choose_settings(data, config, model, overrides, options)
     with team(settings.train.device, settings.train.batch) as crew:
         console = Console() if crew.writer and not quiet else None
         train_set, val_set = _read_splits(settings, console)
@@ -167,24 +168,6 @@ def choose_settings(
     if settings.data.path is None:
         raise SettingsError("nothing to train on: give a folder, a COCO json or a data.yaml")
     return settings
-
-
-def _settings_of(folder: RunFolder, options: Mapping[str, object]) -> Settings:
-    """The settings of a run that is resumed. Of the options, `workers` counts.
-
-    Raises:
-        SettingsError: it has no checkpoint; the message says what to do instead.
-    """
-    if folder.path.is_dir() and checkpoint.latest(folder.checkpoints) is None:
-        again = f"--config {folder.config}" if folder.config.exists() else "DATA"
-        raise SettingsError(
-            f"{folder.path} holds no checkpoint to go on from: its run ended before the first step. "
-            f"Start it anew: rcnn train {again}"
-        )
-    settings = read(folder.config)
-    if settings.data.path is None:
-        raise SettingsError(f"{folder.config}: `data.path` is missing, so nothing says what to train on; put it back")
-    return override(settings, {"data": {key: value for key, value in options.items() if key == "workers"}})
 
 
 def _read_splits(settings: Settings, console: Console | None) -> tuple[Dataset, Dataset]:
@@ -250,6 +233,8 @@ def _go_on(run: Context) -> Session:
     if run.team.writer:
         run.folder.cut_logs(lengths)
         run.log.say(f"going on with {run.folder.path} after step {session.progress.step}")
+        if changed := change_epochs(run.folder, run.settings, session.progress, session.engine.total):
+            run.log.say(changed)
         _announce(session)
     run.team.gather(None)  # the writer has cut the rows before anyone reads them
     run.rows.extend(run.folder.rows())
