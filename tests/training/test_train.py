@@ -259,7 +259,7 @@ def test_a_finished_run_is_lengthened_and_says_how_the_schedule_goes_on(whole: R
     assert [read(folder / f"config{end}.yaml").train.epochs for end in ("", "-epochs-2")] == [3, 2]
     said = (folder / "log.txt").read_text()
     assert "3 epochs instead of 2 (config-epochs-2.yaml keeps the settings before)" in said
-    assert "the cosine schedule is computed anew, and the learning rate goes on at 0.00062 after step 8" in said
+    assert "the cosine schedule is computed anew, and the learning rate goes on at 0.00063 after step 8" in said
 
 
 @pytest.mark.parametrize(
