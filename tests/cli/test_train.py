@@ -26,8 +26,9 @@ def test_dry_run_shows_what_would_be_run_and_trains_nothing(run: Run, data: Path
 
 
 def test_dry_run_as_json(run: Run, data: Path) -> None:
-    document = run("train", data, "--dry-run", "--json", *SMALL, "--lr", "1e-3", "--workers", 2).json()
+    document = run("train", data, "--dry-run", "--json", *SMALL, "--lr", "1e-3", "--workers", 2, "seed=3").json()
     assert document["settings"]["train"]["lr"] == 1e-3
+    assert document["settings"]["train"]["seed"] == 3
     assert document["settings"]["data"]["workers"] == 2
     assert document["sizes"] == [{"file": "60 x 80", "images": 4, "resized": "64 x 85", "padded": "64 x 96"}]
     assert document["parameters"] > 0
@@ -99,6 +100,8 @@ def test_a_file_that_is_cut_off_is_left_out_and_named_or_stops(run: Run, data: P
         (["{data}x", "anchors.sizes=[[16],[32]]"], 2, "give one tuple of sizes per level"),
         (["{data}x", "anchors.sizes=[[16],[32],[64],[128,256]]"], 2, "equally many sizes on every level"),
         (["{data}", "--epochs", "0"], 2, "`train.epochs`"),
+        (["{data}", "--imgsz", "9999"], 2, "`preprocess.short`"),
+        (["{data}", "callbacks=x"], 2, "did you mean `recorders=[...]` of `rcnn.train`?"),
         (["{data}", "--model", "mobilnet-fpn"], 2, "did you mean `mobilenet-fpn`?"),
         (["{data}", "{data}"], 2, "one DATA is expected, found 2"),
         ([], 2, "nothing to train on"),

@@ -358,11 +358,25 @@ def test_a_run_is_named_after_the_folder_of_its_data(tmp_path: Path, path: str, 
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({}, "nothing to train on"), ({"data": "x", "epoch": 3}, r"did you mean `train.epochs`"), ({"resume": "x"}, "x")],
+    [
+        ({}, "nothing to train on"),
+        ({"data": "x", "epoch": 3}, r"did you mean `train.epochs`"),
+        ({"data": "x", "callbacks": [print]}, r"did you mean `recorders=\[...\]` of `rcnn.train`"),
+        ({"data": "x", "imgsz": (480, 640)}, "imgsz=.480, 640.`: give one whole number"),
+        ({"resume": "x"}, "x"),
+    ],
 )
 def test_wrong_arguments_are_explained(options: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         train(**options)
+
+
+def test_options_may_have_the_names_of_other_programs(tmp_path: Path) -> None:
+    options = {"imgsz": 224, "lr0": 0.1, "batch_size": 2, "num_workers": 1, "holdout": 0.2, "epochs": 5}
+    settings = train_file.choose_settings(tmp_path, None, "mobilenet-fpn", (), options)
+    assert (settings.preprocess.short, settings.preprocess.long) == (224, 384)
+    assert (settings.train.lr, settings.train.batch, settings.train.epochs) == (0.1, 2, 5)
+    assert (settings.data.workers, settings.data.holdout) == (1, 0.2)
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,6 +41,7 @@ def train(
     batch: Annotated[int | None, typer.Option(help="Images per step, in all processes together.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate for train.lr_batch images per step.")] = None,
     seed: arguments.Seed = None,
+    imgsz: arguments.ImageSize = None,
     device: arguments.Device = None,
     init: Annotated[
         str | None, typer.Option(metavar="imagenet|blood-cells|none|FILE", help="Weights to start from.")
@@ -58,7 +59,8 @@ def train(
 
     Example: rcnn train data/ --epochs 20 train.ema=null. `--dry-run` shows every setting.
     """
-    data, changes = arguments.optional_path(words or [], "DATA")
+    data, changes = arguments.optional_path(words or [], "DATA", arguments.TRAINING)
+    changes += arguments.given({"imgsz": imgsz})
     values = (epochs, batch, lr, seed, device, init, workers, on_fault)
     options: dict[str, Any] = {key: value for key, value in zip(OPTIONS, values, strict=True) if value is not None}
     if resume is not None:

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rcnn.config import yaml_tree
+from rcnn.config.elsewhere import IMAGE_SIZE, NEAR, SAME, scaled
 from rcnn.config.files import MB, read_text
 from rcnn.config.network import (
     RPN,
@@ -297,7 +298,9 @@ def explain(error: ValidationError) -> str:
 def _fault(entry: Any) -> str:
     where = shorten(".".join(str(part) for part in entry["loc"]))
     if entry["type"] == "extra_forbidden":
-        near = get_close_matches(where, [*keys(), *Settings.model_fields], n=1, cutoff=0.5)
+        name = where.rsplit(".", 1)[-1]
+        meant = [words[name] for words in (SAME, NEAR) if name in words]
+        near = meant or get_close_matches(where, [*keys(), *Settings.model_fields], n=1, cutoff=0.5)
         return f"unknown setting `{where}`" + (f"; did you mean `{near[0]}`?" if near else "")
     reason = entry["msg"].removeprefix("Value error, ")
     return f"`{where}`: {reason} (got {shorten(repr(entry['input']))})" if where else reason
@@ -355,10 +358,16 @@ def _number(value: Any) -> Any:
 
 
 def override(settings: Settings, changes: Sequence[str] | Mapping[str, Any]) -> Settings:
-    """Settings with `section.key=value` texts, or a tree, applied and validated again."""
-    trees = [changes] if isinstance(changes, Mapping) else [parse_override(text) for text in changes]
+    """Settings with `section.key=value` texts, or a tree, applied and validated again.
+
+    The text `imgsz=320` sets `preprocess.short`, and changes `preprocess.long` by the same factor.
+    """
     tree = dump(settings)
-    for change in trees:
+    for change in [changes] if isinstance(changes, Mapping) else changes:
+        if isinstance(change, str):
+            name, _, size = change.partition("=")
+            sides = settings.preprocess.short, settings.preprocess.long
+            change = {"preprocess": scaled(sides, size)} if name == IMAGE_SIZE else parse_override(change)
         tree = merge(tree, change)
     return validate(tree)
 

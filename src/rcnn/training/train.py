@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from rcnn.config import Settings, dump, override, read
+from rcnn.config.elsewhere import IMAGE_SIZE, SAME
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import open_splits
 from rcnn.data.given import Given
@@ -45,6 +46,8 @@ from rcnn.training.stages import AP, RECALL, hold, proposal_files, stage_proposa
 
 HEADINGS = {"class": "class", "boxes": "boxes", "ap": "AP", "ap50": "AP50", "voc_ap50": "VOC AP50"}
 """Scores per class -> headings of the table at the end."""
+LOADING = {"on_fault", "workers", "holdout"}
+"""Options of `train` that are settings of the section `data`."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def train(
         runs: folder of run folders.
         quiet: print nothing.
         recorders: receive the numbers of the run, after those that write the run folder. One that fails is dropped.
-        **options: settings of the section `train` by name (`epochs=30`), and `on_fault`, `workers`, `holdout`.
+        **options: settings of the section `train` by name (`epochs=30`), `imgsz`, `on_fault`, `workers`, `holdout`.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -156,11 +159,14 @@ def choose_settings(
     Raises:
         SettingsError: a setting is wrong, or nothing says what to train on.
     """
+    size = [f"{IMAGE_SIZE}={options[IMAGE_SIZE]}"] if IMAGE_SIZE in options else []
+    overrides = [*overrides, *size]
     settings = override(read(Path(config)), overrides) if config else settings_of(model, overrides)
-    loading = {key: options[key] for key in ("on_fault", "workers", "holdout") if key in options}
-    training = {key: value for key, value in options.items() if key not in loading}
-    path = {"path": str(Path(data).resolve())} if data is not None else {}
-    settings = override(settings, {"train": training, "data": {**loading, **path}})
+    tree: dict[str, dict[str, object]] = {"data": {"path": str(Path(data).resolve())} if data is not None else {}}
+    for name in options.keys() - {IMAGE_SIZE}:
+        section, key = ("data", name) if name in LOADING else SAME.get(name, f"train.{name}").split(".")
+        tree.setdefault(section, {})[key] = options[name]
+    settings = override(settings, tree)
     check(settings)
     proposals = settings.train.proposals
     if proposals is not None and proposals not in SEARCHES:  # --resume and --config may be called from elsewhere
@@ -205,9 +211,11 @@ def _begin(run: Context, start: Start) -> Session:
     if not run.team.writer:
         return session
     run.folder.describe(run.settings, train_set, val_set)
+    preprocess = run.settings.preprocess
     run.log.say(
         f"{run.folder.path}: {run.settings.model.preset}, {len(train_set.names)} classes, "
-        f"{len(train_set)} images to train on, {len(val_set)} to validate, on {run.team.device}, "
+        f"{len(train_set)} images to train on, {len(val_set)} to validate, "
+        f"resized to {preprocess.short} pixels (the longer side at most {preprocess.long}), on {run.team.device}, "
         f"loaded by {session.loader.workers}"
     )
     for note in dict.fromkeys((*train_set.notes, *val_set.notes, *start.notes)):
