@@ -40,7 +40,7 @@ def predict(
 ) -> None:
     """Find objects in images.
 
-    Example: rcnn predict runs/train/exp-1/weights/best.safetensors photos/ --score 0.4
+    Example: rcnn predict runs/train/exp-1 photos/ --score 0.4
     """
     from rcnn.cli import stream
 

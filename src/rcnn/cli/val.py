@@ -36,7 +36,7 @@ def val(
 ) -> None:
     """Score a detector on labelled images.
 
-    Example: rcnn val runs/train/exp-1/weights/best.safetensors data/ --split test
+    Example: rcnn val runs/train/exp-1 data/ --split test
     """
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector, sharing

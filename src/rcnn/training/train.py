@@ -355,5 +355,5 @@ def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
         command, ending = "predict" if best.model.detects else "propose", ""
         if session.given:
             ending = " --proposals FILE|selective-search"
-        log.say(f"next: rcnn {command} {run.best} IMAGE...{ending}")
+        log.say(f"next: rcnn {command} {folder.path} IMAGE...{ending}")
     return run
