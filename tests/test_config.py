@@ -183,6 +183,11 @@ def test_a_pipe_is_no_file_of_settings(tmp_path: Path) -> None:
         read(tmp_path / "config.yaml")
 
 
+@pytest.mark.parametrize("value", ["off", "auto"])
+def test_off_is_a_word(value: str) -> None:
+    assert override(Settings(), [f"anchors.fit={value}"]).anchors.fit == value
+
+
 def test_the_size_of_other_programs_scales_the_longer_side_along() -> None:
     sides = override(settings_of("mobilenet-fpn"), ["imgsz=1024", "train.epochs=3"]).preprocess
     assert (sides.short, sides.long) == (1024, 1755)  # 448 and 768 at first

@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from rcnn.errors import SettingsError
 from rcnn.evaluate import Metrics
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
+from rcnn.training.anchors import settle_anchors
 from rcnn.training.distributed import Team, team
 from rcnn.training.ema import EMA
 from rcnn.training.ending import explained
@@ -124,8 +125,7 @@ def train(
         folder, start = resumed, None
         if folder is None:
             given = external_proposals(settings, (train_set, val_set), crew, console)
-            start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
-            settings = override(settings, start.changes)
+            settings, start = _start(settings, train_set, crew)
             folder = _new_folder(crew, Path(runs), name or _name_of(settings, train_set), given)
         with explained(folder), closing(Log(folder.log if crew.writer else None, console)) as log:
             page = ReportPage(folder.path, val_set)
@@ -140,6 +140,13 @@ def train(
                 best, metrics = _score_best(session)
                 scores.update({name: known(value) for name, value in metrics.to_row().items()})
             return _finish(session, best, metrics)
+
+
+def _start(settings: Settings, train_set: Dataset, crew: Team) -> tuple[Settings, Start]:
+    """The settings of a new run, adapted to the data and the weights, and its first model."""
+    settings, notes = crew.gather(settle_anchors(settings, train_set))[0]
+    start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
+    return override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
 
 
 def _files(folder: RunFolder, log: Log) -> tuple[Recorder, ...]:
