@@ -47,6 +47,16 @@ def test_a_run_ends_with_weights_that_val_takes(run: Run, data: Path, tmp_path: 
     assert len(resumed.json()["epochs"]) == 2
 
 
+def test_a_detector_is_fine_tuned(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    words = ["train", data, "--from", weights, "--epochs", 1, "--batch", 2, "--out", tmp_path / "runs", *SMALL[-1:]]
+    document = run(*words, "--json").json()
+    log = (Path(document["folder"]) / "log.txt").read_text()
+    assert f"all weights from {weights}" in log
+    assert "resized to 64 pixels (the longer side at most 96)" in log
+    again = run("train", "--config", Path(document["folder"]) / "config.yaml", "--dry-run", "--json").json()["settings"]
+    assert (again["train"]["init"], again["train"]["epochs"], again["model"]["channels"]) == (str(weights), 1, 8)
+
+
 def test_a_run_is_resumed_with_another_number_of_loader_processes(
     run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -109,6 +119,11 @@ def test_a_file_that_is_cut_off_is_left_out_and_named_or_stops(run: Run, data: P
         (["{data}", "--resume", "{data}"], 2, "leave out DATA and other settings"),
         (["{data}", "--config", "c.yaml", "--model", "zf"], 2, "leave --model out"),
         (["{data}", "--config", "c.yaml"], 2, "c.yaml"),
+        (["{data}", "--from", "blood-cells", "--model", "zf"], 2, "leave --config, --model and --init out"),
+        (["{data}", "--from", "blood-cell"], 4, "did you mean `blood-cells`?"),
+        (["{data}", "--from", "best.onnx"], 4, "an exported file can't be trained"),
+        (["{data}", "--from", "blood-cells", "preprocess.in_channels=4"], 2, "mean has 3 numbers for 4 channels"),
+        (["--resume", "{data}", "--from", "blood-cells"], 2, "leave out DATA and other settings"),
         (["{data}x", "--dry-run"], 3, "no such file or folder"),
         (["{data}/ImageSets", "--dry-run"], 3, "no data set is recognised here"),
         (["{data}", "--dry-run", "train.scheme=fast-rcnn", "train.proposals=gone.json"], 3, "gone.json"),

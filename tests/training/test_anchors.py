@@ -71,13 +71,14 @@ def test_the_anchors_of_a_detector_stay() -> None:
     assert (kept, notes) == (start, ("anchors.fit=auto: the run starts from a detector, whose anchors stay",))
 
 
-def test_fitted_anchors_are_those_of_the_model_and_no_random_number_is_drawn_for_them() -> None:
+def test_fitted_anchors_are_those_of_the_model_and_no_random_number_is_drawn_for_them(tmp_path: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     settle_anchors(override(settings(), AUTO), dataset(18, 18))
     assert torch.equal(torch.get_rng_state(), before)
     small = override(settings(), {**AUTO, "model": {"channels": 8}, "roi": {"hidden": 8}})
-    fitted, start = train_file._start(small, dataset(18, 18), Team(torch.device("cpu")))
+    data = dataset(18, 18)
+    fitted, start, _ = train_file._set_up(small, (data, data), Team(torch.device("cpu")), None, tmp_path, "a")
     assert start.model.rpn.anchors == fitted.anchors
     assert fitted.anchors.sizes != small.anchors.sizes
     assert start.notes[0].startswith("anchors.fit=auto: anchors fitted to 60 objects raise recall")

@@ -141,7 +141,9 @@ class Train(Section):
         "selective-search-quality.",
     )
     target_gradient: bool = Field(default=False, description="joint-full: also through the targets of the boxes.")
-    init: str = Field(default="imagenet", description="imagenet, blood-cells, none, or a file of weights.")
+    init: str = Field(
+        default="imagenet", description="imagenet, none, blood-cells, torchvision/NAME, or a file of weights."
+    )
     epochs: Count = Field(default=30, description="Passes over the training images, in each stage of the scheme.")
     batch: Count = Field(default=4, description="Images per step, over all processes.")
     accumulate: Count = Field(default=1, description="Batches whose gradients are added before a step.")

@@ -44,7 +44,8 @@ def _decided(settings: Settings) -> Settings:
 
 def _starts_from_detector(init: str) -> bool:
     path = best_of_run(Path(init).expanduser())
-    return init in PACKAGED or (path.suffix == ".safetensors" and path.is_file() and is_detector(path))
+    is_file = path.suffix == ".safetensors" and path.is_file()
+    return init in PACKAGED or init.startswith("torchvision/") or (is_file and is_detector(path))
 
 
 def _said(advice: Advice) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ from rcnn.training.anchors import settle_anchors
 from rcnn.training.distributed import Team, team
 from rcnn.training.ema import EMA
 from rcnn.training.ending import explained
+from rcnn.training.fine_tune import fine_tuning_settings
 from rcnn.training.init import Start, initialise
 from rcnn.training.log import Log, duration, memory_gb
 from rcnn.training.loop import Engine, Progress
@@ -86,6 +87,7 @@ def train(
     config: str | Path | None = None,
     *,
     model: str = "mobilenet-fpn",
+    start_from: str | Path | None = None,
     overrides: Sequence[str] = (),
     resume: str | Path | None = None,
     name: str | None = None,
@@ -100,6 +102,7 @@ def train(
         data: folder, COCO json, data.yaml or csv. None: `data.path` of `config`.
         config: a `config.yaml`, which repeats its run. None: the preset `model`.
         model: name of a preset, or timm/NAME.
+        start_from: detector to fine-tune instead, as `rcnn.load` takes it: its network, preprocessing and weights.
         overrides: `section.key=value` texts laid over the settings.
         resume: run folder to resume, with its own settings; only `epochs`, `workers`, `quiet` and `recorders` count.
         name: the run folder is `runs/name-N`. None: the name of the data.
@@ -117,16 +120,15 @@ def train(
     """
     check_name(name)
     resumed = RunFolder(resume) if resume is not None else None
-    settings = run_settings(resumed, options) if resumed else choose_settings(data, config, model, overrides, options)
+    chosen = (data, config, model, overrides, options, start_from)
+    settings = run_settings(resumed, options) if resumed else choose_settings(*chosen)
     with team(settings.train.device, settings.train.batch) as crew:
         console = Console() if crew.writer and not quiet else None
         train_set, val_set = _read_splits(settings, console)
         torch.manual_seed(settings.train.seed)
         folder, start = resumed, None
         if folder is None:
-            given = external_proposals(settings, (train_set, val_set), crew, console)
-            settings, start = _start(settings, train_set, crew)
-            folder = _new_folder(crew, Path(runs), name or _name_of(settings, train_set), given)
+            settings, start, folder = _set_up(settings, (train_set, val_set), crew, console, Path(runs), name)
         with explained(folder), closing(Log(folder.log if crew.writer else None, console)) as log:
             page = ReportPage(folder.path, val_set)
             told = Recorders((*_files(folder, log), page, *recorders) if crew.writer else (), log.say)
@@ -142,11 +144,21 @@ def train(
             return _finish(session, best, metrics)
 
 
-def _start(settings: Settings, train_set: Dataset, crew: Team) -> tuple[Settings, Start]:
-    """The settings of a new run, adapted to the data and the weights, and its first model."""
+def _set_up(
+    settings: Settings,
+    splits: tuple[Dataset, Dataset],
+    crew: Team,
+    console: Console | None,
+    runs: Path,
+    name: str | None,
+) -> tuple[Settings, Start, RunFolder]:
+    """The settings of a new run, adapted to the data and the weights, its first model, and its folder."""
+    train_set, _ = splits
+    given = external_proposals(settings, splits, crew, console)
     settings, notes = crew.gather(settle_anchors(settings, train_set))[0]
     start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
-    return override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
+    settings, start = override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
+    return settings, start, _new_folder(crew, runs, name or _name_of(settings, train_set), given)
 
 
 def _files(folder: RunFolder, log: Log) -> tuple[Recorder, ...]:
@@ -160,15 +172,17 @@ def choose_settings(
     model: str,
     overrides: Sequence[str],
     options: Mapping[str, object],
+    start_from: str | Path | None = None,
 ) -> Settings:
-    """The settings of a new run: a file's or a preset's, then `overrides`, then `options`.
+    """The settings of a new run: a file's, a preset's or a detector's, then `overrides`, then `options`.
 
     Raises:
         SettingsError: a setting is wrong, or nothing says what to train on.
     """
     size = [f"{IMAGE_SIZE}={options[IMAGE_SIZE]}"] if IMAGE_SIZE in options else []
     overrides = [*overrides, *size]
-    settings = override(read(Path(config)), overrides) if config else settings_of(model, overrides)
+    first = read(Path(config)) if config else fine_tuning_settings(start_from) if start_from else settings_of(model)
+    settings = override(first, overrides)
     tree: dict[str, dict[str, object]] = {"data": {"path": str(Path(data).resolve())} if data is not None else {}}
     for name in options.keys() - {IMAGE_SIZE}:
         section, key = ("data", name) if name in LOADING else SAME.get(name, f"train.{name}").split(".")
