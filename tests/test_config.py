@@ -181,3 +181,27 @@ def test_a_pipe_is_no_file_of_settings(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.yaml")
     with pytest.raises(SettingsError, match=r"config\.yaml: can't be read as settings: this is not a regular file"):
         read(tmp_path / "config.yaml")
+
+
+@pytest.mark.parametrize("value", ["off", "auto"])
+def test_off_is_a_word(value: str) -> None:
+    assert override(Settings(), [f"anchors.fit={value}"]).anchors.fit == value
+
+
+def test_the_size_of_other_programs_scales_the_longer_side_along() -> None:
+    sides = override(settings_of("mobilenet-fpn"), ["imgsz=1024", "train.epochs=3"]).preprocess
+    assert (sides.short, sides.long) == (1024, 1755)  # 448 and 768 at first
+    assert override(Settings(), ["imgsz=1024", "preprocess.long=1024"]).preprocess.long == 1024
+
+
+@pytest.mark.parametrize("size", ["", "0", "640,480", "-3", "320.5", "1e3"])
+def test_a_size_is_one_whole_number(size: str) -> None:
+    with pytest.raises(SettingsError, match="give one whole number"):
+        override(Settings(), [f"imgsz={size}"])
+
+
+def test_an_unknown_setting_is_answered_by_its_meaning_before_its_spelling() -> None:
+    with pytest.raises(SettingsError, match=r"unknown setting `train\.callbacks`; did you mean `recorders="):
+        override(Settings(), {"train": {"callbacks": [print]}})
+    with pytest.raises(SettingsError, match=r"`train.lr0`; did you mean `train.lr`\?"):
+        override(Settings(), ["train.lr0=1"])

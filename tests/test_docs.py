@@ -18,6 +18,7 @@ import yaml
 from rcnn import errors, ops
 from rcnn.cli.app import app
 from rcnn.config import Settings, keys
+from rcnn.config.elsewhere import NEAR, SAME
 from rcnn.preprocess.decode import IMAGE_SUFFIXES
 from rcnn.presets import PRESETS
 
@@ -86,6 +87,16 @@ def test_the_operators_that_are_told_of_are_those_there_are() -> None:
     text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
     (told,) = re.findall(r"^`rcnn\.ops` has (.*)\.$", text, re.MULTILINE)
     assert sorted(re.findall(r"`(\w+)`", told)) == sorted(ops.__all__)
+
+
+def test_names_of_other_programs_are_told_of_with_ours() -> None:
+    rows = [line.split(" | ") for line in (ROOT / "docs/migrating.md").read_text(encoding="utf-8").splitlines()]
+    pairs = {(name, here.strip("` |")) for elsewhere, *ours in rows for here in ours for name in named(elsewhere)}
+    assert not {*SAME.items(), *NEAR.items()} - pairs
+
+
+def named(cell: str) -> list[str]:
+    return re.findall(r"`(\w+)`", cell)
 
 
 def test_the_design_lists_the_commands() -> None:

@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "evaluate": {"metrics"} | DETECTOR | DATA,
     "benchmark": {"evaluate"} | DETECTOR | DATA,
     "page": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
-    "training": {"evaluate", "metrics", "insight", "page"} | DETECTOR | DATA,
+    "training": {"evaluate", "metrics", "insight", "page", "exchange"} | DETECTOR | DATA,
     "paper": {"evaluate", "metrics", "insight", "page", "training"} | DETECTOR | DATA,
 }
 """Part -> parts of ours that it may import, itself and `errors` always, also inside functions; `cli` may all."""

@@ -330,10 +330,11 @@ def test_processes_agree_on_the_names_of_labels(
         assert run("predict", weights, images, "--out", out, "--format", "voc,yolo").code == 0
         for path in out.rglob("a*"):  # as if both had looked before either wrote
             path.rename(tmp_path / path.name)
-    labels = {"a.jpg", "a.jpg.png", "a.png"}
-    written = {path.name for path in tmp_path.iterdir() if path.suffix in (".xml", ".txt")}
-    assert written == {f"{name}{suffix}" for name in labels for suffix in (".xml", ".txt")}
-    assert {path.name for path in out.rglob("b.*")} >= {"b.xml", "b.txt"}
+    names = ("a.jpg", "a.jpg.png", "a.png")
+    written = {path.name for path in tmp_path.glob("a*")}
+    assert written == {f"{name}{suffix}" for name in names for suffix in (".xml", ".txt", Path(name).suffix)}
+    left = ["voc/b.jpg", "voc/b.xml", "yolo/data.yaml", "yolo/images/b.jpg", "yolo/labels/b.txt"]
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*.*")) == left
 
 
 def test_when_one_process_fails_the_results_of_all_are_kept(

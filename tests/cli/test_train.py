@@ -26,8 +26,9 @@ def test_dry_run_shows_what_would_be_run_and_trains_nothing(run: Run, data: Path
 
 
 def test_dry_run_as_json(run: Run, data: Path) -> None:
-    document = run("train", data, "--dry-run", "--json", *SMALL, "--lr", "1e-3", "--workers", 2).json()
+    document = run("train", data, "--dry-run", "--json", *SMALL, "--lr", "1e-3", "--workers", 2, "seed=3").json()
     assert document["settings"]["train"]["lr"] == 1e-3
+    assert document["settings"]["train"]["seed"] == 3
     assert document["settings"]["data"]["workers"] == 2
     assert document["sizes"] == [{"file": "60 x 80", "images": 4, "resized": "64 x 85", "padded": "64 x 96"}]
     assert document["parameters"] > 0
@@ -41,8 +42,19 @@ def test_a_run_ends_with_weights_that_val_takes(run: Run, data: Path, tmp_path: 
     assert run("val", document["best"], data).code == 0
     again = run("train", "--config", tmp_path / "runs/try-1/config.yaml", "--dry-run", "--json").json()
     assert again["settings"]["train"]["batch"] == 2
-    resumed = run("train", "--resume", tmp_path / "runs/try-1")
+    resumed = run("train", "--resume", tmp_path / "runs/try-1", "--epochs", 2, "--json")
     assert resumed.code == 0, resumed.err
+    assert len(resumed.json()["epochs"]) == 2
+
+
+def test_a_detector_is_fine_tuned(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
+    words = ["train", data, "--from", weights, "--epochs", 1, "--batch", 2, "--out", tmp_path / "runs", *SMALL[-1:]]
+    document = run(*words, "--json").json()
+    log = (Path(document["folder"]) / "log.txt").read_text()
+    assert f"all weights from {weights}" in log
+    assert "resized to 64 pixels (the longer side at most 96)" in log
+    again = run("train", "--config", Path(document["folder"]) / "config.yaml", "--dry-run", "--json").json()["settings"]
+    assert (again["train"]["init"], again["train"]["epochs"], again["model"]["channels"]) == (str(weights), 1, 8)
 
 
 def test_a_run_is_resumed_with_another_number_of_loader_processes(
@@ -63,7 +75,7 @@ def test_a_run_is_resumed_with_another_number_of_loader_processes(
     assert resumed.code == 0, resumed.err
     assert set(given) == {0}
     refused = run("train", "--resume", folder, "--workers", 0, "--batch", 4)
-    assert (refused.code, "leave out DATA and other settings (but --workers)" in refused.err) == (2, True)
+    assert (refused.code, "leave out DATA and other settings (but --epochs and --workers)" in refused.err) == (2, True)
 
 
 def test_dry_run_of_a_resumed_run_shows_its_own_settings(run: Run, data: Path, tmp_path: Path) -> None:
@@ -98,6 +110,8 @@ def test_a_file_that_is_cut_off_is_left_out_and_named_or_stops(run: Run, data: P
         (["{data}x", "anchors.sizes=[[16],[32]]"], 2, "give one tuple of sizes per level"),
         (["{data}x", "anchors.sizes=[[16],[32],[64],[128,256]]"], 2, "equally many sizes on every level"),
         (["{data}", "--epochs", "0"], 2, "`train.epochs`"),
+        (["{data}", "--imgsz", "9999"], 2, "`preprocess.short`"),
+        (["{data}", "callbacks=x"], 2, "did you mean `recorders=[...]` of `rcnn.train`?"),
         (["{data}", "--model", "mobilnet-fpn"], 2, "did you mean `mobilenet-fpn`?"),
         (["{data}", "{data}"], 2, "one DATA is expected, found 2"),
         ([], 2, "nothing to train on"),
@@ -105,6 +119,11 @@ def test_a_file_that_is_cut_off_is_left_out_and_named_or_stops(run: Run, data: P
         (["{data}", "--resume", "{data}"], 2, "leave out DATA and other settings"),
         (["{data}", "--config", "c.yaml", "--model", "zf"], 2, "leave --model out"),
         (["{data}", "--config", "c.yaml"], 2, "c.yaml"),
+        (["{data}", "--from", "blood-cells", "--model", "zf"], 2, "leave --config, --model and --init out"),
+        (["{data}", "--from", "blood-cell"], 4, "did you mean `blood-cells`?"),
+        (["{data}", "--from", "best.onnx"], 4, "an exported file can't be trained"),
+        (["{data}", "--from", "blood-cells", "preprocess.in_channels=4"], 2, "mean has 3 numbers for 4 channels"),
+        (["--resume", "{data}", "--from", "blood-cells"], 2, "leave out DATA and other settings"),
         (["{data}x", "--dry-run"], 3, "no such file or folder"),
         (["{data}/ImageSets", "--dry-run"], 3, "no data set is recognised here"),
         (["{data}", "--dry-run", "train.scheme=fast-rcnn", "train.proposals=gone.json"], 3, "gone.json"),

@@ -18,7 +18,9 @@ def test_scores_by_class_and_of_proposals(run: Run, data: Path, weights: Path) -
 
 
 def test_json_is_one_document(run: Run, data: Path, weights: Path) -> None:
-    document = run("val", weights, data, "--split", "train", "--json").json()
+    outcome = run("val", weights, data, "--split", "train", "--json", "--imgsz", 32)
+    assert "a shorter side of 32 pixels (preprocess.short), the longer at most 48 (preprocess.long)" in outcome.err
+    document = outcome.json()
     assert document["images"] == 4
     assert [row["class"] for row in document["classes"]] == ["circle", "square"]
     assert 0 <= document["ap"] <= 1

@@ -57,7 +57,9 @@ def test_voc_to_coco_to_yolo_to_voc_keeps_boxes_lists_and_bytes(tmp_path: Path) 
 def test_any_boxes_survive(tmp_path_factory: pytest.TempPathFactory, form: str, shares: list[tuple]) -> None:
     root = tmp_path_factory.mktemp("law")
     boxes = [(x, y, wide * (60 - x), high * (40 - y)) for x, y, wide, high in shares]
-    boxes = [box for box in {(0.0, 0.0, 30.0, 20.0), *boxes} if min(abs(box[2] - 1), abs(box[3] - 1)) > 1e-6]
+    # Boxes that are equal but for rounding may become one: a YOLO file has middles, and an object once.
+    boxes = {tuple(round(side, 9) for side in box): box for box in [(0.0, 0.0, 30.0, 20.0), *boxes]}.values()
+    boxes = [box for box in boxes if min(abs(box[2] - 1), abs(box[3] - 1)) > 1e-6]
     source = sets.coco(root / "d", {"all": {"a.jpg": [("dog", box) for box in boxes]}}, {"dog": 7})
     (one,) = open_lists(source, Data())
     convert(one, form, root / "out")

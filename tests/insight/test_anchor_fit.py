@@ -6,6 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torchvision.ops import box_iou
 
 from rcnn.config import RPN, Anchors, override, parse_override, validate
@@ -19,6 +21,7 @@ from rcnn.insight.anchors.fit import (
     frames_of,
     network_grids,
     objects_of,
+    recall,
     setting_words,
 )
 from rcnn.insight.anchors.plots import plot_anchors
@@ -141,7 +144,17 @@ def test_a_fit_keeps_levels_in_order_of_one_number_of_sizes_and_never_loses() ->
     assert flat == sorted(flat)
     same = fit(objects, before, STRIDES)
     assert shortfall(more) < shortfall(same) < shortfall(before)
-    assert fit(objects, same, STRIDES) == same, "the same objects once more give nothing better"
+
+
+@given(st.integers(0, 2**16), st.integers(1, 40), st.sampled_from([1.0, 4.0]))
+@settings(deadline=None, max_examples=5)
+def test_a_fit_never_ends_below_the_start(seed: int, count: int, spread: float) -> None:
+    """In recall at IoU 0.5, also where objects are of all sizes."""
+    boxes = random_boxes(count, (90, 120), seed=seed)
+    small = [[x, y, x + (x2 - x) / spread, y + (y2 - y) / spread] for x, y, x2, y2 in boxes]
+    objects = objects_of([frame([*boxes, *small])])
+    before = Anchors(sizes=((16,), (48,)))
+    assert recall(objects, fit(objects, before, STRIDES), STRIDES) >= recall(objects, before, STRIDES)
 
 
 def test_rare_sizes_are_not_given_up() -> None:

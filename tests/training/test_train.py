@@ -18,7 +18,7 @@ import rcnn.training.recorders.history as history_file
 import rcnn.training.recorders.report_page as page_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
-from rcnn.config import read
+from rcnn.config import override, read, to_yaml
 from rcnn.data.dataset import Dataset
 from rcnn.data.synthetic import synthesise
 from rcnn.errors import DataError, Interrupted, SettingsError, TrainingError
@@ -145,7 +145,7 @@ def test_the_run_folder_is_complete(whole: Run, data: Path) -> None:
     assert [row["epoch"] for row in whole.rows] == [1, 2]
     assert {"train_rpn_box", "val_rpn_box", "val_loss", "ap", "ap50", "lr", "seconds"} <= whole.rows[0].keys()
     log = (whole.folder / "log.txt").read_text()
-    assert f"rcnn predict {whole.best} IMAGE" in log
+    assert f"rcnn predict {whole.folder} IMAGE" in log
     assert "square" in log
     assert read(whole.folder / "config.yaml").data.path == str(data)
 
@@ -233,6 +233,52 @@ def test_a_finished_run_can_be_resumed_and_does_nothing_new(whole: Run) -> None:
     assert_same(train(resume=whole.folder, quiet=True), whole)
 
 
+def test_a_run_that_is_lengthened_before_its_first_step_is_a_run_of_so_many_epochs(
+    whole: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session_file, "train_step", stop)
+        with pytest.raises(Interrupted, match="--resume"):
+            train(data, overrides=OVERRIDES, runs=tmp_path, **{**OPTIONS, "epochs": 1})
+    folder = tmp_path / "shapes-1"
+    assert_same(train(resume=folder, epochs=2, quiet=True), whole)
+    assert read(folder / "config.yaml") == read(whole.folder / "config.yaml")
+    assert read(folder / "config-epochs-1.yaml").train.epochs == 1
+
+
+def test_a_finished_run_is_lengthened_and_says_how_the_schedule_goes_on(whole: Run, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(whole.folder, tmp_path / "copy"))
+    with pytest.raises(SettingsError, match="has begun epoch 2 of 2; give more than 2"):
+        train(resume=folder, epochs=1)
+    longer = train(resume=folder, epochs=3, quiet=True)
+    assert [row["epoch"] for row in longer.rows] == [1, 2, 3]
+    assert [row["ap"] for row in longer.rows[:2]] == [row["ap"] for row in whole.rows]
+    assert [read(folder / f"config{end}.yaml").train.epochs for end in ("", "-epochs-2")] == [3, 2]
+    said = (folder / "log.txt").read_text()
+    assert "3 epochs instead of 2 (config-epochs-2.yaml keeps the settings before)" in said
+    assert "the cosine schedule is computed anew, and the learning rate goes on at 0.00063 after step 8" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train": {"patience": 1}}, "was stopped after 2 epochs, because none of the last 1 was better than those"),
+        ({"train": {"scheme": "alternating"}}, "is a run of 4 stages .train.scheme=alternating., each of 2 epochs"),
+    ],
+)
+def test_a_run_that_more_epochs_would_not_lengthen_is_refused(
+    whole: Run, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    folder = Path(shutil.copytree(whole.folder, tmp_path / "copy"))
+    (folder / "config.yaml").write_text(to_yaml(override(read(folder / "config.yaml"), change)))
+    (folder / "metrics.jsonl").write_text('{"epoch": 1, "ap": 0.2}\n{"epoch": 2, "ap": 0.1}\n')
+    with pytest.raises(SettingsError, match=f"--epochs 9: .*{said}.*--init .*copy --epochs N"):
+        train(resume=folder, epochs=9)
+
+
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
     whole: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,11 +358,25 @@ def test_a_run_is_named_after_the_folder_of_its_data(tmp_path: Path, path: str, 
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({}, "nothing to train on"), ({"data": "x", "epoch": 3}, r"did you mean `train.epochs`"), ({"resume": "x"}, "x")],
+    [
+        ({}, "nothing to train on"),
+        ({"data": "x", "epoch": 3}, r"did you mean `train.epochs`"),
+        ({"data": "x", "callbacks": [print]}, r"did you mean `recorders=\[...\]` of `rcnn.train`"),
+        ({"data": "x", "imgsz": (480, 640)}, "imgsz=.480, 640.`: give one whole number"),
+        ({"resume": "x"}, "x"),
+    ],
 )
 def test_wrong_arguments_are_explained(options: dict[str, Any], said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         train(**options)
+
+
+def test_options_may_have_the_names_of_other_programs(tmp_path: Path) -> None:
+    options = {"imgsz": 224, "lr0": 0.1, "batch_size": 2, "num_workers": 1, "holdout": 0.2, "epochs": 5}
+    settings = train_file.choose_settings(tmp_path, None, "mobilenet-fpn", (), options)
+    assert (settings.preprocess.short, settings.preprocess.long) == (224, 384)
+    assert (settings.train.lr, settings.train.batch, settings.train.epochs) == (0.1, 2, 5)
+    assert (settings.data.workers, settings.data.holdout) == (1, 0.2)
 
 
 def test_a_batch_that_the_processes_cannot_share_is_refused(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

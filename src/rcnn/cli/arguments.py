@@ -1,13 +1,14 @@
 """Arguments that several commands share, and settings among the words of a command line."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from rcnn.config import Settings
+from rcnn.config.elsewhere import IMAGE_SIZE, NEAR, SAME
 from rcnn.errors import SettingsError
 
 _ASSIGNMENT = re.compile(r"(\w+)(\.\w+)+=")
@@ -22,6 +23,12 @@ Out = Annotated[Path, typer.Option(help="Folder for the results; -2, -3, ... is 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and everything else on stderr.")]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, ... Default: CUDA if available, else cpu.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of all random numbers.")]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        "--imgsz", min=1, help="Shorter side of resized images, pixels (preprocess.short); the longer one scales along."
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images per batch.")]
 OnFault = Annotated[
     str | None,
@@ -39,54 +46,58 @@ Proposals = Annotated[
 ]
 
 
-HABITS = {
-    "epochs": "train.epochs",
-    "batch": "train.batch",
-    "lr0": "train.lr",
-    "seed": "train.seed",
-    "workers": "data.workers",
-    "imgsz": "preprocess.short",
-    "conf": "predict.score",
-}
-"""Names that other programs have for settings, among the words of a command line -> the setting."""
+TRAINING = frozenset(name for name, key in SAME.items() if key.startswith("train."))
+"""Names of `SAME` that a command takes only if it trains."""
 
 
-def split(words: Sequence[str]) -> tuple[list[str], list[str]]:
+def split(words: Sequence[str], takes: Collection[str] = ()) -> tuple[list[str], list[str]]:
     """Split the words of a command line into paths and `section.key=value` settings.
 
-    A word is a setting if its section exists and no file has that name. `imgsz=320` and the others of `HABITS` are
-    settings too, and `data=DIR` is the path.
+    A word is a setting if its section exists and no file has that name. `imgsz=320` and the names of `SAME` are
+    settings too, of those of `TRAINING` the ones that the command `takes`; and `data=DIR` is the path.
+
+    Raises:
+        SettingsError: a name belongs to training, or is another program's for a setting that is called otherwise.
     """
     paths, settings = [], []
     for word in words:
         name, equals, value = word.partition("=")
-        if equals and name in {"data", *HABITS} and not Path(word).exists():
-            word = value if name == "data" else f"{HABITS[name]}={value}"
+        there = not equals or Path(word).exists()
+        if not there and name == "data":
+            word = value
+        elif not there and name in SAME:
+            if name in TRAINING and name not in takes:
+                raise SettingsError(f"`{word}` is a setting of training, which this command does not read; see --help")
+            word = f"{SAME[name]}={value}"
+        elif not there and name in NEAR:
+            raise SettingsError(f"`{word}`: there is no setting `{name}`; did you mean `{NEAR[name]}`?")
         assignment = _ASSIGNMENT.match(word)
-        is_setting = assignment is not None and assignment[1] in Settings.model_fields and not Path(word).exists()
-        (settings if is_setting else paths).append(word)
+        is_setting = name == IMAGE_SIZE or (assignment is not None and assignment[1] in Settings.model_fields)
+        (settings if is_setting and not Path(word).exists() else paths).append(word)
     return paths, settings
 
 
-def one_path(words: Sequence[str], what: str, options: Mapping[str, object] | None = None) -> tuple[Path, list[str]]:
+def one_path(
+    words: Sequence[str], what: str, options: Mapping[str, object] | None = None, takes: Collection[str] = ()
+) -> tuple[Path, list[str]]:
     """Return the only path among the words, and the settings: those among the words, then options that have a value.
 
     Raises:
-        SettingsError: there is no path or more than one; the message calls it `what`.
+        SettingsError: there is no path or more than one; the message calls it `what`. Or as for `split`.
     """
-    path, settings = optional_path(words, what)
+    path, settings = optional_path(words, what, takes)
     if path is None:
         raise SettingsError(f"{what} is missing; see --help")
     return path, [*settings, *given(options or {})]
 
 
-def optional_path(words: Sequence[str], what: str) -> tuple[Path | None, list[str]]:
+def optional_path(words: Sequence[str], what: str, takes: Collection[str] = ()) -> tuple[Path | None, list[str]]:
     """Return the only path among the words, if any, and the settings. `trian.lr=1` counts as a misspelt setting.
 
     Raises:
-        SettingsError: there is more than one path.
+        SettingsError: there is more than one path. Or as for `split`.
     """
-    words, settings = split(words)
+    words, settings = split(words, takes)
     misspelt = [word for word in words if _ASSIGNMENT.match(word) and not Path(word).exists()]
     paths = [word for word in words if word not in misspelt]
     if len(paths) > 1:
@@ -107,5 +118,5 @@ def sides_of(text: str | None) -> tuple[int, int] | None:
 
 
 def given(options: Mapping[str, object]) -> list[str]:
-    """Return the options that have a value as `section.key=value`."""
+    """Return the options that have a value as `section.key=value`, or as `imgsz=320`."""
     return [f"{key}={value}" for key, value in options.items() if value is not None]

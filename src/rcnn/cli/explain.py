@@ -41,7 +41,7 @@ def explain(
 ) -> None:
     """Draw what happens to an image: anchors, labels, samples, objectness, proposals, and the origin of each detection.
 
-    Example: rcnn explain runs/train/exp-1/weights/best.safetensors data/images/a.jpg --truth data/
+    Example: rcnn explain runs/train/exp-1 data/images/a.jpg --truth data/
     """
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector

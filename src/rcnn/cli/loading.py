@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import rcnn
+from rcnn.cli import screen
+from rcnn.config.elsewhere import IMAGE_SIZE
 from rcnn.detector import Detector
 from rcnn.engine.files import is_exported
 from rcnn.evaluate import Shard
@@ -24,7 +26,12 @@ def load_detector(model: str, changes: Sequence[str], device: str, asked: str | 
         SettingsError: as for `Detector.with_settings`.
     """
     detector = rcnn.load(model, device=asked or "auto" if is_exported(model) else device)
-    return detector.with_settings(changes) if changes else detector
+    if not changes:
+        return detector
+    detector = detector.with_settings(changes)
+    if any(change.startswith(f"{IMAGE_SIZE}=") for change in changes) and screen.is_first():
+        screen.note(screen.sides(detector.settings.preprocess))
+    return detector
 
 
 @contextmanager

@@ -26,6 +26,7 @@ def predict(
     sources: Sources,
     split: Split = None,
     score: Score = None,
+    imgsz: arguments.ImageSize = None,
     top: Annotated[int | None, typer.Option(min=1, help="Maximum number of boxes per image, best first.")] = None,
     classes: Annotated[str | None, typer.Option(metavar="a,b", help="Keep only boxes of these classes.")] = None,
     format: Format = "drawn,json",
@@ -39,10 +40,11 @@ def predict(
 ) -> None:
     """Find objects in images.
 
-    Example: rcnn predict runs/train/exp-1/weights/best.safetensors photos/ --score 0.4
+    Example: rcnn predict runs/train/exp-1 photos/ --score 0.4
     """
     from rcnn.cli import stream
 
+    sources = [*sources, *arguments.given({"imgsz": imgsz})]
     job = stream.Job(sources, out, format, images, json, on_fault, split)
     with screen.stdout_for_json(json), job.detector(model, device) as detector:
         detector.check_proposals(given=proposals is not None)

@@ -38,7 +38,7 @@ def propose(
 ) -> None:
     """Propose regions of images, whatever their class.
 
-    Example: rcnn propose runs/train/exp-1/weights/best.safetensors photos/ --top 100
+    Example: rcnn propose runs/train/exp-1 photos/ --top 100
     """
     from rcnn.cli import stream
     from rcnn.data.selective_search import SEARCHES

@@ -17,6 +17,7 @@ from rich.text import Text
 from rcnn.errors import UNPRINTABLE, printable, wrapped
 
 if TYPE_CHECKING:
+    from rcnn.config import Preprocess
     from rcnn.data.dataset import Dataset
 
 WIDEST = 1000
@@ -30,9 +31,14 @@ def stdout_for_json(wanted: bool) -> AbstractContextManager[object]:
 
 def emit(document: Any) -> None:
     """Print one JSON document; NaN becomes null. Of several processes, only the first prints."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first():
         text = json.dumps(jsonable(document), indent=2, ensure_ascii=False)
         print(UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
+
+
+def is_first() -> bool:
+    """Whether this is the first process, or the only one."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def jsonable(value: Any) -> Any:
@@ -57,6 +63,14 @@ def progress(what: str, shown: bool = True) -> Iterator[Callable[[int, int], Non
     with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+def sides(preprocess: "Preprocess") -> str:
+    """Return a sentence about the size of resized images."""
+    return (
+        f"images are resized to a shorter side of {preprocess.short} pixels (preprocess.short), "
+        f"the longer at most {preprocess.long} (preprocess.long)"
+    )
 
 
 def dataset_line(dataset: "Dataset") -> None:

@@ -37,10 +37,15 @@ def train(
     model: Annotated[
         str | None, typer.Option(help="mobilenet-fpn (the default), another preset, or timm/NAME.")
     ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option("--from", metavar="MODEL", help="Fine-tune this detector: a run, a file, blood-cells, ..."),
+    ] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
     batch: Annotated[int | None, typer.Option(help="Images per step, in all processes together.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate for train.lr_batch images per step.")] = None,
     seed: arguments.Seed = None,
+    imgsz: arguments.ImageSize = None,
     device: arguments.Device = None,
     init: Annotated[
         str | None, typer.Option(metavar="imagenet|blood-cells|none|FILE", help="Weights to start from.")
@@ -58,13 +63,17 @@ def train(
 
     Example: rcnn train data/ --epochs 20 train.ema=null. `--dry-run` shows every setting.
     """
-    data, changes = arguments.optional_path(words or [], "DATA")
+    data, changes = arguments.optional_path(words or [], "DATA", arguments.TRAINING)
+    changes += arguments.given({"imgsz": imgsz})
     values = (epochs, batch, lr, seed, device, init, workers, on_fault)
     options: dict[str, Any] = {key: value for key, value in zip(OPTIONS, values, strict=True) if value is not None}
     if resume is not None:
-        check_resume(resume, [data, config, model, *changes, *(key for key in options if key != "workers")])
+        fixed = [key for key in options if key not in ("workers", "epochs")]
+        check_resume(resume, [data, config, model, from_, *changes, *fixed])
         config = resume / "config.yaml" if dry_run else None
-    if config is not None and model is not None:
+    elif from_ is not None and (config, model, init) != (None, None, None):
+        raise SettingsError("--from names the model and its weights already; leave --config, --model and --init out")
+    elif config is not None and model is not None:
         raise SettingsError("--config names the model already; leave --model out")
     preset = model or "mobilenet-fpn"
 
@@ -73,11 +82,10 @@ def train(
 
     with screen.stdout_for_json(json):
         if dry_run:
-            document = plan(choose_settings(data, config, preset, changes, options))
+            document = plan(choose_settings(data, config, preset, changes, options, from_))
         else:
-            run = run_training(
-                data, config, model=preset, overrides=changes, resume=resume, name=name, runs=out, **options
-            )
+            places = {"resume": resume, "name": name, "runs": out}
+            run = run_training(data, config, model=preset, start_from=from_, overrides=changes, **places, **options)
             document = {"folder": run.folder, "best": run.best, "epochs": run.rows, **run.metrics.to_row()}
     if json:
         screen.emit(document)
@@ -91,7 +99,8 @@ def check_resume(folder: Path, others: Sequence[object]) -> None:
     """
     if any(other is not None for other in others):
         raise SettingsError(
-            "--resume continues with the settings of its run; leave out DATA and other settings (but --workers)"
+            "--resume continues with the settings of its run; leave out DATA and other settings "
+            "(but --epochs and --workers)"
         )
     if not (folder / "config.yaml").is_file():
         raise SettingsError(f"{folder}: no run folder (there is no config.yaml in it)")

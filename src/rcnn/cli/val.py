@@ -25,6 +25,7 @@ def val(
     model: arguments.Model,
     words: arguments.Words,
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images to score on.")] = "val",
+    imgsz: arguments.ImageSize = None,
     batch: arguments.BatchSize = 8,
     device: arguments.Device = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed for sampling boxes for the losses.")] = None,
@@ -35,7 +36,7 @@ def val(
 ) -> None:
     """Score a detector on labelled images.
 
-    Example: rcnn val runs/train/exp-1/weights/best.safetensors data/ --split test
+    Example: rcnn val runs/train/exp-1 data/ --split test
     """
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector, sharing
@@ -48,7 +49,8 @@ def val(
     from rcnn.training.proposals import shared_proposals
 
     with screen.stdout_for_json(json), sharing(device) as (team, shard):
-        path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault, "train.seed": seed})
+        options = {"data.on_fault": on_fault, "train.seed": seed, "imgsz": imgsz}
+        path, changes = arguments.one_path(words, "DATA", options, takes=("seed",))
         find_layout(path)  # what is missing is told before weights are loaded
         detector = load_detector(model, changes, str(team.device), device)
         detector.check_proposals(given=proposals is not None)

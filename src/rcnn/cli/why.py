@@ -33,7 +33,7 @@ def why(
 ) -> None:
     """Tell where each missed object was lost, what each false detection is, and what to do about the worst problem.
 
-    Example: rcnn why runs/train/exp-1/weights/best.safetensors data/
+    Example: rcnn why runs/train/exp-1 data/
     """
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector

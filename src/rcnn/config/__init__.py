@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from rcnn.config import yaml_tree
+from rcnn.config.elsewhere import IMAGE_SIZE, NEAR, SAME, scaled
 from rcnn.config.files import MB, read_text
 from rcnn.config.network import (
     RPN,
@@ -140,7 +141,9 @@ class Train(Section):
         "selective-search-quality.",
     )
     target_gradient: bool = Field(default=False, description="joint-full: also through the targets of the boxes.")
-    init: str = Field(default="imagenet", description="imagenet, blood-cells, none, or a file of weights.")
+    init: str = Field(
+        default="imagenet", description="imagenet, none, blood-cells, torchvision/NAME, or a file of weights."
+    )
     epochs: Count = Field(default=30, description="Passes over the training images, in each stage of the scheme.")
     batch: Count = Field(default=4, description="Images per step, over all processes.")
     accumulate: Count = Field(default=1, description="Batches whose gradients are added before a step.")
@@ -307,7 +310,9 @@ def explain(error: ValidationError) -> str:
 def _fault(entry: Any) -> str:
     where = shorten(".".join(str(part) for part in entry["loc"]))
     if entry["type"] == "extra_forbidden":
-        near = get_close_matches(where, [*keys(), *Settings.model_fields], n=1, cutoff=0.5)
+        name = where.rsplit(".", 1)[-1]
+        meant = [words[name] for words in (SAME, NEAR) if name in words]
+        near = meant or get_close_matches(where, [*keys(), *Settings.model_fields], n=1, cutoff=0.5)
         return f"unknown setting `{where}`" + (f"; did you mean `{near[0]}`?" if near else "")
     reason = entry["msg"].removeprefix("Value error, ")
     return f"`{where}`: {reason} (got {shorten(repr(entry['input']))})" if where else reason
@@ -365,10 +370,16 @@ def _number(value: Any) -> Any:
 
 
 def override(settings: Settings, changes: Sequence[str] | Mapping[str, Any]) -> Settings:
-    """Settings with `section.key=value` texts, or a tree, applied and validated again."""
-    trees = [changes] if isinstance(changes, Mapping) else [parse_override(text) for text in changes]
+    """Settings with `section.key=value` texts, or a tree, applied and validated again.
+
+    The text `imgsz=320` sets `preprocess.short`, and changes `preprocess.long` by the same factor.
+    """
     tree = dump(settings)
-    for change in trees:
+    for change in [changes] if isinstance(changes, Mapping) else changes:
+        if isinstance(change, str):
+            name, _, size = change.partition("=")
+            sides = settings.preprocess.short, settings.preprocess.long
+            change = {"preprocess": scaled(sides, size)} if name == IMAGE_SIZE else parse_override(change)
         tree = merge(tree, change)
     return validate(tree)
 

@@ -85,6 +85,16 @@ class Anchors(Section):
     border: NonNegative | None = Field(
         default=None, description="Anchors further outside the image are not trained, pixels. None: all are."
     )
+    fit: Literal["off", "auto"] = Field(
+        default="off",
+        description="auto: a training takes `sizes` and `ratios` fitted to its boxes where that raises recall at IoU "
+        "0.5 by 0.05 or more, unless it starts from a detector.",
+    )
+
+    @field_validator("fit", mode="before")
+    @classmethod
+    def _off_is_a_word(cls, value: object) -> object:
+        return "off" if value is False else value  # which YAML reads it as
 
 
 LossKind = Literal["smooth_l1", "l1", "iou", "giou", "diou", "ciou"]

@@ -67,11 +67,21 @@ def stage(folder: Path, stages: int) -> int:
     path = latest(folder)
     if path is None:
         return 0
+    number = progress(path).stage
     with reading(path, LARGEST):
-        number = _progress(load_weights(path)[1]).stage
         if number >= stages:
             raise ValueError(f"it is of stage {number + 1}, and the run has {stages}")
         return number
+
+
+def progress(path: Path) -> Progress:
+    """Where the run of a checkpoint stood.
+
+    Raises:
+        WeightsError: the file is damaged.
+    """
+    with reading(path, LARGEST):
+        return _progress(load_weights(path)[1])
 
 
 def restore(path: Path, engine: Engine) -> tuple[Progress, dict[str, int]]:

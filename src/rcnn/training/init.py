@@ -1,4 +1,4 @@
-"""Initial weights of a new run: ImageNet, a packaged detector, a file, or random."""
+"""Initial weights of a new run: ImageNet, a packaged detector, one of torchvision's, a file, or random."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -48,6 +48,8 @@ def initialise(settings: Settings, names: Sequence[str]) -> Start:
         return _from_nothing(settings, names, ())
     if init in PACKAGED:
         return _from_packaged(settings, names, init)
+    if init.startswith("torchvision/"):
+        return _from_torchvision(settings, names, init)
     model = build(settings, len(names))
     if init == "imagenet":
         try:
@@ -80,6 +82,15 @@ def _from_packaged(settings: Settings, names: Sequence[str], packaged: str) -> S
     notes = _from_detector(model, packaged_path(packaged), names, settings, packaged)
     changes = {"train": {"init": packaged}}
     return Start(model, override(settings, changes), notes, changes)
+
+
+def _from_torchvision(settings: Settings, names: Sequence[str], init: str) -> Start:
+    """The weights of a detector that torchvision publishes, as far as they fit this model."""
+    from rcnn.exchange import zoo  # imports torchvision's models, which takes as long as all else
+
+    theirs, model = zoo.load(init, "cpu"), build(settings, len(names))
+    architectures = Architecture(theirs.settings, theirs.names), Architecture(settings, names)
+    return Start(model, settings, adapt(model, theirs.model.state_dict(), *architectures, init))
 
 
 def _from_nothing(settings: Settings, names: Sequence[str], notes: tuple[str, ...]) -> Start:

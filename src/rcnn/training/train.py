@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from rich.console import Console
 
 from rcnn.config import Settings, dump, override, read
+from rcnn.config.elsewhere import IMAGE_SIZE, SAME
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import open_splits
 from rcnn.data.given import Given
@@ -23,9 +24,11 @@ from rcnn.evaluate import Metrics
 from rcnn.metrics.table import HEADINGS
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
+from rcnn.training.anchors import settle_anchors
 from rcnn.training.distributed import Team, team
 from rcnn.training.ema import EMA
 from rcnn.training.ending import explained
+from rcnn.training.fine_tune import fine_tuning_settings
 from rcnn.training.init import Start, initialise
 from rcnn.training.log import Log, duration, memory_gb
 from rcnn.training.loop import Engine, Progress
@@ -38,10 +41,14 @@ from rcnn.training.recorders.csv_table import CsvTable
 from rcnn.training.recorders.history import History
 from rcnn.training.recorders.json_lines import JsonLines
 from rcnn.training.recorders.report_page import ReportPage
+from rcnn.training.resume import change_epochs, run_settings
 from rcnn.training.run_folder import RunFolder, check_name
 from rcnn.training.schemes import check, stages_of
 from rcnn.training.session import Context, Session, known, run_epochs, validate
 from rcnn.training.stages import AP, RECALL, hold, proposal_files, stage_proposals, stage_start
+
+LOADING = {"on_fault", "workers", "holdout"}
+"""Options of `train` that are settings of the section `data`."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ def train(
     config: str | Path | None = None,
     *,
     model: str = "mobilenet-fpn",
+    start_from: str | Path | None = None,
     overrides: Sequence[str] = (),
     resume: str | Path | None = None,
     name: str | None = None,
@@ -101,13 +109,14 @@ def train(
         data: folder, COCO json, data.yaml or csv. None: `data.path` of `config`.
         config: a `config.yaml`, which repeats its run. None: the preset `model`.
         model: name of a preset, or timm/NAME.
+        start_from: detector to fine-tune instead, as `rcnn.load` takes it: its network, preprocessing and weights.
         overrides: `section.key=value` texts laid over the settings.
-        resume: run folder to resume, with its own settings; all else but `quiet`, `recorders` and `workers` is ignored.
+        resume: run folder to resume, with its own settings; only `epochs`, `workers`, `quiet` and `recorders` count.
         name: the run folder is `runs/name-N`. None: the name of the data.
         runs: folder of run folders.
         quiet: print nothing.
         recorders: receive the numbers of the run, after those that write the run folder. One that fails is dropped.
-        **options: settings of the section `train` by name (`epochs=30`), and `on_fault`, `workers`, `holdout`.
+        **options: settings of the section `train` by name (`epochs=30`), `imgsz`, `on_fault`, `workers`, `holdout`.
 
     Raises:
         SettingsError: a setting is wrong.
@@ -118,17 +127,15 @@ def train(
     """
     check_name(name)
     resumed = RunFolder(resume) if resume is not None else None
-    settings = _settings_of(resumed, options) if resumed else choose_settings(data, config, model, overrides, options)
+    chosen = (data, config, model, overrides, options, start_from)
+    settings = run_settings(resumed, options) if resumed else choose_settings(*chosen)
     with team(settings.train.device, settings.train.batch) as crew:
         console = Console() if crew.writer and not quiet else None
         train_set, val_set = _read_splits(settings, console)
         torch.manual_seed(settings.train.seed)
         folder, start = resumed, None
         if folder is None:
-            given = external_proposals(settings, (train_set, val_set), crew, console)
-            start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
-            settings = override(settings, start.changes)
-            folder = _new_folder(crew, Path(runs), name or _name_of(settings, train_set), given)
+            settings, start, folder = _set_up(settings, (train_set, val_set), crew, console, Path(runs), name)
         with explained(folder), closing(Log(folder.log if crew.writer else None, console)) as log:
             page = ReportPage(folder.path, val_set)
             told = Recorders((*_files(folder, log), page, *recorders) if crew.writer else (), log.say)
@@ -144,6 +151,23 @@ def train(
             return _finish(session, best, metrics)
 
 
+def _set_up(
+    settings: Settings,
+    splits: tuple[Dataset, Dataset],
+    crew: Team,
+    console: Console | None,
+    runs: Path,
+    name: str | None,
+) -> tuple[Settings, Start, RunFolder]:
+    """The settings of a new run, adapted to the data and the weights, its first model, and its folder."""
+    train_set, _ = splits
+    given = external_proposals(settings, splits, crew, console)
+    settings, notes = crew.gather(settle_anchors(settings, train_set))[0]
+    start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
+    settings, start = override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
+    return settings, start, _new_folder(crew, runs, name or _name_of(settings, train_set), given)
+
+
 def _files(folder: RunFolder, log: Log) -> tuple[Recorder, ...]:
     """The recorders of the console and of the files of rows."""
     return ConsoleTable(log), JsonLines(folder.metrics), CsvTable(folder.table), History(folder.history)
@@ -155,17 +179,22 @@ def choose_settings(
     model: str,
     overrides: Sequence[str],
     options: Mapping[str, object],
+    start_from: str | Path | None = None,
 ) -> Settings:
-    """The settings of a new run: a file's or a preset's, then `overrides`, then `options`.
+    """The settings of a new run: a file's, a preset's or a detector's, then `overrides`, then `options`.
 
     Raises:
         SettingsError: a setting is wrong, or nothing says what to train on.
     """
-    settings = override(read(Path(config)), overrides) if config else settings_of(model, overrides)
-    loading = {key: options[key] for key in ("on_fault", "workers", "holdout") if key in options}
-    training = {key: value for key, value in options.items() if key not in loading}
-    path = {"path": str(Path(data).resolve())} if data is not None else {}
-    settings = override(settings, {"train": training, "data": {**loading, **path}})
+    size = [f"{IMAGE_SIZE}={options[IMAGE_SIZE]}"] if IMAGE_SIZE in options else []
+    overrides = [*overrides, *size]
+    first = read(Path(config)) if config else fine_tuning_settings(start_from) if start_from else settings_of(model)
+    settings = override(first, overrides)
+    tree: dict[str, dict[str, object]] = {"data": {"path": str(Path(data).resolve())} if data is not None else {}}
+    for name in options.keys() - {IMAGE_SIZE}:
+        section, key = ("data", name) if name in LOADING else SAME.get(name, f"train.{name}").split(".")
+        tree.setdefault(section, {})[key] = options[name]
+    settings = override(settings, tree)
     check(settings)
     proposals = settings.train.proposals
     if proposals is not None and proposals not in SEARCHES:  # --resume and --config may be called from elsewhere
@@ -173,24 +202,6 @@ def choose_settings(
     if settings.data.path is None:
         raise SettingsError("nothing to train on: give a folder, a COCO json or a data.yaml")
     return settings
-
-
-def _settings_of(folder: RunFolder, options: Mapping[str, object]) -> Settings:
-    """The settings of a run that is resumed. Of the options, `workers` counts.
-
-    Raises:
-        SettingsError: it has no checkpoint; the message says what to do instead.
-    """
-    if folder.path.is_dir() and checkpoint.latest(folder.checkpoints) is None:
-        again = f"--config {folder.config}" if folder.config.exists() else "DATA"
-        raise SettingsError(
-            f"{folder.path} holds no checkpoint to go on from: its run ended before the first step. "
-            f"Start it anew: rcnn train {again}"
-        )
-    settings = read(folder.config)
-    if settings.data.path is None:
-        raise SettingsError(f"{folder.config}: `data.path` is missing, so nothing says what to train on; put it back")
-    return override(settings, {"data": {key: value for key, value in options.items() if key == "workers"}})
 
 
 def _read_splits(settings: Settings, console: Console | None) -> tuple[Dataset, Dataset]:
@@ -229,9 +240,11 @@ def _begin(run: Context, start: Start) -> Session:
         return session
     run.folder.describe(run.settings, train_set, val_set)
     classes = "1 class" if len(train_set.names) == 1 else f"{len(train_set.names)} classes"
+    preprocess = run.settings.preprocess
     run.log.say(
         f"{run.folder.path}: {run.settings.model.preset}, {classes}, "
-        f"{len(train_set)} images to train on, {len(val_set)} to validate, on {run.team.device}, "
+        f"{len(train_set)} images to train on, {len(val_set)} to validate, "
+        f"resized to {preprocess.short} pixels (the longer side at most {preprocess.long}), on {run.team.device}, "
         f"loaded by {session.loader.workers}"
     )
     for note in dict.fromkeys((*train_set.notes, *val_set.notes, *start.notes)):
@@ -257,6 +270,8 @@ def _go_on(run: Context) -> Session:
     if run.team.writer:
         run.folder.cut_logs(lengths)
         run.log.say(f"going on with {run.folder.path} after step {session.progress.step}")
+        if changed := change_epochs(run.folder, run.settings, session.progress, session.engine.total):
+            run.log.say(changed)
         _announce(session)
     run.team.gather(None)  # the writer has cut the rows before anyone reads them
     run.rows.extend(run.folder.rows())
@@ -369,5 +384,5 @@ def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
         command, ending = "predict" if best.model.detects else "propose", ""
         if session.given:
             ending = " --proposals FILE|selective-search"
-        log.say(f"next: rcnn {command} {run.best} IMAGE...{ending}")
+        log.say(f"next: rcnn {command} {folder.path} IMAGE...{ending}")
     return run

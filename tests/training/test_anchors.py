@@ -1,0 +1,84 @@
+"""Whether anchors meet the objects is said when a run starts, and `anchors.fit=auto` fits them where that helps."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from rcnn.config import Settings, override
+from rcnn.data.dataset import Dataset, Record
+from rcnn.presets import settings_of
+from rcnn.training import train as train_file
+from rcnn.training.anchors import settle_anchors
+from rcnn.training.distributed import Team
+
+AUTO = {"anchors": {"fit": "auto"}}
+
+
+def dataset(width: float, height: float, count: int = 60, images: int = 10) -> Dataset:
+    """Images of 448 x 448, which keep their size, with objects of one size."""
+    rng = np.random.default_rng(0)
+    records = []
+    for index in range(images):
+        low = rng.uniform(0, 448 - max(width, height), (count // images, 2))
+        boxes = np.concatenate((low, low + (width, height)), axis=1)
+        labels, ignore = np.zeros(len(boxes), np.int64), np.zeros(len(boxes), bool)
+        records.append(Record(Path(f"{index}.png"), f"{index}.png", f"{index}", (448, 448), boxes, labels, ignore))
+    return Dataset(Path("here"), "coco", "train", ("thing",), (1,), tuple(records))
+
+
+def settings(**train: object) -> Settings:
+    return settings_of("mobilenet-fpn", {"train": {"init": "none", **train}})
+
+
+def test_objects_that_fitted_anchors_would_meet_are_said_with_the_line_to_paste() -> None:
+    same, (note,) = settle_anchors(settings(), dataset(18, 18))
+    assert same == settings()
+    assert note.startswith("100% of the objects have no anchor of IoU 0.5 or more. Fitted anchors would raise")
+    words = note.rsplit(": ", 1)[1].split()
+    fitted, (told,) = settle_anchors(override(settings(), AUTO), dataset(18, 18))
+    assert override(settings(), words) == fitted
+    assert fitted.anchors.fit == "off"
+    assert "raise recall at IoU 0.5 from 0.00 to 0.98" in told
+
+
+def test_objects_that_no_anchors_would_meet_are_said_by_their_size() -> None:
+    _, (note,) = settle_anchors(settings(), dataset(2, 2))
+    assert "and fitted anchors would change little. Of these 60, 60 have a side of < 16 pixels" in note
+    kept, (told,) = settle_anchors(override(settings(), AUTO), dataset(2, 2))
+    assert kept == settings()
+    assert "the anchors stay: recall at IoU 0.5 is 0.00, and fitted ones would hardly raise it" in told
+
+
+@pytest.mark.parametrize("data", [dataset(32, 32), dataset(18, 18, count=5, images=5), dataset(9, 9, 0)])
+def test_where_the_anchors_are_good_or_objects_are_few_nothing_is_said(data: Dataset) -> None:
+    assert settle_anchors(settings(), data) == (settings(), ())
+
+
+def test_five_objects_are_too_few_to_fit_to() -> None:
+    kept, notes = settle_anchors(override(settings(), AUTO), dataset(18, 18, count=5, images=5))
+    assert (kept, notes) == (
+        settings(),
+        ("anchors.fit=auto: 5 objects are too few to fit anchors to (fewer than 50)",),
+    )
+
+
+def test_the_anchors_of_a_detector_stay() -> None:
+    start = settings(init="blood-cells")
+    assert settle_anchors(start, dataset(18, 18)) == (start, ())
+    kept, notes = settle_anchors(override(start, AUTO), dataset(18, 18))
+    assert (kept, notes) == (start, ("anchors.fit=auto: the run starts from a detector, whose anchors stay",))
+
+
+def test_fitted_anchors_are_those_of_the_model_and_no_random_number_is_drawn_for_them(tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    settle_anchors(override(settings(), AUTO), dataset(18, 18))
+    assert torch.equal(torch.get_rng_state(), before)
+    small = override(settings(), {**AUTO, "model": {"channels": 8}, "roi": {"hidden": 8}})
+    data = dataset(18, 18)
+    fitted, start, _ = train_file._set_up(small, (data, data), Team(torch.device("cpu")), None, tmp_path, "a")
+    assert start.model.rpn.anchors == fitted.anchors
+    assert fitted.anchors.sizes != small.anchors.sizes
+    assert start.notes[0].startswith("anchors.fit=auto: anchors fitted to 60 objects raise recall")

@@ -1,0 +1,77 @@
+"""A run that starts from a detector has its network, preprocessing and weights, and the classes of the data."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
+
+from rcnn.config import override
+from rcnn.detector import Detector
+from rcnn.errors import WeightsError
+from rcnn.exchange import zoo
+from rcnn.presets import build, settings_of
+from rcnn.training.fine_tune import NETWORK, fine_tuning_settings
+from rcnn.training.init import initialise
+from rcnn.training.train import choose_settings
+
+SMALL = {"model": {"channels": 8, "norm": "train", "frozen_stages": 0}, "roi": {"hidden": 16}, "train": {"lr": 0.5}}
+SIZE = {"preprocess": {"short": 96, "long": 160}, "augment": {"flip": 0.0}}
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run folder with a detector of cats and dogs."""
+    settings = override(settings_of("mobilenet-fpn", SMALL), SIZE)
+    (tmp_path / "run/weights").mkdir(parents=True)
+    detector = Detector(build(settings, 2), settings, ("cat", "dog"), device="cpu")
+    detector.save(tmp_path / "run/weights/best.safetensors")
+    return tmp_path / "run"
+
+
+def test_the_network_is_the_detectors_and_the_rest_is_chosen_for_fine_tuning(run: Path) -> None:
+    settings, theirs = fine_tuning_settings(run), Detector.load(run / "weights/best.safetensors").settings
+    recipe = {"model": {"norm": "frozen", "frozen_stages": 2}}
+    for section in NETWORK:
+        assert getattr(settings, section) == getattr(override(theirs, recipe), section)
+    assert (settings.train.epochs, settings.train.lr, settings.augment.flip) == (15, 1e-3, 0.5)
+    assert settings.train.init == str(run / "weights/best.safetensors")
+    changed = choose_settings("data", None, "mobilenet-fpn", ["train.lr=0.01"], {"epochs": 3}, run)
+    assert (changed.train.lr, changed.train.epochs, changed.preprocess.short) == (0.01, 3, 96)
+
+
+def test_weights_are_kept_and_classes_are_those_of_the_data(run: Path) -> None:
+    start = initialise(fine_tuning_settings(run), ("dog", "bird", "fish"))
+    theirs = Detector.load(run / "weights/best.safetensors").model.state_dict()
+    ours = start.model.state_dict()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs if name.startswith(("backbone", "rpn")))
+    assert start.model.classes == 3
+    assert any("dog" in note for note in start.notes)
+
+
+def test_images_of_other_channels_adapt_the_first_convolution(run: Path) -> None:
+    grey = ["preprocess.in_channels=1", "preprocess.mean=[0.5]", "preprocess.std=[0.2]"]
+    start = initialise(override(fine_tuning_settings(run), grey), ("cat", "dog"))
+    assert start.model.settings.preprocess.in_channels == 1
+    first = next(tensor for tensor in start.model.state_dict().values() if tensor.ndim == 4)
+    assert first.shape[1] == 1
+
+
+def test_torchvisions_detectors_are_taken_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
+    torch.save(model.state_dict(), tmp_path / "theirs.pth")
+    monkeypatch.setattr(zoo, "fetch", lambda _: tmp_path / "theirs.pth")
+    name = "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn"
+    settings = fine_tuning_settings(name)
+    assert (settings.train.init, settings.preprocess.short, settings.preprocess.long) == (name, 320, 640)
+    start = initialise(settings, ("screw",))
+    theirs, ours = zoo.load(name, "cpu").model.state_dict(), start.model.state_dict()
+    same = [key for key in ours if key.startswith(("backbone", "rpn")) and not key.endswith("num_batches_tracked")]
+    assert same
+    assert all(torch.equal(ours[key], theirs[key]) for key in same)
+
+
+def test_a_backbone_is_no_detector(tmp_path: Path) -> None:
+    torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "backbone.pth")
+    with pytest.raises(WeightsError, match=r"backbone\.pth"):
+        fine_tuning_settings(tmp_path / "backbone.pth")
