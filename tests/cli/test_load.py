@@ -25,11 +25,11 @@ import rcnn.cli.stream as stream
 from rcnn.cli.app import main
 
 tell, memory = stream.tell, {}
-def told(name, counts, count, begun):
+def told(name, counts, count, images, begun):
     if count in (100, 700):
         status = Path("/proc/self/status").read_text()
         memory[count] = int(status.split("VmRSS:")[1].split()[0])
-    tell(name, counts, count, begun)
+    tell(name, counts, count, images, begun)
 stream.tell = told
 try:
     main(sys.argv[1:])
