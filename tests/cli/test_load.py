@@ -55,7 +55,7 @@ def test_memory_does_not_grow_with_the_number_of_images(weights: Path, tmp_path:
     assert done.returncode == 0, done.stderr
     early, late = map(int, done.stdout.splitlines()[-1].split())
     assert late <= early + 600 * 3
-    assert len(list((tmp_path / "out").rglob("*.png"))) == 700
+    assert len(list((tmp_path / "out/drawn").rglob("*.png"))) == 700
 
 
 def test_twenty_threads_on_one_detector_get_what_one_gets(weights: Path) -> None:
