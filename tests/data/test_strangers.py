@@ -38,6 +38,18 @@ def test_voc_is_known_by_what_is_in_the_files(tmp_path: Path, annotations: str, 
         assert [record.name for record in data.records] == [f"{images}/{number}.jpg" for number in range(4)]
 
 
+@pytest.mark.parametrize("annotations", ["annotations", "Annotations", "xml"])
+def test_splits_may_be_folders_of_annotations_and_of_images(tmp_path: Path, annotations: str) -> None:
+    root = tmp_path / "set"
+    for split, count in (("train", 3), ("valid", 1)):
+        voc(root, f"{annotations}/{split}", f"images/{split}", count)
+    for path in (root, root / annotations):
+        train, val = open_splits(path, Data())
+        assert (train.format, train.root, train.faults, val.faults) == ("voc", root, (), ())
+        assert [record.name for record in train.records] == [f"images/train/{number}.jpg" for number in range(3)]
+        assert [record.name for record in val.records] == ["images/valid/0.jpg"]
+
+
 def test_lists_name_the_files_of_a_folder_of_any_name(tmp_path: Path) -> None:
     root = voc(tmp_path / "set", "annots", "images")
     (root / "ImageSets/Main").mkdir(parents=True)

@@ -21,7 +21,8 @@ _HEAD, _LOOKED_AT = 4096, 20
 def find(path: Path) -> Layout | None:
     """Return the VOC data set at a folder: VOCdevkit, VOC2007, its annotations, split folders, or xml next to images.
 
-    A folder of annotations is `Annotations`, or any beside images that holds xml files with `<annotation>`.
+    A folder of annotations is `Annotations`, or any beside images that holds xml files with `<annotation>`. The splits
+    may be folders in it: `annotations/train` with `images/train`.
 
     Raises:
         DataError: the folder holds several data sets.
@@ -30,8 +31,10 @@ def find(path: Path) -> Layout | None:
         return None
     if _has_xml(path) and not _has_images(path) and sibling_images(path) is not None:
         return _layout(path.parent, path)
-    splits = {split: _split_folder(path, names) for split, names in SPLIT_FOLDERS.items()}
+    splits = {split: _split_folder(path, names) or _below(path, names) for split, names in SPLIT_FOLDERS.items()}
     lists = {split: (folder,) for split, folder in splits.items() if folder is not None}
+    if any(folder.parent == path and _images_above(folder) for (folder,) in lists.values()):
+        path = path.parent  # the folder of annotations was given
     annotations = _annotation_folder(path)
     if annotations is None and not lists:
         inner = [(child, found) for child in _folders(path) if (found := _annotation_folder(child)) is not None]
@@ -42,7 +45,8 @@ def find(path: Path) -> Layout | None:
     if annotations is not None:
         return _layout(path, annotations)
     if lists:
-        return Layout("voc", path, lists, evidence=f"{'/, '.join(lists)}/ with *.xml")
+        named = "/, ".join(str(folder.relative_to(path)) for (folder,) in lists.values())
+        return Layout("voc", path, lists, evidence=f"{named}/ with *.xml")
     return Layout("voc", path, {"all": (path,)}, evidence="*.xml") if _has_xml(path) else None
 
 
@@ -115,12 +119,24 @@ def _looks_like_annotation(xml: Path) -> bool:
 def sibling_images(annotations: Path) -> Path | None:
     """Return the folder beside that of the annotations that holds their images: a usual one, or one of their names."""
     usual = (annotations.parent / name for name in _IMAGE_FOLDERS)
-    if known := next(filter(_has_images, usual), None):
+    if known := next(filter(_has_images, usual), None) or _images_above(annotations):
         return known
     stems = (os.path.splitext(name)[0] for name in Folder(annotations).names if name.lower().endswith(".xml"))
     wanted = list(islice(stems, _LOOKED_AT))
     siblings = (Folder(path) for path in _folders(annotations.parent) if path != annotations)
     return next((folder.path for folder in siblings if any(map(folder.images, wanted))), None)
+
+
+def _images_above(annotations: Path) -> Path | None:
+    """Return `images/train` for `annotations/train`, which may also be called otherwise, if it holds images."""
+    above = (annotations.parent.parent / name / annotations.name for name in _IMAGE_FOLDERS if name != ".")
+    return next(filter(_has_images, above), None)
+
+
+def _below(root: Path, names: Sequence[str]) -> Path | None:
+    """Return a split's folder of xml files in a folder of annotations, `annotations/train`, if images lie alike."""
+    folders = (folder / name for folder in _folders(root) for name in names)
+    return next((folder for folder in folders if _has_xml(folder) and _images_above(folder)), None)
 
 
 def _split_folder(root: Path, names: Sequence[str]) -> Path | None:
