@@ -93,7 +93,14 @@ def wrong_requests() -> Iterator[tuple[int, str, str, dict[str, str]]]:
         yield 404, "GET", path, {}
     for name in ("look.py", "../server.py", "..%2fserver.py", "%2e%2e/guard.py", "%2fetc/passwd", "....//guard.py"):
         yield 404, "GET", f"/static/{name}", {}
-    for path in ("/etc/passwd", "/api/pictures/..%2f..%2fetc%2fpasswd/image", "/pictures/a.jpg", "/api/pictures/0.png"):
+    for path in (
+        "/a%0a%1b[31m",
+        "/%00",
+        "/etc/passwd",
+        "/api/pictures/..%2f..%2fetc%2fpasswd/image",
+        "/pictures/a.jpg",
+        "/api/pictures/0.png",
+    ):
         yield 404, "GET", path, {}
     for query in ("score=x", "score=2", "score=nan", "score=-1"):
         yield 400, "GET", f"/api/pictures?{query}", {}
@@ -118,6 +125,7 @@ def test_a_hundred_wrong_requests_get_4xx_and_a_line_each(site: Site) -> None:
         assert (answer.status_code, len(site.log)) == (status, 1), (method, path[:80], headers, answer.text[:200])
         assert site.log[0].startswith(f"{status} {method} /")
         assert len(site.log[0]) < 250
+        assert site.log[0].isprintable()
 
 
 @pytest.mark.parametrize("place", [0, 2])

@@ -72,6 +72,7 @@ class Api:
             return JSONResponse({"ready": False, "failed": ""})
         detector, finder = album.detector, album.finder
         lists = dict.fromkeys(picture.list for picture in list(album.pictures))
+        labelled = bool(album.pictures) and album.pictures[0].truth is not None
         roi = album.settings.roi
         return JSONResponse(
             {
@@ -83,7 +84,7 @@ class Api:
                 "names": album.names,
                 "lists": list(lists),
                 "sizes": list(SIZES),
-                "mistakes": MISTAKES if finder and any(picture.truth for picture in album.pictures[:1]) else {},
+                "mistakes": MISTAKES if finder and labelled else {},
                 "detects": finder is not None,
                 "threshold": detector.threshold if detector else 0.5,
                 "least": roi.score,

@@ -97,12 +97,13 @@ class Finder:
         detector = self.detector
         return isinstance(detector.engine, Eager) and detector.two_stage and len(detector.settings.predict.scales) == 1
 
-    def find(self, path: Path, nms: float | None = None) -> Result:
+    def find(self, path: Path, nms: float | None = None, *, keep: bool = True) -> Result:
         """The detections of a picture with every score above `roi.score`, in pixels of the file.
 
         Args:
             path: of the picture.
             nms: instead of `roi.nms`, where that is `adjustable`. None: as the settings say.
+            keep: keep its boxes before NMS, for the next time.
 
         Raises:
             ImageError: it can't be read.
@@ -117,8 +118,9 @@ class Finder:
                 return self.detector.predict(array, score=0.0)[0]
         with self._lock:
             kept = self._recent.get(path) or self._run(path)
-            self._recent[path] = kept
-            self._recent.move_to_end(path)
+            if keep:
+                self._recent[path] = kept
+                self._recent.move_to_end(path)
             if len(self._recent) > RECENT:
                 self._recent.popitem(last=False)
         settings = self.detector.settings.roi

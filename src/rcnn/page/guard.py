@@ -9,7 +9,7 @@ POST only if it comes from a page of this server.
 import hmac
 import secrets
 from collections.abc import Callable
-from urllib.parse import parse_qsl
+from urllib.parse import parse_qsl, quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
@@ -66,7 +66,7 @@ class Guard:
                     headers[name] = value
                 headers.setdefault("Cache-Control", "no-store")
                 if 400 <= message["status"] < 500:
-                    self.log(f"{message['status']} {scope['method'][:20]} {scope['path'][:200]}")
+                    self.log(f"{message['status']} {scope['method'][:20]} {quote(scope['path'])[:200]}")
             await send(message)
 
         response = self._refusal(scope)

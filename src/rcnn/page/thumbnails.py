@@ -21,6 +21,9 @@ SIDE = 320
 LARGEST = 1000 * MB
 """Bytes of the cache folder."""
 
+DECODING = threading.BoundedSemaphore(2)
+"""So many pictures are in memory in their full size at a time."""
+
 LARGE = 4096
 """Longest side of a picture that is looked at alone, px."""
 
@@ -105,8 +108,9 @@ def encoded(path: Path, settings: Settings, side: int, kind: str, quality: int) 
         ImageError: it can't be read.
     """
     data = settings.data
-    image = as_rgb(read_image(path, white=data.white, max_pixels=data.max_pixels, in_channels=None))
-    image.thumbnail((side, side))
+    with DECODING:
+        image = as_rgb(read_image(path, white=data.white, max_pixels=data.max_pixels, in_channels=None))
+        image.thumbnail((side, side))
     file = io.BytesIO()
     image.save(file, kind, quality=quality)
     return file.getvalue()

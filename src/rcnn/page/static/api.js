@@ -16,7 +16,8 @@ export async function ask(path, query = {}, options = {}) {
   gone.hidden = true;
   const answer = response.headers.get("content-type")?.startsWith("application/json") ? await response.json() : null;
   if (!response.ok) {
-    tell(answer?.error ?? "This browser is not let in; open the address that rcnn look printed last.");
+    const shut = "This browser is not let in; open the address that rcnn look printed last.";
+    tell(answer?.error ?? (response.status === 403 ? shut : `The server failed with this (${response.status}); see its terminal.`));
     throw new Error(`${response.status} ${path}`);
   }
   return answer;

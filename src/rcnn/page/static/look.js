@@ -58,7 +58,6 @@ async function choose() {
   const all = places.length === pictures ? "" : ` of ${pictures.toLocaleString("en")}`;
   const predicted = state.detects && done < pictures ? `; ${done.toLocaleString("en")} predicted so far` : "";
   get("count").textContent = `${places.length.toLocaleString("en")}${all} pictures${predicted}`;
-  return done < pictures;
 }
 
 function filters() {
@@ -157,8 +156,10 @@ function listen() {
 /** Follow the prediction of the other pictures, and whether the server is there. */
 async function follow() {
   try {
-    if (Number.isNaN(place())) await choose();
-    else await ask("/api/state");
+    const { done, pictures } = await ask("/api/state");
+    const news = done !== state.done || pictures !== state.pictures;
+    Object.assign(state, { done, pictures });
+    if (news && Number.isNaN(place())) await choose();
   } catch {
     // it has been told on the page
   }
