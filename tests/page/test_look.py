@@ -294,3 +294,16 @@ def test_the_cache_stays_under_its_size(tmp_path: Path) -> None:
         thumbnails.get(tmp_path / "nowhere.png", Settings())
     (tmp_path / "file").touch()
     assert Thumbnails(tmp_path / "file").get(tmp_path / "0.png", Settings())  # no folder, no cache
+
+
+def test_prediction_ends_when_it_is_told_to(looked: Looked) -> None:
+    assert looked.album.data is not None
+    album = Album(lambda: looked.detector, looked.album.data)
+    album.start()
+    while not album.found:
+        pass
+    album.stop()
+    done = len(album.found)
+    assert done < len(album.pictures)
+    assert album.find(len(album.pictures) - 1) is not None
+    assert len(album.found) == done + 1

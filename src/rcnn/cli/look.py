@@ -4,6 +4,7 @@ import os
 import socket
 import webbrowser
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -54,10 +55,10 @@ def look(
         guard = server.application(album, name, Thumbnails(cache_folder()), Path(folder), screen.say)
         album.start()
         _invite(guard.address, host, place.getsockname()[1], browser)
-        try:
+        with suppress(KeyboardInterrupt):
             server.serve(guard, place)
-        except KeyboardInterrupt:
-            screen.say("stopped")
+        album.stop()
+        screen.say("stopped")
 
 
 def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detector] | None, Path | None]":

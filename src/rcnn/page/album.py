@@ -110,10 +110,18 @@ class Album:
         self._objects: tuple[int, Rows] | None = None
         self._detections: tuple[int, Rows] | None = None
         self._lock = threading.Lock()
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._work, daemon=True)
 
     def start(self) -> None:
         """Open everything in a thread of its own, then predict."""
-        threading.Thread(target=self._work, daemon=True).start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the prediction, since the process can't end well while the network runs in a thread."""
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join(10)
 
     def _work(self) -> None:
         try:
@@ -123,9 +131,11 @@ class Album:
             return
         for place in range(min(len(self.pictures), MOST_FOUND) if self.finder else 0):
             self.find(place)
-            time.sleep(0.005)  # for those who wait for the detector
-            while time.monotonic() - self.asked < PAUSE:
-                time.sleep(0.05)
+            self._ending.wait(0.005)  # for those who wait for the detector
+            while time.monotonic() - self.asked < PAUSE and not self._ending.is_set():
+                self._ending.wait(0.05)
+            if self._ending.is_set():
+                return
 
     def open(self) -> None:
         """Load the detector and read the data.
