@@ -1,5 +1,6 @@
 """Folders of results of plain names and of hostile ones, and a browser to look at their pages."""
 
+import io
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rcnn.config import to_yaml
@@ -19,6 +21,7 @@ from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.proposals import proposal_recall
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
+from rcnn.page.album import Album
 from rcnn.page.report import keep_scores, write_report
 from rcnn.page.scores import Scored
 from rcnn.presets import build, settings_of
@@ -30,6 +33,7 @@ HOSTILE = (
     "\"'><svg onload=alert(3)>{{7*7}}&amp;",
 )
 THRESHOLD = 0.35
+HOST = "127.0.0.1:8765"
 SIZE = (90, 120)
 
 
@@ -142,3 +146,51 @@ def browser() -> Iterator[Any]:
         chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield chromium
         chromium.close()
+
+
+def png(seed: int = 0, size: tuple[int, int] = SIZE) -> bytes:
+    """A picture of random blocks."""
+    blocks = np.random.default_rng(seed).integers(0, 255, (size[0] // 10, size[1] // 10, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(blocks.repeat(10, axis=0).repeat(10, axis=1)).save(file, "PNG")
+    return file.getvalue()
+
+
+class Looked(NamedTuple):
+    """What `rcnn look` shows: an album, opened and predicted, and its detector."""
+
+    album: Album
+    detector: Detector
+
+
+@pytest.fixture(scope="session")
+def looked(tmp_path_factory: pytest.TempPathFactory) -> Looked:
+    """A COCO data set of hostile names; some of its objects are where a detector of random weights sees them."""
+    folder = tmp_path_factory.mktemp("looked") / "a<b>'"
+    changes = {"preprocess": {"short": 96, "long": 128}, "roi": {"detections": 12}}
+    settings = settings_of("tiny-fpn", changes)
+    torch.manual_seed(0)
+    detector = Detector(build(settings, len(HOSTILE)), settings, HOSTILE, threshold=0.25, device="cpu")
+    rng = np.random.default_rng(0)
+    categories = [{"id": number, "name": name} for number, name in enumerate(HOSTILE, 1)]
+    (folder / "annotations").mkdir(parents=True)
+    for split, numbers in (("train", range(9)), ("val", range(9, 12))):
+        (folder / split).mkdir()
+        images, annotations = [], []
+        for number in numbers:
+            file = folder / split / f"<i>{number}.png"
+            file.write_bytes(png(number))
+            images.append({"id": number, "file_name": file.name, "height": SIZE[0], "width": SIZE[1]})
+            result = detector.predict(str(file), score=0)[0] if number % 4 else []
+            for at in range(0, len(result), 4):
+                left, top, right, bottom = result.boxes[at].tolist()
+                entry = {"id": len(annotations) + 1, "image_id": number, "iscrowd": 0, "area": 1}
+                label = int(result.labels[at]) if rng.random() < 0.8 else int(rng.integers(3))
+                annotations.append({**entry, "category_id": label + 1, "bbox": [left, top, right - left, bottom - top]})
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"annotations/instances_{split}.json").write_text(json.dumps(document))
+    album = Album(lambda: detector, folder)
+    album.open()
+    for place in range(len(album.pictures)):
+        album.find(place)
+    return Looked(album, detector)

@@ -24,6 +24,7 @@ from rcnn.cli import (
     export,
     import_weights,
     inspect,
+    look,
     paper,
     predict,
     propose,
@@ -50,7 +51,7 @@ for command in (train.train, val.val, predict.predict, propose.propose, anchors.
     app.command()(command)
 app.command()(inspect.inspect)
 app.command("import")(import_weights.import_weights)
-for command in (export.export, benchmark.benchmark, why.why, report.report, paper.paper, demo.demo):
+for command in (export.export, benchmark.benchmark, why.why, report.report, look.look, paper.paper, demo.demo):
     app.command()(command)
 app.add_typer(data.app, name="data")
 

@@ -1,0 +1,148 @@
+"""Detections of single pictures, also at another threshold of NMS, which asks nothing more of the network."""
+
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rcnn.detector import Detector
+from rcnn.engine.eager import Eager
+from rcnn.errors import SettingsError
+from rcnn.insight.funnel.why import find_alarms
+from rcnn.metrics.overlap import match
+from rcnn.metrics.types import Prediction, Truth
+from rcnn.model.fast_rcnn import class_probabilities, final_boxes
+from rcnn.model.structures import Batch
+from rcnn.page.scores import IOU
+from rcnn.preprocess.stream import read_picture
+from rcnn.result import Result
+
+RECENT = 8
+"""Pictures whose boxes before NMS are kept."""
+
+
+class Candidates(NamedTuple):
+    """The boxes of one picture before NMS: the arguments of `final_boxes`, and the batch without pixels."""
+
+    batch: Batch
+    boxes: Tensor
+    probability: Tensor
+    valid: Tensor
+    finite: Tensor
+
+
+class Found(NamedTuple):
+    """The detections of one picture, judged for every score: a lower-scored one never changes the match of a better.
+
+    Attributes:
+        prediction: (P,) best first.
+        matched: (P,) the object that each takes, or -1.
+        ignored: (P,) bool: on an ignored object, counted neither as right nor as wrong.
+        kinds: (P,) the kind of a wrong one, of `ALARMS`; else empty.
+    """
+
+    prediction: Prediction
+    matched: np.ndarray
+    ignored: np.ndarray
+    kinds: tuple[str, ...]
+
+    def scores_of(self, objects: int) -> np.ndarray:
+        """(G,) float64, the score of the detection that takes each object; -1 where none does."""
+        scores = np.full(objects, -1.0)
+        hits = self.matched >= 0
+        scores[self.matched[hits]] = self.prediction.scores[hits]
+        return scores
+
+
+def judged(prediction: Prediction, truth: Truth | None) -> Found:
+    """What each detection is: by the matches of the metric, and the kinds of false alarms of `why`.
+
+    A probably missing label counts as background here: it takes the scores of a whole data set to tell.
+    """
+    number = len(prediction.scores)
+    if truth is None:
+        return Found(prediction, np.full(number, -1), np.zeros(number, bool), ("",) * number)
+    matched, ignored = match(truth, prediction, IOU)
+    kinds = [""] * number
+    for alarm in find_alarms([truth], [prediction], IOU, 0.0):
+        kinds[alarm.detection] = "background" if alarm.kind == "missing_label" else alarm.kind
+    return Found(prediction, matched, ignored, tuple(kinds))
+
+
+class Finder:
+    """A detector that several threads ask for the detections of files, one at a time.
+
+    Args:
+        detector: that detects.
+
+    Raises:
+        SettingsError: it does not detect, or needs proposals from elsewhere.
+    """
+
+    def __init__(self, detector: Detector) -> None:
+        detector.check_proposals(given=False)
+        if not detector.detects:
+            raise SettingsError("this model has no second stage (`roi.head=none`): it only proposes boxes")
+        self.detector = detector
+        self._lock = threading.Lock()
+        self._recent: OrderedDict[Path, Candidates] = OrderedDict()
+
+    @property
+    def adjustable(self) -> bool:
+        """Can its NMS be changed afterwards? It takes a second stage in this process, and a single scale."""
+        detector = self.detector
+        return isinstance(detector.engine, Eager) and detector.two_stage and len(detector.settings.predict.scales) == 1
+
+    def find(self, path: Path, nms: float | None = None, *, keep: bool = True) -> Result:
+        """The detections of a picture with every score above `roi.score`, in pixels of the file.
+
+        Args:
+            path: of the picture.
+            nms: instead of `roi.nms`, where that is `adjustable`. None: as the settings say.
+            keep: keep its boxes before NMS, for the next time.
+
+        Raises:
+            ImageError: it can't be read.
+            SettingsError: NMS can't be changed.
+            NonFiniteError: the network's output is not finite.
+        """
+        if not self.adjustable:
+            if nms is not None:
+                raise SettingsError("the NMS of this model can't be changed afterwards")
+            array = read_picture(path, self.detector.settings)
+            with self._lock:
+                return self.detector.predict(array, score=0.0)[0]
+        with self._lock:
+            kept = self._recent.get(path) or self._run(path)
+            if keep:
+                self._recent[path] = kept
+                self._recent.move_to_end(path)
+            if len(self._recent) > RECENT:
+                self._recent.popitem(last=False)
+        settings = self.detector.settings.roi
+        settings = settings if nms is None else settings.model_copy(update={"nms": nms})
+        detections = final_boxes(kept.boxes, kept.probability, kept.valid, kept.finite, settings)
+        return self.detector.results(kept.batch, detections)[0]
+
+    @torch.inference_mode()
+    def _run(self, path: Path) -> Candidates:
+        """Run the network as far as its boxes before NMS."""
+        detector = self.detector
+        door = detector.preprocessor.at_scale(detector.settings.predict.scales[0])
+        array = read_picture(path, detector.settings)
+        batch = door.collate([door.resize(array)], [(array.shape[0], array.shape[1])])
+        run = detector.network.run(batch, wanted=("proposals", "rois", "detections"))
+        second = detector.runner.fast_rcnn
+        assert second is not None
+        assert run.proposals is not None
+        assert run.rois is not None
+        assert run.detections is not None
+        with detector.network.autocast:
+            boxes = second.refine(run.rois, run.proposals, batch.sizes.to(detector.device))
+            probability = class_probabilities(run.rois.logits)
+        bare = batch._replace(images=batch.images[..., :0, :0])
+        return Candidates(bare, boxes, probability, run.proposals.valid, run.detections.finite)

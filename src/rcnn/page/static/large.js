@@ -1,0 +1,148 @@
+// One picture large: truth and detections as layers, sliders for score and NMS, zoom.
+
+import { ask, drawn, element, slider } from "./api.js";
+import { Stage } from "./stage.js";
+
+const LAYERS = { right: "right", wrong: "wrong", lost: "lost", truth: "truth", plain: "detections" };
+const KINDS = { duplicate: "found twice", bad_box: "badly placed", wrong_class: "another class", background: "nothing there" };
+const get = (id) => document.getElementById(id);
+
+export class Large {
+  /** @param state of the server  @param moved called with the score that was chosen */
+  constructor(state, moved) {
+    this.state = state;
+    this.hidden = new Set(["truth"]);
+    this.score = state.threshold;
+    this.nms = state.nms;
+    this.stage = new Stage(get("stage"));
+    this.moved = moved;
+    for (const [id, factor] of [["closer", 0.7], ["farther", 1 / 0.7]]) {
+      get(id).addEventListener("click", () => this.stage.zoom(factor));
+    }
+    get("fit").addEventListener("click", () => this.stage.fit());
+    this.sliders();
+  }
+
+  sliders() {
+    const { state } = this, made = [];
+    if (state.detects) {
+      made.push(slider("score from", state.least, 1, 0.001, Math.max(state.least, this.score), (value) => {
+        this.score = value;
+        this.draw();
+        this.moved(value);
+      }));
+    }
+    if (state.nms !== null) made.push(slider("IoU of NMS", 0, 1, 0.01, this.nms, (value) => this.suppress(value)));
+    get("sliders").replaceChildren(...made);
+  }
+
+  /** Open a picture. */
+  async show(place, score) {
+    this.score = score;
+    this.sliders();
+    this.place = place;
+    const picture = await ask(`/api/pictures/${place}`, { nms: this.nms });
+    if (this.place !== place) return; // another one was opened meanwhile
+    this.picture = picture;
+    get("name").textContent = picture.name;
+    get("fault").textContent = picture.fault;
+    get("fault").hidden = !picture.fault;
+    document.title = `${picture.name}: rcnn look`;
+    this.stage.picture(`/api/pictures/${place}/image?run=${this.state.run}`, picture.width ?? 320, picture.height ?? 240, picture.name);
+    this.draw();
+  }
+
+  /** Ask for the detections at another threshold of NMS; of several questions the last answer counts. */
+  async suppress(nms) {
+    this.nms = nms;
+    this.asking?.abort();
+    this.asking = new AbortController();
+    const { place } = this;
+    try {
+      const picture = await ask(`/api/pictures/${place}`, { nms }, { signal: this.asking.signal });
+      if (this.place !== place || this.nms !== nms) return;
+      this.picture = picture;
+      this.draw();
+    } catch (error) {
+      if (error.name !== "AbortError") throw error;
+    }
+  }
+
+  toggle(layers) {
+    const there = layers.filter((layer) => layer in this.boxes);
+    const off = there.every((layer) => this.hidden.has(layer));
+    there.forEach((layer) => (off ? this.hidden.delete(layer) : this.hidden.add(layer)));
+    this.draw();
+  }
+
+  /** What is right, wrong and lost at the score: a lower-scored detection never changes the match of a better one. */
+  sort() {
+    const { truth, detections } = this.picture, boxes = {};
+    const sure = (detections ?? []).filter((one) => one.score >= Math.fround(this.score));
+    if (truth && detections) {
+      const counted = sure.filter((one) => !one.ignored), found = new Set(counted.map((one) => one.object));
+      boxes.right = counted.filter((one) => one.object >= 0);
+      boxes.wrong = counted.filter((one) => one.object < 0);
+      boxes.lost = truth.filter((one, index) => !one.ignore && !found.has(index));
+    } else if (detections) boxes.plain = sure;
+    if (truth) boxes.truth = truth;
+    return boxes;
+  }
+
+  draw() {
+    if (!this.picture) return;
+    this.boxes = this.sort();
+    if (!this.picture.detections) this.hidden.delete("truth");
+    const shown = [], rows = [], tags = [];
+    for (const layer of ["truth", "right", "plain", "lost", "wrong"]) {
+      for (const one of this.hidden.has(layer) ? [] : this.boxes[layer] ?? []) {
+        const row = this.row(layer, one), group = this.box(layer, one);
+        const point = (on) => [row, ...group.querySelectorAll("rect")].forEach((part) => part.classList.toggle("pointed", on));
+        for (const part of [row, group]) {
+          part.addEventListener("pointerenter", () => point(true));
+          part.addEventListener("pointerleave", () => point(false));
+        }
+        shown.push(group);
+        tags.push([["wrong", "lost", "plain", "right", "truth"].indexOf(layer), this.tag(layer, one)]);
+        rows.push([["wrong", "lost", "right", "plain", "truth"].indexOf(layer), row]);
+      }
+    }
+    for (const list of [rows, tags]) list.sort(([one], [other]) => one - other);
+    this.stage.layers(shown, tags.map(([, tag]) => tag));
+    const head = ["class", "score", ""].map((text) => element("th", { scope: "col" }, text || "what"));
+    get("boxes").replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows.map(([, row]) => row)));
+    this.legend();
+  }
+
+  row(layer, one) {
+    const score = one.score === undefined ? "\u2013" : one.score.toFixed(3);
+    const what = layer === "wrong" ? KINDS[one.kind] : layer === "plain" ? "" : one.ignore ? "truth, ignored" : layer;
+    return element("tr", {}, element("th", { scope: "row" }, this.state.names[one.label]), element("td", {}, score), element("td", {}, what));
+  }
+
+  box(layer, one) {
+    const [left, top, right, bottom] = one.box;
+    const place = { x: left, y: top, width: Math.max(0, right - left), height: Math.max(0, bottom - top) };
+    const colour = layer === "plain" ? ` kind-${one.label % 12}` : "";
+    return drawn("g", {}, drawn("rect", { ...place, class: "under" }), drawn("rect", { ...place, class: layer + colour }));
+  }
+
+  tag(layer, one) {
+    const score = one.score === undefined ? "" : ` ${one.score.toFixed(2)}`;
+    const word = { wrong: "wrong: ", lost: "lost: " }[layer] ?? "";
+    const [x, y] = one.box;
+    return drawn("text", { "data-x": x, "data-y": y }, `${word}${this.state.names[one.label].slice(0, 40)}${score}`);
+  }
+
+  legend() {
+    const labels = Object.entries(LAYERS).filter(([layer]) => layer in this.boxes).map(([layer, name]) => {
+      const input = element("input", { type: "checkbox", checked: !this.hidden.has(layer) });
+      input.addEventListener("change", () => this.toggle([layer]));
+      const key = element("span", { class: `key ${layer}`, "aria-hidden": "true" });
+      return element("label", {}, input, key, element("span", {}, name), element("span", { class: "number" }, String(this.boxes[layer].length)));
+    });
+    const focus = [...get("layers").querySelectorAll("input")].indexOf(document.activeElement);
+    get("layers").replaceChildren(...labels);
+    if (focus >= 0) get("layers").querySelectorAll("input")[focus]?.focus();
+  }
+}

@@ -1,0 +1,107 @@
+// A picture that is zoomed by its view box: wheel, buttons, keys, and dragging.
+
+import { drawn } from "./api.js";
+
+export class Stage {
+  constructor(place) {
+    this.place = place;
+    this.image = drawn("image");
+    this.boxes = drawn("g");
+    this.tags = drawn("g");
+    this.svg = drawn("svg", { role: "img" }, this.image, this.boxes, this.tags);
+    place.append(this.svg);
+    place.addEventListener("wheel", (event) => {
+      event.preventDefault();
+      this.zoom(event.deltaY < 0 ? 0.85 : 1 / 0.85, this.at(event));
+    }, { passive: false });
+    place.addEventListener("pointerdown", (event) => {
+      this.held = [event.clientX, event.clientY];
+      place.setPointerCapture(event.pointerId);
+      place.classList.add("held");
+    });
+    place.addEventListener("pointermove", (event) => this.held && this.drag(event));
+    for (const end of ["pointerup", "pointercancel"]) {
+      place.addEventListener(end, () => {
+        this.held = null;
+        place.classList.remove("held");
+      });
+    }
+    new ResizeObserver(() => this.view && this.look()).observe(place);
+  }
+
+  /** Show a picture of this size, in pixels of its file. */
+  picture(address, width, height, name) {
+    this.size = [width, height];
+    for (const [key, value] of Object.entries({ href: address, width, height })) this.image.setAttribute(key, value);
+    this.svg.setAttribute("aria-label", name);
+    this.fit();
+  }
+
+  /** Show boxes, and tags on top of them; the first tags have the choice of room. */
+  layers(groups, tags) {
+    this.boxes.replaceChildren(...groups);
+    this.tags.replaceChildren(...tags);
+    this.letters();
+  }
+
+  fit() {
+    this.view = [0, 0, ...this.size];
+    this.look();
+  }
+
+  /** Show more or less, with one point staying where it is: that of the pointer, or the middle. */
+  zoom(factor, point = null) {
+    const [x, y, width, height] = this.view, [whole] = this.size;
+    const times = Math.min(Math.max(width * factor, whole / 60), whole * 1.5) / width;
+    const [middle, centre] = point ?? [x + width / 2, y + height / 2];
+    this.view = [middle - (middle - x) * times, centre - (centre - y) * times, width * times, height * times];
+    this.look();
+  }
+
+  /** Move the view by these shares of it. */
+  move(across, down) {
+    const [x, y, width, height] = this.view;
+    this.view = [x + across * width, y + down * height, width, height];
+    this.look();
+  }
+
+  get zoomed() {
+    return this.view[2] < this.size[0] * 0.999;
+  }
+
+  drag(event) {
+    const per = 1 / this.svg.getScreenCTM().a;
+    const [x, y] = this.held;
+    this.view[0] -= (event.clientX - x) * per;
+    this.view[1] -= (event.clientY - y) * per;
+    this.held = [event.clientX, event.clientY];
+    this.look();
+  }
+
+  at(event) {
+    const point = new DOMPoint(event.clientX, event.clientY).matrixTransform(this.svg.getScreenCTM().inverse());
+    return [point.x, point.y];
+  }
+
+  look() {
+    this.svg.setAttribute("viewBox", this.view.join(" "));
+    this.letters();
+  }
+
+  /** Tags keep their size on the screen, stay inside the picture, and are left out where there is no room. */
+  letters() {
+    const scale = this.svg.getScreenCTM()?.a;
+    if (!scale) return;
+    const size = 13 / scale, taken = [];
+    for (const tag of this.tags.children) {
+      const [left, top] = [Number(tag.dataset.x), Number(tag.dataset.y)];
+      const width = tag.textContent.length * size * 0.62;
+      const x = Math.max(0, Math.min(left, this.size[0] - width)), base = top < size * 1.2 ? top + size * 1.1 : top - size * 0.35;
+      const meets = taken.some(([one, other, end]) => x < end && one < x + width && Math.abs(other - base) < size);
+      tag.toggleAttribute("hidden", meets);
+      if (meets) continue;
+      taken.push([x, base, x + width]);
+      for (const [key, value] of [["x", x], ["y", base], ["font-size", size]]) tag.setAttribute(key, value);
+    }
+  }
+}

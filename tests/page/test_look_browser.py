@@ -1,0 +1,198 @@
+"""The pages of `rcnn look` in a real browser, from a server in a thread of this process."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import uvicorn
+
+from rcnn.metrics.types import Prediction
+from rcnn.page.guard import Guard
+from rcnn.page.pictures import judge
+from rcnn.page.server import application, bind
+from rcnn.page.thumbnails import Thumbnails
+
+from .conftest import HOSTILE, Looked, png
+from .test_browser import OVERLAPPING
+
+Open = Callable[..., Any]
+
+
+class Served(NamedTuple):
+    """A server in a thread."""
+
+    guard: Guard
+    server: uvicorn.Server
+    thread: threading.Thread
+
+    @property
+    def root(self) -> str:
+        return f"http://{self.guard.host}"
+
+
+def start(looked: Looked, folder: Path) -> Served:
+    place = bind("127.0.0.1", 21000)
+    (folder / "dropped").mkdir()
+    host = f"127.0.0.1:{place.getsockname()[1]}"
+    guard = application(looked.album, host, Thumbnails(folder / "cache"), folder / "dropped", lambda _: None)
+    server = uvicorn.Server(uvicorn.Config(guard, log_level="error", ws="none", lifespan="off", access_log=False))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    return Served(guard, server, thread)
+
+
+def stop(served: Served) -> None:
+    served.server.should_exit = served.server.force_exit = True
+    served.thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def served(looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = start(looked, tmp_path_factory.mktemp("served"))
+    yield served
+    stop(served)
+
+
+@pytest.fixture
+def show(browser: Any, served: Served) -> Iterator[Open]:
+    """Open a page of the server; at the end nothing else was asked for, and nothing said on the console."""
+    contexts, said = [], []
+
+    def show(path: str = "/pictures", width: int = 1280, **looks: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, **looks)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: request.url.startswith(served.root) or said.append(request.url))
+        for event in ("console", "pageerror", "dialog"):
+            page.on(event, lambda message: said.append(str(message)))
+        page.goto(served.guard.address)
+        if path != "/pictures":
+            page.goto(served.root + path)
+        page.wait_for_selector(".tile .numbers b" if path == "/pictures" else "#layers input")
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+    assert not said
+
+
+def until(locator: Any) -> Any:
+    """Wait for what is expected of an element."""
+    from playwright.sync_api import expect
+
+    return expect(locator)
+
+
+def counts(page: Any) -> list[int]:
+    """Right, wrong and lost, as the layers say."""
+    return [int(text) for text in page.locator("#layers .number").all_inner_texts()[:3]]
+
+
+def expected(looked: Looked, place: int, score: float, nms: float | None = None) -> list[int]:
+    picture, detector = looked.album.pictures[place], looked.detector
+    assert picture.truth is not None
+    other = detector if nms is None else detector.with_settings([f"roi.nms={nms}"])
+    (result,) = other.predict(str(picture.path), score=0)
+    judged = judge(place, picture.truth, Prediction(result.boxes, result.scores, result.labels), score)
+    return [int(judged.right.sum()), int((~judged.right).sum()), len(judged.lost)]
+
+
+def test_counts_follow_score_and_nms_as_the_library_counts(looked: Looked, show: Open) -> None:
+    page = show("/pictures/1")
+    score, nms = page.get_by_label("score from"), page.get_by_label("IoU of NMS")
+    scores = looked.album.found[1].prediction.scores
+    for value in (0.05, round(float(np.median(scores)), 3), 0.9):
+        score.fill(str(value))
+        assert counts(page) == expected(looked, 1, value)
+    score.fill("0.05")
+    for value in (0.1, 0.9, 0.5):
+        nms.fill(str(value))
+        wanted = [str(number) for number in expected(looked, 1, 0.05, value)]
+        until(page.locator("#layers .number")).to_have_text([*wanted, str(len(looked.album.pictures[1].truth.boxes))])
+    assert "score=0.05" in page.url
+
+
+def test_filters_keys_and_the_back_button(looked: Looked, show: Open) -> None:
+    page = show()
+    assert page.locator(".tile").count() == len(looked.album.pictures)
+    page.get_by_label("mistake").select_option("lost")
+    until(page.locator("#count")).to_contain_text(" of ")
+    places = page.evaluate("[...document.querySelectorAll('.tile')].map(tile => Number(tile.dataset.place))")
+    lost = [place for place in range(12) if expected(looked, place, 0.25)[2]]
+    assert places == lost
+    page.locator(".tile a").first.click()
+    page.wait_for_selector("#layers input")
+    assert f"/pictures/{lost[0]}?mistake=lost" in page.url
+    page.keyboard.press("ArrowRight")
+    page.wait_for_url(f"**/pictures/{lost[1]}?*")
+    until(page.locator("#name")).to_have_text(looked.album.pictures[lost[1]].name)
+    page.keyboard.press("+")
+    view = page.locator("#stage svg").get_attribute("viewBox")
+    assert float(view.split()[2]) < 120
+    page.keyboard.press("0")
+    assert page.locator("#stage svg").get_attribute("viewBox") == "0 0 120 90"
+    page.keyboard.press("t")
+    assert page.locator("#stage rect.truth").count() > 0
+    page.go_back()
+    page.wait_for_selector("#wall-page:not([hidden]) .tile")
+    assert page.get_by_label("mistake").input_value() == "lost"
+    page.go_forward()
+    page.wait_for_selector("#large-page:not([hidden])")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#wall-page:not([hidden])")
+
+
+def test_a_dropped_picture_opens_with_its_detections(looked: Looked, show: Open) -> None:
+    page = show()
+    page.evaluate(
+        """([bytes, name]) => {
+          const data = new DataTransfer();
+          data.items.add(new File([new Uint8Array(bytes)], name, { type: "image/png" }));
+          window.dispatchEvent(new DragEvent("dragover", { dataTransfer: data, cancelable: true }));
+          window.dispatchEvent(new DragEvent("drop", { dataTransfer: data, cancelable: true }));
+        }""",
+        [list(png(seed=9)), HOSTILE[1]],
+    )
+    page.wait_for_selector("#large-page:not([hidden]) #layers input")
+    assert page.locator("#name").inner_text() == HOSTILE[1]
+    place = int(page.url.partition("?")[0].rsplit("/", 1)[1])
+    sure = looked.album.found[place].prediction.scores >= np.float32(0.25)
+    assert counts(page) == [sure.sum()]
+
+
+@pytest.mark.parametrize("width", [1280, 2560])
+def test_nothing_overlaps_or_sticks_out(show: Open, width: int) -> None:
+    for path in ("/pictures", "/pictures/1"):
+        page = show(path, width)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        parents = "body, main, section, header, form, aside, .tile a, .split, #sliders, #layers"
+        assert not page.evaluate(OVERLAPPING.replace("body, main, section, .side", f"{parents}, .side"))
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_nobody_is_shut_out(show: Open, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    for path in ("/pictures", "/pictures/1"):
+        page = show(path, color_scheme=scheme, bypass_csp=True)
+        faults = Axe().run(page).response["violations"]
+        serious = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
+        assert not [(fault["id"], fault["nodes"][0]["html"]) for fault in serious]
+
+
+def test_a_server_that_has_gone_is_told_of(browser: Any, looked: Looked, tmp_path: Path) -> None:
+    served = start(looked, tmp_path)
+    context = browser.new_context()
+    page = context.new_page()
+    page.goto(served.guard.address)
+    page.wait_for_selector(".tile .numbers b")
+    stop(served)
+    page.wait_for_selector("#gone:not([hidden])")
+    context.close()
