@@ -80,5 +80,5 @@ def test_the_settings_that_pixels_are_read_by_are_those_that_they_are_drawn_by(
     outcome = run("predict", weights, data, "--score=1", "data.white=4095")
     assert outcome.code == 0, outcome.err
     assert brightness(tmp_path / "runs/predict/drawn/0.png", (40, 0, 80, 60)) == pytest.approx(250, abs=1)
-    refused = run("predict", weights, data, "data.max_pixels=4000")
+    refused = run("predict", weights, data, "--on-fault=stop", "data.max_pixels=4000")
     assert (refused.code, "80x60 is more than 4000 pixels" in refused.err) == (3, True)
