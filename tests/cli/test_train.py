@@ -174,6 +174,7 @@ def test_a_shared_memory_that_is_too_small_is_named(data: Path, tmp_path: Path) 
 def test_a_loader_process_that_is_killed_leaves_the_resume_command(
     run: Run, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("rcnn.data.workers.may_fork", lambda: True)  # whatever other tests have loaded
     monkeypatch.setattr("rcnn.data.loader._Reader.load", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     monkeypatch.setattr("rcnn.training.train.draw_start", lambda *_: None)
     outcome = run("train", data, *SMALL[:-1], "--workers", 2)

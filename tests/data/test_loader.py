@@ -47,6 +47,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return Dataset(folder, "voc", "train", ("a", "b", "c"), (1, 2, 3), tuple(records))
 
 
+@pytest.fixture(autouse=True)
+def forked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loader processes are forked, whatever other tests have loaded."""
+    monkeypatch.setattr("rcnn.data.workers.may_fork", lambda: True)
+
+
 def load(dataset: Dataset, epoch: int = 0, start: int = 0, settings: Settings = SETTINGS, **options: Any) -> list[Item]:
     loader = Loader(dataset, settings, **{"training": True, "batch": 4, "seed": 7, **options})
     return list(loader.epoch(epoch, start))

@@ -90,7 +90,7 @@ def keep_a_copy(monkeypatch: pytest.MonkeyPatch, step: int, copy: Path) -> None:
     [
         (["joint"], 8),
         (["joint-full", "rpn.lambda=30"], 8),
-        (["joint-full", "rpn.lambda=30", "train.target_gradient=true"], 5),
+        (["joint-full", "rpn.lambda=30", "train.target_gradient=true"], 8),
         (["alternating"], 4),
         (["fast-rcnn", "train.proposals=GIVEN"], 12),
     ],
