@@ -144,8 +144,9 @@ def csv(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant
     for i, name in enumerate([*images(folder / "data")] * 2):
         rows.append([name, SIDE, SIDE, NAMES[i // 2], 4 + i, 5, 20 + i, 30])
     if number % 2:
-        row = rows[rng.randrange(len(rows))]
-        row[rng.randrange(len(row))] = rng.choice(values)
+        place = rng.randrange(len(rows))
+        changed = mutate_tree(rows[place], values, rng)
+        rows[place] = changed if isinstance(changed, list) else [changed]
     text = "".join(",".join(map(str, row)) + "\n" for row in rows)
     write(folder / "data/_annotations.csv", text.encode(errors="surrogatepass"))
     if number % 2 == 0:
