@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import Tensor
 
-import rcnn.training.recorders.history as history_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
 from rcnn.config import override, read
@@ -29,6 +28,7 @@ from rcnn.training.stages import hold, stage_proposals, stage_start
 from rcnn.training.train import Run, choose_settings, train
 from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
+from tests.training.pieces import without_pictures
 from tests.training.test_train import assert_same, one_thread, rows  # noqa: F401
 
 OVERRIDES = [
@@ -61,11 +61,8 @@ def data(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  #
 
 @pytest.fixture(autouse=True, scope="module")
 def no_pictures() -> Any:
-    patch = pytest.MonkeyPatch()
-    for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
-        patch.setattr(file, name, lambda *_: None)
-    yield
-    patch.undo()
+    with without_pictures():
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,17 +3,17 @@
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
 
-import rcnn.training.recorders.history as history_file
 import rcnn.training.session as session_file
-import rcnn.training.train as train_file
 from rcnn.training.session import Session
 from rcnn.training.train import train
+from tests.training.pieces import without_pictures
 from tests.training.test_train import assert_same, one_thread  # noqa: F401
 
 BOXES = {"disc": (8, 10, 48, 44), "square": (52, 40, 88, 84)}
@@ -62,9 +62,9 @@ def data(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  #
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    for file, name in ((train_file, "draw_start"), (history_file, "plot_history"), (train_file, "draw_end")):
-        monkeypatch.setattr(file, name, lambda *_: None)
+def no_pictures() -> Iterator[None]:
+    with without_pictures():
+        yield
 
 
 def link_weights(source: str, target: str) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,6 @@ import numpy as np
 import pytest
 import torch
 
-import rcnn.training.recorders.history as history_file
 import rcnn.training.recorders.report_page as page_file
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
@@ -31,6 +31,7 @@ from rcnn.training.session import Session, is_late
 from rcnn.training.train import Run, train
 from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
+from tests.training.pieces import without_pictures
 
 ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "images_per_second", "memory_gb"}
@@ -74,16 +75,10 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.fixture(autouse=True)
-def no_pictures(whole: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures take most of such a small run's time; one run with them is enough."""
-    for file, name in (
-        (train_file, "draw_start"),
-        (history_file, "plot_history"),
-        (train_file, "draw_end"),
-        (page_file, "keep_scores"),
-        (page_file, "write_report"),
-    ):
-        monkeypatch.setattr(file, name, lambda *_, **__: None)
+def no_pictures(whole: Run) -> Iterator[None]:
+    """Of such small runs one with pictures is enough."""
+    with without_pictures():
+        yield
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
