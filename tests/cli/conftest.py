@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from rcnn.cli.app import main
@@ -76,5 +77,12 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     settings = settings_of("mobilenet-fpn", SMALL)
     path = tmp_path_factory.mktemp("weights") / "random.safetensors"
-    Detector(build(settings, len(NAMES)), settings, NAMES, threshold=0.0, device="cpu").save(path)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(0)
+        network = build(settings, len(NAMES))
+        # Where batch norm is frozen, random weights shrink a picture layer by layer until nothing follows from it.
+        for parameter in network.backbone.parameters():
+            if parameter.dim() > 1:
+                torch.nn.init.kaiming_normal_(parameter, nonlinearity="relu")
+    Detector(network, settings, NAMES, threshold=0.0, device="cpu").save(path)
     return path
