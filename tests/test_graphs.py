@@ -20,6 +20,8 @@ SMALLER = ["rpn.post_test=20", "roi.hidden=256"]
 DEEP = {"resnet101-fpn"}
 """Presets whose tests take over 10 seconds."""
 EVERY_PRESET = [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in PRESETS]
+KINDS = {"mobilenet-one-stage", "tiny-fpn", "resnet50-c4", "paper-zf"}
+"""One preset for each kind of part that a saved file can hold."""
 
 
 def preset(name: str, *changes: str) -> FasterRCNN:
@@ -66,13 +68,14 @@ def test_every_preset_is_one_graph(name: str) -> None:
     pool = {"align": {"roi_align"}, "max": {"roi_pool"}}[net.settings.roi.pool] if net.fast_rcnn else set()
     with torch.no_grad():
         assert operators_of(net.eval().forward, batch) == {"nms"} | pool
-        assert operators_of(net.propose, batch) == {"nms"}
+        if name in KINDS:  # the first half of `forward`
+            assert operators_of(net.propose, batch) == {"nms"}
     proposed = {"nms"} if net.fast_rcnn else set()  # without a second stage nobody needs proposals in training
     assert operators_of(net.train().loss, batch, targets, keys) == {"match"} | proposed | pool
 
 
 @pytest.mark.parametrize(
-    ("name", "scheme"), [("mobilenet-fpn", Joint), ("mobilenet-fpn", JointFull), ("resnet18-fpn", Joint)]
+    ("name", "scheme"), [("mobilenet-fpn", Joint), ("tiny-fpn", JointFull), ("resnet18-fpn", Joint)]
 )
 def test_a_compiled_training_step_equals_eager(name: str, scheme: type[Joint]) -> None:
     """Losses and gradients of the whole step, backward pass included, of one graph through AOTAutograd."""
@@ -129,8 +132,10 @@ def assert_agrees(run: nn.Module, program: Program, *shapes: tuple[int, int, int
 # torch.export.save takes weights in channels-last order for slices of a tensor that it does not see.
 @pytest.mark.filterwarnings("ignore:No complete tensor found")
 @pytest.mark.parametrize("name", EVERY_PRESET)
-def test_every_preset_exports_with_its_proposals_and_is_saved(name: str, tmp_path: Path) -> None:
+def test_every_preset_exports_with_its_proposals_and_each_kind_is_saved(name: str, tmp_path: Path) -> None:
     program = Program(preset(name, *SMALLER).eval())
-    torch.export.save(exported(program), tmp_path / "net.pt2")
-    loaded = torch.export.load(tmp_path / "net.pt2").module()
-    assert_agrees(loaded, program, (1, 3, 4), (3, 6, 3), (1, 5, 5))
+    made = exported(program)
+    if name in KINDS:
+        torch.export.save(made, tmp_path / "net.pt2")
+        made = torch.export.load(tmp_path / "net.pt2")
+    assert_agrees(made.module(), program, (1, 3, 4), (3, 6, 3), (1, 5, 5))

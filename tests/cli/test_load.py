@@ -61,7 +61,8 @@ def test_memory_does_not_grow_with_the_number_of_images(weights: Path, tmp_path:
 def test_twenty_threads_on_one_detector_get_what_one_gets(weights: Path) -> None:
     rng = np.random.default_rng(1)
     images = [rng.integers(0, 255, (40 + 8 * (i % 3), 64, 3), dtype=np.uint8) for i in range(20)]
-    expected = [Detector.load(weights, device="cpu").predict(image)[0] for image in images]
+    alone = Detector.load(weights, device="cpu")
+    expected = [alone.predict(image)[0] for image in images]
     detector = Detector.load(weights, device="cpu")  # all threads find it without its runner
     with ThreadPoolExecutor(20) as pool:
         results = [found for (found,) in pool.map(detector.predict, images)]

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from typing import NamedTuple
@@ -70,6 +71,17 @@ def fuzz(kind: str, numbers: Sequence[int], seed: int, root: Path, *, sound: boo
             shutil.rmtree(folder)
 
 
+@contextmanager
+def undamaged() -> Iterator[None]:
+    """Within it, nothing is damaged."""
+    damage = kinds.mutate, kinds.mutate_tree
+    kinds.mutate, kinds.mutate_tree = lambda data, _: data, lambda tree, *_: tree
+    try:
+        yield
+    finally:
+        kinds.mutate, kinds.mutate_tree = damage
+
+
 def grows(name: str) -> bool:
     """Is this a file of a run folder, which a resumed run writes on?"""
     return name.startswith("runs/")
@@ -104,17 +116,17 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--first", type=int, default=0, help="number of the first mutant")
     parser.add_argument("--kinds", nargs="*", default=list(KINDS))
-    parser.add_argument("--sound", action="store_true", help="damage nothing: every command must succeed")
+    parser.add_argument("--sound", type=int, default=0, help="so many undamaged files of each kind come first")
     options = parser.parse_args()
-    if options.sound:
-        kinds.mutate, kinds.mutate_tree = lambda data, _: data, lambda tree, *_: tree
     torch.set_num_threads(1)
     root = Path(tempfile.mkdtemp(prefix="fuzz-"))
     total = 0
     for kind in options.kinds:
         began = time.monotonic()
+        with undamaged():
+            failures = list(fuzz(kind, range(options.sound), options.seed, root, sound=True))
         numbers = range(options.first, options.first + options.count)
-        failures = list(fuzz(kind, numbers, options.seed, root, sound=options.sound))
+        failures += fuzz(kind, numbers, options.seed, root)
         total += len(failures)
         print(
             f"{kind:12} {options.count:6} mutants, {len(failures):4} failed, {time.monotonic() - began:6.1f} s",

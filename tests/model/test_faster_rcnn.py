@@ -167,7 +167,7 @@ def test_compiles_into_one_graph(changes):
 
     forward = torch.compile(net.forward, fullgraph=True, backend=backend, dynamic=False)
     loss = torch.compile(net.loss, fullgraph=True, backend=backend, dynamic=False)
-    for shape in ((2, 64, 96), (2, 96, 64), (0, 64, 96)):
+    for shape in ((2, 64, 96), (0, 96, 64)):
         tiny.assert_same_step(net, forward, loss, *tiny.batch(*shape))
     pool = "roi_pool" if changes else "roi_align"
     assert operators == {f"rcnn.{name}.default" for name in ("match", "nms", pool)}
