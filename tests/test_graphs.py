@@ -88,8 +88,8 @@ def test_a_compiled_training_step_equals_eager(name: str, scheme: type[Joint]) -
 
 
 @pytest.mark.slow
-def test_the_default_model_compiles_with_inductor() -> None:
-    net = preset("mobilenet-fpn").double().eval()  # in float32 its other order of sums changes places of equal scores
+def test_inductor_takes_the_operators() -> None:
+    net = tiny.model({}).double().eval()  # in float32 its other order of sums changes places of equal scores
     batch, _ = tiny.batch(2, 64, 96, dtype=torch.float64)
     torch._dynamo.reset()
     with torch.no_grad():

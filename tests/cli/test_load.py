@@ -121,14 +121,14 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing_half_written(weights: Pa
         pixels = np.random.default_rng(number).integers(0, 255, (120, 160, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / f"photos/{number}.png")
     Detector.load(weights, device="cpu").with_settings(AS_TORCHVISION).save(tmp_path / "theirs.safetensors")
-    settings = settings_of("tiny-fpn", SMALL)
-    Detector(build(settings, 2), settings, ("a", "b"), device="cpu").save(tmp_path / "tiny.safetensors")
+    settings = settings_of("paper-zf-one-stage", SMALL)
+    Detector(build(settings, 2), settings, ("a", "b"), device="cpu").save(tmp_path / "one-stage.safetensors")
     train = ["train", str(data), "--model", "mobilenet-fpn", "--batch", "2", *SMALL]
     work = [
         ("predict", 120, ["predict", str(weights), str(tmp_path / "photos"), "--format", "drawn,coco"]),
         ("convert", 24, ["data", "convert", str(data), "--to", "coco", "--out", "copy"]),
         ("export", size // 2, ["export", str(tmp_path / "theirs.safetensors"), "--out", "model.pth"]),
-        ("export to ONNX", 100, ["export", str(tmp_path / "tiny.safetensors"), "--out", "model.onnx"]),
+        ("export to ONNX", 100, ["export", str(tmp_path / "one-stage.safetensors"), "--out", "model.onnx"]),
         ("train", 9 * size, [*train, "--epochs", "2"]),
         ("no room to begin", 8, [*train, "--epochs", "1"]),
     ]

@@ -33,7 +33,6 @@ from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
 from tests.training.pieces import without_pictures
 
-ROOT = Path(__file__).parents[2]
 TIMES = {"seconds", "images_per_second", "memory_gb"}
 OVERRIDES = [
     "preprocess.short=64",
@@ -165,37 +164,47 @@ def test_a_written_config_repeats_the_run(whole: Run, tmp_path: Path) -> None:
     assert_same(train(config=whole.folder / "config.yaml", runs=tmp_path, quiet=True), whole)
 
 
-def killed(step: int, saved_at: int, arguments: str) -> None:
-    """Train in a process that saves a checkpoint after one step and is killed on its way to another."""
-    code = f"""
-import os, signal
+KILLED = """
+import json, os, signal, sys
 from pathlib import Path
 import rcnn.training.session as session, rcnn.training.train as training
-import rcnn.training.recorders.history as history
+import rcnn.training.recorders.history as history  # once for all children
 
 take = session.train_step
-def step(engine, items, step, requests):
-    if step + 1 == {step}:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return take(engine, items, step, requests)
-session.train_step = step
-session.is_late = lambda one: one.progress.step + 1 == {saved_at}
 history.plot_history = training.draw_start = lambda *_: None
-training.train({arguments})
+for killed, saved, arguments in json.loads(sys.argv[1]):
+    def step(engine, items, step, requests):
+        if step + 1 == killed:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return take(engine, items, step, requests)
+    child = os.fork()
+    if child == 0:
+        session.train_step = step
+        session.is_late = lambda one: one.progress.step + 1 == saved
+        training.train(**arguments)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    with open("kept", "a") as file:
+        print(*[path.stem for path in Path(sys.argv[2]).glob("*.safetensors")], file=file)
 """
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, timeout=120)
-    assert ended.returncode == -signal.SIGKILL
+"""Children train by each of a list of arguments, save a checkpoint after one step, and are killed before another.
+
+What a checkpoint was kept of goes to a file: a pipe would stay open for as long as loader processes outlive a child.
+"""
 
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_twice_goes_on_to_the_bit(whole: Run, data: Path, tmp_path: Path, workers: int) -> None:
-    arguments = f"{str(data)!r}, overrides={OVERRIDES}, runs={str(tmp_path)!r}, workers={workers}, **{OPTIONS}"
-    killed(3, saved_at=0, arguments=arguments)  # before any checkpoint but the very first
     folder = tmp_path / "shapes-1"
-    assert [path.stem for path in (folder / "checkpoints").glob("*.safetensors")] == ["step-0"]
-    killed(7, saved_at=6, arguments=f"resume={str(folder)!r}, quiet=True")  # after one amid the second epoch
-    assert [path.stem for path in (folder / "checkpoints").glob("*.safetensors")] == ["step-6"]
+    begun = {"data": str(data), "overrides": OVERRIDES, "runs": str(tmp_path), "workers": workers, **OPTIONS}
+    kills = [
+        (3, 0, begun),  # before any checkpoint but the very first
+        (7, 6, {"resume": str(folder), "quiet": True}),  # after one amid the second epoch
+    ]
+    words = [sys.executable, "-c", KILLED, json.dumps(kills), str(folder / "checkpoints")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(words, cwd=tmp_path, env=environment, timeout=120, check=True)
+    assert (tmp_path / "kept").read_text().splitlines() == ["step-0", "step-6"]
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "half": true}\n')
     assert_same(train(resume=folder, quiet=True), whole)
