@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from rcnn.config import Augment
-from rcnn.data.augment import Plan, apply_to_boxes, apply_to_image, draw_plan
+from rcnn.data.augment import Plan, apply_to_boxes, apply_to_image, apply_to_picture, draw_plan
 
 STILL = {"flip": 0, "scale": (1, 1), "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
 CANVAS = (60, 90)
@@ -142,6 +142,19 @@ def test_jitter_stays_in_its_range() -> None:
     np.testing.assert_allclose(drawn.min(0), (0.9, 0.8, 0, -0.05, 0.5), atol=0.02)
     np.testing.assert_allclose(drawn.max(0), (1.1, 1.2, 3, 0.05, 2), atol=0.06)
     assert np.isclose(np.median(drawn[:, 4]), 1, atol=0.15)
+
+
+@given(st.integers(0, 2**40), st.booleans())
+@settings(deadline=None, max_examples=60)
+def test_pictures_are_changed_as_images_are(seed: int, colours: bool) -> None:
+    wanted = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.5) if colours else {}
+    plan = draw(seed, flip=0.5, vertical_flip=0.5, transpose=0.5, scale=(0.7, 1.4), crop=0.5, **wanted)
+    image = torch.randint(0, 256, (3, *plan.resized), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    picture = apply_to_picture(plan, Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
+    changed = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+    expected = apply_to_image(plan, image)
+    assert changed.shape == expected.shape
+    assert (changed.int() - expected.int()).abs().max() <= (1 if colours else 0)
 
 
 @pytest.mark.parametrize("factor", [0.7, 0.9, 1.3])

@@ -118,41 +118,60 @@ def _place(kept: Size, resized: Size, boxes: np.ndarray, draws: _Draws) -> Size:
     return top, left
 
 
+def apply_to_picture(plan: Plan, picture: Image.Image) -> Image.Image:
+    """Change an RGB picture of size `plan.resized`, as `apply_to_image` does, in half the time and in one thread."""
+    top, left, height, width = plan.window
+    if (height, width) != plan.resized:
+        picture = picture.crop((left, top, left + width, top + height))
+    if plan.flip:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    if plan.vertical_flip:
+        picture = picture.transpose(Image.Transpose.FLIP_TOP_BOTTOM)
+    if plan.transpose:
+        picture = picture.transpose(Image.Transpose.TRANSPOSE)
+    if not _recolours(plan):
+        return picture
+    colour, weights = _colours(plan, 3)
+    counts = np.array(picture.histogram()).reshape(3, 256)
+    grey = plan.brightness * weights.numpy() @ (counts @ np.arange(256) / counts.sum(1))
+    matrix = plan.brightness * plan.contrast * colour.numpy()
+    rows = np.hstack((matrix, np.full((3, 1), (1 - plan.contrast) * grey)))  # (3, 4), the last column is added
+    return picture.convert("RGB", tuple(rows.ravel().tolist()))
+
+
 def apply_to_image(plan: Plan, image: Tensor) -> Tensor:
     """Turn (C, *plan.resized) in 0..255 into (C, *plan.window[2:]) of the same type; if transposed, (C, W, H)."""
     top, left, height, width = plan.window
     image = image[:, top : top + height, left : left + width]
     flips = [axis for axis, flip in ((2, plan.flip), (1, plan.vertical_flip)) if flip]
     image = image.flip(flips) if flips else image
-    return _jitter(image.mT.contiguous() if plan.transpose else image, plan)
-
-
-def _jitter(image: Tensor, plan: Plan) -> Tensor:
-    """Change brightness, contrast, saturation and hue with one 3x3 matrix and an offset.
-
-    torchvision applies them one after another to all pixels, and its hue, via HSV, takes longer than all other loading.
-    Here hue rotates the chroma plane of YIQ. Images without exactly 3 channels have no hue and saturation. Pillow does
-    the same as the tensors below to bytes of 3 channels, in half the time and in one thread.
-    """
-    if (plan.brightness, plan.contrast, plan.saturation, plan.hue) == (1, 1, 1, 0):
+    image = image.mT.contiguous() if plan.transpose else image
+    if not _recolours(plan):
         return image
-    channels, gain = image.shape[0], plan.brightness * plan.contrast
-    if channels == 3 and image.dtype == torch.uint8:
-        picture = Image.fromarray(image.permute(1, 2, 0).contiguous().numpy())
-        counts = np.array(picture.histogram()).reshape(3, 256)
-        grey = plan.brightness * GREY.numpy() @ (counts @ np.arange(256) / counts.sum(1))
-        matrix = gain * _colour_matrix(plan.saturation, plan.hue).numpy()
-        rows = np.hstack((matrix, np.full((3, 1), (1 - plan.contrast) * grey)))  # (3, 4), the last column is added
-        return torch.from_numpy(np.array(picture.convert("RGB", tuple(rows.ravel().tolist())))).permute(2, 0, 1)
-    pixels = image.reshape(channels, -1).float()
-    weights = GREY if channels == 3 else torch.full((channels,), 1 / channels)
+    colour, weights = _colours(plan, len(image))
+    pixels = image.reshape(len(image), -1).float()
     grey = plan.brightness * weights @ pixels.mean(1)
-    colour = _colour_matrix(plan.saturation, plan.hue) if channels == 3 else torch.eye(channels)
-    offset = ((1 - plan.contrast) * grey).expand(channels, 1)
-    pixels = torch.addmm(offset, gain * colour, pixels).clamp_(0, 255)
+    offset = ((1 - plan.contrast) * grey).expand(len(image), 1)
+    pixels = torch.addmm(offset, plan.brightness * plan.contrast * colour, pixels).clamp_(0, 255)
     if not image.is_floating_point():
         pixels.round_()
     return pixels.to(image.dtype).reshape(image.shape)
+
+
+def _recolours(plan: Plan) -> bool:
+    return (plan.brightness, plan.contrast, plan.saturation, plan.hue) != (1, 1, 1, 0)
+
+
+def _colours(plan: Plan, channels: int) -> tuple[Tensor, Tensor]:
+    """Return the (C, C) matrix of saturation and hue, and (C,) the weights of the channels in grey.
+
+    Together with a gain and an offset they change brightness, contrast, saturation and hue at once. torchvision applies
+    them one after another to all pixels, and its hue, via HSV, takes longer than all other loading. Here hue rotates
+    the chroma plane of YIQ. Images without exactly 3 channels have no hue and saturation.
+    """
+    if channels == 3:
+        return _colour_matrix(plan.saturation, plan.hue), GREY
+    return torch.eye(channels), torch.full((channels,), 1 / channels)
 
 
 def _colour_matrix(saturation: float, hue: float) -> Tensor:

@@ -18,14 +18,14 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rcnn.config import Settings
-from rcnn.data.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, draw_plan
+from rcnn.data.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, apply_to_picture, draw_plan
 from rcnn.data.dataset import Dataset, Record
 from rcnn.data.given import NOTHING, Given, ProposalSet, padded, place
 from rcnn.data.workers import choose_workers
 from rcnn.errors import DataError, ImageError
 from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.preprocess.ahead import ahead
-from rcnn.preprocess.batch import Preprocessor, Size
+from rcnn.preprocess.batch import Preprocessor, Size, resized_by_pillow
 from rcnn.preprocess.decode import read_image
 
 TIMEOUT = 600
@@ -288,7 +288,11 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         if not self.training:
             return preprocessor.resize(array, canvas), replace(record, boxes=boxes), given
         plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
-        image = apply_to_image(plan, preprocessor.resize(array, plan.resized))
+        if channels == 3 and self.settings.preprocess.resize == "pillow":
+            picture = apply_to_picture(plan, resized_by_pillow(array, plan.resized))
+            image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+        else:
+            image = apply_to_image(plan, preprocessor.resize(array, plan.resized))
         boxes, visible = apply_to_boxes(plan, boxes, canvas)
         left, ignore = visible > 0, record.ignore | (visible < LEAST_VISIBLE)
         record = replace(record, boxes=boxes[left], labels=record.labels[left], ignore=ignore[left])

@@ -68,9 +68,10 @@ class Preprocessor:
             image = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32))
             return interpolate(image[None], (height, width), mode="bilinear", align_corners=False)[0]
         if array.shape[2] == 3:
-            resized = _pillow(array, (height, width))
+            resized = np.array(resized_by_pillow(array, (height, width)))
         else:
-            resized = np.stack([_pillow(channel, (height, width)) for channel in np.moveaxis(array, 2, 0)], axis=2)
+            channels = np.moveaxis(array, 2, 0)
+            resized = np.stack([np.array(resized_by_pillow(channel, (height, width))) for channel in channels], axis=2)
         return torch.from_numpy(resized).permute(2, 0, 1)
 
     def collate(self, images: Sequence[Tensor], originals: Sequence[Size], bucket: Size | None = None) -> Batch:
@@ -114,8 +115,7 @@ class Preprocessor:
         return (boxes / scale.flip(0).repeat(2)).clamp(min=0).minimum(original.flip(0).repeat(2))
 
 
-def _pillow(array: np.ndarray, size: Size) -> np.ndarray:
+def resized_by_pillow(array: np.ndarray, size: Size) -> Image.Image:
     """Resize (H, W) or (H, W, 3) uint8 with Pillow's bilinear filter, which averages when shrinking."""
-    if array.shape[:2] == size:
-        return array.copy()
-    return np.array(Image.fromarray(np.ascontiguousarray(array)).resize((size[1], size[0]), Image.Resampling.BILINEAR))
+    picture = Image.fromarray(np.ascontiguousarray(array))
+    return picture if array.shape[:2] == size else picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)

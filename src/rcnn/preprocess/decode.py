@@ -147,7 +147,8 @@ def _pixels(image: Image.Image, in_channels: int, white: int | None) -> np.ndarr
             if strip.has_transparency_data:
                 strip = strip.convert("RGBA")
                 strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
-            part = _channels(np.array(strip.convert("L" if in_channels == 1 else "RGB")), in_channels)
+            mode = "L" if in_channels == 1 else "RGB"
+            part = _channels(np.array(strip if strip.mode == mode else strip.convert(mode)), in_channels)
         if len(part) == image.height:
             return part
         array = np.empty((image.height, *part.shape[1:]), part.dtype) if array is None else array
@@ -158,9 +159,9 @@ def _pixels(image: Image.Image, in_channels: int, white: int | None) -> np.ndarr
 
 
 def _strips(image: Image.Image) -> Iterator[Image.Image]:
-    """Yield an image in strips of whole rows, from top to bottom."""
+    """Yield an image in strips of whole rows, from top to bottom; a small one whole, which takes less time."""
     rows = max(1, STRIP // image.width)
-    if rows >= image.height:
+    if 4 * rows >= image.height:
         yield image
         return
     for top in range(0, image.height, rows):
