@@ -17,10 +17,10 @@ from rcnn.training.train import train
 from tests.training.test_overfit import keep_a_copy, no_pictures, one_picture  # noqa: F401
 from tests.training.test_train import assert_same, one_thread  # noqa: F401
 
-BOXES = {"disc": (32, 32, 80, 80), "square": (80, 96, 128, 144)}
+BOXES = {"disc": (16, 16, 64, 64), "square": (64, 48, 112, 96)}
 """Where two anchors lie, so that few steps will do."""
 OVERRIDES = [
-    *("preprocess.short=160", "preprocess.long=160", "preprocess.mean=[0.353]"),
+    *("preprocess.short=112", "preprocess.long=112", "preprocess.mean=[0.353]"),
     *("anchors.sizes=[[48,96,144]]", "rpn.samples=8", "rpn.nms=0.45"),
     *("rpn.pre_train=200", "rpn.post_train=32", "rpn.pre_test=200", "rpn.post_test=8"),
     *("roi.samples=16", "roi.positive_fraction=0.5", "roi.positive_iou=0.6"),
@@ -38,7 +38,7 @@ def test_one_image_is_learnt_to_an_ap_of_1_and_a_killed_run_ends_with_the_same_b
         data, runs, copy = Path(folder) / "data", Path(folder) / "runs", Path(folder) / "copy"
         data.mkdir()
         keep_a_copy(monkeypatch, STEPS - 2, copy)
-        one_picture(data, 160, BOXES, STEPS)
+        one_picture(data, 112, BOXES, STEPS)
         assert settings_of(name).roi.hidden == 4096
         # Random weights learn fast from pixels of this size.
         overrides = [*OVERRIDES, "roi.hidden=512", f"preprocess.std=[{std}]"]
