@@ -17,8 +17,9 @@ Run = Callable[..., Outcome]
 
 
 def test_dry_run_shows_what_would_be_run_and_trains_nothing(run: Run, data: Path, tmp_path: Path) -> None:
-    outcome = run("train", data, "--dry-run", *SMALL, "--epochs", 3, "--batch", 2)
+    outcome = run("train", data, "--dry-run", *SMALL, "anchors.fit=auto", "--epochs", 3, "--batch", 2)
     assert outcome.code == 0, outcome.err
+    assert "anchors.fit=auto: 4 objects are too few" in outcome.out
     for text in ("epochs: 3", "4 images, 4 boxes, 2 classes: circle, square", "60 x 80", "64 x 85", "64 x 96"):
         assert text in outcome.out
     assert "2 steps per epoch, 6 in total" in outcome.out
@@ -26,12 +27,14 @@ def test_dry_run_shows_what_would_be_run_and_trains_nothing(run: Run, data: Path
 
 
 def test_dry_run_as_json(run: Run, data: Path) -> None:
-    document = run("train", data, "--dry-run", "--json", *SMALL, "--lr", "1e-3", "--workers", 2, "seed=3").json()
+    words = ("train", data, "--dry-run", "--json", *SMALL, "anchors.fit=auto")
+    document = run(*words, "--lr", "1e-3", "--workers", 2, "seed=3").json()
     assert document["settings"]["train"]["lr"] == 1e-3
     assert document["settings"]["train"]["seed"] == 3
     assert document["settings"]["data"]["workers"] == 2
     assert document["sizes"] == [{"file": "60 x 80", "images": 4, "resized": "64 x 85", "padded": "64 x 96"}]
     assert document["parameters"] > 0
+    assert document["notes"] == ["anchors.fit=auto: 4 objects are too few to fit anchors to (fewer than 50)"]
 
 
 def test_a_run_ends_with_weights_that_val_takes(run: Run, data: Path, tmp_path: Path) -> None:

@@ -113,6 +113,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     from rcnn.data.proposals import open_proposals
     from rcnn.data.selective_search import SEARCHES
     from rcnn.presets import build
+    from rcnn.training.anchors import settle_anchors
     from rcnn.training.proposals import together
     from rcnn.training.schemes import stages_of
 
@@ -120,6 +121,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     source = settings.train.proposals
     if source is not None and source not in SEARCHES:  # a file may be faulty; a search only takes time
         open_proposals(source, together((train_set, val_set)), settings)
+    settings, notes = settle_anchors(settings, train_set)
     network = build(settings, len(train_set.names))
     steps = Loader(train_set, settings, training=True, batch=settings.train.batch).steps
     parameters = sum(parameter.numel() for parameter in network.parameters())
@@ -129,6 +131,8 @@ def plan(settings: Settings) -> dict[str, Any]:
     screen.say(to_yaml(settings))
     for dataset in (train_set, val_set):
         screen.dataset_line(dataset)
+    for note in notes:
+        screen.say(note)
     shown = rows[:SIZES_SHOWN]
     title = "Input size -> network size, height x width" + (
         f" (the {SIZES_SHOWN} most frequent of {len(rows)})" if len(rows) > SIZES_SHOWN else ""
@@ -139,6 +143,7 @@ def plan(settings: Settings) -> dict[str, Any]:
         "settings": dump(settings),
         "train": {"images": len(train_set), "names": train_set.names, "faults": len(train_set.faults)},
         "val": {"images": len(val_set), "faults": len(val_set.faults)},
+        "notes": notes,
         "sizes": rows,
         "steps": updates,
         "parameters": parameters,
