@@ -1,4 +1,5 @@
 import io
+import re
 import struct
 import warnings
 import zlib
@@ -10,11 +11,26 @@ import torch
 from PIL import Image
 
 from rcnn.errors import ImageError
-from rcnn.preprocess.decode import Look, as_array, image_size, read_image, verify_image
+from rcnn.preprocess import decode
+from rcnn.preprocess.decode import Look, as_array, image_size, read_rgb, verify_image
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)
 GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
+
+
+def read_image(path: Path, *, in_channels: int | None = 3, **more: int) -> np.ndarray:
+    """As `decode.read_image`; of three channels, `read_rgb` says and gives the same."""
+    try:
+        array = decode.read_image(path, in_channels=in_channels, **more)
+    except ImageError as error:
+        if in_channels == 3:
+            with pytest.raises(ImageError, match=re.escape(str(error))):
+                read_rgb(path, **more)
+        raise
+    if in_channels == 3:
+        np.testing.assert_array_equal(np.array(read_rgb(path, **more)), array)
+    return array
 
 
 def saved(path: Path, image: Image.Image, **more: object) -> Path:

@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import partial
 from hashlib import blake2b
 from multiprocessing.reduction import ForkingPickler
 from typing import NamedTuple
@@ -26,7 +27,7 @@ from rcnn.errors import DataError, ImageError
 from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.preprocess.ahead import ahead
 from rcnn.preprocess.batch import Preprocessor, Size, resized_by_pillow
-from rcnn.preprocess.decode import read_image
+from rcnn.preprocess.decode import read_image, read_rgb
 
 TIMEOUT = 600
 """Seconds after which a loader process that gives nothing is taken for lost."""
@@ -281,18 +282,19 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         given = NOTHING if self.proposals is None else self.proposals.images[index]
         data, preprocessor = self.settings.data, self.preprocessor
         channels = self.settings.preprocess.in_channels
-        array = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
         canvas = preprocessor.resized(record.size)
         scale = np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
         boxes = record.boxes * scale
+        read = partial(read_image, record.path, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
         if not self.training:
-            return preprocessor.resize(array, canvas), replace(record, boxes=boxes), given
+            return preprocessor.resize(read(), canvas), replace(record, boxes=boxes), given
         plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
         if channels == 3 and self.settings.preprocess.resize == "pillow":
-            picture = apply_to_picture(plan, resized_by_pillow(array, plan.resized))
+            picture = read_rgb(record.path, white=data.white, max_pixels=data.max_pixels)
+            picture = apply_to_picture(plan, resized_by_pillow(picture, plan.resized))
             image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         else:
-            image = apply_to_image(plan, preprocessor.resize(array, plan.resized))
+            image = apply_to_image(plan, preprocessor.resize(read(), plan.resized))
         boxes, visible = apply_to_boxes(plan, boxes, canvas)
         left, ignore = visible > 0, record.ignore | (visible < LEAST_VISIBLE)
         record = replace(record, boxes=boxes[left], labels=record.labels[left], ignore=ignore[left])

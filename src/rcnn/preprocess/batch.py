@@ -67,11 +67,9 @@ class Preprocessor:
         if self.settings.resize == "interpolate":
             image = torch.from_numpy(array.transpose(2, 0, 1).astype(np.float32))
             return interpolate(image[None], (height, width), mode="bilinear", align_corners=False)[0]
-        if array.shape[2] == 3:
-            resized = np.array(resized_by_pillow(array, (height, width)))
-        else:
-            channels = np.moveaxis(array, 2, 0)
-            resized = np.stack([np.array(resized_by_pillow(channel, (height, width))) for channel in channels], axis=2)
+        parts = [array] if array.shape[2] == 3 else np.moveaxis(array, 2, 0)
+        pictures = (Image.fromarray(np.ascontiguousarray(part)) for part in parts)
+        resized = np.dstack([np.array(resized_by_pillow(picture, (height, width))) for picture in pictures])
         return torch.from_numpy(resized).permute(2, 0, 1)
 
     def collate(self, images: Sequence[Tensor], originals: Sequence[Size], bucket: Size | None = None) -> Batch:
@@ -115,7 +113,7 @@ class Preprocessor:
         return (boxes / scale.flip(0).repeat(2)).clamp(min=0).minimum(original.flip(0).repeat(2))
 
 
-def resized_by_pillow(array: np.ndarray, size: Size) -> Image.Image:
-    """Resize (H, W) or (H, W, 3) uint8 with Pillow's bilinear filter, which averages when shrinking."""
-    picture = Image.fromarray(np.ascontiguousarray(array))
-    return picture if array.shape[:2] == size else picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+def resized_by_pillow(picture: Image.Image, size: Size) -> Image.Image:
+    """Resize with Pillow's bilinear filter, which averages when shrinking."""
+    height, width = size
+    return picture if picture.size == (width, height) else picture.resize((width, height), Image.Resampling.BILINEAR)

@@ -97,6 +97,21 @@ def read_image(
         return _upright(array, orientation)
 
 
+def read_rgb(path: str | Path, *, white: int | None = None, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Read an image file as `read_image` does for 3 channels, as a Pillow image; most need no copy of their pixels.
+
+    Raises:
+        ImageError, OSError: as for `read_image`.
+    """
+    path = Path(path)
+    if path.suffix.lower() != ".npy":
+        with _named(path), _open(path, max_pixels) as image:
+            if image.mode == "RGB" and not image.has_transparency_data and _orientation(image) == 1:
+                image.load()
+                return image
+    return Image.fromarray(read_image(path, white=white, max_pixels=max_pixels))
+
+
 def as_array(
     image: np.ndarray | Image.Image | torch.Tensor, in_channels: int = 3, white: int | None = None
 ) -> np.ndarray:
