@@ -46,7 +46,10 @@ def test_order_and_results_are_those_of_one_after_another(folder: Path, limit: i
         assert found == [(str(folder / f"{n}.png"), (10 * n,) * len(doors)) for n in range(8)]
 
 
-def test_the_next_image_is_read_and_run_while_a_result_is_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_the_next_image_is_read_and_on_a_gpu_run_while_a_result_is_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
     read, made = [threading.Event() for _ in range(8)], [threading.Event() for _ in range(8)]
     read_picture = stream.read_picture
 
@@ -61,9 +64,13 @@ def test_the_next_image_is_read_and_run_while_a_result_is_used(folder: Path, mon
         return [number]
 
     monkeypatch.setattr(stream, "read_picture", note)
-    for number, (_, results) in enumerate(stream.overlapped(folder, SETTINGS, [DOOR], 1, make, None, CPU)):
-        assert results == (number,)
-        assert made[min(number + 1, 7)].wait(PATIENCE), "the next image was not run meanwhile"
+    results = stream.overlapped(folder, SETTINGS, [DOOR], 1, make, None, torch.device(device))
+    for number, (_, result) in enumerate(results):
+        assert result == (number,)
+        if device == "cuda":
+            assert made[min(number + 1, 7)].wait(PATIENCE), "the next image was not run meanwhile"
+        else:
+            assert not made[min(number + 1, 7)].is_set() or number == 7, "a CPU ran two at a time"
 
 
 def test_images_of_an_iterator_are_not_asked_for_before_the_last_result_is_used() -> None:

@@ -4,7 +4,9 @@ Exit codes: 0 done; 1 it ran and failed; 2 the command line or a setting is wron
 4 weights can't be used; 130 interrupted.
 """
 
+import ctypes
 import errno
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -78,6 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run the command line and exit with its code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
+    _keep_freed_memory()
     try:
         _run([word for word in words if word != "--debug"])
     except (Exception, KeyboardInterrupt) as error:
@@ -90,6 +93,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         console.print(shown)
         sys.exit(code)
     sys.exit(0)
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc reuse large blocks rather than return each to the system, unless the environment tunes it.
+
+    Pages that are fetched anew at every operation can take as long as a network's arithmetic.
+    """
+    if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+            mallopt(parameter, 1 << 30)
 
 
 def _run(words: list[str]) -> None:
