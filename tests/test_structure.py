@@ -67,6 +67,8 @@ gc.freeze()  # what the libraries hold is not searched again and again
 sys.dont_write_bytecode, sys.pycache_prefix = False, sys.argv[1]  # each file is compiled once
 failed = []
 for module in sys.argv[2:]:
+    if "rcnn.ops.operator" in sys.modules:
+        sys.modules["rcnn.ops.operator"].LIBRARY._destroy()
     for name in [name for name in sys.modules if name.split(".")[0] == "rcnn"]:
         del sys.modules[name]
     try:
@@ -78,7 +80,7 @@ sys.exit("\\n".join(failed) or 0)
 """
 """With the libraries but nothing of ours imported, which a fresh interpreter for each file would take minutes for.
 
-An operator that is registered again replaces the one before, and no file of ours asks torch for one by its name.
+What is registered with torch is destroyed in between, and no file of ours asks torch for an operator by its name.
 """
 
 

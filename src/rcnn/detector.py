@@ -23,7 +23,7 @@ from rcnn.preprocess.batch import Preprocessor
 from rcnn.preprocess.stream import Picture, Skip, overlapped
 from rcnn.presets import build
 from rcnn.result import Result
-from rcnn.weights.adapt import check_shapes, fill
+from rcnn.weights.adapt import check_shapes, fill, shapes_alone
 from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import save_weights, to_half
 from rcnn.weights.metadata import FOREIGN, Described, Metadata, as_text, entry_of, read_detector
@@ -352,7 +352,7 @@ class Detector:
                     "pass the module: load(path, backbone=MODULE)"
                 )
             if backbone is None and head is None:
-                with torch.device("meta"):
+                with shapes_alone():
                     check_shapes(build(metadata.settings, len(metadata.names)), shapes, path)
 
         try:

@@ -35,9 +35,11 @@ def test_help_does_not_wait_for_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
-def test_the_library_does_not_load_what_only_some_need() -> None:
+def test_the_library_and_a_prediction_do_not_load_what_only_some_need() -> None:
     code = (
-        "import sys, rcnn; assert 'torch' not in sys.modules; [getattr(rcnn, name) for name in rcnn.__all__]; "
+        "import sys, rcnn; assert 'torch' not in sys.modules; import numpy; "
+        "rcnn.load('blood-cells', device='cpu').predict(numpy.zeros((64, 64, 3), numpy.uint8)); "
+        "print(*{'torchvision', 'torch._dynamo'} & set(sys.modules)); [getattr(rcnn, name) for name in rcnn.__all__]; "
         "print(*{'matplotlib', 'timm', 'faster_coco_eval', 'cv2', 'scipy'} & set(sys.modules))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)

@@ -7,10 +7,9 @@ from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 
 from rcnn.exchange.detectors import from_torchvision, to_torchvision
-from rcnn.exchange.torchvision import ARCHITECTURES
 from rcnn.exchange.torchvision_backbone import PREFIXES
 from rcnn.exchange.torchvision_export import program
-from rcnn.exchange.torchvision_names import table, to_ours
+from rcnn.exchange.torchvision_names import ARCHITECTURES, table, to_ours
 from rcnn.model.structures import Keys, Targets
 
 from .parity import Drawn, assert_same_boxes, batch_of, spread

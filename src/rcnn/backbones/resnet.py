@@ -1,17 +1,18 @@
 """ResNet (He et al., 2016) and ResNeXt (Xie et al., 2017), and its fifth stage as head of the second stage."""
 
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 import torch
-import torchvision.models
 from torch import Tensor, nn
-from torchvision.models import ResNet as TorchvisionResNet
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from rcnn.backbones.norm import freeze_batch_norm, set_eps
 from rcnn.backbones.trunk import Trunk, initialise, input_conv
 from rcnn.config import Model, Settings
 from rcnn.errors import SettingsError
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet as TorchvisionResNet
 
 NAMES = (*(f"resnet{depth}" for depth in (18, 34, 50, 101, 152)), "resnext50_32x4d", "resnext101_32x8d")
 _STANDARD = Model()
@@ -82,10 +83,14 @@ def conv5_head(settings: Settings) -> Conv5Head:
     return head.requires_grad_(not all_frozen)
 
 
-def _resnet(name: str, model: Model) -> TorchvisionResNet:
+def _resnet(name: str, model: Model) -> "TorchvisionResNet":
+    """Torchvision's network, which is imported where one is built: that takes as long as importing torch."""
+    import torchvision.models
+    from torchvision.models.resnet import Bottleneck
+
     with torch.device("meta") if model.widths else nullcontext():  # what other widths replace needs no memory
         net = torchvision.models.get_model(name, weights=None)
-    assert isinstance(net, TorchvisionResNet)
+    assert isinstance(net, torchvision.models.ResNet)
     if model.widths:
         _set_widths(net, name, model.widths)
     if model.stride_in == "1x1":
@@ -96,8 +101,10 @@ def _resnet(name: str, model: Model) -> TorchvisionResNet:
     return net
 
 
-def _set_widths(net: TorchvisionResNet, name: str, widths: tuple[int, int, int]) -> None:
+def _set_widths(net: "TorchvisionResNet", name: str, widths: tuple[int, int, int]) -> None:
     """Replace the stem and all stages: the stem's channels, the first stage's inner and outer ones; others double."""
+    from torchvision.models.resnet import Bottleneck
+
     _check_bottleneck(net, name, "widths")
     stem, inner, outer = widths
     planes, rest = divmod(outer, Bottleneck.expansion)
@@ -117,6 +124,8 @@ def _set_widths(net: TorchvisionResNet, name: str, widths: tuple[int, int, int])
     initialise(net)
 
 
-def _check_bottleneck(net: TorchvisionResNet, name: str, setting: str) -> None:
+def _check_bottleneck(net: "TorchvisionResNet", name: str, setting: str) -> None:
+    from torchvision.models.resnet import BasicBlock
+
     if isinstance(net.layer1[0], BasicBlock):
         raise SettingsError(f"`model.{setting}`: {name} has no bottlenecks; take resnet50 or a deeper one")

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 from rcnn.config import Settings
 from rcnn.errors import WeightsError
@@ -56,6 +55,8 @@ def class_names(count: int, given: Sequence[str] | None, known: Sequence[str] = 
 
 def coco_names() -> tuple[str, ...]:
     """Return the names of COCO's category ids 1 to 90; ids without a class are `unused_12`, ..."""
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
     names = FasterRCNN_ResNet50_FPN_Weights.COCO_V1.meta["categories"][1:]
     return tuple(f"unused_{i}" if name == "N/A" else name for i, name in enumerate(names, start=1))
 

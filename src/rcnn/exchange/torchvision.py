@@ -23,17 +23,9 @@ from rcnn.exchange.torchvision_backbone import (
     recognise,
     same_features,
 )
-from rcnn.exchange.torchvision_names import OTHER_HEADS, table, to_ours
+from rcnn.exchange.torchvision_names import ARCHITECTURES, OTHER_HEADS, table, to_ours
 from rcnn.exchange.torchvision_settings import read_head, read_settings
 from rcnn.weights.adapt import some
-
-ARCHITECTURES = (
-    "fasterrcnn_resnet50_fpn",
-    "fasterrcnn_resnet50_fpn_v2",
-    "fasterrcnn_mobilenet_v3_large_fpn",
-    "fasterrcnn_mobilenet_v3_large_320_fpn",
-)
-"""Names of torchvision's own detectors."""
 
 _PREDICTOR = "roi_heads.box_predictor.cls_score.weight"
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")

@@ -10,6 +10,14 @@ from rcnn.errors import WeightsError
 from rcnn.exchange.imported import background_first, background_last
 from rcnn.weights.box_targets import CLASS_LAYER, LAYER
 
+ARCHITECTURES = (
+    "fasterrcnn_resnet50_fpn",
+    "fasterrcnn_resnet50_fpn_v2",
+    "fasterrcnn_mobilenet_v3_large_fpn",
+    "fasterrcnn_mobilenet_v3_large_320_fpn",
+)
+"""Names of torchvision's own detectors."""
+
 OTHER_HEADS = ("roi_heads.mask_", "roi_heads.keypoint_")
 """Prefixes of what Mask and Keypoint R-CNN add to a Faster R-CNN."""
 

@@ -5,14 +5,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import get_model_weights
 
 from rcnn.detector import Detector
 from rcnn.engine.eager import choose_device
 from rcnn.engine.files import is_exported
 from rcnn.errors import WeightsError
-from rcnn.exchange.detectors import import_weights
-from rcnn.exchange.torchvision import ARCHITECTURES
+from rcnn.exchange.torchvision_names import ARCHITECTURES
 from rcnn.weights.file import best_of_run
 from rcnn.weights.hub import fetch
 from rcnn.weights.packaged import PACKAGED, packaged_path
@@ -54,6 +52,10 @@ def load(
     if name in PACKAGED:
         return Detector.load(packaged_path(name), device)
     if name in NAMES:
+        from torchvision.models import get_model_weights
+
+        from rcnn.exchange.detectors import import_weights
+
         arch = name.removeprefix("torchvision/")
         return import_weights(fetch(get_model_weights(arch)["DEFAULT"].url), arch, device=device)
     return Detector.load(_file(name), device, backbone=backbone, head=head)

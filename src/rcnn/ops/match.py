@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rcnn.ops.operator import LIBRARY, operator
 from rcnn.ops.safe import safe_boxes
 
 TIE = 1e-6  # an IoU computed twice may differ in its last bit
@@ -70,7 +71,7 @@ def match_reference(
     return Matches(best_iou, best_truth, is_best, covered)
 
 
-@torch.library.custom_op("rcnn::match", mutates_args=())
+@operator("match")
 def _match(
     anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None, ignore: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -92,7 +93,7 @@ def _match(
     return best_iou, best_truth, is_best, _covered(anchors, boxes, ignore, is_best)
 
 
-@_match.register_fake
+@torch.library.register_fake("rcnn::match", lib=LIBRARY)
 def _(
     anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None, ignore: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:

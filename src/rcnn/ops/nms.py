@@ -5,9 +5,12 @@ B images, N boxes, M = max_output. Boxes are continuous xyxy; boxes of different
 
 import torch
 from torch import Tensor
-from torchvision.ops import nms as _torchvision_nms
 
+from rcnn.ops.library import load_operators
+from rcnn.ops.operator import LIBRARY, operator
 from rcnn.ops.safe import safe_boxes
+
+load_operators()
 
 
 def nms(
@@ -59,7 +62,7 @@ def _iou(a: Tensor, b: Tensor) -> float:
     return float(overlap / union) if union != 0 else 0.0
 
 
-@torch.library.custom_op("rcnn::nms", mutates_args=())
+@operator("nms")
 def _nms(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
@@ -77,7 +80,7 @@ def _nms(
     return index, kept_mask
 
 
-@_nms.register_fake
+@torch.library.register_fake("rcnn::nms", lib=LIBRARY)
 def _(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
@@ -108,4 +111,4 @@ def _keep_all(boxes: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     rank = groups.unique(return_inverse=True)[1]
     shift = rank * (boxes.amax() - boxes.amin() + 1) if len(boxes) else rank
     descending = torch.arange(len(boxes), 0, -1, dtype=boxes.dtype, device=boxes.device)  # the kernel sorts again
-    return _torchvision_nms(boxes + shift[:, None], descending, iou_threshold).sort().values
+    return torch.ops.torchvision.nms(boxes + shift[:, None], descending, iou_threshold).sort().values

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rcnn.ops.operator import LIBRARY, operator
 from rcnn.ops.roi_align_matrix import (
     areas,
     as_levels,
@@ -107,7 +108,7 @@ def _bilinear(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
     return upper * (1 - (y - top)) + lower * (y - top)
 
 
-@torch.library.custom_op("rcnn::roi_align", mutates_args=())
+@operator("roi_align")
 def _roi_align(
     levels: Sequence[Tensor],
     boxes: Tensor,
@@ -135,12 +136,12 @@ def _roi_align(
     return F.embedding_bag(index, pixels, per_sample_weights=weight, mode="sum").view(out.shape).to(out.dtype)
 
 
-@_roi_align.register_fake
+@torch.library.register_fake("rcnn::roi_align", lib=LIBRARY)
 def _(levels: Sequence[Tensor], boxes: Tensor, level: Tensor, scales: object, output_size: int, *_: object) -> Tensor:
     return levels[0].new_empty(*boxes.shape[:2], output_size, output_size, levels[0].shape[1])
 
 
-@torch.library.custom_op("rcnn::roi_align_backward", mutates_args=())
+@operator("roi_align_backward")
 def _roi_align_backward(
     grad: Tensor,
     levels: Sequence[Tensor],
@@ -173,7 +174,7 @@ def _roi_align_backward(
     return pixels_grad, boxes_grad
 
 
-@_roi_align_backward.register_fake
+@torch.library.register_fake("rcnn::roi_align_backward", lib=LIBRARY)
 def _(grad: Tensor, levels: Sequence[Tensor], boxes: Tensor, *_: object) -> tuple[Tensor, Tensor]:
     return levels[0].new_empty(sum(areas(levels)), grad.shape[4]), torch.empty_like(boxes)
 
@@ -191,7 +192,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
     return as_levels(pixels_grad, levels), boxes_grad, None, None, None, None, None
 
 
-_roi_align.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("rcnn::roi_align", _backward, setup_context=_setup_context, lib=LIBRARY)
 
 
 def _by_kernel(levels: Sequence[Tensor], sampling_ratio: int) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from rcnn.ops.operator import LIBRARY, operator
 from rcnn.ops.rois import at_least_float32, rois_by_level
 from rcnn.ops.safe import safe_boxes
 
@@ -66,7 +67,7 @@ def _cells(first: int, last: int, count: int, size: int) -> list[slice]:
     return [slice(min(max(low, 0), size), min(max(high, 0), size)) for low, high in edges]
 
 
-@torch.library.custom_op("rcnn::roi_pool", mutates_args=())
+@operator("roi_pool")
 def _roi_pool(
     levels: Sequence[Tensor], boxes: Tensor, level: Tensor, scales: Sequence[float], output_size: int
 ) -> tuple[Tensor, Tensor]:
@@ -84,7 +85,7 @@ def _roi_pool(
     return out, source
 
 
-@_roi_pool.register_fake
+@torch.library.register_fake("rcnn::roi_pool", lib=LIBRARY)
 def _(
     levels: Sequence[Tensor], boxes: Tensor, level: Tensor, scales: object, output_size: int
 ) -> tuple[Tensor, Tensor]:
@@ -92,7 +93,7 @@ def _(
     return out, torch.empty_like(out, dtype=torch.int32)
 
 
-@torch.library.custom_op("rcnn::roi_pool_backward", mutates_args=())
+@operator("roi_pool_backward")
 def _roi_pool_backward(
     grad: Tensor, source: Tensor, levels: Sequence[Tensor], boxes: Tensor, level: Tensor, scales: Sequence[float]
 ) -> list[Tensor]:
@@ -107,7 +108,7 @@ def _roi_pool_backward(
     return out
 
 
-@_roi_pool_backward.register_fake
+@torch.library.register_fake("rcnn::roi_pool_backward", lib=LIBRARY)
 def _(grad: Tensor, source: Tensor, levels: Sequence[Tensor], *_: object) -> list[Tensor]:
     return [torch.empty_like(feature, memory_format=torch.contiguous_format) for feature in levels]
 
@@ -123,4 +124,4 @@ def _backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Any, ...]:
     return _roi_pool_backward(grad, source, levels, boxes, level, ctx.scales), None, None, None, None
 
 
-_roi_pool.register_autograd(_backward, setup_context=_setup_context)
+torch.library.register_autograd("rcnn::roi_pool", _backward, setup_context=_setup_context, lib=LIBRARY)

@@ -3,10 +3,13 @@
 K classes, A anchors per cell, C channels.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from rcnn.config import Anchors, Settings, dump
 from rcnn.errors import WeightsError
@@ -50,6 +53,27 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> Non
     """
     check_shapes(model, tensors, source)
     model.load_state_dict(tensors)
+
+
+class _Shapes(TorchFunctionMode):
+    """Gives modules weights on the `meta` device, which are not initialised; what is computed has values."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {} if kwargs is None else kwargs
+        if func in (Tensor.normal_, Tensor.uniform_) or getattr(func, "__module__", "") == nn.init.__name__:
+            return given["tensor"] if "tensor" in given else args[0]
+        return func(*args, **(given | {"device": "meta"} if func is torch.empty else given))
+
+
+@contextmanager
+def shapes_alone() -> Iterator[None]:
+    """Build modules without memory for their weights.
+
+    Only the weights, which modules make by `torch.empty`, are on the `meta` device: computing there would import
+    `torch._dynamo`, which takes as long as importing torch.
+    """
+    with _Shapes():
+        yield
 
 
 def check_shapes(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:

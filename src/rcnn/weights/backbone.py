@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import get_model_weights
 
 from rcnn.backbones.build import Backbone
 from rcnn.backbones.resnet import NAMES, Conv5Head
@@ -178,6 +177,8 @@ def _imagenet(name: str) -> tuple[dict[str, Tensor], str]:
     """Return state and address of torchvision's first ImageNet weights, which its own detectors start from."""
     if name not in _IMAGENET:
         raise UnavailableError(f"torchvision has no ImageNet weights of {name}")
+    from torchvision.models import get_model_weights
+
     url = get_model_weights(_IMAGENET[name])["IMAGENET1K_V1"].url
     return read_tensors(fetch(url)), url
 

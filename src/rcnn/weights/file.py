@@ -245,7 +245,7 @@ def _read(path: str | Path, described: Mapping[str, tuple[Tensor, int]], start: 
     with reading(path, most), Path(path).open("rb") as file:
         tensors = {}
         for name, (like, place) in described.items():
-            tensor = tensors[name] = torch.empty_like(like, device="cpu")
+            tensor = tensors[name] = torch.empty(like.shape, dtype=like.dtype)
             file.seek(start + place)
             if file.readinto(_bytes(tensor)) != tensor.nbytes:
                 raise ValueError(f"the tensor `{name}` ends early")
