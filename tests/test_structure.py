@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,8 @@ def test_no_circles() -> None:
 def test_every_file_imports_alone(tmp_path: Path) -> None:
     # An operator that is looked up while a file is imported might be there from an earlier import.
     assert not any(re.search(r"^\S.*torch\.ops\.rcnn", path.read_text("utf-8"), re.M) for path in FILES.values())
-    words = [sys.executable, "-c", IMPORT_EACH_ALONE, str(tmp_path), *FILES]
+    here = [module for module in FILES if find_spec("triton") or not module.startswith("rcnn.ops.triton.")]
+    words = [sys.executable, "-c", IMPORT_EACH_ALONE, str(tmp_path), *here]
     run = subprocess.run(words, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stdout + run.stderr
 
@@ -189,5 +191,6 @@ def test_nothing_is_too_long_to_read(module: str) -> None:
             length = (node.end_lineno or node.lineno) - node.lineno + 1
             assert length <= LONGEST_FUNCTION, f"{FILES[module]}:{node.lineno}: {node.name} has {length} lines"
             count = len(node.args.posonlyargs + node.args.args)
-            allowed = 20 if part(module) == "cli" else MOST_PARAMETERS  # a command's parameters are its options
+            # A command's parameters are its options, a kernel's its pointers, sizes and constants.
+            allowed = 20 if part(module) == "cli" or module.startswith("rcnn.ops.triton.") else MOST_PARAMETERS
             assert count <= allowed, f"{FILES[module]}:{node.lineno}: {node.name} takes {count} positional parameters"

@@ -1,0 +1,48 @@
+"""What the kernels share: how they are launched, and how they read boxes."""
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+LIMIT = tl.constexpr(1e6)  # as in `rcnn.ops.safe`
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
+    """Queue a kernel; one over nothing is left out.
+
+    Products and sums are not contracted, so that an IoU has the bits that it has on the CPU.
+    """
+    if all(grid):
+        kernel[grid](*arguments, **constants, enable_fp_fusion=False)
+
+
+def as_bytes(mask: Tensor) -> Tensor:
+    """A bool mask -> uint8, contiguous; a view where it is."""
+    return mask.contiguous().view(torch.uint8)
+
+
+@triton.jit
+def safe(x):
+    """`rcnn.ops.safe.safe_boxes` of loaded coordinates, in float32."""
+    x = x.to(tl.float32)
+    return tl.where(x == x, tl.minimum(tl.maximum(x, -LIMIT), LIMIT), 0.0)
+
+
+@triton.jit
+def corners(boxes, row, mask):
+    """Four columns of the rows `row` of (n, 4) boxes."""
+    at = boxes + row.to(tl.int64) * 4
+    x1, y1 = safe(tl.load(at, mask, 0.0)), safe(tl.load(at + 1, mask, 0.0))
+    x2, y2 = safe(tl.load(at + 2, mask, 0.0)), safe(tl.load(at + 3, mask, 0.0))
+    return x1, y1, x2, y2
+
+
+@triton.jit
+def overlap(x1, y1, x2, y2, X1, Y1, X2, Y2):
+    """Area that two boxes have in common."""
+    return tl.maximum(tl.minimum(x2, X2) - tl.maximum(x1, X1), 0.0) * tl.maximum(
+        tl.minimum(y2, Y2) - tl.maximum(y1, Y1), 0.0
+    )
