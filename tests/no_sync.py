@@ -1,12 +1,14 @@
 """A record, made without a GPU, of what a program asks of one: when the host waits for it, how many kernels it runs.
 
-Fake tensors of device "cuda:0" go through the real code, and through the bodies of our operators. An operation whose
-result the host needs (a shape, a number) raises in PyTorch itself, since there are no numbers.
+Fake tensors of device "cuda:0" go through the real code, and through what our operators do on a GPU, where Triton is
+installed; its kernels are counted in place of being run. An operation whose result the host needs (a shape, a number)
+raises in PyTorch itself, since there are no numbers.
 """
 
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,10 +19,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from rcnn.ops.operator import BODIES
+from rcnn.ops.operator import BODIES, kernels_of
 
-WAITING = ("nms", "roi_align", "roi_align_backward", "roi_pool", "roi_pool_backward")
-"""Operators that still wait for the device inside; their bodies are not entered."""
+HAS_KERNELS = find_spec("triton") is not None
 NO_KERNEL = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "_unsafe_view", "promote_types"}
 
 
@@ -28,10 +29,10 @@ class Record(TorchDispatchMode):
     """Of the block that it is around.
 
     Args:
-        bodies: whether to enter those of our operators; on device "meta" they can't be.
+        bodies: whether to enter our operators; on device "meta" they can't be.
 
     Attributes:
-        waits: each wait of the host, outside the operators of `WAITING`.
+        waits: each wait of the host.
         kernels: operator -> kernels that it runs; "" is the program outside all operators.
         operators: operator -> its calls.
     """
@@ -48,16 +49,18 @@ class Record(TorchDispatchMode):
         kwargs, (_, name) = kwargs or {}, func._schema.name.split("::")
         if func.namespace == "rcnn":
             self.operators[name] += 1
-            if self._bodies and name not in WAITING:  # the body, not the fake kernel; below autograd
+            if self._bodies and HAS_KERNELS:  # not the fake kernel; below autograd
                 self._inside = name
                 with self:
-                    out = BODIES[func._schema.name](*args, **kwargs)
+                    out = kernels_of(name)(*args, **kwargs)
+                    if out is None:
+                        out = BODIES[func._schema.name](*args, **kwargs)
                 self._inside = ""
                 return out
         if func.namespace != "aten":
             return func(*args, **kwargs)
         with self:  # in inference mode composite operations arrive whole
-            out = func.decompose(*args, **kwargs)
+            out = _parts_of(func, args, kwargs)
         if out is not NotImplemented:
             return out
         out = func(*args, **kwargs)
@@ -66,6 +69,21 @@ class Record(TorchDispatchMode):
         if waits(name, args, kwargs, out):
             self.waits.append(f"{func} in {self._inside or 'the program'}")
         return out
+
+    def launch(self) -> None:
+        """Count a kernel of Triton's."""
+        self.kernels[self._inside] += 1
+
+
+def _parts_of(func: Any, args: Any, kwargs: Any) -> Any:
+    """What a composite operation does on a GPU; NotImplemented if it is none.
+
+    Not `decompose`, which knows parts in Python as well: these enlarge a map by eleven kernels, and a GPU by one.
+    """
+    composite = torch._C.DispatchKey.CompositeImplicitAutograd
+    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite):
+        return func._op_dk(composite, *args, **kwargs)
+    return NotImplemented
 
 
 def waits(name: str, args: Any, kwargs: Any, out: Any) -> bool:
@@ -89,6 +107,8 @@ def recorded() -> Iterator[Record]:
     stream = SimpleNamespace(synchronize=event.synchronize, record_event=lambda: event)
     with pytest.MonkeyPatch.context() as patch, FakeTensorMode(allow_non_fake_inputs=True), record:
         patch.setattr(torch.cuda, "current_stream", lambda device=None: stream)
+        if HAS_KERNELS:
+            patch.setattr("triton.runtime.JITFunction.run", lambda *_, **__: record.launch())
         yield record
 
 

@@ -86,3 +86,12 @@ def test_clip_keeps_boxes_inside_their_own_image(rows):
     clipped = box_ops.clip(rows.expand(2, -1, -1), sizes)
     for image, (height, width) in zip(clipped, sizes.tolist(), strict=True):
         torch.testing.assert_close(image, tv.clip_boxes_to_image(rows, (height, width)))
+
+
+def test_sides_are_compared_one_by_one():
+    sides = torch.tensor([0.0, -1.0, 2.0, 3.0, torch.nan, torch.inf])
+    low = torch.zeros(len(sides), len(sides), 2)
+    boxes = torch.cat((low, torch.stack(torch.meshgrid(sides, sides, indexing="ij"), dim=-1)), dim=-1)
+    for least in (0.0, 2.5):
+        long = (sides > 0) & (sides >= least)
+        assert torch.equal(box_ops.larger_than(boxes, least), long[:, None] & long)

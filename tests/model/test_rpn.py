@@ -1,3 +1,6 @@
+import copy
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -141,3 +144,25 @@ def test_patches_are_what_unfold_cuts_out(grids: list[tuple[int, int]], kernel: 
     cells = torch.arange(count).expand(2, -1)
     cut = [F.unfold(level, kernel, padding=kernel // 2).unflatten(1, (3, -1)).permute(0, 3, 2, 1) for level in levels]
     assert torch.equal(patches(levels, cells, kernel), torch.cat(cut, dim=1).flatten(2))
+
+
+def test_anchors_are_kept_by_shape_and_always_those_of_a_new_network() -> None:
+    make = partial(RegionProposalNetwork, 2, (8, 16), Anchors(sizes=((24,), (48,)), stride="image//grid"), RPN())
+    rpn = make()
+
+    def anchors(rpn: RegionProposalNetwork, side: int, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
+        levels = [torch.zeros(1, 2, side // stride, side // stride, dtype=dtype) for stride in (8, 16)]
+        return rpn.to(dtype)(levels, (side, side)).anchors
+
+    with torch.inference_mode():
+        first = anchors(rpn, 64)
+    assert anchors(rpn, 64) is first
+    assert not any(level.is_inference() for level in first)  # a training may use them
+    assert anchors(rpn, 64, torch.float64)[0].dtype == torch.float64
+    for side in range(48, 200, 16):
+        found, expected = anchors(rpn, side), anchors(make(), side)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+    again = anchors(rpn, 64)
+    assert again is not first  # nine others have taken its place
+    assert all(torch.equal(one, other) for one, other in zip(again, first, strict=True))
+    assert anchors(copy.deepcopy(rpn), 64) is not again

@@ -1,8 +1,9 @@
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rcnn.model.structures import pack, to_host, unpack
+from rcnn.model.structures import all_finite, pack, to_host, unpack
 
 DTYPES = (torch.float32, torch.int64, torch.bool, torch.float64, torch.uint8, torch.bfloat16)
 
@@ -22,3 +23,13 @@ def test_tensors_of_any_shape_and_dtype_are_packed_and_unpacked(kinds: list[tupl
 def test_what_is_on_the_host_stays_what_it_is() -> None:
     tensors = [torch.rand(2, 3), torch.ones(2, dtype=torch.bool)]
     assert all(found is given for found, given in zip(to_host(tensors), tensors, strict=True))
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])
+def test_numbers_of_an_image_are_finite_or_not_wherever_they_are(number):
+    parts = [torch.full((3, 4), 1e38), torch.full((3, 2, 2), -1e38)]
+    assert all_finite(*parts).tolist() == [True, True, True]
+    parts[1][1, 1, 0] = number
+    assert all_finite(*parts).tolist() == [True, False, True]
+    parts[0][2, 3] = number
+    assert all_finite(*parts).tolist() == [True, False, False]

@@ -90,15 +90,22 @@ def encode(boxes: Tensor, anchors: Tensor, normal: Normal = PLAIN) -> Tensor:
     Paper, section 3.1.2: tx = (x - xa) / wa, tw = log(w / wa), likewise y and h, of centres and sizes.
     """
     (centre, size), (origin, unit) = centre_size(boxes), centre_size(anchors)
-    return (torch.cat(((centre - origin) / unit, (size / unit).log()), dim=-1) - normal.mean) / normal.std
+    deltas = torch.cat(((centre - origin) / unit, (size / unit).log()), dim=-1)
+    return deltas if normal is PLAIN else (deltas - normal.mean) / normal.std
 
 
 def decode(deltas: Tensor, anchors: Tensor, normal: Normal = PLAIN) -> Tensor:
     """(..., 4) normalised deltas on (..., 4) anchors -> (..., 4) boxes; undoes `encode` below `MAX_LOG_SCALE`."""
     origin, unit = centre_size(anchors)
-    shift, log_size = (deltas * normal.std + normal.mean).split(2, dim=-1)
+    shift, log_size = (deltas if normal is PLAIN else deltas * normal.std + normal.mean).split(2, dim=-1)
     centre, half = origin + shift * unit, unit * log_size.clamp(max=MAX_LOG_SCALE).exp() / 2
     return torch.cat((centre - half, centre + half), dim=-1)
+
+
+def larger_than(boxes: Tensor, least: float) -> Tensor:
+    """(..., 4) -> (...) bool: is each side positive and at least `least` pixels long?"""
+    shorter = _sides(boxes, False).amin(dim=-1)
+    return shorter >= least if least > 0 else shorter > 0
 
 
 def clip(boxes: Tensor, sizes: Tensor) -> Tensor:

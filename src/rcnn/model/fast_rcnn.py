@@ -18,7 +18,7 @@ from rcnn.model import boxes as box_ops
 from rcnn.model.assign import Assignment, Rule, Sample, assign, sample
 from rcnn.model.losses import box_loss
 from rcnn.model.mining import hardest_rois
-from rcnn.model.structures import Detections, Losses, Proposals, RoIOutput, Targets, at_least_float32, take
+from rcnn.model.structures import Detections, Losses, Proposals, RoIOutput, Targets, all_finite, at_least_float32, take
 
 
 class UnscaledDropout(nn.Dropout):
@@ -271,9 +271,8 @@ class FastRCNN(nn.Module):
     def detect(self, out: RoIOutput, proposals: Proposals, sizes: Tensor) -> Detections:
         """Refine, clip, drop low scores, suppress within classes, keep the best (B, D)."""
         boxes = self.refine(out, proposals, sizes)
-        finite = out.logits.isfinite().all(dim=-1).all(dim=-1) & out.deltas.isfinite().flatten(1).all(dim=-1)
-        scores = class_probabilities(out.logits)
-        return final_boxes(boxes, scores, proposals.valid, finite, self.settings)
+        finite = all_finite(out.logits, out.deltas)
+        return final_boxes(boxes, class_probabilities(out.logits), proposals.valid, finite, self.settings)
 
 
 def class_loss(logits: Tensor, positive: Tensor, label: Tensor) -> Tensor:
@@ -301,13 +300,13 @@ def final_boxes(boxes: Tensor, probability: Tensor, valid: Tensor, finite: Tenso
     boxes = boxes.expand(-1, -1, classes, -1).flatten(1, 2)  # (B, P * K, 4)
     scores = probability.flatten(1)
     groups = torch.arange(classes, device=scores.device).repeat(count).expand(scores.shape[0], -1)
-    sides = boxes[..., 2:] - boxes[..., :2]
-    big = ((sides > 0) & (sides >= settings.min_size)).all(dim=-1)
+    big = box_ops.larger_than(boxes, settings.min_size)
     eligible = valid.repeat_interleave(classes, dim=1) & (scores > settings.score) & big
     kept, valid = ops.nms(boxes, scores, groups, eligible, settings.nms, settings.detections)
+    padded = ~valid
     return Detections(
-        boxes=take(boxes, kept).masked_fill(~valid[..., None], 0.0),
-        scores=take(scores, kept).masked_fill(~valid, 0.0),
+        boxes=take(boxes, kept).masked_fill(padded[..., None], 0.0),
+        scores=take(scores, kept).masked_fill(padded, 0.0),
         labels=take(groups, kept) * valid,
         valid=valid,
         proposal=kept // classes,

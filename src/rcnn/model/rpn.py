@@ -4,6 +4,7 @@ B images, A anchors of all levels (A_l of level l), a anchors per cell, n sample
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,10 @@ from rcnn.model.assign import Assignment, Rule, Sample, assign, sample
 from rcnn.model.losses import box_loss, normalise, objectness_loss
 from rcnn.model.rpn_head import RPNHead
 from rcnn.model.structures import Losses, Proposals, RPNOutput, Targets, take
+
+_Anchors = tuple[Tensor, ...]
+_SHAPES = 8
+"""Shapes of images whose anchors are kept; those of 800 x 1344 pixels take 4 MB."""
 
 
 class Objectness:
@@ -104,6 +109,7 @@ class RegionProposalNetwork(nn.Module):
         )
         cells = [anchor_ops.cell_anchors(anchors, level, torch.float64) for level in range(len(strides))]
         self.register_buffer("cells", torch.stack(cells), persistent=False)
+        self._known: dict[Any, _Anchors] = {}
         self.register_buffer("level_strides", torch.tensor(self.strides, dtype=torch.float64), persistent=False)
 
     @property
@@ -115,9 +121,32 @@ class RegionProposalNetwork(nn.Module):
         """Feature maps (B, C, H_l, W_l) of images padded to `image_shape` -> logits, deltas, anchors of every level."""
         heads = [self.head(level) for level in levels]
         grids = [(level.shape[2], level.shape[3]) for level in levels]
-        cells = self.cells.to(heads[0][1].dtype).unbind()
-        anchors = anchor_ops.pyramid_anchors(self.anchors, grids, self.strides, image_shape, cells)
+        anchors = self._anchors(tuple(grids), image_shape, heads[0][1])
         return RPNOutput(tuple(head[0] for head in heads), tuple(head[1] for head in heads), anchors)
+
+    def _anchors(self, grids: tuple[tuple[int, int], ...], image_shape: tuple[int, int], like: Tensor) -> _Anchors:
+        """Anchors of every level, in the dtype of `like` and on its device, kept for the last shapes of images.
+
+        Anew they are eight kernels per level, a ninth of what a GPU is asked for in a prediction.
+        """
+        if torch.compiler.is_compiling():
+            return self._new_anchors(grids, image_shape, like)
+        key = (grids, image_shape, like.dtype, like.device)
+        known = self._known.get(key)
+        if known is None:
+            with torch.inference_mode(False), torch.no_grad():  # so that a training can use what a prediction has made
+                known = self._new_anchors(grids, image_shape, like)
+            # Replaced, not written to: other threads may read it.
+            self._known = {**dict(list(self._known.items())[1 - _SHAPES :]), key: known}
+        return known
+
+    def _new_anchors(self, grids: tuple[tuple[int, int], ...], image_shape: tuple[int, int], like: Tensor) -> _Anchors:
+        cells = self.cells.to(like.dtype).unbind()
+        return anchor_ops.pyramid_anchors(self.anchors, grids, self.strides, image_shape, cells)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy makes anchors of its own."""
+        return {**self.__dict__, "_known": {}}
 
     def scores(self, logits: Tensor) -> Tensor:
         """Logits (B, A, ...) of anchors -> (B, A) logit of the probability that they are ranked by."""
@@ -125,18 +154,19 @@ class RegionProposalNetwork(nn.Module):
 
     def candidates(self, out: RPNOutput, sizes: Tensor, pre: int) -> Proposals:
         """The `pre` best of each level, decoded and clipped, before NMS; tiny and improbable ones are not valid."""
-        boxes, scores, level, anchor = [], [], [], []
+        deltas, anchors, scores, level, anchor = [], [], [], [], []
         start = 0
-        for number, (logits, deltas, anchors) in enumerate(zip(*out, strict=True)):
-            score, index = self.scores(logits).topk(min(pre, anchors.shape[0]), dim=1)  # (B, min(pre, A_l))
-            boxes.append(box_ops.decode(take(deltas, index), anchors[index]))
+        for number, (logits, all_deltas, all_anchors) in enumerate(zip(*out, strict=True)):
+            score, index = self.scores(logits).topk(min(pre, all_anchors.shape[0]), dim=1)  # (B, min(pre, A_l))
+            deltas.append(take(all_deltas, index))
+            anchors.append(all_anchors[index])
             scores.append(score)
             anchor.append(index + start)
             level.append(torch.full_like(index, number))
-            start += anchors.shape[0]
-        box, score = box_ops.clip(torch.cat(boxes, dim=1), sizes), torch.cat(scores, dim=1).sigmoid()
-        sides = box[..., 2:] - box[..., :2]
-        big = ((sides > 0) & (sides >= self.settings.min_size)).all(dim=-1)
+            start += all_anchors.shape[0]
+        box = box_ops.clip(box_ops.decode(torch.cat(deltas, dim=1), torch.cat(anchors, dim=1)), sizes)
+        score = torch.cat(scores, dim=1).sigmoid()
+        big = box_ops.larger_than(box, self.settings.min_size)
         valid = big & (score >= self.settings.score)
         return Proposals(box, score, valid, torch.cat(level, dim=1), torch.cat(anchor, dim=1))
 
@@ -151,9 +181,10 @@ class RegionProposalNetwork(nn.Module):
         """
         box, score, eligible, level, anchor = self.candidates(out, sizes, pre)
         kept, valid = ops.nms(box, score, level, eligible, self.settings.nms, post)
+        padded = ~valid
         return Proposals(
-            boxes=take(box, kept).masked_fill(~valid[..., None], 0.0),
-            scores=take(score, kept).masked_fill(~valid, 0.0),
+            boxes=take(box, kept).masked_fill(padded[..., None], 0.0),
+            scores=take(score, kept).masked_fill(padded, 0.0),
             valid=valid,
             level=take(level, kept),
             anchor=take(anchor, kept),

@@ -5,6 +5,7 @@ B images, a anchors per cell, n chosen anchors.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -109,15 +110,19 @@ def patches(levels: Sequence[Tensor], cells: Tensor, kernel: int) -> Tensor:
     rows = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], dim=1)
     rows = torch.cat((rows, rows.new_zeros(batch, 1, rows.shape[2])), dim=1)
     reach = torch.arange(kernel, device=cells.device) - kernel // 2
-    index = cells.new_full((*cells.shape, kernel, kernel), rows.shape[1] - 1)
-    start = 0
-    for level in levels:
-        height, width = level.shape[2:]
-        place = cells - start
-        y, x = (place // width)[..., None, None] + reach[:, None], (place % width)[..., None, None] + reach
-        here = ((place >= 0) & (place < height * width))[..., None, None]
-        index = torch.where(here & (y >= 0) & (y < height) & (x >= 0) & (x < width), start + y * width + x, index)
-        start += height * width
+    # Of the level of each cell (B, n): its sizes, and the number of its first cell.
+    height, width, start = (torch.full_like(cells, number) for number in (*levels[0].shape[2:], 0))
+    before = 0
+    for below, level in pairwise(levels):
+        before += below.shape[2] * below.shape[3]
+        later = cells >= before
+        height, width = (size.masked_fill(later, n) for size, n in zip((height, width), level.shape[2:], strict=True))
+        start = start.masked_fill(later, before)
+    height, width, start = (number[..., None, None] for number in (height, width, start))
+    place = cells[..., None, None] - start
+    y, x = place // width + reach[:, None], place % width + reach  # (B, n, kernel, 1), (B, n, 1, kernel)
+    outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
+    index = (start + y * width + x).masked_fill(outside, rows.shape[1] - 1)
     image = torch.arange(batch, device=cells.device)[:, None] * rows.shape[1]
     # Not rows[index], whose gradient is added up in no fixed order.
     seen = F.embedding(index.flatten(1) + image, rows.flatten(0, 1))
