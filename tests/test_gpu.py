@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 import rcnn
 from rcnn import ops
@@ -16,9 +17,12 @@ from rcnn.data.loader import Loader
 from rcnn.data.synthetic import synthesise
 from rcnn.data.upload import uploaded
 from rcnn.model.philox import uniform
-from rcnn.model.structures import Batch, Keys, Losses, Targets, to_device, to_host
+from rcnn.model.structures import Batch, Keys, Losses, Targets, take, to_device, to_host
+from rcnn.ops.operator import compiles_for
 from rcnn.presets import settings_of
 from tests.model import tiny
+from tests.ops.test_match import scene as match_scene
+from tests.ops.test_nms import crowd
 from tests.test_graphs import preset
 
 pytestmark = pytest.mark.gpu
@@ -40,33 +44,118 @@ def boxes(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.cat((corners, corners + sides), dim=-1)
 
 
+@pytest.fixture
+def kernels() -> None:
+    """Triton's kernels serve on this GPU."""
+    if not compiles_for(torch.device(DEVICE, 0)):
+        pytest.skip("Triton does not compile for this GPU")
+
+
+def to_gpu(arguments: Any) -> Any:
+    """The same arguments with their tensors on the GPU."""
+    return tree_map(lambda leaf: leaf.to(DEVICE) if isinstance(leaf, Tensor) else leaf, arguments)
+
+
+def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one.cpu(), other)
+
+
 def test_suppression_and_matching_are_those_of_the_cpu() -> None:
     many, scores, groups = boxes(3, 500), torch.rand(3, 500), torch.randint(0, 4, (3, 500))
-    arguments = (many, scores, groups, scores > 0.1)
-    for found, expected in zip(
-        ops.nms(*(tensor.to(DEVICE) for tensor in arguments), 0.5, 100), ops.nms(*arguments, 0.5, 100), strict=True
-    ):
-        assert torch.equal(found.cpu(), expected)
+    arguments = (many, scores, groups, scores > 0.1, 0.5, 100)
+    assert_same(ops.nms(*to_gpu(arguments)), ops.nms(*arguments))
     arguments = (many[0], boxes(3, 8, seed=5), torch.rand(3, 8) > 0.2)
-    for found, expected in zip(
-        ops.match(*(tensor.to(DEVICE) for tensor in arguments)), ops.match(*arguments), strict=True
-    ):
-        torch.testing.assert_close(found.cpu(), expected)
+    assert_same(ops.match(*to_gpu(arguments)), ops.match(*arguments))
 
 
-@pytest.mark.parametrize("pool", [ops.roi_align, ops.roi_pool, ops.roi_warp])
-def test_pooling_and_its_gradient_are_those_of_the_cpu(pool) -> None:
-    results = []
-    for device in ("cpu", DEVICE):
-        generator = torch.Generator().manual_seed(3)
-        levels = [torch.rand(2, 5, side, side, generator=generator) for side in (24, 12)]
-        levels = [level.to(device).requires_grad_() for level in levels]
-        level = torch.arange(40, device=device).view(2, 20) % 2
-        more = () if pool is ops.roi_pool else (2, True)
-        pooled = pool(levels, boxes(2, 20).to(device), level, (4, 8), 7, *more)
-        pooled.square().sum().backward()
-        results.append([tensor.detach().cpu() for tensor in (pooled, *(level.grad for level in levels))])
-    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-4)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("threshold", [0.0, 0.3, 0.5, 0.7, 1.0])
+def test_suppression_decides_ties_as_the_cpu_does(threshold: float, dtype: torch.dtype) -> None:
+    for count, limit in ((1, 3), (300, 40), (3000, 1000)):
+        some, scores, groups, valid = crowd(count, batch=3, count=count)
+        some, scores = some.to(dtype), scores.to(dtype)
+        scores[:, 5::7], scores[:, 1::11], some[:, 2::13, 0] = torch.nan, -0.0, torch.nan
+        arguments = (some, scores, groups * 10**12, valid, threshold, limit)
+        assert_same(ops.nms(*to_gpu(arguments)), ops.nms(*arguments))
+
+
+def test_suppression_takes_80000_candidates_without_a_square_of_memory(kernels: None) -> None:
+    some, scores = boxes(1, 80_000), torch.rand(1, 80_000)
+    arguments = (some, scores, torch.arange(80_000)[None] % 80, scores > 0.05, 0.5, 100)
+    there = to_gpu(arguments)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = ops.nms(*there)
+    assert torch.cuda.max_memory_allocated() - before < 20e6
+    assert_same(found, ops.nms(*arguments))
+
+
+def test_matching_decides_ties_as_the_cpu_does() -> None:
+    for own in (False, True):
+        anchors, some, valid = match_scene(3, 2, 5000, 5, own=own)
+        generator = torch.Generator().manual_seed(1)
+        allowed = torch.rand(2, 5000, generator=generator) < 0.5
+        arguments = (anchors, some, valid, allowed, ~valid)
+        assert_same(ops.match(*to_gpu(arguments)), ops.match(*arguments))
+
+
+def pooled(pool: Any, device: str, dtype: torch.dtype, more: tuple[Any, ...]) -> list[Tensor]:
+    """What an operator reads from two levels, and its gradients: of the levels, and of the boxes if it has them."""
+    generator = torch.Generator().manual_seed(3)
+    levels = [torch.rand(2, 5, side, side, generator=generator) for side in (24, 12)]
+    levels = [level.to(device, dtype, memory_format=torch.channels_last).requires_grad_() for level in levels]
+    moves = pool is not ops.roi_pool and more[0] > 0
+    some = boxes(2, 20).to(device).requires_grad_(moves)
+    level = torch.arange(40, device=device).view(2, 20) % 2
+    out = pool(levels, some, level, (4, 8), 7, *more)
+    out.float().square().sum().backward()
+    gradients = [part.grad for part in (*levels, *([some] if moves else []))]
+    return [tensor.detach().cpu() for tensor in (out, *gradients)]
+
+
+POOLS = [
+    (ops.roi_align, (2, True)), (ops.roi_align, (0, False)), (ops.roi_pool, ()), (ops.roi_warp, (2, True)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("pool", "more"), POOLS)
+def test_pooling_and_its_gradient_are_those_of_the_cpu(pool: Any, more: tuple[Any, ...], dtype: torch.dtype) -> None:
+    found, expected = (pooled(pool, device, dtype, more) for device in (DEVICE, "cpu"))
+    tolerance = 1e-4 if dtype == torch.float32 else 0.03
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("pool", "more"), [(ops.roi_align, (2, True)), (ops.roi_pool, ())])
+def test_gradients_are_the_same_bits_every_time(pool: Any, more: tuple[Any, ...], kernels: None) -> None:
+    first = pooled(pool, DEVICE, torch.float32, more)
+    for _ in range(5):
+        assert_same(pooled(pool, DEVICE, torch.float32, more), first)
+
+
+def test_operators_are_captured_in_a_graph_and_replayed_on_other_numbers(kernels: None) -> None:
+    levels, some = [torch.rand(2, 5, 24, 24, device=DEVICE)], boxes(2, 300).to(DEVICE)
+    zeros, scores = torch.zeros(2, 300, dtype=torch.int64, device=DEVICE), torch.rand(2, 300, device=DEVICE)
+    truths = boxes(2, 8, seed=5).to(DEVICE)
+
+    def program() -> tuple[Tensor, ...]:
+        kept, valid = ops.nms(some, scores, zeros, zeros == 0, 0.5, 50)
+        chosen = take(some, kept)
+        features = ops.roi_align(levels, chosen, kept * 0, (4,), 7, 2, True)
+        return features, valid, *ops.match(chosen, truths, truths[..., 0] > 0)
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        program()  # compiles the kernels
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = program()
+    for seed in (7, 8):
+        some.copy_(boxes(2, 300, seed=seed))
+        graph.replay()
+        assert all(torch.equal(one, other) for one, other in zip(out, program(), strict=True))
 
 
 @pytest.mark.parametrize("name", ["mobilenet-fpn", "mobilenet-one-stage", "paper-zf"])
@@ -101,29 +190,12 @@ def sum_of(losses: Losses) -> Tensor:
     return torch.stack([total for total, _ in losses.values()]).sum()
 
 
-def without_bodies(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Suppression and pooling, which still wait inside, give zeros of the right shapes."""
-
-    def suppress(boxes: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
-        index = torch.zeros(len(boxes), arguments[-1], dtype=torch.int64, device=boxes.device)
-        return index, torch.ones_like(index, dtype=torch.bool)
-
-    def pool(levels: Sequence[Tensor], boxes: Tensor, level: Tensor, strides: Any, size: int, *_: Any) -> Tensor:
-        mean = torch.stack([part.mean(dim=(2, 3)) for part in levels]).sum(dim=0)  # (B, C)
-        return mean[:, None, :, None, None].expand(-1, boxes.shape[1], -1, size, size)
-
-    monkeypatch.setattr(ops, "nms", suppress)
-    for name in ("roi_align", "roi_pool"):
-        monkeypatch.setattr(ops, name, pool)
-
-
 @pytest.mark.parametrize("name", ["mobilenet-fpn", "mobilenet-one-stage", "paper-zf"])
-def test_cuda_never_waits_between_batch_and_losses(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    without_bodies(monkeypatch)
+def test_cuda_never_waits_between_batch_and_losses(name: str, kernels: None) -> None:
     net = preset(name, *(["roi.hidden=64"] if name == "paper-zf" else [])).to(DEVICE)
     batch, targets = (to_device(part, torch.device(DEVICE)) for part in tiny.batch(2, 96, 128))
     seeds = torch.tensor([1, 2]).pin_memory()
-    for context in (nullcontext(), no_waits()):  # the first step fills caches, such as cuDNN's
+    for context in (nullcontext(), no_waits()):  # the first step compiles, and fills caches such as cuDNN's
         with context:
             sum_of(net.loss(batch, targets, net.keys(batch, targets, seeds))).backward()
             with torch.no_grad():
@@ -131,7 +203,6 @@ def test_cuda_never_waits_between_batch_and_losses(name: str, monkeypatch: pytes
 
 
 def test_results_of_a_batch_are_downloaded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    without_bodies(monkeypatch)
     net = preset("mobilenet-fpn").eval().to(DEVICE)
     batch, _ = tiny.batch(4, 96, 128)
     with torch.inference_mode():
