@@ -5,7 +5,9 @@ from typing import Any
 
 def test_it_draws_every_stage(run: Callable[..., Any], data: Path, weights: Path, tmp_path: Path) -> None:
     image = data / "JPEGImages/4.jpg"
-    result = run("explain", weights, image, "--truth", data, "--out", tmp_path / "out", "--score", 0.2, "--json")
+    result = run(
+        "explain", weights, image, "--truth", data, "--out", tmp_path / "out", "--score", 0.2, "--json", "--html"
+    )
     assert result.code == 0, result.err
     document = result.json()
     assert document["counts"]["objects"] == 1
@@ -15,6 +17,10 @@ def test_it_draws_every_stage(run: Callable[..., Any], data: Path, weights: Path
     assert all(Path(path).is_file() for path in document["pictures"])
     assert Path(document["pictures"][0]).name == "overview.png"
     assert "positive anchors" in result.err
+    page = Path(document["page"])
+    assert page.name == "inside.html"
+    assert "4.jpg" in page.read_text(encoding="utf-8")
+    assert str(tmp_path) not in page.read_text(encoding="utf-8")  # it is made to be shown to others
 
 
 def test_no_truth_is_needed(run: Callable[..., Any], data: Path, weights: Path, tmp_path: Path) -> None:

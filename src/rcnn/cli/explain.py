@@ -35,6 +35,9 @@ def explain(
     ] = None,
     score: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out boxes with a lower score.")] = None,
     out: arguments.Out = Path("runs/explain"),
+    html: Annotated[
+        bool, typer.Option("--html", help="Write inside.html as well: one page to point and click in.")
+    ] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed for sampling anchors.")] = 0,
     device: arguments.Device = None,
     json: arguments.Json = False,
@@ -46,6 +49,7 @@ def explain(
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector
     from rcnn.data.find import find_layout
+    from rcnn.errors import printable
     from rcnn.insight.stages.follow import counts, follow
     from rcnn.insight.stages.pictures import draw_stages
     from rcnn.preprocess.decode import image_size
@@ -67,10 +71,20 @@ def explain(
         numbers = counts(stages)
         screen.table(str(image), ["", ""], [[TITLES[key], number] for key, number in numbers.items()])
         _show_ways(stages)
-        pictures = draw_stages(stages, fresh_folder(out))
+        folder = fresh_folder(out)
+        pictures = draw_stages(stages, folder)
         screen.say(f"\n{screen.several(len(pictures), 'picture')}: {pictures[0].parent}; begin with {pictures[0]}")
+        page = None
+        if html:
+            from rcnn.page.inside import write_inside
+
+            page = write_inside(
+                stages, detector.settings.rpn, folder / "inside.html", printable(image.name), Path(model).name
+            )
+            screen.say(f"a page to point and click in: {page}")
     if json:
-        screen.emit({"image": image, "counts": numbers, "detections": _trees(stages), "pictures": pictures})
+        told = {"image": image, "counts": numbers, "detections": _trees(stages), "pictures": pictures, "page": page}
+        screen.emit(told)
 
 
 def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":

@@ -107,6 +107,8 @@ class Album:
         self.faults: dict[int, str] = {}
         self.asked = -PAUSE
         """When a picture was last looked at alone, by `time.monotonic`."""
+        self.network = threading.Lock()
+        """Held by the thread that runs the network."""
         self._objects: tuple[int, Rows] | None = None
         self._detections: tuple[int, Rows] | None = None
         self._lock = threading.Lock()
@@ -147,7 +149,7 @@ class Album:
             self.detector = self._load()
             self.settings, self.names = self.detector.settings, self.detector.names
             try:
-                self.finder = Finder(self.detector)
+                self.finder = Finder(self.detector, self.network)
             except SettingsError as error:
                 self.notes.append(f"No detections: {error}")
         if self.data is not None:

@@ -15,13 +15,16 @@ from starlette.routing import Route
 
 from rcnn.config.files import MB
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, printable
+from rcnn.insight.stages.follow import follow
 from rcnn.metrics.proposals import SIZES
 from rcnn.metrics.types import Prediction
 from rcnn.page.album import DROPPED, MISTAKES, Album, Choice, Picture
 from rcnn.page.finder import judged
+from rcnn.page.inside import inside
 from rcnn.page.thumbnails import LARGE, Thumbnails, encoded, sign
 from rcnn.preprocess.decode import image_size
 from rcnn.preprocess.npy import MAGIC
+from rcnn.preprocess.stream import read_picture
 
 LARGEST = 64 * MB
 """Bytes of a picture that is dropped on the page."""
@@ -60,6 +63,7 @@ class Api:
             Route("/api/tiles", self.tiles),
             Route("/api/pictures/{place:int}", self.picture),
             Route("/api/pictures/{place:int}/image", self.image),
+            Route("/api/pictures/{place:int}/inside", self.inside),
             Route("/api/pictures/{place:int}/thumbnail", self.thumbnail),
         ]
 
@@ -159,6 +163,24 @@ class Api:
             {"box": box, "score": score, "label": label, "object": taken, "ignored": ignored, "kind": kind}
             for box, score, label, taken, ignored, kind in zip(*columns, strict=True)
         ]
+
+    def inside(self, request: Request) -> Response:
+        """What the stages of the network make of a picture, or why that can't be shown."""
+        place, picture = self.asked(request)
+        album = self.album
+        album.asked = time.monotonic()
+        told = {"name": printable(picture.name), "fault": "There is no model here; start rcnn look with one."}
+        if album.detector is not None:
+            try:
+                array = read_picture(picture.path, album.settings)
+                with album.network:
+                    walk = follow(album.detector, array, picture.truth)
+                told |= inside(walk, album.settings.rpn) | {"fault": ""}
+            except (SettingsError, NonFiniteError) as error:
+                told["fault"] = printable(str(error))
+            except (ImageError, OSError) as error:
+                told["fault"] = album.told(place, error)
+        return JSONResponse(told)
 
     def image(self, request: Request) -> Response:
         """A picture to look at large."""

@@ -78,17 +78,18 @@ class Finder:
 
     Args:
         detector: that detects.
+        lock: held while the network runs.
 
     Raises:
         SettingsError: it does not detect, or needs proposals from elsewhere.
     """
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, detector: Detector, lock: threading.Lock) -> None:
         detector.check_proposals(given=False)
         if not detector.detects:
             raise SettingsError("this model has no second stage (`roi.head=none`): it only proposes boxes")
         self.detector = detector
-        self._lock = threading.Lock()
+        self._lock = lock
         self._recent: OrderedDict[Path, Candidates] = OrderedDict()
 
     @property

@@ -8,7 +8,7 @@ import base64
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
@@ -21,6 +21,9 @@ from rcnn.page.pictures import save_pictures
 from rcnn.page.scores import Scored, scores_of
 from rcnn.page.subject import Subject, changes, flat, read_subject
 from rcnn.weights.file import atomic_write
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
 
 HERE = Path(__file__).parent
 LARGEST = 1_900_000
@@ -102,28 +105,27 @@ def render(subjects: Sequence[Subject], title: str | None = None) -> str:
 
 def _page(subjects: Sequence[Subject], title: str | None, budget: int) -> str:
     """The page with pictures of so many bytes."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    environment = Environment(
-        loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters |= {"number": charts.shown, "short": svg.short}
-    environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    style, script = (_static(f"report.{ending}") for ending in ("css", "js"))
+    style, script = (static(f"report.{ending}") for ending in ("css", "js"))
     names = [subject.title for subject in subjects]
     runs = [_values(subject, place, budget // len(subjects)) for place, subject in enumerate(subjects)]
-    return environment.get_template("report.html").render(
-        title=title or " and ".join(names),
-        names=names,
-        runs=runs,
-        sections=[
-            {"id": name, "title": text} for name, text in SECTIONS.items() if any(run["there"][name] for run in runs)
-        ],
-        compared=_compared(subjects) if len(subjects) > 1 else None,
-        style=Markup(style),
-        script=Markup(script),
-        style_hash=_hash(style),
-        script_hash=_hash(script),
+    return (
+        environment()
+        .get_template("report.html")
+        .render(
+            title=title or " and ".join(names),
+            names=names,
+            runs=runs,
+            sections=[
+                {"id": name, "title": text}
+                for name, text in SECTIONS.items()
+                if any(run["there"][name] for run in runs)
+            ],
+            compared=_compared(subjects) if len(subjects) > 1 else None,
+            style=Markup(style),
+            script=Markup(script),
+            style_hash=named_by_hash(style),
+            script_hash=named_by_hash(script),
+        )
     )
 
 
@@ -189,10 +191,23 @@ def _compared(subjects: Sequence[Subject]) -> dict[str, Any]:
     }
 
 
-def _static(name: str) -> str:
+def environment() -> "Environment":
+    """The templates, which escape all text."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    made = Environment(
+        loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    made.filters |= {"number": charts.shown, "short": svg.short}
+    made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
+    return made
+
+
+def static(name: str) -> str:
+    """A style or script of the pages."""
     return (HERE / "static" / name).read_text(encoding="utf-8")
 
 
-def _hash(text: str) -> str:
+def named_by_hash(text: str) -> str:
     """How a content policy names an inline style or script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -23,6 +23,9 @@ HERE = Path(__file__).parent
 PORT, PORTS = 8765, 50
 """The first port that is tried, and how many are tried after it."""
 
+PAGES = {"/pictures": "look.html", "/pictures/{place:int}": "look.html", "/inside/{place:int}": "inside.html"}
+"""Addresses of the pages and their files."""
+
 
 def application(album: Album, host: str, thumbnails: Thumbnails, dropped: Path, log: Callable[[str], None]) -> Guard:
     """The pages, guarded.
@@ -36,8 +39,7 @@ def application(album: Album, host: str, thumbnails: Thumbnails, dropped: Path, 
     """
     routes = [
         Route("/", _home),
-        Route("/pictures", _page),
-        Route("/pictures/{place:int}", _page),
+        *(Route(path, _page(template)) for path, template in PAGES.items()),
         *Api(album, thumbnails, dropped).routes(),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
@@ -85,8 +87,13 @@ def _home(_: Request) -> Response:
     return RedirectResponse("/pictures", 303)
 
 
-def _page(_: Request) -> Response:
-    return FileResponse(HERE / "templates" / "look.html", media_type="text/html", headers={"Cache-Control": "no-store"})
+def _page(template: str) -> Callable[[Request], Response]:
+    def page(_: Request) -> Response:
+        return FileResponse(
+            HERE / "templates" / template, media_type="text/html", headers={"Cache-Control": "no-store"}
+        )
+
+    return page
 
 
 def _told(_: Request, error: Exception) -> Response:

@@ -15,7 +15,7 @@ from rcnn.metrics.types import Prediction
 from rcnn.model import boxes as box_ops
 from rcnn.model.fast_rcnn import class_probabilities
 from rcnn.model.rpn import RegionProposalNetwork
-from rcnn.model.structures import Batch, Detections, RPNOutput, to_device
+from rcnn.model.structures import Batch, Detections, Pass, RPNOutput, to_device
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,10 +67,16 @@ def trace_images(detector: Detector, batch: Batch) -> tuple[list[ImageTrace], li
     Raises:
         NonFiniteError: the network's output is not finite.
     """
-    model, device = detector.runner, detector.device
-    batch = to_device(batch, device)
+    batch = to_device(batch, detector.device)
     with torch.inference_mode():
-        run = model.run(batch)
+        run = detector.runner.run(batch)
+    return trace_pass(detector, batch, run)
+
+
+def trace_pass(detector: Detector, batch: Batch, run: Pass) -> tuple[list[ImageTrace], list[Prediction]]:
+    """As `trace_images`, of a pass of the network over a batch on its device."""
+    model = detector.runner
+    with torch.inference_mode():
         out, proposals, detections = run.rpn, run.proposals, run.detections
         assert out is not None
         assert proposals is not None

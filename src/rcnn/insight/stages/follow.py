@@ -12,9 +12,15 @@ import torch
 from torch import Tensor
 
 from rcnn.detector import Detector
-from rcnn.insight.funnel.stages import need_stages
-from rcnn.metrics.types import Truth
+from rcnn.insight.funnel.kinds import FOUND, Outcome, Rules
+from rcnn.insight.funnel.remedy import Remedy, remedy
+from rcnn.insight.funnel.stages import ImageTrace, need_stages, trace_pass
+from rcnn.insight.funnel.trace import explain
+from rcnn.metrics.types import Prediction, Truth
 from rcnn.model.structures import Batch, Pass, Proposals, Targets, to_device
+
+IOU = 0.5
+"""From this IoU on a box fits an object, as in `rcnn why`."""
 
 
 class Labels(NamedTuple):
@@ -22,15 +28,29 @@ class Labels(NamedTuple):
 
     Attributes:
         boxes: (G, 4) the ground-truth boxes.
+        classes: (G,) int64.
         label: (A,) 1 positive, 0 negative, -1 not trained.
         truth: (A,) index of the ground-truth box of each anchor.
         sampled: (n,) the anchors of one draw.
     """
 
     boxes: Tensor
+    classes: Tensor
     label: Tensor
     truth: Tensor
     sampled: Tensor
+
+
+class Fate(NamedTuple):
+    """What became of a ground-truth box.
+
+    Attributes:
+        outcome: found, or the stage that lost it.
+        remedy: the setting that would have kept it there; None if it is found.
+    """
+
+    outcome: Outcome
+    remedy: Remedy | None
 
 
 class Ranked(NamedTuple):
@@ -78,6 +98,8 @@ class Walkthrough(NamedTuple):
         proposals: those that leave it.
         detections: None without a second stage.
         truth: None where no labels are known.
+        trace: the boxes of both stages of every anchor, proposal and class.
+        fates: of the ground-truth boxes that count; empty where no labels are known.
     """
 
     image: np.ndarray
@@ -91,6 +113,8 @@ class Walkthrough(NamedTuple):
     proposals: Ranked
     detections: FinalBoxes | None
     truth: Labels | None
+    trace: ImageTrace
+    fates: tuple[Fate, ...]
 
     def place(self, anchor: int) -> tuple[int, int, int, int]:
         """Level, row, column and number within the cell of an anchor."""
@@ -148,6 +172,9 @@ def follow(
         everything = copy.copy(rpn)
         everything.settings = settings.model_copy(update={"nms": 1.0})  # no IoU is above 1: nothing is suppressed
         before = everything.propose(out, batch.sizes, pre=settings.pre_test, post=entries)
+    threshold = detector.threshold if score is None else score
+    (trace,), (prediction,) = trace_pass(detector, batch, run)
+    rules = Rules(IOU, threshold, settings, net.settings.roi)
     return Walkthrough(
         image=_picture(resized),
         names=detector.names,
@@ -158,8 +185,19 @@ def follow(
         objectness=torch.cat([rpn.scores(logits)[0] for logits in out.logits]).sigmoid().cpu(),
         before=_ranked(before),
         proposals=_ranked(proposals),
-        detections=_found(run, detector.threshold if score is None else score),
+        detections=_found(run, threshold),
         truth=None if truth is None else _labels(detector, batch, run, truth, seed),
+        trace=trace,
+        fates=() if truth is None else _fates(truth, batch, prediction, trace, rules),
+    )
+
+
+def _fates(truth: Truth, batch: Batch, prediction: Prediction, trace: ImageTrace, rules: Rules) -> tuple[Fate, ...]:
+    """What became of the objects that count."""
+    scale = batch.scales[0].flip(0).repeat(2).cpu().numpy()
+    return tuple(
+        Fate(one, None if one.where == FOUND else remedy(one, truth.boxes[one.truth] * scale, trace, rules))
+        for one in explain(0, truth, scale, prediction, trace, rules)
     )
 
 
@@ -195,6 +233,7 @@ def _labels(detector: Detector, batch: Batch, run: Pass, truth: Truth, seed: int
     drawn = net.rpn.draw(run.rpn, assignment, targets, keys, run.levels)
     return Labels(
         boxes=boxes.cpu(),
+        classes=labels.cpu(),
         label=torch.where(assignment.positive, 1, torch.where(assignment.negative, 0, -1))[0].cpu(),
         truth=assignment.truth[0].cpu(),
         sampled=drawn.indices[0][drawn.valid[0]].cpu(),

@@ -1,6 +1,7 @@
 // One picture large: truth and detections as layers, sliders for score and NMS, zoom.
 
-import { ask, drawn, element, slider } from "./api.js";
+import { ask } from "./api.js";
+import { drawn, element, slider } from "./dom.js";
 import { Stage } from "./stage.js";
 
 const LAYERS = { right: "right", wrong: "wrong", lost: "lost", truth: "truth", plain: "detections" };

@@ -1,6 +1,7 @@
 // The page "Pictures": which of its two views is shown, and from what. Its state is in the address.
 
-import { ask, element, slider, tell } from "./api.js";
+import { ask, tell } from "./api.js";
+import { element, slider } from "./dom.js";
 import { Large } from "./large.js";
 import { Wall } from "./wall.js";
 
@@ -33,6 +34,7 @@ async function route() {
   const at = place(), alone = !Number.isNaN(at);
   const last = large.place;
   read();
+  get("to-inside").href = alone ? `/inside/${at}` : "/inside/0";
   get("wall-page").hidden = alone;
   get("large-page").hidden = !alone;
   if (alone) {

@@ -1,11 +1,12 @@
-// A picture that is zoomed by its view box: wheel, buttons, keys, and dragging.
+// A picture that is zoomed by its view box: wheel, buttons, keys, and dragging. `pointed` and `picked`, if they are set,
+// are called with a point of the picture.
 
-import { drawn } from "./api.js";
+import { drawn } from "./dom.js";
 
 export class Stage {
   constructor(place) {
     this.place = place;
-    this.image = drawn("image");
+    this.image = drawn("image", { preserveAspectRatio: "none" });
     this.boxes = drawn("g");
     this.tags = drawn("g");
     this.svg = drawn("svg", { role: "img" }, this.image, this.boxes, this.tags);
@@ -16,10 +17,12 @@ export class Stage {
     }, { passive: false });
     place.addEventListener("pointerdown", (event) => {
       this.held = [event.clientX, event.clientY];
+      this.still = true;
       place.setPointerCapture(event.pointerId);
       place.classList.add("held");
     });
-    place.addEventListener("pointermove", (event) => this.held && this.drag(event));
+    place.addEventListener("pointermove", (event) => (this.held ? this.drag(event) : this.pointed?.(...this.at(event))));
+    place.addEventListener("pointerup", (event) => this.still && this.picked?.(...this.at(event)));
     for (const end of ["pointerup", "pointercancel"]) {
       place.addEventListener(end, () => {
         this.held = null;
@@ -72,6 +75,8 @@ export class Stage {
   drag(event) {
     const per = 1 / this.svg.getScreenCTM().a;
     const [x, y] = this.held;
+    if (this.still && Math.hypot(event.clientX - x, event.clientY - y) < 4) return; // a click, so far
+    this.still = false;
     this.view[0] -= (event.clientX - x) * per;
     this.view[1] -= (event.clientY - y) * per;
     this.held = [event.clientX, event.clientY];

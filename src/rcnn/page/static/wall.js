@@ -1,6 +1,7 @@
 // The wall: tiles of the pictures that are in sight, and of no others.
 
-import { ask, element } from "./api.js";
+import { ask } from "./api.js";
+import { element } from "./dom.js";
 
 const WIDTH = 240, HEIGHT = 224, AHEAD = 2;
 const wall = document.getElementById("wall");

@@ -1,0 +1,243 @@
+"""The page "Inside the RPN": its numbers are the library's, on the server and in the file of `rcnn explain --html`."""
+
+import base64
+import gzip
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from rcnn.detector import Detector
+from rcnn.insight.stages.follow import Walkthrough, counts, follow
+from rcnn.insight.stages.nms import survivors, thresholds
+from rcnn.page.album import Album, Picture
+from rcnn.page.inside import write_inside
+from rcnn.page.server import application
+from rcnn.page.thumbnails import Thumbnails
+from rcnn.preprocess.stream import read_picture
+from rcnn.presets import build, settings_of
+
+from .conftest import HOST, HOSTILE, Looked, png
+from .test_browser import OVERLAPPING
+from .test_look_browser import Served, start, stop, until
+
+Open = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def walk(looked: Looked) -> Walkthrough:
+    picture = looked.album.pictures[1]
+    image = read_picture(picture.path, looked.detector.settings)
+    assert picture.truth is not None
+    middle = float(np.median(looked.album.found[1].scores_of(len(picture.truth.labels))))
+    return follow(looked.detector, image, picture.truth, score=middle)
+
+
+@pytest.fixture(scope="module")
+def file(walk: Walkthrough, looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    page = tmp_path_factory.mktemp("inside") / "inside.html"
+    return write_inside(walk, looked.detector.settings.rpn, page, HOSTILE[0], HOSTILE[1])
+
+
+@pytest.fixture
+def show(browser: Any, file: Path) -> Iterator[Open]:
+    """Open the file from disk; at the end nothing was asked for, and nothing said on the console."""
+    contexts, asked, said = [], [], []
+
+    def show(state: str = "", width: int = 1280, **looks: Any) -> Any:
+        context = browser.new_context(viewport={"width": width, "height": 900}, **looks)
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        for event in ("console", "pageerror", "dialog"):
+            page.on(event, lambda message: said.append(str(message)))
+        page.goto(f"{file.as_uri()}{state}")
+        page.wait_for_selector("#counts dd")
+        return page
+
+    yield show
+    for context in contexts:
+        context.close()
+    assert not [url for url in asked if not url.startswith(("data:image/", file.as_uri()))]
+    assert not said
+
+
+def client_of(album: Album, folder: Path) -> TestClient:
+    (folder / "dropped").mkdir()
+    guard = application(album, HOST, Thumbnails(folder / "cache"), folder / "dropped", lambda _: None)
+    client = TestClient(guard, base_url=f"http://{HOST}")
+    client.get(guard.address)
+    return client
+
+
+def unpacked(told: dict[str, Any]) -> dict[str, np.ndarray]:
+    content, arrays, start = gzip.decompress(base64.b64decode(told["arrays"])), {}, 0
+    for name, kind, length in told["layout"]:
+        arrays[name] = np.frombuffer(content, np.dtype(kind), length, start)
+        start += arrays[name].nbytes
+    assert start == len(content)
+    return arrays
+
+
+def test_the_server_tells_what_the_library_follows(looked: Looked, walk: Walkthrough, tmp_path: Path) -> None:
+    told = client_of(looked.album, tmp_path).get("/api/pictures/1/inside").json()
+    arrays, unit = unpacked(told), max(told["width"], told["height"]) / 65535
+    assert told["fault"] == ""
+    assert told["counts"] | {"detections": 0} == counts(walk) | {"detections": 0}
+    assert told["proposals"] == walk.proposals.anchor.tolist()
+    np.testing.assert_array_equal(arrays["before"], walk.before.anchor)
+    np.testing.assert_allclose(arrays["moved"].reshape(-1, 4) * unit, walk.trace.decoded, atol=unit)
+    np.testing.assert_allclose(arrays["objectness"] / 65535, walk.objectness, atol=1e-5)
+    kept = survivors(walk, looked.detector.settings.rpn)
+    np.testing.assert_array_equal(arrays["kept"].reshape(kept.shape), kept)
+    assert walk.truth is not None
+    np.testing.assert_array_equal(arrays["label"], walk.truth.label)
+    for anchor in (0, 5, 1000, len(walk.anchors) - 1):
+        level, row, column, which = walk.place(anchor)
+        cell, steps = (told["levels"][level][key] for key in ("cell", "steps"))
+        box = np.array(cell[which]) + np.array([column * steps[0], row * steps[1]] * 2)
+        np.testing.assert_allclose(box, walk.anchors[anchor], atol=1e-3)
+    again = follow(
+        looked.detector,
+        read_picture(looked.album.pictures[1].path, looked.detector.settings),
+        looked.album.pictures[1].truth,
+    )
+    assert [one["where"] for one in told["objects"]] == [fate.outcome.where for fate in again.fates]
+
+
+def test_a_model_without_stages_and_a_damaged_picture_say_so(looked: Looked, tmp_path: Path) -> None:
+    changes = {"rpn": {"classify": "classes"}, "roi": {"head": "none"}}
+    settings = settings_of("tiny-fpn", changes)
+    one_stage = Detector(build(settings, 3), settings, HOSTILE, device="cpu")
+    (tmp_path / "a.png").write_bytes(png())
+    album = Album(None, tmp_path / "a.png")
+    album.open()
+    client = client_of(album, tmp_path)
+    for detector, text in ((None, "no model here"), (one_stage, "one-stage detector"), (looked.detector, "")):
+        album.detector = detector
+        fault = client.get("/api/pictures/0/inside").json()["fault"]
+        assert text in fault if text else not fault
+    album.pictures.append(Picture(tmp_path / "gone.png", "gone.png", "all", None))
+    told = client.get("/api/pictures/1/inside").json()
+    assert "gone.png" in told["fault"]
+    assert str(tmp_path) not in told["fault"]
+    assert client.get("/api/pictures/2/inside").status_code == 404
+
+
+def test_the_file_follows_nms_cells_and_ways(walk: Walkthrough, show: Open, looked: Looked) -> None:
+    page = show("#show=nms")
+    kept = survivors(walk, looked.detector.settings.rpn)
+    for place in (0, 8, len(thresholds(0.7)) - 1):
+        page.get_by_label("IoU of NMS").fill(str(place))
+        numbers = [int(text.replace(",", "")) for text in page.locator("#panel dd").all_inner_texts()[:3]]
+        assert numbers == [kept.shape[1], (~kept[place]).sum(), kept[place].sum()]
+    page.get_by_text("Cells", exact=True).click()
+    page.locator("#stage").focus()
+    page.get_by_label("level").select_option("1")
+    for _ in range(3):
+        page.keyboard.press("ArrowLeft")
+    row, column = map(int, re.findall(r"\d+", page.locator("#panel dd").first.inner_text()))
+    cells = page.locator("#panel tbody tr")
+    for which, anchor in enumerate(walk.of_cell(1, row, column).tolist()):
+        words = cells.nth(which).locator("td").all_inner_texts()
+        assert float(words[3]) == pytest.approx(float(walk.objectness[anchor]), abs=6e-4)
+        left, top, right, bottom = walk.anchors[anchor].tolist()
+        assert words[0] == f"{right - left:.0f} x {bottom - top:.0f}"
+    page.get_by_text("Detections", exact=True).click()
+    page.locator("#panel tbody button").nth(1).click()
+    assert walk.detections is not None
+    level, row, column, which = walk.place(int(walk.proposals.anchor[walk.detections.proposal[1]]))
+    told = page.locator("#panel dd").all_inner_texts()
+    assert told[1:] == [f"{which}", f"row {row}, column {column}", f"stride {walk.strides[level]}"]
+    page.get_by_role("button", name="Show this cell").click()
+    assert page.locator("#panel dd").first.inner_text() == f"row {row}, column {column}"
+    page.wait_for_url("**#show=cells*")
+
+
+def test_a_lost_object_tells_its_stage_and_setting_and_every_number_a_tip(walk: Walkthrough, show: Open) -> None:
+    lost = [fate for fate in walk.fates if fate.remedy is not None]
+    place = lost[0].outcome.truth
+    page = show(f"#show=objects&object={place}")
+    text = page.locator("#panel").inner_text()
+    assert lost[0].remedy is not None
+    assert lost[0].remedy.text in text
+    assert f"{lost[0].remedy.setting}={lost[0].remedy.value:g}" in text
+    for view in ("cells", "nms", "detections", "detections&detection=0", "objects", f"objects&object={place}"):
+        page.goto(f"{page.url.partition('#')[0]}#show={view}")
+        page.wait_for_timeout(50)
+        bare = page.evaluate(
+            "[...document.querySelectorAll('aside td, aside dd, aside output')]"
+            ".filter((one) => /\\d/.test(one.textContent) && !one.closest('[data-tip]')).map((one) => one.outerHTML)"
+        )
+        assert not bare
+    page.locator("#counts dt").first.hover()
+    assert "section" in page.locator("#tip").inner_text()
+
+
+def test_every_tip_names_its_place_in_the_paper(show: Open) -> None:
+    source = (Path(__file__).parents[2] / "src/rcnn/page/static/tips.js").read_text(encoding="utf-8")
+    tips = dict(re.findall(r'^  (\w+): "(.*)",$', source, re.MULTILINE))
+    assert set(counts_of(show())) <= set(tips)
+    assert all(re.search(r"Paper, sections? 3", text) for text in tips.values())
+
+
+def counts_of(page: Any) -> list[str]:
+    return page.evaluate("[...document.querySelectorAll('[data-tip]')].map((one) => one.dataset.tip)")
+
+
+def test_the_file_is_small_and_its_names_are_text(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert len(text) < 400_000
+    assert HOSTILE[0] not in text
+    assert HOSTILE[1] not in text
+    assert "default-src 'none'" in text
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (2560, "light")])
+def test_nothing_overlaps_and_nobody_is_shut_out(show: Open, width: int, scheme: str) -> None:
+    from axe_playwright_python.sync_playwright import Axe
+
+    for view in ("cells", "nms", "objects&object=0"):
+        page = show(f"#show={view}", width, color_scheme=scheme, bypass_csp=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        assert not page.evaluate(OVERLAPPING.replace("main, section", "main, header, aside, #panel, #views, .split"))
+        assert page.evaluate(
+            "document.querySelector('aside').scrollWidth <= document.querySelector('aside').clientWidth"
+        )
+        if width == 1280:
+            faults = Axe().run(page).response["violations"]
+            serious = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
+            assert not [(fault["id"], fault["nodes"][0]["html"]) for fault in serious]
+
+
+@pytest.fixture(scope="module")
+def served(looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    served = start(looked, tmp_path_factory.mktemp("served"))
+    yield served
+    stop(served)
+
+
+def test_the_served_page_goes_from_picture_to_picture(looked: Looked, browser: Any, served: Served) -> None:
+    context = browser.new_context()
+    page = context.new_page()
+    said: list[str] = []
+    for event in ("console", "pageerror", "dialog"):
+        page.on(event, lambda message: said.append(str(message)))
+    page.goto(served.guard.address)
+    page.goto(f"{served.root}/pictures/1")
+    page.locator("#to-inside").click()
+    page.wait_for_selector("#counts dd")
+    assert page.locator("#name").inner_text() == looked.album.pictures[1].name
+    page.locator("#stage").hover(position={"x": 300, "y": 300})
+    page.locator("#stage").click(position={"x": 320, "y": 310})
+    page.wait_for_url("**#show=cells*row=*")
+    page.get_by_role("button", name="Next").click()
+    until(page.locator("#name")).to_have_text(looked.album.pictures[2].name)
+    page.go_back()
+    until(page.locator("#name")).to_have_text(looked.album.pictures[1].name)
+    context.close()
+    assert not said
