@@ -7,12 +7,17 @@ import webbrowser
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from starlette.testclient import TestClient
 
+from rcnn.metrics.types import Prediction
 from rcnn.page import server
+from rcnn.page.album import Album
+from rcnn.page.finder import judged
 from rcnn.page.guard import Guard
 
-from .conftest import Outcome
+from .conftest import SMALL, Outcome
 
 Run = Callable[..., Outcome]
 
@@ -87,3 +92,32 @@ def test_a_missing_package_is_named_with_its_extra(
     outcome = run("look", data)
     assert outcome.code == 4
     assert "pip install 'rcnn[look]'" in outcome.err
+
+
+def test_a_copy_with_corrected_labels_is_data_to_train_on(
+    run: Run, opened: list[str], weights: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(album: Album) -> None:
+        album.open()
+        boxes = np.array([[52, 42, 76, 58], [10, 10, 50, 40]], np.float32)
+        seen = Prediction(boxes, np.array([0.9, 0.5], np.float32), np.array([0, 0]))
+        album.found[0] = judged(seen, album.pictures[0].truth)
+
+    def serve(guard: Guard, _: object) -> None:
+        client = TestClient(guard, base_url=f"http://{guard.host}")
+        client.get(guard.address)
+        doubt = client.get("/api/doubts").json()["doubts"][0]
+        body = {"place": doubt["place"], "detection": doubt["detection"], "verdict": "right"}
+        answer = client.post("/api/doubts", json=body, headers={"origin": f"http://{guard.host}"})
+        assert answer.json()["folder"] == "runs/look/shapes"
+
+    monkeypatch.setattr(Album, "start", start)
+    monkeypatch.setattr(server, "serve", serve)
+    assert run("look", weights, data).code == 0
+    checked = run("data", "check", "runs/look/shapes", "--json").json()
+    assert checked["faults"] == []
+    (annotations,) = Path("runs/look/shapes/annotations").glob("train.json")
+    assert annotations.read_text().count('"bbox"') == 5
+    outcome = run("train", "runs/look/shapes", "--model=tiny-fpn", "--epochs=1", *SMALL)
+    assert outcome.code == 0, outcome.err
+    assert "4 images to train on, 2 to validate" in outcome.out

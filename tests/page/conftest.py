@@ -4,7 +4,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
+from rcnn.cli.files import fresh_folder
 from rcnn.config import to_yaml
 from rcnn.data.dataset import Dataset, Record
 from rcnn.detector import Detector
@@ -22,8 +23,13 @@ from rcnn.metrics.proposals import proposal_recall
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
 from rcnn.page.album import Album
+from rcnn.page.corrections import Corrections
+from rcnn.page.guard import Guard
 from rcnn.page.report import keep_scores, write_report
+from rcnn.page.runs import Runs
 from rcnn.page.scores import Scored
+from rcnn.page.server import application
+from rcnn.page.thumbnails import Thumbnails
 from rcnn.presets import build, settings_of
 
 PLAIN = ("circle", "square", "star")
@@ -154,6 +160,27 @@ def png(seed: int = 0, size: tuple[int, int] = SIZE) -> bytes:
     file = io.BytesIO()
     Image.fromarray(blocks.repeat(10, axis=0).repeat(10, axis=1)).save(file, "PNG")
     return file.getvalue()
+
+
+def guarded(
+    album: Album,
+    folder: Path,
+    host: str = HOST,
+    log: Callable[[str], None] = lambda _: None,
+    runs: Path | None = None,
+) -> Guard:
+    """The pages of an album, with everything that they write in a folder."""
+    dropped = folder / "dropped"
+    dropped.mkdir(exist_ok=True)
+    return application(
+        album,
+        host,
+        log,
+        thumbnails=Thumbnails(folder / "cache"),
+        dropped=dropped,
+        corrections=Corrections(album, lambda: fresh_folder(folder / "copy")),
+        runs=Runs(runs),
+    )
 
 
 class Looked(NamedTuple):

@@ -16,12 +16,10 @@ from rcnn.insight.stages.follow import Walkthrough, counts, follow
 from rcnn.insight.stages.nms import survivors, thresholds
 from rcnn.page.album import Album, Picture
 from rcnn.page.inside import write_inside
-from rcnn.page.server import application
-from rcnn.page.thumbnails import Thumbnails
 from rcnn.preprocess.stream import read_picture
 from rcnn.presets import build, settings_of
 
-from .conftest import HOST, HOSTILE, Looked, png
+from .conftest import HOST, HOSTILE, Looked, guarded, png
 from .test_browser import OVERLAPPING
 from .test_look_browser import Served, start, stop, until
 
@@ -67,8 +65,7 @@ def show(browser: Any, file: Path) -> Iterator[Open]:
 
 
 def client_of(album: Album, folder: Path) -> TestClient:
-    (folder / "dropped").mkdir()
-    guard = application(album, HOST, Thumbnails(folder / "cache"), folder / "dropped", lambda _: None)
+    guard = guarded(album, folder)
     client = TestClient(guard, base_url=f"http://{HOST}")
     client.get(guard.address)
     return client
@@ -216,7 +213,7 @@ def test_nothing_overlaps_and_nobody_is_shut_out(show: Open, width: int, scheme:
 
 @pytest.fixture(scope="module")
 def served(looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = start(looked, tmp_path_factory.mktemp("served"))
+    served = start(looked.album, tmp_path_factory.mktemp("served"))
     yield served
     stop(served)
 

@@ -14,13 +14,14 @@ from rcnn.config import Settings
 from rcnn.errors import ImageError
 from rcnn.metrics.types import Prediction
 from rcnn.page import api
-from rcnn.page.album import Album, Choice
+from rcnn.page.album import Album
+from rcnn.page.choice import Choice
 from rcnn.page.guard import Guard
 from rcnn.page.pictures import judge
-from rcnn.page.server import application, bind
+from rcnn.page.server import bind
 from rcnn.page.thumbnails import Thumbnails
 
-from .conftest import HOST, Looked, png
+from .conftest import HOST, Looked, guarded, png
 
 HEADERS = {"host": HOST}
 SAME = {"origin": f"http://{HOST}"}
@@ -38,9 +39,7 @@ class Site(NamedTuple):
 @pytest.fixture
 def site(looked: Looked, tmp_path: Path) -> Iterator[Site]:
     log: list[str] = []
-    dropped = tmp_path / "dropped"
-    dropped.mkdir()
-    guard = application(looked.album, HOST, Thumbnails(tmp_path / "cache"), dropped, log.append)
+    guard = guarded(looked.album, tmp_path, log=log.append)
     before = list(looked.album.pictures)
     with TestClient(guard, base_url=f"http://{HOST}", follow_redirects=False) as client:
         client.get(f"/pictures?token={guard.token}")
@@ -237,8 +236,7 @@ def test_a_damaged_picture_and_one_that_has_gone_say_why(tmp_path: Path, looked:
     album.open()
     (tmp_path / "a.png").write_bytes(png()[:100])
     (tmp_path / "b.png").unlink()
-    (tmp_path / "dropped").mkdir()
-    guard = application(album, HOST, Thumbnails(tmp_path / "cache"), tmp_path / "dropped", lambda _: None)
+    guard = guarded(album, tmp_path)
     client = TestClient(guard, base_url=f"http://{HOST}")
     client.get(guard.address)
     for place, name in enumerate(("a.png", "b.png")):
@@ -253,10 +251,10 @@ def test_a_damaged_picture_and_one_that_has_gone_say_why(tmp_path: Path, looked:
 
 def test_before_everything_is_read_the_page_is_there(tmp_path: Path) -> None:
     album = Album(None, tmp_path / "nowhere")
-    guard = application(album, HOST, Thumbnails(tmp_path), tmp_path, lambda _: None)
+    guard = guarded(album, tmp_path)
     client = TestClient(guard, base_url=f"http://{HOST}")
     assert client.get(guard.address).status_code == 200
-    assert client.get("/api/state").json() == {"ready": False, "failed": ""}
+    assert client.get("/api/state").json() == {"ready": False, "failed": "", "read": [0, 0]}
     assert client.get("/api/pictures").status_code == 409
     album.start()
     while not album.failed:
@@ -268,7 +266,7 @@ def test_a_folder_without_a_model_is_shown_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     album = Album(None, tmp_path)
     album.open()
-    guard = application(album, HOST, Thumbnails(tmp_path / "cache"), tmp_path, lambda _: None)
+    guard = guarded(album, tmp_path)
     client = TestClient(guard, base_url=f"http://{HOST}")
     client.get(guard.address)
     assert client.get("/api/state").json()["detects"] is False

@@ -11,12 +11,12 @@ import pytest
 import uvicorn
 
 from rcnn.metrics.types import Prediction
+from rcnn.page.album import Album
 from rcnn.page.guard import Guard
 from rcnn.page.pictures import judge
-from rcnn.page.server import application, bind
-from rcnn.page.thumbnails import Thumbnails
+from rcnn.page.server import bind
 
-from .conftest import HOSTILE, Looked, png
+from .conftest import HOSTILE, Looked, guarded, png
 from .test_browser import OVERLAPPING
 
 Open = Callable[..., Any]
@@ -34,11 +34,10 @@ class Served(NamedTuple):
         return f"http://{self.guard.host}"
 
 
-def start(looked: Looked, folder: Path) -> Served:
+def start(album: Album, folder: Path, runs: Path | None = None) -> Served:
     place = bind("127.0.0.1", 21000)
-    (folder / "dropped").mkdir()
     host = f"127.0.0.1:{place.getsockname()[1]}"
-    guard = application(looked.album, host, Thumbnails(folder / "cache"), folder / "dropped", lambda _: None)
+    guard = guarded(album, folder, host, runs=runs)
     server = uvicorn.Server(uvicorn.Config(guard, log_level="error", ws="none", lifespan="off", access_log=False))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
     thread.start()
@@ -48,13 +47,14 @@ def start(looked: Looked, folder: Path) -> Served:
 
 
 def stop(served: Served) -> None:
+    served.guard.ending.set()
     served.server.should_exit = served.server.force_exit = True
     served.thread.join(10)
 
 
 @pytest.fixture(scope="module")
 def served(looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = start(looked, tmp_path_factory.mktemp("served"))
+    served = start(looked.album, tmp_path_factory.mktemp("served"))
     yield served
     stop(served)
 
@@ -188,7 +188,7 @@ def test_nobody_is_shut_out(show: Open, scheme: str) -> None:
 
 
 def test_a_server_that_has_gone_is_told_of(browser: Any, looked: Looked, tmp_path: Path) -> None:
-    served = start(looked, tmp_path)
+    served = start(looked.album, tmp_path)
     context = browser.new_context()
     page = context.new_page()
     page.goto(served.guard.address)

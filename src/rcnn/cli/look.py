@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NamedTuple
 
 import typer
 
@@ -15,8 +15,15 @@ from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
+    from rcnn.page.runs import Runs
 
 WEIGHTS = (".safetensors", ".onnx", ".xml", ".pth", ".pt", ".pkl", ".caffemodel")
+RUNS = Path("runs/train")
+"""Whose runs are shown beside a model or data that is of none."""
+
+COPIES = Path("runs/look")
+"""Where copies of annotations with corrected labels lie."""
+
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
@@ -24,7 +31,8 @@ def look(
     words: Annotated[
         list[str],
         typer.Argument(
-            metavar="[RUN|MODEL] [DATA]", help="A run, or a model and a data set or folder, or one of them."
+            metavar="[RUN|MODEL] [DATA]",
+            help="A run, or a model and a data set or folder, or one of them, or a folder of runs.",
         ),
     ],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port; if it is taken, the next one.")] = 8765,
@@ -45,14 +53,25 @@ def look(
         from rcnn.errors import UnavailableError
 
         raise UnavailableError(f"rcnn look needs a web server ({error}); get it by: pip install 'rcnn[look]'") from None
+    from rcnn.cli.files import fresh_folder
     from rcnn.page.album import Album
+    from rcnn.page.corrections import Corrections
 
-    load, data = _subjects(words, device)
+    load, data, runs = _subjects(words, device)
     place = server.bind(host, port)
     with place, TemporaryDirectory(prefix="rcnn-look-") as folder:
         name = _served(host, place.getsockname()[1])
-        album = Album(load, data)
-        guard = server.application(album, name, Thumbnails(cache_folder()), Path(folder), screen.say)
+        album = Album(load, data, cache_folder("labels"))
+        copy = COPIES / (data.stem if data.is_file() else data.resolve().name) if data else COPIES / "labels"
+        guard = server.application(
+            album,
+            name,
+            screen.say,
+            thumbnails=Thumbnails(cache_folder("thumbnails")),
+            dropped=Path(folder),
+            corrections=Corrections(album, lambda: fresh_folder(copy)),
+            runs=runs,
+        )
         album.start()
         _invite(guard.address, host, place.getsockname()[1], browser)
         with suppress(KeyboardInterrupt):
@@ -61,38 +80,58 @@ def look(
         screen.say("stopped")
 
 
-def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detector] | None, Path | None]":
-    """What to load and what to open: a run brings its own data, and what is no model is data.
+class Subjects(NamedTuple):
+    """What to look at: how to load a detector and where the pictures are, None for neither, and the runs."""
+
+    load: "Callable[[], Detector] | None"
+    data: Path | None
+    runs: "Runs"
+
+
+def _subjects(words: list[str], device: str | None) -> Subjects:
+    """What to load and what to open: a run brings its own data, and what is no model is data, or a folder of runs.
 
     Raises:
         SettingsError: there are more words, or a run whose data is not known.
         DataError: there is no such data.
     """
     from rcnn.cli.loading import load_detector
-    from rcnn.config import read
     from rcnn.errors import DataError, SettingsError
+    from rcnn.page.runs import Runs, holds_runs, is_run
 
     names, changes = arguments.split(words)
     if not 1 <= len(names) <= 2:
         raise SettingsError(f"give a run or a model, and data; found {len(names)} words: {' '.join(names)}")
     first = Path(names[0])
-    run = (first / "config.yaml").is_file() and (first / "weights").is_dir()
+    run = is_run(first)
+    if len(names) == 1 and holds_runs(first):
+        return Subjects(None, None, Runs(first))
+    runs = Runs(first.resolve().parent, first) if run else Runs(RUNS if RUNS.is_dir() else None)
     is_model = len(names) == 2 or run or first.suffix in WEIGHTS or not first.exists()
-    data = Path(names[-1]) if len(names) == 2 or not is_model else None
-    if data is None and run:
-        told = read(first / "config.yaml").data.path
-        data = Path(told) if told and Path(told).exists() else None
-        if data is None:
-            screen.note(f"{first}: its data ({told}) is not there; give it as the second word to see its pictures")
+    data = Path(names[-1]) if len(names) == 2 or not is_model else _data_of(first) if run else None
     if data is not None and not data.exists():
         raise DataError(f"{data}: there is no such file or folder")
+    if run and not (first / "weights" / "best.safetensors").exists():
+        screen.note(f"{first}: there are no weights yet, so nothing is detected; they come with its first validation")
+        is_model = False
     if not is_model:
-        return None, data
+        return Subjects(None, data, runs)
     if first.suffix in WEIGHTS and not first.exists():
         from rcnn.errors import WeightsError
 
         raise WeightsError(f"{first}: there is no such file")
-    return (lambda: load_detector(names[0], changes, device or "auto")), data
+    return Subjects(lambda: load_detector(names[0], changes, device or "auto"), data, runs)
+
+
+def _data_of(run: Path) -> Path | None:
+    """The data that a run was trained on, if it is there."""
+    from rcnn.config import read
+
+    told = read(run / "config.yaml").data.path
+    if told and Path(told).exists():
+        return Path(told)
+    screen.note(f"{run}: its data ({told}) is not there; give it as the second word to see its pictures")
+    return None
 
 
 def _served(host: str, port: int) -> str:

@@ -379,20 +379,22 @@ def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> 
     """Write images/ and annotations/LIST.json. `names` maps each image to its new file name."""
     for dataset in datasets:
         copy_images(dataset.records, out / "images", names)
-        own = [record.id for record in dataset.records]
-        keep = all(isinstance(number, int) for number in own) and len(set(own)) == len(own)
-        ids = own if keep else list(range(1, len(own) + 1))
-        numbered = zip(dataset.category_ids, dataset.names, strict=True)
-        categories = [{"id": number, "name": name} for number, name in numbered]
-        tree = {"images": [], "annotations": [], "categories": categories}
-        for number, record in zip(ids, dataset.records, strict=True):
-            height, width = record.size
-            image = {"id": number, "file_name": names[record.path], "width": width, "height": height}
-            tree["images"].append(image)
-            rows = label_rows(number, dataset.category_ids, record.boxes, record.labels)
-            for row, ignore in zip(rows, record.ignore.tolist(), strict=True):
-                area = row["bbox"][2] * row["bbox"][3]
-                index = len(tree["annotations"]) + 1
-                tree["annotations"].append({"id": index, **row, "area": area, "iscrowd": int(ignore)})
-        write_text(out / "annotations" / f"{dataset.split}.json", json.dumps(tree, ensure_ascii=False) + "\n")
+        write_text(out / "annotations" / f"{dataset.split}.json", as_json(dataset, names))
     return []
+
+
+def as_json(dataset: Dataset, names: Mapping[Path, str]) -> str:
+    """The annotations of a list as text; each image has the file name that `names` gives its path."""
+    own, numbered = [record.id for record in dataset.records], zip(dataset.category_ids, dataset.names, strict=True)
+    keep = all(isinstance(number, int) for number in own) and len(set(own)) == len(own)
+    ids = own if keep else list(range(1, len(own) + 1))
+    tree = {"images": [], "annotations": [], "categories": [{"id": number, "name": name} for number, name in numbered]}
+    for number, record in zip(ids, dataset.records, strict=True):
+        height, width = record.size
+        tree["images"].append({"id": number, "file_name": names[record.path], "width": width, "height": height})
+        rows = label_rows(number, dataset.category_ids, record.boxes, record.labels)
+        for row, ignore in zip(rows, record.ignore.tolist(), strict=True):
+            area = row["bbox"][2] * row["bbox"][3]
+            entry = {"id": len(tree["annotations"]) + 1, **row, "area": area, "iscrowd": int(ignore)}
+            tree["annotations"].append(entry)
+    return json.dumps(tree, ensure_ascii=False) + "\n"

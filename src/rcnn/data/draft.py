@@ -186,10 +186,22 @@ def relative_name(path: Path, root: Path) -> str:
     return Path(os.path.relpath(path, root)).as_posix()
 
 
-def finish(reading: Reading, layout: Layout, split: str, settings: Data) -> Dataset:
-    """Build the split from the images without a fatal fault, with all faults."""
+def finish(
+    reading: Reading,
+    layout: Layout,
+    split: str,
+    settings: Data,
+    progress: Callable[[int, int], None] | None = None,
+) -> Dataset:
+    """Build the split from the images without a fatal fault, with all faults; `progress` hears of each image."""
     _check_places(reading, layout, settings)
-    sized = [(draft, size) for draft in reading.drafts if (size := _read_size(draft, settings.max_pixels)) is not None]
+    sized: list[tuple[Draft, tuple[int, int]]] = []
+    for number, draft in enumerate(reading.drafts, 1):
+        size = _read_size(draft, settings.max_pixels)
+        if size is not None:
+            sized.append((draft, size))
+        if progress:
+            progress(number, len(reading.drafts))
     ends, boxes, labels, ignore = _usable_objects(reading, [draft for draft, _ in sized], [size for _, size in sized])
     records: list[Record] = []
     for (draft, size), start, end in zip(sized, (0, *ends), ends, strict=False):

@@ -44,13 +44,13 @@ def open_dataset(
         settings: how faults are treated, and what share is held out.
         names: classes that labels index; other classes are fatal faults. None: those of the data.
         decode: decode every image, so that damage anywhere in a file is a fault too; otherwise only read headers.
-        progress: called with (images done, images in total) while decoding.
+        progress: called with (images done, images in total) while decoding, or else while reading headers.
 
     Raises:
         DataError: there is no data set, it is empty, or it has a fault that
             `settings.on_fault` does not leave out.
     """
-    datasets = [_open(find_layout(path), split, settings, names)]
+    datasets = [_open(find_layout(path), split, settings, names, None if decode else progress)]
     (dataset,) = decode_images(datasets, settings, progress) if decode else datasets
     return stop_on_faults([dataset], settings)[0]
 
@@ -204,7 +204,13 @@ def _unrecognised(path: Path) -> str:
     )
 
 
-def _open(layout: Layout, split: str, settings: Data, names: Sequence[str] | None) -> Dataset:
+def _open(
+    layout: Layout,
+    split: str,
+    settings: Data,
+    names: Sequence[str] | None,
+    progress: ProgressCallback | None = None,
+) -> Dataset:
     """Read a split with all its faults, without raising for them.
 
     Raises:
@@ -225,7 +231,7 @@ def _open(layout: Layout, split: str, settings: Data, names: Sequence[str] | Non
             _hold_out(reading, split, layout, settings)
     else:
         raise DataError(f"{layout.root}: there is no `{split}` list; found {', '.join(lists)}")
-    return finish(reading, layout, split, settings)
+    return finish(reading, layout, split, settings, progress)
 
 
 def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[str] | None) -> Reading:

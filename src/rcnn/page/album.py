@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,11 +13,10 @@ from rcnn.data.dataset import Dataset
 from rcnn.data.find import find_layout, open_dataset
 from rcnn.detector import Detector
 from rcnn.errors import DataError, SettingsError, printable
-from rcnn.insight.funnel.kinds import ALARMS
-from rcnn.metrics.overlap import area
-from rcnn.metrics.proposals import SIZES
 from rcnn.metrics.types import Prediction, Truth
+from rcnn.page.choice import KINDS, Choice, Rows, among, joined, rows_of
 from rcnn.page.finder import Finder, Found, judged
+from rcnn.page.index import indexed
 from rcnn.preprocess.sources import files, is_image
 
 LISTS = ("train", "val", "test")
@@ -30,10 +29,6 @@ MOST_FOUND = 5000
 PAUSE = 1.0
 """Seconds that the prediction of the other pictures waits after somebody asked for one."""
 
-KINDS = {kind: text for kind, text in ALARMS.items() if kind != "missing_label"}
-MISTAKES = {"any": "any mistake", "lost": "lost objects", "wrong": "wrong detections", **KINDS, "none": "no mistake"}
-"""Values of the filter by mistakes -> what they mean."""
-
 
 class Picture(NamedTuple):
     """A picture: its file, the name that is shown, the list that it is in, and its truth, if that is known."""
@@ -44,65 +39,27 @@ class Picture(NamedTuple):
     truth: Truth | None
 
 
-class Choice(NamedTuple):
-    """What is asked for; None is everything.
-
-    Attributes:
-        list: of the data set, or `DROPPED`.
-        label: of an object or a detection.
-        size: of `SIZES`, likewise.
-        score: from this one on a detection counts.
-        mistake: of `MISTAKES`.
-    """
-
-    list: str | None = None
-    label: int | None = None
-    size: str | None = None
-    score: float = 0.5
-    mistake: str | None = None
-
-
-class Rows(NamedTuple):
-    """Objects or detections of many pictures, n of them.
-
-    Attributes:
-        picture: (n,) index of the picture.
-        label: (n,) class.
-        area: (n,) px of the file.
-        score: (n,) of the detection; of an object, of the detection that takes it, or -1.
-        mark: (n,) of a detection its place in `KINDS` plus 1, 0 for a right one, -1 for one that does not count. Of an
-            object, 0, and -1 for one that does not count.
-    """
-
-    picture: np.ndarray
-    label: np.ndarray
-    area: np.ndarray
-    score: np.ndarray
-    mark: np.ndarray
-
-    def chosen(self, choice: Choice) -> np.ndarray:
-        """(n,) bool: of this class and size."""
-        low, high = SIZES[choice.size] if choice.size else (0.0, np.inf)
-        of_size = (self.area >= low) & (self.area < high)
-        return of_size if choice.label is None else of_size & (self.label == choice.label)
-
-
 class Album:
     """Pictures, opened and predicted by a thread while others ask for them.
 
     Args:
         load: gives the detector; None for none.
         data: data set, folder or picture; None for none.
+        cache: folder that labels which were read are kept in; None: they are not.
     """
 
-    def __init__(self, load: Callable[[], Detector] | None, data: Path | None) -> None:
-        self._load, self.data = load, data
+    def __init__(self, load: Callable[[], Detector] | None, data: Path | None, cache: Path | None = None) -> None:
+        self._load, self.data, self._cache = load, data, cache
+        self.read = 0, 0
+        """Images whose labels have been read, of how many, while a list is being read."""
         self.ready, self.failed, self.notes = False, "", list[str]()
         self.detector: Detector | None = None
         self.finder: Finder | None = None
         self.settings = Settings()
         self.names: tuple[str, ...] = ()
         self.pictures: list[Picture] = []
+        self.sets: list[Dataset] = []
+        """The lists of the data set, whose images are the first pictures, in order; empty for a folder."""
         self.found: dict[int, Found] = {}
         self.faults: dict[int, str] = {}
         self.asked = -PAUSE
@@ -114,6 +71,11 @@ class Album:
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
+
+    @property
+    def given(self) -> bool:
+        """Is there a model or data?"""
+        return self._load is not None or self.data is not None
 
     def start(self) -> None:
         """Open everything in a thread of its own, then predict."""
@@ -160,7 +122,7 @@ class Album:
         """The pictures of a data set in all its lists, or of a folder."""
         names = self.names if self.detector else None
         try:
-            lists = find_layout(data).lists
+            layout = find_layout(data)
         except DataError:
             if not data.exists() or not (data.is_dir() or is_image(data.name)):
                 raise
@@ -168,13 +130,21 @@ class Album:
             start = len(str(top / "a")) - 1  # `relative_to` takes seconds for 100,000 files
             return [Picture(file, str(file)[start:], "all", None) for file in files(data)]
         settings = self.settings.data.model_copy(update={"on_fault": "skip"})
-        sets: list[Dataset] = []
-        try:
-            there = [name for name in LISTS if name in lists or (name != "test" and {"trainval", "all"} & {*lists})]
-            sets = [open_dataset(data, name, settings, names, decode=False) for name in there or ["all"]]  # type: ignore[arg-type]
-        except DataError:  # a single picture can't be divided
-            sets = [open_dataset(data, "all", settings, names, decode=False)]
-        self.names = self.names or sets[0].names
+
+        def opened(split: str) -> Dataset:
+            return open_dataset(data, split, settings, names, decode=False, progress=self._progress)  # type: ignore[arg-type]
+
+        def read() -> list[Dataset]:
+            divided = {"trainval", "all"} & {*layout.lists}
+            there = [name for name in LISTS if name in layout.lists or (name != "test" and divided)]
+            try:
+                return [opened(name) for name in there or ["all"]]
+            except DataError:  # a single picture can't be divided
+                return [opened("all")]
+
+        words = (settings.model_dump_json(), repr(names))
+        sets = read() if self._cache is None else indexed(self._cache, data, layout.root, words, read)
+        self.names, self.sets = self.names or sets[0].names, sets
         self.notes += dict.fromkeys(note for one in sets for note in one.notes)
         if left_out := len({fault for one in sets for fault in one.faults}):
             self.notes.append(
@@ -185,6 +155,9 @@ class Album:
             for one in sets
             for record in one.records
         ]
+
+    def _progress(self, done: int, images: int) -> None:
+        self.read = done, images
 
     def find(self, place: int) -> Found | None:
         """The detections of a picture; None if there is no detector, or the picture can't be read (see `faults`)."""
@@ -216,6 +189,9 @@ class Album:
 
         With a mistake, only pictures that are predicted and have a truth are chosen.
         """
+        if choice == Choice(choice.list, score=choice.score):
+            names = enumerate(list(self.pictures))
+            return [place for place, picture in names if choice.list in (None, picture.list)]
         objects, detections = self.objects(), self.detections()
         pictures = list(self.pictures)  # after the rows: meanwhile one may be dropped on the page
         number = len(pictures)
@@ -228,15 +204,15 @@ class Album:
         wrong = those & (detections.mark > 0)
         if choice.mistake is None:
             if choice.label is not None or choice.size is not None:
-                kept &= _has(number, objects.picture[these], detections.picture[those])
+                kept &= among(number, objects.picture[these], detections.picture[those])
             return np.flatnonzero(kept).tolist()
         compared = np.zeros(number, bool)
         done = [place for place in list(self.found) if place < number and pictures[place].truth is not None]
         compared[done] = True
         if choice.mistake in KINDS:
             wrong &= detections.mark == 1 + list(KINDS).index(choice.mistake)
-        any_lost = _has(number, objects.picture[lost])
-        any_wrong = _has(number, detections.picture[wrong])
+        any_lost = among(number, objects.picture[lost])
+        any_wrong = among(number, detections.picture[wrong])
         if choice.mistake == "none":
             mistaken = ~(any_lost | any_wrong)
         else:
@@ -264,7 +240,7 @@ class Album:
             if self._objects is None or self._objects[0] != done:
                 found = dict(self.found)
                 parts = [
-                    _rows(
+                    rows_of(
                         place,
                         truth.boxes,
                         truth.labels,
@@ -276,7 +252,7 @@ class Album:
                     for place, (_, _, _, truth) in enumerate(self.pictures)
                     if truth is not None and len(truth.labels)
                 ]
-                self._objects = done, _joined(parts)
+                self._objects = done, joined(parts)
             return self._objects[1]
 
     def detections(self) -> Rows:
@@ -286,7 +262,7 @@ class Album:
             if self._detections is None or self._detections[0] != done:
                 marks = {kind: place for place, kind in enumerate(("", *KINDS))}
                 parts = [
-                    _rows(
+                    rows_of(
                         place,
                         found.prediction.boxes,
                         found.prediction.labels,
@@ -295,24 +271,5 @@ class Album:
                     )
                     for place, found in list(self.found.items())
                 ]
-                self._detections = done, _joined(parts)
+                self._detections = done, joined(parts)
             return self._detections[1]
-
-
-def _rows(place: int, boxes: np.ndarray, labels: np.ndarray, scores: np.ndarray, marks: np.ndarray) -> Rows:
-    where = np.full(len(labels), place)
-    return Rows(where, labels, area(boxes.astype(np.float64)), scores.astype(np.float32), marks)
-
-
-def _joined(parts: Iterable[Rows]) -> Rows:
-    empty = np.zeros(0, np.int64)
-    none = Rows(empty, empty, np.zeros(0), np.zeros(0, np.float32), empty)
-    return Rows(*(np.concatenate(columns) for columns in zip(none, *parts, strict=True)))
-
-
-def _has(number: int, *places: np.ndarray) -> np.ndarray:
-    """(number,) bool: the pictures that are among the places."""
-    there = np.zeros(number, bool)
-    for those in places:
-        there[those] = True
-    return there

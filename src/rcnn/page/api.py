@@ -18,7 +18,8 @@ from rcnn.errors import ImageError, NonFiniteError, SettingsError, printable
 from rcnn.insight.stages.follow import follow
 from rcnn.metrics.proposals import SIZES
 from rcnn.metrics.types import Prediction
-from rcnn.page.album import DROPPED, MISTAKES, Album, Choice, Picture
+from rcnn.page.album import DROPPED, Album, Picture
+from rcnn.page.choice import MISTAKES, Choice
 from rcnn.page.finder import judged
 from rcnn.page.inside import inside
 from rcnn.page.thumbnails import LARGE, Thumbnails, encoded, sign
@@ -73,7 +74,7 @@ class Api:
         if album.failed:
             return JSONResponse({"ready": False, "failed": album.failed})
         if not album.ready:
-            return JSONResponse({"ready": False, "failed": ""})
+            return JSONResponse({"ready": False, "failed": "", "read": album.read})
         detector, finder = album.detector, album.finder
         lists = dict.fromkeys(picture.list for picture in list(album.pictures))
         labelled = bool(album.pictures) and album.pictures[0].truth is not None

@@ -8,6 +8,7 @@ POST only if it comes from a page of this server.
 
 import hmac
 import secrets
+import threading
 from collections.abc import Callable
 from urllib.parse import parse_qsl, quote
 
@@ -40,17 +41,21 @@ class Guard:
         app: what is guarded.
         host: `name:port` that is served.
         log: called with a line for each wrong request, and with the address for another browser.
+        home: path of the page that is opened at first.
+        ending: set when the server ends.
     """
 
-    def __init__(self, app: ASGIApp, host: str, log: Callable[[str], None]) -> None:
-        self.app, self.host, self.log = app, host, log
+    def __init__(
+        self, app: ASGIApp, host: str, log: Callable[[str], None], *, home: str, ending: threading.Event
+    ) -> None:
+        self.app, self.host, self.log, self.home, self.ending = app, host, log, home, ending
         self.cookie = f"rcnn-{host.rpartition(':')[2]}"
         self.token, self.secret = secrets.token_urlsafe(24), secrets.token_urlsafe(24)
 
     @property
     def address(self) -> str:
         """With the token, for one browser."""
-        return f"http://{self.host}/pictures?token={self.token}"
+        return f"http://{self.host}{self.home}?token={self.token}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or hand it on."""
@@ -90,14 +95,14 @@ class Guard:
         if scope["method"] == "POST" and headers.getlist("origin") != [f"http://{self.host}"]:
             return PlainTextResponse("This does not come from a page of this server.", 403)
         if given:  # an old address in a browser that is in already
-            return RedirectResponse("/pictures", 303)
+            return RedirectResponse(self.home, 303)
         return None
 
     def _admit(self, path: str) -> Response:
         """Exchange the token for the cookie; the next browser gets another one."""
         self.token = secrets.token_urlsafe(24)
         self.log(f"a browser was let in; the address for another one: {self.address}")
-        response = RedirectResponse("/pictures" if path.startswith("//") else path, 303)
+        response = RedirectResponse(self.home if path.startswith("//") else path, 303)
         response.set_cookie(self.cookie, self.secret, httponly=True, samesite="strict")
         return response
 

@@ -107,7 +107,7 @@ def _page(subjects: Sequence[Subject], title: str | None, budget: int) -> str:
     """The page with pictures of so many bytes."""
     style, script = (static(f"report.{ending}") for ending in ("css", "js"))
     names = [subject.title for subject in subjects]
-    runs = [_values(subject, place, budget // len(subjects)) for place, subject in enumerate(subjects)]
+    runs = [values(subject, place, budget // len(subjects)) for place, subject in enumerate(subjects)]
     return (
         environment()
         .get_template("report.html")
@@ -120,7 +120,7 @@ def _page(subjects: Sequence[Subject], title: str | None, budget: int) -> str:
                 for name, text in SECTIONS.items()
                 if any(run["there"][name] for run in runs)
             ],
-            compared=_compared(subjects) if len(subjects) > 1 else None,
+            compared=compared(subjects) if len(subjects) > 1 else None,
             style=Markup(style),
             script=Markup(script),
             style_hash=named_by_hash(style),
@@ -129,7 +129,7 @@ def _page(subjects: Sequence[Subject], title: str | None, budget: int) -> str:
     )
 
 
-def _values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
+def values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
     """What the template shows of one subject."""
     scores = subject.scores
     course = [(subject.name, subject.rows)]
@@ -169,7 +169,7 @@ def _values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
     }
 
 
-def _compared(subjects: Sequence[Subject]) -> dict[str, Any]:
+def compared(subjects: Sequence[Subject]) -> dict[str, Any]:
     """Numbers, settings and curves of several subjects next to each other."""
     known = [subject.scores.summary if subject.scores else {} for subject in subjects]
     numbers = []

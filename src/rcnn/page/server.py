@@ -2,48 +2,79 @@
 
 import errno
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from rcnn.errors import SettingsError
 from rcnn.page.album import Album
 from rcnn.page.api import Api
+from rcnn.page.corrections import Corrections
 from rcnn.page.guard import Guard
+from rcnn.page.judging import Judging
+from rcnn.page.live import Live
+from rcnn.page.report import environment
+from rcnn.page.runs import Runs
 from rcnn.page.thumbnails import Thumbnails
 
 HERE = Path(__file__).parent
 PORT, PORTS = 8765, 50
 """The first port that is tried, and how many are tried after it."""
 
-PAGES = {"/pictures": "look.html", "/pictures/{place:int}": "look.html", "/inside/{place:int}": "inside.html"}
-"""Addresses of the pages and their files."""
+PAGES = {"/pictures": "Pictures", "/inside/0": "Inside the RPN", "/doubts": "Doubtful labels", "/runs": "Runs"}
+"""Addresses of the pages -> their names."""
+
+TEMPLATES = {
+    "/pictures": ("look.html", "/pictures"),
+    "/pictures/{place:int}": ("look.html", "/pictures"),
+    "/inside/{place:int}": ("inside.html", "/inside/0"),
+    "/doubts": ("doubts.html", "/doubts"),
+    "/runs": ("runs.html", "/runs"),
+}
+"""Addresses -> their files, and which of the pages they are."""
 
 
-def application(album: Album, host: str, thumbnails: Thumbnails, dropped: Path, log: Callable[[str], None]) -> Guard:
+def application(
+    album: Album,
+    host: str,
+    log: Callable[[str], None],
+    *,
+    thumbnails: Thumbnails,
+    dropped: Path,
+    corrections: Corrections,
+    runs: Runs,
+) -> Guard:
     """The pages, guarded.
 
     Args:
         album: what they show.
         host: `name:port` that is served.
+        log: called with a line for each wrong request.
         thumbnails: of its pictures.
         dropped: folder for pictures that are dropped on the page.
-        log: called with a line for each wrong request.
+        corrections: of its labels.
+        runs: that are shown.
     """
+    ending, home = threading.Event(), "/pictures" if album.given else "/runs"
     routes = [
-        Route("/", _home),
-        *(Route(path, _page(template)) for path, template in PAGES.items()),
+        Route("/", lambda _: RedirectResponse(home, 303)),
+        *(Route(path, _page(*template)) for path, template in TEMPLATES.items()),
         *Api(album, thumbnails, dropped).routes(),
+        *Judging(corrections).routes(),
+        *Live(runs, ending).routes(),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
-    return Guard(Starlette(routes=routes, exception_handlers={HTTPException: _told}), host, log)
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _told})
+    return Guard(app, host, log, home=home, ending=ending)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -80,18 +111,27 @@ def serve(guard: Guard, place: socket.socket) -> None:
         lifespan="off",
         timeout_graceful_shutdown=1,
     )
-    uvicorn.Server(config).run(sockets=[place])
+    Server(config, guard).run(sockets=[place])
 
 
-def _home(_: Request) -> Response:
-    return RedirectResponse("/pictures", 303)
+class Server(uvicorn.Server):
+    """A server that tells its guard when it ends, so that answers that go on end as well."""
+
+    def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
+        super().__init__(config)
+        self._guard = guard
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Ctrl-C."""
+        self._guard.ending.set()
+        super().handle_exit(sig, frame)
 
 
-def _page(template: str) -> Callable[[Request], Response]:
+def _page(template: str, here: str) -> Callable[[Request], Response]:
+    text = environment().get_template(template).render(pages=PAGES, here=here)
+
     def page(_: Request) -> Response:
-        return FileResponse(
-            HERE / "templates" / template, media_type="text/html", headers={"Cache-Control": "no-store"}
-        )
+        return HTMLResponse(text)
 
     return page
 

@@ -28,9 +28,9 @@ LARGE = 4096
 """Longest side of a picture that is looked at alone, px."""
 
 
-def cache_folder() -> Path:
-    """`$XDG_CACHE_HOME/rcnn/thumbnails`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcnn" / "thumbnails"
+def cache_folder(name: str) -> Path:
+    """`$XDG_CACHE_HOME/rcnn/NAME`, by default in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcnn" / name
 
 
 class Thumbnails:

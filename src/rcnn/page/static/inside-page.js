@@ -1,6 +1,6 @@
 // The page "Inside the RPN" of the server.
 
-import { ask } from "./api.js";
+import { ask, opened } from "./api.js";
 import { Inside } from "./inside.js";
 import { unpacked } from "./insides.js";
 
@@ -45,17 +45,16 @@ function key(event) {
 }
 
 async function start() {
-  state = await ask("/api/state").catch(() => ({ ready: false, failed: "" }));
-  if (state.failed) get("opening").textContent = state.failed;
-  if (!state.ready) return state.failed ? null : setTimeout(start, 300);
-  get("opening").textContent = state.pictures ? "" : "There are no pictures yet; drop one on the page Pictures.";
-  if (!state.pictures) return null;
+  state = await opened(get("opening"));
+  if (!state) return;
+  const none = state.detects ? "There are no pictures yet; drop one on the page Pictures." : "There are no pictures here: start rcnn look with a model and pictures.";
+  get("opening").textContent = state.pictures ? "" : none;
+  if (!state.pictures) return;
   addEventListener("popstate", () => place() !== shown && open());
   addEventListener("keydown", key);
   get("previous").addEventListener("click", () => step(-1));
   get("next").addEventListener("click", () => step(1));
   await open();
-  return null;
 }
 
 start();

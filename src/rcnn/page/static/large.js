@@ -84,7 +84,7 @@ export class Large {
       const counted = sure.filter((one) => !one.ignored), found = new Set(counted.map((one) => one.object));
       boxes.right = counted.filter((one) => one.object >= 0);
       boxes.wrong = counted.filter((one) => one.object < 0);
-      boxes.lost = truth.filter((one, index) => !one.ignore && !found.has(index));
+      boxes.lost = truth.map((one, object) => ({ ...one, object })).filter((one) => !one.ignore && !found.has(one.object));
     } else if (detections) boxes.plain = sure;
     if (truth) boxes.truth = truth;
     return boxes;
@@ -118,7 +118,9 @@ export class Large {
   row(layer, one) {
     const score = one.score === undefined ? "\u2013" : one.score.toFixed(3);
     const what = layer === "wrong" ? KINDS[one.kind] : layer === "plain" ? "" : one.ignore ? "truth, ignored" : layer;
-    return element("tr", {}, element("th", { scope: "row" }, this.state.names[one.label]), element("td", {}, score), element("td", {}, what));
+    const why = layer === "lost" && this.state.nms !== null; // the stages can be followed
+    const told = why ? element("a", { href: `/inside/${this.place}#show=objects&object=${one.object}` }, "lost: why?") : what;
+    return element("tr", {}, element("th", { scope: "row" }, this.state.names[one.label]), element("td", {}, score), element("td", {}, told));
   }
 
   box(layer, one) {

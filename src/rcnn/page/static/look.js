@@ -1,6 +1,6 @@
 // The page "Pictures": which of its two views is shown, and from what. Its state is in the address.
 
-import { ask, tell } from "./api.js";
+import { ask, opened, tell } from "./api.js";
 import { element, slider } from "./dom.js";
 import { Large } from "./large.js";
 import { Wall } from "./wall.js";
@@ -23,7 +23,7 @@ function address(path) {
 
 const score = () => (chosen.score === "" ? state.threshold : Number(chosen.score));
 
-function opened(at) {
+function open(at) {
   tell("");
   history.pushState(null, "", address(`/pictures/${at}`));
   route();
@@ -59,7 +59,8 @@ async function choose() {
   wall.show(places, score());
   const all = places.length === pictures ? "" : ` of ${pictures.toLocaleString("en")}`;
   const predicted = state.detects && done < pictures ? `; ${done.toLocaleString("en")} predicted so far` : "";
-  get("count").textContent = `${places.length.toLocaleString("en")}${all} pictures${predicted}`;
+  const none = state.detects ? "No pictures yet: drop one here." : "No pictures: start rcnn look with a run, a data set or a folder.";
+  get("count").textContent = !pictures ? none : `${places.length.toLocaleString("en")}${all} pictures${predicted}`;
 }
 
 function filters() {
@@ -131,7 +132,7 @@ async function predict(file) {
   state = await ask("/api/state");
   chosen = { ...Object.fromEntries(FILTERS.map((name) => [name, ""])), score: chosen.score };
   await choose();
-  opened(at);
+  open(at);
 }
 
 function listen() {
@@ -169,16 +170,15 @@ async function follow() {
 }
 
 async function start() {
-  state = await ask("/api/state").catch(() => ({ ready: false, failed: "" }));
-  if (state.failed) get("opening").querySelector("p").textContent = state.failed;
-  if (!state.ready) return state.failed ? null : setTimeout(start, 300);
+  state = await opened(get("opening").querySelector("p"));
+  if (!state) return;
   get("opening").remove();
   get("title").textContent = state.title || "Pictures";
   get("notes").hidden = !state.notes.length;
   get("notes").querySelector("ul").append(...state.notes.map((text) => element("li", {}, text)));
   document.querySelector(".file").hidden = !state.detects;
   read();
-  wall = new Wall(state.run, opened);
+  wall = new Wall(state.run, open);
   large = new Large(state, (value) => {
     chosen.score = String(value);
     history.replaceState(null, "", address(location.pathname));
@@ -186,7 +186,6 @@ async function start() {
   listen();
   await route();
   setTimeout(follow, 2000);
-  return null;
 }
 
 start();

@@ -47,8 +47,23 @@ export class Stage {
     this.letters();
   }
 
+  /** Show nothing. */
+  clear() {
+    this.image.removeAttribute("href");
+    this.layers([], []);
+  }
+
   fit() {
     this.view = [0, 0, ...this.size];
+    this.look();
+  }
+
+  /** Show a box and what is around it. */
+  near([left, top, right, bottom]) {
+    const [width, height] = this.size, least = Math.max(width, height) / 8;
+    const across = Math.min(width, Math.max(least, 4 * (right - left))), down = Math.min(height, Math.max(least, 4 * (bottom - top)));
+    const start = (middle, side, whole) => Math.max(0, Math.min(whole - side, middle - side / 2));
+    this.view = [start((left + right) / 2, across, width), start((top + bottom) / 2, down, height), across, down];
     this.look();
   }
 

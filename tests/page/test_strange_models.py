@@ -1,0 +1,95 @@
+"""What the pages say of models that lack what they show, and where nothing was given."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rcnn.detector import Detector
+from rcnn.page.album import Album
+from rcnn.presets import build, settings_of
+
+from ..engine import graphs
+from .test_doubts import data_of
+from .test_look_browser import start, stop, until
+
+NAMES = graphs.NAMES
+CHANGES = {
+    "one-stage": {"rpn": {"classify": "classes"}, "roi": {"head": "none"}},
+    "proposals": {"roi": {"head": "none"}},
+}
+
+
+def onnx(folder: Path) -> Detector:
+    """An exported file."""
+    return Detector.load(graphs.WRITE["onnx"](folder / "a.onnx", graphs.detector()))
+
+
+def made(kind: str) -> Callable[[Path], Detector]:
+    """A detector of another kind."""
+    settings = settings_of("tiny-fpn", {**CHANGES[kind], "preprocess": {"short": 64, "long": 96}})
+    return lambda _: Detector(build(settings, 2), settings, NAMES, threshold=0.0, device="cpu")
+
+
+def texts(page: Any, root: str) -> dict[str, str]:
+    """What each page shows, once it has made up its mind."""
+    said = {}
+    for path, ready in (
+        ("/pictures/0", "#layers input"),
+        ("/inside/0", "#opening:not([hidden]):not(:has-text('The network looks')):not(:has-text('being read')), dd"),
+        ("/doubts", "#doubt:not([hidden]), #opening:not([hidden]):not(:has-text('being read'))"),
+        ("/runs", "#opening:has-text('There are no runs')"),
+    ):
+        page.goto(root + path)
+        page.wait_for_selector(ready)
+        said[path] = page.locator("main").inner_text()
+    return said
+
+
+@pytest.mark.parametrize("kind", ["onnx", "one-stage", "proposals"])
+def test_each_page_says_what_a_model_lacks(kind: str, browser: Any, tmp_path: Path) -> None:
+    detector = (onnx if kind == "onnx" else made(kind))(tmp_path)
+    album = Album(lambda: detector, data_of(tmp_path / "data", NAMES))
+    album.open()
+    for place in range(3):
+        album.find(place)
+    served, said = start(album, tmp_path), []
+    page = browser.new_page()
+    for event in ("console", "pageerror", "dialog"):
+        page.on(event, lambda message: said.append(str(message)))
+    page.goto(served.guard.address)
+    until(page.locator("#count")).to_contain_text("3 pictures")
+    notes = page.locator("#notes").text_content()
+    found = texts(page, served.root)
+    page.close()
+    stop(served)
+    assert not said
+    assert "IoU of NMS" not in found["/pictures/0"]
+    if kind == "proposals":
+        assert "only proposes" in notes
+        assert "score from" not in found["/pictures/0"]
+        assert "only proposes" in found["/doubts"]
+        assert "anchors" in found["/inside/0"]
+    else:
+        assert "only proposes" not in notes
+        assert "lost" in found["/pictures/0"]
+        assert "judge" in found["/doubts"]
+        assert {"onnx": "needs the network itself", "one-stage": "one-stage detector"}[kind] in found["/inside/0"]
+
+
+def test_where_nothing_was_given_every_page_says_so(browser: Any, tmp_path: Path) -> None:
+    album = Album(None, None)
+    album.open()
+    served, said = start(album, tmp_path), []
+    page = browser.new_page()
+    for event in ("console", "pageerror", "dialog"):
+        page.on(event, lambda message: said.append(str(message)))
+    page.goto(served.guard.address)
+    until(page.locator("#opening")).to_contain_text("There are no runs here")
+    for path, text in (("/pictures", "start rcnn look with"), ("/inside/0", "no pictures"), ("/doubts", "no model")):
+        page.goto(served.root + path)
+        until(page.locator("main")).to_contain_text(text)
+    page.close()
+    stop(served)
+    assert not said
