@@ -47,7 +47,7 @@ def _folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()
 
 
-def _is_file(entry: os.DirEntry[str]) -> bool:
+def is_file(entry: os.DirEntry[str]) -> bool:
     """Whether something is a file, or a pipe, socket or device, which whoever reads it will refuse by name."""
     return entry.is_file() or (not entry.is_dir() and os.path.exists(entry.path))
 
@@ -57,7 +57,7 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        names = (entry.name for entry in os.scandir(path) if _is_file(entry)) if path.is_dir() else ()
+        names = (entry.name for entry in os.scandir(path) if is_file(entry)) if path.is_dir() else ()
         self.names = tuple(sorted(name for name in names if not name.startswith(".")))
         self._compared = 0
 

@@ -64,9 +64,10 @@ def _from_folders(path: Path) -> Layout | None:
 
 def _has_labels(folder: Path) -> bool:
     """Whether at least one image of a folder has a label file."""
-    stems = {os.path.splitext(name)[0] for name in Folder(folder).names if is_image(name)}
-    labels = Folder(_label_folder(folder)).names if stems else ()
-    return any(name.endswith(".txt") and name[:-4] in stems for name in labels)
+    if not folder.is_dir() or not any(name.endswith(".txt") for name in os.listdir(_label_folder(folder))):
+        return False
+    labels = {name[:-4] for name in Folder(_label_folder(folder)).names if name.endswith(".txt")}
+    return bool(labels) and any(os.path.splitext(name)[0] in labels for name in Folder(folder).names if is_image(name))
 
 
 def _file_names(path: Path) -> tuple[str, ...] | None:

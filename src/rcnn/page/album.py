@@ -1,5 +1,6 @@
 """The pictures that `rcnn look` shows: of a data set or a folder, with truth and detections, and a choice of them."""
 
+import gc
 import threading
 import time
 from collections.abc import Callable
@@ -93,6 +94,7 @@ class Album:
         except Exception as error:  # the page says so in its place
             self.failed = printable(str(error) or type(error).__name__)
             return
+        gc.freeze()
         for place in range(min(len(self.pictures), MOST_FOUND) if self.finder else 0):
             self.find(place)
             self._ending.wait(0.005)  # for those who wait for the detector
@@ -115,7 +117,13 @@ class Album:
             except SettingsError as error:
                 self.notes.append(f"No detections: {error}")
         if self.data is not None:
-            self.pictures = self._read(self.data)
+            collects_garbage = gc.isenabled()
+            gc.disable()  # it would search the pictures again and again while they become more: half of the time
+            try:
+                self.pictures = self._read(self.data)
+            finally:
+                if collects_garbage:
+                    gc.enable()
         self.ready = True
 
     def _read(self, data: Path) -> list[Picture]:

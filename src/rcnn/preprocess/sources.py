@@ -2,7 +2,8 @@
 
 import os
 import re
-from collections.abc import Iterator
+import stat
+from collections.abc import Iterable, Iterator
 from glob import glob
 from itertools import takewhile
 from pathlib import Path
@@ -53,15 +54,28 @@ def files(source: str | Path) -> list[Path]:
     named = [path] if os.path.isdir(path) else sorted(Path(name) for name in glob(str(source), recursive=True))
     if not named:
         raise ImageError(f"{source}: no such file, folder or glob")
-    inside = [inner for file in named for inner in (sorted(_below(file)) if file.is_dir() else [file])]
-    images = [file for file in inside if is_image(file.name) and file.exists() and not file.is_dir()]
+    inside = [inner for file in named for inner in (_sorted(_below(file)) if file.is_dir() else [file])]
+    images = [file for file in inside if is_image(file.name) and _is_there(file)]
     if not images:
         raise ImageError(f"{source}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
-    results = {folder for folder in {file.parent for file in images} if is_below_results(folder, base)}
-    kept = [file for file in images if file.parent not in results]
+    results = {folder for folder in {*map(os.path.dirname, images)} if is_below_results(Path(folder), base)}
+    kept = [file for file in images if os.path.dirname(file) not in results] if results else images
     if not kept:
         raise ImageError(f"{source}: nothing but results of rcnn is here; to use these, name their folder")
     return kept
+
+
+def _sorted(paths: Iterable[Path]) -> list[Path]:
+    """In the order of `Path`, whose own comparison takes seconds for a hundred thousand."""
+    return sorted(paths, key=lambda path: path.parts)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether there is something that is no folder."""
+    try:
+        return not stat.S_ISDIR(os.stat(file).st_mode)
+    except OSError:
+        return False
 
 
 def _no_picture(source: str) -> str | None:
@@ -104,7 +118,8 @@ def _below(top: Path, *, like_glob: bool = False) -> Iterator[Path]:
             check_walk(top, images, others)
         except OSError as error:
             raise ImageError(f"{top}: {error}") from None
-        yield from (Path(folder, name) for name in inner)
+        wanted = set(inner)
+        yield from (path for path in Path(folder).iterdir() if path.name in wanted)  # cheaper than to join each name
 
 
 def check_walk(top: Path, images: int, names: int) -> None:

@@ -99,19 +99,21 @@ def find_alarms(truths: Sequence[Truth], predictions: Sequence[Prediction], iou:
 def _alarms_of(image: int, truth: Truth, prediction: Prediction, iou: float, score: float) -> list[Alarm]:
     shown = np.flatnonzero(prediction.scores >= np.float32(score))
     taken, ignored = match(truth, Prediction(*(field[shown] for field in prediction)), iou)
+    wrong = shown[(taken < 0) & ~ignored]
+    boxes, labels = prediction.boxes[wrong], prediction.labels[wrong]
+    overlap = np.pad(box_iou(boxes, truth.boxes), ((0, 0), (0, 1)))  # one object at least
+    of_class = np.pad(truth.labels == labels[:, None], ((0, 0), (0, 1)))
+    same_class, other_class = (overlap * of_class).argmax(axis=1), (overlap * ~of_class).argmax(axis=1)
+    columns = (wrong, labels, same_class, other_class, overlap.max(axis=1))
     alarms = []
-    for at in shown[(taken < 0) & ~ignored].tolist():
-        label = int(prediction.labels[at])
-        overlap = np.append(box_iou(prediction.boxes[at][None], truth.boxes)[0], 0.0)  # one at least
-        of_class = np.append(truth.labels == label, False)
-        same, other = int((overlap * of_class).argmax()), int((overlap * ~of_class).argmax())
+    for row, (at, label, same, other, most) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
         kind, about = "background", -1
-        if of_class[same] and overlap[same] >= iou:
+        if of_class[row, same] and overlap[row, same] >= iou:
             kind, about = "duplicate", same
-        elif overlap[other] >= iou:
+        elif overlap[row, other] >= iou:
             kind, about = "wrong_class", other
-        elif of_class[same] and overlap[same] >= TOUCHES:
+        elif of_class[row, same] and overlap[row, same] >= TOUCHES:
             kind, about = "bad_box", same
-        size = size_of(prediction.boxes[at])
-        alarms.append(Alarm(image, at, label, size, kind, float(prediction.scores[at]), about, float(overlap.max())))
+        score_of, size = float(prediction.scores[at]), size_of(boxes[row])
+        alarms.append(Alarm(image, at, label, size, kind, score_of, about, most))
     return alarms

@@ -39,7 +39,7 @@ export async function opened(place) {
     }
     const [done, images] = state.read.map((number) => number.toLocaleString("en"));
     place.textContent = state.read[1] ? `The labels are being read: ${done} of ${images} images.` : "The pictures are being read.";
-    await new Promise((go) => setTimeout(go, 300));
+    await new Promise((go) => setTimeout(go, 150));
   }
 }
 
