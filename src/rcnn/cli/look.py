@@ -106,7 +106,7 @@ def _subjects(words: list[str], device: str | None) -> Subjects:
     run = is_run(first)
     if len(names) == 1 and holds_runs(first):
         return Subjects(None, None, Runs(first))
-    runs = Runs(first.resolve().parent, first) if run else Runs(RUNS if RUNS.is_dir() else None)
+    runs = Runs(Path(os.path.relpath(first.resolve().parent)), first) if run else Runs(RUNS if RUNS.is_dir() else None)
     is_model = len(names) == 2 or run or first.suffix in WEIGHTS or not first.exists()
     data = Path(names[-1]) if len(names) == 2 or not is_model else _data_of(first) if run else None
     if data is not None and not data.exists():

@@ -4,6 +4,7 @@ import gc
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,8 +66,8 @@ class Album:
         self.faults: dict[int, str] = {}
         self.asked = -PAUSE
         """When a picture was last looked at alone, by `time.monotonic`."""
-        self.network = threading.Lock()
-        """Held by the thread that runs the network."""
+        self.network = ThreadPoolExecutor(1, "network")
+        """The thread that runs the network, and no other one does."""
         self._objects: tuple[int, Rows] | None = None
         self._detections: tuple[int, Rows] | None = None
         self._lock = threading.Lock()

@@ -174,8 +174,7 @@ class Api:
         if album.detector is not None:
             try:
                 array = read_picture(picture.path, album.settings)
-                with album.network:
-                    walk = follow(album.detector, array, picture.truth)
+                walk = album.network.submit(follow, album.detector, array, picture.truth).result()
                 told |= inside(walk, album.settings.rpn) | {"fault": ""}
             except (SettingsError, NonFiniteError) as error:
                 told["fault"] = printable(str(error))

@@ -1,7 +1,7 @@
 """Detections of single pictures, also at another threshold of NMS, which asks nothing more of the network."""
 
-import threading
 from collections import OrderedDict
+from concurrent.futures import Executor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,18 +78,18 @@ class Finder:
 
     Args:
         detector: that detects.
-        lock: held while the network runs.
+        network: the one thread that runs it; in each other one it would take memory of its own.
 
     Raises:
         SettingsError: it does not detect, or needs proposals from elsewhere.
     """
 
-    def __init__(self, detector: Detector, lock: threading.Lock) -> None:
+    def __init__(self, detector: Detector, network: Executor) -> None:
         detector.check_proposals(given=False)
         if not detector.detects:
             raise SettingsError("this model has no second stage (`roi.head=none`): it only proposes boxes")
         self.detector = detector
-        self._lock = lock
+        self._network = network
         self._recent: OrderedDict[Path, Candidates] = OrderedDict()
 
     @property
@@ -115,19 +115,22 @@ class Finder:
             if nms is not None:
                 raise SettingsError("the NMS of this model can't be changed afterwards")
             array = read_picture(path, self.detector.settings)
-            with self._lock:
-                return self.detector.predict(array, score=0.0)[0]
-        with self._lock:
-            kept = self._recent.get(path) or self._run(path)
-            if keep:
-                self._recent[path] = kept
-                self._recent.move_to_end(path)
-            if len(self._recent) > RECENT:
-                self._recent.popitem(last=False)
+            return self._network.submit(self.detector.predict, array, score=0.0).result()[0]
+        kept = self._network.submit(self._candidates, path, keep).result()
         settings = self.detector.settings.roi
         settings = settings if nms is None else settings.model_copy(update={"nms": nms})
         detections = final_boxes(kept.boxes, kept.probability, kept.valid, kept.finite, settings)
         return self.detector.results(kept.batch, detections)[0]
+
+    def _candidates(self, path: Path, keep: bool) -> Candidates:
+        """The boxes of a picture before NMS, which are those of the last time if they were kept."""
+        kept = self._recent.get(path) or self._run(path)
+        if keep:
+            self._recent[path] = kept
+            self._recent.move_to_end(path)
+        if len(self._recent) > RECENT:
+            self._recent.popitem(last=False)
+        return kept
 
     @torch.inference_mode()
     def _run(self, path: Path) -> Candidates:

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
+from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -29,6 +30,9 @@ from rcnn.page.thumbnails import Thumbnails
 HERE = Path(__file__).parent
 PORT, PORTS = 8765, 50
 """The first port that is tried, and how many are tried after it."""
+
+THREADS = 6
+"""That answer requests; a browser does not send more at a time."""
 
 PAGES = {"/pictures": "Pictures", "/inside/0": "Inside the RPN", "/doubts": "Doubtful labels", "/runs": "Runs"}
 """Addresses of the pages -> their names."""
@@ -120,6 +124,11 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
         super().__init__(config)
         self._guard = guard
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve with a few threads: each that runs the network or reads pictures keeps memory of its own."""
+        to_thread.current_default_thread_limiter().total_tokens = THREADS
+        await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Ctrl-C."""

@@ -60,8 +60,9 @@ export class Stage {
 
   /** Show a box and what is around it. */
   near([left, top, right, bottom]) {
-    const [width, height] = this.size, least = Math.max(width, height) / 8;
-    const across = Math.min(width, Math.max(least, 4 * (right - left))), down = Math.min(height, Math.max(least, 4 * (bottom - top)));
+    const [width, height] = this.size, ratio = this.place.clientWidth / this.place.clientHeight;
+    const down = Math.min(height, Math.max(height / 8, 4 * (bottom - top), (4 * (right - left)) / ratio));
+    const across = Math.min(width, down * ratio);
     const start = (middle, side, whole) => Math.max(0, Math.min(whole - side, middle - side / 2));
     this.view = [start((left + right) / 2, across, width), start((top + bottom) / 2, down, height), across, down];
     this.look();
