@@ -5,9 +5,9 @@ BIN := .venv/bin
 # goes into getting the same pages again.
 JOBS ?= 2
 PYTEST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 $(BIN)/pytest -n $(JOBS) --dist worksteal
-# Tests that run exported files, in processes of their own: in one process with OpenVINO's threads, the loader processes
-# that other tests fork may crash.
-ENGINES := tests/engine tests/fuzz tests/test_deploy.py \
+# Tests that run exported files or libvips, in processes of their own: in one process with their threads, the loader
+# processes that other tests fork may crash.
+ENGINES := tests/preprocess/test_large.py tests/engine tests/fuzz tests/test_deploy.py \
   tests/cli/test_exported.py tests/cli/test_import_export.py tests/cli/test_benchmark.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 

@@ -31,7 +31,7 @@ def main() -> None:
                 module.running_mean.zero_()
                 module.running_var.fill_(1 - module.eps)
     detector.threshold = options.threshold
-    detector.summary = {}
+    detector.summary = {name: fact for name, fact in detector.summary.items() if name == "scale"}
     detector.save(options.out, half=True)
     print(f"{options.out}: {options.out.stat().st_size:,} bytes")
 

@@ -9,11 +9,15 @@ import torch
 from rcnn.config import Data, override
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import open_dataset
+from rcnn.data.given import NOTHING, ProposalSet
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
-from rcnn.errors import DataError
+from rcnn.errors import DataError, SettingsError
 from rcnn.evaluate import Shard, evaluate, val
+from rcnn.insight.funnel.why import why
 from rcnn.metrics.coco import coco_metrics
+from rcnn.metrics.proposals import proposal_recall
+from rcnn.metrics.types import Truth
 from rcnn.presets import build, settings_of
 
 from .test_detector import SMALL, spread
@@ -126,6 +130,37 @@ def test_an_image_pyramid_is_scored_as_it_predicts_whoever_shares_the_work(
     shared = evaluate(pyramid, dataset, batch=1, shard=Shard(0, 2, lambda part: [part, *parts]))
     for one, other in zip(shared.predictions, metrics.predictions, strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("scales", [(1.0,), (1.0, 1.5)])
+def test_windows_are_scored_as_they_predict_whoever_shares_the_work(
+    detector: Detector, dataset: Dataset, scales: tuple[float, ...]
+) -> None:
+    tiled = detector.with_settings({"predict": {"tile": 64, "scales": scales}})
+    metrics = evaluate(tiled, dataset, batch=2)
+    proposed = [tiled.propose(record.path, top=1000)[0] for record in dataset.records]
+    for record, prediction in zip(dataset.records, metrics.predictions, strict=True):
+        assert len(tiled.viewer.views(record.size)) > 1
+        (result,) = tiled.predict(record.path, score=0)
+        assert len(result) > detector.settings.roi.detections  # which counts per window
+        assert np.array_equal(result.boxes, prediction.boxes)
+        assert np.array_equal(result.scores, prediction.scores)
+    truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
+    expected = proposal_recall(truths, [(one.boxes, one.scores) for one in proposed])
+    assert np.array_equal(metrics.proposals.ar, expected.ar)
+    answer = why(tiled, dataset, batch=3)
+    if len(scales) == 1:  # `why` looks at the plain size alone
+        pairs = zip(answer.predictions, metrics.predictions, strict=True)
+        assert all(np.array_equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
+    assert len(answer.outcomes) == sum(len(truth.labels) for truth in truths)
+    few = tiled.with_settings({"predict": {"max_detections": 12}})
+    assert {len(one.boxes) for one in evaluate(few, dataset, batch=2).predictions} == {12}
+
+
+def test_given_proposals_are_for_whole_images(detector: Detector, dataset: Dataset) -> None:
+    tiled = detector.with_settings(["predict.tile=64"])
+    with pytest.raises(SettingsError, match=r"not for windows: add predict\.tile=off"):
+        evaluate(tiled, dataset, proposals=ProposalSet([NOTHING] * len(dataset), 5))
 
 
 def test_no_images_are_an_error(detector: Detector, dataset: Dataset) -> None:

@@ -17,10 +17,11 @@ from rcnn.engine.graph import GraphEngine
 from rcnn.engine.protocol import Engine
 from rcnn.errors import NonFiniteError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.pyramid import pool_scales
 from rcnn.model.structures import Batch, Detections, Proposals, take, to_host
+from rcnn.pool import Pooler
 from rcnn.preprocess.batch import Preprocessor
 from rcnn.preprocess.stream import Picture, Skip, overlapped
+from rcnn.preprocess.views import Viewer
 from rcnn.presets import build
 from rcnn.result import Result
 from rcnn.weights.adapt import check_shapes, fill, shapes_alone
@@ -44,6 +45,13 @@ class Detector:
         summary: facts about the training, saved with the weights.
         licence: of the data that it was trained on. None: `data.licence` of the settings.
         device: where to run the network; `auto` is CUDA if available.
+
+    Attributes:
+        viewer: decides which views of a picture the network sees.
+        pooler: makes one result of those of all views of a picture, and remarks on them.
+
+    Raises:
+        SettingsError: `predict.tile=auto`, and `summary` does not hold the `scale` of the training.
     """
 
     def __init__(
@@ -67,7 +75,8 @@ class Detector:
             model = Eager(model, device, settings.predict.precision)
         self.engine: Engine = model
         self.preprocessor = Preprocessor(settings.preprocess, self.engine.size)
-        self._doors = [self.preprocessor.at_scale(scale) for scale in settings.predict.scales]
+        self.viewer = Viewer(self.preprocessor, settings, self.summary.get("scale"))
+        self.pooler = Pooler(self.viewer, settings)
 
     def __repr__(self) -> str:
         return as_text(self)
@@ -177,8 +186,10 @@ class Detector:
             given = proposals(paths, collated) if proposals else None
             return self.detect(collated, features=features, proposals=given)
 
-        for path, results in overlapped(images, self.settings, self._doors, batch, detect, skip, self.device):
-            yield replace(self.pool(results).filter(score=least), path=path)
+        door, views = self.preprocessor, self.viewer.pyramid
+        for opened, parts in overlapped(images, self.settings, door, views, batch, detect, skip, self.device):
+            result = self.pooler.detections(parts, opened.views, opened.size, least)
+            yield replace(result.filter(score=least), path=opened.path)
 
     def propose(self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1) -> list[Result]:
         """Class-agnostic boxes with objectness scores, at most `top` per image, best first."""
@@ -192,26 +203,21 @@ class Detector:
         def propose(collated: Batch, _: Sequence[str | None]) -> list[Result]:
             return self.region_proposals(collated)
 
-        doors = (self.preprocessor,)
-        for path, (result,) in overlapped(images, self.settings, doors, batch, propose, skip, self.device):
-            yield replace(result.filter(top=top), path=path)
-
-    def pool(self, scales: Sequence[Result]) -> Result:
-        """Pool the results of one image at each of `predict.scales`: the best after suppression within classes."""
-        first = scales[0]
-        kept = pool_scales([(one.boxes, one.scores, one.labels) for one in scales], self.settings.roi)
-        names = ("boxes", "scores", "labels", *(() if first.features is None else ("features",)))
-        return replace(first, **{name: np.concatenate([getattr(one, name) for one in scales])[kept] for name in names})
+        door, views = self.preprocessor, self.viewer.views
+        for opened, parts in overlapped(images, self.settings, door, views, batch, propose, skip, self.device):
+            yield replace(self.pooler.proposals(parts, opened.views, opened.size).filter(top=top), path=opened.path)
 
     def check_proposals(self, *, given: bool) -> None:
         """Check that this detector can work on given proposals, or on its own.
 
         Raises:
             SettingsError: there is no second stage for given proposals, or the RPN is untrained; or proposals are given
-                to an exported file.
+                to an exported file, or for windows.
         """
         if given and isinstance(self.engine, GraphEngine):
             self.engine.refuse_proposals()
+        if given and self.settings.predict.tile != "off":
+            raise config.SettingsError("given proposals are for whole pictures, not for windows: add predict.tile=off")
         if given and not self.two_stage:
             raise config.SettingsError("proposals are for a second stage, and this detector has none (`roi.head=none`)")
         if not given and self.settings.train.proposals is not None:

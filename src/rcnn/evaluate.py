@@ -1,6 +1,6 @@
 """Score a detector on a data set: losses, AP, proposal recall."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from rcnn.data.dataset import Dataset
 from rcnn.data.find import Split, open_dataset
 from rcnn.data.given import ProposalSet
 from rcnn.data.loader import Item, Loader
+from rcnn.data.windows import cut_into_views
 from rcnn.detector import Detector
 from rcnn.engine.eager import Eager
 from rcnn.errors import DataError
@@ -21,11 +22,11 @@ from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
 from rcnn.metrics.table import as_html, as_text
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
-from rcnn.model.pyramid import pool_scales
 from rcnn.model.structures import Detections, Proposals, to_host
+from rcnn.result import Result
 
-Scored = tuple[Prediction, tuple[np.ndarray, np.ndarray]]
-"""For one image: detections, and boxes and scores of the proposals."""
+Scored = tuple[Result, Result]
+"""Detections and proposals of one view of an image, or of the image."""
 
 
 class Source(Protocol):
@@ -180,27 +181,24 @@ def evaluate(
     for scale, loader in enumerate(loaders):
         for item in loader.epoch(0):
             scored = _score(detector, item, sums if losses and scale == 0 else None)
-            scores.update({(index, scale): entry for index, entry in scored.items()})
+            scores.update({(scale, index): entry for index, entry in scored.items()})
             done += 1
             if progress:
                 progress(done, steps)
     parts = shard.gather((scores, sums))
     every = {place: entry for part, _ in parts for place, entry in part.items()}
-    pooled = [
-        _pooled([every[index, scale] for scale in range(len(loaders))], detector) for index in range(len(dataset))
-    ]
-    return _metrics(dataset, pooled, [part for _, part in parts], detects=detector.detects)
+    return _metrics(dataset, list(_pooled(detector, dataset, every)), [part for _, part in parts], detector)
 
 
 def loaders_of(
     detector: Detector, dataset: Dataset, batch: int, shard: Shard, proposals: ProposalSet | None = None
 ) -> list[Loader]:
-    """A loader for each of `predict.scales`, with the images of this process."""
+    """A loader for each of `predict.scales`, with the views of the images of this process at that scale."""
     settings = detector.settings
     return [
         Loader(
-            dataset,
-            settings.model_copy(update={"preprocess": detector.preprocessor.at_scale(scale).settings}),
+            cut_into_views(dataset, lambda size, scale=scale: detector.viewer.views(size, (scale,))),
+            settings,
             training=False,
             batch=batch,
             device=detector.device,
@@ -213,11 +211,24 @@ def loaders_of(
     ]
 
 
-def _pooled(scales: Sequence[Scored], detector: Detector) -> Scored:
-    """Pool the detections of all scales; the proposals are those of the first."""
-    kept = pool_scales([prediction for prediction, _ in scales], detector.settings.roi)
-    columns = zip(*(prediction for prediction, _ in scales), strict=True)
-    return Prediction(*(np.concatenate(column)[kept] for column in columns)), scales[0][1]
+def _pooled(detector: Detector, dataset: Dataset, scored: Mapping[tuple[int, int], Scored]) -> Iterator[Scored]:
+    """Pool the results of all views of every image; the proposals are those of the first scale.
+
+    Args:
+        detector: that made them.
+        dataset: the images.
+        scored: by scale, and number of the view among those of all images at it.
+    """
+    scales, pooler, start = detector.settings.predict.scales, detector.pooler, 0
+    for record in dataset.records:
+        views = detector.viewer.pyramid(record.size)
+        count = len(views) // len(scales)
+        parts = [scored[scale, start + number] for scale in range(len(scales)) for number in range(count)]
+        start += count
+        yield (
+            pooler.detections([part for part, _ in parts], views, record.size, detector.threshold),
+            pooler.proposals([part for _, part in parts[:count]], views[:count], record.size),
+        )
 
 
 def _score(
@@ -243,19 +254,21 @@ def _score(
         detector.results(item.batch, detections), detector.proposal_results(item.batch, proposals), strict=True
     )
     return {
-        index: (Prediction(result.boxes, result.scores, result.labels), (proposed.boxes, proposed.scores))
+        index: (result, proposed)
         for index, (result, proposed) in zip(item.index.tolist(), results, strict=True)
         if index >= 0
     }
 
 
 def _metrics(
-    dataset: Dataset, scored: Sequence[Scored], sums: list[dict[str, list[float]]], *, detects: bool
+    dataset: Dataset, scored: Sequence[Scored], sums: list[dict[str, list[float]]], detector: Detector
 ) -> Metrics:
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
     # If the model only proposes, AP is unknown, not 0: no truth counts for it.
-    sought = truths if detects else [truth._replace(ignore=np.ones_like(truth.ignore)) for truth in truths]
-    predictions = [prediction for prediction, _ in scored]
+    sought = truths if detector.detects else [truth._replace(ignore=np.ones_like(truth.ignore)) for truth in truths]
+    predictions = [Prediction(result.boxes, result.scores, result.labels) for result, _ in scored]
+    # COCO's limit is for single pictures; a large one may hold many more objects.
+    most = 100 if detector.settings.predict.tile == "off" else max(100, *map(len, predictions))
     losses = {
         name: sum(part[name][0] for part in sums) / max(1.0, sum(part[name][1] for part in sums))
         for name in (sums[0] if sums else ())
@@ -264,9 +277,9 @@ def _metrics(
         losses["loss"] = sum(losses.values())
     return Metrics(
         names=dataset.names,
-        coco=coco_metrics(sought, predictions, len(dataset.names)),
+        coco=coco_metrics(sought, predictions, len(dataset.names), most),
         voc=voc_ap(sought, predictions, len(dataset.names)),
-        proposals=proposal_recall(truths, [proposals for _, proposals in scored]),
+        proposals=proposal_recall(truths, [(proposed.boxes, proposed.scores) for _, proposed in scored]),
         losses=losses,
         truths=truths,
         predictions=predictions,

@@ -12,6 +12,7 @@ from rcnn.config import Data
 from rcnn.data.find import open_dataset
 from rcnn.preprocess.sources import files
 from rcnn.training.distributed import Team
+from rcnn.weights.file import load_weights, save_weights
 
 from .conftest import NAMES, Outcome
 
@@ -40,6 +41,34 @@ def test_the_first_images_are_told_one_by_one(run: Run, data: Path, weights: Pat
         lines = run("predict", weights, source, "--top", 1).out.splitlines()
         assert [line.split(":")[0] for line in lines[:5]] == [f"{index}.jpg" for index in range(5)]
         assert [line for line in lines if line.startswith("...")] == more
+
+
+def test_how_pictures_are_seen_is_said_once(run: Run, data: Path, weights: Path) -> None:
+    commands = ("predict", data / "JPEGImages"), ("propose", data / "JPEGImages"), ("val", data), ("why", data)
+    for command, source in commands:
+        outcome = run(command, weights, source, "predict.tile=100")
+        assert outcome.code == 0, outcome.err
+        assert outcome.out.count("80x60 pixels fit into a window (predict.tile=100), and are seen whole") == 1
+    outcome = run("predict", weights, data / "JPEGImages", "predict.tile=64")
+    assert outcome.out.count("cut by their edges; raise predict.overlap or predict.tile") == 1
+    assert "pixels" not in run("predict", weights, data / "JPEGImages").out
+    for change, reason in {
+        "predict.tile=auto": "needs the scale of the training, and these weights do not hold it",
+        "predict.tile=10": "`predict.tile`: off, auto, or the side of the windows in pixels, 64 to 16384 (got 10)",
+        "predict.overlap=0.9": "`predict.overlap`: Input should be less than or equal to 0.75 (got 0.9)",
+    }.items():
+        outcome = run("predict", weights, data / "JPEGImages", change)
+        assert outcome.code == 2
+        assert reason in outcome.err
+
+
+def test_a_picture_beyond_the_scale_of_the_training_is_named(run: Run, weights: Path, tmp_path: Path) -> None:
+    tensors, about = load_weights(weights)
+    save_weights(tmp_path / "known.safetensors", tensors, {**about, "summary": {"scale": 0.9}})
+    Image.new("RGB", (300, 200)).save(tmp_path / "large.png")
+    said = "large.png: 300x200 pixels are resized by 0.32, those of the training by 0.9"
+    assert said in run("predict", "known.safetensors", "large.png").out
+    assert said not in run("predict", "known.safetensors", "large.png", "predict.tile=auto").out
 
 
 def test_yolo_results_are_a_data_set(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:

@@ -339,6 +339,6 @@ def test_handles_that_are_used_up_are_no_fault_of_an_image(
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("rcnn.preprocess.decode._open", fail)
+    monkeypatch.setattr("rcnn.preprocess.decode.open_image", fail)
     with pytest.raises(OSError, match="Too many open files"):
         load(dataset, workers=workers)

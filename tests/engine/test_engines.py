@@ -65,6 +65,23 @@ def test_a_file_is_a_detector(files: dict[str, Path], suffix: str) -> None:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_sees_windows(files: dict[str, Path], suffix: str) -> None:
+    found = rcnn.load(files[suffix]).with_settings(["predict.tile=80", "predict.overlap=0"])
+    wide = np.concatenate([WHITE] * 2, axis=1)
+    views = found.viewer.views((60, 160))
+    assert [(view.left, view.width) for view in views] == [(0, 80), (40, 80), (80, 80)]
+    for result in (*found.predict(wide, batch=2), *found.propose(wide)):
+        seen = {tuple(box) for box in result.boxes.round(3).tolist()}
+        whole = [
+            [8.0, 12.0, 40.0, 36.0],
+            [88.0, 12.0, 120.0, 36.0],
+            [120.0, 30.0, 160.0, 60.0],
+        ]  # of the two at the ends
+        assert seen >= {tuple(box) for box in whole}
+        assert result.size == (60, 160)
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
 def test_what_a_graph_does_not_tell_is_minus_one(files: dict[str, Path], suffix: str) -> None:
     found = rcnn.load(files[suffix])
     batch = found.preprocessor.collate([found.preprocessor.resize(WHITE)] * 2, [WHITE.shape[:2]] * 2)

@@ -1,6 +1,7 @@
 """Laws: the parts sum to what the metric counts, `found` is what it matches, and a planted fault lands in its place."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from functools import reduce
 from pathlib import Path
@@ -21,7 +22,7 @@ from rcnn.insight.funnel.mend import ap_of, mended
 from rcnn.insight.funnel.pictures import KINDS, draw_funnel, draw_worst
 from rcnn.insight.funnel.report import document, places, report
 from rcnn.insight.funnel.stages import ImageTrace, trace_images
-from rcnn.insight.funnel.trace import explain, where_lost
+from rcnn.insight.funnel.trace import Fate, explain, where_lost
 from rcnn.insight.funnel.why import find_alarms, why
 from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.confusion import confusion_matrix
@@ -171,9 +172,12 @@ def test_an_anchor_is_there_from_iou_three_tenths_on(iou: float, where: str) -> 
 def test_what_the_metric_matches_is_found_whatever_happened_on_the_way() -> None:
     truth = Truth(np.array([HERE, HERE]) / 2, np.array([0, 0]), np.array([False, True]))
     prediction = Prediction(np.array([HERE]) / 2, np.array([0.75], np.float32), np.array([0]))
-    told = explain(3, truth, np.full(4, 2.0), prediction, stages(anchors=(AWAY, AWAY)), rules())
+    never: dict[int, Callable[[], Fate]] = {}
+    told = explain(3, truth, prediction, never, rules(), detects=True)
     assert told == [Outcome(3, 0, 0, "small", FOUND, score=0.75)]
-    (lost,) = explain(3, truth, np.full(4, 2.0), prediction, stages(), rules()._replace(score=0.95))
+    strict = rules()._replace(score=0.95)
+    fates = {0: lambda: where_lost(truth.boxes[:1] * 2, 0, stages(), strict)}
+    (lost,) = explain(3, truth, prediction, fates, strict, detects=True)
     assert (lost.where, lost.truth) == ("low_score", 0)
 
 

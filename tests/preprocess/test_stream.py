@@ -12,10 +12,12 @@ from PIL import Image
 import rcnn.preprocess.stream as stream
 from rcnn.config import Settings, override
 from rcnn.model.structures import Batch
-from rcnn.preprocess.batch import Preprocessor
+from rcnn.preprocess.batch import Preprocessor, Size
+from rcnn.preprocess.views import View, Viewer
 
 SETTINGS = override(Settings(), ["preprocess.short=32", "preprocess.long=64"])
 DOOR = Preprocessor(SETTINGS.preprocess)
+VIEWER = Viewer(DOOR, SETTINGS, None)
 CPU = torch.device("cpu")
 PATIENCE = 20
 """Seconds that a step waits for another that should be running; only a failing test takes them."""
@@ -41,9 +43,23 @@ def brightness(batch: Batch, _: Sequence[str | None]) -> list[int]:
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 @pytest.mark.parametrize("limit", [1, 3])
 def test_order_and_results_are_those_of_one_after_another(folder: Path, limit: int, device: str) -> None:
-    for doors in ([DOOR], [DOOR, DOOR.at_scale(0.5)]):
-        found = list(stream.overlapped(folder, SETTINGS, doors, limit, brightness, None, torch.device(device)))
-        assert found == [(str(folder / f"{n}.png"), (10 * n,) * len(doors)) for n in range(8)]
+    for count in (1, 2):
+        scales = (1.0, 0.5)[:count]
+        found = list(
+            stream.overlapped(
+                folder,
+                SETTINGS,
+                DOOR,
+                lambda size, scales=scales: VIEWER.views(size, scales),
+                limit,
+                brightness,
+                None,
+                torch.device(device),
+            )
+        )
+        assert [(one.path, made) for one, made in found] == [
+            (str(folder / f"{n}.png"), (10 * n,) * count) for n in range(8)
+        ]
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -64,7 +80,7 @@ def test_the_next_image_is_read_and_on_a_gpu_run_while_a_result_is_used(
         return [number]
 
     monkeypatch.setattr(stream, "read_picture", note)
-    results = stream.overlapped(folder, SETTINGS, [DOOR], 1, make, None, torch.device(device))
+    results = stream.overlapped(folder, SETTINGS, DOOR, VIEWER.views, 1, make, None, torch.device(device))
     for number, (_, result) in enumerate(results):
         assert result == (number,)
         if device == "cuda":
@@ -81,6 +97,35 @@ def test_images_of_an_iterator_are_not_asked_for_before_the_last_result_is_used(
             asked.append(number)
             yield np.full((32, 32, 3), number, dtype=np.uint8)
 
-    for number, (path, results) in enumerate(stream.overlapped(camera(), SETTINGS, [DOOR], 1, brightness, None, CPU)):
-        assert (path, results) == (None, (number,))
+    for number, (opened, results) in enumerate(
+        stream.overlapped(camera(), SETTINGS, DOOR, VIEWER.views, 1, brightness, None, CPU)
+    ):
+        assert (opened.path, results) == (None, (number,))
         assert asked == list(range(number + 1))
+
+
+def test_windows_of_several_images_share_batches_in_order_and_are_made_one_by_one(tmp_path: Path) -> None:
+    def views(size: Size) -> tuple[View, ...]:
+        height, width = size
+        starts = [(top, left) for top in range(0, height, 64) for left in range(0, width, 64)]
+        return tuple(View(top, left, min(64, height), min(64, width), (32, 32)) for top, left in starts)
+
+    sizes = [(64, 192), (32, 32), (128, 128), (64, 128)]
+    for number, size in enumerate(sizes):
+        pixels = np.full((*size, 3), 40 * number, dtype=np.uint8)
+        pixels[:64, :64] += 5  # the first window is another
+        Image.fromarray(pixels).save(tmp_path / f"{number}.png")
+    batches: list[list[int]] = []
+
+    def make(batch: Batch, paths: Sequence[str | None]) -> list[int]:
+        batches.append(brightness(batch, paths))
+        return batches[-1]
+
+    found = list(stream.overlapped(tmp_path, SETTINGS, DOOR, views, 4, make, None, CPU))
+    assert [Path(one.path or "").name for one, _ in found] == [f"{number}.png" for number in range(4)]
+    assert [made for _, made in found] == [(5, 0, 0), (45,), (85, 80, 80, 80), (125, 120)]
+    assert [made for batch in batches for made in batch] == [made for _, images in found for made in images]
+    assert [len(batch) for batch in batches] == [4, 4, 2]  # all are resized to one size
+    opened = next(iter(stream.read_opened(np.zeros((640, 640, 3), np.uint8), SETTINGS, DOOR, views)))
+    assert len(opened.views) == 100
+    assert not isinstance(opened.pixels, Sequence)

@@ -52,5 +52,6 @@ def predict(
         least = detector.settings.predict.score if score is None else score
         given = None if proposals is None else job.proposals(proposals, detector)
         results = detector.stream(job.files(), score=least, batch=batch, skip=job.skip, proposals=given)
-        job.run((result.filter(classes=wanted, top=top) for result in results), detector.names)
+        found = (result.filter(classes=wanted, top=top) for result in results)
+        job.run(found, detector.names, detector.pooler.remarks)
     job.emit()

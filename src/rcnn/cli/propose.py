@@ -1,6 +1,6 @@
 """`rcnn propose MODEL SOURCE...`: class-agnostic boxes from a region proposal network or a search, best first."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,16 +43,17 @@ def propose(
     from rcnn.cli import stream
     from rcnn.data.selective_search import SEARCHES
 
-    def run(results: "Iterable[Result]") -> None:
-        job.run((result.filter(score=score or 0.0, top=top) for result in results), ("object",))
+    def run(results: "Iterable[Result]", remarks: Mapping[str, str]) -> None:
+        job.run((result.filter(score=score or 0.0, top=top) for result in results), ("object",), remarks)
 
     job = stream.Job(sources, out, format, images, json, on_fault, split)
     with screen.stdout_for_json(json):
         if model in SEARCHES:
             with job.search(SEARCHES[model]) as results:
-                run(results)
+                run(results, {})
         else:
             with job.detector(model, device) as detector:
                 detector.check_proposals(given=False)
-                run(detector.stream_proposals(job.files(), top=top or 300, batch=batch, skip=job.skip))
+                proposals = detector.stream_proposals(job.files(), top=top or 300, batch=batch, skip=job.skip)
+                run(proposals, detector.pooler.remarks)
     job.emit()

@@ -152,8 +152,8 @@ class Job:
         first, last = (len(self._files) * rank // self._team.world for rank in (self._team.rank, self._team.rank + 1))
         return self._files[first:last]
 
-    def run(self, results: Iterable[Result], names: tuple[str, ...]) -> None:
-        """Write every result in every format as it comes, and print what was found.
+    def run(self, results: Iterable[Result], names: tuple[str, ...], remarks: Mapping[str, str]) -> None:
+        """Write every result in every format as it comes, and print what was found, and remarks as they are made.
 
         Results from before an error or Ctrl-C in any process are still merged.
         """
@@ -161,6 +161,7 @@ class Job:
         shared = shared_stems(map(self._name, self._files))
         target = Target(self._out, names, self._ids, part=self._team.rank, shared=shared)
         totals, count, begun, end = Counter[str](), 0, time.perf_counter(), None
+        told = set[str]()
         try:
             with ExitStack() as stack:
                 writers = [stack.enter_context(FORMATS[name](target)) for name in self._formats]
@@ -169,6 +170,8 @@ class Job:
                     for write in writers:
                         write(result, name)
                     totals.update(result.counts())
+                    screen.note(*(f"{name}: {remarks[kind]}" for kind in remarks.keys() - told))
+                    told |= remarks.keys()
                     if self._team.writer and len(self._files) > 1:
                         tell(name, result.counts(), count, len(self.files()) - self._unread, begun)
         except (Exception, KeyboardInterrupt) as error:

@@ -112,6 +112,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     from rcnn.data.loader import Loader
     from rcnn.data.proposals import open_proposals
     from rcnn.data.selective_search import SEARCHES
+    from rcnn.data.windows import training_windows
     from rcnn.presets import build
     from rcnn.training.anchors import settle_anchors
     from rcnn.training.proposals import together
@@ -121,11 +122,12 @@ def plan(settings: Settings) -> dict[str, Any]:
     source = settings.train.proposals
     if source is not None and source not in SEARCHES:  # a file may be faulty; a search only takes time
         open_proposals(source, together((train_set, val_set)), settings)
-    settings, notes = settle_anchors(settings, train_set)
+    seen = training_windows(train_set, settings)
+    settings, notes = settle_anchors(settings, seen)
     network = build(settings, len(train_set.names))
-    steps = Loader(train_set, settings, training=True, batch=settings.train.batch).steps
+    steps = Loader(seen, settings, training=True, batch=settings.train.batch).steps
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    rows = sizes(settings, train_set)
+    rows = sizes(settings, seen)
     updates = -(-steps // settings.train.accumulate)
     whole = updates * settings.train.epochs * len(stages_of(settings))
     screen.say(to_yaml(settings))
@@ -151,19 +153,19 @@ def plan(settings: Settings) -> dict[str, Any]:
 
 
 def sizes(settings: Settings, dataset: "Dataset") -> list[dict[str, Any]]:
-    """Return one row per size of the image files, most frequent first."""
+    """Return one row per size of the images, or of their windows, most frequent first."""
     from rcnn.preprocess.batch import Preprocessor
 
     preprocessor = Preprocessor(settings.preprocess)
-    counts = Counter(record.size for record in dataset.records)
+    counts = Counter((record.size, record.view.resized if record.view else None) for record in dataset.records)
     return [
         {
             "file": _text(size),
             "images": count,
-            "resized": _text(preprocessor.resized(size)),
-            "padded": _text(preprocessor.bucket(size)),
+            "resized": _text(resized or preprocessor.resized(size)),
+            "padded": _text(preprocessor.padded(resized or preprocessor.resized(size))),
         }
-        for size, count in counts.most_common()
+        for (size, resized), count in counts.most_common()
     ]
 
 

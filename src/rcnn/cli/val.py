@@ -66,6 +66,7 @@ def val(
         with screen.progress("scoring", team.writer) as progress:
             metrics = evaluate(detector, dataset, batch=batch, shard=shard, progress=progress, proposals=theirs)
         if team.writer:
+            screen.note(*detector.pooler.remarks.values())
             show(metrics)
             folder = fresh_folder(out or Path("runs/val") / path.resolve().name)
             screen.say("")

@@ -55,6 +55,7 @@ def why(
         threshold = settings.predict.score if score is None else score
         with screen.progress("asking every stage") as progress:
             answer = insight.why(detector, dataset, iou=iou, score=threshold, batch=batch, progress=progress)
+        screen.note(*detector.pooler.remarks.values())
         summary = report(answer, dataset, settings)
         show(summary)
         folder = fresh_folder(out or Path("runs/why") / path.resolve().name)

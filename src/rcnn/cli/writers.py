@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from rcnn.cli import screen
 from rcnn.config.files import LONGEST_NAME
 from rcnn.data.folders import write_text
 from rcnn.data.yolo_yaml import yaml_text
@@ -95,11 +96,19 @@ def _file_per_image(
 
 
 def _drawn(target: Target) -> AbstractContextManager[Write]:
-    """Write images with their boxes drawn."""
+    """Write images with their boxes drawn, except those that were read window by window."""
+
+    def save(result: Result, path: Path) -> None:
+        height, width = result.size
+        if result.settings is not None and height * width > result.settings.data.max_pixels:
+            screen.note(f"{result.path}: not drawn, since {width}x{height} is more than data.max_pixels")
+        else:
+            result.draw().save(path)
+
     return _file_per_image(
         target.folder / "drawn",
         lambda image: image if image.suffix.lower() in DRAWABLE else longer(image, ".png"),
-        lambda result, path: result.draw().save(path),
+        save,
     )
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from rcnn.config import yaml_tree
 from rcnn.config.elsewhere import IMAGE_SIZE, NEAR, SAME, scaled
@@ -40,6 +40,11 @@ LISTED, SHOWN = 20, 80
 """Faults that are listed one by one, and characters of a wrong value that are quoted."""
 
 
+LEAST_TILE = 64
+"""Pixels; of a window of a large picture."""
+Tile = Annotated[int, Field(ge=LEAST_TILE, le=LARGEST_SIDE)]
+
+
 class Train(Section):
     """Optimisation and checkpoints."""
 
@@ -56,6 +61,14 @@ class Train(Section):
     target_gradient: bool = Field(default=False, description="joint-full: also through the targets of the boxes.")
     init: str = Field(
         default="imagenet", description="imagenet, none, blood-cells, torchvision/NAME, or a file of weights."
+    )
+    tile: Tile | None = Field(
+        default=None,
+        description="Train on windows of this side, at the scale of the file, instead of whole pictures. Sets "
+        "`preprocess.short` and `long` to the side, and `predict.tile` to auto.",
+    )
+    tile_empty: Annotated[float, Field(ge=0, le=0.9)] = Field(
+        default=0.1, description="Share of windows without objects among those that are trained on, if there are any."
     )
     epochs: Count = Field(default=30, description="Passes over the training images, in each stage of the scheme.")
     batch: Count = Field(default=4, description="Images per step, over all processes.")
@@ -100,11 +113,33 @@ class Predict(Section):
         default=(1.0,),
         description="Factors of preprocess.short and long; the detections of all scales are pooled (image pyramid).",
     )
+    tile: Literal["off", "auto"] | Tile = Field(
+        default="off",
+        description="Large pictures are seen in windows of this side, pixels of the file; auto: pictures beyond the "
+        "scale of the training are, in windows at that scale.",
+    )
+    overlap: Annotated[float, Field(ge=0, le=0.75)] = Field(
+        default=0.2, description="Overlap of neighbouring windows, as a share of their side."
+    )
+    max_detections: Count | None = Field(
+        default=None,
+        description="Largest number of boxes of a picture seen in windows. None: all (`roi.detections` per window).",
+    )
     precision: Literal["float32", "bf16"] = Field(
         default="float32",
         description="Of the convolutions and matrix products; boxes and scores stay float32. A CPU without "
         "instructions for bf16 computes it, but slower than float32: with AVX2 alone many times slower.",
     )
+
+    @field_validator("tile", mode="before")
+    @classmethod
+    def _a_word_or_a_side(cls, value: object) -> object:
+        if value is False:  # as which YAML reads it
+            return "off"
+        side = isinstance(value, int) and LEAST_TILE <= value <= LARGEST_SIDE
+        if value not in ("off", "auto") and not side:
+            raise ValueError(f"off, auto, or the side of the windows in pixels, {LEAST_TILE} to {LARGEST_SIDE}")
+        return value
 
 
 class Settings(Section):

@@ -29,7 +29,8 @@ class Data(Section):
         default=None, description="White of 16-bit images. None: 65535."
     )
     max_pixels: Annotated[int, Field(ge=1, le=1_000_000_000)] = Field(
-        default=178_956_970, description="Larger images are refused, pixels."
+        default=178_956_970,
+        description="Larger images are refused, or read window by window (see `predict.tile`), pixels.",
     )
     outside: Literal["allow", "refuse"] = Field(
         default="allow", description="Images that the data names outside its own folder: read them, or call it a fault."

@@ -6,6 +6,8 @@ from typing import Literal
 
 import numpy as np
 
+from rcnn.preprocess.views import View
+
 
 @dataclass(frozen=True, slots=True)
 class Fault:
@@ -40,6 +42,8 @@ class Record:
         boxes: (n, 4) float64, continuous xyxy in pixels of the file, inside the image.
         labels: (n,) int64, 0..K-1.
         ignore: (n,) bool: crowd or difficult.
+        view: the window of the file that the image is, to which size and boxes belong, and its size after resizing;
+            None: the whole file, resized as the settings say.
     """
 
     path: Path
@@ -49,6 +53,7 @@ class Record:
     boxes: np.ndarray
     labels: np.ndarray
     ignore: np.ndarray
+    view: View | None = None
 
 
 @dataclass(frozen=True, slots=True)

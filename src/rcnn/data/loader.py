@@ -8,13 +8,14 @@ from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from hashlib import blake2b
 from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -27,7 +28,8 @@ from rcnn.errors import DataError, ImageError
 from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.preprocess.ahead import ahead
 from rcnn.preprocess.batch import Preprocessor, Size, resized_by_pillow
-from rcnn.preprocess.decode import read_image, read_rgb
+from rcnn.preprocess.decode import read_rgb
+from rcnn.preprocess.stream import read_picture
 
 TIMEOUT = 600
 """Seconds after which a loader process that gives nothing is taken for lost."""
@@ -108,7 +110,7 @@ class Loader:
         )
         self._buckets: dict[Size, list[int]] = defaultdict(list)
         for index, record in enumerate(dataset.records):
-            self._buckets[self._reader.preprocessor.bucket(record.size)].append(index)
+            self._buckets[self._reader.bucket(record)].append(index)
         if training:  # shuffling permutes positions, so the order before it must follow from sizes and names alone
             for members in self._buckets.values():
                 members.sort(key=lambda index: dataset.records[index].name)
@@ -226,6 +228,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
     ) -> None:
         self.records, self.settings, self.training, self.seed = dataset.records, settings, training, seed
         self.proposals, self.preprocessor = proposals, preprocessor
+        self._last: tuple[Path | None, np.ndarray] = (None, np.zeros(0))
         # Compiled graphs need a fixed number of ground-truth boxes: the most in any image, rounded up to share graphs.
         most = max((len(record.boxes) for record in dataset.records), default=0)
         self.width = 8 * max(1, math.ceil(most / 8))
@@ -254,7 +257,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             loaded = [self._load(i, seed) for i, seed in zip(real, seeds, strict=True)]
         except ImageError as error:
             return DataError(str(error))
-        bucket = self.preprocessor.bucket(self.records[example].size)
+        bucket = self.bucket(self.records[example])
         sizes = [record.size for record in records]
         batch = self.preprocessor.collate([image for image, _, _ in loaded], sizes, bucket)
         fillers = len(index) - len(records)
@@ -272,6 +275,22 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             proposals,
         )
 
+    def bucket(self, record: Record) -> Size:
+        """Return the bucket that an image belongs to."""
+        return self.preprocessor.padded(self._canvas(record))
+
+    def _canvas(self, record: Record) -> Size:
+        """Return the size of an image after resizing."""
+        return self.preprocessor.resized(record.size) if record.view is None else record.view.resized
+
+    def _pixels(self, record: Record) -> np.ndarray:
+        """Return the (H, W, C) pixels of an image or window; windows of one file follow each other but in training."""
+        path, array = self._last
+        if path != record.path:
+            array = read_picture(record.path, self.settings)
+            self._last = (record.path, array) if record.view is not None else (None, array[:0])
+        return array if record.view is None else record.view.crop(array)
+
     def _load(self, index: int, seed: int) -> tuple[Tensor, Record, Given]:
         """Return the resized and, when training, augmented image of a record, with its objects and proposals.
 
@@ -280,21 +299,21 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         """
         record = self.records[index]
         given = NOTHING if self.proposals is None else self.proposals.images[index]
-        data, preprocessor = self.settings.data, self.preprocessor
-        channels = self.settings.preprocess.in_channels
-        canvas = preprocessor.resized(record.size)
+        data, preprocessor, canvas = self.settings.data, self.preprocessor, self._canvas(record)
         scale = np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
         boxes = record.boxes * scale
-        read = partial(read_image, record.path, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
         if not self.training:
-            return preprocessor.resize(read(), canvas), replace(record, boxes=boxes), given
+            return preprocessor.resize(self._pixels(record), canvas), replace(record, boxes=boxes), given
         plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
-        if channels == 3 and self.settings.preprocess.resize == "pillow":
-            picture = read_rgb(record.path, white=data.white, max_pixels=data.max_pixels)
+        if self.settings.preprocess.in_channels == 3 and self.settings.preprocess.resize == "pillow":
+            if record.view is None:
+                picture = read_rgb(record.path, white=data.white, max_pixels=data.max_pixels)
+            else:
+                picture = Image.fromarray(np.ascontiguousarray(self._pixels(record)))
             picture = apply_to_picture(plan, resized_by_pillow(picture, plan.resized))
             image = torch.from_numpy(np.array(picture)).permute(2, 0, 1)
         else:
-            image = apply_to_image(plan, preprocessor.resize(read(), plan.resized))
+            image = apply_to_image(plan, preprocessor.resize(self._pixels(record), plan.resized))
         boxes, visible = apply_to_boxes(plan, boxes, canvas)
         left, ignore = visible > 0, record.ignore | (visible < LEAST_VISIBLE)
         record = replace(record, boxes=boxes[left], labels=record.labels[left], ignore=ignore[left])

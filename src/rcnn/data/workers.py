@@ -49,6 +49,6 @@ def choose_workers(asked: int | None, device: torch.device) -> Workers:
 def may_fork() -> bool:
     """Can loader processes be forked? Others would run an unguarded script or a notebook once more.
 
-    With the threads of a runtime for exported detectors in it, a process that is forked may crash.
+    With the threads of libvips or of a runtime for exported detectors in it, a process that is forked may crash.
     """
-    return sys.platform == "linux" and not {"onnxruntime", "openvino"} & sys.modules.keys()
+    return sys.platform == "linux" and not {"onnxruntime", "openvino", "pyvips"} & sys.modules.keys()

@@ -47,10 +47,14 @@ class Preprocessor:
 
     def bucket(self, size: Size) -> Size:
         """Return the padded size of an image of `size`: its resized sides, rounded up to `multiple`, or `within`."""
+        return self.padded(self.resized(size))
+
+    def padded(self, resized: Size) -> Size:
+        """Return the bucket of an image that is resized to this size."""
         if self.within:
             return self.within
         multiple = self.settings.multiple
-        height, width = (-(-side // multiple) * multiple for side in self.resized(size))
+        height, width = (-(-side // multiple) * multiple for side in resized)
         return height, width
 
     def resize(self, array: np.ndarray, size: Size | None = None) -> Tensor:

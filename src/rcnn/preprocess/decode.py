@@ -85,11 +85,11 @@ def read_image(
         OSError: there are no file handles left, as in all that reads images here.
     """
     path = Path(path)
-    with _named(path):
+    with named_errors(path):
         if path.suffix.lower() == ".npy":
             return _channels(read_array(open_array(path, max_pixels, in_channels), white), in_channels)
         in_channels = in_channels or 3
-        with _open(path, max_pixels) as image:
+        with open_image(path, max_pixels) as image:
             if in_channels not in (1, 3) and getattr(image, "n_frames", 1) == in_channels:
                 return np.stack([_page(image, index, max_pixels, white) for index in range(in_channels)], axis=-1)
             array, orientation = _pixels(image, in_channels, white), _orientation(image)
@@ -105,7 +105,7 @@ def read_rgb(path: str | Path, *, white: int | None = None, max_pixels: int = MA
     """
     path = Path(path)
     if path.suffix.lower() != ".npy":
-        with _named(path), _open(path, max_pixels) as image:
+        with named_errors(path), open_image(path, max_pixels) as image:
             if image.mode == "RGB" and not image.has_transparency_data and _orientation(image) == 1:
                 image.load()
                 return image
@@ -190,11 +190,11 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
         ImageError: the file is missing, empty, no image or over `max_pixels`.
     """
     path = Path(path)
-    with _named(path):
+    with named_errors(path):
         if path.suffix.lower() == ".npy":
             height, width = open_array(path, max_pixels).shape[:2]
             return height, width
-        with _open(path, max_pixels) as image:
+        with open_image(path, max_pixels) as image:
             width, height = image.size
             # Pillow rotates TIFFs itself and reports their rotated size.
             turned = image.format != "TIFF" and _orientation(image) >= 5
@@ -208,14 +208,14 @@ def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Look:
         ImageError: as for `read_image`, whatever the number of channels.
     """
     path = Path(path)
-    with _named(path):
+    with named_errors(path):
         if path.suffix.lower() == ".npy":
             array = open_array(path, max_pixels)
             if array.dtype.kind == "f":
                 check_floats(pieces(array))
             deep = array.dtype.kind in "iu" and array.dtype.itemsize > 1
             return Look(max(int(piece.max()) for piece in pieces(array)) if deep else None)
-        with _open(path, max_pixels) as image:
+        with open_image(path, max_pixels) as image:
             image.load()
             if not _is_deep(image):
                 return Look(transparent=any(map(_is_transparent, _strips(image))))
@@ -226,7 +226,7 @@ def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Look:
 
 
 @contextmanager
-def _named(path: Path) -> Iterator[None]:
+def named_errors(path: Path) -> Iterator[None]:
     """Turn any error with a file into an `ImageError` that names the file."""
     if reason := next(filter(None, map(unfit_name, path.parts)), None):
         raise ImageError(f"{path}: this name {reason}; rename the file or folder")
@@ -267,7 +267,7 @@ def _not_an_image(path: Path) -> str:
     return f"this is {name}: convert it to PNG or JPEG" if name else "this is not an image"
 
 
-def _open(path: Path, max_pixels: int) -> Image.Image:
+def open_image(path: Path, max_pixels: int) -> Image.Image:
     """Open an image of at most `max_pixels`, reading only its header."""
     size = check_regular(path, LARGEST_FILE).st_size
     with _open_lock:  # Pillow's own limit is global; ours is an argument

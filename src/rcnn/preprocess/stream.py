@@ -1,8 +1,8 @@
 """Stream a user's images, in order, as batches. Memory does not grow with their number."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain, groupby, islice, tee
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -17,7 +17,9 @@ from rcnn.model.structures import Batch
 from rcnn.preprocess.ahead import ahead, spare_cores
 from rcnn.preprocess.batch import Preprocessor, Size
 from rcnn.preprocess.decode import as_array, read_image
+from rcnn.preprocess.large import large_size, open_windows
 from rcnn.preprocess.sources import files
+from rcnn.preprocess.views import View
 
 Picture = str | Path | np.ndarray | Image.Image | Tensor
 """An image, or as text a file, folder or glob."""
@@ -25,24 +27,28 @@ Picture = str | Path | np.ndarray | Image.Image | Tensor
 Skip = Callable[[ImageError], None]
 
 
+Views = Callable[[Size], tuple[View, ...]]
+"""Of an image of a size."""
 Paths = tuple[str | None, ...]
 Made = TypeVar("Made")
 READERS = 8
 """Threads that read images for a GPU, at most."""
 
 
-class Resized(NamedTuple):
+class Opened(NamedTuple):
     """An image that was read.
 
     Attributes:
         path: of its file; None if it has none.
-        views: (C, h, w) as `Preprocessor.resize` returns them, one per preprocessor.
         size: (height, width) of the file, pixels.
+        views: what the network sees of it.
+        pixels: (C, h, w) of each view, as `Preprocessor.resize` returns them; to be read once.
     """
 
     path: str | None
-    views: tuple[Tensor, ...]
     size: Size
+    views: tuple[View, ...]
+    pixels: Iterable[Tensor]
 
 
 def read_picture(path: str | Path, settings: Settings) -> np.ndarray:
@@ -62,21 +68,21 @@ def several(images: Any) -> bool:
     return isinstance(images, Sequence) and len(images) > 1
 
 
-def read_resized(
-    images: Any, settings: Settings, doors: Sequence[Preprocessor], *, skip: Skip | None = None, threads: int = 0
-) -> Iterator[Resized]:
-    """Yield every image, resized by every preprocessor, in order.
+def read_opened(
+    images: Any, settings: Settings, door: Preprocessor, views: Views, *, skip: Skip | None = None, threads: int = 0
+) -> Iterator[Opened]:
+    """Yield every image with its views, in order.
 
     Args:
         images: as `Detector.predict` takes them.
         settings: how files are read.
-        doors: the preprocessors.
+        door: resizes.
+        views: of an image of a size.
         skip: called with the error of a file that can't be read, which is left out. None: the error is raised.
-        threads: that read and resize ahead; each holds one image in its full size. 0: an image is read when it is asked
-            for.
+        threads: that read ahead; each holds one image in its full size. 0: an image is read when it is asked for.
     """
-    for one in ahead(partial(_load, settings, doors), _each(images), threads):
-        if isinstance(one, Resized):
+    for one in ahead(partial(_load, settings, door, views), _each(images), threads):
+        if isinstance(one, Opened):
             yield one
         elif skip is None:
             raise one
@@ -95,46 +101,78 @@ def _each(images: Any) -> Iterator[Any]:
             yield from _each(image)
 
 
-def _load(settings: Settings, doors: Sequence[Preprocessor], image: Any) -> Resized | ImageError:
-    """Read and resize an image; the error of a file is returned."""
-    if isinstance(image, Path):
-        try:
-            array = read_picture(image, settings)
-        except ImageError as error:
+def _load(settings: Settings, door: Preprocessor, views_of: Views, image: Any) -> Opened | ImageError:
+    """Read an image, and resize it if it is seen whole; the error of a file is returned."""
+    try:
+        size, views, window = _open(settings, views_of, image)
+    except ImageError as error:
+        if isinstance(image, Path):
             return error
-    else:
-        array = as_array(image, settings.preprocess.in_channels, settings.data.white)
-    path = str(image) if isinstance(image, Path) else None
-    return Resized(path, tuple(door.resize(array) for door in doors), (array.shape[0], array.shape[1]))
+        raise
+    pixels = (door.resize(window(view), view.resized) for view in views)
+    # Windows are made one by one, since together they are larger than the image; nothing else holds its pixels.
+    return Opened(
+        str(image) if isinstance(image, Path) else None, size, views, pixels if len(views) > 1 else tuple(pixels)
+    )
 
 
-def batches(
-    preprocessor: Preprocessor, shown: Iterator[Resized], limit: int, view: int = 0
-) -> Iterator[tuple[Paths, Batch]]:
-    """Yield the paths and the batch of up to `limit` consecutive images of the same bucket.
+def _open(
+    settings: Settings, views_of: Views, image: Any
+) -> tuple[Size, tuple[View, ...], Callable[[View], np.ndarray]]:
+    """Return the size of an image, its views, and what gives the (h, w, C) uint8 pixels of each."""
+    if isinstance(image, Path) and (large := large_size(image, settings)) is not None:
+        views = views_of(large)
+        return large, views, open_windows(image, views[0].size, settings)
+    channels, white = settings.preprocess.in_channels, settings.data.white
+    array = read_picture(image, settings) if isinstance(image, Path) else as_array(image, channels, white)
+    size = array.shape[0], array.shape[1]
+    return size, views_of(size), lambda view: view.crop(array)
 
-    Args:
-        preprocessor: that made the views.
-        shown: the images.
-        limit: images in a batch.
-        view: which of their views.
+
+class _Piece(NamedTuple):
+    """A view on its way to the network: the number of its image, and its own among the views of that."""
+
+    image: int
+    number: int
+    opened: Opened
+
+
+Pieces = list[tuple[_Piece, Tensor]]
+"""Views of one bucket with their pixels."""
+
+
+def pieces(door: Preprocessor, shown: Iterable[Opened], limit: int) -> Iterator[tuple[Size, Pieces]]:
+    """Yield views of one bucket, at most `limit` at a time, and the bucket.
+
+    Views of consecutive images are mixed where these need the same buckets, so that no image waits for long.
     """
-    for _, members in groupby(shown, key=lambda one: preprocessor.bucket(one.size)):
-        while group := list(islice(members, limit)):
-            images, sizes = [one.views[view] for one in group], [one.size for one in group]
-            yield tuple(one.path for one in group), preprocessor.collate(images, sizes)
+
+    def buckets(numbered: tuple[int, Opened]) -> frozenset[Size]:
+        return frozenset(door.padded(view.resized) for view in numbered[1].views)
+
+    for _, images in groupby(enumerate(shown), key=buckets):
+        waiting: dict[Size, Pieces] = {}
+        for image, opened in images:
+            bare = opened._replace(pixels=())
+            for number, (view, pixels) in enumerate(zip(opened.views, opened.pixels, strict=True)):
+                bucket = door.padded(view.resized)
+                waiting.setdefault(bucket, []).append((_Piece(image, number, bare), pixels))
+                if len(waiting[bucket]) == limit:
+                    yield bucket, waiting.pop(bucket)
+        yield from waiting.items()
 
 
 def overlapped(
     images: Any,
     settings: Settings,
-    doors: Sequence[Preprocessor],
+    door: Preprocessor,
+    views: Views,
     limit: int,
     make: Callable[[Batch, Paths], Sequence[Made]],
     skip: Skip | None,
     device: torch.device,
-) -> Iterator[tuple[str | None, tuple[Made, ...]]]:
-    """Yield the path of every image and what was made of it through each preprocessor, in order.
+) -> Iterator[tuple[Opened, tuple[Made, ...]]]:
+    """Yield every image (without its pixels) and what was made of each of its views, in order.
 
     Threads read images while `make` runs, for a GPU in a thread of its own, and the caller uses what came before. Where
     this would not pay or not be wanted (a single image, a single core, an iterator), everything happens in the caller's
@@ -144,26 +182,30 @@ def overlapped(
     Args:
         images: as `Detector.predict` takes them.
         settings: how files are read.
-        doors: the preprocessors.
-        limit: images in a batch.
-        make: (batch, paths) -> one thing per image.
-        skip: as for `read_resized`.
+        door: resizes and collates.
+        views: of an image of a size.
+        limit: views in a batch.
+        make: (batch, paths) -> one thing per view.
+        skip: as for `read_opened`.
         device: where `make` computes: for a GPU several threads read, for the CPU, whose cores all compute, one.
     """
     on_gpu = device.type == "cuda"
     readers = min(spare_cores(), READERS if on_gpu else 1) if several(images) else 0
-    shown = read_resized(images, settings, doors, skip=skip, threads=readers)
-    # A tee holds on to images, so that a single preprocessor does without, and has a thread for what is made.
-    parts = tee(shown, len(doors)) if len(doors) > 1 else (shown,)
-    makers = 1 if readers and on_gpu and len(doors) == 1 else 0
+    shown = read_opened(images, settings, door, views, skip=skip, threads=readers)
 
-    def run(one: tuple[Paths, Batch]) -> list[tuple[str | None, Made]]:
-        paths, batch = one
-        return list(zip(paths, make(batch, paths), strict=True))
+    def run(asked: tuple[Size, Pieces]) -> list[tuple[_Piece, Made]]:
+        bucket, some = asked
+        sizes = [piece.opened.views[piece.number].size for piece, _ in some]
+        batch = door.collate([pixels for _, pixels in some], sizes, bucket)
+        made = make(batch, tuple(piece.opened.path for piece, _ in some))
+        return [(piece, one) for (piece, _), one in zip(some, made, strict=True)]
 
-    scales = [
-        chain.from_iterable(ahead(run, batches(door, part, limit, view), makers))
-        for view, (door, part) in enumerate(zip(doors, parts, strict=True))
-    ]
-    for results in zip(*scales, strict=True):
-        yield results[0][0], tuple(made for _, made in results)
+    begun: dict[int, tuple[Opened, dict[int, Made]]] = {}
+    turn = 0
+    for done in ahead(run, pieces(door, shown, limit), 1 if readers and on_gpu else 0):
+        for piece, one in done:
+            begun.setdefault(piece.image, (piece.opened, {}))[1][piece.number] = one
+        while turn in begun and len(begun[turn][1]) == len(begun[turn][0].views):
+            opened, made = begun.pop(turn)
+            turn += 1
+            yield opened, tuple(made[number] for number in range(len(made)))

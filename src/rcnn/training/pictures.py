@@ -19,8 +19,9 @@ BATCHES = 2
 COMPARED = 16
 
 
-def draw_start(folder: Path, dataset: Dataset, loader: Loader) -> None:
+def draw_start(folder: Path, loader: Loader) -> None:
     """Draw labels.png, and train-batch-N.jpg with augmented training batches."""
+    dataset = loader.dataset
     plot_labels(dataset.records, dataset.names, folder / "labels.png")
     for number, item in enumerate(islice(loader.epoch(0), BATCHES)):
         tiles = [_shown(item, row, dataset) for row in range(len(item.index)) if item.index[row] >= 0]

@@ -104,6 +104,11 @@ def check(settings: Settings) -> None:
         raise SettingsError(f"train.proposals={proposals} is read by train.scheme={readers} alone (got {scheme})")
     if roi.head == "none" and any(stage.needs_second for stage in stages_of(settings)):
         raise SettingsError(f"train.scheme={scheme} needs a second stage, and roi.head=none has none")
+    if settings.predict.tile != "off" and any(stage.proposals is not None for stage in stages_of(settings)):
+        raise SettingsError(
+            f"train.scheme={scheme} works on proposals of whole pictures, not of windows: leave out train.tile, and "
+            "set predict.tile=off"
+        )
     boxes_learn = any(issubclass(stage.loss, JointFull) for stage in stages_of(settings))
     if boxes_learn and (roi.pool == "max" or roi.sampling_ratio == 0):
         raise SettingsError(

@@ -15,6 +15,7 @@ from rcnn.data.dataset import Dataset
 from rcnn.data.given import ProposalSet
 from rcnn.data.loader import Loader
 from rcnn.data.upload import uploaded
+from rcnn.data.windows import scale_of
 from rcnn.detector import Detector
 from rcnn.errors import NonFiniteError, TrainingError
 from rcnn.evaluate import Metrics, Shard, evaluate
@@ -168,7 +169,8 @@ def _end_epoch(session: Session, pace: float) -> None:
     row = _numbers(session, learning_rate(progress.step - 1, session.engine.total, settings.train))
     averaged = session.engine.ema.applied() if session.engine.ema else nullcontext()
     with averaged:
-        detector = _detector(session, {"epoch": number})
+        scale = scale_of(session.run.train, settings)
+        detector = _detector(session, {"epoch": number, "scale": scale})
         if number % settings.val.every == 0 or number == settings.train.epochs:
             metrics = validate(session, detector)
             row |= metrics.to_row()

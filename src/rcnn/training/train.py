@@ -18,6 +18,7 @@ from rcnn.data.find import open_splits
 from rcnn.data.given import Given
 from rcnn.data.loader import Loader
 from rcnn.data.selective_search import SEARCHES
+from rcnn.data.windows import training_windows
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.evaluate import Metrics
@@ -162,7 +163,7 @@ def _set_up(
     """The settings of a new run, adapted to the data and the weights, its first model, and its folder."""
     train_set, _ = splits
     given = external_proposals(settings, splits, crew, console)
-    settings, notes = crew.gather(settle_anchors(settings, train_set))[0]
+    settings, notes = crew.gather(settle_anchors(settings, training_windows(train_set, settings)))[0]
     start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
     settings, start = override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
     return settings, start, _new_folder(crew, runs, name or _name_of(settings, train_set), given)
@@ -195,6 +196,9 @@ def choose_settings(
         section, key = ("data", name) if name in LOADING else SAME.get(name, f"train.{name}").split(".")
         tree.setdefault(section, {})[key] = options[name]
     settings = override(settings, tree)
+    if (side := settings.train.tile) is not None:  # at the scale of the file, also in validation and with the weights
+        tile = "auto" if settings.predict.tile == "off" else settings.predict.tile
+        settings = override(settings, {"predict": {"tile": tile}, "preprocess": {"short": side, "long": side}})
     check(settings)
     proposals = settings.train.proposals
     if proposals is not None and proposals not in SEARCHES:  # --resume and --config may be called from elsewhere
@@ -247,14 +251,14 @@ def _begin(run: Context, start: Start) -> Session:
         f"resized to {preprocess.short} pixels (the longer side at most {preprocess.long}), on {run.team.device}, "
         f"loaded by {session.loader.workers}"
     )
-    for note in dict.fromkeys((*train_set.notes, *val_set.notes, *start.notes)):
+    for note in dict.fromkeys((*session.loader.dataset.notes, *val_set.notes, *start.notes)):
         run.log.say(note)
     faults = len(set(map(str, (*train_set.faults, *val_set.faults))))
     if faults:
         run.log.say(f"faults of the data, mended or left out: {faults}, listed in {run.folder.path / 'faults.txt'}")
     _announce(session)
     session.checkpoint()
-    draw_start(run.folder.plots, train_set, session.loader)
+    draw_start(run.folder.plots, session.loader)
     return session
 
 
@@ -288,8 +292,9 @@ def _prepare(run: Context, progress: Progress, start: Start) -> Session:
     given, val_given = stage_proposals(stage, settings, (train_set, run.val), run.folder, crew, run.log.status)
     fixed = hold(start.model, stage)
     model = start.model.to(crew.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seen = training_windows(train_set, settings)
     loader = Loader(
-        train_set,
+        seen,
         settings,
         training=True,
         batch=settings.train.batch // crew.world,
@@ -306,7 +311,7 @@ def _prepare(run: Context, progress: Progress, start: Start) -> Session:
         settings=settings.train,
         team=crew,
         total=settings.train.epochs * math.ceil(loader.steps / settings.train.accumulate),
-        image_names=lambda index: [train_set.records[i].name for i in index.tolist() if i >= 0],
+        image_names=lambda index: [seen.records[i].name for i in index.tolist() if i >= 0],
         fixed=fixed,
     )
     return Session(

@@ -108,10 +108,10 @@ def frames_of(records: Sequence[Record], settings: Settings, grid: Callable[[Siz
     door = Preprocessor(settings.preprocess)
     frames = []
     for record in records:
-        size = door.resized(record.size)
+        size = door.resized(record.size) if record.view is None else record.view.resized
         scale = np.divide(size, record.size)[[1, 0, 1, 0]]
         boxes = torch.from_numpy(record.boxes * scale)
-        frames.append(Frame(grid(door.bucket(record.size)), size, boxes, torch.from_numpy(record.ignore)))
+        frames.append(Frame(grid(door.padded(size)), size, boxes, torch.from_numpy(record.ignore)))
     return frames
 
 

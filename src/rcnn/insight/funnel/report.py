@@ -137,14 +137,17 @@ class _Adviser:
 
     def _no_anchor(self, lost: list[Outcome]) -> str:
         sides, door = [], Preprocessor(self.settings.preprocess)
+        whole = self.settings.predict.tile == "off"
         for outcome in lost:
             size, box = self.dataset.records[outcome.image].size, self.why.truths[outcome.image].boxes[outcome.truth]
-            sides.append((box[2:] - box[:2]) * np.divide(door.resized(size), size)[::-1])
+            scale = np.divide(door.resized(size), size)[::-1] if whole else 1.0
+            sides.append((box[2:] - box[:2]) * scale)
         width, height = np.median(sides, axis=0)
         sizes = ", ".join(f"{size:g}" for level in self.settings.anchors.sizes for size in level)
         return (
             f"Add sizes or ratios to `anchors.sizes` (now {sizes}) and `anchors.ratios`, and train again: no anchor "
-            f"overlaps {_objects(lost)} (median {width:.0f} x {height:.0f} px in the resized image)."
+            f"overlaps {_objects(lost)} (median {width:.0f} x {height:.0f} px in the "
+            f"{'resized image' if whole else 'file'})."
         )
 
     def _not_in_top_k(self, lost: list[Outcome]) -> str:

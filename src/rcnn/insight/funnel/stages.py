@@ -11,11 +11,11 @@ from torch import Tensor
 
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
-from rcnn.metrics.types import Prediction
 from rcnn.model import boxes as box_ops
 from rcnn.model.fast_rcnn import class_probabilities
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import Batch, Detections, Pass, RPNOutput, to_device
+from rcnn.result import Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def need_stages(detector: Detector) -> None:
         )
 
 
-def trace_images(detector: Detector, batch: Batch) -> tuple[list[ImageTrace], list[Prediction]]:
+def trace_images(detector: Detector, batch: Batch) -> tuple[list[ImageTrace], list[Result]]:
     """Return the trace of every image of a batch, and its detections in pixels of the file.
 
     Without a second stage the detections are the proposals, all of class 0.
@@ -73,7 +73,7 @@ def trace_images(detector: Detector, batch: Batch) -> tuple[list[ImageTrace], li
     return trace_pass(detector, batch, run)
 
 
-def trace_pass(detector: Detector, batch: Batch, run: Pass) -> tuple[list[ImageTrace], list[Prediction]]:
+def trace_pass(detector: Detector, batch: Batch, run: Pass) -> tuple[list[ImageTrace], list[Result]]:
     """As `trace_images`, of a pass of the network over a batch on its device."""
     model = detector.runner
     with torch.inference_mode():
@@ -107,7 +107,7 @@ def trace_pass(detector: Detector, batch: Batch, run: Pass) -> tuple[list[ImageT
         )
         for i in range(len(results))
     ]
-    return traces, [Prediction(result.boxes, result.scores, result.labels) for result in results]
+    return traces, results
 
 
 def best_of_levels(rpn: RegionProposalNetwork, out: RPNOutput, pre: int) -> Tensor:

@@ -1,5 +1,7 @@
 """Find the stage that lost an object by checking the stages of its image in order."""
 
+from collections.abc import Callable, Mapping
+
 import numpy as np
 
 from rcnn.config import RPN, RoI
@@ -9,21 +11,30 @@ from rcnn.metrics.overlap import box_iou
 from rcnn.metrics.proposals import best_cover
 from rcnn.metrics.types import Prediction, Truth
 
+Fate = dict[str, str | int | float]
+"""Fields of an `Outcome` that say where an object was lost."""
+
 
 def explain(
-    image: int, truth: Truth, scale: np.ndarray | float, prediction: Prediction, trace: ImageTrace, rules: Rules
+    image: int,
+    truth: Truth,
+    prediction: Prediction,
+    fates: Mapping[int, Callable[[], Fate]],
+    rules: Rules,
+    *,
+    detects: bool,
 ) -> list[Outcome]:
     """The outcome of every object of an image that counts.
 
     Args:
         image: its index.
         truth: its objects, in pixels of the file.
-        scale: (4,) of x, y, x, y: resized size / size of the file.
         prediction: all its detections, in pixels of the file; without a second stage its proposals.
-        trace: the stages of the image.
+        fates: row of an object -> what tells where it was lost, asked only if it was.
         rules: thresholds and settings that decide.
+        detects: there is a second stage.
     """
-    if trace.refined.shape[1]:
+    if detects:
         by, index = matched(truth, prediction, rules.iou, rules.score)
         scores = {row: float(prediction.scores[at]) for row, at in zip(by.tolist(), index.tolist(), strict=True)}
     else:
@@ -33,12 +44,11 @@ def explain(
     for row in np.flatnonzero(~truth.ignore).tolist():
         box, label = truth.boxes[row], int(truth.labels[row])
         here = Outcome(image, row, label, size_of(box), FOUND)
-        more = {"score": scores[row]} if row in scores else where_lost((box * scale)[None], label, trace, rules)
-        outcomes.append(here._replace(**more))
+        outcomes.append(here._replace(**({"score": scores[row]} if row in scores else fates[row]())))
     return outcomes
 
 
-def where_lost(box: np.ndarray, label: int, trace: ImageTrace, rules: Rules) -> dict[str, str | int | float]:
+def where_lost(box: np.ndarray, label: int, trace: ImageTrace, rules: Rules) -> Fate:
     """Return the first stage that lost an object (`where`), and what else is known of it.
 
     Args:
@@ -61,7 +71,7 @@ def where_lost(box: np.ndarray, label: int, trace: ImageTrace, rules: Rules) -> 
     return _lost_by_head(box, label, trace, rules)
 
 
-def _lost_by_head(box: np.ndarray, label: int, trace: ImageTrace, rules: Rules) -> dict[str, str | int | float]:
+def _lost_by_head(box: np.ndarray, label: int, trace: ImageTrace, rules: Rules) -> Fate:
     """As `trace`, of an object that some proposal fits.
 
     A proposal's box is that of its best class, or that of the object's own. Background is no class here: what the

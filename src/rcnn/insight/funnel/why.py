@@ -5,20 +5,25 @@ so that the parts sum to the objects that the metric counts.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 
 from rcnn.data.dataset import Dataset
 from rcnn.data.loader import Loader
+from rcnn.data.windows import cut_into_views
 from rcnn.detector import Detector
 from rcnn.errors import DataError, SettingsError
 from rcnn.insight.funnel.kinds import TOUCHES, Alarm, Outcome, Rules, Why, matched, size_of
-from rcnn.insight.funnel.stages import need_stages, trace_images
-from rcnn.insight.funnel.trace import explain
+from rcnn.insight.funnel.stages import ImageTrace, need_stages, trace_images
+from rcnn.insight.funnel.trace import Fate, explain, where_lost
 from rcnn.metrics.overlap import box_iou, match
 from rcnn.metrics.proposals import IOUS
 from rcnn.metrics.types import Prediction, Truth
+from rcnn.preprocess.batch import Size
+from rcnn.preprocess.views import View, clearest
+from rcnn.result import Result
 
 
 def why(
@@ -52,25 +57,67 @@ def why(
     if not detects and iou < IOUS[0]:
         raise SettingsError(f"recall of proposals is counted from an IoU of {IOUS[0]} on, got {iou}; ask for more")
     rules = Rules(iou, detector.threshold if score is None else score, settings.rpn, settings.roi)
-    loader = Loader(
-        dataset, settings, training=False, batch=batch, seed=settings.train.seed, workers=settings.data.workers
-    )
+    seen = cut_into_views(dataset, detector.viewer.views)
+    loader = Loader(seen, settings, training=False, batch=batch, workers=settings.data.workers)
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
+    views = [detector.viewer.views(record.size) for record in dataset.records]
+    places = [(image, number) for image, some in enumerate(views) for number in range(len(some))]
+    parts = defaultdict[int, dict[int, Result]](dict)
+    fates = defaultdict[int, dict[int, Callable[[], Fate]]](dict)
     predictions: dict[int, Prediction] = {}
     outcomes: dict[int, list[Outcome]] = {}
     for step, item in enumerate(loader.epoch(0)):
         traces, results = trace_images(detector, item.batch)
         for row, index in enumerate(item.index.tolist()):
-            if index >= 0:
-                scale = item.batch.scales[row].flip(0).repeat(2).numpy()
-                predictions[index] = results[row]
-                outcomes[index] = explain(index, truths[index], scale, results[row], traces[row], rules)
+            if index < 0:
+                continue
+            image, number = places[index]
+            truth, scale = truths[image], item.batch.scales[row].flip(0).repeat(2).numpy()
+            parts[image][number] = results[row]
+            fates[image] |= _fates(truth, views[image], number, scale, traces[row], rules)
+            if len(parts[image]) == len(views[image]):
+                found = _pooled(detector, parts.pop(image), views[image], dataset.records[image].size)
+                predictions[image] = found
+                outcomes[image] = explain(image, truth, found, fates.pop(image), rules, detects=detects)
         if progress:
             progress(step + 1, loader.steps)
     ordered = tuple(predictions[index] for index in range(len(dataset)))
     every = tuple(outcome for index in range(len(dataset)) for outcome in outcomes[index])
     alarms = find_alarms(truths, ordered, iou, rules.score) if detects else []
     return Why(dataset.names, iou, rules.score, detects, tuple(truths), ordered, every, tuple(alarms))
+
+
+def _fates(
+    truth: Truth, views: Sequence[View], number: int, scale: np.ndarray, trace: ImageTrace, rules: Rules
+) -> dict[int, Callable[[], Fate]]:
+    """Row of an object -> what tells where it was lost, for those that one view shows better than the others.
+
+    Args:
+        truth: objects of the image, in pixels of the file.
+        views: of the image.
+        number: of the view.
+        scale: (4,) of x, y, x, y: resized size / size of the window.
+        trace: the stages of the view.
+        rules: what decides.
+    """
+    fates: dict[int, Callable[[], Fate]] = {}
+    for row in np.flatnonzero((clearest(truth.boxes, views) == number) & ~truth.ignore).tolist():
+        box = views[number].from_file(truth.boxes[row]) * scale
+        fate = partial(where_lost, box[None], int(truth.labels[row]), trace, rules)
+        if len(views) > 1:  # told now, since the stages of all windows would fill the memory
+            fate = partial(dict, fate())
+        fates[row] = fate
+    return fates
+
+
+def _pooled(detector: Detector, parts: Mapping[int, Result], views: Sequence[View], size: Size) -> Prediction:
+    """Pool the detections of an image, or its proposals where there is no second stage."""
+    every = [parts[number] for number in range(len(views))]
+    if detector.detects:
+        result = detector.pooler.detections(every, views, size, detector.threshold)
+    else:
+        result = detector.pooler.proposals(every, views, size)
+    return Prediction(result.boxes, result.scores, result.labels)
 
 
 def find_alarms(truths: Sequence[Truth], predictions: Sequence[Prediction], iou: float, score: float) -> list[Alarm]:

@@ -5,6 +5,7 @@ resized image. All tensors are of this one image, without a batch axis.
 """
 
 import copy
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -15,7 +16,7 @@ from rcnn.detector import Detector
 from rcnn.insight.funnel.kinds import FOUND, Outcome, Rules
 from rcnn.insight.funnel.remedy import Remedy, remedy
 from rcnn.insight.funnel.stages import ImageTrace, need_stages, trace_pass
-from rcnn.insight.funnel.trace import explain
+from rcnn.insight.funnel.trace import explain, where_lost
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.model.structures import Batch, Pass, Proposals, Targets, to_device
 
@@ -173,7 +174,8 @@ def follow(
         everything.settings = settings.model_copy(update={"nms": 1.0})  # no IoU is above 1: nothing is suppressed
         before = everything.propose(out, batch.sizes, pre=settings.pre_test, post=entries)
     threshold = detector.threshold if score is None else score
-    (trace,), (prediction,) = trace_pass(detector, batch, run)
+    (trace,), (result,) = trace_pass(detector, batch, run)
+    prediction = Prediction(result.boxes, result.scores, result.labels)
     rules = Rules(IOU, threshold, settings, net.settings.roi)
     return Walkthrough(
         image=_picture(resized),
@@ -195,9 +197,12 @@ def follow(
 def _fates(truth: Truth, batch: Batch, prediction: Prediction, trace: ImageTrace, rules: Rules) -> tuple[Fate, ...]:
     """What became of the objects that count."""
     scale = batch.scales[0].flip(0).repeat(2).cpu().numpy()
+    rows = enumerate(zip(truth.boxes * scale, truth.labels.tolist(), strict=True))
+    fates = {row: partial(where_lost, box[None], label, trace, rules) for row, (box, label) in rows}
+    outcomes = explain(0, truth, prediction, fates, rules, detects=bool(trace.refined.shape[1]))
     return tuple(
         Fate(one, None if one.where == FOUND else remedy(one, truth.boxes[one.truth] * scale, trace, rules))
-        for one in explain(0, truth, scale, prediction, trace, rules)
+        for one in outcomes
     )
 
 

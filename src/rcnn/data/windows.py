@@ -1,0 +1,75 @@
+"""Cut the images of a data set into windows, each a record of its own with its share of the objects."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from statistics import median
+
+from rcnn.config import Settings, override
+from rcnn.data.augment import LEAST_VISIBLE
+from rcnn.data.dataset import Dataset, Record
+from rcnn.data.loader import stable_seed
+from rcnn.preprocess.batch import Preprocessor, Size
+from rcnn.preprocess.views import View, Viewer
+
+
+def cut_into_views(dataset: Dataset, views: Callable[[Size], Sequence[View]]) -> Dataset:
+    """Return a data set with one record per view, in the order of the images and of their views.
+
+    The boxes of a window are in its own pixels and clipped to it. Those of which less than `LEAST_VISIBLE` is left are
+    ignored, and those without area are dropped. An image that is seen whole keeps its name.
+
+    Args:
+        dataset: images and objects.
+        views: of an image of a size.
+    """
+    records = tuple(_seen(record, view) for record in dataset.records for view in views(record.size))
+    return replace(dataset, records=records)
+
+
+def _seen(record: Record, view: View) -> Record:
+    """The part of an image that lies in a window."""
+    if view.size == record.size:
+        return replace(record, view=view)
+    boxes = view.from_file(record.boxes)
+    areas, left = ((sides[:, 2:] - sides[:, :2]).prod(axis=1) for sides in (record.boxes, boxes))
+    there = left > 0
+    return replace(
+        record,
+        name=f"{record.name}@{view.left},{view.top}",
+        size=view.size,
+        boxes=boxes[there],
+        labels=record.labels[there],
+        ignore=(record.ignore | (left < LEAST_VISIBLE * areas))[there],
+        view=view,
+    )
+
+
+def training_windows(dataset: Dataset, settings: Settings) -> Dataset:
+    """Return what a training sees of a data set: with `train.tile` windows at the scale of the file, else the images.
+
+    Of windows without objects so many are taken that they are `train.tile_empty` of all, always the same ones for a
+    seed. An image that is no larger than a window is one, with objects or without.
+    """
+    side = settings.train.tile
+    if side is None:
+        return dataset
+    viewer = Viewer(Preprocessor(settings.preprocess), override(settings, {"predict": {"tile": "auto"}}), 1.0)
+    every = cut_into_views(dataset, viewer.views).records
+    names = {record.name for record in dataset.records}  # of those that are not cut
+    taken = [record for record in every if record.name in names or not record.ignore.all()]
+    empty = [record for record in every if record.name not in names and record.ignore.all()]
+    empty.sort(key=lambda record: stable_seed(settings.train.seed, 0, record.name))
+    share = settings.train.tile_empty
+    chosen = (*taken, *empty[: round(len(taken) * share / (1 - share))])
+    note = f"train.tile={side}: {len(chosen):,} windows of {len(dataset):,} images are trained on"
+    if not any(max(record.size) > side for record in dataset.records):
+        note = f"train.tile={side}: no image is larger, so all are seen whole"
+    return replace(dataset, records=chosen, notes=(*dataset.notes, note))
+
+
+def scale_of(dataset: Dataset, settings: Settings) -> float:
+    """The scale by which a training resizes: the median over the images of a data set; that of windows is 1."""
+    if settings.train.tile is not None:
+        return 1.0
+    preprocessor = Preprocessor(settings.preprocess)
+    return round(median(min(preprocessor.resized(record.size)) / min(record.size) for record in dataset.records), 6)

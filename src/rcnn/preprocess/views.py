@@ -1,0 +1,193 @@
+"""Views: the parts of a picture that the network sees, each with a window and a scale.
+
+A picture has one view, or one for each scale of an image pyramid, or windows that overlap, or windows at each scale.
+Each goes through the network like a picture of its own. H and W are those of a picture's file, in pixels.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from rcnn.config import LARGEST_SIDE, LEAST_TILE, Settings
+from rcnn.errors import SettingsError
+from rcnn.preprocess.batch import Preprocessor, Size
+
+EDGE = 2.0
+"""Pixels of the network's input: a box that ends this close to an inner edge of its window counts as cut by it."""
+BEYOND = 0.5
+"""A picture is beyond the training scale if it is shrunk to less than this share of what training pictures were."""
+
+
+class View(NamedTuple):
+    """A window of a picture, in pixels of its file, and the size at which the network sees it.
+
+    Attributes:
+        top: first row.
+        left: first column.
+        height: rows.
+        width: columns.
+        resized: (height, width) after resizing.
+    """
+
+    top: int
+    left: int
+    height: int
+    width: int
+    resized: Size
+
+    @property
+    def size(self) -> Size:
+        """(height, width) of the window."""
+        return self.height, self.width
+
+    def crop(self, array: np.ndarray) -> np.ndarray:
+        """(H, W, C) -> (height, width, C), a view of the pixels of the window."""
+        return array[self.top : self.top + self.height, self.left : self.left + self.width]
+
+    def to_file(self, boxes: np.ndarray) -> np.ndarray:
+        """(n, 4) boxes in pixels of the window -> in pixels of the file."""
+        return boxes + np.array([self.left, self.top] * 2, boxes.dtype)
+
+    def from_file(self, boxes: np.ndarray) -> np.ndarray:
+        """(..., 4) boxes in pixels of the file -> in pixels of the window, clipped to it."""
+        return (boxes - [self.left, self.top] * 2).clip(0, [self.width, self.height] * 2)
+
+    def is_cut(self, boxes: np.ndarray, size: Size) -> np.ndarray:
+        """(n,) bool: which boxes, in pixels of a file of this size, end at an edge of the window inside the picture."""
+        height, width = size
+        down, across = (EDGE * side / seen for side, seen in zip(self.size, self.resized, strict=True))
+        bottom, right = self.top + self.height, self.left + self.width
+        cut = np.zeros(len(boxes), bool)
+        for inner, reached in (
+            (self.left > 0, boxes[:, 0] <= self.left + across),
+            (self.top > 0, boxes[:, 1] <= self.top + down),
+            (right < width, boxes[:, 2] >= right - across),
+            (bottom < height, boxes[:, 3] >= bottom - down),
+        ):
+            cut |= inner & reached
+        return cut
+
+
+class Viewer:
+    """Decides which views of a picture the network sees.
+
+    With `predict.tile=N` pictures that are larger than N pixels are cut into windows of that side, which are resized
+    like pictures of N x N pixels. With `auto` windows are resized by the scale of the training, and as large as
+    `preprocess.long` allows; only pictures beyond that scale are cut: those that would be shrunk to less than half the
+    size of the training's. After a training on windows (`train.tile`) it is all that are larger than these, and smaller
+    ones are resized by the same scale.
+
+    Args:
+        preprocessor: sizes of whole pictures.
+        settings: `predict` and `train.tile` are read.
+        scale: by which training resized its pictures, as a file of weights says; what is no number counts as unknown.
+
+    Raises:
+        SettingsError: `auto`, and the scale is unknown.
+    """
+
+    def __init__(self, preprocessor: Preprocessor, settings: Settings, scale: object) -> None:
+        self.preprocessor, self.tile, self._scales = preprocessor, settings.predict.tile, settings.predict.scales
+        self.scale = float(scale) if isinstance(scale, int | float) and 0 < scale < LARGEST_SIDE else None
+        self.overlap, self._trained = settings.predict.overlap, settings.train.tile
+        if self.tile == "auto" and self.scale is None:
+            raise SettingsError(
+                "predict.tile=auto needs the scale of the training, and these weights do not hold it; give the side of "
+                "the windows in pixels of the file, such as predict.tile=800"
+            )
+
+    @property
+    def side(self) -> int | None:
+        """Side of the windows, pixels of the file; None: nobody knows."""
+        if isinstance(self.tile, int):
+            return self.tile
+        if self.scale is None:
+            return None
+        most = min((self.preprocessor.settings.long, *(self.preprocessor.within or ())))
+        return max(LEAST_TILE, int(most / self.scale))
+
+    @property
+    def cut_remark(self) -> str:
+        """A sentence for a person whose objects no window shows whole."""
+        return (
+            f"some objects are larger than the overlap of the windows, {round((self.side or 0) * self.overlap)} "
+            "pixels, and cut by their edges; raise predict.overlap or predict.tile"
+        )
+
+    def remark(self, size: Size) -> str | None:
+        """What a person should know of how a picture of this size is seen, as a sentence."""
+        height, width = size
+        if self.tile == "off" and self.beyond(size):
+            scale = self.preprocessor.resized(size)[0] / height
+            return (
+                f"{width}x{height} pixels are resized by {scale:.2g}, those of the training by {self.scale:.2g}, so "
+                "that small objects may be lost; predict.tile=auto looks at such pictures in windows"
+            )
+        if isinstance(self.tile, int) and not self.windowed(size):
+            return f"{width}x{height} pixels fit into a window (predict.tile={self.tile}), and are seen whole"
+        return None
+
+    def beyond(self, size: Size) -> bool:
+        """Is a picture of this size beyond the scale of the training, if that is known?"""
+        resized, side = self.preprocessor.resized(size), min(size)
+        return self.scale is not None and min(resized) < BEYOND * self.scale * side * (1 - 1e-3)
+
+    def windowed(self, size: Size) -> bool:
+        """Is a picture of this size seen in windows? It may fit into one."""
+        if self.tile == "off" or self.side is None:
+            return False
+        if self.tile == "auto" and self._trained is not None:
+            return True
+        return max(size) > self.side and (self.tile != "auto" or self.beyond(size))
+
+    def pyramid(self, size: Size) -> tuple[View, ...]:
+        """All views of a picture at each of `predict.scales`."""
+        return self.views(size, self._scales)
+
+    def views(self, size: Size, scales: Sequence[float] = (1.0,)) -> tuple[View, ...]:
+        """All views of a picture, scale by scale, windows from top to bottom and left to right.
+
+        Args:
+            size: of the picture, pixels of the file.
+            scales: factors of the sides after resizing, as `predict.scales`.
+        """
+        doors = [self.preprocessor.at_scale(scale) for scale in scales]
+        side = self.side
+        if side is None or not self.windowed(size):
+            return tuple(View(0, 0, *size, door.resized(size)) for door in doors)
+        height, width = min(side, size[0]), min(side, size[1])
+        views: list[View] = []
+        for door, factor in zip(doors, scales, strict=True):
+            # Also of windows that the picture cuts short.
+            scale = factor * self.scale if self.tile == "auto" and self.scale else door.resized((side, side))[0] / side
+            resized = max(1, round(scale * height)), max(1, round(scale * width))
+            # An object as large as the overlap is to lie in some window and not at its edges.
+            overlap = round(side * self.overlap) + 2 * math.ceil(EDGE / scale) + 1
+            tops, lefts = (starts(length, side, overlap) for length in size)
+            views += [View(top, left, height, width, resized) for top in tops for left in lefts]
+        return tuple(views)
+
+
+def clearest(boxes: np.ndarray, views: Sequence[View]) -> np.ndarray:
+    """(n,) int64: for each box (n, 4), in pixels of the file, the view that shows most of it, nearest to its middle."""
+    windows = np.array([[view.left, view.top, view.left + view.width, view.top + view.height] for view in views])
+    low, high = np.maximum(boxes[:, None, :2], windows[:, :2]), np.minimum(boxes[:, None, 2:], windows[:, 2:])
+    visible = (high - low).clip(min=0).prod(axis=2)  # (n, views)
+    away = np.abs((boxes[:, None, :2] + boxes[:, None, 2:] - windows[:, :2] - windows[:, 2:]) / 2).max(axis=2)
+    return np.where(visible == visible.max(axis=1, keepdims=True), away, np.inf).argmin(axis=1)
+
+
+def starts(length: int, side: int, overlap: int) -> list[int]:
+    """Where the windows of one side of a picture begin: evenly, the first and the last at its ends.
+
+    Args:
+        length: of the picture's side, pixels.
+        side: of the windows, pixels.
+        overlap: of neighbours at least, pixels; at most seven eighths of `side` count.
+    """
+    if length <= side:
+        return [0]
+    gaps = -(-(length - side) // max(side - overlap, -(-side // 8)))
+    return [gap * (length - side) // gaps for gap in range(gaps + 1)]
