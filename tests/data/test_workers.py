@@ -22,9 +22,9 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
 
 
-def test_a_gpu_gets_processes_and_the_cpu_a_thread() -> None:
+def test_a_gpu_gets_processes_and_the_cpu_the_main_thread() -> None:
     assert choose_workers(None, GPU) == Workers(7, "process")
-    assert choose_workers(None, CPU) == Workers(1, "thread")
+    assert choose_workers(None, CPU) == Workers(0, "thread")
     assert choose_workers(3, CPU) == Workers(3, "process")
     assert choose_workers(0, GPU).number == 0
     assert [str(Workers(count, "process")) for count in (1, 2)] == ["1 process", "2 processes"]

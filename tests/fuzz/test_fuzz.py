@@ -9,7 +9,7 @@ import pytest
 
 from tests.fuzz.kinds import KINDS
 
-COUNT = 25
+COUNT = 10
 ROOT = Path(__file__).parents[2]
 GROUPS = [list(KINDS)[start::2] for start in range(2)]
 
