@@ -16,7 +16,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 demo: .venv/installed
 	$(BIN)/rcnn demo
 
-test: lint types tests
+test: lint
+	@$(MAKE) --no-print-directory --jobs 2 types tests
 
 setup: .venv/installed-dev
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import stat
 from collections.abc import Iterable, Iterator
 from glob import glob
 from itertools import takewhile
@@ -54,8 +53,9 @@ def files(source: str | Path) -> list[Path]:
     named = [path] if os.path.isdir(path) else sorted(Path(name) for name in glob(str(source), recursive=True))
     if not named:
         raise ImageError(f"{source}: no such file, folder or glob")
-    inside = [inner for file in named for inner in (_sorted(_below(file)) if file.is_dir() else [file])]
-    images = [file for file in inside if is_image(file.name) and _is_there(file)]
+    images: list[Path] = []
+    for found in named:
+        images += _sorted(_below(found)) if found.is_dir() else [found] * (is_image(found.name) and found.exists())
     if not images:
         raise ImageError(f"{source}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     results = {folder for folder in {*map(os.path.dirname, images)} if is_below_results(Path(folder), base)}
@@ -68,14 +68,6 @@ def files(source: str | Path) -> list[Path]:
 def _sorted(paths: Iterable[Path]) -> list[Path]:
     """In the order of `Path`, whose own comparison takes seconds for a hundred thousand."""
     return sorted(paths, key=lambda path: path.parts)
-
-
-def _is_there(file: Path) -> bool:
-    """Whether there is something that is no folder."""
-    try:
-        return not stat.S_ISDIR(os.stat(file).st_mode)
-    except OSError:
-        return False
 
 
 def _no_picture(source: str) -> str | None:
@@ -118,7 +110,9 @@ def _below(top: Path, *, like_glob: bool = False) -> Iterator[Path]:
             check_walk(top, images, others)
         except OSError as error:
             raise ImageError(f"{top}: {error}") from None
-        wanted = set(inner)
+        with os.scandir(folder) as entries:  # to ask for each file whether it is there would take a second
+            broken = {entry.name for entry in entries if entry.is_symlink() and not os.path.exists(entry.path)}
+        wanted = set(inner) - broken
         yield from (path for path in Path(folder).iterdir() if path.name in wanted)  # cheaper than to join each name
 
 
