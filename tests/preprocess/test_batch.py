@@ -3,7 +3,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
@@ -157,6 +157,7 @@ def test_images_of_two_buckets_are_refused() -> None:
     st.sampled_from(["nearest", "floor", "short-first"]),
     st.sampled_from([(64, 64), (32, 160), (512, 96)]),
 )
+@example(39, 193, "nearest", (32, 160))  # fits after rounding, and not before
 def test_images_fit_within_a_size(height: int, width: int, rounding: str, within: tuple[int, int]) -> None:
     changes = Preprocess(short=100, long=160, round=rounding)  # type: ignore[arg-type]
     door = Preprocessor(changes, within)

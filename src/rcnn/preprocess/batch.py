@@ -32,8 +32,14 @@ class Preprocessor:
 
         It is smaller where the image would not be `within`.
         """
+        resized = self._resized(size, (math.inf, math.inf))
+        if self.within is None or (resized[0] <= self.within[0] and resized[1] <= self.within[1]):
+            return resized
+        return self._resized(size, self.within)
+
+    def _resized(self, size: Size, within: tuple[float, float]) -> Size:
         short, long, rounding = self.settings.short, self.settings.long, self.settings.round
-        height, width = self.within or (math.inf, math.inf)
+        height, width = within
         if rounding == "short-first":
             # At exact halves the last bit decides, so the order of operations matters: 265 x 530 becomes 666 x 1333.
             scale = short / min(size)
@@ -42,8 +48,8 @@ class Preprocessor:
         else:
             sides, scale = size, min(short / min(size), long / max(size), height / size[0], width / size[1])
         more = 0.0 if rounding == "floor" else 0.5
-        height, width = (max(1, int(side * scale + more)) for side in sides)
-        return height, width
+        resized = tuple(max(1, int(side * scale + more)) for side in sides)
+        return resized[0], resized[1]
 
     def bucket(self, size: Size) -> Size:
         """Return the padded size of an image of `size`: its resized sides, rounded up to `multiple`, or `within`."""
