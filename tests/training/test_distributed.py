@@ -1,4 +1,5 @@
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 from rcnn.data.loader import Item
-from rcnn.training.distributed import Team, with_strides
+from rcnn.training.distributed import team, with_strides
 from rcnn.training.loop import backward
 from tests.model import tiny
 from tests.training import pieces
@@ -32,18 +33,16 @@ def counts(model: torch.nn.Module, item: Item) -> dict[str, float]:
     return {name: count.item() for name, (_, count) in model.loss(item.batch, item.targets, keys).items()}
 
 
-def worker(rank: int, folder: Path) -> None:
+def worker(folder: Path) -> None:
     """One of two processes: writes its gradients and its losses of its half of the batch."""
-    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    team = Team(torch.device("cpu"), rank, 2)
-    for dtype in TOLERANCE:
-        model = tiny.model(CHANGES).to(dtype)
-        engine = pieces.engine(model, team=team)
-        losses, asked = backward(engine, pieces.part(uneven(dtype), slice(4 * rank, 4 * rank + 4)), 1, (rank == 1,))
-        assert asked == (1,)
-        torch.save((pieces.gradients(model), losses), folder / f"{rank}-{dtype}.pt")
-    assert team.gather(rank) == [0, 1]
-    torch.distributed.destroy_process_group()
+    with team("cpu") as pair:
+        for dtype in TOLERANCE:
+            model = tiny.model(CHANGES).to(dtype)
+            half = pieces.part(uneven(dtype), slice(4 * pair.rank, 4 * pair.rank + 4))
+            losses, asked = backward(pieces.engine(model, team=pair), half, 1, (pair.rank == 1,))
+            assert asked == (1,)
+            torch.save((pieces.gradients(model), losses), folder / f"{pair.rank}-{dtype}.pt")
+        assert pair.gather(pair.rank) == [0, 1]
 
 
 @pytest.fixture(scope="module")
@@ -52,11 +51,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
     code = (
         "import sys; from pathlib import Path; from tests.training.test_distributed import worker;"
-        "worker(int(sys.argv[1]), Path(sys.argv[2]))"
+        "worker(Path(sys.argv[1]))"
     )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with socket.create_server(("localhost", 0)) as server:
+        port = str(server.getsockname()[1])
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
     running = [
-        subprocess.Popen([sys.executable, "-c", code, str(rank), str(folder)], cwd=ROOT, env=environment)
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(folder)], cwd=ROOT, env={**os.environ, **meeting, "RANK": str(rank)}
+        )
         for rank in range(2)
     ]
     assert [process.wait(timeout=120) for process in running] == [0, 0]

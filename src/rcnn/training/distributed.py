@@ -4,6 +4,7 @@ NCCL on CUDA, gloo on the CPU. A single process is a world of 1 and runs the sam
 """
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -125,3 +126,6 @@ def team(device: str, batch: int = 0) -> Iterator[Team]:
         yield Team(chosen, dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
+        # DDP leaks the group. A thread of it that waits for the GIL, to drop the tensors of the last exchange, when the
+        # interpreter ends aborts the process: let it have the GIL now.
+        time.sleep(0.1)
