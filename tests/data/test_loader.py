@@ -1,4 +1,5 @@
 import errno
+import multiprocessing
 import os
 import pickle
 import resource
@@ -297,6 +298,26 @@ def test_too_few_handles_are_said_before_processes_are_started(dataset: Dataset)
         assert len(load(dataset)) > 0
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_processes_of_a_training_stay_from_epoch_to_epoch_until_it_is_closed(dataset: Dataset) -> None:
+    def alive() -> set[int | None]:
+        return {process.pid for process in multiprocessing.active_children()}
+
+    before, loader = alive(), Loader(dataset, SETTINGS, training=True, batch=4, seed=7, workers=2)
+    first, started = list(loader.epoch(0)), alive() - before
+    second = list(loader.epoch(1, 2))
+    assert len(started) == 2
+    assert alive() - before == started
+    assert same(first, load(dataset))
+    assert same(second, load(dataset, 1, 2))
+    loader.close()
+    assert alive() == before
+    assert same(list(loader.epoch(1, 2)), second)
+    next(loader.epoch(2))  # left in its middle
+    assert alive() == before
+    load(dataset, workers=2, training=False)
+    assert alive() == before
 
 
 def test_a_process_that_is_killed_is_noticed(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ def part(whole: Item, rows: slice) -> Item:
     return Item(cut(whole.batch), cut(whole.targets), whole.seeds[rows], whole.index[rows])
 
 
-def engine(model: FasterRCNN, total: int = 10, team: Team | None = None, **changes: object) -> Engine:
+def engine(model: FasterRCNN, total: int = 10, team: Team | None = None, ahead: int = 0, **changes: object) -> Engine:
     settings = Train.model_validate(
         {"warmup": 0, "lr": 0.01, "lr_batch": 8, "amp": "float32", "optimizer": "sgd", **changes}
     )
@@ -67,6 +67,7 @@ def engine(model: FasterRCNN, total: int = 10, team: Team | None = None, **chang
         team=team,
         total=total,
         image_names=lambda index: [f"image-{i}.png" for i in index.tolist()],
+        ahead=ahead,
     )
 
 

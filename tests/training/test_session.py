@@ -9,6 +9,7 @@ import torch
 
 from rcnn.config import Settings, override
 from rcnn.data.loader import Item
+from rcnn.errors import TrainingError
 from rcnn.presets import settings_of
 from rcnn.training import session
 from rcnn.training.distributed import Team
@@ -41,16 +42,58 @@ def session_of(engine: Engine, items: Iterable[Item], progress: Progress, **fiel
     )
 
 
-def test_an_epoch_counts_batches_and_steps_and_averages_losses(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, taken, items = pieces.engine(tiny.model(), accumulate=2), list[Step](), list(map(pieces.item, range(3)))
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_an_epoch_counts_batches_and_steps_and_averages_losses(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    engine, taken = pieces.engine(tiny.model(), accumulate=2, ahead=ahead), list[Step]()
     monkeypatch.setattr(session, "train_step", lambda *given: taken.append(train_step(*given)) or taken[-1])
-    one = session_of(engine, items, Progress(step=4))
+    one = session_of(engine, map(pieces.item, range(3)), Progress(step=4))
     session.train_epoch(one, threading.Event())
     assert (one.progress.step, one.progress.place) == (6, 3)
     assert [numbers["step"] for numbers in one.run.steps] == [5, 6]
     for name, mean in one.progress.means().items():
-        assert mean == pytest.approx(sum(step.sums[name] for step in taken) / 3)
+        assert mean == pytest.approx(sum(step.read(engine).sums[name] for step in taken) / 3)
         assert one.run.steps[-1][f"train_{name}"] == mean
+
+
+@pytest.mark.parametrize("ahead", [0, 1])
+def test_a_step_is_read_when_so_many_more_are_queued(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    """Ctrl-C at the second step: all that are queued are read before the checkpoint is made."""
+    told, wanted, read = list[str](), threading.Event(), Step.read
+
+    def take(engine: Engine, items: list[Item], number: int, requests: tuple[bool, ...]) -> Step:
+        told.append(f"queue {number}")
+        if number == 1:
+            wanted.set()
+        return train_step(engine, items, number, requests)
+
+    monkeypatch.setattr(session, "train_step", take)
+    monkeypatch.setattr(Step, "read", lambda step, engine: told.append(f"read {step.number}") or read(step, engine))
+    engine = pieces.engine(tiny.model(), ahead=ahead)
+    one = session_of(
+        engine, map(pieces.item, range(9)), Progress(), checkpoint=lambda: told.append(f"save {one.progress.step}")
+    )
+    with pytest.raises(KeyboardInterrupt):
+        session.train_epoch(one, wanted)
+    assert (
+        told
+        == {
+            0: ["queue 0", "read 0", "queue 1", "read 1", "queue 2", "read 2", "save 3"],
+            1: ["queue 0", "queue 1", "read 0", "queue 2", "read 1", "queue 3", "read 2", "read 3", "save 4"],
+        }[ahead]
+    )
+
+
+@pytest.mark.parametrize("error", [RuntimeError, ChildProcessError])
+def test_a_loss_that_is_not_finite_is_told_before_what_follows_from_it(error: type[Exception]) -> None:
+    def items() -> Iterator[Item]:
+        bad = pieces.item()
+        bad.batch.images[1] = torch.nan
+        yield bad
+        raise error("something that the broken weights brought about")
+
+    one = session_of(pieces.engine(tiny.model(), ahead=1), items(), Progress())
+    with pytest.raises(TrainingError, match="the loss is not finite at step 1: "):
+        session.train_epoch(one, threading.Event())
 
 
 @pytest.mark.parametrize("pressed", [True, False])

@@ -53,6 +53,7 @@ OVERRIDES = [
 ONE_STAGE = ["rpn.classify=classes", "roi.head=none"]
 RUNS = {
     "joint": [],
+    "accumulated": ["train.accumulate=2"],
     "joint-full": ["train.scheme=joint-full", "train.target_gradient=true"],
     "alternating": ["train.scheme=alternating"],
     "fast-rcnn": ["train.scheme=fast-rcnn", "train.proposals=FILE", "roi.levels=[3,4]", "roi.canonical_level=3"],
@@ -100,7 +101,9 @@ def arguments(folder: Path, name: str, runs: str) -> dict[str, Any]:
     if name not in RUNS:
         return {**RESUMED, **common}
     overrides = [*OVERRIDES, *(change.replace("FILE", str(folder / "given.json")) for change in RUNS[name])]
-    return {**OPTIONS, **common, "model": "tiny-fpn", "overrides": overrides, "init": str(folder / "start.safetensors")}
+    batch = 2 if name == "accumulated" else OPTIONS["batch"]
+    start = str(folder / "start.safetensors")
+    return {**OPTIONS, **common, "batch": batch, "model": "tiny-fpn", "overrides": overrides, "init": start}
 
 
 def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -108,6 +108,8 @@ class Loader:
         self._reader = _Reader(
             dataset, settings, training, self.seed, proposals, Preprocessor(settings.preprocess, within)
         )
+        self._processes: DataLoader[bytes | Exception] | None = None
+        self._work: list[Work] = []
         self._buckets: dict[Size, list[int]] = defaultdict(list)
         for index, record in enumerate(dataset.records):
             self._buckets[self._reader.bucket(record)].append(index)
@@ -135,6 +137,8 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Generator[Item, None, None]:
         """Yield the batches of an epoch from step `start` on. They do not depend on whether earlier ones were loaded.
 
+        After a whole epoch of a training, loader processes stay for the next one, until `close`.
+
         Raises:
             DataError: an image can't be read; the message names it.
             ChildProcessError: a loader process has ended, or can't be started or hand over its batches; the message
@@ -153,30 +157,39 @@ class Loader:
                 yield item
 
     def _from_processes(self, work: Sequence[Work]) -> Generator[Item | Exception, None, None]:
-        """Load in processes, each of which has two batches ready."""
-        _check_handles(self.workers.number)
-        loader = DataLoader(
-            self._reader,
-            sampler=work,
-            batch_size=None,
-            num_workers=self.workers.number,
-            # A generator of its own keeps it from drawing on torch's global one, which a resumed run restores.
-            generator=torch.Generator(),
-            timeout=TIMEOUT,
-            multiprocessing_context="fork",
-        )
-        items = None
+        """Load in processes, each of which has two batches ready. Those of a training stay for the next epoch."""
+        self._work[:] = work
+        complete = False
         try:
-            items = iter(loader)
-            for item in items:
+            if self._processes is None:
+                _check_handles(self.workers.number)
+                self._processes = DataLoader(
+                    self._reader,
+                    sampler=self._work,
+                    batch_size=None,
+                    num_workers=self.workers.number,
+                    # A generator of its own keeps it from drawing on torch's global one, which a resumed run restores.
+                    generator=torch.Generator(),
+                    timeout=TIMEOUT,
+                    multiprocessing_context="fork",
+                    persistent_workers=True,
+                )
+            for item in self._processes:
                 yield pickle.loads(item) if isinstance(item, bytes) else item
+            complete = True
         except (RuntimeError, OSError) as error:
             if (reason := lost_worker(error)) is None:
                 raise
             raise ChildProcessError(reason) from error
         finally:
-            if items is not None:  # until then a killed process is reported again, wherever we are
-                items._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+            if not (complete and self.training):
+                self.close()
+
+    def close(self) -> None:
+        """End the loader processes. Until then one that was killed is reported again, wherever the caller is."""
+        if self._processes is not None and self._processes._iterator is not None:
+            self._processes._iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+        self._processes = None
 
 
 def lost_worker(error: Exception) -> str | None:

@@ -55,18 +55,30 @@ class Team:
         dist.all_gather_object(things, thing)
         return things
 
-    def wrap(self, module: nn.Module) -> nn.Module:
+    def wrap(self, module: nn.Module, accumulate: int = 1) -> nn.Module:
         """Wrap a module whose forward is a loss: gradients are averaged over processes after each backward pass.
 
         Every trained parameter takes part in the loss, whatever the batch.
+
+        Args:
+            module: the same in all processes.
+            accumulate: batches per step, all but the last of them `without_sync`.
         """
         if self.world == 1:
             return module
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.register_hook(partial(with_strides, parameter.stride()))
-        devices = [self.device] if self.device.type == "cuda" else None
-        return DistributedDataParallel(module, device_ids=devices, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(
+            module,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            gradient_as_bucket_view=True,
+            static_graph=accumulate == 1,  # of which no pass may be without exchange
+        )
+        # Buffers are constants, or statistics of norms: see `average_norms`. What the argument is called depends on
+        # the version of torch.
+        wrapped.broadcast_buffers = False
+        return wrapped
 
     def average_norms(self, module: nn.Module) -> None:
         """Average the statistics of trained batch norms, which each process has measured on its own images.

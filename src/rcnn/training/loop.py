@@ -36,6 +36,8 @@ class Engine:
         total: steps of the whole run.
         image_names: indices of a batch -> names of its images, for messages.
         fixed: parts of the model that are not trained and stay in eval mode: no dropout, no new statistics of norms.
+        ahead: steps that are queued before the oldest is read: with 1 a GPU always has work. On a CPU a step is done
+            when `train_step` returns.
     """
 
     model: FasterRCNN
@@ -47,6 +49,7 @@ class Engine:
     total: int
     image_names: Callable[[Tensor], list[str]]
     fixed: Sequence[nn.Module] = ()
+    ahead: int = 0
 
 
 @dataclass
@@ -78,48 +81,102 @@ class Progress:
         return {name: value / self.place for name, value in self.sums.items()}
 
 
-class Step(NamedTuple):
-    """One optimiser step: losses summed over its batches, learning rate, number of processes behind each request."""
+class Numbers(NamedTuple):
+    """Of a step: its losses summed over its batches, and the number of processes behind each request."""
 
     sums: dict[str, float]
-    lr: float
     requests: tuple[float, ...]
 
 
-def train_step(engine: Engine, items: list[Item], step: int, requests: tuple[bool, ...] = ()) -> Step:
+@dataclass(frozen=True)
+class Losses:
+    """The losses of a batch over all processes, on their way to the host while a GPU goes on.
+
+    Attributes:
+        names: of the losses.
+        values: on the host: the losses, then the summed requests; float64.
+        copied: when they are there; None: at once.
+    """
+
+    names: tuple[str, ...]
+    values: Tensor
+    copied: torch.cuda.Event | torch.Event | None = None
+
+    def read(self) -> Numbers:
+        """Wait for them."""
+        if self.copied:
+            self.copied.synchronize()
+        values = self.values.tolist()
+        return Numbers(dict(zip(self.names, values, strict=False)), tuple(values[len(self.names) :]))
+
+
+@dataclass(frozen=True)
+class Step:
+    """An optimiser step that a GPU may still be busy with.
+
+    Attributes:
+        number: steps done before it.
+        lr: learning rate.
+        losses: of each accumulated batch.
+        index: images of each accumulated batch.
+    """
+
+    number: int
+    lr: float
+    losses: Sequence[Losses]
+    index: Sequence[Tensor]
+
+    def read(self, engine: Engine) -> Numbers:
+        """Wait for its losses. Reading them after the next step has begun leaves the device no gap.
+
+        Raises:
+            TrainingError: a loss is not finite, on all processes at once. The weights are no longer of use.
+        """
+        sums: dict[str, float] = {}
+        asked: tuple[float, ...] = ()
+        for losses, index in zip(self.losses, self.index, strict=True):
+            batch, asked = losses.read()
+            if bad := [f"{name} = {value}" for name, value in batch.items() if not math.isfinite(value)]:
+                images = [name for part in engine.team.gather(engine.image_names(index)) for name in part]
+                raise TrainingError(
+                    f"the loss is not finite at step {self.number + 1}: {', '.join(bad)} "
+                    f"(learning rate {self.lr:.3g}). Images of the step: {', '.join(images)}. "
+                    "A lower train.lr or train.clip often mends this"
+                )
+            for name, value in batch.items():
+                sums[name] = sums.get(name, 0.0) + value
+        return Numbers(sums, asked)
+
+
+def train_step(engine: Engine, items: list[Item], number: int, requests: tuple[bool, ...] = ()) -> Step:
     """Compute the gradients of some batches, then update the weights and their average once.
+
+    Nothing waits for a GPU here. Weights are to be used or saved only after the step has been read.
 
     Args:
         engine: what is trained.
         items: the batches whose gradients are averaged.
-        step: steps done before.
-        requests: of this process; all processes learn of them at the same step.
-
-    Raises:
-        TrainingError: a loss is not finite; the weights have not been changed.
+        number: steps done before.
+        requests: of this process; all processes learn of them when they read the same step.
     """
-    lr = learning_rate(step, engine.total, engine.settings)
+    lr = learning_rate(number, engine.total, engine.settings)
     set_learning_rate(engine.optimizer, lr)
-    sums: dict[str, float] = {}
-    asked: tuple[float, ...] = ()
+    losses: list[Losses] = []
     for index, item in enumerate(items):
-        seed_step(engine.settings.seed, step, index, engine.team.rank)
+        seed_step(engine.settings.seed, number, index, engine.team.rank)
         with nullcontext() if index == len(items) - 1 else without_sync(engine.loss):
-            losses, asked = backward(engine, item, len(items), requests)
-        _add(sums, losses, engine, item, step)
+            losses.append(backward(engine, item, len(items), requests))
     if engine.settings.clip is not None:
         torch.nn.utils.clip_grad_norm_(engine.model.parameters(), engine.settings.clip, foreach=True)
     engine.optimizer.step()
     engine.optimizer.zero_grad(set_to_none=True)
     engine.team.average_norms(engine.model)
     if engine.ema:
-        engine.ema.update(step + 1)
-    return Step(sums, lr, asked)
+        engine.ema.update(number + 1)
+    return Step(number, lr, losses, [item.index for item in items])
 
 
-def backward(
-    engine: Engine, item: Item, batches: int, requests: tuple[bool, ...]
-) -> tuple[dict[str, float], tuple[float, ...]]:
+def backward(engine: Engine, item: Item, batches: int, requests: tuple[bool, ...]) -> Losses:
     """Add the gradients of a batch; return its losses over all processes and the summed requests."""
     device = engine.team.device
     batch, targets = to_device(item.batch, device), to_device(item.targets, device)
@@ -133,15 +190,12 @@ def backward(
     shared = engine.team.sum(torch.cat((sums.detach().double(), counts.double(), requested)))
     all_sums, all_counts, asked = shared.split((len(sums), len(sums), len(requests)))
     divisors = torch.where(all_counts > 0, all_counts, 1.0)
-    # Copied before the backward pass is queued and read afterwards: every loss is checked, and no GPU waits for that.
-    values_copy = torch.cat((all_sums / divisors, asked)).to("cpu", non_blocking=True)
+    # Copied before the backward pass is queued, so that a GPU has them long before the step ends.
+    values = torch.cat((all_sums / divisors, asked)).to("cpu", non_blocking=True)
     copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
     # DDP averages gradients over processes, but their sum is wanted: hence `world`.
     ((sums / divisors.to(sums)).sum() * engine.team.world / batches).backward()
-    if copied:
-        copied.synchronize()
-    values = values_copy.tolist()
-    return dict(zip(losses, values, strict=False)), tuple(values[len(sums) :])
+    return Losses(tuple(losses), values, copied)
 
 
 def seed_step(*numbers: int) -> None:
@@ -155,19 +209,3 @@ def seed_step(*numbers: int) -> None:
 def uses_bf16(settings: Train, device: torch.device) -> bool:
     """Does the network run in bfloat16? Losses and boxes are float32 either way."""
     return settings.amp == "bf16" or (settings.amp == "auto" and has_bf16(device))
-
-
-def _add(sums: dict[str, float], losses: dict[str, float], engine: Engine, item: Item, step: int) -> None:
-    """Add losses to sums, or stop if one is not finite (on all processes at once: the values are shared)."""
-    bad = [f"{name} = {value}" for name, value in losses.items() if not math.isfinite(value)]
-    if bad:
-        engine.optimizer.zero_grad(set_to_none=True)
-        images = [name for part in engine.team.gather(engine.image_names(item.index)) for name in part]
-        lr = engine.optimizer.param_groups[0]["lr"]
-        raise TrainingError(
-            f"the loss is not finite at step {step + 1}: {', '.join(bad)} (learning rate {lr:.3g}). "
-            f"Images of the step: {', '.join(images)}. The weights were left as they were before it. "
-            "A lower train.lr or train.clip often mends this"
-        )
-    for name, value in losses.items():
-        sums[name] = sums.get(name, 0.0) + value

@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Mapping
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ from rcnn.training import checkpoint
 from rcnn.training.distributed import Team
 from rcnn.training.ending import patient
 from rcnn.training.log import Log, memory_gb
-from rcnn.training.loop import Engine, Progress, train_step
+from rcnn.training.loop import Engine, Progress, Step, train_step
 from rcnn.training.optim import learning_rate
 from rcnn.training.recorders import Recorders
 from rcnn.training.recorders.report_page import ReportPage
@@ -102,18 +102,19 @@ class Session:
 def run_epochs(session: Session) -> None:
     """Run all epochs: steps, checkpoint, validation."""
     progress, settings = session.progress, session.settings.train
-    while not finished(progress, session.settings):
-        began, before = time.monotonic(), progress.place
-        with patient() as wanted:
-            train_epoch(session, wanted)
-        seconds = time.monotonic() - began
-        images = (progress.place - before) * settings.batch
-        progress.seconds += seconds
-        # Before validation: stopping there loses nothing, and weights that are not finite are noticed here.
-        session.checkpoint()
-        if wanted.is_set():
-            raise KeyboardInterrupt
-        _end_epoch(session, images / seconds if images else 0.0)
+    with closing(session.loader):
+        while not finished(progress, session.settings):
+            began, before = time.monotonic(), progress.place
+            with patient() as wanted:
+                train_epoch(session, wanted)
+            seconds = time.monotonic() - began
+            images = (progress.place - before) * settings.batch
+            progress.seconds += seconds
+            # Before validation: stopping there loses nothing, and weights that are not finite are noticed here.
+            session.checkpoint()
+            if wanted.is_set():
+                raise KeyboardInterrupt
+            _end_epoch(session, images / seconds if images else 0.0)
 
 
 def finished(progress: Progress, settings: Settings) -> bool:
@@ -131,7 +132,10 @@ def is_late(session: Session) -> bool:
 
 
 def train_epoch(session: Session, wanted: threading.Event) -> None:
-    """Run the rest of an epoch, with checkpoints at intervals and when `wanted` is set by Ctrl-C."""
+    """Run the rest of an epoch, with checkpoints at intervals and when `wanted` is set by Ctrl-C.
+
+    Before a checkpoint, and at the end of the epoch, all steps that were queued ahead are read.
+    """
     engine, progress, settings = session.engine, session.progress, session.settings.train
     began, before = time.monotonic(), progress.place
     if progress.place == session.loader.steps:
@@ -139,22 +143,45 @@ def train_epoch(session: Session, wanted: threading.Event) -> None:
     engine.model.train()
     for part in engine.fixed:
         part.eval()
+    queued: list[Step] = []
+
+    def read() -> tuple[float, ...]:
+        """Read the oldest step, write its numbers down, return its requests."""
+        step = queued.pop(0)
+        numbers = step.read(engine)
+        progress.step += 1
+        progress.place += len(step.losses)
+        progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in numbers.sums.items()}
+        pace = (progress.place - before) * settings.batch / (time.monotonic() - began)
+        row = _numbers(session, step.lr)
+        session.run.recorders.step({**row, "images_per_second": pace, "memory_gb": memory_gb()})
+        return numbers.requests
+
+    def settle() -> None:
+        """Read the oldest step and do what was asked for with it."""
+        requests = read()
+        if any(requests):
+            while queued:
+                read()
+            session.checkpoint()
+        if requests[INTERRUPT]:
+            raise KeyboardInterrupt
+
     items = uploaded(session.loader.epoch(progress.epoch, progress.place), session.run.team.device)
     try:
         while group := list(islice(items, settings.accumulate)):
-            step = train_step(engine, group, progress.step, (is_late(session), wanted.is_set()))
-            progress.step += 1
-            progress.place += len(group)
-            progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in step.sums.items()}
-            pace = (progress.place - before) * settings.batch / (time.monotonic() - began)
-            numbers = _numbers(session, step.lr)
-            session.run.recorders.step({**numbers, "images_per_second": pace, "memory_gb": memory_gb()})
-            if step.requests[CHECKPOINT] or step.requests[INTERRUPT]:
-                session.checkpoint()
-            if step.requests[INTERRUPT]:
-                raise KeyboardInterrupt
-    except (RuntimeError, ChildProcessError) as error:
-        if wanted.is_set() and not isinstance(error, TrainingError):
+            number = progress.step + len(queued)
+            queued.append(train_step(engine, group, number, (is_late(session), wanted.is_set())))
+            if len(queued) > engine.ahead:
+                settle()
+        while queued:
+            settle()
+    except TrainingError:
+        raise
+    except (RuntimeError, ChildProcessError):
+        while queued:
+            read()  # a loss that is not finite would be the reason of the error
+        if wanted.is_set():
             # Ctrl-C also reaches the loader's workers and may end them first: the last step is complete all the same.
             session.checkpoint()
             raise KeyboardInterrupt from None

@@ -305,7 +305,7 @@ def _prepare(run: Context, progress: Progress, start: Start) -> Session:
     )
     engine = Engine(
         model=model,
-        loss=crew.wrap(stage.loss(model)),
+        loss=crew.wrap(stage.loss(model), settings.train.accumulate),
         optimizer=build_optimizer(model, settings.train),
         ema=EMA(model, settings.train.ema) if settings.train.ema is not None else None,
         settings=settings.train,
@@ -313,6 +313,7 @@ def _prepare(run: Context, progress: Progress, start: Start) -> Session:
         total=settings.train.epochs * math.ceil(loader.steps / settings.train.accumulate),
         image_names=lambda index: [seen.records[i].name for i in index.tolist() if i >= 0],
         fixed=fixed,
+        ahead=1 if crew.device.type == "cuda" else 0,
     )
     return Session(
         run=run,
