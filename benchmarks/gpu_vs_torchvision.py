@@ -5,7 +5,8 @@
 
 All programs have the same random weights, 91 classes, 100 detections and the same pixels. Four of them:
 torchvision as it comes (float32, eager); torchvision at its best (bfloat16 by autocast, channels last, batch norm
-folded for prediction); ours in float32; ours in bfloat16. TF32 is allowed to all or to none of them.
+folded for prediction); ours in float32; ours in bfloat16. On a GPU two more predict in bfloat16: as CUDA graphs, and
+compiled as well. TF32 is allowed to all or to none of them.
 
 predict: uint8 images that are on the device already -> boxes on the host. train: such images and 8 objects each ->
 losses, gradients and a step of SGD. files: JPEG files -> boxes; torchvision's are decoded by a DataLoader.
@@ -157,8 +158,8 @@ class Decoded(Dataset[Tensor]):
 class Ours:
     """The same network as one of our detectors; it is copied."""
 
-    def __init__(self, net: nn.Module, device: torch.device, *, precision: str) -> None:
-        made = from_torchvision(net).with_settings([f"predict.precision={precision}"])
+    def __init__(self, net: nn.Module, device: torch.device, *settings: str) -> None:
+        made = from_torchvision(net).with_settings(settings)
         model = made.network.model.to(device, memory_format=torch.channels_last)
         self.detector = Detector(model, made.settings, made.names, device=device)
         self.model, self.engine = model, self.detector.network
@@ -234,12 +235,17 @@ def compare(title: str, programs: dict[str, Program], images: int, runs: int, de
 
 def programs_of(options: argparse.Namespace, device: torch.device, *, training: bool) -> dict[str, Torchvision | Ours]:
     net = torchvision_detector(tuple(options.size), options.proposals, training=training)
-    best = copy.deepcopy(net)
+    best, ours = copy.deepcopy(net), {}
     if not training:
         fold_batch_norm(best)
+    if not training and on_gpu(device):
+        graphs = ("predict.precision=bf16", "predict.graphs=8")
+        ours["rcnn, bf16, graphs"] = Ours(net, device, *graphs)
+        ours["rcnn, bf16, compiled"] = Ours(net, device, *graphs, "predict.compile=true")
     return {
-        "rcnn, float32": Ours(net, device, precision="float32"),
-        "rcnn, bf16": Ours(net, device, precision="bf16"),
+        "rcnn, float32": Ours(net, device),
+        "rcnn, bf16": Ours(net, device, "predict.precision=bf16"),
+        **ours,
         "torchvision": Torchvision(net, device, best=False),
         "torchvision at its best": Torchvision(best, device, best=True),
     }

@@ -1,3 +1,4 @@
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,8 @@ from PIL import Image
 
 from rcnn.config import override
 from rcnn.detector import Detector
-from rcnn.engine.eager import choose_device, folded, has_bf16
+from rcnn.engine.eager import choose_device, folded
+from rcnn.engine.precision import chosen_precision, has_bf16
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, WeightsError
 from rcnn.metrics.overlap import box_iou
 from rcnn.presets import build, settings_of
@@ -196,6 +198,25 @@ def test_weights_too_large_for_half_precision_are_named_and_the_old_file_stays(
     with pytest.raises(WeightsError, match=r"`rpn\.head\.cls\.bias` has numbers up to 100000"):
         Detector(model, detector.settings, detector.names, device="cpu").save(path, half=True)
     assert path.read_bytes() == b"old"
+
+
+def test_a_compiled_detector_finds_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As one graph, whatever that is then compiled to."""
+    settings = settings_of("tiny-fpn", [*SMALL, "predict.precision=fp16"])
+    torch.manual_seed(0)
+    detector = Detector(build(settings, 2), settings, ("cat", "dog"), threshold=0.0, device="cpu")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    found = detector.with_settings(["predict.compile=true"])
+    for call in (Detector.predict, Detector.propose):
+        assert same(call(found, folder / "0.png")[0], call(detector, folder / "0.png")[0])
+
+
+def test_half_precision_is_chosen_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for capability, expected in (((6, 1), "float32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert chosen_precision("auto", torch.device("cuda")) == expected
+        assert chosen_precision("float32", torch.device("cuda")) == "float32"
+    assert chosen_precision("auto", torch.device("cpu")) == "float32"
 
 
 def test_the_licence_of_the_data_is_kept_and_folders_are_not(detector: Detector, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.detector import Detector
-from rcnn.engine.eager import has_bf16
+from rcnn.engine.precision import has_bf16
 from rcnn.presets import PRESETS, build, settings_of
 from rcnn.result import Result
 
@@ -102,11 +102,11 @@ def off(found: Tensor, expected: Tensor) -> float:
 def test_bf16_is_close_to_float32_and_a_batch_changes_no_bit(detector: Detector) -> None:
     half, door = detector.with_settings(["predict.precision=bf16"]), detector.preprocessor
     batch = door.collate([door.resize(picture) for picture in PICTURES[:2]], [(90, 120)] * 2)
-    exact = detector.engine.run(batch, wanted=("rois", "proposals", "detections"))
+    exact = detector.network.record(batch)
     # The second stage gets the same proposals: which ones are kept may change with the last bit of a score.
     given = None if exact.rois is None else exact.proposals
-    found = half.engine.run(batch, given, wanted=("rois", "proposals", "detections"))
-    own = half.engine.run(batch)
+    found = half.network.record(batch, given)
+    own = half.network.record(batch)
     assert exact.rpn is not None
     assert own.rpn is not None
     pairs = [*zip(own.rpn.logits + own.rpn.deltas, exact.rpn.logits + exact.rpn.deltas, strict=True)]

@@ -1,5 +1,6 @@
 """A GPU computes what the CPU does."""
 
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -12,10 +13,12 @@ from torch.utils._pytree import tree_map
 
 import rcnn
 from rcnn import ops
+from rcnn.config import Predict
 from rcnn.data.find import open_dataset
 from rcnn.data.loader import Loader
 from rcnn.data.synthetic import synthesise
 from rcnn.data.upload import uploaded
+from rcnn.engine.eager import Eager
 from rcnn.model.philox import uniform
 from rcnn.model.structures import Batch, Keys, Losses, Targets, take, to_device, to_host
 from rcnn.ops.operator import compiles_for
@@ -236,6 +239,101 @@ def test_the_packaged_detector_finds_the_same(tmp_path: Path) -> None:
     for one, other in zip(found, expected, strict=True):
         best = min(5, len(other))
         torch.testing.assert_close(one.scores[:best], other.scores[:best], rtol=1e-3, atol=1e-3)
+
+
+PAIRED = ("mobilenet-fpn", "mobilenet-one-stage", "resnet18-fpn", "paper-zf")
+
+
+def pictures(count: int, size: tuple[int, int], seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, *size), dtype=torch.uint8, generator=generator)
+    sizes = torch.tensor([size] * count, dtype=torch.float32)
+    return Batch(images, sizes, torch.ones_like(sizes), sizes)
+
+
+@pytest.mark.parametrize("count", [1, 16])
+@pytest.mark.parametrize("name", PAIRED)
+def test_predictions_pair_with_those_of_the_cpu(name: str, count: int) -> None:
+    net, batch = preset(name, "rpn.post_test=100").eval(), pictures(count, (96, 128))
+    found, expected = (Eager(net, torch.device(device)).run(batch).detections for device in (DEVICE, "cpu"))
+    assert found is not None
+    assert expected is not None
+    found = to_device(found, torch.device("cpu"))
+    paired, total = 0, 0
+    for row in range(count):
+        for index in expected.valid[row].nonzero().flatten().tolist():
+            near = (found.boxes[row] - expected.boxes[row, index]).abs().amax(dim=1) <= 0.05
+            alike = (found.scores[row] - expected.scores[row, index]).abs() <= 1e-3
+            right = found.labels[row] == expected.labels[row, index]
+            paired, total = paired + bool((near & alike & right & found.valid[row]).any()), total + 1
+    assert total > 0
+    assert paired >= 0.99 * total
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
+@pytest.mark.parametrize("name", PAIRED)
+def test_a_replayed_graph_gives_the_bits_of_its_program(name: str, precision: str, kernels: None) -> None:
+    """Of two shapes in turn, on pictures with many objects and with none."""
+    net = preset(name, "rpn.post_test=100").eval()
+    plain, graphs = (
+        Eager(net, torch.device(DEVICE), Predict.model_validate({"precision": precision, "graphs": most}))
+        for most in (0, 2)
+    )
+    for seed in range(3):
+        for count, size in ((1, (96, 128)), (4, (128, 96))):
+            batch = pictures(count, size, seed)
+            if seed == 2:
+                batch.images[:] = 0
+            for wanted in (("detections",), ("proposals",), ("proposals", "detections")):
+                one, other = (engine.run(batch, wanted=wanted) for engine in (graphs, plain))
+                for field in wanted:
+                    pairs = zip(getattr(one, field), getattr(other, field), strict=True)
+                    assert all(torch.equal(*pair) for pair in pairs)
+                assert torch.equal(one.finite, other.finite)
+
+
+def test_memory_does_not_grow_with_the_number_of_shapes(kernels: None) -> None:
+    engine = Eager(preset("tiny-fpn").eval(), torch.device(DEVICE), Predict(graphs=4))
+
+    def taken(shapes: range) -> int:
+        for side in shapes:
+            for seed in range(2):
+                engine.run(pictures(1, (96, 128 + 32 * (side % 100)), seed))
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+
+    assert taken(range(100, 500)) <= 1.05 * taken(range(100))
+
+
+def test_a_training_gives_the_same_bits_twice_and_after_it_was_stopped(
+    tmp_path: Path, kernels: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for split, images in (("train", 12), ("val", 2)):
+        synthesise(tmp_path / "shapes", images, split=split, size=(96, 96))
+    overrides = ["preprocess.short=96", "preprocess.long=128"]
+    options: dict[str, Any] = {"model": "tiny-fpn", "batch": 4, "device": DEVICE, "quiet": True, "epochs": 1}
+
+    def weights(run: rcnn.Run) -> dict[str, Tensor]:
+        return rcnn.load(run.last, device="cpu").model.state_dict()
+
+    def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
+        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+    first = rcnn.train(tmp_path / "shapes", overrides=overrides, runs=tmp_path / "runs", **options)
+    again = rcnn.train(tmp_path / "shapes", overrides=overrides, runs=tmp_path / "runs", **options)
+    assert_equal(weights(first), weights(again))
+
+    def press(one: Any) -> bool:
+        if one.progress.step == 0:
+            signal.raise_signal(signal.SIGINT)
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr("rcnn.training.session.is_late", press)
+        with pytest.raises(rcnn.Interrupted):
+            rcnn.train(tmp_path / "shapes", overrides=overrides, runs=tmp_path / "stopped", **options)
+    (folder,) = (tmp_path / "stopped").iterdir()
+    assert_equal(weights(rcnn.train(resume=folder, quiet=True)), weights(first))
 
 
 def test_a_training_on_the_gpu_gives_a_detector_for_the_cpu(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The model is one graph: every preset compiles whole, and exports with a free batch size, height and width."""
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rcnn.engine.eager import Eager, fields
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Detections
 from rcnn.presets import PRESETS, build, settings_of
@@ -68,8 +70,11 @@ def test_every_preset_is_one_graph(name: str) -> None:
     pool = {"align": {"roi_align"}, "max": {"roi_pool"}}[net.settings.roi.pool] if net.fast_rcnn else set()
     with torch.no_grad():
         assert operators_of(net.eval().forward, batch) == {"nms"} | pool
-        if name in KINDS:  # the first half of `forward`
+        if name in KINDS:  # `propose` is the first half of `forward`; the last is what `predict.compile` compiles
             assert operators_of(net.propose, batch) == {"nms"}
+            runner = Eager(preset(name, *SMALLER), torch.device("cpu")).runner
+            prepared = partial(fields, runner, ("proposals", "detections"))
+            assert operators_of(prepared, batch.images, batch.sizes) == {"nms"} | pool
     proposed = {"nms"} if net.fast_rcnn else set()  # without a second stage nobody needs proposals in training
     assert operators_of(net.train().loss, batch, targets, keys) == {"match"} | proposed | pool
 

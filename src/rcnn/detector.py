@@ -72,7 +72,7 @@ class Detector:
         self.licence = licence or settings.data.licence
         if isinstance(model, nn.Module):
             device = choose_device(device) if isinstance(device, str) else device
-            model = Eager(model, device, settings.predict.precision)
+            model = Eager(model, device, settings.predict)
         self.engine: Engine = model
         self.preprocessor = Preprocessor(settings.preprocess, self.engine.size)
         self.viewer = Viewer(self.preprocessor, settings, self.summary.get("scale"))
@@ -244,8 +244,7 @@ class Detector:
         if features and not self.two_stage:
             raise config.SettingsError("a one-stage detector has no feature vectors of boxes; leave features=True out")
         self.check_proposals(given=proposals is not None)
-        engine = self.network if features else self.engine
-        run = engine.run(batch, proposals, wanted=("detections",))
+        run = (self.network.record if features else self.engine.run)(batch, proposals, wanted=("detections",))
         assert run.detections is not None
         vectors = None
         if features and run.rois is not None:

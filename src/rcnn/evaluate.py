@@ -237,7 +237,7 @@ def _score(
     sums: dict[str, list[float]] | None,
 ) -> dict[int, Scored]:
     """Predictions and proposals of one batch, by image index; losses are added to `sums`."""
-    run = detector.engine.run(item.batch, item.proposals)
+    run = (detector.engine.run if sums is None else detector.network.record)(item.batch, item.proposals)
     assert run.detections is not None
     assert run.proposals is not None
     losses = {} if sums is None else detector.network.loss(item.batch, item.targets, item.seeds, run)

@@ -232,8 +232,13 @@ def test_precision_is_told_to_openvino_and_refused_by_onnxruntime(files: dict[st
     assert [hint.to_string() for hint in hints] == ["f32", "bf16"]
     assert (found.engine.precision, other.engine.precision) == ("float32", "bf16")
     assert engine(other.with_settings(["predict.precision=float32"])).precision == "float32"
-    with pytest.raises(SettingsError, match="onnxruntime computes in float32; leave it out, or export"):
-        rcnn.load(files["onnx"]).with_settings(["predict.precision=bf16"])
+    for precision in ("bf16", "fp16"):
+        with pytest.raises(SettingsError, match="onnxruntime computes in float32; leave it out, or export"):
+            rcnn.load(files["onnx"]).with_settings([f"predict.precision={precision}"])
+    with pytest.raises(SettingsError, match=r"predict\.precision=fp16: OpenVINO computes in float32 or bf16"):
+        found.with_settings(["predict.precision=fp16"])
+    for path in files.values():  # on a CPU
+        assert engine(rcnn.load(path).with_settings(["predict.precision=auto"])).precision == "float32"
 
 
 def test_the_precision_of_a_file_is_what_it_says(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def test_a_size_that_does_not_fit_is_told_with_one_that_does(tmp_path: Path) -> 
 
 
 def test_a_precision_that_onnxruntime_has_not_is_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"add predict\.precision=float32, or export for OpenVINO"):
+    with pytest.raises(SettingsError, match=r"add predict\.precision=float32, or export in bf16 for OpenVINO"):
         exported.write(detector_of("tiny-fpn", "predict.precision=bf16"), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
 
+from rcnn.config import Train
 from rcnn.errors import TrainingError
-from rcnn.training.loop import backward, train_step
+from rcnn.training.loop import backward, tf32_allowed, train_step
 from tests.model import tiny
 from tests.training import pieces
 
@@ -77,6 +78,22 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
     first, again, other = after(0, 3), after(5, 3), after(0, 4)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_tf32_is_for_trainings_on_a_gpu_that_did_not_ask_for_float32() -> None:
+    def flags() -> tuple[str, bool]:
+        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+
+    before = flags()
+    for device, amp, expected in (
+        ("cuda", "auto", ("high", True)),
+        ("cuda", "bf16", ("high", True)),
+        ("cuda", "float32", ("highest", False)),
+        ("cpu", "auto", before),
+    ):
+        with tf32_allowed(Train.model_validate({"amp": amp}), torch.device(device)):
+            assert flags() == expected
+        assert flags() == before
 
 
 def test_bf16_keeps_losses_in_float32_and_close() -> None:

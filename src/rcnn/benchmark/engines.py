@@ -15,14 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from rcnn.config import Predict
 from rcnn.data.dataset import Dataset
 from rcnn.detector import Detector
-from rcnn.engine.eager import Eager, has_bf16
+from rcnn.engine.eager import Eager
 from rcnn.engine.export import check_size
 from rcnn.engine.files import SUFFIXES, contents, is_exported
 from rcnn.engine.onnx import OnnxEngine
 from rcnn.engine.openvino import OpenVinoEngine
 from rcnn.engine.parity import compare
+from rcnn.engine.precision import has_bf16
 from rcnn.engine.protocol import Engine
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.evaluate import evaluate
@@ -189,7 +191,8 @@ def _programs(weights: Path, files: Sequence[Path]) -> list[Program]:
 def _engine(program: Program) -> Engine:
     """Load an engine."""
     if not is_exported(program.path):
-        return Eager(Detector.load(program.path, CPU).model, CPU, program.precision)
+        predict = Predict.model_validate({"precision": program.precision})
+        return Eager(Detector.load(program.path, CPU).model, CPU, predict)
     kind = OnnxEngine if program.path.suffix.lower() == ".onnx" else OpenVinoEngine
     return kind(program.path, program.precision)
 

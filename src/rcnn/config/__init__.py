@@ -125,10 +125,18 @@ class Predict(Section):
         default=None,
         description="Largest number of boxes of a picture seen in windows. None: all (`roi.detections` per window).",
     )
-    precision: Literal["float32", "bf16"] = Field(
+    precision: Literal["float32", "bf16", "fp16", "auto"] = Field(
         default="float32",
         description="Of the convolutions and matrix products; boxes and scores stay float32. A CPU without "
-        "instructions for bf16 computes it, but slower than float32: with AVX2 alone many times slower.",
+        "instructions for bf16 computes it, but slower than float32: with AVX2 alone many times slower. auto: on a GPU "
+        "bf16, or fp16 if it is older than Ampere; float32 on a CPU.",
+    )
+    compile: bool = Field(
+        default=False,
+        description="The network is compiled by torch.compile at the first batch of each shape, which takes a minute.",
+    )
+    graphs: Annotated[int, Field(ge=0, le=64)] = Field(
+        default=0, description="Shapes of batches, the last ones used, that a GPU replays as CUDA graphs. 0: none."
     )
 
     @field_validator("tile", mode="before")

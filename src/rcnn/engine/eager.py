@@ -1,17 +1,21 @@
 """The network in PyTorch, prepared for prediction."""
 
 import copy
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rcnn.backbones.norm import fold_batch_norm
 from rcnn.backbones.steady import make_steady, steady_head
+from rcnn.config import Predict
+from rcnn.engine.cuda_graphs import CudaGraphs
+from rcnn.engine.precision import TYPES, chosen_precision
 from rcnn.errors import SettingsError
-from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.faster_rcnn import FasterRCNN, no_detections
 from rcnn.model.structures import Batch, Losses, Pass, Proposals, Targets, to_device
 from rcnn.preprocess.batch import Size
 
@@ -22,21 +26,24 @@ class Eager:
     Args:
         model: the network; it is not changed.
         device: where to run.
-        precision: `float32`, or `bf16` for the convolutions and matrix products; boxes and scores stay float32.
+        settings: `precision`, `compile` and `graphs` are read. None: the defaults.
     """
 
     name = "eager"
     size: Size | None = None
 
-    def __init__(self, model: FasterRCNN, device: torch.device, precision: str = "float32") -> None:
-        self.model, self.device, self.precision = model, device, precision
+    def __init__(self, model: FasterRCNN, device: torch.device, settings: Predict | None = None) -> None:
+        self.model, self.device, self.settings = model, device, settings or Predict()
+        self.precision = chosen_precision(self.settings.precision, device)
         self._runner: FasterRCNN | None = None
+        self._programs: dict[frozenset[str], Callable[[Tensor, Tensor], Pass]] = {}
 
     @property
     def runner(self) -> FasterRCNN:
         """A copy of the model made for prediction: eval mode, batch norm folded, channels last. Made at first use.
 
-        On the CPU its convolutions are batch invariant: an image gives the same bits alone and in any batch.
+        On the CPU its convolutions are batch invariant: an image gives the same bits alone and in any batch. In half
+        precision the weights of its layers are stored so, instead of being converted at every use.
         """
         if self._runner is None:
             runner = folded(self.model)
@@ -44,6 +51,10 @@ class Eager:
                 make_steady(runner)
                 if runner.fast_rcnn is not None:
                     runner.fast_rcnn.head = steady_head(runner.fast_rcnn.head)
+            if self.precision in TYPES:
+                for layer in runner.modules():
+                    if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                        layer.to(TYPES[self.precision])
             self._runner = runner.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         assert self._runner is not None
         return self._runner
@@ -53,20 +64,41 @@ class Eager:
         """The context in which the network runs."""
         if self.precision == "float32":
             return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
+        return torch.autocast(self.device.type, TYPES[self.precision])
 
     @torch.inference_mode()
     def run(
         self, batch: Batch, proposals: Proposals | None = None, *, wanted: Collection[str] = ("proposals", "detections")
     ) -> Pass:
-        """As `Engine.run`, with every field of the record that is wanted."""
+        """As `Engine.run`: of the record only what is wanted, compiled or as a CUDA graph if the settings say so."""
+        graphs = self.settings.graphs if self.device.type == "cuda" else 0
+        if proposals is not None or not (graphs or self.settings.compile):
+            return self.record(batch, proposals, wanted=wanted)
+        asked = frozenset(wanted)
+        if asked not in self._programs:
+            program = partial(fields, self.runner, asked)
+            program = torch.compile(program, dynamic=False) if self.settings.compile else program
+            self._programs[asked] = CudaGraphs(program, graphs) if graphs else program
+        there = to_device(batch, self.device)
+        with self.autocast:
+            return self._programs[asked](there.images, there.sizes)
+
+    @torch.inference_mode()
+    def record(
+        self,
+        batch: Batch,
+        proposals: Proposals | None = None,
+        *,
+        wanted: Collection[str] = ("proposals", "rois", "detections"),
+    ) -> Pass:
+        """As `FasterRCNN.run`, with everything it computes, for losses and inspection."""
         given = None if proposals is None else to_device(proposals, self.device)
         with self.autocast:
             return self.runner.run(to_device(batch, self.device), given, wanted=wanted)
 
     @torch.inference_mode()
     def loss(self, batch: Batch, targets: Targets, seeds: Tensor, run: Pass) -> Losses:
-        """The losses of a batch, from the record of its run; `seeds` as for `FasterRCNN.keys`."""
+        """The losses of a batch, from its record; `seeds` as for `FasterRCNN.keys`."""
         batch, targets = to_device(batch, self.device), to_device(targets, self.device)
         given = run.proposals if run.rpn is None else None
         with self.autocast:
@@ -74,18 +106,21 @@ class Eager:
             return self.runner.loss(batch, targets, keys, proposals=given, run=run)
 
 
+def fields(net: FasterRCNN, wanted: Collection[str], images: Tensor, sizes: Tensor) -> Pass:
+    """The wanted ones of proposals and detections, which tell at least whether everything was finite."""
+    run = net.run(Batch(images, sizes, sizes, sizes), wanted=wanted)
+    detections = run.detections
+    if detections is None:
+        assert run.rpn is not None
+        detections = no_detections(run.rpn)
+    return Pass((), None, run.proposals if "proposals" in wanted else None, None, detections)
+
+
 def folded(model: FasterRCNN) -> FasterRCNN:
     """A copy of the model in eval mode, without gradients, with batch norm folded into the convolutions."""
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     fold_batch_norm(copied)
     return copied
-
-
-def has_bf16(device: torch.device) -> bool:
-    """Is bfloat16 faster than float32 there? On GPUs from Ampere on; older ones compute it as float32, slowly."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def choose_device(name: str) -> torch.device:

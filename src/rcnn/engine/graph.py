@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rcnn.config import Settings, dump
 from rcnn.engine.metadata import FOREIGN, FileMetadata
+from rcnn.engine.precision import chosen_precision
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.model.structures import Batch, Detections, Pass, Proposals
 from rcnn.weights.file import first_line
@@ -62,14 +63,15 @@ class GraphEngine(ABC):
     Args:
         path: the file.
         metadata: what it says about itself.
-        precision: `float32` or `bf16`.
+        precision: as `predict.precision`.
     """
 
     name: str
 
     def __init__(self, path: Path, metadata: FileMetadata, precision: str) -> None:
-        self.path, self.metadata, self.precision = path, metadata, precision
+        self.path, self.metadata = path, metadata
         self.device, self.size = torch.device("cpu"), metadata.size
+        self.precision = chosen_precision(precision, self.device)
         self.detects = metadata.settings.detects
 
     @abstractmethod
@@ -101,7 +103,7 @@ class GraphEngine(ABC):
                 f"{', '.join(fixed)}: fixed in the exported file {self.path}; export the detector again with this "
                 "setting" + (", and without a size" if self.size else "")
             )
-        precision = settings.predict.precision
+        precision = chosen_precision(settings.predict.precision, self.device)
         return self if precision == self.precision else self.at_precision(precision)
 
     def run(

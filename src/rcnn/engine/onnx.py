@@ -29,7 +29,7 @@ class OnnxEngine(GraphEngine):
     Raises:
         WeightsError: the file is missing, damaged, of another program or version, or its graph can't be run.
         UnavailableError: a WeightsError: onnx or onnxruntime is not installed.
-        SettingsError: the precision is bf16.
+        SettingsError: the precision is not float32.
     """
 
     name = "onnxruntime"

@@ -13,7 +13,7 @@ from rcnn.config.files import MB, check_regular
 from rcnn.engine import packages
 from rcnn.engine.graph import NAMES, Contents, GraphEngine
 from rcnn.engine.metadata import DIGEST, ENTRY, check_digest, read_entries
-from rcnn.errors import WeightsError
+from rcnn.errors import SettingsError, WeightsError
 from rcnn.weights.file import LARGEST, reading
 
 MOST = 200 * MB
@@ -35,6 +35,7 @@ class OpenVinoEngine(GraphEngine):
     Raises:
         WeightsError: the file is missing, damaged, of another program or version, or its graph can't be run.
         UnavailableError: a WeightsError: openvino is not installed.
+        SettingsError: the precision is fp16.
     """
 
     name = "openvino"
@@ -44,6 +45,8 @@ class OpenVinoEngine(GraphEngine):
         contents, model = read(path)
         metadata = contents.metadata
         super().__init__(path, metadata, precision or metadata.settings.predict.precision)
+        if self.precision not in PRECISIONS:
+            raise SettingsError(f"predict.precision={self.precision}: OpenVINO computes in float32 or bf16 on a CPU")
         self.check_ports(_ports(model.inputs), _ports(model.outputs))
         options = {
             "INFERENCE_PRECISION_HINT": PRECISIONS[self.precision],
@@ -76,6 +79,7 @@ def read(path: Path) -> tuple[Contents, Any]:
     Raises:
         WeightsError: the file is missing, damaged, of another program or of another version.
         UnavailableError: a WeightsError: openvino is not installed.
+        SettingsError: the precision is fp16.
     """
     package = packages.openvino()
     with reading(path, MOST, KIND), _plainly():

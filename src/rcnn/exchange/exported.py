@@ -9,12 +9,14 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+import torch
 
 from rcnn.detector import Detector
 from rcnn.engine import export, packages
 from rcnn.engine.eager import Eager
 from rcnn.engine.metadata import entries
 from rcnn.engine.parity import PIXELS, SCORE, Parity, compare
+from rcnn.engine.precision import chosen_precision
 from rcnn.errors import ExportError, SettingsError
 from rcnn.model.structures import Batch
 from rcnn.preprocess.batch import Preprocessor, Size
@@ -49,11 +51,11 @@ def write(
         ExportError: file and detector disagree.
     """
     openvino = path.suffix == ".xml"
-    if detector.settings.predict.precision == "bf16" and not openvino:
-        raise SettingsError(
-            "predict.precision=bf16: onnxruntime computes in float32; add predict.precision=float32, or export for "
-            "OpenVINO"
-        )
+    precision = chosen_precision(detector.settings.predict.precision, torch.device("cpu"))
+    if precision == "fp16" or (precision == "bf16" and not openvino):
+        what = "OpenVINO computes in float32 or bf16" if openvino else "onnxruntime computes in float32"
+        other = "" if openvino else ", or export in bf16 for OpenVINO"
+        raise SettingsError(f"predict.precision={precision}: {what}; add predict.precision=float32{other}")
     reference = Eager(detector.model, detector.device)
     for package in (packages.onnx, packages.onnxscript, packages.openvino if openvino else packages.onnxruntime):
         package()  # what is missing is told before long work starts

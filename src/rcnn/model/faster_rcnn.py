@@ -110,7 +110,7 @@ class FasterRCNN(nn.Module):
             if rpn is not None:
                 detections = detections._replace(finite=detections.finite & rpn.finite)
         elif rpn is not None and "detections" in wanted:
-            detections = detect(self.rpn, rpn, batch.sizes, self.settings.roi) if self.detects else _nothing(rpn)
+            detections = detect(self.rpn, rpn, batch.sizes, self.settings.roi) if self.detects else no_detections(rpn)
         return Pass(levels, rpn, proposals, rois, detections)
 
     def loss(
@@ -208,7 +208,7 @@ def _head(settings: Settings, channels: int) -> nn.Module:
     return FCHead(channels, roi.size, roi.hidden, roi.dropout, roi.dropout_scale)
 
 
-def _nothing(out: RPNOutput) -> Detections:
+def no_detections(out: RPNOutput) -> Detections:
     """No detections (B, 0) of an RPN alone."""
     finite = out.finite
     none = finite[:, None][:, :0]  # (B, 0)

@@ -140,7 +140,7 @@ class Finder:
         door = detector.preprocessor.at_scale(detector.settings.predict.scales[0])
         array = read_picture(path, detector.settings)
         batch = door.collate([door.resize(array)], [(array.shape[0], array.shape[1])])
-        run = detector.network.run(batch, wanted=("proposals", "rois", "detections"))
+        run = detector.network.record(batch)
         second = detector.runner.fast_rcnn
         assert second is not None
         assert run.proposals is not None

@@ -6,8 +6,8 @@ averaged: when the gradients of the first are computed, the counts of the next a
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from rcnn.config import Train
 from rcnn.data.loader import Item
-from rcnn.engine.eager import has_bf16
+from rcnn.engine.precision import has_bf16
 from rcnn.errors import TrainingError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import to_device
@@ -204,6 +204,23 @@ def seed_step(*numbers: int) -> None:
     Loaders also draw from these generators at the start of an epoch, or of the rest of one.
     """
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
+
+
+@contextmanager
+def tf32_allowed(settings: Train, device: torch.device) -> Iterator[None]:
+    """On a GPU, compute what is float32 in TF32 where its hardware has it, unless `train.amp` asks for float32."""
+    if device.type != "cuda":
+        yield
+        return
+    allowed = settings.amp != "float32"
+    products, convolutions = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(products)
+        torch.backends.cudnn.allow_tf32 = convolutions
 
 
 def uses_bf16(settings: Train, device: torch.device) -> bool:

@@ -32,7 +32,7 @@ from rcnn.training.ending import explained
 from rcnn.training.fine_tune import fine_tuning_settings
 from rcnn.training.init import Start, initialise
 from rcnn.training.log import Log, duration, memory_gb
-from rcnn.training.loop import Engine, Progress
+from rcnn.training.loop import Engine, Progress, tf32_allowed
 from rcnn.training.optim import build_optimizer
 from rcnn.training.pictures import draw_end, draw_start
 from rcnn.training.proposals import external_proposals, save_proposals
@@ -130,7 +130,7 @@ def train(
     resumed = RunFolder(resume) if resume is not None else None
     chosen = (data, config, model, overrides, options, start_from)
     settings = run_settings(resumed, options) if resumed else choose_settings(*chosen)
-    with team(settings.train.device, settings.train.batch) as crew:
+    with team(settings.train.device, settings.train.batch) as crew, tf32_allowed(settings.train, crew.device):
         console = Console() if crew.writer and not quiet else None
         train_set, val_set = _read_splits(settings, console)
         torch.manual_seed(settings.train.seed)

@@ -1,0 +1,22 @@
+"""The precision of convolutions and matrix products in a prediction."""
+
+import torch
+
+TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Half precisions by their names in the settings."""
+
+
+def chosen_precision(name: str, device: torch.device) -> str:
+    """`auto` is half precision on a GPU that is fast in it, and float32 elsewhere."""
+    if name != "auto":
+        return name
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
+        return "float32"
+    return "bf16" if has_bf16(device) else "fp16"
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Is bfloat16 faster than float32 there? On GPUs from Ampere on; older ones compute it as float32, slowly."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
