@@ -23,6 +23,8 @@ from rcnn.model.philox import uniform
 from rcnn.model.structures import Batch, Keys, Losses, Targets, take, to_device, to_host
 from rcnn.ops.operator import compiles_for
 from rcnn.presets import settings_of
+from rcnn.training.distributed import Team
+from rcnn.training.schemes import Joint
 from tests.model import tiny
 from tests.ops.test_match import scene as match_scene
 from tests.ops.test_nms import crowd
@@ -303,6 +305,22 @@ def test_memory_does_not_grow_with_the_number_of_shapes(kernels: None) -> None:
         return torch.cuda.memory_allocated()
 
     assert taken(range(100, 500)) <= 1.05 * taken(range(100))
+
+
+def test_gradients_through_nccl_are_those_without_it(tmp_path: Path) -> None:
+    """Of a group of one process, wrapped as if there were two."""
+    found = []
+    torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        for world in (1, 2):
+            net = preset("tiny-fpn").to(DEVICE)
+            loss = Team(torch.device(DEVICE, 0), 0, world).wrap(Joint(net))
+            batch, targets = (to_device(part, torch.device(DEVICE)) for part in tiny.batch(2, 96, 128))
+            sum_of(loss(batch, targets, net.keys(batch, targets, torch.tensor([1, 2])))).backward()
+            found.append(tiny.gradients(net))
+    finally:
+        torch.distributed.destroy_process_group()
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
 def test_a_training_gives_the_same_bits_twice_and_after_it_was_stopped(
