@@ -66,11 +66,16 @@ def at(threshold: float) -> int:
 
 
 def loss_charts(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> list[Markup]:
-    """A chart for each loss, of one run in training and validation, of several in validation."""
+    """A chart for each loss, of one run in training and validation, of several in validation.
+
+    Of one-stage and two-stage detectors together there is none: their losses are not the same ones.
+    """
     several = len(runs) > 1
-    one_stage = any("train_rpn_class" in row for _, rows in runs for row in rows)
+    one_stage = {any("train_rpn_class" in row for row in rows) for _, rows in runs if rows}
+    if len(one_stage) > 1:
+        return []
     drawn = []
-    for key, title in (ONE_STAGE if one_stage else LOSSES).items():
+    for key, title in (ONE_STAGE if True in one_stage else LOSSES).items():
         lines = []
         for place, (name, rows) in enumerate(runs):
             if not several:

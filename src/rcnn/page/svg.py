@@ -116,7 +116,7 @@ def _grid(axes: Axes) -> Markup:
         _, y = axes.place(axes.x[0], value)
         parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}H{:.1f}"/>').format(left, y, right))
         parts.append(Markup('<text class="tick end" x="{:.1f}" y="{:.1f}">{:g}</text>').format(left - 5, y + 4, value))
-    for value in ticks(*axes.x, whole=axes.x[1] > 2):
+    for value in ticks(*axes.x, whole=axes.x[1] > 1):
         x, _ = axes.place(value, axes.y[0])
         parts.append(Markup('<path class="grid" d="M{:.1f} {:.1f}V{:.1f}"/>').format(x, bottom, top))
         parts.append(

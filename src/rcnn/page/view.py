@@ -200,8 +200,12 @@ def _epochs(subject: Subject, planned: int) -> str:
     several: Sequence[Any] = list(stages)
     each = f" in {len(several)} stages of {planned} each" if len(several) > 1 else f" of {planned}"
     seconds = subject.rows[-1].get("seconds") if subject.rows else None
-    spent = f"; {seconds / 60:.1f} minutes of training" if isinstance(seconds, float | int) else ""
+    spent = f"; {_time(seconds)} of training" if isinstance(seconds, float | int) else ""
     return f"{len(subject.rows)}{each}{spent}"
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} seconds" if seconds < 60 else f"{seconds / 60:.1f} minutes"
 
 
 def _share(part: int, whole: int) -> str:

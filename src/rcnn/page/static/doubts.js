@@ -19,7 +19,7 @@ function show(told, stay) {
   const read = state.detects && state.done < state.pictures ? `; ${number(state.done)} of ${number(state.pictures)} pictures are looked through` : "";
   get("count").textContent = fault ? "" : `${number(waiting)} to judge${read}`;
   get("undo").disabled = !(said.right + said.wrong + said.skip);
-  get("sums").replaceChildren(...Object.entries(said).flatMap(([word, count]) => [element("dt", {}, word), element("dd", {}, number(count))]));
+  get("sums").replaceChildren(...Object.entries(said).flatMap(([word, count]) => [element("dt", {}, word === "skip" ? "skipped" : word), element("dd", {}, number(count))]));
   get("copy").replaceChildren(...copied(folder));
   if (!still) doubt = doubts[0];
   get("doubt").hidden = !doubt && get("undo").disabled;
@@ -34,7 +34,7 @@ function show(told, stay) {
 }
 
 function copied(folder) {
-  if (!folder) return ["None yet; the first right suggestion makes it."];
+  if (!folder) return ["None yet; the first suggestion that is right makes one."];
   return [element("code", {}, folder), element("br"), "Train with it: ", element("code", {}, `rcnn train ${folder}`)];
 }
 

@@ -14,6 +14,7 @@ async function open() {
   get("previous").disabled = at <= 0;
   get("next").disabled = at >= state.pictures - 1;
   get("picture").href = `/pictures/${at}`;
+  get("picture").hidden = false;
   get("opening").hidden = false;
   get("opening").textContent = "The network looks at the picture.";
   const answer = await ask(`/api/pictures/${at}/inside`);
@@ -50,6 +51,7 @@ async function start() {
   const none = state.detects ? "There are no pictures yet; drop one on the page Pictures." : "There are no pictures here: start rcnn look with a model and pictures.";
   get("opening").textContent = state.pictures ? "" : none;
   if (!state.pictures) return;
+  document.querySelector(".steps").hidden = false;
   addEventListener("popstate", () => place() !== shown && open());
   addEventListener("keydown", key);
   get("previous").addEventListener("click", () => step(-1));

@@ -60,7 +60,9 @@ async function choose() {
   const all = places.length === pictures ? "" : ` of ${pictures.toLocaleString("en")}`;
   const predicted = state.detects && done < pictures ? `; ${done.toLocaleString("en")} predicted so far` : "";
   const none = state.detects ? "No pictures yet: drop one here." : "No pictures: start rcnn look with a run, a data set or a folder.";
-  get("count").textContent = !pictures ? none : `${places.length.toLocaleString("en")}${all} pictures${predicted}`;
+  get("count").textContent = pictures ? `${places.length.toLocaleString("en")}${all} ${pictures === 1 ? "picture" : "pictures"}${predicted}` : "";
+  get("none").hidden = places.length > 0;
+  get("none").textContent = pictures ? `No picture${predicted && chosen.mistake ? " that has been predicted" : ""} has what the filters ask for.` : none;
 }
 
 function filters() {

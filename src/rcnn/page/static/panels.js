@@ -19,8 +19,8 @@ function table(name, headings, rows) {
   return element("table", { "aria-label": name }, element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...lines));
 }
 
-function button(text, act) {
-  const made = element("button", { type: "button" }, text);
+function button(text, act, pressed = null) {
+  const made = element("button", { type: "button", "aria-pressed": pressed }, text);
   made.addEventListener("click", act);
   return made;
 }
@@ -97,7 +97,7 @@ export function suppression(insides, state, change) {
 export function detections(insides, state, change) {
   const all = insides.detections;
   if (!all) return { groups: [], tags: [], parts: [element("p", { class: "note" }, "This model has no second stage (roi.head=none): it only proposes boxes.")] };
-  const chosen = all[state.detection], rows = all.map((one, index) => [button(one.name, () => change({ detection: index })), share(one.score)]);
+  const chosen = all[state.detection], rows = all.map((one, index) => [button(one.name, () => change({ detection: index }), String(one === chosen)), share(one.score)]);
   const parts = [element("div", { class: "scroll short", tabindex: "0", role: "region", "aria-label": "Detections" }, table("Detections", [["detection", "detections"], ["score", "score"]], rows))];
   if (!all.length) parts.unshift(element("p", { class: "note" }, "Nothing was detected from the score threshold on."));
   if (!chosen) {
@@ -108,13 +108,13 @@ export function detections(insides, state, change) {
   const ious = chosen.iou ?? [];
   const headings = [["box", ""], ["size", "size"], ["probability", "objectness"], ...(chosen.iou ? [["IoU", "iou"]] : [])];
   const line = (kind, text, box, value, iou) => [element("span", {}, swatch(kind), ` ${text}`), extent(box), value, ...(chosen.iou ? [share(iou)] : [])];
-  const way = table("Its way", headings, [
+  const way = table("From anchor to detection", headings, [
     line("final", "detection", chosen.box, told("span", "score", share(chosen.score)), ious[2]),
     line("proposal", "proposal", proposal, share(insides.probability(chosen.anchor)), ious[1]),
     line("origin", "anchor", anchor, "", ious[0]),
   ]);
   parts.push(
-    element("h2", {}, `The way of ${chosen.name}`), element("div", { class: "scroll" }, way),
+    element("h2", {}, `From anchor to detection: ${chosen.name}`), element("div", { class: "scroll" }, way),
     facts(["proposal", "rank", `number ${insides.ranks.get(chosen.anchor)} of ${number(insides.proposals.length)}`],
       ["anchor", "which", String(place.which)], ["cell", "cell", `row ${place.row}, column ${place.column}`],
       ["level", "level", `stride ${insides.levels[place.level].stride}`]),
@@ -133,7 +133,7 @@ export function objects(insides, state, change) {
   const order = all.map((_, index) => index).sort((one, other) => Boolean(all[other].stage) - Boolean(all[one].stage)); // lost ones first
   const rows = order.map((index) => {
     const { name, stage, where } = all[index];
-    return [button(name, () => change({ object: index })), element("b", { class: where === "found" ? "right" : stage ? "lost" : "" }, stage || where)];
+    return [button(name, () => change({ object: index }), String(index === state.object)), element("b", { class: where === "found" ? "right" : stage ? "lost" : "" }, stage || where)];
   });
   const list = table("Objects", [["object", "objects"], ["stage", "stage"]], rows);
   const parts = [element("div", { class: "scroll short", tabindex: "0", role: "region", "aria-label": "Objects" }, list)];

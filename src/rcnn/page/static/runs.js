@@ -28,7 +28,7 @@ function draw() {
   get("opening").hidden = rows.length > 0;
   get("opening").textContent = folder ? `There is no run in ${folder} yet; one appears here when it starts.` : "There are no runs here: rcnn train makes one in runs/train. Start rcnn look with it, or where that folder is.";
   get("runs").parentElement.hidden = !rows.length;
-  get("count").textContent = rows.length ? `${rows.length.toLocaleString("en")} in ${folder}` : "";
+  get("count").textContent = rows.length ? `${rows.length.toLocaleString("en")} ${rows.length === 1 ? "run" : "runs"} in ${folder}` : "";
   const held = document.activeElement?.dataset?.run;
   get("runs").querySelector("tbody").replaceChildren(...rows.map((row) => line(row, runs.includes(row.run))));
   if (held) get("runs").querySelector(`[data-run="${held}"]`)?.focus();
