@@ -177,7 +177,8 @@ class Api:
                 walk = album.network.submit(follow, album.detector, array, picture.truth).result()
                 told |= inside(walk, album.settings.rpn) | {"fault": ""}
             except (SettingsError, NonFiniteError) as error:
-                told["fault"] = printable(str(error))
+                reason = printable(str(error)).replace("`", "")
+                told["fault"] = f"{reason[:1].upper()}{reason[1:]}."
             except (ImageError, OSError) as error:
                 told["fault"] = album.told(place, error)
         return JSONResponse(told)

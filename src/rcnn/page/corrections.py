@@ -60,7 +60,7 @@ class Corrections:
         if album.finder is None:
             return "This model only proposes boxes; it takes one that tells classes to doubt labels."
         if not album.sets:
-            return "These pictures have no labels; start rcnn look with a data set."
+            return "There are no labels here; start rcnn look with a data set."
         return ""
 
     def told(self, first: Key | None = None) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import base64
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -117,8 +117,7 @@ def confusion(scores: Scores) -> dict[str, Any]:
     if size > MOST_CONFUSED:
         wrong = sorted((item for item in cells.items() if item[0][0] != item[0][1]), key=lambda item: -item[1])
         known = [item for item in wrong if set(item[0]) <= set(names)][:CONFUSIONS]
-        said = names | {size: "missed"}
-        return {"pairs": [(names[row], said[column], number) for (row, column), number in known]}
+        return {"pairs": [(_confused(row, column, size, names), number) for (row, column), number in known]}
     rows = []
     for row in range(size + 1):
         numbers = [cells.get((row, column), 0) for column in range(size + 1)]
@@ -126,6 +125,14 @@ def confusion(scores: Scores) -> dict[str, Any]:
         shades = [round(10 * number / whole) for number in numbers]
         rows.append((names.get(row, "?"), list(zip(numbers, shades, strict=True))))
     return {"columns": [*(names.get(label, "?") for label in range(size)), "missed"], "rows": rows}
+
+
+def _confused(row: int, column: int, size: int, names: Mapping[int, str]) -> str:
+    """What is there and what the detector says, in words."""
+    if column == size:
+        return f"{short(names[row])} missed"
+    said = short(names[column])
+    return f"{said} where nothing is" if row == size else f"{short(names[row])} taken for {said}"
 
 
 def funnel(answer: Funnel) -> dict[str, Any]:
@@ -205,7 +212,7 @@ def _epochs(subject: Subject, planned: int) -> str:
 
 
 def _time(seconds: float) -> str:
-    return f"{seconds:.0f} seconds" if seconds < 60 else f"{seconds / 60:.1f} minutes"
+    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} minutes"
 
 
 def _share(part: int, whole: int) -> str:

@@ -24,13 +24,18 @@ function show(told, stay) {
   if (!still) doubt = doubts[0];
   get("doubt").hidden = !doubt && get("undo").disabled;
   get("opening").hidden = Boolean(doubt);
-  get("opening").textContent = fault || (read ? "No doubts so far; more pictures are being looked through." : "There is nothing to judge any more: no other label is doubted.");
+  get("opening").textContent = fault || none(read, get("undo").disabled);
   for (const word of Object.values(KEYS)) get(word).disabled = !doubt;
   if (!doubt) {
     stage.clear();
     get("says").textContent = "";
     get("facts").replaceChildren();
   } else if (!still) draw();
+}
+
+function none(read, nothingSaid) {
+  if (read) return "No doubts so far; more pictures are being looked through.";
+  return nothingSaid ? "There is nothing to judge: the detector doubts no label." : "There is nothing to judge any more: no other label is doubted.";
 }
 
 function copied(folder) {

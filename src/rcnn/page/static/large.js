@@ -112,6 +112,7 @@ export class Large {
     this.stage.layers(shown, tags.map(([, tag]) => tag));
     const head = ["class", "score", ""].map((text) => element("th", { scope: "col" }, text || "what"));
     get("boxes").replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows.map(([, row]) => row)));
+    get("boxes").hidden = !rows.length;
     this.legend();
   }
 

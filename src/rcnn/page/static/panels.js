@@ -98,8 +98,8 @@ export function detections(insides, state, change) {
   const all = insides.detections;
   if (!all) return { groups: [], tags: [], parts: [element("p", { class: "note" }, "This model has no second stage (roi.head=none): it only proposes boxes.")] };
   const chosen = all[state.detection], rows = all.map((one, index) => [button(one.name, () => change({ detection: index }), String(one === chosen)), share(one.score)]);
-  const parts = [element("div", { class: "scroll short", tabindex: "0", role: "region", "aria-label": "Detections" }, table("Detections", [["detection", "detections"], ["score", "score"]], rows))];
-  if (!all.length) parts.unshift(element("p", { class: "note" }, "Nothing was detected from the score threshold on."));
+  const list = () => element("div", { class: "scroll short", tabindex: "0", role: "region", "aria-label": "Detections" }, table("Detections", [["detection", "detections"], ["score", "score"]], rows));
+  const parts = [all.length ? list() : element("p", { class: "note" }, "Nothing was detected from the score threshold on.")];
   if (!chosen) {
     const groups = all.map((one) => frame(one.box, `plain kind-${one.label % 12}`));
     return { groups, tags: all.map((one) => tag(one.box, `${one.name.slice(0, 40)} ${one.score.toFixed(2)}`)), parts };
