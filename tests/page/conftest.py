@@ -30,6 +30,7 @@ from rcnn.page.runs import Runs
 from rcnn.page.scores import Scored
 from rcnn.page.server import application
 from rcnn.page.thumbnails import Thumbnails
+from rcnn.page.verdicts import Verdicts
 from rcnn.presets import build, settings_of
 
 PLAIN = ("circle", "square", "star")
@@ -178,7 +179,7 @@ def guarded(
         log,
         thumbnails=Thumbnails(folder / "cache"),
         dropped=dropped,
-        corrections=Corrections(album, lambda: fresh_folder(folder / "copy")),
+        corrections=Corrections(album, lambda: fresh_folder(folder / "copy"), Verdicts(folder / "verdicts")),
         runs=Runs(runs),
     )
 

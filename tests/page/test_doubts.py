@@ -64,14 +64,18 @@ def data_of(folder: Path, names: tuple[str, ...]) -> Path:
     return folder
 
 
-@pytest.fixture
-def album(looked: Looked, tmp_path: Path) -> Album:
+def doubted(looked: Looked, folder: Path) -> Album:
     """The first and the last image have faults, as the detections of `SEEN` tell."""
-    album = Album(lambda: looked.detector, data_of(tmp_path / "data", HOSTILE))
+    album = Album(lambda: looked.detector, data_of(folder / "data", HOSTILE))
     album.open()
     for place, seen in enumerate((SEEN, SEEN[:1], SEEN)):
         album.found[place] = judged(told_by(seen), album.pictures[place].truth)
     return album
+
+
+@pytest.fixture
+def album(looked: Looked, tmp_path: Path) -> Album:
+    return doubted(looked, tmp_path)
 
 
 class Desk(NamedTuple):

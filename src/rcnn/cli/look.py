@@ -56,6 +56,7 @@ def look(
     from rcnn.cli.files import fresh_folder
     from rcnn.page.album import Album
     from rcnn.page.corrections import Corrections
+    from rcnn.page.verdicts import Verdicts
 
     load, data, runs = _subjects(words, device)
     place = server.bind(host, port)
@@ -69,7 +70,7 @@ def look(
             screen.say,
             thumbnails=Thumbnails(cache_folder("thumbnails")),
             dropped=Path(folder),
-            corrections=Corrections(album, lambda: fresh_folder(copy)),
+            corrections=Corrections(album, lambda: fresh_folder(copy), Verdicts(cache_folder("verdicts"))),
             runs=runs,
         )
         album.start()

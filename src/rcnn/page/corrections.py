@@ -15,9 +15,10 @@ from rcnn.errors import printable
 from rcnn.insight.labels import DOUBTS, Doubt, corrected, find_doubts
 from rcnn.metrics.types import Truth
 from rcnn.page.album import Album
+from rcnn.page.verdicts import KEPT, Verdict, Verdicts
 from rcnn.weights.file import atomic_write
 
-VERDICTS = ("right", "wrong", "skip")
+VERDICTS = ("right", *KEPT)
 """What may be said of a doubt: only a right one changes the copy."""
 
 MOST = 20
@@ -34,18 +35,24 @@ class Key(NamedTuple):
     detection: int
 
 
+Said = dict[Key, tuple[str, Doubt]]
+"""Verdicts and what they were said of, newest last."""
+
+
 class Corrections:
     """What was said of the doubts of an album, newest last.
 
     Args:
         album: whose labels are doubted.
         make: makes the folder of the copy, when the first doubt is found right.
+        verdicts: keeps what is wrong or skipped.
     """
 
-    def __init__(self, album: Album, make: Callable[[], Path]) -> None:
-        self.album, self._make = album, make
+    def __init__(self, album: Album, make: Callable[[], Path], verdicts: Verdicts) -> None:
+        self.album, self._make, self._verdicts = album, make, verdicts
         self.folder: Path | None = None
-        self._said: dict[Key, tuple[str, Doubt]] = {}
+        self._earlier: list[Verdict] | None = None
+        self._said: Said = {}
         self._found: dict[Key, Doubt] = {}
         self._told: dict[Key, Doubt] = {}
         self._done, self._again = -1, 0.0
@@ -70,7 +77,8 @@ class Corrections:
             first: told first, if it is among them.
         """
         with self._lock:
-            waiting = {key: doubt for key, doubt in self._find().items() if key not in self._said}
+            waiting = self._waiting()
+            words = [*(verdict for verdict, _ in self._said.values()), *(one.verdict for one in self._before())]
             order = sorted(list(waiting)[:MOST], key=lambda key: key != first)
             if first in waiting and first not in order:
                 order = [first, *order]
@@ -79,7 +87,8 @@ class Corrections:
                 "fault": self.fault,
                 "doubts": [self._doubt(key, waiting[key]) for key in order],
                 "waiting": len(waiting),
-                "said": {word: sum(verdict == word for verdict, _ in self._said.values()) for word in VERDICTS},
+                "said": {word: words.count(word) for word in VERDICTS},
+                "note": self._verdicts.note,
                 "folder": printable(str(self.folder)) if self.folder else "",
             }
 
@@ -97,14 +106,20 @@ class Corrections:
             self._keep(before, key.place)
 
     def undo(self) -> Key | None:
-        """Take back what was said last, in the copy too; None if nothing was said.
+        """Take back what was said last, in the copy too, and when all of today is, what was wrong or skipped before.
+
+        Returns:
+            The doubt; None if the detector has not come to it today.
 
         Raises:
+            LookupError: nothing was said.
             OSError: the copy can't be written; then nothing is taken back.
         """
         with self._lock:
             if not self._said:
-                return None
+                verdict = self._before().pop()
+                self._verdicts.change([verdict], [])
+                return next((key for key, doubt in self._find().items() if self._settled(key, doubt, [verdict])), None)
             before = dict(self._said)
             key, _ = self._said.popitem()
             self._keep(before, key.place)
@@ -121,6 +136,31 @@ class Corrections:
             self._found = {Key(places[doubt.image], doubt.detection): doubt for doubt in doubts}
             self._done, self._again = len(places), now + REST * (time.monotonic() - now)
         return self._found
+
+    def _before(self) -> list[Verdict]:
+        """What was said on other days of the pictures with labels, oldest first."""
+        if self._earlier is None:
+            paths = [picture.path for picture in self.album.pictures if picture.truth is not None]
+            self._earlier = self._verdicts.open(paths) if paths else []
+        return self._earlier
+
+    def _waiting(self) -> dict[Key, Doubt]:
+        """The doubts that nothing was said of, in the order in which they are told."""
+        before = defaultdict[str, list[Verdict]](list)
+        for verdict in self._before():
+            before[verdict.picture].append(verdict)
+        found = {key: doubt for key, doubt in self._find().items() if key not in self._said}
+        if not before:
+            return found
+        return {key: doubt for key, doubt in found.items() if not self._settled(key, doubt, before[self._path(key)])}
+
+    def _settled(self, key: Key, doubt: Doubt, verdicts: Sequence[Verdict]) -> bool:
+        """Was one of these verdicts said of a doubt?"""
+        path, name = self._path(key), self.album.names[doubt.label]
+        return any(verdict.picture == path and verdict.settles(doubt, name) for verdict in verdicts)
+
+    def _path(self, key: Key) -> str:
+        return abspath(self.album.pictures[key.place].path)
 
     def _doubt(self, key: Key, doubt: Doubt) -> dict[str, Any]:
         """A doubt with its picture, and the labels of that as they are in the copy."""
@@ -158,18 +198,29 @@ class Corrections:
     def _labels(self, record: Record, right: Sequence[Doubt]) -> Truth:
         return corrected(Truth(record.boxes, record.labels, record.ignore), right, record.size)
 
-    def _keep(self, before: dict[Key, tuple[str, Doubt]], place: int) -> None:
-        """Write the list of a picture, and at first all others, if what is right differs from before."""
-        changed = [[key for key, (verdict, _) in said.items() if verdict == "right"] for said in (before, self._said)]
-        if changed[0] == changed[1]:
-            return
-        try:
-            folder = self.folder or self._make()
-            self._write(folder, place if self.folder else None)
-        except BaseException:
-            self._said = before
-            raise
-        self.folder = folder
+    def _keep(self, before: Said, place: int) -> None:
+        """Write what differs from before: the list of a picture, and at first all others, and the other verdicts."""
+        right = [[key for key, (verdict, _) in said.items() if verdict == "right"] for said in (before, self._said)]
+        if right[0] != right[1]:
+            try:
+                folder = self.folder or self._make()
+                self._write(folder, place if self.folder else None)
+            except BaseException:
+                self._said = before
+                raise
+            self.folder = folder
+        was, now = dict.fromkeys(self._others(before)), dict.fromkeys(self._others(self._said))
+        if was != now:
+            self._verdicts.change([one for one in was if one not in now], [one for one in now if one not in was])
+
+    def _others(self, said: Said) -> list[Verdict]:
+        """What is wrong or skipped, as it is kept."""
+        names = self.album.names
+        return [
+            Verdict(self._path(key), doubt.kind, names[doubt.label], tuple(doubt.box.tolist()), verdict)
+            for key, (verdict, doubt) in said.items()
+            if verdict in KEPT
+        ]
 
     def _write(self, folder: Path, place: int | None) -> None:
         """Write the annotations of the list that a picture is in, or of all lists."""

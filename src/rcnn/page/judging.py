@@ -58,12 +58,13 @@ class Judging:
 
     def undo(self, request: Request) -> Response:
         """Take back what was said last; its doubt is told first."""
+        self._ready()
         try:
             key = self.corrections.undo()
+        except LookupError:
+            raise HTTPException(409, "There is nothing to take back.") from None
         except (OSError, UnicodeEncodeError) as error:
             raise self._unwritten(error) from None
-        if key is None:
-            raise HTTPException(409, "There is nothing to take back.")
         return self._told(key)
 
     def _say(self, key: Key, verdict: str) -> Response:
@@ -76,9 +77,12 @@ class Judging:
         return self._told(None)
 
     def _told(self, first: Key | None) -> Response:
+        self._ready()
+        return JSONResponse(self.corrections.told(first))
+
+    def _ready(self) -> None:
         if not self.corrections.album.ready:
             raise HTTPException(409, "The pictures are still being read.")
-        return JSONResponse(self.corrections.told(first))
 
     def _unwritten(self, error: Exception) -> HTTPException:
         return HTTPException(507, printable(f"The copy can't be written, so nothing has changed: {error}"))

@@ -14,12 +14,14 @@ const same = (one, other) => one && other && one.place === other.place && one.de
 
 /** Show what the server tells; the suggestion that is being looked at stays, as long as nobody has judged it. */
 function show(told, stay) {
-  const { doubts, waiting, said, fault, folder } = told;
+  const { doubts, waiting, said, fault, folder, note } = told;
   const still = stay && same(doubts[0], doubt);
   const read = state.detects && state.done < state.pictures ? `; ${number(state.done)} of ${number(state.pictures)} pictures are looked through` : "";
   get("count").textContent = fault ? "" : `${number(waiting)} to judge${read}`;
   get("undo").disabled = !(said.right + said.wrong + said.skip);
   get("sums").replaceChildren(...Object.entries(said).flatMap(([word, count]) => [element("dt", {}, word === "skip" ? "skipped" : word), element("dd", {}, number(count))]));
+  get("note").textContent = note;
+  get("note").hidden = !note;
   get("copy").replaceChildren(...copied(folder));
   if (!still) doubt = doubts[0];
   get("doubt").hidden = !doubt && get("undo").disabled;
