@@ -196,3 +196,23 @@ def test_a_server_that_has_gone_is_told_of(browser: Any, looked: Looked, tmp_pat
     stop(served)
     page.wait_for_selector("#gone:not([hidden])")
     context.close()
+
+
+def test_the_boxes_follow_a_slider_that_is_dragged(looked: Looked, show: Open) -> None:
+    """One question at a time, however fast the slider moves, and the last value counts."""
+    page = show("/pictures/1?score=0.05")
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.evaluate(
+        """async () => {
+          const input = [...document.querySelectorAll("#sliders input")].at(-1);
+          for (let value = 10; value <= 90; value++) {
+            input.value = value / 100;
+            input.dispatchEvent(new Event("input", { bubbles: true }));
+            if (value % 10 === 0) await new Promise((go) => setTimeout(go, 10));
+          }
+        }"""
+    )
+    wanted = [str(number) for number in expected(looked, 1, 0.05, 0.9)]
+    until(page.locator("#layers .number")).to_have_text([*wanted, str(len(looked.album.pictures[1].truth.boxes))])
+    assert len([url for url in asked if "nms=" in url]) <= 11

@@ -56,8 +56,8 @@ def greedy(overlap: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
     matches = np.full(len(scores), -1)
     if overlap.shape[1] == 0:
         return matches
-    free = overlap.copy()
-    for row in best_first(scores):
+    free, order = overlap.copy(), best_first(scores)
+    for row in order[overlap.max(axis=1)[order] >= iou]:  # the others take none
         column = free[row].argmax()
         if free[row, column] >= iou:
             matches[row] = column

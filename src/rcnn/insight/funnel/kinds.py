@@ -144,5 +144,11 @@ def matched(truth: Truth, prediction: Prediction, iou: float, score: float) -> t
 
 def size_of(box: np.ndarray) -> str:
     """small, medium or large, by the area of a box (4,) in pixels of the file."""
-    covered = float(area(box.astype(np.float64)))
-    return next(name for name, (low, high) in SIZES.items() if low <= covered < high)
+    return sizes_of(box[None])[0]
+
+
+def sizes_of(boxes: np.ndarray) -> list[str]:
+    """The same of boxes (n, 4)."""
+    names, least = list(SIZES), [low for low, _ in SIZES.values()]
+    places = np.searchsorted(least, area(boxes.astype(np.float64)), side="right") - 1
+    return [names[place] for place in places.tolist()]

@@ -15,7 +15,7 @@ from rcnn.data.loader import Loader
 from rcnn.data.windows import cut_into_views
 from rcnn.detector import Detector
 from rcnn.errors import DataError, SettingsError
-from rcnn.insight.funnel.kinds import TOUCHES, Alarm, Outcome, Rules, Why, matched, size_of
+from rcnn.insight.funnel.kinds import TOUCHES, Alarm, Outcome, Rules, Why, sizes_of
 from rcnn.insight.funnel.stages import ImageTrace, need_stages, trace_images
 from rcnn.insight.funnel.trace import Fate, explain, where_lost
 from rcnn.metrics.overlap import box_iou, match
@@ -130,10 +130,11 @@ def find_alarms(truths: Sequence[Truth], predictions: Sequence[Prediction], iou:
     alarms: list[Alarm] = []
     right = defaultdict[int, list[float]](list)
     for image, (truth, prediction) in enumerate(zip(truths, predictions, strict=True)):
-        _, hits = matched(truth, prediction, iou, score)
-        for at in hits.tolist():
+        shown = np.flatnonzero(prediction.scores >= np.float32(score))
+        taken, ignored = match(truth, Prediction(*(field[shown] for field in prediction)), iou)
+        for at in shown[taken >= 0].tolist():
             right[int(prediction.labels[at])].append(float(prediction.scores[at]))
-        alarms += _alarms_of(image, truth, prediction, iou, score)
+        alarms += _alarms_of(image, truth, prediction, shown[(taken < 0) & ~ignored], iou)
     medians = {label: float(np.median(scores)) for label, scores in right.items()}
     return [
         alarm._replace(kind="missing_label")
@@ -143,17 +144,16 @@ def find_alarms(truths: Sequence[Truth], predictions: Sequence[Prediction], iou:
     ]
 
 
-def _alarms_of(image: int, truth: Truth, prediction: Prediction, iou: float, score: float) -> list[Alarm]:
-    shown = np.flatnonzero(prediction.scores >= np.float32(score))
-    taken, ignored = match(truth, Prediction(*(field[shown] for field in prediction)), iou)
-    wrong = shown[(taken < 0) & ~ignored]
+def _alarms_of(image: int, truth: Truth, prediction: Prediction, wrong: np.ndarray, iou: float) -> list[Alarm]:
+    """The kinds of the detections that are wrong, which are told by their places."""
     boxes, labels = prediction.boxes[wrong], prediction.labels[wrong]
     overlap = np.pad(box_iou(boxes, truth.boxes), ((0, 0), (0, 1)))  # one object at least
     of_class = np.pad(truth.labels == labels[:, None], ((0, 0), (0, 1)))
     same_class, other_class = (overlap * of_class).argmax(axis=1), (overlap * ~of_class).argmax(axis=1)
-    columns = (wrong, labels, same_class, other_class, overlap.max(axis=1))
+    columns = (wrong, labels, prediction.scores[wrong], same_class, other_class, overlap.max(axis=1))
+    rows = zip(sizes_of(boxes), *(column.tolist() for column in columns), strict=True)
     alarms = []
-    for row, (at, label, same, other, most) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+    for row, (size, at, label, score, same, other, most) in enumerate(rows):
         kind, about = "background", -1
         if of_class[row, same] and overlap[row, same] >= iou:
             kind, about = "duplicate", same
@@ -161,6 +161,5 @@ def _alarms_of(image: int, truth: Truth, prediction: Prediction, iou: float, sco
             kind, about = "wrong_class", other
         elif of_class[row, same] and overlap[row, same] >= TOUCHES:
             kind, about = "bad_box", same
-        score_of, size = float(prediction.scores[at]), size_of(boxes[row])
-        alarms.append(Alarm(image, at, label, size, kind, score_of, about, most))
+        alarms.append(Alarm(image, at, label, size, kind, score, about, most))
     return alarms

@@ -15,7 +15,7 @@ export async function ask(path, query = {}, options = {}) {
   try {
     response = await fetch(`${path}?${words}`, options);
   } catch (error) {
-    if (error.name !== "AbortError") reached(false);
+    reached(false);
     throw error;
   }
   reached(true);

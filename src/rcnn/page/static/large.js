@@ -42,7 +42,7 @@ export class Large {
     this.score = score;
     this.sliders();
     this.place = place;
-    const picture = await ask(`/api/pictures/${place}`, { nms: this.nms });
+    const { nms } = this, picture = await ask(`/api/pictures/${place}`, { nms });
     if (this.place !== place) return; // another one was opened meanwhile
     this.picture = picture;
     get("name").textContent = picture.name;
@@ -51,21 +51,25 @@ export class Large {
     document.title = `${picture.name}: rcnn look`;
     this.stage.picture(`/api/pictures/${place}/image?run=${this.state.run}`, picture.width ?? 320, picture.height ?? 240, picture.name);
     this.draw();
+    if (this.nms !== nms) this.suppress(this.nms);
   }
 
-  /** Ask for the detections at another threshold of NMS; of several questions the last answer counts. */
+  /** Ask for the detections at another threshold of NMS: one question at a time, so that they follow a slider that is dragged. */
   async suppress(nms) {
     this.nms = nms;
-    this.asking?.abort();
-    this.asking = new AbortController();
-    const { place } = this;
+    if (this.asking) return; // after its answer comes the next question
+    this.asking = true;
     try {
-      const picture = await ask(`/api/pictures/${place}`, { nms }, { signal: this.asking.signal });
-      if (this.place !== place || this.nms !== nms) return;
-      this.picture = picture;
-      this.draw();
-    } catch (error) {
-      if (error.name !== "AbortError") throw error;
+      for (let asked = null; asked !== this.nms && this.place !== undefined; ) {
+        const { place } = this;
+        asked = this.nms;
+        const picture = await ask(`/api/pictures/${place}`, { nms: asked });
+        if (this.place !== place) continue; // another one was opened meanwhile
+        this.picture = picture;
+        this.draw();
+      }
+    } finally {
+      this.asking = false;
     }
   }
 
