@@ -46,7 +46,7 @@ MOVE = """async ([name, value]) => {
   const input = labels.find((one) => one.textContent.includes(name)).querySelector("input");
   const drawn = new Promise((done) => {
     const observer = new MutationObserver(() => done(observer.disconnect()));
-    observer.observe(document.querySelector("#stage svg"), { childList: true, subtree: true });
+    observer.observe(document.querySelector("#layers"), { childList: true }); // counts, with every drawing
   });
   const start = performance.now();
   input.value = value;

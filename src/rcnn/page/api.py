@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-import numpy as np
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
@@ -160,11 +159,10 @@ class Api:
         found = judged(Prediction(result.boxes, result.scores, result.labels), picture.truth)
         if nms is None:
             album.found.setdefault(place, found)
-        boxes = found.prediction.boxes.astype(np.float64).round(2)  # most of the answer is digits
-        columns = [column.tolist() for column in (boxes, *found.prediction[1:], found.matched, found.ignored)]
+        columns = (*(column.tolist() for column in (*found.prediction, found.matched, found.ignored)), found.kinds)
         return [
             {"box": box, "score": score, "label": label, "object": taken, "ignored": ignored, "kind": kind}
-            for box, score, label, taken, ignored, kind in zip(*columns, found.kinds, strict=True)
+            for box, score, label, taken, ignored, kind in zip(*columns, strict=True)
         ]
 
     def inside(self, request: Request) -> Response:

@@ -18,6 +18,17 @@ function filled(made, attributes, children) {
   return made;
 }
 
+/** Give an element these children; those that it has already stay in the page, which spares their layout. */
+export function settle(parent, children) {
+  const wanted = new Set(children);
+  for (const child of [...parent.children]) if (!wanted.has(child)) child.remove();
+  let at = parent.firstElementChild;
+  for (const child of children) {
+    if (child === at) at = at.nextElementSibling;
+    else parent.insertBefore(child, at);
+  }
+}
+
 /** A slider with its name and value; `moved` is called with the number. */
 export function slider(name, least, most, step, value, moved, shown = (number) => number.toFixed(3)) {
   const input = element("input", { type: "range", min: least, max: most, step, value });

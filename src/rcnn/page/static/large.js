@@ -1,7 +1,7 @@
 // One picture large: truth and detections as layers, sliders for score and NMS, zoom.
 
 import { ask } from "./api.js";
-import { drawn, element, slider } from "./dom.js";
+import { drawn, element, settle, slider } from "./dom.js";
 import { Stage } from "./stage.js";
 
 const LAYERS = { right: "right", wrong: "wrong", lost: "lost", truth: "truth", plain: "detections" };
@@ -16,6 +16,7 @@ export class Large {
     this.score = state.threshold;
     this.nms = state.nms;
     this.stage = new Stage(get("stage"));
+    this.made = new Map(); // what is shown of each box, for the next time
     this.moved = moved;
     for (const [id, factor] of [["closer", 0.7], ["farther", 1 / 0.7]]) {
       get(id).addEventListener("click", () => this.stage.zoom(factor));
@@ -98,26 +99,35 @@ export class Large {
     if (!this.picture) return;
     this.boxes = this.sort();
     if (!this.picture.detections) this.hidden.delete("truth");
-    const shown = [], rows = [], tags = [];
+    const shown = [], rows = [], tags = [], made = new Map();
     for (const layer of ["truth", "right", "plain", "lost", "wrong"]) {
       for (const one of this.hidden.has(layer) ? [] : this.boxes[layer] ?? []) {
-        const row = this.row(layer, one), group = this.box(layer, one);
-        const point = (on) => [row, ...group.querySelectorAll("rect")].forEach((part) => part.classList.toggle("pointed", on));
-        for (const part of [row, group]) {
-          part.addEventListener("pointerenter", () => point(true));
-          part.addEventListener("pointerleave", () => point(false));
-        }
+        let name = JSON.stringify([this.place, layer, one]);
+        while (made.has(name)) name += " again";
+        const { row, group, tag } = this.made.get(name) ?? this.make(layer, one);
+        made.set(name, { row, group, tag });
         shown.push(group);
-        tags.push([["wrong", "lost", "plain", "right", "truth"].indexOf(layer), this.tag(layer, one)]);
+        tags.push([["wrong", "lost", "plain", "right", "truth"].indexOf(layer), tag]);
         rows.push([["wrong", "lost", "right", "plain", "truth"].indexOf(layer), row]);
       }
     }
+    this.made = made;
     for (const list of [rows, tags]) list.sort(([one], [other]) => one - other);
     this.stage.layers(shown, tags.map(([, tag]) => tag));
-    const head = ["class", "score", ""].map((text) => element("th", { scope: "col" }, text || "what"));
-    get("boxes").replaceChildren(element("thead", {}, element("tr", {}, ...head)), element("tbody", {}, ...rows.map(([, row]) => row)));
+    settle(get("boxes").tBodies[0], rows.map(([, row]) => row));
     get("boxes").hidden = !rows.length;
     this.legend();
+  }
+
+  /** What shows a box: its row of the table, its frame and its tag. */
+  make(layer, one) {
+    const row = this.row(layer, one), group = this.box(layer, one);
+    const point = (on) => [row, ...group.querySelectorAll("rect")].forEach((part) => part.classList.toggle("pointed", on));
+    for (const part of [row, group]) {
+      part.addEventListener("pointerenter", () => point(true));
+      part.addEventListener("pointerleave", () => point(false));
+    }
+    return { row, group, tag: this.tag(layer, one) };
   }
 
   row(layer, one) {

@@ -1,7 +1,7 @@
 // A picture that is zoomed by its view box: wheel, buttons, keys, and dragging. `pointed` and `picked`, if they are set,
 // are called with a point of the picture.
 
-import { drawn } from "./dom.js";
+import { drawn, settle } from "./dom.js";
 
 export class Stage {
   constructor(place) {
@@ -29,7 +29,10 @@ export class Stage {
         place.classList.remove("held");
       });
     }
-    new ResizeObserver(() => this.view && this.look()).observe(place);
+    new ResizeObserver(([{ contentRect }]) => {
+      this.room = contentRect;
+      if (this.view) this.look();
+    }).observe(place);
   }
 
   /** Show a picture of this size, in pixels of its file. */
@@ -42,8 +45,8 @@ export class Stage {
 
   /** Show boxes, and tags on top of them; the first tags have the choice of room. */
   layers(groups, tags) {
-    this.boxes.replaceChildren(...groups);
-    this.tags.replaceChildren(...tags);
+    settle(this.boxes, groups);
+    settle(this.tags, tags);
     this.letters();
   }
 
@@ -111,8 +114,8 @@ export class Stage {
 
   /** Tags keep their size on the screen, stay inside the picture, and are left out where there is no room. */
   letters() {
-    const scale = this.svg.getScreenCTM()?.a;
-    if (!scale) return;
+    if (!this.room?.width || !this.view) return;
+    const scale = Math.min(this.room.width / this.view[2], this.room.height / this.view[3]); // asking the page would lay it out
     const size = 13 / scale, taken = [];
     for (const tag of this.tags.children) {
       const [left, top] = [Number(tag.dataset.x), Number(tag.dataset.y)];
@@ -122,7 +125,9 @@ export class Stage {
       tag.toggleAttribute("hidden", meets);
       if (meets) continue;
       taken.push([x, base, x + width]);
-      for (const [key, value] of [["x", x], ["y", base], ["font-size", size]]) tag.setAttribute(key, value);
+      for (const [key, value] of [["x", x], ["y", base], ["font-size", size]]) {
+        if (tag.getAttribute(key) !== String(value)) tag.setAttribute(key, value);
+      }
     }
   }
 }
