@@ -74,6 +74,26 @@ def test_two_folders_of_annotations_are_not_guessed_between(tmp_path: Path) -> N
     assert len(open_dataset(tmp_path / "set/second", "all", Data())) == 4
 
 
+@pytest.mark.parametrize("root", ["/home/ann/set/", "C:\\\\Users\\\\ann\\\\set\\\\"])
+@pytest.mark.parametrize("path", ["", "path: /home/ann/set\n"])
+def test_absolute_paths_of_another_machine_in_a_data_yaml(tmp_path: Path, root: str, path: str) -> None:
+    sets.yolo(tmp_path, {"train": {"a": "0 0.5 0.5 0.2 0.2\n", "b": ""}, "val": {"c": ""}})
+    (tmp_path / "list.txt").write_text("/home/ann/set/images/val/c.jpg\n")
+    yaml = tmp_path / "data.yaml"
+    yaml.write_text(f'{path}train: "{root}images/train"\nval: "{root}list.txt"\nnames: [cat, dog]\n')
+    train, val = open_splits(tmp_path, Data())
+    assert [len(train), len(val)] == [2, 1]
+    assert any(f"is not there; {tmp_path / 'images/train'} is read instead" in note for note in train.notes)
+
+
+def test_two_absolute_paths_do_not_end_in_one_folder(tmp_path: Path) -> None:
+    """Training and validation would be the same images."""
+    sets.yolo(tmp_path / "images", {"train": {"a": "0 0.5 0.5 0.2 0.2\n"}})
+    (tmp_path / "data.yaml").write_text("train: /one/images\nval: /two/images\nnames: [cat, dog]\n")
+    with pytest.raises(DataError, match="val: /two/images is not there; looked in"):
+        open_splits(tmp_path, Data())
+
+
 def test_the_annotations_of_a_coco_set_find_its_images(tmp_path: Path) -> None:
     root = sets.coco(tmp_path / "set", {"train": {"a.jpg": BOX}, "val": {"b.jpg": BOX}}, {"dog": 1})
     report = check(root / "annotations", Data())
