@@ -58,6 +58,15 @@ def test_lists_name_the_files_of_a_folder_of_any_name(tmp_path: Path) -> None:
     assert [len(open_dataset(root, split, Data())) for split in ("train", "val")] == [3, 1]
 
 
+def test_the_folder_of_images_alone_leads_to_the_data_set(tmp_path: Path) -> None:
+    root = voc(tmp_path / "set", "annots", "images")
+    with pytest.raises(DataError, match=rf"no annotations next to them\. There is a data set .*; give {root}$"):
+        find_layout(root / "images")
+    sets.image(tmp_path / "other/images/a.jpg")
+    with pytest.raises(DataError, match=r"no annotations next to them\.$"):
+        find_layout(tmp_path / "other/images")
+
+
 def test_xml_of_something_else_is_no_annotation(tmp_path: Path) -> None:
     sets.image(tmp_path / "images/a.jpg")
     (tmp_path / "models").mkdir()
