@@ -67,6 +67,14 @@ def test_the_folder_of_images_alone_leads_to_the_data_set(tmp_path: Path) -> Non
         find_layout(tmp_path / "other/images")
 
 
+@pytest.mark.parametrize("header", ["filename;class;xmin;ymin;xmax;ymax", "ImageID,LabelName,XMin,XMax,YMin,YMax"])
+def test_a_table_that_is_none_of_labels_is_told_what_its_first_line_must_be(tmp_path: Path, header: str) -> None:
+    sets.image(tmp_path / "a.jpg")
+    sets.csv(tmp_path / "labels.csv", ["a.jpg"], header)
+    with pytest.raises(DataError, match=r"labels\.csv must name the columns filename, class, xmin, .* by commas"):
+        find_layout(tmp_path)
+
+
 def test_xml_of_something_else_is_no_annotation(tmp_path: Path) -> None:
     sets.image(tmp_path / "images/a.jpg")
     (tmp_path / "models").mkdir()
@@ -146,3 +154,5 @@ def test_val_takes_what_train_takes(tmp_path: Path) -> None:
         val(detector, root, split="all", on_fault="stop")
     with pytest.raises(SettingsError, match="on_fault"):
         val(detector, root, on_fault="perhaps")
+    detector.save(tmp_path / "best.safetensors")
+    assert len(val(tmp_path / "best.safetensors", root, split="all").truths) == 3

@@ -201,6 +201,8 @@ def _unrecognised(path: Path) -> str:
     images = " The images here have no annotations next to them." if any(map(is_image, entries)) else ""
     if images and _is_data(above := path.absolute().parent):
         images += f" There is a data set in the folder above; give {above}"
+    if csv := next((name for name in entries if name.lower().endswith(".csv")), ""):
+        images += f" The first line of {csv} must name the columns {', '.join(table.NEEDED)}, separated by commas."
     return (
         f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml next to images), "
         f"COCO (annotations/*.json), YOLO (data.yaml, or labels/*.txt) and *.csv with a header. Found: {shown}.{images}"
