@@ -103,6 +103,31 @@ def test_absolute_paths_of_another_machine_in_a_data_yaml(tmp_path: Path, root: 
     assert any(f"is not there; {tmp_path / 'images/train'} is read instead" in note for note in train.notes)
 
 
+@pytest.mark.parametrize("folder", ["/home/ann/set/images/", "C:\\Users\\ann\\set\\images\\", "/elsewhere/"])
+def test_absolute_paths_of_another_machine_in_a_coco_json(tmp_path: Path, folder: str) -> None:
+    tree = sets.coco_tree({"a.jpg": BOX, "b.jpg": BOX}, {"dog": 1})
+    for image in tree["images"]:
+        sets.image(tmp_path / "images" / image["file_name"])
+        image["file_name"] = folder + image["file_name"]
+    sets.write_json(tmp_path / "annotations/instances.json", tree)
+    data = open_dataset(tmp_path, "all", Data())
+    assert [record.name for record in data.records] == ["images/a.jpg", "images/b.jpg"]
+
+
+def test_yolo_sets_of_annotation_tools(tmp_path: Path) -> None:
+    """CVAT's has its own folder of images and labels, Label Studio's a json of its own beside them."""
+    cvat = tmp_path / "cvat/obj_train_data"
+    for name in "ab":
+        sets.image(cvat / f"{name}.jpg")
+        (cvat / f"{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "cvat/obj.names").write_text("dog\n")
+    studio = sets.yolo(tmp_path / "studio", {"train": {"a": "0 0.5 0.5 0.2 0.2\n"}, "val": {"c": ""}}, "[dog]")
+    sets.write_json(studio / "notes.json", {"categories": [{"id": 0, "name": "dog"}]})
+    for root in (cvat.parent, studio):
+        train, val = open_splits(root, Data())
+        assert (train.format, train.names, len(train) + len(val)) == ("yolo", ("dog",), 2)
+
+
 def test_two_absolute_paths_do_not_end_in_one_folder(tmp_path: Path) -> None:
     """Training and validation would be the same images."""
     sets.yolo(tmp_path / "images", {"train": {"a": "0 0.5 0.5 0.2 0.2\n"}})

@@ -38,7 +38,8 @@ def check(words: Data, json: arguments.Json = False) -> None:
         screen.lines(f"{fault} [{fault.kind}]" for fault in report.faults)
         screen.note(*report.notes)
         lists = ", ".join(f"{screen.several(stats.images, 'image')} in {name}" for name, stats in report.lists.items())
-        screen.say(f"{path} ({report.format}): {lists}; classes: {', '.join(report.names)}")
+        read = f"{lists}; classes: {', '.join(report.names)}" if lists else "no list can be read"
+        screen.say(f"{path} ({report.format}): {read}")
         faults = screen.several(len(report.faults), "fault")
         kinds = {"fatal": report.fatal, "damaged": report.damaged, "mendable": report.mendable}
         said = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)

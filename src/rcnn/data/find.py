@@ -210,9 +210,10 @@ def _unrecognised(path: Path) -> str:
 
 
 def _is_data(path: Path) -> bool:
-    """Whether a reader recognises a data set."""
+    """Whether a reader recognises a data set; folders without a name that promises one are not searched."""
     try:
-        return any(reader.find(path) is not None for reader in FORMATS.values())
+        promising = any(name.lower().startswith(("annot", "label", "data.y")) for name in os.listdir(path))
+        return promising and any(reader.find(path) is not None for reader in FORMATS.values())
     except (OSError, DataError):
         return False
 

@@ -1,9 +1,8 @@
 """Read and write data.yaml, which holds the image lists and class names of a YOLO data set."""
 
 import os
-import re
 from collections.abc import Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -12,13 +11,11 @@ from rcnn.config import yaml_tree
 from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Fault
 from rcnn.data.draft import Layout
+from rcnn.data.folders import ends_of
 from rcnn.errors import DataError
 
 LARGEST = 4 * MB
 """Bytes of a data.yaml."""
-
-MOST_PARTS = 8
-"""Parts of an absolute path that are looked for below the folder of the data."""
 
 
 def load_yaml(path: Path, faults: list[Fault] | None = None) -> dict[str, Any]:
@@ -92,14 +89,6 @@ def _place(entry: str, root: Path, folder: Path, taken: dict[Path, str]) -> Path
         if place is not None and taken.setdefault(place, entry) != entry:
             return None
     return place and Path(os.path.normpath(place))
-
-
-def ends_of(name: str) -> list[PurePosixPath]:
-    """Return the ends of an absolute path of this or another machine, `C:/` included: its last parts, longest first."""
-    parts = PurePosixPath(name).parts
-    if not re.match(r"/|[A-Za-z]:/", name):
-        return []
-    return [PurePosixPath(*parts[start:]) for start in range(max(1, len(parts) - MOST_PARTS), len(parts))]
 
 
 def _yaml_names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
