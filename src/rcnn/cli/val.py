@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.metrics.table import LISTED
 
 if TYPE_CHECKING:
     from rcnn.evaluate import Metrics
@@ -81,6 +80,8 @@ def val(
 
 def show(metrics: "Metrics") -> None:
     """Print AP by class, AP by size, and recall of the proposals. Of many classes, those without boxes are left out."""
+    from rcnn.metrics.table import LISTED
+
     columns = ["class", "boxes", "AP", "AP50", "VOC AP50"]
     by_class = metrics.by_class()
     there = [row for row in by_class if row["boxes"] or len(by_class) <= LISTED]
