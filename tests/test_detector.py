@@ -135,6 +135,21 @@ def test_scores_are_cut_at_the_stored_threshold_unless_told(detector: Detector, 
     assert len(strict.predict(folder / "0.png", score=0)[0]) == len(every)
 
 
+@pytest.mark.parametrize(
+    ("name", "answer"),
+    [
+        ("conf", r"did you mean `score=`\?"),
+        ("imgsz", r'did you mean `detector.with_settings\(\["imgsz=..."\]\)`\?'),
+        ("iou", r'did you mean `detector.with_settings\(\["roi.nms=..."\]\)`\?'),
+        ("half", r'\["predict.precision=bf16"\]'),
+        ("nonsense", "unexpected keyword argument 'nonsense'"),
+    ],
+)
+def test_arguments_of_other_programs_are_answered_by_their_meaning(detector: Detector, name: str, answer: str) -> None:
+    with pytest.raises(TypeError, match=answer):
+        detector.predict([], **{name: 1})  # type: ignore[arg-type]
+
+
 def test_proposals_are_the_best_first_without_classes(detector: Detector, folder: Path) -> None:
     (found,) = detector.propose(folder / "0.png", top=5)
     assert found.names == ("object",)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rcnn.draw import PALETTE, as_rgb, colour, draw_boxes, entries, shade, text_colour
+from rcnn.draw import PALETTE, as_rgb, colour, draw_boxes, entries, font_for, shade, text_colour
 from rcnn.result import Result
 
 
@@ -113,6 +113,15 @@ def test_voc_has_no_side_of_a_pixel_or_of_nothing() -> None:
     thin = empty(boxes=slivers, scores=np.ones(4), labels=np.zeros(4, int))
     boxes = [[float(node.text or "") for node in box] for box in ElementTree.fromstring(thin.to_voc()).iter("bndbox")]
     assert boxes == [[100.8, 80.9, 100, 80], [11.3, 1, 11.31, 1.01], [11.6, 21, 10.61, 22], [4, 4, 3.01, 3.01]]
+
+
+@pytest.mark.parametrize("name", ["größe", "Ёж", "κύτταρο", "łódź"])
+def test_names_beyond_ascii_are_drawn_in_their_own_letters(name: str) -> None:
+    """A letter that a font lacks is drawn as the same empty box as any other that it lacks."""
+    font = font_for([name], 20)
+    lacking = bytes(font.getmask("\uffff"))
+    assert all(bytes(font.getmask(letter)) != lacking for letter in name)
+    assert font_for(["cat"], 20).getname()[0] != font.getname()[0]  # what is ASCII looks as ever
 
 
 def test_drawing_leaves_the_image_alone_and_frames_boxes_in_the_colour_of_the_class() -> None:

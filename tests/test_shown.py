@@ -100,7 +100,7 @@ def test_print_of_scores_fits_a_screen(classes: int) -> None:
 def test_a_notebook_shows_scores_of_all_classes_as_a_table() -> None:
     shown = notebook(metrics(80))
     assert shown["text/html"].count("<tr>") == 81
-    assert "<td>&lt;b&gt;</td>" in shown["text/html"]
+    assert '<td style="text-align:left">&lt;b&gt;</td><td style="text-align:right">1</td>' in shown["text/html"]
     assert shown["text/plain"] == str(metrics(80))
 
 

@@ -53,7 +53,7 @@ MAY_IMPORT = {
     "exchange": DETECTOR,
     "data": DATA,
     "insight": {"metrics"} | DETECTOR | DATA,
-    "evaluate": {"metrics"} | DETECTOR | DATA,
+    "evaluate": {"metrics", "exchange"} | DETECTOR | DATA,
     "benchmark": {"evaluate"} | DETECTOR | DATA,
     "page": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
     "training": {"evaluate", "metrics", "insight", "page", "exchange"} | DETECTOR | DATA,

@@ -79,7 +79,8 @@ _HOME = {
 
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
-        raise AttributeError(f"module 'rcnn' has no attribute '{name}'")
+        hint = f"; did you mean `rcnn.load(...).{name}(...)`?" if name in ("predict", "propose", "stream") else ""
+        raise AttributeError(f"module 'rcnn' has no attribute '{name}'{hint}")
     return getattr(import_module(f"rcnn.{_HOME[name]}"), name)
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import rcnn.config as config
+from rcnn.config.elsewhere import by_meaning
 from rcnn.engine.eager import Eager, choose_device
 from rcnn.engine.files import is_exported, open_file
 from rcnn.engine.graph import GraphEngine
@@ -147,6 +148,7 @@ class Detector:
             ) from None
         return self._of(model, settings, self, self.device)
 
+    @by_meaning
     def predict(
         self, images: Picture | Iterable[Picture], *, score: float | None = None, batch: int = 1, features: bool = False
     ) -> list[Result]:
@@ -165,6 +167,7 @@ class Detector:
         """
         return list(self.stream(images, score=score, batch=batch, features=features))
 
+    @by_meaning
     def stream(
         self,
         images: Picture | Iterable[Picture],
@@ -191,6 +194,7 @@ class Detector:
             result = self.pooler.detections(parts, opened.views, opened.size, least)
             yield replace(result.filter(score=least), path=opened.path)
 
+    @by_meaning
     def propose(self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1) -> list[Result]:
         """Class-agnostic boxes with objectness scores, at most `top` per image, best first."""
         return list(self.stream_proposals(images, top=top, batch=batch))

@@ -1,7 +1,10 @@
 """Boxes on images: frames in the colours of their classes, and name tags that stay inside and apart."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
 from typing import cast
 
 import numpy as np
@@ -58,6 +61,20 @@ def as_rgb(image: np.ndarray | Image.Image) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(channels, dtype=np.uint8))
 
 
+def font_for(texts: Iterable[str], size: float) -> ImageFont.FreeTypeFont:
+    """Pillow's own font, or for texts beyond ASCII, which that lacks, DejaVu Sans, which comes with matplotlib."""
+    wide = None if all(text.isascii() for text in texts) else _dejavu()
+    return ImageFont.truetype(wide, size) if wide else cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=size))
+
+
+@cache
+def _dejavu() -> Path | None:
+    """The file of the font, found without importing matplotlib; None in packages of matplotlib that leave it out."""
+    spec = find_spec("matplotlib")
+    file = Path(spec.origin or "").parent / "mpl-data/fonts/ttf/DejaVuSans.ttf" if spec else None
+    return file if file and file.is_file() else None
+
+
 def draw_boxes(
     image: np.ndarray | Image.Image,
     boxes: np.ndarray,
@@ -81,7 +98,7 @@ def draw_boxes(
     pen = ImageDraw.Draw(picture)
     unit = (picture.width * picture.height) ** 0.5
     width = max(2, round(unit / 240))
-    font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=min(max(11, round(unit / 36)), 48)))
+    font = font_for([*tags, *(legend or ())], min(max(11, round(unit / 36)), 48))
     places = _places(pen, boxes, tags, font, width)
     broken = np.zeros(len(boxes), bool) if dashed is None else dashed
     for index in reversed(range(len(boxes))):
@@ -147,7 +164,7 @@ def _legend(
     """Name the colours in the corner that is least taken, in letters small enough to fit."""
     wide, high = pen.im.size
     while font.size > 6 and len(legend) * font.size * 1.3 > high / 2:
-        font = cast(ImageFont.FreeTypeFont, ImageFont.load_default(size=font.size - 1))
+        font = font_for(legend, font.size - 1)
     line = font.size * 1.3
     width, height = max(pen.textlength(text, font=font) for text in legend) + 2 * line, len(legend) * line + line / 2
     corners = [(x, y, x + width, y + height) for y in (0, high - height) for x in (wide - width, 0)]

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from rcnn.config import override
+from rcnn.config.elsewhere import by_meaning
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import Split, open_dataset
 from rcnn.data.given import ProposalSet
@@ -17,6 +18,7 @@ from rcnn.data.windows import cut_into_views
 from rcnn.detector import Detector
 from rcnn.engine.eager import Eager
 from rcnn.errors import DataError
+from rcnn.exchange.zoo import load
 from rcnn.metrics.coco import CocoMetrics, coco_metrics
 from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
 from rcnn.metrics.table import as_html, as_text
@@ -110,8 +112,9 @@ class Metrics:
         ]
 
 
+@by_meaning
 def val(
-    detector: Detector,
+    detector: Detector | str | Path,
     data: str | Path,
     *,
     split: Split = "val",
@@ -123,7 +126,7 @@ def val(
     """Score a detector on a split of a data set.
 
     Args:
-        detector: from `rcnn.load`.
+        detector: from `rcnn.load`, or what that loads: a run folder, a file or a name.
         data: folder, COCO json, data.yaml or csv.
         split: train, val, test or all.
         batch: images per batch.
@@ -132,9 +135,11 @@ def val(
         on_fault: damaged, stop or skip, as `data.on_fault`. None: as the detector's settings say.
 
     Raises:
+        WeightsError: as for `rcnn.load`.
         SettingsError: losses of an exported file, or another `on_fault`.
         DataError: the data can't be read, or holds a class that the detector does not know.
     """
+    detector = load(detector) if isinstance(detector, str | Path) else detector
     settings = override(detector.settings, {"data": {} if on_fault is None else {"on_fault": on_fault}}).data
     dataset = open_dataset(data, split, settings, names=detector.names)
     return evaluate(detector, dataset, batch=batch, losses=losses, shard=shard)

@@ -8,8 +8,9 @@ import pytest
 
 import rcnn
 from rcnn import errors
-from rcnn.cli import app, demo, predict, propose, train, val
+from rcnn.cli import app, data, demo, habits, predict, propose, train, val
 from rcnn.config import keys
+from rcnn.config.elsewhere import NEAR, SAME
 from rcnn.errors import DataError, SettingsError
 
 from .conftest import Outcome
@@ -30,8 +31,43 @@ def test_a_wrong_command_line_is_2(run: Run, words: list[str]) -> None:
     assert "Traceback" not in outcome.err
 
 
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (("train", "d", "--weights", "x"), "there is no option `--weights` here; did you mean `train.init`?"),
+        (("train", "--data", "d", "--epochs", "3"), "there is no option `--data` here; give `d` without it"),
+        (("train", "d", "--lr0=0.1"), "did you mean `train.lr=0.1`?"),
+        (("train", "d", "--optimizer", "--json"), "did you mean `train.optimizer=...`?"),
+        (("predict", "--model", "blood-cells", "a.jpg"), "give `blood-cells` without it, in the place of MODEL"),
+        (("predict", "m", "a.jpg", "--save-txt"), "did you mean `--format yolo`?"),
+        (("predict", "m", "a.jpg", "--iou", "0.4"), "did you mean `roi.nms`?"),
+        (("data", "show", "--source", "d"), "give `d` without it"),
+        (("detect", "a.jpg"), "there is no command `detect`; did you mean `rcnn predict`?"),
+        (("check", "d"), "did you mean `rcnn data check`?"),
+        (("train", "d", "model=tiny-fpn"), "to train a model give `--model tiny-fpn`"),
+    ],
+)
+def test_habits_from_elsewhere_are_answered_by_their_meaning(run: Run, words: tuple[str, ...], answer: str) -> None:
+    outcome = run(*words)
+    assert outcome.code == 2
+    assert answer in outcome.err
+
+
+def test_what_habits_are_led_to_exists() -> None:
+    commands = {command.name or command.callback.__name__ for command in app.app.registered_commands}  # type: ignore[union-attr]
+    inner = {f"data {command.name}" for command in data.app.registered_commands}
+    assert set(habits.COMMANDS.values()) <= commands | inner
+    assert not habits.COMMANDS.keys() & commands
+    assert not {*habits.OPTIONS, *habits.POSITIONAL} & {*NEAR, *SAME}
+
+
+def test_a_model_and_a_source_may_have_their_names(run: Run, data: Path, weights: Path) -> None:
+    outcome = run("predict", f"model={weights}", f"source={data / 'JPEGImages'}")
+    assert outcome.code == 0, outcome.err
+
+
 def test_help_does_not_wait_for_torch() -> None:
-    code = "import sys, rcnn.cli.app; sys.exit('torch' in sys.modules or 'matplotlib' in sys.modules)"
+    code = "import sys, rcnn.cli.app; sys.exit(bool({'torch', 'matplotlib', 'numpy'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

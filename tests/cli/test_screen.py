@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rcnn.cli import screen
+from rcnn.data.dataset import Dataset, Fault
 from rcnn.errors import wrapped
 
 WORDS = st.lists(st.text("abc./-", min_size=1, max_size=30), min_size=1, max_size=30)
@@ -101,6 +102,12 @@ def test_tables_of_a_narrow_terminal_cut_neither_words_nor_numbers(
     assert "12 / 345 / 6789" in shown
 
 
+def test_a_command_to_paste_has_its_path_in_quotes(capsys: pytest.CaptureFixture[str]) -> None:
+    faults = (Fault("a.jpg", "small", "mendable"),)
+    screen.dataset_line(Dataset(Path("my data"), "voc", "val", ("cat",), (1,), (), faults))
+    assert "1 fault mended or left out; `rcnn data check 'my data'` lists it\n" in capsys.readouterr().out
+
+
 def test_every_line_of_a_command_fits_eighty_columns(
     narrow: Callable[..., Any], data: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -111,6 +118,7 @@ def test_every_line_of_a_command_fits_eighty_columns(
         ("predict", weights, "shapes"),
         ("anchors", "shapes"),
         ("data", "stats", "shapes"),
+        ("data", "check", "shapes", "data.max_pixels=100"),
         ("val", weights, "nowhere"),
         ("train", "shapes", "--dry-run"),
     ):

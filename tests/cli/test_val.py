@@ -3,6 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from rcnn.cli.val import show
+
+from ..test_shown import metrics
 from .conftest import Outcome
 
 Run = Callable[..., Outcome]
@@ -15,6 +18,16 @@ def test_scores_by_class_and_of_proposals(run: Run, data: Path, weights: Path) -
     assert outcome.code == 0, outcome.err
     for text in ("circle", "square", "AP50", "AR@300", "2 images"):
         assert text in outcome.out
+
+
+def test_of_many_classes_those_without_boxes_are_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    show(metrics(80))
+    shown = capsys.readouterr().out
+    assert "AP by class (without boxes here: 1 of 80)" in shown
+    assert "class 78 " in shown
+    assert "class 79 " not in shown
+    show(metrics(3))
+    assert "class 2 " in capsys.readouterr().out
 
 
 def test_json_is_one_document(run: Run, data: Path, weights: Path) -> None:

@@ -114,7 +114,7 @@ def test_mendable_faults_do_not_stop(tmp_path: Path) -> None:
 
 def test_a_missing_path_names_neighbours(tmp_path: Path) -> None:
     (tmp_path / "blood-cells").mkdir()
-    with pytest.raises(DataError, match=r"no such file or folder .*similar names in .*blood-cells"):
+    with pytest.raises(DataError, match=r"no such file or folder; similar names in .*blood-cells"):
         open_dataset(tmp_path / "blood_cell", "train", Data())
 
 

@@ -58,6 +58,23 @@ def test_lists_name_the_files_of_a_folder_of_any_name(tmp_path: Path) -> None:
     assert [len(open_dataset(root, split, Data())) for split in ("train", "val")] == [3, 1]
 
 
+def test_the_folder_of_images_alone_leads_to_the_data_set(tmp_path: Path) -> None:
+    root = voc(tmp_path / "set", "annots", "images")
+    with pytest.raises(DataError, match=rf"no annotations next to them\. There is a data set .*; give {root}$"):
+        find_layout(root / "images")
+    sets.image(tmp_path / "other/images/a.jpg")
+    with pytest.raises(DataError, match=r"no annotations next to them\.$"):
+        find_layout(tmp_path / "other/images")
+
+
+@pytest.mark.parametrize("header", ["filename;class;xmin;ymin;xmax;ymax", "ImageID,LabelName,XMin,XMax,YMin,YMax"])
+def test_a_table_that_is_none_of_labels_is_told_what_its_first_line_must_be(tmp_path: Path, header: str) -> None:
+    sets.image(tmp_path / "a.jpg")
+    sets.csv(tmp_path / "labels.csv", ["a.jpg"], header)
+    with pytest.raises(DataError, match=r"labels\.csv must name the columns filename, class, xmin, .* by commas"):
+        find_layout(tmp_path)
+
+
 def test_xml_of_something_else_is_no_annotation(tmp_path: Path) -> None:
     sets.image(tmp_path / "images/a.jpg")
     (tmp_path / "models").mkdir()
@@ -72,6 +89,51 @@ def test_two_folders_of_annotations_are_not_guessed_between(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"several folders here hold xml annotations: .*first, .*second; give one"):
         find_layout(tmp_path / "set")
     assert len(open_dataset(tmp_path / "set/second", "all", Data())) == 4
+
+
+@pytest.mark.parametrize("root", ["/home/ann/set/", "C:\\\\Users\\\\ann\\\\set\\\\"])
+@pytest.mark.parametrize("path", ["", "path: /home/ann/set\n"])
+def test_absolute_paths_of_another_machine_in_a_data_yaml(tmp_path: Path, root: str, path: str) -> None:
+    sets.yolo(tmp_path, {"train": {"a": "0 0.5 0.5 0.2 0.2\n", "b": ""}, "val": {"c": ""}})
+    (tmp_path / "list.txt").write_text("/home/ann/set/images/val/c.jpg\n")
+    yaml = tmp_path / "data.yaml"
+    yaml.write_text(f'{path}train: "{root}images/train"\nval: "{root}list.txt"\nnames: [cat, dog]\n')
+    train, val = open_splits(tmp_path, Data())
+    assert [len(train), len(val)] == [2, 1]
+    assert any(f"is not there; {tmp_path / 'images/train'} is read instead" in note for note in train.notes)
+
+
+@pytest.mark.parametrize("folder", ["/home/ann/set/images/", "C:\\Users\\ann\\set\\images\\", "/elsewhere/"])
+def test_absolute_paths_of_another_machine_in_a_coco_json(tmp_path: Path, folder: str) -> None:
+    tree = sets.coco_tree({"a.jpg": BOX, "b.jpg": BOX}, {"dog": 1})
+    for image in tree["images"]:
+        sets.image(tmp_path / "images" / image["file_name"])
+        image["file_name"] = folder + image["file_name"]
+    sets.write_json(tmp_path / "annotations/instances.json", tree)
+    data = open_dataset(tmp_path, "all", Data())
+    assert [record.name for record in data.records] == ["images/a.jpg", "images/b.jpg"]
+
+
+def test_yolo_sets_of_annotation_tools(tmp_path: Path) -> None:
+    """CVAT's has its own folder of images and labels, Label Studio's a json of its own beside them."""
+    cvat = tmp_path / "cvat/obj_train_data"
+    for name in "ab":
+        sets.image(cvat / f"{name}.jpg")
+        (cvat / f"{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+    (tmp_path / "cvat/obj.names").write_text("dog\n")
+    studio = sets.yolo(tmp_path / "studio", {"train": {"a": "0 0.5 0.5 0.2 0.2\n"}, "val": {"c": ""}}, "[dog]")
+    sets.write_json(studio / "notes.json", {"categories": [{"id": 0, "name": "dog"}]})
+    for root in (cvat.parent, studio):
+        train, val = open_splits(root, Data())
+        assert (train.format, train.names, len(train) + len(val)) == ("yolo", ("dog",), 2)
+
+
+def test_two_absolute_paths_do_not_end_in_one_folder(tmp_path: Path) -> None:
+    """Training and validation would be the same images."""
+    sets.yolo(tmp_path / "images", {"train": {"a": "0 0.5 0.5 0.2 0.2\n"}})
+    (tmp_path / "data.yaml").write_text("train: /one/images\nval: /two/images\nnames: [cat, dog]\n")
+    with pytest.raises(DataError, match="val: /two/images is not there; looked in"):
+        open_splits(tmp_path, Data())
 
 
 def test_the_annotations_of_a_coco_set_find_its_images(tmp_path: Path) -> None:
@@ -117,3 +179,5 @@ def test_val_takes_what_train_takes(tmp_path: Path) -> None:
         val(detector, root, split="all", on_fault="stop")
     with pytest.raises(SettingsError, match="on_fault"):
         val(detector, root, on_fault="perhaps")
+    detector.save(tmp_path / "best.safetensors")
+    assert len(val(tmp_path / "best.safetensors", root, split="all").truths) == 3

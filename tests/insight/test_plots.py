@@ -94,7 +94,7 @@ def test_only_numbers_of_proposals_and_sizes_that_exist_are_drawn(figures: list[
         plot_proposal_recall(metrics, Path())
         left, right = figures.pop().axes
         assert left.get_legend_handles_labels()[1] == [f"{label} proposals" for label in labels]
-        assert [tick.get_text() for tick in right.get_xticklabels()] == ["all\n1 objects", "small\n1 objects"]
+        assert [tick.get_text() for tick in right.get_xticklabels()] == ["all\n1 object", "small\n1 object"]
 
 
 def test_a_single_class_is_its_own_mean(figures: list[Figure]) -> None:
@@ -110,6 +110,12 @@ ROW = {"epoch": 1, "rpn_box": 0.5, "val_rpn_box": 0.6, "roi_box": 0.1, "ap": 0.2
 def test_history_of_any_length(tmp_path: Path, rows: list) -> None:
     plot_history(rows, tmp_path / "p.png")
     check(tmp_path)
+
+
+def test_a_small_learning_rate_is_written_out(figures: list[Figure]) -> None:
+    """A power of ten above the axis would push the panel down."""
+    plot_history([ROW | {"lr": 0.00007}], Path())
+    assert not figures[0].axes[5].yaxis.get_offset_text().get_text()
 
 
 @pytest.mark.parametrize(("count", "classes"), [(6, 3), (40, 80), (0, 2)])

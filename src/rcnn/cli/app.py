@@ -36,6 +36,7 @@ from rcnn.cli import (
     val,
     why,
 )
+from rcnn.cli.habits import Command, Group
 from rcnn.errors import Interrupted
 
 HELP = "Faster R-CNN from a folder of labelled images to a trained detector."
@@ -48,13 +49,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
+    cls=Group,
 )
 for command in (train.train, val.val, predict.predict, propose.propose, anchors.anchors, explain.explain):
-    app.command()(command)
-app.command()(inspect.inspect)
-app.command("import")(import_weights.import_weights)
+    app.command(cls=Command)(command)
+app.command(cls=Command)(inspect.inspect)
+app.command("import", cls=Command)(import_weights.import_weights)
 for command in (export.export, benchmark.benchmark, why.why, report.report, look.look, paper.paper, demo.demo):
-    app.command()(command)
+    app.command(cls=Command)(command)
 app.add_typer(data.app, name="data")
 
 

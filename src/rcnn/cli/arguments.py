@@ -16,8 +16,20 @@ _ASSIGNMENT = re.compile(r"(\w+)(\.\w+)+=")
 Words = Annotated[
     list[str], typer.Argument(metavar="DATA", help="Folder, COCO json, data.yaml or csv; and section.key=value.")
 ]
+
+
+def _without_name(model: str) -> str:
+    """`model=NAME`, as other programs have it, is NAME."""
+    return model if Path(model).exists() else model.removeprefix("model=")
+
+
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A run folder, a weights file, or a name such as blood-cells.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="A run folder, a weights file, or a name such as blood-cells.",
+        callback=_without_name,
+    ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results; -2, -3, ... is appended if it is taken.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout, and everything else on stderr.")]
@@ -54,7 +66,7 @@ def split(words: Sequence[str], takes: Collection[str] = ()) -> tuple[list[str],
     """Split the words of a command line into paths and `section.key=value` settings.
 
     A word is a setting if its section exists and no file has that name. `imgsz=320` and the names of `SAME` are
-    settings too, of those of `TRAINING` the ones that the command `takes`; and `data=DIR` is the path.
+    settings too, of those of `TRAINING` the ones that the command `takes`; and `data=DIR` or `source=DIR` is the path.
 
     Raises:
         SettingsError: a name belongs to training, or is another program's for a setting that is called otherwise.
@@ -63,8 +75,10 @@ def split(words: Sequence[str], takes: Collection[str] = ()) -> tuple[list[str],
     for word in words:
         name, equals, value = word.partition("=")
         there = not equals or Path(word).exists()
-        if not there and name == "data":
+        if not there and name in ("data", "source"):
             word = value
+        elif not there and name == "model":
+            raise SettingsError(f"`{word}`: to train a model give `--model {value}`; elsewhere it is the first word")
         elif not there and name in SAME:
             if name in TRAINING and name not in takes:
                 raise SettingsError(f"`{word}` is a setting of training, which this command does not read; see --help")

@@ -9,6 +9,7 @@ import typer
 
 from rcnn import config
 from rcnn.cli import arguments, screen
+from rcnn.cli.habits import Command
 
 if TYPE_CHECKING:
     from rcnn.data.dataset import Record
@@ -22,7 +23,7 @@ Data = Annotated[
 ]
 
 
-@app.command("check")
+@app.command("check", cls=Command)
 def check(words: Data, json: arguments.Json = False) -> None:
     """List every fault as file:line: reason. The exit code is 3 if there are any.
 
@@ -37,7 +38,8 @@ def check(words: Data, json: arguments.Json = False) -> None:
         screen.lines(f"{fault} [{fault.kind}]" for fault in report.faults)
         screen.note(*report.notes)
         lists = ", ".join(f"{screen.several(stats.images, 'image')} in {name}" for name, stats in report.lists.items())
-        screen.say(f"{path} ({report.format}): {lists}; classes: {', '.join(report.names)}")
+        read = f"{lists}; classes: {', '.join(report.names)}" if lists else "no list can be read"
+        screen.say(f"{path} ({report.format}): {read}")
         faults = screen.several(len(report.faults), "fault")
         kinds = {"fatal": report.fatal, "damaged": report.damaged, "mendable": report.mendable}
         said = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
@@ -54,7 +56,7 @@ def check(words: Data, json: arguments.Json = False) -> None:
         raise typer.Exit(3)
 
 
-@app.command("stats")
+@app.command("stats", cls=Command)
 def stats(
     words: Data,
     out: arguments.Out = Path("runs/stats"),
@@ -88,7 +90,7 @@ def stats(
         screen.emit({"lists": {name: figure.to_json() for name, figure in figures.items()}, "plots": folder})
 
 
-@app.command("show")
+@app.command("show", cls=Command)
 def show(
     words: Data,
     split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="List of images.")] = "train",
@@ -152,7 +154,7 @@ def _tiles(records: Sequence["Record"], settings: config.Settings) -> Iterator["
             yield Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore)
 
 
-@app.command("convert")
+@app.command("convert", cls=Command)
 def convert(
     words: Data,
     to: Annotated[str, typer.Option(help="The format to write: voc, coco, yolo or csv.")],

@@ -1,5 +1,6 @@
 """`rcnn export MODEL --format ...`: a detector as a file for another runtime or another library."""
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -100,7 +101,7 @@ def _graph(detector: "Detector", target: Path, size: tuple[int, int] | None, ima
     )
     if not parity.detections and not images:
         screen.note("there was nothing to detect in the made-up images; --images compares on your own")
-    screen.say(f"next: rcnn predict {target} IMAGE...")
+    screen.say(f"next: rcnn predict {shlex.quote(str(target))} IMAGE...")
     return {"file": target, "bytes": sum(file.stat().st_size for file in written), "size": size, **asdict(parity)}
 
 

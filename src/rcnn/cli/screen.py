@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -60,7 +61,10 @@ def jsonable(value: Any) -> Any:
 def progress(what: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on stderr if that is a terminal; yield a function to call with (done, total)."""
     console = Console(stderr=True)
-    with Progress(console=console, transient=True, disable=not (shown and console.is_terminal)) as bar:
+    if not (shown and console.is_terminal):
+        yield lambda done, total: None
+        return
+    with Progress(console=console, transient=True) as bar:
         task = bar.add_task(what, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
@@ -80,8 +84,8 @@ def dataset_line(dataset: "Dataset") -> None:
     say(f"{dataset.root} ({dataset.format}), {dataset.split}: {size}: {', '.join(dataset.names)}")
     note(*dataset.notes)
     if dataset.faults:
-        mended = several(len(dataset.faults), "fault")
-        note(f"{mended} mended or left out; `rcnn data check {dataset.root}` lists them")
+        mended, them = several(len(dataset.faults), "fault"), "them" if len(dataset.faults) > 1 else "it"
+        note(f"{mended} mended or left out; `rcnn data check {shlex.quote(str(dataset.root))}` lists {them}")
 
 
 def say(text: str, style: str = "") -> None:
@@ -96,8 +100,9 @@ def lines_for(console: Console, text: str) -> str:
 
 
 def lines(texts: Iterable[str]) -> None:
-    """Print many lines, without what a console would do with each of them."""
-    sys.stdout.writelines(f"{printable(text)}\n" for text in texts)
+    """Print many lines as `say` does, without what a console would do with each of them."""
+    console = Console()
+    sys.stdout.writelines(f"{lines_for(console, text)}\n" for text in texts)
 
 
 def note(*texts: str) -> None:

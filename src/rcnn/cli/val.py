@@ -79,12 +79,17 @@ def val(
 
 
 def show(metrics: "Metrics") -> None:
-    """Print AP by class, AP by size, and recall of the proposals."""
+    """Print AP by class, AP by size, and recall of the proposals. Of many classes, those without boxes are left out."""
+    from rcnn.metrics.table import LISTED
+
     columns = ["class", "boxes", "AP", "AP50", "VOC AP50"]
-    rows = [list(row.values()) for row in metrics.by_class()]
+    by_class = metrics.by_class()
+    there = [row for row in by_class if row["boxes"] or len(by_class) <= LISTED]
+    rows = [list(row.values()) for row in there]
+    left = f" (without boxes here: {len(by_class) - len(there)} of {len(by_class)})" if there != by_class else ""
     coco = metrics.coco
     mean_voc = float(metrics.voc[coco.counts > 0].mean()) if coco.counts.any() else float("nan")
-    screen.table("AP by class", columns, [*rows, ["all", int(coco.counts.sum()), coco.ap, coco.ap50, mean_voc]])
+    screen.table("AP by class" + left, columns, [*rows, ["all", int(coco.counts.sum()), coco.ap, coco.ap50, mean_voc]])
     screen.table("All classes", list(SHOWN), [[float(getattr(coco, name)) for name in SHOWN.values()]])
     proposals = metrics.proposals
     tops = [f"AR@{top}" for top in proposals.tops]

@@ -97,6 +97,8 @@ def show(report: "WhyReport") -> None:
         if group.section == "class"
     ]
     rows.sort(key=lambda row: row[2] - row[1])  # type: ignore[operator]
+    if len(rows) > SHOWN:
+        rows = [row for row in rows if row[1]]
     left = f" ({SHOWN} of {len(rows)} with most losses)" if len(rows) > SHOWN else ""
     screen.table("By class" + left, columns, rows[:SHOWN])
 

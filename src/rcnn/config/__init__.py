@@ -271,7 +271,8 @@ def _fault(entry: Any) -> str:
         near = meant or get_close_matches(where, [*keys(), *Settings.model_fields], n=1, cutoff=0.5)
         return f"unknown setting `{where}`" + (f"; did you mean `{near[0]}`?" if near else "")
     reason = entry["msg"].removeprefix("Value error, ")
-    return f"`{where}`: {reason} (got {shorten(repr(entry['input']))})" if where else reason
+    got = "" if isinstance(entry["input"], dict) else f" (got {shorten(repr(entry['input']))})"
+    return f"`{where}`: {reason}{got}" if where else reason
 
 
 def shorten(text: str) -> str:

@@ -1,6 +1,10 @@
 """Names that other programs have for settings: taken where the meaning is plain, otherwise answered with ours."""
 
 import re
+from collections.abc import Callable
+from functools import wraps
+from inspect import signature
+from typing import ParamSpec, TypeVar
 
 from rcnn.errors import SettingsError
 
@@ -55,6 +59,29 @@ NEAR = {
     "project": "--out` or, in Python, `runs=",
 }
 """Name -> what comes nearest to it here; the values may be others."""
+
+
+Given = ParamSpec("Given")
+Returned = TypeVar("Returned")
+
+
+def by_meaning(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
+    """Have a function of a detector answer `conf=`, `imgsz=` and other names of settings elsewhere with ours."""
+    known = signature(function).parameters
+
+    @wraps(function)
+    def call(*given: Given.args, **named: Given.kwargs) -> Returned:
+        for name in named.keys() - known.keys():
+            setting = IMAGE_SIZE if name == IMAGE_SIZE else SAME.get(name, NEAR.get(name, ""))
+            argument = setting.rpartition(".")[2]
+            if argument in known:
+                raise TypeError(f"{function.__name__}() has no argument `{name}`; did you mean `{argument}=`?")
+            if setting and " " not in setting:
+                change = f'with_settings(["{setting}{"" if "=" in setting else "=..."}"])'
+                raise TypeError(f"{function.__name__}() has no argument `{name}`; did you mean `detector.{change}`?")
+        return function(*given, **named)
+
+    return call
 
 
 def scaled(sides: tuple[int, int], size: str) -> dict[str, int]:

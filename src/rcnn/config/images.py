@@ -72,7 +72,8 @@ class Preprocess(Section):
         for name in ("mean", "std"):
             if len(getattr(self, name)) not in (1, self.in_channels):
                 given, wanted = len(getattr(self, name)), self.in_channels
-                raise ValueError(f"{name} has {given} numbers for {wanted} channels; give 1 or {wanted}")
+                many = f"{wanted} channels; give 1 or {wanted}" if wanted > 1 else "1 channel; give 1"
+                raise ValueError(f"{name} has {given} numbers for {many}")
         return self
 
 

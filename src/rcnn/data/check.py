@@ -66,7 +66,8 @@ def check(path: str | Path, settings: Data, progress: ProgressCallback | None = 
         try:
             datasets.append(read_list(layout, name, settings, datasets[0].names if datasets else None))
         except DataError as error:
-            faults += error.faults or [Fault(str(layout.lists[name][0]), str(error), "fatal")]
+            where = str(layout.lists[name][0])
+            faults += error.faults or [Fault(where, str(error).removeprefix(f"{where}: "), "fatal")]
     datasets = decode_images(datasets, settings, progress)
     faults += [fault for dataset in datasets for fault in dataset.faults]
     notes = [note for dataset in datasets for note in dataset.notes]

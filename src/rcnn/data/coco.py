@@ -18,10 +18,10 @@ from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import MOST_FAULTS, Draft, Layout, Reading, numbered, relative_name, unknown_class
-from rcnn.data.folders import Folder, copy_images, root_of, write_text
+from rcnn.data.folders import Folder, copy_images, ends_of, root_of, write_text
 from rcnn.errors import DataError
 
-_OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_")
+_OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_", "notes.json")  # Label Studio's
 _SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")
 _HEAD = 1 << 20
 _ARRAYS = ("images", "annotations", "categories")
@@ -308,22 +308,22 @@ class _ImageFinder:
 
     def find(self, file_name: str, draft: Draft) -> None:
         """Set the path and name of the draft, or note that its image is missing."""
-        above, wanted = os.path.split(os.path.normpath(file_name.replace("\\", "/")))
-        fits: tuple[Path, list[str]] | None = None
-        for place in self.places:
-            names = self._folder(place, above)[0].find(wanted)
+        above, wanted = os.path.split(os.path.normpath(name := file_name.replace("\\", "/")))
+        fits: tuple[Path, str, list[str]] | None = None
+        inner_folders = (above, *(str(end.parent) for end in ends_of(name)))
+        for inner, place in [(inner, place) for inner in inner_folders for place in self.places]:
+            names = self._folder(place, inner)[0].find(wanted)
             if wanted in names:
-                fits = place, names
-                self.places.remove(place)  # look for the next image here first
-                self.places.insert(0, place)
+                fits = place, inner, names
+                self.places.sort(key=lambda other: other != place)  # look for the next image here first
                 break
-            fits = fits or ((place, names) if names else None)
+            fits = fits or ((place, inner, names) if names else None)
         if fits is None:
             near = (self._folder(place, above)[0].near(wanted) for place in self.places)
             tried = ", ".join(map(str, self.places)) + next(filter(None, near), "")
             draft.fatal(draft.source, f"image `{file_name}` is missing; looked in {tried}")
             return
-        place, names = fits
+        place, above, names = fits
         if len(names) > 1:
             draft.fatal(draft.source, f"image `{file_name}` is missing; several differ from it in case: {names}")
             return

@@ -183,7 +183,8 @@ def _missing(path: Path) -> str:
     parent = next(folder for folder in path.absolute().parents if folder.is_dir())
     near = get_close_matches(path.name, sorted(os.listdir(parent)), n=3, cutoff=0.6)
     hint = f"; similar names in {parent}: {', '.join(near)}" if near else ""
-    return f"{path}: there is no such file or folder (looked for {path.absolute()}){hint}"
+    looked = "" if path.is_absolute() else f" (looked for {path.absolute()})"
+    return f"{path}: there is no such file or folder{looked}{hint}"
 
 
 def _unrecognised(path: Path) -> str:
@@ -198,10 +199,23 @@ def _unrecognised(path: Path) -> str:
         return f"{path}: the folder is empty"
     shown = ", ".join(entries[:8]) + (f" and {len(entries) - 8} more" if len(entries) > 8 else "")
     images = " The images here have no annotations next to them." if any(map(is_image, entries)) else ""
+    if images and _is_data(above := path.absolute().parent):
+        images += f" There is a data set in the folder above; give {above}"
+    if csv := next((name for name in entries if name.lower().endswith(".csv")), ""):
+        images += f" The first line of {csv} must name the columns {', '.join(table.NEEDED)}, separated by commas."
     return (
         f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml next to images), "
         f"COCO (annotations/*.json), YOLO (data.yaml, or labels/*.txt) and *.csv with a header. Found: {shown}.{images}"
     )
+
+
+def _is_data(path: Path) -> bool:
+    """Whether a reader recognises a data set; folders without a name that promises one are not searched."""
+    try:
+        promising = any(name.lower().startswith(("annot", "label", "data.y")) for name in os.listdir(path))
+        return promising and any(reader.find(path) is not None for reader in FORMATS.values())
+    except (OSError, DataError):
+        return False
 
 
 def _open(

@@ -1,12 +1,13 @@
 """List folders once, find files in them whatever the case and Unicode form of their names, and write files."""
 
 import os
+import re
 import shutil
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Record
@@ -15,6 +16,8 @@ from rcnn.preprocess.sources import check_walk, is_image, is_results
 MOST_COMPARED = 200_000
 """Names that are compared with those of missing files, in one folder."""
 
+MOST_PARTS = 8
+"""Parts of an absolute path that are looked for below the folder of the data."""
 
 LARGEST_LIST = 256 * MB
 """Bytes of a text file that lists images."""
@@ -86,6 +89,14 @@ class Folder:
     @cached_property
     def _image_stems(self) -> dict[str, list[str]]:
         return _index((os.path.splitext(name)[0], name) for name in filter(is_image, self.names))
+
+
+def ends_of(name: str) -> list[PurePosixPath]:
+    """Return the ends of an absolute path of this or another machine, `C:/` included: its last parts, longest first."""
+    parts = PurePosixPath(name).parts
+    if not re.match(r"/|[A-Za-z]:/", name):
+        return []
+    return [PurePosixPath(*parts[start:]) for start in range(max(1, len(parts) - MOST_PARTS), len(parts))]
 
 
 def root_of(folder: Path) -> Path:

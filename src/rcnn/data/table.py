@@ -25,7 +25,7 @@ MOST_ROWS = 500_000
 """Lines of a table; those of 5,000 images take 6 s of one core's time."""
 
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
-_NEEDED = ("filename", "class", "xmin", "ymin", "xmax", "ymax")
+NEEDED = ("filename", "class", "xmin", "ymin", "xmax", "ymax")
 _HEAD = 4096
 _SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", "test": "test"}
 _IMAGE_FOLDERS = (".", "images", "Images", "imgs", "JPEGImages")
@@ -76,7 +76,7 @@ def _is_table(path: Path) -> bool:
     with path.open("rb") as file:
         head = file.read(_HEAD).decode("utf-8-sig", errors="replace")
     try:
-        return set(_NEEDED) <= set(_header(next(csv.reader(io.StringIO(head, newline="")), [])))
+        return set(NEEDED) <= set(_header(next(csv.reader(io.StringIO(head, newline="")), [])))
     except csv.Error:
         return False
 
@@ -204,7 +204,7 @@ def _checked(header: list[str], where: str) -> list[str]:
     Raises:
         DataError: one that is needed is missing, or one is there twice.
     """
-    missing = [name for name in _NEEDED if name not in header]
+    missing = [name for name in NEEDED if name not in header]
     if missing:
         raise DataError(f"{where}: there is no column `{'`, `'.join(missing)}`; expected {','.join(COLUMNS)}")
     twice = [name for name in COLUMNS if header.count(name) > 1]
@@ -217,7 +217,7 @@ def _add_row(draft: Draft, row: _Row, labels: dict[str, int]) -> None:
     """Add the object of a row to its image, or note its faults. With the filename alone, there is no object."""
     where, cells = row
     _read_size(draft, row)
-    corners = [cells[name] for name in _NEEDED[2:]]
+    corners = [cells[name] for name in NEEDED[2:]]
     if not any(corners) and not cells["class"]:
         return
     label = labels.get(cells["class"])

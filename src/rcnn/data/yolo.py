@@ -12,7 +12,7 @@ from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import LISTED, Draft, Layout, Reading, numbered, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, copy_images, read_lines, walk, write_text
+from rcnn.data.folders import Folder, Folders, copy_images, ends_of, read_lines, walk, write_text
 from rcnn.data.yolo_yaml import layout_of_yaml, load_yaml, yaml_text
 from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
@@ -50,7 +50,7 @@ def find(path: Path) -> Layout | None:
 
 def _from_folders(path: Path) -> Layout | None:
     """Recognise images/ and labels/, with or without split folders in or around them, or one folder of both."""
-    for pattern in ("images/{}", "{}/images", "{}"):
+    for pattern in ("images/{}", "{}/images", "{}", "obj_{}_data"):
         places = {split: [path / pattern.format(name) for name in names] for split, names in _SPLITS.items()}
         labelled = {split: tuple(place for place in folders if _has_labels(place)) for split, folders in places.items()}
         lists = {split: places[:1] for split, places in labelled.items() if places}
@@ -142,9 +142,10 @@ def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Entry]:
         return
     for line, text in read_lines(source):
         name = text.replace("\\", "/")
-        choices = [Path(os.path.normpath(base / name)) for base in (source.parent, root)]
-        fits = [(choice, tuple(folders(choice.parent).find(choice.name))) for choice in choices]
-        wanted, names = next((fit for fit in fits if fit[1]), fits[0])
+        ends = (name, *ends_of(name))
+        choices = [Path(os.path.normpath(base / end)) for end in ends for base in (source.parent, root)]
+        fits = ((choice, tuple(folders(choice.parent).find(choice.name))) for choice in choices)
+        wanted, names = next((fit for fit in fits if fit[1]), (choices[0], ()))
         yield _Entry(f"{source}:{line}", wanted, names)
 
 

@@ -11,6 +11,7 @@ from rcnn.config import yaml_tree
 from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Fault
 from rcnn.data.draft import Layout
+from rcnn.data.folders import ends_of
 from rcnn.errors import DataError
 
 LARGEST = 4 * MB
@@ -40,6 +41,8 @@ def load_yaml(path: Path, faults: list[Fault] | None = None) -> dict[str, Any]:
 def layout_of_yaml(path: Path) -> Layout:
     """Return the data set that a data.yaml describes. Paths in it are relative to its `path` entry, else to the file.
 
+    Of an absolute path that isn't there, such as one of another machine, the longest end below these folders is taken.
+
     Raises:
         DataError: the file is malformed, has no class names, or names folders or lists that don't exist.
     """
@@ -51,12 +54,13 @@ def layout_of_yaml(path: Path) -> Layout:
         root = next((base for base in (root / declared, Path(declared)) if base.is_dir()), root)
     lists: dict[str, tuple[Path, ...]] = {}
     missing: list[str] = []
+    taken: dict[Path, str] = {}
     for split in ("train", "val", "test"):
         value = tree.get(split) or []
         entries = value if isinstance(value, list) else [value]
         if not all(isinstance(entry, str) for entry in entries):
             raise DataError(f"{path}: `{split}` must be a path or a list of paths; found {value!r:.200}")
-        places = [_place(entry, root, path.parent) for entry in entries]
+        places = [_place(entry, root, path.parent, taken) for entry in entries]
         missing += [f"{split}: {entry}" for entry, place in zip(entries, places, strict=True) if place is None]
         if places and None not in places:
             lists[split] = tuple(place for place in places if place is not None)
@@ -66,15 +70,25 @@ def layout_of_yaml(path: Path) -> Layout:
         raise DataError(f"{path}: {'; '.join(absent)} is not there; looked in {tried}")
     if not lists:
         raise DataError(f"{path}: it names no existing train, val or test folder or list")
-    notes = tuple(f"{text} is not there" for text in missing)
-    return Layout("yolo", root, lists, _yaml_names(tree, path), path.name, notes, tuple(faults), path.parent)
+    notes = [f"{path}: {text} is not there, so there is no such list" for text in missing]
+    notes += [f"{path}: {entry} is not there; {place} is read instead" for place, entry in taken.items()]
+    return Layout("yolo", root, lists, _yaml_names(tree, path), path.name, tuple(notes), tuple(faults), path.parent)
 
 
-def _place(entry: str, root: Path, folder: Path) -> Path | None:
-    """Return the folder or list that an entry of data.yaml refers to. Some exporters write one ../ too many."""
-    entry = entry.replace("\\", "/")
-    choices = [root / entry, folder / entry, folder / entry.removeprefix("../")]
-    return next((Path(os.path.normpath(choice)) for choice in choices if choice.exists()), None)
+def _place(entry: str, root: Path, folder: Path, taken: dict[Path, str]) -> Path | None:
+    """Return the folder or list that an entry of data.yaml refers to. Some exporters write one ../ too many.
+
+    `taken` maps the places that were found by the end of a path to that path; two paths don't share a place.
+    """
+    name = entry.replace("\\", "/")
+    choices = [root / name, folder / name, folder / name.removeprefix("../")]
+    place = next((choice for choice in choices if choice.exists()), None)
+    if place is None:
+        ends = (base / end for end in ends_of(name) for base in (root, folder))
+        place = next((end for end in ends if end.exists()), None)
+        if place is not None and taken.setdefault(place, entry) != entry:
+            return None
+    return place and Path(os.path.normpath(place))
 
 
 def _yaml_names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Record
-from rcnn.draw import as_rgb, colour, draw_boxes, entries
+from rcnn.draw import as_rgb, colour, draw_boxes, entries, font_for
 from rcnn.metrics.types import Prediction
 from rcnn.preprocess.stream import read_picture
 
@@ -104,7 +104,7 @@ def _picture(tile: Tile, names: Sequence[str], side: int) -> Image.Image:
 
 def _caption(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
     """Write a line of text, shortened at the front to the width: the end of a path says most."""
-    font = ImageFont.load_default(size=13)
+    font = font_for([text], 13)
     while pen.textlength(text, font=font) > width:
         text = "..." + text.removeprefix("...")[1:]
     pen.text((place[0], place[1] + CAPTION / 2), text, fill="#222222", font=font, anchor="lm")

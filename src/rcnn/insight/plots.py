@@ -59,6 +59,7 @@ def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     legend(panels[2], 0.3, ncols=3, columnspacing=1.2)
     style(panels[5], "Learning rate", "epoch", "")
     _line(panels[5], rows, ("lr",), label="", color=INK)
+    panels[5].ticklabel_format(style="plain", axis="y")
     panels[5].set_ylim(0, panels[5].get_ylim()[1])
     for axes in panels:
         axes.set_xlim(0.5, max((row["epoch"] for row in rows), default=1) + 0.5)
@@ -142,7 +143,8 @@ def plot_proposal_recall(metrics: ProposalMetrics, path: Path) -> None:
                 right.text(x, height + 0.01, f"{height:.2f}".lstrip("0"), ha="center", fontsize=7)
     left.set(xlim=(0.48, 0.97), ylim=(0, 1.02))
     right.set_ylim(0, 1.05)
-    right.set_xticks(range(len(sizes)), [f"{name}\n{count} objects" for name, (_, count) in sizes.items()])
+    objects = {name: f"{count} object{'s' if count != 1 else ''}" for name, (_, count) in sizes.items()}
+    right.set_xticks(range(len(sizes)), ["\n".join(pair) for pair in objects.items()])
     legend(left, ncols=4, columnspacing=1.2)
     save(figure, path)
 

@@ -70,10 +70,12 @@ def as_text(scores: Scores) -> str:
 
 
 def as_html(scores: Scores) -> str:
-    """The scores of all classes as a table, below those of all together."""
+    """The scores of all classes as a table, below those of all together. Notebooks differ in how they align cells."""
 
     def row(tag: str, texts: Sequence[str]) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(text)}</{tag}>" for text in texts) + "</tr>"
+        sides = ("left", *["right"] * (len(texts) - 1))
+        cells = zip(sides, map(escape, texts), strict=True)
+        return "<tr>" + "".join(f'<{tag} style="text-align:{side}">{text}</{tag}>' for side, text in cells) + "</tr>"
 
     above = "<br>".join(map(escape, _summary(scores)))
     rows = [row("td", [_shown(entry[key]) for key in HEADINGS]) for entry in scores.by_class()]
