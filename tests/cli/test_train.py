@@ -1,4 +1,5 @@
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -43,6 +44,10 @@ def test_a_run_ends_with_weights_that_val_takes(run: Run, data: Path, tmp_path: 
     assert Path(document["folder"]) == tmp_path / "runs/try-1"
     assert len(document["epochs"]) == 1
     assert run("val", document["best"], data).code == 0
+    last = (tmp_path / "runs/try-1/log.txt").read_text().splitlines()[-1]
+    _, program, *following = shlex.split(last[last.index("next: ") :])
+    assert program == "rcnn"
+    assert run(*following, "--out", tmp_path / "seen").code == 0
     again = run("train", "--config", tmp_path / "runs/try-1/config.yaml", "--dry-run", "--json").json()
     assert again["settings"]["train"]["batch"] == 2
     resumed = run("train", "--resume", tmp_path / "runs/try-1", "--epochs", 2, "--json")

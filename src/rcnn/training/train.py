@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -67,7 +68,8 @@ class Run:
     rows: list[dict[str, Any]]
 
     def __repr__(self) -> str:
-        return f"Run in {self.folder}, {len(self.rows)} epochs\nbest weights: {self.best}\n{self.metrics}"
+        epochs = "1 epoch" if len(self.rows) == 1 else f"{len(self.rows)} epochs"
+        return f"Run in {self.folder}, {epochs}\nbest weights: {self.best}\n{self.metrics}"
 
     def _repr_png_(self) -> bytes | None:
         """The curves in a notebook, as in history.png; None if the folder is gone."""
@@ -390,5 +392,6 @@ def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
         command, ending = "predict" if best.model.detects else "propose", ""
         if session.given:
             ending = " --proposals FILE|selective-search"
-        log.say(f"next: rcnn {command} {folder.path} IMAGE...{ending}")
+        pictures = shlex.join([str(folder.path), str(session.run.settings.data.path), "--split", "val"])
+        log.say(f"next: rcnn {command} {pictures}{ending}")
     return run
