@@ -59,10 +59,10 @@ def test_two_processes_say_and_write_what_one_does(
         ["predict", weights, images, "--batch", 2, "--format", ALL, "--json", "--out"],
         ["propose", weights, images, "--top", 5, "--format", ALL, "--json", "--out"],
     ]
-    together = [[*words, *(["two-" + words[0]] if words[-1] == "--out" else [])] for words in commands]
+    together = [[*map(str, words), *(["two-" + words[0]] if words[-1] == "--out" else [])] for words in commands]
     (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
     module = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    command = [sys.executable, *module, "program.py", json.dumps(together, default=str)]
+    command = [sys.executable, *module, "program.py", json.dumps(together)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
     ended = subprocess.run(command, cwd=tmp_path, env=environment, timeout=120, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr

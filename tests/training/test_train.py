@@ -139,7 +139,7 @@ def test_the_run_folder_is_complete(whole: Run, data: Path) -> None:
     assert [row["epoch"] for row in whole.rows] == [1, 2]
     assert {"train_rpn_box", "val_rpn_box", "val_loss", "ap", "ap50", "lr", "seconds"} <= whole.rows[0].keys()
     log = (whole.folder / "log.txt").read_text()
-    assert f"rcnn predict {whole.folder} IMAGE" in log
+    assert f"rcnn predict {whole.folder} {data} --split val" in log
     assert "square" in log
     assert read(whole.folder / "config.yaml").data.path == str(data)
 
