@@ -342,7 +342,7 @@ def test_what_mending_gives_by_hand() -> None:
     half = 51 / 101  # recalls 0, 0.01 .. 0.5 at precision 1
     low = (half, 1.0)
     assert after("no_anchor", (0, 0.9, 0)) == pytest.approx(low)
-    # A match under the threshold moves to the front; left where it was it would be a duplicate.
+    # A match below the threshold moves to the front; left where it was it would be a duplicate.
     between = (51 + 50 * 2 / 3) / 101
     assert after("low_score", (0, 0.9, 0), (300, 0.45, 0), (100, 0.4, 0)) == pytest.approx((between, 1.0))
     # Two alarms of one object: the better one becomes right.

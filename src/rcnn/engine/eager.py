@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.backbones.norm import fold_batch_norm
-from rcnn.backbones.steady import make_steady, steady_head
 from rcnn.config import Predict
 from rcnn.engine.cuda_graphs import CudaGraphs
 from rcnn.engine.precision import TYPES, chosen_precision
+from rcnn.engine.steady import make_steady
 from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN, no_detections
 from rcnn.model.structures import Batch, Losses, Pass, Proposals, Targets, to_device
@@ -42,15 +42,13 @@ class Eager:
     def runner(self) -> FasterRCNN:
         """A copy of the model made for prediction: eval mode, batch norm folded, channels last. Made at first use.
 
-        On the CPU its convolutions are batch invariant: an image gives the same bits alone and in any batch. In half
+        On the CPU it is batch invariant: an image gives the same bits alone and in any batch. In half
         precision the weights of its layers are stored so, instead of being converted at every use.
         """
         if self._runner is None:
             runner = folded(self.model)
             if self.device.type == "cpu":
                 make_steady(runner)
-                if runner.fast_rcnn is not None:
-                    runner.fast_rcnn.head = steady_head(runner.fast_rcnn.head)
             if self.precision in TYPES:
                 for layer in runner.modules():
                     if isinstance(layer, (nn.Conv2d, nn.Linear)):

@@ -24,7 +24,7 @@ LOSSES = {
     "no_proposal": "lost in the RPN's NMS or top N",
     "no_box": "no refined box fits",
     "other_class": "taken for another class",
-    "low_score": "right, but under the threshold",
+    "low_score": "right, but below the threshold",
     "suppressed": "right, but suppressed, cut or shared",
 }
 """Places where an object is lost, in the order in which they are asked for."""

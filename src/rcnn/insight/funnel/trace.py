@@ -75,7 +75,7 @@ def _lost_by_head(box: np.ndarray, label: int, trace: ImageTrace, rules: Rules) 
     """As `trace`, of an object that some proposal fits.
 
     A proposal's box is that of its best class, or that of the object's own. Background is no class here: what the
-    network takes for background is under the threshold.
+    network takes for background is below the threshold.
     """
     said, rows = trace.scores.argmax(axis=1), np.arange(len(trace.scores))
     own = box_iou(trace.refined[:, label], box)[:, 0] >= rules.iou

@@ -1,0 +1,52 @@
+"""Layers that give an image bit-identical results alone and in a batch, on a CPU. For prediction.
+
+MKL and oneDNN choose their kernels by the shapes of their operands, and other kernels add up in another order.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from rcnn.model.fast_rcnn import FastRCNN
+from rcnn.model.structures import RoIOutput
+
+_ROIS = 64
+"""RoIs that a head of convolutions processes at a time: their maps are large."""
+_SMALL = 20480
+"""Elements up to which torch sends a single image through another kernel (`ConvParams::use_mkldnn`)."""
+
+
+class SteadyConv2d(nn.Conv2d):
+    """A convolution that computes a small single image twice, as a batch, so that the kernel of batches is used."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C', H', W')."""
+        if len(input) == 1 and input.numel() <= _SMALL:
+            return super().forward(torch.cat((input, input)))[:1]
+        return super().forward(input)
+
+
+class SteadyFastRCNN(FastRCNN):
+    """A second stage that sees one image at a time, so that its products have the same shapes in every batch."""
+
+    def forward(self, levels: Sequence[Tensor], boxes: Tensor) -> RoIOutput:
+        """As `FastRCNN.forward`."""
+        convolutions = any(isinstance(layer, nn.Conv2d) for layer in self.head.modules())
+        images = []
+        for i in range(len(boxes)):
+            own = [level[i : i + 1] for level in levels]
+            parts = boxes[i : i + 1].split(_ROIS, dim=1) if convolutions else [boxes[i : i + 1]]
+            outputs = [super(SteadyFastRCNN, self).forward(own, part) for part in parts]
+            images.append(RoIOutput(*(torch.cat(field, dim=1) for field in zip(*outputs, strict=True))))
+        return RoIOutput(*(torch.cat(field) for field in zip(*images, strict=True)))
+
+
+def make_steady(module: nn.Module) -> None:
+    """Make all plain convolutions and the second stage in `module` steady, in place.
+
+    The cost is small, since only small maps go twice, and the RoIs of one image fill a core.
+    """
+    steady: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: SteadyConv2d, FastRCNN: SteadyFastRCNN}
+    for layer in module.modules():
+        layer.__class__ = steady.get(type(layer), type(layer))
