@@ -72,7 +72,7 @@ failed = []
 for module in sys.argv[2:]:
     if "rcnn.ops.operator" in sys.modules:
         sys.modules["rcnn.ops.operator"].LIBRARY._destroy()
-    for name in [name for name in sys.modules if name.split(".")[0] == "rcnn"]:
+    for name in [name for name in sys.modules if name.split(".")[0] == "rcnn" and name.split(".")[1:2] != ["config"]]:
         del sys.modules[name]
     try:
         __import__(module)
@@ -81,7 +81,7 @@ for module in sys.argv[2:]:
 gc.unfreeze()
 sys.exit("\\n".join(failed) or 0)
 """
-"""With the libraries but nothing of ours imported, which a fresh interpreter for each file would take minutes for.
+"""With nothing of ours imported but the libraries and settings; a fresh interpreter for each file would take minutes.
 
 What is registered with torch is destroyed in between, and no file of ours asks torch for an operator by its name.
 """

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rcnn.insight.stages.follow import Walkthrough
     from rcnn.metrics.types import Truth
 
+SHOWN = 20
 TITLES = {
     "anchors": "anchors",
     "objects": "labelled objects",
@@ -107,7 +108,8 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
 
 
 def _show_ways(stages: "Walkthrough") -> None:
-    """Print a table of each detection with its proposal and anchor."""
+    """Print a table of the best detections with their proposals and anchors."""
+    trees = _trees(stages)
     rows = [
         [
             f"{tree['name']} {tree['score']:.2f}",
@@ -116,13 +118,13 @@ def _show_ways(stages: "Walkthrough") -> None:
             *(_side_by_side(tree[step]) for step in ("anchor", "proposal", "box")),
             " / ".join(f"{iou:.2f}" for iou in tree["iou_with_truth"] or ()) or "-",
         ]
-        for tree in _trees(stages)
+        for tree in trees[:SHOWN]
     ]
     if rows:
         columns = ["detection", "stride", "cell", "anchor", "proposal", "box", "IoU with the object"]
-        screen.table(
-            "From anchor through proposal to box; width x height in pixels of the resized image", columns, rows
-        )
+        more = f" (the best {SHOWN} of {len(trees):,}; all: --json)" if len(trees) > SHOWN else ""
+        title = f"From anchor through proposal to box; width x height in pixels of the resized image{more}"
+        screen.table(title, columns, rows)
 
 
 def _side_by_side(box: list[float]) -> str:

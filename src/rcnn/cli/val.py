@@ -80,16 +80,17 @@ def val(
 
 def show(metrics: "Metrics") -> None:
     """Print AP by class, AP by size, and recall of the proposals. Of many classes, those without boxes are left out."""
-    from rcnn.metrics.table import LISTED
+    from rcnn.metrics.table import HEADINGS, listed
 
-    columns = ["class", "boxes", "AP", "AP50", "VOC AP50"]
-    by_class = metrics.by_class()
-    there = [row for row in by_class if row["boxes"] or len(by_class) <= LISTED]
+    there, left = listed(metrics.by_class())
     rows = [list(row.values()) for row in there]
-    left = f" (without boxes here: {len(by_class) - len(there)} of {len(by_class)})" if there != by_class else ""
     coco = metrics.coco
     mean_voc = float(metrics.voc[coco.counts > 0].mean()) if coco.counts.any() else float("nan")
-    screen.table("AP by class" + left, columns, [*rows, ["all", int(coco.counts.sum()), coco.ap, coco.ap50, mean_voc]])
+    screen.table(
+        "AP by class" + left,
+        [*HEADINGS.values()],
+        [*rows, ["all", int(coco.counts.sum()), coco.ap, coco.ap50, mean_voc]],
+    )
     screen.table("All classes", list(SHOWN), [[float(getattr(coco, name)) for name in SHOWN.values()]])
     proposals = metrics.proposals
     tops = [f"AR@{top}" for top in proposals.tops]

@@ -49,6 +49,13 @@ class Scores(Protocol):
         ...
 
 
+def listed(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
+    """Of many classes, those with objects; and what a title says of the others."""
+    there = [row for row in rows if row["boxes"] or len(rows) <= LISTED]
+    left = f" (without boxes here: {len(rows) - len(there)} of {len(rows)})" if len(there) < len(rows) else ""
+    return there, left
+
+
 def as_text(scores: Scores) -> str:
     """The scores in some twenty lines of at most 80 characters. Of many classes, those without objects are left out."""
     rows = scores.by_class()

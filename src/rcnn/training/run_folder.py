@@ -195,4 +195,5 @@ def environment() -> dict[str, Any]:
 
 
 def _command(words: Sequence[str]) -> list[str]:
-    return [Path(words[0]).name, *words[1:]]
+    program = Path(words[0]).name
+    return ["rcnn" if program == "__main__.py" else program, *words[1:]]

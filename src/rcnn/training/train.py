@@ -23,7 +23,7 @@ from rcnn.data.windows import training_windows
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.evaluate import Metrics
-from rcnn.metrics.table import HEADINGS
+from rcnn.metrics.table import HEADINGS, listed
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
 from rcnn.training.anchors import settle_anchors
@@ -382,8 +382,9 @@ def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
     folder, log = session.run.folder, session.run.log
     run = Run(folder.path, metrics, session.run.rows)
     if session.run.team.writer:
-        rows = [{HEADINGS[key]: value for key, value in row.items()} for row in run.metrics.by_class()]
-        log.table("AP by class on the validation split", rows)
+        there, left = listed(run.metrics.by_class())
+        rows = [{HEADINGS[key]: value for key, value in row.items()} for row in there]
+        log.table("AP by class on the validation split" + left, rows)
         draw_end(folder.plots, session.run.val, metrics, session.settings, best.threshold)
         row, shown = metrics.to_row(), SCORES[AP if best.model.detects else RECALL]
         scores = ", ".join(f"{heading} {row[name]:.3f}" for name, heading in shown.items())
