@@ -95,7 +95,8 @@ def test_a_checkpoint_of_detectron2_finds_what_it_found_there(run: Run, tmp_path
     outcome = run("import", DETECTRON2 / f"{name}.pkl", "--arch", arch, "--names", "a,b,c,d,e")
     assert outcome.code == 0, outcome.err
     assert "CC BY-SA 3.0" in outcome.out
-    answer = np.load(DETECTRON2 / f"{name}.npz")
+    with np.load(DETECTRON2 / f"{name}.npz") as file:
+        answer = dict(file)
     Image.fromarray(answer["image_bgr_chw"][::-1].transpose(1, 2, 0)).save(tmp_path / "image.png")
     height, width = answer["image_bgr_chw"].shape[1:]
     unresized = (f"preprocess.short={min(height, width)}", f"preprocess.long={max(height, width)}")

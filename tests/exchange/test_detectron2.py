@@ -53,7 +53,8 @@ def assert_same(boxes: np.ndarray, scores: np.ndarray, wanted_boxes: np.ndarray,
 
 @pytest.mark.parametrize("name", TINY)
 def test_proposals_are_those_of_detectron2(name: str) -> None:
-    answer = np.load(FIXTURES / f"{name}.npz")
+    with np.load(FIXTURES / f"{name}.npz") as file:
+        answer = dict(file)
     found = detector(read_pickle(FIXTURES / f"{name}.pkl"), TINY[name])
     with torch.inference_mode():
         proposals = found.runner.propose(batch_of(found, answer["image_bgr_chw"]))
@@ -64,7 +65,8 @@ def test_proposals_are_those_of_detectron2(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["fpn", "c4"])
 def test_detections_are_those_of_detectron2(name: str) -> None:
-    answer = np.load(FIXTURES / f"{name}.npz")
+    with np.load(FIXTURES / f"{name}.npz") as file:
+        answer = dict(file)
     found = detector(read_pickle(FIXTURES / f"{name}.pkl"), TINY[name])
     batch = batch_of(found, answer["image_bgr_chw"])
     with torch.inference_mode():

@@ -140,7 +140,6 @@ def test_alignment(seed: int, levels: int, rois: int, setting: tuple[int, int, b
     torch.testing.assert_close(roi_align(*arguments), _roi_align(*arguments), **tolerance(dtype))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("samples", "aligned"), [(1, True), (2, False)])
 def test_alignment_at_the_edges(samples: int, aligned: bool) -> None:
     maps = [torch.randn(1, 3, 12, 16)]
@@ -186,7 +185,7 @@ def test_gradients_that_are_not_wanted_or_not_there() -> None:
     assert same(roi_align_backward(*empty), _roi_align_backward(*empty))  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("dtype", [pytest.param(torch.float32, marks=pytest.mark.slow), torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_pooling_and_its_gradient(dtype: torch.dtype) -> None:
     maps, boxes, level = scene(3, rois=2, channels=2)
     boxes = torch.cat((boxes, EDGES[None, ::4].float().expand(2, -1, -1)), dim=1)

@@ -17,23 +17,15 @@ SPILLS: dict[tuple[str, int], str] = {}
 """Kernel and compute capability -> why it may spill registers."""
 
 
-def interpreted(which: str) -> None:
+@pytest.mark.slow
+def test_kernels_give_the_answers_of_the_cpu() -> None:
     script = Path(__file__).with_name("interpreted.py")
     # numpy warns of 0 / 0 where a kernel does not use the result.
-    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", "--durations=0", "-m", which]
+    options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", "--durations=0"]
     command = [sys.executable, "-m", "pytest", *options, str(script)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=script.parents[3])
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_kernels_give_the_answers_of_the_cpu() -> None:
-    interpreted("not slow")
-
-
-@pytest.mark.slow
-def test_kernels_give_the_answers_of_the_cpu_at_the_edges() -> None:
-    interpreted("slow")
 
 
 def assert_no_spills(capability: int, dtype: str) -> None:
