@@ -96,12 +96,13 @@ def sliders(browser: Any, top: Path, model: str) -> None:
         page.wait_for_function(PREDICTED, timeout=300_000)
         page.goto(address.partition("/pictures")[0] + "/pictures/0?score=0")
         page.wait_for_selector("#layers input")
-        print(f"boxes: {page.locator('#boxes tbody tr').count()}")
-        for name in ("score from", "IoU of NMS"):
-            page.evaluate(MOVE, ["score from", 0])  # all boxes are drawn
+        for name, score in (("score from", 0), ("IoU of NMS", 0), ("IoU of NMS", 0.5)):
+            page.evaluate(MOVE, ["score from", score])
+            boxes = page.locator("#boxes tbody tr").count()
             values = np.linspace(0.02, 0.9, MOVES).round(2).tolist()
             times = [page.evaluate(MOVE, [name, value]) for value in values]
-            print(f"{name}: median {statistics.median(times):.0f} ms, most {max(times):.0f} ms", flush=True)
+            told = f"median {statistics.median(times):.0f} ms, most {max(times):.0f} ms"
+            print(f"{name}, {boxes} boxes drawn at first: {told}", flush=True)
         mine = memory(process.pid)
     command = [sys.executable, "-c", LOADED, model, str(top / "few/images/0.jpg"), *MANY]
     bare = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -153,6 +153,18 @@ def find_layout(path: str | Path) -> Layout:
         DataError: no reader recognises one, or more than one does.
     """
     path = Path(path).expanduser()
+    layout = layout_at(path)
+    if layout is None:
+        raise DataError(_unrecognised(path))
+    return layout
+
+
+def layout_at(path: Path) -> Layout | None:
+    """Return the data set that a reader recognises at a path, or None, for example for a folder of images alone.
+
+    Raises:
+        DataError: there is nothing, or it can't be read; or more than one reader recognises a data set.
+    """
     if reason := next(filter(None, map(unfit_name, path.parts)), None):
         raise DataError(f"{path}: this path {reason}; rename it")
     try:
@@ -164,7 +176,7 @@ def find_layout(path: str | Path) -> Layout:
     except OSError as error:
         raise DataError(f"{path}: can't be read: {error}") from None
     if not layouts:
-        raise DataError(_unrecognised(path))
+        return None
     if len(layouts) > 1 and layouts[-1].format == "csv":  # a table is made of the others' annotations
         extra = layouts.pop()
         note = f"{extra.evidence}: not read, since there is {layouts[0].evidence}; give the table itself to read it"

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,7 +15,7 @@ from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.draft import MOST_FAULTS, Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, copy_images, root_of, write_text
+from rcnn.data.folders import Folder, Folders, copy_images, is_file, root_of, write_text
 from rcnn.errors import DataError
 from rcnn.preprocess.sources import is_image
 
@@ -66,7 +67,11 @@ def find(path: Path) -> Layout | None:
 
 
 def _tables(folder: Path) -> list[Path]:
-    names = (name for name in Folder(folder).names if name.lower().endswith(".csv"))
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        found = [entry for entry in entries if entry.name.lower().endswith(".csv") and not entry.name.startswith(".")]
+    names = sorted(entry.name for entry in found if is_file(entry))
     return [folder / name for name in names if _is_table(folder / name)]
 
 

@@ -29,7 +29,8 @@ def find(path: Path) -> Layout | None:
     """
     if not path.is_dir():
         return None
-    if _has_xml(path) and not _has_images(path) and sibling_images(path) is not None:
+    has_xml = _has_xml(path)
+    if has_xml and not _has_images(path) and sibling_images(path) is not None:
         return _layout(path.parent, path)
     inner = _folders(path)
     splits = {split: _split_folder(path, names) or _below(inner, names) for split, names in SPLIT_FOLDERS.items()}
@@ -48,7 +49,7 @@ def find(path: Path) -> Layout | None:
     if lists:
         named = "/, ".join(str(folder.relative_to(path)) for (folder,) in lists.values())
         return Layout("voc", path, lists, evidence=f"{named}/ with *.xml")
-    return Layout("voc", path, {"all": (path,)}, evidence="*.xml") if _has_xml(path) else None
+    return Layout("voc", path, {"all": (path,)}, evidence="*.xml") if has_xml else None
 
 
 def _layout(root: Path, annotations: Path) -> Layout:

@@ -12,7 +12,7 @@ import numpy as np
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.data.find import find_layout, open_dataset
+from rcnn.data.find import find_layout, layout_at, open_dataset
 from rcnn.detector import Detector
 from rcnn.errors import DataError, SettingsError, printable
 from rcnn.metrics.types import Prediction, Truth
@@ -130,11 +130,14 @@ class Album:
     def _read(self, data: Path) -> list[Picture]:
         """The pictures of a data set in all its lists, or of a folder."""
         names = self.names if self.detector else None
+        alone = data.is_dir() or (is_image(data.name) and data.exists())  # may be pictures without labels
         try:
-            layout = find_layout(data)
+            layout = layout_at(data) if alone else find_layout(data)
         except DataError:
-            if not data.exists() or not (data.is_dir() or is_image(data.name)):
+            if not alone:
                 raise
+            layout = None
+        if layout is None:
             top = data if data.is_dir() else data.parent
             start = len(str(top / "a")) - 1  # `relative_to` takes seconds for 100,000 files
             return [Picture(file, str(file)[start:], "all", None) for file in files(data)]
