@@ -1,6 +1,7 @@
 """The server of `rcnn look`: whom it lets in, what it refuses, and that its numbers are the library's."""
 
 import io
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
