@@ -4,20 +4,20 @@ BIN := .venv/bin
 # Tests run in so many processes of one thread each, which keep the memory that they have: else a tenth of their time
 # goes into getting the same pages again.
 JOBS ?= 2
-PYTEST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 $(BIN)/pytest
-# Tests that run exported files or libvips, in a process of their own: in one process with their threads, the loader
-# processes that other tests fork may crash. It runs beside the others and is shown when it ends.
+PYTEST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 $(BIN)/pytest -n $(JOBS) --dist worksteal
+# Tests that run exported files or libvips, in processes of their own: in one process with their threads, the loader
+# processes that other tests fork may crash.
 ENGINES := tests/preprocess/test_large.py tests/engine tests/fuzz tests/test_deploy.py \
   tests/cli/test_exported.py tests/cli/test_import_export.py tests/cli/test_benchmark.py
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test setup lint types tests models engines fmt check bench fuzz
+.PHONY: demo test setup lint types tests fmt check bench fuzz
 
 demo: .venv/installed
 	$(BIN)/rcnn demo
 
 test: lint
-	@$(MAKE) --no-print-directory --jobs 3 types models engines
+	@$(MAKE) --no-print-directory --jobs 2 types tests
 
 setup: .venv/installed-dev
 
@@ -28,14 +28,9 @@ lint: .venv/installed-dev
 types: .venv/installed-dev
 	$(BIN)/pyright
 
-tests:
-	@$(MAKE) --no-print-directory --jobs 2 models engines
-
-models: .venv/installed-dev
-	$(PYTEST) -n $(JOBS) --dist worksteal $(ENGINES:%=--ignore=%)
-
-engines: .venv/installed-dev
-	@shown=$$($(PYTEST) $(ENGINES) 2>&1); ended=$$?; printf '%s\n' "$$shown"; exit $$ended
+tests: .venv/installed-dev
+	$(PYTEST) $(ENGINES:%=--ignore=%)
+	$(PYTEST) $(ENGINES)
 
 fmt: .venv/installed-dev
 	$(BIN)/ruff check --fix .

@@ -7,7 +7,7 @@ import { Stage } from "./stage.js";
 const KEYS = { r: "right", w: "wrong", s: "skip" };
 const get = (id) => document.getElementById(id);
 const stage = new Stage(get("stage"));
-let state, doubt, sending = false;
+let state, doubt, sending = null;
 
 const number = (value) => value.toLocaleString("en");
 const same = (one, other) => one && other && one.place === other.place && one.detection === other.detection;
@@ -67,9 +67,17 @@ function rect([left, top, right, bottom], name) {
 }
 
 /** Send a verdict, or take the last one back, and go on with the next suggestion. */
-async function send(path, verdict) {
-  if (sending || (verdict && !doubt)) return;
-  sending = true;
+function send(path, verdict) {
+  if (verdict && (sending || !doubt)) return; // nobody has seen yet what comes next
+  const mine = sent(path, verdict, sending);
+  sending = mine;
+  mine.finally(() => {
+    if (sending === mine) sending = null;
+  });
+}
+
+async function sent(path, verdict, before) {
+  await before;
   try {
     const { place, detection } = doubt ?? {};
     const body = verdict ? JSON.stringify({ place, detection, verdict }) : "";
@@ -78,8 +86,6 @@ async function send(path, verdict) {
     show(told, false);
   } catch {
     // it has been told on the page
-  } finally {
-    sending = false;
   }
 }
 
