@@ -1,5 +1,6 @@
 """Exported files in onnxruntime and OpenVINO, as detectors; the graphs are those of `graphs`."""
 
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -47,6 +48,21 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def engine(found: Detector) -> GraphEngine:
     assert isinstance(found.engine, GraphEngine)
     return found.engine
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_signal_comes_through_after_two_detectors_are_gone(files: dict[str, Path], suffix: str) -> None:
+    """OpenVINO changes the stack for signals: see `packages.openvino_core`."""
+    found = [rcnn.load(files[suffix]) for _ in range(2)]
+    while found:  # in the order in which they came
+        found.pop(0)
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    try:
+        signal.raise_signal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

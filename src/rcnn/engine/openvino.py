@@ -54,7 +54,7 @@ class OpenVinoEngine(GraphEngine):
             "PERFORMANCE_HINT": "LATENCY",
         }
         with reading(path, MOST, KIND), _plainly():
-            self._compiled = packages.openvino().Core().compile_model(model, "CPU", options)
+            self._compiled = packages.openvino_core().compile_model(model, "CPU", options)
 
     def at_precision(self, precision: str) -> Self:
         """As `GraphEngine.at_precision`."""
@@ -81,7 +81,7 @@ def read(path: Path) -> tuple[Contents, Any]:
         UnavailableError: a WeightsError: openvino is not installed.
         SettingsError: the precision is fp16.
     """
-    package = packages.openvino()
+    core = packages.openvino_core()
     with reading(path, MOST, KIND), _plainly():
         with path.open("rb") as file:
             root = re.search(rb"<([A-Za-z][\w.:-]*)", file.read(10_000))
@@ -95,7 +95,7 @@ def read(path: Path) -> tuple[Contents, Any]:
             raise WeightsError(
                 f"{path}: its weights are in {beside}, which can't be read ({error.strerror or error}); copy both files"
             ) from None
-        model = package.Core().read_model(path, beside)
+        model = core.read_model(path, beside)
         known = [name for name in (ENTRY, DIGEST) if model.has_rt_info([PLACE, name])]
         found = {name: model.get_rt_info([PLACE, name]).astype(str) for name in known}
         metadata = read_entries(found, path)

@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from functools import cache
 from typing import Any
 
 from rcnn.errors import UnavailableError
@@ -48,6 +49,24 @@ def openvino() -> Any:
     if "openvino" not in sys.modules:
         sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
     return _package("openvino", "openvino")
+
+
+def openvino_core() -> Any:
+    """The one `openvino.Core` of this process.
+
+    At its first compilation a core gives the calling thread another stack for signals, and restores the one before when
+    it is gone. Of two cores the second would restore the stack of the first, which is there no more, and the next
+    signal, such as that of Ctrl-C, would end the process by a segmentation fault.
+
+    Raises:
+        UnavailableError: openvino is not installed.
+    """
+    return _core(openvino())
+
+
+@cache
+def _core(package: Any) -> Any:
+    return package.Core()
 
 
 def _package(name: str, extra: str) -> Any:
