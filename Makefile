@@ -4,11 +4,8 @@ BIN := .venv/bin
 # Tests run in so many processes of one thread each, which keep the memory that they have: else a tenth of their time
 # goes into getting the same pages again.
 JOBS ?= 2
-PYTEST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 $(BIN)/pytest -n $(JOBS) --dist worksteal
-# Tests that run exported files or libvips, in processes of their own: in one process with their threads, the loader
-# processes that other tests fork may crash.
-ENGINES := tests/preprocess/test_large.py tests/engine tests/fuzz tests/test_deploy.py \
-  tests/cli/test_exported.py tests/cli/test_import_export.py tests/cli/test_benchmark.py
+PYTEST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 $(BIN)/pytest \
+  -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo test setup lint types tests fmt check bench fuzz
@@ -29,8 +26,7 @@ types: .venv/installed-dev
 	$(BIN)/pyright
 
 tests: .venv/installed-dev
-	$(PYTEST) $(ENGINES:%=--ignore=%)
-	$(PYTEST) $(ENGINES)
+	$(PYTEST)
 
 fmt: .venv/installed-dev
 	$(BIN)/ruff check --fix .

@@ -1,10 +1,11 @@
 """Property tests look at new examples on a developer's machine and at the same ones in every run of CI.
 
-Tests that want a GPU are skipped where there is none.
+Tests that want a GPU are skipped where there is none. Those that leave threads behind come last.
 """
 
 import gc
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,12 @@ from hypothesis import settings
 settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("here", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+LAST = [
+    *("engine/test_export.py", "fuzz", "cli/test_import_export.py", "engine", "test_deploy.py"),
+    *("cli/test_exported.py", "cli/test_benchmark.py", "preprocess/test_large.py"),
+]
+"""Tests that run exported files or libvips, the long ones first: a process with their threads can't well be forked."""
 
 
 def pytest_collection_finish() -> None:
@@ -23,8 +30,12 @@ def pytest_collection_finish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # Processes of xdist share the last modules; those with the longest fixtures come first, lest both make them.
-    items.sort(key=lambda item: not item.path.name.startswith("test_torchrun"))
+    tests = Path(__file__).parent
+
+    def place(item: pytest.Item) -> int:
+        return next((place for place, path in enumerate(LAST, 1) if item.path.is_relative_to(tests / path)), 0)
+
+    items.sort(key=place)
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

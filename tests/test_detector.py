@@ -46,6 +46,15 @@ def same(first: Result, second: Result) -> bool:
     return first.size == second.size and all(np.array_equal(a, b) for a, b in pairs)
 
 
+def test_loading_and_other_settings_draw_no_random_numbers(detector: Detector, tmp_path: Path) -> None:
+    detector.save(tmp_path / "saved.safetensors")
+    before = torch.get_rng_state()
+    for made in (Detector.load(tmp_path / "saved.safetensors", "cpu"), detector.with_settings(["roi.nms=0.4"])):
+        state = made.model.state_dict()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in detector.model.state_dict().items())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_an_image_may_be_a_file_an_array_a_picture_or_a_tensor(detector: Detector, folder: Path) -> None:
     path = folder / "0.png"
     picture = Image.open(path)

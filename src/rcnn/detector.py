@@ -25,7 +25,7 @@ from rcnn.preprocess.stream import Picture, Skip, overlapped
 from rcnn.preprocess.views import Viewer
 from rcnn.presets import build
 from rcnn.result import Result
-from rcnn.weights.adapt import check_shapes, fill, shapes_alone
+from rcnn.weights.adapt import check_shapes, fill, shapes_alone, weights_follow
 from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import save_weights, to_half
 from rcnn.weights.metadata import FOREIGN, Described, Metadata, as_text, entry_of, read_detector
@@ -139,7 +139,8 @@ class Detector:
         custom = settings.model.backbone == "custom"
         head = self.model.fast_rcnn.head if custom and self.model.fast_rcnn is not None else None
         backbone = copy.deepcopy(self.model.backbone) if custom else None
-        model = build(settings, len(self.names), backbone=backbone, head=copy.deepcopy(head))
+        with weights_follow():
+            model = build(settings, len(self.names), backbone=backbone, head=copy.deepcopy(head))
         try:
             model.load_state_dict(renormalise(self.model.state_dict(), self.settings.roi, settings.roi))
         except RuntimeError:
@@ -366,7 +367,8 @@ class Detector:
 
         try:
             tensors, metadata = read_detector(path, fits)
-            model = build(metadata.settings, len(metadata.names), backbone=backbone, head=head)
+            with weights_follow():
+                model = build(metadata.settings, len(metadata.names), backbone=backbone, head=head)
         except config.SettingsError as error:
             raise WeightsError(f"{path}: {FOREIGN}: {error}") from None
         fill(model, tensors, path)

@@ -16,7 +16,7 @@ from rcnn.exchange import caffe, detectron2, torchvision, torchvision_export
 from rcnn.exchange.imported import Imported
 from rcnn.exchange.unpickle import read_pickle
 from rcnn.presets import build, settings_of
-from rcnn.weights.adapt import fill
+from rcnn.weights.adapt import fill, weights_follow
 from rcnn.weights.backbone import read_tensors
 from rcnn.weights.caffe import read_arrays
 from rcnn.weights.file import first_line
@@ -96,7 +96,8 @@ def detector_of(imported: Imported, device: str | torch.device = "auto") -> Dete
         WeightsError: a tensor is missing, left over or of another shape.
     """
     classes = len(imported.names)
-    model = build(imported.settings, classes, backbone=imported.backbone, head=imported.head)
+    with weights_follow():
+        model = build(imported.settings, classes, backbone=imported.backbone, head=imported.head)
     fill(model, imported.tensors, "the checkpoint")
     summary = {"notes": list(imported.notes)} if imported.notes else {}
     return Detector(
