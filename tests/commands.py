@@ -113,4 +113,5 @@ def _within(path: Any, inside: str) -> bool:
     if not isinstance(path, str | bytes | os.PathLike):
         return True
     absolute = os.path.abspath(os.fsdecode(path))
-    return absolute.startswith((inside, "/dev/", "/proc/")) or "/matplotlib" in absolute or "__pycache__" in absolute
+    caches = ("/matplotlib", "/torchinductor_", "__pycache__")
+    return absolute.startswith((inside, "/dev/", "/proc/")) or any(cache in absolute for cache in caches)

@@ -16,10 +16,14 @@ settings.register_profile("here", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 LAST = [
+    "engine/test_hostile_files.py",
     *("engine/test_export.py", "fuzz", "cli/test_import_export.py", "engine", "test_deploy.py"),
     *("cli/test_exported.py", "cli/test_benchmark.py", "preprocess/test_large.py"),
 ]
-"""Tests that run exported files or libvips, the long ones first: a process with their threads can't well be forked."""
+"""Tests that run exported files or libvips: a process with their threads can't well be forked.
+
+The first forks a process for a file before there are any; then come the long ones.
+"""
 
 
 def pytest_collection_finish() -> None:

@@ -1,7 +1,6 @@
 """The packages that write and run exported files: optional, imported at first use, and kept from telling anybody."""
 
 import importlib
-import os
 import sys
 from functools import cache
 from typing import Any
@@ -55,8 +54,6 @@ def openvino() -> Any:
 def openvino_core() -> Any:
     """The one `openvino.Core` of this process.
 
-    A process that is forked makes its own: threads of the first are not there.
-
     At its first compilation a core gives the calling thread another stack for signals, and restores the one before when
     it is gone. Of two cores the second would restore the stack of the first, which is there no more, and the next
     signal, such as that of Ctrl-C, would end the process by a segmentation fault.
@@ -64,11 +61,11 @@ def openvino_core() -> Any:
     Raises:
         UnavailableError: openvino is not installed.
     """
-    return _core(openvino(), os.getpid())
+    return _core(openvino())
 
 
 @cache
-def _core(package: Any, _process: int) -> Any:
+def _core(package: Any) -> Any:
     return package.Core()
 
 
