@@ -2,10 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # Tests run in so many processes of one thread each, which keep the memory that they have: else a tenth of their time
-# goes into getting the same pages again.
+# goes into getting the same pages again. Bytecode is written: else each process that they start compiles the sources.
 JOBS ?= 2
-PYTEST = OMP_NUM_THREADS=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 $(BIN)/pytest \
-  -n $(JOBS) --dist loadfile --no-loadscope-reorder
+PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 \
+  $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
 .PHONY: demo test setup lint types tests fmt check bench fuzz
@@ -23,7 +23,7 @@ lint: .venv/installed-dev
 	$(BIN)/ruff format --check .
 
 types: .venv/installed-dev
-	$(BIN)/pyright
+	$(BIN)/pyrefly check
 
 tests: .venv/installed-dev
 	$(PYTEST)

@@ -28,7 +28,7 @@ from rcnn.result import Result
 from rcnn.weights.adapt import check_shapes, fill, shapes_alone, weights_follow
 from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import save_weights, to_half
-from rcnn.weights.metadata import FOREIGN, Described, Metadata, as_text, entry_of, read_detector
+from rcnn.weights.metadata import FOREIGN, Metadata, as_text, entry_of, read_detector
 
 Propose = Callable[[Sequence[str | None], Batch], Proposals]
 """(paths of the images of a batch, the batch) -> their proposals, in pixels of the resized images."""
@@ -376,7 +376,11 @@ class Detector:
 
     @classmethod
     def _of(
-        cls, model: FasterRCNN | Engine, settings: config.Settings, about: Described, device: str | torch.device
+        cls,
+        model: FasterRCNN | Engine,
+        settings: config.Settings,
+        about: "Metadata | Detector",
+        device: str | torch.device,
     ) -> "Detector":
         """A detector whose classes and facts are those of another, or of a file."""
         return cls(

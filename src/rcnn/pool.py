@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -78,7 +78,7 @@ def pool(parts: Sequence[Result], views: Sequence[View], size: Size, nms: float,
     if len(parts) == 1:
         return Pooled(first, np.zeros(len(first), bool))
     cut = [view.is_cut(inner, size) for inner, view in zip(boxes, views, strict=True)]
-    columns = {
+    columns: dict[str, Any] = {
         name: np.concatenate([getattr(part, name) for part in parts])
         for name in ("scores", "labels", *(() if first.features is None else ("features",)))
     }

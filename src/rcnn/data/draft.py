@@ -118,7 +118,7 @@ class Layout:
 
     format: str
     root: Path
-    lists: dict[str, tuple[Path, ...]]
+    lists: Mapping[str, tuple[Path, ...]]
     names: tuple[str, ...] | None = None
     evidence: str = ""
     notes: tuple[str, ...] = ()

@@ -20,7 +20,7 @@ class ProposalSet(NamedTuple):
     """Proposals of every image of a data set, in the order of its records; a batch holds the `count` best per image."""
 
     images: Sequence[Given]
-    count: int  # pyright: ignore[reportIncompatibleMethodOverride]
+    count: int  # pyrefly: ignore[bad-override]
 
 
 NOTHING = Given(np.zeros((0, 4)), np.zeros(0))

@@ -54,7 +54,7 @@ class Item(NamedTuple):
     batch: Batch
     targets: Targets
     seeds: Tensor
-    index: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]
+    index: Tensor  # pyrefly: ignore[bad-override]
     proposals: Proposals | None = None
 
 
@@ -188,7 +188,7 @@ class Loader:
     def close(self) -> None:
         """End the loader processes. Until then one that was killed is reported again, wherever the caller is."""
         if self._processes is not None and self._processes._iterator is not None:
-            self._processes._iterator._shutdown_workers()  # pyright: ignore[reportAttributeAccessIssue]
+            self._processes._iterator._shutdown_workers()  # pyrefly: ignore[missing-attribute]
         self._processes = None
 
 
@@ -202,7 +202,7 @@ def lost_worker(error: Exception) -> str | None:
         return text
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
         limit = "`ulimit -n` sets the limit" if error.errno == errno.EMFILE else "the system has no more"
-        what = f"the loader processes (data.workers) need more than there is: {os.strerror(error.errno)} ({limit})"
+        what = f"the loader processes (data.workers) need more than there is: {error.strerror} ({limit})"
     elif "shared memory" in text or "No space left on device" in text:
         what = f"the loader processes (data.workers) need more room in /dev/shm, as docker's --shm-size gives: {text}"
     elif text.startswith("DataLoader worker"):
@@ -246,7 +246,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         most = max((len(record.boxes) for record in dataset.records), default=0)
         self.width = 8 * max(1, math.ceil(most / 8))
 
-    def __getitem__(self, work: Work) -> bytes | Exception:
+    def __getitem__(self, work: Work) -> bytes | Exception:  # pyrefly: ignore[bad-override-param-name]
         """Load a batch in a loader process. An error is returned, since DataLoader wraps what is raised.
 
         The batch is put into shared memory here: a failure in DataLoader's own thread goes unnoticed.

@@ -245,7 +245,7 @@ def _read_size(draft: Draft, row: _Row) -> None:
         return draft.fatal(row.where, f"width and height must be numbers; found {', '.join(texts[::-1]):.200}")
     if height <= 0 or width <= 0:
         return None
-    if draft.declared not in (None, (height, width)):
+    if draft.declared is not None and draft.declared != (height, width):
         before = f"{draft.declared[1]}x{draft.declared[0]}"
         return draft.fatal(row.where, f"the image is {width}x{height} pixels here, and {before} in a row before")
     draft.declared, draft.source = (height, width), draft.source or row.where

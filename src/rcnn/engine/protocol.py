@@ -14,15 +14,18 @@ class Engine(Protocol):
 
     Attributes:
         name: `eager`, `onnxruntime` or `openvino`.
-        device: where it runs, and where its results are.
         precision: of the convolutions and matrix products: `float32` or `bf16`.
         size: (height, width) of all images, padding included; None: any multiples of `preprocess.multiple`.
     """
 
     name: str
-    device: torch.device
     precision: str
     size: Size | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where it runs, and where its results are."""
+        ...
 
     def run(
         self, batch: Batch, proposals: Proposals | None = None, *, wanted: Collection[str] = ("proposals", "detections")

@@ -36,6 +36,7 @@ class Objectness:
         prior: initial probability of a sigmoid. None: 1 / 2.
     """
 
+    logits: int
     name = "rpn_objectness"
     of_every_anchor = False
     prior: float | None = None

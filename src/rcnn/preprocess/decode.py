@@ -1,7 +1,6 @@
 """Decode image files of any mode that Pillow opens to (H, W, C) uint8 arrays, with EXIF rotation applied."""
 
 import errno
-import os
 import threading
 import warnings
 from collections.abc import Iterator
@@ -247,7 +246,7 @@ def named_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.EMFILE, errno.ENFILE):  # the image may be sound
             limit = "`ulimit -n` sets the limit" if error.errno == errno.EMFILE else "the system has no more"
-            raise OSError(error.errno, f"{os.strerror(error.errno)}; {limit}", str(path)) from None
+            raise OSError(error.errno, f"{error.strerror}; {limit}", str(path)) from None
         raise ImageError(f"{path}: the image can't be read: {error}") from None
     except Exception as error:  # Pillow's decoders raise almost anything for damaged files
         raise ImageError(f"{path}: the image can't be read: {error or type(error).__name__}") from None

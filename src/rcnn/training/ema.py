@@ -34,9 +34,9 @@ class EMA:
         The decay starts low, (1 + step) / (10 + step), so that the first random weights are soon forgotten.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(*self._moved, 1 - decay)  # pyright: ignore[reportPrivateImportUsage]
+        torch._foreach_lerp_(*self._moved, 1 - decay)
         if self._copied[0]:
-            torch._foreach_copy_(*self._copied)  # pyright: ignore[reportPrivateImportUsage]
+            torch._foreach_copy_(*self._copied)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -40,7 +40,7 @@ class JointFull(Joint):
 class Second(Joint):
     """Fast R-CNN on given proposals."""
 
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # pyrefly: ignore[bad-override]
         self, batch: Batch, targets: Targets, keys: Keys, proposals: Proposals
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """The second stage's two losses."""

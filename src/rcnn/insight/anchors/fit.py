@@ -85,7 +85,7 @@ class TruthBoxes(NamedTuple):
     padded: Tensor
     cells: Tensor
 
-    def __getitem__(self, index: Tensor) -> "TruthBoxes":  # pyright: ignore[reportIncompatibleMethodOverride]
+    def __getitem__(self, index: Tensor) -> "TruthBoxes":  # pyrefly: ignore[bad-override]
         """The objects of an index or mask (N,)."""
         return TruthBoxes(*(part[index] for part in self._asdict().values()))
 

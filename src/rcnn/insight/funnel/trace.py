@@ -1,6 +1,7 @@
 """Find the stage that lost an object by checking the stages of its image in order."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from rcnn.metrics.overlap import box_iou
 from rcnn.metrics.proposals import best_cover
 from rcnn.metrics.types import Prediction, Truth
 
-Fate = dict[str, str | int | float]
+Fate = dict[str, Any]
 """Fields of an `Outcome` that say where an object was lost."""
 
 
@@ -44,7 +45,8 @@ def explain(
     for row in np.flatnonzero(~truth.ignore).tolist():
         box, label = truth.boxes[row], int(truth.labels[row])
         here = Outcome(image, row, label, size_of(box), FOUND)
-        outcomes.append(here._replace(**({"score": scores[row]} if row in scores else fates[row]())))
+        fate: Fate = {"score": scores[row]} if row in scores else fates[row]()
+        outcomes.append(here._replace(**fate))
     return outcomes
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 Row = Mapping[str, float | None]
 """Name -> number; None if it could not be measured, such as the AP of images without objects."""
@@ -37,8 +37,8 @@ class About(NamedTuple):
     rows: tuple[Row, ...]
 
 
-class Recorder(Protocol):
-    """A destination for the numbers of a run. A class that inherits from this one may leave methods out.
+class Recorder:
+    """A destination for the numbers of a run: inherit from it and write those methods that you need.
 
     Only the first of several processes has recorders. After a run is resumed, a recorder may get steps and epochs a
     second time that came after the checkpoint: `About.rows` and `About.step` say which ones count.
