@@ -4,7 +4,7 @@ import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -376,11 +376,7 @@ class Detector:
 
     @classmethod
     def _of(
-        cls,
-        model: FasterRCNN | Engine,
-        settings: config.Settings,
-        about: "Metadata | Detector",
-        device: str | torch.device,
+        cls, model: FasterRCNN | Engine, settings: config.Settings, about: Metadata | Self, device: str | torch.device
     ) -> "Detector":
         """A detector whose classes and facts are those of another, or of a file."""
         return cls(

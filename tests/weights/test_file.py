@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -97,8 +98,11 @@ def test_a_changed_byte_never_goes_unnoticed(tmp_path_factory: pytest.TempPathFa
     place = data.draw(st.integers(0, len(content) - 1))
     content[place] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match=r"w\.safetensors"):
-        load_weights(path)
+    with suppress(WeightsError):
+        tensors, entry = load_weights(path)
+        assert chr(content[place]).lower() in "abcdef"  # JSON takes the E of an escape or exponent as an e
+        assert entry == METADATA
+        assert all(torch.equal(tensor, tensors[name]) for name, tensor in TENSORS.items())
 
 
 def test_a_foreign_safetensors_file_is_named(tmp_path: Path):
