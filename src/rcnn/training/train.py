@@ -393,6 +393,8 @@ def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
         command, ending = "predict" if best.model.detects else "propose", ""
         if session.given:
             ending = " --proposals FILE|selective-search"
-        pictures = shlex.join([str(folder.path), str(session.run.settings.data.path), "--split", "val"])
+        here, data = Path.cwd(), Path(str(session.run.settings.data.path))
+        data = data.relative_to(here) if data.is_relative_to(here) else data
+        pictures = shlex.join([str(folder.path), str(data), "--split", "val"])
         log.say(f"next: rcnn {command} {pictures}{ending}")
     return run
