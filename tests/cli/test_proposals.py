@@ -53,7 +53,7 @@ def test_an_rpn_alone_then_fast_rcnn_on_what_it_proposes(run: Run, data: Path, t
     alone = run("train", data, *TINY, "roi.head=none", "--name", "rpn", "--json").json()
     assert "train_rpn_box" in alone["epochs"][0]
     assert "AR300" in (Path(alone["folder"]) / "log.txt").read_text()
-    assert f"rcnn propose {alone['folder']} {data} --split val" in (Path(alone["folder"]) / "log.txt").read_text()
+    assert f"rcnn propose {alone['folder']} {data.name} --split val" in (Path(alone["folder"]) / "log.txt").read_text()
     outcome = run("propose", alone["best"], data, "--out", "boxes")
     assert outcome.code == 0, outcome.err
     file = tmp_path / "boxes/results.json"
