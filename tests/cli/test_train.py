@@ -47,7 +47,7 @@ def test_a_run_ends_with_weights_that_val_takes(run: Run, data: Path, tmp_path: 
     last = (tmp_path / "runs/try-1/log.txt").read_text().splitlines()[-1]
     _, program, *following = shlex.split(last[last.index("next: ") :])
     assert program == "rcnn"
-    assert following[2] == "shapes"  # as it was given, not where it is
+    assert following[2] == "shapes"  # it is below the current folder
     assert run(*following, "--out", tmp_path / "seen").code == 0
     again = run("train", "--config", tmp_path / "runs/try-1/config.yaml", "--dry-run", "--json").json()
     assert again["settings"]["train"]["batch"] == 2

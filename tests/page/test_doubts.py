@@ -262,9 +262,7 @@ def test_keys_judge_and_undo_and_two_browsers_agree(browser: Any, served: Served
     until(page.locator("#opening")).to_contain_text("nothing to judge any more")
     page.keyboard.press("u")
     until(count).to_have_text("1 to judge")
-    with page.expect_response(
-        lambda one: "/api/doubts/undo" in one.url
-    ):  # it waits for the verdict before it, and is not lost
+    with page.expect_response(lambda one: "/api/doubts/undo" in one.url):  # it waits for the verdict and is not lost
         page.evaluate("['r', 'u'].forEach((key) => dispatchEvent(new KeyboardEvent('keydown', { key })))")
     until(count).to_have_text("1 to judge")
     for one in (page, other):
