@@ -7,6 +7,7 @@ their hashes. All text is escaped, also in the JSON for the script.
 import base64
 import hashlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -191,8 +192,9 @@ def compared(subjects: Sequence[Subject]) -> dict[str, Any]:
     }
 
 
+@cache
 def environment() -> "Environment":
-    """The templates, which escape all text."""
+    """The templates, which escape all text and are compiled once: it takes longer than to fill them in."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     made = Environment(
