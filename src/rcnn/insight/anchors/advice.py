@@ -9,6 +9,7 @@ from rcnn.data.dataset import Dataset, Record
 from rcnn.insight.anchors.fit import RECALLED, best_iou, fit, frames_of, network_grids, objects_of, recall
 from rcnn.insight.anchors.study import groups, one_thread
 from rcnn.presets import build
+from rcnn.weights.adapt import shapes_alone
 
 MOST, FEWEST = 5000, 50
 """Objects that are looked at, and objects without which anchors are neither judged nor fitted."""
@@ -38,14 +39,14 @@ class Advice(NamedTuple):
 @one_thread()
 def advise(dataset: Dataset, settings: Settings) -> Advice:
     """Measure the anchors of settings on up to `MOST` objects of a data set, and fit others where they miss many."""
-    with torch.device("meta"):
+    records = _some(dataset.records)
+    count = sum(int((~record.ignore).sum()) for record in records)
+    if count < FEWEST:
+        return Advice(count, 1.0, 1.0)
+    with shapes_alone():
         model = build(settings, 1)
     strides, rule = model.rpn.strides, settings.anchors
-    grid = network_grids(model.backbone, settings.preprocess.in_channels)
-    frames = frames_of(_some(dataset.records), settings, grid)
-    objects = objects_of(frames) if frames else None
-    if objects is None or len(objects.boxes) < FEWEST:
-        return Advice(0 if objects is None else len(objects.boxes), 1.0, 1.0)
+    objects = objects_of(frames_of(records, settings, network_grids(model.backbone, settings.preprocess.in_channels)))
     objects = objects[torch.arange(len(objects.boxes))[:MOST]]
     iou = best_iou(objects, rule, strides)
     without = iou < RECALLED
