@@ -5,6 +5,7 @@ Tests that want a GPU are skipped where there is none. Those that leave threads 
 
 import gc
 import os
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,10 +37,11 @@ def pytest_collection_finish() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     tests = Path(__file__).parent
 
-    def place(item: pytest.Item) -> int:
-        return next((place for place, path in enumerate(LAST, 1) if item.path.is_relative_to(tests / path)), 0)
+    @cache
+    def place(path: Path) -> int:
+        return next((place for place, last in enumerate(LAST, 1) if path.is_relative_to(tests / last)), 0)
 
-    items.sort(key=place)
+    items.sort(key=lambda item: place(item.path))
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):

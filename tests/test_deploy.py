@@ -1,4 +1,7 @@
-"""The programs of docs/deploy.md run where torch can't be imported, and print the detector's boxes."""
+"""The programs of docs/deploy.md run where torch can't be imported, and print the detector's boxes.
+
+Those of a real network are in tests/engine/test_export.py.
+"""
 
 import re
 import subprocess
@@ -10,13 +13,8 @@ import pytest
 from PIL import Image
 
 import rcnn
-from rcnn.engine import export
-from rcnn.engine.metadata import entries
-from rcnn.exchange import exported
 from rcnn.result import Result
 from tests.engine import graphs
-from tests.engine.test_export import detector_of
-from tests.test_every_preset import PICTURES
 
 PAGE = (Path(__file__).parents[1] / "docs/deploy.md").read_text(encoding="utf-8")
 WITHOUT_TORCH = """
@@ -70,19 +68,6 @@ def test_the_programs_prepare_pictures_and_print_boxes_as_predict_does(
     Image.fromarray(np.full((*sides, 3), 128, dtype=np.uint8)).save(tmp_path / "picture.png")
     (expected,) = rcnn.load(file).predict(tmp_path / "picture.png", score=0.25)
     assert_same(printed(file, tmp_path / "picture.png"), expected)
-
-
-@pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # packages warn of one another
-def test_the_programs_print_the_boxes_of_the_detector_in_pytorch(tmp_path: Path) -> None:
-    detector = detector_of("tiny-fpn")
-    Image.fromarray(PICTURES[2]).save(tmp_path / "picture.png")
-    (expected,) = detector.predict(PICTURES[2])
-    exported.write(detector, tmp_path / "tiny.onnx")
-    model = export.to_openvino(tmp_path / "tiny.onnx")
-    export.save_openvino(model, tmp_path / "tiny.xml", entries(detector))
-    for suffix in ("onnx", "xml"):
-        assert_same(printed(tmp_path / f"tiny.{suffix}", tmp_path / "picture.png"), expected)
 
 
 def test_the_program_and_the_container_are_short() -> None:

@@ -12,7 +12,7 @@ import rcnn
 from rcnn.presets import build, settings_of
 from rcnn.weights.metadata import read_detector
 from tests.cli.conftest import Outcome
-from tests.engine import graphs
+from tests.engine.test_export import detector_of
 
 Run = Callable[..., Outcome]
 DETECTRON2 = Path(__file__).parents[1] / "exchange/detectron2"
@@ -117,7 +117,7 @@ def held_bytes(weights: Path) -> bytes:
 def test_a_detector_leaves_python_and_its_file_is_used_alone(run: Run, data: Path, tmp_path: Path) -> None:
     """One command to ONNX and one to OpenVINO; the others take the file for the detector."""
     weights = tmp_path / "net.safetensors"
-    graphs.detector().save(weights)
+    detector_of("paper-zf-one-stage").save(weights)
     image = data / "JPEGImages/0.jpg"
     (expected,) = run("predict", weights, image, "--score=0", "--json").json()
     for name in ("net.onnx", "net.xml"):

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from rcnn.data.loader import Loader
+from tests.training.pieces import without_pictures
 
 from .conftest import SMALL, Outcome
 
@@ -56,6 +57,7 @@ def test_a_run_ends_with_weights_that_val_takes(run: Run, data: Path, tmp_path: 
     assert len(resumed.json()["epochs"]) == 2
 
 
+@without_pictures()
 def test_a_detector_is_fine_tuned(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:
     words = ["train", data, "--from", weights, "--epochs", 1, "--batch", 2, "--out", tmp_path / "runs", *SMALL[-1:]]
     document = run(*words, "--json").json()
@@ -66,6 +68,7 @@ def test_a_detector_is_fine_tuned(run: Run, data: Path, weights: Path, tmp_path:
     assert (again["train"]["init"], again["train"]["epochs"], again["model"]["channels"]) == (str(weights), 1, 8)
 
 
+@without_pictures()
 def test_a_run_is_resumed_with_another_number_of_loader_processes(
     run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,12 +167,12 @@ def test_a_written_config_repeats_the_run(whole: Run, tmp_path: Path) -> None:
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-import rcnn.training.session as session, rcnn.training.train as training
-import rcnn.training.recorders.history as history  # once for all children
+import torch._dynamo, rcnn.training.session as session, rcnn.training.train as training
+import rcnn.training.recorders.history as history  # all that is imported once for all children
 
 take = session.train_step
 history.plot_history = training.draw_start = lambda *_: None
-for killed, saved, arguments in json.loads(sys.argv[1]):
+for killed, saved, folder, arguments in json.loads(sys.argv[1]):
     def step(engine, items, step, requests):
         if step + 1 == killed:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -185,7 +185,7 @@ for killed, saved, arguments in json.loads(sys.argv[1]):
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     with open("kept", "a") as file:
-        print(*[path.stem for path in Path(sys.argv[2]).glob("*.safetensors")], file=file)
+        print(*[path.stem for path in Path(folder, "checkpoints").glob("*.safetensors")], file=file)
 """
 """Children train by each of a list of arguments, save a checkpoint after one step, and are killed before another.
 
@@ -193,18 +193,28 @@ What a checkpoint was kept of goes to a file: a pipe would stay open for as long
 """
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_killed_twice_goes_on_to_the_bit(whole: Run, data: Path, tmp_path: Path, workers: int) -> None:
-    folder = tmp_path / "shapes-1"
-    begun = {"data": str(data), "overrides": OVERRIDES, "runs": str(tmp_path), "workers": workers, **OPTIONS}
-    kills = [
-        (3, 0, begun),  # before any checkpoint but the very first
-        (7, 6, {"resume": str(folder), "quiet": True}),  # after one amid the second epoch
-    ]
-    words = [sys.executable, "-c", KILLED, json.dumps(kills), str(folder / "checkpoints")]
+@pytest.fixture(scope="module")
+def killed_twice(one_thread: None, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """Number of loader processes -> the folder of a run that was killed twice."""
+    folder = tmp_path_factory.mktemp("killed")
+    runs = {workers: folder / str(workers) / "shapes-1" for workers in (0, 2)}
+    kills = []
+    for workers, run in runs.items():
+        begun = {"data": str(data), "overrides": OVERRIDES, "runs": str(run.parent), "workers": workers, **OPTIONS}
+        kills += [
+            (3, 0, str(run), begun),  # before any checkpoint but the very first
+            (7, 6, str(run), {"resume": str(run), "quiet": True}),  # after one amid the second epoch
+        ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(words, cwd=tmp_path, env=environment, timeout=120, check=True)
-    assert (tmp_path / "kept").read_text().splitlines() == ["step-0", "step-6"]
+    words = [sys.executable, "-c", KILLED, json.dumps(kills)]
+    subprocess.run(words, cwd=folder, env=environment, timeout=240, check=True)
+    assert (folder / "kept").read_text().splitlines() == ["step-0", "step-6"] * 2
+    return runs
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_twice_goes_on_to_the_bit(whole: Run, killed_twice: dict[int, Path], workers: int) -> None:
+    folder = killed_twice[workers]
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "half": true}\n')
     assert_same(train(resume=folder, quiet=True), whole)
