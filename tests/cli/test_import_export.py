@@ -1,6 +1,7 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 import rcnn
+from rcnn.engine import export
 from rcnn.presets import build, settings_of
 from rcnn.weights.metadata import read_detector
 from tests.cli.conftest import Outcome
@@ -114,8 +116,17 @@ def held_bytes(weights: Path) -> bytes:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # packages warn of one another
-def test_a_detector_leaves_python_and_its_file_is_used_alone(run: Run, data: Path, tmp_path: Path) -> None:
+def test_a_detector_leaves_python_and_its_file_is_used_alone(
+    run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One command to ONNX and one to OpenVINO; the others take the file for the detector."""
+    make, made = export.to_onnx, list[Any]()  # the second command takes what the first made of the same network
+
+    def to_onnx(*given: Any) -> Any:
+        made.extend([] if made else [make(*given)])
+        return made[0]
+
+    monkeypatch.setattr(export, "to_onnx", to_onnx)
     weights = tmp_path / "net.safetensors"
     detector_of("paper-zf-one-stage").save(weights)
     image = data / "JPEGImages/0.jpg"

@@ -78,11 +78,11 @@ def entry(path: Path) -> str:
 
 
 def test_what_a_file_says_of_itself_is_there_for_others(tmp_path: Path) -> None:
-    detector = detector_of("tiny-fpn")
+    detector = detector_of("paper-zf-one-stage")
     parity = exported.write(detector, tmp_path / "net.onnx", size=(64, 96), pictures=iter(PICTURES))
     found = {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
     assert json.loads(found["names"]) == {"0": "a", "1": "b", "2": "c", "3": "d"}
-    assert (json.loads(found["imgsz"]), found["stride"], found["task"]) == ([64, 96], "32", "detect")
+    assert (json.loads(found["imgsz"]), found["stride"], found["task"]) == ([64, 96], "16", "detect")
     assert json.loads(found["rcnn"])["parity"]["agreed"] == parity.agreed > 50
     fixed = rcnn.load(tmp_path / "net.onnx")
     upright = np.ascontiguousarray(PICTURES[2].transpose(1, 0, 2))

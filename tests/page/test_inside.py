@@ -20,7 +20,7 @@ from rcnn.preprocess.stream import read_picture
 from rcnn.presets import build, settings_of
 
 from .conftest import HOST, HOSTILE, Looked, guarded, png
-from .test_browser import OVERLAPPING
+from .test_browser import OVERLAPPING, assert_open_to_all
 from .test_look_browser import Served, start, stop, until
 
 Open = Callable[..., Any]
@@ -196,8 +196,6 @@ def test_the_file_is_small_and_its_names_are_text(file: Path) -> None:
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (2560, "light")])
 def test_nothing_overlaps_and_nobody_is_shut_out(show: Open, width: int, scheme: str) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     for view in ("cells", "nms", "objects&object=0"):
         page = show(f"#show={view}", width, color_scheme=scheme, bypass_csp=True)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
@@ -206,9 +204,7 @@ def test_nothing_overlaps_and_nobody_is_shut_out(show: Open, width: int, scheme:
             "document.querySelector('aside').scrollWidth <= document.querySelector('aside').clientWidth"
         )
         if width == 1280:
-            faults = Axe().run(page).response["violations"]
-            serious = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
-            assert not [(fault["id"], fault["nodes"][0]["html"]) for fault in serious]
+            assert_open_to_all(page)
 
 
 @pytest.fixture(scope="module")

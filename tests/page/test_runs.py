@@ -21,7 +21,7 @@ from rcnn.page.live import Live
 from rcnn.page.runs import PICTURES, Runs
 
 from .conftest import HOST, HOSTILE, Made, guarded
-from .test_browser import OVERLAPPING
+from .test_browser import OVERLAPPING, assert_open_to_all
 from .test_doubts import fingerprint
 from .test_look_browser import Served, start, stop, until
 
@@ -189,8 +189,6 @@ def test_the_page_follows_a_run_and_tells_when_the_server_has_gone(browser: Any,
 
 
 def test_nothing_overlaps_and_nobody_is_shut_out(browser: Any, served: Served) -> None:
-    from axe_playwright_python.sync_playwright import Axe
-
     for width, scheme in ((1280, "light"), (1280, "dark"), (2560, "light")):
         said: list[str] = []
         looks = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "bypass_csp": True}
@@ -200,8 +198,6 @@ def test_nothing_overlaps_and_nobody_is_shut_out(browser: Any, served: Served) -
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert not page.evaluate(OVERLAPPING)
         if width == 1280:
-            faults = Axe().run(page).response["violations"]
-            serious = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
-            assert not [(fault["id"], fault["nodes"][0]["html"]) for fault in serious]
+            assert_open_to_all(page)
         page.context.close()
         assert not said

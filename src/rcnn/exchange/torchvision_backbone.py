@@ -14,6 +14,7 @@ from rcnn.backbones.build import TRUNKS, build_backbone
 from rcnn.config import Settings
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.exchange.torchvision_settings import Maps
+from rcnn.weights.adapt import shapes_alone, weights_follow
 
 _RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d")
 _MOBILENETS = ("mobilenet_v3_large", "mobilenet")
@@ -62,7 +63,7 @@ def as_backbone(body: nn.Module) -> UserBackbone:
     Raises:
         WeightsError: its outputs are not feature maps of equal width.
     """
-    return UserBackbone(body, probe(body))
+    return UserBackbone(body, probe(copy.deepcopy(body).cpu().float().eval()))
 
 
 def in_channels(body: nn.Module) -> int:
@@ -71,15 +72,15 @@ def in_channels(body: nn.Module) -> int:
 
 
 def probe(body: nn.Module) -> Maps:
-    """Measure names, levels and channels of a backbone's feature maps.
+    """Measure names, levels and channels of the feature maps of a backbone in eval mode, in float32 on the CPU.
 
     Raises:
         WeightsError: it can't be run on a square image, or its maps differ in width.
     """
-    network, channels = copy.deepcopy(body).cpu().float().eval(), in_channels(body)
+    channels = in_channels(body)
     try:
         with torch.no_grad():
-            output = network(torch.zeros(1, channels, _PROBE, _PROBE))
+            output = body(torch.zeros(1, channels, _PROBE, _PROBE))
     except (RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise WeightsError(
             f"`model.backbone` can't be run on an image of {_PROBE} x {_PROBE} x {channels}: {error}"
@@ -112,7 +113,7 @@ def recognise(backbone: nn.Module, maps: Maps, channels: int) -> dict[str, Any] 
     for name, prefix in PREFIXES.items():
         if ("conv1.weight" in shapes) != (name in _RESNETS):  # making a trunk takes a while
             continue
-        with torch.device("meta"):
+        with shapes_alone():
             trunk = TRUNKS[name](channels, None)
         if _shapes(trunk) == {prefix + key: shape for key, shape in shapes.items()}:
             return {
@@ -130,7 +131,8 @@ def same_features(backbone: nn.Module, settings: Settings, tensors: Mapping[str,
     """Tell whether torchvision's backbone and ours with these tensors give the same maps for a random image."""
     inside = {name.removeprefix("backbone."): tensors[name] for name in tensors if name.startswith("backbone.")}
     try:
-        ours = build_backbone(settings).eval()
+        with weights_follow():
+            ours = build_backbone(settings).eval()
         ours.load_state_dict(inside)
     except (SettingsError, RuntimeError):
         return False

@@ -15,6 +15,7 @@ from rcnn.errors import WeightsError
 from rcnn.exchange.torchvision_backbone import PREFIXES
 from rcnn.exchange.torchvision_names import table, to_torchvision
 from rcnn.exchange.torchvision_settings import ALWAYS
+from rcnn.weights.adapt import shapes_alone
 from rcnn.weights.box_targets import renormalise
 from rcnn.weights.file import atomic_write
 
@@ -91,7 +92,7 @@ def program(settings: Settings, classes: int) -> str:
     """
     _check(settings)
     name, roi, levels = settings.model.backbone, settings.roi, settings.model.levels
-    with torch.device("meta"):
+    with shapes_alone():
         backbone = build_backbone(settings)
     trunk, neck = backbone.trunk, backbone.neck
     assert neck is not None
@@ -170,7 +171,7 @@ def _faults(settings: Settings) -> Iterator[str]:
     if model.backbone not in PREFIXES:
         yield f"`model.backbone` is {model.backbone}, there it can be {', '.join(PREFIXES)}"
     elif model.neck == "fpn":
-        with torch.device("meta"):
+        with shapes_alone():
             top = build_backbone(settings).trunk.levels[-1]
         if model.levels[-2:] != (top, top + 1):
             yield f"`model.levels` is {model.levels}, there its last ones are {top} and, pooled from it, {top + 1}"
