@@ -128,4 +128,10 @@ def test_a_saved_detector_is_loaded_as_it_was(detector: Detector, tmp_path: Path
     state = detector.model.state_dict()
     assert loaded.model.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.model.state_dict().items())
+    trained = [
+        {name for name, one in model.named_parameters() if one.requires_grad}
+        for model in (loaded.model, detector.model)
+    ]
+    assert trained[0] == trained[1]
+    assert not any(tensor.is_meta for tensor in (*loaded.model.parameters(), *loaded.model.buffers()))
     assert_equal(loaded.predict(PICTURES[:1]), detector.predict(PICTURES[:1]))

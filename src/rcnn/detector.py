@@ -354,6 +354,8 @@ class Detector:
             engine = open_file(path, device)
             return cls._of(engine, engine.metadata.settings, engine.metadata, device)
 
+        built = list[FasterRCNN]()
+
         def fits(metadata: Metadata, shapes: Mapping[str, Tensor]) -> None:
             """Settings of a stranger may describe a network that no memory holds."""
             if metadata.settings.model.backbone == "custom" and backbone is None:
@@ -361,18 +363,16 @@ class Detector:
                     f"{path}: this detector was made with a backbone of your own, whose code is not in the file; "
                     "pass the module: load(path, backbone=MODULE)"
                 )
-            if backbone is None and head is None:
-                with shapes_alone():
-                    check_shapes(build(metadata.settings, len(metadata.names)), shapes, path)
+            with shapes_alone() if backbone is None and head is None else weights_follow():
+                built.append(build(metadata.settings, len(metadata.names), backbone=backbone, head=head))
+            check_shapes(built[0], shapes, path)
 
         try:
             tensors, metadata = read_detector(path, fits)
-            with weights_follow():
-                model = build(metadata.settings, len(metadata.names), backbone=backbone, head=head)
         except config.SettingsError as error:
             raise WeightsError(f"{path}: {FOREIGN}: {error}") from None
-        fill(model, tensors, path)
-        return cls._of(model, metadata.settings, metadata, device)
+        fill(built[0], tensors, path)
+        return cls._of(built[0], metadata.settings, metadata, device)
 
     @classmethod
     def _of(

@@ -48,11 +48,17 @@ class Architecture(NamedTuple):
 def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> None:
     """Copy tensors into a model, which must match them exactly; half precision is widened.
 
+    A model that was built by `shapes_alone` takes the tensors themselves for its weights.
+
     Raises:
         WeightsError: as `check_shapes`.
     """
     check_shapes(model, tensors, source)
-    model.load_state_dict(tensors)
+    own = model.state_dict()
+    if any(tensor.is_meta for tensor in own.values()):
+        model.load_state_dict({name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}, assign=True)
+    else:
+        model.load_state_dict(tensors)
 
 
 class _Unwritten(TorchFunctionMode):
