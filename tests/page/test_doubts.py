@@ -278,6 +278,6 @@ def test_nothing_overlaps_and_nobody_is_shut_out(browser: Any, served: Served) -
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert not page.evaluate(OVERLAPPING.replace("main, section", "main, header, aside, .verdicts, .split"))
         if width == 1280:
-            assert_open_to_all(page)
+            assert_open_to_all(page, scheme)
         page.context.close()
         assert not said

@@ -204,7 +204,7 @@ def test_nothing_overlaps_and_nobody_is_shut_out(show: Open, width: int, scheme:
             "document.querySelector('aside').scrollWidth <= document.querySelector('aside').clientWidth"
         )
         if width == 1280:
-            assert_open_to_all(page)
+            assert_open_to_all(page, scheme)
 
 
 @pytest.fixture(scope="module")

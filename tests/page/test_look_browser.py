@@ -180,7 +180,7 @@ def test_nothing_overlaps_or_sticks_out(show: Open, width: int) -> None:
 def test_nobody_is_shut_out(show: Open, scheme: str) -> None:
     for path in ("/pictures", "/pictures/1"):
         page = show(path, color_scheme=scheme, bypass_csp=True)
-        assert_open_to_all(page)
+        assert_open_to_all(page, scheme)
 
 
 def test_a_server_that_has_gone_is_told_of(browser: Any, looked: Looked, tmp_path: Path) -> None:

@@ -105,12 +105,12 @@ def to_onnx(model: FasterRCNN, size: Size | None = None) -> Any:
         SettingsError: as for `check_size`.
         UnavailableError: onnxscript is not installed.
     """
-    packages.onnxscript()
+    onnxscript = packages.onnxscript()
     graph = Graph(model)
     with warnings.catch_warnings():  # of packages to one another
         warnings.simplefilter("ignore")
         # Traced and translated at once: a program that was saved and loaded has lost what ties its sizes together.
-        return torch.onnx.export(
+        program: Any = torch.onnx.export(
             trace(graph, size),
             (),
             dynamo=True,
@@ -119,7 +119,11 @@ def to_onnx(model: FasterRCNN, size: Size | None = None) -> Any:
             input_names=["images", "sizes"],
             output_names=list(graph.outputs),
             verbose=False,
+            optimize=False,
         )
+        # The default's second round takes as long as the first, and finds a few nodes that cost no time.
+        onnxscript.optimizer.optimize(program.model, num_iterations=1)
+        return program
 
 
 def save_onnx(program: Any, path: Path, entries: Mapping[str, str]) -> None:
