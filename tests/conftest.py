@@ -18,8 +18,8 @@ settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 LAST = [
     "engine/test_hostile_files.py",
-    *("engine/test_export.py", "fuzz", "cli/test_import_export.py", "engine", "test_deploy.py"),
-    *("cli/test_exported.py", "cli/test_benchmark.py", "preprocess/test_large.py"),
+    *("engine/test_export.py", "fuzz", "engine/test_translate.py", "cli/test_import_export.py", "engine"),
+    *("cli/test_benchmark.py", "test_deploy.py", "cli/test_exported.py", "preprocess/test_large.py"),
 ]
 """Tests that run exported files or libvips: a process with their threads can't well be forked.
 
