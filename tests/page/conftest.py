@@ -155,6 +155,81 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
+class Tab:
+    """A page of a browser, in a context of its own: what it asks for and what it says.
+
+    Attributes:
+        page: the page. Its clock can be put forward.
+        asked: addresses that it asked for since it was opened, but for its own and pictures within it.
+        said: messages on the console, faults and dialogs.
+    """
+
+    def __init__(self, browser: Any, **context: Any) -> None:
+        self.page = browser.new_context(**context).new_page()
+        self.page.clock.install()
+        self.asked: list[str] = []
+        self.said: list[str] = []
+        self.page.on("request", lambda request: self.asked.append(request.url))
+        for event in ("console", "pageerror", "dialog"):
+            self.page.on(event, lambda message: self.said.append(str(message)))
+
+    def open(self, address: str, ready: str = "body", width: int = 1280, scheme: str = "light") -> Any:
+        """Show what is at an address, as soon as the page holds an element that says that it is ready."""
+        self.page.set_viewport_size({"width": width, "height": 900})
+        self.page.emulate_media(color_scheme=scheme)
+        if "#" in address:
+            self.page.goto("about:blank")  # another fragment of the same address would not load it anew
+        self.asked.clear()
+        self.page.goto(address)
+        self.page.wait_for_selector(ready)
+        return self.page
+
+    def strangers(self, root: str) -> list[str]:
+        """What was asked for elsewhere than below `root`."""
+        return [address for address in self.asked if not address.startswith((root, "data:image/"))]
+
+    def close(self) -> None:
+        self.page.context.close()
+
+
+@pytest.fixture(scope="session")
+def strict_tab(browser: Any) -> Iterator[Tab]:
+    """What `tab` lends to one test after another, since a new one takes half a second."""
+    tab = Tab(browser)
+    yield tab
+    tab.close()
+
+
+@pytest.fixture(scope="session")
+def lenient_tab(browser: Any) -> Iterator[Tab]:
+    """What `open_tab` lends."""
+    tab = Tab(browser, bypass_csp=True)
+    yield tab
+    tab.close()
+
+
+def lent(tab: Tab) -> Iterator[Tab]:
+    """A tab that knows nothing of the test before; at the end it has said nothing."""
+    tab.page.context.clear_cookies()
+    tab.asked.clear()
+    tab.said.clear()
+    yield tab
+    tab.page.goto("about:blank")  # before a server of the test ends, which the page would tell
+    assert not tab.said
+
+
+@pytest.fixture
+def tab(strict_tab: Tab) -> Iterator[Tab]:
+    """A tab as anybody opens one."""
+    yield from lent(strict_tab)
+
+
+@pytest.fixture
+def open_tab(lenient_tab: Tab) -> Iterator[Tab]:
+    """A tab where scripts of the test may run in spite of the page's policy."""
+    yield from lent(lenient_tab)
+
+
 def png(seed: int = 0, size: tuple[int, int] = SIZE) -> bytes:
     """A picture of random blocks."""
     blocks = np.random.default_rng(seed).integers(0, 255, (size[0] // 10, size[1] // 10, 3), dtype=np.uint8)

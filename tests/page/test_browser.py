@@ -13,32 +13,22 @@ from rcnn.page.charts import shown
 from rcnn.page.pictures import judge
 from rcnn.page.report import read_subjects, render
 
-from .conftest import HOSTILE, PLAIN, THRESHOLD, Made
+from .conftest import HOSTILE, PLAIN, THRESHOLD, Made, Tab
 
 Open = Callable[..., Any]
 
 
 @pytest.fixture
-def show(browser: Any) -> Iterator[Open]:
+def show(tab: Tab) -> Iterator[Open]:
     """Open a file as a mail attachment is opened; at the end nothing was asked for, and nothing said on the console."""
-    contexts, asked, said = [], [], []
 
-    def show(file: Path, width: int = 1280, **looks: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **looks)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        for event in ("console", "pageerror", "dialog"):
-            page.on(event, lambda message: said.append(str(message)))
-        page.goto(file.as_uri())
-        asked.remove(file.as_uri())
+    def show(file: Path, **looks: Any) -> Any:
+        page = tab.open(file.as_uri(), **looks)
+        assert tab.asked.pop(0) == file.as_uri()
         return page
 
     yield show
-    for context in contexts:
-        context.close()
-    assert not [url for url in asked if not url.startswith("data:image/webp;")]
-    assert not said
+    assert not tab.strangers("data:image/webp;")
 
 
 def row(page: Any, number: int) -> list[str]:
@@ -123,7 +113,7 @@ def test_nothing_overlaps_or_sticks_out(plain: Made, other: Made, show: Open, tm
     both = tmp_path / "both.html"
     both.write_text(render(read_subjects([plain.folder, other.folder])), encoding="utf-8")
     for file in (plain.folder / "report.html", both):
-        page = show(file, width)
+        page = show(file, width=width)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert not page.evaluate(OVERLAPPING)
 
@@ -161,4 +151,4 @@ def test_nobody_is_shut_out(plain: Made, other: Made, show: Open, tmp_path: Path
     both = tmp_path / "both.html"
     both.write_text(render(read_subjects([plain.folder, other.folder])), encoding="utf-8")
     for file, width in ((plain.folder / "report.html", 390), (both, 1280)):
-        assert_open_to_all(show(file, width, color_scheme=scheme), scheme)
+        assert_open_to_all(show(file, width=width, scheme=scheme), scheme)

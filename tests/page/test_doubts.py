@@ -18,7 +18,7 @@ from rcnn.metrics.types import Prediction, Truth
 from rcnn.page.album import Album
 from rcnn.page.finder import judged
 
-from .conftest import HOST, HOSTILE, Looked, guarded, png
+from .conftest import HOST, HOSTILE, Looked, Tab, guarded, png
 from .test_browser import OVERLAPPING, assert_open_to_all
 from .test_look_browser import Served, start, stop, until
 
@@ -226,19 +226,15 @@ def served(album: Album, tmp_path: Path) -> Iterator[Served]:
     stop(served)
 
 
-def opened(browser: Any, served: Served, said: list[str], **looks: Any) -> Any:
-    page = browser.new_context(**looks).new_page()
-    for event in ("console", "pageerror", "dialog"):
-        page.on(event, lambda message: said.append(str(message)))
-    page.goto(served.guard.address)
-    page.goto(f"{served.root}/doubts")
-    page.wait_for_selector("#doubt:not([hidden])")
-    return page
+def entered(tab: Tab, served: Served, **looks: Any) -> Any:
+    """The page of doubts, in a browser that was let in."""
+    tab.open(served.guard.address)
+    return tab.open(f"{served.root}/doubts", "#doubt:not([hidden])", **looks)
 
 
-def test_keys_judge_and_undo_and_two_browsers_agree(browser: Any, served: Served, tmp_path: Path) -> None:
-    said: list[str] = []
-    page, other = opened(browser, served, said), opened(browser, served, said)
+def test_keys_judge_and_undo_and_two_browsers_agree(browser: Any, served: Served, tab: Tab, tmp_path: Path) -> None:
+    second = Tab(browser)
+    page, other = entered(tab, served), entered(second, served)
     count = page.locator("#count")
     until(count).to_have_text("8 to judge")
     assert HOSTILE[0] in page.locator("#says").inner_text()
@@ -249,9 +245,11 @@ def test_keys_judge_and_undo_and_two_browsers_agree(browser: Any, served: Served
         until(count).to_have_text(f"{left} to judge")
     assert page.locator("#sums dd").all_inner_texts() == ["1", "1", "1"]
     assert page.locator("#copy code").first.inner_text() == str(tmp_path / "copy")
+    other.clock.fast_forward(2000)
     until(other.locator("#count")).to_have_text("5 to judge")
     other.get_by_role("button", name="Right").click()
     until(other.locator("#count")).to_have_text("4 to judge")
+    page.clock.fast_forward(2000)
     until(count).to_have_text("4 to judge")
     page.keyboard.press("u")
     until(count).to_have_text("5 to judge")
@@ -265,19 +263,14 @@ def test_keys_judge_and_undo_and_two_browsers_agree(browser: Any, served: Served
     with page.expect_response(lambda one: "/api/doubts/undo" in one.url):  # it waits for the verdict and is not lost
         page.evaluate("['r', 'u'].forEach((key) => dispatchEvent(new KeyboardEvent('keydown', { key })))")
     until(count).to_have_text("1 to judge")
-    for one in (page, other):
-        one.context.close()
-    assert not said
+    second.close()
+    assert not second.said
 
 
-def test_nothing_overlaps_and_nobody_is_shut_out(browser: Any, served: Served) -> None:
+def test_nothing_overlaps_and_nobody_is_shut_out(served: Served, open_tab: Tab) -> None:
     for width, scheme in ((1280, "light"), (1280, "dark"), (2560, "light")):
-        said: list[str] = []
-        looks = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "bypass_csp": True}
-        page = opened(browser, served, said, **looks)
+        page = entered(open_tab, served, width=width, scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert not page.evaluate(OVERLAPPING.replace("main, section", "main, header, aside, .verdicts, .split"))
         if width == 1280:
             assert_open_to_all(page, scheme)
-        page.context.close()
-        assert not said

@@ -19,11 +19,12 @@ from rcnn.page.inside import write_inside
 from rcnn.preprocess.stream import read_picture
 from rcnn.presets import build, settings_of
 
-from .conftest import HOST, HOSTILE, Looked, guarded, png
+from .conftest import HOST, HOSTILE, Looked, Tab, guarded, png
 from .test_browser import OVERLAPPING, assert_open_to_all
 from .test_look_browser import Served, start, stop, until
 
 Open = Callable[..., Any]
+READY = "#counts dd"
 
 
 @pytest.fixture(scope="module")
@@ -42,26 +43,10 @@ def file(walk: Walkthrough, looked: Looked, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.fixture
-def show(browser: Any, file: Path) -> Iterator[Open]:
-    """Open the file from disk; at the end nothing was asked for, and nothing said on the console."""
-    contexts, asked, said = [], [], []
-
-    def show(state: str = "", width: int = 1280, **looks: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **looks)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: asked.append(request.url))
-        for event in ("console", "pageerror", "dialog"):
-            page.on(event, lambda message: said.append(str(message)))
-        page.goto(f"{file.as_uri()}{state}")
-        page.wait_for_selector("#counts dd")
-        return page
-
-    yield show
-    for context in contexts:
-        context.close()
-    assert not [url for url in asked if not url.startswith(("data:image/", file.as_uri()))]
-    assert not said
+def show(tab: Tab, file: Path) -> Iterator[Open]:
+    """Open the file from disk, at the view that is named; at the end nothing was asked for."""
+    yield lambda view="": tab.open(f"{file.as_uri()}{view}", READY)
+    assert not tab.strangers(file.as_uri())
 
 
 def client_of(album: Album, folder: Path) -> TestClient:
@@ -195,9 +180,9 @@ def test_the_file_is_small_and_its_names_are_text(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (2560, "light")])
-def test_nothing_overlaps_and_nobody_is_shut_out(show: Open, width: int, scheme: str) -> None:
+def test_nothing_overlaps_and_nobody_is_shut_out(open_tab: Tab, file: Path, width: int, scheme: str) -> None:
     for view in ("cells", "nms", "objects&object=0"):
-        page = show(f"#show={view}", width, color_scheme=scheme, bypass_csp=True)
+        page = open_tab.open(f"{file.as_uri()}#show={view}", READY, width, scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert not page.evaluate(OVERLAPPING.replace("main, section", "main, header, aside, #panel, #views, .split"))
         assert page.evaluate(
@@ -214,16 +199,11 @@ def served(looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     stop(served)
 
 
-def test_the_served_page_goes_from_picture_to_picture(looked: Looked, browser: Any, served: Served) -> None:
-    context = browser.new_context()
-    page = context.new_page()
-    said: list[str] = []
-    for event in ("console", "pageerror", "dialog"):
-        page.on(event, lambda message: said.append(str(message)))
-    page.goto(served.guard.address)
-    page.goto(f"{served.root}/pictures/1")
+def test_the_served_page_goes_from_picture_to_picture(looked: Looked, served: Served, tab: Tab) -> None:
+    tab.open(served.guard.address)
+    page = tab.open(f"{served.root}/pictures/1")
     page.locator("#to-inside").click()
-    page.wait_for_selector("#counts dd")
+    page.wait_for_selector(READY)
     assert page.locator("#name").inner_text() == looked.album.pictures[1].name
     page.locator("#stage").hover(position={"x": 300, "y": 300})
     page.locator("#stage").click(position={"x": 320, "y": 310})
@@ -232,5 +212,3 @@ def test_the_served_page_goes_from_picture_to_picture(looked: Looked, browser: A
     until(page.locator("#name")).to_have_text(looked.album.pictures[2].name)
     page.go_back()
     until(page.locator("#name")).to_have_text(looked.album.pictures[1].name)
-    context.close()
-    assert not said

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from rcnn.page.guard import Guard
 from rcnn.page.pictures import judge
 from rcnn.page.server import bind
 
-from .conftest import HOSTILE, Looked, guarded, png
+from .conftest import HOSTILE, Looked, Tab, guarded, png
 from .test_browser import OVERLAPPING, assert_open_to_all
 
 Open = Callable[..., Any]
@@ -59,28 +60,17 @@ def served(looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     stop(served)
 
 
+def entered(tab: Tab, served: Served, path: str = "/pictures", **looks: Any) -> Any:
+    """A page of the server, in a browser that was let in."""
+    tab.open(served.guard.address)
+    return tab.open(served.root + path, ".tile .numbers b" if path == "/pictures" else "#layers input", **looks)
+
+
 @pytest.fixture
-def show(browser: Any, served: Served) -> Iterator[Open]:
-    """Open a page of the server; at the end nothing else was asked for, and nothing said on the console."""
-    contexts, said = [], []
-
-    def show(path: str = "/pictures", width: int = 1280, **looks: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **looks)
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: request.url.startswith(served.root) or said.append(request.url))
-        for event in ("console", "pageerror", "dialog"):
-            page.on(event, lambda message: said.append(str(message)))
-        page.goto(served.guard.address)
-        if path != "/pictures":
-            page.goto(served.root + path)
-        page.wait_for_selector(".tile .numbers b" if path == "/pictures" else "#layers input")
-        return page
-
-    yield show
-    for context in contexts:
-        context.close()
-    assert not said
+def show(tab: Tab, served: Served) -> Iterator[Open]:
+    """Open a page of the server; at the end nothing else was asked for."""
+    yield partial(entered, tab, served)
+    assert not tab.strangers(served.root)
 
 
 def until(locator: Any) -> Any:
@@ -170,28 +160,25 @@ def test_a_dropped_picture_opens_with_its_detections(looked: Looked, show: Open)
 @pytest.mark.parametrize("width", [1280, 2560])
 def test_nothing_overlaps_or_sticks_out(show: Open, width: int) -> None:
     for path in ("/pictures", "/pictures/1"):
-        page = show(path, width)
+        page = show(path, width=width)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         parents = "body, main, section, header, form, aside, .tile a, .split, #sliders, #layers"
         assert not page.evaluate(OVERLAPPING.replace("body, main, section, .side", f"{parents}, .side"))
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nobody_is_shut_out(show: Open, scheme: str) -> None:
+def test_nobody_is_shut_out(open_tab: Tab, served: Served, scheme: str) -> None:
     for path in ("/pictures", "/pictures/1"):
-        page = show(path, color_scheme=scheme, bypass_csp=True)
-        assert_open_to_all(page, scheme)
+        assert_open_to_all(entered(open_tab, served, path, scheme=scheme), scheme)
 
 
-def test_a_server_that_has_gone_is_told_of(browser: Any, looked: Looked, tmp_path: Path) -> None:
+def test_a_server_that_has_gone_is_told_of(tab: Tab, looked: Looked, tmp_path: Path) -> None:
     served = start(looked.album, tmp_path)
-    context = browser.new_context()
-    page = context.new_page()
-    page.goto(served.guard.address)
-    page.wait_for_selector(".tile .numbers b")
+    page = tab.open(served.guard.address, ".tile .numbers b")
     stop(served)
+    page.clock.fast_forward(2000)
     page.wait_for_selector("#gone:not([hidden])")
-    context.close()
+    tab.said.clear()  # the browser says that nobody answers
 
 
 def test_the_boxes_follow_a_slider_that_is_dragged(looked: Looked, show: Open) -> None:

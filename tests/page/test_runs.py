@@ -8,7 +8,6 @@ import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
@@ -20,7 +19,7 @@ from rcnn.page.charts import shown
 from rcnn.page.live import Live
 from rcnn.page.runs import PICTURES, Runs
 
-from .conftest import HOST, HOSTILE, Made, guarded
+from .conftest import HOST, HOSTILE, Made, Tab, guarded
 from .test_browser import OVERLAPPING, assert_open_to_all
 from .test_doubts import fingerprint
 from .test_look_browser import Served, start, stop, until
@@ -155,18 +154,8 @@ def served(folder: Path, tmp_path: Path) -> Iterator[Served]:
     stop(served)
 
 
-def opened(browser: Any, served: Served, said: list[str], **looks: Any) -> Any:
-    page = browser.new_context(**looks).new_page()
-    for event in ("console", "pageerror", "dialog"):
-        page.on(event, lambda message: said.append(str(message)))
-    page.goto(served.guard.address)
-    page.wait_for_selector("#shown section")
-    return page
-
-
-def test_the_page_follows_a_run_and_tells_when_the_server_has_gone(browser: Any, served: Served, folder: Path) -> None:
-    said: list[str] = []
-    page = opened(browser, served, said)
+def test_the_page_follows_a_run_and_tells_when_the_server_has_gone(served: Served, tab: Tab, folder: Path) -> None:
+    page = tab.open(served.guard.address, "#shown section")
     boxes = page.locator("#runs input")
     assert page.locator("#runs tbody th").all_inner_texts() == [NAME, "shapes-1"]
     assert [box.is_checked() for box in boxes.all()] == [True, False]
@@ -182,22 +171,17 @@ def test_the_page_follows_a_run_and_tells_when_the_server_has_gone(browser: Any,
     until(page.locator("#runs tbody tr").first).to_contain_text("training")
     until(page.locator("#runs tbody tr").first).to_contain_text(shown(0.7))
     until(page.locator("#shown tbody th", has_text="7")).to_have_count(1)
-    assert not said
+    assert not tab.said
     stop(served)
     page.wait_for_selector("#gone:not([hidden])")
-    page.context.close()
+    tab.said.clear()  # the browser says that nobody answers
 
 
-def test_nothing_overlaps_and_nobody_is_shut_out(browser: Any, served: Served) -> None:
+def test_nothing_overlaps_and_nobody_is_shut_out(served: Served, open_tab: Tab) -> None:
+    open_tab.open(served.guard.address)
     for width, scheme in ((1280, "light"), (1280, "dark"), (2560, "light")):
-        said: list[str] = []
-        looks = {"viewport": {"width": width, "height": 900}, "color_scheme": scheme, "bypass_csp": True}
-        page = opened(browser, served, said, **looks)
-        page.goto(f"{served.root}/runs?runs=0,1")
-        page.wait_for_selector("h3.run")
+        page = open_tab.open(f"{served.root}/runs?runs=0,1", "h3.run", width, scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert not page.evaluate(OVERLAPPING)
         if width == 1280:
             assert_open_to_all(page, scheme)
-        page.context.close()
-        assert not said

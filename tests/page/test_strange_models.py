@@ -11,6 +11,7 @@ from rcnn.page.album import Album
 from rcnn.presets import build, settings_of
 
 from ..engine import graphs
+from .conftest import Tab
 from .test_doubts import data_of
 from .test_look_browser import start, stop, until
 
@@ -48,23 +49,19 @@ def texts(page: Any, root: str) -> dict[str, str]:
 
 
 @pytest.mark.parametrize("kind", ["onnx", "one-stage", "proposals"])
-def test_each_page_says_what_a_model_lacks(kind: str, browser: Any, tmp_path: Path) -> None:
+def test_each_page_says_what_a_model_lacks(kind: str, tab: Tab, tmp_path: Path) -> None:
     detector = (onnx if kind == "onnx" else made(kind))(tmp_path)
     album = Album(lambda: detector, data_of(tmp_path / "data", NAMES))
     album.open()
     for place in range(3):
         album.find(place)
-    served, said = start(album, tmp_path), []
-    page = browser.new_page()
-    for event in ("console", "pageerror", "dialog"):
-        page.on(event, lambda message: said.append(str(message)))
-    page.goto(served.guard.address)
+    served = start(album, tmp_path)
+    page = tab.open(served.guard.address)
     until(page.locator("#count")).to_contain_text("3 pictures")
     notes = page.locator("#notes").text_content()
     found = texts(page, served.root)
-    page.close()
+    tab.page.goto("about:blank")
     stop(served)
-    assert not said
     assert "IoU of NMS" not in found["/pictures/0"]
     if kind == "proposals":
         assert "only proposes" in notes
@@ -78,18 +75,14 @@ def test_each_page_says_what_a_model_lacks(kind: str, browser: Any, tmp_path: Pa
         assert {"onnx": "needs the network itself", "one-stage": "one-stage detector"}[kind] in found["/inside/0"]
 
 
-def test_where_nothing_was_given_every_page_says_so(browser: Any, tmp_path: Path) -> None:
+def test_where_nothing_was_given_every_page_says_so(tab: Tab, tmp_path: Path) -> None:
     album = Album(None, None)
     album.open()
-    served, said = start(album, tmp_path), []
-    page = browser.new_page()
-    for event in ("console", "pageerror", "dialog"):
-        page.on(event, lambda message: said.append(str(message)))
-    page.goto(served.guard.address)
+    served = start(album, tmp_path)
+    page = tab.open(served.guard.address)
     until(page.locator("#opening")).to_contain_text("There are no runs here")
     for path, text in (("/pictures", "start rcnn look with"), ("/inside/0", "no pictures"), ("/doubts", "no model")):
         page.goto(served.root + path)
         until(page.locator("main")).to_contain_text(text)
-    page.close()
+    tab.page.goto("about:blank")
     stop(served)
-    assert not said

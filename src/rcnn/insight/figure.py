@@ -75,8 +75,10 @@ def short(name: str) -> str:
 
 def save(figure: "Figure", path: Path) -> None:
     """Write a PNG atomically."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     partial = path.with_name(f".{path.name}.part")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing")  # letters that the font lacks come out as boxes
-        figure.savefig(partial, format="png")
+        FigureCanvasAgg(figure).print_png(partial)  # `savefig` lays a figure out by drawing it once more
     os.replace(partial, path)
