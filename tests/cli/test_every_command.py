@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import typer
-from matplotlib.figure import Figure
 
 from rcnn.cli.app import app
 
@@ -47,12 +46,8 @@ def digest(folder: Path) -> dict[str, str]:
     return {str(path): hashlib.sha256(content).hexdigest() for path, content in files.items()}
 
 
-def test_json_is_one_document_and_the_data_is_never_written_to(
-    run: Run, data: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("train.draw_start", "recorders.history.plot_history", "train.draw_end"):
-        monkeypatch.setattr(f"rcnn.training.{name}", lambda *_: None)
-    monkeypatch.setattr(Figure, "savefig", lambda _, path, **__: Path(path).touch())  # most of the time is matplotlib's
+@pytest.mark.usefixtures("blank_figures")
+def test_json_is_one_document_and_the_data_is_never_written_to(run: Run, data: Path) -> None:
     before = digest(data)
     seen = set()
 

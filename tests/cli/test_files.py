@@ -54,6 +54,7 @@ def test_a_picture_is_not_drawn_over_a_file_or_through_a_link(run: Run, data: Pa
     ids=lambda words: "-".join(words[:2]).replace("-{data}", "").replace("-{weights}", ""),
 )
 @pytest.mark.parametrize("out", ["", "/JPEGImages/0.jpg"])
+@pytest.mark.usefixtures("blank_figures")
 def test_what_is_there_stays(run: Run, data: Path, weights: Path, words: list[str], out: str) -> None:
     """`--out` is the data set, a folder of it, or one of its files: new folders get another name."""
     before = digests(data)

@@ -56,6 +56,7 @@ def assert_found(folder: Path, count: int) -> None:
         assert json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_names_that_can_not_be_written_are_refused_or_left_out(tmp_path: Path, weights: Path) -> None:
     data = shapes(tmp_path / "d", UNFIT)
     work: list[tuple[object, ...]] = [
@@ -89,6 +90,7 @@ def test_names_that_can_be_written_are(tmp_path: Path, weights: Path) -> None:
     assert_found(tmp_path / "found", 4 + len(FIT))
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_a_run_on_such_names_ends_and_goes_on(tmp_path: Path) -> None:
     ended = limited(tmp_path, "train", shapes(tmp_path / "d", FIT), *TRAIN)
     assert ended.code == 0, ended.said

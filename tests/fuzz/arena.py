@@ -1,6 +1,6 @@
 """Run commands on mutants, each in a forked child with limits, a timer and canaries: `python -m tests.fuzz.arena`.
 
-One process with one thread imports everything and forks a child for each mutant (`tests.commands`). A mutant passes if
+One process with one thread forks a child for each mutant (`tests.commands`). A mutant passes if
 the command ends in time with one of the exit codes that fit, without a traceback or the word "unexpected", and leaves
 the files that it was given as they were.
 """
@@ -23,15 +23,6 @@ os.environ.update(RCNN_OFFLINE="1", NO_COLOR="1", COLUMNS="200", MPLBACKEND="agg
 import torch
 from PIL import Image
 
-import rcnn.cli.data
-import rcnn.cli.writers
-import rcnn.data.check
-import rcnn.data.convert
-import rcnn.exchange.detectors
-import rcnn.exchange.kinds
-import rcnn.exchange.zoo
-import rcnn.insight.plots
-import rcnn.training.train  # noqa: F401  # a child finds everything imported
 from tests.commands import BYTES, OWN, Ended, run
 from tests.fuzz import kinds
 from tests.fuzz.kinds import KINDS

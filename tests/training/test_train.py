@@ -99,6 +99,7 @@ def assert_same(run: Run, whole: Run) -> None:
         assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+@without_pictures()
 def test_a_json_that_lists_its_images_in_another_order_gives_the_same_weights(
     whole: Run, data: Path, tmp_path: Path
 ) -> None:
