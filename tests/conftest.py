@@ -27,6 +27,12 @@ The first forks a process for a file before there are any; then come the long on
 """
 
 
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots are written, with nothing drawn: most of the time of a small command is matplotlib's."""
+    monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
+
+
 def pytest_collection_finish() -> None:
     """Have the garbage collector leave what the libraries hold alone, and come less often: a tenth of the time."""
     gc.collect()

@@ -1,3 +1,5 @@
+import copy
+import pickle
 from functools import partial
 from pathlib import Path
 
@@ -193,6 +195,12 @@ def test_what_is_saved_is_loaded(detector: Detector, folder: Path, tmp_path: Pat
     assert same(loaded.predict(folder / "0.png")[0], detector.predict(folder / "0.png")[0])
     loaded.save(tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_a_detector_that_has_predicted_is_copied_and_pickled(detector: Detector, folder: Path) -> None:
+    (found,) = detector.predict(folder / "0.png")
+    for other in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
+        assert same(other.predict(folder / "0.png")[0], found)
 
 
 def test_half_precision_halves_the_file_and_is_widened_again(detector: Detector, folder: Path, tmp_path: Path) -> None:

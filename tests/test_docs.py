@@ -185,6 +185,7 @@ def is_command(line: str) -> bool:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.usefixtures("blank_figures")
 def test_python_examples_are_python_and_those_marked_run(page: Path) -> None:
     names: dict[str, Any] = {"__name__": "example"}
     for info, block in blocks(page):

@@ -50,12 +50,6 @@ def run(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp
 
 
 @pytest.fixture
-def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Plots are written, with nothing drawn: most of the time of a small command is matplotlib's."""
-    monkeypatch.setattr("matplotlib.figure.Figure.draw", lambda *_: None)
-
-
-@pytest.fixture
 def data(tmp_path: Path) -> Path:
     """A VOC folder of 6 images with a box each, lists train and val."""
     root = tmp_path / "shapes"

@@ -15,6 +15,8 @@ import safetensors.torch
 from PIL import Image
 
 from rcnn.detector import Detector
+from rcnn.engine.eager import folded
+from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build, settings_of
 from tests.cli.conftest import SMALL
 
@@ -58,14 +60,17 @@ def test_memory_does_not_grow_with_the_number_of_images(weights: Path, tmp_path:
     assert len(list((tmp_path / "out/drawn").rglob("*.png"))) == 700
 
 
-def test_twenty_threads_on_one_detector_get_what_one_gets(weights: Path) -> None:
+def test_twenty_threads_on_one_detector_get_what_one_gets(weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(1)
     images = [rng.integers(0, 255, (40 + 8 * (i % 3), 64, 3), dtype=np.uint8) for i in range(20)]
     alone = Detector.load(weights, device="cpu")
     expected = [alone.predict(image)[0] for image in images]
     detector = Detector.load(weights, device="cpu")  # all threads find it without its runner
+    made: list[FasterRCNN] = []
+    monkeypatch.setattr("rcnn.engine.eager.folded", lambda model: made.append(model) or folded(model))
     with ThreadPoolExecutor(20) as pool:
         results = [found for (found,) in pool.map(detector.predict, images)]
+    assert made == [detector.model]
     for found, wanted in zip(results, expected, strict=True):
         assert len(found) == len(wanted) > 0
         for name in ("boxes", "scores", "labels"):

@@ -17,10 +17,10 @@ from .parity import Drawn, assert_same_boxes, batch_of, spread
 SMALL = {
     "min_size": 96,
     "max_size": 160,
-    "rpn_post_nms_top_n_test": 60,
+    "rpn_post_nms_top_n_test": 40,
     "rpn_pre_nms_top_n_train": 200,
     "rpn_post_nms_top_n_train": 100,
-    "box_batch_size_per_image": 32,  # so few that none is padded: padding would count in a trained batch norm
+    "box_batch_size_per_image": 16,  # so few that none is padded: padding would count in a trained batch norm
 }
 
 

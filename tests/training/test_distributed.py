@@ -1,7 +1,6 @@
 import os
 import socket
-import subprocess
-import sys
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,6 @@ from rcnn.training.loop import backward
 from tests.model import tiny
 from tests.training import pieces
 
-ROOT = Path(__file__).parents[2]
 CHANGES = {"anchors": {"border": 0}, "roi": {"samples": 24}}
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
@@ -33,8 +31,10 @@ def counts(model: torch.nn.Module, item: Item) -> dict[str, float]:
     return {name: count.item() for name, (_, count) in model.loss(item.batch, item.targets, keys).items()}
 
 
-def worker(folder: Path) -> None:
+def worker(folder: Path, meeting: dict[str, str]) -> None:
     """One of two processes: writes its gradients and its losses of its half of the batch."""
+    os.environ.update(meeting)
+    torch.set_num_threads(1)  # a pool of threads does not outlive a fork
     with team("cpu") as pair:
         for dtype in TOLERANCE:
             model = tiny.model(CHANGES).to(dtype)
@@ -49,20 +49,16 @@ def worker(folder: Path) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What two gloo processes made of the two halves."""
     folder = tmp_path_factory.mktemp("processes")
-    code = (
-        "import sys; from pathlib import Path; from tests.training.test_distributed import worker;"
-        "worker(Path(sys.argv[1]))"
-    )
     with socket.create_server(("localhost", 0)) as server:
         port = str(server.getsockname()[1])
-    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-    running = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(folder)], cwd=ROOT, env={**os.environ, **meeting, "RANK": str(rank)}
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    meeting = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "WORLD_SIZE": "2"}
+    processes = get_context("fork" if hasattr(os, "fork") else "spawn")
+    running = [processes.Process(target=worker, args=(folder, {**meeting, "RANK": str(rank)})) for rank in range(2)]
+    for process in running:
+        process.start()
+    for process in running:
+        process.join(120)
+    assert [process.exitcode for process in running] == [0, 0]
     return folder
 
 

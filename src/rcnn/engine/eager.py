@@ -4,6 +4,7 @@ import copy
 from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from threading import Lock
 from typing import Any
 
 import torch
@@ -18,6 +19,9 @@ from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN, no_detections
 from rcnn.model.structures import Batch, Losses, Pass, Proposals, Targets, to_device
 from rcnn.preprocess.batch import Size
+
+_MAKING = Lock()
+"""So that threads which begin together share one runner. It is none of an engine's own, which may be pickled."""
 
 
 class Eager:
@@ -45,17 +49,18 @@ class Eager:
         On the CPU it is batch invariant: an image gives the same bits alone and in any batch. In half
         precision the weights of its layers are stored so, instead of being converted at every use.
         """
-        if self._runner is None:
-            runner = folded(self.model)
-            if self.device.type == "cpu":
-                make_steady(runner)
-            if self.precision in TYPES:
-                for layer in runner.modules():
-                    if isinstance(layer, (nn.Conv2d, nn.Linear)):
-                        layer.to(TYPES[self.precision])
-            self._runner = runner.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        assert self._runner is not None
-        return self._runner
+        with _MAKING:
+            if self._runner is None:
+                runner = folded(self.model)
+                if self.device.type == "cpu":
+                    make_steady(runner)
+                if self.precision in TYPES:
+                    for layer in runner.modules():
+                        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+                            layer.to(TYPES[self.precision])
+                self._runner = runner.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            assert self._runner is not None
+            return self._runner
 
     @property
     def autocast(self) -> AbstractContextManager[Any]:
