@@ -160,7 +160,7 @@ class Tab:
 
     Attributes:
         page: the page. Its clock can be put forward.
-        asked: addresses that it asked for since it was opened, but for its own and pictures within it.
+        asked: addresses that it asked for, its own ones among them.
         said: messages on the console, faults and dialogs.
     """
 
@@ -179,7 +179,6 @@ class Tab:
         self.page.emulate_media(color_scheme=scheme)
         if "#" in address:
             self.page.goto("about:blank")  # another fragment of the same address would not load it anew
-        self.asked.clear()
         self.page.goto(address)
         self.page.wait_for_selector(ready)
         return self.page
