@@ -245,7 +245,12 @@ def test_a_run_killed_before_its_first_checkpoint_says_how_to_start_it_anew(
 
 
 def test_a_finished_run_can_be_resumed_and_does_nothing_new(whole: Run) -> None:
-    assert_same(train(resume=whole.folder, quiet=True), whole)
+    last = whole.rows[-1]
+    again = train(resume=whole.folder, quiet=True)
+    assert_same(again, whole)
+    assert list(again.rows[-1]) == list(last)  # columns keep their order
+    assert again.rows[-1]["images_per_second"] is None
+    assert last["images_per_second"] > 0
 
 
 def test_a_run_that_is_lengthened_before_its_first_step_is_a_run_of_so_many_epochs(

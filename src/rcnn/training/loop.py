@@ -77,8 +77,8 @@ class Progress:
     stage: int = 0
 
     def means(self) -> dict[str, float]:
-        """Mean losses of the current epoch so far."""
-        return {name: value / self.place for name, value in self.sums.items()}
+        """Mean losses of the current epoch so far, the RPN's first: a checkpoint does not keep their order."""
+        return {name: self.sums[name] / self.place for name in sorted(self.sums, reverse=True)}
 
 
 class Numbers(NamedTuple):

@@ -114,7 +114,7 @@ def run_epochs(session: Session) -> None:
             session.checkpoint()
             if wanted.is_set():
                 raise KeyboardInterrupt
-            _end_epoch(session, images / seconds if images else 0.0)
+            _end_epoch(session, images / seconds if images else math.nan)
 
 
 def finished(progress: Progress, settings: Settings) -> bool:
@@ -191,7 +191,7 @@ def train_epoch(session: Session, wanted: threading.Event) -> None:
 
 
 def _end_epoch(session: Session, pace: float) -> None:
-    """Validate, keep the weights, write the epoch's row."""
+    """Validate, keep the weights, write the epoch's row. `pace` is NaN if all steps were made before a resumption."""
     progress, settings, number = session.progress, session.settings, session.progress.epoch + 1
     row = _numbers(session, learning_rate(progress.step - 1, session.engine.total, settings.train))
     averaged = session.engine.ema.applied() if session.engine.ema else nullcontext()
@@ -225,7 +225,6 @@ def _numbers(session: Session, lr: float) -> dict[str, float]:
         numbers["stage"] = progress.stage + 1
     losses = progress.means()
     numbers |= {f"train_{key}": value for key, value in losses.items()}
-    # A checkpoint does not keep the order of the losses, and fsum does not depend on it.
     return numbers | {"train_loss": math.fsum(losses.values())}
 
 

@@ -80,11 +80,12 @@ class ConsoleTable(Recorder):
         epoch = int(numbers["epoch"] or 0) - (self._stage - 1) * epochs  # rows count through all stages
         spent = time.monotonic() - self._began
         seconds = spent / max(1, step - self._done) * (self._about.steps - step)
+        pace = numbers["images_per_second"]
         losses = {name.removeprefix("train_"): value for name, value in numbers.items() if name.startswith("train_")}
         values = {
             "epoch": f"{epoch}/{epochs}",
             **{_short(name): shown_number(value) for name, value in losses.items() if name != "loss"},
-            "images/s": f"{numbers['images_per_second']:.1f}",
+            "images/s": "-" if pace is None else f"{pace:.1f}",
             **{self._headings[name]: shown_number(value) for name, value in self._scores.items()},
             "ETA": duration(seconds),
         }
