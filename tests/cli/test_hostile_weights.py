@@ -1,6 +1,7 @@
 """A file of weights of a stranger is refused by a sentence, quickly, in little memory, and asks nobody for anything."""
 
 import json
+import pickle
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from torch.serialization import MAGIC_NUMBER, PROTOCOL_VERSION
 
 from rcnn.config import merge, to_yaml
 from rcnn.detector import Detector
@@ -172,6 +174,9 @@ def zipped(member: str, content: bytes, size: int = 0) -> Callable[[Path], objec
 
 NESTED = b"\x80\x02}K\x00\x85" + b"2\x86" * 60 + b"K\x01s."
 """{t: 1}, where t is 60 times a pair of what it was before: its hash takes 2^60 steps."""
+PAIRS = b"](K\x01K\x01eq\x00" + b"](h\x00h\x00eq\x00" * 40
+"""A list of two lists of two lists ..., 40 times: its text has 2^40 numbers."""
+MAGIC, VERSION, SYSTEM = (pickle.dumps(value, 2) for value in (MAGIC_NUMBER, PROTOCOL_VERSION, {}))
 NPY = (
     b"\x93NUMPY\x01\x00v\x00"
     + b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000,), }".ljust(117)
@@ -188,6 +193,13 @@ NPY = (
         ("tuples.pkl", pickled(NESTED)),
         ("tuples.pth", pickled(NESTED)),
         ("tuples.pt", zipped("archive/data.pkl", NESTED)),
+        ("name.pth", pickled(MAGIC + VERSION + SYSTEM + b"\x80\x02c" + b"a" * 300_000 + b"\nb\n.")),
+        ("name.pt", zipped("archive/data.pkl", b"\x80\x02c" + b"a" * 300_000 + b"\nb\n.")),
+        ("text.pth", pickled(MAGIC + VERSION + SYSTEM + b"\x80\x02X\xe0\x93\x04\x00" + b"a" * 300_000 + b")R.")),
+        ("list.pth", pickled(MAGIC + VERSION + SYSTEM + b"\x80\x02" + PAIRS + b")R.")),
+        ("list.pkl", pickled(b"\x80\x02" + PAIRS + b"cnumpy\ndtype\nh\x00\x85R.")),
+        ("version.pth", pickled(MAGIC + b"\x80\x02" + PAIRS + b".")),
+        ("keys.pth", pickled(MAGIC + VERSION + SYSTEM + pickle.dumps({}, 2) + NESTED)),
         ("bytes.pth", pickled(b"\x80\x02\x8e\x00\x00\x00\x12\x01\x00\x00\x00.")),
         ("shape.npz", zipped("conv1.weight.npy", NPY)),
         ("bomb.npz", zipped("conv1.weight.npy", NPY, 2 * 10**7)),

@@ -2,12 +2,15 @@
 
 import io
 import pickle
+from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from rcnn.weights.pickles import DEEPEST, check_pickle, check_torch_file
+from rcnn.weights.pickles import DEEPEST, LONGEST_NAME, MOST_LETTERS, check_pickle, check_torch_file
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -33,6 +36,47 @@ def test_tuples_may_be_nested_only_so_deep(protocol: int) -> None:
     check_pickle(pickle.dumps({"a": [nested(DEEPEST)] * 50}, protocol))
     with pytest.raises(ValueError, match="deeper"):
         check_pickle(pickle.dumps({"a": [nested(DEEPEST + 1)]}, protocol))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+@pytest.mark.parametrize("kind", [list, tuple, lambda pair: dict(enumerate(pair)), lambda pair: OrderedDict(a=pair)])
+def test_what_is_small_only_in_the_pickle_is_refused(protocol: int, kind: Callable[[Any], Any]) -> None:
+    def doubled(times: int, count: int) -> object:
+        value: object = 0
+        for _ in range(times):
+            value = kind([value] * count)
+        return value
+
+    check_pickle(pickle.dumps({"a": doubled(10, 2)}, protocol))
+    for times, count in ((16, 4), (3, 200)):
+        with pytest.raises(ValueError, match="more often"):
+            check_pickle(pickle.dumps({"a": doubled(times, count)}, protocol))
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_what_holds_itself_or_a_long_text_often_is_refused(protocol: int) -> None:
+    itself: list[object] = [1]
+    itself.append([2, itself])
+    with pytest.raises(ValueError, match="more often"):
+        check_pickle(pickle.dumps(itself, protocol))
+    long = "a" * (MOST_LETTERS // 1000)
+    check_pickle(pickle.dumps([long] * 900, protocol), MOST_LETTERS)
+    check_pickle(pickle.dumps([long] * 1100, protocol))
+    with pytest.raises(ValueError, match="more often"):
+        check_pickle(pickle.dumps([long] * 1100, protocol), MOST_LETTERS)
+
+
+def test_what_holds_large_things_often_is_measured_in_seconds() -> None:
+    large = list(range(400_000))
+    with pytest.raises(ValueError, match="more often"):
+        check_pickle(pickle.dumps([large] * 100_000, 2))
+
+
+def test_only_what_is_named_is_called() -> None:
+    for called in (b"]", b"X\x01\x00\x00\x00a", b"ctorch\n" + b"a" * LONGEST_NAME + b"\n"):
+        with pytest.raises(pickle.UnpicklingError):
+            check_pickle(b"\x80\x02" + called + b")R.")
+    check_pickle(b"\x80\x02ctorch\nSize\nq\x000h\x00)R.")  # from where it is remembered
 
 
 def test_several_pickles_of_a_file_are_read_one_by_one() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from rcnn.config.files import MB
 from rcnn.errors import WeightsError
 from rcnn.weights.file import reading
-from rcnn.weights.pickles import check_pickle
+from rcnn.weights.pickles import LONGEST_NAME, check_pickle
 
 LARGEST = 1_500 * MB
 """Bytes of a pickle."""
@@ -30,6 +30,11 @@ class _RefusedError(pickle.UnpicklingError):
     """The pickle asks for something that weights do not need. The message continues `FILE ...`."""
 
 
+def _shown(value: object) -> str:
+    """Text as it is, cut; of anything else its type: lists in lists may take for ever to write out."""
+    return repr(value[:40]) if isinstance(value, str) else type(value).__name__
+
+
 class _Dtype:
     """Stands for `numpy.dtype`: plain numbers only."""
 
@@ -38,13 +43,13 @@ class _Dtype:
     def __init__(self, code: object, *_: object) -> None:
         if not isinstance(code, str) or not _DTYPE.fullmatch(code):
             objects = ", which are Python objects" if isinstance(code, str) and code.startswith("O") else ""
-            raise _RefusedError(f"holds arrays of type {code!r}{objects}; weights are plain numbers")
+            raise _RefusedError(f"holds arrays of type {_shown(code)}{objects}; weights are plain numbers")
         self.dtype = np.dtype(code)
 
     def __setstate__(self, state: Any) -> None:
         byte_order = state[1]
         if byte_order not in _BYTE_ORDERS:
-            raise _RefusedError(f"holds arrays of byte order {byte_order!r}")
+            raise _RefusedError(f"holds arrays of byte order {_shown(byte_order)}")
         self.dtype = self.dtype.newbyteorder(byte_order)
 
 
@@ -96,7 +101,7 @@ def _read(data: Any, dtype: Any, shape: Any, order: str, axes: Any = None) -> np
 
 def _reconstruct(kind: Any, *_: object) -> _Array:
     if kind is not _Array:
-        raise _RefusedError(f"would make an array of {kind!r}")
+        raise _RefusedError(f"would make an array of {_shown(kind)}")
     return _Array()
 
 
@@ -109,7 +114,7 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None)
 def _encode(text: Any, encoding: object = None, *_: object) -> bytes:
     """Encode text to bytes, which is how protocol 2 writes bytes."""
     if encoding != "latin1" or not isinstance(text, str):
-        raise _RefusedError(f"asks `_codecs.encode` for {encoding!r}; bytes are written as 'latin1'")
+        raise _RefusedError(f"asks `_codecs.encode` for {_shown(encoding)}; bytes are written as 'latin1'")
     return text.encode("latin1")
 
 
@@ -134,7 +139,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) not in _ADMITTED:
-            raise _RefusedError(f"asks for `{module}.{name}`, which weights have no use for")
+            raise _RefusedError(f"asks for `{f'{module}.{name}'[:LONGEST_NAME]}`, which weights have no use for")
         return _ADMITTED[module, name]
 
 

@@ -96,8 +96,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it is read or refused all the same
         if zipfile.is_zipfile(path):
             check_archive(path)
-        check_torch_file(path)
         try:
+            check_torch_file(path)
             content = torch.load(path, map_location="cpu", weights_only=True)
         except pickle.UnpicklingError:
             raise WeightsError(
