@@ -66,6 +66,12 @@ def test_what_holds_itself_or_a_long_text_often_is_refused(protocol: int) -> Non
         check_pickle(pickle.dumps([long] * 1100, protocol), MOST_LETTERS)
 
 
+def test_what_grows_after_it_was_taken_twice_is_measured_in_its_end() -> None:
+    grown = b"\x80\x02]q\x002(" + b"K\x01" * 1001 + b"e"  # remembered, taken twice, and filled from there
+    with pytest.raises(ValueError, match="more often"):
+        check_pickle(grown + b"](" + b"h\x00" * 1000 + b"e.")
+
+
 def test_what_holds_large_things_often_is_measured_in_seconds() -> None:
     large = list(range(400_000))
     with pytest.raises(ValueError, match="more often"):

@@ -21,7 +21,7 @@ from rcnn.model.structures import Batch, Losses, Pass, Proposals, Targets, to_de
 from rcnn.preprocess.batch import Size
 
 _MAKING = Lock()
-"""So that threads which begin together share one runner. It is none of an engine's own, which may be pickled."""
+"""Held while a runner is made, so that threads that begin together share it. An engine with a lock can't be pickled."""
 
 
 class Eager:

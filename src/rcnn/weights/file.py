@@ -40,7 +40,7 @@ _TYPES = {
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _LONGEST_HEADER = 100_000_000
 """Bytes; the format's own limit."""
-LONGEST_LINE = 300
+_LONGEST_LINE = 300
 """Letters of what another library says about a file; it may repeat a text of the file."""
 
 _KINDS = (
@@ -274,7 +274,7 @@ def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, cut where it is long, or its type where it has none."""
-    return (str(error) or type(error).__name__).splitlines()[0][:LONGEST_LINE]
+    return (str(error) or type(error).__name__).splitlines()[0][:_LONGEST_LINE]
 
 
 def _kind(data: bytes) -> str | None:

@@ -90,6 +90,9 @@ def check_pickle(stream: bytes | IO[bytes], most_letters: float = math.inf) -> N
         if code.name in _GETS:
             stack.append(memo.get(int(argument or 0), _PLAIN))
             continue
+        if code.name == "DUP":
+            stack += stack[-1:]
+            continue
         if code.name in _CALLS and stack[-2:-1] != [_NAMED]:
             raise pickle.UnpicklingError("it calls what it does not name")
         letters = len(argument) if isinstance(argument, str | bytes | bytearray) else 0
