@@ -178,21 +178,30 @@ class Tab:
         self.page.set_viewport_size({"width": width, "height": 900})
         self.page.emulate_media(color_scheme=scheme)
         if "#" in address:
-            self.page.goto("about:blank")  # another fragment of the same address would not load it anew
+            self.leave()  # another fragment of the same address would not load it anew
         self.page.goto(address)
         self.page.wait_for_selector(ready)
         return self.page
 
+    def enter(self, served: Any, path: str, ready: str = "body", **looks: Any) -> Any:
+        """Show a page of a server of `test_look_browser.py`, which lets a browser in by its own address."""
+        self.open(served.guard.address)
+        return self.open(served.root + path, ready, **looks)
+
     def strangers(self, root: str) -> list[str]:
         """What was asked for elsewhere than below `root`."""
         return [address for address in self.asked if not address.startswith((root, "data:image/"))]
+
+    def leave(self) -> None:
+        """Show nothing; else the page would tell that its server has ended."""
+        self.page.goto("about:blank")
 
     def close(self) -> None:
         self.page.context.close()
 
 
 @pytest.fixture(scope="session")
-def strict_tab(browser: Any) -> Iterator[Tab]:
+def shared_tab(browser: Any) -> Iterator[Tab]:
     """What `tab` lends to one test after another, since a new one takes half a second."""
     tab = Tab(browser)
     yield tab
@@ -200,8 +209,8 @@ def strict_tab(browser: Any) -> Iterator[Tab]:
 
 
 @pytest.fixture(scope="session")
-def lenient_tab(browser: Any) -> Iterator[Tab]:
-    """What `open_tab` lends."""
+def shared_tab_without_policy(browser: Any) -> Iterator[Tab]:
+    """What `tab_without_policy` lends."""
     tab = Tab(browser, bypass_csp=True)
     yield tab
     tab.close()
@@ -213,20 +222,20 @@ def lent(tab: Tab) -> Iterator[Tab]:
     tab.asked.clear()
     tab.said.clear()
     yield tab
-    tab.page.goto("about:blank")  # before a server of the test ends, which the page would tell
+    tab.leave()
     assert not tab.said
 
 
 @pytest.fixture
-def tab(strict_tab: Tab) -> Iterator[Tab]:
+def tab(shared_tab: Tab) -> Iterator[Tab]:
     """A tab as anybody opens one."""
-    yield from lent(strict_tab)
+    yield from lent(shared_tab)
 
 
 @pytest.fixture
-def open_tab(lenient_tab: Tab) -> Iterator[Tab]:
+def tab_without_policy(shared_tab_without_policy: Tab) -> Iterator[Tab]:
     """A tab where scripts of the test may run in spite of the page's policy."""
-    yield from lent(lenient_tab)
+    yield from lent(shared_tab_without_policy)
 
 
 def png(seed: int = 0, size: tuple[int, int] = SIZE) -> bytes:

@@ -22,6 +22,7 @@ from .conftest import HOST, HOSTILE, Looked, Tab, guarded, png
 from .test_browser import OVERLAPPING, assert_open_to_all
 from .test_look_browser import Served, start, stop, until
 
+READY = "#doubt:not([hidden])"
 SAME = {"origin": f"http://{HOST}"}
 OBJECTS = [([10, 10, 30, 30], 0), ([40, 10, 60, 30], 0), ([70, 10, 90, 30], 1), ([10, 50, 30, 70], 1)]
 SEEN = [
@@ -226,15 +227,9 @@ def served(album: Album, tmp_path: Path) -> Iterator[Served]:
     stop(served)
 
 
-def entered(tab: Tab, served: Served, **looks: Any) -> Any:
-    """The page of doubts, in a browser that was let in."""
-    tab.open(served.guard.address)
-    return tab.open(f"{served.root}/doubts", "#doubt:not([hidden])", **looks)
-
-
 def test_keys_judge_and_undo_and_two_browsers_agree(browser: Any, served: Served, tab: Tab, tmp_path: Path) -> None:
     second = Tab(browser)
-    page, other = entered(tab, served), entered(second, served)
+    page, other = (one.enter(served, "/doubts", READY) for one in (tab, second))
     count = page.locator("#count")
     until(count).to_have_text("8 to judge")
     assert HOSTILE[0] in page.locator("#says").inner_text()
@@ -267,9 +262,9 @@ def test_keys_judge_and_undo_and_two_browsers_agree(browser: Any, served: Served
     assert not second.said
 
 
-def test_nothing_overlaps_and_nobody_is_shut_out(served: Served, open_tab: Tab) -> None:
+def test_nothing_overlaps_and_nobody_is_shut_out(served: Served, tab_without_policy: Tab) -> None:
     for width, scheme in ((1280, "light"), (1280, "dark"), (2560, "light")):
-        page = entered(open_tab, served, width=width, scheme=scheme)
+        page = tab_without_policy.enter(served, "/doubts", READY, width=width, scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert not page.evaluate(OVERLAPPING.replace("main, section", "main, header, aside, .verdicts, .split"))
         if width == 1280:

@@ -180,9 +180,9 @@ def test_the_file_is_small_and_its_names_are_text(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (2560, "light")])
-def test_nothing_overlaps_and_nobody_is_shut_out(open_tab: Tab, file: Path, width: int, scheme: str) -> None:
+def test_nothing_overlaps_and_nobody_is_shut_out(tab_without_policy: Tab, file: Path, width: int, scheme: str) -> None:
     for view in ("cells", "nms", "objects&object=0"):
-        page = open_tab.open(f"{file.as_uri()}#show={view}", READY, width, scheme)
+        page = tab_without_policy.open(f"{file.as_uri()}#show={view}", READY, width, scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width
         assert not page.evaluate(OVERLAPPING.replace("main, section", "main, header, aside, #panel, #views, .split"))
         assert page.evaluate(
@@ -190,6 +190,7 @@ def test_nothing_overlaps_and_nobody_is_shut_out(open_tab: Tab, file: Path, widt
         )
         if width == 1280:
             assert_open_to_all(page, scheme)
+    assert not tab_without_policy.strangers(file.as_uri())
 
 
 @pytest.fixture(scope="module")
@@ -200,8 +201,7 @@ def served(looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 
 def test_the_served_page_goes_from_picture_to_picture(looked: Looked, served: Served, tab: Tab) -> None:
-    tab.open(served.guard.address)
-    page = tab.open(f"{served.root}/pictures/1")
+    page = tab.enter(served, "/pictures/1")
     page.locator("#to-inside").click()
     page.wait_for_selector(READY)
     assert page.locator("#name").inner_text() == looked.album.pictures[1].name

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,16 +59,15 @@ def served(looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     stop(served)
 
 
-def entered(tab: Tab, served: Served, path: str = "/pictures", **looks: Any) -> Any:
-    """A page of the server, in a browser that was let in."""
-    tab.open(served.guard.address)
-    return tab.open(served.root + path, ".tile .numbers b" if path == "/pictures" else "#layers input", **looks)
+def ready(path: str) -> str:
+    """What a page holds as soon as it is ready."""
+    return ".tile .numbers b" if path == "/pictures" else "#layers input"
 
 
 @pytest.fixture
 def show(tab: Tab, served: Served) -> Iterator[Open]:
     """Open a page of the server; at the end nothing else was asked for."""
-    yield partial(entered, tab, served)
+    yield lambda path="/pictures", **looks: tab.enter(served, path, ready(path), **looks)
     assert not tab.strangers(served.root)
 
 
@@ -167,9 +165,10 @@ def test_nothing_overlaps_or_sticks_out(show: Open, width: int) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nobody_is_shut_out(open_tab: Tab, served: Served, scheme: str) -> None:
+def test_nobody_is_shut_out(tab_without_policy: Tab, served: Served, scheme: str) -> None:
     for path in ("/pictures", "/pictures/1"):
-        assert_open_to_all(entered(open_tab, served, path, scheme=scheme), scheme)
+        assert_open_to_all(tab_without_policy.enter(served, path, ready(path), scheme=scheme), scheme)
+    assert not tab_without_policy.strangers(served.root)
 
 
 def test_a_server_that_has_gone_is_told_of(tab: Tab, looked: Looked, tmp_path: Path) -> None:
@@ -181,11 +180,9 @@ def test_a_server_that_has_gone_is_told_of(tab: Tab, looked: Looked, tmp_path: P
     tab.said.clear()  # the browser says that nobody answers
 
 
-def test_the_boxes_follow_a_slider_that_is_dragged(looked: Looked, show: Open) -> None:
+def test_the_boxes_follow_a_slider_that_is_dragged(looked: Looked, tab: Tab, show: Open) -> None:
     """One question at a time, however fast the slider moves, and the last value counts."""
     page = show("/pictures/1?score=0.05")
-    asked: list[str] = []
-    page.on("request", lambda request: asked.append(request.url))
     page.evaluate(
         """async () => {
           const input = [...document.querySelectorAll("#sliders input")].at(-1);
@@ -198,4 +195,4 @@ def test_the_boxes_follow_a_slider_that_is_dragged(looked: Looked, show: Open) -
     )
     wanted = [str(number) for number in expected(looked, 1, 0.05, 0.9)]
     until(page.locator("#layers .number")).to_have_text([*wanted, str(len(looked.album.pictures[1].truth.boxes))])
-    assert len([url for url in asked if "nms=" in url]) <= 11
+    assert len([url for url in tab.asked if "nms=" in url]) <= 11

@@ -60,7 +60,7 @@ def test_each_page_says_what_a_model_lacks(kind: str, tab: Tab, tmp_path: Path) 
     until(page.locator("#count")).to_contain_text("3 pictures")
     notes = page.locator("#notes").text_content()
     found = texts(page, served.root)
-    tab.page.goto("about:blank")
+    tab.leave()
     stop(served)
     assert "IoU of NMS" not in found["/pictures/0"]
     if kind == "proposals":
@@ -84,5 +84,5 @@ def test_where_nothing_was_given_every_page_says_so(tab: Tab, tmp_path: Path) ->
     for path, text in (("/pictures", "start rcnn look with"), ("/inside/0", "no pictures"), ("/doubts", "no model")):
         page.goto(served.root + path)
         until(page.locator("main")).to_contain_text(text)
-    tab.page.goto("about:blank")
+    tab.leave()
     stop(served)
