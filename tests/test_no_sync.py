@@ -96,7 +96,7 @@ def test_a_pass_never_waits(name: str) -> None:
             record.kernels.clear()
             getattr(net, what)(batch)
             assert record.kernels[""] <= getattr(MOST[name], what)
-            assert record.kernels["nms"] <= 10
+            assert record.kernels["nms"] <= 12
     assert not record.waits
 
 

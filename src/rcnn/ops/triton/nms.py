@@ -1,7 +1,7 @@
-"""`rcnn::nms` on a GPU: a kernel for the keys, a sort, and a kernel that scans the boxes in order of score.
+"""`rcnn::nms` on a GPU: a kernel for the keys, a sort, a kernel that puts the boxes in order, and one that scans them.
 
-B images, N boxes, M = max_output. One program per image compares blocks of candidates with the list of those kept, so
-that no matrix of N x N is needed, and stops when M are kept.
+B images, N boxes, M = max_output. One program per image compares blocks of candidates, best first, with the list of
+those kept, so that no matrix of N x N is needed, and stops when M are kept.
 """
 
 import torch
@@ -11,32 +11,40 @@ from torch import Tensor
 
 from rcnn.ops.triton.launch import as_bytes, corners, launch, overlap
 
-BLOCK = 1024  # scores per program of the first kernel
+BLOCK = 1024  # boxes per program of the first two kernels
 ROWS = 64  # candidates compared at a time
-WIDTH, PART = 32, 16  # boxes that they are compared with at a time, in float32 and in float64
+WIDTH, PART = 32, 8  # boxes that they are compared with at a time, in float32 and in float64
 WARPS = 8
 UNUSABLE = tl.constexpr(-(2**31))  # below the key of every number
-CLOSE = tl.constexpr(2e-6)
-"""Of the sum of both areas: what float32 may be wrong by, three times over. Closer than this, float64 decides."""
+CLOSE, TINY = tl.constexpr(1e-6), tl.constexpr(1e-30)
+"""What float32 may be wrong by: of the sum of both areas, three times over, and square pixels. Closer than this to the
+threshold, float64 decides."""
 
 
 def nms(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
     """The body of `rcnn::nms` on a GPU."""
+
+    def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+        return torch.empty(batch, *shape, dtype=dtype, device=boxes.device)
+
     batch, count = scores.shape
-    keys = scores.new_empty(batch, count, dtype=torch.int32)
     total = batch * count
-    launch(keys_of, (triton.cdiv(total, BLOCK),), scores.contiguous(), as_bytes(valid), keys, total, BLOCK=BLOCK)
+    grid = (triton.cdiv(total, BLOCK),)
+    keys = empty(count, dtype=torch.int32)
+    launch(keys_of, grid, scores.contiguous(), as_bytes(valid), keys, total, BLOCK=BLOCK)
     keys, order = keys.sort(dim=1, descending=True, stable=True)
-    index = torch.empty(batch, max_output, dtype=torch.int64, device=boxes.device)
-    kept_mask = torch.empty_like(index, dtype=torch.bool)
-    list_boxes = torch.empty(batch, max_output + ROWS, 4, dtype=torch.float32, device=boxes.device)
-    list_groups = torch.empty(batch, max_output + ROWS, dtype=torch.int64, device=boxes.device)
+    order = order.contiguous()
+    ranked = (empty(4, count, dtype=torch.float32), empty(count, dtype=torch.int64))
+    scene = (boxes.contiguous(), groups.contiguous(), keys, order)
+    launch(arrange, grid, *scene, *ranked, count, total, BLOCK=BLOCK)
+    listed = (empty(4, max_output, dtype=torch.float32), empty(max_output, dtype=torch.int64))
+    index, kept_mask = empty(max_output, dtype=torch.int64), empty(max_output, dtype=torch.bool)
     threshold = torch.full((1,), iou_threshold, dtype=torch.float64, device=boxes.device)
-    scene = (boxes.contiguous(), groups.contiguous(), keys, order.contiguous(), threshold)
-    found = (index, kept_mask.view(torch.uint8), list_boxes, list_groups)
-    launch(scan, (batch,), *scene, *found, count, max_output, ROWS=ROWS, WIDTH=WIDTH, PART=PART, num_warps=WARPS)
+    found = (index, kept_mask.view(torch.uint8))
+    sizes = {"ROWS": ROWS, "WIDTH": WIDTH, "PART": PART, "num_warps": WARPS}
+    launch(scan, (batch,), *ranked, *listed, keys, order, *found, threshold, count, max_output, **sizes)
     return index, kept_mask
 
 
@@ -51,86 +59,131 @@ def keys_of(scores, valid, keys, total, BLOCK: tl.constexpr):
     tl.store(keys + i, tl.where(usable, ordered, UNUSABLE), i < total)
 
 
-@triton.jit
-def met(
-    x1, y1, x2, y2, group, boxes, groups, first, end, threshold,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr,
-):  # fmt: skip
-    """Bit j of a candidate: its IoU with box `first` + j (of its group, before `end`) is above the threshold."""
-    x1, y1, x2, y2, group = x1[:, None], y1[:, None], x2[:, None], y2[:, None], group[:, None]
-    column = tl.arange(0, WIDTH)
-    row = first + column
-    X1, Y1, X2, Y2 = corners(boxes, row, row < end)
-    wide = tl.minimum(x2, X2[None]) - tl.maximum(x1, X1[None])
-    high = tl.minimum(y2, Y2[None]) - tl.maximum(y1, Y1[None])
-    common = tl.maximum(wide, 0.0) * tl.maximum(high, 0.0)
-    areas = (x2 - x1) * (y2 - y1) + ((X2 - X1) * (Y2 - Y1))[None]
-    gap = common - threshold.to(tl.float32) * (areas - common)
-    # Sides, since the product of tiny ones is 0 in float32; such pairs count as close.
-    touch = (group == tl.load(groups + row, row < end, 0)[None]) & (row < end)[None] & (wide > 0) & (high > 0)
-    bits = tl.sum(tl.where(touch & (gap > 0), (tl.full((WIDTH,), 1, tl.int64) << column.to(tl.int64))[None], 0), 1)
-    close = touch & (tl.abs(gap) <= CLOSE * areas)
-    if tl.max(tl.max(close.to(tl.int32), 1), 0) > 0:  # seldom; then fewer at a time, which spills no register
-        bits = tl.zeros((ROWS,), tl.int64)
-        a1, b1, a2, b2 = x1.to(tl.float64), y1.to(tl.float64), x2.to(tl.float64), y2.to(tl.float64)
-        for part in range(0, WIDTH, PART):
-            place = part + tl.arange(0, PART)
-            near = first + place
-            p1, q1, p2, q2 = corners(boxes, near, near < end)
-            A1, B1, A2, B2 = p1.to(tl.float64), q1.to(tl.float64), p2.to(tl.float64), q2.to(tl.float64)
-            exact = overlap(a1, b1, a2, b2, A1[None], B1[None], A2[None], B2[None])
-            union = (a2 - a1) * (b2 - b1) + ((A2 - A1) * (B2 - B1))[None] - exact
-            same = (group == tl.load(groups + near, near < end, 0)[None]) & (near < end)[None] & (exact > 0)
-            bit = tl.full((PART,), 1, tl.int64) << place.to(tl.int64)
-            bits += tl.sum(tl.where(same & (exact / union > threshold), bit[None], 0), 1)
-    return bits
+@triton.jit(do_not_specialize=["N", "total"])
+def arrange(boxes, groups, keys, order, ranked, ranked_groups, N, total, BLOCK: tl.constexpr):
+    """Boxes in the order of their keys, a column after the other; of those that no other can meet, zeros."""
+    i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    real = i < total
+    image = i // N
+    row = image * N + tl.load(order + i, real, 0)
+    usable = real & (tl.load(keys + i, real, UNUSABLE) != UNUSABLE)
+    x1, y1, x2, y2 = corners(boxes, row, usable)
+    x1, y1, x2, y2 = corners(boxes, row, (x2 > x1) & (y2 > y1))
+    put(ranked + image * 3 * N, ranked_groups, N, i, (x1, y1, x2, y2, tl.load(groups + row, usable, 0)), real)
 
 
 @triton.jit
-def put(boxes, groups, row, x1, y1, x2, y2, group, mask):
-    """Write rows of the list of boxes."""
-    tl.store(boxes + row * 4, x1, mask)
-    tl.store(boxes + row * 4 + 1, y1, mask)
-    tl.store(boxes + row * 4 + 2, x2, mask)
-    tl.store(boxes + row * 4 + 3, y2, mask)
-    tl.store(groups + row, group, mask)
+def put(boxes, groups, N, row, values, mask):
+    """Write corners and groups, where `boxes` are four columns of `N`."""
+    for k in tl.static_range(4):
+        tl.store(boxes + k * N + row, values[k], mask)
+    tl.store(groups + row, values[4], mask)
+
+
+@triton.jit
+def get(boxes, groups, N, row, mask):
+    """Read what `put` wrote; an empty box where `mask` is false."""
+    x1, y1 = tl.load(boxes + row, mask, 0.0), tl.load(boxes + N + row, mask, 0.0)
+    x2, y2 = tl.load(boxes + 2 * N + row, mask, 0.0), tl.load(boxes + 3 * N + row, mask, 0.0)
+    return x1, y1, x2, y2, tl.load(groups + row, mask, 0)
+
+
+@triton.jit
+def compared(own, rivals, share):
+    """Of all pairs: is the IoU surely above the threshold, is it perhaps?
+
+    An IoU is above t where the common area is more than t / (1 + t), the `share`, of the sum of both areas.
+    """
+    x1, y1, x2, y2, group = own
+    X1, Y1, X2, Y2, other = rivals
+    wide = tl.minimum(x2[:, None], X2[None]) - tl.maximum(x1[:, None], X1[None])
+    high = tl.minimum(y2[:, None], Y2[None]) - tl.maximum(y1[:, None], Y1[None])
+    common = wide * high
+    most, least = (share + CLOSE).to(tl.float32), (share - CLOSE).to(tl.float32)
+    area, Area = (x2 - x1) * (y2 - y1), (X2 - X1) * (Y2 - Y1)
+    touch = (group[:, None] == other[None]) & (wide > 0)  # where they touch in x alone, `common` is not positive
+    surely = touch & (common > (area * most + TINY)[:, None] + (Area * most)[None])
+    return surely, touch & (common >= (area * least - TINY)[:, None] + (Area * least)[None])
+
+
+@triton.jit
+def doubled(box):
+    """Corners in float64, and the group."""
+    x1, y1, x2, y2, group = box
+    return x1.to(tl.float64), y1.to(tl.float64), x2.to(tl.float64), y2.to(tl.float64), group
+
+
+@triton.jit
+def compared_exactly(own, rivals, threshold):
+    """Of all pairs: is the IoU above the threshold, in float64?"""
+    x1, y1, x2, y2, group = doubled(own)
+    X1, Y1, X2, Y2, other = doubled(rivals)
+    common = overlap(x1[:, None], y1[:, None], x2[:, None], y2[:, None], X1[None], Y1[None], X2[None], Y2[None])
+    union = ((x2 - x1) * (y2 - y1))[:, None] + ((X2 - X1) * (Y2 - Y1))[None] - common
+    return (group[:, None] == other[None]) & (common > 0) & (common / union > threshold)
+
+
+@triton.jit
+def is_any(pairs):
+    """Is one of them true?"""
+    return tl.max(tl.max(pairs.to(tl.int32), 1), 0) > 0
+
+
+@triton.jit
+def bits_of(pairs, column):
+    """Bit `column` of a row is what its pair says."""
+    return tl.sum(tl.where(pairs, (tl.full(column.shape, 1, tl.int64) << column.to(tl.int64))[None], 0), 1)
 
 
 @triton.jit(do_not_specialize=["N", "M"])
 def scan(
-    boxes, groups, keys, order, threshold, index, kept_mask, list_boxes, list_groups, N, M,
+    ranked, ranked_groups, listed, listed_groups, keys, order, index, kept_mask, threshold, N, M,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """Greedy choice, a block of candidates at a time: against those kept before, then among themselves.
-
-    The list has the boxes that are kept, and behind them the candidates of the block.
-    """
+    """Greedy choice, a block of candidates at a time: against those kept before, then among themselves."""
     image = tl.program_id(0).to(tl.int64)
+    ranked, ranked_groups = ranked + image * 4 * N, ranked_groups + image * N
+    listed, listed_groups = listed + image * 4 * M, listed_groups + image * M
+    keys, order = keys + image * N, order + image * N
+    index, kept_mask = index + image * M, kept_mask + image * M
     limit = tl.load(threshold)
-    lane = tl.arange(0, ROWS)
+    share = limit / (1 + limit)
+    lane, column, few = tl.arange(0, ROWS), tl.arange(0, WIDTH), tl.arange(0, PART)
     bit = tl.full((ROWS,), 1, tl.int64) << lane.to(tl.int64)
-    head = image * (M + ROWS)
     total = N * 0
     start = N * 0
     left = (N > 0) & (M > 0)
     while left:
-        real = start + lane < N
-        real = real & (tl.load(keys + image * N + start + lane, real, UNUSABLE) != UNUSABLE)
-        which = tl.load(order + image * N + start + lane, real, 0)
-        x1, y1, x2, y2 = corners(boxes, image * N + which, real)
-        group = tl.load(groups + image * N + which, real, 0)
-        put(list_boxes, list_groups, head + total + lane, x1, y1, x2, y2, group, real)
-        tl.debug_barrier()  # other threads read what is written here
-        alive = real
-        own = head + total
-        for first in range(head, own, WIDTH):
-            bits = met(x1, y1, x2, y2, group, list_boxes, list_groups, first, own, limit, ROWS, WIDTH, PART)
-            alive = alive & (bits == 0)
+        i = start + lane
+        real = tl.load(keys + i, i < N, UNUSABLE) != UNUSABLE
+        own = get(ranked, ranked_groups, N, i, real)
+        beaten = tl.zeros((ROWS, WIDTH), tl.int32)
+        close = tl.zeros((ROWS, WIDTH), tl.int32)  # bit k: in step k, k + 32, k + 64, ...
+        for first in range(0, total, WIDTH):
+            rivals = get(listed, listed_groups, M, first + column, first + column < total)
+            surely, perhaps = compared(own, rivals, share)
+            beaten = tl.where(surely, 1, beaten)
+            close |= tl.where(perhaps, 1 << (first // WIDTH % 32), 0)
+        alive = real & (tl.max(beaten, 1) == 0)
+        close = tl.where(alive[:, None], close, 0)
+        if is_any(close != 0):
+            for k in range(32):
+                if is_any((close >> k) & 1 != 0):
+                    for first in range(k * WIDTH, total, 32 * WIDTH):
+                        for part in range(first, first + WIDTH, PART):  # fewer at a time, which spills no register
+                            doubted = get(listed, listed_groups, M, part + few, part + few < total)
+                            beats = compared_exactly(own, doubted, limit)
+                            alive = alive & (tl.max(beats.to(tl.int32), 1) == 0)
         earlier = tl.zeros((ROWS,), tl.int64)
         for begin in range(0, ROWS, WIDTH):
-            first, end = own + begin, own + ROWS
-            bits = met(x1, y1, x2, y2, group, list_boxes, list_groups, first, end, limit, ROWS, WIDTH, PART)
-            earlier |= bits << begin
+            j = begin + column
+            rivals = get(ranked, ranked_groups, N, start + j, start + j < N)
+            surely, perhaps = compared(own, rivals, share)
+            if is_any(perhaps & ~surely & alive[:, None] & (j[None] < lane[:, None])):
+                for part in range(begin, begin + WIDTH, PART):
+                    doubted = get(ranked, ranked_groups, N, start + part + few, start + part + few < N)
+                    earlier |= bits_of(compared_exactly(own, doubted, limit), part + few)
+            earlier |= bits_of(surely, j)
         earlier &= bit - 1
         chosen = tl.sum(tl.where(alive, bit, 0), 0)
         before = ~chosen
@@ -140,14 +193,14 @@ def scan(
         keep = (chosen & bit) != 0
         place = total + tl.cumsum(keep.to(tl.int32), 0) - 1
         keep = keep & (place < M)
-        tl.store(index + image * M + place, which, keep)
-        tl.debug_barrier()  # all have read the candidates
-        put(list_boxes, list_groups, head + place, x1, y1, x2, y2, group, keep)
-        tl.debug_barrier()
+        tl.store(index + place, tl.load(order + i, keep, 0), keep)
+        put(listed, listed_groups, M, place, own, keep)
+        tl.debug_barrier()  # other threads read what is written here
         total += tl.sum(keep.to(tl.int32), 0)
         start += ROWS
-        left = (start < N) & (total < M) & (tl.max(real.to(tl.int32), 0) > 0)
+        left = (start < N) & (total < M)
+        left = left & (tl.load(keys + start, left, UNUSABLE) != UNUSABLE)
     for begin in range(0, M, ROWS):
         place = begin + lane
-        tl.store(kept_mask + image * M + place, (place < total).to(tl.uint8), place < M)
-        tl.store(index + image * M + place, tl.zeros((ROWS,), tl.int64), (place >= total) & (place < M))
+        tl.store(kept_mask + place, (place < total).to(tl.uint8), place < M)
+        tl.store(index + place, tl.zeros((ROWS,), tl.int64), (place >= total) & (place < M))

@@ -83,7 +83,7 @@ def side_of(low, high, scale, S: tl.constexpr, SR: tl.constexpr, ALIGNED: tl.con
     if not ALIGNED:
         free = tl.where(length > 1, 1.0, 0.0)
         length = tl.maximum(length, 1.0)
-    step = tl.div_rn(length, length * 0 + S)
+    step = tl.div_rn(length, tl.zeros_like(length) + S)
     samples = tl.ceil(step).to(tl.int32) if SR == 0 else SR
     return start, step, samples, free
 
@@ -103,7 +103,7 @@ def sample(side, cell, k, size):
     """
     start, step, samples, _ = side
     part = (k + 0.5) * step
-    at = start + cell * step + tl.div_rn(part, part * 0 + samples)
+    at = start + cell * step + tl.div_rn(part, tl.zeros_like(part) + samples)
     inside = (at >= -1.0) & (at <= size)
     last = size - 1
     held = tl.maximum(at, 0.0)
