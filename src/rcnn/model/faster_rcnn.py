@@ -108,7 +108,8 @@ class FasterRCNN(nn.Module):
             rois = second(self._roi_maps(levels), proposals.boxes)
             detections = second.detect(rois, proposals, batch.sizes)
             if rpn is not None:
-                detections = detections._replace(finite=detections.finite & rpn.finite)
+                # PyTorch 2.11 does not compile `_replace`.
+                detections = Detections(*detections[:-1], detections.finite & rpn.finite)
         elif rpn is not None and "detections" in wanted:
             detections = detect(self.rpn, rpn, batch.sizes, self.settings.roi) if self.detects else no_detections(rpn)
         return Pass(levels, rpn, proposals, rois, detections)

@@ -75,5 +75,6 @@ def detect(rpn: RegionProposalNetwork, out: RPNOutput, sizes: Tensor, settings: 
     assert isinstance(rpn.meaning, Classes)
     best = rpn.candidates(out, sizes, rpn.settings.pre_test)
     probability = rpn.meaning.probabilities(take(torch.cat(out.logits, dim=1), best.anchor))
-    detections = final_boxes(best.boxes[:, :, None], probability, best.valid, out.finite, settings)
-    return detections._replace(proposal=take(best.anchor, detections.proposal))
+    found = final_boxes(best.boxes[:, :, None], probability, best.valid, out.finite, settings)
+    anchor = take(best.anchor, found.proposal)
+    return Detections(found.boxes, found.scores, found.labels, found.valid, anchor, found.finite)
