@@ -22,7 +22,7 @@ from rcnn.model.pixels import Pixels
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import Proposals, RoIOutput
 from rcnn.preprocess.batch import Preprocessor
-from rcnn.presets import build, settings_of
+from rcnn.presets import PRESETS, build, settings_of
 from rcnn.training.optim import build_optimizer, learning_rate
 from tests.model import worked
 from tests.test_presets import scene
@@ -154,6 +154,24 @@ def test_anchors_are_the_papers_code_and_8151_fit_inside():
         grid = grid_anchors(cells, (math.ceil(height / 16), math.ceil(width / 16)), (16, 16), anchors.offset)
         assert anchors.border == 0
         assert inside(grid, torch.tensor([[float(height), float(width)]]), 0.0).sum() == fit
+
+
+@pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("paper-")])
+def test_anchors_are_rounded_as_in_the_papers_code_and_a_setting_gives_the_exact_areas(name: str) -> None:
+    def sides(*changes: str) -> torch.Tensor:
+        cells = cell_anchors(settings_of(name, changes).anchors, 0, torch.float64)
+        return (cells[:, 2:] - cells[:, :2]).unflatten(0, (3, 3))  # ratio, size, (width, height)
+
+    assert sides().tolist() == [
+        [[184, 96], [368, 192], [736, 384]],
+        [[128, 128], [256, 256], [512, 512]],
+        [[88, 176], [176, 352], [352, 704]],
+    ]
+    exact = sides("anchors.round=none")
+    areas = torch.tensor([128**2, 256**2, 512**2], dtype=torch.float64).expand(3, 3)
+    torch.testing.assert_close(exact.prod(dim=-1), areas, rtol=1e-12, atol=0)
+    ratios = torch.tensor([0.5, 1, 2], dtype=torch.float64)[:, None].expand(3, 3)
+    torch.testing.assert_close(exact[..., 1] / exact[..., 0], ratios, rtol=1e-12, atol=0)
 
 
 def test_layers_below_conv3_1_are_frozen_in_vgg_and_none_in_zf():

@@ -75,7 +75,9 @@ class Anchors(Section):
     ratio: Literal["h/w", "w/h"] = Field(default="h/w", description="What a ratio divides.")
     offset: Fraction = Field(default=0.5, description="Centre of the first anchor, in strides.")
     round: Literal["none", "half", "base"] = Field(
-        default="none", description="Rounding: none; half extents to even; width and height at `base`, then scaled."
+        default="none",
+        description="none: areas are exact; half: half of each side is rounded, halves to even; base: width and height "
+        "are rounded at `base`, then scaled.",
     )
     base: Pixels = Field(default=16, description="Side of the box that `round=base` rounds at, pixels.")
     order: Literal["size", "ratio"] = Field(default="size", description="Outermost index in the order within a cell.")
