@@ -43,6 +43,22 @@ def test_the_first_images_are_told_one_by_one(run: Run, data: Path, weights: Pat
         assert [line for line in lines if line.startswith("...")] == more
 
 
+def test_an_image_pyramid_is_a_setting_of_predict_and_val(run: Run, data: Path, weights: Path) -> None:
+    """The setting as docs/predict.md and docs/PAPER_MAP.md have it: the image is processed at three scales."""
+
+    def boxes(*changes: str) -> set[tuple[float, ...]]:
+        document = run("predict", weights, data / "JPEGImages/0.jpg", "--json", *changes).json()
+        return {tuple(found["box"]) for found in document[0]["detections"]}
+
+    whole = ("roi.detections=500", "roi.nms=1")
+    one_by_one = [boxes(f"predict.scales=[{scale}]", *whole) for scale in (1, 1.5, 2)]
+    assert boxes(*whole) == one_by_one[0]
+    assert boxes("predict.scales=[1,1.5,2]", *whole) == set.union(*one_by_one)
+    assert len(set.union(*one_by_one)) > len(one_by_one[0])
+    outcome = run("val", weights, data, "predict.scales=[1,1.5,2]", "--json")
+    assert outcome.code == 0, outcome.err
+
+
 def test_how_pictures_are_seen_is_said_once(run: Run, data: Path, weights: Path) -> None:
     commands = ("predict", data / "JPEGImages"), ("propose", data / "JPEGImages"), ("val", data), ("why", data)
     for command, source in commands:
