@@ -48,6 +48,8 @@ def test_values_are_yaml_in_which_1e_3_is_a_number(text: str, value: object) -> 
         ("anchors.sizes=[[32]]", "anchors.sizes has 1 levels .* model.levels has 4"),
         ("anchors.sizes=[[32],[64],[128],[256,512]]", "anchors.sizes must have equally many sizes on every level"),
         ("roi.levels=[2,3]", r"roi.levels names .2., but the backbone's levels are .3, 4, 5, 6."),
+        ("rpn.kernel=4", r"`rpn.kernel`: 1, 3, 5 or 7, or a list of 2 to 16 of these .got 4.$"),
+        ("rpn.kernel=[3,5,7]", r"rpn.kernel=.3, 5, 7. divides .* anchors.sizes is .*; give every level 3 sizes or"),
         ("preprocess.in_channels=4", "mean has 3 numbers for 4 channels; give 1 or 4$"),
         ("preprocess.in_channels=1", "mean has 3 numbers for 1 channel; give 1$"),
         ("train.lr", "not of the form section.key=value"),
@@ -110,7 +112,8 @@ def test_every_number_and_list_has_an_upper_bound_far_above_the_presets() -> Non
         assert limits, f"{name} has no upper bound"
         largest = schema[limits.pop()]
         if schema["type"] == "array":
-            assert "prefixItems" in schema or largest >= 4 * max(len(value) for value in used[name])
+            lengths = [len(value) for value in used[name] if isinstance(value, list)]
+            assert "prefixItems" in schema or largest >= 4 * max(lengths, default=1)
         elif largest > 1 and name != "model.frozen_stages":  # shares and counts of what there is end by nature
             numbers = [value for value in map(_largest, used[name]) if value is not None]
             assert largest >= 4 * max(numbers, default=1) or name in ("model.levels", "roi.levels", "data.workers")

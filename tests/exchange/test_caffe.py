@@ -62,9 +62,15 @@ def test_vgg_has_all_thirteen_convolutions():
 
 
 def test_other_networks_are_refused_by_the_setting(zf: FasterRCNN):
-    for change in ("anchors.order=size", "rpn.score_order=object-first", "roi.class_agnostic=true", "rpn.convs=2"):
+    for change in ("anchors.order=size", "rpn.score_order=object-first", "roi.class_agnostic=true", "rpn.kernel=5"):
         with pytest.raises(WeightsError, match=rf"(?i)can't hold this detector: {change}, there "):
             export_arrays(zf.state_dict(), settings_of("paper-zf", [*NARROW, change]))
+    for change, said in (
+        ("rpn.convs=2", "rpn.convs=2, there 1$"),
+        ("rpn.kernel=[3,5,7]", r"rpn.kernel=\(3, 5, 7\), there 3$"),
+    ):
+        with pytest.raises(WeightsError, match=f"can't hold this detector: {said}"):
+            export_arrays({}, settings_of("paper-zf", [*NARROW, change]))
     with pytest.raises(
         WeightsError, match=r"model\.backbone=mobilenet, there vgg16 or zf; model\.neck=fpn, there none; "
     ):

@@ -100,6 +100,12 @@ def test_what_torchvision_can_not_hold_is_named_setting_by_setting():
                 {"model": {"levels": (4, 5)}, "anchors": {"sizes": ((32,), (64,))}, "roi": {"levels": (4, 5)}},
             ),
         )
+    several = {
+        "anchors": {"sizes": [(size, 1.5 * size) for (size,) in settings.anchors.sizes]},
+        "rpn": {"kernel": [3, 5]},
+    }
+    with pytest.raises(WeightsError, match=r"`rpn\.kernel` is \[3, 5\], there it is 3"):
+        export_state(state, override(settings, several))
     with pytest.raises(WeightsError, match="its RPN is untrained"):
         export_state(state, override(settings, {"train": {"scheme": "fast-rcnn", "proposals": "boxes.json"}}))
 

@@ -229,6 +229,45 @@ def test_rows_of_one_stage_detectors_are_kept_by_name_anchor_by_anchor(loss: str
     assert case.fresh() == {"rpn.head.cls"}
 
 
+SEVERAL = ("anchors.sizes=[[24,32],[48,64],[96,128]]", "rpn.kernel=[3,5]")
+HEADS = {f"rpn.head.windows.{i}.{layer}" for i in range(2) for layer in ("conv", "cls", "reg")}
+
+
+@pytest.mark.parametrize("order", ["size", "ratio"])
+def test_a_pyramid_of_filters_is_taken_whole_and_its_last_layers_start_anew_with_other_anchors(order: str) -> None:
+    several = (*SEVERAL, f"anchors.order={order}")
+    assert Case(("cat", "dog"), *several, source=several).run() == "all weights from pets.safetensors"
+    case = Case(("cat", "dog"), *several, "anchors.ratios=[0.5,1]", source=several)
+    notes = case.run()
+    assert case.fresh() == HEADS - {"rpn.head.windows.0.conv", "rpn.head.windows.1.conv"}
+    assert "rpn.head.windows.1.cls (height / width of a cell's anchors: [0.5, 1, 2], here [0.5, 1])" in notes
+    case = Case(("cat", "dog"), *several, "rpn.logits=2", source=several)
+    case.run()
+    assert case.fresh() == {"rpn.head.windows.0.cls", "rpn.head.windows.1.cls"}
+
+
+def test_one_window_and_several_do_not_fit_each_other() -> None:
+    case = Case(("cat", "dog"), *SEVERAL)
+    assert "rpn.head.windows.0.conv (not in it)" in case.run()
+    assert case.fresh() == HEADS
+    case = Case(("cat", "dog"), source=SEVERAL)
+    assert "layers that have no place here: rpn.head.windows.0.cls, " in case.run()
+    assert case.fresh() == {"rpn.head.conv", "rpn.head.cls", "rpn.head.reg"}
+
+
+@pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
+def test_rows_of_every_window_of_a_one_stage_detector_are_kept_by_name(loss: str) -> None:
+    one_stage = (*SEVERAL, "rpn.classify=classes", "roi.head=none", f"rpn.loss={loss}")
+    case = Case(("dog", "cow", "cat"), *one_stage, source=one_stage)
+    case.run()
+    for window in (0, 1):
+        name = f"rpn.head.windows.{window}.cls.weight"
+        given, before = (tensors[name].unflatten(0, (-1, 3)) for tensors in (case.given, case.before))
+        expected = [given[1], before[1], given[0], *([] if loss == "focal" else [given[2]])]
+        assert torch.equal(case.after[name].unflatten(0, (-1, 3)), torch.stack(expected))
+    assert case.fresh() == {"rpn.head.windows.0.cls", "rpn.head.windows.1.cls"}
+
+
 @pytest.mark.parametrize("source", [(), ("rpn.classify=classes", "roi.head=none", "rpn.loss=focal")])
 def test_logits_of_another_kind_start_anew(source: tuple[str, ...]) -> None:
     case = Case(("cat", "dog"), "rpn.classify=classes", "roi.head=none", source=source)

@@ -201,7 +201,7 @@ class Settings(Section):
     def _layers_stay_small(self) -> Self:
         model, rpn, roi = self.model, self.rpn, self.roi
         width = model.channels if model.neck == "fpn" else 2048  # no backbone is wider
-        numbers = rpn.convs * (rpn.kernel * max(width, rpn.channels or 0)) ** 2
+        numbers = rpn.convs * max(width, rpn.channels or 0) ** 2 * sum(side**2 for side in rpn.kernels)
         if model.neck == "fpn":
             numbers += len(model.levels) * 9 * width**2
         if roi.head in ("fc", "conv-fc"):
@@ -209,8 +209,8 @@ class Settings(Section):
             numbers += roi.hidden**2 if roi.head == "fc" else roi.convs * 9 * width**2
         if numbers > MOST_NUMBERS:
             raise ValueError(
-                f"model.channels, rpn.channels, rpn.convs, roi.size, roi.convs and roi.hidden make layers of some "
-                f"{numbers:,} weights, besides the backbone's; {MOST_NUMBERS:,} is the most"
+                "model.channels, rpn.channels, rpn.convs, rpn.kernel, roi.size, roi.convs and roi.hidden make layers "
+                f"of some {numbers:,} weights, besides the backbone's; {MOST_NUMBERS:,} is the most"
             )
         return self
 
@@ -224,6 +224,7 @@ class Settings(Section):
             )
         if len({len(sizes) for sizes in self.anchors.sizes}) > 1:
             raise ValueError(f"anchors.sizes must have equally many sizes on every level, got {self.anchors.sizes}")
+        self.rpn.see_sizes(self.anchors)
         there = self.model.levels  # a backbone of one level, or of the user's own, is not asked for them
         missing = [level for level in self.roi.levels if level not in there] if len(there) > 1 else []
         if missing and self.model.neck == "fpn" and self.model.backbone != "custom" and self.roi.head != "none":

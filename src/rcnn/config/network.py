@@ -1,9 +1,11 @@
 """Settings of the network: backbone, anchors, both stages; and the base of all sections of the settings."""
 
 import re
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from rcnn.errors import SettingsError
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Number = Annotated[float, Field(ge=-1e12, le=1e12, allow_inf_nan=False)]
@@ -99,6 +101,8 @@ class Anchors(Section):
         return "off" if value is False else value  # which YAML reads it as
 
 
+Window = Literal[1, 3, 5, 7]
+MOST_WINDOWS = 16
 LossKind = Literal["smooth_l1", "l1", "iou", "giou", "diou", "ciou"]
 
 
@@ -107,7 +111,11 @@ class RPN(Section):
 
     convs: Depth = Field(default=1, description="Hidden convolutions of the head.")
     channels: Width | None = Field(default=None, description="Channels of these. None: those of their input.")
-    kernel: Literal[1, 3, 5, 7] = Field(default=3, description="Side of the sliding window, cells.")
+    kernel: Window | Annotated[tuple[Window, ...], Field(min_length=2, max_length=MOST_WINDOWS)] = Field(
+        default=3,
+        description="Side of the sliding window, cells. A list makes a pyramid of filters: with [3,5,7] a window of 3 "
+        "predicts the first third of each level's sizes, 5 the next, 7 the last, each with layers of its own.",
+    )
     classify: Literal["objects", "classes"] = Field(
         default="objects",
         description="What the head tells apart: object or not; classes: a one-stage detector, which needs "
@@ -160,6 +168,35 @@ class RPN(Section):
     min_size: NonNegative = Field(default=1e-3, description="Least side of a proposal, pixels of the resized image.")
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
+
+    @property
+    def kernels(self) -> tuple[int, ...]:
+        """Sides of all sliding windows."""
+        return self.kernel if isinstance(self.kernel, tuple) else (self.kernel,)
+
+    @field_validator("kernel", mode="before")
+    @classmethod
+    def _one_window_or_several(cls, value: object) -> object:
+        several = isinstance(value, list | tuple)
+        sides = tuple(value) if several else (value,)
+        fits = all(type(side) is int and side in get_args(Window) for side in sides)
+        if not fits or not 1 + several <= len(sides) <= MOST_WINDOWS:
+            raise ValueError(f"1, 3, 5 or 7, or a list of 2 to {MOST_WINDOWS} of these")
+        return value
+
+    def see_sizes(self, anchors: Anchors) -> None:
+        """Check that the sizes of every level can be divided among the sliding windows.
+
+        Raises:
+            SettingsError: they can't.
+        """
+        windows = len(self.kernels)
+        if any(len(sizes) % windows for sizes in anchors.sizes):
+            raise SettingsError(
+                f"rpn.kernel={list(self.kernels)} divides the sizes of each level among {windows} windows, but "
+                f"anchors.sizes is {anchors.sizes}; give every level {windows} sizes or a multiple of that, or set "
+                "rpn.kernel to one window, such as 3"
+            )
 
 
 class RoI(Section):

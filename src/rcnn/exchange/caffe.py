@@ -105,6 +105,7 @@ def _see_paper(settings: Settings) -> None:
             ("model.neck", model.neck, ("none",)),
             ("anchors.order", anchors.order, ("ratio",)),
             ("rpn.classify", rpn.classify, ("objects",)),
+            ("rpn.kernel", rpn.kernel, (3,)),
             ("rpn.convs", rpn.convs, (1,)),
             ("rpn.logits", rpn.logits, (2,)),
             ("rpn.score_order", rpn.score_order, ("background-first",)),

@@ -17,7 +17,7 @@ from rcnn.model import boxes as box_ops
 from rcnn.model import mining
 from rcnn.model.assign import Assignment, Rule, Sample, assign, sample
 from rcnn.model.losses import box_loss, normalise, objectness_loss
-from rcnn.model.rpn_head import RPNHead
+from rcnn.model.rpn_head import build_head
 from rcnn.model.structures import Losses, Proposals, RPNOutput, Targets, take
 
 _Anchors = tuple[Tensor, ...]
@@ -99,13 +99,13 @@ class RegionProposalNetwork(nn.Module):
             raise SettingsError(f"anchors.sizes must have equally many sizes on every level, got {anchors.sizes}")
         self.strides, self.anchors, self.settings = tuple(strides), anchors, settings
         self.per_cell, self.meaning = per_cell.pop(), meaning or Objectness(settings)
-        self.head = RPNHead(
+        settings.see_sizes(anchors)
+        self.head = build_head(
             in_channels,
-            settings.channels or in_channels,
-            self.per_cell,
+            settings,
+            anchors=self.per_cell,
+            runs=1 if anchors.order == "size" else len(anchors.ratios),
             logits=self.meaning.logits,
-            kernel=settings.kernel,
-            convs=settings.convs,
             prior=self.meaning.prior,
         )
         cells = [anchor_ops.cell_anchors(anchors, level, torch.float64) for level in range(len(strides))]

@@ -1,16 +1,19 @@
 """The head of the region proposal network (paper, section 3.1): a sliding window and two sibling layers.
 
+Or several windows of different sizes, each with its own sibling layers: a pyramid of filters (paper, figure 1b).
 B images, a anchors per cell, n chosen anchors.
 """
 
 import math
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rcnn.config import RPN
 from rcnn.model.structures import at_least_float32
 
 
@@ -93,6 +96,100 @@ class RPNHead(nn.Module):
         deltas = deltas.take_along_dim(which[..., None], dim=2).squeeze(2)
         logits = logits.unflatten(2, (-1, anchors)).take_along_dim(which[..., None], dim=3).squeeze(3)
         return at_least_float32(logits.squeeze(2) if self.logits == 1 else logits), at_least_float32(deltas)
+
+
+class FilterPyramid(nn.Module):
+    """Sliding windows of several sizes, each with its own siblings and its own part of the anchors of a cell.
+
+    This is a pyramid of filters (paper, figure 1b). The sizes of a level are divided among the windows in order: with
+    sizes 128, 256, 512 and windows 3, 5, 7, the window of 3 x 3 cells predicts the anchors of size 128, of all ratios.
+    All levels share the layers. Inputs and outputs are those of one `RPNHead`, the anchors in the same order.
+
+    Args:
+        in_channels: channels of every level.
+        channels: channels of the hidden convolutions.
+        anchors: anchors per cell, a multiple of the number of windows.
+        kernels: sides of the windows, cells.
+        runs: how often the anchors of a cell, in their order, run through the sizes: 1 if the size is the outer index
+            (`anchors.order=size`), the number of ratios if it is the inner one.
+        logits: per anchor, as of `RPNHead`; so are `convs` and `prior`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        channels: int,
+        anchors: int,
+        *,
+        logits: int,
+        kernels: Sequence[int],
+        runs: int,
+        convs: int = 1,
+        prior: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.anchors, self.runs = anchors, runs
+        own = anchors // len(kernels)
+        self.windows = nn.ModuleList(
+            RPNHead(in_channels, channels, own, logits=logits, kernel=kernel, convs=convs, prior=prior)
+            for kernel in kernels
+        )
+
+    def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> logits (B, H * W * a[, n]) and deltas (B, H * W * a, 4), the anchor fastest."""
+        logits, deltas = zip(*(window(feature) for window in self.windows), strict=True)
+        return self._in_order(logits), self._in_order(deltas)
+
+    def _in_order(self, parts: Sequence[Tensor]) -> Tensor:
+        """The outputs (B, H * W * a / m, ...) of m windows as one (B, H * W * a, ...)."""
+        width = self.anchors // (self.runs * len(self.windows))  # anchors of a window in a run
+        return torch.cat([part.unflatten(1, (-1, width)) for part in parts], dim=2).flatten(1, 2)
+
+    @property
+    def local(self) -> bool:
+        """As `RPNHead.local`."""
+        return all(window.local for window in self.windows)
+
+    def at_anchors(self, levels: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
+        """As `RPNHead.at_anchors`: (B, n) anchors -> their logits and deltas (B, n, 4).
+
+        Every window is computed at every anchor, as shapes may not depend on which anchors are sampled.
+        """
+        width = self.anchors // (self.runs * len(self.windows))
+        run, place = index // (width * len(self.windows)), index % (width * len(self.windows))
+        index = run * width + place % width  # the same for all windows, of the anchors of each
+        windows = cast("list[RPNHead]", list(self.windows))
+        logits, deltas = zip(*(window.at_anchors(levels, index) for window in windows), strict=True)
+        window = place // width
+        return _chosen(logits, window), _chosen(deltas, window)
+
+
+def _chosen(parts: tuple[Tensor, ...], which: Tensor) -> Tensor:
+    """(B, n, ...) of each of m parts, and (B, n) numbers 0..m - 1 -> (B, n, ...), each row from the part it names."""
+    whole = torch.stack(parts, dim=2)  # (B, n, m, ...)
+    which = which.view(*which.shape, *(1,) * (whole.dim() - 2))
+    return whole.take_along_dim(which, dim=2).squeeze(2)
+
+
+def build_head(
+    in_channels: int, settings: RPN, *, anchors: int, runs: int, logits: int, prior: float | None = None
+) -> RPNHead | FilterPyramid:
+    """The head that `rpn.kernel` describes: one window, or several. Other arguments as of `FilterPyramid`."""
+    channels = settings.channels or in_channels
+    if isinstance(settings.kernel, int):
+        return RPNHead(
+            in_channels, channels, anchors, logits=logits, kernel=settings.kernel, convs=settings.convs, prior=prior
+        )
+    return FilterPyramid(
+        in_channels,
+        channels,
+        anchors,
+        logits=logits,
+        kernels=settings.kernel,
+        runs=runs,
+        convs=settings.convs,
+        prior=prior,
+    )
 
 
 def patches(levels: Sequence[Tensor], cells: Tensor, kernel: int) -> Tensor:

@@ -3,6 +3,7 @@
 K classes, A anchors per cell, C channels.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
@@ -11,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from rcnn.config import Anchors, Settings, dump
+from rcnn.config import Settings, dump
 from rcnn.errors import WeightsError
 from rcnn.weights.backbone import fit_channels
 from rcnn.weights.box_targets import CLASS_LAYER, LAYER, renormalise
 
-_ONE_STAGE = "rpn.head.cls"
-"""Also classifies if `rpn.classify` says so: one row per anchor of a cell, class after class."""
+_ONE_STAGE = re.compile(r"rpn\.head\.(windows\.\d+\.)?cls\.")
+"""These also classify if `rpn.classify` says so: one row per anchor of a cell, class after class."""
 _COUNTER = "num_batches_tracked"
 
 _TOLD = (
@@ -166,8 +167,8 @@ def _split(
 
 def _fit(name: str, tensor: Tensor, target: Tensor, theirs: Architecture, ours: Architecture) -> Tensor | None:
     """Bring `tensor` into the shape and order of `target`; None if it does not fit."""
-    told = (CLASS_LAYER, LAYER, *([_ONE_STAGE] if ours.settings.rpn.classify == "classes" else []))
-    if name.startswith(told) and tensor.shape[1:] == target.shape[1:]:
+    one_stage = ours.settings.rpn.classify == "classes" and _ONE_STAGE.match(name)
+    if (one_stage or name.startswith((CLASS_LAYER, LAYER))) and tensor.shape[1:] == target.shape[1:]:
         rows = _rows(name, theirs, ours)
         if rows:
             there, here = map(list, zip(*rows, strict=True))
@@ -189,9 +190,9 @@ def _rows(name: str, theirs: Architecture, ours: Architecture) -> list[tuple[int
     background = (len(theirs.names), len(ours.names))
     if name.startswith(CLASS_LAYER):
         return [*pairs, background]
-    if name.startswith(_ONE_STAGE):
+    if _ONE_STAGE.match(name):
         pairs += [] if ours.settings.rpn.loss == "focal" else [background]
-        anchors = len(_anchor_ratios(ours.settings.anchors))
+        anchors = len(_anchor_ratios(ours.settings))
         return [(anchors * a + anchor, anchors * b + anchor) for a, b in pairs for anchor in range(anchors)]
     if theirs.settings.roi.class_agnostic or ours.settings.roi.class_agnostic:
         return None
@@ -202,12 +203,18 @@ def _unlike(theirs: Settings, ours: Settings) -> dict[str, str]:
     """Layers whose outputs differ in meaning, whatever their shapes -> why."""
     reasons = {}
     if _logits(theirs) != _logits(ours):
-        reasons["rpn.head.cls"] = "other logits"
-    there, here = _anchor_ratios(theirs.anchors), _anchor_ratios(ours.anchors)
+        reasons |= dict.fromkeys(_siblings("cls", ours), "other logits")
+    there, here = _anchor_ratios(theirs), _anchor_ratios(ours)
     if there != here:
         reason = f"height / width of a cell's anchors: {_numbers(there)}, here {_numbers(here)}"
-        reasons |= {"rpn.head.cls": reason, "rpn.head.reg": reason}
+        reasons |= dict.fromkeys((*_siblings("cls", ours), *_siblings("reg", ours)), reason)
     return reasons
+
+
+def _siblings(name: str, settings: Settings) -> list[str]:
+    """The layer `name`, or one for each window of a pyramid of filters."""
+    windows = len(settings.rpn.kernels)
+    return [f"rpn.head.windows.{i}.{name}" for i in range(windows)] if windows > 1 else [f"rpn.head.{name}"]
 
 
 def _logits(settings: Settings) -> tuple[object, ...]:
@@ -216,10 +223,11 @@ def _logits(settings: Settings) -> tuple[object, ...]:
     return (rpn.classify, rpn.loss) if rpn.classify == "classes" else (rpn.logits, rpn.score_order)
 
 
-def _anchor_ratios(anchors: Anchors) -> tuple[float, ...]:
-    """Height / width of the A anchors of a cell, in the order in which the RPN predicts them."""
+def _anchor_ratios(settings: Settings) -> tuple[float, ...]:
+    """Height / width of the A anchors of a cell, or of each window's, in the order in which the RPN predicts them."""
+    anchors = settings.anchors
     ratios = tuple(value if anchors.ratio == "h/w" else 1 / value for value in anchors.ratios)
-    count = len(anchors.sizes[0])
+    count = len(anchors.sizes[0]) // len(settings.rpn.kernels)
     return ratios * count if anchors.order == "size" else tuple(ratio for ratio in ratios for _ in range(count))
 
 
