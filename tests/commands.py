@@ -1,4 +1,4 @@
-"""A command in a forked child that has little memory and little time, and notes what it must not do.
+"""A command in a forked child that has little memory and little CPU time, and notes what it must not do.
 
 An audit hook notes the programs that the command starts, the addresses that it asks for, and the files that it changes
 outside its folder.
@@ -7,9 +7,7 @@ outside its folder.
 import gc
 import os
 import resource
-import signal
 import sys
-import time
 import traceback
 from collections.abc import Sequence
 from importlib import import_module
@@ -19,6 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from rcnn.cli.app import main
+from tests.limits import wait
 
 SECONDS, BYTES = 20, 4_000_000_000
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.startfile")
@@ -67,19 +66,12 @@ def run(folder: Path, words: Sequence[object], limits: Sequence[tuple[int, int]]
     child = os.fork()
     if child == 0:
         _live(folder, [str(word) for word in words], limits)
-    deadline = time.monotonic() + SECONDS
-    ended, status, usage = os.wait4(child, os.WNOHANG)
-    while not ended and time.monotonic() < deadline:
-        time.sleep(0.002)
-        ended, status, usage = os.wait4(child, os.WNOHANG)
-    if not ended:
-        os.kill(child, signal.SIGKILL)
-        os.wait4(child, 0)
+    code, usage = wait(child, SECONDS)
     said, noted = (
         (folder / name).read_text(encoding="utf-8", errors="replace") if (folder / name).exists() else ""
         for name in OWN
     )
-    return Ended(os.waitstatus_to_exitcode(status) if ended else None, said, noted, usage.ru_maxrss * 1024)
+    return Ended(code, said, noted, usage.ru_maxrss * 1024)
 
 
 def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]]) -> NoReturn:

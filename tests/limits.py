@@ -1,4 +1,4 @@
-"""Run a piece of a test in a child process that may use only so much memory and time."""
+"""Run a piece of a test in a child process that may use only so much memory and CPU time."""
 
 import gc
 import os
@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 MB = 1_000_000
+WAITS = 15
+"""Seconds that may pass per second of CPU time."""
 
 
 def status(name: str) -> int:
@@ -18,12 +20,38 @@ def status(name: str) -> int:
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 
 
+def wait(child: int, seconds: float) -> tuple[int | None, resource.struct_rusage]:
+    """Wait for a child process that may use so much CPU time, and kill it if it takes more.
+
+    The limit is of CPU time, which does not depend on what else the machine does. A child that waits for something that
+    never comes uses none, so that it is killed when `WAITS` times as many seconds have passed.
+
+    Returns:
+        Its exit code, or the negative number of the signal that ended it, or None if it took too long; and its usage.
+    """
+    end = time.monotonic() + WAITS * seconds
+    ended, status, usage = os.wait4(child, os.WNOHANG)
+    while not ended:
+        if time.monotonic() > end or cpu_seconds(child) > seconds:
+            os.kill(child, signal.SIGKILL)
+            return None, os.wait4(child, 0)[2]
+        time.sleep(0.002)
+        ended, status, usage = os.wait4(child, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status), usage
+
+
+def cpu_seconds(child: int) -> float:
+    """CPU time of a process and of its children that have ended."""
+    fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:15])) / os.sysconf("SC_CLK_TCK")
+
+
 def in_child(do: Callable[[], object], seconds: float = 20, data: int = 4000 * MB, resident: int | None = None) -> None:
     """Fail unless `do` ends without an error in a forked child.
 
     Args:
         do: what the child does; its assertions count.
-        seconds: after which the child is killed.
+        seconds: of CPU time, after which the child is killed.
         data: memory that it may allocate in addition to what it has, bytes.
         resident: most memory that may be resident in addition to what is, bytes.
     """
@@ -43,11 +71,6 @@ def in_child(do: Callable[[], object], seconds: float = 20, data: int = 4000 * M
             traceback.print_exc()
         finally:
             os._exit(code)
-    end = time.monotonic() + seconds
-    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
-        if time.monotonic() > end:
-            os.kill(child, signal.SIGKILL)
-            os.waitpid(child, 0)
-            raise AssertionError(f"not done in {seconds:g} seconds")
-        time.sleep(0.002)
-    assert ended[1] == 0, "the child failed; see above"
+    code, _ = wait(child, seconds)
+    assert code is not None, f"not done in {seconds:g} seconds"
+    assert code == 0, "the child failed; see above"
