@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -12,6 +13,7 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 import rcnn
+from rcnn.engine import packages
 from rcnn.engine.metadata import ENTRY, entries
 from rcnn.errors import WeightsError
 from tests.commands import BYTES, Ended
@@ -191,6 +193,20 @@ def test_a_broken_model_of_openvino_is_refused(folder: Path) -> None:
         assert said in str(refused.value), name
     ended = limited(folder, "predict", "a.xml", "a.png")
     assert ended.code == 4, ended.said
+
+
+def test_a_sound_model_that_openvino_has_no_kernels_for_is_not_called_damaged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenVINO says so of CPUs that are older than its kernels for some layers."""
+
+    def compile_model(*_: object) -> None:
+        raise RuntimeError("Exception from src/plugin.cpp:54:\nbad combination")
+
+    core = SimpleNamespace(read_model=packages.openvino_core().read_model, compile_model=compile_model)
+    monkeypatch.setattr(packages, "openvino_core", lambda: core)
+    with pytest.raises(WeightsError, match=r"a\.xml: OpenVINO can't compile it for this CPU: bad combination\. If"):
+        rcnn.load(folder / "a.xml")
 
 
 @pytest.mark.parametrize("name", ["b.onnx", "b.xml"])

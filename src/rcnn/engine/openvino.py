@@ -14,7 +14,7 @@ from rcnn.engine import packages
 from rcnn.engine.graph import NAMES, Contents, GraphEngine
 from rcnn.engine.metadata import DIGEST, ENTRY, check_digest, read_entries
 from rcnn.errors import SettingsError, WeightsError
-from rcnn.weights.file import LARGEST, reading
+from rcnn.weights.file import LARGEST, first_line, reading
 
 MOST = 200 * MB
 """Bytes of an .xml file."""
@@ -33,7 +33,8 @@ class OpenVinoEngine(GraphEngine):
             says. It is always told to OpenVINO, whose own choice is bf16 on such CPUs.
 
     Raises:
-        WeightsError: the file is missing, damaged, of another program or version, or its graph can't be run.
+        WeightsError: the file is missing, damaged, of another program or version, or OpenVINO can't run its graph on
+            this CPU.
         UnavailableError: a WeightsError: openvino is not installed.
         SettingsError: the precision is fp16.
     """
@@ -53,8 +54,14 @@ class OpenVinoEngine(GraphEngine):
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
             "PERFORMANCE_HINT": "LATENCY",
         }
-        with reading(path, MOST, KIND), _plainly():
-            self._compiled = packages.openvino_core().compile_model(model, "CPU", options)
+        try:
+            with _plainly():
+                self._compiled = packages.openvino_core().compile_model(model, "CPU", options)
+        except (MemoryError, RuntimeError) as error:  # the file was read, so it may well be sound
+            raise WeightsError(
+                f"{path}: OpenVINO can't compile it for this CPU: {first_line(error)}. If the file is as it was "
+                "exported, take the .onnx or .safetensors file on this machine; if not, export the detector again"
+            ) from None
 
     def at_precision(self, precision: str) -> Self:
         """As `GraphEngine.at_precision`."""
