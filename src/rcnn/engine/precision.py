@@ -16,7 +16,12 @@ def chosen_precision(name: str, device: torch.device) -> str:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """Is bfloat16 faster than float32 there? On GPUs from Ampere on; older ones compute it as float32, slowly."""
+    """True if bfloat16 is faster than float32 on the device.
+
+    GPUs have it from Ampere on; older ones convert to float32, slowly. A CPU needs the instructions of AVX-512 for it,
+    and PyTorch must be allowed to use them: `ATEN_CPU_CAPABILITY` can limit it to older ones.
+    """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    kernels = torch.backends.cpu.get_cpu_capability()
+    return device.type == "cpu" and kernels.startswith("AVX512") and torch.cpu._is_avx512_bf16_supported()
