@@ -5,6 +5,8 @@ which would be nine tenths of all weights and most of the time.
 
 RoI max pooling does not see a box move by less than a cell of 16 pixels, so that AP at IoU 0.95 needs proposals that
 are right to the pixel. AdamW and heavy boxes get there in few steps; the paper's SGD would take more than a test may.
+The steps are twice those that some seeds need: then boxes have an IoU above 0.98 and scores above 0.7 with every seed
+that was tried, so that the result does not depend on how a CPU rounds.
 """
 
 from pathlib import Path
@@ -24,10 +26,10 @@ OVERRIDES = [
     *("anchors.sizes=[[48,96,144]]", "rpn.samples=8", "rpn.nms=0.45"),
     *("rpn.pre_train=200", "rpn.post_train=32", "rpn.pre_test=200", "rpn.post_test=8"),
     *("roi.samples=16", "roi.positive_fraction=0.5", "roi.positive_iou=0.6"),
-    *("train.optimizer=adamw", "train.momentum=0.8", "train.weight_decay=0", "train.schedule=cosine", "train.clip=10"),
-    *("rpn.lambda=100", "roi.box_weight=20", "augment.flip=0"),
+    *("train.optimizer=adamw", "train.momentum=0.8", "train.weight_decay=0", "train.schedule=cosine", "train.clip=100"),
+    *("rpn.lambda=30", "roi.box_weight=5", "augment.flip=0"),
 ]
-STEPS = 48
+STEPS = 96
 
 
 @pytest.mark.parametrize(("name", "std", "lr"), [("paper-vgg16", 0.02, 1.5e-5), ("paper-zf", 0.03, 5e-5)])
