@@ -5,7 +5,7 @@ which would be nine tenths of all weights and most of the time.
 
 RoI max pooling does not see a box move by less than a cell of 16 pixels, so that AP at IoU 0.95 needs proposals that
 are right to the pixel. AdamW and heavy boxes get there in few steps; the paper's SGD would take more than a test may.
-The steps are twice those that some seeds need: then boxes have an IoU above 0.98 and scores above 0.7 with every seed
+The steps are twice those that some seeds need: then boxes have an IoU above 0.97 and scores above 0.7 with every seed
 that was tried, so that the result does not depend on how a CPU rounds.
 """
 
