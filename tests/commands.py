@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 
 from rcnn.cli.app import main
-from tests.limits import wait
+from tests.limits import status, wait
 
 SECONDS, BYTES = 20, 4_000_000_000
 PROGRAMS = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "os.forkpty", "os.startfile")
@@ -44,7 +44,7 @@ class Ended(NamedTuple):
         code: exit code, the negative number of the signal that killed it, or None if it took too long.
         said: what it printed on stdout and stderr.
         noted: what it must not do, one line each.
-        memory: most resident memory, bytes.
+        memory: most resident memory in addition to what the child began with, bytes.
     """
 
     code: int | None
@@ -63,15 +63,20 @@ def run(folder: Path, words: Sequence[object], limits: Sequence[tuple[int, int]]
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
+        os.write(writer, str(status("VmRSS")).encode())  # pages of the parent, which has run other tests before
         _live(folder, [str(word) for word in words], limits)
+    os.close(writer)
+    with open(reader) as pipe:
+        held = int(pipe.read())
     code, usage = wait(child, SECONDS)
     said, noted = (
         (folder / name).read_text(encoding="utf-8", errors="replace") if (folder / name).exists() else ""
         for name in OWN
     )
-    return Ended(code, said, noted, usage.ru_maxrss * 1024)
+    return Ended(code, said, noted, max(0, usage.ru_maxrss * 1024 - held))
 
 
 def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]]) -> NoReturn:
@@ -87,10 +92,8 @@ def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]])
         sys.stdin = open(os.devnull)  # noqa: SIM115
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        status = Path("/proc/self/status").read_text().splitlines()
-        held = 1024 * int(next(line for line in status if line.startswith("VmData")).split()[1])
         noted, inside = os.open("noted", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), str(folder.resolve())
-        for kind, value in ((resource.RLIMIT_DATA, held + BYTES), *limits):
+        for kind, value in ((resource.RLIMIT_DATA, status("VmData") + BYTES), *limits):
             resource.setrlimit(kind, (value, value))
 
         def note(event: str, arguments: tuple[Any, ...]) -> None:

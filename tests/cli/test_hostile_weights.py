@@ -235,7 +235,7 @@ def test_small_files_that_ask_for_much_memory_or_time_are_refused(
     assert name in outcome.said
     assert "unexpected" not in outcome.said
     assert len(outcome.said) < 2000
-    assert outcome.memory < 1.5e9
+    assert outcome.memory < 100e6
 
 
 @pytest.mark.parametrize(
