@@ -245,7 +245,8 @@ def test_precision_is_told_to_openvino_and_refused_by_onnxruntime(files: dict[st
     found = rcnn.load(files["xml"])
     other = found.with_settings(["predict.precision=bf16"])
     hints = [engine(one)._compiled.get_property("INFERENCE_PRECISION_HINT") for one in (found, other)]  # type: ignore[attr-defined]
-    assert [hint.to_string() for hint in hints] == ["f32", "bf16"]
+    has_bf16 = "BF16" in packages.openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    assert [hint.to_string() for hint in hints] == ["f32", "bf16" if has_bf16 else "f32"]
     assert (found.engine.precision, other.engine.precision) == ("float32", "bf16")
     assert engine(other.with_settings(["predict.precision=float32"])).precision == "float32"
     for precision in ("bf16", "fp16"):
