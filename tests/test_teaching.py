@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torchvision.ops import box_iou
 
 from rcnn.model.boxes import clip, decode, encode
@@ -103,15 +104,32 @@ def test_a_whole_network_filters_the_same_boxes():
     assert torch.equal(best, whole.scores[0][whole.valid[0]])
 
 
-def test_a_crop_of_its_own_size_is_the_pixels_and_a_larger_one_is_enlarged():
-    image = torch.arange(2 * 3 * 8 * 10, dtype=torch.float64).view(2, 3, 8, 10)
-    boxes = torch.tensor([[[2.0, 1, 6, 5], [0, 0, 8, 8]], [[5, 3, 9, 7], [1, 0, 9, 8]]], dtype=torch.float64)
-    small = crop_regions(image, boxes, 4)
-    assert small.shape == (2, 2, 3, 4, 4)
-    torch.testing.assert_close(small[0, 0], image[0, :, 1:5, 2:6])
-    torch.testing.assert_close(small[1, 0], image[1, :, 3:7, 5:9])
-    halved = image[1, :, :8, 1:9].unflatten(1, (4, 2)).unflatten(3, (4, 2)).mean(dim=(2, 4))
-    torch.testing.assert_close(small[1, 1], halved)
+@pytest.mark.parametrize("size", [1, 4, 7])
+def test_a_crop_of_its_own_size_is_the_pixels(size: int):
+    """Of noise, so that no average passes for the pixel; at every place, also along the edges."""
+    image = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(0))
+    places = [(x, y) for y in range(8 - size + 1) for x in range(10 - size + 1)]
+    boxes = torch.tensor([(x, y, x + size, y + size) for x, y in places]).float().expand(2, -1, -1)
+    crops = crop_regions(image, boxes, size)
+    for i, (x, y) in enumerate(places):
+        assert torch.equal(crops[:, i], image[:, :, y : y + size, x : x + size])
+
+
+@pytest.mark.parametrize("times", [2, 3])
+def test_a_shrunk_crop_averages_every_pixel(times: int):
+    image = torch.randn(1, 3, 12, 18, generator=torch.Generator().manual_seed(0))
+    crop = crop_regions(image, torch.tensor([[[6.0, 0, 18, 12]]]), 12 // times)[0, 0]
+    torch.testing.assert_close(crop, F.avg_pool2d(image[0, :, :, 6:], times))
+    stripes = torch.tensor([0.0, 1.0]).repeat(18).expand(1, 1, 12, 36)  # finer than the crop's pixels
+    uneven = crop_regions(stripes, torch.tensor([[[2.0, 0, 32, 12]]]), 12)  # 2.5 by 1 pixels to one
+    assert ((uneven - 0.5).abs() <= 0.5 / 2.5).all()
+
+
+def test_an_enlarged_crop_is_interpolated():
+    image = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    crop = crop_regions(image, torch.tensor([[[0.0, 0, 6, 6]]]), 12)[0, 0]
+    wanted = F.interpolate(image, size=(12, 12), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(crop, wanted)
 
 
 def test_crops_feed_a_network_of_their_own_once_a_box():

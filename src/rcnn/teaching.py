@@ -103,12 +103,16 @@ def crop_regions(images: Tensor, boxes: Tensor, size: int) -> Tensor:
 
     Faster R-CNN pools features from the shared map instead, and runs once per image.
 
+    A pixel of the crop is the mean of as many bilinear samples per side as it covers pixels of the image, rounded up.
+    So a box of `size` x `size` whole pixels is copied to the bit, a larger box is averaged without skipping pixels,
+    and a smaller one is interpolated.
+
     Args:
         images: (B, C, H, W).
         boxes: (B, P, 4) pixels; outside the image its edge is repeated for one pixel, and then come zeros.
-        size: side of every crop, pixels; bilinear, 2 x 2 samples per pixel.
+        size: side of every crop, pixels.
 
     Returns:
-        (B, P, C, size, size).
+        (B, P, C, size, size). Gradients flow to the images, not to the boxes.
     """
-    return roi_align(images, list(boxes), size, sampling_ratio=2, aligned=True).unflatten(0, boxes.shape[:2])
+    return roi_align(images, list(boxes), size, sampling_ratio=-1, aligned=True).unflatten(0, boxes.shape[:2])
