@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "ops": set(),
     "metrics": set(),
     "model": {"ops", "config"},
-    "teaching": {"model", "config"},
+    "teaching": {"model"},
     "backbones": {"model", "ops", "config"},
     "preprocess": {"model", "config"},
     "weights": {"model", "backbones", "ops", "config"},

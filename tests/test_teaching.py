@@ -1,15 +1,80 @@
-"""The functions of tutorials, against worked numbers, plain loops and what the whole network does."""
+"""The functions of a tutorial (reference 004 of docs/references.md) and crops, against oracles and worked numbers.
+
+The oracles below state what the tutorial publishes, in words of our own: plain loops with one IEEE rounding to float32
+per step where that gives the bits, and otherwise torch's operations in the published order. Each function equals its
+oracle to the bit in 1,000 random cases, among them the edge cases that the tutorial's text leaves open.
+"""
 
 import math
+from collections.abc import Sequence
+from inspect import signature
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torchvision.ops import box_iou
 
+from rcnn.config import Anchors
+from rcnn.model.anchors import RULES, cell_anchors, grid_anchors
 from rcnn.model.boxes import clip, decode, encode
 from rcnn.teaching import crop_regions, filter_proposals, generate_anchors, rpn_loss
 from tests.model import worked
+
+CASES = 1000
+
+
+def test_signatures_and_defaults_are_the_published_ones():
+    published = {
+        generate_anchors: {"scales": (32, 64, 128, 256, 512), "ratios": (0.5, 1.0, 2.0)},
+        rpn_loss: {"lambda_reg": 10.0},
+        filter_proposals: {
+            **{"pre_nms_topk": 2000, "post_nms_topk": 300},
+            **{"nms_threshold": 0.7, "score_threshold": 0.0},
+        },
+    }
+    given = {
+        generate_anchors: ["feature_size", "stride"],
+        rpn_loss: ["cls_logits", "box_deltas", "labels", "reg_targets"],
+        filter_proposals: ["boxes", "scores"],
+    }
+    for function, defaults in published.items():
+        parameters = signature(function).parameters
+        assert list(parameters) == [*given[function], *defaults]
+        assert {name: parameters[name].default for name in defaults} == defaults
+
+
+def anchors_by_loops(
+    feature_size: tuple[int, int], stride: float, scales: Sequence[float], ratios: Sequence[float]
+) -> np.ndarray:
+    """Box after box: row, column, scale, ratio. Shapes are computed in double precision and rounded once."""
+    rows = []
+    for row in range(feature_size[0]):
+        for column in range(feature_size[1]):
+            x, y = (np.float32(place + 0.5) * np.float32(stride) for place in (column, row))
+            for scale in scales:
+                for ratio in ratios:  # width over height
+                    dx, dy = (np.float32(side / 2) for side in (scale * ratio**0.5, scale / ratio**0.5))
+                    rows.append([x - dx, y - dy, x + dx, y + dy])
+    return np.array(rows, dtype=np.float32).reshape(-1, 4)
+
+
+def test_anchors_are_the_published_ones_to_the_bit():
+    for seed in range(CASES):
+        random = np.random.default_rng(seed)
+        grid = tuple(int(side) for side in random.integers(0, 5, 2))
+        stride = int(2 ** random.integers(0, 7)) if seed % 3 else float(random.uniform(1, 70))
+        scales = random.choice([16, 32, 100, 512], random.integers(1, 4)).tolist() + random.uniform(1, 900, 1).tolist()
+        ratios = random.choice([0.5, 1.0, 2.0], random.integers(1, 3)).tolist() + random.uniform(0.05, 20, 1).tolist()
+        found, wanted = generate_anchors(grid, stride, scales, ratios), anchors_by_loops(grid, stride, scales, ratios)
+        assert torch.equal(found, torch.from_numpy(wanted)), seed
+
+
+def test_anchors_have_five_scales_by_default():
+    wanted = anchors_by_loops((2, 3), 16, (32, 64, 128, 256, 512), (0.5, 1.0, 2.0))
+    assert torch.equal(generate_anchors((2, 3), 16), torch.from_numpy(wanted))
+    assert len(wanted) == 2 * 3 * 15
 
 
 def test_reference_004_rows():
@@ -23,15 +88,96 @@ def test_reference_004_rows():
     assert (sides[0] == torch.tensor([90.50966799, 181.01933598])).all()  # w/h = 0.5 is tall
 
 
+def test_the_detector_has_these_anchors_as_a_rule_of_its_own():
+    """`anchors.ratio=w/h`, up to the last bit: it divides, the tutorial multiplies. The default swaps 0.5 and 2."""
+    scales, ratios = (32.0, 64.0), (0.5, 1.0, 2.0)
+    rule = Anchors.model_validate({"sizes": (scales,), "ratios": ratios, **RULES["reference-004"]})
+    ours = grid_anchors(cell_anchors(rule, 0), (2, 3), (16, 16), rule.offset)
+    torch.testing.assert_close(ours, generate_anchors((2, 3), 16, scales, ratios))
+    plain = Anchors(sizes=(scales,), ratios=(2.0, 1.0, 0.5))
+    swapped = grid_anchors(cell_anchors(plain, 0), (2, 3), (16, 16), plain.offset)
+    torch.testing.assert_close(swapped, generate_anchors((2, 3), 16, scales, ratios))
+
+
+def loss_by_steps(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, weight: float) -> Tensor:
+    """Rows are picked one by one; then cross-entropy and smooth L1, each a mean; NaN where all are ignored."""
+    rows = [(image, anchor) for image, of in enumerate(labels.tolist()) for anchor in range(len(of))]
+    kept = [row for row in rows if labels[row] != -1]
+    objects = [row for row in rows if labels[row] == 1]
+    picked = torch.stack([logits[row] for row in kept]) if kept else logits[:0, 0]
+    loss = F.cross_entropy(picked, torch.tensor([int(labels[row]) for row in kept], dtype=torch.int64))
+    if objects:
+        pair = (torch.stack([tensor[row] for row in objects]) for tensor in (deltas, targets))
+        return loss + weight * F.smooth_l1_loss(*pair)
+    return loss
+
+
+def loss_by_hand(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, weight: float) -> float:
+    """The same in formulas, in double precision; 0 for a mean over nothing."""
+    logs, smooth = [], []
+    for z, d, label, t in zip(
+        *(logits.flatten(0, 1).tolist(), deltas.flatten(0, 1).tolist()),
+        *(labels.flatten().tolist(), targets.flatten(0, 1).tolist()),
+        strict=True,
+    ):
+        if label >= 0:
+            logs.append(math.log1p(math.exp(z[1 - label] - z[label])))
+        if label == 1:
+            sizes = [abs(a - b) for a, b in zip(d, t, strict=True)]
+            smooth += [size * size / 2 if size < 1 else size - 0.5 for size in sizes]
+    return sum(logs) / max(1, len(logs)) + weight * sum(smooth) / max(1, len(smooth))
+
+
+def test_the_loss_and_its_gradients_are_the_published_ones_to_the_bit():
+    undefined = 0
+    for seed in range(CASES):
+        random = torch.Generator().manual_seed(seed)
+        images, count = 1 + seed % 3, int(torch.randint(1, 12, (1,), generator=random))
+        logits, deltas, targets = (torch.randn(images, count, n, generator=random) * 2 for n in (2, 4, 4))
+        kinds = ((-1, 2), (0, 2), (-1, 1), (0, 1), (1, 2), (-1, 0))[seed % 6]  # all; no ignored; no positive; one only
+        labels = torch.randint(*kinds, (images, count), generator=random)
+        weight = (10.0, 1.0, 0.0)[seed // 6 % 3]
+        values, gradients = [], []
+        for function in (rpn_loss, loss_by_steps):
+            leaves = logits.clone().requires_grad_(), deltas.clone().requires_grad_()
+            value = function(*leaves, labels, targets, weight)
+            assert value.shape == ()
+            value.backward()
+            values.append(value.detach())
+            gradients.append([torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves])
+        ours, published = values
+        assert ours.item() == pytest.approx(
+            loss_by_hand(logits, deltas, labels, targets, weight), rel=1e-5, abs=1e-6
+        ), seed
+        if (labels == -1).all():
+            undefined += 1
+            assert published.isnan()
+            assert ours == 0
+        else:
+            assert torch.equal(ours, published), seed
+            assert all(torch.equal(*pair) for pair in zip(*gradients, strict=True)), seed
+    assert undefined > CASES / 6 - 1
+
+
 def test_the_loss_of_reference_004():
     rpn = worked.network()
     out = worked.output(rpn)
     found = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES)
     wanted = encode(worked.OBJECTS[0][found.truth], out.anchors[0])
-    (logits,), (deltas,) = out.logits, out.deltas
-    losses = rpn_loss(logits, deltas, worked.labels(found), wanted)
-    assert [loss.item() for loss in losses] == pytest.approx([0.656552, 0.391675], abs=1e-6)
-    torch.testing.assert_close(rpn_loss(logits[..., 1] - logits[..., 0], deltas, worked.labels(found), wanted), losses)
+    (logits,), (deltas,), labels = out.logits, out.deltas, worked.labels(found)
+    assert rpn_loss(logits, deltas, labels, wanted, 0.0).item() == pytest.approx(0.656552, abs=1e-6)
+    assert rpn_loss(logits, deltas, labels, wanted).item() == pytest.approx(0.656552 + 0.391675, abs=1e-6)
+
+
+def test_the_loss_is_the_detectors_with_means():
+    """`rpn.normaliser=mean`, lambda 10 and smooth L1 of beta 1, if the sample is large enough for all anchors."""
+    rpn = worked.network(**{"normaliser": "mean", "lambda": 10.0, "beta": 1.0, "samples": 120})
+    out = worked.output(rpn)
+    losses = rpn.loss(out, worked.targets(), worked.SIZES, torch.rand(1, 60, dtype=torch.float64))
+    found = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES)
+    wanted = encode(worked.OBJECTS[0][found.truth], out.anchors[0])
+    loss = rpn_loss(out.logits[0], out.deltas[0], worked.labels(found), wanted)
+    torch.testing.assert_close(loss, sum(total / count for total, count in losses.values()))
 
 
 @pytest.mark.parametrize("label", [0, -1])
@@ -40,12 +186,58 @@ def test_without_positives_the_box_loss_is_a_zero_with_a_gradient(label: int):
     rpn = worked.network()
     (logits,), (deltas,), _ = worked.output(rpn)[:3]
     labels = torch.full((1, 60), label)
-    classification, box = rpn_loss(logits, deltas, labels, torch.full((1, 60, 4), math.nan))
-    assert box == 0
-    assert bool(classification > 0) == (label == 0)
-    (classification + box).backward()
+    loss = rpn_loss(logits, deltas, labels, torch.full((1, 60, 4), math.nan))
+    assert bool(loss > 0) == (label == 0)
+    loss.backward()
+    assert deltas.grad is not None
     assert not deltas.grad.any()
+    assert logits.grad.any() if label == 0 else not logits.grad.any()
     assert logits.grad.isfinite().all()
+
+
+def proposals_by_steps(
+    boxes: Tensor, scores: Tensor, before: int, after: int, most: float, lowest: float
+) -> tuple[Tensor, Tensor]:
+    """Threshold, `topk` only where more are left, then a loop: each box against the better ones that were kept."""
+    rows = [i for i, score in enumerate(scores.numpy()) if score > np.float32(lowest)]
+    if len(rows) > before:
+        rows = [rows[i] for i in scores[rows].topk(before).indices.tolist()]
+    x1, y1, x2, y2 = boxes[rows].numpy().reshape(-1, 4).T
+    areas = (x2 - x1) * (y2 - y1)
+    kept: list[int] = []
+    for i in sorted(range(len(rows)), key=lambda i: -scores[rows[i]].item()):  # stable: of equal ones the earlier first
+        width = np.minimum(x2[i], x2[kept]) - np.maximum(x1[i], x1[kept])
+        height = np.minimum(y2[i], y2[kept]) - np.maximum(y1[i], y1[kept])
+        common = width.clip(min=0) * height.clip(min=0)
+        with np.errstate(invalid="ignore"):  # 0 / 0 of two empty boxes suppresses nothing
+            if not ((common / (areas[i] + areas[kept] - common)).astype(float) > most).any():
+                kept.append(i)
+    chosen = [rows[i] for i in kept[:after]]
+    return boxes[chosen].view(-1, 4), scores[chosen]
+
+
+def test_filtered_proposals_are_the_published_ones_to_the_bit():
+    """Boxes lie on quarters of a pixel, where areas and sums are exact; every other case has ties among its scores."""
+    for seed in range(CASES):
+        random = torch.Generator().manual_seed(seed)
+        count, before, after = (int(torch.randint(0, most, (1,), generator=random)) for most in (40, 30, 20))
+        low = torch.randint(0, 120, (count, 2), generator=random)
+        boxes = torch.cat((low, low + torch.randint(0, 80, (count, 2), generator=random)), dim=1) / 4
+        scores = torch.rand(count, generator=random)
+        if seed % 2:
+            scores = (scores * 5).round() / 5
+        if seed % 5 == 0:
+            before, after = 2000, 300
+        options = (before, after, (0.7, 0.5, 0.25, 1.0)[seed // 2 % 4], (0.0, 0.2, 0.6)[seed // 8 % 3])
+        found, wanted = filter_proposals(boxes, scores, *options), proposals_by_steps(boxes, scores, *options)
+        assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True)), seed
+
+
+def test_scores_that_tie_keep_their_order_where_no_box_is_left_out():
+    boxes = torch.arange(40.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])  # none overlaps another
+    scores = torch.full((40,), 0.5)
+    for most in (40, 41, 2000):
+        assert torch.equal(filter_proposals(boxes, scores, most)[0], boxes)
 
 
 BOXES = torch.tensor(

@@ -1,70 +1,77 @@
 """Functions for learning and teaching Faster R-CNN, each as short as a correct version can be.
 
-They take plain tensors, mostly of one image. The detector does not use them: its own versions, for whole batches in
-fixed shapes and with other rules as well, are in `rcnn.model` and `rcnn.ops`.
+`generate_anchors`, `rpn_loss` and `filter_proposals` have the signatures, defaults and results, to the last bit, of a
+tutorial: reference 004 of docs/references.md. The detector does not use them: its own versions, for whole batches in
+fixed shapes and with the paper's rules, are in `rcnn.model` and `rcnn.ops`.
 """
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, smooth_l1_loss
+from torch.nn.functional import cross_entropy, smooth_l1_loss
 from torchvision.ops import nms, roi_align
 
-from rcnn.config import Anchors
-from rcnn.model.anchors import RULES, cell_anchors, grid_anchors
+from rcnn.model.anchors import grid_anchors
 
 
 def generate_anchors(
     feature_size: tuple[int, int],
-    stride: int,
-    scales: Sequence[float] = (128.0, 256.0, 512.0),
+    stride: float,
+    scales: Sequence[float] = (32, 64, 128, 256, 512),
     ratios: Sequence[float] = (0.5, 1.0, 2.0),
-    rule: str = "reference-004",
 ) -> Tensor:
-    """A box of every scale and ratio around every cell of a feature map: (H * W * k, 4) xyxy, pixels.
+    """A box of every scale and ratio around every cell of a feature map, by reference 004.
+
+    The detector's anchors are `rcnn.model.anchors`. Its ratios are height over width, so 0.5 and 2 are swapped there,
+    and it has no default of five scales on one level: the paper's anchors are 128, 256 and 512 (section 3.3), those of
+    a feature pyramid one scale per level. Other implementations round and place anchors differently again
+    (`rcnn.model.anchors.RULES`).
 
     Args:
         feature_size: (H, W), cells.
         stride: distance between cells, pixels.
         scales: square roots of the areas, pixels.
-        ratios: height over width; width over height in `reference-004`, the rule of a tutorial.
-        rule: one of `rcnn.model.anchors.RULES`: implementations round and place anchors differently.
+        ratios: width over height.
+
+    Returns:
+        (H * W * k, 4) xyxy in pixels, in torch's default dtype, with k = len(scales) * len(ratios). Cells come row by
+        row; within a cell the ratio changes fastest. The first cell's centre is half a stride from the image's corner.
     """
-    settings = Anchors.model_validate({"sizes": (tuple(scales),), "ratios": tuple(ratios), **RULES[rule]})
-    return grid_anchors(cell_anchors(settings, 0), feature_size, (stride, stride), settings.offset)
+    shapes = [(scale * ratio**0.5, scale / ratio**0.5) for scale in scales for ratio in ratios]
+    half = torch.tensor([(width / 2, height / 2) for width, height in shapes])
+    return grid_anchors(torch.cat((-half, half), dim=1), feature_size, (stride, stride), 0.5)
 
 
 def rpn_loss(
-    cls_logits: Tensor,
-    box_deltas: Tensor,
-    labels: Tensor,
-    reg_targets: Tensor,
-    lambda_reg: float = 10.0,
-    beta: float = 1.0,
-) -> tuple[Tensor, Tensor]:
-    """Log loss of the sampled anchors and smooth L1 of the positive ones: means, not the paper's divisors.
+    cls_logits: Tensor, box_deltas: Tensor, labels: Tensor, reg_targets: Tensor, lambda_reg: float = 10.0
+) -> Tensor:
+    """Mean log loss of the sampled anchors, plus lambda times the mean smooth L1 of the positive ones' coordinates.
 
-    The paper's and other divisors are choices of `rpn.normaliser`.
+    This is reference 004's loss. The paper's (equation 1) has the same terms, but divides the second by 2,400
+    locations instead of 4 coordinates per positive: `rpn.normaliser` chooses. Anchors must have been sampled before, by
+    setting the labels of all others to -1.
+
+    It differs from the reference where a mean is over nothing. Without positives, the box loss is a 0 that
+    `backward` passes through as zeros (the reference: a constant). If all anchors are ignored, the whole loss is such
+    a 0 (the reference: NaN).
 
     Args:
-        cls_logits: (..., A) objectness, or (..., A, 2) as (background, object).
-        box_deltas: (..., A, 4).
-        labels: (..., A) 1 positive, 0 negative, -1 not sampled.
-        reg_targets: (..., A, 4); read at positives only.
+        cls_logits: (N, A, 2) as (background, object).
+        box_deltas: (N, A, 4).
+        labels: (N, A) 1 positive, 0 negative, -1 ignored; integers.
+        reg_targets: (N, A, 4); read at positives only.
         lambda_reg: weight of the box loss.
-        beta: where smooth L1 turns linear.
 
     Returns:
-        The mean log loss of the sampled anchors, and lambda times the mean smooth L1 of the positives' coordinates. If
-        nothing is sampled, or nothing is positive, that is 0 with a gradient of zeros.
+        A scalar.
     """
     sampled, positive = labels >= 0, labels == 1
-    if cls_logits.dim() > labels.dim():
-        cls_logits = cls_logits[..., 1] - cls_logits[..., 0]  # the softmax of two is the sigmoid of their difference
-    log_loss = binary_cross_entropy_with_logits(cls_logits[sampled], positive[sampled].to(cls_logits), reduction="sum")
-    box_loss = smooth_l1_loss(box_deltas[positive], reg_targets[positive], reduction="sum", beta=beta)
-    # Sums over counts of at least 1: a mean over nothing would be NaN.
-    return log_loss / sampled.sum().clamp(min=1), lambda_reg * box_loss / (4 * positive.sum()).clamp(min=1)
+    logits, classes, deltas = cls_logits[sampled], labels[sampled].long(), box_deltas[positive]
+    # The sum of no rows is a 0 with a gradient; their mean would be NaN.
+    classification = cross_entropy(logits, classes) if len(logits) else logits.sum()
+    box = smooth_l1_loss(deltas, reg_targets[positive]) if len(deltas) else deltas.sum()
+    return classification + lambda_reg * box
 
 
 def filter_proposals(
@@ -75,7 +82,7 @@ def filter_proposals(
     nms_threshold: float = 0.7,
     score_threshold: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
-    """Score threshold, the best before NMS, NMS, the best after it, for one image.
+    """Score threshold, the best before NMS, NMS, the best after it, for one image, as in reference 004.
 
     Boxes are not clipped, and small ones not dropped: `RegionProposalNetwork.propose` does both for a whole batch. The
     paper's numbers are 12000 and 2000 in training, 6000 and 300 in prediction, and no threshold.
@@ -89,13 +96,16 @@ def filter_proposals(
         score_threshold: only boxes with a higher score are kept.
 
     Returns:
-        boxes (m, 4) and scores (m,), best first.
+        boxes (m, 4) and scores (m,), best first. Of equal scores the earlier box comes first; where more than
+        `pre_nms_topk` boxes are left, `torch.topk` decides which of equal ones enter and in which order.
     """
     above = scores > score_threshold
     boxes, scores = boxes[above], scores[above]
-    scores, best = scores.topk(min(pre_nms_topk, len(scores)))
-    kept = nms(boxes[best], scores, nms_threshold)[:post_nms_topk]
-    return boxes[best[kept]], scores[kept]
+    if len(scores) > pre_nms_topk:  # sorted only here: `topk` may change the order of equal scores
+        scores, best = scores.topk(pre_nms_topk)
+        boxes = boxes[best]
+    kept = nms(boxes, scores, nms_threshold)[:post_nms_topk]
+    return boxes[kept], scores[kept]
 
 
 def crop_regions(images: Tensor, boxes: Tensor, size: int) -> Tensor:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rcnn.config import RPN, Anchors
-from rcnn.model.anchors import cell_anchors
+from rcnn.model.anchors import RULES, cell_anchors, grid_anchors
 from rcnn.model.assign import Sample, sample
 from rcnn.model.boxes import decode, encode, pairwise_iou
 from rcnn.model.rpn import RegionProposalNetwork
@@ -132,8 +132,8 @@ def test_a_mean_over_coordinates_weighs_each_60_times_what_the_paper_does():
     labels = torch.zeros(1, 2400)
     labels[0, :10] = 1
     deltas = torch.zeros(1, 2400, 4, requires_grad=True)
-    box = rpn_loss(torch.zeros(1, 2400), deltas, labels, -torch.full((1, 2400, 4), 9.0))[1]
-    reference = torch.autograd.grad(box, deltas)[0][0, 0, 0].item()
+    loss = rpn_loss(torch.zeros(1, 2400, 2), deltas, labels, -torch.full((1, 2400, 4), 9.0))
+    reference = torch.autograd.grad(loss, deltas)[0][0, 0, 0].item()
     paper = settings_of("paper-vgg16").rpn
     assert reference == pytest.approx(10 / 40)
     assert coordinate_weight(paper) == pytest.approx(10 / 2400)
@@ -148,11 +148,11 @@ def test_anchors_that_were_not_sampled_do_not_enter_the_plain_loss():
     logits, deltas, targets = torch.randn(1, 500, 2), torch.randn(1, 500, 4), torch.randn(1, 500, 4)
     labels = torch.full((1, 500), -1)
     labels[0, [3, 7, 11]] = torch.tensor([1, 0, 0])
-    losses = rpn_loss(logits, deltas, labels, targets)
+    loss = rpn_loss(logits, deltas, labels, targets)
     some = (labels >= 0)[0]
-    torch.testing.assert_close(rpn_loss(logits[:, some], deltas[:, some], labels[:, some], targets[:, some]), losses)
-    every = rpn_loss(logits, deltas, labels.clamp(min=0), targets)[0]
-    assert not torch.isclose(every, losses[0])
+    torch.testing.assert_close(rpn_loss(logits[:, some], deltas[:, some], labels[:, some], targets[:, some]), loss)
+    every = rpn_loss(logits, deltas, labels.clamp(min=0), targets)
+    assert not torch.isclose(every, loss)
 
 
 def test_what_is_sampled_does_not_depend_on_scores_and_what_is_proposed_does():
@@ -223,7 +223,8 @@ def test_areas_are_of_128_256_and_512_pixels_squared_and_there_are_9_anchors():
 
 def test_the_base_of_anchors_and_the_stride_are_two_things():
     """Base 16 times 8, 16, 32 is the size whatever the stride: at stride 8 the same boxes come twice as densely."""
-    coarse, fine = (generate_anchors((2, 2), stride, rule="py-faster-rcnn") for stride in (16, 8))
+    cells = cell_anchors(Anchors.model_validate({"sizes": ((128, 256, 512),), **RULES["py-faster-rcnn"]}), 0)
+    coarse, fine = (grid_anchors(cells, (2, 2), (stride, stride), 0.5) for stride in (16, 8))
     sides = [(a[:, 2:] - a[:, :2]) for a in (coarse, fine)]
     assert torch.equal(*sides)
     assert (coarse[9, 0] - coarse[0, 0], fine[9, 0] - fine[0, 0]) == (16, 8)
@@ -244,5 +245,5 @@ def test_positive_is_at_least_0_7_and_negative_is_under_0_3(iou: float, label: i
 
 
 def test_anchors_of_a_level_are_as_many_as_its_sizes_times_ratios():
-    assert len(generate_anchors((1, 1), 16, (32, 64, 128, 256, 512))) == 15
+    assert len(generate_anchors((1, 1), 16)) == 15
     assert len(cell_anchors(settings_of("resnet50-fpn").anchors, 0)) == 3

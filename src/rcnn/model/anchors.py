@@ -1,7 +1,7 @@
 """Reference boxes: cell anchors, grids, inside masks.
 
-The rules of py-faster-rcnn, torchvision, detectron2 and of a tutorial (named `reference-004` here) differ in what a
-ratio divides, in rounding, in order and in the centre. Each difference is a setting of `config.Anchors`.
+The rules of py-faster-rcnn, torchvision, detectron2 and of a tutorial (reference 004 of docs/references.md) differ in
+what a ratio divides, in rounding, in order and in the centre. Each difference is a setting of `config.Anchors`.
 """
 
 from collections.abc import Sequence
