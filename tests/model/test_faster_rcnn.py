@@ -96,6 +96,46 @@ def test_nothing_padded_reaches_a_gradient(what):
     tiny.assert_padding_reaches_no_gradient(net, data, targets, what)
 
 
+def no_objects(count: int, columns: int) -> Targets:
+    boxes, none = torch.zeros(count, columns, 4), torch.zeros(count, columns, dtype=torch.bool)
+    return Targets(boxes, none.long(), none, none.clone())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *({}, {"roi": {"class_agnostic": True, "sampler": "ohem"}}),
+        *({"rpn": {"negatives": kind, "logits": 2}} for kind in ("overlap", "texture", "hard")),
+        *(
+            {"roi": {"head": "none"}, "rpn": {"classify": "classes", "loss": loss}}
+            for loss in ("cross-entropy", "focal")
+        ),
+    ],
+    ids=["default", "ohem", "overlap", "texture", "hard", "classes", "focal"],
+)
+def test_targets_without_a_column_are_images_without_objects(changes: dict):
+    """Losses and gradients are to the bit those of targets with one padded row."""
+    net = tiny.model(changes)
+    data, _ = tiny.batch(2)
+    results = []
+    for columns in (0, 1):
+        net.zero_grad()
+        targets = no_objects(2, columns)
+        losses = net.loss(data, targets, tiny.keys(net, data, targets))
+        tiny.total(losses).backward()
+        results.append((dict(losses), tiny.gradients(net)))
+    torch.testing.assert_close(*results, rtol=0, atol=0)
+    assert tiny.total(results[0][0]) > 0
+
+
+def test_targets_without_a_column_compile_into_one_graph():
+    net = tiny.model()
+    data, _ = tiny.batch(2)
+    torch._dynamo.reset()
+    loss = torch.compile(net.loss, fullgraph=True, backend="eager", dynamic=False)
+    tiny.assert_same_losses(net, net.loss, loss, data, no_objects(2, 0))
+
+
 def test_keys_depend_on_the_seed_alone():
     net = tiny.model()
     data, targets = tiny.batch(2)

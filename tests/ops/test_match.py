@@ -49,7 +49,7 @@ def assert_same(got: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
     seed=st.integers(0, 10**6),
     batch=st.sampled_from([0, 1, 3]),
     anchors=st.sampled_from([0, 1, 30, 700]),
-    truths=st.integers(1, 5),
+    truths=st.integers(0, 5),
     own=st.booleans(),
     limited=st.booleans(),
 )

@@ -18,7 +18,17 @@ from rcnn.model import boxes as box_ops
 from rcnn.model.assign import Assignment, Rule, Sample, assign, sample
 from rcnn.model.losses import box_loss
 from rcnn.model.mining import hardest_rois
-from rcnn.model.structures import Detections, Losses, Proposals, RoIOutput, Targets, all_finite, at_least_float32, take
+from rcnn.model.structures import (
+    Detections,
+    Losses,
+    Proposals,
+    RoIOutput,
+    Targets,
+    all_finite,
+    at_least_float32,
+    take,
+    take_truth,
+)
 
 
 class UnscaledDropout(nn.Dropout):
@@ -209,7 +219,7 @@ class FastRCNN(nn.Module):
         every = Sample(everyone, assignment.positive | assignment.negative, assignment.positive)
         rois = boxes.masked_fill(~every.valid[..., None], 0.0)
         classification, box = self.roi_losses(self(levels, rois), rois, every, assignment.truth, targets)
-        classes = torch.where(every.positive, take(targets.labels, assignment.truth), self.classes)
+        classes = torch.where(every.positive, take_truth(targets.labels, assignment.truth), self.classes)
         return hardest_rois(rois, assignment, classes, classification + s.box_weight * box, s.sampler_nms, s.samples)
 
     def loss(
@@ -242,13 +252,13 @@ class FastRCNN(nn.Module):
         """Class and box loss (B, R) of every RoI, 0 where not valid or not positive."""
         s = self.settings
         positive = drawn.positive[..., None]
-        classes = take(targets.labels, truth)  # (B, R)
+        classes = take_truth(targets.labels, truth)  # (B, R)
         classification = class_loss(out.logits.masked_fill(~drawn.valid[..., None], 0.0), drawn.positive, classes)
         row = torch.zeros_like(classes) if s.class_agnostic else torch.where(drawn.positive, classes, 0)
         deltas = out.deltas.take_along_dim(row[..., None, None], dim=2).squeeze(2)  # (B, R, 4) those of its class
         # A RoI that does not count becomes a unit box that is its own target: no division by zero.
         unit = self.unit_box.to(rois.dtype)
-        wanted = take(targets.boxes.to(rois.dtype), truth)
+        wanted = take_truth(targets.boxes.to(rois.dtype), truth)
         box = box_loss(
             torch.where(positive, deltas, 0.0),
             torch.where(positive, wanted, unit),

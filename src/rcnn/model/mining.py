@@ -15,14 +15,14 @@ import rcnn.ops as ops
 from rcnn.config import Anchors
 from rcnn.model import boxes as box_ops
 from rcnn.model.assign import Assignment, Sample
-from rcnn.model.structures import Targets, take
+from rcnn.model.structures import Targets, take, take_truth
 
 
 def overlapping(anchors: Tensor, assignment: Assignment, targets: Targets, least: float) -> Tensor:
     """Precedence 1 for anchors (A, 4) whose best object they overlap with an IoU of at least `least`."""
     real = targets.valid & ~targets.ignore
-    iou = box_ops.iou(anchors, take(targets.boxes.to(anchors.dtype), assignment.truth))  # (B, A)
-    return (iou * take(real, assignment.truth) >= least).double()
+    iou = box_ops.iou(anchors, take_truth(targets.boxes.to(anchors.dtype), assignment.truth))  # (B, A)
+    return (iou * take_truth(real, assignment.truth) >= least).double()
 
 
 def textured(texture: Tensor, assignment: Assignment, share: float) -> Tensor:

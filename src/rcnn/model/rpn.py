@@ -18,7 +18,7 @@ from rcnn.model import mining
 from rcnn.model.assign import Assignment, Rule, Sample, assign, sample
 from rcnn.model.losses import box_loss, normalise, objectness_loss
 from rcnn.model.rpn_head import build_head
-from rcnn.model.structures import Losses, Proposals, RPNOutput, Targets, take
+from rcnn.model.structures import Losses, Proposals, RPNOutput, Targets, take, take_truth
 
 _Anchors = tuple[Tensor, ...]
 _SHAPES = 8
@@ -257,10 +257,10 @@ class RegionProposalNetwork(nn.Module):
         drawn = self.draw(out, assignment, targets, keys, levels)
         logits, deltas = self.at(out, drawn.indices, levels if again else None)  # (B, n[, k]), (B, n, 4)
         anchor, object_index = anchors[drawn.indices], take(assignment.truth, drawn.indices)
-        matched = take(targets.boxes.to(anchor.dtype), object_index)
+        matched, labels = (take_truth(rows, object_index) for rows in (targets.boxes.to(anchor.dtype), targets.labels))
         # L_cls. A row that does not count gets logit 0 and its anchor as its box: finite losses with finite gradients.
         logits = logits.masked_fill(~drawn.valid.view(*drawn.valid.shape, *(1,) * (logits.dim() - 2)), 0.0)
-        classification = self.meaning.loss(logits, drawn.positive, take(targets.labels, object_index)) * drawn.valid
+        classification = self.meaning.loss(logits, drawn.positive, labels) * drawn.valid
         # lambda p* L_reg: positive anchors only
         positive = drawn.positive[..., None]
         deltas, matched = torch.where(positive, deltas, 0.0), torch.where(positive, matched, anchor)

@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class Targets(NamedTuple):
-    """The ground truth of a batch.
+    """The ground truth of a batch; G may be 0.
 
     Attributes:
         boxes: (B, G, 4) float.
@@ -218,3 +218,8 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
     """(B, N, ...), (B, M) int64 -> (B, M, ...): row `index[b, m]` of image b."""
     tail = rows.shape[2:]
     return rows.gather(1, index.view(*index.shape, *(1,) * len(tail)).expand(-1, -1, *tail))
+
+
+def take_truth(rows: Tensor, index: Tensor) -> Tensor:
+    """`take` from a field of `Targets` (B, G, ...): zeros if it has no column (G = 0), where `index` is 0."""
+    return take(rows, index) if rows.shape[1] else rows.new_zeros(*index.shape, *rows.shape[2:])

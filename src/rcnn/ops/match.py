@@ -43,11 +43,13 @@ def match(
 
     Args:
         anchors: (A, 4), or (B, A, 4) if every image has its own, pixels.
-        boxes: (B, G, 4) ground-truth boxes, G >= 1.
+        boxes: (B, G, 4) ground-truth boxes; G may be 0.
         valid: (B, G) bool: boxes that are matched.
         allowed: (B, A) bool: anchors that may be best ones. None: all.
         ignore: (B, G) bool: boxes that are not matched, but cover anchors (crowd, difficult). None: none.
     """
+    if boxes.shape[1] == 0:  # as one that is not valid: the operator takes a maximum over boxes
+        boxes, valid, ignore = boxes.new_zeros(len(boxes), 1, 4), valid.new_zeros(len(boxes), 1), None
     return Matches(*_match(anchors.detach(), boxes.detach(), valid, allowed, ignore))
 
 
@@ -62,7 +64,7 @@ def match_reference(
     own = (anchors[..., 2:] - anchors[..., :2]).prod(-1)
     union = own + (boxes[..., 2:] - boxes[..., :2]).prod(-1) - overlap
     iou = torch.where((overlap > 0) & valid[:, None], overlap / union, 0.0)
-    best_iou, best_truth = iou.max(dim=2)
+    best_iou, best_truth = torch.nn.functional.pad(iou, (0, 1)).max(dim=2)  # of the boxes, or 0 with none of them
     may_win = iou if allowed is None else torch.where(allowed[:, :, None], iou, 0.0)
     top = may_win.amax(dim=1, keepdim=True) if anchors.shape[1] else may_win.new_zeros(len(boxes), 1, boxes.shape[2])
     is_best = ((may_win >= top - TIE) & (may_win > 0)).any(dim=2)
