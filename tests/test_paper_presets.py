@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from rcnn.backbones.zf import WithinChannelNorm
-from rcnn.config import Augment
+from rcnn.config import Augment, override
 from rcnn.detector import Detector
 from rcnn.model.anchors import cell_anchors, grid_anchors, inside
 from rcnn.model.boxes import decode
@@ -117,6 +117,15 @@ def test_an_image_of_600_by_1000_is_the_papers(name: str, grid: tuple[int, int])
     assert door.bucket((600, 1000)) == (608, 1008)
     for size in ((600, 1000), (608, 1008)):  # padding to a multiple of 16 adds no cell
         assert net.backbone(torch.empty(1, 3, *size, device="meta"))["c4"].shape[2:] == grid
+
+
+def test_an_image_of_10000_by_6000_may_keep_its_size():
+    """A text on the method gives the usual input this size (docs/references.md, 001); the paper resizes it."""
+    net, settings = paper("paper-vgg16"), settings_of("paper-vgg16")
+    assert Preprocessor(settings.preprocess).resized((6000, 10_000)) == (600, 1000)
+    door = Preprocessor(override(settings, {"preprocess": {"short": 6000, "long": 10_000}}).preprocess)
+    assert door.resized((6000, 10_000)) == door.bucket((6000, 10_000)) == (6000, 10_000)
+    assert net.backbone(torch.empty(1, 3, 6000, 10_000, device="meta"))["c4"].shape[2:] == (6000 // 16, 10_000 // 16)
 
 
 @pytest.mark.parametrize("name", NETWORKS)
