@@ -18,6 +18,7 @@ from rcnn.insight.funnel.why import why
 from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.proposals import proposal_recall
 from rcnn.metrics.types import Truth
+from rcnn.metrics.voc import voc_ap
 from rcnn.presets import build, settings_of
 
 from .test_detector import SMALL, spread
@@ -40,6 +41,32 @@ def detector(dataset: Dataset) -> Detector:
     torch.manual_seed(0)
     settings = settings_of("mobilenet-fpn", SMALL)
     return Detector(build(settings, len(dataset.names)), settings, dataset.names, device="cpu")
+
+
+def test_eleven_points_take_the_place_of_vocs_area_and_change_nothing_of_coco(
+    detector: Detector, dataset: Dataset
+) -> None:
+    area = evaluate(detector, dataset, losses=False)
+    points = evaluate(detector.with_settings(["val.voc_ap=11-point"]), dataset, losses=False)
+    count = len(dataset.names)
+    for metrics, eleven_point in ((area, False), (points, True)):
+        expected = voc_ap(metrics.truths, metrics.predictions, count, eleven_point=eleven_point)
+        np.testing.assert_array_equal(metrics.voc, expected)
+        assert metrics.voc_map50 == pytest.approx(np.nanmean(expected), nan_ok=True)
+    one, other = area.to_row(), points.to_row()
+    assert one.pop("voc_ap50") == area.voc_map50
+    assert other.pop("voc07_ap50") == points.voc_map50
+    np.testing.assert_equal(one, other)
+    assert "VOC mAP50 (area)" in str(area)
+    assert "VOC07" not in str(area)
+    assert "VOC07 mAP50 (11-point)" in str(points)
+    assert "(area)" not in str(points) + points._repr_html_()
+
+
+def test_a_model_without_classes_has_no_ap_by_eleven_points() -> None:
+    with pytest.raises(SettingsError, match="is a rule of VOC's AP, and a model that only"):
+        settings_of("mobilenet-fpn", ["roi.head=none", "val.voc_ap=11-point"])
+    assert settings_of("mobilenet-one-stage", ["val.voc_ap=11-point"]).val.voc_ap == "11-point"
 
 
 def test_a_model_without_second_stage_is_scored_by_its_proposals(dataset: Dataset) -> None:

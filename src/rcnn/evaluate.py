@@ -23,7 +23,7 @@ from rcnn.metrics.coco import CocoMetrics, coco_metrics
 from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
 from rcnn.metrics.table import as_html, as_text
 from rcnn.metrics.types import Prediction, Truth
-from rcnn.metrics.voc import voc_ap
+from rcnn.metrics.voc import NAMES, Name, Rule, voc_ap
 from rcnn.model.structures import Detections, Proposals, to_host
 from rcnn.result import Result
 
@@ -59,11 +59,12 @@ class Metrics:
     Attributes:
         names: class names.
         coco: AP and AR as defined by COCO; NaN if the model only proposes.
-        voc: (K,) AP at IoU 0.5, area under the curve, as defined by VOC since 2010.
+        voc: (K,) AP at IoU 0.5 as defined by VOC, by `voc_rule`; NaN for a class without objects.
         proposals: class-agnostic recall of the proposals, at the first of `predict.scales`.
         losses: mean of each loss, at that scale; empty if not asked for.
         truths: one per image, in the order of the data set.
         predictions: likewise.
+        voc_rule: `val.voc_ap`: the area under the curve, as in VOC since 2010, or the 11 points of VOC 2007.
     """
 
     names: tuple[str, ...]
@@ -73,6 +74,7 @@ class Metrics:
     losses: dict[str, float]
     truths: Sequence[Truth]
     predictions: Sequence[Prediction]
+    voc_rule: Rule = "area"
 
     def __repr__(self) -> str:
         return as_text(self)
@@ -91,6 +93,17 @@ class Metrics:
         """COCO AP at IoU 0.5."""
         return self.coco.ap50
 
+    @property
+    def voc_name(self) -> Name:
+        """What VOC's AP is called in rows and tables: each rule has names of its own."""
+        return NAMES[self.voc_rule]
+
+    @property
+    def voc_map50(self) -> float:
+        """VOC's mean AP at IoU 0.5 over the classes with objects, by `voc_rule`; NaN without any."""
+        there = ~np.isnan(self.voc)
+        return float(self.voc[there].mean()) if there.any() else float("nan")
+
     def to_row(self) -> dict[str, float]:
         """Name -> number, as in the rows of a run."""
         coco = {
@@ -101,13 +114,13 @@ class Metrics:
             f"proposal_ar{top}": float(value) for top, value in zip(self.proposals.tops, self.proposals.ar, strict=True)
         }
         losses = {f"val_{name}": value for name, value in self.losses.items()}
-        return {**losses, **coco, **recall}
+        return {**losses, **coco, self.voc_name.key: self.voc_map50, **recall}
 
     def by_class(self) -> list[dict[str, Any]]:
-        """One row per class: name, boxes, AP, AP50, VOC AP50."""
+        """One row per class: name, boxes, AP, AP50, and VOC's AP50 under the name of its rule."""
         columns = (self.names, self.coco.counts, self.coco.per_class_ap, self.coco.per_class_ap50, self.voc)
         return [
-            {"class": name, "boxes": int(count), "ap": float(ap), "ap50": float(ap50), "voc_ap50": float(voc)}
+            {"class": name, "boxes": int(count), "ap": float(ap), "ap50": float(ap50), self.voc_name.key: float(voc)}
             for name, count, ap, ap50, voc in zip(*columns, strict=True)
         ]
 
@@ -274,6 +287,7 @@ def _metrics(
     predictions = [Prediction(result.boxes, result.scores, result.labels) for result, _ in scored]
     # COCO's limit is for single pictures; a large one may hold many more objects.
     most = 100 if detector.settings.predict.tile == "off" else max(100, *map(len, predictions))
+    rule = detector.settings.val.voc_ap
     losses = {
         name: sum(part[name][0] for part in sums) / max(1.0, sum(part[name][1] for part in sums))
         for name in (sums[0] if sums else ())
@@ -283,9 +297,10 @@ def _metrics(
     return Metrics(
         names=dataset.names,
         coco=coco_metrics(sought, predictions, len(dataset.names), most),
-        voc=voc_ap(sought, predictions, len(dataset.names)),
+        voc=voc_ap(sought, predictions, len(dataset.names), eleven_point=rule == "11-point"),
         proposals=proposal_recall(truths, [(proposed.boxes, proposed.scores) for _, proposed in scored]),
         losses=losses,
         truths=truths,
         predictions=predictions,
+        voc_rule=rule,
     )

@@ -1,3 +1,4 @@
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,6 +39,36 @@ def test_json_is_one_document(run: Run, data: Path, weights: Path) -> None:
     assert [row["class"] for row in document["classes"]] == ["circle", "square"]
     assert 0 <= document["ap"] <= 1
     assert set(document["proposals"]) == {"ar50", "ar100", "ar300", "ar1000"}
+
+
+def test_eleven_points_are_named_wherever_they_are_shown(run: Run, data: Path, weights: Path) -> None:
+    words = ("val", weights, data, "--split", "train")
+    area, points = (run(*words, *more, "--json").json() for more in ([], ["val.voc_ap=11-point"]))
+    assert "voc07_ap50" in points
+    assert "voc_ap50" not in points
+    for one, other in zip(area.pop("classes"), points.pop("classes"), strict=True):
+        assert isinstance(one.pop("voc_ap50"), float)
+        assert isinstance(other.pop("voc07_ap50"), float)
+        assert one == other
+    assert isinstance(area.pop("voc_ap50"), float)
+    assert isinstance(points.pop("voc07_ap50"), float)
+    assert area == points
+    outcome = run(*words, "val.voc_ap=11-point", "--out", "points")
+    page = Path("points/report.html").read_text(encoding="utf-8")
+    kept = json.loads(Path("points/report/scores.json").read_text(encoding="utf-8"))
+    assert kept["voc_ap"] == "11-point"
+    for text in (outcome.out, page):
+        assert "VOC07 AP50 (11-point)" in text
+        assert "(area)" not in text
+
+
+def test_eleven_points_asked_of_cocos_ap_are_refused_before_anything_is_read(run: Run, weights: Path) -> None:
+    outcome = run("why", weights, "no-such-data", "val.voc_ap=11-point")
+    assert outcome.code == 2
+    assert "`why` counts AP as COCO does" in outcome.err
+    outcome = run("train", "no-such-data", "roi.head=none", "val.voc_ap=11-point")
+    assert outcome.code == 2
+    assert "scored by recall alone" in outcome.err
 
 
 def test_the_seed_chooses_what_the_losses_are_of_and_nothing_else(run: Run, data: Path, weights: Path) -> None:

@@ -19,6 +19,18 @@ def test_worked_example_of_six_detections_and_five_objects() -> None:
     assert average_precision(right, 5, eleven_point=True) == pytest.approx(0.666667, abs=5e-7)
 
 
+def test_boxes_of_the_worked_example_by_both_rules() -> None:
+    """Detections of scores .9, .8, ... are right, wrong, right, right, wrong, right; one object of five is missed."""
+    truth = truth_of([[20 * place, 0, 20 * place + 10, 10] for place in range(5)])
+    beside = [0, 50, 10, 60]
+    found = [truth.boxes[0], beside, truth.boxes[1], truth.boxes[2], beside, truth.boxes[3]]
+    prediction = prediction_of(found, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
+    assert ap(truth, prediction) == pytest.approx(0.633333, abs=5e-7)
+    assert ap(truth, prediction, eleven_point=True) == pytest.approx(0.666667, abs=5e-7)
+    # py-faster-rcnn's `np.arange(0, 1.1, 0.1)` loses the point at 0.6, where the precision is 3/4: (7.333 - 1/12) / 11.
+    assert ap(truth, prediction, eleven_point=True) != pytest.approx(0.659091, abs=5e-7)
+
+
 def test_recall_of_exactly_six_tenths_reaches_its_point() -> None:
     """`np.arange(0, 1.1, 0.1)` holds 0.6000000000000001, which 3 / 5 would miss."""
     assert average_precision(np.ones(3, bool), 5, eleven_point=True) == pytest.approx(7 / 11)

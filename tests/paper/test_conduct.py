@@ -66,6 +66,21 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.parametrize("name", ["recall", "time"])
+def test_eleven_points_are_refused_where_no_ap_is_measured(name: str, settings: Settings, tmp_path: Path) -> None:
+    eleven = override(settings, ["val.voc_ap=11-point"])
+    with pytest.raises(SettingsError, match=f"`{name}` measures no AP"):
+        quietly(name, eleven, tmp_path / "paper")
+    assert not (tmp_path / "paper").exists()
+
+
+@pytest.mark.parametrize("name", ["proposals", "anchors", "lambda", "one-stage", "schemes"])
+def test_the_column_of_eleven_points_says_so(name: str, settings: Settings) -> None:
+    headings = [column.heading for column in EXPERIMENTS[name](settings).eleven_point().columns]
+    assert headings.count("mAP50 %, 11-point") == 1
+    assert "mAP50 %" not in headings
+
+
 def quietly(name: str, settings: Settings, folder: Path, **options: Any) -> ExperimentResult:
     return conduct(name, settings, folder, say=lambda text: None, quiet=True, **options)
 

@@ -85,11 +85,10 @@ def show(metrics: "Metrics") -> None:
     there, left = listed(metrics.by_class())
     rows = [list(row.values()) for row in there]
     coco = metrics.coco
-    mean_voc = float(metrics.voc[coco.counts > 0].mean()) if coco.counts.any() else float("nan")
     screen.table(
         "AP by class" + left,
-        [*HEADINGS.values()],
-        [*rows, ["all", int(coco.counts.sum()), coco.ap, coco.ap50, mean_voc]],
+        [HEADINGS[key] for key in there[0]] if there else [],
+        [*rows, ["all", int(coco.counts.sum()), coco.ap, coco.ap50, metrics.voc_map50]],
     )
     screen.table("All classes", list(SHOWN), [[float(getattr(coco, name)) for name in SHOWN.values()]])
     proposals = metrics.proposals
@@ -106,6 +105,7 @@ def summary(metrics: "Metrics") -> dict[str, Any]:
     recall = {f"ar{top}": value for top, value in zip(proposals.tops, proposals.ar.tolist(), strict=True)}
     return {
         **{name: float(getattr(metrics.coco, name)) for name in SHOWN.values()},
+        metrics.voc_name.key: metrics.voc_map50,
         "classes": metrics.by_class(),
         "proposals": recall,
         "losses": metrics.losses,

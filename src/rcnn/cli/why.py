@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from rcnn.cli import arguments, screen
+from rcnn.errors import SettingsError
 
 if TYPE_CHECKING:
     from rcnn.insight.funnel.report import Group, WhyReport
@@ -45,6 +46,8 @@ def why(
 
     with screen.stdout_for_json(json):
         path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
+        if any(change.startswith("val.voc_ap=") for change in changes):
+            raise SettingsError("val.voc_ap is a rule of VOC's AP, and `why` counts AP as COCO does: ask `rcnn val`")
         find_layout(path)  # what is missing is told before weights are loaded
         detector = load_detector(model, changes, device or "auto")
         detector.check_proposals(given=False)

@@ -103,6 +103,11 @@ class Val(Section):
 
     every: Count = Field(default=1, description="Epochs between validations.")
     batch: Count = Field(default=8, description="Images per batch.")
+    voc_ap: Literal["area", "11-point"] = Field(
+        default="area",
+        description="Rule of VOC's AP, which is scored beside COCO's: the area under the precision-recall curve, as "
+        "since 2010, or the mean precision at 11 recalls, as in VOC 2007. COCO's numbers have one rule.",
+    )
 
 
 class Predict(Section):
@@ -185,6 +190,11 @@ class Settings(Section):
             )
         if self.rpn.loss == "focal" and self.rpn.classify != "classes":
             raise ValueError("rpn.loss=focal is of one-stage detectors: set rpn.classify=classes and roi.head=none")
+        if self.val.voc_ap != "area" and not self.detects:
+            raise ValueError(
+                f"val.voc_ap={self.val.voc_ap} is a rule of VOC's AP, and a model that only proposes (roi.head=none) "
+                "is scored by recall alone: leave val.voc_ap out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,12 +7,19 @@ from typing import Any, Protocol
 from rcnn.errors import printable, wrapped
 from rcnn.metrics.coco import CocoMetrics
 from rcnn.metrics.proposals import ProposalMetrics
+from rcnn.metrics.voc import NAMES, Name
 
-HEADINGS = {"class": "class", "boxes": "boxes", "ap": "AP", "ap50": "AP50", "voc_ap50": "VOC AP50"}
-"""Scores per class -> headings of the table."""
+HEADINGS = {
+    "class": "class",
+    "boxes": "boxes",
+    "ap": "AP",
+    "ap50": "AP50",
+    **{name.key: name.heading for name in NAMES.values()},
+}
+"""Scores per class -> headings of the table. Of VOC's, a row has the one whose rule was asked for."""
 LISTED = 16
 """Up to this many classes are listed as text; of more, the best and the worst of those with objects."""
-LONGEST_NAME, WIDTH = 40, 80
+LONGEST_NAME, WIDTH = 32, 80
 PLURALS = {"image": "images", "box": "boxes", "class": "classes"}
 
 
@@ -32,6 +39,16 @@ class Scores(Protocol):
     @property
     def proposals(self) -> ProposalMetrics:
         """Recall of the proposals."""
+        ...
+
+    @property
+    def voc_name(self) -> Name:
+        """What VOC's AP is called by its rule."""
+        ...
+
+    @property
+    def voc_map50(self) -> float:
+        """Mean of it over the classes with objects."""
         ...
 
     @property
@@ -65,7 +82,8 @@ def as_text(scores: Scores) -> str:
         hidden = max(0, len(rows) - LISTED)
     if hidden:
         rows = [*rows[: LISTED // 2], *rows[-(LISTED // 2) :]]
-    grid = [list(HEADINGS.values()), *([_shown(row[key]) for key in HEADINGS] for row in rows)]
+    keys = _keys(scores)
+    grid = [[HEADINGS[key] for key in keys], *([_shown(row[key]) for key in keys] for row in rows)]
     widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
     lines = [
         "  ".join(text.rjust(width) if place else text.ljust(width) for place, (text, width) in enumerate(pairs))
@@ -84,9 +102,14 @@ def as_html(scores: Scores) -> str:
         cells = zip(sides, map(escape, texts), strict=True)
         return "<tr>" + "".join(f'<{tag} style="text-align:{side}">{text}</{tag}>' for side, text in cells) + "</tr>"
 
-    above = "<br>".join(map(escape, _summary(scores)))
-    rows = [row("td", [_shown(entry[key]) for key in HEADINGS]) for entry in scores.by_class()]
-    return f"<p>{above}</p><table>{row('th', [*HEADINGS.values()])}{''.join(rows)}</table>"
+    above, keys = "<br>".join(map(escape, _summary(scores))), _keys(scores)
+    rows = [row("td", [_shown(entry[key]) for key in keys]) for entry in scores.by_class()]
+    return f"<p>{above}</p><table>{row('th', [HEADINGS[key] for key in keys])}{''.join(rows)}</table>"
+
+
+def _keys(scores: Scores) -> list[str]:
+    """The columns of a row per class."""
+    return [key for key in HEADINGS if key == scores.voc_name.key or key not in {name.key for name in NAMES.values()}]
 
 
 def _summary(scores: Scores) -> list[str]:
@@ -96,7 +119,7 @@ def _summary(scores: Scores) -> list[str]:
     counts = ", ".join(f"{number:,} {thing if number == 1 else PLURALS[thing]}" for thing, number in sizes.items())
     sides = {name: getattr(coco, f"ap_{name}") for name in ("small", "medium", "large")}
     lines = {
-        "": {"AP": coco.ap, "AP50": coco.ap50, "AP75": coco.ap75},
+        "": {"AP": coco.ap, "AP50": coco.ap50, "AP75": coco.ap75, scores.voc_name.mean: scores.voc_map50},
         "AP by size: ": sides,
         "proposals: ": {f"AR{top}": float(value) for top, value in zip(recall.tops, recall.ar, strict=True)},
         "losses: ": scores.losses,

@@ -1,11 +1,35 @@
 """Average precision as in PASCAL VOC: VOC07's 11 points, and the area under the curve of later years."""
 
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from rcnn.metrics.overlap import best_first, box_iou
 from rcnn.metrics.types import Prediction, Truth
+
+Rule = Literal["area", "11-point"]
+"""The area under the monotone envelope of precision over recall, or the mean of the precisions at 11 recalls."""
+
+
+class Name(NamedTuple):
+    """What the AP by one of the rules is called, so that the numbers of two rules are never compared by mistake.
+
+    Attributes:
+        key: in rows of numbers and in JSON, of a class and of the mean over the classes with objects.
+        heading: of its column.
+        mean: of the mean over the classes.
+    """
+
+    key: str
+    heading: str
+    mean: str
+
+
+NAMES: dict[Rule, Name] = {
+    "area": Name("voc_ap50", "VOC AP50 (area)", "VOC mAP50 (area)"),
+    "11-point": Name("voc07_ap50", "VOC07 AP50 (11-point)", "VOC07 mAP50 (11-point)"),
+}
 
 
 def voc_ap(
@@ -16,10 +40,11 @@ def voc_ap(
     eleven_point: bool = False,
     offset: float = 0.0,
 ) -> np.ndarray:
-    """Compute the AP of each class over N images, by the rules of the VOC devkit.
+    """Compute the AP of each class over N images, as the VOC devkit does.
 
-    A detection is compared only with the object of its class of largest IoU, and is correct if that is above `iou`.
-    It doesn't count if that object is ignored (difficult), and is wrong if the object is already taken.
+    A detection is compared only with the object of its class of largest IoU, and is correct if that is above `iou`
+    (as in py-faster-rcnn; the devkit's MATLAB code also accepts an IoU that is equal). If that object is ignored
+    (difficult), the detection is neither correct nor wrong; if the object is already taken, it is wrong.
 
     Args:
         truths: ground truth of N images.

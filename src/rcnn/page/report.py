@@ -16,6 +16,7 @@ from markupsafe import Markup
 from rcnn.data.dataset import Dataset
 from rcnn.errors import SettingsError
 from rcnn.evaluate import Metrics
+from rcnn.metrics.voc import NAMES
 from rcnn.page import charts, svg, view
 from rcnn.page.parts import PAGE, PARTS, save_part
 from rcnn.page.pictures import save_pictures
@@ -142,6 +143,7 @@ def values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
         "facts": view.facts(subject),
         "tiles": view.tiles(subject),
         "scores": scores,
+        "voc_name": NAMES[scores.voc_ap] if scores else None,
         "by_size": view.by_size(scores) if scores else [],
         "course": [chart for chart in (charts.score_chart(course), *charts.loss_charts(course)) if chart],
         "f1": charts.f1_chart(scores) if scores and detects else None,

@@ -16,6 +16,7 @@ from rcnn.errors import DataError
 from rcnn.evaluate import Metrics
 from rcnn.metrics.confusion import confusion_matrix
 from rcnn.metrics.curves import THRESHOLDS, tally
+from rcnn.metrics.voc import Rule
 
 IOU = 0.5
 """Least IoU of a right detection, for counts, curves, confusion and pictures."""
@@ -49,7 +50,8 @@ class ClassScores(Plain):
         name: of the class.
         label: its index.
         objects: number of objects that count.
-        ap, ap50, voc_ap50: as in `Metrics.by_class`; None without objects.
+        ap, ap50: as in `Metrics.by_class`; None without objects.
+        voc_ap50: VOC's AP by the rule `Scores.voc_ap`; None without objects.
         bins: (s, right, wrong): numbers of detections that score from `THRESHOLDS[s]` up to the next threshold, for
             the bins that hold any.
     """
@@ -98,6 +100,7 @@ class Scores(Plain):
         recall: proposals -> size -> average recall.
         pictures: the worst and the best.
         epoch: that the weights are of, if known.
+        voc_ap: rule of VOC's AP, as `val.voc_ap`.
     """
 
     data: str
@@ -112,6 +115,7 @@ class Scores(Plain):
     recall: dict[str, dict[str, Number]]
     pictures: tuple[Picture, ...] = ()
     epoch: int | None = None
+    voc_ap: Rule = "area"
 
 
 class Scored(NamedTuple):
@@ -152,7 +156,8 @@ def scores_of(metrics: Metrics, dataset: Dataset, scored: Scored) -> Scores:
     for label in shown:
         right, wrong = counted.right[label], counted.wrong[label]
         bins = [(int(s), int(right[s]), int(wrong[s])) for s in np.flatnonzero(right + wrong)]
-        named = {name: _known(rows[label][name]) for name in ("ap", "ap50", "voc_ap50")}
+        keys = {"ap": "ap", "ap50": "ap50", "voc_ap50": metrics.voc_name.key}
+        named = {name: _known(rows[label][key]) for name, key in keys.items()}
         objects = int(counted.counts[label])
         classes.append(ClassScores(name=rows[label]["class"], label=label, objects=objects, bins=tuple(bins), **named))
     matrix = (
@@ -176,6 +181,7 @@ def scores_of(metrics: Metrics, dataset: Dataset, scored: Scored) -> Scores:
         confusion=tuple((int(i), int(j), int(matrix[i, j])) for i, j in np.argwhere(matrix)),
         recall=recall,
         epoch=scored.epoch,
+        voc_ap=metrics.voc_rule,
     )
 
 

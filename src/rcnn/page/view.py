@@ -10,6 +10,7 @@ from markupsafe import Markup
 from rcnn.config.files import read_text
 from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES
 from rcnn.metrics.proposals import SIZES
+from rcnn.metrics.voc import NAMES
 from rcnn.page.charts import counts, shown
 from rcnn.page.parts import Funnel, Loss
 from rcnn.page.scores import LARGEST, MOST_CONFUSED, Scores
@@ -20,6 +21,7 @@ SUMMARY = {
     "ap": "AP",
     "ap50": "AP50",
     "ap75": "AP75",
+    **{name.key: name.mean for name in NAMES.values()},
     "ap_small": "AP small",
     "ap_medium": "AP medium",
     "ap_large": "AP large",
@@ -87,10 +89,11 @@ def tiles(subject: Subject) -> list[tuple[str, str, str]]:
         return []
     if not scores.detects:
         return [("recall", shown(scores.summary.get("proposal_ar300")), "of 300 proposals, mean over IoU .50:.95")]
-    everything = counts(scores, scores.threshold)[-1]
+    everything, voc = counts(scores, scores.threshold)[-1], NAMES[scores.voc_ap]
     return [
         ("AP", shown(scores.summary.get("ap")), "mean over IoU .50:.95"),
         ("AP50", shown(scores.summary.get("ap50")), "at IoU .50"),
+        ("mAP50", shown(scores.summary.get(voc.key)), voc.mean.replace("mAP50 ", "")),
         ("F1", shown(everything.f1), f"mean of classes at score {scores.threshold:.3f}"),
         (
             "found",

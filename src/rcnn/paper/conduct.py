@@ -13,7 +13,7 @@ from rcnn.data.dataset import Dataset
 from rcnn.errors import SettingsError, TrainingError
 from rcnn.paper import anchors, balance, one_stage, proposals, recall, schemes, timing
 from rcnn.paper.budget import cut_epochs
-from rcnn.paper.experiment import Experiment, Measurement
+from rcnn.paper.experiment import MAP, Experiment, Measurement
 from rcnn.paper.lab import Lab
 from rcnn.paper.ledger import Ledger
 from rcnn.paper.verdict import Judgement, Scores, judge_all
@@ -84,16 +84,21 @@ def conduct(
         quiet: whether trainings print nothing.
 
     Raises:
-        SettingsError: the folder holds results of the experiment with other settings.
+        SettingsError: the folder holds results of the experiment with other settings, or it has no second stage or
+            no AP to measure by the rule that was asked for.
         DataError: the data can't be read, or is faulty.
         Interrupted: Ctrl-C; the same call goes on.
     """
     if settings.roi.head == "none" and name != "recall":
         raise SettingsError(f"the experiment `{name}` is of a second stage, and roi.head=none has none")
+    experiment = EXPERIMENTS[name](settings)
+    if settings.val.voc_ap == "11-point":
+        if not any(column.key == MAP.key for column in experiment.columns):
+            raise SettingsError(f"the experiment `{name}` measures no AP: leave val.voc_ap=11-point out")
+        experiment = experiment.eleven_point()
     folder.mkdir(parents=True, exist_ok=True)
     mark_results(folder)
     ledger = Ledger(folder / f"{name}.csv", KEY)
-    experiment = EXPERIMENTS[name](settings)
     lab = Lab(settings, folder, split, say, quiet=quiet)
     lab.settings = _planned(lab, experiment, folder / f"{name}.json", seeds, budget)
     failures = []

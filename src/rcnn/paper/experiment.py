@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from rcnn.paper.lab import Lab, Training
@@ -75,6 +75,8 @@ def close(text: str, first: str, second: str, slack: float, key: str = "map50") 
 
 
 MAP = Column("map50", "mAP50 %")
+ELEVEN_POINT = "mAP50 %, 11-point"
+"""Heading of `MAP` with `val.voc_ap=11-point`."""
 SCORES = (MAP, Column("ap", "AP %", plotted=False), Column("ar300", "AR300 %", plotted=False))
 """Of detectors: VOC's mean AP at IoU 0.5, which is the paper's measure; COCO's; mean recall of 300 proposals."""
 
@@ -109,6 +111,13 @@ class Experiment:
     def given(self, row: str, key: str) -> float:
         """The paper's number; NaN where it gives none."""
         return self.paper.get(row, {}).get(key, math.nan)
+
+    def eleven_point(self) -> "Experiment":
+        """The same experiment, whose mAP50 is said to be VOC 2007's."""
+        columns = (
+            column._replace(heading=ELEVEN_POINT) if column.key == MAP.key else column for column in self.columns
+        )
+        return replace(self, columns=tuple(columns))
 
     @property
     def trainings(self) -> list[Training]:

@@ -30,11 +30,10 @@ def scores(detector: Detector, dataset: Dataset, proposals: "ProposalSet | OfRPN
 
 
 def percent(metrics: Metrics) -> dict[str, float]:
-    """`map50`: mean over the classes of VOC's AP at IoU 0.5; `ap`, `ap50` of COCO; `ar300` of the proposals."""
-    there = metrics.coco.counts > 0
+    """`map50`: VOC's mean AP at IoU 0.5, by `val.voc_ap`; `ap`, `ap50` of COCO; `ar300` of the proposals."""
     recall = metrics.proposals.ar[metrics.proposals.tops.index(300)]
     numbers = {
-        "map50": metrics.voc[there].mean() if there.any() else np.nan,
+        "map50": metrics.voc_map50,
         "ap": metrics.ap,
         "ap50": metrics.ap50,
         "ar300": recall,

@@ -65,7 +65,8 @@ class Stage(NamedTuple):
 
     def model_settings(self, settings: Settings) -> Settings:
         """The settings of this stage's model."""
-        return override(settings, {"roi": {"head": "none"}}) if self.rpn_alone else settings
+        alone = {"roi": {"head": "none"}, "val": {"voc_ap": "area"}}  # an RPN has recall, and no AP by any rule
+        return override(settings, alone) if self.rpn_alone else settings
 
     def decided_by(self, settings: Settings) -> str:
         """`best`, or recall if the model of the run can't tell classes."""
