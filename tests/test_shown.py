@@ -118,7 +118,7 @@ def test_a_run_shows_its_scores_and_in_a_notebook_its_curves(tmp_path: Path) -> 
     run = Run(tmp_path / "shapes-1", metrics(3), [{"epoch": 1}, {"epoch": 2}])
     assert str(run).splitlines()[:3] == [
         f"Run in {tmp_path / 'shapes-1'}, 2 epochs",
-        f"best weights: {run.best}",
+        f"weights: {run.best}",
         "Metrics of 1 image, 2 boxes, 3 classes",
     ]
     assert list(notebook(run)) == ["text/plain"]

@@ -46,10 +46,10 @@ def examine(path: Path) -> dict[str, Any]:
     from rcnn.exchange.unpickle import read_pickle
     from rcnn.weights.backbone import read_tensors
     from rcnn.weights.caffe import read_arrays
-    from rcnn.weights.file import ENTRY, best_of_run, load_weights, read_safetensors
+    from rcnn.weights.file import ENTRY, load_weights, read_safetensors, weights_of_run
     from rcnn.weights.metadata import read_detector
 
-    path = best_of_run(path)
+    path = weights_of_run(path)
     if is_exported(path):
         return _exported(path, contents(path))
     if path.suffix in (".pkl", ".pickle"):

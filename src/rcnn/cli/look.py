@@ -99,6 +99,7 @@ def _subjects(words: list[str], device: str | None) -> Subjects:
     from rcnn.cli.loading import load_detector
     from rcnn.errors import DataError, SettingsError
     from rcnn.page.runs import Runs, holds_runs, is_run
+    from rcnn.weights.file import weights_of_run
 
     names, changes = arguments.split(words)
     if not 1 <= len(names) <= 2:
@@ -112,7 +113,7 @@ def _subjects(words: list[str], device: str | None) -> Subjects:
     data = Path(names[-1]) if len(names) == 2 or not is_model else _data_of(first) if run else None
     if data is not None and not data.exists():
         raise DataError(f"{data}: there is no such file or folder")
-    if run and not (first / "weights" / "best.safetensors").exists():
+    if run and weights_of_run(first) == first:
         screen.note(f"{first}: there are no weights yet, so nothing is detected; they come with its first validation")
         is_model = False
     if not is_model:

@@ -92,6 +92,11 @@ class Train(Section):
     amp: Literal["auto", "float32", "bf16"] = Field(
         default="auto", description="Precision of the convolutions; auto: bf16 if the hardware has it."
     )
+    keep: Literal["best", "last"] = Field(
+        default="best",
+        description="Which weights a run stands for: those of the best epoch on the validation list, or the last ones. "
+        "With last, nothing in the weights depends on that list.",
+    )
     patience: Count | None = Field(default=None, description="Epochs without a better AP before stopping. None: off.")
     checkpoint_minutes: Positive = Field(default=10.0, description="Time between checkpoints within an epoch, minutes.")
     seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="Seed of everything random.")
@@ -194,6 +199,15 @@ class Settings(Section):
             raise ValueError(
                 f"val.voc_ap={self.val.voc_ap} is a rule of VOC's AP, and a model that only proposes (roi.head=none) "
                 "is scored by recall alone: leave val.voc_ap out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ending_agrees(self) -> Self:
+        if self.train.keep == "last" and self.train.patience is not None:
+            raise ValueError(
+                f"train.patience={self.train.patience} ends a run by its scores on the validation list, on which "
+                "nothing depends with train.keep=last: leave one of them out"
             )
         return self
 

@@ -11,7 +11,7 @@ from rcnn.engine.eager import choose_device
 from rcnn.engine.files import is_exported
 from rcnn.errors import WeightsError
 from rcnn.exchange.torchvision_names import ARCHITECTURES
-from rcnn.weights.file import best_of_run
+from rcnn.weights.file import weights_of_run
 from rcnn.weights.hub import fetch
 from rcnn.weights.packaged import PACKAGED, packaged_path
 
@@ -29,7 +29,8 @@ def load(
     """Load a detector, ready to predict.
 
     Args:
-        path_or_name: a run folder, such as `runs/train/exp-1`, for its best weights; a file of weights; a file of
+        path_or_name: a run folder, such as `runs/train/exp-1`, for its best weights, or with `train.keep=last` its
+            last; a file of weights; a file of
             `rcnn export`, .onnx or .xml; `blood-cells`, which comes with the package; or
             `torchvision/fasterrcnn_resnet50_fpn_v2` and torchvision's other three, with its newest COCO weights,
             downloaded at first use (see `rcnn.weights.hub.fetch`). A name takes precedence over a file of the same
@@ -63,7 +64,7 @@ def load(
 
 def _file(name: str) -> Path:
     """Return the file, or raise an error that suggests what may be meant."""
-    path = best_of_run(Path(name).expanduser())
+    path = weights_of_run(Path(name).expanduser())
     if path.is_dir():
         what = "has no weights yet" if (path / "config.yaml").is_file() else "is a folder"
         raise WeightsError(f"{name} {what}; give a file of weights, a trained run, or a name: {', '.join(NAMES)}")

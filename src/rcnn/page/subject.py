@@ -50,7 +50,7 @@ class Subject:
         settings: in config.yaml.
         environment: command and versions.
         rows: of the epochs.
-        scores: of the best weights.
+        scores: of the weights that are kept.
         funnel: where objects are lost.
         experiments: of the paper, by name.
         pictures: file -> WebP.

@@ -17,7 +17,7 @@ from rcnn.training import checkpoint
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.schemes import stages_of, takes_proposals
 from rcnn.training.train import train
-from rcnn.weights.file import atomic_write
+from rcnn.weights.file import atomic_write, kept
 
 
 class Training(NamedTuple):
@@ -40,12 +40,12 @@ class Trained:
 
     @property
     def best(self) -> Path:
-        """Weights of the best epoch."""
-        return RunFolder(self.folder).weights / "best.safetensors"
+        """Weights of the best epoch; of the last with `train.keep=last`."""
+        return kept(RunFolder(self.folder).weights)
 
     def stage(self, number: int) -> Path:
-        """Best weights of stage 1, 2 or 3 of alternating training."""
-        return self.folder / "stages" / str(number) / "best.safetensors"
+        """Weights of stage 1, 2 or 3 of alternating training, likewise."""
+        return kept(RunFolder(self.folder).stage(number))
 
     @property
     def minutes(self) -> float:

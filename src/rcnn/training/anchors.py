@@ -7,7 +7,7 @@ from rcnn.data.dataset import Dataset
 from rcnn.insight.anchors.advice import FEWEST, GOOD, Advice, advise
 from rcnn.insight.anchors.fit import setting_words
 from rcnn.training.schemes import takes_proposals
-from rcnn.weights.file import best_of_run, is_detector
+from rcnn.weights.file import is_detector, weights_of_run
 from rcnn.weights.packaged import PACKAGED
 
 
@@ -43,7 +43,7 @@ def _decided(settings: Settings) -> Settings:
 
 
 def _starts_from_detector(init: str) -> bool:
-    path = best_of_run(Path(init).expanduser())
+    path = weights_of_run(Path(init).expanduser())
     is_file = path.suffix == ".safetensors" and path.is_file()
     return init in PACKAGED or init.startswith("torchvision/") or (is_file and is_detector(path))
 

@@ -6,7 +6,7 @@ from typing import Any
 from rcnn.config import Settings, dump, merge, validate
 from rcnn.engine.files import is_exported
 from rcnn.errors import WeightsError
-from rcnn.weights.file import best_of_run
+from rcnn.weights.file import weights_of_run
 
 NETWORK = ("preprocess", "model", "anchors", "rpn", "roi")
 """Sections that are the detector's; the others are the defaults, but for `RECIPE`."""
@@ -31,7 +31,7 @@ def fine_tuning_settings(source: str | Path) -> Settings:
             f"{source}: an exported file can't be trained; start from the .safetensors file that it was exported from"
         )
     theirs = zoo.load(source, "cpu").settings
-    init = str(source) if str(source) in zoo.NAMES else str(best_of_run(Path(source).expanduser().resolve()))
+    init = str(source) if str(source) in zoo.NAMES else str(weights_of_run(Path(source).expanduser().resolve()))
     tree = dump(theirs)
     norm = "affine" if theirs.model.norm == "affine" else "frozen"
     adapted = {"model": {"norm": norm, "frozen_stages": theirs.model.frozen_stages or FROZEN}, "train": {"init": init}}

@@ -12,7 +12,7 @@ from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
 from rcnn.weights.adapt import Architecture, adapt
 from rcnn.weights.backbone import load_backbone
-from rcnn.weights.file import best_of_run, is_detector
+from rcnn.weights.file import is_detector, weights_of_run
 from rcnn.weights.metadata import read_detector
 from rcnn.weights.packaged import PACKAGED, packaged_path
 
@@ -58,7 +58,7 @@ def initialise(settings: Settings, names: Sequence[str]) -> Start:
         except UnavailableError as error:
             return _without_imagenet(settings, names, str(error).rstrip("."))
         return Start(model, settings)
-    path = best_of_run(Path(init).expanduser().resolve())
+    path = weights_of_run(Path(init).expanduser().resolve())
     notes = _from_file(model, path, names, settings)
     changes = {"train": {"init": str(path)}}
     return Start(model, override(settings, changes), notes, changes)

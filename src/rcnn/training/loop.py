@@ -61,7 +61,8 @@ class Progress:
         epoch: epochs done.
         place: batches done in the current epoch.
         sums: name -> sum of the loss over the batches of the current epoch.
-        best_ap: highest validation AP so far (for an RPN alone: recall); None before the first.
+        best_ap: highest validation AP so far (for an RPN alone: recall), with `train.keep=last` the latest; None
+            before the first.
         best_epoch: epoch (1, 2, ...) that reached it.
         seconds: time spent on training so far.
         stage: current stage of the scheme, 0, 1, ...; everything but `seconds` counts within it.

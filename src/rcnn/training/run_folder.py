@@ -4,7 +4,7 @@ config.yaml          all settings; running it again repeats the run
 environment.json     versions, machine, threads, command
 faults.txt           mendable faults of the data, one per line
 train.txt, val.txt   names of the images of each list
-weights/             best.safetensors, last.safetensors: detectors
+weights/             best.safetensors (not with train.keep=last), last.safetensors: detectors
 checkpoints/         step-N.safetensors: the state of training
 metrics.jsonl        one row per epoch; results.csv: the same as a table
 log.txt              messages
@@ -47,7 +47,7 @@ class RunFolder:
     Attributes:
         path: the folder.
         config: the settings.
-        weights: folder of best.safetensors and last.safetensors.
+        weights: folder of best.safetensors, unless `train.keep=last`, and last.safetensors.
         checkpoints: folder of the training states.
         plots: folder of the pictures.
         proposals: folder of the proposals from elsewhere.

@@ -48,7 +48,7 @@ class Context:
         train: images to train on.
         val: images to validate on.
         recorders: receive the numbers.
-        page: receives the scores of the best weights.
+        page: receives the scores of the weights that are kept.
         rows: of the epochs so far.
     """
 
@@ -76,7 +76,7 @@ class Session:
         run: shared with the other stages.
         stage: its description.
         settings: of its model.
-        weights: folder of best.safetensors and last.safetensors.
+        weights: folder of best.safetensors, unless `train.keep=last`, and last.safetensors.
         given: proposals for validation. None: the model's own.
         saved: when the last checkpoint was made, by the monotonic clock.
     """
@@ -202,13 +202,15 @@ def _end_epoch(session: Session, pace: float) -> None:
             metrics = validate(session, detector)
             row |= metrics.to_row()
             score = row[session.stage.decided_by(settings)]
-            if session.run.team.writer:
+            last = settings.train.keep == "last"
+            if session.run.team.writer and not last:
                 curves = precision_recall(metrics.truths, metrics.predictions, len(metrics.names))
                 detector.threshold = best_threshold(curves)
             detector.summary |= {"ap": known(metrics.ap), "ap50": known(metrics.ap50)}
-            if progress.best_ap is None or not score <= progress.best_ap:
+            if last or progress.best_ap is None or not score <= progress.best_ap:
                 progress.best_ap, progress.best_epoch = known(score), number
-                _save(session, detector, "best")
+                if not last:
+                    _save(session, detector, "best")
                 session.run.page.scored(detector, metrics, number)
         _save(session, detector, "last")
     progress.epoch, progress.place, progress.sums = number, 0, {}

@@ -2,7 +2,7 @@
 
 A run of several stages leaves these files in its folder, besides those of every run:
 
-stages/N/best.safetensors, last.safetensors      detectors of stage N, except the last
+stages/N/best.safetensors, last.safetensors      detectors of stage N, except the last; best not with train.keep=last
 stages/N/train.safetensors, val.safetensors      proposals of stage N for the images of each list, if a later stage is
                                                  trained or validated on them
 
@@ -29,6 +29,7 @@ from rcnn.training.loop import seed_step
 from rcnn.training.proposals import load_proposals, write_proposals
 from rcnn.training.run_folder import RunFolder
 from rcnn.weights.adapt import fill
+from rcnn.weights.file import kept
 from rcnn.weights.metadata import read_detector
 
 GIVEN = "given"
@@ -45,12 +46,12 @@ class Stage(NamedTuple):
         title: description; empty if there is one stage only.
         trained: parts of the model that are trained; the others stay unchanged, to the bit.
         rpn_alone: the model of this stage is an RPN without a second stage.
-        start: part of the model -> the earlier stage whose best weights it starts from; other parts start from random
-            weights. Empty: the whole model is initialised as `train.init` says.
+        start: part of the model -> the earlier stage whose weights (`kept`) it starts from; other parts start from
+            random weights. Empty: the whole model is initialised as `train.init` says.
         proposals: of an earlier stage, or `GIVEN`; the loss reads them instead of the model's own. None: its own.
         needs_second: the model needs a second stage (`roi.head` other than none).
         own_rpn: the model has a trained RPN, which proposes in validation; if not, `proposals` are read there too.
-        best: the column of a row whose highest value marks the best epoch.
+        best: the column of a row whose highest value marks the best epoch, with `train.keep=best`.
     """
 
     loss: type[nn.Module]
@@ -93,7 +94,7 @@ def stage_start(stage: Stage, number: int, settings: Settings, names: Sequence[s
     model = build(own, len(names))
     tensors = model.state_dict()
     for part, source in stage.start.items():
-        theirs, _ = read_detector(folder.stage(source) / "best.safetensors")
+        theirs, _ = read_detector(kept(folder.stage(source)))
         tensors |= {key: tensor for key, tensor in theirs.items() if key.startswith(f"{part}.")}
     fill(model, tensors, folder.path / "stages")
     return Start(model, own)
@@ -148,7 +149,7 @@ def stage_proposals(
     needed = 1 if stage.own_rpn else 2  # an RPN of its own proposes for the images of validation
     for dataset, path, counts in list(zip(splits, proposal_files(source), limits, strict=True))[:needed]:
         if stage.proposals != GIVEN and not any(team.gather(path.exists())):
-            proposer = Detector.load(source / "best.safetensors", team.device)
+            proposer = Detector.load(kept(source), team.device)
             write_proposals(path, proposer, dataset, team, counts, say)
         sets.append(ProposalSet(load_proposals(path), counts[1]))
     return sets[0], None if stage.own_rpn else sets[1]

@@ -48,6 +48,7 @@ from rcnn.training.run_folder import RunFolder, check_name
 from rcnn.training.schemes import check, stages_of
 from rcnn.training.session import Context, Session, known, run_epochs, validate
 from rcnn.training.stages import AP, RECALL, hold, proposal_files, stage_proposals, stage_start
+from rcnn.weights.file import kept
 
 LOADING = {"on_fault", "workers", "holdout"}
 """Options of `train` that are settings of the section `data`."""
@@ -59,7 +60,7 @@ class Run:
 
     Attributes:
         folder: the run folder.
-        metrics: scores of the best weights on the validation split.
+        metrics: scores of the best weights on the validation split; of the last with `train.keep=last`.
         rows: one per epoch, as in metrics.jsonl.
     """
 
@@ -69,7 +70,7 @@ class Run:
 
     def __repr__(self) -> str:
         epochs = "1 epoch" if len(self.rows) == 1 else f"{len(self.rows)} epochs"
-        return f"Run in {self.folder}, {epochs}\nbest weights: {self.best}\n{self.metrics}"
+        return f"Run in {self.folder}, {epochs}\nweights: {self.best}\n{self.metrics}"
 
     def _repr_png_(self) -> bytes | None:
         """The curves in a notebook, as in history.png; None if the folder is gone."""
@@ -78,8 +79,8 @@ class Run:
 
     @property
     def best(self) -> Path:
-        """Weights of the epoch with the highest validation AP."""
-        return self.folder / "weights" / "best.safetensors"
+        """Weights of the epoch with the highest validation AP; `last` with `train.keep=last`, which chooses none."""
+        return kept(self.folder / "weights")
 
     @property
     def last(self) -> Path:
@@ -88,7 +89,7 @@ class Run:
 
     @property
     def detector(self) -> Detector:
-        """The best detector, loaded."""
+        """The detector of `best`, loaded."""
         return Detector.load(self.best)
 
 
@@ -149,7 +150,7 @@ def train(
                 while session.progress.stage + 1 < len(run.stages):
                     session = _next(session)
                     run_epochs(session)
-                best, metrics = _score_best(session)
+                best, metrics = _score_kept(session)
                 scores.update({name: known(value) for name, value in metrics.to_row().items()})
             return _finish(session, best, metrics)
 
@@ -253,7 +254,8 @@ def _begin(run: Context, start: Start) -> Session:
         f"resized to {preprocess.short} pixels (the longer side at most {preprocess.long}), on {run.team.device}, "
         f"loaded by {session.loader.workers}"
     )
-    for note in dict.fromkeys((*session.loader.dataset.notes, *val_set.notes, *start.notes)):
+    notes = (*session.loader.dataset.notes, *val_set.notes, *start.notes, *_chosen_on_test(run.settings))
+    for note in dict.fromkeys(notes):
         run.log.say(note)
     faults = len(set(map(str, (*train_set.faults, *val_set.faults))))
     if faults:
@@ -262,6 +264,16 @@ def _begin(run: Context, start: Start) -> Session:
     session.checkpoint()
     draw_start(run.folder.plots, session.loader)
     return session
+
+
+def _chosen_on_test(settings: Settings) -> tuple[str, ...]:
+    """A note if the best epoch is chosen on the test list."""
+    if settings.data.val != "test" or settings.train.keep == "last":
+        return ()
+    return (
+        "the best epoch and the score threshold are chosen on the list test (data.val=test), so its scores are too "
+        "good for images held out; train.keep=last chooses nothing",
+    )
 
 
 def _go_on(run: Context) -> Session:
@@ -365,10 +377,10 @@ def _announce(session: Session) -> None:
         run.log.say(f"stage {number} of {len(run.stages)}: {session.stage.title}")
 
 
-def _score_best(session: Session) -> tuple[Detector, Metrics]:
-    """The best weights, loaded from the disk, and their scores."""
-    session.run.team.gather(None)  # the writer has written `best` before anyone reads it
-    best = Detector.load(session.run.folder.weights / "best.safetensors", session.run.team.device)
+def _score_kept(session: Session) -> tuple[Detector, Metrics]:
+    """The best weights, or the last with `train.keep=last`, loaded from the disk, and their scores."""
+    session.run.team.gather(None)  # the writer has written them before anyone reads them
+    best = Detector.load(kept(session.run.folder.weights), session.run.team.device)
     workers = session.settings.data.workers
     if workers != best.settings.data.workers:  # the run was resumed with fewer
         best = best.with_settings({"data": {"workers": workers}})
@@ -389,12 +401,13 @@ def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
         row, shown = metrics.to_row(), SCORES[AP if best.model.detects else RECALL]
         scores = ", ".join(f"{heading} {row[name]:.3f}" for name, heading in shown.items())
         spent = f"{duration(session.progress.seconds)} of training, {memory_gb():.1f} GB"
-        log.say(f"best epoch {session.progress.best_epoch}: {scores}; {spent}")
+        log.say(f"{session.settings.train.keep} epoch {session.progress.best_epoch}: {scores}; {spent}")
         command, ending = "predict" if best.model.detects else "propose", ""
         if session.given:
             ending = " --proposals FILE|selective-search"
         here, data = Path.cwd(), Path(str(session.run.settings.data.path))
         data = data.relative_to(here) if data.is_relative_to(here) else data
-        pictures = shlex.join([str(folder.path), str(data), "--split", "val"])
+        split = "test" if session.run.settings.data.val == "test" else "val"
+        pictures = shlex.join([str(folder.path), str(data), "--split", split])
         log.say(f"next: rcnn {command} {pictures}{ending}")
     return run

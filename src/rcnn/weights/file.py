@@ -56,10 +56,19 @@ _KINDS = (
 """How files begin that are taken for weights, in lower case where they are text, and what they are."""
 
 
-def best_of_run(path: Path) -> Path:
-    """Return the best weights of a run folder; any other path stays as it is."""
-    best = path / "weights" / "best.safetensors"
-    return best if best.is_file() else path
+def kept(folder: Path) -> Path:
+    """Return the weights that a training chose among those in a folder: its best ones, or its last if it chose none.
+
+    It chooses none with `train.keep=last`.
+    """
+    best = folder / "best.safetensors"
+    return best if best.is_file() else folder / "last.safetensors"
+
+
+def weights_of_run(path: Path) -> Path:
+    """Return the weights that a run folder stands for, as `kept` chooses them; any other path stays as it is."""
+    weights = kept(path / "weights")
+    return weights if weights.is_file() else path
 
 
 def atomic_write(path: str | Path, data: bytes | Iterable[bytes | memoryview], *, shared: bool = False) -> None:

@@ -54,7 +54,7 @@ class Recorder:
         """Called after each epoch and its validation with the row of metrics.jsonl."""
 
     def end(self, scores: Row) -> None:
-        """Called at the end with the scores of the best weights, named as in a row; empty if the run broke off."""
+        """Called at the end with the scores of the kept weights, named as in a row; empty if the run broke off."""
 
 
 class Recorders:

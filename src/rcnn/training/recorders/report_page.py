@@ -11,7 +11,7 @@ from rcnn.training.recorders.recorder import Recorder, Row
 
 
 class ReportPage(Recorder):
-    """Writes what the page shows of the best weights so far, and the page.
+    """Writes what the page shows of the weights kept so far, the best or with `train.keep=last` the last, and the page.
 
     Args:
         folder: the run folder.
@@ -23,11 +23,11 @@ class ReportPage(Recorder):
         self._best: tuple[Metrics, Scored] | None = None
 
     def scored(self, detector: Detector, metrics: Metrics, epoch: int) -> None:
-        """Take the scores of the best weights; those before are forgotten."""
+        """Take the scores of the weights that are kept; those before are forgotten."""
         self._best = metrics, Scored.of(detector, epoch)
 
     def end(self, scores: Row) -> None:
-        """Write the page, of a run that broke off with the scores of its best epoch."""
+        """Write the page, of a run that broke off with the scores of the epoch that is kept."""
         if self._best:
             keep_scores(self._folder, self._dataset, *self._best)
         write_report(self._folder)
