@@ -15,7 +15,7 @@ from tests.test_docs import is_command
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "PAPER_MAP.md").read_text(encoding="utf-8")
 ROWS = {cells[0]: cells[1:] for cells in ([c.strip() for c in r.split("|")[1:-1]] for r in PAGE.splitlines()) if cells}
-SUBJECTS = [f"S{number}" for number in range(1, 68)]
+SUBJECTS = [f"S{number}" for number in range(1, 69)]
 
 
 def quoted(cell: str) -> list[str]:

@@ -13,6 +13,7 @@ from rcnn.config import Settings, merge, override, validate
 from rcnn.errors import SettingsError
 from rcnn.model.fast_rcnn import ConvFCHead
 from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.truncated import check_ranks
 
 _SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.02, "batch": 8, "weight_decay": 1e-4}
 """How the field trains large networks from ImageNet weights."""
@@ -155,7 +156,7 @@ def build(
         head: likewise the second stage's head.
 
     Raises:
-        SettingsError: no such backbone, or settings that do not fit it.
+        SettingsError: no such backbone, settings that do not fit it, or ranks (`predict.svd`) that do not fit the head.
     """
     backbone = backbone or build_backbone(settings)
     if head is None and settings.roi.head == "conv5":
@@ -165,4 +166,6 @@ def build(
         set_eps(model.fast_rcnn, settings.model.norm_eps)
         if settings.model.norm != "train":
             freeze_batch_norm(model.fast_rcnn, affine=settings.model.norm == "affine")
+    if settings.predict.svd:
+        check_ranks(model.fast_rcnn and model.fast_rcnn.head, settings.predict.svd)
     return model

@@ -41,7 +41,7 @@ def test_val_gives_everything_but_losses(run: Run, exported: Path, data: Path) -
 
 def test_inspect_tells_what_the_export_settled(run: Run, exported: Path, tmp_path: Path) -> None:
     document = run("inspect", exported, "--json").json()
-    assert document["exported"] == {"size": None, "parity": {"images": 6, "agreement": 1.0}}
+    assert document["exported"] == {"size": None, "svd": [], "parity": {"images": 6, "agreement": 1.0}}
     assert [row["name"] for row in document["classes"]] == list(graphs.NAMES)
     assert (document["threshold"], document["licence"], document["types"]) == (0.25, "CC0", ["float32"])
     text = run("inspect", exported).out

@@ -72,6 +72,11 @@ def export(
     if library == "openvino":
         new_file(target.with_suffix(".bin"), (".bin",))
     detector = load_detector(str(path), changes, "cpu")
+    if plain and detector.settings.predict.svd:
+        raise SettingsError(
+            f"predict.svd is for --format onnx and openvino, and {library}'s names are those of whole layers: "
+            "set predict.svd=[]"
+        )
     with screen.stdout_for_json(json):
         document = _weights(detector, target, library) if plain else _graph(detector, target, sides, images)
     if json:

@@ -91,7 +91,10 @@ def _exported(path: Path, held: "Contents") -> dict[str, Any]:
     """Return what an exported file says about itself."""
     metadata = held.metadata
     facts = {"bytes": held.bytes, "tensors": held.tensors, "parameters": held.parameters, "types": list(held.types)}
-    parts = {**_detector(metadata), "exported": {"size": metadata.size, "parity": metadata.parity}}
+    parts = {
+        **_detector(metadata),
+        "exported": {"size": metadata.size, "svd": metadata.settings.predict.svd, "parity": metadata.parity},
+    }
     return {"file": path, **facts, **parts, "text": f"{parts['text']}, exported"}
 
 
@@ -154,10 +157,11 @@ def _lines(document: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _settled(size: tuple[int, int] | None, parity: dict[str, Any]) -> str:
+def _settled(size: tuple[int, int] | None, svd: tuple[int, ...], parity: dict[str, Any]) -> str:
     """Return what the export settled, as one line."""
     shape = f"for {size[0]} x {size[1]} pixels" if size else "for any size"
-    return "; ".join([shape, *(f"{key} {screen.cell(value)}" for key, value in parity.items())])
+    ranks = [f"fully connected layers of rank {_list([*svd])}"] if svd else []
+    return "; ".join([shape, *ranks, *(f"{key} {screen.cell(value)}" for key, value in parity.items())])
 
 
 def _list(values: list[float]) -> str:

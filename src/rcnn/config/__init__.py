@@ -141,6 +141,11 @@ class Predict(Section):
         "instructions for bf16 computes it, but slower than float32: with AVX2 alone many times slower. auto: on a GPU "
         "bf16, or fp16 if it is older than Ampere; float32 on a CPU.",
     )
+    svd: Annotated[tuple[Count, ...], Field(max_length=16)] = Field(
+        default=(),
+        description="Ranks to which the fully connected layers of the second stage's head are truncated, one for each: "
+        "fc6 and fc7, or the one of conv-fc. Empty: whole layers.",
+    )
     compile: bool = Field(
         default=False,
         description="The network is compiled by torch.compile at the first batch of each shape, which takes a minute.",

@@ -18,6 +18,7 @@ from rcnn.engine.steady import make_steady
 from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN, no_detections
 from rcnn.model.structures import Batch, Losses, Pass, Proposals, Targets, to_device
+from rcnn.model.truncated import truncate_head
 from rcnn.preprocess.batch import Size
 
 _MAKING = Lock()
@@ -120,9 +121,14 @@ def fields(net: FasterRCNN, wanted: Collection[str], images: Tensor, sizes: Tens
 
 
 def folded(model: FasterRCNN) -> FasterRCNN:
-    """A copy of the model in eval mode, without gradients, with batch norm folded into the convolutions."""
+    """A copy of the model in eval mode, without gradients, with batch norm folded into the convolutions.
+
+    The head's fully connected layers are truncated to the ranks of `predict.svd`, if it has any.
+    """
     copied = copy.deepcopy(model).eval().requires_grad_(False)
     fold_batch_norm(copied)
+    if copied.settings.predict.svd and copied.fast_rcnn is not None:
+        truncate_head(copied.fast_rcnn.head, copied.settings.predict.svd)
     return copied
 
 

@@ -36,7 +36,7 @@ DETECTED: Ports = {"boxes": ("float32", 3), "scores": ("float32", 2), "labels": 
 NAMES = {"images", "sizes", *PROPOSED, *DETECTED}
 """Of inputs and outputs."""
 FREE = ("data", "augment", "train", "val", "predict")
-"""Sections of the settings that are not part of a graph."""
+"""Sections of the settings that are not part of a graph, but for `predict.svd`."""
 
 
 class Contents(NamedTuple):
@@ -98,6 +98,8 @@ class GraphEngine(ABC):
         fixed = [key for key in changed if key.split(".")[0] not in FREE and key not in free]
         if self.size and "predict.scales" in changed:
             fixed.append("predict.scales")
+        if "predict.svd" in changed:
+            fixed.append("predict.svd")
         if fixed:
             raise SettingsError(
                 f"{', '.join(fixed)}: fixed in the exported file {self.path}; export the detector again with this "

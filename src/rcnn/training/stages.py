@@ -66,8 +66,10 @@ class Stage(NamedTuple):
 
     def model_settings(self, settings: Settings) -> Settings:
         """The settings of this stage's model."""
-        alone = {"roi": {"head": "none"}, "val": {"voc_ap": "area"}}  # an RPN has recall, and no AP by any rule
-        return override(settings, alone) if self.rpn_alone else settings
+        if not self.rpn_alone:
+            return settings
+        # An RPN has no AP by any rule, and no layers to truncate.
+        return override(settings, {"roi": {"head": "none"}, "val": {"voc_ap": "area"}, "predict": {"svd": ()}})
 
     def decided_by(self, settings: Settings) -> str:
         """`best`, or recall if the model of the run can't tell classes."""
