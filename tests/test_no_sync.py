@@ -46,17 +46,17 @@ class Kernels(NamedTuple):
 
 
 MOST = {
-    "mobilenet-fpn": Kernels(259, 187, 535, 218),
-    "mobilenet-one-stage": Kernels(232, 211, 299, 231),
-    "tiny-fpn": Kernels(185, 113, 400, 127),
-    "resnet18-fpn": Kernels(223, 151, 444, 149),
-    "resnet34-fpn": Kernels(263, 191, 500, 198),
-    "resnet50-fpn": Kernels(296, 224, 550, 237),
-    "resnet101-fpn": Kernels(415, 343, 720, 407),
-    "resnet50-c4": Kernels(241, 151, 479, 209),
-    "paper-vgg16": Kernels(158, 87, 353, 115),
-    "paper-zf": Kernels(154, 81, 349, 137),
-    "paper-zf-one-stage": Kernels(105, 83, 188, 82),
+    "mobilenet-fpn": Kernels(307, 235, 583, 218),
+    "mobilenet-one-stage": Kernels(280, 259, 299, 231),
+    "tiny-fpn": Kernels(233, 161, 448, 127),
+    "resnet18-fpn": Kernels(283, 211, 504, 149),
+    "resnet34-fpn": Kernels(323, 251, 560, 198),
+    "resnet50-fpn": Kernels(356, 284, 610, 237),
+    "resnet101-fpn": Kernels(475, 403, 780, 407),
+    "resnet50-c4": Kernels(253, 163, 491, 209),
+    "paper-vgg16": Kernels(170, 99, 365, 115),
+    "paper-zf": Kernels(166, 93, 361, 137),
+    "paper-zf-one-stage": Kernels(117, 95, 188, 82),
 }
 KEYS = 124
 """Kernels that make the keys of a step."""

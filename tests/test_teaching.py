@@ -285,13 +285,16 @@ def test_the_filter_equals_its_steps_one_after_another():
 
 
 def test_a_whole_network_filters_the_same_boxes():
-    """With clipped boxes of one level and no limit on their size the RPN's own filter says the same."""
+    """With clipped boxes of one level and no limit on their size the RPN's own filter says the same.
+
+    All boxes enter: where some are left out, the RPN prefers the first of equal scores, and `topk` any of them.
+    """
     rpn = worked.network(min_size=0.0)
     out = worked.output(rpn)
-    whole = rpn.propose(out, worked.SIZES, pre=40, post=20)
     boxes = clip(decode(out.deltas[0], out.anchors[0]), worked.SIZES)[0]
     scores = rpn.scores(out.logits[0])[0].sigmoid()
-    plain, best = filter_proposals(boxes, scores, 40, 20)
+    whole = rpn.propose(out, worked.SIZES, pre=len(scores), post=20)
+    plain, best = filter_proposals(boxes, scores, len(scores), 20)
     assert torch.equal(plain, whole.boxes[0][whole.valid[0]])
     assert torch.equal(best, whole.scores[0][whole.valid[0]])
 

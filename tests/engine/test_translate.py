@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import onnxruntime
+import openvino
 import pytest
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.export import Dim
 
 import rcnn.ops as ops
 from rcnn.engine.translate import table
+from rcnn.model.order import stable_topk
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # packages warn of one another
 
@@ -67,6 +69,29 @@ def test_suppression_with_few_or_no_boxes_and_of_each_image_by_itself(tmp_path: 
     boxes[4] *= 500
     for found, expected in zip(program(*given), ops.nms(*given, 0.3, 50), strict=True):
         assert torch.equal(found, expected)
+
+
+def tied(images: int, columns: int, seed: int) -> Tensor:
+    """Scores (B, N) of few values, one row all equal."""
+    scores = torch.randn(images, columns, generator=torch.Generator().manual_seed(seed)).mul(4).round()
+    scores[0] = 0.25
+    return scores
+
+
+@pytest.mark.parametrize("count", [1, 300, 5000])
+def test_the_best_of_equal_scores_are_the_same(count: int, tmp_path: Path) -> None:
+    """In onnxruntime in the same order; OpenVINO's TopK, as it reads ONNX's, may return equal scores in any order."""
+    program = session(lambda scores: stable_topk(scores, count), (tied(2, 4000, 0),), tmp_path / "best.onnx")
+    other = openvino.compile_model(tmp_path / "best.onnx", "CPU")
+    for seed, images in enumerate((1, 2, 5)):
+        scores = tied(images, 4000, seed)
+        values, indices = stable_topk(scores, count)
+        for found, expected in zip(program(scores), (values, indices), strict=True):
+            assert torch.equal(found, expected)
+        best, chosen = (torch.from_numpy(other([scores.numpy()])[i]) for i in (0, 1))
+        assert torch.equal(best, values)
+        assert torch.equal(scores.gather(1, chosen), values)
+        assert torch.equal(chosen.sort(dim=1).values, indices.sort(dim=1).values)
 
 
 LEVELS = ((3, 40, 56), (3, 20, 28), (3, 10, 14))

@@ -65,6 +65,17 @@ def test_proposals_equal_a_loop_over_images_and_levels():
         torch.testing.assert_close(found.boxes[i][valid], tv.clip_boxes_to_image(again, (61, 91))[valid])
 
 
+@pytest.mark.parametrize("logits", [1, 2])
+def test_of_equal_logits_the_first_anchors_are_the_candidates(logits):
+    """On a level of 30,000 anchors, where `topk` takes others, and on one that has fewer than are wanted."""
+    rpn = RegionProposalNetwork(4, (4, 8), Anchors(sizes=((16,), (32,))), RPN(logits=logits))
+    torch.nn.init.zeros_(rpn.head.cls.weight)
+    levels = [torch.randn(2, 4, 100, 100), torch.randn(2, 4, 4, 4)]
+    found = rpn.candidates(rpn(levels, (400, 400)), torch.full((2, 2), 400.0), 60)
+    assert found.anchor.tolist() == 2 * [[*range(60), *range(30_000, 30_048)]]
+    assert (found.scores == 0.5).all()
+
+
 def test_what_moves_by_a_cell_is_proposed_a_stride_further():
     """Translation invariance: of anchors, and of the functions that score and move them."""
     torch.manual_seed(0)

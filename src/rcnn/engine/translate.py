@@ -1,4 +1,4 @@
-"""Our operators in ONNX's: non-maximum suppression, RoI align and RoI max pooling.
+"""Our operators in ONNX's: non-maximum suppression, RoI align and RoI max pooling; and PyTorch's stable sort.
 
 Each function has the arguments of its operator (see `rcnn.ops`) and builds, with onnxscript, the nodes that take its
 place in the graph. B images, N boxes, M = max_output, R RoIs per image, C channels, S = output_size, P pixels.
@@ -20,6 +20,7 @@ def table() -> dict[Callable[..., Any], Callable[..., Any]]:
         torch.ops.rcnn.nms.default: nms,
         torch.ops.rcnn.roi_align.default: roi_align,
         torch.ops.rcnn.roi_pool.default: roi_pool,
+        torch.ops.aten.sort.stable: stable_sort,  # torch.onnx has a translation of `sort` without `stable` alone
     }
 
 
@@ -94,6 +95,15 @@ def roi_pool(
 
     pooled = _by_level(pool, levels, boxes, level, scales)
     return pooled, pooled
+
+
+def stable_sort(
+    values: Value, *, stable: bool | None = None, dim: int = -1, descending: bool = False
+) -> tuple[Value, Value]:
+    """`aten::sort.stable`: in ONNX, `TopK` returns equal values in the order of their places (so does onnxruntime)."""
+    op = _op()
+    length = op.Gather(op.Shape(values), _ints(dim))  # (1,)
+    return op.TopK(values, length, axis=dim, largest=int(descending))
 
 
 def _by_level(

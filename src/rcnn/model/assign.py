@@ -114,5 +114,6 @@ def _largest(keys: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
     masked = keys.masked_fill(~among, -1.0)
     short = max(0, count - masked.shape[1])
     masked = torch.nn.functional.pad(masked, (0, short), value=-1.0)
+    # No ties to order: keys are multiples of 2^-53, and those that are not marked, all equal, count as not there.
     value, index = masked.topk(count, dim=1)
     return torch.where(value >= 0, index, 0), value >= 0

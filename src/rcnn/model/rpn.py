@@ -17,6 +17,7 @@ from rcnn.model import boxes as box_ops
 from rcnn.model import mining
 from rcnn.model.assign import Assignment, Rule, Sample, assign, sample
 from rcnn.model.losses import box_loss, normalise, objectness_loss
+from rcnn.model.order import stable_topk
 from rcnn.model.rpn_head import build_head
 from rcnn.model.structures import Losses, Proposals, RPNOutput, Targets, take, take_truth
 
@@ -154,11 +155,14 @@ class RegionProposalNetwork(nn.Module):
         return self.meaning.scores(logits)
 
     def candidates(self, out: RPNOutput, sizes: Tensor, pre: int) -> Proposals:
-        """The `pre` best of each level, decoded and clipped, before NMS; tiny and improbable ones are not valid."""
+        """The `pre` best of each level, decoded and clipped, before NMS; tiny and improbable ones are not valid.
+
+        They are level by level, the best first, and those of equal logits in the order of their anchors.
+        """
         deltas, anchors, scores, level, anchor = [], [], [], [], []
         start = 0
         for number, (logits, all_deltas, all_anchors) in enumerate(zip(*out, strict=True)):
-            score, index = self.scores(logits).topk(min(pre, all_anchors.shape[0]), dim=1)  # (B, min(pre, A_l))
+            score, index = stable_topk(self.scores(logits), pre)  # (B, min(pre, A_l))
             deltas.append(take(all_deltas, index))
             anchors.append(all_anchors[index])
             scores.append(score)

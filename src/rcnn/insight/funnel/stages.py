@@ -13,8 +13,7 @@ from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.model import boxes as box_ops
 from rcnn.model.fast_rcnn import class_probabilities
-from rcnn.model.rpn import RegionProposalNetwork
-from rcnn.model.structures import Batch, Detections, Pass, RPNOutput, to_device
+from rcnn.model.structures import Batch, Detections, Pass, to_device
 from rcnn.result import Result
 
 
@@ -92,7 +91,7 @@ def trace_pass(detector: Detector, batch: Batch, run: Pass) -> tuple[list[ImageT
         results = detector.results(batch, detections)
         decoded = box_ops.clip(box_ops.decode(torch.cat(out.deltas, dim=1), torch.cat(out.anchors)), batch.sizes)
         objectness = torch.cat([model.rpn.scores(logits) for logits in out.logits], dim=1).sigmoid()
-        entered = best_of_levels(model.rpn, out, model.settings.rpn.pre_test)
+        entered = model.rpn.candidates(out, batch.sizes, model.settings.rpn.pre_test).anchor
     traces = [
         ImageTrace(
             anchors=_numpy(torch.cat(out.anchors)),
@@ -108,15 +107,6 @@ def trace_pass(detector: Detector, batch: Batch, run: Pass) -> tuple[list[ImageT
         for i in range(len(results))
     ]
     return traces, results
-
-
-def best_of_levels(rpn: RegionProposalNetwork, out: RPNOutput, pre: int) -> Tensor:
-    """(B, M) the `pre` best anchors of each level, those whose boxes enter NMS; counted over all levels."""
-    entered, start = [], 0
-    for logits, anchors in zip(out.logits, out.anchors, strict=True):
-        entered.append(rpn.scores(logits).topk(min(pre, len(anchors)), dim=1).indices + start)
-        start += len(anchors)
-    return torch.cat(entered, dim=1)
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:
