@@ -14,6 +14,7 @@ from rcnn.engine.eager import choose_device, folded
 from rcnn.engine.precision import chosen_precision, has_bf16
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, WeightsError
 from rcnn.metrics.overlap import box_iou
+from rcnn.model.structures import Batch, NormalisedBatch
 from rcnn.presets import build, settings_of
 from rcnn.result import Result
 from rcnn.weights.box_targets import LAYER
@@ -241,6 +242,38 @@ def test_a_compiled_detector_finds_the_same(folder: Path, monkeypatch: pytest.Mo
     found = detector.with_settings(["predict.compile=true"])
     for call in (Detector.predict, Detector.propose):
         assert same(call(found, folder / "0.png")[0], call(detector, folder / "0.png")[0])
+
+
+def test_a_detector_says_what_its_pixels_are(detector: Detector, folder: Path) -> None:
+    """`predict` and `detect`, of a network that takes uint8 and of one that takes floats, as imported ones do."""
+    array = np.array(Image.open(folder / "0.png"))
+    for resize, dtype in (("pillow", torch.uint8), ("interpolate", torch.float32)):
+        settings = override(detector.settings, [f"preprocess.resize={resize}"])
+        torch.manual_seed(0)
+        found = Detector(build(settings, 2), settings, ("cat", "dog"), threshold=0.0, device="cpu")
+        door = found.preprocessor
+        batch = door.collate([door.resize(array)], [array.shape[:2]])
+        assert type(batch) is Batch
+        assert batch.images.dtype == dtype
+        (expected,) = found.predict(array)
+        assert len(expected) > 3
+        normalised = NormalisedBatch(found.runner.pixels(batch), *batch[1:])
+        for one in (batch, normalised):
+            assert same(found.detect(one)[0], expected)
+            assert len(found.region_proposals(one)[0]) > 3
+        calls = (found.detect, found.region_proposals)
+        for call in calls:
+            with pytest.raises(SettingsError, match=r"a NormalisedBatch holds floating-point .* torch\.int32"):
+                call(NormalisedBatch(batch.images.int(), *batch[1:]))
+            with pytest.raises(SettingsError, match=r"a Batch holds pixels .* torch\.int32"):
+                call(batch._replace(images=batch.images.int()))
+        if resize == "pillow":
+            for call in calls:
+                with pytest.raises(SettingsError, match=r"takes as torch\.uint8, but these are torch\.float32"):
+                    call(Batch(*normalised))
+        for one in (batch, normalised, [array, normalised]):
+            with pytest.raises(ImageError, match=r"a (Normalised)?Batch was given where images .* `Detector\.detect`"):
+                found.predict(one)
 
 
 def test_half_precision_is_chosen_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:

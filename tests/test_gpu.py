@@ -20,7 +20,7 @@ from rcnn.data.synthetic import synthesise
 from rcnn.data.upload import uploaded
 from rcnn.engine.eager import Eager
 from rcnn.model.philox import uniform
-from rcnn.model.structures import Batch, Keys, Losses, Targets, take, to_device, to_host
+from rcnn.model.structures import Batch, Keys, Losses, NormalisedBatch, Targets, take, to_device, to_host
 from rcnn.ops.operator import compiles_for
 from rcnn.presets import settings_of
 from rcnn.training.distributed import Team
@@ -170,7 +170,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(name: str) -> None:
         net = preset(name, *(["roi.hidden=64", "roi.dropout=0"] if name == "paper-zf" else [])).double().to(device)
         batch, targets = tiny.batch(2, 96, 128, dtype=torch.float64)
         batch, targets = (type(part)(*(tensor.to(device) for tensor in part)) for part in (batch, targets))
-        assert isinstance(batch, Batch)
+        assert isinstance(batch, NormalisedBatch)
         assert isinstance(targets, Targets)
         keys = Keys(*(part.to(device) for part in net.keys(batch, targets, torch.tensor([1, 2]))))
         losses = net.loss(batch, targets, keys)

@@ -73,7 +73,7 @@ def test_every_preset_is_one_graph(name: str) -> None:
         if name in KINDS:  # `propose` is the first half of `forward`; the last is what `predict.compile` compiles
             assert operators_of(net.propose, batch) == {"nms"}
             runner = Eager(preset(name, *SMALLER), torch.device("cpu")).runner
-            prepared = partial(fields, runner, ("proposals", "detections"))
+            prepared = partial(fields, runner, Batch, ("proposals", "detections"))
             assert operators_of(prepared, batch.images, batch.sizes) == {"nms"} | pool
     proposed = {"nms"} if net.fast_rcnn else set()  # without a second stage nobody needs proposals in training
     assert operators_of(net.train().loss, batch, targets, keys) == {"match"} | proposed | pool
@@ -117,7 +117,7 @@ def exported(program: Program) -> torch.export.ExportedProgram:
     multiple = program.net.settings.preprocess.multiple
     count = torch.export.Dim("count", min=1, max=64)
     height, width = (multiple * torch.export.Dim(name, min=3, max=100) for name in ("height", "width"))
-    example, _ = tiny.batch(2, 4 * multiple, 5 * multiple)
+    example, _ = tiny.batch(2, 4 * multiple, 5 * multiple, dtype=torch.uint8)
     free = ({0: count, 2: height, 3: width}, {0: count}, {0: count}, {0: count})
     return torch.export.export(program, tuple(example), dynamic_shapes=free)
 
@@ -126,7 +126,7 @@ def assert_agrees(run: nn.Module, program: Program, *shapes: tuple[int, int, int
     """On each shape, (images, height, width) in multiples of `preprocess.multiple`, there are boxes, and the same."""
     multiple = program.net.settings.preprocess.multiple
     for seed, (count, height, width) in enumerate(shapes, start=1):
-        batch, _ = tiny.batch(count, height * multiple, width * multiple, seed=seed)
+        batch, _ = tiny.batch(count, height * multiple, width * multiple, seed=seed, dtype=torch.uint8)
         with torch.no_grad():
             expected = program(*batch)
             torch.testing.assert_close(run(*batch), expected)

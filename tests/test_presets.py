@@ -17,7 +17,7 @@ def scene(height: int = 64, width: int = 96) -> tuple[Batch, Targets]:
     size = torch.tensor([[float(height), float(width)]] * 2)
     boxes = torch.tensor([[[10.0, 10, 50, 60], [30, 5, 90, 40]]] * 2)
     valid = torch.tensor([[True, True], [False, False]])
-    images = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(0, 256, (2, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return Batch(images, size, torch.ones(2, 2), size), Targets(boxes, torch.zeros(2, 2).long(), valid, valid & False)
 
 

@@ -18,7 +18,7 @@ from rcnn.engine.graph import GraphEngine
 from rcnn.engine.protocol import Engine
 from rcnn.errors import NonFiniteError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Batch, Detections, Proposals, take, to_host
+from rcnn.model.structures import AnyBatch, Batch, Detections, Proposals, take, to_host
 from rcnn.pool import Pooler
 from rcnn.preprocess.batch import Preprocessor
 from rcnn.preprocess.stream import Picture, Skip, overlapped
@@ -232,13 +232,14 @@ class Detector:
                 "selective-search"
             )
 
-    def detect(self, batch: Batch, *, features: bool = False, proposals: Proposals | None = None) -> list[Result]:
+    def detect(self, batch: AnyBatch, *, features: bool = False, proposals: Proposals | None = None) -> list[Result]:
         """Results of a collated batch, in pixels of the original images, with all scores.
 
         `proposals`, in pixels of the resized images, replace the RPN.
 
         Raises:
-            SettingsError: the model does not detect, has no features, or can't work on these proposals.
+            SettingsError: the model does not detect, has no features, or can't work on these proposals or on images of
+                this type.
             NonFiniteError: the network's output is not finite.
         """
         if not self.detects:
@@ -256,7 +257,7 @@ class Detector:
             vectors = take(run.rois.features, run.detections.proposal)
         return self.results(batch, run.detections, vectors)
 
-    def results(self, batch: Batch, detections: Detections, vectors: Tensor | None = None) -> list[Result]:
+    def results(self, batch: AnyBatch, detections: Detections, vectors: Tensor | None = None) -> list[Result]:
         """Detections of the network as one Result per image, in pixels of the original image."""
         more = () if vectors is None else (vectors,)
         scales, originals, *here = to_host([batch.scales, batch.originals, *detections, *more])
@@ -277,11 +278,11 @@ class Detector:
             for i, keep in enumerate(detections.valid)
         ]
 
-    def region_proposals(self, batch: Batch) -> list[Result]:
+    def region_proposals(self, batch: AnyBatch) -> list[Result]:
         """Proposals of a collated batch, in pixels of the original images.
 
         Raises:
-            SettingsError: the RPN is untrained.
+            SettingsError: the RPN is untrained, or the network does not take images of this type.
             NonFiniteError: the network's output is not finite.
         """
         self.check_proposals(given=False)
@@ -291,7 +292,7 @@ class Detector:
         _see_finite(finite)
         return self.proposal_results(batch, Proposals(*proposals))
 
-    def proposal_results(self, batch: Batch, proposals: Proposals) -> list[Result]:
+    def proposal_results(self, batch: AnyBatch, proposals: Proposals) -> list[Result]:
         """Proposals of the network as one Result per image, in pixels of the original image."""
         scales, originals, *here = to_host([batch.scales, batch.originals, *proposals])
         (boxes, scores, valid), back = here[:3], self.preprocessor.boxes_back

@@ -21,6 +21,7 @@ from rcnn.data.dataset import Dataset, Record
 from rcnn.data.find import open_dataset
 from rcnn.data.loader import Item, Loader, _Reader, stable_seed
 from rcnn.errors import DataError
+from rcnn.model.structures import Batch
 from rcnn.preprocess.batch import Preprocessor
 from tests.data import sets
 
@@ -117,6 +118,8 @@ def test_fillers_are_empty(dataset: Dataset) -> None:
         assert not item.seeds[row].any()
         assert not item.batch.sizes[row].any()
         assert (item.batch.scales[row] == 1).all()
+        assert type(item.batch) is Batch  # fillers too are pixels as they are read
+        assert item.batch.images.dtype == torch.uint8
     assert fillers == 3
 
 

@@ -19,9 +19,9 @@ from rcnn.engine import onnx as onnx_engine
 from rcnn.engine import openvino as openvino_engine
 from rcnn.engine import packages
 from rcnn.engine.graph import GraphEngine
-from rcnn.errors import NonFiniteError, SettingsError, UnavailableError, WeightsError
+from rcnn.errors import ImageError, NonFiniteError, SettingsError, UnavailableError, WeightsError
 from rcnn.evaluate import evaluate, val
-from rcnn.model.structures import Batch
+from rcnn.model.structures import Batch, NormalisedBatch
 from tests.engine import graphs
 
 WHITE = np.full((60, 80, 3), 255, dtype=np.uint8)  # resized to 64 x 85, in a bucket of 64 x 96
@@ -132,8 +132,26 @@ def test_images_of_interpolate_travel_as_floats(tmp_path: Path, suffix: str) -> 
     np.testing.assert_allclose(found.predict(WHITE)[0].scores, [0.848438, 0.565625], atol=1e-5)
     door = rcnn.load(graphs.write_onnx(tmp_path / "b.onnx", graphs.detector())).preprocessor
     batch = door.collate([door.resize(WHITE)], [WHITE.shape[:2]])
-    with pytest.raises(SettingsError, match=r"takes images as torch\.float32, got torch\.uint8"):
+    with pytest.raises(SettingsError, match=r"takes pixels of 0\.\.255 as torch\.float32, but these are torch\.uint8"):
         found.detect(batch)
+
+
+@pytest.mark.parametrize("resize", ["pillow", "interpolate"])
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_a_file_normalises_images_itself(tmp_path: Path, suffix: str, resize: str) -> None:
+    path = graphs.WRITE[suffix](tmp_path / f"a.{suffix}", graphs.detector(f"preprocess.resize={resize}"))
+    found = rcnn.load(path)
+    batch = found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]])
+    floats = (batch.images.float() / 255 - 0.5) / 0.25
+    for images in (floats, batch.images, floats.double()):
+        with pytest.raises(SettingsError, match=r"normalises images itself, but was given a NormalisedBatch; give it"):
+            found.detect(NormalisedBatch(images, *batch[1:]))
+        with pytest.raises(ImageError, match="a NormalisedBatch was given where images are expected"):
+            found.predict(NormalisedBatch(images, *batch[1:]))
+    wrong = floats if resize == "pillow" else floats.double()
+    with pytest.raises(SettingsError, match=rf"takes pixels of 0\.\.255 as .*, but these are {wrong.dtype}; prepare"):
+        found.detect(Batch(wrong, *batch[1:]))
+    assert len(found.detect(batch)[0]) == 2
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

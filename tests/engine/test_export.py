@@ -68,7 +68,7 @@ def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path, monkeypatch
         for one, other in zip(show(detector, PICTURES[2:]), show(ours, PICTURES[2:]), strict=True):
             assert abs(len(one) - len(other)) <= 1
             assert len(one) >= 5
-        if detector.detects and not detector.model.pixels.floats:  # as the programs of docs/deploy.md expect
+        if detector.detects and detector.model.pixels.dtype == torch.uint8:  # as the programs of docs/deploy.md expect
             Image.fromarray(PICTURES[2]).save(tmp_path / "picture.png")
             assert_same(printed(tmp_path / file, tmp_path / "picture.png"), detector.predict(PICTURES[2])[0])
 

@@ -12,7 +12,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from rcnn.model.assign import sample
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Batch
+from rcnn.model.structures import NormalisedBatch
 from tests.model import worked
 
 SPREAD = (
@@ -66,15 +66,15 @@ def run(model: Any, images: Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[l
         return proposals, model.roi_heads(features, proposals, list(sizes))[0]
 
 
-def batch_of(images: Tensor, sizes: Sequence[tuple[int, int]]) -> Batch:
+def batch_of(images: Tensor, sizes: Sequence[tuple[int, int]]) -> NormalisedBatch:
+    """Images that are normalised already."""
     size = torch.tensor(sizes, dtype=images.dtype)
-    return Batch(images, size, torch.ones_like(size), size)
+    return NormalisedBatch(images, size, torch.ones_like(size), size)
 
 
 def assert_same_boxes(theirs: Any, ours: FasterRCNN, images: Tensor, sizes: Sequence[tuple[int, int]], least: int):
     """Both, in float64, give the same proposals, boxes, labels and scores, more than `least` of each image."""
     expected_proposals, expected = run(theirs, images, sizes)
-    ours.pixels.floats = False  # the images are normalised already
     with torch.no_grad():
         _, _, proposed, _, found = ours.run(batch_of(images, sizes))
     for row in range(len(images)):

@@ -61,7 +61,6 @@ def test_from_a_picture_to_its_boxes_in_float32(pair):
 def test_the_same_losses_and_gradients_of_the_same_samples(pair):
     theirs, detector = copy.deepcopy(pair[0]).double().train(), pair[1]
     ours = copy.deepcopy(detector.model).double().train()
-    ours.pixels.floats = False  # the images are normalised already
     images = torch.randn(2, 3, 96, 96, dtype=torch.float64)
     batch = batch_of(images, [(96, 96), (96, 96)])
     boxes = torch.tensor([[10.0, 20, 60, 70], [50, 10, 90, 90]], dtype=torch.float64).expand(2, -1, -1)

@@ -6,7 +6,7 @@ from torchvision import ops as tv
 
 from rcnn.model.boxes import Normal, clip, decode
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Batch, Targets
+from rcnn.model.structures import Targets
 from tests.model import tiny
 
 
@@ -48,7 +48,7 @@ def test_an_image_alone_and_in_any_batch_gives_the_same_detections():
     with torch.no_grad():
         together = net(data)
         for order in ([2], [3, 0], [1, 3, 2, 0]):
-            apart = net(Batch(*(part[order] for part in data)))
+            apart = net(type(data)(*(part[order] for part in data)))
             for a, b in zip(together, apart, strict=True):
                 torch.testing.assert_close(a[order], b)
 
@@ -73,11 +73,13 @@ def test_losses_do_not_depend_on_padding_rows_or_batch_order():
     whole = net.loss(data, targets, net.keys(data, targets, seeds))
     order = [2, 0, 1]
     shuffled = net.loss(
-        Batch(*(p[order] for p in data)), Targets(*(p[order] for p in targets)), net.keys(data, targets, seeds[order])
+        type(data)(*(p[order] for p in data)),
+        Targets(*(p[order] for p in targets)),
+        net.keys(data, targets, seeds[order]),
     )
     parts = [
         net.loss(
-            Batch(*(p[i : i + 1] for p in data)),
+            type(data)(*(p[i : i + 1] for p in data)),
             Targets(*(p[i : i + 1] for p in targets)),
             net.keys(data, targets, seeds[i : i + 1]),
         )
@@ -140,7 +142,7 @@ def test_keys_depend_on_the_seed_alone():
     net = tiny.model()
     data, targets = tiny.batch(2)
     both = net.keys(data, targets, torch.tensor([3, 9]))
-    alone = net.keys(Batch(*(p[1:] for p in data)), Targets(*(p[1:] for p in targets)), torch.tensor([9]))
+    alone = net.keys(type(data)(*(p[1:] for p in data)), Targets(*(p[1:] for p in targets)), torch.tensor([9]))
     assert torch.equal(both.rpn[1:], alone.rpn)
     assert torch.equal(both.roi[1:], alone.roi)
     assert not torch.equal(both.rpn[0], both.rpn[1])

@@ -9,7 +9,7 @@ from torch import Tensor
 from rcnn.config import merge
 from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Batch, Keys, Proposals, RPNOutput, Targets
+from rcnn.model.structures import AnyBatch, Keys, Proposals, RPNOutput, Targets
 from rcnn.training.schemes import SCHEMES, check
 from tests.model import tiny
 
@@ -19,7 +19,7 @@ STEP = 1e-7
 """Larger ones cross bends of the loss."""
 
 
-def scene(changes: dict | None = None) -> tuple[FasterRCNN, Batch, Targets, Keys]:
+def scene(changes: dict | None = None) -> tuple[FasterRCNN, AnyBatch, Targets, Keys]:
     net = tiny.model(merge(CHANGES, changes or {})).double()
     with torch.no_grad():
         net.rpn.head.reg.weight.mul_(0.1)  # proposals stay near their anchors
@@ -27,7 +27,7 @@ def scene(changes: dict | None = None) -> tuple[FasterRCNN, Batch, Targets, Keys
     return net, data, targets, tiny.keys(net, data, targets)
 
 
-def freeze(net: FasterRCNN, data: Batch, targets: Targets, keys: Keys) -> int:
+def freeze(net: FasterRCNN, data: AnyBatch, targets: Targets, keys: Keys) -> int:
     """Selection, sampling and assignment stay what they are now; how many proposals are trained as positives?"""
     second = net.fast_rcnn
     assert second is not None
@@ -39,7 +39,7 @@ def freeze(net: FasterRCNN, data: Batch, targets: Targets, keys: Keys) -> int:
     return int((sampled.drawn.positive & (sampled.drawn.indices < proposals.boxes.shape[1])).sum())
 
 
-def training_proposals(net: FasterRCNN, data: Batch) -> tuple[tuple[Tensor, ...], RPNOutput, Proposals]:
+def training_proposals(net: FasterRCNN, data: AnyBatch) -> tuple[tuple[Tensor, ...], RPNOutput, Proposals]:
     """Feature maps, what the RPN's head says, and the proposals of a step of training, which have no gradient."""
     run, settings = net.run(data, wanted=()), net.settings.rpn
     assert run.rpn is not None
@@ -163,7 +163,7 @@ def test_nothing_padded_reaches_a_gradient(what):
         data = data._replace(sizes=data.sizes * 0)
     if what == "empty batch":
         data, targets, keys = (
-            Batch(*(p[:0] for p in data)),
+            type(data)(*(p[:0] for p in data)),
             Targets(*(p[:0] for p in targets)),
             Keys(*(p[:0] for p in keys)),
         )

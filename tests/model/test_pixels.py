@@ -1,14 +1,19 @@
 """The first step of the network: normalisation, order of channels, mask of the padding."""
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from rcnn.config import Preprocess
+from rcnn.config import Predict, Preprocess
+from rcnn.engine.eager import Eager
+from rcnn.errors import SettingsError
+from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.pixels import Pixels
-from rcnn.model.structures import Batch
+from rcnn.model.structures import AnyBatch, Batch, NormalisedBatch, to_device
 from tests.model import tiny
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
@@ -41,7 +46,9 @@ def test_pixels_are_normalised_and_the_padding_is_zero(resize: str, order: str) 
 
 def test_normalised_images_stay_what_they_are() -> None:
     images = torch.randn(1, 3, 4, 4)
-    assert pixels()(batch(images, [[2.0, 2.0]])) is images
+    read = batch(images, [[2.0, 2.0]])
+    for changes in ({}, {"order": "bgr"}, {"resize": "interpolate"}):
+        assert pixels(**changes)(NormalisedBatch(*read)) is images
 
 
 def test_a_filler_is_all_padding() -> None:
@@ -61,6 +68,82 @@ def test_the_network_sees_the_same_in_pixels_and_in_normalised_images() -> None:
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     read = batch(images, [[64.0, 90.0], [60.0, 96.0]])
     with torch.no_grad():
-        normalised = read._replace(images=net.pixels(read))
+        normalised = NormalisedBatch(net.pixels(read), *read[1:])
         for first, second in zip(net(read), net(normalised), strict=True):
             assert torch.equal(first, second)
+
+
+def test_an_imported_network_normalises_floats_of_a_batch_and_not_those_of_a_normalised_one() -> None:
+    """Of one type, shape and network: what they are is said by the batch alone."""
+    net = tiny.model({"preprocess": {"resize": "interpolate"}}).eval()
+    images = 255 * torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+    read = batch(images, [[64.0, 96.0]])
+    with torch.no_grad():
+        found, other = net(read), net(NormalisedBatch(*read))
+        expected = net(NormalisedBatch((images / 255 - net.pixels.mean) / net.pixels.std, *read[1:]))
+    torch.testing.assert_close(found, expected)
+    assert not torch.equal(found.scores, other.scores)
+    whole = images.round()
+    first, second = (net.pixels(batch(pixels, [[64.0, 96.0]])) for pixels in (whole, whole.to(torch.uint8)))
+    assert torch.equal(first, second)
+
+
+FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+OTHERS = (torch.bool, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64)
+
+
+def refused(net: FasterRCNN, given: AnyBatch, sentence: str) -> None:
+    """By every way into a network, whatever the values: there are none on the meta device."""
+    targets = tiny.batch(1)[1]
+    for one in (given, to_device(given, torch.device("meta"))):
+        calls: list[Callable[[], object]] = [
+            lambda one=one: net(one),
+            lambda one=one: net.propose(one),
+            lambda one=one: net.run(one, wanted=()),
+            lambda one=one: net.loss(one, targets, tiny.keys(net, given, targets)),
+        ]
+        for call in calls:
+            with pytest.raises(SettingsError, match=sentence):
+                call()
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *OTHERS])
+def test_a_batch_of_another_type_than_pixels_have_is_refused(dtype: torch.dtype) -> None:
+    given = batch(torch.zeros(1, 3, 64, 96, dtype=dtype), [[64.0, 96.0]])
+    name = rf"these are {dtype}; prepare images with .* or put images that are normalised already into a Normalised"
+    refused(tiny.model(), given, "which this network takes as torch.uint8, but " + name)
+    imported = tiny.model({"preprocess": {"resize": "interpolate"}})
+    if dtype.is_floating_point:
+        imported.pixels.check(given)
+    else:
+        refused(imported, given, "takes as torch.uint8, or as floating-point numbers of 0..255, but " + name)
+
+
+@pytest.mark.parametrize("resize", ["pillow", "interpolate"])
+@pytest.mark.parametrize("dtype", [torch.uint8, *OTHERS])
+def test_normalised_images_are_floating_point(dtype: torch.dtype, resize: str) -> None:
+    given = NormalisedBatch(*batch(torch.zeros(1, 3, 64, 96, dtype=dtype), [[64.0, 96.0]]))
+    net = tiny.model({"preprocess": {"resize": resize}})
+    refused(net, given, rf"floating-point images, but these are {dtype}; put pixels of 0\.\.255 into a Batch")
+
+
+def test_a_compiled_or_prepared_network_takes_both_kinds_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one type and shape, in one engine: a program of one kind must not serve the other."""
+    net = tiny.model({"preprocess": {"resize": "interpolate"}}).eval()
+    read = batch(255 * torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)), [[64.0, 96.0]])
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
+    torch._dynamo.reset()
+    plain = Eager(net, torch.device("cpu"))
+    compiled = Eager(net, torch.device("cpu"), Predict(compile=True))
+    seen = []
+    for kind in (Batch, NormalisedBatch, Batch):
+        expected = plain.run(kind(*read))
+        seen.append(compiled.run(kind(*read)))
+        assert seen[-1].detections is not None
+        assert expected.detections is not None
+        for one, other in zip(seen[-1].detections[:4], expected.detections[:4], strict=True):
+            torch.testing.assert_close(one, other)
+    assert not torch.equal(seen[0].detections.scores, seen[1].detections.scores)
+    for engine in (plain, compiled):
+        with pytest.raises(SettingsError, match="a NormalisedBatch holds floating-point images"):
+            engine.run(NormalisedBatch(read.images.to(torch.uint8), *read[1:]))

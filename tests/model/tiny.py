@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from rcnn.config import Settings, merge, validate
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Batch, Keys, Targets
+from rcnn.model.structures import AnyBatch, Batch, Keys, NormalisedBatch, Targets
 
 
 class TinyBackbone(nn.Module):
@@ -62,24 +62,30 @@ def batch(
     objects: int = 5,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
-) -> tuple[Batch, Targets]:
-    """Random images, the last of which has no object; others have a padded row."""
+) -> tuple[AnyBatch, Targets]:
+    """Random images, the last of which has no object; others have a padded row.
+
+    With uint8 they are a `Batch`, with floating-point types a `NormalisedBatch`.
+    """
     generator = torch.Generator().manual_seed(seed)
-    images = torch.randn(count, 3, height, width, generator=generator, dtype=torch.float64).to(dtype)
-    sizes = torch.tensor([[float(height - 3), float(width - 5)]], dtype=dtype).repeat(count, 1)
+    images = torch.randn(count, 3, height, width, generator=generator, dtype=torch.float64)
+    kind, number = NormalisedBatch, dtype
+    if dtype == torch.uint8:
+        images, kind, number = (128 + 50 * images).clamp(0, 255), Batch, torch.float32
+    sizes = torch.tensor([[float(height - 3), float(width - 5)]], dtype=number).repeat(count, 1)
     low = torch.rand(count, objects, 2, generator=generator) * torch.tensor([width - 45.0, height - 45.0])
     sides = 8 + 30 * torch.rand(count, objects, 2, generator=generator)
-    boxes = torch.cat((low, low + sides), dim=-1).to(dtype)
+    boxes = torch.cat((low, low + sides), dim=-1).to(number)
     labels = torch.randint(0, 3, (count, objects), generator=generator)
     valid = torch.ones(count, objects, dtype=torch.bool)
     valid[:, -1] = False
     valid[count - 1 :] = False
     boxes = torch.where(valid[..., None], boxes, 0.0)
-    ones = torch.ones(count, 2, dtype=dtype)
-    return Batch(images, sizes, ones, sizes.clone()), Targets(boxes, labels, valid, torch.zeros_like(valid))
+    ones = torch.ones(count, 2, dtype=number)
+    return kind(images.to(dtype), sizes, ones, sizes.clone()), Targets(boxes, labels, valid, torch.zeros_like(valid))
 
 
-def keys(net: FasterRCNN, data: Batch, targets: Targets, seed: int = 7) -> Keys:
+def keys(net: FasterRCNN, data: AnyBatch, targets: Targets, seed: int = 7) -> Keys:
     return net.keys(data, targets, torch.arange(len(data.images)) + seed)
 
 
@@ -117,7 +123,7 @@ def assert_padding_reaches_no_gradient(net, data, targets, what):
     elif what == "fillers":
         data, targets = data._replace(sizes=data.sizes * 0), targets._replace(valid=targets.valid & False)
     elif what == "empty batch":
-        data, targets = Batch(*(p[:0] for p in data)), Targets(*(p[:0] for p in targets))
+        data, targets = type(data)(*(p[:0] for p in data)), Targets(*(p[:0] for p in targets))
     elif what == "absurd padding":
         boxes = torch.where(targets.valid[..., None], targets.boxes, torch.tensor(float("nan")))
         targets = targets._replace(boxes=boxes, labels=torch.where(targets.valid, targets.labels, -7))

@@ -17,7 +17,7 @@ from rcnn.engine.precision import TYPES, chosen_precision
 from rcnn.engine.steady import make_steady
 from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN, no_detections
-from rcnn.model.structures import Batch, Losses, Pass, Proposals, Targets, to_device
+from rcnn.model.structures import AnyBatch, Losses, Pass, Proposals, Targets, to_device
 from rcnn.model.truncated import truncate_head
 from rcnn.preprocess.batch import Size
 
@@ -41,7 +41,7 @@ class Eager:
         self.model, self.device, self.settings = model, device, settings or Predict()
         self.precision = chosen_precision(self.settings.precision, device)
         self._runner: FasterRCNN | None = None
-        self._programs: dict[frozenset[str], Callable[[Tensor, Tensor], Pass]] = {}
+        self._programs: dict[tuple[type[AnyBatch], frozenset[str]], Callable[[Tensor, Tensor], Pass]] = {}
 
     @property
     def runner(self) -> FasterRCNN:
@@ -72,25 +72,30 @@ class Eager:
 
     @torch.inference_mode()
     def run(
-        self, batch: Batch, proposals: Proposals | None = None, *, wanted: Collection[str] = ("proposals", "detections")
+        self,
+        batch: AnyBatch,
+        proposals: Proposals | None = None,
+        *,
+        wanted: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
         """As `Engine.run`: of the record only what is wanted, compiled or as a CUDA graph if the settings say so."""
         graphs = self.settings.graphs if self.device.type == "cuda" else 0
         if proposals is not None or not (graphs or self.settings.compile):
             return self.record(batch, proposals, wanted=wanted)
-        asked = frozenset(wanted)
-        if asked not in self._programs:
-            program = partial(fields, self.runner, asked)
+        self.runner.pixels.check(batch)  # before anything is compiled or captured
+        key = type(batch), frozenset(wanted)
+        if key not in self._programs:
+            program = partial(fields, self.runner, *key)
             program = torch.compile(program, dynamic=False) if self.settings.compile else program
-            self._programs[asked] = CudaGraphs(program, graphs) if graphs else program
+            self._programs[key] = CudaGraphs(program, graphs) if graphs else program
         there = to_device(batch, self.device)
         with self.autocast:
-            return self._programs[asked](there.images, there.sizes)
+            return self._programs[key](there.images, there.sizes)
 
     @torch.inference_mode()
     def record(
         self,
-        batch: Batch,
+        batch: AnyBatch,
         proposals: Proposals | None = None,
         *,
         wanted: Collection[str] = ("proposals", "rois", "detections"),
@@ -101,7 +106,7 @@ class Eager:
             return self.runner.run(to_device(batch, self.device), given, wanted=wanted)
 
     @torch.inference_mode()
-    def loss(self, batch: Batch, targets: Targets, seeds: Tensor, run: Pass) -> Losses:
+    def loss(self, batch: AnyBatch, targets: Targets, seeds: Tensor, run: Pass) -> Losses:
         """The losses of a batch, from its record; `seeds` as for `FasterRCNN.keys`."""
         batch, targets = to_device(batch, self.device), to_device(targets, self.device)
         given = run.proposals if run.rpn is None else None
@@ -110,9 +115,12 @@ class Eager:
             return self.runner.loss(batch, targets, keys, proposals=given, run=run)
 
 
-def fields(net: FasterRCNN, wanted: Collection[str], images: Tensor, sizes: Tensor) -> Pass:
-    """The wanted ones of proposals and detections, which tell at least whether everything was finite."""
-    run = net.run(Batch(images, sizes, sizes, sizes), wanted=wanted)
+def fields(net: FasterRCNN, kind: type[AnyBatch], wanted: Collection[str], images: Tensor, sizes: Tensor) -> Pass:
+    """The wanted ones of proposals and detections, which tell at least whether everything was finite.
+
+    `kind` is the type of the batch that images and sizes are of.
+    """
+    run = net.run(kind(images, sizes, sizes, sizes), wanted=wanted)
     detections = run.detections
     if detections is None:
         assert run.rpn is not None

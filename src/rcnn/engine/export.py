@@ -18,6 +18,7 @@ from rcnn.engine.openvino import add_entries, pieces
 from rcnn.engine.translate import table
 from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.pixels import pixel_dtype
 from rcnn.model.structures import Batch
 from rcnn.preprocess.batch import Size
 
@@ -86,8 +87,7 @@ def trace(graph: Graph, size: Size | None = None) -> ExportedProgram:
     multiple = preprocess.multiple
     check_size(size, multiple)
     height, width = size or (4 * multiple, 5 * multiple)
-    dtype = torch.float32 if graph.net.pixels.floats else torch.uint8
-    images = torch.zeros(2, preprocess.in_channels, height, width, dtype=dtype)
+    images = torch.zeros(2, preprocess.in_channels, height, width, dtype=pixel_dtype(preprocess))
     sizes = torch.tensor([[height - 1.0, width - 2.0], [height, width]])
     free = {0: Dim("batch", min=1)}
     sides = {} if size else {2: multiple * Dim("rows", min=1), 3: multiple * Dim("columns", min=1)}

@@ -20,7 +20,8 @@ from rcnn.config import Settings, dump
 from rcnn.engine.metadata import FOREIGN, FileMetadata
 from rcnn.engine.precision import chosen_precision
 from rcnn.errors import SettingsError, WeightsError
-from rcnn.model.structures import Batch, Detections, Pass, Proposals
+from rcnn.model.pixels import pixel_dtype
+from rcnn.model.structures import AnyBatch, Detections, NormalisedBatch, Pass, Proposals
 from rcnn.weights.file import first_line
 
 Ports = Mapping[str, tuple[str, int]]
@@ -109,18 +110,23 @@ class GraphEngine(ABC):
         return self if precision == self.precision else self.at_precision(precision)
 
     def run(
-        self, batch: Batch, proposals: Proposals | None = None, *, wanted: Collection[str] = ("proposals", "detections")
+        self,
+        batch: AnyBatch,
+        proposals: Proposals | None = None,
+        *,
+        wanted: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
         """As `Engine.run`: proposals and detections, whatever is wanted. What the graph does not tell is -1.
 
         Raises:
-            SettingsError: proposals are given, or the images are not of a size or type that the file allows.
+            SettingsError: proposals are given, or the images are not of a size or type that the file allows, or
+                normalised already.
             WeightsError: the graph fails, or gives what no detector gives.
             MemoryError: there is not enough memory.
         """
         if proposals is not None:
             self.refuse_proposals()
-        self._check_images(batch.images)
+        self._check_images(batch)
         shape = tuple(batch.images.shape)
         try:
             found = self.infer(batch.images.cpu().numpy(), batch.sizes.cpu().numpy())
@@ -137,12 +143,20 @@ class GraphEngine(ABC):
             "that it was exported from"
         )
 
-    def _check_images(self, images: Tensor) -> None:
+    def _check_images(self, batch: AnyBatch) -> None:
         preprocess = self.metadata.settings.preprocess
-        wanted = torch.float32 if preprocess.resize == "interpolate" else torch.uint8
-        if images.dtype != wanted:
-            raise SettingsError(f"{self.path}: takes images as {wanted}, got {images.dtype}")
-        height, width = sides = tuple(images.shape[2:])
+        wanted, found = pixel_dtype(preprocess), batch.images.dtype
+        if isinstance(batch, NormalisedBatch):
+            raise SettingsError(
+                f"{self.path}: normalises images itself, but was given a NormalisedBatch; give it a Batch of pixels of "
+                f"0..255, {wanted}, or take the .safetensors file that it was exported from, which accepts both"
+            )
+        if found != wanted:
+            raise SettingsError(
+                f"{self.path}: takes pixels of 0..255 as {wanted}, but these are {found}; prepare images with the "
+                "`preprocessor` of its detector"
+            )
+        height, width = sides = tuple(batch.images.shape[2:])
         if self.size and sides != self.size:
             raise SettingsError(
                 f"{self.path}: exported for images of {self.size[0]} x {self.size[1]}, got {height} x {width}"
@@ -162,7 +176,7 @@ class GraphEngine(ABC):
         Raises:
             WeightsError: it has not.
         """
-        image = "float32" if self.metadata.settings.preprocess.resize == "interpolate" else "uint8"
+        image = str(pixel_dtype(self.metadata.settings.preprocess)).removeprefix("torch.")
         takes: Ports = {"images": (image, 4), "sizes": ("float32", 2)}
         for kind, wanted, there in (("input", takes, inputs), ("output", self._outputs(), outputs)):
             for name, (dtype, axes) in wanted.items():

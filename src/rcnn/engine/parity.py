@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rcnn.engine.protocol import Engine
-from rcnn.model.structures import Batch, Detections, Proposals
+from rcnn.model.structures import AnyBatch, Detections, Proposals
 
 PIXELS, SCORE, SHARE = 0.05, 1e-3, 0.995
 """Boxes agree if no coordinate (pixels of the resized image) and no score differs by more; this share of all must."""
@@ -51,7 +51,7 @@ class _Boxes(NamedTuple):
     labels: Tensor
 
 
-def compare(first: Engine, second: Engine, batches: Iterable[Batch]) -> Parity:
+def compare(first: Engine, second: Engine, batches: Iterable[AnyBatch]) -> Parity:
     """Show the same batches to two engines.
 
     Args:

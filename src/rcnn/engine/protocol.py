@@ -5,7 +5,7 @@ from typing import Protocol
 
 import torch
 
-from rcnn.model.structures import Batch, Pass, Proposals
+from rcnn.model.structures import AnyBatch, Pass, Proposals
 from rcnn.preprocess.batch import Size
 
 
@@ -28,7 +28,11 @@ class Engine(Protocol):
         ...
 
     def run(
-        self, batch: Batch, proposals: Proposals | None = None, *, wanted: Collection[str] = ("proposals", "detections")
+        self,
+        batch: AnyBatch,
+        proposals: Proposals | None = None,
+        *,
+        wanted: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
         """One pass over a batch, as `FasterRCNN.run` makes it; what the engine does not give is None.
 
@@ -38,6 +42,7 @@ class Engine(Protocol):
             wanted: fields of the record that are needed.
 
         Raises:
-            SettingsError: the engine can't do this: given proposals, a size that its file does not allow.
+            SettingsError: the engine can't do this: given proposals, a size that its file does not allow, images that
+                are normalised already or of another type than it takes.
         """
         ...

@@ -18,7 +18,7 @@ from rcnn.model.fast_rcnn import ConvFCHead, FastRCNN, FCHead, SampledRoIs
 from rcnn.model.one_stage import Classes, FocalClasses, detect
 from rcnn.model.pixels import Pixels
 from rcnn.model.rpn import RegionProposalNetwork
-from rcnn.model.structures import Batch, Detections, Keys, Losses, Pass, Proposals, RPNOutput, Targets, take
+from rcnn.model.structures import AnyBatch, Detections, Keys, Losses, Pass, Proposals, RPNOutput, Targets, take
 
 
 class FasterRCNN(nn.Module):
@@ -69,13 +69,13 @@ class FasterRCNN(nn.Module):
         """Does it tell classes? If not, it is an RPN alone, which only proposes."""
         return self.settings.detects
 
-    def forward(self, batch: Batch) -> Detections:
+    def forward(self, batch: AnyBatch) -> Detections:
         """Final boxes of every image, in pixels of the resized image."""
         detections = self.run(batch, wanted=("detections",)).detections
         assert detections is not None
         return detections
 
-    def propose(self, batch: Batch) -> Proposals:
+    def propose(self, batch: AnyBatch) -> Proposals:
         """Class-agnostic boxes of every image, in pixels of the resized image."""
         proposals = self.run(batch, wanted=("proposals",)).proposals
         assert proposals is not None
@@ -83,7 +83,7 @@ class FasterRCNN(nn.Module):
 
     def run(
         self,
-        batch: Batch,
+        batch: AnyBatch,
         proposals: Proposals | None = None,
         *,
         wanted: Collection[str] = ("proposals", "rois", "detections"),
@@ -116,7 +116,7 @@ class FasterRCNN(nn.Module):
 
     def loss(
         self,
-        batch: Batch,
+        batch: AnyBatch,
         targets: Targets,
         keys: Keys,
         *,
@@ -188,7 +188,7 @@ class FasterRCNN(nn.Module):
         """The feature maps that RoIs are read from."""
         return [levels[i] for i in self.roi_levels]
 
-    def keys(self, batch: Batch, targets: Targets, seeds: Tensor) -> Keys:
+    def keys(self, batch: AnyBatch, targets: Targets, seeds: Tensor) -> Keys:
         """Uniform numbers for `loss`, on the device of the images: row i depends on `seeds[i]` alone.
 
         There are at least as many as anchors: pooling may round up or down, so numbers are drawn for one more row and

@@ -4,18 +4,26 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.config import Preprocess
-from rcnn.model.structures import Batch
+from rcnn.errors import SettingsError
+from rcnn.model.structures import AnyBatch, NormalisedBatch
+
+
+def pixel_dtype(settings: Preprocess) -> torch.dtype:
+    """The type of the images of a `Batch`: uint8, or float32 of 0..255 with `preprocess.resize=interpolate`.
+
+    There, rounding would change the pixels of imported detectors.
+    """
+    return torch.float32 if settings.resize == "interpolate" else torch.uint8
 
 
 class Pixels(nn.Module):
-    """Normalises the images of a batch, puts their channels into the network's order, and sets the padding to zero.
+    """Normalises the images of a `Batch`, puts their channels into the network's order, and sets the padding to zero.
 
-    Images travel as uint8, or as float32 of 0..255 with `preprocess.resize=interpolate`, where rounding would change
-    the pixels of imported detectors. Other floating-point images count as normalised, and stay what they are.
+    Those of a `NormalisedBatch` stay what they are.
 
     Attributes:
         reverse: whether the network wants blue first.
-        floats: whether floating-point images are of 0..255. Set it to False to show such a network normalised ones.
+        dtype: of the images of a `Batch`.
     """
 
     mean: Tensor
@@ -23,15 +31,41 @@ class Pixels(nn.Module):
 
     def __init__(self, settings: Preprocess) -> None:
         super().__init__()
-        self.reverse, self.floats = settings.order == "bgr", settings.resize == "interpolate"
+        self.reverse, self.dtype = settings.order == "bgr", pixel_dtype(settings)
         for name in ("mean", "std"):
             numbers = torch.tensor(getattr(settings, name)).reshape(-1, 1, 1)
             self.register_buffer(name, numbers, persistent=False)
 
-    def forward(self, batch: Batch) -> Tensor:
-        """(B, C, H, W) for the backbone, floating point."""
+    def check(self, batch: AnyBatch) -> None:
+        """Check that a batch holds images of a type that the network takes. Their values are not read.
+
+        Raises:
+            SettingsError: it does not.
+        """
+        found = batch.images.dtype
+        if isinstance(batch, NormalisedBatch):
+            if not found.is_floating_point:
+                raise SettingsError(
+                    f"a NormalisedBatch holds floating-point images, but these are {found}; put pixels of 0..255 into "
+                    "a Batch, and the network normalises them"
+                )
+        elif found != torch.uint8 and not (found.is_floating_point and self.dtype.is_floating_point):
+            also = ", or as floating-point numbers of 0..255" if self.dtype.is_floating_point else ""
+            raise SettingsError(
+                f"a Batch holds pixels as they were read, which this network takes as torch.uint8{also}, but these are "
+                f"{found}; prepare images with rcnn.preprocess.batch.Preprocessor, or put images that are normalised "
+                "already into a NormalisedBatch"
+            )
+
+    def forward(self, batch: AnyBatch) -> Tensor:
+        """(B, C, H, W) for the backbone, floating point.
+
+        Raises:
+            SettingsError: as for `check`.
+        """
+        self.check(batch)
         images = batch.images
-        if images.is_floating_point() and not self.floats:
+        if isinstance(batch, NormalisedBatch):
             return images
         if self.reverse:
             images = images.flip(1)

@@ -19,11 +19,11 @@ Tensors = TypeVar("Tensors", bound=Any)
 
 
 class Batch(NamedTuple):
-    """Images of one shape bucket, padded at the right and the bottom.
+    """Images of one shape bucket as they were read, padded at the right and the bottom. The network normalises them.
 
     Attributes:
-        images: (B, C, H, W), red first, as they were read: uint8, or float of 0..255 where `preprocess.resize` is
-            `interpolate`. Other floating-point images count as normalised, with zeros for padding (`model.pixels`).
+        images: (B, C, H, W), red first, 0..255, with any numbers for padding: uint8, or floating point where
+            `preprocess.resize` is `interpolate` (`model.pixels` refuses other types).
         sizes: (B, 2) float, height and width of each image after resizing and before padding.
         scales: (B, 2) float, resized size / original size.
         originals: (B, 2) float, height and width in the user's file.
@@ -33,6 +33,23 @@ class Batch(NamedTuple):
     sizes: Tensor
     scales: Tensor
     originals: Tensor
+
+
+class NormalisedBatch(NamedTuple):
+    """Images of one shape bucket that are normalised already: the backbone gets them as they are.
+
+    Attributes:
+        images: (B, C, H, W), floating point, channels in the order of `preprocess.order`, zeros for padding.
+        sizes, scales, originals: as of `Batch`.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    scales: Tensor
+    originals: Tensor
+
+
+AnyBatch = Batch | NormalisedBatch
 
 
 class Targets(NamedTuple):

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from rcnn.config import Settings
 from rcnn.errors import ImageError
-from rcnn.model.structures import Batch
+from rcnn.model.structures import Batch, NormalisedBatch
 from rcnn.preprocess.ahead import ahead, spare_cores
 from rcnn.preprocess.batch import Preprocessor, Size
 from rcnn.preprocess.decode import as_array, read_image
@@ -91,7 +91,16 @@ def read_opened(
 
 
 def _each(images: Any) -> Iterator[Any]:
-    """Yield files as paths, and images in memory as they are."""
+    """Yield files as paths, and images in memory as they are.
+
+    Raises:
+        ImageError: a batch was given, which is what images become here.
+    """
+    if isinstance(images, Batch | NormalisedBatch):
+        raise ImageError(
+            f"a {type(images).__name__} was given where images are expected; give its images as they were before they "
+            "were resized and padded, or give the batch to `Detector.detect` or `Detector.region_proposals`"
+        )
     if isinstance(images, str | Path):
         yield from files(images)
     elif isinstance(images, np.ndarray | Image.Image | Tensor):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from rcnn.config import Settings
 from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Batch, Keys, Proposals, Targets
+from rcnn.model.structures import AnyBatch, Keys, Proposals, Targets
 from rcnn.training.stages import GIVEN, RECALL, Stage
 
 
@@ -23,7 +23,7 @@ class Joint(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: Batch, targets: Targets, keys: Keys) -> dict[str, tuple[Tensor, Tensor]]:
+    def forward(self, batch: AnyBatch, targets: Targets, keys: Keys) -> dict[str, tuple[Tensor, Tensor]]:
         """Name -> (sum, count) of every loss, not yet divided."""
         return dict(self.model.loss(batch, targets, keys))
 
@@ -31,7 +31,7 @@ class Joint(nn.Module):
 class JointFull(Joint):
     """Joint training with the gradient through the coordinates of the proposals (paper section 3.2, way iii)."""
 
-    def forward(self, batch: Batch, targets: Targets, keys: Keys) -> dict[str, tuple[Tensor, Tensor]]:
+    def forward(self, batch: AnyBatch, targets: Targets, keys: Keys) -> dict[str, tuple[Tensor, Tensor]]:
         """The losses of `Joint`, with another gradient."""
         target_gradient = self.model.settings.train.target_gradient
         return dict(self.model.loss(batch, targets, keys, box_gradient=True, target_gradient=target_gradient))
@@ -41,7 +41,7 @@ class Second(Joint):
     """Fast R-CNN on given proposals."""
 
     def forward(  # pyrefly: ignore[bad-override]
-        self, batch: Batch, targets: Targets, keys: Keys, proposals: Proposals
+        self, batch: AnyBatch, targets: Targets, keys: Keys, proposals: Proposals
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """The second stage's two losses."""
         return dict(self.model.loss(batch, targets, keys, proposals=proposals))

@@ -13,7 +13,7 @@ from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.model import boxes as box_ops
 from rcnn.model.fast_rcnn import class_probabilities
-from rcnn.model.structures import Batch, Detections, Pass, to_device
+from rcnn.model.structures import AnyBatch, Detections, Pass, to_device
 from rcnn.result import Result
 
 
@@ -58,7 +58,7 @@ def need_stages(detector: Detector) -> None:
         )
 
 
-def trace_images(detector: Detector, batch: Batch) -> tuple[list[ImageTrace], list[Result]]:
+def trace_images(detector: Detector, batch: AnyBatch) -> tuple[list[ImageTrace], list[Result]]:
     """Return the trace of every image of a batch, and its detections in pixels of the file.
 
     Without a second stage the detections are the proposals, all of class 0.
@@ -72,7 +72,7 @@ def trace_images(detector: Detector, batch: Batch) -> tuple[list[ImageTrace], li
     return trace_pass(detector, batch, run)
 
 
-def trace_pass(detector: Detector, batch: Batch, run: Pass) -> tuple[list[ImageTrace], list[Result]]:
+def trace_pass(detector: Detector, batch: AnyBatch, run: Pass) -> tuple[list[ImageTrace], list[Result]]:
     """As `trace_images`, of a pass of the network over a batch on its device."""
     model = detector.runner
     with torch.inference_mode():
