@@ -1,6 +1,6 @@
 """`blood-cells` on one 640 x 480 picture, warm, and the command from start to saved picture.
 
-    python benchmarks/blood_cells_speed.py [PICTURE] [--runs 7]
+    python benchmarks/blood_cells_speed.py [PICTURE] [--runs 7] [--size 480 640] [--short 800]
 
 Beside them torchvision's ResNet-50 detector, and the import of torch and torchvision. In turn, medians.
 torchvision's weights are random: its time depends on them only by the number of detections, which it cuts at 100.
@@ -24,14 +24,14 @@ from torchvision.transforms.v2.functional import to_dtype, to_image
 import rcnn
 
 
-def medians(programs: dict[str, Callable[[], object]], runs: int) -> dict[str, float]:
-    """Seconds of each program, run in turn; the first round is not counted."""
+def medians(programs: dict[str, Callable[[], object]], runs: int, uncounted: int = 0) -> dict[str, float]:
+    """Seconds of each program, run in turn; so many rounds before them are not counted."""
     times: dict[str, list[float]] = {name: [] for name in programs}
-    for number in range(runs + 1):
+    for number in range(-uncounted, runs):
         for name, program in programs.items():
             begun = time.perf_counter()
             program()
-            if number:
+            if number >= 0:
                 times[name].append(time.perf_counter() - begun)
     return {name: statistics.median(values) for name, values in times.items()}
 
@@ -40,15 +40,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture", nargs="?", type=Path)
     parser.add_argument("--runs", type=int, default=7)
+    size = {"type": int, "nargs": 2, "default": (480, 640), "metavar": ("HEIGHT", "WIDTH")}
+    parser.add_argument("--size", **size, help="of the picture that is made up if none is given")
+    parser.add_argument("--short", type=int, default=800, help="shorter side that torchvision's detector resizes to")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         picture = options.picture or Path(folder) / "noise.png"
         if options.picture is None:
-            Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)).save(picture)
+            Image.fromarray(np.random.default_rng(0).integers(0, 255, (*options.size, 3), dtype=np.uint8)).save(picture)
         image = Image.open(picture).convert("RGB")
         ours, theirs = (
             rcnn.load("blood-cells", device="cpu"),
-            fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None).eval(),
+            fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None, min_size=options.short).eval(),
         )
 
         def torchvision_predicts() -> None:
@@ -62,7 +65,7 @@ def main() -> None:
         def imports() -> None:
             subprocess.run([sys.executable, "-c", "import torch, torchvision"], check=True)
 
-        warm = medians({"ours": lambda: ours.predict(image), "torchvision": torchvision_predicts}, options.runs)
+        warm = medians({"ours": lambda: ours.predict(image), "torchvision": torchvision_predicts}, options.runs, 1)
         cold = medians({"command": command, "imports": imports}, options.runs)
     print(f"{torch.get_num_threads()} threads, medians of {options.runs}")
     print(

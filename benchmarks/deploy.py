@@ -1,6 +1,6 @@
 """The programs of docs/deploy.md on `blood-cells`: from start to first box, memory, and the packages that they need.
 
-    python benchmarks/deploy.py PICTURE [--runs 5] [--files FOLDER]
+    python benchmarks/deploy.py PICTURE [--runs 5] [--files FOLDER] [--weights blood-cells]
 
 Beside them `rcnn predict`, until its first line. In turn, medians. Memory is the most that the process held (Linux).
 """
@@ -30,19 +30,19 @@ COMMAND = "import runpy, sys\nrunpy.run_module('rcnn', run_name='__main__', alte
 MEMORY = "import atexit\natexit.register(lambda: print(*open('/proc/self/status')))\n"
 
 
-def programs(folder: Path, picture: str) -> dict[str, list[str]]:
+def programs(folder: Path, picture: str, weights: str) -> dict[str, list[str]]:
     """The command line of each program, written into the folder beside the files that it reads."""
-    detector = rcnn.load("blood-cells", device="cpu")
+    detector, name = rcnn.load(weights, device="cpu"), Path(weights).stem
     plain, openvino = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     start, end = plain.index("session ="), plain.index("\n\n\nimage =")
     texts = {"onnx": plain, "xml": plain[:start].replace("import onnxruntime\n", "") + openvino + plain[end:]}
     lines = []
     for suffix, text in (*texts.items(), ("predict", COMMAND)):
-        script, file = folder / f"detect_{suffix}.py", folder / f"blood-cells.{suffix}"
+        script, file = folder / f"detect_{suffix}.py", folder / f"{name}.{suffix}"
         script.write_text(MEMORY + text)
         if suffix in texts and not file.exists():
             exported.write(detector, file)
-        words = [str(file)] if suffix in texts else ["predict", "blood-cells", "--out", str(folder / "found")]
+        words = [str(file)] if suffix in texts else ["predict", weights, "--out", str(folder / "found")]
         lines.append([sys.executable, str(script), *words, picture])
     return dict(zip(PACKAGES, lines, strict=True))
 
@@ -69,10 +69,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("picture")
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--files", type=Path)
+    parser.add_argument("--files", type=Path, help="where exported files are kept and used again")
+    parser.add_argument("--weights", default="blood-cells", help="another detector, as of `rcnn predict`")
     options = parser.parse_args()
     with TemporaryDirectory() as temporary:
-        lines = programs(options.files or Path(temporary), options.picture)
+        lines = programs(options.files or Path(temporary), options.picture, options.weights)
         measured: dict[str, list[tuple[float, float]]] = {name: [] for name in lines}
         for number in range(options.runs + 1):  # the first brings the packages into memory
             for name, words in lines.items():

@@ -1,7 +1,7 @@
 """What a start is worth: the same short training from `blood-cells`, from ImageNet and from nothing.
 
     python benchmarks/fine_tuning.py path/to/data [--imagenet FILE] [--epochs 4] [--threads 1] [--seed 0]
-        [--split test] [--out runs/fine-tuning]
+        [--split test] [--out runs/fine-tuning] [section.key=value ...]
 
 One training after the other with equal settings; then each is scored once on `--split`. Prints scores, minutes of
 wall clock and of CPU (validation included), and draws AP on the validation images in OUT/curves.png.
@@ -21,13 +21,14 @@ from rcnn.insight.figure import LEGEND, new_figure, save, style
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
+    parser.add_argument("settings", nargs="*", help="changes of all trainings")
     parser.add_argument("--imagenet", default="imagenet", help="the backbone's weights, as of `rcnn train --init`")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", default="test")
     parser.add_argument("--out", type=Path, default=Path("runs/fine-tuning"))
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()
     torch.set_num_threads(options.threads)
     options.out.mkdir(parents=True, exist_ok=True)
 
@@ -36,7 +37,15 @@ def main() -> None:
     starts = {"blood-cells": "blood-cells", "ImageNet": options.imagenet, "nothing": "none"}
     for ink, (name, init) in zip(PALETTE, starts.items(), strict=False):
         wall, cpu = time.perf_counter(), time.process_time()
-        run = rcnn.train(options.data, name=name, runs=options.out, init=init, epochs=options.epochs, seed=options.seed)
+        run = rcnn.train(
+            options.data,
+            overrides=options.settings,
+            name=name,
+            runs=options.out,
+            init=init,
+            epochs=options.epochs,
+            seed=options.seed,
+        )
         wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
         found = rcnn.val(run.detector, options.data, split=options.split, losses=False)
         print(

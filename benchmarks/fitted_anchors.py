@@ -1,10 +1,10 @@
 """What fitted anchors are worth: the same trainings with `anchors.fit=off` and `auto`, once per seed.
 
     python benchmarks/fitted_anchors.py DATA|shapes [--epochs 3] [--seeds 3] [--init imagenet|FILE]
-        [--out runs/fitted-anchors] [section.key=value ...]
+        [--out runs/fitted-anchors] [--images 240 80] [section.key=value ...]
 
-`shapes` stands for a made-up set of large and thin objects (240 images to train on, 80 to validate), which is written
-to OUT. Of each training the scores of its best epoch are printed, on the images that it validates on. Where `auto`
+`shapes` stands for a made-up set of large and thin objects, which is written to OUT (240 images to train on, 80 to
+validate). Of each training the scores of its best epoch are printed, on the images that it validates on. Where `auto`
 keeps the anchors, the two trainings are the same, so that only one is made.
 """
 
@@ -68,12 +68,14 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--init", default="imagenet")
     parser.add_argument("--out", type=Path, default=Path("runs/fitted-anchors"))
+    images = {"type": int, "nargs": 2, "default": (240, 80), "metavar": ("TRAIN", "VAL")}
+    parser.add_argument("--images", **images, help="of `shapes`")
     options = parser.parse_intermixed_args()
     data = Path(options.data)
     if options.data == "shapes":
         data = options.out / "shapes"
-        write_shapes(data, 240, "train", seed=1)
-        write_shapes(data, 80, "val", seed=2)
+        write_shapes(data, options.images[0], "train", seed=1)
+        write_shapes(data, options.images[1], "val", seed=2)
     settings = settings_for(data, options)
     advice = advise(open_splits(data, settings.data)[0], settings)
     print(f"{data.name}: recall of the anchors at IoU 0.5 {advice.now:.3f}, of fitted ones {advice.fitted:.3f}")

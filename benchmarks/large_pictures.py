@@ -99,7 +99,8 @@ def main() -> None:
         rows["canvas, windows"] = scored(tiled, large)
         for name, (ap50, ap) in rows.items():
             print(f"{name:16}{ap50:8.3f}{ap:8.3f}")
-        ap50, ap = (mine / best for mine, best in zip(rows["canvas, windows"], reference, strict=True))
+        pairs = zip(rows["canvas, windows"], reference, strict=True)
+        ap50, ap = (mine / best if best else float("nan") for mine, best in pairs)
         print(f"windows reach {ap50:.3f} of AP50 and {ap:.3f} of AP")
         for megapixels, windows, seconds in times(tiled, np.asarray(Image.open(records[0].path))):
             each = f"{seconds / megapixels:.2f} s per megapixel, {seconds / windows:.2f} s per window"

@@ -1,11 +1,12 @@
 """Memory of training and of prediction, each in a process of its own.
 
-    python benchmarks/memory.py
+    python benchmarks/memory.py [--batch 8] [--size 448 608] [--steps 10] [--images 2000]
 
 Training: `mobilenet-fpn`, batch 8 of 448 x 608 images, ten steps; the peak of the process. Prediction: the same image
-2,000 times from a folder of links; the process's memory after 200 and after 2,000 images.
+2,000 times from a folder of links; the process's memory after a tenth of them and after all.
 """
 
+import argparse
 import resource
 import subprocess
 import sys
@@ -27,7 +28,7 @@ def resident() -> float:
     return pages * resource.getpagesize() / 2**20
 
 
-def training() -> None:
+def training(options: argparse.Namespace) -> None:
     import torch
 
     from rcnn.model.structures import Batch, Targets
@@ -37,21 +38,23 @@ def training() -> None:
     settings = settings_of("mobilenet-fpn")
     model = build(settings, 3).to(memory_format=torch.channels_last).train()
     optimizer = build_optimizer(model, settings.train)
-    size = torch.tensor([[448.0, 597.0]]).repeat(8, 1)
-    batch = Batch(torch.randn(8, 3, 448, 608), size, torch.ones(8, 2), size)
-    corner = torch.rand(8, 24, 2) * 300
+    count, (height, width) = options.batch, options.size
+    size = torch.tensor([[float(height), width - 11.0]]).repeat(count, 1)
+    pixels = torch.randint(0, 256, (count, 3, height, width), dtype=torch.uint8)
+    batch = Batch(pixels, size, torch.ones(count, 2), size)
+    corner = torch.rand(count, 24, 2) * 0.67 * min(height, width)
     boxes = torch.cat((corner, corner + 60), dim=-1)
-    yes = torch.ones(8, 24, dtype=torch.bool)
-    targets = Targets(boxes, torch.zeros(8, 24, dtype=torch.int64), yes, ~yes)
-    for _ in range(10):
-        losses = model.loss(batch, targets, model.keys(batch, targets, torch.arange(8)))
+    yes = torch.ones(count, 24, dtype=torch.bool)
+    targets = Targets(boxes, torch.zeros(count, 24, dtype=torch.int64), yes, ~yes)
+    for _ in range(options.steps):
+        losses = model.loss(batch, targets, model.keys(batch, targets, torch.arange(count)))
         optimizer.zero_grad(set_to_none=True)
-        torch.stack([total / count for total, count in losses.values()]).sum().backward()
+        torch.stack([total / number for total, number in losses.values()]).sum().backward()
         optimizer.step()
-    print(f"training, float32, batch 8 of 448 x 608: peak {peak():.2f} GB")
+    print(f"training, float32, batch {count} of {height} x {width}: peak {peak():.2f} GB")
 
 
-def prediction() -> None:
+def prediction(options: argparse.Namespace) -> None:
     from rcnn.detector import Detector
     from rcnn.presets import build, settings_of
 
@@ -61,16 +64,30 @@ def prediction() -> None:
         image = Path(folder) / "image.jpg"
         Image.fromarray(np.random.default_rng(0).integers(0, 255, (480, 640, 3), dtype=np.uint8)).save(image)
         (Path(folder) / "all").mkdir()
-        for i in range(2000):
+        for i in range(options.images):
             (Path(folder) / "all" / f"{i:04}.jpg").symlink_to(image)
         for number, _ in enumerate(detector.stream(Path(folder) / "all", score=0.0), 1):
-            if number in (200, 2000):
+            if number in (options.images // 10, options.images):
                 print(f"prediction after {number} images: {resident():.0f} MB")
 
 
-if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        {"training": training, "prediction": prediction}[sys.argv[1]]()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=8, help="images of a training step")
+    size = {"type": int, "nargs": 2, "default": (448, 608), "metavar": ("HEIGHT", "WIDTH")}
+    parser.add_argument("--size", **size, help="of the images of a training step, multiples of 32")
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--images", type=int, default=2000, help="to predict, ten at least")
+    parser.add_argument(
+        "--part", choices=("training", "prediction"), help="in this process; by default each in its own"
+    )
+    options = parser.parse_args()
+    if options.part:
+        {"training": training, "prediction": prediction}[options.part](options)
     else:
         for part in ("training", "prediction"):
-            subprocess.run([sys.executable, __file__, part], check=True)
+            subprocess.run([sys.executable, __file__, *sys.argv[1:], "--part", part], check=True)
+
+
+if __name__ == "__main__":
+    main()

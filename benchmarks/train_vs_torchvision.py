@@ -3,6 +3,7 @@
     python benchmarks/train_vs_torchvision.py DATA --init WEIGHTS --runs 5
     python benchmarks/train_vs_torchvision.py DATA --init WEIGHTS --runs 0 --epochs 3 --seeds 0 1 2
         [--split test] [--only NAME ...]
+    [--batch 8] [--settings section.key=value ...]
 
 All see the same batches of DATA, start from the same MobileNetV2 weights, and train the same layers with the same
 optimiser and schedule, without averaging of weights.
@@ -154,7 +155,8 @@ def compare_times(programs: dict[str, Callable[[], Ours | Torchvision]], item: I
             if number:
                 times[name].append((time.perf_counter() - begun) / len(item.index))
     reference = statistics.median(times["torchvision"])
-    print(f"seconds an image of {tuple(item.batch.images.shape[2:])}, batch 8, {torch.get_num_threads()} threads")
+    shape = tuple(item.batch.images.shape[2:])
+    print(f"seconds an image of {shape}, batch {len(item.index)}, {torch.get_num_threads()} threads")
     for name, values in times.items():
         median = statistics.median(values)
         print(f"{name:40} {median:.3f}   of torchvision's {median / reference:.3f}", flush=True)
@@ -187,8 +189,10 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="*", default=[0])
     parser.add_argument("--split", default="val", choices=["val", "test"], help="where AP is measured")
     parser.add_argument("--only", nargs="*", help="names as the timing prints them; default: all")
+    parser.add_argument("--batch", type=int, default=8, help="of the steps that are timed")
+    parser.add_argument("--settings", nargs="*", default=[], metavar="section.key=value", help="of all programs")
     options = parser.parse_args()
-    chosen = {name: settings_of("mobilenet-fpn", changes) for name, changes in OURS.items()}
+    chosen = {name: settings_of("mobilenet-fpn", [*changes, *options.settings]) for name, changes in OURS.items()}
     base = chosen["same network, same numbers"]
     train_set, test_set = open_splits(options.data, base.data)
     if options.split == "test":
@@ -202,13 +206,12 @@ def main() -> None:
         if uses_bf16(settings.train, torch.device("cpu")):
             programs[f"{name}, bf16"] = lambda s=settings: Ours(s, classes, options.init, bf16=True)
     if options.runs:
-        item = next(Loader(train_set, base, training=True, batch=8, seed=0).epoch(0))
+        item = next(Loader(train_set, base, training=True, batch=options.batch, seed=0).epoch(0))
         compare_times(programs, item, options.runs)
     if options.epochs:
         for name in options.only or programs:
-            settings = settings_of(
-                "mobilenet-fpn", (*OURS.get(name.rsplit(",", 1)[0], ()), f"train.epochs={options.epochs}")
-            )
+            changes = OURS.get(name.rsplit(",", 1)[0], ())
+            settings = settings_of("mobilenet-fpn", [*changes, *options.settings, f"train.epochs={options.epochs}"])
             scores = [score(programs[name], name, settings, (train_set, test_set), seed) for seed in options.seeds]
             error = np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else float("nan")
             print(f"{name}: mean AP {np.mean(scores):.4f}, standard error {error:.4f}", flush=True)
