@@ -1,4 +1,4 @@
-"""Proposals from elsewhere on the command line: an RPN alone, its file, Fast R-CNN on it; and Selective Search."""
+"""Proposals from elsewhere on the command line: an RPN alone, its file, Fast R-CNN on it; and searches."""
 
 import json
 from collections.abc import Callable
@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import rcnn.data.selective_search as search_file
-from rcnn.data.given import Given
+import rcnn.data.search as search_file
+from rcnn.data.given import Given, ranked
+from tests.data.edges import write_edge_model
 
 from .conftest import Outcome
 
@@ -43,7 +44,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
 
     def search(image: np.ndarray, mode: str) -> Given:
         shapes.append(image.shape)
-        return search_file.ranked(np.array([[10.0, 10, 50, 40], [0, 0, 80, 60]]))
+        return ranked(np.array([[10.0, 10, 50, 40], [0, 0, 80, 60]]))
 
     monkeypatch.setattr(search_file, "selective_search", search)
     return shapes
@@ -110,6 +111,35 @@ def test_selective_search_in_all_commands_searches_an_image_once(
     run("propose", "selective-search-quality", data, "--top", "1", "--out", "quality")
     assert len(searched) == 12
     assert [len(image["detections"]) for image in json.loads(Path("quality/results.json").read_text())] == [1] * 6
+
+
+def test_edge_boxes_in_all_commands_need_the_model_file(
+    run: Run, data: Path, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The search, which has tests of its own, finds two boxes."""
+    found = ranked(np.array([[10.0, 10, 50, 40], [0, 0, 80, 60]]))
+    monkeypatch.setattr(search_file, "edge_boxes", lambda image, detect: found)
+    write_edge_model(tmp_path / "model.yml.gz")
+    train = ("train", data, *TINY, "train.scheme=fast-rcnn", "train.proposals=edge-boxes")
+    propose, val = ("propose", "edge-boxes", data), ("val", weights, data, "--proposals", "edge-boxes")
+    predict = ("predict", weights, data, "--proposals", "edge-boxes", "--score", "0")
+    for words in (propose, train, val, predict):
+        outcome = run(*words)
+        assert outcome.code == 2
+        assert "edge-boxes needs OpenCV's model file: data.edge_model=PATH, from https://" in outcome.err
+        outcome = run(*words, "data.edge_model=nowhere.yml.gz")
+        assert outcome.code == 2
+        assert "data.edge_model=nowhere.yml.gz: there is no such file" in outcome.err
+    assert not (tmp_path / "runs/train").exists()
+    model = "data.edge_model=model.yml.gz"
+    document = run(*propose, model, "--json").json()
+    assert [[entry["box"] for entry in image["detections"]] for image in document] == [found.boxes.tolist()] * 6
+    trained = run(*train, model, "--json").json()
+    assert trained["proposal_ar300"] == 1
+    config = (Path(trained["folder"]) / "config.yaml").read_text()
+    assert f"edge_model: {tmp_path.resolve() / 'model.yml.gz'}" in config
+    assert run(*val, model, "--json").json()["proposals"]["ar300"] == 1
+    assert len(run(*predict, model, "--json").json()) == 6
 
 
 def test_an_unreadable_image_is_left_out_where_asked(

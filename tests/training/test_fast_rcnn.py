@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import rcnn.data.selective_search as search_file
+import rcnn.data.search as search_file
 import rcnn.training.session as session_file
 from rcnn.config import read
 from rcnn.data.find import open_splits
-from rcnn.data.given import Given
+from rcnn.data.given import Given, ranked
 from rcnn.data.proposals import read_proposals
-from rcnn.data.selective_search import ranked, search_files
+from rcnn.data.search import search_files
 from rcnn.errors import DataError, SettingsError
 from rcnn.presets import settings_of
 from rcnn.training.distributed import Team
@@ -171,7 +171,7 @@ def test_processes_share_a_search(data: Path, tmp_path: Path, monkeypatch: pytes
     class Third(Team):
         def gather(self, thing: Any) -> list[Any]:
             assert len(searched) == 2  # the images 2 and 5 of 6; now the others' are found
-            list(search_files([record.path for record in dataset.records], "fast", settings.data))
+            list(search_files([record.path for record in dataset.records], "selective-search", settings.data))
             return [thing] * self.world
 
     monkeypatch.setattr(search_file, "selective_search", search)

@@ -62,7 +62,7 @@ def test_a_checkpoint_is_told_from_a_detector(tmp_path: Path) -> None:
 
 
 def test_folders_of_this_machine_do_not_travel() -> None:
-    settings = override(Settings(), {"data": {"path": "/home/me/cells"}, "train": {"init": "/home/me/start.pth"}})
-    kept = portable(settings)
-    assert (kept.data.path, kept.train.init) == ("cells", "start.pth")
+    data = {"path": "/home/me/cells", "edge_model": "/home/me/model.yml.gz"}
+    kept = portable(override(Settings(), {"data": data, "train": {"init": "/home/me/start.pth"}}))
+    assert (kept.data.path, kept.data.edge_model, kept.train.init) == ("cells", None, "start.pth")
     assert portable(Settings()) == Settings()

@@ -52,7 +52,7 @@ OnFault = Annotated[
 Proposals = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE|selective-search",
+        metavar="FILE|selective-search|edge-boxes",
         help="Instead of the RPN's proposals, those of a .json, .npz or .mat file or of a search.",
     ),
 ]

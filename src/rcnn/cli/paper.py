@@ -74,7 +74,7 @@ def paper(
 
 def with_proposals(settings: Settings, source: str | None) -> Settings:
     """Return the settings with another source of proposals than Selective Search, the default of experiments."""
-    from rcnn.data.selective_search import SEARCHES
+    from rcnn.data.search import SEARCHES
 
     if source is None:
         return settings

@@ -18,7 +18,7 @@ def propose(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A run folder, a weights file, a name such as blood-cells, or selective-search[-quality].",
+            help="A run folder, a weights file, a name such as blood-cells, selective-search[-quality], or edge-boxes.",
         ),
     ],
     sources: Sources,
@@ -41,7 +41,7 @@ def propose(
     Example: rcnn propose runs/train/exp-1 photos/ --top 100
     """
     from rcnn.cli import stream
-    from rcnn.data.selective_search import SEARCHES
+    from rcnn.data.search import SEARCHES
 
     def run(results: "Iterable[Result]", remarks: Mapping[str, str]) -> None:
         job.run((result.filter(score=score or 0.0, top=top) for result in results), ("object",), remarks)
@@ -49,7 +49,7 @@ def propose(
     job = stream.Job(sources, out, format, images, json, on_fault, split)
     with screen.stdout_for_json(json):
         if model in SEARCHES:
-            with job.search(SEARCHES[model]) as results:
+            with job.search(model) as results:
                 run(results, {})
         else:
             with job.detector(model, device) as detector:

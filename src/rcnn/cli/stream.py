@@ -23,7 +23,7 @@ from rcnn.data.dataset import Record
 from rcnn.data.find import Split, open_dataset
 from rcnn.data.given import Given, place
 from rcnn.data.proposals import find_proposals
-from rcnn.data.selective_search import Mode, search_files
+from rcnn.data.search import search_files
 from rcnn.detector import Detector, Propose
 from rcnn.errors import DataError, ImageError, SettingsError
 from rcnn.model.structures import Batch, Proposals
@@ -96,14 +96,14 @@ class Job:
             yield load_detector(model, self._changes, str(self._team.device), device)
 
     @contextmanager
-    def search(self, mode: Mode) -> Iterator[Iterator[Result]]:
-        """Run Selective Search on the images, instead of a detector."""
+    def search(self, name: str) -> Iterator[Iterator[Result]]:
+        """Run a search for proposals, by its name, on the images instead of a detector."""
         with sharing("cpu") as (self._team, _):
-            yield self._searched(mode, override(Settings(), self._changes))
+            yield self._searched(name, override(Settings(), self._changes))
 
-    def _searched(self, mode: Mode, settings: Settings) -> Iterator[Result]:
+    def _searched(self, name: str, settings: Settings) -> Iterator[Result]:
         paths = self.files()
-        for path, outcome in zip(paths, search_files(paths, mode, settings.data), strict=True):
+        for path, outcome in zip(paths, search_files(paths, name, settings.data), strict=True):
             if isinstance(outcome, Given):
                 boxes, scores = (part.astype(np.float32) for part in outcome)
                 labels = np.zeros(len(boxes), dtype=np.int64)

@@ -111,7 +111,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     from rcnn.data.find import open_splits
     from rcnn.data.loader import Loader
     from rcnn.data.proposals import open_proposals
-    from rcnn.data.selective_search import SEARCHES
+    from rcnn.data.search import SEARCHES
     from rcnn.data.windows import training_windows
     from rcnn.presets import build
     from rcnn.training.anchors import settle_anchors

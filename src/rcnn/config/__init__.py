@@ -55,8 +55,8 @@ class Train(Section):
     )
     proposals: str | None = Field(
         default=None,
-        description="fast-rcnn: proposals of all images: a .json, .npz or .mat, selective-search, or "
-        "selective-search-quality.",
+        description="fast-rcnn: proposals of all images: a .json, .npz or .mat, selective-search, "
+        "selective-search-quality, or edge-boxes.",
     )
     target_gradient: bool = Field(default=False, description="joint-full: also through the targets of the boxes.")
     init: str = Field(

@@ -35,6 +35,9 @@ class Data(Section):
     outside: Literal["allow", "refuse"] = Field(
         default="allow", description="Images that the data names outside its own folder: read them, or call it a fault."
     )
+    edge_model: str | None = Field(
+        default=None, description="edge-boxes: OpenCV's model of edges, model.yml.gz; see docs/predict.md."
+    )
     licence: str | None = Field(default=None, description="Licence of the data, noted in the weights; free text.")
     workers: Annotated[int, Field(ge=0, le=64)] | None = Field(
         default=None, description="Loader processes, or threads where no process can be forked. None: what pays."

@@ -26,6 +26,11 @@ class ProposalSet(NamedTuple):
 NOTHING = Given(np.zeros((0, 4)), np.zeros(0))
 
 
+def ranked(boxes: np.ndarray) -> Given:
+    """Give boxes (n, 4) in the order of their rank scores that fall from 1 towards 0."""
+    return Given(boxes, np.linspace(1, 0, len(boxes), endpoint=False))
+
+
 def place(given: Sequence[Given], batch: Batch, count: int) -> Proposals:
     """Return the `count` best proposals per image of a batch, in pixels of the resized images, without augmentation.
 

@@ -1,4 +1,4 @@
-"""External proposals: boxes from a file, checked, or from Selective Search, in pixels of the image files.
+"""External proposals: boxes from a file, checked, or from a search, in pixels of the image files.
 
 A .json file holds one of
     {"000005.jpg": [[x1, y1, x2, y2], ...], ...}, where a fifth number is a score;
@@ -27,10 +27,10 @@ import numpy as np
 from rcnn.config import Data, Settings
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Record
-from rcnn.data.given import NOTHING, Given
+from rcnn.data.given import NOTHING, Given, ranked
 from rcnn.data.mat import read_mat
 from rcnn.data.pixels import ProgressCallback
-from rcnn.data.selective_search import SEARCHES, ranked, search_files
+from rcnn.data.search import SEARCHES, search_files
 from rcnn.errors import DataError, ImageError
 from rcnn.preprocess.sources import files
 
@@ -62,13 +62,13 @@ def open_proposals(
     """Return the proposals of every image of a data set, in the order of its records.
 
     Args:
-        source: a .json, .npz or .mat file, `selective-search` or `selective-search-quality`.
+        source: a .json, .npz or .mat file, or the name of a search in `SEARCHES`.
         dataset: the images.
-        settings: `data.white` and `data.max_pixels` are read.
+        settings: `data` is read: `white`, `max_pixels`, and `edge_model` by `edge-boxes`.
         progress: called with (images done, images in total) by a search.
 
     Raises:
-        SettingsError: Selective Search is not installed.
+        SettingsError: the search is not installed, or lacks its model file.
         DataError: as for `read_proposals`, or an image can't be read.
     """
     return find_proposals(source, dataset.records, dataset.root, settings.data, progress)
@@ -86,7 +86,7 @@ def find_proposals(
     if source not in SEARCHES:
         return read_proposals(source, records, root)
     given: list[Given] = []
-    for result in search_files([record.path for record in records], SEARCHES[source], settings):
+    for result in search_files([record.path for record in records], source, settings):
         if isinstance(result, Given):
             given.append(result)
         elif skip is None:

@@ -14,7 +14,7 @@ from rcnn.data.given import Given
 from rcnn.data.loader import FILLER, Loader
 from rcnn.data.pixels import ProgressCallback
 from rcnn.data.proposals import open_proposals
-from rcnn.data.selective_search import SEARCHES
+from rcnn.data.search import SEARCHES
 from rcnn.detector import Detector
 from rcnn.training.distributed import Team
 from rcnn.weights.file import LARGEST, load_weights, reading, save_weights

@@ -15,10 +15,11 @@ from rich.console import Console
 from rcnn.config import Settings, dump, override, read
 from rcnn.config.elsewhere import IMAGE_SIZE, SAME
 from rcnn.data.dataset import Dataset
+from rcnn.data.edge_boxes import model_file
 from rcnn.data.find import open_splits
 from rcnn.data.given import Given
 from rcnn.data.loader import Loader
-from rcnn.data.selective_search import SEARCHES
+from rcnn.data.search import EDGE_BOXES, SEARCHES
 from rcnn.data.windows import training_windows
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
@@ -188,7 +189,7 @@ def choose_settings(
     """The settings of a new run: a file's, a preset's or a detector's, then `overrides`, then `options`.
 
     Raises:
-        SettingsError: a setting is wrong, or nothing says what to train on.
+        SettingsError: a setting is wrong, a file that it names is missing, or nothing says what to train on.
     """
     size = [f"{IMAGE_SIZE}={options[IMAGE_SIZE]}"] if IMAGE_SIZE in options else []
     overrides = [*overrides, *size]
@@ -206,6 +207,8 @@ def choose_settings(
     proposals = settings.train.proposals
     if proposals is not None and proposals not in SEARCHES:  # --resume and --config may be called from elsewhere
         settings = override(settings, {"train": {"proposals": str(Path(proposals).expanduser().resolve())}})
+    if proposals == EDGE_BOXES or settings.data.edge_model is not None:
+        settings = override(settings, {"data": {"edge_model": str(model_file(settings.data).resolve())}})
     if settings.data.path is None:
         raise SettingsError("nothing to train on: give a folder, a COCO json or a data.yaml")
     return settings

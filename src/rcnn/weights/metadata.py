@@ -125,10 +125,13 @@ def read_detector(
 
 
 def portable(settings: Settings) -> Settings:
-    """Cut the paths in settings to their last part: files of weights travel, folders of this machine do not."""
+    """Cut the paths in settings to their last part, and leave out that of `data.edge_model`.
+
+    Files of weights travel, folders of this machine do not.
+    """
     data, init, proposals = settings.data.path, settings.train.init, settings.train.proposals
     changes = {
-        "data": {"path": data and Path(data).name},
+        "data": {"path": data and Path(data).name, "edge_model": None},
         "train": {"init": Path(init).name, "proposals": proposals and Path(proposals).name},
     }
     return override(settings, changes)

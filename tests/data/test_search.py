@@ -1,0 +1,127 @@
+"""Searches by name over files, and the disk that keeps what they found."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import rcnn.data.search as search_file
+from rcnn.config import Data
+from rcnn.data.edge_boxes import edge_boxes, structured_edges
+from rcnn.data.given import Given
+from rcnn.data.search import SEARCHES, cache_folder, search_files
+from rcnn.data.selective_search import selective_search
+from rcnn.errors import ImageError, SettingsError
+from tests.data.edges import write_edge_model
+from tests.data.test_selective_search import picture
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache/rcnn/proposals"
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> list[Path]:
+    for name, image in (("a.png", picture()), ("b.png", picture()[:, ::-1])):
+        Image.fromarray(image).save(tmp_path / name)
+    return [tmp_path / "a.png", tmp_path / "b.png"]
+
+
+@pytest.fixture
+def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The modes of the searches that were made."""
+    made: list[str] = []
+
+    def counted(image: np.ndarray, mode: str) -> Given:
+        made.append(mode)
+        return selective_search(image, mode)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(search_file, "selective_search", counted)
+    return made
+
+
+def given(outcome: Given | ImageError) -> Given:
+    assert isinstance(outcome, Given)
+    return outcome
+
+
+def test_what_was_found_is_kept_and_a_changed_image_is_another(
+    paths: list[Path], searches: list[str], cache: Path
+) -> None:
+    first = [given(outcome) for outcome in search_files(paths, "selective-search", Data())]
+    assert np.array_equal(first[0].boxes, selective_search(picture()).boxes)
+    assert searches == ["fast"] * 2
+    assert cache_folder() == cache
+    assert len(list(cache.iterdir())) == 2
+    again = [given(outcome) for outcome in search_files(paths[::-1], "selective-search", Data())][::-1]
+    assert searches == ["fast"] * 2
+    for one, other in zip(first, again, strict=True):
+        assert np.array_equal(one.boxes, other.boxes)
+        assert np.array_equal(one.scores, other.scores)
+    Image.fromarray(picture()[::-1]).save(paths[0])
+    turned, _ = search_files(paths, "selective-search", Data())
+    assert searches == ["fast"] * 3
+    assert not np.array_equal(given(turned).boxes, first[0].boxes)
+    list(search_files(paths, "selective-search-quality", Data()))
+    assert searches[3:] == ["quality"] * 2
+
+
+def test_a_search_that_was_broken_off_goes_on(paths: list[Path], searches: list[str], cache: Path) -> None:
+    list(search_files(paths[:1], "selective-search", Data()))
+    (file,) = cache.iterdir()
+    file.write_bytes(file.read_bytes()[:100])  # the power went
+    list(search_files(paths[1:], "selective-search", Data()))
+    assert len(searches) == 2
+    list(search_files(paths, "selective-search", Data()))
+    assert len(searches) == 3
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_an_image_that_can_not_be_read_gives_its_error(paths: list[Path], tmp_path: Path) -> None:
+    (tmp_path / "empty.png").write_bytes(b"")
+    outcomes = list(search_files([tmp_path / "empty.png", paths[0], tmp_path / "none.png"], "selective-search", Data()))
+    assert isinstance(outcomes[0], ImageError)
+    assert "empty.png" in str(outcomes[0])
+    assert isinstance(outcomes[1], Given)
+    assert isinstance(outcomes[2], ImageError)
+    assert "none.png: can't be read: No such file" in str(outcomes[2])
+
+
+@pytest.mark.parametrize("name", SEARCHES)
+def test_without_opencv_every_search_names_the_extra(
+    name: str, paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = Data(edge_model=str(write_edge_model(tmp_path / "model.yml")))
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    said = r"needs OpenCV with its contributed modules: pip install 'rcnn\[proposals\]'"
+    with pytest.raises(SettingsError, match=said):
+        list(search_files(paths, name, settings))
+
+
+def test_edge_boxes_of_another_model_are_searched_again(paths: list[Path], tmp_path: Path, cache: Path) -> None:
+    model = write_edge_model(tmp_path / "model.yml.gz")
+    (first, _) = (given(outcome) for outcome in search_files(paths, "edge-boxes", Data(edge_model=str(model))))
+    detect, _ = structured_edges(model)
+    assert len(first.boxes)
+    assert np.array_equal(first.boxes, edge_boxes(picture(), detect).boxes)
+    (again, _) = (given(outcome) for outcome in search_files(paths, "edge-boxes", Data(edge_model=str(model))))
+    assert np.array_equal(first.boxes, again.boxes)
+    assert np.array_equal(first.scores, again.scores)
+    assert len(list(cache.iterdir())) == 2
+    write_edge_model(model, threshold=0.9)
+    list(search_files(paths, "edge-boxes", Data(edge_model=str(model))))
+    assert len(list(cache.iterdir())) == 4
+
+
+def test_an_image_too_large_for_a_search_gives_its_error(
+    paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rcnn.data.edge_boxes.LARGEST", 100)
+    model = write_edge_model(tmp_path / "model.yml")
+    first, _ = search_files(paths, "edge-boxes", Data(edge_model=str(model)))
+    assert isinstance(first, ImageError)
+    assert "a.png: EdgeBoxes takes images of up to 100 pixels, width + height; got 100 x 64" in str(first)
