@@ -27,6 +27,7 @@ from rcnn.paper.lab import Lab
 from rcnn.paper.plots import plot
 from rcnn.paper.report import write_page
 from rcnn.training.train import choose_settings
+from tests.data.edges import write_edge_model
 from tests.paper.conftest import SMALL
 
 SCALES = ("1 scale", "5 scales")
@@ -125,13 +126,21 @@ def test_an_experiment_and_once_more_at_no_cost(
 
 
 def test_experiments_share_trainings_of_equal_settings(settings: Settings, trained: list[str], tmp_path: Path) -> None:
-    for name in ("schemes", "one-stage"):
+    for name in ("schemes", "one-stage", "top-n"):
         check(quietly(name, settings, tmp_path), tmp_path)
     assert trained == ["joint-0", "joint-full-0", "joint-full-targets-0", "alternating-0", "one-stage-0"]
 
 
-def test_table_2_trains_two_models_for_its_twelve_rows(
-    settings: Settings, boxes: Path, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model file for EdgeBoxes, whose boxes are cached in a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return write_edge_model(tmp_path / "model.yml")
+
+
+@pytest.mark.slow
+def test_table_2_trains_four_models_for_its_fourteen_rows(
+    settings: Settings, boxes: Path, model: Path, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[int] = []
     evaluate = measure_file.evaluate
@@ -142,11 +151,48 @@ def test_table_2_trains_two_models_for_its_twelve_rows(
         return evaluate(detector, dataset, loaders=loaders, proposals=proposals, **options)
 
     monkeypatch.setattr(measure_file, "evaluate", watched)
-    result = quietly("proposals", override(settings, {"train": {"proposals": str(boxes)}}), tmp_path)
+    given = {"train": {"proposals": str(boxes)}, "data": {"edge_model": str(model)}}
+    result = quietly("proposals", override(settings, given), tmp_path)
     check(result, tmp_path)
-    assert trained == ["fast-rcnn-0", "alternating-0"]
-    assert len(result.experiment.rows) == 12
-    assert counts == [2000, 300, 100, 300, 1000, 6000, 100, 300, 1000, 300, 1000]
+    assert trained == ["fast-rcnn-0", "edge-boxes-0", "alternating-0", "rpn-vgg16-0"]
+    assert len(result.experiment.rows) == 14
+    assert counts == [2000, 2000, 300, 100, 300, 1000, 6000, 100, 300, 1000, 300, 1000, 300]
+    (vgg,) = (tmp_path / "runs").glob("rpn-vgg16-*/")
+    assert "backbone: vgg16" in (vgg / "config.yaml").read_text()
+
+
+def test_a_row_that_is_not_measured_says_why_and_may_be_measured_later(
+    settings: Settings, boxes: Path, model: Path, trained: list[str], tmp_path: Path
+) -> None:
+    settings, said = override(settings, {"train": {"proposals": str(boxes)}}), []
+    result = conduct("proposals", settings, tmp_path, leave_out=["SS ->"], say=said.append, quiet=True)
+    assert trained == ["alternating-0"]
+    assert not result.failures
+    assert set(result.scores) == {"RPN shared -> RPN 300", "RPN unshared -> RPN 300"}
+    write_page(result, tmp_path)
+    plot(result, tmp_path / "proposals.png")
+    needs = "needs OpenCV's model file: data.edge_model=PATH"
+    page = (tmp_path / "proposals.md").read_text()
+    assert f"| EB -> EB 2000 | 0 | {needs} | 58.6 | - | - |" in page
+    assert "| SS -> RPN+VGG 300 | 0 | left out | 59.2 | - | - |" in page
+    assert f"not measured: EB -> EB 2000: {needs}" in said
+    assert command.document(result)["not_measured"]["EB -> EB 2000"] == needs
+    verdicts = {judged.claim.text: judged.verdict for judged in result.judgements}
+    assert verdicts["RPN 300 (shared) >= EB 2000"] == "not measured"
+
+    settings = override(settings, {"data": {"edge_model": str(model)}})
+    result = quietly("proposals", settings, tmp_path, leave_out=["SS ->"])
+    assert trained == ["alternating-0", "edge-boxes-0"]
+    assert result.scores["EB -> EB 2000"][0]["map50"] >= 0
+
+
+def test_what_leaves_nothing_out_or_nothing_over_is_refused(settings: Settings, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"--leave-out VGG16: no row .* there are .*; SS -> RPN\+VGG 300"):
+        quietly("proposals", settings, tmp_path, leave_out=["SS -> SS", "VGG16"])
+    with pytest.raises(SettingsError, match="no row that is measured on its own"):
+        quietly("time", settings, tmp_path, leave_out=["SS quality"])
+    with pytest.raises(SettingsError, match="--leave-out two one: no row would be left"):
+        quietly("one-stage", settings, tmp_path, leave_out=["two", "one"])
 
 
 def test_figure_4_measures_selective_search_once(
@@ -248,10 +294,10 @@ def test_without_a_second_stage_there_is_nothing_to_compare(settings: Settings, 
 
 @pytest.mark.parametrize(
     ("seconds", "epochs"),
-    [(10_000, 16), (1000, 9), (190, 1), (0, 1)],  # 100 s are for other things, an epoch takes 2 stages of 50 s
+    [(10_000, 16), (1000, 9), (190, 1), (0, 1)],  # 100 s are for other things, an epoch of all takes 100 s
 )
 def test_epochs_that_fit(seconds: float, epochs: int) -> None:
-    assert fitting(16, stages=2, epoch=50.0, other=100.0, seconds=seconds) == epochs
+    assert fitting(16, epoch=100.0, other=100.0, seconds=seconds) == epochs
 
 
 def test_a_budget_cuts_epochs_once_and_says_so(settings: Settings, trained: list[str], tmp_path: Path) -> None:
@@ -276,6 +322,26 @@ def test_a_budget_counts_the_search_for_proposals(
     quiet = {"budget": 60, "say": said.append, "quiet": True}
     conduct("recall", settings, tmp_path / "recall", **quiet)
     assert said.index(str(boxes)) < said.index("timing one epoch for --budget")
+
+
+@pytest.mark.slow
+def test_a_budget_times_an_epoch_of_each_backbone(
+    settings: Settings, boxes: Path, trained: list[str], tmp_path: Path
+) -> None:
+    """The detectors that have proposals of their own come first; VGG-16 takes longer than the preset's backbone."""
+    settings, said = override(settings, {"train": {"proposals": str(boxes), "epochs": 2}}), []
+    left_out = ["SS -> SS", "100", "6000", "no ", "shared"]
+    how = {"budget": 0.001, "say": said.append, "quiet": True}
+    result = conduct("proposals", settings, tmp_path, leave_out=left_out, **how)
+    assert trained == ["alternating-0", "rpn-vgg16-0", "fast-rcnn-0"]
+    assert result.settings.train.epochs == 1
+    (line,) = [text for text in said if "an epoch takes" in text]
+    assert ", one of vgg16 " in line
+    assert "; 6 stages of 2 epochs would take " in line
+    assert line.endswith(", still over the budget")
+    trained.clear()
+    conduct("proposals", settings, tmp_path / "fast", leave_out=["RPN"], **how)
+    assert trained == ["fast-rcnn-0"]
 
 
 def test_without_a_training_a_budget_cuts_nothing_and_says_so(settings: Settings, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import rcnn.paper.recall as recall_file
 import rcnn.paper.schemes as schemes_file
 import rcnn.paper.timing as timing_file
 from rcnn.config import Settings, override
+from rcnn.errors import SettingsError
 from rcnn.paper.conduct import EXPERIMENTS
 from rcnn.paper.lab import Lab, Trained, Training
 from rcnn.paper.measure import Change, without_boxes, without_scores
@@ -96,6 +97,10 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
     return found
 
 
+EDGES = "data.edge_model=model.yml.gz"
+"""A file that is there where a row needs it."""
+
+
 class Row(NamedTuple):
     """How a row is made.
 
@@ -105,6 +110,7 @@ class Row(NamedTuple):
         trained: settings of the training, other than the preset's.
         changes: of settings in test.
         of: proposals from elsewhere: the weights of an RPN and what is left out of it, or the source and their number.
+        rpn: settings of that RPN's training.
     """
 
     paper: float | None
@@ -112,6 +118,7 @@ class Row(NamedTuple):
     trained: str
     changes: str = ""
     of: tuple[str, Any] | None = None
+    rpn: str = "train.scheme=alternating"
 
 
 def on_rpn(paper: float, changes: str, left_out: Change | None = None) -> Row:
@@ -127,9 +134,16 @@ ALONE = f"{JOINT} rpn.classify=classes roi.head=none"
 FOCAL = f"{ALONE} rpn.loss=focal rpn.convs=2 rpn.positive_iou=0.5 rpn.negative_iou=0.4"
 FIVE = f"predict.scales=[0.8,{576 / 600},{688 / 600},{864 / 600},2]"
 UNRANKED = "rpn.nms=1 rpn.pre_test=1000000"
+VGG = f"{JOINT} roi.head=none model.backbone=vgg16 model.frozen_stages=2"
 
 PROPOSALS = {
     "SS -> SS 2000": Row(58.7, "fast-rcnn-1/weights", FAST, of=("selective-search", 2000)),
+    "EB -> EB 2000": Row(
+        58.6,
+        "edge-boxes-1/weights",
+        f"{FAST.replace('selective-search', 'edge-boxes')} {EDGES}",
+        of=("edge-boxes", 2000),
+    ),
     "RPN shared -> RPN 300": Row(59.9, "alternating-1/weights", ALTERNATING, "rpn.post_test=300"),
     "RPN unshared -> RPN 300": Row(
         58.7, "alternating-1/stages/2", ALTERNATING, "rpn.post_test=300", ("alternating-1/stages/1", None)
@@ -143,6 +157,9 @@ PROPOSALS = {
     "SS -> RPN 1000, no cls": on_rpn(55.8, f"rpn.post_test=1000 {UNRANKED}", without_scores),
     "SS -> RPN 300, no reg": on_rpn(52.1, "rpn.post_test=300", without_boxes),
     "SS -> RPN 1000, no reg": on_rpn(51.3, "rpn.post_test=1000", without_boxes),
+    "SS -> RPN+VGG 300": Row(
+        59.2, "fast-rcnn-1/weights", FAST, "rpn.post_test=300", ("rpn-vgg16-1/weights", None), VGG
+    ),
 }
 ANCHORS = {
     "1 scale, 1 ratio: small": Row(65.8, "anchors-0-1x1-1/weights", "anchors.sizes=[[128]] anchors.ratios=[1]"),
@@ -155,6 +172,10 @@ ANCHORS = {
 LAMBDA = {
     text: Row(paper, f"lambda-{text}-1/weights", f"rpn.normaliser=paper rpn.lambda={text}")
     for text, paper in {"0.1": 67.2, "1": 68.9, "10": 69.9, "100": 69.1}.items()
+}
+TOP_N = {
+    f"{count} proposals": Row(paper, "joint-1/weights", JOINT, f"rpn.post_test={count}")
+    for count, paper in ((50, 66.3), (100, 68.9), (150, 69.5), (200, 69.8), (300, 69.9), (500, 69.8), (1000, 69.8))
 }
 RECALL = {"SS": None, "RPN": Row(None, "rpn-1/weights", f"{JOINT} roi.head=none", "rpn.post_test=2000")}
 
@@ -179,6 +200,9 @@ def schemes(roi: str) -> dict[str, Row]:
 
 TABLES: list[tuple[str, str, dict[str, Any]]] = [
     ("proposals", "mobilenet-fpn", PROPOSALS),
+    ("proposals", "paper-zf", PROPOSALS),
+    ("top-n", "paper-zf", TOP_N),
+    ("top-n", "mobilenet-fpn", TOP_N),
     ("anchors", "paper-zf", ANCHORS),
     ("lambda", "paper-zf", LAMBDA),
     ("lambda", "mobilenet-fpn", LAMBDA),
@@ -190,17 +214,29 @@ TABLES: list[tuple[str, str, dict[str, Any]]] = [
 ]
 
 
+READERS = {"SS -> SS 2000": "selective-search", "SS": "selective-search", "EB -> EB 2000": "edge-boxes"}
+"""Row -> where it reads proposals of the scored images."""
+
+
 @pytest.mark.parametrize(("name", "preset", "rows"), TABLES, ids=[f"{name}-{preset}" for name, preset, _ in TABLES])
 def test_a_row_is_trained_and_tested_as_the_page_says(
-    name: str, preset: str, rows: dict[str, Row | None], scored: list[Scored], tmp_path: Path
+    name: str,
+    preset: str,
+    rows: dict[str, Row | None],
+    scored: list[Scored],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("model.yml.gz").touch()
     base = settings_of(preset, ["train.seed=1"])
-    experiment = EXPERIMENTS[name](base)
+    experiment = EXPERIMENTS[name](override(base, [EDGES]))
     assert experiment.rows == tuple(rows)
+    assert not experiment.lacking
     assert experiment.paper == {row: {"map50": made.paper} for row, made in rows.items() if made and made.paper}
     for run in experiment.runs:
-        (row,), bench = run.rows, Bench(base, tmp_path)
-        assert run.given == row.startswith("SS -> SS" if name == "proposals" else "SS")
+        (row,), bench = run.rows, Bench(override(base, [EDGES]), tmp_path)
+        assert run.given == READERS.get(row)
         if (made := rows[row]) is None:
             continue
         numbers = run.measure(bench, 1)
@@ -213,7 +249,38 @@ def test_a_row_is_trained_and_tested_as_the_page_says(
 def elsewhere(base: Settings, made: Row) -> Any:
     if made.of is None or isinstance(made.of[1], int):
         return made.of
-    return OfRPN(Loaded(made.of[0], override(base, f"{ALTERNATING} {made.changes}".split())), made.of[1])
+    return OfRPN(Loaded(made.of[0], override(base, f"{made.rpn} {made.changes}".split())), made.of[1])
+
+
+def test_without_the_model_file_the_row_of_edge_boxes_says_so_and_the_others_are_made() -> None:
+    experiment = EXPERIMENTS["proposals"](settings_of("paper-zf"))
+    assert experiment.rows == tuple(PROPOSALS)
+    assert experiment.lacking == {"EB -> EB 2000": "needs OpenCV's model file: data.edge_model=PATH"}
+    assert [training.name for training in experiment.trainings] == ["fast-rcnn", "alternating", "rpn-vgg16"]
+    with pytest.raises(SettingsError, match="there is no such file"):
+        EXPERIMENTS["proposals"](settings_of("paper-zf", ["data.edge_model=nowhere.yml.gz"]))
+
+
+@pytest.mark.parametrize("init", ["none", "imagenet", "start.pth", "blood-cells"])
+def test_vgg_never_starts_from_weights_of_another_backbone(init: str, tmp_path: Path) -> None:
+    bench = Bench(settings_of("mobilenet-fpn", [f"train.init={init}"]), tmp_path)
+    (vgg,) = (
+        run.needs[1] for run in EXPERIMENTS["proposals"](bench.settings).runs if run.rows == ("SS -> RPN+VGG 300",)
+    )
+    assert bench.of(vgg, 0).train.init == ("none" if init == "none" else "imagenet")
+
+
+def test_a_model_file_changes_no_training_but_that_on_edge_boxes(tmp_path: Path) -> None:
+    """So it may be given later, and nothing is trained again."""
+    bench = Bench(settings_of("paper-zf", [EDGES]), tmp_path)
+    bare = Bench(settings_of("paper-zf"), tmp_path)
+    for training in (
+        proposals_file.fast_rcnn(bare.settings),
+        proposals_file.ALTERNATING,
+        proposals_file.vgg_rpn(bare.settings),
+    ):
+        assert bench.of(training, 0) == bare.of(training, 0)
+    assert bench.of(proposals_file.EDGES, 0) != bare.of(proposals_file.EDGES, 0)
 
 
 def test_proposals_from_elsewhere_are_those_asked_for(scored: list[Scored], tmp_path: Path) -> None:
@@ -232,10 +299,17 @@ ORDERINGS = {
     "proposals": {
         "shared >= unshared features": 59.9 - 58.7,
         "RPN 300 (shared) >= SS 2000": 59.9 - 58.7,
+        "RPN 300 (shared) >= EB 2000": 59.9 - 58.6,
         "tested on RPN: 300 >= 100": 56.8 - 55.1,
         "NMS does no harm: 300 >= 6000": 56.8 - 55.2,
         "scores rank: 300 >= 300, no cls": 56.8 - 51.4,
         "boxes fit: 300 >= 300, no reg": 56.8 - 52.1,
+        "a better RPN: RPN+VGG 300 >= RPN 300": 59.2 - 56.8,
+    },
+    "top-n": {
+        "300 >= 50": 69.9 - 66.3,
+        "100 within 1.5 of 300": 68.9 - 69.9,
+        "1000 within 1.5 of 300": 69.8 - 69.9,
     },
     "anchors": {
         "3 scales, 3 ratios >= 1 scale, 1 ratio: small": 69.9 - 65.8,
@@ -260,7 +334,7 @@ ORDERINGS = {
 def test_differences_of_the_papers_numbers(name: str) -> None:
     judged = judge_all(EXPERIMENTS[name](settings_of("paper-zf")), {}, [])
     assert {one.claim.text: one.paper for one in judged} == pytest.approx(ORDERINGS[name], nan_ok=True)
-    within = {"lambda 1 ": 1.5, "lambda 100 ": 1.5, "joint within 1 ": 1.0}
+    within = {"lambda 1 ": 1.5, "lambda 100 ": 1.5, "100 within ": 1.5, "1000 within ": 1.5, "joint within 1 ": 1.0}
     assert [one.claim.slack for one in judged] == [
         next((slack for start, slack in within.items() if one.claim.text.startswith(start)), None) for one in judged
     ]

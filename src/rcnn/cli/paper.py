@@ -12,7 +12,7 @@ from rcnn.errors import SettingsError
 if TYPE_CHECKING:
     from rcnn.paper.conduct import ExperimentResult
 
-Name = Literal["proposals", "anchors", "lambda", "one-stage", "recall", "time", "schemes"]
+Name = Literal["proposals", "top-n", "anchors", "lambda", "one-stage", "recall", "time", "schemes"]
 
 
 def paper(
@@ -20,8 +20,8 @@ def paper(
         Name,
         typer.Argument(
             metavar="EXPERIMENT",
-            help="proposals (table 2), anchors (table 8), lambda (table 9), one-stage (table 10), recall (figure 4), "
-            "time (table 5), schemes (section 3.2).",
+            help="proposals (table 2), top-n (number of proposals in test), anchors (table 8), lambda (table 9), "
+            "one-stage (table 10), recall (figure 4), time (table 5), schemes (section 3.2).",
         ),
     ],
     words: arguments.Words,
@@ -37,7 +37,11 @@ def paper(
     name: Annotated[str | None, typer.Option(help="Name of the folder in it. Default: the name of the data.")] = None,
     proposals: Annotated[
         str | None,
-        typer.Option(metavar="FILE|NAME", help="selective-search-quality or a file, instead of selective-search."),
+        typer.Option(metavar="FILE|NAME", help="A file or another search, instead of selective-search."),
+    ] = None,
+    leave_out: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="Do not measure rows with this in their names. May be given several times."),
     ] = None,
     device: arguments.Device = None,
     on_fault: arguments.OnFault = None,
@@ -59,7 +63,8 @@ def paper(
     folder = out / (name or _name(path.resolve()))
     with screen.stdout_for_json(json):
         settings = with_proposals(choose_settings(path, None, preset, changes, {}), proposals)
-        outcome = conduct(experiment, settings, folder, seeds=chosen, split=split, budget=budget, say=screen.say)
+        how = {"split": split, "budget": budget, "leave_out": leave_out or ()}
+        outcome = conduct(experiment, settings, folder, seeds=chosen, say=screen.say, **how)
         write_page(outcome, folder)
         plot(outcome, folder / f"{experiment}.png")
         show(outcome)
@@ -117,4 +122,10 @@ def document(outcome: "ExperimentResult") -> dict[str, Any]:
         {"ordering": judged.claim.text, **{key: value for key, value in judged._asdict().items() if key != "claim"}}
         for judged in outcome.judgements
     ]
-    return {"experiment": outcome.name, "epochs": outcome.settings.train.epochs, "rows": rows, "orderings": orderings}
+    return {
+        "experiment": outcome.name,
+        "epochs": outcome.settings.train.epochs,
+        "rows": rows,
+        "not_measured": outcome.experiment.lacking,
+        "orderings": orderings,
+    }

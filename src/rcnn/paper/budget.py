@@ -2,58 +2,110 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from copy import copy
+from typing import NamedTuple
 
-from rcnn.config import override
+from rcnn.config import Settings, override
+from rcnn.data.find import open_splits
+from rcnn.data.given import ProposalSet
 from rcnn.data.proposals import open_proposals
 from rcnn.evaluate import evaluate
 from rcnn.paper.experiment import Experiment
-from rcnn.paper.lab import Lab
-from rcnn.paper.proposals import source
+from rcnn.paper.lab import Lab, Training
 from rcnn.training.log import duration
+from rcnn.training.proposals import together
 from rcnn.training.schemes import stages_of
 
 
-def fitting(asked: int, stages: int, epoch: float, other: float, seconds: float) -> int:
+def fitting(asked: int, epoch: float, other: float, seconds: float) -> int:
     """Return the epochs per stage, from 1 to `asked`, with which everything is expected to fit.
 
     Args:
         asked: epochs wanted per stage.
-        stages: stages of all trainings together.
-        epoch: seconds of one epoch of one stage, with its validation.
+        epoch: seconds of one epoch of every stage of all trainings, with its validation.
         other: seconds of everything else.
         seconds: seconds available.
     """
-    return max(1, min(asked, math.floor((seconds - other) / (stages * epoch))))
+    return max(1, min(asked, math.floor((seconds - other) / epoch)))
+
+
+class Timed(NamedTuple):
+    """Seconds of a network.
+
+    Attributes:
+        epoch: of one epoch of one stage, with its validation.
+        scores: of scoring it.
+    """
+
+    epoch: float
+    scores: float
 
 
 def cut_epochs(lab: Lab, experiment: Experiment, seeds: Sequence[int], minutes: float) -> int:
-    """Return the epochs per stage that fit into the minutes, timing one epoch of the first training; report it."""
-    trainings, runs = experiment.trainings, len(experiment.runs)
+    """Return the epochs per stage that fit into the minutes, and report them.
+
+    The searches for proposals are done first, and their results stay in the cache. Then one epoch is timed of each
+    backbone.
+    """
+    trainings = experiment.trainings
     asked = lab.settings.train.epochs
     if not trainings:
         lab.say("nothing is trained here, and --budget cuts nothing but epochs")
         return asked
     began = time.monotonic()
-    if any(run.given for run in experiment.runs):  # what is found now is not looked for again
-        lab.say("proposals from elsewhere come first, so that --budget knows their time")
-        open_proposals(source(lab.settings), lab.dataset, lab.settings)
+    settings = {training.name: lab.of(training, seeds[0]) for training in trainings}
+    _search_all(lab, experiment, settings.values())
     lab.say("timing one epoch for --budget")
-    probe = Lab(override(lab.settings, {"train": {"epochs": 1}}), lab.folder, lab.split, lab.say, quiet=lab.quiet)
-    done = probe.train(trainings[0], seeds[0])
-    stages = [len(stages_of(lab.of(training, 0))) for training in trainings]
-    steps = 60 * done.minutes / stages[0]
-    scored = time.monotonic()
-    evaluate(lab.load(done.best), lab.dataset, batch=lab.settings.val.batch)
-    validation = time.monotonic() - scored
-    epoch, total = steps + validation, sum(stages) * len(seeds)
-    other = (runs + len(trainings)) * len(seeds) * validation
+    probe = copy(lab)  # which shares the record of finished trainings
+    probe.settings = override(lab.settings, {"train": {"epochs": 1}})
+    timed: dict[str, Timed] = {}
+    for training in sorted(trainings, key=lambda training: settings[training.name].train.proposals is not None):
+        backbone = settings[training.name].model.backbone
+        if backbone not in timed:
+            timed[backbone] = _timed(probe, training, seeds[0])
+
+    stages = {name: len(stages_of(whole)) for name, whole in settings.items()}
+    of = {name: timed[whole.model.backbone] for name, whole in settings.items()}
+    total = sum(stages.values()) * len(seeds)
+    epoch = len(seeds) * sum(stages[name] * of[name].epoch for name in settings)
+    first = of[trainings[0].name].scores
+    runs = [max((of[needed.name].scores for needed in run.needs), default=first) for run in experiment.done]
+    other = len(seeds) * sum([*runs, *(of[name].scores for name in settings)])
     left = 60 * minutes - (time.monotonic() - began)
-    epochs = fitting(asked, total, epoch, other, left)
-    needed, whole = (count * total * epoch + other for count in (epochs, asked))
+    epochs = fitting(asked, epoch, other, left)
+    needed, whole = (count * epoch + other for count in (epochs, asked))
     result = "That fits" if epochs == asked else f"Cut to {epochs} each: {duration(needed)}"
+    times = [f"an epoch takes {duration(next(iter(timed.values())).epoch)} with its validation"]
+    times += [f"one of {backbone} {duration(time.epoch)}" for backbone, time in list(timed.items())[1:]]
     lab.say(
-        f"an epoch takes {duration(epoch)} with its validation; {total} stages of {asked} epochs would take "
-        f"{duration(whole)}. {result}" + (", still over the budget" if needed > left else "")
+        f"{', '.join(times)}; {total} stages of {asked} epochs would take {duration(whole)}. {result}"
+        + (", still over the budget" if needed > left else "")
     )
     return epochs
+
+
+def _search_all(lab: Lab, experiment: Experiment, settings: Iterable[Settings]) -> None:
+    """Find the proposals that rows and trainings are given."""
+    scored = {run.given for run in experiment.done if run.given}
+    trained = {whole.train.proposals: whole for whole in settings if whole.train.proposals}
+    if scored or trained:
+        lab.say("proposals from elsewhere come first, so that --budget knows their time")
+    for name in sorted(scored):
+        open_proposals(name, lab.dataset, lab.settings)
+    for name, whole in sorted(trained.items()):
+        open_proposals(name, together(open_splits(str(whole.data.path), whole.data)), whole)
+
+
+def _timed(probe: Lab, training: Training, seed: int) -> Timed:
+    """Train for an epoch, unless that is done, and score, on given proposals where the detector has none."""
+    done = probe.train(training, seed)
+    settings = probe.of(training, seed)
+    detector = probe.load(done.best)
+    proposals = None
+    if (given := settings.train.proposals) is not None:
+        proposals = ProposalSet(open_proposals(given, probe.dataset, settings), settings.rpn.post_test)
+    began = time.monotonic()
+    evaluate(detector, probe.dataset, batch=settings.val.batch, proposals=proposals)
+    scores = time.monotonic() - began
+    return Timed(60 * done.minutes / len(stages_of(settings)) + scores, scores)

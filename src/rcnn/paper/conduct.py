@@ -4,14 +4,14 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from rcnn.config import Settings, dump, override
 from rcnn.data.dataset import Dataset
 from rcnn.errors import SettingsError, TrainingError
-from rcnn.paper import anchors, balance, one_stage, proposals, recall, schemes, timing
+from rcnn.paper import anchors, balance, one_stage, proposals, recall, schemes, timing, top_n
 from rcnn.paper.budget import cut_epochs
 from rcnn.paper.experiment import MAP, Experiment, Measurement
 from rcnn.paper.lab import Lab
@@ -22,6 +22,7 @@ from rcnn.weights.file import atomic_write
 
 EXPERIMENTS: dict[str, Callable[[Settings], Experiment]] = {
     "proposals": proposals.experiment,
+    "top-n": top_n.experiment,
     "anchors": anchors.experiment,
     "lambda": balance.experiment,
     "one-stage": one_stage.experiment,
@@ -68,6 +69,7 @@ def conduct(
     seeds: Sequence[int] = (0,),
     split: str = "val",
     budget: float | None = None,
+    leave_out: Sequence[str] = (),
     say: Callable[[str], None] = print,
     quiet: bool = False,
 ) -> ExperimentResult:
@@ -80,18 +82,20 @@ def conduct(
         seeds: seeds of the trainings.
         split: images that are scored: train, val or test.
         budget: minutes that everything may take. None: epochs as in `settings`.
+        leave_out: parts of the names of rows that are not measured.
         say: called with a sentence before each step.
         quiet: whether trainings print nothing.
 
     Raises:
-        SettingsError: the folder holds results of the experiment with other settings, or it has no second stage or
-            no AP to measure by the rule that was asked for.
+        SettingsError: the folder holds results of the experiment with other settings; it has no second stage or no AP
+            to measure by the rule that was asked for; a text in `leave_out` is part of no row's name, or all rows are
+            left out; or `data.edge_model` names no file.
         DataError: the data can't be read, or is faulty.
         Interrupted: Ctrl-C; the same call goes on.
     """
     if settings.roi.head == "none" and name != "recall":
         raise SettingsError(f"the experiment `{name}` is of a second stage, and roi.head=none has none")
-    experiment = EXPERIMENTS[name](settings)
+    experiment = without(EXPERIMENTS[name](settings), leave_out)
     if settings.val.voc_ap == "11-point":
         if not any(column.key == MAP.key for column in experiment.columns):
             raise SettingsError(f"the experiment `{name}` measures no AP: leave val.voc_ap=11-point out")
@@ -99,11 +103,13 @@ def conduct(
     folder.mkdir(parents=True, exist_ok=True)
     mark_results(folder)
     ledger = Ledger(folder / f"{name}.csv", KEY)
+    for row, lacks in experiment.lacking.items():
+        say(f"not measured: {row}: {lacks}")
     lab = Lab(settings, folder, split, say, quiet=quiet)
     lab.settings = _planned(lab, experiment, folder / f"{name}.json", seeds, budget)
     failures = []
     for seed in seeds:
-        for run in experiment.runs:
+        for run in experiment.done:
             try:
                 _do(lab, run, seed, ledger)
             except TrainingError as error:
@@ -115,9 +121,32 @@ def conduct(
     return ExperimentResult(name, experiment, lab.settings, lab.dataset, tuple(seeds), scores, judgements, failures)
 
 
+def without(experiment: Experiment, parts: Sequence[str]) -> Experiment:
+    """The experiment without the runs all of whose rows have one of `parts` in their names.
+
+    Raises:
+        SettingsError: one of them leaves nothing out, or together they leave nothing.
+    """
+    runs = list(experiment.runs)
+    for part in parts:
+        out = [index for index, run in enumerate(runs) if all(part in row for row in run.rows)]
+        if not out:
+            raise SettingsError(
+                f"--leave-out {part}: no row that is measured on its own has this in its name; there are "
+                f"{'; '.join(experiment.rows)}"
+            )
+        for index in out:
+            runs[index] = runs[index]._replace(lacks="left out")
+    if all(run.lacks for run in runs):
+        raise SettingsError(f"--leave-out {' '.join(parts)}: no row would be left")
+    return replace(experiment, runs=tuple(runs))
+
+
 def _planned(lab: Lab, experiment: Experiment, path: Path, seeds: Sequence[int], budget: float | None) -> Settings:
     """The settings with the epochs that fit into the budget, as they were planned when the experiment began."""
-    asked = {"settings": dump(lab.settings), "split": lab.split, "budget": budget}
+    # Only the rows of EdgeBoxes need the model file, which may be given later.
+    settings = override(lab.settings, {"data": {"edge_model": None}})
+    asked = {"settings": dump(settings), "split": lab.split, "budget": budget}
     if path.exists():
         plan = json.loads(path.read_text(encoding="utf-8"))
         if different := _differences(plan["asked"], asked):

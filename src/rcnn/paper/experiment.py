@@ -22,14 +22,16 @@ class Measurement(NamedTuple):
         measure: (lab, seed) -> row -> numbers.
         needs: models that it measures.
         seeded: whether it differs between seeds. If not, it is done once.
-        given: whether it reads given proposals for the images that are scored.
+        given: where it reads proposals for the images that are scored, as `train.proposals` names it. None: nowhere.
+        lacks: why it is not done, which the table says in place of its numbers. Empty: it is done.
     """
 
     rows: tuple[str, ...]
     measure: Callable[[Lab, int], Mapping[str, Numbers]]
     needs: tuple[Training, ...] = ()
     seeded: bool = True
-    given: bool = False
+    given: str | None = None
+    lacks: str = ""
 
 
 class Column(NamedTuple):
@@ -120,6 +122,16 @@ class Experiment:
         return replace(self, columns=tuple(columns))
 
     @property
+    def done(self) -> tuple[Measurement, ...]:
+        """The runs that lack nothing."""
+        return tuple(run for run in self.runs if not run.lacks)
+
+    @property
+    def lacking(self) -> dict[str, str]:
+        """Row that is not measured -> why."""
+        return {row: run.lacks for run in self.runs if run.lacks for row in run.rows}
+
+    @property
     def trainings(self) -> list[Training]:
         """What is trained for each seed, each once."""
-        return list({training.name: training for run in self.runs for training in run.needs}.values())
+        return list({training.name: training for run in self.done for training in run.needs}.values())

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, cast
 from rcnn.config import Settings, override, to_yaml
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import Split, open_dataset
+from rcnn.data.search import EDGE_BOXES
 from rcnn.detector import Detector
 from rcnn.errors import Interrupted
 from rcnn.paper.ledger import Ledger
@@ -84,9 +85,11 @@ class Lab:
     def of(self, training: Training, seed: int) -> Settings:
         """The whole settings of a training."""
         settings = override(override(self.settings, training.changes), {"train": {"seed": seed}})
-        if takes_proposals(settings.train.scheme):
-            return settings
-        return override(settings, {"train": {"proposals": None}})
+        if not takes_proposals(settings.train.scheme):
+            settings = override(settings, {"train": {"proposals": None}})
+        if settings.train.proposals != EDGE_BOXES:  # a model file that is given later changes no other training
+            settings = override(settings, {"data": {"edge_model": None}})
+        return settings
 
     def train(self, training: Training, seed: int) -> Trained:
         """A training, done here and now unless it was done before; one that was broken off goes on.

@@ -6,21 +6,33 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rcnn.config import Settings
+from rcnn.data.edge_boxes import NEEDED, model_file
 from rcnn.data.given import ProposalSet
 from rcnn.data.proposals import open_proposals
+from rcnn.data.search import EDGE_BOXES
 from rcnn.detector import Detector
 from rcnn.paper.experiment import SCORES, Experiment, Measurement, Numbers, more
 from rcnn.paper.lab import Lab, Training
 from rcnn.paper.measure import Change, OfRPN, scores, trained, without_boxes, without_scores
 
 COUNT = 2000
-"""Proposals of Selective Search per image, in training and test."""
+"""Proposals of Selective Search and of EdgeBoxes per image, in training and test."""
 
 ALTERNATING = Training("alternating", {"train": {"scheme": "alternating"}})
 """Stage 1 is an RPN alone, stage 2 a Fast R-CNN with a backbone of its own on its proposals: unshared features. After
 stage 4 both share one backbone."""
 
-SS, SHARED, UNSHARED = "SS -> SS 2000", "RPN shared -> RPN 300", "RPN unshared -> RPN 300"
+EDGES = Training(
+    "edge-boxes",
+    {"train": {"scheme": "fast-rcnn", "proposals": EDGE_BOXES}, "rpn": {"post_train": COUNT, "post_test": COUNT}},
+)
+"""Fast R-CNN on EdgeBoxes."""
+
+SS, EB, SHARED, UNSHARED = "SS -> SS 2000", "EB -> EB 2000", "RPN shared -> RPN 300", "RPN unshared -> RPN 300"
+VGG = "SS -> RPN+VGG 300"
+
+PAPER = {SS: 58.7, EB: 58.6, SHARED: 59.9, UNSHARED: 58.7, VGG: 59.2}
+"""Row -> the paper's mAP; that of the other rows is in `TESTS`."""
 
 
 class Test(NamedTuple):
@@ -57,32 +69,49 @@ TESTS = {
 
 
 def experiment(settings: Settings) -> Experiment:
-    """Two trainings; all rows are tests of their detectors and RPNs."""
-    fast = fast_rcnn(settings)
+    """Two trainings, and one each for EdgeBoxes and VGG-16; all rows are tests of their detectors and RPNs.
+
+    Raises:
+        SettingsError: `data.edge_model` names no file.
+    """
+    fast, vgg = fast_rcnn(settings), vgg_rpn(settings)
+    if settings.data.edge_model is not None:
+        model_file(settings.data)
     base = "SS -> RPN 300"
     return Experiment(
         title="proposals in training -> in test",
         source="table 2; Fast R-CNN with ZF, VOC 2007 test",
         columns=SCORES,
         runs=(
-            Measurement((SS,), partial(_selective_search, fast), (fast,), given=True),
+            Measurement((SS,), partial(_searched, SS, fast), (fast,), given=source(settings)),
+            Measurement(
+                (EB,),
+                partial(_searched, EB, EDGES),
+                (EDGES,),
+                given=EDGE_BOXES,
+                lacks="" if settings.data.edge_model else NEEDED,
+            ),
             trained(SHARED, ALTERNATING, {"rpn": {"post_test": 300}}),
             Measurement((UNSHARED,), _unshared, (ALTERNATING,)),
             *(Measurement((row,), partial(_of_rpn, row, fast), (fast, ALTERNATING)) for row in TESTS),
+            Measurement((VGG,), partial(_of_vgg, fast, vgg), (fast, vgg)),
         ),
-        paper={row: {"map50": number} for row, number in {SS: 58.7, SHARED: 59.9, UNSHARED: 58.7}.items()}
+        paper={row: {"map50": number} for row, number in PAPER.items()}
         | {row: {"map50": test.paper} for row, test in TESTS.items()},
         claims=(
             more("shared >= unshared features", SHARED, UNSHARED),
             more("RPN 300 (shared) >= SS 2000", SHARED, SS),
+            more("RPN 300 (shared) >= EB 2000", SHARED, EB),
             more("tested on RPN: 300 >= 100", base, "SS -> RPN 100"),
             more("NMS does no harm: 300 >= 6000", base, "SS -> RPN 6000, no NMS"),
             more("scores rank: 300 >= 300, no cls", base, "SS -> RPN 300, no cls"),
             more("boxes fit: 300 >= 300, no reg", base, "SS -> RPN 300, no reg"),
+            more("a better RPN: RPN+VGG 300 >= RPN 300", VGG, base),
         ),
         notes=(
-            "SS is Selective Search; in training 2000 proposals per image, of the RPN rpn.post_train",
+            "SS is Selective Search, EB EdgeBoxes; in training 2000 proposals per image, of the RPN rpn.post_train",
             "no cls: boxes without scores, drawn at random; no reg: anchors",
+            "RPN+VGG: an RPN trained alone, with VGG-16 in place of the backbone",
         ),
     )
 
@@ -93,15 +122,26 @@ def fast_rcnn(settings: Settings) -> Training:
     return Training("fast-rcnn", {"train": train, "rpn": {"post_train": COUNT, "post_test": COUNT}})
 
 
+def vgg_rpn(settings: Settings) -> Training:
+    """An RPN alone with VGG-16 as its backbone; neck, anchors and preprocessing stay those of the settings.
+
+    Weights from a file, or of a detector, are those of another backbone, so that it starts from ImageNet's instead.
+    """
+    model = {"backbone": "vgg16", "frozen_stages": 2}  # as in `paper-vgg16`
+    train = {"scheme": "joint", "init": "none" if settings.train.init == "none" else "imagenet"}
+    return Training("rpn-vgg16", {"model": model, "roi": {"head": "none"}, "train": train})
+
+
 def source(settings: Settings) -> str:
     """Where proposals from elsewhere come from: what `train.proposals` names, or else Selective Search."""
     return settings.train.proposals or "selective-search"
 
 
-def _selective_search(fast: Training, lab: Lab, seed: int) -> Mapping[str, Numbers]:
+def _searched(row: str, fast: Training, lab: Lab, seed: int) -> Mapping[str, Numbers]:
+    """Trained and tested on the same source of proposals."""
     detector = lab.load(lab.train(fast, seed).best)
-    given = open_proposals(source(lab.settings), lab.dataset, lab.settings)
-    return {SS: scores(detector, lab.dataset, ProposalSet(given, COUNT))}
+    given = open_proposals(str(lab.of(fast, seed).train.proposals), lab.dataset, lab.settings)
+    return {row: scores(detector, lab.dataset, ProposalSet(given, COUNT))}
 
 
 def _unshared(lab: Lab, seed: int) -> Mapping[str, Numbers]:
@@ -112,6 +152,11 @@ def _unshared(lab: Lab, seed: int) -> Mapping[str, Numbers]:
 def _of_rpn(row: str, fast: Training, lab: Lab, seed: int) -> Mapping[str, Numbers]:
     detector, rpn = lab.load(lab.train(fast, seed).best), lab.train(ALTERNATING, seed).stage(1)
     return {row: _on_rpn(lab, detector, rpn, TESTS[row])}
+
+
+def _of_vgg(fast: Training, vgg: Training, lab: Lab, seed: int) -> Mapping[str, Numbers]:
+    detector, rpn = lab.load(lab.train(fast, seed).best), lab.train(vgg, seed).best
+    return {VGG: _on_rpn(lab, detector, rpn, Test(PAPER[VGG], 300))}
 
 
 def _on_rpn(lab: Lab, detector: Detector, rpn: Path, test: Test) -> Numbers:

@@ -24,7 +24,10 @@ def experiment(settings: Settings) -> Experiment:
         title="recall of proposals, mean over IoU 0.50:0.95",
         source="figure 4; VOC 2007 test; curves without numbers",
         columns=tuple(Column(f"ar{top}", f"AR{top} %") for top in TOPS),
-        runs=(Measurement(("SS",), _selective_search, seeded=False, given=True), Measurement(("RPN",), _rpn, (RPN,))),
+        runs=(
+            Measurement(("SS",), _selective_search, seeded=False, given=source(settings)),
+            Measurement(("RPN",), _rpn, (RPN,)),
+        ),
         paper={},
         claims=tuple(Claim(f"RPN loses less than SS, {top} -> 300", partial(_gap, top)) for top in TOPS[1:]),
         notes=("SS is Selective Search; orderings: recall lost by SS less recall lost by the RPN",),

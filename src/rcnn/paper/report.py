@@ -31,9 +31,12 @@ def results(result: ExperimentResult) -> Cells:
         headings += [column.heading, *(["paper"] if beside and column.key in given else [])]
     rows = []
     for row in experiment.rows:
-        cells = [row, str(len(result.scores.get(row, {})))]
+        measured = result.scores.get(row, {})
+        cells = [row, str(len(measured))]
+        lacks = "" if measured else experiment.lacking.get(row, "")
         for column in experiment.columns:
-            cells.append(_measured(summary(result, row, column.key), column))
+            first = column is experiment.columns[0]
+            cells.append(lacks if lacks and first else _measured(summary(result, row, column.key), column))
             if beside and column.key in given:
                 cells.append(_number(experiment.given(row, column.key), column.digits))
         rows.append(cells)
