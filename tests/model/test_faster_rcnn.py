@@ -33,15 +33,6 @@ def test_detections_equal_a_loop_over_images_and_classes():
     assert found.finite.all()
 
 
-def test_fpn_levels_of_the_paper():
-    net = tiny.model()
-    net.fast_rcnn.strides = (4, 8, 16, 32)
-    net.fast_rcnn.settings = tiny.settings({"roi": {"canonical_size": 224.0}}).roi
-    sides = torch.tensor([112.0, 223, 224, 448, 32, 900])
-    boxes = torch.stack((torch.zeros(6), torch.zeros(6), sides, sides), dim=-1)
-    assert (net.fast_rcnn.level_of(boxes) + 2).tolist() == [3, 3, 4, 5, 2, 5]
-
-
 def test_an_image_alone_and_in_any_batch_gives_the_same_detections():
     net = tiny.model().eval()
     data, _ = tiny.batch(4)
