@@ -129,7 +129,9 @@ def vgg_rpn(settings: Settings) -> Training:
     """
     model = {"backbone": "vgg16", "frozen_stages": 2}  # as in `paper-vgg16`
     train = {"scheme": "joint", "init": "none" if settings.train.init == "none" else "imagenet"}
-    return Training("rpn-vgg16", {"model": model, "roi": {"head": "none"}, "train": train})
+    # An RPN has no AP by any rule, and no layers to truncate.
+    alone = {"roi": {"head": "none"}, "val": {"voc_ap": "area"}, "predict": {"svd": ()}}
+    return Training("rpn-vgg16", {"model": model, "train": train, **alone})
 
 
 def source(settings: Settings) -> str:
