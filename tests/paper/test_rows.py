@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
+import rcnn.paper.lab as lab_file
 import rcnn.paper.measure as measure_file
 import rcnn.paper.proposals as proposals_file
 import rcnn.paper.recall as recall_file
@@ -92,6 +93,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
     monkeypatch.setattr(Loaded, "region_proposals", proposing, raising=False)
     monkeypatch.setattr(recall_file, "Loader", one_batch)
     monkeypatch.setattr(recall_file, "numbers", numbers)
+    monkeypatch.setattr(lab_file, "kept", lambda folder: folder / "best.safetensors")
     monkeypatch.setattr(Trained, "minutes", 12.0)
     monkeypatch.setattr(Lab, "dataset", ())
     return found
@@ -259,6 +261,12 @@ def test_without_the_model_file_the_row_of_edge_boxes_says_so_and_the_others_are
     assert [training.name for training in experiment.trainings] == ["fast-rcnn", "alternating", "rpn-vgg16"]
     with pytest.raises(SettingsError, match="there is no such file"):
         EXPERIMENTS["proposals"](settings_of("paper-zf", ["data.edge_model=nowhere.yml.gz"]))
+
+
+def test_the_rpn_alone_has_no_setting_of_a_second_stage(tmp_path: Path) -> None:
+    bench = Bench(settings_of("paper-zf", ["val.voc_ap=11-point", "predict.svd=[1024,256]"]), tmp_path)
+    settings = bench.of(proposals_file.vgg_rpn(bench.settings), 0)
+    assert (settings.roi.head, settings.val.voc_ap, settings.predict.svd) == ("none", "area", ())
 
 
 @pytest.mark.parametrize("init", ["none", "imagenet", "start.pth", "blood-cells"])
