@@ -30,6 +30,11 @@ from rcnn.model.structures import (
     take_truth,
 )
 
+AT_ONCE = 2048
+"""RoIs per image that go through the head together, without gradient; more of them are split into blocks."""
+BLOCK = 2**25
+"""Pooled numbers per image in a block: 128 MB in float32. RoI max pooling takes four times as much for a moment."""
+
 
 class UnscaledDropout(nn.Dropout):
     """Dropout that does not scale kept units in training, but all units by 1 - p in eval mode (Caffe's scale_train)."""
@@ -177,7 +182,20 @@ class FastRCNN(nn.Module):
         return ops.roi_align(levels, boxes, level, self.strides, s.size, s.sampling_ratio, s.aligned)
 
     def forward(self, levels: Sequence[Tensor], boxes: Tensor) -> RoIOutput:
-        """Feature maps and RoIs (B, R, 4) -> the output of the head for every RoI."""
+        """Feature maps and RoIs (B, R, 4) -> the output of the head for every RoI.
+
+        Without gradient, more than `AT_ONCE` RoIs per image go through the head in blocks of at most `BLOCK` pooled
+        numbers per image: the features of an image's 20,000 sliding windows would take 2 GB in VGG-16.
+        """
+        count, numbers = boxes.shape[1], levels[0].shape[1] * self.settings.size**2  # of one RoI
+        if torch.is_grad_enabled() or count <= AT_ONCE:
+            return self._at_once(levels, boxes)
+        # Blocks of nearly equal size: a short last one might go through another kernel of a matrix product.
+        blocks = math.ceil(count / max(1, BLOCK // numbers))
+        parts = [self._at_once(levels, part) for part in boxes.chunk(blocks, dim=1)]
+        return RoIOutput(*(torch.cat(field, dim=1) for field in zip(*parts, strict=True)))
+
+    def _at_once(self, levels: Sequence[Tensor], boxes: Tensor) -> RoIOutput:
         batch, count, _ = boxes.shape
         features = self.head(self.pool(levels, boxes).flatten(0, 1))
         logits, deltas = self.predictor(features)

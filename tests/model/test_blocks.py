@@ -1,0 +1,122 @@
+"""The second stage on more RoIs than go through its head at once."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import rcnn.model.fast_rcnn as fast_rcnn_file
+from rcnn.engine.steady import make_steady
+from rcnn.model.fast_rcnn import AT_ONCE, BLOCK, FastRCNN
+from rcnn.model.structures import Proposals
+from rcnn.presets import PRESETS, build, settings_of
+from tests.model import tiny
+
+WINDOWS = 21_546
+"""9 at every cell of a map of stride 16 of 600 x 1000 pixels."""
+TWO_STAGES = [name for name in PRESETS if settings_of(name).two_stage]
+
+
+def given(data: Any, count: int) -> Proposals:
+    """Random boxes, the last of which are padding."""
+    generator = torch.Generator().manual_seed(3)
+    corner = torch.rand(len(data.images), count, 2, generator=generator) * torch.tensor([60.0, 40.0])
+    boxes = torch.cat((corner, corner + 2 + 30 * torch.rand(corner.shape, generator=generator)), dim=2)
+    none = torch.zeros(boxes.shape[:2], dtype=torch.int64)
+    valid = (torch.arange(count) < count - 5).expand(len(boxes), -1)
+    return Proposals(boxes * valid[..., None], valid.float(), valid, none, none)
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch, numbers: int, rois: int) -> list[int]:
+    """Blocks of at most `rois` RoIs of so many numbers, if there are more than ten; the RoIs of each block."""
+    sizes: list[int] = []
+    pool = FastRCNN.pool
+
+    def watched(self: FastRCNN, levels: Any, boxes: Tensor) -> Tensor:
+        sizes.append(boxes.shape[1])
+        return pool(self, levels, boxes)
+
+    monkeypatch.setattr(FastRCNN, "pool", watched)
+    monkeypatch.setattr(fast_rcnn_file, "AT_ONCE", 10)
+    monkeypatch.setattr(fast_rcnn_file, "BLOCK", rois * numbers)
+    return sizes
+
+
+@pytest.mark.parametrize("head", ["fc", "conv-fc"])
+@pytest.mark.parametrize("pool", ["align", "warp", "max"])
+def test_blocks_give_what_the_whole_gives(pool: str, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    net = tiny.model({"roi": {"pool": pool, "head": head, "convs": 1}, "model": {"channels": 8}}).eval()
+    data, _ = tiny.batch(2)
+    proposals = given(data, 100)
+    with torch.inference_mode():
+        whole = net.run(data, proposals)
+        sizes = small_blocks(monkeypatch, 8 * 3**2, 16)
+        blocks = net.run(data, proposals)
+    assert sizes == [15] * 6 + [10]
+    torch.testing.assert_close(blocks.rois, whole.rois)
+    torch.testing.assert_close(blocks.detections, whole.detections)
+
+
+def test_an_image_has_the_same_bits_in_any_batch_in_blocks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = tiny.model().eval()
+    make_steady(net)
+    data, _ = tiny.batch(3)
+    proposals = given(data, 100)
+    small_blocks(monkeypatch, 8 * 3**2, 16)
+    with torch.inference_mode():
+        together = net.run(data, proposals)
+        for i in range(3):
+            alone = net.run(*(type(part)(*(field[i : i + 1] for field in part)) for part in (data, proposals)))
+            assert all(torch.equal(a, b[i : i + 1]) for a, b in zip(alone.rois, together.rois, strict=True))
+
+
+def test_with_a_gradient_all_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = tiny.model({"roi": {"samples": 30}})
+    data, targets = tiny.batch(2)
+    sizes = small_blocks(monkeypatch, 8 * 3**2, 16)
+    net.loss(data, targets, tiny.keys(net, data, targets))
+    assert len(sizes) == 1
+    assert sizes[0] > 16
+
+
+@pytest.mark.parametrize("name", TWO_STAGES)
+def test_sliding_windows_go_through_every_presets_head_in_bounded_memory(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On device `meta`, where nothing is computed."""
+    pooled: list[tuple[int, int]] = []
+    pool = FastRCNN.pool
+
+    def watched(self: FastRCNN, levels: Any, boxes: Tensor) -> Tensor:
+        out = pool(self, levels, boxes)
+        pooled.append((out.shape[1], math.prod(out.shape[1:])))
+        return out
+
+    monkeypatch.setattr(FastRCNN, "pool", watched)
+    with torch.device("meta"), torch.no_grad():
+        net = build(settings_of(name), 20).eval()
+        width = net.backbone.channels
+        maps = [torch.empty(1, width, 608 // stride, 1008 // stride) for stride in net.fast_rcnn.strides]
+        for count, blocks in ((1, False), (AT_ONCE, False), (WINDOWS, True)):
+            pooled.clear()
+            out = net.fast_rcnn(maps, torch.empty(1, count, 4))
+            assert out.logits.shape == (1, count, 21)
+            assert sum(rois for rois, _ in pooled) == count
+            if blocks:
+                assert max(numbers for _, numbers in pooled) <= BLOCK
+                assert len(pooled) == math.ceil(WINDOWS / (BLOCK // (pooled[0][1] // pooled[0][0])))
+            else:
+                assert len(pooled) == 1
+
+
+def test_blocks_are_part_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
+    net = tiny.model().eval()
+    data, _ = tiny.batch(2)
+    proposals = given(data, 40)
+    small_blocks(monkeypatch, 8 * 3**2, 16)
+    torch._dynamo.reset()
+    with torch.no_grad():
+        program = torch.compile(lambda *parts: net.run(*parts).detections, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(program(data, proposals), net.run(data, proposals).detections)
