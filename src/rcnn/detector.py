@@ -18,6 +18,7 @@ from rcnn.engine.graph import GraphEngine
 from rcnn.engine.protocol import Engine
 from rcnn.errors import NonFiniteError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.model.structures import AnyBatch, Batch, Detections, Proposals, take, to_host
 from rcnn.pool import Pooler
 from rcnn.preprocess.batch import Preprocessor
@@ -226,10 +227,11 @@ class Detector:
         if given and not self.two_stage:
             raise config.SettingsError("proposals are for a second stage, and this detector has none (`roi.head=none`)")
         if not given and self.settings.train.proposals is not None:
+            windows = self.settings.train.proposals == SLIDING_WINDOWS
+            sources = SLIDING_WINDOWS if windows else "FILE or --proposals selective-search"
             raise config.SettingsError(
                 f"the RPN of this detector is untrained (train.scheme={self.settings.train.scheme}): it works on "
-                "proposals from elsewhere alone, which `predict` and `val` take as --proposals FILE or --proposals "
-                "selective-search"
+                f"proposals from elsewhere alone, which `predict` and `val` take as --proposals {sources}"
             )
 
     def detect(self, batch: AnyBatch, *, features: bool = False, proposals: Proposals | None = None) -> list[Result]:

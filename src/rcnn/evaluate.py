@@ -12,7 +12,7 @@ from rcnn.config import override
 from rcnn.config.elsewhere import by_meaning
 from rcnn.data.dataset import Dataset
 from rcnn.data.find import Split, open_dataset
-from rcnn.data.given import ProposalSet
+from rcnn.data.given import External, SlidingWindows
 from rcnn.data.loader import Item, Loader
 from rcnn.data.windows import cut_into_views
 from rcnn.detector import Detector
@@ -29,6 +29,10 @@ from rcnn.result import Result
 
 Scored = tuple[Result, Result]
 """Detections and proposals of one view of an image, or of the image."""
+
+
+WINDOWS_KEPT = 1000
+"""Sliding windows of an image that count in the recall, which reads no more: all would take half a MB per image."""
 
 
 class Source(Protocol):
@@ -166,7 +170,7 @@ def evaluate(
     losses: bool | None = None,
     shard: Shard | None = None,
     progress: Callable[[int, int], None] | None = None,
-    proposals: ProposalSet | None = None,
+    proposals: External | None = None,
     loaders: Sequence[Source] | None = None,
 ) -> Metrics:
     """Score a detector on an opened data set.
@@ -178,7 +182,8 @@ def evaluate(
         losses: also compute the validation losses. None: if the network itself is there, not an exported file.
         shard: the part of this process, if several share the work.
         progress: called with (batches done, batches in all) after each.
-        proposals: given ones for every image, for the second stage and its losses. None: the detector's own.
+        proposals: given ones for every image, or sliding windows, for the second stage and its losses. None: the
+            detector's own. The recall of sliding windows, which have no order, is of some that are drawn at random.
         loaders: of batches with given proposals, one for each of `predict.scales`. None: `loaders_of` makes them.
 
     Raises:
@@ -193,13 +198,14 @@ def evaluate(
         losses = isinstance(detector.engine, Eager)
     shard = shard or Shard()
     loaders = loaders or loaders_of(detector, dataset, batch, shard, proposals)
+    kept = WINDOWS_KEPT if isinstance(proposals, SlidingWindows) else None
     steps, done = sum(loader.steps for loader in loaders), 0
     scores: dict[tuple[int, int], Scored] = {}
     sums: dict[str, list[float]] = {}
     for scale, loader in enumerate(loaders):
         for item in loader.epoch(0):
             scored = _score(detector, item, sums if losses and scale == 0 else None)
-            scores.update({(scale, index): entry for index, entry in scored.items()})
+            scores.update({(scale, index): (found, given.filter(top=kept)) for index, (found, given) in scored.items()})
             done += 1
             if progress:
                 progress(done, steps)
@@ -209,7 +215,7 @@ def evaluate(
 
 
 def loaders_of(
-    detector: Detector, dataset: Dataset, batch: int, shard: Shard, proposals: ProposalSet | None = None
+    detector: Detector, dataset: Dataset, batch: int, shard: Shard, proposals: External | None = None
 ) -> list[Loader]:
     """A loader for each of `predict.scales`, with the views of the images of this process at that scale."""
     settings = detector.settings

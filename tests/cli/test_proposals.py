@@ -142,6 +142,40 @@ def test_edge_boxes_in_all_commands_need_the_model_file(
     assert len(run(*predict, model, "--json").json()) == 6
 
 
+def test_sliding_windows_in_all_commands(run: Run, data: Path, weights: Path) -> None:
+    """Images of 60 x 80 become 64 x 85 pixels, in which a map of stride 16 has 4 x 6 cells."""
+    one_map = ("preprocess.short=64", "model.neck=none", "model.levels=[4]", "anchors.sizes=[[16,32,64]]")
+    document = run("propose", "sliding-windows", data, *one_map, "--json").json()
+    assert [len(image["detections"]) for image in document] == [4 * 6 * 9] * 6
+    boxes = np.array([entry["box"] for entry in document[0]["detections"]])
+    assert (boxes >= 0).all()
+    assert (boxes <= [80, 60, 80, 60]).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    few = run("propose", "sliding-windows", data, *one_map, "--top", "7", "--out", "few", "--json").json()
+    assert [entry["box"] for entry in few[0]["detections"]] == boxes[:7].tolist()
+
+    words = ("train", data, *TINY, "train.scheme=fast-rcnn", "--proposals", "sliding-windows", "--json")
+    trained = run(*words).json()
+    assert {key for key in trained["epochs"][0] if key.startswith("train_")} == {
+        *("train_roi_class", "train_roi_box", "train_loss")
+    }
+    assert run("train", data, *TINY, "train.scheme=fast-rcnn", "--proposals", "sliding-windows", "--dry-run").code == 0
+    scores = run("val", trained["best"], data, "--proposals", "sliding-windows", "--json").json()
+    assert scores["ap50"] == pytest.approx(trained["ap50"], nan_ok=True)
+    outcome = run("predict", weights, data, "--proposals", "sliding-windows", "--score", "0", "--json")
+    assert len(outcome.json()) == 6
+    for command in ("val", "predict", "propose", "why"):
+        outcome = run(command, trained["best"], data)
+        assert outcome.code == 2
+        assert "take as --proposals sliding-windows" in outcome.err
+    outcome = run("train", data, *TINY, "--proposals", "sliding-windows")
+    assert outcome.code == 2
+    assert "train.proposals=sliding-windows is read by train.scheme=fast-rcnn alone (got joint)" in outcome.err
+    outcome = run("propose", "sliding-windows", data, "anchors.sizes=[[16]]")
+    assert outcome.code == 2
+    assert "anchors.sizes has 1 levels" in outcome.err
+
+
 def test_an_unreadable_image_is_left_out_where_asked(
     run: Run, data: Path, searched: list[tuple[int, ...]], weights: Path
 ) -> None:

@@ -148,7 +148,8 @@ def test_what_a_stage_trains_on_is_proposed_by_the_one_before(
     proposer = Detector.load(whole.folder / "stages" / str(stage - 1) / "best.safetensors", "cpu")
     with team("cpu") as crew:
         one = stages_of(settings)[stage - 1]
-        given, _ = stage_proposals(one, settings, splits, RunFolder(whole.folder), crew, print)
+        start = stage_start(one, stage, settings, splits[0].names, RunFolder(whole.folder))
+        given, _ = stage_proposals(one, start, splits, RunFolder(whole.folder), crew, print)
         write_proposals(file, proposer, splits[0], crew, (rpn.pre_train, rpn.post_train), print)
     expected = ProposalSet(load_proposals(file), rpn.post_train)
     assert given is not None

@@ -38,6 +38,7 @@ OVERRIDES = [
     "augment.crop=0.5",
     "train.scheme=fast-rcnn",
 ]
+WINDOWS = ["train.scheme=fast-rcnn", "train.proposals=sliding-windows"]
 OPTIONS: dict[str, Any] = {"model": "tiny-fpn", "epochs": 2, "batch": 2, "lr": 0.02, "device": "cpu", "quiet": True}
 
 
@@ -151,6 +152,9 @@ def test_faults_of_the_proposals_are_all_told_before_there_is_a_run(data: Path, 
         (["train.scheme=fast-rcnn"], "train.scheme=fast-rcnn needs train.proposals"),
         (["train.proposals=x.json"], "train.proposals=x.json is read by train.scheme=fast-rcnn alone"),
         (["train.scheme=fast-rcnn", "train.proposals=x.json", "roi.head=none"], "needs a second stage"),
+        (["train.proposals=sliding-windows"], "train.proposals=sliding-windows is read by train.scheme=fast-rcnn"),
+        ([*WINDOWS, "roi.head=none"], "needs a second stage"),
+        ([*WINDOWS, "train.tile=64"], "works on proposals of whole pictures, not of windows"),
     ],
 )
 def test_settings_that_do_not_go_together(settings: list[str], said: str) -> None:

@@ -52,8 +52,8 @@ OnFault = Annotated[
 Proposals = Annotated[
     str | None,
     typer.Option(
-        metavar="FILE|selective-search|edge-boxes",
-        help="Instead of the RPN's proposals, those of a .json, .npz or .mat file or of a search.",
+        metavar="FILE|selective-search|edge-boxes|sliding-windows",
+        help="Instead of the RPN's proposals, those of a .json, .npz or .mat file or of a search, or dense windows.",
     ),
 ]
 

@@ -79,11 +79,11 @@ def paper(
 
 def with_proposals(settings: Settings, source: str | None) -> Settings:
     """Return the settings with another source of proposals than Selective Search, the default of experiments."""
-    from rcnn.data.search import SEARCHES
+    from rcnn.data.proposals import WORDS
 
     if source is None:
         return settings
-    return override(settings, {"train": {"proposals": source if source in SEARCHES else str(Path(source).resolve())}})
+    return override(settings, {"train": {"proposals": source if source in WORDS else str(Path(source).resolve())}})
 
 
 def _name(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""`rcnn propose MODEL SOURCE...`: class-agnostic boxes from a region proposal network or a search, best first."""
+"""`rcnn propose MODEL SOURCE...`: class-agnostic boxes from an RPN or a search, best first, or sliding windows."""
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,14 +18,18 @@ def propose(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A run folder, a weights file, a name such as blood-cells, selective-search[-quality], or edge-boxes.",
+            help="A run folder, a weights file, a name such as blood-cells, selective-search[-quality], edge-boxes, or "
+            "sliding-windows.",
         ),
     ],
     sources: Sources,
     split: Split = None,
     top: Annotated[
         int | None,
-        typer.Option(min=1, help="Maximum number of proposals per image, best first. Default: 300; of a search 2000."),
+        typer.Option(
+            min=1,
+            help="Maximum number of proposals per image, best first. Default: 300; of a search 2000; of windows all.",
+        ),
     ] = None,
     score: Score = None,
     format: Format = "json",
@@ -42,6 +46,7 @@ def propose(
     """
     from rcnn.cli import stream
     from rcnn.data.search import SEARCHES
+    from rcnn.model.sliding_windows import SLIDING_WINDOWS
 
     def run(results: "Iterable[Result]", remarks: Mapping[str, str]) -> None:
         job.run((result.filter(score=score or 0.0, top=top) for result in results), ("object",), remarks)
@@ -50,6 +55,9 @@ def propose(
     with screen.stdout_for_json(json):
         if model in SEARCHES:
             with job.search(model) as results:
+                run(results, {})
+        elif model == SLIDING_WINDOWS:
+            with job.windows() as results:
                 run(results, {})
         else:
             with job.detector(model, device) as detector:

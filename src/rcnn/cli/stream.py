@@ -11,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from rcnn.cli import arguments, screen
 from rcnn.cli.files import fresh_folder
@@ -21,15 +22,19 @@ from rcnn.config.files import read_text
 from rcnn.data.coco import LARGEST_JSON
 from rcnn.data.dataset import Record
 from rcnn.data.find import Split, open_dataset
-from rcnn.data.given import Given, place
+from rcnn.data.given import Given, SlidingWindows, place
 from rcnn.data.proposals import find_proposals
 from rcnn.data.search import search_files
 from rcnn.detector import Detector, Propose
 from rcnn.errors import DataError, ImageError, SettingsError
+from rcnn.model.sliding_windows import SLIDING_WINDOWS, sliding_windows
 from rcnn.model.structures import Batch, Proposals
+from rcnn.preprocess.batch import Preprocessor
 from rcnn.preprocess.decode import image_size
 from rcnn.preprocess.sources import base_of, files
+from rcnn.presets import build
 from rcnn.result import Result
+from rcnn.weights.adapt import shapes_alone
 
 LISTS = {".json", ".yaml", ".yml", ".csv"}
 """Suffixes of files that may list images."""
@@ -101,6 +106,31 @@ class Job:
         with sharing("cpu") as (self._team, _):
             yield self._searched(name, override(Settings(), self._changes))
 
+    @contextmanager
+    def windows(self) -> Iterator[Iterator[Result]]:
+        """Lay dense sliding windows over the images, of the anchors and image size in this job's settings."""
+        with sharing("cpu") as (self._team, _):
+            yield self._windows(override(Settings(), self._changes))
+
+    def _windows(self, settings: Settings) -> Iterator[Result]:
+        with shapes_alone():
+            rpn = build(settings, 1).rpn
+        preprocessor = Preprocessor(settings.preprocess)
+        for path in self.files():
+            try:
+                size = image_size(path, max_pixels=settings.data.max_pixels)
+            except ImageError as error:
+                if self.skip is None:
+                    raise
+                self.skip(error)
+                continue
+            resized, original = preprocessor.resized(size), torch.tensor(size, dtype=torch.float32)
+            sizes = torch.tensor([resized], dtype=torch.float32)
+            windows = sliding_windows(rpn.anchors, rpn.strides, preprocessor.padded(resized), sizes)
+            boxes = preprocessor.boxes_back(windows.boxes[windows.valid], sizes[0] / original, original).numpy()
+            scores, labels = np.ones(len(boxes), dtype=np.float32), np.zeros(len(boxes), dtype=np.int64)
+            yield Result(boxes, scores, labels, ("object",), str(path), size, settings=settings)
+
     def _searched(self, name: str, settings: Settings) -> Iterator[Result]:
         paths = self.files()
         for path, outcome in zip(paths, search_files(paths, name, settings.data), strict=True):
@@ -117,6 +147,9 @@ class Job:
     def proposals(self, source: str, detector: Detector) -> Propose:
         """Read this process's proposals from a file, or search for them, and return what puts them into batches."""
         settings = detector.settings
+        if source == SLIDING_WINDOWS:
+            windows = SlidingWindows.of(detector.model)
+            return lambda _, batch: windows.place(batch)
         records = [*self._records(settings.data)]
         told = None if self.skip is None else lambda error: None  # the detector will report the same images
         with screen.progress("proposals", self._team.writer) as progress:

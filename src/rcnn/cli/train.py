@@ -21,6 +21,7 @@ OPTIONS = {
     "seed": "train.seed",
     "device": "train.device",
     "init": "train.init",
+    "proposals": "train.proposals",
     "workers": "data.workers",
     "on_fault": "data.on_fault",
 }
@@ -50,6 +51,12 @@ def train(
     init: Annotated[
         str | None, typer.Option(metavar="imagenet|blood-cells|none|FILE", help="Weights to start from.")
     ] = None,
+    proposals: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FILE|selective-search|sliding-windows", help="What train.scheme=fast-rcnn is trained on."
+        ),
+    ] = None,
     workers: Annotated[int | None, typer.Option(help="Number of loader processes.")] = None,
     on_fault: arguments.OnFault = None,
     name: Annotated[str | None, typer.Option(help="Name of the run. Default: the name of the data.")] = None,
@@ -65,7 +72,7 @@ def train(
     """
     data, changes = arguments.optional_path(words or [], "DATA", arguments.TRAINING)
     changes += arguments.given({"imgsz": imgsz})
-    values = (epochs, batch, lr, seed, device, init, workers, on_fault)
+    values = (epochs, batch, lr, seed, device, init, proposals, workers, on_fault)
     options: dict[str, Any] = {key: value for key, value in zip(OPTIONS, values, strict=True) if value is not None}
     if resume is not None:
         fixed = [key for key in options if key not in ("workers", "epochs")]
@@ -110,8 +117,7 @@ def plan(settings: Settings) -> dict[str, Any]:
     """Print what training would do: settings, data, sizes, steps, parameters."""
     from rcnn.data.find import open_splits
     from rcnn.data.loader import Loader
-    from rcnn.data.proposals import open_proposals
-    from rcnn.data.search import SEARCHES
+    from rcnn.data.proposals import WORDS, open_proposals
     from rcnn.data.windows import training_windows
     from rcnn.presets import build
     from rcnn.training.anchors import settle_anchors
@@ -120,7 +126,7 @@ def plan(settings: Settings) -> dict[str, Any]:
 
     train_set, val_set = open_splits(str(settings.data.path), settings.data)
     source = settings.train.proposals
-    if source is not None and source not in SEARCHES:  # a file may be faulty; a search only takes time
+    if source is not None and source not in WORDS:  # a file may be faulty; a search only takes time
         open_proposals(source, together((train_set, val_set)), settings)
     seen = training_windows(train_set, settings)
     settings, notes = settle_anchors(settings, seen)

@@ -42,8 +42,9 @@ def val(
     from rcnn.cli.loading import load_detector, sharing
     from rcnn.cli.report import describe, page_of
     from rcnn.data.find import find_layout, open_dataset
-    from rcnn.data.given import ProposalSet
+    from rcnn.data.given import ProposalSet, SlidingWindows
     from rcnn.evaluate import evaluate
+    from rcnn.model.sliding_windows import SLIDING_WINDOWS
     from rcnn.page.report import keep_scores
     from rcnn.page.scores import Scored
     from rcnn.training.proposals import shared_proposals
@@ -59,7 +60,9 @@ def val(
             dataset = open_dataset(path, split, settings.data, names=detector.names, progress=progress)
         if team.writer:
             screen.dataset_line(dataset)
-        if proposals is not None:
+        if proposals == SLIDING_WINDOWS:
+            theirs = SlidingWindows.of(detector.model)
+        elif proposals is not None:
             with screen.progress("proposals", team.writer) as progress:
                 given = shared_proposals(proposals, dataset, settings, team, progress)
             theirs = ProposalSet(given, settings.rpn.post_test)

@@ -56,7 +56,7 @@ class Train(Section):
     proposals: str | None = Field(
         default=None,
         description="fast-rcnn: proposals of all images: a .json, .npz or .mat, selective-search, "
-        "selective-search-quality, or edge-boxes.",
+        "selective-search-quality, edge-boxes, or sliding-windows: the anchors at every cell, as they are.",
     )
     target_gradient: bool = Field(default=False, description="joint-full: also through the targets of the boxes.")
     init: str = Field(

@@ -1,12 +1,17 @@
-"""External proposals, from a file or another program, and how they get into batches."""
+"""External proposals, from a file, another program or a grid of windows, and how they get into batches."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 
+from rcnn.config import Anchors
+from rcnn.model.sliding_windows import sliding_windows
 from rcnn.model.structures import Batch, Proposals, to_device
+
+if TYPE_CHECKING:
+    from rcnn.model.faster_rcnn import FasterRCNN
 
 
 class Given(NamedTuple):
@@ -22,6 +27,32 @@ class ProposalSet(NamedTuple):
     images: Sequence[Given]
     count: int  # pyrefly: ignore[bad-override]
 
+
+class SlidingWindows(NamedTuple):
+    """Dense sliding windows of every image: the anchors of a model, see `sliding_windows`. Nothing is stored.
+
+    Attributes:
+        anchors: the anchor rule.
+        strides: stride of every level, pixels.
+    """
+
+    anchors: Anchors
+    strides: tuple[int, ...]
+
+    @classmethod
+    def of(cls, model: "FasterRCNN") -> "SlidingWindows":
+        """The windows at the anchors that the model's RPN has."""
+        return cls(model.rpn.anchors, model.rpn.strides)
+
+    def place(self, batch: Batch) -> Proposals:
+        """Return the windows (B, P) of a batch, in pixels of the resized images, on their device."""
+        shape = (batch.images.shape[2], batch.images.shape[3])
+        windows = sliding_windows(self.anchors, self.strides, shape, batch.sizes.cpu())
+        return to_device(windows, batch.images.device)
+
+
+External = ProposalSet | SlidingWindows
+"""Proposals in place of those of an RPN."""
 
 NOTHING = Given(np.zeros((0, 4)), np.zeros(0))
 

@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 from rcnn.config import Settings
 from rcnn.data.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, apply_to_picture, draw_plan
 from rcnn.data.dataset import Dataset, Record
-from rcnn.data.given import NOTHING, Given, ProposalSet, padded, place
+from rcnn.data.given import NOTHING, External, Given, ProposalSet, SlidingWindows, padded, place
 from rcnn.data.workers import choose_workers
 from rcnn.errors import DataError, ImageError
 from rcnn.model.structures import Batch, Proposals, Targets
@@ -48,7 +48,8 @@ class Item(NamedTuple):
         targets: ground truth in resized pixels; G is the same for all batches of a data set; fillers have no valid box.
         seeds: (B,) int64, derived from the run's seed, the epoch and the image's name; 0 for fillers.
         index: (B,) int64 into `dataset.records`, -1 for fillers.
-        proposals: (B, P) external proposals in resized pixels, augmented with their images; None if there are none.
+        proposals: (B, P) external proposals in resized pixels; None if there are none. Boxes of a `ProposalSet` are
+            augmented with their images.
     """
 
     batch: Batch
@@ -98,7 +99,7 @@ class Loader:
         workers: int | None = None,
         rank: int = 0,
         world: int = 1,
-        proposals: ProposalSet | None = None,
+        proposals: External | None = None,
         within: Size | None = None,
     ) -> None:
         self.dataset, self.training = dataset, training
@@ -236,7 +237,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         settings: Settings,
         training: bool,
         seed: int,
-        proposals: ProposalSet | None,
+        proposals: External | None,
         preprocessor: Preprocessor,
     ) -> None:
         self.records, self.settings, self.training, self.seed = dataset.records, settings, training, seed
@@ -276,7 +277,9 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         fillers = len(index) - len(records)
         batch = _filled(batch, fillers) if fillers else batch
         proposals = None
-        if self.proposals is not None:
+        if isinstance(self.proposals, SlidingWindows):  # of what the network sees: they do not move with the image
+            proposals = self.proposals.place(batch)
+        elif self.proposals is not None:
             given = [shown for _, _, shown in loaded] + [NOTHING] * fillers
             count = self.proposals.count
             proposals = padded(given, count) if self.training else place(given, batch, count)
@@ -311,7 +314,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         otherwise they are unchanged.
         """
         record = self.records[index]
-        given = NOTHING if self.proposals is None else self.proposals.images[index]
+        given = self.proposals.images[index] if isinstance(self.proposals, ProposalSet) else NOTHING
         data, preprocessor, canvas = self.settings.data, self.preprocessor, self._canvas(record)
         scale = np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
         boxes = record.boxes * scale

@@ -31,7 +31,8 @@ from rcnn.data.given import NOTHING, Given, ranked
 from rcnn.data.mat import read_mat
 from rcnn.data.pixels import ProgressCallback
 from rcnn.data.search import SEARCHES, search_files
-from rcnn.errors import DataError, ImageError
+from rcnn.errors import DataError, ImageError, SettingsError
+from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.preprocess.sources import files
 
 OVERHANG = 1.0
@@ -39,6 +40,9 @@ OVERHANG = 1.0
 
 LARGEST_FILE, LARGEST_ARRAY, MOST_PACKED = 1500 * MB, 100 * MB, 100
 """Bytes of a .json or .mat, bytes of one image's array in a .npz, and by how much a .npz may be packed."""
+
+WORDS = (*SEARCHES, SLIDING_WINDOWS)
+"""Sources of proposals that are not files."""
 
 LISTED = 20
 """Number of faults of a file that are listed one by one."""
@@ -68,7 +72,8 @@ def open_proposals(
         progress: called with (images done, images in total) by a search.
 
     Raises:
-        SettingsError: the search is not installed, or lacks its model file.
+        SettingsError: the search is not installed, or lacks its model file, or the source is `sliding-windows`, which
+            have no ranking.
         DataError: as for `read_proposals`, or an image can't be read.
     """
     return find_proposals(source, dataset.records, dataset.root, settings.data, progress)
@@ -83,6 +88,11 @@ def find_proposals(
     skip: Callable[[ImageError], None] | None = None,
 ) -> list[Given]:
     """Like `open_proposals`, for images in the folder `root`; `skip` is called for those that a search can't read."""
+    if source == SLIDING_WINDOWS:
+        raise SettingsError(
+            f"{SLIDING_WINDOWS} have no ranking, and here the best boxes of each image are wanted: give a file or "
+            f"{' or '.join(SEARCHES)}"
+        )
     if source not in SEARCHES:
         return read_proposals(source, records, root)
     given: list[Given] = []
@@ -116,7 +126,7 @@ def read_proposals(path: str | Path, records: Sequence[Record], root: Path | Non
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in _READERS:
-        raise DataError(f"{path}: proposals come as {', '.join(_READERS)}, or from {' or '.join(SEARCHES)}")
+        raise DataError(f"{path}: proposals come as {', '.join(_READERS)}, or from {', '.join(WORDS)}")
     given, faults = _collect(_READERS[path.suffix.lower()](path), records, root)
     missing = [record.name for index, record in enumerate(records) if index not in given]
     if missing and not faults:  # an image under a wrong name is reported once

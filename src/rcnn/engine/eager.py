@@ -111,7 +111,7 @@ class Eager:
         batch, targets = to_device(batch, self.device), to_device(targets, self.device)
         given = run.proposals if run.rpn is None else None
         with self.autocast:
-            keys = self.runner.keys(batch, targets, seeds)
+            keys = self.runner.keys(batch, targets, seeds, given)
             return self.runner.loss(batch, targets, keys, proposals=given, run=run)
 
 

@@ -188,16 +188,17 @@ class FasterRCNN(nn.Module):
         """The feature maps that RoIs are read from."""
         return [levels[i] for i in self.roi_levels]
 
-    def keys(self, batch: AnyBatch, targets: Targets, seeds: Tensor) -> Keys:
+    def keys(self, batch: AnyBatch, targets: Targets, seeds: Tensor, proposals: Proposals | None = None) -> Keys:
         """Uniform numbers for `loss`, on the device of the images: row i depends on `seeds[i]` alone.
 
         There are at least as many as anchors: pooling may round up or down, so numbers are drawn for one more row and
-        column of cells.
+        column of cells. `proposals` are the given ones, if any, which may be more than the RPN's.
         """
         height, width = batch.images.shape[2:]
         cells = sum((height // stride + 2) * (width // stride + 2) for stride in self.rpn.strides)
-        proposals = max(self.settings.rpn.post_train, self.settings.rpn.post_test)
-        counts = (cells * self.rpn.per_cell, proposals + targets.boxes.shape[1])
+        given = 0 if proposals is None else proposals.boxes.shape[1]
+        most = max(self.settings.rpn.post_train, self.settings.rpn.post_test, given)
+        counts = (cells * self.rpn.per_cell, most + targets.boxes.shape[1])
         seeds = seeds.to(batch.images.device, non_blocking=True)
         return Keys(*philox.uniform(seeds, sum(counts)).split(counts, dim=1))
 

@@ -6,6 +6,7 @@ from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset
 from rcnn.insight.anchors.advice import FEWEST, GOOD, Advice, advise
 from rcnn.insight.anchors.fit import setting_words
+from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.training.schemes import takes_proposals
 from rcnn.weights.file import is_detector, weights_of_run
 from rcnn.weights.packaged import PACKAGED
@@ -18,7 +19,7 @@ def settle_anchors(settings: Settings, dataset: Dataset) -> tuple[Settings, tupl
     so that the settings repeat the run.
     """
     auto = settings.anchors.fit == "auto"
-    if takes_proposals(settings.train.scheme):
+    if takes_proposals(settings.train.scheme) and settings.train.proposals != SLIDING_WINDOWS:
         return settings, ()
     if _starts_from_detector(settings.train.init):
         kept = "anchors.fit=auto: the run starts from a detector, whose anchors stay"

@@ -181,7 +181,7 @@ def backward(engine: Engine, item: Item, batches: int, requests: tuple[bool, ...
     """Add the gradients of a batch; return its losses over all processes and the summed requests."""
     device = engine.team.device
     batch, targets = to_device(item.batch, device), to_device(item.targets, device)
-    keys = engine.model.keys(batch, targets, item.seeds)
+    keys = engine.model.keys(batch, targets, item.seeds, item.proposals)
     more = [] if item.proposals is None else [to_device(item.proposals, device)]
     with torch.autocast(device.type, torch.bfloat16, enabled=uses_bf16(engine.settings, device)):
         losses = engine.loss(batch, targets, keys, *more)

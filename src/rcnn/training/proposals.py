@@ -16,6 +16,7 @@ from rcnn.data.pixels import ProgressCallback
 from rcnn.data.proposals import open_proposals
 from rcnn.data.search import SEARCHES
 from rcnn.detector import Detector
+from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.training.distributed import Team
 from rcnn.weights.file import LARGEST, load_weights, reading, save_weights
 
@@ -85,12 +86,14 @@ def shared_proposals(
 def external_proposals(
     settings: Settings, splits: tuple[Dataset, Dataset], team: Team, console: Console | None
 ) -> list[list[Given]] | None:
-    """The proposals of `train.proposals`, if set, for both lists: `rpn.post_train` and `rpn.post_test` per image.
+    """The proposals of `train.proposals` for both lists: `rpn.post_train` and `rpn.post_test` per image.
+
+    None if it is not set, or `sliding-windows`, of which nothing is stored.
 
     Raises:
         DataError: as in `open_proposals`, with the faults of both lists.
     """
-    if settings.train.proposals is None:
+    if settings.train.proposals in (None, SLIDING_WINDOWS):
         return None
     dataset, source = together(splits), settings.train.proposals
     if console is None:

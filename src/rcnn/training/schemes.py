@@ -98,7 +98,7 @@ def check(settings: Settings) -> None:
     """
     scheme, proposals, roi = settings.train.scheme, settings.train.proposals, settings.roi
     if proposals is None and takes_proposals(scheme):
-        raise SettingsError(f"train.scheme={scheme} needs train.proposals: a file, or selective-search")
+        raise SettingsError(f"train.scheme={scheme} needs train.proposals: a file, selective-search or sliding-windows")
     if proposals is not None and not takes_proposals(scheme):
         readers = " or ".join(name for name in SCHEMES if takes_proposals(name))
         raise SettingsError(f"train.proposals={proposals} is read by train.scheme={readers} alone (got {scheme})")

@@ -12,7 +12,7 @@ from typing import Any
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.data.given import ProposalSet
+from rcnn.data.given import External
 from rcnn.data.loader import Loader
 from rcnn.data.upload import uploaded
 from rcnn.data.windows import scale_of
@@ -88,7 +88,7 @@ class Session:
     engine: Engine
     progress: Progress
     weights: Path
-    given: ProposalSet | None = None
+    given: External | None = None
     saved: float = field(default_factory=time.monotonic)
 
     def checkpoint(self) -> None:

@@ -7,7 +7,7 @@ stages/N/train.safetensors, val.safetensors      proposals of stage N for the im
                                                  trained or validated on them
 
 Proposals from elsewhere are in proposals/train.safetensors and val.safetensors. A resumed run reads them there, even if
-the file that they came from is gone.
+the file that they came from is gone. Sliding windows are computed as they are needed.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,9 +19,10 @@ from torch import nn
 
 from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset
-from rcnn.data.given import ProposalSet
+from rcnn.data.given import External, ProposalSet, SlidingWindows
 from rcnn.detector import Detector
 from rcnn.model.faster_rcnn import FasterRCNN
+from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.presets import build
 from rcnn.training.distributed import Team
 from rcnn.training.init import Start, initialise
@@ -133,19 +134,22 @@ def unread(model: FasterRCNN) -> list[nn.Parameter]:
 
 def stage_proposals(
     stage: Stage,
-    settings: Settings,
+    start: Start,
     splits: tuple[Dataset, Dataset],
     folder: RunFolder,
     team: Team,
     say: Callable[[str], None],
-) -> tuple[ProposalSet | None, ProposalSet | None]:
+) -> tuple[External | None, External | None]:
     """The proposals that a stage is trained on and those that it is validated on; None: the model's own.
 
-    Those of an earlier stage are computed if they are not on the disk yet. `settings` are of this stage's model.
+    Those of an earlier stage are computed if they are not on the disk yet. `start` is of this stage.
     """
     if stage.proposals is None:
         return None, None
-    rpn, sets = settings.rpn, list[ProposalSet]()
+    if stage.proposals == GIVEN and start.settings.train.proposals == SLIDING_WINDOWS:
+        windows = SlidingWindows.of(start.model)
+        return windows, windows
+    rpn, sets = start.settings.rpn, list[ProposalSet]()
     source = folder.proposals if stage.proposals == GIVEN else folder.stage(stage.proposals)
     limits = ((rpn.pre_train, rpn.post_train), (rpn.pre_test, rpn.post_test))
     needed = 1 if stage.own_rpn else 2  # an RPN of its own proposes for the images of validation

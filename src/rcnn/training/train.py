@@ -17,14 +17,16 @@ from rcnn.config.elsewhere import IMAGE_SIZE, SAME
 from rcnn.data.dataset import Dataset
 from rcnn.data.edge_boxes import model_file
 from rcnn.data.find import open_splits
-from rcnn.data.given import Given
+from rcnn.data.given import Given, SlidingWindows
 from rcnn.data.loader import Loader
-from rcnn.data.search import EDGE_BOXES, SEARCHES
+from rcnn.data.proposals import WORDS
+from rcnn.data.search import EDGE_BOXES
 from rcnn.data.windows import training_windows
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.evaluate import Metrics
 from rcnn.metrics.table import HEADINGS, listed
+from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
 from rcnn.training.anchors import settle_anchors
@@ -205,7 +207,7 @@ def choose_settings(
         settings = override(settings, {"predict": {"tile": tile}, "preprocess": {"short": side, "long": side}})
     check(settings)
     proposals = settings.train.proposals
-    if proposals is not None and proposals not in SEARCHES:  # --resume and --config may be called from elsewhere
+    if proposals is not None and proposals not in WORDS:  # --resume and --config may be called from elsewhere
         settings = override(settings, {"train": {"proposals": str(Path(proposals).expanduser().resolve())}})
     if proposals == EDGE_BOXES or settings.data.edge_model is not None:
         settings = override(settings, {"data": {"edge_model": str(model_file(settings.data).resolve())}})
@@ -306,7 +308,7 @@ def _prepare(run: Context, progress: Progress, start: Start) -> Session:
     weights = run.folder.weights if last else run.folder.stage(progress.stage + 1)
     if crew.writer:
         weights.mkdir(parents=True, exist_ok=True)
-    given, val_given = stage_proposals(stage, settings, (train_set, run.val), run.folder, crew, run.log.status)
+    given, val_given = stage_proposals(stage, start, (train_set, run.val), run.folder, crew, run.log.status)
     fixed = hold(start.model, stage)
     model = start.model.to(crew.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     seen = training_windows(train_set, settings)
@@ -407,7 +409,8 @@ def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
         log.say(f"{session.settings.train.keep} epoch {session.progress.best_epoch}: {scores}; {spent}")
         command, ending = "predict" if best.model.detects else "propose", ""
         if session.given:
-            ending = " --proposals FILE|selective-search"
+            windows = isinstance(session.given, SlidingWindows)
+            ending = f" --proposals {SLIDING_WINDOWS if windows else 'FILE|selective-search'}"
         here, data = Path.cwd(), Path(str(session.run.settings.data.path))
         data = data.relative_to(here) if data.is_relative_to(here) else data
         split = "test" if session.run.settings.data.val == "test" else "val"

@@ -1,0 +1,152 @@
+"""Fast R-CNN on dense sliding windows, which are computed as the batches are loaded and stored nowhere."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import rcnn.evaluate as evaluate_file
+import rcnn.training.loop as loop_file
+import rcnn.training.session as session_file
+from rcnn.config import override
+from rcnn.data.find import open_dataset, open_splits
+from rcnn.data.given import SlidingWindows
+from rcnn.data.loader import Loader
+from rcnn.detector import Detector
+from rcnn.errors import SettingsError
+from rcnn.evaluate import evaluate
+from rcnn.model.structures import Batch
+from rcnn.presets import settings_of
+from rcnn.training.anchors import settle_anchors
+from rcnn.training.session import Session, is_late
+from rcnn.training.train import Run, train
+from tests.training.test_alternating import Killed, data, no_pictures  # noqa: F401
+from tests.training.test_fast_rcnn import OPTIONS, WINDOWS
+from tests.training.test_train import assert_same, one_thread  # noqa: F401
+
+SMALL = [
+    "preprocess.short=64",
+    "preprocess.long=96",
+    "model.channels=16",
+    "roi.levels=[2,3,4,5]",
+    "roi.canonical_size=12",
+    "roi.hidden=32",
+    "rpn.post_train=12",
+    "rpn.post_test=8",
+    *WINDOWS,
+]
+COUNT = 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3)
+"""Windows of an image of 64 x 96 pixels, of three ratios at strides 4 to 32."""
+
+
+@pytest.fixture(scope="module")
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:  # noqa: F811
+    """A run that nobody broke."""
+    return train(data, overrides=SMALL, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
+
+
+def test_it_learns_and_stores_no_window(whole: Run) -> None:
+    assert {"train_roi_class", "train_roi_box", "val_roi_class", "ap"} <= whole.rows[0].keys()
+    assert not any("rpn" in key for key in whole.rows[0])
+    assert whole.rows[1]["train_loss"] < whole.rows[0]["train_loss"]
+    assert not (whole.folder / "proposals").exists()
+    assert "--proposals sliding-windows" in (whole.folder / "log.txt").read_text()
+
+
+def test_killed_it_goes_on_to_the_bit(
+    whole: Run,
+    data: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def late(session: Session) -> bool:
+        if session.progress.step == 4:
+            raise Killed
+        return session.progress.step == 2
+
+    monkeypatch.setattr(session_file, "is_late", late)
+    with pytest.raises(Killed):
+        train(data, overrides=SMALL, runs=tmp_path, **OPTIONS)
+    monkeypatch.setattr(session_file, "is_late", is_late)
+    assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
+
+
+def test_a_step_sees_all_windows_of_what_the_network_sees(
+    data: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """They cover the augmented image, and any of them may be sampled."""
+    items: list[Any] = []
+    backward = loop_file.backward
+
+    def watched(engine: Any, item: Any, *words: Any) -> Any:
+        keys = engine.model.keys(item.batch, item.targets, item.seeds, item.proposals)
+        assert keys.roi.shape[1] >= COUNT + item.targets.boxes.shape[1]
+        assert torch.equal(keys.rpn, engine.model.keys(item.batch, item.targets, item.seeds).rpn)
+        items.append(item)
+        return backward(engine, item, *words)
+
+    monkeypatch.setattr(loop_file, "backward", watched)
+    train(data, overrides=[*SMALL, "augment.crop=0.5"], runs=tmp_path, **{**OPTIONS, "epochs": 1})
+    assert items
+    for item in items:
+        assert item.proposals.boxes.shape[1] == COUNT
+        cells = [(item.batch.sizes / stride).ceil().prod(dim=1) for stride in (4, 8, 16, 32)]
+        assert torch.equal(item.proposals.valid.sum(dim=1), 3 * sum(cells).long())
+
+
+def test_they_are_dense_at_every_scale_of_a_pyramid(whole: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    counts: list[int] = []
+    score = evaluate_file._score
+
+    def watched(detector: Detector, item: Any, sums: Any) -> Any:
+        counts.append(int(item.proposals.valid[0].sum()))
+        found = score(detector, item, sums)
+        assert len(found[0][1]) == counts[-1]
+        return found
+
+    monkeypatch.setattr(evaluate_file, "_score", watched)
+    detector = whole.detector.with_settings({"predict": {"scales": (1, 0.5, 2)}})
+    dataset = open_dataset(data, "val", detector.settings.data)
+    metrics = evaluate(detector, dataset, batch=8, proposals=SlidingWindows.of(detector.model))
+    assert counts == [COUNT, 3 * (8 * 12 + 4 * 6 + 2 * 3 + 1 * 2), 3 * (32 * 48 + 16 * 24 + 8 * 12 + 4 * 6)]
+    assert metrics.proposals.most == 1000  # more are not kept
+    assert metrics.losses.keys() == {"roi_class", "roi_box", "loss"}
+
+
+def test_a_prediction_sees_the_windows_that_a_validation_sees(whole: Run, data: Path) -> None:  # noqa: F811
+    detector = whole.detector
+    windows = SlidingWindows.of(detector.model)
+    dataset = open_dataset(data, "val", detector.settings.data)
+    (item,) = Loader(dataset, detector.settings, training=False, batch=8, proposals=windows).epoch(0)
+    seen: list[Batch] = []
+
+    def place(paths: Any, batch: Batch) -> Any:
+        seen.append(batch)
+        return windows.place(batch)
+
+    paths = [str(record.path) for record in dataset.records]
+    found = list(detector.stream(paths, batch=8, score=0.0, proposals=place))
+    expected = detector.detect(item.batch, proposals=item.proposals)
+    real = [result for index, result in zip(item.index.tolist(), expected, strict=True) if index >= 0]
+    assert [len(result) for result in found] == [len(result) for result in real]
+    assert all((one.boxes == other.boxes).all() for one, other in zip(found, real, strict=True))
+    assert seen
+
+
+def test_without_windows_such_a_detector_says_what_to_add(whole: Run, data: Path) -> None:  # noqa: F811
+    picture = next((data / "images").rglob("*.jpg"))
+    for call in (whole.detector.predict, whole.detector.propose):
+        with pytest.raises(SettingsError, match="`predict` and `val` take as --proposals sliding-windows"):
+            call(picture)
+
+
+def test_anchors_are_fitted_as_those_of_an_rpn(data: Path) -> None:  # noqa: F811
+    settings = settings_of("tiny-fpn", [*SMALL, "anchors.fit=auto"])
+    train_set, _ = open_splits(data, settings.data)
+    of_rpn, _ = settle_anchors(override(settings, {"train": {"scheme": "joint", "proposals": None}}), train_set)
+    of_windows, _ = settle_anchors(settings, train_set)
+    assert of_windows.anchors == of_rpn.anchors
+    assert of_windows.anchors.fit == "off"
