@@ -128,7 +128,7 @@ def test_an_experiment_and_once_more_at_no_cost(
 def test_experiments_share_trainings_of_equal_settings(settings: Settings, trained: list[str], tmp_path: Path) -> None:
     for name in ("schemes", "one-stage", "top-n"):
         check(quietly(name, settings, tmp_path), tmp_path)
-    assert trained == ["joint-0", "joint-full-0", "joint-full-targets-0", "alternating-0", "one-stage-0"]
+    assert trained == ["joint-0", "joint-full-0", "joint-full-targets-0", "alternating-0", "sliding-windows-0"]
 
 
 @pytest.fixture
@@ -242,13 +242,13 @@ def test_a_broken_training_goes_on_and_finished_runs_stay(
         patch.setattr(train_file, "_finish", lambda *told: next(ends)(*told))
         with pytest.raises(Interrupted, match="the same command goes on"):
             quietly("one-stage", settings, tmp_path)
-    assert trained == ["joint-0", "one-stage-0"]
+    assert trained == ["alternating-0", "sliding-windows-0"]
     before = (tmp_path / "one-stage.csv").read_text()
-    assert [row["row"] for row in table(tmp_path / "one-stage.csv")] == ["two stages"]
+    assert [row["row"] for row in table(tmp_path / "one-stage.csv")] == ["two stages (unshared)"]
     check(quietly("one-stage", settings, tmp_path), tmp_path)
-    assert trained == ["joint-0", "one-stage-0", "one-stage-0"]
+    assert trained == ["alternating-0", "sliding-windows-0", "sliding-windows-0"]
     assert (tmp_path / "one-stage.csv").read_text().startswith(before)
-    (folder,) = (tmp_path / "runs").glob("one-stage-*/")
+    (folder,) = (tmp_path / "runs").glob("sliding-windows-*/")
     assert "going on with" in (folder / "log.txt").read_text()
     assert not list((folder / "checkpoints").iterdir())
 
@@ -266,10 +266,10 @@ def test_a_training_that_fails_leaves_a_gap_and_is_tried_again(
 ) -> None:
     train = lab_file.train
     with monkeypatch.context() as patch:
-        patch.setattr(lab_file, "train", lambda **words: (fail if "one" in words["name"] else train)(**words))
+        patch.setattr(lab_file, "train", lambda **words: (fail if "sliding" in words["name"] else train)(**words))
         result = quietly("one-stage", settings, tmp_path)
     assert [text.partition(":")[0] for text in result.failures] == [f"one stage, {n}, seed 0" for n in SCALES]
-    assert set(result.scores) == {"two stages"}
+    assert set(result.scores) == {"two stages (unshared)"}
     assert {judged.verdict for judged in result.judgements} == {"not measured"}
     write_page(result, tmp_path)
     plot(result, tmp_path / "one-stage.png")
@@ -305,9 +305,10 @@ def test_a_budget_cuts_epochs_once_and_says_so(settings: Settings, trained: list
     result = conduct("one-stage", settings, tmp_path, budget=0.05, say=said.append, quiet=True)
     assert 1 <= result.settings.train.epochs < 100
     (line,) = [text for text in said if "an epoch takes" in text]
-    assert "2 stages of 500 epochs would take" in line
+    assert "5 stages of 500 epochs would take" in line
     assert f"Cut to {result.settings.train.epochs} each" in line
-    assert trained[0] == "joint-0"
+    assert trained[:2] == ["alternating-0", "sliding-windows-0"]
+    assert " on sliding windows " in line  # whose validation has more to do
     count = len(trained)
     again = quietly("one-stage", settings, tmp_path, budget=0.05)
     assert (again.settings.train.epochs, len(trained)) == (result.settings.train.epochs, count)
@@ -342,6 +343,16 @@ def test_a_budget_times_an_epoch_of_each_backbone(
     trained.clear()
     conduct("proposals", settings, tmp_path / "fast", leave_out=["RPN"], **how)
     assert trained == ["fast-rcnn-0"]
+
+
+@pytest.mark.parametrize("name", ["proposals", "recall"])
+def test_windows_without_a_ranking_are_refused_where_the_best_are_taken(
+    name: str, settings: Settings, trained: list[str], tmp_path: Path
+) -> None:
+    settings = override(settings, {"train": {"proposals": "sliding-windows"}})
+    with pytest.raises(SettingsError, match=r"sliding-windows have no ranking.*`rcnn paper one-stage`"):
+        quietly(name, settings, tmp_path)
+    assert not trained
 
 
 def test_without_a_training_a_budget_cuts_nothing_and_says_so(settings: Settings, tmp_path: Path) -> None:

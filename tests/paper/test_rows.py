@@ -11,6 +11,7 @@ import torch
 
 import rcnn.paper.lab as lab_file
 import rcnn.paper.measure as measure_file
+import rcnn.paper.one_stage as one_stage_file
 import rcnn.paper.proposals as proposals_file
 import rcnn.paper.recall as recall_file
 import rcnn.paper.schemes as schemes_file
@@ -85,11 +86,13 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
     def one_batch(*_: Any, **__: Any) -> Any:
         return SimpleNamespace(epoch=lambda number: [SimpleNamespace(index=torch.zeros(0), batch=None)])
 
-    for file in (measure_file, proposals_file, schemes_file):
+    for file in (measure_file, one_stage_file, proposals_file, schemes_file):
         monkeypatch.setattr(file, "scores", scores)
     monkeypatch.setattr(proposals_file, "OfRPN", OfRPN)
     monkeypatch.setattr(proposals_file, "open_proposals", lambda source, *_: source)
     monkeypatch.setattr(proposals_file, "ProposalSet", lambda source, count: (source, count))
+    monkeypatch.setattr(one_stage_file, "SlidingWindows", SimpleNamespace(of=lambda model: ("windows", 1)))
+    monkeypatch.setattr(Loaded, "model", None, raising=False)
     monkeypatch.setattr(Loaded, "region_proposals", proposing, raising=False)
     monkeypatch.setattr(recall_file, "Loader", one_batch)
     monkeypatch.setattr(recall_file, "numbers", numbers)
@@ -132,8 +135,6 @@ FAST = "train.scheme=fast-rcnn train.proposals=selective-search rpn.post_train=2
 ALTERNATING = "train.scheme=alternating"
 JOINT = "train.scheme=joint"
 ALIGN = "roi.pool=align roi.sampling_ratio=2"
-ALONE = f"{JOINT} rpn.classify=classes roi.head=none"
-FOCAL = f"{ALONE} rpn.loss=focal rpn.convs=2 rpn.positive_iou=0.5 rpn.negative_iou=0.4"
 FIVE = f"predict.scales=[0.8,{576 / 600},{688 / 600},{864 / 600},2]"
 UNRANKED = "rpn.nms=1 rpn.pre_test=1000000"
 VGG = f"{JOINT} roi.head=none model.backbone=vgg16 model.frozen_stages=2"
@@ -182,12 +183,14 @@ TOP_N = {
 RECALL = {"SS": None, "RPN": Row(None, "rpn-1/weights", f"{JOINT} roi.head=none", "rpn.post_test=2000")}
 
 
-def one_stage(alone: str) -> dict[str, Row]:
-    return {
-        "two stages": Row(58.7, "joint-1/weights", JOINT),
-        "one stage, 1 scale": Row(53.8, "one-stage-1/weights", alone),
-        "one stage, 5 scales": Row(53.9, "one-stage-1/weights", alone, FIVE),
-    }
+DENSE = "train.scheme=fast-rcnn train.proposals=sliding-windows"
+ONE_STAGE = {
+    "two stages (unshared)": Row(
+        58.7, "alternating-1/stages/2", ALTERNATING, "rpn.post_test=300", ("alternating-1/stages/1", None)
+    ),
+    "one stage, 1 scale": Row(53.8, "sliding-windows-1/weights", DENSE, of=("windows", 1)),
+    "one stage, 5 scales": Row(53.9, "sliding-windows-1/weights", DENSE, FIVE, of=("windows", 1)),
+}
 
 
 def schemes(roi: str) -> dict[str, Row]:
@@ -208,8 +211,8 @@ TABLES: list[tuple[str, str, dict[str, Any]]] = [
     ("anchors", "paper-zf", ANCHORS),
     ("lambda", "paper-zf", LAMBDA),
     ("lambda", "mobilenet-fpn", LAMBDA),
-    ("one-stage", "paper-zf", one_stage(ALONE)),
-    ("one-stage", "mobilenet-fpn", one_stage(FOCAL)),
+    ("one-stage", "paper-zf", ONE_STAGE),
+    ("one-stage", "mobilenet-fpn", ONE_STAGE),
     ("recall", "mobilenet-fpn", RECALL),
     ("schemes", "paper-zf", schemes(ALIGN)),
     ("schemes", "mobilenet-fpn", schemes("")),

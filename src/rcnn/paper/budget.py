@@ -8,9 +8,11 @@ from typing import NamedTuple
 
 from rcnn.config import Settings, override
 from rcnn.data.find import open_splits
-from rcnn.data.given import ProposalSet
+from rcnn.data.given import External, ProposalSet, SlidingWindows
 from rcnn.data.proposals import open_proposals
+from rcnn.detector import Detector
 from rcnn.evaluate import evaluate
+from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.paper.experiment import Experiment
 from rcnn.paper.lab import Lab, Training
 from rcnn.training.log import duration
@@ -46,7 +48,7 @@ def cut_epochs(lab: Lab, experiment: Experiment, seeds: Sequence[int], minutes: 
     """Return the epochs per stage that fit into the minutes, and report them.
 
     The searches for proposals are done first, and their results stay in the cache. Then one epoch is timed of each
-    backbone.
+    backbone, and another on sliding windows.
     """
     trainings = experiment.trainings
     asked = lab.settings.train.epochs
@@ -61,12 +63,12 @@ def cut_epochs(lab: Lab, experiment: Experiment, seeds: Sequence[int], minutes: 
     probe.settings = override(lab.settings, {"train": {"epochs": 1}})
     timed: dict[str, Timed] = {}
     for training in sorted(trainings, key=lambda training: settings[training.name].train.proposals is not None):
-        backbone = settings[training.name].model.backbone
-        if backbone not in timed:
-            timed[backbone] = _timed(probe, training, seeds[0])
+        kind = _kind(settings[training.name])
+        if kind not in timed:
+            timed[kind] = _timed(probe, training, seeds[0])
 
     stages = {name: len(stages_of(whole)) for name, whole in settings.items()}
-    of = {name: timed[whole.model.backbone] for name, whole in settings.items()}
+    of = {name: timed[_kind(whole)] for name, whole in settings.items()}
     total = sum(stages.values()) * len(seeds)
     epoch = len(seeds) * sum(stages[name] * of[name].epoch for name in settings)
     first = of[trainings[0].name].scores
@@ -77,7 +79,7 @@ def cut_epochs(lab: Lab, experiment: Experiment, seeds: Sequence[int], minutes: 
     needed, whole = (count * epoch + other for count in (epochs, asked))
     result = "That fits" if epochs == asked else f"Cut to {epochs} each: {duration(needed)}"
     times = [f"an epoch takes {duration(next(iter(timed.values())).epoch)} with its validation"]
-    times += [f"one of {backbone} {duration(time.epoch)}" for backbone, time in list(timed.items())[1:]]
+    times += [f"one of {kind} {duration(time.epoch)}" for kind, time in list(timed.items())[1:]]
     lab.say(
         f"{', '.join(times)}; {total} stages of {asked} epochs would take {duration(whole)}. {result}"
         + (", still over the budget" if needed > left else "")
@@ -88,13 +90,14 @@ def cut_epochs(lab: Lab, experiment: Experiment, seeds: Sequence[int], minutes: 
 def _search_all(lab: Lab, experiment: Experiment, settings: Iterable[Settings]) -> None:
     """Find the proposals that rows and trainings are given."""
     scored = {run.given for run in experiment.done if run.given}
-    trained = {whole.train.proposals: whole for whole in settings if whole.train.proposals}
+    sources = {whole.train.proposals: whole for whole in settings}
+    trained = {name: whole for name, whole in sources.items() if name not in (None, SLIDING_WINDOWS)}
     if scored or trained:
         lab.say("proposals from elsewhere come first, so that --budget knows their time")
     for name in sorted(scored):
         open_proposals(name, lab.dataset, lab.settings)
-    for name, whole in sorted(trained.items()):
-        open_proposals(name, together(open_splits(str(whole.data.path), whole.data)), whole)
+    for name, whole in trained.items():
+        open_proposals(str(name), together(open_splits(str(whole.data.path), whole.data)), whole)
 
 
 def _timed(probe: Lab, training: Training, seed: int) -> Timed:
@@ -102,10 +105,24 @@ def _timed(probe: Lab, training: Training, seed: int) -> Timed:
     done = probe.train(training, seed)
     settings = probe.of(training, seed)
     detector = probe.load(done.best)
-    proposals = None
-    if (given := settings.train.proposals) is not None:
-        proposals = ProposalSet(open_proposals(given, probe.dataset, settings), settings.rpn.post_test)
+    proposals = _given(probe, settings, detector)
     began = time.monotonic()
     evaluate(detector, probe.dataset, batch=settings.val.batch, proposals=proposals)
     scores = time.monotonic() - began
     return Timed(60 * done.minutes / len(stages_of(settings)) + scores, scores)
+
+
+def _kind(settings: Settings) -> str:
+    """Trainings of one kind take equally long: those of a backbone, on sliding windows or not."""
+    windows = " on sliding windows" if settings.train.proposals == SLIDING_WINDOWS else ""
+    return settings.model.backbone + windows
+
+
+def _given(lab: Lab, settings: Settings, detector: Detector) -> External | None:
+    """The proposals that a training with these settings is validated on, of the images that are scored."""
+    source = settings.train.proposals
+    if source is None:
+        return None
+    if source == SLIDING_WINDOWS:
+        return SlidingWindows.of(detector.model)
+    return ProposalSet(open_proposals(source, lab.dataset, settings), settings.rpn.post_test)

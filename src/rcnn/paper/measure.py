@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rcnn.data.dataset import Dataset
-from rcnn.data.given import ProposalSet
+from rcnn.data.given import External
 from rcnn.data.loader import Item, Loader
 from rcnn.detector import Detector
 from rcnn.evaluate import Metrics, Shard, evaluate, loaders_of
@@ -20,7 +20,7 @@ Change = Callable[[RPNOutput, Tensor], RPNOutput]
 """What the RPN's head said, and a seed per image, to what it is taken to have said."""
 
 
-def scores(detector: Detector, dataset: Dataset, proposals: "ProposalSet | OfRPN | None" = None) -> dict[str, float]:
+def scores(detector: Detector, dataset: Dataset, proposals: "External | OfRPN | None" = None) -> dict[str, float]:
     """AP and recall in percent, of a detector on its own proposals, on those given or on those of another's RPN."""
     batch = detector.settings.val.batch
     if isinstance(proposals, OfRPN):

@@ -11,6 +11,8 @@ from rcnn.data.given import ProposalSet
 from rcnn.data.proposals import open_proposals
 from rcnn.data.search import EDGE_BOXES
 from rcnn.detector import Detector
+from rcnn.errors import SettingsError
+from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.paper.experiment import SCORES, Experiment, Measurement, Numbers, more
 from rcnn.paper.lab import Lab, Training
 from rcnn.paper.measure import Change, OfRPN, scores, trained, without_boxes, without_scores
@@ -92,7 +94,7 @@ def experiment(settings: Settings) -> Experiment:
                 lacks="" if settings.data.edge_model else NEEDED,
             ),
             trained(SHARED, ALTERNATING, {"rpn": {"post_test": 300}}),
-            Measurement((UNSHARED,), _unshared, (ALTERNATING,)),
+            Measurement((UNSHARED,), partial(unshared, UNSHARED), (ALTERNATING,)),
             *(Measurement((row,), partial(_of_rpn, row, fast), (fast, ALTERNATING)) for row in TESTS),
             Measurement((VGG,), partial(_of_vgg, fast, vgg), (fast, vgg)),
         ),
@@ -135,7 +137,16 @@ def vgg_rpn(settings: Settings) -> Training:
 
 
 def source(settings: Settings) -> str:
-    """Where proposals from elsewhere come from: what `train.proposals` names, or else Selective Search."""
+    """Where proposals from elsewhere come from: what `train.proposals` names, or else Selective Search.
+
+    Raises:
+        SettingsError: it names sliding windows, of which there are no best ones.
+    """
+    if settings.train.proposals == SLIDING_WINDOWS:
+        raise SettingsError(
+            f"{SLIDING_WINDOWS} have no ranking, and this experiment takes the best proposals of each image: give a "
+            "file or selective-search. `rcnn paper one-stage` is the experiment on sliding windows"
+        )
     return settings.train.proposals or "selective-search"
 
 
@@ -146,9 +157,10 @@ def _searched(row: str, fast: Training, lab: Lab, seed: int) -> Mapping[str, Num
     return {row: scores(detector, lab.dataset, ProposalSet(given, COUNT))}
 
 
-def _unshared(lab: Lab, seed: int) -> Mapping[str, Numbers]:
+def unshared(row: str, lab: Lab, seed: int) -> Mapping[str, Numbers]:
+    """Measure a row of two networks: Fast R-CNN of stage 2 on 300 proposals of the RPN of stage 1."""
     done = lab.train(ALTERNATING, seed)
-    return {UNSHARED: _on_rpn(lab, lab.load(done.stage(2)), done.stage(1), Test(0.0, 300))}
+    return {row: _on_rpn(lab, lab.load(done.stage(2)), done.stage(1), Test(0.0, 300))}
 
 
 def _of_rpn(row: str, fast: Training, lab: Lab, seed: int) -> Mapping[str, Numbers]:

@@ -20,12 +20,13 @@ RPN = Training("rpn", {"roi": {"head": "none"}, "train": {"scheme": "joint"}})
 
 def experiment(settings: Settings) -> Experiment:
     """One training, of an RPN alone."""
+    searched = partial(_selective_search, source(settings))
     return Experiment(
         title="recall of proposals, mean over IoU 0.50:0.95",
         source="figure 4; VOC 2007 test; curves without numbers",
         columns=tuple(Column(f"ar{top}", f"AR{top} %") for top in TOPS),
         runs=(
-            Measurement(("SS",), _selective_search, seeded=False, given=source(settings)),
+            Measurement(("SS",), searched, seeded=False, given=source(settings)),
             Measurement(("RPN",), _rpn, (RPN,)),
         ),
         paper={},
@@ -39,8 +40,8 @@ def _gap(top: int, look: Look) -> float:
     return losses[0] - losses[1]
 
 
-def _selective_search(lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    given = open_proposals(source(lab.settings), lab.dataset, lab.settings)
+def _selective_search(ranked: str, lab: Lab, seed: int) -> Mapping[str, Numbers]:
+    given = open_proposals(ranked, lab.dataset, lab.settings)
     return {"SS": numbers(lab, [(proposals.boxes, proposals.scores) for proposals in given])}
 
 
