@@ -1,5 +1,6 @@
 """Between a batch and its detections or losses the host never waits for a GPU, and few kernels run; without a GPU."""
 
+import math
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -14,8 +15,9 @@ from rcnn.data.loader import Item
 from rcnn.detector import Detector
 from rcnn.engine.eager import folded
 from rcnn.evaluate import _score
+from rcnn.model.fast_rcnn import BLOCK
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import Batch, Targets
+from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.ops.roi_align_matrix import taps_of
 from rcnn.presets import PRESETS, build, settings_of
 from rcnn.training.distributed import Team
@@ -98,6 +100,21 @@ def test_a_pass_never_waits(name: str) -> None:
             assert record.kernels[""] <= getattr(MOST[name], what)
             assert record.kernels["nms"] <= 12
     assert not record.waits
+
+
+@pytest.mark.parametrize("name", ["paper-zf", "mobilenet-fpn"])
+def test_sliding_windows_go_through_in_blocks_and_never_wait(name: str) -> None:
+    net, count = on_cuda(name, training=False), 21_546
+    with recorded() as record, torch.inference_mode():
+        batch, device = item(CUDA).batch, {"device": CUDA}
+        whole = torch.empty(2, count, dtype=torch.int64, **device)
+        given = Proposals(torch.empty(2, count, 4, **device), whole.float(), whole.bool(), whole, whole)
+        found = net.run(batch, given, wanted=("detections",))
+        assert found.rois.logits.shape == (2, count, 4)
+    assert not record.waits
+    numbers = net.backbone.channels * net.settings.roi.size**2
+    pool = "roi_pool" if net.settings.roi.pool == "max" else "roi_align"
+    assert record.operators[pool] == math.ceil(count / (BLOCK // numbers))
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -86,7 +86,7 @@ _PAPER_ZF = merge(
 )
 
 _ONE_STAGE: dict[str, Any] = {"rpn": {"classify": "classes"}, "roi": {"head": "none"}}
-"""The paper's table 10: the RPN's head tells classes, and nothing comes after it."""
+"""The RPN's head tells classes, and nothing comes after it. Table 10 has another single stage: `sliding_windows`."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "mobilenet-fpn": {},

@@ -120,8 +120,11 @@ RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
     "large_pictures": (lambda d: [d.detector, d.smears, "--grid", "2", "--tile", "160"], "canvas, windows"),
     "loading": (lambda d: [d.shapes, "--sides", "64", "--epochs", "1"], "64 px: "),
     "memory": (
-        lambda d: ["--batch", "1", "--size", "64", "96", "--steps", "1", "--images", "10"],
-        "prediction after 10 images",
+        lambda d: [
+            *("--batch", "1", "--size", "64", "96", "--steps", "1", "--images", "10"),
+            *("--model", "tiny-fpn", "--picture", "64", "96"),
+        ],
+        "1,530 windows of 64 x 96, tiny-fpn: peak ",
     ),
     "parity_torchvision": (
         lambda d: [

@@ -1,4 +1,6 @@
-"""One-stage detection: an RPN whose head tells classes instead of objects from background (paper, table 10).
+"""One-stage detection: an RPN whose head tells classes instead of objects from background.
+
+The paper only mentions it. The one stage of its table 10 is Fast R-CNN on `sliding_windows`.
 
 Anchors, labels, sampling, box loss and proposals are those of the RPN. The meaning of the logits differs, and the last
 steps are those of the second stage. B images, A anchors, n anchors that are trained, K classes, D detections.
