@@ -44,7 +44,7 @@ def test_anchors_are_set_as_stated(name: str) -> None:
 def test_the_model_makes_these_anchors_on_maps_of_these_strides(name: str) -> None:
     """Everything is measured on the boxes: the distance of neighbours, the area, height over width."""
     net = built(name)
-    zeros = torch.zeros(1, 3, *IMAGE)
+    zeros = torch.zeros(1, 3, *IMAGE, dtype=torch.uint8)
     with torch.inference_mode():
         out = net.run(Batch(zeros, torch.tensor([IMAGE]).float(), torch.ones(1, 2), torch.tensor([IMAGE]).float()))
     assert out.rpn is not None
