@@ -4,17 +4,23 @@ BIN := .venv/bin
 # Tests run in so many processes of one thread each, which keep the memory that they have: else a tenth of their time
 # goes into getting the same pages again. Bytecode is written: else each process that they start compiles the sources.
 JOBS ?= 2
-PYTEST = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000 \
-  $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
+ENV = OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000
+PYTEST = $(ENV) $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: demo test setup lint types tests fmt check bench fuzz
+.PHONY: demo test test-more test-portable setup lint types tests fmt check bench fuzz
 
 demo: .venv/installed
 	$(BIN)/rcnn demo
 
 test: lint
 	@$(MAKE) --no-print-directory --jobs 2 types tests
+
+test-more: test-portable ## what takes longer than `make test` may
+	$(PYTEST) -m more
+
+test-portable: .venv/installed-dev ## the tests that compare floats, with the kernels of other CPUs
+	$(ENV) $(BIN)/python -m tests.portable --jobs $(JOBS)
 
 setup: .venv/installed-dev
 

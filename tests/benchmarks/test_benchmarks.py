@@ -160,7 +160,7 @@ def test_every_script_is_run_or_its_arguments_are_read() -> None:
     assert RUN.keys() | ARGUMENTS_ONLY.keys() == {path.stem for path in FOLDER.glob("*.py")}
 
 
-@pytest.mark.slow
+@pytest.mark.more
 @pytest.mark.parametrize("script", RUN)
 def test_a_script_runs_on_made_up_data(script: str, data: Data) -> None:
     words, printed = RUN[script]
