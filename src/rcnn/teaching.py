@@ -24,7 +24,7 @@ def generate_anchors(
     """A box of every scale and ratio around every cell of a feature map, by reference 004.
 
     The detector's anchors are `rcnn.model.anchors`. Its ratios are height over width, so 0.5 and 2 are swapped there,
-    and it has no default of five scales on one level: the paper's anchors are 128, 256 and 512 (section 3.3), those of
+    and it has no default of five scales on one level. The paper's anchors are 128, 256 and 512 (section 3.3), those of
     a feature pyramid one scale per level. Other implementations round and place anchors differently again
     (`rcnn.model.anchors.RULES`).
 
@@ -48,9 +48,9 @@ def rpn_loss(
 ) -> Tensor:
     """Mean log loss of the sampled anchors, plus lambda times the mean smooth L1 of the positive ones' coordinates.
 
-    This is reference 004's loss. The paper's (equation 1) has the same terms, but divides the second by 2,400
-    locations instead of 4 coordinates per positive: `rpn.normaliser` chooses. Anchors must have been sampled before, by
-    setting the labels of all others to -1.
+    This is reference 004's loss. The paper's (section 3.1.2) has the same terms, but divides the second by 2,400
+    locations. Here it is 4 coordinates per positive: `rpn.normaliser` chooses. Anchors must have been sampled before,
+    by setting the labels of all others to -1.
 
     It differs from the reference where a mean is over nothing. Without positives, the box loss is a 0 that
     `backward` passes through as zeros (the reference: a constant). If all anchors are ignored, the whole loss is such
@@ -85,7 +85,7 @@ def filter_proposals(
     """Score threshold, the best before NMS, NMS, the best after it, for one image, as in reference 004.
 
     Boxes are not clipped, and small ones not dropped: `RegionProposalNetwork.propose` does both for a whole batch. The
-    paper's numbers are 12000 and 2000 in training, 6000 and 300 in prediction, and no threshold.
+    paper's Python code takes 12000 and 2000 in training, 6000 and 300 in prediction, and has no threshold.
 
     Args:
         boxes: (n, 4) decoded boxes, pixels.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from rcnn.backbones.trunk import SequentialTrunk, Tap, initialise, input_conv, up_to
 
 _V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
-"""Expansion, channels, blocks and stride of the first block: table 2 of the paper."""
+"""Expansion, channels, blocks and stride of the first block: table 2 of Sandler et al. (2018)."""
 _V2_TAPS = (Tap(2, "3", 24), Tap(3, "6", 32), Tap(4, "13", 96), Tap(5, "17", 320))
 _V3_TAPS = (Tap(2, "2", 24), Tap(3, "4", 40), Tap(4, "7", 80), Tap(5, "13", 160), Tap(5, "16", 960))
 

@@ -23,8 +23,9 @@ class ReceptiveField(NamedTuple):
 def receptive_field(layers: Iterable[nn.Module]) -> ReceptiveField:
     """Return the receptive field after a chain of convolutions and poolings.
 
-    In the paper: 228 pixels for VGG-16 and 171 for ZF, with the RPN's 3 x 3 window, both of stride 16 (section 3.1). As
-    there, layers of other kinds count as points, ZF's norms over 3 x 3 cells too. Windows must be square.
+    In the paper: 228 pixels for VGG-16 and 171 for ZF, with the RPN's 3 x 3 window (section 3.1), both of stride 16
+    (section 3.3). As there, layers of other kinds count as points, ZF's norms over 3 x 3 cells too. Windows must be
+    square.
 
     Args:
         layers: in their order, such as `[*model.backbone.trunk.features, model.rpn.head.conv]`.

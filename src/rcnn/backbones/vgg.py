@@ -1,4 +1,4 @@
-"""VGG-16 as the paper uses it: 13 convolutions, Caffe's pooling, no fifth pooling (Simonyan and Zisserman, 2015)."""
+"""VGG-16 (Simonyan and Zisserman, 2015) as in Faster R-CNN: 13 convolutions, Caffe's pooling, no fifth pooling."""
 
 from torch import nn
 

@@ -1,4 +1,4 @@
-"""The "fast" network of Zeiler and Fergus (2014) as the paper uses it: 5 convolutions, stride 16."""
+"""The "fast" network of Zeiler and Fergus (2014) as in Faster R-CNN: 5 convolutions, stride 16."""
 
 from collections import OrderedDict
 

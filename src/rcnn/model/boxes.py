@@ -1,7 +1,7 @@
 """Boxes as tensors: area, overlap, clipping, and the parameterisation of the paper.
 
 (..., 4) are continuous xyxy pixels: width = x2 - x1. `inclusive=True` reads the paper's integer boxes, whose last pixel
-belongs to them (width = x2 - x1 + 1). That convention exists in this file only.
+belongs to them (`x2 - x1 + 1` wide). That convention exists in this file only.
 """
 
 import math

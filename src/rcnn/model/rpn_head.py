@@ -70,7 +70,7 @@ class RPNHead(nn.Module):
         return at_least_float32(logits), at_least_float32(deltas).unflatten(3, (-1, 4)).flatten(1, 3)
 
     def hidden(self, feature: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, channels, H, W): the input of both siblings (256 or 512 channels in the paper)."""
+        """(B, C, H, W) -> (B, channels, H, W): the input of both siblings (in the paper, section 3.1: 256 or 512)."""
         for conv in self.conv if isinstance(self.conv, nn.ModuleList) else (self.conv,):
             feature = conv(feature).relu()
         return feature

@@ -80,7 +80,7 @@ MAP = Column("map50", "mAP50 %")
 ELEVEN_POINT = "mAP50 %, 11-point"
 """Heading of `MAP` with `val.voc_ap=11-point`."""
 SCORES = (MAP, Column("ap", "AP %", plotted=False), Column("ar300", "AR300 %", plotted=False))
-"""Of detectors: VOC's mean AP at IoU 0.5, which is the paper's measure; COCO's; mean recall of 300 proposals."""
+"""Of detectors: VOC's mean AP at IoU 0.5; COCO's; mean recall of 300 proposals. The first is the paper's measure."""
 
 
 @dataclass(frozen=True)

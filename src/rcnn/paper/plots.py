@@ -28,22 +28,28 @@ def plot(result: ExperimentResult, path: Path) -> None:
 
 
 def plot_rows(result: ExperimentResult, path: Path) -> None:
-    """Draw one panel per quantity and one for the paper's numbers, with one line per row."""
+    """Draw one panel per quantity and one for the paper's numbers, if it has any, with one line per row."""
     experiment = result.experiment
     columns = [column for column in experiment.columns if column.plotted]
     main, count = columns[0], len(experiment.rows)
-    figure, grid = new_figure(1, len(columns) + 1, max(10.0, 3.6 + 2.4 * len(columns)), 1.4 + 0.34 * count)
+    panels = len(columns) + bool(experiment.paper)
+    figure, grid = new_figure(1, panels, max(10.0, 3.6 + 2.4 * len(columns)), 1.4 + 0.34 * count)
     for axes, column in zip(grid[0], columns, strict=False):
         _panel(axes, f"{column.heading}, {result.dataset.root.name}", experiment.rows, first=axes is grid[0, 0])
         _points(axes, result, column)
-    theirs = grid[0, -1]
-    _panel(theirs, f"{main.heading}, paper", experiment.rows, first=False)
-    numbers = [experiment.given(row, main.key) for row in experiment.rows]
-    theirs.plot(numbers, range(count), "D", color=THEIRS, markersize=6)
-    for place, number in enumerate(numbers):
-        _label(theirs, number, place, main.digits)
-    _equal_spans(grid[0, 0], theirs)
+    if experiment.paper:
+        _draw_paper(grid[0, -1], result, main)
+        _equal_spans(grid[0, 0], grid[0, -1])
     save(figure, path)
+
+
+def _draw_paper(axes: "Axes", result: ExperimentResult, column: Column) -> None:
+    rows = result.experiment.rows
+    _panel(axes, f"{column.heading}, paper", rows, first=False)
+    numbers = [result.experiment.given(row, column.key) for row in rows]
+    axes.plot(numbers, range(len(rows)), "D", color=THEIRS, markersize=6)
+    for place, number in enumerate(numbers):
+        _label(axes, number, place, column.digits)
 
 
 def _equal_spans(*panels: "Axes") -> None:

@@ -4,22 +4,20 @@ from rcnn.config import Settings
 from rcnn.paper.experiment import SCORES, Experiment, close, more
 from rcnn.paper.lab import Training
 from rcnn.paper.measure import trained
-
-PAPER = {50: 66.3, 100: 68.9, 150: 69.5, 200: 69.8, 300: 69.9, 500: 69.8, 1000: 69.8}
-"""Proposals -> mAP."""
+from rcnn.paper.quoted import JOURNAL_TABLE_10
 
 JOINT = Training("joint", {"train": {"scheme": "joint"}})
 
 
 def experiment(settings: Settings) -> Experiment:
     """One training; all rows are tests of its detector."""
-    rows = {f"{count} proposals": count for count in PAPER}
+    rows = {f"{count} proposals": count for count in JOURNAL_TABLE_10.rows}
     return Experiment(
         title="number of proposals in test",
         source="table 10 of the journal version; VGG-16, VOC 2007 test; trained in alternation, here jointly",
         columns=SCORES[:2],
-        runs=tuple(trained(row, JOINT, {"rpn": {"post_test": count}}) for row, count in rows.items()),
-        paper={row: {"map50": PAPER[count]} for row, count in rows.items()},
+        runs=tuple(trained(row, JOINT, {"rpn": {"post_test": int(count)}}) for row, count in rows.items()),
+        paper={row: {"map50": JOURNAL_TABLE_10[count]} for row, count in rows.items()},
         claims=(
             more("300 >= 50", "300 proposals", "50 proposals"),
             close("100 within 1.5 of 300", "100 proposals", "300 proposals", 1.5),

@@ -13,7 +13,7 @@ export const TIPS = {
   before_nms: "Moved boxes that enter NMS: the best rpn.pre_test of every level. Paper, section 3.3.",
   proposals: "Boxes left after NMS, at most rpn.post_test; the second stage looks at these. Paper, section 3.3.",
   detections: "Final boxes from the score threshold on. Paper, section 3.2.",
-  level: "A feature map. One of its cells stands for stride x stride pixels. The paper has one map, of stride 16. Paper, section 3.1.1.",
+  level: "A feature map. One of its cells stands for stride x stride pixels. The paper has one map, of stride 16. Paper, section 3.3.",
   cell: "Row and column in the feature map, counted from 0. The same small network looks at every cell. Paper, section 3.1.",
   which: "Number of the anchor within its cell, in the order of anchors.sizes and anchors.ratios. Paper, section 3.1.1.",
   size: "Width x height, in pixels of the resized picture that the network sees. Paper, section 3.1.1.",
