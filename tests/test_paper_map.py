@@ -62,7 +62,8 @@ def test_what_a_row_names_exists(subject: str) -> None:
 def test_the_papers_experiments_are_commands() -> None:
     commands = [command for command in quoted(PAGE) if command.startswith("rcnn paper")]
     assert {shlex.split(command)[2] for command in commands} == {
-        *("proposals", "top-n", "time", "anchors", "lambda", "one-stage", "recall", "schemes")
+        *("mean-proposals", "proposals", "top-n", "time", "per-class", "anchors", "lambda", "one-stage", "recall"),
+        "schemes",
     }
     for command in commands:
         check_command(command)

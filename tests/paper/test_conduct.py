@@ -8,7 +8,9 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+from PIL import Image
 
+import rcnn
 import rcnn.paper.budget as budget_file
 import rcnn.paper.lab as lab_file
 import rcnn.paper.measure as measure_file
@@ -25,7 +27,9 @@ from rcnn.paper.budget import cut_epochs, fitting
 from rcnn.paper.conduct import EXPERIMENTS, ExperimentResult, conduct
 from rcnn.paper.lab import Lab
 from rcnn.paper.plots import plot
+from rcnn.paper.quoted import VOC_CLASSES
 from rcnn.paper.report import write_page
+from rcnn.presets import settings_of
 from rcnn.training.train import choose_settings
 from tests.data.edges import write_edge_model
 from tests.paper.conftest import SMALL
@@ -67,7 +71,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
-@pytest.mark.parametrize("name", ["recall", "time"])
+@pytest.mark.parametrize("name", ["recall", "time", "mean-proposals"])
 def test_eleven_points_are_refused_where_no_ap_is_measured(name: str, settings: Settings, tmp_path: Path) -> None:
     eleven = override(settings, ["val.voc_ap=11-point"])
     with pytest.raises(SettingsError, match=f"`{name}` measures no AP"):
@@ -212,6 +216,59 @@ def test_figure_4_measures_selective_search_once(
         assert curve == sorted(curve, reverse=True)
         assert numbers["ar300"] <= numbers["ar1000"] <= numbers["ar2000"]
     assert {judged.runs for judged in result.judgements} == {2}
+
+
+def test_table_1_measures_the_rpn_of_figure_4(
+    settings: Settings, boxes: Path, trained: list[str], tmp_path: Path
+) -> None:
+    small = {"sizes": [[8], [12], [16], [24]]}  # the larger ones of the preset leave hardly a box after NMS
+    changes = {"train": {"proposals": str(boxes)}, "roi": {"head": "none"}, "anchors": small}
+    settings = override(settings, changes)
+    quietly("recall", settings, tmp_path)
+    result = quietly("mean-proposals", settings, tmp_path)
+    check(result, tmp_path)
+    assert trained == ["rpn-0"]
+    assert result.experiment.rows[:3] == ("8, 2:1", "8, 1:1", "8, 1:2")
+    numbers = [by_seed[0] for by_seed in result.scores.values()]
+    assert sum(one["share"] for one in numbers) == pytest.approx(100)
+    assert all(0 < one["width"] <= 96 and 0 < one["height"] <= 64 for one in numbers)
+
+
+@pytest.mark.parametrize(("rule", "key"), [("area", "voc"), ("11-point", "voc07")])
+def test_table_6_has_the_aps_that_val_prints(
+    rule: str, key: str, settings: Settings, trained: list[str], tmp_path: Path
+) -> None:
+    result = quietly("per-class", override(settings, [f"val.voc_ap={rule}"]), tmp_path)
+    assert trained == ["alternating-0"]
+    (folder,) = (tmp_path / "runs").glob("alternating-0-*/")
+    metrics = rcnn.val(folder, str(settings.data.path), losses=False)
+    assert result.experiment.rows == (*metrics.names, "all classes")
+    assert not result.experiment.paper
+    assert "others" in result.experiment.source
+    found = {row: by_seed[0].get(key) for row, by_seed in result.scores.items()}
+    known = {name: 100 * ap for name, ap in zip(metrics.names, metrics.voc, strict=True) if not math.isnan(ap)}
+    assert {row: ap for row, ap in found.items() if ap is not None} == {
+        **known,
+        "all classes": pytest.approx(np.mean([*known.values()])),
+    }
+    write_page(result, tmp_path)
+    plot(result, tmp_path / "per-class.png")
+    assert "orderings" not in (tmp_path / "per-class.md").read_text()
+
+
+def test_classes_of_voc_are_in_the_papers_order_beside_its_numbers(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 48)).save(tmp_path / name)
+    classes = sorted(VOC_CLASSES, reverse=True)
+    objects = "".join(f"{file}.png,64,48,{name},4,4,40,40\n" for file in "ab" for name in classes)
+    (tmp_path / "labels.csv").write_text(f"filename,width,height,class,xmin,ymin,xmax,ymax\n{objects}")
+    settings = override(settings_of("paper-zf"), {"data": {"path": str(tmp_path / "labels.csv")}})
+    experiment = EXPERIMENTS["per-class"](settings)
+    assert experiment.rows == (*VOC_CLASSES, "all classes")
+    assert experiment.paper["aeroplane"] == {"voc07": 70.0, "voc": 82.3}
+    assert experiment.paper["tvmonitor"] == {"voc07": 67.6, "voc": 58.9}
+    assert experiment.paper["all classes"] == {"voc07": 69.9, "voc": 67.0}
+    assert experiment == EXPERIMENTS["per-class"](settings_of("paper-zf"))
 
 
 def test_table_5_times_all_rows_in_turn(

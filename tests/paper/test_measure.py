@@ -5,10 +5,14 @@ from typing import Any
 import pytest
 import torch
 
+from rcnn.config import Anchors
 from rcnn.data.loader import Item
 from rcnn.detector import Detector
 from rcnn.model import boxes as box_ops
+from rcnn.model.anchors import cell_anchors
+from rcnn.model.structures import Proposals
 from rcnn.paper.anchors import three_scales
+from rcnn.paper.mean_proposals import names_of, shapes_of, sums_of
 from rcnn.paper.measure import OfRPN, without_boxes, without_scores
 from rcnn.paper.proposals import RANDOM
 from rcnn.presets import build, settings_of
@@ -80,3 +84,41 @@ def test_three_scales_of_each_level() -> None:
     (fine, coarse) = three_scales(((32,), (64,)))
     assert fine == pytest.approx((32, 32 * 2 ** (1 / 3), 32 * 2 ** (2 / 3)))
     assert coarse == pytest.approx(tuple(2 * size for size in fine))
+
+
+@pytest.mark.parametrize("order", ["size", "ratio"])
+@pytest.mark.parametrize("ratio", ["h/w", "w/h"])
+def test_shapes_are_those_of_the_anchors_in_the_order_of_the_head(order: str, ratio: str) -> None:
+    anchors = Anchors(sizes=((16, 24), (32, 48)), ratios=(0.5, 1.0, 3.0), order=order, ratio=ratio)
+    shapes = list(shapes_of(anchors))
+    assert [shape.level for shape in shapes] == [0] * 6 + [1] * 6
+    box = torch.cat([cell_anchors(anchors, level, torch.float64) for level in (0, 1)])
+    width, height = (box[:, 2:] - box[:, :2]).unbind(dim=1)
+    assert [shape.size for shape in shapes] == pytest.approx((width * height).sqrt().tolist())
+    assert [shape.ratio for shape in shapes] == pytest.approx((width / height).tolist())
+
+
+def test_rows_have_the_names_of_table_1_and_the_level_where_they_need_it() -> None:
+    assert names_of(list(shapes_of(settings_of("paper-zf").anchors))) == (
+        *("128, 2:1", "256, 2:1", "512, 2:1", "128, 1:1", "256, 1:1", "512, 1:1"),
+        *("128, 1:2", "256, 1:2", "512, 1:2"),
+    )
+    twice = Anchors(sizes=((32,), (32,)), ratios=(1.0,))
+    assert names_of(list(shapes_of(twice))) == ("32, 1:1, level 1", "32, 1:1, level 2")
+
+
+def test_sums_of_sides_go_to_the_anchor_of_the_cell() -> None:
+    """Two levels of 2 anchors a cell; the first has 3 cells, so that anchor 7 is the second of the second level."""
+    proposals = Proposals(
+        boxes=torch.tensor(
+            [
+                [[0.0, 0, 10, 20], [5, 5, 8, 9], [0, 0, 100, 50]],
+                [[1, 1, 3, 2], [0, 0, 9, 9], [0, 0, 0, 0]],
+            ]
+        ),
+        scores=torch.ones(2, 3),
+        valid=torch.tensor([[True, True, True], [True, True, False]]),
+        level=torch.tensor([[0, 0, 1], [0, 1, 0]]),
+        anchor=torch.tensor([[0, 4, 7], [3, 6, 0]]),
+    )
+    assert sums_of(proposals, 4, 2).tolist() == [[13, 24, 2], [2, 1, 1], [9, 9, 1], [100, 50, 1]]

@@ -307,6 +307,15 @@ def test_proposals_from_elsewhere_are_those_asked_for(scored: list[Scored], tmp_
 
 UNKNOWN = math.nan
 ORDERINGS = {
+    "mean-proposals": {
+        "side: 256, 1:1 >= 128, 1:1": math.sqrt(261 * 284) - math.sqrt(113 * 114),
+        "side: 512, 1:1 >= 256, 1:1": math.sqrt(499 * 501) - math.sqrt(261 * 284),
+        "width / height: 128, 2:1 >= 128, 1:2": 188 / 111 - 70 / 92,
+        "width / height: 256, 2:1 >= 256, 1:2": 416 / 229 - 174 / 332,
+        "width / height: 512, 2:1 >= 512, 1:2": 768 / 437 - 355 / 715,
+        "the widest exceed the receptive field, 171 px": 768 - 171,
+    },
+    "per-class": {},
     "proposals": {
         "shared >= unshared features": 59.9 - 58.7,
         "RPN 300 (shared) >= SS 2000": 59.9 - 58.7,

@@ -12,7 +12,9 @@ from rcnn.errors import SettingsError
 if TYPE_CHECKING:
     from rcnn.paper.conduct import ExperimentResult
 
-Name = Literal["proposals", "top-n", "anchors", "lambda", "one-stage", "recall", "time", "schemes"]
+Name = Literal[
+    "mean-proposals", "proposals", "top-n", "time", "per-class", "anchors", "lambda", "one-stage", "recall", "schemes"
+]
 
 
 def paper(
@@ -20,8 +22,9 @@ def paper(
         Name,
         typer.Argument(
             metavar="EXPERIMENT",
-            help="proposals (table 2), top-n (number of proposals in test), anchors (table 8), lambda (table 9), "
-            "one-stage (table 10), recall (figure 4), time (table 5), schemes (section 3.2).",
+            help="mean-proposals (table 1), proposals (table 2), top-n (number of proposals in test), time (table 5), "
+            "per-class (tables 6 and 7), anchors (table 8), lambda (table 9), one-stage (table 10), recall (figure 4), "
+            "schemes (section 3.2).",
         ),
     ],
     words: arguments.Words,
@@ -102,13 +105,14 @@ def _seeds(words: list[str], seeds: list[int] | None) -> tuple[list[str], list[i
 
 
 def show(outcome: "ExperimentResult") -> None:
-    """Print both tables."""
+    """Print the table and, if the paper reports orderings, their verdicts."""
     from rcnn.paper.report import EXPLANATION, describe, results, verdicts
 
     screen.table(f"{outcome.name}: {outcome.experiment.title}", *results(outcome))
     screen.note(*describe(outcome))
-    screen.table("The paper's orderings", *verdicts(outcome))
-    screen.note(EXPLANATION)
+    if outcome.judgements:
+        screen.table("The paper's orderings", *verdicts(outcome))
+        screen.note(EXPLANATION)
 
 
 def document(outcome: "ExperimentResult") -> dict[str, Any]:

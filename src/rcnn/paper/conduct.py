@@ -11,7 +11,18 @@ from typing import Any
 from rcnn.config import Settings, dump, override
 from rcnn.data.dataset import Dataset
 from rcnn.errors import SettingsError, TrainingError
-from rcnn.paper import anchors, balance, one_stage, proposals, recall, schemes, timing, top_n
+from rcnn.paper import (
+    anchors,
+    balance,
+    mean_proposals,
+    one_stage,
+    per_class,
+    proposals,
+    recall,
+    schemes,
+    timing,
+    top_n,
+)
 from rcnn.paper.budget import cut_epochs
 from rcnn.paper.experiment import MAP, Experiment, Measurement
 from rcnn.paper.lab import Lab
@@ -21,8 +32,10 @@ from rcnn.preprocess.sources import mark_results
 from rcnn.weights.file import atomic_write
 
 EXPERIMENTS: dict[str, Callable[[Settings], Experiment]] = {
+    "mean-proposals": mean_proposals.experiment,
     "proposals": proposals.experiment,
     "top-n": top_n.experiment,
+    "per-class": per_class.experiment,
     "anchors": anchors.experiment,
     "lambda": balance.experiment,
     "one-stage": one_stage.experiment,
@@ -31,6 +44,9 @@ EXPERIMENTS: dict[str, Callable[[Settings], Experiment]] = {
     "schemes": schemes.experiment,
 }
 """Name -> function that makes the experiment from settings."""
+
+OF_RPN = ("mean-proposals", "recall")
+"""Experiments that need no second stage."""
 
 KEY = ("row", "seed")
 """Columns of the results that tell them apart; the seed is empty where nothing depends on it."""
@@ -93,10 +109,10 @@ def conduct(
         DataError: the data can't be read, or is faulty.
         Interrupted: Ctrl-C; the same call goes on.
     """
-    if settings.roi.head == "none" and name != "recall":
+    if settings.roi.head == "none" and name not in OF_RPN:
         raise SettingsError(f"the experiment `{name}` is of a second stage, and roi.head=none has none")
     experiment = without(EXPERIMENTS[name](settings), leave_out)
-    if settings.val.voc_ap == "11-point":
+    if settings.val.voc_ap == "11-point" and name != "per-class":  # which has both rules
         if not any(column.key == MAP.key for column in experiment.columns):
             raise SettingsError(f"the experiment `{name}` measures no AP: leave val.voc_ap=11-point out")
         experiment = experiment.eleven_point()

@@ -54,6 +54,16 @@ class Trained:
         return RunFolder(self.folder).rows()[-1]["seconds"] / 60
 
 
+def classes_of(settings: Settings) -> tuple[str, ...]:
+    """Classes of the images that are trained on.
+
+    Raises:
+        DataError: the data can't be read, or is faulty.
+    """
+    data = settings.data
+    return open_dataset(str(data.path), cast(Split, data.train), data, decode=False).names
+
+
 class Lab:
     """Trains and opens what an experiment measures.
 
@@ -78,9 +88,8 @@ class Lab:
     def dataset(self) -> Dataset:
         """The images that are scored, with the classes of those that are trained on."""
         data = self.settings.data
-        path, name = str(data.path), data.val if self.split == "val" else self.split
-        names = open_dataset(path, cast(Split, data.train), data, decode=False).names
-        return open_dataset(path, cast(Split, name), data, names)
+        name = data.val if self.split == "val" else self.split
+        return open_dataset(str(data.path), cast(Split, name), data, classes_of(self.settings))
 
     def of(self, training: Training, seed: int) -> Settings:
         """The whole settings of a training."""

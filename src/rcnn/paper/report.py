@@ -73,10 +73,11 @@ EXPLANATION = (
 
 
 def write_page(result: ExperimentResult, folder: Path) -> None:
-    """Write `NAME.md`: sentences, both tables, the picture."""
+    """Write `NAME.md`: sentences, the tables, the picture."""
     title = f"{result.name}: {result.experiment.title}"
     parts = [f"# {title}", "\n".join(f"- {text}." for text in describe(result)), _markdown(results(result))]
-    parts += ["## The paper's orderings", _markdown(verdicts(result)), EXPLANATION]
+    if result.judgements:
+        parts += ["## The paper's orderings", _markdown(verdicts(result)), EXPLANATION]
     if result.failures:
         parts += ["## Failed", "\n".join(f"- {text}" for text in result.failures)]
     parts.append(f"![{title}]({result.name}.png)")
@@ -89,7 +90,9 @@ def keep_part(result: ExperimentResult, folder: Path) -> None:
     parts.mkdir(exist_ok=True)
     with Image.open(folder / f"{result.name}.png") as picture:
         atomic_write(parts / f"{name}.webp", as_webp(picture.convert("RGB")))
-    tables = (("Measured", results(result), ""), ("The paper's orderings", verdicts(result), EXPLANATION))
+    tables = [("Measured", results(result), "")]
+    if result.judgements:
+        tables.append(("The paper's orderings", verdicts(result), EXPLANATION))
     failed = [f"Failed: {text}" for text in result.failures]
     part = Experiment(
         title=f"{result.name}: {result.experiment.title}",
