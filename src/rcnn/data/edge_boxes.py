@@ -18,7 +18,7 @@ from rcnn.data.opencv import COUNT, opencv
 from rcnn.errors import ImageError, SettingsError
 
 ALPHA, BETA = 0.65, 0.75
-"""IoU of neighbouring candidates, and of the suppression: EdgeBoxes' setting for objects at IoU 0.7, the paper's."""
+"""IoU of neighbouring candidates, and of the suppression: EdgeBoxes' setting for IoU 0.7 (paper, section 4.1)."""
 
 SMALLEST, LARGEST = 32, 19_998
 """Pixels: the shorter side of the smallest image (candidates have an area of 1,000 pixels at least, and the patches of

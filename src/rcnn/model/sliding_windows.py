@@ -19,7 +19,7 @@ SLIDING_WINDOWS = "sliding-windows"
 def sliding_windows(anchors: Anchors, strides: Sequence[int], shape: tuple[int, int], sizes: Tensor) -> Proposals:
     """The windows (B, P) of a batch: every anchor of every cell that begins inside the image, clipped to the image.
 
-    With the paper's three scales and three ratios at stride 16 an image of 600 x 1000 has 21,546 of them. P and the
+    With `paper-vgg16`, three scales and three ratios at stride 16, an image of 600 x 1000 has 21,546 of them. P and the
     order depend on `shape` alone. There is no ranking: all scores are 1, and the order is a permutation with a fixed
     seed, so that the first N windows are N windows at random.
 

@@ -20,7 +20,7 @@ SCALES = (0.8, 0.96, 688 / 600, 1.44, 2.0)
 """Shorter sides of 480, 576, 688, 864 and 1200 pixels over the 600 of one scale."""
 
 WINDOWS = Training("sliding-windows", {"train": {"scheme": "fast-rcnn", "proposals": SLIDING_WINDOWS}})
-"""Fast R-CNN on the anchors at every cell: pooling and head see some 20,000 boxes of an image of the paper's size."""
+"""Fast R-CNN on the anchors at every cell: pooling and head see some 20,000 boxes of an image of 600 x 1000."""
 
 
 def experiment(settings: Settings) -> Experiment:

@@ -357,7 +357,11 @@ SECTION_4_1 = _single(
     "section 4.1",
     "experiments on VOC",
     "",
-    {"proposals in test, at most": 300, "proposals of Selective Search": 2000},
+    {
+        "proposals in test, at most": 300,
+        "proposals of Selective Search": 2000,
+        "EdgeBoxes are those for an IoU of": 0.7,
+    },
 )
 SECTION_4_2 = _single(
     "section 4.2",
