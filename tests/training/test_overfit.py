@@ -92,7 +92,7 @@ def keep_a_copy(monkeypatch: pytest.MonkeyPatch, step: int, copy: Path) -> None:
         (["joint-full", "rpn.lambda=30"], 8),
         (["joint-full", "rpn.lambda=30", "train.target_gradient=true"], 8),
         (["alternating"], 4),
-        (["fast-rcnn", "train.proposals=GIVEN"], 12),
+        (["fast-rcnn", "train.proposals=GIVEN", "roi.box_weight=20", "train.clip=100"], 12),
     ],
 )
 def test_one_image_is_learnt_to_an_ap_of_1(
