@@ -28,7 +28,7 @@ from rcnn.paper.conduct import EXPERIMENTS, ExperimentResult, conduct
 from rcnn.paper.lab import Lab
 from rcnn.paper.plots import plot
 from rcnn.paper.quoted import VOC_CLASSES
-from rcnn.paper.report import write_page
+from rcnn.paper.report import keep_part, write_page
 from rcnn.presets import settings_of
 from rcnn.training.train import choose_settings
 from tests.data.edges import write_edge_model
@@ -236,7 +236,7 @@ def test_table_1_measures_the_rpn_of_figure_4(
 
 @pytest.mark.parametrize(("rule", "key"), [("area", "voc"), ("11-point", "voc07")])
 def test_table_6_has_the_aps_that_val_prints(
-    rule: str, key: str, settings: Settings, trained: list[str], tmp_path: Path
+    rule: str, key: str, settings: Settings, trained: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = quietly("per-class", override(settings, [f"val.voc_ap={rule}"]), tmp_path)
     assert trained == ["alternating-0"]
@@ -254,6 +254,11 @@ def test_table_6_has_the_aps_that_val_prints(
     write_page(result, tmp_path)
     plot(result, tmp_path / "per-class.png")
     assert "orderings" not in (tmp_path / "per-class.md").read_text()
+    command.show(result)
+    keep_part(result, tmp_path)
+    (part,) = (tmp_path / "report").glob("paper-per-class.json")
+    assert [table["title"] for table in json.loads(part.read_text())["tables"]] == ["Measured"]
+    assert "orderings" not in "".join(capsys.readouterr())
 
 
 def test_classes_of_voc_are_in_the_papers_order_beside_its_numbers(tmp_path: Path) -> None:
