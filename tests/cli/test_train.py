@@ -122,7 +122,7 @@ def test_a_file_that_is_cut_off_is_left_out_and_named_or_stops(run: Run, data: P
         (["{data}x", "anchors.sizes=[[16],[32]]"], 2, "give one tuple of sizes per level"),
         (["{data}x", "anchors.sizes=[[16],[32],[64],[128,256]]"], 2, "equally many sizes on every level"),
         (["{data}", "--epochs", "0"], 2, "`train.epochs`"),
-        (["{data}", "--imgsz", "9999"], 2, "`preprocess.short`"),
+        (["{data}", "--imgsz", "99999"], 2, "`preprocess.short`"),
         (["{data}", "callbacks=x"], 2, "did you mean `recorders=[...]` of `rcnn.train`?"),
         (["{data}", "--model", "mobilnet-fpn"], 2, "did you mean `mobilenet-fpn`?"),
         (["{data}", "{data}"], 2, "one DATA is expected, found 2"),
