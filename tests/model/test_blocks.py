@@ -30,7 +30,10 @@ def given(data: Any, count: int) -> Proposals:
 
 
 def small_blocks(monkeypatch: pytest.MonkeyPatch, numbers: int, rois: int) -> list[int]:
-    """Blocks of at most `rois` RoIs of so many numbers, if there are more than ten; the RoIs of each block."""
+    """Split more than ten RoIs into blocks of at most `rois`, and return a list that receives the size of each block.
+
+    `numbers` is how many pooled numbers a RoI has.
+    """
     sizes: list[int] = []
     pool = FastRCNN.pool
 

@@ -73,7 +73,7 @@ def starts() -> list[dict[str, Tensor]]:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, starts: list[dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that nobody broke."""
+    """A run that was not interrupted."""
     prepare = train_file._prepare
 
     def watched(run: Any, progress: Any, start: Any) -> Session:

@@ -58,7 +58,7 @@ def file(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:  # noqa: F811
-    """A run that nobody broke."""
+    """A run that was not interrupted."""
     overrides = [*OVERRIDES, f"train.proposals={file}"]
     return train(data, overrides=overrides, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
 

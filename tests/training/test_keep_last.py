@@ -72,7 +72,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that nobody broke."""
+    """A run that was not interrupted."""
     return train(data, overrides=RECIPE, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 

@@ -75,7 +75,7 @@ def pair() -> tuple[Keeper, Keeper]:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, pair: tuple[Keeper, Keeper], tmp_path_factory: pytest.TempPathFactory) -> Run:  # noqa: F811
-    """A run that nobody broke, told to two recorders."""
+    """A run that was not interrupted, with two recorders."""
     return train(data, overrides=OVERRIDES, runs=tmp_path_factory.mktemp("whole"), recorders=pair, **OPTIONS)
 
 

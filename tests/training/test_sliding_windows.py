@@ -42,7 +42,7 @@ COUNT = 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3)
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:  # noqa: F811
-    """A run that nobody broke."""
+    """A run that was not interrupted."""
     return train(data, overrides=SMALL, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 

@@ -71,7 +71,7 @@ def one_thread() -> Any:
 
 @pytest.fixture(scope="module")
 def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """A run that nobody broke."""
+    """A run that was not interrupted."""
     return train(data, overrides=OVERRIDES, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 
