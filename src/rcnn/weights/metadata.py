@@ -127,7 +127,7 @@ def read_detector(
 def portable(settings: Settings) -> Settings:
     """Cut the paths in settings to their last part, and leave out that of `data.edge_model`.
 
-    Files of weights travel, folders of this machine do not.
+    A file of weights may be used on another machine, where these folders do not exist.
     """
     data, init, proposals = settings.data.path, settings.train.init, settings.train.proposals
     changes = {
