@@ -1,0 +1,1 @@
+"""External proposals: read from files, or searched by programs that are not trained here."""

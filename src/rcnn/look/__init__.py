@@ -1,0 +1,1 @@
+"""The pages that `rcnn look` serves."""

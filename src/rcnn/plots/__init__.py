@@ -1,0 +1,1 @@
+"""Figures that matplotlib draws: curves, charts and contact sheets of images."""
