@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 import rcnn
-from rcnn.preprocess.sources import files
-from rcnn.preprocess.stream import read_picture
+from rcnn.images.sources import files
+from rcnn.images.stream import read_picture
 
 
 def same(a: rcnn.Result, b: rcnn.Result) -> bool:

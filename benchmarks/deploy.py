@@ -17,7 +17,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import rcnn
-from rcnn.exchange import exported
+from rcnn.exporting import export
 
 PAGE = Path(__file__).parents[1] / "docs/deploy.md"
 PACKAGES = {
@@ -41,7 +41,7 @@ def programs(folder: Path, picture: str, weights: str) -> dict[str, list[str]]:
         script, file = folder / f"detect_{suffix}.py", folder / f"{name}.{suffix}"
         script.write_text(MEMORY + text)
         if suffix in texts and not file.exists():
-            exported.write(detector, file)
+            export.write(detector, file)
         words = [str(file)] if suffix in texts else ["predict", weights, "--out", str(folder / "found")]
         lines.append([sys.executable, str(script), *words, picture])
     return dict(zip(PACKAGES, lines, strict=True))

@@ -9,8 +9,9 @@ random weights that are scaled until the boxes differ, sees one of 800 x 1088, b
 `fasterrcnn_resnet50_fpn` as its own legacy exporter writes it, in onnxruntime. Exported files are kept in the folder of
 --files and used again. Some 15 minutes.
 
-In float32, onnxruntime and OpenVINO must give 0.995 of the detections of PyTorch (`rcnn.engine.parity`), or the command
-fails when it is done. In bfloat16 scores differ by more than that limit, so nothing is claimed of their agreement.
+In float32, onnxruntime and OpenVINO must give 0.995 of the detections of PyTorch (`rcnn.exporting.parity`), or the
+command fails when it is done. In bfloat16 scores differ by more than that limit, so nothing is claimed of their
+agreement.
 """
 
 import argparse
@@ -30,10 +31,10 @@ import rcnn
 from export_parity import calm
 from infer_vs_torchvision import SHAPE, torchvision_detector
 from rcnn.detector import Detector
-from rcnn.engine.parity import SHARE, Parity, compare
-from rcnn.exchange import exported
+from rcnn.exporting import export
+from rcnn.exporting.parity import SHARE, Parity, compare
+from rcnn.images.stream import read_picture
 from rcnn.model.structures import Batch
-from rcnn.preprocess.stream import read_picture
 from rcnn.presets import build, settings_of
 
 
@@ -43,7 +44,7 @@ def engines(detector: Detector, folder: Path, name: str) -> dict[str, Detector]:
     for title, suffix in (("onnxruntime", "onnx"), ("OpenVINO", "xml")):
         file = folder / f"{name}.{suffix}"
         if not file.exists():
-            exported.write(detector, file)
+            export.write(detector, file)
         found[title] = rcnn.load(file)
     found["OpenVINO bf16"] = found["OpenVINO"].with_settings(["predict.precision=bf16"])
     return found
@@ -124,7 +125,7 @@ def random(network: str, folder: Path, runs: int, size: tuple[int, int]) -> list
     """Print times and agreement, and return what disagrees."""
     detector = random_detector(network, size)
     door = detector.preprocessor
-    lying = list(exported.made_up(door))[1]
+    lying = list(export.made_up(door))[1]
     batch = door.collate([door.resize(lying, size)], [size])
     found = engines(detector, folder, network)
     programs: dict[str, Callable[[], object]] = {name: partial(one.engine.run, batch) for name, one in found.items()}

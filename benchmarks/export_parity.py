@@ -6,7 +6,7 @@ Layers as they ship, with random weights that are scaled until detections and pr
 classes, and 91 once. `blood-cells` has trained weights, its three classes repeated with some noise until there are 91.
 Three pictures of made-up boxes, each alone and in a batch of two. Some 15 minutes on one core.
 
-A file must give 0.995 of the detections and of the proposals (`rcnn.engine.parity`), or the command fails when it is
+A file must give 0.995 of the detections and of the proposals (`rcnn.exporting.parity`), or the command fails when it is
 done.
 """
 
@@ -21,11 +21,10 @@ from torch import Tensor, nn
 
 import rcnn
 from rcnn.detector import Detector
-from rcnn.engine import export
-from rcnn.engine.metadata import entries
-from rcnn.engine.parity import SHARE, Parity, compare
-from rcnn.exchange import exported
+from rcnn.exporting import export, graph_files
+from rcnn.exporting.parity import SHARE, Parity, compare
 from rcnn.presets import PRESETS, build, settings_of
+from rcnn.runtime.graph_metadata import entries
 
 CASES = {
     **{name: (name, 4) for name in PRESETS},
@@ -49,7 +48,7 @@ def calm(detector: Detector) -> None:
     hooks = [layer.register_forward_hook(scale) for layer in layers]
     door = detector.preprocessor
     with torch.no_grad():
-        detector.model.eval()(next(exported.batches(door, exported.made_up(door))))
+        detector.model.eval()(next(export.batches(door, export.made_up(door))))
     for hook in hooks:
         hook.remove()
 
@@ -106,13 +105,13 @@ def main() -> None:
         with TemporaryDirectory() as folder:
             onnx, openvino = Path(folder, "net.onnx"), Path(folder, "net.xml")
             begun = time.perf_counter()
-            export.save_onnx(export.to_onnx(detector.model), onnx, entries(detector))
+            graph_files.save_onnx(graph_files.to_onnx(detector.model), onnx, entries(detector))
             seconds = time.perf_counter() - begun
-            export.save_openvino(export.to_openvino(onnx), openvino, entries(detector))
+            graph_files.save_openvino(graph_files.to_openvino(onnx), openvino, entries(detector))
             results = []
             for file in (onnx, openvino):
                 theirs, door = rcnn.load(file), detector.preprocessor
-                shown = exported.batches(door, exported.made_up(door))
+                shown = export.batches(door, export.made_up(door))
                 parity = compare(detector.engine, theirs.engine, shown)
                 results.append(told(parity))
                 wrong += [] if parity.holds else [f"{name} in {theirs.engine.name}"]

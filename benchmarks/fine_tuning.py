@@ -15,7 +15,7 @@ import torch
 
 import rcnn
 from rcnn.draw import PALETTE
-from rcnn.insight.figure import LEGEND, new_figure, save, style
+from rcnn.plots.figure import LEGEND, new_figure, save, style
 
 
 def main() -> None:

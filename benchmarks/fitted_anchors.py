@@ -18,8 +18,8 @@ from PIL import Image, ImageDraw
 
 import rcnn
 from rcnn.config import Settings, override
-from rcnn.data.find import open_splits
-from rcnn.insight.anchors.advice import advise
+from rcnn.data.formats.find import open_splits
+from rcnn.diagnose.anchors.advice import advise
 from rcnn.presets import settings_of
 
 SIDE = 320

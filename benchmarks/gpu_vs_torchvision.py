@@ -40,7 +40,7 @@ from torchvision.transforms.v2.functional import pil_to_tensor
 from rcnn.backbones.norm import fold_batch_norm
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
-from rcnn.exchange.detectors import from_torchvision
+from rcnn.interop.detectors import from_torchvision
 from rcnn.model.structures import Batch, Targets, to_host
 
 OBJECTS = 8

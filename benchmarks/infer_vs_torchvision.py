@@ -24,7 +24,7 @@ from torchvision.models.detection.image_list import ImageList
 
 from rcnn.backbones.norm import fold_batch_norm
 from rcnn.detector import Detector
-from rcnn.exchange.detectors import from_torchvision
+from rcnn.interop.detectors import from_torchvision
 from rcnn.model.structures import Batch
 
 SHAPE = (800, 1088)

@@ -19,10 +19,10 @@ from PIL import Image
 
 import rcnn
 from rcnn.data.dataset import Dataset, Record
-from rcnn.data.find import open_dataset
+from rcnn.data.formats.find import open_dataset
 from rcnn.evaluate import evaluate
+from rcnn.images.stream import read_picture
 from rcnn.metrics.coco import coco_metrics
-from rcnn.preprocess.stream import read_picture
 
 MARGIN = 37
 """Pixels around a canvas."""

@@ -24,8 +24,8 @@ def measure(data: str, side: int) -> float:
     """Milliseconds per image over one epoch, after a warm-up of one batch."""
     import torch
 
-    from rcnn.data.find import open_splits
-    from rcnn.data.loader import Loader
+    from rcnn.data.formats.find import open_splits
+    from rcnn.data.loading.loader import Loader
     from rcnn.presets import settings_of
 
     torch.set_num_threads(1)

@@ -73,7 +73,7 @@ def prediction(options: argparse.Namespace) -> None:
 
 
 def windows(options: argparse.Namespace) -> None:
-    from rcnn.data.given import SlidingWindows
+    from rcnn.data.proposals.given import SlidingWindows
     from rcnn.detector import Detector
     from rcnn.presets import build, settings_of
 

@@ -36,7 +36,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import box_iou
 
 import rcnn
-from rcnn.exchange.torchvision import ARCHITECTURES
+from rcnn.interop.torchvision import ARCHITECTURES
 from rcnn.model import boxes as box_ops
 from rcnn.model.structures import Batch, NormalisedBatch
 

@@ -57,9 +57,9 @@ def make(root: Path, images: int, annotations: int) -> Path:
 
 def ours(file: Path) -> tuple[int, int]:
     """Print the time of rcnn, and return how many images and boxes it found."""
-    import rcnn.data.draft as draft
+    import rcnn.data.formats.draft as draft
     from rcnn.config import Data
-    from rcnn.data.find import open_dataset
+    from rcnn.data.formats.find import open_dataset
 
     draft.image_size = lambda *_, **__: (HEIGHT, WIDTH)
     before = peak()

@@ -30,8 +30,8 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.data.find import open_dataset, open_splits
-from rcnn.data.loader import Item, Loader
+from rcnn.data.formats.find import open_dataset, open_splits
+from rcnn.data.loading.loader import Item, Loader
 from rcnn.detector import Detector
 from rcnn.evaluate import evaluate
 from rcnn.metrics.coco import coco_metrics

@@ -26,8 +26,8 @@ CHANGES = ("os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.
 USED = (
     *("faster_coco_eval", "matplotlib.backends.backend_agg", "matplotlib.figure"),
     *("rcnn.cli.data", "rcnn.cli.predict", "rcnn.cli.train", "rcnn.cli.val", "rcnn.cli.writers"),
-    *("rcnn.data.check", "rcnn.data.convert", "rcnn.exchange.detectors", "rcnn.exchange.kinds", "rcnn.exchange.zoo"),
-    *("rcnn.insight.plots", "rcnn.page.report", "rcnn.training.train"),
+    *("rcnn.data.check", "rcnn.data.convert", "rcnn.interop.detectors", "rcnn.interop.recognise", "rcnn.open_model"),
+    *("rcnn.plots.run_plots", "rcnn.report.page", "rcnn.training.train"),
 )
 """What commands import while they run; a child finds it imported."""
 OWN = ("said", "noted")

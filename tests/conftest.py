@@ -16,10 +16,12 @@ settings.register_profile("ci", derandomize=True, deadline=None)
 settings.register_profile("here", deadline=None)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
+pytest_plugins = ["tests.pages"]  # one browser for the tests of reports and of `rcnn look`
+
 LAST = [
-    "engine/test_hostile_files.py",
-    *("engine/test_export.py", "fuzz", "engine/test_translate.py", "cli/test_import_export.py", "engine"),
-    *("cli/test_benchmark.py", "test_deploy.py", "cli/test_exported.py", "preprocess/test_large.py"),
+    "runtime/test_hostile_files.py",
+    *("exporting/test_export.py", "fuzz", "exporting/test_translate.py", "cli/test_import_export.py", "exporting"),
+    *("runtime", "cli/test_benchmark.py", "test_deploy.py", "cli/test_exported.py", "images/test_large.py"),
 ]
 """Tests that run exported files or libvips: a process with their threads can't well be forked.
 

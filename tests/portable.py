@@ -2,7 +2,7 @@
 
 CPUs round differently, because PyTorch, oneDNN and MKL choose their kernels by the instructions that a CPU has. Each
 setting limits them to older instructions than this CPU may have, in all processes that a test starts. A setting that
-changes nothing on this CPU is skipped and named. bfloat16 then counts as slow (`rcnn.engine.precision.has_bf16`), so
+changes nothing on this CPU is skipped and named. bfloat16 then counts as slow (`rcnn.runtime.precision.has_bf16`), so
 that it is no default.
 """
 
@@ -21,16 +21,17 @@ SETTINGS: dict[str, dict[str, str]] = {
 }
 """Name, which is that of the newest instructions that are allowed -> environment variables."""
 FLOATS = (
-    *("backbones", "engine", "exchange", "insight", "metrics", "model", "ops", "paper", "training", "weights"),
+    *("backbones", "diagnose", "exporting", "interop", "metrics", "model", "ops", "paper", "runtime", "training"),
+    *("weights", "test_open_model.py"),
     *("test_batch_invariance.py", "test_detector.py", "test_evaluate.py", "test_every_preset.py", "test_examples.py"),
-    *("test_graphs.py", "test_no_sync.py", "test_paper_presets.py", "test_pool.py", "test_presets.py"),
+    *("test_graphs.py", "test_no_sync.py", "test_paper_presets.py", "test_merge_views.py", "test_presets.py"),
     *("test_portable.py", "test_same_results.py", "test_teaching.py"),
 )
 """Files and folders of tests that compare floats. Triton's kernels do not run on a CPU."""
 EXEMPT = {
     "sse41": {
-        "engine/test_export.py::test_a_file_gives_the_detectors_boxes": "OpenVINO has no kernels for such CPUs",
-        "engine/test_translate.py::test_the_best_of_equal_scores_are_the_same": "OpenVINO, again",
+        "exporting/test_export.py::test_a_file_gives_the_detectors_boxes": "OpenVINO has no kernels for such CPUs",
+        "exporting/test_translate.py::test_the_best_of_equal_scores_are_the_same": "OpenVINO, again",
         "test_graphs.py::test_inductor_takes_the_operators": "Inductor's C++ does not compile without vectors",
     }
 }
@@ -44,7 +45,7 @@ image, weight = torch.randn(2, 16, 40, 40, generator=draw), torch.randn(24, 16, 
 a, b = torch.randn(70, 300, generator=draw), torch.randn(300, 50, generator=draw)
 found = {"ATen": image.sum((2, 3)), "oneDNN": torch.conv2d(image, weight), "MKL": a @ b}
 bits = {name: hashlib.sha256(tensor.numpy().tobytes()).hexdigest() for name, tensor in found.items()}
-from rcnn.engine.precision import has_bf16
+from rcnn.runtime.precision import has_bf16
 kernels = torch.backends.cpu.get_cpu_capability()
 print(json.dumps({"bits": bits, "ATen": kernels, "bf16": has_bf16(torch.device("cpu"))}))
 """

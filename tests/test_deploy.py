@@ -14,7 +14,7 @@ from PIL import Image
 
 import rcnn
 from rcnn.result import Result
-from tests.engine import graphs
+from tests.runtime import graphs
 
 PAGE = (Path(__file__).parents[1] / "docs/deploy.md").read_text(encoding="utf-8")
 WITHOUT_TORCH = """

@@ -10,13 +10,13 @@ from PIL import Image
 
 from rcnn.config import override
 from rcnn.detector import Detector
-from rcnn.engine.eager import choose_device, folded
-from rcnn.engine.precision import chosen_precision, has_bf16
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, WeightsError
 from rcnn.metrics.overlap import box_iou
 from rcnn.model.structures import Batch, NormalisedBatch
 from rcnn.presets import build, settings_of
 from rcnn.result import Result
+from rcnn.runtime.eager import choose_device, folded
+from rcnn.runtime.precision import chosen_precision, has_bf16
 from rcnn.weights.box_targets import LAYER
 from rcnn.weights.file import save_weights
 from tests.model.tiny import TinyBackbone

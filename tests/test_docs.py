@@ -19,7 +19,7 @@ from rcnn import errors, ops
 from rcnn.cli.app import app
 from rcnn.config import Settings, keys
 from rcnn.config.elsewhere import NEAR, SAME
-from rcnn.preprocess.decode import IMAGE_SUFFIXES
+from rcnn.images.decode import IMAGE_SUFFIXES
 from rcnn.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]

@@ -8,15 +8,15 @@ import torch
 
 from rcnn.config import Data, override
 from rcnn.data.dataset import Dataset
-from rcnn.data.find import open_dataset
-from rcnn.data.given import NOTHING, ProposalSet
+from rcnn.data.formats.find import open_dataset
+from rcnn.data.proposals.given import NOTHING, ProposalSet
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
+from rcnn.diagnose.why.why import why
 from rcnn.errors import DataError, SettingsError
 from rcnn.evaluate import Shard, evaluate, val
-from rcnn.insight.funnel.why import why
 from rcnn.metrics.coco import coco_metrics
-from rcnn.metrics.proposals import proposal_recall
+from rcnn.metrics.proposal_recall import proposal_recall
 from rcnn.metrics.types import Truth
 from rcnn.metrics.voc import voc_ap
 from rcnn.presets import build, settings_of

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.detector import Detector
-from rcnn.engine.precision import has_bf16
 from rcnn.presets import PRESETS, build, settings_of
 from rcnn.result import Result
+from rcnn.runtime.precision import has_bf16
 
 OVERRIDES = [
     *("preprocess.short=96", "preprocess.long=128", "roi.score=0", "roi.hidden=512"),

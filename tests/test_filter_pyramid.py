@@ -11,7 +11,7 @@ import rcnn
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
-from rcnn.exchange import exported as exchange
+from rcnn.exporting import export
 from rcnn.model.rpn_head import FilterPyramid
 from rcnn.presets import build, settings_of
 from tests.test_every_preset import NAMES, OVERRIDES, PICTURES, assert_a_batch_changes_no_bit, calm, threads
@@ -71,7 +71,7 @@ def test_a_batch_changes_no_bit_and_neither_does_a_file(name: str, tmp_path: Pat
 @pytest.mark.filterwarnings("ignore")  # packages warn of one another
 @pytest.mark.parametrize("name", ["tiny-fpn", "paper-zf-one-stage"])
 def test_a_file_of_onnx_gives_its_boxes(name: str, tmp_path: Path) -> None:
-    parity = exchange.write(detector_of(name), tmp_path / "net.onnx")
+    parity = export.write(detector_of(name), tmp_path / "net.onnx")
     assert parity.holds
     assert parity.proposals > 30
 

@@ -14,15 +14,15 @@ from torch.utils._pytree import tree_map
 import rcnn
 from rcnn import ops
 from rcnn.config import Predict
-from rcnn.data.find import open_dataset
-from rcnn.data.loader import Loader
+from rcnn.data.formats.find import open_dataset
+from rcnn.data.loading.loader import Loader
+from rcnn.data.loading.upload import uploaded
 from rcnn.data.synthetic import synthesise
-from rcnn.data.upload import uploaded
-from rcnn.engine.eager import Eager
 from rcnn.model.philox import uniform
 from rcnn.model.structures import Batch, Keys, Losses, NormalisedBatch, Targets, take, to_device, to_host
 from rcnn.ops.operator import compiles_for
 from rcnn.presets import settings_of
+from rcnn.runtime.eager import Eager
 from rcnn.training.distributed import Team
 from rcnn.training.schemes import Joint
 from tests.model import tiny

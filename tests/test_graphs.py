@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rcnn.engine.eager import Eager, fields
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Detections
 from rcnn.presets import PRESETS, build, settings_of
+from rcnn.runtime.eager import Eager, fields
 from rcnn.training.schemes import Joint, JointFull
 from tests.model import tiny
 from tests.test_presets import scene

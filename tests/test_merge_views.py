@@ -12,9 +12,9 @@ from torchvision.ops import batched_nms
 
 from rcnn.config import Settings, override
 from rcnn.errors import SettingsError
-from rcnn.pool import Pooler, kept_rows, pool
-from rcnn.preprocess.batch import Preprocessor, Size
-from rcnn.preprocess.views import View, Viewer, starts
+from rcnn.images.batch import Preprocessor, Size
+from rcnn.images.views import View, Viewer, starts
+from rcnn.merge_views import Pooler, kept_rows, pool
 from rcnn.result import Result
 
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]

@@ -11,15 +11,15 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 
 from rcnn import ops
 from rcnn.config import Train
-from rcnn.data.loader import Item
+from rcnn.data.loading.loader import Item
 from rcnn.detector import Detector
-from rcnn.engine.eager import folded
 from rcnn.evaluate import _score
 from rcnn.model.fast_rcnn import BLOCK
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.ops.roi_align_matrix import taps_of
 from rcnn.presets import PRESETS, build, settings_of
+from rcnn.runtime.eager import folded
 from rcnn.training.distributed import Team
 from rcnn.training.ema import EMA
 from rcnn.training.loop import Engine, backward

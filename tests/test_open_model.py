@@ -9,11 +9,11 @@ from torchvision.models import get_model_weights
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 import rcnn
+from rcnn import open_model
 from rcnn.cli.app import main
 from rcnn.cli.inspect import examine
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError, UnavailableError, WeightsError
-from rcnn.exchange import zoo
 from rcnn.presets import build, settings_of
 from rcnn.weights import backbone as backbone_weights
 
@@ -36,7 +36,7 @@ def test_a_file_is_loaded(detector: Detector, tmp_path: Path):
 
 def test_a_packaged_detector_is_loaded_by_name(detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     detector.save(tmp_path / "packaged.safetensors")
-    monkeypatch.setattr(zoo, "packaged_path", {"blood-cells": tmp_path / "packaged.safetensors"}.get)
+    monkeypatch.setattr(open_model, "packaged_path", {"blood-cells": tmp_path / "packaged.safetensors"}.get)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "blood-cells").mkdir()  # a data set, say: the name wins
     assert rcnn.load("blood-cells", "cpu").names == ("cat", "dog")
@@ -53,7 +53,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         torch.save(model.state_dict(), tmp_path / "theirs.pth")
         return tmp_path / "theirs.pth"
 
-    monkeypatch.setattr(zoo, "fetch", fetch)
+    monkeypatch.setattr(open_model, "fetch", fetch)
     return addresses
 
 
@@ -82,7 +82,9 @@ def test_without_a_network_the_file_and_its_place_are_named(tmp_path: Path, monk
 
 
 def test_all_that_is_fetched_by_name_is_encrypted_and_has_published_digits():
-    urls = [get_model_weights(name.removeprefix("torchvision/"))["DEFAULT"].url for name in zoo.NAMES if "/" in name]
+    urls = [
+        get_model_weights(name.removeprefix("torchvision/"))["DEFAULT"].url for name in open_model.NAMES if "/" in name
+    ]
     urls += [get_model_weights(name)["IMAGENET1K_V1"].url for name in backbone_weights._IMAGENET.values()]
     assert len(urls) == 4 + 10
     for url in urls:
@@ -125,6 +127,6 @@ def test_a_run_folder_stands_for_its_best_weights(detector: Detector, tmp_path: 
 
 
 def test_a_device_that_is_not_there_is_said_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(zoo, "fetch", lambda url: pytest.fail(f"fetched {url}"))
+    monkeypatch.setattr(open_model, "fetch", lambda url: pytest.fail(f"fetched {url}"))
     with pytest.raises(SettingsError, match="no-such-device"):
         rcnn.load(f"torchvision/{SMALLEST}", "no-such-device")

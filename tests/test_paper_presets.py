@@ -14,15 +14,15 @@ from torch import nn
 from rcnn.backbones.zf import WithinChannelNorm
 from rcnn.config import Augment, override
 from rcnn.detector import Detector
+from rcnn.images.batch import Preprocessor
 from rcnn.model.anchors import cell_anchors, grid_anchors, inside
 from rcnn.model.boxes import decode
 from rcnn.model.fast_rcnn import FCHead, UnscaledDropout
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.losses import smooth_l1
-from rcnn.model.pixels import Pixels
+from rcnn.model.normalise import Pixels
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import Proposals, RoIOutput
-from rcnn.preprocess.batch import Preprocessor
 from rcnn.presets import PRESETS, build, settings_of
 from rcnn.training.optim import build_optimizer, learning_rate
 from tests.model import worked

@@ -13,11 +13,11 @@ from PIL import Image, ImageShow
 
 import rcnn
 from rcnn.config import Data
-from rcnn.data.find import open_dataset
+from rcnn.data.formats.find import open_dataset
 from rcnn.errors import UnavailableError
 from rcnn.evaluate import Metrics
 from rcnn.metrics.coco import coco_metrics
-from rcnn.metrics.proposals import proposal_recall
+from rcnn.metrics.proposal_recall import proposal_recall
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
 from rcnn.result import COLUMNS, LISTED, Result

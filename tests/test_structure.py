@@ -22,45 +22,37 @@ FILES = {
 }
 SCRIPTS = sorted(path for folder in ("benchmarks", "scripts") for path in (SOURCE.parent / folder).glob("*.py"))
 
-DETECTOR = {
-    "detector",
-    "engine",
-    "draw",
-    "model",
-    "backbones",
-    "weights",
-    "preprocess",
-    "result",
-    "pool",
-    "presets",
-    "ops",
-    "config",
-}
-DATA = {"data", "model", "preprocess", "config"}
+TENSORS = {"model", "backbones", "ops", "config"}
+DETECTOR = {"detector", "runtime", "draw", "weights", "images", "result", "merge_views", "presets"} | TENSORS
+DATA = {"data", "model", "images", "config"}
+SCORES = {"evaluate", "metrics"} | DETECTOR | DATA
 MAY_IMPORT = {
     "errors": set(),
     "config": set(),
     "ops": set(),
     "metrics": set(),
+    "draw": set(),
     "model": {"ops", "config"},
     "teaching": {"model"},
     "backbones": {"model", "ops", "config"},
-    "preprocess": {"model", "config"},
-    "weights": {"model", "backbones", "ops", "config"},
-    "presets": {"model", "backbones", "ops", "config"},
-    "engine": {"weights", "preprocess", "model", "backbones", "ops", "config"},
-    "draw": set(),
-    "result": {"draw", "data", "preprocess", "config"},
-    "pool": {"result", "ops", "preprocess", "config"},
-    "detector": DETECTOR,
-    "exchange": DETECTOR,
+    "weights": TENSORS,
+    "presets": TENSORS,
+    "images": {"model", "config"},
+    "runtime": {"weights", "images"} | TENSORS,
     "data": DATA,
-    "insight": {"metrics"} | DETECTOR | DATA,
-    "evaluate": {"metrics", "exchange"} | DETECTOR | DATA,
-    "benchmark": {"evaluate"} | DETECTOR | DATA,
-    "page": {"evaluate", "metrics", "insight"} | DETECTOR | DATA,
-    "training": {"evaluate", "metrics", "insight", "page", "exchange"} | DETECTOR | DATA,
-    "paper": {"evaluate", "metrics", "insight", "page", "training"} | DETECTOR | DATA,
+    "result": {"draw", "data", "images", "config"},
+    "merge_views": {"result", "ops", "images", "config"},
+    "detector": DETECTOR,
+    "interop": DETECTOR,
+    "exporting": DETECTOR,
+    "open_model": {"interop"} | DETECTOR,
+    "plots": {"draw", "metrics"} | DATA,
+    "evaluate": {"open_model"} | SCORES,
+    "diagnose": {"plots"} | SCORES,
+    "report": {"diagnose", "plots"} | SCORES,
+    "look": {"report", "diagnose"} | SCORES,
+    "training": {"report", "diagnose", "plots", "open_model"} | SCORES,
+    "paper": {"training", "report", "plots"} | SCORES,
 }
 """Part -> parts of ours that it may import, itself and `errors` always, also inside functions; `cli` may all."""
 

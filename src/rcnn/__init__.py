@@ -21,10 +21,10 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from rcnn.evaluate import Metrics, val
-    from rcnn.exchange.detectors import from_torchvision
-    from rcnn.exchange.zoo import load
+    from rcnn.interop.detectors import from_torchvision
     from rcnn.model.faster_rcnn import FasterRCNN
     from rcnn.model.rpn import RegionProposalNetwork
+    from rcnn.open_model import load
     from rcnn.result import Result
     from rcnn.training.train import Run, train
 
@@ -70,8 +70,8 @@ _HOME = {
     "TrainingError": "errors",
     "UnavailableError": "errors",
     "WeightsError": "errors",
-    "from_torchvision": "exchange.detectors",
-    "load": "exchange.zoo",
+    "from_torchvision": "interop.detectors",
+    "load": "open_model",
     "train": "training.train",
     "val": "evaluate",
 }

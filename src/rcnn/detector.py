@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 import rcnn.config as config
 from rcnn.config.elsewhere import by_meaning
-from rcnn.engine.eager import Eager, choose_device
-from rcnn.engine.files import is_exported, open_file
-from rcnn.engine.graph import GraphEngine
-from rcnn.engine.protocol import Engine
 from rcnn.errors import NonFiniteError, WeightsError
+from rcnn.images.batch import Preprocessor
+from rcnn.images.stream import Picture, Skip, overlapped
+from rcnn.images.views import Viewer
+from rcnn.merge_views import Pooler
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.model.structures import AnyBatch, Batch, Detections, Proposals, take, to_host
-from rcnn.pool import Pooler
-from rcnn.preprocess.batch import Preprocessor
-from rcnn.preprocess.stream import Picture, Skip, overlapped
-from rcnn.preprocess.views import Viewer
 from rcnn.presets import build
 from rcnn.result import Result
+from rcnn.runtime.by_suffix import is_exported, open_file
+from rcnn.runtime.eager import Eager, choose_device
+from rcnn.runtime.graph import GraphEngine
+from rcnn.runtime.protocol import Engine
 from rcnn.weights.adapt import check_shapes, fill, shapes_alone, weights_follow
 from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import save_weights, to_half

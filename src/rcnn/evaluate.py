@@ -11,21 +11,21 @@ import numpy as np
 from rcnn.config import override
 from rcnn.config.elsewhere import by_meaning
 from rcnn.data.dataset import Dataset
-from rcnn.data.find import Split, open_dataset
-from rcnn.data.given import External, SlidingWindows
-from rcnn.data.loader import Item, Loader
-from rcnn.data.windows import cut_into_views
+from rcnn.data.formats.find import Split, open_dataset
+from rcnn.data.loading.loader import Item, Loader
+from rcnn.data.loading.windows import cut_into_views
+from rcnn.data.proposals.given import External, SlidingWindows
 from rcnn.detector import Detector
-from rcnn.engine.eager import Eager
 from rcnn.errors import DataError
-from rcnn.exchange.zoo import load
 from rcnn.metrics.coco import CocoMetrics, coco_metrics
-from rcnn.metrics.proposals import ProposalMetrics, proposal_recall
+from rcnn.metrics.proposal_recall import ProposalMetrics, proposal_recall
 from rcnn.metrics.table import as_html, as_text
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import NAMES, Name, Rule, voc_ap
 from rcnn.model.structures import Detections, Proposals, to_host
+from rcnn.open_model import load
 from rcnn.result import Result
+from rcnn.runtime.eager import Eager
 
 Scored = tuple[Result, Result]
 """Detections and proposals of one view of an image, or of the image."""

@@ -9,8 +9,8 @@ import torch
 
 import rcnn.ops as ops
 from rcnn.config import Settings
-from rcnn.preprocess.batch import Size
-from rcnn.preprocess.views import View, Viewer
+from rcnn.images.batch import Size
+from rcnn.images.views import View, Viewer
 from rcnn.result import Result
 
 COVERED = 0.5

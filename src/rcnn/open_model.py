@@ -7,10 +7,10 @@ import torch
 from torch import nn
 
 from rcnn.detector import Detector
-from rcnn.engine.eager import choose_device
-from rcnn.engine.files import is_exported
 from rcnn.errors import WeightsError
-from rcnn.exchange.torchvision_names import ARCHITECTURES
+from rcnn.interop.torchvision_names import ARCHITECTURES
+from rcnn.runtime.by_suffix import is_exported
+from rcnn.runtime.eager import choose_device
 from rcnn.weights.file import weights_of_run
 from rcnn.weights.hub import fetch
 from rcnn.weights.packaged import PACKAGED, packaged_path
@@ -55,7 +55,7 @@ def load(
     if name in NAMES:
         from torchvision.models import get_model_weights
 
-        from rcnn.exchange.detectors import import_weights
+        from rcnn.interop.detectors import import_weights
 
         arch = name.removeprefix("torchvision/")
         return import_weights(fetch(get_model_weights(arch)["DEFAULT"].url), arch, device=device)

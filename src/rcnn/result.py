@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from rcnn.config import Settings, shorten
-from rcnn.data import coco, table, voc, yolo
+from rcnn.data.formats import coco, csv_labels, voc, yolo
 from rcnn.draw import colour, draw_boxes, entries, shade
 from rcnn.errors import ImageError, UnavailableError, printable
-from rcnn.preprocess.stream import read_picture
+from rcnn.images.stream import read_picture
 
 if TYPE_CHECKING:
     import pandas
@@ -31,7 +31,7 @@ LISTED = 10
 """Number of boxes, and of classes, that `print` shows."""
 NOTEBOOK = 1200
 """Longest side of the picture in a notebook, px."""
-COLUMNS = (*table.COLUMNS, "score")
+COLUMNS = (*csv_labels.COLUMNS, "score")
 
 
 class Detection(NamedTuple):

@@ -17,7 +17,7 @@ import torch
 
 import rcnn
 from rcnn.data.synthetic import synthesise
-from rcnn.engine.parity import Parity
+from rcnn.exporting.parity import Parity
 from tests.benchmarks import made_up
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
@@ -263,7 +263,7 @@ def test_readers_fail_where_they_do_not_find_everything(
     program: str, fails: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = module("read_coco")
-    monkeypatch.setattr("rcnn.data.draft.image_size", None)  # the script replaces it
+    monkeypatch.setattr("rcnn.data.formats.draft.image_size", None)  # the script replaces it
     file = script.make(tmp_path, 3, 5)
     words = ("--images", "4", "--annotations", "5", "--one", program, str(file))
     fails(script, rf"^{program} read \(3, 5\) images and boxes of 4 and 5", *words)

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-import rcnn.benchmark.engines as benchmark
-from rcnn.benchmark.stages import STAGES
+import rcnn.cli.benchmark.runtimes as benchmark
+from rcnn.cli.benchmark.parts import STAGES
 from rcnn.detector import Detector
 from rcnn.errors import WeightsError
-from tests.engine import graphs
+from tests.runtime import graphs
 
 from .conftest import Outcome
 

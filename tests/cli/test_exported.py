@@ -8,7 +8,7 @@ import pytest
 from rcnn.cli.loading import load_detector
 from rcnn.errors import SettingsError
 from tests.cli.conftest import Outcome
-from tests.engine import graphs
+from tests.runtime import graphs
 
 Run = Callable[..., Outcome]
 

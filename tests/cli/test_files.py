@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rcnn.preprocess.sources import MARK
+from rcnn.images.sources import MARK
 
 from .conftest import Outcome
 

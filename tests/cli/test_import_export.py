@@ -10,14 +10,14 @@ from PIL import Image
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 import rcnn
-from rcnn.engine import export
+from rcnn.exporting import graph_files
 from rcnn.presets import build, settings_of
 from rcnn.weights.metadata import read_detector
 from tests.cli.conftest import Outcome
-from tests.engine.test_export import detector_of
+from tests.exporting.test_export import detector_of
 
 Run = Callable[..., Outcome]
-DETECTRON2 = Path(__file__).parents[1] / "exchange/detectron2"
+DETECTRON2 = Path(__file__).parents[1] / "interop/detectron2"
 ARCH = "fasterrcnn_mobilenet_v3_large_320_fpn"
 
 
@@ -120,13 +120,13 @@ def test_a_detector_leaves_python_and_its_file_is_used_alone(
     run: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One command to ONNX and one to OpenVINO; the others take the file for the detector."""
-    make, made = export.to_onnx, list[Any]()  # the second command takes what the first made of the same network
+    make, made = graph_files.to_onnx, list[Any]()  # the second command takes what the first made of the same network
 
     def to_onnx(*given: Any) -> Any:
         made.extend([] if made else [make(*given)])
         return made[0]
 
-    monkeypatch.setattr(export, "to_onnx", to_onnx)
+    monkeypatch.setattr(graph_files, "to_onnx", to_onnx)
     weights = tmp_path / "net.safetensors"
     detector_of("paper-zf-one-stage").save(weights)
     image = data / "JPEGImages/0.jpg"

@@ -15,9 +15,9 @@ import safetensors.torch
 from PIL import Image
 
 from rcnn.detector import Detector
-from rcnn.engine.eager import folded
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build, settings_of
+from rcnn.runtime.eager import folded
 from tests.cli.conftest import SMALL
 
 PREDICT = """
@@ -67,7 +67,7 @@ def test_twenty_threads_on_one_detector_get_what_one_gets(weights: Path, monkeyp
     expected = [alone.predict(image)[0] for image in images]
     detector = Detector.load(weights, device="cpu")  # all threads find it without its runner
     made: list[FasterRCNN] = []
-    monkeypatch.setattr("rcnn.engine.eager.folded", lambda model: made.append(model) or folded(model))
+    monkeypatch.setattr("rcnn.runtime.eager.folded", lambda model: made.append(model) or folded(model))
     with ThreadPoolExecutor(20) as pool:
         results = [found for (found,) in pool.map(detector.predict, images)]
     assert made == [detector.model]
@@ -83,7 +83,7 @@ AS_TORCHVISION = [
 ]
 SMALL_DISK = """
 import json, os, subprocess, sys
-import torch._dynamo, rcnn.cli.data, rcnn.cli.writers, rcnn.exchange.detectors, rcnn.training.train  # for all children
+import torch._dynamo, rcnn.cli.data, rcnn.cli.writers, rcnn.interop.detectors, rcnn.training.train  # for all children
 from rcnn.cli.app import main
 
 for name, kilobytes, words in json.loads(sys.argv[1]):

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from rcnn.look import server
+from rcnn.look.album import Album
+from rcnn.look.finder import judged
+from rcnn.look.guard import Guard
 from rcnn.metrics.types import Prediction
-from rcnn.page import server
-from rcnn.page.album import Album
-from rcnn.page.finder import judged
-from rcnn.page.guard import Guard
 
 from .conftest import SMALL, Outcome
 
@@ -29,7 +29,7 @@ def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     monkeypatch.setattr(webbrowser, "open", addresses.append)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    monkeypatch.setattr("rcnn.page.album.Album.start", lambda album: album.open())
+    monkeypatch.setattr("rcnn.look.album.Album.start", lambda album: album.open())
 
     def serve(guard: Guard, _: object) -> None:
         raise KeyboardInterrupt
@@ -58,7 +58,7 @@ def test_a_run_brings_its_weights_and_its_data(
     shutil.copy(weights, folder / "weights/best.safetensors")
     (folder / "config.yaml").write_text(f"data:\n  path: {data}\n")
     monkeypatch.setattr(server, "serve", lambda guard, _: None)
-    monkeypatch.setattr("rcnn.page.album.Album.start", lambda album: (album.open(), seen.append(len(album.pictures))))
+    monkeypatch.setattr("rcnn.look.album.Album.start", lambda album: (album.open(), seen.append(len(album.pictures))))
     assert run("look", folder).code == 0
     (folder / "config.yaml").write_text("data:\n  path: nowhere\n")
     outcome = run("look", folder)
@@ -87,8 +87,8 @@ def test_other_machines_are_warned_of(run: Run, opened: list[str], data: Path) -
 def test_a_missing_package_is_named_with_its_extra(
     run: Run, opened: list[str], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("rcnn.page.server")
-    monkeypatch.setitem(sys.modules, "rcnn.page.server", None)
+    monkeypatch.delattr("rcnn.look.server")
+    monkeypatch.setitem(sys.modules, "rcnn.look.server", None)
     outcome = run("look", data)
     assert outcome.code == 4
     assert "pip install 'rcnn[look]'" in outcome.err

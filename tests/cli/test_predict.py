@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from rcnn.config import Data
-from rcnn.data.find import open_dataset
-from rcnn.preprocess.sources import files
+from rcnn.data.formats.find import open_dataset
+from rcnn.images.sources import files
 from rcnn.training.distributed import Team
 from rcnn.weights.file import load_weights, save_weights
 
@@ -288,7 +288,7 @@ def test_ctrl_c_and_a_full_disk_keep_what_was_found(
     end: BaseException,
     command: str,
 ) -> None:
-    from rcnn.preprocess import decode
+    from rcnn.images import decode
 
     read, seen = decode.read_image, []
 
@@ -298,7 +298,7 @@ def test_ctrl_c_and_a_full_disk_keep_what_was_found(
             raise end
         return read(path, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("rcnn.preprocess.stream.read_image", stop)
+    monkeypatch.setattr("rcnn.images.stream.read_image", stop)
     outcome = run(
         command, weights, data / "JPEGImages", "--out", tmp_path / "o", "--format", "json", "roi.detections=3"
     )

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import rcnn.data.search as search_file
-from rcnn.data.given import Given, ranked
-from tests.data.edges import write_edge_model
+import rcnn.data.proposals.search as search_file
+from rcnn.data.proposals.given import Given, ranked
+from tests.data.proposals.edges import write_edge_model
 
 from .conftest import Outcome
 

@@ -10,8 +10,8 @@ from PIL import Image
 
 from rcnn.config import Data
 from rcnn.data.dataset import Record
-from rcnn.data.find import find_layout, open_dataset, read_list
-from rcnn.data.proposals import read_proposals
+from rcnn.data.formats.find import find_layout, open_dataset, read_list
+from rcnn.data.proposals.read import read_proposals
 from rcnn.detector import Detector
 from rcnn.result import Result
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from rcnn.data.loader import Loader
+from rcnn.data.loading.loader import Loader
 from tests.training.pieces import without_pictures
 
 from .conftest import SMALL, Outcome
@@ -186,8 +186,8 @@ def test_a_shared_memory_that_is_too_small_is_named(data: Path, tmp_path: Path) 
 def test_a_loader_process_that_is_killed_leaves_the_resume_command(
     run: Run, data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rcnn.data.workers.may_fork", lambda: True)  # whatever other tests have loaded
-    monkeypatch.setattr("rcnn.data.loader._Reader.load", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
+    monkeypatch.setattr("rcnn.data.loading.workers.may_fork", lambda: True)  # whatever other tests have loaded
+    monkeypatch.setattr("rcnn.data.loading.loader._Reader.load", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
     monkeypatch.setattr("rcnn.training.train.draw_start", lambda *_: None)
     outcome = run("train", data, *SMALL[:-1], "--workers", 2)
     assert outcome.code == 1

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from rcnn.cli.val import show
+from tests.test_shown import metrics
 
-from ..test_shown import metrics
 from .conftest import Outcome
 
 Run = Callable[..., Outcome]

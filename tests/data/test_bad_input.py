@@ -9,10 +9,9 @@ from PIL import Image
 
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.find import open_dataset
+from rcnn.data.formats.find import open_dataset
 from rcnn.errors import DataError
-
-from . import sets
+from tests.data import sets
 
 GOOD = [("dog", (5, 5, 20, 20))]
 IDS = {"dog": 18, "cat": 17}

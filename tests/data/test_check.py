@@ -7,8 +7,7 @@ from PIL import Image
 from rcnn.config import Data
 from rcnn.data.check import check
 from rcnn.errors import DataError
-
-from . import sets
+from tests.data import sets
 
 BOX = [("dog", (5, 5, 20, 20))]
 

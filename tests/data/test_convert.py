@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 from rcnn.config import Data
 from rcnn.data.convert import convert
 from rcnn.data.dataset import Dataset
-from rcnn.data.find import open_dataset, open_lists
+from rcnn.data.formats.find import open_dataset, open_lists
 from rcnn.errors import SettingsError
 from rcnn.result import Result
-
-from . import sets
+from tests.data import sets
 
 IMAGES = {
     "a": [("dog", (1, 1, 20, 30)), ("no", (11.25, 6.5, 60, 39.125))],

@@ -14,11 +14,10 @@ from PIL import Image
 from rcnn.config import Data
 from rcnn.data import pixels
 from rcnn.data.check import DataReport, check
-from rcnn.data.find import find_layout, open_dataset
+from rcnn.data.formats.find import find_layout, open_dataset
 from rcnn.errors import DataError
+from tests.data import sets
 from tests.limits import MB, in_child
-
-from . import sets
 
 GOOD = [("dog", (5, 5, 20, 20))]
 IDS = {"dog": 18, "cat": 17}
@@ -254,7 +253,7 @@ def test_images_outside_are_counted_and_can_be_refused(tmp_path: Path, form: str
 
 
 def test_a_whole_disk_is_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rcnn.preprocess.sources.MOST_OTHERS", 1000)
+    monkeypatch.setattr("rcnn.images.sources.MOST_OTHERS", 1000)
     sets.yolo(tmp_path, {"train": {"a": ROW}})
     for folder in range(30):
         (tmp_path / f"images/{folder}").mkdir()

@@ -5,10 +5,9 @@ import pytest
 from PIL import Image
 
 from rcnn.config import Data
-from rcnn.data.find import open_dataset, open_lists, open_splits
+from rcnn.data.formats.find import open_dataset, open_lists, open_splits
 from rcnn.errors import DataError
-
-from . import sets
+from tests.data import sets
 
 BOX = [("dog", (5, 5, 20, 20))]
 LISTS = {"train": ["a", "b"], "val": ["c"]}

@@ -6,10 +6,9 @@ import pytest
 
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Record
-from rcnn.data.find import open_dataset
+from rcnn.data.formats.find import open_dataset
 from rcnn.data.stats import statistics
-
-from . import sets
+from tests.data import sets
 
 
 def record(name: str, boxes: list[list[float]], labels: list[int], ignore: list[bool]) -> Record:

@@ -6,13 +6,12 @@ import pytest
 
 from rcnn.config import Data
 from rcnn.data.check import check
-from rcnn.data.find import find_layout, open_dataset, open_splits
+from rcnn.data.formats.find import find_layout, open_dataset, open_splits
 from rcnn.detector import Detector
 from rcnn.errors import DataError, SettingsError
 from rcnn.evaluate import val
 from rcnn.presets import build, settings_of
-
-from . import sets
+from tests.data import sets
 
 BOX = [("dog", (5, 5, 20, 20))]
 

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from rcnn.config import Data
-from rcnn.data.find import open_splits
+from rcnn.data.formats.find import open_splits
 from rcnn.data.synthetic import CLASSES, CONTRAST, Scene, scenes, synthesise, synthesise_set
 
 LUMA = np.array([0.299, 0.587, 0.114])

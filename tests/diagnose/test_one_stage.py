@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from rcnn.config import Data
-from rcnn.data.find import open_dataset
+from rcnn.data.formats.find import open_dataset
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
+from rcnn.diagnose.explain.follow import follow
+from rcnn.diagnose.why import why
 from rcnn.errors import SettingsError
-from rcnn.insight.funnel import why
-from rcnn.insight.plots import plot_history
-from rcnn.insight.stages.follow import follow
+from rcnn.plots.run_plots import plot_history
 from tests.model import tiny
 
 ONE_STAGE = {"rpn": {"classify": "classes"}, "roi": {"head": "none"}}

@@ -13,10 +13,9 @@ from PIL import Image
 
 import rcnn
 from rcnn.detector import Detector
-from rcnn.engine import export
-from rcnn.engine.parity import SHARE, Parity, compare
 from rcnn.errors import ExportError, SettingsError
-from rcnn.exchange import exported
+from rcnn.exporting import export, graph_files
+from rcnn.exporting.parity import SHARE, Parity, compare
 from rcnn.presets import build, settings_of
 from tests.test_deploy import assert_same, printed
 from tests.test_every_preset import NAMES, OVERRIDES, PICTURES, calm
@@ -42,8 +41,8 @@ def detector_of(preset: str, *changes: str) -> Detector:
 
 @cache
 def program_of(kind: str) -> Any:
-    """What `export.to_onnx` makes of a kind; it takes seconds."""
-    return export.to_onnx(detector_of(*KINDS[kind]).model)
+    """What `graph_files.to_onnx` makes of a kind; it takes seconds."""
+    return graph_files.to_onnx(detector_of(*KINDS[kind]).model)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -51,17 +50,17 @@ def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path, monkeypatch
     program = program_of(kind)
     monkeypatch.setattr(export, "to_onnx", lambda *_: program)
     detector = detector_of(*KINDS[kind])
-    parity = exported.write(detector, tmp_path / "net.onnx")
+    parity = export.write(detector, tmp_path / "net.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     assert parity.images == 9
     assert parity.holds
     assert parity.proposals > 30
     assert parity.detections > 50 or not detector.detects
-    model = export.to_openvino(tmp_path / "net.onnx")
-    export.save_openvino(model, tmp_path / "net.xml", {"rcnn": entry(tmp_path / "net.onnx")})
+    model = graph_files.to_openvino(tmp_path / "net.onnx")
+    graph_files.save_openvino(model, tmp_path / "net.xml", {"rcnn": entry(tmp_path / "net.onnx")})
     for file in ("net.onnx", "net.xml"):
         ours = rcnn.load(tmp_path / file)
-        shown = compare(detector.engine, ours.engine, exported.batches(ours.preprocessor, PICTURES[2:]))
+        shown = compare(detector.engine, ours.engine, export.batches(ours.preprocessor, PICTURES[2:]))
         assert shown.holds, (file, shown)
         assert ours.names == NAMES
         show = Detector.predict if detector.detects else Detector.propose
@@ -79,7 +78,7 @@ def entry(path: Path) -> str:
 
 def test_what_a_file_says_of_itself_is_there_for_others(tmp_path: Path) -> None:
     detector = detector_of("paper-zf-one-stage")
-    parity = exported.write(detector, tmp_path / "net.onnx", size=(64, 96), pictures=iter(PICTURES))
+    parity = export.write(detector, tmp_path / "net.onnx", size=(64, 96), pictures=iter(PICTURES))
     found = {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
     assert json.loads(found["names"]) == {"0": "a", "1": "b", "2": "c", "3": "d"}
     assert (json.loads(found["imgsz"]), found["stride"], found["task"]) == ([64, 96], "16", "detect")
@@ -94,19 +93,19 @@ def test_a_file_that_disagrees_is_not_kept(tmp_path: Path, monkeypatch: pytest.M
     program = program_of("one stage")
     monkeypatch.setattr(export, "to_onnx", lambda *_: program)
     with pytest.raises(ExportError, match=r"net.onnx was not written: of [\d,]+ detections"):
-        exported.write(detector_of("paper-zf-one-stage", "rpn.nms=0.3", "roi.nms=0.1"), tmp_path / "net.onnx")
+        export.write(detector_of("paper-zf-one-stage", "rpn.nms=0.3", "roi.nms=0.1"), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_size_that_does_not_fit_is_told_with_one_that_does(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--size 100x128: both sides must be multiples of 32 .*, as in 96x128"):
-        exported.write(detector_of("tiny-fpn"), tmp_path / "net.onnx", size=(100, 128))
+        export.write(detector_of("tiny-fpn"), tmp_path / "net.onnx", size=(100, 128))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_precision_that_onnxruntime_has_not_is_told_at_once(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"add predict\.precision=float32, or export in bf16 for OpenVINO"):
-        exported.write(detector_of("tiny-fpn", "predict.precision=bf16"), tmp_path / "net.onnx")
+        export.write(detector_of("tiny-fpn", "predict.precision=bf16"), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
 

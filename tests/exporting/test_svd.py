@@ -10,10 +10,10 @@ from torch import nn
 
 import rcnn
 from rcnn.detector import Detector
-from rcnn.engine.files import contents
 from rcnn.errors import SettingsError
-from rcnn.exchange import exported
+from rcnn.exporting import export
 from rcnn.model.truncated import linear_layers
+from rcnn.runtime.by_suffix import contents
 from rcnn.training.train import train
 from rcnn.weights.file import load_weights
 from tests.cli.conftest import run  # noqa: F401
@@ -78,10 +78,10 @@ def test_lower_ranks_are_of_prediction_alone(head: str, tmp_path: Path) -> None:
 def test_an_exported_file_holds_the_smaller_layers_and_says_so(tmp_path: Path, run: Any) -> None:  # noqa: F811
     whole = small("fc")
     low = whole.with_settings(["predict.svd=[16, 8]"])
-    parity = exported.write(low, tmp_path / "low.onnx")
+    parity = export.write(low, tmp_path / "low.onnx")
     assert parity.holds
     assert parity.detections > 50
-    exported.write(whole, tmp_path / "whole.onnx")
+    export.write(whole, tmp_path / "whole.onnx")
     fewer, all_of_them = (contents(tmp_path / f"{name}.onnx").parameters for name in ("low", "whole"))
     assert all_of_them - fewer == parameters(whole.runner.fast_rcnn) - parameters(low.runner.fast_rcnn)
     assert json.loads(entry(tmp_path / "low.onnx"))["settings"]["predict"]["svd"] == [16, 8]

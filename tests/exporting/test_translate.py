@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import rcnn.ops as ops
-from rcnn.engine.translate import table
+from rcnn.exporting.translate import table
 from rcnn.model.order import stable_topk
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # packages warn of one another

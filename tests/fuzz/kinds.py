@@ -18,13 +18,13 @@ from PIL import Image
 
 from rcnn.config import to_yaml
 from rcnn.detector import Detector
-from rcnn.engine.metadata import ENTRY, entries
 from rcnn.presets import build, settings_of
+from rcnn.runtime.graph_metadata import ENTRY, entries
 from rcnn.training.checkpoint import save
 from rcnn.training.loop import Engine, Progress
 from rcnn.weights.file import load_weights, save_weights
-from tests.engine import graphs
 from tests.fuzz.mutate import mutate, mutate_tree
+from tests.runtime import graphs
 
 OVERRIDES = (
     *("preprocess.short=32", "preprocess.long=48", "model.channels=8", "roi.hidden=8", "data.workers=0"),

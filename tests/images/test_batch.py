@@ -9,8 +9,8 @@ from PIL import Image
 from torchvision.models.detection.transform import GeneralizedRCNNTransform
 
 from rcnn.config import Preprocess
-from rcnn.model.pixels import Pixels
-from rcnn.preprocess.batch import Preprocessor
+from rcnn.images.batch import Preprocessor
+from rcnn.model.normalise import Pixels
 
 sides = st.integers(1, 3000)
 

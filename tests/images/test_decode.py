@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from rcnn.errors import ImageError
-from rcnn.preprocess import decode
-from rcnn.preprocess.decode import Look, as_array, image_size, read_rgb, verify_image
+from rcnn.images import decode
+from rcnn.images.decode import Look, as_array, image_size, read_rgb, verify_image
 
 RNG = np.random.default_rng(0)
 COLOUR = RNG.integers(0, 256, (6, 9, 3), dtype=np.uint8)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from rcnn.errors import ImageError
-from rcnn.preprocess.decode import image_size, read_image, verify_image
+from rcnn.images.decode import image_size, read_image, verify_image
 from tests.limits import MB, in_child
 
 READERS = (read_image, image_size, verify_image)

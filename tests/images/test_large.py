@@ -15,9 +15,9 @@ from PIL import Image
 from rcnn.config import Settings, override
 from rcnn.detector import Detector
 from rcnn.errors import ImageError
-from rcnn.preprocess import large
-from rcnn.preprocess.decode import read_image
-from rcnn.preprocess.views import View
+from rcnn.images import large
+from rcnn.images.decode import read_image
+from rcnn.images.views import View
 from rcnn.presets import build, settings_of
 from tests.cli.conftest import SMALL, Outcome, run, weights
 from tests.test_detector import same
@@ -141,7 +141,7 @@ def test_a_file_read_by_windows_is_predicted_as_its_pixels_are(tmp_path: Path, m
     path = tiff(tmp_path / "a.tif", COLOUR)
     Image.fromarray(COLOUR).save(tmp_path / "b.png")
     (expected,) = detector.predict(COLOUR)
-    monkeypatch.setattr("rcnn.preprocess.stream.read_picture", None)
+    monkeypatch.setattr("rcnn.images.stream.read_picture", None)
     results = detector.predict([path, tmp_path / "b.png"], batch=4)
     assert all(same(result, expected) for result in results)
     assert len(expected) > 0

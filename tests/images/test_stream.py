@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-import rcnn.preprocess.stream as stream
+import rcnn.images.stream as stream
 from rcnn.config import Settings, override
+from rcnn.images.batch import Preprocessor, Size
+from rcnn.images.views import View, Viewer
 from rcnn.model.structures import Batch
-from rcnn.preprocess.batch import Preprocessor, Size
-from rcnn.preprocess.views import View, Viewer
 
 SETTINGS = override(Settings(), ["preprocess.short=32", "preprocess.long=64"])
 DOOR = Preprocessor(SETTINGS.preprocess)

@@ -9,10 +9,10 @@ from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
 from rcnn.config import Settings, override
 from rcnn.errors import WeightsError
-from rcnn.exchange.detectors import from_torchvision, import_weights, to_torchvision
-from rcnn.exchange.imported import coco_names
-from rcnn.exchange.torchvision_export import export_state, program
+from rcnn.interop.detectors import from_torchvision, import_weights, to_torchvision
+from rcnn.interop.torchvision_export import export_state, program
 from rcnn.presets import PRESETS, build, settings_of
+from rcnn.weights.imported import coco_names
 
 ARCH = "fasterrcnn_mobilenet_v3_large_320_fpn"
 

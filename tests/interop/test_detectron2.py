@@ -11,8 +11,8 @@ from torch import Tensor
 from rcnn.config import override
 from rcnn.detector import Detector
 from rcnn.errors import WeightsError
-from rcnn.exchange.detectron2 import ARCHITECTURES, import_state
-from rcnn.exchange.unpickle import read_pickle
+from rcnn.interop.detectron2 import ARCHITECTURES, import_state
+from rcnn.interop.unpickle import read_pickle
 from rcnn.model.structures import Batch
 from rcnn.presets import build
 from rcnn.weights.backbone import read_tensors

@@ -1,7 +1,7 @@
 import pytest
 from torchvision.models import detection, mobilenet_v2, resnet18
 
-from rcnn.exchange.kinds import kind_of
+from rcnn.interop.recognise import kind_of
 from rcnn.presets import build, settings_of
 
 

@@ -6,10 +6,10 @@ import torch
 from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 
-from rcnn.exchange.detectors import from_torchvision, to_torchvision
-from rcnn.exchange.torchvision_backbone import PREFIXES
-from rcnn.exchange.torchvision_export import program
-from rcnn.exchange.torchvision_names import ARCHITECTURES, table, to_ours
+from rcnn.interop.detectors import from_torchvision, to_torchvision
+from rcnn.interop.torchvision_backbone import PREFIXES
+from rcnn.interop.torchvision_export import program
+from rcnn.interop.torchvision_names import ARCHITECTURES, table, to_ours
 from rcnn.model.structures import Keys, Targets
 
 from .parity import Drawn, assert_same_boxes, batch_of, spread

@@ -12,14 +12,14 @@ from starlette.testclient import TestClient
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.data.find import open_dataset
-from rcnn.insight.labels import DOUBTS, corrected, find_doubts
+from rcnn.data.formats.find import open_dataset
+from rcnn.diagnose.labels import DOUBTS, corrected, find_doubts
+from rcnn.look.album import Album
+from rcnn.look.finder import judged
 from rcnn.metrics.types import Prediction, Truth
-from rcnn.page.album import Album
-from rcnn.page.finder import judged
+from tests.pages import HOST, HOSTILE, Looked, Tab, guarded, png
+from tests.report.test_browser import OVERLAPPING, assert_open_to_all
 
-from .conftest import HOST, HOSTILE, Looked, Tab, guarded, png
-from .test_browser import OVERLAPPING, assert_open_to_all
 from .test_look_browser import Served, start, stop, until
 
 READY = "#doubt:not([hidden])"
@@ -178,7 +178,7 @@ def test_a_copy_that_can_not_be_written_changes_nothing(desk: Desk, monkeypatch:
 
     doubt = desk.told()["doubts"][0]
     with monkeypatch.context() as patch:
-        patch.setattr("rcnn.page.corrections.atomic_write", refuse)
+        patch.setattr("rcnn.look.corrections.atomic_write", refuse)
         assert "No space left" in desk.say(doubt, "right")["error"]
     told = desk.told()
     assert (told["said"]["right"], told["folder"]) == (0, "")

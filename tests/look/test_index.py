@@ -9,12 +9,12 @@ import pytest
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.data.find import open_dataset
-from rcnn.page import index
-from rcnn.page.album import Album
-from rcnn.page.index import indexed
+from rcnn.data.formats.find import open_dataset
+from rcnn.look import index
+from rcnn.look.album import Album
+from rcnn.look.index import indexed
+from tests.pages import Looked, png
 
-from .conftest import Looked, png
 from .test_doubts import same
 
 

@@ -12,15 +12,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from rcnn.detector import Detector
-from rcnn.insight.stages.follow import Walkthrough, counts, follow
-from rcnn.insight.stages.nms import survivors, thresholds
-from rcnn.page.album import Album, Picture
-from rcnn.page.inside import write_inside
-from rcnn.preprocess.stream import read_picture
+from rcnn.diagnose.explain.follow import Walkthrough, counts, follow
+from rcnn.diagnose.explain.suppression import survivors, thresholds
+from rcnn.images.stream import read_picture
+from rcnn.look.album import Album, Picture
+from rcnn.look.inside import write_inside
 from rcnn.presets import build, settings_of
+from tests.pages import HOST, HOSTILE, Looked, Tab, guarded, png
+from tests.report.test_browser import OVERLAPPING, assert_open_to_all
 
-from .conftest import HOST, HOSTILE, Looked, Tab, guarded, png
-from .test_browser import OVERLAPPING, assert_open_to_all
 from .test_look_browser import Served, start, stop, until
 
 Open = Callable[..., Any]
@@ -161,7 +161,7 @@ def test_a_lost_object_tells_its_stage_and_setting_and_every_number_a_tip(walk: 
 
 
 def test_every_tip_names_its_place_in_the_paper(show: Open) -> None:
-    source = (Path(__file__).parents[2] / "src/rcnn/page/static/tips.js").read_text(encoding="utf-8")
+    source = (Path(__file__).parents[2] / "src/rcnn/look/static/tips.js").read_text(encoding="utf-8")
     tips = dict(re.findall(r'^  (\w+): "(.*)",$', source, re.MULTILINE))
     assert set(counts_of(show())) <= set(tips)
     assert all(re.search(r"Paper, sections? 3", text) for text in tips.values())

@@ -13,16 +13,15 @@ from starlette.testclient import TestClient
 
 from rcnn.config import Settings
 from rcnn.errors import ImageError
+from rcnn.look import api
+from rcnn.look.album import Album
+from rcnn.look.choice import Choice
+from rcnn.look.guard import Guard
+from rcnn.look.server import bind
+from rcnn.look.thumbnails import Thumbnails
 from rcnn.metrics.types import Prediction
-from rcnn.page import api
-from rcnn.page.album import Album
-from rcnn.page.choice import Choice
-from rcnn.page.guard import Guard
-from rcnn.page.pictures import judge
-from rcnn.page.server import bind
-from rcnn.page.thumbnails import Thumbnails
-
-from .conftest import HOST, Looked, guarded, png
+from rcnn.report.gallery import judge
+from tests.pages import HOST, Looked, guarded, png
 
 HEADERS = {"host": HOST}
 SAME = {"origin": f"http://{HOST}"}

@@ -10,14 +10,13 @@ import numpy as np
 import pytest
 import uvicorn
 
+from rcnn.look.album import Album
+from rcnn.look.guard import Guard
+from rcnn.look.server import bind
 from rcnn.metrics.types import Prediction
-from rcnn.page.album import Album
-from rcnn.page.guard import Guard
-from rcnn.page.pictures import judge
-from rcnn.page.server import bind
-
-from .conftest import HOSTILE, Looked, Tab, guarded, png
-from .test_browser import OVERLAPPING, assert_open_to_all
+from rcnn.report.gallery import judge
+from tests.pages import HOSTILE, Looked, Tab, guarded, png
+from tests.report.test_browser import OVERLAPPING, assert_open_to_all
 
 Open = Callable[..., Any]
 

@@ -13,14 +13,14 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from rcnn.page import live
-from rcnn.page.album import Album
-from rcnn.page.charts import shown
-from rcnn.page.live import Live
-from rcnn.page.runs import PICTURES, Runs
+from rcnn.look import live
+from rcnn.look.album import Album
+from rcnn.look.live import Live
+from rcnn.look.runs import PICTURES, Runs
+from rcnn.report.charts import shown
+from tests.pages import HOST, HOSTILE, Made, Tab, guarded
+from tests.report.test_browser import OVERLAPPING, assert_open_to_all
 
-from .conftest import HOST, HOSTILE, Made, Tab, guarded
-from .test_browser import OVERLAPPING, assert_open_to_all
 from .test_doubts import fingerprint
 from .test_look_browser import Served, start, stop, until
 

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from rcnn.detector import Detector
-from rcnn.page.album import Album
+from rcnn.look.album import Album
 from rcnn.presets import build, settings_of
+from tests.pages import Tab
+from tests.runtime import graphs
 
-from ..engine import graphs
-from .conftest import Tab
 from .test_doubts import data_of
 from .test_look_browser import start, stop, until
 

@@ -11,13 +11,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
-from rcnn.insight.labels import Doubt
-from rcnn.page.album import Album
-from rcnn.page.corrections import Corrections, Key
-from rcnn.page.finder import judged
-from rcnn.page.verdicts import Verdict, Verdicts
+from rcnn.diagnose.labels import Doubt
+from rcnn.look.album import Album
+from rcnn.look.corrections import Corrections, Key
+from rcnn.look.finder import judged
+from rcnn.look.verdicts import Verdict, Verdicts
+from tests.pages import HOST, Looked, guarded
 
-from .conftest import HOST, Looked, guarded
 from .test_doubts import SEEN, Desk, doubted, told_by
 
 Start = Callable[..., Desk]
@@ -135,7 +135,7 @@ def test_what_can_not_be_kept_is_told_and_holds_today(start: Start, monkeypatch:
     desk = start()
     first, second = desk.told()["doubts"][:2]
     with monkeypatch.context() as patch:
-        patch.setattr("rcnn.page.verdicts.atomic_write", refuse)
+        patch.setattr("rcnn.look.verdicts.atomic_write", refuse)
         told = desk.say(first, "wrong")
         assert "No space left" in told["note"]
         assert told["waiting"] == 7

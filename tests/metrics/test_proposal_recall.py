@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from rcnn.metrics.overlap import box_iou
-from rcnn.metrics.proposals import IOUS, best_cover, proposal_recall
+from rcnn.metrics.proposal_recall import IOUS, best_cover, proposal_recall
 
 from .cases import random_images, truth_of
 

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import rcnn.model.fast_rcnn as fast_rcnn_file
-from rcnn.engine.steady import make_steady
 from rcnn.model.fast_rcnn import AT_ONCE, BLOCK, FastRCNN
 from rcnn.model.structures import Proposals
 from rcnn.presets import PRESETS, build, settings_of
+from rcnn.runtime.steady import make_steady
 from tests.model import tiny
 
 WINDOWS = 21_546

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from rcnn.config import Predict, Preprocess
-from rcnn.engine.eager import Eager
 from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.pixels import Pixels
+from rcnn.model.normalise import Pixels
 from rcnn.model.structures import AnyBatch, Batch, NormalisedBatch, to_device
+from rcnn.runtime.eager import Eager
 from tests.model import tiny
 
 MEAN, STD = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)

@@ -20,18 +20,18 @@ import rcnn.training.train as train_file
 from rcnn.cli import paper as command
 from rcnn.cli.app import main
 from rcnn.config import Settings, override
-from rcnn.data.given import Given
+from rcnn.data.proposals.given import Given
 from rcnn.errors import Interrupted, SettingsError, TrainingError
 from rcnn.evaluate import Shard, loaders_of
 from rcnn.paper.budget import cut_epochs, fitting
 from rcnn.paper.conduct import EXPERIMENTS, ExperimentResult, conduct
+from rcnn.paper.figures import plot
 from rcnn.paper.lab import Lab
-from rcnn.paper.plots import plot
 from rcnn.paper.quoted import VOC_CLASSES
 from rcnn.paper.report import keep_part, write_page
 from rcnn.presets import settings_of
 from rcnn.training.train import choose_settings
-from tests.data.edges import write_edge_model
+from tests.data.proposals.edges import write_edge_model
 from tests.paper.conftest import SMALL
 
 SCALES = ("1 scale", "5 scales")

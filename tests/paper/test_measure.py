@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from rcnn.config import Anchors
-from rcnn.data.loader import Item
+from rcnn.data.loading.loader import Item
 from rcnn.detector import Detector
 from rcnn.model import boxes as box_ops
 from rcnn.model.anchors import cell_anchors

@@ -6,8 +6,8 @@ from PIL import Image
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Record
-from rcnn.insight.mosaic import Tile, compare, mosaic
 from rcnn.metrics.types import Prediction
+from rcnn.plots.contact_sheet import Tile, compare, mosaic
 
 
 def tile(height: int, width: int, boxes: int = 2, **changes) -> Tile:

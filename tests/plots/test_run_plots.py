@@ -7,12 +7,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from rcnn.data.dataset import Record
-from rcnn.insight import plots
-from rcnn.insight.plots import plot_confusion, plot_curves, plot_history, plot_labels, plot_proposal_recall
 from rcnn.metrics.confusion import confusion_matrix
 from rcnn.metrics.curves import precision_recall
-from rcnn.metrics.proposals import proposal_recall
+from rcnn.metrics.proposal_recall import proposal_recall
 from rcnn.metrics.types import Prediction, Truth
+from rcnn.plots import run_plots as plots
+from rcnn.plots.run_plots import plot_confusion, plot_curves, plot_history, plot_labels, plot_proposal_recall
 
 
 def images(count: int, classes: int) -> tuple[list[Truth], list[Prediction]]:

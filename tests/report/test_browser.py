@@ -9,11 +9,10 @@ import pytest
 
 from rcnn.metrics.curves import precision_recall
 from rcnn.metrics.types import Prediction
-from rcnn.page.charts import shown
-from rcnn.page.pictures import judge
-from rcnn.page.report import read_subjects, render
-
-from .conftest import HOSTILE, PLAIN, THRESHOLD, Made, Tab
+from rcnn.report.charts import shown
+from rcnn.report.gallery import judge
+from rcnn.report.page import read_subjects, render
+from tests.pages import HOSTILE, PLAIN, THRESHOLD, Made, Tab
 
 Open = Callable[..., Any]
 

@@ -16,16 +16,15 @@ from PIL import Image
 from rcnn.errors import SettingsError
 from rcnn.metrics.curves import THRESHOLDS, precision_recall, tally
 from rcnn.metrics.types import Prediction, Truth
-from rcnn.page import report as report_file
-from rcnn.page.charts import counts
-from rcnn.page.pictures import BYTES, SIDE, as_webp, judge
-from rcnn.page.report import keep_scores, read_subjects, render, write_report
-from rcnn.page.scores import Scored, Scores, count, read_plain
-from rcnn.page.subject import read_subject
-from rcnn.page.svg import ticks
+from rcnn.report import page as report_file
+from rcnn.report.charts import counts
+from rcnn.report.gallery import BYTES, SIDE, as_webp, judge
+from rcnn.report.page import keep_scores, read_subjects, render, write_report
+from rcnn.report.scores import Scored, Scores, count, read_plain
+from rcnn.report.subject import read_subject
+from rcnn.report.svg import ticks
 from rcnn.training.recorders.report_page import ReportPage
-
-from .conftest import HOSTILE, PLAIN, THRESHOLD, Made, made
+from tests.pages import HOSTILE, PLAIN, THRESHOLD, Made, made
 
 
 def page_of(made: Made) -> str:

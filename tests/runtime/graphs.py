@@ -9,10 +9,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from rcnn.detector import Detector
-from rcnn.engine import packages
-from rcnn.engine.metadata import entries
-from rcnn.engine.openvino import add_entries
 from rcnn.presets import build, settings_of
+from rcnn.runtime import packages
+from rcnn.runtime.graph_metadata import entries
+from rcnn.runtime.openvino import add_entries
 
 NAMES = ("circle", "square")
 SMALL = ("preprocess.short=64", "preprocess.long=96", "model.channels=8", "roi.hidden=16", "predict.score=0")

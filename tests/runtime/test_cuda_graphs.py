@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rcnn.engine.cuda_graphs import Captured, CudaGraphs
+from rcnn.runtime.cuda_graphs import Captured, CudaGraphs
 
 
 class Outputs(NamedTuple):

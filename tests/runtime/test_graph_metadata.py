@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from rcnn.engine.metadata import ENTRY, FileMetadata, entries, read_entries
 from rcnn.errors import WeightsError
-from tests.engine import graphs
+from rcnn.runtime.graph_metadata import ENTRY, FileMetadata, entries, read_entries
+from tests.runtime import graphs
 
 
 def test_what_is_written_is_read() -> None:

@@ -13,12 +13,12 @@ from onnx import TensorProto, helper
 from PIL import Image
 
 import rcnn
-from rcnn.engine import packages
-from rcnn.engine.metadata import ENTRY, entries
 from rcnn.errors import WeightsError
+from rcnn.runtime import packages
+from rcnn.runtime.graph_metadata import ENTRY, entries
 from tests.commands import BYTES, Ended
 from tests.commands import run as run_limited
-from tests.engine import graphs
+from tests.runtime import graphs
 
 
 @pytest.fixture(scope="module")

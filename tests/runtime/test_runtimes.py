@@ -13,16 +13,16 @@ import torch
 
 import rcnn
 from rcnn.data.dataset import Dataset
-from rcnn.data.find import open_dataset
+from rcnn.data.formats.find import open_dataset
 from rcnn.detector import Detector
-from rcnn.engine import onnx as onnx_engine
-from rcnn.engine import openvino as openvino_engine
-from rcnn.engine import packages
-from rcnn.engine.graph import GraphEngine
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, UnavailableError, WeightsError
 from rcnn.evaluate import evaluate, val
 from rcnn.model.structures import Batch, NormalisedBatch
-from tests.engine import graphs
+from rcnn.runtime import onnx as onnx_engine
+from rcnn.runtime import openvino as openvino_engine
+from rcnn.runtime import packages
+from rcnn.runtime.graph import GraphEngine
+from tests.runtime import graphs
 
 WHITE = np.full((60, 80, 3), 255, dtype=np.uint8)  # resized to 64 x 85, in a bucket of 64 x 96
 PLACES = [[8.0, 12.0, 40.0, 36.0], [40.0, 30.0, 80.0, 60.0]]
@@ -376,14 +376,14 @@ def test_nobody_is_told_that_a_file_was_loaded(files: dict[str, Path]) -> None:
     """In a fresh process: openvino's telemetry starts with its import."""
     program = """
 import os, sys
-import rcnn.exchange.zoo  # with torch, whose import looks for libraries
+import rcnn.open_model  # with torch, whose import looks for libraries
 def note(event, arguments):
     asks = event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname")
     if asks or event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork"):
         os.write(1, f"{event} {arguments!r}\\n".encode())
 sys.addaudithook(note)
 import numpy, rcnn, time
-from rcnn.engine.packages import openvino
+from rcnn.runtime.packages import openvino
 for file in sys.argv[1:]:
     assert len(rcnn.load(file).predict(numpy.full((60, 80, 3), 255, dtype=numpy.uint8))[0]) == 2
 openvino().convert_model(sys.argv[1])

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from rcnn.backbones.build import build_backbone
 from rcnn.backbones.norm import fold_batch_norm
 from rcnn.config import Settings
-from rcnn.engine.steady import SteadyConv2d, make_steady
 from rcnn.model.fast_rcnn import FastRCNN
+from rcnn.runtime.steady import SteadyConv2d, make_steady
 
 
 @pytest.mark.parametrize("shape", [(32, 64), (97, 130), (224, 320)])

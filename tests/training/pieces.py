@@ -13,7 +13,7 @@ import rcnn.training.recorders.history as history_file
 import rcnn.training.recorders.report_page as page_file
 import rcnn.training.train as train_file
 from rcnn.config import Train
-from rcnn.data.loader import Item
+from rcnn.data.loading.loader import Item
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.training.distributed import Team
 from rcnn.training.ema import EMA

@@ -9,9 +9,9 @@ from torch import Tensor
 import rcnn.training.session as session_file
 import rcnn.training.train as train_file
 from rcnn.config import override, read
-from rcnn.data.find import open_dataset, open_splits
-from rcnn.data.given import Given, ProposalSet
-from rcnn.data.loader import Loader
+from rcnn.data.formats.find import open_dataset, open_splits
+from rcnn.data.loading.loader import Loader
+from rcnn.data.proposals.given import Given, ProposalSet
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError

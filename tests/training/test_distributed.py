@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rcnn.data.loader import Item
+from rcnn.data.loading.loader import Item
 from rcnn.training.distributed import team, with_strides
 from rcnn.training.loop import backward
 from tests.model import tiny

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 
-import rcnn.data.search as search_file
+import rcnn.data.proposals.search as search_file
 import rcnn.training.session as session_file
 from rcnn.config import read
-from rcnn.data.find import open_splits
-from rcnn.data.given import Given, ranked
-from rcnn.data.proposals import read_proposals
-from rcnn.data.search import search_files
+from rcnn.data.formats.find import open_splits
+from rcnn.data.proposals.given import Given, ranked
+from rcnn.data.proposals.read import read_proposals
+from rcnn.data.proposals.search import search_files
 from rcnn.errors import DataError, SettingsError
 from rcnn.presets import settings_of
 from rcnn.training.distributed import Team

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn
 
+from rcnn import open_model
 from rcnn.config import override
 from rcnn.detector import Detector
 from rcnn.errors import WeightsError
-from rcnn.exchange import zoo
 from rcnn.presets import build, settings_of
 from rcnn.training.fine_tune import NETWORK, fine_tuning_settings
 from rcnn.training.init import initialise
@@ -60,12 +60,12 @@ def test_images_of_other_channels_adapt_the_first_convolution(run: Path) -> None
 def test_torchvisions_detectors_are_taken_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
     torch.save(model.state_dict(), tmp_path / "theirs.pth")
-    monkeypatch.setattr(zoo, "fetch", lambda _: tmp_path / "theirs.pth")
+    monkeypatch.setattr(open_model, "fetch", lambda _: tmp_path / "theirs.pth")
     name = "torchvision/fasterrcnn_mobilenet_v3_large_320_fpn"
     settings = fine_tuning_settings(name)
     assert (settings.train.init, settings.preprocess.short, settings.preprocess.long) == (name, 320, 640)
     start = initialise(settings, ("screw",))
-    theirs, ours = zoo.load(name, "cpu").model.state_dict(), start.model.state_dict()
+    theirs, ours = open_model.load(name, "cpu").model.state_dict(), start.model.state_dict()
     same = [key for key in ours if key.startswith(("backbone", "rpn")) and not key.endswith("num_batches_tracked")]
     assert same
     assert all(torch.equal(ours[key], theirs[key]) for key in same)

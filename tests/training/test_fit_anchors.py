@@ -10,8 +10,8 @@ from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset, Record
 from rcnn.presets import settings_of
 from rcnn.training import train as train_file
-from rcnn.training.anchors import settle_anchors
 from rcnn.training.distributed import Team
+from rcnn.training.fit_anchors import settle_anchors
 
 AUTO = {"anchors": {"fit": "auto"}}
 

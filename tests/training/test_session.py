@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rcnn.config import Settings, override
-from rcnn.data.loader import Item
+from rcnn.data.loading.loader import Item
 from rcnn.errors import TrainingError
 from rcnn.presets import settings_of
 from rcnn.training import session

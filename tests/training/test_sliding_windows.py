@@ -10,15 +10,15 @@ import rcnn.evaluate as evaluate_file
 import rcnn.training.loop as loop_file
 import rcnn.training.session as session_file
 from rcnn.config import override
-from rcnn.data.find import open_dataset, open_splits
-from rcnn.data.given import SlidingWindows
-from rcnn.data.loader import Loader
+from rcnn.data.formats.find import open_dataset, open_splits
+from rcnn.data.loading.loader import Loader
+from rcnn.data.proposals.given import SlidingWindows
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.evaluate import evaluate
 from rcnn.model.structures import Batch
 from rcnn.presets import settings_of
-from rcnn.training.anchors import settle_anchors
+from rcnn.training.fit_anchors import settle_anchors
 from rcnn.training.session import Session, is_late
 from rcnn.training.train import Run, train
 from tests.training.test_alternating import Killed, data, no_pictures  # noqa: F401

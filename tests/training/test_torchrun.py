@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from rcnn.data.find import open_splits
+from rcnn.data.formats.find import open_splits
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
 from rcnn.presets import build, settings_of

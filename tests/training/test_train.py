@@ -25,8 +25,8 @@ from rcnn.data.synthetic import synthesise
 from rcnn.errors import DataError, Interrupted, SettingsError, TrainingError
 from rcnn.evaluate import Metrics
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.page.report import write_report
-from rcnn.page.subject import read_subject
+from rcnn.report.page import write_report
+from rcnn.report.subject import read_subject
 from rcnn.training import checkpoint
 from rcnn.training.distributed import Team
 from rcnn.training.session import Session, is_late

@@ -6,13 +6,13 @@ import torch
 
 from rcnn.config import Settings
 from rcnn.errors import WeightsError
-from rcnn.exchange.caffe import export_arrays, import_arrays, swap_scores
-from rcnn.exchange.detectors import import_weights
+from rcnn.interop.detectors import import_weights
 from rcnn.model.boxes import decode
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build, settings_of
 from rcnn.weights.adapt import fill
 from rcnn.weights.caffe import read_arrays
+from rcnn.weights.caffe_detector import export_arrays, import_arrays, swap_scores
 
 NARROW = ["roi.hidden=16"]
 
@@ -133,7 +133,7 @@ def test_missing_foreign_and_odd_names_are_said(settings: Settings, arrays):
 
 
 def test_an_npz_is_imported_as_a_detector(arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("rcnn.exchange.detectors.settings_of", lambda arch: settings_of(arch, NARROW))
+    monkeypatch.setattr("rcnn.interop.detectors.settings_of", lambda arch: settings_of(arch, NARROW))
     np.savez(tmp_path / "zf.npz", **arrays)
     detector = import_weights(tmp_path / "zf.npz", "paper-zf", ["a", "b", "c"])
     assert detector.names == ("a", "b", "c")

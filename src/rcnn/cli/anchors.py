@@ -10,7 +10,7 @@ import typer
 from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
-    from rcnn.insight.anchors.study import Study
+    from rcnn.diagnose.anchors.study import Study
 
 SHOWN = 10
 """Number of objects without an anchor that are listed on the screen."""
@@ -33,10 +33,10 @@ def anchors(
     Example: rcnn anchors data/ --model mobilenet-fpn --sizes 1 preprocess.short=600
     """
     from rcnn.cli.files import fresh_folder
-    from rcnn.data.find import open_dataset
-    from rcnn.insight.anchors.fit import setting_words
-    from rcnn.insight.anchors.plots import plot_anchors
-    from rcnn.insight.anchors.study import study
+    from rcnn.data.formats.find import open_dataset
+    from rcnn.diagnose.anchors.fit import setting_words
+    from rcnn.diagnose.anchors.picture import plot_anchors
+    from rcnn.diagnose.anchors.study import study
 
     path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
     network = _network(model, changes)
@@ -67,7 +67,7 @@ def _network(model: str, changes: list[str]) -> Any:
     import torch
 
     from rcnn.cli.loading import load_detector
-    from rcnn.exchange.zoo import NAMES
+    from rcnn.open_model import NAMES
     from rcnn.presets import build, settings_of
 
     if model in NAMES or model.endswith(".safetensors") or Path(model).is_file():
@@ -78,7 +78,7 @@ def _network(model: str, changes: list[str]) -> Any:
 
 def show(result: "Study") -> None:
     """Print tables of all objects, by size, by aspect, and by number of positive anchors."""
-    from rcnn.insight.anchors.fit import setting_words
+    from rcnn.diagnose.anchors.fit import setting_words
 
     for name, coverage in result.coverages.items():
         screen.say(f"{name}: {' '.join(setting_words(coverage.anchors))}")

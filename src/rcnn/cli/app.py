@@ -137,7 +137,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if (code := getattr(error, "exit_code", None)) is not None:
         return code, str(error)
     if "DataLoader" in str(error):
-        from rcnn.data.loader import lost_worker
+        from rcnn.data.loading.loader import lost_worker
 
         if isinstance(error, RuntimeError) and (reason := lost_worker(error)):
             return 1, reason

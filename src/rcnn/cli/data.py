@@ -14,7 +14,7 @@ from rcnn.cli.habits import Command
 if TYPE_CHECKING:
     from rcnn.data.dataset import Record
     from rcnn.data.stats import Stats
-    from rcnn.insight.mosaic import Tile
+    from rcnn.plots.contact_sheet import Tile
 
 app = typer.Typer(help="Look at a data set: check, stats, show, convert.", no_args_is_help=True)
 
@@ -68,11 +68,11 @@ def stats(
     Example: rcnn data stats data/ --out stats
     """
     from rcnn.cli.files import fresh_folder
-    from rcnn.data.find import open_lists
+    from rcnn.data.formats.find import open_lists
     from rcnn.data.stats import statistics
     from rcnn.errors import SettingsError
-    from rcnn.insight.plots import plot_labels
-    from rcnn.preprocess.sources import is_image
+    from rcnn.images.sources import is_image
+    from rcnn.plots.run_plots import plot_labels
 
     if is_image(out.name):
         raise SettingsError(f"--out {out}: give a folder; there is a picture of each list")
@@ -110,9 +110,9 @@ def show(
     from random import Random
 
     from rcnn.cli.files import fresh_folder, new_file, outside_data
-    from rcnn.data.find import open_dataset
-    from rcnn.insight.mosaic import mosaic
-    from rcnn.preprocess.sources import is_image
+    from rcnn.data.formats.find import open_dataset
+    from rcnn.images.sources import is_image
+    from rcnn.plots.contact_sheet import mosaic
 
     if is_image(out.name):
         new_file(out, (".png", ".jpg", ".jpeg"))
@@ -137,8 +137,8 @@ def _tiles(records: Sequence["Record"], settings: config.Settings) -> Iterator["
         ImageError: an image can't be read, and faults stop.
     """
     from rcnn.errors import ImageError
-    from rcnn.insight.mosaic import Tile
-    from rcnn.preprocess.decode import read_image
+    from rcnn.images.decode import read_image
+    from rcnn.plots.contact_sheet import Tile
 
     data, channels = settings.data, settings.preprocess.in_channels
     # Without a model, any image can be shown.
@@ -167,7 +167,7 @@ def convert(
     Example: rcnn data convert data/ --to coco --out copy
     """
     from rcnn.data import convert as converting
-    from rcnn.data.find import open_lists
+    from rcnn.data.formats.find import open_lists
 
     path, settings = _opened(words, on_fault)
     with screen.stdout_for_json(json):

@@ -35,15 +35,15 @@ def demo(
     """
     from rcnn.cli.files import empty_folder
     from rcnn.cli.val import show, summary
-    from rcnn.data.find import open_dataset
+    from rcnn.data.formats.find import open_dataset
     from rcnn.data.synthetic import synthesise
     from rcnn.detector import Detector
     from rcnn.evaluate import evaluate
-    from rcnn.page.parts import PAGE
-    from rcnn.page.report import keep_scores, render
-    from rcnn.page.scores import Scored
-    from rcnn.page.subject import read_subject
     from rcnn.presets import settings_of
+    from rcnn.report.page import keep_scores, render
+    from rcnn.report.parts import PAGE
+    from rcnn.report.scores import Scored
+    from rcnn.report.subject import read_subject
     from rcnn.training.train import train
     from rcnn.weights.file import atomic_write
 

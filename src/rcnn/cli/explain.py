@@ -10,7 +10,7 @@ from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
-    from rcnn.insight.stages.follow import Walkthrough
+    from rcnn.diagnose.explain.follow import Walkthrough
     from rcnn.metrics.types import Truth
 
 SHOWN = 20
@@ -49,13 +49,13 @@ def explain(
     """
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector
-    from rcnn.data.find import find_layout
+    from rcnn.data.formats.find import find_layout
+    from rcnn.diagnose.explain.follow import counts, follow
+    from rcnn.diagnose.explain.pictures import draw_stages
     from rcnn.errors import printable
-    from rcnn.insight.stages.follow import counts, follow
-    from rcnn.insight.stages.pictures import draw_stages
-    from rcnn.preprocess.decode import image_size
-    from rcnn.preprocess.sources import files
-    from rcnn.preprocess.stream import read_picture
+    from rcnn.images.decode import image_size
+    from rcnn.images.sources import files
+    from rcnn.images.stream import read_picture
 
     image, changes = arguments.one_path(words, "IMAGE")
     if not image.is_dir():
@@ -77,7 +77,7 @@ def explain(
         screen.say(f"\n{screen.several(len(pictures), 'picture')}: {pictures[0].parent}; begin with {pictures[0]}")
         page = None
         if html:
-            from rcnn.page.inside import write_inside
+            from rcnn.look.inside import write_inside
 
             page = write_inside(
                 stages, detector.settings.rpn, folder / "inside.html", printable(image.name), Path(model).name
@@ -94,7 +94,7 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
     Raises:
         DataError: the data has no such image, or several of that name.
     """
-    from rcnn.data.find import open_dataset
+    from rcnn.data.formats.find import open_dataset
     from rcnn.errors import DataError
     from rcnn.metrics.types import Truth
 
@@ -133,7 +133,7 @@ def _side_by_side(box: list[float]) -> str:
 
 def _trees(stages: "Walkthrough") -> list[dict[str, Any]]:
     """Return every detection with its anchor and proposal, boxes in pixels of the resized image."""
-    from rcnn.insight.stages.ways import ways
+    from rcnn.diagnose.explain.ways import ways
 
     return [
         {

@@ -87,10 +87,10 @@ def _graph(detector: "Detector", target: Path, size: tuple[int, int] | None, ima
     """Write the whole detector, and tell how it compares with the file."""
     from dataclasses import asdict
 
-    from rcnn.engine.parity import PIXELS, SCORE
-    from rcnn.exchange.exported import write
-    from rcnn.preprocess.sources import files
-    from rcnn.preprocess.stream import read_picture
+    from rcnn.exporting.export import write
+    from rcnn.exporting.parity import PIXELS, SCORE
+    from rcnn.images.sources import files
+    from rcnn.images.stream import read_picture
 
     pictures = (read_picture(path, detector.settings) for path in (files(images) if images else ()))
     parity = write(detector, target, size=size, pictures=pictures, tell=screen.note)
@@ -112,9 +112,9 @@ def _graph(detector: "Detector", target: Path, size: tuple[int, int] | None, ima
 
 def _weights(detector: "Detector", target: Path, format: str) -> dict[str, Any]:
     """Write the weights under the names of another library; for torchvision, print a program that loads them."""
-    from rcnn.exchange.caffe import write_arrays
-    from rcnn.exchange.detectors import to_caffe, to_torchvision
-    from rcnn.exchange.torchvision_export import program, write
+    from rcnn.interop.detectors import to_caffe, to_torchvision
+    from rcnn.interop.torchvision_export import program, write
+    from rcnn.weights.caffe_detector import write_arrays
 
     names = ["__background__", *detector.names]
     if format == "torchvision":

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rcnn.errors import SettingsError
-from rcnn.preprocess.sources import MARK, is_below_results, mark_results
+from rcnn.images.sources import MARK, is_below_results, mark_results
 
 if TYPE_CHECKING:
     from rcnn.data.dataset import Dataset

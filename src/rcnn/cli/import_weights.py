@@ -31,7 +31,7 @@ def import_weights(
     """
     from rcnn.cli.files import new_file
     from rcnn.errors import SettingsError
-    from rcnn.exchange import detectors
+    from rcnn.interop import detectors
 
     if list_:
         if json:

@@ -10,7 +10,7 @@ from rcnn.cli import arguments, screen
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rcnn.engine.graph import Contents
+    from rcnn.runtime.graph import Contents
     from rcnn.weights.metadata import Metadata
 
 
@@ -41,9 +41,9 @@ def examine(path: Path) -> dict[str, Any]:
     """
     import torch
 
-    from rcnn.engine.files import contents, is_exported
-    from rcnn.exchange.kinds import kind_of
-    from rcnn.exchange.unpickle import read_pickle
+    from rcnn.interop.recognise import kind_of
+    from rcnn.interop.unpickle import read_pickle
+    from rcnn.runtime.by_suffix import contents, is_exported
     from rcnn.weights.backbone import read_tensors
     from rcnn.weights.caffe import read_arrays
     from rcnn.weights.file import ENTRY, load_weights, read_safetensors, weights_of_run

@@ -7,8 +7,8 @@ import rcnn
 from rcnn.cli import screen
 from rcnn.config.elsewhere import IMAGE_SIZE
 from rcnn.detector import Detector
-from rcnn.engine.files import is_exported
 from rcnn.evaluate import Shard
+from rcnn.runtime.by_suffix import is_exported
 from rcnn.training.distributed import Team, team
 
 

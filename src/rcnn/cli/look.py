@@ -15,7 +15,7 @@ from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
-    from rcnn.page.runs import Runs
+    from rcnn.look.runs import Runs
 
 WEIGHTS = (".safetensors", ".onnx", ".xml", ".pth", ".pt", ".pkl", ".caffemodel")
 RUNS = Path("runs/train")
@@ -47,16 +47,16 @@ def look(
     Example: rcnn look runs/train/exp-1
     """
     try:
-        from rcnn.page import server
-        from rcnn.page.thumbnails import Thumbnails, cache_folder
+        from rcnn.look import server
+        from rcnn.look.thumbnails import Thumbnails, cache_folder
     except ImportError as error:
         from rcnn.errors import UnavailableError
 
         raise UnavailableError(f"rcnn look needs a web server ({error}); get it by: pip install 'rcnn[look]'") from None
     from rcnn.cli.files import fresh_folder
-    from rcnn.page.album import Album
-    from rcnn.page.corrections import Corrections
-    from rcnn.page.verdicts import Verdicts
+    from rcnn.look.album import Album
+    from rcnn.look.corrections import Corrections
+    from rcnn.look.verdicts import Verdicts
 
     load, data, runs = _subjects(words, device)
     place = server.bind(host, port)
@@ -98,7 +98,7 @@ def _subjects(words: list[str], device: str | None) -> Subjects:
     """
     from rcnn.cli.loading import load_detector
     from rcnn.errors import DataError, SettingsError
-    from rcnn.page.runs import Runs, holds_runs, is_run
+    from rcnn.look.runs import Runs, holds_runs, is_run
     from rcnn.weights.file import weights_of_run
 
     names, changes = arguments.split(words)

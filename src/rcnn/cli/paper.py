@@ -57,7 +57,7 @@ def paper(
     from rcnn.cli.report import page_of
     from rcnn.errors import TrainingError
     from rcnn.paper.conduct import conduct
-    from rcnn.paper.plots import plot
+    from rcnn.paper.figures import plot
     from rcnn.paper.report import keep_part, write_page
     from rcnn.training.train import choose_settings
 
@@ -82,7 +82,7 @@ def paper(
 
 def with_proposals(settings: Settings, source: str | None) -> Settings:
     """Return the settings with another source of proposals than Selective Search, the default of experiments."""
-    from rcnn.data.proposals import WORDS
+    from rcnn.data.proposals.read import WORDS
 
     if source is None:
         return settings

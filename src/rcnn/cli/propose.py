@@ -45,7 +45,7 @@ def propose(
     Example: rcnn propose runs/train/exp-1 photos/ --top 100
     """
     from rcnn.cli import stream
-    from rcnn.data.search import SEARCHES
+    from rcnn.data.proposals.search import SEARCHES
     from rcnn.model.sliding_windows import SLIDING_WINDOWS
 
     def run(results: "Iterable[Result]", remarks: Mapping[str, str]) -> None:

@@ -27,7 +27,7 @@ def report(
     Example: rcnn report runs/train/exp-1 runs/train/exp-2 --out both.html
     """
     from rcnn.cli.files import new_file
-    from rcnn.page.report import read_subjects, render, write_report
+    from rcnn.report.page import read_subjects, render, write_report
     from rcnn.weights.file import atomic_write
 
     with screen.stdout_for_json(json):
@@ -55,7 +55,7 @@ def describe(folder: Path, model: str, settings: "Settings") -> None:
 @contextmanager
 def page_of(folder: Path) -> Iterator[None]:
     """Write the page of a folder of results after what it is made from; if that fails, a sentence says so."""
-    from rcnn.page.report import write_report
+    from rcnn.report.page import write_report
 
     try:
         yield

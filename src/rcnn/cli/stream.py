@@ -19,19 +19,19 @@ from rcnn.cli.loading import load_detector, sharing
 from rcnn.cli.writers import FORMATS, Target, merge_parts, shared_stems
 from rcnn.config import Data, Settings, override
 from rcnn.config.files import read_text
-from rcnn.data.coco import LARGEST_JSON
 from rcnn.data.dataset import Record
-from rcnn.data.find import Split, open_dataset
-from rcnn.data.given import Given, SlidingWindows, place
-from rcnn.data.proposals import find_proposals
-from rcnn.data.search import search_files
+from rcnn.data.formats.coco import LARGEST_JSON
+from rcnn.data.formats.find import Split, open_dataset
+from rcnn.data.proposals.given import Given, SlidingWindows, place
+from rcnn.data.proposals.read import find_proposals
+from rcnn.data.proposals.search import search_files
 from rcnn.detector import Detector, Propose
 from rcnn.errors import DataError, ImageError, SettingsError
+from rcnn.images.batch import Preprocessor
+from rcnn.images.decode import image_size
+from rcnn.images.sources import base_of, files
 from rcnn.model.sliding_windows import SLIDING_WINDOWS, sliding_windows
 from rcnn.model.structures import Batch, Proposals
-from rcnn.preprocess.batch import Preprocessor
-from rcnn.preprocess.decode import image_size
-from rcnn.preprocess.sources import base_of, files
 from rcnn.presets import build
 from rcnn.result import Result
 from rcnn.weights.adapt import shapes_alone

@@ -115,12 +115,12 @@ def check_resume(folder: Path, others: Sequence[object]) -> None:
 
 def plan(settings: Settings) -> dict[str, Any]:
     """Print what training would do: settings, data, sizes, steps, parameters."""
-    from rcnn.data.find import open_splits
-    from rcnn.data.loader import Loader
-    from rcnn.data.proposals import WORDS, open_proposals
-    from rcnn.data.windows import training_windows
+    from rcnn.data.formats.find import open_splits
+    from rcnn.data.loading.loader import Loader
+    from rcnn.data.loading.windows import training_windows
+    from rcnn.data.proposals.read import WORDS, open_proposals
     from rcnn.presets import build
-    from rcnn.training.anchors import settle_anchors
+    from rcnn.training.fit_anchors import settle_anchors
     from rcnn.training.proposals import together
     from rcnn.training.schemes import stages_of
 
@@ -160,7 +160,7 @@ def plan(settings: Settings) -> dict[str, Any]:
 
 def sizes(settings: Settings, dataset: "Dataset") -> list[dict[str, Any]]:
     """Return one row per size of the images, or of their windows, most frequent first."""
-    from rcnn.preprocess.batch import Preprocessor
+    from rcnn.images.batch import Preprocessor
 
     preprocessor = Preprocessor(settings.preprocess)
     counts = Counter((record.size, record.view.resized if record.view else None) for record in dataset.records)

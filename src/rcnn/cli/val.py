@@ -41,12 +41,12 @@ def val(
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector, sharing
     from rcnn.cli.report import describe, page_of
-    from rcnn.data.find import find_layout, open_dataset
-    from rcnn.data.given import ProposalSet, SlidingWindows
+    from rcnn.data.formats.find import find_layout, open_dataset
+    from rcnn.data.proposals.given import ProposalSet, SlidingWindows
     from rcnn.evaluate import evaluate
     from rcnn.model.sliding_windows import SLIDING_WINDOWS
-    from rcnn.page.report import keep_scores
-    from rcnn.page.scores import Scored
+    from rcnn.report.page import keep_scores
+    from rcnn.report.scores import Scored
     from rcnn.training.proposals import shared_proposals
 
     with screen.stdout_for_json(json), sharing(device) as (team, shard):

@@ -11,7 +11,7 @@ from rcnn.cli import arguments, screen
 from rcnn.errors import SettingsError
 
 if TYPE_CHECKING:
-    from rcnn.insight.funnel.report import Group, WhyReport
+    from rcnn.diagnose.why.tables import Group, WhyReport
 
 SHOWN = 20
 """Number of classes in the table, those with most losses first."""
@@ -39,10 +39,10 @@ def why(
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector
     from rcnn.cli.report import describe, page_of
-    from rcnn.data.find import find_layout, open_dataset
-    from rcnn.insight.funnel import why as insight
-    from rcnn.insight.funnel.pictures import draw_funnel, draw_worst
-    from rcnn.insight.funnel.report import document, report
+    from rcnn.data.formats.find import find_layout, open_dataset
+    from rcnn.diagnose.why import why as insight
+    from rcnn.diagnose.why.pictures import draw_funnel, draw_worst
+    from rcnn.diagnose.why.tables import document, report
 
     with screen.stdout_for_json(json):
         path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
@@ -79,9 +79,9 @@ def why(
 
 def show(report: "WhyReport") -> None:
     """Print losses and false alarms by size, with the AP if each were mended, and losses by class."""
-    from rcnn.insight.funnel.kinds import ALARMS, FOUND
-    from rcnn.insight.funnel.pictures import TAGS
-    from rcnn.insight.funnel.report import groups, places
+    from rcnn.diagnose.why.outcomes import ALARMS, FOUND
+    from rcnn.diagnose.why.pictures import TAGS
+    from rcnn.diagnose.why.tables import groups, places
 
     answer = report.why
     objects, alarms = groups(answer.outcomes, answer.names), groups(answer.alarms, answer.names)

@@ -14,8 +14,8 @@ from typing import Any
 
 from rcnn.cli import screen
 from rcnn.config.files import LONGEST_NAME
-from rcnn.data.folders import write_text
-from rcnn.data.yolo_yaml import yaml_text
+from rcnn.data.formats.folders import write_text
+from rcnn.data.formats.yolo_yaml import yaml_text
 from rcnn.result import Result
 
 DRAWABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}

@@ -7,7 +7,7 @@ from typing import Any
 
 from rcnn.config import Data
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.find import distinct_lists, find_layout, read_list
+from rcnn.data.formats.find import distinct_lists, find_layout, read_list
 from rcnn.data.pixels import ProgressCallback, decode_images
 from rcnn.data.stats import Stats, statistics
 from rcnn.errors import DataError

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from rcnn.data.dataset import Dataset
-from rcnn.data.find import FORMATS
+from rcnn.data.formats.find import FORMATS
 from rcnn.errors import SettingsError
 
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from rcnn.preprocess.views import View
+from rcnn.images.views import View
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from rcnn.config import Data
 from rcnn.config.files import unfit_name
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.errors import ImageError
-from rcnn.preprocess.decode import Look, verify_image
+from rcnn.images.decode import Look, verify_image
 
 ProgressCallback = Callable[[int, int], None]
 _TWELVE_BIT = 4096

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from rcnn.config import Data
 from rcnn.data.convert import convert
-from rcnn.data.find import open_lists
+from rcnn.data.formats.find import open_lists
 
 Place = tuple[int, int]
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rcnn.insight.funnel.why import find_alarms
+from rcnn.diagnose.why.why import find_alarms
 from rcnn.metrics.types import Prediction, Truth
 
 DOUBTS = {

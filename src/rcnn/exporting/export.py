@@ -12,14 +12,15 @@ import numpy as np
 import torch
 
 from rcnn.detector import Detector
-from rcnn.engine import export, packages
-from rcnn.engine.eager import Eager
-from rcnn.engine.metadata import entries
-from rcnn.engine.parity import PIXELS, SCORE, Parity, compare
-from rcnn.engine.precision import chosen_precision
 from rcnn.errors import ExportError, SettingsError
+from rcnn.exporting import graph_files
+from rcnn.exporting.parity import PIXELS, SCORE, Parity, compare
+from rcnn.images.batch import Preprocessor, Size
 from rcnn.model.structures import Batch
-from rcnn.preprocess.batch import Preprocessor, Size
+from rcnn.runtime import packages
+from rcnn.runtime.eager import Eager
+from rcnn.runtime.graph_metadata import entries
+from rcnn.runtime.precision import chosen_precision
 
 SHOWN = 3
 """Pictures that file and detector are compared on."""
@@ -62,12 +63,12 @@ def write(
     with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         onnx = Path(folder, "trial.onnx")
         tell("tracing the network and translating it to ONNX")
-        program = export.to_onnx(detector.model, size)
-        export.save_onnx(program, onnx, entries(detector, size))
-        save, trial = partial(export.save_onnx, program), onnx
+        program = graph_files.to_onnx(detector.model, size)
+        graph_files.save_onnx(program, onnx, entries(detector, size))
+        save, trial = partial(graph_files.save_onnx, program), onnx
         if openvino:
             tell("converting it for OpenVINO")
-            save, trial = partial(export.save_openvino, export.to_openvino(onnx)), Path(folder, "trial.xml")
+            save, trial = partial(graph_files.save_openvino, graph_files.to_openvino(onnx)), Path(folder, "trial.xml")
             save(trial, entries(detector, size))
         tell("comparing the file with the detector")
         exported = Detector.load(trial).with_settings(["predict.precision=float32"])

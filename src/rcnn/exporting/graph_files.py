@@ -10,23 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from rcnn.engine import packages
-from rcnn.engine.eager import folded
-from rcnn.engine.metadata import DIGEST, digest
-from rcnn.engine.onnx import weights_of
-from rcnn.engine.openvino import add_entries, pieces
-from rcnn.engine.translate import table
 from rcnn.errors import SettingsError
+from rcnn.exporting.translate import table
+from rcnn.images.batch import Size
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.pixels import pixel_dtype
+from rcnn.model.normalise import pixel_dtype
 from rcnn.model.structures import Batch
-from rcnn.preprocess.batch import Size
+from rcnn.runtime import packages
+from rcnn.runtime.eager import folded
+from rcnn.runtime.graph_metadata import DIGEST, digest
+from rcnn.runtime.onnx import weights_of
+from rcnn.runtime.openvino import add_entries, pieces
 
 OPSET = 18
 
 
 class Graph(nn.Module):
-    """A detector as one function of tensors, with names for them (see `rcnn.engine.graph`).
+    """A detector as one function of tensors, with names for them (see `rcnn.runtime.graph`).
 
     Normalisation, the mask of the padding, the network and suppression are inside; batch norm is folded.
 

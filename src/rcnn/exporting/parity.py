@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rcnn.engine.protocol import Engine
 from rcnn.model.structures import AnyBatch, Detections, Proposals
+from rcnn.runtime.protocol import Engine
 
 PIXELS, SCORE, SHARE = 0.05, 1e-3, 0.995
 """Boxes agree if no coordinate (pixels of the resized image) and no score differs by more; this share of all must."""

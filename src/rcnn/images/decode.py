@@ -14,8 +14,8 @@ from PIL import Image
 
 from rcnn.config.files import MB, UnfitFile, check_regular, unfit_name
 from rcnn.errors import ImageError
-from rcnn.preprocess.npy import MAGIC, open_array, pieces, read_array
-from rcnn.preprocess.values import STRIP, check_floats, limit, other_channels, quantised, to_uint8
+from rcnn.images.npy import MAGIC, open_array, pieces, read_array
+from rcnn.images.values import STRIP, check_floats, limit, other_channels, quantised, to_uint8
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm"),

@@ -12,10 +12,10 @@ from PIL import Image
 
 from rcnn.config import Settings
 from rcnn.errors import ImageError
-from rcnn.preprocess.batch import Size
-from rcnn.preprocess.decode import as_array, image_size, named_errors, open_image
-from rcnn.preprocess.values import limit
-from rcnn.preprocess.views import View
+from rcnn.images.batch import Size
+from rcnn.images.decode import as_array, image_size, named_errors, open_image
+from rcnn.images.values import limit
+from rcnn.images.views import View
 
 MOST_WHOLE = 400_000_000
 """Pixels of a picture whose format can only be decoded as a whole."""

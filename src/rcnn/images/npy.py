@@ -7,7 +7,7 @@ import numpy as np
 
 from rcnn.config.files import check_regular
 from rcnn.errors import ImageError
-from rcnn.preprocess.values import STRIP, check_floats, limit, other_channels, other_type, quantised
+from rcnn.images.values import STRIP, check_floats, limit, other_channels, other_type, quantised
 
 MAGIC = b"\x93NUMPY"
 """The beginning of every .npy file."""

@@ -8,7 +8,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from rcnn.errors import ImageError
-from rcnn.preprocess.decode import IMAGE_SUFFIXES
+from rcnn.images.decode import IMAGE_SUFFIXES
 
 VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".ts", ".3gp")
 """Suffixes of videos."""

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from rcnn.config import Settings
 from rcnn.errors import ImageError
+from rcnn.images.ahead import ahead, spare_cores
+from rcnn.images.batch import Preprocessor, Size
+from rcnn.images.decode import as_array, read_image
+from rcnn.images.large import large_size, open_windows
+from rcnn.images.sources import files
+from rcnn.images.views import View
 from rcnn.model.structures import Batch, NormalisedBatch
-from rcnn.preprocess.ahead import ahead, spare_cores
-from rcnn.preprocess.batch import Preprocessor, Size
-from rcnn.preprocess.decode import as_array, read_image
-from rcnn.preprocess.large import large_size, open_windows
-from rcnn.preprocess.sources import files
-from rcnn.preprocess.views import View
 
 Picture = str | Path | np.ndarray | Image.Image | Tensor
 """An image, or as text a file, folder or glob."""

@@ -12,7 +12,7 @@ import numpy as np
 
 from rcnn.config import LARGEST_SIDE, LEAST_TILE, Settings
 from rcnn.errors import SettingsError
-from rcnn.preprocess.batch import Preprocessor, Size
+from rcnn.images.batch import Preprocessor, Size
 
 EDGE = 2.0
 """Pixels of the network's input: a box that ends this close to an inner edge of its window counts as cut by it."""

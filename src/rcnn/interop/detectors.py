@@ -10,18 +10,19 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.detector import Detector
-from rcnn.engine.files import is_exported
 from rcnn.errors import WeightsError
-from rcnn.exchange import caffe, detectron2, torchvision, torchvision_export
-from rcnn.exchange.imported import Imported
-from rcnn.exchange.unpickle import read_pickle
+from rcnn.interop import detectron2, torchvision, torchvision_export
+from rcnn.interop.unpickle import read_pickle
 from rcnn.presets import build, settings_of
+from rcnn.runtime.by_suffix import is_exported
+from rcnn.weights import caffe_detector
 from rcnn.weights.adapt import fill, weights_follow
 from rcnn.weights.backbone import read_tensors
 from rcnn.weights.caffe import read_arrays
 from rcnn.weights.file import first_line
+from rcnn.weights.imported import Imported
 
-ARCHITECTURES = (*torchvision.ARCHITECTURES, *caffe.ARCHITECTURES, *detectron2.ARCHITECTURES)
+ARCHITECTURES = (*torchvision.ARCHITECTURES, *caffe_detector.ARCHITECTURES, *detectron2.ARCHITECTURES)
 """Names for `import_weights`: torchvision's detectors, the paper's networks, configurations of detectron2."""
 
 
@@ -30,7 +31,7 @@ def from_torchvision(model: nn.Module, names: Sequence[str] | None = None) -> De
 
     Everything is read from the instance: sizes, anchors, thresholds, heads. A backbone or a head that is not
     torchvision's own is kept as it is; `Detector.load` then needs such a module again, as
-    `rcnn.exchange.torchvision_backbone.as_backbone(MODULE)` or `rcnn.exchange.torchvision.UserHead(MODULE, features)`.
+    `rcnn.interop.torchvision_backbone.as_backbone(MODULE)` or `rcnn.interop.torchvision.UserHead(MODULE, features)`.
 
     Args:
         model: made by one of torchvision's functions, or put together from its parts. It is not changed.
@@ -75,8 +76,8 @@ def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imp
     path = Path(path)
     if is_exported(path):
         raise WeightsError(f"{path}: a graph can't be imported, only weights can")
-    if arch in caffe.ARCHITECTURES:
-        return caffe.import_arrays(read_arrays(path), settings_of(arch), names)
+    if arch in caffe_detector.ARCHITECTURES:
+        return caffe_detector.import_arrays(read_arrays(path), settings_of(arch), names)
     # torchvision's training script keeps its options next to the state, in a Namespace.
     with torch.serialization.safe_globals([Namespace]):
         state = read_pickle(path) if path.suffix == ".pkl" else read_tensors(path)
@@ -108,7 +109,7 @@ def detector_of(imported: Imported, device: str | torch.device = "auto") -> Dete
 def to_torchvision(detector: Detector) -> dict[str, Tensor]:
     """Return the detector's weights as a state dictionary of torchvision's `FasterRCNN`, on the CPU.
 
-    `rcnn.exchange.torchvision_export.program` shows how to build the instance that loads it.
+    `rcnn.interop.torchvision_export.program` shows how to build the instance that loads it.
 
     Raises:
         WeightsError: torchvision can't hold this detector; the message names the settings.
@@ -124,4 +125,4 @@ def to_caffe(detector: Detector) -> dict[str, np.ndarray]:
     Raises:
         WeightsError: the network is not one of the paper's; the message names the settings.
     """
-    return caffe.export_arrays(detector.model.state_dict(), detector.settings)
+    return caffe_detector.export_arrays(detector.model.state_dict(), detector.settings)

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from rcnn.config import Anchors, merge, validate
 from rcnn.errors import WeightsError
-from rcnn.exchange.imported import Imported, class_names, coco_names
 from rcnn.model.anchors import RULES, cell_anchors
+from rcnn.weights.imported import Imported, class_names, coco_names
 
 
 def _normalised(mean: Sequence[float], std: Sequence[float]) -> dict[str, Any]:

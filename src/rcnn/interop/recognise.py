@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
-from rcnn.exchange import caffe
+from rcnn.weights import caffe_detector
 
 _CLASSIFIERS = {
     "features.0.0.weight": "a MobileNet classifier",
@@ -47,7 +47,7 @@ def kind_of(names: Collection[str]) -> Kind:
     if any(name.startswith("backbone.trunk.") for name in names):
         advice = "settings and classes are missing, so it can't be loaded; save it by Detector.save"
         return Kind("unknown", "the bare tensors of an rcnn detector", advice)
-    if recognised := caffe.network_of(names):
+    if recognised := caffe_detector.network_of(names):
         network, whole = recognised
         preset = f"paper-{network}"
         if whole:

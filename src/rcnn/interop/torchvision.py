@@ -13,8 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from rcnn.config import Settings, merge, validate
 from rcnn.errors import WeightsError
-from rcnn.exchange.imported import Imported, class_names, coco_names
-from rcnn.exchange.torchvision_backbone import (
+from rcnn.interop.torchvision_backbone import (
     PREFIXES,
     UserBackbone,
     in_channels,
@@ -23,9 +22,10 @@ from rcnn.exchange.torchvision_backbone import (
     recognise,
     same_features,
 )
-from rcnn.exchange.torchvision_names import ARCHITECTURES, OTHER_HEADS, table, to_ours
-from rcnn.exchange.torchvision_settings import read_head, read_settings
+from rcnn.interop.torchvision_names import ARCHITECTURES, OTHER_HEADS, table, to_ours
+from rcnn.interop.torchvision_settings import read_head, read_settings
 from rcnn.weights.adapt import some
+from rcnn.weights.imported import Imported, class_names, coco_names
 
 _PREDICTOR = "roi_heads.box_predictor.cls_score.weight"
 _WRAPPERS = re.compile(r"^(?:(?:module|_orig_mod)\.)+")

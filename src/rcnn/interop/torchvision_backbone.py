@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from rcnn.backbones.build import TRUNKS, build_backbone
 from rcnn.config import Settings
 from rcnn.errors import SettingsError, WeightsError
-from rcnn.exchange.torchvision_settings import Maps
+from rcnn.interop.torchvision_settings import Maps
 from rcnn.weights.adapt import shapes_alone, weights_follow
 
 _RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d")

@@ -12,9 +12,9 @@ from torch import Tensor
 from rcnn.backbones.build import build_backbone
 from rcnn.config import RoI, Settings, dump
 from rcnn.errors import WeightsError
-from rcnn.exchange.torchvision_backbone import PREFIXES
-from rcnn.exchange.torchvision_names import table, to_torchvision
-from rcnn.exchange.torchvision_settings import ALWAYS
+from rcnn.interop.torchvision_backbone import PREFIXES
+from rcnn.interop.torchvision_names import table, to_torchvision
+from rcnn.interop.torchvision_settings import ALWAYS
 from rcnn.weights.adapt import shapes_alone
 from rcnn.weights.box_targets import renormalise
 from rcnn.weights.file import atomic_write

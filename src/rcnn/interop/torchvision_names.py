@@ -7,8 +7,8 @@ from torch import Tensor
 
 from rcnn.config import Settings
 from rcnn.errors import WeightsError
-from rcnn.exchange.imported import background_first, background_last
 from rcnn.weights.box_targets import CLASS_LAYER, LAYER
+from rcnn.weights.imported import background_first, background_last
 
 ARCHITECTURES = (
     "fasterrcnn_resnet50_fpn",

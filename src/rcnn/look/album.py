@@ -12,14 +12,14 @@ import numpy as np
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.data.find import find_layout, layout_at, open_dataset
+from rcnn.data.formats.find import find_layout, layout_at, open_dataset
 from rcnn.detector import Detector
 from rcnn.errors import DataError, SettingsError, printable
+from rcnn.images.sources import files, is_image
+from rcnn.look.choice import KINDS, Choice, Rows, among, joined, rows_of
+from rcnn.look.finder import Finder, Found, judged
+from rcnn.look.index import indexed
 from rcnn.metrics.types import Prediction, Truth
-from rcnn.page.choice import KINDS, Choice, Rows, among, joined, rows_of
-from rcnn.page.finder import Finder, Found, judged
-from rcnn.page.index import indexed
-from rcnn.preprocess.sources import files, is_image
 
 LISTS = ("train", "val", "test")
 DROPPED = "dropped"

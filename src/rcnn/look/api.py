@@ -14,18 +14,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from rcnn.config.files import MB
+from rcnn.diagnose.explain.follow import follow
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, printable
-from rcnn.insight.stages.follow import follow
-from rcnn.metrics.proposals import SIZES
+from rcnn.images.decode import image_size
+from rcnn.images.npy import MAGIC
+from rcnn.images.stream import read_picture
+from rcnn.look.album import DROPPED, Album, Picture
+from rcnn.look.choice import MISTAKES, Choice
+from rcnn.look.finder import judged
+from rcnn.look.inside import inside
+from rcnn.look.thumbnails import LARGE, Thumbnails, encoded, sign
+from rcnn.metrics.proposal_recall import SIZES
 from rcnn.metrics.types import Prediction
-from rcnn.page.album import DROPPED, Album, Picture
-from rcnn.page.choice import MISTAKES, Choice
-from rcnn.page.finder import judged
-from rcnn.page.inside import inside
-from rcnn.page.thumbnails import LARGE, Thumbnails, encoded, sign
-from rcnn.preprocess.decode import image_size
-from rcnn.preprocess.npy import MAGIC
-from rcnn.preprocess.stream import read_picture
 
 LARGEST = 64 * MB
 """Bytes of a picture that is dropped on the page."""

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rcnn.insight.funnel.kinds import ALARMS
+from rcnn.diagnose.why.outcomes import ALARMS
 from rcnn.metrics.overlap import area
-from rcnn.metrics.proposals import SIZES
+from rcnn.metrics.proposal_recall import SIZES
 
 KINDS = {kind: text for kind, text in ALARMS.items() if kind != "missing_label"}
 MISTAKES = {"any": "any mistake", "lost": "lost objects", "wrong": "wrong detections", **KINDS, "none": "no mistake"}

@@ -9,13 +9,13 @@ from os.path import abspath
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rcnn.data.coco import as_json
 from rcnn.data.dataset import Record
+from rcnn.data.formats.coco import as_json
+from rcnn.diagnose.labels import DOUBTS, Doubt, corrected, find_doubts
 from rcnn.errors import printable
-from rcnn.insight.labels import DOUBTS, Doubt, corrected, find_doubts
+from rcnn.look.album import Album
+from rcnn.look.verdicts import KEPT, Verdict, Verdicts
 from rcnn.metrics.types import Truth
-from rcnn.page.album import Album
-from rcnn.page.verdicts import KEPT, Verdict, Verdicts
 from rcnn.weights.file import atomic_write
 
 VERDICTS = ("right", *KEPT)

@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 from rcnn.detector import Detector
-from rcnn.engine.eager import Eager
+from rcnn.diagnose.why.why import find_alarms
 from rcnn.errors import SettingsError
-from rcnn.insight.funnel.why import find_alarms
+from rcnn.images.stream import read_picture
 from rcnn.metrics.overlap import match
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.model.fast_rcnn import class_probabilities, final_boxes
 from rcnn.model.structures import Batch
-from rcnn.page.scores import IOU
-from rcnn.preprocess.stream import read_picture
+from rcnn.report.scores import IOU
 from rcnn.result import Result
+from rcnn.runtime.eager import Eager
 
 RECENT = 8
 """Pictures whose boxes before NMS are kept."""

@@ -14,14 +14,15 @@ from markupsafe import Markup
 from PIL import Image
 
 from rcnn.config import RPN
-from rcnn.insight.funnel.kinds import LOSSES
-from rcnn.insight.stages.follow import Fate, Labels, Walkthrough, counts
-from rcnn.insight.stages.nms import survivors, thresholds
-from rcnn.insight.stages.ways import ways
+from rcnn.diagnose.explain.follow import Fate, Labels, Walkthrough, counts
+from rcnn.diagnose.explain.suppression import survivors, thresholds
+from rcnn.diagnose.explain.ways import ways
+from rcnn.diagnose.why.outcomes import LOSSES
 from rcnn.model.boxes import pairwise_iou
-from rcnn.page.report import environment, named_by_hash, static
+from rcnn.report.templating import environment, named_by_hash, static
 from rcnn.weights.file import atomic_write
 
+HERE = Path(__file__).parent
 SIXTEEN = 65535
 """Boxes are told in shares of the longest side, and probabilities in shares of 1, of 16 bits."""
 
@@ -67,11 +68,11 @@ def write_inside(walk: Walkthrough, settings: RPN, file: Path, name: str, model:
         name: of the picture.
         model: that looked at it.
     """
-    style = "".join(static(f"{part}.css") for part in ("report", "look", "inside"))
-    script = "".join(_joinable(static(f"{part}.js")) for part in SCRIPTS)
+    style = static("report.css") + static("look.css", HERE) + static("inside.css", HERE)
+    script = "".join(_joinable(static(f"{part}.js", HERE)) for part in SCRIPTS)
     told = {"name": name, "picture": _address(walk.image), "inside": inside(walk, settings)}
     page = (
-        environment()
+        environment(HERE)
         .get_template("explain.html")
         .render(
             name=name,

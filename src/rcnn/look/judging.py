@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from rcnn.errors import printable
-from rcnn.page.corrections import VERDICTS, Corrections, Key
+from rcnn.look.corrections import VERDICTS, Corrections, Key
 
 LARGEST = 1000
 """Bytes of a verdict."""

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from rcnn.errors import printable
-from rcnn.page.runs import Runs
+from rcnn.look.runs import Runs
 
 EVERY = 0.5
 """Seconds between looks at the files."""

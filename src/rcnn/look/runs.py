@@ -8,9 +8,10 @@ from typing import Any
 
 from rcnn.config.files import MB, check_regular
 from rcnn.errors import SettingsError, printable
-from rcnn.page import view
-from rcnn.page.report import compared, environment, values
-from rcnn.page.subject import Subject, read_subject
+from rcnn.report import view
+from rcnn.report.page import compared, values
+from rcnn.report.subject import Subject, read_subject
+from rcnn.report.templating import environment
 
 MOST = 200
 """Runs that are told, the newest ones."""
@@ -112,7 +113,11 @@ class Runs:
         ]
         several = compared(subjects) if len(subjects) > 1 else None
         names = [subject.name for subject in subjects]
-        return environment().get_template("runs-shown.html").render(runs=parts, compared=several, names=names)
+        return (
+            environment(Path(__file__).parent)
+            .get_template("runs-shown.html")
+            .render(runs=parts, compared=several, names=names)
+        )
 
     def picture(self, number: int, place: int) -> tuple[bytes, str]:
         """A picture of a run, and its type.

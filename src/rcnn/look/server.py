@@ -17,15 +17,15 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from rcnn.errors import SettingsError
-from rcnn.page.album import Album
-from rcnn.page.api import Api
-from rcnn.page.corrections import Corrections
-from rcnn.page.guard import Guard
-from rcnn.page.judging import Judging
-from rcnn.page.live import Live
-from rcnn.page.report import environment
-from rcnn.page.runs import Runs
-from rcnn.page.thumbnails import Thumbnails
+from rcnn.look.album import Album
+from rcnn.look.api import Api
+from rcnn.look.corrections import Corrections
+from rcnn.look.guard import Guard
+from rcnn.look.judging import Judging
+from rcnn.look.live import Live
+from rcnn.look.runs import Runs
+from rcnn.look.thumbnails import Thumbnails
+from rcnn.report import templating
 
 HERE = Path(__file__).parent
 PORT, PORTS = 8765, 50
@@ -75,6 +75,7 @@ def application(
         *Api(album, thumbnails, dropped).routes(),
         *Judging(corrections).routes(),
         *Live(runs, ending).routes(),
+        Mount("/static/report", StaticFiles(directory=templating.HERE / "static")),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _told})
@@ -138,7 +139,7 @@ class Server(uvicorn.Server):
 
 
 def _page(template: str, here: str) -> Callable[[Request], Response]:
-    text = environment().get_template(template).render(pages=PAGES, here=here)
+    text = templating.environment(HERE).get_template(template).render(pages=PAGES, here=here)
 
     def page(_: Request) -> Response:
         return HTMLResponse(text)

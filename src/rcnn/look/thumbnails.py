@@ -12,7 +12,7 @@ from pathlib import Path
 from rcnn.config import Settings
 from rcnn.config.files import MB
 from rcnn.draw import as_rgb
-from rcnn.preprocess.decode import read_image
+from rcnn.images.decode import read_image
 from rcnn.weights.file import atomic_write
 
 SIDE = 320

@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from rcnn.diagnose.labels import Doubt
 from rcnn.errors import printable
-from rcnn.insight.labels import Doubt
 from rcnn.metrics.overlap import box_iou
-from rcnn.page.scores import IOU
+from rcnn.report.scores import IOU
 from rcnn.weights.file import atomic_write
 
 FORMAT = 1

@@ -6,7 +6,7 @@ from typing import Any, Protocol
 
 from rcnn.errors import printable, wrapped
 from rcnn.metrics.coco import CocoMetrics
-from rcnn.metrics.proposals import ProposalMetrics
+from rcnn.metrics.proposal_recall import ProposalMetrics
 from rcnn.metrics.voc import NAMES, Name
 
 HEADINGS = {

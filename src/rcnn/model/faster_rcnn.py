@@ -15,8 +15,8 @@ from rcnn.errors import SettingsError
 from rcnn.model import boxes as box_ops
 from rcnn.model import philox
 from rcnn.model.fast_rcnn import ConvFCHead, FastRCNN, FCHead, SampledRoIs
+from rcnn.model.normalise import Pixels
 from rcnn.model.one_stage import Classes, FocalClasses, detect
-from rcnn.model.pixels import Pixels
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import AnyBatch, Detections, Keys, Losses, Pass, Proposals, RPNOutput, Targets, take
 

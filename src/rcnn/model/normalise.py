@@ -53,7 +53,7 @@ class Pixels(nn.Module):
             also = ", or as floating-point numbers of 0..255" if self.dtype.is_floating_point else ""
             raise SettingsError(
                 f"a Batch holds pixels as they were read, which this network takes as torch.uint8{also}, but these are "
-                f"{found}; prepare images with rcnn.preprocess.batch.Preprocessor, or put images that are normalised "
+                f"{found}; prepare images with rcnn.images.batch.Preprocessor, or put images that are normalised "
                 "already into a NormalisedBatch"
             )
 

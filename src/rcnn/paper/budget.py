@@ -7,9 +7,9 @@ from copy import copy
 from typing import NamedTuple
 
 from rcnn.config import Settings, override
-from rcnn.data.find import open_splits
-from rcnn.data.given import External, ProposalSet, SlidingWindows
-from rcnn.data.proposals import open_proposals
+from rcnn.data.formats.find import open_splits
+from rcnn.data.proposals.given import External, ProposalSet, SlidingWindows
+from rcnn.data.proposals.read import open_proposals
 from rcnn.detector import Detector
 from rcnn.evaluate import evaluate
 from rcnn.model.sliding_windows import SLIDING_WINDOWS

@@ -11,6 +11,7 @@ from typing import Any
 from rcnn.config import Settings, dump, override
 from rcnn.data.dataset import Dataset
 from rcnn.errors import SettingsError, TrainingError
+from rcnn.images.sources import mark_results
 from rcnn.paper import (
     anchors,
     balance,
@@ -28,7 +29,6 @@ from rcnn.paper.experiment import MAP, Experiment, Measurement
 from rcnn.paper.lab import Lab
 from rcnn.paper.ledger import Ledger
 from rcnn.paper.verdict import Judgement, Scores, judge_all
-from rcnn.preprocess.sources import mark_results
 from rcnn.weights.file import atomic_write
 
 EXPERIMENTS: dict[str, Callable[[Settings], Experiment]] = {

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rcnn.draw import PALETTE
-from rcnn.engine.eager import choose_device
-from rcnn.insight.figure import GREY, INK, LEGEND, new_figure, plain, save, style
-from rcnn.metrics.proposals import IOUS
+from rcnn.metrics.proposal_recall import IOUS
 from rcnn.paper import timing
 from rcnn.paper.conduct import ExperimentResult
 from rcnn.paper.experiment import Column
 from rcnn.paper.recall import TOPS
 from rcnn.paper.report import summary
+from rcnn.plots.figure import GREY, INK, LEGEND, new_figure, plain, save, style
+from rcnn.runtime.eager import choose_device
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

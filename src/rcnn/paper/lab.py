@@ -9,8 +9,8 @@ from typing import Any, NamedTuple, cast
 
 from rcnn.config import Settings, override, to_yaml
 from rcnn.data.dataset import Dataset
-from rcnn.data.find import Split, open_dataset
-from rcnn.data.search import EDGE_BOXES
+from rcnn.data.formats.find import Split, open_dataset
+from rcnn.data.proposals.search import EDGE_BOXES
 from rcnn.detector import Detector
 from rcnn.errors import Interrupted
 from rcnn.paper.ledger import Ledger

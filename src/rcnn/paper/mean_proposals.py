@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rcnn.config import Anchors, Settings
-from rcnn.data.loader import Loader
+from rcnn.data.loading.loader import Loader
 from rcnn.model.structures import Proposals
 from rcnn.paper.experiment import Claim, Column, Experiment, Look, Measurement, Numbers
 from rcnn.paper.lab import Lab, Training

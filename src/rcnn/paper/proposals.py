@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rcnn.config import Settings
-from rcnn.data.edge_boxes import NEEDED, model_file
-from rcnn.data.given import ProposalSet
-from rcnn.data.proposals import open_proposals
-from rcnn.data.search import EDGE_BOXES
+from rcnn.data.proposals.edge_boxes import NEEDED, model_file
+from rcnn.data.proposals.given import ProposalSet
+from rcnn.data.proposals.read import open_proposals
+from rcnn.data.proposals.search import EDGE_BOXES
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.model.sliding_windows import SLIDING_WINDOWS

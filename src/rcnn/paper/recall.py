@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 
 from rcnn.config import Settings
-from rcnn.data.loader import Loader
-from rcnn.data.proposals import open_proposals
-from rcnn.metrics.proposals import proposal_recall
+from rcnn.data.loading.loader import Loader
+from rcnn.data.proposals.read import open_proposals
+from rcnn.metrics.proposal_recall import proposal_recall
 from rcnn.metrics.types import Truth
 from rcnn.paper.experiment import Claim, Column, Experiment, Look, Measurement, Numbers
 from rcnn.paper.lab import Lab, Training

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from rcnn.page.parts import PARTS, Experiment, Table, save_part
-from rcnn.page.pictures import as_webp
 from rcnn.paper.conduct import ExperimentResult
 from rcnn.paper.experiment import Column
 from rcnn.paper.verdict import Summary, summarise
+from rcnn.report.gallery import as_webp
+from rcnn.report.parts import PARTS, Experiment, Table, save_part
 from rcnn.weights.file import atomic_write
 
 Cells = tuple[list[str], list[list[str]]]

@@ -12,14 +12,14 @@ from torch import Tensor
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Record
-from rcnn.data.given import place
-from rcnn.data.selective_search import selective_search
+from rcnn.data.proposals.given import place
+from rcnn.data.proposals.selective_search import selective_search
 from rcnn.detector import Detector
+from rcnn.images.decode import read_image
 from rcnn.model.structures import Batch, Detections, Proposals, to_device
 from rcnn.paper.experiment import Column, Experiment, Measurement, Numbers, more
 from rcnn.paper.lab import Lab
 from rcnn.paper.quoted import TABLE_5
-from rcnn.preprocess.decode import read_image
 from rcnn.presets import build
 
 IMAGES = 8

@@ -11,8 +11,8 @@ from PIL import Image, ImageDraw
 from rcnn.config import Settings
 from rcnn.data.dataset import Record
 from rcnn.draw import as_rgb, colour, draw_boxes, entries, font_for
+from rcnn.images.stream import read_picture
 from rcnn.metrics.types import Prediction
-from rcnn.preprocess.stream import read_picture
 
 CAPTION = 20
 """Height of the line of text above each image, px."""

@@ -11,9 +11,9 @@ import numpy as np
 
 from rcnn.data.dataset import Record
 from rcnn.draw import PALETTE, SHADES
-from rcnn.insight.figure import GREY, INK, legend, log_axes, new_figure, save, short, style, whole_numbers
 from rcnn.metrics.curves import Curves, best_threshold
-from rcnn.metrics.proposals import ProposalMetrics
+from rcnn.metrics.proposal_recall import ProposalMetrics
+from rcnn.plots.figure import GREY, INK, legend, log_axes, new_figure, save, short, style, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

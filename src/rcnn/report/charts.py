@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from markupsafe import Markup
 
-from rcnn.insight.plots import APS, LOSSES, ONE_STAGE
 from rcnn.metrics.curves import THRESHOLDS
-from rcnn.page.scores import ClassScores, Scores, count
-from rcnn.page.svg import INKS, Axes, Line, chart
+from rcnn.plots.run_plots import APS, LOSSES, ONE_STAGE
+from rcnn.report.scores import ClassScores, Scores, count
+from rcnn.report.svg import INKS, Axes, Line, chart
 
 SPARSE, SPARSER = 5, 20
 """Every fifth threshold is a point of a line; of the many grey ones, every twentieth."""

@@ -12,10 +12,10 @@ from rcnn.data.dataset import Dataset
 from rcnn.draw import as_rgb, draw_boxes
 from rcnn.errors import ImageError
 from rcnn.evaluate import Metrics
+from rcnn.images.stream import read_picture
 from rcnn.metrics.overlap import match
 from rcnn.metrics.types import Prediction, Truth
-from rcnn.page.scores import IOU, Picture, Scored
-from rcnn.preprocess.stream import read_picture
+from rcnn.report.scores import IOU, Picture, Scored
 from rcnn.weights.file import atomic_write
 
 WORST, BEST = 6, 4

@@ -4,12 +4,9 @@ Pictures, style and script are inside; the content policy allows nothing else, a
 their hashes. All text is escaped, also in the JSON for the script.
 """
 
-import base64
-import hashlib
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from markupsafe import Markup
 
@@ -17,17 +14,14 @@ from rcnn.data.dataset import Dataset
 from rcnn.errors import SettingsError
 from rcnn.evaluate import Metrics
 from rcnn.metrics.voc import NAMES
-from rcnn.page import charts, svg, view
-from rcnn.page.parts import PAGE, PARTS, save_part
-from rcnn.page.pictures import save_pictures
-from rcnn.page.scores import Scored, scores_of
-from rcnn.page.subject import Subject, changes, flat, read_subject
+from rcnn.report import charts, view
+from rcnn.report.gallery import save_pictures
+from rcnn.report.parts import PAGE, PARTS, save_part
+from rcnn.report.scores import Scored, scores_of
+from rcnn.report.subject import Subject, changes, flat, read_subject
+from rcnn.report.templating import environment, named_by_hash, static
 from rcnn.weights.file import atomic_write
 
-if TYPE_CHECKING:
-    from jinja2 import Environment
-
-HERE = Path(__file__).parent
 LARGEST = 1_900_000
 """Bytes of a page that pictures fill up at most."""
 
@@ -192,26 +186,3 @@ def compared(subjects: Sequence[Subject]) -> dict[str, Any]:
         "settings": [(key, values) for key, values in settings if len(set(values)) > 1],
         "charts": [chart for chart in drawn if chart],
     }
-
-
-@cache
-def environment() -> "Environment":
-    """The templates, which escape all text and are compiled once: it takes longer than to fill them in."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    made = Environment(
-        loader=FileSystemLoader(HERE / "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    made.filters |= {"number": charts.shown, "short": svg.short}
-    made.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    return made
-
-
-def static(name: str) -> str:
-    """A style or script of the pages."""
-    return (HERE / "static" / name).read_text(encoding="utf-8")
-
-
-def named_by_hash(text: str) -> str:
-    """How a content policy names an inline style or script."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from rcnn.page.scores import Count, Number, Plain
+from rcnn.report.scores import Count, Number, Plain
 from rcnn.weights.file import atomic_write
 
 PARTS = "report"

@@ -15,9 +15,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 from rcnn.config import Settings, dump, read
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.errors import DataError, SettingsError
-from rcnn.page.parts import PARTS, Experiment, Funnel
-from rcnn.page.scores import LARGEST, Number, Plain, Scores, read_plain
 from rcnn.presets import PRESETS, settings_of
+from rcnn.report.parts import PARTS, Experiment, Funnel
+from rcnn.report.scores import LARGEST, Number, Plain, Scores, read_plain
 
 PLACES = ("data.path", "train.init", "train.proposals")
 """Settings that may name folders of this machine, of which a page shows the last part."""

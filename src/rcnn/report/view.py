@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from rcnn.config.files import read_text
-from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES
-from rcnn.metrics.proposals import SIZES
+from rcnn.diagnose.why.outcomes import ALARMS, FOUND, LOSSES
+from rcnn.metrics.proposal_recall import SIZES
 from rcnn.metrics.voc import NAMES
-from rcnn.page.charts import counts, shown
-from rcnn.page.parts import Funnel, Loss
-from rcnn.page.scores import LARGEST, MOST_CONFUSED, Scores
-from rcnn.page.subject import Subject, written
-from rcnn.page.svg import bar, legend, short
+from rcnn.report.charts import counts, shown
+from rcnn.report.parts import Funnel, Loss
+from rcnn.report.scores import LARGEST, MOST_CONFUSED, Scores
+from rcnn.report.subject import Subject, written
+from rcnn.report.svg import bar, legend, short
 
 SUMMARY = {
     "ap": "AP",

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from rcnn.engine import onnx, openvino
-from rcnn.engine.graph import Contents, GraphEngine
 from rcnn.errors import SettingsError
+from rcnn.runtime import onnx, openvino
+from rcnn.runtime.graph import Contents, GraphEngine
 
 SUFFIXES = (".onnx", ".xml")
 

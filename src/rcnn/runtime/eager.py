@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from rcnn.backbones.norm import fold_batch_norm
 from rcnn.config import Predict
-from rcnn.engine.cuda_graphs import CudaGraphs
-from rcnn.engine.precision import TYPES, chosen_precision
-from rcnn.engine.steady import make_steady
 from rcnn.errors import SettingsError
+from rcnn.images.batch import Size
 from rcnn.model.faster_rcnn import FasterRCNN, no_detections
 from rcnn.model.structures import AnyBatch, Losses, Pass, Proposals, Targets, to_device
 from rcnn.model.truncated import truncate_head
-from rcnn.preprocess.batch import Size
+from rcnn.runtime.cuda_graphs import CudaGraphs
+from rcnn.runtime.precision import TYPES, chosen_precision
+from rcnn.runtime.steady import make_steady
 
 _MAKING = Lock()
 """Held while a runner is made, so that threads that begin together share it. An engine with a lock can't be pickled."""

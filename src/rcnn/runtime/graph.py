@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from rcnn.config import Settings, dump
-from rcnn.engine.metadata import FOREIGN, FileMetadata
-from rcnn.engine.precision import chosen_precision
 from rcnn.errors import SettingsError, WeightsError
-from rcnn.model.pixels import pixel_dtype
+from rcnn.model.normalise import pixel_dtype
 from rcnn.model.structures import AnyBatch, Detections, NormalisedBatch, Pass, Proposals
+from rcnn.runtime.graph_metadata import FOREIGN, FileMetadata
+from rcnn.runtime.precision import chosen_precision
 from rcnn.weights.file import first_line
 
 Ports = Mapping[str, tuple[str, int]]

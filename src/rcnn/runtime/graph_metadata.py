@@ -10,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from rcnn.config import LARGEST_SIDE, explain, shorten, validate
 from rcnn.errors import SettingsError, WeightsError
-from rcnn.preprocess.batch import Size
+from rcnn.images.batch import Size
 from rcnn.weights.metadata import Described, Metadata, entry_of
 
 ENTRY = "rcnn"
@@ -18,7 +18,7 @@ ENTRY = "rcnn"
 DIGEST = "rcnn_weights"
 """Name of the entry with the digest of the weights, which ONNX and OpenVINO do not check."""
 INTERFACE = 1
-"""Version of the inputs and outputs of the graph (see `rcnn.engine.graph`)."""
+"""Version of the inputs and outputs of the graph (see `rcnn.runtime.graph`)."""
 FOREIGN = "holds a graph, but not a detector of this version of rcnn"
 
 Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 
 from rcnn.config.files import MB, check_regular
-from rcnn.engine import packages
-from rcnn.engine.graph import Contents, GraphEngine
-from rcnn.engine.metadata import check_digest, read_entries
 from rcnn.errors import SettingsError, WeightsError
+from rcnn.runtime import packages
+from rcnn.runtime.graph import Contents, GraphEngine
+from rcnn.runtime.graph_metadata import check_digest, read_entries
 from rcnn.weights.file import LARGEST, reading
 
 MOST = 2_148 * MB
@@ -87,7 +87,7 @@ def read(path: Path) -> tuple[Contents, Any]:
 
 
 def weights_of(tensors: Iterable[Any]) -> Iterator[bytes]:
-    """The bytes of the tensors of a graph, for `rcnn.engine.metadata.digest`."""
+    """The bytes of the tensors of a graph, for `rcnn.runtime.graph_metadata.digest`."""
     return (tensor.raw_data for tensor in tensors)
 
 

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from rcnn.config.files import MB, check_regular
-from rcnn.engine import packages
-from rcnn.engine.graph import NAMES, Contents, GraphEngine
-from rcnn.engine.metadata import DIGEST, ENTRY, check_digest, read_entries
 from rcnn.errors import SettingsError, WeightsError
+from rcnn.runtime import packages
+from rcnn.runtime.graph import NAMES, Contents, GraphEngine
+from rcnn.runtime.graph_metadata import DIGEST, ENTRY, check_digest, read_entries
 from rcnn.weights.file import LARGEST, first_line, reading
 
 MOST = 200 * MB
@@ -75,7 +75,7 @@ class OpenVinoEngine(GraphEngine):
 
 
 def add_entries(model: Any, entries: Mapping[str, str]) -> None:
-    """Put the entries of an export (see `rcnn.engine.metadata`) into an `openvino.Model`."""
+    """Put the entries of an export (see `rcnn.runtime.graph_metadata`) into an `openvino.Model`."""
     for name, text in entries.items():
         model.set_rt_info(text, [PLACE, name])
 
@@ -115,7 +115,7 @@ def read(path: Path) -> tuple[Contents, Any]:
 
 
 def pieces(path: Path) -> Iterator[bytes]:
-    """A file of weights in pieces, for `rcnn.engine.metadata.digest`."""
+    """A file of weights in pieces, for `rcnn.runtime.graph_metadata.digest`."""
     with path.open("rb") as file:
         while piece := file.read(MB):
             yield piece

@@ -5,8 +5,8 @@ from typing import Protocol
 
 import torch
 
+from rcnn.images.batch import Size
 from rcnn.model.structures import AnyBatch, Pass, Proposals
-from rcnn.preprocess.batch import Size
 
 
 class Engine(Protocol):

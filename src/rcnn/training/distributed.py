@@ -16,8 +16,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from rcnn.engine.eager import choose_device
 from rcnn.errors import SettingsError
+from rcnn.runtime.eager import choose_device
 
 Thing = TypeVar("Thing")
 

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rcnn.data.loader import lost_worker
+from rcnn.data.loading.loader import lost_worker
 from rcnn.errors import Interrupted, TrainingError
 from rcnn.training import checkpoint
 from rcnn.training.run_folder import RunFolder

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from rcnn.config import Settings, dump, merge, validate
-from rcnn.engine.files import is_exported
 from rcnn.errors import WeightsError
+from rcnn.runtime.by_suffix import is_exported
 from rcnn.weights.file import weights_of_run
 
 NETWORK = ("preprocess", "model", "anchors", "rpn", "roi")
@@ -24,14 +24,14 @@ def fine_tuning_settings(source: str | Path) -> Settings:
     Raises:
         WeightsError: as for `rcnn.load`, or it is an exported file.
     """
-    from rcnn.exchange import zoo  # imports torchvision's models, which takes as long as all else
+    from rcnn import open_model  # imports torchvision's models, which takes as long as all else
 
     if is_exported(source):
         raise WeightsError(
             f"{source}: an exported file can't be trained; start from the .safetensors file that it was exported from"
         )
-    theirs = zoo.load(source, "cpu").settings
-    init = str(source) if str(source) in zoo.NAMES else str(weights_of_run(Path(source).expanduser().resolve()))
+    theirs = open_model.load(source, "cpu").settings
+    init = str(source) if str(source) in open_model.NAMES else str(weights_of_run(Path(source).expanduser().resolve()))
     tree = dump(theirs)
     norm = "affine" if theirs.model.norm == "affine" else "frozen"
     adapted = {"model": {"norm": norm, "frozen_stages": theirs.model.frozen_stages or FROZEN}, "train": {"init": init}}

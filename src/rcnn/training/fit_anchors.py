@@ -4,8 +4,8 @@ from pathlib import Path
 
 from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset
-from rcnn.insight.anchors.advice import FEWEST, GOOD, Advice, advise
-from rcnn.insight.anchors.fit import setting_words
+from rcnn.diagnose.anchors.advice import FEWEST, GOOD, Advice, advise
+from rcnn.diagnose.anchors.fit import setting_words
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.training.schemes import takes_proposals
 from rcnn.weights.file import is_detector, weights_of_run

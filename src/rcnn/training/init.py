@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from rcnn.config import Settings, override
-from rcnn.engine.files import is_exported
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
+from rcnn.runtime.by_suffix import is_exported
 from rcnn.weights.adapt import Architecture, adapt
 from rcnn.weights.backbone import load_backbone
 from rcnn.weights.file import is_detector, weights_of_run
@@ -86,9 +86,9 @@ def _from_packaged(settings: Settings, names: Sequence[str], packaged: str) -> S
 
 def _from_torchvision(settings: Settings, names: Sequence[str], init: str) -> Start:
     """The weights of a detector that torchvision publishes, as far as they fit this model."""
-    from rcnn.exchange import zoo  # imports torchvision's models, which takes as long as all else
+    from rcnn import open_model  # imports torchvision's models, which takes as long as all else
 
-    theirs, model = zoo.load(init, "cpu"), build(settings, len(names))
+    theirs, model = open_model.load(init, "cpu"), build(settings, len(names))
     architectures = Architecture(theirs.settings, theirs.names), Architecture(settings, names)
     return Start(model, settings, adapt(model, theirs.model.state_dict(), *architectures, init))
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from rcnn.config import Train
-from rcnn.data.loader import Item
-from rcnn.engine.precision import has_bf16
+from rcnn.data.loading.loader import Item
 from rcnn.errors import TrainingError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import to_device
+from rcnn.runtime.precision import has_bf16
 from rcnn.training.distributed import Team, without_sync
 from rcnn.training.ema import EMA
 from rcnn.training.optim import learning_rate, set_learning_rate

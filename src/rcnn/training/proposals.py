@@ -10,11 +10,11 @@ from rich.console import Console
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.data.given import Given
-from rcnn.data.loader import FILLER, Loader
+from rcnn.data.loading.loader import FILLER, Loader
 from rcnn.data.pixels import ProgressCallback
-from rcnn.data.proposals import open_proposals
-from rcnn.data.search import SEARCHES
+from rcnn.data.proposals.given import Given
+from rcnn.data.proposals.read import open_proposals
+from rcnn.data.proposals.search import SEARCHES
 from rcnn.detector import Detector
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.training.distributed import Team

@@ -31,7 +31,7 @@ from rcnn.config import Settings, explain, shorten, to_yaml
 from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Dataset
 from rcnn.errors import DataError, SettingsError
-from rcnn.preprocess.sources import mark_results
+from rcnn.images.sources import mark_results
 from rcnn.weights.file import atomic_write
 
 PACKAGES = ("rcnn", "torch", "torchvision", "numpy", "pillow", "safetensors", "faster-coco-eval")

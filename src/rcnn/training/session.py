@@ -12,10 +12,10 @@ from typing import Any
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.data.given import External
-from rcnn.data.loader import Loader
-from rcnn.data.upload import uploaded
-from rcnn.data.windows import scale_of
+from rcnn.data.loading.loader import Loader
+from rcnn.data.loading.upload import uploaded
+from rcnn.data.loading.windows import scale_of
+from rcnn.data.proposals.given import External
 from rcnn.detector import Detector
 from rcnn.errors import NonFiniteError, TrainingError
 from rcnn.evaluate import Metrics, Shard, evaluate

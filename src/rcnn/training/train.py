@@ -15,13 +15,13 @@ from rich.console import Console
 from rcnn.config import Settings, dump, override, read
 from rcnn.config.elsewhere import IMAGE_SIZE, SAME
 from rcnn.data.dataset import Dataset
-from rcnn.data.edge_boxes import model_file
-from rcnn.data.find import open_splits
-from rcnn.data.given import Given, SlidingWindows
-from rcnn.data.loader import Loader
-from rcnn.data.proposals import WORDS
-from rcnn.data.search import EDGE_BOXES
-from rcnn.data.windows import training_windows
+from rcnn.data.formats.find import open_splits
+from rcnn.data.loading.loader import Loader
+from rcnn.data.loading.windows import training_windows
+from rcnn.data.proposals.edge_boxes import model_file
+from rcnn.data.proposals.given import Given, SlidingWindows
+from rcnn.data.proposals.read import WORDS
+from rcnn.data.proposals.search import EDGE_BOXES
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.evaluate import Metrics
@@ -29,16 +29,15 @@ from rcnn.metrics.table import HEADINGS, listed
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
-from rcnn.training.anchors import settle_anchors
 from rcnn.training.distributed import Team, team
 from rcnn.training.ema import EMA
 from rcnn.training.ending import explained
 from rcnn.training.fine_tune import fine_tuning_settings
+from rcnn.training.fit_anchors import settle_anchors
 from rcnn.training.init import Start, initialise
 from rcnn.training.log import Log, duration, memory_gb
 from rcnn.training.loop import Engine, Progress, tf32_allowed
 from rcnn.training.optim import build_optimizer
-from rcnn.training.pictures import draw_end, draw_start
 from rcnn.training.proposals import external_proposals, save_proposals
 from rcnn.training.recorders import About, Recorder, Recorders
 from rcnn.training.recorders.console import SCORES, ConsoleTable
@@ -48,6 +47,7 @@ from rcnn.training.recorders.json_lines import JsonLines
 from rcnn.training.recorders.report_page import ReportPage
 from rcnn.training.resume import change_epochs, run_settings
 from rcnn.training.run_folder import RunFolder, check_name
+from rcnn.training.run_pictures import draw_end, draw_start
 from rcnn.training.schemes import check, stages_of
 from rcnn.training.session import Context, Session, known, run_epochs, validate
 from rcnn.training.stages import AP, RECALL, hold, proposal_files, stage_proposals, stage_start

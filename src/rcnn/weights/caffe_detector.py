@@ -13,11 +13,11 @@ from torch import Tensor
 
 from rcnn.config import Settings, override
 from rcnn.errors import WeightsError
-from rcnn.exchange.imported import Imported, background_first, background_last, class_names
 from rcnn.weights.adapt import some
 from rcnn.weights.box_targets import CLASS_LAYER, LAYER, PLAIN, renormalise
 from rcnn.weights.caffe import CONVS, Blobs, layer_of, layer_tensors, trunk_of
 from rcnn.weights.file import atomic_write
+from rcnn.weights.imported import Imported, background_first, background_last, class_names
 
 ARCHITECTURES = ("paper-vgg16", "paper-zf")
 """Presets whose layers have names in Caffe."""

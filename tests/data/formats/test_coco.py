@@ -5,10 +5,9 @@ from pathlib import Path
 import pytest
 
 from rcnn.config import Data
-from rcnn.data.find import open_dataset, open_lists, open_splits
+from rcnn.data.formats.find import open_dataset, open_lists, open_splits
 from rcnn.errors import DataError
-
-from . import sets
+from tests.data import sets
 
 IDS = {"dog": 18, "cat": 17, "bird": 16}
 TWO = {"a.jpg": [("dog", (0, 0, 20, 30)), ("cat", (10.5, 5, 49.5, 35))], "b.jpg": []}

@@ -3,10 +3,9 @@ from pathlib import Path
 import pytest
 
 from rcnn.config import Data
-from rcnn.data.find import open_dataset, open_splits
+from rcnn.data.formats.find import open_dataset, open_splits
 from rcnn.errors import DataError
-
-from . import sets
+from tests.data import sets
 
 BOX = [("dog", (5, 5, 20, 20))]
 MANY = {f"image {number:03}": BOX for number in range(40)}

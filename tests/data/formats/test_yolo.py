@@ -5,11 +5,10 @@ import pytest
 
 from rcnn.cli.files import fresh_folder
 from rcnn.config import Data
-from rcnn.data.find import open_dataset, open_lists, open_splits
+from rcnn.data.formats.find import open_dataset, open_lists, open_splits
 from rcnn.errors import DataError
 from rcnn.training.run_folder import RunFolder
-
-from . import sets
+from tests.data import sets
 
 ROW = "1 0.5 0.5 0.25 0.5\n"
 LISTS = {"train": {"a": ROW + "0 0.1 0.2 0.2 0.4\n", "b": ""}, "val": {"c": ROW}}

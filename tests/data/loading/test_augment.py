@@ -9,7 +9,7 @@ from PIL import Image
 from torchvision.transforms.v2 import functional
 
 from rcnn.config import Augment
-from rcnn.data.augment import Plan, apply_to_boxes, apply_to_image, apply_to_picture, draw_plan
+from rcnn.data.loading.augment import Plan, apply_to_boxes, apply_to_image, apply_to_picture, draw_plan
 
 STILL = {"flip": 0, "scale": (1, 1), "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}
 CANVAS = (60, 90)

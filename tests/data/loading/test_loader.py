@@ -18,11 +18,11 @@ from PIL import Image
 
 from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset, Record
-from rcnn.data.find import open_dataset
-from rcnn.data.loader import Item, Loader, _Reader, stable_seed
+from rcnn.data.formats.find import open_dataset
+from rcnn.data.loading.loader import Item, Loader, _Reader, stable_seed
 from rcnn.errors import DataError
+from rcnn.images.batch import Preprocessor
 from rcnn.model.structures import Batch
-from rcnn.preprocess.batch import Preprocessor
 from tests.data import sets
 
 SETTINGS = override(Settings(), ["preprocess.short=32", "preprocess.long=64", "preprocess.multiple=16"])
@@ -52,7 +52,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.fixture(autouse=True)
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Loader processes are forked, whatever other tests have loaded."""
-    monkeypatch.setattr("rcnn.data.workers.may_fork", lambda: True)
+    monkeypatch.setattr("rcnn.data.loading.workers.may_fork", lambda: True)
 
 
 def load(dataset: Dataset, epoch: int = 0, start: int = 0, settings: Settings = SETTINGS, **options: Any) -> list[Item]:
@@ -182,7 +182,7 @@ def test_workers_and_resuming_change_nothing(dataset: Dataset, training: bool) -
 @pytest.mark.parametrize("training", [True, False])
 def test_threads_load_the_same(dataset: Dataset, training: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = load(dataset, 1, training=training)
-    monkeypatch.setattr("rcnn.data.workers.may_fork", lambda: False)
+    monkeypatch.setattr("rcnn.data.loading.workers.may_fork", lambda: False)
     assert same(whole, load(dataset, 1, training=training, workers=3))
 
 
@@ -331,7 +331,7 @@ def test_a_process_that_is_killed_is_noticed(dataset: Dataset, monkeypatch: pyte
 
 def test_a_process_that_gives_nothing_is_noticed(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_Reader, "load", lambda *_: time.sleep(2))
-    monkeypatch.setattr("rcnn.data.loader.TIMEOUT", 1)
+    monkeypatch.setattr("rcnn.data.loading.loader.TIMEOUT", 1)
     with pytest.raises(ChildProcessError, match=r"gave nothing for 1 seconds.*--workers 0"):
         load(dataset, workers=2)
 
@@ -350,7 +350,7 @@ def test_a_limit_that_a_process_meets_is_named(
     def fail(_: object) -> None:
         raise error
 
-    monkeypatch.setattr("rcnn.data.loader.ForkingPickler", SimpleNamespace(dumps=fail))
+    monkeypatch.setattr("rcnn.data.loading.loader.ForkingPickler", SimpleNamespace(dumps=fail))
     with pytest.raises(ChildProcessError, match=said) as caught:
         load(dataset, workers=2)
     assert "Traceback" not in str(caught.value)
@@ -363,6 +363,6 @@ def test_handles_that_are_used_up_are_no_fault_of_an_image(
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
 
-    monkeypatch.setattr("rcnn.preprocess.decode.open_image", fail)
+    monkeypatch.setattr("rcnn.images.decode.open_image", fail)
     with pytest.raises(OSError, match="Too many open files"):
         load(dataset, workers=workers)

@@ -9,12 +9,12 @@ from PIL import Image
 
 from rcnn.config import Data, Settings, override
 from rcnn.data.dataset import Dataset, Record
-from rcnn.data.find import open_dataset
-from rcnn.data.loader import Loader
+from rcnn.data.formats.find import open_dataset
+from rcnn.data.loading.loader import Loader
+from rcnn.data.loading.windows import scale_of, training_windows
 from rcnn.data.synthetic import synthesise
-from rcnn.data.windows import scale_of, training_windows
 from rcnn.errors import SettingsError
-from rcnn.preprocess.views import View
+from rcnn.images.views import View
 from rcnn.training.train import choose_settings, train
 from rcnn.weights.metadata import read_detector
 from tests.training.pieces import without_pictures

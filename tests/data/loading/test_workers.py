@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rcnn.data import workers
-from rcnn.data.workers import Workers, choose_workers
+from rcnn.data.loading import workers
+from rcnn.data.loading.workers import Workers, choose_workers
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 REALLY = workers.may_fork
@@ -18,7 +18,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """Eight cores, plenty of shared memory, and processes that can be forked."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 33))
-    monkeypatch.setattr("rcnn.data.workers.may_fork", lambda: True)
+    monkeypatch.setattr("rcnn.data.loading.workers.may_fork", lambda: True)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
 
 
@@ -41,7 +41,7 @@ def test_processes_on_one_machine_share_its_cores(monkeypatch: pytest.MonkeyPatc
 def test_threads_where_processes_would_fail(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1 << 26))
     assert choose_workers(None, GPU) == Workers(7, "thread")
-    monkeypatch.setattr("rcnn.data.workers.may_fork", lambda: False)
+    monkeypatch.setattr("rcnn.data.loading.workers.may_fork", lambda: False)
     assert choose_workers(4, GPU) == Workers(4, "thread")
 
 

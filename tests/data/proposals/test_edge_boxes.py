@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from rcnn.config import Data
-from rcnn.data.edge_boxes import Edges, edge_boxes, model_file, structured_edges
+from rcnn.data.proposals.edge_boxes import Edges, edge_boxes, model_file, structured_edges
 from rcnn.errors import ImageError, SettingsError
-from tests.data.edges import FOREST, write_edge_model
-from tests.data.test_selective_search import iou
+from tests.data.proposals.edges import FOREST, write_edge_model
+from tests.data.proposals.test_selective_search import iou
 
 OBJECTS = [(30, 24, 90, 84), (110, 40, 180, 100)]
 SIZE = (140, 220)

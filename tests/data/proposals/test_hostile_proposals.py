@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rcnn.data.dataset import Record
-from rcnn.data.proposals import read_proposals
+from rcnn.data.proposals.read import read_proposals
 from rcnn.errors import DataError
 from tests.limits import MB, in_child
 

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from rcnn.data.dataset import Record
-from rcnn.data.given import Given, place
-from rcnn.data.proposals import read_proposals
+from rcnn.data.proposals.given import Given, place
+from rcnn.data.proposals.read import read_proposals
 from rcnn.errors import DataError
 from rcnn.model.structures import Proposals
 from tests.model import tiny

@@ -7,15 +7,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import rcnn.data.search as search_file
+import rcnn.data.proposals.search as search_file
 from rcnn.config import Data
-from rcnn.data.edge_boxes import edge_boxes, structured_edges
-from rcnn.data.given import Given
-from rcnn.data.search import SEARCHES, cache_folder, search_files
-from rcnn.data.selective_search import selective_search
+from rcnn.data.proposals.edge_boxes import edge_boxes, structured_edges
+from rcnn.data.proposals.given import Given
+from rcnn.data.proposals.search import SEARCHES, cache_folder, search_files
+from rcnn.data.proposals.selective_search import selective_search
 from rcnn.errors import ImageError, SettingsError
-from tests.data.edges import write_edge_model
-from tests.data.test_selective_search import picture
+from tests.data.proposals.edges import write_edge_model
+from tests.data.proposals.test_selective_search import picture
 
 
 @pytest.fixture(autouse=True)
@@ -120,7 +120,7 @@ def test_edge_boxes_of_another_model_are_searched_again(paths: list[Path], tmp_p
 def test_an_image_too_large_for_a_search_gives_its_error(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rcnn.data.edge_boxes.LARGEST", 100)
+    monkeypatch.setattr("rcnn.data.proposals.edge_boxes.LARGEST", 100)
     model = write_edge_model(tmp_path / "model.yml")
     first, _ = search_files(paths, "edge-boxes", Data(edge_model=str(model)))
     assert isinstance(first, ImageError)

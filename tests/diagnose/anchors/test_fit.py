@@ -12,8 +12,7 @@ from torchvision.ops import box_iou
 
 from rcnn.config import RPN, Anchors, override, parse_override, validate
 from rcnn.data.dataset import Dataset, Record
-from rcnn.errors import DataError
-from rcnn.insight.anchors.fit import (
+from rcnn.diagnose.anchors.fit import (
     Frame,
     Grid,
     best_iou,
@@ -24,8 +23,9 @@ from rcnn.insight.anchors.fit import (
     recall,
     setting_words,
 )
-from rcnn.insight.anchors.plots import plot_anchors
-from rcnn.insight.anchors.study import count_positives, cover, figures, groups, study
+from rcnn.diagnose.anchors.picture import plot_anchors
+from rcnn.diagnose.anchors.study import count_positives, cover, figures, groups, study
+from rcnn.errors import DataError
 from rcnn.model.anchors import cell_anchors, inside, pyramid_anchors
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.presets import build, settings_of

@@ -8,9 +8,9 @@ import torch
 from rcnn.cli import screen
 from rcnn.cli.anchors import show
 from rcnn.config import Anchors
-from rcnn.insight.anchors.fit import objects_of
-from rcnn.insight.anchors.study import Coverage, Study
-from tests.insight.test_anchor_fit import frame
+from rcnn.diagnose.anchors.fit import objects_of
+from rcnn.diagnose.anchors.study import Coverage, Study
+from tests.diagnose.anchors.test_fit import frame
 
 TALL, FLAT = [0.0, 0, 16, 32], [0.0, 50, 40, 60]  # sides of 22.6 and 20 px, height / width 2 and 0.25
 SQUARE, HIGH = [40.0, 0, 100, 60], [60.0, 20, 100, 72]  # 60 and 45.6 px, 1 and 1.3

@@ -12,10 +12,10 @@ from PIL import Image
 from torchvision.ops import batched_nms, box_iou
 
 from rcnn.detector import Detector
-from rcnn.insight.stages import pictures
-from rcnn.insight.stages.follow import Walkthrough, counts, follow
-from rcnn.insight.stages.pictures import draw_stages
-from rcnn.insight.stages.ways import ways
+from rcnn.diagnose.explain import pictures
+from rcnn.diagnose.explain.follow import Walkthrough, counts, follow
+from rcnn.diagnose.explain.pictures import draw_stages
+from rcnn.diagnose.explain.ways import ways
 from rcnn.metrics.types import Truth
 from rcnn.presets import build, settings_of
 

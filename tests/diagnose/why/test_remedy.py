@@ -3,12 +3,11 @@
 import numpy as np
 import pytest
 
-from rcnn.insight.funnel.kinds import FOUND, LOSSES
-from rcnn.insight.stages.follow import follow
-from rcnn.insight.stages.nms import survivors, thresholds
+from rcnn.diagnose.explain.follow import follow
+from rcnn.diagnose.explain.suppression import survivors, thresholds
+from rcnn.diagnose.why.outcomes import FOUND, LOSSES
 from rcnn.metrics.types import Truth
-
-from .test_stages import TRUTH, make
+from tests.diagnose.explain.test_explain import TRUTH, make
 
 STAGES = [*LOSSES, FOUND]
 

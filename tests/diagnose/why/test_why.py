@@ -16,17 +16,17 @@ import rcnn.ops as ops
 from rcnn.config import keys, merge, validate
 from rcnn.data.dataset import Dataset, Record
 from rcnn.detector import Detector
+from rcnn.diagnose.why.mend import ap_of, mended
+from rcnn.diagnose.why.outcomes import ALARMS, FOUND, LOSSES, Alarm, Outcome, Rules, Why
+from rcnn.diagnose.why.pictures import KINDS, draw_funnel, draw_worst
+from rcnn.diagnose.why.steps import ImageTrace, trace_images
+from rcnn.diagnose.why.tables import document, places, report
+from rcnn.diagnose.why.trace import Fate, explain, where_lost
+from rcnn.diagnose.why.why import find_alarms, why
 from rcnn.errors import DataError, NonFiniteError, SettingsError
-from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Alarm, Outcome, Rules, Why
-from rcnn.insight.funnel.mend import ap_of, mended
-from rcnn.insight.funnel.pictures import KINDS, draw_funnel, draw_worst
-from rcnn.insight.funnel.report import document, places, report
-from rcnn.insight.funnel.stages import ImageTrace, trace_images
-from rcnn.insight.funnel.trace import Fate, explain, where_lost
-from rcnn.insight.funnel.why import find_alarms, why
 from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.confusion import confusion_matrix
-from rcnn.metrics.proposals import proposal_recall
+from rcnn.metrics.proposal_recall import proposal_recall
 from rcnn.metrics.types import Prediction, Truth
 from tests.model import tiny
 

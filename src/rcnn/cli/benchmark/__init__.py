@@ -12,8 +12,8 @@ from rcnn.cli import arguments, screen
 from rcnn.errors import SettingsError
 
 if TYPE_CHECKING:
-    from rcnn.benchmark.engines import Row
-    from rcnn.benchmark.stages import Stages
+    from rcnn.cli.benchmark.parts import Stages
+    from rcnn.cli.benchmark.runtimes import Row
     from rcnn.data.dataset import Dataset
     from rcnn.detector import Detector
 
@@ -51,12 +51,12 @@ def benchmark(
     import torch
 
     import rcnn
-    from rcnn.benchmark.engines import benchmark as compare
-    from rcnn.benchmark.engines import size_of
-    from rcnn.data.find import find_layout, open_dataset
-    from rcnn.exchange.exported import made_up
-    from rcnn.preprocess.batch import Preprocessor
-    from rcnn.preprocess.stream import read_picture
+    from rcnn.cli.benchmark.runtimes import benchmark as compare
+    from rcnn.cli.benchmark.runtimes import size_of
+    from rcnn.data.formats.find import find_layout, open_dataset
+    from rcnn.exporting.export import made_up
+    from rcnn.images.batch import Preprocessor
+    from rcnn.images.stream import read_picture
 
     batches, sides = sorted(set(_numbers(batch))), arguments.sides_of(size)
     with screen.stdout_for_json(json):
@@ -115,7 +115,7 @@ def show(rows: list["Row"], title: str) -> None:
 
 def time_stages(detector: "Detector", dataset: "Dataset", batches: list[int], runs: int) -> list["Stages"]:
     """Time the stages of a prediction of the data's first images, for each batch size."""
-    from rcnn.benchmark.stages import measure_stages
+    from rcnn.cli.benchmark.parts import measure_stages
 
     paths, found = [record.path for record in dataset.records[:STREAMED]], []
     with screen.progress("stages") as progress:

@@ -15,8 +15,8 @@ from torch import nn
 
 import rcnn.ops as ops
 from rcnn.detector import Detector
+from rcnn.images.stream import read_picture
 from rcnn.model.structures import to_device
-from rcnn.preprocess.stream import read_picture
 
 STAGES = ("read", "resize", "upload", "backbone", "RPN", "NMS", "RoIs", "heads", "boxes", "download")
 """In the order of a prediction. NMS is that of both stages; boxes: what the network does besides, such as sorting."""

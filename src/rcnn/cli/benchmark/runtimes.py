@@ -18,18 +18,18 @@ import torch
 from rcnn.config import Predict
 from rcnn.data.dataset import Dataset
 from rcnn.detector import Detector
-from rcnn.engine.eager import Eager
-from rcnn.engine.export import check_size
-from rcnn.engine.files import SUFFIXES, contents, is_exported
-from rcnn.engine.onnx import OnnxEngine
-from rcnn.engine.openvino import OpenVinoEngine
-from rcnn.engine.parity import compare
-from rcnn.engine.precision import has_bf16
-from rcnn.engine.protocol import Engine
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.evaluate import evaluate
+from rcnn.exporting.graph_files import check_size
+from rcnn.exporting.parity import compare
+from rcnn.images.batch import Preprocessor, Size
 from rcnn.model.structures import Batch
-from rcnn.preprocess.batch import Preprocessor, Size
+from rcnn.runtime.by_suffix import SUFFIXES, contents, is_exported
+from rcnn.runtime.eager import Eager
+from rcnn.runtime.onnx import OnnxEngine
+from rcnn.runtime.openvino import OpenVinoEngine
+from rcnn.runtime.precision import has_bf16
+from rcnn.runtime.protocol import Engine
 
 CPU = torch.device("cpu")
 Progress = Callable[[int, int], None]
@@ -76,7 +76,7 @@ class Row:
         bytes: size of its file, with the weights beside it.
         costs: one per batch size.
         agreed: share of the detections (of the proposals, where there are none) on which it agrees with eager float32
-            (see `rcnn.engine.parity`); NaN if there were none.
+            (see `rcnn.exporting.parity`); NaN if there were none.
         ap: COCO AP on the data. None: there is none.
         ap50: likewise at IoU 0.5.
     """

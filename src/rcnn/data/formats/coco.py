@@ -17,8 +17,8 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.draft import MOST_FAULTS, Draft, Layout, Reading, numbered, relative_name, unknown_class
-from rcnn.data.folders import Folder, copy_images, ends_of, root_of, write_text
+from rcnn.data.formats.draft import MOST_FAULTS, Draft, Layout, Reading, numbered, relative_name, unknown_class
+from rcnn.data.formats.folders import Folder, copy_images, ends_of, root_of, write_text
 from rcnn.errors import DataError
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_", "notes.json")  # Label Studio's

@@ -16,7 +16,7 @@ from rcnn.config import Data
 from rcnn.config.files import unfit_name
 from rcnn.data.dataset import Dataset, Fault, Record
 from rcnn.errors import ImageError
-from rcnn.preprocess.decode import image_size
+from rcnn.images.decode import image_size
 
 SMALLEST_IMAGE = 16
 MOST_FAULTS = 1000

@@ -11,15 +11,15 @@ from typing import Literal
 
 from rcnn.config import Data
 from rcnn.config.files import check_regular, unfit_name
-from rcnn.data import coco, table, voc, yolo
 from rcnn.data.dataset import Dataset
-from rcnn.data.draft import Layout, Reading, finish
+from rcnn.data.formats import coco, csv_labels, voc, yolo
+from rcnn.data.formats.draft import Layout, Reading, finish
 from rcnn.data.pixels import ProgressCallback, decode_images
 from rcnn.errors import DataError
-from rcnn.preprocess.sources import is_image
+from rcnn.images.sources import is_image
 
 Split = Literal["train", "val", "test", "all"]
-FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo, "csv": table}
+FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo, "csv": csv_labels}
 """Name of a format -> the module that finds, reads and writes it."""
 _NAMED = 3
 """Damaged images that a note names; `data check` lists all."""
@@ -204,7 +204,7 @@ def _unrecognised(path: Path) -> str:
     if path.is_file():
         return (
             f"{path}: not a data set; expected a COCO json with images, annotations and categories, a data.yaml, "
-            f"or a csv with the columns {','.join(table.COLUMNS)}"
+            f"or a csv with the columns {','.join(csv_labels.COLUMNS)}"
         )
     entries = sorted(os.listdir(path))
     if not entries:
@@ -214,7 +214,7 @@ def _unrecognised(path: Path) -> str:
     if images and _is_data(above := path.absolute().parent):
         images += f" There is a data set in the folder above; give {above}"
     if csv := next((name for name in entries if name.lower().endswith(".csv")), ""):
-        images += f" The first line of {csv} must name the columns {', '.join(table.NEEDED)}, separated by commas."
+        images += f" The first line of {csv} must name the columns {', '.join(csv_labels.NEEDED)}, separated by commas."
     return (
         f"{path}: no data set is recognised here. Looked for VOC (Annotations/*.xml, or xml next to images), "
         f"COCO (annotations/*.json), YOLO (data.yaml, or labels/*.txt) and *.csv with a header. Found: {shown}.{images}"

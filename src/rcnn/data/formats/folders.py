@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Record
-from rcnn.preprocess.sources import check_walk, is_image, is_results
+from rcnn.images.sources import check_walk, is_image, is_results
 
 MOST_COMPARED = 200_000
 """Names that are compared with those of missing files, in one folder."""

@@ -13,12 +13,12 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.config.files import check_regular
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, copy_images, read_lines, write_text
-from rcnn.data.voc_folders import find as find
-from rcnn.data.voc_folders import sibling_images
-from rcnn.data.xml_tree import LARGEST_XML, MalformedXml, Node, parse_xml
-from rcnn.preprocess.sources import is_image
+from rcnn.data.formats.draft import Draft, Layout, Reading, relative_name, unknown_class
+from rcnn.data.formats.folders import Folder, Folders, copy_images, read_lines, write_text
+from rcnn.data.formats.voc_folders import find as find
+from rcnn.data.formats.voc_folders import sibling_images
+from rcnn.data.formats.xml_tree import LARGEST_XML, MalformedXml, Node, parse_xml
+from rcnn.images.sources import is_image
 
 _PARENTS = ("size", "object", "bndbox")
 _ONCE = {"filename", "size", "width", "height", "name", "bndbox", "difficult", "xmin", "ymin", "xmax", "ymax"}

@@ -6,10 +6,10 @@ from itertools import islice
 from pathlib import Path
 
 from rcnn.config.files import check_regular
-from rcnn.data.draft import Layout
-from rcnn.data.folders import Folder, is_file
+from rcnn.data.formats.draft import Layout
+from rcnn.data.formats.folders import Folder, is_file
 from rcnn.errors import DataError
-from rcnn.preprocess.sources import is_image, is_results
+from rcnn.images.sources import is_image, is_results
 
 SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _LISTS = ("train", "val", "trainval", "test")

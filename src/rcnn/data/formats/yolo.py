@@ -11,11 +11,11 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.draft import LISTED, Draft, Layout, Reading, numbered, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, copy_images, ends_of, read_lines, walk, write_text
-from rcnn.data.yolo_yaml import layout_of_yaml, load_yaml, yaml_text
+from rcnn.data.formats.draft import LISTED, Draft, Layout, Reading, numbered, relative_name, unknown_class
+from rcnn.data.formats.folders import Folder, Folders, copy_images, ends_of, read_lines, walk, write_text
+from rcnn.data.formats.yolo_yaml import layout_of_yaml, load_yaml, yaml_text
 from rcnn.errors import DataError
-from rcnn.preprocess.sources import is_image
+from rcnn.images.sources import is_image
 
 LARGEST_LABELS = 8 * MB
 """Bytes of a label file."""

@@ -10,8 +10,8 @@ import yaml
 from rcnn.config import yaml_tree
 from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Fault
-from rcnn.data.draft import Layout
-from rcnn.data.folders import ends_of
+from rcnn.data.formats.draft import Layout
+from rcnn.data.formats.folders import ends_of
 from rcnn.errors import DataError
 
 LARGEST = 4 * MB

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from rcnn.config import Augment
-from rcnn.preprocess.batch import Size
+from rcnn.images.batch import Size
 
 YIQ_OF_RGB = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 RGB_OF_YIQ = np.linalg.inv(YIQ_OF_RGB)

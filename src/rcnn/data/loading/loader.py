@@ -20,16 +20,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from rcnn.config import Settings
-from rcnn.data.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, apply_to_picture, draw_plan
 from rcnn.data.dataset import Dataset, Record
-from rcnn.data.given import NOTHING, External, Given, ProposalSet, SlidingWindows, padded, place
-from rcnn.data.workers import choose_workers
+from rcnn.data.loading.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, apply_to_picture, draw_plan
+from rcnn.data.loading.workers import choose_workers
+from rcnn.data.proposals.given import NOTHING, External, Given, ProposalSet, SlidingWindows, padded, place
 from rcnn.errors import DataError, ImageError
+from rcnn.images.ahead import ahead
+from rcnn.images.batch import Preprocessor, Size, resized_by_pillow
+from rcnn.images.decode import read_rgb
+from rcnn.images.stream import read_picture
 from rcnn.model.structures import Batch, Proposals, Targets
-from rcnn.preprocess.ahead import ahead
-from rcnn.preprocess.batch import Preprocessor, Size, resized_by_pillow
-from rcnn.preprocess.decode import read_rgb
-from rcnn.preprocess.stream import read_picture
 
 TIMEOUT = 600
 """Seconds after which a loader process that gives nothing is taken for lost."""

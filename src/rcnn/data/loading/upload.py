@@ -6,9 +6,9 @@ from contextlib import closing
 import torch
 from torch import Tensor
 
-from rcnn.data.loader import Item
+from rcnn.data.loading.loader import Item
+from rcnn.images.ahead import ahead
 from rcnn.model.structures import pinned, to_device
-from rcnn.preprocess.ahead import ahead
 
 
 def uploaded(items: Generator[Item, None, None], device: torch.device) -> Generator[Item, None, None]:

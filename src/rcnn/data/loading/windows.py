@@ -5,11 +5,11 @@ from dataclasses import replace
 from statistics import median
 
 from rcnn.config import Settings, override
-from rcnn.data.augment import LEAST_VISIBLE
 from rcnn.data.dataset import Dataset, Record
-from rcnn.data.loader import stable_seed
-from rcnn.preprocess.batch import Preprocessor, Size
-from rcnn.preprocess.views import View, Viewer
+from rcnn.data.loading.augment import LEAST_VISIBLE
+from rcnn.data.loading.loader import stable_seed
+from rcnn.images.batch import Preprocessor, Size
+from rcnn.images.views import View, Viewer
 
 
 def cut_into_views(dataset: Dataset, views: Callable[[Size], Sequence[View]]) -> Dataset:

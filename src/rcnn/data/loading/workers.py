@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from rcnn.preprocess.ahead import spare_cores
+from rcnn.images.ahead import spare_cores
 
 PLURAL = {"process": "processes", "thread": "threads"}
 MOST = 8

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.data.given import NOTHING, Given, ranked
-from rcnn.data.opencv import COUNT, opencv
+from rcnn.data.proposals.given import NOTHING, Given, ranked
+from rcnn.data.proposals.opencv import COUNT, opencv
 from rcnn.errors import ImageError, SettingsError
 
 ALPHA, BETA = 0.65, 0.75

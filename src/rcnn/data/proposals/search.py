@@ -21,12 +21,12 @@ import numpy as np
 
 from rcnn.config import Data
 from rcnn.config.files import check_regular
-from rcnn.data.edge_boxes import edge_boxes, model_file, structured_edges
-from rcnn.data.given import Given, ranked
-from rcnn.data.opencv import COUNT, opencv
-from rcnn.data.selective_search import Mode, selective_search
+from rcnn.data.proposals.edge_boxes import edge_boxes, model_file, structured_edges
+from rcnn.data.proposals.given import Given, ranked
+from rcnn.data.proposals.opencv import COUNT, opencv
+from rcnn.data.proposals.selective_search import Mode, selective_search
 from rcnn.errors import ImageError
-from rcnn.preprocess.decode import LARGEST_FILE, read_image
+from rcnn.images.decode import LARGEST_FILE, read_image
 
 
 class Search(NamedTuple):

@@ -4,8 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-from rcnn.data.given import Given, ranked
-from rcnn.data.opencv import COUNT, opencv
+from rcnn.data.proposals.given import Given, ranked
+from rcnn.data.proposals.opencv import COUNT, opencv
 
 Mode = Literal["fast", "quality"]
 

@@ -6,8 +6,8 @@ import torch
 
 from rcnn.config import Anchors, Settings
 from rcnn.data.dataset import Dataset, Record
-from rcnn.insight.anchors.fit import RECALLED, best_iou, fit, frames_of, network_grids, objects_of, recall
-from rcnn.insight.anchors.study import groups, one_thread
+from rcnn.diagnose.anchors.fit import RECALLED, best_iou, fit, frames_of, network_grids, objects_of, recall
+from rcnn.diagnose.anchors.study import groups, one_thread
 from rcnn.presets import build
 from rcnn.weights.adapt import shapes_alone
 

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from rcnn.config import Anchors, Settings
 from rcnn.data.dataset import Record
+from rcnn.images.batch import Preprocessor, Size
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
-from rcnn.preprocess.batch import Preprocessor, Size
 
 CHUNK = 1 << 16
 """Objects whose IoUs are computed at once."""

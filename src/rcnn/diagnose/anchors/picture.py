@@ -7,12 +7,12 @@ import numpy as np
 import torch
 
 from rcnn.config import Anchors
+from rcnn.diagnose.anchors.fit import TruthBoxes
+from rcnn.diagnose.anchors.study import Coverage
 from rcnn.draw import PALETTE
-from rcnn.insight.anchors.fit import TruthBoxes
-from rcnn.insight.anchors.study import Coverage
-from rcnn.insight.figure import GREY, INK, legend, log_axes, new_figure, save, style, whole_numbers
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
+from rcnn.plots.figure import GREY, INK, legend, log_axes, new_figure, save, style, whole_numbers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

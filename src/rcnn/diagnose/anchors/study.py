@@ -12,8 +12,7 @@ from torch import Tensor
 
 from rcnn.config import RPN, Anchors
 from rcnn.data.dataset import Dataset
-from rcnn.errors import DataError
-from rcnn.insight.anchors.fit import (
+from rcnn.diagnose.anchors.fit import (
     Frame,
     Grid,
     TruthBoxes,
@@ -24,6 +23,7 @@ from rcnn.insight.anchors.fit import (
     objects_of,
     setting_words,
 )
+from rcnn.errors import DataError
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 from rcnn.model.faster_rcnn import FasterRCNN

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from torch import Tensor
 
-from rcnn.insight import figure
-from rcnn.insight.stages.follow import Walkthrough
+from rcnn.diagnose.explain.follow import Walkthrough
+from rcnn.plots import figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

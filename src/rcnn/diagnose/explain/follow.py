@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from rcnn.detector import Detector
-from rcnn.insight.funnel.kinds import FOUND, Outcome, Rules
-from rcnn.insight.funnel.remedy import Remedy, remedy
-from rcnn.insight.funnel.stages import ImageTrace, need_stages, trace_pass
-from rcnn.insight.funnel.trace import explain, where_lost
+from rcnn.diagnose.why.outcomes import FOUND, Outcome, Rules
+from rcnn.diagnose.why.remedy import Remedy, remedy
+from rcnn.diagnose.why.steps import ImageTrace, need_stages, trace_pass
+from rcnn.diagnose.why.trace import explain, where_lost
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.model.structures import Batch, Pass, Proposals, Targets, to_device
 

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rcnn.diagnose.explain.canvas import canvas, frames, legend, truths
+from rcnn.diagnose.explain.follow import Ranked, Walkthrough, counts
+from rcnn.diagnose.explain.ways import draw_ways, ways
 from rcnn.draw import PALETTE, text_colour
-from rcnn.insight.figure import INK, new_figure, plain, save
-from rcnn.insight.stages.canvas import canvas, frames, legend, truths
-from rcnn.insight.stages.follow import Ranked, Walkthrough, counts
-from rcnn.insight.stages.ways import draw_ways, ways
 from rcnn.model import boxes as box_ops
+from rcnn.plots.figure import INK, new_figure, plain, save
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

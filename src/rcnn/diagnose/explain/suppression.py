@@ -5,7 +5,7 @@ import torch
 
 import rcnn.ops as ops
 from rcnn.config import RPN
-from rcnn.insight.stages.follow import Walkthrough
+from rcnn.diagnose.explain.follow import Walkthrough
 
 
 def thresholds(nms: float) -> tuple[float, ...]:

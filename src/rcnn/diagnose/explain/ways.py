@@ -7,11 +7,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rcnn.diagnose.explain.canvas import canvas, frames, legend, truths
+from rcnn.diagnose.explain.follow import Walkthrough
 from rcnn.draw import PALETTE
-from rcnn.insight.figure import new_figure, plain, save
-from rcnn.insight.stages.canvas import canvas, frames, legend, truths
-from rcnn.insight.stages.follow import Walkthrough
 from rcnn.model import boxes as box_ops
+from rcnn.plots.figure import new_figure, plain, save
 
 STEPS = {"anchor": "#7B3294", "proposal": PALETTE[1], "box": PALETTE[0]}
 """The three boxes of a detection's way and their colours."""

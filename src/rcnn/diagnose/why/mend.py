@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from rcnn.insight.funnel.kinds import ALARMS, LOSSES, Alarm, Why
+from rcnn.diagnose.why.outcomes import ALARMS, LOSSES, Alarm, Why
 from rcnn.metrics.curves import precision_recall
 from rcnn.metrics.overlap import match
 from rcnn.metrics.types import Prediction, Truth

@@ -7,7 +7,7 @@ import numpy as np
 
 from rcnn.config import RPN, RoI
 from rcnn.metrics.overlap import area, match
-from rcnn.metrics.proposals import SIZES
+from rcnn.metrics.proposal_recall import SIZES
 from rcnn.metrics.types import Prediction, Truth
 
 LEAST_ANCHOR = 0.3

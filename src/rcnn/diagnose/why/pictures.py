@@ -10,12 +10,12 @@ import numpy as np
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
+from rcnn.diagnose.why.outcomes import ALARMS, FOUND, LOSSES, Why
+from rcnn.diagnose.why.tables import Group, WhyReport, groups, places
 from rcnn.draw import PALETTE, text_colour
-from rcnn.insight.figure import GREY, INK, new_figure, save, short, style
-from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, Why
-from rcnn.insight.funnel.report import Group, WhyReport, groups, places
-from rcnn.insight.mosaic import Tile, mosaic
-from rcnn.preprocess.decode import read_image
+from rcnn.images.decode import read_image
+from rcnn.plots.contact_sheet import Tile, mosaic
+from rcnn.plots.figure import GREY, INK, new_figure, save, short, style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

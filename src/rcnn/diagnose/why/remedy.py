@@ -8,8 +8,8 @@ import torch
 
 import rcnn.ops as ops
 from rcnn.config import RPN, RoI
-from rcnn.insight.funnel.kinds import Outcome, Rules
-from rcnn.insight.funnel.stages import ImageTrace
+from rcnn.diagnose.why.outcomes import Outcome, Rules
+from rcnn.diagnose.why.steps import ImageTrace
 from rcnn.metrics.overlap import box_iou
 
 STEP = 0.05

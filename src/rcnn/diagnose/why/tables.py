@@ -8,11 +8,11 @@ import numpy as np
 
 from rcnn.config import RPN, RoI, Settings
 from rcnn.data.dataset import Dataset
-from rcnn.insight.funnel.kinds import ALARMS, FOUND, LOSSES, TOUCHES, Alarm, Outcome, Why
-from rcnn.insight.funnel.mend import ap_of, mended
+from rcnn.diagnose.why.mend import ap_of, mended
+from rcnn.diagnose.why.outcomes import ALARMS, FOUND, LOSSES, TOUCHES, Alarm, Outcome, Why
+from rcnn.images.batch import Preprocessor
 from rcnn.metrics.curves import best_threshold, precision_recall
-from rcnn.metrics.proposals import SIZES
-from rcnn.preprocess.batch import Preprocessor
+from rcnn.metrics.proposal_recall import SIZES
 
 
 class WhyReport(NamedTuple):

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from rcnn.config import RPN, RoI
-from rcnn.insight.funnel.kinds import FOUND, LEAST_ANCHOR, Outcome, Rules, matched, size_of
-from rcnn.insight.funnel.stages import ImageTrace
+from rcnn.diagnose.why.outcomes import FOUND, LEAST_ANCHOR, Outcome, Rules, matched, size_of
+from rcnn.diagnose.why.steps import ImageTrace
 from rcnn.metrics.overlap import box_iou
-from rcnn.metrics.proposals import best_cover
+from rcnn.metrics.proposal_recall import best_cover
 from rcnn.metrics.types import Prediction, Truth
 
 Fate = dict[str, Any]

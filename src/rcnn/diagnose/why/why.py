@@ -11,18 +11,18 @@ from functools import partial
 import numpy as np
 
 from rcnn.data.dataset import Dataset
-from rcnn.data.loader import Loader
-from rcnn.data.windows import cut_into_views
+from rcnn.data.loading.loader import Loader
+from rcnn.data.loading.windows import cut_into_views
 from rcnn.detector import Detector
+from rcnn.diagnose.why.outcomes import TOUCHES, Alarm, Outcome, Rules, Why, sizes_of
+from rcnn.diagnose.why.steps import ImageTrace, need_stages, trace_images
+from rcnn.diagnose.why.trace import Fate, explain, where_lost
 from rcnn.errors import DataError, SettingsError
-from rcnn.insight.funnel.kinds import TOUCHES, Alarm, Outcome, Rules, Why, sizes_of
-from rcnn.insight.funnel.stages import ImageTrace, need_stages, trace_images
-from rcnn.insight.funnel.trace import Fate, explain, where_lost
+from rcnn.images.batch import Size
+from rcnn.images.views import View, clearest
 from rcnn.metrics.overlap import box_iou, match
-from rcnn.metrics.proposals import IOUS
+from rcnn.metrics.proposal_recall import IOUS
 from rcnn.metrics.types import Prediction, Truth
-from rcnn.preprocess.batch import Size
-from rcnn.preprocess.views import View, clearest
 from rcnn.result import Result
 
 

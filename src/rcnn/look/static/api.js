@@ -1,4 +1,4 @@
-// What the page asks the server for. The names of what comes back are those of page/api.py.
+// What the page asks the server for. The names of what comes back are those of look/api.py.
 
 const gone = document.getElementById("gone");
 const said = document.getElementById("said");

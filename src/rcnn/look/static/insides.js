@@ -1,4 +1,4 @@
-// The numbers of "Inside the RPN", as page/inside.py packs them.
+// The numbers of "Inside the RPN", as look/inside.py packs them.
 
 const SIXTEEN = 65535;
 const LABELS = { "1": "positive", "0": "negative", "-1": "not trained" };

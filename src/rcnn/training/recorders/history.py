@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from rcnn.insight.plots import plot_history
+from rcnn.plots.run_plots import plot_history
 from rcnn.training.recorders.recorder import About, Recorder, Row
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from rcnn.data.dataset import Dataset
 from rcnn.detector import Detector
 from rcnn.evaluate import Metrics
-from rcnn.page.report import keep_scores, write_report
-from rcnn.page.scores import Scored
+from rcnn.report.page import keep_scores, write_report
+from rcnn.report.scores import Scored
 from rcnn.training.recorders.recorder import Recorder, Row
 
 

@@ -14,10 +14,10 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.draft import MOST_FAULTS, Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.folders import Folder, Folders, copy_images, is_file, root_of, write_text
+from rcnn.data.formats.draft import MOST_FAULTS, Draft, Layout, Reading, relative_name, unknown_class
+from rcnn.data.formats.folders import Folder, Folders, copy_images, is_file, root_of, write_text
 from rcnn.errors import DataError
-from rcnn.preprocess.sources import is_image
+from rcnn.images.sources import is_image
 
 LARGEST_CSV = 256 * MB
 """Bytes of a table."""

@@ -3,12 +3,11 @@ from pathlib import Path
 import pytest
 
 from rcnn.config import Data
-from rcnn.data import table
 from rcnn.data.check import check
-from rcnn.data.find import open_dataset, open_splits
+from rcnn.data.formats import csv_labels
+from rcnn.data.formats.find import open_dataset, open_splits
 from rcnn.errors import DataError
-
-from . import sets
+from tests.data import sets
 
 ROW = "a.jpg,60,40,dog,5,6,20,30"
 
@@ -98,9 +97,9 @@ def test_a_faulty_row_is_named(tmp_path: Path, row: str, said: str) -> None:
 def test_a_table_is_read_to_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images(tmp_path, "a")
     sets.csv(tmp_path / "x.csv", [ROW] * 9)
-    monkeypatch.setattr(table, "MOST_ROWS", 5)
+    monkeypatch.setattr(csv_labels, "MOST_ROWS", 5)
     assert "x.csv:7: the table goes on here; 5 lines are read" in "\n".join(map(str, check(tmp_path, Data()).faults))
-    monkeypatch.setattr(table, "LARGEST_CSV", 100)
+    monkeypatch.setattr(csv_labels, "LARGEST_CSV", 100)
     assert "are too many" in str(check(tmp_path, Data()).faults[0])
 
 

@@ -1,4 +1,4 @@
-"""Folders of results of plain names and of hostile ones, and a browser to look at their pages."""
+"""Fixtures of the tests of pages: folders of results of plain names and of hostile ones, and a browser."""
 
 import io
 import json
@@ -18,20 +18,20 @@ from rcnn.config import to_yaml
 from rcnn.data.dataset import Dataset, Record
 from rcnn.detector import Detector
 from rcnn.evaluate import Metrics
+from rcnn.look.album import Album
+from rcnn.look.corrections import Corrections
+from rcnn.look.guard import Guard
+from rcnn.look.runs import Runs
+from rcnn.look.server import application
+from rcnn.look.thumbnails import Thumbnails
+from rcnn.look.verdicts import Verdicts
 from rcnn.metrics.coco import coco_metrics
-from rcnn.metrics.proposals import proposal_recall
+from rcnn.metrics.proposal_recall import proposal_recall
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
-from rcnn.page.album import Album
-from rcnn.page.corrections import Corrections
-from rcnn.page.guard import Guard
-from rcnn.page.report import keep_scores, write_report
-from rcnn.page.runs import Runs
-from rcnn.page.scores import Scored
-from rcnn.page.server import application
-from rcnn.page.thumbnails import Thumbnails
-from rcnn.page.verdicts import Verdicts
 from rcnn.presets import build, settings_of
+from rcnn.report.page import keep_scores, write_report
+from rcnn.report.scores import Scored
 
 PLAIN = ("circle", "square", "star")
 HOSTILE = (
