@@ -1,8 +1,9 @@
-"""The pages say what the code does: settings, links, commands and examples.
+"""The documentation agrees with the code: settings, links, commands and examples.
 
-`python tests/test_docs.py` prints the tables of docs/settings.md anew.
+`python tests/test_docs.py` prints the tables of docs/settings.md.
 """
 
+import ast
 import re
 import shlex
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 import typer
 import yaml
 
+import rcnn
 from rcnn import errors, ops
 from rcnn.cli.app import app
 from rcnn.config import Settings, keys
@@ -23,6 +25,21 @@ from rcnn.images.decode import IMAGE_SUFFIXES
 from rcnn.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]
+PUBLIC_MODULES = {
+    "rcnn.config": "the sections of settings, and `override`",
+    "rcnn.data.synthetic": "data for a first try, without a download",
+    "rcnn.images.batch": "`Preprocessor`, for a training loop of the user's own",
+    "rcnn.interop.torchvision": "`UserHead`, a module of the user's own as the second stage",
+    "rcnn.interop.torchvision_backbone": "`as_backbone`, for a module of the user's own",
+    "rcnn.model.assign": "tensor functions that a user may call or replace",
+    "rcnn.model.boxes": "the same",
+    "rcnn.model.structures": "the tuples that modules of the user's own take and return",
+    "rcnn.ops": "operators for PyTorch programs of any kind",
+    "rcnn.teaching": "functions for exercises",
+    "rcnn.training.recorders": "`Recorder`, the base class of a user's own logger",
+}
+"""Modules besides `rcnn` that documentation and examples may import from -> what users need them for."""
+
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
 
 
@@ -169,6 +186,29 @@ def test_names_of_python_in_the_text_exist(page: Path) -> None:
             resolve_name(name)
             named.remove(name)
     assert not named
+
+
+def test_documentation_imports_public_names_only() -> None:
+    sources = [(page.name, block) for page in PAGES for info, block in blocks(page) if info.startswith("python")]
+    sources += [(path.name, path.read_text(encoding="utf-8")) for path in sorted((ROOT / "examples").rglob("*.py"))]
+    used = {(source, name) for source, code in sources for name in names_of_ours(ast.parse(code))}
+    public = {f"rcnn.{name}" for name in rcnn.__all__} | {"rcnn", "rcnn.__version__"}
+    private = {(source, name) for source, name in used if name not in public | PUBLIC_MODULES.keys()}
+    assert not private
+    assert {name for _, name in used} >= PUBLIC_MODULES.keys()
+
+
+def names_of_ours(tree: ast.AST) -> Iterator[str]:
+    """Modules of `rcnn` that code imports or imports names from, and names of `rcnn` itself."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names if name.name.split(".")[0] == "rcnn")
+        elif isinstance(node, ast.ImportFrom) and node.module == "rcnn":
+            yield from (f"rcnn.{name.name}" for name in node.names)
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("rcnn."):
+            yield str(node.module)
+        elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "rcnn":
+            yield f"rcnn.{node.attr}"
 
 
 def is_command(line: str) -> bool:

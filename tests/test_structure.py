@@ -1,12 +1,14 @@
-"""The package's shape: who imports whom, no circles, every file alone, plain ASCII, short names and parameter lists.
+"""The structure of the package: who imports whom, no cycles, unique names, plain ASCII, short parameter lists.
 
-Run as a script, this file prints the longest files and functions. Length is information, not a limit.
+Run as a script, this file prints the longest files and functions, the classes and files that share a name, and the
+files with the most imports. Length is information, not a limit.
 """
 
 import ast
 import re
 import subprocess
 import sys
+from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
 from importlib import import_module
@@ -14,6 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+
+import rcnn
 
 SOURCE = Path(__file__).parents[1] / "src"
 FILES = {
@@ -56,7 +60,7 @@ MAY_IMPORT = {
 }
 """Part -> parts of ours that it may import, itself and `errors` always, also inside functions; `cli` may all."""
 
-MOST_PARAMETERS, LONGEST_NAME = 8, 32
+MAX_PARAMETERS, MAX_NAME_LENGTH, MAX_SHARED_FILE_NAMES = 8, 32, 8
 
 IMPORT_EACH_ALONE = """
 import gc, sys
@@ -147,6 +151,67 @@ def test_no_circles() -> None:
         visit(module, ())
 
 
+def shared_file_names() -> dict[str, list[str]]:
+    """Base names of more than one file; a command has the name of its feature, a Triton kernel that of its operator."""
+    by_name: defaultdict[str, list[str]] = defaultdict(list)
+    for module, path in FILES.items():
+        if not path.name.startswith("__") and part(module) != "cli" and not module.startswith("rcnn.ops.triton."):
+            by_name[path.name].append(module)
+    return {name: modules for name, modules in by_name.items() if len(modules) > 1}
+
+
+def shared_class_names() -> dict[str, list[str]]:
+    """Names of more than one class."""
+    by_name: defaultdict[str, list[str]] = defaultdict(list)
+    for module in FILES:
+        for node in ast.walk(parsed(module)):
+            if isinstance(node, ast.ClassDef):
+                by_name[node.name].append(module)
+    return {name: modules for name, modules in by_name.items() if len(modules) > 1}
+
+
+@cache
+def home(module: str, name: str) -> str:
+    """Return the module that defines a name, followed through every `__init__` that imports it from elsewhere."""
+    if f"{module}.{name}" in FILES:
+        return f"{module}.{name}"
+    if FILES[module].name == "__init__.py":
+        for node in ast.walk(parsed(module)):
+            if isinstance(node, ast.ImportFrom) and node.module in FILES:
+                for imported in node.names:
+                    if name == (imported.asname or imported.name):
+                        return home(node.module, imported.name)
+    return module
+
+
+def imported_modules(module: str) -> set[str]:
+    """Our modules that a file imports names of; a name that an `__init__` imports counts as its home."""
+    found = set()
+    for node in ast.walk(parsed(module)):
+        if isinstance(node, ast.Import):
+            found |= {name.name for name in node.names if name.name in FILES}
+        elif isinstance(node, ast.ImportFrom) and node.module in FILES:
+            found |= {home(node.module, name.name) for name in node.names}
+    return found - {module}
+
+
+def test_few_files_share_a_name() -> None:
+    shared = shared_file_names()
+    assert len(shared) <= MAX_SHARED_FILE_NAMES, "\n".join(f"{name}: {modules}" for name, modules in shared.items())
+
+
+def test_public_names_stay_when_every_module_is_imported() -> None:
+    """A module directly under `rcnn` with the name of a public function would replace it once it is imported."""
+    for module in FILES:
+        if "__main__" not in module and (find_spec("triton") or not module.startswith("rcnn.ops.triton.")):
+            import_module(module)
+    for name in rcnn.__all__:
+        first, second = getattr(rcnn, name), getattr(rcnn, name)
+        assert first is second
+        assert getattr(first, "__name__", name) == name
+        assert f"rcnn.{name}" not in FILES
+
+
 def test_every_file_imports_alone(tmp_path: Path) -> None:
     # An operator that is looked up while a file is imported might be there from an earlier import.
     assert not any(re.search(r"^\S.*torch\.ops\.rcnn", path.read_text("utf-8"), re.M) for path in FILES.values())
@@ -181,11 +246,11 @@ def test_source_is_ascii_with_a_docstring_and_a_sorted_all(module: str) -> None:
 def test_names_and_parameter_lists_are_short(module: str) -> None:
     for node in ast.walk(parsed(module)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            assert len(node.name) <= LONGEST_NAME, f"{FILES[module]}:{node.lineno}: {node.name} is a long word"
+            assert len(node.name) <= MAX_NAME_LENGTH, f"{FILES[module]}:{node.lineno}: {node.name} is a long word"
         if isinstance(node, ast.FunctionDef):
             count = len(node.args.posonlyargs + node.args.args)
             # A command's parameters are its options, a kernel's its pointers, sizes and constants.
-            allowed = 20 if part(module) == "cli" or module.startswith("rcnn.ops.triton.") else MOST_PARAMETERS
+            allowed = 20 if part(module) == "cli" or module.startswith("rcnn.ops.triton.") else MAX_PARAMETERS
             assert count <= allowed, f"{FILES[module]}:{node.lineno}: {node.name} takes {count} positional parameters"
 
 
@@ -203,5 +268,19 @@ def print_longest(count: int = 20) -> None:
             print(f"{lines:6} {name}")
 
 
+def print_shared_names() -> None:
+    for what, shared in (("file", shared_file_names()), ("class", shared_class_names())):
+        for name, modules in sorted(shared.items()):
+            print(f"{what} name used {len(modules)} times: {name}: {', '.join(modules)}")
+
+
+def print_most_imports(count: int = 20) -> None:
+    print("most imports of our own modules:")
+    for module in sorted(FILES, key=lambda module: -len(imported_modules(module)))[:count]:
+        print(f"{len(imported_modules(module)):6} {module}")
+
+
 if __name__ == "__main__":
     print_longest()
+    print_shared_names()
+    print_most_imports()
