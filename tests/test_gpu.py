@@ -23,7 +23,7 @@ from rcnn.model.structures import Batch, Keys, Losses, NormalisedBatch, Targets,
 from rcnn.ops.operator import compiles_for
 from rcnn.presets import settings_of
 from rcnn.runtime.eager import Eager
-from rcnn.training.distributed import Team
+from rcnn.training.distributed import Distributed
 from rcnn.training.schemes import Joint
 from tests.model import tiny
 from tests.ops.test_match import scene as match_scene
@@ -314,7 +314,7 @@ def test_gradients_through_nccl_are_those_without_it(tmp_path: Path) -> None:
     try:
         for world in (1, 2):
             net = preset("tiny-fpn").to(DEVICE)
-            loss = Team(torch.device(DEVICE, 0), 0, world).wrap(Joint(net))
+            loss = Distributed(torch.device(DEVICE, 0), 0, world).wrap(Joint(net))
             batch, targets = (to_device(part, torch.device(DEVICE)) for part in tiny.batch(2, 96, 128))
             sum_of(loss(batch, targets, net.keys(batch, targets, torch.tensor([1, 2])))).backward()
             found.append(tiny.gradients(net))

@@ -20,7 +20,7 @@ from rcnn.model.structures import Batch, Proposals, Targets
 from rcnn.ops.roi_align_matrix import taps_of
 from rcnn.presets import PRESETS, build, settings_of
 from rcnn.runtime.eager import folded
-from rcnn.training.distributed import Team
+from rcnn.training.distributed import Distributed
 from rcnn.training.ema import EMA
 from rcnn.training.loop import Engine, backward
 from rcnn.training.optim import build_optimizer
@@ -178,7 +178,7 @@ def test_a_training_step_waits_for_nothing_until_its_losses_are_read(monkeypatch
         optimizer=build_optimizer(net, Train()),
         ema=None,
         settings=Train(amp="float32"),  # autocast for CUDA wants one
-        team=Team(CUDA),
+        distributed=Distributed(CUDA),
         total=1,
         image_names=lambda index: [],
     )

@@ -11,7 +11,7 @@ from PIL import Image
 from rcnn.config import Data
 from rcnn.data.formats.find import open_dataset
 from rcnn.images.sources import files
-from rcnn.training.distributed import Team
+from rcnn.training.distributed import Distributed
 from rcnn.weights.file import load_weights, save_weights
 
 from .conftest import NAMES, Outcome
@@ -327,7 +327,7 @@ def test_weights_that_are_not_finite_are_an_error_not_an_empty_image(
         assert "not finite" in outcome.err
 
 
-class Half(Team):
+class Half(Distributed):
     """One of two processes, whose numbers count twice, since the other one runs at another time."""
 
     def gather(self, thing: object) -> list:
@@ -341,8 +341,10 @@ def halves(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
 
     def ranks() -> Iterator[int]:
         for rank in (1, 0):
-            team = Half(torch.device("cpu"), rank, 2)
-            monkeypatch.setattr("rcnn.cli.stream.sharing", lambda _, team=team: nullcontext((team, None)))
+            distributed = Half(torch.device("cpu"), rank, 2)
+            monkeypatch.setattr(
+                "rcnn.cli.stream.sharing", lambda _, distributed=distributed: nullcontext((distributed, None))
+            )
             yield rank
 
     return ranks()

@@ -15,7 +15,7 @@ import rcnn.training.train as train_file
 from rcnn.config import Train
 from rcnn.data.loading.loader import Item
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.training.distributed import Team
+from rcnn.training.distributed import Distributed
 from rcnn.training.ema import EMA
 from rcnn.training.loop import Engine
 from rcnn.training.optim import build_optimizer
@@ -53,18 +53,20 @@ def part(whole: Item, rows: slice) -> Item:
     return Item(cut(whole.batch), cut(whole.targets), whole.seeds[rows], whole.index[rows])
 
 
-def engine(model: FasterRCNN, total: int = 10, team: Team | None = None, ahead: int = 0, **changes: object) -> Engine:
+def engine(
+    model: FasterRCNN, total: int = 10, distributed: Distributed | None = None, ahead: int = 0, **changes: object
+) -> Engine:
     settings = Train.model_validate(
         {"warmup": 0, "lr": 0.01, "lr_batch": 8, "amp": "float32", "optimizer": "sgd", **changes}
     )
-    team = team or Team(torch.device("cpu"))
+    distributed = distributed or Distributed(torch.device("cpu"))
     return Engine(
         model=model,
-        loss=team.wrap(Joint(model)),
+        loss=distributed.wrap(Joint(model)),
         optimizer=build_optimizer(model, settings),
         ema=EMA(model, settings.ema) if settings.ema else None,
         settings=settings,
-        team=team,
+        distributed=distributed,
         total=total,
         image_names=lambda index: [f"image-{i}.png" for i in index.tolist()],
         ahead=ahead,

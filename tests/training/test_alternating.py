@@ -17,7 +17,7 @@ from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
-from rcnn.training.distributed import team
+from rcnn.training.distributed import join_processes
 from rcnn.training.init import initialise
 from rcnn.training.loop import seed_step
 from rcnn.training.proposals import load_proposals, save_proposals, write_proposals
@@ -146,11 +146,11 @@ def test_what_a_stage_trains_on_is_proposed_by_the_one_before(
     settings = read(whole.folder / "config.yaml")
     splits, rpn, file = open_splits(data, settings.data), settings.rpn, tmp_path / "train.safetensors"
     proposer = Detector.load(whole.folder / "stages" / str(stage - 1) / "best.safetensors", "cpu")
-    with team("cpu") as crew:
+    with join_processes("cpu") as distributed:
         one = stages_of(settings)[stage - 1]
         start = stage_start(one, stage, settings, splits[0].names, RunFolder(whole.folder))
-        given, _ = stage_proposals(one, start, splits, RunFolder(whole.folder), crew, print)
-        write_proposals(file, proposer, splits[0], crew, (rpn.pre_train, rpn.post_train), print)
+        given, _ = stage_proposals(one, start, splits, RunFolder(whole.folder), distributed, print)
+        write_proposals(file, proposer, splits[0], distributed, (rpn.pre_train, rpn.post_train), print)
     expected = ProposalSet(load_proposals(file), rpn.post_train)
     assert given is not None
     for found, wanted in zip(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from rcnn.data.loading.loader import Item
-from rcnn.training.distributed import team, with_strides
+from rcnn.training.distributed import join_processes, with_strides
 from rcnn.training.loop import backward
 from tests.model import tiny
 from tests.training import pieces
@@ -35,11 +35,11 @@ def worker(folder: Path, meeting: dict[str, str]) -> None:
     """One of two processes: writes its gradients and its losses of its half of the batch."""
     os.environ.update(meeting)
     torch.set_num_threads(1)  # a pool of threads does not outlive a fork
-    with team("cpu") as pair:
+    with join_processes("cpu") as pair:
         for dtype in TOLERANCE:
             model = tiny.model(CHANGES).to(dtype)
             half = pieces.part(uneven(dtype), slice(4 * pair.rank, 4 * pair.rank + 4))
-            losses, asked = backward(pieces.engine(model, team=pair), half, 1, (pair.rank == 1,)).read()
+            losses, asked = backward(pieces.engine(model, distributed=pair), half, 1, (pair.rank == 1,)).read()
             assert asked == (1,)
             torch.save((pieces.gradients(model), losses), folder / f"{pair.rank}-{dtype}.pt")
         assert pair.gather(pair.rank) == [0, 1]

@@ -17,7 +17,7 @@ from rcnn.data.proposals.read import read_proposals
 from rcnn.data.proposals.search import search_files
 from rcnn.errors import DataError, SettingsError
 from rcnn.presets import settings_of
-from rcnn.training.distributed import Team
+from rcnn.training.distributed import Distributed
 from rcnn.training.proposals import load_proposals, shared_proposals
 from rcnn.training.session import Session, is_late
 from rcnn.training.train import Run, choose_settings, train
@@ -172,7 +172,7 @@ def test_processes_share_a_search(data: Path, tmp_path: Path, monkeypatch: pytes
         searched.append(image.mean())
         return ranked(np.array([[0.0, 0, 9, len(searched)]]))
 
-    class Third(Team):
+    class Third(Distributed):
         def gather(self, thing: Any) -> list[Any]:
             assert len(searched) == 2  # the images 2 and 5 of 6; now the others' are found
             list(search_files([record.path for record in dataset.records], "selective-search", settings.data))

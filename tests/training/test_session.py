@@ -12,7 +12,7 @@ from rcnn.data.loading.loader import Item
 from rcnn.errors import TrainingError
 from rcnn.presets import settings_of
 from rcnn.training import session
-from rcnn.training.distributed import Team
+from rcnn.training.distributed import Distributed
 from rcnn.training.loop import Engine, Progress, Step, train_step
 from tests.model import tiny
 from tests.training import pieces
@@ -27,7 +27,9 @@ def test_a_checkpoint_is_due_by_the_writers_clock(
 ) -> None:
     settings = override(settings_of("mobilenet-fpn"), {"train": {"checkpoint_minutes": minutes}})
     monkeypatch.setattr(session, "time", SimpleNamespace(monotonic=lambda: 1000.0 + seconds))
-    one = SimpleNamespace(saved=1000.0, run=SimpleNamespace(team=Team(torch.device("cpu"), rank, 2)), settings=settings)
+    one = SimpleNamespace(
+        saved=1000.0, run=SimpleNamespace(distributed=Distributed(torch.device("cpu"), rank, 2)), settings=settings
+    )
     assert session.is_late(one) == late  # type: ignore[arg-type]
 
 
@@ -35,7 +37,9 @@ def session_of(engine: Engine, items: Iterable[Item], progress: Progress, **fiel
     """What `train_epoch` reads of a session, without a data set and a run folder."""
     settings = override(Settings(), {"train": {"accumulate": engine.settings.accumulate}})
     steps: list[dict[str, float]] = []
-    run = SimpleNamespace(recorders=SimpleNamespace(step=steps.append), stages=(None,), team=engine.team, steps=steps)
+    run = SimpleNamespace(
+        recorders=SimpleNamespace(step=steps.append), stages=(None,), distributed=engine.distributed, steps=steps
+    )
     loader = SimpleNamespace(steps=9, epoch=lambda *_: (item for item in items))
     return SimpleNamespace(
         run=run, engine=engine, loader=loader, progress=progress, settings=settings, saved=math.inf, **fields

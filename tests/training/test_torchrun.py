@@ -42,7 +42,7 @@ for arguments in json.loads(sys.argv[1]):
         return take(engine, items, step, requests)
     session.train_step = step
     if killed:
-        session.is_late = lambda one: one.run.team.writer and one.progress.step + 2 == killed
+        session.is_late = lambda one: one.run.distributed.writer and one.progress.step + 2 == killed
     training.train(**arguments)
 """
 """Trains by each of a list of arguments; `killed` is a step that is not reached, with a checkpoint before the last."""

@@ -28,7 +28,7 @@ from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.report.page import write_report
 from rcnn.report.subject import read_subject
 from rcnn.training import checkpoint
-from rcnn.training.distributed import Team
+from rcnn.training.distributed import Distributed
 from rcnn.training.session import Session, is_late
 from rcnn.training.train import Run, train
 from rcnn.weights.file import load_weights
@@ -383,7 +383,7 @@ def test_a_run_is_named_after_the_folder_of_its_data(tmp_path: Path, path: str, 
     settings = train_file.choose_settings(tmp_path / path, None, "mobilenet-fpn", (), {})
     dataset = Dataset(tmp_path / root, "voc", "train", (), (), ())
     assert train_file._name_of(settings, dataset) == name
-    folder = train_file._new_folder(Team(torch.device("cpu")), tmp_path / "runs", name, None)
+    folder = train_file._new_folder(Distributed(torch.device("cpu")), tmp_path / "runs", name, None)
     assert folder.path.name == f"{name}-1"
 
 

@@ -9,7 +9,7 @@ from rcnn.config.elsewhere import IMAGE_SIZE
 from rcnn.detector import Detector
 from rcnn.evaluate import Shard
 from rcnn.runtime.by_suffix import is_exported
-from rcnn.training.distributed import Team, team
+from rcnn.training.distributed import Distributed, join_processes
 
 
 def load_detector(model: str, changes: Sequence[str], device: str, asked: str | None = None) -> Detector:
@@ -35,7 +35,7 @@ def load_detector(model: str, changes: Sequence[str], device: str, asked: str | 
 
 
 @contextmanager
-def sharing(device: str | None) -> Iterator[tuple[Team, Shard]]:
+def sharing(device: str | None) -> Iterator[tuple[Distributed, Shard]]:
     """Provide the processes that torchrun started, or this one alone, and this process's share of the images."""
-    with team(device or "auto") as processes:
+    with join_processes(device or "auto") as processes:
         yield processes, Shard(processes.rank, processes.world, processes.gather)

@@ -97,19 +97,19 @@ class Job:
     @contextmanager
     def detector(self, model: str, device: str | None) -> Iterator[Detector]:
         """Load the detector with this job's settings. Under torchrun each process takes its share of the images."""
-        with sharing(device) as (self._team, _):
-            yield load_detector(model, self._changes, str(self._team.device), device)
+        with sharing(device) as (self._distributed, _):
+            yield load_detector(model, self._changes, str(self._distributed.device), device)
 
     @contextmanager
     def search(self, name: str) -> Iterator[Iterator[Result]]:
         """Run a search for proposals, by its name, on the images instead of a detector."""
-        with sharing("cpu") as (self._team, _):
+        with sharing("cpu") as (self._distributed, _):
             yield self._searched(name, override(Settings(), self._changes))
 
     @contextmanager
     def windows(self) -> Iterator[Iterator[Result]]:
         """Lay dense sliding windows over the images, of the anchors and image size in this job's settings."""
-        with sharing("cpu") as (self._team, _):
+        with sharing("cpu") as (self._distributed, _):
             yield self._windows(override(Settings(), self._changes))
 
     def _windows(self, settings: Settings) -> Iterator[Result]:
@@ -152,7 +152,7 @@ class Job:
             return lambda _, batch: windows.place(batch)
         records = [*self._records(settings.data)]
         told = None if self.skip is None else lambda error: None  # the detector will report the same images
-        with screen.progress("proposals", self._team.writer) as progress:
+        with screen.progress("proposals", self._distributed.writer) as progress:
             given = find_proposals(source, records, self._base, settings.data, progress, told)
         by_path = {str(record.path): proposals for record, proposals in zip(records, given, strict=True)}
 
@@ -182,7 +182,10 @@ class Job:
 
     def files(self) -> list[Path]:
         """Return the images of this process: consecutive ones, so that the joined parts are in input order."""
-        first, last = (len(self._files) * rank // self._team.world for rank in (self._team.rank, self._team.rank + 1))
+        first, last = (
+            len(self._files) * rank // self._distributed.world
+            for rank in (self._distributed.rank, self._distributed.rank + 1)
+        )
         return self._files[first:last]
 
     def run(self, results: Iterable[Result], names: tuple[str, ...], remarks: Mapping[str, str]) -> None:
@@ -190,9 +193,9 @@ class Job:
 
         Results from before an error or Ctrl-C in any process are still merged.
         """
-        self._out = self._team.gather(fresh_folder(self._out) if self._team.writer else self._out)[0]
+        self._out = self._distributed.gather(fresh_folder(self._out) if self._distributed.writer else self._out)[0]
         shared = shared_stems(map(self._name, self._files))
-        target = Target(self._out, names, self._ids, part=self._team.rank, shared=shared)
+        target = Target(self._out, names, self._ids, part=self._distributed.rank, shared=shared)
         totals, count, begun, end = Counter[str](), 0, time.perf_counter(), None
         told = set[str]()
         try:
@@ -205,13 +208,13 @@ class Job:
                     totals.update(result.counts())
                     screen.note(*(f"{name}: {remarks[kind]}" for kind in remarks.keys() - told))
                     told |= remarks.keys()
-                    if self._team.writer and len(self._files) > 1:
+                    if self._distributed.writer and len(self._files) > 1:
                         tell(name, result.counts(), count, len(self.files()) - self._unread, begun)
         except (Exception, KeyboardInterrupt) as error:
             end = error
-        every = self._team.gather((count, totals, self._unread, end is not None))
-        if self._team.writer:
-            merge_parts(self._out, self._team.world)
+        every = self._distributed.gather((count, totals, self._unread, end is not None))
+        if self._distributed.writer:
+            merge_parts(self._out, self._distributed.world)
             self._report(names, *every)
         if end is not None:
             raise end
@@ -220,7 +223,7 @@ class Job:
 
     def emit(self) -> None:
         """Print the JSON document if it was asked for."""
-        if self._as_json and self._team.writer:
+        if self._as_json and self._distributed.writer:
             with (self._out / "results.json").open(encoding="utf-8") as file:
                 shutil.copyfileobj(file, sys.stdout)
 

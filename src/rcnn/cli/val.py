@@ -49,26 +49,26 @@ def val(
     from rcnn.report.scores import Scored
     from rcnn.training.proposals import shared_proposals
 
-    with screen.stdout_for_json(json), sharing(device) as (team, shard):
+    with screen.stdout_for_json(json), sharing(device) as (distributed, shard):
         options = {"data.on_fault": on_fault, "train.seed": seed, "imgsz": imgsz}
         path, changes = arguments.one_path(words, "DATA", options, takes=("seed",))
         find_layout(path)  # what is missing is told before weights are loaded
-        detector = load_detector(model, changes, str(team.device), device)
+        detector = load_detector(model, changes, str(distributed.device), device)
         detector.check_proposals(given=proposals is not None)
         settings, theirs = detector.settings, None
-        with screen.progress("reading images", team.writer) as progress:
+        with screen.progress("reading images", distributed.writer) as progress:
             dataset = open_dataset(path, split, settings.data, names=detector.names, progress=progress)
-        if team.writer:
+        if distributed.writer:
             screen.dataset_line(dataset)
         if proposals == SLIDING_WINDOWS:
             theirs = SlidingWindows.of(detector.model)
         elif proposals is not None:
-            with screen.progress("proposals", team.writer) as progress:
-                given = shared_proposals(proposals, dataset, settings, team, progress)
+            with screen.progress("proposals", distributed.writer) as progress:
+                given = shared_proposals(proposals, dataset, settings, distributed, progress)
             theirs = ProposalSet(given, settings.rpn.post_test)
-        with screen.progress("scoring", team.writer) as progress:
+        with screen.progress("scoring", distributed.writer) as progress:
             metrics = evaluate(detector, dataset, batch=batch, shard=shard, progress=progress, proposals=theirs)
-        if team.writer:
+        if distributed.writer:
             screen.note(*detector.pooler.remarks.values())
             show(metrics)
             folder = fresh_folder(out or Path("runs/val") / path.resolve().name)

@@ -23,7 +23,7 @@ Thing = TypeVar("Thing")
 
 
 @dataclass(frozen=True)
-class Team:
+class Distributed:
     """The processes of a run.
 
     Attributes:
@@ -119,7 +119,7 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def team(device: str, batch: int = 0) -> Iterator[Team]:
+def join_processes(device: str, batch: int = 0) -> Iterator[Distributed]:
     """The processes that `torchrun` started (it sets RANK, WORLD_SIZE, LOCAL_RANK), or this process alone.
 
     Raises:
@@ -131,11 +131,11 @@ def team(device: str, batch: int = 0) -> Iterator[Team]:
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world == 1:
-        yield Team(chosen)
+        yield Distributed(chosen)
         return
     dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
     try:
-        yield Team(chosen, dist.get_rank(), dist.get_world_size())
+        yield Distributed(chosen, dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
         # DDP leaks the group. A thread of it that waits for the GIL, to drop the tensors of the last exchange, when the

@@ -21,7 +21,7 @@ from rcnn.errors import TrainingError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import to_device
 from rcnn.runtime.precision import has_bf16
-from rcnn.training.distributed import Team, without_sync
+from rcnn.training.distributed import Distributed, without_sync
 from rcnn.training.ema import EMA
 from rcnn.training.optim import learning_rate, set_learning_rate
 
@@ -45,7 +45,7 @@ class Engine:
     optimizer: torch.optim.Optimizer
     ema: EMA | None
     settings: Train
-    team: Team
+    distributed: Distributed
     total: int
     image_names: Callable[[Tensor], list[str]]
     fixed: Sequence[nn.Module] = ()
@@ -138,7 +138,7 @@ class Step:
         for losses, index in zip(self.losses, self.index, strict=True):
             batch, asked = losses.read()
             if bad := [f"{name} = {value}" for name, value in batch.items() if not math.isfinite(value)]:
-                images = [name for part in engine.team.gather(engine.image_names(index)) for name in part]
+                images = [name for part in engine.distributed.gather(engine.image_names(index)) for name in part]
                 raise TrainingError(
                     f"the loss is not finite at step {self.number + 1}: {', '.join(bad)} "
                     f"(learning rate {self.lr:.3g}). Images of the step: {', '.join(images)}. "
@@ -164,14 +164,14 @@ def train_step(engine: Engine, items: list[Item], number: int, requests: tuple[b
     set_learning_rate(engine.optimizer, lr)
     losses: list[Losses] = []
     for index, item in enumerate(items):
-        seed_step(engine.settings.seed, number, index, engine.team.rank)
+        seed_step(engine.settings.seed, number, index, engine.distributed.rank)
         with nullcontext() if index == len(items) - 1 else without_sync(engine.loss):
             losses.append(backward(engine, item, len(items), requests))
     if engine.settings.clip is not None:
         torch.nn.utils.clip_grad_norm_(engine.model.parameters(), engine.settings.clip, foreach=True)
     engine.optimizer.step()
     engine.optimizer.zero_grad(set_to_none=True)
-    engine.team.average_norms(engine.model)
+    engine.distributed.average_norms(engine.model)
     if engine.ema:
         engine.ema.update(number + 1)
     return Step(number, lr, losses, [item.index for item in items])
@@ -179,7 +179,7 @@ def train_step(engine: Engine, items: list[Item], number: int, requests: tuple[b
 
 def backward(engine: Engine, item: Item, batches: int, requests: tuple[bool, ...]) -> Losses:
     """Add the gradients of a batch; return its losses over all processes and the summed requests."""
-    device = engine.team.device
+    device = engine.distributed.device
     batch, targets = to_device(item.batch, device), to_device(item.targets, device)
     keys = engine.model.keys(batch, targets, item.seeds, item.proposals)
     more = [] if item.proposals is None else [to_device(item.proposals, device)]
@@ -188,14 +188,14 @@ def backward(engine: Engine, item: Item, batches: int, requests: tuple[bool, ...
     sums = torch.stack([total for total, _ in losses.values()])
     counts = torch.stack([count for _, count in losses.values()])
     requested = torch.tensor(requests, dtype=torch.float64).to(device, non_blocking=True)
-    shared = engine.team.sum(torch.cat((sums.detach().double(), counts.double(), requested)))
+    shared = engine.distributed.sum(torch.cat((sums.detach().double(), counts.double(), requested)))
     all_sums, all_counts, asked = shared.split((len(sums), len(sums), len(requests)))
     divisors = torch.where(all_counts > 0, all_counts, 1.0)
     # Copied before the backward pass is queued, so that a GPU has them long before the step ends.
     values = torch.cat((all_sums / divisors, asked)).to("cpu", non_blocking=True)
     copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
     # DDP averages gradients over processes, but their sum is wanted: hence `world`.
-    ((sums / divisors.to(sums)).sum() * engine.team.world / batches).backward()
+    ((sums / divisors.to(sums)).sum() * engine.distributed.world / batches).backward()
     return Losses(tuple(losses), values, copied)
 
 

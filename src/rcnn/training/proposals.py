@@ -17,12 +17,17 @@ from rcnn.data.proposals.read import open_proposals
 from rcnn.data.proposals.search import SEARCHES
 from rcnn.detector import Detector
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
-from rcnn.training.distributed import Team
+from rcnn.training.distributed import Distributed
 from rcnn.weights.file import LARGEST, load_weights, reading, save_weights
 
 
 def write_proposals(
-    path: Path, detector: Detector, dataset: Dataset, team: Team, counts: tuple[int, int], say: Callable[[str], None]
+    path: Path,
+    detector: Detector,
+    dataset: Dataset,
+    distributed: Distributed,
+    counts: tuple[int, int],
+    say: Callable[[str], None],
 ) -> None:
     """Save the proposals of every image of a data set, best first, in pixels of the files. All processes take part.
 
@@ -30,23 +35,25 @@ def write_proposals(
         path: the file; it appears whole or not at all.
         detector: makes the proposals.
         dataset: the images; they are not augmented.
-        team: the processes that share the images.
+        distributed: the processes that share the images.
         counts: boxes per level before NMS, and proposals per image.
         say: called with a sentence about the progress.
     """
     settings = detector.settings
     detector = detector.with_settings({"rpn": {"pre_test": counts[0], "post_test": counts[1]}})
     batch, device = settings.val.batch, detector.device
-    loader = Loader(dataset, settings, training=False, batch=batch, device=device, rank=team.rank, world=team.world)
+    loader = Loader(
+        dataset, settings, training=False, batch=batch, device=device, rank=distributed.rank, world=distributed.world
+    )
     own: dict[int, Given] = {}
     for step, item in enumerate(loader.epoch(0)):
         results = detector.region_proposals(item.batch)
         own |= {i: Given(r.boxes, r.scores) for i, r in zip(item.index.tolist(), results, strict=True) if i != FILLER}
         say(f"proposals: batch {step + 1} of {loader.steps}")
-    every = {index: given for part in team.gather(own) for index, given in part.items()}
-    if team.writer:
+    every = {index: given for part in distributed.gather(own) for index, given in part.items()}
+    if distributed.writer:
         save_proposals(path, [every[index] for index in range(len(dataset))])
-    team.gather(None)  # the file is there before anyone reads it
+    distributed.gather(None)  # the file is there before anyone reads it
 
 
 def save_proposals(path: Path, given: Sequence[Given]) -> None:
@@ -73,18 +80,22 @@ def load_proposals(path: Path) -> list[Given]:
 
 
 def shared_proposals(
-    source: str, dataset: Dataset, settings: Settings, team: Team, progress: ProgressCallback | None = None
+    source: str,
+    dataset: Dataset,
+    settings: Settings,
+    distributed: Distributed,
+    progress: ProgressCallback | None = None,
 ) -> list[Given]:
     """As `open_proposals`, with the search shared among the processes."""
-    if source in SEARCHES and team.world > 1:
-        share = replace(dataset, records=dataset.records[team.rank :: team.world])
+    if source in SEARCHES and distributed.world > 1:
+        share = replace(dataset, records=dataset.records[distributed.rank :: distributed.world])
         open_proposals(source, share, settings, progress)
-        team.gather(None)  # the results are on the disk
+        distributed.gather(None)  # the results are on the disk
     return open_proposals(source, dataset, settings, progress)
 
 
 def external_proposals(
-    settings: Settings, splits: tuple[Dataset, Dataset], team: Team, console: Console | None
+    settings: Settings, splits: tuple[Dataset, Dataset], distributed: Distributed, console: Console | None
 ) -> list[list[Given]] | None:
     """The proposals of `train.proposals` for both lists: `rpn.post_train` and `rpn.post_test` per image.
 
@@ -97,14 +108,14 @@ def external_proposals(
         return None
     dataset, source = together(splits), settings.train.proposals
     if console is None:
-        given = shared_proposals(source, dataset, settings, team)
+        given = shared_proposals(source, dataset, settings, distributed)
     else:
         with console.status("reading proposals") as status:
 
             def tell(done: int, images: int) -> None:
                 status.update(f"searched {done:,} of {images:,} images")
 
-            given = shared_proposals(source, dataset, settings, team, tell)
+            given = shared_proposals(source, dataset, settings, distributed, tell)
     of_image = {record.path: proposals for record, proposals in zip(dataset.records, given, strict=True)}
     counts = (settings.rpn.post_train, settings.rpn.post_test)
     return [

@@ -21,7 +21,7 @@ from rcnn.errors import NonFiniteError, TrainingError
 from rcnn.evaluate import Metrics, Shard, evaluate
 from rcnn.metrics.curves import best_threshold, precision_recall
 from rcnn.training import checkpoint
-from rcnn.training.distributed import Team
+from rcnn.training.distributed import Distributed
 from rcnn.training.ending import patient
 from rcnn.training.log import Log, memory_gb
 from rcnn.training.loop import Engine, Progress, Step, train_step
@@ -44,7 +44,7 @@ class Context:
         settings: as in config.yaml; the model of a stage may differ in having no second stage.
         folder: of the run.
         log: for messages.
-        team: the processes.
+        distributed: the processes.
         train: images to train on.
         val: images to validate on.
         recorders: receive the numbers.
@@ -55,7 +55,7 @@ class Context:
     settings: Settings
     folder: RunFolder
     log: Log
-    team: Team
+    distributed: Distributed
     train: Dataset
     val: Dataset
     recorders: Recorders
@@ -94,7 +94,7 @@ class Session:
     def checkpoint(self) -> None:
         """Save the state of training."""
         self.saved = time.monotonic()
-        if self.run.team.writer:
+        if self.run.distributed.writer:
             folder = self.run.folder
             checkpoint.save(folder.checkpoints, self.engine, self.progress, folder.log_lengths())
 
@@ -128,7 +128,7 @@ def finished(progress: Progress, settings: Settings) -> bool:
 def is_late(session: Session) -> bool:
     """Is it time for a checkpoint? Only the writer's clock counts; the others learn of it at the same step."""
     minutes = (time.monotonic() - session.saved) / 60
-    return session.run.team.writer and minutes > session.settings.train.checkpoint_minutes
+    return session.run.distributed.writer and minutes > session.settings.train.checkpoint_minutes
 
 
 def train_epoch(session: Session, wanted: threading.Event) -> None:
@@ -167,7 +167,7 @@ def train_epoch(session: Session, wanted: threading.Event) -> None:
         if requests[INTERRUPT]:
             raise KeyboardInterrupt
 
-    items = uploaded(session.loader.epoch(progress.epoch, progress.place), session.run.team.device)
+    items = uploaded(session.loader.epoch(progress.epoch, progress.place), session.run.distributed.device)
     try:
         while group := list(islice(items, settings.accumulate)):
             number = progress.step + len(queued)
@@ -203,7 +203,7 @@ def _end_epoch(session: Session, pace: float) -> None:
             row |= metrics.to_row()
             score = row[session.stage.decided_by(settings)]
             last = settings.train.keep == "last"
-            if session.run.team.writer and not last:
+            if session.run.distributed.writer and not last:
                 curves = precision_recall(metrics.truths, metrics.predictions, len(metrics.names))
                 detector.threshold = best_threshold(curves)
             detector.summary |= {"ap": known(metrics.ap), "ap50": known(metrics.ap50)}
@@ -238,12 +238,12 @@ def _detector(session: Session, summary: Mapping[str, Any]) -> Detector:
         dataset.names,
         category_ids=dataset.category_ids,
         summary=summary,
-        device=session.run.team.device,
+        device=session.run.distributed.device,
     )
 
 
 def _save(session: Session, detector: Detector, name: str) -> None:
-    if session.run.team.writer:
+    if session.run.distributed.writer:
         detector.save(session.weights / f"{name}.safetensors")
 
 
@@ -254,13 +254,13 @@ def known(value: float) -> float | None:
 
 def validate(session: Session, detector: Detector) -> Metrics:
     """Score a detector on the validation split; all processes take part."""
-    crew = session.run.team
+    distributed = session.run.distributed
     try:
         return evaluate(
             detector,
             session.run.val,
             batch=session.settings.val.batch,
-            shard=Shard(crew.rank, crew.world, crew.gather),
+            shard=Shard(distributed.rank, distributed.world, distributed.gather),
             progress=lambda done, steps: session.run.log.status(f"validation: batch {done} of {steps}"),
             proposals=session.given,
         )

@@ -24,7 +24,7 @@ from rcnn.detector import Detector
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.presets import build
-from rcnn.training.distributed import Team
+from rcnn.training.distributed import Distributed
 from rcnn.training.init import Start, initialise
 from rcnn.training.loop import seed_step
 from rcnn.training.proposals import load_proposals, write_proposals
@@ -137,7 +137,7 @@ def stage_proposals(
     start: Start,
     splits: tuple[Dataset, Dataset],
     folder: RunFolder,
-    team: Team,
+    distributed: Distributed,
     say: Callable[[str], None],
 ) -> tuple[External | None, External | None]:
     """The proposals that a stage is trained on and those that it is validated on; None: the model's own.
@@ -154,9 +154,9 @@ def stage_proposals(
     limits = ((rpn.pre_train, rpn.post_train), (rpn.pre_test, rpn.post_test))
     needed = 1 if stage.own_rpn else 2  # an RPN of its own proposes for the images of validation
     for dataset, path, counts in list(zip(splits, proposal_files(source), limits, strict=True))[:needed]:
-        if stage.proposals != GIVEN and not any(team.gather(path.exists())):
-            proposer = Detector.load(kept(source), team.device)
-            write_proposals(path, proposer, dataset, team, counts, say)
+        if stage.proposals != GIVEN and not any(distributed.gather(path.exists())):
+            proposer = Detector.load(kept(source), distributed.device)
+            write_proposals(path, proposer, dataset, distributed, counts, say)
         sets.append(ProposalSet(load_proposals(path), counts[1]))
     return sets[0], None if stage.own_rpn else sets[1]
 

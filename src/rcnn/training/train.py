@@ -29,7 +29,7 @@ from rcnn.metrics.table import HEADINGS, listed
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
-from rcnn.training.distributed import Team, team
+from rcnn.training.distributed import Distributed, join_processes
 from rcnn.training.ema import EMA
 from rcnn.training.ending import explained
 from rcnn.training.fine_tune import fine_tuning_settings
@@ -136,17 +136,20 @@ def train(
     resumed = RunFolder(resume) if resume is not None else None
     chosen = (data, config, model, overrides, options, start_from)
     settings = run_settings(resumed, options) if resumed else choose_settings(*chosen)
-    with team(settings.train.device, settings.train.batch) as crew, tf32_allowed(settings.train, crew.device):
-        console = Console() if crew.writer and not quiet else None
+    with (
+        join_processes(settings.train.device, settings.train.batch) as distributed,
+        tf32_allowed(settings.train, distributed.device),
+    ):
+        console = Console() if distributed.writer and not quiet else None
         train_set, val_set = _read_splits(settings, console)
         torch.manual_seed(settings.train.seed)
         folder, start = resumed, None
         if folder is None:
-            settings, start, folder = _set_up(settings, (train_set, val_set), crew, console, Path(runs), name)
-        with explained(folder), closing(Log(folder.log if crew.writer else None, console)) as log:
+            settings, start, folder = _set_up(settings, (train_set, val_set), distributed, console, Path(runs), name)
+        with explained(folder), closing(Log(folder.log if distributed.writer else None, console)) as log:
             page = ReportPage(folder.path, val_set)
-            told = Recorders((*_files(folder, log), page, *recorders) if crew.writer else (), log.say)
-            run = Context(settings, folder, log, crew, train_set, val_set, told, page)
+            told = Recorders((*_files(folder, log), page, *recorders) if distributed.writer else (), log.say)
+            run = Context(settings, folder, log, distributed, train_set, val_set, told, page)
             session = _begin(run, start) if start else _go_on(run)
             with told.running(_about(session)) as scores:
                 run_epochs(session)
@@ -161,18 +164,18 @@ def train(
 def _set_up(
     settings: Settings,
     splits: tuple[Dataset, Dataset],
-    crew: Team,
+    distributed: Distributed,
     console: Console | None,
     runs: Path,
     name: str | None,
 ) -> tuple[Settings, Start, RunFolder]:
     """The settings of a new run, adapted to the data and the weights, its first model, and its folder."""
     train_set, _ = splits
-    given = external_proposals(settings, splits, crew, console)
-    settings, notes = crew.gather(settle_anchors(settings, training_windows(train_set, settings)))[0]
+    given = external_proposals(settings, splits, distributed, console)
+    settings, notes = distributed.gather(settle_anchors(settings, training_windows(train_set, settings)))[0]
     start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
     settings, start = override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
-    return settings, start, _new_folder(crew, runs, name or _name_of(settings, train_set), given)
+    return settings, start, _new_folder(distributed, runs, name or _name_of(settings, train_set), given)
 
 
 def _files(folder: RunFolder, log: Log) -> tuple[Recorder, ...]:
@@ -233,14 +236,16 @@ def _name_of(settings: Settings, dataset: Dataset) -> str:
     return (path if root.is_relative_to(path) else root).name or "data"
 
 
-def _new_folder(crew: Team, runs: Path, name: str, given: Sequence[Sequence[Given]] | None) -> RunFolder:
+def _new_folder(distributed: Distributed, runs: Path, name: str, given: Sequence[Sequence[Given]] | None) -> RunFolder:
     """The run folder, made by the writer, with the given proposals, if any."""
-    folder = RunFolder(str(crew.gather(str(RunFolder.create(runs, name).path) if crew.writer else None)[0]))
-    if given is not None and crew.writer:
+    folder = RunFolder(
+        str(distributed.gather(str(RunFolder.create(runs, name).path) if distributed.writer else None)[0])
+    )
+    if given is not None and distributed.writer:
         folder.proposals.mkdir()
         for file, proposals in zip(proposal_files(folder.proposals), given, strict=True):
             save_proposals(file, proposals)
-    crew.gather(None)  # the files are there before anyone reads them
+    distributed.gather(None)  # the files are there before anyone reads them
     return folder
 
 
@@ -248,7 +253,7 @@ def _begin(run: Context, start: Start) -> Session:
     """Prepare the first stage of a new run: print and write down what is run, and save the initial state."""
     session = _prepare(run, Progress(), start)
     train_set, val_set = run.train, run.val
-    if not run.team.writer:
+    if not run.distributed.writer:
         return session
     run.folder.describe(run.settings, train_set, val_set)
     classes = "1 class" if len(train_set.names) == 1 else f"{len(train_set.names)} classes"
@@ -256,8 +261,8 @@ def _begin(run: Context, start: Start) -> Session:
     run.log.say(
         f"{run.folder.path}: {run.settings.model.preset}, {classes}, "
         f"{len(train_set)} images to train on, {len(val_set)} to validate, "
-        f"resized to {preprocess.short} pixels (the longer side at most {preprocess.long}), on {run.team.device}, "
-        f"loaded by {session.loader.workers}"
+        f"resized to {preprocess.short} pixels (the longer side at most {preprocess.long}), "
+        f"on {run.distributed.device}, loaded by {session.loader.workers}"
     )
     notes = (*session.loader.dataset.notes, *val_set.notes, *start.notes, *_chosen_on_test(run.settings))
     for note in dict.fromkeys(notes):
@@ -290,49 +295,50 @@ def _go_on(run: Context) -> Session:
     assert path is not None
     run.folder.see_same_data(run.train, run.val)
     session.progress, lengths = checkpoint.restore(path, session.engine)
-    if run.team.writer:
+    if run.distributed.writer:
         run.folder.cut_logs(lengths)
         run.log.say(f"going on with {run.folder.path} after step {session.progress.step}")
         if changed := change_epochs(run.folder, run.settings, session.progress, session.engine.total):
             run.log.say(changed)
         _announce(session)
-    run.team.gather(None)  # the writer has cut the rows before anyone reads them
+    run.distributed.gather(None)  # the writer has cut the rows before anyone reads them
     run.rows.extend(run.folder.rows())
     return session
 
 
 def _prepare(run: Context, progress: Progress, start: Start) -> Session:
     """Build loader, loss, optimiser and average around the model of a stage."""
-    settings, crew, train_set = start.settings, run.team, run.train
+    settings, distributed, train_set = start.settings, run.distributed, run.train
     stage, last = run.stages[progress.stage], progress.stage + 1 == len(run.stages)
     weights = run.folder.weights if last else run.folder.stage(progress.stage + 1)
-    if crew.writer:
+    if distributed.writer:
         weights.mkdir(parents=True, exist_ok=True)
-    given, val_given = stage_proposals(stage, start, (train_set, run.val), run.folder, crew, run.log.status)
+    splits = (train_set, run.val)
+    given, val_given = stage_proposals(stage, start, splits, run.folder, distributed, run.log.status)
     fixed = hold(start.model, stage)
-    model = start.model.to(crew.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = start.model.to(distributed.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     seen = training_windows(train_set, settings)
     loader = Loader(
         seen,
         settings,
         training=True,
-        batch=settings.train.batch // crew.world,
-        device=crew.device,
-        rank=crew.rank,
-        world=crew.world,
+        batch=settings.train.batch // distributed.world,
+        device=distributed.device,
+        rank=distributed.rank,
+        world=distributed.world,
         proposals=given,
     )
     engine = Engine(
         model=model,
-        loss=crew.wrap(stage.loss(model), settings.train.accumulate),
+        loss=distributed.wrap(stage.loss(model), settings.train.accumulate),
         optimizer=build_optimizer(model, settings.train),
         ema=EMA(model, settings.train.ema) if settings.train.ema is not None else None,
         settings=settings.train,
-        team=crew,
+        distributed=distributed,
         total=settings.train.epochs * math.ceil(loader.steps / settings.train.accumulate),
         image_names=lambda index: [seen.records[i].name for i in index.tolist() if i >= 0],
         fixed=fixed,
-        ahead=1 if crew.device.type == "cuda" else 0,
+        ahead=1 if distributed.device.type == "cuda" else 0,
     )
     return Session(
         run=run,
@@ -366,7 +372,7 @@ def _about(session: Session) -> About:
 def _next(session: Session) -> Session:
     """Prepare the next stage of the scheme; its first checkpoint replaces the last one of the stage before."""
     run = session.run
-    run.team.gather(None)  # the writer has written the stage's weights before anyone reads them
+    run.distributed.gather(None)  # the writer has written the stage's weights before anyone reads them
     progress = Progress(stage=session.progress.stage + 1, seconds=session.progress.seconds)
     stage, number = run.stages[progress.stage], progress.stage + 1
     following = _prepare(run, progress, stage_start(stage, number, run.settings, run.train.names, run.folder))
@@ -384,8 +390,8 @@ def _announce(session: Session) -> None:
 
 def _score_kept(session: Session) -> tuple[Detector, Metrics]:
     """The best weights, or the last with `train.keep=last`, loaded from the disk, and their scores."""
-    session.run.team.gather(None)  # the writer has written them before anyone reads them
-    best = Detector.load(kept(session.run.folder.weights), session.run.team.device)
+    session.run.distributed.gather(None)  # the writer has written them before anyone reads them
+    best = Detector.load(kept(session.run.folder.weights), session.run.distributed.device)
     workers = session.settings.data.workers
     if workers != best.settings.data.workers:  # the run was resumed with fewer
         best = best.with_settings({"data": {"workers": workers}})
@@ -398,7 +404,7 @@ def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
     """Draw the results, print the scores and what to do next."""
     folder, log = session.run.folder, session.run.log
     run = Run(folder.path, metrics, session.run.rows)
-    if session.run.team.writer:
+    if session.run.distributed.writer:
         there, left = listed(run.metrics.by_class())
         rows = [{HEADINGS[key]: value for key, value in row.items()} for row in there]
         log.table("AP by class on the validation split" + left, rows)
