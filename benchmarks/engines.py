@@ -103,7 +103,7 @@ def trained(weights: str, data: Path, folder: Path, runs: int, shown: int) -> li
     for engine, one in found.items():
         scores = rcnn.val(one, data, split="test", losses=False)
         notes[engine] += f"; AP {scores.ap:.4f}, AP50 {scores.ap50:.4f} on the test images"
-    times = timed({engine: partial(one.engine.run, batches[0]) for engine, one in found.items()}, runs)
+    times = timed({engine: partial(one.engine.execute, batches[0]) for engine, one in found.items()}, runs)
     height, width = batches[0].images.shape[2:]
     report(f"{name}, {height} x {width}", times, notes)
     return disagreeing(name, parities)
@@ -128,7 +128,9 @@ def random(network: str, folder: Path, runs: int, size: tuple[int, int]) -> list
     lying = list(export.made_up(door))[1]
     batch = door.collate([door.resize(lying, size)], [size])
     found = engines(detector, folder, network)
-    programs: dict[str, Callable[[], object]] = {name: partial(one.engine.run, batch) for name, one in found.items()}
+    programs: dict[str, Callable[[], object]] = {
+        name: partial(one.engine.execute, batch) for name, one in found.items()
+    }
     if theirs := torchvision_exported(folder / "torchvision.onnx", size):
         pixels = (batch.images[0].float() / 255).numpy()
         programs["torchvision in onnxruntime"] = lambda: theirs.run(None, {theirs.get_inputs()[0].name: pixels})

@@ -169,7 +169,7 @@ class Ours:
         return Batch(images, sizes, torch.ones_like(sizes), sizes)
 
     def predict(self, images: Tensor) -> list[Tensor]:
-        detections = self.engine.run(self.batch(images), wanted=("detections",)).detections
+        detections = self.engine.execute(self.batch(images), fields=("detections",)).detections
         assert detections is not None
         return to_host(detections)
 

@@ -62,9 +62,9 @@ def torchvision_forward(net: nn.Module, pixels: Tensor, memory_format: torch.mem
 
 
 def ours_forward(detector: Detector, batch: Batch) -> Found:
-    run = detector.engine.run(batch, wanted=("detections",))
-    assert run.detections is not None
-    boxes, scores, labels, valid = (part[0] for part in run.detections[:4])
+    pass_ = detector.engine.execute(batch, fields=("detections",))
+    assert pass_.detections is not None
+    boxes, scores, labels, valid = (part[0] for part in pass_.detections[:4])
     return {"boxes": boxes[valid], "scores": scores[valid], "labels": labels[valid] + 1}
 
 

@@ -84,9 +84,9 @@ def windows(options: argparse.Namespace) -> None:
     pixels = preprocessor.resize(picture, (height, width))
     batch = preprocessor.collate([pixels], [(height, width)], preprocessor.padded((height, width)))
     given = SlidingWindows.of(detector.model).place(batch)
-    detector.engine.run(batch, wanted=())
+    detector.engine.execute(batch, fields=())
     before, now = peak(), resident() / 2**10
-    detector.engine.run(batch, given, wanted=("detections",))
+    detector.engine.execute(batch, given, fields=("detections",))
     print(
         f"{int(given.valid.sum()):,} windows of {height} x {width}, {options.model}: peak {peak():.2f} GB; before the "
         f"second stage {before:.2f} GB, of which {now:.2f} GB stay (weights, libraries)"

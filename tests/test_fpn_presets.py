@@ -46,7 +46,7 @@ def test_the_model_makes_these_anchors_on_maps_of_these_strides(name: str) -> No
     net = built(name)
     zeros = torch.zeros(1, 3, *IMAGE, dtype=torch.uint8)
     with torch.inference_mode():
-        out = net.run(Batch(zeros, torch.tensor([IMAGE]).float(), torch.ones(1, 2), torch.tensor([IMAGE]).float()))
+        out = net.execute(Batch(zeros, torch.tensor([IMAGE]).float(), torch.ones(1, 2), torch.tensor([IMAGE]).float()))
     assert out.rpn is not None
     assert len(out.levels) == len(out.rpn.anchors) == len(SIZES[name])
     for (level, size), features, anchors in zip(SIZES[name].items(), out.levels, out.rpn.anchors, strict=True):

@@ -257,7 +257,7 @@ def pictures(count: int, size: tuple[int, int], seed: int = 0) -> Batch:
 @pytest.mark.parametrize("name", PAIRED)
 def test_predictions_pair_with_those_of_the_cpu(name: str, count: int) -> None:
     net, batch = preset(name, "rpn.post_test=100").eval(), pictures(count, (96, 128))
-    found, expected = (Eager(net, torch.device(device)).run(batch).detections for device in (DEVICE, "cpu"))
+    found, expected = (Eager(net, torch.device(device)).execute(batch).detections for device in (DEVICE, "cpu"))
     assert found is not None
     assert expected is not None
     found = to_device(found, torch.device("cpu"))
@@ -286,9 +286,9 @@ def test_a_replayed_graph_gives_the_bits_of_its_program(name: str, precision: st
             batch = pictures(count, size, seed)
             if seed == 2:
                 batch.images[:] = 0
-            for wanted in (("detections",), ("proposals",), ("proposals", "detections")):
-                one, other = (engine.run(batch, wanted=wanted) for engine in (graphs, plain))
-                for field in wanted:
+            for fields in (("detections",), ("proposals",), ("proposals", "detections")):
+                one, other = (engine.execute(batch, fields=fields) for engine in (graphs, plain))
+                for field in fields:
                     pairs = zip(getattr(one, field), getattr(other, field), strict=True)
                     assert all(torch.equal(*pair) for pair in pairs)
                 assert torch.equal(one.finite, other.finite)
@@ -300,7 +300,7 @@ def test_memory_does_not_grow_with_the_number_of_shapes(kernels: None) -> None:
     def taken(shapes: range) -> int:
         for side in shapes:
             for seed in range(2):
-                engine.run(pictures(1, (96, 128 + 32 * (side % 100)), seed))
+                engine.execute(pictures(1, (96, 128 + 32 * (side % 100)), seed))
         torch.cuda.synchronize()
         return torch.cuda.memory_allocated()
 

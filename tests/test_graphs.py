@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Detections
 from rcnn.presets import PRESETS, build, settings_of
-from rcnn.runtime.eager import Eager, fields
+from rcnn.runtime.eager import Eager, execute_fields
 from rcnn.training.schemes import Joint, JointFull
 from tests.model import tiny
 from tests.test_presets import scene
@@ -73,7 +73,7 @@ def test_every_preset_is_one_graph(name: str) -> None:
         if name in KINDS:  # `propose` is the first half of `forward`; the last is what `predict.compile` compiles
             assert operators_of(net.propose, batch) == {"nms"}
             runner = Eager(preset(name, *SMALLER), torch.device("cpu")).runner
-            prepared = partial(fields, runner, Batch, ("proposals", "detections"))
+            prepared = partial(execute_fields, runner, Batch, ("proposals", "detections"))
             assert operators_of(prepared, batch.images, batch.sizes) == {"nms"} | pool
     proposed = {"nms"} if net.fast_rcnn else set()  # without a second stage nobody needs proposals in training
     assert operators_of(net.train().loss, batch, targets, keys) == {"match"} | proposed | pool
@@ -108,8 +108,8 @@ class Program(nn.Module):
         self.net = net
 
     def forward(self, images: Tensor, sizes: Tensor, scales: Tensor, originals: Tensor) -> tuple[Tensor, ...]:
-        run = self.net.run(Batch(images, sizes, scales, originals), wanted=("proposals", "detections"))
-        return (*run.detections, *run.proposals)
+        pass_ = self.net.execute(Batch(images, sizes, scales, originals), fields=("proposals", "detections"))
+        return (*pass_.detections, *pass_.proposals)
 
 
 def exported(program: Program) -> torch.export.ExportedProgram:

@@ -40,10 +40,10 @@ def test_norms_of_neck_and_head_follow_the_backbones_and_are_folded_for_predicti
     fold_batch_norm(folded)
     assert not any(hasattr(layer, "running_mean") for layer in folded.modules())
     with torch.no_grad():
-        run = model.run(batch)
-        same = folded.run(batch, run.proposals)
-        torch.testing.assert_close(folded.run(batch, wanted=()).rpn, run.rpn, rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(same.rois, run.rois, rtol=1e-3, atol=1e-4)
+        pass_ = model.execute(batch)
+        same = folded.execute(batch, pass_.proposals)
+        torch.testing.assert_close(folded.execute(batch, fields=()).rpn, pass_.rpn, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(same.rois, pass_.rois, rtol=1e-3, atol=1e-4)
 
 
 def test_the_default_model_is_small():

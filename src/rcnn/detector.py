@@ -252,12 +252,12 @@ class Detector:
         if features and not self.two_stage:
             raise config.SettingsError("a one-stage detector has no feature vectors of boxes; leave features=True out")
         self.check_proposals(given=proposals is not None)
-        run = (self.network.record if features else self.engine.run)(batch, proposals, wanted=("detections",))
-        assert run.detections is not None
+        pass_ = (self.network.record if features else self.engine.execute)(batch, proposals, fields=("detections",))
+        assert pass_.detections is not None
         vectors = None
-        if features and run.rois is not None:
-            vectors = take(run.rois.features, run.detections.proposal)
-        return self.results(batch, run.detections, vectors)
+        if features and pass_.rois is not None:
+            vectors = take(pass_.rois.features, pass_.detections.proposal)
+        return self.results(batch, pass_.detections, vectors)
 
     def results(self, batch: AnyBatch, detections: Detections, vectors: Tensor | None = None) -> list[Result]:
         """Detections of the network as one Result per image, in pixels of the original image."""
@@ -288,9 +288,9 @@ class Detector:
             NonFiniteError: the network's output is not finite.
         """
         self.check_proposals(given=False)
-        run = self.engine.run(batch, wanted=("proposals",))
-        assert run.proposals is not None
-        finite, *proposals = to_host([run.finite, *run.proposals])
+        pass_ = self.engine.execute(batch, fields=("proposals",))
+        assert pass_.proposals is not None
+        finite, *proposals = to_host([pass_.finite, *pass_.proposals])
         _see_finite(finite)
         return self.proposal_results(batch, Proposals(*proposals))
 

@@ -261,14 +261,14 @@ def _score(
     sums: dict[str, list[float]] | None,
 ) -> dict[int, Scored]:
     """Predictions and proposals of one batch, by image index; losses are added to `sums`."""
-    run = (detector.engine.run if sums is None else detector.network.record)(item.batch, item.proposals)
-    assert run.detections is not None
-    assert run.proposals is not None
-    losses = {} if sums is None else detector.network.loss(item.batch, item.targets, item.seeds, run)
+    pass_ = (detector.engine.execute if sums is None else detector.network.record)(item.batch, item.proposals)
+    assert pass_.detections is not None
+    assert pass_.proposals is not None
+    losses = {} if sums is None else detector.network.loss(item.batch, item.targets, item.seeds, pass_)
     numbers = [number for pair in losses.values() for number in pair]
-    here = iter(to_host([*run.detections, *run.proposals, *numbers]))
-    detections = Detections(*islice(here, len(run.detections)))
-    proposals = Proposals(*islice(here, len(run.proposals)))
+    here = iter(to_host([*pass_.detections, *pass_.proposals, *numbers]))
+    detections = Detections(*islice(here, len(pass_.detections)))
+    proposals = Proposals(*islice(here, len(pass_.proposals)))
     if sums is not None:
         for name in losses:
             entry = sums.setdefault(name, [0.0, 0.0])

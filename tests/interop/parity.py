@@ -76,7 +76,7 @@ def assert_same_boxes(theirs: Any, ours: FasterRCNN, images: Tensor, sizes: Sequ
     """Both, in float64, give the same proposals, boxes, labels and scores, more than `least` of each image."""
     expected_proposals, expected = run(theirs, images, sizes)
     with torch.no_grad():
-        _, _, proposed, _, found = ours.run(batch_of(images, sizes))
+        _, _, proposed, _, found = ours.execute(batch_of(images, sizes))
     for row in range(len(images)):
         valid = proposed.valid[row]
         torch.testing.assert_close(proposed.boxes[row][valid], expected_proposals[row], atol=1e-6, rtol=0)

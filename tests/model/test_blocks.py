@@ -54,9 +54,9 @@ def test_blocks_give_what_the_whole_gives(pool: str, head: str, monkeypatch: pyt
     data, _ = tiny.batch(2)
     proposals = given(data, 100)
     with torch.inference_mode():
-        whole = net.run(data, proposals)
+        whole = net.execute(data, proposals)
         sizes = small_blocks(monkeypatch, 8 * 3**2, 16)
-        blocks = net.run(data, proposals)
+        blocks = net.execute(data, proposals)
     assert sizes == [15] * 6 + [10]
     torch.testing.assert_close(blocks.rois, whole.rois)
     torch.testing.assert_close(blocks.detections, whole.detections)
@@ -69,9 +69,9 @@ def test_an_image_has_the_same_bits_in_any_batch_in_blocks_too(monkeypatch: pyte
     proposals = given(data, 100)
     small_blocks(monkeypatch, 8 * 3**2, 16)
     with torch.inference_mode():
-        together = net.run(data, proposals)
+        together = net.execute(data, proposals)
         for i in range(3):
-            alone = net.run(*(type(part)(*(field[i : i + 1] for field in part)) for part in (data, proposals)))
+            alone = net.execute(*(type(part)(*(field[i : i + 1] for field in part)) for part in (data, proposals)))
             assert all(torch.equal(a, b[i : i + 1]) for a, b in zip(alone.rois, together.rois, strict=True))
 
 
@@ -121,5 +121,5 @@ def test_blocks_are_part_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     small_blocks(monkeypatch, 8 * 3**2, 16)
     torch._dynamo.reset()
     with torch.no_grad():
-        program = torch.compile(lambda *parts: net.run(*parts).detections, fullgraph=True, backend="aot_eager")
-        torch.testing.assert_close(program(data, proposals), net.run(data, proposals).detections)
+        program = torch.compile(lambda *parts: net.execute(*parts).detections, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(program(data, proposals), net.execute(data, proposals).detections)

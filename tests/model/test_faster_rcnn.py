@@ -14,7 +14,7 @@ def test_detections_equal_a_loop_over_images_and_classes():
     net = tiny.model().eval()
     data, _ = tiny.batch(3)
     with torch.no_grad():
-        _, _, proposals, out, found = net.run(data)
+        _, _, proposals, out, found = net.execute(data)
     for i in range(3):
         valid = proposals.valid[i]
         scores = out.logits[i][valid].softmax(-1)[:, :-1]
@@ -51,10 +51,10 @@ def test_losses_are_equal_in_train_and_eval_mode():
     train = net.train().loss(data, targets, keys)
     for name, (value, count) in net.eval().loss(data, targets, keys).items():
         torch.testing.assert_close(train[name], (value, count), rtol=0, atol=0)
-    run = net.run(data)
-    torch.testing.assert_close(tiny.total(net.loss(data, targets, keys, run=run)), tiny.total(train))
-    torch.testing.assert_close(run.detections, net(data))
-    torch.testing.assert_close(run.proposals, net.propose(data))
+    pass_ = net.execute(data)
+    torch.testing.assert_close(tiny.total(net.loss(data, targets, keys, pass_=pass_)), tiny.total(train))
+    torch.testing.assert_close(pass_.detections, net(data))
+    torch.testing.assert_close(pass_.proposals, net.propose(data))
 
 
 def test_losses_do_not_depend_on_padding_rows_or_batch_order():
@@ -137,7 +137,7 @@ def test_keys_depend_on_the_seed_alone():
     assert torch.equal(both.rpn[1:], alone.rpn)
     assert torch.equal(both.roi[1:], alone.roi)
     assert not torch.equal(both.rpn[0], both.rpn[1])
-    assert both.rpn.shape[1] >= sum(len(a) for a in net.run(data, wanted=()).rpn.anchors)
+    assert both.rpn.shape[1] >= sum(len(a) for a in net.execute(data, fields=()).rpn.anchors)
 
 
 def test_ignored_objects_never_join_the_proposals():
@@ -227,5 +227,5 @@ def test_whole_gradient_equals_finite_differences():
 
 def test_the_detector_has_few_public_methods():
     assert {name for name in vars(FasterRCNN) if not name.startswith("_")} == {
-        *("forward", "run", "propose", "loss", "keys", "detects")
+        *("forward", "execute", "propose", "loss", "keys", "detects")
     }

@@ -66,7 +66,7 @@ def test_improbable_proposals_are_dropped_before_suppression():
     net = tiny.model()
     data, _ = tiny.batch(2)
     with torch.no_grad():
-        out = net.run(data, wanted=()).rpn
+        out = net.execute(data, fields=()).rpn
     every = net.rpn.propose(out, data.sizes, pre=40, post=24)
     least = float(every.scores[every.valid].median())
     strict = tiny.model({"rpn": {"score": least}}).rpn.propose(out, data.sizes, pre=40, post=24)
@@ -98,12 +98,12 @@ def test_without_a_second_stage_there_are_two_losses_and_the_same_proposals():
     four, two = whole.loss(data, targets, keys), first.loss(data, targets, keys)
     assert two == {name: four[name] for name in ("rpn_objectness", "rpn_box")}
     torch.testing.assert_close(first.propose(data), whole.propose(data))
-    run = first.run(data)
-    assert run.rois is None
-    assert run.detections.boxes.shape == (2, 0, 4)
-    assert run.detections.finite.all()
-    torch.testing.assert_close(run.proposals, whole.propose(data))
-    assert first.loss(data, targets, keys, run=run).keys() == two.keys()
+    pass_ = first.execute(data)
+    assert pass_.rois is None
+    assert pass_.detections.boxes.shape == (2, 0, 4)
+    assert pass_.detections.finite.all()
+    torch.testing.assert_close(pass_.proposals, whole.propose(data))
+    assert first.loss(data, targets, keys, pass_=pass_).keys() == two.keys()
 
 
 def test_a_level_that_comes_twice_is_read_once():

@@ -41,11 +41,11 @@ def freeze(net: FasterRCNN, data: AnyBatch, targets: Targets, keys: Keys) -> int
 
 def training_proposals(net: FasterRCNN, data: AnyBatch) -> tuple[tuple[Tensor, ...], RPNOutput, Proposals]:
     """Feature maps, what the RPN's head says, and the proposals of a step of training, which have no gradient."""
-    run, settings = net.run(data, wanted=()), net.settings.rpn
-    assert run.rpn is not None
+    pass_, settings = net.execute(data, fields=()), net.settings.rpn
+    assert pass_.rpn is not None
     with torch.no_grad():
-        proposals = net.rpn.propose(run.rpn, data.sizes, pre=settings.pre_train, post=settings.post_train)
-    return run.levels, run.rpn, proposals
+        proposals = net.rpn.propose(pass_.rpn, data.sizes, pre=settings.pre_train, post=settings.post_train)
+    return pass_.levels, pass_.rpn, proposals
 
 
 def slope(net: FasterRCNN, parameter: Tensor, direction: Tensor, loss: Callable[[], Tensor]) -> float:

@@ -117,9 +117,9 @@ def test_positives_and_counts_are_those_of_a_random_draw(negatives: str):
     found = []
     for kind in ("random", negatives):
         net = tiny.model({"rpn": {"negatives": kind, "samples": 24}})
-        run = net.run(data, wanted=())
-        labels = net.rpn.assign(torch.cat(run.rpn.anchors), targets, data.sizes)
-        found.append(net.rpn.draw(run.rpn, labels, targets, tiny.keys(net, data, targets).rpn, run.levels))
+        pass_ = net.execute(data, fields=())
+        labels = net.rpn.assign(torch.cat(pass_.rpn.anchors), targets, data.sizes)
+        found.append(net.rpn.draw(pass_.rpn, labels, targets, tiny.keys(net, data, targets).rpn, pass_.levels))
         chosen = take(worked.labels(labels), found[-1].indices)
         assert (chosen[found[-1].positive] == 1).all()
         assert (chosen[found[-1].valid & ~found[-1].positive] == 0).all()
@@ -156,7 +156,7 @@ def test_validation_sees_the_loss_of_training(changes: dict):
     data, targets = tiny.batch(2)
     keys = tiny.keys(net, data, targets)
     with torch.no_grad():
-        expected, found = net.loss(data, targets, keys), net.loss(data, targets, keys, run=net.run(data))
+        expected, found = net.loss(data, targets, keys), net.loss(data, targets, keys, pass_=net.execute(data))
     torch.testing.assert_close(dict(found), dict(expected))
 
 
@@ -175,7 +175,7 @@ def test_ohem_takes_the_hardest_rois_that_are_apart(nms: float):
     net = tiny.model({"roi": {"sampler": "ohem", "sampler_nms": nms, "box_weight": 2.0}})
     second, (data, targets) = net.fast_rcnn, tiny.batch(3)
     with torch.no_grad():
-        levels, _, proposals, _, _ = net.run(data)
+        levels, _, proposals, _, _ = net.execute(data)
         rois, found, truth = second.sample(levels, proposals, targets, torch.zeros(3, 0))
         boxes = torch.cat((proposals.boxes, targets.boxes), dim=1)
         allowed = torch.cat((proposals.valid, targets.valid), dim=1)

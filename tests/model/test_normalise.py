@@ -99,7 +99,7 @@ def refused(net: FasterRCNN, given: AnyBatch, sentence: str) -> None:
         calls: list[Callable[[], object]] = [
             lambda one=one: net(one),
             lambda one=one: net.propose(one),
-            lambda one=one: net.run(one, wanted=()),
+            lambda one=one: net.execute(one, fields=()),
             lambda one=one: net.loss(one, targets, tiny.keys(net, given, targets)),
         ]
         for call in calls:
@@ -137,8 +137,8 @@ def test_a_compiled_or_prepared_network_takes_both_kinds_of_batches(monkeypatch:
     compiled = Eager(net, torch.device("cpu"), Predict(compile=True))
     seen = []
     for kind in (Batch, NormalisedBatch, Batch):
-        expected = plain.run(kind(*read))
-        seen.append(compiled.run(kind(*read)))
+        expected = plain.execute(kind(*read))
+        seen.append(compiled.execute(kind(*read)))
         assert seen[-1].detections is not None
         assert expected.detections is not None
         for one, other in zip(seen[-1].detections[:4], expected.detections[:4], strict=True):
@@ -146,4 +146,4 @@ def test_a_compiled_or_prepared_network_takes_both_kinds_of_batches(monkeypatch:
     assert not torch.equal(seen[0].detections.scores, seen[1].detections.scores)
     for engine in (plain, compiled):
         with pytest.raises(SettingsError, match="a NormalisedBatch holds floating-point images"):
-            engine.run(NormalisedBatch(read.images.to(torch.uint8), *read[1:]))
+            engine.execute(NormalisedBatch(read.images.to(torch.uint8), *read[1:]))

@@ -29,7 +29,7 @@ def test_detections_equal_a_loop_over_images(changes, classes):
     net = tiny.model(changed(changes, min_size=4.0), classes=classes).eval()
     data, _ = tiny.batch(3)
     with torch.no_grad():
-        _, out, proposals, _, found = net.run(data)
+        _, out, proposals, _, found = net.execute(data)
     assert found.valid.any(dim=1).all()
     anchors, deltas = torch.cat(out.anchors), torch.cat(out.deltas, dim=1)
     for i in range(3):
@@ -61,7 +61,7 @@ def test_proposals_are_scored_by_their_best_class(changes):
     data, _ = tiny.batch(2)
     with torch.no_grad():
         proposals = net.propose(data)
-        out = net.run(data, wanted=()).rpn
+        out = net.execute(data, fields=()).rpn
     logits = take(torch.cat(out.logits, dim=1), proposals.anchor)
     best = (logits.sigmoid() if changes is FOCAL else logits.softmax(-1)[..., :-1]).amax(-1)
     assert proposals.valid.any(dim=1).all()
@@ -74,7 +74,7 @@ def test_cross_entropy_is_of_the_sampled_anchors_and_background_is_last():
     data, targets = tiny.batch(3)
     keys = tiny.keys(net, data, targets)
     losses = net.loss(data, targets, keys)
-    out = net.run(data, wanted=()).rpn
+    out = net.execute(data, fields=()).rpn
     anchors = torch.cat(out.anchors)
     labels = net.rpn.assign(anchors, targets, data.sizes)
     drawn = net.rpn.draw(out, labels, targets, keys.rpn)
@@ -94,7 +94,7 @@ def test_focal_loss_is_of_all_anchors_that_are_not_ignored(gamma, alpha, classes
     data, targets = tiny.batch(3)
     targets = targets._replace(labels=targets.labels.clamp(max=classes - 1))
     losses = net.loss(data, targets, tiny.keys(net, data, targets))
-    out = net.run(data, wanted=()).rpn
+    out = net.execute(data, fields=()).rpn
     labels = net.rpn.assign(torch.cat(out.anchors), targets, data.sizes)
     positive, trained = labels.positive, labels.positive | labels.negative
     assert 5 < positive.sum() < trained.sum() < trained.numel()
@@ -152,7 +152,7 @@ def test_focal_gradients_are_finite_at_any_logit():
 def test_focal_loss_starts_from_the_prior():
     net = tiny.FasterRCNN(tiny.TinyBackbone(), tiny.settings(FOCAL), 3)
     data, _ = tiny.batch(1)
-    out = net.run(data, wanted=()).rpn
+    out = net.execute(data, fields=()).rpn
     assert torch.cat(out.logits, dim=1).sigmoid().mean().item() == pytest.approx(0.01, rel=0.1)
 
 
@@ -169,11 +169,11 @@ def test_losses_are_equal_in_evaluation_and_gradients_flow_through_sampled_ancho
     net = tiny.model(changed(changes, **EASY))
     data, targets = tiny.batch(3)
     keys = tiny.keys(net, data, targets)
-    run = net.run(data)
-    losses = net.loss(data, targets, keys, run=run)
+    pass_ = net.execute(data)
+    losses = net.loss(data, targets, keys, pass_=pass_)
     torch.testing.assert_close(dict(losses), dict(net.loss(data, targets, keys)))
-    torch.testing.assert_close(run.detections, net(data))
-    torch.testing.assert_close(run.proposals, net.propose(data))
+    torch.testing.assert_close(pass_.detections, net(data))
+    torch.testing.assert_close(pass_.proposals, net.propose(data))
     tiny.total(losses).backward()  # of the whole head
     wanted = tiny.gradients(net)
     net.zero_grad(set_to_none=True)

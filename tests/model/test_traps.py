@@ -44,9 +44,9 @@ def test_features_are_pooled_from_the_shared_map_after_suppression_and_the_image
     net.backbone.register_forward_hook(lambda module, inputs, maps: read.append((inputs[0], maps)))
     monkeypatch.setattr(net.fast_rcnn, "pool", lambda *given: pooled.append(given) or pool(*given))
     with torch.no_grad():
-        run = net.run(data)
-        proposals = run.proposals
-        before = net.rpn.candidates(run.rpn, data.sizes, net.settings.rpn.pre_test)
+        pass_ = net.execute(data)
+        proposals = pass_.proposals
+        before = net.rpn.candidates(pass_.rpn, data.sizes, net.settings.rpn.pre_test)
     ((images, maps),), ((levels, boxes),) = read, pooled
     assert images is data.images
     assert all(level is shared for level, shared in zip(levels, maps.values(), strict=True))

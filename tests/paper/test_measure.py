@@ -41,7 +41,7 @@ def propose(detector: Detector, rpn: dict[str, Any], change: Any = None, item: I
 
 
 def anchors(detector: Detector) -> Any:
-    return torch.cat(detector.runner.run(batch().batch, wanted=()).rpn.anchors)
+    return torch.cat(detector.runner.execute(batch().batch, fields=()).rpn.anchors)
 
 
 def test_without_its_boxes_the_rpn_proposes_clipped_anchors_in_the_order_of_its_scores(rpn: Detector) -> None:
@@ -71,7 +71,7 @@ def test_without_scores_the_proposals_are_a_draw_from_all_anchors_that_an_image_
 def test_with_nms_1_all_boxes_of_every_level_stay(rpn: Detector) -> None:
     plain = propose(rpn, {"pre_test": 100, "post_test": 6000})
     every = propose(rpn, {"pre_test": 100, "post_test": 6000, "nms": 1.0})
-    out = rpn.runner.run(batch().batch, wanted=()).rpn
+    out = rpn.runner.execute(batch().batch, fields=()).rpn
     kept = sum(min(100, level.shape[1]) for level in out.logits)
     assert every.valid.sum(dim=1).tolist() == [kept, kept]
     assert plain.valid.sum() < every.valid.sum()

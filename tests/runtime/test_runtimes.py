@@ -101,16 +101,16 @@ def test_a_file_sees_windows(files: dict[str, Path], suffix: str) -> None:
 def test_what_a_graph_does_not_tell_is_minus_one(files: dict[str, Path], suffix: str) -> None:
     found = rcnn.load(files[suffix])
     batch = found.preprocessor.collate([found.preprocessor.resize(WHITE)] * 2, [WHITE.shape[:2]] * 2)
-    run = found.engine.run(batch)
-    assert (run.levels, run.rpn, run.rois) == ((), None, None)
-    assert run.proposals is not None
-    assert run.detections is not None
-    assert run.finite.tolist() == [True, True]
-    for part in (run.proposals.level, run.proposals.anchor, run.detections.proposal):
+    pass_ = found.engine.execute(batch)
+    assert (pass_.levels, pass_.rpn, pass_.rois) == ((), None, None)
+    assert pass_.proposals is not None
+    assert pass_.detections is not None
+    assert pass_.finite.tolist() == [True, True]
+    for part in (pass_.proposals.level, pass_.proposals.anchor, pass_.detections.proposal):
         assert part.dtype == torch.int64
         assert part.tolist() == [[-1] * 3] * 2
-    assert run.detections.valid.tolist() == [[True, True, False]] * 2
-    assert run.detections.labels.dtype == torch.int64
+    assert pass_.detections.valid.tolist() == [[True, True, False]] * 2
+    assert pass_.detections.labels.dtype == torch.int64
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -118,9 +118,9 @@ def test_a_region_proposal_network_alone_proposes(tmp_path: Path, suffix: str) -
     path = graphs.WRITE[suffix](tmp_path / f"a.{suffix}", graphs.detector("roi.head=none"))
     found = rcnn.load(path)
     assert len(found.propose(WHITE)[0]) == 2
-    run = found.engine.run(found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]]))
-    assert run.detections is not None
-    assert [tuple(part.shape) for part in run.detections] == [(1, 0, 4), (1, 0), (1, 0), (1, 0), (1, 0), (1,)]
+    pass_ = found.engine.execute(found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]]))
+    assert pass_.detections is not None
+    assert [tuple(part.shape) for part in pass_.detections] == [(1, 0, 4), (1, 0), (1, 0), (1, 0), (1, 0), (1,)]
     with pytest.raises(SettingsError, match="can't tell classes"):
         found.predict(WHITE)
 
@@ -223,8 +223,8 @@ def test_what_needs_the_network_is_refused(files: dict[str, Path], suffix: str, 
         with pytest.raises(SettingsError, match=rf"a file for {found.engine.name} only detects and proposes"):
             call()
     batch = found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]])
-    proposals = found.engine.run(batch).proposals
-    for call in (lambda: found.engine.run(batch, proposals), lambda: found.check_proposals(given=True)):
+    proposals = found.engine.execute(batch).proposals
+    for call in (lambda: found.engine.execute(batch, proposals), lambda: found.check_proposals(given=True)):
         with pytest.raises(SettingsError, match="works on its own proposals alone"):
             call()
     with pytest.raises(SettingsError, match=r"runs on the CPU here; got `cuda:1`"):

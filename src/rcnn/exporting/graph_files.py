@@ -55,8 +55,8 @@ class Graph(nn.Module):
             sizes: (B, 2) float32, (height, width) of each image without its padding.
         """
         ones = torch.ones_like(sizes)  # in the place of `scales`, which the network does not read
-        run = self.net.run(Batch(images, sizes, ones, sizes), wanted=("proposals", "detections"))
-        found, proposals = run.detections, run.proposals
+        pass_ = self.net.execute(Batch(images, sizes, ones, sizes), fields=("proposals", "detections"))
+        found, proposals = pass_.detections, pass_.proposals
         assert found is not None
         assert proposals is not None
         detections = (found.boxes, found.scores, found.labels, found.valid) if self.net.detects else ()

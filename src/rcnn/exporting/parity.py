@@ -61,7 +61,7 @@ def compare(first: Engine, second: Engine, batches: Iterable[AnyBatch]) -> Parit
     """
     parity = Parity()
     for batch in batches:
-        one, other = first.run(batch), second.run(batch)
+        one, other = first.execute(batch), second.execute(batch)
         parity.images += len(batch.images)
         for row in range(len(batch.images)):
             total, agreed, pixels, score = _agree(_boxes(one.detections, row), _boxes(other.detections, row))

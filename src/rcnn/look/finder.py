@@ -140,14 +140,14 @@ class Finder:
         door = detector.preprocessor.at_scale(detector.settings.predict.scales[0])
         array = read_picture(path, detector.settings)
         batch = door.collate([door.resize(array)], [(array.shape[0], array.shape[1])])
-        run = detector.network.record(batch)
+        pass_ = detector.network.record(batch)
         second = detector.runner.fast_rcnn
         assert second is not None
-        assert run.proposals is not None
-        assert run.rois is not None
-        assert run.detections is not None
+        assert pass_.proposals is not None
+        assert pass_.rois is not None
+        assert pass_.detections is not None
         with detector.network.autocast:
-            boxes = second.refine(run.rois, run.proposals, batch.sizes.to(detector.device))
-            probability = class_probabilities(run.rois.logits)
+            boxes = second.refine(pass_.rois, pass_.proposals, batch.sizes.to(detector.device))
+            probability = class_probabilities(pass_.rois.logits)
         bare = batch._replace(images=batch.images[..., :0, :0])
-        return Candidates(bare, boxes, probability, run.proposals.valid, run.detections.finite)
+        return Candidates(bare, boxes, probability, pass_.proposals.valid, pass_.detections.finite)

@@ -71,36 +71,36 @@ class FasterRCNN(nn.Module):
 
     def forward(self, batch: AnyBatch) -> Detections:
         """Final boxes of every image, in pixels of the resized image."""
-        detections = self.run(batch, wanted=("detections",)).detections
+        detections = self.execute(batch, fields=("detections",)).detections
         assert detections is not None
         return detections
 
     def propose(self, batch: AnyBatch) -> Proposals:
         """Class-agnostic boxes of every image, in pixels of the resized image."""
-        proposals = self.run(batch, wanted=("proposals",)).proposals
+        proposals = self.execute(batch, fields=("proposals",)).proposals
         assert proposals is not None
         return proposals
 
-    def run(
+    def execute(
         self,
         batch: AnyBatch,
         proposals: Proposals | None = None,
         *,
-        wanted: Collection[str] = ("proposals", "rois", "detections"),
+        fields: Collection[str] = ("proposals", "rois", "detections"),
     ) -> Pass:
         """One pass over a batch, with everything it computes. Gradients flow wherever they are enabled.
 
         Args:
             batch: images.
             proposals: given ones, in pixels of the resized images, in place of the RPN's.
-            wanted: fields of the record; others are computed only if these need them.
+            fields: of the record, to compute; others are computed only if these need them.
         """
         levels = tuple(self.backbone(self.pixels(batch)).values())
         rpn, rois, detections = None, None, None
-        second = self.fast_rcnn if "rois" in wanted or "detections" in wanted else None
+        second = self.fast_rcnn if "rois" in fields or "detections" in fields else None
         if proposals is None:
             rpn = self.rpn(levels, (batch.images.shape[2], batch.images.shape[3]))
-            if second is not None or "proposals" in wanted:
+            if second is not None or "proposals" in fields:
                 s = self.settings.rpn
                 proposals = self.rpn.propose(rpn, batch.sizes, pre=s.pre_test, post=s.post_test)
         if second is not None:
@@ -110,7 +110,7 @@ class FasterRCNN(nn.Module):
             if rpn is not None:
                 # PyTorch 2.11 does not compile `_replace`.
                 detections = Detections(*detections[:-1], detections.finite & rpn.finite)
-        elif rpn is not None and "detections" in wanted:
+        elif rpn is not None and "detections" in fields:
             detections = detect(self.rpn, rpn, batch.sizes, self.settings.roi) if self.detects else no_detections(rpn)
         return Pass(levels, rpn, proposals, rois, detections)
 
@@ -121,7 +121,7 @@ class FasterRCNN(nn.Module):
         keys: Keys,
         *,
         proposals: Proposals | None = None,
-        run: Pass | None = None,
+        pass_: Pass | None = None,
         box_gradient: bool = False,
         target_gradient: bool = False,
     ) -> Losses:
@@ -135,15 +135,15 @@ class FasterRCNN(nn.Module):
             targets: the ground truth.
             keys: see `keys`.
             proposals: given ones, in pixels of the resized images: only the second stage's losses, on these.
-            run: a pass over this batch, whose feature maps and RPN output are used. None: the backbone runs.
+            pass_: a pass over this batch, whose feature maps and RPN output are used. None: the backbone runs.
             box_gradient: the second stage's loss reaches the RPN through the coordinates of its proposals as well. If
                 not, these are constants: approximate joint training (paper, section 3.2). The choice of proposals and
                 their matches have no gradient either way.
             target_gradient: so do the targets of the second stage's boxes, with `box_gradient`.
         """
-        levels = tuple(self.backbone(self.pixels(batch)).values()) if run is None else run.levels
+        levels = tuple(self.backbone(self.pixels(batch)).values()) if pass_ is None else pass_.levels
         losses: dict[str, tuple[Tensor, Tensor]] = {}
-        out, again = None if run is None else run.rpn, False
+        out, again = None if pass_ is None else pass_.rpn, False
         if proposals is None:
             if out is None:
                 # Of a hundred thousand anchors a few hundred are trained: `loss` computes these again, with gradient.

@@ -56,7 +56,7 @@ class OfRPN:
         """(B, P) proposals of a batch."""
         batch = to_device(item.batch, self._device)
         with torch.inference_mode():
-            out = self._model.run(batch, wanted=()).rpn
+            out = self._model.execute(batch, fields=()).rpn
             assert out is not None
             out = self._change(out, item.seeds) if self._change else out
             rpn = self._model.settings.rpn

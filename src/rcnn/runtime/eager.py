@@ -71,21 +71,21 @@ class Eager:
         return torch.autocast(self.device.type, TYPES[self.precision])
 
     @torch.inference_mode()
-    def run(
+    def execute(
         self,
         batch: AnyBatch,
         proposals: Proposals | None = None,
         *,
-        wanted: Collection[str] = ("proposals", "detections"),
+        fields: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
-        """As `Engine.run`: of the record only what is wanted, compiled or as a CUDA graph if the settings say so."""
+        """As `Engine.execute`: only the fields asked for, compiled or as a CUDA graph if the settings say so."""
         graphs = self.settings.graphs if self.device.type == "cuda" else 0
         if proposals is not None or not (graphs or self.settings.compile):
-            return self.record(batch, proposals, wanted=wanted)
+            return self.record(batch, proposals, fields=fields)
         self.runner.pixels.check(batch)  # before anything is compiled or captured
-        key = type(batch), frozenset(wanted)
+        key = type(batch), frozenset(fields)
         if key not in self._programs:
-            program = partial(fields, self.runner, *key)
+            program = partial(execute_fields, self.runner, *key)
             program = torch.compile(program, dynamic=False) if self.settings.compile else program
             self._programs[key] = CudaGraphs(program, graphs) if graphs else program
         there = to_device(batch, self.device)
@@ -98,34 +98,36 @@ class Eager:
         batch: AnyBatch,
         proposals: Proposals | None = None,
         *,
-        wanted: Collection[str] = ("proposals", "rois", "detections"),
+        fields: Collection[str] = ("proposals", "rois", "detections"),
     ) -> Pass:
-        """As `FasterRCNN.run`, with everything it computes, for losses and inspection."""
+        """As `FasterRCNN.execute`, with everything it computes, for losses and inspection."""
         given = None if proposals is None else to_device(proposals, self.device)
         with self.autocast:
-            return self.runner.run(to_device(batch, self.device), given, wanted=wanted)
+            return self.runner.execute(to_device(batch, self.device), given, fields=fields)
 
     @torch.inference_mode()
-    def loss(self, batch: AnyBatch, targets: Targets, seeds: Tensor, run: Pass) -> Losses:
+    def loss(self, batch: AnyBatch, targets: Targets, seeds: Tensor, pass_: Pass) -> Losses:
         """The losses of a batch, from its record; `seeds` as for `FasterRCNN.keys`."""
         batch, targets = to_device(batch, self.device), to_device(targets, self.device)
-        given = run.proposals if run.rpn is None else None
+        given = pass_.proposals if pass_.rpn is None else None
         with self.autocast:
             keys = self.runner.keys(batch, targets, seeds, given)
-            return self.runner.loss(batch, targets, keys, proposals=given, run=run)
+            return self.runner.loss(batch, targets, keys, proposals=given, pass_=pass_)
 
 
-def fields(net: FasterRCNN, kind: type[AnyBatch], wanted: Collection[str], images: Tensor, sizes: Tensor) -> Pass:
+def execute_fields(
+    net: FasterRCNN, kind: type[AnyBatch], fields: Collection[str], images: Tensor, sizes: Tensor
+) -> Pass:
     """The wanted ones of proposals and detections, which tell at least whether everything was finite.
 
     `kind` is the type of the batch that images and sizes are of.
     """
-    run = net.run(kind(images, sizes, sizes, sizes), wanted=wanted)
-    detections = run.detections
+    pass_ = net.execute(kind(images, sizes, sizes, sizes), fields=fields)
+    detections = pass_.detections
     if detections is None:
-        assert run.rpn is not None
-        detections = no_detections(run.rpn)
-    return Pass((), None, run.proposals if "proposals" in wanted else None, None, detections)
+        assert pass_.rpn is not None
+        detections = no_detections(pass_.rpn)
+    return Pass((), None, pass_.proposals if "proposals" in fields else None, None, detections)
 
 
 def folded(model: FasterRCNN) -> FasterRCNN:

@@ -109,14 +109,14 @@ class GraphEngine(ABC):
         precision = chosen_precision(settings.predict.precision, self.device)
         return self if precision == self.precision else self.at_precision(precision)
 
-    def run(
+    def execute(
         self,
         batch: AnyBatch,
         proposals: Proposals | None = None,
         *,
-        wanted: Collection[str] = ("proposals", "detections"),
+        fields: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
-        """As `Engine.run`: proposals and detections, whatever is wanted. What the graph does not tell is -1.
+        """As `Engine.execute`: proposals and detections, whatever is asked for. What the graph does not tell is -1.
 
         Raises:
             SettingsError: proposals are given, or the images are not of a size or type that the file allows, or

@@ -27,19 +27,19 @@ class Engine(Protocol):
         """Where it runs, and where its results are."""
         ...
 
-    def run(
+    def execute(
         self,
         batch: AnyBatch,
         proposals: Proposals | None = None,
         *,
-        wanted: Collection[str] = ("proposals", "detections"),
+        fields: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
-        """One pass over a batch, as `FasterRCNN.run` makes it; what the engine does not give is None.
+        """One pass over a batch, as `FasterRCNN.execute` makes it; what the engine does not give is None.
 
         Args:
             batch: images, on any device.
             proposals: given ones in place of the RPN's, in pixels of the resized images.
-            wanted: fields of the record that are needed.
+            fields: of the record, that are needed.
 
         Raises:
             SettingsError: the engine can't do this: given proposals, a size that its file does not allow, images that

@@ -174,7 +174,7 @@ def detected() -> tuple[Any, ...]:
     net = tiny.model().eval()
     data, targets = tiny.batch(2)
     with torch.no_grad():
-        _, _, proposals, _, found = net.run(data)
+        _, _, proposals, _, found = net.execute(data)
     return net, data, targets, found, proposals
 
 
@@ -189,7 +189,7 @@ def test_the_second_stage_on_the_rpns_own_boxes_from_outside_is_the_whole_detect
     torch.testing.assert_close(placed.boxes, proposals.boxes)
     assert torch.equal(placed.valid, proposals.valid)
     with torch.no_grad():
-        found = net.run(data, placed).detections
+        found = net.execute(data, placed).detections
     torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=1e-4)
     assert torch.equal(found.labels, expected.labels)
     keys = net.keys(data, targets, torch.tensor([1, 2]))
@@ -210,7 +210,7 @@ def test_the_best_are_placed_and_the_rest_is_padding():
     assert isinstance(two, Proposals)
     net = tiny.model().eval()
     with torch.no_grad():
-        a, b = net.run(data, two).detections, net.run(data, five).detections
+        a, b = net.execute(data, two).detections, net.execute(data, five).detections
     assert not a.valid[1].any()
     assert not b.valid[1].any()
 

@@ -54,7 +54,7 @@ def test_stages_lead_to_what_the_detector_says(changes: dict[str, Any]) -> None:
     every, predictions = trace_images(made, batch)
     rpn, roi = made.settings.rpn, made.settings.roi
     with torch.inference_mode():
-        _, _, proposals, _, found = made.runner.run(batch)
+        _, _, proposals, _, found = made.runner.execute(batch)
     for i, (stages, prediction) in enumerate(zip(every, predictions, strict=True)):
         assert np.array_equal(stages.decoded[stages.proposed], proposals.boxes[i][proposals.valid[i]].numpy())
         boxes, scores = stages.decoded[stages.entered], stages.objectness[stages.entered]

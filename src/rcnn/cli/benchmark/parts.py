@@ -85,19 +85,19 @@ def _run(detector: Detector, files: Sequence[Path]) -> dict[str, float]:
         there = to_device(batch, detector.device)
     runner = network.runner
     second = {} if runner.fast_rcnn is None else {runner.fast_rcnn: "heads"}
-    wanted = ("detections",) if detector.detects else ("proposals",)
+    fields = ("detections",) if detector.detects else ("proposals",)
     with ExitStack() as stack:
         for part, name in {runner.pixels: "backbone", runner.backbone: "backbone", runner.rpn: "RPN", **second}.items():
             stack.enter_context(watch.module(part, name))
         for name, stage in (("nms", "NMS"), ("roi_align", "RoIs"), ("roi_pool", "RoIs"), ("roi_warp", "RoIs")):
             stack.enter_context(patch.object(ops, name, watch.function(getattr(ops, name), stage)))
         with watch("boxes"), network.autocast:
-            run = runner.run(there, wanted=wanted)
+            pass_ = runner.execute(there, fields=fields)
     with watch("download"):
-        if run.detections is not None:
-            detector.results(batch, run.detections)
-        elif run.proposals is not None:
-            detector.proposal_results(batch, run.proposals)
+        if pass_.detections is not None:
+            detector.results(batch, pass_.detections)
+        elif pass_.proposals is not None:
+            detector.proposal_results(batch, pass_.proposals)
     return watch.seconds
 
 

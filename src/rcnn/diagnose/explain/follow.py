@@ -164,8 +164,8 @@ def follow(
     rpn, settings = net.rpn, net.settings.rpn
     with torch.inference_mode():
         batch = to_device(batch, detector.device)
-        run = net.run(batch)
-        out, proposals = run.rpn, run.proposals
+        pass_ = net.execute(batch)
+        out, proposals = pass_.rpn, pass_.proposals
         assert out is not None
         assert proposals is not None
         counts = torch.tensor([len(anchors) for anchors in out.anchors])
@@ -174,21 +174,21 @@ def follow(
         everything.settings = settings.model_copy(update={"nms": 1.0})  # no IoU is above 1: nothing is suppressed
         before = everything.propose(out, batch.sizes, pre=settings.pre_test, post=entries)
     threshold = detector.threshold if score is None else score
-    (trace,), (result,) = trace_pass(detector, batch, run)
+    (trace,), (result,) = trace_pass(detector, batch, pass_)
     prediction = Prediction(result.boxes, result.scores, result.labels)
     rules = Rules(IOU, threshold, settings, net.settings.roi)
     return Walkthrough(
         image=_picture(resized),
         names=detector.names,
         strides=rpn.strides,
-        grids=tuple((level.shape[2], level.shape[3]) for level in run.levels),
+        grids=tuple((level.shape[2], level.shape[3]) for level in pass_.levels),
         levels=torch.arange(len(counts)).repeat_interleave(counts),
         anchors=torch.cat(out.anchors).cpu(),
         objectness=torch.cat([rpn.scores(logits)[0] for logits in out.logits]).sigmoid().cpu(),
         before=_ranked(before),
         proposals=_ranked(proposals),
-        detections=_found(run, threshold),
-        truth=None if truth is None else _labels(detector, batch, run, truth, seed),
+        detections=_found(pass_, threshold),
+        truth=None if truth is None else _labels(detector, batch, pass_, truth, seed),
         trace=trace,
         fates=() if truth is None else _fates(truth, batch, prediction, trace, rules),
     )
@@ -212,17 +212,17 @@ def _ranked(proposals: Proposals) -> Ranked:
     return Ranked(*parts)
 
 
-def _found(run: Pass, threshold: float) -> FinalBoxes | None:
+def _found(pass_: Pass, threshold: float) -> FinalBoxes | None:
     """The final boxes; None without a second stage."""
-    detections = run.detections
-    if run.rois is None or detections is None:
+    detections = pass_.detections
+    if pass_.rois is None or detections is None:
         return None
     kept = detections.valid[0] & (detections.scores[0] >= threshold)
     parts = (detections.boxes, detections.scores, detections.labels, detections.proposal)
     return FinalBoxes(*(part[0][kept].cpu() for part in parts))
 
 
-def _labels(detector: Detector, batch: Batch, run: Pass, truth: Truth, seed: int) -> Labels:
+def _labels(detector: Detector, batch: Batch, pass_: Pass, truth: Truth, seed: int) -> Labels:
     """Labels and one draw of anchors, as a step of training makes them."""
     net = detector.runner
     scale = batch.scales[0].flip(0).repeat(2).double()
@@ -232,10 +232,10 @@ def _labels(detector: Detector, batch: Batch, run: Pass, truth: Truth, seed: int
     # One row of zeros more: the operators want at least one ground-truth box.
     parts = (boxes, labels, some, ignore)
     targets = Targets(*(torch.cat((part, part.new_zeros(1, *part.shape[1:])))[None] for part in parts))
-    assert run.rpn is not None
-    assignment = net.rpn.assign(torch.cat(run.rpn.anchors), targets, batch.sizes)
+    assert pass_.rpn is not None
+    assignment = net.rpn.assign(torch.cat(pass_.rpn.anchors), targets, batch.sizes)
     keys = net.keys(batch, targets, torch.tensor([seed])).rpn
-    drawn = net.rpn.draw(run.rpn, assignment, targets, keys, run.levels)
+    drawn = net.rpn.draw(pass_.rpn, assignment, targets, keys, pass_.levels)
     return Labels(
         boxes=boxes.cpu(),
         classes=labels.cpu(),

@@ -68,26 +68,26 @@ def trace_images(detector: Detector, batch: AnyBatch) -> tuple[list[ImageTrace],
     """
     batch = to_device(batch, detector.device)
     with torch.inference_mode():
-        run = detector.runner.run(batch)
-    return trace_pass(detector, batch, run)
+        pass_ = detector.runner.execute(batch)
+    return trace_pass(detector, batch, pass_)
 
 
-def trace_pass(detector: Detector, batch: AnyBatch, run: Pass) -> tuple[list[ImageTrace], list[Result]]:
+def trace_pass(detector: Detector, batch: AnyBatch, pass_: Pass) -> tuple[list[ImageTrace], list[Result]]:
     """As `trace_images`, of a pass of the network over a batch on its device."""
     model = detector.runner
     with torch.inference_mode():
-        out, proposals, detections = run.rpn, run.proposals, run.detections
+        out, proposals, detections = pass_.rpn, pass_.proposals, pass_.detections
         assert out is not None
         assert proposals is not None
         assert detections is not None
-        if model.fast_rcnn is None or run.rois is None:
+        if model.fast_rcnn is None or pass_.rois is None:
             zeros = torch.zeros_like(proposals.level)
             detections = Detections(proposals.boxes, proposals.scores, zeros, proposals.valid, zeros, detections.finite)
             refined, scores = detections.boxes[:, :, None][:, :, :0], detections.scores[..., None][..., :0]
         else:
-            refined = model.fast_rcnn.refine(run.rois, proposals, batch.sizes)
+            refined = model.fast_rcnn.refine(pass_.rois, proposals, batch.sizes)
             refined = refined.expand(-1, -1, model.fast_rcnn.classes, -1)
-            scores = class_probabilities(run.rois.logits)
+            scores = class_probabilities(pass_.rois.logits)
         results = detector.results(batch, detections)
         decoded = box_ops.clip(box_ops.decode(torch.cat(out.deltas, dim=1), torch.cat(out.anchors)), batch.sizes)
         objectness = torch.cat([model.rpn.scores(logits) for logits in out.logits], dim=1).sigmoid()
