@@ -113,11 +113,6 @@ class Detector:
         return self.engine.device
 
     @property
-    def detects(self) -> bool:
-        """Does it tell classes? If not, it is an RPN alone, which only proposes."""
-        return self.settings.detects
-
-    @property
     def two_stage(self) -> bool:
         """Has it a second stage?"""
         return self.settings.two_stage
@@ -244,7 +239,7 @@ class Detector:
                 this type.
             NonFiniteError: the network's output is not finite.
         """
-        if not self.detects:
+        if not self.settings.predicts_classes:
             raise config.SettingsError(
                 "this detector has no second stage (`roi.head=none`), so it can't tell classes; ask for its proposals: "
                 "`propose` instead of `predict`, or the command rcnn propose"

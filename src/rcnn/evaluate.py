@@ -289,7 +289,11 @@ def _metrics(
 ) -> Metrics:
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
     # If the model only proposes, AP is unknown, not 0: no truth counts for it.
-    sought = truths if detector.detects else [truth._replace(ignore=np.ones_like(truth.ignore)) for truth in truths]
+    sought = (
+        truths
+        if detector.settings.predicts_classes
+        else [truth._replace(ignore=np.ones_like(truth.ignore)) for truth in truths]
+    )
     predictions = [Prediction(result.boxes, result.scores, result.labels) for result, _ in scored]
     # COCO's limit is for single pictures; a large one may hold many more objects.
     most = 100 if detector.settings.predict.tile == "off" else max(100, *map(len, predictions))

@@ -55,7 +55,7 @@ def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path, monkeypatch
     assert parity.images == 9
     assert parity.holds
     assert parity.proposals > 30
-    assert parity.detections > 50 or not detector.detects
+    assert parity.detections > 50 or not detector.settings.predicts_classes
     model = graph_files.to_openvino(tmp_path / "net.onnx")
     graph_files.save_openvino(model, tmp_path / "net.xml", {"rcnn": entry(tmp_path / "net.onnx")})
     for file in ("net.onnx", "net.xml"):
@@ -63,11 +63,13 @@ def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path, monkeypatch
         shown = compare(detector.engine, ours.engine, export.batches(ours.preprocessor, PICTURES[2:]))
         assert shown.holds, (file, shown)
         assert ours.names == NAMES
-        show = Detector.predict if detector.detects else Detector.propose
+        show = Detector.predict if detector.settings.predicts_classes else Detector.propose
         for one, other in zip(show(detector, PICTURES[2:]), show(ours, PICTURES[2:]), strict=True):
             assert abs(len(one) - len(other)) <= 1
             assert len(one) >= 5
-        if detector.detects and detector.model.pixels.dtype == torch.uint8:  # as the programs of docs/deploy.md expect
+        if (
+            detector.settings.predicts_classes and detector.model.pixels.dtype == torch.uint8
+        ):  # as the programs of docs/deploy.md expect
             Image.fromarray(PICTURES[2]).save(tmp_path / "picture.png")
             assert_same(printed(tmp_path / file, tmp_path / "picture.png"), detector.predict(PICTURES[2])[0])
 

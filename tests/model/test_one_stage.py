@@ -198,11 +198,11 @@ def test_weights_that_are_not_finite_are_said():
         assert net(data).finite.tolist() == [True, False]
 
 
-def test_who_detects():
-    assert tiny.model().detects
-    assert not tiny.model({"roi": {"head": "none"}}).detects
+def test_which_detectors_predict_classes():
+    assert tiny.model().settings.predicts_classes
+    assert not tiny.model({"roi": {"head": "none"}}).settings.predicts_classes
     one = tiny.model(FOCAL)
-    assert one.detects
+    assert one.settings.predicts_classes
     assert one.fast_rcnn is None
     assert isinstance(one.rpn.meaning, FocalClasses)
 

@@ -172,7 +172,7 @@ def test_a_run_that_breaks_off_has_a_page(plain: Made, tmp_path: Path) -> None:
 def test_of_a_model_that_only_proposes_recall_is_shown(plain: Made, tmp_path: Path) -> None:
     folder = copy(plain, tmp_path)
     shutil.rmtree(folder / "report")
-    keep_scores(folder, plain.dataset, plain.metrics, Scored.of(plain.detector)._replace(detects=False))
+    keep_scores(folder, plain.dataset, plain.metrics, Scored.of(plain.detector)._replace(predicts_classes=False))
     page = write_report(folder).read_text(encoding="utf-8")
     assert "of 300 proposals, mean over IoU" in page
     assert "data:image/webp" not in page

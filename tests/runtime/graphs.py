@@ -67,7 +67,7 @@ def graph(
         "proposal_scores": (TensorProto.FLOAT, [batch, count]),
         "proposal_valid": (TensorProto.BOOL, [batch, count]),
     }
-    if one.detects:
+    if one.settings.predicts_classes:
         nodes += [node("Identity", [f"proposal_{name}"], [name]) for name in ("boxes", "scores", "valid")]
         nodes += [
             node("Mul", ["scores", "none"], ["nothing"]),

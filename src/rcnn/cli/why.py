@@ -89,7 +89,7 @@ def show(report: "WhyReport") -> None:
         f", score {answer.score:.3f})" if report.mended else ")"
     )
     _by_size(title, objects, {**places(answer), FOUND: FOUND}, report)
-    if answer.detects:
+    if answer.predicts_classes:
         _by_size("False alarms", alarms, ALARMS, report)
         screen.say(f"AP {report.ap:.3f} at this IoU; `AP if mended` is what it would be without that kind", "dim")
     losses = [kind for kind in places(answer) if objects[0].counts[kind]]

@@ -181,12 +181,12 @@ class Settings(Section):
 
     @property
     def two_stage(self) -> bool:
-        """Has the detector a second stage?"""
+        """True if the detector has a second stage."""
         return self.roi.head != "none"
 
     @property
-    def detects(self) -> bool:
-        """Does it tell classes? If not, it is an RPN alone, which only proposes."""
+    def predicts_classes(self) -> bool:
+        """True if the detector predicts classes; False for an RPN alone, which only proposes."""
         return self.two_stage or self.rpn.classify == "classes"
 
     @model_validator(mode="after")
@@ -200,7 +200,7 @@ class Settings(Section):
             )
         if self.rpn.loss == "focal" and self.rpn.classify != "classes":
             raise ValueError("rpn.loss=focal is of one-stage detectors: set rpn.classify=classes and roi.head=none")
-        if self.val.voc_ap != "area" and not self.detects:
+        if self.val.voc_ap != "area" and not self.predicts_classes:
             raise ValueError(
                 f"val.voc_ap={self.val.voc_ap} is a rule of VOC's AP, and a model that only proposes (roi.head=none) "
                 "is scored by recall alone: leave val.voc_ap out"

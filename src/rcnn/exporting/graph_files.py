@@ -44,7 +44,7 @@ class Graph(nn.Module):
     @property
     def outputs(self) -> tuple[str, ...]:
         """Names of what `forward` returns. An RPN alone has no detections."""
-        detections = ("boxes", "scores", "labels", "valid") if self.net.detects else ()
+        detections = ("boxes", "scores", "labels", "valid") if self.net.settings.predicts_classes else ()
         return (*detections, "finite", "proposal_boxes", "proposal_scores", "proposal_valid")
 
     def forward(self, images: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
@@ -59,7 +59,9 @@ class Graph(nn.Module):
         found, proposals = pass_.detections, pass_.proposals
         assert found is not None
         assert proposals is not None
-        detections = (found.boxes, found.scores, found.labels, found.valid) if self.net.detects else ()
+        detections = (
+            (found.boxes, found.scores, found.labels, found.valid) if self.net.settings.predicts_classes else ()
+        )
         return (*detections, found.finite, proposals.boxes, proposals.scores, proposals.valid)
 
 

@@ -77,7 +77,7 @@ class Finder:
     """A detector that several threads ask for the detections of files, one at a time.
 
     Args:
-        detector: that detects.
+        detector: that predicts classes.
         network: the one thread that runs it; in each other one it would take memory of its own.
 
     Raises:
@@ -86,7 +86,7 @@ class Finder:
 
     def __init__(self, detector: Detector, network: Executor) -> None:
         detector.check_proposals(given=False)
-        if not detector.detects:
+        if not detector.settings.predicts_classes:
             raise SettingsError("this model has no second stage (`roi.head=none`): it only proposes boxes")
         self.detector = detector
         self._network = network

@@ -64,11 +64,6 @@ class FasterRCNN(nn.Module):
         head = head or _head(settings, channels)
         self.fast_rcnn = FastRCNN(head, [strides[i] for i in self.roi_levels], classes, settings.roi)
 
-    @property
-    def detects(self) -> bool:
-        """Does it tell classes? If not, it is an RPN alone, which only proposes."""
-        return self.settings.detects
-
     def forward(self, batch: AnyBatch) -> Detections:
         """Final boxes of every image, in pixels of the resized image."""
         detections = self.execute(batch, fields=("detections",)).detections
@@ -111,7 +106,11 @@ class FasterRCNN(nn.Module):
                 # PyTorch 2.11 does not compile `_replace`.
                 detections = Detections(*detections[:-1], detections.finite & rpn.finite)
         elif rpn is not None and "detections" in fields:
-            detections = detect(self.rpn, rpn, batch.sizes, self.settings.roi) if self.detects else no_detections(rpn)
+            detections = (
+                detect(self.rpn, rpn, batch.sizes, self.settings.roi)
+                if self.settings.predicts_classes
+                else no_detections(rpn)
+            )
         return Pass(levels, rpn, proposals, rois, detections)
 
     def loss(

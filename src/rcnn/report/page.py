@@ -51,7 +51,7 @@ def keep_scores(folder: Path, dataset: Dataset, metrics: Metrics, scored: Scored
     """
     parts = folder / PARTS
     parts.mkdir(exist_ok=True)
-    pictures = save_pictures(parts, dataset, metrics, scored) if scored.detects else ()
+    pictures = save_pictures(parts, dataset, metrics, scored) if scored.predicts_classes else ()
     scores = scores_of(metrics, dataset, scored)
     save_part(parts / "scores.json", scores.model_copy(update={"pictures": pictures}))
 
@@ -129,7 +129,7 @@ def values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
     """What the template shows of one subject."""
     scores = subject.scores
     course = [(subject.name, subject.rows)]
-    detects = scores is not None and scores.detects
+    predicts_classes = scores is not None and scores.detects
     return {
         "name": subject.title,
         "id": f"run-{place + 1}",
@@ -140,11 +140,11 @@ def values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
         "voc_name": NAMES[scores.voc_ap] if scores else None,
         "by_size": view.by_size(scores) if scores else [],
         "course": [chart for chart in (charts.score_chart(course), *charts.loss_charts(course)) if chart],
-        "f1": charts.f1_chart(scores) if scores and detects else None,
-        "precision_recall": charts.precision_recall_chart(scores) if scores and detects else None,
-        "counts": charts.counts(scores, scores.threshold) if scores and detects else [],
-        "slider": charts.slider_data(scores) if scores and detects else None,
-        "confusion": view.confusion(scores) if scores and detects else None,
+        "f1": charts.f1_chart(scores) if scores and predicts_classes else None,
+        "precision_recall": charts.precision_recall_chart(scores) if scores and predicts_classes else None,
+        "counts": charts.counts(scores, scores.threshold) if scores and predicts_classes else [],
+        "slider": charts.slider_data(scores) if scores and predicts_classes else None,
+        "confusion": view.confusion(scores) if scores and predicts_classes else None,
         "funnel": view.funnel(subject.funnel) if subject.funnel else None,
         "experiments": [
             (part, view.address(subject.pictures[part.picture]) if part.picture in subject.pictures else None)
@@ -155,7 +155,7 @@ def values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
         "changes": changes(subject.settings) if subject.settings else None,
         "notes": subject.notes,
         "there": {
-            **dict.fromkeys(("threshold", "confusion", "pictures"), detects),
+            **dict.fromkeys(("threshold", "confusion", "pictures"), predicts_classes),
             "about": True,
             "scores": scores is not None,
             "course": subject.trained,

@@ -90,7 +90,7 @@ class Scores(Plain):
         data: name of the data set.
         split: name of the list.
         images: number of images.
-        detects: whether the model tells classes; if not, only the recall of its proposals is known.
+        detects: True if the detector predicts classes; if not, only the recall of its proposals is known.
         threshold: least score of a detection that is shown.
         summary: AP and AR over all classes, proposal recall and losses, named as in a row of a run.
         classes: by class, at most `MOST_CLASSES`, those with most objects first.
@@ -124,19 +124,19 @@ class Scored(NamedTuple):
     Attributes:
         settings: of the detector.
         threshold: least score of a detection that is shown.
-        detects: whether it tells classes.
+        predicts_classes: as `Settings.predicts_classes`.
         epoch: that its weights are of; None if unknown.
     """
 
     settings: Settings
     threshold: float
-    detects: bool
+    predicts_classes: bool
     epoch: int | None = None
 
     @classmethod
     def of(cls, detector: Detector, epoch: int | None = None) -> "Scored":
         """What there is to know of a detector."""
-        return cls(detector.settings, detector.threshold, detector.detects, epoch)
+        return cls(detector.settings, detector.threshold, detector.settings.predicts_classes, epoch)
 
 
 def scores_of(metrics: Metrics, dataset: Dataset, scored: Scored) -> Scores:
@@ -147,11 +147,11 @@ def scores_of(metrics: Metrics, dataset: Dataset, scored: Scored) -> Scores:
         dataset: that was scored on.
         scored: the detector.
     """
-    threshold, detects = scored.threshold, scored.detects
+    threshold, predicts_classes = scored.threshold, scored.predicts_classes
     number = len(metrics.names)
     counted = tally(metrics.truths, metrics.predictions, number, IOU)
     rows = metrics.by_class()
-    shown = sorted(range(number), key=lambda label: -rows[label]["boxes"])[:MOST_CLASSES] if detects else []
+    shown = sorted(range(number), key=lambda label: -rows[label]["boxes"])[:MOST_CLASSES] if predicts_classes else []
     classes = []
     for label in shown:
         right, wrong = counted.right[label], counted.wrong[label]
@@ -161,7 +161,9 @@ def scores_of(metrics: Metrics, dataset: Dataset, scored: Scored) -> Scores:
         objects = int(counted.counts[label])
         classes.append(ClassScores(name=rows[label]["class"], label=label, objects=objects, bins=tuple(bins), **named))
     matrix = (
-        confusion_matrix(metrics.truths, metrics.predictions, number, IOU, threshold) if detects else np.zeros((1, 1))
+        confusion_matrix(metrics.truths, metrics.predictions, number, IOU, threshold)
+        if predicts_classes
+        else np.zeros((1, 1))
     )
     proposals = metrics.proposals
     sizes = {"all": proposals.ar, **proposals.ar_by_size}
@@ -173,7 +175,7 @@ def scores_of(metrics: Metrics, dataset: Dataset, scored: Scored) -> Scores:
         data=dataset.root.name,
         split=dataset.split,
         images=len(dataset),
-        detects=detects,
+        detects=predicts_classes,
         threshold=threshold,
         summary={name: _known(value) for name, value in metrics.to_row().items()},
         classes=tuple(classes),

@@ -73,7 +73,6 @@ class GraphEngine(ABC):
         self.path, self.metadata = path, metadata
         self.device, self.size = torch.device("cpu"), metadata.size
         self.precision = chosen_precision(precision, self.device)
-        self.detects = metadata.settings.detects
 
     @abstractmethod
     def at_precision(self, precision: str) -> Self:
@@ -168,7 +167,7 @@ class GraphEngine(ABC):
             )
 
     def _outputs(self) -> Ports:
-        return {**DETECTED, **PROPOSED} if self.detects else PROPOSED
+        return {**DETECTED, **PROPOSED} if self.metadata.settings.predicts_classes else PROPOSED
 
     def check_ports(self, inputs: Ports, outputs: Ports) -> None:
         """Check that the graph has our inputs and outputs.

@@ -73,8 +73,8 @@ class Stage(NamedTuple):
         return override(settings, {"roi": {"head": "none"}, "val": {"voc_ap": "area"}, "predict": {"svd": ()}})
 
     def decided_by(self, settings: Settings) -> str:
-        """`best`, or recall if the model of the run can't tell classes."""
-        return self.best if settings.detects else RECALL
+        """`best`, or recall if the model of the run does not predict classes."""
+        return self.best if settings.predicts_classes else RECALL
 
 
 def stage_start(stage: Stage, number: int, settings: Settings, names: Sequence[str], folder: RunFolder) -> Start:

@@ -409,11 +409,11 @@ def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
         rows = [{HEADINGS[key]: value for key, value in row.items()} for row in there]
         log.table("AP by class on the validation split" + left, rows)
         draw_end(folder.plots, session.run.val, metrics, session.settings, best.threshold)
-        row, shown = metrics.to_row(), SCORES[AP if best.model.detects else RECALL]
+        row, shown = metrics.to_row(), SCORES[AP if best.settings.predicts_classes else RECALL]
         scores = ", ".join(f"{heading} {row[name]:.3f}" for name, heading in shown.items())
         spent = f"{duration(session.progress.seconds)} of training, {memory_gb():.1f} GB"
         log.say(f"{session.settings.train.keep} epoch {session.progress.best_epoch}: {scores}; {spent}")
-        command, ending = "predict" if best.model.detects else "propose", ""
+        command, ending = "predict" if best.settings.predicts_classes else "propose", ""
         if session.given:
             windows = isinstance(session.given, SlidingWindows)
             ending = f" --proposals {SLIDING_WINDOWS if windows else 'FILE|selective-search'}"

@@ -173,11 +173,11 @@ def test_what_the_metric_matches_is_found_whatever_happened_on_the_way() -> None
     truth = Truth(np.array([HERE, HERE]) / 2, np.array([0, 0]), np.array([False, True]))
     prediction = Prediction(np.array([HERE]) / 2, np.array([0.75], np.float32), np.array([0]))
     never: dict[int, Callable[[], Fate]] = {}
-    told = explain(3, truth, prediction, never, rules(), detects=True)
+    told = explain(3, truth, prediction, never, rules(), predicts_classes=True)
     assert told == [Outcome(3, 0, 0, "small", FOUND, score=0.75)]
     strict = rules()._replace(score=0.95)
     fates = {0: lambda: where_lost(truth.boxes[:1] * 2, 0, stages(), strict)}
-    (lost,) = explain(3, truth, prediction, fates, strict, detects=True)
+    (lost,) = explain(3, truth, prediction, fates, strict, predicts_classes=True)
     assert (lost.where, lost.truth) == ("low_score", 0)
 
 

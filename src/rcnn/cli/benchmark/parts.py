@@ -61,7 +61,7 @@ def measure_stages(detector: Detector, files: Sequence[Path], batch: int, runs: 
         for name in STAGES:
             times[name].append(taken.get(name, 0.0) / batch)
     began = time.perf_counter()
-    stream = detector.stream if detector.detects else detector.stream_proposals
+    stream = detector.stream if detector.settings.predicts_classes else detector.stream_proposals
     count = sum(1 for _ in stream(list(files), batch=batch))
     speed = count / (time.perf_counter() - began)
     return Stages(str(detector.device), batch, {name: median(column) for name, column in times.items()}, speed)
@@ -85,7 +85,7 @@ def _run(detector: Detector, files: Sequence[Path]) -> dict[str, float]:
         there = to_device(batch, detector.device)
     runner = network.runner
     second = {} if runner.fast_rcnn is None else {runner.fast_rcnn: "heads"}
-    fields = ("detections",) if detector.detects else ("proposals",)
+    fields = ("detections",) if detector.settings.predicts_classes else ("proposals",)
     with ExitStack() as stack:
         for part, name in {runner.pixels: "backbone", runner.backbone: "backbone", runner.rpn: "RPN", **second}.items():
             stack.enter_context(watch.module(part, name))

@@ -132,7 +132,7 @@ def benchmark(
         with progress("timing") as told:
             costs = measure(programs, list(shown.values()), runs, told)
         groups = [_batch(door, pictures[i : i + sizes[-1]]) for i in range(0, len(pictures), sizes[-1])]
-        agreed = _agreement(programs, groups, detects=detector.detects)
+        agreed = _agreement(programs, groups, predicts_classes=detector.settings.predicts_classes)
         rows = [
             Row(program.name, program.precision, _bytes(program.path), costs[i], agreed[i])
             for i, program in enumerate(programs)
@@ -207,13 +207,13 @@ def _bytes(path: Path) -> int:
     return path.stat().st_size + (beside.stat().st_size if path.suffix == ".xml" else 0)
 
 
-def _agreement(programs: Sequence[Program], batches: Sequence[Batch], *, detects: bool) -> list[float]:
+def _agreement(programs: Sequence[Program], batches: Sequence[Batch], *, predicts_classes: bool) -> list[float]:
     """The share of boxes on which each agrees with the first."""
     first, shares = _engine(programs[0]), []
     for program in programs:
         parity = compare(first, _engine(program), batches)
         agreed, total = parity.agreed, parity.detections
-        if not detects:
+        if not predicts_classes:
             agreed, total = parity.proposals_agreed, parity.proposals
         shares.append(agreed / total if total else float("nan"))
     return shares

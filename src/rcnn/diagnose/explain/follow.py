@@ -199,7 +199,7 @@ def _fates(truth: Truth, batch: Batch, prediction: Prediction, trace: ImageTrace
     scale = batch.scales[0].flip(0).repeat(2).cpu().numpy()
     rows = enumerate(zip(truth.boxes * scale, truth.labels.tolist(), strict=True))
     fates = {row: partial(where_lost, box[None], label, trace, rules) for row, (box, label) in rows}
-    outcomes = explain(0, truth, prediction, fates, rules, detects=bool(trace.refined.shape[1]))
+    outcomes = explain(0, truth, prediction, fates, rules, predicts_classes=bool(trace.refined.shape[1]))
     return tuple(
         Fate(one, None if one.where == FOUND else remedy(one, truth.boxes[one.truth] * scale, trace, rules))
         for one in outcomes

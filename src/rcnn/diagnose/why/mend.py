@@ -25,7 +25,7 @@ def mended(why: Why) -> dict[str, float]:
     and no better alarm is of that object, and goes otherwise. A missing label is added. A duplicate, and what is on
     background, goes.
     """
-    if not why.detects:
+    if not why.predicts_classes:
         return {}
     kinds = (*LOSSES, *ALARMS)
     return {kind: ap_of(*_with_mended(why, kind), len(why.names), why.iou) for kind in kinds}

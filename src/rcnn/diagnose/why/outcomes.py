@@ -97,7 +97,7 @@ class Why:
         names: class names.
         iou: least IoU of a right box.
         score: least score of a detection that is shown.
-        detects: whether there is a second stage. If not, `predictions` are proposals and there are no alarms.
+        predicts_classes: as `Settings.predicts_classes`. If False, `predictions` are proposals and there are no alarms.
         truths: one per image.
         predictions: one per image, with every score.
         outcomes: one per object that counts.
@@ -107,7 +107,7 @@ class Why:
     names: tuple[str, ...]
     iou: float
     score: float
-    detects: bool
+    predicts_classes: bool
     truths: tuple[Truth, ...]
     predictions: tuple[Prediction, ...]
     outcomes: tuple[Outcome, ...]

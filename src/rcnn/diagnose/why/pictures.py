@@ -57,8 +57,8 @@ def draw_funnel(report: WhyReport, path: Path) -> None:
         for alarm, group in zip(groups(why.alarms, why.names), every, strict=True)
     ]
     title = f"Where {missed:,} of {objects:,} objects are lost at IoU {why.iou:g}"
-    panels = [(title + (f" and score {why.score:.2f}" if why.detects else ""), "objects", every, places(why))]
-    if why.detects:
+    panels = [(title + (f" and score {why.score:.2f}" if why.predicts_classes else ""), "objects", every, places(why))]
+    if why.predicts_classes:
         detections = wrong[0].counts.total()
         panels.append(
             (f"What {len(why.alarms):,} of {detections:,} detections wrongly show", "detections", wrong, ALARMS)
@@ -152,7 +152,7 @@ def _gains(axes: "Axes", report: WhyReport, kinds: dict[str, str], rows: int) ->
 
     The labels serve as legend. Bars are as thick as the `rows` bars next to them.
     """
-    if report.why.detects:
+    if report.why.predicts_classes:
         style(axes, f"What mending adds to AP {report.ap:.3f}", "", "")
         values = {kind: report.gain(kind) for kind in kinds}
         texts = {kind: f"+{value:.3f}" for kind, value in values.items()}

@@ -51,7 +51,7 @@ def need_stages(detector: Detector) -> None:
         SettingsError: it is a one-stage detector, or an exported file.
     """
     _ = detector.network
-    if detector.detects and not detector.two_stage:
+    if detector.settings.predicts_classes and not detector.two_stage:
         raise SettingsError(
             "a one-stage detector (`rpn.classify=classes`) has no stages to follow an object through; this needs a "
             "detector with a second stage, or an RPN alone"

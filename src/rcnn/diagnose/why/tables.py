@@ -45,7 +45,7 @@ class Group(NamedTuple):
 
 def report(why: Why, dataset: Dataset, settings: Settings) -> WhyReport:
     """The AP with each kind mended, and the advice."""
-    ap = ap_of(why.truths, why.predictions, len(why.names), why.iou) if why.detects else float("nan")
+    ap = ap_of(why.truths, why.predictions, len(why.names), why.iou) if why.predicts_classes else float("nan")
     plain = WhyReport(why, ap, mended(why), "")
     return plain._replace(advice=_Adviser(plain, dataset, settings).sentence())
 
@@ -62,7 +62,7 @@ def groups(items: Sequence[Outcome] | Sequence[Alarm], names: Sequence[str]) -> 
 
 def places(why: Why) -> dict[str, str]:
     """The losses that can happen, with their titles: without a second stage only those of the first."""
-    return LOSSES if why.detects else dict(list(LOSSES.items())[:3])
+    return LOSSES if why.predicts_classes else dict(list(LOSSES.items())[:3])
 
 
 def document(answer: WhyReport, dataset: Dataset) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def document(answer: WhyReport, dataset: Dataset) -> dict[str, Any]:
         "ap": answer.ap,
         "advice": answer.advice,
         "lost": {kind: _entry(answer, kind, objects) for kind in places(why)},
-        "false_alarms": {kind: _entry(answer, kind, alarms) for kind in (ALARMS if why.detects else ())},
+        "false_alarms": {kind: _entry(answer, kind, alarms) for kind in (ALARMS if why.predicts_classes else ())},
         "lost_objects": [_object(outcome, why, dataset) for outcome in why.all_lost()],
         "false_detections": [_detection(alarm, why, dataset) for alarm in why.alarms],
     }

@@ -23,19 +23,19 @@ def explain(
     fates: Mapping[int, Callable[[], Fate]],
     rules: Rules,
     *,
-    detects: bool,
+    predicts_classes: bool,
 ) -> list[Outcome]:
     """The outcome of every object of an image that counts.
 
     Args:
         image: its index.
         truth: its objects, in pixels of the file.
-        prediction: all its detections, in pixels of the file; without a second stage its proposals.
+        prediction: all its detections, in pixels of the file; of an RPN alone, its proposals.
         fates: row of an object -> what tells where it was lost, asked only if it was.
         rules: thresholds and settings that decide.
-        detects: there is a second stage.
+        predicts_classes: as `Settings.predicts_classes`; if False, `prediction` holds proposals.
     """
-    if detects:
+    if predicts_classes:
         by, index = matched(truth, prediction, rules.iou, rules.score)
         scores = {row: float(prediction.scores[at]) for row, at in zip(by.tolist(), index.tolist(), strict=True)}
     else:

@@ -53,8 +53,8 @@ def why(
     if not len(dataset):
         raise DataError(f"{dataset.root}: the {dataset.split} split has no images to explain")
     need_stages(detector)
-    settings, detects = detector.settings, detector.detects
-    if not detects and iou < IOUS[0]:
+    settings = detector.settings
+    if not settings.predicts_classes and iou < IOUS[0]:
         raise SettingsError(f"recall of proposals is counted from an IoU of {IOUS[0]} on, got {iou}; ask for more")
     rules = Rules(iou, detector.threshold if score is None else score, settings.rpn, settings.roi)
     seen = cut_into_views(dataset, detector.viewer.views)
@@ -78,13 +78,15 @@ def why(
             if len(parts[image]) == len(views[image]):
                 found = _pooled(detector, parts.pop(image), views[image], dataset.records[image].size)
                 predictions[image] = found
-                outcomes[image] = explain(image, truth, found, fates.pop(image), rules, detects=detects)
+                outcomes[image] = explain(
+                    image, truth, found, fates.pop(image), rules, predicts_classes=settings.predicts_classes
+                )
         if progress:
             progress(step + 1, loader.steps)
     ordered = tuple(predictions[index] for index in range(len(dataset)))
     every = tuple(outcome for index in range(len(dataset)) for outcome in outcomes[index])
-    alarms = find_alarms(truths, ordered, iou, rules.score) if detects else []
-    return Why(dataset.names, iou, rules.score, detects, tuple(truths), ordered, every, tuple(alarms))
+    alarms = find_alarms(truths, ordered, iou, rules.score) if settings.predicts_classes else []
+    return Why(dataset.names, iou, rules.score, settings.predicts_classes, tuple(truths), ordered, every, tuple(alarms))
 
 
 def _fates(
@@ -113,7 +115,7 @@ def _fates(
 def _pooled(detector: Detector, parts: Mapping[int, Result], views: Sequence[View], size: Size) -> Prediction:
     """Pool the detections of an image, or its proposals where there is no second stage."""
     every = [parts[number] for number in range(len(views))]
-    if detector.detects:
+    if detector.settings.predicts_classes:
         result = detector.pooler.detections(every, views, size, detector.threshold)
     else:
         result = detector.pooler.proposals(every, views, size)
