@@ -88,7 +88,7 @@ def disagreeing(title: str, parities: dict[str, Parity]) -> list[str]:
 def trained(weights: str, data: Path, folder: Path, runs: int, shown: int) -> list[str]:
     """Print times, agreement and AP, and return what disagrees."""
     detector, name = rcnn.load(weights, device="cpu"), Path(weights).stem
-    found, door = engines(detector, folder, name), detector.preprocessor
+    found, preprocessor = engines(detector, folder, name), detector.preprocessor
     pictures = [read_picture(path, detector.settings) for path in sorted(data.glob("JPEGImages/*.jpg"))[:shown]]
     upright = [picture.swapaxes(0, 1) for picture in pictures]
     square = [picture[:, : picture.shape[0]] for picture in pictures]
@@ -97,7 +97,10 @@ def trained(weights: str, data: Path, folder: Path, runs: int, shown: int) -> li
         shape = same[0].shape
         for count in (1, 2, 4):
             parts = [same[start : start + count] for start in range(0, shown, count)]
-            batches += [door.collate([door.resize(one) for one in part], [shape[:2]] * len(part)) for part in parts]
+            batches += [
+                preprocessor.collate([preprocessor.resize(one) for one in part], [shape[:2]] * len(part))
+                for part in parts
+            ]
     parities = agreement(found, batches)
     notes = noted(parities)
     for engine, one in found.items():
@@ -124,9 +127,9 @@ def random_detector(network: str, size: tuple[int, int]) -> Detector:
 def random(network: str, folder: Path, runs: int, size: tuple[int, int]) -> list[str]:
     """Print times and agreement, and return what disagrees."""
     detector = random_detector(network, size)
-    door = detector.preprocessor
-    lying = list(export.made_up(door))[1]
-    batch = door.collate([door.resize(lying, size)], [size])
+    preprocessor = detector.preprocessor
+    lying = list(export.made_up(preprocessor))[1]
+    batch = preprocessor.collate([preprocessor.resize(lying, size)], [size])
     found = engines(detector, folder, network)
     programs: dict[str, Callable[[], object]] = {
         name: partial(one.engine.execute, batch) for name, one in found.items()

@@ -46,9 +46,9 @@ def calm(detector: Detector) -> None:
 
     layers = [layer for layer in detector.model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(scale) for layer in layers]
-    door = detector.preprocessor
+    preprocessor = detector.preprocessor
     with torch.no_grad():
-        detector.model.eval()(next(export.batches(door, export.made_up(door))))
+        detector.model.eval()(next(export.batches(preprocessor, export.made_up(preprocessor))))
     for hook in hooks:
         hook.remove()
 
@@ -110,8 +110,8 @@ def main() -> None:
             graph_files.save_openvino(graph_files.to_openvino(onnx), openvino, entries(detector))
             results = []
             for file in (onnx, openvino):
-                theirs, door = rcnn.load(file), detector.preprocessor
-                shown = export.batches(door, export.made_up(door))
+                theirs, preprocessor = rcnn.load(file), detector.preprocessor
+                shown = export.batches(preprocessor, export.made_up(preprocessor))
                 parity = compare(detector.engine, theirs.engine, shown)
                 results.append(told(parity))
                 wrong += [] if parity.holds else [f"{name} in {theirs.engine.name}"]

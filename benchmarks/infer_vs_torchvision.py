@@ -95,8 +95,8 @@ def main() -> None:
     treated = treated.to(memory_format=torch.channels_last)
 
     image = torch.randint(0, 256, (3, *size), dtype=torch.uint8).permute(1, 2, 0).numpy()
-    door = ours.preprocessor
-    batch = door.collate([door.resize(image, size)], [size])
+    preprocessor = ours.preprocessor
+    batch = preprocessor.collate([preprocessor.resize(image, size)], [size])
     pixels = batch.images
     plain, last = torch.contiguous_format, torch.channels_last
     programs: dict[str, Callable[[], Found]] = {

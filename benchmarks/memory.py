@@ -73,7 +73,7 @@ def prediction(options: argparse.Namespace) -> None:
 
 
 def windows(options: argparse.Namespace) -> None:
-    from rcnn.data.proposals.given import SlidingWindows
+    from rcnn.data.proposals.external import SlidingWindows
     from rcnn.detector import Detector
     from rcnn.presets import build, settings_of
 
@@ -83,7 +83,7 @@ def windows(options: argparse.Namespace) -> None:
     preprocessor, picture = detector.preprocessor, np.zeros((height, width, 3), np.uint8)
     pixels = preprocessor.resize(picture, (height, width))
     batch = preprocessor.collate([pixels], [(height, width)], preprocessor.padded((height, width)))
-    given = SlidingWindows.of(detector.model).place(batch)
+    given = SlidingWindows.of(detector.model).of_batch(batch)
     detector.engine.execute(batch, fields=())
     before, now = peak(), resident() / 2**10
     detector.engine.execute(batch, given, fields=("detections",))

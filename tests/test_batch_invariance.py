@@ -51,10 +51,10 @@ def test_companions_change_nothing(detector, pictures, size):
 
 def test_padding_to_the_largest_image_would_fail(detector, pictures):
     """The counter-test: what others do, pad to the batch's largest image, changes boxes."""
-    door = detector.preprocessor
+    preprocessor = detector.preprocessor
     small, large = pictures[0], pictures[2]
-    batch = door.collate([door.resize(small)], [small.shape[:2]])
-    other = door.collate([door.resize(large)], [large.shape[:2]])
+    batch = preprocessor.collate([preprocessor.resize(small)], [small.shape[:2]])
+    other = preprocessor.collate([preprocessor.resize(large)], [large.shape[:2]])
     height, width = (max(a, b) for a, b in zip(batch.images.shape[2:], other.images.shape[2:], strict=True))
     assert (height, width) != tuple(batch.images.shape[2:])
     more = (0, width - batch.images.shape[3], 0, height - batch.images.shape[2])

@@ -251,8 +251,8 @@ def test_a_detector_says_what_its_pixels_are(detector: Detector, folder: Path) -
         settings = override(detector.settings, [f"preprocess.resize={resize}"])
         torch.manual_seed(0)
         found = Detector(build(settings, 2), settings, ("cat", "dog"), threshold=0.0, device="cpu")
-        door = found.preprocessor
-        batch = door.collate([door.resize(array)], [array.shape[:2]])
+        preprocessor = found.preprocessor
+        batch = preprocessor.collate([preprocessor.resize(array)], [array.shape[:2]])
         assert type(batch) is Batch
         assert batch.images.dtype == dtype
         (expected,) = found.predict(array)
@@ -389,10 +389,10 @@ def at_scales(detector: Detector, *scales: float, **roi: object) -> Detector:
 
 
 def test_a_scale_of_1_is_the_plain_prediction(detector: Detector, folder: Path) -> None:
-    door = detector.preprocessor
+    preprocessor = detector.preprocessor
     for index, size in enumerate(SIZES):
         array = np.asarray(Image.open(folder / f"{index}.png"))
-        (plain,) = detector.detect(door.collate([door.resize(array)], [size]))
+        (plain,) = detector.detect(preprocessor.collate([preprocessor.resize(array)], [size]))
         for one in (detector, at_scales(detector, 1.0)):
             assert same(one.predict(array)[0], plain)
 

@@ -9,7 +9,7 @@ import torch
 from rcnn.config import Data, override
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import open_dataset
-from rcnn.data.proposals.given import NOTHING, ProposalSet
+from rcnn.data.proposals.external import NOTHING, ProposalSet
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
 from rcnn.diagnose.why.why import why

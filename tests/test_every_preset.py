@@ -42,9 +42,9 @@ def calm(detector: Detector) -> None:
 
     layers = [layer for layer in detector.model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
     hooks = [layer.register_forward_hook(scale) for layer in layers]
-    door = detector.preprocessor
+    preprocessor = detector.preprocessor
     with torch.no_grad():
-        detector.model.eval()(door.collate([door.resize(PICTURES[0])], [PICTURES[0].shape[:2]]))
+        detector.model.eval()(preprocessor.collate([preprocessor.resize(PICTURES[0])], [PICTURES[0].shape[:2]]))
     for hook in hooks:
         hook.remove()
 
@@ -100,8 +100,8 @@ def off(found: Tensor, expected: Tensor) -> float:
 
 @pytest.mark.skipif(not has_bf16(torch.device("cpu")), reason="bfloat16 takes 12 times as long on this CPU")
 def test_bf16_is_close_to_float32_and_a_batch_changes_no_bit(detector: Detector) -> None:
-    half, door = detector.with_settings(["predict.precision=bf16"]), detector.preprocessor
-    batch = door.collate([door.resize(picture) for picture in PICTURES[:2]], [(90, 120)] * 2)
+    half, preprocessor = detector.with_settings(["predict.precision=bf16"]), detector.preprocessor
+    batch = preprocessor.collate([preprocessor.resize(picture) for picture in PICTURES[:2]], [(90, 120)] * 2)
     exact = detector.network.record(batch)
     # The second stage gets the same proposals: which ones are kept may change with the last bit of a score.
     given = None if exact.rois is None else exact.proposals

@@ -112,10 +112,10 @@ def test_an_image_of_600_by_1000_is_the_papers(name: str, grid: tuple[int, int])
     net, settings = paper(name), settings_of(name)
     assert net.backbone.strides == net.rpn.strides == (16,)
     assert net.rpn.per_cell == 9
-    door = Preprocessor(settings.preprocess)
-    assert door.resized((375, 500)) == (600, 800)
-    assert door.resized((500, 2000)) == (250, 1000)
-    assert door.bucket((600, 1000)) == (608, 1008)
+    preprocessor = Preprocessor(settings.preprocess)
+    assert preprocessor.resized((375, 500)) == (600, 800)
+    assert preprocessor.resized((500, 2000)) == (250, 1000)
+    assert preprocessor.bucket((600, 1000)) == (608, 1008)
     for size in ((600, 1000), (608, 1008)):  # padding to a multiple of 16 adds no cell
         assert net.backbone(torch.empty(1, 3, *size, device="meta"))["c4"].shape[2:] == grid
 
@@ -124,8 +124,8 @@ def test_an_image_of_10000_by_6000_may_keep_its_size():
     """A text on the method gives the usual input this size (docs/references.md, 001); the paper resizes it."""
     net, settings = paper("paper-vgg16"), settings_of("paper-vgg16")
     assert Preprocessor(settings.preprocess).resized((6000, 10_000)) == (600, 1000)
-    door = Preprocessor(override(settings, {"preprocess": {"short": 6000, "long": 10_000}}).preprocess)
-    assert door.resized((6000, 10_000)) == door.bucket((6000, 10_000)) == (6000, 10_000)
+    preprocessor = Preprocessor(override(settings, {"preprocess": {"short": 6000, "long": 10_000}}).preprocess)
+    assert preprocessor.resized((6000, 10_000)) == preprocessor.bucket((6000, 10_000)) == (6000, 10_000)
     assert net.backbone(torch.empty(1, 3, 6000, 10_000, device="meta"))["c4"].shape[2:] == (6000 // 16, 10_000 // 16)
 
 
@@ -142,10 +142,12 @@ def test_the_box_loss_is_divided_by_the_cells_that_an_image_reaches_into(name: s
 
 
 def test_pixels_are_bgr_in_0_to_255_less_the_mean():
-    door = Preprocessor(settings_of("paper-vgg16").preprocess)
+    preprocessor = Preprocessor(settings_of("paper-vgg16").preprocess)
     red, green, blue = 10, 130, 250
-    batch = door.collate([door.resize(np.array([[[red, green, blue]]], dtype=np.uint8), (1, 1))], [(1, 1)])
-    (image,) = Pixels(door.settings)(batch)
+    batch = preprocessor.collate(
+        [preprocessor.resize(np.array([[[red, green, blue]]], dtype=np.uint8), (1, 1))], [(1, 1)]
+    )
+    (image,) = Pixels(preprocessor.settings)(batch)
     expected = torch.tensor([blue - 102.9801, green - 115.9465, red - 122.7717])
     torch.testing.assert_close(image[:, 0, 0], expected, rtol=0, atol=1e-4)
 

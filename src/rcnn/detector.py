@@ -186,8 +186,8 @@ class Detector:
             given = proposals(paths, collated) if proposals else None
             return self.detect(collated, features=features, proposals=given)
 
-        door, views = self.preprocessor, self.viewer.pyramid
-        for opened, parts in overlapped(images, self.settings, door, views, batch, detect, skip, self.device):
+        preprocessor, views = self.preprocessor, self.viewer.pyramid
+        for opened, parts in overlapped(images, self.settings, preprocessor, views, batch, detect, skip, self.device):
             result = self.pooler.detections(parts, opened.views, opened.size, least)
             yield replace(result.filter(score=least), path=opened.path)
 
@@ -204,8 +204,8 @@ class Detector:
         def propose(collated: Batch, _: Sequence[str | None]) -> list[Result]:
             return self.region_proposals(collated)
 
-        door, views = self.preprocessor, self.viewer.views
-        for opened, parts in overlapped(images, self.settings, door, views, batch, propose, skip, self.device):
+        preprocessor, views = self.preprocessor, self.viewer.views
+        for opened, parts in overlapped(images, self.settings, preprocessor, views, batch, propose, skip, self.device):
             yield replace(self.pooler.proposals(parts, opened.views, opened.size).filter(top=top), path=opened.path)
 
     def check_proposals(self, *, given: bool) -> None:

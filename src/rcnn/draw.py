@@ -29,10 +29,10 @@ PALETTE = (
 SHADES = ("#440154", "#3B528B", "#21918C", "#5EC962", "#FDE725")
 """Five colours of viridis, which rises evenly in brightness."""
 
-MOST_HIDDEN = 0.2
+MAX_HIDDEN_SHARE = 0.2
 """A tag that would cover more than this share of its area in others is left out."""
 
-MOST_ENTRIES = 12
+MAX_LEGEND_ENTRIES = 12
 """Number of classes in a legend: as many as there are colours."""
 
 Rectangle = tuple[float, float, float, float]
@@ -115,8 +115,8 @@ def entries(names: Sequence[str], labels: Sequence[int]) -> dict[str, str]:
     """A legend of the classes that occur, the commonest first: name -> colour."""
     common = [names[label] for label, _ in Counter(labels).most_common()]
     inks = {names[label]: colour(label) for label in set(labels)}
-    more = {f"{len(common) - MOST_ENTRIES} more": "#808080"} if len(common) > MOST_ENTRIES else {}
-    return {name: inks[name] for name in common[:MOST_ENTRIES]} | more
+    more = {f"{len(common) - MAX_LEGEND_ENTRIES} more": "#808080"} if len(common) > MAX_LEGEND_ENTRIES else {}
+    return {name: inks[name] for name in common[:MAX_LEGEND_ENTRIES]} | more
 
 
 def text_colour(background: str) -> str:
@@ -188,7 +188,7 @@ def _places(
         size = (pen.textlength(text, font=font) + 4 * width, font.size * 1.25)
         options = [(_hidden(place, taken), place) for place in _candidates(box, size, picture)]
         hidden, place = min(options, key=lambda option: option[0])
-        if text and hidden <= MOST_HIDDEN * size[0] * size[1]:
+        if text and hidden <= MAX_HIDDEN_SHARE * size[0] * size[1]:
             places.append(place)
             taken.append(place)
         else:

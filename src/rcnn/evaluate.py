@@ -14,7 +14,7 @@ from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import Split, open_dataset
 from rcnn.data.loading.loader import Item, Loader
 from rcnn.data.loading.windows import cut_into_views
-from rcnn.data.proposals.given import External, SlidingWindows
+from rcnn.data.proposals.external import External, SlidingWindows
 from rcnn.detector import Detector
 from rcnn.errors import DataError
 from rcnn.metrics.coco import CocoMetrics, coco_metrics

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
 
 DIGITS = 2
 """Boxes are written to hundredths of a pixel; detectors are not more precise."""
-MANY = 60
+MAX_NAMED_BOXES = 60
 """With more boxes than this of a single class, the picture leaves out their names."""
-LISTED = 10
+MAX_PRINTED_BOXES = 10
 """Number of boxes, and of classes, that `print` shows."""
-NOTEBOOK = 1200
+MAX_NOTEBOOK_SIDE = 1200
 """Longest side of the picture in a notebook, px."""
 COLUMNS = (*csv_labels.COLUMNS, "score")
 
@@ -88,18 +88,18 @@ class Result:
 
     def __repr__(self) -> str:
         counts = [f"{count} {shorten(name)}" for name, count in self.counts().items()] or ["nothing"]
-        if len(counts) > LISTED:
-            counts[LISTED:] = [f"{len(counts) - LISTED} more classes"]
+        if len(counts) > MAX_PRINTED_BOXES:
+            counts[MAX_PRINTED_BOXES:] = [f"{len(counts) - MAX_PRINTED_BOXES} more classes"]
         return printable(f"Result({self.path or 'array'}, {self.size[1]}x{self.size[0]}: {', '.join(counts)})")
 
     def __str__(self) -> str:
         best = [
             (shorten(one.name), one.score, ", ".join(f"{side:.1f}" for side in one.box.tolist()))
-            for one in self.filter(top=LISTED)
+            for one in self.filter(top=MAX_PRINTED_BOXES)
         ]
         width = max((len(name) for name, _, _ in best), default=0)
         rows = [f"  {name:{width}}  {score:.2f}  [{box}]" for name, score, box in best]
-        more = [f"  ... and {len(self) - LISTED:,} more"] if len(self) > LISTED else []
+        more = [f"  ... and {len(self) - MAX_PRINTED_BOXES:,} more"] if len(self) > MAX_PRINTED_BOXES else []
         return "\n".join([repr(self), *map(printable, rows), *more])
 
     def _repr_png_(self) -> bytes | None:
@@ -108,7 +108,7 @@ class Result:
             picture = self.draw()
         except (ImageError, ValueError):
             return None
-        picture.thumbnail((NOTEBOOK, NOTEBOOK))
+        picture.thumbnail((MAX_NOTEBOOK_SIDE, MAX_NOTEBOOK_SIDE))
         file = io.BytesIO()
         picture.save(file, format="png")
         return file.getvalue()
@@ -162,7 +162,7 @@ class Result:
                 "give the image that was predicted on"
             )
         shown = self.filter(score)
-        if len(self.names) == 1 and len(shown) > MANY:  # names would add nothing
+        if len(self.names) == 1 and len(shown) > MAX_NAMED_BOXES:  # names would add nothing
             inks, tags = [shade(value) for value in shown.scores.tolist()], [""] * len(shown)
             legend = {f"{value:.2f}": shade(value) for value in (1.0, 0.75, 0.5, 0.25, 0.0)}
         else:

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import rcnn.data.proposals.search as search_file
-from rcnn.data.proposals.given import Given, ranked
+from rcnn.data.proposals.external import ImageProposals, ranked
 from tests.data.proposals.edges import write_edge_model
 
 from .conftest import Outcome
@@ -42,7 +42,7 @@ def searched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
     """Shapes of the images that were searched; the search, which has tests of its own, finds two boxes."""
     shapes: list[tuple[int, ...]] = []
 
-    def search(image: np.ndarray, mode: str) -> Given:
+    def search(image: np.ndarray, mode: str) -> ImageProposals:
         shapes.append(image.shape)
         return ranked(np.array([[10.0, 10, 50, 40], [0, 0, 80, 60]]))
 

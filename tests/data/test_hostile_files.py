@@ -253,7 +253,7 @@ def test_images_outside_are_counted_and_can_be_refused(tmp_path: Path, form: str
 
 
 def test_a_whole_disk_is_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rcnn.images.sources.MOST_OTHERS", 1000)
+    monkeypatch.setattr("rcnn.images.sources.MAX_OTHER_FILES", 1000)
     sets.yolo(tmp_path, {"train": {"a": ROW}})
     for folder in range(30):
         (tmp_path / f"images/{folder}").mkdir()

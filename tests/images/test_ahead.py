@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rcnn.images.ahead import ahead
+from rcnn.images.stream import ahead
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(1, 4))

@@ -101,7 +101,7 @@ def test_other_formats_are_decoded_whole(tmp_path: Path, suffix: str, monkeypatc
         assert np.abs(found - read_image(path)[:64, :64]).mean() < 2  # another decoder
     else:
         windows_of(path, settings())
-    monkeypatch.setattr(large, "MOST_WHOLE", 20_000)
+    monkeypatch.setattr(large, "MAX_WHOLE_PIXELS", 20_000)
     with pytest.raises(ImageError, match=rf"a\.{suffix}: .* only of a TIFF in tiles .*new_from_file\('a\.{suffix}'\)"):
         large.open_windows(path, (64, 64), settings())
 

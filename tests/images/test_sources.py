@@ -56,7 +56,7 @@ def test_what_other_programs_accept_is_told(
 
 
 def test_a_whole_disk_is_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rcnn.images.sources.MOST_OTHERS", 100)
+    monkeypatch.setattr("rcnn.images.sources.MAX_OTHER_FILES", 100)
     (tmp_path / "a.jpg").touch()
     for number in range(150):
         (tmp_path / f"{number}.c").touch()
@@ -66,7 +66,7 @@ def test_a_whole_disk_is_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_whole_disk_is_not_walked_for_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where a link leads in a circle; images in great numbers are no disk, nor is what a glob does not look at."""
-    monkeypatch.setattr("rcnn.images.sources.MOST_OTHERS", 100)
+    monkeypatch.setattr("rcnn.images.sources.MAX_OTHER_FILES", 100)
     make(tmp_path, *(f"disk/{number // 10}/{number}.txt" for number in range(200)), "disk/a.png")
     make(tmp_path, *(f"photos/{number // 10}/{number}.png" for number in range(200)))
     make(tmp_path, *(f"photos/.hidden/{number}.txt" for number in range(10)))

@@ -20,7 +20,7 @@ import rcnn.training.train as train_file
 from rcnn.cli import paper as command
 from rcnn.cli.app import main
 from rcnn.config import Settings, override
-from rcnn.data.proposals.given import Given
+from rcnn.data.proposals.external import ImageProposals
 from rcnn.errors import Interrupted, SettingsError, TrainingError
 from rcnn.evaluate import Shard, loaders_of
 from rcnn.paper.budget import cut_epochs, fitting
@@ -37,10 +37,12 @@ from tests.paper.conftest import SMALL
 SCALES = ("1 scale", "5 scales")
 
 
-def given(image: np.ndarray, mode: str = "fast", count: int = 50) -> Given:
+def given(image: np.ndarray, mode: str = "fast", count: int = 50) -> ImageProposals:
     """Boxes that a search might find."""
     corners = np.random.default_rng(0).random((count, 2, 2)) * image.shape[1::-1]
-    return Given(np.concatenate((corners.min(1), corners.max(1) + 1), axis=1).clip(0, 64), np.linspace(1, 0, count))
+    return ImageProposals(
+        np.concatenate((corners.min(1), corners.max(1) + 1), axis=1).clip(0, 64), np.linspace(1, 0, count)
+    )
 
 
 @pytest.fixture
@@ -281,7 +283,7 @@ def test_table_5_times_all_rows_in_turn(
 ) -> None:
     asked: list[tuple[str, int]] = []
 
-    def search(image: np.ndarray, mode: str, count: int) -> Given:
+    def search(image: np.ndarray, mode: str, count: int) -> ImageProposals:
         asked.append((mode, count))
         return given(image, mode)
 

@@ -130,8 +130,8 @@ def test_images_of_interpolate_travel_as_floats(tmp_path: Path, suffix: str) -> 
     path = graphs.WRITE[suffix](tmp_path / f"a.{suffix}", graphs.detector("preprocess.resize=interpolate"))
     found = rcnn.load(path)
     np.testing.assert_allclose(found.predict(WHITE)[0].scores, [0.848438, 0.565625], atol=1e-5)
-    door = rcnn.load(graphs.write_onnx(tmp_path / "b.onnx", graphs.detector())).preprocessor
-    batch = door.collate([door.resize(WHITE)], [WHITE.shape[:2]])
+    preprocessor = rcnn.load(graphs.write_onnx(tmp_path / "b.onnx", graphs.detector())).preprocessor
+    batch = preprocessor.collate([preprocessor.resize(WHITE)], [WHITE.shape[:2]])
     with pytest.raises(SettingsError, match=r"takes pixels of 0\.\.255 as torch\.float32, but these are torch\.uint8"):
         found.detect(batch)
 

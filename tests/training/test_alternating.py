@@ -11,7 +11,7 @@ import rcnn.training.train as train_file
 from rcnn.config import override, read
 from rcnn.data.formats.find import open_dataset, open_splits
 from rcnn.data.loading.loader import Loader
-from rcnn.data.proposals.given import Given, ProposalSet
+from rcnn.data.proposals.external import ImageProposals, ProposalSet
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
@@ -247,7 +247,7 @@ def test_proposals_change_nothing_else_of_a_batch(data: Path, training: bool) ->
     """Images, objects and seeds are to the bit those of a loader that is given none, in loader processes too."""
     settings = settings_of("tiny-fpn", OVERRIDES)
     dataset = open_dataset(data, "train", settings.data)
-    stored = ProposalSet([Given(record.boxes, np.ones(len(record.boxes))) for record in dataset.records], 9)
+    stored = ProposalSet([ImageProposals(record.boxes, np.ones(len(record.boxes))) for record in dataset.records], 9)
     pairs = [
         Loader(dataset, settings, training=training, batch=4, seed=3, workers=workers, proposals=proposals).epoch(1)
         for workers, proposals in ((0, None), (0, stored), (2, stored))
@@ -266,7 +266,7 @@ def test_stored_proposals_lie_where_the_images_objects_lie(data: Path, tmp_path:
     """Told that the objects are the proposals, the batches hold the same boxes for both."""
     settings = override(settings_of("tiny-fpn", OVERRIDES), {"augment": {"vertical_flip": 0.5, "transpose": 0.5}})
     dataset = open_dataset(data, "train", settings.data)
-    given = [Given(record.boxes, np.linspace(1, 0.5, len(record.boxes))) for record in dataset.records]
+    given = [ImageProposals(record.boxes, np.linspace(1, 0.5, len(record.boxes))) for record in dataset.records]
     save_proposals(tmp_path / "train.safetensors", given)
     given = load_proposals(tmp_path / "train.safetensors")
     stored = ProposalSet(given, 9)
@@ -287,7 +287,7 @@ def test_in_validation_they_lie_right_at_any_scale(data: Path) -> None:
     """A loader may show the images at another scale than the settings', as a pyramid does."""
     settings = settings_of("tiny-fpn", OVERRIDES)
     dataset = open_dataset(data, "val", settings.data)
-    given = [Given(record.boxes, np.ones(len(record.boxes))) for record in dataset.records]
+    given = [ImageProposals(record.boxes, np.ones(len(record.boxes))) for record in dataset.records]
     smaller = override(settings, {"preprocess": {"short": 32}})
     (item,) = Loader(dataset, smaller, training=False, batch=2, seed=0, proposals=ProposalSet(given, 9)).epoch(0)
     found = item.proposals
@@ -303,7 +303,7 @@ def test_of_more_proposals_than_fit_the_first_are_taken(data: Path) -> None:
     dataset = open_dataset(data, "val", settings.data)
     boxes = np.concatenate((np.zeros((14, 2)), 10 + np.random.default_rng(0).random((14, 2))), axis=1)
     scores = np.linspace(1, 0.5, 14)
-    given = [Given(boxes[:12], scores[:12]), Given(boxes[12:], scores[12:])]
+    given = [ImageProposals(boxes[:12], scores[:12]), ImageProposals(boxes[12:], scores[12:])]
     (item,) = Loader(dataset, settings, training=False, batch=2, seed=0, proposals=ProposalSet(given, 5)).epoch(0)
     found = item.proposals
     assert found is not None

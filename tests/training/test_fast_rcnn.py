@@ -12,7 +12,7 @@ import rcnn.data.proposals.search as search_file
 import rcnn.training.session as session_file
 from rcnn.config import read
 from rcnn.data.formats.find import open_splits
-from rcnn.data.proposals.given import Given, ranked
+from rcnn.data.proposals.external import ImageProposals, ranked
 from rcnn.data.proposals.read import read_proposals
 from rcnn.data.proposals.search import search_files
 from rcnn.errors import DataError, SettingsError
@@ -168,7 +168,7 @@ def test_processes_share_a_search(data: Path, tmp_path: Path, monkeypatch: pytes
     dataset, _ = open_splits(data, settings.data)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
-    def search(image: np.ndarray, mode: str) -> Given:
+    def search(image: np.ndarray, mode: str) -> ImageProposals:
         searched.append(image.mean())
         return ranked(np.array([[0.0, 0, 9, len(searched)]]))
 

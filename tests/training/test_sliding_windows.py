@@ -12,7 +12,7 @@ import rcnn.training.session as session_file
 from rcnn.config import override
 from rcnn.data.formats.find import open_dataset, open_splits
 from rcnn.data.loading.loader import Loader
-from rcnn.data.proposals.given import SlidingWindows
+from rcnn.data.proposals.external import SlidingWindows
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.evaluate import evaluate
@@ -125,7 +125,7 @@ def test_a_prediction_sees_the_windows_that_a_validation_sees(whole: Run, data: 
 
     def place(paths: Any, batch: Batch) -> Any:
         seen.append(batch)
-        return windows.place(batch)
+        return windows.of_batch(batch)
 
     paths = [str(record.path) for record in dataset.records]
     found = list(detector.stream(paths, batch=8, score=0.0, proposals=place))

@@ -141,9 +141,9 @@ def test_torchvisions_weights_are_adapted_to_the_papers_pixels():
     conv = torch.nn.Conv2d(3, 5, 3)
     pixels = torch.randint(0, 256, (3, 8, 9)).float()
     inputs = []
-    for door in (usual, paper):
-        ordered = pixels.flip(0) if door.order == "bgr" else pixels
-        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (door.mean, door.std))
+    for preprocess in (usual, paper):
+        ordered = pixels.flip(0) if preprocess.order == "bgr" else pixels
+        mean, std = (torch.tensor(numbers).view(-1, 1, 1) for numbers in (preprocess.mean, preprocess.std))
         inputs.append((ordered / 255 - mean) / std)
     expected = conv(inputs[0])
     before = conv.weight.clone()

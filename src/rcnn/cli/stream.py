@@ -20,9 +20,9 @@ from rcnn.cli.writers import FORMATS, Target, merge_parts, shared_stems
 from rcnn.config import Data, Settings, override
 from rcnn.config.files import read_text
 from rcnn.data.dataset import Record
-from rcnn.data.formats.coco import LARGEST_JSON
+from rcnn.data.formats.coco import MAX_JSON_BYTES
 from rcnn.data.formats.find import Split, open_dataset
-from rcnn.data.proposals.given import Given, SlidingWindows, place
+from rcnn.data.proposals.external import ImageProposals, SlidingWindows, batch_proposals
 from rcnn.data.proposals.read import find_proposals
 from rcnn.data.proposals.search import search_files
 from rcnn.detector import Detector, Propose
@@ -38,7 +38,7 @@ from rcnn.weights.adapt import shapes_alone
 
 LISTS = {".json", ".yaml", ".yml", ".csv"}
 """Suffixes of files that may list images."""
-SHOWN = 5
+MAX_PRINTED_IMAGES = 5
 """Number of images whose counts are printed one by one."""
 
 
@@ -134,7 +134,7 @@ class Job:
     def _searched(self, name: str, settings: Settings) -> Iterator[Result]:
         paths = self.files()
         for path, outcome in zip(paths, search_files(paths, name, settings.data), strict=True):
-            if isinstance(outcome, Given):
+            if isinstance(outcome, ImageProposals):
                 boxes, scores = (part.astype(np.float32) for part in outcome)
                 labels = np.zeros(len(boxes), dtype=np.int64)
                 size = image_size(path, max_pixels=settings.data.max_pixels)
@@ -149,7 +149,7 @@ class Job:
         settings = detector.settings
         if source == SLIDING_WINDOWS:
             windows = SlidingWindows.of(detector.model)
-            return lambda _, batch: windows.place(batch)
+            return lambda _, batch: windows.of_batch(batch)
         records = [*self._records(settings.data)]
         told = None if self.skip is None else lambda error: None  # the detector will report the same images
         with screen.progress("proposals", self._distributed.writer) as progress:
@@ -157,7 +157,7 @@ class Job:
         by_path = {str(record.path): proposals for record, proposals in zip(records, given, strict=True)}
 
         def propose(paths: Sequence[str | None], batch: Batch) -> Proposals:
-            return place([by_path[str(path)] for path in paths], batch, settings.rpn.post_test)
+            return batch_proposals([by_path[str(path)] for path in paths], batch, settings.rpn.post_test)
 
         return propose
 
@@ -266,11 +266,11 @@ def find_images(source: str, split: Split | None, settings: Data) -> tuple[Path,
 
 def tell(name: Path, counts: Mapping[str, int], count: int, images: int, begun: float) -> None:
     """Print a line for each of the first images, how many there are more, then a line per hundred."""
-    if count <= SHOWN:
+    if count <= MAX_PRINTED_IMAGES:
         boxes = ", ".join(f"{number} {label}" for label, number in counts.items())
         screen.say(f"{name}: {boxes or 'nothing'}")
-    elif count == SHOWN + 1:
-        screen.note(f"... and {images - SHOWN:,} more")
+    elif count == MAX_PRINTED_IMAGES + 1:
+        screen.note(f"... and {images - MAX_PRINTED_IMAGES:,} more")
     elif count % 100 == 0:
         screen.note(f"{count:,} images, {count / (time.perf_counter() - begun):.1f} per second")
 
@@ -311,7 +311,7 @@ def listed_ids(file: Path) -> Callable[[Result], int | str]:
         DataError: the file can't be read; when called, the image is not listed.
     """
     try:
-        listed = {entry["file_name"]: entry["id"] for entry in json.loads(read_text(file, LARGEST_JSON))["images"]}
+        listed = {entry["file_name"]: entry["id"] for entry in json.loads(read_text(file, MAX_JSON_BYTES))["images"]}
     except (OSError, ValueError, KeyError, TypeError, RecursionError, MemoryError) as error:
         raise DataError(f"{file}: can't be read as a COCO json with `images`: {error!r}") from None
 

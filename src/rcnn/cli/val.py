@@ -42,7 +42,7 @@ def val(
     from rcnn.cli.loading import load_detector, sharing
     from rcnn.cli.report import describe, page_of
     from rcnn.data.formats.find import find_layout, open_dataset
-    from rcnn.data.proposals.given import ProposalSet, SlidingWindows
+    from rcnn.data.proposals.external import ProposalSet, SlidingWindows
     from rcnn.evaluate import evaluate
     from rcnn.model.sliding_windows import SLIDING_WINDOWS
     from rcnn.report.page import keep_scores

@@ -15,7 +15,7 @@ from typing import Any
 from rcnn.cli import screen
 from rcnn.config.files import LONGEST_NAME
 from rcnn.data.formats.folders import write_text
-from rcnn.data.formats.yolo_yaml import yaml_text
+from rcnn.data.formats.yolo import yaml_text
 from rcnn.result import Result
 
 DRAWABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}

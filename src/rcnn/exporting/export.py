@@ -72,8 +72,10 @@ def write(
             save(trial, entries(detector, size))
         tell("comparing the file with the detector")
         exported = Detector.load(trial).with_settings(["predict.precision=float32"])
-        door = exported.preprocessor
-        parity = compare(reference, exported.engine, batches(door, list(islice(pictures, SHOWN)) or made_up(door)))
+        preprocessor = exported.preprocessor
+        parity = compare(
+            reference, exported.engine, batches(preprocessor, list(islice(pictures, SHOWN)) or made_up(preprocessor))
+        )
         if not parity.holds:
             raise ExportError(
                 f"{path} was not written: of {parity.detections:,} detections {parity.agreed:,} agree with those of "
@@ -88,20 +90,20 @@ def write(
     return parity
 
 
-def batches(door: Preprocessor, pictures: Iterable[np.ndarray]) -> Iterator[Batch]:
+def batches(preprocessor: Preprocessor, pictures: Iterable[np.ndarray]) -> Iterator[Batch]:
     """Each picture alone, and in a batch with its mirror image."""
     for picture in pictures:
-        pair = [door.resize(picture), door.resize(np.ascontiguousarray(picture[:, ::-1]))]
+        pair = [preprocessor.resize(picture), preprocessor.resize(np.ascontiguousarray(picture[:, ::-1]))]
         for images in (pair[:1], pair):
-            yield door.collate(images, [(picture.shape[0], picture.shape[1])] * len(images))
+            yield preprocessor.collate(images, [(picture.shape[0], picture.shape[1])] * len(images))
 
 
-def made_up(door: Preprocessor) -> Iterator[np.ndarray]:
+def made_up(preprocessor: Preprocessor) -> Iterator[np.ndarray]:
     """Yield three pictures of coloured boxes on noise: upright, lying, and square."""
     rng = np.random.default_rng(0)
-    short = door.settings.short
+    short = preprocessor.settings.short
     for sides in ((short * 4 // 3, short), (short, short * 4 // 3), (short, short)):
-        picture = rng.integers(0, 64, (*sides, door.settings.in_channels), dtype=np.uint8)
+        picture = rng.integers(0, 64, (*sides, preprocessor.settings.in_channels), dtype=np.uint8)
         for _ in range(20):
             top, left = (int(rng.integers(0, side * 3 // 4)) for side in sides)
             height, width = rng.integers(short // 16, short // 3, 2)

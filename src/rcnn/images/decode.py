@@ -3,7 +3,7 @@
 import errno
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -14,8 +14,115 @@ from PIL import Image
 
 from rcnn.config.files import MB, UnfitFile, check_regular, unfit_name
 from rcnn.errors import ImageError
-from rcnn.images.npy import MAGIC, open_array, pieces, read_array
-from rcnn.images.values import STRIP, check_floats, limit, other_channels, quantised, to_uint8
+
+STRIP = 1 << 18
+"""Values or pixels that are converted at a time."""
+
+_WHITE_16_BIT = 65535
+
+
+def limit(height: int, width: int, max_pixels: int) -> None:
+    """Refuse an image of more than `max_pixels`."""
+    if height * width > max_pixels:
+        raise ImageError(
+            f"{width}x{height} is more than {max_pixels} pixels; if the file is to be trusted, raise data.max_pixels"
+        )
+
+
+def to_uint8(array: np.ndarray, white: int | None) -> np.ndarray:
+    """Scale integers in 0..white and floats in 0..1 to 0..255, and round."""
+    if array.dtype.kind == "f":
+        check_floats([array])
+    return quantised(array, white)
+
+
+def check_floats(parts: Iterable[np.ndarray]) -> None:
+    """Refuse floats that are not finite or not in 0..1, given in parts."""
+    low, high = np.inf, -np.inf
+    for part in parts:
+        if not np.isfinite(part).all():
+            raise ImageError("there are pixels that are not finite numbers")
+        low, high = min(low, part.min()), max(high, part.max())
+    if not -0.5 <= low <= high <= 1.5:
+        raise ImageError(f"floating-point pixels run from {low:g} to {high:g}; expected 0..1 (for 0..255 use uint8)")
+
+
+def quantised(array: np.ndarray, white: int | None) -> np.ndarray:
+    """Scale and round as `to_uint8` does, without looking at the range of floats."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype == bool:
+        return array.astype(np.uint8) * 255
+    if array.dtype.kind in "iu":
+        scaled = array.astype(np.float32) * (255 / (white or _WHITE_16_BIT))
+    elif array.dtype.kind == "f":
+        scaled = array.astype(np.float32) * 255
+    else:
+        raise ImageError(other_type(array))
+    return scaled.round().clip(0, 255).astype(np.uint8)
+
+
+def other_type(array: np.ndarray) -> str:
+    """Return the message for values that are no pixels."""
+    return f"pixels of type {array.dtype!s:.80} can't be used; expected uint8, uint16 or floats in 0..1"
+
+
+def other_channels(channels: int, in_channels: int) -> str:
+    """Return the message for an image with other channels than the settings ask for."""
+    return f"the image has {channels} channels; preprocess.in_channels is {in_channels}"
+
+
+NPY_MAGIC = b"\x93NUMPY"
+"""The beginning of every .npy file."""
+
+_MAX_HEADER_BYTES = 10_000
+
+
+def open_array(path: Path, max_pixels: int, in_channels: int | None = None) -> np.memmap:
+    """Map a .npy file into memory, and check its shape and type, before any value is read."""
+    check_regular(path)
+    with path.open("rb") as file:
+        head = file.read(12)
+    if not head.startswith(NPY_MAGIC):
+        raise ImageError("this is not an array as numpy.save writes it" if head else "the file is empty")
+    if head[6] > 1 and int.from_bytes(head[8:12], "little") > _MAX_HEADER_BYTES:
+        raise ImageError("the header of the array is too long")
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.ndim not in (2, 3) or not array.size:
+        raise ImageError(f"the array has shape {array.shape}; expected (height, width) or (height, width, channels)")
+    limit(array.shape[0], array.shape[1], max_pixels)
+    channels = array.shape[2] if array.ndim == 3 else 1
+    if in_channels is not None and channels not in (in_channels, 1):
+        raise ImageError(other_channels(channels, in_channels))
+    if array.size > 4 * max_pixels:
+        raise ImageError(
+            f"{array.size:,} values in {channels:,} channels are more than 4 times {max_pixels} pixels; if the file "
+            "is to be trusted, raise data.max_pixels"
+        )
+    if array.dtype.kind not in "buif":
+        raise ImageError(other_type(array))
+    return array
+
+
+def read_array(array: np.memmap, white: int | None) -> np.ndarray:
+    """Read a mapped array as uint8."""
+    if array.dtype.kind == "f":
+        check_floats(pieces(array))
+    pixels = np.empty(array.size, np.uint8)
+    start = 0
+    for piece in pieces(array):
+        pixels[start : start + len(piece)] = quantised(piece, white)
+        start += len(piece)
+    return pixels.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
+
+
+def pieces(array: np.memmap) -> Iterator[np.ndarray]:
+    """Yield the values of a mapped array in the order of the file. They are read: mapped pages would stay in memory."""
+    with open(str(array.filename), "rb") as file:
+        file.seek(array.offset)
+        for start in range(0, array.size, STRIP):
+            yield np.fromfile(file, array.dtype, min(STRIP, array.size - start))
+
 
 IMAGE_SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm", ".pbm"),
@@ -25,10 +132,10 @@ PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "J
 """Formats that Pillow may read (MPO is JPEG's); for some of the others, such as EPS, it would start programs."""
 
 MAX_PIXELS = 178_956_970
-LARGEST_FILE = 8_000 * MB
+MAX_FILE_BYTES = 8_000 * MB
 """Bytes of an image file."""
 
-_MOST_BYTES = 500 * MB
+_MAX_WHOLE_BYTES = 500 * MB
 _STREAMED = ("TIFF", "PNG", "BMP", "PPM")  # the others may be read into memory as a whole
 _FOREIGN = {
     b"%!PS": "EPS",
@@ -43,7 +150,7 @@ _FOREIGN = {
     b"\x89HDF": "HDF5",
     b"SIMPLE": "FITS",
     b"\xd7\xcd\xc6\x9a": "WMF",
-    MAGIC: "NPY, whose name must end in .npy",
+    NPY_MAGIC: "NPY, whose name must end in .npy",
 }
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -258,8 +365,8 @@ def _not_an_image(path: Path) -> str:
         head = file.read(32)
     if not head:
         return "the file is empty"
-    if path.stat().st_size > _MOST_BYTES:
-        return f"this is not an image; of more than {_MOST_BYTES // MB} MB, only {', '.join(_STREAMED)} are read"
+    if path.stat().st_size > _MAX_WHOLE_BYTES:
+        return f"this is not an image; of more than {_MAX_WHOLE_BYTES // MB} MB, only {', '.join(_STREAMED)} are read"
     name = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
     if head[4:8] == b"ftyp":
         name = "HEIC, a video, or an AVIF that is damaged"
@@ -268,11 +375,11 @@ def _not_an_image(path: Path) -> str:
 
 def open_image(path: Path, max_pixels: int) -> Image.Image:
     """Open an image of at most `max_pixels`, reading only its header."""
-    size = check_regular(path, LARGEST_FILE).st_size
+    size = check_regular(path, MAX_FILE_BYTES).st_size
     with _open_lock:  # Pillow's own limit is global; ours is an argument
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            image = Image.open(path, formats=PILLOW_FORMATS if size <= _MOST_BYTES else _STREAMED)
+            image = Image.open(path, formats=PILLOW_FORMATS if size <= _MAX_WHOLE_BYTES else _STREAMED)
         finally:
             Image.MAX_IMAGE_PIXELS = before
     try:

@@ -13,11 +13,10 @@ from PIL import Image
 from rcnn.config import Settings
 from rcnn.errors import ImageError
 from rcnn.images.batch import Size
-from rcnn.images.decode import as_array, image_size, named_errors, open_image
-from rcnn.images.values import limit
+from rcnn.images.decode import as_array, image_size, limit, named_errors, open_image
 from rcnn.images.views import View
 
-MOST_WHOLE = 400_000_000
+MAX_WHOLE_PIXELS = 400_000_000
 """Pixels of a picture whose format can only be decoded as a whole."""
 
 _LOADERS = {"JPEG": "jpegload", "MPO": "jpegload", "PNG": "pngload", "TIFF": "tiffload", "WEBP": "webpload"}
@@ -53,7 +52,7 @@ def open_windows(path: Path, window: Size, settings: Settings) -> Callable[[View
 
     Raises:
         ImageError: a window has more than `data.max_pixels`; the file is damaged, of a format that libvips does not
-            read, or of one that can only be decoded as a whole and larger than `MOST_WHOLE`; libvips is missing.
+            read, or of one that can only be decoded as a whole and larger than `MAX_WHOLE_PIXELS`; libvips is missing.
     """
     with named_errors(path):
         limit(*window, settings.data.max_pixels)
@@ -63,10 +62,10 @@ def open_windows(path: Path, window: Size, settings: Settings) -> Callable[[View
             tiles = list(zip(tags.get(_TILE_OFFSETS, ()), tags.get(_TILE_BYTES, ()), strict=True))
         if kind not in _LOADERS:
             limit(height, width, settings.data.max_pixels)
-        if not tiles and height * width > MOST_WHOLE:
+        if not tiles and height * width > MAX_WHOLE_PIXELS:
             raise ImageError(
-                f"{width}x{height} pixels are more than {MOST_WHOLE:,}, and only of a TIFF in tiles windows can be "
-                f"read; convert it: pyvips.Image.new_from_file({path.name!r}).tiffsave('{path.stem}-tiled.tif', "
+                f"{width}x{height} pixels are more than {MAX_WHOLE_PIXELS:,}, and only of a TIFF in tiles windows can "
+                f"be read; convert it: pyvips.Image.new_from_file({path.name!r}).tiffsave('{path.stem}-tiled.tif', "
                 "tile=True, bigtiff=True)"
             )
         if any(offset + length > path.stat().st_size for offset, length in tiles):

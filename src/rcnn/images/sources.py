@@ -15,7 +15,7 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 
 _ADDRESS = re.compile(r"(https?|ftps?|rtsp|rtmp|s3|gs|hf|data):", re.IGNORECASE)
 
-MOST_OTHERS = 100_000
+MAX_OTHER_FILES = 100_000
 """Files and folders that are looked at in search of images, besides ten for each image."""
 
 MARK = ".rcnn"
@@ -120,9 +120,9 @@ def check_walk(top: Path, images: int, names: int) -> None:
     """Stop a search that meets hardly any images.
 
     Raises:
-        OSError: of the `names` below `top`, more than `MOST_OTHERS` and ten times the `images` are none.
+        OSError: of the `names` below `top`, more than `MAX_OTHER_FILES` and ten times the `images` are none.
     """
-    if names > MOST_OTHERS + 10 * images:
+    if names > MAX_OTHER_FILES + 10 * images:
         raise OSError(f"there are {images} images among the first {names:,} files and folders; give a folder of images")
 
 

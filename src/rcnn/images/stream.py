@@ -1,6 +1,9 @@
 """Stream a user's images, in order, as batches. Memory does not grow with their number."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -13,7 +16,6 @@ from torch import Tensor
 
 from rcnn.config import Settings
 from rcnn.errors import ImageError
-from rcnn.images.ahead import ahead, spare_cores
 from rcnn.images.batch import Preprocessor, Size
 from rcnn.images.decode import as_array, read_image
 from rcnn.images.large import large_size, open_windows
@@ -69,19 +71,25 @@ def several(images: Any) -> bool:
 
 
 def read_opened(
-    images: Any, settings: Settings, door: Preprocessor, views: Views, *, skip: Skip | None = None, threads: int = 0
+    images: Any,
+    settings: Settings,
+    preprocessor: Preprocessor,
+    views: Views,
+    *,
+    skip: Skip | None = None,
+    threads: int = 0,
 ) -> Iterator[Opened]:
     """Yield every image with its views, in order.
 
     Args:
         images: as `Detector.predict` takes them.
         settings: how files are read.
-        door: resizes.
+        preprocessor: resizes.
         views: of an image of a size.
         skip: called with the error of a file that can't be read, which is left out. None: the error is raised.
         threads: that read ahead; each holds one image in its full size. 0: an image is read when it is asked for.
     """
-    for one in ahead(partial(_load, settings, door, views), _each(images), threads):
+    for one in ahead(partial(_load, settings, preprocessor, views), _each(images), threads):
         if isinstance(one, Opened):
             yield one
         elif skip is None:
@@ -110,7 +118,7 @@ def _each(images: Any) -> Iterator[Any]:
             yield from _each(image)
 
 
-def _load(settings: Settings, door: Preprocessor, views_of: Views, image: Any) -> Opened | ImageError:
+def _load(settings: Settings, preprocessor: Preprocessor, views_of: Views, image: Any) -> Opened | ImageError:
     """Read an image, and resize it if it is seen whole; the error of a file is returned."""
     try:
         size, views, window = _open(settings, views_of, image)
@@ -118,7 +126,7 @@ def _load(settings: Settings, door: Preprocessor, views_of: Views, image: Any) -
         if isinstance(image, Path):
             return error
         raise
-    pixels = (door.resize(window(view), view.resized) for view in views)
+    pixels = (preprocessor.resize(window(view), view.resized) for view in views)
     # Windows are made one by one, since together they are larger than the image; nothing else holds its pixels.
     return Opened(
         str(image) if isinstance(image, Path) else None, size, views, pixels if len(views) > 1 else tuple(pixels)
@@ -150,21 +158,21 @@ Pieces = list[tuple[_Piece, Tensor]]
 """Views of one bucket with their pixels."""
 
 
-def pieces(door: Preprocessor, shown: Iterable[Opened], limit: int) -> Iterator[tuple[Size, Pieces]]:
+def pieces(preprocessor: Preprocessor, shown: Iterable[Opened], limit: int) -> Iterator[tuple[Size, Pieces]]:
     """Yield views of one bucket, at most `limit` at a time, and the bucket.
 
     Views of consecutive images are mixed where these need the same buckets, so that no image waits for long.
     """
 
     def buckets(numbered: tuple[int, Opened]) -> frozenset[Size]:
-        return frozenset(door.padded(view.resized) for view in numbered[1].views)
+        return frozenset(preprocessor.padded(view.resized) for view in numbered[1].views)
 
     for _, images in groupby(enumerate(shown), key=buckets):
         waiting: dict[Size, Pieces] = {}
         for image, opened in images:
             bare = opened._replace(pixels=())
             for number, (view, pixels) in enumerate(zip(opened.views, opened.pixels, strict=True)):
-                bucket = door.padded(view.resized)
+                bucket = preprocessor.padded(view.resized)
                 waiting.setdefault(bucket, []).append((_Piece(image, number, bare), pixels))
                 if len(waiting[bucket]) == limit:
                     yield bucket, waiting.pop(bucket)
@@ -174,7 +182,7 @@ def pieces(door: Preprocessor, shown: Iterable[Opened], limit: int) -> Iterator[
 def overlapped(
     images: Any,
     settings: Settings,
-    door: Preprocessor,
+    preprocessor: Preprocessor,
     views: Views,
     limit: int,
     make: Callable[[Batch, Paths], Sequence[Made]],
@@ -191,7 +199,7 @@ def overlapped(
     Args:
         images: as `Detector.predict` takes them.
         settings: how files are read.
-        door: resizes and collates.
+        preprocessor: resizes and collates.
         views: of an image of a size.
         limit: views in a batch.
         make: (batch, paths) -> one thing per view.
@@ -200,21 +208,62 @@ def overlapped(
     """
     on_gpu = device.type == "cuda"
     readers = min(spare_cores(), READERS if on_gpu else 1) if several(images) else 0
-    shown = read_opened(images, settings, door, views, skip=skip, threads=readers)
+    shown = read_opened(images, settings, preprocessor, views, skip=skip, threads=readers)
 
     def run(asked: tuple[Size, Pieces]) -> list[tuple[_Piece, Made]]:
         bucket, some = asked
         sizes = [piece.opened.views[piece.number].size for piece, _ in some]
-        batch = door.collate([pixels for _, pixels in some], sizes, bucket)
+        batch = preprocessor.collate([pixels for _, pixels in some], sizes, bucket)
         made = make(batch, tuple(piece.opened.path for piece, _ in some))
         return [(piece, one) for (piece, _), one in zip(some, made, strict=True)]
 
     begun: dict[int, tuple[Opened, dict[int, Made]]] = {}
     turn = 0
-    for done in ahead(run, pieces(door, shown, limit), 1 if readers and on_gpu else 0):
+    for done in ahead(run, pieces(preprocessor, shown, limit), 1 if readers and on_gpu else 0):
         for piece, one in done:
             begun.setdefault(piece.image, (piece.opened, {}))[1][piece.number] = one
         while turn in begun and len(begun[turn][1]) == len(begun[turn][0].views):
             opened, made = begun.pop(turn)
             turn += 1
             yield opened, tuple(made[number] for number in range(len(made)))
+
+
+Asked = TypeVar("Asked")
+Made = TypeVar("Made")
+
+
+def ahead(make: Callable[[Asked], Made], asked: Iterable[Asked], threads: int) -> Generator[Made, None, None]:
+    """Yield `make` of everything asked, in order, made by threads that are at most two pieces each ahead.
+
+    Args:
+        make: is called in threads. What it raises is raised where its result would have come.
+        asked: is read in the caller's thread. What it raises is raised after the results of what came before.
+        threads: 0: everything is made in the caller's thread when it is wanted.
+    """
+    if not threads:
+        yield from map(make, asked)
+        return
+    waiting: deque[Future[Made]] = deque()
+    more, failed = iter(asked), None
+    with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
+        try:
+            while failed is None:
+                try:
+                    waiting.append(pool.submit(make, next(more)))
+                except BaseException as error:  # after the results of what was asked before
+                    failed = error
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+    if not isinstance(failed, StopIteration):
+        raise failed
+
+
+def spare_cores() -> int:
+    """Cores of this process but one. Those of a machine are shared by the processes that torchrun started on it."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)

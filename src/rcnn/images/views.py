@@ -153,15 +153,19 @@ class Viewer:
             size: of the picture, pixels of the file.
             scales: factors of the sides after resizing, as `predict.scales`.
         """
-        doors = [self.preprocessor.at_scale(scale) for scale in scales]
+        preprocessors = [self.preprocessor.at_scale(scale) for scale in scales]
         side = self.side
         if side is None or not self.windowed(size):
-            return tuple(View(0, 0, *size, door.resized(size)) for door in doors)
+            return tuple(View(0, 0, *size, preprocessor.resized(size)) for preprocessor in preprocessors)
         height, width = min(side, size[0]), min(side, size[1])
         views: list[View] = []
-        for door, factor in zip(doors, scales, strict=True):
+        for preprocessor, factor in zip(preprocessors, scales, strict=True):
             # Also of windows that the picture cuts short.
-            scale = factor * self.scale if self.tile == "auto" and self.scale else door.resized((side, side))[0] / side
+            scale = (
+                factor * self.scale
+                if self.tile == "auto" and self.scale
+                else preprocessor.resized((side, side))[0] / side
+            )
             resized = max(1, round(scale * height)), max(1, round(scale * width))
             # An object as large as the overlap is to lie in some window and not at its edges.
             overlap = round(side * self.overlap) + 2 * math.ceil(EDGE / scale) + 1

@@ -16,8 +16,7 @@ from starlette.routing import Route
 from rcnn.config.files import MB
 from rcnn.diagnose.explain.follow import follow
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, printable
-from rcnn.images.decode import image_size
-from rcnn.images.npy import MAGIC
+from rcnn.images.decode import NPY_MAGIC, image_size
 from rcnn.images.stream import read_picture
 from rcnn.look.album import DROPPED, Album, Picture
 from rcnn.look.choice import MISTAKES, Choice
@@ -217,7 +216,7 @@ class Api:
             if len(content) > LARGEST:
                 raise HTTPException(413, f"The picture has more than {LARGEST // MB} MB.")
         name = printable(unquote(request.headers.get("x-name", "")))[:NAME] or "picture"
-        file = folder / f"{secrets.token_hex(8)}{'.npy' if content.startswith(MAGIC) else ''}"
+        file = folder / f"{secrets.token_hex(8)}{'.npy' if content.startswith(NPY_MAGIC) else ''}"
         return JSONResponse({"place": await run_in_threadpool(self.take, file, bytes(content), name)}, 201)
 
     def take(self, file: Path, content: bytes, name: str) -> int:

@@ -137,9 +137,9 @@ class Finder:
     def _run(self, path: Path) -> Candidates:
         """Run the network as far as its boxes before NMS."""
         detector = self.detector
-        door = detector.preprocessor.at_scale(detector.settings.predict.scales[0])
+        preprocessor = detector.preprocessor.at_scale(detector.settings.predict.scales[0])
         array = read_picture(path, detector.settings)
-        batch = door.collate([door.resize(array)], [(array.shape[0], array.shape[1])])
+        batch = preprocessor.collate([preprocessor.resize(array)], [(array.shape[0], array.shape[1])])
         pass_ = detector.network.record(batch)
         second = detector.runner.fast_rcnn
         assert second is not None

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from rcnn.config import Settings, override
 from rcnn.data.formats.find import open_splits
-from rcnn.data.proposals.given import External, ProposalSet, SlidingWindows
+from rcnn.data.proposals.external import External, ProposalSet, SlidingWindows
 from rcnn.data.proposals.read import open_proposals
 from rcnn.detector import Detector
 from rcnn.evaluate import evaluate

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from rcnn.data.dataset import Dataset
 from rcnn.data.loading.loader import Item, Loader
-from rcnn.data.proposals.given import External
+from rcnn.data.proposals.external import External
 from rcnn.detector import Detector
 from rcnn.evaluate import Metrics, Shard, evaluate, loaders_of
 from rcnn.model.structures import Proposals, RPNOutput, to_device

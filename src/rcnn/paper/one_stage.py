@@ -5,7 +5,7 @@ from functools import partial
 from typing import Any
 
 from rcnn.config import Settings
-from rcnn.data.proposals.given import SlidingWindows
+from rcnn.data.proposals.external import SlidingWindows
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.paper.experiment import SCORES, Experiment, Measurement, Numbers, more
 from rcnn.paper.lab import Lab, Training

@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rcnn.config import Settings
-from rcnn.data.proposals.edge_boxes import NEEDED, model_file
-from rcnn.data.proposals.given import ProposalSet
+from rcnn.data.proposals.external import ProposalSet
 from rcnn.data.proposals.read import open_proposals
-from rcnn.data.proposals.search import EDGE_BOXES
+from rcnn.data.proposals.search import EDGE_BOXES, EDGE_MODEL_NEEDED, model_file
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
@@ -87,7 +86,7 @@ def experiment(settings: Settings) -> Experiment:
                 partial(_searched, EB, EDGES),
                 (EDGES,),
                 given=EDGE_BOXES,
-                lacks="" if settings.data.edge_model else NEEDED,
+                lacks="" if settings.data.edge_model else EDGE_MODEL_NEEDED,
             ),
             trained(SHARED, ALTERNATING, {"rpn": {"post_test": 300}}),
             Measurement((UNSHARED,), partial(unshared, UNSHARED), (ALTERNATING,)),

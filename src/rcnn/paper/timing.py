@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Record
-from rcnn.data.proposals.given import place
-from rcnn.data.proposals.selective_search import selective_search
+from rcnn.data.proposals.external import batch_proposals
+from rcnn.data.proposals.search import selective_search
 from rcnn.detector import Detector
 from rcnn.images.decode import read_image
 from rcnn.model.structures import Batch, Detections, Proposals, to_device
@@ -95,7 +95,7 @@ def _time_image(detector: Detector, record: Record, searches: Searches, times: T
     measured = {RPN: (conv, proposals, regions)}
     for row, mode in searches.items():
         given, proposals = _timed(device, partial(selective_search, picture, mode, COUNT))
-        _, regions = _timed(device, partial(_detect, detector, levels, batch, place([given], batch, COUNT)))
+        _, regions = _timed(device, partial(_detect, detector, levels, batch, batch_proposals([given], batch, COUNT)))
         measured[row] = (conv, proposals, regions)
     for row, parts in measured.items():
         for part, milliseconds in zip(PARTS[:3], parts, strict=True):

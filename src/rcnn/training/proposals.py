@@ -12,7 +12,7 @@ from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.loading.loader import FILLER, Loader
 from rcnn.data.pixels import ProgressCallback
-from rcnn.data.proposals.given import Given
+from rcnn.data.proposals.external import ImageProposals
 from rcnn.data.proposals.read import open_proposals
 from rcnn.data.proposals.search import SEARCHES
 from rcnn.detector import Detector
@@ -45,10 +45,14 @@ def write_proposals(
     loader = Loader(
         dataset, settings, training=False, batch=batch, device=device, rank=distributed.rank, world=distributed.world
     )
-    own: dict[int, Given] = {}
+    own: dict[int, ImageProposals] = {}
     for step, item in enumerate(loader.epoch(0)):
         results = detector.region_proposals(item.batch)
-        own |= {i: Given(r.boxes, r.scores) for i, r in zip(item.index.tolist(), results, strict=True) if i != FILLER}
+        own |= {
+            i: ImageProposals(r.boxes, r.scores)
+            for i, r in zip(item.index.tolist(), results, strict=True)
+            if i != FILLER
+        }
         say(f"proposals: batch {step + 1} of {loader.steps}")
     every = {index: given for part in distributed.gather(own) for index, given in part.items()}
     if distributed.writer:
@@ -56,7 +60,7 @@ def write_proposals(
     distributed.gather(None)  # the file is there before anyone reads it
 
 
-def save_proposals(path: Path, given: Sequence[Given]) -> None:
+def save_proposals(path: Path, given: Sequence[ImageProposals]) -> None:
     """Write the proposals of every image of a data set, atomically."""
     tensors = {
         "boxes": torch.from_numpy(np.concatenate([boxes for boxes, _ in given])).float(),
@@ -66,7 +70,7 @@ def save_proposals(path: Path, given: Sequence[Given]) -> None:
     save_weights(path, tensors, {"kind": "proposals"})
 
 
-def load_proposals(path: Path) -> list[Given]:
+def load_proposals(path: Path) -> list[ImageProposals]:
     """Read a file of `save_proposals`.
 
     Raises:
@@ -76,7 +80,7 @@ def load_proposals(path: Path) -> list[Given]:
         tensors, _ = load_weights(path)
         ends = tensors["counts"].cumsum(0)[:-1].numpy()
         boxes, scores = (np.split(tensors[name].double().numpy(), ends) for name in ("boxes", "scores"))
-        return [Given(*pair) for pair in zip(boxes, scores, strict=True)]
+        return [ImageProposals(*pair) for pair in zip(boxes, scores, strict=True)]
 
 
 def shared_proposals(
@@ -85,7 +89,7 @@ def shared_proposals(
     settings: Settings,
     distributed: Distributed,
     progress: ProgressCallback | None = None,
-) -> list[Given]:
+) -> list[ImageProposals]:
     """As `open_proposals`, with the search shared among the processes."""
     if source in SEARCHES and distributed.world > 1:
         share = replace(dataset, records=dataset.records[distributed.rank :: distributed.world])
@@ -96,7 +100,7 @@ def shared_proposals(
 
 def external_proposals(
     settings: Settings, splits: tuple[Dataset, Dataset], distributed: Distributed, console: Console | None
-) -> list[list[Given]] | None:
+) -> list[list[ImageProposals]] | None:
     """The proposals of `train.proposals` for both lists: `rpn.post_train` and `rpn.post_test` per image.
 
     None if it is not set, or `sliding-windows`, of which nothing is stored.
@@ -119,7 +123,7 @@ def external_proposals(
     of_image = {record.path: proposals for record, proposals in zip(dataset.records, given, strict=True)}
     counts = (settings.rpn.post_train, settings.rpn.post_test)
     return [
-        [Given(*(part[:count] for part in of_image[record.path])) for record in split.records]
+        [ImageProposals(*(part[:count] for part in of_image[record.path])) for record in split.records]
         for split, count in zip(splits, counts, strict=True)
     ]
 

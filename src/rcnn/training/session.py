@@ -15,7 +15,7 @@ from rcnn.data.dataset import Dataset
 from rcnn.data.loading.loader import Loader
 from rcnn.data.loading.upload import uploaded
 from rcnn.data.loading.windows import scale_of
-from rcnn.data.proposals.given import External
+from rcnn.data.proposals.external import External
 from rcnn.detector import Detector
 from rcnn.errors import NonFiniteError, TrainingError
 from rcnn.evaluate import Metrics, Shard, evaluate

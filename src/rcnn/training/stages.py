@@ -19,7 +19,7 @@ from torch import nn
 
 from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset
-from rcnn.data.proposals.given import External, ProposalSet, SlidingWindows
+from rcnn.data.proposals.external import External, ProposalSet, SlidingWindows
 from rcnn.detector import Detector
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.sliding_windows import SLIDING_WINDOWS

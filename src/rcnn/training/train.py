@@ -18,10 +18,9 @@ from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import open_splits
 from rcnn.data.loading.loader import Loader
 from rcnn.data.loading.windows import training_windows
-from rcnn.data.proposals.edge_boxes import model_file
-from rcnn.data.proposals.given import Given, SlidingWindows
+from rcnn.data.proposals.external import ImageProposals, SlidingWindows
 from rcnn.data.proposals.read import WORDS
-from rcnn.data.proposals.search import EDGE_BOXES
+from rcnn.data.proposals.search import EDGE_BOXES, model_file
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.evaluate import Metrics
@@ -236,7 +235,9 @@ def _name_of(settings: Settings, dataset: Dataset) -> str:
     return (path if root.is_relative_to(path) else root).name or "data"
 
 
-def _new_folder(distributed: Distributed, runs: Path, name: str, given: Sequence[Sequence[Given]] | None) -> RunFolder:
+def _new_folder(
+    distributed: Distributed, runs: Path, name: str, given: Sequence[Sequence[ImageProposals]] | None
+) -> RunFolder:
     """The run folder, made by the writer, with the given proposals, if any."""
     folder = RunFolder(
         str(distributed.gather(str(RunFolder.create(runs, name).path) if distributed.writer else None)[0])

@@ -97,9 +97,9 @@ def test_a_faulty_row_is_named(tmp_path: Path, row: str, said: str) -> None:
 def test_a_table_is_read_to_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images(tmp_path, "a")
     sets.csv(tmp_path / "x.csv", [ROW] * 9)
-    monkeypatch.setattr(csv_labels, "MOST_ROWS", 5)
+    monkeypatch.setattr(csv_labels, "MAX_TABLE_ROWS", 5)
     assert "x.csv:7: the table goes on here; 5 lines are read" in "\n".join(map(str, check(tmp_path, Data()).faults))
-    monkeypatch.setattr(csv_labels, "LARGEST_CSV", 100)
+    monkeypatch.setattr(csv_labels, "MAX_CSV_BYTES", 100)
     assert "are too many" in str(check(tmp_path, Data()).faults[0])
 
 

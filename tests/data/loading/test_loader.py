@@ -76,7 +76,7 @@ def images_of(items: list[Item]) -> dict[int, torch.Tensor]:
 def test_every_image_comes_once_an_epoch_in_a_batch_of_its_bucket(dataset: Dataset, training: bool) -> None:
     loader = Loader(dataset, SETTINGS, training=training, batch=4, seed=7)
     items = list(loader.epoch(3))
-    door = Preprocessor(SETTINGS.preprocess)
+    preprocessor = Preprocessor(SETTINGS.preprocess)
     assert len(items) == loader.steps == 2 + 1 + 1  # (40, 60) and (40, 59) share a bucket
     seen = Counter(int(index) for item in items for index in item.index)
     assert {index: seen[index] for index in range(len(SIZES))} == dict.fromkeys(range(len(SIZES)), 1)
@@ -85,7 +85,7 @@ def test_every_image_comes_once_an_epoch_in_a_batch_of_its_bucket(dataset: Datas
         for row, index in enumerate(item.index.tolist()):
             if index >= 0:
                 size = dataset.records[index].size
-                assert tuple(item.batch.images.shape[2:]) == door.bucket(size)
+                assert tuple(item.batch.images.shape[2:]) == preprocessor.bucket(size)
                 assert tuple(item.batch.originals[row].tolist()) == size
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rcnn.config import Data
-from rcnn.data.proposals.edge_boxes import Edges, edge_boxes, model_file, structured_edges
+from rcnn.data.proposals.search import Edges, edge_boxes, model_file, structured_edges
 from rcnn.errors import ImageError, SettingsError
 from tests.data.proposals.edges import FOREST, write_edge_model
 from tests.data.proposals.test_selective_search import iou

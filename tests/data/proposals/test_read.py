@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from rcnn.data.dataset import Record
-from rcnn.data.proposals.given import Given, place
+from rcnn.data.proposals.external import ImageProposals, batch_proposals
 from rcnn.data.proposals.read import read_proposals
 from rcnn.errors import DataError
 from rcnn.model.structures import Proposals
@@ -32,7 +32,7 @@ def written(path: Path, content: Any) -> Path:
     return path
 
 
-def corners(given: Given) -> list[list[float]]:
+def corners(given: ImageProposals) -> list[list[float]]:
     return given.boxes.tolist()
 
 
@@ -182,10 +182,10 @@ def test_the_second_stage_on_the_rpns_own_boxes_from_outside_is_the_whole_detect
     net, data, targets, expected, proposals = detected()
     data = data._replace(scales=torch.tensor([[0.5, 0.25], [2.0, 1.0]]))
     given = [
-        Given((boxes[valid] / scale.flip(0).repeat(2)).double().numpy(), scores[valid].double().numpy())
+        ImageProposals((boxes[valid] / scale.flip(0).repeat(2)).double().numpy(), scores[valid].double().numpy())
         for boxes, scores, valid, scale in zip(*proposals[:3], data.scales, strict=True)
     ]
-    placed = place(given, data, proposals.boxes.shape[1])
+    placed = batch_proposals(given, data, proposals.boxes.shape[1])
     torch.testing.assert_close(placed.boxes, proposals.boxes)
     assert torch.equal(placed.valid, proposals.valid)
     with torch.no_grad():
@@ -194,7 +194,7 @@ def test_the_second_stage_on_the_rpns_own_boxes_from_outside_is_the_whole_detect
     assert torch.equal(found.labels, expected.labels)
     keys = net.keys(data, targets, torch.tensor([1, 2]))
     losses = net.loss(data, targets, keys)
-    of_rpn = net.loss(data, targets, keys, proposals=place(given, data, 24))
+    of_rpn = net.loss(data, targets, keys, proposals=batch_proposals(given, data, 24))
     torch.testing.assert_close(of_rpn["roi_class"], losses["roi_class"])
     torch.testing.assert_close(of_rpn["roi_box"], losses["roi_box"])
 
@@ -202,8 +202,8 @@ def test_the_second_stage_on_the_rpns_own_boxes_from_outside_is_the_whole_detect
 def test_the_best_are_placed_and_the_rest_is_padding():
     data, _ = tiny.batch(2)
     boxes = np.array(BOXES, dtype=np.float64) / 2
-    given = [Given(boxes, np.array([0.9, 0.5, 0.1])), Given(np.zeros((0, 4)), np.zeros(0))]
-    two, five = place(given, data, 2), place(given, data, 5)
+    given = [ImageProposals(boxes, np.array([0.9, 0.5, 0.1])), ImageProposals(np.zeros((0, 4)), np.zeros(0))]
+    two, five = batch_proposals(given, data, 2), batch_proposals(given, data, 5)
     assert two.valid.tolist() == [[True, True], [False, False]]
     assert five.valid.tolist() == [[True, True, True, False, False], [False] * 5]
     assert torch.equal(five.boxes[0, :2], two.boxes[0])

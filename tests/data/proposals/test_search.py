@@ -9,10 +9,15 @@ from PIL import Image
 
 import rcnn.data.proposals.search as search_file
 from rcnn.config import Data
-from rcnn.data.proposals.edge_boxes import edge_boxes, structured_edges
-from rcnn.data.proposals.given import Given
-from rcnn.data.proposals.search import SEARCHES, cache_folder, search_files
-from rcnn.data.proposals.selective_search import selective_search
+from rcnn.data.proposals.external import ImageProposals
+from rcnn.data.proposals.search import (
+    SEARCHES,
+    cache_folder,
+    edge_boxes,
+    search_files,
+    selective_search,
+    structured_edges,
+)
 from rcnn.errors import ImageError, SettingsError
 from tests.data.proposals.edges import write_edge_model
 from tests.data.proposals.test_selective_search import picture
@@ -36,7 +41,7 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The modes of the searches that were made."""
     made: list[str] = []
 
-    def counted(image: np.ndarray, mode: str) -> Given:
+    def counted(image: np.ndarray, mode: str) -> ImageProposals:
         made.append(mode)
         return selective_search(image, mode)  # type: ignore[arg-type]
 
@@ -44,8 +49,8 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def given(outcome: Given | ImageError) -> Given:
-    assert isinstance(outcome, Given)
+def given(outcome: ImageProposals | ImageError) -> ImageProposals:
+    assert isinstance(outcome, ImageProposals)
     return outcome
 
 
@@ -86,7 +91,7 @@ def test_an_image_that_can_not_be_read_gives_its_error(paths: list[Path], tmp_pa
     outcomes = list(search_files([tmp_path / "empty.png", paths[0], tmp_path / "none.png"], "selective-search", Data()))
     assert isinstance(outcomes[0], ImageError)
     assert "empty.png" in str(outcomes[0])
-    assert isinstance(outcomes[1], Given)
+    assert isinstance(outcomes[1], ImageProposals)
     assert isinstance(outcomes[2], ImageError)
     assert "none.png: can't be read: No such file" in str(outcomes[2])
 
@@ -120,7 +125,7 @@ def test_edge_boxes_of_another_model_are_searched_again(paths: list[Path], tmp_p
 def test_an_image_too_large_for_a_search_gives_its_error(
     paths: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rcnn.data.proposals.edge_boxes.LARGEST", 100)
+    monkeypatch.setattr("rcnn.data.proposals.search.MAX_EDGE_BOXES_SIZE", 100)
     model = write_edge_model(tmp_path / "model.yml")
     first, _ = search_files(paths, "edge-boxes", Data(edge_model=str(model)))
     assert isinstance(first, ImageError)

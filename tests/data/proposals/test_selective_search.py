@@ -6,7 +6,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from rcnn.data.proposals.selective_search import Mode, selective_search
+from rcnn.data.proposals.search import Mode, selective_search
 from rcnn.errors import SettingsError
 
 SQUARES = [(10, 12, 40, 44), (60, 8, 90, 30)]

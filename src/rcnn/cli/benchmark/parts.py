@@ -75,12 +75,12 @@ def _bucket(detector: Detector, file: Path) -> tuple[int, int]:
 @torch.inference_mode()
 def _run(detector: Detector, files: Sequence[Path]) -> dict[str, float]:
     """Seconds of each stage of one batch."""
-    network, door, watch = detector.network, detector.preprocessor, _Watch(detector.device)
+    network, preprocessor, watch = detector.network, detector.preprocessor, _Watch(detector.device)
     with watch("read"):
         pictures = [read_picture(file, detector.settings) for file in files]
     with watch("resize"):
-        images = [door.resize(picture) for picture in pictures]
-        batch = door.collate(images, [(picture.shape[0], picture.shape[1]) for picture in pictures])
+        images = [preprocessor.resize(picture) for picture in pictures]
+        batch = preprocessor.collate(images, [(picture.shape[0], picture.shape[1]) for picture in pictures])
     with watch("upload"):
         there = to_device(batch, detector.device)
     runner = network.runner

@@ -122,16 +122,16 @@ def benchmark(
         DataError: an image of the data set can't be read.
         MemoryError: a process of an engine was killed.
     """
-    door = Preprocessor(detector.settings.preprocess, size_of(detector, files, size))
+    preprocessor = Preprocessor(detector.settings.preprocess, size_of(detector, files, size))
     sizes = sorted(set(batches))
-    shown = {count: _batch(door, [pictures[i % len(pictures)] for i in range(count)]) for count in sizes}
+    shown = {count: _batch(preprocessor, [pictures[i % len(pictures)] for i in range(count)]) for count in sizes}
     with TemporaryDirectory() as folder:
         weights = Path(folder) / "eager.safetensors"
         detector.save(weights)
         programs = _programs(weights, files)
         with progress("timing") as told:
             costs = measure(programs, list(shown.values()), runs, told)
-        groups = [_batch(door, pictures[i : i + sizes[-1]]) for i in range(0, len(pictures), sizes[-1])]
+        groups = [_batch(preprocessor, pictures[i : i + sizes[-1]]) for i in range(0, len(pictures), sizes[-1])]
         agreed = _agreement(programs, groups, predicts_classes=detector.settings.predicts_classes)
         rows = [
             Row(program.name, program.precision, _bytes(program.path), costs[i], agreed[i])
@@ -197,8 +197,10 @@ def _engine(program: Program) -> Engine:
     return kind(program.path, program.precision)
 
 
-def _batch(door: Preprocessor, pictures: Sequence[np.ndarray]) -> Batch:
-    return door.collate([door.resize(picture) for picture in pictures], [picture.shape[:2] for picture in pictures])
+def _batch(preprocessor: Preprocessor, pictures: Sequence[np.ndarray]) -> Batch:
+    return preprocessor.collate(
+        [preprocessor.resize(picture) for picture in pictures], [picture.shape[:2] for picture in pictures]
+    )
 
 
 def _bytes(path: Path) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.formats.draft import MOST_FAULTS, Draft, Layout, Reading, numbered, relative_name, unknown_class
+from rcnn.data.formats.draft import MAX_FAULTS, Draft, Layout, Reading, numbered, relative_name, unknown_class
 from rcnn.data.formats.folders import Folder, copy_images, ends_of, root_of, write_text
 from rcnn.errors import DataError
 
@@ -26,7 +26,7 @@ _SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-
 _HEAD = 1 << 20
 _ARRAYS = ("images", "annotations", "categories")
 _FLAGS = (None, 0, 1)
-LARGEST_JSON = 1500 * MB
+MAX_JSON_BYTES = 1500 * MB
 """Bytes of a COCO json."""
 
 
@@ -110,7 +110,7 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
 def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
     """Return the object in a json file; None, and a fault, if it can't be read or lacks an array."""
     try:
-        tree = json.loads(read_text(path, LARGEST_JSON), object_pairs_hook=_Fields(path, reading.faults))
+        tree = json.loads(read_text(path, MAX_JSON_BYTES), object_pairs_hook=_Fields(path, reading.faults))
     except json.JSONDecodeError as error:
         where, reason = f"{path}:{error.lineno}:{error.colno}", f"malformed json: {error.msg}"
     except UnicodeDecodeError as error:
@@ -150,7 +150,7 @@ class _Fields:
     def _note(self, pairs: list[tuple[str, Any]]) -> None:
         first: dict[str, Any] = {}
         for key, value in pairs:
-            if key in first and key != "segmentation" and len(self._faults) < MOST_FAULTS:
+            if key in first and key != "segmentation" and len(self._faults) < MAX_FAULTS:
                 here = f" of the object with id {first['id']!r:.50}" if "id" in first else ""
                 said = f"the key `{key:.50}`{here} is there twice, as {first[key]!r:.50} and as {value!r:.50}"
                 same = first[key] == value
@@ -197,7 +197,7 @@ class _File:
                 self._fault(f"{self.path}: {key}[{index}]", f"an object is expected here; found {item!r:.50}")
 
     def _fault(self, where: str, reason: str) -> None:
-        if len(self.reading.faults) < MOST_FAULTS:
+        if len(self.reading.faults) < MAX_FAULTS:
             self.reading.faults.append(Fault(where, reason, "fatal"))
         else:
             self.more += 1

@@ -14,15 +14,15 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.formats.draft import MOST_FAULTS, Draft, Layout, Reading, relative_name, unknown_class
+from rcnn.data.formats.draft import MAX_FAULTS, Draft, Layout, Reading, relative_name, unknown_class
 from rcnn.data.formats.folders import Folder, Folders, copy_images, is_file, root_of, write_text
 from rcnn.errors import DataError
 from rcnn.images.sources import is_image
 
-LARGEST_CSV = 256 * MB
+MAX_CSV_BYTES = 256 * MB
 """Bytes of a table."""
 
-MOST_ROWS = 500_000
+MAX_TABLE_ROWS = 500_000
 """Lines of a table; those of 5,000 images take 6 s of one core's time."""
 
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
@@ -147,15 +147,15 @@ class _Tables:
             OSError, UnicodeDecodeError: the file is too large or no text.
             DataError: a column is missing, or there twice.
         """
-        reader = csv.reader(io.StringIO(read_text(source, LARGEST_CSV), newline=""), skipinitialspace=True)
+        reader = csv.reader(io.StringIO(read_text(source, MAX_CSV_BYTES), newline=""), skipinitialspace=True)
         header: list[str] | None = None
         try:
             for cells in reader:
                 where = f"{source}:{reader.line_num}"
                 if header is None:
                     header = _checked(_header(cells), where)
-                elif reader.line_num > MOST_ROWS + 1:
-                    return self._fault(where, f"the table goes on here; {MOST_ROWS:,} lines are read")
+                elif reader.line_num > MAX_TABLE_ROWS + 1:
+                    return self._fault(where, f"the table goes on here; {MAX_TABLE_ROWS:,} lines are read")
                 elif len(cells) == len(header):
                     yield _Row(where, dict(zip(header, map(str.strip, cells), strict=True)))
                 elif cells:
@@ -168,7 +168,7 @@ class _Tables:
             self.unlisted |= images - {draft.path.name for draft in self.drafts.values() if draft.path}
 
     def _fault(self, where: str, reason: str) -> None:
-        if len(self.reading.faults) < MOST_FAULTS:
+        if len(self.reading.faults) < MAX_FAULTS:
             self.reading.faults.append(Fault(where, reason, "fatal"))
         else:
             self.more += 1

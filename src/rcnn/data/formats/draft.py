@@ -19,13 +19,13 @@ from rcnn.errors import ImageError
 from rcnn.images.decode import image_size
 
 SMALLEST_IMAGE = 16
-MOST_FAULTS = 1000
+MAX_FAULTS = 1000
 """Faults of an image, or of the rest of a COCO json, that are told one by one."""
 
-LISTED = 100
+MAX_LISTED_CLASSES = 100
 """Classes that a message lists."""
 
-HINTS, MOST_COMPARED = 20, 1000
+MAX_HINTS, MAX_COMPARED_CLASSES = 20, 1000
 """Unknown names of an image, and known names, that are compared to find similar ones."""
 
 Kind = Literal["mendable", "damaged", "fatal"]
@@ -42,7 +42,7 @@ class Draft:
         declared: (height, width) according to the annotation.
         source: place of `declared`, for messages.
         where, labels, given, ignore: columns of the objects (see `add`), as an annotation file may hold a million.
-        faults: place, reason and kind of each fault, of the first `MOST_FAULTS`; `finish` adds the image's name.
+        faults: place, reason and kind of each fault, of the first `MAX_FAULTS`; `finish` adds the image's name.
         more: number of the other faults, by kind.
     """
 
@@ -82,7 +82,7 @@ class Draft:
 
     def fault(self, where: str | Path, reason: str, kind: Kind) -> None:
         """Note a fault of either kind."""
-        if len(self.faults) < MOST_FAULTS:
+        if len(self.faults) < MAX_FAULTS:
             self.faults.append((str(where), reason, kind))
         else:
             self.more[kind] += 1
@@ -164,21 +164,23 @@ class Reading:
 
 def unknown_class(name: str, known: Sequence[str], draft: Draft) -> str:
     """Return the reason of the fault that a class isn't among those known, with a hint if the image has few faults."""
-    near = get_close_matches(name, known[:MOST_COMPARED], n=1, cutoff=0.6) if len(draft.faults) < HINTS else ()
+    near = (
+        get_close_matches(name, known[:MAX_COMPARED_CLASSES], n=1, cutoff=0.6) if len(draft.faults) < MAX_HINTS else ()
+    )
     hint = f"; did you mean `{near[0]}`?" if near else ""
     return f"class `{name}` is not among the classes {listed(known)}{hint}"
 
 
 def listed(names: Collection[str]) -> str:
     """Return names for a message, separated by commas: the first ones and the number of the others."""
-    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
-    return ", ".join(islice(names, LISTED)) + more
+    more = f" and {len(names) - MAX_LISTED_CLASSES:,} more" if len(names) > MAX_LISTED_CLASSES else ""
+    return ", ".join(islice(names, MAX_LISTED_CLASSES)) + more
 
 
 def numbered(names: Mapping[int, str]) -> str:
     """Return names by number as `listed` does."""
-    more = f" and {len(names) - LISTED:,} more" if len(names) > LISTED else ""
-    return ", ".join(f"{number} {name}" for number, name in islice(names.items(), LISTED)) + more
+    more = f" and {len(names) - MAX_LISTED_CLASSES:,} more" if len(names) > MAX_LISTED_CLASSES else ""
+    return ", ".join(f"{number} {name}" for number, name in islice(names.items(), MAX_LISTED_CLASSES)) + more
 
 
 def relative_name(path: Path, root: Path) -> str:

@@ -21,7 +21,7 @@ from rcnn.images.sources import is_image
 Split = Literal["train", "val", "test", "all"]
 FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo, "csv": csv_labels}
 """Name of a format -> the module that finds, reads and writes it."""
-_NAMED = 3
+_MAX_NAMED_IMAGES = 3
 """Damaged images that a note names; `data check` lists all."""
 
 
@@ -141,7 +141,7 @@ def _damaged(dataset: Dataset) -> list[str]:
     damaged = [fault for fault in dict.fromkeys(dataset.faults) if fault.kind == "damaged"]
     if not damaged:
         return []
-    named = "; ".join(map(str, damaged[:_NAMED])) + ("; ..." if len(damaged) > _NAMED else "")
+    named = "; ".join(map(str, damaged[:_MAX_NAMED_IMAGES])) + ("; ..." if len(damaged) > _MAX_NAMED_IMAGES else "")
     images = f"{len(damaged)} damaged images" if len(damaged) > 1 else "1 damaged image"
     return [f"{images} of `{dataset.split}` left out (--on-fault stop stops instead): {named}"]
 

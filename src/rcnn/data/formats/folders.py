@@ -13,17 +13,17 @@ from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Record
 from rcnn.images.sources import check_walk, is_image, is_results
 
-MOST_COMPARED = 200_000
+MAX_COMPARED_NAMES = 200_000
 """Names that are compared with those of missing files, in one folder."""
 
-MOST_PARTS = 8
+MAX_PATH_ENDS = 8
 """Parts of an absolute path that are looked for below the folder of the data."""
 
-LARGEST_LIST = 256 * MB
+MAX_LIST_BYTES = 256 * MB
 """Bytes of a text file that lists images."""
 
 
-def read_lines(path: Path, most: int = LARGEST_LIST) -> list[tuple[int, str]]:
+def read_lines(path: Path, most: int = MAX_LIST_BYTES) -> list[tuple[int, str]]:
     """Return (line number from 1, stripped text) of every non-empty line. A BOM and any line ending are accepted.
 
     Raises:
@@ -77,7 +77,7 @@ class Folder:
     def near(self, name: str) -> str:
         """Return `; similar names there: ...` for a message, or an empty string."""
         self._compared += len(self.names)
-        if self._compared > MOST_COMPARED:  # of thousands of missing images, the first ones show what is wrong
+        if self._compared > MAX_COMPARED_NAMES:  # of thousands of missing images, the first ones show what is wrong
             return ""
         similar = get_close_matches(name, self.names, n=3, cutoff=0.7)
         return f"; similar names there: {', '.join(similar)}" if similar else ""
@@ -96,7 +96,7 @@ def ends_of(name: str) -> list[PurePosixPath]:
     parts = PurePosixPath(name).parts
     if not re.match(r"/|[A-Za-z]:/", name):
         return []
-    return [PurePosixPath(*parts[start:]) for start in range(max(1, len(parts) - MOST_PARTS), len(parts))]
+    return [PurePosixPath(*parts[start:]) for start in range(max(1, len(parts) - MAX_PATH_ENDS), len(parts))]
 
 
 def root_of(folder: Path) -> Path:

@@ -7,10 +7,10 @@ from xml.parsers import expat
 
 from rcnn.config.files import MB, check_regular
 
-DEEPEST = 100
+MAX_DEPTH = 100
 """Elements inside one another."""
 
-LARGEST_XML = 16 * MB
+MAX_XML_BYTES = 16 * MB
 """Bytes of the annotation of an image."""
 
 
@@ -64,8 +64,8 @@ def parse_xml(path: Path) -> Node:
     parser.buffer_text, parser.buffer_size = True, 1 << 16  # text in few pieces: each is added to a growing string
 
     def start(tag: str, attributes: dict[str, str]) -> None:
-        if len(stack) > DEEPEST:
-            raise ValueError(f"its elements are nested more than {DEEPEST} deep")
+        if len(stack) > MAX_DEPTH:
+            raise ValueError(f"its elements are nested more than {MAX_DEPTH} deep")
         node = Node(tag.rpartition(":")[2], parser.CurrentLineNumber)
         stack[-1].children.append(node)
         stack.append(node)
@@ -79,7 +79,7 @@ def parse_xml(path: Path) -> Node:
     parser.StartElementHandler, parser.EndElementHandler = start, lambda _: stack.pop()
     parser.CharacterDataHandler, parser.EntityDeclHandler = text, entity
     try:
-        check_regular(path, LARGEST_XML)
+        check_regular(path, MAX_XML_BYTES)
         parser.Parse(path.read_bytes(), True)
     except expat.ExpatError as error:
         raise MalformedXml(error.lineno, f"malformed xml: {expat.ErrorString(error.code)}") from None

@@ -23,12 +23,19 @@ from rcnn.config import Settings
 from rcnn.data.dataset import Dataset, Record
 from rcnn.data.loading.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, apply_to_picture, draw_plan
 from rcnn.data.loading.workers import choose_workers
-from rcnn.data.proposals.given import NOTHING, External, Given, ProposalSet, SlidingWindows, padded, place
+from rcnn.data.proposals.external import (
+    NOTHING,
+    External,
+    ImageProposals,
+    ProposalSet,
+    SlidingWindows,
+    batch_proposals,
+    pad_proposals,
+)
 from rcnn.errors import DataError, ImageError
-from rcnn.images.ahead import ahead
 from rcnn.images.batch import Preprocessor, Size, resized_by_pillow
 from rcnn.images.decode import read_rgb
-from rcnn.images.stream import read_picture
+from rcnn.images.stream import ahead, read_picture
 from rcnn.model.structures import Batch, Proposals, Targets
 
 TIMEOUT = 600
@@ -278,11 +285,11 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         batch = _filled(batch, fillers) if fillers else batch
         proposals = None
         if isinstance(self.proposals, SlidingWindows):  # of what the network sees: they do not move with the image
-            proposals = self.proposals.place(batch)
+            proposals = self.proposals.of_batch(batch)
         elif self.proposals is not None:
             given = [shown for _, _, shown in loaded] + [NOTHING] * fillers
             count = self.proposals.count
-            proposals = padded(given, count) if self.training else place(given, batch, count)
+            proposals = pad_proposals(given, count) if self.training else batch_proposals(given, batch, count)
         return Item(
             batch,
             _padded([record for _, record, _ in loaded], len(index), self.width),
@@ -307,7 +314,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             self._last = (record.path, array) if record.view is not None else (None, array[:0])
         return array if record.view is None else record.view.crop(array)
 
-    def _load(self, index: int, seed: int) -> tuple[Tensor, Record, Given]:
+    def _load(self, index: int, seed: int) -> tuple[Tensor, Record, ImageProposals]:
         """Return the resized and, when training, augmented image of a record, with its objects and proposals.
 
         The objects are in resized pixels. So are the proposals when training, and those without area are dropped;
@@ -336,7 +343,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         with np.errstate(invalid="ignore"):  # 0 / 0: the visible share of a box without area
             moved, _ = apply_to_boxes(plan, given.boxes * scale, canvas)
         shown = np.all(moved[:, 2:] > moved[:, :2], axis=1)
-        return image, record, Given(moved[shown], given.scores[shown])
+        return image, record, ImageProposals(moved[shown], given.scores[shown])
 
 
 def _filled(batch: Batch, count: int) -> Batch:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from rcnn.data.loading.loader import Item
-from rcnn.images.ahead import ahead
+from rcnn.images.stream import ahead
 from rcnn.model.structures import pinned, to_device
 
 

@@ -6,10 +6,10 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from rcnn.images.ahead import spare_cores
+from rcnn.images.stream import spare_cores
 
 PLURAL = {"process": "processes", "thread": "threads"}
-MOST = 8
+MAX_UNASKED = 8
 """Loader processes of a GPU that are started unasked."""
 ROOM = 1 << 30
 """Bytes of shared memory with which they do: a container of Docker's has 64 MB unless it is told otherwise."""
@@ -44,7 +44,7 @@ def choose_workers(asked: int | None, device: torch.device) -> Workers:
         return Workers(0, "thread")
     if kind == "process" and shutil.disk_usage("/dev/shm").free < ROOM:
         kind = "thread"
-    return Workers(min(MOST, max(1, spare_cores())), kind)
+    return Workers(min(MAX_UNASKED, max(1, spare_cores())), kind)
 
 
 def may_fork() -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 
 from rcnn.config.files import MB, check_regular
 
-LARGEST = 1500 * MB
+MAX_MAT_BYTES = 1500 * MB
 """Bytes of a file, and of its unpacked contents."""
 
 _NUMBERS = {
@@ -35,7 +35,7 @@ def read_mat(path: Path, names: tuple[str, ...]) -> dict[str, Any]:
         ValueError: it is damaged, or one of the variables is of another kind.
         NotImplementedError: it is of version 7.3.
     """
-    check_regular(path, LARGEST)
+    check_regular(path, MAX_MAT_BYTES)
     try:
         return _variables(memoryview(path.read_bytes()), names)  # slices share its memory, and so do the arrays
     except (LookupError, StopIteration, RecursionError, OverflowError, struct.error, zlib.error):
@@ -52,7 +52,7 @@ def _variables(data: memoryview, names: tuple[str, ...]) -> dict[str, Any]:
     for kind, content in _elements(data[128:], endian):
         if kind == _PACKED:
             unpacked = zlib.decompressobj()
-            content = memoryview(unpacked.decompress(content, LARGEST))
+            content = memoryview(unpacked.decompress(content, MAX_MAT_BYTES))
             if unpacked.unconsumed_tail or not unpacked.eof:
                 raise ValueError("it is cut off, or unpacks to too much")
             (kind, content), *_ = _elements(content, endian)

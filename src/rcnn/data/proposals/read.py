@@ -28,7 +28,7 @@ from rcnn.config import Data, Settings
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Record
 from rcnn.data.pixels import ProgressCallback
-from rcnn.data.proposals.given import NOTHING, Given, ranked
+from rcnn.data.proposals.external import NOTHING, ImageProposals, ranked
 from rcnn.data.proposals.mat import read_mat
 from rcnn.data.proposals.search import SEARCHES, search_files
 from rcnn.errors import DataError, ImageError, SettingsError
@@ -38,13 +38,13 @@ from rcnn.model.sliding_windows import SLIDING_WINDOWS
 OVERHANG = 1.0
 """Pixels by which a box may reach beyond the image: it is clipped, since files hold rounded numbers."""
 
-LARGEST_FILE, LARGEST_ARRAY, MOST_PACKED = 1500 * MB, 100 * MB, 100
+MAX_PROPOSAL_BYTES, MAX_ARRAY_BYTES, MAX_PACKING = 1500 * MB, 100 * MB, 100
 """Bytes of a .json or .mat, bytes of one image's array in a .npz, and by how much a .npz may be packed."""
 
 WORDS = (*SEARCHES, SLIDING_WINDOWS)
 """Sources of proposals that are not files."""
 
-LISTED = 20
+MAX_LISTED_FAULTS = 20
 """Number of faults of a file that are listed one by one."""
 
 
@@ -62,7 +62,7 @@ class _Part(NamedTuple):
 
 def open_proposals(
     source: str, dataset: Dataset, settings: Settings, progress: ProgressCallback | None = None
-) -> list[Given]:
+) -> list[ImageProposals]:
     """Return the proposals of every image of a data set, in the order of its records.
 
     Args:
@@ -86,7 +86,7 @@ def find_proposals(
     settings: Data,
     progress: ProgressCallback | None = None,
     skip: Callable[[ImageError], None] | None = None,
-) -> list[Given]:
+) -> list[ImageProposals]:
     """Like `open_proposals`, for images in the folder `root`; `skip` is called for those that a search can't read."""
     if source == SLIDING_WINDOWS:
         raise SettingsError(
@@ -95,9 +95,9 @@ def find_proposals(
         )
     if source not in SEARCHES:
         return read_proposals(source, records, root)
-    given: list[Given] = []
+    given: list[ImageProposals] = []
     for result in search_files([record.path for record in records], source, settings):
-        if isinstance(result, Given):
+        if isinstance(result, ImageProposals):
             given.append(result)
         elif skip is None:
             raise DataError(str(result))
@@ -109,7 +109,7 @@ def find_proposals(
     return given
 
 
-def read_proposals(path: str | Path, records: Sequence[Record], root: Path | None = None) -> list[Given]:
+def read_proposals(path: str | Path, records: Sequence[Record], root: Path | None = None) -> list[ImageProposals]:
     """Read the boxes of every record, in the order of the records. If the file has no scores, its order is the ranking.
 
     The file may refer to an image by its name, its file's name or stem, or its id, if that is unambiguous. Boxes
@@ -134,17 +134,17 @@ def read_proposals(path: str | Path, records: Sequence[Record], root: Path | Non
     if len(faults) == 1:
         raise DataError(f"{path}: {faults[0]}")
     if faults:
-        lines = [f"{path}: {fault}" for fault in faults[:LISTED]]
-        more = [f"and {len(faults) - LISTED} more"] if len(faults) > LISTED else []
+        lines = [f"{path}: {fault}" for fault in faults[:MAX_LISTED_FAULTS]]
+        more = [f"and {len(faults) - MAX_LISTED_FAULTS} more"] if len(faults) > MAX_LISTED_FAULTS else []
         raise DataError("\n".join([f"{len(faults)} faults in the proposals:", *lines, *more]))
     return [given[index] for index in range(len(records))]
 
 
 def _collect(
     parts: Iterable[_Part | str], records: Sequence[Record], root: Path | None
-) -> tuple[dict[int, Given], list[str]]:
+) -> tuple[dict[int, ImageProposals], list[str]]:
     """Return the proposals by index of their record, and all faults."""
-    images, given, faults = _Images(records, root), dict[int, Given](), list[str]()
+    images, given, faults = _Images(records, root), dict[int, ImageProposals](), list[str]()
     for part in parts:
         if isinstance(part, str):
             faults.append(part)
@@ -156,7 +156,7 @@ def _collect(
             bad, given[index] = _checked(part, records[index].size)
             faults += [f"{where}{fault}" for fault in bad]
         elif not images.passes_over(part.image):
-            hint = images.hint(part.image) if len(faults) < LISTED else ""
+            hint = images.hint(part.image) if len(faults) < MAX_LISTED_FAULTS else ""
             faults.append(f"{where}, row {next(iter(part.numbers), 0)}: the data has no such image{hint}")
     return given, faults
 
@@ -208,7 +208,7 @@ class _Images:
         return {name for file in files(str(self._root)) for name in (file.name, file.stem)}
 
 
-def _checked(part: _Part, size: tuple[int, int]) -> tuple[list[str], Given]:
+def _checked(part: _Part, size: tuple[int, int]) -> tuple[list[str], ImageProposals]:
     """Return the faults of the rows, and their boxes clipped and sorted by score."""
     rows = part.rows if part.rows.size else np.zeros((0, 4))
     if rows.ndim != 2 or rows.shape[1] not in (4, 5):
@@ -230,12 +230,12 @@ def _checked(part: _Part, size: tuple[int, int]) -> tuple[list[str], Given]:
     clipped = np.clip(boxes, 0, limit)
     order = np.argsort(-scores, kind="stable")
     order = order[(clipped[order, 2:] > clipped[order, :2]).all(axis=1)]
-    return faults, Given(clipped[order], scores[order])
+    return faults, ImageProposals(clipped[order], scores[order])
 
 
 def _read_json(path: Path) -> Iterator[_Part | str]:
     try:
-        content = json.loads(read_text(path, LARGEST_FILE), object_pairs_hook=_without_repeats)
+        content = json.loads(read_text(path, MAX_PROPOSAL_BYTES), object_pairs_hook=_without_repeats)
     except (OSError, ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"{path}: can't be read as json: {error}") from None
     if isinstance(content, Mapping):
@@ -273,8 +273,8 @@ def _read_npz(path: Path) -> Iterator[_Part | str]:
     try:
         size = check_regular(path).st_size
         with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > max(MOST_PACKED * size, LARGEST_ARRAY):
-                raise ValueError(f"it is packed by more than {MOST_PACKED} to 1, as no boxes are")
+            if sum(member.file_size for member in archive.infolist()) > max(MAX_PACKING * size, MAX_ARRAY_BYTES):
+                raise ValueError(f"it is packed by more than {MAX_PACKING} to 1, as no boxes are")
             for member in archive.infolist():
                 yield _part(member.filename.removesuffix(".npy"), _read_member(archive, member))
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, *_DAMAGE) as error:
@@ -287,8 +287,10 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
     Raises:
         ValueError: it is no plain array, or too large.
     """
-    if member.file_size > LARGEST_ARRAY:
-        raise ValueError(f"`{member.filename}` has {member.file_size / MB:,.0f} MB; an image has {LARGEST_ARRAY // MB}")
+    if member.file_size > MAX_ARRAY_BYTES:
+        raise ValueError(
+            f"`{member.filename}` has {member.file_size / MB:,.0f} MB; an image has {MAX_ARRAY_BYTES // MB}"
+        )
     with archive.open(member) as content:
         version = np.lib.format.read_magic(content)
         if version > (2, 0):

@@ -12,21 +12,179 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from rcnn.config import Data
 from rcnn.config.files import check_regular
-from rcnn.data.proposals.edge_boxes import edge_boxes, model_file, structured_edges
-from rcnn.data.proposals.given import Given, ranked
-from rcnn.data.proposals.opencv import COUNT, opencv
-from rcnn.data.proposals.selective_search import Mode, selective_search
-from rcnn.errors import ImageError
-from rcnn.images.decode import LARGEST_FILE, read_image
+from rcnn.data.proposals.external import NOTHING, ImageProposals, ranked
+from rcnn.errors import ImageError, SettingsError
+from rcnn.images.decode import MAX_FILE_BYTES, read_image
+
+MAX_SEARCHED_BOXES = 2000
+"""Number of boxes kept per image, as many as table 2 of the Faster R-CNN paper uses."""
+
+
+def opencv(reader: str) -> Any:
+    """Import OpenCV for `reader`, the name of what needs it.
+
+    Raises:
+        SettingsError: it is not installed, or without its contributed modules.
+    """
+    try:
+        import cv2
+
+        _ = cv2.ximgproc.segmentation
+    except (ImportError, AttributeError):
+        raise SettingsError(
+            f"{reader} needs OpenCV with its contributed modules: pip install 'rcnn[proposals]'"
+        ) from None
+    return cv2
+
+
+Mode = Literal["fast", "quality"]
+
+
+def selective_search(image: np.ndarray, mode: Mode = "fast", count: int = MAX_SEARCHED_BOXES) -> ImageProposals:
+    """Return boxes that may contain an object, found by merging segments of the image; the same ones at every call.
+
+    The boxes are OpenCV's, but not their order, which OpenCV draws with a generator that can't be seeded. Here it is
+    a random permutation with a fixed seed.
+
+    Args:
+        image: (H, W, 3) uint8, red first, at the size of its file.
+        mode: `fast`: 2 colour spaces, 3 segmentations, 2 similarities; `quality`: 5, 5 and 4, many times slower.
+        count: maximum number of boxes.
+
+    Raises:
+        SettingsError: OpenCV, with its contributed modules, is not installed.
+    """
+    search = opencv("Selective Search").ximgproc.segmentation.createSelectiveSearchSegmentation()
+    search.setBaseImage(np.ascontiguousarray(image[..., ::-1]))  # blue first
+    if mode == "fast":
+        search.switchToSelectiveSearchFast()
+    else:
+        search.switchToSelectiveSearchQuality()
+    corners = np.unique(np.asarray(search.process()).reshape(-1, 4), axis=0).astype(np.float64)
+    corners[:, 2:] += corners[:, :2]
+    order = np.random.Generator(np.random.Philox(key=0)).permutation(len(corners))
+    return ranked(corners[order[:count]])
+
+
+EDGE_BOXES_ALPHA, EDGE_BOXES_BETA = 0.65, 0.75
+"""IoU of neighbouring candidates, and of the suppression: EdgeBoxes' setting for IoU 0.7 (paper, section 4.1)."""
+
+MIN_EDGE_BOXES_SIDE, MAX_EDGE_BOXES_SIZE = 32, 19_998
+"""Pixels: the shorter side of the smallest image (candidates have an area of 1,000 pixels at least, and the patches of
+the structured forest a side of 32), and the longest sum of width and height, since OpenCV tabulates 10,000 sizes."""
+
+EDGE_MODEL_ADDRESS = "https://github.com/opencv/opencv_extra/raw/master/testdata/cv/ximgproc/model.yml.gz"
+EDGE_MODEL_NEEDED = "needs OpenCV's model file: data.edge_model=PATH"
+
+_FOREST_OPTIONS = ("stride", "shrinkNumber", "patchSize", "patchInnerSize", "numberOfTrees", "numberOfTreesToEvaluate")
+_FOREST_LISTS = ("childs", "featureIds", "thresholds", "edgeBoundaries", "edgeBins")
+"""Parts of a model file without which OpenCV would divide by zero or read beyond the end of a list."""
+
+
+class Edges(NamedTuple):
+    """Edges of an image.
+
+    Attributes:
+        strength: (H, W) float32, 0 to 1, in lines that are thin.
+        direction: (H, W) float32, angle of the normal, 0 to pi.
+    """
+
+    strength: np.ndarray
+    direction: np.ndarray
+
+
+EdgeDetector = Callable[[np.ndarray], Edges]
+"""(H, W, 3) uint8, red first -> its edges."""
+
+
+def edge_boxes(image: np.ndarray, detect: EdgeDetector, count: int = MAX_SEARCHED_BOXES) -> ImageProposals:
+    """Return boxes that may contain an object, best first, with scores that express their order alone.
+
+    Args:
+        image: (H, W, 3) uint8, red first, at the size of its file. If its shorter side is under 32 pixels, there are
+            no boxes.
+        detect: finds the edges.
+        count: maximum number of boxes.
+
+    Raises:
+        ImageError: the image is too large for OpenCV's implementation.
+        SettingsError: OpenCV, with its contributed modules, is not installed.
+    """
+    height, width = image.shape[:2]
+    if height + width > MAX_EDGE_BOXES_SIZE:
+        raise ImageError(
+            f"EdgeBoxes takes images of up to {MAX_EDGE_BOXES_SIZE:,} pixels, width + height; got {width} x {height}"
+        )
+    if min(height, width) < MIN_EDGE_BOXES_SIDE:
+        return NOTHING
+    search = opencv("EdgeBoxes").ximgproc.createEdgeBoxes(alpha=EDGE_BOXES_ALPHA, beta=EDGE_BOXES_BETA, maxBoxes=count)
+    found, _ = search.getBoundingBoxes(*detect(image))
+    boxes = np.asarray(found, dtype=np.float64).reshape(-1, 4)
+    # OpenCV gives (x + 1, y + 1, w, h), where the box holds the pixels x to x + w, counted from 0.
+    return ranked(np.hstack((boxes[:, :2] - 1, boxes[:, :2] + boxes[:, 2:])))
+
+
+def model_file(settings: Data) -> Path:
+    """Return the path of `data.edge_model`.
+
+    Raises:
+        SettingsError: it is not set, or there is no such file.
+    """
+    if settings.edge_model is None:
+        raise SettingsError(f"edge-boxes {EDGE_MODEL_NEEDED}, from {EDGE_MODEL_ADDRESS}")
+    path = Path(settings.edge_model).expanduser()
+    if not path.is_file():
+        raise SettingsError(
+            f"data.edge_model={settings.edge_model}: there is no such file; edge-boxes {EDGE_MODEL_NEEDED}, "
+            f"from {EDGE_MODEL_ADDRESS}"
+        )
+    return path
+
+
+def structured_edges(path: Path) -> tuple[EdgeDetector, str]:
+    """Return the edge detector of a model file, and a hash of the file. The last one used stays in memory.
+
+    Raises:
+        SettingsError: it is no such model, or can't be read; or OpenCV is not installed.
+    """
+    try:
+        digest = blake2b(path.read_bytes()).hexdigest()
+    except OSError as error:
+        raise SettingsError(f"data.edge_model={path}: can't be read: {error.strerror or error}") from None
+    return _load(path, digest), digest
+
+
+@lru_cache(maxsize=1)
+def _load(path: Path, digest: str) -> EdgeDetector:
+    cv2 = opencv("EdgeBoxes")
+    try:
+        model = cv2.FileStorage(str(path), cv2.FILE_STORAGE_READ)
+        options = model.getNode("options")
+        numbers = [options.getNode(name).real() if options.isMap() else 0 for name in _FOREST_OPTIONS]
+        if min(numbers) < 1 or not all(model.getNode(name).size() for name in _FOREST_LISTS):
+            raise ValueError("it lacks the options or the trees of a structured forest")
+        forest = cv2.ximgproc.createStructuredEdgeDetection(str(path))
+    except (cv2.error, SystemError, ValueError) as error:  # a SystemError wraps the cv2.error of a constructor
+        reason = str(error.__cause__ or error).strip()
+        raise SettingsError(
+            f"data.edge_model={path}: not OpenCV's model of edges ({reason}); see {EDGE_MODEL_ADDRESS}"
+        ) from None
+
+    def detect(image: np.ndarray) -> Edges:
+        edges = forest.detectEdges(image.astype(np.float32) / 255)
+        direction = forest.computeOrientation(edges)
+        return Edges(forest.edgesNms(edges, direction), direction)
+
+    return detect
 
 
 class Search(NamedTuple):
@@ -38,18 +196,18 @@ class Search(NamedTuple):
     """
 
     key: str
-    find: Callable[[np.ndarray], Given]
+    find: Callable[[np.ndarray], ImageProposals]
 
 
 def _selective(mode: Mode, settings: Data) -> Search:
     version = opencv("Selective Search").__version__
-    return Search(f"{mode} {COUNT} {version}", lambda image: selective_search(image, mode))
+    return Search(f"{mode} {MAX_SEARCHED_BOXES} {version}", lambda image: selective_search(image, mode))
 
 
 def _edges(settings: Data) -> Search:
     path, version = model_file(settings), opencv("EdgeBoxes").__version__
     detect, digest = structured_edges(path)
-    return Search(f"{EDGE_BOXES} {COUNT} {version} {digest}", lambda image: edge_boxes(image, detect))
+    return Search(f"{EDGE_BOXES} {MAX_SEARCHED_BOXES} {version} {digest}", lambda image: edge_boxes(image, detect))
 
 
 EDGE_BOXES = "edge-boxes"
@@ -61,7 +219,7 @@ SEARCHES: dict[str, Callable[[Data], Search]] = {
 """Name of a source of proposals -> the search; a SettingsError says what it lacks."""
 
 
-def search_files(paths: Sequence[Path], name: str, settings: Data) -> Iterator[Given | ImageError]:
+def search_files(paths: Sequence[Path], name: str, settings: Data) -> Iterator[ImageProposals | ImageError]:
     """Yield the boxes of each file in order, best first, from the cache if they are there, using all cores.
 
     For an image that can't be read, the error is yielded.
@@ -78,9 +236,9 @@ def search_files(paths: Sequence[Path], name: str, settings: Data) -> Iterator[G
     search, folder = SEARCHES[name](settings), cache_folder()
     folder.mkdir(parents=True, exist_ok=True)
 
-    def of_file(path: Path) -> Given | ImageError:
+    def of_file(path: Path) -> ImageProposals | ImageError:
         try:
-            check_regular(path, LARGEST_FILE)
+            check_regular(path, MAX_FILE_BYTES)
             key = f"{search.key} {settings.white} {blake2b(path.read_bytes()).hexdigest()}"
             file = folder / f"{blake2b(key.encode(), digest_size=20).hexdigest()}.npz"
             boxes = _read(file)

@@ -105,13 +105,13 @@ def network_grids(backbone: nn.Module, channels: int) -> Callable[[Size], Grid]:
 
 def frames_of(records: Sequence[Record], settings: Settings, grid: Callable[[Size], Grid]) -> list[Frame]:
     """The images at the network's scale, from the sizes in their headers."""
-    door = Preprocessor(settings.preprocess)
+    preprocessor = Preprocessor(settings.preprocess)
     frames = []
     for record in records:
-        size = door.resized(record.size) if record.view is None else record.view.resized
+        size = preprocessor.resized(record.size) if record.view is None else record.view.resized
         scale = np.divide(size, record.size)[[1, 0, 1, 0]]
         boxes = torch.from_numpy(record.boxes * scale)
-        frames.append(Frame(grid(door.padded(size)), size, boxes, torch.from_numpy(record.ignore)))
+        frames.append(Frame(grid(preprocessor.padded(size)), size, boxes, torch.from_numpy(record.ignore)))
     return frames
 
 

@@ -157,9 +157,9 @@ def follow(
         NonFiniteError: the network's output is not finite.
     """
     need_stages(detector)
-    door = detector.preprocessor
-    resized = door.resize(image)
-    batch = door.collate([resized], [(image.shape[0], image.shape[1])])
+    preprocessor = detector.preprocessor
+    resized = preprocessor.resize(image)
+    batch = preprocessor.collate([resized], [(image.shape[0], image.shape[1])])
     net = detector.runner
     rpn, settings = net.rpn, net.settings.rpn
     with torch.inference_mode():

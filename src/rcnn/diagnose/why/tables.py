@@ -136,11 +136,11 @@ class _Adviser:
         return getattr(self, f"_{kind}")(self.why.lost(kind) or self.why.false_alarms(kind))
 
     def _no_anchor(self, lost: list[Outcome]) -> str:
-        sides, door = [], Preprocessor(self.settings.preprocess)
+        sides, preprocessor = [], Preprocessor(self.settings.preprocess)
         whole = self.settings.predict.tile == "off"
         for outcome in lost:
             size, box = self.dataset.records[outcome.image].size, self.why.truths[outcome.image].boxes[outcome.truth]
-            scale = np.divide(door.resized(size), size)[::-1] if whole else 1.0
+            scale = np.divide(preprocessor.resized(size), size)[::-1] if whole else 1.0
             sides.append((box[2:] - box[:2]) * scale)
         width, height = np.median(sides, axis=0)
         sizes = ", ".join(f"{size:g}" for level in self.settings.anchors.sizes for size in level)

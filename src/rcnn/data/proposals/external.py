@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rcnn.model.faster_rcnn import FasterRCNN
 
 
-class Given(NamedTuple):
+class ImageProposals(NamedTuple):
     """External proposals of one image, best first: boxes (n, 4) in pixels of its file, scores (n,); float64."""
 
     boxes: np.ndarray
@@ -24,7 +24,7 @@ class Given(NamedTuple):
 class ProposalSet(NamedTuple):
     """Proposals of every image of a data set, in the order of its records; a batch holds the `count` best per image."""
 
-    images: Sequence[Given]
+    images: Sequence[ImageProposals]
     count: int  # pyrefly: ignore[bad-override]
 
 
@@ -44,7 +44,7 @@ class SlidingWindows(NamedTuple):
         """The windows at the anchors that the model's RPN has."""
         return cls(model.rpn.anchors, model.rpn.strides)
 
-    def place(self, batch: Batch) -> Proposals:
+    def of_batch(self, batch: Batch) -> Proposals:
         """Return the windows (B, P) of a batch, in pixels of the resized images, on their device."""
         shape = (batch.images.shape[2], batch.images.shape[3])
         windows = sliding_windows(self.anchors, self.strides, shape, batch.sizes.cpu())
@@ -54,15 +54,15 @@ class SlidingWindows(NamedTuple):
 External = ProposalSet | SlidingWindows
 """Proposals in place of those of an RPN."""
 
-NOTHING = Given(np.zeros((0, 4)), np.zeros(0))
+NOTHING = ImageProposals(np.zeros((0, 4)), np.zeros(0))
 
 
-def ranked(boxes: np.ndarray) -> Given:
+def ranked(boxes: np.ndarray) -> ImageProposals:
     """Give boxes (n, 4) in the order of their rank scores that fall from 1 towards 0."""
-    return Given(boxes, np.linspace(1, 0, len(boxes), endpoint=False))
+    return ImageProposals(boxes, np.linspace(1, 0, len(boxes), endpoint=False))
 
 
-def place(given: Sequence[Given], batch: Batch, count: int) -> Proposals:
+def batch_proposals(given: Sequence[ImageProposals], batch: Batch, count: int) -> Proposals:
     """Return the `count` best proposals per image of a batch, in pixels of the resized images, without augmentation.
 
     Args:
@@ -71,11 +71,11 @@ def place(given: Sequence[Given], batch: Batch, count: int) -> Proposals:
         count: P; shorter lists are padded.
     """
     scales = batch.scales.cpu().double().numpy()[:, [1, 0, 1, 0]]
-    resized = [Given(boxes * scale, scores) for (boxes, scores), scale in zip(given, scales, strict=True)]
-    return to_device(padded(resized, count), batch.images.device)
+    resized = [ImageProposals(boxes * scale, scores) for (boxes, scores), scale in zip(given, scales, strict=True)]
+    return to_device(pad_proposals(resized, count), batch.images.device)
 
 
-def padded(given: Sequence[Given], count: int) -> Proposals:
+def pad_proposals(given: Sequence[ImageProposals], count: int) -> Proposals:
     """Return the `count` best proposals per image as (B, P), on the CPU. Boxes are in pixels of the resized images."""
     boxes, scores = torch.zeros(len(given), count, 4), torch.zeros(len(given), count)
     for row, proposals in enumerate(given):
