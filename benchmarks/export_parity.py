@@ -112,9 +112,9 @@ def main() -> None:
             for file in (onnx, openvino):
                 theirs, preprocessor = rcnn.load(file), detector.preprocessor
                 shown = export.batches(preprocessor, export.made_up(preprocessor))
-                parity = compare(detector.engine, theirs.engine, shown)
+                parity = compare(detector.runtime, theirs.runtime, shown)
                 results.append(told(parity))
-                wrong += [] if parity.holds else [f"{name} in {theirs.engine.name}"]
+                wrong += [] if parity.holds else [f"{name} in {theirs.runtime.name}"]
         print(f"{name:30}{seconds:6.1f} s  {'; '.join(results)}", flush=True)
     if wrong:
         sys.exit(f"Less than {SHARE} of the boxes are the detector's: {'; '.join(wrong)}")

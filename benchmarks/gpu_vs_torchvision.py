@@ -162,14 +162,14 @@ class Ours:
         made = from_torchvision(net).with_settings(settings)
         model = made.network.model.to(device, memory_format=torch.channels_last)
         self.detector = Detector(model, made.settings, made.names, device=device)
-        self.model, self.engine = model, self.detector.network
+        self.model, self.network = model, self.detector.network
 
     def batch(self, images: Tensor) -> Batch:
         sizes = torch.tensor([images.shape[2:]] * len(images), dtype=torch.float32).to(images.device)
         return Batch(images, sizes, torch.ones_like(sizes), sizes)
 
     def predict(self, images: Tensor) -> list[Tensor]:
-        detections = self.engine.execute(self.batch(images), fields=("detections",)).detections
+        detections = self.network.execute(self.batch(images), fields=("detections",)).detections
         assert detections is not None
         return to_host(detections)
 
@@ -177,7 +177,7 @@ class Ours:
         valid = torch.ones_like(some.labels, dtype=torch.bool)
         targets = Targets(some.boxes, some.labels, valid, ~valid)
         batch = self.batch(some.images)
-        with self.engine.autocast:
+        with self.network.autocast:
             keys = self.model.keys(batch, targets, torch.arange(len(some.images)))
             losses = self.model.loss(batch, targets, keys)
         descend(torch.stack([total / count.clamp(min=1) for total, count in losses.values()]).sum(), optimizer)

@@ -62,7 +62,7 @@ def torchvision_forward(net: nn.Module, pixels: Tensor, memory_format: torch.mem
 
 
 def ours_forward(detector: Detector, batch: Batch) -> Found:
-    pass_ = detector.engine.execute(batch, fields=("detections",))
+    pass_ = detector.runtime.execute(batch, fields=("detections",))
     assert pass_.detections is not None
     boxes, scores, labels, valid = (part[0] for part in pass_.detections[:4])
     return {"boxes": boxes[valid], "scores": scores[valid], "labels": labels[valid] + 1}

@@ -84,9 +84,9 @@ def windows(options: argparse.Namespace) -> None:
     pixels = preprocessor.resize(picture, (height, width))
     batch = preprocessor.collate([pixels], [(height, width)], preprocessor.padded((height, width)))
     given = SlidingWindows.of(detector.model).of_batch(batch)
-    detector.engine.execute(batch, fields=())
+    detector.runtime.execute(batch, fields=())
     before, now = peak(), resident() / 2**10
-    detector.engine.execute(batch, given, fields=("detections",))
+    detector.runtime.execute(batch, given, fields=("detections",))
     print(
         f"{int(given.valid.sum()):,} windows of {height} x {width}, {options.model}: peak {peak():.2f} GB; before the "
         f"second stage {before:.2f} GB, of which {now:.2f} GB stay (weights, libraries)"

@@ -1,6 +1,6 @@
 """The programs of docs/deploy.md run where torch can't be imported, and print the detector's boxes.
 
-Those of a real network are in tests/engine/test_export.py.
+Those of a real network are in tests/exporting/test_export.py.
 """
 
 import re

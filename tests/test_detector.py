@@ -89,7 +89,7 @@ def test_other_settings_leave_everything_else_as_it_is(detector: Detector, folde
 
 def test_bf16_is_asked_for_and_its_boxes_scores_and_features_are_float32(detector: Detector, folder: Path) -> None:
     half = detector.with_settings(["predict.precision=bf16"])
-    assert (half.engine.precision, detector.engine.precision) == ("bf16", "float32")
+    assert (half.runtime.precision, detector.runtime.precision) == ("bf16", "float32")
     (exact,), (rounded,) = (one.predict(folder / "0.png", features=True) for one in (detector, half))
     for found in (exact, rounded):
         assert found.features is not None

@@ -287,7 +287,7 @@ def test_a_replayed_graph_gives_the_bits_of_its_program(name: str, precision: st
             if seed == 2:
                 batch.images[:] = 0
             for fields in (("detections",), ("proposals",), ("proposals", "detections")):
-                one, other = (engine.execute(batch, fields=fields) for engine in (graphs, plain))
+                one, other = (runtime.execute(batch, fields=fields) for runtime in (graphs, plain))
                 for field in fields:
                     pairs = zip(getattr(one, field), getattr(other, field), strict=True)
                     assert all(torch.equal(*pair) for pair in pairs)
@@ -295,12 +295,12 @@ def test_a_replayed_graph_gives_the_bits_of_its_program(name: str, precision: st
 
 
 def test_memory_does_not_grow_with_the_number_of_shapes(kernels: None) -> None:
-    engine = Eager(preset("tiny-fpn").eval(), torch.device(DEVICE), Predict(graphs=4))
+    runtime = Eager(preset("tiny-fpn").eval(), torch.device(DEVICE), Predict(graphs=4))
 
     def taken(shapes: range) -> int:
         for side in shapes:
             for seed in range(2):
-                engine.execute(pictures(1, (96, 128 + 32 * (side % 100)), seed))
+                runtime.execute(pictures(1, (96, 128 + 32 * (side % 100)), seed))
         torch.cuda.synchronize()
         return torch.cuda.memory_allocated()
 

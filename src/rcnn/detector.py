@@ -24,8 +24,8 @@ from rcnn.presets import build
 from rcnn.result import Result
 from rcnn.runtime.by_suffix import is_exported, open_file
 from rcnn.runtime.eager import Eager, choose_device
-from rcnn.runtime.graph import GraphEngine
-from rcnn.runtime.protocol import Engine
+from rcnn.runtime.graph import GraphRuntime
+from rcnn.runtime.protocol import Runtime
 from rcnn.weights.adapt import check_shapes, fill, shapes_alone, weights_follow
 from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import save_weights, to_half
@@ -39,7 +39,7 @@ class Detector:
     """A trained detector: predict, propose, save, load.
 
     Args:
-        model: the network, or an engine that runs one.
+        model: the network, or a runtime that runs one.
         settings: of the model and its training.
         names: class names; label k is `names[k]`.
         category_ids: the data set's own number of each class. None: 1..K.
@@ -58,7 +58,7 @@ class Detector:
 
     def __init__(
         self,
-        model: FasterRCNN | Engine,
+        model: FasterRCNN | Runtime,
         settings: config.Settings,
         names: Sequence[str],
         *,
@@ -75,8 +75,8 @@ class Detector:
         if isinstance(model, nn.Module):
             device = choose_device(device) if isinstance(device, str) else device
             model = Eager(model, device, settings.predict)
-        self.engine: Engine = model
-        self.preprocessor = Preprocessor(settings.preprocess, self.engine.size)
+        self.runtime: Runtime = model
+        self.preprocessor = Preprocessor(settings.preprocess, self.runtime.size)
         self.viewer = Viewer(self.preprocessor, settings, self.summary.get("scale"))
         self.pooler = Pooler(self.viewer, settings)
 
@@ -85,17 +85,17 @@ class Detector:
 
     @property
     def network(self) -> Eager:
-        """The engine of a detector whose network is in this process: for training, losses, features and inspection.
+        """The runtime of a detector whose network is in this process: for training, losses, features and inspection.
 
         Raises:
             SettingsError: the detector is an exported file.
         """
-        if not isinstance(self.engine, Eager):
+        if not isinstance(self.runtime, Eager):
             raise config.SettingsError(
-                f"this needs the network itself, and a file for {self.engine.name} only detects and proposes; "
+                f"this needs the network itself, and a file for {self.runtime.name} only detects and proposes; "
                 "take the .safetensors file that it was exported from"
             )
-        return self.engine
+        return self.runtime
 
     @property
     def model(self) -> FasterRCNN:
@@ -109,8 +109,8 @@ class Detector:
 
     @property
     def device(self) -> torch.device:
-        """Where the engine runs."""
-        return self.engine.device
+        """Where the runtime runs."""
+        return self.runtime.device
 
     @property
     def two_stage(self) -> bool:
@@ -130,8 +130,8 @@ class Detector:
             SettingsError: a setting is wrong, needs other layers than those of the weights, or is fixed in a file.
         """
         settings = config.override(self.settings, changes)
-        if isinstance(self.engine, GraphEngine):
-            return self._of(self.engine.with_settings(settings), settings, self, self.device)
+        if isinstance(self.runtime, GraphRuntime):
+            return self._of(self.runtime.with_settings(settings), settings, self, self.device)
         custom = settings.model.backbone == "custom"
         head = self.model.fast_rcnn.head if custom and self.model.fast_rcnn is not None else None
         backbone = copy.deepcopy(self.model.backbone) if custom else None
@@ -215,8 +215,8 @@ class Detector:
             SettingsError: there is no second stage for given proposals, or the RPN is untrained; or proposals are given
                 to an exported file, or for windows.
         """
-        if given and isinstance(self.engine, GraphEngine):
-            self.engine.refuse_proposals()
+        if given and isinstance(self.runtime, GraphRuntime):
+            self.runtime.refuse_proposals()
         if given and self.settings.predict.tile != "off":
             raise config.SettingsError("given proposals are for whole pictures, not for windows: add predict.tile=off")
         if given and not self.two_stage:
@@ -247,7 +247,7 @@ class Detector:
         if features and not self.two_stage:
             raise config.SettingsError("a one-stage detector has no feature vectors of boxes; leave features=True out")
         self.check_proposals(given=proposals is not None)
-        pass_ = (self.network.record if features else self.engine.execute)(batch, proposals, fields=("detections",))
+        pass_ = (self.network.record if features else self.runtime.execute)(batch, proposals, fields=("detections",))
         assert pass_.detections is not None
         vectors = None
         if features and pass_.rois is not None:
@@ -283,7 +283,7 @@ class Detector:
             NonFiniteError: the network's output is not finite.
         """
         self.check_proposals(given=False)
-        pass_ = self.engine.execute(batch, fields=("proposals",))
+        pass_ = self.runtime.execute(batch, fields=("proposals",))
         assert pass_.proposals is not None
         finite, *proposals = to_host([pass_.finite, *pass_.proposals])
         _see_finite(finite)
@@ -349,8 +349,8 @@ class Detector:
             SettingsError: the device can't be used.
         """
         if is_exported(path):
-            engine = open_file(path, device)
-            return cls._of(engine, engine.metadata.settings, engine.metadata, device)
+            runtime = open_file(path, device)
+            return cls._of(runtime, runtime.metadata.settings, runtime.metadata, device)
 
         built = list[FasterRCNN]()
 
@@ -374,7 +374,7 @@ class Detector:
 
     @classmethod
     def _of(
-        cls, model: FasterRCNN | Engine, settings: config.Settings, about: Metadata | Self, device: str | torch.device
+        cls, model: FasterRCNN | Runtime, settings: config.Settings, about: Metadata | Self, device: str | torch.device
     ) -> "Detector":
         """A detector whose classes and facts are those of another, or of a file."""
         return cls(

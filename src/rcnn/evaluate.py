@@ -195,7 +195,7 @@ def evaluate(
     if not len(dataset):
         raise DataError(f"{dataset.root}: the {dataset.split} split has no images to score on")
     if losses is None:
-        losses = isinstance(detector.engine, Eager)
+        losses = isinstance(detector.runtime, Eager)
     shard = shard or Shard()
     loaders = loaders or loaders_of(detector, dataset, batch, shard, proposals)
     kept = WINDOWS_KEPT if isinstance(proposals, SlidingWindows) else None
@@ -229,7 +229,7 @@ def loaders_of(
             rank=shard.rank,
             world=shard.world,
             proposals=proposals,
-            within=detector.engine.size,
+            within=detector.runtime.size,
         )
         for scale in settings.predict.scales
     ]
@@ -261,7 +261,7 @@ def _score(
     sums: dict[str, list[float]] | None,
 ) -> dict[int, Scored]:
     """Predictions and proposals of one batch, by image index; losses are added to `sums`."""
-    pass_ = (detector.engine.execute if sums is None else detector.network.record)(item.batch, item.proposals)
+    pass_ = (detector.runtime.execute if sums is None else detector.network.record)(item.batch, item.proposals)
     assert pass_.detections is not None
     assert pass_.proposals is not None
     losses = {} if sums is None else detector.network.loss(item.batch, item.targets, item.seeds, pass_)

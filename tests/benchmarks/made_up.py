@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torchvision.models import mobilenet_v2
 
 CLASSES = ("class_0", "class_1")
-"""Of objects; the detectors with random weights of `engines` know them."""
+"""Of objects; the detectors with random weights of `runtimes` know them."""
 SIZES = ((96, 128), (128, 96))
 """(height, width) of smears."""
 

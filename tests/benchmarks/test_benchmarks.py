@@ -69,8 +69,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
         "out": folder / "runs",
     }
     (folder / "exported").mkdir()
-    # Named and made as `engines` does, so that one export serves both parts of it, and `deploy`.
-    module("engines").random_detector("tiny-fpn", (64, 96)).save(parts["detector"])
+    # Named and made as `runtimes` does, so that one export serves both parts of it, and `deploy`.
+    module("runtimes").random_detector("tiny-fpn", (64, 96)).save(parts["detector"])
     return Data(**{name: str(path) for name, path in parts.items()})
 
 
@@ -87,7 +87,7 @@ RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
         lambda d: [d.picture, "--runs", "1", "--files", d.exported, "--weights", d.detector],
         "rcnn predict   first line after",
     ),
-    "engines": (
+    "runtimes": (
         lambda d: [
             *(d.smears, "--runs", "1", "--files", d.exported, "--weights", d.detector, "--pictures", "2"),
             *("--network", "tiny-fpn", "--size", "64", "96"),
@@ -240,17 +240,17 @@ def test_exports_fail_where_boxes_are_lost(fails: Callable[..., None], monkeypat
     script = module("export_parity")
     steps = ("save_onnx", "to_onnx", "save_openvino", "to_openvino")
     monkeypatch.setattr(script, "export", SimpleNamespace(**dict.fromkeys(steps, lambda *_: None)))
-    engine = SimpleNamespace(name="onnxruntime")
-    monkeypatch.setattr(rcnn, "load", lambda file: SimpleNamespace(engine=engine), raising=False)
+    runtime = SimpleNamespace(name="onnxruntime")
+    monkeypatch.setattr(rcnn, "load", lambda file: SimpleNamespace(runtime=runtime), raising=False)
     monkeypatch.setattr(script, "compare", lambda *_: SOME_LOST)
     sentence = r"^Less than 0\.995 of the boxes are the detector's: tiny-fpn in onnxruntime; tiny-fpn in"
     fails(script, sentence, "--only", "tiny-fpn", "--side", "64")
 
 
-def test_engines_fail_where_detections_in_float32_are_lost(
+def test_runtimes_fail_where_detections_in_float32_are_lost(
     fails: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    script = module("engines")
+    script = module("runtimes")
     parities = {"eager": Parity(detections=9, agreed=9), "OpenVINO": SOME_LOST, "OpenVINO bf16": SOME_LOST}
     assert script.disagreeing("a", parities) == ["a, OpenVINO (900 of 1000 detections)"]
     assert script.disagreeing("a", {"onnxruntime": Parity()}) == ["a, onnxruntime (0 of 0 detections)"]

@@ -30,7 +30,7 @@ def saved(detector: Detector, tmp_path: Path) -> Path:
     return tmp_path / "small.safetensors"
 
 
-def test_engines_are_measured_scored_and_compared(
+def test_runtimes_are_measured_scored_and_compared(
     run: Run, data: Path, detector: Detector, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(benchmark, "has_bf16", lambda device: False)  # a process less
@@ -43,12 +43,12 @@ def test_engines_are_measured_scored_and_compared(
     assert (eager["name"], exported["name"]) == ("eager", "small.onnx")
     assert (eager["agreed"], exported["agreed"]) == (1, 0)
     assert exported["bytes"] == file.stat().st_size != eager["bytes"] == saved.stat().st_size
-    for engine in document["engines"]:
-        assert [cost["batch"] for cost in engine["costs"]] == [1, 2]
-        assert all(cost["seconds"] > 0 and cost["cpu"] > 0 for cost in engine["costs"])
-        assert 1e6 < engine["costs"][0]["memory"] <= engine["costs"][1]["memory"] < 2e8
-        scores = run("val", saved if engine is eager else file, data, "--json").json()
-        assert (engine["ap"], engine["ap50"]) == (scores["ap"], scores["ap50"])
+    for runtime in document["engines"]:
+        assert [cost["batch"] for cost in runtime["costs"]] == [1, 2]
+        assert all(cost["seconds"] > 0 and cost["cpu"] > 0 for cost in runtime["costs"])
+        assert 1e6 < runtime["costs"][0]["memory"] <= runtime["costs"][1]["memory"] < 2e8
+        scores = run("val", saved if runtime is eager else file, data, "--json").json()
+        assert (runtime["ap"], runtime["ap50"]) == (scores["ap"], scores["ap50"])
     assert [(one["device"], one["batch"]) for one in document["stages"]] == [("cpu", 1), ("cpu", 2)]
     for one in document["stages"]:
         assert list(one["seconds"]) == list(STAGES)

@@ -60,7 +60,7 @@ def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path, monkeypatch
     graph_files.save_openvino(model, tmp_path / "net.xml", {"rcnn": entry(tmp_path / "net.onnx")})
     for file in ("net.onnx", "net.xml"):
         ours = rcnn.load(tmp_path / file)
-        shown = compare(detector.engine, ours.engine, export.batches(ours.preprocessor, PICTURES[2:]))
+        shown = compare(detector.runtime, ours.runtime, export.batches(ours.preprocessor, PICTURES[2:]))
         assert shown.holds, (file, shown)
         assert ours.names == NAMES
         show = Detector.predict if detector.settings.predicts_classes else Detector.propose

@@ -128,7 +128,7 @@ def test_normalised_images_are_floating_point(dtype: torch.dtype, resize: str) -
 
 
 def test_a_compiled_or_prepared_network_takes_both_kinds_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one type and shape, in one engine: a program of one kind must not serve the other."""
+    """Of one type and shape, in one runtime: a program of one kind must not serve the other."""
     net = tiny.model({"preprocess": {"resize": "interpolate"}}).eval()
     read = batch(255 * torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)), [[64.0, 96.0]])
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))
@@ -144,6 +144,6 @@ def test_a_compiled_or_prepared_network_takes_both_kinds_of_batches(monkeypatch:
         for one, other in zip(seen[-1].detections[:4], expected.detections[:4], strict=True):
             torch.testing.assert_close(one, other)
     assert not torch.equal(seen[0].detections.scores, seen[1].detections.scores)
-    for engine in (plain, compiled):
+    for runtime in (plain, compiled):
         with pytest.raises(SettingsError, match="a NormalisedBatch holds floating-point images"):
-            engine.execute(NormalisedBatch(read.images.to(torch.uint8), *read[1:]))
+            runtime.execute(NormalisedBatch(read.images.to(torch.uint8), *read[1:]))

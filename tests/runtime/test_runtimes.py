@@ -18,10 +18,10 @@ from rcnn.detector import Detector
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, UnavailableError, WeightsError
 from rcnn.evaluate import evaluate, val
 from rcnn.model.structures import Batch, NormalisedBatch
-from rcnn.runtime import onnx as onnx_engine
-from rcnn.runtime import openvino as openvino_engine
+from rcnn.runtime import onnx as onnx_runtime
+from rcnn.runtime import openvino as openvino_runtime
 from rcnn.runtime import packages
-from rcnn.runtime.graph import GraphEngine
+from rcnn.runtime.graph import GraphRuntime
 from tests.runtime import graphs
 
 WHITE = np.full((60, 80, 3), 255, dtype=np.uint8)  # resized to 64 x 85, in a bucket of 64 x 96
@@ -45,9 +45,9 @@ def fixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
-def engine(found: Detector) -> GraphEngine:
-    assert isinstance(found.engine, GraphEngine)
-    return found.engine
+def runtime(found: Detector) -> GraphRuntime:
+    assert isinstance(found.runtime, GraphRuntime)
+    return found.runtime
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -69,8 +69,8 @@ def test_a_signal_comes_through_after_two_detectors_are_gone(files: dict[str, Pa
 def test_a_file_is_a_detector(files: dict[str, Path], suffix: str) -> None:
     found = rcnn.load(files[suffix])
     assert (found.names, found.category_ids, found.threshold, found.licence) == (graphs.NAMES, (7, 3), 0.25, "CC0")
-    assert (found.engine.name, found.device.type) == ({"onnx": "onnxruntime", "xml": "openvino"}[suffix], "cpu")
-    assert engine(found).metadata.parity == {"images": 6, "agreement": 1.0}
+    assert (found.runtime.name, found.device.type) == ({"onnx": "onnxruntime", "xml": "openvino"}[suffix], "cpu")
+    assert runtime(found).metadata.parity == {"images": 6, "agreement": 1.0}
     for images, batch in ((WHITE, 1), ([WHITE, WHITE[:50], WHITE], 2)):
         results = found.predict(images, batch=batch)
         np.testing.assert_allclose(results[-1].boxes, PLACES, atol=1e-4)
@@ -101,7 +101,7 @@ def test_a_file_sees_windows(files: dict[str, Path], suffix: str) -> None:
 def test_what_a_graph_does_not_tell_is_minus_one(files: dict[str, Path], suffix: str) -> None:
     found = rcnn.load(files[suffix])
     batch = found.preprocessor.collate([found.preprocessor.resize(WHITE)] * 2, [WHITE.shape[:2]] * 2)
-    pass_ = found.engine.execute(batch)
+    pass_ = found.runtime.execute(batch)
     assert (pass_.levels, pass_.rpn, pass_.rois) == ((), None, None)
     assert pass_.proposals is not None
     assert pass_.detections is not None
@@ -118,7 +118,7 @@ def test_a_region_proposal_network_alone_proposes(tmp_path: Path, suffix: str) -
     path = graphs.WRITE[suffix](tmp_path / f"a.{suffix}", graphs.detector("roi.head=none"))
     found = rcnn.load(path)
     assert len(found.propose(WHITE)[0]) == 2
-    pass_ = found.engine.execute(found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]]))
+    pass_ = found.runtime.execute(found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]]))
     assert pass_.detections is not None
     assert [tuple(part.shape) for part in pass_.detections] == [(1, 0, 4), (1, 0), (1, 0), (1, 0), (1, 0), (1,)]
     with pytest.raises(SettingsError, match="can't tell classes"):
@@ -157,7 +157,7 @@ def test_a_file_normalises_images_itself(tmp_path: Path, suffix: str, resize: st
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_images_fit_into_a_file_of_one_size(fixed: dict[str, Path], suffix: str) -> None:
     found = rcnn.load(fixed[suffix])
-    assert found.engine.size == (64, 64)
+    assert found.runtime.size == (64, 64)
     wide, tall = np.zeros((40, 160, 3), dtype=np.uint8), np.zeros((300, 100, 3), dtype=np.uint8)
     results = found.predict([WHITE, wide, tall], batch=3)
     np.testing.assert_allclose(results[0].boxes, PLACES, atol=1e-4)
@@ -172,7 +172,7 @@ def test_images_fit_into_a_file_of_one_size(fixed: dict[str, Path], suffix: str)
             SettingsError, match=rf"^{change.split('=')[0]}: fixed in the exported file .* without a size$"
         ):
             found.with_settings([change])
-    assert found.with_settings(["val.batch=3"]).engine is found.engine
+    assert found.with_settings(["val.batch=3"]).runtime is found.runtime
 
 
 def test_sides_are_multiples(files: dict[str, Path]) -> None:
@@ -194,7 +194,7 @@ def test_settings_outside_the_graph_change(files: dict[str, Path], suffix: str) 
         "val.batch=1",
     )
     other = found.with_settings(changes)
-    assert other.engine is found.engine
+    assert other.runtime is found.runtime
     assert other.settings.predict.score == 0.7
     assert other.preprocessor.bucket((60, 80)) == (32, 64)
     assert other.threshold == found.threshold
@@ -220,11 +220,11 @@ def test_what_needs_the_network_is_refused(files: dict[str, Path], suffix: str, 
         lambda: found.predict(WHITE, features=True),
     ]
     for call in calls:
-        with pytest.raises(SettingsError, match=rf"a file for {found.engine.name} only detects and proposes"):
+        with pytest.raises(SettingsError, match=rf"a file for {found.runtime.name} only detects and proposes"):
             call()
     batch = found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]])
-    proposals = found.engine.execute(batch).proposals
-    for call in (lambda: found.engine.execute(batch, proposals), lambda: found.check_proposals(given=True)):
+    proposals = found.runtime.execute(batch).proposals
+    for call in (lambda: found.runtime.execute(batch, proposals), lambda: found.check_proposals(given=True)):
         with pytest.raises(SettingsError, match="works on its own proposals alone"):
             call()
     with pytest.raises(SettingsError, match=r"runs on the CPU here; got `cuda:1`"):
@@ -262,23 +262,23 @@ def test_a_file_is_scored_without_losses(
 def test_precision_is_told_to_openvino_and_refused_by_onnxruntime(files: dict[str, Path]) -> None:
     found = rcnn.load(files["xml"])
     other = found.with_settings(["predict.precision=bf16"])
-    hints = [engine(one)._compiled.get_property("INFERENCE_PRECISION_HINT") for one in (found, other)]  # type: ignore[attr-defined]
+    hints = [runtime(one)._compiled.get_property("INFERENCE_PRECISION_HINT") for one in (found, other)]  # type: ignore[attr-defined]
     has_bf16 = "BF16" in packages.openvino_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     assert [hint.to_string() for hint in hints] == ["f32", "bf16" if has_bf16 else "f32"]
-    assert (found.engine.precision, other.engine.precision) == ("float32", "bf16")
-    assert engine(other.with_settings(["predict.precision=float32"])).precision == "float32"
+    assert (found.runtime.precision, other.runtime.precision) == ("float32", "bf16")
+    assert runtime(other.with_settings(["predict.precision=float32"])).precision == "float32"
     for precision in ("bf16", "fp16"):
         with pytest.raises(SettingsError, match="onnxruntime computes in float32; leave it out, or export"):
             rcnn.load(files["onnx"]).with_settings([f"predict.precision={precision}"])
     with pytest.raises(SettingsError, match=r"predict\.precision=fp16: OpenVINO computes in float32 or bf16"):
         found.with_settings(["predict.precision=fp16"])
     for path in files.values():  # on a CPU
-        assert engine(rcnn.load(path).with_settings(["predict.precision=auto"])).precision == "float32"
+        assert runtime(rcnn.load(path).with_settings(["predict.precision=auto"])).precision == "float32"
 
 
 def test_the_precision_of_a_file_is_what_it_says(tmp_path: Path) -> None:
     one = graphs.detector("predict.precision=bf16")
-    assert rcnn.load(graphs.write_openvino(tmp_path / "a.xml", one)).engine.precision == "bf16"
+    assert rcnn.load(graphs.write_openvino(tmp_path / "a.xml", one)).runtime.precision == "bf16"
     with pytest.raises(SettingsError, match="onnxruntime computes in float32"):
         rcnn.load(graphs.write_onnx(tmp_path / "a.onnx", one))
 
@@ -288,7 +288,7 @@ def test_threads_are_those_of_torch(files: dict[str, Path], threads: int) -> Non
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        first, second = rcnn.load(files["onnx"]).engine, rcnn.load(files["xml"]).engine
+        first, second = rcnn.load(files["onnx"]).runtime, rcnn.load(files["xml"]).runtime
     finally:
         torch.set_num_threads(before)
     assert first._session.get_session_options().intra_op_num_threads == threads  # type: ignore[attr-defined]
@@ -363,10 +363,10 @@ def test_a_graph_with_other_ports_is_refused(tmp_path: Path) -> None:
 
 
 def test_contents_count_weights(files: dict[str, Path]) -> None:
-    held, _ = onnx_engine.read(files["onnx"])
+    held, _ = onnx_runtime.read(files["onnx"])
     assert (held.tensors, held.parameters, held.types) == (9, 12 + 3 + 3 + 3, ("float32",))
     assert held.bytes == files["onnx"].stat().st_size
-    held, _ = openvino_engine.read(files["xml"])
+    held, _ = openvino_runtime.read(files["xml"])
     assert held.types == ("float32",)
     assert held.parameters >= 12 + 3 + 3
     assert held.bytes == files["xml"].stat().st_size + files["xml"].with_suffix(".bin").stat().st_size

@@ -74,7 +74,7 @@ def write(
         exported = Detector.load(trial).with_settings(["predict.precision=float32"])
         preprocessor = exported.preprocessor
         parity = compare(
-            reference, exported.engine, batches(preprocessor, list(islice(pictures, SHOWN)) or made_up(preprocessor))
+            reference, exported.runtime, batches(preprocessor, list(islice(pictures, SHOWN)) or made_up(preprocessor))
         )
         if not parity.holds:
             raise ExportError(

@@ -1,4 +1,4 @@
-"""Do two engines agree? Their detections and proposals on the same batches, box by box."""
+"""Do two runtimes agree? Their detections and proposals on the same batches, box by box."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from rcnn.model.structures import AnyBatch, Detections, Proposals
-from rcnn.runtime.protocol import Engine
+from rcnn.runtime.protocol import Runtime
 
 PIXELS, SCORE, SHARE = 0.05, 1e-3, 0.995
 """Boxes agree if no coordinate (pixels of the resized image) and no score differs by more; this share of all must."""
@@ -16,11 +16,11 @@ PIXELS, SCORE, SHARE = 0.05, 1e-3, 0.995
 
 @dataclass
 class Parity:
-    """How many boxes of two engines agree.
+    """How many boxes of two runtimes agree.
 
     Attributes:
         images: shown to both.
-        detections: number of them; image by image that of the engine which has more.
+        detections: number of them; image by image that of the runtime which has more.
         agreed: of these, how many both have.
         proposals: likewise.
         proposals_agreed: likewise.
@@ -51,11 +51,11 @@ class _Boxes(NamedTuple):
     labels: Tensor
 
 
-def compare(first: Engine, second: Engine, batches: Iterable[AnyBatch]) -> Parity:
-    """Show the same batches to two engines.
+def compare(first: Runtime, second: Runtime, batches: Iterable[AnyBatch]) -> Parity:
+    """Show the same batches to two runtimes.
 
     Args:
-        first: any engine.
+        first: any runtime.
         second: another one.
         batches: images.
     """

@@ -97,7 +97,7 @@ class Finder:
         """Can its NMS be changed afterwards? It takes a second stage in this process, and single views of pictures."""
         detector, predict = self.detector, self.detector.settings.predict
         single = len(predict.scales) == 1 and predict.tile == "off"
-        return isinstance(detector.engine, Eager) and detector.two_stage and single
+        return isinstance(detector.runtime, Eager) and detector.two_stage and single
 
     def find(self, path: Path, nms: float | None = None, *, keep: bool = True) -> Result:
         """The detections of a picture with every score above `roi.score`, in pixels of the file.

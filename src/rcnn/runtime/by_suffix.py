@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rcnn.errors import SettingsError
 from rcnn.runtime import onnx, openvino
-from rcnn.runtime.graph import Contents, GraphEngine
+from rcnn.runtime.graph import Contents, GraphRuntime
 
 SUFFIXES = (".onnx", ".xml")
 
@@ -14,8 +14,8 @@ def is_exported(path: str | Path) -> bool:
     return Path(path).suffix.lower() in SUFFIXES
 
 
-def open_file(path: str | Path, device: object = "auto") -> GraphEngine:
-    """The engine of an exported file.
+def open_file(path: str | Path, device: object = "auto") -> GraphRuntime:
+    """The runtime of an exported file.
 
     Raises:
         WeightsError: the file is missing, damaged, of another program or version, or can't be run.
@@ -25,7 +25,7 @@ def open_file(path: str | Path, device: object = "auto") -> GraphEngine:
     if str(device) not in ("auto", "cpu"):
         raise SettingsError(f"train.device: {path} is an exported file, which runs on the CPU here; got `{device}`")
     path = Path(path)
-    return onnx.OnnxEngine(path) if path.suffix.lower() == ".onnx" else openvino.OpenVinoEngine(path)
+    return onnx.OnnxRuntime(path) if path.suffix.lower() == ".onnx" else openvino.OpenVinoRuntime(path)
 
 
 def contents(path: str | Path) -> Contents:

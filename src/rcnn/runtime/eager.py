@@ -22,11 +22,11 @@ from rcnn.runtime.precision import TYPES, chosen_precision
 from rcnn.runtime.steady import make_steady
 
 _MAKING = Lock()
-"""Held while a runner is made, so that threads that begin together share it. An engine with a lock can't be pickled."""
+"""Held while a runner is made, so that threads that begin together share it. A runtime with a lock can't be pickled."""
 
 
 class Eager:
-    """An `Engine` on a network in this process.
+    """A `Runtime` on a network in this process.
 
     Args:
         model: the network; it is not changed.
@@ -78,7 +78,7 @@ class Eager:
         *,
         fields: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
-        """As `Engine.execute`: only the fields asked for, compiled or as a CUDA graph if the settings say so."""
+        """As `Runtime.execute`: only the fields asked for, compiled or as a CUDA graph if the settings say so."""
         graphs = self.settings.graphs if self.device.type == "cuda" else 0
         if proposals is not None or not (graphs or self.settings.compile):
             return self.record(batch, proposals, fields=fields)

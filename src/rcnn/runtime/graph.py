@@ -58,8 +58,8 @@ class Contents(NamedTuple):
     types: tuple[str, ...]
 
 
-class GraphEngine(ABC):
-    """An `Engine` on an exported file. It runs on the CPU, with as many threads as PyTorch has.
+class GraphRuntime(ABC):
+    """A `Runtime` on an exported file. It runs on the CPU, with as many threads as PyTorch has.
 
     Args:
         path: the file.
@@ -87,7 +87,7 @@ class GraphEngine(ABC):
         """Run the graph: its outputs by name."""
 
     def with_settings(self, settings: Settings) -> Self:
-        """The engine of this detector with other settings.
+        """The runtime of this detector with other settings.
 
         Raises:
             SettingsError: a setting is part of the graph.
@@ -115,7 +115,7 @@ class GraphEngine(ABC):
         *,
         fields: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
-        """As `Engine.execute`: proposals and detections, whatever is asked for. What the graph does not tell is -1.
+        """As `Runtime.execute`: proposals and detections, whatever is asked for. What the graph does not tell is -1.
 
         Raises:
             SettingsError: proposals are given, or the images are not of a size or type that the file allows, or

@@ -10,7 +10,7 @@ import torch
 from rcnn.config.files import MB, check_regular
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.runtime import packages
-from rcnn.runtime.graph import Contents, GraphEngine
+from rcnn.runtime.graph import Contents, GraphRuntime
 from rcnn.runtime.graph_metadata import check_digest, read_entries
 from rcnn.weights.file import LARGEST, reading
 
@@ -19,7 +19,7 @@ MOST = 2_148 * MB
 KIND = "no ONNX file"
 
 
-class OnnxEngine(GraphEngine):
+class OnnxRuntime(GraphRuntime):
     """An ONNX file in onnxruntime.
 
     Args:
@@ -53,11 +53,11 @@ class OnnxEngine(GraphEngine):
             self._session = runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
     def at_precision(self, precision: str) -> Self:
-        """As `GraphEngine.at_precision`."""
+        """As `GraphRuntime.at_precision`."""
         return type(self)(self.path, precision)
 
     def infer(self, images: np.ndarray, sizes: np.ndarray) -> Mapping[str, np.ndarray]:
-        """As `GraphEngine.infer`."""
+        """As `GraphRuntime.infer`."""
         names = list(self._outputs())
         return dict(zip(names, self._session.run(names, {"images": images, "sizes": sizes}), strict=True))
 

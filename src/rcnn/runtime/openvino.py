@@ -12,7 +12,7 @@ import torch
 from rcnn.config.files import MB, check_regular
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.runtime import packages
-from rcnn.runtime.graph import NAMES, Contents, GraphEngine
+from rcnn.runtime.graph import NAMES, Contents, GraphRuntime
 from rcnn.runtime.graph_metadata import DIGEST, ENTRY, check_digest, read_entries
 from rcnn.weights.file import LARGEST, first_line, reading
 
@@ -24,7 +24,7 @@ PLACE = "model_info"
 PRECISIONS = {"float32": "f32", "bf16": "bf16"}
 
 
-class OpenVinoEngine(GraphEngine):
+class OpenVinoRuntime(GraphRuntime):
     """A model of OpenVINO, on the CPU.
 
     Args:
@@ -64,11 +64,11 @@ class OpenVinoEngine(GraphEngine):
             ) from None
 
     def at_precision(self, precision: str) -> Self:
-        """As `GraphEngine.at_precision`."""
+        """As `GraphRuntime.at_precision`."""
         return type(self)(self.path, precision)
 
     def infer(self, images: np.ndarray, sizes: np.ndarray) -> Mapping[str, np.ndarray]:
-        """As `GraphEngine.infer`."""
+        """As `GraphRuntime.infer`."""
         with _plainly():
             found = self._compiled({"images": images, "sizes": sizes})
         return {name: found[name] for name in self._outputs()}

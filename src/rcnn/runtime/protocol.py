@@ -9,7 +9,7 @@ from rcnn.images.batch import Size
 from rcnn.model.structures import AnyBatch, Pass, Proposals
 
 
-class Engine(Protocol):
+class Runtime(Protocol):
     """Runs a network on batches.
 
     Attributes:
@@ -34,7 +34,7 @@ class Engine(Protocol):
         *,
         fields: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
-        """One pass over a batch, as `FasterRCNN.execute` makes it; what the engine does not give is None.
+        """One pass over a batch, as `FasterRCNN.execute` makes it; what the runtime does not give is None.
 
         Args:
             batch: images, on any device.
@@ -42,7 +42,7 @@ class Engine(Protocol):
             fields: of the record, that are needed.
 
         Raises:
-            SettingsError: the engine can't do this: given proposals, a size that its file does not allow, images that
+            SettingsError: the runtime can't do this: given proposals, a size that its file does not allow, images that
                 are normalised already or of another type than it takes.
         """
         ...

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rcnn.detector import Detector
 
 PICTURES = 8
-"""Of the data, on which engines are timed and compared."""
+"""Of the data, on which runtimes are timed and compared."""
 STREAMED = 64
 """Images of the data, at most, that are predicted from their files."""
 
@@ -38,8 +38,8 @@ def benchmark(
         str | None,
         typer.Option(metavar="HxW", help="Size of the images. Default: preprocess.short by preprocess.long."),
     ] = None,
-    runs: Annotated[int, typer.Option(min=1, help="Runs of each engine and batch size; the median counts.")] = 7,
-    device: Annotated[str, typer.Option(help="Where the stages are timed; engines are compared on the CPU.")] = "cpu",
+    runs: Annotated[int, typer.Option(min=1, help="Runs of each runtime and batch size; the median counts.")] = 7,
+    device: Annotated[str, typer.Option(help="Where the stages are timed; runtimes are compared on the CPU.")] = "cpu",
     json: arguments.Json = False,
 ) -> None:
     """Compare the time, memory, size and AP of a detector with those of its exported files, on the CPU.
@@ -80,12 +80,12 @@ def benchmark(
         show_stages(stages)
     if json:
         facts = {"size": sides, "threads": threads, "runs": runs, "split": split if data else None}
-        engines = [asdict(row) | {"costs": [c._asdict() for c in row.costs]} for row in rows]
-        screen.emit({**facts, "engines": engines, "stages": [asdict(one) for one in stages]})
+        runtimes = [asdict(row) | {"costs": [c._asdict() for c in row.costs]} for row in rows]
+        screen.emit({**facts, "engines": runtimes, "stages": [asdict(one) for one in stages]})
 
 
 def show(rows: list["Row"], title: str) -> None:
-    """Print a row per engine and batch size."""
+    """Print a row per runtime and batch size."""
     scored = rows[0].ap is not None
     columns = ["", "n", "ms", "CPU", "ratio", "MB", "file", *(["AP", "AP50"] if scored else []), "agree"]
     lines: list[list[Any]] = []

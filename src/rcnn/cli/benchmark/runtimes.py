@@ -26,17 +26,17 @@ from rcnn.images.batch import Preprocessor, Size
 from rcnn.model.structures import Batch
 from rcnn.runtime.by_suffix import SUFFIXES, contents, is_exported
 from rcnn.runtime.eager import Eager
-from rcnn.runtime.onnx import OnnxEngine
-from rcnn.runtime.openvino import OpenVinoEngine
+from rcnn.runtime.onnx import OnnxRuntime
+from rcnn.runtime.openvino import OpenVinoRuntime
 from rcnn.runtime.precision import has_bf16
-from rcnn.runtime.protocol import Engine
+from rcnn.runtime.protocol import Runtime
 
 CPU = torch.device("cpu")
 Progress = Callable[[int, int], None]
 
 
 class Program(NamedTuple):
-    """An engine to compare.
+    """A runtime to compare.
 
     Attributes:
         name: `eager`, or that of the file.
@@ -56,7 +56,7 @@ class Cost(NamedTuple):
         batch: images in it.
         seconds: per image.
         cpu: CPU time per image, seconds, of all threads.
-        memory: bytes; the most that a process of this engine held so far, less what it held before it had the engine.
+        memory: bytes; the most that a process of this runtime held so far, less what it held before it had the runtime.
             NaN where the system does not tell.
     """
 
@@ -68,7 +68,7 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class Row:
-    """What was measured of an engine.
+    """What was measured of a runtime.
 
     Attributes:
         name: `eager`, or that of the file.
@@ -120,7 +120,7 @@ def benchmark(
         SettingsError: the detector is an exported file itself, or a file does not take this size.
         UnavailableError: a WeightsError: what runs a file is not installed.
         DataError: an image of the data set can't be read.
-        MemoryError: a process of an engine was killed.
+        MemoryError: a process of a runtime was killed.
     """
     preprocessor = Preprocessor(detector.settings.preprocess, size_of(detector, files, size))
     sizes = sorted(set(batches))
@@ -179,7 +179,7 @@ def size_of(detector: Detector, files: Sequence[Path], size: Size | None = None)
 
 
 def _programs(weights: Path, files: Sequence[Path]) -> list[Program]:
-    """Every engine at every precision that is fast here, eager float32 first."""
+    """Every runtime at every precision that is fast here, eager float32 first."""
     precisions = ["float32", "bf16"] if has_bf16(CPU) else ["float32"]
     programs = [Program("eager", weights, precision) for precision in precisions]
     for path in files:
@@ -188,12 +188,12 @@ def _programs(weights: Path, files: Sequence[Path]) -> list[Program]:
     return programs
 
 
-def _engine(program: Program) -> Engine:
-    """Load an engine."""
+def _runtime(program: Program) -> Runtime:
+    """Load a runtime."""
     if not is_exported(program.path):
         predict = Predict.model_validate({"precision": program.precision})
         return Eager(Detector.load(program.path, CPU).model, CPU, predict)
-    kind = OnnxEngine if program.path.suffix.lower() == ".onnx" else OpenVinoEngine
+    kind = OnnxRuntime if program.path.suffix.lower() == ".onnx" else OpenVinoRuntime
     return kind(program.path, program.precision)
 
 
@@ -211,9 +211,9 @@ def _bytes(path: Path) -> int:
 
 def _agreement(programs: Sequence[Program], batches: Sequence[Batch], *, predicts_classes: bool) -> list[float]:
     """The share of boxes on which each agrees with the first."""
-    first, shares = _engine(programs[0]), []
+    first, shares = _runtime(programs[0]), []
     for program in programs:
-        parity = compare(first, _engine(program), batches)
+        parity = compare(first, _runtime(program), batches)
         agreed, total = parity.agreed, parity.detections
         if not predicts_classes:
             agreed, total = parity.proposals_agreed, parity.proposals
@@ -237,16 +237,16 @@ def _silent() -> Iterator[Progress]:
 
 
 def measure(programs: Sequence[Program], batches: Sequence[Batch], runs: int, told: Progress) -> list[tuple[Cost, ...]]:
-    """Time engines in turn, each in a process of its own, so that the memory is its own and the weather that of all.
+    """Time runtimes in turn, each in a process of its own, so that the memory is its own and the weather that of all.
 
     Args:
-        programs: the engines.
+        programs: the runtimes.
         batches: the smaller ones first, as the peak of the memory does not fall.
         runs: timed ones of each batch.
         told: called with (done, total).
 
     Returns:
-        What each batch costs each engine.
+        What each batch costs each runtime.
 
     Raises:
         MemoryError: a process was killed.
@@ -280,7 +280,7 @@ class _Run(NamedTuple):
 
 
 class _Child:
-    """A process that runs one engine."""
+    """A process that runs one runtime."""
 
     def __init__(self, program: Program) -> None:
         context = get_context("spawn")
@@ -299,7 +299,7 @@ class _Child:
         self._pipe.close()
 
     def ask(self, images: list[np.ndarray] | None) -> _Run:
-        """Run the engine on the arrays of a batch, or on the same ones again.
+        """Run the runtime on the arrays of a batch, or on the same ones again.
 
         Raises:
             MemoryError: the process was killed.
@@ -317,20 +317,20 @@ class _Child:
 
 
 def _serve(pipe: Connection, program: Program, threads: int) -> None:
-    """The child: run an engine whenever a batch comes, until it is killed or its parent is gone."""
+    """The child: run a runtime whenever a batch comes, until it is killed or its parent is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which kills it
     held = _memory("VmRSS")
     try:
         torch.set_num_threads(threads)
-        engine, batch = _engine(program), None
+        runtime, batch = _runtime(program), None
         while True:
             arrays = pipe.recv()
             if arrays is not None:
                 batch = Batch(*map(torch.from_numpy, arrays))
-                engine.execute(batch)  # chooses kernels and takes memory: not counted
+                runtime.execute(batch)  # chooses kernels and takes memory: not counted
             assert batch is not None
             wall, cpu = time.perf_counter(), time.process_time()
-            engine.execute(batch)
+            runtime.execute(batch)
             taken = time.perf_counter() - wall, time.process_time() - cpu
             pipe.send(_Run(*taken, _memory("VmHWM") - held))
     except EOFError:

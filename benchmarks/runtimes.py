@@ -1,6 +1,6 @@
 """A detector in PyTorch, in bfloat16, in onnxruntime and in OpenVINO, in turn and in one run; AP of `blood-cells`.
 
-    python benchmarks/engines.py BCCD [--only trained] [--runs 7] [--files FOLDER]
+    python benchmarks/runtimes.py BCCD [--only trained] [--runs 7] [--files FOLDER]
         [--weights blood-cells] [--pictures 8] [--network resnet50-fpn] [--size 800 1088]
 
 CPU time of one thread, medians, and the median of the ratios to float32 in PyTorch, run by run. `blood-cells` sees
@@ -38,8 +38,8 @@ from rcnn.model.structures import Batch
 from rcnn.presets import build, settings_of
 
 
-def engines(detector: Detector, folder: Path, name: str) -> dict[str, Detector]:
-    """The same detector on every engine; files that are not there yet are written."""
+def runtimes(detector: Detector, folder: Path, name: str) -> dict[str, Detector]:
+    """The same detector on every runtime; files that are not there yet are written."""
     found = {"eager": detector, "eager bf16": detector.with_settings(["predict.precision=bf16"])}
     for title, suffix in (("onnxruntime", "onnx"), ("OpenVINO", "xml")):
         file = folder / f"{name}.{suffix}"
@@ -70,8 +70,8 @@ def report(title: str, times: dict[str, list[float]], notes: dict[str, str]) -> 
 
 
 def agreement(found: dict[str, Detector], batches: list[Batch]) -> dict[str, Parity]:
-    """What each engine has in common with the first."""
-    return {name: compare(found["eager"].engine, one.engine, batches) for name, one in found.items()}
+    """What each runtime has in common with the first."""
+    return {name: compare(found["eager"].runtime, one.runtime, batches) for name, one in found.items()}
 
 
 def noted(parities: dict[str, Parity]) -> dict[str, str]:
@@ -79,7 +79,7 @@ def noted(parities: dict[str, Parity]) -> dict[str, str]:
 
 
 def disagreeing(title: str, parities: dict[str, Parity]) -> list[str]:
-    """The engines in float32 whose agreement is below the claim."""
+    """The runtimes in float32 whose agreement is below the claim."""
     found = {name: parity for name, parity in parities.items() if not name.endswith("bf16")}
     lost = {name: one for name, one in found.items() if not (one.detections and one.holds)}
     return [f"{title}, {name} ({one.agreed} of {one.detections} detections)" for name, one in lost.items()]
@@ -88,7 +88,7 @@ def disagreeing(title: str, parities: dict[str, Parity]) -> list[str]:
 def trained(weights: str, data: Path, folder: Path, runs: int, shown: int) -> list[str]:
     """Print times, agreement and AP, and return what disagrees."""
     detector, name = rcnn.load(weights, device="cpu"), Path(weights).stem
-    found, preprocessor = engines(detector, folder, name), detector.preprocessor
+    found, preprocessor = runtimes(detector, folder, name), detector.preprocessor
     pictures = [read_picture(path, detector.settings) for path in sorted(data.glob("JPEGImages/*.jpg"))[:shown]]
     upright = [picture.swapaxes(0, 1) for picture in pictures]
     square = [picture[:, : picture.shape[0]] for picture in pictures]
@@ -103,10 +103,10 @@ def trained(weights: str, data: Path, folder: Path, runs: int, shown: int) -> li
             ]
     parities = agreement(found, batches)
     notes = noted(parities)
-    for engine, one in found.items():
+    for runtime, one in found.items():
         scores = rcnn.val(one, data, split="test", losses=False)
-        notes[engine] += f"; AP {scores.ap:.4f}, AP50 {scores.ap50:.4f} on the test images"
-    times = timed({engine: partial(one.engine.execute, batches[0]) for engine, one in found.items()}, runs)
+        notes[runtime] += f"; AP {scores.ap:.4f}, AP50 {scores.ap50:.4f} on the test images"
+    times = timed({runtime: partial(one.runtime.execute, batches[0]) for runtime, one in found.items()}, runs)
     height, width = batches[0].images.shape[2:]
     report(f"{name}, {height} x {width}", times, notes)
     return disagreeing(name, parities)
@@ -130,9 +130,9 @@ def random(network: str, folder: Path, runs: int, size: tuple[int, int]) -> list
     preprocessor = detector.preprocessor
     lying = list(export.made_up(preprocessor))[1]
     batch = preprocessor.collate([preprocessor.resize(lying, size)], [size])
-    found = engines(detector, folder, network)
+    found = runtimes(detector, folder, network)
     programs: dict[str, Callable[[], object]] = {
-        name: partial(one.engine.execute, batch) for name, one in found.items()
+        name: partial(one.runtime.execute, batch) for name, one in found.items()
     }
     if theirs := torchvision_exported(folder / "torchvision.onnx", size):
         pixels = (batch.images[0].float() / 255).numpy()
@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--files", type=Path)
     parser.add_argument("--weights", default="blood-cells", help="the trained detector")
     parser.add_argument("--network", default="resnet50-fpn", help="the preset with random weights")
-    parser.add_argument("--pictures", type=int, default=8, help="of BCCD, that the engines are compared on")
+    parser.add_argument("--pictures", type=int, default=8, help="of BCCD, that the runtimes are compared on")
     size = {"type": int, "nargs": 2, "default": SHAPE, "metavar": ("HEIGHT", "WIDTH")}
     parser.add_argument("--size", **size, help="of the image of --network, multiples of 32")
     options = parser.parse_args()
