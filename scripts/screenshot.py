@@ -1,7 +1,7 @@
 """Draw docs/images/look.webp: a page of `rcnn look`, in a real browser.
 
     rcnn demo
-    python scripts/screenshot.py demo/train/demo-1 demo/data --page /inside/505
+    python scripts/screenshot.py demo/train/demo-1 demo/data --page /explain/505
 
 Needs Playwright and Chromium, found by `CHROMIUM` or on the PATH.
 """
@@ -27,7 +27,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("data")
-    parser.add_argument("--page", default="/inside/0")
+    parser.add_argument("--page", default="/explain/0")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "look.webp")
     options = parser.parse_args()
     command = [sys.executable, "-m", "rcnn", "look", options.model, options.data, "--no-open"]
@@ -45,7 +45,7 @@ def main() -> None:
         page.goto(address)
         page.wait_for_selector(".tile .numbers b", timeout=120_000)
         page.goto(address.partition("/pictures")[0] + options.page)
-        page.wait_for_selector("#counts dd, #layers input, #doubt:not([hidden]), #shown section", timeout=120_000)
+        page.wait_for_selector("#counts dd, #layers input, #suggestion:not([hidden]), #shown section", timeout=120_000)
         page.wait_for_timeout(1000)
         picture = Image.open(io.BytesIO(page.screenshot()))
         browser.close()

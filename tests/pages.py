@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from starlette.testclient import TestClient
 
 from rcnn.cli.files import fresh_folder
 from rcnn.config import to_yaml
@@ -19,12 +20,11 @@ from rcnn.data.dataset import Dataset, Record
 from rcnn.detector import Detector
 from rcnn.evaluate import Metrics
 from rcnn.look.album import Album
-from rcnn.look.corrections import Corrections
 from rcnn.look.guard import Guard
+from rcnn.look.labels import LabelReview, VerdictFile
 from rcnn.look.runs import Runs
 from rcnn.look.server import application
 from rcnn.look.thumbnails import Thumbnails
-from rcnn.look.verdicts import Verdicts
 from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.proposal_recall import proposal_recall
 from rcnn.metrics.types import Prediction, Truth
@@ -262,9 +262,17 @@ def guarded(
         log,
         thumbnails=Thumbnails(folder / "cache"),
         dropped=dropped,
-        corrections=Corrections(album, lambda: fresh_folder(folder / "copy"), Verdicts(folder / "verdicts")),
+        review=LabelReview(album, lambda: fresh_folder(folder / "copy"), VerdictFile(folder / "verdicts")),
         runs=Runs(runs),
     )
+
+
+def client_of(album: Album, folder: Path, **options: Any) -> TestClient:
+    """A browser with access to the pages of an album, at the first of them."""
+    guard = guarded(album, folder, **options)
+    client = TestClient(guard, base_url=f"http://{HOST}")
+    client.get(guard.address)
+    return client
 
 
 class Looked(NamedTuple):
@@ -302,6 +310,6 @@ def looked(tmp_path_factory: pytest.TempPathFactory) -> Looked:
         (folder / f"annotations/instances_{split}.json").write_text(json.dumps(document))
     album = Album(lambda: detector, folder)
     album.open()
-    for place in range(len(album.pictures)):
-        album.find(place)
+    for index in range(len(album.pictures)):
+        album.predict(index)
     return Looked(album, detector)

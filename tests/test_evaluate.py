@@ -12,7 +12,7 @@ from rcnn.data.formats.find import open_dataset
 from rcnn.data.proposals.external import NOTHING, ProposalSet
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
-from rcnn.diagnose.why.why import why
+from rcnn.diagnose.why.analyse import analyse
 from rcnn.errors import DataError, SettingsError
 from rcnn.evaluate import Shard, evaluate, val
 from rcnn.metrics.coco import coco_metrics
@@ -175,7 +175,7 @@ def test_windows_are_scored_as_they_predict_whoever_shares_the_work(
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
     expected = proposal_recall(truths, [(one.boxes, one.scores) for one in proposed])
     assert np.array_equal(metrics.proposals.ar, expected.ar)
-    answer = why(tiled, dataset, batch=3)
+    answer = analyse(tiled, dataset, batch=3)
     if len(scales) == 1:  # `why` looks at the plain size alone
         pairs = zip(answer.predictions, metrics.predictions, strict=True)
         assert all(np.array_equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))

@@ -52,7 +52,7 @@ MAY_IMPORT = {
     "open_model": {"interop"} | DETECTOR,
     "plots": {"draw", "metrics"} | DATA,
     "evaluate": {"open_model"} | SCORES,
-    "diagnose": {"plots"} | SCORES,
+    "diagnose": {"plots", "open_model"} | SCORES,
     "report": {"diagnose", "plots"} | SCORES,
     "look": {"report", "diagnose"} | SCORES,
     "training": {"report", "diagnose", "plots", "open_model"} | SCORES,

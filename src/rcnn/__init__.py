@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from rcnn.config import Settings
     from rcnn.detector import Detector
+    from rcnn.diagnose.anchors.study import anchors
+    from rcnn.diagnose.why.why import why
     from rcnn.errors import (
         DataError,
         ExportError,
@@ -47,10 +49,12 @@ __all__ = [
     "TrainingError",
     "UnavailableError",
     "WeightsError",
+    "anchors",
     "from_torchvision",
     "load",
     "train",
     "val",
+    "why",
 ]
 
 _HOME = {
@@ -70,10 +74,12 @@ _HOME = {
     "TrainingError": "errors",
     "UnavailableError": "errors",
     "WeightsError": "errors",
+    "anchors": "diagnose.anchors.study",
     "from_torchvision": "interop.detectors",
     "load": "open_model",
     "train": "training.train",
     "val": "evaluate",
+    "why": "diagnose.why.why",
 }
 
 

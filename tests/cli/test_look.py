@@ -13,7 +13,7 @@ from starlette.testclient import TestClient
 
 from rcnn.look import server
 from rcnn.look.album import Album
-from rcnn.look.finder import judged
+from rcnn.look.finder import judge_detections
 from rcnn.look.guard import Guard
 from rcnn.metrics.types import Prediction
 
@@ -101,14 +101,14 @@ def test_a_copy_with_corrected_labels_is_data_to_train_on(
         album.open()
         boxes = np.array([[52, 42, 76, 58], [10, 10, 50, 40]], np.float32)
         seen = Prediction(boxes, np.array([0.9, 0.5], np.float32), np.array([0, 0]))
-        album.found[0] = judged(seen, album.pictures[0].truth)
+        album.judged[0] = judge_detections(seen, album.pictures[0].truth)
 
     def serve(guard: Guard, _: object) -> None:
         client = TestClient(guard, base_url=f"http://{guard.host}")
         client.get(guard.address)
-        doubt = client.get("/api/doubts").json()["doubts"][0]
-        body = {"place": doubt["place"], "detection": doubt["detection"], "verdict": "right"}
-        answer = client.post("/api/doubts", json=body, headers={"origin": f"http://{guard.host}"})
+        suggestion = client.get("/api/labels").json()["suggestions"][0]
+        body = {"picture": suggestion["picture"], "detection": suggestion["detection"], "verdict": "right"}
+        answer = client.post("/api/labels", json=body, headers={"origin": f"http://{guard.host}"})
         assert answer.json()["folder"] == "runs/look/shapes"
 
     monkeypatch.setattr(Album, "start", start)

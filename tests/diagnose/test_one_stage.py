@@ -8,7 +8,7 @@ from rcnn.data.formats.find import open_dataset
 from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
 from rcnn.diagnose.explain.follow import follow
-from rcnn.diagnose.why import why
+from rcnn.diagnose.why.analyse import analyse
 from rcnn.errors import SettingsError
 from rcnn.plots.run_plots import plot_history
 from tests.model import tiny
@@ -20,7 +20,7 @@ def test_what_needs_stages_says_so(tmp_path):
     synthesise(tmp_path / "shapes", 1, split="val", size=(64, 96))
     dataset = open_dataset(tmp_path / "shapes", "val", Data())
     made = Detector(tiny.model(ONE_STAGE), tiny.settings(ONE_STAGE), dataset.names, device="cpu")
-    for ask in (lambda: why.why(made, dataset), lambda: follow(made, np.zeros((64, 96, 3), dtype=np.uint8))):
+    for ask in (lambda: analyse(made, dataset), lambda: follow(made, np.zeros((64, 96, 3), dtype=np.uint8))):
         with pytest.raises(SettingsError, match=r"a one-stage detector .* needs a detector with a second stage"):
             ask()
 

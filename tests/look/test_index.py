@@ -15,7 +15,7 @@ from rcnn.look.album import Album
 from rcnn.look.index import indexed
 from tests.pages import Looked, png
 
-from .test_doubts import same
+from .test_labels import same
 
 
 class Reader:
@@ -34,7 +34,7 @@ Get = Callable[..., list[Dataset]]
 
 @pytest.fixture
 def reader(looked: Looked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
-    monkeypatch.setattr(index, "LEAST", 1)
+    monkeypatch.setattr(index, "MIN_IMAGES", 1)
     data = tmp_path / "data"
     data.mkdir()
     assert looked.album.data is not None
@@ -93,7 +93,7 @@ def test_what_can_not_be_kept_is_read_all_the_same(
     elsewhere = indexed(tmp_path / "cache", reader.data, reader.data / "annotations", (), reader)
     assert len(elsewhere) == 2
     assert not (tmp_path / "cache").exists()
-    monkeypatch.setattr(index, "MOST_FILES", 3)
+    monkeypatch.setattr(index, "MAX_FILES", 3)
     get()
     assert not (tmp_path / "cache").exists()
 

@@ -14,8 +14,7 @@ from starlette.testclient import TestClient
 from rcnn.config import Settings
 from rcnn.errors import ImageError
 from rcnn.look import api
-from rcnn.look.album import Album
-from rcnn.look.choice import Choice
+from rcnn.look.album import Album, Filters
 from rcnn.look.guard import Guard
 from rcnn.look.server import bind
 from rcnn.look.thumbnails import Thumbnails
@@ -45,8 +44,8 @@ def site(looked: Looked, tmp_path: Path) -> Iterator[Site]:
         client.get(f"/pictures?token={guard.token}")
         yield Site(looked.album, guard, client, log)
     looked.album.pictures[:] = before
-    for place in [place for place in looked.album.found if place >= len(before)]:
-        del looked.album.found[place]
+    for place in [place for place in looked.album.judged if place >= len(before)]:
+        del looked.album.judged[place]
 
 
 def test_a_token_lets_one_browser_in(site: Site) -> None:
@@ -108,7 +107,7 @@ def wrong_requests() -> Iterator[tuple[int, str, str, dict[str, str]]]:
     for query in ("size=huge", "mistake=x", "mistake=<script>"):
         yield 400, "GET", f"/api/pictures?{query}", {}
     for places in ("x", "-1", "1.5", "99999", "9" * 5000, "0," * 501):
-        yield 400, "GET", f"/api/tiles?places={places}", {}
+        yield 400, "GET", f"/api/tiles?indices={places}", {}
     for query in ("nms=2", "nms=x", "nms=inf"):
         yield 400, "GET", f"/api/pictures/0?{query}", {}
     for path in (f"/pictures?{'x' * 20_000}", f"/api/pictures/{'9' * 5000}", f"/{'x' * 5000}"):
@@ -153,12 +152,12 @@ def test_detections_are_those_of_a_prediction_with_this_nms(site: Site, place: i
 def test_filters_choose_what_the_library_finds(site: Site) -> None:
     album = site.album
     everything = range(len(album.pictures))
-    scores = np.concatenate([found.prediction.scores for found in album.found.values()])
+    scores = np.concatenate([found.prediction.scores for found in album.judged.values()])
     for threshold in (0.0, float(np.median(scores)), 1.0):
         query = {"score": threshold}
         judged = []
         for place in everything:
-            truth, found = album.pictures[place].truth, album.found[place]
+            truth, found = album.pictures[place].truth, album.judged[place]
             assert truth is not None
             judged.append(judge(place, truth, found.prediction, threshold))
         expected = {
@@ -168,8 +167,8 @@ def test_filters_choose_what_the_library_finds(site: Site) -> None:
             "none": [one.image for one in judged if not one.mistakes],
         }
         for mistake, places in expected.items():
-            assert site.client.get("/api/pictures", params={**query, "mistake": mistake}).json()["places"] == places
-        tiles = site.client.get("/api/tiles", params={**query, "places": ",".join(map(str, everything))}).json()
+            assert site.client.get("/api/pictures", params={**query, "mistake": mistake}).json()["indices"] == places
+        tiles = site.client.get("/api/tiles", params={**query, "indices": ",".join(map(str, everything))}).json()
         for tile, one in zip(tiles, judged, strict=True):
             assert [tile["right"], tile["wrong"], tile["lost"]] == [
                 one.right.sum(),
@@ -177,10 +176,10 @@ def test_filters_choose_what_the_library_finds(site: Site) -> None:
                 len(one.lost),
             ]
     for label in range(len(album.names)):
-        chosen = album.choose(Choice(label=label, score=1.0))
+        chosen = album.choose(Filters(label=label, score=1.0))
         with_class = [place for place in everything if label in album.pictures[place].truth.labels]  # type: ignore[union-attr]
         assert set(chosen) >= set(with_class)
-    lists = [album.choose(Choice(list=name)) for name in ("train", "val")]
+    lists = [album.choose(Filters(list=name)) for name in ("train", "val")]
     assert sorted(lists[0] + lists[1]) == list(everything)
 
 
@@ -197,12 +196,12 @@ def test_a_dropped_picture_is_predicted(site: Site) -> None:
     assert detector is not None
     answer = site.client.post("/api/pictures", content=content, headers={**SAME, "x-name": "%3Cb%3Ea%0A.png"})
     assert answer.status_code == 201
-    told = site.client.get(f"/api/pictures/{answer.json()['place']}").json()
+    told = site.client.get(f"/api/pictures/{answer.json()['index']}").json()
     assert told["name"].startswith("<b>a")
     (result,) = detector.predict(Image.open(io.BytesIO(content)), score=0)
     assert [one["box"] for one in told["detections"]] == result.boxes.tolist()
-    dropped = site.client.get("/api/pictures", params={"list": "dropped"}).json()["places"]
-    assert dropped == [answer.json()["place"]]
+    dropped = site.client.get("/api/pictures", params={"list": "dropped"}).json()["indices"]
+    assert dropped == [answer.json()["index"]]
 
 
 @pytest.mark.parametrize(
@@ -217,14 +216,14 @@ def test_what_is_no_picture_is_refused_and_not_kept(site: Site, tmp_path: Path, 
 
 
 def test_uploads_have_bounds(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "LARGEST", 1000)
+    monkeypatch.setattr(api, "MAX_BYTES", 1000)
     assert site.client.post("/api/pictures", content=b"x" * 1001, headers=SAME).status_code == 413
-    monkeypatch.setattr(api, "LARGEST", 10**6)
-    monkeypatch.setattr(api, "MOST_DROPPED", 1)
+    monkeypatch.setattr(api, "MAX_BYTES", 10**6)
+    monkeypatch.setattr(api, "MAX_DROPPED", 1)
     assert [site.client.post("/api/pictures", content=png(), headers=SAME).status_code for _ in "ab"] == [201, 409]
     few = site.album.settings.data.model_copy(update={"max_pixels": 9})
     small = site.album.settings.model_copy(update={"data": few})
-    monkeypatch.setattr(api, "MOST_DROPPED", 9)
+    monkeypatch.setattr(api, "MAX_DROPPED", 9)
     monkeypatch.setattr(site.album.detector, "settings", small)
     assert "pixels" in site.client.post("/api/pictures", content=png(), headers=SAME).json()["error"]
 
@@ -269,8 +268,8 @@ def test_a_folder_without_a_model_is_shown_as_it_is(tmp_path: Path) -> None:
     guard = guarded(album, tmp_path)
     client = TestClient(guard, base_url=f"http://{HOST}")
     client.get(guard.address)
-    assert client.get("/api/state").json()["detects"] is False
-    assert client.get("/api/tiles?places=0").json() == [{"place": 0, "name": "a.png", "objects": None}]
+    assert client.get("/api/state").json()["predicts"] is False
+    assert client.get("/api/tiles?indices=0").json() == [{"index": 0, "name": "a.png", "objects": None}]
     assert client.get("/api/pictures/0").json()["detections"] is None
     assert client.post("/api/pictures", content=png(), headers=SAME).status_code == 409
 
@@ -282,7 +281,7 @@ def test_a_taken_port_gives_the_next_one() -> None:
 
 
 def test_the_cache_stays_under_its_size(tmp_path: Path) -> None:
-    thumbnails = Thumbnails(tmp_path / "cache", largest=3000)
+    thumbnails = Thumbnails(tmp_path / "cache", max_bytes=3000)
     for seed in range(8):
         file = tmp_path / f"{seed}.png"
         file.write_bytes(png(seed))
@@ -299,10 +298,10 @@ def test_prediction_ends_when_it_is_told_to(looked: Looked) -> None:
     assert looked.album.data is not None
     album = Album(lambda: looked.detector, looked.album.data)
     album.start()
-    while not album.found:
+    while not album.judged:
         pass
     album.stop()
-    done = len(album.found)
+    done = len(album.judged)
     assert done < len(album.pictures)
-    assert album.find(len(album.pictures) - 1) is not None
-    assert len(album.found) == done + 1
+    assert album.predict(len(album.pictures) - 1) is not None
+    assert len(album.judged) == done + 1

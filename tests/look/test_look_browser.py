@@ -94,7 +94,7 @@ def expected(looked: Looked, place: int, score: float, nms: float | None = None)
 def test_counts_follow_score_and_nms_as_the_library_counts(looked: Looked, show: Open) -> None:
     page = show("/pictures/1")
     score, nms = page.get_by_label("score from"), page.get_by_label("IoU of NMS")
-    scores = looked.album.found[1].prediction.scores
+    scores = looked.album.judged[1].prediction.scores
     for value in (0.05, round(float(np.median(scores)), 3), 0.9):
         score.fill(str(value))
         assert counts(page) == expected(looked, 1, value)
@@ -111,7 +111,7 @@ def test_filters_keys_and_the_back_button(looked: Looked, show: Open) -> None:
     assert page.locator(".tile").count() == len(looked.album.pictures)
     page.get_by_label("mistake").select_option("lost")
     until(page.locator("#count")).to_contain_text(" of ")
-    places = page.evaluate("[...document.querySelectorAll('.tile')].map(tile => Number(tile.dataset.place))")
+    places = page.evaluate("[...document.querySelectorAll('.tile')].map(tile => Number(tile.dataset.index))")
     lost = [place for place in range(12) if expected(looked, place, 0.25)[2]]
     assert places == lost
     page.locator(".tile a").first.click()
@@ -150,7 +150,7 @@ def test_a_dropped_picture_opens_with_its_detections(looked: Looked, show: Open)
     page.wait_for_selector("#large-page:not([hidden]) #layers input")
     assert page.locator("#name").inner_text() == HOSTILE[1]
     place = int(page.url.partition("?")[0].rsplit("/", 1)[1])
-    sure = looked.album.found[place].prediction.scores >= np.float32(0.25)
+    sure = looked.album.judged[place].prediction.scores >= np.float32(0.25)
     assert counts(page) == [sure.sum()]
 
 

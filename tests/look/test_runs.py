@@ -13,15 +13,14 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from rcnn.look import live
+from rcnn.look import runs as runs_page
 from rcnn.look.album import Album
-from rcnn.look.live import Live
-from rcnn.look.runs import PICTURES, Runs
+from rcnn.look.runs import PICTURES, Runs, RunsApi
 from rcnn.report.charts import shown
 from tests.pages import HOST, HOSTILE, Made, Tab, guarded
 from tests.report.test_browser import OVERLAPPING, assert_open_to_all
 
-from .test_doubts import fingerprint
+from .test_labels import fingerprint
 from .test_look_browser import Served, start, stop, until
 
 NAME = "a<b>&'-2"
@@ -125,12 +124,12 @@ def test_pictures_are_those_of_the_list_and_nothing_is_changed(folder: Path, tmp
 
 
 def test_events_tell_what_changes_until_the_server_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(live, "EVERY", 0.01)
-    monkeypatch.setattr(live, "BEAT", 3)
+    monkeypatch.setattr(runs_page, "CHECK_SECONDS", 0.01)
+    monkeypatch.setattr(runs_page, "CHECKS_PER_BEAT", 3)
     ending = threading.Event()
 
     async def follow() -> list[str]:
-        stream = Live(Runs(folder), ending).stream()
+        stream = RunsApi(Runs(folder), ending).stream()
         events = [await anext(stream), await anext(stream)]
         with (folder / "shapes-1/metrics.jsonl").open("a") as file:
             file.write(row_of(3))

@@ -12,7 +12,7 @@ from rcnn.presets import build, settings_of
 from tests.pages import Tab
 from tests.runtime import graphs
 
-from .test_doubts import data_of
+from .test_labels import data_of
 from .test_look_browser import start, stop, until
 
 NAMES = graphs.NAMES
@@ -38,8 +38,8 @@ def texts(page: Any, root: str) -> dict[str, str]:
     said = {}
     for path, ready in (
         ("/pictures/0", "#layers input"),
-        ("/inside/0", "#opening:not([hidden]):not(:has-text('The network looks')):not(:has-text('being read')), dd"),
-        ("/doubts", "#doubt:not([hidden]), #opening:not([hidden]):not(:has-text('being read'))"),
+        ("/explain/0", "#opening:not([hidden]):not(:has-text('Running the network')):not(:has-text('Reading')), dd"),
+        ("/labels", "#suggestion:not([hidden]), #opening:not([hidden]):not(:has-text('Reading'))"),
         ("/runs", "#opening:has-text('There are no runs')"),
     ):
         page.goto(root + path)
@@ -53,8 +53,8 @@ def test_each_page_says_what_a_model_lacks(kind: str, tab: Tab, tmp_path: Path) 
     detector = (onnx if kind == "onnx" else made(kind))(tmp_path)
     album = Album(lambda: detector, data_of(tmp_path / "data", NAMES))
     album.open()
-    for place in range(3):
-        album.find(place)
+    for index in range(3):
+        album.predict(index)
     served = start(album, tmp_path)
     page = tab.open(served.guard.address)
     until(page.locator("#count")).to_contain_text("3 pictures")
@@ -66,13 +66,13 @@ def test_each_page_says_what_a_model_lacks(kind: str, tab: Tab, tmp_path: Path) 
     if kind == "proposals":
         assert "only proposes" in notes
         assert "score from" not in found["/pictures/0"]
-        assert "only proposes" in found["/doubts"]
-        assert "anchors" in found["/inside/0"]
+        assert "only proposes" in found["/labels"]
+        assert "anchors" in found["/explain/0"]
     else:
         assert "only proposes" not in notes
         assert "lost" in found["/pictures/0"]
-        assert "judge" in found["/doubts"]
-        assert {"onnx": "needs the network itself", "one-stage": "one-stage detector"}[kind] in found["/inside/0"]
+        assert "judge" in found["/labels"]
+        assert {"onnx": "needs the network itself", "one-stage": "one-stage detector"}[kind] in found["/explain/0"]
 
 
 def test_where_nothing_was_given_every_page_says_so(tab: Tab, tmp_path: Path) -> None:
@@ -81,7 +81,7 @@ def test_where_nothing_was_given_every_page_says_so(tab: Tab, tmp_path: Path) ->
     served = start(album, tmp_path)
     page = tab.open(served.guard.address)
     until(page.locator("#opening")).to_contain_text("There are no runs here")
-    for path, text in (("/pictures", "start rcnn look with"), ("/inside/0", "no pictures"), ("/doubts", "no model")):
+    for path, text in (("/pictures", "Start rcnn look with"), ("/explain/0", "no pictures"), ("/labels", "no model")):
         page.goto(served.root + path)
         until(page.locator("main")).to_contain_text(text)
     tab.leave()

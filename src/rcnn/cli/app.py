@@ -36,7 +36,7 @@ from rcnn.cli import (
     val,
     why,
 )
-from rcnn.cli.habits import Command, Group
+from rcnn.cli.habits import Command, CommandGroup
 from rcnn.errors import Interrupted
 
 HELP = "Faster R-CNN from a folder of labelled images to a trained detector."
@@ -49,7 +49,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    cls=Group,
+    cls=CommandGroup,
 )
 for command in (train.train, val.val, predict.predict, propose.propose, anchors.anchors, explain.explain):
     app.command(cls=Command)(command)

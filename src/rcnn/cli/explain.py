@@ -1,4 +1,4 @@
-"""`rcnn explain MODEL IMAGE`: pictures of every stage from an image to its detections."""
+"""`rcnn explain MODEL IMAGE`: pictures of every step from an image to its detections."""
 
 import sys
 from pathlib import Path
@@ -10,10 +10,12 @@ from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
-    from rcnn.diagnose.explain.follow import Walkthrough
+    from rcnn.diagnose.explain.follow import Explanation
     from rcnn.metrics.types import Truth
 
-SHOWN = 20
+MAX_ROWS = 20
+"""Number of detections in the table, the best ones."""
+
 TITLES = {
     "anchors": "anchors",
     "objects": "labelled objects",
@@ -50,8 +52,8 @@ def explain(
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector
     from rcnn.data.formats.find import find_layout
-    from rcnn.diagnose.explain.follow import counts, follow
-    from rcnn.diagnose.explain.pictures import draw_stages
+    from rcnn.diagnose.explain.follow import follow
+    from rcnn.diagnose.explain.pictures import draw_explanation
     from rcnn.errors import printable
     from rcnn.images.decode import image_size
     from rcnn.images.sources import files
@@ -60,7 +62,7 @@ def explain(
     image, changes = arguments.one_path(words, "IMAGE")
     if not image.is_dir():
         files(image)
-    image_size(image, max_pixels=sys.maxsize)  # what is no image, or no data, is told before weights are loaded
+    image_size(image, max_pixels=sys.maxsize)  # raises before weights are loaded, as does the next line
     if truth is not None:
         find_layout(truth)
     with screen.stdout_for_json(json):
@@ -68,24 +70,22 @@ def explain(
         detector.check_proposals(given=False)
         array = read_picture(image, detector.settings)
         known = None if truth is None else _truth_of(image, truth, detector)
-        stages = follow(detector, array, known, seed=seed, score=score)
-        numbers = counts(stages)
-        screen.table(str(image), ["", ""], [[TITLES[key], number] for key, number in numbers.items()])
-        _show_ways(stages)
+        explanation = follow(detector, array, known, seed=seed, score=score)
+        counts, origins = explanation.counts(), _origins(explanation)
+        screen.table(str(image), ["", ""], [[TITLES[key], number] for key, number in counts.items()])
+        _show_origins(origins)
         folder = fresh_folder(out)
-        pictures = draw_stages(stages, folder)
+        pictures = draw_explanation(explanation, folder)
         screen.say(f"\n{screen.several(len(pictures), 'picture')}: {pictures[0].parent}; begin with {pictures[0]}")
         page = None
         if html:
-            from rcnn.look.inside import write_inside
+            from rcnn.look.explain import write_page
 
-            page = write_inside(
-                stages, detector.settings.rpn, folder / "inside.html", printable(image.name), Path(model).name
-            )
+            name, model = printable(image.name), Path(model).name
+            page = write_page(explanation, detector.settings.rpn, folder / "inside.html", name, model)
             screen.say(f"a page to point and click in: {page}")
     if json:
-        told = {"image": image, "counts": numbers, "detections": _trees(stages), "pictures": pictures, "page": page}
-        screen.emit(told)
+        screen.emit({"image": image, "counts": counts, "detections": origins, "pictures": pictures, "page": page})
 
 
 def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
@@ -107,43 +107,40 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
     return Truth(same[0].boxes, same[0].labels, same[0].ignore)
 
 
-def _show_ways(stages: "Walkthrough") -> None:
+def _show_origins(origins: list[dict[str, Any]]) -> None:
     """Print a table of the best detections with their proposals and anchors."""
-    trees = _trees(stages)
+    if not origins:
+        return
     rows = [
         [
-            f"{tree['name']} {tree['score']:.2f}",
-            tree["stride"],
-            f"{tree['cell'][0]}, {tree['cell'][1]}",
-            *(_side_by_side(tree[step]) for step in ("anchor", "proposal", "box")),
-            " / ".join(f"{iou:.2f}" for iou in tree["iou_with_truth"] or ()) or "-",
+            f"{origin['name']} {origin['score']:.2f}",
+            origin["stride"],
+            "{}, {}".format(*origin["cell"]),
+            *(
+                f"{right - left:.0f} x {bottom - top:.0f}"
+                for left, top, right, bottom in (origin[step] for step in ("anchor", "proposal", "box"))
+            ),
+            " / ".join(f"{iou:.2f}" for iou in origin["iou_with_truth"] or ()) or "-",
         ]
-        for tree in trees[:SHOWN]
+        for origin in origins[:MAX_ROWS]
     ]
-    if rows:
-        columns = ["detection", "stride", "cell", "anchor", "proposal", "box", "IoU with the object"]
-        more = f" (the best {SHOWN} of {len(trees):,}; all: --json)" if len(trees) > SHOWN else ""
-        title = f"From anchor through proposal to box; width x height in pixels of the resized image{more}"
-        screen.table(title, columns, rows)
+    columns = ["detection", "stride", "cell", "anchor", "proposal", "box", "IoU with the object"]
+    total = f" (the best {MAX_ROWS} of {len(origins):,}; all: --json)" if len(origins) > MAX_ROWS else ""
+    title = f"From anchor through proposal to box; width x height in pixels of the resized image{total}"
+    screen.table(title, columns, rows)
 
 
-def _side_by_side(box: list[float]) -> str:
-    return f"{box[2] - box[0]:.0f} x {box[3] - box[1]:.0f}"
-
-
-def _trees(stages: "Walkthrough") -> list[dict[str, Any]]:
+def _origins(explanation: "Explanation") -> list[dict[str, Any]]:
     """Return every detection with its anchor and proposal, boxes in pixels of the resized image."""
-    from rcnn.diagnose.explain.ways import ways
-
     return [
         {
-            "name": way.name,
-            "score": way.score,
-            "objectness": way.objectness,
-            "stride": stages.strides[way.level],
-            "cell": list(way.cell),
-            **dict(zip(("anchor", "proposal", "box"), way.boxes.tolist(), strict=True)),
-            "iou_with_truth": way.truth and list(way.truth),
+            "name": origin.name,
+            "score": origin.score,
+            "objectness": origin.objectness,
+            "stride": explanation.strides[origin.level],
+            "cell": list(origin.cell),
+            **dict(zip(("anchor", "proposal", "box"), origin.boxes.tolist(), strict=True)),
+            "iou_with_truth": origin.ious and list(origin.ious),
         }
-        for way in ways(stages)
+        for origin in explanation.origins()
     ]

@@ -1,4 +1,4 @@
-"""Options and commands of other programs, answered by their meaning, where a parser knows only their spelling."""
+"""Suggest our option or command when a user types that of another program."""
 
 from typing import Any
 
@@ -35,11 +35,11 @@ OPTIONS = {
 """Option elsewhere -> option here."""
 
 POSITIONAL = {"data": "DATA", "dataset": "DATA", "source": "SOURCE", "input": "SOURCE", "model": "MODEL"}
-"""Option elsewhere -> argument here, which has its place and no name."""
+"""Option elsewhere -> positional argument here."""
 
 
 class Command(TyperCommand):
-    """A command that answers an unknown option by what it means elsewhere."""
+    """A command that suggests our option for the name of another program's option."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Read the words of the command.
@@ -57,8 +57,8 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
 
-class Group(TyperGroup):
-    """Commands; an unknown one is answered by what it means elsewhere."""
+class CommandGroup(TyperGroup):
+    """A group of commands that suggests ours for the name of another program's command."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command of this name, None if there is none.
@@ -73,7 +73,7 @@ class Group(TyperGroup):
 
 
 def _meant(option: str, value: str) -> str:
-    """What an option means here, with its value, if it has any; empty if that is not known."""
+    """Return a suggestion for an option of another program, with its value if it has one; empty if it is unknown."""
     name = option[2:].replace("-", "_")
     if name in POSITIONAL:
         return f"give `{value or POSITIONAL[name]}` without it, in the place of {POSITIONAL[name]} (see --help)"

@@ -1,4 +1,4 @@
-"""`rcnn look [RUN|MODEL] [DATA]`: pages to look at pictures, truth and detections, served to one's own browser."""
+"""`rcnn look [RUN|MODEL] [DATA]`: pages with pictures, truth and detections, served to the user's own browser."""
 
 import os
 import socket
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 WEIGHTS = (".safetensors", ".onnx", ".xml", ".pth", ".pt", ".pkl", ".caffemodel")
 RUNS = Path("runs/train")
-"""Whose runs are shown beside a model or data that is of none."""
+"""Folder whose runs are shown with a model or data that do not belong to a run."""
 
 COPIES = Path("runs/look")
-"""Where copies of annotations with corrected labels lie."""
+"""Folder for copies of annotations with corrected labels."""
 
 LOCAL = ("127.0.0.1", "localhost", "::1")
 
@@ -36,7 +36,7 @@ def look(
         ),
     ],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port; if it is taken, the next one.")] = 8765,
-    host: Annotated[str, typer.Option(help="Address that is served. Others than 127.0.0.1 let other machines ask.")] = (
+    host: Annotated[str, typer.Option(help="Address to serve. Any but 127.0.0.1 lets other machines connect.")] = (
         "127.0.0.1"
     ),
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
@@ -52,37 +52,36 @@ def look(
     except ImportError as error:
         from rcnn.errors import UnavailableError
 
-        raise UnavailableError(f"rcnn look needs a web server ({error}); get it by: pip install 'rcnn[look]'") from None
+        raise UnavailableError(f"rcnn look needs a web server ({error}): pip install 'rcnn[look]'") from None
     from rcnn.cli.files import fresh_folder
     from rcnn.look.album import Album
-    from rcnn.look.corrections import Corrections
-    from rcnn.look.verdicts import Verdicts
+    from rcnn.look.labels import LabelReview, VerdictFile
 
     load, data, runs = _subjects(words, device)
-    place = server.bind(host, port)
-    with place, TemporaryDirectory(prefix="rcnn-look-") as folder:
-        name = _served(host, place.getsockname()[1])
+    bound = server.bind(host, port)
+    with bound, TemporaryDirectory(prefix="rcnn-look-") as folder:
+        port = bound.getsockname()[1]
         album = Album(load, data, cache_folder("labels"))
         copy = COPIES / (data.stem if data.is_file() else data.resolve().name) if data else COPIES / "labels"
         guard = server.application(
             album,
-            name,
+            _served(host, port),
             screen.say,
             thumbnails=Thumbnails(cache_folder("thumbnails")),
             dropped=Path(folder),
-            corrections=Corrections(album, lambda: fresh_folder(copy), Verdicts(cache_folder("verdicts"))),
+            review=LabelReview(album, lambda: fresh_folder(copy), VerdictFile(cache_folder("verdicts"))),
             runs=runs,
         )
         album.start()
-        _invite(guard.address, host, place.getsockname()[1], browser)
+        _invite(guard.address, host, port, browser)
         with suppress(KeyboardInterrupt):
-            server.serve(guard, place)
+            server.serve(guard, bound)
         album.stop()
         screen.say("stopped")
 
 
 class Subjects(NamedTuple):
-    """What to look at: how to load a detector and where the pictures are, None for neither, and the runs."""
+    """What to show: how to load a detector and where the pictures are, both None if there are none, and the runs."""
 
     load: "Callable[[], Detector] | None"
     data: Path | None
@@ -90,10 +89,10 @@ class Subjects(NamedTuple):
 
 
 def _subjects(words: list[str], device: str | None) -> Subjects:
-    """What to load and what to open: a run brings its own data, and what is no model is data, or a folder of runs.
+    """Return what to load and what to open: a run has its own data; a word that is not a model is data or runs.
 
     Raises:
-        SettingsError: there are more words, or a run whose data is not known.
+        SettingsError: there are no words, or more than two.
         DataError: there is no such data.
     """
     from rcnn.cli.loading import load_detector
@@ -114,7 +113,7 @@ def _subjects(words: list[str], device: str | None) -> Subjects:
     if data is not None and not data.exists():
         raise DataError(f"{data}: there is no such file or folder")
     if run and weights_of_run(first) == first:
-        screen.note(f"{first}: there are no weights yet, so nothing is detected; they come with its first validation")
+        screen.note(f"{first}: there are no weights yet, so nothing is detected; the first validation writes them")
         is_model = False
     if not is_model:
         return Subjects(None, data, runs)
@@ -126,32 +125,30 @@ def _subjects(words: list[str], device: str | None) -> Subjects:
 
 
 def _data_of(run: Path) -> Path | None:
-    """The data that a run was trained on, if it is there."""
+    """Return the data that a run was trained on, if it exists."""
     from rcnn.config import read
 
-    told = read(run / "config.yaml").data.path
-    if told and Path(told).exists():
-        return Path(told)
-    screen.note(f"{run}: its data ({told}) is not there; give it as the second word to see its pictures")
+    path = read(run / "config.yaml").data.path
+    if path and Path(path).exists():
+        return Path(path)
+    screen.note(f"{run}: its data ({path}) does not exist; give the data as the second word to see its pictures")
     return None
 
 
 def _served(host: str, port: int) -> str:
-    """`name:port` as a browser writes it; of an address that stands for all, the name of this machine."""
+    """Return `name:port` as a browser writes it, with the name of this machine if all its addresses are served."""
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
     name = f"[{name}]" if ":" in name else name.lower()
     return name if port == 80 else f"{name}:{port}"
 
 
 def _invite(address: str, host: str, port: int, browser: bool) -> None:
-    """Say where the page is, and open it unless the user sits at another machine."""
+    """Print the address of the page, and open it unless the user sits at another machine."""
     if host not in LOCAL:
-        screen.say(
-            f"--host {host}: other machines can reach this server. What they send and get is not encrypted", "yellow"
-        )
-    screen.say(f"{address}")
+        screen.say(f"--host {host}: other machines can reach this server, without encryption", "yellow")
+    screen.say(address)
     if os.environ.get("SSH_CONNECTION"):
-        screen.say("You came by SSH. On your own machine, run this and then open the address above:")
+        screen.say("You are connected by SSH. Run this on your own machine, then open the address above:")
         screen.say(f"  ssh -L {port}:{host}:{port} {os.environ.get('USER', 'you')}@{socket.gethostname()}")
     elif browser:
         webbrowser.open(address)

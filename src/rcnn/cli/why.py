@@ -11,10 +11,10 @@ from rcnn.cli import arguments, screen
 from rcnn.errors import SettingsError
 
 if TYPE_CHECKING:
-    from rcnn.diagnose.why.tables import Group, WhyReport
+    from rcnn.diagnose.why.tables import CountedByKind, WhyReport
 
-SHOWN = 20
-"""Number of classes in the table, those with most losses first."""
+MAX_ROWS = 20
+"""Number of classes in the table, those with most losses."""
 
 
 def why(
@@ -40,15 +40,15 @@ def why(
     from rcnn.cli.loading import load_detector
     from rcnn.cli.report import describe, page_of
     from rcnn.data.formats.find import find_layout, open_dataset
-    from rcnn.diagnose.why import why as insight
-    from rcnn.diagnose.why.pictures import draw_funnel, draw_worst
+    from rcnn.diagnose.why.analyse import analyse
+    from rcnn.diagnose.why.pictures import draw_why, draw_worst
     from rcnn.diagnose.why.tables import document, report
 
     with screen.stdout_for_json(json):
         path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
         if any(change.startswith("val.voc_ap=") for change in changes):
             raise SettingsError("val.voc_ap is a rule of VOC's AP, and `why` counts AP as COCO does: ask `rcnn val`")
-        find_layout(path)  # what is missing is told before weights are loaded
+        find_layout(path)  # raises before weights are loaded
         detector = load_detector(model, changes, device or "auto")
         detector.check_proposals(given=False)
         settings = detector.settings
@@ -56,16 +56,16 @@ def why(
             dataset = open_dataset(path, split, settings.data, names=detector.names, progress=progress)
         screen.dataset_line(dataset)
         threshold = settings.predict.score if score is None else score
-        with screen.progress("asking every stage") as progress:
-            answer = insight.why(detector, dataset, iou=iou, score=threshold, batch=batch, progress=progress)
+        with screen.progress("examining every step") as progress:
+            answer = analyse(detector, dataset, iou=iou, score=threshold, batch=batch, progress=progress)
         screen.note(*detector.pooler.remarks.values())
         summary = report(answer, dataset, settings)
         show(summary)
         folder = fresh_folder(out or Path("runs/why") / path.resolve().name)
-        whole = document(summary, dataset)
-        text = json_format.dumps(screen.jsonable(whole), indent=2, ensure_ascii=False)
+        tree = document(summary, dataset)
+        text = json_format.dumps(screen.jsonable(tree), indent=2, ensure_ascii=False)
         (folder / "why.json").write_text(text + "\n", encoding="utf-8")
-        draw_funnel(summary, folder / "funnel.png")
+        draw_why(summary, folder / "funnel.png")
         draw_worst(answer, dataset, settings, folder / "worst.jpg")
         screen.say("")
         screen.say(summary.advice, "bold")
@@ -74,25 +74,23 @@ def why(
             describe(folder, model, settings)
     if json:
         lists = ("lost_objects", "false_detections")
-        screen.emit({"out": folder, **{key: value for key, value in whole.items() if key not in lists}})
+        screen.emit({"out": folder, **{key: value for key, value in tree.items() if key not in lists}})
 
 
 def show(report: "WhyReport") -> None:
     """Print losses and false alarms by size, with the AP if each were mended, and losses by class."""
     from rcnn.diagnose.why.outcomes import ALARMS, FOUND
     from rcnn.diagnose.why.pictures import TAGS
-    from rcnn.diagnose.why.tables import groups, places
+    from rcnn.diagnose.why.tables import count_by_kind, possible_reasons
 
     answer = report.why
-    objects, alarms = groups(answer.outcomes, answer.names), groups(answer.alarms, answer.names)
-    title = f"Where the objects are lost (IoU {answer.iou:g}" + (
-        f", score {answer.score:.3f})" if report.mended else ")"
-    )
-    _by_size(title, objects, {**places(answer), FOUND: FOUND}, report)
+    objects, reasons = count_by_kind(answer.outcomes, answer.names), possible_reasons(answer)
+    score = f", score {answer.score:.3f}" if report.mended else ""
+    _by_size(f"Where the objects are lost (IoU {answer.iou:g}{score})", objects, {**reasons, FOUND: FOUND}, report)
     if answer.predicts_classes:
-        _by_size("False alarms", alarms, ALARMS, report)
+        _by_size("False alarms", count_by_kind(answer.alarms, answer.names), ALARMS, report)
         screen.say(f"AP {report.ap:.3f} at this IoU; `AP if mended` is what it would be without that kind", "dim")
-    losses = [kind for kind in places(answer) if objects[0].counts[kind]]
+    losses = [kind for kind in reasons if objects[0].counts[kind]]
     columns = ["class", "objects", FOUND, *(TAGS[kind] for kind in losses)]
     rows = [
         [group.title, group.counts.total(), group.counts[FOUND], *(group.counts[kind] for kind in losses)]
@@ -100,25 +98,21 @@ def show(report: "WhyReport") -> None:
         if group.section == "class"
     ]
     rows.sort(key=lambda row: row[2] - row[1])  # type: ignore[operator]
-    if len(rows) > SHOWN:
+    if len(rows) > MAX_ROWS:
         rows = [row for row in rows if row[1]]
-    left = f" ({SHOWN} of {len(rows)} with most losses)" if len(rows) > SHOWN else ""
-    screen.table("By class" + left, columns, rows[:SHOWN])
+    omitted = f" ({MAX_ROWS} of {len(rows)} with most losses)" if len(rows) > MAX_ROWS else ""
+    screen.table("By class" + omitted, columns, rows[:MAX_ROWS])
 
 
-def _by_size(title: str, counted: "Sequence[Group]", kinds: dict[str, str], report: "WhyReport") -> None:
-    """Print one row per kind: the number in total and of each size, and the AP if mended."""
-    shown = [group for group in counted if group.section != "class"]
-    mended = ["AP if mended"] if report.mended else []
-    rows: list[list[object]] = [
-        [text, *(group.counts[kind] for group in shown), *([_ap(report, kind, shown[0])] if mended else [])]
-        for kind, text in kinds.items()
-    ]
-    total = [sum(group.counts[kind] for kind in kinds) for group in shown]
-    rows.append(["total", *total, *([report.ap] if mended else [])])
-    screen.table(title, ["", *(group.title for group in shown), *mended], rows)
-
-
-def _ap(report: "WhyReport", kind: str, everything: "Group") -> float:
-    """Return the AP if this kind were mended, or NaN if there is none of it."""
-    return report.mended.get(kind, float("nan")) if everything.counts[kind] else float("nan")
+def _by_size(title: str, counted: "Sequence[CountedByKind]", kinds: dict[str, str], report: "WhyReport") -> None:
+    """Print one row per kind: the number in total and of each size, and the AP if mended (NaN if there is none)."""
+    groups = [group for group in counted if group.section != "class"]
+    rows: list[list[object]] = [[text, *(group.counts[kind] for group in groups)] for kind, text in kinds.items()]
+    rows.append(["total", *(sum(group.counts[kind] for kind in kinds) for group in groups)])
+    headings = ["", *(group.title for group in groups)]
+    if report.mended:
+        headings.append("AP if mended")
+        for row, kind in zip(rows, kinds, strict=False):
+            row.append(report.mended.get(kind, float("nan")) if groups[0].counts[kind] else float("nan"))
+        rows[-1].append(report.ap)
+    screen.table(title, headings, rows)

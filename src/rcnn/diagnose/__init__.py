@@ -1,1 +1,1 @@
-"""Pictures and tables that explain data, training and detections."""
+"""Explain what a detector does on labelled images: `rcnn why`, `rcnn explain`, `rcnn anchors`, and label errors."""

@@ -1,4 +1,4 @@
-"""The pictures that `rcnn look` shows: of a data set or a folder, with truth and detections, and a choice of them."""
+"""The pictures that `rcnn look` shows: of a data set or a folder, with truth and detections, and filters of them."""
 
 import gc
 import threading
@@ -14,25 +14,31 @@ from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import find_layout, layout_at, open_dataset
 from rcnn.detector import Detector
+from rcnn.diagnose.why.outcomes import ALARMS
 from rcnn.errors import DataError, SettingsError, printable
 from rcnn.images.sources import files, is_image
-from rcnn.look.choice import KINDS, Choice, Rows, among, joined, rows_of
-from rcnn.look.finder import Finder, Found, judged
+from rcnn.look.finder import Finder, JudgedDetections, judge_detections
 from rcnn.look.index import indexed
+from rcnn.metrics.overlap import area
+from rcnn.metrics.proposal_recall import SIZES
 from rcnn.metrics.types import Prediction, Truth
 
 LISTS = ("train", "val", "test")
 DROPPED = "dropped"
 """The list of pictures that were dropped on the page."""
 
-MOST_FOUND = 5000
-"""Pictures that are predicted without being asked for, the first ones."""
+MAX_PREDICTED = 5000
+"""Number of pictures that are predicted without being opened, the first ones."""
 
 PAUSE = 1.0
-"""Seconds that the prediction of the other pictures waits after somebody asked for one."""
+"""Seconds that the prediction of the other pictures pauses after a picture was opened."""
+
+KINDS = {kind: text for kind, text in ALARMS.items() if kind != "missing_label"}
+MISTAKES = {"any": "any mistake", "lost": "lost objects", "wrong": "wrong detections", **KINDS, "none": "no mistake"}
+"""Values of the filter by mistakes -> what they mean."""
 
 
-class Picture(NamedTuple):
+class AlbumImage(NamedTuple):
     """A picture: its file, the name that is shown, the list that it is in, and its truth, if that is known."""
 
     path: Path
@@ -41,42 +47,95 @@ class Picture(NamedTuple):
     truth: Truth | None
 
 
+class Filters(NamedTuple):
+    """Which pictures are chosen; None stands for all.
+
+    Attributes:
+        list: of the data set, or `DROPPED`.
+        label: class of an object or a detection.
+        size: of `SIZES`, likewise.
+        score: a detection counts from this score on.
+        mistake: of `MISTAKES`.
+    """
+
+    list: str | None = None
+    label: int | None = None
+    size: str | None = None
+    score: float = 0.5
+    mistake: str | None = None
+
+
+class BoxTable(NamedTuple):
+    """Columns of the objects or detections of many pictures, n of them.
+
+    Attributes:
+        picture: (n,) index of the picture.
+        label: (n,) class.
+        area: (n,) px of the file.
+        score: (n,) of the detection; of an object, that of the detection that matches it, or -1.
+        mark: (n,) of a detection 0 if it is right, else 1 + its place in `KINDS`; 0 of an object; -1 of what does not
+            count.
+    """
+
+    picture: np.ndarray
+    label: np.ndarray
+    area: np.ndarray
+    score: np.ndarray
+    mark: np.ndarray
+
+    @classmethod
+    def of(cls, parts: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> "BoxTable":
+        """Return the table of (picture, boxes, labels, scores, marks) of several pictures."""
+        empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.float32), np.zeros(0, int))
+        rows = [
+            (np.full(len(labels), index), labels, area(boxes.astype(np.float64)), scores.astype(np.float32), marks)
+            for index, boxes, labels, scores, marks in parts
+        ]
+        return cls(*(np.concatenate(columns) for columns in zip(empty, *rows, strict=True)))
+
+    def matches(self, filters: Filters) -> np.ndarray:
+        """Return (n,) bool: of this class and size."""
+        low, high = SIZES[filters.size] if filters.size else (0.0, np.inf)
+        of_size = (self.area >= low) & (self.area < high)
+        return of_size if filters.label is None else of_size & (self.label == filters.label)
+
+
 class Album:
-    """Pictures, opened and predicted by a thread while others ask for them.
+    """Pictures, read and predicted by a thread while others ask for them.
 
     Args:
-        load: gives the detector; None for none.
+        load: loads the detector; None for none.
         data: data set, folder or picture; None for none.
-        cache: folder that labels which were read are kept in; None: they are not.
+        cache: folder for labels that were read; None: they are not kept.
     """
 
     def __init__(self, load: Callable[[], Detector] | None, data: Path | None, cache: Path | None = None) -> None:
         self._load, self.data, self._cache = load, data, cache
         self.read = 0, 0
-        """Images whose labels have been read, of how many, while a list is being read."""
+        """Images whose labels have been read, and their number, while a list is being read."""
         self.ready, self.failed, self.notes = False, "", list[str]()
         self.detector: Detector | None = None
         self.finder: Finder | None = None
         self.settings = Settings()
         self.names: tuple[str, ...] = ()
-        self.pictures: list[Picture] = []
+        self.pictures: list[AlbumImage] = []
         self.sets: list[Dataset] = []
         """The lists of the data set, whose images are the first pictures, in order; empty for a folder."""
-        self.found: dict[int, Found] = {}
+        self.judged: dict[int, JudgedDetections] = {}
+        """Index of a picture -> its detections, for those that have been predicted."""
         self.faults: dict[int, str] = {}
-        self.asked = -PAUSE
-        """When a picture was last looked at alone, by `time.monotonic`."""
+        self.opened_at = -PAUSE
+        """When a picture was last opened, by `time.monotonic`."""
         self.network = ThreadPoolExecutor(1, "network")
-        """The thread that runs the network, and no other one does."""
-        self._objects: tuple[int, Rows] | None = None
-        self._detections: tuple[int, Rows] | None = None
+        """The only thread that runs the network."""
+        self._tables: tuple[int, BoxTable, BoxTable] | None = None
         self._lock = threading.Lock()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
     @property
-    def given(self) -> bool:
-        """Is there a model or data?"""
+    def has_subject(self) -> bool:
+        """Whether there is a model or data."""
         return self._load is not None or self.data is not None
 
     def start(self) -> None:
@@ -84,7 +143,7 @@ class Album:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the prediction, since the process can't end well while the network runs in a thread."""
+        """End the prediction, since the process can't exit cleanly while a thread runs the network."""
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join(10)
@@ -92,14 +151,14 @@ class Album:
     def _work(self) -> None:
         try:
             self.open()
-        except Exception as error:  # the page says so in its place
+        except Exception as error:  # shown on the page
             self.failed = printable(str(error) or type(error).__name__)
             return
         gc.freeze()
-        for place in range(min(len(self.pictures), MOST_FOUND) if self.finder else 0):
-            self.find(place)
-            self._ending.wait(0.005)  # for those who wait for the detector
-            while time.monotonic() - self.asked < PAUSE and not self._ending.is_set():
+        for index in range(min(len(self.pictures), MAX_PREDICTED) if self.finder else 0):
+            self.predict(index)
+            self._ending.wait(0.005)  # lets other threads have the detector
+            while time.monotonic() - self.opened_at < PAUSE and not self._ending.is_set():
                 self._ending.wait(0.05)
             if self._ending.is_set():
                 return
@@ -119,7 +178,7 @@ class Album:
                 self.notes.append(f"No detections: {error}")
         if self.data is not None:
             collects_garbage = gc.isenabled()
-            gc.disable()  # it would search the pictures again and again while they become more: half of the time
+            gc.disable()  # searching the growing list again and again would take half of the time
             try:
                 self.pictures = self._read(self.data)
             finally:
@@ -127,20 +186,20 @@ class Album:
                     gc.enable()
         self.ready = True
 
-    def _read(self, data: Path) -> list[Picture]:
-        """The pictures of a data set in all its lists, or of a folder."""
+    def _read(self, data: Path) -> list[AlbumImage]:
+        """Return the pictures of a data set in all its lists, or of a folder."""
         names = self.names if self.detector else None
-        alone = data.is_dir() or (is_image(data.name) and data.exists())  # may be pictures without labels
+        may_lack_labels = data.is_dir() or (is_image(data.name) and data.exists())
         try:
-            layout = layout_at(data) if alone else find_layout(data)
+            layout = layout_at(data) if may_lack_labels else find_layout(data)
         except DataError:
-            if not alone:
+            if not may_lack_labels:
                 raise
             layout = None
         if layout is None:
             top = data if data.is_dir() else data.parent
             start = len(str(top / "a")) - 1  # `relative_to` takes seconds for 100,000 files
-            return [Picture(file, str(file)[start:], "all", None) for file in files(data)]
+            return [AlbumImage(file, str(file)[start:], "all", None) for file in files(data)]
         settings = self.settings.data.model_copy(update={"on_fault": "skip"})
 
         def opened(split: str) -> Dataset:
@@ -148,140 +207,134 @@ class Album:
 
         def read() -> list[Dataset]:
             divided = {"trainval", "all"} & {*layout.lists}
-            there = [name for name in LISTS if name in layout.lists or (name != "test" and divided)]
+            lists = [name for name in LISTS if name in layout.lists or (name != "test" and divided)]
             try:
-                return [opened(name) for name in there or ["all"]]
+                return [opened(name) for name in lists or ["all"]]
             except DataError:  # a single picture can't be divided
                 return [opened("all")]
 
         words = (settings.model_dump_json(), repr(names))
         sets = read() if self._cache is None else indexed(self._cache, data, layout.root, words, read)
         self.names, self.sets = self.names or sets[0].names, sets
-        self.notes += dict.fromkeys(note for one in sets for note in one.notes)
-        if left_out := len({fault for one in sets for fault in one.faults}):
+        self.notes += dict.fromkeys(note for dataset in sets for note in dataset.notes)
+        if faults := len({fault for dataset in sets for fault in dataset.faults}):
             self.notes.append(
-                f"Faults in the data that were mended or left out: {left_out:,}. rcnn data check lists them."
+                f"Faults in the data that were mended or left out: {faults:,}. rcnn data check lists them."
             )
         return [
-            Picture(record.path, record.name, one.split, Truth(record.boxes, record.labels, record.ignore))
-            for one in sets
-            for record in one.records
+            AlbumImage(record.path, record.name, dataset.split, Truth(record.boxes, record.labels, record.ignore))
+            for dataset in sets
+            for record in dataset.records
         ]
 
     def _progress(self, done: int, images: int) -> None:
         self.read = done, images
 
-    def find(self, place: int) -> Found | None:
-        """The detections of a picture; None if there is no detector, or the picture can't be read (see `faults`)."""
-        if self.finder is None or place in self.faults:
+    def predict(self, index: int) -> JudgedDetections | None:
+        """Return the detections of a picture; None without a detector, or if it can't be read (see `faults`)."""
+        if self.finder is None or index in self.faults:
             return None
-        if place not in self.found:
-            picture = self.pictures[place]
+        if index not in self.judged:
+            picture = self.pictures[index]
             try:
                 result = self.finder.find(picture.path, keep=False)
-            except Exception as error:  # one picture costs no other
-                self.faults[place] = self.told(place, error)
+            except Exception as error:  # one picture must not stop the others
+                self.faults[index] = self.fault_of(index, error)
                 return None
-            self.found[place] = judged(Prediction(result.boxes, result.scores, result.labels), picture.truth)
-        return self.found[place]
+            prediction = Prediction(result.boxes, result.scores, result.labels)
+            self.judged[index] = judge_detections(prediction, picture.truth)
+        return self.judged[index]
 
-    def told(self, place: int, error: Exception) -> str:
-        """Why a picture can't be shown, without the folders of this machine."""
-        picture = self.pictures[place]
+    def fault_of(self, index: int, error: Exception) -> str:
+        """Return why a picture can't be shown, without the folders of this machine."""
+        picture = self.pictures[index]
         return printable(str(error) or type(error).__name__).replace(printable(str(picture.path)), picture.name)
 
     def add(self, path: Path, name: str) -> int:
-        """Add a picture that was dropped on the page."""
+        """Add a picture that was dropped on the page; return its index."""
         with self._lock:
-            self.pictures.append(Picture(path, name, DROPPED, None))
+            self.pictures.append(AlbumImage(path, name, DROPPED, None))
             return len(self.pictures) - 1
 
-    def choose(self, choice: Choice) -> list[int]:
-        """The pictures that have what is asked for, in order.
+    def choose(self, filters: Filters) -> list[int]:
+        """Return the pictures that match the filters, in order.
 
         With a mistake, only pictures that are predicted and have a truth are chosen.
         """
-        if choice == Choice(choice.list, score=choice.score):
-            names = enumerate(list(self.pictures))
-            return [place for place, picture in names if choice.list in (None, picture.list)]
-        objects, detections = self.objects(), self.detections()
-        pictures = list(self.pictures)  # after the rows: meanwhile one may be dropped on the page
-        number = len(pictures)
-        kept = np.ones(number, bool)
-        if choice.list is not None:
-            kept &= np.array([picture.list == choice.list for picture in pictures], bool)
-        these, those = objects.chosen(choice), detections.chosen(choice)
-        those &= detections.score >= np.float32(choice.score)
-        lost = these & (objects.mark == 0) & (objects.score < np.float32(choice.score))
-        wrong = those & (detections.mark > 0)
-        if choice.mistake is None:
-            if choice.label is not None or choice.size is not None:
-                kept &= among(number, objects.picture[these], detections.picture[those])
-            return np.flatnonzero(kept).tolist()
-        compared = np.zeros(number, bool)
-        done = [place for place in list(self.found) if place < number and pictures[place].truth is not None]
-        compared[done] = True
-        if choice.mistake in KINDS:
-            wrong &= detections.mark == 1 + list(KINDS).index(choice.mistake)
-        any_lost = among(number, objects.picture[lost])
-        any_wrong = among(number, detections.picture[wrong])
-        if choice.mistake == "none":
-            mistaken = ~(any_lost | any_wrong)
-        else:
-            parts = {"any": any_lost | any_wrong, "lost": any_lost}
-            mistaken = parts.get(choice.mistake, any_wrong)
-        return np.flatnonzero(kept & compared & mistaken).tolist()
+        if filters == Filters(filters.list, score=filters.score):
+            pictures = enumerate(list(self.pictures))
+            return [index for index, picture in pictures if filters.list in (None, picture.list)]
+        objects, detections = self._box_tables()
+        pictures = list(self.pictures)  # after the tables: meanwhile one may be dropped on the page
 
-    def counts(self, place: int, score: float) -> dict[str, Any]:
-        """Of one picture: objects that count, and, as far as it is predicted, right, wrong and lost ones at a score."""
-        truth, found = self.pictures[place].truth, self.found.get(place)
-        told: dict[str, Any] = {"objects": None if truth is None else int((~truth.ignore).sum())}
-        if found is not None:
-            sure = found.prediction.scores >= np.float32(score)
-            told["detections"] = int((sure & ~found.ignored).sum())
+        def holding(*indices: np.ndarray) -> np.ndarray:
+            """Return (pictures,) bool: those at the indices."""
+            mask = np.zeros(len(pictures), bool)
+            mask[np.concatenate(indices)] = True
+            return mask
+
+        chosen = np.ones(len(pictures), bool)
+        if filters.list is not None:
+            chosen &= np.array([picture.list == filters.list for picture in pictures], bool)
+        own_objects, own_detections = objects.matches(filters), detections.matches(filters)
+        own_detections &= detections.score >= np.float32(filters.score)
+        if filters.mistake is None:
+            if filters.label is not None or filters.size is not None:
+                chosen &= holding(objects.picture[own_objects], detections.picture[own_detections])
+            return np.flatnonzero(chosen).tolist()
+        wrong = own_detections & (detections.mark > 0)
+        if filters.mistake in KINDS:
+            wrong &= detections.mark == 1 + list(KINDS).index(filters.mistake)
+        any_wrong = holding(detections.picture[wrong])
+        any_lost = holding(
+            objects.picture[own_objects & (objects.mark == 0) & (objects.score < np.float32(filters.score))]
+        )
+        by_mistake = {"none": ~(any_lost | any_wrong), "any": any_lost | any_wrong, "lost": any_lost}
+        compared = [i for i in list(self.judged) if i < len(pictures) and pictures[i].truth is not None]
+        chosen &= holding(np.array(compared, np.int64)) & by_mistake.get(filters.mistake, any_wrong)
+        return np.flatnonzero(chosen).tolist()
+
+    def counts(self, index: int, score: float) -> dict[str, Any]:
+        """Return the counts of one picture at a score: objects, and once predicted right, wrong and lost."""
+        truth, judged = self.pictures[index].truth, self.judged.get(index)
+        counts: dict[str, Any] = {"objects": None if truth is None else int((~truth.ignore).sum())}
+        if judged is not None:
+            sure = judged.prediction.scores >= np.float32(score)
+            counts["detections"] = int((sure & ~judged.ignored).sum())
             if truth is not None:
-                told["right"] = int((sure & (found.matched >= 0)).sum())
-                told["wrong"] = told["detections"] - told["right"]
-                told["lost"] = told["objects"] - told["right"]
-        return told
+                counts["right"] = int((sure & (judged.matched >= 0)).sum())
+                counts["wrong"] = counts["detections"] - counts["right"]
+                counts["lost"] = counts["objects"] - counts["right"]
+        return counts
 
-    def objects(self) -> Rows:
-        """All objects, with the scores of the detections that take them."""
+    def _box_tables(self) -> tuple[BoxTable, BoxTable]:
+        """Return all objects, with the scores of the detections that match them, and all detections so far."""
         with self._lock:
-            done = len(self.found)
-            if self._objects is None or self._objects[0] != done:
-                found = dict(self.found)
-                parts = [
-                    rows_of(
-                        place,
+            if self._tables is None or self._tables[0] != len(self.judged):
+                judged = dict(self.judged)
+                marks = {kind: mark for mark, kind in enumerate(("", *KINDS))}
+                objects = [
+                    (
+                        index,
                         truth.boxes,
                         truth.labels,
-                        found[place].scores_of(len(truth.labels))
-                        if place in found
+                        judged[index].scores_of(len(truth.labels))
+                        if index in judged
                         else np.full(len(truth.labels), -1.0),
                         np.where(truth.ignore, -1, 0),
                     )
-                    for place, (_, _, _, truth) in enumerate(self.pictures)
+                    for index, (_, _, _, truth) in enumerate(self.pictures)
                     if truth is not None and len(truth.labels)
                 ]
-                self._objects = done, joined(parts)
-            return self._objects[1]
-
-    def detections(self) -> Rows:
-        """All detections."""
-        with self._lock:
-            done = len(self.found)
-            if self._detections is None or self._detections[0] != done:
-                marks = {kind: place for place, kind in enumerate(("", *KINDS))}
-                parts = [
-                    rows_of(
-                        place,
-                        found.prediction.boxes,
-                        found.prediction.labels,
-                        found.prediction.scores,
-                        np.where(found.ignored, -1, np.array([marks[kind] for kind in found.kinds], np.int64)),
+                detections = [
+                    (
+                        index,
+                        own.prediction.boxes,
+                        own.prediction.labels,
+                        own.prediction.scores,
+                        np.where(own.ignored, -1, np.array([marks[kind] for kind in own.kinds], np.int64)),
                     )
-                    for place, found in list(self.found.items())
+                    for index, own in judged.items()
                 ]
-                self._detections = done, joined(parts)
-            return self._detections[1]
+                self._tables = len(judged), BoxTable.of(objects), BoxTable.of(detections)
+            return self._tables[1:]

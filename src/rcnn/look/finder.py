@@ -1,4 +1,4 @@
-"""Detections of single pictures, also at another threshold of NMS, which asks nothing more of the network."""
+"""Detections of single pictures, also at another threshold of NMS, which does not run the network again."""
 
 from collections import OrderedDict
 from concurrent.futures import Executor
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rcnn.detector import Detector
-from rcnn.diagnose.why.why import find_alarms
+from rcnn.diagnose.why.outcomes import find_alarms
 from rcnn.errors import SettingsError
 from rcnn.images.stream import read_picture
 from rcnn.metrics.overlap import match
@@ -21,11 +21,11 @@ from rcnn.report.scores import IOU
 from rcnn.result import Result
 from rcnn.runtime.eager import Eager
 
-RECENT = 8
+MAX_RECENT = 8
 """Pictures whose boxes before NMS are kept."""
 
 
-class Candidates(NamedTuple):
+class BeforeNMS(NamedTuple):
     """The boxes of one picture before NMS: the arguments of `final_boxes`, and the batch without pixels."""
 
     batch: Batch
@@ -35,12 +35,12 @@ class Candidates(NamedTuple):
     finite: Tensor
 
 
-class Found(NamedTuple):
-    """The detections of one picture, judged for every score: a lower-scored one never changes the match of a better.
+class JudgedDetections(NamedTuple):
+    """The detections of one picture, judged at every score: one of a lower score never changes the match of another.
 
     Attributes:
         prediction: (P,) best first.
-        matched: (P,) the object that each takes, or -1.
+        matched: (P,) the object that each matches, or -1.
         ignored: (P,) bool: on an ignored object, counted neither as right nor as wrong.
         kinds: (P,) the kind of a wrong one, of `ALARMS`; else empty.
     """
@@ -51,34 +51,34 @@ class Found(NamedTuple):
     kinds: tuple[str, ...]
 
     def scores_of(self, objects: int) -> np.ndarray:
-        """(G,) float64, the score of the detection that takes each object; -1 where none does."""
+        """Return (G,) float64, the score of the detection that matches each object; -1 if none does."""
         scores = np.full(objects, -1.0)
         hits = self.matched >= 0
         scores[self.matched[hits]] = self.prediction.scores[hits]
         return scores
 
 
-def judged(prediction: Prediction, truth: Truth | None) -> Found:
-    """What each detection is: by the matches of the metric, and the kinds of false alarms of `why`.
+def judge_detections(prediction: Prediction, truth: Truth | None) -> JudgedDetections:
+    """Judge detections by the matches of the metric and the kinds of false alarms of `why`.
 
-    A probably missing label counts as background here: it takes the scores of a whole data set to tell.
+    A probably missing label counts as background here: telling them apart takes the scores of a whole data set.
     """
     number = len(prediction.scores)
     if truth is None:
-        return Found(prediction, np.full(number, -1), np.zeros(number, bool), ("",) * number)
+        return JudgedDetections(prediction, np.full(number, -1), np.zeros(number, bool), ("",) * number)
     matched, ignored = match(truth, prediction, IOU)
     kinds = [""] * number
     for alarm in find_alarms([truth], [prediction], IOU, 0.0):
         kinds[alarm.detection] = "background" if alarm.kind == "missing_label" else alarm.kind
-    return Found(prediction, matched, ignored, tuple(kinds))
+    return JudgedDetections(prediction, matched, ignored, tuple(kinds))
 
 
 class Finder:
     """A detector that several threads ask for the detections of files, one at a time.
 
     Args:
-        detector: that predicts classes.
-        network: the one thread that runs it; in each other one it would take memory of its own.
+        detector: that detects.
+        network: the one thread that runs it; each further thread would keep memory of its own.
 
     Raises:
         SettingsError: it does not detect, or needs proposals from elsewhere.
@@ -90,21 +90,21 @@ class Finder:
             raise SettingsError("this model has no second stage (`roi.head=none`): it only proposes boxes")
         self.detector = detector
         self._network = network
-        self._recent: OrderedDict[Path, Candidates] = OrderedDict()
+        self._recent: OrderedDict[Path, BeforeNMS] = OrderedDict()
 
     @property
     def adjustable(self) -> bool:
-        """Can its NMS be changed afterwards? It takes a second stage in this process, and single views of pictures."""
+        """Whether NMS can be repeated afterwards: with a second stage in this process, and single views of pictures."""
         detector, predict = self.detector, self.detector.settings.predict
         single = len(predict.scales) == 1 and predict.tile == "off"
         return isinstance(detector.runtime, Eager) and detector.two_stage and single
 
     def find(self, path: Path, nms: float | None = None, *, keep: bool = True) -> Result:
-        """The detections of a picture with every score above `roi.score`, in pixels of the file.
+        """Return the detections of a picture with every score above `roi.score`, in pixels of the file.
 
         Args:
             path: of the picture.
-            nms: instead of `roi.nms`, where that is `adjustable`. None: as the settings say.
+            nms: instead of `roi.nms`, if that is `adjustable`. None: as in the settings.
             keep: keep its boxes before NMS, for the next time.
 
         Raises:
@@ -117,37 +117,34 @@ class Finder:
                 raise SettingsError("the NMS of this model can't be changed afterwards")
             array = read_picture(path, self.detector.settings)
             return self._network.submit(self.detector.predict, array, score=0.0).result()[0]
-        kept = self._network.submit(self._candidates, path, keep).result()
+        before = self._network.submit(self._before_nms, path, keep).result()
         settings = self.detector.settings.roi
         settings = settings if nms is None else settings.model_copy(update={"nms": nms})
-        detections = final_boxes(kept.boxes, kept.probability, kept.valid, kept.finite, settings)
-        return self.detector.results(kept.batch, detections)[0]
-
-    def _candidates(self, path: Path, keep: bool) -> Candidates:
-        """The boxes of a picture before NMS, which are those of the last time if they were kept."""
-        kept = self._recent.get(path) or self._run(path)
-        if keep:
-            self._recent[path] = kept
-            self._recent.move_to_end(path)
-        if len(self._recent) > RECENT:
-            self._recent.popitem(last=False)
-        return kept
+        detections = final_boxes(before.boxes, before.probability, before.valid, before.finite, settings)
+        return self.detector.results(before.batch, detections)[0]
 
     @torch.inference_mode()
-    def _run(self, path: Path) -> Candidates:
-        """Run the network as far as its boxes before NMS."""
-        detector = self.detector
-        preprocessor = detector.preprocessor.at_scale(detector.settings.predict.scales[0])
-        array = read_picture(path, detector.settings)
-        batch = preprocessor.collate([preprocessor.resize(array)], [(array.shape[0], array.shape[1])])
-        pass_ = detector.network.record(batch)
-        second = detector.runner.fast_rcnn
-        assert second is not None
-        assert pass_.proposals is not None
-        assert pass_.rois is not None
-        assert pass_.detections is not None
-        with detector.network.autocast:
-            boxes = second.refine(pass_.rois, pass_.proposals, batch.sizes.to(detector.device))
-            probability = class_probabilities(pass_.rois.logits)
-        bare = batch._replace(images=batch.images[..., :0, :0])
-        return Candidates(bare, boxes, probability, pass_.proposals.valid, pass_.detections.finite)
+    def _before_nms(self, path: Path, keep: bool) -> BeforeNMS:
+        """Return the boxes of a picture before NMS: the kept ones, or by running the network as far as that."""
+        before, detector = self._recent.get(path), self.detector
+        if before is None:
+            preprocessor = detector.preprocessor.at_scale(detector.settings.predict.scales[0])
+            array = read_picture(path, detector.settings)
+            batch = preprocessor.collate([preprocessor.resize(array)], [(array.shape[0], array.shape[1])])
+            pass_ = detector.network.record(batch)
+            second_stage = detector.runner.fast_rcnn
+            assert second_stage is not None
+            assert pass_.proposals is not None
+            assert pass_.rois is not None
+            assert pass_.detections is not None
+            with detector.network.autocast:
+                boxes = second_stage.refine(pass_.rois, pass_.proposals, batch.sizes.to(detector.device))
+                probability = class_probabilities(pass_.rois.logits)
+            without_pixels = batch._replace(images=batch.images[..., :0, :0])
+            before = BeforeNMS(without_pixels, boxes, probability, pass_.proposals.valid, pass_.detections.finite)
+        if keep:
+            self._recent[path] = before
+            self._recent.move_to_end(path)
+        if len(self._recent) > MAX_RECENT:
+            self._recent.popitem(last=False)
+        return before

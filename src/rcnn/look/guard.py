@@ -1,9 +1,9 @@
-"""Who may ask the server of `rcnn look` for what: an ASGI layer that every request passes before anything else.
+"""Access control of the server of `rcnn look`: an ASGI layer that checks every request first.
 
-The page shows pictures and predicts for whoever asks, so it has to be sure that its own browser asks. The address that
-is printed holds a token, which is exchanged once for a cookie. The Host has to be the served name and port, which other
-sites can't send, also if their name is made to lead here (DNS rebinding). Nothing but GET and POST is answered, and a
-POST only if it comes from a page of this server.
+The server shows pictures and predicts on request, so it answers only the browser of its user. The printed address
+holds a token, which is exchanged once for a cookie. The Host header has to be the served name and port, which other
+sites can't send, even if their name resolves to this machine (DNS rebinding). Only GET, HEAD and POST are answered, and
+a POST only if it comes from a page of this server.
 """
 
 import hmac
@@ -16,7 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-LONGEST_PATH, LONGEST_QUERY = 1000, 16_000
+MAX_PATH, MAX_QUERY = 1000, 16_000
 """Characters of an address before its question mark, and after it."""
 
 POLICY = (
@@ -31,17 +31,17 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
 }
-"""Of every answer."""
+"""Headers of every answer."""
 
 
 class Guard:
-    """Lets through what the browser of the user asks for; everything else gets an answer of 4xx and a line in the log.
+    """Passes on the requests of the user's browser; others get an answer of 4xx and a line in the log.
 
     Args:
-        app: what is guarded.
+        app: that is protected.
         host: `name:port` that is served.
         log: called with a line for each wrong request, and with the address for another browser.
-        home: path of the page that is opened at first.
+        home: path of the first page.
         ending: set when the server ends.
     """
 
@@ -54,12 +54,12 @@ class Guard:
 
     @property
     def address(self) -> str:
-        """With the token, for one browser."""
+        """The address with the token, for one browser."""
         return f"http://{self.host}{self.home}?token={self.token}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or hand it on."""
-        if scope["type"] != "http":  # the start and the end of the server; there are no web sockets here
+        """Refuse a request, or pass it on."""
+        if scope["type"] != "http":  # start and end of the server; there are no web sockets
             if scope["type"] == "lifespan":
                 await self.app(scope, receive, send)
             return
@@ -78,36 +78,35 @@ class Guard:
         await (response or self.app)(scope, receive, answer)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """The answer to what is not handed on: a refusal, or the cookie for the token."""
+        """Return the answer to a request that is not passed on: a refusal, or the cookie for the token."""
         headers, query = Headers(scope=scope), scope["query_string"]
         if headers.getlist("host") != [self.host]:
-            return PlainTextResponse(f"This server is http://{self.host} and nothing else.", 421)
-        if len(scope["path"]) > LONGEST_PATH or len(query) > LONGEST_QUERY:
+            return PlainTextResponse(f"This server is http://{self.host} only.", 421)
+        if len(scope["path"]) > MAX_PATH or len(query) > MAX_QUERY:
             return PlainTextResponse("The address is too long.", 414)
         if scope["method"] not in ("GET", "HEAD", "POST"):
             return PlainTextResponse("Only GET, HEAD and POST are answered.", 405, {"Allow": "GET, HEAD, POST"})
-        given = [value for name, value in parse_qsl(query.decode("latin-1")) if name == "token"]
-        if given and scope["method"] == "GET" and hmac.compare_digest(given[0].encode(), self.token.encode()):
+        tokens = [value for name, value in parse_qsl(query.decode("latin-1")) if name == "token"]
+        if tokens and scope["method"] == "GET" and hmac.compare_digest(tokens[0].encode(), self.token.encode()):
             return self._admit(scope["path"])
         if not self._known(headers):
-            text = "Open the address that rcnn look printed last; it lets one browser in."
-            return PlainTextResponse(text, 403)
+            return PlainTextResponse("Open the address that rcnn look printed last; it works for one browser.", 403)
         if scope["method"] == "POST" and headers.getlist("origin") != [f"http://{self.host}"]:
-            return PlainTextResponse("This does not come from a page of this server.", 403)
-        if given:  # an old address in a browser that is in already
+            return PlainTextResponse("This request does not come from a page of this server.", 403)
+        if tokens:  # an old address in a browser that has the cookie
             return RedirectResponse(self.home, 303)
         return None
 
     def _admit(self, path: str) -> Response:
-        """Exchange the token for the cookie; the next browser gets another one."""
+        """Exchange the token for the cookie, and make a token for the next browser."""
         self.token = secrets.token_urlsafe(24)
-        self.log(f"a browser was let in; the address for another one: {self.address}")
+        self.log(f"a browser has connected; the address for another one: {self.address}")
         response = RedirectResponse(self.home if path.startswith("//") else path, 303)
         response.set_cookie(self.cookie, self.secret, httponly=True, samesite="strict")
         return response
 
     def _known(self, headers: Headers) -> bool:
-        """Does the browser show the cookie? Other programs of this name may have left cookies besides."""
+        """Return whether the browser sent the cookie; other programs of this host may have set cookies as well."""
         pairs = (pair.strip().partition("=") for line in headers.getlist("cookie") for pair in line.split(";"))
         return any(
             name == self.cookie and hmac.compare_digest(value.encode(), self.secret.encode())

@@ -1,10 +1,18 @@
-"""The runs in a folder, as they are being trained: read again whenever their files change, and never written to."""
+"""The page "Runs": the runs in a folder, read again whenever their files change, and never written to."""
 
+import asyncio
+import json
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
 
 from rcnn.config.files import MB, check_regular
 from rcnn.errors import SettingsError, printable
@@ -13,17 +21,26 @@ from rcnn.report.page import compared, values
 from rcnn.report.subject import Subject, read_subject
 from rcnn.report.templating import environment
 
-MOST = 200
-"""Runs that are told, the newest ones."""
+MAX_RUNS = 200
+"""Runs in the table, the newest ones."""
 
-MOST_ROWS = 10
+MAX_COMPARED = 2
+"""Runs side by side."""
+
+MAX_EPOCHS = 10
 """Epochs that are listed, the last ones."""
 
-SILENT = 600
-"""Seconds after which a run that writes nothing is not said to be training."""
-
-LARGEST = 30 * MB
+MAX_BYTES = 30 * MB
 """Bytes of a picture of a run."""
+
+SILENT_SECONDS = 600
+"""A run that has written nothing for this long does not count as training."""
+
+CHECK_SECONDS = 0.5
+"""Seconds between checks of the files."""
+
+CHECKS_PER_BEAT = 20
+"""Checks without a change after which a comment is sent."""
 
 FILES = (
     "config.yaml",
@@ -36,7 +53,7 @@ FILES = (
     "checkpoints",
     "plots",
 )
-"""What tells of a run; it is read again when one of these is written."""
+"""A run is read again when one of these is written."""
 
 PICTURES = {
     "train-batch-1.jpg": "A batch as the network sees it, with augmentation and labels",
@@ -54,17 +71,17 @@ KINDS = {".jpg": ("image/jpeg", b"\xff\xd8\xff"), ".png": ("image/png", b"\x89PN
 
 
 def is_run(folder: Path) -> bool:
-    """Is this the folder of a training?"""
+    """Return whether this is the folder of a training."""
     return (folder / "config.yaml").is_file() and (folder / "weights").is_dir()
 
 
 def holds_runs(folder: Path) -> bool:
-    """Are there runs in this folder?"""
+    """Return whether there are runs in this folder."""
     return folder.is_dir() and any(is_run(path) for path in folder.iterdir())
 
 
 class Runs:
-    """The runs in a folder; each has a number, by which alone it is asked for.
+    """The runs in a folder; pages refer to a run by its number only.
 
     Args:
         folder: of run folders; None for none.
@@ -78,7 +95,7 @@ class Runs:
         self._lock = threading.Lock()
 
     def table(self) -> dict[str, Any]:
-        """A row for each run, the newest first, and the number of the one that is shown at first."""
+        """Return a row for each run, the newest first, and the number of the one that is shown at first."""
         with self._lock:
             runs = self._list()
             rows = [self._row(number, folder) for number, folder in runs.items()]
@@ -90,10 +107,10 @@ class Runs:
         }
 
     def shown(self, numbers: Sequence[int]) -> str:
-        """One run, or several side by side, as HTML.
+        """Return one run, or several side by side, as HTML.
 
         Raises:
-            KeyError: there is no run of such a number.
+            KeyError: there is no run with such a number.
         """
         with self._lock:
             runs = self._list()
@@ -101,7 +118,7 @@ class Runs:
             subjects = [self._subject(folder) for folder in chosen]
         parts = [
             {
-                **values(subject, place, 0),
+                **values(subject, position, 0),
                 "epochs": _epochs(subject),
                 "files": [
                     (f"/api/runs/{number}/pictures/{index}?at={stamp}", text)
@@ -109,44 +126,43 @@ class Runs:
                     if (stamp := _stamp(folder / "plots" / file))
                 ],
             }
-            for place, (number, folder, subject) in enumerate(zip(numbers, chosen, subjects, strict=True))
+            for position, (number, folder, subject) in enumerate(zip(numbers, chosen, subjects, strict=True))
         ]
-        several = compared(subjects) if len(subjects) > 1 else None
-        names = [subject.name for subject in subjects]
-        return (
-            environment(Path(__file__).parent)
-            .get_template("runs-shown.html")
-            .render(runs=parts, compared=several, names=names)
+        template = environment(Path(__file__).parent).get_template("runs-shown.html")
+        return template.render(
+            runs=parts,
+            compared=compared(subjects) if len(subjects) > 1 else None,
+            names=[subject.name for subject in subjects],
         )
 
-    def picture(self, number: int, place: int) -> tuple[bytes, str]:
-        """A picture of a run, and its type.
+    def picture(self, number: int, index: int) -> tuple[bytes, str]:
+        """Return a picture of a run, and its type.
 
         Raises:
             LookupError: there is no such run or picture.
-            OSError: it can't be read, or is none.
+            OSError: it can't be read, or is not a picture.
         """
-        file = list(PICTURES)[place]
+        file = list(PICTURES)[index]
         with self._lock:
             path = self._list()[number] / "plots" / file
         kind, start = KINDS[path.suffix]
-        check_regular(path, LARGEST)
+        check_regular(path, MAX_BYTES)
         content = path.read_bytes()
         if not content.startswith(start):
-            raise OSError(f"{file} is no picture")
+            raise OSError(f"{file} is not a picture")
         return content, kind
 
     def _list(self) -> dict[int, Path]:
-        """Number -> folder, the newest first."""
+        """Return number -> folder, the newest first."""
         try:
-            there = [path for path in self.folder.iterdir() if is_run(path)] if self.folder else []
-        except OSError:  # it has gone
-            there = []
-        dated = sorted(((_stamp(path / "config.yaml"), path.name, path) for path in there), reverse=True)
-        return {self._numbers.setdefault(path, len(self._numbers)): path for _, _, path in dated[:MOST]}
+            folders = [path for path in self.folder.iterdir() if is_run(path)] if self.folder else []
+        except OSError:  # the folder was removed
+            folders = []
+        dated = sorted(((_stamp(path / "config.yaml"), path.name, path) for path in folders), reverse=True)
+        return {self._numbers.setdefault(path, len(self._numbers)): path for _, _, path in dated[:MAX_RUNS]}
 
     def _subject(self, folder: Path) -> Subject:
-        """A run as its files tell it now."""
+        """Return a run as its files describe it now."""
         stamps = tuple(_stamp(folder / file) for file in FILES)
         known = self._read.get(folder)
         if known is None or known[0] != stamps:
@@ -167,7 +183,7 @@ class Runs:
         stamps = dict(zip(FILES, self._read[folder][0], strict=True))
         written = max(stamps.values()) / 1e9
         ended = stamps["report.html"] and stamps["report.html"] >= stamps["metrics.jsonl"]
-        state = "ended" if ended else "training" if time.time() - written < SILENT else "silent"
+        state = "ended" if ended else "training" if time.time() - written < SILENT_SECONDS else "silent"
         return {
             "run": number,
             "name": printable(subject.name),
@@ -175,7 +191,7 @@ class Runs:
             "model": settings.model.preset if settings else "",
             "state": state,
             "epochs": len(rows),
-            "planned": settings.train.epochs * int(min(stages, MOST)) if settings else None,
+            "planned": settings.train.epochs * int(min(stages, MAX_RUNS)) if settings else None,
             "best": max(scores, default=None),
             "last": scores[-1] if scores else None,
             "written": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(written)),
@@ -183,8 +199,72 @@ class Runs:
         }
 
 
+class RunsApi:
+    """The requests of the page, as methods that are routes.
+
+    Args:
+        runs: that are shown.
+        ending: set when the server ends, and with it the streams.
+    """
+
+    def __init__(self, runs: Runs, ending: threading.Event) -> None:
+        self.runs, self.ending = runs, ending
+
+    def routes(self) -> list[Route]:
+        """Return addresses and their handlers."""
+        return [
+            Route("/api/runs", self.table),
+            Route("/api/runs/events", self.events),
+            Route("/api/runs/shown", self.shown),
+            Route("/api/runs/{run:int}/pictures/{index:int}", self.picture),
+        ]
+
+    def table(self, request: Request) -> Response:
+        """Answer with a row for each run."""
+        return JSONResponse(self.runs.table())
+
+    async def events(self, request: Request) -> Response:
+        """Answer with the same table as a server-sent event, now and whenever it changes."""
+        return StreamingResponse(self.stream(), media_type="text/event-stream")
+
+    async def stream(self) -> AsyncIterator[str]:
+        """Yield the events, and now and then a comment, by which a closed browser is noticed."""
+        last, unchanged = "", 0
+        while not self.ending.is_set():
+            table = json.dumps(await run_in_threadpool(self.runs.table))
+            unchanged = 0 if table != last else unchanged + 1
+            if table != last:
+                yield f"data: {table}\n\n"
+            elif unchanged % CHECKS_PER_BEAT == 0:
+                yield ":\n\n"
+            last = table
+            await asyncio.sleep(CHECK_SECONDS)
+
+    def shown(self, request: Request) -> Response:
+        """Answer with one run, or two side by side: losses, scores, pictures and settings as HTML."""
+        words = request.query_params.get("runs", "").split(",")
+        if not all(word.isascii() and word.isdigit() and len(word) < 12 for word in words):
+            raise HTTPException(400, "runs: numbers of runs, with commas.")
+        if len(words) > MAX_COMPARED:
+            raise HTTPException(400, f"At most {MAX_COMPARED} runs side by side.")
+        try:
+            return JSONResponse({"html": self.runs.shown([int(word) for word in words])})
+        except KeyError:
+            raise HTTPException(404, "There is no such run.") from None
+
+    def picture(self, request: Request) -> Response:
+        """Answer with a picture of a run."""
+        try:
+            content, kind = self.runs.picture(request.path_params["run"], request.path_params["index"])
+        except LookupError:
+            raise HTTPException(404, "There is no such picture.") from None
+        except OSError as error:
+            raise HTTPException(404, printable(f"The picture can't be read: {error.strerror or error}")) from None
+        return Response(content, media_type=kind)
+
+
 def _stamp(path: Path) -> int:
-    """When a file was written, in nanoseconds; 0 if it is not there."""
+    """Return when a file was written, in nanoseconds; 0 if there is none."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -192,13 +272,13 @@ def _stamp(path: Path) -> int:
 
 
 def _epochs(subject: Subject) -> dict[str, Any]:
-    """The last epochs as a table."""
-    rows = subject.rows[-MOST_ROWS:]
+    """Return the last epochs as a table."""
+    rows = subject.rows[-MAX_EPOCHS:]
     keys = [key for key in COLUMNS if any(_number(row, key) is not None for row in rows)]
     return {"headings": [COLUMNS[key] for key in keys], "rows": [[_number(row, key) for key in keys] for row in rows]}
 
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:
-    """A number of an epoch, if it is there and is one."""
+    """Return a number of an epoch; None if there is none."""
     value = row.get(key)
     return value if isinstance(value, float | int) else None

@@ -1,4 +1,4 @@
-"""The server of `rcnn look`: pages for the browser of its user alone."""
+"""The server of `rcnn look`: pages for the browser of its user only."""
 
 import errno
 import socket
@@ -18,33 +18,31 @@ from starlette.staticfiles import StaticFiles
 
 from rcnn.errors import SettingsError
 from rcnn.look.album import Album
-from rcnn.look.api import Api
-from rcnn.look.corrections import Corrections
+from rcnn.look.api import PicturesApi
 from rcnn.look.guard import Guard
-from rcnn.look.judging import Judging
-from rcnn.look.live import Live
-from rcnn.look.runs import Runs
+from rcnn.look.labels import LabelReview, LabelsApi
+from rcnn.look.runs import Runs, RunsApi
 from rcnn.look.thumbnails import Thumbnails
 from rcnn.report import templating
 
 HERE = Path(__file__).parent
-PORT, PORTS = 8765, 50
-"""The first port that is tried, and how many are tried after it."""
+MAX_PORTS = 50
+"""Number of ports that are tried, from the first one on."""
 
 THREADS = 6
-"""That answer requests; a browser does not send more at a time."""
+"""Threads that answer requests; a browser does not send more at a time."""
 
-PAGES = {"/pictures": "Pictures", "/inside/0": "Inside the RPN", "/doubts": "Doubtful labels", "/runs": "Runs"}
+PAGES = {"/pictures": "Pictures", "/explain/0": "Explain", "/labels": "Labels", "/runs": "Runs"}
 """Addresses of the pages -> their names."""
 
 TEMPLATES = {
     "/pictures": ("look.html", "/pictures"),
-    "/pictures/{place:int}": ("look.html", "/pictures"),
-    "/inside/{place:int}": ("inside.html", "/inside/0"),
-    "/doubts": ("doubts.html", "/doubts"),
+    "/pictures/{index:int}": ("look.html", "/pictures"),
+    "/explain/{index:int}": ("explain.html", "/explain/0"),
+    "/labels": ("labels.html", "/labels"),
     "/runs": ("runs.html", "/runs"),
 }
-"""Addresses -> their files, and which of the pages they are."""
+"""Addresses -> their templates, and which of the pages they are."""
 
 
 def application(
@@ -54,58 +52,58 @@ def application(
     *,
     thumbnails: Thumbnails,
     dropped: Path,
-    corrections: Corrections,
+    review: LabelReview,
     runs: Runs,
 ) -> Guard:
-    """The pages, guarded.
+    """Return the application with its access control.
 
     Args:
-        album: what they show.
+        album: what the pages show.
         host: `name:port` that is served.
         log: called with a line for each wrong request.
         thumbnails: of its pictures.
         dropped: folder for pictures that are dropped on the page.
-        corrections: of its labels.
+        review: of its labels.
         runs: that are shown.
     """
-    ending, home = threading.Event(), "/pictures" if album.given else "/runs"
+    ending, home = threading.Event(), "/pictures" if album.has_subject else "/runs"
     routes = [
         Route("/", lambda _: RedirectResponse(home, 303)),
         *(Route(path, _page(*template)) for path, template in TEMPLATES.items()),
-        *Api(album, thumbnails, dropped).routes(),
-        *Judging(corrections).routes(),
-        *Live(runs, ending).routes(),
+        *PicturesApi(album, thumbnails, dropped).routes(),
+        *LabelsApi(review).routes(),
+        *RunsApi(runs, ending).routes(),
         Mount("/static/report", StaticFiles(directory=templating.HERE / "static")),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _told})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _error})
     return Guard(app, host, log, home=home, ending=ending)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at this port, or at the next one that is free.
+    """Return a socket at this port, or at the next free one.
 
     Raises:
-        SettingsError: none is free, or the host is none of this machine.
+        SettingsError: none is free, or the host is not an address of this machine.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    for number in range(port, min(port + PORTS, 65536)):
-        # With the protocol named, asyncio sends at once what it would else hold back for up to 40 ms (Nagle).
-        place = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    for number in range(port, min(port + MAX_PORTS, 65536)):
+        # With the protocol named, asyncio sends at once what it would otherwise delay for up to 40 ms (Nagle).
+        bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            place.bind((host, number))
-            place.listen(128)  # who binds second learns it here
+            bound.bind((host, number))
+            bound.listen(128)  # raises if another program listens at this port
         except OSError as error:
-            place.close()
+            bound.close()
             if error.errno not in (errno.EADDRINUSE, errno.EACCES):
                 raise SettingsError(f"--host {host}: {error}") from None
             continue
-        return place
-    raise SettingsError(f"the ports from {port} on are taken; give another one: --port")
+        return bound
+    raise SettingsError(f"the ports from {port} on are taken; choose another with --port")
 
 
-def serve(guard: Guard, place: socket.socket) -> None:
+def serve(guard: Guard, bound: socket.socket) -> None:
     """Serve until Ctrl-C."""
     config = uvicorn.Config(
         guard,
@@ -117,23 +115,23 @@ def serve(guard: Guard, place: socket.socket) -> None:
         lifespan="off",
         timeout_graceful_shutdown=1,
     )
-    Server(config, guard).run(sockets=[place])
+    LookServer(config, guard).run(sockets=[bound])
 
 
-class Server(uvicorn.Server):
-    """A server that tells its guard when it ends, so that answers that go on end as well."""
+class LookServer(uvicorn.Server):
+    """A server that tells its guard when it ends, so that event streams end as well."""
 
     def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
         super().__init__(config)
         self._guard = guard
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve with a few threads: each that runs the network or reads pictures keeps memory of its own."""
+        """Serve with a few threads: each that reads pictures keeps memory of its own."""
         to_thread.current_default_thread_limiter().total_tokens = THREADS
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Ctrl-C."""
+        """End at Ctrl-C."""
         self._guard.ending.set()
         super().handle_exit(sig, frame)
 
@@ -147,6 +145,6 @@ def _page(template: str, here: str) -> Callable[[Request], Response]:
     return page
 
 
-def _told(_: Request, error: Exception) -> Response:
+def _error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)

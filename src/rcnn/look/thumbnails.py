@@ -1,4 +1,4 @@
-"""Small copies of pictures in a cache folder, which is kept under a size."""
+"""Small copies of pictures in a cache folder of limited size."""
 
 import hashlib
 import html
@@ -18,38 +18,38 @@ from rcnn.weights.file import atomic_write
 SIDE = 320
 """Longest side of a thumbnail, px."""
 
-LARGEST = 1000 * MB
+MAX_BYTES = 1000 * MB
 """Bytes of the cache folder."""
 
 DECODING = threading.BoundedSemaphore(2)
-"""So many pictures are in memory in their full size at a time."""
+"""Limits how many pictures are in memory in their full size at a time."""
 
-LARGE = 4096
-"""Longest side of a picture that is looked at alone, px."""
+LARGE_SIDE = 4096
+"""Longest side of a picture that is shown alone, px."""
 
 
 def cache_folder(name: str) -> Path:
-    """`$XDG_CACHE_HOME/rcnn/NAME`, by default in `~/.cache`."""
+    """Return `$XDG_CACHE_HOME/rcnn/NAME`, by default in `~/.cache`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcnn" / name
 
 
 class Thumbnails:
-    """Thumbnails in a folder; one is made when it is first asked for.
+    """Thumbnails in a folder, made at their first request.
 
-    A folder that can't be written to costs the cache alone.
+    Without a writable folder they are made at every request.
 
     Args:
         folder: of the cache.
-        largest: bytes; beyond, the oldest thumbnails are deleted.
+        max_bytes: beyond this size the oldest thumbnails are deleted.
     """
 
-    def __init__(self, folder: Path, largest: int = LARGEST) -> None:
-        self.folder, self.largest = folder, largest
+    def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
+        self.folder, self.max_bytes = folder, max_bytes
         self._lock = threading.Lock()
         self._bytes: int | None = None
 
     def get(self, path: Path, settings: Settings) -> bytes:
-        """The WebP of a picture.
+        """Return a picture as a small WebP.
 
         Raises:
             ImageError: it can't be read.
@@ -59,12 +59,12 @@ class Thumbnails:
             facts = path.stat()
             words = (os.path.abspath(path), facts.st_size, facts.st_mtime_ns, data.white, SIDE)
             key = hashlib.sha256(repr(words).encode(errors="surrogateescape")).hexdigest()
-            kept = self.folder / key[:2] / f"{key[2:]}.webp"
+            file = self.folder / key[:2] / f"{key[2:]}.webp"
             with suppress(OSError):
-                return kept.read_bytes()
+                return file.read_bytes()
             content = encoded(path, settings, SIDE, "WEBP", 75)
             with suppress(OSError):
-                self._keep(kept, content)
+                self._keep(file, content)
             return content
         return encoded(path, settings, SIDE, "WEBP", 75)
 
@@ -77,11 +77,11 @@ class Thumbnails:
                 self._bytes = sum(size for _, size, _ in self._files())
             else:
                 self._bytes += len(content)
-            if self._bytes > self.largest:
+            if self._bytes > self.max_bytes:
                 self._shrink()
 
     def _files(self) -> list[tuple[int, int, Path]]:
-        """Time, size and path of every thumbnail."""
+        """Return time, size and path of every thumbnail."""
         files = []
         for path in self.folder.glob("??/*.webp"):
             with suppress(OSError):
@@ -90,11 +90,11 @@ class Thumbnails:
         return files
 
     def _shrink(self) -> None:
-        """Delete the oldest ones until four fifths are left."""
+        """Delete the oldest thumbnails until four fifths of the size are left."""
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
         for _, size, path in files:
-            if total <= self.largest * 0.8:
+            if total <= self.max_bytes * 0.8:
                 break
             path.unlink(missing_ok=True)
             total -= size
@@ -102,7 +102,7 @@ class Thumbnails:
 
 
 def encoded(path: Path, settings: Settings, side: int, kind: str, quality: int) -> bytes:
-    """A picture turned upright, at most so many pixels wide and high, as a file of this kind.
+    """Return a picture, upright and at most `side` pixels wide and high, as a file of this kind.
 
     Raises:
         ImageError: it can't be read.
@@ -116,12 +116,10 @@ def encoded(path: Path, settings: Settings, side: int, kind: str, quality: int) 
     return file.getvalue()
 
 
-def sign(reason: str) -> bytes:
-    """An SVG that stands for a picture that can't be read, and says why."""
+def message_image(reason: str) -> bytes:
+    """Return an SVG with the reason why a picture can't be read, to be shown in its place."""
     lines = textwrap.wrap(reason, 42)[:7]
-    spans = "".join(
-        f'<text x="16" y="{44 + 22 * place}">{html.escape(line)}</text>' for place, line in enumerate(lines)
-    )
+    spans = "".join(f'<text x="16" y="{44 + 22 * row}">{html.escape(line)}</text>' for row, line in enumerate(lines))
     return (
         '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 320 240" font-family="sans-serif" font-size="14">'
         f'<rect width="320" height="240" fill="#f5f6f8"/><g fill="#8a1c1c">{spans}</g></svg>'

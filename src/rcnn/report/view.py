@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from rcnn.config.files import read_text
-from rcnn.diagnose.why.outcomes import ALARMS, FOUND, LOSSES
+from rcnn.diagnose.why.outcomes import ALARMS, FOUND, MISS_REASONS
 from rcnn.metrics.proposal_recall import SIZES
 from rcnn.metrics.voc import NAMES
 from rcnn.report.charts import counts, shown
@@ -140,10 +140,15 @@ def _confused(row: int, column: int, size: int, names: Mapping[int, str]) -> str
 
 def funnel(answer: Funnel) -> dict[str, Any]:
     """Where objects are lost and what false alarms are: rows of kinds, and bars of classes and sizes."""
-    inks = {kind: f"kind-{place}" for place, kind in enumerate((*LOSSES, *ALARMS))}
+    inks = {kind: f"kind-{place}" for place, kind in enumerate((*MISS_REASONS, *ALARMS))}
     panels = []
     for title, kinds, losses, base in (
-        ("Lost objects", LOSSES, answer.lost, f"of {answer.objects:,} objects, of which {answer.found:,} are found"),
+        (
+            "Lost objects",
+            MISS_REASONS,
+            answer.lost,
+            f"of {answer.objects:,} objects, of which {answer.found:,} are found",
+        ),
         ("False alarms", ALARMS, answer.false_alarms, "detections that are wrong"),
     ):
         there = {kind: losses[kind] for kind in kinds if kind in losses}

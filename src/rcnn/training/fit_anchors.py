@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset
-from rcnn.diagnose.anchors.advice import FEWEST, GOOD, Advice, advise
+from rcnn.diagnose.anchors.advice import GOOD_RECALL, MIN_OBJECTS, Advice, advise
 from rcnn.diagnose.anchors.fit import setting_words
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.training.schemes import takes_proposals
@@ -28,9 +28,9 @@ def settle_anchors(settings: Settings, dataset: Dataset) -> tuple[Settings, tupl
     if not auto:
         return settings, _said(advice)
     if advice.anchors is None:
-        few = f"{advice.objects} objects are too few to fit anchors to (fewer than {FEWEST})"
+        few = f"{advice.objects} objects are too few to fit anchors to (fewer than {MIN_OBJECTS})"
         good = f"the anchors stay: recall at IoU 0.5 is {advice.now:.2f}, and fitted ones would hardly raise it"
-        return _decided(settings), (f"anchors.fit=auto: {few if advice.objects < FEWEST else good}",)
+        return _decided(settings), (f"anchors.fit=auto: {few if advice.objects < MIN_OBJECTS else good}",)
     rule = advice.anchors
     note = (
         f"anchors.fit=auto: anchors fitted to {advice.objects:,} objects raise recall at IoU 0.5 from "
@@ -51,7 +51,7 @@ def _starts_from_detector(init: str) -> bool:
 
 def _said(advice: Advice) -> tuple[str, ...]:
     """What is worth saying of the anchors of a run that keeps them."""
-    if advice.now >= GOOD:
+    if advice.now >= GOOD_RECALL:
         return ()
     begin = f"{1 - advice.now:.0%} of the objects have no anchor of IoU 0.5 or more"
     if advice.anchors is not None:

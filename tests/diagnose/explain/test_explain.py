@@ -13,9 +13,8 @@ from torchvision.ops import batched_nms, box_iou
 
 from rcnn.detector import Detector
 from rcnn.diagnose.explain import pictures
-from rcnn.diagnose.explain.follow import Walkthrough, counts, follow
-from rcnn.diagnose.explain.pictures import draw_stages
-from rcnn.diagnose.explain.ways import ways
+from rcnn.diagnose.explain.follow import Explanation, follow
+from rcnn.diagnose.explain.pictures import draw_explanation
 from rcnn.metrics.types import Truth
 from rcnn.presets import build, settings_of
 
@@ -58,75 +57,75 @@ def image() -> np.ndarray:
 
 
 @pytest.fixture(scope="module")
-def stages(detector: Detector, image: np.ndarray) -> Walkthrough:
+def explanation(detector: Detector, image: np.ndarray) -> Explanation:
     return follow(detector, image, TRUTH)
 
 
 def test_proposals_and_detections_are_those_of_the_detector(
-    stages: Walkthrough, detector: Detector, image: np.ndarray
+    explanation: Explanation, detector: Detector, image: np.ndarray
 ) -> None:
-    scale = np.array([image.shape[1] / stages.image.shape[1], image.shape[0] / stages.image.shape[0]] * 2)
+    scale = np.array([image.shape[1] / explanation.image.shape[1], image.shape[0] / explanation.image.shape[0]] * 2)
     (proposed,), (predicted,) = detector.propose(image), detector.predict(image)
-    np.testing.assert_array_equal(stages.proposals.scores.numpy(), proposed.scores)
-    np.testing.assert_allclose(stages.proposals.boxes.numpy() * scale, proposed.boxes, atol=1e-3)
-    assert stages.detections is not None
+    np.testing.assert_array_equal(explanation.proposals.scores.numpy(), proposed.scores)
+    np.testing.assert_allclose(explanation.proposals.boxes.numpy() * scale, proposed.boxes, atol=1e-3)
+    assert explanation.detections is not None
     assert len(predicted.boxes) > 3
-    np.testing.assert_array_equal(stages.detections.scores.numpy(), predicted.scores)
-    np.testing.assert_array_equal(stages.detections.classes.numpy(), predicted.labels)
-    np.testing.assert_allclose(stages.detections.boxes.numpy() * scale, predicted.boxes, atol=1e-3)
+    np.testing.assert_array_equal(explanation.detections.scores.numpy(), predicted.scores)
+    np.testing.assert_array_equal(explanation.detections.classes.numpy(), predicted.labels)
+    np.testing.assert_allclose(explanation.detections.boxes.numpy() * scale, predicted.boxes, atol=1e-3)
 
 
-def test_suppressing_what_enters_nms_leaves_the_proposals(stages: Walkthrough) -> None:
-    before = stages.before
-    entries = sum(min(60, rows * columns * 3) for rows, columns in stages.grids)
+def test_suppressing_what_enters_nms_leaves_the_proposals(explanation: Explanation) -> None:
+    before = explanation.before
+    entries = sum(min(60, rows * columns * 3) for rows, columns in explanation.grids)
     assert 20 < len(before.boxes) == len(before.anchor.unique()) <= entries  # those beyond the image have no area
-    kept = batched_nms(before.boxes.double(), before.scores.double(), stages.levels[before.anchor], 0.7)
+    kept = batched_nms(before.boxes.double(), before.scores.double(), explanation.levels[before.anchor], 0.7)
     kept = kept[:20]
-    torch.testing.assert_close(before.boxes[kept], stages.proposals.boxes, rtol=0, atol=0)
-    assert before.anchor[kept].tolist() == stages.proposals.anchor.tolist()
-    torch.testing.assert_close(stages.objectness[before.anchor], before.scores)
+    torch.testing.assert_close(before.boxes[kept], explanation.proposals.boxes, rtol=0, atol=0)
+    assert before.anchor[kept].tolist() == explanation.proposals.anchor.tolist()
+    torch.testing.assert_close(explanation.objectness[before.anchor], before.scores)
 
 
-def test_an_anchor_lies_at_its_place(stages: Walkthrough) -> None:
-    for anchor in (0, 7, 2000, len(stages.anchors) - 1):
-        level, row, column, which = stages.place(anchor)
-        x1, y1, x2, y2 = stages.anchors[anchor].tolist()
-        stride = stages.strides[level]
+def test_an_anchor_lies_at_its_place(explanation: Explanation) -> None:
+    for anchor in (0, 7, 2000, len(explanation.anchors) - 1):
+        level, row, column, which = explanation.cell_of(anchor)
+        x1, y1, x2, y2 = explanation.anchors[anchor].tolist()
+        stride = explanation.strides[level]
         assert ((x1 + x2) / 2, (y1 + y2) / 2) == pytest.approx(((column + 0.5) * stride, (row + 0.5) * stride))
-        assert int(stages.of_cell(level, row, column)[which]) == anchor
+        assert int(explanation.anchors_of(level, row, column)[which]) == anchor
         ratio = (0.5, 1, 2)[which]
         assert (y2 - y1) / (x2 - x1) == pytest.approx(ratio, rel=1e-4)
 
 
-def labels(stages: Walkthrough) -> torch.Tensor:
+def labels(explanation: Explanation) -> torch.Tensor:
     """(A,) 1 positive, 0 negative, -1 not trained, by the paper's rules; half in the third object counts as neither."""
-    assert stages.truth is not None
-    boxes = stages.truth.boxes
-    iou = box_iou(stages.anchors, boxes[:2])
+    assert explanation.truth is not None
+    boxes = explanation.truth.boxes
+    iou = box_iou(explanation.anchors, boxes[:2])
     positive = (iou >= 0.7).any(dim=1) | (iou >= iou.amax(dim=0) - 1e-6).any(dim=1)
     inside = (
-        stages.anchors[:, None, :2].maximum(boxes[2:, :2]),
-        stages.anchors[:, None, 2:].minimum(boxes[2:, 2:]),
+        explanation.anchors[:, None, :2].maximum(boxes[2:, :2]),
+        explanation.anchors[:, None, 2:].minimum(boxes[2:, 2:]),
     )
-    own = (stages.anchors[:, 2:] - stages.anchors[:, :2]).prod(dim=1)
+    own = (explanation.anchors[:, 2:] - explanation.anchors[:, :2]).prod(dim=1)
     covered = (inside[1] - inside[0]).clamp(min=0).prod(dim=2)[:, 0] >= own / 2
     negative = (iou < 0.3).all(dim=1) & ~positive & ~covered
     return positive.long() - (~positive & ~negative).long()
 
 
-def test_labels_follow_the_rules_of_the_paper(stages: Walkthrough) -> None:
-    truth = stages.truth
+def test_labels_follow_the_rules_of_the_paper(explanation: Explanation) -> None:
+    truth = explanation.truth
     assert truth is not None
     scale = torch.tensor([129 / 201, 96 / 150] * 2, dtype=torch.float64)
     torch.testing.assert_close(truth.boxes.double(), torch.from_numpy(TRUTH.boxes) * scale, rtol=0, atol=1e-4)
-    assert torch.equal(truth.label.long(), labels(stages))
+    assert torch.equal(truth.label.long(), labels(explanation))
     positive = truth.label == 1
-    iou = box_iou(stages.anchors[positive], truth.boxes[:2])
+    iou = box_iou(explanation.anchors[positive], truth.boxes[:2])
     assert torch.equal(truth.truth[positive], iou.argmax(dim=1))
 
 
-def test_a_sample_is_drawn_as_in_training(stages: Walkthrough, detector: Detector, image: np.ndarray) -> None:
-    truth = stages.truth
+def test_a_sample_is_drawn_as_in_training(explanation: Explanation, detector: Detector, image: np.ndarray) -> None:
+    truth = explanation.truth
     assert truth is not None
     label = truth.label[truth.sampled]
     positive = int((truth.label == 1).sum())
@@ -139,23 +138,23 @@ def test_a_sample_is_drawn_as_in_training(stages: Walkthrough, detector: Detecto
     assert follow(detector, image, TRUTH).truth.sampled.tolist() == truth.sampled.tolist()  # type: ignore[union-attr]
 
 
-def test_a_way_leads_from_an_anchor_over_its_proposal_to_the_box(stages: Walkthrough) -> None:
-    assert stages.detections is not None
-    assert stages.truth is not None
-    found = ways(stages)
-    assert len(found) == len(stages.detections.boxes)
-    for way, proposal in zip(found, stages.detections.proposal.tolist(), strict=True):
-        anchor = int(stages.proposals.anchor[proposal])
-        assert torch.equal(way.boxes[0], stages.anchors[anchor])
-        assert torch.equal(way.boxes[1], stages.proposals.boxes[proposal])
-        assert (way.level, *way.cell) == stages.place(anchor)[:3]
-        iou = box_iou(way.boxes, stages.truth.boxes)
-        assert way.truth == pytest.approx(iou[:, iou[2].argmax()].tolist(), abs=1e-5)
+def test_a_detection_comes_from_an_anchor_over_its_proposal(explanation: Explanation) -> None:
+    assert explanation.detections is not None
+    assert explanation.truth is not None
+    found = explanation.origins()
+    assert len(found) == len(explanation.detections.boxes)
+    for origin, proposal in zip(found, explanation.detections.proposal.tolist(), strict=True):
+        anchor = int(explanation.proposals.anchor[proposal])
+        assert torch.equal(origin.boxes[0], explanation.anchors[anchor])
+        assert torch.equal(origin.boxes[1], explanation.proposals.boxes[proposal])
+        assert (origin.level, *origin.cell) == explanation.cell_of(anchor)[:3]
+        iou = box_iou(origin.boxes, explanation.truth.boxes)
+        assert origin.ious == pytest.approx(iou[:, iou[2].argmax()].tolist(), abs=1e-5)
 
 
-def test_counts_add_up(stages: Walkthrough) -> None:
-    found = counts(stages)
-    assert found["anchors"] == 3 * sum(rows * columns for rows, columns in stages.grids)
+def test_counts_add_up(explanation: Explanation) -> None:
+    found = explanation.counts()
+    assert found["anchors"] == 3 * sum(rows * columns for rows, columns in explanation.grids)
     assert found["positive"] + found["negative"] + found["not_trained"] == found["anchors"]
     assert (found["sampled"], found["proposals"], found["objects"]) == (64, 20, 3)
 
@@ -172,21 +171,21 @@ TRAINING = {"2-labels.png", "3-samples.png"}
 ALL = {"overview.png", "1-anchors.png", "4-objectness.png", "5-proposals.png", "6-ways.png"} | TRAINING
 
 
-def test_pictures_of_all_stages(stages: Walkthrough, tmp_path: Path) -> None:
-    check(draw_stages(stages, tmp_path), ALL, tmp_path)
+def test_pictures_of_all_stages(explanation: Explanation, tmp_path: Path) -> None:
+    check(draw_explanation(explanation, tmp_path), ALL, tmp_path)
 
 
 # --- what is drawn ---------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def sheets(stages: Walkthrough) -> dict[str, list[Axes]]:
-    """The panels of each picture but the ways, with their titles."""
+def sheets(explanation: Explanation) -> dict[str, list[Axes]]:
+    """The panels of each picture but the origins, with their titles."""
     made: dict[str, list[Axes]] = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pictures, "save", lambda figure, path: made.update({path.stem: figure.axes}))
-        patch.setattr(pictures, "draw_ways", lambda stages, found, path: path)
-        draw_stages(stages, Path())
+        patch.setattr(pictures, "draw_origins", lambda explanation, origins, path: path)
+        draw_explanation(explanation, Path())
     return made
 
 
@@ -204,8 +203,8 @@ def dots(axes: Axes) -> list[list[float]]:
     return sorted(place for part in parts for place in np.asarray(part.get_offsets()).tolist())
 
 
-def test_the_labels_have_a_panel_each(stages: Walkthrough, sheets: dict[str, list[Axes]]) -> None:
-    label = labels(stages)
+def test_the_labels_have_a_panel_each(explanation: Explanation, sheets: dict[str, list[Axes]]) -> None:
+    label = labels(explanation)
     assert min((label == value).sum() for value in (1, 0, -1)) > 0
     positive, neither, negative = sheets["2-labels"]
     for axes, value, title in (
@@ -213,25 +212,25 @@ def test_the_labels_have_a_panel_each(stages: Walkthrough, sheets: dict[str, lis
         (neither, -1, "not trained"),
         (sheets["overview"][2], 1, "3. positive anchors"),
     ):
-        assert torch.equal(drawn(axes), stages.anchors[label == value])
+        assert torch.equal(drawn(axes), explanation.anchors[label == value])
         assert axes.get_title(loc="left") == f"{title}: {int((label == value).sum()):,}"
-        for level, stride in enumerate(stages.strides):
-            own = (label == value) & (stages.levels == level)
+        for level, stride in enumerate(explanation.strides):
+            own = (label == value) & (explanation.levels == level)
             assert len(drawn(axes, f"stride {stride}:")) == own.sum()
     assert not len(drawn(negative))
     middles = []
-    for level in range(len(stages.strides)):
-        own = stages.anchors[(label == 0) & (stages.levels == level)]
+    for level in range(len(explanation.strides)):
+        own = explanation.anchors[(label == 0) & (explanation.levels == level)]
         middles += torch.unique((own[:, :2] + own[:, 2:]) / 2, dim=0).tolist()
     assert dots(negative) == sorted(middles)
 
 
 def test_the_sample_has_a_panel_of_positives_and_one_of_negatives(
-    stages: Walkthrough, sheets: dict[str, list[Axes]]
+    explanation: Explanation, sheets: dict[str, list[Axes]]
 ) -> None:
-    assert stages.truth is not None
-    sampled, label = stages.truth.sampled, labels(stages)
-    positive, negative = (stages.anchors[sampled[label[sampled] == value]] for value in (1, 0))
+    assert explanation.truth is not None
+    sampled, label = explanation.truth.sampled, labels(explanation)
+    positive, negative = (explanation.anchors[sampled[label[sampled] == value]] for value in (1, 0))
     first, second = sheets["3-samples"]
     assert torch.equal(drawn(first), positive)
     assert torch.equal(drawn(second), negative)
@@ -240,14 +239,14 @@ def test_the_sample_has_a_panel_of_positives_and_one_of_negatives(
 
 
 def test_the_map_of_a_level_has_the_best_anchor_of_each_cell(
-    stages: Walkthrough, sheets: dict[str, list[Axes]]
+    explanation: Explanation, sheets: dict[str, list[Axes]]
 ) -> None:
-    height, width = stages.image.shape[:2]
+    height, width = explanation.image.shape[:2]
     highest = np.zeros((height, width))
-    for level, ((rows, columns), stride) in enumerate(zip(stages.grids, stages.strides, strict=True)):
+    for level, ((rows, columns), stride) in enumerate(zip(explanation.grids, explanation.strides, strict=True)):
         expected = np.zeros((rows, columns))
         for row, column in product(range(rows), range(columns)):
-            best = max(stages.objectness[stages.of_cell(level, row, column)].tolist())
+            best = max(explanation.objectness[explanation.anchors_of(level, row, column)].tolist())
             expected[row, column] = best
             area = highest[row * stride : (row + 1) * stride, column * stride : (column + 1) * stride]
             area[...] = np.maximum(area, best)
@@ -261,22 +260,22 @@ def shown(axes: Axes) -> np.ndarray:
 
 
 def test_proposals_are_drawn_in_the_colours_of_their_scores_the_best_on_top(
-    stages: Walkthrough, sheets: dict[str, list[Axes]]
+    explanation: Explanation, sheets: dict[str, list[Axes]]
 ) -> None:
     for panels, number in ((sheets["5-proposals"], 0), (sheets["overview"], 5)):
-        for axes, ranked in zip(panels[number:], (stages.before, stages.proposals), strict=False):
+        for axes, ranked in zip(panels[number:], (explanation.before, explanation.proposals), strict=False):
             assert torch.equal(drawn(axes), ranked.boxes.flip(0))
             (lines,) = axes.collections
             np.testing.assert_array_equal(np.asarray(lines.get_array()), ranked.scores.flip(0).numpy())
-    assert stages.detections is not None
-    assert torch.equal(drawn(sheets["overview"][7]), stages.detections.boxes)
+    assert explanation.detections is not None
+    assert torch.equal(drawn(sheets["overview"][7]), explanation.detections.boxes)
 
 
-def test_anchors_of_one_place_on_every_level(stages: Walkthrough, sheets: dict[str, list[Axes]]) -> None:
+def test_anchors_of_one_place_on_every_level(explanation: Explanation, sheets: dict[str, list[Axes]]) -> None:
     """The place is the middle of the largest object, (92.9, 54.4) in the resized image."""
     cells = []
-    for level, stride in enumerate(stages.strides):
-        own = stages.anchors[stages.of_cell(level, int(54.4 // stride), int(92.9 // stride))]
+    for level, stride in enumerate(explanation.strides):
+        own = explanation.anchors[explanation.anchors_of(level, int(54.4 // stride), int(92.9 // stride))]
         assert torch.equal(drawn(sheets["1-anchors"][level]), own)
         cells.append(own)
     assert torch.equal(drawn(sheets["overview"][1]), torch.cat(cells))
@@ -284,9 +283,9 @@ def test_anchors_of_one_place_on_every_level(stages: Walkthrough, sheets: dict[s
 
 def test_an_empty_image_and_proposals_alone(image: np.ndarray, tmp_path: Path) -> None:
     nothing = Truth(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool))
-    stages = follow(make("roi.head=none", "rpn.logits=2"), image, nothing)
-    found = counts(stages)
+    explanation = follow(make("roi.head=none", "rpn.logits=2"), image, nothing)
+    found = explanation.counts()
     assert (found["objects"], found["positive"], found["negative"]) == (0, 0, found["anchors"])
-    assert stages.detections is None
-    assert ways(stages) == []
-    check(draw_stages(stages, tmp_path), ALL - {"6-ways.png"}, tmp_path)
+    assert explanation.detections is None
+    assert explanation.origins() == []
+    check(draw_explanation(explanation, tmp_path), ALL - {"6-ways.png"}, tmp_path)

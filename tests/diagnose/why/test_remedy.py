@@ -3,13 +3,12 @@
 import numpy as np
 import pytest
 
-from rcnn.diagnose.explain.follow import follow
-from rcnn.diagnose.explain.suppression import survivors, thresholds
-from rcnn.diagnose.why.outcomes import FOUND, LOSSES
+from rcnn.diagnose.explain.follow import follow, thresholds
+from rcnn.diagnose.why.outcomes import FOUND, MISS_REASONS
 from rcnn.metrics.types import Truth
 from tests.diagnose.explain.test_explain import TRUTH, make
 
-STAGES = [*LOSSES, FOUND]
+ORDER = [*MISS_REASONS, FOUND]
 
 
 def objects(seed: int, count: int = 40) -> Truth:
@@ -31,11 +30,11 @@ def test_the_setting_keeps_the_object_at_its_stage(changes: tuple[str, ...]) -> 
     detector = make(*changes)
     image = np.random.default_rng(0).integers(0, 256, (150, 201, 3), dtype=np.uint8)
     truth = objects(1)
-    walk = follow(detector, image, truth, score=0.45)
-    lost = [fate for fate in walk.fates if fate.remedy is not None]
+    explanation = follow(detector, image, truth, score=0.45)
     tried = set[str]()
-    for outcome, remedy in lost:
-        assert remedy is not None
+    for outcome, remedy in explanation.outcomes:
+        if remedy is None:
+            continue
         assert remedy.text
         if not remedy.setting or remedy.setting in tried:
             continue
@@ -45,8 +44,8 @@ def test_the_setting_keeps_the_object_at_its_stage(changes: tuple[str, ...]) -> 
             score = remedy.value
         else:
             other = detector.with_settings([f"{remedy.setting}={remedy.value:g}"])
-        again = follow(other, image, truth, score=score).fates[outcome.truth].outcome
-        later = STAGES.index(again.where) > STAGES.index(outcome.where)
+        again = follow(other, image, truth, score=score).outcomes[outcome.truth][0]
+        later = ORDER.index(again.where) > ORDER.index(outcome.where)
         assert later or (again.where == outcome.where and again.detail == "shared"), (outcome, remedy, again)
     assert tried
 
@@ -54,9 +53,9 @@ def test_the_setting_keeps_the_object_at_its_stage(changes: tuple[str, ...]) -> 
 def test_what_nms_leaves_is_what_the_detector_proposes_with_that_threshold() -> None:
     detector = make()
     image = np.random.default_rng(0).integers(0, 256, (150, 201, 3), dtype=np.uint8)
-    walk = follow(detector, image, TRUTH)
-    kept = survivors(walk, detector.settings.rpn)
+    explanation = follow(detector, image, TRUTH)
+    kept = explanation.survivors(detector.settings.rpn)
     for place in (0, 3, 10, thresholds(0.7).index(0.7)):
         other = follow(detector.with_settings([f"rpn.nms={thresholds(0.7)[place]}"]), image)
-        assert set(walk.before.anchor[kept[place]].tolist()) == set(other.proposals.anchor.tolist())
+        assert set(explanation.before.anchor[kept[place]].tolist()) == set(other.proposals.anchor.tolist())
     assert 0.73 in thresholds(0.73)

@@ -16,13 +16,24 @@ import rcnn.ops as ops
 from rcnn.config import keys, merge, validate
 from rcnn.data.dataset import Dataset, Record
 from rcnn.detector import Detector
+from rcnn.diagnose.why.analyse import analyse
 from rcnn.diagnose.why.mend import ap_of, mended
-from rcnn.diagnose.why.outcomes import ALARMS, FOUND, LOSSES, Alarm, Outcome, Rules, Why
-from rcnn.diagnose.why.pictures import KINDS, draw_funnel, draw_worst
-from rcnn.diagnose.why.steps import ImageTrace, trace_images
-from rcnn.diagnose.why.tables import document, places, report
-from rcnn.diagnose.why.trace import Fate, explain, where_lost
-from rcnn.diagnose.why.why import find_alarms, why
+from rcnn.diagnose.why.outcomes import (
+    ALARMS,
+    FOUND,
+    MISS_REASONS,
+    Alarm,
+    MissReason,
+    Outcome,
+    Rules,
+    Why,
+    find_alarms,
+    miss_reason,
+    outcomes_of,
+)
+from rcnn.diagnose.why.pictures import KINDS, draw_why, draw_worst
+from rcnn.diagnose.why.steps import ImageSteps, run_steps
+from rcnn.diagnose.why.tables import document, possible_reasons, report
 from rcnn.errors import DataError, NonFiniteError, SettingsError
 from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.confusion import confusion_matrix
@@ -51,7 +62,7 @@ def detector(changes: dict[str, Any] | None = None, **options: Any) -> Detector:
 def test_stages_lead_to_what_the_detector_says(changes: dict[str, Any]) -> None:
     made = detector(changes)
     batch, _ = tiny.batch(2)
-    every, predictions = trace_images(made, batch)
+    every, predictions = run_steps(made, batch)
     rpn, roi = made.settings.rpn, made.settings.roi
     with torch.inference_mode():
         _, _, proposals, _, found = made.runner.execute(batch)
@@ -81,7 +92,7 @@ def test_broken_weights_are_an_error() -> None:
     made = detector({"roi": {"head": "none"}})
     torch.nn.init.constant_(made.model.rpn.head.reg.weight, torch.nan)
     with pytest.raises(NonFiniteError, match="not finite"):
-        trace_images(made, tiny.batch(1)[0])
+        run_steps(made, tiny.batch(1)[0])
 
 
 # --- a planted fault lands in its place ------------------------------------------------------------------------------
@@ -89,7 +100,7 @@ def test_broken_weights_are_an_error() -> None:
 HERE, ASIDE, AWAY = (40.0, 40, 80, 80), (60.0, 40, 100, 80), (0.0, 0, 30, 30)  # IoU of the first two: 1/3
 
 
-def stages(**changes: Any) -> ImageTrace:
+def stages(**changes: Any) -> ImageSteps:
     """Two anchors; the first becomes a proposal, then a detection of class 0 that fits the object at HERE."""
     healthy: dict[str, Any] = {
         "anchors": (HERE, AWAY),
@@ -102,7 +113,7 @@ def stages(**changes: Any) -> ImageTrace:
         "scores": ((0.9, 0.05), (0.6, 0.1)),
         "detected": ((0, 0), (1, 0)),
     }
-    return ImageTrace(**{name: np.array(value) for name, value in {**healthy, **changes}.items()})
+    return ImageSteps(**{name: np.array(value) for name, value in {**healthy, **changes}.items()})
 
 
 PLANTED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
@@ -142,42 +153,42 @@ def rules(*changes: dict[str, Any]) -> Rules:
 
 @pytest.mark.parametrize(("where", "detail", "changes", "settings"), PLANTED)
 def test_a_planted_fault_lands_in_its_place(where: str, detail: str, changes: Any, settings: Any) -> None:
-    told = where_lost(np.array([HERE]), 0, stages(**changes), rules(settings))
-    assert told["where"] == where
-    assert told.get("detail", "") == detail
-    assert told.get("taken_for", -1) == (1 if where == "other_class" else -1)
+    told = miss_reason(np.array([HERE]), 0, stages(**changes), rules(settings))
+    assert told.where == where
+    assert told.detail == detail
+    assert told.taken_for == (1 if where == "other_class" else -1)
 
 
 def test_every_place_has_a_planted_fault() -> None:
-    assert list(dict.fromkeys(where for where, *_ in PLANTED)) == list(LOSSES)
+    assert list(dict.fromkeys(where for where, *_ in PLANTED)) == list(MISS_REASONS)
 
 
 @pytest.mark.parametrize(("where", "detail", "changes", "settings"), PLANTED)
 def test_of_two_faults_the_first_lost_it(where: str, detail: str, changes: Any, settings: Any) -> None:
-    order = list(LOSSES)
+    order = list(MISS_REASONS)
     for other, _, more, also in PLANTED:
         if order.index(other) > order.index(where):
-            told = where_lost(np.array([HERE]), 0, stages(**{**more, **changes}), rules(also, settings))
-            assert (told["where"], told.get("detail", "")) == (where, detail), other
+            told = miss_reason(np.array([HERE]), 0, stages(**{**more, **changes}), rules(also, settings))
+            assert (told.where, told.detail) == (where, detail), other
 
 
 @pytest.mark.parametrize(("iou", "where"), [(0.29, "no_anchor"), (0.31, "not_in_top_k")])
 def test_an_anchor_is_there_from_iou_three_tenths_on(iou: float, where: str) -> None:
     """The anchor lies inside the object, and no box that came of it fits."""
     inside = (40, 40, 80, 40 + 40 * iou)
-    told = where_lost(np.array([HERE]), 0, stages(anchors=(inside, AWAY), decoded=(AWAY, AWAY)), rules())
-    assert told["where"] == where
+    told = miss_reason(np.array([HERE]), 0, stages(anchors=(inside, AWAY), decoded=(AWAY, AWAY)), rules())
+    assert told.where == where
 
 
 def test_what_the_metric_matches_is_found_whatever_happened_on_the_way() -> None:
     truth = Truth(np.array([HERE, HERE]) / 2, np.array([0, 0]), np.array([False, True]))
     prediction = Prediction(np.array([HERE]) / 2, np.array([0.75], np.float32), np.array([0]))
-    never: dict[int, Callable[[], Fate]] = {}
-    told = explain(3, truth, prediction, never, rules(), predicts_classes=True)
+    never: dict[int, Callable[[], MissReason]] = {}
+    told = outcomes_of(3, truth, prediction, never, rules(), predicts_classes=True)
     assert told == [Outcome(3, 0, 0, "small", FOUND, score=0.75)]
     strict = rules()._replace(score=0.95)
-    fates = {0: lambda: where_lost(truth.boxes[:1] * 2, 0, stages(), strict)}
-    (lost,) = explain(3, truth, prediction, fates, strict, predicts_classes=True)
+    fates = {0: lambda: miss_reason(truth.boxes[:1] * 2, 0, stages(), strict)}
+    (lost,) = outcomes_of(3, truth, prediction, fates, strict, predicts_classes=True)
     assert (lost.where, lost.truth) == ("low_score", 0)
 
 
@@ -252,19 +263,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def answer(dataset: Dataset) -> Why:
-    return why(detector(), dataset, batch=2)  # the last batch has a filler
+    return analyse(detector(), dataset, batch=2)  # the last batch has a filler
 
 
 @pytest.mark.parametrize(("iou", "score"), [(0.5, 0.3), (0.5, 0.33), (0.75, 0.0), (0.3, 0.3)])
 def test_the_parts_sum_to_the_objects_and_found_is_what_the_metric_matches(
     dataset: Dataset, iou: float, score: float
 ) -> None:
-    found = why(detector(), dataset, iou=iou, score=score)
+    found = analyse(detector(), dataset, iou=iou, score=score)
     metrics = coco_metrics(found.truths, found.predictions, len(NAMES))
     confusion = confusion_matrix(found.truths, found.predictions, len(NAMES), iou=iou, score=score)
     parts = Counter(outcome.where for outcome in found.outcomes)
     assert parts.total() == metrics.counts.sum() > 20
-    assert set(parts) <= {FOUND, *LOSSES}
+    assert set(parts) <= {FOUND, *MISS_REASONS}
     assert parts[FOUND] == np.trace(confusion[:3, :3]) > 0
     shown = sum((prediction.scores >= np.float32(score)).sum() for prediction in found.predictions)
     ignored = shown - confusion[:, :3].sum()
@@ -273,28 +284,30 @@ def test_the_parts_sum_to_the_objects_and_found_is_what_the_metric_matches(
 
 
 def test_the_answer_does_not_depend_on_the_batch(dataset: Dataset, answer: Why) -> None:
-    alone = why(detector(), dataset, batch=1)
+    alone = analyse(detector(), dataset, batch=1)
     assert repr(alone.outcomes) == repr(answer.outcomes)
     assert alone.alarms == answer.alarms
     done: list[tuple[int, int]] = []
-    why(detector(), dataset, batch=4, progress=lambda *step: done.append(step))
+    analyse(detector(), dataset, batch=4, progress=lambda *step: done.append(step))
     assert done == [(1, 2), (2, 2)]
 
 
 def test_without_a_second_stage_found_is_what_the_proposals_cover(dataset: Dataset) -> None:
-    found = why(detector({"roi": {"head": "none"}}), dataset)
+    found = analyse(detector({"roi": {"head": "none"}}), dataset)
     recall = proposal_recall(found.truths, [(p.boxes, p.scores) for p in found.predictions], tops=(1000,)).recall[0, 0]
     assert len(found.lost(FOUND)) == round(recall * len(found.outcomes))
-    assert sum(len(found.lost(kind)) for kind in places(found)) == len(found.outcomes) - len(found.lost(FOUND))
-    assert list(places(found)) == ["no_anchor", "not_in_top_k", "no_proposal"]
+    assert sum(len(found.lost(kind)) for kind in possible_reasons(found)) == len(found.outcomes) - len(
+        found.lost(FOUND)
+    )
+    assert list(possible_reasons(found)) == ["no_anchor", "not_in_top_k", "no_proposal"]
     assert (found.alarms, mended(found)) == ((), {})
     with pytest.raises(SettingsError, match=r"from an IoU of 0\.5 on, got 0\.3"):
-        why(detector({"roi": {"head": "none"}}), dataset, iou=0.3)
+        analyse(detector({"roi": {"head": "none"}}), dataset, iou=0.3)
 
 
 def test_no_images_are_an_error(dataset: Dataset) -> None:
     with pytest.raises(DataError, match="no images to explain"):
-        why(detector(), Dataset(dataset.root, "voc", "val", NAMES, (1, 2, 3), ()))
+        analyse(detector(), Dataset(dataset.root, "voc", "val", NAMES, (1, 2, 3), ()))
 
 
 # --- mending ---------------------------------------------------------------------------------------------------------
@@ -304,7 +317,7 @@ def test_ap_is_cocos_and_mending_never_lowers_it(answer: Why) -> None:
     ap = ap_of(answer.truths, answer.predictions, 3, answer.iou)
     assert ap == pytest.approx(coco_metrics(answer.truths, answer.predictions, 3).ap50, abs=1e-9)
     after = mended(answer)
-    assert set(after) == {*LOSSES, *ALARMS} == set(KINDS)
+    assert set(after) == {*MISS_REASONS, *ALARMS} == set(KINDS)
     for kind, value in after.items():
         count = len(answer.lost(kind)) + len(answer.false_alarms(kind))
         assert value >= ap - 1e-9, kind
@@ -334,9 +347,9 @@ def one_image(*found: tuple[float, float, int], labels: tuple[int, ...] = (0, 0)
 def test_what_mending_gives_by_hand() -> None:
     def after(kind: str, *found: tuple[float, float, int], labels: tuple[int, ...] = (0, 0)) -> tuple[float, float]:
         truth, prediction = one_image(*found, labels=labels)
-        lost = {(0, 1): kind} if kind in LOSSES else {(0, 1): "no_box"}
+        lost = {(0, 1): kind} if kind in MISS_REASONS else {(0, 1): "no_box"}
         answer = planted([truth], [prediction], lost)
-        assert kind in LOSSES or [alarm.kind for alarm in answer.alarms] == [kind]
+        assert kind in MISS_REASONS or [alarm.kind for alarm in answer.alarms] == [kind]
         return ap_of([truth], [prediction], 3, 0.5), mended(answer)[kind]
 
     half = 51 / 101  # recalls 0, 0.01 .. 0.5 at precision 1
@@ -371,14 +384,14 @@ DETAILS |= {"suppressed": ("nms", "cut", "small", "shared")}
 
 
 @pytest.mark.parametrize(
-    ("kind", "detail"), [(k, d) for k in LOSSES for d in DETAILS.get(k, ("",))] + [(k, "") for k in ALARMS]
+    ("kind", "detail"), [(k, d) for k in MISS_REASONS for d in DETAILS.get(k, ("",))] + [(k, "") for k in ALARMS]
 )
 def test_the_advice_is_about_what_costs_most_and_names_settings_that_exist(
     kind: str, detail: str, dataset: Dataset
 ) -> None:
     found = [(0, 0.9, 0), (100, 0.4, 1)] + ([ALARM[kind]] if kind in ALARM else [])
     truth, prediction = one_image(*found, labels=(0, 1))
-    answer = planted([truth], [prediction], {(0, 1): kind} if kind in LOSSES else {})
+    answer = planted([truth], [prediction], {(0, 1): kind} if kind in MISS_REASONS else {})
     outcomes = tuple(o._replace(detail=detail, taken_for=0) if o.where == kind else o for o in answer.outcomes)
     told = report(replace(answer, outcomes=outcomes), dataset, tiny.settings())
     assert told.advice.endswith(".")
@@ -386,9 +399,9 @@ def test_the_advice_is_about_what_costs_most_and_names_settings_that_exist(
     named = [word for i, word in enumerate(told.advice.split("`")) if i % 2]
     assert set(named) <= set(keys())
     assert named or "labels" in told.advice or "onger" in told.advice
-    assert "cat" in told.advice or "dog" in told.advice or kind in LOSSES or kind == "background"
+    assert "cat" in told.advice or "dog" in told.advice or kind in MISS_REASONS or kind == "background"
     whole = document(told, dataset)
-    part = whole["lost"] if kind in LOSSES else whole["false_alarms"]
+    part = whole["lost"] if kind in MISS_REASONS else whole["false_alarms"]
     assert part[kind]["count"] == sum(part[kind]["by_class"].values()) == sum(part[kind]["by_size"].values()) == 1
     assert len(whole["lost_objects"]) + len(whole["false_detections"]) == 1
 
@@ -415,7 +428,7 @@ def test_a_perfect_detector_gets_other_advice(dataset: Dataset, tmp_path: Path) 
     truth, prediction = one_image((0, 0.9, 0), (100, 0.8, 0))
     told = report(planted([truth], [prediction], {}), dataset, tiny.settings())
     assert told.advice.startswith("Nothing is lost")
-    draw_funnel(told, tmp_path / "funnel.png")
+    draw_why(told, tmp_path / "funnel.png")
     draw_worst(told.why, replace(dataset, records=dataset.records[:1]), tiny.settings(), tmp_path / "worst.jpg")
     check(tmp_path)
 
@@ -432,8 +445,8 @@ def check(folder: Path) -> None:
 @pytest.mark.parametrize("head", ["fc", "none"])
 def test_pictures_and_document(dataset: Dataset, tmp_path: Path, head: str) -> None:
     made = detector({"roi": {"head": head}})
-    told = report(why(made, dataset), dataset, made.settings)
-    draw_funnel(told, tmp_path / "funnel.png")
+    told = report(analyse(made, dataset), dataset, made.settings)
+    draw_why(told, tmp_path / "funnel.png")
     draw_worst(told.why, dataset, made.settings, tmp_path / "worst.jpg")
     check(tmp_path)
     whole = document(told, dataset)
@@ -443,12 +456,12 @@ def test_pictures_and_document(dataset: Dataset, tmp_path: Path, head: str) -> N
 
 
 def test_many_classes_and_names_like_formulas_are_drawn(dataset: Dataset, tmp_path: Path) -> None:
-    outcomes = [Outcome(0, i, i, "small", list(LOSSES)[i % 7]) for i in range(40)]
+    outcomes = [Outcome(0, i, i, "small", list(MISS_REASONS)[i % 7]) for i in range(40)]
     alarms = [Alarm(0, i, i, "large", list(ALARMS)[i % 5], 0.9, -1, 0.0) for i in range(40)]
     truth = Truth(np.tile(HERE, (40, 1)), np.arange(40), np.zeros(40, bool))
     prediction = Prediction(np.tile(AWAY, (40, 1)), np.full(40, 0.9), np.arange(40))
     names = tuple(rf"$\frac {i} with a very long name" for i in range(40))
     answer = Why(names, 0.5, 0.5, True, (truth,), (prediction,), tuple(outcomes), tuple(alarms))
-    draw_funnel(report(answer, dataset, tiny.settings()), tmp_path / "funnel.png")
+    draw_why(report(answer, dataset, tiny.settings()), tmp_path / "funnel.png")
     draw_worst(answer, dataset, tiny.settings(), tmp_path / "worst.jpg")
     check(tmp_path)

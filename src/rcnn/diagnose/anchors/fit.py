@@ -23,15 +23,15 @@ from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 
 CHUNK = 1 << 16
-"""Objects whose IoUs are computed at once."""
+"""Number of objects whose IoUs are computed at once."""
 
-MOST_FITTED = 2000
-"""Objects that the search looks at."""
+MAX_FITTED = 2000
+"""Objects that the search uses."""
 
 RECALLED = 0.5
 """IoU from which an anchor recalls an object."""
 
-SOFTNESS, SHORTFALL, NEARLY = 0.03, 0.3, 0.005
+SOFTNESS, SHORTFALL_WEIGHT, RECALL_TOLERANCE = 0.03, 0.3, 0.005
 """Of the fit: width of the edge at `RECALLED`, weight of the shortfall, and recall within which that decides."""
 
 FIRST_STEP, LAST_STEP = math.log(2) / 2, 0.02
@@ -104,7 +104,7 @@ def network_grids(backbone: nn.Module, channels: int) -> Callable[[Size], Grid]:
 
 
 def frames_of(records: Sequence[Record], settings: Settings, grid: Callable[[Size], Grid]) -> list[Frame]:
-    """The images at the network's scale, from the sizes in their headers."""
+    """Return the images at the network's scale, from the sizes in their headers."""
     preprocessor = Preprocessor(settings.preprocess)
     frames = []
     for record in records:
@@ -116,7 +116,7 @@ def frames_of(records: Sequence[Record], settings: Settings, grid: Callable[[Siz
 
 
 def objects_of(frames: Sequence[Frame]) -> TruthBoxes:
-    """The objects of all frames, in order."""
+    """Return the objects of all frames, in order."""
     count = torch.tensor([len(frame.boxes) for frame in frames])
     image = torch.arange(len(frames)).repeat_interleave(count)
     row = torch.arange(len(image)) - (count.cumsum(0) - count)[image]
@@ -124,8 +124,8 @@ def objects_of(frames: Sequence[Frame]) -> TruthBoxes:
         torch.tensor(part, dtype=torch.float64)[image]
         for part in ([f.size for f in frames], [f.grid.padded for f in frames], [f.grid.cells for f in frames])
     )
-    every = TruthBoxes(torch.cat([frame.boxes for frame in frames]), image, row, sizes, padded, cells)
-    return every[~torch.cat([frame.ignore for frame in frames])]
+    objects = TruthBoxes(torch.cat([frame.boxes for frame in frames]), image, row, sizes, padded, cells)
+    return objects[~torch.cat([frame.ignore for frame in frames])]
 
 
 def best_iou(objects: TruthBoxes, anchors: Anchors, strides: Sequence[int]) -> Tensor:
@@ -150,8 +150,8 @@ def _best_iou(objects: TruthBoxes, anchors: Anchors, strides: Sequence[int]) -> 
             beyond = objects.sizes.flip(-1)[:, None] + anchors.border - half
             last = last.minimum((beyond / step - anchors.offset).floor())
         cell = (centre / step - anchors.offset).round().maximum(first).minimum(last)
-        place = (cell + anchors.offset) * step  # (N, k or 1, 2)
-        iou = box_ops.iou(shapes + place.repeat(1, 1, 2), objects.boxes[:, None])  # (N, k)
+        position = (cell + anchors.offset) * step  # (N, k or 1, 2)
+        iou = box_ops.iou(shapes + position.repeat(1, 1, 2), objects.boxes[:, None])  # (N, k)
         best = best.maximum(iou.masked_fill((last < first).any(dim=-1), 0.0).amax(dim=1))
     return best
 
@@ -186,7 +186,7 @@ def fit(
         ratios: number of ratios; None: as many as now.
     """
     generator = torch.Generator().manual_seed(0)
-    some = objects[torch.randperm(len(objects.boxes), generator=generator)[:MOST_FITTED]]
+    some = objects[torch.randperm(len(objects.boxes), generator=generator)[:MAX_FITTED]]
     octave = box_ops.area(some.boxes).sqrt().log2().floor().clamp(min=0).long()
     weight = octave.bincount()[octave].double().rsqrt()
     weight = weight / weight.sum()
@@ -202,36 +202,35 @@ def fit(
 
     def both(rule: Anchors) -> float:
         iou = best_iou(some, rule, strides)
-        return missed(iou) + SHORTFALL * shortfall(iou)
+        return missed(iou) + SHORTFALL_WEIGHT * shortfall(iou)
 
     now = [anchors] if sizes in (None, len(anchors.sizes[0])) and ratios in (None, len(anchors.ratios)) else []
     starts = [*now, *_starts(some, anchors, sizes, ratios)]
     fitted = [_rounded(_search(start, loss)) for loss in (both, least) for start in starts]
     recalls = [(recall(objects, rule, strides), rule) for rule in (*now, *fitted)]
-    enough = max(max(share for share, _ in recalls) - NEARLY, recalls[0][0] if now else 0.0)
+    enough = max(max(share for share, _ in recalls) - RECALL_TOLERANCE, recalls[0][0] if now else 0.0)
     return min((rule for share, rule in recalls if share >= enough), key=least)
 
 
 def recall(objects: TruthBoxes, anchors: Anchors, strides: Sequence[int]) -> float:
-    """The share of objects that have an anchor of IoU 0.5 or more."""
+    """Return the share of objects that have an anchor of IoU 0.5 or more."""
     return float((best_iou(objects, anchors, strides) >= RECALLED).double().mean())
 
 
 def _starts(objects: TruthBoxes, anchors: Anchors, sizes: int | None, ratios: int | None) -> Iterator[Anchors]:
-    """Where else the search begins: quantiles of the objects' sizes, and equal steps up from the small ones."""
+    """Yield further starts of the search: quantiles of the objects' sizes, and equal steps up from the small ones."""
     side = box_ops.centre_size(objects.boxes)[1].log()
     size, aspect = side.mean(dim=1), side[:, 1] - side[:, 0]
     aspect = aspect if anchors.ratio == "h/w" else -aspect
     levels, count = len(anchors.sizes), sizes or len(anchors.sizes[0])
     shape = _quantiles(aspect, ratios or len(anchors.ratios))
-    spread = _quantiles(size, levels * count)
     octaves = torch.arange(levels * count) * (math.log(2) / count)
-    for start in (spread, octaves + size.quantile(0.1)):
+    for start in (_quantiles(size, levels * count), octaves + size.quantile(0.1)):
         yield _with(anchors, start, shape, levels)
 
 
 def _quantiles(values: Tensor, count: int) -> Tensor:
-    """(count,) the middles of `count` equal shares of the values."""
+    """Return (count,) the middles of `count` equal shares of the values."""
     return values.quantile((torch.arange(count, dtype=values.dtype) + 0.5) / count)
 
 

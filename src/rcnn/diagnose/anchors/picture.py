@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 
 INKS = {"now": PALETTE[3], "fitted": PALETTE[0]}
 MARKS = {"now": "s", "fitted": "o"}
-MOST_DOTS = 5000
+MAX_DOTS = 5000
 
 
 def plot_anchors(objects: TruthBoxes, rules: dict[str, Coverage], limits: tuple[float, float], path: Path) -> None:
-    """Width and height of objects and anchors; best IoU of every object under each rule.
+    """Draw width and height of objects and anchors, and the best IoU of every object under each rule.
 
     Args:
         objects: at least one.
@@ -42,9 +42,9 @@ def plot_anchors(objects: TruthBoxes, rules: dict[str, Coverage], limits: tuple[
     high = right.get_ylim()[1]
     for limit, text, side in ((limits[0], "under: negative", "right"), (limits[1], "from here: positive", "left")):
         right.axvline(limit, color=GREY, linewidth=1, linestyle="--")
-        shift = -3 if side == "right" else 3
-        place = (limit, high * 1.04)
-        right.annotate(text, place, xytext=(shift, 0), textcoords="offset points", ha=side, fontsize=8, color=INK)
+        shift = (-3 if side == "right" else 3, 0)
+        looks = {"textcoords": "offset points", "ha": side, "fontsize": 8, "color": INK}
+        right.annotate(text, (limit, high * 1.04), xytext=shift, **looks)
     right.set(xlim=(0, 1), ylim=(0, high * 1.12))
     whole_numbers(right.yaxis)
     legend(right, ncols=2)
@@ -52,10 +52,10 @@ def plot_anchors(objects: TruthBoxes, rules: dict[str, Coverage], limits: tuple[
 
 
 def _shapes(axes: "Axes", objects: TruthBoxes, rules: dict[str, Anchors]) -> None:
-    """Width against height on equal logarithmic scales; an anchor shape is a mark, larger on coarser levels."""
+    """Draw width against height on equal logarithmic scales; marks of anchors are larger on coarser levels."""
     style(axes, "Shapes of objects and anchors, pixels of the resized image", "width, px", "height, px")
     size = box_ops.centre_size(objects.boxes)[1]
-    dots = size[torch.linspace(0, len(size) - 1, min(len(size), MOST_DOTS)).long()].numpy()
+    dots = size[torch.linspace(0, len(size) - 1, min(len(size), MAX_DOTS)).long()].numpy()
     strength = min(0.6, max(0.12, 500 / len(dots)))
     count = f"{len(size):,} objects"
     axes.scatter(*dots.T, s=7, c=GREY, alpha=strength, linewidths=0, rasterized=True, label=count)

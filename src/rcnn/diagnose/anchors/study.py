@@ -1,17 +1,21 @@
-"""The report of `rcnn anchors`: the anchors of a network compared with ones fitted to a data set."""
+"""`rcnn.anchors`: the anchors of a network compared with ones fitted to a data set."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rcnn.config import RPN, Anchors
+from rcnn.config import RPN, Anchors, override
+from rcnn.config.elsewhere import by_meaning
 from rcnn.data.dataset import Dataset
+from rcnn.data.formats.find import Split, open_dataset
+from rcnn.detector import Detector
 from rcnn.diagnose.anchors.fit import (
     Frame,
     Grid,
@@ -23,17 +27,19 @@ from rcnn.diagnose.anchors.fit import (
     objects_of,
     setting_words,
 )
-from rcnn.errors import DataError
+from rcnn.errors import DataError, SettingsError
 from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import Targets
+from rcnn.open_model import NAMES, load
+from rcnn.presets import build, settings_of
 
 POSITIVES = {"0": (0, 0), "1": (1, 1), "2 - 4": (2, 4), "5 - 9": (5, 9), "10 or more": (10, 1 << 62)}
 """Positive anchors per object: name -> lowest and highest number."""
 
-MOST_ASSIGNED = 2000
+MAX_ASSIGNED = 2000
 """Images on which positive anchors are counted."""
 
 SIZE_BOUNDS = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, math.inf)
@@ -55,22 +61,21 @@ class Coverage(NamedTuple):
 
 
 def count_positives(frames: Sequence[Frame], objects: TruthBoxes, rpn: RegionProposalNetwork) -> Tensor:
-    """(N,) positive anchors of each object by the network's own assignment; -1 in images that were not counted."""
+    """Return (N,) the positive anchors of each object by the network's assignment; -1 in images not counted."""
     counts = torch.full((len(objects.boxes),), -1)
     order = torch.arange(len(objects.boxes)).split(objects.image.bincount(minlength=len(frames)).tolist())
-
     cells = rpn.cells.cpu().unbind()
 
     @cache
     def anchors_of(grid: Grid) -> Tensor:
         return torch.cat(anchor_ops.pyramid_anchors(rpn.anchors, grid.cells, rpn.strides, grid.padded, cells))
 
-    for index in range(0, len(frames), max(1, -(-len(frames) // MOST_ASSIGNED))):
+    for index in range(0, len(frames), max(1, -(-len(frames) // MAX_ASSIGNED))):
         frame, own = frames[index], order[index]
         if not len(own):
             continue
-        some = torch.ones(1, len(frame.boxes), dtype=torch.bool)
-        targets = Targets(frame.boxes[None], some.long(), some, frame.ignore[None])
+        valid = torch.ones(1, len(frame.boxes), dtype=torch.bool)
+        targets = Targets(frame.boxes[None], valid.long(), valid, frame.ignore[None])
         assignment = rpn.assign(anchors_of(frame.grid), targets, torch.tensor([frame.size]))
         per_box = assignment.truth[assignment.positive].bincount(minlength=len(frame.boxes))
         counts[own] = per_box[objects.row[own]]
@@ -86,20 +91,20 @@ def cover(
 
 
 def groups(objects: TruthBoxes) -> Mapping[str, Mapping[str, Tensor]]:
-    """Masks (N,) by `size` (square root of the area, resized pixels) and by `aspect` (height / width); none empty."""
+    """Return masks (N,) by `size` (root of the area, resized pixels) and `aspect` (height / width), none empty."""
     width, height = box_ops.centre_size(objects.boxes)[1].unbind(dim=1)
     values = {"size": ((width * height).sqrt(), SIZE_BOUNDS), "aspect": (height / width, ASPECT_BOUNDS)}
     masks: dict[str, dict[str, Tensor]] = {"size": {}, "aspect": {}}
-    for what, (value, bounds) in values.items():
+    for group, (value, bounds) in values.items():
         for low, high in pairwise(bounds):
             name = f"< {high:g}" if low == 0 else f">= {low:g}" if high == math.inf else f"{low:g} - {high:g}"
             if (mask := (value >= low) & (value < high)).any():
-                masks[what][name] = mask
+                masks[group][name] = mask
     return masks
 
 
 def figures(coverage: Coverage, mask: Tensor, unreached: float) -> dict[str, float | int]:
-    """Summarise the objects of a mask (N,); one with an IoU below `unreached` is reached by no anchor."""
+    """Summarise the objects of a mask (N,); no anchor reaches one with an IoU below `unreached`."""
     iou, positives = coverage.iou[mask], coverage.positives[mask]
     counted = positives[positives >= 0].double()
     return {
@@ -134,52 +139,52 @@ class Study:
         return groups(self.objects)
 
     def figures(self, name: str, mask: Tensor | None = None) -> dict[str, float | int]:
-        """Numbers of a rule over the objects of a mask; None: all."""
-        whole = torch.ones(len(self.objects.boxes), dtype=torch.bool)
-        return figures(self.coverages[name], whole if mask is None else mask, self.limits[0])
+        """Return the numbers of a rule over the objects of a mask; None: all."""
+        mask = torch.ones(len(self.objects.boxes), dtype=torch.bool) if mask is None else mask
+        return figures(self.coverages[name], mask, self.limits[0])
 
     def positive_counts(self, name: str) -> dict[str, int]:
-        """How many objects have how many positive anchors."""
+        """Return how many objects have how many positive anchors."""
         counts = self.coverages[name].positives
         return {label: int(((counts >= low) & (counts <= high)).sum()) for label, (low, high) in POSITIVES.items()}
 
     def worst_first(self) -> list[int]:
-        """Objects by their best IoU now."""
+        """Return the objects by their best IoU with the present anchors."""
         return self.coverages["now"].iou.argsort(stable=True).tolist()
 
     def unreached(self) -> list[int]:
-        """Objects whose best IoU now is negative to every anchor, worst first."""
+        """Return the objects whose best IoU with the present anchors is below `rpn.negative_iou`, worst first."""
         return [index for index in self.worst_first() if self.coverages["now"].iou[index] < self.limits[0]]
 
     def describe(self, index: int, dataset: Dataset) -> dict[str, Any]:
-        """One object: image, class, corners and sides in pixels of the file; best IoU and positive anchors by rule.
+        """Return one object: image, class, corners and sides in pixels of the file, best IoU and positives by rule.
 
         Positive anchors are None in images on which they were not counted.
         """
         record, row = dataset.records[int(self.objects.image[index])], int(self.objects.row[index])
         x1, y1, x2, y2 = record.boxes[row].tolist()
-        place = {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "width": x2 - x1, "height": y2 - y1}
+        corners = {"x1": x1, "y1": y1, "x2": x2, "y2": y2, "width": x2 - x1, "height": y2 - y1}
         fits: dict[str, float | int | None] = {}
         for end, coverage in (("", self.coverages["now"]), ("_fitted", self.coverages["fitted"])):
             positives = int(coverage.positives[index])
             fits |= {f"iou{end}": float(coverage.iou[index]), f"positives{end}": positives if positives >= 0 else None}
-        return {"image": record.name, "class": dataset.names[int(record.labels[row])], **place, **fits}
+        return {"image": record.name, "class": dataset.names[int(record.labels[row])], **corners, **fits}
 
     def to_json(self) -> dict[str, Any]:
-        """A plain tree: figures of both rules, of all objects and by group."""
+        """Return a plain tree: figures of both rules, of all objects and by group."""
         tree: dict[str, Any] = {"images": len(self.frames)}
         for name, coverage in self.coverages.items():
             rule = coverage.anchors
             counts = {"positive_anchors": self.positive_counts(name), "settings": list(setting_words(rule))}
             tree[name] = {"sizes": rule.sizes, "ratios": rule.ratios, **counts, **self.figures(name)}
-            for what, masks in self.groups.items():
-                tree[name][f"by_{what}"] = {label: self.figures(name, mask) for label, mask in masks.items()}
+            for group, masks in self.groups.items():
+                tree[name][f"by_{group}"] = {label: self.figures(name, mask) for label, mask in masks.items()}
         return tree
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Use one thread: for thousands of small tensors more gain nothing, and wait for each other on a busy machine."""
+    """Use one thread: more are no faster with thousands of small tensors, and wait for each other on a busy machine."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -190,7 +195,7 @@ def one_thread() -> Iterator[None]:
 
 @one_thread()
 def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, ratios: int | None = None) -> Study:
-    """Measure a network's anchors on a data set and fit others.
+    """Measure a network's anchors on an opened data set and fit others.
 
     Args:
         dataset: images; only sizes and boxes are read.
@@ -200,7 +205,11 @@ def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, rati
 
     Raises:
         DataError: there is no object.
+        SettingsError: `sizes` or `ratios` is below 1.
     """
+    for name, number in (("sizes", sizes), ("ratios", ratios)):
+        if number is not None and number < 1:
+            raise SettingsError(f"{name} must be at least 1, got {number}")
     settings, strides = model.settings, model.rpn.strides
     grid = network_grids(model.backbone, settings.preprocess.in_channels)
     frames = frames_of(dataset.records, settings, grid)
@@ -212,3 +221,60 @@ def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, rati
     rules = {"now": settings.anchors, "fitted": fitted}
     coverages = {name: cover(frames, objects, rule, strides, settings.rpn) for name, rule in rules.items()}
     return Study(frames, objects, coverages, (settings.rpn.negative_iou, target))
+
+
+@by_meaning
+def anchors(
+    data: str | Path,
+    model: FasterRCNN | Detector | str | Path = "mobilenet-fpn",
+    *,
+    overrides: Sequence[str] = (),
+    split: Split = "train",
+    sizes: int | None = None,
+    ratios: int | None = None,
+    on_fault: str | None = None,
+) -> Study:
+    """Measure how well anchors match the labelled boxes of a data set, and fit sizes and ratios to them.
+
+    Args:
+        data: folder, COCO json, data.yaml or csv. Images are not decoded.
+        model: gives scale, levels and anchors: a preset, timm/NAME, what `rcnn.load` loads, a detector, or a network.
+        overrides: changes of the settings of a named model, as `section.key=value`.
+        split: train, val, test or all.
+        sizes: number of sizes per level to fit; None: as many as now.
+        ratios: number of ratios to fit; None: as many as now.
+        on_fault: damaged, stop or skip, as `data.on_fault`. None: as the model's settings say.
+
+    Raises:
+        DataError: the data can't be read, or has no object.
+        SettingsError: there is no such model or setting, `sizes` or `ratios` is below 1, or `overrides` come with a
+            network.
+        WeightsError: as for `rcnn.load`.
+    """
+    if isinstance(model, str | Path):
+        model = network_of(str(model), overrides)
+    elif overrides:
+        raise SettingsError("overrides change the settings of a named model; give a preset or a file of weights")
+    network = model.model if isinstance(model, Detector) else model
+    settings = override(network.settings, {"data": {} if on_fault is None else {"on_fault": on_fault}})
+    dataset = open_dataset(data, split, settings.data, decode=False)
+    return study(dataset, network, sizes=sizes, ratios=ratios)
+
+
+def names_weights(model: str) -> bool:
+    """Return whether a model is a file or name that `rcnn.load` loads, and not a preset."""
+    return model in NAMES or model.endswith(".safetensors") or Path(model).is_file()
+
+
+def network_of(model: str, overrides: Sequence[str]) -> FasterRCNN:
+    """Return the network of a weights file, or that of a preset, without values.
+
+    Raises:
+        SettingsError: there is no such preset or setting.
+        WeightsError: as for `rcnn.load`.
+    """
+    if names_weights(model):
+        detector = load(model, "cpu")
+        return (detector.with_settings(overrides) if overrides else detector).model
+    with torch.device("meta"):
+        return build(settings_of(model, overrides), 1)

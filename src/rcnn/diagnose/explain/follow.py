@@ -1,4 +1,4 @@
-"""Follow one image through the network and keep the tensors of every stage.
+"""Follow one image through the network and keep the tensors of every step.
 
 A anchors of all levels one after another, G ground-truth boxes, P proposals, D detections. Boxes are pixels of the
 resized image. All tensors are of this one image, without a batch axis.
@@ -12,19 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import rcnn.ops as ops
+from rcnn.config import RPN
 from rcnn.detector import Detector
-from rcnn.diagnose.why.outcomes import FOUND, Outcome, Rules
+from rcnn.diagnose.why.outcomes import FOUND, Outcome, Rules, miss_reason, outcomes_of
 from rcnn.diagnose.why.remedy import Remedy, remedy
-from rcnn.diagnose.why.steps import ImageTrace, need_stages, trace_pass
-from rcnn.diagnose.why.trace import explain, where_lost
+from rcnn.diagnose.why.steps import ImageSteps, check_has_steps, steps_of_pass
 from rcnn.metrics.types import Prediction, Truth
+from rcnn.model import boxes as box_ops
 from rcnn.model.structures import Batch, Pass, Proposals, Targets, to_device
 
 IOU = 0.5
-"""From this IoU on a box fits an object, as in `rcnn why`."""
+"""A box fits an object from this IoU on, as in `rcnn why`."""
 
 
-class Labels(NamedTuple):
+class AnchorLabels(NamedTuple):
     """Training labels of the anchors of the image.
 
     Attributes:
@@ -42,19 +44,7 @@ class Labels(NamedTuple):
     sampled: Tensor
 
 
-class Fate(NamedTuple):
-    """What became of a ground-truth box.
-
-    Attributes:
-        outcome: found, or the stage that lost it.
-        remedy: the setting that would have kept it there; None if it is found.
-    """
-
-    outcome: Outcome
-    remedy: Remedy | None
-
-
-class Ranked(NamedTuple):
+class RankedBoxes(NamedTuple):
     """Boxes that the network makes from anchors, best first.
 
     Attributes:
@@ -84,7 +74,29 @@ class FinalBoxes(NamedTuple):
     proposal: Tensor
 
 
-class Walkthrough(NamedTuple):
+class Origin(NamedTuple):
+    """Where a detection came from.
+
+    Attributes:
+        name: name of its class.
+        score: its score, 0..1.
+        objectness: objectness of its anchor, 0..1.
+        level: of the anchor, counted from the finest.
+        cell: (row, column) of the anchor.
+        boxes: (3, 4): the anchor, the proposal made of it, the final box.
+        ious: IoU of the three with the labelled object that the final box overlaps most; None if there is none.
+    """
+
+    name: str
+    score: float
+    objectness: float
+    level: int
+    cell: tuple[int, int]
+    boxes: Tensor
+    ious: tuple[float, float, float] | None
+
+
+class Explanation(NamedTuple):
     """Everything between an image and its detections.
 
     Attributes:
@@ -98,9 +110,10 @@ class Walkthrough(NamedTuple):
         before: boxes that enter NMS.
         proposals: those that leave it.
         detections: None without a second stage.
-        truth: None where no labels are known.
-        trace: the boxes of both stages of every anchor, proposal and class.
-        fates: of the ground-truth boxes that count; empty where no labels are known.
+        truth: None if the labels are not known.
+        steps: the boxes of both stages of every anchor, proposal and class.
+        outcomes: of the ground-truth boxes that count, with the setting that would have kept a lost one; empty if the
+            labels are not known.
     """
 
     image: np.ndarray
@@ -110,29 +123,78 @@ class Walkthrough(NamedTuple):
     levels: Tensor
     anchors: Tensor
     objectness: Tensor
-    before: Ranked
-    proposals: Ranked
+    before: RankedBoxes
+    proposals: RankedBoxes
     detections: FinalBoxes | None
-    truth: Labels | None
-    trace: ImageTrace
-    fates: tuple[Fate, ...]
-
-    def place(self, anchor: int) -> tuple[int, int, int, int]:
-        """Level, row, column and number within the cell of an anchor."""
-        level = int(self.levels[anchor])
-        inside = anchor - int((self.levels < level).sum())
-        cell, which = divmod(inside, self.per_cell)
-        return level, *divmod(cell, self.grids[level][1]), which
-
-    def of_cell(self, level: int, row: int, column: int) -> Tensor:
-        """The anchors of one cell."""
-        start = int((self.levels < level).sum()) + (row * self.grids[level][1] + column) * self.per_cell
-        return torch.arange(start, start + self.per_cell)
+    truth: AnchorLabels | None
+    steps: ImageSteps
+    outcomes: tuple[tuple[Outcome, Remedy | None], ...]
 
     @property
     def per_cell(self) -> int:
         """Anchors per cell."""
         return len(self.anchors) // sum(height * width for height, width in self.grids)
+
+    def cell_of(self, anchor: int) -> tuple[int, int, int, int]:
+        """Return level, row, column and number within the cell of an anchor."""
+        level = int(self.levels[anchor])
+        cell, number = divmod(anchor - int((self.levels < level).sum()), self.per_cell)
+        return level, *divmod(cell, self.grids[level][1]), number
+
+    def anchors_of(self, level: int, row: int, column: int) -> Tensor:
+        """Return the indices of the anchors of one cell."""
+        start = int((self.levels < level).sum()) + (row * self.grids[level][1] + column) * self.per_cell
+        return torch.arange(start, start + self.per_cell)
+
+    def counts(self) -> dict[str, int]:
+        """Return how many boxes there are at every step."""
+        counts = {"anchors": len(self.anchors)}
+        if (truth := self.truth) is not None:
+            positive, negative = int((truth.label == 1).sum()), int((truth.label == 0).sum())
+            counts |= {"objects": len(truth.boxes), "positive": positive, "negative": negative}
+            counts |= {"not_trained": len(self.anchors) - positive - negative, "sampled": len(truth.sampled)}
+            counts["sampled_positive"] = int((truth.label[truth.sampled] == 1).sum())
+        counts |= {"before_nms": len(self.before.boxes), "proposals": len(self.proposals.boxes)}
+        return counts | ({"detections": len(self.detections.boxes)} if self.detections else {})
+
+    def origins(self) -> list[Origin]:
+        """Return where every detection came from, best first."""
+        origins = []
+        for box, score, label, proposal in zip(*(self.detections or ()), strict=True):
+            anchor = int(self.proposals.anchor[proposal])
+            level, row, column, _ = self.cell_of(anchor)
+            boxes = torch.stack((self.anchors[anchor], self.proposals.boxes[proposal], box))
+            ious = None
+            if self.truth is not None and len(self.truth.boxes):
+                overlap = box_ops.pairwise_iou(boxes, self.truth.boxes)
+                first, second, last = overlap[:, overlap[2].argmax()].tolist()
+                ious = (first, second, last)
+            objectness = float(self.proposals.scores[proposal])
+            name = self.names[int(label)]
+            origins.append(Origin(name, float(score), objectness, level, (row, column), boxes, ious))
+        return origins
+
+    def survivors(self, settings: RPN) -> np.ndarray:
+        """Return which boxes are proposals at each of `thresholds(settings.nms)`.
+
+        Args:
+            settings: for the number of boxes that is kept (`post_test`).
+
+        Returns:
+            (T, n) bool, in the order of `before`.
+        """
+        boxes, scores, anchor = (part[None] for part in self.before)
+        valid = torch.ones_like(scores, dtype=torch.bool)
+        survivors = np.zeros((len(thresholds(settings.nms)), scores.shape[1]), bool)
+        for row, threshold in zip(survivors, thresholds(settings.nms), strict=True):
+            index, kept = ops.nms(boxes, scores, self.levels[anchor], valid, threshold, settings.post_test)
+            row[index[kept].numpy()] = True
+        return survivors
+
+
+def thresholds(nms: float) -> tuple[float, ...]:
+    """Return thresholds of NMS to try: 0, 0.05, ..., 1 and that of the settings, in order."""
+    return tuple(sorted({*(round(step * 0.05, 2) for step in range(21)), nms}))
 
 
 def follow(
@@ -142,122 +204,99 @@ def follow(
     *,
     seed: int = 0,
     score: float | None = None,
-) -> Walkthrough:
-    """Show an image (H, W, C) uint8 to a detector and keep what every stage says.
+) -> Explanation:
+    """Run a detector on an image (H, W, C) uint8 and keep the result of every step.
 
     Args:
         detector: proposals and detections are those of its `propose` and `predict`.
-        image: as `preprocess.decode.read_image` returns it.
-        truth: labelled objects in pixels of the file, for the stages of training.
+        image: as `images.decode.read_image` returns it.
+        truth: labelled objects in pixels of the file, for the steps of training.
         seed: seed of the draw of anchors.
         score: least score of a detection; None: the detector's threshold.
 
     Raises:
-        SettingsError: it is a one-stage detector.
+        SettingsError: it is a one-stage detector or an exported file.
         NonFiniteError: the network's output is not finite.
     """
-    need_stages(detector)
-    preprocessor = detector.preprocessor
-    resized = preprocessor.resize(image)
-    batch = preprocessor.collate([resized], [(image.shape[0], image.shape[1])])
+    check_has_steps(detector)
+    resized = detector.preprocessor.resize(image)
+    batch = detector.preprocessor.collate([resized], [(image.shape[0], image.shape[1])])
     net = detector.runner
     rpn, settings = net.rpn, net.settings.rpn
     with torch.inference_mode():
         batch = to_device(batch, detector.device)
         pass_ = net.execute(batch)
-        out, proposals = pass_.rpn, pass_.proposals
+        out, proposals, detections = pass_.rpn, pass_.proposals, pass_.detections
         assert out is not None
         assert proposals is not None
-        counts = torch.tensor([len(anchors) for anchors in out.anchors])
-        entries = int(counts.clamp(max=settings.pre_test).sum())
-        everything = copy.copy(rpn)
-        everything.settings = settings.model_copy(update={"nms": 1.0})  # no IoU is above 1: nothing is suppressed
-        before = everything.propose(out, batch.sizes, pre=settings.pre_test, post=entries)
+        assert detections is not None
+        per_level = torch.tensor([len(anchors) for anchors in out.anchors])
+        unsuppressed = copy.copy(rpn)
+        unsuppressed.settings = settings.model_copy(update={"nms": 1.0})  # no IoU is above 1: nothing is suppressed
+        entries = int(per_level.clamp(max=settings.pre_test).sum())
+        before = unsuppressed.propose(out, batch.sizes, pre=settings.pre_test, post=entries)
     threshold = detector.threshold if score is None else score
-    (trace,), (result,) = trace_pass(detector, batch, pass_)
-    prediction = Prediction(result.boxes, result.scores, result.labels)
-    rules = Rules(IOU, threshold, settings, net.settings.roi)
-    return Walkthrough(
-        image=_picture(resized),
+    (steps,), (result,) = steps_of_pass(detector, batch, pass_)
+    final = None
+    if pass_.rois is not None:
+        shown = detections.valid[0] & (detections.scores[0] >= threshold)
+        parts = (detections.boxes, detections.scores, detections.labels, detections.proposal)
+        final = FinalBoxes(*(part[0][shown].cpu() for part in parts))
+    outcomes: list[tuple[Outcome, Remedy | None]] = []
+    if truth is not None:
+        boxes = truth.boxes * batch.scales[0].flip(0).repeat(2).cpu().numpy()
+        rules = Rules(IOU, threshold, settings, net.settings.roi)
+        reasons = {
+            row: partial(miss_reason, box[None], label, steps, rules)
+            for row, (box, label) in enumerate(zip(boxes, truth.labels.tolist(), strict=True))
+        }
+        prediction = Prediction(result.boxes, result.scores, result.labels)
+        outcomes = [
+            (outcome, None if outcome.where == FOUND else remedy(outcome, boxes[outcome.truth], steps, rules))
+            for outcome in outcomes_of(
+                0, truth, prediction, reasons, rules, predicts_classes=bool(steps.refined.shape[1])
+            )
+        ]
+    pixels = resized[:3] if len(resized) >= 3 else resized[:1].expand(3, -1, -1)  # grey without three channels
+    return Explanation(
+        image=pixels.permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy(),
         names=detector.names,
         strides=rpn.strides,
         grids=tuple((level.shape[2], level.shape[3]) for level in pass_.levels),
-        levels=torch.arange(len(counts)).repeat_interleave(counts),
+        levels=torch.arange(len(per_level)).repeat_interleave(per_level),
         anchors=torch.cat(out.anchors).cpu(),
         objectness=torch.cat([rpn.scores(logits)[0] for logits in out.logits]).sigmoid().cpu(),
         before=_ranked(before),
         proposals=_ranked(proposals),
-        detections=_found(pass_, threshold),
-        truth=None if truth is None else _labels(detector, batch, pass_, truth, seed),
-        trace=trace,
-        fates=() if truth is None else _fates(truth, batch, prediction, trace, rules),
+        detections=final,
+        truth=None if truth is None else _anchor_labels(detector, batch, pass_, truth, seed),
+        steps=steps,
+        outcomes=tuple(outcomes),
     )
 
 
-def _fates(truth: Truth, batch: Batch, prediction: Prediction, trace: ImageTrace, rules: Rules) -> tuple[Fate, ...]:
-    """What became of the objects that count."""
-    scale = batch.scales[0].flip(0).repeat(2).cpu().numpy()
-    rows = enumerate(zip(truth.boxes * scale, truth.labels.tolist(), strict=True))
-    fates = {row: partial(where_lost, box[None], label, trace, rules) for row, (box, label) in rows}
-    outcomes = explain(0, truth, prediction, fates, rules, predicts_classes=bool(trace.refined.shape[1]))
-    return tuple(
-        Fate(one, None if one.where == FOUND else remedy(one, truth.boxes[one.truth] * scale, trace, rules))
-        for one in outcomes
-    )
+def _ranked(proposals: Proposals) -> RankedBoxes:
+    valid = proposals.valid[0]
+    return RankedBoxes(*(part[0][valid].cpu() for part in (proposals.boxes, proposals.scores, proposals.anchor)))
 
 
-def _ranked(proposals: Proposals) -> Ranked:
-    kept = proposals.valid[0]
-    parts = (part[0][kept].cpu() for part in (proposals.boxes, proposals.scores, proposals.anchor))
-    return Ranked(*parts)
-
-
-def _found(pass_: Pass, threshold: float) -> FinalBoxes | None:
-    """The final boxes; None without a second stage."""
-    detections = pass_.detections
-    if pass_.rois is None or detections is None:
-        return None
-    kept = detections.valid[0] & (detections.scores[0] >= threshold)
-    parts = (detections.boxes, detections.scores, detections.labels, detections.proposal)
-    return FinalBoxes(*(part[0][kept].cpu() for part in parts))
-
-
-def _labels(detector: Detector, batch: Batch, pass_: Pass, truth: Truth, seed: int) -> Labels:
-    """Labels and one draw of anchors, as a step of training makes them."""
+def _anchor_labels(detector: Detector, batch: Batch, pass_: Pass, truth: Truth, seed: int) -> AnchorLabels:
+    """Return the labels and one draw of the anchors, as a step of training makes them."""
     net = detector.runner
     scale = batch.scales[0].flip(0).repeat(2).double()
     boxes = (torch.from_numpy(truth.boxes).to(scale.device) * scale).float()
-    some = boxes.new_ones(len(boxes), dtype=torch.bool)
     labels, ignore = torch.from_numpy(truth.labels).to(boxes.device), torch.from_numpy(truth.ignore).to(boxes.device)
-    # One row of zeros more: the operators want at least one ground-truth box.
-    parts = (boxes, labels, some, ignore)
+    # One row of zeros more: the operators need at least one ground-truth box.
+    parts = (boxes, labels, boxes.new_ones(len(boxes), dtype=torch.bool), ignore)
     targets = Targets(*(torch.cat((part, part.new_zeros(1, *part.shape[1:])))[None] for part in parts))
     assert pass_.rpn is not None
     assignment = net.rpn.assign(torch.cat(pass_.rpn.anchors), targets, batch.sizes)
     keys = net.keys(batch, targets, torch.tensor([seed])).rpn
-    drawn = net.rpn.draw(pass_.rpn, assignment, targets, keys, pass_.levels)
-    return Labels(
+    sample = net.rpn.draw(pass_.rpn, assignment, targets, keys, pass_.levels)
+    return AnchorLabels(
         boxes=boxes.cpu(),
         classes=labels.cpu(),
         label=torch.where(assignment.positive, 1, torch.where(assignment.negative, 0, -1))[0].cpu(),
         truth=assignment.truth[0].cpu(),
-        sampled=drawn.indices[0][drawn.valid[0]].cpu(),
+        sampled=sample.indices[0][sample.valid[0]].cpu(),
     )
-
-
-def _picture(image: Tensor) -> np.ndarray:
-    """(C, h, w) in 0..255 -> (h, w, 3) uint8, grey where there are no three channels."""
-    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    return shown.permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
-
-
-def counts(walk: Walkthrough) -> dict[str, int]:
-    """How many boxes there are at every stage."""
-    numbers = {"anchors": len(walk.anchors)}
-    if (truth := walk.truth) is not None:
-        positive, negative = int((truth.label == 1).sum()), int((truth.label == 0).sum())
-        numbers |= {"objects": len(truth.boxes), "positive": positive, "negative": negative}
-        numbers |= {"not_trained": len(walk.anchors) - positive - negative, "sampled": len(truth.sampled)}
-        numbers["sampled_positive"] = int((truth.label[truth.sampled] == 1).sum())
-    numbers |= {"before_nms": len(walk.before.boxes), "proposals": len(walk.proposals.boxes)}
-    return numbers | ({"detections": len(walk.detections.boxes)} if walk.detections else {})

@@ -1,34 +1,33 @@
-"""The AP that mending each kind of loss and of false alarm would give, one kind at a time."""
+"""The AP that mending each kind of lost object and of false alarm would give, one kind at a time."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 
 import numpy as np
 
-from rcnn.diagnose.why.outcomes import ALARMS, LOSSES, Alarm, Why
+from rcnn.diagnose.why.outcomes import ALARMS, MISS_REASONS, Why
 from rcnn.metrics.curves import precision_recall
 from rcnn.metrics.overlap import match
 from rcnn.metrics.types import Prediction, Truth
 
 
 def ap_of(truths: Sequence[Truth], predictions: Sequence[Prediction], num_classes: int, iou: float) -> float:
-    """Mean AP over classes at one IoU, of detections of every score: COCO's AP50 where `iou` is 0.5."""
+    """Return the mean AP over classes at one IoU, of detections of every score: COCO's AP50 if `iou` is 0.5."""
     curves = precision_recall(truths, predictions, num_classes, iou)
     rows = curves.precision_at_recall[curves.counts > 0]
     return float(rows.mean()) if len(rows) else float("nan")
 
 
 def mended(why: Why) -> dict[str, float]:
-    """Kind of loss or false alarm -> AP if all of it were mended, and nothing else; empty without a second stage.
+    """Return kind -> AP if everything of that kind were mended and nothing else; empty without a second stage.
 
-    A lost object gets its own box with score 1. A bad box or wrong class becomes right where its object is not found
-    and no better alarm is of that object, and goes otherwise. A missing label is added. A duplicate, and what is on
-    background, goes.
+    A lost object gets its own box with score 1. A bad box or wrong class becomes right if its object is not found and
+    no better alarm is about that object; otherwise it is removed. A missing label is added. Duplicates and detections
+    on background are removed.
     """
     if not why.predicts_classes:
         return {}
-    kinds = (*LOSSES, *ALARMS)
-    return {kind: ap_of(*_with_mended(why, kind), len(why.names), why.iou) for kind in kinds}
+    return {kind: ap_of(*_with_mended(why, kind), len(why.names), why.iou) for kind in (*MISS_REASONS, *ALARMS)}
 
 
 def _with_mended(why: Why, kind: str) -> tuple[Sequence[Truth], Sequence[Prediction]]:
@@ -36,7 +35,12 @@ def _with_mended(why: Why, kind: str) -> tuple[Sequence[Truth], Sequence[Predict
     for image, rows in _by_image([(outcome.image, outcome.truth) for outcome in why.lost(kind)]).items():
         predictions[image] = _add_right(why, image, rows, np.ones(len(rows)))
     alarms = why.false_alarms(kind)
-    right = _rightful(why, alarms) if kind in ("bad_box", "wrong_class") else {}
+    best = defaultdict[int, dict[int, float]](dict)  # image -> lost object -> score of the best alarm about it
+    if kind in ("bad_box", "wrong_class"):
+        lost = {(outcome.image, outcome.truth) for outcome in why.all_lost()}
+        for alarm in alarms:
+            if (alarm.image, alarm.truth) in lost:
+                best[alarm.image][alarm.truth] = max(alarm.score, best[alarm.image].get(alarm.truth, 0.0))
     for image, detections in _by_image([(alarm.image, alarm.detection) for alarm in alarms]).items():
         truth, prediction = truths[image], predictions[image]
         if kind == "missing_label":
@@ -45,36 +49,24 @@ def _with_mended(why: Why, kind: str) -> tuple[Sequence[Truth], Sequence[Predict
                 np.concatenate((truth.labels, prediction.labels[detections])),
                 np.concatenate((truth.ignore, np.zeros(len(detections), bool))),
             )
-            continue
-        scores = right.get(image, {})
-        rows = np.array(list(scores), np.int64)
-        predictions[image] = _add_right(why, image, rows, np.array(list(scores.values())), gone=detections)
+        else:
+            rows, scores = np.array(list(best[image]), np.int64), np.array(list(best[image].values()))
+            predictions[image] = _add_right(why, image, rows, scores, removed=detections)
     return truths, predictions
 
 
-def _rightful(why: Why, alarms: Sequence[Alarm]) -> dict[int, dict[int, float]]:
-    """Image -> objects that are not found -> score of the best alarm that speaks of each."""
-    lost = {(outcome.image, outcome.truth) for outcome in why.all_lost()}
-    best: dict[int, dict[int, float]] = {}
-    for alarm in alarms:
-        if (alarm.image, alarm.truth) in lost:
-            scores = best.setdefault(alarm.image, {})
-            scores[alarm.truth] = max(alarm.score, scores.get(alarm.truth, 0.0))
-    return best
-
-
 def _add_right(
-    why: Why, image: int, rows: np.ndarray, scores: np.ndarray, gone: np.ndarray | None = None
+    why: Why, image: int, rows: np.ndarray, scores: np.ndarray, removed: np.ndarray | None = None
 ) -> Prediction:
-    """The image's detections without those `gone`, with the objects `rows` found at these scores.
+    """Return the image's detections without those `removed`, with the objects `rows` found at these scores.
 
-    What matched these objects at a low score goes too: it would become a duplicate.
+    Detections that matched these objects at a low score are removed too: they would become duplicates.
     """
     truth, prediction = why.truths[image], why.predictions[image]
-    taken, _ = match(truth, prediction, why.iou)
-    keep = ~np.isin(taken, rows)
-    if gone is not None:
-        keep[gone] = False
+    matched, _ = match(truth, prediction, why.iou)
+    keep = ~np.isin(matched, rows)
+    if removed is not None:
+        keep[removed] = False
     return Prediction(
         np.concatenate((prediction.boxes[keep], truth.boxes[rows])),
         np.concatenate((prediction.scores[keep], scores)),
@@ -83,7 +75,7 @@ def _add_right(
 
 
 def _by_image(pairs: Sequence[tuple[int, int]]) -> dict[int, np.ndarray]:
-    """(image, index) pairs -> image -> indices."""
+    """Return image -> indices, from (image, index) pairs."""
     groups = defaultdict[int, list[int]](list)
     for image, index in pairs:
         groups[image].append(index)

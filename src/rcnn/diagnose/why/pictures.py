@@ -10,8 +10,8 @@ import numpy as np
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.diagnose.why.outcomes import ALARMS, FOUND, LOSSES, Why
-from rcnn.diagnose.why.tables import Group, WhyReport, groups, places
+from rcnn.diagnose.why.outcomes import ALARMS, FOUND, MISS_REASONS, Why
+from rcnn.diagnose.why.tables import CountedByKind, WhyReport, count_by_kind, possible_reasons
 from rcnn.draw import PALETTE, text_colour
 from rcnn.images.decode import read_image
 from rcnn.plots.contact_sheet import Tile, mosaic
@@ -20,7 +20,7 @@ from rcnn.plots.figure import GREY, INK, new_figure, save, short, style
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-KINDS = (*LOSSES, *ALARMS)
+KINDS = (*MISS_REASONS, *ALARMS)
 INKS = dict(zip(KINDS, PALETTE, strict=True))
 """Kind -> colour, the same in both pictures."""
 
@@ -40,51 +40,49 @@ TAGS = {
 }
 """Kind -> the tag on its boxes and the heading of its column."""
 
-WORST = 9
-"""Number of images drawn."""
+MAX_IMAGES = 9
+"""Number of images drawn, those with most mistakes."""
 
-CLASSES = 12
+MAX_CLASSES = 12
 """Number of classes drawn, those with most losses."""
 
 
-def draw_funnel(report: WhyReport, path: Path) -> None:
-    """Where objects are lost and what false alarms are, by class and size, and the AP that mending each would give."""
+def draw_why(report: WhyReport, path: Path) -> None:
+    """Draw where objects are lost and what false alarms are, by class and size, and the AP if each kind were mended."""
     why = report.why
-    objects, missed = len(why.outcomes), len(why.all_lost())
-    every = groups(why.outcomes, why.names)
-    wrong = [
-        Group(alarm.section, alarm.title, alarm.counts + Counter({FOUND: group.counts[FOUND]}))
-        for alarm, group in zip(groups(why.alarms, why.names), every, strict=True)
-    ]
-    title = f"Where {missed:,} of {objects:,} objects are lost at IoU {why.iou:g}"
-    panels = [(title + (f" and score {why.score:.2f}" if why.predicts_classes else ""), "objects", every, places(why))]
+    counted = count_by_kind(why.outcomes, why.names)
+    title = f"Where {len(why.all_lost()):,} of {len(why.outcomes):,} objects are lost at IoU {why.iou:g}"
+    title += f" and score {why.score:.2f}" if why.predicts_classes else ""
+    panels = [(title, "objects", counted, possible_reasons(why))]
     if why.predicts_classes:
-        detections = wrong[0].counts.total()
-        panels.append(
-            (f"What {len(why.alarms):,} of {detections:,} detections wrongly show", "detections", wrong, ALARMS)
-        )
-    panels = [(title, what, _shown(counted, kinds), kinds) for title, what, counted, kinds in panels]
-    heights = [len(shown) + 3 for _, _, shown, _ in panels]
+        shown = [
+            CountedByKind(alarms.section, alarms.title, alarms.counts + Counter({FOUND: objects.counts[FOUND]}))
+            for alarms, objects in zip(count_by_kind(why.alarms, why.names), counted, strict=True)
+        ]
+        title = f"What {len(why.alarms):,} of {shown[0].counts.total():,} detections wrongly show"
+        panels.append((title, "detections", shown, ALARMS))
+    panels = [(title, what, _drawn(counted, kinds), kinds) for title, what, counted, kinds in panels]
+    heights = [len(drawn) + 3 for _, _, drawn, _ in panels]
     ratios = {"width_ratios": (1.55, 1), "height_ratios": heights}
     figure, grid = new_figure(len(panels), 2, 12.5, 0.36 * sum(heights) + 1.3, **ratios)
     figure.set_dpi(120)
     figure.set_layout_engine("constrained", w_pad=0.12, h_pad=0.12, wspace=0.02, hspace=0.03)
-    for (left, right), (title, what, shown, kinds) in zip(grid, panels, strict=True):
+    for (left, right), (title, what, drawn, kinds) in zip(grid, panels, strict=True):
         style(left, title, f"share of the {what}", "")
-        _bars(left, shown, kinds)
-        _gains(right, report, kinds, len(shown))
+        _bars(left, drawn, kinds)
+        _gains(right, report, kinds, len(drawn))
     text = fill(report.advice.replace("$", r"\$"), 125)
     figure.supxlabel(text, x=0.012, ha="left", fontsize=10.5, color=INK, linespacing=1.4)
     save(figure, path)
 
 
 def draw_worst(why: Why, dataset: Dataset, settings: Settings, path: Path) -> None:
-    """A mosaic of the images with most mistakes: lost objects in whole lines, false alarms in broken ones.
+    """Draw the images with most mistakes side by side: lost objects in solid lines, false alarms in broken ones.
 
-    Without any mistake the first images are shown as they are.
+    Without any mistake the first images are drawn.
     """
     mistakes = Counter(item.image for item in (*why.all_lost(), *why.alarms))
-    worst = [image for image, _ in mistakes.most_common(WORST)] or range(min(WORST, len(dataset)))
+    worst = [image for image, _ in mistakes.most_common(MAX_IMAGES)] or range(min(MAX_IMAGES, len(dataset)))
     names = [f"{name} {TAGS[kind]}" for name in why.names for kind in KINDS]  # so that a kind has one colour
     mosaic([_mistakes(why, image, dataset, settings) for image in worst], names, path, columns=3, side=620)
 
@@ -97,13 +95,9 @@ def _mistakes(why: Why, image: int, dataset: Dataset, settings: Settings) -> Til
     rows = np.array([outcome.truth for outcome in lost], np.int64)
     detections = np.array([alarm.detection for alarm in alarms], np.int64)
     ending = "s" * (len(alarms) != 1)
+    channels = settings.preprocess.in_channels
     return Tile(
-        read_image(
-            record.path,
-            white=data.white,
-            max_pixels=data.max_pixels,
-            in_channels=settings.preprocess.in_channels,
-        ),
+        read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=channels),
         np.concatenate((why.truths[image].boxes[rows], why.predictions[image].boxes[detections])),
         np.array([label * len(KINDS) + KINDS.index(kind) for label, kind in kinds], np.int64),
         f"{record.name}: {len(lost)} of {(~record.ignore).sum()} lost, {len(alarms)} false alarm{ending}",
@@ -111,36 +105,35 @@ def _mistakes(why: Why, image: int, dataset: Dataset, settings: Settings) -> Til
     )
 
 
-def _shown(every: Sequence[Group], kinds: dict[str, str]) -> list[Group]:
-    """The groups that are drawn: of several classes those with most of these kinds, and the sizes."""
-    classes = [group for group in every if group.section == "class" and group.counts]
-    classes = classes if len(classes) > 1 else []
+def _drawn(counted: Sequence[CountedByKind], kinds: dict[str, str]) -> list[CountedByKind]:
+    """Return the groups that are drawn: all, of several classes those with most of these kinds, and the sizes."""
+    classes = [group for group in counted if group.section == "class" and group.counts]
     classes.sort(key=lambda group: -sum(group.counts[kind] for kind in kinds))
-    sizes = [group for group in every if group.section == "size"]
-    return [every[0], *classes[:CLASSES], *sizes]
+    sizes = [group for group in counted if group.section == "size"]
+    return [counted[0], *(classes[:MAX_CLASSES] if len(classes) > 1 else ()), *sizes]
 
 
-def _bars(axes: "Axes", shown: Sequence[Group], kinds: dict[str, str]) -> None:
+def _bars(axes: "Axes", drawn: Sequence[CountedByKind], kinds: dict[str, str]) -> None:
     """Draw one stacked bar per group, divided into kinds, as shares of the group; wide parts have numbers."""
-    totals = [max(1, group.counts.total()) for group in shown]
-    ends = [sum(group.counts[kind] for kind in kinds) / total for group, total in zip(shown, totals, strict=True)]
+    totals = [max(1, group.counts.total()) for group in drawn]
+    ends = [sum(group.counts[kind] for kind in kinds) / total for group, total in zip(drawn, totals, strict=True)]
     reach = max(ends) * 1.3 or 1.0
     ticks = []
-    for number, (group, total, end) in enumerate(zip(shown, totals, ends, strict=True)):
-        sections = len({above.section for above in shown[: number + 1]})
-        place = number + 0.5 * (sections - 1)
-        ticks.append(place)
+    for number, (group, total, end) in enumerate(zip(drawn, totals, ends, strict=True)):
+        sections = len({above.section for above in drawn[: number + 1]})
+        height = number + 0.5 * (sections - 1)
+        ticks.append(height)
         left = 0.0
         for kind in kinds:
             width = group.counts[kind] / total
-            axes.barh(place, width, left=left, height=0.74, color=INKS[kind], edgecolor="white", linewidth=0.6)
+            axes.barh(height, width, left=left, height=0.74, color=INKS[kind], edgecolor="white", linewidth=0.6)
             if width > 0.035 * reach:
                 ink, middle = text_colour(INKS[kind]), left + width / 2
-                axes.text(middle, place, f"{group.counts[kind]:,}", ha="center", va="center", fontsize=8, color=ink)
+                axes.text(middle, height, f"{group.counts[kind]:,}", ha="center", va="center", fontsize=8, color=ink)
             left += width
         text = f"{100 * end:.1f}% of {group.counts.total():,}" if group.counts else "none"
-        axes.text(end + 0.008 * reach, place, text, va="center", fontsize=8.5, color=INK)
-    axes.set_yticks(ticks, [short(group.title) for group in shown], fontsize=9)
+        axes.text(end + 0.008 * reach, height, text, va="center", fontsize=8.5, color=INK)
+    axes.set_yticks(ticks, [short(group.title) for group in drawn], fontsize=9)
     axes.set(xlim=(0, reach), ylim=(ticks[-1] + 0.6, -0.6))
     axes.xaxis.set_major_formatter(lambda share, _: f"{100 * share:g}%" if share < 1.001 else "")
     axes.grid(visible=False, axis="y")
@@ -160,14 +153,14 @@ def _gains(axes: "Axes", report: WhyReport, kinds: dict[str, str], rows: int) ->
         style(axes, "Where", "objects", "")
         values = {kind: float(len(report.why.lost(kind))) for kind in kinds}
         texts = {kind: f"{value:.0f}" for kind, value in values.items()}
-    every = [report.gain(kind) for kind in report.mended] or list(values.values())  # both panels on one scale
-    reach = float(np.nan_to_num(np.array(every)).max()) * 1.22 or 1.0
-    for place, kind in enumerate(kinds):
+    gains = [report.gain(kind) for kind in report.mended] or list(values.values())  # both panels on one scale
+    reach = float(np.nan_to_num(np.array(gains)).max()) * 1.22 or 1.0
+    for row, kind in enumerate(kinds):
         end = float(np.nan_to_num(values[kind]))
-        axes.barh(place, end, height=0.74 * min(1.0, len(kinds) / (rows + 1)), color=INKS[kind])
-        axes.text(end + 0.012 * reach, place, texts[kind], va="center", fontsize=8.5, color=INK if end else GREY)
+        axes.barh(row, end, height=0.74 * min(1.0, len(kinds) / (rows + 1)), color=INKS[kind])
+        axes.text(end + 0.012 * reach, row, texts[kind], va="center", fontsize=8.5, color=INK if end else GREY)
         beside = axes.get_yaxis_transform()
-        axes.plot(-0.028, place, marker="s", markersize=8, color=INKS[kind], transform=beside, clip_on=False)
+        axes.plot(-0.028, row, marker="s", markersize=8, color=INKS[kind], transform=beside, clip_on=False)
     axes.set_yticks(range(len(kinds)), list(kinds.values()), fontsize=9)
     axes.tick_params(axis="y", length=0, pad=15)
     axes.set(xlim=(0, reach), ylim=(len(kinds) - 0.4, -0.6))

@@ -1,4 +1,4 @@
-"""The setting that would have kept a lost object at the stage that lost it."""
+"""The setting that would have kept a lost object at the step that lost it."""
 
 import math
 from typing import NamedTuple
@@ -9,29 +9,29 @@ import torch
 import rcnn.ops as ops
 from rcnn.config import RPN, RoI
 from rcnn.diagnose.why.outcomes import Outcome, Rules
-from rcnn.diagnose.why.steps import ImageTrace
+from rcnn.diagnose.why.steps import ImageSteps
 from rcnn.metrics.overlap import box_iou
 
-STEP = 0.05
+NMS_STEP = 0.05
 """Thresholds of NMS are tried in these steps."""
 
-HOPELESS = {
+NO_SETTING = {
     "no_anchor": "No anchor is near it. `rcnn anchors` finds some that fit; they need a training.",
-    "not_in_top_k": "No box of any anchor fits it: no setting of prediction helps; training does, or larger images.",
-    "no_proposal": "The proposal that fits it was counted for another object; is a label given twice?",
-    "no_box": "A proposal fits it, but the second stage moved the box away; only training helps.",
-    "other_class": "Its box is there with another class; only training helps, or other labels.",
-    "suppressed": "The box that fits it was counted for another object; is a label given twice?",
+    "not_in_top_k": "No box of any anchor fits it. No setting of prediction helps; training or larger images may.",
+    "no_proposal": "The proposal that fits it was counted for another object. Is a label there twice?",
+    "no_box": "A proposal fits it, but the second stage moved the box away. Only training helps.",
+    "other_class": "Its box was found with another class. Only training helps, or other labels.",
+    "suppressed": "The box that fits it was counted for another object. Is a label there twice?",
 }
-"""Stage -> what is said where no setting of prediction helps."""
+"""Reason -> explanation where no setting of prediction helps."""
 
 
 class Remedy(NamedTuple):
-    """A setting with which the stage would not have lost the object; a later stage still may.
+    """A setting with which the step would not have lost the object; a later step still may.
 
     Attributes:
         setting: its name; `score` is the threshold of the commands. Empty: no setting of prediction helps.
-        value: the nearest that does; NaN if none does.
+        value: the nearest value that does; NaN if none does.
         text: a sentence that says why.
     """
 
@@ -40,7 +40,7 @@ class Remedy(NamedTuple):
     text: str
 
 
-class Entries(NamedTuple):
+class NMSInput(NamedTuple):
     """Boxes that enter an NMS, n of them.
 
     Attributes:
@@ -55,75 +55,76 @@ class Entries(NamedTuple):
     groups: np.ndarray
     fits: np.ndarray
 
-    def kept(self, settings: RPN | RoI, nms: float, most: int) -> np.ndarray:
-        """(m,) the entries that leave NMS, best first."""
+    def survivors(self, settings: RPN | RoI, nms: float, max_output: int) -> np.ndarray:
+        """Return (m,) the indices of the boxes that leave NMS, best first."""
         sides = (self.boxes[:, 2:] - self.boxes[:, :2]).min(axis=1)
-        there = (sides > 0) & (sides >= settings.min_size) & (self.scores >= settings.score)
-        boxes, scores, groups, valid = (
-            torch.from_numpy(array)[None] for array in (self.boxes, self.scores, self.groups, there)
+        valid = (sides > 0) & (sides >= settings.min_size) & (self.scores >= settings.score)
+        boxes, scores, groups, eligible = (
+            torch.from_numpy(array)[None] for array in (self.boxes, self.scores, self.groups, valid)
         )
-        index, valid = ops.nms(boxes, scores, groups, valid, nms, most)
-        return index[valid].numpy()
+        index, kept = ops.nms(boxes, scores, groups, eligible, nms, max_output)
+        return index[kept].numpy()
 
 
-def remedy(outcome: Outcome, box: np.ndarray, trace: ImageTrace, rules: Rules) -> Remedy:
-    """What would have kept a lost object where it was lost.
+def remedy(outcome: Outcome, box: np.ndarray, steps: ImageSteps, rules: Rules) -> Remedy:
+    """Return the setting that would have kept a lost object at the step that lost it.
 
     Args:
-        outcome: of the object, as `trace.explain` tells it.
+        outcome: of the object.
         box: (4,) in pixels of the resized image.
-        trace: of its image.
-        rules: that decided.
+        steps: of its image.
+        rules: thresholds and settings that decided.
     """
     where, detail = outcome.where, outcome.detail
     if where == "low_score":
-        return Remedy("score", _down(outcome.score), "A threshold this low shows its detection.")
+        return Remedy("score", _round_down(outcome.score), "A threshold this low shows its detection.")
     if where == "not_in_top_k" and detail == "cut":
-        fits = np.flatnonzero(box_iou(trace.decoded, box[None])[:, 0] >= rules.iou)
+        fits = np.flatnonzero(box_iou(steps.decoded, box[None])[:, 0] >= rules.iou)
         ranks = [
-            int((trace.objectness[trace.level == trace.level[anchor]] >= trace.objectness[anchor]).sum())
+            int((steps.objectness[steps.level == steps.level[anchor]] >= steps.objectness[anchor]).sum())
             for anchor in fits.tolist()
         ]
-        return Remedy("rpn.pre_test", min(ranks), "With so many boxes per level entering NMS, one that fits is there.")
+        text = "With this many boxes per level entering NMS, one that fits is among them."
+        return Remedy("rpn.pre_test", min(ranks), text)
     if where == "no_proposal" and detail != "shared":
-        boxes = trace.decoded[trace.entered]
+        boxes = steps.decoded[steps.entered]
         fits = box_iou(boxes, box[None])[:, 0] >= rules.iou
-        entries = Entries(boxes, trace.objectness[trace.entered], trace.level[trace.entered], fits)
-        return _thinned("rpn", "post_test", detail, entries, rules.rpn, rules.rpn.post_test)
+        entries = NMSInput(boxes, steps.objectness[steps.entered], steps.level[steps.entered], fits)
+        return _remedy_of_nms("rpn", "post_test", detail, entries, rules.rpn, rules.rpn.post_test)
     if where == "suppressed" and detail != "shared":
-        rows, classes = np.nonzero(trace.scores > rules.roi.score)
-        boxes, label = trace.refined[rows, classes], outcome.label
-        fits = (classes == label) & (box_iou(boxes, box[None])[:, 0] >= rules.iou)
-        fits &= trace.scores[rows, classes] >= np.float32(rules.score)
-        entries = Entries(boxes, trace.scores[rows, classes], classes, fits)
-        return _thinned("roi", "detections", detail, entries, rules.roi, rules.roi.detections)
-    return Remedy("", math.nan, HOPELESS[where])
+        rows, classes = np.nonzero(steps.scores > rules.roi.score)
+        boxes, scores = steps.refined[rows, classes], steps.scores[rows, classes]
+        fits = (classes == outcome.label) & (box_iou(boxes, box[None])[:, 0] >= rules.iou)
+        entries = NMSInput(boxes, scores, classes, fits & (scores >= np.float32(rules.score)))
+        return _remedy_of_nms("roi", "detections", detail, entries, rules.roi, rules.roi.detections)
+    return Remedy("", math.nan, NO_SETTING[where])
 
 
-def _thinned(stage: str, limit: str, detail: str, entries: Entries, settings: RPN | RoI, most: int) -> Remedy:
-    """What would have kept one of the boxes that fit, where NMS and limits thin them out."""
+def _remedy_of_nms(
+    stage: str, limit: str, detail: str, entries: NMSInput, settings: RPN | RoI, max_output: int
+) -> Remedy:
+    """Return the setting of NMS or of a limit around it that would have kept one of the boxes that fit."""
     best = np.flatnonzero(entries.fits)[entries.scores[entries.fits].argmax()]
     if detail == "score":
         text = "A limit this low lets its box enter NMS."
-        return Remedy(f"{stage}.score", _down(float(entries.scores[best])), text)
+        return Remedy(f"{stage}.score", _round_down(float(entries.scores[best])), text)
     if detail == "small":
         side = float((entries.boxes[best, 2:] - entries.boxes[best, :2]).min())
-        return Remedy(f"{stage}.min_size", _down(side), "A limit this low lets its box enter NMS.")
+        return Remedy(f"{stage}.min_size", _round_down(side), "A limit this low lets its box enter NMS.")
     if detail == "cut":
-        kept = entries.kept(settings, settings.nms, len(entries.boxes))
-        places = np.flatnonzero(entries.fits[kept])
-        if len(places):
-            return Remedy(
-                f"{stage}.{limit}", int(places[0]) + 1, "With so many boxes kept after NMS, its own is there."
-            )
-    for step in range(math.floor(settings.nms / STEP) + 1, round(1 / STEP) + 1):
-        if entries.fits[entries.kept(settings, step * STEP, most)].any():
-            text = "With this threshold, NMS leaves a box that fits it beside its neighbours'."
-            return Remedy(f"{stage}.nms", round(step * STEP, 2), text)
-    text = f"NMS and the number of boxes kept lose it together: raise `{stage}.nms` and `{stage}.{limit}`."
+        survivors = entries.survivors(settings, settings.nms, len(entries.boxes))
+        ranks = np.flatnonzero(entries.fits[survivors])
+        if len(ranks):
+            text = "With this many boxes kept after NMS, its own is among them."
+            return Remedy(f"{stage}.{limit}", int(ranks[0]) + 1, text)
+    for step in range(math.floor(settings.nms / NMS_STEP) + 1, round(1 / NMS_STEP) + 1):
+        if entries.fits[entries.survivors(settings, step * NMS_STEP, max_output)].any():
+            text = "With this threshold, NMS keeps a box that fits it beside those of its neighbours."
+            return Remedy(f"{stage}.nms", round(step * NMS_STEP, 2), text)
+    text = f"It is lost to both NMS and the number of boxes kept: raise `{stage}.nms` and `{stage}.{limit}`."
     return Remedy("", math.nan, text)
 
 
-def _down(value: float) -> float:
-    """To three decimals, never above."""
+def _round_down(value: float) -> float:
+    """Return the value to three decimals, never above it."""
     return math.floor(value * 1000) / 1000

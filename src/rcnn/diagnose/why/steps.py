@@ -1,4 +1,4 @@
-"""Trace images through a detector, with the detector's own parts.
+"""The intermediate results of a detector for each image, computed by the detector's own parts.
 
 Of one image: A anchors of all levels, M of them that enter the RPN's NMS, P proposals, K classes, D final boxes.
 """
@@ -18,8 +18,8 @@ from rcnn.result import Result
 
 
 @dataclass(frozen=True, slots=True)
-class ImageTrace:
-    """One image, stage by stage. Boxes are in pixels of the resized image.
+class ImageSteps:
+    """One image, step by step. Boxes are in pixels of the resized image.
 
     Attributes:
         anchors: (A, 4).
@@ -44,8 +44,8 @@ class ImageTrace:
     detected: np.ndarray
 
 
-def need_stages(detector: Detector) -> None:
-    """Refuse a detector without distinct stages, or without its network.
+def check_has_steps(detector: Detector) -> None:
+    """Check that the detector has its network, and steps between the image and its detections.
 
     Raises:
         SettingsError: it is a one-stage detector, or an exported file.
@@ -58,8 +58,8 @@ def need_stages(detector: Detector) -> None:
         )
 
 
-def trace_images(detector: Detector, batch: AnyBatch) -> tuple[list[ImageTrace], list[Result]]:
-    """Return the trace of every image of a batch, and its detections in pixels of the file.
+def run_steps(detector: Detector, batch: AnyBatch) -> tuple[list[ImageSteps], list[Result]]:
+    """Run the network; return the steps of every image of a batch, and its detections in pixels of the file.
 
     Without a second stage the detections are the proposals, all of class 0.
 
@@ -68,18 +68,17 @@ def trace_images(detector: Detector, batch: AnyBatch) -> tuple[list[ImageTrace],
     """
     batch = to_device(batch, detector.device)
     with torch.inference_mode():
-        pass_ = detector.runner.execute(batch)
-    return trace_pass(detector, batch, pass_)
+        return steps_of_pass(detector, batch, detector.runner.execute(batch))
 
 
-def trace_pass(detector: Detector, batch: AnyBatch, pass_: Pass) -> tuple[list[ImageTrace], list[Result]]:
-    """As `trace_images`, of a pass of the network over a batch on its device."""
+def steps_of_pass(detector: Detector, batch: AnyBatch, pass_: Pass) -> tuple[list[ImageSteps], list[Result]]:
+    """Return the same from a pass of the network over a batch on its device."""
     model = detector.runner
+    out, proposals, detections = pass_.rpn, pass_.proposals, pass_.detections
+    assert out is not None
+    assert proposals is not None
+    assert detections is not None
     with torch.inference_mode():
-        out, proposals, detections = pass_.rpn, pass_.proposals, pass_.detections
-        assert out is not None
-        assert proposals is not None
-        assert detections is not None
         if model.fast_rcnn is None or pass_.rois is None:
             zeros = torch.zeros_like(proposals.level)
             detections = Detections(proposals.boxes, proposals.scores, zeros, proposals.valid, zeros, detections.finite)
@@ -89,12 +88,13 @@ def trace_pass(detector: Detector, batch: AnyBatch, pass_: Pass) -> tuple[list[I
             refined = refined.expand(-1, -1, model.fast_rcnn.classes, -1)
             scores = class_probabilities(pass_.rois.logits)
         results = detector.results(batch, detections)
-        decoded = box_ops.clip(box_ops.decode(torch.cat(out.deltas, dim=1), torch.cat(out.anchors)), batch.sizes)
+        anchors = torch.cat(out.anchors)
+        decoded = box_ops.clip(box_ops.decode(torch.cat(out.deltas, dim=1), anchors), batch.sizes)
         objectness = torch.cat([model.rpn.scores(logits) for logits in out.logits], dim=1).sigmoid()
         entered = model.rpn.candidates(out, batch.sizes, model.settings.rpn.pre_test).anchor
-    traces = [
-        ImageTrace(
-            anchors=_numpy(torch.cat(out.anchors)),
+    steps = [
+        ImageSteps(
+            anchors=_numpy(anchors),
             decoded=_numpy(decoded[i]),
             objectness=_numpy(objectness[i]),
             level=np.repeat(np.arange(len(out.anchors)), [len(level) for level in out.anchors]),
@@ -106,7 +106,7 @@ def trace_pass(detector: Detector, batch: AnyBatch, pass_: Pass) -> tuple[list[I
         )
         for i in range(len(results))
     ]
-    return traces, results
+    return steps, results
 
 
 def _numpy(tensor: Tensor) -> np.ndarray:

@@ -9,7 +9,7 @@ import numpy as np
 from rcnn.config import RPN, RoI, Settings
 from rcnn.data.dataset import Dataset
 from rcnn.diagnose.why.mend import ap_of, mended
-from rcnn.diagnose.why.outcomes import ALARMS, FOUND, LOSSES, TOUCHES, Alarm, Outcome, Why
+from rcnn.diagnose.why.outcomes import ALARMS, FOUND, MIN_ALARM_IOU, MISS_REASONS, Alarm, Outcome, Why
 from rcnn.images.batch import Preprocessor
 from rcnn.metrics.curves import best_threshold, precision_recall
 from rcnn.metrics.proposal_recall import SIZES
@@ -35,7 +35,7 @@ class WhyReport(NamedTuple):
         return self.mended.get(kind, float("nan")) - self.ap
 
 
-class Group(NamedTuple):
+class CountedByKind(NamedTuple):
     """Objects or false alarms of a class or size, counted by kind."""
 
     section: str
@@ -44,31 +44,49 @@ class Group(NamedTuple):
 
 
 def report(why: Why, dataset: Dataset, settings: Settings) -> WhyReport:
-    """The AP with each kind mended, and the advice."""
+    """Return the answer with the AP if each kind were mended, and the advice."""
     ap = ap_of(why.truths, why.predictions, len(why.names), why.iou) if why.predicts_classes else float("nan")
     plain = WhyReport(why, ap, mended(why), "")
     return plain._replace(advice=_Adviser(plain, dataset, settings).sentence())
 
 
-def groups(items: Sequence[Outcome] | Sequence[Alarm], names: Sequence[str]) -> list[Group]:
-    """All together (`all`), then of each class (`class`), then of each size (`size`)."""
-    told = [(item.where if isinstance(item, Outcome) else item.kind, item.label, item.size) for item in items]
+def count_by_kind(items: Sequence[Outcome] | Sequence[Alarm], names: Sequence[str]) -> list[CountedByKind]:
+    """Return the counts of all together (`all`), then of each class (`class`), then of each size (`size`)."""
+    rows = [(item.where if isinstance(item, Outcome) else item.kind, item.label, item.size) for item in items]
     return [
-        Group("all", "all", Counter(kind for kind, _, _ in told)),
-        *(Group("class", name, Counter(k for k, own, _ in told if own == label)) for label, name in enumerate(names)),
-        *(Group("size", size, Counter(k for k, _, own in told if own == size)) for size in SIZES),
+        CountedByKind("all", "all", Counter(kind for kind, _, _ in rows)),
+        *(
+            CountedByKind("class", name, Counter(kind for kind, own, _ in rows if own == label))
+            for label, name in enumerate(names)
+        ),
+        *(CountedByKind("size", size, Counter(kind for kind, _, own in rows if own == size)) for size in SIZES),
     ]
 
 
-def places(why: Why) -> dict[str, str]:
-    """The losses that can happen, with their titles: without a second stage only those of the first."""
-    return LOSSES if why.predicts_classes else dict(list(LOSSES.items())[:3])
+def possible_reasons(why: Why) -> dict[str, str]:
+    """Return the reasons that can occur, with their titles: without a second stage only those of the first."""
+    return MISS_REASONS if why.predicts_classes else dict(list(MISS_REASONS.items())[:3])
 
 
 def document(answer: WhyReport, dataset: Dataset) -> dict[str, Any]:
     """Return all results as a tree: counts by class and size, AP if mended, every lost object and false alarm."""
     why = answer.why
-    objects, alarms = groups(why.outcomes, why.names), groups(why.alarms, why.names)
+
+    def kinds(counted: Sequence[CountedByKind], kinds: Iterable[str]) -> dict[str, Any]:
+        return {
+            kind: {
+                "count": counted[0].counts[kind],
+                "by_class": {group.title: group.counts[kind] for group in counted if group.section == "class"},
+                "by_size": {group.title: group.counts[kind] for group in counted if group.section == "size"},
+                "ap_if_mended": answer.mended.get(kind, float("nan")),
+            }
+            for kind in kinds
+        }
+
+    def entry(item: Outcome | Alarm, box: np.ndarray) -> dict[str, Any]:
+        name = dataset.records[item.image].name
+        return {"image": name, "class": why.names[item.label], "size": item.size, "box": box.round(2)}
+
     return {
         "split": dataset.split,
         "images": len(dataset),
@@ -78,49 +96,33 @@ def document(answer: WhyReport, dataset: Dataset) -> dict[str, Any]:
         "found": len(why.lost(FOUND)),
         "ap": answer.ap,
         "advice": answer.advice,
-        "lost": {kind: _entry(answer, kind, objects) for kind in places(why)},
-        "false_alarms": {kind: _entry(answer, kind, alarms) for kind in (ALARMS if why.predicts_classes else ())},
-        "lost_objects": [_object(outcome, why, dataset) for outcome in why.all_lost()],
-        "false_detections": [_detection(alarm, why, dataset) for alarm in why.alarms],
-    }
-
-
-def _entry(answer: WhyReport, kind: str, counted: Sequence[Group]) -> dict[str, Any]:
-    by = {
-        section: {group.title: group.counts[kind] for group in counted if group.section == section}
-        for section in ("class", "size")
-    }
-    ap = answer.mended.get(kind, float("nan"))
-    return {"count": counted[0].counts[kind], "by_class": by["class"], "by_size": by["size"], "ap_if_mended": ap}
-
-
-def _entry_of(item: Outcome | Alarm, why: Why, dataset: Dataset, box: np.ndarray) -> dict[str, Any]:
-    record = dataset.records[item.image]
-    return {"image": record.name, "class": why.names[item.label], "size": item.size, "box": box.round(2)}
-
-
-def _object(outcome: Outcome, why: Why, dataset: Dataset) -> dict[str, Any]:
-    return {
-        **_entry_of(outcome, why, dataset, why.truths[outcome.image].boxes[outcome.truth]),
-        "where": outcome.where,
-        "detail": outcome.detail or None,
-        "taken_for": why.names[outcome.taken_for] if outcome.taken_for >= 0 else None,
-        "score": outcome.score,
-    }
-
-
-def _detection(alarm: Alarm, why: Why, dataset: Dataset) -> dict[str, Any]:
-    return {
-        **_entry_of(alarm, why, dataset, why.predictions[alarm.image].boxes[alarm.detection].astype(np.float64)),
-        "kind": alarm.kind,
-        "score": alarm.score,
-        "iou": alarm.iou,
-        "object": why.truths[alarm.image].boxes[alarm.truth].round(2) if alarm.truth >= 0 else None,
+        "lost": kinds(count_by_kind(why.outcomes, why.names), possible_reasons(why)),
+        "false_alarms": kinds(count_by_kind(why.alarms, why.names), ALARMS if why.predicts_classes else ()),
+        "lost_objects": [
+            {
+                **entry(outcome, why.truths[outcome.image].boxes[outcome.truth]),
+                "where": outcome.where,
+                "detail": outcome.detail or None,
+                "taken_for": why.names[outcome.taken_for] if outcome.taken_for >= 0 else None,
+                "score": outcome.score,
+            }
+            for outcome in why.all_lost()
+        ],
+        "false_detections": [
+            {
+                **entry(alarm, why.predictions[alarm.image].boxes[alarm.detection].astype(np.float64)),
+                "kind": alarm.kind,
+                "score": alarm.score,
+                "iou": alarm.iou,
+                "object": why.truths[alarm.image].boxes[alarm.truth].round(2) if alarm.truth >= 0 else None,
+            }
+            for alarm in why.alarms
+        ],
     }
 
 
 class _Adviser:
-    """Chooses what costs most, and says what to do about it."""
+    """Chooses the kind that costs most, and says what to do about it."""
 
     def __init__(self, answer: WhyReport, dataset: Dataset, settings: Settings) -> None:
         self.report, self.why, self.dataset, self.settings = answer, answer.why, dataset, settings
@@ -137,17 +139,17 @@ class _Adviser:
 
     def _no_anchor(self, lost: list[Outcome]) -> str:
         sides, preprocessor = [], Preprocessor(self.settings.preprocess)
-        whole = self.settings.predict.tile == "off"
+        whole_images = self.settings.predict.tile == "off"
         for outcome in lost:
             size, box = self.dataset.records[outcome.image].size, self.why.truths[outcome.image].boxes[outcome.truth]
-            scale = np.divide(preprocessor.resized(size), size)[::-1] if whole else 1.0
+            scale = np.divide(preprocessor.resized(size), size)[::-1] if whole_images else 1.0
             sides.append((box[2:] - box[:2]) * scale)
         width, height = np.median(sides, axis=0)
         sizes = ", ".join(f"{size:g}" for level in self.settings.anchors.sizes for size in level)
         return (
             f"Add sizes or ratios to `anchors.sizes` (now {sizes}) and `anchors.ratios`, and train again: no anchor "
             f"overlaps {_objects(lost)} (median {width:.0f} x {height:.0f} px in the "
-            f"{'resized image' if whole else 'file'})."
+            f"{'resized image' if whole_images else 'file'})."
         )
 
     def _not_in_top_k(self, lost: list[Outcome]) -> str:
@@ -166,7 +168,7 @@ class _Adviser:
         rpn = self.settings.rpn
         cut = f"Raise `rpn.post_test` (now {rpn.post_test}): better-scored proposals crowd out"
         score = f"Lower `rpn.score` (now {rpn.score:g}): proposals of too low a score are all there is for"
-        return self._thinned(lost, "proposal", rpn, cut=cut, score=score)
+        return self._lost_in_nms(lost, "proposal", rpn, cut=cut, score=score)
 
     def _no_box(self, lost: list[Outcome]) -> str:
         return (
@@ -175,7 +177,7 @@ class _Adviser:
         )
 
     def _other_class(self, lost: list[Outcome]) -> str:
-        return self._labels([(outcome.label, outcome.taken_for) for outcome in lost])
+        return self._confused_labels([(outcome.label, outcome.taken_for) for outcome in lost])
 
     def _low_score(self, lost: list[Outcome]) -> str:
         why = self.why
@@ -194,7 +196,7 @@ class _Adviser:
     def _suppressed(self, lost: list[Outcome]) -> str:
         roi = self.settings.roi
         cut = f"Raise `roi.detections` (now {roi.detections}): better-scored boxes crowd out"
-        return self._thinned(lost, "box", roi, cut=cut)
+        return self._lost_in_nms(lost, "box", roi, cut=cut)
 
     def _duplicate(self, alarms: list[Alarm]) -> str:
         return (
@@ -210,7 +212,7 @@ class _Adviser:
         )
 
     def _wrong_class(self, alarms: list[Alarm]) -> str:
-        return self._labels([(int(self.why.truths[a.image].labels[a.truth]), a.label) for a in alarms])
+        return self._confused_labels([(int(self.why.truths[a.image].labels[a.truth]), a.label) for a in alarms])
 
     def _background(self, alarms: list[Alarm]) -> str:
         why = self.why
@@ -223,7 +225,7 @@ class _Adviser:
             )
         return (
             f"Look at the labels of {self._commonest(alarms)}, and if they are complete train longer: {len(alarms)} "
-            f"false alarms, {self._most(alarms)}, overlap no labelled object of their class by {TOUCHES:g}."
+            f"false alarms, {self._most(alarms)}, overlap no labelled object of their class by {MIN_ALARM_IOU:g}."
         )
 
     def _missing_label(self, alarms: list[Alarm]) -> str:
@@ -232,7 +234,7 @@ class _Adviser:
             "above half of the right ones of their class where nothing is labelled."
         )
 
-    def _thinned(self, lost: list[Outcome], thing: str, settings: RPN | RoI, **advice: str) -> str:
+    def _lost_in_nms(self, lost: list[Outcome], thing: str, settings: RPN | RoI, **advice: str) -> str:
         """What to do about boxes that were lost where NMS and limits thin them out, by the commonest detail."""
         stage, things = ("roi", "boxes") if thing == "box" else ("rpn", "proposals")
         advice |= {
@@ -244,7 +246,7 @@ class _Adviser:
         detail, _ = Counter(outcome.detail for outcome in lost).most_common(1)[0]
         return f"{advice[detail]} {_objects(lost)}, {self._most(lost)}."
 
-    def _labels(self, pairs: Sequence[tuple[int, int]]) -> str:
+    def _confused_labels(self, pairs: Sequence[tuple[int, int]]) -> str:
         (true, said), count = Counter(pairs).most_common(1)[0]
         true, said = self.why.names[true], self.why.names[said]
         return (

@@ -1,14 +1,14 @@
-// What the page asks the server for. The names of what comes back are those of look/api.py.
+// Requests to the server. The keys of the answers are those of look/api.py.
 
 const gone = document.getElementById("gone");
-const said = document.getElementById("said");
+const message = document.getElementById("message");
 
-/** Say whether the server answers. */
+/** Show or hide the notice that the server does not respond. */
 export function reached(answers) {
   gone.hidden = answers;
 }
 
-/** Ask for JSON; a server that does not answer and a refusal are told on the page, and raised. */
+/** Request JSON. If the server does not respond or refuses, the page shows it, and an error is thrown. */
 export async function ask(path, query = {}, options = {}) {
   const words = new URLSearchParams(Object.entries(query).filter(([, value]) => value !== "" && value !== null));
   let response;
@@ -21,30 +21,30 @@ export async function ask(path, query = {}, options = {}) {
   reached(true);
   const answer = response.headers.get("content-type")?.startsWith("application/json") ? await response.json() : null;
   if (!response.ok) {
-    const shut = "This browser is not let in; open the address that rcnn look printed last.";
-    tell(answer?.error ?? (response.status === 403 ? shut : `The server failed with this (${response.status}); see its terminal.`));
+    const denied = "This browser has no access. Open the address that rcnn look printed last.";
+    tell(answer?.error ?? (response.status === 403 ? denied : `The request failed (${response.status}). The terminal of rcnn look has the details.`));
     throw new Error(`${response.status} ${path}`);
   }
   return answer;
 }
 
-/** The state of the server, once all is read; until then, and if that fails, the place says so. */
-export async function opened(place) {
+/** Wait until the server has read everything, and return its state; null if that failed. Progress goes into `status`. */
+export async function opened(status) {
   for (;;) {
     const state = await ask("/api/state").catch(() => ({ ready: false, failed: "", read: [0, 0] }));
     if (state.ready) return state;
     if (state.failed) {
-      place.textContent = state.failed;
+      status.textContent = state.failed;
       return null;
     }
     const [done, images] = state.read.map((number) => number.toLocaleString("en"));
-    place.textContent = state.read[1] ? `The labels are being read: ${done} of ${images} images.` : "The pictures are being read.";
+    status.textContent = state.read[1] ? `Reading the labels: ${done} of ${images} images.` : "Reading the pictures.";
     await new Promise((go) => setTimeout(go, 150));
   }
 }
 
-/** Say a sentence at the foot of the page; nothing takes it away. */
+/** Show a sentence at the bottom of the page until the next one. */
 export function tell(text) {
-  said.textContent = text;
-  said.hidden = !text;
+  message.textContent = text;
+  message.hidden = !text;
 }

@@ -1,4 +1,4 @@
-// The page "Pictures": which of its two views is shown, and from what. Its state is in the address.
+// The page "Pictures": all pictures or one of them. The state is kept in the address.
 
 import { ask, opened, tell } from "./api.js";
 import { element, slider } from "./dom.js";
@@ -9,7 +9,7 @@ const FILTERS = ["list", "class", "size", "mistake", "score"];
 const get = (id) => document.getElementById(id);
 let state, wall, large, chosen = {};
 
-const place = () => Number(location.pathname.match(/^\/pictures\/(\d{1,11})$/)?.[1] ?? NaN);
+const requested = () => Number(location.pathname.match(/^\/pictures\/(\d{1,11})$/)?.[1] ?? NaN);
 
 function read() {
   const words = new URLSearchParams(location.search);
@@ -23,46 +23,46 @@ function address(path) {
 
 const score = () => (chosen.score === "" ? state.threshold : Number(chosen.score));
 
-function open(at) {
+function open(index) {
   tell("");
-  history.pushState(null, "", address(`/pictures/${at}`));
+  history.pushState(null, "", address(`/pictures/${index}`));
   route();
 }
 
-/** Show what the address says. */
+/** Show what the address names. */
 async function route() {
-  const at = place(), alone = !Number.isNaN(at);
-  const last = large.place;
+  const picture = requested(), alone = !Number.isNaN(picture);
+  const last = large.index;
   read();
-  get("to-inside").href = alone ? `/inside/${at}` : "/inside/0";
+  get("to-explain").href = alone ? `/explain/${picture}` : "/explain/0";
   get("wall-page").hidden = alone;
   get("large-page").hidden = !alone;
   if (alone) {
-    if (!wall.places.length) await choose();
-    const index = wall.places.indexOf(at);
-    get("place").textContent = index < 0 ? "" : `${(index + 1).toLocaleString("en")} of ${wall.places.length.toLocaleString("en")}`;
-    get("previous").disabled = index <= 0;
-    get("next").disabled = index >= wall.places.length - 1;
-    await large.show(at, score());
+    if (!wall.indices.length) await choose();
+    const position = wall.indices.indexOf(picture);
+    get("position").textContent = position < 0 ? "" : `${(position + 1).toLocaleString("en")} of ${wall.indices.length.toLocaleString("en")}`;
+    get("previous").disabled = position <= 0;
+    get("next").disabled = position >= wall.indices.length - 1;
+    await large.show(picture, score());
   } else {
     document.title = "Pictures: rcnn look";
-    large.place = undefined;
+    large.index = undefined;
     filters();
     await choose();
     if (last !== undefined) wall.reveal(last);
   }
 }
 
-/** Ask which pictures the filters choose, and show them. */
+/** Request the pictures that match the filters, and show them. */
 async function choose() {
-  const { places, pictures, done } = await ask("/api/pictures", { ...chosen, score: score() });
-  wall.show(places, score());
-  const all = places.length === pictures ? "" : ` of ${pictures.toLocaleString("en")}`;
-  const predicted = state.detects && done < pictures ? `; ${done.toLocaleString("en")} predicted so far` : "";
-  const none = state.detects ? "No pictures yet: drop one here." : "No pictures: start rcnn look with a run, a data set or a folder.";
-  get("count").textContent = pictures ? `${places.length.toLocaleString("en")}${all} ${pictures === 1 ? "picture" : "pictures"}${predicted}` : "";
-  get("none").hidden = places.length > 0;
-  get("none").textContent = pictures ? `No picture${predicted && chosen.mistake ? " that has been predicted" : ""} has what the filters ask for.` : none;
+  const { indices, pictures, done } = await ask("/api/pictures", { ...chosen, score: score() });
+  wall.show(indices, score());
+  const all = indices.length === pictures ? "" : ` of ${pictures.toLocaleString("en")}`;
+  const predicted = state.predicts && done < pictures ? `; ${done.toLocaleString("en")} predicted so far` : "";
+  const none = state.predicts ? "No pictures yet. Drop one here." : "No pictures. Start rcnn look with a run, a data set or a folder.";
+  get("count").textContent = pictures ? `${indices.length.toLocaleString("en")}${all} ${pictures === 1 ? "picture" : "pictures"}${predicted}` : "";
+  get("none").hidden = indices.length > 0;
+  get("none").textContent = pictures ? `No ${predicted && chosen.mistake ? "predicted " : ""}picture matches the filters.` : none;
 }
 
 function filters() {
@@ -78,10 +78,10 @@ function filters() {
     select.addEventListener("change", () => filtered(name, select.value));
     return element("label", {}, name, select);
   });
-  if (state.detects) {
-    const one = slider("score from", state.least, 1, 0.001, Math.max(state.least, score()), (value) => filtered("score", String(value)));
-    one.classList.add("score");
-    made.push(one);
+  if (state.predicts) {
+    const control = slider("score from", state.least, 1, 0.001, Math.max(state.least, score()), (value) => filtered("score", String(value)));
+    control.classList.add("score");
+    made.push(control);
   }
   get("filters").replaceChildren(...made);
   get("filters").hidden = !made.length;
@@ -95,7 +95,7 @@ function filtered(name, value) {
 }
 
 function step(by) {
-  const next = wall.places[wall.places.indexOf(place()) + by];
+  const next = wall.indices[wall.indices.indexOf(requested()) + by];
   if (next === undefined) return;
   history.replaceState(null, "", address(`/pictures/${next}`));
   route();
@@ -107,7 +107,7 @@ function back() {
 }
 
 function key(event) {
-  if (Number.isNaN(place()) || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (Number.isNaN(requested()) || event.ctrlKey || event.metaKey || event.altKey) return;
   const { stage } = large, slides = event.target.matches?.("input[type=range], select");
   const zoomed = event.target === get("stage") && stage.zoomed;
   const moves = { ArrowLeft: [-0.2, 0], ArrowRight: [0.2, 0], ArrowUp: [0, -0.2], ArrowDown: [0, 0.2] };
@@ -115,26 +115,23 @@ function key(event) {
   else if (event.key === "Escape") back();
   else if (event.key === "ArrowRight" && !slides) step(1);
   else if (event.key === "ArrowLeft" && !slides) step(-1);
-  else if (event.key === "+" || event.key === "=") stage.zoom(0.7);
-  else if (event.key === "-") stage.zoom(1 / 0.7);
-  else if (event.key === "0") stage.fit();
   else if (event.key === "t") large.toggle(["truth"]);
   else if (event.key === "d") large.toggle(["right", "wrong", "plain"]);
-  else return;
+  else if (!stage.zoomKey(event.key)) return;
   event.preventDefault();
 }
 
 async function predict(file) {
   if (!file) return;
-  if (!state.detects) return tell("There is no model here that detects; start rcnn look with one to have pictures predicted.");
-  if (file.size > 64e6) return tell("This picture has more than 64 MB.");
-  tell("The picture is being predicted.");
+  if (!state.predicts) return tell("There is no model here that predicts classes. Start rcnn look with one to predict pictures.");
+  if (file.size > 64e6) return tell("This picture is larger than 64 MB.");
+  tell("Predicting the picture.");
   const headers = { "Content-Type": "application/octet-stream", "X-Name": encodeURIComponent(file.name.slice(0, 200)) };
-  const { place: at } = await ask("/api/pictures", {}, { method: "POST", body: file, headers });
+  const { index } = await ask("/api/pictures", {}, { method: "POST", body: file, headers });
   state = await ask("/api/state");
   chosen = { ...Object.fromEntries(FILTERS.map((name) => [name, ""])), score: chosen.score };
   await choose();
-  open(at);
+  open(index);
 }
 
 function listen() {
@@ -158,15 +155,15 @@ function listen() {
   });
 }
 
-/** Follow the prediction of the other pictures, and whether the server is there. */
+/** Follow the prediction of the other pictures, and whether the server responds. */
 async function follow() {
   try {
     const { done, pictures } = await ask("/api/state");
-    const news = done !== state.done || pictures !== state.pictures;
+    const changed = done !== state.done || pictures !== state.pictures;
     Object.assign(state, { done, pictures });
-    if (news && Number.isNaN(place())) await choose();
+    if (changed && Number.isNaN(requested())) await choose();
   } catch {
-    // it has been told on the page
+    // the page shows the error already
   }
   setTimeout(follow, 2000);
 }
@@ -178,7 +175,7 @@ async function start() {
   get("title").textContent = state.title || "Pictures";
   get("notes").hidden = !state.notes.length;
   get("notes").querySelector("ul").append(...state.notes.map((text) => element("li", {}, text)));
-  document.querySelector(".file").hidden = !state.detects;
+  document.querySelector(".file").hidden = !state.predicts;
   read();
   wall = new Wall(state.run, open);
   large = new Large(state, (value) => {

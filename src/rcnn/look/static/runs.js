@@ -1,24 +1,24 @@
-// The page "Runs": a table that follows the files, and one run or two side by side. Which ones is in the address.
+// The page "Runs": a table that follows the files, and one run or two side by side, which the address names.
 
 import { ask, reached, tell } from "./api.js";
 import { element } from "./dom.js";
 
-const STATES = { ended: "ended", training: "training", silent: "nothing written lately" };
+const STATES = { ended: "ended", training: "training", silent: "no recent output" };
 const get = (id) => document.getElementById(id);
 let table = null, drawn = "";
 
 const number = (value, digits = 3) => (value === null ? "\u2013" : value.toFixed(digits));
 
-/** The numbers of the runs that the address names and that are there. */
+/** The numbers of those runs in the address that exist. */
 function chosen() {
-  const there = new Set(table.runs.map((one) => one.run));
+  const known = new Set(table.runs.map((row) => row.run));
   const words = new URLSearchParams(location.search).get("runs");
-  const named = (words ?? String(table.first)).split(",").map(Number).filter((run) => there.has(run));
+  const named = (words ?? String(table.first)).split(",").map(Number).filter((run) => known.has(run));
   return named.slice(0, 2);
 }
 
 function choose(run, on) {
-  const rest = chosen().filter((one) => one !== run), runs = on ? [...rest.slice(-1), run] : rest;
+  const rest = chosen().filter((other) => other !== run), runs = on ? [...rest.slice(-1), run] : rest;
   history.pushState(null, "", `/runs?runs=${runs.join(",")}`);
   draw();
 }
@@ -26,12 +26,12 @@ function choose(run, on) {
 function draw() {
   const runs = chosen(), { runs: rows, folder } = table;
   get("opening").hidden = rows.length > 0;
-  get("opening").textContent = folder ? `There is no run in ${folder} yet; one appears here when it starts.` : "There are no runs here: rcnn train makes one in runs/train. Start rcnn look with it, or where that folder is.";
+  get("opening").textContent = folder ? `There is no run in ${folder} yet. Runs appear here when they start.` : "There are no runs here. rcnn train writes them to runs/train: start rcnn look with a run, or in the folder that contains runs/train.";
   get("runs").parentElement.hidden = !rows.length;
   get("count").textContent = rows.length ? `${rows.length.toLocaleString("en")} ${rows.length === 1 ? "run" : "runs"} in ${folder}` : "";
-  const held = document.activeElement?.dataset?.run;
+  const focused = document.activeElement?.dataset?.run;
   get("runs").querySelector("tbody").replaceChildren(...rows.map((row) => line(row, runs.includes(row.run))));
-  if (held) get("runs").querySelector(`[data-run="${held}"]`)?.focus();
+  if (focused) get("runs").querySelector(`[data-run="${focused}"]`)?.focus();
   document.body.classList.toggle("several", runs.length > 1);
   show(runs);
 }
@@ -46,14 +46,14 @@ function line(row, on) {
   return element("tr", { class: row.state }, element("td", {}, input), name, ...cells.map((text) => element("td", {}, text)));
 }
 
-/** Show runs, if they or their files are others than those that are shown. */
+/** Show runs, unless the page shows these runs in this state already. */
 async function show(runs) {
   const state = JSON.stringify([runs, table.runs.filter((row) => runs.includes(row.run))]);
   if (state === drawn) return;
   drawn = state;
   const { html } = runs.length ? await ask("/api/runs/shown", { runs: runs.join(",") }) : { html: "" };
-  if (drawn !== state) return; // others were chosen meanwhile
-  const parsed = new DOMParser().parseFromString(html, "text/html"); // by the server's templates, which escape texts
+  if (drawn !== state) return; // other runs were chosen meanwhile
+  const parsed = new DOMParser().parseFromString(html, "text/html"); // from the templates of the server, which escape texts
   get("shown").replaceChildren(...parsed.body.childNodes);
 }
 
@@ -63,7 +63,7 @@ function follow() {
   events.addEventListener("error", () => {
     reached(false);
     if (events.readyState !== EventSource.CLOSED) return;
-    ask("/api/runs").then(() => setTimeout(follow, 1000), () => setTimeout(follow, 3000)); // says why
+    ask("/api/runs").then(() => setTimeout(follow, 1000), () => setTimeout(follow, 3000)); // which shows why
   });
   events.addEventListener("message", (event) => {
     tell("");

@@ -1,38 +1,38 @@
-// A picture that is zoomed by its view box: wheel, buttons, keys, and dragging. `pointed` and `picked`, if they are set,
-// are called with a point of the picture.
+// A picture that is zoomed by its view box: wheel, buttons, keys, and dragging. `pointed` and `picked`, if set, are
+// called with a point of the picture.
 
 import { drawn, settle } from "./dom.js";
 
 export class Stage {
-  constructor(place) {
-    this.place = place;
+  constructor(parent) {
+    this.parent = parent;
     this.image = drawn("image", { preserveAspectRatio: "none" });
     this.boxes = drawn("g");
     this.tags = drawn("g");
     this.svg = drawn("svg", { role: "img" }, this.image, this.boxes, this.tags);
-    place.append(this.svg);
-    place.addEventListener("wheel", (event) => {
+    parent.append(this.svg);
+    parent.addEventListener("wheel", (event) => {
       event.preventDefault();
       this.zoom(event.deltaY < 0 ? 0.85 : 1 / 0.85, this.at(event));
     }, { passive: false });
-    place.addEventListener("pointerdown", (event) => {
+    parent.addEventListener("pointerdown", (event) => {
       this.held = [event.clientX, event.clientY];
       this.still = true;
-      place.setPointerCapture(event.pointerId);
-      place.classList.add("held");
+      parent.setPointerCapture(event.pointerId);
+      parent.classList.add("held");
     });
-    place.addEventListener("pointermove", (event) => (this.held ? this.drag(event) : this.pointed?.(...this.at(event))));
-    place.addEventListener("pointerup", (event) => this.still && this.picked?.(...this.at(event)));
+    parent.addEventListener("pointermove", (event) => (this.held ? this.drag(event) : this.pointed?.(...this.at(event))));
+    parent.addEventListener("pointerup", (event) => this.still && this.picked?.(...this.at(event)));
     for (const end of ["pointerup", "pointercancel"]) {
-      place.addEventListener(end, () => {
+      parent.addEventListener(end, () => {
         this.held = null;
-        place.classList.remove("held");
+        parent.classList.remove("held");
       });
     }
     new ResizeObserver(([{ contentRect }]) => {
       this.room = contentRect;
       if (this.view) this.look();
-    }).observe(place);
+    }).observe(parent);
   }
 
   /** Show a picture of this size, in pixels of its file. */
@@ -43,7 +43,7 @@ export class Stage {
     this.fit();
   }
 
-  /** Show boxes, and tags on top of them; the first tags have the choice of room. */
+  /** Show boxes, and tags on top of them; where tags overlap, the first ones are shown. */
   layers(groups, tags) {
     settle(this.boxes, groups);
     settle(this.tags, tags);
@@ -61,9 +61,9 @@ export class Stage {
     this.look();
   }
 
-  /** Show a box and what is around it. */
+  /** Show a box and its surroundings. */
   near([left, top, right, bottom]) {
-    const [width, height] = this.size, ratio = this.place.clientWidth / this.place.clientHeight;
+    const [width, height] = this.size, ratio = this.parent.clientWidth / this.parent.clientHeight;
     const down = Math.min(height, Math.max(height / 8, 4 * (bottom - top), (4 * (right - left)) / ratio));
     const across = Math.min(width, down * ratio);
     const start = (middle, side, whole) => Math.max(0, Math.min(whole - side, middle - side / 2));
@@ -71,7 +71,7 @@ export class Stage {
     this.look();
   }
 
-  /** Show more or less, with one point staying where it is: that of the pointer, or the middle. */
+  /** Zoom around a point, such as that of the pointer; by default around the middle. */
   zoom(factor, point = null) {
     const [x, y, width, height] = this.view, [whole] = this.size;
     const times = Math.min(Math.max(width * factor, whole / 60), whole * 1.5) / width;
@@ -80,7 +80,14 @@ export class Stage {
     this.look();
   }
 
-  /** Move the view by these shares of it. */
+  /** Handle a key of zooming: + or =, -, 0. Returns whether it was one. */
+  zoomKey(key) {
+    const actions = { "+": () => this.zoom(0.7), "=": () => this.zoom(0.7), "-": () => this.zoom(1 / 0.7), "0": () => this.fit() };
+    actions[key]?.();
+    return key in actions;
+  }
+
+  /** Move the view by these shares of its size. */
   move(across, down) {
     const [x, y, width, height] = this.view;
     this.view = [x + across * width, y + down * height, width, height];
@@ -112,10 +119,10 @@ export class Stage {
     this.letters();
   }
 
-  /** Tags keep their size on the screen, stay inside the picture, and are left out where there is no room. */
+  /** Tags keep their size on the screen, stay inside the picture, and are hidden where they would overlap. */
   letters() {
     if (!this.room?.width || !this.view) return;
-    const scale = Math.min(this.room.width / this.view[2], this.room.height / this.view[3]); // asking the page would lay it out
+    const scale = Math.min(this.room.width / this.view[2], this.room.height / this.view[3]); // reading sizes from the page would force a layout
     const size = 13 / scale, taken = [];
     for (const tag of this.tags.children) {
       const [left, top] = [Number(tag.dataset.x), Number(tag.dataset.y)];

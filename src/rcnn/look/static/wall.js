@@ -1,4 +1,4 @@
-// The wall: tiles of the pictures that are in sight, and of no others.
+// The wall: tiles of those pictures that are in sight.
 
 import { ask } from "./api.js";
 import { element } from "./dom.js";
@@ -8,21 +8,21 @@ const wall = document.getElementById("wall");
 const list = wall.querySelector("ul");
 
 export class Wall {
-  /** @param run part of the addresses of thumbnails  @param open called with the place of a picture */
+  /** @param run part of the addresses of thumbnails  @param open called with the index of a picture */
   constructor(run, open) {
     this.run = run;
     this.open = open;
-    this.places = [];
+    this.indices = [];
     this.score = 0.5;
-    this.shown = new Map(); // index -> tile
+    this.shown = new Map(); // position on the wall -> tile
     addEventListener("scroll", () => this.draw(), { passive: true });
     new ResizeObserver(() => this.draw(true)).observe(wall);
   }
 
   /** Show these pictures, with counts at this score. */
-  show(places, score) {
-    const same = places.length === this.places.length && places.every((place, index) => place === this.places[index]);
-    this.places = places;
+  show(indices, score) {
+    const same = indices.length === this.indices.length && indices.every((index, position) => index === this.indices[position]);
+    this.indices = indices;
     this.score = score;
     if (!same) {
       list.replaceChildren();
@@ -34,83 +34,83 @@ export class Wall {
 
   draw(moved = false) {
     const width = wall.clientWidth;
-    if (!width) return; // the page of one picture is shown
+    if (!width) return; // the page of entry picture is shown
     const columns = Math.max(1, Math.floor(width / WIDTH));
-    wall.style.height = `${Math.ceil(this.places.length / columns) * HEIGHT}px`;
+    wall.style.height = `${Math.ceil(this.indices.length / columns) * HEIGHT}px`;
     const top = Math.max(0, -wall.getBoundingClientRect().top);
     const first = Math.max(0, Math.floor(top / HEIGHT) - AHEAD) * columns;
-    const last = Math.min(this.places.length, (Math.ceil((top + innerHeight) / HEIGHT) + AHEAD) * columns);
-    for (const [index, tile] of this.shown) {
-      if (index < first || index >= last) {
+    const last = Math.min(this.indices.length, (Math.ceil((top + innerHeight) / HEIGHT) + AHEAD) * columns);
+    for (const [position, tile] of this.shown) {
+      if (position < first || position >= last) {
         tile.remove();
-        this.shown.delete(index);
+        this.shown.delete(position);
       }
     }
     const added = [];
-    for (let index = first; index < last; index++) {
-      let tile = this.shown.get(index);
+    for (let position = first; position < last; position++) {
+      let tile = this.shown.get(position);
       if (!tile) {
-        tile = this.tile(this.places[index]);
-        this.shown.set(index, tile);
-        added.push(index);
+        tile = this.tile(this.indices[position]);
+        this.shown.set(position, tile);
+        added.push(position);
       } else if (!moved) continue;
       const side = width / columns;
       tile.style.width = `${side}px`;
       tile.style.height = `${HEIGHT}px`;
-      tile.style.transform = `translate(${(index % columns) * side}px, ${Math.floor(index / columns) * HEIGHT}px)`;
+      tile.style.transform = `translate(${(position % columns) * side}px, ${Math.floor(position / columns) * HEIGHT}px)`;
     }
     if (added.length) {
-      const tiles = [...this.shown].sort(([one], [other]) => one - other).map(([, tile]) => tile);
+      const tiles = [...this.shown].sort(([entry], [other]) => entry - other).map(([, tile]) => tile);
       tiles.forEach((tile, at) => list.children[at] !== tile && list.insertBefore(tile, list.children[at] ?? null));
       clearTimeout(this.waiting);
       this.waiting = setTimeout(() => this.count(), 60);
     }
   }
 
-  tile(place) {
-    const image = element("img", { alt: "", src: `/api/pictures/${place}/thumbnail?run=${this.run}` });
-    const link = element("a", { href: `/pictures/${place}` }, image, element("span", { class: "name" }, "\u2026"), element("span", { class: "numbers" }, "\u00a0"));
+  tile(index) {
+    const image = element("img", { alt: "", src: `/api/pictures/${index}/thumbnail?run=${this.run}` });
+    const link = element("a", { href: `/pictures/${index}` }, image, element("span", { class: "name" }, "\u2026"), element("span", { class: "numbers" }, "\u00a0"));
     link.addEventListener("click", (event) => {
       if (event.ctrlKey || event.metaKey || event.shiftKey) return;
       event.preventDefault();
-      this.open(place);
+      this.open(index);
     });
     const tile = element("li", { class: "tile" }, link);
-    tile.dataset.place = place;
+    tile.dataset.index = index;
     return tile;
   }
 
-  /** Ask for the names and counts of the tiles in sight. */
+  /** Request the names and counts of the tiles in sight. */
   async count() {
-    const tiles = new Map([...this.shown.values()].map((tile) => [Number(tile.dataset.place), tile]));
+    const tiles = new Map([...this.shown.values()].map((tile) => [Number(tile.dataset.index), tile]));
     if (!tiles.size || !wall.clientWidth) return;
-    const told = await ask("/api/tiles", { places: [...tiles.keys()].slice(0, 500).join(","), score: this.score });
-    for (const one of told) {
-      const tile = tiles.get(one.place);
-      tile.querySelector(".name").textContent = one.name.slice(one.name.lastIndexOf("/") + 1);
-      tile.querySelector("a").title = one.name;
-      tile.querySelector(".numbers").replaceChildren(...numbers(one));
+    const answers = await ask("/api/tiles", { indices: [...tiles.keys()].slice(0, 500).join(","), score: this.score });
+    for (const entry of answers) {
+      const tile = tiles.get(entry.index);
+      tile.querySelector(".name").textContent = entry.name.slice(entry.name.lastIndexOf("/") + 1);
+      tile.querySelector("a").title = entry.name;
+      tile.querySelector(".numbers").replaceChildren(...numbers(entry));
     }
   }
 
-  /** Scroll to a picture that was looked at. */
-  reveal(place) {
-    const columns = Math.max(1, Math.floor(wall.clientWidth / WIDTH)), index = this.places.indexOf(place);
-    if (index < 0) return;
-    const top = wall.getBoundingClientRect().top + scrollY + Math.floor(index / columns) * HEIGHT;
+  /** Scroll to a picture that was open. */
+  reveal(picture) {
+    const columns = Math.max(1, Math.floor(wall.clientWidth / WIDTH)), position = this.indices.indexOf(picture);
+    if (position < 0) return;
+    const top = wall.getBoundingClientRect().top + scrollY + Math.floor(position / columns) * HEIGHT;
     if (top < scrollY || top + HEIGHT > scrollY + innerHeight) scrollTo(0, top - innerHeight / 3);
     this.draw(true);
-    this.shown.get(index)?.querySelector("a").focus({ preventScroll: true });
+    this.shown.get(position)?.querySelector("a").focus({ preventScroll: true });
   }
 }
 
-function numbers(one) {
-  if (one.right !== undefined) {
-    const kinds = ["right", "wrong", "lost"].filter((kind) => one[kind] || kind === "right");
-    return kinds.flatMap((kind, at) => [at ? ", " : "", element("b", { class: kind }, `${one[kind]} ${kind}`)]);
+function numbers(entry) {
+  if (entry.right !== undefined) {
+    const kinds = ["right", "wrong", "lost"].filter((kind) => entry[kind] || kind === "right");
+    return kinds.flatMap((kind, at) => [at ? ", " : "", element("b", { class: kind }, `${entry[kind]} ${kind}`)]);
   }
   const words = [];
-  if (one.objects !== null) words.push(`${one.objects} ${one.objects === 1 ? "object" : "objects"}`);
-  if (one.detections !== undefined) words.push(`${one.detections} ${one.detections === 1 ? "detection" : "detections"}`);
+  if (entry.objects !== null) words.push(`${entry.objects} ${entry.objects === 1 ? "object" : "objects"}`);
+  if (entry.detections !== undefined) words.push(`${entry.detections} ${entry.detections === 1 ? "detection" : "detections"}`);
   return [words.join(", ") || "\u00a0"];
 }

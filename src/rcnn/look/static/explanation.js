@@ -1,47 +1,47 @@
-// The numbers of "Inside the RPN", as look/inside.py packs them.
+// The numbers of the page "Explain", as look/explain.py packs them.
 
-const SIXTEEN = 65535;
+const UINT16_MAX = 65535;
 const LABELS = { "1": "positive", "0": "negative", "-1": "not trained" };
 const ARRAYS = { int32: Int32Array, uint16: Uint16Array, int8: Int8Array, uint8: Uint8Array };
 
-/** Unpack what the library told of one picture. */
-export async function unpacked(told) {
-  const bytes = Uint8Array.from(atob(told.arrays), (letter) => letter.charCodeAt(0));
+/** Unpack the explanation of one picture. */
+export async function unpacked(json) {
+  const bytes = Uint8Array.from(atob(json.arrays), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   const content = await new Response(stream).arrayBuffer();
   const arrays = {};
   let start = 0;
-  for (const [name, type, length] of told.layout) {
+  for (const [name, type, length] of json.layout) {
     arrays[name] = new ARRAYS[type](content, start, length);
     start += arrays[name].byteLength;
   }
-  return new Insides({ ...told, ...arrays });
+  return new Explanation({ ...json, ...arrays });
 }
 
-class Insides {
-  constructor(told) {
-    Object.assign(this, told);
-    this.unit = Math.max(told.width, told.height) / SIXTEEN;
-    this.perCell = told.levels[0].cell.length;
-    this.ranks = new Map(told.proposals.map((anchor, index) => [anchor, index + 1]));
+class Explanation {
+  constructor(json) {
+    Object.assign(this, json);
+    this.unit = Math.max(json.width, json.height) / UINT16_MAX;
+    this.perCell = json.levels[0].cell.length;
+    this.ranks = new Map(json.proposals.map((anchor, index) => [anchor, index + 1]));
   }
 
   /** Level, row, column and number within the cell of an anchor. */
-  place(anchor) {
-    const level = this.levels.findLastIndex((one) => one.start <= anchor);
-    const inside = anchor - this.levels[level].start, cell = Math.floor(inside / this.perCell);
+  locate(anchor) {
+    const level = this.levels.findLastIndex(({ start }) => start <= anchor);
+    const offset = anchor - this.levels[level].start, cell = Math.floor(offset / this.perCell);
     const { columns } = this.levels[level];
-    return { level, row: Math.floor(cell / columns), column: cell % columns, which: inside % this.perCell };
+    return { level, row: Math.floor(cell / columns), column: cell % columns, which: offset % this.perCell };
   }
 
-  /** The cell of a level that a point of the picture lies in. */
+  /** The cell of a level at a point of the picture. */
   cellAt(level, x, y) {
     const { rows, columns, steps } = this.levels[level];
-    const inside = (value, most) => Math.max(0, Math.min(most - 1, Math.floor(value)));
-    return { level, row: inside(y / steps[1], rows), column: inside(x / steps[0], columns) };
+    const clamp = (value, count) => Math.max(0, Math.min(count - 1, Math.floor(value)));
+    return { level, row: clamp(y / steps[1], rows), column: clamp(x / steps[0], columns) };
   }
 
-  /** The place of a cell in the picture. */
+  /** The box of a cell in the picture. */
   cellBox({ level, row, column }) {
     const [right, below] = this.levels[level].steps;
     return [column * right, row * below, (column + 1) * right, (row + 1) * below];
@@ -54,7 +54,7 @@ class Insides {
   }
 
   anchorBox(anchor) {
-    const { level, row, column, which } = this.place(anchor), { cell, steps } = this.levels[level];
+    const { level, row, column, which } = this.locate(anchor), { cell, steps } = this.levels[level];
     return cell[which].map((value, side) => value + (side % 2 ? row * steps[1] : column * steps[0]));
   }
 
@@ -63,11 +63,11 @@ class Insides {
   }
 
   probability(anchor) {
-    return this.objectness[anchor] / SIXTEEN;
+    return this.objectness[anchor] / UINT16_MAX;
   }
 
   overlap(anchor) {
-    return this.iou ? this.iou[anchor] / SIXTEEN : null;
+    return this.iou ? this.iou[anchor] / UINT16_MAX : null;
   }
 
   labelOf(anchor) {

@@ -1,4 +1,4 @@
-"""The page "Inside the RPN": its numbers are the library's, on the server and in the file of `rcnn explain --html`."""
+"""The page "Explain": its numbers are the library's, on the server and in the file of `rcnn explain --html`."""
 
 import base64
 import gzip
@@ -9,16 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from starlette.testclient import TestClient
 
 from rcnn.detector import Detector
-from rcnn.diagnose.explain.follow import Walkthrough, counts, follow
-from rcnn.diagnose.explain.suppression import survivors, thresholds
+from rcnn.diagnose.explain.follow import Explanation, follow, thresholds
 from rcnn.images.stream import read_picture
-from rcnn.look.album import Album, Picture
-from rcnn.look.inside import write_inside
+from rcnn.look.album import Album, AlbumImage
+from rcnn.look.explain import write_page
 from rcnn.presets import build, settings_of
-from tests.pages import HOST, HOSTILE, Looked, Tab, guarded, png
+from tests.pages import HOSTILE, Looked, Tab, client_of, png
 from tests.report.test_browser import OVERLAPPING, assert_open_to_all
 
 from .test_look_browser import Served, start, stop, until
@@ -28,18 +26,18 @@ READY = "#counts dd"
 
 
 @pytest.fixture(scope="module")
-def walk(looked: Looked) -> Walkthrough:
+def explanation(looked: Looked) -> Explanation:
     picture = looked.album.pictures[1]
     image = read_picture(picture.path, looked.detector.settings)
     assert picture.truth is not None
-    middle = float(np.median(looked.album.found[1].scores_of(len(picture.truth.labels))))
+    middle = float(np.median(looked.album.judged[1].scores_of(len(picture.truth.labels))))
     return follow(looked.detector, image, picture.truth, score=middle)
 
 
 @pytest.fixture(scope="module")
-def file(walk: Walkthrough, looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    page = tmp_path_factory.mktemp("inside") / "inside.html"
-    return write_inside(walk, looked.detector.settings.rpn, page, HOSTILE[0], HOSTILE[1])
+def file(explanation: Explanation, looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    page = tmp_path_factory.mktemp("explain") / "inside.html"
+    return write_page(explanation, looked.detector.settings.rpn, page, HOSTILE[0], HOSTILE[1])
 
 
 @pytest.fixture
@@ -47,13 +45,6 @@ def show(tab: Tab, file: Path) -> Iterator[Open]:
     """Open the file from disk, at the view that is named; at the end nothing was asked for."""
     yield lambda view="": tab.open(f"{file.as_uri()}{view}", READY)
     assert not tab.strangers(file.as_uri())
-
-
-def client_of(album: Album, folder: Path) -> TestClient:
-    guard = guarded(album, folder)
-    client = TestClient(guard, base_url=f"http://{HOST}")
-    client.get(guard.address)
-    return client
 
 
 def unpacked(told: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -65,30 +56,30 @@ def unpacked(told: dict[str, Any]) -> dict[str, np.ndarray]:
     return arrays
 
 
-def test_the_server_tells_what_the_library_follows(looked: Looked, walk: Walkthrough, tmp_path: Path) -> None:
-    told = client_of(looked.album, tmp_path).get("/api/pictures/1/inside").json()
+def test_the_server_tells_what_the_library_follows(looked: Looked, explanation: Explanation, tmp_path: Path) -> None:
+    told = client_of(looked.album, tmp_path).get("/api/pictures/1/explain").json()
     arrays, unit = unpacked(told), max(told["width"], told["height"]) / 65535
     assert told["fault"] == ""
-    assert told["counts"] | {"detections": 0} == counts(walk) | {"detections": 0}
-    assert told["proposals"] == walk.proposals.anchor.tolist()
-    np.testing.assert_array_equal(arrays["before"], walk.before.anchor)
-    np.testing.assert_allclose(arrays["moved"].reshape(-1, 4) * unit, walk.trace.decoded, atol=unit)
-    np.testing.assert_allclose(arrays["objectness"] / 65535, walk.objectness, atol=1e-5)
-    kept = survivors(walk, looked.detector.settings.rpn)
+    assert told["counts"] | {"detections": 0} == explanation.counts() | {"detections": 0}
+    assert told["proposals"] == explanation.proposals.anchor.tolist()
+    np.testing.assert_array_equal(arrays["before"], explanation.before.anchor)
+    np.testing.assert_allclose(arrays["moved"].reshape(-1, 4) * unit, explanation.steps.decoded, atol=unit)
+    np.testing.assert_allclose(arrays["objectness"] / 65535, explanation.objectness, atol=1e-5)
+    kept = explanation.survivors(looked.detector.settings.rpn)
     np.testing.assert_array_equal(arrays["kept"].reshape(kept.shape), kept)
-    assert walk.truth is not None
-    np.testing.assert_array_equal(arrays["label"], walk.truth.label)
-    for anchor in (0, 5, 1000, len(walk.anchors) - 1):
-        level, row, column, which = walk.place(anchor)
+    assert explanation.truth is not None
+    np.testing.assert_array_equal(arrays["label"], explanation.truth.label)
+    for anchor in (0, 5, 1000, len(explanation.anchors) - 1):
+        level, row, column, which = explanation.cell_of(anchor)
         cell, steps = (told["levels"][level][key] for key in ("cell", "steps"))
         box = np.array(cell[which]) + np.array([column * steps[0], row * steps[1]] * 2)
-        np.testing.assert_allclose(box, walk.anchors[anchor], atol=1e-3)
+        np.testing.assert_allclose(box, explanation.anchors[anchor], atol=1e-3)
     again = follow(
         looked.detector,
         read_picture(looked.album.pictures[1].path, looked.detector.settings),
         looked.album.pictures[1].truth,
     )
-    assert [one["where"] for one in told["objects"]] == [fate.outcome.where for fate in again.fates]
+    assert [one["where"] for one in told["objects"]] == [outcome.where for outcome, _ in again.outcomes]
 
 
 def test_a_model_without_stages_and_a_damaged_picture_say_so(looked: Looked, tmp_path: Path) -> None:
@@ -101,18 +92,18 @@ def test_a_model_without_stages_and_a_damaged_picture_say_so(looked: Looked, tmp
     client = client_of(album, tmp_path)
     for detector, text in ((None, "no model here"), (one_stage, "one-stage detector"), (looked.detector, "")):
         album.detector = detector
-        fault = client.get("/api/pictures/0/inside").json()["fault"]
+        fault = client.get("/api/pictures/0/explain").json()["fault"]
         assert text in fault if text else not fault
-    album.pictures.append(Picture(tmp_path / "gone.png", "gone.png", "all", None))
-    told = client.get("/api/pictures/1/inside").json()
+    album.pictures.append(AlbumImage(tmp_path / "gone.png", "gone.png", "all", None))
+    told = client.get("/api/pictures/1/explain").json()
     assert "gone.png" in told["fault"]
     assert str(tmp_path) not in told["fault"]
-    assert client.get("/api/pictures/2/inside").status_code == 404
+    assert client.get("/api/pictures/2/explain").status_code == 404
 
 
-def test_the_file_follows_nms_cells_and_ways(walk: Walkthrough, show: Open, looked: Looked) -> None:
+def test_the_file_follows_nms_cells_and_ways(explanation: Explanation, show: Open, looked: Looked) -> None:
     page = show("#show=nms")
-    kept = survivors(walk, looked.detector.settings.rpn)
+    kept = explanation.survivors(looked.detector.settings.rpn)
     for place in (0, 8, len(thresholds(0.7)) - 1):
         page.get_by_label("IoU of NMS").fill(str(place))
         numbers = [int(text.replace(",", "")) for text in page.locator("#panel dd").all_inner_texts()[:3]]
@@ -124,30 +115,32 @@ def test_the_file_follows_nms_cells_and_ways(walk: Walkthrough, show: Open, look
         page.keyboard.press("ArrowLeft")
     row, column = map(int, re.findall(r"\d+", page.locator("#panel dd").first.inner_text()))
     cells = page.locator("#panel tbody tr")
-    for which, anchor in enumerate(walk.of_cell(1, row, column).tolist()):
+    for which, anchor in enumerate(explanation.anchors_of(1, row, column).tolist()):
         words = cells.nth(which).locator("td").all_inner_texts()
-        assert float(words[3]) == pytest.approx(float(walk.objectness[anchor]), abs=6e-4)
-        left, top, right, bottom = walk.anchors[anchor].tolist()
+        assert float(words[3]) == pytest.approx(float(explanation.objectness[anchor]), abs=6e-4)
+        left, top, right, bottom = explanation.anchors[anchor].tolist()
         assert words[0] == f"{right - left:.0f} x {bottom - top:.0f}"
     page.get_by_text("Detections", exact=True).click()
     page.locator("#panel tbody button").nth(1).click()
-    assert walk.detections is not None
-    level, row, column, which = walk.place(int(walk.proposals.anchor[walk.detections.proposal[1]]))
+    assert explanation.detections is not None
+    level, row, column, which = explanation.cell_of(
+        int(explanation.proposals.anchor[explanation.detections.proposal[1]])
+    )
     told = page.locator("#panel dd").all_inner_texts()
-    assert told[1:] == [f"{which}", f"row {row}, column {column}", f"stride {walk.strides[level]}"]
+    assert told[1:] == [f"{which}", f"row {row}, column {column}", f"stride {explanation.strides[level]}"]
     page.get_by_role("button", name="Show this cell").click()
     assert page.locator("#panel dd").first.inner_text() == f"row {row}, column {column}"
     page.wait_for_url("**#show=cells*")
 
 
-def test_a_lost_object_tells_its_stage_and_setting_and_every_number_a_tip(walk: Walkthrough, show: Open) -> None:
-    lost = [fate for fate in walk.fates if fate.remedy is not None]
-    place = lost[0].outcome.truth
+def test_a_lost_object_tells_its_stage_and_setting_and_every_number_a_tip(explanation: Explanation, show: Open) -> None:
+    outcome, remedy = next(pair for pair in explanation.outcomes if pair[1] is not None)
+    place = outcome.truth
     page = show(f"#show=objects&object={place}")
     text = page.locator("#panel").inner_text()
-    assert lost[0].remedy is not None
-    assert lost[0].remedy.text in text
-    assert f"{lost[0].remedy.setting}={lost[0].remedy.value:g}" in text
+    assert remedy is not None
+    assert remedy.text in text
+    assert f"{remedy.setting}={remedy.value:g}" in text
     for view in ("cells", "nms", "detections", "detections&detection=0", "objects", f"objects&object={place}"):
         page.goto(f"{page.url.partition('#')[0]}#show={view}")
         page.wait_for_timeout(50)
@@ -202,7 +195,7 @@ def served(looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 def test_the_served_page_goes_from_picture_to_picture(looked: Looked, served: Served, tab: Tab) -> None:
     page = tab.enter(served, "/pictures/1")
-    page.locator("#to-inside").click()
+    page.locator("#to-explain").click()
     page.wait_for_selector(READY)
     assert page.locator("#name").inner_text() == looked.album.pictures[1].name
     page.locator("#stage").hover(position={"x": 300, "y": 300})

@@ -1,0 +1,432 @@
+"""The page "Labels": suspected label errors, a person's verdict on each, and the new copy of the annotations.
+
+A verdict `right` changes the copy. `wrong` and `skip` change nothing and are kept in a cache folder, in one file per
+folder of images, so that they also hold for a corrected copy of the annotations, whose images are where they were. A
+suggestion is recognised by its picture, kind, class and box, so that another detector, whose boxes differ a little,
+does not suggest it again either.
+"""
+
+import hashlib
+import json
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from itertools import count
+from os.path import abspath, commonpath, dirname
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from rcnn.data.formats.coco import as_json
+from rcnn.diagnose.label_errors import SUGGESTIONS, Suggestion, apply_suggestions, find_label_errors
+from rcnn.errors import printable
+from rcnn.look.album import Album
+from rcnn.metrics.overlap import box_iou
+from rcnn.metrics.types import Truth
+from rcnn.report.scores import IOU
+from rcnn.weights.file import atomic_write
+
+FORMAT = 1
+KEPT = ("wrong", "skip")
+"""Verdicts that are kept in the cache folder; what is right is in the copy of the annotations."""
+
+VERDICTS = ("right", *KEPT)
+
+MAX_BYTES = 1000
+"""Bytes of a verdict that a page sends."""
+
+MAX_SENT = 20
+"""Number of suggestions that are sent at once."""
+
+SEARCH_SHARE = 20
+"""While pictures are predicted, searching for suggestions takes one part in this many of the time."""
+
+
+class Key(NamedTuple):
+    """A suggestion by the indices of its picture and its detection."""
+
+    picture: int
+    detection: int
+
+
+class Verdict(NamedTuple):
+    """A verdict on a suggestion, as it is kept.
+
+    Attributes:
+        picture: absolute path of the image.
+        kind: of `SUGGESTIONS`.
+        name: of the class that is suggested.
+        box: in pixels of the file.
+        verdict: of `KEPT`.
+    """
+
+    picture: str
+    kind: str
+    name: str
+    box: tuple[float, ...]
+    verdict: str
+
+    @classmethod
+    def read(cls, picture: Any, kind: Any, name: Any, box: Any, verdict: Any) -> "Verdict":
+        """Return an entry of a file.
+
+        Raises:
+            ValueError: it is not a verdict.
+        """
+        words = all(isinstance(word, str) for word in (picture, kind, name))
+        numbers = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
+        if not (words and numbers and verdict in KEPT):
+            raise ValueError("not a verdict")
+        return cls(picture, kind, name, tuple(float(side) for side in box), verdict)
+
+    def is_on(self, path: str, suggestion: Suggestion, name: str) -> bool:
+        """Return whether this is the verdict on a suggestion for the picture of this path."""
+        same = (self.picture, self.kind, self.name) == (path, suggestion.kind, name)
+        return same and bool(box_iou(np.array([self.box]), suggestion.box[None]) >= IOU)
+
+
+class VerdictFile:
+    """The verdicts on the images of a folder, in a file.
+
+    Several servers may write it: each change is applied to what the file holds at that moment.
+
+    Args:
+        folder: of the file; it is made with the first verdict.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._file: Path | None = None
+        self._damaged = self._unwritten = ""
+
+    @property
+    def note(self) -> str:
+        """What went wrong with the file, in sentences; empty if nothing did."""
+        return " ".join(filter(None, (self._damaged, self._unwritten)))
+
+    def open(self, pictures: Sequence[Path]) -> list[Verdict]:
+        """Return the verdicts on these images, oldest first. A damaged file is set aside, and the note says so."""
+        paths = [abspath(path) for path in pictures]
+        home = commonpath({dirname(path) for path in paths})
+        self._file = self._folder / f"{hashlib.sha256(home.encode(errors='surrogatepass')).hexdigest()}.json"
+        try:
+            verdicts = self._read(self._file)
+        except OSError as error:
+            self._damaged = printable(f"Earlier verdicts of wrong and skip can't be read: {error}.")
+            return []
+        known = set(paths) if verdicts else set[str]()
+        return [verdict for verdict in verdicts if verdict.picture in known]
+
+    def change(self, removed: Iterable[Verdict], added: Iterable[Verdict]) -> None:
+        """Remove and add verdicts. If they can't be written, the note says so."""
+        assert self._file is not None
+        try:
+            verdicts = self._read(self._file)
+            for verdict in removed:
+                if verdict in verdicts:
+                    verdicts.remove(verdict)
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            content = json.dumps({"format": FORMAT, "verdicts": [*verdicts, *added]})
+            atomic_write(self._file, content.encode(), shared=True)
+            self._unwritten = ""
+        except OSError as error:
+            self._unwritten = printable(f"Verdicts of wrong and skip can't be kept for another day: {error}.")
+
+    def _read(self, file: Path) -> list[Verdict]:
+        """Return the verdicts in the file; a damaged one is renamed, and nothing is lost.
+
+        Raises:
+            OSError: it can't be read.
+        """
+        try:
+            content = file.read_bytes()
+        except FileNotFoundError:
+            return []
+        try:
+            tree = json.loads(content)
+            if tree["format"] != FORMAT:
+                raise ValueError("another format")
+            return [Verdict.read(*entry) for entry in tree["verdicts"]]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            names = (file.with_name(f"{file.stem}.damaged-{number}.json") for number in count(1))
+            aside = next(name for name in names if not name.exists())
+            file.rename(aside)
+            self._damaged = printable(
+                "The file of earlier verdicts of wrong and skip is damaged, or of another version; their suggestions "
+                f"appear again. It is now {aside}."
+            )
+            return []
+
+
+class LabelReview:
+    """Suggestions for the labels of an album, the verdicts on them, and the corrected copy.
+
+    Args:
+        album: whose labels are reviewed.
+        make_folder: makes the folder of the copy, when the first suggestion is accepted.
+        verdicts: keeps what is wrong or skipped.
+    """
+
+    def __init__(self, album: Album, make_folder: Callable[[], Path], verdicts: VerdictFile) -> None:
+        self.album, self._make_folder, self._file = album, make_folder, verdicts
+        self.folder: Path | None = None
+        self._earlier_verdicts: list[Verdict] | None = None
+        self._verdicts: dict[Key, tuple[str, Suggestion]] = {}
+        """Today's verdicts and their suggestions, newest last."""
+        self._found: dict[Key, Suggestion] = {}
+        self._sent: dict[Key, Suggestion] = {}
+        self._pictures_searched, self._next_search = -1, 0.0
+        self._lock = threading.Lock()
+
+    @property
+    def fault(self) -> str:
+        """Why there can be no suggestions; empty if there can."""
+        album = self.album
+        if album.detector is None:
+            return "There is no model here. Start rcnn look with a model and labelled pictures."
+        if album.finder is None:
+            return "This model only proposes boxes. Checking labels takes a model that predicts classes."
+        return "" if album.sets else "There are no labels here. Start rcnn look with a data set."
+
+    def state(self, first: Key | None = None) -> dict[str, Any]:
+        """Return the next suggestions, the number of verdicts, and where the copy is.
+
+        Args:
+            first: the suggestion to put first, if it has no verdict.
+        """
+        with self._lock:
+            waiting = self._unjudged()
+            words = [*(word for word, _ in self._verdicts.values()), *(one.verdict for one in self._earlier())]
+            order = sorted(list(waiting)[:MAX_SENT], key=lambda key: key != first)
+            if first in waiting and first not in order:
+                order = [first, *order]
+            self._sent |= {key: waiting[key] for key in order}
+            return {
+                "fault": self.fault,
+                "suggestions": [self._describe(key, waiting[key]) for key in order],
+                "waiting": len(waiting),
+                "verdicts": {word: words.count(word) for word in VERDICTS},
+                "note": self._file.note,
+                "folder": printable(str(self.folder)) if self.folder else "",
+            }
+
+    def judge(self, key: Key, verdict: str) -> None:
+        """Store the verdict on a suggestion that was sent; an accepted one is written to the copy.
+
+        Raises:
+            KeyError: there is no such suggestion.
+            OSError: the copy can't be written; then the verdict is not stored.
+        """
+        with self._lock:
+            suggestion, before = self._sent[key], dict(self._verdicts)
+            self._verdicts.pop(key, None)
+            self._verdicts[key] = verdict, suggestion
+            self._save(before, key.picture)
+
+    def undo(self) -> Key | None:
+        """Undo the last verdict; when today's are used up, undo earlier verdicts of wrong and skip.
+
+        Returns:
+            The suggestion; None if the detector has not found it today.
+
+        Raises:
+            LookupError: there is no verdict.
+            OSError: the copy can't be written; then nothing is undone.
+        """
+        with self._lock:
+            if not self._verdicts:
+                verdict = self._earlier().pop()
+                self._file.change([verdict], [])
+                return next((key for key, one in self._find().items() if self._has_verdict(key, one, [verdict])), None)
+            before = dict(self._verdicts)
+            key, _ = self._verdicts.popitem()
+            self._save(before, key.picture)
+            return key
+
+    def _find(self) -> dict[Key, Suggestion]:
+        """Return all suggestions so far, in display order; there will be more while pictures are predicted."""
+        album, now = self.album, time.monotonic()
+        pictures = [index for index in sorted(album.judged) if album.pictures[index].truth is not None]
+        if len(pictures) != self._pictures_searched and now >= self._next_search:
+            truths = [truth for index in pictures if (truth := album.pictures[index].truth) is not None]
+            score = album.detector.threshold if album.detector else 0.5
+            found = find_label_errors(truths, [album.judged[index].prediction for index in pictures], score=score)
+            self._found = {Key(pictures[one.image], one.detection): one for one in found}
+            self._pictures_searched = len(pictures)
+            self._next_search = now + SEARCH_SHARE * (time.monotonic() - now)
+        return self._found
+
+    def _earlier(self) -> list[Verdict]:
+        """Return the verdicts of other days on the pictures with labels, oldest first."""
+        if self._earlier_verdicts is None:
+            paths = [picture.path for picture in self.album.pictures if picture.truth is not None]
+            self._earlier_verdicts = self._file.open(paths) if paths else []
+        return self._earlier_verdicts
+
+    def _unjudged(self) -> dict[Key, Suggestion]:
+        """Return the suggestions without a verdict, in display order."""
+        earlier = defaultdict[str, list[Verdict]](list)
+        for verdict in self._earlier():
+            earlier[verdict.picture].append(verdict)
+        found = {key: one for key, one in self._find().items() if key not in self._verdicts}
+        if not earlier:
+            return found
+        return {key: one for key, one in found.items() if not self._has_verdict(key, one, earlier[self._path(key)])}
+
+    def _has_verdict(self, key: Key, suggestion: Suggestion, verdicts: Sequence[Verdict]) -> bool:
+        """Return whether one of these verdicts is on a suggestion."""
+        path, name = self._path(key), self.album.names[suggestion.label]
+        return any(verdict.is_on(path, suggestion, name) for verdict in verdicts)
+
+    def _path(self, key: Key) -> str:
+        return abspath(self.album.pictures[key.picture].path)
+
+    def _describe(self, key: Key, suggestion: Suggestion) -> dict[str, Any]:
+        """Return a suggestion with its picture, and the labels of that picture as they are in the copy."""
+        index = key.picture
+        for dataset in self.album.sets:
+            if index < len(dataset):
+                break
+            index -= len(dataset)
+        size, picture = dataset.records[index].size, self.album.pictures[key.picture]
+        assert picture.truth is not None
+        labels = apply_suggestions(picture.truth, self._accepted()[key.picture], size)
+        columns = zip(*(column.tolist() for column in labels), strict=True)
+        return {
+            **key._asdict(),
+            "kind": suggestion.kind,
+            "text": SUGGESTIONS[suggestion.kind],
+            "label": suggestion.label,
+            "score": suggestion.score,
+            "box": suggestion.box.tolist(),
+            "object": suggestion.truth,
+            "name": printable(picture.name),
+            "size": size,
+            "labels": [{"box": box, "label": label, "ignore": ignore} for box, label, ignore in columns],
+        }
+
+    def _accepted(self) -> defaultdict[int, list[Suggestion]]:
+        """Return picture -> accepted suggestions."""
+        accepted = defaultdict[int, list[Suggestion]](list)
+        for key, (verdict, suggestion) in self._verdicts.items():
+            if verdict == "right":
+                accepted[key.picture].append(suggestion)
+        return accepted
+
+    def _save(self, before: dict[Key, tuple[str, Suggestion]], picture: int) -> None:
+        """Write what differs from before: the list of a picture (at first all lists), and the other verdicts."""
+        right = [[key for key, (verdict, _) in said.items() if verdict == "right"] for said in (before, self._verdicts)]
+        if right[0] != right[1]:
+            try:
+                folder = self.folder or self._make_folder()
+                self._write_copy(folder, picture if self.folder else None)
+            except BaseException:
+                self._verdicts = before
+                raise
+            self.folder = folder
+        old, new = (
+            {
+                Verdict(self._path(key), one.kind, self.album.names[one.label], tuple(one.box.tolist()), verdict): None
+                for key, (verdict, one) in verdicts.items()
+                if verdict in KEPT
+            }
+            for verdicts in (before, self._verdicts)
+        )
+        if old != new:
+            self._file.change([one for one in old if one not in new], [one for one in new if one not in old])
+
+    def _write_copy(self, folder: Path, picture: int | None) -> None:
+        """Write the annotations of the list that a picture is in, or of all lists."""
+        accepted, start = self._accepted(), 0
+        for dataset in self.album.sets:
+            indices = range(start, start + len(dataset))
+            start = indices.stop
+            if picture is not None and picture not in indices:
+                continue
+            records = list(dataset.records)
+            for index in filter(indices.__contains__, accepted):
+                record = records[index - indices.start]
+                truth = Truth(record.boxes, record.labels, record.ignore)
+                boxes, labels, ignore = apply_suggestions(truth, accepted[index], record.size)
+                records[index - indices.start] = replace(record, boxes=boxes, labels=labels, ignore=ignore)
+            names = {record.path: abspath(record.path) for record in records}
+            file = folder / "annotations" / f"{dataset.split}.json"
+            file.parent.mkdir(exist_ok=True)
+            atomic_write(file, as_json(replace(dataset, records=tuple(records)), names).encode())
+
+
+class LabelsApi:
+    """The requests of the page, as methods that are routes."""
+
+    def __init__(self, review: LabelReview) -> None:
+        self.review = review
+
+    def routes(self) -> list[Route]:
+        """Return addresses and their handlers."""
+        return [
+            Route("/api/labels", self.suggestions),
+            Route("/api/labels", self.judge, methods=["POST"]),
+            Route("/api/labels/undo", self.undo, methods=["POST"]),
+        ]
+
+    def suggestions(self, request: Request) -> Response:
+        """Answer with the next suggestions; the one of this picture and detection comes first, if it is among them."""
+        words = [request.query_params.get(name, "") for name in Key._fields]
+        numbers = [int(word) for word in words if word.isascii() and word.isdigit() and len(word) < 12]
+        return self._state(Key(*numbers) if len(numbers) == 2 else None)
+
+    async def judge(self, request: Request) -> Response:
+        """Store a verdict: {"picture": 0, "detection": 0, "verdict": "right"}."""
+        content = bytearray()
+        async for part in request.stream():
+            content += part
+            if len(content) > MAX_BYTES:
+                raise HTTPException(413, "This is too long for a verdict.")
+        try:
+            tree = json.loads(content)
+            key, verdict = Key(tree["picture"], tree["detection"]), tree["verdict"]
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
+            raise HTTPException(400, "A verdict has a picture, a detection and a verdict.") from None
+        if type(key.picture) is not int or type(key.detection) is not int or verdict not in VERDICTS:
+            raise HTTPException(400, f"A verdict is one of {', '.join(VERDICTS)}, for two whole numbers.")
+        return await run_in_threadpool(self._judge, key, verdict)
+
+    def undo(self, request: Request) -> Response:
+        """Undo the last verdict; its suggestion comes first."""
+        self._check_ready()
+        try:
+            key = self.review.undo()
+        except LookupError:
+            raise HTTPException(409, "There is nothing to undo.") from None
+        except (OSError, UnicodeEncodeError) as error:
+            raise _unwritten(error) from None
+        return self._state(key)
+
+    def _judge(self, key: Key, verdict: str) -> Response:
+        try:
+            self.review.judge(key, verdict)
+        except KeyError:
+            raise HTTPException(404, "There is no such suggestion.") from None
+        except (OSError, UnicodeEncodeError) as error:
+            raise _unwritten(error) from None
+        return self._state(None)
+
+    def _state(self, first: Key | None) -> Response:
+        self._check_ready()
+        return JSONResponse(self.review.state(first))
+
+    def _check_ready(self) -> None:
+        if not self.review.album.ready:
+            raise HTTPException(409, "The pictures are still being read.")
+
+
+def _unwritten(error: Exception) -> HTTPException:
+    return HTTPException(507, printable(f"The copy can't be written, so nothing has changed: {error}"))
