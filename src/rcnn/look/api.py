@@ -206,7 +206,7 @@ class PicturesApi:
         """Accept a picture that was dropped on the page, and predict it."""
         album = self.opened()
         if album.finder is None:
-            raise HTTPException(409, "There is no model here that predicts classes. Start rcnn look with one: rcnn look MODEL.")
+            raise HTTPException(409, "No model that predicts classes is loaded. Start one with: rcnn look MODEL.")
         folder = self.dropped
         if len(list(folder.iterdir())) >= MAX_DROPPED:
             text = f"There are {MAX_DROPPED} dropped pictures already. Restart rcnn look to drop more."

@@ -123,7 +123,7 @@ function key(event) {
 
 async function predict(file) {
   if (!file) return;
-  if (!state.predicts) return tell("There is no model here that predicts classes. Start rcnn look with one to predict pictures.");
+  if (!state.predicts) return tell("No model that predicts classes is loaded. Start rcnn look with one to predict pictures.");
   if (file.size > 64e6) return tell("This picture is larger than 64 MB.");
   tell("Predicting the picture.");
   const headers = { "Content-Type": "application/octet-stream", "X-Name": encodeURIComponent(file.name.slice(0, 200)) };
