@@ -19,9 +19,9 @@ from typing import NamedTuple
 
 import pytest
 
-from rcnn.paper.conduct import EXPERIMENTS
+from rcnn.paper.by_name import EXPERIMENTS
 from rcnn.paper.quoted import QUOTES, TABLE_3, TABLE_4, TABLE_6, TABLE_7, TABLES, Quote
-from rcnn.paper.verdict import judge_all
+from rcnn.paper.results import judge_all
 from rcnn.presets import settings_of
 
 ROOT = Path(__file__).parents[1]
@@ -291,9 +291,9 @@ def test_results_on_the_page_stand_beside_the_papers() -> None:
         keys = {column.heading: column.key for column in experiment.columns}
         for above, row in zip([[""], *rows], rows, strict=False):
             if row[0] == "paper":
-                assert row[2:] == [shown(experiment.given(above[0], keys[heading])) for heading in headings[2:]]
+                assert row[2:] == [shown(experiment.paper_number(above[0], keys[heading])) for heading in headings[2:]]
             elif "paper" in headings:
-                assert row[headings.index("paper")] == shown(experiment.given(row[0], "map50")), row
+                assert row[headings.index("paper")] == shown(experiment.paper_number(row[0], "map50")), row
             else:
                 assert not experiment.paper.get(row[0]) or rows[rows.index(row) + 1][0] == "paper", row
 

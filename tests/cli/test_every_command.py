@@ -13,7 +13,7 @@ from rcnn.cli.app import app
 from .conftest import SMALL, Outcome
 
 Run = Callable[..., Outcome]
-ELSEWHERE = {"benchmark": "test_benchmark.py", "demo": "test_demo.py", "paper": "../paper/test_conduct.py"}
+ELSEWHERE = {"benchmark": "test_benchmark.py", "demo": "test_demo.py", "paper": "../paper/test_execute.py"}
 """Commands whose --json takes a training of its own, and the test that has it."""
 
 

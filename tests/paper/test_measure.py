@@ -13,8 +13,8 @@ from rcnn.model.anchors import cell_anchors
 from rcnn.model.structures import Proposals
 from rcnn.paper.anchors import three_scales
 from rcnn.paper.mean_proposals import names_of, shapes_of, sums_of
-from rcnn.paper.measure import OfRPN, without_boxes, without_scores
-from rcnn.paper.proposals import RANDOM
+from rcnn.paper.measure import RPNProposals
+from rcnn.paper.proposals import RANDOM, without_boxes, without_scores
 from rcnn.presets import build, settings_of
 from tests.model import tiny
 
@@ -37,7 +37,7 @@ def batch() -> Item:
 
 
 def propose(detector: Detector, rpn: dict[str, Any], change: Any = None, item: Item | None = None) -> Any:
-    return OfRPN(detector.with_settings({"rpn": rpn}), change)(item or batch())
+    return RPNProposals(detector.with_settings({"rpn": rpn}), change)(item or batch())
 
 
 def anchors(detector: Detector) -> Any:

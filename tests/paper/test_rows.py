@@ -9,23 +9,24 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-import rcnn.paper.lab as lab_file
 import rcnn.paper.measure as measure_file
 import rcnn.paper.one_stage as one_stage_file
 import rcnn.paper.proposals as proposals_file
 import rcnn.paper.recall as recall_file
 import rcnn.paper.schemes as schemes_file
 import rcnn.paper.timing as timing_file
+import rcnn.paper.workspace as workspace_file
 from rcnn.config import Settings, override
 from rcnn.errors import SettingsError
-from rcnn.paper.conduct import EXPERIMENTS
-from rcnn.paper.lab import Lab, Trained, Training
-from rcnn.paper.measure import Change, without_boxes, without_scores
-from rcnn.paper.verdict import Scores, judge_all
+from rcnn.paper.by_name import EXPERIMENTS
+from rcnn.paper.measure import Change
+from rcnn.paper.proposals import without_boxes, without_scores
+from rcnn.paper.results import NumbersBySeed, judge_all
+from rcnn.paper.workspace import Trained, Training, Workspace
 from rcnn.presets import settings_of
 from rcnn.training.train import choose_settings
 from tests.paper.conftest import SMALL
-from tests.paper.test_conduct import given
+from tests.paper.test_execute import given
 
 
 class Loaded(NamedTuple):
@@ -38,7 +39,7 @@ class Loaded(NamedTuple):
         return Loaded(self.weights, override(self.settings, changes))
 
 
-class OfRPN(NamedTuple):
+class RPNProposals(NamedTuple):
     rpn: Loaded
     change: Change | None = None
 
@@ -47,11 +48,11 @@ class Scored(NamedTuple):
     """What a row's scores are of; without proposals the detector has its own."""
 
     detector: Loaded
-    proposals: OfRPN | tuple[str, int] | None = None
+    proposals: RPNProposals | tuple[str, int] | None = None
 
 
-class Bench(Lab):
-    """A lab where a training is done as soon as it is asked for."""
+class Bench(Workspace):
+    """A workspace where a training is done as soon as it is asked for."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         super().__init__(settings, folder, "val", print)
@@ -59,7 +60,7 @@ class Bench(Lab):
 
     def train(self, training: Training, seed: int) -> Trained:
         folder = Path(f"{training.name}-{seed}")
-        self.known[folder.name] = self.of(training, seed)
+        self.known[folder.name] = self.settings_of(training, seed)
         return Trained(folder)
 
     def load(self, weights: Path) -> Any:
@@ -76,7 +77,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
         found.append(Scored(detector, proposals))
         return {"map50": 50.0}
 
-    def numbers(lab: Any, proposals: Any) -> dict[str, float]:
+    def numbers(workspace: Any, proposals: Any) -> dict[str, float]:
         return {"ar300": 50.0}
 
     def proposing(detector: Loaded, batch: Any) -> list[Any]:
@@ -88,7 +89,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
 
     for file in (measure_file, one_stage_file, proposals_file, schemes_file):
         monkeypatch.setattr(file, "scores", scores)
-    monkeypatch.setattr(proposals_file, "OfRPN", OfRPN)
+    monkeypatch.setattr(proposals_file, "RPNProposals", RPNProposals)
     monkeypatch.setattr(proposals_file, "open_proposals", lambda source, *_: source)
     monkeypatch.setattr(proposals_file, "ProposalSet", lambda source, count: (source, count))
     monkeypatch.setattr(one_stage_file, "SlidingWindows", SimpleNamespace(of=lambda model: ("windows", 1)))
@@ -96,9 +97,9 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
     monkeypatch.setattr(Loaded, "region_proposals", proposing, raising=False)
     monkeypatch.setattr(recall_file, "Loader", one_batch)
     monkeypatch.setattr(recall_file, "numbers", numbers)
-    monkeypatch.setattr(lab_file, "kept", lambda folder: folder / "best.safetensors")
+    monkeypatch.setattr(workspace_file, "kept", lambda folder: folder / "best.safetensors")
     monkeypatch.setattr(Trained, "minutes", 12.0)
-    monkeypatch.setattr(Lab, "dataset", ())
+    monkeypatch.setattr(Workspace, "dataset", ())
     return found
 
 
@@ -237,11 +238,11 @@ def test_a_row_is_trained_and_tested_as_the_page_says(
     base = settings_of(preset, ["train.seed=1"])
     experiment = EXPERIMENTS[name](override(base, [EDGES]))
     assert experiment.rows == tuple(rows)
-    assert not experiment.lacking
+    assert not experiment.omitted
     assert experiment.paper == {row: {"map50": made.paper} for row, made in rows.items() if made and made.paper}
-    for run in experiment.runs:
+    for run in experiment.measurements:
         (row,), bench = run.rows, Bench(override(base, [EDGES]), tmp_path)
-        assert run.given == READERS.get(row)
+        assert run.proposals == READERS.get(row)
         if (made := rows[row]) is None:
             continue
         numbers = run.measure(bench, 1)
@@ -254,13 +255,13 @@ def test_a_row_is_trained_and_tested_as_the_page_says(
 def elsewhere(base: Settings, made: Row) -> Any:
     if made.of is None or isinstance(made.of[1], int):
         return made.of
-    return OfRPN(Loaded(made.of[0], override(base, f"{made.rpn} {made.changes}".split())), made.of[1])
+    return RPNProposals(Loaded(made.of[0], override(base, f"{made.rpn} {made.changes}".split())), made.of[1])
 
 
 def test_without_the_model_file_the_row_of_edge_boxes_says_so_and_the_others_are_made() -> None:
     experiment = EXPERIMENTS["proposals"](settings_of("paper-zf"))
     assert experiment.rows == tuple(PROPOSALS)
-    assert experiment.lacking == {"EB -> EB 2000": "needs OpenCV's model file: data.edge_model=PATH"}
+    assert experiment.omitted == {"EB -> EB 2000": "needs OpenCV's model file: data.edge_model=PATH"}
     assert [training.name for training in experiment.trainings] == ["fast-rcnn", "alternating", "rpn-vgg16"]
     with pytest.raises(SettingsError, match="there is no such file"):
         EXPERIMENTS["proposals"](settings_of("paper-zf", ["data.edge_model=nowhere.yml.gz"]))
@@ -268,7 +269,7 @@ def test_without_the_model_file_the_row_of_edge_boxes_says_so_and_the_others_are
 
 def test_the_rpn_alone_has_no_setting_of_a_second_stage(tmp_path: Path) -> None:
     bench = Bench(settings_of("paper-zf", ["val.voc_ap=11-point", "predict.svd=[1024,256]"]), tmp_path)
-    settings = bench.of(proposals_file.vgg_rpn(bench.settings), 0)
+    settings = bench.settings_of(proposals_file.vgg_rpn(bench.settings), 0)
     assert (settings.roi.head, settings.val.voc_ap, settings.predict.svd) == ("none", "area", ())
 
 
@@ -276,9 +277,11 @@ def test_the_rpn_alone_has_no_setting_of_a_second_stage(tmp_path: Path) -> None:
 def test_vgg_never_starts_from_weights_of_another_backbone(init: str, tmp_path: Path) -> None:
     bench = Bench(settings_of("mobilenet-fpn", [f"train.init={init}"]), tmp_path)
     (vgg,) = (
-        run.needs[1] for run in EXPERIMENTS["proposals"](bench.settings).runs if run.rows == ("SS -> RPN+VGG 300",)
+        run.needs[1]
+        for run in EXPERIMENTS["proposals"](bench.settings).measurements
+        if run.rows == ("SS -> RPN+VGG 300",)
     )
-    assert bench.of(vgg, 0).train.init == ("none" if init == "none" else "imagenet")
+    assert bench.settings_of(vgg, 0).train.init == ("none" if init == "none" else "imagenet")
 
 
 def test_a_model_file_changes_no_training_but_that_on_edge_boxes(tmp_path: Path) -> None:
@@ -290,14 +293,14 @@ def test_a_model_file_changes_no_training_but_that_on_edge_boxes(tmp_path: Path)
         proposals_file.ALTERNATING,
         proposals_file.vgg_rpn(bare.settings),
     ):
-        assert bench.of(training, 0) == bare.of(training, 0)
-    assert bench.of(proposals_file.EDGES, 0) != bare.of(proposals_file.EDGES, 0)
+        assert bench.settings_of(training, 0) == bare.settings_of(training, 0)
+    assert bench.settings_of(proposals_file.EDGES, 0) != bare.settings_of(proposals_file.EDGES, 0)
 
 
 def test_proposals_from_elsewhere_are_those_asked_for(scored: list[Scored], tmp_path: Path) -> None:
     base = settings_of("mobilenet-fpn", ["train.proposals=selective-search-quality"])
     bench = Bench(base, tmp_path)
-    (run, *_) = EXPERIMENTS["proposals"](base).runs
+    (run, *_) = EXPERIMENTS["proposals"](base).measurements
     run.measure(bench, 0)
     assert scored.pop().proposals == ("selective-search-quality", 2000)
     assert bench.known["fast-rcnn-0"].train.proposals == "selective-search-quality"
@@ -386,7 +389,7 @@ def test_differences_of_the_papers_numbers(name: str) -> None:
 def test_differences_that_the_paper_has_no_numbers_for(
     name: str, rows: dict[str, dict[str, float]], differences: list[float]
 ) -> None:
-    scores: Scores = {row: {0: numbers} for row, numbers in rows.items()}
+    scores: NumbersBySeed = {row: {0: numbers} for row, numbers in rows.items()}
     judged = judge_all(EXPERIMENTS[name](settings_of("paper-zf")), scores, [0])
     assert [one.difference for one in judged] == pytest.approx(differences)
 
@@ -422,8 +425,8 @@ def test_times_are_medians_of_the_parts_by_a_clock_of_our_own(
     monkeypatch.setattr(timing_file, "selective_search", searched)
 
     settings = choose_settings(shapes, None, "tiny-fpn", SMALL, {})
-    (run,) = EXPERIMENTS["time"](settings).runs
-    found = run.measure(Lab(settings, tmp_path, "train", print), 0)
+    (run,) = EXPERIMENTS["time"](settings).measurements
+    found = run.measure(Workspace(settings, tmp_path, "train", print), 0)
     assert found == {
         "SS fast": pytest.approx({"conv": 25, "proposals": 1000, "regions": 100, "total": 1125, "ratio": 250}),
         "SS quality": pytest.approx({"conv": 25, "proposals": 3000, "regions": 100, "total": 3125, "ratio": 750}),

@@ -10,7 +10,7 @@ from rcnn.config import Settings, override
 from rcnn.errors import SettingsError
 
 if TYPE_CHECKING:
-    from rcnn.paper.conduct import ExperimentResult
+    from rcnn.paper.results import ExperimentResult
 
 Name = Literal[
     "mean-proposals", "proposals", "top-n", "time", "per-class", "anchors", "lambda", "one-stage", "recall", "schemes"
@@ -56,9 +56,9 @@ def paper(
     """
     from rcnn.cli.report import page_of
     from rcnn.errors import TrainingError
-    from rcnn.paper.conduct import conduct
+    from rcnn.paper.execute import execute
     from rcnn.paper.figures import plot
-    from rcnn.paper.report import keep_part, write_page
+    from rcnn.paper.results import write_markdown, write_report_part
     from rcnn.training.train import choose_settings
 
     words, chosen = _seeds(words, seeds)
@@ -67,17 +67,17 @@ def paper(
     with screen.stdout_for_json(json):
         settings = with_proposals(choose_settings(path, None, preset, changes, {}), proposals)
         how = {"split": split, "budget": budget, "leave_out": leave_out or ()}
-        outcome = conduct(experiment, settings, folder, seeds=chosen, say=screen.say, **how)
-        write_page(outcome, folder)
-        plot(outcome, folder / f"{experiment}.png")
-        show(outcome)
+        result = execute(experiment, settings, folder, seeds=chosen, say=screen.say, **how)
+        write_markdown(result, folder)
+        plot(result, folder / f"{experiment}.png")
+        show(result)
         screen.say(f"\n{folder}: {experiment}.csv, {experiment}.md, {experiment}.png")
         with page_of(folder):
-            keep_part(outcome, folder)
+            write_report_part(result, folder)
     if json:
-        screen.emit(document(outcome))
-    if outcome.failures:
-        raise TrainingError("\n".join(("not everything was measured:", *outcome.failures)))
+        screen.emit(document(result))
+    if result.failures:
+        raise TrainingError("\n".join(("not everything was measured:", *result.failures)))
 
 
 def with_proposals(settings: Settings, source: str | None) -> Settings:
@@ -104,32 +104,32 @@ def _seeds(words: list[str], seeds: list[int] | None) -> tuple[list[str], list[i
     return [word for word in words if word not in more], every
 
 
-def show(outcome: "ExperimentResult") -> None:
+def show(result: "ExperimentResult") -> None:
     """Print the table and, if the paper reports orderings, their verdicts."""
-    from rcnn.paper.report import EXPLANATION, describe, results, verdicts
+    from rcnn.paper.results import EXPLANATION, claim_table, describe, score_table
 
-    screen.table(f"{outcome.name}: {outcome.experiment.title}", *results(outcome))
-    screen.note(*describe(outcome))
-    if outcome.judgements:
-        screen.table("The paper's orderings", *verdicts(outcome))
+    screen.table(f"{result.name}: {result.experiment.title}", *score_table(result))
+    screen.note(*describe(result))
+    if result.judgements:
+        screen.table("The paper's orderings", *claim_table(result))
         screen.note(EXPLANATION)
 
 
-def document(outcome: "ExperimentResult") -> dict[str, Any]:
+def document(result: "ExperimentResult") -> dict[str, Any]:
     """Return the document that `--json` prints."""
     rows = [
-        {"row": row, "seed": seed, **numbers, "paper": outcome.experiment.paper.get(row, {})}
-        for row, by_seed in outcome.scores.items()
+        {"row": row, "seed": seed, **numbers, "paper": result.experiment.paper.get(row, {})}
+        for row, by_seed in result.scores.items()
         for seed, numbers in by_seed.items()
     ]
     orderings = [
         {"ordering": judged.claim.text, **{key: value for key, value in judged._asdict().items() if key != "claim"}}
-        for judged in outcome.judgements
+        for judged in result.judgements
     ]
     return {
-        "experiment": outcome.name,
-        "epochs": outcome.settings.train.epochs,
+        "experiment": result.name,
+        "epochs": result.settings.train.epochs,
         "rows": rows,
-        "not_measured": outcome.experiment.lacking,
+        "not_measured": result.experiment.omitted,
         "orderings": orderings,
     }

@@ -1,47 +1,48 @@
-"""Parts of an experiment: measurements that fill a table's rows, the paper's numbers and the orderings it reports."""
+"""The definition of an experiment: measurements that fill a table's rows, the paper's numbers, and its claims."""
 
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from rcnn.paper.lab import Lab, Training
+from rcnn.paper.workspace import Training, Workspace
 
 Numbers = Mapping[str, float]
 """Name of a quantity -> its value."""
 
-Look = Callable[[str, str], float]
-"""(row, quantity) -> its value, of one seed or of the paper; a KeyError where there is none."""
+Lookup = Callable[[str, str], float]
+"""(row, quantity) -> its value, for one seed or in the paper; raises KeyError if there is none."""
 
 
 class Measurement(NamedTuple):
-    """A part of an experiment that is done, and resumed, as a whole.
+    """A part of an experiment that is measured, and resumed, as a whole.
 
     Attributes:
         rows: rows of the table that it fills.
-        measure: (lab, seed) -> row -> numbers.
+        measure: (workspace, seed) -> row -> numbers.
         needs: models that it measures.
-        seeded: whether it differs between seeds. If not, it is done once.
-        given: where it reads proposals for the images that are scored, as `train.proposals` names it. None: nowhere.
-        lacks: why it is not done, which the table says in place of its numbers. Empty: it is done.
+        seeded: whether it differs between seeds. If not, it is measured once.
+        proposals: source of external proposals for the scored images, in the terms of `train.proposals`. None: the
+            measurement reads none.
+        omitted: reason why it is left out, which the table shows in place of its numbers. Empty: it is measured.
     """
 
     rows: tuple[str, ...]
-    measure: Callable[[Lab, int], Mapping[str, Numbers]]
+    measure: Callable[[Workspace, int], Mapping[str, Numbers]]
     needs: tuple[Training, ...] = ()
     seeded: bool = True
-    given: str | None = None
-    lacks: str = ""
+    proposals: str | None = None
+    omitted: str = ""
 
 
 class Column(NamedTuple):
-    """A quantity that is shown.
+    """A quantity that the table shows.
 
     Attributes:
         key: its name.
         heading: heading of its column.
         digits: decimals.
-        plotted: whether it has a panel in the picture.
+        plotted: whether it has a panel in the figure.
     """
 
     key: str
@@ -55,32 +56,31 @@ class Claim(NamedTuple):
 
     Attributes:
         text: the ordering in words.
-        difference: of one seed's values, or of the paper's; positive where the ordering holds.
-        slack: for `about equal`: the ordering holds where the difference, of either sign, is smaller. None: an order.
+        difference: computed from the values of one seed or of the paper; positive if the ordering holds.
+        slack: for two values that are about equal: the claim holds if the difference, of either sign, is smaller.
+            None: the claim is an ordering.
         digits: decimals of the difference.
     """
 
     text: str
-    difference: Callable[[Look], float]
+    difference: Callable[[Lookup], float]
     slack: float | None = None
     digits: int = 1
 
 
-def more(text: str, higher: str, lower: str, key: str = "map50", digits: int = 1) -> Claim:
-    """The claim that one row has more of a quantity than another."""
-    return Claim(text, lambda look: look(higher, key) - look(lower, key), digits=digits)
+def greater(text: str, higher: str, lower: str, key: str = "map50") -> Claim:
+    """Return the claim that one row has more of a quantity than another."""
+    return Claim(text, lambda look_up: look_up(higher, key) - look_up(lower, key))
 
 
-def close(text: str, first: str, second: str, slack: float, key: str = "map50") -> Claim:
-    """The claim that two rows differ by less than `slack`."""
-    return Claim(text, lambda look: look(first, key) - look(second, key), slack)
+def close(text: str, first: str, second: str, slack: float) -> Claim:
+    """Return the claim that the mAP of two rows differs by less than `slack`."""
+    return greater(text, first, second)._replace(slack=slack)
 
 
 MAP = Column("map50", "mAP50 %")
-ELEVEN_POINT = "mAP50 %, 11-point"
-"""Heading of `MAP` with `val.voc_ap=11-point`."""
 SCORES = (MAP, Column("ap", "AP %", plotted=False), Column("ar300", "AR300 %", plotted=False))
-"""Of detectors: VOC's mean AP at IoU 0.5; COCO's; mean recall of 300 proposals. The first is the paper's measure."""
+"""Scores of detectors: VOC's mean AP at IoU 0.5; COCO's AP; mean recall of 300 proposals. The paper has the first."""
 
 
 @dataclass(frozen=True)
@@ -89,49 +89,56 @@ class Experiment:
 
     Attributes:
         title: what is compared.
-        source: where the paper's numbers are from, and what they were measured on.
-        columns: what is shown, the most important first.
-        runs: what is done.
+        source: the place of the paper's numbers, and what they were measured on.
+        columns: the quantities shown, the most important first.
+        measurements: the parts of the experiment.
         paper: row -> the paper's numbers.
         claims: the paper's orderings.
-        notes: what else is worth saying.
+        notes: further sentences for the reader.
     """
 
     title: str
     source: str
     columns: tuple[Column, ...]
-    runs: tuple[Measurement, ...]
+    measurements: tuple[Measurement, ...]
     paper: Mapping[str, Numbers]
     claims: tuple[Claim, ...]
     notes: tuple[str, ...] = ()
 
     @property
     def rows(self) -> tuple[str, ...]:
-        """Rows of the table, in the order of the runs."""
-        return tuple(row for run in self.runs for row in run.rows)
+        """Rows of the table, in the order of the measurements."""
+        return tuple(row for measurement in self.measurements for row in measurement.rows)
 
-    def given(self, row: str, key: str) -> float:
-        """The paper's number; NaN where it gives none."""
+    def paper_number(self, row: str, key: str) -> float:
+        """Return the paper's number; NaN if it gives none."""
         return self.paper.get(row, {}).get(key, math.nan)
 
     def eleven_point(self) -> "Experiment":
-        """The same experiment, whose mAP50 is said to be VOC 2007's."""
-        columns = (
-            column._replace(heading=ELEVEN_POINT) if column.key == MAP.key else column for column in self.columns
+        """Return the same experiment with a heading that names VOC 2007's rule of AP, `val.voc_ap=11-point`."""
+        heading = f"{MAP.heading}, 11-point"
+        return replace(
+            self, columns=tuple(c._replace(heading=heading) if c.key == MAP.key else c for c in self.columns)
         )
-        return replace(self, columns=tuple(columns))
 
     @property
-    def done(self) -> tuple[Measurement, ...]:
-        """The runs that lack nothing."""
-        return tuple(run for run in self.runs if not run.lacks)
+    def measured(self) -> tuple[Measurement, ...]:
+        """The measurements that are not omitted."""
+        return tuple(measurement for measurement in self.measurements if not measurement.omitted)
 
     @property
-    def lacking(self) -> dict[str, str]:
-        """Row that is not measured -> why."""
-        return {row: run.lacks for run in self.runs if run.lacks for row in run.rows}
+    def omitted(self) -> dict[str, str]:
+        """Row that is not measured -> the reason."""
+        return {
+            row: measurement.omitted
+            for measurement in self.measurements
+            if measurement.omitted
+            for row in measurement.rows
+        }
 
     @property
     def trainings(self) -> list[Training]:
-        """What is trained for each seed, each once."""
-        return list({training.name: training for run in self.done for training in run.needs}.values())
+        """The models to train for each seed, without repetition."""
+        return list(
+            {training.name: training for measurement in self.measured for training in measurement.needs}.values()
+        )

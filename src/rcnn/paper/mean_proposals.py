@@ -13,27 +13,27 @@ from torch import Tensor
 from rcnn.config import Anchors, Settings
 from rcnn.data.loading.loader import Loader
 from rcnn.model.structures import Proposals
-from rcnn.paper.experiment import Claim, Column, Experiment, Look, Measurement, Numbers
-from rcnn.paper.lab import Lab, Training
-from rcnn.paper.measure import OfRPN
+from rcnn.paper.experiment import Claim, Column, Experiment, Lookup, Measurement, Numbers
+from rcnn.paper.measure import RPNProposals
 from rcnn.paper.quoted import SECTION_3_1, TABLE_1
 from rcnn.paper.recall import RPN
+from rcnn.paper.workspace import Training, Workspace
 
 COUNT = 2000
 """Proposals per image; with few, some anchors would have none."""
 
-SEEN = {
+RECEPTIVE_FIELDS = {
     "zf": SECTION_3_1["receptive field with ZF, pixels"],
     "vgg16": SECTION_3_1["receptive field with VGG-16, pixels"],
 }
-"""Backbone -> side of its cells' receptive field, pixels."""
+"""Backbone -> side of a cell's receptive field, pixels."""
 
 
 class Shape(NamedTuple):
     """An anchor of a cell.
 
     Attributes:
-        level: of its feature map, from 0.
+        level: index of its feature map.
         size: square root of its area, pixels.
         ratio: width over height.
     """
@@ -44,13 +44,13 @@ class Shape(NamedTuple):
 
     @property
     def name(self) -> str:
-        """Size and ratio, as the rows of table 1 are called."""
+        """Size and ratio, in the form of table 1."""
         sides = (f"{self.ratio:.3g}", "1") if self.ratio >= 1 else ("1", f"{1 / self.ratio:.3g}")
         return f"{self.size:g}, {':'.join(sides)}"
 
 
 def experiment(settings: Settings) -> Experiment:
-    """One training, of an RPN alone; `recall` shares it."""
+    """Return an experiment of one training, of an RPN alone, which `recall` shares."""
     # Fitted anchors would have other rows.
     rpn = Training(RPN.name, {**RPN.changes, "anchors": {"fit": "off"}})
     shapes = list(shapes_of(settings.anchors))
@@ -68,18 +68,18 @@ def experiment(settings: Settings) -> Experiment:
             Column("height", "height, px"),
             Column("share", "% of proposals", plotted=False),
         ),
-        runs=(Measurement(names, partial(_measure, rpn, names), (rpn,)),),
+        measurements=(Measurement(names, partial(_measure, rpn, names), (rpn,)),),
         paper=paper,
         claims=tuple(_claims(settings, shapes, names)),
         notes=(
-            f"sizes are of the best {COUNT} proposals of an image, clipped to it, in pixels of the resized image "
+            f"sizes are means over the best {COUNT} proposals of each image, clipped, in pixels of the resized image "
             f"(shorter side {settings.preprocess.short})",
         ),
     )
 
 
 def shapes_of(anchors: Anchors) -> Iterator[Shape]:
-    """The anchors of a cell, level by level, in the order in which the head predicts them."""
+    """Yield the anchors of a cell, level by level, in the order of the head's outputs."""
     for level, sizes in enumerate(anchors.sizes):
         by_size = anchors.order == "size"
         for first, second in product(*((sizes, anchors.ratios) if by_size else (anchors.ratios, sizes))):
@@ -88,18 +88,18 @@ def shapes_of(anchors: Anchors) -> Iterator[Shape]:
 
 
 def names_of(shapes: list[Shape]) -> tuple[str, ...]:
-    """Names of the rows; where two levels have anchors of the same shape, with the level."""
+    """Return the names of the rows, with the level if two levels have anchors of the same shape."""
     count = Counter(shape.name for shape in shapes)
     return tuple(shape.name if count[shape.name] == 1 else f"{shape.name}, level {shape.level + 1}" for shape in shapes)
 
 
 def _claims(settings: Settings, shapes: list[Shape], names: tuple[str, ...]) -> Iterator[Claim]:
-    """What the numbers of table 1 show, and section 3.3 says of the receptive field."""
+    """Yield the orderings in the numbers of table 1, and the statement of section 3.3 on the receptive field."""
     by_size: dict[float, list[tuple[float, str]]] = {}
     for shape, name in zip(shapes, names, strict=True):
         by_size.setdefault(shape.size, []).append((shape.ratio, name))
     sizes = sorted(by_size)
-    square = {size: min(by_size[size], key=lambda one: max(one[0], 1 / one[0]))[1] for size in sizes}
+    square = {size: min(by_size[size], key=lambda anchor: max(anchor[0], 1 / anchor[0]))[1] for size in sizes}
     for small, large in pairwise(sizes):
         text = f"side: {square[large]} >= {square[small]}"
         yield Claim(text, partial(_longer, square[large], square[small]))
@@ -107,27 +107,26 @@ def _claims(settings: Settings, shapes: list[Shape], names: tuple[str, ...]) -> 
         (_, tall), (_, wide) = min(by_size[size]), max(by_size[size])
         if tall != wide:
             yield Claim(f"width / height: {wide} >= {tall}", partial(_wider, wide, tall), digits=2)
-    if seen := SEEN.get(settings.model.backbone):
-        yield Claim(f"the widest exceed the receptive field, {seen} px", partial(_beyond, names, seen))
+    if field := RECEPTIVE_FIELDS.get(settings.model.backbone):
+        yield Claim(
+            f"the widest exceed the receptive field, {field} px",
+            lambda look_up: max(look_up(name, "width") for name in names) - field,
+        )
 
 
-def _longer(large: str, small: str, look: Look) -> float:
-    sides = [math.sqrt(look(row, "width") * look(row, "height")) for row in (large, small)]
+def _longer(large: str, small: str, look_up: Lookup) -> float:
+    sides = [math.sqrt(look_up(row, "width") * look_up(row, "height")) for row in (large, small)]
     return sides[0] - sides[1]
 
 
-def _wider(wide: str, tall: str, look: Look) -> float:
-    return look(wide, "width") / look(wide, "height") - look(tall, "width") / look(tall, "height")
+def _wider(wide: str, tall: str, look_up: Lookup) -> float:
+    return look_up(wide, "width") / look_up(wide, "height") - look_up(tall, "width") / look_up(tall, "height")
 
 
-def _beyond(names: tuple[str, ...], seen: float, look: Look) -> float:
-    return max(look(name, "width") for name in names) - seen
-
-
-def _measure(rpn: Training, names: tuple[str, ...], lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    detector = lab.load(lab.train(rpn, seed).best).with_settings({"rpn": {"post_test": COUNT}})
-    propose = OfRPN(detector)
-    loader = Loader(lab.dataset, detector.settings, training=False, batch=detector.settings.val.batch, seed=seed)
+def _measure(rpn: Training, names: tuple[str, ...], workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
+    detector = workspace.load(workspace.train(rpn, seed).best).with_settings({"rpn": {"post_test": COUNT}})
+    propose = RPNProposals(detector)
+    loader = Loader(workspace.dataset, detector.settings, training=False, batch=detector.settings.val.batch, seed=seed)
     per_cell = len(names) // len(detector.settings.anchors.sizes)
     parts = [sums_of(propose(item), len(names), per_cell) for item in loader.epoch(0)]
     sums = torch.stack(parts).sum(dim=0)
@@ -141,12 +140,12 @@ def _measure(rpn: Training, names: tuple[str, ...], lab: Lab, seed: int) -> Mapp
 
 
 def sums_of(proposals: Proposals, anchors: int, per_cell: int) -> Tensor:
-    """(anchors, 3) float64 on the CPU: sums of widths and heights, and number of proposals, of each anchor of a cell.
+    """Return (anchors, 3) float64 on the CPU: sum of widths, sum of heights and number of proposals of each anchor.
 
     Args:
-        proposals: of a batch.
-        anchors: of a cell of every level together.
-        per_cell: anchors of a cell of one level.
+        proposals: proposals of a batch.
+        anchors: number of anchors of a cell, over all levels.
+        per_cell: number of anchors of a cell on one level.
     """
     boxes, valid = proposals.boxes.double(), proposals.valid.double()
     sides = torch.cat((boxes[..., 2:] - boxes[..., :2], torch.ones_like(boxes[..., :1])), dim=-1)

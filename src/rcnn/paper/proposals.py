@@ -1,9 +1,13 @@
-"""Table 2: which proposals Fast R-CNN is trained on, and which it is tested on."""
+"""Table 2: Fast R-CNN by the proposals in training and in test."""
 
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
 
 from rcnn.config import Settings
 from rcnn.data.proposals.external import ProposalSet
@@ -12,17 +16,18 @@ from rcnn.data.proposals.search import EDGE_BOXES, EDGE_MODEL_NEEDED, model_file
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
-from rcnn.paper.experiment import SCORES, Experiment, Measurement, Numbers, more
-from rcnn.paper.lab import Lab, Training
-from rcnn.paper.measure import Change, OfRPN, scores, trained, without_boxes, without_scores
+from rcnn.model.structures import RPNOutput
+from rcnn.paper.experiment import SCORES, Experiment, Measurement, Numbers, greater
+from rcnn.paper.measure import Change, RPNProposals, scores, trained
 from rcnn.paper.quoted import TABLE_2
+from rcnn.paper.workspace import Training, Workspace
 
 COUNT = 2000
 """Proposals of Selective Search and of EdgeBoxes per image, in training and test."""
 
 ALTERNATING = Training("alternating", {"train": {"scheme": "alternating"}})
-"""Stage 1 is an RPN alone, stage 2 a Fast R-CNN with a backbone of its own on its proposals: unshared features. After
-stage 4 both share one backbone."""
+"""Stage 1 is an RPN alone, stage 2 a Fast R-CNN with another backbone on its proposals: unshared features. After stage
+4 both share one backbone."""
 
 EDGES = Training(
     "edge-boxes",
@@ -34,13 +39,26 @@ SS, EB, SHARED, UNSHARED = "SS -> SS 2000", "EB -> EB 2000", "RPN shared -> RPN 
 VGG = "SS -> RPN+VGG 300"
 
 
+def without_scores(out: RPNOutput, seeds: Tensor) -> RPNOutput:
+    """Remove the effect of the `cls` layer by random scores, so that the N best proposals are N random ones."""
+    shape, count = out.logits[0].shape[2:], [level.shape[1] for level in out.logits]
+    rows = [np.random.Generator(np.random.Philox(key=seed)).random((sum(count), *shape)) for seed in seeds.tolist()]
+    drawn = torch.from_numpy(np.stack(rows)).to(out.logits[0])
+    return out._replace(logits=drawn.split(count, dim=1))
+
+
+def without_boxes(out: RPNOutput, seeds: Tensor) -> RPNOutput:
+    """Remove the effect of the `reg` layer, so that proposals are the anchors."""
+    return out._replace(deltas=tuple(torch.zeros_like(level) for level in out.deltas))
+
+
 class Test(NamedTuple):
-    """Proposals that the detector trained on Selective Search is tested on.
+    """Proposals that a Fast R-CNN is tested on.
 
     Attributes:
         top: proposals per image.
-        rpn: other changes of the RPN's settings.
-        change: made to what the RPN's head says.
+        rpn: further changes of the RPN's settings.
+        change: applied to the output of the RPN's head.
     """
 
     top: int
@@ -49,7 +67,7 @@ class Test(NamedTuple):
 
 
 RANDOM = {"pre_test": 10**6, "nms": 1.0}
-"""Without scores nothing is ranked: proposals are drawn from all anchors, and none suppresses another."""
+"""Settings of a test without scores: proposals are drawn from all anchors, and none suppresses another."""
 
 TESTS = {
     "SS -> RPN 100": Test(100),
@@ -62,11 +80,11 @@ TESTS = {
     "SS -> RPN 300, no reg": Test(300, {}, without_boxes),
     "SS -> RPN 1000, no reg": Test(1000, {}, without_boxes),
 }
-"""Row -> proposals; `trained on -> tested on`."""
+"""Row, `trained on -> tested on` -> proposals."""
 
 
 def experiment(settings: Settings) -> Experiment:
-    """Two trainings, and one each for EdgeBoxes and VGG-16; all rows are tests of their detectors and RPNs.
+    """Return an experiment of four trainings, one of them for EdgeBoxes and one for VGG-16; rows test their networks.
 
     Raises:
         SettingsError: `data.edge_model` names no file.
@@ -79,30 +97,33 @@ def experiment(settings: Settings) -> Experiment:
         title="proposals in training -> in test",
         source="table 2; Fast R-CNN with ZF, VOC 2007 test",
         columns=SCORES,
-        runs=(
-            Measurement((SS,), partial(_searched, SS, fast), (fast,), given=source(settings)),
+        measurements=(
+            Measurement((SS,), partial(_searched, SS, fast), (fast,), proposals=source(settings)),
             Measurement(
                 (EB,),
                 partial(_searched, EB, EDGES),
                 (EDGES,),
-                given=EDGE_BOXES,
-                lacks="" if settings.data.edge_model else EDGE_MODEL_NEEDED,
+                proposals=EDGE_BOXES,
+                omitted="" if settings.data.edge_model else EDGE_MODEL_NEEDED,
             ),
             trained(SHARED, ALTERNATING, {"rpn": {"post_test": 300}}),
             Measurement((UNSHARED,), partial(unshared, UNSHARED), (ALTERNATING,)),
-            *(Measurement((row,), partial(_of_rpn, row, fast), (fast, ALTERNATING)) for row in TESTS),
-            Measurement((VGG,), partial(_of_vgg, fast, vgg), (fast, vgg)),
+            *(
+                Measurement((row,), partial(_on_stage_1, row, fast, test), (fast, ALTERNATING))
+                for row, test in TESTS.items()
+            ),
+            Measurement((VGG,), partial(_on_vgg, fast, vgg), (fast, vgg)),
         ),
         paper={row: {"map50": number} for row, number in TABLE_2.column().items()},
         claims=(
-            more("shared >= unshared features", SHARED, UNSHARED),
-            more("RPN 300 (shared) >= SS 2000", SHARED, SS),
-            more("RPN 300 (shared) >= EB 2000", SHARED, EB),
-            more("tested on RPN: 300 >= 100", base, "SS -> RPN 100"),
-            more("NMS does no harm: 300 >= 6000", base, "SS -> RPN 6000, no NMS"),
-            more("scores rank: 300 >= 300, no cls", base, "SS -> RPN 300, no cls"),
-            more("boxes fit: 300 >= 300, no reg", base, "SS -> RPN 300, no reg"),
-            more("a better RPN: RPN+VGG 300 >= RPN 300", VGG, base),
+            greater("shared >= unshared features", SHARED, UNSHARED),
+            greater("RPN 300 (shared) >= SS 2000", SHARED, SS),
+            greater("RPN 300 (shared) >= EB 2000", SHARED, EB),
+            greater("tested on RPN: 300 >= 100", base, "SS -> RPN 100"),
+            greater("NMS does no harm: 300 >= 6000", base, "SS -> RPN 6000, no NMS"),
+            greater("scores rank: 300 >= 300, no cls", base, "SS -> RPN 300, no cls"),
+            greater("boxes fit: 300 >= 300, no reg", base, "SS -> RPN 300, no reg"),
+            greater("a better RPN: RPN+VGG 300 >= RPN 300", VGG, base),
         ),
         notes=(
             "SS is Selective Search, EB EdgeBoxes; in training 2000 proposals per image, of the RPN rpn.post_train",
@@ -113,15 +134,15 @@ def experiment(settings: Settings) -> Experiment:
 
 
 def fast_rcnn(settings: Settings) -> Training:
-    """Fast R-CNN on proposals from elsewhere."""
+    """Return the training of Fast R-CNN on external proposals."""
     train = {"scheme": "fast-rcnn", "proposals": source(settings)}
     return Training("fast-rcnn", {"train": train, "rpn": {"post_train": COUNT, "post_test": COUNT}})
 
 
 def vgg_rpn(settings: Settings) -> Training:
-    """An RPN alone with VGG-16 as its backbone; neck, anchors and preprocessing stay those of the settings.
+    """Return the training of an RPN alone with VGG-16; neck, anchors and preprocessing are those of the settings.
 
-    Weights from a file, or of a detector, are those of another backbone, so that it starts from ImageNet's instead.
+    Weights of a file or a detector are those of another backbone, so training starts from ImageNet weights instead.
     """
     model = {"backbone": "vgg16", "frozen_stages": 2}  # as in `paper-vgg16`
     train = {"scheme": "joint", "init": "none" if settings.train.init == "none" else "imagenet"}
@@ -131,10 +152,10 @@ def vgg_rpn(settings: Settings) -> Training:
 
 
 def source(settings: Settings) -> str:
-    """Where proposals from elsewhere come from: what `train.proposals` names, or else Selective Search.
+    """Return the source of external proposals: `train.proposals`, by default Selective Search.
 
     Raises:
-        SettingsError: it names sliding windows, of which there are no best ones.
+        SettingsError: `train.proposals` names sliding windows, which have no ranking.
     """
     if settings.train.proposals == SLIDING_WINDOWS:
         raise SettingsError(
@@ -144,31 +165,33 @@ def source(settings: Settings) -> str:
     return settings.train.proposals or "selective-search"
 
 
-def _searched(row: str, fast: Training, lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    """Trained and tested on the same source of proposals."""
-    detector = lab.load(lab.train(fast, seed).best)
-    given = open_proposals(str(lab.of(fast, seed).train.proposals), lab.dataset, lab.settings)
-    return {row: scores(detector, lab.dataset, ProposalSet(given, COUNT))}
+def _searched(row: str, fast: Training, workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
+    """Score a detector that is trained and tested on one source of proposals."""
+    detector = workspace.load(workspace.train(fast, seed).best)
+    found = open_proposals(
+        str(workspace.settings_of(fast, seed).train.proposals), workspace.dataset, workspace.settings
+    )
+    return {row: scores(detector, workspace.dataset, ProposalSet(found, COUNT))}
 
 
-def unshared(row: str, lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    """Measure a row of two networks: Fast R-CNN of stage 2 on 300 proposals of the RPN of stage 1."""
-    done = lab.train(ALTERNATING, seed)
-    return {row: _on_rpn(lab, lab.load(done.stage(2)), done.stage(1), Test(300))}
+def unshared(row: str, workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
+    """Score two networks with unshared features: Fast R-CNN of stage 2 on 300 proposals of the RPN of stage 1."""
+    run = workspace.train(ALTERNATING, seed)
+    return {row: _on_rpn(workspace, workspace.load(run.stage(2)), run.stage(1), Test(300))}
 
 
-def _of_rpn(row: str, fast: Training, lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    detector, rpn = lab.load(lab.train(fast, seed).best), lab.train(ALTERNATING, seed).stage(1)
-    return {row: _on_rpn(lab, detector, rpn, TESTS[row])}
+def _on_stage_1(row: str, fast: Training, test: Test, workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
+    detector, rpn = workspace.load(workspace.train(fast, seed).best), workspace.train(ALTERNATING, seed).stage(1)
+    return {row: _on_rpn(workspace, detector, rpn, test)}
 
 
-def _of_vgg(fast: Training, vgg: Training, lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    detector, rpn = lab.load(lab.train(fast, seed).best), lab.train(vgg, seed).best
-    return {VGG: _on_rpn(lab, detector, rpn, Test(300))}
+def _on_vgg(fast: Training, vgg: Training, workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
+    detector, rpn = workspace.load(workspace.train(fast, seed).best), workspace.train(vgg, seed).best
+    return {VGG: _on_rpn(workspace, detector, rpn, Test(300))}
 
 
-def _on_rpn(lab: Lab, detector: Detector, rpn: Path, test: Test) -> Numbers:
-    """Scores of a detector on the proposals of an RPN with another backbone."""
+def _on_rpn(workspace: Workspace, detector: Detector, rpn: Path, test: Test) -> Numbers:
+    """Score a detector on the proposals of an RPN with another backbone."""
     changes = {"rpn": {**test.rpn, "post_test": test.top}}
-    proposals = OfRPN(lab.load(rpn).with_settings(changes), test.change)
-    return scores(detector.with_settings(changes), lab.dataset, proposals)
+    proposals = RPNProposals(workspace.load(rpn).with_settings(changes), test.change)
+    return scores(detector.with_settings(changes), workspace.dataset, proposals)

@@ -10,23 +10,22 @@ from rcnn.data.loading.loader import Loader
 from rcnn.data.proposals.read import open_proposals
 from rcnn.metrics.proposal_recall import proposal_recall
 from rcnn.metrics.types import Truth
-from rcnn.paper.experiment import Claim, Column, Experiment, Look, Measurement, Numbers
-from rcnn.paper.lab import Lab, Training
+from rcnn.paper.experiment import Claim, Column, Experiment, Lookup, Measurement, Numbers
 from rcnn.paper.proposals import source
+from rcnn.paper.workspace import Training, Workspace
 
 TOPS = (300, 1000, 2000)
 RPN = Training("rpn", {"roi": {"head": "none"}, "train": {"scheme": "joint"}})
 
 
 def experiment(settings: Settings) -> Experiment:
-    """One training, of an RPN alone."""
-    searched = partial(_selective_search, source(settings))
+    """Return an experiment of one training, of an RPN alone."""
     return Experiment(
         title="recall of proposals, mean over IoU 0.50:0.95",
         source="figure 4; VOC 2007 test; curves without numbers",
         columns=tuple(Column(f"ar{top}", f"AR{top} %") for top in TOPS),
-        runs=(
-            Measurement(("SS",), searched, seeded=False, given=source(settings)),
+        measurements=(
+            Measurement(("SS",), partial(_search, source(settings)), seeded=False, proposals=source(settings)),
             Measurement(("RPN",), _rpn, (RPN,)),
         ),
         paper={},
@@ -35,29 +34,29 @@ def experiment(settings: Settings) -> Experiment:
     )
 
 
-def _gap(top: int, look: Look) -> float:
-    losses = [look(row, f"ar{top}") - look(row, "ar300") for row in ("SS", "RPN")]
+def _gap(top: int, look_up: Lookup) -> float:
+    losses = [look_up(row, f"ar{top}") - look_up(row, "ar300") for row in ("SS", "RPN")]
     return losses[0] - losses[1]
 
 
-def _selective_search(ranked: str, lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    given = open_proposals(ranked, lab.dataset, lab.settings)
-    return {"SS": numbers(lab, [(proposals.boxes, proposals.scores) for proposals in given])}
+def _search(source: str, workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
+    found = open_proposals(source, workspace.dataset, workspace.settings)
+    return {"SS": numbers(workspace, [(proposals.boxes, proposals.scores) for proposals in found])}
 
 
-def _rpn(lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    detector = lab.load(lab.train(RPN, seed).best).with_settings({"rpn": {"post_test": max(TOPS)}})
-    loader = Loader(lab.dataset, detector.settings, training=False, batch=detector.settings.val.batch, seed=seed)
+def _rpn(workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
+    detector = workspace.load(workspace.train(RPN, seed).best).with_settings({"rpn": {"post_test": max(TOPS)}})
+    loader = Loader(workspace.dataset, detector.settings, training=False, batch=detector.settings.val.batch, seed=seed)
     by_index = {}
     for item in loader.epoch(0):
         by_index |= dict(zip(item.index.tolist(), detector.region_proposals(item.batch), strict=True))
-    results = [by_index[index] for index in range(len(lab.dataset))]
-    return {"RPN": numbers(lab, [(result.boxes, result.scores) for result in results])}
+    results = [by_index[index] for index in range(len(workspace.dataset))]
+    return {"RPN": numbers(workspace, [(result.boxes, result.scores) for result in results])}
 
 
-def numbers(lab: Lab, proposals: Sequence[tuple[np.ndarray, np.ndarray]]) -> Numbers:
-    """Percent: `ar300` and so on, means over the IoUs; `recall300@0.50` and so on, of which they are the means."""
-    truths = [Truth(record.boxes, record.labels, record.ignore) for record in lab.dataset.records]
+def numbers(workspace: Workspace, proposals: Sequence[tuple[np.ndarray, np.ndarray]]) -> Numbers:
+    """Return recalls in percent: `recall300@0.50` and so on, and their means over the IoUs, `ar300` and so on."""
+    truths = [Truth(record.boxes, record.labels, record.ignore) for record in workspace.dataset.records]
     metrics = proposal_recall(truths, proposals, TOPS)
     means = {f"ar{top}": 100 * float(mean) for top, mean in zip(TOPS, metrics.ar, strict=True)}
     return means | {

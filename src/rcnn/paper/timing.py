@@ -1,4 +1,4 @@
-"""Table 5: how long the convolutions, the proposals and the second stage take for one image."""
+"""Table 5: time of the convolutions, the proposals and the second stage for one image."""
 
 import time
 from collections import defaultdict
@@ -17,16 +17,16 @@ from rcnn.data.proposals.search import selective_search
 from rcnn.detector import Detector
 from rcnn.images.decode import read_image
 from rcnn.model.structures import Batch, Detections, Proposals, to_device
-from rcnn.paper.experiment import Column, Experiment, Measurement, Numbers, more
-from rcnn.paper.lab import Lab
+from rcnn.paper.experiment import Column, Experiment, Measurement, Numbers, greater
 from rcnn.paper.quoted import TABLE_5
+from rcnn.paper.workspace import Workspace
 from rcnn.presets import build
 
 IMAGES = 8
-"""Of the data set, evenly chosen; the numbers are their medians."""
+"""Number of images, evenly chosen from the data set; results are medians over them."""
 
 COUNT = 2000
-"""Proposals of Selective Search that are kept."""
+"""Number of proposals taken from Selective Search."""
 
 Searches = Mapping[str, Literal["fast", "quality"]]
 FAST, QUALITY = "SS fast", "SS quality"
@@ -40,34 +40,30 @@ PARTS = ("conv", "proposals", "regions", "total")
 
 
 def experiment(settings: Settings) -> Experiment:
-    """Nothing is trained; each seed is another network of random weights and one more pass over the images."""
+    """Return an experiment without training: each seed is a network of other random weights and another pass."""
     network = "vgg16" if settings.model.backbone == "vgg16" else "zf"
     searched, proposed = TABLE_5.row("vgg16, SS"), TABLE_5.row(f"{network}, RPN")
     return Experiment(
         title="milliseconds per image",
         source=f"table 5; K40 GPU, Selective Search on the CPU; with it VGG-16, with the RPN {network}",
         columns=(*(Column(part, part) for part in PARTS), Column("ratio", "x RPN")),
-        runs=(Measurement((*SEARCHES, RPN), _measure),),
+        measurements=(Measurement((*SEARCHES, RPN), _measure),),
         paper={
-            FAST: {**_parts(searched), "ratio": searched["proposals"] / proposed["proposals"]},
-            RPN: {**_parts(proposed), "ratio": 1.0},
+            row: {**{part: quoted[part] for part in PARTS}, "ratio": quoted["proposals"] / proposed["proposals"]}
+            for row, quoted in ((FAST, searched), (RPN, proposed))
         },
         claims=(
-            more("RPN proposals faster than SS fast", FAST, RPN, "proposals"),
-            more("with them all of an image faster", FAST, RPN, "total"),
+            greater("RPN proposals faster than SS fast", FAST, RPN, "proposals"),
+            greater("with them all of an image faster", FAST, RPN, "total"),
         ),
         notes=("SS is Selective Search; x RPN: its time for proposals over the RPN's",),
     )
 
 
-def _parts(row: Numbers) -> dict[str, float]:
-    return {part: row[part] for part in PARTS}
-
-
-def _measure(lab: Lab, seed: int) -> Mapping[str, Numbers]:
-    """All rows in turn, image by image, so that whatever else the machine does touches them alike."""
+def _measure(workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
+    """Time all rows in turn, image by image, so that other load on the machine affects them equally."""
     torch.manual_seed(seed)
-    settings, records, names = lab.settings, lab.dataset.records, lab.dataset.names
+    settings, records, names = workspace.settings, workspace.dataset.records, workspace.dataset.names
     detector = Detector(build(settings, len(names)), settings, names, device=settings.train.device)
     count = min(IMAGES, len(records))
     times: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
@@ -83,7 +79,7 @@ def _measure(lab: Lab, seed: int) -> Mapping[str, Numbers]:
 
 
 def _time_image(detector: Detector, record: Record, searches: Searches, times: Times) -> None:
-    """Add the milliseconds that each part takes of an image, with the RPN and with each kind of Selective Search."""
+    """Add the milliseconds of each part for an image, with the RPN and with each kind of Selective Search."""
     settings, preprocessor, device = detector.settings, detector.preprocessor, detector.device
     data, channels = settings.data, settings.preprocess.in_channels
     picture = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=channels)
@@ -94,8 +90,8 @@ def _time_image(detector: Detector, record: Record, searches: Searches, times: T
     _, regions = _timed(device, partial(_detect, detector, levels, batch, proposed))
     measured = {RPN: (conv, proposals, regions)}
     for row, mode in searches.items():
-        given, proposals = _timed(device, partial(selective_search, picture, mode, COUNT))
-        _, regions = _timed(device, partial(_detect, detector, levels, batch, batch_proposals([given], batch, COUNT)))
+        found, proposals = _timed(device, partial(selective_search, picture, mode, COUNT))
+        _, regions = _timed(device, partial(_detect, detector, levels, batch, batch_proposals([found], batch, COUNT)))
         measured[row] = (conv, proposals, regions)
     for row, parts in measured.items():
         for part, milliseconds in zip(PARTS[:3], parts, strict=True):
@@ -103,14 +99,14 @@ def _time_image(detector: Detector, record: Record, searches: Searches, times: T
 
 
 def _propose(detector: Detector, levels: list[Tensor], batch: Batch) -> Proposals:
-    """The RPN on feature maps: head, boxes, NMS."""
+    """Run the RPN on feature maps: head, boxes, NMS."""
     model, rpn = detector.runner, detector.settings.rpn
     out = model.rpn(levels, (batch.images.shape[2], batch.images.shape[3]))
     return model.rpn.propose(out, batch.sizes, pre=rpn.pre_test, post=rpn.post_test)
 
 
 def _detect(detector: Detector, levels: list[Tensor], batch: Batch, proposals: Proposals) -> Detections:
-    """The second stage on feature maps: pooling, head, boxes, NMS."""
+    """Run the second stage on feature maps: pooling, head, boxes, NMS."""
     model = detector.runner
     assert model.fast_rcnn is not None
     rois = model.fast_rcnn([levels[i] for i in model.roi_levels], proposals.boxes)
@@ -118,14 +114,10 @@ def _detect(detector: Detector, levels: list[Tensor], batch: Batch, proposals: P
 
 
 def _timed(device: torch.device, work: Callable[[], Result]) -> tuple[Result, float]:
-    """Return the result of some work and the milliseconds it takes."""
-    _wait(device)
+    """Return the result of a call and the milliseconds that it took."""
+    wait = partial(torch.cuda.synchronize, device) if device.type == "cuda" else lambda: None
+    wait()
     began = time.perf_counter()
     result = work()
-    _wait(device)
+    wait()
     return result, 1000 * (time.perf_counter() - began)
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -4,8 +4,8 @@ import math
 
 import pytest
 
-from rcnn.paper.experiment import Claim, close, more
-from rcnn.paper.verdict import judge, summarise, verdict
+from rcnn.paper.experiment import Claim, close, greater
+from rcnn.paper.results import judge, summarise, verdict
 
 PAPER = {"a": {"map50": 70.0}, "b": {"map50": 68.5}}
 
@@ -24,7 +24,7 @@ def test_mean_and_sample_deviation_of_what_is_known() -> None:
 
 def test_differences_are_taken_within_each_seed() -> None:
     """Seeds differ by 10, the rows by 1, 2 and 3: mean 2, deviation 1, standard error 1 / sqrt(3)."""
-    judged = judge(more("a >= b", "a", "b"), scores([11, 22, 33], [10, 20, 30]), PAPER, [0, 1, 2])
+    judged = judge(greater("a >= b", "a", "b"), scores([11, 22, 33], [10, 20, 30]), PAPER, [0, 1, 2])
     assert (judged.paper, judged.difference, judged.runs) == (1.5, 2.0, 3)
     assert judged.error == pytest.approx(1 / math.sqrt(3))
     assert judged.verdict == "holds"  # 2 > 2 * 0.577
@@ -44,7 +44,7 @@ def test_differences_are_taken_within_each_seed() -> None:
     ],
 )
 def test_verdicts(a: list[float], b: list[float], word: str) -> None:
-    assert judge(more("a >= b", "a", "b"), scores(a, b), PAPER, [0, 1, 2]).verdict == word
+    assert judge(greater("a >= b", "a", "b"), scores(a, b), PAPER, [0, 1, 2]).verdict == word
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_about_equal_holds_well_inside_the_slack(mean: float, error: float, word
 
 def test_what_does_not_depend_on_the_seed_is_compared_with_every_seed() -> None:
     values = {"a": {0: {"map50": 3.0}, 1: {"map50": 5.0}}, "b": {None: {"map50": 1.0}}}
-    judged = judge(more("a >= b", "a", "b"), values, {}, [0, 1, 2])
+    judged = judge(greater("a >= b", "a", "b"), values, {}, [0, 1, 2])
     assert (judged.difference, judged.runs, judged.error) == (3.0, 2, pytest.approx(1.0))
     assert math.isnan(judged.paper)
 
 
 def test_a_claim_of_several_numbers() -> None:
-    claim = Claim("ratio", lambda look: look("a", "map50") / look("b", "map50") - 1)
+    claim = Claim("ratio", lambda look_up: look_up("a", "map50") / look_up("b", "map50") - 1)
     assert judge(claim, scores([3.0, 6.0], [2.0, 4.0]), PAPER, [0, 1]).difference == pytest.approx(0.5)

@@ -12,10 +12,10 @@ from PIL import Image
 
 import rcnn
 import rcnn.paper.budget as budget_file
-import rcnn.paper.lab as lab_file
 import rcnn.paper.measure as measure_file
 import rcnn.paper.recall as recall_file
 import rcnn.paper.timing as timing_file
+import rcnn.paper.workspace as workspace_file
 import rcnn.training.train as train_file
 from rcnn.cli import paper as command
 from rcnn.cli.app import main
@@ -24,11 +24,12 @@ from rcnn.data.proposals.external import ImageProposals
 from rcnn.errors import Interrupted, SettingsError, TrainingError
 from rcnn.evaluate import Shard, loaders_of
 from rcnn.paper.budget import cut_epochs, fitting
-from rcnn.paper.conduct import EXPERIMENTS, ExperimentResult, conduct
+from rcnn.paper.by_name import EXPERIMENTS
+from rcnn.paper.execute import execute
 from rcnn.paper.figures import plot
-from rcnn.paper.lab import Lab
 from rcnn.paper.quoted import VOC_CLASSES
-from rcnn.paper.report import keep_part, write_page
+from rcnn.paper.results import ExperimentResult, write_markdown, write_report_part
+from rcnn.paper.workspace import Workspace
 from rcnn.presets import settings_of
 from rcnn.training.train import choose_settings
 from tests.data.proposals.edges import write_edge_model
@@ -63,13 +64,13 @@ def boxes(shapes: Path, tmp_path: Path) -> Path:
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the trainings that take place."""
     names: list[str] = []
-    train = lab_file.train
+    train = workspace_file.train
 
     def watched(*arguments: Any, **options: Any) -> Any:
         names.append(options["name"].rpartition("-")[0])
         return train(*arguments, **options)
 
-    monkeypatch.setattr(lab_file, "train", watched)
+    monkeypatch.setattr(workspace_file, "train", watched)
     return names
 
 
@@ -89,7 +90,7 @@ def test_the_column_of_eleven_points_says_so(name: str, settings: Settings) -> N
 
 
 def quietly(name: str, settings: Settings, folder: Path, **options: Any) -> ExperimentResult:
-    return conduct(name, settings, folder, say=lambda text: None, quiet=True, **options)
+    return execute(name, settings, folder, say=lambda text: None, quiet=True, **options)
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -105,7 +106,7 @@ def check(result: ExperimentResult, folder: Path) -> None:
             assert all(math.isfinite(numbers[column.key]) for column in shown), row
     assert result.experiment.claims
     assert {judged.verdict for judged in result.judgements} == {"one run"}
-    write_page(result, folder)
+    write_markdown(result, folder)
     plot(result, folder / f"{result.name}.png")
     page = (folder / f"{result.name}.md").read_text()
     assert all(f"| {row} |" in page for row in result.experiment.rows)
@@ -171,11 +172,11 @@ def test_a_row_that_is_not_measured_says_why_and_may_be_measured_later(
     settings: Settings, boxes: Path, model: Path, trained: list[str], tmp_path: Path
 ) -> None:
     settings, said = override(settings, {"train": {"proposals": str(boxes)}}), []
-    result = conduct("proposals", settings, tmp_path, leave_out=["SS ->"], say=said.append, quiet=True)
+    result = execute("proposals", settings, tmp_path, leave_out=["SS ->"], say=said.append, quiet=True)
     assert trained == ["alternating-0"]
     assert not result.failures
     assert set(result.scores) == {"RPN shared -> RPN 300", "RPN unshared -> RPN 300"}
-    write_page(result, tmp_path)
+    write_markdown(result, tmp_path)
     plot(result, tmp_path / "proposals.png")
     needs = "needs OpenCV's model file: data.edge_model=PATH"
     page = (tmp_path / "proposals.md").read_text()
@@ -253,11 +254,11 @@ def test_table_6_has_the_aps_that_val_prints(
         **known,
         "all classes": pytest.approx(np.mean([*known.values()])),
     }
-    write_page(result, tmp_path)
+    write_markdown(result, tmp_path)
     plot(result, tmp_path / "per-class.png")
     assert "orderings" not in (tmp_path / "per-class.md").read_text()
     command.show(result)
-    keep_part(result, tmp_path)
+    write_report_part(result, tmp_path)
     (part,) = (tmp_path / "report").glob("paper-per-class.json")
     assert [table["title"] for table in json.loads(part.read_text())["tables"]] == ["Measured"]
     assert "orderings" not in "".join(capsys.readouterr())
@@ -328,14 +329,14 @@ def fail(*_: object, **__: object) -> Any:
 def test_a_training_that_fails_leaves_a_gap_and_is_tried_again(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    train = lab_file.train
+    train = workspace_file.train
     with monkeypatch.context() as patch:
-        patch.setattr(lab_file, "train", lambda **words: (fail if "sliding" in words["name"] else train)(**words))
+        patch.setattr(workspace_file, "train", lambda **words: (fail if "sliding" in words["name"] else train)(**words))
         result = quietly("one-stage", settings, tmp_path)
     assert [text.partition(":")[0] for text in result.failures] == [f"one stage, {n}, seed 0" for n in SCALES]
     assert set(result.scores) == {"two stages (unshared)"}
     assert {judged.verdict for judged in result.judgements} == {"not measured"}
-    write_page(result, tmp_path)
+    write_markdown(result, tmp_path)
     plot(result, tmp_path / "one-stage.png")
     assert "- one stage, 1 scale, seed 0: the loss is not finite" in (tmp_path / "one-stage.md").read_text()
     check(quietly("one-stage", settings, tmp_path), tmp_path)
@@ -344,7 +345,7 @@ def test_a_training_that_fails_leaves_a_gap_and_is_tried_again(
 def test_other_settings_in_the_same_folder_are_refused(
     settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lab_file, "train", fail)
+    monkeypatch.setattr(workspace_file, "train", fail)
     quietly("one-stage", settings, tmp_path)
     other = override(settings, ["rpn.nms=0.6", "train.lr=0.001"])
     with pytest.raises(SettingsError, match=r"one-stage\.json .*\(rpn\.nms, train\.lr, split\).*--name"):
@@ -366,7 +367,7 @@ def test_epochs_that_fit(seconds: float, epochs: int) -> None:
 
 def test_a_budget_cuts_epochs_once_and_says_so(settings: Settings, trained: list[str], tmp_path: Path) -> None:
     settings, said = override(settings, ["train.epochs=500"]), []
-    result = conduct("one-stage", settings, tmp_path, budget=0.05, say=said.append, quiet=True)
+    result = execute("one-stage", settings, tmp_path, budget=0.05, say=said.append, quiet=True)
     assert 1 <= result.settings.train.epochs < 100
     (line,) = [text for text in said if "an epoch takes" in text]
     assert "5 stages of 500 epochs would take" in line
@@ -385,7 +386,7 @@ def test_a_budget_counts_the_search_for_proposals(
     monkeypatch.setattr(budget_file, "open_proposals", lambda source, *_: said.append(source))
     settings = override(settings, {"train": {"proposals": str(boxes)}})
     quiet = {"budget": 60, "say": said.append, "quiet": True}
-    conduct("recall", settings, tmp_path / "recall", **quiet)
+    execute("recall", settings, tmp_path / "recall", **quiet)
     assert said.index(str(boxes)) < said.index("timing one epoch for --budget")
 
 
@@ -397,7 +398,7 @@ def test_a_budget_times_an_epoch_of_each_backbone(
     settings, said = override(settings, {"train": {"proposals": str(boxes), "epochs": 2}}), []
     left_out = ["SS -> SS", "100", "6000", "no ", "shared"]
     how = {"budget": 0.001, "say": said.append, "quiet": True}
-    result = conduct("proposals", settings, tmp_path, leave_out=left_out, **how)
+    result = execute("proposals", settings, tmp_path, leave_out=left_out, **how)
     assert trained == ["alternating-0", "rpn-vgg16-0", "fast-rcnn-0"]
     assert result.settings.train.epochs == 1
     (line,) = [text for text in said if "an epoch takes" in text]
@@ -405,7 +406,7 @@ def test_a_budget_times_an_epoch_of_each_backbone(
     assert "; 6 stages of 2 epochs would take " in line
     assert line.endswith(", still over the budget")
     trained.clear()
-    conduct("proposals", settings, tmp_path / "fast", leave_out=["RPN"], **how)
+    execute("proposals", settings, tmp_path / "fast", leave_out=["RPN"], **how)
     assert trained == ["fast-rcnn-0"]
 
 
@@ -421,8 +422,8 @@ def test_windows_without_a_ranking_are_refused_where_the_best_are_taken(
 
 def test_without_a_training_a_budget_cuts_nothing_and_says_so(settings: Settings, tmp_path: Path) -> None:
     said: list[str] = []
-    lab = Lab(settings, tmp_path, "val", said.append, quiet=True)
-    assert cut_epochs(lab, EXPERIMENTS["time"](settings), (0,), 1) == settings.train.epochs
+    workspace = Workspace(settings, tmp_path, "val", said.append, quiet=True)
+    assert cut_epochs(workspace, EXPERIMENTS["time"](settings), (0,), 1) == settings.train.epochs
     assert said == ["nothing is trained here, and --budget cuts nothing but epochs"]
 
 

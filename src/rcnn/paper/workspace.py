@@ -1,0 +1,181 @@
+"""The folder of experiments: trains each model once, keeps it, and records results in CSV files."""
+
+import csv
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from io import StringIO
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from rcnn.config import Settings, override, to_yaml
+from rcnn.data.dataset import Dataset
+from rcnn.data.formats.find import Split, open_dataset
+from rcnn.data.proposals.search import EDGE_BOXES
+from rcnn.detector import Detector
+from rcnn.errors import Interrupted, SettingsError
+from rcnn.training import checkpoint
+from rcnn.training.run_folder import RunFolder
+from rcnn.training.schemes import stages_of, takes_proposals
+from rcnn.training.train import train
+from rcnn.weights.file import atomic_write, kept
+
+Value = str | int | float
+
+
+class ResultsTable:
+    """A CSV file that grows by rows, is complete at any time, and whose first columns are the key of a row.
+
+    Args:
+        path: the file; it is created with the first row.
+        key: names of the key's columns.
+
+    Raises:
+        SettingsError: the file exists and is not such a table.
+    """
+
+    def __init__(self, path: Path, key: tuple[str, ...]) -> None:
+        self.path, self.key = path, key
+        self.rows: dict[tuple[str, ...], dict[str, str]] = {}
+        if path.exists():
+            with path.open(newline="", encoding="utf-8") as file:
+                for row in csv.DictReader(file):
+                    if not set(key) <= row.keys() or None in row or None in row.values():
+                        raise SettingsError(f"{path}: not a table of results; move it away, or choose another --name")
+                    self.rows[tuple(row[name] for name in key)] = row
+
+    def __contains__(self, key: tuple[Value, ...]) -> bool:
+        return tuple(map(str, key)) in self.rows
+
+    def __iter__(self) -> Iterator[dict[str, str]]:
+        return iter(self.rows.values())
+
+    def add(self, *rows: Mapping[str, Value]) -> None:
+        """Add rows, all of them or none."""
+        for row in rows:
+            cells = {name: str(value) for name, value in row.items()}
+            self.rows[tuple(cells[name] for name in self.key)] = cells
+        text = StringIO()
+        columns = list(dict.fromkeys(column for row in self for column in row))
+        writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self)
+        atomic_write(self.path, text.getvalue().encode())
+
+
+class Training(NamedTuple):
+    """A model that an experiment trains once per seed, however many rows are measured on it.
+
+    Attributes:
+        name: part of its folder's name.
+        changes: changes of the settings.
+    """
+
+    name: str
+    changes: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training: its run folder."""
+
+    folder: Path
+
+    @property
+    def best(self) -> Path:
+        """Weights of the best epoch; of the last one with `train.keep=last`."""
+        return kept(RunFolder(self.folder).weights)
+
+    def stage(self, number: int) -> Path:
+        """Return the weights of stage 1, 2 or 3 of alternating training, chosen in the same way."""
+        return kept(RunFolder(self.folder).stage(number))
+
+    @property
+    def minutes(self) -> float:
+        """Time of all training steps."""
+        return RunFolder(self.folder).rows()[-1]["seconds"] / 60
+
+
+def classes_of(settings: Settings) -> tuple[str, ...]:
+    """Return the classes of the training images.
+
+    Raises:
+        DataError: the data can't be read, or is faulty.
+    """
+    data = settings.data
+    return open_dataset(str(data.path), cast(Split, data.train), data, decode=False).names
+
+
+class Workspace:
+    """Trains and loads the models that experiments measure.
+
+    Args:
+        settings: settings of every training, before its own changes.
+        folder: folder of the experiments, which share its run folders in `folder/runs`: a training is identified by
+            its settings, and done once.
+        split: images that are scored: train, val or test.
+        say: called with a sentence before each step.
+        quiet: whether trainings print nothing.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: Path, split: str, say: Callable[[str], None], *, quiet: bool = False
+    ) -> None:
+        self.settings, self.split, self.say, self.quiet = settings, split, say, quiet
+        self._runs = folder / "runs"
+        self._runs.mkdir(parents=True, exist_ok=True)
+        self._finished = ResultsTable(self._runs / "trainings.csv", ("digest",))
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The scored images, with the classes of the training images."""
+        data = self.settings.data
+        name = data.val if self.split == "val" else self.split
+        return open_dataset(str(data.path), cast(Split, name), data, classes_of(self.settings))
+
+    def settings_of(self, training: Training, seed: int) -> Settings:
+        """Return all settings of a training."""
+        settings = override(override(self.settings, training.changes), {"train": {"seed": seed}})
+        if not takes_proposals(settings.train.scheme):
+            settings = override(settings, {"train": {"proposals": None}})
+        if settings.train.proposals != EDGE_BOXES:  # a model file that is given later changes no other training
+            settings = override(settings, {"data": {"edge_model": None}})
+        return settings
+
+    def train(self, training: Training, seed: int) -> Trained:
+        """Return a training, after running it unless it is finished; an interrupted one is resumed.
+
+        Raises:
+            TrainingError: it failed.
+            Interrupted: Ctrl-C.
+        """
+        settings = self.settings_of(training, seed)
+        text = to_yaml(settings)
+        digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+        if (digest,) in self._finished:
+            return Trained(self._runs / self._finished.rows[digest,]["folder"])
+        name = f"{training.name}-{seed}-{digest}"
+        config = self._runs / f"{name}.yaml"
+        atomic_write(config, text.encode())
+        unfinished = max(
+            self._runs.glob(f"{name}-*/"), key=lambda path: int(path.name.rpartition("-")[2]), default=None
+        )
+        resume = unfinished if unfinished and checkpoint.latest(RunFolder(unfinished).checkpoints) else None
+        epochs = settings.train.epochs * len(stages_of(settings))
+        resumed = f", resuming {resume}" if resume else ""
+        self.say(f"training {training.name}, seed {seed}: {epochs} epochs{resumed}")
+        try:
+            run = train(config=config, runs=self._runs, name=name, resume=resume, quiet=self.quiet)
+        except Interrupted:
+            raise Interrupted("interrupted; the same command goes on where it stopped") from None
+        trained = Trained(run.folder)
+        row = {"digest": digest, "training": training.name, "seed": seed, "epochs": epochs}
+        self._finished.add({**row, "minutes": trained.minutes, "folder": run.folder.name})
+        for state in RunFolder(run.folder).checkpoints.iterdir():  # the largest files, no longer needed
+            state.unlink()
+        return trained
+
+    def load(self, weights: Path) -> Detector:
+        """Load a detector on the settings' device."""
+        return Detector.load(weights, self.settings.train.device)
