@@ -20,7 +20,7 @@ import rcnn
 from rcnn import errors, ops
 from rcnn.cli.app import app
 from rcnn.config import Settings, keys
-from rcnn.config.elsewhere import NEAR, SAME
+from rcnn.config.aliases import ALIASES, SUGGESTIONS
 from rcnn.images.decode import IMAGE_SUFFIXES
 from rcnn.presets import PRESETS
 
@@ -109,7 +109,7 @@ def test_the_operators_that_are_told_of_are_those_there_are() -> None:
 def test_names_of_other_programs_are_told_of_with_ours() -> None:
     rows = [line.split(" | ") for line in (ROOT / "docs/migrating.md").read_text(encoding="utf-8").splitlines()]
     pairs = {(name, here.strip("` |")) for elsewhere, *ours in rows for here in ours for name in named(elsewhere)}
-    assert not {*SAME.items(), *NEAR.items()} - pairs
+    assert not {*ALIASES.items(), *SUGGESTIONS.items()} - pairs
 
 
 def named(cell: str) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import rcnn.config as config
-from rcnn.config.elsewhere import by_meaning
+from rcnn.config.aliases import suggest_settings
 from rcnn.errors import NonFiniteError, WeightsError
 from rcnn.images.batch import Preprocessor
 from rcnn.images.stream import Picture, Skip, overlapped
@@ -145,7 +145,7 @@ class Detector:
             ) from None
         return self._of(model, settings, self, self.device)
 
-    @by_meaning
+    @suggest_settings
     def predict(
         self, images: Picture | Iterable[Picture], *, score: float | None = None, batch: int = 1, features: bool = False
     ) -> list[Result]:
@@ -164,7 +164,7 @@ class Detector:
         """
         return list(self.stream(images, score=score, batch=batch, features=features))
 
-    @by_meaning
+    @suggest_settings
     def stream(
         self,
         images: Picture | Iterable[Picture],
@@ -191,7 +191,7 @@ class Detector:
             result = self.pooler.detections(parts, opened.views, opened.size, least)
             yield replace(result.filter(score=least), path=opened.path)
 
-    @by_meaning
+    @suggest_settings
     def propose(self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1) -> list[Result]:
         """Class-agnostic boxes with objectness scores, at most `top` per image, best first."""
         return list(self.stream_proposals(images, top=top, batch=batch))

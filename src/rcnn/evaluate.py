@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from rcnn.config import override
-from rcnn.config.elsewhere import by_meaning
+from rcnn.config.aliases import suggest_settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import Split, open_dataset
 from rcnn.data.loading.loader import Item, Loader
@@ -129,7 +129,7 @@ class Metrics:
         ]
 
 
-@by_meaning
+@suggest_settings
 def val(
     detector: Detector | str | Path,
     data: str | Path,

@@ -8,9 +8,9 @@ import pytest
 
 import rcnn
 from rcnn import errors
-from rcnn.cli import app, data, demo, habits, predict, propose, train, val
+from rcnn.cli import app, arguments, data, demo, predict, propose, train, val
 from rcnn.config import keys
-from rcnn.config.elsewhere import NEAR, SAME
+from rcnn.config.aliases import ALIASES, SUGGESTIONS
 from rcnn.errors import DataError, SettingsError
 
 from .conftest import Outcome
@@ -47,18 +47,18 @@ def test_a_wrong_command_line_is_2(run: Run, words: list[str]) -> None:
         (("train", "d", "model=tiny-fpn"), "to train a model give `--model tiny-fpn`"),
     ],
 )
-def test_habits_from_elsewhere_are_answered_by_their_meaning(run: Run, words: tuple[str, ...], answer: str) -> None:
+def test_names_of_other_programs_are_answered_with_ours(run: Run, words: tuple[str, ...], answer: str) -> None:
     outcome = run(*words)
     assert outcome.code == 2
     assert answer in outcome.err
 
 
-def test_what_habits_are_led_to_exists() -> None:
+def test_suggested_commands_exist() -> None:
     commands = {command.name or command.callback.__name__ for command in app.app.registered_commands}  # type: ignore[union-attr]
     inner = {f"data {command.name}" for command in data.app.registered_commands}
-    assert set(habits.COMMANDS.values()) <= commands | inner
-    assert not habits.COMMANDS.keys() & commands
-    assert not {*habits.OPTIONS, *habits.POSITIONAL} & {*NEAR, *SAME}
+    assert set(arguments.COMMANDS.values()) <= commands | inner
+    assert not arguments.COMMANDS.keys() & commands
+    assert not {*arguments.OPTIONS, *arguments.POSITIONAL} & {*SUGGESTIONS, *ALIASES}
 
 
 def test_a_model_and_a_source_may_have_their_names(run: Run, data: Path, weights: Path) -> None:

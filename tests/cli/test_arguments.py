@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from rcnn.cli.arguments import TRAINING, given, one_path, split
+from rcnn.cli.arguments import TRAINING, assignments, one_path, split
 from rcnn.config import keys
-from rcnn.config.elsewhere import NEAR, SAME
+from rcnn.config.aliases import ALIASES, SUGGESTIONS
 from rcnn.errors import SettingsError
 
 
@@ -40,15 +40,15 @@ def test_a_missing_path_is_named() -> None:
 
 
 def test_given_leaves_out_what_was_not_given() -> None:
-    assert given({"data.on_fault": None, "train.seed": 0}) == ["train.seed=0"]
+    assert assignments({"data.on_fault": None, "train.seed": 0}) == ["train.seed=0"]
 
 
 def test_names_of_other_programs_are_understood(tmp_path: Path) -> None:
     words = ["data=shapes", "epochs=3", "imgsz=320", "conf=0.4", "batch_size=2"]
     settings = ["train.epochs=3", "imgsz=320", "predict.score=0.4", "train.batch=2"]
     assert split(words, TRAINING) == (["shapes"], settings)
-    assert set(SAME.values()) <= set(keys())
-    assert SAME.keys() >= TRAINING
+    assert set(ALIASES.values()) <= set(keys())
+    assert ALIASES.keys() >= TRAINING
 
 
 def test_what_a_command_does_not_read_is_refused() -> None:
@@ -60,7 +60,7 @@ def test_what_a_command_does_not_read_is_refused() -> None:
 def test_names_without_an_exact_counterpart_are_answered_by_their_meaning() -> None:
     with pytest.raises(SettingsError, match=r"`fliplr=0.3`: .* did you mean `augment.flip`\?"):
         split(["fliplr=0.3"])
-    settings = [name for name in NEAR.values() if re.match(r"\w+\.\w+(=|$)", name)]
+    settings = [name for name in SUGGESTIONS.values() if re.match(r"\w+\.\w+(=|$)", name)]
     assert {name.partition("=")[0] for name in settings} <= set(keys())
-    assert len(settings) + 4 == len(NEAR)
-    assert not NEAR.keys() & SAME.keys()
+    assert len(settings) + 4 == len(SUGGESTIONS)
+    assert not SUGGESTIONS.keys() & ALIASES.keys()

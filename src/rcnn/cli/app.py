@@ -36,7 +36,7 @@ from rcnn.cli import (
     val,
     why,
 )
-from rcnn.cli.habits import Command, CommandGroup
+from rcnn.cli.arguments import SuggestingCommand, SuggestingGroup
 from rcnn.errors import Interrupted
 
 HELP = "Faster R-CNN from a folder of labelled images to a trained detector."
@@ -49,14 +49,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
-    cls=CommandGroup,
+    cls=SuggestingGroup,
 )
 for command in (train.train, val.val, predict.predict, propose.propose, anchors.anchors, explain.explain):
-    app.command(cls=Command)(command)
-app.command(cls=Command)(inspect.inspect)
-app.command("import", cls=Command)(import_weights.import_weights)
+    app.command(cls=SuggestingCommand)(command)
+app.command(cls=SuggestingCommand)(inspect.inspect)
+app.command("import", cls=SuggestingCommand)(import_weights.import_weights)
 for command in (export.export, benchmark.benchmark, why.why, report.report, look.look, paper.paper, demo.demo):
-    app.command(cls=Command)(command)
+    app.command(cls=SuggestingCommand)(command)
 app.add_typer(data.app, name="data")
 
 

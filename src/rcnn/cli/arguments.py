@@ -1,14 +1,15 @@
-"""Arguments that several commands share, and settings among the words of a command line."""
+"""Arguments that several commands share, settings on the command line, and suggestions for other programs' options."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
 from rcnn.config import Settings
-from rcnn.config.elsewhere import IMAGE_SIZE, NEAR, SAME
+from rcnn.config.aliases import ALIASES, IMAGE_SIZE, SUGGESTIONS
 from rcnn.errors import SettingsError
 
 _ASSIGNMENT = re.compile(r"(\w+)(\.\w+)+=")
@@ -16,19 +17,12 @@ _ASSIGNMENT = re.compile(r"(\w+)(\.\w+)+=")
 Words = Annotated[
     list[str], typer.Argument(metavar="DATA", help="Folder, COCO json, data.yaml or csv; and section.key=value.")
 ]
-
-
-def _without_name(model: str) -> str:
-    """`model=NAME`, as other programs have it, is NAME."""
-    return model if Path(model).exists() else model.removeprefix("model=")
-
-
 Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
         help="A run folder, a weights file, or a name such as blood-cells.",
-        callback=_without_name,
+        callback=lambda model: model if Path(model).exists() else model.removeprefix("model="),
     ),
 ]
 Out = Annotated[Path, typer.Option(help="Folder for the results; -2, -3, ... is appended if it is taken.")]
@@ -57,34 +51,108 @@ Proposals = Annotated[
     ),
 ]
 
+TRAINING = frozenset(name for name, key in ALIASES.items() if key.startswith("train."))
+"""Names of `ALIASES` that only commands that train accept."""
 
-TRAINING = frozenset(name for name, key in SAME.items() if key.startswith("train."))
-"""Names of `SAME` that a command takes only if it trains."""
+COMMANDS = {
+    "fit": "train",
+    "finetune": "train",
+    "test": "val",
+    "eval": "val",
+    "evaluate": "val",
+    "validate": "val",
+    "detect": "predict",
+    "infer": "predict",
+    "inference": "predict",
+    "check": "data check",
+    "stats": "data stats",
+    "show": "data show",
+    "convert": "data convert",
+}
+"""Command of other programs -> command here."""
+
+OPTIONS = {
+    "save_txt": "--format yolo",
+    "save_json": "--format json",
+    "output": "--out",
+    "output_dir": "--out",
+    "save_dir": "--out",
+    "cfg": "--config",
+}
+"""Option of other programs -> option here."""
+
+POSITIONAL = {"data": "DATA", "dataset": "DATA", "source": "SOURCE", "input": "SOURCE", "model": "MODEL"}
+"""Option of other programs -> positional argument here."""
 
 
-def split(words: Sequence[str], takes: Collection[str] = ()) -> tuple[list[str], list[str]]:
+class SuggestingCommand(TyperCommand):
+    """A command that answers an option of other programs with ours."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of the command.
+
+        Raises:
+            SettingsError: one is an option of other programs.
+        """
+        known = {option for parameter in self.params for option in parameter.opts}
+        for word, following in zip(args, [*args[1:], "-"], strict=False):
+            option, equals, value = word.partition("=")
+            if option.startswith("--") and option not in known:
+                value = value if equals else following
+                if suggestion := _suggestion(option, "" if value.startswith("-") else value):
+                    raise SettingsError(f"there is no option `{option}` here; {suggestion}")
+        return super().parse_args(ctx, args)
+
+
+class SuggestingGroup(TyperGroup):
+    """Commands; an unknown one that other programs have is answered with ours."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Return the command of this name, None if there is none.
+
+        Raises:
+            SettingsError: it is a command of other programs.
+        """
+        command = super().get_command(ctx, cmd_name)
+        if command is None and cmd_name in COMMANDS:
+            raise SettingsError(f"there is no command `{cmd_name}`; did you mean `rcnn {COMMANDS[cmd_name]}`?")
+        return command
+
+
+def _suggestion(option: str, value: str) -> str:
+    """Return what to write instead of an option of other programs; empty if it is unknown."""
+    name = option[2:].replace("-", "_")
+    if name in POSITIONAL:
+        return f"give `{value or POSITIONAL[name]}` without it, in the place of {POSITIONAL[name]} (see --help)"
+    if name in ALIASES:
+        return f"did you mean `{ALIASES[name]}={value or '...'}`?"
+    nearest = OPTIONS.get(name) or SUGGESTIONS.get(name)
+    return f"did you mean `{nearest}`?" if nearest else ""
+
+
+def split(words: Sequence[str], accepted: Collection[str] = ()) -> tuple[list[str], list[str]]:
     """Split the words of a command line into paths and `section.key=value` settings.
 
-    A word is a setting if its section exists and no file has that name. `imgsz=320` and the names of `SAME` are
-    settings too, of those of `TRAINING` the ones that the command `takes`; and `data=DIR` or `source=DIR` is the path.
+    A word is a setting if its section exists and no file has that name. `imgsz=320` and the names of `ALIASES` are
+    settings too; those of `TRAINING` only if `accepted` names them. `data=DIR` and `source=DIR` are paths.
 
     Raises:
-        SettingsError: a name belongs to training, or is another program's for a setting that is called otherwise.
+        SettingsError: a name belongs to training, or is another program's name of a setting.
     """
     paths, settings = [], []
     for word in words:
         name, equals, value = word.partition("=")
-        there = not equals or Path(word).exists()
-        if not there and name in ("data", "source"):
+        assigns = bool(equals) and not Path(word).exists()
+        if assigns and name in ("data", "source"):
             word = value
-        elif not there and name == "model":
+        elif assigns and name == "model":
             raise SettingsError(f"`{word}`: to train a model give `--model {value}`; elsewhere it is the first word")
-        elif not there and name in SAME:
-            if name in TRAINING and name not in takes:
+        elif assigns and name in ALIASES:
+            if name in TRAINING and name not in accepted:
                 raise SettingsError(f"`{word}` is a setting of training, which this command does not read; see --help")
-            word = f"{SAME[name]}={value}"
-        elif not there and name in NEAR:
-            raise SettingsError(f"`{word}`: there is no setting `{name}`; did you mean `{NEAR[name]}`?")
+            word = f"{ALIASES[name]}={value}"
+        elif assigns and name in SUGGESTIONS:
+            raise SettingsError(f"`{word}`: there is no setting `{name}`; did you mean `{SUGGESTIONS[name]}`?")
         assignment = _ASSIGNMENT.match(word)
         is_setting = name == IMAGE_SIZE or (assignment is not None and assignment[1] in Settings.model_fields)
         (settings if is_setting and not Path(word).exists() else paths).append(word)
@@ -92,26 +160,26 @@ def split(words: Sequence[str], takes: Collection[str] = ()) -> tuple[list[str],
 
 
 def one_path(
-    words: Sequence[str], what: str, options: Mapping[str, object] | None = None, takes: Collection[str] = ()
+    words: Sequence[str], what: str, options: Mapping[str, object] | None = None, accepted: Collection[str] = ()
 ) -> tuple[Path, list[str]]:
     """Return the only path among the words, and the settings: those among the words, then options that have a value.
 
     Raises:
-        SettingsError: there is no path or more than one; the message calls it `what`. Or as for `split`.
+        SettingsError: there is no path, called `what` in the message, or more than one; or as for `split`.
     """
-    path, settings = optional_path(words, what, takes)
+    path, settings = optional_path(words, what, accepted)
     if path is None:
         raise SettingsError(f"{what} is missing; see --help")
-    return path, [*settings, *given(options or {})]
+    return path, [*settings, *assignments(options or {})]
 
 
-def optional_path(words: Sequence[str], what: str, takes: Collection[str] = ()) -> tuple[Path | None, list[str]]:
+def optional_path(words: Sequence[str], what: str, accepted: Collection[str] = ()) -> tuple[Path | None, list[str]]:
     """Return the only path among the words, if any, and the settings. `trian.lr=1` counts as a misspelt setting.
 
     Raises:
-        SettingsError: there is more than one path. Or as for `split`.
+        SettingsError: there is more than one path; or as for `split`.
     """
-    words, settings = split(words, takes)
+    words, settings = split(words, accepted)
     misspelt = [word for word in words if _ASSIGNMENT.match(word) and not Path(word).exists()]
     paths = [word for word in words if word not in misspelt]
     if len(paths) > 1:
@@ -123,7 +191,7 @@ def sides_of(text: str | None) -> tuple[int, int] | None:
     """Return (height, width) of `--size 480x640`; None stays None.
 
     Raises:
-        SettingsError: the text is something else.
+        SettingsError: the text has another form.
     """
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text or "")
     if text is not None and match is None:
@@ -131,6 +199,6 @@ def sides_of(text: str | None) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def given(options: Mapping[str, object]) -> list[str]:
+def assignments(options: Mapping[str, object]) -> list[str]:
     """Return the options that have a value as `section.key=value`, or as `imgsz=320`."""
     return [f"{key}={value}" for key, value in options.items() if value is not None]

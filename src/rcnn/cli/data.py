@@ -9,7 +9,6 @@ import typer
 
 from rcnn import config
 from rcnn.cli import arguments, screen
-from rcnn.cli.habits import Command
 
 if TYPE_CHECKING:
     from rcnn.data.dataset import Record
@@ -23,7 +22,7 @@ Data = Annotated[
 ]
 
 
-@app.command("check", cls=Command)
+@app.command("check", cls=arguments.SuggestingCommand)
 def check(words: Data, json: arguments.Json = False) -> None:
     """List every fault as file:line: reason. The exit code is 3 if there are any.
 
@@ -56,7 +55,7 @@ def check(words: Data, json: arguments.Json = False) -> None:
         raise typer.Exit(3)
 
 
-@app.command("stats", cls=Command)
+@app.command("stats", cls=arguments.SuggestingCommand)
 def stats(
     words: Data,
     out: arguments.Out = Path("runs/stats"),
@@ -90,7 +89,7 @@ def stats(
         screen.emit({"lists": {name: figure.to_json() for name, figure in figures.items()}, "plots": folder})
 
 
-@app.command("show", cls=Command)
+@app.command("show", cls=arguments.SuggestingCommand)
 def show(
     words: Data,
     split: Annotated[Literal["train", "val", "test", "all"], typer.Option(help="List of images.")] = "train",
@@ -154,7 +153,7 @@ def _tiles(records: Sequence["Record"], settings: config.Settings) -> Iterator["
             yield Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore)
 
 
-@app.command("convert", cls=Command)
+@app.command("convert", cls=arguments.SuggestingCommand)
 def convert(
     words: Data,
     to: Annotated[str, typer.Option(help="The format to write: voc, coco, yolo or csv.")],

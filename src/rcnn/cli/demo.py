@@ -47,7 +47,7 @@ def demo(
     from rcnn.training.train import train
     from rcnn.weights.file import atomic_write
 
-    changes = [*RECIPE, *arguments.given({"train.device": device, "train.seed": seed}), *(words or [])]
+    changes = [*RECIPE, *arguments.assignments({"train.device": device, "train.seed": seed}), *(words or [])]
     settings_of("tiny-fpn", changes)  # a wrong setting is reported before hundreds of images are made
     with screen.stdout_for_json(json):
         data = empty_folder(out) / "data"

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import rcnn
 from rcnn.cli import screen
-from rcnn.config.elsewhere import IMAGE_SIZE
+from rcnn.config.aliases import IMAGE_SIZE
 from rcnn.detector import Detector
 from rcnn.evaluate import Shard
 from rcnn.runtime.by_suffix import is_exported

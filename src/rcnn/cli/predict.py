@@ -44,7 +44,7 @@ def predict(
     """
     from rcnn.cli import stream
 
-    sources = [*sources, *arguments.given({"imgsz": imgsz})]
+    sources = [*sources, *arguments.assignments({"imgsz": imgsz})]
     job = stream.Job(sources, out, format, images, json, on_fault, split)
     with screen.stdout_for_json(json), job.detector(model, device) as detector:
         detector.check_proposals(given=proposals is not None)

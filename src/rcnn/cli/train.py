@@ -71,7 +71,7 @@ def train(
     Example: rcnn train data/ --epochs 20 train.ema=null. `--dry-run` shows every setting.
     """
     data, changes = arguments.optional_path(words or [], "DATA", arguments.TRAINING)
-    changes += arguments.given({"imgsz": imgsz})
+    changes += arguments.assignments({"imgsz": imgsz})
     values = (epochs, batch, lr, seed, device, init, proposals, workers, on_fault)
     options: dict[str, Any] = {key: value for key, value in zip(OPTIONS, values, strict=True) if value is not None}
     if resume is not None:

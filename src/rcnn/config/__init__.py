@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from rcnn.config import yaml_tree
-from rcnn.config.elsewhere import IMAGE_SIZE, NEAR, SAME, scaled
+from rcnn.config.aliases import ALIASES, IMAGE_SIZE, SUGGESTIONS, scaled
 from rcnn.config.files import MB, read_text
 from rcnn.config.images import Augment as Augment
 from rcnn.config.images import Data as Data
@@ -297,7 +297,7 @@ def _fault(entry: Any) -> str:
     where = shorten(".".join(str(part) for part in entry["loc"]))
     if entry["type"] == "extra_forbidden":
         name = where.rsplit(".", 1)[-1]
-        meant = [words[name] for words in (SAME, NEAR) if name in words]
+        meant = [words[name] for words in (ALIASES, SUGGESTIONS) if name in words]
         near = meant or get_close_matches(where, [*keys(), *Settings.model_fields], n=1, cutoff=0.5)
         return f"unknown setting `{where}`" + (f"; did you mean `{near[0]}`?" if near else "")
     reason = entry["msg"].removeprefix("Value error, ")

@@ -13,7 +13,7 @@ import torch
 from rich.console import Console
 
 from rcnn.config import Settings, dump, override, read
-from rcnn.config.elsewhere import IMAGE_SIZE, SAME
+from rcnn.config.aliases import ALIASES, IMAGE_SIZE
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import open_splits
 from rcnn.data.loading.loader import Loader
@@ -201,7 +201,7 @@ def choose_settings(
     settings = override(first, overrides)
     tree: dict[str, dict[str, object]] = {"data": {"path": str(Path(data).resolve())} if data is not None else {}}
     for name in options.keys() - {IMAGE_SIZE}:
-        section, key = ("data", name) if name in LOADING else SAME.get(name, f"train.{name}").split(".")
+        section, key = ("data", name) if name in LOADING else ALIASES.get(name, f"train.{name}").split(".")
         tree.setdefault(section, {})[key] = options[name]
     settings = override(settings, tree)
     if (side := settings.train.tile) is not None:  # at the scale of the file, also in validation and with the weights

@@ -1,4 +1,4 @@
-"""Names that other programs have for settings: taken where the meaning is plain, otherwise answered with ours."""
+"""Names of settings in other programs: accepted if the meaning is the same, otherwise answered with a suggestion."""
 
 import re
 from collections.abc import Callable
@@ -9,9 +9,9 @@ from typing import ParamSpec, TypeVar
 from rcnn.errors import SettingsError
 
 IMAGE_SIZE = "imgsz"
-"""Sets `preprocess.short` and scales `preprocess.long` along, see `override`."""
+"""Sets `preprocess.short` and scales `preprocess.long` by the same factor, see `override`."""
 
-SAME = {
+ALIASES = {
     "epochs": "train.epochs",
     "batch": "train.batch",
     "batch_size": "train.batch",
@@ -26,9 +26,9 @@ SAME = {
     "num_workers": "data.workers",
     "conf": "predict.score",
 }
-"""Name -> the setting of the same meaning and the same values."""
+"""Name -> the setting with the same meaning and values."""
 
-NEAR = {
+SUGGESTIONS = {
     "callbacks": "recorders=[...]` of `rcnn.train",
     "hooks": "recorders=[...]` of `rcnn.train",
     "loggers": "recorders=[...]` of `rcnn.train",
@@ -58,37 +58,36 @@ NEAR = {
     "threshold": "predict.score",
     "project": "--out` or, in Python, `runs=",
 }
-"""Name -> what comes nearest to it here; the values may be others."""
+"""Name -> the nearest setting here, whose values may differ."""
 
-
-Given = ParamSpec("Given")
+Parameters = ParamSpec("Parameters")
 Returned = TypeVar("Returned")
 
 
-def by_meaning(function: Callable[Given, Returned]) -> Callable[Given, Returned]:
-    """Have a function of a detector answer `conf=`, `imgsz=` and other names of settings elsewhere with ours."""
+def suggest_settings(function: Callable[Parameters, Returned]) -> Callable[Parameters, Returned]:
+    """Make a method of a detector suggest our setting for an argument such as `conf=` or `imgsz=`."""
     known = signature(function).parameters
 
     @wraps(function)
-    def call(*given: Given.args, **named: Given.kwargs) -> Returned:
-        for name in named.keys() - known.keys():
-            setting = IMAGE_SIZE if name == IMAGE_SIZE else SAME.get(name, NEAR.get(name, ""))
+    def call(*arguments: Parameters.args, **keywords: Parameters.kwargs) -> Returned:
+        for name in keywords.keys() - known.keys():
+            setting = IMAGE_SIZE if name == IMAGE_SIZE else ALIASES.get(name, SUGGESTIONS.get(name, ""))
             argument = setting.rpartition(".")[2]
             if argument in known:
                 raise TypeError(f"{function.__name__}() has no argument `{name}`; did you mean `{argument}=`?")
             if setting and " " not in setting:
                 change = f'with_settings(["{setting}{"" if "=" in setting else "=..."}"])'
                 raise TypeError(f"{function.__name__}() has no argument `{name}`; did you mean `detector.{change}`?")
-        return function(*given, **named)
+        return function(*arguments, **keywords)
 
     return call
 
 
 def scaled(sides: tuple[int, int], size: str) -> dict[str, int]:
-    """The settings `short` and `long` that `imgsz=SIZE` stands for.
+    """Return the settings `short` and `long` for `imgsz=SIZE`.
 
     Args:
-        sides: both as they are, pixels; `long` changes by the same factor as `short`.
+        sides: current `short` and `long`, pixels; both change by the same factor.
         size: text of the new `short`, pixels.
 
     Raises:
