@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from rcnn.config import RPN, Anchors, override
-from rcnn.config.elsewhere import by_meaning
+from rcnn.config.aliases import suggest_settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import Split, open_dataset
 from rcnn.detector import Detector
@@ -223,7 +223,7 @@ def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, rati
     return Study(frames, objects, coverages, (settings.rpn.negative_iou, target))
 
 
-@by_meaning
+@suggest_settings
 def anchors(
     data: str | Path,
     model: FasterRCNN | Detector | str | Path = "mobilenet-fpn",

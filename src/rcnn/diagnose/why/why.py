@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from rcnn.config import override
-from rcnn.config.elsewhere import by_meaning
+from rcnn.config.aliases import suggest_settings
 from rcnn.data.formats.find import Split, open_dataset
 from rcnn.detector import Detector
 from rcnn.diagnose.why.analyse import analyse
@@ -11,7 +11,7 @@ from rcnn.diagnose.why.tables import WhyReport, report
 from rcnn.open_model import load
 
 
-@by_meaning
+@suggest_settings
 def why(
     detector: Detector | str | Path,
     data: str | Path,
