@@ -174,11 +174,18 @@ class Detector:
         features: bool = False,
         skip: Skip | None = None,
         proposals: Propose | None = None,
+        keep_pixels: bool = False,
     ) -> Iterator[Result]:
         """As `predict`, but lazily and in input order: memory does not grow with the number of images.
 
-        `skip` is called with the error of a file that can't be read, which is left out. None: the error is raised.
-        `proposals` replaces the RPN.
+        Args:
+            images: as for `predict`, or a source: an iterable of `NamedImage`, such as a `Dataset`.
+            score: as for `predict`.
+            batch: as for `predict`.
+            features: as for `predict`.
+            skip: called with the error of an image that can't be read, which is left out. None: the error is raised.
+            proposals: replaces the RPN.
+            keep_pixels: keep the decoded image in each result, so that `Result.draw` doesn't read the file again.
         """
         least = self.threshold if score is None else score
 
@@ -187,9 +194,11 @@ class Detector:
             return self.detect(collated, features=features, proposals=given)
 
         preprocessor, views = self.preprocessor, self.viewer.pyramid
-        for opened, parts in overlapped(images, self.settings, preprocessor, views, batch, detect, skip, self.device):
+        for opened, parts in overlapped(
+            images, self.settings, preprocessor, views, batch, detect, skip, self.device, keep_pixels=keep_pixels
+        ):
             result = self.pooler.detections(parts, opened.views, opened.size, least)
-            yield replace(result.filter(score=least), path=opened.path)
+            yield replace(result.filter(score=least), path=opened.path, origin=opened.origin)
 
     @suggest_settings
     def propose(self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1) -> list[Result]:
@@ -197,16 +206,25 @@ class Detector:
         return list(self.stream_proposals(images, top=top, batch=batch))
 
     def stream_proposals(
-        self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1, skip: Skip | None = None
+        self,
+        images: Picture | Iterable[Picture],
+        *,
+        top: int = 300,
+        batch: int = 1,
+        skip: Skip | None = None,
+        keep_pixels: bool = False,
     ) -> Iterator[Result]:
-        """As `propose`, but lazily and in input order; `skip` as in `stream`."""
+        """As `propose`, but lazily and in input order; `skip` and `keep_pixels` as in `stream`."""
 
         def propose(collated: Batch, _: Sequence[str | None]) -> list[Result]:
             return self.region_proposals(collated)
 
         preprocessor, views = self.preprocessor, self.viewer.views
-        for opened, parts in overlapped(images, self.settings, preprocessor, views, batch, propose, skip, self.device):
-            yield replace(self.pooler.proposals(parts, opened.views, opened.size).filter(top=top), path=opened.path)
+        for opened, parts in overlapped(
+            images, self.settings, preprocessor, views, batch, propose, skip, self.device, keep_pixels=keep_pixels
+        ):
+            result = self.pooler.proposals(parts, opened.views, opened.size).filter(top=top)
+            yield replace(result, path=opened.path, origin=opened.origin)
 
     def check_proposals(self, *, given: bool) -> None:
         """Check that this detector can work on given proposals, or on its own.

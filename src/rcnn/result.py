@@ -17,6 +17,7 @@ from rcnn.config import Settings, shorten
 from rcnn.data.formats import coco, csv_labels, voc, yolo
 from rcnn.draw import colour, draw_boxes, entries, shade
 from rcnn.errors import ImageError, UnavailableError, printable
+from rcnn.images.sources import UNNAMED, NamedImage
 from rcnn.images.stream import read_picture
 
 if TYPE_CHECKING:
@@ -67,6 +68,7 @@ class Result:
         features: (n, F) float32, the second stage's feature vectors; None unless asked for.
         category_ids: the data set's own number of each class; None for 1..K.
         settings: with which `path` was read; None for the defaults.
+        origin: the image as its source named it, with its decoded pixels if these were kept.
     """
 
     boxes: np.ndarray
@@ -78,6 +80,12 @@ class Result:
     features: np.ndarray | None = None
     category_ids: tuple[int, ...] | None = None
     settings: Settings | None = None
+    origin: NamedImage = UNNAMED
+
+    @property
+    def name(self) -> str:
+        """The image file, or the image's name in its source; empty for an array."""
+        return self.path or self.origin.name
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -90,7 +98,7 @@ class Result:
         counts = [f"{count} {shorten(name)}" for name, count in self.counts().items()] or ["nothing"]
         if len(counts) > MAX_PRINTED_BOXES:
             counts[MAX_PRINTED_BOXES:] = [f"{len(counts) - MAX_PRINTED_BOXES} more classes"]
-        return printable(f"Result({self.path or 'array'}, {self.size[1]}x{self.size[0]}: {', '.join(counts)})")
+        return printable(f"Result({self.name or 'array'}, {self.size[1]}x{self.size[0]}: {', '.join(counts)})")
 
     def __str__(self) -> str:
         best = [
@@ -143,8 +151,8 @@ class Result:
         """Draw boxes, classes and scores on the image; many boxes of a single class are coloured by score instead.
 
         Args:
-            image: uint8 array (H, W[, C]) or Pillow image of the same size. None: `path` is read. Of more than
-                three channels the first three are shown, of two the first as grey.
+            image: uint8 array (H, W[, C]) or Pillow image of the same size. None: the kept pixels, or those of `path`.
+                Of more than three channels the first three are shown, of two the first as grey.
             score: lower-scored boxes are left out.
 
         Raises:
@@ -152,9 +160,12 @@ class Result:
             ImageError: the file can't be read.
         """
         if image is None:
-            if self.path is None:
+            if isinstance(self.origin.image, np.ndarray):
+                image = self.origin.image
+            elif self.path is not None:
+                image = read_picture(self.path, self.settings or Settings())
+            else:
                 raise ValueError("this result came from an array: give the image to draw on, `result.draw(image)`")
-            image = read_picture(self.path, self.settings or Settings())
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
         if (height, width) != tuple(self.size):
             raise ValueError(
@@ -211,7 +222,7 @@ class Result:
                 detection["features"] = row
         height, width = self.size
         counts = self.counts()
-        return {"path": self.path, "height": height, "width": width, "counts": counts, "detections": detections}
+        return {"path": self.name or None, "height": height, "width": width, "counts": counts, "detections": detections}
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
         """Rows of a COCO results file.
@@ -222,9 +233,9 @@ class Result:
         Raises:
             ValueError: neither an id nor a path.
         """
-        if image_id is None and self.path is None:
+        if image_id is None and not self.name:
             raise ValueError("this result came from an array: give its id, `result.to_coco(image_id)`")
-        image = Path(self.path or "").name if image_id is None else image_id
+        image = Path(self.name).name if image_id is None else image_id
         ids = self.category_ids or range(1, len(self.names) + 1)
         rows = coco.label_rows(image, ids, self.boxes, self.labels, DIGITS)
         return [{**row, "score": round(score, 5)} for row, score in zip(rows, self.scores.tolist(), strict=True)]
@@ -239,7 +250,7 @@ class Result:
 
     def to_voc(self) -> str:
         """The text of a VOC annotation: corners to a hundredth of a pixel, the first pixel is 1, the last inclusive."""
-        return voc.labels_text(Path(self.path or ""), self.size, self.names, self.boxes, self.labels, digits=DIGITS)
+        return voc.labels_text(Path(self.name), self.size, self.names, self.boxes, self.labels, digits=DIGITS)
 
     def to_csv(self, header: bool = True) -> str:
         """Rows of CSV labels, which `rcnn data check` and `rcnn train` read, with the score as a last column.
@@ -253,7 +264,7 @@ class Result:
         rows = csv.writer(text, lineterminator="\n")
         rows.writerows([COLUMNS] if header else [])
         boxes = self.boxes.astype(np.float64).round(DIGITS).tolist()
-        about = (Path(self.path or "").name, self.size[1], self.size[0])
+        about = (Path(self.name).name, self.size[1], self.size[0])
         for (name, score, _, _), box in zip(self, boxes, strict=True):
             rows.writerow([*about, name, *box, round(score, 5)])
         if not len(self):
@@ -267,7 +278,7 @@ class Result:
             UnavailableError: pandas is not installed.
         """
         columns = [
-            Path(self.path or "").name,
+            Path(self.name).name,
             self.size[1],
             self.size[0],
             [self.names[k] for k in self.labels.tolist()],

@@ -42,16 +42,21 @@ def predict(
 
     Example: rcnn predict runs/train/exp-1 photos/ --score 0.4
     """
-    from rcnn.cli import stream
+    from rcnn.cli import regions, stream
 
     sources = [*sources, *arguments.assignments({"imgsz": imgsz})]
     job = stream.Job(sources, out, format, images, json, on_fault, split)
     with screen.stdout_for_json(json), job.detector(model, device) as detector:
         detector.check_proposals(given=proposals is not None)
-        wanted = None if classes is None else stream.parse_list("--classes", classes, detector.names)
+        kept_classes = None if classes is None else stream.parse_list("--classes", classes, detector.names)
         least = detector.settings.predict.score if score is None else score
-        given = None if proposals is None else job.proposals(proposals, detector)
-        results = detector.stream(job.files(), score=least, batch=batch, skip=job.skip, proposals=given)
-        found = (result.filter(classes=wanted, top=top) for result in results)
-        job.run(found, detector.names, detector.pooler.remarks)
+        propose = None
+        if proposals is not None:
+            writer = job.distributed.writer
+            propose = regions.external(proposals, job.files(), job.base, detector, job.skip, writer)
+        results = detector.stream(
+            job.images(), score=least, batch=batch, skip=job.skip, proposals=propose, keep_pixels=job.draws
+        )
+        filtered = (result.filter(classes=kept_classes, top=top) for result in results)
+        job.run(filtered, detector.names, detector.pooler.remarks)
     job.emit()

@@ -44,7 +44,7 @@ def propose(
 
     Example: rcnn propose runs/train/exp-1 photos/ --top 100
     """
-    from rcnn.cli import stream
+    from rcnn.cli import regions, stream
     from rcnn.data.proposals.search import SEARCHES
     from rcnn.model.sliding_windows import SLIDING_WINDOWS
 
@@ -54,14 +54,16 @@ def propose(
     job = stream.Job(sources, out, format, images, json, on_fault, split)
     with screen.stdout_for_json(json):
         if model in SEARCHES:
-            with job.search(model) as results:
-                run(results, {})
+            with job.without_detector() as settings:
+                run(regions.search(model, job.files(), settings, job.skip), {})
         elif model == SLIDING_WINDOWS:
-            with job.windows() as results:
-                run(results, {})
+            with job.without_detector() as settings:
+                run(regions.dense_windows(job.files(), settings, job.skip), {})
         else:
             with job.detector(model, device) as detector:
                 detector.check_proposals(given=False)
-                proposals = detector.stream_proposals(job.files(), top=top or 300, batch=batch, skip=job.skip)
+                proposals = detector.stream_proposals(
+                    job.images(), top=top or 300, batch=batch, skip=job.skip, keep_pixels=job.draws
+                )
                 run(proposals, detector.pooler.remarks)
     job.emit()

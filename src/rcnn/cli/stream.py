@@ -1,4 +1,4 @@
-"""What `predict` and `propose` share: read images, write results as they come, and print totals at the end."""
+"""What `predict` and `propose` share: open sources, write results as they come, and print totals at the end."""
 
 import json
 import os
@@ -6,12 +6,10 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import ExitStack, contextmanager
+from itertools import chain
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from rcnn.cli import arguments, screen
 from rcnn.cli.files import fresh_folder
@@ -19,25 +17,15 @@ from rcnn.cli.loading import load_detector, sharing
 from rcnn.cli.writers import FORMATS, Target, merge_parts, shared_stems
 from rcnn.config import Data, Settings, override
 from rcnn.config.files import read_text
-from rcnn.data.dataset import Record
 from rcnn.data.formats.coco import MAX_JSON_BYTES
 from rcnn.data.formats.find import Split, open_dataset
-from rcnn.data.proposals.external import ImageProposals, SlidingWindows, batch_proposals
-from rcnn.data.proposals.read import find_proposals
-from rcnn.data.proposals.search import search_files
-from rcnn.detector import Detector, Propose
+from rcnn.detector import Detector
 from rcnn.errors import DataError, ImageError, SettingsError
-from rcnn.images.batch import Preprocessor
-from rcnn.images.decode import image_size
-from rcnn.images.sources import base_of, files
-from rcnn.model.sliding_windows import SLIDING_WINDOWS, sliding_windows
-from rcnn.model.structures import Batch, Proposals
-from rcnn.presets import build
+from rcnn.images.sources import ImageSource, NamedImage, base_of, open_source
 from rcnn.result import Result
-from rcnn.weights.adapt import shapes_alone
 
-LISTS = {".json", ".yaml", ".yml", ".csv"}
-"""Suffixes of files that may list images."""
+LIST_SUFFIXES = {".json", ".yaml", ".yml", ".csv"}
+"""Of files that may list images."""
 MAX_PRINTED_IMAGES = 5
 """Number of images whose counts are printed one by one."""
 
@@ -46,6 +34,8 @@ class Job:
     """One call of `predict` or `propose`: its images, and where and in which formats results are written.
 
     Attributes:
+        base: the folder that all files share.
+        distributed: the processes that share the images.
         skip: called for images that can't be read; None: the first one raises.
 
     Args:
@@ -83,147 +73,98 @@ class Job:
         if as_json and "json" not in self._formats:
             self._formats.append("json")
         self._as_json, self._out = as_json, out
-        settings = override(Settings(), [word for word in self._changes if word.startswith("data.")]).data
-        found = [find_images(source, split, settings) for source in sources]
-        self._base = Path(os.path.commonpath([base for base, _, _ in found]))
-        self._files = [file for _, listed, _ in found for file in listed]
-        own = {str(file): number for _, _, ids in found for file, number in ids.items()}
-        self._ids = listed_ids(images) if images else own_ids(own, named_ids(self._files, self._base))
-        self._unread = 0
-        alone = len(self._files) == 1 and on_fault != "skip"
-        self._must_read = on_fault != "skip"
+        data = override(Settings(), [word for word in self._changes if word.startswith("data.")]).data
+        self._images, self.base, ids = open_sources(sources, split, data)
+        listed = self._images if isinstance(self._images, Sequence) else ()
+        self._number = len(self._images) if isinstance(self._images, Sized) else None
+        self._shared = shared_stems(Path(image.name) for image in listed)
+        self._image_id = listed_ids(images) if images else named_ids(ids, listed)
+        self._unread, self._must_read = 0, on_fault != "skip"
+        alone = self._number == 1 and on_fault != "skip"
         self.skip = None if alone or on_fault == "stop" else self._leave_out
 
     @contextmanager
     def detector(self, model: str, device: str | None) -> Iterator[Detector]:
         """Load the detector with this job's settings. Under torchrun each process takes its share of the images."""
-        with sharing(device) as (self._distributed, _):
-            yield load_detector(model, self._changes, str(self._distributed.device), device)
+        with sharing(device) as (self.distributed, _):
+            yield load_detector(model, self._changes, str(self.distributed.device), device)
 
     @contextmanager
-    def search(self, name: str) -> Iterator[Iterator[Result]]:
-        """Run a search for proposals, by its name, on the images instead of a detector."""
-        with sharing("cpu") as (self._distributed, _):
-            yield self._searched(name, override(Settings(), self._changes))
-
-    @contextmanager
-    def windows(self) -> Iterator[Iterator[Result]]:
-        """Lay dense sliding windows over the images, of the anchors and image size in this job's settings."""
-        with sharing("cpu") as (self._distributed, _):
-            yield self._windows(override(Settings(), self._changes))
-
-    def _windows(self, settings: Settings) -> Iterator[Result]:
-        with shapes_alone():
-            rpn = build(settings, 1).rpn
-        preprocessor = Preprocessor(settings.preprocess)
-        for path in self.files():
-            try:
-                size = image_size(path, max_pixels=settings.data.max_pixels)
-            except ImageError as error:
-                if self.skip is None:
-                    raise
-                self.skip(error)
-                continue
-            resized, original = preprocessor.resized(size), torch.tensor(size, dtype=torch.float32)
-            sizes = torch.tensor([resized], dtype=torch.float32)
-            windows = sliding_windows(rpn.anchors, rpn.strides, preprocessor.padded(resized), sizes)
-            boxes = preprocessor.boxes_back(windows.boxes[windows.valid], sizes[0] / original, original).numpy()
-            scores, labels = np.ones(len(boxes), dtype=np.float32), np.zeros(len(boxes), dtype=np.int64)
-            yield Result(boxes, scores, labels, ("object",), str(path), size, settings=settings)
-
-    def _searched(self, name: str, settings: Settings) -> Iterator[Result]:
-        paths = self.files()
-        for path, outcome in zip(paths, search_files(paths, name, settings.data), strict=True):
-            if isinstance(outcome, ImageProposals):
-                boxes, scores = (part.astype(np.float32) for part in outcome)
-                labels = np.zeros(len(boxes), dtype=np.int64)
-                size = image_size(path, max_pixels=settings.data.max_pixels)
-                yield Result(boxes, scores, labels, ("object",), str(path), size, settings=settings)
-            elif self.skip is None:
-                raise outcome
-            else:
-                self.skip(outcome)
-
-    def proposals(self, source: str, detector: Detector) -> Propose:
-        """Read this process's proposals from a file, or search for them, and return what puts them into batches."""
-        settings = detector.settings
-        if source == SLIDING_WINDOWS:
-            windows = SlidingWindows.of(detector.model)
-            return lambda _, batch: windows.of_batch(batch)
-        records = [*self._records(settings.data)]
-        told = None if self.skip is None else lambda error: None  # the detector will report the same images
-        with screen.progress("proposals", self._distributed.writer) as progress:
-            given = find_proposals(source, records, self._base, settings.data, progress, told)
-        by_path = {str(record.path): proposals for record, proposals in zip(records, given, strict=True)}
-
-        def propose(paths: Sequence[str | None], batch: Batch) -> Proposals:
-            return batch_proposals([by_path[str(path)] for path in paths], batch, settings.rpn.post_test)
-
-        return propose
-
-    def _records(self, settings: Data) -> Iterator[Record]:
-        """Yield the images as records without objects, except those whose size can't be read."""
-        none = np.zeros(0)
-        for path in dict.fromkeys(self.files()):
-            try:
-                size = image_size(path, max_pixels=settings.max_pixels)
-            except ImageError:
-                continue
-            name = self._name(path).as_posix()
-            yield Record(path, name, path.stem, size, none.reshape(0, 4), none.astype(np.int64), none.astype(bool))
-
-    def _name(self, path: str | Path) -> Path:
-        """Return an image's path relative to the folder that all sources share."""
-        return Path(os.path.relpath(path, self._base))
+    def without_detector(self) -> Iterator[Settings]:
+        """Provide this job's settings, for proposals that no detector makes."""
+        with sharing("cpu") as (self.distributed, _):
+            yield override(Settings(), self._changes)
 
     def _leave_out(self, error: ImageError) -> None:
         self._unread += 1
         screen.note(f"left out: {error}")
 
-    def files(self) -> list[Path]:
-        """Return the images of this process: consecutive ones, so that the joined parts are in input order."""
-        first, last = (
-            len(self._files) * rank // self._distributed.world
-            for rank in (self._distributed.rank, self._distributed.rank + 1)
-        )
-        return self._files[first:last]
+    @property
+    def draws(self) -> bool:
+        """Whether results are drawn on their images, or are the only copy of them."""
+        return "drawn" in self._formats or not isinstance(self._images, Sequence)
+
+    def images(self) -> ImageSource:
+        """Return the images of this process: consecutive ones, so that the joined parts are in input order.
+
+        Raises:
+            SettingsError: several processes can't share the source, since it is not a list of files.
+        """
+        rank, world = self.distributed.rank, self.distributed.world
+        if world == 1:
+            return self._images
+        if not isinstance(self._images, Sequence):
+            raise SettingsError("only image files can be shared by several processes; run this without torchrun")
+        return self._images[len(self._images) * rank // world : len(self._images) * (rank + 1) // world]
+
+    def files(self) -> list[NamedImage]:
+        """Return the images of this process, all of which are files.
+
+        Raises:
+            SettingsError: a source is no list of files.
+        """
+        images = self.images()
+        if not isinstance(images, Sequence) or not all(isinstance(image.image, Path) for image in images):
+            raise SettingsError("proposals from a file, a search or sliding windows are for image files only")
+        return list(images)
 
     def run(self, results: Iterable[Result], names: tuple[str, ...], remarks: Mapping[str, str]) -> None:
         """Write every result in every format as it comes, and print what was found, and remarks as they are made.
 
         Results from before an error or Ctrl-C in any process are still merged.
         """
-        self._out = self._distributed.gather(fresh_folder(self._out) if self._distributed.writer else self._out)[0]
-        shared = shared_stems(map(self._name, self._files))
-        target = Target(self._out, names, self._ids, part=self._distributed.rank, shared=shared)
+        self._out = self.distributed.gather(fresh_folder(self._out) if self.distributed.writer else self._out)[0]
+        target = Target(self._out, names, self._image_id, part=self.distributed.rank, shared=self._shared)
         totals, count, begun, end = Counter[str](), 0, time.perf_counter(), None
-        told = set[str]()
+        printed_remarks = set[str]()
+        images = self.images()
+        own = len(images) if isinstance(images, Sized) else None
         try:
             with ExitStack() as stack:
                 writers = [stack.enter_context(FORMATS[name](target)) for name in self._formats]
                 for count, result in enumerate(results, 1):
-                    name = self._name(result.path or "")
+                    name = Path(result.origin.name)
                     for write in writers:
                         write(result, name)
                     totals.update(result.counts())
-                    screen.note(*(f"{name}: {remarks[kind]}" for kind in remarks.keys() - told))
-                    told |= remarks.keys()
-                    if self._distributed.writer and len(self._files) > 1:
-                        tell(name, result.counts(), count, len(self.files()) - self._unread, begun)
+                    screen.note(*(f"{name}: {remarks[kind]}" for kind in remarks.keys() - printed_remarks))
+                    printed_remarks |= remarks.keys()
+                    if self.distributed.writer and self._number != 1:
+                        print_counts(name, result.counts(), count, own and own - self._unread, begun)
         except (Exception, KeyboardInterrupt) as error:
             end = error
-        every = self._distributed.gather((count, totals, self._unread, end is not None))
-        if self._distributed.writer:
-            merge_parts(self._out, self._distributed.world)
+        every = self.distributed.gather((count, totals, self._unread, end is not None))
+        if self.distributed.writer:
+            merge_parts(self._out, self.distributed.world)
             self._report(names, *every)
         if end is not None:
             raise end
-        if self._must_read and self._files and not sum(part[0] for part in every):
-            raise ImageError(f"none of the {len(self._files)} images can be read; they are named above")
+        if self._must_read and self._number and not sum(part[0] for part in every):
+            raise ImageError(f"none of the {self._number} images can be read; they are named above")
 
     def emit(self) -> None:
         """Print the JSON document if it was asked for."""
-        if self._as_json and self._distributed.writer:
+        if self._as_json and self.distributed.writer:
             with (self._out / "results.json").open(encoding="utf-8") as file:
                 shutil.copyfileobj(file, sys.stdout)
 
@@ -247,29 +188,49 @@ class Job:
             screen.say(f"left out as unreadable: {screen.several(sum(unread), 'image')}, named above")
 
 
-def find_images(source: str, split: Split | None, settings: Data) -> tuple[Path, list[Path], dict[Path, int | str]]:
-    """Return the folder that the images of a source share, the images, and the ids that a COCO json gives them.
+def open_sources(
+    sources: Sequence[str], split: Split | None, settings: Data
+) -> tuple[ImageSource, Path, dict[str, int | str]]:
+    """Open the sources as one, files named by their paths below the folder that they share.
+
+    Returns:
+        The images, as a list if all sources list files; the shared folder; and the ids in COCO jsons, by path.
 
     Raises:
-        ImageError: the source is missing, or holds no images.
+        ImageError: a source is missing, or holds no images.
         DataError: as for `open_dataset`.
     """
-    if split is None and not (Path(source).suffix.lower() in LISTS and os.path.isfile(source)):
-        return base_of(source), files(source), {}
-    lenient = settings.model_copy(update={"on_fault": "skip"})  # labels are not needed here
-    dataset = open_dataset(source, split or "all", lenient, decode=False)
-    screen.note(*dataset.notes)
-    paths = [record.path for record in dataset.records]
-    ids = {record.path: record.id for record in dataset.records} if dataset.format == "coco" else {}
-    return Path(os.path.abspath(os.path.commonpath([path.parent for path in paths]))), paths, ids
+    opened, bases, ids = list[ImageSource](), list[Path](), dict[str, int | str]()
+    for source in sources:
+        if split is None and not (Path(source).suffix.lower() in LIST_SUFFIXES and os.path.isfile(source)):
+            opened.append(open_source(source))
+            bases += [base_of(source)] * isinstance(opened[-1], list)
+            continue
+        lenient = settings.model_copy(update={"on_fault": "skip"})  # labels are not needed here
+        dataset = open_dataset(source, split or "all", lenient, decode=False)
+        screen.note(*dataset.notes)
+        if dataset.format == "coco":
+            ids |= {str(record.path): record.id for record in dataset.records}
+        opened.append([*dataset])
+        bases.append(Path(os.path.abspath(os.path.commonpath([record.path.parent for record in dataset.records]))))
+    base = Path(os.path.commonpath(bases)) if bases else Path()
+
+    def named(image: NamedImage) -> NamedImage:
+        if not isinstance(image.image, Path):
+            return image
+        return image._replace(name=Path(os.path.relpath(image.image, base)).as_posix())
+
+    if len(bases) == len(sources):
+        return [*map(named, chain.from_iterable(opened))], base, ids
+    return (opened[0] if len(opened) == 1 else map(named, chain.from_iterable(opened))), base, ids
 
 
-def tell(name: Path, counts: Mapping[str, int], count: int, images: int, begun: float) -> None:
-    """Print a line for each of the first images, how many there are more, then a line per hundred."""
+def print_counts(name: Path, counts: Mapping[str, int], count: int, images: int | None, begun: float) -> None:
+    """Print a line for each of the first images, how many follow, if that is known, and then a line per hundred."""
     if count <= MAX_PRINTED_IMAGES:
         boxes = ", ".join(f"{number} {label}" for label, number in counts.items())
         screen.say(f"{name}: {boxes or 'nothing'}")
-    elif count == MAX_PRINTED_IMAGES + 1:
+    elif count == MAX_PRINTED_IMAGES + 1 and images is not None:
         screen.note(f"... and {images - MAX_PRINTED_IMAGES:,} more")
     elif count % 100 == 0:
         screen.note(f"{count:,} images, {count / (time.perf_counter() - begun):.1f} per second")
@@ -288,20 +249,17 @@ def parse_list(option: str, text: str, known: Collection[str]) -> list[str]:
     return names
 
 
-def named_ids(images: Sequence[Path], base: Path) -> Callable[[Result], int | str]:
-    """Return a function that gives a result's COCO image id: its file name or, if ambiguous, its path below `base`."""
-    count = Counter(file.name for file in images)
+def named_ids(ids: Mapping[str, int | str], images: Iterable[NamedImage]) -> Callable[[Result], int | str]:
+    """Return a function that gives a result's COCO image id: its own, or its file name or, if ambiguous, its name."""
+    count = Counter(Path(image.name).name for image in images)
 
-    def find(result: Result) -> str:
-        file = Path(result.path or "")
-        return file.name if count[file.name] == 1 else Path(os.path.relpath(file, base)).as_posix()
+    def find(result: Result) -> int | str:
+        if result.path in ids:
+            return ids[result.path]
+        file = Path(result.origin.name)
+        return file.name if count[file.name] == 1 else file.as_posix()
 
     return find
-
-
-def own_ids(own: Mapping[str, int | str], others: Callable[[Result], int | str]) -> Callable[[Result], int | str]:
-    """Return a function that gives a result's image id in its data set, or the one of `others` if it has none."""
-    return lambda result: own[path] if (path := result.path) is not None and path in own else others(result)
 
 
 def listed_ids(file: Path) -> Callable[[Result], int | str]:
@@ -316,11 +274,11 @@ def listed_ids(file: Path) -> Callable[[Result], int | str]:
         raise DataError(f"{file}: can't be read as a COCO json with `images`: {error!r}") from None
 
     def find(result: Result) -> int | str:
-        parts = Path(result.path or "").parts
+        parts = Path(result.name).parts
         for start in range(len(parts)):
             name = "/".join(parts[start:])
             if name in listed:
                 return listed[name]
-        raise DataError(f"{result.path}: not among the images of {file}; leave --images out, or give the right file")
+        raise DataError(f"{result.name}: not among the images of {file}; leave --images out, or give the right file")
 
     return find

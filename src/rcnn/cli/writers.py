@@ -12,10 +12,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from rcnn.cli import screen
 from rcnn.config.files import LONGEST_NAME
 from rcnn.data.formats.folders import write_text
 from rcnn.data.formats.yolo import yaml_text
+from rcnn.draw import as_rgb
 from rcnn.result import Result
 
 DRAWABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
@@ -101,7 +104,7 @@ def _drawn(target: Target) -> AbstractContextManager[Write]:
     def save(result: Result, path: Path) -> None:
         height, width = result.size
         if result.settings is not None and height * width > result.settings.data.max_pixels:
-            screen.note(f"{result.path}: not drawn, since {width}x{height} is more than data.max_pixels")
+            screen.note(f"{result.name}: not drawn, since {width}x{height} is more than data.max_pixels")
         else:
             result.draw().save(path)
 
@@ -129,13 +132,18 @@ def _yolo(target: Target) -> AbstractContextManager[Write]:
 def _labelled(
     labels: Path, images: Path, named: Callable[[Path], Path], text: Callable[[Result], str]
 ) -> AbstractContextManager[Write]:
-    """Write labels, and copy each image under the stem of its labels, byte for byte: together they are a data set."""
+    """Write labels, and copy each image file under the stem of its labels: together they are a data set.
+
+    An image without a file is written as PNG.
+    """
 
     def copy(result: Result, path: Path) -> None:
+        image = images / path.relative_to(labels).with_suffix(Path(result.path).suffix if result.path else ".png")
+        image.parent.mkdir(parents=True, exist_ok=True)
         if result.path is not None:
-            image = images / path.relative_to(labels).with_suffix(Path(result.path).suffix)
-            image.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(result.path, image)
+        elif isinstance(result.origin.image, np.ndarray):
+            as_rgb(result.origin.image).save(image)
         path.write_text(text(result), encoding="utf-8")
 
     return _file_per_image(labels, named, copy)

@@ -1,11 +1,13 @@
 """What a reader returns: images with their boxes, and the faults of the data."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from rcnn.images.sources import NamedImage
 from rcnn.images.views import View
 
 
@@ -58,7 +60,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """One split of a data set.
+    """One split of a data set. It is also a source of images, such as for `Detector.predict`: iterate to get them.
 
     Attributes:
         root: the folder that paths are relative to.
@@ -82,3 +84,7 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.records)
+
+    def __iter__(self) -> Iterator[NamedImage]:
+        for number, record in enumerate(self.records):
+            yield NamedImage(record.path, record.name, number)

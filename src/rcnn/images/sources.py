@@ -1,11 +1,20 @@
-"""Find the image files of a path, folder or glob, except our own results among them."""
+"""Sources of images: files, folders and globs, and whatever else yields named images.
+
+A source is an iterable of `NamedImage`. Files are read later, by the threads of `images.stream`; a video or a camera
+yields pixels. A source with a length is read ahead; one without is iterated one image at a time.
+"""
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from glob import glob
 from itertools import takewhile
 from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
 
 from rcnn.errors import ImageError
 from rcnn.images.decode import IMAGE_SUFFIXES
@@ -14,6 +23,29 @@ VIDEO_SUFFIXES = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpe
 """Suffixes of videos."""
 
 _ADDRESS = re.compile(r"(https?|ftps?|rtsp|rtmp|s3|gs|hf|data):", re.IGNORECASE)
+
+
+class NamedImage(NamedTuple):
+    """An image of a source.
+
+    Attributes:
+        image: a file to be read, or pixels in any form that `as_array` takes; None: the pixels were not kept.
+        name: unique in its source, and used for messages and for the names of results; empty for a single array.
+        frame: number of the image in its source, from 0.
+        time: seconds since the beginning of a video; None for other sources.
+    """
+
+    image: Path | np.ndarray | Image.Image | Tensor | None
+    name: str = ""
+    frame: int = 0
+    time: float | None = None
+
+
+UNNAMED = NamedImage(None)
+ImageSource = Iterable[NamedImage]
+
+OPENERS: dict[str, Callable[[str], ImageSource]] = {}
+"""Scheme, such as `rtsp:`, or suffix, such as `.mp4` -> opens such sources. All others are files, folders and globs."""
 
 MAX_OTHER_FILES = 100_000
 """Files and folders that are looked at in search of images, besides ten for each image."""
@@ -35,6 +67,19 @@ def is_results(folder: Path) -> bool:
 def is_image(name: str) -> bool:
     """Whether a file name has an image suffix."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+
+
+def open_source(source: str | Path) -> ImageSource:
+    """Open a source that is given as text: by its scheme or suffix, or as a file, folder or glob.
+
+    Raises:
+        ImageError: as for `files`.
+    """
+    text = str(source)
+    for key, opener in OPENERS.items():
+        if text.startswith(key) if key.endswith(":") else text.lower().endswith(key):
+            return opener(text)
+    return [NamedImage(file, str(file), number) for number, file in enumerate(files(source))]
 
 
 def files(source: str | Path) -> list[Path]:

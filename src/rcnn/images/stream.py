@@ -2,11 +2,11 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -19,38 +19,60 @@ from rcnn.errors import ImageError
 from rcnn.images.batch import Preprocessor, Size
 from rcnn.images.decode import as_array, read_image
 from rcnn.images.large import large_size, open_windows
-from rcnn.images.sources import files
+from rcnn.images.sources import NamedImage, open_source
 from rcnn.images.views import View
 from rcnn.model.structures import Batch, NormalisedBatch
 
-Picture = str | Path | np.ndarray | Image.Image | Tensor
+Picture = str | Path | np.ndarray | Image.Image | Tensor | NamedImage
 """An image, or as text a file, folder or glob."""
-
 Skip = Callable[[ImageError], None]
-
-
 Views = Callable[[Size], tuple[View, ...]]
-"""Of an image of a size."""
+"""(height, width) of an image -> its views."""
 Paths = tuple[str | None, ...]
+Argument = TypeVar("Argument")
 Made = TypeVar("Made")
-READERS = 8
-"""Threads that read images for a GPU, at most."""
+
+MAX_READERS = 8
+"""Threads that read images for a GPU."""
+MAX_KEPT_BYTES = 1 << 30
+"""Bytes of the decoded images that are kept until the caller has used them. Files beyond that are read again."""
 
 
-class Opened(NamedTuple):
-    """An image that was read.
+def ahead(make: Callable[[Argument], Made], arguments: Iterable[Argument], threads: int) -> Generator[Made, None, None]:
+    """Yield `make(argument)` for every argument, in order, computed by threads at most two results ahead each.
 
-    Attributes:
-        path: of its file; None if it has none.
-        size: (height, width) of the file, pixels.
-        views: what the network sees of it.
-        pixels: (C, h, w) of each view, as `Preprocessor.resize` returns them; to be read once.
+    Args:
+        make: called in the threads. An exception is raised in place of the result.
+        arguments: iterated in the caller's thread. An exception is raised after the results of earlier arguments.
+        threads: number of threads; 0 calls `make` in the caller's thread, when the result is requested.
     """
+    if not threads:
+        yield from map(make, arguments)
+        return
+    waiting: deque[Future[Made]] = deque()
+    remaining, failure = iter(arguments), None
+    with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
+        try:
+            while failure is None:
+                try:
+                    waiting.append(pool.submit(make, next(remaining)))
+                except BaseException as error:  # raised after the results of earlier arguments
+                    failure = error
+                if len(waiting) > 2 * threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+    if not isinstance(failure, StopIteration):
+        raise failure
 
-    path: str | None
-    size: Size
-    views: tuple[View, ...]
-    pixels: Iterable[Tensor]
+
+def spare_cores() -> int:
+    """Return this process's number of cores less one; torchrun's processes on a machine share its cores."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
 
 def read_picture(path: str | Path, settings: Settings) -> np.ndarray:
@@ -63,21 +85,55 @@ def read_picture(path: str | Path, settings: Settings) -> np.ndarray:
     return read_image(path, white=data.white, max_pixels=data.max_pixels, in_channels=settings.preprocess.in_channels)
 
 
-def several(images: Any) -> bool:
-    """Are there images to be read ahead? Not those of an iterator, which may wait for what was made of the last."""
-    if isinstance(images, str | Path):
-        return not Path(images).is_file()
-    return isinstance(images, Sequence) and len(images) > 1
+class Opened(NamedTuple):
+    """An image that was read.
+
+    Attributes:
+        origin: the image as its source named it. `image` is a file, the decoded pixels (H, W, C) where these are kept,
+            or None.
+        path: the file; None for an image in memory.
+        size: (height, width) of the image, pixels.
+        views: what the network sees of it.
+        pixels: (C, h, w) of each view, as `Preprocessor.resize` returns them; can be iterated once.
+    """
+
+    origin: NamedImage
+    path: str | None
+    size: Size
+    views: tuple[View, ...]
+    pixels: Iterable[Tensor]
+
+
+class KeptPixels:
+    """Keeps decoded images for the caller of `overlapped`, at most `MAX_KEPT_BYTES` of them. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._bytes, self._lock = 0, Lock()
+
+    def keep(self, source: NamedImage, pixels: np.ndarray) -> NamedImage:
+        """Return the image with its pixels, or as it is if it is a file and there is no room."""
+        with self._lock:
+            if isinstance(source.image, Path) and self._bytes + pixels.nbytes > MAX_KEPT_BYTES:
+                return source
+            self._bytes += pixels.nbytes
+        return source._replace(image=pixels)
+
+    def release(self, source: NamedImage) -> None:
+        """Make room: the caller has used this image."""
+        if isinstance(source.image, np.ndarray):
+            with self._lock:
+                self._bytes -= source.image.nbytes
 
 
 def read_opened(
     images: Any,
     settings: Settings,
     preprocessor: Preprocessor,
-    views: Views,
+    views_of: Views,
     *,
     skip: Skip | None = None,
     threads: int = 0,
+    kept: KeptPixels | None = None,
 ) -> Iterator[Opened]:
     """Yield every image with its views, in order.
 
@@ -85,21 +141,31 @@ def read_opened(
         images: as `Detector.predict` takes them.
         settings: how files are read.
         preprocessor: resizes.
-        views: of an image of a size.
-        skip: called with the error of a file that can't be read, which is left out. None: the error is raised.
-        threads: that read ahead; each holds one image in its full size. 0: an image is read when it is asked for.
+        views_of: (height, width) of an image -> its views.
+        skip: called with the error of an image that can't be read, which is left out. None: the error is raised.
+        threads: number of threads that read ahead, each holding one decoded image. 0 reads on request.
+        kept: keeps the decoded pixels for the caller. None: they are dropped after resizing.
     """
-    for one in ahead(partial(_load, settings, preprocessor, views), _each(images), threads):
-        if isinstance(one, Opened):
-            yield one
+
+    def load(source: NamedImage) -> Opened | ImageError:
+        try:
+            return _load(source, settings, preprocessor, views_of, kept)
+        except ImageError as error:
+            if not source.name:
+                raise
+            return error if isinstance(source.image, Path) else ImageError(f"{source.name}: {error}")
+
+    for outcome in ahead(load, _each(images), threads):
+        if isinstance(outcome, Opened):
+            yield outcome
         elif skip is None:
-            raise one
+            raise outcome
         else:
-            skip(one)
+            skip(outcome)
 
 
-def _each(images: Any) -> Iterator[Any]:
-    """Yield files as paths, and images in memory as they are.
+def _each(images: Any) -> Iterator[NamedImage]:
+    """Yield the images of files, folders, globs, arrays and sources, and of sequences of these.
 
     Raises:
         ImageError: a batch was given, which is what images become here.
@@ -109,71 +175,70 @@ def _each(images: Any) -> Iterator[Any]:
             f"a {type(images).__name__} was given where images are expected; give its images as they were before they "
             "were resized and padded, or give the batch to `Detector.detect` or `Detector.region_proposals`"
         )
-    if isinstance(images, str | Path):
-        yield from files(images)
-    elif isinstance(images, np.ndarray | Image.Image | Tensor):
+    if isinstance(images, NamedImage):
         yield images
+    elif isinstance(images, str | Path):
+        yield from open_source(images)
+    elif isinstance(images, np.ndarray | Image.Image | Tensor):
+        yield NamedImage(images)
     else:
         for image in images:
             yield from _each(image)
 
 
-def _load(settings: Settings, preprocessor: Preprocessor, views_of: Views, image: Any) -> Opened | ImageError:
-    """Read an image, and resize it if it is seen whole; the error of a file is returned."""
-    try:
-        size, views, window = _open(settings, views_of, image)
-    except ImageError as error:
-        if isinstance(image, Path):
-            return error
-        raise
-    pixels = (preprocessor.resize(window(view), view.resized) for view in views)
-    # Windows are made one by one, since together they are larger than the image; nothing else holds its pixels.
-    return Opened(
-        str(image) if isinstance(image, Path) else None, size, views, pixels if len(views) > 1 else tuple(pixels)
-    )
-
-
-def _open(
-    settings: Settings, views_of: Views, image: Any
-) -> tuple[Size, tuple[View, ...], Callable[[View], np.ndarray]]:
-    """Return the size of an image, its views, and what gives the (h, w, C) uint8 pixels of each."""
-    if isinstance(image, Path) and (large := large_size(image, settings)) is not None:
-        views = views_of(large)
-        return large, views, open_windows(image, views[0].size, settings)
-    channels, white = settings.preprocess.in_channels, settings.data.white
-    array = read_picture(image, settings) if isinstance(image, Path) else as_array(image, channels, white)
+def _load(
+    source: NamedImage, settings: Settings, preprocessor: Preprocessor, views_of: Views, kept: KeptPixels | None
+) -> Opened:
+    """Decode an image and resize its views; of an image with several views, each when it is requested."""
+    image, path, origin = source.image, None, source
+    if isinstance(image, Path):
+        path = str(image)
+        if (large := large_size(image, settings)) is not None:
+            views = views_of(large)
+            read = open_windows(image, views[0].size, settings)
+            return Opened(source, path, large, views, (preprocessor.resize(read(view), view.resized) for view in views))
+        array = read_picture(image, settings)
+    elif image is None:
+        raise ImageError("the pixels of this image were not kept")
+    else:
+        array = as_array(image, settings.preprocess.in_channels, settings.data.white)
+        origin = source._replace(image=None)
     size = array.shape[0], array.shape[1]
-    return size, views_of(size), lambda view: view.crop(array)
+    views = views_of(size)
+    # Windows are resized one by one, since together they are larger than the image.
+    pixels = (preprocessor.resize(view.crop(array), view.resized) for view in views)
+    origin = kept.keep(source, array) if kept else origin
+    return Opened(origin, path, size, views, pixels if len(views) > 1 else tuple(pixels))
 
 
-class _Piece(NamedTuple):
-    """A view on its way to the network: the number of its image, and its own among the views of that."""
+class ViewPosition(NamedTuple):
+    """A view on its way to the network: the number of its image, its own number in the image, and the image."""
 
     image: int
     number: int
     opened: Opened
 
 
-Pieces = list[tuple[_Piece, Tensor]]
-"""Views of one bucket with their pixels."""
+PositionedViews = list[tuple[ViewPosition, Tensor]]
+"""Views of one bucket with their pixels (C, h, w)."""
 
 
-def pieces(preprocessor: Preprocessor, shown: Iterable[Opened], limit: int) -> Iterator[tuple[Size, Pieces]]:
-    """Yield views of one bucket, at most `limit` at a time, and the bucket.
+def pieces(preprocessor: Preprocessor, images: Iterable[Opened], limit: int) -> Iterator[tuple[Size, PositionedViews]]:
+    """Yield buckets with at most `limit` views each.
 
-    Views of consecutive images are mixed where these need the same buckets, so that no image waits for long.
+    Views of consecutive images are mixed if these need the same buckets, so that no image waits for long.
     """
 
     def buckets(numbered: tuple[int, Opened]) -> frozenset[Size]:
         return frozenset(preprocessor.padded(view.resized) for view in numbered[1].views)
 
-    for _, images in groupby(enumerate(shown), key=buckets):
-        waiting: dict[Size, Pieces] = {}
-        for image, opened in images:
-            bare = opened._replace(pixels=())
+    for _, group in groupby(enumerate(images), key=buckets):
+        waiting: dict[Size, PositionedViews] = {}
+        for image, opened in group:
+            without_pixels = opened._replace(pixels=())
             for number, (view, pixels) in enumerate(zip(opened.views, opened.pixels, strict=True)):
                 bucket = preprocessor.padded(view.resized)
-                waiting.setdefault(bucket, []).append((_Piece(image, number, bare), pixels))
+                waiting.setdefault(bucket, []).append((ViewPosition(image, number, without_pixels), pixels))
                 if len(waiting[bucket]) == limit:
                     yield bucket, waiting.pop(bucket)
         yield from waiting.items()
@@ -183,87 +248,56 @@ def overlapped(
     images: Any,
     settings: Settings,
     preprocessor: Preprocessor,
-    views: Views,
+    views_of: Views,
     limit: int,
     make: Callable[[Batch, Paths], Sequence[Made]],
     skip: Skip | None,
     device: torch.device,
+    *,
+    keep_pixels: bool = False,
 ) -> Iterator[tuple[Opened, tuple[Made, ...]]]:
-    """Yield every image (without its pixels) and what was made of each of its views, in order.
+    """Yield every image (without its resized views) and what was made of each of its views, in order.
 
-    Threads read images while `make` runs, for a GPU in a thread of its own, and the caller uses what came before. Where
-    this would not pay or not be wanted (a single image, a single core, an iterator), everything happens in the caller's
-    thread. So does `make` on a CPU: with a second thread that computes, OpenMP has more threads than there are cores,
-    which then sleep between operations (measured: 1.4 times the time).
+    Threads read images while `make` runs, for a GPU in a thread of its own, and the caller uses earlier results. A
+    single image, and all images on a single core, are processed in the caller's thread. So are those of a source
+    without a length, such as a camera, which may wait for the last result. On a CPU `make` runs in the caller's thread:
+    with a second thread that computes, OpenMP has more threads than there are cores, which then sleep between
+    operations (measured: 1.4 times the time).
 
     Args:
         images: as `Detector.predict` takes them.
         settings: how files are read.
         preprocessor: resizes and collates.
-        views: of an image of a size.
-        limit: views in a batch.
-        make: (batch, paths) -> one thing per view.
+        views_of: (height, width) of an image -> its views.
+        limit: maximum number of views in a batch.
+        make: (batch, paths) -> one result per view.
         skip: as for `read_opened`.
-        device: where `make` computes: for a GPU several threads read, for the CPU, whose cores all compute, one.
+        device: where `make` computes: several threads read for a GPU, one for the CPU, whose cores all compute.
+        keep_pixels: yield the decoded pixels in `Opened.origin`, as far as `MAX_KEPT_BYTES` allows.
     """
+    images = open_source(images) if isinstance(images, str | Path) else images
+    single = isinstance(images, np.ndarray | Tensor | NamedImage | Batch | NormalisedBatch)
+    several = isinstance(images, Sized) and not single and len(images) > 1
     on_gpu = device.type == "cuda"
-    readers = min(spare_cores(), READERS if on_gpu else 1) if several(images) else 0
-    shown = read_opened(images, settings, preprocessor, views, skip=skip, threads=readers)
+    readers = min(spare_cores(), MAX_READERS if on_gpu else 1) if several else 0
+    kept = KeptPixels() if keep_pixels else None
+    opened_images = read_opened(images, settings, preprocessor, views_of, skip=skip, threads=readers, kept=kept)
 
-    def run(asked: tuple[Size, Pieces]) -> list[tuple[_Piece, Made]]:
-        bucket, some = asked
-        sizes = [piece.opened.views[piece.number].size for piece, _ in some]
-        batch = preprocessor.collate([pixels for _, pixels in some], sizes, bucket)
-        made = make(batch, tuple(piece.opened.path for piece, _ in some))
-        return [(piece, one) for (piece, _), one in zip(some, made, strict=True)]
+    def run(views: tuple[Size, PositionedViews]) -> list[tuple[ViewPosition, Made]]:
+        bucket, positioned = views
+        sizes = [position.opened.views[position.number].size for position, _ in positioned]
+        batch = preprocessor.collate([pixels for _, pixels in positioned], sizes, bucket)
+        made = make(batch, tuple(position.opened.path for position, _ in positioned))
+        return [(position, result) for (position, _), result in zip(positioned, made, strict=True)]
 
-    begun: dict[int, tuple[Opened, dict[int, Made]]] = {}
-    turn = 0
-    for done in ahead(run, pieces(preprocessor, shown, limit), 1 if readers and on_gpu else 0):
-        for piece, one in done:
-            begun.setdefault(piece.image, (piece.opened, {}))[1][piece.number] = one
-        while turn in begun and len(begun[turn][1]) == len(begun[turn][0].views):
-            opened, made = begun.pop(turn)
-            turn += 1
+    unfinished: dict[int, tuple[Opened, dict[int, Made]]] = {}
+    next_image = 0
+    for results in ahead(run, pieces(preprocessor, opened_images, limit), 1 if readers and on_gpu else 0):
+        for position, result in results:
+            unfinished.setdefault(position.image, (position.opened, {}))[1][position.number] = result
+        while next_image in unfinished and len(unfinished[next_image][1]) == len(unfinished[next_image][0].views):
+            opened, made = unfinished.pop(next_image)
+            next_image += 1
             yield opened, tuple(made[number] for number in range(len(made)))
-
-
-Asked = TypeVar("Asked")
-Made = TypeVar("Made")
-
-
-def ahead(make: Callable[[Asked], Made], asked: Iterable[Asked], threads: int) -> Generator[Made, None, None]:
-    """Yield `make` of everything asked, in order, made by threads that are at most two pieces each ahead.
-
-    Args:
-        make: is called in threads. What it raises is raised where its result would have come.
-        asked: is read in the caller's thread. What it raises is raised after the results of what came before.
-        threads: 0: everything is made in the caller's thread when it is wanted.
-    """
-    if not threads:
-        yield from map(make, asked)
-        return
-    waiting: deque[Future[Made]] = deque()
-    more, failed = iter(asked), None
-    with ThreadPoolExecutor(threads, thread_name_prefix="ahead") as pool:
-        try:
-            while failed is None:
-                try:
-                    waiting.append(pool.submit(make, next(more)))
-                except BaseException as error:  # after the results of what was asked before
-                    failed = error
-                if len(waiting) > 2 * threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-    if not isinstance(failed, StopIteration):
-        raise failed
-
-
-def spare_cores() -> int:
-    """Cores of this process but one. Those of a machine are shared by the processes that torchrun started on it."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
+            if kept:
+                kept.release(opened.origin)
