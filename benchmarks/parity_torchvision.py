@@ -145,9 +145,9 @@ def ours(
 ) -> Found:
     """Our answers for one image, and what they were selected from; `kind` says what its pixels are."""
     sizes = images.new_tensor([size])
-    _, out, proposals, said, found = model.execute(kind(images, sizes, torch.ones_like(sizes), sizes))
+    _, out, proposals, (said,), found = model.execute(kind(images, sizes, torch.ones_like(sizes), sizes))
     kept, real = found.valid[0], proposals.valid[0]
-    boxes = model.fast_rcnn.refine(said, proposals, sizes)
+    boxes = model.fast_rcnn.refined([said], sizes)
     anchors = box_ops.decode(torch.cat(out.deltas, dim=1), torch.cat(out.anchors))
     return Found(
         found.boxes[0][kept],

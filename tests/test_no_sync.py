@@ -110,7 +110,7 @@ def test_sliding_windows_go_through_in_blocks_and_never_wait(name: str) -> None:
         whole = torch.empty(2, count, dtype=torch.int64, **device)
         given = Proposals(torch.empty(2, count, 4, **device), whole.float(), whole.bool(), whole, whole)
         found = net.execute(batch, given, fields=("detections",))
-        assert found.rois.logits.shape == (2, count, 4)
+        assert found.rois[0].logits.shape == (2, count, 4)
     assert not record.waits
     numbers = net.backbone.channels * net.settings.roi.size**2
     pool = "roi_pool" if net.settings.roi.pool == "max" else "roi_align"

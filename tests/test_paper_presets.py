@@ -22,7 +22,7 @@ from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.losses import smooth_l1
 from rcnn.model.normalise import Pixels
 from rcnn.model.rpn import RegionProposalNetwork
-from rcnn.model.structures import Proposals, RoIOutput
+from rcnn.model.structures import RoIOutput
 from rcnn.presets import PRESETS, build, settings_of
 from rcnn.training.optim import build_optimizer, learning_rate
 from tests.model import worked
@@ -237,9 +237,8 @@ def test_mean_and_deviation_of_box_targets_are_folded_into_the_weights_on_saving
     features, rois = torch.randn(9, 16).double(), torch.tensor([[[10.0, 20, 50, 80]]]).double().expand(1, 9, -1)
     plain = nn.functional.linear(features, *(arrays[f"{layer}.{leaf}"].double() for leaf in ("weight", "bias")))
     stage = detector.model.fast_rcnn.double()
-    said = RoIOutput(torch.zeros(1, 9, 3), stage.predictor.reg(features).view(1, 9, 2, 4), features)
-    proposals = Proposals(rois, *[torch.zeros(1, 9)] * 4)
-    boxes = stage.refine(said, proposals, torch.tensor([[1000.0, 1000]]).double())
+    out = RoIOutput(rois, torch.zeros(1, 9, 3), stage.predictor.reg(features).view(1, 9, 2, 4), features)
+    boxes = stage.refine(out, torch.tensor([[1000.0, 1000]]).double())
     torch.testing.assert_close(boxes, decode(plain.view(1, 9, 2, 4), rois[:, :, None]), rtol=1e-9, atol=0)
 
     kept = detector.model.float().state_dict()

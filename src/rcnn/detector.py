@@ -268,8 +268,8 @@ class Detector:
         pass_ = (self.network.record if features else self.runtime.execute)(batch, proposals, fields=("detections",))
         assert pass_.detections is not None
         vectors = None
-        if features and pass_.rois is not None:
-            vectors = take(pass_.rois.features, pass_.detections.proposal)
+        if features and pass_.rois:
+            vectors = take(pass_.rois[-1].features, pass_.detections.proposal)
         return self.results(batch, pass_.detections, vectors)
 
     def results(self, batch: AnyBatch, detections: Detections, vectors: Tensor | None = None) -> list[Result]:

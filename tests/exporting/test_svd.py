@@ -40,9 +40,7 @@ def test_full_ranks_give_the_detectors_scores_and_deltas(head: str) -> None:
     whole = small(head)
     full = whole.with_settings([f"predict.svd={list(HEADS[head])}"])
     batch = whole.preprocessor.collate([whole.preprocessor.resize(PICTURES[2])], [PICTURES[2].shape[:2]])
-    first, second = (one.network.record(batch).rois for one in (full, whole))
-    assert first is not None
-    assert second is not None
+    (first,), (second,) = (one.network.record(batch).rois for one in (full, whole))
     for mine, theirs in zip(first, second, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-3)
 

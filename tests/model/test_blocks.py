@@ -72,7 +72,7 @@ def test_an_image_has_the_same_bits_in_any_batch_in_blocks_too(monkeypatch: pyte
         together = net.execute(data, proposals)
         for i in range(3):
             alone = net.execute(*(type(part)(*(field[i : i + 1] for field in part)) for part in (data, proposals)))
-            assert all(torch.equal(a, b[i : i + 1]) for a, b in zip(alone.rois, together.rois, strict=True))
+            assert all(torch.equal(a, b[i : i + 1]) for a, b in zip(alone.rois[0], together.rois[0], strict=True))
 
 
 def test_with_a_gradient_all_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,7 @@ def test_detections_equal_a_loop_over_images_and_classes():
     net = tiny.model().eval()
     data, _ = tiny.batch(3)
     with torch.no_grad():
-        _, _, proposals, out, found = net.execute(data)
+        _, _, proposals, (out,), found = net.execute(data)
     for i in range(3):
         valid = proposals.valid[i]
         scores = out.logits[i][valid].softmax(-1)[:, :-1]

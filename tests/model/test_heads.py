@@ -99,7 +99,7 @@ def test_without_a_second_stage_there_are_two_losses_and_the_same_proposals():
     assert two == {name: four[name] for name in ("rpn_objectness", "rpn_box")}
     torch.testing.assert_close(first.propose(data), whole.propose(data))
     pass_ = first.execute(data)
-    assert pass_.rois is None
+    assert pass_.rois == ()
     assert pass_.detections.boxes.shape == (2, 0, 4)
     assert pass_.detections.finite.all()
     torch.testing.assert_close(pass_.proposals, whole.propose(data))

@@ -150,7 +150,7 @@ def test_overlap_losses_by_hand_in_either_stage(stage: str, kind: LossKind, targ
         worked.fix_sample(net.rpn, worked.assignment(index), drawn)
         losses = net.rpn.loss(out, targets, torch.tensor([[64.0, 96.0]]), torch.zeros(1, 1))
     else:
-        losses = net.fast_rcnn.loss(levels, SampledRoIs(square, drawn, index), targets)
+        losses = net.fast_rcnn.loss(levels, SampledRoIs(square, drawn, index), targets, torch.tensor([[64.0, 96.0]]))
     total, count = losses[f"{stage}_box"]
     assert (total / count).item() == pytest.approx(expected, abs=1e-9)
 
@@ -183,6 +183,8 @@ def test_box_losses_on_normalised_targets_by_hand(kind: LossKind, beta: float, m
     torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
     yes, index = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
     levels = [torch.randn(1, 8, 8, 12, dtype=torch.float64), torch.randn(1, 8, 4, 6, dtype=torch.float64)]
-    losses = net.fast_rcnn.loss(levels, SampledRoIs(roi, Sample(index, yes, yes), index), targets)
+    losses = net.fast_rcnn.loss(
+        levels, SampledRoIs(roi, Sample(index, yes, yes), index), targets, torch.tensor([[64.0, 96.0]])
+    )
     total, count = losses["roi_box"]
     assert (total / count).item() == pytest.approx(3 * expected, abs=5e-6)

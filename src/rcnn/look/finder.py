@@ -15,7 +15,7 @@ from rcnn.errors import SettingsError
 from rcnn.images.stream import read_picture
 from rcnn.metrics.overlap import match
 from rcnn.metrics.types import Prediction, Truth
-from rcnn.model.fast_rcnn import class_probabilities, final_boxes
+from rcnn.model.fast_rcnn import final_boxes
 from rcnn.model.structures import Batch
 from rcnn.report.scores import IOU
 from rcnn.result import Result
@@ -135,11 +135,10 @@ class Finder:
             second_stage = detector.runner.fast_rcnn
             assert second_stage is not None
             assert pass_.proposals is not None
-            assert pass_.rois is not None
             assert pass_.detections is not None
             with detector.network.autocast:
-                boxes = second_stage.refine(pass_.rois, pass_.proposals, batch.sizes.to(detector.device))
-                probability = class_probabilities(pass_.rois.logits)
+                boxes = second_stage.refined(pass_.rois, batch.sizes.to(detector.device))
+                probability = second_stage.probabilities(pass_.rois)
             without_pixels = batch._replace(images=batch.images[..., :0, :0])
             before = BeforeNMS(without_pixels, boxes, probability, pass_.proposals.valid, pass_.detections.finite)
         if keep:

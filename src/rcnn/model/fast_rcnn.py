@@ -1,4 +1,6 @@
-"""Fast R-CNN: features of RoIs, their classes and refined boxes, its losses and final boxes.
+"""The second stage: features of RoIs, their classes and refined boxes, losses and final boxes.
+
+One head is Fast R-CNN; several heads, each on the boxes that the one before has refined, are Cascade R-CNN.
 
 B images, P proposals, G padded ground-truth boxes, R RoIs, K classes, C channels, S cells per side, D detections.
 Background is the last column of the logits, in this file alone.
@@ -13,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 import rcnn.ops as ops
-from rcnn.config import RoI
+from rcnn.config import RoI, Settings
+from rcnn.errors import SettingsError
 from rcnn.model import boxes as box_ops
 from rcnn.model.assign import Assignment, Rule, Sample, assign, sample
 from rcnn.model.losses import box_loss
@@ -141,8 +144,8 @@ class SampledRoIs(NamedTuple):
     truth: Tensor
 
 
-class FastRCNN(nn.Module):
-    """The second stage.
+class RoIHead(nn.Module):
+    """One head of the second stage: the classes of RoIs and their refined boxes.
 
     Args:
         head: maps (N, C, S, S) RoI features to (N, `out_features`).
@@ -193,17 +196,12 @@ class FastRCNN(nn.Module):
         # Blocks of nearly equal size: a short last one might go through another kernel of a matrix product.
         blocks = math.ceil(count / max(1, BLOCK // numbers))
         parts = [self._at_once(levels, part) for part in boxes.chunk(blocks, dim=1)]
-        return RoIOutput(*(torch.cat(field, dim=1) for field in zip(*parts, strict=True)))
+        return RoIOutput(boxes, *(torch.cat(field, dim=1) for field in list(zip(*parts, strict=True))[1:]))
 
     def _at_once(self, levels: Sequence[Tensor], boxes: Tensor) -> RoIOutput:
-        batch, count, _ = boxes.shape
         features = self.head(self.pool(levels, boxes).flatten(0, 1))
         logits, deltas = self.predictor(features)
-        return RoIOutput(
-            logits.unflatten(0, (batch, count)),
-            deltas.unflatten(0, (batch, count)),
-            features.unflatten(0, (batch, count)),
-        )
+        return RoIOutput(boxes, *(rows.unflatten(0, boxes.shape[:2]) for rows in (logits, deltas, features)))
 
     def sample(self, levels: Sequence[Tensor], proposals: Proposals, targets: Targets, keys: Tensor) -> SampledRoIs:
         """Ground-truth boxes join the proposals; all are labelled, and some are drawn to be trained.
@@ -219,9 +217,7 @@ class FastRCNN(nn.Module):
         s = self.settings
         truth_boxes, real = targets.boxes.to(proposals.boxes.dtype), targets.valid & ~targets.ignore
         boxes = torch.cat((proposals.boxes.detach(), truth_boxes), dim=1)  # (B, P + G, 4)
-        allowed = torch.cat((proposals.valid, real), dim=1)
-        rule = Rule(s.positive_iou, *s.negative_iou, force=False, forget=s.ignore == "drop")
-        assignment = assign(boxes, allowed, truth_boxes, targets.valid, targets.ignore, rule)
+        assignment = self._assign(boxes, torch.cat((proposals.valid, real), dim=1), targets)
         if s.sampler == "ohem":
             drawn = self._hardest(levels, boxes, assignment, targets)
         else:
@@ -229,40 +225,25 @@ class FastRCNN(nn.Module):
         rois = take(boxes, drawn.indices).masked_fill(~drawn.valid[..., None], 0.0)
         return SampledRoIs(rois, drawn, take(assignment.truth, drawn.indices))
 
+    def label(self, boxes: Tensor, valid: Tensor, targets: Targets) -> SampledRoIs:
+        """Return all of the boxes (B, R, 4) that this head labels, to train it on what an earlier head has refined."""
+        assignment = self._assign(boxes, valid, targets)
+        drawn = _labelled(assignment)
+        return SampledRoIs(boxes.masked_fill(~drawn.valid[..., None], 0.0), drawn, assignment.truth)
+
+    def _assign(self, boxes: Tensor, allowed: Tensor, targets: Targets) -> Assignment:
+        s = self.settings
+        rule = Rule(s.positive_iou, *s.negative_iou, force=False, forget=s.ignore == "drop")
+        return assign(boxes, allowed, targets.boxes.to(boxes.dtype), targets.valid, targets.ignore, rule)
+
     @torch.no_grad()
     def _hardest(self, levels: Sequence[Tensor], boxes: Tensor, assignment: Assignment, targets: Targets) -> Sample:
         """The RoIs of the highest loss among all boxes (B, R, 4) (OHEM, arXiv 1604.03540)."""
-        s = self.settings
-        everyone = torch.arange(boxes.shape[1], device=boxes.device).expand(boxes.shape[0], -1)
-        every = Sample(everyone, assignment.positive | assignment.negative, assignment.positive)
+        s, every = self.settings, _labelled(assignment)
         rois = boxes.masked_fill(~every.valid[..., None], 0.0)
         classification, box = self.roi_losses(self(levels, rois), rois, every, assignment.truth, targets)
         classes = torch.where(every.positive, take_truth(targets.labels, assignment.truth), self.classes)
         return hardest_rois(rois, assignment, classes, classification + s.box_weight * box, s.sampler_nms, s.samples)
-
-    def loss(
-        self,
-        levels: Sequence[Tensor],
-        sampled: SampledRoIs,
-        targets: Targets,
-        *,
-        rois: Tensor | None = None,
-        target_gradient: bool = False,
-    ) -> Losses:
-        """Class and box loss of sampled RoIs as (sum, count); both are divided by the number of RoIs.
-
-        Args:
-            levels: feature maps.
-            sampled: of `sample`.
-            targets: the ground truth.
-            rois: (B, R, 4) the sampled RoIs with a gradient. None: they are constants.
-            target_gradient: that gradient also flows through the regression targets, which are relative to the RoIs.
-        """
-        rois = sampled.rois if rois is None else rois
-        seen_from = rois if target_gradient else sampled.rois
-        classification, box = self.roi_losses(self(levels, rois), seen_from, sampled.drawn, sampled.truth, targets)
-        count = sampled.drawn.valid.sum()
-        return {"roi_class": (classification.sum(), count), "roi_box": (self.settings.box_weight * box.sum(), count)}
 
     def roi_losses(
         self, out: RoIOutput, rois: Tensor, drawn: Sample, truth: Tensor, targets: Targets
@@ -276,10 +257,10 @@ class FastRCNN(nn.Module):
         deltas = out.deltas.take_along_dim(row[..., None, None], dim=2).squeeze(2)  # (B, R, 4) those of its class
         # A RoI that does not count becomes a unit box that is its own target: no division by zero.
         unit = self.unit_box.to(rois.dtype)
-        wanted = take_truth(targets.boxes.to(rois.dtype), truth)
+        matched = take_truth(targets.boxes.to(rois.dtype), truth)
         box = box_loss(
             torch.where(positive, deltas, 0.0),
-            torch.where(positive, wanted, unit),
+            torch.where(positive, matched, unit),
             torch.where(positive, rois, unit),
             s.box_loss,
             s.beta,
@@ -291,16 +272,132 @@ class FastRCNN(nn.Module):
         """Normalisation of the deltas (`roi.box_mean`, `roi.box_std`)."""
         return box_ops.Normal(self.box_mean.to(dtype), self.box_std.to(dtype))
 
-    def refine(self, out: RoIOutput, proposals: Proposals, sizes: Tensor) -> Tensor:
-        """Every RoI's boxes (B, P, K, 4), clipped; of a class-agnostic head (B, P, 1, 4)."""
-        boxes = box_ops.decode(out.deltas, proposals.boxes[:, :, None], self.delta_normal(out.deltas.dtype))
+    def refine(self, out: RoIOutput, sizes: Tensor) -> Tensor:
+        """Every RoI's boxes (B, R, K, 4), clipped; of a class-agnostic head (B, R, 1, 4)."""
+        boxes = box_ops.decode(out.deltas, out.boxes[:, :, None], self.delta_normal(out.deltas.dtype))
         return box_ops.clip(boxes, sizes)
 
-    def detect(self, out: RoIOutput, proposals: Proposals, sizes: Tensor) -> Detections:
-        """Refine, clip, drop low scores, suppress within classes, keep the best (B, D)."""
-        boxes = self.refine(out, proposals, sizes)
-        finite = all_finite(out.logits, out.deltas)
-        return final_boxes(boxes, class_probabilities(out.logits), proposals.valid, finite, self.settings)
+
+class FastRCNN(RoIHead):
+    """The second stage: a list of heads, each on the boxes that the one before has refined.
+
+    One head is Fast R-CNN. Several, with a `roi.positive_iou` that rises, are Cascade R-CNN (arXiv 1712.00726). This
+    module is the first head itself, so that its weights have the same names whether or not others follow.
+
+    Args:
+        head, strides, classes, settings: of the first head, as of `RoIHead`.
+        later: the heads that follow, in their order.
+
+    Raises:
+        SettingsError: a head that another one follows refines one box per class.
+    """
+
+    def __init__(
+        self, head: nn.Module, strides: Sequence[int], classes: int, settings: RoI, later: Sequence[RoIHead] = ()
+    ) -> None:
+        super().__init__(head, strides, classes, settings)
+        self.later = nn.ModuleList(later)
+        if not all(one.settings.class_agnostic for one in self.heads[:-1]):
+            raise SettingsError("a head that another head follows refines one box: set roi.class_agnostic=true")
+
+    @property
+    def heads(self) -> tuple[RoIHead, ...]:
+        """All heads, in their order."""
+        return (self, *self.later)  # type: ignore[arg-type]
+
+    def execute(self, levels: Sequence[Tensor], boxes: Tensor, sizes: Tensor) -> tuple[RoIOutput, ...]:
+        """Feature maps, boxes (B, P, 4) and sizes of the images -> the output of every head."""
+        outputs = [self(levels, boxes)]
+        for before, head in pairwise(self.heads):
+            outputs.append(head(levels, before.refine(outputs[-1], sizes).squeeze(2)))
+        return tuple(outputs)
+
+    def refined(self, outputs: Sequence[RoIOutput], sizes: Tensor) -> Tensor:
+        """The last head's boxes (B, P, K or 1, 4) of every proposal, clipped."""
+        return self.heads[-1].refine(outputs[-1], sizes)
+
+    def probabilities(self, outputs: Sequence[RoIOutput]) -> Tensor:
+        """Class probabilities (B, P, K) of every proposal, the mean over the heads."""
+        first, *others = (class_probabilities(out.logits) for out in outputs)
+        return sum(others, first) / len(outputs) if others else first
+
+    def detect(self, outputs: Sequence[RoIOutput], proposals: Proposals, sizes: Tensor) -> Detections:
+        """Drop low scores, suppress within classes, keep the best (B, D); `outputs` as of `execute`."""
+        boxes = self.refined(outputs, sizes)
+        finite = all_finite(*(part for out in outputs for part in (out.logits, out.deltas)))
+        return final_boxes(boxes, self.probabilities(outputs), proposals.valid, finite, self.settings)
+
+    def loss(
+        self,
+        levels: Sequence[Tensor],
+        sampled: SampledRoIs,
+        targets: Targets,
+        sizes: Tensor,
+        *,
+        rois: Tensor | None = None,
+        target_gradient: bool = False,
+    ) -> Losses:
+        """Class and box losses of all heads as (sum, count); each is divided by the number of RoIs.
+
+        Those of the first head are `roi_class` and `roi_box`, those of the second `roi_class_2` and `roi_box_2`. A
+        later head is trained on all RoIs of the one before, as refined there and without a gradient.
+
+        Args:
+            levels: feature maps.
+            sampled: of `sample`.
+            targets: the ground truth.
+            sizes: (B, 2) height and width of each unpadded image.
+            rois: (B, R, 4) the sampled RoIs with a gradient. None: they are constants.
+            target_gradient: that gradient also flows through the regression targets, which are relative to the RoIs.
+        """
+        losses: dict[str, tuple[Tensor, Tensor]] = {}
+        for number, head in enumerate(self.heads, start=1):
+            suffix = f"_{number}" if number > 1 else ""
+            boxes = sampled.rois if rois is None else rois
+            anchors = boxes if target_gradient else sampled.rois
+            out = head(levels, boxes)
+            classification, box = head.roi_losses(out, anchors, sampled.drawn, sampled.truth, targets)
+            count = sampled.drawn.valid.sum()
+            losses[f"roi_class{suffix}"] = classification.sum(), count
+            losses[f"roi_box{suffix}"] = head.settings.box_weight * box.sum(), count
+            if number < len(self.heads):
+                refined = head.refine(out, sizes).squeeze(2).detach()
+                sampled, rois = self.heads[number].label(refined, sampled.drawn.valid, targets), None
+        return losses
+
+
+def build_second_stage(
+    settings: Settings, channels: int, strides: Sequence[int], classes: int, head: nn.Module | None = None
+) -> FastRCNN:
+    """Return the second stage that settings describe, with fresh weights.
+
+    Args:
+        settings: of all parts.
+        channels: of the levels that RoIs are read from.
+        strides: of these levels, pixels, finest first.
+        classes: K.
+        head: in place of that of `roi.head`, as of `RoIHead`.
+
+    Raises:
+        SettingsError: the head of `roi.head` is not made here, and none is given.
+    """
+    roi = settings.roi
+    if head is None and roi.head == "conv5":
+        raise SettingsError(
+            "roi.head=conv5 is the fifth stage of a ResNet: build the detector with rcnn.presets.build, which makes "
+            "it, or pass the module as `head`"
+        )
+    if head is None and roi.head == "conv-fc":
+        head = ConvFCHead(channels, roi.size, settings.model.channels, roi)
+    elif head is None:
+        head = FCHead(channels, roi.size, roi.hidden, roi.dropout, roi.dropout_scale)
+    return FastRCNN(head, strides, classes, roi)
+
+
+def _labelled(assignment: Assignment) -> Sample:
+    """All candidates that are positive or negative, in their order."""
+    everyone = torch.arange(assignment.truth.shape[1], device=assignment.truth.device).expand_as(assignment.truth)
+    return Sample(everyone, assignment.positive | assignment.negative, assignment.positive)
 
 
 def class_loss(logits: Tensor, positive: Tensor, label: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ from rcnn.config import Settings
 from rcnn.errors import SettingsError
 from rcnn.model import boxes as box_ops
 from rcnn.model import philox
-from rcnn.model.fast_rcnn import ConvFCHead, FastRCNN, FCHead, SampledRoIs
+from rcnn.model.fast_rcnn import SampledRoIs, build_second_stage
 from rcnn.model.normalise import Pixels
 from rcnn.model.one_stage import Classes, FocalClasses, detect
 from rcnn.model.rpn import RegionProposalNetwork
@@ -35,7 +35,8 @@ class FasterRCNN(nn.Module):
             to (N, `out_features`).
 
     Raises:
-        SettingsError: a level that `roi.levels` names is not among the backbone's, or `anchors.sizes` fits them badly.
+        SettingsError: a level that `roi.levels` names is not among the backbone's, `anchors.sizes` fits them badly, or
+            `roi.head` needs a `head` that is not given.
     """
 
     def __init__(self, backbone: nn.Module, settings: Settings, classes: int, head: nn.Module | None = None) -> None:
@@ -52,17 +53,17 @@ class FasterRCNN(nn.Module):
         self.roi_levels, self.fast_rcnn = (), None
         if settings.roi.head == "none":
             return
-        wanted = settings.roi.levels if len(strides) > 1 else tuple(numbers)
-        missing = [level for level in wanted if level not in numbers]
+        read = settings.roi.levels if len(strides) > 1 else tuple(numbers)
+        missing = [level for level in read if level not in numbers]
         if missing:
             raise SettingsError(
                 f"roi.levels names {missing}, but the backbone's levels are {numbers} "
                 f"(strides {strides}); leave these out"
             )
         # Of levels of one stride the first is read: the size of a RoI can't tell them apart.
-        self.roi_levels = tuple(numbers.index(level) for level in dict.fromkeys(wanted))
-        head = head or _head(settings, channels)
-        self.fast_rcnn = FastRCNN(head, [strides[i] for i in self.roi_levels], classes, settings.roi)
+        self.roi_levels = tuple(numbers.index(level) for level in dict.fromkeys(read))
+        roi_strides = [strides[i] for i in self.roi_levels]
+        self.fast_rcnn = build_second_stage(settings, channels, roi_strides, classes, head)
 
     def forward(self, batch: AnyBatch) -> Detections:
         """Final boxes of every image, in pixels of the resized image."""
@@ -91,7 +92,7 @@ class FasterRCNN(nn.Module):
             fields: of the record, to compute; others are computed only if these need them.
         """
         levels = tuple(self.backbone(self.pixels(batch)).values())
-        rpn, rois, detections = None, None, None
+        rpn, rois, detections = None, (), None
         second = self.fast_rcnn if "rois" in fields or "detections" in fields else None
         if proposals is None:
             rpn = self.rpn(levels, (batch.images.shape[2], batch.images.shape[3]))
@@ -100,7 +101,7 @@ class FasterRCNN(nn.Module):
                 proposals = self.rpn.propose(rpn, batch.sizes, pre=s.pre_test, post=s.post_test)
         if second is not None:
             assert proposals is not None
-            rois = second(self._roi_maps(levels), proposals.boxes)
+            rois = second.execute(self._roi_maps(levels), proposals.boxes, batch.sizes)
             detections = second.detect(rois, proposals, batch.sizes)
             if rpn is not None:
                 # PyTorch 2.11 does not compile `_replace`.
@@ -161,8 +162,8 @@ class FasterRCNN(nn.Module):
         if box_gradient:
             assert out is not None
             rois = self._decoded_again(out, levels if again else None, proposals, sampled, batch.sizes)
-        losses.update(self.fast_rcnn.loss(maps, sampled, targets, rois=rois, target_gradient=target_gradient))
-        return losses
+        second = self.fast_rcnn.loss(maps, sampled, targets, batch.sizes, rois=rois, target_gradient=target_gradient)
+        return {**losses, **second}
 
     def _decoded_again(
         self,
@@ -200,13 +201,6 @@ class FasterRCNN(nn.Module):
         counts = (cells * self.rpn.per_cell, most + targets.boxes.shape[1])
         seeds = seeds.to(batch.images.device, non_blocking=True)
         return Keys(*philox.uniform(seeds, sum(counts)).split(counts, dim=1))
-
-
-def _head(settings: Settings, channels: int) -> nn.Module:
-    roi = settings.roi
-    if roi.head == "conv-fc":
-        return ConvFCHead(channels, roi.size, settings.model.channels, roi)
-    return FCHead(channels, roi.size, roi.hidden, roi.dropout, roi.dropout_scale)
 
 
 def no_detections(out: RPNOutput) -> Detections:

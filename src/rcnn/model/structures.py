@@ -107,14 +107,16 @@ class Proposals(NamedTuple):
 
 
 class RoIOutput(NamedTuple):
-    """The output of the second stage for every RoI.
+    """The output of one head of the second stage for every RoI.
 
     Attributes:
+        boxes: (B, R, 4), the RoIs.
         logits: (B, R, K + 1), background last.
         deltas: (B, R, K, 4), or (B, R, 1, 4) when class-agnostic.
         features: (B, R, F), the head's last hidden layer.
     """
 
+    boxes: Tensor
     logits: Tensor
     deltas: Tensor
     features: Tensor
@@ -148,14 +150,15 @@ class Pass(NamedTuple):
         levels: (B, C, H_l, W_l) feature maps of the backbone, finest first.
         rpn: the output of the RPN's head; None if proposals were given.
         proposals: of the RPN, or those given.
-        rois: the output of the second stage for the proposals; None without a second stage.
+        rois: the output of every head of the second stage, the first of which is on the proposals; empty if it was not
+            asked for or there is no second stage.
         detections: final boxes.
     """
 
     levels: tuple[Tensor, ...]
     rpn: RPNOutput | None
     proposals: Proposals | None
-    rois: RoIOutput | None
+    rois: tuple[RoIOutput, ...]
     detections: Detections | None
 
     @property

@@ -109,7 +109,7 @@ def _detect(detector: Detector, levels: list[Tensor], batch: Batch, proposals: P
     """Run the second stage on feature maps: pooling, head, boxes, NMS."""
     model = detector.runner
     assert model.fast_rcnn is not None
-    rois = model.fast_rcnn([levels[i] for i in model.roi_levels], proposals.boxes)
+    rois = model.fast_rcnn.execute([levels[i] for i in model.roi_levels], proposals.boxes, batch.sizes)
     return model.fast_rcnn.detect(rois, proposals, batch.sizes)
 
 

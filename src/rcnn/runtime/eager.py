@@ -127,7 +127,7 @@ def execute_fields(
     if detections is None:
         assert pass_.rpn is not None
         detections = no_detections(pass_.rpn)
-    return Pass((), None, pass_.proposals if "proposals" in fields else None, None, detections)
+    return Pass((), None, pass_.proposals if "proposals" in fields else None, (), detections)
 
 
 def folded(model: FasterRCNN) -> FasterRCNN:

@@ -208,6 +208,6 @@ class GraphRuntime(ABC):
             levels=(),
             rpn=None,
             proposals=Proposals(near, objectness, real, unknown, unknown),
-            rois=None,
+            rois=(),
             detections=Detections(boxes, scores, labels, valid, torch.full_like(labels, -1), finite),
         )

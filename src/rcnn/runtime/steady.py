@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from rcnn.model.fast_rcnn import FastRCNN
+from rcnn.model.fast_rcnn import FastRCNN, RoIHead
 from rcnn.model.structures import RoIOutput
 
 _ROIS = 64
@@ -27,26 +27,34 @@ class SteadyConv2d(nn.Conv2d):
         return super().forward(input)
 
 
-class SteadyFastRCNN(FastRCNN):
-    """A second stage that sees one image at a time, so that its products have the same shapes in every batch."""
+class SteadyRoIHead(RoIHead):
+    """A head that sees one image at a time, so that its products have the same shapes in every batch."""
 
     def forward(self, levels: Sequence[Tensor], boxes: Tensor) -> RoIOutput:
-        """As `FastRCNN.forward`."""
+        """As `RoIHead.forward`."""
         convolutions = any(isinstance(layer, nn.Conv2d) for layer in self.head.modules())
         images = []
         for i in range(len(boxes)):
             own = [level[i : i + 1] for level in levels]
             parts = boxes[i : i + 1].split(_ROIS, dim=1) if convolutions else [boxes[i : i + 1]]
-            outputs = [super(SteadyFastRCNN, self).forward(own, part) for part in parts]
+            outputs = [super(SteadyRoIHead, self).forward(own, part) for part in parts]
             images.append(RoIOutput(*(torch.cat(field, dim=1) for field in zip(*outputs, strict=True))))
         return RoIOutput(*(torch.cat(field) for field in zip(*images, strict=True)))
 
 
+class SteadyFastRCNN(SteadyRoIHead, FastRCNN):
+    """A second stage whose heads see one image at a time."""
+
+
 def make_steady(module: nn.Module) -> None:
-    """Make all plain convolutions and the second stage in `module` steady, in place.
+    """Make all plain convolutions and the heads of the second stage in `module` steady, in place.
 
     The cost is small, since only small maps go twice, and the RoIs of one image fill a core.
     """
-    steady: dict[type[nn.Module], type[nn.Module]] = {nn.Conv2d: SteadyConv2d, FastRCNN: SteadyFastRCNN}
+    steady: dict[type[nn.Module], type[nn.Module]] = {
+        nn.Conv2d: SteadyConv2d,
+        RoIHead: SteadyRoIHead,
+        FastRCNN: SteadyFastRCNN,
+    }
     for layer in module.modules():
         layer.__class__ = steady.get(type(layer), type(layer))

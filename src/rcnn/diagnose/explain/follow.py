@@ -238,7 +238,7 @@ def follow(
     threshold = detector.threshold if score is None else score
     (steps,), (result,) = steps_of_pass(detector, batch, pass_)
     final = None
-    if pass_.rois is not None:
+    if pass_.rois:
         shown = detections.valid[0] & (detections.scores[0] >= threshold)
         parts = (detections.boxes, detections.scores, detections.labels, detections.proposal)
         final = FinalBoxes(*(part[0][shown].cpu() for part in parts))

@@ -12,7 +12,6 @@ from torch import Tensor
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.model import boxes as box_ops
-from rcnn.model.fast_rcnn import class_probabilities
 from rcnn.model.structures import AnyBatch, Detections, Pass, to_device
 from rcnn.result import Result
 
@@ -79,14 +78,14 @@ def steps_of_pass(detector: Detector, batch: AnyBatch, pass_: Pass) -> tuple[lis
     assert proposals is not None
     assert detections is not None
     with torch.inference_mode():
-        if model.fast_rcnn is None or pass_.rois is None:
+        if model.fast_rcnn is None:
             zeros = torch.zeros_like(proposals.level)
             detections = Detections(proposals.boxes, proposals.scores, zeros, proposals.valid, zeros, detections.finite)
             refined, scores = detections.boxes[:, :, None][:, :, :0], detections.scores[..., None][..., :0]
         else:
-            refined = model.fast_rcnn.refine(pass_.rois, proposals, batch.sizes)
+            refined = model.fast_rcnn.refined(pass_.rois, batch.sizes)
             refined = refined.expand(-1, -1, model.fast_rcnn.classes, -1)
-            scores = class_probabilities(pass_.rois.logits)
+            scores = model.fast_rcnn.probabilities(pass_.rois)
         results = detector.results(batch, detections)
         anchors = torch.cat(out.anchors)
         decoded = box_ops.clip(box_ops.decode(torch.cat(out.deltas, dim=1), anchors), batch.sizes)
