@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from rcnn.look import runs as runs_page
 from rcnn.look.album import Album
-from rcnn.look.runs import PICTURES, Runs, RunsApi
+from rcnn.look.runs import PICTURES, Runs, events
 from rcnn.report.charts import shown
 from tests.pages import HOST, HOSTILE, Made, Tab, guarded
 from tests.report.test_browser import OVERLAPPING, assert_open_to_all
@@ -129,14 +129,14 @@ def test_events_tell_what_changes_until_the_server_ends(folder: Path, monkeypatc
     ending = threading.Event()
 
     async def follow() -> list[str]:
-        stream = RunsApi(Runs(folder), ending).stream()
-        events = [await anext(stream), await anext(stream)]
+        stream = events(Runs(folder), ending)
+        received = [await anext(stream), await anext(stream)]
         with (folder / "shapes-1/metrics.jsonl").open("a") as file:
             file.write(row_of(3))
-        while not events[-1].startswith("data"):
-            events.append(await anext(stream))
+        while not received[-1].startswith("data"):
+            received.append(await anext(stream))
         ending.set()
-        return [*events, *[event async for event in stream]]
+        return [*received, *[event async for event in stream]]
 
     with ThreadPoolExecutor(1) as thread:  # in this one the browser has a loop of its own
         first, beat, *_, last = thread.submit(asyncio.run, asyncio.wait_for(follow(), 10)).result()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, NamedTuple
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -80,16 +80,10 @@ def look(
         screen.say("stopped")
 
 
-class Subjects(NamedTuple):
-    """What to show: how to load a detector and where the pictures are, both None if there are none, and the runs."""
+def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detector] | None, Path | None, Runs]":
+    """Return a function that loads the detector, the data, either None if there is none, and the runs.
 
-    load: "Callable[[], Detector] | None"
-    data: Path | None
-    runs: "Runs"
-
-
-def _subjects(words: list[str], device: str | None) -> Subjects:
-    """Return what to load and what to open: a run has its own data; a word that is not a model is data or runs.
+    A run has its own data; a word that is not a model is data, or a folder of runs.
 
     Raises:
         SettingsError: there are no words, or more than two.
@@ -106,7 +100,7 @@ def _subjects(words: list[str], device: str | None) -> Subjects:
     first = Path(names[0])
     run = is_run(first)
     if len(names) == 1 and holds_runs(first):
-        return Subjects(None, None, Runs(first))
+        return None, None, Runs(first)
     runs = Runs(Path(os.path.relpath(first.resolve().parent)), first) if run else Runs(RUNS if RUNS.is_dir() else None)
     is_model = len(names) == 2 or run or first.suffix in WEIGHTS or not first.exists()
     data = Path(names[-1]) if len(names) == 2 or not is_model else _data_of(first) if run else None
@@ -116,12 +110,12 @@ def _subjects(words: list[str], device: str | None) -> Subjects:
         screen.note(f"{first}: there are no weights yet, so nothing is detected; the first validation writes them")
         is_model = False
     if not is_model:
-        return Subjects(None, data, runs)
+        return None, data, runs
     if first.suffix in WEIGHTS and not first.exists():
         from rcnn.errors import WeightsError
 
         raise WeightsError(f"{first}: there is no such file")
-    return Subjects(lambda: load_detector(names[0], changes, device or "auto"), data, runs)
+    return lambda: load_detector(names[0], changes, device or "auto"), data, runs
 
 
 def _data_of(run: Path) -> Path | None:

@@ -52,18 +52,11 @@ def find_label_errors(
     kinds = list(SUGGESTIONS)
     alarms = [alarm for alarm in find_alarms(truths, predictions, iou, score) if alarm.kind in kinds]
     alarms.sort(key=lambda alarm: (kinds.index(alarm.kind), -alarm.score))
-    return [
-        Suggestion(
-            alarm.image,
-            alarm.detection,
-            alarm.kind,
-            predictions[alarm.image].boxes[alarm.detection].astype(np.float64),
-            alarm.label,
-            alarm.score,
-            alarm.truth,
-        )
-        for alarm in alarms
-    ]
+    suggestions = []
+    for image, detection, label, _, kind, certainty, truth, _ in alarms:
+        box = predictions[image].boxes[detection].astype(np.float64)
+        suggestions.append(Suggestion(image, detection, kind, box, label, certainty, truth))
+    return suggestions
 
 
 def apply_suggestions(truth: Truth, accepted: Iterable[Suggestion], size: tuple[int, int]) -> Truth:

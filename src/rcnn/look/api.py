@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
@@ -185,9 +186,8 @@ class PicturesApi:
 
     def image(self, request: Request) -> Response:
         """Answer with a picture in large."""
-        return self.encoded_or_fault(
-            request, "image/jpeg", lambda path, settings: encoded(path, settings, LARGE_SIDE, "JPEG", 92)
-        )
+        encode = partial(encoded, side=LARGE_SIDE, kind="JPEG", quality=92)
+        return self.encoded_or_fault(request, "image/jpeg", encode)
 
     def thumbnail(self, request: Request) -> Response:
         """Answer with a small picture."""

@@ -42,12 +42,10 @@ def to_json(explanation: Explanation, settings: RPN) -> dict[str, Any]:
     """
     height, width = explanation.image.shape[:2]
     labels, final = explanation.truth, explanation.detections
+    moved = (explanation.steps.decoded * (UINT16_MAX / max(height, width))).round()
     arrays = {
         "before": explanation.before.anchor.numpy().astype("<i4"),
-        "moved": (explanation.steps.decoded * (UINT16_MAX / max(height, width)))
-        .round()
-        .clip(0, UINT16_MAX)
-        .astype("<u2"),
+        "moved": moved.clip(0, UINT16_MAX).astype("<u2"),
         "objectness": (explanation.objectness.double().numpy() * UINT16_MAX).round().astype("<u2"),
     }
     if labels is not None:

@@ -363,27 +363,30 @@ class LabelReview:
             atomic_write(file, as_json(replace(dataset, records=tuple(records)), names).encode())
 
 
-class LabelsApi:
-    """The requests of the page, as methods that are routes."""
+def routes(review: LabelReview) -> list[Route]:
+    """Return the addresses of the page and their handlers, all of which answer with the state of a review."""
 
-    def __init__(self, review: LabelReview) -> None:
-        self.review = review
+    def answer(act: Callable[[], Key | None]) -> Response:
+        """Act, then answer with the state; the suggestion that the action returns comes first."""
+        if not review.album.ready:
+            raise HTTPException(409, "The pictures are still being read.")
+        try:
+            first = act()
+        except KeyError:
+            raise HTTPException(404, "There is no such suggestion.") from None
+        except LookupError:
+            raise HTTPException(409, "There is nothing to undo.") from None
+        except (OSError, UnicodeEncodeError) as error:
+            text = f"The copy can't be written, so nothing has changed: {error}"
+            raise HTTPException(507, printable(text)) from None
+        return JSONResponse(review.state(first))
 
-    def routes(self) -> list[Route]:
-        """Return addresses and their handlers."""
-        return [
-            Route("/api/labels", self.suggestions),
-            Route("/api/labels", self.judge, methods=["POST"]),
-            Route("/api/labels/undo", self.undo, methods=["POST"]),
-        ]
-
-    def suggestions(self, request: Request) -> Response:
-        """Answer with the next suggestions; the one of this picture and detection comes first, if it is among them."""
+    def suggestions(request: Request) -> Response:
         words = [request.query_params.get(name, "") for name in Key._fields]
         numbers = [int(word) for word in words if word.isascii() and word.isdigit() and len(word) < 12]
-        return self._state(Key(*numbers) if len(numbers) == 2 else None)
+        return answer(lambda: Key(*numbers) if len(numbers) == 2 else None)
 
-    async def judge(self, request: Request) -> Response:
+    async def judge(request: Request) -> Response:
         """Store a verdict: {"picture": 0, "detection": 0, "verdict": "right"}."""
         content = bytearray()
         async for part in request.stream():
@@ -397,36 +400,10 @@ class LabelsApi:
             raise HTTPException(400, "A verdict has a picture, a detection and a verdict.") from None
         if type(key.picture) is not int or type(key.detection) is not int or verdict not in VERDICTS:
             raise HTTPException(400, f"A verdict is one of {', '.join(VERDICTS)}, for two whole numbers.")
-        return await run_in_threadpool(self._judge, key, verdict)
+        return await run_in_threadpool(answer, lambda: review.judge(key, verdict))
 
-    def undo(self, request: Request) -> Response:
-        """Undo the last verdict; its suggestion comes first."""
-        self._check_ready()
-        try:
-            key = self.review.undo()
-        except LookupError:
-            raise HTTPException(409, "There is nothing to undo.") from None
-        except (OSError, UnicodeEncodeError) as error:
-            raise _unwritten(error) from None
-        return self._state(key)
-
-    def _judge(self, key: Key, verdict: str) -> Response:
-        try:
-            self.review.judge(key, verdict)
-        except KeyError:
-            raise HTTPException(404, "There is no such suggestion.") from None
-        except (OSError, UnicodeEncodeError) as error:
-            raise _unwritten(error) from None
-        return self._state(None)
-
-    def _state(self, first: Key | None) -> Response:
-        self._check_ready()
-        return JSONResponse(self.review.state(first))
-
-    def _check_ready(self) -> None:
-        if not self.review.album.ready:
-            raise HTTPException(409, "The pictures are still being read.")
-
-
-def _unwritten(error: Exception) -> HTTPException:
-    return HTTPException(507, printable(f"The copy can't be written, so nothing has changed: {error}"))
+    return [
+        Route("/api/labels", suggestions),
+        Route("/api/labels", judge, methods=["POST"]),
+        Route("/api/labels/undo", lambda _: answer(review.undo), methods=["POST"]),
+    ]

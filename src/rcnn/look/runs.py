@@ -199,48 +199,30 @@ class Runs:
         }
 
 
-class RunsApi:
-    """The requests of the page, as methods that are routes.
+async def events(runs: Runs, ending: threading.Event) -> AsyncIterator[str]:
+    """Yield the table of runs as server-sent events until the server ends: at first, and whenever it changes.
 
-    Args:
-        runs: that are shown.
-        ending: set when the server ends, and with it the streams.
+    In between there are comments, without which a closed browser would not be noticed.
     """
+    last, unchanged = "", 0
+    while not ending.is_set():
+        table = json.dumps(await run_in_threadpool(runs.table))
+        unchanged = 0 if table != last else unchanged + 1
+        if table != last:
+            yield f"data: {table}\n\n"
+        elif unchanged % CHECKS_PER_BEAT == 0:
+            yield ":\n\n"
+        last = table
+        await asyncio.sleep(CHECK_SECONDS)
 
-    def __init__(self, runs: Runs, ending: threading.Event) -> None:
-        self.runs, self.ending = runs, ending
 
-    def routes(self) -> list[Route]:
-        """Return addresses and their handlers."""
-        return [
-            Route("/api/runs", self.table),
-            Route("/api/runs/events", self.events),
-            Route("/api/runs/shown", self.shown),
-            Route("/api/runs/{run:int}/pictures/{index:int}", self.picture),
-        ]
+def routes(runs: Runs, ending: threading.Event) -> list[Route]:
+    """Return the addresses of the page and their handlers; event streams end when `ending` is set."""
 
-    def table(self, request: Request) -> Response:
-        """Answer with a row for each run."""
-        return JSONResponse(self.runs.table())
+    async def stream(_: Request) -> Response:
+        return StreamingResponse(events(runs, ending), media_type="text/event-stream")
 
-    async def events(self, request: Request) -> Response:
-        """Answer with the same table as a server-sent event, now and whenever it changes."""
-        return StreamingResponse(self.stream(), media_type="text/event-stream")
-
-    async def stream(self) -> AsyncIterator[str]:
-        """Yield the events, and now and then a comment, by which a closed browser is noticed."""
-        last, unchanged = "", 0
-        while not self.ending.is_set():
-            table = json.dumps(await run_in_threadpool(self.runs.table))
-            unchanged = 0 if table != last else unchanged + 1
-            if table != last:
-                yield f"data: {table}\n\n"
-            elif unchanged % CHECKS_PER_BEAT == 0:
-                yield ":\n\n"
-            last = table
-            await asyncio.sleep(CHECK_SECONDS)
-
-    def shown(self, request: Request) -> Response:
+    def shown(request: Request) -> Response:
         """Answer with one run, or two side by side: losses, scores, pictures and settings as HTML."""
         words = request.query_params.get("runs", "").split(",")
         if not all(word.isascii() and word.isdigit() and len(word) < 12 for word in words):
@@ -248,19 +230,25 @@ class RunsApi:
         if len(words) > MAX_COMPARED:
             raise HTTPException(400, f"At most {MAX_COMPARED} runs side by side.")
         try:
-            return JSONResponse({"html": self.runs.shown([int(word) for word in words])})
+            return JSONResponse({"html": runs.shown([int(word) for word in words])})
         except KeyError:
             raise HTTPException(404, "There is no such run.") from None
 
-    def picture(self, request: Request) -> Response:
-        """Answer with a picture of a run."""
+    def picture(request: Request) -> Response:
         try:
-            content, kind = self.runs.picture(request.path_params["run"], request.path_params["index"])
+            content, kind = runs.picture(request.path_params["run"], request.path_params["index"])
         except LookupError:
             raise HTTPException(404, "There is no such picture.") from None
         except OSError as error:
             raise HTTPException(404, printable(f"The picture can't be read: {error.strerror or error}")) from None
         return Response(content, media_type=kind)
+
+    return [
+        Route("/api/runs", lambda _: JSONResponse(runs.table())),
+        Route("/api/runs/events", stream),
+        Route("/api/runs/shown", shown),
+        Route("/api/runs/{run:int}/pictures/{index:int}", picture),
+    ]
 
 
 def _stamp(path: Path) -> int:

@@ -17,11 +17,13 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from rcnn.errors import SettingsError
+from rcnn.look import labels
+from rcnn.look import runs as runs_page
 from rcnn.look.album import Album
 from rcnn.look.api import PicturesApi
 from rcnn.look.guard import Guard
-from rcnn.look.labels import LabelReview, LabelsApi
-from rcnn.look.runs import Runs, RunsApi
+from rcnn.look.labels import LabelReview
+from rcnn.look.runs import Runs
 from rcnn.look.thumbnails import Thumbnails
 from rcnn.report import templating
 
@@ -71,8 +73,8 @@ def application(
         Route("/", lambda _: RedirectResponse(home, 303)),
         *(Route(path, _page(*template)) for path, template in TEMPLATES.items()),
         *PicturesApi(album, thumbnails, dropped).routes(),
-        *LabelsApi(review).routes(),
-        *RunsApi(runs, ending).routes(),
+        *labels.routes(review),
+        *runs_page.routes(runs, ending),
         Mount("/static/report", StaticFiles(directory=templating.HERE / "static")),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]

@@ -24,7 +24,7 @@ from rcnn.diagnose.anchors.fit import (
     setting_words,
 )
 from rcnn.diagnose.anchors.picture import plot_anchors
-from rcnn.diagnose.anchors.study import count_positives, cover, figures, groups, study
+from rcnn.diagnose.anchors.study import Coverage, Study, count_positives, groups, study
 from rcnn.errors import DataError
 from rcnn.model.anchors import cell_anchors, inside, pyramid_anchors
 from rcnn.model.rpn import RegionProposalNetwork
@@ -176,13 +176,16 @@ def test_settings_to_paste_are_read_back() -> None:
 def test_groups_part_the_objects_and_their_figures_add_up() -> None:
     frames = [frame(random_boxes(50, (90, 120), seed=1))]
     objects = objects_of(frames)
-    coverage = cover(frames, objects, Anchors(sizes=((16,), (32,))), STRIDES, RPN())
+    rule = Anchors(sizes=((16,), (32,)))
+    positives = count_positives(frames, objects, RegionProposalNetwork(1, STRIDES, rule, RPN()))
+    coverage = Coverage(rule, best_iou(objects, rule, STRIDES), positives)
+    result = Study(frames, objects, {"now": coverage}, (0.3, 0.7))
     for masks in groups(objects).values():
         assert (torch.stack(list(masks.values())).sum(dim=0) == 1).all()
-    every = figures(coverage, torch.ones(50, dtype=torch.bool), 0.3)
+    every = result.figures("now")
     assert every["unreached"] == sum(iou < 0.3 for iou in coverage.iou.tolist())
     assert every["recall50"] == pytest.approx(np.mean(coverage.iou.numpy() >= 0.5))
-    parts = [figures(coverage, mask, 0.3) for mask in groups(objects)["size"].values()]
+    parts = [result.figures("now", mask) for mask in groups(objects)["size"].values()]
     assert sum(part["unreached"] for part in parts) == every["unreached"]
     assert sum(part["positives"] * part["boxes"] for part in parts) == pytest.approx(float(coverage.positives.sum()))
 

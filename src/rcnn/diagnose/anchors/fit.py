@@ -194,22 +194,20 @@ def fit(
     def shortfall(iou: Tensor) -> float:
         return float((target - iou).clamp(min=0) @ weight)
 
-    def missed(iou: Tensor) -> float:
-        return float(torch.sigmoid((RECALLED - iou) / SOFTNESS).mean())
-
-    def least(rule: Anchors) -> float:
+    def shortfall_of(rule: Anchors) -> float:
         return shortfall(best_iou(some, rule, strides))
 
-    def both(rule: Anchors) -> float:
+    def missed_and_shortfall(rule: Anchors) -> float:
         iou = best_iou(some, rule, strides)
-        return missed(iou) + SHORTFALL_WEIGHT * shortfall(iou)
+        missed = float(torch.sigmoid((RECALLED - iou) / SOFTNESS).mean())
+        return missed + SHORTFALL_WEIGHT * shortfall(iou)
 
     now = [anchors] if sizes in (None, len(anchors.sizes[0])) and ratios in (None, len(anchors.ratios)) else []
     starts = [*now, *_starts(some, anchors, sizes, ratios)]
-    fitted = [_rounded(_search(start, loss)) for loss in (both, least) for start in starts]
+    fitted = [_rounded(_search(start, loss)) for loss in (missed_and_shortfall, shortfall_of) for start in starts]
     recalls = [(recall(objects, rule, strides), rule) for rule in (*now, *fitted)]
     enough = max(max(share for share, _ in recalls) - RECALL_TOLERANCE, recalls[0][0] if now else 0.0)
-    return min((rule for share, rule in recalls if share >= enough), key=least)
+    return min((rule for share, rule in recalls if share >= enough), key=shortfall_of)
 
 
 def recall(objects: TruthBoxes, anchors: Anchors, strides: Sequence[int]) -> float:

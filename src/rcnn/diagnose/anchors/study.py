@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rcnn.config import RPN, Anchors, override
+from rcnn.config import Anchors, override
 from rcnn.config.aliases import suggest_settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.find import Split, open_dataset
@@ -82,14 +82,6 @@ def count_positives(frames: Sequence[Frame], objects: TruthBoxes, rpn: RegionPro
     return counts
 
 
-def cover(
-    frames: Sequence[Frame], objects: TruthBoxes, anchors: Anchors, strides: Sequence[int], settings: RPN
-) -> Coverage:
-    """Measure how a rule of anchors covers the objects."""
-    rpn = RegionProposalNetwork(1, strides, anchors, settings)
-    return Coverage(anchors, best_iou(objects, anchors, strides), count_positives(frames, objects, rpn))
-
-
 def groups(objects: TruthBoxes) -> Mapping[str, Mapping[str, Tensor]]:
     """Return masks (N,) by `size` (root of the area, resized pixels) and `aspect` (height / width), none empty."""
     width, height = box_ops.centre_size(objects.boxes)[1].unbind(dim=1)
@@ -101,21 +93,6 @@ def groups(objects: TruthBoxes) -> Mapping[str, Mapping[str, Tensor]]:
             if (mask := (value >= low) & (value < high)).any():
                 masks[group][name] = mask
     return masks
-
-
-def figures(coverage: Coverage, mask: Tensor, unreached: float) -> dict[str, float | int]:
-    """Summarise the objects of a mask (N,); no anchor reaches one with an IoU below `unreached`."""
-    iou, positives = coverage.iou[mask], coverage.positives[mask]
-    counted = positives[positives >= 0].double()
-    return {
-        "boxes": len(iou),
-        "iou": float(iou.mean()),
-        "recall50": float((iou >= 0.5).double().mean()),
-        "recall70": float((iou >= 0.7).double().mean()),
-        "unreached": int((iou < unreached).sum()),
-        "positives": float(counted.mean()),
-        "without_positive": int((counted == 0).sum()),
-    }
 
 
 class Study:
@@ -139,9 +116,19 @@ class Study:
         return groups(self.objects)
 
     def figures(self, name: str, mask: Tensor | None = None) -> dict[str, float | int]:
-        """Return the numbers of a rule over the objects of a mask; None: all."""
-        mask = torch.ones(len(self.objects.boxes), dtype=torch.bool) if mask is None else mask
-        return figures(self.coverages[name], mask, self.limits[0])
+        """Summarise a rule on the objects of a mask (N,), None for all; no anchor reaches one below the lower limit."""
+        chosen = slice(None) if mask is None else mask
+        iou, positives = self.coverages[name].iou[chosen], self.coverages[name].positives[chosen]
+        counted = positives[positives >= 0].double()
+        return {
+            "boxes": len(iou),
+            "iou": float(iou.mean()),
+            "recall50": float((iou >= 0.5).double().mean()),
+            "recall70": float((iou >= 0.7).double().mean()),
+            "unreached": int((iou < self.limits[0]).sum()),
+            "positives": float(counted.mean()),
+            "without_positive": int((counted == 0).sum()),
+        }
 
     def positive_counts(self, name: str) -> dict[str, int]:
         """Return how many objects have how many positive anchors."""
@@ -219,7 +206,14 @@ def study(dataset: Dataset, model: FasterRCNN, *, sizes: int | None = None, rati
     target = settings.rpn.positive_iou
     fitted = fit(objects, settings.anchors, strides, target, sizes=sizes, ratios=ratios)
     rules = {"now": settings.anchors, "fitted": fitted}
-    coverages = {name: cover(frames, objects, rule, strides, settings.rpn) for name, rule in rules.items()}
+    coverages = {
+        name: Coverage(
+            rule,
+            best_iou(objects, rule, strides),
+            count_positives(frames, objects, RegionProposalNetwork(1, strides, rule, settings.rpn)),
+        )
+        for name, rule in rules.items()
+    }
     return Study(frames, objects, coverages, (settings.rpn.negative_iou, target))
 
 

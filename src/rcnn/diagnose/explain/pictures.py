@@ -18,8 +18,6 @@ from rcnn.plots.figure import INK, new_figure, plain, save
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-POSITIVE, NEGATIVE = PALETTE[2], PALETTE[3]
-TRUTH = "#111111"
 ORIGIN = {"anchor": "#7B3294", "proposal": PALETTE[1], "box": PALETTE[0]}
 """The three boxes of a detection's origin and their colours."""
 
@@ -36,7 +34,6 @@ SCORES = "plasma"
 """Colours of scores, from 0, dark blue, to 1, yellow."""
 
 Panel = Callable[["Axes", Explanation], Any]
-Ground = Literal["image", "light", "dark"]
 
 
 def draw_explanation(explanation: Explanation, folder: Path) -> list[Path]:
@@ -86,7 +83,9 @@ def _sheet(
     return path
 
 
-def _background(axes: "Axes", explanation: Explanation, title: str, ground: Ground = "light") -> None:
+def _background(
+    axes: "Axes", explanation: Explanation, title: str, ground: Literal["image", "light", "dark"] = "light"
+) -> None:
     """Draw the image, or a faint grey version on which drawings stand out."""
     height, width = explanation.image.shape[:2]
     image = explanation.image
@@ -114,11 +113,13 @@ def _legend(axes: "Axes", **looks: Any) -> None:
     figure.legend(axes, 0.03, **{"ncols": 2, "columnspacing": 1.2, "handlelength": 1.4, "fontsize": 7.5, **looks})
 
 
-def _truths(axes: "Axes", explanation: Explanation) -> None:
-    """Draw dotted frames around the labelled objects."""
+def _truths(axes: "Axes", explanation: Explanation, *, outlined: bool = False) -> None:
+    """Draw dotted frames around the labelled objects, on white ones if `outlined`."""
     if explanation.truth is not None and len(explanation.truth.boxes):
-        boxes = explanation.truth.boxes
-        _frames(axes, boxes, colors=TRUTH, linewidths=2.2, linestyles="dotted", label="object")
+        if outlined:
+            _frames(axes, explanation.truth.boxes, colors="white", linewidths=3)
+        looks = {"linewidths": 2.2, "linestyles": "dotted", "label": "object"}
+        _frames(axes, explanation.truth.boxes, colors="#111111", **looks)
 
 
 def picture(axes: "Axes", explanation: Explanation) -> None:
@@ -126,9 +127,7 @@ def picture(axes: "Axes", explanation: Explanation) -> None:
     height, width = explanation.image.shape[:2]
     objects = "" if explanation.truth is None else f", {len(explanation.truth.boxes)} objects"
     _background(axes, explanation, f"image: {width} x {height}{objects}", "image")
-    if explanation.truth is not None and len(explanation.truth.boxes):
-        _frames(axes, explanation.truth.boxes, colors="white", linewidths=3)
-        _truths(axes, explanation)
+    _truths(axes, explanation, outlined=True)
 
 
 def _shown_cell(explanation: Explanation, level: int) -> Tensor:
@@ -237,7 +236,7 @@ sampled_negatives = partial(_sampled, label=0, title="negatives", linewidths=0.8
 def _draw_sampled(axes: "Axes", explanation: Explanation, label: int, **looks: Any) -> None:
     assert explanation.truth is not None
     chosen = explanation.truth.sampled[explanation.truth.label[explanation.truth.sampled] == label]
-    name, ink = ("positive", POSITIVE) if label else ("negative", NEGATIVE)
+    name, ink = ("positive", PALETTE[2]) if label else ("negative", PALETTE[3])
     _frames(axes, explanation.anchors[chosen], colors=ink, label=f"{name}: {len(chosen)}", **looks)
 
 

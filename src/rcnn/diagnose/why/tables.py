@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rcnn.config import RPN, RoI, Settings
+from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.diagnose.why.mend import ap_of, mended
 from rcnn.diagnose.why.outcomes import ALARMS, FOUND, MIN_ALARM_IOU, MISS_REASONS, Alarm, Outcome, Why
@@ -128,16 +128,97 @@ class _Adviser:
         self.report, self.why, self.dataset, self.settings = answer, answer.why, dataset, settings
 
     def sentence(self) -> str:
-        """One sentence for the kind whose mending gives most AP, or without AP for the most frequent."""
-        counts = Counter(outcome.where for outcome in self.why.all_lost())
-        counts += Counter(alarm.kind for alarm in self.why.alarms)
+        """Return one sentence for the kind whose mending adds most AP, or without AP for the most frequent."""
+        why = self.why
+        counts = Counter(outcome.where for outcome in why.all_lost()) + Counter(alarm.kind for alarm in why.alarms)
         if not counts:
             return "Nothing is lost and nothing is wrong here: ask for a higher IoU (--iou 0.75), or try harder images."
-        gains = {kind: np.nan_to_num(self.report.gain(kind)) for kind in counts}
-        kind = max(counts, key=lambda kind: (gains[kind], counts[kind]))
-        return getattr(self, f"_{kind}")(self.why.lost(kind) or self.why.false_alarms(kind))
+        kind = max(counts, key=lambda kind: (np.nan_to_num(self.report.gain(kind)), counts[kind]))
+        lost, alarms = why.lost(kind), why.false_alarms(kind)
+        return self._about_lost(kind, lost) if lost else self._about_alarms(kind, alarms)
 
-    def _no_anchor(self, lost: list[Outcome]) -> str:
+    def _about_lost(self, kind: str, lost: list[Outcome]) -> str:
+        rpn, roi, score = self.settings.rpn, self.settings.roi, self.why.score
+        larger = f"images larger (`preprocess.short`, now {self.settings.preprocess.short})"
+        objects = f"{len(lost)} object{'s' * (len(lost) != 1)}"
+        these = f"{objects}, {self._most(lost)}"
+        if kind == "no_anchor":
+            return self._about_anchors(lost, objects)
+        if kind == "not_in_top_k":
+            cut = sum(outcome.detail == "cut" for outcome in lost)
+            if 2 * cut > len(lost):
+                return (
+                    f"Raise `rpn.pre_test` (now {rpn.pre_test}): the RPN's boxes fit {cut} of {objects} that it loses, "
+                    "but are not among the best of their level."
+                )
+            return f"Train longer, or show {larger}: the RPN has no box for {these}."
+        if kind in ("no_proposal", "suppressed"):
+            stage, settings, limit, things = (
+                ("rpn", rpn, f"rpn.post_test` (now {rpn.post_test}", "proposals")
+                if kind == "no_proposal"
+                else ("roi", roi, f"roi.detections` (now {roi.detections}", "boxes")
+            )
+            detail, _ = Counter(outcome.detail for outcome in lost).most_common(1)[0]
+            now = settings.score
+            advice = {
+                "cut": f"Raise `{limit}): better-scored {things} crowd out",
+                "score": f"Lower `{stage}.score` (now {now:g}): {things} of too low a score are all there is for",
+                "nms": f"Raise `{stage}.nms` (now {settings.nms:g}): neighbours' {things} suppress those of",
+                "small": f"Lower `{stage}.min_size` (now {settings.min_size:g}): it drops the {things} of",
+                "shared": f"Show {larger} and train again, and look for labels given twice: one "
+                f"{'proposal' if stage == 'rpn' else 'box'} stands for two at",
+            }
+            return f"{advice[detail]} {these}."
+        if kind == "no_box":
+            return (
+                f"Train longer, or weigh boxes more (`roi.box_weight`, now {roi.box_weight:g}): proposals reach "
+                f"{these}, but the second stage's boxes leave them."
+            )
+        if kind == "other_class":
+            return self._about_confusions([(outcome.label, outcome.taken_for) for outcome in lost])
+        better = self._better_threshold()
+        if better is not None and better < score:
+            gained = sum(outcome.score >= better for outcome in lost)
+            return (
+                f"Lower the threshold from {score:.2f} to {better:.2f} (`predict.score`): F1 is best there, and "
+                f"{gained} of {objects} that score too low are found."
+            )
+        return (
+            f"Train longer or on more images: {these}, are boxed and classed right but score under {score:.2f}, and F1 "
+            "is no better at any other threshold."
+        )
+
+    def _about_alarms(self, kind: str, alarms: list[Alarm]) -> str:
+        roi, score, label = self.settings.roi, self.why.score, Counter(alarm.label for alarm in alarms)
+        these = f"{len(alarms)} false alarms, {self._most(alarms)},"
+        labels = f"Look at the labels of {self.why.names[label.most_common(1)[0][0]]}"
+        if kind == "duplicate":
+            return f"Lower `roi.nms` (now {roi.nms:g}): {these} are second boxes on objects that are found already."
+        if kind == "bad_box":
+            return (
+                f"Train longer, or weigh boxes more (`roi.box_weight`, now {roi.box_weight:g}): {these} are of the "
+                f"right class but overlap their object by less than {self.why.iou:g}."
+            )
+        if kind == "wrong_class":
+            return self._about_confusions([(int(self.why.truths[a.image].labels[a.truth]), a.label) for a in alarms])
+        if kind == "missing_label":
+            return (
+                f"{labels}: {len(alarms)} detections, {self._most(alarms)}, score above half of the right ones of "
+                "their class where nothing is labelled."
+            )
+        better = self._better_threshold()
+        if better is not None and better > score:
+            removed = sum(alarm.score < better for alarm in alarms)
+            return (
+                f"Raise the threshold from {score:.2f} to {better:.2f} (`predict.score`): F1 is best there, and "
+                f"{removed} of {len(alarms)} false alarms on background go."
+            )
+        return (
+            f"{labels}, and if they are complete train longer: {these} overlap no labelled object of their class by "
+            f"{MIN_ALARM_IOU:g}."
+        )
+
+    def _about_anchors(self, lost: list[Outcome], objects: str) -> str:
         sides, preprocessor = [], Preprocessor(self.settings.preprocess)
         whole_images = self.settings.predict.tile == "off"
         for outcome in lost:
@@ -148,132 +229,31 @@ class _Adviser:
         sizes = ", ".join(f"{size:g}" for level in self.settings.anchors.sizes for size in level)
         return (
             f"Add sizes or ratios to `anchors.sizes` (now {sizes}) and `anchors.ratios`, and train again: no anchor "
-            f"overlaps {_objects(lost)} (median {width:.0f} x {height:.0f} px in the "
+            f"overlaps {objects} (median {width:.0f} x {height:.0f} px in the "
             f"{'resized image' if whole_images else 'file'})."
         )
 
-    def _not_in_top_k(self, lost: list[Outcome]) -> str:
-        cut = sum(outcome.detail == "cut" for outcome in lost)
-        if 2 * cut > len(lost):
-            return (
-                f"Raise `rpn.pre_test` (now {self.settings.rpn.pre_test}): the RPN's boxes fit {cut} of "
-                f"{_objects(lost)} that it loses, but are not among the best of their level."
-            )
+    def _about_confusions(self, pairs: Sequence[tuple[int, int]]) -> str:
+        (true, taken_for), count = Counter(pairs).most_common(1)[0]
+        true, taken_for = self.why.names[true], self.why.names[taken_for]
         return (
-            f"Train longer, or show images larger (`preprocess.short`, now {self.settings.preprocess.short}): the RPN "
-            f"has no box for {_objects(lost)}, {self._most(lost)}."
-        )
-
-    def _no_proposal(self, lost: list[Outcome]) -> str:
-        rpn = self.settings.rpn
-        cut = f"Raise `rpn.post_test` (now {rpn.post_test}): better-scored proposals crowd out"
-        score = f"Lower `rpn.score` (now {rpn.score:g}): proposals of too low a score are all there is for"
-        return self._lost_in_nms(lost, "proposal", rpn, cut=cut, score=score)
-
-    def _no_box(self, lost: list[Outcome]) -> str:
-        return (
-            f"Train longer, or weigh boxes more (`roi.box_weight`, now {self.settings.roi.box_weight:g}): proposals "
-            f"reach {_objects(lost)}, {self._most(lost)}, but the second stage's boxes leave them."
-        )
-
-    def _other_class(self, lost: list[Outcome]) -> str:
-        return self._confused_labels([(outcome.label, outcome.taken_for) for outcome in lost])
-
-    def _low_score(self, lost: list[Outcome]) -> str:
-        why = self.why
-        better = self._better_threshold()
-        if better is not None and better < why.score:
-            gained = sum(outcome.score >= better for outcome in lost)
-            return (
-                f"Lower the threshold from {why.score:.2f} to {better:.2f} (`predict.score`): F1 is best there, and "
-                f"{gained} of {_objects(lost)} that score too low are found."
-            )
-        return (
-            f"Train longer or on more images: {_objects(lost)}, {self._most(lost)}, are boxed and classed right but "
-            f"score under {why.score:.2f}, and F1 is no better at any other threshold."
-        )
-
-    def _suppressed(self, lost: list[Outcome]) -> str:
-        roi = self.settings.roi
-        cut = f"Raise `roi.detections` (now {roi.detections}): better-scored boxes crowd out"
-        return self._lost_in_nms(lost, "box", roi, cut=cut)
-
-    def _duplicate(self, alarms: list[Alarm]) -> str:
-        return (
-            f"Lower `roi.nms` (now {self.settings.roi.nms:g}): {len(alarms)} false alarms, {self._most(alarms)}, are "
-            "second boxes on objects that are found already."
-        )
-
-    def _bad_box(self, alarms: list[Alarm]) -> str:
-        return (
-            f"Train longer, or weigh boxes more (`roi.box_weight`, now {self.settings.roi.box_weight:g}): "
-            f"{len(alarms)} false alarms, {self._most(alarms)}, are of the right class but overlap their object by "
-            f"less than {self.why.iou:g}."
-        )
-
-    def _wrong_class(self, alarms: list[Alarm]) -> str:
-        return self._confused_labels([(int(self.why.truths[a.image].labels[a.truth]), a.label) for a in alarms])
-
-    def _background(self, alarms: list[Alarm]) -> str:
-        why = self.why
-        better = self._better_threshold()
-        if better is not None and better > why.score:
-            gone = sum(alarm.score < better for alarm in alarms)
-            return (
-                f"Raise the threshold from {why.score:.2f} to {better:.2f} (`predict.score`): F1 is best there, and "
-                f"{gone} of {len(alarms)} false alarms on background go."
-            )
-        return (
-            f"Look at the labels of {self._commonest(alarms)}, and if they are complete train longer: {len(alarms)} "
-            f"false alarms, {self._most(alarms)}, overlap no labelled object of their class by {MIN_ALARM_IOU:g}."
-        )
-
-    def _missing_label(self, alarms: list[Alarm]) -> str:
-        return (
-            f"Look at the labels of {self._commonest(alarms)}: {len(alarms)} detections, {self._most(alarms)}, score "
-            "above half of the right ones of their class where nothing is labelled."
-        )
-
-    def _lost_in_nms(self, lost: list[Outcome], thing: str, settings: RPN | RoI, **advice: str) -> str:
-        """What to do about boxes that were lost where NMS and limits thin them out, by the commonest detail."""
-        stage, things = ("roi", "boxes") if thing == "box" else ("rpn", "proposals")
-        advice |= {
-            "nms": f"Raise `{stage}.nms` (now {settings.nms:g}): neighbours' {things} suppress those of",
-            "small": f"Lower `{stage}.min_size` (now {settings.min_size:g}): it drops the {things} of",
-            "shared": f"Show images larger (`preprocess.short`, now {self.settings.preprocess.short}) and train again, "
-            f"and look for labels given twice: one {thing} stands for two at",
-        }
-        detail, _ = Counter(outcome.detail for outcome in lost).most_common(1)[0]
-        return f"{advice[detail]} {_objects(lost)}, {self._most(lost)}."
-
-    def _confused_labels(self, pairs: Sequence[tuple[int, int]]) -> str:
-        (true, said), count = Counter(pairs).most_common(1)[0]
-        true, said = self.why.names[true], self.why.names[said]
-        return (
-            f"Look at the labels of {true} and {said}, and train on more of both: {count} of {len(pairs)} confusions "
-            f"are {true} taken for {said}."
+            f"Look at the labels of {true} and {taken_for}, and train on more of both: {count} of {len(pairs)} "
+            f"confusions are {true} taken for {taken_for}."
         )
 
     def _better_threshold(self) -> float | None:
-        """Where F1 is best, if it is better by a hundredth there."""
+        """Return the threshold with the best F1, if it is better by a hundredth there."""
         why = self.why
         curves = precision_recall(why.truths, why.predictions, len(why.names), why.iou)
         f1 = curves.f1[curves.counts > 0].mean(axis=0)
         best = best_threshold(curves, why.score)
         return best if f1.max() > np.interp(why.score, curves.thresholds, f1) + 0.01 else None
 
-    def _commonest(self, items: Iterable[Outcome | Alarm]) -> str:
-        return self.why.names[Counter(item.label for item in items).most_common(1)[0][0]]
-
     def _most(self, items: Sequence[Outcome | Alarm]) -> str:
-        """`150 of them RBC and 160 medium`; of a single class `160 of them medium`."""
+        """Return `150 of them RBC and 160 medium`; of a single class `160 of them medium`."""
         size, of_size = Counter(item.size for item in items).most_common(1)[0]
         label, of_class = Counter(item.label for item in items).most_common(1)[0]
         share = "all" if of_size == len(items) else f"{of_size}"
         if len(self.why.names) == 1:
             return f"{share} of them {size}"
         return f"{of_class} of them {self.why.names[label]} and {of_size} {size}"
-
-
-def _objects(outcomes: Sequence[Outcome]) -> str:
-    return f"{len(outcomes)} object{'s' * (len(outcomes) != 1)}"
