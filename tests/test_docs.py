@@ -65,7 +65,7 @@ def settings_tables() -> str:
 
 
 def cell(text: str) -> str:
-    return text.replace("|", r"\|")
+    return " ".join(text.split()).replace("|", r"\|")
 
 
 def shown(value: object) -> str:

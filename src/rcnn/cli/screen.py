@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from rcnn.config import Preprocess
     from rcnn.data.dataset import Dataset
 
-WIDEST = 1000
+FILE_WIDTH = 1000
 """Characters per line in a file; a terminal has its own width."""
 
 
@@ -120,7 +120,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) 
     cells = [[printable(text) for text in row] for row in cells]
     console = Console()
     if not console.is_terminal:
-        console.width = WIDEST
+        console.width = FILE_WIDTH
     wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
     narrow = sum(wide) + 2 * (len(wide) - 1) > console.width
     grid = Table(box=None, pad_edge=False)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from rcnn.cli import screen
-from rcnn.config.files import LONGEST_NAME
+from rcnn.config.files import MAX_NAME_BYTES
 from rcnn.data.formats.folders import write_text
 from rcnn.data.formats.yolo import yaml_text
 from rcnn.draw import as_rgb
@@ -177,6 +177,6 @@ def label_name(image: Path, suffix: str, shared: Collection[Path]) -> Path:
 def longer(image: Path, suffix: str) -> Path:
     """Return the name with a second suffix; letters before the first one give way where it would be too long."""
     stem = image.stem
-    while len(os.fsencode(f"{stem}{image.suffix}{suffix}")) > LONGEST_NAME:
+    while len(os.fsencode(f"{stem}{image.suffix}{suffix}")) > MAX_NAME_BYTES:
         stem = stem[:-1]
     return image.with_name(f"{stem}{image.suffix}{suffix}")

@@ -1,7 +1,7 @@
 """One tree of typed settings: read from YAML, changed by `section.key=value`, written to `config.yaml`.
 
-Every section is frozen; a change is a new, validated tree (`override`). An unknown key is an error that names the
-nearest known one.
+Every section is frozen; a change is a new, validated tree (`override`). An unknown key is an error that suggests the
+nearest known one. The docstring of a setting is its description in docs/settings.md.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,136 +32,126 @@ from rcnn.config.network import (
 from rcnn.config.network import LossKind as LossKind
 from rcnn.errors import SettingsError
 
-LARGEST_SIDE = 16_384
-"""Pixels; of an image on the largest scale."""
-MOST_NUMBERS = 1_000_000_000
-"""Weights; of all layers that are not the backbone's. The largest preset has an eighth of it."""
-LISTED, SHOWN = 20, 80
-"""Faults that are listed one by one, and characters of a wrong value that are quoted."""
-
-
-LEAST_TILE = 64
-"""Pixels; of a window of a large picture."""
-Tile = Annotated[int, Field(ge=LEAST_TILE, le=LARGEST_SIDE)]
+MAX_SIDE = 16_384
+"""Maximum side of an image at the largest scale, pixels."""
+MAX_WEIGHTS = 1_000_000_000
+"""Maximum number of weights outside the backbone. The largest preset has an eighth of it."""
+MAX_FAULTS, MAX_QUOTED = 20, 80
+"""Faults that a message lists, and characters of a wrong value that it quotes."""
+MIN_TILE = 64
+"""Minimum side of a window of a large image, pixels."""
+Tile = Annotated[int, Field(ge=MIN_TILE, le=MAX_SIDE)]
 
 
 class Train(Section):
     """Optimisation and checkpoints."""
 
-    scheme: Literal["joint", "joint-full", "alternating", "fast-rcnn"] = Field(
-        default="joint",
-        description="All at once; joint-full: with the gradient through the proposals' coordinates; alternating: the "
-        "paper's four stages; fast-rcnn: the second stage on `proposals`.",
-    )
-    proposals: str | None = Field(
-        default=None,
-        description="fast-rcnn: proposals of all images: a .json, .npz or .mat, selective-search, "
-        "selective-search-quality, edge-boxes, or sliding-windows: the anchors at every cell, as they are.",
-    )
-    target_gradient: bool = Field(default=False, description="joint-full: also through the targets of the boxes.")
-    init: str = Field(
-        default="imagenet", description="imagenet, none, blood-cells, torchvision/NAME, or a file of weights."
-    )
-    tile: Tile | None = Field(
-        default=None,
-        description="Train on windows of this side, at the scale of the file, instead of whole pictures. Sets "
-        "`preprocess.short` and `long` to the side, and `predict.tile` to auto.",
-    )
-    tile_empty: Annotated[float, Field(ge=0, le=0.9)] = Field(
-        default=0.1, description="Share of windows without objects among those that are trained on, if there are any."
-    )
-    epochs: Count = Field(default=30, description="Passes over the training images, in each stage of the scheme.")
-    batch: Count = Field(default=4, description="Images per step, over all processes.")
-    accumulate: Count = Field(default=1, description="Batches whose gradients are added before a step.")
-    optimizer: Literal["sgd", "adamw"] = Field(default="adamw", description="The optimiser.")
-    lr: Positive = Field(default=2e-3, description="Learning rate at `lr_batch` images per step.")
-    lr_batch: Count = Field(default=16, description="The learning rate is scaled by batch * accumulate / this.")
-    momentum: Fraction = Field(default=0.9, description="SGD's momentum, AdamW's first beta.")
-    weight_decay: NonNegative = Field(default=0.01, description="Of biases and norms only with `bias_decay`.")
-    bias_decay: bool = Field(default=False, description="Biases and norms decay as well.")
-    bias_lr: Positive = Field(default=1.0, description="Learning rate of biases and norms over that of weights.")
-    schedule: Literal["cosine", "step", "constant"] = Field(default="cosine", description="Learning rate over time.")
-    milestones: Annotated[tuple[Fraction, ...], Field(max_length=100)] = Field(
-        default=(0.67, 0.89), description="Shares of all steps at which `step` divides it by 10."
-    )
-    warmup: NonNegative = Field(default=1.0, description="Linear warm-up, epochs (at most a fifth of all steps).")
-    clip: NonNegative | None = Field(default=10.0, description="Largest norm of the gradient. None: unclipped.")
-    ema: Annotated[float, Field(ge=0, lt=1)] | None = Field(
-        default=0.998, description="Decay of the averaged weights per step. None: off."
-    )
-    amp: Literal["auto", "float32", "bf16"] = Field(
-        default="auto", description="Precision of the convolutions; auto: bf16 if the hardware has it."
-    )
-    keep: Literal["best", "last"] = Field(
-        default="best",
-        description="Which weights a run stands for: those of the best epoch on the validation list, or the last ones. "
-        "With last, nothing in the weights depends on that list.",
-    )
-    patience: Count | None = Field(default=None, description="Epochs without a better AP before stopping. None: off.")
-    checkpoint_minutes: Positive = Field(default=10.0, description="Time between checkpoints within an epoch, minutes.")
-    seed: Annotated[int, Field(ge=0, lt=2**31)] = Field(default=0, description="Seed of everything random.")
-    device: str = Field(default="auto", description="auto: CUDA if there, else CPU.")
+    scheme: Literal["joint", "joint-full", "alternating", "fast-rcnn"] = "joint"
+    """joint: both stages at once; joint-full: also with the gradient through the coordinates of the proposals;
+    alternating: the paper's four stages; fast-rcnn: the second stage on `proposals`."""
+    proposals: str | None = None
+    """fast-rcnn: proposals of all images: a .json, .npz or .mat file, selective-search, selective-search-quality,
+    edge-boxes, or sliding-windows: the unrefined anchors at every cell."""
+    target_gradient: bool = False
+    """joint-full: also with the gradient through the box targets."""
+    init: str = "imagenet"
+    """imagenet, none, blood-cells, torchvision/NAME, or a file of weights."""
+    tile: Tile | None = None
+    """Train on windows of this side, at the scale of the file, instead of whole images. Sets `preprocess.short` and
+    `long` to the side, and `predict.tile` to auto."""
+    tile_empty: Annotated[float, Field(ge=0, le=0.9)] = 0.1
+    """Share of windows without objects among the training windows, if there are any."""
+    epochs: Count = 30
+    """Passes over the training images, in each stage of the scheme."""
+    batch: Count = 4
+    """Images per step, over all processes."""
+    accumulate: Count = 1
+    """Batches whose gradients are added before a step."""
+    optimizer: Literal["sgd", "adamw"] = "adamw"
+    """The optimiser."""
+    lr: Positive = 2e-3
+    """Learning rate at `lr_batch` images per step."""
+    lr_batch: Count = 16
+    """The learning rate is scaled by batch * accumulate / lr_batch."""
+    momentum: Fraction = 0.9
+    """SGD's momentum, AdamW's first beta."""
+    weight_decay: NonNegative = 0.01
+    """Weight decay; of biases and norms only with `bias_decay`."""
+    bias_decay: bool = False
+    """Apply weight decay to biases and norms as well."""
+    bias_lr: Positive = 1.0
+    """Factor of the learning rate for biases and norms."""
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    """Learning rate over time."""
+    milestones: Annotated[tuple[Fraction, ...], Field(max_length=100)] = (0.67, 0.89)
+    """Shares of all steps at which `schedule=step` divides the learning rate by 10."""
+    warmup: NonNegative = 1.0
+    """Length of the linear warm-up, epochs (at most a fifth of all steps)."""
+    clip: NonNegative | None = 10.0
+    """Maximum norm of the gradient. None: no clipping."""
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = 0.998
+    """Decay of the averaged weights per step. None: off."""
+    amp: Literal["auto", "float32", "bf16"] = "auto"
+    """Precision of the convolutions; auto: bf16 if the hardware has it."""
+    keep: Literal["best", "last"] = "best"
+    """Weights that stand for the run: those of the epoch that is best on the validation list, or the last ones. With
+    last, nothing in the weights depends on the validation list."""
+    patience: Count | None = None
+    """Stop after this many epochs without a better AP. None: off."""
+    checkpoint_minutes: Positive = 10.0
+    """Time between checkpoints within an epoch, minutes."""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    """Seed of all random numbers."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto: CUDA if available, else cpu."""
 
 
 class Val(Section):
     """Validation during training and by `rcnn val`."""
 
-    every: Count = Field(default=1, description="Epochs between validations.")
-    batch: Count = Field(default=8, description="Images per batch.")
-    voc_ap: Literal["area", "11-point"] = Field(
-        default="area",
-        description="Rule of VOC's AP, which is scored beside COCO's: the area under the precision-recall curve, as "
-        "since 2010, or the mean precision at 11 recalls, as in VOC 2007. COCO's numbers have one rule.",
-    )
+    every: Count = 1
+    """Epochs between validations."""
+    batch: Count = 8
+    """Images per batch."""
+    voc_ap: Literal["area", "11-point"] = "area"
+    """Rule of VOC's AP, which is scored beside COCO's; area: the area under the precision-recall curve, as since 2010;
+    11-point: the mean precision at 11 recalls, as in VOC 2007. COCO's AP is not affected."""
 
 
 class Predict(Section):
-    """How images are predicted, and which results are shown."""
+    """Prediction, and which of its results are shown."""
 
-    score: Fraction | None = Field(default=None, description="Lower-scored boxes are left out. None: as stored.")
-    scales: Annotated[tuple[Annotated[float, Field(gt=0, le=8)], ...], Field(min_length=1, max_length=16)] = Field(
-        default=(1.0,),
-        description="Factors of preprocess.short and long; the detections of all scales are pooled (image pyramid).",
-    )
-    tile: Literal["off", "auto"] | Tile = Field(
-        default="off",
-        description="Large pictures are seen in windows of this side, pixels of the file; auto: pictures beyond the "
-        "scale of the training are, in windows at that scale.",
-    )
-    overlap: Annotated[float, Field(ge=0, le=0.75)] = Field(
-        default=0.2, description="Overlap of neighbouring windows, as a share of their side."
-    )
-    max_detections: Count | None = Field(
-        default=None,
-        description="Largest number of boxes of a picture seen in windows. None: all (`roi.detections` per window).",
-    )
-    precision: Literal["float32", "bf16", "fp16", "auto"] = Field(
-        default="float32",
-        description="Of the convolutions and matrix products; boxes and scores stay float32. A CPU without "
-        "instructions for bf16 computes it, but slower than float32: with AVX2 alone many times slower. auto: on a GPU "
-        "bf16, or fp16 if it is older than Ampere; float32 on a CPU.",
-    )
-    svd: Annotated[tuple[Count, ...], Field(max_length=16)] = Field(
-        default=(),
-        description="Ranks to which the fully connected layers of the second stage's head are truncated, one for each: "
-        "fc6 and fc7, or the one of conv-fc. Empty: whole layers.",
-    )
-    compile: bool = Field(
-        default=False,
-        description="The network is compiled by torch.compile at the first batch of each shape, which takes a minute.",
-    )
-    graphs: Annotated[int, Field(ge=0, le=64)] = Field(
-        default=0, description="Shapes of batches, the last ones used, that a GPU replays as CUDA graphs. 0: none."
-    )
+    score: Fraction | None = None
+    """Boxes with a lower score are left out. None: the stored threshold."""
+    scales: Annotated[tuple[Annotated[float, Field(gt=0, le=8)], ...], Field(min_length=1, max_length=16)] = (1.0,)
+    """Factors of preprocess.short and long; the detections of all scales are merged (image pyramid)."""
+    tile: Literal["off", "auto"] | Tile = "off"
+    """Side of the windows in which large images are processed, pixels of the file; auto: images larger than the
+    training images are processed in windows at the scale of training."""
+    overlap: Annotated[float, Field(ge=0, le=0.75)] = 0.2
+    """Overlap of neighbouring windows as a share of their side."""
+    max_detections: Count | None = None
+    """Maximum number of boxes of an image processed in windows. None: no limit (`roi.detections` per window)."""
+    precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
+    """Precision of convolutions and matrix products; boxes and scores stay float32. A CPU without instructions for bf16
+    computes it more slowly than float32, with AVX2 alone many times. auto: on a GPU bf16, or fp16 if it is older than
+    Ampere; on a CPU float32."""
+    svd: Annotated[tuple[Count, ...], Field(max_length=16)] = ()
+    """Ranks to which the fully connected layers of the second stage's head are truncated, one per layer: fc6 and fc7,
+    or the one of conv-fc. Empty: no truncation."""
+    compile: bool = False
+    """Compile the network with torch.compile at the first batch of each shape, which takes a minute."""
+    graphs: Annotated[int, Field(ge=0, le=64)] = 0
+    """Number of batch shapes, the most recently used, that a GPU replays as CUDA graphs. 0: off."""
 
     @field_validator("tile", mode="before")
     @classmethod
     def _a_word_or_a_side(cls, value: object) -> object:
-        if value is False:  # as which YAML reads it
+        if value is False:  # YAML reads `off` as False
             return "off"
-        side = isinstance(value, int) and LEAST_TILE <= value <= LARGEST_SIDE
+        side = isinstance(value, int) and MIN_TILE <= value <= MAX_SIDE
         if value not in ("off", "auto") and not side:
-            raise ValueError(f"off, auto, or the side of the windows in pixels, {LEAST_TILE} to {LARGEST_SIDE}")
+            raise ValueError(f"off, auto, or the side of the windows in pixels, {MIN_TILE} to {MAX_SIDE}")
         return value
 
 
@@ -199,7 +189,7 @@ class Settings(Section):
                 f"(got {self.roi.head})"
             )
         if self.rpn.loss == "focal" and self.rpn.classify != "classes":
-            raise ValueError("rpn.loss=focal is of one-stage detectors: set rpn.classify=classes and roi.head=none")
+            raise ValueError("rpn.loss=focal is for one-stage detectors: set rpn.classify=classes and roi.head=none")
         if self.val.voc_ap != "area" and not self.predicts_classes:
             raise ValueError(
                 f"val.voc_ap={self.val.voc_ap} is a rule of VOC's AP, and a model that only proposes (roi.head=none) "
@@ -219,10 +209,10 @@ class Settings(Section):
     @model_validator(mode="after")
     def _images_stay_small(self) -> Self:
         side = max(self.predict.scales) * max(self.preprocess.short, self.preprocess.long)
-        if side > LARGEST_SIDE:
+        if side > MAX_SIDE:
             raise ValueError(
                 f"predict.scales times preprocess.short and long make images of up to {side:,.0f} pixels a side; "
-                f"{LARGEST_SIDE:,} is the most"
+                f"{MAX_SIDE:,} is the most"
             )
         return self
 
@@ -236,10 +226,10 @@ class Settings(Section):
         if roi.head in ("fc", "conv-fc"):
             numbers += width * roi.size**2 * roi.hidden
             numbers += roi.hidden**2 if roi.head == "fc" else roi.convs * 9 * width**2
-        if numbers > MOST_NUMBERS:
+        if numbers > MAX_WEIGHTS:
             raise ValueError(
                 "model.channels, rpn.channels, rpn.convs, rpn.kernel, roi.size, roi.convs and roi.hidden make layers "
-                f"of some {numbers:,} weights, besides the backbone's; {MOST_NUMBERS:,} is the most"
+                f"of some {numbers:,} weights, besides the backbone's; {MAX_WEIGHTS:,} is the most"
             )
         return self
 
@@ -254,18 +244,18 @@ class Settings(Section):
         if len({len(sizes) for sizes in self.anchors.sizes}) > 1:
             raise ValueError(f"anchors.sizes must have equally many sizes on every level, got {self.anchors.sizes}")
         self.rpn.see_sizes(self.anchors)
-        there = self.model.levels  # a backbone of one level, or of the user's own, is not asked for them
-        missing = [level for level in self.roi.levels if level not in there] if len(there) > 1 else []
+        available = self.model.levels  # not checked for a backbone of one level or of the user's own
+        missing = [level for level in self.roi.levels if level not in available] if len(available) > 1 else []
         if missing and self.model.neck == "fpn" and self.model.backbone != "custom" and self.roi.head != "none":
             raise ValueError(
-                f"roi.levels names {missing}, but the backbone's levels are {list(there)} (model.levels); "
+                f"roi.levels names {missing}, but the backbone's levels are {list(available)} (model.levels); "
                 "leave these out"
             )
         return self
 
 
 def keys(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """Every `section.key` of the tree, in the order of declaration."""
+    """Yield every `section.key` of the tree, in the order of declaration."""
     for name, field in section.model_fields.items():
         kind = field.annotation
         if isinstance(kind, type) and issubclass(kind, Section):
@@ -275,7 +265,7 @@ def keys(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]
 
 
 def validate(tree: Mapping[str, Any]) -> Settings:
-    """Settings of a plain tree of dictionaries.
+    """Return the settings of a plain tree of dictionaries.
 
     Raises:
         SettingsError: one line per fault, with the nearest known key where a key is unknown.
@@ -287,18 +277,18 @@ def validate(tree: Mapping[str, Any]) -> Settings:
 
 
 def explain(error: ValidationError) -> str:
-    """One line for each of the first faults, with the nearest known key where a key is unknown."""
+    """Return one line for each of the first faults, with the nearest known key if a key is unknown."""
     faults = error.errors(include_url=False, include_context=False)
-    more = [f"and {len(faults) - LISTED:,} more"] if len(faults) > LISTED else []
-    return "\n".join([*map(_fault, faults[:LISTED]), *more])
+    more = [f"and {len(faults) - MAX_FAULTS:,} more"] if len(faults) > MAX_FAULTS else []
+    return "\n".join([*map(_fault, faults[:MAX_FAULTS]), *more])
 
 
 def _fault(entry: Any) -> str:
     where = shorten(".".join(str(part) for part in entry["loc"]))
     if entry["type"] == "extra_forbidden":
         name = where.rsplit(".", 1)[-1]
-        meant = [words[name] for words in (ALIASES, SUGGESTIONS) if name in words]
-        near = meant or get_close_matches(where, [*keys(), *Settings.model_fields], n=1, cutoff=0.5)
+        ours = [names[name] for names in (ALIASES, SUGGESTIONS) if name in names]
+        near = ours or get_close_matches(where, [*keys(), *Settings.model_fields], n=1, cutoff=0.5)
         return f"unknown setting `{where}`" + (f"; did you mean `{near[0]}`?" if near else "")
     reason = entry["msg"].removeprefix("Value error, ")
     got = "" if isinstance(entry["input"], dict) else f" (got {shorten(repr(entry['input']))})"
@@ -306,17 +296,17 @@ def _fault(entry: Any) -> str:
 
 
 def shorten(text: str) -> str:
-    """The start of a text that may be of any length."""
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+    """Cut a text to the length that a message quotes."""
+    return text if len(text) <= MAX_QUOTED else f"{text[:MAX_QUOTED]}..."
 
 
 def dump(settings: Settings) -> dict[str, Any]:
-    """A plain tree (lists, strings, numbers) that `validate` reads back to the same settings."""
+    """Return a plain tree (lists, strings, numbers) that `validate` reads back to the same settings."""
     return settings.model_dump(mode="json", by_alias=True)
 
 
 def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """`tree` with `changes` applied: dictionaries are merged, everything else is replaced."""
+    """Apply `changes` to `tree`: dictionaries are merged, everything else is replaced."""
     merged = dict(tree)
     for key, value in changes.items():
         below = merged.get(key)
@@ -325,7 +315,7 @@ def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]
 
 
 def parse_override(text: str) -> dict[str, Any]:
-    """`section.key=value` as a tree; the value is read as YAML, and `1e-3` as the number that it is.
+    """Return the tree of a text `section.key=value`; the value is read as YAML, and `1e-3` as a number.
 
     Raises:
         SettingsError: no `=`, no `.`, or a value that is not YAML.
@@ -345,7 +335,7 @@ def parse_override(text: str) -> dict[str, Any]:
 
 
 def _number(value: Any) -> Any:
-    """Turn text such as `1e-3`, which YAML 1.1 does not read as a number, into numbers, also inside lists."""
+    """Convert texts such as `1e-3`, which YAML 1.1 does not read as numbers, also inside lists."""
     if isinstance(value, list):
         return [_number(item) for item in value]
     if isinstance(value, str):
@@ -357,7 +347,7 @@ def _number(value: Any) -> Any:
 
 
 def override(settings: Settings, changes: Sequence[str] | Mapping[str, Any]) -> Settings:
-    """Settings with `section.key=value` texts, or a tree, applied and validated again.
+    """Apply `section.key=value` texts, or a tree, to settings and validate the result.
 
     The text `imgsz=320` sets `preprocess.short`, and changes `preprocess.long` by the same factor.
     """
@@ -372,7 +362,7 @@ def override(settings: Settings, changes: Sequence[str] | Mapping[str, Any]) -> 
 
 
 def read(path: Path) -> Settings:
-    """Settings of a `config.yaml`.
+    """Read the settings of a `config.yaml`.
 
     Raises:
         SettingsError: the file is missing, is not YAML or holds a wrong setting.
@@ -389,5 +379,5 @@ def read(path: Path) -> Settings:
 
 
 def to_yaml(settings: Settings) -> str:
-    """The text of a `config.yaml` that `read` turns into the same settings."""
+    """Return the text of a `config.yaml` that `read` turns into the same settings."""
     return yaml.safe_dump(dump(settings), sort_keys=False, default_flow_style=None, width=120)

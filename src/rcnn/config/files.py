@@ -1,4 +1,4 @@
-"""Look at a file before it is opened: a pipe or device would hang, and a huge file would fill the memory."""
+"""Check files before opening them: a pipe or device would hang, and a huge file would fill the memory."""
 
 import os
 import stat
@@ -6,23 +6,23 @@ import unicodedata
 from pathlib import Path
 
 MB = 1_000_000
-LONGEST_NAME = 255
-"""Bytes of a class name or of a part of a path."""
+MAX_NAME_BYTES = 255
+"""Maximum length of a class name or of a part of a path, bytes."""
 
 
 class UnfitFile(OSError):
-    """A file that is not to be opened. The message says why."""
+    """A file that must not be opened. The message gives the reason."""
 
 
 def check_regular(path: str | Path, most: int | None = None) -> os.stat_result:
-    """Return the status of a file that may be opened.
+    """Return the status of a file, after checking that it may be opened.
 
     Args:
         path: the file, or a link to it.
-        most: its size at most, bytes.
+        most: its maximum size, bytes.
 
     Raises:
-        OSError: there is none.
+        OSError: the file does not exist.
         UnfitFile: it is a folder, pipe, socket or device, or it is larger. The message does not name it.
     """
     try:
@@ -39,8 +39,8 @@ def check_regular(path: str | Path, most: int | None = None) -> os.stat_result:
 
 
 def unfit_name(name: str) -> str | None:
-    """Return why a name can't be written into files of other formats; None if it can."""
-    if name.isprintable() and 4 * len(name) <= LONGEST_NAME:  # a letter has four bytes at most
+    """Return the reason why a name can't be written into files of other formats; None if it can."""
+    if name.isprintable() and 4 * len(name) <= MAX_NAME_BYTES:  # at most four bytes per letter
         return None
     try:
         length = len(name.encode())
@@ -48,7 +48,7 @@ def unfit_name(name: str) -> str | None:
         return "is not UTF-8"
     if any(unicodedata.category(letter) == "Cc" for letter in name):
         return "has a line end or another control character in it"
-    return f"is longer than {LONGEST_NAME} bytes" if length > LONGEST_NAME else None
+    return f"is longer than {MAX_NAME_BYTES} bytes" if length > MAX_NAME_BYTES else None
 
 
 def read_text(path: str | Path, most: int) -> str:

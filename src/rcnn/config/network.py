@@ -20,41 +20,42 @@ Width = Annotated[int, Field(ge=1, le=16_384)]
 Depth = Annotated[int, Field(ge=1, le=32)]
 Levels = Annotated[tuple[Annotated[int, Field(ge=0, le=12)], ...], Field(max_length=32)]
 Sides = Annotated[tuple[Positive, ...], Field(max_length=64)]
-"""Everything is bounded, far above what is useful: settings also come from files of strangers."""
+"""All values are bounded, far above useful ones, because settings also come from untrusted files."""
 
 
 class Section(BaseModel):
-    """Base of all sections: frozen, no unknown keys, tuples instead of lists."""
+    """Base of all sections: frozen, no unknown keys, tuples instead of lists. Docstrings describe the settings."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 class Model(Section):
     """The backbone and its neck."""
 
-    preset: str = Field(default="mobilenet-fpn", description="Name of the preset that these settings started from.")
-    backbone: str = Field(
-        default="mobilenet",
-        description="mobilenet, mobilenet_v3_large, tiny, resnet18|34|50|101|152, resnext50_32x4d, resnext101_32x8d, "
-        "vgg16, zf, timm/NAME, or custom: a module passed in by hand.",
-    )
-    neck: Literal["fpn", "none"] = Field(default="fpn", description="Feature pyramid, or the backbone's last level.")
-    channels: Width = Field(default=96, description="Channels of every pyramid level.")
-    levels: Levels = Field(default=(3, 4, 5, 6), description="Pyramid levels; level n has stride 2^n.")
-    neck_norm: Literal["none", "batch"] = Field(default="none", description="Norm after the pyramid's convolutions.")
-    norm_eps: NonNegative | None = Field(default=None, description="Added to variances. None: the network's own.")
-    stride_in: Literal["3x3", "1x1"] = Field(
-        default="3x3", description="Which convolution of a bottleneck has the stride; 1x1: Caffe."
-    )
-    widths: tuple[Width, Width, Width] | None = Field(
-        default=None, description="ResNet's stem, first inner convolutions, first stage. None: the standard ones."
-    )
-    norm: Literal["frozen", "affine", "train"] = Field(
-        default="frozen", description="Batch norms: constants; affine: all but their statistics trained; train: all."
-    )
-    frozen_stages: Annotated[int, Field(ge=0, le=5)] = Field(
-        default=2, description="First stages that are not trained."
-    )
+    preset: str = "mobilenet-fpn"
+    """Name of the preset that these settings started from."""
+    backbone: str = "mobilenet"
+    """mobilenet, mobilenet_v3_large, tiny, resnet18|34|50|101|152, resnext50_32x4d, resnext101_32x8d, vgg16, zf,
+    timm/NAME, or custom: a module passed in from Python."""
+    neck: Literal["fpn", "none"] = "fpn"
+    """Feature pyramid, or the backbone's last level."""
+    channels: Width = 96
+    """Channels of every pyramid level."""
+    levels: Levels = (3, 4, 5, 6)
+    """Pyramid levels; level n has stride 2^n."""
+    neck_norm: Literal["none", "batch"] = "none"
+    """Norm after the pyramid's convolutions."""
+    norm_eps: NonNegative | None = None
+    """Constant added to variances. None: the backbone's own."""
+    stride_in: Literal["3x3", "1x1"] = "3x3"
+    """Convolution of a bottleneck that has the stride; 1x1: as in Caffe."""
+    widths: tuple[Width, Width, Width] | None = None
+    """Channels of a ResNet's stem, of its first inner convolutions, and of its first stage. None: the standard ones."""
+    norm: Literal["frozen", "affine", "train"] = "frozen"
+    """Batch norms; frozen: constants; affine: scale and shift are trained, statistics are not; train: all is
+    trained."""
+    frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
+    """Number of first stages that are not trained."""
 
     @field_validator("backbone")
     @classmethod
@@ -70,102 +71,109 @@ class Model(Section):
 class Anchors(Section):
     """Reference boxes. The rules of py-faster-rcnn, torchvision and detectron2 are presets of these settings."""
 
-    sizes: Annotated[tuple[Sides, ...], Field(max_length=32)] = Field(
-        default=((32,), (64,), (128,), (256,)), description="Square roots of areas, pixels; one tuple per level."
-    )
-    ratios: Sides = Field(default=(0.5, 1.0, 2.0), description="Aspect ratios, see `ratio`.")
-    ratio: Literal["h/w", "w/h"] = Field(default="h/w", description="What a ratio divides.")
-    offset: Fraction = Field(default=0.5, description="Centre of the first anchor, in strides.")
-    round: Literal["none", "half", "base"] = Field(
-        default="none",
-        description="none: areas are exact; half: half of each side is rounded, halves to even; base: width and height "
-        "are rounded at `base`, then scaled.",
-    )
-    base: Pixels = Field(default=16, description="Side of the box that `round=base` rounds at, pixels.")
-    order: Literal["size", "ratio"] = Field(default="size", description="Outermost index in the order within a cell.")
-    stride: Literal["declared", "image//grid"] = Field(
-        default="declared", description="Stride of a level, or guessed from the padded image."
-    )
-    border: NonNegative | None = Field(
-        default=None, description="Anchors further outside the image are not trained, pixels. None: all are."
-    )
-    fit: Literal["off", "auto"] = Field(
-        default="off",
-        description="auto: a training takes `sizes` and `ratios` fitted to its boxes where that raises recall at IoU "
-        "0.5 by 0.05 or more, unless it starts from a detector.",
-    )
+    sizes: Annotated[tuple[Sides, ...], Field(max_length=32)] = ((32,), (64,), (128,), (256,))
+    """Square roots of the areas, pixels; one tuple per level."""
+    ratios: Sides = (0.5, 1.0, 2.0)
+    """Aspect ratios, see `ratio`."""
+    ratio: Literal["h/w", "w/h"] = "h/w"
+    """Meaning of a ratio: height over width or width over height."""
+    offset: Fraction = 0.5
+    """Centre of the first anchor, in strides."""
+    round: Literal["none", "half", "base"] = "none"
+    """none: areas are exact; half: half of each side is rounded, halves to even; base: width and height are rounded at
+    the size `base`, then scaled."""
+    base: Pixels = 16
+    """Side of the box at which `round=base` rounds, pixels."""
+    order: Literal["size", "ratio"] = "size"
+    """Outer index in the order of the anchors of a cell."""
+    stride: Literal["declared", "image//grid"] = "declared"
+    """Stride of a level: as declared, or computed from the padded image and the grid."""
+    border: NonNegative | None = None
+    """Anchors that reach further than this outside the image are not trained, pixels. None: all are trained."""
+    fit: Literal["off", "auto"] = "off"
+    """auto: training fits `sizes` and `ratios` to its boxes if that raises recall at IoU 0.5 by 0.05 or more, unless it
+    starts from a detector."""
 
     @field_validator("fit", mode="before")
     @classmethod
     def _off_is_a_word(cls, value: object) -> object:
-        return "off" if value is False else value  # which YAML reads it as
+        return "off" if value is False else value  # YAML reads `off` as False
 
 
 Window = Literal[1, 3, 5, 7]
-MOST_WINDOWS = 16
+MAX_WINDOWS = 16
 LossKind = Literal["smooth_l1", "l1", "iou", "giou", "diou", "ciou"]
 
 
 class RPN(Section):
     """Region proposal network: head, label rules, sampling, loss, proposals."""
 
-    convs: Depth = Field(default=1, description="Hidden convolutions of the head.")
-    channels: Width | None = Field(default=None, description="Channels of these. None: those of their input.")
-    kernel: Window | Annotated[tuple[Window, ...], Field(min_length=2, max_length=MOST_WINDOWS)] = Field(
-        default=3,
-        description="Side of the sliding window, cells. A list makes a pyramid of filters: with [3,5,7] a window of 3 "
-        "predicts the first third of each level's sizes, 5 the next, 7 the last, each with layers of its own.",
-    )
-    classify: Literal["objects", "classes"] = Field(
-        default="objects",
-        description="What the head tells apart: object or not; classes: a one-stage detector, which needs "
-        "roi.head=none.",
-    )
-    loss: Literal["cross-entropy", "focal"] = Field(
-        default="cross-entropy",
-        description="classify=classes: softmax over classes and background on the sampled anchors; focal: a sigmoid "
-        "per class on all anchors that are not ignored, and both losses are divided by the positives.",
-    )
-    focal_gamma: NonNegative = Field(default=2.0, description="focal: the larger, the less an easy anchor counts.")
-    focal_alpha: Fraction = Field(default=0.25, description="focal: weight of an anchor's own class; 1 - this: others.")
-    logits: Literal[1, 2] = Field(default=1, description="classify=objects: 1 sigmoid, or 2 with a softmax.")
-    score_order: Literal["background-first", "object-first"] = Field(
-        default="background-first", description="Meaning of the two logits."
-    )
-    positive_iou: Fraction = Field(default=0.7, description="An anchor of at least this IoU is positive.")
-    negative_iou: Fraction = Field(default=0.3, description="An anchor under this IoU with every object is negative.")
-    force_match: bool = Field(default=True, description="Each object's best anchors are positive, whatever their IoU.")
-    samples: Boxes = Field(default=256, description="Anchors that are trained, per image.")
-    positive_fraction: Fraction = Field(default=0.5, description="Largest share of positives among them.")
-    negatives: Literal["random", "overlap", "texture", "hard"] = Field(
-        default="random",
-        description="Which negatives go first: any; those that touch an object; those whose features vary; those with "
-        "the highest loss. If there are too few, random ones are added.",
-    )
-    negatives_iou: Fraction = Field(default=0.1, description="overlap: those of at least this IoU go first.")
-    negatives_smooth: Fraction = Field(default=0.5, description="texture: this share, the smoothest, goes last.")
-    negatives_nms: Fraction = Field(
-        default=0.7, description="hard: IoU with a harder negative above which one goes last."
-    )
-    ignore: Literal["keep", "drop"] = Field(
-        default="keep", description="Crowd and difficult objects: mask their anchors, or forget them."
-    )
-    normaliser: Literal["paper", "sampled-cells", "per-image", "sampled", "requested", "mean"] = Field(
-        default="sampled", description="Divisors of the two losses; see the end of docs/settings.md."
-    )
-    positive_weight: Fraction | None = Field(
-        default=None, description="per-image: weight of an image's boxes together. None: 1 / samples each."
-    )
-    box_loss: LossKind = Field(default="smooth_l1", description="Loss of the boxes.")
-    beta: NonNegative = Field(default=1 / 9, description="Where smooth L1 turns linear; 1 / sigma squared. 0: L1.")
-    lambda_: NonNegative = Field(default=1.0, alias="lambda", description="Weight of the box loss.")
-    pre_train: Candidates = Field(default=1000, description="Boxes per level before NMS, in training.")
-    post_train: Boxes = Field(default=500, description="Proposals per image, in training.")
-    pre_test: Candidates = Field(default=1000, description="Boxes per level before NMS, in prediction.")
-    post_test: Boxes = Field(default=300, description="Proposals per image, in prediction.")
-    nms: Fraction = Field(default=0.7, description="IoU above which the lower-scored box is dropped.")
-    score: Fraction = Field(default=0.0, description="Proposals with a lower objectness probability are dropped.")
-    min_size: NonNegative = Field(default=1e-3, description="Least side of a proposal, pixels of the resized image.")
+    convs: Depth = 1
+    """Number of hidden convolutions of the head."""
+    channels: Width | None = None
+    """Channels of the hidden convolutions. None: as many as their input."""
+    kernel: Window | Annotated[tuple[Window, ...], Field(min_length=2, max_length=MAX_WINDOWS)] = 3
+    """Side of the sliding window, cells. A list makes a pyramid of filters: with [3,5,7] a window of 3 predicts the
+    first third of each level's sizes, 5 the next, 7 the last, each with its own layers."""
+    classify: Literal["objects", "classes"] = "objects"
+    """What the head predicts; objects: object or background; classes: the class, in a one-stage detector, which needs
+    roi.head=none."""
+    loss: Literal["cross-entropy", "focal"] = "cross-entropy"
+    """classify=classes: softmax over classes and background on the sampled anchors; focal: a sigmoid per class on all
+    anchors that are not ignored, with both losses divided by the number of positives."""
+    focal_gamma: NonNegative = 2.0
+    """focal: the larger, the smaller the weight of easy anchors."""
+    focal_alpha: Fraction = 0.25
+    """focal: weight of an anchor's own class; the other classes have 1 - this."""
+    logits: Literal[1, 2] = 1
+    """classify=objects: 1 with a sigmoid, or 2 with a softmax."""
+    score_order: Literal["background-first", "object-first"] = "background-first"
+    """Order of the two logits."""
+    positive_iou: Fraction = 0.7
+    """Anchors with at least this IoU with an object are positive."""
+    negative_iou: Fraction = 0.3
+    """Anchors with less than this IoU with every object are negative."""
+    force_match: bool = True
+    """Make the best anchors of each object positive, whatever their IoU."""
+    samples: Boxes = 256
+    """Sampled anchors per image."""
+    positive_fraction: Fraction = 0.5
+    """Maximum share of positives among the samples."""
+    negatives: Literal["random", "overlap", "texture", "hard"] = "random"
+    """Negatives sampled first; random: any; overlap: those that touch an object; texture: those with varying features;
+    hard: those with the highest loss. If there are too few, random ones are added."""
+    negatives_iou: Fraction = 0.1
+    """overlap: negatives with at least this IoU are sampled first."""
+    negatives_smooth: Fraction = 0.5
+    """texture: this share of the negatives, the smoothest, is sampled last."""
+    negatives_nms: Fraction = 0.7
+    """hard: a negative with a higher IoU than this with a harder one is sampled last."""
+    ignore: Literal["keep", "drop"] = "keep"
+    """Crowd and difficult objects; keep: their anchors are not sampled; drop: they are treated as background."""
+    normaliser: Literal["paper", "sampled-cells", "per-image", "sampled", "requested", "mean"] = "sampled"
+    """Divisors of the two losses; see the end of docs/settings.md."""
+    positive_weight: Fraction | None = None
+    """per-image: total weight of the boxes of an image. None: 1 / samples for each."""
+    box_loss: LossKind = "smooth_l1"
+    """Loss of the boxes."""
+    beta: NonNegative = 1 / 9
+    """Absolute error at which smooth L1 becomes linear; 1 / sigma squared. 0: L1."""
+    lambda_: NonNegative = Field(default=1.0, alias="lambda")
+    """Weight of the box loss."""
+    pre_train: Candidates = 1000
+    """Boxes per level before NMS in training."""
+    post_train: Boxes = 500
+    """Proposals per image in training."""
+    pre_test: Candidates = 1000
+    """Boxes per level before NMS in prediction."""
+    post_test: Boxes = 300
+    """Proposals per image in prediction."""
+    nms: Fraction = 0.7
+    """Of two boxes with a higher IoU than this, the lower-scored one is dropped."""
+    score: Fraction = 0.0
+    """Proposals with a lower objectness probability are dropped."""
+    min_size: NonNegative = 1e-3
+    """Minimum side of a proposal, pixels of the resized image."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
 
@@ -180,8 +188,8 @@ class RPN(Section):
         several = isinstance(value, list | tuple)
         sides = tuple(value) if several else (value,)
         fits = all(type(side) is int and side in get_args(Window) for side in sides)
-        if not fits or not 1 + several <= len(sides) <= MOST_WINDOWS:
-            raise ValueError(f"1, 3, 5 or 7, or a list of 2 to {MOST_WINDOWS} of these")
+        if not fits or not 1 + several <= len(sides) <= MAX_WINDOWS:
+            raise ValueError(f"1, 3, 5 or 7, or a list of 2 to {MAX_WINDOWS} of these")
         return value
 
     def see_sizes(self, anchors: Anchors) -> None:
@@ -202,61 +210,67 @@ class RPN(Section):
 class RoI(Section):
     """Second stage: RoI features, head, sampling, loss, final boxes."""
 
-    pool: Literal["align", "warp", "max"] = Field(
-        default="align", description="RoI align, RoI warp (the largest of its samples), or RoI max pooling."
-    )
-    size: Cells = Field(default=7, description="Cells per side of a RoI's features.")
-    sampling_ratio: Annotated[int, Field(ge=0, le=16)] = Field(
-        default=2, description="Samples per cell side; 0: adaptive."
-    )
-    aligned: bool = Field(default=True, description="Shift by half a pixel, so that samples align with pixel centres.")
-    levels: Levels = Field(default=(3, 4, 5), description="Pyramid levels that RoIs are read from.")
-    canonical_size: Positive = Field(default=224.0, description="Side of a box read from `canonical_level`, pixels.")
-    canonical_level: Annotated[int, Field(ge=-16, le=16)] = Field(
-        default=4, description="Pyramid level of a box of canonical size."
-    )
-    head: Literal["fc", "conv-fc", "conv5", "none"] = Field(
-        default="fc",
-        description="fc: two fully connected layers (fc6 and fc7 of VGG and ZF too); conv-fc: convolutions, one such; "
-        "conv5: a ResNet's fifth stage; none: no second stage, proposals alone (but see rpn.classify).",
-    )
-    convs: Depth = Field(default=4, description="3x3 convolutions of conv-fc, as wide as `model.channels`.")
-    head_norm: Literal["none", "batch"] = Field(default="none", description="Norm after the head's convolutions.")
-    hidden: Width = Field(default=256, description="Width of the fully connected layers.")
-    dropout: Fraction = Field(default=0.0, description="Share of hidden units dropped in training.")
-    dropout_scale: Literal["training", "prediction"] = Field(
-        default="training",
-        description="When dropout scales: kept units up in training, or all units down in prediction.",
-    )
-    samples: Boxes = Field(default=128, description="RoIs that are trained, per image.")
-    sampler: Literal["random", "ohem"] = Field(
-        default="random", description="A random draw, or the RoIs with the highest loss (OHEM)."
-    )
-    sampler_nms: Fraction = Field(
-        default=0.7, description="ohem: IoU with a harder RoI of its class above which one is dropped."
-    )
-    positive_fraction: Fraction = Field(default=0.25, description="Largest share of positives among them.")
-    positive_iou: Fraction = Field(default=0.5, description="A RoI of at least this IoU is positive.")
-    negative_iou: tuple[Fraction, Fraction] = Field(
-        default=(0.0, 0.5), description="A RoI with its best IoU in [low, high) is negative."
-    )
-    ignore: Literal["keep", "drop"] = Field(
-        default="keep", description="Crowd and difficult objects: mask their RoIs, or forget them."
-    )
-    class_agnostic: bool = Field(default=False, description="One box per RoI instead of one per class.")
-    box_mean: tuple[Number, Number, Number, Number] = Field(
-        default=(0.0, 0.0, 0.0, 0.0), description="Subtracted from the deltas (tx, ty, tw, th) before the division."
-    )
-    box_std: tuple[Positive, Positive, Positive, Positive] = Field(
-        default=(0.1, 0.1, 0.2, 0.2), description="Deltas are divided by these."
-    )
-    box_loss: LossKind = Field(default="smooth_l1", description="Loss of the boxes.")
-    beta: NonNegative = Field(default=1 / 9, description="Where smooth L1 turns linear. 0: L1.")
-    box_weight: NonNegative = Field(default=1.0, description="Weight of the box loss.")
-    score: Fraction = Field(default=0.05, description="Lower-scored boxes are dropped before NMS.")
-    min_size: NonNegative = Field(default=0.0, description="Boxes with a smaller side are dropped before NMS, pixels.")
-    nms: Fraction = Field(default=0.5, description="IoU above which the lower-scored box of a class is dropped.")
-    detections: Boxes = Field(default=100, description="Largest number of boxes per image.")
+    pool: Literal["align", "warp", "max"] = "align"
+    """RoI align, RoI warp (the maximum of its samples), or RoI max pooling."""
+    size: Cells = 7
+    """Cells per side of the pooled features."""
+    sampling_ratio: Annotated[int, Field(ge=0, le=16)] = 2
+    """Samples per side of a cell; 0: adaptive."""
+    aligned: bool = True
+    """Shift by half a pixel, so that samples align with the centres of pixels."""
+    levels: Levels = (3, 4, 5)
+    """Pyramid levels from which RoIs are pooled."""
+    canonical_size: Positive = 224.0
+    """Side of a box that is pooled from `canonical_level`, pixels."""
+    canonical_level: Annotated[int, Field(ge=-16, le=16)] = 4
+    """Pyramid level of a box of side `canonical_size`."""
+    head: Literal["fc", "conv-fc", "conv5", "none"] = "fc"
+    """fc: two fully connected layers (fc6 and fc7 of VGG and ZF too); conv-fc: convolutions and one such layer; conv5:
+    a ResNet's fifth stage; none: no second stage, proposals alone (but see rpn.classify)."""
+    convs: Depth = 4
+    """Number of 3x3 convolutions of conv-fc, with `model.channels` channels."""
+    head_norm: Literal["none", "batch"] = "none"
+    """Norm after the convolutions of the head."""
+    hidden: Width = 256
+    """Width of the fully connected layers."""
+    dropout: Fraction = 0.0
+    """Share of hidden units that are dropped in training."""
+    dropout_scale: Literal["training", "prediction"] = "training"
+    """When dropout rescales; training: the units that remain, up; prediction: all units, down."""
+    samples: Boxes = 128
+    """Sampled RoIs per image."""
+    sampler: Literal["random", "ohem"] = "random"
+    """Sample at random, or take the RoIs with the highest loss (OHEM)."""
+    sampler_nms: Fraction = 0.7
+    """ohem: a RoI with a higher IoU than this with a harder one of its class is dropped."""
+    positive_fraction: Fraction = 0.25
+    """Maximum share of positives among the samples."""
+    positive_iou: Fraction = 0.5
+    """RoIs with at least this IoU are positive."""
+    negative_iou: tuple[Fraction, Fraction] = (0.0, 0.5)
+    """RoIs whose best IoU is in [low, high) are negative."""
+    ignore: Literal["keep", "drop"] = "keep"
+    """Crowd and difficult objects; keep: their RoIs are not sampled; drop: they are treated as background."""
+    class_agnostic: bool = False
+    """Predict one box per RoI instead of one per class."""
+    box_mean: tuple[Number, Number, Number, Number] = (0.0, 0.0, 0.0, 0.0)
+    """Subtracted from the deltas (tx, ty, tw, th) before the division by `box_std`."""
+    box_std: tuple[Positive, Positive, Positive, Positive] = (0.1, 0.1, 0.2, 0.2)
+    """Divisors of the deltas."""
+    box_loss: LossKind = "smooth_l1"
+    """Loss of the boxes."""
+    beta: NonNegative = 1 / 9
+    """Absolute error at which smooth L1 becomes linear. 0: L1."""
+    box_weight: NonNegative = 1.0
+    """Weight of the box loss."""
+    score: Fraction = 0.05
+    """Boxes with a lower score are dropped before NMS."""
+    min_size: NonNegative = 0.0
+    """Boxes with a smaller side are dropped before NMS, pixels."""
+    nms: Fraction = 0.5
+    """Of two boxes of a class with a higher IoU than this, the lower-scored one is dropped."""
+    detections: Boxes = 100
+    """Maximum number of boxes per image."""
 
     @model_validator(mode="after")
     def _mining_starts_at_zero(self) -> Self:

@@ -1,28 +1,28 @@
-"""Read YAML that may be hostile: nesting and the size of what aliases stand for are bounded, keys are not repeated."""
+"""Read untrusted YAML with limits on nesting and on the size of expanded aliases, and without repeated keys."""
 
 from typing import Any
 
 import yaml
 from yaml.composer import Composer
 
-MOST_TEXT = 1_000_000
-"""Characters in a YAML text."""
+MAX_CHARACTERS = 1_000_000
+"""Maximum length of a text."""
 
-MOST_WRITTEN = 100_000
-"""Keys and values written in a YAML text."""
+MAX_WRITTEN_NODES = 100_000
+"""Maximum number of keys and values written in a text."""
 
-MOST_NODES = 1_000_000
-"""Keys and values that a YAML text describes: those that an alias stands for count each time."""
+MAX_NODES = 1_000_000
+"""Maximum number of keys and values once aliases are expanded."""
 
-DEEPEST = 100
-"""Lists and mappings inside one another."""
+MAX_DEPTH = 100
+"""Maximum nesting of lists and mappings."""
 
-LONGEST_NUMBER = 400
-"""Characters of a number."""
+MAX_DIGITS = 400
+"""Maximum length of a number."""
 
 
 class MalformedYaml(ValueError):
-    """A text is not YAML, or too large. The message says why; `line` counts from 1."""
+    """A text is not YAML, or too large. The message gives the reason; `line` counts from 1."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)
@@ -35,14 +35,14 @@ def load(text: str, *, as_text: bool = False, repeated: list[str] | None = None)
     Args:
         text: one document.
         as_text: leave every scalar as text, so that `no`, `12` and `1e3` stay names.
-        repeated: list to which a sentence is added for each key that is there twice with equal values.
+        repeated: list that receives a sentence for each key that occurs twice with equal values.
 
     Raises:
-        MalformedYaml: the text is not YAML; it is too long, too deep or too large once aliases are expanded; a key is
-            there twice with different values; or a number, date or tag has no value.
+        MalformedYaml: the text is not YAML; it is too long, too deep or too large once aliases are expanded; a key
+            occurs twice with different values; or a number, date or tag is invalid.
     """
-    if len(text) > MOST_TEXT:
-        raise MalformedYaml(1, f"{len(text):,} characters are more than {MOST_TEXT:,}")
+    if len(text) > MAX_CHARACTERS:
+        raise MalformedYaml(1, f"{len(text):,} characters are more than {MAX_CHARACTERS:,}")
     try:
         loader = (_TextLoader if as_text else _ValueLoader)(text)
         tree = loader.get_single_data()
@@ -60,7 +60,7 @@ def load(text: str, *, as_text: bool = False, repeated: list[str] | None = None)
 
 
 class _Bounded(Composer):
-    """Counts what is composed. Anchors are fine; only what they add up to is bounded."""
+    """Bounds the number of nodes; every use of an anchor counts."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)  # type: ignore[call-arg]  # that of the loader
@@ -71,8 +71,8 @@ class _Bounded(Composer):
     def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
         event = self.peek_event()  # type: ignore[attr-defined]
         line, before = event.start_mark.line + 1, self._count
-        if self._depth > DEEPEST:
-            raise MalformedYaml(line, f"lists and mappings are nested more than {DEEPEST} deep")
+        if self._depth > MAX_DEPTH:
+            raise MalformedYaml(line, f"lists and mappings are nested more than {MAX_DEPTH} deep")
         self._depth += 1
         node = super().compose_node(parent, index)
         self._depth -= 1
@@ -83,16 +83,16 @@ class _Bounded(Composer):
         else:
             self._count += 1
             self._sizes[id(node)] = self._count - before
-        if len(self._sizes) > MOST_WRITTEN:
-            raise MalformedYaml(line, f"there are more than {MOST_WRITTEN:,} values")
-        if self._count > MOST_NODES:
-            raise MalformedYaml(line, f"there are more than {MOST_NODES:,} values once aliases are expanded")
+        if len(self._sizes) > MAX_WRITTEN_NODES:
+            raise MalformedYaml(line, f"there are more than {MAX_WRITTEN_NODES:,} values")
+        if self._count > MAX_NODES:
+            raise MalformedYaml(line, f"there are more than {MAX_NODES:,} values once aliases are expanded")
         return node
 
     def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
         node = super().compose_scalar_node(anchor)
-        if node.tag.endswith((":int", ":float")) and len(node.value) > LONGEST_NUMBER:
-            raise MalformedYaml(node.start_mark.line + 1, f"a number has more than {LONGEST_NUMBER} digits")
+        if node.tag.endswith((":int", ":float")) and len(node.value) > MAX_DIGITS:
+            raise MalformedYaml(node.start_mark.line + 1, f"a number has more than {MAX_DIGITS} digits")
         return node
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
@@ -104,10 +104,10 @@ class _Bounded(Composer):
             before = first.setdefault((key.tag, key.value), (key, value))
             if before[0] is not key:
                 line, earlier = key.start_mark.line + 1, before[0].start_mark.line + 1
-                said = f"the key `{key.value}` is there twice, first on line {earlier}"
+                message = f"the key `{key.value}` is there twice, first on line {earlier}"
                 if not _same(before[1], value):
-                    raise MalformedYaml(line, f"{said}, with different values; keep one of the two")
-                self.repeated.append(f"{said}, with the same value")
+                    raise MalformedYaml(line, f"{message}, with different values; keep one of the two")
+                self.repeated.append(f"{message}, with the same value")
         return node
 
 
@@ -116,7 +116,7 @@ class _TextLoader(_Bounded, yaml.BaseLoader):
 
 
 class _ValueLoader(_Bounded, yaml.SafeLoader):
-    """Scalars are what YAML makes of them."""
+    """Scalars have YAML's types."""
 
 
 def _same(one: yaml.Node, other: yaml.Node) -> bool:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rcnn.config import LARGEST_SIDE, LEAST_TILE, Settings
+from rcnn.config import MAX_SIDE, MIN_TILE, Settings
 from rcnn.errors import SettingsError
 from rcnn.images.batch import Preprocessor, Size
 
@@ -90,7 +90,7 @@ class Viewer:
 
     def __init__(self, preprocessor: Preprocessor, settings: Settings, scale: object) -> None:
         self.preprocessor, self.tile, self._scales = preprocessor, settings.predict.tile, settings.predict.scales
-        self.scale = float(scale) if isinstance(scale, int | float) and 0 < scale < LARGEST_SIDE else None
+        self.scale = float(scale) if isinstance(scale, int | float) and 0 < scale < MAX_SIDE else None
         self.overlap, self._trained = settings.predict.overlap, settings.train.tile
         if self.tile == "auto" and self.scale is None:
             raise SettingsError(
@@ -106,7 +106,7 @@ class Viewer:
         if self.scale is None:
             return None
         most = min((self.preprocessor.settings.long, *(self.preprocessor.within or ())))
-        return max(LEAST_TILE, int(most / self.scale))
+        return max(MIN_TILE, int(most / self.scale))
 
     @property
     def cut_remark(self) -> str:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from rcnn.config import LARGEST_SIDE, explain, shorten, validate
+from rcnn.config import MAX_SIDE, explain, shorten, validate
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.images.batch import Size
 from rcnn.weights.metadata import Described, Metadata, entry_of
@@ -21,7 +21,7 @@ INTERFACE = 1
 """Version of the inputs and outputs of the graph (see `rcnn.runtime.graph`)."""
 FOREIGN = "holds a graph, but not a detector of this version of rcnn"
 
-Side = Annotated[int, Field(ge=1, le=LARGEST_SIDE)]
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 
 
 class FileMetadata(Metadata):
