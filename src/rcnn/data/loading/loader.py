@@ -42,7 +42,7 @@ TIMEOUT = 600
 """Seconds after which a loader process that gives nothing is taken for lost."""
 CPU = torch.device("cpu")
 Work = tuple[int, int, list[int]]
-"""Of a batch: the epoch, an image whose bucket it is, and its images."""
+"""Of a batch: the epoch, a draw whose bucket it is, and its draws (see `Loader.order`)."""
 FILLER = -1
 """Index of a filler: an image of zeros that fills up a short batch."""
 
@@ -76,6 +76,54 @@ def _generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed))
 
 
+class Sample(NamedTuple):
+    """One image of a batch before padding.
+
+    Attributes:
+        image: (C, h, w), resized and augmented.
+        record: its objects, in pixels of `image`.
+        proposals: external ones; in training, in pixels of `image`.
+    """
+
+    image: Tensor
+    record: Record
+    proposals: ImageProposals
+
+
+class Sampler:
+    """Decides how often each record is drawn in an epoch, and of which records an item consists. Here: once, of itself.
+
+    Used in training only. A subclass must decide by what it is given, since an item depends only on the seed, the
+    epoch and the names of the images, not on the order of the records or on the process that loads it.
+
+    Attributes:
+        most: maximum number of records in an item, which determines how many boxes the targets hold.
+    """
+
+    most = 1
+
+    def repeats(self, record: Record) -> int:
+        """Return how often a record is drawn in an epoch."""
+        return 1
+
+    def members(self, index: int, by_name: Sequence[int], generator: np.random.Generator) -> Sequence[int]:
+        """Return the indices of the records that make up the item of record `index`, itself first.
+
+        Args:
+            index: the drawn record.
+            by_name: all indices, in the order of the records' names.
+            generator: seeded for this draw.
+        """
+        return (index,)
+
+    def combine(self, samples: Sequence[Sample], canvas: Size, generator: np.random.Generator) -> Sample:
+        """Return one sample, no larger than `canvas`, of those of the members."""
+        return samples[0]
+
+
+ALONE = Sampler()
+
+
 class Loader:
     """Loads the batches of a data set.
 
@@ -92,6 +140,7 @@ class Loader:
         world: number of processes that share every step; all take the same number of steps, from the same buckets.
         proposals: external proposals to put into the batches.
         within: size of all buckets; None: as the images ask for it (see `Preprocessor`).
+        sampler: how often records are drawn, and how items are made of them, in training.
     """
 
     def __init__(
@@ -108,22 +157,25 @@ class Loader:
         world: int = 1,
         proposals: External | None = None,
         within: Size | None = None,
+        sampler: Sampler = ALONE,
     ) -> None:
         self.dataset, self.training = dataset, training
         self.seed = settings.train.seed if seed is None else seed
         self.workers = choose_workers(settings.data.workers if workers is None else workers, device)
         self.batch, self.rank, self.world = batch, rank, world
         self._reader = _Reader(
-            dataset, settings, training, self.seed, proposals, Preprocessor(settings.preprocess, within)
+            dataset, settings, training, self.seed, proposals, Preprocessor(settings.preprocess, within), sampler
         )
         self._processes: DataLoader[bytes | Exception] | None = None
         self._work: list[Work] = []
         self._buckets: dict[Size, list[int]] = defaultdict(list)
+        number = len(dataset)
         for index, record in enumerate(dataset.records):
-            self._buckets[self._reader.bucket(record)].append(index)
+            times = sampler.repeats(record) if training else 1
+            self._buckets[self._reader.bucket(record)] += [index + number * repeat for repeat in range(times)]
         if training:  # shuffling permutes positions, so the order before it must follow from sizes and names alone
-            for members in self._buckets.values():
-                members.sort(key=lambda index: dataset.records[index].name)
+            for draws in self._buckets.values():
+                draws.sort(key=lambda draw: (dataset.records[draw % number].name, draw))
             self._buckets = dict(sorted(self._buckets.items()))
 
     @property
@@ -132,7 +184,10 @@ class Loader:
         return sum(math.ceil(len(members) / (self.batch * self.world)) for members in self._buckets.values())
 
     def order(self, epoch: int) -> list[list[int]]:
-        """Return the image indices of every step, for all processes together and fillers included."""
+        """Return the draws of every step, for all processes together and fillers included.
+
+        A draw is the index of a record, plus a multiple of the number of records if the record is drawn repeatedly.
+        """
         together = self.batch * self.world
         generator = _generator(stable_seed(self.seed, epoch, "order of images"))
         steps: list[list[int]] = []
@@ -246,13 +301,16 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         seed: int,
         proposals: External | None,
         preprocessor: Preprocessor,
+        sampler: Sampler,
     ) -> None:
         self.records, self.settings, self.training, self.seed = dataset.records, settings, training, seed
         self.proposals, self.preprocessor = proposals, preprocessor
+        self.sampler = sampler if training else ALONE
+        self._by_name = sorted(range(len(self.records)), key=lambda index: self.records[index].name)
         self._last: tuple[Path | None, np.ndarray] = (None, np.zeros(0))
         # Compiled graphs need a fixed number of ground-truth boxes: the most in any image, rounded up to share graphs.
         most = max((len(record.boxes) for record in dataset.records), default=0)
-        self.width = 8 * max(1, math.ceil(most / 8))
+        self.width = 8 * max(1, math.ceil(self.sampler.most * most / 8))
 
     def __getitem__(self, work: Work) -> bytes | Exception:  # pyrefly: ignore[bad-override-param-name]
         """Load a batch in a loader process. An error is returned, since DataLoader wraps what is raised.
@@ -270,33 +328,44 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
 
     def load(self, work: Work) -> Item | DataError:
         """Load a batch. An image that can't be read is an error that is returned."""
-        epoch, example, index = work
-        real = [i for i in index if i != FILLER]
-        records = [self.records[i] for i in real]
-        seeds = [stable_seed(self.seed, epoch, record.name) for record in records]
+        epoch, example, draws = work
+        number = len(self.records)
+        real = [draw for draw in draws if draw != FILLER]
+        sources = [self.records[draw % number] for draw in real]
+        repeats = [f" (draw {draw // number + 1})" if draw >= number else "" for draw in real]
+        names = [source.name + repeat for source, repeat in zip(sources, repeats, strict=True)]
+        seeds = [stable_seed(self.seed, epoch, name) for name in names]
         try:
-            loaded = [self._load(i, seed) for i, seed in zip(real, seeds, strict=True)]
+            samples = [self._item(draw % number, seed) for draw, seed in zip(real, seeds, strict=True)]
         except ImageError as error:
             return DataError(str(error))
-        bucket = self.bucket(self.records[example])
-        sizes = [record.size for record in records]
-        batch = self.preprocessor.collate([image for image, _, _ in loaded], sizes, bucket)
-        fillers = len(index) - len(records)
+        images, records, given = (list(column) for column in zip(*samples, strict=True)) if samples else ([], [], [])
+        bucket = self.bucket(self.records[example % number])
+        batch = self.preprocessor.collate(images, [source.size for source in sources], bucket)
+        fillers = len(draws) - len(real)
         batch = _filled(batch, fillers) if fillers else batch
         proposals = None
         if isinstance(self.proposals, SlidingWindows):  # of what the network sees: they do not move with the image
             proposals = self.proposals.of_batch(batch)
         elif self.proposals is not None:
-            given = [shown for _, _, shown in loaded] + [NOTHING] * fillers
+            given += [NOTHING] * fillers
             count = self.proposals.count
             proposals = pad_proposals(given, count) if self.training else batch_proposals(given, batch, count)
         return Item(
             batch,
-            _padded([record for _, record, _ in loaded], len(index), self.width),
+            _padded(records, len(draws), self.width),
             torch.tensor(seeds + [0] * fillers),
-            torch.tensor(index),
+            torch.tensor([draw % number for draw in real] + [FILLER] * fillers),
             proposals,
         )
+
+    def _item(self, index: int, seed: int) -> Sample:
+        """Return the image of a drawn record, or what the sampler makes of it and others."""
+        generator = _generator(stable_seed(seed, 0, "members"))
+        members = self.sampler.members(index, self._by_name, generator)
+        seeds = [seed, *(stable_seed(seed, place, self.records[i].name) for place, i in enumerate(members[1:], 1))]
+        samples = [self._load(member, own) for member, own in zip(members, seeds, strict=True)]
+        return self.sampler.combine(samples, self._canvas(self.records[index]), generator)
 
     def bucket(self, record: Record) -> Size:
         """Return the bucket that an image belongs to."""
@@ -314,7 +383,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             self._last = (record.path, array) if record.view is not None else (None, array[:0])
         return array if record.view is None else record.view.crop(array)
 
-    def _load(self, index: int, seed: int) -> tuple[Tensor, Record, ImageProposals]:
+    def _load(self, index: int, seed: int) -> Sample:
         """Return the resized and, when training, augmented image of a record, with its objects and proposals.
 
         The objects are in resized pixels. So are the proposals when training, and those without area are dropped;
@@ -326,7 +395,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         scale = np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
         boxes = record.boxes * scale
         if not self.training:
-            return preprocessor.resize(self._pixels(record), canvas), replace(record, boxes=boxes), given
+            return Sample(preprocessor.resize(self._pixels(record), canvas), replace(record, boxes=boxes), given)
         plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
         if self.settings.preprocess.in_channels == 3 and self.settings.preprocess.resize == "pillow":
             if record.view is None:
@@ -343,7 +412,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         with np.errstate(invalid="ignore"):  # 0 / 0: the visible share of a box without area
             moved, _ = apply_to_boxes(plan, given.boxes * scale, canvas)
         shown = np.all(moved[:, 2:] > moved[:, :2], axis=1)
-        return image, record, ImageProposals(moved[shown], given.scores[shown])
+        return Sample(image, record, ImageProposals(moved[shown], given.scores[shown]))
 
 
 def _filled(batch: Batch, count: int) -> Batch:
