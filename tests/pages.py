@@ -18,7 +18,6 @@ from rcnn.cli.files import fresh_folder
 from rcnn.config import to_yaml
 from rcnn.data.dataset import Dataset, Record
 from rcnn.detector import Detector
-from rcnn.evaluate import Metrics
 from rcnn.look.album import Album
 from rcnn.look.guard import Guard
 from rcnn.look.labels import LabelReview, VerdictFile
@@ -27,11 +26,12 @@ from rcnn.look.server import application
 from rcnn.look.thumbnails import Thumbnails
 from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.proposal_recall import proposal_recall
+from rcnn.metrics.table import Metrics
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
 from rcnn.presets import build, settings_of
 from rcnn.report.page import keep_scores, write_report
-from rcnn.report.scores import Scored
+from rcnn.report.scores import ScoredDetector
 
 PLAIN = ("circle", "square", "star")
 HOSTILE = (
@@ -117,7 +117,7 @@ def made(folder: Path, names: tuple[str, ...], seed: int = 0, images: int = 14, 
         "false_alarms": {"duplicate": loss},
     }
     (folder / "why.json").write_text(json.dumps(why))
-    keep_scores(folder, dataset, metrics, Scored.of(detector, epoch=2))
+    keep_scores(folder, dataset, metrics, ScoredDetector.of(detector, epoch=2))
     write_report(folder)
     return Made(folder, detector, dataset, metrics)
 

@@ -15,12 +15,12 @@ import rcnn
 from rcnn.config import Data
 from rcnn.data.formats.find import open_dataset
 from rcnn.errors import UnavailableError
-from rcnn.evaluate import Metrics
 from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.proposal_recall import proposal_recall
+from rcnn.metrics.table import Metrics
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import voc_ap
-from rcnn.result import COLUMNS, LISTED, Result
+from rcnn.result import COLUMNS, MAX_PRINTED_BOXES, Result
 from rcnn.training.train import Run
 
 from .test_result import empty, result
@@ -76,7 +76,7 @@ def test_print_lists_the_best_boxes_of_a_result() -> None:
     ]
     assert str(empty()) == "Result(array, 100x80: nothing)"
     lines = str(many(80)).splitlines()
-    assert len(lines) == LISTED + 2
+    assert len(lines) == MAX_PRINTED_BOXES + 2
     assert lines[0].endswith("70 more classes)")
     assert lines[-1] == "  ... and 70 more"
 

@@ -22,8 +22,9 @@ if TYPE_CHECKING:
         UnavailableError,
         WeightsError,
     )
-    from rcnn.evaluate import Metrics, val
+    from rcnn.evaluate import val
     from rcnn.interop.detectors import from_torchvision
+    from rcnn.metrics.table import Metrics
     from rcnn.model.faster_rcnn import FasterRCNN
     from rcnn.model.rpn import RegionProposalNetwork
     from rcnn.open_model import load

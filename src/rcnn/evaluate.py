@@ -1,7 +1,6 @@
 """Score a detector on a data set: losses, AP, proposal recall."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -17,17 +16,17 @@ from rcnn.data.loading.windows import cut_into_views
 from rcnn.data.proposals.external import External, SlidingWindows
 from rcnn.detector import Detector
 from rcnn.errors import DataError
-from rcnn.metrics.coco import CocoMetrics, coco_metrics
-from rcnn.metrics.proposal_recall import ProposalMetrics, proposal_recall
-from rcnn.metrics.table import as_html, as_text
+from rcnn.metrics.coco import coco_metrics
+from rcnn.metrics.proposal_recall import proposal_recall
+from rcnn.metrics.table import Metrics
 from rcnn.metrics.types import Prediction, Truth
-from rcnn.metrics.voc import NAMES, Name, Rule, voc_ap
+from rcnn.metrics.voc import voc_ap
 from rcnn.model.structures import Detections, Proposals, to_host
 from rcnn.open_model import load
 from rcnn.result import Result
 from rcnn.runtime.eager import Eager
 
-Scored = tuple[Result, Result]
+ViewResults = tuple[Result, Result]
 """Detections and proposals of one view of an image, or of the image."""
 
 
@@ -54,79 +53,6 @@ class Shard(NamedTuple):
     rank: int = 0
     world: int = 1
     gather: Callable[[Any], list[Any]] = lambda part: [part]
-
-
-@dataclass(frozen=True)
-class Metrics:
-    """Scores of a detector on a data set. `print` shows the most important ones, a notebook a table of all classes.
-
-    Attributes:
-        names: class names.
-        coco: AP and AR as defined by COCO; NaN if the model only proposes.
-        voc: (K,) AP at IoU 0.5 as defined by VOC, by `voc_rule`; NaN for a class without objects.
-        proposals: class-agnostic recall of the proposals, at the first of `predict.scales`.
-        losses: mean of each loss, at that scale; empty if not asked for.
-        truths: one per image, in the order of the data set.
-        predictions: likewise.
-        voc_rule: `val.voc_ap`: the area under the curve, as in VOC since 2010, or the 11 points of VOC 2007.
-    """
-
-    names: tuple[str, ...]
-    coco: CocoMetrics
-    voc: np.ndarray
-    proposals: ProposalMetrics
-    losses: dict[str, float]
-    truths: Sequence[Truth]
-    predictions: Sequence[Prediction]
-    voc_rule: Rule = "area"
-
-    def __repr__(self) -> str:
-        return as_text(self)
-
-    def _repr_html_(self) -> str:
-        """The table in a notebook."""
-        return as_html(self)
-
-    @property
-    def ap(self) -> float:
-        """COCO AP, mean over IoU 0.50:0.95."""
-        return self.coco.ap
-
-    @property
-    def ap50(self) -> float:
-        """COCO AP at IoU 0.5."""
-        return self.coco.ap50
-
-    @property
-    def voc_name(self) -> Name:
-        """What VOC's AP is called in rows and tables: each rule has names of its own."""
-        return NAMES[self.voc_rule]
-
-    @property
-    def voc_map50(self) -> float:
-        """VOC's mean AP at IoU 0.5 over the classes with objects, by `voc_rule`; NaN without any."""
-        there = ~np.isnan(self.voc)
-        return float(self.voc[there].mean()) if there.any() else float("nan")
-
-    def to_row(self) -> dict[str, float]:
-        """Name -> number, as in the rows of a run."""
-        coco = {
-            name: getattr(self.coco, name)
-            for name in ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar100")
-        }
-        recall = {
-            f"proposal_ar{top}": float(value) for top, value in zip(self.proposals.tops, self.proposals.ar, strict=True)
-        }
-        losses = {f"val_{name}": value for name, value in self.losses.items()}
-        return {**losses, **coco, self.voc_name.key: self.voc_map50, **recall}
-
-    def by_class(self) -> list[dict[str, Any]]:
-        """One row per class: name, boxes, AP, AP50, and VOC's AP50 under the name of its rule."""
-        columns = (self.names, self.coco.counts, self.coco.per_class_ap, self.coco.per_class_ap50, self.voc)
-        return [
-            {"class": name, "boxes": int(count), "ap": float(ap), "ap50": float(ap50), self.voc_name.key: float(voc)}
-            for name, count, ap, ap50, voc in zip(*columns, strict=True)
-        ]
 
 
 @suggest_settings
@@ -200,7 +126,7 @@ def evaluate(
     loaders = loaders or loaders_of(detector, dataset, batch, shard, proposals)
     kept = WINDOWS_KEPT if isinstance(proposals, SlidingWindows) else None
     steps, done = sum(loader.steps for loader in loaders), 0
-    scores: dict[tuple[int, int], Scored] = {}
+    scores: dict[tuple[int, int], ViewResults] = {}
     sums: dict[str, list[float]] = {}
     for scale, loader in enumerate(loaders):
         for item in loader.epoch(0):
@@ -235,7 +161,9 @@ def loaders_of(
     ]
 
 
-def _pooled(detector: Detector, dataset: Dataset, scored: Mapping[tuple[int, int], Scored]) -> Iterator[Scored]:
+def _pooled(
+    detector: Detector, dataset: Dataset, scored: Mapping[tuple[int, int], ViewResults]
+) -> Iterator[ViewResults]:
     """Pool the results of all views of every image; the proposals are those of the first scale.
 
     Args:
@@ -259,7 +187,7 @@ def _score(
     detector: Detector,
     item: Item,
     sums: dict[str, list[float]] | None,
-) -> dict[int, Scored]:
+) -> dict[int, ViewResults]:
     """Predictions and proposals of one batch, by image index; losses are added to `sums`."""
     pass_ = (detector.runtime.execute if sums is None else detector.network.record)(item.batch, item.proposals)
     assert pass_.detections is not None
@@ -285,7 +213,7 @@ def _score(
 
 
 def _metrics(
-    dataset: Dataset, scored: Sequence[Scored], sums: list[dict[str, list[float]]], detector: Detector
+    dataset: Dataset, scored: Sequence[ViewResults], sums: list[dict[str, list[float]]], detector: Detector
 ) -> Metrics:
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
     # If the model only proposes, AP is unknown, not 0: no truth counts for it.
@@ -313,4 +241,5 @@ def _metrics(
         truths=truths,
         predictions=predictions,
         voc_rule=rule,
+        predicts_classes=detector.settings.predicts_classes,
     )

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rcnn.cli import screen
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.errors import wrapped
+from rcnn.text import cell
 
 WORDS = st.lists(st.text("abc./-", min_size=1, max_size=30), min_size=1, max_size=30)
 
@@ -56,7 +57,7 @@ def test_text_is_printed_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
     ("value", "text"), [(0.12345, "0.123"), (float("nan"), "-"), (12345, "12,345"), ("[x]", "[x]")]
 )
 def test_cells(value: object, text: str) -> None:
-    assert screen.cell(value) == text
+    assert cell(value) == text
 
 
 def test_a_bar_is_only_shown_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:

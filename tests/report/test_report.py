@@ -20,7 +20,7 @@ from rcnn.report import page as report_file
 from rcnn.report.charts import counts
 from rcnn.report.gallery import BYTES, SIDE, as_webp, judge
 from rcnn.report.page import keep_scores, read_subjects, render, write_report
-from rcnn.report.scores import Scored, Scores, count, read_plain
+from rcnn.report.scores import ScoredDetector, Scores, count, read_plain
 from rcnn.report.subject import read_subject
 from rcnn.report.svg import ticks
 from rcnn.training.recorders.report_page import ReportPage
@@ -172,7 +172,9 @@ def test_a_run_that_breaks_off_has_a_page(plain: Made, tmp_path: Path) -> None:
 def test_of_a_model_that_only_proposes_recall_is_shown(plain: Made, tmp_path: Path) -> None:
     folder = copy(plain, tmp_path)
     shutil.rmtree(folder / "report")
-    keep_scores(folder, plain.dataset, plain.metrics, Scored.of(plain.detector)._replace(predicts_classes=False))
+    keep_scores(
+        folder, plain.dataset, plain.metrics, ScoredDetector.of(plain.detector)._replace(predicts_classes=False)
+    )
     page = write_report(folder).read_text(encoding="utf-8")
     assert "of 300 proposals, mean over IoU" in page
     assert "data:image/webp" not in page

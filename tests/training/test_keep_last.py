@@ -15,7 +15,8 @@ import torch
 import rcnn
 import rcnn.training.session as session_file
 from rcnn.errors import Interrupted, SettingsError
-from rcnn.evaluate import Metrics, evaluate
+from rcnn.evaluate import evaluate
+from rcnn.metrics.table import Metrics
 from rcnn.metrics.voc import voc_ap
 from rcnn.training.recorders import Recorder
 from rcnn.training.train import Run, train

@@ -29,9 +29,7 @@ def run(log: Log) -> None:
         if step % 2 == 0:
             table.epoch({**numbers, "ap": 0.25 * step})
     table.end({})
-    log.table(
-        "AP by class", [{"class": "cat", "boxes": 7, "ap": 0.5}, {"class": "dog", "boxes": 0, "ap": float("nan")}]
-    )
+    log.table("AP by class", ["class", "boxes", "ap"], [["cat", "7", "0.5000"], ["dog", "0", "-"]])
 
 
 def test_plain_lines_where_it_is_no_terminal() -> None:
@@ -112,7 +110,7 @@ def test_names_from_files_do_not_steer_the_terminal() -> None:
     plain = console(terminal=False)
     log = Log(None, plain)
     log.say("\x1b[2J\udce9.jpg")
-    log.table("AP", [{"class": "\x1b[2J\u202e", "AP": 0.5}])
+    log.table("AP", ["class", "AP"], [["\x1b[2J\u202e", "0.5"]])
     assert isinstance(plain.file, io.StringIO)
     text = plain.file.getvalue()
     assert "\\x1b[2J\\udce9.jpg" in text

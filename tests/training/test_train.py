@@ -23,7 +23,7 @@ from rcnn.config import override, read, to_yaml
 from rcnn.data.dataset import Dataset
 from rcnn.data.synthetic import synthesise
 from rcnn.errors import DataError, Interrupted, SettingsError, TrainingError
-from rcnn.evaluate import Metrics
+from rcnn.metrics.table import Metrics
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.report.page import write_report
 from rcnn.report.subject import read_subject

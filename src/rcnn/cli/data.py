@@ -9,6 +9,7 @@ import typer
 
 from rcnn import config
 from rcnn.cli import arguments, screen
+from rcnn.text import plural
 
 if TYPE_CHECKING:
     from rcnn.data.dataset import Record
@@ -36,10 +37,10 @@ def check(words: Data, json: arguments.Json = False) -> None:
             report = checking.check(path, settings.data, progress)
         screen.lines(f"{fault} [{fault.kind}]" for fault in report.faults)
         screen.note(*report.notes)
-        lists = ", ".join(f"{screen.several(stats.images, 'image')} in {name}" for name, stats in report.lists.items())
+        lists = ", ".join(f"{plural(stats.images, 'image')} in {name}" for name, stats in report.lists.items())
         read = f"{lists}; classes: {', '.join(report.names)}" if lists else "no list can be read"
         screen.say(f"{path} ({report.format}): {read}")
-        faults = screen.several(len(report.faults), "fault")
+        faults = plural(len(report.faults), "fault")
         kinds = {"fatal": report.fatal, "damaged": report.damaged, "mendable": report.mendable}
         said = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
         screen.say(f"{faults}: {said}" if report.faults else "no faults")
@@ -124,7 +125,7 @@ def show(
         picture = outside_data(out, dataset) if is_image(out.name) else fresh_folder(out) / "mosaic.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         mosaic(tiles, dataset.names, picture)
-        screen.say(f"{screen.several(len(tiles), 'image')}: {picture}")
+        screen.say(f"{plural(len(tiles), 'image')}: {picture}")
     if json:
         screen.emit({"picture": picture, "images": [tile.title for tile in tiles]})
 
@@ -175,7 +176,7 @@ def convert(
         notes = converting.convert(datasets, to, out)
         screen.note(*notes)
         lists = {dataset.split: len(dataset) for dataset in datasets}
-        said = ", ".join(f"{screen.several(images, 'image')} in {name}" for name, images in lists.items())
+        said = ", ".join(f"{plural(images, 'image')} in {name}" for name, images in lists.items())
         screen.say(f"{out} ({to}): {said}")
     if json:
         screen.emit({"out": out, "format": to, "lists": lists, "notes": notes})

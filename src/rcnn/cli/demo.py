@@ -42,7 +42,7 @@ def demo(
     from rcnn.presets import settings_of
     from rcnn.report.page import keep_scores, render
     from rcnn.report.parts import PAGE
-    from rcnn.report.scores import Scored
+    from rcnn.report.scores import ScoredDetector
     from rcnn.report.subject import read_subject
     from rcnn.training.train import train
     from rcnn.weights.file import atomic_write
@@ -61,7 +61,7 @@ def demo(
         metrics = evaluate(detector, dataset)
         screen.say(f"\nOn {len(dataset)} images from another seed, not used in training:")
         show(metrics)
-        keep_scores(out, dataset, metrics, Scored.of(detector))
+        keep_scores(out, dataset, metrics, ScoredDetector.of(detector))
         subject, page = read_subject(run.folder), out / PAGE
         subject.add(read_subject(out))
         atomic_write(page, render([subject], "rcnn demo").encode())

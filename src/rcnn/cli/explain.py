@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcnn.cli import arguments, screen
+from rcnn.text import plural
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
@@ -76,7 +77,7 @@ def explain(
         _show_origins(origins)
         folder = fresh_folder(out)
         pictures = draw_explanation(explanation, folder)
-        screen.say(f"\n{screen.several(len(pictures), 'picture')}: {pictures[0].parent}; begin with {pictures[0]}")
+        screen.say(f"\n{plural(len(pictures), 'picture')}: {pictures[0].parent}; begin with {pictures[0]}")
         page = None
         if html:
             from rcnn.look.explain import write_page

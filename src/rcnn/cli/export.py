@@ -8,6 +8,7 @@ import typer
 
 from rcnn.cli import arguments, screen
 from rcnn.errors import SettingsError
+from rcnn.text import plural
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
@@ -100,9 +101,9 @@ def _graph(detector: "Detector", target: Path, size: tuple[int, int] | None, ima
     takes = f"{size[0]} x {size[1]}" if size else f"any size in multiples of {multiple}"
     screen.say(f"{' and '.join(map(str, written))}: {megabytes:.1f} MB, images of {takes}, in batches of any number")
     screen.say(
-        f"agrees with the detector on {screen.several(parity.images, 'image')}: {parity.agreed:,} of "
-        f"{screen.several(parity.detections, 'detection')} and {parity.proposals_agreed:,} of "
-        f"{screen.several(parity.proposals, 'proposal')} within {PIXELS} px and {SCORE}"
+        f"agrees with the detector on {plural(parity.images, 'image')}: {parity.agreed:,} of "
+        f"{plural(parity.detections, 'detection')} and {parity.proposals_agreed:,} of "
+        f"{plural(parity.proposals, 'proposal')} within {PIXELS} px and {SCORE}"
     )
     if not parity.detections and not images:
         screen.note("there was nothing to detect in the made-up images; --images compares on your own")
@@ -125,7 +126,7 @@ def _weights(detector: "Detector", target: Path, format: str) -> dict[str, Any]:
         write_arrays(target, tensors)
     if code:
         print(code + _loading(target))
-    screen.note(f"# {target}: {screen.several(len(tensors), 'tensor')}; labels: {', '.join(names)}")
+    screen.note(f"# {target}: {plural(len(tensors), 'tensor')}; labels: {', '.join(names)}")
     return {"file": target, "names": names} | ({"program": code} if code else {})
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from rcnn.cli import arguments, screen
+from rcnn.text import plural
 
 File = Annotated[
     Path | None, typer.Argument(metavar="FILE", help="A checkpoint: .pth, .pt, .pkl, .safetensors or .npz.")
@@ -48,7 +49,7 @@ def import_weights(
     if json:
         screen.emit({"file": target, "arch": arch, "names": detector.names, "notes": imported.notes})
         return
-    screen.say(f"{target}: {arch}, {screen.several(len(detector.names), 'class')}")
+    screen.say(f"{target}: {arch}, {plural(len(detector.names), 'class')}")
     screen.note(
         *imported.notes, f"rcnn predict {target} IMAGES finds objects with it, rcnn inspect {target} says more of it"
     )

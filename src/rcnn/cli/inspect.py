@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcnn.cli import arguments, screen
+from rcnn.text import cell, plural
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +108,7 @@ def _detector(metadata: "Metadata") -> dict[str, Any]:
     rows = zip(metadata.names, metadata.category_ids, strict=True)
     return {
         "kind": "detector",
-        "text": f"a detector of {screen.several(len(metadata.names), 'class')}",
+        "text": f"a detector of {plural(len(metadata.names), 'class')}",
         "classes": [{"label": label, "name": name, "id": number} for label, (name, number) in enumerate(rows)],
         "threshold": metadata.threshold,
         "training": {
@@ -126,7 +127,7 @@ def show(document: dict[str, Any]) -> None:
     types = ", ".join(document["types"])
     size = f"{document['parameters']:,} parameters, {document['bytes'] / 1e6:,.1f} MB ({types})"
     if document["kind"] != "detector":
-        screen.say(f"{screen.several(document['tensors'], 'tensor')}, {size}")
+        screen.say(f"{plural(document['tensors'], 'tensor')}, {size}")
         screen.say(document["advice"])
         return
     for name, value in {"size": size, **_lines(document)}.items():
@@ -140,7 +141,7 @@ def _lines(document: dict[str, Any]) -> dict[str, str]:
     model, anchors, roi = (document["settings"][name] for name in ("model", "anchors", "roi"))
     neck = f"pyramid levels {_list(model['levels'])} of {model['channels']} channels" if model["neck"] == "fpn" else ""
     picture, training = document["settings"]["preprocess"], document["training"]
-    summary = ", ".join(f"{key} {screen.cell(value)}" for key, value in training["summary"].items())
+    summary = ", ".join(f"{key} {cell(value)}" for key, value in training["summary"].items())
     return {
         "architecture": ", ".join(
             filter(None, (model["preset"], f"backbone {model['backbone']}", neck, f"head {roi['head']}"))
@@ -149,7 +150,7 @@ def _lines(document: dict[str, Any]) -> dict[str, str]:
         f"{picture['in_channels']} channels, {picture['order']}, mean {_list(picture['mean'])}, "
         f"std {_list(picture['std'])}, {picture['resize']}",
         "anchors": f"sizes {'; '.join(map(_list, anchors['sizes']))}; {anchors['ratio']} {_list(anchors['ratios'])}",
-        "threshold": screen.cell(document["threshold"]),
+        "threshold": cell(document["threshold"]),
         "training": f"data {training['data'] or 'not told'}, from {training['init']}, {training['epochs']} epochs"
         + (f"; these weights: {summary}" if summary else ""),
         "licence": f"of the data: {document['licence'] or 'not told'}",
@@ -161,7 +162,7 @@ def _settled(size: tuple[int, int] | None, svd: tuple[int, ...], parity: dict[st
     """Return what the export settled, as one line."""
     shape = f"for {size[0]} x {size[1]} pixels" if size else "for any size"
     ranks = [f"fully connected layers of rank {_list([*svd])}"] if svd else []
-    return "; ".join([shape, *ranks, *(f"{key} {screen.cell(value)}" for key, value in parity.items())])
+    return "; ".join([shape, *ranks, *(f"{key} {cell(value)}" for key, value in parity.items())])
 
 
 def _list(values: list[float]) -> str:

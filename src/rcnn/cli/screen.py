@@ -12,17 +12,14 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 from rich.text import Text
 
 from rcnn.errors import UNPRINTABLE, printable, wrapped
+from rcnn.text import cell, plural, print_table
 
 if TYPE_CHECKING:
     from rcnn.config import Preprocess
     from rcnn.data.dataset import Dataset
-
-FILE_WIDTH = 1000
-"""Characters per line in a file; a terminal has its own width."""
 
 
 def stdout_for_json(wanted: bool) -> AbstractContextManager[object]:
@@ -80,11 +77,11 @@ def sides(preprocess: "Preprocess") -> str:
 def dataset_line(dataset: "Dataset") -> None:
     """Print what was read: images, boxes, classes, faults, and the reader's notes."""
     boxes = sum(len(record.boxes) for record in dataset.records)
-    size = f"{several(len(dataset), 'image')}, {several(boxes, 'box')}, {several(len(dataset.names), 'class')}"
+    size = f"{plural(len(dataset), 'image')}, {plural(boxes, 'box')}, {plural(len(dataset.names), 'class')}"
     say(f"{dataset.root} ({dataset.format}), {dataset.split}: {size}: {', '.join(dataset.names)}")
     note(*dataset.notes)
     if dataset.faults:
-        mended, them = several(len(dataset.faults), "fault"), "them" if len(dataset.faults) > 1 else "it"
+        mended, them = plural(len(dataset.faults), "fault"), "them" if len(dataset.faults) > 1 else "it"
         note(f"{mended} mended or left out; `rcnn data check {shlex.quote(str(dataset.root))}` lists {them}")
 
 
@@ -112,39 +109,5 @@ def note(*texts: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table after an empty line. The first column is text, the others are numbers. Files get long lines.
-
-    In a narrow terminal headings and the first column take several lines, but no number and no heading's word is cut.
-    """
-    cells = [[*columns], *([cell(value) for value in row] for row in rows)]
-    cells = [[printable(text) for text in row] for row in cells]
-    console = Console()
-    if not console.is_terminal:
-        console.width = FILE_WIDTH
-    wide = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    narrow = sum(wide) + 2 * (len(wide) - 1) > console.width
-    grid = Table(box=None, pad_edge=False)
-    for index, heading in enumerate(cells[0]):
-        least = max(len(text) for text in [*heading.split(), *(row[index] for row in cells[1:]), ""])
-        width = least if index and narrow else None
-        grid.add_column(heading, justify="right" if index else "left", overflow="fold", width=width)
-    for row in cells[1:]:
-        grid.add_row(*map(Text, row))
-    say("")
-    say(title, "bold")
-    console.print(grid, crop=False)
-
-
-def several(number: int, thing: str) -> str:
-    """Return a number with its noun: `1 fault`, `2 faults`, `3 boxes`, `4 classes`."""
-    ending = "" if number == 1 else "es" if thing.endswith(("s", "x")) else "s"
-    return f"{number:,} {thing}{ending}"
-
-
-def cell(value: object) -> str:
-    """Format a table's cell: three decimals, thousands separated, a dash for NaN."""
-    if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.3f}"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return str(value)
+    """Print a table; see `rcnn.text.print_table`."""
+    print_table(Console(), title, columns, [[cell(value) for value in row] for row in rows])

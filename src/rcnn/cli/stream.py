@@ -23,6 +23,7 @@ from rcnn.detector import Detector
 from rcnn.errors import DataError, ImageError, SettingsError
 from rcnn.images.sources import ImageSource, NamedImage, base_of, open_source
 from rcnn.result import Result
+from rcnn.text import plural
 
 LIST_SUFFIXES = {".json", ".yaml", ".yml", ".csv"}
 """Of files that may list images."""
@@ -171,12 +172,12 @@ class Job:
     def _report(self, names: Sequence[str], *parts: tuple[int, Counter[str], int, bool]) -> None:
         """Print what all processes found, class by class, and where it was written."""
         counts, totals, unread, stopped = zip(*parts, strict=True)
-        images = screen.several(sum(counts), "image")
+        images = plural(sum(counts), "image")
         if any(stopped):
             screen.note(f"stopped; results of {images} are in {self._out}")
             return
         total = sum(totals, Counter[str]())
-        title = f"{images}, {screen.several(total.total(), 'box')}"
+        title = f"{images}, {plural(total.total(), 'box')}"
         if sum(counts) > 1 and total:
             rows = [[name, number, number / sum(counts)] for name, number in total.most_common()]
             screen.table(title, ["class", "boxes", "per image"], rows)
@@ -185,7 +186,7 @@ class Job:
             screen.say(f"{title}: {each}" if each and len(names) > 1 else title)
         screen.say(f"\nwritten to {self._out}: {', '.join(self._formats)}")
         if any(unread):
-            screen.say(f"left out as unreadable: {screen.several(sum(unread), 'image')}, named above")
+            screen.say(f"left out as unreadable: {plural(sum(unread), 'image')}, named above")
 
 
 def open_sources(

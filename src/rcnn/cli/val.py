@@ -8,17 +8,7 @@ import typer
 from rcnn.cli import arguments, screen
 
 if TYPE_CHECKING:
-    from rcnn.evaluate import Metrics
-
-SHOWN = {
-    "AP": "ap",
-    "AP50": "ap50",
-    "AP75": "ap75",
-    "AP small": "ap_small",
-    "AP medium": "ap_medium",
-    "AP large": "ap_large",
-    "AR100": "ar100",
-}
+    from rcnn.metrics.table import Metrics
 
 
 def val(
@@ -46,7 +36,7 @@ def val(
     from rcnn.evaluate import evaluate
     from rcnn.model.sliding_windows import SLIDING_WINDOWS
     from rcnn.report.page import keep_scores
-    from rcnn.report.scores import Scored
+    from rcnn.report.scores import ScoredDetector
     from rcnn.training.proposals import shared_proposals
 
     with screen.stdout_for_json(json), sharing(device) as (distributed, shard):
@@ -75,7 +65,7 @@ def val(
             screen.say("")
             with page_of(folder):
                 describe(folder, model, settings)
-                keep_scores(folder, dataset, metrics, Scored.of(detector))
+                keep_scores(folder, dataset, metrics, ScoredDetector.of(detector))
         document = {"split": dataset.split, "images": len(dataset), **summary(metrics)}
     if json:
         screen.emit(document)
@@ -83,17 +73,15 @@ def val(
 
 def show(metrics: "Metrics") -> None:
     """Print AP by class, AP by size, and recall of the proposals. Of many classes, those without boxes are left out."""
-    from rcnn.metrics.table import HEADINGS, listed
+    from rcnn.metrics.table import METRICS
+    from rcnn.text import cell
 
-    there, left = listed(metrics.by_class())
-    rows = [list(row.values()) for row in there]
-    coco = metrics.coco
-    screen.table(
-        "AP by class" + left,
-        [HEADINGS[key] for key in there[0]] if there else [],
-        [*rows, ["all", int(coco.counts.sum()), coco.ap, coco.ap50, metrics.voc_map50]],
-    )
-    screen.table("All classes", list(SHOWN), [[float(getattr(coco, name)) for name in SHOWN.values()]])
+    overall = {m.key: cell(metrics.values[m.key].overall, m.digits) for m in METRICS if m.key in metrics.values}
+    rows, note = metrics.table()
+    every = ["all", int(metrics.coco.counts.sum()), *(overall[metric.key] for metric in metrics.per_class)]
+    screen.table("AP by class" + note, metrics.class_headings, [*rows, every])
+    shown = {m.heading: overall[m.key] for m in METRICS if m.key in overall and m.group not in ("voc", "proposals")}
+    screen.table("All classes", list(shown), [list(shown.values())])
     proposals = metrics.proposals
     tops = [f"AR@{top}" for top in proposals.tops]
     by_size = {"all": proposals.ar, **proposals.ar_by_size}
@@ -104,12 +92,13 @@ def show(metrics: "Metrics") -> None:
 
 def summary(metrics: "Metrics") -> dict[str, Any]:
     """Return what `--json` prints."""
+    from rcnn.metrics.table import METRICS
+
+    groups = {metric.key: metric.group for metric in METRICS}
     proposals = metrics.proposals
-    recall = {f"ar{top}": value for top, value in zip(proposals.tops, proposals.ar.tolist(), strict=True)}
     return {
-        **{name: float(getattr(metrics.coco, name)) for name in SHOWN.values()},
-        metrics.voc_name.key: metrics.voc_map50,
+        **{key: value.overall for key, value in metrics.values.items() if groups[key] != "proposals"},
         "classes": metrics.by_class(),
-        "proposals": recall,
+        "proposals": {f"ar{top}": value for top, value in zip(proposals.tops, proposals.ar.tolist(), strict=True)},
         "losses": metrics.losses,
     }

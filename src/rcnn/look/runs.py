@@ -16,7 +16,8 @@ from starlette.routing import Route
 
 from rcnn.config.files import MB, check_regular
 from rcnn.errors import SettingsError, printable
-from rcnn.report import view
+from rcnn.metrics.table import compared_columns
+from rcnn.report.charts import shown
 from rcnn.report.page import compared, values
 from rcnn.report.subject import Subject, read_subject
 from rcnn.report.templating import environment
@@ -62,9 +63,6 @@ PICTURES = {
     "val.jpg": "Truth and detections of validation images, at the end",
 }
 """Files in plots/ that are shown, and what they are."""
-
-COLUMNS = {"epoch": "epoch", "train_loss": "training loss", **view.SUMMARY}
-"""Numbers of an epoch that are listed -> their headings."""
 
 KINDS = {".jpg": ("image/jpeg", b"\xff\xd8\xff"), ".png": ("image/png", b"\x89PNG")}
 """Suffix of a picture -> its type and first bytes."""
@@ -262,8 +260,12 @@ def _stamp(path: Path) -> int:
 def _epochs(subject: Subject) -> dict[str, Any]:
     """Return the last epochs as a table."""
     rows = subject.rows[-MAX_EPOCHS:]
-    keys = [key for key in COLUMNS if any(_number(row, key) is not None for row in rows)]
-    return {"headings": [COLUMNS[key] for key in keys], "rows": [[_number(row, key) for key in keys] for row in rows]}
+    every = [("epoch", "epoch", 0), ("train_loss", "training loss", 3), *compared_columns()]
+    columns = [column for column in every if any(_number(row, column[0]) is not None for row in rows)]
+    return {
+        "headings": [heading for _, heading, _ in columns],
+        "rows": [[shown(_number(row, key), digits) for key, _, digits in columns] for row in rows],
+    }
 
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:

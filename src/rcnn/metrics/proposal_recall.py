@@ -8,6 +8,9 @@ import numpy as np
 from rcnn.metrics.overlap import area, best_first, box_iou
 from rcnn.metrics.types import Truth
 
+TOPS = (50, 100, 300, 1000)
+"""Numbers of proposals per image."""
+
 IOUS = np.arange(50, 100, 5) / 100
 SIZES = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}
 """Ranges of the area in pixels of the original image, without the upper bound."""
@@ -39,7 +42,7 @@ class ProposalMetrics:
 def proposal_recall(
     truths: Sequence[Truth],
     proposals: Sequence[tuple[np.ndarray, np.ndarray]],
-    tops: Sequence[int] = (50, 100, 300, 1000),
+    tops: Sequence[int] = TOPS,
 ) -> ProposalMetrics:
     """Compute the recall of class-agnostic boxes over N images, by object size. Ignored boxes are left out.
 

@@ -1,140 +1,297 @@
-"""The scores of a detector as text that fits a screen, and as a table of a notebook."""
+"""The table of metrics, from which every output takes its columns, and the metrics of a detector on a data set.
 
-from collections.abc import Mapping, Sequence
+The console of a training, results.csv, metrics.jsonl, `rcnn val`, report.html, the runs of `rcnn look` and the
+comparison of runs all read `METRICS`: a metric is added with a function and a row of it.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
 from html import escape
-from typing import Any, Protocol
+from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
+from rcnn import text
 from rcnn.errors import printable, wrapped
 from rcnn.metrics.coco import CocoMetrics
-from rcnn.metrics.proposal_recall import ProposalMetrics
-from rcnn.metrics.voc import NAMES, Name
+from rcnn.metrics.proposal_recall import TOPS, ProposalMetrics
+from rcnn.metrics.types import Prediction, Truth
+from rcnn.metrics.voc import Rule
 
-HEADINGS = {
-    "class": "class",
-    "boxes": "boxes",
-    "ap": "AP",
-    "ap50": "AP50",
-    **{name.key: name.heading for name in NAMES.values()},
-}
-"""Scores per class -> headings of the table. Of VOC's, a row has the one whose rule was asked for."""
-LISTED = 16
+MAX_CLASSES = 16
 """Up to this many classes are listed as text; of more, the best and the worst of those with objects."""
-LONGEST_NAME, WIDTH = 32, 80
-PLURALS = {"image": "images", "box": "boxes", "class": "classes"}
+
+MAX_NAME, WIDTH = 32, 80
 
 
-class Scores(Protocol):
-    """What is shown of `Metrics`."""
+class MetricValue(NamedTuple):
+    """The value of a metric.
+
+    Attributes:
+        overall: over all classes; NaN without ground truth that counts.
+        by_class: (K,) of each class, NaN for a class without objects; None if the metric has no values by class.
+    """
+
+    overall: float
+    by_class: np.ndarray | None = None
+
+
+class Metric(NamedTuple):
+    """A metric and how it is shown.
+
+    Attributes:
+        key: its name in rows of epochs, csv and JSON.
+        heading: its name in tables of all classes and in comparisons.
+        compute: returns its value; None if `val.voc_ap` asks for another metric in its place.
+        per_class: heading of its column in tables of classes; empty if it has no values by class.
+        digits: decimals in tables and reports. The console of a training shows one more.
+        group: what it is about; groups have a line each in `print(metrics)`, and are compared in this order.
+        live: heading of its column on the console of a training; empty if it is not shown there.
+        tile: heading and caption of its tile in a report; None for no tile.
+    """
+
+    key: str
+    heading: str
+    compute: Callable[["Metrics"], MetricValue | None]
+    per_class: str = ""
+    digits: int = 3
+    group: Literal["overall", "voc", "size", "recall", "proposals"] = "overall"
+    live: str = ""
+    tile: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Scores of a detector on a data set. `print` shows the most important ones, a notebook a table of all classes.
+
+    Attributes:
+        names: class names.
+        coco: AP and AR as defined by COCO; NaN if the model only proposes.
+        voc: (K,) AP at IoU 0.5 as defined by VOC, by `voc_rule`; NaN for a class without objects.
+        proposals: class-agnostic recall of the proposals, at the first of `predict.scales`.
+        losses: mean of each loss, at that scale; empty if not asked for.
+        truths: one per image, in the order of the data set.
+        predictions: likewise.
+        voc_rule: `val.voc_ap`: the area under the curve, as in VOC since 2010, or the 11 points of VOC 2007.
+        predicts_classes: as `Settings.predicts_classes`; if False, all metrics but those of proposals are NaN.
+    """
+
+    names: tuple[str, ...]
+    coco: CocoMetrics
+    voc: np.ndarray
+    proposals: ProposalMetrics
+    losses: dict[str, float]
+    truths: Sequence[Truth]
+    predictions: Sequence[Prediction]
+    voc_rule: Rule = "area"
+    predicts_classes: bool = True
+
+    @cached_property
+    def values(self) -> dict[str, MetricValue]:
+        """Key -> value, of each of `METRICS` that applies."""
+        unknown = MetricValue(float("nan"), np.full(len(self.names), np.nan))
+        values = {metric.key: (metric, value) for metric in METRICS if (value := metric.compute(self)) is not None}
+        return {
+            key: value if self.predicts_classes or metric.group == "proposals" else unknown
+            for key, (metric, value) in values.items()
+        }
 
     @property
-    def names(self) -> tuple[str, ...]:
-        """Class names."""
-        ...
+    def ap(self) -> float:
+        """COCO AP, mean over IoU 0.50:0.95."""
+        return self.coco.ap
 
     @property
-    def coco(self) -> CocoMetrics:
-        """AP and AR."""
-        ...
-
-    @property
-    def proposals(self) -> ProposalMetrics:
-        """Recall of the proposals."""
-        ...
-
-    @property
-    def voc_name(self) -> Name:
-        """What VOC's AP is called by its rule."""
-        ...
+    def ap50(self) -> float:
+        """COCO AP at IoU 0.5."""
+        return self.coco.ap50
 
     @property
     def voc_map50(self) -> float:
-        """Mean of it over the classes with objects."""
-        ...
+        """VOC's mean AP at IoU 0.5 over the classes with objects, by `voc_rule`; NaN without any."""
+        return mean_over_classes(self.voc).overall
 
-    @property
-    def losses(self) -> dict[str, float]:
-        """Mean of each loss."""
-        ...
-
-    @property
-    def truths(self) -> Sequence[Any]:
-        """One per image."""
-        ...
+    def to_row(self) -> dict[str, float]:
+        """Return name -> number, as in the rows of a run."""
+        losses = {f"val_{name}": value for name, value in self.losses.items()}
+        return losses | {key: value.overall for key, value in self.values.items()}
 
     def by_class(self) -> list[dict[str, Any]]:
-        """One row per class."""
-        ...
+        """Return one row per class: name, boxes, and the metrics by class, named as in rows."""
+        columns = {metric.key: self.values[metric.key].by_class for metric in self.per_class}
+        return [
+            {"class": name, "boxes": int(count)}
+            | {key: float(values[label]) for key, values in columns.items() if values is not None}
+            for label, (name, count) in enumerate(zip(self.names, self.coco.counts, strict=True))
+        ]
+
+    @property
+    def per_class(self) -> list[Metric]:
+        """The metrics that have values by class."""
+        return [metric for metric in METRICS if metric.per_class and metric.key in self.values]
+
+    @property
+    def class_headings(self) -> list[str]:
+        """The headings of the rows that `by_class` returns."""
+        return ["class", "boxes", *(metric.per_class for metric in self.per_class)]
+
+    def table(self, digits: int = 0) -> tuple[list[list[str]], str]:
+        """Return rows of texts under `class_headings`, of many classes those with objects, and a note on the others.
+
+        Args:
+            digits: decimals in addition to those of the metrics.
+        """
+        rows = self.by_class()
+        shown = [row for row in rows if row["boxes"] or len(rows) <= MAX_CLASSES]
+        note = f" (without boxes here: {len(rows) - len(shown)} of {len(rows)})" if len(shown) < len(rows) else ""
+        return [self._cells(row, digits) for row in shown], note
+
+    def _cells(self, row: Mapping[str, Any], digits: int = 0) -> list[str]:
+        numbers = (text.cell(row[metric.key], metric.digits + digits) for metric in self.per_class)
+        return [str(row["class"]), text.cell(row["boxes"]), *numbers]
+
+    def __repr__(self) -> str:
+        """Return some twenty lines of at most 80 characters. Of many classes, those without objects are left out."""
+        rows, hidden = self.by_class(), 0
+        if len(rows) > MAX_CLASSES:
+            rows = sorted((row for row in rows if row["boxes"]), key=lambda row: -row["ap"])
+            hidden = max(0, len(rows) - MAX_CLASSES)
+        if hidden:
+            rows = [*rows[: MAX_CLASSES // 2], *rows[-(MAX_CLASSES // 2) :]]
+        grid = [self.class_headings, *([_short(name), *cells] for name, *cells in map(self._cells, rows))]
+        widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
+        lines = ["  ".join([name.ljust(widths[0]), *map(str.rjust, cells, widths[1:])]) for name, *cells in grid]
+        if hidden:
+            lines.insert(1 + MAX_CLASSES // 2, f"... {hidden} classes in between")
+        return "\n".join([*(wrapped(line, WIDTH) for line in self._summary()), *lines])
+
+    def _repr_html_(self) -> str:
+        """Return the table that a notebook shows. Notebooks differ in how they align cells."""
+
+        def row(tag: str, name: str, *cells: str) -> str:
+            sides = (("left", name), *(("right", cell) for cell in cells))
+            texts = (f'<{tag} style="text-align:{side}">{escape(cell)}</{tag}>' for side, cell in sides)
+            return f"<tr>{''.join(texts)}</tr>"
+
+        rows = (row("td", _short(name), *cells) for name, *cells in map(self._cells, self.by_class()))
+        summary = "<br>".join(map(escape, self._summary()))
+        return f"<p>{summary}</p><table>{row('th', *self.class_headings)}{''.join(rows)}</table>"
+
+    def _summary(self) -> list[str]:
+        """Return lines on all classes together; what is unknown is left out."""
+        counts = {"image": len(self.truths), "box": int(self.coco.counts.sum()), "class": len(self.names)}
+        recall = self.proposals
+        lines = {
+            "": self._numbers("overall", "voc"),
+            "AP by size: ": {name.removeprefix("AP "): shown for name, shown in self._numbers("size").items()},
+            "proposals: ": {f"AR{top}": text.cell(float(ar)) for top, ar in zip(recall.tops, recall.ar, strict=True)},
+            "losses: ": {name: text.cell(loss) for name, loss in self.losses.items()},
+        }
+        known = {
+            title: ", ".join(f"{name} {shown}" for name, shown in numbers.items() if shown != "-")
+            for title, numbers in lines.items()
+        }
+        sizes = ", ".join(text.plural(count, noun) for noun, count in counts.items())
+        return [f"Metrics of {sizes}", *(title + numbers for title, numbers in known.items() if numbers)]
+
+    def _numbers(self, *groups: str) -> dict[str, str]:
+        """Return heading -> number of the metrics of some groups."""
+        return {
+            metric.heading: text.cell(self.values[metric.key].overall, metric.digits)
+            for metric in compared()
+            if metric.group in groups and metric.key in self.values
+        }
 
 
-def listed(rows: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], str]:
-    """Of many classes, those with objects; and what a title says of the others."""
-    there = [row for row in rows if row["boxes"] or len(rows) <= LISTED]
-    left = f" (without boxes here: {len(rows) - len(there)} of {len(rows)})" if len(there) < len(rows) else ""
-    return there, left
+def mean_over_classes(values: np.ndarray) -> MetricValue:
+    """Return a metric of which only values by class (K,) are known, NaN where unknown: their mean, and themselves."""
+    known = ~np.isnan(values)
+    return MetricValue(float(values[known].mean()) if known.any() else float("nan"), values)
 
 
-def as_text(scores: Scores) -> str:
-    """The scores in some twenty lines of at most 80 characters. Of many classes, those without objects are left out."""
-    rows = scores.by_class()
-    hidden = 0
-    if len(rows) > LISTED:
-        rows = sorted((row for row in rows if row["boxes"]), key=lambda row: -row["ap"])
-        hidden = max(0, len(rows) - LISTED)
-    if hidden:
-        rows = [*rows[: LISTED // 2], *rows[-(LISTED // 2) :]]
-    keys = _keys(scores)
-    grid = [[HEADINGS[key] for key in keys], *([_shown(row[key]) for key in keys] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*grid, strict=True)]
-    lines = [
-        "  ".join(text.rjust(width) if place else text.ljust(width) for place, (text, width) in enumerate(pairs))
-        for pairs in (list(zip(row, widths, strict=True)) for row in grid)
-    ]
-    if hidden:
-        lines.insert(1 + LISTED // 2, f"... {hidden} classes in between")
-    return "\n".join([*(wrapped(line, WIDTH) for line in _summary(scores)), *lines])
+def _voc(rule: Rule, metrics: Metrics) -> MetricValue | None:
+    return mean_over_classes(metrics.voc) if metrics.voc_rule == rule else None
 
 
-def as_html(scores: Scores) -> str:
-    """The scores of all classes as a table, below those of all together. Notebooks differ in how they align cells."""
-
-    def row(tag: str, texts: Sequence[str]) -> str:
-        sides = ("left", *["right"] * (len(texts) - 1))
-        cells = zip(sides, map(escape, texts), strict=True)
-        return "<tr>" + "".join(f'<{tag} style="text-align:{side}">{text}</{tag}>' for side, text in cells) + "</tr>"
-
-    above, keys = "<br>".join(map(escape, _summary(scores))), _keys(scores)
-    rows = [row("td", [_shown(entry[key]) for key in keys]) for entry in scores.by_class()]
-    return f"<p>{above}</p><table>{row('th', [HEADINGS[key] for key in keys])}{''.join(rows)}</table>"
+def _proposal_recall(top: int, metrics: Metrics) -> MetricValue | None:
+    recall = dict(zip(metrics.proposals.tops, metrics.proposals.ar.tolist(), strict=True))
+    return MetricValue(recall[top]) if top in recall else None
 
 
-def _keys(scores: Scores) -> list[str]:
-    """The columns of a row per class."""
-    return [key for key in HEADINGS if key == scores.voc_name.key or key not in {name.key for name in NAMES.values()}]
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "ap",
+        "AP",
+        lambda metrics: MetricValue(metrics.coco.ap, metrics.coco.per_class_ap),
+        per_class="AP",
+        live="AP",
+        tile=("AP", "mean over IoU .50:.95"),
+    ),
+    Metric(
+        "ap50",
+        "AP50",
+        lambda metrics: MetricValue(metrics.coco.ap50, metrics.coco.per_class_ap50),
+        per_class="AP50",
+        live="AP50",
+        tile=("AP50", "at IoU .50"),
+    ),
+    Metric("ap75", "AP75", lambda metrics: MetricValue(metrics.coco.ap75)),
+    Metric("ap_small", "AP small", lambda metrics: MetricValue(metrics.coco.ap_small), group="size"),
+    Metric("ap_medium", "AP medium", lambda metrics: MetricValue(metrics.coco.ap_medium), group="size"),
+    Metric("ap_large", "AP large", lambda metrics: MetricValue(metrics.coco.ap_large), group="size"),
+    Metric("ar100", "AR100", lambda metrics: MetricValue(metrics.coco.ar100), group="recall"),
+    Metric(
+        "voc_ap50",
+        "VOC mAP50 (area)",
+        partial(_voc, "area"),
+        per_class="VOC AP50 (area)",
+        group="voc",
+        tile=("mAP50", "VOC (area)"),
+    ),
+    Metric(
+        "voc07_ap50",
+        "VOC07 mAP50 (11-point)",
+        partial(_voc, "11-point"),
+        per_class="VOC07 AP50 (11-point)",
+        group="voc",
+        tile=("mAP50", "VOC07 (11-point)"),
+    ),
+    *(
+        Metric(
+            f"proposal_ar{top}",
+            f"recall of {top} proposals",
+            partial(_proposal_recall, top),
+            group="proposals",
+            live="AR300" if top == 300 else "",
+            tile=("recall", "of 300 proposals, mean over IoU .50:.95") if top == 300 else None,
+        )
+        for top in TOPS
+    ),
+)
+"""All metrics, in the order of the columns of rows, csv and JSON. VOC's two rules have names of their own, so that
+their numbers are never compared by mistake."""
 
 
-def _summary(scores: Scores) -> list[str]:
-    """Lines on all classes together; what is unknown is left out."""
-    coco, recall = scores.coco, scores.proposals
-    sizes = {"image": len(scores.truths), "box": int(coco.counts.sum()), "class": len(scores.names)}
-    counts = ", ".join(f"{number:,} {thing if number == 1 else PLURALS[thing]}" for thing, number in sizes.items())
-    sides = {name: getattr(coco, f"ap_{name}") for name in ("small", "medium", "large")}
-    lines = {
-        "": {"AP": coco.ap, "AP50": coco.ap50, "AP75": coco.ap75, scores.voc_name.mean: scores.voc_map50},
-        "AP by size: ": sides,
-        "proposals: ": {f"AR{top}": float(value) for top, value in zip(recall.tops, recall.ar, strict=True)},
-        "losses: ": scores.losses,
-    }
-    known = {title: _pairs(numbers) for title, numbers in lines.items()}
-    return [f"Metrics of {counts}", *(title + text for title, text in known.items() if text)]
+def compared() -> list[Metric]:
+    """Return the metrics by which detectors are compared, by group; of those of proposals, those that have a tile."""
+    groups = ("overall", "voc", "size", "recall", "proposals")
+    shown = (metric for metric in METRICS if metric.group != "proposals" or metric.tile)
+    return sorted(shown, key=lambda metric: groups.index(metric.group))
 
 
-def _pairs(numbers: Mapping[str, float]) -> str:
-    return ", ".join(f"{name} {value:.3f}" for name, value in numbers.items() if value == value)
+def compared_columns() -> list[tuple[str, str, int]]:
+    """Return key, heading and decimals of the numbers of a row by which runs are compared."""
+    return [*((metric.key, metric.heading, metric.digits) for metric in compared()), ("val_loss", "validation loss", 3)]
 
 
-def _shown(value: object) -> str:
-    """A number with three decimals, a dash for NaN; a long name is cut."""
-    if isinstance(value, float):
-        return f"{value:.3f}" if value == value else "-"
-    text = f"{value:,}" if isinstance(value, int) else printable(str(value)).replace("\n", " ")
-    return text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 3]}..."
+def live_metrics(best: str) -> list[Metric]:
+    """Return the metrics on the console of a training whose best epoch has the highest `best`, a key of `METRICS`."""
+    group = {metric.key: metric.group for metric in METRICS}[best]
+    return [metric for metric in METRICS if metric.live and (metric.group == "proposals") == (group == "proposals")]
+
+
+def _short(name: str) -> str:
+    """Return a class name that fits into a column."""
+    name = printable(name).replace("\n", " ")
+    return name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 3]}..."

@@ -1,7 +1,7 @@
 """Average precision as in PASCAL VOC: VOC07's 11 points, and the area under the curve of later years."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 
@@ -10,26 +10,6 @@ from rcnn.metrics.types import Prediction, Truth
 
 Rule = Literal["area", "11-point"]
 """The area under the monotone envelope of precision over recall, or the mean of the precisions at 11 recalls."""
-
-
-class Name(NamedTuple):
-    """What the AP by one of the rules is called, so that the numbers of two rules are never compared by mistake.
-
-    Attributes:
-        key: in rows of numbers and in JSON, of a class and of the mean over the classes with objects.
-        heading: of its column.
-        mean: of the mean over the classes.
-    """
-
-    key: str
-    heading: str
-    mean: str
-
-
-NAMES: dict[Rule, Name] = {
-    "area": Name("voc_ap50", "VOC AP50 (area)", "VOC mAP50 (area)"),
-    "11-point": Name("voc07_ap50", "VOC07 AP50 (11-point)", "VOC07 mAP50 (11-point)"),
-}
 
 
 def voc_ap(

@@ -11,11 +11,11 @@ from PIL import Image
 from rcnn.data.dataset import Dataset
 from rcnn.draw import as_rgb, draw_boxes
 from rcnn.errors import ImageError
-from rcnn.evaluate import Metrics
 from rcnn.images.stream import read_picture
 from rcnn.metrics.overlap import match
+from rcnn.metrics.table import Metrics
 from rcnn.metrics.types import Prediction, Truth
-from rcnn.report.scores import IOU, Picture, Scored
+from rcnn.report.scores import IOU, GalleryPicture, ScoredDetector
 from rcnn.weights.file import atomic_write
 
 WORST, BEST = 6, 4
@@ -76,7 +76,9 @@ def choose(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
     return {"worst": worst, "best": best}
 
 
-def save_pictures(folder: Path, dataset: Dataset, metrics: Metrics, scored: Scored) -> tuple[Picture, ...]:
+def save_pictures(
+    folder: Path, dataset: Dataset, metrics: Metrics, scored: ScoredDetector
+) -> tuple[GalleryPicture, ...]:
     """Write the worst and the best pictures into a folder; one that can't be read again is left out."""
     truths, predictions = metrics.truths, metrics.predictions
     threshold, settings = scored.threshold, scored.settings
@@ -95,7 +97,7 @@ def save_pictures(folder: Path, dataset: Dataset, metrics: Metrics, scored: Scor
             atomic_write(folder / file, drawn)
             right, wrong = int(one.right.sum()), int((~one.right).sum())
             pictures.append(
-                Picture(file=file, name=record.name, kind=kind, right=right, wrong=wrong, lost=len(one.lost))
+                GalleryPicture(file=file, name=record.name, kind=kind, right=right, wrong=wrong, lost=len(one.lost))
             )
     return tuple(pictures)
 

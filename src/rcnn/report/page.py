@@ -12,12 +12,11 @@ from markupsafe import Markup
 
 from rcnn.data.dataset import Dataset
 from rcnn.errors import SettingsError
-from rcnn.evaluate import Metrics
-from rcnn.metrics.voc import NAMES
+from rcnn.metrics.table import Metrics, compared_columns
 from rcnn.report import charts, view
 from rcnn.report.gallery import save_pictures
 from rcnn.report.parts import PAGE, PARTS, save_part
-from rcnn.report.scores import Scored, scores_of
+from rcnn.report.scores import ScoredDetector, scores_of
 from rcnn.report.subject import Subject, changes, flat, read_subject
 from rcnn.report.templating import environment, named_by_hash, static
 from rcnn.weights.file import atomic_write
@@ -40,7 +39,7 @@ SECTIONS = {
 """Part of the page, a macro of templates/parts.html -> its title."""
 
 
-def keep_scores(folder: Path, dataset: Dataset, metrics: Metrics, scored: Scored) -> None:
+def keep_scores(folder: Path, dataset: Dataset, metrics: Metrics, scored: ScoredDetector) -> None:
     """Write what the page of a folder shows of scores into its folder `report`: numbers, worst and best pictures.
 
     Args:
@@ -137,7 +136,7 @@ def values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
         "facts": view.facts(subject),
         "tiles": view.tiles(subject),
         "scores": scores,
-        "voc_name": NAMES[scores.voc_ap] if scores else None,
+        "by_class": view.by_class(scores) if scores and predicts_classes else None,
         "by_size": view.by_size(scores) if scores else [],
         "course": [chart for chart in (charts.score_chart(course), *charts.loss_charts(course)) if chart],
         "f1": charts.f1_chart(scores) if scores and predicts_classes else None,
@@ -170,12 +169,12 @@ def compared(subjects: Sequence[Subject]) -> dict[str, Any]:
     """Numbers, settings and curves of several subjects next to each other."""
     known = [subject.scores.summary if subject.scores else {} for subject in subjects]
     numbers = []
-    for key, heading in view.SUMMARY.items():
+    for key, heading, digits in compared_columns():
         values = [summary.get(key) for summary in known]
         if any(value is not None for value in values):
-            first, second = values[0], values[1]
-            both = len(values) == 2 and first is not None and second is not None
-            numbers.append((heading, values, f"{second - first:+.3f}" if both else ""))  # type: ignore[operator]
+            both = [value for value in values if value is not None] if len(values) == 2 else []
+            difference = f"{both[1] - both[0]:+.{digits}f}" if len(both) == 2 else ""
+            numbers.append((heading, [charts.shown(value, digits) for value in values], difference))
     trees = [flat(subject.settings) if subject.settings else {} for subject in subjects]
     keys = dict.fromkeys(key for tree in trees for key in tree)
     settings = [(key, [tree.get(key) for tree in trees]) for key in keys]

@@ -13,9 +13,10 @@ from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Dataset
 from rcnn.detector import Detector
 from rcnn.errors import DataError
-from rcnn.evaluate import Metrics
+from rcnn.metrics import table
 from rcnn.metrics.confusion import confusion_matrix
 from rcnn.metrics.curves import THRESHOLDS, tally
+from rcnn.metrics.table import Metric, Metrics
 from rcnn.metrics.voc import Rule
 
 IOU = 0.5
@@ -52,9 +53,13 @@ class ClassScores(Plain):
         objects: number of objects that count.
         ap, ap50: as in `Metrics.by_class`; None without objects.
         voc_ap50: VOC's AP by the rule `Scores.voc_ap`; None without objects.
+        model_extra: the other metrics by class, as in `Metrics.by_class`.
         bins: (s, right, wrong): numbers of detections that score from `THRESHOLDS[s]` up to the next threshold, for
             the bins that hold any.
     """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+    __pydantic_extra__: dict[str, Number]  # type: ignore[bad-override]
 
     name: str
     label: int
@@ -64,8 +69,17 @@ class ClassScores(Plain):
     voc_ap50: Number
     bins: tuple[tuple[Annotated[int, Field(ge=0, lt=len(THRESHOLDS))], Count, Count], ...]
 
+    def value(self, metric: Metric) -> Number:
+        """Return the value of a metric; None if it is unknown."""
+        return getattr(self, _field(metric), None)
 
-class Picture(Plain):
+
+def _field(metric: Metric) -> str:
+    """Return the name of a metric in `ClassScores`: one for both rules of VOC."""
+    return "voc_ap50" if metric.group == "voc" else metric.key
+
+
+class GalleryPicture(Plain):
     """A picture beside the page.
 
     Attributes:
@@ -113,12 +127,17 @@ class Scores(Plain):
     num_classes: Count
     confusion: tuple[tuple[Count, Count, Count], ...]
     recall: dict[str, dict[str, Number]]
-    pictures: tuple[Picture, ...] = ()
+    pictures: tuple[GalleryPicture, ...] = ()
     epoch: int | None = None
     voc_ap: Rule = "area"
 
+    @property
+    def metrics(self) -> list[Metric]:
+        """The metrics that are known."""
+        return [metric for metric in table.METRICS if metric.key in self.summary]
 
-class Scored(NamedTuple):
+
+class ScoredDetector(NamedTuple):
     """What a page knows of the detector that was scored, without its weights.
 
     Attributes:
@@ -134,12 +153,12 @@ class Scored(NamedTuple):
     epoch: int | None = None
 
     @classmethod
-    def of(cls, detector: Detector, epoch: int | None = None) -> "Scored":
+    def of(cls, detector: Detector, epoch: int | None = None) -> "ScoredDetector":
         """What there is to know of a detector."""
         return cls(detector.settings, detector.threshold, detector.settings.predicts_classes, epoch)
 
 
-def scores_of(metrics: Metrics, dataset: Dataset, scored: Scored) -> Scores:
+def scores_of(metrics: Metrics, dataset: Dataset, scored: ScoredDetector) -> Scores:
     """Collect what a page shows, but for the pictures.
 
     Args:
@@ -156,8 +175,7 @@ def scores_of(metrics: Metrics, dataset: Dataset, scored: Scored) -> Scores:
     for label in shown:
         right, wrong = counted.right[label], counted.wrong[label]
         bins = [(int(s), int(right[s]), int(wrong[s])) for s in np.flatnonzero(right + wrong)]
-        keys = {"ap": "ap", "ap50": "ap50", "voc_ap50": metrics.voc_name.key}
-        named = {name: _known(rows[label][key]) for name, key in keys.items()}
+        named = {_field(metric): _known(rows[label][metric.key]) for metric in metrics.per_class}
         objects = int(counted.counts[label])
         classes.append(ClassScores(name=rows[label]["class"], label=label, objects=objects, bins=tuple(bins), **named))
     matrix = (

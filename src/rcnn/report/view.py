@@ -10,26 +10,11 @@ from markupsafe import Markup
 from rcnn.config.files import read_text
 from rcnn.diagnose.why.outcomes import ALARMS, FOUND, MISS_REASONS
 from rcnn.metrics.proposal_recall import SIZES
-from rcnn.metrics.voc import NAMES
 from rcnn.report.charts import counts, shown
 from rcnn.report.parts import Funnel, Loss
 from rcnn.report.scores import LARGEST, MOST_CONFUSED, Scores
 from rcnn.report.subject import Subject, written
 from rcnn.report.svg import bar, legend, short
-
-SUMMARY = {
-    "ap": "AP",
-    "ap50": "AP50",
-    "ap75": "AP75",
-    **{name.key: name.mean for name in NAMES.values()},
-    "ap_small": "AP small",
-    "ap_medium": "AP medium",
-    "ap_large": "AP large",
-    "ar100": "AR100",
-    "proposal_ar300": "recall of 300 proposals",
-    "val_loss": "validation loss",
-}
-"""Numbers that runs are compared by -> their headings."""
 
 CONFUSIONS = 20
 """Of many classes, the most frequent confusions that are listed."""
@@ -87,13 +72,16 @@ def tiles(subject: Subject) -> list[tuple[str, str, str]]:
     scores = subject.scores
     if scores is None:
         return []
+    metrics = [
+        (metric.tile[0], shown(scores.summary[metric.key], metric.digits), metric.tile[1])
+        for metric in scores.metrics
+        if metric.tile and (metric.group == "proposals") != scores.detects
+    ]
     if not scores.detects:
-        return [("recall", shown(scores.summary.get("proposal_ar300")), "of 300 proposals, mean over IoU .50:.95")]
-    everything, voc = counts(scores, scores.threshold)[-1], NAMES[scores.voc_ap]
+        return metrics
+    everything = counts(scores, scores.threshold)[-1]
     return [
-        ("AP", shown(scores.summary.get("ap")), "mean over IoU .50:.95"),
-        ("AP50", shown(scores.summary.get("ap50")), "at IoU .50"),
-        ("mAP50", shown(scores.summary.get(voc.key)), voc.mean.replace("mAP50 ", "")),
+        *metrics,
         ("F1", shown(everything.f1), f"mean of classes at score {scores.threshold:.3f}"),
         (
             "found",
@@ -102,6 +90,18 @@ def tiles(subject: Subject) -> list[tuple[str, str, str]]:
         ),
         ("wrong", f"{everything.wrong:,}", f"of {everything.right + everything.wrong:,} detections"),
     ]
+
+
+def by_class(scores: Scores) -> dict[str, Any]:
+    """The metrics by class: headings and rows."""
+    metrics = [metric for metric in scores.metrics if metric.per_class]
+    return {
+        "headings": [metric.per_class for metric in metrics],
+        "rows": [
+            (row.name, row.objects, [shown(row.value(metric), metric.digits) for metric in metrics])
+            for row in scores.classes
+        ],
+    }
 
 
 def by_size(scores: Scores) -> list[tuple[str, list[str]]]:

@@ -3,18 +3,16 @@
 Only the writer of a run prints; the other processes have a `Log` with neither file nor console.
 """
 
-import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from rich.console import Console, RenderableType
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from rcnn.errors import printable, wrapped
+from rcnn.text import cell, print_table
 
 
 class Log:
@@ -69,20 +67,13 @@ class Log:
             self._live.stop()
             self._live = None
 
-    def table(self, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Print a table with one column per key; log.txt gets one line per row."""
-        table = Table(box=None, pad_edge=False)
-        for number, name in enumerate(rows[0]):
-            table.add_column(name, justify="right" if number else "left")
-        for row in rows:
-            table.add_row(*(Text(printable(shown_number(value))) for value in row.values()))
+    def table(self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table; log.txt gets one line per row."""
         if self._console:
-            self._console.print(Text(f"\n{title}", style="bold"))
-            self._console.print(table)
+            print_table(self._console, title, columns, rows)
         if self._write:
-            self._write(
-                f"{title}\n" + "\n".join("  ".join(f"{k} {shown_number(v)}" for k, v in row.items()) for row in rows)
-            )
+            lines = ("  ".join(map(" ".join, zip(columns, row, strict=True))) for row in rows)
+            self._write("\n".join([title, *lines]))
 
 
 def memory_gb() -> float:
@@ -104,8 +95,6 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-def shown_number(value: Any) -> str:
-    """A number as tables show it, a dash if it is unknown; anything else unchanged."""
-    if not isinstance(value, float):
-        return "-" if value is None else str(value)
-    return "-" if math.isnan(value) else f"{value:.4f}" if abs(value) < 100 else f"{value:.1f}"
+def shown_number(value: float | None, digits: int = 4) -> str:
+    """Format a number of a training: one decimal from 100 on, a dash if it is unknown."""
+    return "-" if value is None else cell(value, 1 if abs(value) >= 100 else digits)

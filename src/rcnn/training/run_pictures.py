@@ -9,9 +9,9 @@ import torch
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.loading.loader import Item, Loader
-from rcnn.evaluate import Metrics
 from rcnn.metrics.confusion import confusion_matrix
 from rcnn.metrics.curves import precision_recall
+from rcnn.metrics.table import Metrics
 from rcnn.plots.contact_sheet import Tile, compare, mosaic
 from rcnn.plots.run_plots import plot_confusion, plot_curves, plot_labels, plot_proposal_recall
 

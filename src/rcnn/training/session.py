@@ -18,8 +18,9 @@ from rcnn.data.loading.windows import scale_of
 from rcnn.data.proposals.external import External
 from rcnn.detector import Detector
 from rcnn.errors import NonFiniteError, TrainingError
-from rcnn.evaluate import Metrics, Shard, evaluate
+from rcnn.evaluate import Shard, evaluate
 from rcnn.metrics.curves import best_threshold, precision_recall
+from rcnn.metrics.table import Metrics
 from rcnn.training import checkpoint
 from rcnn.training.distributed import Distributed
 from rcnn.training.ending import patient

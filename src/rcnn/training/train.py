@@ -23,8 +23,7 @@ from rcnn.data.proposals.read import WORDS
 from rcnn.data.proposals.search import EDGE_BOXES, model_file
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
-from rcnn.evaluate import Metrics
-from rcnn.metrics.table import HEADINGS, listed
+from rcnn.metrics.table import Metrics, live_metrics
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.presets import build, settings_of
 from rcnn.training import checkpoint
@@ -39,7 +38,7 @@ from rcnn.training.loop import Engine, Progress, tf32_allowed
 from rcnn.training.optim import build_optimizer
 from rcnn.training.proposals import external_proposals, save_proposals
 from rcnn.training.recorders import About, Recorder, Recorders
-from rcnn.training.recorders.console import SCORES, ConsoleTable
+from rcnn.training.recorders.console import ConsoleTable
 from rcnn.training.recorders.csv_table import CsvTable
 from rcnn.training.recorders.history import History
 from rcnn.training.recorders.json_lines import JsonLines
@@ -406,12 +405,11 @@ def _finish(session: Session, best: Detector, metrics: Metrics) -> Run:
     folder, log = session.run.folder, session.run.log
     run = Run(folder.path, metrics, session.run.rows)
     if session.run.distributed.writer:
-        there, left = listed(run.metrics.by_class())
-        rows = [{HEADINGS[key]: value for key, value in row.items()} for row in there]
-        log.table("AP by class on the validation split" + left, rows)
+        rows, note = metrics.table(digits=1)
+        log.table("AP by class on the validation split" + note, metrics.class_headings, rows)
         draw_end(folder.plots, session.run.val, metrics, session.settings, best.threshold)
-        row, shown = metrics.to_row(), SCORES[AP if best.settings.predicts_classes else RECALL]
-        scores = ", ".join(f"{heading} {row[name]:.3f}" for name, heading in shown.items())
+        shown = live_metrics(AP if best.settings.predicts_classes else RECALL)
+        scores = ", ".join(f"{m.live} {metrics.values[m.key].overall:.{m.digits}f}" for m in shown)
         spent = f"{duration(session.progress.seconds)} of training, {memory_gb():.1f} GB"
         log.say(f"{session.settings.train.keep} epoch {session.progress.best_epoch}: {scores}; {spent}")
         command, ending = "predict" if best.settings.predicts_classes else "propose", ""

@@ -10,6 +10,7 @@ import typer
 
 from rcnn.cli import arguments, screen
 from rcnn.errors import SettingsError
+from rcnn.text import plural
 
 if TYPE_CHECKING:
     from rcnn.cli.benchmark.parts import Stages
@@ -76,7 +77,7 @@ def benchmark(
         rows = compare(detector, files, pictures, **options, progress=screen.progress)
         threads = torch.get_num_threads()
         stages = time_stages(there, dataset, batches, runs) if dataset else []
-        show(rows, f"{sides[0]} x {sides[1]} pixels, {screen.several(threads, 'thread')}, medians of {runs}")
+        show(rows, f"{sides[0]} x {sides[1]} pixels, {plural(threads, 'thread')}, medians of {runs}")
         show_stages(stages)
     if json:
         facts = {"size": sides, "threads": threads, "runs": runs, "split": split if data else None}

@@ -6,14 +6,13 @@ from rich.console import Group
 from rich.progress_bar import ProgressBar
 from rich.text import Text
 
+from rcnn.metrics.table import live_metrics
 from rcnn.training.log import Log, duration, shown_number
 from rcnn.training.recorders.recorder import About, Recorder, Row
 
 WIDTH = 80
 LIVE_SECONDS = 1.0
 PLAIN_SECONDS = 30.0
-SCORES = {"ap": {"ap": "AP", "ap50": "AP50"}, "proposal_ar300": {"proposal_ar300": "AR300"}}
-"""Column that decides the best epoch -> the scores that are shown, and their headings."""
 PARTS = {"objectness": "obj", "class": "cls"}
 """Parts of a loss's name -> abbreviations."""
 
@@ -65,8 +64,12 @@ class ConsoleTable(Recorder):
     def _begin_stage(self, stage: int, step: int) -> None:
         """Reset time and scores, which count within a stage; `step` steps of it were done before."""
         self._stage, self._done, self._began = stage, step, time.monotonic()
-        self._headings = {"val_loss": "val loss", **SCORES[self._about.best[stage - 1]]}
-        self._scores: dict[str, float | None] = dict.fromkeys(self._headings)
+        shown = live_metrics(self._about.best[stage - 1])
+        self._columns = {
+            "val_loss": ("val loss", 4),
+            **{metric.key: (metric.live, metric.digits + 1) for metric in shown},
+        }
+        self._scores: dict[str, float | None] = dict.fromkeys(self._columns)
 
     def _say(self, heading: str, line: str) -> None:
         if heading != self._heading:  # stages have other losses
@@ -86,7 +89,7 @@ class ConsoleTable(Recorder):
             "epoch": f"{epoch}/{epochs}",
             **{_short(name): shown_number(value) for name, value in losses.items() if name != "loss"},
             "images/s": "-" if pace is None else f"{pace:.1f}",
-            **{self._headings[name]: shown_number(value) for name, value in self._scores.items()},
+            **{heading: shown_number(self._scores[name], digits) for name, (heading, digits) in self._columns.items()},
             "ETA": duration(seconds),
         }
         widths = {

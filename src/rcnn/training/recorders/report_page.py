@@ -4,9 +4,9 @@ from pathlib import Path
 
 from rcnn.data.dataset import Dataset
 from rcnn.detector import Detector
-from rcnn.evaluate import Metrics
+from rcnn.metrics.table import Metrics
 from rcnn.report.page import keep_scores, write_report
-from rcnn.report.scores import Scored
+from rcnn.report.scores import ScoredDetector
 from rcnn.training.recorders.recorder import Recorder, Row
 
 
@@ -20,11 +20,11 @@ class ReportPage(Recorder):
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
         self._folder, self._dataset = folder, dataset
-        self._best: tuple[Metrics, Scored] | None = None
+        self._best: tuple[Metrics, ScoredDetector] | None = None
 
     def scored(self, detector: Detector, metrics: Metrics, epoch: int) -> None:
         """Take the scores of the weights that are kept; those before are forgotten."""
-        self._best = metrics, Scored.of(detector, epoch)
+        self._best = metrics, ScoredDetector.of(detector, epoch)
 
     def end(self, scores: Row) -> None:
         """Write the page, of a run that broke off with the scores of the epoch that is kept."""

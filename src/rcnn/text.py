@@ -1,0 +1,49 @@
+"""Numbers, counts and tables as text: one function each, for the screen, the log, notebooks and pages."""
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from rcnn.errors import printable
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+FILE_WIDTH = 1000
+"""Characters per line of a table in a file; a terminal has its own width."""
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 fault`, `2 faults`, `3 boxes`, `4 classes`."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x")) else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+def cell(value: object, digits: int = 3) -> str:
+    """Format a table's cell: floats with so many decimals, a dash for NaN, thousands separated in integers."""
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.{digits}f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def print_table(console: "Console", title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table below its title and an empty line. The first column is text, the others are numbers.
+
+    In a narrow terminal headings and the first column take several lines, but no number and no heading's word is cut.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    headings, *cells = [[printable(text) for text in row] for row in (columns, *rows)]
+    width = console.width if console.is_terminal else FILE_WIDTH
+    longest = [max(map(len, column)) for column in zip(headings, *cells, strict=True)]
+    narrow = sum(longest) + 2 * (len(longest) - 1) > width
+    grid = Table(box=None, pad_edge=False)
+    for index, heading in enumerate(headings):
+        least = max(len(text) for text in [*heading.split(), *(row[index] for row in cells), ""])
+        justify = "right" if index else "left"
+        grid.add_column(heading, justify=justify, overflow="fold", width=least if index and narrow else None)
+    for row in cells:
+        grid.add_row(*map(Text, row))
+    console.print(Text(f"\n{printable(title)}", "bold"), soft_wrap=True)
+    console.print(grid, crop=False, width=width)
