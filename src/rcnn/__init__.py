@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rcnn.config import Settings
+    from rcnn.data.formats.find import open_dataset
     from rcnn.detector import Detector
     from rcnn.diagnose.anchors.study import anchors
     from rcnn.diagnose.why.why import why
@@ -53,6 +54,7 @@ __all__ = [
     "anchors",
     "from_torchvision",
     "load",
+    "open_dataset",
     "train",
     "val",
     "why",
@@ -78,6 +80,7 @@ _HOME = {
     "anchors": "diagnose.anchors.study",
     "from_torchvision": "interop.detectors",
     "load": "open_model",
+    "open_dataset": "data.formats.find",
     "train": "training.train",
     "val": "evaluate",
     "why": "diagnose.why.why",

@@ -13,6 +13,7 @@ from rcnn.data.dataset import Record
 from rcnn.data.formats.find import find_layout, open_dataset, read_list
 from rcnn.data.proposals.read import read_proposals
 from rcnn.detector import Detector
+from rcnn.images.sources import NamedImage
 from rcnn.result import Result
 
 from .conftest import NAMES, Outcome
@@ -38,7 +39,8 @@ def found(run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         edges += [[5, 5, 6, 9], [width - 1, 0, width, 1]]  # a pixel wide
         boxes = np.concatenate((corners, slivers, edges)).astype(np.float32)
         scores = np.linspace(1, 0.5, len(boxes), dtype=np.float32)
-        results[name] = Result(boxes, scores, np.arange(len(boxes)) % 2, NAMES, str(path), (height, width))
+        labels, origin = np.arange(len(boxes)) % 2, NamedImage(path, name)
+        results[name] = Result(boxes, scores, labels, NAMES, str(path), (height, width), origin=origin)
     monkeypatch.setattr(Detector, "stream", lambda *_, **__: iter(results.values()))
     outcome = run("predict", weights, "images", "--format", FORMATS, "--out", "out")
     assert outcome.code == 0, outcome.err

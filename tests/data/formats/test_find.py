@@ -2,9 +2,10 @@ from pathlib import Path
 
 import pytest
 
-from rcnn.config import Data
+import rcnn
+from rcnn.config import Data, Settings, override
 from rcnn.data.formats.find import open_dataset, open_splits
-from rcnn.errors import DataError
+from rcnn.errors import DataError, SettingsError
 from tests.data import sets
 
 BOX = [("dog", (5, 5, 20, 20))]
@@ -150,3 +151,11 @@ def test_a_list_that_is_not_text_is_named(tmp_path: Path) -> None:
     (root / "ImageSets/Main/train.txt").write_bytes(b"\xff\xfe\x00a")
     with pytest.raises(DataError, match=r"train\.txt: can't be read"):
         open_dataset(root, "train", Data())
+
+
+def test_python_takes_all_settings_or_none_and_refuses_an_unknown_split(tmp_path: Path) -> None:
+    root = sets.voc(tmp_path / "d", MANY)
+    held_out = rcnn.open_dataset(root, "val", override(Settings(), ["data.holdout=0.5"]))
+    assert (len(rcnn.open_dataset(root, "all")), len(held_out)) == (40, 20)
+    with pytest.raises(SettingsError, match="unknown split `valid`; there are train, val, test, all"):
+        rcnn.open_dataset(root, "valid")  # type: ignore[arg-type]

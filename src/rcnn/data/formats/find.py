@@ -7,15 +7,15 @@ from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
 from types import ModuleType
-from typing import Literal
+from typing import Literal, get_args
 
-from rcnn.config import Data
+from rcnn.config import Data, Settings
 from rcnn.config.files import check_regular, unfit_name
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats import coco, csv_labels, voc, yolo
 from rcnn.data.formats.draft import Layout, Reading, finish
 from rcnn.data.pixels import ProgressCallback, decode_images
-from rcnn.errors import DataError
+from rcnn.errors import DataError, SettingsError
 from rcnn.images.sources import is_image
 
 Split = Literal["train", "val", "test", "all"]
@@ -28,7 +28,7 @@ _MAX_NAMED_IMAGES = 3
 def open_dataset(
     path: str | Path,
     split: Split,
-    settings: Data,
+    settings: Data | Settings | None = None,
     names: Sequence[str] | None = None,
     *,
     decode: bool = True,
@@ -40,8 +40,8 @@ def open_dataset(
 
     Args:
         path: folder, COCO json, data.yaml or csv.
-        split: which images.
-        settings: how faults are treated, and what share is held out.
+        split: train, val, test, or all.
+        settings: how faults are treated, and what share is held out. None: the defaults.
         names: classes that labels index; other classes are fatal faults. None: those of the data.
         decode: decode every image, so that damage anywhere in a file is a fault too; otherwise only read headers.
         progress: called with (images done, images in total) while decoding, or else while reading headers.
@@ -49,7 +49,12 @@ def open_dataset(
     Raises:
         DataError: there is no data set, it is empty, or it has a fault that
             `settings.on_fault` does not leave out.
+        SettingsError: the split is unknown.
     """
+    if split not in get_args(Split):
+        raise SettingsError(f"unknown split `{split}`; there are {', '.join(get_args(Split))}")
+    if not isinstance(settings, Data):
+        settings = (settings or Settings()).data
     datasets = [_open(find_layout(path), split, settings, names, None if decode else progress)]
     (dataset,) = decode_images(datasets, settings, progress) if decode else datasets
     return stop_on_faults([dataset], settings)[0]
