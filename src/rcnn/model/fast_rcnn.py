@@ -28,10 +28,10 @@ from rcnn.model.structures import (
     RoIOutput,
     Targets,
     all_finite,
-    at_least_float32,
     take,
     take_truth,
 )
+from rcnn.ops.rois import at_least_float32
 
 AT_ONCE = 2048
 """RoIs per image that go through the head together, without gradient; more of them are split into blocks."""

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rcnn.config import RPN
-from rcnn.model.structures import at_least_float32
+from rcnn.ops.rois import at_least_float32
 
 
 class RPNHead(nn.Module):

@@ -223,11 +223,6 @@ def _by_size(tensors: Sequence[Tensor]) -> list[int]:
     return sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())
 
 
-def at_least_float32(x: Tensor) -> Tensor:
-    """Widen half precision: boxes and losses are computed in float32, or in float64 if the model is."""
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def all_finite(*parts: Tensor) -> Tensor:
     """Tensors (B, ...) -> (B,) bool: are all numbers of an image finite?"""
     # Joined first: on a GPU the question alone is four kernels.
