@@ -41,7 +41,7 @@ def programs(folder: Path, picture: str, weights: str) -> dict[str, list[str]]:
         script, file = folder / f"detect_{suffix}.py", folder / f"{name}.{suffix}"
         script.write_text(MEMORY + text)
         if suffix in texts and not file.exists():
-            export.write(detector, file)
+            export.export(detector, file)
         words = [str(file)] if suffix in texts else ["predict", weights, "--out", str(folder / "found")]
         lines.append([sys.executable, str(script), *words, picture])
     return dict(zip(PACKAGES, lines, strict=True))

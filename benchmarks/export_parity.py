@@ -24,7 +24,7 @@ from rcnn.detector import Detector
 from rcnn.exporting import export, graph_files
 from rcnn.exporting.parity import SHARE, Parity, compare
 from rcnn.presets import PRESETS, build, settings_of
-from rcnn.runtime.graph_metadata import entries
+from rcnn.runtime.graph import entries
 
 CASES = {
     **{name: (name, 4) for name in PRESETS},

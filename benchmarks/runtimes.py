@@ -44,7 +44,7 @@ def runtimes(detector: Detector, folder: Path, name: str) -> dict[str, Detector]
     for title, suffix in (("onnxruntime", "onnx"), ("OpenVINO", "xml")):
         file = folder / f"{name}.{suffix}"
         if not file.exists():
-            export.write(detector, file)
+            export.export(detector, file)
         found[title] = rcnn.load(file)
     found["OpenVINO bf16"] = found["OpenVINO"].with_settings(["predict.precision=bf16"])
     return found

@@ -226,7 +226,10 @@ def is_command(line: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.usefixtures("blank_figures")
-def test_python_examples_are_python_and_those_marked_run(page: Path) -> None:
+def test_python_examples_are_python_and_those_marked_run(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # for the files that examples write
     names: dict[str, Any] = {"__name__": "example"}
     for info, block in blocks(page):
         if info.startswith("python"):

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         WeightsError,
     )
     from rcnn.evaluate import val
+    from rcnn.exporting.export import export
     from rcnn.interop.detectors import from_torchvision
     from rcnn.metrics.table import Metrics
     from rcnn.model.faster_rcnn import FasterRCNN
@@ -52,6 +53,7 @@ __all__ = [
     "UnavailableError",
     "WeightsError",
     "anchors",
+    "export",
     "from_torchvision",
     "load",
     "open_dataset",
@@ -78,6 +80,7 @@ _HOME = {
     "UnavailableError": "errors",
     "WeightsError": "errors",
     "anchors": "diagnose.anchors.study",
+    "export": "exporting.export",
     "from_torchvision": "interop.detectors",
     "load": "open_model",
     "open_dataset": "data.formats.find",

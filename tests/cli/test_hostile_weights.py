@@ -228,7 +228,7 @@ NPY = (
 def test_small_files_that_ask_for_much_memory_or_time_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], object]
 ) -> None:
-    monkeypatch.setattr("rcnn.weights.file.LARGEST_FOREIGN", 10**7)
+    monkeypatch.setattr("rcnn.weights.file.MAX_FOREIGN_BYTES", 10**7)
     write(tmp_path / name)
     outcome = limited(tmp_path, "inspect", name)
     assert (outcome.code, outcome.noted) == (4, ""), outcome.said

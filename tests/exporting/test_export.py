@@ -1,7 +1,7 @@
 """Exported detectors give the detector's boxes, in ONNX's and OpenVINO's programs: one preset of each kind."""
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from rcnn.errors import ExportError, SettingsError
 from rcnn.exporting import export, graph_files
 from rcnn.exporting.parity import SHARE, Parity, compare
 from rcnn.presets import build, settings_of
+from rcnn.runtime.by_suffix import RUNTIMES
+from rcnn.runtime.onnx import OnnxRuntime
 from tests.test_deploy import assert_same, printed
 from tests.test_every_preset import NAMES, OVERRIDES, PICTURES, calm
 
@@ -48,9 +50,9 @@ def program_of(kind: str) -> Any:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = program_of(kind)
-    monkeypatch.setattr(export, "to_onnx", lambda *_: program)
+    monkeypatch.setattr(graph_files, "to_onnx", lambda *_: program)
     detector = detector_of(*KINDS[kind])
-    parity = export.write(detector, tmp_path / "net.onnx")
+    parity = export.export(detector, tmp_path / "net.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
     assert parity.images == 9
     assert parity.holds
@@ -80,7 +82,7 @@ def entry(path: Path) -> str:
 
 def test_what_a_file_says_of_itself_is_there_for_others(tmp_path: Path) -> None:
     detector = detector_of("paper-zf-one-stage")
-    parity = export.write(detector, tmp_path / "net.onnx", size=(64, 96), pictures=iter(PICTURES))
+    parity = export.export(detector, tmp_path / "net.onnx", size=(64, 96), pictures=iter(PICTURES))
     found = {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
     assert json.loads(found["names"]) == {"0": "a", "1": "b", "2": "c", "3": "d"}
     assert (json.loads(found["imgsz"]), found["stride"], found["task"]) == ([64, 96], "16", "detect")
@@ -93,21 +95,45 @@ def test_what_a_file_says_of_itself_is_there_for_others(tmp_path: Path) -> None:
 
 def test_a_file_that_disagrees_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = program_of("one stage")
-    monkeypatch.setattr(export, "to_onnx", lambda *_: program)
+    monkeypatch.setattr(graph_files, "to_onnx", lambda *_: program)
     with pytest.raises(ExportError, match=r"net.onnx was not written: of [\d,]+ detections"):
-        export.write(detector_of("paper-zf-one-stage", "rpn.nms=0.3", "roi.nms=0.1"), tmp_path / "net.onnx")
+        export.export(detector_of("paper-zf-one-stage", "rpn.nms=0.3", "roi.nms=0.1"), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_format_is_added_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = program_of("one stage")
+    monkeypatch.setattr(graph_files, "to_onnx", lambda *_: program)
+    monkeypatch.setitem(graph_files.FORMATS, ".made-up", lambda program, onnx: partial(graph_files.save_onnx, program))
+    monkeypatch.setitem(RUNTIMES, ".made-up", OnnxRuntime)
+    assert rcnn.export(detector_of(*KINDS["one stage"]), tmp_path / "net.made-up").holds
+    assert [path.name for path in tmp_path.iterdir()] == ["net.made-up"]
+    assert rcnn.load(tmp_path / "net.made-up").names == NAMES
+
+
+def test_python_refuses_the_files_that_the_command_refuses(tmp_path: Path) -> None:
+    detector = detector_of("tiny-fpn")
+    (tmp_path / "net.onnx").touch()
+    (tmp_path / "net.bin").touch()
+    for name, message in (
+        ("net.pth", r"the name must end in \.onnx or \.xml"),
+        ("net.onnx", r"net\.onnx is there already; move it away or give another name"),
+        ("net.xml", r"net\.bin is there already"),
+    ):
+        with pytest.raises(SettingsError, match=message):
+            rcnn.export(detector, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["net.bin", "net.onnx"]
 
 
 def test_a_size_that_does_not_fit_is_told_with_one_that_does(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--size 100x128: both sides must be multiples of 32 .*, as in 96x128"):
-        export.write(detector_of("tiny-fpn"), tmp_path / "net.onnx", size=(100, 128))
+        export.export(detector_of("tiny-fpn"), tmp_path / "net.onnx", size=(100, 128))
     assert not list(tmp_path.iterdir())
 
 
 def test_a_precision_that_onnxruntime_has_not_is_told_at_once(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"add predict\.precision=float32, or export in bf16 for OpenVINO"):
-        export.write(detector_of("tiny-fpn", "predict.precision=bf16"), tmp_path / "net.onnx")
+    with pytest.raises(SettingsError, match=r"set predict\.precision=float32, or export the detector for OpenVINO"):
+        export.export(detector_of("tiny-fpn", "predict.precision=bf16"), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
 

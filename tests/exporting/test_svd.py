@@ -76,10 +76,10 @@ def test_lower_ranks_are_of_prediction_alone(head: str, tmp_path: Path) -> None:
 def test_an_exported_file_holds_the_smaller_layers_and_says_so(tmp_path: Path, run: Any) -> None:  # noqa: F811
     whole = small("fc")
     low = whole.with_settings(["predict.svd=[16, 8]"])
-    parity = export.write(low, tmp_path / "low.onnx")
+    parity = export.export(low, tmp_path / "low.onnx")
     assert parity.holds
     assert parity.detections > 50
-    export.write(whole, tmp_path / "whole.onnx")
+    export.export(whole, tmp_path / "whole.onnx")
     fewer, all_of_them = (contents(tmp_path / f"{name}.onnx").parameters for name in ("low", "whole"))
     assert all_of_them - fewer == parameters(whole.runner.fast_rcnn) - parameters(low.runner.fast_rcnn)
     assert json.loads(entry(tmp_path / "low.onnx"))["settings"]["predict"]["svd"] == [16, 8]

@@ -19,7 +19,7 @@ from PIL import Image
 from rcnn.config import to_yaml
 from rcnn.detector import Detector
 from rcnn.presets import build, settings_of
-from rcnn.runtime.graph_metadata import ENTRY, entries
+from rcnn.runtime.graph import ENTRY, entries
 from rcnn.training.checkpoint import save
 from rcnn.training.loop import Engine, Progress
 from rcnn.weights.file import load_weights, save_weights

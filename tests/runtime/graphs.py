@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 from rcnn.detector import Detector
 from rcnn.presets import build, settings_of
 from rcnn.runtime import packages
-from rcnn.runtime.graph_metadata import entries
+from rcnn.runtime.graph import entries
 from rcnn.runtime.openvino import add_entries
 
 NAMES = ("circle", "square")

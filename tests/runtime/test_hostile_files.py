@@ -15,7 +15,7 @@ from PIL import Image
 import rcnn
 from rcnn.errors import WeightsError
 from rcnn.runtime import packages
-from rcnn.runtime.graph_metadata import ENTRY, entries
+from rcnn.runtime.graph import ENTRY, entries
 from tests.commands import BYTES, Ended
 from tests.commands import run as run_limited
 from tests.runtime import graphs

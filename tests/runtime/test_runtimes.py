@@ -1,5 +1,6 @@
 """Exported files in onnxruntime and OpenVINO, as detectors; the graphs are those of `graphs`."""
 
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,10 +19,11 @@ from rcnn.detector import Detector
 from rcnn.errors import ImageError, NonFiniteError, SettingsError, UnavailableError, WeightsError
 from rcnn.evaluate import evaluate, val
 from rcnn.model.structures import Batch, NormalisedBatch
-from rcnn.runtime import onnx as onnx_runtime
-from rcnn.runtime import openvino as openvino_runtime
 from rcnn.runtime import packages
+from rcnn.runtime.by_suffix import RUNTIMES
 from rcnn.runtime.graph import GraphRuntime
+from rcnn.runtime.onnx import OnnxRuntime
+from rcnn.runtime.openvino import OpenVinoRuntime
 from tests.runtime import graphs
 
 WHITE = np.full((60, 80, 3), 255, dtype=np.uint8)  # resized to 64 x 85, in a bucket of 64 x 96
@@ -225,7 +227,7 @@ def test_what_needs_the_network_is_refused(files: dict[str, Path], suffix: str, 
     batch = found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]])
     proposals = found.runtime.execute(batch).proposals
     for call in (lambda: found.runtime.execute(batch, proposals), lambda: found.check_proposals(given=True)):
-        with pytest.raises(SettingsError, match="works on its own proposals alone"):
+        with pytest.raises(SettingsError, match="uses only its own proposals"):
             call()
     with pytest.raises(SettingsError, match=r"runs on the CPU here; got `cuda:1`"):
         rcnn.load(files[suffix], "cuda:1")
@@ -268,9 +270,9 @@ def test_precision_is_told_to_openvino_and_refused_by_onnxruntime(files: dict[st
     assert (found.runtime.precision, other.runtime.precision) == ("float32", "bf16")
     assert runtime(other.with_settings(["predict.precision=float32"])).precision == "float32"
     for precision in ("bf16", "fp16"):
-        with pytest.raises(SettingsError, match="onnxruntime computes in float32; leave it out, or export"):
+        with pytest.raises(SettingsError, match=r"onnxruntime computes in float32; set predict.precision=float32"):
             rcnn.load(files["onnx"]).with_settings([f"predict.precision={precision}"])
-    with pytest.raises(SettingsError, match=r"predict\.precision=fp16: OpenVINO computes in float32 or bf16"):
+    with pytest.raises(SettingsError, match=r"predict\.precision=fp16: openvino computes in float32 or bf16"):
         found.with_settings(["predict.precision=fp16"])
     for path in files.values():  # on a CPU
         assert runtime(rcnn.load(path).with_settings(["predict.precision=auto"])).precision == "float32"
@@ -358,18 +360,30 @@ def test_a_graph_with_other_ports_is_refused(tmp_path: Path) -> None:
     made = graphs.model(one)
     made.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1]))
     (tmp_path / "a.onnx").write_bytes(made.SerializeToString())
-    with pytest.raises(WeightsError, match="its graph wants an input `more`"):
+    with pytest.raises(WeightsError, match="its graph requires an input `more`"):
         rcnn.load(tmp_path / "a.onnx")
 
 
 def test_contents_count_weights(files: dict[str, Path]) -> None:
-    held, _ = onnx_runtime.read(files["onnx"])
+    held, _ = OnnxRuntime.read(files["onnx"])
     assert (held.tensors, held.parameters, held.types) == (9, 12 + 3 + 3 + 3, ("float32",))
     assert held.bytes == files["onnx"].stat().st_size
-    held, _ = openvino_runtime.read(files["xml"])
+    held, _ = OpenVinoRuntime.read(files["xml"])
     assert held.types == ("float32",)
     assert held.parameters >= 12 + 3 + 3
     assert held.bytes == files["xml"].stat().st_size + files["xml"].with_suffix(".bin").stat().st_size
+
+
+def test_a_runtime_is_added_in_one_table(
+    files: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class MadeUp(OnnxRuntime):
+        name = "made up"
+
+    monkeypatch.setitem(RUNTIMES, ".made-up", MadeUp)
+    found = rcnn.load(shutil.copy(files["onnx"], tmp_path / "a.made-up"))
+    assert found.runtime.name == "made up"
+    assert len(found.predict(WHITE)[0]) == 2
 
 
 def test_nobody_is_told_that_a_file_was_loaded(files: dict[str, Path]) -> None:

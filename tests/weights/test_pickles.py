@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rcnn.weights.pickles import DEEPEST, LONGEST_NAME, MOST_LETTERS, check_pickle, check_torch_file
+from rcnn.weights.pickles import MAX_DEPTH, MAX_LETTERS, MAX_NAME_LETTERS, check_pickle, check_torch_file
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -33,9 +33,9 @@ def nested(depth: int) -> object:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 def test_tuples_may_be_nested_only_so_deep(protocol: int) -> None:
-    check_pickle(pickle.dumps({"a": [nested(DEEPEST)] * 50}, protocol))
+    check_pickle(pickle.dumps({"a": [nested(MAX_DEPTH)] * 50}, protocol))
     with pytest.raises(ValueError, match="deeper"):
-        check_pickle(pickle.dumps({"a": [nested(DEEPEST + 1)]}, protocol))
+        check_pickle(pickle.dumps({"a": [nested(MAX_DEPTH + 1)]}, protocol))
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
@@ -59,11 +59,11 @@ def test_what_holds_itself_or_a_long_text_often_is_refused(protocol: int) -> Non
     itself.append([2, itself])
     with pytest.raises(ValueError, match="more often"):
         check_pickle(pickle.dumps(itself, protocol))
-    long = "a" * (MOST_LETTERS // 1000)
-    check_pickle(pickle.dumps([long] * 900, protocol), MOST_LETTERS)
+    long = "a" * (MAX_LETTERS // 1000)
+    check_pickle(pickle.dumps([long] * 900, protocol), MAX_LETTERS)
     check_pickle(pickle.dumps([long] * 1100, protocol))
     with pytest.raises(ValueError, match="more often"):
-        check_pickle(pickle.dumps([long] * 1100, protocol), MOST_LETTERS)
+        check_pickle(pickle.dumps([long] * 1100, protocol), MAX_LETTERS)
 
 
 def test_what_grows_after_it_was_taken_twice_is_measured_in_its_end() -> None:
@@ -79,7 +79,7 @@ def test_what_holds_large_things_often_is_measured_in_seconds() -> None:
 
 
 def test_only_what_is_named_is_called() -> None:
-    for called in (b"]", b"X\x01\x00\x00\x00a", b"ctorch\n" + b"a" * LONGEST_NAME + b"\n"):
+    for called in (b"]", b"X\x01\x00\x00\x00a", b"ctorch\n" + b"a" * MAX_NAME_LETTERS + b"\n"):
         with pytest.raises(pickle.UnpicklingError):
             check_pickle(b"\x80\x02" + called + b")R.")
     check_pickle(b"\x80\x02ctorch\nSize\nq\x000h\x00)R.")  # from where it is remembered

@@ -69,7 +69,12 @@ def export(
         raise SettingsError("--size and --images are for --format onnx and openvino")
     sides = arguments.sides_of(size)
     suffix = f"-{library}{SUFFIXES[library][0]}" if plain else SUFFIXES[library][0]
-    target = new_file(out or Path(f"{path.stem}{suffix}"), SUFFIXES[library])
+    endings = SUFFIXES[library]
+    if out and not format and out.suffix not in endings:  # maybe a format that has no name here
+        from rcnn.exporting.graph_files import FORMATS
+
+        endings = tuple(FORMATS)
+    target = new_file(out or Path(f"{path.stem}{suffix}"), endings)
     if library == "openvino":
         new_file(target.with_suffix(".bin"), (".bin",))
     detector = load_detector(str(path), changes, "cpu")
@@ -85,21 +90,21 @@ def export(
 
 
 def _graph(detector: "Detector", target: Path, size: tuple[int, int] | None, images: str | None) -> dict[str, Any]:
-    """Write the whole detector, and tell how it compares with the file."""
+    """Write the whole detector, and report how it compares with the file."""
     from dataclasses import asdict
 
-    from rcnn.exporting.export import write
+    from rcnn.exporting.export import export
     from rcnn.exporting.parity import PIXELS, SCORE
     from rcnn.images.sources import files
     from rcnn.images.stream import read_picture
+    from rcnn.runtime.by_suffix import files_of
 
     pictures = (read_picture(path, detector.settings) for path in (files(images) if images else ()))
-    parity = write(detector, target, size=size, pictures=pictures, tell=screen.note)
-    written = [target] if target.suffix == ".onnx" else [target, target.with_suffix(".bin")]
-    megabytes = sum(file.stat().st_size for file in written) / 1e6
-    multiple = detector.settings.preprocess.multiple
-    takes = f"{size[0]} x {size[1]}" if size else f"any size in multiples of {multiple}"
-    screen.say(f"{' and '.join(map(str, written))}: {megabytes:.1f} MB, images of {takes}, in batches of any number")
+    parity = export(detector, target, size=size, pictures=pictures, tell=screen.note)
+    written = files_of(target)
+    total = sum(file.stat().st_size for file in written)
+    takes = f"{size[0]} x {size[1]}" if size else f"any size in multiples of {detector.settings.preprocess.multiple}"
+    screen.say(f"{' and '.join(map(str, written))}: {total / 1e6:.1f} MB, images of {takes}, in batches of any number")
     screen.say(
         f"agrees with the detector on {plural(parity.images, 'image')}: {parity.agreed:,} of "
         f"{plural(parity.detections, 'detection')} and {parity.proposals_agreed:,} of "
@@ -108,7 +113,7 @@ def _graph(detector: "Detector", target: Path, size: tuple[int, int] | None, ima
     if not parity.detections and not images:
         screen.note("there was nothing to detect in the made-up images; --images compares on your own")
     screen.say(f"next: rcnn predict {shlex.quote(str(target))} IMAGE...")
-    return {"file": target, "bytes": sum(file.stat().st_size for file in written), "size": size, **asdict(parity)}
+    return {"file": target, "bytes": total, "size": size, **asdict(parity)}
 
 
 def _weights(detector: "Detector", target: Path, format: str) -> dict[str, Any]:
@@ -118,22 +123,18 @@ def _weights(detector: "Detector", target: Path, format: str) -> dict[str, Any]:
     from rcnn.weights.caffe_detector import write_arrays
 
     names = ["__background__", *detector.names]
+    document: dict[str, Any] = {"file": target, "names": names}
     if format == "torchvision":
-        tensors, code = to_torchvision(detector), program(detector.settings, len(detector.names))
+        tensors: Any = to_torchvision(detector)
+        document["program"] = program(detector.settings, len(detector.names))
         write(target, tensors)
+        file = repr(str(target))
+        loading = f"import torch\n\nmodel.load_state_dict(torch.load({file}, weights_only=True))"
+        if target.suffix == ".safetensors":
+            loading = f"from safetensors.torch import load_file\n\nmodel.load_state_dict(load_file({file}))"
+        print(f"{document['program']}\n{loading}\nmodel.eval()\n")
     else:
-        tensors, code = to_caffe(detector), ""
+        tensors = to_caffe(detector)
         write_arrays(target, tensors)
-    if code:
-        print(code + _loading(target))
     screen.note(f"# {target}: {plural(len(tensors), 'tensor')}; labels: {', '.join(names)}")
-    return {"file": target, "names": names} | ({"program": code} if code else {})
-
-
-def _loading(target: Path) -> str:
-    """Return the last lines of the program, which load the file."""
-    file = repr(str(target))
-    loading = f"import torch\n\nmodel.load_state_dict(torch.load({file}, weights_only=True))"
-    if target.suffix == ".safetensors":
-        loading = f"from safetensors.torch import load_file\n\nmodel.load_state_dict(load_file({file}))"
-    return f"\n{loading}\nmodel.eval()\n"
+    return document

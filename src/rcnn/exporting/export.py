@@ -3,13 +3,11 @@
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-import torch
 
 from rcnn.detector import Detector
 from rcnn.errors import ExportError, SettingsError
@@ -18,17 +16,17 @@ from rcnn.exporting.parity import PIXELS, SCORE, Parity, compare
 from rcnn.images.batch import Preprocessor, Size
 from rcnn.model.structures import Batch
 from rcnn.runtime import packages
+from rcnn.runtime.by_suffix import files_of, runtime_of
 from rcnn.runtime.eager import Eager
-from rcnn.runtime.graph_metadata import entries
-from rcnn.runtime.precision import chosen_precision
+from rcnn.runtime.graph import entries
 
-SHOWN = 3
+MAX_PICTURES = 3
 """Pictures that file and detector are compared on."""
 
 
-def write(
+def export(
     detector: Detector,
-    path: Path,
+    path: str | Path,
     *,
     size: Size | None = None,
     pictures: Iterable[np.ndarray] = (),
@@ -36,51 +34,49 @@ def write(
 ) -> Parity:
     """Write a detector as ONNX (.onnx) or for OpenVINO (.xml, with its .bin), and compare the file with the detector.
 
-    Both see three pictures, each alone and in a batch of two. The outcome is written into the file as well.
+    Both process three pictures, each alone and in a batch of two. The result of the comparison is returned, and stored
+    in the file.
 
     Args:
-        detector: with its network.
-        path: the file; it is written only if the two agree.
-        size: (height, width), padding included, that the file is to be fixed to. None: it takes any size.
-        pictures: (H, W, C) uint8, the first three of which are shown. None: made-up ones.
-        tell: called with what is done next.
+        detector: a detector that has its network.
+        path: the new file. Nothing is written if the two disagree.
+        size: (height, width), padding included, that the file is fixed to. None: it takes any size.
+        pictures: (H, W, C) uint8 images, of which the first three are compared. None: generated ones.
+        tell: called with a description of each step when it begins.
 
     Raises:
-        SettingsError: the size does not fit, the detector is an exported file itself, or it is set to a precision that
-            the file can't have.
+        SettingsError: the path has another suffix or exists, the size is not of multiples of `preprocess.multiple`, the
+            detector is an exported file itself, or the runtime of the file does not have `predict.precision`.
         UnavailableError: a package is not installed.
         ExportError: file and detector disagree.
     """
-    openvino = path.suffix == ".xml"
-    precision = chosen_precision(detector.settings.predict.precision, torch.device("cpu"))
-    if precision == "fp16" or (precision == "bf16" and not openvino):
-        what = "OpenVINO computes in float32 or bf16" if openvino else "onnxruntime computes in float32"
-        other = "" if openvino else ", or export in bf16 for OpenVINO"
-        raise SettingsError(f"predict.precision={precision}: {what}; add predict.precision=float32{other}")
+    path = check_new(Path(path))
+    runtime_of(path).check_precision(detector.settings.predict.precision)
     reference = Eager(detector.model, detector.device)
-    for package in (packages.onnx, packages.onnxscript, packages.openvino if openvino else packages.onnxruntime):
-        package()  # what is missing is told before long work starts
+    graph_files.check_size(size, detector.settings.preprocess.multiple)
+    for package in (packages.onnx, packages.onnxscript, runtime_of(path).package):
+        package()  # raise before long work starts
     with TemporaryDirectory(dir=path.parent, prefix=".export-") as folder:
         onnx = Path(folder, "trial.onnx")
         tell("tracing the network and translating it to ONNX")
         program = graph_files.to_onnx(detector.model, size)
         graph_files.save_onnx(program, onnx, entries(detector, size))
-        save, trial = partial(graph_files.save_onnx, program), onnx
-        if openvino:
-            tell("converting it for OpenVINO")
-            save, trial = partial(graph_files.save_openvino, graph_files.to_openvino(onnx)), Path(folder, "trial.xml")
+        trial = onnx.with_suffix(path.suffix)
+        if trial != onnx:
+            tell(f"converting it to {path.suffix}")
+        save = graph_files.FORMATS[path.suffix](program, onnx)
+        if trial != onnx:
             save(trial, entries(detector, size))
         tell("comparing the file with the detector")
         exported = Detector.load(trial).with_settings(["predict.precision=float32"])
         preprocessor = exported.preprocessor
-        parity = compare(
-            reference, exported.runtime, batches(preprocessor, list(islice(pictures, SHOWN)) or made_up(preprocessor))
-        )
+        shown = list(islice(pictures, MAX_PICTURES)) or made_up(preprocessor)
+        parity = compare(reference, exported.runtime, batches(preprocessor, shown))
         if not parity.holds:
             raise ExportError(
                 f"{path} was not written: of {parity.detections:,} detections {parity.agreed:,} agree with those of "
                 f"the detector, of {parity.proposals:,} proposals {parity.proposals_agreed:,} (within {PIXELS} px and "
-                f"{SCORE}). This is a fault of the program: please report it, with the output of rcnn inspect"
+                f"{SCORE}). This is a bug in rcnn: please report it, with the output of rcnn inspect"
             )
         final = Path(folder, "final")  # the trial's weights may still be mapped into memory
         final.mkdir()
@@ -90,8 +86,22 @@ def write(
     return parity
 
 
+def check_new(path: Path) -> Path:
+    """Return the path of a new exported file.
+
+    Raises:
+        SettingsError: it has none of the suffixes of `graph_files.FORMATS`, or one of its files exists already.
+    """
+    if path.suffix not in graph_files.FORMATS:
+        raise SettingsError(f"{path}: the name must end in {' or '.join(graph_files.FORMATS)}")
+    for file in files_of(path):
+        if os.path.lexists(file):
+            raise SettingsError(f"{file} is there already; move it away or give another name")
+    return path
+
+
 def batches(preprocessor: Preprocessor, pictures: Iterable[np.ndarray]) -> Iterator[Batch]:
-    """Each picture alone, and in a batch with its mirror image."""
+    """Yield each picture alone, and in a batch with its mirror image."""
     for picture in pictures:
         pair = [preprocessor.resize(picture), preprocessor.resize(np.ascontiguousarray(picture[:, ::-1]))]
         for images in (pair[:1], pair):
@@ -99,7 +109,7 @@ def batches(preprocessor: Preprocessor, pictures: Iterable[np.ndarray]) -> Itera
 
 
 def made_up(preprocessor: Preprocessor) -> Iterator[np.ndarray]:
-    """Yield three pictures of coloured boxes on noise: upright, lying, and square."""
+    """Yield three pictures of coloured boxes on noise: portrait, landscape and square."""
     rng = np.random.default_rng(0)
     short = preprocessor.settings.short
     for sides in ((short * 4 // 3, short), (short, short * 4 // 3), (short, short)):

@@ -1,7 +1,7 @@
-"""The graph that leaves Python, as ONNX and for OpenVINO."""
+"""Trace a network, translate it to ONNX, and write it in each format of exported files."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,16 @@ from rcnn.model.normalise import pixel_dtype
 from rcnn.model.structures import Batch
 from rcnn.runtime import packages
 from rcnn.runtime.eager import folded
-from rcnn.runtime.graph_metadata import DIGEST, digest
-from rcnn.runtime.onnx import weights_of
+from rcnn.runtime.graph import DIGEST, digest
 from rcnn.runtime.openvino import add_entries, pieces
 
 OPSET = 18
 
 
 class Graph(nn.Module):
-    """A detector as one function of tensors, with names for them (see `rcnn.runtime.graph`).
+    """A detector as one function of tensors, whose names are in `rcnn.runtime.graph`.
 
-    Normalisation, the mask of the padding, the network and suppression are inside; batch norm is folded.
+    It includes normalisation, the mask of the padding, the network and suppression; batch norm is folded.
 
     Args:
         model: the network; it is copied.
@@ -39,7 +38,7 @@ class Graph(nn.Module):
         self.net = folded(model).cpu()
         for layer in self.net.modules():
             if isinstance(layer, nn.ReLU | nn.ReLU6):
-                layer.inplace = False  # in place, they are traced symbol by symbol: half the time of an export
+                layer.inplace = False  # tracing in-place layers symbol by symbol takes half the time of an export
 
     @property
     def outputs(self) -> tuple[str, ...]:
@@ -80,7 +79,7 @@ def check_size(size: Size | None, multiple: int) -> None:
 
 
 def trace(graph: Graph, size: Size | None = None) -> ExportedProgram:
-    """Trace the graph with free batch size, and with free height and width unless `size` fixes them.
+    """Trace the graph with a free batch size, and with free height and width unless `size` fixes them.
 
     Raises:
         SettingsError: as for `check_size`.
@@ -109,9 +108,9 @@ def to_onnx(model: FasterRCNN, size: Size | None = None) -> Any:
     """
     onnxscript = packages.onnxscript()
     graph = Graph(model)
-    with warnings.catch_warnings():  # of packages to one another
+    with warnings.catch_warnings():  # about the use of one package by another
         warnings.simplefilter("ignore")
-        # Traced and translated at once: a program that was saved and loaded has lost what ties its sizes together.
+        # Traced and translated at once: a program that was saved and loaded has lost the relations of its sizes.
         program: Any = torch.onnx.export(
             trace(graph, size),
             (),
@@ -123,7 +122,7 @@ def to_onnx(model: FasterRCNN, size: Size | None = None) -> Any:
             verbose=False,
             optimize=False,
         )
-        # The default's second round takes as long as the first, and finds a few nodes that cost no time.
+        # A second round, the default, takes as long as the first and removes only a few nodes that cost no time.
         onnxscript.optimizer.optimize(program.model, num_iterations=1)
         return program
 
@@ -131,7 +130,7 @@ def to_onnx(model: FasterRCNN, size: Size | None = None) -> Any:
 def save_onnx(program: Any, path: Path, entries: Mapping[str, str]) -> None:
     """Write a `torch.onnx.ONNXProgram` with metadata as an .onnx file."""
     proto = program.model_proto
-    for name, text in {**entries, DIGEST: digest(weights_of(proto.graph.initializer))}.items():
+    for name, text in {**entries, DIGEST: digest(tensor.raw_data for tensor in proto.graph.initializer)}.items():
         proto.metadata_props.add(key=name, value=text)
     path.write_bytes(proto.SerializeToString())
 
@@ -152,3 +151,17 @@ def save_openvino(model: Any, path: Path, entries: Mapping[str, str]) -> None:
     save()
     add_entries(model, {DIGEST: digest(pieces(path.with_suffix(".bin")))})
     save()
+
+
+Save = Callable[[Path, Mapping[str, str]], None]
+"""Writes a graph to a file, with metadata entries as name -> text."""
+
+FORMATS: dict[str, Callable[[Any, Path], Save]] = {
+    ".onnx": lambda program, onnx: partial(save_onnx, program),
+    ".xml": lambda program, onnx: partial(save_openvino, to_openvino(onnx)),
+}
+"""Suffix -> function that makes a `Save` of a `torch.onnx.ONNXProgram` and of the .onnx file that it was saved as.
+
+To add a format, add it here, and what runs its files to `rcnn.runtime.by_suffix.RUNTIMES`: every exported file is run
+and compared with its detector.
+"""

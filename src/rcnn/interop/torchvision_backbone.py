@@ -13,7 +13,7 @@ from torchvision.ops import FrozenBatchNorm2d
 from rcnn.backbones.build import TRUNKS, build_backbone
 from rcnn.config import Settings
 from rcnn.errors import SettingsError, WeightsError
-from rcnn.interop.torchvision_settings import Maps
+from rcnn.interop.torchvision_settings import FeatureMaps
 from rcnn.weights.adapt import shapes_alone, weights_follow
 
 _RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resnext50_32x4d", "resnext101_32x8d")
@@ -44,7 +44,7 @@ class UserBackbone(nn.Module):
 
     foldable = False  # its modules need not run in the order in which they are kept
 
-    def __init__(self, body: nn.Module, maps: Maps) -> None:
+    def __init__(self, body: nn.Module, maps: FeatureMaps) -> None:
         super().__init__()
         self.body, self.names = body, maps.names
         self.strides, self.channels = tuple(2**level for level in maps.levels), maps.channels
@@ -71,7 +71,7 @@ def in_channels(body: nn.Module) -> int:
     return next((layer.in_channels for layer in body.modules() if isinstance(layer, nn.Conv2d)), 3)
 
 
-def probe(body: nn.Module) -> Maps:
+def probe(body: nn.Module) -> FeatureMaps:
     """Measure names, levels and channels of the feature maps of a backbone in eval mode, in float32 on the CPU.
 
     Raises:
@@ -93,10 +93,10 @@ def probe(body: nn.Module) -> Maps:
             "or a dictionary of maps of equal width, finest first"
         )
     levels = (round(torch.tensor(_PROBE / value.shape[2]).log2().item()) for value in maps.values())
-    return Maps(tuple(maps), tuple(levels), widths.pop())
+    return FeatureMaps(tuple(maps), tuple(levels), widths.pop())
 
 
-def recognise(backbone: nn.Module, maps: Maps, channels: int) -> dict[str, Any] | None:
+def recognise(backbone: nn.Module, maps: FeatureMaps, channels: int) -> dict[str, Any] | None:
     """Return settings of our backbone with the same tensors; None if there is none.
 
     Only names and shapes decide here; `same_features` tells whether both compute the same.

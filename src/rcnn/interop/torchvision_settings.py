@@ -39,7 +39,7 @@ TRAINING: dict[str, dict[str, Any]] = {
 """How torchvision trains: its losses, and the optimiser of its own recipes (the rate is for 16 images)."""
 
 
-class Maps(NamedTuple):
+class FeatureMaps(NamedTuple):
     """The feature maps of a backbone.
 
     Attributes:
@@ -53,7 +53,7 @@ class Maps(NamedTuple):
     channels: int
 
 
-def read_settings(model: Any, maps: Maps, in_channels: int) -> dict[str, Any]:
+def read_settings(model: Any, maps: FeatureMaps, in_channels: int) -> dict[str, Any]:
     """Read the settings of everything but the backbone, as a tree.
 
     Args:
@@ -210,7 +210,7 @@ def _check_coder(coder: Any, attribute: str, weights: Sequence[float] | None = N
         refuse(f"{attribute}.bbox_xform_clip", coder.bbox_xform_clip, f"only log(1000 / 16) = {MAX_LOG_SCALE} can be")
 
 
-def _pool(pool: Any, maps: Maps) -> dict[str, Any]:
+def _pool(pool: Any, maps: FeatureMaps) -> dict[str, Any]:
     expect(pool, MultiScaleRoIAlign, "roi_heads.box_roi_pool")
     height, width = pool.output_size
     if height != width:
@@ -224,7 +224,7 @@ def _pool(pool: Any, maps: Maps) -> dict[str, Any]:
     }
 
 
-def _roi_levels(pool: Any, maps: Maps) -> tuple[int, ...]:
+def _roi_levels(pool: Any, maps: FeatureMaps) -> tuple[int, ...]:
     """Return the levels that RoIs are read from.
 
     torchvision indexes the maps by an RoI's level minus that of the first map, up to the level of the last map: of two

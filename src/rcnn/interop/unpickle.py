@@ -18,9 +18,9 @@ from torch import Tensor
 from rcnn.config.files import MB
 from rcnn.errors import WeightsError
 from rcnn.weights.file import reading
-from rcnn.weights.pickles import LONGEST_NAME, check_pickle
+from rcnn.weights.pickles import MAX_NAME_LETTERS, check_pickle
 
-LARGEST = 1_500 * MB
+MAX_PICKLE_BYTES = 1_500 * MB
 """Bytes of a pickle."""
 _DTYPE = re.compile(r"(b1|[iu][1248]|f[248])")
 _BYTE_ORDERS = ("<", ">", "|", "=")
@@ -139,7 +139,7 @@ _ADMITTED: dict[tuple[str, str], Any] = {
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) not in _ADMITTED:
-            raise _RefusedError(f"asks for `{f'{module}.{name}'[:LONGEST_NAME]}`, which weights have no use for")
+            raise _RefusedError(f"asks for `{f'{module}.{name}'[:MAX_NAME_LETTERS]}`, which weights have no use for")
         return _ADMITTED[module, name]
 
 
@@ -150,7 +150,7 @@ def read_pickle(path: str | Path) -> dict[str, Tensor]:
         WeightsError: the file is missing, damaged, not such a pickle, or asks for anything but arrays.
     """
     path = Path(path)
-    with reading(path, LARGEST, "no pickle of arrays"):
+    with reading(path, MAX_PICKLE_BYTES, "no pickle of arrays"):
         try:
             data = path.read_bytes()
             check_pickle(data)

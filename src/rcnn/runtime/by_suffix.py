@@ -1,39 +1,59 @@
-"""Exported files by their suffix."""
+"""The table of runtimes for exported files, by the suffix of the file."""
 
 from pathlib import Path
 
-from rcnn.errors import SettingsError
-from rcnn.runtime import onnx, openvino
+from rcnn.errors import SettingsError, WeightsError
 from rcnn.runtime.graph import Contents, GraphRuntime
+from rcnn.runtime.onnx import OnnxRuntime
+from rcnn.runtime.openvino import OpenVinoRuntime
 
-SUFFIXES = (".onnx", ".xml")
+RUNTIMES: dict[str, type[GraphRuntime]] = {".onnx": OnnxRuntime, ".xml": OpenVinoRuntime}
+"""Suffix -> what runs such files. To add a runtime, add it here."""
 
 
 def is_exported(path: str | Path) -> bool:
-    """Is this the name of an exported file?"""
-    return Path(path).suffix.lower() in SUFFIXES
+    """Return whether the path has the suffix of an exported file."""
+    return Path(path).suffix.lower() in RUNTIMES
+
+
+def runtime_of(path: str | Path) -> type[GraphRuntime]:
+    """Return the class that runs an exported file."""
+    return RUNTIMES[Path(path).suffix.lower()]
 
 
 def open_file(path: str | Path, device: object = "auto") -> GraphRuntime:
-    """The runtime of an exported file.
+    """Return the runtime of an exported file, ready to run.
 
     Raises:
-        WeightsError: the file is missing, damaged, of another program or version, or can't be run.
-        UnavailableError: a WeightsError: what runs it is not installed.
-        SettingsError: a device other than the CPU is asked for, or a precision that there is not.
+        WeightsError, UnavailableError, SettingsError: as for `GraphRuntime`.
+        SettingsError: the device is not the CPU.
     """
     if str(device) not in ("auto", "cpu"):
         raise SettingsError(f"train.device: {path} is an exported file, which runs on the CPU here; got `{device}`")
-    path = Path(path)
-    return onnx.OnnxRuntime(path) if path.suffix.lower() == ".onnx" else openvino.OpenVinoRuntime(path)
+    return runtime_of(path)(path)
 
 
 def contents(path: str | Path) -> Contents:
-    """What an exported file holds and says about itself; nothing is run.
+    """Return facts about an exported file; nothing is run.
 
     Raises:
-        WeightsError: the file is missing, damaged, of another program or of another version.
-        UnavailableError: a WeightsError: what reads it is not installed.
+        WeightsError, UnavailableError: as for `GraphRuntime.read`.
     """
-    path = Path(path)
-    return (onnx.read if path.suffix.lower() == ".onnx" else openvino.read)(path)[0]
+    return runtime_of(path).read(Path(path))[0]
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return an exported file and the files that belong to it."""
+    return [path, *(path.with_suffix(suffix) for suffix in runtime_of(path).companions)]
+
+
+def refuse_exported(path: str | Path) -> None:
+    """Check that a training does not start from an exported file.
+
+    Raises:
+        WeightsError: it does.
+    """
+    if is_exported(path):
+        raise WeightsError(
+            f"{path}: an exported file can't be trained; start from the .safetensors file that it was exported from"
+        )

@@ -1,31 +1,44 @@
-"""The graph of an exported file, whichever program runs it: inputs, outputs, and what of a detector is fixed in it.
+"""An exported graph, whichever runtime executes it: its inputs and outputs, its metadata, and what is fixed in it.
 
-B images, C channels, H x W padded sides, D detections, P proposals. In go `images` (B, C, H, W), uint8 (float32 of
-0..255 with `preprocess.resize=interpolate`), and `sizes` (B, 2) float32: (height, width) before padding. Out come
-`boxes` (B, D, 4), `scores`, `labels` and `valid` (B, D), `finite` (B,), `proposal_boxes` (B, P, 4), `proposal_scores`
-and `proposal_valid` (B, P), the best first, boxes in pixels of the resized images. A region proposal network alone has
-no `boxes`, `scores`, `labels` and `valid`.
+B images, C channels, H x W padded sides, D detections, P proposals. The inputs are `images` (B, C, H, W), uint8, or
+float32 of 0..255 with `preprocess.resize=interpolate`, and `sizes` (B, 2) float32: (height, width) before padding. The
+outputs are `boxes` (B, D, 4), `scores`, `labels` and `valid` (B, D), `finite` (B,), `proposal_boxes` (B, P, 4),
+`proposal_scores` and `proposal_valid` (B, P), best first, with boxes in pixels of the resized images. The graph of a
+region proposal network alone has no `boxes`, `scores`, `labels` and `valid`.
 """
 
+import json
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
+from hashlib import blake2b
 from pathlib import Path
-from typing import NamedTuple, NoReturn, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, NoReturn, Self
 
 import numpy as np
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from rcnn.config import Settings, dump
+from rcnn.config import MAX_SIDE, Settings, dump, shorten
+from rcnn.config.files import check_regular
 from rcnn.errors import SettingsError, WeightsError
+from rcnn.images.batch import Size
 from rcnn.model.normalise import pixel_dtype
 from rcnn.model.structures import AnyBatch, Detections, NormalisedBatch, Pass, Proposals
-from rcnn.runtime.graph_metadata import FOREIGN, FileMetadata
 from rcnn.runtime.precision import chosen_precision
-from rcnn.weights.file import first_line
+from rcnn.weights.file import MAX_BYTES, first_line, read_json
+from rcnn.weights.metadata import Described, Metadata, entry_of
 
+ENTRY = "rcnn"
+"""Name of our metadata entry, which holds JSON."""
+DIGEST = "rcnn_weights"
+"""Name of the entry with the digest of the weights, which ONNX and OpenVINO do not check."""
+INTERFACE = 1
+"""Version of the inputs and outputs of the graph."""
+
+Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 Ports = Mapping[str, tuple[str, int]]
-"""Name of an input or output -> its type, as numpy names it, and its number of axes."""
+"""Name of an input or output -> the numpy name of its type, and its number of axes."""
 
 PROPOSED: Ports = {
     "finite": ("bool", 1),
@@ -35,20 +48,126 @@ PROPOSED: Ports = {
 }
 DETECTED: Ports = {"boxes": ("float32", 3), "scores": ("float32", 2), "labels": ("int64", 2), "valid": ("bool", 2)}
 NAMES = {"images", "sizes", *PROPOSED, *DETECTED}
-"""Of inputs and outputs."""
+"""Names of all inputs and outputs."""
 FREE = ("data", "augment", "train", "val", "predict")
-"""Sections of the settings that are not part of a graph, but for `predict.svd`."""
+"""Sections of the settings that are not fixed in a graph, except for `predict.svd`."""
+
+
+class FileMetadata(Metadata):
+    """Our entry in an exported file: the detector's metadata, and what was fixed by the export.
+
+    Attributes:
+        size: (height, width) of all images, padding included; None: any multiples of `preprocess.multiple`.
+        parity: result of the comparison with the original detector.
+    """
+
+    format_error: ClassVar[str] = "holds a graph, but not a detector of this version of rcnn"
+
+    size: tuple[Side, Side] | None = None
+    parity: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _size_fits(self) -> Self:
+        multiple = self.settings.preprocess.multiple
+        if self.size is not None and any(side % multiple for side in self.size):
+            raise ValueError(f"size: the sides are multiples of {multiple} (got {self.size[0]} x {self.size[1]})")
+        return self
+
+
+def entries(detector: Described, size: Size | None = None, parity: Mapping[str, Any] | None = None) -> dict[str, str]:
+    """Return the metadata entries that an export writes, as name -> text.
+
+    Args:
+        detector: the exported detector.
+        size: (height, width) that the graph is fixed to; None if it takes any size.
+        parity: result of the comparison with the detector.
+
+    Returns:
+        Ours under `ENTRY`; for other programs `names` (JSON, index -> name), `imgsz` (JSON, [height, width], or for a
+        graph of any size the shorter side and the longer at most), `stride` (sides are multiples of it) and `task`.
+    """
+    preprocess = detector.settings.preprocess
+    ours = {**entry_of(detector), "interface": INTERFACE, "size": size, "parity": parity or {}}
+    return {
+        ENTRY: json.dumps(ours, sort_keys=True, allow_nan=False),
+        "names": json.dumps(dict(enumerate(detector.names))),
+        "imgsz": json.dumps(size or (preprocess.short, preprocess.long)),
+        "stride": str(preprocess.multiple),
+        "task": "detect",
+    }
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """Return the value of the entry `DIGEST`: BLAKE2b of the weights, in the order of the file."""
+    checksum = blake2b(digest_size=16)
+    for part in parts:
+        checksum.update(part)
+    return checksum.hexdigest()
+
+
+def check_digest(found: Mapping[str, str], parts: Iterable[bytes], path: str | Path) -> None:
+    """Compare weights with the digest in the file's metadata, if there is one.
+
+    Raises:
+        WeightsError: they differ.
+    """
+    if DIGEST in found and found[DIGEST] != digest(parts):
+        raise WeightsError(f"{path} is damaged: its weights are not those that were written; export the detector again")
+
+
+def read_entries(found: Mapping[str, str], path: str | Path, program: str = "") -> FileMetadata:
+    """Parse our entry among the metadata entries of a file.
+
+    Args:
+        found: name -> text.
+        path: the file, for messages.
+        program: name of the program that wrote the file, if the file says so.
+
+    Raises:
+        WeightsError: the entry is missing, damaged, of another version, or not that of a valid detector.
+    """
+    if ENTRY not in found:
+        by = f" (written by {shorten(program)})" if program else ""
+        raise WeightsError(
+            f"{path}: is a file of another program{by}: it has no `{ENTRY}` entry. Only files that rcnn exported can "
+            "be run: rcnn export MODEL --format onnx|openvino"
+        )
+    try:
+        entry = read_json(found[ENTRY])
+        version = entry["interface"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise WeightsError(f"{path} is damaged: its `{ENTRY}` entry is not the JSON that was written") from None
+    if version != INTERFACE:
+        raise WeightsError(
+            f"{path}: its graph has inputs and outputs of version {shorten(str(version))}, this version of rcnn runs "
+            f"{INTERFACE}; export the detector again, or use the version of rcnn that exported it"
+        )
+    return FileMetadata.parse(entry, path)
+
+
+def size_beside(path: Path, weights: Path) -> int:
+    """Return the bytes of the file with the weights of an exported file.
+
+    Raises:
+        WeightsError: it is missing or not a regular file.
+    """
+    try:
+        return check_regular(weights, MAX_BYTES).st_size
+    except OSError as error:
+        raise WeightsError(
+            f"{path}: its weights are in {weights}, which can't be read ({error.strerror or error}); copy both files"
+        ) from None
 
 
 class Contents(NamedTuple):
-    """What a file holds, besides what it says about itself.
+    """Facts about an exported file.
 
     Attributes:
         metadata: our entry.
         bytes: size of the file, and of the one beside it that holds its weights.
         tensors: number of constants in the graph.
-        parameters: number of the floating-point numbers in them.
-        types: of these, as in `float32`.
+        parameters: number of floating-point numbers in them.
+        types: types of these, such as `float32`.
     """
 
     metadata: FileMetadata
@@ -59,54 +178,105 @@ class Contents(NamedTuple):
 
 
 class GraphRuntime(ABC):
-    """A `Runtime` on an exported file. It runs on the CPU, with as many threads as PyTorch has.
+    """A `Runtime` for an exported file, on the CPU, with as many threads as PyTorch uses.
 
     Args:
         path: the file.
-        metadata: what it says about itself.
-        precision: as `predict.precision`.
+        precision: as `predict.precision`; None: the precision that the file was exported with.
+
+    Attributes:
+        precisions: precisions that the runtime can compute in.
+        companions: suffixes of the files that belong to an exported file.
+
+    Raises:
+        WeightsError: the file is missing, damaged, of another program or version, or its graph can't be run.
+        UnavailableError: a WeightsError: the runtime's package is not installed.
+        SettingsError: the runtime does not have this precision.
     """
 
     name: str
+    precisions: ClassVar[tuple[str, ...]] = ("float32",)
+    companions: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, path: Path, metadata: FileMetadata, precision: str) -> None:
-        self.path, self.metadata = path, metadata
-        self.device, self.size = torch.device("cpu"), metadata.size
-        self.precision = chosen_precision(precision, self.device)
+    def __init__(self, path: str | Path, precision: str | None = None) -> None:
+        self.package()
+        self.path = Path(path)
+        contents, model = self.read(self.path)
+        self.metadata = contents.metadata
+        self.device, self.size = torch.device("cpu"), self.metadata.size
+        self.precision = self.check_precision(precision or self.metadata.settings.predict.precision)
+        predicts_classes = self.metadata.settings.predicts_classes
+        self.outputs: Ports = {**DETECTED, **PROPOSED} if predicts_classes else PROPOSED
+        self._check_ports(*self.ports(model))
+        self.compile(model)
 
+    @staticmethod
     @abstractmethod
-    def at_precision(self, precision: str) -> Self:
-        """The same file at another precision.
+    def package() -> Any:
+        """Import the package that runs the files.
 
         Raises:
-            SettingsError: it does not run at it.
+            UnavailableError: it is not installed.
         """
+
+    @staticmethod
+    @abstractmethod
+    def read(path: Path) -> tuple[Contents, Any]:
+        """Return facts about a file, and its graph. Nothing is run.
+
+        Raises:
+            WeightsError: the file is missing, damaged, or of another program or version.
+            UnavailableError: a WeightsError: the package that reads it is not installed.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def ports(model: Any) -> tuple[Ports, Ports]:
+        """Return the inputs and outputs of a graph that `read` returned."""
+
+    @abstractmethod
+    def compile(self, model: Any) -> None:
+        """Prepare the graph to be run at `self.precision`."""
 
     @abstractmethod
     def infer(self, images: np.ndarray, sizes: np.ndarray) -> Mapping[str, np.ndarray]:
-        """Run the graph: its outputs by name."""
+        """Run the graph and return its outputs by name."""
 
-    def with_settings(self, settings: Settings) -> Self:
-        """The runtime of this detector with other settings.
+    @classmethod
+    def check_precision(cls, precision: str) -> str:
+        """Return the precision that `predict.precision` means on a CPU.
 
         Raises:
-            SettingsError: a setting is part of the graph.
+            SettingsError: the runtime does not have it.
+        """
+        precision = chosen_precision(precision, torch.device("cpu"))
+        if precision not in cls.precisions:
+            other = ", or export the detector for OpenVINO, which has bf16" if precision == "bf16" else ""
+            raise SettingsError(
+                f"predict.precision={precision}: {cls.name} computes in {' or '.join(cls.precisions)}; set "
+                f"predict.precision=float32{other}"
+            )
+        return precision
+
+    def with_settings(self, settings: Settings) -> Self:
+        """Return the runtime of this detector with other settings.
+
+        Raises:
+            SettingsError: a setting is fixed in the graph.
         """
         old, new = dump(self.metadata.settings), dump(settings)
         changed = [f"{part}.{key}" for part in old for key in old[part] if old[part][key] != new[part][key]]
         free = () if self.size else ("preprocess.short", "preprocess.long")
         fixed = [key for key in changed if key.split(".")[0] not in FREE and key not in free]
-        if self.size and "predict.scales" in changed:
-            fixed.append("predict.scales")
-        if "predict.svd" in changed:
-            fixed.append("predict.svd")
+        fixed += ["predict.scales"] if self.size and "predict.scales" in changed else []
+        fixed += ["predict.svd"] if "predict.svd" in changed else []
         if fixed:
             raise SettingsError(
                 f"{', '.join(fixed)}: fixed in the exported file {self.path}; export the detector again with this "
                 "setting" + (", and without a size" if self.size else "")
             )
-        precision = chosen_precision(settings.predict.precision, self.device)
-        return self if precision == self.precision else self.at_precision(precision)
+        precision = self.check_precision(settings.predict.precision)
+        return self if precision == self.precision else type(self)(self.path, precision)
 
     def execute(
         self,
@@ -115,12 +285,12 @@ class GraphRuntime(ABC):
         *,
         fields: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
-        """As `Runtime.execute`: proposals and detections, whatever is asked for. What the graph does not tell is -1.
+        """As `Runtime.execute`: proposals and detections, whatever is wanted. Indices that the graph lacks are -1.
 
         Raises:
-            SettingsError: proposals are given, or the images are not of a size or type that the file allows, or
+            SettingsError: proposals are given, or the images have a size or type that the file does not allow, or are
                 normalised already.
-            WeightsError: the graph fails, or gives what no detector gives.
+            WeightsError: the graph fails, or returns what no detector returns.
             MemoryError: there is not enough memory.
         """
         if proposals is not None:
@@ -128,31 +298,31 @@ class GraphRuntime(ABC):
         self._check_images(batch)
         shape = tuple(batch.images.shape)
         try:
-            found = self.infer(batch.images.cpu().numpy(), batch.sizes.cpu().numpy())
-        except Exception as error:  # a stranger's graph may fail anywhere, and the programs raise what they like
+            arrays = self.infer(batch.images.cpu().numpy(), batch.sizes.cpu().numpy())
+        except Exception as error:  # a foreign graph may fail anywhere, and the runtimes raise errors of any type
             if "alloc" in str(error):
                 raise MemoryError(f"{self.path}, images of {shape}: {first_line(error)}") from None
             raise WeightsError(f"{self.path}: fails on images of {shape}: {first_line(error)}") from None
-        return self._record({name: torch.from_numpy(np.ascontiguousarray(found[name])) for name in self._outputs()})
+        return self._pass({name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in self.outputs})
 
     def refuse_proposals(self) -> NoReturn:
-        """Raise the error of given proposals."""
+        """Raise the error for external proposals."""
         raise SettingsError(
-            f"{self.path}: an exported file works on its own proposals alone; for others take the .safetensors file "
-            "that it was exported from"
+            f"{self.path}: an exported file uses only its own proposals; for others use the .safetensors file that it "
+            "was exported from"
         )
 
     def _check_images(self, batch: AnyBatch) -> None:
         preprocess = self.metadata.settings.preprocess
-        wanted, found = pixel_dtype(preprocess), batch.images.dtype
+        expected, found = pixel_dtype(preprocess), batch.images.dtype
         if isinstance(batch, NormalisedBatch):
             raise SettingsError(
                 f"{self.path}: normalises images itself, but was given a NormalisedBatch; give it a Batch of pixels of "
-                f"0..255, {wanted}, or take the .safetensors file that it was exported from, which accepts both"
+                f"0..255, {expected}, or use the .safetensors file that it was exported from, which accepts both"
             )
-        if found != wanted:
+        if found != expected:
             raise SettingsError(
-                f"{self.path}: takes pixels of 0..255 as {wanted}, but these are {found}; prepare images with the "
+                f"{self.path}: takes pixels of 0..255 as {expected}, but these are {found}; prepare images with the "
                 "`preprocessor` of its detector"
             )
         height, width = sides = tuple(batch.images.shape[2:])
@@ -166,48 +336,41 @@ class GraphRuntime(ABC):
                 f"{self.path}: takes images whose sides are multiples of {multiple}, got {height} x {width}"
             )
 
-    def _outputs(self) -> Ports:
-        return {**DETECTED, **PROPOSED} if self.metadata.settings.predicts_classes else PROPOSED
-
-    def check_ports(self, inputs: Ports, outputs: Ports) -> None:
-        """Check that the graph has our inputs and outputs.
-
-        Raises:
-            WeightsError: it has not.
-        """
+    def _check_ports(self, inputs: Ports, outputs: Ports) -> None:
         image = str(pixel_dtype(self.metadata.settings.preprocess)).removeprefix("torch.")
         takes: Ports = {"images": (image, 4), "sizes": ("float32", 2)}
-        for kind, wanted, there in (("input", takes, inputs), ("output", self._outputs(), outputs)):
-            for name, (dtype, axes) in wanted.items():
-                if there.get(name) != (dtype, axes):
-                    raise WeightsError(
-                        f"{self.path}: {FOREIGN}: its graph has no {kind} `{name}` of {dtype} with {axes} axes"
-                    )
+        for kind, expected, found in (("input", takes, inputs), ("output", self.outputs, outputs)):
+            for name, (dtype, axes) in expected.items():
+                if found.get(name) != (dtype, axes):
+                    raise self._foreign(f"its graph has no {kind} `{name}` of {dtype} with {axes} axes")
         if extra := set(inputs) - set(takes):
-            raise WeightsError(f"{self.path}: {FOREIGN}: its graph wants an input `{min(extra)}`")
+            raise self._foreign(f"its graph requires an input `{min(extra)}`")
 
-    def _record(self, found: Mapping[str, Tensor]) -> Pass:
-        """The record of a run. What detectors never give is refused: others index by it, or write it into files."""
+    def _foreign(self, reason: str) -> WeightsError:
+        return WeightsError(f"{self.path}: {self.metadata.format_error}: {reason}")
+
+    def _pass(self, found: Mapping[str, Tensor]) -> Pass:
+        """Return the outputs as a `Pass`, after checking shapes and labels, which become indices and go into files."""
         finite = found["finite"]
         none = torch.zeros(len(finite), 0)
         boxes, scores = found.get("boxes", none[..., None].expand(-1, -1, 4)), found.get("scores", none)
         labels, valid = found.get("labels", none.long()), found.get("valid", none.bool())
-        near, objectness, real = (found[f"proposal_{name}"] for name in ("boxes", "scores", "valid"))
+        proposals, objectness, real = (found[f"proposal_{name}"] for name in ("boxes", "scores", "valid"))
         agree = all(
-            len(frames) == len(finite)
-            and frames.shape == (*mask.shape, 4)
-            and all(one.shape == mask.shape for one in rows)
-            for frames, mask, rows in ((boxes, valid, (scores, labels)), (near, real, (objectness,)))
+            len(corners) == len(finite)
+            and corners.shape == (*mask.shape, 4)
+            and all(values.shape == mask.shape for values in rows)
+            for corners, mask, rows in ((boxes, valid, (scores, labels)), (proposals, real, (objectness,)))
         )
         if not agree or bool(((labels < 0) | (labels >= len(self.metadata.names)))[valid].any()):
-            raise WeightsError(f"{self.path}: {FOREIGN}: its outputs don't belong together")
-        for part in (boxes, scores, near, objectness):
+            raise self._foreign("its outputs don't belong together")
+        for part in (boxes, scores, proposals, objectness):
             finite = finite & part.isfinite().flatten(1).all(dim=1)
         unknown = torch.full(real.shape, -1)
         return Pass(
             levels=(),
             rpn=None,
-            proposals=Proposals(near, objectness, real, unknown, unknown),
+            proposals=Proposals(proposals, objectness, real, unknown, unknown),
             rois=(),
             detections=Detections(boxes, scores, labels, valid, torch.full_like(labels, -1), finite),
         )

@@ -18,7 +18,7 @@ from torch import Tensor
 from rcnn.errors import TrainingError
 from rcnn.training.ema import copy_into
 from rcnn.training.loop import Engine, Progress
-from rcnn.weights.file import LARGEST, load_weights, reading, save_weights
+from rcnn.weights.file import MAX_BYTES, load_weights, reading, save_weights
 
 MOST = 10**12
 """Steps, epochs or seconds of a run."""
@@ -68,7 +68,7 @@ def stage(folder: Path, stages: int) -> int:
     if path is None:
         return 0
     number = progress(path).stage
-    with reading(path, LARGEST):
+    with reading(path, MAX_BYTES):
         if number >= stages:
             raise ValueError(f"it is of stage {number + 1}, and the run has {stages}")
         return number
@@ -80,7 +80,7 @@ def progress(path: Path) -> Progress:
     Raises:
         WeightsError: the file is damaged.
     """
-    with reading(path, LARGEST):
+    with reading(path, MAX_BYTES):
         return _progress(load_weights(path)[1])
 
 
@@ -90,7 +90,7 @@ def restore(path: Path, engine: Engine) -> tuple[Progress, dict[str, int]]:
     Raises:
         WeightsError: the file is damaged.
     """
-    with reading(path, LARGEST):
+    with reading(path, MAX_BYTES):
         tensors, state = load_weights(path)
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():

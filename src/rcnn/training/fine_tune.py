@@ -4,8 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from rcnn.config import Settings, dump, merge, validate
-from rcnn.errors import WeightsError
-from rcnn.runtime.by_suffix import is_exported
+from rcnn.runtime.by_suffix import refuse_exported
 from rcnn.weights.file import weights_of_run
 
 NETWORK = ("preprocess", "model", "anchors", "rpn", "roi")
@@ -26,10 +25,7 @@ def fine_tuning_settings(source: str | Path) -> Settings:
     """
     from rcnn import open_model  # imports torchvision's models, which takes as long as all else
 
-    if is_exported(source):
-        raise WeightsError(
-            f"{source}: an exported file can't be trained; start from the .safetensors file that it was exported from"
-        )
+    refuse_exported(source)
     theirs = open_model.load(source, "cpu").settings
     init = str(source) if str(source) in open_model.NAMES else str(weights_of_run(Path(source).expanduser().resolve()))
     tree = dump(theirs)

@@ -9,7 +9,7 @@ from rcnn.config import Settings, override
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
-from rcnn.runtime.by_suffix import is_exported
+from rcnn.runtime.by_suffix import refuse_exported
 from rcnn.weights.adapt import Architecture, adapt
 from rcnn.weights.backbone import load_backbone
 from rcnn.weights.file import is_detector, weights_of_run
@@ -103,10 +103,7 @@ def _from_nothing(settings: Settings, names: Sequence[str], notes: tuple[str, ..
 
 def _from_file(model: FasterRCNN, path: Path, names: Sequence[str], settings: Settings) -> tuple[str, ...]:
     """Load one of our detectors, or a backbone with torchvision's names; return notes."""
-    if is_exported(path):
-        raise WeightsError(
-            f"{path}: an exported file can't be trained; start from the .safetensors file that it was exported from"
-        )
+    refuse_exported(path)
     if path.suffix == ".safetensors" and is_detector(path):
         return _from_detector(model, path, names, settings, path)
     loaded = load_backbone(model.backbone, path, getattr(model.fast_rcnn, "head", None))  # type: ignore[arg-type]

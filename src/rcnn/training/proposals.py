@@ -18,7 +18,7 @@ from rcnn.data.proposals.search import SEARCHES
 from rcnn.detector import Detector
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.training.distributed import Distributed
-from rcnn.weights.file import LARGEST, load_weights, reading, save_weights
+from rcnn.weights.file import MAX_BYTES, load_weights, reading, save_weights
 
 
 def write_proposals(
@@ -76,7 +76,7 @@ def load_proposals(path: Path) -> list[ImageProposals]:
     Raises:
         WeightsError: the file is missing or damaged.
     """
-    with reading(path, LARGEST):
+    with reading(path, MAX_BYTES):
         tensors, _ = load_weights(path)
         ends = tensors["counts"].cumsum(0)[:-1].numpy()
         boxes, scores = (np.split(tensors[name].double().numpy(), ends) for name in ("boxes", "scores"))

@@ -16,7 +16,7 @@ from rcnn.config import Preprocess
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.fast_rcnn import FCHead
 from rcnn.weights.caffe import classifier_state, read_arrays
-from rcnn.weights.file import LARGEST_FOREIGN, check_archive, first_line, read_safetensors, reading
+from rcnn.weights.file import MAX_FOREIGN_BYTES, check_archive, first_line, read_safetensors, reading
 from rcnn.weights.hub import fetch, is_offline
 from rcnn.weights.pickles import check_torch_file
 
@@ -92,7 +92,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         return classifier_state(read_arrays(path), path)
     if path.suffix not in (".pth", ".pt"):
         return read_safetensors(path)[0]
-    with reading(path, LARGEST_FOREIGN), warnings.catch_warnings():
+    with reading(path, MAX_FOREIGN_BYTES), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it is read or refused all the same
         if zipfile.is_zipfile(path):
             check_archive(path)

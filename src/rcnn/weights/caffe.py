@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rcnn.errors import WeightsError
-from rcnn.weights.file import LARGEST_FOREIGN, check_archive, reading
+from rcnn.weights.file import MAX_FOREIGN_BYTES, check_archive, reading
 
 _VGG = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3")
 _VGG_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
@@ -36,7 +36,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     Raises:
         WeightsError: the file is missing or damaged, or holds anything but arrays of numbers.
     """
-    with reading(path, LARGEST_FOREIGN, "no .npz file of plain arrays"):
+    with reading(path, MAX_FOREIGN_BYTES, "no .npz file of plain arrays"):
         check_archive(path)
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}

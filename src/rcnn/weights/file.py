@@ -23,7 +23,7 @@ from rcnn.errors import WeightsError
 
 FORMAT = 1
 ENTRY = "rcnn"
-LARGEST, LARGEST_FOREIGN = 16_000 * MB, 3_500 * MB
+MAX_BYTES, MAX_FOREIGN_BYTES = 16_000 * MB, 3_500 * MB
 """Bytes of a file of ours, a checkpoint included, and of one that is read before anything is known about it."""
 
 Check = Callable[[Mapping[str, Any], Mapping[str, Tensor]], None]
@@ -38,9 +38,9 @@ _TYPES = {
 """Names in a header of safetensors -> dtypes."""
 
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
-_LONGEST_HEADER = 100_000_000
+_MAX_HEADER_BYTES = 100_000_000
 """Bytes; the format's own limit."""
-_LONGEST_LINE = 300
+_MAX_LINE_LETTERS = 300
 """Letters of what another library says about a file; it may repeat a text of the file."""
 
 _KINDS = (
@@ -172,8 +172,8 @@ def check_archive(path: str | Path) -> None:
     """
     with zipfile.ZipFile(path) as archive:
         size = sum(part.file_size for part in archive.infolist())
-    if size > LARGEST_FOREIGN:
-        raise OSError(f"it unpacks to {size / MB:,.0f} MB, and {LARGEST_FOREIGN // MB:,} MB are the most")
+    if size > MAX_FOREIGN_BYTES:
+        raise OSError(f"it unpacks to {size / MB:,.0f} MB, and {MAX_FOREIGN_BYTES // MB:,} MB are the most")
 
 
 def load_weights(path: str | Path, check: Check | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -186,14 +186,14 @@ def load_weights(path: str | Path, check: Check | None = None) -> tuple[dict[str
     Raises:
         WeightsError: the file is missing, damaged, of another kind or of a later version; or what `check` raises.
     """
-    described, header, start = _read_header(path, LARGEST)
+    described, header, start = _read_header(path, MAX_BYTES)
     if ENTRY not in header:
         raise WeightsError(
             f"{_name(path)} is a safetensors file, but not of an rcnn detector (its header has no `{ENTRY}` entry). "
             "Weights of a backbone can start a training: rcnn train DATA --init FILE"
         )
     try:
-        entry = json.loads(header[ENTRY], parse_constant=_refuse)
+        entry = read_json(header[ENTRY])
         version, digest = entry["format"], entry.pop("sha256")
         _json(entry)  # it holds no number that JSON can't
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -203,7 +203,7 @@ def load_weights(path: str | Path, check: Check | None = None) -> tuple[dict[str
     if check is not None:
         rest = {key: value for key, value in entry.items() if key != "format"}
         check(rest, {name: tensor for name, (tensor, _) in described.items()})
-    tensors = _read(path, described, start, LARGEST)
+    tensors = _read(path, described, start, MAX_BYTES)
     if _digest(tensors, entry) != digest:
         raise WeightsError(f"{_name(path)} is damaged: its content does not have the checksum that it was written with")
     del entry["format"]
@@ -216,7 +216,7 @@ def is_detector(path: str | Path) -> bool:
     Raises:
         WeightsError: as `read_safetensors`.
     """
-    return ENTRY in _read_header(path, LARGEST)[1]
+    return ENTRY in _read_header(path, MAX_BYTES)[1]
 
 
 def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -225,8 +225,8 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     Raises:
         WeightsError: the file is missing, unreadable, damaged or of another kind.
     """
-    described, header, start = _read_header(path, LARGEST_FOREIGN)
-    return _read(path, described, start, LARGEST_FOREIGN), header
+    described, header, start = _read_header(path, MAX_FOREIGN_BYTES)
+    return _read(path, described, start, MAX_FOREIGN_BYTES), header
 
 
 def _read_header(path: str | Path, most: int) -> tuple[dict[str, tuple[Tensor, int]], dict[str, str], int]:
@@ -234,7 +234,9 @@ def _read_header(path: str | Path, most: int) -> tuple[dict[str, tuple[Tensor, i
     with reading(path, most, "no safetensors file"):
         with Path(path).open("rb") as file:
             start = file.read(24)
-            if len(start) < 8 or int.from_bytes(start[:8], "little") > min(_LONGEST_HEADER, os.path.getsize(path) - 8):
+            if len(start) < 8 or int.from_bytes(start[:8], "little") > min(
+                _MAX_HEADER_BYTES, os.path.getsize(path) - 8
+            ):
                 if kind := _kind(start):
                     raise WeightsError(f"{_name(path)} is {kind}; expected are weights as safetensors")
                 raise ValueError("the length of its header is wrong")
@@ -263,8 +265,18 @@ def _read(path: str | Path, described: Mapping[str, tuple[Tensor, int]], start: 
         return tensors
 
 
-def _refuse(constant: str) -> None:
-    raise ValueError(f"{constant} is no number of JSON")
+def read_json(text: str) -> Any:
+    """Parse JSON.
+
+    Raises:
+        ValueError: it is malformed, or has a NaN or Infinity, which Python accepts by default.
+        RecursionError: it is nested too deeply.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"{constant} is no number of JSON")
+
+    return json.loads(text, parse_constant=refuse)
 
 
 def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -283,12 +295,12 @@ def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, cut where it is long, or its type where it has none."""
-    return (str(error) or type(error).__name__).splitlines()[0][:_LONGEST_LINE]
+    return (str(error) or type(error).__name__).splitlines()[0][:_MAX_LINE_LETTERS]
 
 
 def _kind(data: bytes) -> str | None:
     """Tell from its first bytes what a file is that is not safetensors; None if unknown."""
-    if int.from_bytes(data[:8], "little") <= _LONGEST_HEADER:  # a damaged safetensors file, whatever its first bytes
+    if int.from_bytes(data[:8], "little") <= _MAX_HEADER_BYTES:  # a damaged safetensors file, whatever its first bytes
         return None
     return next((kind for start, kind in _KINDS if data[:24].lower().startswith(start.lower())), None)
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Protocol, Self
+from typing import Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
@@ -12,8 +12,8 @@ from rcnn.errors import SettingsError, WeightsError, printable
 from rcnn.weights.box_targets import PLAIN, renormalise
 from rcnn.weights.file import first_line, load_weights
 
-MOST_CLASSES = 100_000
-NAMES_SHOWN = 12
+MAX_CLASSES = 100_000
+MAX_NAMES = 12
 FOREIGN = "holds weights, but not a detector of this version of rcnn"
 
 
@@ -30,10 +30,11 @@ class Metadata(Section):
     """
 
     model_config = ConfigDict(extra="ignore")
+    format_error: ClassVar[str] = FOREIGN
 
     settings: Settings
-    names: Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], Field(max_length=MOST_CLASSES)]
-    category_ids: Annotated[tuple[Annotated[int, Field(ge=-(2**63), lt=2**63)], ...], Field(max_length=MOST_CLASSES)]
+    names: Annotated[tuple[Annotated[str, Field(max_length=1000)], ...], Field(max_length=MAX_CLASSES)]
+    category_ids: Annotated[tuple[Annotated[int, Field(ge=-(2**63), lt=2**63)], ...], Field(max_length=MAX_CLASSES)]
     threshold: Fraction
     summary: dict[str, Any]
     licence: str | None = None
@@ -44,9 +45,24 @@ class Metadata(Section):
             raise ValueError(f"{len(self.category_ids)} category ids for {len(self.names)} classes")
         return self
 
+    @classmethod
+    def parse(cls, entry: Mapping[str, Any], path: str | Path) -> Self:
+        """Validate the JSON entry of a file.
+
+        Raises:
+            WeightsError: it does not describe a detector of this version; the message names `path`.
+        """
+        try:
+            return cls.model_validate({**entry, "settings": validate(entry["settings"])})
+        except ValidationError as error:
+            reason: object = explain(error)
+        except (KeyError, TypeError, SettingsError) as error:
+            reason = error
+        raise WeightsError(f"{path}: {cls.format_error}: {reason}")
+
 
 class Described(Protocol):
-    """A detector, as far as its file tells of it; the attributes are those of `Metadata`."""
+    """Whatever has the attributes of `Metadata`, such as a detector."""
 
     settings: Settings
     names: tuple[str, ...]
@@ -57,7 +73,7 @@ class Described(Protocol):
 
 
 def entry_of(detector: Described) -> dict[str, Any]:
-    """The entry of a detector's file, plain enough for JSON. Of paths in the settings only the last part is left."""
+    """Return the JSON entry of a detector's file. Paths in the settings are cut to their last part."""
     return {
         "settings": dump(portable(detector.settings)),
         "names": list(detector.names),
@@ -69,12 +85,9 @@ def entry_of(detector: Described) -> dict[str, Any]:
 
 
 def as_text(detector: Described) -> str:
-    """A few lines for `print`: network, sizes, classes, threshold and training."""
+    """Return a few lines for `print`: network, sizes, classes, threshold and training."""
     settings, names = detector.settings, detector.names
-    shown = [
-        *map(shorten, names[:NAMES_SHOWN]),
-        *([f"{len(names) - NAMES_SHOWN:,} more"] if len(names) > NAMES_SHOWN else []),
-    ]
+    shown = [*map(shorten, names[:MAX_NAMES]), *([f"{len(names) - MAX_NAMES:,} more"] if names[MAX_NAMES:] else [])]
     facts = {name: value for name, value in detector.summary.items() if isinstance(value, int | float | str)}
     lines = {
         "classes": f"{len(names):,}: {', '.join(shown)}",
@@ -90,36 +103,31 @@ def as_text(detector: Described) -> str:
 def read_detector(
     path: str | Path, check: Callable[[Metadata, Mapping[str, Tensor]], None] | None = None
 ) -> tuple[dict[str, Tensor], Metadata]:
-    """Read a detector's file; the box layer is made for `roi.box_mean` and `roi.box_std`.
+    """Read a detector's file; its box layer is converted to `roi.box_mean` and `roi.box_std`.
 
     Args:
         path: the file.
-        check: sees the metadata, and the tensors on the `meta` device, before these are read.
+        check: called with the metadata and the tensors on the `meta` device, before the tensors are read.
 
     Raises:
         WeightsError: the file is missing, damaged, of a later version, or holds something else; or as `check`.
     """
-    seen: list[Metadata] = []
+    metadata: list[Metadata] = []
 
     def validated(entry: Mapping[str, Any], shapes: Mapping[str, Tensor]) -> None:
         if entry.get("kind") == "checkpoint":
             run = Path(path).absolute().parents[1]
             raise WeightsError(
-                f"{path}: holds weights, but not a detector: it is a checkpoint of a training. Go on with that by: "
+                f"{path}: holds weights, but not a detector: it is a checkpoint of a training. Resume it with: "
                 f"rcnn train --resume {run}"
             )
-        try:
-            seen.append(Metadata.model_validate({**entry, "settings": validate(entry["settings"])}))
-        except ValidationError as error:
-            raise WeightsError(f"{path}: {FOREIGN}: {explain(error)}") from None
-        except (KeyError, TypeError, SettingsError) as error:
-            raise WeightsError(f"{path}: {FOREIGN}: {error}") from None
+        metadata.append(Metadata.parse(entry, path))
         if check is not None:
-            check(seen[0], shapes)
+            check(metadata[0], shapes)
 
     tensors, _ = load_weights(path, validated)
     try:
-        return renormalise(tensors, PLAIN, seen[0].settings.roi), seen[0]
+        return renormalise(tensors, PLAIN, metadata[0].settings.roi), metadata[0]
     except (RuntimeError, ValueError) as error:
         raise WeightsError(f"{path}: {FOREIGN}: {first_line(error)}") from None
 

@@ -7,19 +7,19 @@ import zipfile
 from pathlib import Path
 from typing import IO
 
-MOST_STEPS = 1_000_000
+MAX_STEPS = 1_000_000
 """Instructions of a pickle; the largest checkpoints have some 100,000."""
 
-MOST_PARTS = 1_000_000
+MAX_PARTS = 1_000_000
 """Parts of a value, counted as often as they are in it: its hash, or its text, takes as many steps."""
 
-MOST_LETTERS = 100_000_000
+MAX_LETTERS = 100_000_000
 """Letters of a value in a file of `torch.save`, counted likewise; the numbers of its tensors are beside the pickles."""
 
-DEEPEST = 16
+MAX_DEPTH = 16
 """Tuples inside one another, each of which is a call on the stack when they are hashed."""
 
-LONGEST_NAME = 1_000
+MAX_NAME_LETTERS = 1_000
 """Letters of the name of a function or class."""
 
 _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), ("GET", "BINGET", "LONG_BINGET")
@@ -79,7 +79,7 @@ def check_pickle(stream: bytes | IO[bytes], most_letters: float = math.inf) -> N
     values, stack = _Values(), list[int]()
     memo: dict[int, int] = {}
     for step, (code, argument, _) in enumerate(pickletools.genops(stream)):
-        if step > MOST_STEPS:
+        if step > MAX_STEPS:
             raise ValueError("it has more steps than weights need")
         if code.name in _PUTS:
             place = len(memo) if code.name == "MEMOIZE" else int(argument or 0)
@@ -96,7 +96,7 @@ def check_pickle(stream: bytes | IO[bytes], most_letters: float = math.inf) -> N
         if code.name in _CALLS and stack[-2:-1] != [_NAMED]:
             raise pickle.UnpicklingError("it calls what it does not name")
         letters = len(argument) if isinstance(argument, str | bytes | bytearray) else 0
-        if code.name == "GLOBAL" and letters > LONGEST_NAME:
+        if code.name == "GLOBAL" and letters > MAX_NAME_LETTERS:
             raise pickle.UnpicklingError(f"it asks for a function with a name of {letters:,} letters")
         taken: list[int] = []
         if pickletools.markobject in code.stack_before:
@@ -116,9 +116,9 @@ def check_pickle(stream: bytes | IO[bytes], most_letters: float = math.inf) -> N
             made = values.add(taken, letters, is_tuple=code.name in _TUPLES)
         stack += [_MARK if kind is pickletools.markobject else made for kind in code.stack_after]
     parts, letters, depth = values.measure()
-    if parts > MOST_PARTS or letters > most_letters:
+    if parts > MAX_PARTS or letters > most_letters:
         raise ValueError("it holds the same things more often than weights need")
-    if depth > DEEPEST:
+    if depth > MAX_DEPTH:
         raise ValueError("it nests tuples deeper than weights need")
 
 
@@ -131,9 +131,9 @@ def check_torch_file(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
             for _ in range(5):  # a magic number, the version, the system, the tensors, and the keys of their storages
-                check_pickle(file, MOST_LETTERS)
+                check_pickle(file, MAX_LETTERS)
         return
     with zipfile.ZipFile(path) as archive:
         for name in archive.namelist():
             if name.endswith(".pkl"):
-                check_pickle(archive.read(name), MOST_LETTERS)
+                check_pickle(archive.read(name), MAX_LETTERS)

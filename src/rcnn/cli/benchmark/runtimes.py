@@ -24,10 +24,8 @@ from rcnn.exporting.graph_files import check_size
 from rcnn.exporting.parity import compare
 from rcnn.images.batch import Preprocessor, Size
 from rcnn.model.structures import Batch
-from rcnn.runtime.by_suffix import SUFFIXES, contents, is_exported
+from rcnn.runtime.by_suffix import RUNTIMES, contents, files_of, is_exported, runtime_of
 from rcnn.runtime.eager import Eager
-from rcnn.runtime.onnx import OnnxRuntime
-from rcnn.runtime.openvino import OpenVinoRuntime
 from rcnn.runtime.precision import has_bf16
 from rcnn.runtime.protocol import Runtime
 
@@ -67,7 +65,7 @@ class Cost(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """What was measured of a runtime.
 
     Attributes:
@@ -100,7 +98,7 @@ def benchmark(
     runs: int = 7,
     dataset: Dataset | None = None,
     progress: Callable[[str], Any] = lambda what: _silent(),
-) -> list[Row]:
+) -> list[Measurement]:
     """Compare a detector in PyTorch with its exported files, on the CPU.
 
     bfloat16 is compared as well where the CPU has instructions for it: in PyTorch and in OpenVINO.
@@ -133,10 +131,11 @@ def benchmark(
             costs = measure(programs, list(shown.values()), runs, told)
         groups = [_batch(preprocessor, pictures[i : i + sizes[-1]]) for i in range(0, len(pictures), sizes[-1])]
         agreed = _agreement(programs, groups, predicts_classes=detector.settings.predicts_classes)
-        rows = [
-            Row(program.name, program.precision, _bytes(program.path), costs[i], agreed[i])
-            for i, program in enumerate(programs)
-        ]
+        rows = []
+        for program, cost, share in zip(programs, costs, agreed, strict=True):
+            files_of_program = files_of(program.path) if is_exported(program.path) else [program.path]
+            size_of_files = sum(file.stat().st_size for file in files_of_program)
+            rows.append(Measurement(program.name, program.precision, size_of_files, cost, share))
     if dataset is None:
         return rows
     return [_scored(row, detector, program, dataset, progress) for row, program in zip(rows, programs, strict=True)]
@@ -159,7 +158,7 @@ def size_of(detector: Detector, files: Sequence[Path], size: Size | None = None)
     check_size(size, preprocess.multiple)
     for path in files:
         if not is_exported(path):
-            raise WeightsError(f"{path}: is no exported file ({', '.join(SUFFIXES)}); rcnn export writes them")
+            raise WeightsError(f"{path}: is no exported file ({', '.join(RUNTIMES)}); rcnn export writes them")
         metadata = contents(path).metadata
         if metadata.names != detector.names:
             raise WeightsError(
@@ -183,7 +182,7 @@ def _programs(weights: Path, files: Sequence[Path]) -> list[Program]:
     precisions = ["float32", "bf16"] if has_bf16(CPU) else ["float32"]
     programs = [Program("eager", weights, precision) for precision in precisions]
     for path in files:
-        known = precisions if path.suffix.lower() == ".xml" else precisions[:1]
+        known = [precision for precision in precisions if precision in runtime_of(path).precisions]
         programs += [Program(path.name, path, precision) for precision in known]
     return programs
 
@@ -193,20 +192,13 @@ def _runtime(program: Program) -> Runtime:
     if not is_exported(program.path):
         predict = Predict.model_validate({"precision": program.precision})
         return Eager(Detector.load(program.path, CPU).model, CPU, predict)
-    kind = OnnxRuntime if program.path.suffix.lower() == ".onnx" else OpenVinoRuntime
-    return kind(program.path, program.precision)
+    return runtime_of(program.path)(program.path, program.precision)
 
 
 def _batch(preprocessor: Preprocessor, pictures: Sequence[np.ndarray]) -> Batch:
     return preprocessor.collate(
         [preprocessor.resize(picture) for picture in pictures], [picture.shape[:2] for picture in pictures]
     )
-
-
-def _bytes(path: Path) -> int:
-    """Size of a file and of the weights beside it."""
-    beside = path.with_suffix(".bin")
-    return path.stat().st_size + (beside.stat().st_size if path.suffix == ".xml" else 0)
 
 
 def _agreement(programs: Sequence[Program], batches: Sequence[Batch], *, predicts_classes: bool) -> list[float]:
@@ -221,7 +213,9 @@ def _agreement(programs: Sequence[Program], batches: Sequence[Batch], *, predict
     return shares
 
 
-def _scored(row: Row, detector: Detector, program: Program, dataset: Dataset, progress: Callable[[str], Any]) -> Row:
+def _scored(
+    row: Measurement, detector: Detector, program: Program, dataset: Dataset, progress: Callable[[str], Any]
+) -> Measurement:
     """The row with AP."""
     source = Detector.load(program.path) if is_exported(program.path) else detector
     with progress(f"AP: {program.name} {program.precision}") as told:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from rcnn.errors import WeightsError
-from rcnn.runtime.graph_metadata import ENTRY, FileMetadata, entries, read_entries
+from rcnn.runtime.graph import ENTRY, FileMetadata, entries, read_entries
 from tests.runtime import graphs
 
 
