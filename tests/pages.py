@@ -4,7 +4,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -246,6 +246,32 @@ def png(seed: int = 0, size: tuple[int, int] = SIZE) -> bytes:
     return file.getvalue()
 
 
+def coco(
+    folder: Path,
+    names: Sequence[str],
+    splits: dict[str, Sequence[int]],
+    objects: Callable[[Path, int], Iterable[tuple[list[float], int, bool]]],
+    prefix: str = "",
+) -> Path:
+    """A COCO data set of pictures with these numbers; `objects` gives (box, label, is a crowd) of a picture."""
+    categories = [{"id": 10 + label, "name": name} for label, name in enumerate(names)]
+    (folder / "annotations").mkdir(parents=True)
+    (folder / "images").mkdir()
+    for split, numbers in splits.items():
+        images, annotations = [], []
+        for number in numbers:
+            file = folder / f"images/{prefix}{number}.png"
+            file.write_bytes(png(number))
+            images.append({"id": number, "file_name": file.name, "height": SIZE[0], "width": SIZE[1]})
+            for (left, top, right, bottom), label, crowd in objects(file, number):
+                entry = {"id": len(annotations) + 1, "image_id": number, "iscrowd": int(crowd), "area": 400}
+                box = [left, top, right - left, bottom - top]
+                annotations.append({**entry, "category_id": 10 + label, "bbox": box})
+        document = {"images": images, "annotations": annotations, "categories": categories}
+        (folder / f"annotations/{split}.json").write_text(json.dumps(document))
+    return folder
+
+
 def guarded(
     album: Album,
     folder: Path,
@@ -291,23 +317,14 @@ def looked(tmp_path_factory: pytest.TempPathFactory) -> Looked:
     torch.manual_seed(0)
     detector = Detector(build(settings, len(HOSTILE)), settings, HOSTILE, threshold=0.25, device="cpu")
     rng = np.random.default_rng(0)
-    categories = [{"id": number, "name": name} for number, name in enumerate(HOSTILE, 1)]
-    (folder / "annotations").mkdir(parents=True)
-    for split, numbers in (("train", range(9)), ("val", range(9, 12))):
-        (folder / split).mkdir()
-        images, annotations = [], []
-        for number in numbers:
-            file = folder / split / f"<i>{number}.png"
-            file.write_bytes(png(number))
-            images.append({"id": number, "file_name": file.name, "height": SIZE[0], "width": SIZE[1]})
-            result = detector.predict(str(file), score=0)[0] if number % 4 else []
-            for at in range(0, len(result), 4):
-                left, top, right, bottom = result.boxes[at].tolist()
-                entry = {"id": len(annotations) + 1, "image_id": number, "iscrowd": 0, "area": 1}
-                label = int(result.labels[at]) if rng.random() < 0.8 else int(rng.integers(3))
-                annotations.append({**entry, "category_id": label + 1, "bbox": [left, top, right - left, bottom - top]})
-        document = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / f"annotations/instances_{split}.json").write_text(json.dumps(document))
+
+    def objects(file: Path, number: int) -> Iterator[tuple[list[float], int, bool]]:
+        result = detector.predict(str(file), score=0)[0] if number % 4 else []
+        for row in range(0, len(result), 4):
+            label = int(result.labels[row]) if rng.random() < 0.8 else int(rng.integers(3))
+            yield result.boxes[row].tolist(), label, False
+
+    coco(folder, HOSTILE, {"train": range(9), "val": range(9, 12)}, objects, "<i>")
     album = Album(lambda: detector, folder)
     album.open()
     for index in range(len(album.pictures)):

@@ -21,14 +21,14 @@ from rcnn.look.album import Album
 from rcnn.look.finder import judge_detections
 from rcnn.look.labels import Key, LabelReview, Verdict, VerdictFile
 from rcnn.metrics.types import Prediction, Truth
-from tests.pages import HOST, HOSTILE, Looked, Tab, client_of, png
+from tests.pages import HOST, HOSTILE, Looked, Tab, client_of, coco, png
 from tests.report.test_browser import OVERLAPPING, assert_open_to_all
 
 from .test_look_browser import Served, start, stop, until
 
 READY = "#suggestion:not([hidden])"
 SAME = {"origin": f"http://{HOST}"}
-OBJECTS = [([10, 10, 30, 30], 0), ([40, 10, 60, 30], 0), ([70, 10, 90, 30], 1), ([10, 50, 30, 70], 1)]
+OBJECTS = [([10.0, 10, 30, 30], 0), ([40.0, 10, 60, 30], 0), ([70.0, 10, 90, 30], 1), ([10.0, 50, 30, 70], 1)]
 SEEN = [
     ([10, 10, 30, 30], 0, 0.5),
     ([70, 11, 90, 30], 2, 0.8),
@@ -55,22 +55,12 @@ def order(detection: int) -> int:
 
 
 def data_of(folder: Path, names: tuple[str, ...]) -> Path:
-    """Two images to train on and one to validate, all labelled alike."""
-    categories = [{"id": 10 + number, "name": name} for number, name in enumerate(names)]
-    (folder / "annotations").mkdir(parents=True)
-    (folder / "images").mkdir()
-    for split, numbers in (("train", (7, 3)), ("val", (5,))):
-        images, annotations = [], []
-        for number in numbers:
-            (folder / f"images/{number}.png").write_bytes(png(number))
-            images.append({"id": number, "file_name": f"{number}.png", "height": 90, "width": 120})
-            for at, ((left, top, right, bottom), label) in enumerate(OBJECTS):
-                entry = {"id": len(annotations) + 1, "image_id": number, "iscrowd": int(at == 3 and number == 3)}
-                box = [left, top, right - left, bottom - top]
-                annotations.append({**entry, "category_id": 10 + label, "bbox": box, "area": 400})
-        document = {"images": images, "annotations": annotations, "categories": categories}
-        (folder / f"annotations/{split}.json").write_text(json.dumps(document))
-    return folder
+    """Two images to train on and one to validate, all labelled alike; one object is a crowd."""
+
+    def objects(_: Path, number: int) -> list[tuple[list[float], int, bool]]:
+        return [(box, label, row == 3 and number == 3) for row, (box, label) in enumerate(OBJECTS)]
+
+    return coco(folder, names, {"train": (7, 3), "val": (5,)}, objects)
 
 
 def with_errors(looked: Looked, folder: Path) -> Album:

@@ -20,7 +20,7 @@ from rcnn.look.server import bind
 from rcnn.look.thumbnails import Thumbnails
 from rcnn.metrics.types import Prediction
 from rcnn.report.gallery import judge
-from tests.pages import HOST, Looked, guarded, png
+from tests.pages import HOST, Looked, client_of, guarded, png
 
 HEADERS = {"host": HOST}
 SAME = {"origin": f"http://{HOST}"}
@@ -91,20 +91,12 @@ def wrong_requests() -> Iterator[tuple[int, str, str, dict[str, str]]]:
         yield 404, "GET", path, {}
     for name in ("look.py", "../server.py", "..%2fserver.py", "%2e%2e/guard.py", "%2fetc/passwd", "....//guard.py"):
         yield 404, "GET", f"/static/{name}", {}
-    for path in (
-        "/a%0a%1b[31m",
-        "/%00",
-        "/etc/passwd",
-        "/api/pictures/..%2f..%2fetc%2fpasswd/image",
-        "/pictures/a.jpg",
-        "/api/pictures/0.png",
-    ):
+    hostile = "/a%0a%1b[31m /%00 /etc/passwd /api/pictures/..%2f..%2fetc%2fpasswd/image /pictures/a.jpg"
+    for path in (*hostile.split(), "/api/pictures/0.png"):
         yield 404, "GET", path, {}
-    for query in ("score=x", "score=2", "score=nan", "score=-1"):
-        yield 400, "GET", f"/api/pictures?{query}", {}
-    for query in ("class=9", "class=-1", "class=x", f"class={'1' * 5000}"):
-        yield 400, "GET", f"/api/pictures?{query}", {}
-    for query in ("size=huge", "mistake=x", "mistake=<script>"):
+    scores, classes = ("x", "2", "nan", "-1"), ("9", "-1", "x", "1" * 5000)
+    queries = [f"score={score}" for score in scores] + [f"class={label}" for label in classes]
+    for query in (*queries, "size=huge", "mistake=x", "mistake=<script>"):
         yield 400, "GET", f"/api/pictures?{query}", {}
     for places in ("x", "-1", "1.5", "99999", "9" * 5000, "0," * 501):
         yield 400, "GET", f"/api/tiles?indices={places}", {}
@@ -135,9 +127,8 @@ def test_detections_are_those_of_a_prediction_with_this_nms(site: Site, place: i
     other = detector if nms is None else detector.with_settings([f"roi.nms={nms}"])
     (result,) = other.predict(str(picture.path), score=0)
     assert len(result) > 1
-    assert [one["box"] for one in told["detections"]] == result.boxes.tolist()
-    assert [one["score"] for one in told["detections"]] == result.scores.tolist()
-    assert [one["label"] for one in told["detections"]] == result.labels.tolist()
+    for key, column in {"box": result.boxes, "score": result.scores, "label": result.labels}.items():
+        assert [one[key] for one in told["detections"]] == column.tolist()
     assert picture.truth is not None
     prediction = Prediction(result.boxes, result.scores, result.labels)
     for threshold in (0.0, float(np.median(result.scores)), 0.9):
@@ -155,11 +146,10 @@ def test_filters_choose_what_the_library_finds(site: Site) -> None:
     scores = np.concatenate([found.prediction.scores for found in album.judged.values()])
     for threshold in (0.0, float(np.median(scores)), 1.0):
         query = {"score": threshold}
-        judged = []
-        for place in everything:
-            truth, found = album.pictures[place].truth, album.judged[place]
-            assert truth is not None
-            judged.append(judge(place, truth, found.prediction, threshold))
+        judged = [
+            judge(index, picture.truth, album.judged[index].prediction, threshold)  # type: ignore[arg-type]
+            for index, picture in enumerate(album.pictures)
+        ]
         expected = {
             "lost": [one.image for one in judged if len(one.lost)],
             "wrong": [one.image for one in judged if not one.right.all()],
@@ -170,11 +160,8 @@ def test_filters_choose_what_the_library_finds(site: Site) -> None:
             assert site.client.get("/api/pictures", params={**query, "mistake": mistake}).json()["indices"] == places
         tiles = site.client.get("/api/tiles", params={**query, "indices": ",".join(map(str, everything))}).json()
         for tile, one in zip(tiles, judged, strict=True):
-            assert [tile["right"], tile["wrong"], tile["lost"]] == [
-                one.right.sum(),
-                (~one.right).sum(),
-                len(one.lost),
-            ]
+            counts = [one.right.sum(), (~one.right).sum(), len(one.lost)]
+            assert [tile["right"], tile["wrong"], tile["lost"]] == counts
     for label in range(len(album.names)):
         chosen = album.choose(Filters(label=label, score=1.0))
         with_class = [place for place in everything if label in album.pictures[place].truth.labels]  # type: ignore[union-attr]
@@ -235,9 +222,7 @@ def test_a_damaged_picture_and_one_that_has_gone_say_why(tmp_path: Path, looked:
     album.open()
     (tmp_path / "a.png").write_bytes(png()[:100])
     (tmp_path / "b.png").unlink()
-    guard = guarded(album, tmp_path)
-    client = TestClient(guard, base_url=f"http://{HOST}")
-    client.get(guard.address)
+    client = client_of(album, tmp_path)
     for place, name in enumerate(("a.png", "b.png")):
         for kind in ("thumbnail", "image"):
             answer = client.get(f"/api/pictures/{place}/{kind}")
@@ -250,9 +235,8 @@ def test_a_damaged_picture_and_one_that_has_gone_say_why(tmp_path: Path, looked:
 
 def test_before_everything_is_read_the_page_is_there(tmp_path: Path) -> None:
     album = Album(None, tmp_path / "nowhere")
-    guard = guarded(album, tmp_path)
-    client = TestClient(guard, base_url=f"http://{HOST}")
-    assert client.get(guard.address).status_code == 200
+    client = client_of(album, tmp_path)
+    assert client.get("/pictures").status_code == 200
     assert client.get("/api/state").json() == {"ready": False, "failed": "", "read": [0, 0]}
     assert client.get("/api/pictures").status_code == 409
     album.start()
@@ -265,9 +249,7 @@ def test_a_folder_without_a_model_is_shown_as_it_is(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     album = Album(None, tmp_path)
     album.open()
-    guard = guarded(album, tmp_path)
-    client = TestClient(guard, base_url=f"http://{HOST}")
-    client.get(guard.address)
+    client = client_of(album, tmp_path)
     assert client.get("/api/state").json()["predicts"] is False
     assert client.get("/api/tiles?indices=0").json() == [{"index": 0, "name": "a.png", "objects": None}]
     assert client.get("/api/pictures/0").json()["detections"] is None

@@ -17,7 +17,7 @@ from rcnn.look import runs as runs_page
 from rcnn.look.album import Album
 from rcnn.look.runs import PICTURES, Runs, events
 from rcnn.report.charts import shown
-from tests.pages import HOST, HOSTILE, Made, Tab, guarded
+from tests.pages import HOST, HOSTILE, Made, Tab, client_of
 from tests.report.test_browser import OVERLAPPING, assert_open_to_all
 
 from .test_labels import fingerprint
@@ -41,10 +41,9 @@ def folder(plain: Made, other: Made, tmp_path: Path) -> Path:
     return runs
 
 
-def client_of(folder: Path | None, home: Path) -> TestClient:
-    guard = guarded(Album(None, None), home, runs=folder)
-    client = TestClient(guard, base_url=f"http://{HOST}")
-    assert client.get(guard.address).url.path == "/runs"
+def runs_client(folder: Path | None, home: Path) -> TestClient:
+    client = client_of(Album(None, None), home, runs=folder)
+    assert client.get("/").url.path == "/runs"
     return client
 
 
@@ -53,7 +52,7 @@ def row_of(epoch: int) -> str:
 
 
 def test_the_table_tells_what_the_files_hold(folder: Path, tmp_path: Path) -> None:
-    client = client_of(folder, tmp_path)
+    client = runs_client(folder, tmp_path)
     told = client.get("/api/runs").json()
     assert [one["name"] for one in told["runs"]] == [NAME, "shapes-1"]
     assert told["first"] == told["runs"][0]["run"]
@@ -61,11 +60,11 @@ def test_the_table_tells_what_the_files_hold(folder: Path, tmp_path: Path) -> No
         assert (one["state"], one["epochs"], one["planned"], one["note"]) == ("ended", 2, 2, "")
         assert (one["best"], one["last"]) == (0.6, 0.6)
     assert Runs(folder, folder / "shapes-1").table()["first"] == 1
-    assert client_of(None, tmp_path).get("/api/runs").json() == {"folder": "", "first": None, "runs": []}
+    assert runs_client(None, tmp_path).get("/api/runs").json() == {"folder": "", "first": None, "runs": []}
 
 
 def test_half_a_file_and_a_run_that_goes_on_are_told(folder: Path, tmp_path: Path) -> None:
-    client, run = client_of(folder, tmp_path), folder / "shapes-1"
+    client, run = runs_client(folder, tmp_path), folder / "shapes-1"
     (run / "report.html").unlink()
     with (run / "metrics.jsonl").open("a") as file:
         file.write(row_of(3) + row_of(4)[:20])
@@ -97,7 +96,7 @@ def test_half_a_file_and_a_run_that_goes_on_are_told(folder: Path, tmp_path: Pat
 
 
 def test_two_runs_stand_side_by_side_and_their_names_are_text(folder: Path, tmp_path: Path) -> None:
-    html = client_of(folder, tmp_path).get("/api/runs/shown?runs=0,1").json()["html"]
+    html = runs_client(folder, tmp_path).get("/api/runs/shown?runs=0,1").json()["html"]
     assert "Compared" in html
     assert "train.lr" in html
     assert NAME not in html
@@ -106,7 +105,7 @@ def test_two_runs_stand_side_by_side_and_their_names_are_text(folder: Path, tmp_
 
 
 def test_pictures_are_those_of_the_list_and_nothing_is_changed(folder: Path, tmp_path: Path) -> None:
-    client, before = client_of(folder, tmp_path), fingerprint(folder)
+    client, before = runs_client(folder, tmp_path), fingerprint(folder)
     answer = client.get("/api/runs/0/pictures/0")
     assert answer.content == (folder / NAME / "plots/train-batch-1.jpg").read_bytes()
     assert answer.headers["content-type"] == "image/jpeg"
