@@ -1,6 +1,6 @@
-"""The errors that users meet, each with the exit code of a command that ends with it.
+"""Errors for users, each with the exit code of a command that ends with it.
 
-Messages are sentences for the person who can mend the fault: what, where, what was found, what to do.
+Messages are sentences for the person who can fix the problem: what, where, what was found, what to do.
 """
 
 import re
@@ -10,7 +10,7 @@ from typing import Any
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 _WHOLE = re.compile(r"`[^`]*`\S*|\brcnn [a-z].*|[a-z]+\.\w+=\S*(?: [a-z]+\.\w+=\S+)*|\S+")
-"""What stays on one line, so that it can be copied: quoted texts, commands to the end, settings, and words."""
+"""Parts of a text that stay on one line for copying: quoted texts, commands up to the end, settings, and words."""
 
 
 class SettingsError(ValueError):
@@ -40,52 +40,52 @@ class ImageError(ValueError):
 
 
 class WeightsError(ValueError):
-    """A file of weights is missing, damaged, foreign or does not fit. The message names the file."""
+    """A weights file is missing, damaged, of an unknown kind or does not fit. The message names the file."""
 
     exit_code = 4
 
 
 class UnavailableError(WeightsError):
-    """Weights, or the package that runs them, are not there: no network, none exist. The message says what to do."""
+    """Weights, or the package that runs them, are not available. The message says what to do."""
 
 
 class TrainingError(RuntimeError):
-    """Training can't go on: a loss that is not finite, a full disk. The message says what to do."""
+    """Training can't continue: a loss that is not finite, a full disk. The message says what to do."""
 
     exit_code = 1
 
 
 class ExportError(RuntimeError):
-    """An exported file does not do what its detector does, so it was not kept."""
+    """An exported file gives other results than its detector, so it was deleted."""
 
     exit_code = 1
 
 
 class NonFiniteError(ArithmeticError):
-    """The network gave NaN or infinity: its weights are damaged or its training diverged."""
+    """The network returned NaN or infinity: its weights are damaged or its training diverged."""
 
     exit_code = 1
 
 
 class Interrupted(Exception):
-    """Training was stopped by the user. The message holds the command that goes on where it stopped."""
+    """Training was stopped by the user. The message holds the command that resumes it."""
 
     exit_code = 130
 
 
 def printable(text: str) -> str:
-    """Return a text without what would steer a terminal or can't be printed: texts may come from files and their names.
+    """Escape characters that would control a terminal or can't be printed, since texts may come from files.
 
-    Control characters, marks that turn the direction of writing, and lone surrogates, with which Python reads the
-    bytes of names that are not UTF-8, become escapes such as `\\x1b`. Line ends and tabs stay.
+    Control characters, marks of writing direction, and lone surrogates (Python's form of bytes in names that are not
+    UTF-8) become escapes such as `\\x1b`. Line ends and tabs are kept.
     """
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def wrapped(text: str, width: int) -> str:
-    """Break the lines of a text that are longer than `width` characters between words, not where the terminal would.
+    """Break lines longer than `width` characters between words.
 
-    Commands, settings, texts in backquotes, and words such as paths stay whole, whatever their length.
+    Commands, settings, texts in backquotes, and words such as paths are never broken.
     """
     rows: list[str] = []
     for line in text.split("\n"):

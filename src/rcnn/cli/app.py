@@ -60,8 +60,8 @@ for command in (export.export, benchmark.benchmark, why.why, report.report, look
 app.add_typer(data.app, name="data")
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         print(f"rcnn {__version__}")
         raise typer.Exit
 
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _keep_freed_memory() -> None:
     """Have glibc reuse large blocks rather than return each to the system, unless the environment tunes it.
 
-    Pages that are fetched anew at every operation can take as long as a network's arithmetic.
+    Requesting the same pages again for every operation can take as long as a network's arithmetic.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -133,7 +133,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return 1, f"there is not enough memory: {reason}. Take smaller images, batches or settings"
     if isinstance(error, RecursionError):
-        return 1, f"what was given is nested too deep: {error}"
+        return 1, f"the input is nested too deep: {error}"
     if (code := getattr(error, "exit_code", None)) is not None:
         return code, str(error)
     if "DataLoader" in str(error):

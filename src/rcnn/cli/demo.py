@@ -1,4 +1,4 @@
-"""`rcnn demo`: everything once on synthetic data, from images through training to scores and a report."""
+"""`rcnn demo`: a complete run on synthetic data, from images through training to scores and a report."""
 
 from pathlib import Path
 from typing import Annotated
@@ -16,10 +16,10 @@ RECIPE = (
     "augment.saturation=0",
     "augment.hue=0",
 )
-"""Settings that differ from `tiny-fpn`, which starts from random weights. The shapes need no colour jitter."""
+"""Changes of the settings of `tiny-fpn`, which starts from random weights. The shapes need no colour jitter."""
 
 SPLITS = {"train": (500, 1), "val": (40, 2), "test": (100, 3)}
-"""Split -> (images, seed); each seed gives different images."""
+"""Split -> (number of images, seed)."""
 
 
 def demo(
@@ -51,8 +51,8 @@ def demo(
     settings_of("tiny-fpn", changes)  # a wrong setting is reported before hundreds of images are made
     with screen.stdout_for_json(json):
         data = empty_folder(out) / "data"
-        for split, (images, draw) in SPLITS.items():
-            synthesise(data, images, split=split, seed=draw)
+        for split, (images, data_seed) in SPLITS.items():
+            synthesise(data, images, split=split, seed=data_seed)
         made = ", ".join(f"{images} {split}" for split, (images, _) in SPLITS.items())
         screen.say(f"{data}: synthetic images of shapes: {made}")
         run = train(data, model="tiny-fpn", overrides=changes, name="demo", runs=out / "train")

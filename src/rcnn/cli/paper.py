@@ -94,14 +94,14 @@ def _name(path: Path) -> str:
 
 
 def _seeds(words: list[str], seeds: list[int] | None) -> tuple[list[str], list[int]]:
-    """Collect the seeds: `--seeds 0 1 2` arrives as one number for the option and more among the words."""
+    """Collect the seeds: of `--seeds 0 1 2` the parser leaves all but the first among the words."""
     if seeds is None:
         return words, [0]
-    more = [word for word in words if word.isdecimal()]
-    every = [*seeds, *map(int, more)]
-    if len(set(every)) < len(every):
-        raise SettingsError(f"--seeds names a seed twice: {' '.join(map(str, every))}")
-    return [word for word in words if word not in more], every
+    numbers = [word for word in words if word.isdecimal()]
+    all_seeds = [*seeds, *map(int, numbers)]
+    if len(set(all_seeds)) < len(all_seeds):
+        raise SettingsError(f"--seeds names a seed twice: {' '.join(map(str, all_seeds))}")
+    return [word for word in words if word not in numbers], all_seeds
 
 
 def show(result: "ExperimentResult") -> None:

@@ -40,7 +40,7 @@ def is_first() -> bool:
 
 
 def jsonable(value: Any) -> Any:
-    """Convert arrays, paths, tuples and numbers that are not finite to values that JSON can hold."""
+    """Convert arrays, paths, tuples and non-finite numbers to JSON values."""
     if isinstance(value, Mapping):
         return {str(key): jsonable(below) for key, below in value.items()}
     if isinstance(value, str | bool | int) or value is None:
@@ -67,7 +67,7 @@ def progress(what: str, shown: bool = True) -> Iterator[Callable[[int, int], Non
 
 
 def sides(preprocess: "Preprocess") -> str:
-    """Return a sentence about the size of resized images."""
+    """Describe the size of resized images."""
     return (
         f"images are resized to a shorter side of {preprocess.short} pixels (preprocess.short), "
         f"the longer at most {preprocess.long} (preprocess.long)"
@@ -86,24 +86,24 @@ def dataset_line(dataset: "Dataset") -> None:
 
 
 def say(text: str, style: str = "") -> None:
-    """Print a text verbatim: brackets are not markup. A terminal shows it in lines of whole words."""
+    """Print a text without interpreting brackets as markup. In a terminal it wraps between words."""
     console = Console(soft_wrap=True)
     console.print(Text(lines_for(console, text), style))
 
 
 def lines_for(console: Console, text: str) -> str:
-    """Return a text as a terminal of this width shows it; elsewhere its lines stay as they are."""
+    """Wrap a text to the width of a terminal; elsewhere its lines are unchanged."""
     return wrapped(printable(text), console.width) if console.is_terminal else printable(text)
 
 
 def lines(texts: Iterable[str]) -> None:
-    """Print many lines as `say` does, without what a console would do with each of them."""
+    """Print many lines as `say` does, but faster, without a console's work for each line."""
     console = Console()
     sys.stdout.writelines(f"{lines_for(console, text)}\n" for text in texts)
 
 
 def note(*texts: str) -> None:
-    """Print dim lines, for what is worth knowing but needs no action."""
+    """Print dim lines, for information that needs no action."""
     for text in texts:
         say(text, "dim")
 
