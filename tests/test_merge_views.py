@@ -15,6 +15,7 @@ from rcnn.errors import SettingsError
 from rcnn.images.batch import Preprocessor, Size
 from rcnn.images.views import View, Viewer, starts
 from rcnn.merge_views import Pooler, kept_rows, pool
+from rcnn.model.suppress import NMS, Suppression
 from rcnn.result import Result
 
 Found = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -47,7 +48,7 @@ def test_an_object_no_larger_than_the_overlap_is_found_once_wherever_it_lies(dat
     top, left = (data.draw(st.floats(0, whole - side)) for whole, side in zip(size, sides, strict=True))
     box = np.array([[left, top, left + sides[1], top + sides[0]]])
     views = eye.views(size)
-    found, _ = pool([seen(box, view) for view in views], views, size, 0.5)
+    found, _ = pool([seen(box, view) for view in views], views, size, NMS(0.5))
     np.testing.assert_allclose(found.boxes, box, atol=1e-3)
     assert found.size == size
 
@@ -68,7 +69,7 @@ def test_a_cut_box_gives_way_to_a_whole_one_of_its_class_that_covers_more_than_h
     scores, edges = np.array([0.3, 0.8, 0.9, 0.7], np.float32), np.array([False, False, True, False])
 
     def kept(*labels: int) -> list[int]:
-        return kept_rows(boxes, scores, np.array(labels), edges, 0.5).tolist()
+        return kept_rows(boxes, scores, np.array(labels), edges, NMS(0.5))[0].tolist()
 
     assert kept(0, 0, 0, 0) == [1, 0]
     assert kept(1, 0, 0, 0) == [2, 1, 0]  # of another class
@@ -80,7 +81,7 @@ def test_an_object_that_no_window_shows_whole_stays_in_parts_and_is_remarked_on(
     chosen = override(Settings(), ["preprocess.short=64", "preprocess.long=96", "predict.tile=64"])
     eye = viewer("predict.tile=64")
     views, box = eye.views((64, 128)), np.array([[10.0, 0, 120, 64]])
-    pooler = Pooler(eye, chosen)
+    pooler = Pooler(eye, chosen, Suppression.of(chosen))
     parts = [seen(box, view) for view in views]
     assert len(pooler.detections(parts, views, (64, 128), 0.95)) == len(views) == 3
     assert not pooler.remarks
@@ -157,7 +158,7 @@ def found(count: int, seed: int) -> Found:
 
 def pooled(parts: Sequence[Found], nms: float = 0.5, most: int | None = None) -> Result:
     views = (View(0, 0, 60, 100, (60, 100)),) * len(parts)
-    return pool([result(*part) for part in parts], views, (60, 100), nms, most).result
+    return pool([result(*part) for part in parts], views, (60, 100), NMS(nms), most).result
 
 
 def test_scales_are_pooled_by_suppression_within_classes() -> None:

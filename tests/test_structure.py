@@ -46,7 +46,7 @@ MAY_IMPORT = {
     "runtime": {"weights", "images"} | TENSORS,
     "data": DATA,
     "result": {"draw", "data", "images", "config"},
-    "merge_views": {"result", "ops", "images", "config"},
+    "merge_views": {"result", "model", "images", "config"},
     "detector": DETECTOR,
     "interop": DETECTOR,
     "exporting": DETECTOR,

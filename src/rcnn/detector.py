@@ -20,6 +20,7 @@ from rcnn.merge_views import Pooler
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.model.structures import AnyBatch, Batch, Detections, Proposals, take, to_host
+from rcnn.model.suppress import Suppression, Suppressor
 from rcnn.presets import build
 from rcnn.result import Result
 from rcnn.runtime.by_suffix import is_exported, open_file
@@ -78,7 +79,7 @@ class Detector:
         self.runtime: Runtime = model
         self.preprocessor = Preprocessor(settings.preprocess, self.runtime.size)
         self.viewer = Viewer(self.preprocessor, settings, self.summary.get("scale"))
-        self.pooler = Pooler(self.viewer, settings)
+        self.pooler = Pooler(self.viewer, settings, self.suppression)
 
     def __repr__(self) -> str:
         return as_text(self)
@@ -106,6 +107,13 @@ class Detector:
     def runner(self) -> FasterRCNN:
         """A copy of the network, made for prediction (see `Eager`)."""
         return self.network.runner
+
+    @property
+    def suppression(self) -> Suppression:
+        """What chooses proposals and detections."""
+        if isinstance(self.runtime, Eager):
+            return self.runtime.model.suppression
+        return Suppression.of(self.settings)
 
     @property
     def device(self) -> torch.device:
@@ -137,6 +145,7 @@ class Detector:
         backbone = copy.deepcopy(self.model.backbone) if custom else None
         with weights_follow():
             model = build(settings, len(self.names), backbone=backbone, head=copy.deepcopy(head))
+        model.suppression = self.model.suppression.with_settings(settings)
         try:
             model.load_state_dict(renormalise(self.model.state_dict(), self.settings.roi, settings.roi))
         except RuntimeError:
@@ -144,6 +153,24 @@ class Detector:
                 f"{', '.join(changes)}: the weights are made for other layers; train again with this setting"
             ) from None
         return self._of(model, settings, self, self.device)
+
+    def with_suppression(
+        self, *, proposals: Suppressor | None = None, detections: Suppressor | None = None
+    ) -> "Detector":
+        """The same weights with other suppression, as a new detector. Files of weights do not hold it.
+
+        Args:
+            proposals: chooses the proposals of the RPN. None: as before.
+            detections: chooses the detections. None: as before.
+
+        Raises:
+            SettingsError: the detector is an exported file.
+        """
+        model = copy.copy(self.model)  # with the same parameters
+        model.suppression = Suppression(
+            proposals or self.suppression.proposals, detections or self.suppression.detections
+        )
+        return self._of(model, self.settings, self, self.device)
 
     @suggest_settings
     def predict(

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-import rcnn.ops as ops
 from rcnn.config import Settings
 from rcnn.images.batch import Size
 from rcnn.images.views import View, Viewer
+from rcnn.model.suppress import Suppression, Suppressor
 from rcnn.result import Result
 
 COVERED = 0.5
@@ -29,22 +29,23 @@ class Pooler:
 
     Args:
         viewer: that decided on the views.
-        settings: `roi.nms`, `roi.detections`, `rpn.nms` and `predict.max_detections` are read.
+        settings: `roi.detections` and `predict.max_detections` are read.
+        suppression: of the detector.
 
     Attributes:
         remarks: what a person should know of the pictures so far: kind -> a sentence about the first of that kind.
     """
 
-    def __init__(self, viewer: Viewer, settings: Settings) -> None:
-        self._viewer, self._settings = viewer, settings
+    def __init__(self, viewer: Viewer, settings: Settings, suppression: Suppression) -> None:
+        self._viewer, self._settings, self._suppression = viewer, settings, suppression
         self.remarks: dict[str, str] = {}
 
     def detections(self, parts: Sequence[Result], views: Sequence[View], size: Size, least: float) -> Result:
         """Pool the detections of one picture; a cut box with a score of `least` is remarked on. See `pool`."""
         self._remark("size", self._viewer.remark(size))
         roi, tiled = self._settings.roi, self._viewer.windowed(size)
-        most = self._settings.predict.max_detections if tiled else roi.detections
-        pooled, cut = pool(parts, views, size, roi.nms, most)
+        max_output = self._settings.predict.max_detections if tiled else roi.detections
+        pooled, cut = pool(parts, views, size, self._suppression.detections, max_output)
         if (cut & (pooled.scores >= np.float32(least))).any():
             self._remark("cut", self._viewer.cut_remark)
         return pooled
@@ -52,14 +53,16 @@ class Pooler:
     def proposals(self, parts: Sequence[Result], views: Sequence[View], size: Size) -> Result:
         """Pool the proposals of one picture, all of them."""
         self._remark("size", self._viewer.remark(size))
-        return pool(parts, views, size, self._settings.rpn.nms).result
+        return pool(parts, views, size, self._suppression.proposals).result
 
     def _remark(self, kind: str, text: str | None) -> None:
         if text is not None:
             self.remarks.setdefault(kind, text)
 
 
-def pool(parts: Sequence[Result], views: Sequence[View], size: Size, nms: float, most: int | None = None) -> Pooled:
+def pool(
+    parts: Sequence[Result], views: Sequence[View], size: Size, suppress: Suppressor, max_output: int | None = None
+) -> Pooled:
     """Pool the results of one picture's views into one, in pixels of its file, best first.
 
     Whole boxes are suppressed within classes. A box that an inner edge of its window cuts stays unless a whole one of
@@ -70,8 +73,8 @@ def pool(parts: Sequence[Result], views: Sequence[View], size: Size, nms: float,
         parts: a result for each view, in pixels of its window.
         views: of the picture.
         size: (height, width) of the picture's file.
-        nms: IoU above which the lower-scored box of a class is dropped.
-        most: largest number of boxes that are kept; None: all.
+        suppress: chooses the boxes within classes.
+        max_output: largest number of boxes that are kept; None: all.
     """
     boxes = [view.to_file(part.boxes) for part, view in zip(parts, views, strict=True)]
     first = replace(parts[0], boxes=boxes[0], size=size)
@@ -83,36 +86,41 @@ def pool(parts: Sequence[Result], views: Sequence[View], size: Size, nms: float,
         for name in ("scores", "labels", *(() if first.features is None else ("features",)))
     }
     columns["boxes"] = np.concatenate(boxes)
-    rows = kept_rows(columns["boxes"], columns["scores"], columns["labels"], np.concatenate(cut), nms)[:most]
+    boxes_of_all, scores, labels = (columns[name] for name in ("boxes", "scores", "labels"))
+    rows, columns["scores"] = kept_rows(boxes_of_all, scores, labels, np.concatenate(cut), suppress)
+    rows = rows[:max_output]
     pooled = replace(first, **{name: column[rows] for name, column in columns.items()})
     return Pooled(pooled, np.concatenate(cut)[rows])
 
 
-def kept_rows(boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, cut: np.ndarray, nms: float) -> np.ndarray:
-    """Rows that `pool` keeps, best first.
+def kept_rows(
+    boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, cut: np.ndarray, suppress: Suppressor
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows that `pool` keeps, best first, and the scores (n,) of all, changed where suppression does so.
 
     Args:
         boxes: (n, 4).
         scores: (n,).
         labels: (n,).
         cut: (n,) bool.
-        nms: IoU above which the lower-scored box is dropped.
+        suppress: chooses the boxes.
     """
+    new_scores = scores.copy()
+
+    def suppressed(rows: np.ndarray) -> np.ndarray:
+        """Return those of some rows that suppression leaves, and set their scores."""
+        if not len(rows):
+            return rows
+        box, score, label = (torch.from_numpy(column[rows])[None] for column in (boxes, scores, labels))
+        index, score, valid = suppress(box, score, label, torch.ones_like(label, dtype=torch.bool), len(rows))
+        left = rows[index[valid].numpy()]
+        new_scores[left] = score[valid].numpy()
+        return left
+
     rows = np.arange(len(boxes))
-    whole = _suppressed(rows[~cut], boxes, scores, labels, nms)
-    parts = rows[cut]
-    parts = parts[~_covered(parts, whole, boxes, labels)]
-    kept = np.sort(np.concatenate((whole, _suppressed(parts, boxes, scores, labels, nms))))
-    return kept[np.argsort(-scores[kept], kind="stable")]
-
-
-def _suppressed(rows: np.ndarray, boxes: np.ndarray, scores: np.ndarray, labels: np.ndarray, nms: float) -> np.ndarray:
-    """Those of some rows that suppression within classes leaves."""
-    if not len(rows):
-        return rows
-    box, score, label = (torch.from_numpy(column[rows])[None] for column in (boxes, scores, labels))
-    index, valid = ops.nms(box, score, label, torch.ones_like(label, dtype=torch.bool), nms, len(rows))
-    return rows[index[valid].numpy()]
+    whole, parts = suppressed(rows[~cut]), rows[cut]
+    left = np.sort(np.concatenate((whole, suppressed(parts[~_covered(parts, whole, boxes, labels)]))))
+    return left[np.argsort(-new_scores[left], kind="stable")], new_scores
 
 
 def _covered(parts: np.ndarray, whole: np.ndarray, boxes: np.ndarray, labels: np.ndarray) -> np.ndarray:

@@ -17,6 +17,7 @@ from rcnn.metrics.overlap import match
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.model.fast_rcnn import final_boxes
 from rcnn.model.structures import Batch
+from rcnn.model.suppress import NMS
 from rcnn.report.scores import IOU
 from rcnn.result import Result
 from rcnn.runtime.eager import Eager
@@ -118,9 +119,8 @@ class Finder:
             array = read_picture(path, self.detector.settings)
             return self._network.submit(self.detector.predict, array, score=0.0).result()[0]
         before = self._network.submit(self._before_nms, path, keep).result()
-        settings = self.detector.settings.roi
-        settings = settings if nms is None else settings.model_copy(update={"nms": nms})
-        detections = final_boxes(before.boxes, before.probability, before.valid, before.finite, settings)
+        suppress = self.detector.suppression.detections if nms is None else NMS(nms)
+        detections = final_boxes(*before[1:], settings=self.detector.settings.roi, suppress=suppress)
         return self.detector.results(before.batch, detections)[0]
 
     @torch.inference_mode()

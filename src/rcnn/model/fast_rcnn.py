@@ -31,6 +31,7 @@ from rcnn.model.structures import (
     take,
     take_truth,
 )
+from rcnn.model.suppress import NMS, Suppressor
 from rcnn.ops.rois import at_least_float32
 
 AT_ONCE = 2048
@@ -321,11 +322,25 @@ class FastRCNN(RoIHead):
         first, *others = (class_probabilities(out.logits) for out in outputs)
         return sum(others, first) / len(outputs) if others else first
 
-    def detect(self, outputs: Sequence[RoIOutput], proposals: Proposals, sizes: Tensor) -> Detections:
-        """Drop low scores, suppress within classes, keep the best (B, D); `outputs` as of `execute`."""
+    def detect(
+        self,
+        outputs: Sequence[RoIOutput],
+        proposals: Proposals,
+        sizes: Tensor,
+        suppress: Suppressor | None = None,
+    ) -> Detections:
+        """Drop low scores, suppress within classes, keep the best (B, D).
+
+        Args:
+            outputs: of `execute`.
+            proposals: that it was given.
+            sizes: (B, 2) height and width of each unpadded image.
+            suppress: chooses the boxes. None: NMS by `roi.nms`.
+        """
+        suppress = suppress or NMS(self.settings.nms)
         boxes = self.refined(outputs, sizes)
         finite = all_finite(*(part for out in outputs for part in (out.logits, out.deltas)))
-        return final_boxes(boxes, self.probabilities(outputs), proposals.valid, finite, self.settings)
+        return final_boxes(boxes, self.probabilities(outputs), proposals.valid, finite, self.settings, suppress)
 
     def loss(
         self,
@@ -411,7 +426,9 @@ def class_probabilities(logits: Tensor) -> Tensor:
     return logits.softmax(dim=-1)[..., :-1]
 
 
-def final_boxes(boxes: Tensor, probability: Tensor, valid: Tensor, finite: Tensor, settings: RoI) -> Detections:
+def final_boxes(
+    boxes: Tensor, probability: Tensor, valid: Tensor, finite: Tensor, settings: RoI, suppress: Suppressor
+) -> Detections:
     """Drop low scores and small boxes, suppress within classes, keep the best.
 
     Args:
@@ -419,7 +436,8 @@ def final_boxes(boxes: Tensor, probability: Tensor, valid: Tensor, finite: Tenso
         probability: (B, P, K).
         valid: (B, P) bool.
         finite: (B,) as in `Detections`.
-        settings: `score`, `min_size`, `nms`, `detections`.
+        settings: `score`, `min_size` and `detections` are read.
+        suppress: chooses the boxes.
     """
     _, count, classes = probability.shape
     boxes = boxes.expand(-1, -1, classes, -1).flatten(1, 2)  # (B, P * K, 4)
@@ -427,13 +445,13 @@ def final_boxes(boxes: Tensor, probability: Tensor, valid: Tensor, finite: Tenso
     groups = torch.arange(classes, device=scores.device).repeat(count).expand(scores.shape[0], -1)
     big = box_ops.larger_than(boxes, settings.min_size)
     eligible = valid.repeat_interleave(classes, dim=1) & (scores > settings.score) & big
-    kept, valid = ops.nms(boxes, scores, groups, eligible, settings.nms, settings.detections)
+    index, scores, valid = suppress(boxes, scores, groups, eligible, settings.detections)
     padded = ~valid
     return Detections(
-        boxes=take(boxes, kept).masked_fill(padded[..., None], 0.0),
-        scores=take(scores, kept).masked_fill(padded, 0.0),
-        labels=take(groups, kept) * valid,
+        boxes=take(boxes, index).masked_fill(padded[..., None], 0.0),
+        scores=scores.masked_fill(padded, 0.0),
+        labels=take(groups, index) * valid,
         valid=valid,
-        proposal=kept // classes,
+        proposal=index // classes,
         finite=finite,
     )

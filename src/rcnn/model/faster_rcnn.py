@@ -19,6 +19,7 @@ from rcnn.model.normalise import Pixels
 from rcnn.model.one_stage import Classes, FocalClasses, detect
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.structures import AnyBatch, Detections, Keys, Losses, Pass, Proposals, RPNOutput, Targets, take
+from rcnn.model.suppress import Suppression
 
 
 class FasterRCNN(nn.Module):
@@ -34,6 +35,9 @@ class FasterRCNN(nn.Module):
         head: the second stage's head in place of that of `roi.head`: maps (N, C, S, S) RoI features
             to (N, `out_features`).
 
+    Attributes:
+        suppression: what chooses proposals and detections; it can be replaced before the first prediction.
+
     Raises:
         SettingsError: a level that `roi.levels` names is not among the backbone's, `anchors.sizes` fits them badly, or
             `roi.head` needs a `head` that is not given.
@@ -44,7 +48,7 @@ class FasterRCNN(nn.Module):
         strides = tuple(int(stride) for stride in backbone.strides)  # type: ignore[union-attr]
         channels = int(backbone.channels)  # type: ignore[arg-type]
         numbers = [int(math.log2(stride)) for stride in strides]
-        self.settings, self.classes = settings, classes
+        self.settings, self.classes, self.suppression = settings, classes, Suppression.of(settings)
         self.pixels, self.backbone = Pixels(settings.preprocess), backbone
         meaning = None
         if settings.rpn.classify == "classes":
@@ -98,17 +102,19 @@ class FasterRCNN(nn.Module):
             rpn = self.rpn(levels, (batch.images.shape[2], batch.images.shape[3]))
             if second is not None or "proposals" in fields:
                 s = self.settings.rpn
-                proposals = self.rpn.propose(rpn, batch.sizes, pre=s.pre_test, post=s.post_test)
+                proposals = self.rpn.propose(
+                    rpn, batch.sizes, pre=s.pre_test, post=s.post_test, suppress=self.suppression.proposals
+                )
         if second is not None:
             assert proposals is not None
             rois = second.execute(self._roi_maps(levels), proposals.boxes, batch.sizes)
-            detections = second.detect(rois, proposals, batch.sizes)
+            detections = second.detect(rois, proposals, batch.sizes, self.suppression.detections)
             if rpn is not None:
                 # PyTorch 2.11 does not compile `_replace`.
                 detections = Detections(*detections[:-1], detections.finite & rpn.finite)
         elif rpn is not None and "detections" in fields:
             detections = (
-                detect(self.rpn, rpn, batch.sizes, self.settings.roi)
+                detect(self.rpn, rpn, batch.sizes, self.settings.roi, self.suppression.detections)
                 if self.settings.predicts_classes
                 else no_detections(rpn)
             )
@@ -155,7 +161,9 @@ class FasterRCNN(nn.Module):
                 return losses
             s = self.settings.rpn
             with torch.no_grad():  # the choice of proposals has no gradient
-                proposals = self.rpn.propose(out, batch.sizes, pre=s.pre_train, post=s.post_train)
+                proposals = self.rpn.propose(
+                    out, batch.sizes, pre=s.pre_train, post=s.post_train, suppress=self.suppression.proposals
+                )
         assert self.fast_rcnn is not None
         maps, rois = self._roi_maps(levels), None
         sampled = self.fast_rcnn.sample(maps, proposals, targets, keys.roi)

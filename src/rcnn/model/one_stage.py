@@ -14,6 +14,7 @@ from rcnn.model.fast_rcnn import class_loss, class_probabilities, final_boxes
 from rcnn.model.losses import focal_loss
 from rcnn.model.rpn import Objectness, RegionProposalNetwork
 from rcnn.model.structures import Detections, RPNOutput, take
+from rcnn.model.suppress import Suppressor
 
 
 class Classes(Objectness):
@@ -65,18 +66,21 @@ class FocalClasses(Classes):
         return logits[..., None] if self.logits == 1 else logits
 
 
-def detect(rpn: RegionProposalNetwork, out: RPNOutput, sizes: Tensor, settings: RoI) -> Detections:
+def detect(
+    rpn: RegionProposalNetwork, out: RPNOutput, sizes: Tensor, settings: RoI, suppress: Suppressor
+) -> Detections:
     """Decode the best anchors of each level, ranked by their best class, and finish as the second stage does.
 
     Args:
         rpn: its logits mean `Classes`.
         out: the output of its head.
         sizes: (B, 2) height and width of each unpadded image.
-        settings: `score`, `min_size`, `nms` and `detections` are read.
+        settings: `score`, `min_size` and `detections` are read.
+        suppress: chooses the boxes.
     """
     assert isinstance(rpn.meaning, Classes)
     best = rpn.candidates(out, sizes, rpn.settings.pre_test)
     probability = rpn.meaning.probabilities(take(torch.cat(out.logits, dim=1), best.anchor))
-    found = final_boxes(best.boxes[:, :, None], probability, best.valid, out.finite, settings)
+    found = final_boxes(best.boxes[:, :, None], probability, best.valid, out.finite, settings, suppress)
     anchor = take(best.anchor, found.proposal)
     return Detections(found.boxes, found.scores, found.labels, found.valid, anchor, found.finite)

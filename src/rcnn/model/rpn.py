@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import rcnn.ops as ops
 from rcnn.config import RPN, Anchors
 from rcnn.errors import SettingsError
 from rcnn.model import anchors as anchor_ops
@@ -20,6 +19,7 @@ from rcnn.model.losses import box_loss, normalise, objectness_loss
 from rcnn.model.order import stable_topk
 from rcnn.model.rpn_head import build_head
 from rcnn.model.structures import Losses, Proposals, RPNOutput, Targets, take, take_truth
+from rcnn.model.suppress import NMS, Suppressor
 
 _Anchors = tuple[Tensor, ...]
 _SHAPES = 8
@@ -175,7 +175,9 @@ class RegionProposalNetwork(nn.Module):
         valid = big & (score >= self.settings.score)
         return Proposals(box, score, valid, torch.cat(level, dim=1), torch.cat(anchor, dim=1))
 
-    def propose(self, out: RPNOutput, sizes: Tensor, *, pre: int, post: int) -> Proposals:
+    def propose(
+        self, out: RPNOutput, sizes: Tensor, *, pre: int, post: int, suppress: Suppressor | None = None
+    ) -> Proposals:
         """The best boxes of each image after suppression within levels.
 
         Args:
@@ -183,16 +185,17 @@ class RegionProposalNetwork(nn.Module):
             sizes: (B, 2) height and width of each unpadded image.
             pre: boxes per level that enter NMS.
             post: largest number of proposals per image.
+            suppress: chooses the boxes. None: NMS by `rpn.nms`.
         """
         box, score, eligible, level, anchor = self.candidates(out, sizes, pre)
-        kept, valid = ops.nms(box, score, level, eligible, self.settings.nms, post)
+        index, scores, valid = (suppress or NMS(self.settings.nms))(box, score, level, eligible, post)
         padded = ~valid
         return Proposals(
-            boxes=take(box, kept).masked_fill(padded[..., None], 0.0),
-            scores=take(score, kept).masked_fill(padded, 0.0),
+            boxes=take(box, index).masked_fill(padded[..., None], 0.0),
+            scores=scores.masked_fill(padded, 0.0),
             valid=valid,
-            level=take(level, kept),
-            anchor=take(anchor, kept),
+            level=take(level, index),
+            anchor=take(anchor, index),
         )
 
     def assign(self, anchors: Tensor, targets: Targets, sizes: Tensor) -> Assignment:

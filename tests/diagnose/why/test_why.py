@@ -39,6 +39,7 @@ from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.confusion import confusion_matrix
 from rcnn.metrics.proposal_recall import proposal_recall
 from rcnn.metrics.types import Prediction, Truth
+from rcnn.model.suppress import Suppression
 from tests.model import tiny
 
 NAMES = ("cat", "dog", "owl")
@@ -148,7 +149,7 @@ PLANTED: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
 
 def rules(*changes: dict[str, Any]) -> Rules:
     settings = validate(reduce(merge, changes, {"rpn": {"nms": 0.3}, "roi": {"nms": 0.3}}))
-    return Rules(0.5, 0.5, settings.rpn, settings.roi)
+    return Rules(0.5, 0.5, settings.rpn, settings.roi, Suppression.of(settings))
 
 
 @pytest.mark.parametrize(("where", "detail", "changes", "settings"), PLANTED)

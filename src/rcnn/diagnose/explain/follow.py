@@ -4,7 +4,6 @@ A anchors of all levels one after another, G ground-truth boxes, P proposals, D 
 resized image. All tensors are of this one image, without a batch axis.
 """
 
-import copy
 from functools import partial
 from typing import NamedTuple
 
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import rcnn.ops as ops
 from rcnn.config import RPN
 from rcnn.detector import Detector
 from rcnn.diagnose.why.outcomes import FOUND, Outcome, Rules, miss_reason, outcomes_of
@@ -21,6 +19,7 @@ from rcnn.diagnose.why.steps import ImageSteps, check_has_steps, steps_of_pass
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.model import boxes as box_ops
 from rcnn.model.structures import Batch, Pass, Proposals, Targets, to_device
+from rcnn.model.suppress import NMS
 
 IOU = 0.5
 """A box fits an object from this IoU on, as in `rcnn why`."""
@@ -187,7 +186,7 @@ class Explanation(NamedTuple):
         valid = torch.ones_like(scores, dtype=torch.bool)
         survivors = np.zeros((len(thresholds(settings.nms)), scores.shape[1]), bool)
         for row, threshold in zip(survivors, thresholds(settings.nms), strict=True):
-            index, kept = ops.nms(boxes, scores, self.levels[anchor], valid, threshold, settings.post_test)
+            index, _, kept = NMS(threshold)(boxes, scores, self.levels[anchor], valid, settings.post_test)
             row[index[kept].numpy()] = True
         return survivors
 
@@ -231,10 +230,9 @@ def follow(
         assert proposals is not None
         assert detections is not None
         per_level = torch.tensor([len(anchors) for anchors in out.anchors])
-        unsuppressed = copy.copy(rpn)
-        unsuppressed.settings = settings.model_copy(update={"nms": 1.0})  # no IoU is above 1: nothing is suppressed
         entries = int(per_level.clamp(max=settings.pre_test).sum())
-        before = unsuppressed.propose(out, batch.sizes, pre=settings.pre_test, post=entries)
+        # No IoU is above 1: nothing is suppressed.
+        before = rpn.propose(out, batch.sizes, pre=settings.pre_test, post=entries, suppress=NMS(1.0))
     threshold = detector.threshold if score is None else score
     (steps,), (result,) = steps_of_pass(detector, batch, pass_)
     final = None
@@ -245,7 +243,7 @@ def follow(
     outcomes: list[tuple[Outcome, Remedy | None]] = []
     if truth is not None:
         boxes = truth.boxes * batch.scales[0].flip(0).repeat(2).cpu().numpy()
-        rules = Rules(IOU, threshold, settings, net.settings.roi)
+        rules = Rules(IOU, threshold, settings, net.settings.roi, net.suppression)
         reasons = {
             row: partial(miss_reason, box[None], label, steps, rules)
             for row, (box, label) in enumerate(zip(boxes, truth.labels.tolist(), strict=True))

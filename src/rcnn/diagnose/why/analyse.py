@@ -60,7 +60,7 @@ def analyse(
     settings, predicts_classes = detector.settings, detector.settings.predicts_classes
     if not predicts_classes and iou < IOUS[0]:
         raise SettingsError(f"recall of proposals is counted from an IoU of {IOUS[0]} on, got {iou}; ask for more")
-    rules = Rules(iou, detector.threshold if score is None else score, settings.rpn, settings.roi)
+    rules = Rules(iou, detector.threshold if score is None else score, settings.rpn, settings.roi, detector.suppression)
     loader = Loader(
         cut_into_views(dataset, detector.viewer.views),
         settings,

@@ -12,6 +12,7 @@ from rcnn.diagnose.why.steps import ImageSteps
 from rcnn.metrics.overlap import area, box_iou, match
 from rcnn.metrics.proposal_recall import SIZES, best_cover
 from rcnn.metrics.types import Prediction, Truth
+from rcnn.model.suppress import Suppression
 
 MIN_ANCHOR_IOU = 0.3
 """An object has an anchor if one has at least this IoU with it."""
@@ -143,12 +144,13 @@ class Why:
 
 
 class Rules(NamedTuple):
-    """IoU of a right box, least score of a detection that counts, and the settings of both stages."""
+    """IoU of a right box, least score of a detection that counts, settings and suppression of both stages."""
 
     iou: float
     score: float
     rpn: RPN
     roi: RoI
+    suppression: Suppression
 
 
 def outcomes_of(

@@ -6,11 +6,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-import rcnn.ops as ops
 from rcnn.config import RPN, RoI
 from rcnn.diagnose.why.outcomes import Outcome, Rules
 from rcnn.diagnose.why.steps import ImageSteps
 from rcnn.metrics.overlap import box_iou
+from rcnn.model.suppress import NMS, Suppressor
 
 NMS_STEP = 0.05
 """Thresholds of NMS are tried in these steps."""
@@ -55,14 +55,14 @@ class NMSInput(NamedTuple):
     groups: np.ndarray
     fits: np.ndarray
 
-    def survivors(self, settings: RPN | RoI, nms: float, max_output: int) -> np.ndarray:
+    def survivors(self, settings: RPN | RoI, suppress: Suppressor, max_output: int) -> np.ndarray:
         """Return (m,) the indices of the boxes that leave NMS, best first."""
         sides = (self.boxes[:, 2:] - self.boxes[:, :2]).min(axis=1)
         valid = (sides > 0) & (sides >= settings.min_size) & (self.scores >= settings.score)
         boxes, scores, groups, eligible = (
             torch.from_numpy(array)[None] for array in (self.boxes, self.scores, self.groups, valid)
         )
-        index, kept = ops.nms(boxes, scores, groups, eligible, nms, max_output)
+        index, _, kept = suppress(boxes, scores, groups, eligible, max_output)
         return index[kept].numpy()
 
 
@@ -90,18 +90,18 @@ def remedy(outcome: Outcome, box: np.ndarray, steps: ImageSteps, rules: Rules) -
         boxes = steps.decoded[steps.entered]
         fits = box_iou(boxes, box[None])[:, 0] >= rules.iou
         entries = NMSInput(boxes, steps.objectness[steps.entered], steps.level[steps.entered], fits)
-        return _remedy_of_nms("rpn", "post_test", detail, entries, rules.rpn, rules.rpn.post_test)
+        return _remedy_of_nms("rpn", "post_test", detail, entries, rules.rpn, rules.suppression.proposals)
     if where == "suppressed" and detail != "shared":
         rows, classes = np.nonzero(steps.scores > rules.roi.score)
         boxes, scores = steps.refined[rows, classes], steps.scores[rows, classes]
         fits = (classes == outcome.label) & (box_iou(boxes, box[None])[:, 0] >= rules.iou)
         entries = NMSInput(boxes, scores, classes, fits & (scores >= np.float32(rules.score)))
-        return _remedy_of_nms("roi", "detections", detail, entries, rules.roi, rules.roi.detections)
+        return _remedy_of_nms("roi", "detections", detail, entries, rules.roi, rules.suppression.detections)
     return Remedy("", math.nan, NO_SETTING[where])
 
 
 def _remedy_of_nms(
-    stage: str, limit: str, detail: str, entries: NMSInput, settings: RPN | RoI, max_output: int
+    stage: str, limit: str, detail: str, entries: NMSInput, settings: RPN | RoI, suppress: Suppressor
 ) -> Remedy:
     """Return the setting of NMS or of a limit around it that would have kept one of the boxes that fit."""
     best = np.flatnonzero(entries.fits)[entries.scores[entries.fits].argmax()]
@@ -112,13 +112,14 @@ def _remedy_of_nms(
         side = float((entries.boxes[best, 2:] - entries.boxes[best, :2]).min())
         return Remedy(f"{stage}.min_size", _round_down(side), "A limit this low lets its box enter NMS.")
     if detail == "cut":
-        survivors = entries.survivors(settings, settings.nms, len(entries.boxes))
+        survivors = entries.survivors(settings, suppress, len(entries.boxes))
         ranks = np.flatnonzero(entries.fits[survivors])
         if len(ranks):
             text = "With this many boxes kept after NMS, its own is among them."
             return Remedy(f"{stage}.{limit}", int(ranks[0]) + 1, text)
+    max_output = getattr(settings, limit)
     for step in range(math.floor(settings.nms / NMS_STEP) + 1, round(1 / NMS_STEP) + 1):
-        if entries.fits[entries.survivors(settings, step * NMS_STEP, max_output)].any():
+        if entries.fits[entries.survivors(settings, NMS(step * NMS_STEP), max_output)].any():
             text = "With this threshold, NMS keeps a box that fits it beside those of its neighbours."
             return Remedy(f"{stage}.nms", round(step * NMS_STEP, 2), text)
     text = f"It is lost to both NMS and the number of boxes kept: raise `{stage}.nms` and `{stage}.{limit}`."
