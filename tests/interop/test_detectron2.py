@@ -12,10 +12,10 @@ from rcnn.config import override
 from rcnn.detector import Detector
 from rcnn.errors import WeightsError
 from rcnn.interop.detectron2 import ARCHITECTURES, import_state
-from rcnn.interop.unpickle import read_pickle
 from rcnn.model.structures import Batch
 from rcnn.presets import build
 from rcnn.weights.backbone import read_tensors
+from rcnn.weights.pickles import read_pickle
 
 FIXTURES = Path(__file__).parent / "detectron2"
 TINY = {"fpn": "faster_rcnn_R_50_FPN_1x", "c4": "faster_rcnn_R_50_C4_1x", "rpn": "rpn_R_50_FPN_1x"}

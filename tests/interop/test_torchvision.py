@@ -7,7 +7,7 @@ from torchvision.models import detection
 from torchvision.models.detection.image_list import ImageList
 
 from rcnn.interop.detectors import from_torchvision, to_torchvision
-from rcnn.interop.torchvision_backbone import PREFIXES
+from rcnn.interop.torchvision import PREFIXES
 from rcnn.interop.torchvision_export import program
 from rcnn.interop.torchvision_names import ARCHITECTURES, table, to_ours
 from rcnn.model.structures import Keys, Targets

@@ -16,8 +16,7 @@ from torchvision.ops import FrozenBatchNorm2d, MultiScaleRoIAlign
 from rcnn.detector import Detector
 from rcnn.errors import WeightsError
 from rcnn.interop.detectors import from_torchvision
-from rcnn.interop.torchvision import UserHead, import_model
-from rcnn.interop.torchvision_backbone import as_backbone
+from rcnn.interop.torchvision import UserHead, as_backbone, import_model
 
 from .parity import assert_same_boxes, spread
 

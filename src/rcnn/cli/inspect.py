@@ -43,12 +43,12 @@ def examine(path: Path) -> dict[str, Any]:
     import torch
 
     from rcnn.interop.recognise import kind_of
-    from rcnn.interop.unpickle import read_pickle
     from rcnn.runtime.by_suffix import contents, is_exported
     from rcnn.weights.backbone import read_tensors
     from rcnn.weights.caffe import read_arrays
     from rcnn.weights.file import ENTRY, load_weights, read_safetensors, weights_of_run
     from rcnn.weights.metadata import read_detector
+    from rcnn.weights.pickles import read_pickle
 
     path = weights_of_run(path)
     if is_exported(path):

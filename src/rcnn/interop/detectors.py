@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from rcnn.detector import Detector
 from rcnn.errors import WeightsError
 from rcnn.interop import detectron2, torchvision, torchvision_export
-from rcnn.interop.unpickle import read_pickle
 from rcnn.presets import build, settings_of
 from rcnn.runtime.by_suffix import is_exported
 from rcnn.weights import caffe_detector
@@ -21,6 +20,7 @@ from rcnn.weights.backbone import read_tensors
 from rcnn.weights.caffe import read_arrays
 from rcnn.weights.file import first_line
 from rcnn.weights.imported import Imported
+from rcnn.weights.pickles import read_pickle
 
 ARCHITECTURES = (*torchvision.ARCHITECTURES, *caffe_detector.ARCHITECTURES, *detectron2.ARCHITECTURES)
 """Names for `import_weights`: torchvision's detectors, the paper's networks, configurations of detectron2."""
@@ -31,7 +31,7 @@ def from_torchvision(model: nn.Module, names: Sequence[str] | None = None) -> De
 
     Everything is read from the instance: sizes, anchors, thresholds, heads. A backbone or a head that is not
     torchvision's own is kept as it is; `Detector.load` then needs such a module again, as
-    `rcnn.interop.torchvision_backbone.as_backbone(MODULE)` or `rcnn.interop.torchvision.UserHead(MODULE, features)`.
+    `rcnn.interop.torchvision.as_backbone(MODULE)` or `rcnn.interop.torchvision.UserHead(MODULE, features)`.
 
     Args:
         model: made by one of torchvision's functions, or put together from its parts. It is not changed.

@@ -12,7 +12,7 @@ from torch import Tensor
 from rcnn.backbones.build import build_backbone
 from rcnn.config import RoI, Settings, dump
 from rcnn.errors import WeightsError
-from rcnn.interop.torchvision_backbone import PREFIXES
+from rcnn.interop.torchvision import PREFIXES
 from rcnn.interop.torchvision_names import table, to_torchvision
 from rcnn.interop.torchvision_settings import ALWAYS
 from rcnn.weights.adapt import shapes_alone

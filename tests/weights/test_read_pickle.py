@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from rcnn.errors import WeightsError
-from rcnn.interop.unpickle import read_pickle
+from rcnn.weights.pickles import read_pickle
 
 ARRAYS = {
     "matrix": np.arange(6, dtype=np.float32).reshape(2, 3),
@@ -144,7 +144,7 @@ def test_other_functions_are_refused_and_not_run(file: Path, function: Any, args
         named("numpy.core.multiarray", "numpy"),
         named("numpy.lib", "ndarray"),
         named("collections", "OrderedDict.fromkeys"),
-        named("rcnn.interop.unpickle", "read_pickle"),
+        named("rcnn.weights.pickles", "read_pickle"),
         b"\x8c\x05numpy\x8c\x0endarray.tofile\x93",
         b"(inumpy\nndarray.tofile\n",
         b"(inumpy\nfromfile\n",
