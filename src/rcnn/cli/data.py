@@ -1,20 +1,17 @@
 """`rcnn data check|stats|show|convert`: what a data set contains, and whether it is sound."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from rcnn import config
 from rcnn.cli import arguments, screen
+from rcnn.config import Preprocess, Settings, override
 from rcnn.text import plural
 
 if TYPE_CHECKING:
-    from rcnn.data.dataset import Record
     from rcnn.data.stats import Stats
-    from rcnn.plots.contact_sheet import Tile
 
 app = typer.Typer(help="Look at a data set: check, stats, show, convert.", no_args_is_help=True)
 
@@ -29,12 +26,12 @@ def check(words: Data, json: arguments.Json = False) -> None:
 
     Example: rcnn data check data/
     """
-    from rcnn.data import check as checking
+    from rcnn.data.check import check as check_data
 
     path, settings = _opened(words)
     with screen.stdout_for_json(json):
         with screen.progress("reading images") as progress:
-            report = checking.check(path, settings.data, progress)
+            report = check_data(path, settings.data, progress)
         screen.lines(f"{fault} [{fault.kind}]" for fault in report.faults)
         screen.note(*report.notes)
         lists = ", ".join(f"{plural(stats.images, 'image')} in {name}" for name, stats in report.lists.items())
@@ -111,8 +108,10 @@ def show(
 
     from rcnn.cli.files import fresh_folder, new_file, outside_data
     from rcnn.data.formats.find import open_dataset
+    from rcnn.errors import ImageError
+    from rcnn.images.decode import read_image
     from rcnn.images.sources import is_image
-    from rcnn.plots.contact_sheet import mosaic
+    from rcnn.plots.contact_sheet import Tile, mosaic
 
     if is_image(out.name):
         new_file(out, (".png", ".jpg", ".jpeg"))
@@ -121,37 +120,27 @@ def show(
         dataset = open_dataset(path, split, settings.data, decode=False)
         screen.dataset_line(dataset)
         order = Random(seed).sample(dataset.records, len(dataset))
-        tiles = list(islice(_tiles(order, settings), count))
+        data, channels = settings.data, settings.preprocess.in_channels
+        # Without a model, any image can be shown.
+        in_channels = None if channels == Preprocess().in_channels else channels
+        tiles = list[Tile]()
+        for record in order:
+            try:
+                image = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=in_channels)
+            except ImageError as error:
+                if data.on_fault == "stop":
+                    raise
+                screen.note(f"left out: {error}")
+                continue
+            tiles.append(Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore))
+            if len(tiles) == count:
+                break
         picture = outside_data(out, dataset) if is_image(out.name) else fresh_folder(out) / "mosaic.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         mosaic(tiles, dataset.names, picture)
         screen.say(f"{plural(len(tiles), 'image')}: {picture}")
     if json:
         screen.emit({"picture": picture, "images": [tile.title for tile in tiles]})
-
-
-def _tiles(records: Sequence["Record"], settings: config.Settings) -> Iterator["Tile"]:
-    """Yield images with their boxes. If faults are skipped, images that can't be read are reported and left out.
-
-    Raises:
-        ImageError: an image can't be read, and faults stop.
-    """
-    from rcnn.errors import ImageError
-    from rcnn.images.decode import read_image
-    from rcnn.plots.contact_sheet import Tile
-
-    data, channels = settings.data, settings.preprocess.in_channels
-    # Without a model, any image can be shown.
-    wanted = None if channels == config.Preprocess().in_channels else channels
-    for record in records:
-        try:
-            image = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=wanted)
-        except ImageError as error:
-            if data.on_fault == "stop":
-                raise
-            screen.note(f"left out: {error}")
-        else:
-            yield Tile(image, record.boxes, record.labels, record.name, ignore=record.ignore)
 
 
 @app.command("convert", cls=arguments.SuggestingCommand)
@@ -166,14 +155,14 @@ def convert(
 
     Example: rcnn data convert data/ --to coco --out copy
     """
-    from rcnn.data import convert as converting
+    from rcnn.data.convert import convert as convert_data
     from rcnn.data.formats.find import open_lists
 
     path, settings = _opened(words, on_fault)
     with screen.stdout_for_json(json):
         datasets = open_lists(path, settings.data)
         screen.note(*dict.fromkeys(note for dataset in datasets for note in dataset.notes))
-        notes = converting.convert(datasets, to, out)
+        notes = convert_data(datasets, to, out)
         screen.note(*notes)
         lists = {dataset.split: len(dataset) for dataset in datasets}
         said = ", ".join(f"{plural(images, 'image')} in {name}" for name, images in lists.items())
@@ -220,7 +209,7 @@ def _range(quantiles: tuple[float, ...]) -> str:
     return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in chosen) or "-"
 
 
-def _opened(words: list[str], on_fault: str | None = None) -> tuple[Path, config.Settings]:
+def _opened(words: list[str], on_fault: str | None = None) -> tuple[Path, Settings]:
     """Return the path and the settings among the words."""
     path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
-    return path, config.override(config.Settings(), changes)
+    return path, override(Settings(), changes)

@@ -1,28 +1,25 @@
-"""Proposals that no detector makes, for the images of a command: from a file, a search, or sliding windows."""
+"""Proposals for the images of a command that no detector makes: from a file, a search or sliding windows."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from rcnn.cli import screen
 from rcnn.config import Settings
 from rcnn.data.dataset import Record
 from rcnn.data.proposals.external import ImageProposals, SlidingWindows, batch_proposals
 from rcnn.data.proposals.read import find_proposals
+from rcnn.data.proposals.search import SEARCHES as SEARCHES
 from rcnn.data.proposals.search import search_files
 from rcnn.detector import Detector, Propose
 from rcnn.errors import ImageError
-from rcnn.images.batch import Preprocessor
 from rcnn.images.decode import image_size
 from rcnn.images.sources import NamedImage
 from rcnn.images.stream import Skip
-from rcnn.model.sliding_windows import SLIDING_WINDOWS, sliding_windows
+from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.model.structures import Batch, Proposals
-from rcnn.presets import build
 from rcnn.result import Result
-from rcnn.weights.adapt import shapes_alone
 
 
 def search(name: str, images: Sequence[NamedImage], settings: Settings, skip: Skip | None) -> Iterator[Result]:
@@ -32,36 +29,17 @@ def search(name: str, images: Sequence[NamedImage], settings: Settings, skip: Sk
         if isinstance(outcome, ImageProposals):
             boxes, scores = (part.astype(np.float32) for part in outcome)
             size = image_size(str(image.image), max_pixels=settings.data.max_pixels)
-            yield _proposals(boxes, scores, image, size, settings)
+            yield image_proposals(boxes, scores, image, size, settings)
         elif skip is None:
             raise outcome
         else:
             skip(outcome)
 
 
-def dense_windows(images: Sequence[NamedImage], settings: Settings, skip: Skip | None) -> Iterator[Result]:
-    """Yield dense sliding windows over image files, of the anchors and image size in the settings."""
-    with shapes_alone():
-        rpn = build(settings, 1).rpn
-    preprocessor = Preprocessor(settings.preprocess)
-    for image in images:
-        try:
-            size = image_size(str(image.image), max_pixels=settings.data.max_pixels)
-        except ImageError as error:
-            if skip is None:
-                raise
-            skip(error)
-            continue
-        resized, original = preprocessor.resized(size), torch.tensor(size, dtype=torch.float32)
-        sizes = torch.tensor([resized], dtype=torch.float32)
-        windows = sliding_windows(rpn.anchors, rpn.strides, preprocessor.padded(resized), sizes)
-        boxes = preprocessor.boxes_back(windows.boxes[windows.valid], sizes[0] / original, original).numpy()
-        yield _proposals(boxes, np.ones(len(boxes), dtype=np.float32), image, size, settings)
-
-
-def _proposals(
+def image_proposals(
     boxes: np.ndarray, scores: np.ndarray, image: NamedImage, size: tuple[int, int], settings: Settings
 ) -> Result:
+    """Return proposals of an image, in pixels of its file, as its result."""
     labels = np.zeros(len(boxes), dtype=np.int64)
     return Result(boxes, scores, labels, ("object",), str(image.image), size, settings=settings, origin=image)
 

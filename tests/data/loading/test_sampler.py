@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rcnn.data.dataset import Dataset, Record
-from rcnn.data.loading.loader import Item, Loader, Sample, Sampler
+from rcnn.data.loading.loader import Item, LoadedImage, Loader, Sampler
 from rcnn.data.proposals.external import NOTHING
 from rcnn.images.batch import Size
 from tests.data.loading.test_loader import SETTINGS, STILL, dataset, load, same
@@ -25,7 +25,7 @@ class Mosaic(Sampler):
     def members(self, index: int, by_name: Sequence[int], generator: np.random.Generator) -> Sequence[int]:
         return (index, *(by_name[place] for place in generator.integers(len(by_name), size=3)))
 
-    def combine(self, samples: Sequence[Sample], canvas: Size, generator: np.random.Generator) -> Sample:
+    def combine(self, samples: Sequence[LoadedImage], canvas: Size, generator: np.random.Generator) -> LoadedImage:
         image, parts = torch.zeros(3, *canvas, dtype=torch.uint8), []
         y, x = (int(side * generator.uniform(0.25, 0.75)) for side in canvas)
         corners = ((0, 0, y, x), (0, x, y, canvas[1]), (y, 0, canvas[0], x), (y, x, *canvas))
@@ -36,7 +36,7 @@ class Mosaic(Sampler):
             visible = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)
             parts.append((boxes[visible], sample.record.labels[visible], sample.record.ignore[visible]))
         boxes, labels, ignore = (np.concatenate(column) for column in zip(*parts, strict=True))
-        return Sample(image, replace(samples[0].record, boxes=boxes, labels=labels, ignore=ignore), NOTHING)
+        return LoadedImage(image, replace(samples[0].record, boxes=boxes, labels=labels, ignore=ignore), NOTHING)
 
 
 class Twice(Sampler):
@@ -66,7 +66,7 @@ def test_the_boxes_of_a_mosaic_lie_on_the_pixels_of_their_objects(dataset: Datas
     record = replace(dataset.records[1], boxes=boxes, labels=np.zeros(1, np.int64), ignore=np.zeros(1, bool))
     whole = replace(record, boxes=np.array([[0.0, 0, 30, 20]]))
     for seed in range(20):
-        samples = [Sample(white, whole, NOTHING), *[Sample(grey, record, NOTHING)] * 3]
+        samples = [LoadedImage(white, whole, NOTHING), *[LoadedImage(grey, record, NOTHING)] * 3]
         mosaic = Mosaic().combine(samples, (40, 60), np.random.default_rng(seed))
         covered = torch.zeros(40, 60, dtype=torch.bool)
         for left, top, right, bottom in mosaic.record.boxes.astype(int).tolist():

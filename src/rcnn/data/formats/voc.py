@@ -170,7 +170,7 @@ _BELOW_ONE = re.compile(rb"<(?:\w+:)?[xy]min>\s*\+?0*(?:0|0?\.\d*)\s*</")
 _FLAG = re.compile(r"\s+-?[01]$")
 
 
-class _Entry(NamedTuple):
+class _Annotated(NamedTuple):
     """An annotated image: where it is named, its stem, its xml file and the folder of its image."""
 
     where: str
@@ -244,12 +244,12 @@ def _is_readable(xml: Path) -> bool:
     return True
 
 
-def _entries(source: Path, listed: Path, folders: Folders, reading: Reading) -> Iterator[_Entry]:
+def _entries(source: Path, listed: Path, folders: Folders, reading: Reading) -> Iterator[_Annotated]:
     """Yield what a list names, of the xml files in the folder `listed`, or what a folder of xml files holds."""
     if source.is_dir():
         images = _image_folder(source, folders)
         stems = {os.path.splitext(name)[0]: name for name in folders(source).names if name.lower().endswith(".xml")}
-        yield from (_Entry(str(source / name), stem, source / name, images) for stem, name in stems.items())
+        yield from (_Annotated(str(source / name), stem, source / name, images) for stem, name in stems.items())
         for name in filter(is_image, images.names):
             if not folders(source).find(os.path.splitext(name)[0] + ".xml"):
                 reason = "there is no xml of this image; left out (an xml without objects makes it a background image)"
@@ -260,7 +260,7 @@ def _entries(source: Path, listed: Path, folders: Folders, reading: Reading) -> 
     for line, text in read_lines(source):
         stem = _listed_stem(text, annotations, images)
         file = next(iter(annotations.find(f"{stem}.xml")), f"{stem}.xml")
-        yield _Entry(f"{source}:{line}", stem, annotations.path / file, images)
+        yield _Annotated(f"{source}:{line}", stem, annotations.path / file, images)
 
 
 def _image_folder(annotations: Path, folders: Folders) -> Folder:
@@ -285,7 +285,7 @@ def _listed_stem(text: str, annotations: Folder, images: Folder) -> str:
     return next(there, choices[-1])
 
 
-def _read_image(entry: _Entry, root: Path, objects: list[_Object]) -> Draft:
+def _read_image(entry: _Annotated, root: Path, objects: list[_Object]) -> Draft:
     """Read the image of an entry without its boxes, and append its <object>s to `objects`."""
     node, broken = None, None
     if entry.xml.exists() and not entry.xml.is_dir():
@@ -309,7 +309,7 @@ def _read_image(entry: _Entry, root: Path, objects: list[_Object]) -> Draft:
     return draft
 
 
-def _choose_image(draft: Draft, entry: _Entry, names: list[str], same_stem: bool) -> None:
+def _choose_image(draft: Draft, entry: _Annotated, names: list[str], same_stem: bool) -> None:
     """Set the path of the image, or note why there is none."""
     folder = entry.images.path
     if not names:

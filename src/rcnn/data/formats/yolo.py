@@ -190,7 +190,7 @@ def _label_folder(images: Path) -> Path:
     return images
 
 
-class _Entry(NamedTuple):
+class _Listed(NamedTuple):
     """An image as a list or a folder names it; `names` are the files that fit, of which there should be one."""
 
     where: str
@@ -237,12 +237,12 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
     return reading
 
 
-def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Entry]:
+def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Listed]:
     """Yield the images in and below a folder, except our own results, or those of a list of paths."""
     if source.is_dir():
         for folder in walk(source, folders):
             for name in filter(is_image, folders(folder).names):
-                yield _Entry(str(folder / name), folder / name, (name,))
+                yield _Listed(str(folder / name), folder / name, (name,))
         return
     for line, text in read_lines(source):
         name = text.replace("\\", "/")
@@ -250,10 +250,10 @@ def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Entry]:
         choices = [Path(os.path.normpath(base / end)) for end in ends for base in (source.parent, root)]
         fits = ((choice, tuple(folders(choice.parent).find(choice.name))) for choice in choices)
         wanted, names = next((fit for fit in fits if fit[1]), (choices[0], ()))
-        yield _Entry(f"{source}:{line}", wanted, names)
+        yield _Listed(f"{source}:{line}", wanted, names)
 
 
-def _draft(entry: _Entry, name: str, folders: Folders) -> Draft:
+def _draft(entry: _Listed, name: str, folders: Folders) -> Draft:
     """Return the image without its boxes."""
     stem = os.path.splitext(entry.path.name)[0]
     draft = Draft(name, stem, None)
@@ -273,7 +273,7 @@ def _draft(entry: _Entry, name: str, folders: Folders) -> Draft:
     return draft
 
 
-def _label_lines(entry: _Entry, draft: Draft, folders: Folders) -> list[_Line]:
+def _label_lines(entry: _Listed, draft: Draft, folders: Folders) -> list[_Line]:
     """Return the lines of the image's label file, if it has one."""
     folder = folders(_label_folder(entry.path.parent))
     wanted = f"{draft.id}.txt"

@@ -76,7 +76,7 @@ def _generator(seed: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=seed))
 
 
-class Sample(NamedTuple):
+class LoadedImage(NamedTuple):
     """One image of a batch before padding.
 
     Attributes:
@@ -116,7 +116,7 @@ class Sampler:
         """
         return (index,)
 
-    def combine(self, samples: Sequence[Sample], canvas: Size, generator: np.random.Generator) -> Sample:
+    def combine(self, samples: Sequence[LoadedImage], canvas: Size, generator: np.random.Generator) -> LoadedImage:
         """Return one sample, no larger than `canvas`, of those of the members."""
         return samples[0]
 
@@ -359,7 +359,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             proposals,
         )
 
-    def _item(self, index: int, seed: int) -> Sample:
+    def _item(self, index: int, seed: int) -> LoadedImage:
         """Return the image of a drawn record, or what the sampler makes of it and others."""
         generator = _generator(stable_seed(seed, 0, "members"))
         members = self.sampler.members(index, self._by_name, generator)
@@ -383,7 +383,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             self._last = (record.path, array) if record.view is not None else (None, array[:0])
         return array if record.view is None else record.view.crop(array)
 
-    def _load(self, index: int, seed: int) -> Sample:
+    def _load(self, index: int, seed: int) -> LoadedImage:
         """Return the resized and, when training, augmented image of a record, with its objects and proposals.
 
         The objects are in resized pixels. So are the proposals when training, and those without area are dropped;
@@ -395,7 +395,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         scale = np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
         boxes = record.boxes * scale
         if not self.training:
-            return Sample(preprocessor.resize(self._pixels(record), canvas), replace(record, boxes=boxes), given)
+            return LoadedImage(preprocessor.resize(self._pixels(record), canvas), replace(record, boxes=boxes), given)
         plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
         if self.settings.preprocess.in_channels == 3 and self.settings.preprocess.resize == "pillow":
             if record.view is None:
@@ -412,7 +412,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         with np.errstate(invalid="ignore"):  # 0 / 0: the visible share of a box without area
             moved, _ = apply_to_boxes(plan, given.boxes * scale, canvas)
         shown = np.all(moved[:, 2:] > moved[:, :2], axis=1)
-        return Sample(image, record, ImageProposals(moved[shown], given.scores[shown]))
+        return LoadedImage(image, record, ImageProposals(moved[shown], given.scores[shown]))
 
 
 def _filled(batch: Batch, count: int) -> Batch:
