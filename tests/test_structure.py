@@ -9,7 +9,7 @@ import re
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -152,23 +152,25 @@ def test_no_circles() -> None:
         visit(module, ())
 
 
+def shared(names: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Name -> modules, of the names that occur with more than one module."""
+    by_name: defaultdict[str, list[str]] = defaultdict(list)
+    for name, module in names:
+        by_name[name].append(module)
+    return {name: modules for name, modules in by_name.items() if len(modules) > 1}
+
+
 def shared_file_names() -> dict[str, list[str]]:
     """Base names of more than one file; a command has the name of its feature, a Triton kernel that of its operator."""
-    by_name: defaultdict[str, list[str]] = defaultdict(list)
-    for module, path in FILES.items():
-        if not path.name.startswith("__") and part(module) != "cli" and not module.startswith("rcnn.ops.triton."):
-            by_name[path.name].append(module)
-    return {name: modules for name, modules in by_name.items() if len(modules) > 1}
+    exempt = ("rcnn.cli.", "rcnn.ops.triton.")
+    files = ((path.name, module) for module, path in FILES.items() if not module.startswith(exempt))
+    return shared((name, module) for name, module in files if not name.startswith("__"))
 
 
 def shared_class_names() -> dict[str, list[str]]:
     """Names of more than one class."""
-    by_name: defaultdict[str, list[str]] = defaultdict(list)
-    for module in FILES:
-        for node in ast.walk(parsed(module)):
-            if isinstance(node, ast.ClassDef):
-                by_name[node.name].append(module)
-    return {name: modules for name, modules in by_name.items() if len(modules) > 1}
+    nodes = ((node, module) for module in FILES for node in ast.walk(parsed(module)))
+    return shared((node.name, module) for node, module in nodes if isinstance(node, ast.ClassDef))
 
 
 @cache

@@ -14,7 +14,7 @@ from rcnn.text import plural
 
 if TYPE_CHECKING:
     from rcnn.cli.benchmark.parts import Stages
-    from rcnn.cli.benchmark.runtimes import Measurement
+    from rcnn.cli.benchmark.runtimes import RuntimeResult
     from rcnn.data.dataset import Dataset
     from rcnn.detector import Detector
 
@@ -85,7 +85,7 @@ def benchmark(
         screen.emit({**facts, "engines": runtimes, "stages": [asdict(one) for one in stages]})
 
 
-def show(rows: list["Measurement"], title: str) -> None:
+def show(rows: list["RuntimeResult"], title: str) -> None:
     """Print a row per runtime and batch size."""
     scored = rows[0].ap is not None
     columns = ["", "n", "ms", "CPU", "ratio", "MB", "file", *(["AP", "AP50"] if scored else []), "agree"]

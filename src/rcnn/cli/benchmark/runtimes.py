@@ -65,7 +65,7 @@ class Cost(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measurement:
+class RuntimeResult:
     """What was measured of a runtime.
 
     Attributes:
@@ -98,7 +98,7 @@ def benchmark(
     runs: int = 7,
     dataset: Dataset | None = None,
     progress: Callable[[str], Any] = lambda what: _silent(),
-) -> list[Measurement]:
+) -> list[RuntimeResult]:
     """Compare a detector in PyTorch with its exported files, on the CPU.
 
     bfloat16 is compared as well where the CPU has instructions for it: in PyTorch and in OpenVINO.
@@ -135,7 +135,7 @@ def benchmark(
         for program, cost, share in zip(programs, costs, agreed, strict=True):
             files_of_program = files_of(program.path) if is_exported(program.path) else [program.path]
             size_of_files = sum(file.stat().st_size for file in files_of_program)
-            rows.append(Measurement(program.name, program.precision, size_of_files, cost, share))
+            rows.append(RuntimeResult(program.name, program.precision, size_of_files, cost, share))
     if dataset is None:
         return rows
     return [_scored(row, detector, program, dataset, progress) for row, program in zip(rows, programs, strict=True)]
@@ -214,8 +214,8 @@ def _agreement(programs: Sequence[Program], batches: Sequence[Batch], *, predict
 
 
 def _scored(
-    row: Measurement, detector: Detector, program: Program, dataset: Dataset, progress: Callable[[str], Any]
-) -> Measurement:
+    row: RuntimeResult, detector: Detector, program: Program, dataset: Dataset, progress: Callable[[str], Any]
+) -> RuntimeResult:
     """The row with AP."""
     source = Detector.load(program.path) if is_exported(program.path) else detector
     with progress(f"AP: {program.name} {program.precision}") as told:
