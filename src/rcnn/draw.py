@@ -24,7 +24,7 @@ PALETTE = (
     "#AA4499",
     "#6699CC",
 )
-"""Told apart with any kind of colour vision: Okabe and Ito's seven, then five of Paul Tol's."""
+"""Distinguishable with any kind of colour vision: Okabe and Ito's seven, then five of Paul Tol's."""
 
 SHADES = ("#440154", "#3B528B", "#21918C", "#5EC962", "#FDE725")
 """Five colours of viridis, which rises evenly in brightness."""
@@ -39,7 +39,7 @@ Rectangle = tuple[float, float, float, float]
 
 
 def colour(label: int) -> str:
-    """The colour of a class, as `#RRGGBB`; the palette starts again where it ends."""
+    """Return the colour of a class as `#RRGGBB`; the palette repeats."""
     return PALETTE[label % len(PALETTE)]
 
 
@@ -83,7 +83,7 @@ def draw_boxes(
     dashed: np.ndarray | None = None,
     legend: Mapping[str, str] | None = None,
 ) -> Image.Image:
-    """A copy of the image with its boxes; the first ones lie on top and choose the place of their tags first.
+    """Return a copy of the image with its boxes; the first ones lie on top and choose the place of their tags first.
 
     Args:
         image: see `as_rgb`.
@@ -120,7 +120,7 @@ def entries(names: Sequence[str], labels: Sequence[int]) -> dict[str, str]:
 
 
 def text_colour(background: str) -> str:
-    """Black or white, whichever is read better on the background (sRGB luma)."""
+    """Return black or white, whichever is more legible on the background (sRGB luma)."""
     red, green, blue = _channels(background)
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 140 else "white"
 
@@ -161,7 +161,7 @@ def _tag(pen: ImageDraw.ImageDraw, place: Rectangle, text: str, ink: str, font: 
 def _legend(
     pen: ImageDraw.ImageDraw, legend: Mapping[str, str], taken: Sequence[Rectangle], font: ImageFont.FreeTypeFont
 ) -> None:
-    """Name the colours in the corner that is least taken, in letters small enough to fit."""
+    """Draw the legend in the corner that hides least, in letters small enough to fit."""
     wide, high = pen.im.size
     while font.size > 6 and len(legend) * font.size * 1.3 > high / 2:
         font = font_for(legend, font.size - 1)

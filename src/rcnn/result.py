@@ -111,7 +111,7 @@ class Result:
         return "\n".join([repr(self), *map(printable, rows), *more])
 
     def _repr_png_(self) -> bytes | None:
-        """The picture in a notebook; of an array, or of a file that is gone, there is none, and the text is shown."""
+        """Return the picture for a notebook; None, which shows the text, for an array or a file that is missing."""
         try:
             picture = self.draw()
         except (ImageError, ValueError):
@@ -302,7 +302,7 @@ class Result:
 
 
 def _package(name: str) -> Any:
-    """A package that is optional, as the extra of the same name.
+    """Import the optional package of an extra of the same name.
 
     Raises:
         UnavailableError: it is not installed.

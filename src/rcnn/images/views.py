@@ -1,4 +1,4 @@
-"""Views: the parts of a picture that the network sees, each with a window and a scale.
+"""Views: the parts of a picture that the network sees. A view is a window and a scale; *tile* is a setting's name.
 
 A picture has one view, or one for each scale of an image pyramid, or windows that overlap, or windows at each scale.
 Each goes through the network like a picture of its own. H and W are those of a picture's file, in pixels.
@@ -82,7 +82,7 @@ class Viewer:
     Args:
         preprocessor: sizes of whole pictures.
         settings: `predict` and `train.tile` are read.
-        scale: by which training resized its pictures, as a file of weights says; what is no number counts as unknown.
+        scale: factor by which training resized its pictures, from the weights file; not a number: unknown.
 
     Raises:
         SettingsError: `auto`, and the scale is unknown.
@@ -100,7 +100,7 @@ class Viewer:
 
     @property
     def side(self) -> int | None:
-        """Side of the windows, pixels of the file; None: nobody knows."""
+        """Side of the windows, pixels of the file; None if the training scale is unknown."""
         if isinstance(self.tile, int):
             return self.tile
         if self.scale is None:
@@ -110,14 +110,14 @@ class Viewer:
 
     @property
     def cut_remark(self) -> str:
-        """A sentence for a person whose objects no window shows whole."""
+        """A remark for the user on objects that no window contains entirely."""
         return (
             f"some objects are larger than the overlap of the windows, {round((self.side or 0) * self.overlap)} "
             "pixels, and cut by their edges; raise predict.overlap or predict.tile"
         )
 
     def remark(self, size: Size) -> str | None:
-        """What a person should know of how a picture of this size is seen, as a sentence."""
+        """Return a remark for the user on how a picture of this size is processed, or None."""
         height, width = size
         if self.tile == "off" and self.beyond(size):
             scale = self.preprocessor.resized(size)[0] / height
@@ -130,12 +130,12 @@ class Viewer:
         return None
 
     def beyond(self, size: Size) -> bool:
-        """Is a picture of this size beyond the scale of the training, if that is known?"""
+        """Return whether the training scale is known and a picture of this size is beyond it."""
         resized, side = self.preprocessor.resized(size), min(size)
         return self.scale is not None and min(resized) < BEYOND * self.scale * side * (1 - 1e-3)
 
     def windowed(self, size: Size) -> bool:
-        """Is a picture of this size seen in windows? It may fit into one."""
+        """Return whether a picture of this size is cut into windows, of which there may be one."""
         if self.tile == "off" or self.side is None:
             return False
         if self.tile == "auto" and self._trained is not None:
@@ -143,11 +143,11 @@ class Viewer:
         return max(size) > self.side and (self.tile != "auto" or self.beyond(size))
 
     def pyramid(self, size: Size) -> tuple[View, ...]:
-        """All views of a picture at each of `predict.scales`."""
+        """Return all views of a picture at each of `predict.scales`."""
         return self.views(size, self._scales)
 
     def views(self, size: Size, scales: Sequence[float] = (1.0,)) -> tuple[View, ...]:
-        """All views of a picture, scale by scale, windows from top to bottom and left to right.
+        """Return all views of a picture, scale by scale, windows from top to bottom and left to right.
 
         Args:
             size: of the picture, pixels of the file.
@@ -175,7 +175,7 @@ class Viewer:
 
 
 def clearest(boxes: np.ndarray, views: Sequence[View]) -> np.ndarray:
-    """(n,) int64: for each box (n, 4), in pixels of the file, the view that shows most of it, nearest to its middle."""
+    """Return (n,) int64: for each box (n, 4), in pixels of the file, the view that shows most of it most centrally."""
     windows = np.array([[view.left, view.top, view.left + view.width, view.top + view.height] for view in views])
     low, high = np.maximum(boxes[:, None, :2], windows[:, :2]), np.minimum(boxes[:, None, 2:], windows[:, 2:])
     visible = (high - low).clip(min=0).prod(axis=2)  # (n, views)
@@ -184,7 +184,7 @@ def clearest(boxes: np.ndarray, views: Sequence[View]) -> np.ndarray:
 
 
 def starts(length: int, side: int, overlap: int) -> list[int]:
-    """Where the windows of one side of a picture begin: evenly, the first and the last at its ends.
+    """Return the starts of the windows along one side of a picture: evenly spaced, the first and last at its ends.
 
     Args:
         length: of the picture's side, pixels.

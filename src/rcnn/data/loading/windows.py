@@ -27,19 +27,19 @@ def cut_into_views(dataset: Dataset, views: Callable[[Size], Sequence[View]]) ->
 
 
 def _seen(record: Record, view: View) -> Record:
-    """The part of an image that lies in a window."""
+    """Return the part of an image that lies in a window."""
     if view.size == record.size:
         return replace(record, view=view)
     boxes = view.from_file(record.boxes)
     areas, left = ((sides[:, 2:] - sides[:, :2]).prod(axis=1) for sides in (record.boxes, boxes))
-    there = left > 0
+    visible = left > 0
     return replace(
         record,
         name=f"{record.name}@{view.left},{view.top}",
         size=view.size,
-        boxes=boxes[there],
-        labels=record.labels[there],
-        ignore=(record.ignore | (left < LEAST_VISIBLE * areas))[there],
+        boxes=boxes[visible],
+        labels=record.labels[visible],
+        ignore=(record.ignore | (left < LEAST_VISIBLE * areas))[visible],
         view=view,
     )
 
@@ -68,7 +68,7 @@ def training_windows(dataset: Dataset, settings: Settings) -> Dataset:
 
 
 def scale_of(dataset: Dataset, settings: Settings) -> float:
-    """The scale by which a training resizes: the median over the images of a data set; that of windows is 1."""
+    """Return the factor by which training resizes: the median over the images of a data set; 1 for windows."""
     if settings.train.tile is not None:
         return 1.0
     preprocessor = Preprocessor(settings.preprocess)

@@ -10,13 +10,13 @@ from rcnn.images.stream import spare_cores
 
 PLURAL = {"process": "processes", "thread": "threads"}
 MAX_UNASKED = 8
-"""Loader processes of a GPU that are started unasked."""
+"""Loader processes that are started for a GPU by default."""
 ROOM = 1 << 30
-"""Bytes of shared memory with which they do: a container of Docker's has 64 MB unless it is told otherwise."""
+"""Bytes of shared memory that loader processes need; by default a Docker container has 64 MB."""
 
 
 class Workers(NamedTuple):
-    """Who loads the batches: the main thread of the program if there are none."""
+    """The processes or threads that load the batches; with none, the main thread does."""
 
     number: int
     kind: Literal["process", "thread"]
@@ -28,7 +28,7 @@ class Workers(NamedTuple):
 
 
 def choose_workers(asked: int | None, device: torch.device) -> Workers:
-    """The loaders of batches for a device.
+    """Return the loaders of batches for a device.
 
     Args:
         asked: number of processes, as `data.workers` has it. None: for a GPU one per core but one, at most 8, and
@@ -48,8 +48,8 @@ def choose_workers(asked: int | None, device: torch.device) -> Workers:
 
 
 def may_fork() -> bool:
-    """Can loader processes be forked? Others would run an unguarded script or a notebook once more.
+    """Return whether loader processes can be forked. Spawned ones would run an unguarded script or a notebook again.
 
-    With the threads of libvips or of a runtime for exported detectors in it, a process that is forked may crash.
+    A process that holds threads of libvips or of a runtime for exported detectors may crash when it is forked.
     """
     return sys.platform == "linux" and not {"onnxruntime", "openvino", "pyvips"} & sys.modules.keys()
