@@ -203,6 +203,10 @@ def test_few_files_share_a_name() -> None:
     assert len(shared) <= MAX_SHARED_FILE_NAMES, "\n".join(f"{name}: {modules}" for name, modules in shared.items())
 
 
+def test_no_two_classes_share_a_name() -> None:
+    assert not shared_class_names()
+
+
 def test_public_names_stay_when_every_module_is_imported() -> None:
     """A module directly under `rcnn` with the name of a public function would replace it once it is imported."""
     for module in FILES:

@@ -198,7 +198,7 @@ def write_report_part(result: ExperimentResult, folder: Path) -> None:
     tables = [("Measured", score_table(result), "")]
     if result.judgements:
         tables.append(("The paper's orderings", claim_table(result), EXPLANATION))
-    part = parts.Experiment(
+    part = parts.ExperimentPart(
         title=f"{result.name}: {result.experiment.title}",
         sentences=(*describe(result), *(f"Failed: {text}" for text in result.failures)),
         tables=tuple(

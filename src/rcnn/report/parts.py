@@ -60,7 +60,7 @@ class Table(Plain):
     note: str = ""
 
 
-class Experiment(Plain):
+class ExperimentPart(Plain):
     """An experiment of the paper.
 
     Attributes:

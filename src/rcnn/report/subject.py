@@ -16,7 +16,7 @@ from rcnn.config import Settings, dump, read
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.errors import DataError, SettingsError
 from rcnn.presets import PRESETS, settings_of
-from rcnn.report.parts import PARTS, Experiment, Funnel
+from rcnn.report.parts import PARTS, ExperimentPart, Funnel
 from rcnn.report.scores import LARGEST, Number, Plain, Scores, read_plain
 
 PLACES = ("data.path", "train.init", "train.proposals")
@@ -63,7 +63,7 @@ class Subject:
     rows: list[dict[str, Any]] = field(default_factory=list)
     scores: Scores | None = None
     funnel: Funnel | None = None
-    experiments: dict[str, Experiment] = field(default_factory=dict)
+    experiments: dict[str, ExperimentPart] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
 
@@ -104,7 +104,7 @@ def read_subject(folder: Path) -> Subject:
     subject.scores = _part(subject, parts / "scores.json", Scores, "scores")
     subject.funnel = _part(subject, folder / "why.json", Funnel, "funnel")
     for path in sorted(parts.glob("paper-*.json")):
-        experiment = _part(subject, path, Experiment, "paper")
+        experiment = _part(subject, path, ExperimentPart, "paper")
         if experiment:
             subject.experiments[path.stem.removeprefix("paper-")] = experiment
     _read_settings(subject)
