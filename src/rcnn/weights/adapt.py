@@ -21,7 +21,7 @@ _ONE_STAGE = re.compile(r"rpn\.head\.(windows\.\d+\.)?cls\.")
 """These also classify if `rpn.classify` says so: one row per anchor of a cell, class after class."""
 _COUNTER = "num_batches_tracked"
 
-_TOLD = (
+_REPORTED = (
     "preprocess.order",
     "preprocess.mean",
     "preprocess.std",
@@ -31,7 +31,7 @@ _TOLD = (
     "roi.pool",
     "roi.aligned",
 )
-"""Settings that change what weights mean, but little enough to keep them and train on."""
+"""Settings that change the meaning of weights slightly: the weights are kept, and a note reports the difference."""
 
 
 class Architecture(NamedTuple):
@@ -63,7 +63,7 @@ def fill(model: nn.Module, tensors: Mapping[str, Tensor], source: object) -> Non
 
 
 class _Unwritten(TorchFunctionMode):
-    """Gives modules weights that are not initialised, on a device if one is given; what is computed has values."""
+    """Give modules uninitialised weights, on a device if one is given; computed tensors have values."""
 
     def __init__(self, **device: str) -> None:
         super().__init__()
@@ -129,14 +129,20 @@ def adapt(
         Sentences on what was kept, which classes, which layers start anew and why, and what was not used.
 
     Raises:
-        WeightsError: the backbones differ.
+        WeightsError: only a part of the trunk fits.
     """
     own = {name: tensor for name, tensor in model.state_dict().items() if not name.endswith(_COUNTER)}
     given = {name: tensor for name, tensor in tensors.items() if not name.endswith(_COUNTER)}
     given = renormalise(given, theirs.settings.roi, ours.settings.roi)
     fitted, fresh = _split(own, given, theirs, ours)
     kept = {name: tensor for name, tensor in fitted.items() if _layer(name) not in fresh}
-    _see_backbone(own, kept, theirs, ours, source)
+    trunk = [name for name in own if name.startswith("backbone.") and not name.startswith("backbone.neck.")]
+    if lost := sorted(set(trunk) - kept.keys()):
+        raise WeightsError(
+            f"{source} is a detector made as `{theirs.settings.model.preset}`, with another backbone than "
+            f"`{ours.settings.model.preset}` as it is set here ({len(lost)} of {len(trunk)} tensors do not fit, such "
+            f"as {lost[0]}); give its --model and its model settings"
+        )
     model.load_state_dict(kept, strict=False)
     whole = len(kept) == len(own) and list(theirs.names) == list(ours.names)
     unused = sorted({_layer(name) for name in given.keys() - own.keys()})
@@ -152,7 +158,7 @@ def some(names: Sequence[str], most: int = 5) -> str:
 def _split(
     own: Mapping[str, Tensor], given: Mapping[str, Tensor], theirs: Architecture, ours: Architecture
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors that fit, and layer -> why it starts anew, which it does where one of its tensors does not fit."""
+    """Return the tensors that fit, and layer -> why it starts anew: one of its tensors does not fit."""
     unlike = _unlike(theirs.settings, ours.settings)
     fitted, fresh = {}, {}
     for name, target in own.items():
@@ -231,20 +237,6 @@ def _anchor_ratios(settings: Settings) -> tuple[float, ...]:
     return ratios * count if anchors.order == "size" else tuple(ratio for ratio in ratios for _ in range(count))
 
 
-def _see_backbone(
-    own: Mapping[str, Tensor], kept: Mapping[str, Tensor], theirs: Architecture, ours: Architecture, source: object
-) -> None:
-    """Refuse a trunk of which only a part fits: half a network is worth less than none."""
-    trunk = [name for name in own if name.startswith("backbone.") and not name.startswith("backbone.neck.")]
-    lost = sorted(set(trunk) - kept.keys())
-    if lost:
-        raise WeightsError(
-            f"{source} is a detector made as `{theirs.settings.model.preset}`, with another backbone than "
-            f"`{ours.settings.model.preset}` as it is set here ({len(lost)} of {len(trunk)} tensors do not fit, such "
-            f"as {lost[0]}); give its --model and its model settings"
-        )
-
-
 def _classes(theirs: Sequence[str], ours: Sequence[str]) -> list[str]:
     """Sentences on classes; none if they are the same."""
     if list(theirs) == list(ours):
@@ -268,12 +260,14 @@ def _changes(fresh: Mapping[str, str], unused: Sequence[str], theirs: Settings, 
     if unused:
         notes.append(f"layers that have no place here: {some(unused, 20)}")
     trees, other = (dump(theirs), dump(ours)), []
-    for section, name in (key.split(".") for key in _TOLD):
+    for section, name in (key.split(".") for key in _REPORTED):
         a, b = (tree[section][name] for tree in trees)
         if a != b and not (there != here and section == "preprocess"):
             other.append(f"{section}.{name}={_numbers(a)} (here {_numbers(b)})")
     if other:
-        notes.append(f"it was trained otherwise, which training on has to mend: {', '.join(other)}")
+        notes.append(
+            f"these settings differ from the source model's, and fine-tuning has to adapt to them: {', '.join(other)}"
+        )
     return notes
 
 
