@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+import rcnn.weights.caffe_detector as caffe_detector
 from rcnn.detector import Detector
 from rcnn.errors import WeightsError
 from rcnn.interop import detectron2, torchvision, torchvision_export
 from rcnn.presets import build, settings_of
 from rcnn.runtime.by_suffix import is_exported
-from rcnn.weights import caffe_detector
 from rcnn.weights.adapt import fill, weights_follow
 from rcnn.weights.backbone import read_tensors
 from rcnn.weights.caffe import read_arrays
