@@ -7,7 +7,7 @@ from PIL import Image
 from rcnn.config import Settings
 from rcnn.data.dataset import Record
 from rcnn.metrics.types import Prediction
-from rcnn.plots.contact_sheet import Tile, compare, mosaic
+from rcnn.plots.contact_sheet import Tile, compare, contact_sheet
 
 
 def tile(height: int, width: int, boxes: int = 2, **changes) -> Tile:
@@ -19,7 +19,7 @@ def tile(height: int, width: int, boxes: int = 2, **changes) -> Tile:
 @pytest.mark.parametrize("count", [1, 3, 5])
 def test_images_of_any_shape_make_a_grid(tmp_path: Path, count: int) -> None:
     tiles = [tile(50, 90), tile(90, 30, boxes=0), tile(7, 7), tile(300, 400), tile(1, 1)][:count]
-    mosaic(tiles, ("a", "b"), tmp_path / "m.jpg", columns=3, side=100)
+    contact_sheet(tiles, ("a", "b"), tmp_path / "m.jpg", columns=3, side=100)
     with Image.open(tmp_path / "m.jpg") as picture:
         columns = min(count, 3)
         assert picture.width == columns * 100 + (columns + 1) * 8
@@ -29,7 +29,7 @@ def test_images_of_any_shape_make_a_grid(tmp_path: Path, count: int) -> None:
 def test_images_keep_their_proportions_and_their_order(tmp_path: Path) -> None:
     red, blue = (np.zeros((40, 80, 3), np.uint8) for _ in range(2))
     red[..., 0], blue[..., 2] = 255, 255
-    mosaic([tile(40, 80, 0, image=red), tile(40, 80, 0, image=blue)], (), tmp_path / "m.png", side=100)
+    contact_sheet([tile(40, 80, 0, image=red), tile(40, 80, 0, image=blue)], (), tmp_path / "m.png", side=100)
     with Image.open(tmp_path / "m.png") as picture:
         assert picture.height == 8 + 20 + 50 + 8
         assert picture.getpixel((58, 60)) == (255, 0, 0)
@@ -51,9 +51,9 @@ def test_truth_stands_beside_prediction(tmp_path: Path) -> None:
 
 
 def test_no_images_make_an_empty_picture(tmp_path: Path) -> None:
-    mosaic([], (), tmp_path / "m.png")
+    contact_sheet([], (), tmp_path / "m.png")
     assert (tmp_path / "m.png").exists()
 
 
 def test_a_long_title_is_shortened(tmp_path: Path) -> None:
-    mosaic([tile(30, 30, title="x" * 300)], ("a", "b"), tmp_path / "m.png", side=60)
+    contact_sheet([tile(30, 30, title="x" * 300)], ("a", "b"), tmp_path / "m.png", side=60)

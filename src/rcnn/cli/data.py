@@ -111,7 +111,7 @@ def show(
     from rcnn.errors import ImageError
     from rcnn.images.decode import read_image
     from rcnn.images.sources import is_image
-    from rcnn.plots.contact_sheet import Tile, mosaic
+    from rcnn.plots.contact_sheet import Tile, contact_sheet
 
     if is_image(out.name):
         new_file(out, (".png", ".jpg", ".jpeg"))
@@ -137,7 +137,7 @@ def show(
                 break
         picture = outside_data(out, dataset) if is_image(out.name) else fresh_folder(out) / "mosaic.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
-        mosaic(tiles, dataset.names, picture)
+        contact_sheet(tiles, dataset.names, picture)
         screen.say(f"{plural(len(tiles), 'image')}: {picture}")
     if json:
         screen.emit({"picture": picture, "images": [tile.title for tile in tiles]})

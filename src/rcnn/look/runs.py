@@ -167,7 +167,7 @@ class Runs:
             try:
                 subject = read_subject(folder)
             except SettingsError as error:
-                subject = Subject(folder, notes={"course": printable(str(error))})
+                subject = Subject(folder, notes={"curves": printable(str(error))})
             subject.pictures.clear()
             known = self._read[folder] = stamps, subject
         return known[1]

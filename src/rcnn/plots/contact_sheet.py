@@ -22,7 +22,7 @@ GAP = 8
 
 
 class Tile(NamedTuple):
-    """One image of a mosaic.
+    """One image of a contact sheet.
 
     Attributes:
         image: (H, W[, C]) uint8.
@@ -41,7 +41,7 @@ class Tile(NamedTuple):
     ignore: np.ndarray | None = None
 
 
-def mosaic(tiles: Sequence[Tile], names: Sequence[str], path: Path, columns: int = 4, side: int = 360) -> None:
+def contact_sheet(tiles: Sequence[Tile], names: Sequence[str], path: Path, columns: int = 4, side: int = 360) -> None:
     """Write a grid of images with their boxes, row by row; the file's suffix chooses the format.
 
     Args:
@@ -77,7 +77,7 @@ def compare(
     names: Sequence[str],
     path: Path,
 ) -> None:
-    """Write a mosaic with two pairs per row: ground truth on the left, detections of at least `score` on the right."""
+    """Write a sheet with two pairs per row: ground truth on the left, detections of at least `score` on the right."""
     tiles = []
     for record, prediction in zip(records, predictions, strict=True):
         image = read_picture(record.path, settings)
@@ -85,7 +85,7 @@ def compare(
         boxes, scores, labels = (column[kept] for column in prediction)
         tiles.append(Tile(image, record.boxes, record.labels, f"truth: {record.name}", ignore=record.ignore))
         tiles.append(Tile(image, boxes, labels, "prediction", scores))
-    mosaic(tiles, names, path)
+    contact_sheet(tiles, names, path)
 
 
 def _picture(tile: Tile, names: Sequence[str], side: int) -> Image.Image:

@@ -25,8 +25,8 @@ REST = "ink-rest"
 DASH = "\N{EN DASH}"
 
 
-class Row(NamedTuple):
-    """A row of the table of counts at a threshold: of a class, or of all of them.
+class ClassCounts(NamedTuple):
+    """The detections of a class, or of all classes, at a threshold: a row of the table of counts.
 
     Attributes:
         name: of the class.
@@ -44,7 +44,7 @@ class Row(NamedTuple):
     f1: float | None
 
 
-def counts(scores: Scores, threshold: float) -> list[Row]:
+def counts(scores: Scores, threshold: float) -> list[ClassCounts]:
     """A row for each class, and one for all: sums of the counts, means over the classes with objects."""
     counted, place = count(scores.classes), at(threshold)
     ratios = [
@@ -55,7 +55,7 @@ def counts(scores: Scores, threshold: float) -> list[Row]:
     names = [*(one.name for one in scores.classes), all_of(scores)]
     numbers = [[*column, sum(column)] for column in (objects, right, wrong)]
     return [
-        Row(name, all_, good, bad, all_ - good, *three)
+        ClassCounts(name, all_, good, bad, all_ - good, *three)
         for name, all_, good, bad, *three in zip(names, *numbers, *ratios, strict=True)
     ]
 
@@ -83,7 +83,7 @@ def loss_charts(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> list
             lines.append(
                 Line(name if several else "validation", _points(rows, f"val_{key}"), f"ink-{place if several else 1}")
             )
-        drawn.append(_course(title, "loss", lines))
+        drawn.append(_epoch_chart(title, "loss", lines))
     return [one for one in drawn if one]
 
 
@@ -97,8 +97,8 @@ def score_chart(runs: Sequence[tuple[str, Sequence[Mapping[str, Any]]]]) -> Mark
         ]
     if not any(line.points for line in lines):
         lines = [Line(name, _points(rows, "proposal_ar300"), f"ink-{place}") for place, (name, rows) in enumerate(runs)]
-        return _course("Recall of 300 proposals", "average recall", lines, top=1.0)
-    return _course("AP on validation images", "AP", lines, top=1.0)
+        return _epoch_chart("Recall of 300 proposals", "average recall", lines, top=1.0)
+    return _epoch_chart("AP on validation images", "AP", lines, top=1.0)
 
 
 def f1_chart(scores: Scores) -> Markup:
@@ -198,7 +198,7 @@ def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, fl
     return [(x, y) for x, y in pairs if all(isinstance(v, float | int) and 0 <= v < LARGEST for v in (x, y))]
 
 
-def _course(title: str, unit: str, lines: Sequence[Line], top: float | None = None) -> Markup | None:
+def _epoch_chart(title: str, unit: str, lines: Sequence[Line], top: float | None = None) -> Markup | None:
     """A chart of numbers by epoch; None if there are none."""
     there = [(x, y) for line in lines for x, y in line.points if y is not None]
     if not there:

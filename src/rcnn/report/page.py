@@ -29,9 +29,9 @@ SECTIONS = {
     "about": "What was done",
     "scores": "Scores",
     "threshold": "Right, wrong and lost",
-    "course": "Losses and AP",
+    "curves": "Losses and AP",
     "confusion": "Confusion",
-    "funnel": "Where objects are lost",
+    "why": "Where objects are lost",
     "paper": "The paper's experiments",
     "pictures": "Pictures",
     "settings": "Settings",
@@ -85,7 +85,7 @@ def read_subjects(folders: Sequence[Path]) -> list[Subject]:
     for subject in subjects:
         model = subject.environment.model if subject.environment else None
         home = [run for run in runs if model and Path(model).is_relative_to(run.folder.resolve())]
-        if home and subject.funnel and not subject.trained:
+        if home and subject.why and not subject.trained:
             home[0].add(subject)
         else:
             alone.append(subject)
@@ -127,7 +127,7 @@ def _page(subjects: Sequence[Subject], title: str | None, budget: int) -> str:
 def values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
     """What the template shows of one subject."""
     scores = subject.scores
-    course = [(subject.name, subject.rows)]
+    curves = [(subject.name, subject.rows)]
     predicts_classes = scores is not None and scores.detects
     return {
         "name": subject.title,
@@ -138,13 +138,13 @@ def values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
         "scores": scores,
         "by_class": view.by_class(scores) if scores and predicts_classes else None,
         "by_size": view.by_size(scores) if scores else [],
-        "course": [chart for chart in (charts.score_chart(course), *charts.loss_charts(course)) if chart],
+        "curves": [chart for chart in (charts.score_chart(curves), *charts.loss_charts(curves)) if chart],
         "f1": charts.f1_chart(scores) if scores and predicts_classes else None,
         "precision_recall": charts.precision_recall_chart(scores) if scores and predicts_classes else None,
         "counts": charts.counts(scores, scores.threshold) if scores and predicts_classes else [],
         "slider": charts.slider_data(scores) if scores and predicts_classes else None,
         "confusion": view.confusion(scores) if scores and predicts_classes else None,
-        "funnel": view.funnel(subject.funnel) if subject.funnel else None,
+        "why": view.why(subject.why) if subject.why else None,
         "experiments": [
             (part, view.address(subject.pictures[part.picture]) if part.picture in subject.pictures else None)
             for part in subject.experiments.values()
@@ -157,8 +157,8 @@ def values(subject: Subject, place: int, budget: int) -> dict[str, Any]:
             **dict.fromkeys(("threshold", "confusion", "pictures"), predicts_classes),
             "about": True,
             "scores": scores is not None,
-            "course": subject.trained,
-            "funnel": bool(subject.funnel) or "funnel" in subject.notes,
+            "curves": subject.trained,
+            "why": bool(subject.why) or "why" in subject.notes,
             "paper": bool(subject.experiments) or "paper" in subject.notes,
             "settings": bool(subject.settings) or "settings" in subject.notes,
         },

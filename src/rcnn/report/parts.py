@@ -29,8 +29,8 @@ class Loss(Plain):
     ap_if_mended: Number
 
 
-class Funnel(Plain):
-    """What a page shows of `why.json`; the attributes are those of `insight.funnel.report.document`."""
+class WhyPart(Plain):
+    """What a page shows of `why.json`; the attributes are those of `diagnose.why.tables.document`."""
 
     split: str
     images: Count

@@ -16,7 +16,7 @@ from rcnn.config import Settings, dump, read
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.errors import DataError, SettingsError
 from rcnn.presets import PRESETS, settings_of
-from rcnn.report.parts import PARTS, ExperimentPart, Funnel
+from rcnn.report.parts import PARTS, ExperimentPart, WhyPart
 from rcnn.report.scores import LARGEST, Number, Plain, Scores, read_plain
 
 PLACES = ("data.path", "train.init", "train.proposals")
@@ -51,7 +51,7 @@ class Subject:
         environment: command and versions.
         rows: of the epochs.
         scores: of the weights that are kept.
-        funnel: where objects are lost.
+        why: where objects are lost.
         experiments: of the paper, by name.
         pictures: file -> WebP.
         notes: part of the page -> why it is not all there.
@@ -62,7 +62,7 @@ class Subject:
     environment: Environment | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     scores: Scores | None = None
-    funnel: Funnel | None = None
+    why: WhyPart | None = None
     experiments: dict[str, ExperimentPart] = field(default_factory=dict)
     pictures: dict[str, bytes] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
@@ -77,7 +77,7 @@ class Subject:
         """The name, after what was done if that is no training."""
         if self.trained:
             return self.name
-        kinds = {"paper": self.experiments, "why": self.funnel, "val": self.scores}
+        kinds = {"paper": self.experiments, "why": self.why, "val": self.scores}
         return next((f"{kind}: {self.name}" for kind, there in kinds.items() if there), self.name)
 
     @property
@@ -87,7 +87,7 @@ class Subject:
 
     def add(self, other: "Subject") -> None:
         """Take over the scores, losses of objects and pictures of another folder of results."""
-        self.scores, self.funnel = other.scores or self.scores, other.funnel or self.funnel
+        self.scores, self.why = other.scores or self.scores, other.why or self.why
         self.pictures = other.pictures if other.scores else self.pictures
 
 
@@ -102,7 +102,7 @@ def read_subject(folder: Path) -> Subject:
     subject, parts = Subject(folder), folder / PARTS
     subject.environment = _part(subject, folder / "environment.json", Environment, "about")
     subject.scores = _part(subject, parts / "scores.json", Scores, "scores")
-    subject.funnel = _part(subject, folder / "why.json", Funnel, "funnel")
+    subject.why = _part(subject, folder / "why.json", WhyPart, "why")
     for path in sorted(parts.glob("paper-*.json")):
         experiment = _part(subject, path, ExperimentPart, "paper")
         if experiment:
@@ -110,7 +110,7 @@ def read_subject(folder: Path) -> Subject:
     _read_settings(subject)
     _read_rows(subject)
     _read_pictures(subject)
-    if not (subject.settings or subject.rows or subject.scores or subject.funnel or subject.experiments):
+    if not (subject.settings or subject.rows or subject.scores or subject.why or subject.experiments):
         if subject.notes:
             raise SettingsError("\n".join(subject.notes.values()))
         raise SettingsError(
@@ -172,7 +172,7 @@ def _read_rows(subject: Subject) -> None:
     try:
         lines = read_text(path, LARGEST).splitlines()
     except (OSError, ValueError) as error:
-        subject.notes["course"] = f"{path.name} can't be read: {error}"
+        subject.notes["curves"] = f"{path.name} can't be read: {error}"
         return
     damaged = []
     for number, line in enumerate(lines, 1):
@@ -184,7 +184,7 @@ def _read_rows(subject: Subject) -> None:
     subject.rows = subject.rows[-MOST_ROWS:]
     if damaged:
         which = ", ".join(map(str, damaged[:5])) + (", ..." if len(damaged) > 5 else "")
-        subject.notes["course"] = (
+        subject.notes["curves"] = (
             f"Left out, since they are not whole: lines {which} of {path.name}. The run is being written, or was "
             "broken off while it wrote."
         )

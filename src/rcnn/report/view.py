@@ -11,7 +11,7 @@ from rcnn.config.files import read_text
 from rcnn.diagnose.why.outcomes import ALARMS, FOUND, MISS_REASONS
 from rcnn.metrics.proposal_recall import SIZES
 from rcnn.report.charts import counts, shown
-from rcnn.report.parts import Funnel, Loss
+from rcnn.report.parts import Loss, WhyPart
 from rcnn.report.scores import LARGEST, MOST_CONFUSED, Scores
 from rcnn.report.subject import Subject, written
 from rcnn.report.svg import bar, legend, short
@@ -47,8 +47,8 @@ def facts(subject: Subject) -> list[tuple[str, str]]:
         split = f"{scores.images:,} images of {scores.data}, list {scores.split}"
         epoch = "" if scores.epoch is None else f", weights of epoch {scores.epoch}"
         told.append(("Scored on", split + epoch))
-    elif subject.funnel:
-        told.append(("Explained", f"{subject.funnel.images:,} images, list {subject.funnel.split}"))
+    elif subject.why:
+        told.append(("Explained", f"{subject.why.images:,} images, list {subject.why.split}"))
     if settings:
         told.append(("Model", settings.model.preset))
         if subject.trained:
@@ -138,7 +138,7 @@ def _confused(row: int, column: int, size: int, names: Mapping[int, str]) -> str
     return f"{said} where nothing is" if row == size else f"{short(names[row])} taken for {said}"
 
 
-def funnel(answer: Funnel) -> dict[str, Any]:
+def why(answer: WhyPart) -> dict[str, Any]:
     """Where objects are lost and what false alarms are: rows of kinds, and bars of classes and sizes."""
     inks = {kind: f"kind-{place}" for place, kind in enumerate((*MISS_REASONS, *ALARMS))}
     panels = []

@@ -12,7 +12,7 @@ from rcnn.data.loading.loader import Item, Loader
 from rcnn.metrics.confusion import confusion_matrix
 from rcnn.metrics.curves import precision_recall
 from rcnn.metrics.table import Metrics
-from rcnn.plots.contact_sheet import Tile, compare, mosaic
+from rcnn.plots.contact_sheet import Tile, compare, contact_sheet
 from rcnn.plots.run_plots import plot_confusion, plot_curves, plot_labels, plot_proposal_recall
 
 BATCHES = 2
@@ -26,7 +26,7 @@ def draw_start(folder: Path, loader: Loader) -> None:
     for number, item in enumerate(islice(loader.epoch(0), BATCHES)):
         tiles = [_shown(item, row, dataset) for row in range(len(item.index)) if item.index[row] >= 0]
         if tiles:
-            mosaic(tiles, dataset.names, folder / f"train-batch-{number + 1}.jpg")
+            contact_sheet(tiles, dataset.names, folder / f"train-batch-{number + 1}.jpg")
 
 
 def draw_end(folder: Path, dataset: Dataset, metrics: Metrics, settings: Settings, score: float) -> None:

@@ -26,6 +26,7 @@ from rcnn.errors import SettingsError
 from rcnn.metrics.table import Metrics, live_metrics
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.presets import build, settings_of
+from rcnn.text import plural
 from rcnn.training import checkpoint
 from rcnn.training.distributed import Distributed, join_processes
 from rcnn.training.ema import EMA
@@ -70,7 +71,7 @@ class Run:
     rows: list[dict[str, Any]]
 
     def __repr__(self) -> str:
-        epochs = "1 epoch" if len(self.rows) == 1 else f"{len(self.rows)} epochs"
+        epochs = plural(len(self.rows), "epoch")
         return f"Run in {self.folder}, {epochs}\nweights: {self.best}\n{self.metrics}"
 
     def _repr_png_(self) -> bytes | None:
@@ -256,7 +257,7 @@ def _begin(run: Context, start: Start) -> Session:
     if not run.distributed.writer:
         return session
     run.folder.describe(run.settings, train_set, val_set)
-    classes = "1 class" if len(train_set.names) == 1 else f"{len(train_set.names)} classes"
+    classes = plural(len(train_set.names), "class")
     preprocess = run.settings.preprocess
     run.log.say(
         f"{run.folder.path}: {run.settings.model.preset}, {classes}, "

@@ -7,8 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 
 from rcnn.images.stream import spare_cores
+from rcnn.text import plural
 
-PLURAL = {"process": "processes", "thread": "threads"}
 MAX_UNASKED = 8
 """Loader processes that are started for a GPU by default."""
 ROOM = 1 << 30
@@ -24,7 +24,7 @@ class Workers(NamedTuple):
     def __str__(self) -> str:
         if not self.number:
             return "the main thread"
-        return f"{self.number} {self.kind if self.number == 1 else PLURAL[self.kind]}"
+        return plural(self.number, self.kind)
 
 
 def choose_workers(asked: int | None, device: torch.device) -> Workers:

@@ -14,7 +14,7 @@ from rcnn.diagnose.why.outcomes import ALARMS, FOUND, MISS_REASONS, Why
 from rcnn.diagnose.why.tables import CountedByKind, WhyReport, count_by_kind, possible_reasons
 from rcnn.draw import PALETTE, text_colour
 from rcnn.images.decode import read_image
-from rcnn.plots.contact_sheet import Tile, mosaic
+from rcnn.plots.contact_sheet import Tile, contact_sheet
 from rcnn.plots.figure import GREY, INK, new_figure, save, short, style
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def draw_worst(why: Why, dataset: Dataset, settings: Settings, path: Path) -> No
     mistakes = Counter(item.image for item in (*why.all_lost(), *why.alarms))
     worst = [image for image, _ in mistakes.most_common(MAX_IMAGES)] or range(min(MAX_IMAGES, len(dataset)))
     names = [f"{name} {TAGS[kind]}" for name in why.names for kind in KINDS]  # so that a kind has one colour
-    mosaic([_mistakes(why, image, dataset, settings) for image in worst], names, path, columns=3, side=620)
+    contact_sheet([_mistakes(why, image, dataset, settings) for image in worst], names, path, columns=3, side=620)
 
 
 def _mistakes(why: Why, image: int, dataset: Dataset, settings: Settings) -> Tile:

@@ -7,7 +7,7 @@ from rcnn.training.recorders.recorder import About, Recorder, Row
 
 
 class History(Recorder):
-    """Redraws the course of the run after every epoch.
+    """Redraws the curves of the run after every epoch.
 
     Args:
         path: the picture.
