@@ -122,7 +122,7 @@ class Detector:
 
     @property
     def two_stage(self) -> bool:
-        """Has it a second stage?"""
+        """True if the detector has a second stage."""
         return self.settings.two_stage
 
     def with_settings(self, changes: Sequence[str] | Mapping[str, Any]) -> "Detector":
@@ -304,7 +304,7 @@ class Detector:
         more = () if vectors is None else (vectors,)
         scales, originals, *here = to_host([batch.scales, batch.originals, *detections, *more])
         detections, vectors, back = Detections(*here[:6]), here[6] if more else None, self.preprocessor.boxes_back
-        _see_finite(detections.finite)
+        _check_finite(detections.finite)
         return [
             Result(
                 boxes=back(detections.boxes[i][keep], scales[i], originals[i]).float().numpy(),
@@ -331,7 +331,7 @@ class Detector:
         pass_ = self.runtime.execute(batch, fields=("proposals",))
         assert pass_.proposals is not None
         finite, *proposals = to_host([pass_.finite, *pass_.proposals])
-        _see_finite(finite)
+        _check_finite(finite)
         return self.proposal_results(batch, Proposals(*proposals))
 
     def proposal_results(self, batch: AnyBatch, proposals: Proposals) -> list[Result]:
@@ -400,7 +400,7 @@ class Detector:
         built = list[FasterRCNN]()
 
         def fits(metadata: Metadata, shapes: Mapping[str, Tensor]) -> None:
-            """Settings of a stranger may describe a network that no memory holds."""
+            """Build the network and check that the file fits it, before memory is taken for its weights."""
             if metadata.settings.model.backbone == "custom" and backbone is None:
                 raise WeightsError(
                     f"{path}: this detector was made with a backbone of your own, whose code is not in the file; "
@@ -434,8 +434,8 @@ class Detector:
         )
 
 
-def _see_finite(finite: Tensor) -> None:
-    """Raise if anything is not finite: it must not pass for an image without objects."""
+def _check_finite(finite: Tensor) -> None:
+    """Raise if any output is not finite, which would otherwise look like an image without objects."""
     if not bool(finite.all()):
         raise NonFiniteError(
             "the network's output is not finite (NaN or infinity): the weights are broken or the training diverged; "

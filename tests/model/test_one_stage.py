@@ -211,7 +211,7 @@ def test_which_detectors_predict_classes():
     ("changes", "sentence"),
     [
         ({"rpn": {"classify": "classes"}}, r"rpn\.classify=classes makes a one-stage detector.* set roi\.head=none"),
-        ({"rpn": {"loss": "focal"}}, r"rpn\.loss=focal is of one-stage detectors"),
+        ({"rpn": {"loss": "focal"}}, r"rpn\.loss=focal is for one-stage detectors"),
         ({"rpn": {"loss": "focal"}, "roi": {"head": "none"}}, r"set rpn\.classify=classes and roi\.head=none"),
     ],
 )

@@ -66,7 +66,7 @@ def assign(candidates: Tensor, allowed: Tensor, boxes: Tensor, valid: Tensor, ig
 
     Args:
         candidates: (N, 4) anchors, or (B, N, 4) RoIs.
-        allowed: (B, N) bool; others are not trained and are nobody's best candidate.
+        allowed: (B, N) bool; others are not trained and never count as the best of an object.
         boxes: (B, G, 4) ground-truth boxes.
         valid: (B, G) bool.
         ignore: (B, G) bool.

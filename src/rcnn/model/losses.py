@@ -56,15 +56,15 @@ def objectness_loss(logits: Tensor, positive: Tensor) -> Tensor:
     return functional.softplus(wrong)
 
 
-def focal_loss(logits: Tensor, wanted: Tensor, gamma: float, alpha: float) -> Tensor:
+def focal_loss(logits: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
     """Focal loss (Lin et al., arXiv 1708.02002): log loss with less weight where it is right; any shape -> the same.
 
-    With p the probability of the right answer: -(1 - p)^gamma log p, times alpha where `wanted` (bool), else 1 - alpha.
+    With p the probability of the right answer: -(1 - p)^gamma log p, times alpha where `target` (bool), else 1 - alpha.
     """
-    right = torch.where(wanted, logits, -logits)
+    right = torch.where(target, logits, -logits)
     # Not a power of 1 - p, whose gradient is not finite at 0.
     easy = (-gamma * functional.softplus(right)).exp()
-    return torch.where(wanted, alpha, 1 - alpha) * easy * functional.softplus(-right)
+    return torch.where(target, alpha, 1 - alpha) * easy * functional.softplus(-right)
 
 
 def normalise(

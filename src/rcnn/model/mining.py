@@ -62,8 +62,8 @@ def texture(levels: Sequence[Tensor], cells: Sequence[Tensor], strides: Sequence
 
 def _window(cells: int, half: Tensor, offset: float) -> Tensor:
     """(cells, cells): row i averages the cells within `half` cells of the middle of cell i's anchor."""
-    place = torch.arange(cells, dtype=half.dtype, device=half.device)
-    inside = ((place[:, None] + offset - 0.5 - place).abs() <= half.clamp(min=0.5)).to(half)
+    position = torch.arange(cells, dtype=half.dtype, device=half.device)
+    inside = ((position[:, None] + offset - 0.5 - position).abs() <= half.clamp(min=0.5)).to(half)
     return inside / inside.sum(dim=1, keepdim=True)
 
 
@@ -71,10 +71,10 @@ def hardest_apart(anchors: Tensor, assignment: Assignment, loss: Tensor, iou: fl
     """Precedence of the `count` negatives of the highest `loss` (B, A), after suppression among them."""
     batch, number = loss.shape
     boxes, groups = anchors.expand(batch, -1, -1), torch.zeros_like(assignment.truth)
-    kept, valid = ops.nms(boxes, loss, groups, assignment.negative, iou, count)
+    index, valid = ops.nms(boxes, loss, groups, assignment.negative, iou, count)
     order = torch.arange(count, 0, -1, device=loss.device, dtype=torch.float64).expand(batch, -1)
     # Where fewer survive, the rest of the indices point to anchor 0: the largest number given to one counts.
-    return order.new_zeros(batch, number).scatter_reduce(1, kept, order * valid, "amax")
+    return order.new_zeros(batch, number).scatter_reduce(1, index, order * valid, "amax")
 
 
 def hardest_rois(rois: Tensor, assignment: Assignment, classes: Tensor, loss: Tensor, iou: float, count: int) -> Sample:
@@ -82,5 +82,5 @@ def hardest_rois(rois: Tensor, assignment: Assignment, classes: Tensor, loss: Te
 
     A RoI is dropped if a harder one of its own class (B, R), background included, overlaps it by more than `iou`.
     """
-    kept, valid = ops.nms(rois, loss, classes, assignment.positive | assignment.negative, iou, count)
-    return Sample(kept, valid, take(assignment.positive, kept) & valid)
+    index, valid = ops.nms(rois, loss, classes, assignment.positive | assignment.negative, iou, count)
+    return Sample(index, valid, take(assignment.positive, index) & valid)

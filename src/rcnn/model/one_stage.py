@@ -58,8 +58,8 @@ class FocalClasses(Classes):
     def loss(self, logits: Tensor, positive: Tensor, labels: Tensor) -> Tensor:
         """Loss (B, n), summed over the classes."""
         by_class = self._by_class(logits)
-        wanted = (labels[..., None] == torch.arange(by_class.shape[-1], device=labels.device)) & positive[..., None]
-        return focal_loss(by_class, wanted, self._gamma, self._alpha).sum(dim=-1)
+        target = (labels[..., None] == torch.arange(by_class.shape[-1], device=labels.device)) & positive[..., None]
+        return focal_loss(by_class, target, self._gamma, self._alpha).sum(dim=-1)
 
     def _by_class(self, logits: Tensor) -> Tensor:
         """Logits as (B, n, K), also for one class, where they come as (B, n)."""

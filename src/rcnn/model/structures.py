@@ -1,4 +1,4 @@
-"""The tuples that travel through the model: padded tensors with a leading batch dimension, each with a mask.
+"""The tuples that the parts of the model exchange: padded tensors with a leading batch dimension, each with a mask.
 
 B images, G padded ground-truth boxes, A anchors, P proposals, R sampled RoIs, D detections, K classes (background not
 counted). Boxes are continuous float xyxy in pixels of the resized image. Masks are bool, True = real. Pairs are
@@ -194,16 +194,16 @@ def pinned(tensors: Tensors) -> Tensors:
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
     """Copy tensors to the CPU. Those of a device are packed into one download, which the host waits for once."""
-    there = [tensor for tensor in tensors if tensor.device.type != "cpu"]
-    if not there:
+    on_device = [tensor for tensor in tensors if tensor.device.type != "cpu"]
+    if not on_device:
         return list(tensors)
-    bytes_there = pack(there)
-    on_cuda = bytes_there.is_cuda
-    bytes_here = bytes_there.to("cpu", non_blocking=on_cuda)  # into pinned memory
+    device_bytes = pack(on_device)
+    on_cuda = device_bytes.is_cuda
+    host_bytes = device_bytes.to("cpu", non_blocking=on_cuda)  # into pinned memory
     if on_cuda:
-        torch.cuda.current_stream(bytes_there.device).synchronize()
-    here = iter(unpack(bytes_here, there))
-    return [tensor if tensor.device.type == "cpu" else next(here) for tensor in tensors]
+        torch.cuda.current_stream(device_bytes.device).synchronize()
+    copied = iter(unpack(host_bytes, on_device))
+    return [tensor if tensor.device.type == "cpu" else next(copied) for tensor in tensors]
 
 
 def pack(tensors: Sequence[Tensor]) -> Tensor:
