@@ -37,8 +37,8 @@ from rcnn.evaluate import evaluate
 from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.presets import build, settings_of
-from rcnn.training.loop import uses_bf16
 from rcnn.training.optim import build_optimizer, learning_rate
+from rcnn.training.step import uses_bf16
 from rcnn.weights.backbone import load_backbone
 
 NETWORK = ("model.channels=256", "model.levels=[2,3,4,5,6]", "roi.levels=[2,3,4,5]", "roi.hidden=1024")

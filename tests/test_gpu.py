@@ -342,12 +342,12 @@ def test_a_training_gives_the_same_bits_twice_and_after_it_was_stopped(
     assert_equal(weights(first), weights(again))
 
     def press(one: Any) -> bool:
-        if one.progress.step == 0:
+        if one.state.progress.step == 0:
             signal.raise_signal(signal.SIGINT)
         return False
 
     with monkeypatch.context() as patch:
-        patch.setattr("rcnn.training.session.is_late", press)
+        patch.setattr("rcnn.training.trainer.Trainer.is_late", press)
         with pytest.raises(rcnn.Interrupted):
             rcnn.train(tmp_path / "shapes", overrides=overrides, runs=tmp_path / "stopped", **options)
     (folder,) = (tmp_path / "stopped").iterdir()

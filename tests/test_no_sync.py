@@ -22,10 +22,10 @@ from rcnn.presets import PRESETS, build, settings_of
 from rcnn.runtime.eager import folded
 from rcnn.training.distributed import Distributed
 from rcnn.training.ema import EMA
-from rcnn.training.loop import Engine, backward
 from rcnn.training.optim import build_optimizer
-from rcnn.training.schemes import Joint
+from rcnn.training.step import backward
 from tests.no_sync import HAS_KERNELS, Record, faked, recorded
+from tests.training import pieces
 
 CUDA = torch.device("cuda:0")
 
@@ -172,22 +172,13 @@ def test_results_of_a_batch_wait_once(name: str) -> None:
 
 def test_a_training_step_waits_for_nothing_until_its_losses_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     net: Any = on_cuda("mobilenet-fpn", training=True)
-    engine = Engine(
-        model=net,
-        loss=Joint(net),
-        optimizer=build_optimizer(net, Train()),
-        ema=None,
-        settings=Train(amp="float32"),  # autocast for CUDA wants one
-        distributed=Distributed(CUDA),
-        total=1,
-        image_names=lambda index: [],
-    )
+    state = pieces.state(net)  # in float32: autocast for CUDA wants a GPU
     with FakeTensorMode(allow_non_fake_inputs=True):
         one = item("cpu")
     with recorded() as record:
         # The backward pass of fake tensors fails in torch 2.15; that of "meta" is tested above.
         monkeypatch.setattr(Tensor, "backward", lambda self: None)
-        losses = backward(engine, one, 1, (False, True))
+        losses = backward(state, Distributed(CUDA), one, 1, (False, True))
         assert record.waits == []
         with pytest.raises(DataDependentOutputException):  # they are here now
             losses.read()

@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from rcnn.model.rpn import RegionProposalNetwork
     from rcnn.open_model import load
     from rcnn.result import Result
-    from rcnn.training.train import Run, train
+    from rcnn.training.run import Run
+    from rcnn.training.train import train
 
 __version__ = "0.1.0"
 
@@ -73,7 +74,7 @@ _HOME = {
     "NonFiniteError": "errors",
     "RegionProposalNetwork": "model.rpn",
     "Result": "result",
-    "Run": "training.train",
+    "Run": "training.run",
     "Settings": "config",
     "SettingsError": "errors",
     "TrainingError": "errors",

@@ -33,7 +33,7 @@ TINY = [
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches and results of the test lie in its own folder, and nothing is drawn."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("train.draw_start", "recorders.history.plot_history", "train.draw_end"):
+    for name in ("start.draw_start", "recorders.history.plot_history", "summary.draw_end"):
         monkeypatch.setattr(f"rcnn.training.{name}", lambda *_: None)
 
 
@@ -170,7 +170,7 @@ def test_sliding_windows_in_all_commands(run: Run, data: Path, weights: Path) ->
         assert "take as --proposals sliding-windows" in outcome.err
     outcome = run("train", data, *TINY, "--proposals", "sliding-windows")
     assert outcome.code == 2
-    assert "train.proposals=sliding-windows is read by train.scheme=fast-rcnn alone (got joint)" in outcome.err
+    assert "only train.scheme=fast-rcnn reads train.proposals=sliding-windows (got joint)" in outcome.err
     outcome = run("propose", "sliding-windows", data, "anchors.sizes=[[16]]")
     assert outcome.code == 2
     assert "anchors.sizes has 1 levels" in outcome.err

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import rcnn
 from rcnn.data.loading.loader import Loader
 from tests.training.pieces import without_pictures
 
@@ -188,8 +189,40 @@ def test_a_loader_process_that_is_killed_leaves_the_resume_command(
 ) -> None:
     monkeypatch.setattr("rcnn.data.loading.workers.may_fork", lambda: True)  # whatever other tests have loaded
     monkeypatch.setattr("rcnn.data.loading.loader._Reader.load", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    monkeypatch.setattr("rcnn.training.train.draw_start", lambda *_: None)
+    monkeypatch.setattr("rcnn.training.start.draw_start", lambda *_: None)
     outcome = run("train", data, *SMALL[:-1], "--workers", 2)
     assert outcome.code == 1
     assert "a loader process (data.workers) was lost" in outcome.err
     assert "--workers 0 (data.workers=0) loads without them. Go on with: rcnn train --resume runs/train" in outcome.err
+
+
+COMBINATIONS: list[tuple[list[str], dict[str, Any], str]] = [
+    (["{data}", "--resume", "{run}"], {"data": "{data}", "resume": "{run}"}, "leave out DATA"),
+    (["--resume", "{run}", "--config", "c"], {"config": "c", "resume": "{run}"}, "leave out DATA"),
+    (["--resume", "{run}", "--model", "paper-zf"], {"model": "paper-zf", "resume": "{run}"}, "leave out DATA"),
+    (["--resume", "{run}", "--from", "x"], {"start_from": "x", "resume": "{run}"}, "leave out DATA"),
+    (["--resume", "{run}", "train.lr=1"], {"overrides": ["train.lr=1"], "resume": "{run}"}, "leave out DATA"),
+    (["--resume", "{run}", "--lr", "1"], {"lr": 1, "resume": "{run}"}, "leave out DATA"),
+    (["--resume", "{run}", "--imgsz", "64"], {"imgsz": 64, "resume": "{run}"}, "leave out DATA"),
+    (["--resume", "{data}"], {"resume": "{data}"}, "no run folder (there is no config.yaml in it)"),
+    (["{data}", "--from", "x", "--config", "c"], {"start_from": "x", "config": "c"}, "leave --config, --model and"),
+    (["{data}", "--from", "x", "--model", "zf"], {"start_from": "x", "model": "zf"}, "leave --config, --model and"),
+    (["{data}", "--from", "x", "--init", "none"], {"start_from": "x", "init": "none"}, "leave --config, --model and"),
+    (["{data}", "--config", "c", "--model", "zf"], {"config": "c", "model": "zf"}, "leave --model out"),
+]
+
+
+@pytest.mark.parametrize(("words", "arguments", "message"), COMBINATIONS)
+def test_python_refuses_the_combinations_that_the_command_refuses(
+    run: Run, data: Path, tmp_path: Path, words: list[str], arguments: dict[str, Any], message: str
+) -> None:
+    (tmp_path / "run-1").mkdir()
+    (tmp_path / "run-1" / "config.yaml").write_text("")
+    places = {"data": data, "run": tmp_path / "run-1"}
+    outcome = run("train", *(word.format(**places) for word in words))
+    assert (outcome.code, message in outcome.err) == (2, True), outcome.err
+    given = {name: value.format(**places) if isinstance(value, str) else value for name, value in arguments.items()}
+    with pytest.raises(rcnn.SettingsError) as refused:
+        rcnn.train(**given)
+    assert message in str(refused.value)
+    assert " ".join(str(refused.value).split()) in " ".join(outcome.err.split())

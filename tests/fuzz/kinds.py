@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import scipy.io
@@ -20,8 +20,8 @@ from rcnn.config import to_yaml
 from rcnn.detector import Detector
 from rcnn.presets import build, settings_of
 from rcnn.runtime.graph import ENTRY, entries
-from rcnn.training.checkpoint import save
-from rcnn.training.loop import Engine, Progress
+from rcnn.training.checkpoint import save_checkpoint
+from rcnn.training.stages import Progress, TrainState
 from rcnn.weights.file import load_weights, save_weights
 from tests.fuzz.mutate import mutate, mutate_tree
 from tests.runtime import graphs
@@ -260,9 +260,11 @@ def run_weights() -> dict[str, bytes]:
     """Relative name -> content of the weights of a finished run."""
     settings = settings_of("tiny-fpn", RUN_OVERRIDES)
     model = build(settings, len(NAMES))
-    engine = Engine(model, model, torch.optim.SGD(model.parameters(), 0.1), None, settings.train, None, 1, str)  # type: ignore[arg-type]
+    progress = Progress(step=1, epoch=1, best_ap=0.1, best_epoch=1)
+    optimizer, unused = torch.optim.SGD(model.parameters(), 0.1), cast(Any, None)
+    state = TrainState((), settings, settings.train, model, model, optimizer, None, unused, 1, progress)
     with TemporaryDirectory() as folder:
-        save(Path(folder), engine, Progress(step=1, epoch=1, best_ap=0.1, best_epoch=1), RUN_LENGTHS)
+        save_checkpoint(Path(folder), state, RUN_LENGTHS)
         Detector(model, settings, NAMES, device="cpu").save(Path(folder, "detector.safetensors"))
         detector, checkpoint = (Path(folder, f"{name}.safetensors").read_bytes() for name in ("detector", "step-1"))
     return {

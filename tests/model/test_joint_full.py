@@ -10,7 +10,8 @@ from rcnn.config import merge
 from rcnn.errors import SettingsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import AnyBatch, Keys, Proposals, RPNOutput, Targets
-from rcnn.training.schemes import SCHEMES, check
+from rcnn.training.configure import check_scheme
+from rcnn.training.schemes import SCHEMES
 from tests.model import tiny
 
 MORE_POSITIVES = {"positive_iou": 0.2, "negative_iou": [0.0, 0.2], "positive_fraction": 0.7}
@@ -188,4 +189,4 @@ def test_compiles_into_one_graph():
 @pytest.mark.parametrize("roi", [{"pool": "max"}, {"sampling_ratio": 0}])
 def test_pooling_without_a_gradient_in_the_boxes_is_refused(roi):
     with pytest.raises(SettingsError, match=r"train\.scheme=joint-full needs features with a gradient"):
-        check(tiny.settings({"roi": roi, "train": {"scheme": "joint-full"}}))
+        check_scheme(tiny.settings({"roi": roi, "train": {"scheme": "joint-full"}}))

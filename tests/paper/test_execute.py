@@ -31,7 +31,7 @@ from rcnn.paper.quoted import VOC_CLASSES
 from rcnn.paper.results import ExperimentResult, write_markdown, write_report_part
 from rcnn.paper.workspace import Workspace
 from rcnn.presets import settings_of
-from rcnn.training.train import choose_settings
+from rcnn.training.configure import choose_settings
 from tests.data.proposals.edges import write_edge_model
 from tests.paper.conftest import SMALL
 
@@ -301,10 +301,10 @@ def test_table_5_times_all_rows_in_turn(
 def test_a_broken_training_goes_on_and_finished_runs_stay(
     settings: Settings, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish = train_file._finish
+    finish = train_file.announce_end
     with monkeypatch.context() as patch:
         ends = iter([finish, interrupt])
-        patch.setattr(train_file, "_finish", lambda *told: next(ends)(*told))
+        patch.setattr(train_file, "announce_end", lambda *told: next(ends)(*told))
         with pytest.raises(Interrupted, match="the same command goes on"):
             quietly("one-stage", settings, tmp_path)
     assert trained == ["alternating-0", "sliding-windows-0"]

@@ -24,7 +24,7 @@ from rcnn.paper.proposals import without_boxes, without_scores
 from rcnn.paper.results import NumbersBySeed, judge_all
 from rcnn.paper.workspace import Trained, Training, Workspace
 from rcnn.presets import settings_of
-from rcnn.training.train import choose_settings
+from rcnn.training.configure import choose_settings
 from tests.paper.conftest import SMALL
 from tests.paper.test_execute import given
 

@@ -1,8 +1,9 @@
 """A tiny detector and its batches for tests of training."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,17 +12,23 @@ from torch import Tensor
 
 import rcnn.training.recorders.history as history_file
 import rcnn.training.recorders.report_page as page_file
-import rcnn.training.train as train_file
-from rcnn.config import Train
+import rcnn.training.start as start_file
+import rcnn.training.summary as summary_file
+from rcnn.config import Settings, override
 from rcnn.data.loading.loader import Item
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.training.distributed import Distributed
 from rcnn.training.ema import EMA
-from rcnn.training.loop import Engine
+from rcnn.training.log import Log
 from rcnn.training.optim import build_optimizer
-from rcnn.training.recorders import About
-from rcnn.training.schemes import Joint
+from rcnn.training.recorders import About, Recorder, Recorders
+from rcnn.training.run_folder import RunFolder
+from rcnn.training.schemes import Joint, Stage
+from rcnn.training.stages import Progress, TrainState
+from rcnn.training.trainer import Trainer
 from tests.model import tiny
+
+ALONE = Distributed(torch.device("cpu"))
 
 
 @contextmanager
@@ -29,9 +36,9 @@ def without_pictures() -> Iterator[None]:
     """Pictures take most of a small run's time."""
     with pytest.MonkeyPatch.context() as patch:
         for file, name in (
-            (train_file, "draw_start"),
+            (start_file, "draw_start"),
             (history_file, "plot_history"),
-            (train_file, "draw_end"),
+            (summary_file, "draw_end"),
             (page_file, "keep_scores"),
             (page_file, "write_report"),
         ):
@@ -53,28 +60,43 @@ def part(whole: Item, rows: slice) -> Item:
     return Item(cut(whole.batch), cut(whole.targets), whole.seeds[rows], whole.index[rows])
 
 
-def engine(
-    model: FasterRCNN, total: int = 10, distributed: Distributed | None = None, ahead: int = 0, **changes: object
-) -> Engine:
-    settings = Train.model_validate(
-        {"warmup": 0, "lr": 0.01, "lr_batch": 8, "amp": "float32", "optimizer": "sgd", **changes}
+def state(
+    model: FasterRCNN, total: int = 10, distributed: Distributed = ALONE, items: Iterable[Item] = (), **changes: object
+) -> TrainState:
+    """A stage that trains a model on some batches, whose images are called image-N.png."""
+    basis = {"warmup": 0, "lr": 0.01, "lr_batch": 8, "amp": "float32", "optimizer": "sgd"}
+    settings = override(Settings(), {"train": {**basis, **changes}})
+    train = settings.train
+    records = [SimpleNamespace(name=f"image-{i}.png") for i in range(99)]
+    loader: Any = SimpleNamespace(
+        dataset=SimpleNamespace(records=records), steps=9, epoch=lambda *_: (item for item in items)
     )
-    distributed = distributed or Distributed(torch.device("cpu"))
-    return Engine(
+    return TrainState(
+        stages=(Stage(Joint),),
+        settings=settings,
+        train=train,
         model=model,
         loss=distributed.wrap(Joint(model)),
-        optimizer=build_optimizer(model, settings),
-        ema=EMA(model, settings.ema) if settings.ema else None,
-        settings=settings,
-        distributed=distributed,
+        optimizer=build_optimizer(model, train),
+        ema=EMA(model, train.ema) if train.ema else None,
+        loader=loader,
         total=total,
-        image_names=lambda index: [f"image-{i}.png" for i in index.tolist()],
-        ahead=ahead,
+        progress=Progress(),
     )
+
+
+def trainer(state: TrainState, recorder: Recorder | None = None, distributed: Distributed = ALONE) -> Trainer:
+    """A trainer of a stage without a data set and a run folder."""
+    recorders = Recorders([recorder] if recorder else [], print)
+    folder, log = RunFolder("nowhere"), Log(None, None)
+    none: Any = None
+    made = Trainer(state.settings, none, folder, log, distributed, recorders, none)
+    made.state = state
+    return made
 
 
 def about(folder: Path, **changes: Any) -> About:
-    """What recorders are told of a new run of two epochs of two steps each."""
+    """What recorders receive at the start of a new run of two epochs of two steps each."""
     facts = {"settings": {}, "names": ("cat",), "images": (4, 2), "best": ("ap",), "epochs": 2, "steps": 4}
     return About(**{"folder": folder, **facts, "stage": 1, "step": 0, "rows": (), **changes})
 

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-import rcnn.training.session as session_file
-import rcnn.training.train as train_file
+import rcnn.training.trainer as trainer_file
 from rcnn.config import override, read
 from rcnn.data.formats.find import open_dataset, open_splits
 from rcnn.data.loading.loader import Loader
@@ -16,19 +15,19 @@ from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.presets import build, settings_of
-from rcnn.training import checkpoint
-from rcnn.training.distributed import join_processes
-from rcnn.training.init import initialise
-from rcnn.training.loop import seed_step
-from rcnn.training.proposals import load_proposals, save_proposals, write_proposals
+from rcnn.training.checkpoint import read_stage
+from rcnn.training.configure import choose_settings
+from rcnn.training.init import initialise, seed_generators, stage_start
+from rcnn.training.proposals import load_proposals, save_proposals, stage_proposals, write_proposals
+from rcnn.training.run import Run
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.schemes import SCHEMES, stages_of
-from rcnn.training.session import Session
-from rcnn.training.stages import hold, stage_proposals, stage_start
-from rcnn.training.train import Run, choose_settings, train
+from rcnn.training.stages import freeze_untrained
+from rcnn.training.train import train
+from rcnn.training.trainer import Trainer
 from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
-from tests.training.pieces import without_pictures
+from tests.training.pieces import ALONE, without_pictures
 from tests.training.test_train import assert_same, one_thread, rows  # noqa: F401
 
 OVERRIDES = [
@@ -74,14 +73,14 @@ def starts() -> list[dict[str, Tensor]]:
 @pytest.fixture(scope="module")
 def whole(data: Path, starts: list[dict[str, Tensor]], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that was not interrupted."""
-    prepare = train_file._prepare
+    run_stage = Trainer.run_stage
 
-    def watched(run: Any, progress: Any, start: Any) -> Session:
-        starts.append({name: tensor.clone() for name, tensor in start.model.state_dict().items()})
-        return prepare(run, progress, start)
+    def watched(trainer: Trainer) -> None:
+        starts.append({name: tensor.clone() for name, tensor in trainer.state.model.state_dict().items()})
+        run_stage(trainer)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train_file, "_prepare", watched)
+        patch.setattr(Trainer, "run_stage", watched)
         return train(data, overrides=OVERRIDES, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 
@@ -126,7 +125,7 @@ def test_what_each_stage_starts_from(whole: Run, starts: list[dict[str, Tensor]]
     assert_equal(part(starts[3], RPN), part(weights(whole, 3, "best"), RPN))
     assert_equal(part(starts[3], SHARED), part(weights(whole, 2, "best"), SHARED))
     settings, names = read(whole.folder / "config.yaml"), whole.detector.names
-    seed_step(settings.train.seed, 1)
+    seed_generators(settings.train.seed, 1)
     assert_equal(starts[1], initialise(settings, names).model.state_dict())
 
 
@@ -146,11 +145,10 @@ def test_what_a_stage_trains_on_is_proposed_by_the_one_before(
     settings = read(whole.folder / "config.yaml")
     splits, rpn, file = open_splits(data, settings.data), settings.rpn, tmp_path / "train.safetensors"
     proposer = Detector.load(whole.folder / "stages" / str(stage - 1) / "best.safetensors", "cpu")
-    with join_processes("cpu") as distributed:
-        one = stages_of(settings)[stage - 1]
-        start = stage_start(one, stage, settings, splits[0].names, RunFolder(whole.folder))
-        given, _ = stage_proposals(one, start, splits, RunFolder(whole.folder), distributed, print)
-        write_proposals(file, proposer, splits[0], distributed, (rpn.pre_train, rpn.post_train), print)
+    description = stages_of(settings)[stage - 1]
+    start = stage_start(description, stage, settings, splits[0].names, RunFolder(whole.folder))
+    given, _ = stage_proposals(description, start, splits, RunFolder(whole.folder), ALONE, print)
+    write_proposals(file, proposer, splits[0], ALONE, (rpn.pre_train, rpn.post_train), print)
     expected = ProposalSet(load_proposals(file), rpn.post_train)
     assert given is not None
     for found, wanted in zip(
@@ -206,18 +204,18 @@ def test_killed_in_stages_2_and_3_it_goes_on_to_the_bit(
     def at(saved: tuple[int, int], ended: tuple[int, int]) -> None:
         """(stage, step) after which a checkpoint is made, and before which the run ends."""
 
-        def late(session: Session) -> bool:
-            place = session.progress.stage + 1, session.progress.step
+        def late(trainer: Trainer) -> bool:
+            place = trainer.state.progress.stage + 1, trainer.state.progress.step
             if place == ended:
                 raise Killed
             return place == (saved[0], saved[1] - 1)
 
-        monkeypatch.setattr(session_file, "is_late", late)
+        monkeypatch.setattr(Trainer, "is_late", late)
 
     def state() -> tuple[int, str]:
         checkpoints = tmp_path / "shapes-1" / "checkpoints"
         (path,) = checkpoints.iterdir()
-        return checkpoint.stage(checkpoints, 4) + 1, path.stem
+        return read_stage(checkpoints, 4) + 1, path.stem
 
     at(saved=(2, 4), ended=(2, 5))
     with pytest.raises(Killed):
@@ -225,7 +223,7 @@ def test_killed_in_stages_2_and_3_it_goes_on_to_the_bit(
     assert state() == (2, "step-4")
     at(saved=(0, 0), ended=(0, 0))
     with monkeypatch.context() as patch:
-        patch.setattr(train_file, "_next", end)
+        patch.setattr(trainer_file, "begin_stage", end)
         with pytest.raises(Killed):  # between two stages
             train(resume=tmp_path / "shapes-1", quiet=True)
     assert state() == (2, f"step-{2 * STEPS}")
@@ -321,7 +319,7 @@ def test_a_scheme_of_two_stages_needs_a_second_stage() -> None:
 def test_only_levels_that_the_loss_reads_are_trained(levels: str, scheme: str) -> None:
     overrides = ["roi.hidden=8", "roi.canonical_level=3", f"roi.levels={levels}"]
     model = build(settings_of("tiny-fpn", overrides), 3)
-    hold(model, SCHEMES[scheme][0])
+    freeze_untrained(model, SCHEMES[scheme][0])
     fixed = {name for name, parameter in model.backbone.named_parameters() if not parameter.requires_grad}
     layers = {name.removeprefix("neck.").rpartition(".")[0] for name in fixed}
     unread = {"lateral.p2", "output.p2", "output.p4", "output.p5"}  # p4 and p5 reach p3 through their laterals

@@ -6,71 +6,72 @@ import pytest
 import torch
 
 from rcnn.errors import TrainingError, WeightsError
-from rcnn.training import checkpoint
-from rcnn.training.loop import Engine, Progress, train_step
+from rcnn.training.checkpoint import latest, read_stage, restore, save_checkpoint
+from rcnn.training.stages import Progress, TrainState
 from rcnn.weights.file import load_weights, save_weights
 from tests.model import tiny
 from tests.training import pieces
 
 
-def state(engine: Engine) -> dict[str, torch.Tensor]:
-    assert engine.ema is not None
-    own = {f"own {name}": tensor for name, tensor in engine.model.state_dict().items()}
-    average = {f"average {name}": tensor for name, tensor in engine.ema.shadow.items()}
+def tensors_of(state: TrainState) -> dict[str, torch.Tensor]:
+    assert state.ema is not None
+    own = {f"own {name}": tensor for name, tensor in state.model.state_dict().items()}
+    average = {f"average {name}": tensor for name, tensor in state.ema.shadow.items()}
     return {name: tensor.clone() for name, tensor in {**own, **average}.items()}
 
 
-def new_engine(seed: int, kind: str) -> Engine:
+def new_state(seed: int = 0, kind: str = "sgd", step: int = 1) -> TrainState:
     model = tiny.model(seed=seed).to(memory_format=torch.channels_last)
-    return pieces.engine(model, optimizer=kind, ema=0.9)
+    state = pieces.state(model, optimizer=kind, ema=0.9)
+    state.progress = Progress(step=step)
+    return state
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
 def test_training_goes_on_to_the_bit(tmp_path: Path, kind: str) -> None:
-    engine = new_engine(0, kind)
+    state = new_state(0, kind)
+    trainer = pieces.trainer(state)
     for step in range(3):
-        train_step(engine, [pieces.item(step)], step)
-    progress = Progress(step=3, epoch=1, place=2, sums={"rpn_box": 0.1 + 0.2}, best_ap=1 / 3, best_epoch=1)
-    checkpoint.save(tmp_path, engine, progress, {"log.txt": 7})
+        trainer.step([pieces.item(step)], step)
+    state.progress = Progress(step=3, epoch=1, place=2, sums={"rpn_box": 0.1 + 0.2}, best_ap=1 / 3, best_epoch=1)
+    save_checkpoint(tmp_path, state, {"log.txt": 7})
     for step in range(3, 6):
-        train_step(engine, [pieces.item(step)], step)
+        trainer.step([pieces.item(step)], step)
 
-    resumed = new_engine(1, kind)
-    path = checkpoint.latest(tmp_path)
+    resumed = new_state(1, kind)
+    path = latest(tmp_path)
     assert path is not None
-    found, lengths = checkpoint.restore(path, resumed)
-    assert asdict(found) == asdict(progress)
-    assert lengths == {"log.txt": 7}
+    assert restore(path, resumed) == {"log.txt": 7}
+    assert asdict(resumed.progress) == asdict(state.progress)
     for step in range(3, 6):
-        train_step(resumed, [pieces.item(step)], step)
-    expected = state(engine)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in state(resumed).items())
+        pieces.trainer(resumed).step([pieces.item(step)], step)
+    expected = tensors_of(state)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in tensors_of(resumed).items())
 
 
 def test_only_the_newest_checkpoint_is_kept(tmp_path: Path) -> None:
-    engine = new_engine(0, "sgd")
     for step in (9, 10, 100):
-        checkpoint.save(tmp_path, engine, Progress(step=step), {})
+        save_checkpoint(tmp_path, new_state(step=step), {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-100.safetensors"]
 
 
 def test_weights_that_are_not_finite_leave_the_last_good_checkpoint(tmp_path: Path) -> None:
-    engine = new_engine(0, "sgd")
-    checkpoint.save(tmp_path, engine, Progress(step=1), {})
+    save_checkpoint(tmp_path, new_state(), {})
+    state = new_state(step=2)
     with torch.no_grad():
-        next(engine.model.parameters())[0] = torch.inf
+        next(state.model.parameters())[0] = torch.inf
     with pytest.raises(TrainingError, match="not finite after step 2"):
-        checkpoint.save(tmp_path, engine, Progress(step=2), {})
+        save_checkpoint(tmp_path, state, {})
     assert [path.name for path in tmp_path.iterdir()] == ["step-1.safetensors"]
 
 
 def test_a_damaged_checkpoint_is_said_to_be(tmp_path: Path) -> None:
-    engine = new_engine(0, "sgd")
-    checkpoint.save(tmp_path, engine, Progress(step=1), {})
+    state = new_state()
+    save_checkpoint(tmp_path, state, {})
     path = tmp_path / "step-1.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(WeightsError, match="damaged"):
-        checkpoint.restore(path, engine)
+        restore(path, state)
 
 
 @pytest.mark.parametrize(
@@ -86,19 +87,15 @@ def test_a_damaged_checkpoint_is_said_to_be(tmp_path: Path) -> None:
     ],
 )
 def test_a_state_that_no_run_can_have_is_damage(tmp_path: Path, changes: dict[str, Any]) -> None:
-    engine = new_engine(0, "sgd")
-    checkpoint.save(tmp_path, engine, Progress(step=1), {})
+    state = new_state()
+    save_checkpoint(tmp_path, state, {})
     path = tmp_path / "step-1.safetensors"
     tensors, entry = load_weights(path)
     save_weights(path, tensors, {**entry, **changes})
-    if "progress" in changes:
-        with pytest.raises(WeightsError, match=r"step-1\.safetensors .*is damaged"):
-            checkpoint.stage(tmp_path, 1)
-    else:
-        with pytest.raises(WeightsError, match=r"step-1\.safetensors .*is damaged"):
-            checkpoint.restore(path, engine)
+    with pytest.raises(WeightsError, match=r"step-1\.safetensors .*is damaged"):
+        read_stage(tmp_path, 1) if "progress" in changes else restore(path, state)
     save_weights(path, {"model/x": torch.zeros(1)}, entry)
     with pytest.raises(WeightsError, match=r"step-1\.safetensors .*is damaged"):
-        checkpoint.restore(path, engine)
+        restore(path, state)
     path.rename(tmp_path / "step-new.safetensors")
-    assert checkpoint.latest(tmp_path) is None
+    assert latest(tmp_path) is None

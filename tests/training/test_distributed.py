@@ -8,9 +8,10 @@ import torch
 
 from rcnn.data.loading.loader import Item
 from rcnn.training.distributed import join_processes, with_strides
-from rcnn.training.loop import backward
+from rcnn.training.step import backward
 from tests.model import tiny
 from tests.training import pieces
+from tests.training.pieces import ALONE
 
 CHANGES = {"anchors": {"border": 0}, "roi": {"samples": 24}}
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
@@ -39,8 +40,9 @@ def worker(folder: Path, meeting: dict[str, str]) -> None:
         for dtype in TOLERANCE:
             model = tiny.model(CHANGES).to(dtype)
             half = pieces.part(uneven(dtype), slice(4 * pair.rank, 4 * pair.rank + 4))
-            losses, asked = backward(pieces.engine(model, distributed=pair), half, 1, (pair.rank == 1,)).read()
-            assert asked == (1,)
+            state = pieces.state(model, distributed=pair)
+            losses, requests = backward(state, pair, half, 1, (pair.rank == 1,)).read()
+            assert requests == (1,)
             torch.save((pieces.gradients(model), losses), folder / f"{pair.rank}-{dtype}.pt")
         assert pair.gather(pair.rank) == [0, 1]
 
@@ -65,7 +67,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_two_processes_have_the_gradients_of_one_with_both_halves(folder: Path, dtype: torch.dtype) -> None:
     model = tiny.model(CHANGES).to(dtype)
-    losses, _ = backward(pieces.engine(model), uneven(dtype), 1, ()).read()
+    losses, _ = backward(pieces.state(model), ALONE, uneven(dtype)).read()
     expected = pieces.gradients(model)
     for rank in range(2):
         found, shared = torch.load(folder / f"{rank}-{dtype}.pt")
@@ -76,12 +78,12 @@ def test_two_processes_have_the_gradients_of_one_with_both_halves(folder: Path, 
 def test_averaging_the_losses_of_the_halves_would_not_do() -> None:
     model = tiny.model(CHANGES).double()
     whole, halves = uneven(torch.float64), []
-    backward(pieces.engine(model), whole, 1, ())
+    backward(pieces.state(model), ALONE, whole)
     expected = pieces.gradients(model)
     parts = [pieces.part(whole, slice(0, 4)), pieces.part(whole, slice(4, 8))]
     for half in parts:
         model.zero_grad()
-        backward(pieces.engine(model), half, 1, ())
+        backward(pieces.state(model), ALONE, half)
         halves.append(pieces.gradients(model))
     mean = {name: (halves[0][name] + halves[1][name]) / 2 for name in expected}
     assert pieces.difference(mean, expected) > 0.01

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+import rcnn.training.trainer as trainer_file
 from rcnn.data.synthetic import synthesise
 from rcnn.presets import PRESETS
-from rcnn.training import checkpoint
 from rcnn.training.train import train
 from tests.training.test_alternating import no_pictures  # noqa: F401
 from tests.training.test_train import one_thread  # noqa: F401
@@ -39,7 +39,9 @@ def test_it_is_trained_and_predicts(
 ) -> None:
     if model.startswith("timm/"):
         pytest.importorskip("timm")
-    monkeypatch.setattr(checkpoint, "save", lambda *_: None)  # hundreds of megabytes, which other tests read
+    monkeypatch.setattr(
+        trainer_file, "save_checkpoint", lambda *_: None
+    )  # hundreds of megabytes, which other tests read
     overrides = [*OVERRIDES, *SMALLER.get(model, [])]
     options = {"epochs": 1, "batch": 2, "init": "none", "device": "cpu", "lr": 1e-4}
     run = train(data, model=model, overrides=overrides, runs=tmp_path, quiet=True, **options)

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 import rcnn.data.proposals.search as search_file
-import rcnn.training.session as session_file
 from rcnn.config import read
 from rcnn.data.formats.find import open_splits
 from rcnn.data.proposals.external import ImageProposals, ranked
@@ -17,10 +16,12 @@ from rcnn.data.proposals.read import read_proposals
 from rcnn.data.proposals.search import search_files
 from rcnn.errors import DataError, SettingsError
 from rcnn.presets import settings_of
+from rcnn.training.configure import choose_settings
 from rcnn.training.distributed import Distributed
 from rcnn.training.proposals import load_proposals, shared_proposals
-from rcnn.training.session import Session, is_late
-from rcnn.training.train import Run, choose_settings, train
+from rcnn.training.run import Run
+from rcnn.training.train import train
+from rcnn.training.trainer import Trainer
 from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
 from tests.training.test_alternating import Killed, data, no_pictures  # noqa: F401
@@ -108,20 +109,20 @@ def test_killed_it_goes_on_to_the_bit_without_the_file(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def late(session: Session) -> bool:
-        if session.progress.step == 4:
+    def late(trainer: Trainer) -> bool:
+        if trainer.state.progress.step == 4:
             raise Killed
-        return session.progress.step == 2  # the checkpoint is made after the next step
+        return trainer.state.progress.step == 2  # the checkpoint is made after the next step
 
     copy = tmp_path / "given.json"
     copy.write_bytes(file.read_bytes())
-    monkeypatch.setattr(session_file, "is_late", late)
+    monkeypatch.setattr(Trainer, "is_late", late)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(Killed):
         train(data, overrides=[*OVERRIDES, "train.proposals=given.json"], runs=tmp_path, **OPTIONS)
     assert [path.stem for path in (tmp_path / "shapes-1" / "checkpoints").iterdir()] == ["step-3"]
     assert read(tmp_path / "shapes-1" / "config.yaml").train.proposals == str(copy)
-    monkeypatch.setattr(session_file, "is_late", is_late)
+    monkeypatch.undo()
     monkeypatch.chdir("/")
     copy.unlink()
     assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
@@ -150,11 +151,11 @@ def test_faults_of_the_proposals_are_all_told_before_there_is_a_run(data: Path, 
     ("settings", "said"),
     [
         (["train.scheme=fast-rcnn"], "train.scheme=fast-rcnn needs train.proposals"),
-        (["train.proposals=x.json"], "train.proposals=x.json is read by train.scheme=fast-rcnn alone"),
+        (["train.proposals=x.json"], "only train.scheme=fast-rcnn reads train.proposals=x.json"),
         (["train.scheme=fast-rcnn", "train.proposals=x.json", "roi.head=none"], "needs a second stage"),
-        (["train.proposals=sliding-windows"], "train.proposals=sliding-windows is read by train.scheme=fast-rcnn"),
+        (["train.proposals=sliding-windows"], "only train.scheme=fast-rcnn reads train.proposals=sliding-windows"),
         ([*WINDOWS, "roi.head=none"], "needs a second stage"),
-        ([*WINDOWS, "train.tile=64"], "works on proposals of whole pictures, not of windows"),
+        ([*WINDOWS, "train.tile=64"], "works on proposals of whole images, not of windows"),
     ],
 )
 def test_settings_that_do_not_go_together(settings: list[str], said: str) -> None:

@@ -11,9 +11,8 @@ from rcnn.config import override
 from rcnn.detector import Detector
 from rcnn.errors import WeightsError
 from rcnn.presets import build, settings_of
-from rcnn.training.fine_tune import NETWORK, fine_tuning_settings
+from rcnn.training.configure import DETECTOR_SECTIONS, choose_settings, fine_tuning_settings
 from rcnn.training.init import initialise
-from rcnn.training.train import choose_settings
 
 SMALL = {"model": {"channels": 8, "norm": "train", "frozen_stages": 0}, "roi": {"hidden": 16}, "train": {"lr": 0.5}}
 SIZE = {"preprocess": {"short": 96, "long": 160}, "augment": {"flip": 0.0}}
@@ -32,11 +31,11 @@ def run(tmp_path: Path) -> Path:
 def test_the_network_is_the_detectors_and_the_rest_is_chosen_for_fine_tuning(run: Path) -> None:
     settings, theirs = fine_tuning_settings(run), Detector.load(run / "weights/best.safetensors").settings
     recipe = {"model": {"norm": "frozen", "frozen_stages": 2}}
-    for section in NETWORK:
+    for section in DETECTOR_SECTIONS:
         assert getattr(settings, section) == getattr(override(theirs, recipe), section)
     assert (settings.train.epochs, settings.train.lr, settings.augment.flip) == (15, 1e-3, 0.5)
     assert settings.train.init == str(run / "weights/best.safetensors")
-    changed = choose_settings("data", None, "mobilenet-fpn", ["train.lr=0.01"], {"epochs": 3}, run)
+    changed = choose_settings("data", overrides=["train.lr=0.01"], options={"epochs": 3}, start_from=run)
     assert (changed.train.lr, changed.train.epochs, changed.preprocess.short) == (0.01, 3, 96)
 
 

@@ -9,9 +9,9 @@ import torch
 from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset, Record
 from rcnn.presets import settings_of
-from rcnn.training import train as train_file
-from rcnn.training.distributed import Distributed
 from rcnn.training.fit_anchors import settle_anchors
+from rcnn.training.start import prepare_run
+from tests.training.pieces import ALONE
 
 AUTO = {"anchors": {"fit": "auto"}}
 
@@ -78,7 +78,7 @@ def test_fitted_anchors_are_those_of_the_model_and_no_random_number_is_drawn_for
     assert torch.equal(torch.get_rng_state(), before)
     small = override(settings(), {**AUTO, "model": {"channels": 8}, "roi": {"hidden": 8}})
     data = dataset(18, 18)
-    fitted, start, _ = train_file._set_up(small, (data, data), Distributed(torch.device("cpu")), None, tmp_path, "a")
+    fitted, start, _ = prepare_run(small, (data, data), ALONE, None, tmp_path, "a")
     assert start.model.rpn.anchors == fitted.anchors
     assert fitted.anchors.sizes != small.anchors.sizes
     assert start.notes[0].startswith("anchors.fit=auto: anchors fitted to 60 objects raise recall")

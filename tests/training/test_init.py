@@ -57,7 +57,7 @@ def test_without_imagenet_a_packaged_detector_of_the_same_backbone_is_the_start(
     monkeypatch.setitem(PACKAGED, "blood-cells", detector)
     start = initialise(settings("imagenet"), ("cell",))
     assert start.notes[0] == (
-        "no network here. Put the file there. Going on from the packaged detector `blood-cells` instead"
+        "no network here. Put the file there. Starting from the packaged detector `blood-cells` instead"
     )
     assert any("new classes: cell" in note for note in start.notes)
     assert (start.settings.train.init, start.settings.model.norm) == ("blood-cells", "frozen")
@@ -73,7 +73,7 @@ def test_without_imagenet_and_a_packaged_detector_that_fits_it_goes_on_without(
     monkeypatch.setitem(PACKAGED, "blood-cells", Path("nowhere.safetensors") if case == "not there" else detector)
     preset = "mobilenet-fpn" if case == "not there" else "resnet18-fpn"
     start = initialise(override(settings_of(preset, SMALL), {"train": {"init": "imagenet"}}), ("cat",))
-    assert start.notes[0].endswith("No packaged detector fits this model. Going on without")
+    assert start.notes[0].endswith("No packaged detector fits this model. Training from random weights")
     assert (start.settings.train.init, start.settings.model.norm) == ("none", "train")
 
 
@@ -85,7 +85,7 @@ def test_offline_every_preset_of_its_backbone_starts_from_the_shipped_detector(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     start = initialise(settings_of(preset), ("RBC", "other"))
     assert "RCNN_OFFLINE is set" in start.notes[0]
-    assert start.notes[0].endswith("Going on from the packaged detector `blood-cells` instead")
+    assert start.notes[0].endswith("Starting from the packaged detector `blood-cells` instead")
     assert start.settings.train.init == "blood-cells"
     found, shipped = state(start.model), state(Detector.load(packaged_path("blood-cells"), "cpu").model)
     assert all(torch.equal(found[name], shipped[name]) for name in found if name.startswith("backbone."))
@@ -100,7 +100,7 @@ def test_offline_a_preset_of_another_backbone_starts_from_nothing(
     monkeypatch.setenv("RCNN_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     start = initialise(settings_of("resnet18-fpn", SMALL), ("RBC",))
-    assert start.notes[0].endswith("No packaged detector fits this model. Going on without")
+    assert start.notes[0].endswith("No packaged detector fits this model. Training from random weights")
 
 
 def test_a_detector_of_the_same_classes_is_taken_whole(detector: Path) -> None:

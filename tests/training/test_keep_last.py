@@ -13,13 +13,14 @@ import pytest
 import torch
 
 import rcnn
-import rcnn.training.session as session_file
+import rcnn.training.trainer as trainer_file
 from rcnn.errors import Interrupted, SettingsError
 from rcnn.evaluate import evaluate
 from rcnn.metrics.table import Metrics
 from rcnn.metrics.voc import voc_ap
 from rcnn.training.recorders import Recorder
-from rcnn.training.train import Run, train
+from rcnn.training.run import Run
+from rcnn.training.train import train
 from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
 from tests.data import sets
@@ -56,7 +57,7 @@ def worse_and_worse() -> Iterator[None]:
         return replace(metrics, coco=replace(metrics.coco, ap=1 / scored))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session_file, "evaluate", score)
+        patch.setattr(trainer_file, "evaluate", score)
         yield
 
 

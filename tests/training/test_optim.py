@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from rcnn.config import Train
-from rcnn.training.optim import build_optimizer, learning_rate, lr_factor, set_learning_rate
+from rcnn.training.optim import build_optimizer, learning_rate, lr_factor
 
 
 def test_cosine_falls_from_one_to_almost_nothing() -> None:
@@ -73,7 +73,7 @@ def test_sgd_step_is_the_textbook_one() -> None:
     velocity = torch.zeros(1, 2)
     expected = start.clone()
     for lr in (0.1, 0.05):
-        set_learning_rate(optimizer, lr)
+        optimizer.param_groups[0]["lr"] = lr
         layer.weight.grad = gradient.clone()
         optimizer.step()
         velocity = 0.9 * velocity + gradient + 0.01 * expected
@@ -86,7 +86,8 @@ def test_biases_may_decay_and_learn_twice_as_fast() -> None:
     starts = [p.detach().clone() for p in (layer.weight, layer.bias)]
     course = Train(optimizer="sgd", momentum=0.0, weight_decay=0.5, bias_decay=True, bias_lr=2.0)
     optimizer = build_optimizer(layer, course)
-    set_learning_rate(optimizer, 0.1)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.1 * group["rate"]
     for p in (layer.weight, layer.bias):
         p.grad = torch.ones_like(p)
     optimizer.step()

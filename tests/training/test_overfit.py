@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 from PIL import Image, ImageDraw
 
-import rcnn.training.session as session_file
-from rcnn.training.session import Session
 from rcnn.training.train import train
+from rcnn.training.trainer import Trainer
 from tests.training.pieces import without_pictures
 from tests.training.test_train import assert_same, one_thread  # noqa: F401
 
@@ -75,14 +74,14 @@ def link_weights(source: str, target: str) -> None:
 def keep_a_copy(monkeypatch: pytest.MonkeyPatch, step: int, copy: Path) -> None:
     """Have runs save their state after a step of their last stage, and copy the first's folder then, as if killed."""
 
-    def late(session: Session) -> bool:
-        if session.progress.stage + 1 < len(session.run.stages):
+    def late(trainer: Trainer) -> bool:
+        if trainer.state.progress.stage + 1 < len(trainer.state.stages):
             return False
-        if session.progress.step == step and not copy.exists():
-            shutil.copytree(session.run.folder.path, copy, copy_function=link_weights)
-        return session.progress.step == step - 1
+        if trainer.state.progress.step == step and not copy.exists():
+            shutil.copytree(trainer.folder.path, copy, copy_function=link_weights)
+        return trainer.state.progress.step == step - 1
 
-    monkeypatch.setattr(session_file, "is_late", late)
+    monkeypatch.setattr(Trainer, "is_late", late)
 
 
 @pytest.mark.parametrize(

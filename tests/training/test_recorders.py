@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 import rcnn.training.recorders.history as history_file
-import rcnn.training.session as session_file
 from rcnn.training.recorders import About, Recorder, Recorders, Row
-from rcnn.training.session import Session, is_late
-from rcnn.training.train import Run, train
+from rcnn.training.run import Run
+from rcnn.training.train import train
+from rcnn.training.trainer import Trainer
 from tests.training.pieces import about, without_pictures
 from tests.training.test_alternating import Killed, data  # noqa: F401
 from tests.training.test_train import OVERRIDES, assert_same, one_thread  # noqa: F401
@@ -124,12 +124,12 @@ def test_of_a_resumed_run_they_hear_the_rest(
 ) -> None:
     """Broken off in the second epoch, two steps after the first; the table forgets what came after the checkpoint."""
 
-    def late(session: Session) -> bool:
-        if session.progress.step == STEPS + 2:
+    def late(trainer: Trainer) -> bool:
+        if trainer.state.progress.step == STEPS + 2:
             raise Killed
-        return session.progress.step == STEPS  # the checkpoint is made after the next step
+        return trainer.state.progress.step == STEPS  # the checkpoint is made after the next step
 
-    monkeypatch.setattr(session_file, "is_late", late)
+    monkeypatch.setattr(Trainer, "is_late", late)
     before, after = Keeper(), Keeper()
     with pytest.raises(Killed):
         train(data, overrides=OVERRIDES, runs=tmp_path, recorders=[before], **OPTIONS)
@@ -139,7 +139,7 @@ def test_of_a_resumed_run_they_hear_the_rest(
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "half": true}\n')
     (folder / "results.csv").write_text("epoch\n1\n2\n")
-    monkeypatch.setattr(session_file, "is_late", is_late)
+    monkeypatch.undo()
     run = train(resume=folder, quiet=True, recorders=[after])
     assert_same(run, whole)
     start = after.told[0][1]

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 import rcnn.evaluate as evaluate_file
-import rcnn.training.loop as loop_file
-import rcnn.training.session as session_file
+import rcnn.training.trainer as trainer_file
 from rcnn.config import override
 from rcnn.data.formats.find import open_dataset, open_splits
 from rcnn.data.loading.loader import Loader
@@ -19,8 +18,9 @@ from rcnn.evaluate import evaluate
 from rcnn.model.structures import Batch
 from rcnn.presets import settings_of
 from rcnn.training.fit_anchors import settle_anchors
-from rcnn.training.session import Session, is_late
-from rcnn.training.train import Run, train
+from rcnn.training.run import Run
+from rcnn.training.train import train
+from rcnn.training.trainer import Trainer
 from tests.training.test_alternating import Killed, data, no_pictures  # noqa: F401
 from tests.training.test_fast_rcnn import OPTIONS, WINDOWS
 from tests.training.test_train import assert_same, one_thread  # noqa: F401
@@ -60,15 +60,15 @@ def test_killed_it_goes_on_to_the_bit(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def late(session: Session) -> bool:
-        if session.progress.step == 4:
+    def late(trainer: Trainer) -> bool:
+        if trainer.state.progress.step == 4:
             raise Killed
-        return session.progress.step == 2
+        return trainer.state.progress.step == 2
 
-    monkeypatch.setattr(session_file, "is_late", late)
+    monkeypatch.setattr(Trainer, "is_late", late)
     with pytest.raises(Killed):
         train(data, overrides=SMALL, runs=tmp_path, **OPTIONS)
-    monkeypatch.setattr(session_file, "is_late", is_late)
+    monkeypatch.undo()
     assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
 
 
@@ -79,16 +79,16 @@ def test_a_step_sees_all_windows_of_what_the_network_sees(
 ) -> None:
     """They cover the augmented image, and any of them may be sampled."""
     items: list[Any] = []
-    backward = loop_file.backward
+    backward = trainer_file.backward
 
-    def watched(engine: Any, item: Any, *words: Any) -> Any:
-        keys = engine.model.keys(item.batch, item.targets, item.seeds, item.proposals)
+    def watched(state: Any, distributed: Any, item: Any, *words: Any) -> Any:
+        keys = state.model.keys(item.batch, item.targets, item.seeds, item.proposals)
         assert keys.roi.shape[1] >= COUNT + item.targets.boxes.shape[1]
-        assert torch.equal(keys.rpn, engine.model.keys(item.batch, item.targets, item.seeds).rpn)
+        assert torch.equal(keys.rpn, state.model.keys(item.batch, item.targets, item.seeds).rpn)
         items.append(item)
-        return backward(engine, item, *words)
+        return backward(state, distributed, item, *words)
 
-    monkeypatch.setattr(loop_file, "backward", watched)
+    monkeypatch.setattr(trainer_file, "backward", watched)
     train(data, overrides=[*SMALL, "augment.crop=0.5"], runs=tmp_path, **{**OPTIONS, "epochs": 1})
     assert items
     for item in items:

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from rcnn.errors import SettingsError
-from rcnn.training import checkpoint, schemes
-from rcnn.training.schemes import SCHEMES, Joint, Second
-from rcnn.training.stages import GIVEN, RECALL, Stage
-from rcnn.training.train import choose_settings, train
+from rcnn.training import schemes
+from rcnn.training.checkpoint import read_stage
+from rcnn.training.configure import choose_settings
+from rcnn.training.schemes import EXTERNAL, RECALL, SCHEMES, Joint, Second, Stage
+from rcnn.training.train import train
 from rcnn.weights.metadata import read_detector
 from tests.training.test_alternating import OVERRIDES, data, no_pictures  # noqa: F401
 from tests.training.test_train import assert_same, one_thread  # noqa: F401
@@ -45,7 +46,7 @@ def test_a_new_scheme_is_a_list_of_stages(
     assert last.keys() == second.keys()
     moved = {name.split(".")[0] for name, tensor in last.items() if not torch.equal(tensor, second[name])}
     assert moved == {"backbone", "rpn", "fast_rcnn"}
-    assert checkpoint.stage(run.folder / "checkpoints", 3) == 2
+    assert read_stage(run.folder / "checkpoints", 3) == 2
     log = (run.folder / "log.txt").read_text()
     assert [f"stage {i + 1} of 3: {stages[i].title}" in log for i in range(3)] == [True] * 3
     assert_same(train(resume=run.folder, quiet=True), run)
@@ -53,11 +54,11 @@ def test_a_new_scheme_is_a_list_of_stages(
 
 def test_what_its_stages_say_decides_which_settings_go_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [f"train.scheme={NAME}", "train.proposals=x.json"]
-    with pytest.raises(SettingsError, match=r"read by train\.scheme=fast-rcnn alone"):
+    with pytest.raises(SettingsError, match=r"only train\.scheme=fast-rcnn reads train\.proposals=x\.json"):
         choose_settings("x", None, "tiny-fpn", overrides, {})
-    monkeypatch.setitem(SCHEMES, NAME, (Stage(Second, proposals=GIVEN, own_rpn=False),))
+    monkeypatch.setitem(SCHEMES, NAME, (Stage(Second, proposals=EXTERNAL, own_rpn=False),))
     choose_settings("x", None, "tiny-fpn", overrides, {})
-    with pytest.raises(SettingsError, match=r"read by train\.scheme=joint-full or fast-rcnn alone"):
+    with pytest.raises(SettingsError, match=r"only train\.scheme=joint-full or fast-rcnn reads"):
         choose_settings("x", None, "tiny-fpn", ["train.proposals=x.json"], {})
     alone = [f"train.scheme={NAME}", "roi.head=none"]
     monkeypatch.setitem(SCHEMES, NAME, (Stage(Second),))

@@ -25,24 +25,25 @@ ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, os, signal, sys
 import torch.distributed as dist
-import rcnn.training.session as session, rcnn.training.train as training
+import rcnn.training.start as start, rcnn.training.summary as summary, rcnn.training.train as training
 import rcnn.training.recorders.history as history, rcnn.training.recorders.report_page as page
+from rcnn.training.trainer import Trainer
 
-for file, name in ((history, "plot_history"), (training, "draw_start"), (training, "draw_end"),
+for file, name in ((history, "plot_history"), (start, "draw_start"), (summary, "draw_end"),
                    (page, "keep_scores"), (page, "write_report")):
     setattr(file, name, lambda *_, **__: None)
 dist.init_process_group("gloo")  # one for all runs: torch can't make a second one at once
 dist.init_process_group = dist.destroy_process_group = lambda *_: None
-take = session.train_step
+take = Trainer.step
 for arguments in json.loads(sys.argv[1]):
     killed = arguments.pop("killed", None)
-    def step(engine, items, step, requests):
-        if step == killed:
+    def step(trainer, items, number, requests):
+        if number == killed:
             os.kill(os.getpid(), signal.SIGKILL)
-        return take(engine, items, step, requests)
-    session.train_step = step
+        return take(trainer, items, number, requests)
+    Trainer.step = step
     if killed:
-        session.is_late = lambda one: one.run.distributed.writer and one.progress.step + 2 == killed
+        Trainer.is_late = lambda self: self.distributed.writer and self.state.progress.step + 2 == killed
     training.train(**arguments)
 """
 """Trains by each of a list of arguments; `killed` is a step that is not reached, with a checkpoint before the last."""

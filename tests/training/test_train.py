@@ -17,8 +17,6 @@ import pytest
 import torch
 
 import rcnn.training.recorders.report_page as page_file
-import rcnn.training.session as session_file
-import rcnn.training.train as train_file
 from rcnn.config import override, read, to_yaml
 from rcnn.data.dataset import Dataset
 from rcnn.data.synthetic import synthesise
@@ -27,13 +25,15 @@ from rcnn.metrics.table import Metrics
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.report.page import write_report
 from rcnn.report.subject import read_subject
-from rcnn.training import checkpoint
-from rcnn.training.distributed import Distributed
-from rcnn.training.session import Session, is_late
-from rcnn.training.train import Run, train
+from rcnn.training.checkpoint import latest
+from rcnn.training.configure import choose_settings
+from rcnn.training.run import Run
+from rcnn.training.start import prepare_run
+from rcnn.training.train import train
+from rcnn.training.trainer import Trainer
 from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
-from tests.training.pieces import without_pictures
+from tests.training.pieces import ALONE, without_pictures
 
 TIMES = {"seconds", "images_per_second", "memory_gb"}
 OVERRIDES = [
@@ -90,7 +90,7 @@ def rows(folder: Path) -> list[dict[str, Any]]:
 def assert_same(run: Run, whole: Run) -> None:
     """Weights, average, optimiser, logs and predictions are equal to the bit."""
     assert rows(run.folder) == rows(whole.folder)
-    mine, theirs = (checkpoint.latest(one.folder / "checkpoints") for one in (run, whole))
+    mine, theirs = (latest(one.folder / "checkpoints") for one in (run, whole))
     assert mine is not None
     assert theirs is not None
     pairs = [(run.best, whole.best), (run.last, whole.last), (mine, theirs)]
@@ -123,7 +123,16 @@ def test_few_calls_lie_between_a_training_and_its_loss(
     monkeypatch.setattr(FasterRCNN, "loss", stop)
     with pytest.raises(SettingsError) as caught:
         train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
-    assert str(caught.value).split() == ["train", "run_epochs", "train_epoch", "train_step", "backward", "forward"]
+    assert str(caught.value).split() == [
+        "train",
+        "fit",
+        "run_stage",
+        "run_epoch",
+        "run_steps",
+        "step",
+        "backward",
+        "forward",
+    ]
 
 
 def test_the_run_folder_is_complete(whole: Run, data: Path) -> None:
@@ -156,7 +165,7 @@ def test_best_is_the_first_epoch_of_the_highest_ap(whole: Run) -> None:
 
 
 def test_what_is_kept_is_the_average_not_the_last_step(whole: Run) -> None:
-    path = checkpoint.latest(whole.folder / "checkpoints")
+    path = latest(whole.folder / "checkpoints")
     assert path is not None
     state, kept = load_weights(path)[0], read_detector(whole.last)[0]
     assert all(torch.equal(tensor, state[f"ema/{name}"]) for name, tensor in kept.items())
@@ -170,20 +179,21 @@ def test_a_written_config_repeats_the_run(whole: Run, tmp_path: Path) -> None:
 KILLED = """
 import json, os, signal, sys
 from pathlib import Path
-import torch._dynamo, rcnn.training.session as session, rcnn.training.train as training
+import torch._dynamo, rcnn.training.start as start, rcnn.training.train as training
 import rcnn.training.recorders.history as history  # all that is imported once for all children
+from rcnn.training.trainer import Trainer
 
-take = session.train_step
-history.plot_history = training.draw_start = lambda *_: None
+take = Trainer.step
+history.plot_history = start.draw_start = lambda *_: None
 for killed, saved, folder, arguments in json.loads(sys.argv[1]):
-    def step(engine, items, step, requests):
-        if step + 1 == killed:
+    def step(trainer, items, number, requests):
+        if number + 1 == killed:
             os.kill(os.getpid(), signal.SIGKILL)
-        return take(engine, items, step, requests)
+        return take(trainer, items, number, requests)
     child = os.fork()
     if child == 0:
-        session.train_step = step
-        session.is_late = lambda one: one.progress.step + 1 == saved
+        Trainer.step = step
+        Trainer.is_late = lambda trainer: trainer.state.progress.step + 1 == saved
         training.train(**arguments)
         os._exit(0)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
@@ -241,7 +251,7 @@ def test_a_run_killed_before_its_first_checkpoint_says_how_to_start_it_anew(
     expected = ["config.yaml", "environment.json", "faults.txt", "train.txt"][:written]
     assert sorted(path.name for path in folder.iterdir() if path.suffix in (".yaml", ".json", ".txt")) == expected
     again = f"--config {folder / 'config.yaml'}" if written else "DATA"
-    with pytest.raises(SettingsError, match=re.escape(f"Start it anew: rcnn train {again}")):
+    with pytest.raises(SettingsError, match=re.escape(f"Start it again: rcnn train {again}")):
         train(resume=folder)
     assert not written or read(folder / "config.yaml").data.path == str(data)
 
@@ -262,7 +272,7 @@ def test_a_run_that_is_lengthened_before_its_first_step_is_a_run_of_so_many_epoc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(session_file, "train_step", stop)
+        patch.setattr(Trainer, "step", stop)
         with pytest.raises(Interrupted, match="--resume"):
             train(data, overrides=OVERRIDES, runs=tmp_path, **{**OPTIONS, "epochs": 1})
     folder = tmp_path / "shapes-1"
@@ -304,18 +314,19 @@ def test_a_run_that_more_epochs_would_not_lengthen_is_refused(
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
     whole: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def press(session: Session) -> bool:
-        if session.progress.step == 2:
+    def press(trainer: Trainer) -> bool:
+        if trainer.state.progress.step == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return False
 
-    monkeypatch.setattr(session_file, "is_late", press)
+    is_late = Trainer.is_late
+    monkeypatch.setattr(Trainer, "is_late", press)
     monkeypatch.setattr(page_file, "write_report", write_report)
     with pytest.raises(Interrupted, match=r"rcnn train --resume .*shapes-1"):
         train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
     assert "<dd>0 of 2</dd>" in (tmp_path / "shapes-1" / "report.html").read_text(encoding="utf-8")
     assert [path.stem for path in (tmp_path / "shapes-1" / "checkpoints").iterdir()] == ["step-3"]
-    monkeypatch.setattr(session_file, "is_late", is_late)
+    monkeypatch.setattr(Trainer, "is_late", is_late)
     assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
 
 
@@ -341,14 +352,14 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(data: Path, tm
 
 
 def test_patience_stops_early(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores, validate = iter((0.3, 0.4, 0.4, 0.2, 0.9)), session_file.validate
+    scores, validate = iter((0.3, 0.4, 0.4, 0.2, 0.9)), Trainer.validate
 
     def with_next_score(*arguments: Any) -> Metrics:
         """What a network scores after an epoch differs from CPU to CPU."""
         metrics = validate(*arguments)
         return replace(metrics, coco=replace(metrics.coco, ap=next(scores)))
 
-    monkeypatch.setattr(session_file, "validate", with_next_score)
+    monkeypatch.setattr(Trainer, "validate", with_next_score)
     run = train(data, overrides=OVERRIDES, runs=tmp_path, patience=2, **{**OPTIONS, "epochs": 9})
     assert [row["ap"] for row in run.rows] == [0.3, 0.4, 0.4, 0.2]
     assert [read_detector(file)[1].summary["epoch"] for file in (run.best, run.last)] == [2, 4]
@@ -380,10 +391,9 @@ def test_faulty_data_leaves_no_run_folder(tmp_path: Path) -> None:
     ],
 )
 def test_a_run_is_named_after_the_folder_of_its_data(tmp_path: Path, path: str, root: str, name: str) -> None:
-    settings = train_file.choose_settings(tmp_path / path, None, "mobilenet-fpn", (), {})
-    dataset = Dataset(tmp_path / root, "voc", "train", (), (), ())
-    assert train_file._name_of(settings, dataset) == name
-    folder = train_file._new_folder(Distributed(torch.device("cpu")), tmp_path / "runs", name, None)
+    settings = choose_settings(tmp_path / path, overrides=["train.init=none"])
+    dataset = Dataset(tmp_path / root, "voc", "train", ("thing",), (1,), ())
+    _, _, folder = prepare_run(settings, (dataset, dataset), ALONE, None, tmp_path / "runs", None)
     assert folder.path.name == f"{name}-1"
 
 
@@ -404,7 +414,7 @@ def test_wrong_arguments_are_explained(options: dict[str, Any], said: str) -> No
 
 def test_options_may_have_the_names_of_other_programs(tmp_path: Path) -> None:
     options = {"imgsz": 224, "lr0": 0.1, "batch_size": 2, "num_workers": 1, "holdout": 0.2, "epochs": 5}
-    settings = train_file.choose_settings(tmp_path, None, "mobilenet-fpn", (), options)
+    settings = choose_settings(tmp_path, options=options)
     assert (settings.preprocess.short, settings.preprocess.long) == (224, 384)
     assert (settings.train.lr, settings.train.batch, settings.train.epochs) == (0.1, 2, 5)
     assert (settings.data.workers, settings.data.holdout) == (1, 0.2)

@@ -59,7 +59,7 @@ def paper(
     from rcnn.paper.execute import execute
     from rcnn.paper.figures import plot
     from rcnn.paper.results import write_markdown, write_report_part
-    from rcnn.training.train import choose_settings
+    from rcnn.training.configure import choose_settings
 
     words, chosen = _seeds(words, seeds)
     path, changes = arguments.one_path(words, "DATA", {"train.device": device, "data.on_fault": on_fault})

@@ -1,7 +1,6 @@
 """`rcnn train DATA`: train a detector on labelled images."""
 
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +8,6 @@ import typer
 
 from rcnn.cli import arguments, screen
 from rcnn.config import Settings, dump, to_yaml
-from rcnn.errors import SettingsError
 
 if TYPE_CHECKING:
     from rcnn.data.dataset import Dataset
@@ -74,43 +72,21 @@ def train(
     changes += arguments.assignments({"imgsz": imgsz})
     values = (epochs, batch, lr, seed, device, init, proposals, workers, on_fault)
     options: dict[str, Any] = {key: value for key, value in zip(OPTIONS, values, strict=True) if value is not None}
-    if resume is not None:
-        fixed = [key for key in options if key not in ("workers", "epochs")]
-        check_resume(resume, [data, config, model, from_, *changes, *fixed])
-        config = resume / "config.yaml" if dry_run else None
-    elif from_ is not None and (config, model, init) != (None, None, None):
-        raise SettingsError("--from names the model and its weights already; leave --config, --model and --init out")
-    elif config is not None and model is not None:
-        raise SettingsError("--config names the model already; leave --model out")
-    preset = model or "mobilenet-fpn"
 
-    from rcnn.training.train import choose_settings
+    from rcnn.training.configure import check_arguments, choose_settings
     from rcnn.training.train import train as run_training
 
     with screen.stdout_for_json(json):
         if dry_run:
-            document = plan(choose_settings(data, config, preset, changes, options, from_))
+            check_arguments(data, config, model, changes, options, from_, resume)
+            config = config if resume is None else resume / "config.yaml"
+            document = plan(choose_settings(data, config, model, changes, options, from_))
         else:
-            places = {"resume": resume, "name": name, "runs": out}
-            run = run_training(data, config, model=preset, start_from=from_, overrides=changes, **places, **options)
+            chosen = {"model": model, "start_from": from_, "overrides": changes, "resume": resume}
+            run = run_training(data, config, **chosen, name=name, runs=out, **options)
             document = {"folder": run.folder, "best": run.best, "epochs": run.rows, **run.metrics.to_row()}
     if json:
         screen.emit(document)
-
-
-def check_resume(folder: Path, others: Sequence[object]) -> None:
-    """Check that there is a run to continue, and that no settings are given that would change it.
-
-    Raises:
-        SettingsError: the folder holds no run, or there are other settings.
-    """
-    if any(other is not None for other in others):
-        raise SettingsError(
-            "--resume continues with the settings of its run; leave out DATA and other settings "
-            "(but --epochs and --workers)"
-        )
-    if not (folder / "config.yaml").is_file():
-        raise SettingsError(f"{folder}: no run folder (there is no config.yaml in it)")
 
 
 def plan(settings: Settings) -> dict[str, Any]:

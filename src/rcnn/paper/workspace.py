@@ -15,7 +15,7 @@ from rcnn.data.formats.find import Split, open_dataset
 from rcnn.data.proposals.search import EDGE_BOXES
 from rcnn.detector import Detector
 from rcnn.errors import Interrupted, SettingsError
-from rcnn.training import checkpoint
+from rcnn.training.checkpoint import latest
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.schemes import stages_of, takes_proposals
 from rcnn.training.train import train
@@ -161,12 +161,12 @@ class Workspace:
         unfinished = max(
             self._runs.glob(f"{name}-*/"), key=lambda path: int(path.name.rpartition("-")[2]), default=None
         )
-        resume = unfinished if unfinished and checkpoint.latest(RunFolder(unfinished).checkpoints) else None
+        resume = unfinished if unfinished and latest(RunFolder(unfinished).checkpoints) else None
         epochs = settings.train.epochs * len(stages_of(settings))
         resumed = f", resuming {resume}" if resume else ""
         self.say(f"training {training.name}, seed {seed}: {epochs} epochs{resumed}")
         try:
-            run = train(config=config, runs=self._runs, name=name, resume=resume, quiet=self.quiet)
+            run = train(config=None if resume else config, runs=self._runs, name=name, resume=resume, quiet=self.quiet)
         except Interrupted:
             raise Interrupted("interrupted; the same command goes on where it stopped") from None
         trained = Trained(run.folder)

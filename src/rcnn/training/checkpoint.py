@@ -1,8 +1,8 @@
 """Checkpoints: everything that a run needs to resume bit for bit, in one file without code in it.
 
 Tensors (weights, average, optimiser) as safetensors; progress and the lengths of the logs as JSON in its header. The
-schedule follows from the step, and so do the generators (`loop.seed_step`). The file appears whole or not at all, and
-older ones are deleted only then: whenever a run is killed, a whole checkpoint is left.
+schedule follows from the step, and so do the random numbers (`init.seed_generators`). The file appears whole or not at
+all, and older ones are deleted only then: whenever a run is killed, a whole checkpoint is left.
 """
 
 import re
@@ -17,35 +17,35 @@ from torch import Tensor
 
 from rcnn.errors import TrainingError
 from rcnn.training.ema import copy_into
-from rcnn.training.loop import Engine, Progress
+from rcnn.training.stages import Progress, TrainState
 from rcnn.weights.file import MAX_BYTES, load_weights, reading, save_weights
 
-MOST = 10**12
+MAX_COUNT = 10**12
 """Steps, epochs or seconds of a run."""
 _NAME = re.compile(r"step-[0-9]+\.safetensors")
 _PROGRESS = TypeAdapter(Progress)
 _LENGTHS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
 
 
-def save(folder: Path, engine: Engine, progress: Progress, log_lengths: Mapping[str, int]) -> None:
+def save_checkpoint(folder: Path, state: TrainState, log_lengths: Mapping[str, int]) -> None:
     """Write `folder/step-N.safetensors` and delete older ones.
 
     Raises:
         TrainingError: the weights are not finite; the last good checkpoint stays.
         OSError: it can't be written, for example because the disk is full; the last good checkpoint stays.
     """
-    tensors = {f"model/{name}": tensor for name, tensor in engine.model.state_dict().items()}
+    tensors = {f"model/{name}": tensor for name, tensor in state.model.state_dict().items()}
     if bad := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
         raise TrainingError(
-            f"the weights are not finite after step {progress.step} ({bad[0]} and {len(bad) - 1} more); "
-            "a lower train.lr or train.clip often mends this"
+            f"the weights are not finite after step {state.progress.step} ({bad[0]} and {len(bad) - 1} more); "
+            "try a lower train.lr or train.clip"
         )
-    if engine.ema:
-        tensors |= {f"ema/{name}": tensor for name, tensor in engine.ema.shadow.items()}
-    for index, values in engine.optimizer.state_dict()["state"].items():
+    if state.ema:
+        tensors |= {f"ema/{name}": tensor for name, tensor in state.ema.shadow.items()}
+    for index, values in state.optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer/{index}/{key}": value for key, value in values.items() if value is not None}
-    path = folder / f"step-{progress.step}.safetensors"
-    save_weights(path, tensors, {"kind": "checkpoint", "progress": asdict(progress), "logs": dict(log_lengths)})
+    path = folder / f"step-{state.progress.step}.safetensors"
+    save_weights(path, tensors, {"kind": "checkpoint", "progress": asdict(state.progress), "logs": dict(log_lengths)})
     for old in folder.glob("step-*.safetensors"):
         if old != path:
             old.unlink()
@@ -58,7 +58,7 @@ def latest(folder: Path) -> Path | None:
     )
 
 
-def stage(folder: Path, stages: int) -> int:
+def read_stage(folder: Path, stages: int) -> int:
     """The stage (0, 1, ..., stages - 1) of the newest checkpoint of a folder; 0 if there is none.
 
     Raises:
@@ -67,15 +67,15 @@ def stage(folder: Path, stages: int) -> int:
     path = latest(folder)
     if path is None:
         return 0
-    number = progress(path).stage
+    number = read_progress(path).stage
     with reading(path, MAX_BYTES):
         if number >= stages:
             raise ValueError(f"it is of stage {number + 1}, and the run has {stages}")
         return number
 
 
-def progress(path: Path) -> Progress:
-    """Where the run of a checkpoint stood.
+def read_progress(path: Path) -> Progress:
+    """Read the progress of the run that a checkpoint is of.
 
     Raises:
         WeightsError: the file is damaged.
@@ -84,37 +84,39 @@ def progress(path: Path) -> Progress:
         return _progress(load_weights(path)[1])
 
 
-def restore(path: Path, engine: Engine) -> tuple[Progress, dict[str, int]]:
-    """Load a checkpoint into the engine; return where the run stood and how long its logs were.
+def restore(path: Path, state: TrainState) -> dict[str, int]:
+    """Load a checkpoint into the state; return how long the logs of the run were.
 
     Raises:
         WeightsError: the file is damaged.
     """
     with reading(path, MAX_BYTES):
-        tensors, state = load_weights(path)
+        tensors, metadata = load_weights(path)
         parts: dict[str, dict[str, Tensor]] = {}
         for name, tensor in tensors.items():
             part, _, rest = name.partition("/")
             parts.setdefault(part, {})[rest] = tensor
-        copy_into(engine.model, parts["model"])
-        if engine.ema:
+        copy_into(state.model, parts["model"])
+        if state.ema:
             for name, tensor in parts["ema"].items():
-                engine.ema.shadow[name].copy_(tensor)
-        _restore_optimizer(engine.optimizer, parts.get("optimizer", {}))
-        return _progress(state), _LENGTHS.validate_python(state["logs"])
+                state.ema.shadow[name].copy_(tensor)
+        _restore_optimizer(state.optimizer, parts.get("optimizer", {}))
+        lengths = _LENGTHS.validate_python(metadata["logs"])
+        state.progress = _progress(metadata)
+        return lengths
 
 
-def _progress(state: Mapping[str, Any]) -> Progress:
+def _progress(metadata: Mapping[str, Any]) -> Progress:
     """The progress in the metadata of a checkpoint.
 
     Raises:
-        ValueError: it is none that a run can have.
+        ValueError: no run can have such a progress.
         KeyError: there is none.
     """
-    progress = _PROGRESS.validate_python(state["progress"])
+    progress = _PROGRESS.validate_python(metadata["progress"])
     counts = (progress.step, progress.epoch, progress.place, progress.best_epoch, progress.seconds, progress.stage)
-    if min(counts) < 0 or max(counts) > MOST or (progress.sums and not progress.place):
-        raise ValueError("no run can stand where it says")
+    if min(counts) < 0 or max(counts) > MAX_COUNT or (progress.sums and not progress.place):
+        raise ValueError("no run can have such a progress")
     return progress
 
 

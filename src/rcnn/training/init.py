@@ -1,18 +1,23 @@
-"""Initial weights of a new run: ImageNet, a packaged detector, one of torchvision's, a file, or random."""
+"""Initial weights: ImageNet, a packaged detector, one of torchvision's, a file, random, or those of earlier stages."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from rcnn.config import Settings, override
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
 from rcnn.runtime.by_suffix import refuse_exported
-from rcnn.weights.adapt import Architecture, adapt
+from rcnn.training.run_folder import RunFolder
+from rcnn.training.schemes import Stage
+from rcnn.weights.adapt import Architecture, adapt, fill
 from rcnn.weights.backbone import load_backbone
-from rcnn.weights.file import is_detector, weights_of_run
+from rcnn.weights.file import is_detector, kept, weights_of_run
 from rcnn.weights.metadata import read_detector
 from rcnn.weights.packaged import PACKAGED, packaged_path
 
@@ -24,7 +29,7 @@ class Start:
     Attributes:
         model: on the CPU.
         settings: of the model, adapted to the weights: without any, batch norm is trained and no stage is frozen.
-        notes: sentences worth saying aloud.
+        notes: sentences for the log.
         changes: settings that were adapted, as `override` takes them.
     """
 
@@ -32,6 +37,40 @@ class Start:
     settings: Settings
     notes: tuple[str, ...] = ()
     changes: Mapping[str, Any] = field(default_factory=dict)
+
+
+def stage_start(stage: Stage, number: int, settings: Settings, names: Sequence[str], folder: RunFolder) -> Start:
+    """The start of a stage after the first.
+
+    Args:
+        stage: the stage.
+        number: of the stage, from 1.
+        settings: of the run.
+        names: of the classes.
+        folder: of the run, with the weights of earlier stages.
+
+    Raises:
+        WeightsError: weights are missing, damaged or do not fit.
+    """
+    settings = stage.model_settings(settings)
+    seed_generators(settings.train.seed, number - 1)
+    if not stage.start:
+        return initialise(settings, names)
+    model = build(settings, len(names))
+    tensors = model.state_dict()
+    for part, source in stage.start.items():
+        trained, _ = read_detector(kept(folder.stage(source)))
+        tensors |= {key: tensor for key, tensor in trained.items() if key.startswith(f"{part}.")}
+    fill(model, tensors, folder.path / "stages")
+    return Start(model, settings)
+
+
+def seed_generators(*numbers: int) -> None:
+    """Seed torch's generators (dropout) from the numbers alone, so that a resumed run needs no generator state.
+
+    Loaders also draw from these generators at the start of an epoch, or of the rest of one.
+    """
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
 def initialise(settings: Settings, names: Sequence[str]) -> Start:
@@ -45,7 +84,7 @@ def initialise(settings: Settings, names: Sequence[str]) -> Start:
     """
     init = settings.train.init
     if init == "none":
-        return _from_nothing(settings, names, ())
+        return _from_random(settings, names, ())
     if init in PACKAGED:
         return _from_packaged(settings, names, init)
     if init.startswith("torchvision/"):
@@ -65,15 +104,17 @@ def initialise(settings: Settings, names: Sequence[str]) -> Start:
 
 
 def _without_imagenet(settings: Settings, names: Sequence[str], why: str) -> Start:
-    """The first packaged detector that fits, or nothing."""
+    """Start from the first packaged detector that fits, or from random weights."""
     for packaged in PACKAGED:
         try:
             start = _from_packaged(settings, names, packaged)
         except WeightsError:  # another backbone
             continue
-        note = f"{why}. Going on from the packaged detector `{packaged}` instead"
+        note = f"{why}. Starting from the packaged detector `{packaged}` instead"
         return replace(start, notes=(note, *start.notes))
-    return _from_nothing(settings, names, (f"{why}. No packaged detector fits this model. Going on without",))
+    return _from_random(
+        settings, names, (f"{why}. No packaged detector fits this model. Training from random weights",)
+    )
 
 
 def _from_packaged(settings: Settings, names: Sequence[str], packaged: str) -> Start:
@@ -86,14 +127,14 @@ def _from_packaged(settings: Settings, names: Sequence[str], packaged: str) -> S
 
 def _from_torchvision(settings: Settings, names: Sequence[str], init: str) -> Start:
     """The weights of a detector that torchvision publishes, as far as they fit this model."""
-    from rcnn import open_model  # imports torchvision's models, which takes as long as all else
+    from rcnn.open_model import load  # imports torchvision's models, which takes as long as everything else
 
-    theirs, model = open_model.load(init, "cpu"), build(settings, len(names))
+    theirs, model = load(init, "cpu"), build(settings, len(names))
     architectures = Architecture(theirs.settings, theirs.names), Architecture(settings, names)
     return Start(model, settings, adapt(model, theirs.model.state_dict(), *architectures, init))
 
 
-def _from_nothing(settings: Settings, names: Sequence[str], notes: tuple[str, ...]) -> Start:
+def _from_random(settings: Settings, names: Sequence[str], notes: tuple[str, ...]) -> Start:
     """Random weights. Batch norm is trained: there are no measured statistics to freeze."""
     changes = {"train": {"init": "none"}, "model": {"norm": "train", "frozen_stages": 0}}
     settings = override(settings, changes)

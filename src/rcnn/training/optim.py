@@ -51,9 +51,3 @@ def build_optimizer(model: nn.Module, settings: Train) -> torch.optim.Optimizer:
     if settings.optimizer == "adamw":
         return torch.optim.AdamW(groups, lr=lr, betas=(settings.momentum, ADAM_SECOND_BETA), fused=True)
     return torch.optim.SGD(groups, lr=lr, momentum=settings.momentum, fused=True)
-
-
-def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Set the learning rate of both groups of `build_optimizer`."""
-    for group in optimizer.param_groups:
-        group["lr"] = lr * group["rate"]

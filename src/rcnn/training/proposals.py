@@ -1,4 +1,4 @@
-"""Proposals for all images of a data set, from a detector or from elsewhere, stored in files."""
+"""Proposals for all images of a data set, of an earlier stage or external, stored in files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -12,13 +12,50 @@ from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.loading.loader import FILLER, Loader
 from rcnn.data.pixels import ProgressCallback
-from rcnn.data.proposals.external import ImageProposals
+from rcnn.data.proposals.external import External, ImageProposals, ProposalSet, SlidingWindows
 from rcnn.data.proposals.read import open_proposals
 from rcnn.data.proposals.search import SEARCHES
 from rcnn.detector import Detector
 from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.training.distributed import Distributed
-from rcnn.weights.file import MAX_BYTES, load_weights, reading, save_weights
+from rcnn.training.init import Start
+from rcnn.training.run_folder import RunFolder
+from rcnn.training.schemes import EXTERNAL, Stage
+from rcnn.weights.file import MAX_BYTES, kept, load_weights, reading, save_weights
+
+
+def stage_proposals(
+    stage: Stage,
+    start: Start,
+    splits: tuple[Dataset, Dataset],
+    folder: RunFolder,
+    distributed: Distributed,
+    say: Callable[[str], None],
+) -> tuple[External | None, External | None]:
+    """The proposals that a stage is trained on and those that it is validated on; None: the model's own.
+
+    Those of an earlier stage are computed if they are not on the disk yet. `start` is of this stage.
+    """
+    if stage.proposals is None:
+        return None, None
+    if stage.proposals == EXTERNAL and start.settings.train.proposals == SLIDING_WINDOWS:
+        windows = SlidingWindows.of(start.model)
+        return windows, windows
+    rpn, sets = start.settings.rpn, list[ProposalSet]()
+    source = folder.proposals if stage.proposals == EXTERNAL else folder.stage(stage.proposals)
+    limits = ((rpn.pre_train, rpn.post_train), (rpn.pre_test, rpn.post_test))
+    lists = 1 if stage.own_rpn else 2  # an RPN of its own proposes for the images of validation
+    for dataset, path, counts in list(zip(splits, proposal_files(source), limits, strict=True))[:lists]:
+        if stage.proposals != EXTERNAL and not any(distributed.gather(path.exists())):
+            proposer = Detector.load(kept(source), distributed.device)
+            write_proposals(path, proposer, dataset, distributed, counts, say)
+        sets.append(ProposalSet(load_proposals(path), counts[1]))
+    return sets[0], None if stage.own_rpn else sets[1]
+
+
+def proposal_files(folder: Path) -> list[Path]:
+    """The files of a folder with proposals for training and for validation."""
+    return [folder / "train.safetensors", folder / "val.safetensors"]
 
 
 def write_proposals(

@@ -32,7 +32,7 @@ from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Dataset
 from rcnn.errors import DataError, SettingsError
 from rcnn.images.sources import mark_results
-from rcnn.weights.file import atomic_write
+from rcnn.weights.file import atomic_write, kept
 
 PACKAGES = ("rcnn", "torch", "torchvision", "numpy", "pillow", "safetensors", "faster-coco-eval")
 LOGS = ("metrics.jsonl", "log.txt")
@@ -116,9 +116,18 @@ class RunFolder:
         with (self.path / "log.txt").open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text.rstrip() + "\n")
 
+    @property
+    def kept(self) -> Path:
+        """Weights of the best epoch; of the last with `train.keep=last`, which chooses none."""
+        return kept(self.weights)
+
     def stage(self, number: int) -> Path:
         """Folder of the weights and proposals of a stage, 1, 2, ...."""
         return self.path / "stages" / str(number)
+
+    def weights_of_stage(self, number: int, stages: int) -> Path:
+        """Folder of the weights of a stage, 1, 2, ..., of so many: `weights` for the last one."""
+        return self.weights if number == stages else self.stage(number)
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl.

@@ -4,13 +4,19 @@ A loss is a module (so that DDP can wrap it) whose forward returns the losses. A
 `SCHEMES`, perhaps with a loss of its own, and its name in the settings (`train.scheme`).
 """
 
+from collections.abc import Mapping
+from typing import Literal, NamedTuple
+
 from torch import Tensor, nn
 
-from rcnn.config import Settings
-from rcnn.errors import SettingsError
+from rcnn.config import Settings, override
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import AnyBatch, Keys, Proposals, Targets
-from rcnn.training.stages import GIVEN, RECALL, Stage
+
+EXTERNAL = "external"
+"""Proposals of `train.proposals`."""
+AP, RECALL = "ap", "proposal_ar300"
+"""Columns of a row that can decide which epoch is best."""
 
 
 class Joint(nn.Module):
@@ -38,13 +44,51 @@ class JointFull(Joint):
 
 
 class Second(Joint):
-    """Fast R-CNN on given proposals."""
+    """Fast R-CNN on external proposals, or on those of an earlier stage."""
 
     def forward(  # pyrefly: ignore[bad-override]
         self, batch: AnyBatch, targets: Targets, keys: Keys, proposals: Proposals
     ) -> dict[str, tuple[Tensor, Tensor]]:
         """The second stage's two losses."""
         return dict(self.model.loss(batch, targets, keys, proposals=proposals))
+
+
+class Stage(NamedTuple):
+    """A part of a scheme, trained for `train.epochs` epochs. Stages are numbered 1, 2, ....
+
+    Attributes:
+        loss: module class; built around the model, its forward is the loss.
+        title: description; empty if there is one stage only.
+        trained: parts of the model that are trained; the others stay unchanged, to the bit.
+        rpn_alone: the model of this stage is an RPN without a second stage.
+        start: part of the model -> the earlier stage whose weights (`kept`) it starts from; other parts start from
+            random weights. Empty: the whole model is initialised as `train.init` says.
+        proposals: of an earlier stage, or `EXTERNAL`; the loss reads them instead of the model's own. None: its own.
+        needs_second: the model needs a second stage (`roi.head` other than none).
+        own_rpn: the model has a trained RPN, which proposes in validation; if not, `proposals` are read there too.
+        best: the column of a row whose highest value marks the best epoch, with `train.keep=best`.
+    """
+
+    loss: type[nn.Module]
+    title: str = ""
+    trained: tuple[str, ...] = ("backbone", "rpn", "fast_rcnn")
+    rpn_alone: bool = False
+    start: Mapping[str, int] = {}
+    proposals: int | Literal["external"] | None = None
+    needs_second: bool = True
+    own_rpn: bool = True
+    best: str = AP
+
+    def model_settings(self, settings: Settings) -> Settings:
+        """The settings of this stage's model."""
+        if not self.rpn_alone:
+            return settings
+        # An RPN has no AP by any rule, and no layers to truncate.
+        return override(settings, {"roi": {"head": "none"}, "val": {"voc_ap": "area"}, "predict": {"svd": ()}})
+
+    def decided_by(self, settings: Settings) -> str:
+        """`best`, or recall if the model of the run predicts no classes."""
+        return self.best if settings.predicts_classes else RECALL
 
 
 SCHEMES: dict[str, tuple[Stage, ...]] = {
@@ -54,14 +98,14 @@ SCHEMES: dict[str, tuple[Stage, ...]] = {
         Stage(Joint, "RPN", ("backbone", "rpn"), rpn_alone=True, best=RECALL),
         Stage(
             Second,
-            "Fast R-CNN, begun anew, on the proposals of stage 1",
+            "Fast R-CNN from the initial weights, on the proposals of stage 1",
             ("backbone", "fast_rcnn"),
             proposals=1,
             own_rpn=False,
         ),
         Stage(
             Joint,
-            "a new RPN on the backbone of stage 2, which stays",
+            "a new RPN on the backbone of stage 2, which stays unchanged",
             ("rpn",),
             rpn_alone=True,
             start={"backbone": 2},
@@ -69,13 +113,13 @@ SCHEMES: dict[str, tuple[Stage, ...]] = {
         ),
         Stage(
             Second,
-            "Fast R-CNN on the proposals of stage 3; the backbone stays",
+            "Fast R-CNN on the proposals of stage 3; the backbone stays unchanged",
             ("fast_rcnn",),
             start={"backbone": 2, "fast_rcnn": 2, "rpn": 3},
             proposals=3,
         ),
     ),
-    "fast-rcnn": (Stage(Second, trained=("backbone", "fast_rcnn"), proposals=GIVEN, own_rpn=False),),
+    "fast-rcnn": (Stage(Second, trained=("backbone", "fast_rcnn"), proposals=EXTERNAL, own_rpn=False),),
 }
 """Scheme -> its stages, in their order. Alternating: the paper's four steps (section 3.2). Fast-rcnn: its table 2."""
 
@@ -86,32 +130,5 @@ def stages_of(settings: Settings) -> tuple[Stage, ...]:
 
 
 def takes_proposals(scheme: str) -> bool:
-    """Is any stage of a scheme trained on `train.proposals`?"""
-    return any(stage.proposals == GIVEN for stage in SCHEMES[scheme])
-
-
-def check(settings: Settings) -> None:
-    """Check that the scheme of a run can train what the settings describe.
-
-    Raises:
-        SettingsError: it can't, and what to change.
-    """
-    scheme, proposals, roi = settings.train.scheme, settings.train.proposals, settings.roi
-    if proposals is None and takes_proposals(scheme):
-        raise SettingsError(f"train.scheme={scheme} needs train.proposals: a file, selective-search or sliding-windows")
-    if proposals is not None and not takes_proposals(scheme):
-        readers = " or ".join(name for name in SCHEMES if takes_proposals(name))
-        raise SettingsError(f"train.proposals={proposals} is read by train.scheme={readers} alone (got {scheme})")
-    if roi.head == "none" and any(stage.needs_second for stage in stages_of(settings)):
-        raise SettingsError(f"train.scheme={scheme} needs a second stage, and roi.head=none has none")
-    if settings.predict.tile != "off" and any(stage.proposals is not None for stage in stages_of(settings)):
-        raise SettingsError(
-            f"train.scheme={scheme} works on proposals of whole pictures, not of windows: leave out train.tile, and "
-            "set predict.tile=off"
-        )
-    boxes_learn = any(issubclass(stage.loss, JointFull) for stage in stages_of(settings))
-    if boxes_learn and (roi.pool == "max" or roi.sampling_ratio == 0):
-        raise SettingsError(
-            f"train.scheme={scheme} needs features with a gradient in the boxes: roi.pool=align or warp, "
-            f"with roi.sampling_ratio of 1 or more (got {roi.pool} with {roi.sampling_ratio})"
-        )
+    """True if a stage of the scheme is trained on `train.proposals`."""
+    return any(stage.proposals == EXTERNAL for stage in SCHEMES[scheme])

@@ -1,4 +1,4 @@
-"""The stages of a scheme, and the model, initial weights and proposals of each.
+"""What training holds in memory during a stage, and how a stage is set up.
 
 A run of several stages leaves these files in its folder, besides those of every run:
 
@@ -6,161 +6,213 @@ stages/N/best.safetensors, last.safetensors      detectors of stage N, except th
 stages/N/train.safetensors, val.safetensors      proposals of stage N for the images of each list, if a later stage is
                                                  trained or validated on them
 
-Proposals from elsewhere are in proposals/train.safetensors and val.safetensors. A resumed run reads them there, even if
-the file that they came from is gone. Sliding windows are computed as they are needed.
+External proposals are in proposals/train.safetensors and val.safetensors. A resumed run reads them there, even if the
+file that they came from is gone. Sliding windows are computed as they are needed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Literal, NamedTuple
+import math
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from rcnn.config import Settings, override
+from rcnn.config import Settings, Train
 from rcnn.data.dataset import Dataset
-from rcnn.data.proposals.external import External, ProposalSet, SlidingWindows
+from rcnn.data.loading.loader import Item, Loader
+from rcnn.data.loading.upload import uploaded
+from rcnn.data.loading.windows import scale_of, training_windows
+from rcnn.data.proposals.external import External
 from rcnn.detector import Detector
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.sliding_windows import SLIDING_WINDOWS
-from rcnn.presets import build
 from rcnn.training.distributed import Distributed
-from rcnn.training.init import Start, initialise
-from rcnn.training.loop import seed_step
-from rcnn.training.proposals import load_proposals, write_proposals
+from rcnn.training.ema import EMA
+from rcnn.training.init import Start, stage_start
+from rcnn.training.optim import build_optimizer, learning_rate
+from rcnn.training.proposals import stage_proposals
 from rcnn.training.run_folder import RunFolder
-from rcnn.weights.adapt import fill
-from rcnn.weights.file import kept
-from rcnn.weights.metadata import read_detector
+from rcnn.training.schemes import Stage, stages_of
 
-GIVEN = "given"
-"""Proposals from elsewhere, of `train.proposals`."""
-AP, RECALL = "ap", "proposal_ar300"
-"""Columns of a row that can decide which epoch is best."""
+Splits = tuple[Dataset, Dataset]
+"""Images to train on, and to validate on."""
 
 
-class Stage(NamedTuple):
-    """A part of a scheme, trained for `train.epochs` epochs. Stages are numbered 1, 2, ....
+@dataclass
+class Progress:
+    """How far a run is. All of it is in a checkpoint.
 
     Attributes:
-        loss: module class; built around the model, its forward is the loss.
-        title: description; empty if there is one stage only.
-        trained: parts of the model that are trained; the others stay unchanged, to the bit.
-        rpn_alone: the model of this stage is an RPN without a second stage.
-        start: part of the model -> the earlier stage whose weights (`kept`) it starts from; other parts start from
-            random weights. Empty: the whole model is initialised as `train.init` says.
-        proposals: of an earlier stage, or `GIVEN`; the loss reads them instead of the model's own. None: its own.
-        needs_second: the model needs a second stage (`roi.head` other than none).
-        own_rpn: the model has a trained RPN, which proposes in validation; if not, `proposals` are read there too.
-        best: the column of a row whose highest value marks the best epoch, with `train.keep=best`.
+        step: optimiser steps done.
+        epoch: epochs done.
+        place: batches done in the current epoch.
+        sums: name -> sum of the loss over the batches of the current epoch.
+        best_ap: highest validation AP so far (for an RPN alone: recall), with `train.keep=last` the latest; None
+            before the first.
+        best_epoch: epoch (1, 2, ...) that reached it.
+        seconds: time spent on training so far.
+        stage: current stage of the scheme, 0, 1, ...; everything but `seconds` counts within it.
     """
 
-    loss: type[nn.Module]
-    title: str = ""
-    trained: tuple[str, ...] = ("backbone", "rpn", "fast_rcnn")
-    rpn_alone: bool = False
-    start: Mapping[str, int] = {}
-    proposals: int | Literal["given"] | None = None
-    needs_second: bool = True
-    own_rpn: bool = True
-    best: str = AP
+    step: int = 0
+    epoch: int = 0
+    place: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    best_ap: float | None = None
+    best_epoch: int = 0
+    seconds: float = 0.0
+    stage: int = 0
 
-    def model_settings(self, settings: Settings) -> Settings:
-        """The settings of this stage's model."""
-        if not self.rpn_alone:
-            return settings
-        # An RPN has no AP by any rule, and no layers to truncate.
-        return override(settings, {"roi": {"head": "none"}, "val": {"voc_ap": "area"}, "predict": {"svd": ()}})
+    def means(self) -> dict[str, float]:
+        """Mean losses of the current epoch so far, the RPN's first: a checkpoint does not keep their order."""
+        return {name: self.sums[name] / self.place for name in sorted(self.sums, reverse=True)}
 
-    def decided_by(self, settings: Settings) -> str:
-        """`best`, or recall if the model of the run does not predict classes."""
-        return self.best if settings.predicts_classes else RECALL
+    def finished(self, train: Train, every: int) -> bool:
+        """True if all epochs are done, or the last validation came `train.patience` epochs after the best one.
+
+        Args:
+            train: `epochs` and `patience` are read.
+            every: epochs between validations.
+        """
+        validated = self.epoch - self.epoch % every
+        waited = validated - self.best_epoch if self.best_epoch else 0
+        return self.epoch >= train.epochs or (train.patience is not None and waited >= train.patience)
 
 
-def stage_start(stage: Stage, number: int, settings: Settings, names: Sequence[str], folder: RunFolder) -> Start:
-    """The start of a stage after the first.
+@dataclass
+class TrainState:
+    """A stage in training. A checkpoint holds the model, its average, the optimiser and the progress.
+
+    Attributes:
+        stages: all stages of the scheme.
+        settings: of its model, which may have no second stage.
+        train: the section `train` of the settings.
+        model: the network that is trained.
+        loss: the scheme's loss around it, wrapped for several processes.
+        optimizer: of the trained parameters.
+        ema: average of the weights; None without `train.ema`.
+        loader: of the training images.
+        total: steps of the stage.
+        progress: steps and epochs done.
+        fixed: parts of the model that are not trained and stay in eval mode: no dropout, no new statistics of norms.
+        val_proposals: proposals for validation. None: the model's own.
+    """
+
+    stages: tuple[Stage, ...]
+    settings: Settings
+    train: Train
+    model: FasterRCNN
+    loss: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: EMA | None
+    loader: Loader
+    total: int
+    progress: Progress
+    fixed: Sequence[nn.Module] = ()
+    val_proposals: External | None = None
+
+    @property
+    def stage(self) -> Stage:
+        """The current stage."""
+        return self.stages[self.progress.stage]
+
+    @property
+    def epochs_before(self) -> int:
+        """Number of epochs of the stages before."""
+        return self.progress.stage * self.train.epochs
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a step, 0..total - 1."""
+        return learning_rate(step, self.total, self.train)
+
+    def batches(self, device: torch.device) -> Generator[Item, None, None]:
+        """The batches of the epoch that are left, on the device."""
+        return uploaded(self.loader.epoch(self.progress.epoch, self.progress.place), device)
+
+    def detector(self, dataset: Dataset, device: torch.device, epoch: int) -> Detector:
+        """A detector with the current weights, for the classes of the training images."""
+        return Detector(
+            self.model,
+            self.settings,
+            dataset.names,
+            category_ids=dataset.category_ids,
+            summary={"epoch": epoch, "scale": scale_of(dataset, self.settings)},
+            device=device,
+        )
+
+
+def begin_stage(
+    settings: Settings,
+    progress: Progress,
+    splits: Splits,
+    folder: RunFolder,
+    distributed: Distributed,
+    say: Callable[[str], None],
+    start: Start | None = None,
+) -> TrainState:
+    """Build the model, loader, loss, optimiser and average of the stage `progress.stage`.
 
     Args:
-        stage: the stage.
-        number: of the stage, from 1.
         settings: of the run.
-        names: of the classes.
-        folder: of the run, with the weights of earlier stages.
-
-    Raises:
-        WeightsError: weights are missing, damaged or do not fit.
+        progress: of the stage.
+        splits: images to train on, and to validate on.
+        folder: of the run.
+        distributed: the processes that train together.
+        say: called with a sentence about the progress.
+        start: model of the stage and its settings. None: from the weights of earlier stages.
     """
-    own = stage.model_settings(settings)
-    seed_step(settings.train.seed, number - 1)
-    if not stage.start:
-        return initialise(own, names)
-    model = build(own, len(names))
-    tensors = model.state_dict()
-    for part, source in stage.start.items():
-        theirs, _ = read_detector(kept(folder.stage(source)))
-        tensors |= {key: tensor for key, tensor in theirs.items() if key.startswith(f"{part}.")}
-    fill(model, tensors, folder.path / "stages")
-    return Start(model, own)
+    stages = stages_of(settings)
+    stage, number = stages[progress.stage], progress.stage + 1
+    start = start or stage_start(stage, number, settings, splits[0].names, folder)
+    settings, train = start.settings, start.settings.train
+    if distributed.writer:
+        folder.weights_of_stage(number, len(stages)).mkdir(parents=True, exist_ok=True)
+    proposals, val_proposals = stage_proposals(stage, start, splits, folder, distributed, say)
+    fixed = freeze_untrained(start.model, stage)
+    model = start.model.to(distributed.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    loader = Loader(
+        training_windows(splits[0], settings),
+        settings,
+        training=True,
+        batch=train.batch // distributed.world,
+        device=distributed.device,
+        rank=distributed.rank,
+        world=distributed.world,
+        proposals=proposals,
+    )
+    return TrainState(
+        stages=stages,
+        settings=settings,
+        train=train,
+        model=model,
+        loss=distributed.wrap(stage.loss(model), train.accumulate),
+        optimizer=build_optimizer(model, train),
+        ema=EMA(model, train.ema) if train.ema is not None else None,
+        loader=loader,
+        total=train.epochs * math.ceil(loader.steps / train.accumulate),
+        progress=progress,
+        fixed=fixed,
+        val_proposals=val_proposals,
+    )
 
 
-def hold(model: FasterRCNN, stage: Stage) -> list[nn.Module]:
+def freeze_untrained(model: FasterRCNN, stage: Stage) -> list[nn.Module]:
     """Freeze the parts of a model that a stage does not train, and return them.
 
-    If the RPN has no loss, parameters that only its levels depend on are not trained either.
+    If the RPN has no loss, parameters that only its levels depend on are not trained either. They are found by the
+    gradients of a black image.
     """
-    held = [part for name, part in model.named_children() if name not in stage.trained]
-    for part in held:
+    fixed = [part for name, part in model.named_children() if name not in stage.trained]
+    for part in fixed:
         part.requires_grad_(False)
-    for parameter in unread(model) if stage.proposals is not None else ():
-        parameter.requires_grad_(False)
-    return held
-
-
-def unread(model: FasterRCNN) -> list[nn.Parameter]:
-    """The trained parameters of a backbone that no RoI depends on: those of levels that only the RPN reads.
-
-    They are found by the gradients of a black image.
-    """
     trained = [parameter for parameter in model.backbone.parameters() if parameter.requires_grad]
-    if not trained:
-        return []
+    if stage.proposals is None or not trained:
+        return fixed
     side = 2 * max(model.rpn.strides)
     image = torch.zeros(1, model.settings.preprocess.in_channels, side, side, device=trained[0].device)
     levels = list(model.backbone.eval()(image).values())  # the next epoch puts it into training mode
     total = torch.stack([levels[i].sum() for i in model.roi_levels]).sum()
     gradients = torch.autograd.grad(total, trained, allow_unused=True)
-    return [parameter for parameter, gradient in zip(trained, gradients, strict=True) if gradient is None]
-
-
-def stage_proposals(
-    stage: Stage,
-    start: Start,
-    splits: tuple[Dataset, Dataset],
-    folder: RunFolder,
-    distributed: Distributed,
-    say: Callable[[str], None],
-) -> tuple[External | None, External | None]:
-    """The proposals that a stage is trained on and those that it is validated on; None: the model's own.
-
-    Those of an earlier stage are computed if they are not on the disk yet. `start` is of this stage.
-    """
-    if stage.proposals is None:
-        return None, None
-    if stage.proposals == GIVEN and start.settings.train.proposals == SLIDING_WINDOWS:
-        windows = SlidingWindows.of(start.model)
-        return windows, windows
-    rpn, sets = start.settings.rpn, list[ProposalSet]()
-    source = folder.proposals if stage.proposals == GIVEN else folder.stage(stage.proposals)
-    limits = ((rpn.pre_train, rpn.post_train), (rpn.pre_test, rpn.post_test))
-    needed = 1 if stage.own_rpn else 2  # an RPN of its own proposes for the images of validation
-    for dataset, path, counts in list(zip(splits, proposal_files(source), limits, strict=True))[:needed]:
-        if stage.proposals != GIVEN and not any(distributed.gather(path.exists())):
-            proposer = Detector.load(kept(source), distributed.device)
-            write_proposals(path, proposer, dataset, distributed, counts, say)
-        sets.append(ProposalSet(load_proposals(path), counts[1]))
-    return sets[0], None if stage.own_rpn else sets[1]
-
-
-def proposal_files(folder: Path) -> list[Path]:
-    """The files of a folder with proposals for training and for validation."""
-    return [folder / "train.safetensors", folder / "val.safetensors"]
+    for parameter, gradient in zip(trained, gradients, strict=True):
+        if gradient is None:
+            parameter.requires_grad_(False)
+    return fixed

@@ -15,7 +15,8 @@ from rcnn.data.loading.windows import scale_of, training_windows
 from rcnn.data.synthetic import synthesise
 from rcnn.errors import SettingsError
 from rcnn.images.views import View
-from rcnn.training.train import choose_settings, train
+from rcnn.training.configure import choose_settings
+from rcnn.training.train import train
 from rcnn.weights.metadata import read_detector
 from tests.training.pieces import without_pictures
 from tests.training.test_train import OVERRIDES

@@ -3,9 +3,10 @@ import torch
 
 from rcnn.config import Train
 from rcnn.errors import TrainingError
-from rcnn.training.loop import backward, tf32_allowed, train_step
+from rcnn.training.step import backward, tf32_allowed
 from tests.model import tiny
 from tests.training import pieces
+from tests.training.pieces import ALONE
 
 
 def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -14,7 +15,7 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_gradients_are_those_of_the_summed_mean_losses() -> None:
     model, item = tiny.model(), pieces.item()
-    losses, asked = backward(pieces.engine(model), item, 1, (True, False)).read()
+    losses, asked = backward(pieces.state(model), ALONE, item, 1, (True, False)).read()
     found = pieces.gradients(model)
     model.zero_grad()
     expected = model.loss(item.batch, item.targets, model.keys(item.batch, item.targets, item.seeds))
@@ -26,45 +27,45 @@ def test_gradients_are_those_of_the_summed_mean_losses() -> None:
 
 def test_accumulated_gradients_are_the_mean_of_the_batches() -> None:
     model = tiny.model()
-    engine = pieces.engine(model)
+    state = pieces.state(model)
     apart = []
     for seed in (0, 1):
-        backward(engine, pieces.item(seed), 1, ())
+        backward(state, ALONE, pieces.item(seed))
         apart.append(pieces.gradients(model))
         model.zero_grad()
     for seed in (0, 1):
-        backward(engine, pieces.item(seed), 2, ())
+        backward(state, ALONE, pieces.item(seed), 2)
     mean = {name: (apart[0][name] + apart[1][name]) / 2 for name in apart[0]}
     assert pieces.difference(pieces.gradients(model), mean) < 1e-5
 
 
 def test_steps_lower_the_loss_and_move_the_average() -> None:
     model = tiny.model()
-    engine = pieces.engine(model, total=15, lr=0.05, ema=0.9, schedule="constant")
-    first = train_step(engine, [pieces.item()], 0)
-    for step in range(1, 15):
-        last = train_step(engine, [pieces.item()], step)
-    assert sum(last.read(engine).sums.values()) < sum(first.read(engine).sums.values())
-    assert engine.ema is not None
+    state = pieces.state(model, total=15, lr=0.05, ema=0.9, schedule="constant")
+    trainer = pieces.trainer(state)
+    steps = [trainer.step([pieces.item()], number) for number in range(15)]
+    first, last = (sum(steps[i].read(state, ALONE)[0].values()) for i in (0, -1))
+    assert last < first
+    assert state.ema is not None
     own = weights(model)
-    assert not torch.equal(engine.ema.shadow["rpn.head.cls.weight"], own["rpn.head.cls.weight"])
+    assert not torch.equal(state.ema.shadow["rpn.head.cls.weight"], own["rpn.head.cls.weight"])
 
 
 def test_clipping_bounds_the_norm_of_the_whole_gradient() -> None:
     model = tiny.model()
     before = weights(model)
-    engine = pieces.engine(model, clip=1e-3, momentum=0, weight_decay=0, lr=1, lr_batch=1, batch=1, schedule="constant")
-    train_step(engine, [pieces.item()], 0)
+    state = pieces.state(model, clip=1e-3, momentum=0, weight_decay=0, lr=1, lr_batch=1, batch=1, schedule="constant")
+    pieces.trainer(state).step([pieces.item()], 0)
     moved = torch.cat([(tensor - before[name]).flatten() for name, tensor in model.state_dict().items()])
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_says_where() -> None:
-    engine, item = pieces.engine(tiny.model()), pieces.item(seed=3)
+    state, item = pieces.state(tiny.model()), pieces.item(seed=3)
     item.batch.images[1] = torch.nan
-    step = train_step(engine, [item], 5)
+    step = pieces.trainer(state).step([item], 5)
     with pytest.raises(TrainingError, match=r"step 6: .*rpn_objectness = nan.*learning rate 0\.00") as caught:
-        step.read(engine)
+        step.read(state, ALONE)
     assert "image-3.png, image-4.png" in str(caught.value)
 
 
@@ -72,7 +73,7 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
     def after(draws: int, step: int) -> dict[str, torch.Tensor]:
         model = tiny.model({"roi": {"dropout": 0.5}})
         torch.rand(draws)
-        train_step(pieces.engine(model, ema=None), [pieces.item()], step)
+        pieces.trainer(pieces.state(model, ema=None)).step([pieces.item()], step)
         return weights(model)
 
     first, again, other = after(0, 3), after(5, 3), after(0, 4)
@@ -98,9 +99,9 @@ def test_tf32_is_for_trainings_on_a_gpu_that_did_not_ask_for_float32() -> None:
 
 def test_bf16_keeps_losses_in_float32_and_close() -> None:
     model, item = tiny.model(), pieces.item()
-    exact, _ = backward(pieces.engine(model, amp="float32"), item, 1, ()).read()
+    exact, _ = backward(pieces.state(model, amp="float32"), ALONE, item).read()
     model.zero_grad()
-    rounded, _ = backward(pieces.engine(model, amp="bf16"), item, 1, ()).read()
+    rounded, _ = backward(pieces.state(model, amp="bf16"), ALONE, item).read()
     assert rounded != exact
     assert rounded == pytest.approx(exact, rel=0.1, abs=0.05)
     assert all(p.grad is None or p.grad.dtype == torch.float32 for p in model.parameters())

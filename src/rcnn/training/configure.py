@@ -1,0 +1,232 @@
+"""Choose and check the settings of a run: of a new one, of fine-tuning, and of one that is resumed.
+
+The command line and `rcnn.train` both come here, so that they refuse the same combinations.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rcnn.config import Settings, dump, merge, override, read, validate
+from rcnn.config.aliases import ALIASES, IMAGE_SIZE
+from rcnn.data.proposals.read import WORDS
+from rcnn.data.proposals.search import EDGE_BOXES, model_file
+from rcnn.errors import SettingsError
+from rcnn.presets import settings_of
+from rcnn.runtime.by_suffix import refuse_exported
+from rcnn.training.checkpoint import latest, read_progress
+from rcnn.training.run_folder import RunFolder
+from rcnn.training.schemes import SCHEMES, JointFull, stages_of, takes_proposals
+from rcnn.training.stages import Progress
+from rcnn.weights.file import weights_of_run
+
+DEFAULT_MODEL = "mobilenet-fpn"
+DATA_OPTIONS = {"on_fault", "workers", "holdout"}
+"""Options that are settings of the section `data`; the others are of the section `train`."""
+RESUME_OPTIONS = {"epochs", "workers"}
+"""Options that a resumed run takes."""
+
+DETECTOR_SECTIONS = ("preprocess", "model", "anchors", "rpn", "roi")
+"""Sections that fine-tuning takes from the detector; the others are the defaults, but for `FINE_TUNING`."""
+FINE_TUNING: dict[str, dict[str, Any]] = {"train": {"epochs": 15, "lr": 1e-3}}
+"""Half of the defaults, which start with new layers on a backbone."""
+FROZEN_STAGES = 2
+"""Stages of the backbone that fine-tuning does not train, where the detector trained all."""
+
+
+def choose_settings(
+    data: str | Path | None = None,
+    config: str | Path | None = None,
+    model: str | None = None,
+    overrides: Sequence[str] = (),
+    options: Mapping[str, object] | None = None,
+    start_from: str | Path | None = None,
+    resume: str | Path | None = None,
+) -> Settings:
+    """The settings of a run: a file's, a preset's or a detector's, then `overrides`, then `options`.
+
+    Args:
+        data: what to train on. None: `data.path` of the settings.
+        config: a `config.yaml`.
+        model: name of a preset. None: `DEFAULT_MODEL`.
+        overrides: `section.key=value` texts.
+        options: settings by name, as `rcnn.train` takes them.
+        start_from: a detector to fine-tune.
+        resume: a run folder, whose settings these are.
+
+    Raises:
+        SettingsError: a setting is wrong, arguments contradict each other, a file that a setting names is missing, or
+            there is nothing to train on.
+        WeightsError: the detector to fine-tune or the checkpoint can't be used.
+    """
+    options = options or {}
+    check_arguments(data, config, model, overrides, options, start_from, resume)
+    if resume is not None:
+        return resumed_settings(RunFolder(resume), options)
+    if config is not None:
+        settings = read(Path(config))
+    elif start_from is not None:
+        settings = fine_tuning_settings(start_from)
+    else:
+        settings = settings_of(model or DEFAULT_MODEL)
+    size = [f"{IMAGE_SIZE}={options[IMAGE_SIZE]}"] if IMAGE_SIZE in options else []
+    settings = override(settings, [*overrides, *size])
+    tree: dict[str, dict[str, object]] = {"data": {"path": str(Path(data).resolve())} if data is not None else {}}
+    for name in options.keys() - {IMAGE_SIZE}:
+        section, key = ("data", name) if name in DATA_OPTIONS else ALIASES.get(name, f"train.{name}").split(".")
+        tree.setdefault(section, {})[key] = options[name]
+    settings = override(settings, tree)
+    if (side := settings.train.tile) is not None:  # at the scale of the file, also in validation and with the weights
+        tile = "auto" if settings.predict.tile == "off" else settings.predict.tile
+        settings = override(settings, {"predict": {"tile": tile}, "preprocess": {"short": side, "long": side}})
+    check_scheme(settings)
+    proposals = settings.train.proposals
+    if proposals is not None and proposals not in WORDS:  # --resume and --config may be called from elsewhere
+        settings = override(settings, {"train": {"proposals": str(Path(proposals).expanduser().resolve())}})
+    if proposals == EDGE_BOXES or settings.data.edge_model is not None:
+        settings = override(settings, {"data": {"edge_model": str(model_file(settings.data).resolve())}})
+    if settings.data.path is None:
+        raise SettingsError("nothing to train on: give a folder, a COCO json or a data.yaml")
+    return settings
+
+
+def check_arguments(
+    data: object,
+    config: object,
+    model: object,
+    overrides: Sequence[str],
+    options: Mapping[str, object],
+    start_from: object,
+    resume: str | Path | None,
+) -> None:
+    """Check that arguments of `choose_settings` do not contradict each other. They may have any type but None.
+
+    Raises:
+        SettingsError: they do, or the folder to resume holds no run.
+    """
+    if resume is not None:
+        if (data, config, model, start_from) != (None,) * 4 or overrides or options.keys() - RESUME_OPTIONS:
+            raise SettingsError(
+                "--resume continues with the settings of its run; leave out DATA and other settings "
+                "(but --epochs and --workers)"
+            )
+        if not RunFolder(resume).config.is_file() and not RunFolder(resume).checkpoints.is_dir():
+            raise SettingsError(f"{resume}: no run folder (there is no config.yaml in it)")
+    elif start_from is not None and (config, model, options.get("init")) != (None, None, None):
+        raise SettingsError("--from names the model and its weights already; leave --config, --model and --init out")
+    elif config is not None and model is not None:
+        raise SettingsError("--config names the model already; leave --model out")
+
+
+def check_scheme(settings: Settings) -> None:
+    """Check that the scheme of a run can train what the settings describe.
+
+    Raises:
+        SettingsError: it can't, and what to change.
+    """
+    scheme, proposals, roi = settings.train.scheme, settings.train.proposals, settings.roi
+    stages = stages_of(settings)
+    if proposals is None and takes_proposals(scheme):
+        raise SettingsError(f"train.scheme={scheme} needs train.proposals: a file, selective-search or sliding-windows")
+    if proposals is not None and not takes_proposals(scheme):
+        readers = " or ".join(name for name in SCHEMES if takes_proposals(name))
+        raise SettingsError(f"only train.scheme={readers} reads train.proposals={proposals} (got {scheme})")
+    if roi.head == "none" and any(stage.needs_second for stage in stages):
+        raise SettingsError(f"train.scheme={scheme} needs a second stage, and roi.head=none has none")
+    if settings.predict.tile != "off" and any(stage.proposals is not None for stage in stages):
+        raise SettingsError(
+            f"train.scheme={scheme} works on proposals of whole images, not of windows: leave out train.tile, and "
+            "set predict.tile=off"
+        )
+    if any(issubclass(stage.loss, JointFull) for stage in stages) and (roi.pool == "max" or roi.sampling_ratio == 0):
+        raise SettingsError(
+            f"train.scheme={scheme} needs features with a gradient in the boxes: roi.pool=align or warp, "
+            f"with roi.sampling_ratio of 1 or more (got {roi.pool} with {roi.sampling_ratio})"
+        )
+
+
+def fine_tuning_settings(source: str | Path) -> Settings:
+    """The settings of a run that starts from a detector, as `rcnn.load` takes it.
+
+    Batch norms become constants (or stay `affine`), because batches are small and their statistics are known.
+
+    Raises:
+        WeightsError: as for `rcnn.load`, or it is an exported file.
+    """
+    from rcnn.open_model import NAMES, load  # imports torchvision's models, which takes as long as everything else
+
+    refuse_exported(source)
+    detector = load(source, "cpu").settings
+    init = str(source) if str(source) in NAMES else str(weights_of_run(Path(source).expanduser().resolve()))
+    norm = "affine" if detector.model.norm == "affine" else "frozen"
+    adapted = {
+        "model": {"norm": norm, "frozen_stages": detector.model.frozen_stages or FROZEN_STAGES},
+        "train": {"init": init},
+    }
+    tree = dump(detector)
+    return validate(merge(merge({section: tree[section] for section in DETECTOR_SECTIONS}, FINE_TUNING), adapted))
+
+
+def resumed_settings(folder: RunFolder, options: Mapping[str, object]) -> Settings:
+    """The settings of a run that is resumed, with another number of `workers` or `epochs` if the options have one.
+
+    Raises:
+        SettingsError: it has no checkpoint, or can't be trained for that many epochs; the message says what to do.
+        WeightsError: the checkpoint is damaged.
+    """
+    if folder.path.is_dir() and latest(folder.checkpoints) is None:
+        again = f"--config {folder.config}" if folder.config.exists() else "DATA"
+        raise SettingsError(
+            f"{folder.path} holds no checkpoint to resume from: its run ended before the first step. "
+            f"Start it again: rcnn train {again}"
+        )
+    settings = read(folder.config)
+    if settings.data.path is None:
+        raise SettingsError(f"{folder.config}: `data.path` is missing, so there is nothing to train on; put it back")
+    changes = {
+        section: {key: options[key]} for section, key in (("data", "workers"), ("train", "epochs")) if key in options
+    }
+    changed = override(settings, changes)
+    if changed.train.epochs != settings.train.epochs:
+        _check_epochs(folder, settings, changed)
+    return changed
+
+
+def _check_epochs(folder: RunFolder, settings: Settings, changed: Settings) -> None:
+    """Check that a run can go on for another number of epochs.
+
+    Raises:
+        SettingsError: it has several stages, has begun as many epochs, or was stopped by its patience.
+        WeightsError: the checkpoint is damaged.
+        DataError: metrics.jsonl is.
+    """
+    epochs = changed.train.epochs
+    again = f"start a new run from its weights: rcnn train DATA --init {folder.path} --epochs N"
+    stages = stages_of(settings)
+    if len(stages) > 1:
+        raise SettingsError(
+            f"--epochs {epochs}: {folder.path} is a run of {len(stages)} stages "
+            f"(train.scheme={settings.train.scheme}), each of {settings.train.epochs} epochs, which can't be changed "
+            f"any more. Leave --epochs out, or {again}"
+        )
+    path = latest(folder.checkpoints)
+    assert path is not None
+    progress = read_progress(path)
+    begun = progress.epoch + (progress.place > 0)
+    if epochs <= begun:
+        raise SettingsError(
+            f"--epochs {epochs}: {folder.path} has begun epoch {begun} of {settings.train.epochs}; "
+            f"give more than {begun}"
+        )
+    # The rows say how far the run was validated: a checkpoint is made before the validation of its epoch.
+    column, validated = stages[0].decided_by(settings), Progress()
+    for row in folder.rows():
+        validated.epoch = row["epoch"]
+        if column in row and (validated.best_ap is None or row[column] is None or row[column] > validated.best_ap):
+            validated.best_ap, validated.best_epoch = row[column], validated.epoch
+    if validated.finished(changed.train, changed.val.every):
+        raise SettingsError(
+            f"--epochs {epochs}: {folder.path} was stopped after {begun} epochs, because none of the last "
+            f"{settings.train.patience} was better than those before (train.patience). "
+            f"To train on all the same, {again}"
+        )

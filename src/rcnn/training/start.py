@@ -1,0 +1,116 @@
+"""How a training starts: anew, with a run folder and a first model, or from the last checkpoint of a run."""
+
+import itertools
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from rcnn.config import Settings, override, read, to_yaml
+from rcnn.data.loading.windows import training_windows
+from rcnn.presets import build
+from rcnn.training.checkpoint import latest, read_stage, restore
+from rcnn.training.distributed import Distributed
+from rcnn.training.fit_anchors import settle_anchors
+from rcnn.training.init import Start, initialise
+from rcnn.training.proposals import external_proposals, proposal_files, save_proposals
+from rcnn.training.run_folder import RunFolder
+from rcnn.training.run_pictures import draw_start
+from rcnn.training.schemes import stages_of
+from rcnn.training.stages import Progress, Splits, TrainState, begin_stage
+from rcnn.training.summary import announce_start
+from rcnn.training.trainer import Trainer
+from rcnn.weights.file import atomic_write
+
+
+def prepare_run(
+    settings: Settings, splits: Splits, distributed: Distributed, console: Console | None, runs: Path, name: str | None
+) -> tuple[Settings, Start, RunFolder]:
+    """The settings of a new run, adapted to the data and the weights, its first model, and its folder.
+
+    Args:
+        settings: as they were chosen.
+        splits: images to train on, and to validate on.
+        distributed: the processes that train together.
+        console: shows the progress. None: none is shown.
+        runs: folder of run folders.
+        name: of the run. None: that of the folder of its data, also where a file or folder inside it was given.
+    """
+    train_set = splits[0]
+    proposals = external_proposals(settings, splits, distributed, console)
+    settings, notes = distributed.gather(settle_anchors(settings, training_windows(train_set, settings)))[0]
+    start = initialise(stages_of(settings)[0].model_settings(settings), train_set.names)
+    settings, start = override(settings, start.changes), replace(start, notes=(*notes, *start.notes))
+    if name is None:
+        path, root = Path(str(settings.data.path)), Path(os.path.normpath(train_set.root))
+        name = (path if root.is_relative_to(path) else root).name or "data"
+    folder = RunFolder(distributed.gather(RunFolder.create(runs, name).path if distributed.writer else runs)[0])
+    if proposals is not None and distributed.writer:
+        folder.proposals.mkdir()
+        for file, of_split in zip(proposal_files(folder.proposals), proposals, strict=True):
+            save_proposals(file, of_split)
+    distributed.gather(None)  # the files are there before anyone reads them
+    return settings, start, folder
+
+
+def begin(trainer: Trainer, start: Start) -> None:
+    """Prepare the first stage of a new run: describe the run on the console and in its folder, and save the state."""
+    trainer.state = _stage(trainer, Progress(), start)
+    if not trainer.distributed.writer:
+        return
+    trainer.folder.describe(trainer.settings, *trainer.splits)
+    announce_start(trainer, start.notes)
+    trainer.announce_stage()
+    trainer.save_checkpoint()
+    draw_start(trainer.folder.plots, trainer.state.loader)
+
+
+def resume_run(trainer: Trainer) -> None:
+    """Prepare the stage of the last checkpoint; what was logged after it is dropped."""
+    folder, settings, log = trainer.folder, trainer.settings, trainer.log
+    stages = stages_of(settings)
+    progress = Progress(stage=read_stage(folder.checkpoints, len(stages)))
+    settings = stages[progress.stage].model_settings(settings)
+    trainer.state = _stage(trainer, progress, Start(build(settings, len(trainer.splits[0].names)), settings))
+    path = latest(folder.checkpoints)
+    assert path is not None
+    folder.see_same_data(*trainer.splits)
+    lengths = restore(path, trainer.state)
+    if trainer.distributed.writer:
+        folder.cut_logs(lengths)
+        log.say(f"going on with {folder.path} after step {trainer.state.progress.step}")
+        if changed := _change_epochs(trainer):
+            log.say(changed)
+        trainer.announce_stage()
+    trainer.distributed.gather(None)  # the writer has cut the rows before anyone reads them
+    trainer.rows.extend(folder.rows())
+
+
+def _stage(trainer: Trainer, progress: Progress, start: Start) -> TrainState:
+    splits, folder, distributed = trainer.splits, trainer.folder, trainer.distributed
+    return begin_stage(trainer.settings, progress, splits, folder, distributed, trainer.log.status, start)
+
+
+def _change_epochs(trainer: Trainer) -> str | None:
+    """Write a new number of epochs into config.yaml and keep the old file beside it.
+
+    Returns:
+        A sentence about the new schedule; None: the number is not new, and nothing was written.
+    """
+    folder, train = trainer.folder, trainer.settings.train
+    written = read(folder.config)
+    before = written.train.epochs
+    if before == train.epochs:
+        return None
+    ends = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    old = next(path for end in ends if not (path := folder.path / f"config-epochs-{before}{end}.yaml").exists())
+    atomic_write(old, folder.config.read_bytes())
+    text = to_yaml(override(written, {"train": {"epochs": train.epochs}}))
+    atomic_write(folder.config, text.encode(errors="surrogateescape"))
+    step = trainer.state.progress.step
+    return (
+        f"{train.epochs} epochs instead of {before} ({old.name} keeps the settings before): the {train.schedule} "
+        f"schedule is computed anew, and the learning rate goes on at {trainer.state.learning_rate(step):.2g} "
+        f"after step {step}"
+    )

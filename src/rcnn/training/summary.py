@@ -1,0 +1,57 @@
+"""What a training prints when it starts and when it ends."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+from rcnn.data.proposals.external import SlidingWindows
+from rcnn.detector import Detector
+from rcnn.metrics.table import Metrics, live_metrics
+from rcnn.model.sliding_windows import SLIDING_WINDOWS
+from rcnn.text import plural
+from rcnn.training.log import duration, memory_gb
+from rcnn.training.run_pictures import draw_end
+from rcnn.training.schemes import AP, RECALL
+from rcnn.training.trainer import Trainer
+
+
+def announce_start(trainer: Trainer, notes: Sequence[str]) -> None:
+    """Print what is trained on what, and how; `notes` are about the initial weights."""
+    settings, (train_set, val_set), log = trainer.settings, trainer.splits, trainer.log
+    preprocess, loader, path = settings.preprocess, trainer.state.loader, trainer.folder.path
+    log.say(
+        f"{path}: {settings.model.preset}, {plural(len(train_set.names), 'class')}, "
+        f"{len(train_set)} images to train on, {len(val_set)} to validate, "
+        f"resized to {preprocess.short} pixels (the longer side at most {preprocess.long}), "
+        f"on {trainer.distributed.device}, loaded by {loader.workers}"
+    )
+    test = settings.data.val == "test" and settings.train.keep != "last"
+    warning = (
+        "the best epoch and the score threshold are chosen on the list test (data.val=test), so its scores are too "
+        "good for images held out; train.keep=last chooses nothing"
+    )
+    for note in dict.fromkeys((*loader.dataset.notes, *val_set.notes, *notes, *([warning] if test else []))):
+        log.say(note)
+    if faults := len(set(map(str, (*train_set.faults, *val_set.faults)))):
+        log.say(f"faults of the data, mended or left out: {faults}, listed in {path / 'faults.txt'}")
+
+
+def announce_end(trainer: Trainer, detector: Detector, metrics: Metrics) -> None:
+    """Draw the results, print the scores of the kept detector, and what to do next."""
+    folder, log, settings = trainer.folder, trainer.log, trainer.state.settings
+    rows, note = metrics.table(digits=1)
+    log.table("AP by class on the validation split" + note, metrics.class_headings, rows)
+    draw_end(folder.plots, trainer.splits[1], metrics, settings, detector.threshold)
+    shown = live_metrics(AP if detector.settings.predicts_classes else RECALL)
+    scores = ", ".join(f"{m.live} {metrics.values[m.key].overall:.{m.digits}f}" for m in shown)
+    progress = trainer.state.progress
+    spent = f"{duration(progress.seconds)} of training, {memory_gb():.1f} GB"
+    log.say(f"{settings.train.keep} epoch {progress.best_epoch}: {scores}; {spent}")
+    command, proposals = "predict" if detector.settings.predicts_classes else "propose", ""
+    if trainer.state.val_proposals:
+        windows = isinstance(trainer.state.val_proposals, SlidingWindows)
+        proposals = f" --proposals {SLIDING_WINDOWS if windows else 'FILE|selective-search'}"
+    here, data = Path.cwd(), Path(str(settings.data.path))
+    data = data.relative_to(here) if data.is_relative_to(here) else data
+    split = "test" if settings.data.val == "test" else "val"
+    log.say(f"next: rcnn {command} {shlex.join([str(folder.path), str(data), '--split', split])}{proposals}")

@@ -1,0 +1,305 @@
+"""The training loop: stages, epochs and steps. Each epoch ends with a checkpoint, a validation and a row of numbers."""
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, nullcontext
+from itertools import islice
+from typing import Any
+
+import torch
+
+from rcnn.config import Settings, dump
+from rcnn.data.loading.loader import Item
+from rcnn.detector import Detector
+from rcnn.errors import NonFiniteError, TrainingError
+from rcnn.evaluate import Shard, evaluate
+from rcnn.metrics.curves import best_threshold, precision_recall
+from rcnn.metrics.table import Metrics
+from rcnn.training.checkpoint import save_checkpoint
+from rcnn.training.distributed import Distributed, without_sync
+from rcnn.training.ending import patient
+from rcnn.training.init import seed_generators
+from rcnn.training.log import Log, memory_gb
+from rcnn.training.recorders import About, Recorders
+from rcnn.training.run_folder import RunFolder
+from rcnn.training.stages import Progress, Splits, TrainState, begin_stage
+from rcnn.training.step import BatchLosses, StepLosses, backward, tf32_allowed
+
+INTERRUPT = 1
+"""Index of the second request that a process can make in a step: to stop. The first is for a checkpoint."""
+
+
+class Trainer:
+    """Trains the stages of a scheme, one after another.
+
+    Args:
+        settings: as in config.yaml; the model of a stage may differ in having no second stage.
+        splits: images to train on, and to validate on.
+        folder: of the run.
+        log: for messages.
+        distributed: the processes that train together.
+        recorders: receive the numbers.
+        on_kept: called with a detector whose weights are kept, its scores and its epoch.
+
+    Attributes:
+        state: the current stage; set before `fit`.
+        rows: of the epochs so far.
+        ahead: steps that are queued before the oldest is read: with 1 a GPU always has work. On a CPU a step is done
+            when `step` returns.
+    """
+
+    state: TrainState
+
+    def __init__(
+        self,
+        settings: Settings,
+        splits: Splits,
+        folder: RunFolder,
+        log: Log,
+        distributed: Distributed,
+        recorders: Recorders,
+        on_kept: Callable[[Detector, Metrics, int], None],
+    ) -> None:
+        self.settings, self.splits, self.folder, self.log = settings, splits, folder, log
+        self.distributed, self.recorders, self.on_kept = distributed, recorders, on_kept
+        self.rows: list[dict[str, Any]] = []
+        self.ahead = 1 if distributed.device.type == "cuda" else 0
+        self._saved = time.monotonic()
+
+    def fit(self) -> tuple[Detector, Metrics]:
+        """Train the stages that are left; return the detector that is kept, loaded from the disk, and its scores."""
+        with (
+            tf32_allowed(self.settings.train, self.distributed.device),
+            self.recorders.running(self._about()) as scores,
+        ):
+            self.run_stage()
+            while self.state.progress.stage + 1 < len(self.state.stages):
+                self.next_stage()
+                self.run_stage()
+            detector, metrics = self.score_kept()
+            scores.update({name: known(value) for name, value in metrics.to_row().items()})
+        return detector, metrics
+
+    def run_stage(self) -> None:
+        """Run the epochs of the stage that are left."""
+        with closing(self.state.loader):
+            while not self.state.progress.finished(self.state.train, self.settings.val.every):
+                self.run_epoch()
+
+    def run_epoch(self) -> None:
+        """Run the rest of an epoch: its steps, a checkpoint, a validation, and a row of numbers."""
+        progress = self.state.progress
+        began, first = time.monotonic(), progress.place
+        with patient() as interrupted:
+            self.run_steps(interrupted)
+        seconds = time.monotonic() - began
+        images = (progress.place - first) * self.state.train.batch
+        progress.seconds += seconds
+        # Before validation: stopping there loses nothing, and weights that are not finite are noticed here.
+        self.save_checkpoint()
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        row = self.numbers(self.state.learning_rate(progress.step - 1))
+        with self.state.ema.applied() if self.state.ema else nullcontext():
+            row |= self.validate_and_save()
+        progress.epoch, progress.place, progress.sums = progress.epoch + 1, 0, {}
+        pace = images / seconds if images else math.nan  # NaN if all steps were made before the run was resumed
+        row |= {"seconds": round(progress.seconds, 3), "images_per_second": pace, "memory_gb": memory_gb()}
+        self.rows.append({name: known(value) for name, value in row.items()})
+        self.recorders.epoch(self.rows[-1])
+
+    def run_steps(self, interrupted: threading.Event) -> None:
+        """Run the steps of an epoch that are left, with checkpoints at intervals and when `interrupted` is set.
+
+        Before a checkpoint, and at the end of the epoch, all steps that were queued ahead are read.
+        """
+        state, progress, train = self.state, self.state.progress, self.state.train
+        began, first = time.monotonic(), progress.place
+        if progress.place == state.loader.steps:
+            return  # the checkpoint was made between the last step and validation
+        state.model.train()
+        for part in state.fixed:
+            part.eval()
+        queued: list[StepLosses] = []
+
+        def read() -> tuple[float, ...]:
+            """Read the oldest step, record its numbers, return its requests."""
+            step = queued.pop(0)
+            losses, requests = step.read(state, self.distributed)
+            progress.step += 1
+            progress.place += len(step.batches)
+            progress.sums = {name: progress.sums.get(name, 0.0) + value for name, value in losses.items()}
+            pace = (progress.place - first) * train.batch / (time.monotonic() - began)
+            self.recorders.step({**self.numbers(step.lr), "images_per_second": pace, "memory_gb": memory_gb()})
+            return requests
+
+        def settle() -> None:
+            """Read the oldest step and fulfil the requests that were made with it."""
+            requests = read()
+            if any(requests):
+                while queued:
+                    read()
+                self.save_checkpoint()
+            if requests[INTERRUPT]:
+                raise KeyboardInterrupt
+
+        batches = state.batches(self.distributed.device)
+        try:
+            while group := list(islice(batches, train.accumulate)):
+                number = progress.step + len(queued)
+                queued.append(self.step(group, number, (self.is_late(), interrupted.is_set())))
+                if len(queued) > self.ahead:
+                    settle()
+            while queued:
+                settle()
+        except TrainingError:
+            raise
+        except (RuntimeError, ChildProcessError):
+            while queued:
+                read()  # a loss that is not finite would be the reason of the error
+            if interrupted.is_set():
+                # Ctrl-C also reaches the loader's workers and may end them first: the last step is complete.
+                self.save_checkpoint()
+                raise KeyboardInterrupt from None
+            raise
+        finally:
+            batches.close()
+
+    def step(self, items: list[Item], number: int, requests: tuple[bool, ...] = ()) -> StepLosses:
+        """Compute the gradients of some batches, then update the weights and their average once.
+
+        Nothing waits for a GPU here. Weights are to be used or saved only after the losses have been read.
+
+        Args:
+            items: the batches whose gradients are averaged.
+            number: steps done before.
+            requests: of this process; all processes learn of them when they read the same step.
+        """
+        state, train = self.state, self.state.train
+        lr = state.learning_rate(number)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr * group["rate"]
+        losses: list[BatchLosses] = []
+        for index, item in enumerate(items):
+            seed_generators(train.seed, number, index, self.distributed.rank)
+            with nullcontext() if index == len(items) - 1 else without_sync(state.loss):
+                losses.append(backward(state, self.distributed, item, len(items), requests))
+        if train.clip is not None:
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), train.clip, foreach=True)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        self.distributed.average_norms(state.model)
+        if state.ema:
+            state.ema.update(number + 1)
+        return StepLosses(number, lr, losses)
+
+    def validate_and_save(self) -> dict[str, float]:
+        """Validate if it is due, save the weights, return the scores."""
+        state, progress, settings = self.state, self.state.progress, self.state.settings
+        number, scores = progress.epoch + 1, dict[str, float]()
+        detector = state.detector(self.splits[0], self.distributed.device, number)
+        if number % settings.val.every == 0 or number == state.train.epochs:
+            metrics = self.validate(detector)
+            scores = metrics.to_row()
+            score = scores[state.stage.decided_by(settings)]
+            last = settings.train.keep == "last"
+            if self.distributed.writer and not last:
+                curves = precision_recall(metrics.truths, metrics.predictions, len(metrics.names))
+                detector.threshold = best_threshold(curves)
+            detector.summary |= {"ap": known(metrics.ap), "ap50": known(metrics.ap50)}
+            if last or progress.best_ap is None or not score <= progress.best_ap:
+                progress.best_ap, progress.best_epoch = known(score), number
+                if not last:
+                    self._save(detector, "best")
+                self.on_kept(detector, metrics, number)
+        self._save(detector, "last")
+        return scores
+
+    def validate(self, detector: Detector) -> Metrics:
+        """Score a detector on the validation split; all processes take part."""
+        try:
+            return evaluate(
+                detector,
+                self.splits[1],
+                batch=self.state.settings.val.batch,
+                shard=Shard(self.distributed.rank, self.distributed.world, self.distributed.gather),
+                progress=lambda done, steps: self.log.status(f"validation: batch {done} of {steps}"),
+                proposals=self.state.val_proposals,
+            )
+        except NonFiniteError as error:
+            raise TrainingError(f"validation after step {self.state.progress.step}: {error}") from None
+
+    def next_stage(self) -> None:
+        """Prepare the next stage; its first checkpoint replaces the last one of the stage before."""
+        self.distributed.gather(None)  # the writer has written the stage's weights before anyone reads them
+        before = self.state.progress
+        progress = Progress(stage=before.stage + 1, seconds=before.seconds)
+        self.state = begin_stage(self.settings, progress, self.splits, self.folder, self.distributed, self.log.status)
+        self.announce_stage()
+        self.save_checkpoint()
+
+    def announce_stage(self) -> None:
+        """Print which stage begins, if it has a title."""
+        if self.state.stage.title:
+            number, stages = self.state.progress.stage + 1, len(self.state.stages)
+            self.log.say(f"stage {number} of {stages}: {self.state.stage.title}")
+
+    def score_kept(self) -> tuple[Detector, Metrics]:
+        """The best weights, or the last with `train.keep=last`, loaded from the disk, and their scores."""
+        self.distributed.gather(None)  # the writer has written them before anyone reads them
+        detector = Detector.load(self.folder.kept, self.distributed.device)
+        workers = self.state.settings.data.workers
+        if workers != detector.settings.data.workers:  # the run was resumed with fewer
+            detector = detector.with_settings({"data": {"workers": workers}})
+        metrics = self.validate(detector)
+        self.on_kept(detector, metrics, self.state.progress.best_epoch)
+        return detector, metrics
+
+    def save_checkpoint(self) -> None:
+        """Save the state of training."""
+        self._saved = time.monotonic()
+        if self.distributed.writer:
+            save_checkpoint(self.folder.checkpoints, self.state, self.folder.log_lengths())
+
+    def is_late(self) -> bool:
+        """True if a checkpoint is due. Rank 0's clock decides; the others learn of it with the step's losses."""
+        minutes = (time.monotonic() - self._saved) / 60
+        return self.distributed.writer and minutes > self.settings.train.checkpoint_minutes
+
+    def numbers(self, lr: float) -> dict[str, float]:
+        """The numbers known after every step: the position, counted over all stages, and the epoch's mean losses."""
+        state, progress = self.state, self.state.progress
+        numbers = {"epoch": state.epochs_before + progress.epoch + 1, "step": progress.step, "lr": lr}
+        if len(state.stages) > 1:
+            numbers["stage"] = progress.stage + 1
+        losses = progress.means()
+        numbers |= {f"train_{key}": value for key, value in losses.items()}
+        return numbers | {"train_loss": math.fsum(losses.values())}
+
+    def _save(self, detector: Detector, name: str) -> None:
+        if self.distributed.writer:
+            folder = self.folder.weights_of_stage(self.state.progress.stage + 1, len(self.state.stages))
+            detector.save(folder / f"{name}.safetensors")
+
+    def _about(self) -> About:
+        """What the recorders learn at the start."""
+        state, settings = self.state, self.settings
+        return About(
+            folder=self.folder.path,
+            settings=dump(settings),
+            names=self.splits[0].names,
+            images=(len(self.splits[0]), len(self.splits[1])),
+            best=tuple(stage.decided_by(settings) for stage in state.stages),
+            epochs=state.train.epochs,
+            steps=state.total,
+            stage=state.progress.stage + 1,
+            step=state.progress.step,
+            rows=tuple(self.rows),
+        )
+
+
+def known(value: float) -> float | None:
+    """The value, or None if it could not be measured, such as the AP without any objects."""
+    return value if math.isfinite(value) else None
