@@ -81,6 +81,29 @@ _PAPER: dict[str, Any] = {
 }
 """Both networks of the paper, trained jointly. 16 epochs of VOC 2007's 5,011 images are its 60k + 20k steps."""
 
+_ALTERNATING: dict[str, Any] = {
+    "train": {
+        "scheme": "alternating",
+        "steps": (80_000, 40_000, 80_000, 40_000),
+        "step_milestones": ((60_000,), (30_000,), (60_000,), (30_000,)),
+        "batches": (1, 2, 1, 2),
+    }
+}
+"""The paper's alternating training for VOC 2007; the numbers of Fast R-CNN are those of py-faster-rcnn."""
+
+_COCO: dict[str, Any] = {
+    "anchors": {"sizes": ((64, 128, 256, 512),)},
+    "roi": {"negative_iou": (0.0, 0.5)},
+    "train": {
+        "scheme": "alternating",
+        "lr": 3e-3,
+        "steps": (320_000,),
+        "step_milestones": ((240_000,),),
+        "batches": (8, 16, 8, 16),
+    },
+}
+"""The paper's training for COCO (section 4.2), on 8 GPUs."""
+
 _PAPER_ZF = merge(
     _PAPER, {"model": {"backbone": "zf", "frozen_stages": 0}, "roi": {"size": 6, "dropout_scale": "prediction"}}
 )
@@ -121,7 +144,10 @@ PRESETS: dict[str, dict[str, Any]] = {
         "train": _SGD,
     },
     "paper-vgg16": merge(_PAPER, {"model": {"backbone": "vgg16", "frozen_stages": 2}}),
+    "paper-vgg16-alternating": merge(merge(_PAPER, _ALTERNATING), {"model": {"backbone": "vgg16", "frozen_stages": 2}}),
+    "paper-vgg16-coco": merge(merge(_PAPER, _COCO), {"model": {"backbone": "vgg16", "frozen_stages": 2}}),
     "paper-zf": _PAPER_ZF,
+    "paper-zf-alternating": merge(_PAPER_ZF, _ALTERNATING),
     "paper-zf-one-stage": merge(_PAPER_ZF, _ONE_STAGE),
 }
 """Name -> what differs from the defaults of `config.Settings`."""

@@ -262,7 +262,7 @@ def run_weights() -> dict[str, bytes]:
     model = build(settings, len(NAMES))
     progress = Progress(step=1, epoch=1, best_ap=0.1, best_epoch=1)
     optimizer, unused = torch.optim.SGD(model.parameters(), 0.1), cast(Any, None)
-    state = TrainState((), settings, settings.train, model, model, optimizer, None, unused, 1, progress)
+    state = TrainState((), settings, settings.train, model, model, optimizer, None, unused, (), progress)
     with TemporaryDirectory() as folder:
         save_checkpoint(Path(folder), state, RUN_LENGTHS)
         Detector(model, settings, NAMES, device="cpu").save(Path(folder, "detector.safetensors"))

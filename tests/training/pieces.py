@@ -80,7 +80,7 @@ def state(
         optimizer=build_optimizer(model, train),
         ema=EMA(model, train.ema) if train.ema else None,
         loader=loader,
-        total=total,
+        lengths=((9, total),),
         progress=Progress(),
     )
 
@@ -97,8 +97,9 @@ def trainer(state: TrainState, recorder: Recorder | None = None, distributed: Di
 
 def about(folder: Path, **changes: Any) -> About:
     """What recorders receive at the start of a new run of two epochs of two steps each."""
-    facts = {"settings": {}, "names": ("cat",), "images": (4, 2), "best": ("ap",), "epochs": 2, "steps": 4}
-    return About(**{"folder": folder, **facts, "stage": 1, "step": 0, "rows": (), **changes})
+    facts = {"settings": {}, "names": ("cat",), "images": (4, 2), "best": ("ap",), "epochs": 2, "steps": 4, **changes}
+    lengths = ((facts["epochs"], facts["steps"]),) * len(facts["best"])
+    return About(**{"folder": folder, "stage": 1, "step": 0, "rows": (), "lengths": lengths, **facts})
 
 
 def gradients(model: FasterRCNN) -> dict[str, Tensor]:

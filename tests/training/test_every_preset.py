@@ -6,14 +6,14 @@ import pytest
 
 import rcnn.training.trainer as trainer_file
 from rcnn.data.synthetic import synthesise
-from rcnn.presets import PRESETS
+from rcnn.presets import PRESETS, settings_of
 from rcnn.training.train import train
 from tests.training.test_alternating import no_pictures  # noqa: F401
 from tests.training.test_train import one_thread  # noqa: F401
 
 SMALLER = {
     **{name: ["model.widths=[8,8,32]"] for name in ("resnet50-fpn", "resnet101-fpn", "resnet50-c4")},
-    **{name: ["anchors.sizes=[[16,24,32]]"] for name in ("paper-vgg16", "paper-zf", "paper-zf-one-stage")},
+    **{name: ["anchors.sizes=[[16,24,32]]"] for name in PRESETS if name.startswith("paper-")},
 }
 OVERRIDES = [
     *("preprocess.short=64", "preprocess.long=96", "roi.samples=16", "roi.hidden=32"),
@@ -44,6 +44,8 @@ def test_it_is_trained_and_predicts(
     )  # hundreds of megabytes, which other tests read
     overrides = [*OVERRIDES, *SMALLER.get(model, [])]
     options = {"epochs": 1, "batch": 2, "init": "none", "device": "cpu", "lr": 1e-4}
+    if settings_of(model).train.steps:
+        overrides += ["train.steps=[]", "train.step_milestones=[]", "train.batches=[]", "train.scheme=joint"]
     run = train(data, model=model, overrides=overrides, runs=tmp_path, quiet=True, **options)
     (row,) = run.rows
     assert row["step"] == 1

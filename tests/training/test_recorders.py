@@ -102,6 +102,7 @@ def test_they_get_plain_numbers(whole: Run, pair: tuple[Keeper, Keeper]) -> None
         stage=1,
         step=0,
         rows=(),
+        lengths=((2, 2 * STEPS),),
     )
     for fact in numbers:
         assert {type(name) for name in fact} == {str}

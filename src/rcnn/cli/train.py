@@ -98,7 +98,8 @@ def plan(settings: Settings) -> dict[str, Any]:
     from rcnn.presets import build
     from rcnn.training.fit_anchors import settle_anchors
     from rcnn.training.proposals import together
-    from rcnn.training.schemes import stages_of
+    from rcnn.training.schemes import schedule_of
+    from rcnn.training.stages import stage_lengths
 
     train_set, val_set = open_splits(str(settings.data.path), settings.data)
     source = settings.train.proposals
@@ -107,11 +108,12 @@ def plan(settings: Settings) -> dict[str, Any]:
     seen = training_windows(train_set, settings)
     settings, notes = settle_anchors(settings, seen)
     network = build(settings, len(train_set.names))
-    steps = Loader(seen, settings, training=True, batch=settings.train.batch).steps
+    batch = schedule_of(settings.train, 0).batch
+    steps = Loader(seen, settings, training=True, batch=batch).steps
     parameters = sum(parameter.numel() for parameter in network.parameters())
     rows = sizes(settings, seen)
     updates = -(-steps // settings.train.accumulate)
-    whole = updates * settings.train.epochs * len(stages_of(settings))
+    whole = sum(steps for _, steps in stage_lengths(settings, seen))
     screen.say(to_yaml(settings))
     for dataset in (train_set, val_set):
         screen.dataset_line(dataset)

@@ -41,6 +41,8 @@ MAX_FAULTS, MAX_QUOTED = 20, 80
 MIN_TILE = 64
 """Minimum side of a window of a large image, pixels."""
 Tile = Annotated[int, Field(ge=MIN_TILE, le=MAX_SIDE)]
+PerStage = Annotated[tuple[Annotated[int, Field(ge=1, le=1_000_000_000)], ...], Field(max_length=16)]
+"""One number per stage of a training scheme, or one for all."""
 
 
 class Train(Section):
@@ -61,10 +63,18 @@ class Train(Section):
     `long` to the side, and `predict.tile` to auto."""
     tile_empty: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     """Share of windows without objects among the training windows, if there are any."""
+    rounds: Annotated[int, Field(ge=1, le=100)] = 1
+    """alternating: how many times its stages are trained. From the second round on they start from the weights of the
+    round before."""
     epochs: Count = 30
-    """Passes over the training images, in each stage of the scheme."""
+    """Passes over the training images, in each stage of the scheme. Not used with `steps`."""
+    steps: PerStage = ()
+    """Steps instead of `epochs`: one number for all stages of the scheme, or one for each. Empty: `epochs` count."""
     batch: Count = 4
     """Images per step, over all processes."""
+    batches: PerStage = ()
+    """Images per step of each stage of the scheme, instead of `batch`. The learning rate of every stage is then `lr`,
+    whatever its batch."""
     accumulate: Count = 1
     """Batches whose gradients are added before a step."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
@@ -85,6 +95,9 @@ class Train(Section):
     """Learning rate over time."""
     milestones: Annotated[tuple[Fraction, ...], Field(max_length=100)] = (0.67, 0.89)
     """Shares of all steps at which `schedule=step` divides the learning rate by 10."""
+    step_milestones: Annotated[tuple[PerStage, ...], Field(max_length=16)] = ()
+    """With `steps`, instead of `milestones`: the steps at which `schedule=step` divides the learning rate by 10, one
+    list for all stages of the scheme, or one for each."""
     warmup: NonNegative = 1.0
     """Length of the linear warm-up, epochs (at most a fifth of all steps)."""
     clip: NonNegative | None = 10.0
@@ -104,6 +117,35 @@ class Train(Section):
     """Seed of all random numbers."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: CUDA if available, else cpu."""
+
+    @field_validator("steps", "batches", mode="before")
+    @classmethod
+    def _one_number_for_all(cls, value: object) -> object:
+        return (value,) if isinstance(value, int) else value
+
+    @field_validator("step_milestones", mode="before")
+    @classmethod
+    def _one_list_for_all(cls, value: object) -> object:
+        return (value,) if isinstance(value, list | tuple) and value and isinstance(value[0], int) else value
+
+    @model_validator(mode="after")
+    def _step_milestones_agree(self) -> Self:
+        if not self.step_milestones:
+            return self
+        if not self.steps or self.schedule != "step":
+            raise ValueError("train.step_milestones need train.steps and train.schedule=step")
+        stages = max(len(self.steps), len(self.step_milestones))
+        for steps, milestones in zip(
+            self.steps * (stages if len(self.steps) == 1 else 1),
+            self.step_milestones * (stages if len(self.step_milestones) == 1 else 1),
+            strict=False,
+        ):
+            if list(milestones) != sorted(set(milestones)) or max(milestones, default=0) >= steps:
+                raise ValueError(
+                    f"train.step_milestones must ascend and lie below the steps of their stage: got {milestones} for "
+                    f"{steps} steps"
+                )
+        return self
 
 
 class Val(Section):

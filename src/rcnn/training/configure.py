@@ -3,7 +3,7 @@
 The command line and `rcnn.train` both come here, so that they refuse the same combinations.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +76,7 @@ def choose_settings(
         section, key = ("data", name) if name in DATA_OPTIONS else ALIASES.get(name, f"train.{name}").split(".")
         tree.setdefault(section, {})[key] = options[name]
     settings = override(settings, tree)
+    _check_schedule(settings, {*(text.partition("=")[0].strip() for text in overrides), *_flat(tree)})
     if (side := settings.train.tile) is not None:  # at the scale of the file, also in validation and with the weights
         tile = "auto" if settings.predict.tile == "off" else settings.predict.tile
         settings = override(settings, {"predict": {"tile": tile}, "preprocess": {"short": side, "long": side}})
@@ -125,7 +126,18 @@ def check_scheme(settings: Settings) -> None:
         SettingsError: it can't, and what to change.
     """
     scheme, proposals, roi = settings.train.scheme, settings.train.proposals, settings.roi
-    stages = stages_of(settings)
+    stages, count = stages_of(settings), len(SCHEMES[scheme])
+    if settings.train.rounds > 1 and count == 1:
+        raise SettingsError(
+            f"train.rounds={settings.train.rounds} repeats the stages of a scheme, and train.scheme={scheme} has one: "
+            "set train.scheme=alternating, or leave train.rounds out"
+        )
+    for name in ("steps", "step_milestones", "batches"):
+        if (given := len(getattr(settings.train, name))) not in (0, 1, count):
+            raise SettingsError(
+                f"train.{name} has {given} values, and train.scheme={scheme} has {count} "
+                f"{'stage' if count == 1 else 'stages'}: give one for all, or one for each"
+            )
     if proposals is None and takes_proposals(scheme):
         raise SettingsError(f"train.scheme={scheme} needs train.proposals: a file, selective-search or sliding-windows")
     if proposals is not None and not takes_proposals(scheme):
@@ -143,6 +155,24 @@ def check_scheme(settings: Settings) -> None:
             f"train.scheme={scheme} needs features with a gradient in the boxes: roi.pool=align or warp, "
             f"with roi.sampling_ratio of 1 or more (got {roi.pool} with {roi.sampling_ratio})"
         )
+
+
+def _flat(tree: Mapping[str, Mapping[str, object]]) -> list[str]:
+    return [f"{section}.{key}" for section, values in tree.items() for key in values]
+
+
+def _check_schedule(settings: Settings, chosen: Collection[str]) -> None:
+    """Check that stages are counted in epochs or in steps, and have one batch or several, by what the user has chosen.
+
+    Raises:
+        SettingsError: a chosen setting has no effect beside another one.
+    """
+    for plain, per_stage in (("epochs", "steps"), ("milestones", "step_milestones"), ("batch", "batches")):
+        if f"train.{plain}" in chosen and (values := getattr(settings.train, per_stage)):
+            raise SettingsError(
+                f"train.{plain} has no effect beside train.{per_stage}={list(values)}: give either of them "
+                f"(train.{per_stage}=[] turns the second off)"
+            )
 
 
 def fine_tuning_settings(source: str | Path) -> Settings:
@@ -203,6 +233,11 @@ def _check_epochs(folder: RunFolder, settings: Settings, changed: Settings) -> N
     epochs = changed.train.epochs
     again = f"start a new run from its weights: rcnn train DATA --init {folder.path} --epochs N"
     stages = stages_of(settings)
+    if settings.train.steps:
+        raise SettingsError(
+            f"--epochs {epochs}: {folder.path} is a run of {list(settings.train.steps)} steps (train.steps), which "
+            f"can't be changed any more. Leave --epochs out, or {again}"
+        )
     if len(stages) > 1:
         raise SettingsError(
             f"--epochs {epochs}: {folder.path} is a run of {len(stages)} stages "

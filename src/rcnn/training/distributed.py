@@ -5,7 +5,7 @@ NCCL on CUDA, gloo on the CPU. A single process is a world of 1 and runs the sam
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -119,15 +119,17 @@ def pick_device(name: str) -> torch.device:
 
 
 @contextmanager
-def join_processes(device: str, batch: int = 0) -> Iterator[Distributed]:
+def join_processes(device: str, batches: Sequence[int] = ()) -> Iterator[Distributed]:
     """The processes that `torchrun` started (it sets RANK, WORLD_SIZE, LOCAL_RANK), or this process alone.
 
     Raises:
-        SettingsError: there is no such device, or a step's `batch` can't be shared evenly.
+        SettingsError: there is no such device, or one of the `batches` of steps can't be shared evenly.
     """
     chosen, world = pick_device(device), int(os.environ.get("WORLD_SIZE", "1"))
-    if batch % world:
-        raise SettingsError(f"train.batch={batch} can't be shared by {world} processes evenly")
+    for batch in batches:
+        if batch % world:
+            name = "train.batch" if len(batches) == 1 else "train.batches"
+            raise SettingsError(f"{name}={batch} can't be shared by {world} processes evenly")
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     if world == 1:

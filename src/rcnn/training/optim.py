@@ -21,14 +21,16 @@ def lr_factor(step: int, total: int, settings: Train) -> float:
     Args:
         step: steps done before this one, 0..total - 1.
         total: steps of the whole run.
-        settings: `schedule`, `milestones`, `warmup` and `epochs` are read.
+        settings: `schedule`, the milestones, `warmup` and `epochs` are read; of values per stage the first one.
     """
     warmup = min(settings.warmup * total / settings.epochs, total / 5)
     rise = min(1.0, (step + 1) / warmup) if warmup else 1.0
     if settings.schedule == "cosine":
         return rise * 0.5 * (1 + math.cos(math.pi * step / total))
     if settings.schedule == "step":
-        return rise * 0.1 ** sum(step >= share * total for share in settings.milestones)
+        shares = [share * total for share in settings.milestones]
+        milestones = settings.step_milestones[0] if settings.step_milestones else shares
+        return rise * 0.1 ** sum(step >= milestone for milestone in milestones)
     return rise
 
 

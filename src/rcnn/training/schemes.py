@@ -5,11 +5,11 @@ A loss is a module (so that DDP can wrap it) whose forward returns the losses. A
 """
 
 from collections.abc import Mapping
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
 
-from rcnn.config import Settings, override
+from rcnn.config import Settings, Train, override
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import AnyBatch, Keys, Proposals, Targets
 
@@ -54,7 +54,7 @@ class Second(Joint):
 
 
 class Stage(NamedTuple):
-    """A part of a scheme, trained for `train.epochs` epochs. Stages are numbered 1, 2, ....
+    """A part of a scheme, trained for `train.epochs` epochs or `train.steps` steps. Stages are numbered 1, 2, ....
 
     Attributes:
         loss: module class; built around the model, its forward is the loss.
@@ -98,14 +98,14 @@ SCHEMES: dict[str, tuple[Stage, ...]] = {
         Stage(Joint, "RPN", ("backbone", "rpn"), rpn_alone=True, best=RECALL),
         Stage(
             Second,
-            "Fast R-CNN from the initial weights, on the proposals of stage 1",
+            "Fast R-CNN with a backbone of its own, on the proposals of this RPN",
             ("backbone", "fast_rcnn"),
             proposals=1,
             own_rpn=False,
         ),
         Stage(
             Joint,
-            "a new RPN on the backbone of stage 2, which stays unchanged",
+            "a new RPN on the backbone of Fast R-CNN, which stays unchanged",
             ("rpn",),
             rpn_alone=True,
             start={"backbone": 2},
@@ -113,7 +113,7 @@ SCHEMES: dict[str, tuple[Stage, ...]] = {
         ),
         Stage(
             Second,
-            "Fast R-CNN on the proposals of stage 3; the backbone stays unchanged",
+            "Fast R-CNN on the proposals of the new RPN; the backbone stays unchanged",
             ("fast_rcnn",),
             start={"backbone": 2, "fast_rcnn": 2, "rpn": 3},
             proposals=3,
@@ -125,8 +125,34 @@ SCHEMES: dict[str, tuple[Stage, ...]] = {
 
 
 def stages_of(settings: Settings) -> tuple[Stage, ...]:
-    """The stages of a run's scheme."""
-    return SCHEMES[settings.train.scheme]
+    """The stages of a run: those of its scheme, once per round.
+
+    From the second round on, a stage that would begin with the initial weights begins with the weights of the last
+    stage of the round before, in the parts that it trains.
+    """
+    scheme = SCHEMES[settings.train.scheme]
+    stages = list(scheme)
+    for number in range(len(scheme), len(scheme) * settings.train.rounds, len(scheme)):
+        for stage in scheme:
+            start = {part: source + number for part, source in stage.start.items()}
+            proposals = stage.proposals + number if isinstance(stage.proposals, int) else stage.proposals
+            title = f"{stage.title} (round {number // len(scheme) + 1})"
+            start = start or dict.fromkeys(stage.trained, number)
+            stages.append(stage._replace(title=title, start=start, proposals=proposals))
+    return tuple(stages)
+
+
+def schedule_of(train: Train, stage: int) -> Train:
+    """The section `train` with the steps, milestones and batch of a stage, 0, 1, ... of all rounds."""
+    place = stage % len(SCHEMES[train.scheme])
+    changes: dict[str, Any] = {}
+    for name in ("steps", "step_milestones", "batches"):
+        values = getattr(train, name)
+        changes[name] = values[place : place + 1] if len(values) > 1 else values
+    if train.batches:  # the learning rate is not scaled with them
+        (batch,) = changes["batches"]
+        changes |= {"batch": batch, "lr_batch": batch * train.accumulate}
+    return train.model_copy(update=changes)
 
 
 def takes_proposals(scheme: str) -> bool:

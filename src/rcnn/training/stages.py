@@ -31,7 +31,7 @@ from rcnn.training.init import Start, stage_start
 from rcnn.training.optim import build_optimizer, learning_rate
 from rcnn.training.proposals import stage_proposals
 from rcnn.training.run_folder import RunFolder
-from rcnn.training.schemes import Stage, stages_of
+from rcnn.training.schemes import Stage, schedule_of, stages_of
 
 Splits = tuple[Dataset, Dataset]
 """Images to train on, and to validate on."""
@@ -85,13 +85,13 @@ class TrainState:
     Attributes:
         stages: all stages of the scheme.
         settings: of its model, which may have no second stage.
-        train: the section `train` of the settings.
+        train: the section `train` with the epochs, steps, milestones and batch of this stage.
         model: the network that is trained.
         loss: the scheme's loss around it, wrapped for several processes.
         optimizer: of the trained parameters.
         ema: average of the weights; None without `train.ema`.
         loader: of the training images.
-        total: steps of the stage.
+        lengths: (epochs, steps) of each stage.
         progress: steps and epochs done.
         fixed: parts of the model that are not trained and stay in eval mode: no dropout, no new statistics of norms.
         val_proposals: proposals for validation. None: the model's own.
@@ -105,7 +105,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema: EMA | None
     loader: Loader
-    total: int
+    lengths: tuple[tuple[int, int], ...]
     progress: Progress
     fixed: Sequence[nn.Module] = ()
     val_proposals: External | None = None
@@ -118,7 +118,12 @@ class TrainState:
     @property
     def epochs_before(self) -> int:
         """Number of epochs of the stages before."""
-        return self.progress.stage * self.train.epochs
+        return sum(epochs for epochs, _ in self.lengths[: self.progress.stage])
+
+    @property
+    def total(self) -> int:
+        """Steps of the stage."""
+        return self.lengths[self.progress.stage][1]
 
     def learning_rate(self, step: int) -> float:
         """The learning rate of a step, 0..total - 1."""
@@ -163,14 +168,16 @@ def begin_stage(
     stages = stages_of(settings)
     stage, number = stages[progress.stage], progress.stage + 1
     start = start or stage_start(stage, number, settings, splits[0].names, folder)
-    settings, train = start.settings, start.settings.train
+    settings, dataset = start.settings, training_windows(splits[0], start.settings)
+    lengths = stage_lengths(settings, dataset, distributed.world)
+    train = schedule_of(settings.train, progress.stage).model_copy(update={"epochs": lengths[progress.stage][0]})
     if distributed.writer:
         folder.weights_of_stage(number, len(stages)).mkdir(parents=True, exist_ok=True)
     proposals, val_proposals = stage_proposals(stage, start, splits, folder, distributed, say)
     fixed = freeze_untrained(start.model, stage)
     model = start.model.to(distributed.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     loader = Loader(
-        training_windows(splits[0], settings),
+        dataset,
         settings,
         training=True,
         batch=train.batch // distributed.world,
@@ -188,11 +195,30 @@ def begin_stage(
         optimizer=build_optimizer(model, train),
         ema=EMA(model, train.ema) if train.ema is not None else None,
         loader=loader,
-        total=train.epochs * math.ceil(loader.steps / train.accumulate),
+        lengths=lengths,
         progress=progress,
         fixed=fixed,
         val_proposals=val_proposals,
     )
+
+
+def stage_lengths(settings: Settings, dataset: Dataset, world: int = 1) -> tuple[tuple[int, int], ...]:
+    """(epochs, steps) of each stage of a run; with `train.steps` the last epoch of a stage may end early.
+
+    Args:
+        settings: of the run.
+        dataset: what the network sees of the training images.
+        world: number of processes.
+    """
+    lengths, steps_of_epoch = list[tuple[int, int]](), dict[int, int]()
+    for stage in range(len(stages_of(settings))):
+        train = schedule_of(settings.train, stage)
+        if train.batch not in steps_of_epoch:
+            loader = Loader(dataset, settings, training=True, batch=train.batch // world, world=world)
+            steps_of_epoch[train.batch] = math.ceil(loader.steps / train.accumulate)
+        steps = train.steps[0] if train.steps else train.epochs * steps_of_epoch[train.batch]
+        lengths.append((math.ceil(steps / steps_of_epoch[train.batch]), steps))
+    return tuple(lengths)
 
 
 def freeze_untrained(model: FasterRCNN, stage: Stage) -> list[nn.Module]:

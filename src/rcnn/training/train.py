@@ -62,7 +62,7 @@ def train(
     """
     check_name(name)
     settings = choose_settings(data, config, model, overrides, options, start_from, resume)
-    with join_processes(settings.train.device, settings.train.batch) as distributed:
+    with join_processes(settings.train.device, settings.train.batches or (settings.train.batch,)) as distributed:
         console = Console() if distributed.writer and not quiet else None
         splits = _open_splits(settings, console)
         torch.manual_seed(settings.train.seed)

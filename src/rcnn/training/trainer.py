@@ -117,7 +117,7 @@ class Trainer:
         """
         state, progress, train = self.state, self.state.progress, self.state.train
         began, first = time.monotonic(), progress.place
-        if progress.place == state.loader.steps:
+        if progress.place == state.loader.steps or progress.step == state.total:
             return  # the checkpoint was made between the last step and validation
         state.model.train()
         for part in state.fixed:
@@ -147,8 +147,9 @@ class Trainer:
 
         batches = state.batches(self.distributed.device)
         try:
-            while group := list(islice(batches, train.accumulate)):
-                number = progress.step + len(queued)
+            while (number := progress.step + len(queued)) < state.total and (
+                group := list(islice(batches, train.accumulate))
+            ):
                 queued.append(self.step(group, number, (self.is_late(), interrupted.is_set())))
                 if len(queued) > self.ahead:
                     settle()
@@ -297,6 +298,7 @@ class Trainer:
             stage=state.progress.stage + 1,
             step=state.progress.step,
             rows=tuple(self.rows),
+            lengths=state.lengths,
         )
 
 

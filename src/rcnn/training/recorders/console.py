@@ -46,9 +46,9 @@ class ConsoleTable(Recorder):
         self._shown = time.monotonic()
         heading, line = self._line(numbers)
         if self._log.live:
-            bar = ProgressBar(total=self._about.steps, completed=step, width=60)
+            bar = ProgressBar(total=self._steps, completed=step, width=60)
             self._log.show(Group(Text(heading, style="bold"), Text(line), bar))
-        elif step % max(1, self._about.steps // self._about.epochs):  # at an epoch's end its own line follows at once
+        elif step % max(1, self._steps // self._epochs):  # at an epoch's end its own line follows at once
             self._say(heading, line)
 
     def epoch(self, row: Row) -> None:
@@ -64,6 +64,7 @@ class ConsoleTable(Recorder):
     def _begin_stage(self, stage: int, step: int) -> None:
         """Reset time and scores, which count within a stage; `step` steps of it were done before."""
         self._stage, self._done, self._began = stage, step, time.monotonic()
+        self._epochs, self._steps = self._about.lengths[stage - 1]
         shown = live_metrics(self._about.best[stage - 1])
         self._columns = {
             "val_loss": ("val loss", 4),
@@ -79,10 +80,11 @@ class ConsoleTable(Recorder):
 
     def _line(self, numbers: Row) -> tuple[str, str]:
         """Headings and values of the columns, which fit into a line."""
-        step, epochs = int(numbers["step"] or 0), self._about.epochs
-        epoch = int(numbers["epoch"] or 0) - (self._stage - 1) * epochs  # rows count through all stages
+        step, epochs = int(numbers["step"] or 0), self._epochs
+        before = sum(epochs for epochs, _ in self._about.lengths[: self._stage - 1])
+        epoch = int(numbers["epoch"] or 0) - before  # rows count through all stages
         spent = time.monotonic() - self._began
-        seconds = spent / max(1, step - self._done) * (self._about.steps - step)
+        seconds = spent / max(1, step - self._done) * (self._steps - step)
         pace = numbers["images_per_second"]
         losses = {name.removeprefix("train_"): value for name, value in numbers.items() if name.startswith("train_")}
         values = {

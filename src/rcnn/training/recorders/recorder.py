@@ -18,11 +18,12 @@ class About(NamedTuple):
         names: of the classes.
         images: numbers of images for training and for validation.
         best: for every stage of the scheme, the column of a row whose highest value marks the best epoch.
-        epochs: of each stage.
-        steps: of each stage.
+        epochs: of the current stage.
+        steps: of the current stage.
         stage: the current stage, 1, 2, ....
         step: steps of this stage that were done before; 0 in a new run.
         rows: of the epochs that were done before; empty in a new run.
+        lengths: (epochs, steps) of each stage.
     """
 
     folder: Path
@@ -35,6 +36,7 @@ class About(NamedTuple):
     stage: int
     step: int
     rows: tuple[Row, ...]
+    lengths: tuple[tuple[int, int], ...]
 
 
 class Recorder:
