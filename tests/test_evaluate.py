@@ -194,3 +194,18 @@ def test_no_images_are_an_error(detector: Detector, dataset: Dataset) -> None:
     empty = Dataset(dataset.root, "voc", "val", dataset.names, dataset.category_ids, ())
     with pytest.raises(DataError, match="the val split has no images to score on"):
         evaluate(detector, empty)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch": 0}, "a batch has at least 1 image, got 0"),
+        ({"split": "dev"}, "unknown split `dev`"),
+        ({"on_fault": "ignore"}, r"`data\.on_fault`: Input should be"),
+    ],
+)
+def test_python_refuses_what_the_command_refuses(
+    detector: Detector, folder: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        val(detector, folder, **options)

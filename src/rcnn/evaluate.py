@@ -15,7 +15,7 @@ from rcnn.data.loading.loader import Item, Loader
 from rcnn.data.loading.windows import cut_into_views
 from rcnn.data.proposals.external import External, SlidingWindows
 from rcnn.detector import Detector
-from rcnn.errors import DataError
+from rcnn.errors import DataError, SettingsError
 from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.proposal_recall import proposal_recall
 from rcnn.metrics.table import Metrics
@@ -79,7 +79,7 @@ def val(
 
     Raises:
         WeightsError: as for `rcnn.load`.
-        SettingsError: losses of an exported file, or another `on_fault`.
+        SettingsError: losses of an exported file, a batch of no images, or another `on_fault`.
         DataError: the data can't be read, or holds a class that the detector does not know.
     """
     detector = load(detector) if isinstance(detector, str | Path) else detector
@@ -117,6 +117,8 @@ def evaluate(
             asked of an exported file.
         DataError: the data set is empty, or an image can't be read.
     """
+    if batch < 1:
+        raise SettingsError(f"batch: a batch has at least 1 image, got {batch}")
     detector.check_proposals(given=proposals is not None or loaders is not None)
     if not len(dataset):
         raise DataError(f"{dataset.root}: the {dataset.split} split has no images to score on")
