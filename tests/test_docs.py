@@ -33,6 +33,7 @@ PUBLIC_MODULES = {
     "rcnn.model.assign": "tensor functions that a user may call or replace",
     "rcnn.model.boxes": "the same",
     "rcnn.model.structures": "the tuples that modules of the user's own take and return",
+    "rcnn.model.suppress": "`NMS`, and the interface of a suppressor of the user's own",
     "rcnn.ops": "operators for PyTorch programs of any kind",
     "rcnn.teaching": "functions for exercises",
     "rcnn.training.recorders": "`Recorder`, the base class of a user's own logger",

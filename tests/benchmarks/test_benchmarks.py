@@ -239,7 +239,7 @@ def test_parity_fails_where_a_detection_is_unexplained(
 def test_exports_fail_where_boxes_are_lost(fails: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     script = module("export_parity")
     steps = ("save_onnx", "to_onnx", "save_openvino", "to_openvino")
-    monkeypatch.setattr(script, "export", SimpleNamespace(**dict.fromkeys(steps, lambda *_: None)))
+    monkeypatch.setattr(script, "graph_files", SimpleNamespace(**dict.fromkeys(steps, lambda *_: None)))
     runtime = SimpleNamespace(name="onnxruntime")
     monkeypatch.setattr(rcnn, "load", lambda file: SimpleNamespace(runtime=runtime), raising=False)
     monkeypatch.setattr(script, "compare", lambda *_: SOME_LOST)

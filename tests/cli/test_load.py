@@ -26,13 +26,13 @@ from pathlib import Path
 import rcnn.cli.stream as stream
 from rcnn.cli.app import main
 
-tell, memory = stream.tell, {}
-def told(name, counts, count, images, begun):
+print_counts, memory = stream.print_counts, {}
+def measure(name, counts, count, images, begun):
     if count in (100, 700):
         status = Path("/proc/self/status").read_text()
         memory[count] = int(status.split("VmRSS:")[1].split()[0])
-    tell(name, counts, count, images, begun)
-stream.tell = told
+    print_counts(name, counts, count, images, begun)
+stream.print_counts = measure
 try:
     main(sys.argv[1:])
 finally:
