@@ -1,8 +1,9 @@
-"""Errors for users, each with the exit code of a command that ends with it.
+"""Errors for users, each with the exit code of a command that ends with it, and how texts for users are written.
 
 Messages are sentences for the person who can fix the problem: what, where, what was found, what to do.
 """
 
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -97,3 +98,16 @@ def wrapped(text: str, width: int) -> str:
             end = part.end()
         rows.append(line[start:])
     return "\n".join(rows)
+
+
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: `1 fault`, `2 faults`, `3 boxes`, `4 classes`."""
+    ending = "" if count == 1 else "es" if noun.endswith(("s", "x")) else "s"
+    return f"{count:,} {noun}{ending}"
+
+
+def cell(value: object, digits: int = 3) -> str:
+    """Format a table's cell: floats with so many decimals, a dash for NaN, thousands separated in integers."""
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.{digits}f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

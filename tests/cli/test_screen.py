@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 
 from rcnn.cli import screen
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.errors import wrapped
-from rcnn.text import cell
+from rcnn.errors import cell, wrapped
 
 WORDS = st.lists(st.text("abc./-", min_size=1, max_size=30), min_size=1, max_size=30)
 

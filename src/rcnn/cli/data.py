@@ -8,7 +8,7 @@ import typer
 
 from rcnn.cli import arguments, screen
 from rcnn.config import Preprocess, Settings, override
-from rcnn.text import plural
+from rcnn.errors import plural
 
 if TYPE_CHECKING:
     from rcnn.data.stats import Stats

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.text import plural
+from rcnn.errors import plural
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.errors import SettingsError
-from rcnn.text import plural
+from rcnn.errors import SettingsError, plural
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.text import plural
+from rcnn.errors import plural
 
 File = Annotated[
     Path | None, typer.Argument(metavar="FILE", help="A checkpoint: .pth, .pt, .pkl, .safetensors or .npz.")

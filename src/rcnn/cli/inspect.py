@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.text import cell, plural
+from rcnn.errors import cell, plural
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
-from rcnn.errors import UNPRINTABLE, printable, wrapped
-from rcnn.text import cell, plural, print_table
+from rcnn.console import print_table
+from rcnn.errors import UNPRINTABLE, cell, plural, printable, wrapped
 
 if TYPE_CHECKING:
     from rcnn.config import Preprocess
@@ -109,5 +109,5 @@ def note(*texts: str) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; see `rcnn.text.print_table`."""
+    """Print a table; see `rcnn.console.print_table`."""
     print_table(Console(), title, columns, [[cell(value) for value in row] for row in rows])

@@ -20,10 +20,9 @@ from rcnn.config.files import read_text
 from rcnn.data.formats.coco import MAX_JSON_BYTES
 from rcnn.data.formats.find import Split, open_dataset
 from rcnn.detector import Detector
-from rcnn.errors import DataError, ImageError, SettingsError
+from rcnn.errors import DataError, ImageError, SettingsError, plural
 from rcnn.images.sources import ImageSource, NamedImage, base_of, open_source
 from rcnn.result import Result
-from rcnn.text import plural
 
 LIST_SUFFIXES = {".json", ".yaml", ".yml", ".csv"}
 """Of files that may list images."""

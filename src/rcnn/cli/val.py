@@ -73,8 +73,8 @@ def val(
 
 def show(metrics: "Metrics") -> None:
     """Print AP by class, AP by size, and recall of the proposals. Of many classes, those without boxes are left out."""
+    from rcnn.errors import cell
     from rcnn.metrics.table import METRICS
-    from rcnn.text import cell
 
     overall = {m.key: cell(metrics.values[m.key].overall, m.digits) for m in METRICS if m.key in metrics.values}
     rows, note = metrics.table()

@@ -12,8 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from rcnn import text
-from rcnn.errors import printable, wrapped
+from rcnn.errors import cell, plural, printable, wrapped
 from rcnn.metrics.coco import CocoMetrics
 from rcnn.metrics.proposal_recall import TOPS, ProposalMetrics
 from rcnn.metrics.types import Prediction, Truth
@@ -148,8 +147,8 @@ class Metrics:
         return [self._cells(row, digits) for row in shown], note
 
     def _cells(self, row: Mapping[str, Any], digits: int = 0) -> list[str]:
-        numbers = (text.cell(row[metric.key], metric.digits + digits) for metric in self.per_class)
-        return [str(row["class"]), text.cell(row["boxes"]), *numbers]
+        numbers = (cell(row[metric.key], metric.digits + digits) for metric in self.per_class)
+        return [str(row["class"]), cell(row["boxes"]), *numbers]
 
     def __repr__(self) -> str:
         """Return some twenty lines of at most 80 characters. Of many classes, those without objects are left out."""
@@ -170,8 +169,8 @@ class Metrics:
         """Return the table that a notebook shows. Notebooks differ in how they align cells."""
 
         def row(tag: str, name: str, *cells: str) -> str:
-            sides = (("left", name), *(("right", cell) for cell in cells))
-            texts = (f'<{tag} style="text-align:{side}">{escape(cell)}</{tag}>' for side, cell in sides)
+            sides = (("left", name), *(("right", content) for content in cells))
+            texts = (f'<{tag} style="text-align:{side}">{escape(content)}</{tag}>' for side, content in sides)
             return f"<tr>{''.join(texts)}</tr>"
 
         rows = (row("td", _short(name), *cells) for name, *cells in map(self._cells, self.by_class()))
@@ -185,20 +184,20 @@ class Metrics:
         lines = {
             "": self._numbers("overall", "voc"),
             "AP by size: ": {name.removeprefix("AP "): shown for name, shown in self._numbers("size").items()},
-            "proposals: ": {f"AR{top}": text.cell(float(ar)) for top, ar in zip(recall.tops, recall.ar, strict=True)},
-            "losses: ": {name: text.cell(loss) for name, loss in self.losses.items()},
+            "proposals: ": {f"AR{top}": cell(float(ar)) for top, ar in zip(recall.tops, recall.ar, strict=True)},
+            "losses: ": {name: cell(loss) for name, loss in self.losses.items()},
         }
         known = {
             title: ", ".join(f"{name} {shown}" for name, shown in numbers.items() if shown != "-")
             for title, numbers in lines.items()
         }
-        sizes = ", ".join(text.plural(count, noun) for noun, count in counts.items())
+        sizes = ", ".join(plural(count, noun) for noun, count in counts.items())
         return [f"Metrics of {sizes}", *(title + numbers for title, numbers in known.items() if numbers)]
 
     def _numbers(self, *groups: str) -> dict[str, str]:
         """Return heading -> number of the metrics of some groups."""
         return {
-            metric.heading: text.cell(self.values[metric.key].overall, metric.digits)
+            metric.heading: cell(self.values[metric.key].overall, metric.digits)
             for metric in compared()
             if metric.group in groups and metric.key in self.values
         }

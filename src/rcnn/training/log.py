@@ -11,8 +11,8 @@ from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from rcnn.errors import printable, wrapped
-from rcnn.text import cell, print_table
+from rcnn.console import print_table
+from rcnn.errors import cell, printable, wrapped
 
 
 class Log:

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from rcnn.detector import Detector
+from rcnn.errors import plural
 from rcnn.metrics.table import Metrics
-from rcnn.text import plural
 from rcnn.training.run_folder import RunFolder
 
 

@@ -6,8 +6,8 @@ from typing import Literal, NamedTuple
 
 import torch
 
+from rcnn.errors import plural
 from rcnn.images.stream import spare_cores
-from rcnn.text import plural
 
 MAX_UNASKED = 8
 """Loader processes that are started for a GPU by default."""

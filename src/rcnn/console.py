@@ -1,6 +1,5 @@
-"""Numbers, counts and tables as text: one function each, for the screen, the log, notebooks and pages."""
+"""Tables on a console, for commands and the log of a training."""
 
-import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -11,19 +10,6 @@ if TYPE_CHECKING:
 
 FILE_WIDTH = 1000
 """Characters per line of a table in a file; a terminal has its own width."""
-
-
-def plural(count: int, noun: str) -> str:
-    """Return a count with its noun: `1 fault`, `2 faults`, `3 boxes`, `4 classes`."""
-    ending = "" if count == 1 else "es" if noun.endswith(("s", "x")) else "s"
-    return f"{count:,} {noun}{ending}"
-
-
-def cell(value: object, digits: int = 3) -> str:
-    """Format a table's cell: floats with so many decimals, a dash for NaN, thousands separated in integers."""
-    if isinstance(value, float):
-        return "-" if math.isnan(value) else f"{value:.{digits}f}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def print_table(console: "Console", title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
