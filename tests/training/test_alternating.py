@@ -17,7 +17,8 @@ from rcnn.errors import SettingsError
 from rcnn.presets import build, settings_of
 from rcnn.training.checkpoint import read_stage
 from rcnn.training.configure import choose_settings
-from rcnn.training.init import initialise, seed_generators, stage_start
+from rcnn.training.distributed import seed_generators
+from rcnn.training.init import initialise, stage_start
 from rcnn.training.proposals import load_proposals, save_proposals, stage_proposals, write_proposals
 from rcnn.training.run import Run
 from rcnn.training.run_folder import RunFolder

@@ -92,14 +92,12 @@ def train(
 def plan(settings: Settings) -> dict[str, Any]:
     """Print what training would do: settings, data, sizes, steps, parameters."""
     from rcnn.data.formats.find import open_splits
-    from rcnn.data.loading.loader import Loader
     from rcnn.data.loading.windows import training_windows
     from rcnn.data.proposals.read import WORDS, open_proposals
     from rcnn.presets import build
     from rcnn.training.fit_anchors import settle_anchors
     from rcnn.training.proposals import together
-    from rcnn.training.schemes import schedule_of
-    from rcnn.training.stages import stage_lengths
+    from rcnn.training.stages import stage_lengths, steps_per_epoch
 
     train_set, val_set = open_splits(str(settings.data.path), settings.data)
     source = settings.train.proposals
@@ -108,11 +106,9 @@ def plan(settings: Settings) -> dict[str, Any]:
     seen = training_windows(train_set, settings)
     settings, notes = settle_anchors(settings, seen)
     network = build(settings, len(train_set.names))
-    batch = schedule_of(settings.train, 0).batch
-    steps = Loader(seen, settings, training=True, batch=batch).steps
     parameters = sum(parameter.numel() for parameter in network.parameters())
     rows = sizes(settings, seen)
-    updates = -(-steps // settings.train.accumulate)
+    updates = steps_per_epoch(settings, seen, 0)
     whole = sum(steps for _, steps in stage_lengths(settings, seen))
     screen.say(to_yaml(settings))
     for dataset in (train_set, val_set):

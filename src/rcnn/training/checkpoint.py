@@ -1,8 +1,8 @@
 """Checkpoints: everything that a run needs to resume bit for bit, in one file without code in it.
 
 Tensors (weights, average, optimiser) as safetensors; progress and the lengths of the logs as JSON in its header. The
-schedule follows from the step, and so do the random numbers (`init.seed_generators`). The file appears whole or not at
-all, and older ones are deleted only then: whenever a run is killed, a whole checkpoint is left.
+schedule follows from the step, and so do the random numbers (`distributed.seed_generators`). The file appears whole or
+not at all, and older ones are deleted only then: whenever a run is killed, a whole checkpoint is left.
 """
 
 import re

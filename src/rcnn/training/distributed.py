@@ -1,4 +1,4 @@
-"""Several processes that train as one: who they are, and how they exchange numbers. `torchrun` starts them.
+"""Several processes that train as one: ranks, seeds, and how they exchange numbers. `torchrun` starts them.
 
 NCCL on CUDA, gloo on the CPU. A single process is a world of 1 and runs the same code.
 """
@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -108,6 +109,14 @@ def with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
     pairs = zip(gradient.shape, gradient.stride(), strides, strict=True)
     same = all(length == 1 or theirs == ours for length, theirs, ours in pairs)
     return gradient.as_strided(gradient.shape, strides) if same else gradient
+
+
+def seed_generators(*numbers: int) -> None:
+    """Seed torch's generators (dropout) from the numbers alone, so that a resumed run needs no generator state.
+
+    Loaders also draw from these generators at the start of an epoch, or of the rest of one.
+    """
+    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
 def pick_device(name: str) -> torch.device:

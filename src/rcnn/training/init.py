@@ -5,14 +5,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-
 from rcnn.config import Settings, override
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.presets import build
 from rcnn.runtime.by_suffix import refuse_exported
+from rcnn.training.distributed import seed_generators
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.schemes import Stage
 from rcnn.weights.adapt import Architecture, adapt, fill
@@ -63,14 +61,6 @@ def stage_start(stage: Stage, number: int, settings: Settings, names: Sequence[s
         tensors |= {key: tensor for key, tensor in trained.items() if key.startswith(f"{part}.")}
     fill(model, tensors, folder.path / "stages")
     return Start(model, settings)
-
-
-def seed_generators(*numbers: int) -> None:
-    """Seed torch's generators (dropout) from the numbers alone, so that a resumed run needs no generator state.
-
-    Loaders also draw from these generators at the start of an epoch, or of the rest of one.
-    """
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
 def initialise(settings: Settings, names: Sequence[str]) -> Start:

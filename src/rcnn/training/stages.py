@@ -210,15 +210,19 @@ def stage_lengths(settings: Settings, dataset: Dataset, world: int = 1) -> tuple
         dataset: what the network sees of the training images.
         world: number of processes.
     """
-    lengths, steps_of_epoch = list[tuple[int, int]](), dict[int, int]()
-    for stage in range(len(stages_of(settings))):
-        train = schedule_of(settings.train, stage)
-        if train.batch not in steps_of_epoch:
-            loader = Loader(dataset, settings, training=True, batch=train.batch // world, world=world)
-            steps_of_epoch[train.batch] = math.ceil(loader.steps / train.accumulate)
-        steps = train.steps[0] if train.steps else train.epochs * steps_of_epoch[train.batch]
-        lengths.append((math.ceil(steps / steps_of_epoch[train.batch]), steps))
-    return tuple(lengths)
+    lengths = list[tuple[int, int]]()
+    for stage in range(len(stages_of(settings)) // settings.train.rounds):
+        train, per_epoch = schedule_of(settings.train, stage), steps_per_epoch(settings, dataset, stage, world)
+        steps = train.steps[0] if train.steps else train.epochs * per_epoch
+        lengths.append((math.ceil(steps / per_epoch), steps))
+    return tuple(lengths) * settings.train.rounds
+
+
+def steps_per_epoch(settings: Settings, dataset: Dataset, stage: int, world: int = 1) -> int:
+    """The steps of a whole epoch of a stage, 0, 1, ...; arguments as for `stage_lengths`."""
+    train = schedule_of(settings.train, stage)
+    loader = Loader(dataset, settings, training=True, batch=train.batch // world, world=world)
+    return math.ceil(loader.steps / train.accumulate)
 
 
 def freeze_untrained(model: FasterRCNN, stage: Stage) -> list[nn.Module]:

@@ -18,9 +18,8 @@ from rcnn.evaluate import Shard, evaluate
 from rcnn.metrics.curves import best_threshold, precision_recall
 from rcnn.metrics.table import Metrics
 from rcnn.training.checkpoint import save_checkpoint
-from rcnn.training.distributed import Distributed, without_sync
+from rcnn.training.distributed import Distributed, seed_generators, without_sync
 from rcnn.training.ending import patient
-from rcnn.training.init import seed_generators
 from rcnn.training.log import Log, memory_gb
 from rcnn.training.recorders import About, Recorders
 from rcnn.training.run_folder import RunFolder

@@ -111,5 +111,5 @@ def test_weights_trained_on_windows_see_windows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("change", ["train.tile=64", "predict.tile=64"])
 def test_schemes_with_proposals_are_for_whole_pictures(tmp_path: Path, change: str) -> None:
-    with pytest.raises(SettingsError, match=r"train\.scheme=alternating works on proposals of whole pictures"):
+    with pytest.raises(SettingsError, match=r"train\.scheme=alternating works on proposals of whole images"):
         choose_settings(tmp_path, None, "tiny-fpn", [change, "train.scheme=alternating"], {})
