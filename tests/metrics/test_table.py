@@ -48,7 +48,7 @@ def test_a_metric_of_one_row_is_in_all_outputs_of_a_training(pair: tuple[Made, M
     recorders = [console, CsvTable(tmp_path / "results.csv"), JsonLines(tmp_path / "metrics.jsonl")]
     row = {"epoch": 1, "step": 4, "images_per_second": 1.0, **metrics.to_row()}
     for recorder in recorders:
-        recorder.start(About(tmp_path, {}, PLAIN, (1, 1), ("ap",), 2, 8, 1, 0, ()))
+        recorder.start(About(tmp_path, {}, PLAIN, (1, 1), ("ap",), 2, 8, 1, 0, (), ((2, 8),)))
         recorder.epoch(row)
     heading, line = text.getvalue().splitlines()
     assert heading.split()[-4:] == ["AP", "AP50", "AP70", "ETA"]
