@@ -1,4 +1,4 @@
-"""The table of changes in CONTRIBUTING.md names files that exist, and objects that are in them."""
+"""The tables of changes and paths in CONTRIBUTING.md name files that exist, and objects that are in them."""
 
 import re
 from pathlib import Path
@@ -7,8 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
-TABLE = TEXT[TEXT.index("| change | files |") :].split("\n\n")[0]
-ROWS = {row.split("|")[1].strip(): row.split("|")[2] for row in TABLE.splitlines()[2:]}
+TABLES = [TEXT[TEXT.index(heading) :].split("\n\n")[0] for heading in ("| change | files |", "| from, to | files |")]
+ROWS = {row.split("|")[1].strip(): row.split("|")[2] for table in TABLES for row in table.splitlines()[2:]}
 
 
 def path_of(name: str) -> Path:
