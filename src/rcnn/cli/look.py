@@ -48,12 +48,13 @@ def look(
     """
     try:
         from rcnn.look import server
-        from rcnn.look.thumbnails import Thumbnails, cache_folder
+        from rcnn.look.thumbnails import Thumbnails
     except ImportError as error:
         from rcnn.errors import UnavailableError
 
         raise UnavailableError(f"rcnn look needs a web server ({error}): pip install 'rcnn[look]'") from None
     from rcnn.cli.files import fresh_folder
+    from rcnn.config.files import cache_folder
     from rcnn.look.album import Album
     from rcnn.look.labels import LabelReview, VerdictFile
 

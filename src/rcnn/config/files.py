@@ -1,4 +1,4 @@
-"""Check files before opening them: a pipe or device would hang, and a huge file would fill the memory."""
+"""Check files before opening them: a pipe or device would hang, and a huge file would fill memory. Cache folders."""
 
 import os
 import stat
@@ -60,3 +60,8 @@ def read_text(path: str | Path, most: int) -> str:
     """
     check_regular(path, most)
     return Path(path).read_text(encoding="utf-8-sig")
+
+
+def cache_folder(name: str) -> Path:
+    """Return `$XDG_CACHE_HOME/rcnn/NAME`, by default in `~/.cache`."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcnn" / name

@@ -28,11 +28,6 @@ LARGE_SIDE = 4096
 """Longest side of a picture that is shown alone, px."""
 
 
-def cache_folder(name: str) -> Path:
-    """Return `$XDG_CACHE_HOME/rcnn/NAME`, by default in `~/.cache`."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcnn" / name
-
-
 class Thumbnails:
     """Thumbnails in a folder, made at their first request.
 

@@ -9,10 +9,10 @@ from PIL import Image
 
 import rcnn.data.proposals.search as search_file
 from rcnn.config import Data
+from rcnn.config.files import cache_folder
 from rcnn.data.proposals.external import ImageProposals
 from rcnn.data.proposals.search import (
     SEARCHES,
-    cache_folder,
     edge_boxes,
     search_files,
     selective_search,
@@ -60,7 +60,7 @@ def test_what_was_found_is_kept_and_a_changed_image_is_another(
     first = [given(outcome) for outcome in search_files(paths, "selective-search", Data())]
     assert np.array_equal(first[0].boxes, selective_search(picture()).boxes)
     assert searches == ["fast"] * 2
-    assert cache_folder() == cache
+    assert cache_folder("proposals") == cache
     assert len(list(cache.iterdir())) == 2
     again = [given(outcome) for outcome in search_files(paths[::-1], "selective-search", Data())][::-1]
     assert searches == ["fast"] * 2

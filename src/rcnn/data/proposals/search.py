@@ -20,7 +20,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from rcnn.config import Data
-from rcnn.config.files import check_regular
+from rcnn.config.files import cache_folder, check_regular
 from rcnn.data.proposals.external import NOTHING, ImageProposals, ranked
 from rcnn.errors import ImageError, SettingsError
 from rcnn.images.decode import MAX_FILE_BYTES, read_image
@@ -233,7 +233,7 @@ def search_files(paths: Sequence[Path], name: str, settings: Data) -> Iterator[I
         SettingsError: OpenCV, with its contributed modules, is not installed; or EdgeBoxes has no model file.
         OSError: the cache folder can't be written, or the disk is full.
     """
-    search, folder = SEARCHES[name](settings), cache_folder()
+    search, folder = SEARCHES[name](settings), cache_folder("proposals")
     folder.mkdir(parents=True, exist_ok=True)
 
     def of_file(path: Path) -> ImageProposals | ImageError:
@@ -261,11 +261,6 @@ def search_files(paths: Sequence[Path], name: str, settings: Data) -> Iterator[I
             yield from pool.map(of_file, paths)
         finally:  # after Ctrl-C the rest is not waited for
             pool.shutdown(cancel_futures=True)
-
-
-def cache_folder() -> Path:
-    """Return the folder where boxes are cached."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rcnn" / "proposals"
 
 
 def _read(file: Path) -> np.ndarray | None:
