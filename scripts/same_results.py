@@ -179,10 +179,17 @@ def make_data(folder: str) -> None:
 
 
 def make_detectors(folder: str) -> None:
-    """Train the detectors that both versions read, and save checkpoints of torchvision with random weights."""
+    """Train the detectors that both versions read; save checkpoints of torchvision with random weights.
+
+    The names of the presets are those of the old version: a preset that only the new one has is no difference.
+    """
     from torchvision.models import detection
 
+    from rcnn.presets import PRESETS
+
     data = Path(folder)
+    presets = [*PRESETS, *(["timm/resnet10t"] if find_spec("timm") else [])]
+    (data / "presets.json").write_text(json.dumps(presets), encoding="utf-8")
     _train(data / "shapes", "shapes", "tiny-fpn", *COMMON, "train.epochs=12", runs=data / "models")
     for name, (preset, *changes) in DETECTORS.items():
         _train(data / "small", name, preset, *changes, "train.epochs=1", runs=data / "models")
@@ -354,10 +361,11 @@ def part_export(data: Path) -> None:
 
 
 def part_presets(data: Path) -> None:
-    """Train every preset for one step from random weights; keep results on two images and digests of the weights."""
-    from rcnn.presets import PRESETS
+    """Train every preset of the old version for one step from random weights.
 
-    for preset in [*PRESETS, *(["timm/resnet10t"] if find_spec("timm") else [])]:
+    Results on two images and digests of the weights are kept.
+    """
+    for preset in json.loads((data / "presets.json").read_text(encoding="utf-8")):
         name, changes = preset.replace("/", "-"), [PAPER] if preset.startswith("paper") else []
         run = _train(data / "small", name, preset, *SMALL, *changes, "train.epochs=1", runs=".")
         _results_of(run.best, name, data / "small" / "images" / "val")
