@@ -155,10 +155,14 @@ def _wait(processes: Iterable["subprocess.Popen[bytes]"]) -> None:
 def make_data(folder: str) -> None:
     """Write 24 images to train on and 6 to validate on, 2 and 2 small ones, and 40 random proposals for each image.
 
-    `blood-cells` holds the same images as `shapes` under the class names of the packaged detector.
+    `blood-cells` holds the same images as `shapes` under the class names of the packaged detector. The presets that are
+    compared are those of the old version, since the new one may have more.
     """
     from rcnn.data.synthetic import synthesise
+    from rcnn.presets import PRESETS
 
+    presets = [*PRESETS, *(["timm/resnet10t"] if find_spec("timm") else [])]
+    (Path(folder) / "presets.json").write_text(json.dumps(presets), encoding="utf-8")
     data = Path(folder) / "shapes"
     for split, images, seed in (("train", 24, 1), ("val", 6, 2)):
         synthesise(data, images, split=split, size=(192, 192), seed=seed)
@@ -179,17 +183,10 @@ def make_data(folder: str) -> None:
 
 
 def make_detectors(folder: str) -> None:
-    """Train the detectors that both versions read; save checkpoints of torchvision with random weights.
-
-    The names of the presets are those of the old version: a preset that only the new one has is no difference.
-    """
+    """Train the detectors that both versions read, and save checkpoints of torchvision with random weights."""
     from torchvision.models import detection
 
-    from rcnn.presets import PRESETS
-
     data = Path(folder)
-    presets = [*PRESETS, *(["timm/resnet10t"] if find_spec("timm") else [])]
-    (data / "presets.json").write_text(json.dumps(presets), encoding="utf-8")
     _train(data / "shapes", "shapes", "tiny-fpn", *COMMON, "train.epochs=12", runs=data / "models")
     for name, (preset, *changes) in DETECTORS.items():
         _train(data / "small", name, preset, *changes, "train.epochs=1", runs=data / "models")
