@@ -44,7 +44,8 @@ def load_yaml(path: Path, faults: list[Fault] | None = None) -> dict[str, Any]:
 def layout_of_yaml(path: Path) -> Layout:
     """Return the data set that a data.yaml describes. Paths in it are relative to its `path` entry, else to the file.
 
-    Of an absolute path that isn't there, such as one of another machine, the longest end below these folders is taken.
+    If an absolute path does not exist, for example on another machine, the longest trailing part of it that exists
+    below these folders is used.
 
     Raises:
         DataError: the file is malformed, has no class names, or names folders or lists that don't exist.

@@ -90,7 +90,7 @@ def get(boxes, groups, N, row, mask):
 
 @triton.jit
 def compared(own, rivals, share):
-    """Of all pairs: is the IoU surely above the threshold, is it perhaps?
+    """For every pair, whether its IoU is certainly, and whether it is possibly, above the threshold.
 
     An IoU is above t where the common area is more than t / (1 + t), the `share`, of the sum of both areas.
     """
