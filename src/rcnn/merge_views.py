@@ -14,7 +14,7 @@ from rcnn.model.suppress import Suppression, Suppressor
 from rcnn.result import Result
 
 COVERED = 0.5
-"""A cut box gives way to a whole one of its class that covers more than this share of it."""
+"""A cut box is dropped if a whole one of its class covers more than this share of it."""
 
 
 class Pooled(NamedTuple):

@@ -109,7 +109,7 @@ _PAPER_ZF = merge(
 )
 
 _ONE_STAGE: dict[str, Any] = {"rpn": {"classify": "classes"}, "roi": {"head": "none"}}
-"""The RPN's head tells classes, and nothing comes after it. Table 10 has another single stage: `sliding_windows`."""
+"""The RPN's head predicts classes; there is no second stage. Table 10 has another single stage: `sliding_windows`."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "mobilenet-fpn": {},

@@ -111,7 +111,7 @@ class TimmTrunk(Trunk):
 
 
 def _takes_any_size(net: nn.Module, name: str, in_channels: int) -> bool:
-    """Whether a network that is said to want one size can be shown another."""
+    """True if a network that declares one input size also takes others."""
     known = import_timm().get_pretrained_cfg(name)
     if known is None or not known.fixed_input_size:
         return True

@@ -73,7 +73,7 @@ def examine(path: Path) -> dict[str, Any]:
 
 
 def _facts(path: Path, tensors: "dict[str, Tensor]") -> dict[str, Any]:
-    """Return what can be said about any weights file."""
+    """Return the facts that any file of weights has."""
     counted = [
         tensor
         for name, tensor in tensors.items()

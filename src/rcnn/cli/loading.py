@@ -19,7 +19,7 @@ def load_detector(model: str, changes: Sequence[str], device: str, asked: str | 
         model: file or name.
         changes: to its settings.
         device: of this process.
-        asked: what the user asked for; an exported file runs on the CPU, whatever was chosen for the process.
+        asked: the device that the user chose; an exported file runs on the CPU in any case.
 
     Raises:
         WeightsError: as for `rcnn.load`.

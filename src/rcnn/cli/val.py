@@ -42,7 +42,7 @@ def val(
     with screen.stdout_for_json(json), sharing(device) as (distributed, shard):
         options = {"data.on_fault": on_fault, "train.seed": seed, "imgsz": imgsz}
         path, changes = arguments.one_path(words, "DATA", options, accepted=("seed",))
-        find_layout(path)  # what is missing is told before weights are loaded
+        find_layout(path)  # report what is missing before weights are loaded
         detector = load_detector(model, changes, str(distributed.device), device)
         detector.check_proposals(given=proposals is not None)
         settings, theirs = detector.settings, None

@@ -78,7 +78,7 @@ def why(
 
 
 def show(report: "WhyReport") -> None:
-    """Print losses and false alarms by size, with the AP if each were mended, and losses by class."""
+    """Print losses and false alarms by size, with the AP if each were corrected, and losses by class."""
     from rcnn.diagnose.why.outcomes import ALARMS, FOUND
     from rcnn.diagnose.why.pictures import TAGS
     from rcnn.diagnose.why.tables import count_by_kind, possible_reasons
@@ -105,7 +105,7 @@ def show(report: "WhyReport") -> None:
 
 
 def _by_size(title: str, counted: "Sequence[CountedByKind]", kinds: dict[str, str], report: "WhyReport") -> None:
-    """Print one row per kind: the number in total and of each size, and the AP if mended (NaN if there is none)."""
+    """Print one row per kind: the number in total and of each size, and the AP if corrected (NaN if there is none)."""
     groups = [group for group in counted if group.section != "class"]
     rows: list[list[object]] = [[text, *(group.counts[kind] for group in groups)] for kind, text in kinds.items()]
     rows.append(["total", *(sum(group.counts[kind] for kind in kinds) for group in groups)])

@@ -38,7 +38,7 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """Do so many detections agree, and so many proposals?"""
+        """True if enough detections and enough proposals agree."""
         shares = ((self.agreed, self.detections), (self.proposals_agreed, self.proposals))
         return all(agreed >= SHARE * total for agreed, total in shares)
 

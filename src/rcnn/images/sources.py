@@ -1,4 +1,4 @@
-"""Sources of images: files, folders and globs, and whatever else yields named images.
+"""Sources of images: files, folders and globs, and any other iterable of named images.
 
 A source is an iterable of `NamedImage`. Files are read later, by the threads of `images.stream`; a video or a camera
 yields pixels. A source with a length is read ahead; one without is iterated one image at a time.

@@ -121,7 +121,7 @@ def serve(guard: Guard, bound: socket.socket) -> None:
 
 
 class LookServer(uvicorn.Server):
-    """A server that tells its guard when it ends, so that event streams end as well."""
+    """A server that notifies its guard when it ends, so that event streams end as well."""
 
     def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
         super().__init__(config)

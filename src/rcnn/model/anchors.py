@@ -90,6 +90,6 @@ def pyramid_anchors(
 
 
 def inside(anchors: Tensor, sizes: Tensor, border: float) -> Tensor:
-    """(A, 4), (B, 2) sizes as (height, width) -> (B, A): does the anchor leave the image by at most `border` pixels?"""
+    """(A, 4), (B, 2) as (height, width) -> (B, A): True if the anchor leaves its image by at most `border` pixels."""
     limit = sizes.to(anchors.dtype).flip(-1)[:, None] + border
     return (anchors[:, :2] >= -border).all(dim=-1) & (anchors[:, 2:] <= limit).all(dim=-1)

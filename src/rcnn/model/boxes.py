@@ -103,7 +103,7 @@ def decode(deltas: Tensor, anchors: Tensor, normal: Normal = PLAIN) -> Tensor:
 
 
 def larger_than(boxes: Tensor, least: float) -> Tensor:
-    """(..., 4) -> (...) bool: is each side positive and at least `least` pixels long?"""
+    """(..., 4) -> (...) bool: True if each side is positive and at least `least` pixels long."""
     shorter = _sides(boxes, False).amin(dim=-1)
     return shorter >= least if least > 0 else shorter > 0
 

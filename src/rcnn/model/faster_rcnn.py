@@ -25,7 +25,7 @@ from rcnn.model.suppress import Suppression
 class FasterRCNN(nn.Module):
     """The whole detector. With `roi.head=none` it is the first stage alone, and `fast_rcnn` is None.
 
-    The first stage alone detects nothing, unless it tells classes itself (`rpn.classify=classes`).
+    The first stage alone detects nothing, unless it predicts classes itself (`rpn.classify=classes`).
 
     Args:
         backbone: maps (B, C, H, W) to a dictionary of feature maps, finest first, and has the attributes `strides` (one

@@ -1,4 +1,4 @@
-"""One-stage detection: an RPN whose head tells classes instead of objects from background.
+"""One-stage detection: an RPN whose head predicts classes instead of objectness.
 
 The paper only mentions it. The one stage of its table 10 is Fast R-CNN on `sliding_windows`.
 

@@ -116,7 +116,7 @@ class RegionProposalNetwork(nn.Module):
 
     @property
     def learns_from_samples(self) -> bool:
-        """Do gradients flow through the sampled anchors only, so that the whole maps need none?"""
+        """True if gradients flow through the sampled anchors only, so that the full maps need none."""
         return self.head.local and not self.meaning.of_every_anchor
 
     def forward(self, levels: Sequence[Tensor], image_shape: tuple[int, int]) -> RPNOutput:

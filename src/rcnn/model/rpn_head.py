@@ -77,7 +77,7 @@ class RPNHead(nn.Module):
 
     @property
     def local(self) -> bool:
-        """Does the output of an anchor depend on one window only, so that `at_anchors` can compute it?"""
+        """True if the output of an anchor depends on one window only, so that `at_anchors` can compute it."""
         return isinstance(self.conv, nn.Conv2d)
 
     def at_anchors(self, levels: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:

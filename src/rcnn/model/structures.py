@@ -84,7 +84,7 @@ class RPNOutput(NamedTuple):
 
     @property
     def finite(self) -> Tensor:
-        """(B,) bool: are all logits and deltas of the image finite?"""
+        """(B,) bool: True if all logits and deltas of the image are finite."""
         return all_finite(*self.logits, *self.deltas)
 
 
@@ -163,7 +163,7 @@ class Pass(NamedTuple):
 
     @property
     def finite(self) -> Tensor:
-        """(B,) bool: was everything finite that the detections, or else the proposals, were computed from?"""
+        """(B,) bool: True if everything that the detections, or else the proposals, were computed from is finite."""
         if self.detections is not None:
             return self.detections.finite
         assert self.rpn is not None
@@ -193,7 +193,7 @@ def pinned(tensors: Tensors) -> Tensors:
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors to the CPU. Those of a device are packed into one download, which the host waits for once."""
+    """Copy tensors to the CPU. Those of a device are packed into one download, so that the host synchronises once."""
     on_device = [tensor for tensor in tensors if tensor.device.type != "cpu"]
     if not on_device:
         return list(tensors)
@@ -224,7 +224,7 @@ def _by_size(tensors: Sequence[Tensor]) -> list[int]:
 
 
 def all_finite(*parts: Tensor) -> Tensor:
-    """Tensors (B, ...) -> (B,) bool: are all numbers of an image finite?"""
+    """Tensors (B, ...) -> (B,) bool: True if all numbers of an image are finite."""
     # Joined first: on a GPU the question alone is four kernels.
     return torch.cat([part.flatten(1) for part in parts], dim=1).isfinite().all(dim=1)
 

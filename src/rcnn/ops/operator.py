@@ -72,7 +72,7 @@ def compiles_for(device: torch.device) -> bool:
 
 @cache
 def starts() -> bool:
-    """Can Triton launch anything? Its first start on a machine builds a module in C; a failure is told once."""
+    """True if Triton launches kernels. Its first start on a machine builds a module in C; failure is reported once."""
     try:
         import_module("triton.runtime").driver.active.get_current_target()
     except Exception as error:  # whatever a build may raise

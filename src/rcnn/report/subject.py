@@ -1,4 +1,4 @@
-"""What a page tells of one folder of results, read from the plain files in it.
+"""What a page shows of one folder of results, read from the plain files in it.
 
 A file that is missing, half written or damaged costs its own part of the page: a sentence stands in its place.
 """
@@ -82,7 +82,7 @@ class Subject:
 
     @property
     def trained(self) -> bool:
-        """Is this the folder of a training?"""
+        """True if this is the folder of a training."""
         return (self.folder / "train.txt").exists() or bool(self.rows)
 
     def add(self, other: "Subject") -> None:

@@ -1,4 +1,4 @@
-"""What a detector asks of whatever runs its network."""
+"""The interface of a runtime: what a detector needs from the program that runs its network."""
 
 from collections.abc import Collection
 from typing import Protocol

@@ -39,7 +39,7 @@ class Distributed:
 
     @property
     def writer(self) -> bool:
-        """Does this process write files and print?"""
+        """True if this process writes files and prints."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:

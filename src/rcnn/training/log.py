@@ -38,12 +38,12 @@ class Log:
 
     @property
     def shows(self) -> bool:
-        """Is there a console?"""
+        """True if there is a console."""
         return self._console is not None
 
     @property
     def live(self) -> bool:
-        """Is the live line shown?"""
+        """True if the live line is shown."""
         return self._live is not None
 
     def open(self) -> None:

@@ -30,7 +30,7 @@ class BatchLosses:
         names: of the losses.
         values: on the host: the losses, then the number of processes behind each request; float64.
         index: (B,) images of the batch in this process.
-        copied: when the values are there; None: at once.
+        copied: when the values have been copied; None: immediately.
     """
 
     names: tuple[str, ...]
@@ -91,7 +91,7 @@ def backward(
 ) -> BatchLosses:
     """Add the gradients of a batch, divided by the number of accumulated batches; return its losses.
 
-    Nothing waits for a GPU here.
+    Nothing here synchronises with a GPU.
     """
     device = distributed.device
     batch, targets = to_device(item.batch, device), to_device(item.targets, device)

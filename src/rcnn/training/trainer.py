@@ -170,7 +170,7 @@ class Trainer:
     def step(self, items: list[Item], number: int, requests: tuple[bool, ...] = ()) -> StepLosses:
         """Compute the gradients of some batches, then update the weights and their average once.
 
-        Nothing waits for a GPU here. Weights are to be used or saved only after the losses have been read.
+        Nothing here synchronises with a GPU. Weights are to be used or saved only after the losses have been read.
 
         Args:
             items: the batches whose gradients are averaged.

@@ -187,7 +187,7 @@ def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
     """Load weights into a network of timm by copying a second one, since timm renames and adapts weights itself."""
     name = f"timm/{trunk.name}"
     if source == "imagenet":
-        if is_offline():  # timm fetches as it likes; what is in its cache can't be told from here
+        if is_offline():  # timm downloads by itself; whether its cache holds the file is unknown here
             raise UnavailableError(
                 f"ImageNet weights of {name} are not fetched: RCNN_OFFLINE is set. With HF_HUB_OFFLINE=1 in its place, "
                 "timm takes those in Hugging Face's cache"

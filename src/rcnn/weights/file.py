@@ -134,7 +134,7 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
 
 @contextmanager
 def reading(path: str | Path, most: int, kind: str = "") -> Iterator[None]:
-    """Turn whatever goes wrong while a file is read into a sentence about the file.
+    """Turn any error while a file is read into a sentence about the file.
 
     Args:
         path: the file.
@@ -181,7 +181,7 @@ def load_weights(path: str | Path, check: Check | None = None) -> tuple[dict[str
 
     Args:
         path: the file.
-        check: sees the metadata and what is said about the tensors before these are read.
+        check: receives the metadata and the shapes of the tensors before these are read.
 
     Raises:
         WeightsError: the file is missing, damaged, of another kind or of a later version; or what `check` raises.

@@ -44,7 +44,7 @@ def benchmark(
 ) -> None:
     """Compare the time, memory, size and AP of a detector with those of its exported files, on the CPU.
 
-    With data, it also tells how long each stage of a prediction takes, from file to boxes.
+    With data, it also times each stage of a prediction, from file to boxes.
 
     Example: rcnn benchmark best.safetensors best.onnx best.xml --data path/to/data
     """
@@ -61,7 +61,7 @@ def benchmark(
     batches, sides = sorted(set(_numbers(batch))), arguments.sides_of(size)
     with screen.stdout_for_json(json):
         if data:
-            find_layout(data)  # what is missing is told before weights are loaded
+            find_layout(data)  # report what is missing before weights are loaded
         detector, there = rcnn.load(model, device="cpu"), rcnn.load(model, device=device)
         settings, dataset, files = detector.settings, None, files or []
         sides = size_of(detector, files, sides)

@@ -29,7 +29,7 @@ class Stages:
     Attributes:
         device: where it ran.
         batch: images in a batch.
-        seconds: stage -> seconds per image, one after another; on a GPU each waits for the one before.
+        seconds: stage -> seconds per image, one after another; on a GPU each starts when the one before has ended.
         images_per_second: from files to results, as `predict` works: all at the same time.
     """
 

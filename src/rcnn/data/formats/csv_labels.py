@@ -91,7 +91,7 @@ def _header(cells: Sequence[str]) -> list[str]:
 
 
 def _split_of(stem: str) -> str:
-    """Return the list that the name of a table tells, such as `train_labels`; `all` if it tells none."""
+    """Return the split that the name of a table contains, as in `train_labels`; `all` if it contains none."""
     words = "".join(letter if letter.isalpha() else " " for letter in stem.lower()).split()
     return next((_SPLITS[word] for word in words if word in _SPLITS), "all")
 
@@ -129,7 +129,7 @@ class _Tables:
         drafts: by their own names.
         known: by what the tables call them.
         unlisted: names of images next to a table that are not in it.
-        more: number of the faults beyond those that are told.
+        more: number of the faults beyond those that are listed.
     """
 
     layout: Layout

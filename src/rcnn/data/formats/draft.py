@@ -20,7 +20,7 @@ from rcnn.images.decode import image_size
 
 SMALLEST_IMAGE = 16
 MAX_FAULTS = 1000
-"""Faults of an image, or of the rest of a COCO json, that are told one by one."""
+"""Faults of an image, or of the rest of a COCO json, that are listed one by one."""
 
 MAX_LISTED_CLASSES = 100
 """Classes that a message lists."""
@@ -77,7 +77,7 @@ class Draft:
         self.fault(where, reason, "fatal")
 
     def mendable(self, where: str | Path, reason: str) -> None:
-        """Note a fault that has been mended."""
+        """Note a fault that was corrected."""
         self.fault(where, reason, "mendable")
 
     def fault(self, where: str | Path, reason: str, kind: Kind) -> None:
@@ -268,7 +268,7 @@ def _usable_objects(
     All objects of all images are checked at once: checking image by image would take as long as parsing a large file.
 
     Args:
-        reading: tells how boxes are converted to xyxy.
+        reading: says how boxes are converted to xyxy.
         drafts: the images.
         sizes: (height, width) of each.
 

@@ -236,7 +236,7 @@ def _annotations(layout: Layout) -> Path:
 
 
 def _is_readable(xml: Path) -> bool:
-    """Whether a file may be an annotation; those that may not are told where they are read."""
+    """Whether a file may be an annotation; those that may not are reported when they are read."""
     try:
         check_regular(xml, MAX_XML_BYTES)
     except OSError:

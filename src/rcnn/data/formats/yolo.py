@@ -335,7 +335,7 @@ def _has_rows(file: Path) -> bool:
 
 
 def _numbers(lines: Sequence[_Line], reading: Reading) -> tuple[str, ...]:
-    """Name the classes by their numbers if nothing else names them; those that can't be one are told with their row."""
+    """Name the classes by their numbers if nothing else names them; what can't be a number is reported with its row."""
     numbers = (_class(line.columns[0]) for line in lines if line.columns)
     count = max((number for number in numbers if number is not None and number < MAX_UNNAMED_CLASSES), default=-1) + 1
     reading.notes.append(f"no data.yaml or classes.txt names the classes: they are called 0 to {count - 1}")

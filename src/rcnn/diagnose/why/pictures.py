@@ -48,7 +48,7 @@ MAX_CLASSES = 12
 
 
 def draw_why(report: WhyReport, path: Path) -> None:
-    """Draw where objects are lost and what false alarms are, by class and size, and the AP if each kind were mended."""
+    """Draw lost objects and false alarms by kind, class and size, and the AP if each kind were corrected."""
     why = report.why
     counted = count_by_kind(why.outcomes, why.names)
     title = f"Where {len(why.all_lost()):,} of {len(why.outcomes):,} objects are lost at IoU {why.iou:g}"

@@ -21,7 +21,7 @@ class WhyReport(NamedTuple):
     Attributes:
         why: the answer.
         ap: mean AP over classes at its IoU; NaN without a second stage.
-        mended: kind of loss or false alarm -> AP if all of that were mended.
+        mended: kind of loss or false alarm -> AP if all of that kind were corrected.
         advice: one sentence for the kind that costs most.
     """
 
@@ -44,7 +44,7 @@ class CountedByKind(NamedTuple):
 
 
 def report(why: Why, dataset: Dataset, settings: Settings) -> WhyReport:
-    """Return the answer with the AP if each kind were mended, and the advice."""
+    """Return the answer with the AP if each kind were corrected, and the advice."""
     ap = ap_of(why.truths, why.predictions, len(why.names), why.iou) if why.predicts_classes else float("nan")
     plain = WhyReport(why, ap, mended(why), "")
     return plain._replace(advice=_Adviser(plain, dataset, settings).sentence())
@@ -69,7 +69,7 @@ def possible_reasons(why: Why) -> dict[str, str]:
 
 
 def document(answer: WhyReport, dataset: Dataset) -> dict[str, Any]:
-    """Return all results as a tree: counts by class and size, AP if mended, every lost object and false alarm."""
+    """Return all results as a tree: counts by class and size, AP if corrected, every lost object and false alarm."""
     why = answer.why
 
     def kinds(counted: Sequence[CountedByKind], kinds: Iterable[str]) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def doubled(box):
 
 @triton.jit
 def compared_exactly(own, rivals, threshold):
-    """Of all pairs: is the IoU above the threshold, in float64?"""
+    """For every pair, whether its IoU is above the threshold, in float64."""
     x1, y1, x2, y2, group = doubled(own)
     X1, Y1, X2, Y2, other = doubled(rivals)
     common = overlap(x1[:, None], y1[:, None], x2[:, None], y2[:, None], X1[None], Y1[None], X2[None], Y2[None])
@@ -125,7 +125,7 @@ def compared_exactly(own, rivals, threshold):
 
 @triton.jit
 def is_any(pairs):
-    """Is one of them true?"""
+    """Whether one of them is true."""
     return tl.max(tl.max(pairs.to(tl.int32), 1), 0) > 0
 
 

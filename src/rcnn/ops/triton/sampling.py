@@ -97,7 +97,7 @@ def box_of(boxes, n, scale, S: tl.constexpr, SR: tl.constexpr, ALIGNED: tl.const
 
 @triton.jit
 def sample(side, cell, k, size):
-    """Sample `k` of a cell on `size` pixels: two pixels, their weights, is it read, does it move with the box?
+    """Sample `k` of a cell on `size` pixels: two pixels, their weights, whether it is read and moves with the box.
 
     As in `rcnn.ops.roi_align_matrix`.
     """
