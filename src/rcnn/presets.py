@@ -102,7 +102,7 @@ _COCO: dict[str, Any] = {
         "batches": (8, 16, 8, 16),
     },
 }
-"""The paper's training for COCO (section 4.2), on 8 GPUs."""
+"""The paper's training for COCO (section 4.2)."""
 
 _PAPER_ZF = merge(
     _PAPER, {"model": {"backbone": "zf", "frozen_stages": 0}, "roi": {"size": 6, "dropout_scale": "prediction"}}
