@@ -173,7 +173,9 @@ def test_the_file_is_small_and_its_names_are_text(file: Path) -> None:
 
 
 @pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (2560, "light")])
-def test_nothing_overlaps_and_nobody_is_shut_out(tab_without_policy: Tab, file: Path, width: int, scheme: str) -> None:
+def test_nothing_overlaps_and_the_page_is_accessible(
+    tab_without_policy: Tab, file: Path, width: int, scheme: str
+) -> None:
     for view in ("cells", "nms", "objects&object=0"):
         page = tab_without_policy.open(f"{file.as_uri()}#show={view}", READY, width, scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width

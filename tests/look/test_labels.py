@@ -347,7 +347,7 @@ def test_two_servers_keep_the_verdicts_of_each_other(start_server: Start, tmp_pa
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from(("right", "wrong", "skip", "undo", "again")), max_size=12))
 def test_whenever_the_server_ends_the_same_is_left_to_judge(album: Album, steps: list[str]) -> None:
-    """A model: what was said, oldest first; with a new server, what was right is asked again, as it is in its copy."""
+    """Compare with a list of verdicts, oldest first. A new server asks again about accepted suggestions only."""
     with TemporaryDirectory() as folder:
 
         def start() -> LabelReview:
@@ -412,7 +412,7 @@ def test_keys_judge_and_undo_and_two_browsers_agree(browser: Any, served: Served
     assert not second.said
 
 
-def test_nothing_overlaps_and_nobody_is_shut_out(served: Served, tab_without_policy: Tab) -> None:
+def test_nothing_overlaps_and_the_page_is_accessible(served: Served, tab_without_policy: Tab) -> None:
     for width, scheme in ((1280, "light"), (1280, "dark"), (2560, "light")):
         page = tab_without_policy.enter(served, "/labels", READY, width=width, scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -164,7 +164,7 @@ def test_nothing_overlaps_or_sticks_out(show: Open, width: int) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nobody_is_shut_out(tab_without_policy: Tab, served: Served, scheme: str) -> None:
+def test_the_page_is_accessible(tab_without_policy: Tab, served: Served, scheme: str) -> None:
     for path in ("/pictures", "/pictures/1"):
         assert_open_to_all(tab_without_policy.enter(served, path, ready(path), scheme=scheme), scheme)
     assert not tab_without_policy.strangers(served.root)

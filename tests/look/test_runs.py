@@ -175,7 +175,7 @@ def test_the_page_follows_a_run_and_tells_when_the_server_has_gone(served: Serve
     tab.said.clear()  # the browser says that nobody answers
 
 
-def test_nothing_overlaps_and_nobody_is_shut_out(served: Served, tab_without_policy: Tab) -> None:
+def test_nothing_overlaps_and_the_page_is_accessible(served: Served, tab_without_policy: Tab) -> None:
     for width, scheme in ((1280, "light"), (1280, "dark"), (2560, "light")):
         page = tab_without_policy.enter(served, "/runs?runs=0,1", "h3.run", width=width, scheme=scheme)
         assert page.evaluate("document.documentElement.scrollWidth") <= width

@@ -314,7 +314,7 @@ def test_a_broken_training_goes_on_and_finished_runs_stay(
     assert trained == ["alternating-0", "sliding-windows-0", "sliding-windows-0"]
     assert (tmp_path / "one-stage.csv").read_text().startswith(before)
     (folder,) = (tmp_path / "runs").glob("sliding-windows-*/")
-    assert "going on with" in (folder / "log.txt").read_text()
+    assert "resuming" in (folder / "log.txt").read_text()
     assert not list((folder / "checkpoints").iterdir())
 
 

@@ -146,7 +146,7 @@ def assert_open_to_all(page: Any, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_nobody_is_shut_out(plain: Made, other: Made, show: Open, tmp_path: Path, scheme: str) -> None:
+def test_the_page_is_accessible(plain: Made, other: Made, show: Open, tmp_path: Path, scheme: str) -> None:
     both = tmp_path / "both.html"
     both.write_text(render(read_subjects([plain.folder, other.folder])), encoding="utf-8")
     for file, width in ((plain.folder / "report.html", 390), (both, 1280)):

@@ -99,7 +99,7 @@ def render(subjects: Sequence[Subject], title: str | None = None) -> str:
 
 
 def _page(subjects: Sequence[Subject], title: str | None, budget: int) -> str:
-    """The page with pictures of so many bytes."""
+    """Return the page as text; its pictures have at most `budget` bytes."""
     style, script = (static(f"report.{ending}") for ending in ("css", "js"))
     names = [subject.title for subject in subjects]
     runs = [values(subject, place, budget // len(subjects)) for place, subject in enumerate(subjects)]

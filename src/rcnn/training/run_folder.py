@@ -126,7 +126,7 @@ class RunFolder:
         return self.path / "stages" / str(number)
 
     def weights_of_stage(self, number: int, stages: int) -> Path:
-        """Folder of the weights of a stage, 1, 2, ..., of so many: `weights` for the last one."""
+        """Return the folder of the weights of a stage, counted from 1. That of the last of `stages` is `weights`."""
         return self.weights if number == stages else self.stage(number)
 
     def rows(self) -> list[dict[str, Any]]:

@@ -79,7 +79,7 @@ def resume_run(trainer: Trainer) -> None:
     lengths = restore(path, trainer.state)
     if trainer.distributed.writer:
         folder.cut_logs(lengths)
-        log.say(f"going on with {folder.path} after step {trainer.state.progress.step}")
+        log.say(f"resuming {folder.path} after step {trainer.state.progress.step}")
         if changed := _change_epochs(trainer):
             log.say(changed)
         trainer.announce_stage()
