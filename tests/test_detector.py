@@ -83,7 +83,7 @@ def test_other_settings_leave_everything_else_as_it_is(detector: Detector, folde
     assert same(found, expected.filter(top=5))
     again = before.with_settings({"roi": {"box_std": (1, 1, 1, 1)}}).predict(folder / "0.png", score=0.0)[0]
     np.testing.assert_allclose(again.boxes, expected.boxes, atol=1e-3)
-    with pytest.raises(SettingsError, match=r"^roi.hidden=17: the weights are made for other layers"):
+    with pytest.raises(SettingsError, match=r"^roi.hidden: the weights are made for other layers"):
         before.with_settings(["roi.hidden=17"])
 
 

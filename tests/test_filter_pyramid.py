@@ -63,7 +63,7 @@ def test_a_batch_changes_no_bit_and_neither_does_a_file(name: str, tmp_path: Pat
     for one, other in zip(again.predict(PICTURES), detector.predict(PICTURES), strict=True):
         assert np.array_equal(one.boxes, other.boxes)
         assert np.array_equal(one.scores, other.scores)
-    with pytest.raises(SettingsError, match=r"rpn\.kernel=3: the weights are made for other layers"):
+    with pytest.raises(SettingsError, match=r"rpn\.kernel: the weights are made for other layers"):
         detector.with_settings(["rpn.kernel=3"])
 
 

@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "weights": TENSORS,
     "presets": TENSORS,
     "images": {"model", "config"},
-    "runtime": {"weights", "images"} | TENSORS,
+    "runtime": {"weights", "images", "presets"} | TENSORS,
     "data": DATA,
     "result": {"draw", "data", "images", "config"},
     "merge_views": {"result", "model", "images", "config"},
@@ -61,7 +61,7 @@ MAY_IMPORT = {
 }
 """Part -> parts of ours that it may import, also inside functions; itself and `errors` always, `cli` all."""
 
-MAX_PARAMETERS, MAX_NAME_LENGTH, MAX_SHARED_FILE_NAMES = 8, 32, 8
+MAX_PARAMETERS, MAX_NAME_LENGTH, MAX_SHARED_FILE_NAMES, MAX_IMPORTED_MODULES = 8, 32, 8, 15
 
 IMPORT_EACH_ALONE = """
 import gc, sys
@@ -201,6 +201,12 @@ def imported_modules(module: str) -> set[str]:
 def test_few_files_share_a_name() -> None:
     shared = shared_file_names()
     assert len(shared) <= MAX_SHARED_FILE_NAMES, "\n".join(f"{name}: {modules}" for name, modules in shared.items())
+
+
+def test_files_import_few_modules() -> None:
+    """Except for the list of all commands, and the public interface, which imports each of its names at first use."""
+    counts = {module: len(imported_modules(module)) for module in FILES if module not in ("rcnn", "rcnn.cli.app")}
+    assert not {module: count for module, count in counts.items() if count > MAX_IMPORTED_MODULES}
 
 
 def test_no_two_classes_share_a_name() -> None:

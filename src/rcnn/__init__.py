@@ -70,7 +70,7 @@ _HOME = {
     "FasterRCNN": "model.faster_rcnn",
     "ImageError": "errors",
     "Interrupted": "errors",
-    "Metrics": "evaluate",
+    "Metrics": "metrics.table",
     "NonFiniteError": "errors",
     "RegionProposalNetwork": "model.rpn",
     "Result": "result",

@@ -12,25 +12,19 @@ from torch import Tensor, nn
 
 import rcnn.config as config
 from rcnn.config.aliases import suggest_settings
-from rcnn.errors import NonFiniteError, WeightsError
+from rcnn.errors import NonFiniteError
 from rcnn.images.batch import Preprocessor
 from rcnn.images.stream import Picture, Skip, overlapped
 from rcnn.images.views import Viewer
 from rcnn.merge_views import Pooler
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.model.structures import AnyBatch, Batch, Detections, Proposals, take, to_host
 from rcnn.model.suppress import Suppression, Suppressor
-from rcnn.presets import build
 from rcnn.result import Result
-from rcnn.runtime.by_suffix import is_exported, open_file
+from rcnn.runtime.by_suffix import open_file
 from rcnn.runtime.eager import Eager, choose_device
-from rcnn.runtime.graph import GraphRuntime
 from rcnn.runtime.protocol import Runtime
-from rcnn.weights.adapt import check_shapes, fill, shapes_alone, weights_follow
-from rcnn.weights.box_targets import PLAIN, renormalise
-from rcnn.weights.file import save_weights, to_half
-from rcnn.weights.metadata import FOREIGN, Metadata, as_text, entry_of, read_detector
+from rcnn.weights.metadata import Metadata, as_text, save_detector
 
 Propose = Callable[[Sequence[str | None], Batch], Proposals]
 """(paths of the images of a batch, the batch) -> their proposals, in pixels of the resized images."""
@@ -74,8 +68,7 @@ class Detector:
         self.threshold, self.summary = threshold, dict(summary or {})
         self.licence = licence or settings.data.licence
         if isinstance(model, nn.Module):
-            device = choose_device(device) if isinstance(device, str) else device
-            model = Eager(model, device, settings.predict)
+            model = Eager(model, choose_device(device), settings.predict)
         self.runtime: Runtime = model
         self.preprocessor = Preprocessor(settings.preprocess, self.runtime.size)
         self.viewer = Viewer(self.preprocessor, settings, self.summary.get("scale"))
@@ -111,9 +104,7 @@ class Detector:
     @property
     def suppression(self) -> Suppression:
         """What chooses proposals and detections."""
-        if isinstance(self.runtime, Eager):
-            return self.runtime.model.suppression
-        return Suppression.of(self.settings)
+        return self.runtime.suppression
 
     @property
     def device(self) -> torch.device:
@@ -138,21 +129,7 @@ class Detector:
             SettingsError: a setting is wrong, needs other layers than those of the weights, or is fixed in a file.
         """
         settings = config.override(self.settings, changes)
-        if isinstance(self.runtime, GraphRuntime):
-            return self._of(self.runtime.with_settings(settings), settings, self, self.device)
-        custom = settings.model.backbone == "custom"
-        head = self.model.fast_rcnn.head if custom and self.model.fast_rcnn is not None else None
-        backbone = copy.deepcopy(self.model.backbone) if custom else None
-        with weights_follow():
-            model = build(settings, len(self.names), backbone=backbone, head=copy.deepcopy(head))
-        model.suppression = self.model.suppression.with_settings(settings)
-        try:
-            model.load_state_dict(renormalise(self.model.state_dict(), self.settings.roi, settings.roi))
-        except RuntimeError:
-            raise config.SettingsError(
-                f"{', '.join(changes)}: the weights are made for other layers; train again with this setting"
-            ) from None
-        return self._of(model, settings, self, self.device)
+        return self._of(self.runtime.with_settings(settings), settings, self)
 
     def with_suppression(
         self, *, proposals: Suppressor | None = None, detections: Suppressor | None = None
@@ -170,7 +147,7 @@ class Detector:
         model.suppression = Suppression(
             proposals or self.suppression.proposals, detections or self.suppression.detections
         )
-        return self._of(model, self.settings, self, self.device)
+        return self._of(Eager(model, self.device, self.settings.predict), self.settings, self)
 
     @suggest_settings
     def predict(
@@ -260,15 +237,15 @@ class Detector:
             SettingsError: there is no second stage for given proposals, or the RPN is untrained; or proposals are given
                 to an exported file, or for windows.
         """
-        if given and isinstance(self.runtime, GraphRuntime):
-            self.runtime.refuse_proposals()
+        if given:
+            self.runtime.check_takes_proposals()
         if given and self.settings.predict.tile != "off":
             raise config.SettingsError("given proposals are for whole pictures, not for windows: add predict.tile=off")
         if given and not self.two_stage:
             raise config.SettingsError("proposals are for a second stage, and this detector has none (`roi.head=none`)")
         if not given and self.settings.train.proposals is not None:
-            windows = self.settings.train.proposals == SLIDING_WINDOWS
-            sources = SLIDING_WINDOWS if windows else "FILE or --proposals selective-search"
+            windows = self.settings.train.proposals == config.SLIDING_WINDOWS
+            sources = config.SLIDING_WINDOWS if windows else "FILE or --proposals selective-search"
             raise config.SettingsError(
                 f"the RPN of this detector is untrained (train.scheme={self.settings.train.scheme}): it works on "
                 f"proposals from elsewhere alone, which `predict` and `val` take as --proposals {sources}"
@@ -367,9 +344,7 @@ class Detector:
             SettingsError: the detector is an exported file.
             OSError: the folder is missing or not writable, or the disk is full; an old file is untouched.
         """
-        # In float64, folding and unfolding leaves float32 weights the same but for tiny biases; in float32 it does not.
-        state = renormalise(self.model.state_dict(), self.settings.roi, PLAIN, torch.float64)
-        save_weights(path, to_half(state) if half else state, entry_of(self))
+        save_detector(path, self.model.state_dict(), self, half=half)
 
     @classmethod
     def load(
@@ -393,44 +368,20 @@ class Detector:
                 that is not installed.
             SettingsError: the device can't be used.
         """
-        if is_exported(path):
-            runtime = open_file(path, device)
-            return cls._of(runtime, runtime.metadata.settings, runtime.metadata, device)
-
-        built = list[FasterRCNN]()
-
-        def fits(metadata: Metadata, shapes: Mapping[str, Tensor]) -> None:
-            """Build the network and check that the file fits it, before memory is taken for its weights."""
-            if metadata.settings.model.backbone == "custom" and backbone is None:
-                raise WeightsError(
-                    f"{path}: this detector was made with a backbone of your own, whose code is not in the file; "
-                    "pass the module: load(path, backbone=MODULE)"
-                )
-            with shapes_alone() if backbone is None and head is None else weights_follow():
-                built.append(build(metadata.settings, len(metadata.names), backbone=backbone, head=head))
-            check_shapes(built[0], shapes, path)
-
-        try:
-            tensors, metadata = read_detector(path, fits)
-        except config.SettingsError as error:
-            raise WeightsError(f"{path}: {FOREIGN}: {error}") from None
-        fill(built[0], tensors, path)
-        return cls._of(built[0], metadata.settings, metadata, device)
+        runtime, metadata = open_file(path, device, backbone=backbone, head=head)
+        return cls._of(runtime, metadata.settings, metadata)
 
     @classmethod
-    def _of(
-        cls, model: FasterRCNN | Runtime, settings: config.Settings, about: Metadata | Self, device: str | torch.device
-    ) -> "Detector":
-        """A detector whose classes and facts are those of another, or of a file."""
+    def _of(cls, runtime: Runtime, settings: config.Settings, about: Metadata | Self) -> "Detector":
+        """Return a detector whose classes and facts are those of another, or of a file."""
         return cls(
-            model,
+            runtime,
             settings,
             about.names,
             category_ids=about.category_ids,
             threshold=about.threshold,
             summary=about.summary,
             licence=about.licence,
-            device=device,
         )
 
 

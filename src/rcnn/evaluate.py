@@ -5,8 +5,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
-import numpy as np
-
 from rcnn.config import override
 from rcnn.config.aliases import suggest_settings
 from rcnn.data.dataset import Dataset
@@ -16,11 +14,8 @@ from rcnn.data.loading.windows import cut_into_views
 from rcnn.data.proposals.external import External, SlidingWindows
 from rcnn.detector import Detector
 from rcnn.errors import DataError, SettingsError
-from rcnn.metrics.coco import coco_metrics
-from rcnn.metrics.proposal_recall import proposal_recall
 from rcnn.metrics.table import Metrics
 from rcnn.metrics.types import Prediction, Truth
-from rcnn.metrics.voc import voc_ap
 from rcnn.model.structures import Detections, Proposals, to_host
 from rcnn.open_model import load
 from rcnn.result import Result
@@ -217,31 +212,22 @@ def _score(
 def _metrics(
     dataset: Dataset, scored: Sequence[ViewResults], sums: list[dict[str, list[float]]], detector: Detector
 ) -> Metrics:
-    truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
-    # If the model only proposes, AP is unknown, not 0: no truth counts for it.
-    sought = (
-        truths
-        if detector.settings.predicts_classes
-        else [truth._replace(ignore=np.ones_like(truth.ignore)) for truth in truths]
-    )
+    settings = detector.settings
     predictions = [Prediction(result.boxes, result.scores, result.labels) for result, _ in scored]
-    # COCO's limit is for single pictures; a large one may hold many more objects.
-    most = 100 if detector.settings.predict.tile == "off" else max(100, *map(len, predictions))
-    rule = detector.settings.val.voc_ap
     losses = {
         name: sum(part[name][0] for part in sums) / max(1.0, sum(part[name][1] for part in sums))
         for name in (sums[0] if sums else ())
     }
     if losses:
         losses["loss"] = sum(losses.values())
-    return Metrics(
-        names=dataset.names,
-        coco=coco_metrics(sought, predictions, len(dataset.names), most),
-        voc=voc_ap(sought, predictions, len(dataset.names), eleven_point=rule == "11-point"),
-        proposals=proposal_recall(truths, [(proposed.boxes, proposed.scores) for _, proposed in scored]),
+    return Metrics.of(
+        dataset.names,
+        [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records],
+        predictions,
+        [(proposed.boxes, proposed.scores) for _, proposed in scored],
+        # COCO's limit is for single pictures; a large one may hold many more objects.
+        max_detections=100 if settings.predict.tile == "off" else max(100, *map(len, predictions)),
         losses=losses,
-        truths=truths,
-        predictions=predictions,
-        voc_rule=rule,
-        predicts_classes=detector.settings.predicts_classes,
+        voc_rule=settings.val.voc_ap,
+        predicts_classes=settings.predicts_classes,
     )

@@ -48,8 +48,7 @@ def load(
     name = str(path_or_name)
     if is_exported(name):
         return Detector.load(_file(name), device)
-    if isinstance(device, str):
-        device = choose_device(device)
+    device = choose_device(device)
     if name in PACKAGED:
         return Detector.load(packaged_path(name), device)
     if name in NAMES:

@@ -47,7 +47,7 @@ def propose(
     Example: rcnn propose runs/train/exp-1 photos/ --top 100
     """
     from rcnn.cli import regions, stream
-    from rcnn.model.sliding_windows import SLIDING_WINDOWS
+    from rcnn.config import SLIDING_WINDOWS
 
     def run(results: "Iterable[Result]", remarks: Mapping[str, str]) -> None:
         job.run((result.filter(score=score or 0.0, top=top) for result in results), ("object",), remarks)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from rcnn.cli import screen
-from rcnn.config import Settings
+from rcnn.config import SLIDING_WINDOWS, Settings
 from rcnn.data.dataset import Record
 from rcnn.data.proposals.external import ImageProposals, SlidingWindows, batch_proposals
 from rcnn.data.proposals.read import find_proposals
@@ -17,7 +17,6 @@ from rcnn.errors import ImageError
 from rcnn.images.decode import image_size
 from rcnn.images.sources import NamedImage
 from rcnn.images.stream import Skip
-from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.model.structures import Batch, Proposals
 from rcnn.result import Result
 

@@ -31,10 +31,10 @@ def val(
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector, sharing
     from rcnn.cli.report import describe, page_of
+    from rcnn.config import SLIDING_WINDOWS
     from rcnn.data.formats.find import find_layout, open_dataset
     from rcnn.data.proposals.external import ProposalSet, SlidingWindows
     from rcnn.evaluate import evaluate
-    from rcnn.model.sliding_windows import SLIDING_WINDOWS
     from rcnn.report.page import keep_scores
     from rcnn.report.scores import ScoredDetector
     from rcnn.training.proposals import shared_proposals

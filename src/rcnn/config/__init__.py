@@ -4,7 +4,7 @@ Every section is frozen; a change is a new, validated tree (`override`). An unkn
 nearest known one. The docstring of a setting is its description in docs/settings.md.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -43,6 +43,10 @@ MIN_TILE = 64
 Tile = Annotated[int, Field(ge=MIN_TILE, le=MAX_SIDE)]
 PerStage = Annotated[tuple[Annotated[int, Field(ge=1, le=1_000_000_000)], ...], Field(max_length=16)]
 """One number per stage of a training scheme, or one for all."""
+
+
+SLIDING_WINDOWS = "sliding-windows"
+"""The value of `train.proposals` for the unrefined anchors at every cell."""
 
 
 class Train(Section):
@@ -197,6 +201,10 @@ class Predict(Section):
         return value
 
 
+NETWORK_SECTIONS = ("preprocess", "model", "anchors", "rpn", "roi")
+"""Sections of the settings that the network and its weights depend on."""
+
+
 class Settings(Section):
     """All settings of a run."""
 
@@ -345,6 +353,17 @@ def shorten(text: str) -> str:
 def dump(settings: Settings) -> dict[str, Any]:
     """Return a plain tree (lists, strings, numbers) that `validate` reads back to the same settings."""
     return settings.model_dump(mode="json", by_alias=True)
+
+
+def changed_keys(old: Settings, new: Settings, sections: Collection[str]) -> list[str]:
+    """Return the settings of these sections that differ, as `section.key`."""
+    before, after = dump(old), dump(new)
+    return [
+        f"{section}.{key}"
+        for section in sections
+        for key, value in before[section].items()
+        if after[section][key] != value
+    ]
 
 
 def merge(tree: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from html import escape
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
 import numpy as np
 
 from rcnn.errors import cell, plural, printable, wrapped
-from rcnn.metrics.coco import CocoMetrics
-from rcnn.metrics.proposal_recall import TOPS, ProposalMetrics
+from rcnn.metrics.coco import CocoMetrics, coco_metrics
+from rcnn.metrics.proposal_recall import TOPS, ProposalMetrics, proposal_recall
 from rcnn.metrics.types import Prediction, Truth
-from rcnn.metrics.voc import Rule
+from rcnn.metrics.voc import Rule, voc_ap
 
 MAX_CLASSES = 16
 """Up to this many classes are listed as text; of more, the best and the worst of those with objects."""
@@ -85,6 +85,47 @@ class Metrics:
     predictions: Sequence[Prediction]
     voc_rule: Rule = "area"
     predicts_classes: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        names: Sequence[str],
+        truths: Sequence[Truth],
+        predictions: Sequence[Prediction],
+        proposals: Sequence[tuple[np.ndarray, np.ndarray]],
+        *,
+        max_detections: int,
+        losses: dict[str, float],
+        voc_rule: Rule,
+        predicts_classes: bool,
+    ) -> Self:
+        """Compute the metrics.
+
+        Args:
+            names: class names.
+            truths: one per image.
+            predictions: likewise.
+            proposals: likewise, (N, 4) boxes and (N,) scores.
+            max_detections: detections per image that count for COCO's AP.
+            losses: as the attribute.
+            voc_rule: as the attribute.
+            predicts_classes: as the attribute.
+        """
+        # If the model only proposes, AP is unknown, not 0: no truth counts for it.
+        counted = (
+            truths if predicts_classes else [truth._replace(ignore=np.ones_like(truth.ignore)) for truth in truths]
+        )
+        return cls(
+            names=tuple(names),
+            coco=coco_metrics(counted, predictions, len(names), max_detections),
+            voc=voc_ap(counted, predictions, len(names), eleven_point=voc_rule == "11-point"),
+            proposals=proposal_recall(truths, proposals),
+            losses=losses,
+            truths=truths,
+            predictions=predictions,
+            voc_rule=voc_rule,
+            predicts_classes=predicts_classes,
+        )
 
     @cached_property
     def values(self) -> dict[str, MetricValue]:

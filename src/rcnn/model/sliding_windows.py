@@ -12,7 +12,6 @@ from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 from rcnn.model.structures import Proposals
 
-SLIDING_WINDOWS = "sliding-windows"
 """What `train.proposals` and `--proposals` call them."""
 
 

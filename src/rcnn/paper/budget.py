@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from copy import copy
 from typing import NamedTuple
 
-from rcnn.config import Settings, override
+from rcnn.config import SLIDING_WINDOWS, Settings, override
 from rcnn.data.formats.find import open_splits
 from rcnn.data.proposals.external import External, ProposalSet, SlidingWindows
 from rcnn.data.proposals.read import open_proposals
 from rcnn.evaluate import evaluate
-from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.paper.experiment import Experiment
 from rcnn.paper.workspace import Training, Workspace
 from rcnn.training.log import duration

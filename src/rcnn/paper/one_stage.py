@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
-from rcnn.config import Settings
+from rcnn.config import SLIDING_WINDOWS, Settings
 from rcnn.data.proposals.external import SlidingWindows
-from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.paper.experiment import SCORES, Experiment, Measurement, Numbers, greater
 from rcnn.paper.measure import scores
 from rcnn.paper.proposals import ALTERNATING, unshared

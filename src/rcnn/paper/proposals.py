@@ -9,13 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rcnn.config import Settings
+from rcnn.config import SLIDING_WINDOWS, Settings
 from rcnn.data.proposals.external import ProposalSet
 from rcnn.data.proposals.read import open_proposals
 from rcnn.data.proposals.search import EDGE_BOXES, EDGE_MODEL_NEEDED, model_file
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
-from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.model.structures import RPNOutput
 from rcnn.paper.experiment import SCORES, Experiment, Measurement, Numbers, greater
 from rcnn.paper.measure import Change, RPNProposals, scores, trained

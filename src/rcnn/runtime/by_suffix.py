@@ -1,11 +1,17 @@
-"""The table of runtimes for exported files, by the suffix of the file."""
+"""Open the file of a detector with the runtime for its suffix."""
 
 from pathlib import Path
 
+import torch
+from torch import nn
+
 from rcnn.errors import SettingsError, WeightsError
+from rcnn.runtime.eager import Eager, choose_device
 from rcnn.runtime.graph import Contents, GraphRuntime
 from rcnn.runtime.onnx import OnnxRuntime
 from rcnn.runtime.openvino import OpenVinoRuntime
+from rcnn.runtime.protocol import Runtime
+from rcnn.weights.metadata import Metadata
 
 RUNTIMES: dict[str, type[GraphRuntime]] = {".onnx": OnnxRuntime, ".xml": OpenVinoRuntime}
 """Suffix -> what runs such files. To add a runtime, add it here."""
@@ -21,16 +27,23 @@ def runtime_of(path: str | Path) -> type[GraphRuntime]:
     return RUNTIMES[Path(path).suffix.lower()]
 
 
-def open_file(path: str | Path, device: object = "auto") -> GraphRuntime:
-    """Return the runtime of an exported file, ready to run.
+def open_file(
+    path: str | Path,
+    device: str | torch.device = "auto",
+    *,
+    backbone: nn.Module | None = None,
+    head: nn.Module | None = None,
+) -> tuple[Runtime, Metadata]:
+    """Return the runtime of a detector's file, ready to run, and the metadata of the file.
 
-    Raises:
-        WeightsError, UnavailableError, SettingsError: as for `GraphRuntime`.
-        SettingsError: the device is not the CPU.
+    Args and errors are those of `Detector.load`.
     """
+    if not is_exported(path):
+        return Eager.load(path, choose_device(device), backbone=backbone, head=head)
     if str(device) not in ("auto", "cpu"):
         raise SettingsError(f"train.device: {path} is an exported file, which runs on the CPU here; got `{device}`")
-    return runtime_of(path)(path)
+    runtime = runtime_of(path)(path)
+    return runtime, runtime.metadata
 
 
 def contents(path: str | Path) -> Contents:

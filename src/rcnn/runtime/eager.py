@@ -1,25 +1,31 @@
 """The network in PyTorch, prepared for prediction."""
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from rcnn.backbones.norm import fold_batch_norm
-from rcnn.config import Predict
-from rcnn.errors import SettingsError
+from rcnn.config import NETWORK_SECTIONS, Predict, Settings, changed_keys
+from rcnn.errors import SettingsError, WeightsError
 from rcnn.images.batch import Size
 from rcnn.model.faster_rcnn import FasterRCNN, no_detections
 from rcnn.model.structures import AnyBatch, Losses, Pass, Proposals, Targets, to_device
+from rcnn.model.suppress import Suppression
 from rcnn.model.truncated import truncate_head
+from rcnn.presets import build
 from rcnn.runtime.cuda_graphs import CudaGraphs
 from rcnn.runtime.precision import TYPES, chosen_precision
 from rcnn.runtime.steady import make_steady
+from rcnn.weights.adapt import check_shapes, fill, shapes_alone, weights_follow
+from rcnn.weights.box_targets import renormalise
+from rcnn.weights.metadata import FOREIGN, Metadata, read_detector
 
 _MAKING = Lock()
 """Held while a runner is made, so that threads that begin together share it. A runtime with a lock can't be pickled."""
@@ -42,6 +48,65 @@ class Eager:
         self.precision = chosen_precision(self.settings.precision, device)
         self._runner: FasterRCNN | None = None
         self._programs: dict[tuple[type[AnyBatch], frozenset[str]], Callable[[Tensor, Tensor], Pass]] = {}
+
+    @classmethod
+    def load(
+        cls,
+        path: str | Path,
+        device: torch.device,
+        *,
+        backbone: nn.Module | None = None,
+        head: nn.Module | None = None,
+    ) -> tuple[Self, Metadata]:
+        """Return the network of a detector's file, ready to run, and the metadata of the file.
+
+        Raises:
+            WeightsError: as for `Detector.load`.
+        """
+        models = list[FasterRCNN]()
+
+        def build_and_check(metadata: Metadata, shapes: Mapping[str, Tensor]) -> None:
+            """Build the network and check that the file fits it, before memory is taken for its weights."""
+            if metadata.settings.model.backbone == "custom" and backbone is None:
+                raise WeightsError(
+                    f"{path}: this detector was made with a backbone of your own, whose code is not in the file; "
+                    "pass the module: load(path, backbone=MODULE)"
+                )
+            with shapes_alone() if backbone is None and head is None else weights_follow():
+                models.append(build(metadata.settings, len(metadata.names), backbone=backbone, head=head))
+            check_shapes(models[0], shapes, path)
+
+        try:
+            tensors, metadata = read_detector(path, build_and_check)
+        except SettingsError as error:
+            raise WeightsError(f"{path}: {FOREIGN}: {error}") from None
+        fill(models[0], tensors, path)
+        return cls(models[0], device, metadata.settings.predict), metadata
+
+    @property
+    def suppression(self) -> Suppression:
+        """What chooses proposals and detections."""
+        return self.model.suppression
+
+    def with_settings(self, settings: Settings) -> "Eager":
+        """As `Runtime.with_settings`: a new network with the same weights."""
+        custom = settings.model.backbone == "custom"
+        head = self.model.fast_rcnn.head if custom and self.model.fast_rcnn is not None else None
+        backbone = copy.deepcopy(self.model.backbone) if custom else None
+        with weights_follow():
+            model = build(settings, self.model.classes, backbone=backbone, head=copy.deepcopy(head))
+        model.suppression = self.suppression.with_settings(settings)
+        try:
+            model.load_state_dict(renormalise(self.model.state_dict(), self.model.settings.roi, settings.roi))
+        except RuntimeError:
+            changed = changed_keys(self.model.settings, settings, NETWORK_SECTIONS)
+            raise SettingsError(
+                f"{', '.join(changed)}: the weights are made for other layers; train again with this setting"
+            ) from None
+        return Eager(model, self.device, settings.predict)
+
+    def check_takes_proposals(self) -> None:
+        """As `Runtime.check_takes_proposals`: a network takes them."""
 
     @property
     def runner(self) -> FasterRCNN:
@@ -142,12 +207,14 @@ def folded(model: FasterRCNN) -> FasterRCNN:
     return copied
 
 
-def choose_device(name: str) -> torch.device:
-    """`auto` is CUDA if available, else the CPU.
+def choose_device(name: str | torch.device) -> torch.device:
+    """Return the device of this name; `auto` is CUDA if available, else the CPU.
 
     Raises:
         SettingsError: there is no such device, or it has no float64, in which boxes are suppressed.
     """
+    if isinstance(name, torch.device):
+        return name
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

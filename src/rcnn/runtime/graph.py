@@ -12,19 +12,20 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Mapping
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, NoReturn, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from rcnn.config import MAX_SIDE, Settings, dump, shorten
+from rcnn.config import MAX_SIDE, NETWORK_SECTIONS, Settings, changed_keys, shorten
 from rcnn.config.files import check_regular
 from rcnn.errors import SettingsError, WeightsError
 from rcnn.images.batch import Size
 from rcnn.model.normalise import pixel_dtype
 from rcnn.model.structures import AnyBatch, Detections, NormalisedBatch, Pass, Proposals
+from rcnn.model.suppress import Suppression
 from rcnn.runtime.precision import chosen_precision
 from rcnn.weights.file import MAX_BYTES, first_line, read_json
 from rcnn.weights.metadata import Described, Metadata, entry_of
@@ -49,8 +50,6 @@ PROPOSED: Ports = {
 DETECTED: Ports = {"boxes": ("float32", 3), "scores": ("float32", 2), "labels": ("int64", 2), "valid": ("bool", 2)}
 NAMES = {"images", "sizes", *PROPOSED, *DETECTED}
 """Names of all inputs and outputs."""
-FREE = ("data", "augment", "train", "val", "predict")
-"""Sections of the settings that are not fixed in a graph, except for `predict.svd`."""
 
 
 class FileMetadata(Metadata):
@@ -258,18 +257,21 @@ class GraphRuntime(ABC):
             )
         return precision
 
+    @property
+    def suppression(self) -> Suppression:
+        """The suppression in the graph."""
+        return Suppression.of(self.metadata.settings)
+
     def with_settings(self, settings: Settings) -> Self:
-        """Return the runtime of this detector with other settings.
+        """As `Runtime.with_settings`.
 
         Raises:
             SettingsError: a setting is fixed in the graph.
         """
-        old, new = dump(self.metadata.settings), dump(settings)
-        changed = [f"{part}.{key}" for part in old for key in old[part] if old[part][key] != new[part][key]]
+        changed = changed_keys(self.metadata.settings, settings, (*NETWORK_SECTIONS, "predict"))
         free = () if self.size else ("preprocess.short", "preprocess.long")
-        fixed = [key for key in changed if key.split(".")[0] not in FREE and key not in free]
-        fixed += ["predict.scales"] if self.size and "predict.scales" in changed else []
-        fixed += ["predict.svd"] if "predict.svd" in changed else []
+        in_graph = ("predict.svd", "predict.scales") if self.size else ("predict.svd",)
+        fixed = [key for key in changed if (key in in_graph if key.startswith("predict.") else key not in free)]
         if fixed:
             raise SettingsError(
                 f"{', '.join(fixed)}: fixed in the exported file {self.path}; export the detector again with this "
@@ -294,7 +296,7 @@ class GraphRuntime(ABC):
             MemoryError: there is not enough memory.
         """
         if proposals is not None:
-            self.refuse_proposals()
+            self.check_takes_proposals()
         self._check_images(batch)
         shape = tuple(batch.images.shape)
         try:
@@ -305,7 +307,7 @@ class GraphRuntime(ABC):
             raise WeightsError(f"{self.path}: fails on images of {shape}: {first_line(error)}") from None
         return self._pass({name: torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in self.outputs})
 
-    def refuse_proposals(self) -> NoReturn:
+    def check_takes_proposals(self) -> None:
         """Raise the error for external proposals."""
         raise SettingsError(
             f"{self.path}: an exported file uses only its own proposals; for others use the .safetensors file that it "

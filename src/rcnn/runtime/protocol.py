@@ -5,8 +5,10 @@ from typing import Protocol
 
 import torch
 
+from rcnn.config import Settings
 from rcnn.images.batch import Size
 from rcnn.model.structures import AnyBatch, Pass, Proposals
+from rcnn.model.suppress import Suppression
 
 
 class Runtime(Protocol):
@@ -25,6 +27,27 @@ class Runtime(Protocol):
     @property
     def device(self) -> torch.device:
         """Where it runs, and where its results are."""
+        ...
+
+    @property
+    def suppression(self) -> Suppression:
+        """What chooses proposals and detections."""
+        ...
+
+    def with_settings(self, settings: Settings) -> "Runtime":
+        """Return the runtime of the same weights with other settings.
+
+        Raises:
+            SettingsError: a setting needs other layers than those of the weights, or is fixed in an exported file.
+        """
+        ...
+
+    def check_takes_proposals(self) -> None:
+        """Check that `execute` takes proposals.
+
+        Raises:
+            SettingsError: it does not.
+        """
         ...
 
     def execute(

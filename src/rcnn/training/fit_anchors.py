@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from rcnn.config import Settings, override
+from rcnn.config import SLIDING_WINDOWS, Settings, override
 from rcnn.data.dataset import Dataset
 from rcnn.diagnose.anchors.advice import GOOD_RECALL, MIN_OBJECTS, Advice, advise
 from rcnn.diagnose.anchors.fit import setting_words
-from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.training.schemes import takes_proposals
 from rcnn.weights.file import is_detector, weights_of_run
 from rcnn.weights.packaged import PACKAGED

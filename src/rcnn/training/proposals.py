@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from rcnn.config import Settings
+from rcnn.config import SLIDING_WINDOWS, Settings
 from rcnn.data.dataset import Dataset
 from rcnn.data.loading.loader import FILLER, Loader
 from rcnn.data.pixels import ProgressCallback
@@ -16,7 +16,6 @@ from rcnn.data.proposals.external import External, ImageProposals, ProposalSet, 
 from rcnn.data.proposals.read import open_proposals
 from rcnn.data.proposals.search import SEARCHES
 from rcnn.detector import Detector
-from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.training.distributed import Distributed
 from rcnn.training.init import Start
 from rcnn.training.run_folder import RunFolder

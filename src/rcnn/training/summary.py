@@ -4,11 +4,11 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from rcnn.config import SLIDING_WINDOWS
 from rcnn.data.proposals.external import SlidingWindows
 from rcnn.detector import Detector
 from rcnn.errors import plural
 from rcnn.metrics.table import Metrics, live_metrics
-from rcnn.model.sliding_windows import SLIDING_WINDOWS
 from rcnn.training.log import duration, memory_gb
 from rcnn.training.run_pictures import draw_end
 from rcnn.training.schemes import AP, RECALL

@@ -4,13 +4,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Protocol, Self
 
+import torch
 from pydantic import ConfigDict, Field, ValidationError, model_validator
 from torch import Tensor
 
 from rcnn.config import Fraction, Section, Settings, dump, explain, override, shorten, validate
 from rcnn.errors import SettingsError, WeightsError, printable
 from rcnn.weights.box_targets import PLAIN, renormalise
-from rcnn.weights.file import first_line, load_weights
+from rcnn.weights.file import first_line, load_weights, save_weights, to_half
 
 MAX_CLASSES = 100_000
 MAX_NAMES = 12
@@ -130,6 +131,23 @@ def read_detector(
         return renormalise(tensors, PLAIN, metadata[0].settings.roi), metadata[0]
     except (RuntimeError, ValueError) as error:
         raise WeightsError(f"{path}: {FOREIGN}: {first_line(error)}") from None
+
+
+def save_detector(path: str | Path, weights: Mapping[str, Tensor], detector: Described, *, half: bool = False) -> None:
+    """Write a detector's file; its box layer is converted to plain offsets, and `read_detector` undoes that.
+
+    Args:
+        path: the file.
+        weights: the state of the network.
+        detector: that they belong to.
+        half: save as float16.
+
+    Raises:
+        WeightsError, OSError: as for `Detector.save`.
+    """
+    # In float64, folding and unfolding leaves float32 weights the same but for tiny biases; in float32 it does not.
+    state = renormalise(weights, detector.settings.roi, PLAIN, torch.float64)
+    save_weights(path, to_half(state) if half else state, entry_of(detector))
 
 
 def portable(settings: Settings) -> Settings:

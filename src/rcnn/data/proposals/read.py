@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from rcnn.config import Data, Settings
+from rcnn.config import SLIDING_WINDOWS, Data, Settings
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Record
 from rcnn.data.pixels import ProgressCallback
@@ -33,7 +33,6 @@ from rcnn.data.proposals.mat import read_mat
 from rcnn.data.proposals.search import SEARCHES, search_files
 from rcnn.errors import DataError, ImageError, SettingsError
 from rcnn.images.sources import files
-from rcnn.model.sliding_windows import SLIDING_WINDOWS
 
 OVERHANG = 1.0
 """Pixels by which a box may reach beyond the image: it is clipped, since files hold rounded numbers."""
