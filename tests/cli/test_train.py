@@ -204,6 +204,8 @@ COMBINATIONS: list[tuple[list[str], dict[str, Any], str]] = [
     (["--resume", "{run}", "train.lr=1"], {"overrides": ["train.lr=1"], "resume": "{run}"}, "leave out DATA"),
     (["--resume", "{run}", "--lr", "1"], {"lr": 1, "resume": "{run}"}, "leave out DATA"),
     (["--resume", "{run}", "--imgsz", "64"], {"imgsz": 64, "resume": "{run}"}, "leave out DATA"),
+    (["--resume", "{run}", "--name", "x"], {"name": "x", "resume": "{run}"}, "leave out DATA"),
+    (["--resume", "{run}", "--out", "{data}"], {"runs": "{data}", "resume": "{run}"}, "leave out DATA"),
     (["--resume", "{data}"], {"resume": "{data}"}, "no run folder (there is no config.yaml in it)"),
     (["{data}", "--from", "x", "--config", "c"], {"start_from": "x", "config": "c"}, "leave --config, --model and"),
     (["{data}", "--from", "x", "--model", "zf"], {"start_from": "x", "model": "zf"}, "leave --config, --model and"),

@@ -51,6 +51,9 @@ Proposals = Annotated[
     ),
 ]
 
+RUNS = Path("runs/train")
+"""Default folder of run folders."""
+
 TRAINING = frozenset(name for name, key in ALIASES.items() if key.startswith("train."))
 """Names of `ALIASES` that only commands that train accept."""
 

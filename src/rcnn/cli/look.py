@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from rcnn.look.runs import Runs
 
 WEIGHTS = (".safetensors", ".onnx", ".xml", ".pth", ".pt", ".pkl", ".caffemodel")
-RUNS = Path("runs/train")
-"""Folder whose runs are shown with a model or data that do not belong to a run."""
-
 COPIES = Path("runs/look")
 """Folder for copies of annotations with corrected labels."""
 
@@ -102,7 +99,11 @@ def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detec
     run = is_run(first)
     if len(names) == 1 and holds_runs(first):
         return None, None, Runs(first)
-    runs = Runs(Path(os.path.relpath(first.resolve().parent)), first) if run else Runs(RUNS if RUNS.is_dir() else None)
+    runs = (
+        Runs(Path(os.path.relpath(first.resolve().parent)), first)
+        if run
+        else Runs(arguments.RUNS if arguments.RUNS.is_dir() else None)
+    )
     is_model = len(names) == 2 or run or first.suffix in WEIGHTS or not first.exists()
     data = Path(names[-1]) if len(names) == 2 or not is_model else _data_of(first) if run else None
     if data is not None and not data.exists():

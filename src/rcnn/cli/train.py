@@ -58,7 +58,7 @@ def train(
     workers: Annotated[int | None, typer.Option(help="Number of loader processes.")] = None,
     on_fault: arguments.OnFault = None,
     name: Annotated[str | None, typer.Option(help="Name of the run. Default: the name of the data.")] = None,
-    out: Annotated[Path, typer.Option(help="Parent folder of runs.")] = Path("runs/train"),
+    out: Annotated[Path, typer.Option(help="Parent folder of runs.")] = arguments.RUNS,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Repeat the run of a config.yaml.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run without training.")] = False,
@@ -76,9 +76,10 @@ def train(
     from rcnn.training.configure import check_arguments, choose_settings
     from rcnn.training.train import train as run_training
 
+    new_folder = name is not None or out != arguments.RUNS
     with screen.stdout_for_json(json):
         if dry_run:
-            check_arguments(data, config, model, changes, options, from_, resume)
+            check_arguments(data, config, model, changes, options, from_, resume, new_folder=new_folder)
             config = config if resume is None else resume / "config.yaml"
             document = plan(choose_settings(data, config, model, changes, options, from_))
         else:

@@ -42,6 +42,8 @@ def choose_settings(
     options: Mapping[str, object] | None = None,
     start_from: str | Path | None = None,
     resume: str | Path | None = None,
+    *,
+    new_folder: bool = False,
 ) -> Settings:
     """The settings of a run: a file's, a preset's or a detector's, then `overrides`, then `options`.
 
@@ -53,6 +55,7 @@ def choose_settings(
         options: settings by name, as `rcnn.train` takes them.
         start_from: a detector to fine-tune.
         resume: a run folder, whose settings these are.
+        new_folder: the name or the parent of the run folder is given.
 
     Raises:
         SettingsError: a setting is wrong, arguments contradict each other, a file that a setting names is missing, or
@@ -60,7 +63,7 @@ def choose_settings(
         WeightsError: the detector to fine-tune or the checkpoint can't be used.
     """
     options = options or {}
-    check_arguments(data, config, model, overrides, options, start_from, resume)
+    check_arguments(data, config, model, overrides, options, start_from, resume, new_folder=new_folder)
     if resume is not None:
         return resumed_settings(RunFolder(resume), options)
     if config is not None:
@@ -99,17 +102,26 @@ def check_arguments(
     options: Mapping[str, object],
     start_from: object,
     resume: str | Path | None,
+    *,
+    new_folder: bool = False,
 ) -> None:
     """Check that arguments of `choose_settings` do not contradict each other. They may have any type but None.
+
+    `new_folder` is True if the name or the parent of the run folder is given.
 
     Raises:
         SettingsError: they do, or the folder to resume holds no run.
     """
     if resume is not None:
-        if (data, config, model, start_from) != (None,) * 4 or overrides or options.keys() - RESUME_OPTIONS:
+        if (
+            (data, config, model, start_from) != (None,) * 4
+            or overrides
+            or options.keys() - RESUME_OPTIONS
+            or new_folder
+        ):
             raise SettingsError(
-                "--resume continues with the settings of its run; leave out DATA and other settings "
-                "(but --epochs and --workers)"
+                "--resume continues in the folder and with the settings of its run; leave out DATA and other settings "
+                "(but --epochs and --workers), --name and --out"
             )
         if not RunFolder(resume).config.is_file() and not RunFolder(resume).checkpoints.is_dir():
             raise SettingsError(f"{resume}: no run folder (there is no config.yaml in it)")

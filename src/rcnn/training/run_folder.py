@@ -166,6 +166,10 @@ class RunFolder:
                 os.truncate(path, lengths.get(name, 0))
 
 
+RUNS = Path("runs/train")
+"""Default folder of run folders."""
+
+
 def check_name(name: str | None) -> None:
     """Check that a run can be called so; None is no name.
 

@@ -17,7 +17,7 @@ from rcnn.training.recorders import Recorder, Recorders
 from rcnn.training.recorders.report_page import ReportPage
 from rcnn.training.recorders.standard import standard_recorders
 from rcnn.training.run import Run
-from rcnn.training.run_folder import RunFolder, check_name
+from rcnn.training.run_folder import RUNS, RunFolder, check_name
 from rcnn.training.stages import Splits
 from rcnn.training.start import begin, prepare_run, resume_run
 from rcnn.training.summary import announce_end
@@ -33,7 +33,7 @@ def train(
     overrides: Sequence[str] = (),
     resume: str | Path | None = None,
     name: str | None = None,
-    runs: str | Path = "runs/train",
+    runs: str | Path = RUNS,
     quiet: bool = False,
     recorders: Sequence[Recorder] = (),
     **options: object,
@@ -46,7 +46,8 @@ def train(
         model: name of a preset, or timm/NAME. None: mobilenet-fpn.
         start_from: detector to fine-tune instead, as `rcnn.load` takes it: its network, preprocessing and weights.
         overrides: `section.key=value` texts laid over the settings.
-        resume: run folder to resume, with its own settings; of the options only `epochs` and `workers` may be given.
+        resume: run folder to resume, with its own settings; of the options only `epochs` and `workers` may be given,
+            and no `name` or `runs`.
         name: the run folder is `runs/name-N`. None: the name of the data.
         runs: folder of run folders.
         quiet: print nothing.
@@ -61,7 +62,8 @@ def train(
         Interrupted: Ctrl-C; the state is saved.
     """
     check_name(name)
-    settings = choose_settings(data, config, model, overrides, options, start_from, resume)
+    new_folder = name is not None or Path(runs) != RUNS
+    settings = choose_settings(data, config, model, overrides, options, start_from, resume, new_folder=new_folder)
     with join_processes(settings.train.device, settings.train.batches or (settings.train.batch,)) as distributed:
         console = Console() if distributed.writer and not quiet else None
         splits = _open_splits(settings, console)
