@@ -166,7 +166,10 @@ class Workspace:
         resumed = f", resuming {resume}" if resume else ""
         self.say(f"training {training.name}, seed {seed}: {epochs} epochs{resumed}")
         try:
-            run = train(config=None if resume else config, runs=self._runs, name=name, resume=resume, quiet=self.quiet)
+            if resume:
+                run = train(resume=resume, quiet=self.quiet)
+            else:
+                run = train(config=config, runs=self._runs, name=name, quiet=self.quiet)
         except Interrupted:
             raise Interrupted("interrupted; the same command goes on where it stopped") from None
         trained = Trained(run.folder)
