@@ -11,6 +11,17 @@ def rule(name: str, sizes, **settings) -> Anchors:
     return Anchors.model_validate({"sizes": sizes, **A.RULES[name], **settings})
 
 
+STRIDES, SIZES = (4, 8, 16, 32, 64), ((32,), (64,), (128,), (256,), (512,))
+
+
+def pyramid(name: str, image: tuple[int, int]) -> tuple[torch.Tensor, ...]:
+    """The anchors of five levels, one size each."""
+    settings = rule(name, SIZES)
+    grids = [(-(-image[0] // stride), -(-image[1] // stride)) for stride in STRIDES]
+    cells = [A.cell_anchors(settings, level) for level in range(5)]
+    return A.pyramid_anchors(settings, grids, STRIDES, image, cells)
+
+
 def test_py_faster_rcnn_base_anchors():
     boxes = A.grid_anchors(A.cell_anchors(rule("py-faster-rcnn", ((128, 256, 512),)), 0), (1, 1), (16, 16), 0.5)
     inclusive = boxes - torch.tensor([0.0, 0, 1, 1])
@@ -21,11 +32,8 @@ def test_py_faster_rcnn_base_anchors():
     ]  # fmt: skip
     assert inclusive.tolist() == expected
     coco = A.grid_anchors(A.cell_anchors(rule("py-faster-rcnn", ((64,),)), 0), (1, 1), (16, 16), 0.5)
-    assert (coco - torch.tensor([0.0, 0, 1, 1])).tolist() == [
-        [-38, -16, 53, 31],
-        [-24, -24, 39, 39],
-        [-14, -36, 29, 51],
-    ]
+    expected = [[-38, -16, 53, 31], [-24, -24, 39, 39], [-14, -36, 29, 51]]
+    assert (coco - torch.tensor([0.0, 0, 1, 1])).tolist() == expected
 
 
 def test_torchvision_cell_anchors():
@@ -37,17 +45,13 @@ def test_torchvision_cell_anchors():
 
 @pytest.mark.parametrize("image", [(800, 1088), (800, 800), (416, 608)])
 def test_torchvision_pyramid(image):
-    sizes = ((32,), (64,), (128,), (256,), (512,))
-    grids = [(-(-image[0] // s), -(-image[1] // s)) for s in (4, 8, 16, 32, 64)]
-    theirs = AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * 5)(
-        ImageList(torch.zeros(1, 3, *image), [image]), [torch.zeros(1, 1, *grid) for grid in grids]
-    )[0]
-    settings = rule("torchvision", sizes)
-    cells = [A.cell_anchors(settings, level) for level in range(5)]
-    ours = torch.cat(A.pyramid_anchors(settings, grids, (4, 8, 16, 32, 64), image, cells))
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    maps = [torch.zeros(1, 1, -(-image[0] // stride), -(-image[1] // stride)) for stride in STRIDES]
+    images = ImageList(torch.zeros(1, 3, *image), [image])
+    (theirs,) = AnchorGenerator(SIZES, ((0.5, 1.0, 2.0),) * 5)(images, maps)
+    ours = pyramid("torchvision", image)
+    torch.testing.assert_close(torch.cat(ours), theirs, rtol=0, atol=0)
     if image == (800, 800):  # the guessed stride of P6 is 61, not 64
-        assert A.pyramid_anchors(settings, grids, (4, 8, 16, 32, 64), image, cells)[4][3, 0] + 362 == 61
+        assert ours[4][3, 0] + 362 == 61
 
 
 def test_detectron2_cell_anchors():
@@ -61,11 +65,7 @@ def test_detectron2_cell_anchors():
     [((800, 1344), (201600, 50400, 12600, 3150, 819)), ((608, 1024), (116736, 29184, 7296, 1824, 480))],
 )
 def test_pyramid_totals(image, totals):
-    settings = rule("ours", ((32,), (64,), (128,), (256,), (512,)))
-    grids = [(-(-image[0] // s), -(-image[1] // s)) for s in (4, 8, 16, 32, 64)]
-    cells = [A.cell_anchors(settings, level) for level in range(5)]
-    levels = A.pyramid_anchors(settings, grids, (4, 8, 16, 32, 64), image, cells)
-    assert tuple(len(level) for level in levels) == totals
+    assert tuple(map(len, pyramid("ours", image))) == totals
 
 
 @pytest.mark.parametrize(("image", "count"), [((600, 1000), 8151), ((600, 800), 5944)])

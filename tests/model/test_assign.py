@@ -32,7 +32,7 @@ def test_worked_labels():
 
 
 def test_worked_labels_with_anchors_that_cross_the_edge():
-    label, _ = labels_of(worked.network(worked.ANCHORS.model_copy(update={"border": None})))
+    label, _ = labels_of(worked.network(worked.UNBOUNDED))
     assert rows(label, 1) == worked.POSITIVE
     assert len(rows(label, 0)) == 41
     assert rows(label, -1) == [15, 18, 20, 21, 22, 24, 25, 26, 34, 35, 39, 40, 42, 43, 44, 55, 56]

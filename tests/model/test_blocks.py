@@ -29,22 +29,24 @@ def given(data: Any, count: int) -> Proposals:
     return Proposals(boxes * valid[..., None], valid.float(), valid, none, none)
 
 
-def small_blocks(monkeypatch: pytest.MonkeyPatch, numbers: int, rois: int) -> list[int]:
-    """Split more than ten RoIs into blocks of at most `rois`, and return a list that receives the size of each block.
-
-    `numbers` is how many pooled numbers a RoI has.
-    """
-    sizes: list[int] = []
+def watch_pooling(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Return a list that receives the shape (B, R, C, S, S) of what every call pools."""
+    shapes: list[torch.Size] = []
     pool = FastRCNN.pool
 
     def watched(self: FastRCNN, levels: Any, boxes: Tensor) -> Tensor:
-        sizes.append(boxes.shape[1])
-        return pool(self, levels, boxes)
+        out = pool(self, levels, boxes)
+        shapes.append(out.shape)
+        return out
 
     monkeypatch.setattr(FastRCNN, "pool", watched)
+    return shapes
+
+
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Split more than ten RoIs of the tiny detector into blocks of at most 16."""
     monkeypatch.setattr(fast_rcnn_file, "AT_ONCE", 10)
-    monkeypatch.setattr(fast_rcnn_file, "BLOCK", rois * numbers)
-    return sizes
+    monkeypatch.setattr(fast_rcnn_file, "BLOCK", 16 * 8 * 3**2)
 
 
 @pytest.mark.parametrize("head", ["fc", "conv-fc"])
@@ -55,9 +57,10 @@ def test_blocks_give_what_the_whole_gives(pool: str, head: str, monkeypatch: pyt
     proposals = given(data, 100)
     with torch.inference_mode():
         whole = net.execute(data, proposals)
-        sizes = small_blocks(monkeypatch, 8 * 3**2, 16)
+        shapes = watch_pooling(monkeypatch)
+        small_blocks(monkeypatch)
         blocks = net.execute(data, proposals)
-    assert sizes == [15] * 6 + [10]
+    assert [rois for _, rois, *_ in shapes] == [15] * 6 + [10]
     torch.testing.assert_close(blocks.rois, whole.rois)
     torch.testing.assert_close(blocks.detections, whole.detections)
 
@@ -67,21 +70,20 @@ def test_an_image_has_the_same_bits_in_any_batch_in_blocks_too(monkeypatch: pyte
     make_steady(net)
     data, _ = tiny.batch(3)
     proposals = given(data, 100)
-    small_blocks(monkeypatch, 8 * 3**2, 16)
+    small_blocks(monkeypatch)
     with torch.inference_mode():
         together = net.execute(data, proposals)
         for i in range(3):
-            alone = net.execute(*(type(part)(*(field[i : i + 1] for field in part)) for part in (data, proposals)))
-            assert all(torch.equal(a, b[i : i + 1]) for a, b in zip(alone.rois[0], together.rois[0], strict=True))
+            alone = net.execute(tiny.rows(data, [i]), tiny.rows(proposals, [i]))
+            torch.testing.assert_close(alone.rois[0], tiny.rows(together.rois[0], [i]), rtol=0, atol=0)
 
 
 def test_with_a_gradient_all_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    net = tiny.model({"roi": {"samples": 30}})
-    data, targets = tiny.batch(2)
-    sizes = small_blocks(monkeypatch, 8 * 3**2, 16)
-    net.loss(data, targets, tiny.keys(net, data, targets))
-    assert len(sizes) == 1
-    assert sizes[0] > 16
+    net, shapes = tiny.model({"roi": {"samples": 30}}), watch_pooling(monkeypatch)
+    small_blocks(monkeypatch)
+    net.loss(*tiny.scene(net, 2))
+    ((_, rois, *_),) = shapes
+    assert rois > 16
 
 
 @pytest.mark.parametrize("name", TWO_STAGES)
@@ -89,37 +91,28 @@ def test_sliding_windows_go_through_every_presets_head_in_bounded_memory(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On device `meta`, where nothing is computed."""
-    pooled: list[tuple[int, int]] = []
-    pool = FastRCNN.pool
-
-    def watched(self: FastRCNN, levels: Any, boxes: Tensor) -> Tensor:
-        out = pool(self, levels, boxes)
-        pooled.append((out.shape[1], math.prod(out.shape[1:])))
-        return out
-
-    monkeypatch.setattr(FastRCNN, "pool", watched)
+    shapes = watch_pooling(monkeypatch)
     with torch.device("meta"), torch.no_grad():
         net = build(settings_of(name), 20).eval()
         width = net.backbone.channels
         maps = [torch.empty(1, width, 608 // stride, 1008 // stride) for stride in net.fast_rcnn.strides]
         for count, blocks in ((1, False), (AT_ONCE, False), (WINDOWS, True)):
-            pooled.clear()
+            shapes.clear()
             out = net.fast_rcnn(maps, torch.empty(1, count, 4))
             assert out.logits.shape == (1, count, 21)
-            assert sum(rois for rois, _ in pooled) == count
+            assert sum(rois for _, rois, *_ in shapes) == count
             if blocks:
-                assert max(numbers for _, numbers in pooled) <= BLOCK
-                assert len(pooled) == math.ceil(WINDOWS / (BLOCK // (pooled[0][1] // pooled[0][0])))
+                assert max(map(math.prod, shapes)) <= BLOCK
+                assert len(shapes) == math.ceil(WINDOWS / (BLOCK // math.prod(shapes[0][2:])))
             else:
-                assert len(pooled) == 1
+                assert len(shapes) == 1
 
 
 def test_blocks_are_part_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny.model().eval()
     data, _ = tiny.batch(2)
     proposals = given(data, 40)
-    small_blocks(monkeypatch, 8 * 3**2, 16)
-    torch._dynamo.reset()
+    small_blocks(monkeypatch)
     with torch.no_grad():
-        program = torch.compile(lambda *parts: net.execute(*parts).detections, fullgraph=True, backend="aot_eager")
+        program = tiny.one_graph(lambda *parts: net.execute(*parts).detections)
         torch.testing.assert_close(program(data, proposals), net.execute(data, proposals).detections)

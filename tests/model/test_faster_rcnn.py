@@ -39,15 +39,12 @@ def test_an_image_alone_and_in_any_batch_gives_the_same_detections():
     with torch.no_grad():
         together = net(data)
         for order in ([2], [3, 0], [1, 3, 2, 0]):
-            apart = net(type(data)(*(part[order] for part in data)))
-            for a, b in zip(together, apart, strict=True):
-                torch.testing.assert_close(a[order], b)
+            torch.testing.assert_close(net(tiny.rows(data, order)), tiny.rows(together, order))
 
 
 def test_losses_are_equal_in_train_and_eval_mode():
     net = tiny.model()
-    data, targets = tiny.batch(3)
-    keys = tiny.keys(net, data, targets)
+    data, targets, keys = tiny.scene(net, 3)
     train = net.train().loss(data, targets, keys)
     for name, (value, count) in net.eval().loss(data, targets, keys).items():
         torch.testing.assert_close(train[name], (value, count), rtol=0, atol=0)
@@ -62,20 +59,10 @@ def test_losses_do_not_depend_on_padding_rows_or_batch_order():
     data, targets = tiny.batch(3)
     seeds = torch.tensor([5, 6, 7])
     whole = net.loss(data, targets, net.keys(data, targets, seeds))
-    order = [2, 0, 1]
-    shuffled = net.loss(
-        type(data)(*(p[order] for p in data)),
-        Targets(*(p[order] for p in targets)),
-        net.keys(data, targets, seeds[order]),
+    shuffled, *parts = (
+        net.loss(tiny.rows(data, order), tiny.rows(targets, order), net.keys(data, targets, seeds[order]))
+        for order in ([2, 0, 1], [0], [1], [2])
     )
-    parts = [
-        net.loss(
-            type(data)(*(p[i : i + 1] for p in data)),
-            Targets(*(p[i : i + 1] for p in targets)),
-            net.keys(data, targets, seeds[i : i + 1]),
-        )
-        for i in range(3)
-    ]
     for name, (value, count) in whole.items():
         torch.testing.assert_close(shuffled[name], (value, count))
         torch.testing.assert_close(sum(part[name][0] for part in parts), value)
@@ -111,12 +98,8 @@ def test_targets_without_a_column_are_images_without_objects(changes: dict):
     net = tiny.model(changes)
     data, _ = tiny.batch(2)
     results = []
-    for columns in (0, 1):
-        net.zero_grad()
-        targets = no_objects(2, columns)
-        losses = net.loss(data, targets, tiny.keys(net, data, targets))
-        tiny.total(losses).backward()
-        results.append((dict(losses), tiny.gradients(net)))
+    for targets in (no_objects(2, 0), no_objects(2, 1)):
+        results.append(tiny.backward(net, net.loss(data, targets, tiny.keys(net, data, targets))))
     torch.testing.assert_close(*results, rtol=0, atol=0)
     assert tiny.total(results[0][0]) > 0
 
@@ -124,18 +107,15 @@ def test_targets_without_a_column_are_images_without_objects(changes: dict):
 def test_targets_without_a_column_compile_into_one_graph():
     net = tiny.model()
     data, _ = tiny.batch(2)
-    torch._dynamo.reset()
-    loss = torch.compile(net.loss, fullgraph=True, backend="eager", dynamic=False)
-    tiny.assert_same_losses(net, net.loss, loss, data, no_objects(2, 0))
+    tiny.assert_same_losses(net, net.loss, tiny.one_graph(net.loss, "eager"), data, no_objects(2, 0))
 
 
 def test_keys_depend_on_the_seed_alone():
     net = tiny.model()
     data, targets = tiny.batch(2)
     both = net.keys(data, targets, torch.tensor([3, 9]))
-    alone = net.keys(type(data)(*(p[1:] for p in data)), Targets(*(p[1:] for p in targets)), torch.tensor([9]))
-    assert torch.equal(both.rpn[1:], alone.rpn)
-    assert torch.equal(both.roi[1:], alone.roi)
+    alone = net.keys(tiny.rows(data, [1]), tiny.rows(targets, [1]), torch.tensor([9]))
+    torch.testing.assert_close(tiny.rows(both, [1]), alone, rtol=0, atol=0)
     assert not torch.equal(both.rpn[0], both.rpn[1])
     assert both.rpn.shape[1] >= sum(len(a) for a in net.execute(data, fields=()).rpn.anchors)
 
@@ -151,10 +131,7 @@ def test_ignored_objects_never_join_the_proposals():
         valid=torch.ones(1, 24, dtype=torch.bool),
     )
     rois, drawn, _ = net.fast_rcnn.sample([], proposals, targets, torch.rand(1, 27, dtype=torch.float64))
-    assert rois[drawn.valid].tolist() == [[10, 10, 40, 40], [10, 30, 40, 60]] or rois[drawn.valid].tolist() == [
-        [10, 30, 40, 60],
-        [10, 10, 40, 40],
-    ]
+    assert sorted(rois[drawn.valid].tolist()) == [[10, 10, 40, 40], [10, 30, 40, 60]]
 
 
 @pytest.mark.parametrize(("ignore", "negatives"), [("keep", 0), ("drop", 12)])
@@ -191,38 +168,30 @@ def test_compiles_into_one_graph():
     Of settings that no preset has: tests/test_graphs.py compiles those.
     """
     net = tiny.model({"roi": {"class_agnostic": True, "pool": "max"}, "rpn": {"logits": 2, "box_loss": "giou"}})
-    torch._dynamo.reset()
     operators: set[str] = set()
 
     def backend(graph, inputs):
         operators.update(str(node.target) for node in graph.graph.nodes if str(node.target).startswith("rcnn."))
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
-    forward = torch.compile(net.forward, fullgraph=True, backend=backend, dynamic=False)
-    loss = torch.compile(net.loss, fullgraph=True, backend=backend, dynamic=False)
-    for shape in ((2, 64, 96), (0, 96, 64)):
-        tiny.assert_same_step(net, forward, loss, *tiny.batch(*shape))
+    tiny.assert_one_graph(net, (2, 64, 96), (0, 96, 64), backend=backend)
     assert operators == {f"rcnn.{name}.default" for name in ("match", "nms", "roi_pool")}
 
 
 def test_whole_gradient_equals_finite_differences():
     """Selection and sampling are constants; the last bias is moved by too little to change them."""
     net = tiny.model().double()
-    data, targets = tiny.batch(2, dtype=torch.float64)
-    keys = tiny.keys(net, data, targets)
+    data, targets, keys = tiny.scene(net, 2, dtype=torch.float64)
     tiny.total(net.loss(data, targets, keys)).backward()
     moved = copy.deepcopy(net)
     for name in ("fast_rcnn.predictor.cls.weight", "fast_rcnn.head.fc6.weight", "fast_rcnn.predictor.reg.bias"):
-        parameter, step = moved.get_parameter(name), 1e-6
-        place = tuple(0 for _ in parameter.shape)
-        values = []
+        first, step, values = moved.get_parameter(name).data.flatten()[:1], 1e-6, []
         for sign in (1, -1):
-            with torch.no_grad():
-                parameter[place] += sign * step
-                values.append(tiny.total(moved.loss(data, targets, keys)))
-                parameter[place] -= sign * step
+            first += sign * step
+            values.append(tiny.total(moved.loss(data, targets, keys)).detach())
+            first -= sign * step
         slope = (values[0] - values[1]) / (2 * step)
-        torch.testing.assert_close(net.get_parameter(name).grad[place], slope, atol=1e-6, rtol=1e-4)
+        torch.testing.assert_close(net.get_parameter(name).grad.flatten()[0], slope, atol=1e-6, rtol=1e-4)
 
 
 def test_the_detector_has_few_public_methods():

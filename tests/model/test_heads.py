@@ -93,8 +93,7 @@ def test_small_boxes_are_dropped_before_suppression(least: float):
 def test_without_a_second_stage_there_are_two_losses_and_the_same_proposals():
     whole, first = tiny.model(), tiny.model({"roi": {"head": "none"}})
     first.load_state_dict({k: v for k, v in whole.state_dict().items() if not k.startswith("fast_rcnn.")})
-    data, targets = tiny.batch(2)
-    keys = tiny.keys(whole, data, targets)
+    data, targets, keys = tiny.scene(whole, 2)
     four, two = whole.loss(data, targets, keys), first.loss(data, targets, keys)
     assert two == {name: four[name] for name in ("rpn_objectness", "rpn_box")}
     torch.testing.assert_close(first.propose(data), whole.propose(data))
@@ -118,23 +117,16 @@ def test_a_level_that_comes_twice_is_read_once():
     changes = {"model": {"levels": [3, 4, 4]}, "anchors": {"sizes": [[16], [32], [32]]}, "roi": {"levels": [3, 4, 4]}}
     net = tiny.FasterRCNN(Backbone(), tiny.settings(changes), 3)
     assert (net.roi_levels, net.fast_rcnn.strides) == ((0, 1), (8, 16))
-    data, targets = tiny.batch(2)
-    assert net.propose(data).valid.any()
-    assert tiny.total(net.loss(data, targets, tiny.keys(net, data, targets))).isfinite()
+    scene = tiny.scene(net, 2)
+    assert net.propose(scene[0]).valid.any()
+    assert tiny.total(net.loss(*scene)).isfinite()
 
 
 def test_many_convolutions_are_one_graph():
-    torch._dynamo.reset()
     net = tiny.model({**MANY, "roi": {**MANY["roi"], "head_norm": "batch"}})
-    data, targets = tiny.batch(2)
-    keys = tiny.keys(net, data, targets)
-    expected = net.loss(data, targets, keys)
-    tiny.total(expected).backward()
-    wanted = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
-    net.zero_grad(set_to_none=True)
-    found = torch.compile(net.loss, fullgraph=True, backend="aot_eager", dynamic=False)(data, targets, keys)
-    tiny.total(found).backward()
-    torch.testing.assert_close(dict(found), dict(expected))
-    assert set(wanted) == set(dict(net.named_parameters()))
-    for name, parameter in net.named_parameters():
-        torch.testing.assert_close(parameter.grad, wanted[name], rtol=1e-4, atol=1e-5)
+    scene = tiny.scene(net, 2)
+    compiled = tiny.one_graph(net.loss)
+    (expected, wanted), (found, gradients) = (tiny.backward(net, loss(*scene)) for loss in (net.loss, compiled))
+    torch.testing.assert_close(found, expected)
+    assert wanted.keys() == dict(net.named_parameters()).keys()
+    torch.testing.assert_close(gradients, wanted, rtol=1e-4, atol=1e-5)

@@ -1,6 +1,7 @@
 """The gradient through the coordinates of proposals, which approximate joint training leaves out."""
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -49,32 +50,20 @@ def training_proposals(net: FasterRCNN, data: AnyBatch) -> tuple[tuple[Tensor, .
     return pass_.levels, pass_.rpn, proposals
 
 
-def slope(net: FasterRCNN, parameter: Tensor, direction: Tensor, loss: Callable[[], Tensor]) -> float:
-    """Central difference of the loss along a direction."""
-    values = []
-    with torch.no_grad():
-        for sign in (1, -2, 1):
-            parameter += sign * STEP * direction
-            values.append(loss().item())
-    return (values[0] - values[1]) / (2 * STEP)
-
-
-def errors(net: FasterRCNN, loss: Callable[[], Tensor], expected: Callable[[], Tensor]) -> dict[str, float]:
-    """Parameter -> how far the gradient of `loss` is from the slope of `expected`, as a share of the slope."""
+def errors(net: FasterRCNN, loss: Callable[[], Tensor]) -> dict[str, float]:
+    """Parameter -> how far the gradient of the loss is from its central difference, as a share of the difference."""
     net.zero_grad()
     loss().backward()
     generator, found = torch.Generator().manual_seed(1), {}
     for name, parameter in net.named_parameters():
-        direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        wanted = slope(net, parameter, direction, expected)
-        found[name] = abs((parameter.grad * direction).sum().item() - wanted) / max(abs(wanted), 1e-2)
+        direction, values = torch.randn(parameter.shape, generator=generator, dtype=torch.float64), []
+        with torch.no_grad():
+            for sign in (1, -2, 1):
+                parameter += sign * STEP * direction
+                values.append(loss().item())
+        slope = (values[0] - values[1]) / (2 * STEP)
+        found[name] = abs((parameter.grad * direction).sum().item() - slope) / max(abs(slope), 1e-2)
     return found
-
-
-def gradients(net: FasterRCNN, loss: Tensor) -> dict[str, Tensor]:
-    """Parameter -> the gradient of the loss."""
-    names, parameters = zip(*net.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(loss, parameters), strict=True))
 
 
 @pytest.mark.parametrize("target_gradient", [False, True])
@@ -86,27 +75,22 @@ def test_the_whole_gradient_equals_finite_differences_and_joints_does_not(change
     net, data, targets, keys = scene(changes)
     assert freeze(net, data, targets, keys) > 5
 
-    def loss(**options: bool) -> Tensor:
-        return tiny.total(net.loss(data, targets, keys, **options))
-
     full = {"box_gradient": True, "target_gradient": target_gradient}
-    right = errors(net, lambda: loss(**full), lambda: loss(**full))
+    right = errors(net, lambda: tiny.total(net.loss(data, targets, keys, **full)))
     assert max(right.values()) < 1e-5, right
-    whole, joint = gradients(net, loss(**full)), gradients(net, loss())
+    whole, joint = (tiny.backward(net, net.loss(data, targets, keys, **options))[1] for options in (full, {}))
     missing = {name for name in whole if (whole[name] - joint[name]).norm() > 1e-3 * whole[name].norm()}
     before_the_boxes = {name for name in whole if not name.startswith(("fast_rcnn", "rpn.head.cls"))}
     assert missing == before_the_boxes
 
 
 def test_target_gradient_changes_the_gradient_of_the_rpn_and_no_loss():
-    net, data, targets, keys = scene()
+    net, *arguments = scene()
     losses, gradients = [], []
     for options in ({}, {"box_gradient": True}, {"box_gradient": True, "target_gradient": True}):
-        net.zero_grad()
-        found = net.loss(data, targets, keys, **options)
-        tiny.total(found).backward()
+        found, gradient = tiny.backward(net, net.loss(*arguments, **options))
         losses.append(tiny.total(found).item())
-        gradients.append(net.rpn.head.reg.weight.grad.clone())
+        gradients.append(gradient["rpn.head.reg.weight"])
     assert losses == pytest.approx([losses[0]] * 3, rel=1e-12)
     assert not torch.allclose(gradients[0], gradients[1], rtol=1e-3)
     assert not torch.allclose(gradients[1], gradients[2], rtol=1e-3)
@@ -163,11 +147,7 @@ def test_nothing_padded_reaches_a_gradient(what):
     if what == "fillers":
         data = data._replace(sizes=data.sizes * 0)
     if what == "empty batch":
-        data, targets, keys = (
-            type(data)(*(p[:0] for p in data)),
-            Targets(*(p[:0] for p in targets)),
-            Keys(*(p[:0] for p in keys)),
-        )
+        data, targets, keys = (tiny.rows(part, slice(0)) for part in (data, targets, keys))
     targets = targets._replace(valid=targets.valid & False)
     tiny.total(net.loss(data, targets, keys, box_gradient=True, target_gradient=True)).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
@@ -175,15 +155,8 @@ def test_nothing_padded_reaches_a_gradient(what):
 
 def test_compiles_into_one_graph():
     net = tiny.model(CHANGES)
-    data, targets = tiny.batch(2)
-    keys = tiny.keys(net, data, targets)
-    torch._dynamo.reset()
-    gradients = []
-    for loss in (net.loss, torch.compile(net.loss, fullgraph=True, backend="eager", dynamic=False)):
-        net.zero_grad()
-        tiny.total(loss(data, targets, keys, box_gradient=True)).backward()
-        gradients.append({name: p.grad.clone() for name, p in net.named_parameters()})
-    torch.testing.assert_close(*gradients)
+    loss = partial(net.loss, box_gradient=True)
+    tiny.assert_same_losses(net, loss, tiny.one_graph(loss, "eager"), *tiny.batch(2))
 
 
 @pytest.mark.parametrize("roi", [{"pool": "max"}, {"sampling_ratio": 0}])

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 from torch.nn import functional
 from torchvision import ops as tv
 
@@ -11,7 +12,9 @@ from rcnn.config import LossKind
 from rcnn.model.assign import Sample
 from rcnn.model.boxes import decode, encode
 from rcnn.model.fast_rcnn import SampledRoIs
+from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.losses import box_loss, objectness_loss, smooth_l1
+from rcnn.model.structures import Targets
 from tests.model import tiny, worked
 
 PRESETS = [
@@ -26,20 +29,20 @@ PRESETS = [
 ]
 
 
+def worked_losses(**settings: object) -> dict[str, float]:
+    rpn = worked.network(**settings)
+    losses = rpn.loss(worked.output(rpn), worked.targets(), worked.SIZES, torch.rand(1, 60, dtype=torch.float64))
+    return {name: (total / count).item() for name, (total, count) in losses.items()}
+
+
 @pytest.mark.parametrize(("normaliser", "settings", "objectness", "box"), PRESETS)
 def test_worked_losses(normaliser, settings, objectness, box):
-    rpn = worked.network(normaliser=normaliser, **settings)
-    losses = rpn.loss(worked.output(rpn), worked.targets(), worked.SIZES, torch.rand(1, 60, dtype=torch.float64))
-    values = {name: (total / count).item() for name, (total, count) in losses.items()}
-    assert values == pytest.approx({"rpn_objectness": objectness, "rpn_box": box}, abs=1.5e-6)
+    losses = worked_losses(normaliser=normaliser, **settings)
+    assert losses == pytest.approx({"rpn_objectness": objectness, "rpn_box": box}, abs=1.5e-6)
 
 
 def test_swapped_score_order():
-    rpn = worked.network(score_order="object-first")
-    total, count = rpn.loss(worked.output(rpn), worked.targets(), worked.SIZES, torch.rand(1, 60, dtype=torch.float64))[
-        "rpn_objectness"
-    ]
-    assert (total / count).item() == pytest.approx(0.799409, abs=1e-6)
+    assert worked_losses(score_order="object-first")["rpn_objectness"] == pytest.approx(0.799409, abs=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.0, 1 / 9, 1.0])
@@ -130,29 +133,32 @@ OVERLAPS: list[tuple[LossKind, list[float], float]] = [
 ]
 
 
+def box_loss_of(net: FasterRCNN, stage: str, box: Tensor, targets: Targets) -> float:
+    """The box loss of one anchor or RoI (1, 1, 4) of object 0, whose deltas are zero."""
+    with torch.no_grad():
+        for parameter in (*net.rpn.head.reg.parameters(), *net.fast_rcnn.predictor.reg.parameters()):
+            parameter.zero_()
+    index = torch.zeros(1, 1, dtype=torch.int64)
+    drawn, sizes = Sample(index, index == 0, index == 0), torch.tensor([[64.0, 96.0]])
+    levels = [torch.randn(1, 8, 8, 12, dtype=torch.float64), torch.randn(1, 8, 4, 6, dtype=torch.float64)]
+    if stage == "rpn":
+        out = net.rpn(levels, (64, 96))
+        worked.fix_sample(net.rpn, worked.assignment(index), drawn)
+        out = out._replace(anchors=(box[0], *out.anchors[1:]))
+        losses = net.rpn.loss(out, targets, sizes, torch.zeros(1, 1))
+    else:
+        losses = net.fast_rcnn.loss(levels, SampledRoIs(box, drawn, index), targets, sizes)
+    total, count = losses[f"{stage}_box"]
+    return (total / count).item()
+
+
 @pytest.mark.parametrize(("kind", "target", "expected"), OVERLAPS)
 @pytest.mark.parametrize("stage", ["rpn", "roi"])
 def test_overlap_losses_by_hand_in_either_stage(stage: str, kind: LossKind, target: list[float], expected: float):
     """Deltas of zero leave the anchor, or RoI, [0, 0, 4, 4] where it is."""
-    square, wanted = (torch.tensor([[corners]], dtype=torch.float64) for corners in ([0.0, 0, 4, 4], target))
+    square, truth = (torch.tensor([[corners]], dtype=torch.float64) for corners in ([0.0, 0, 4, 4], target))
     net = tiny.model({stage: {"box_loss": kind, "positive_iou": 0.0}}).double()
-    with torch.no_grad():
-        for layer in (net.rpn.head.reg, net.fast_rcnn.predictor.reg):
-            layer.weight.zero_()
-            layer.bias.zero_()
-    targets = worked.targets(wanted)
-    yes, index = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
-    levels = [torch.randn(1, 8, 8, 12, dtype=torch.float64), torch.randn(1, 8, 4, 6, dtype=torch.float64)]
-    drawn = Sample(index, yes, yes)
-    if stage == "rpn":
-        out = net.rpn(levels, (64, 96))
-        out = out._replace(anchors=(square[0], *out.anchors[1:]))
-        worked.fix_sample(net.rpn, worked.assignment(index), drawn)
-        losses = net.rpn.loss(out, targets, torch.tensor([[64.0, 96.0]]), torch.zeros(1, 1))
-    else:
-        losses = net.fast_rcnn.loss(levels, SampledRoIs(square, drawn, index), targets, torch.tensor([[64.0, 96.0]]))
-    total, count = losses[f"{stage}_box"]
-    assert (total / count).item() == pytest.approx(expected, abs=1e-9)
+    assert box_loss_of(net, stage, square, worked.targets(truth)) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -172,19 +178,10 @@ def test_box_losses_on_normalised_targets_by_hand(kind: LossKind, beta: float, m
     mean: (0.05625, 0.98125, -0.408743, 0.298061). A layer that gives nothing decodes to the mean.
     """
     net = tiny.model({"roi": {"box_loss": kind, "beta": beta, "box_weight": 3.0, "box_mean": mean}}).double()
-    with torch.no_grad():
-        for parameter in net.fast_rcnn.predictor.reg.parameters():
-            parameter.zero_()
     targets = worked.targets(worked.OBJECTS[:, :1])
     roi = torch.tensor([[[8.0, 8, 40, 40]]], dtype=torch.float64)
-    wanted = torch.tensor([0.15625, 0.78125, -0.158743, 0.448061]).double()
-    wanted = wanted - torch.tensor(mean).double() / torch.tensor([0.1, 0.1, 0.2, 0.2]).double()
+    deltas = torch.tensor([0.15625, 0.78125, -0.158743, 0.448061]).double()
+    deltas = deltas - torch.tensor(mean).double() / torch.tensor([0.1, 0.1, 0.2, 0.2]).double()
     found = encode(targets.boxes, roi, net.fast_rcnn.delta_normal(roi.dtype))[0, 0]
-    torch.testing.assert_close(found, wanted, atol=1e-6, rtol=0)
-    yes, index = torch.ones(1, 1, dtype=torch.bool), torch.zeros(1, 1, dtype=torch.int64)
-    levels = [torch.randn(1, 8, 8, 12, dtype=torch.float64), torch.randn(1, 8, 4, 6, dtype=torch.float64)]
-    losses = net.fast_rcnn.loss(
-        levels, SampledRoIs(roi, Sample(index, yes, yes), index), targets, torch.tensor([[64.0, 96.0]])
-    )
-    total, count = losses["roi_box"]
-    assert (total / count).item() == pytest.approx(3 * expected, abs=5e-6)
+    torch.testing.assert_close(found, deltas, atol=1e-6, rtol=0)
+    assert box_loss_of(net, "roi", roi, targets) == pytest.approx(3 * expected, abs=5e-6)

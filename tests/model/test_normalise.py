@@ -1,6 +1,5 @@
 """The first step of the network: normalisation, order of channels, mask of the padding."""
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -69,8 +68,7 @@ def test_the_network_sees_the_same_in_pixels_and_in_normalised_images() -> None:
     read = batch(images, [[64.0, 90.0], [60.0, 96.0]])
     with torch.no_grad():
         normalised = NormalisedBatch(net.pixels(read), *read[1:])
-        for first, second in zip(net(read), net(normalised), strict=True):
-            assert torch.equal(first, second)
+        torch.testing.assert_close(net(read), net(normalised), rtol=0, atol=0)
 
 
 def test_an_imported_network_normalises_floats_of_a_batch_and_not_those_of_a_normalised_one() -> None:
@@ -95,16 +93,11 @@ OTHERS = (torch.bool, torch.int8, torch.int16, torch.uint16, torch.int32, torch.
 def refused(net: FasterRCNN, given: AnyBatch, sentence: str) -> None:
     """By every way into a network, whatever the values: there are none on the meta device."""
     targets = tiny.batch(1)[1]
-    for one in (given, to_device(given, torch.device("meta"))):
-        calls: list[Callable[[], object]] = [
-            lambda one=one: net(one),
-            lambda one=one: net.propose(one),
-            lambda one=one: net.execute(one, fields=()),
-            lambda one=one: net.loss(one, targets, tiny.keys(net, given, targets)),
-        ]
-        for call in calls:
+    loss = partial(net.loss, targets=targets, keys=tiny.keys(net, given, targets))
+    for data in (given, to_device(given, torch.device("meta"))):
+        for call in (net, net.propose, partial(net.execute, fields=()), loss):
             with pytest.raises(SettingsError, match=sentence):
-                call()
+                call(data)
 
 
 @pytest.mark.parametrize("dtype", [*FLOATS, *OTHERS])
@@ -141,8 +134,7 @@ def test_a_compiled_or_prepared_network_takes_both_kinds_of_batches(monkeypatch:
         seen.append(compiled.execute(kind(*read)))
         assert seen[-1].detections is not None
         assert expected.detections is not None
-        for one, other in zip(seen[-1].detections[:4], expected.detections[:4], strict=True):
-            torch.testing.assert_close(one, other)
+        torch.testing.assert_close(seen[-1].detections[:4], expected.detections[:4])
     assert not torch.equal(seen[0].detections.scores, seen[1].detections.scores)
     for runtime in (plain, compiled):
         with pytest.raises(SettingsError, match="a NormalisedBatch holds floating-point images"):

@@ -71,8 +71,7 @@ def test_proposals_are_scored_by_their_best_class(changes):
 
 def test_cross_entropy_is_of_the_sampled_anchors_and_background_is_last():
     net = tiny.model(changed(ENTROPY, **EASY))
-    data, targets = tiny.batch(3)
-    keys = tiny.keys(net, data, targets)
+    data, targets, keys = tiny.scene(net, 3)
     losses = net.loss(data, targets, keys)
     out = net.execute(data, fields=()).rpn
     anchors = torch.cat(out.anchors)
@@ -114,9 +113,8 @@ def test_boxes_are_trained_as_the_rpns(changes):
     net, rpn = tiny.model(changed(changes, **everyone)), tiny.model({"rpn": everyone, "roi": {"head": "none"}})
     state = {name: tensor for name, tensor in net.state_dict().items() if "head.cls" not in name}
     rpn.load_state_dict({**rpn.state_dict(), **state})
-    data, targets = tiny.batch(2)
-    keys = tiny.keys(net, data, targets)
-    torch.testing.assert_close(net.loss(data, targets, keys)["rpn_box"][0], rpn.loss(data, targets, keys)["rpn_box"][0])
+    losses, expected = (each.loss(*tiny.scene(net, 2)) for each in (net, rpn))
+    torch.testing.assert_close(losses["rpn_box"][0], expected["rpn_box"][0])
 
 
 def test_with_one_class_it_is_an_rpn():
@@ -159,35 +157,24 @@ def test_focal_loss_starts_from_the_prior():
 @KINDS
 @pytest.mark.parametrize("what", ["no object", "fillers", "empty batch", "absurd padding", "one without"])
 def test_nothing_padded_reaches_a_gradient(changes, what):
-    net = tiny.model(changes)
-    data, targets = tiny.batch(2)
-    tiny.assert_padding_reaches_no_gradient(net, data, targets, what)
+    tiny.assert_padding_reaches_no_gradient(tiny.model(changes), *tiny.batch(2), what)
 
 
 @KINDS
 def test_losses_are_equal_in_evaluation_and_gradients_flow_through_sampled_anchors(changes):
     net = tiny.model(changed(changes, **EASY))
-    data, targets = tiny.batch(3)
-    keys = tiny.keys(net, data, targets)
+    data, targets, keys = tiny.scene(net, 3)
     pass_ = net.execute(data)
-    losses = net.loss(data, targets, keys, pass_=pass_)
-    torch.testing.assert_close(dict(losses), dict(net.loss(data, targets, keys)))
     torch.testing.assert_close(pass_.detections, net(data))
     torch.testing.assert_close(pass_.proposals, net.propose(data))
-    tiny.total(losses).backward()  # of the whole head
-    wanted = tiny.gradients(net)
-    net.zero_grad(set_to_none=True)
-    tiny.total(net.loss(data, targets, keys)).backward()
-    torch.testing.assert_close(tiny.gradients(net), wanted)
+    of_all_anchors = tiny.backward(net, net.loss(data, targets, keys, pass_=pass_))
+    torch.testing.assert_close(tiny.backward(net, net.loss(data, targets, keys)), of_all_anchors)
 
 
 @KINDS
 def test_compiles_into_one_graph(changes):
     net = tiny.model(changes)
-    torch._dynamo.reset()
-    forward = torch.compile(net.forward, fullgraph=True, backend="aot_eager", dynamic=False)
-    loss = torch.compile(net.loss, fullgraph=True, backend="aot_eager", dynamic=False)
-    tiny.assert_same_step(net, forward, loss, *tiny.batch(2))
+    tiny.assert_one_graph(net, (2,))
 
 
 def test_weights_that_are_not_finite_are_said():

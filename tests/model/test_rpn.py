@@ -13,15 +13,14 @@ from rcnn.config import RPN, Anchors
 from rcnn.model.boxes import decode
 from rcnn.model.rpn import RegionProposalNetwork
 from rcnn.model.rpn_head import RPNHead, patches
-from rcnn.model.structures import take
 from tests.model import tiny, worked
 
 
 def test_head_has_the_papers_parameters():
     zf, vgg = (RPNHead(c, c, 9, logits=2, kernel=3) for c in (256, 512))
-    count = lambda layer: sum(p.numel() for p in layer.parameters())  # noqa: E731
-    assert [count(layer) for layer in (zf.conv, zf.cls, zf.reg)] == [590_080, 4_626, 9_252]
-    assert [count(layer) for layer in (vgg.conv, vgg.cls, vgg.reg)] == [2_359_808, 9_234, 18_468]
+    for head, counts in ((zf, [590_080, 4_626, 9_252]), (vgg, [2_359_808, 9_234, 18_468])):
+        layers = (head.conv, head.cls, head.reg)
+        assert [sum(parameter.numel() for parameter in layer.parameters()) for layer in layers] == counts
     assert vgg.cls.weight.std().item() == pytest.approx(0.01, rel=0.05)
 
 
@@ -79,7 +78,7 @@ def test_of_equal_logits_the_first_anchors_are_the_candidates(logits):
 def test_what_moves_by_a_cell_is_proposed_a_stride_further():
     """Translation invariance: of anchors, and of the functions that score and move them."""
     torch.manual_seed(0)
-    rpn = worked.network(worked.ANCHORS.model_copy(update={"border": None}))
+    rpn = worked.network(worked.UNBOUNDED)
     for layer in (rpn.head.conv, rpn.head.cls, rpn.head.reg):
         torch.nn.init.normal_(layer.weight, std=0.1)
     here = torch.zeros(1, 8, 20, 20, dtype=torch.float64)
@@ -130,21 +129,9 @@ def test_the_head_at_chosen_anchors_says_and_learns_what_the_whole_head_does(log
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.5)
     levels = [torch.randn(2, 6, *grid, dtype=torch.float64, requires_grad=True) for grid in ((4, 5), (2, 3), (1, 1))]
-    whole = [torch.cat(part, dim=1) for part in zip(*(head(level) for level in levels), strict=True)]
-    index = torch.randint(0, whole[1].shape[1], (2, 40))  # more than there are cells, so that some are met twice
+    index = torch.randint(0, 81, (2, 40))  # more than there are cells, so that some are met twice
     index[:, :3] = torch.tensor([0, 59, 80])  # corners of the maps
-    chosen = head.at_anchors(levels, index)
-    weights = [torch.randn_like(part) for part in chosen]
-    leaves = [*levels, *head.parameters()]
-    found = [take(part, index) for part in whole]
-    for ours, expected in zip(chosen, found, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
-    gradients = [
-        torch.autograd.grad(sum((a * w).sum() for a, w in zip(pair, weights, strict=True)), leaves)
-        for pair in (chosen, found)
-    ]
-    for ours, expected in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, expected, rtol=0, atol=1e-12)
+    tiny.assert_same_at_anchors(head, levels, index)
 
 
 @settings(max_examples=20, deadline=None)
@@ -171,9 +158,8 @@ def test_anchors_are_kept_by_shape_and_always_those_of_a_new_network() -> None:
     assert not any(level.is_inference() for level in first)  # a training may use them
     assert anchors(rpn, 64, torch.float64)[0].dtype == torch.float64
     for side in range(48, 200, 16):
-        found, expected = anchors(rpn, side), anchors(make(), side)
-        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        torch.testing.assert_close(anchors(rpn, side), anchors(make(), side), rtol=0, atol=0)
     again = anchors(rpn, 64)
     assert again is not first  # nine others have taken its place
-    assert all(torch.equal(one, other) for one, other in zip(again, first, strict=True))
+    torch.testing.assert_close(again, first, rtol=0, atol=0)
     assert anchors(copy.deepcopy(rpn), 64) is not again

@@ -71,7 +71,7 @@ def test_neighbouring_cells_are_16_pixels_apart_and_offsets_are_those_of_centres
 
 
 def test_anchors_over_the_edge_are_untrained_but_scored():
-    inside, every = worked.network(), worked.network(worked.ANCHORS.model_copy(update={"border": None}))
+    inside, every = worked.network(), worked.network(worked.UNBOUNDED)
     out = worked.output(inside)
     for rpn, ignored in ((inside, True), (every, False)):
         labels = worked.labels(rpn.assign(out.anchors[0], worked.targets(), worked.SIZES))[0]
@@ -89,8 +89,7 @@ def test_positives_are_chosen_by_anchors_not_by_predicted_boxes():
     shifted = out._replace(deltas=tuple(deltas + 3 for deltas in out.deltas))
     keys = torch.rand(1, 60, dtype=torch.float64)
     labels = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES)
-    first, second = (rpn.draw(o, labels, worked.targets(), keys) for o in (out, shifted))
-    assert torch.equal(first.indices, second.indices)
+    assert torch.equal(*(rpn.draw(o, labels, worked.targets(), keys).indices for o in (out, shifted)))
 
 
 def test_the_batch_is_up_to_half_positive_and_negatives_fill_it():
@@ -180,8 +179,7 @@ def test_the_feature_of_a_position_has_512_numbers_in_vgg_and_256_in_zf():
 
 
 def test_suppression_takes_12000_to_2000_in_training_and_6000_to_300_in_prediction():
-    for name in ("paper-vgg16", "paper-zf"):
-        rpn = settings_of(name).rpn
+    for rpn in (settings_of(name).rpn for name in ("paper-vgg16", "paper-zf")):
         assert (rpn.pre_train, rpn.post_train, rpn.pre_test, rpn.post_test) == (12000, 2000, 6000, 300)
 
 
@@ -232,16 +230,12 @@ def test_the_base_of_anchors_and_the_stride_are_two_things():
 
 @pytest.mark.parametrize(("iou", "label"), [(0.7, 1), (0.6999, -1), (0.3, -1), (0.2999, 0)])
 def test_positive_is_at_least_0_7_and_negative_is_under_0_3(iou: float, label: int):
-    anchor = torch.tensor([[0.0, 0, 100, 1000], [0, 0, 100, 999]], dtype=torch.float64)
+    anchor = torch.tensor([[0.0, 0, 100, 1000]], dtype=torch.float64)
     gt = torch.tensor([[[0.0, 0, 100, 1000 * iou]]], dtype=torch.float64)
-    rpn = worked.network(worked.ANCHORS.model_copy(update={"border": None}), force_match=False)
-    found = rpn.assign(anchor[:1], worked.targets(gt), torch.tensor([[1000.0, 100.0]]))
-    assert worked.labels(found).tolist() == [[label]]
-    above = worked.network(
-        worked.ANCHORS.model_copy(update={"border": None}), force_match=False, positive_iou=0.7000001
-    )
-    strictly = above.assign(anchor[:1], worked.targets(gt), torch.tensor([[1000.0, 100.0]]))
-    assert worked.labels(strictly).tolist() == [[-1 if label == 1 else label]]
+    for positive_iou, expected in ((0.7, label), (0.7000001, -1 if label == 1 else label)):
+        rpn = worked.network(worked.UNBOUNDED, force_match=False, positive_iou=positive_iou)
+        found = rpn.assign(anchor, worked.targets(gt), torch.tensor([[1000.0, 100.0]]))
+        assert worked.labels(found).tolist() == [[expected]]
 
 
 def test_anchors_of_a_level_are_as_many_as_its_sizes_times_ratios():

@@ -1,13 +1,14 @@
 """A detector small enough to differentiate, compile and train in a test: two levels of 8 channels."""
 
 from collections import OrderedDict
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from rcnn.config import Settings, merge, validate
 from rcnn.model.faster_rcnn import FasterRCNN
-from rcnn.model.structures import AnyBatch, Batch, Keys, NormalisedBatch, Targets
+from rcnn.model.structures import AnyBatch, Batch, Keys, NormalisedBatch, Targets, take
 
 
 class TinyBackbone(nn.Module):
@@ -89,6 +90,17 @@ def keys(net: FasterRCNN, data: AnyBatch, targets: Targets, seed: int = 7) -> Ke
     return net.keys(data, targets, torch.arange(len(data.images)) + seed)
 
 
+def scene(net: FasterRCNN, *arguments: int, **options: Any) -> tuple[AnyBatch, Targets, Keys]:
+    """A `batch` and the keys of a network for it: the arguments of its loss."""
+    data, targets = batch(*arguments, **options)
+    return data, targets, keys(net, data, targets)
+
+
+def rows(tensors: Any, chosen: Any) -> Any:
+    """Some images of a batch, of targets, of keys or of proposals."""
+    return type(tensors)(*(part[chosen] for part in tensors))
+
+
 def total(losses) -> Tensor:
     return sum((value / count.clamp(min=1) for value, count in losses.values()), torch.zeros(()))
 
@@ -97,23 +109,44 @@ def gradients(net: nn.Module) -> dict[str, Tensor]:
     return {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
 
 
-def assert_same_step(net, forward, loss, data, targets):
-    """Another form of a network's `forward` and `loss` gives its outputs, losses and gradients."""
-    with torch.no_grad():
-        torch.testing.assert_close(forward(data), net(data))
-    assert_same_losses(net, net.loss, loss, data, targets)
+def backward(net: nn.Module, losses: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The losses and their gradients, which replace those of earlier losses."""
+    net.zero_grad(set_to_none=True)
+    total(losses).backward()
+    return dict(losses), gradients(net)
+
+
+def one_graph(function: Any, backend: Any = "aot_eager") -> Any:
+    """Compile a function into one graph; a graph break is an error."""
+    torch._dynamo.reset()
+    return torch.compile(function, fullgraph=True, backend=backend, dynamic=False)
+
+
+def assert_one_graph(net, *shapes, backend="aot_eager"):
+    """`forward` and `loss` are one graph each, with eager mode's outputs, losses and gradients on such batches."""
+    forward, loss = one_graph(net.forward, backend), one_graph(net.loss, backend)
+    for shape in shapes:
+        data, targets = batch(*shape)
+        with torch.no_grad():
+            torch.testing.assert_close(forward(data), net(data))
+        assert_same_losses(net, net.loss, loss, data, targets)
 
 
 def assert_same_losses(net, loss, other, data, targets):
     """Two forms of a network's loss give the same losses and gradients."""
     drawn = keys(net, data, targets)
-    results = []
-    for function in (loss, other):
-        net.zero_grad(set_to_none=True)
-        losses = function(data, targets, drawn)
-        total(losses).backward()
-        results.append((dict(losses), gradients(net)))
-    torch.testing.assert_close(results[1], results[0])
+    first, second = (backward(net, function(data, targets, drawn)) for function in (loss, other))
+    torch.testing.assert_close(second, first)
+
+
+def assert_same_at_anchors(head, levels, index):
+    """At chosen anchors (B, n), a head gives the values and gradients that it gives on all of the feature maps."""
+    whole = (torch.cat(part, dim=1) for part in zip(*(head(level) for level in levels), strict=True))
+    chosen, expected = head.at_anchors(levels, index), tuple(take(part, index) for part in whole)
+    torch.testing.assert_close(chosen, expected, rtol=0, atol=1e-12)
+    leaves, weights = [*levels, *head.parameters()], [torch.randn_like(part) for part in chosen]
+    gradients = (torch.autograd.grad(parts, leaves, weights) for parts in (chosen, expected))
+    torch.testing.assert_close(*gradients, rtol=0, atol=1e-12)
 
 
 def assert_padding_reaches_no_gradient(net, data, targets, what):
@@ -123,7 +156,7 @@ def assert_padding_reaches_no_gradient(net, data, targets, what):
     elif what == "fillers":
         data, targets = data._replace(sizes=data.sizes * 0), targets._replace(valid=targets.valid & False)
     elif what == "empty batch":
-        data, targets = type(data)(*(p[:0] for p in data)), Targets(*(p[:0] for p in targets))
+        data, targets = rows(data, slice(0)), rows(targets, slice(0))
     elif what == "absurd padding":
         boxes = torch.where(targets.valid[..., None], targets.boxes, torch.tensor(float("nan")))
         targets = targets._replace(boxes=boxes, labels=torch.where(targets.valid, targets.labels, -7))

@@ -10,19 +10,16 @@ from rcnn.model.structures import RPNOutput, Targets
 HEIGHT, WIDTH = 64, 80
 SIZES = torch.tensor([[HEIGHT, WIDTH]], dtype=torch.float64)
 ANCHORS = Anchors(sizes=((32.0,),), ratios=(0.5, 1.0, 2.0), round="base", order="ratio", border=0.0)
+UNBOUNDED = ANCHORS.model_copy(update={"border": None})
+"""The same anchors, of which those that cross the edge are trained too."""
 OBJECTS = torch.tensor([[[9, 9, 40, 44], [44, 14, 76, 62]]], dtype=torch.float64)
 POSITIVE, NEGATIVE = [19, 41], [23, 33, 36, 37, 38]
 IGNORED = [18, 20, 21, 22, 24, 25, 26, 34, 35, 39, 40]
 
 
 def targets(boxes: torch.Tensor = OBJECTS) -> Targets:
-    shape = boxes.shape[:2]
-    return Targets(
-        boxes,
-        torch.zeros(shape, dtype=torch.int64),
-        torch.ones(shape, dtype=torch.bool),
-        torch.zeros(shape, dtype=torch.bool),
-    )
+    zeros = torch.zeros(boxes.shape[:2], dtype=torch.int64)
+    return Targets(boxes, zeros, zeros == 0, zeros > 0)
 
 
 def network(anchors: Anchors = ANCHORS, **settings: object) -> RegionProposalNetwork:

@@ -80,9 +80,14 @@ def build_backbone(settings: Settings) -> Backbone:
     trunk.freeze(model.frozen_stages, norm=model.norm)
     neck = None
     if model.neck == "fpn":
-        _check_levels(model.levels, trunk, model.backbone)
+        levels, name = model.levels, model.backbone
+        repeated = any(levels.count(level) > max(1, trunk.levels.count(level)) for level in levels)
+        if list(levels) != sorted(levels) or repeated:
+            raise SettingsError(f"`model.levels`: {levels} must ascend, each once for every map that {name} has of it")
+        if not levels or levels[0] not in trunk.levels:
+            raise SettingsError(f"`model.levels`: {levels} must start with one of {trunk.levels}, the levels of {name}")
         maps = list(zip(trunk.levels, trunk.widths, strict=True))
-        neck = FeaturePyramid(maps, model.channels, model.levels, norm=model.neck_norm == "batch")
+        neck = FeaturePyramid(maps, model.channels, levels, norm=model.neck_norm == "batch")
         set_eps(neck, model.norm_eps)
         if model.norm != "train":
             freeze_batch_norm(neck, affine=model.norm == "affine")
@@ -109,11 +114,3 @@ def _trunk(model: Model, in_channels: int, last: int | None) -> Trunk:
             f"`model.backbone`: there is no `{name}`{hint} (there are {', '.join(TRUNKS)}, timm/NAME and custom)"
         )
     return TRUNKS[name](in_channels, last)
-
-
-def _check_levels(levels: tuple[int, ...], trunk: Trunk, name: str) -> None:
-    repeated = [level for level in levels if levels.count(level) > max(1, trunk.levels.count(level))]
-    if list(levels) != sorted(levels) or repeated:
-        raise SettingsError(f"`model.levels`: {levels} must ascend, each once for every map that {name} has of it")
-    if not levels or levels[0] not in trunk.levels:
-        raise SettingsError(f"`model.levels`: {levels} must start with one of {trunk.levels}, the levels of {name}")

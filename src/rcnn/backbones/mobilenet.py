@@ -18,7 +18,19 @@ _V3_TAPS = (Tap(2, "2", 24), Tap(3, "4", 40), Tap(4, "7", 80), Tap(5, "13", 160)
 
 def mobilenet(in_channels: int = 3, last: int | None = None) -> SequentialTrunk:
     """MobileNetV2: levels 2 to 5 (to `last`) with 24, 32, 96 and 320 channels; stage n ends where stride 2^n ends."""
-    return _trunk(_mobilenet_v2(), _V2_TAPS, (2, 4, 7, 14, 18), in_channels, last)
+    # Torchvision's layers under its names, written out because its import takes as long as torch's, and this is the
+    # default backbone. Weights, and all that is drawn after them, are those that torchvision's network would give.
+    layers: list[nn.Module] = [_conv(3, 32, 3, 2)]
+    channels = 32
+    for expansion, out, blocks, stride in _V2:
+        for number in range(blocks):
+            layers.append(_Residual(channels, out, 1 if number else stride, expansion))
+            channels = out
+    features = nn.Sequential(*layers, _conv(channels, 1280, 1))
+    classifier = nn.Linear(1280, 1000)  # draws random numbers
+    initialise(features)
+    nn.init.normal_(classifier.weight)
+    return _trunk(features, _V2_TAPS, (2, 4, 7, 14, 18), in_channels, last)
 
 
 def mobilenet_v3_large(in_channels: int = 3, last: int | None = None) -> SequentialTrunk:
@@ -50,25 +62,6 @@ class _Residual(nn.Module):
 def _conv(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
     layer = nn.Conv2d(channels, out, kernel, stride, kernel // 2, groups=groups, bias=False)
     return nn.Sequential(layer, nn.BatchNorm2d(out), nn.ReLU6(inplace=True))
-
-
-def _mobilenet_v2() -> nn.Sequential:
-    """The layers of MobileNetV2 under torchvision's names.
-
-    They are written out because torchvision's import takes as long as torch's, and this is the default backbone.
-    Weights, and all that is drawn after them, are those that torchvision's network would give.
-    """
-    layers: list[nn.Module] = [_conv(3, 32, 3, 2)]
-    channels = 32
-    for expansion, out, blocks, stride in _V2:
-        for number in range(blocks):
-            layers.append(_Residual(channels, out, 1 if number else stride, expansion))
-            channels = out
-    features = nn.Sequential(*layers, _conv(channels, 1280, 1))
-    classifier = nn.Linear(1280, 1000)  # draws random numbers
-    initialise(features)
-    nn.init.normal_(classifier.weight)
-    return features
 
 
 def _trunk(

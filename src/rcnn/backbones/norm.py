@@ -6,13 +6,12 @@ pass over the activations forward and another backward (a fifth of the training 
 
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from operator import is_
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-_AFFINE, _STATISTICS = ("weight", "bias"), ("running_mean", "running_var", "num_batches_tracked")
 
 
 class FrozenBatchNorm2d(nn.Module):
@@ -29,13 +28,12 @@ class FrozenBatchNorm2d(nn.Module):
     def __init__(self, norm: nn.BatchNorm2d, *, affine: bool = False) -> None:
         super().__init__()
         self.eps = norm.eps
-        for name in _AFFINE:
-            if affine:
-                self.register_parameter(name, getattr(norm, name))
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            tensor = getattr(norm, name)
+            if affine and isinstance(tensor, nn.Parameter):
+                self.register_parameter(name, tensor)
             else:
-                self.register_buffer(name, getattr(norm, name).detach())
-        for name in _STATISTICS:
-            self.register_buffer(name, getattr(norm, name).detach())
+                self.register_buffer(name, tensor.detach())
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (B, C, H, W) unchanged."""
@@ -66,18 +64,14 @@ class FrozenNormConv2d(nn.Conv2d):
         """Those of the norm, kept until one of its tensors is replaced or written to, as by loading or moving it."""
         norm = self._norm[0]
         parts = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        if torch.compiler.is_compiling() or any(map(_changes_unseen, parts)):
+        # Parameters are moved in place without another version, and inference counts no versions.
+        if torch.compiler.is_compiling() or any(isinstance(p, nn.Parameter) or p.is_inference() for p in parts):
             return scale_and_shift(norm)
         known, versions = self._known, [part._version for part in parts]
-        if known is None or versions != known.versions or any(a is not b for a, b in zip(parts, known.of, strict=True)):
+        if known is None or versions != known.versions or not all(map(is_, parts, known.of)):
             with torch.inference_mode(False), torch.no_grad():  # so that a training can use what a prediction has made
                 known = self._known = _Known(parts, versions, *scale_and_shift(norm))
         return known.scale, known.shift
-
-
-def _changes_unseen(tensor: Tensor) -> bool:
-    """Does it change without another version? Parameters are moved in place, and inference counts no versions."""
-    return isinstance(tensor, nn.Parameter) or tensor.is_inference()
 
 
 class _Known(NamedTuple):
@@ -113,11 +107,13 @@ def freeze_batch_norm(module: nn.Module, prefixes: Sequence[str] = ("",), *, aff
         prefixes: names of the submodules to freeze, with all below them. An empty name means all.
         affine: whether their weights and biases stay trained.
     """
-    for pair in list(_pairs(module)):
-        chosen = any(not prefix or f"{pair.path}.".startswith(f"{prefix}.") for prefix in prefixes)
-        if chosen and isinstance(pair.norm, nn.BatchNorm2d):
-            frozen = FrozenBatchNorm2d(pair.norm, affine=affine)
-            pair.replace(FrozenNormConv2d(pair.conv, frozen), frozen)
+    for conv_name, norm_name in list(_pairs(module)):
+        chosen = any(not prefix or f"{norm_name}.".startswith(f"{prefix}.") for prefix in prefixes)
+        conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
+        if chosen and isinstance(norm, nn.BatchNorm2d):
+            frozen = FrozenBatchNorm2d(norm, affine=affine)
+            module.set_submodule(conv_name, FrozenNormConv2d(conv, frozen))  # type: ignore[arg-type]
+            module.set_submodule(norm_name, frozen)
 
 
 def fold_batch_norm(module: nn.Module) -> None:
@@ -127,50 +123,28 @@ def fold_batch_norm(module: nn.Module) -> None:
     order in which they are registered.
     """
     with torch.no_grad():
-        for pair in list(_pairs(module)):
-            pair.replace(_folded(pair.conv, *scale_and_shift(pair.norm)), nn.Identity())
+        for conv_name, norm_name in list(_pairs(module)):
+            conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
+            module.set_submodule(conv_name, _folded(conv, *scale_and_shift(norm)))  # type: ignore[arg-type]
+            module.set_submodule(norm_name, nn.Identity())
 
 
-class _Pair(NamedTuple):
-    """A convolution and the batch norm behind it; `path` is the norm's name in the whole."""
-
-    conv_parent: nn.Module
-    conv_name: str
-    norm_parent: nn.Module
-    norm_name: str
-    path: str
-
-    @property
-    def conv(self) -> nn.Conv2d:
-        return self.conv_parent.get_submodule(self.conv_name)  # type: ignore[return-value]
-
-    @property
-    def norm(self) -> FrozenBatchNorm2d | nn.BatchNorm2d:
-        return self.norm_parent.get_submodule(self.norm_name)  # type: ignore[return-value]
-
-    def replace(self, conv: nn.Module, norm: nn.Module) -> None:
-        setattr(self.conv_parent, self.conv_name, conv)
-        setattr(self.norm_parent, self.norm_name, norm)
-
-
-def _pairs(module: nn.Module, path: str = "") -> Iterator[_Pair]:
-    """Each convolution and the batch norm behind it: neighbours, or namesakes in two containers.
+def _pairs(module: nn.Module, path: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the names of each convolution and of the batch norm behind it: neighbours, or namesakes in two containers.
 
     A module names such containers in its attribute `conv_norms`, as pairs (convolutions, norms).
     """
-    children = list(module.named_children())
-    candidates = [_Pair(module, conv, module, norm, norm) for (conv, _), (norm, _) in pairwise(children)]
+    children = dict(module.named_children())
+    candidates = list(pairwise(children))
     for convs, norms in getattr(module, "conv_norms", ()):
-        parents = module.get_submodule(convs), module.get_submodule(norms)
-        names = (name for name, _ in parents[1].named_children())
-        candidates += [_Pair(parents[0], name, parents[1], name, f"{norms}.{name}") for name in names]
-    for pair in candidates:
-        known = isinstance(pair.norm, FrozenBatchNorm2d) or type(pair.norm) is nn.BatchNorm2d
-        if isinstance(pair.conv, nn.Conv2d) and known:
-            yield pair._replace(path=f"{path}.{pair.path}".lstrip("."))
-    for name, child in children:
+        candidates += [(f"{convs}.{name}", f"{norms}.{name}") for name, _ in children[norms].named_children()]
+    for conv_name, norm_name in candidates:
+        conv, norm = module.get_submodule(conv_name), module.get_submodule(norm_name)
+        if isinstance(conv, nn.Conv2d) and (isinstance(norm, FrozenBatchNorm2d) or type(norm) is nn.BatchNorm2d):
+            yield f"{path}{conv_name}", f"{path}{norm_name}"
+    for name, child in children.items():
         if getattr(child, "foldable", True):
-            yield from _pairs(child, f"{path}.{name}".lstrip("."))
+            yield from _pairs(child, f"{path}{name}.")
 
 
 def _folded(conv: nn.Conv2d, scale: Tensor, shift: Tensor) -> nn.Conv2d:

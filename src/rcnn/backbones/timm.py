@@ -53,7 +53,7 @@ class TimmTrunk(Trunk):
         for self._sizing in _SIZINGS:
             try:
                 net = self.create()
-                if _takes_any_size(net, self.name, self.in_channels):
+                if self._takes_any_size(net):
                     return net
             except TypeError:  # this network has no such option
                 continue
@@ -89,7 +89,11 @@ class TimmTrunk(Trunk):
             freeze_batch_norm_2d(self.net)
         ends = [name for level, name in self._modules_of.items() if level <= stages]
         if ends:
-            for module in self._modules_up_to(ends[-1]):
+            end = ends[-1]
+            names = (end, end.replace(".", "_"), f"model.{end}")  # timm's wrappers rename
+            modules = list(self.net.named_modules())  # in order of registration
+            last = max(i for i, (path, _) in enumerate(modules) if any(f"{path}.".startswith(f"{n}.") for n in names))
+            for _, module in modules[: last + 1]:
                 for parameter in module.parameters(recurse=False):
                     parameter.requires_grad_(False)
                 for name, child in module.named_children():
@@ -102,29 +106,21 @@ class TimmTrunk(Trunk):
         chosen = [maps[i] for i in self._index.values()]
         return [m.permute(0, 3, 1, 2) for m in chosen] if self._channels_last else chosen
 
-    def _modules_up_to(self, end: str) -> list[nn.Module]:
-        """All modules in order of registration up to the last one under `end`."""
-        names = (end, end.replace(".", "_"), f"model.{end}")  # timm's wrappers rename
-        modules = list(self.net.named_modules())
-        last = max(i for i, (path, _) in enumerate(modules) if any(f"{path}.".startswith(f"{n}.") for n in names))
-        return [module for _, module in modules[: last + 1]]
-
-
-def _takes_any_size(net: nn.Module, name: str, in_channels: int) -> bool:
-    """True if a network that declares one input size also takes others."""
-    known = import_timm().get_pretrained_cfg(name)
-    if known is None or not known.fixed_input_size:
+    def _takes_any_size(self, net: nn.Module) -> bool:
+        """Return whether a network that declares one input size also takes others."""
+        known = import_timm().get_pretrained_cfg(self.name)
+        if known is None or not known.fixed_input_size:
+            return True
+        training = net.training
+        image = torch.zeros(1, self.in_channels, 96, 160, device=next(net.parameters()).device)
+        try:
+            with torch.no_grad():
+                net.eval()(image)
+        except (AssertionError, RuntimeError):
+            return False
+        finally:
+            net.train(training)
         return True
-    training = net.training
-    image = torch.zeros(1, in_channels, 96, 160, device=next(net.parameters()).device)
-    try:
-        with torch.no_grad():
-            net.eval()(image)
-    except (AssertionError, RuntimeError):
-        return False
-    finally:
-        net.train(training)
-    return True
 
 
 def import_timm() -> Any:

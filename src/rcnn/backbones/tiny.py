@@ -12,9 +12,9 @@ _WIDTHS = (16, 32, 64, 96, 128)
 
 def tiny(in_channels: int = 3, last: int | None = None) -> SequentialTrunk:
     """Levels 2 to 5 (to `last`) with 32, 64, 96 and 128 channels; stage n ends where stride 2^n ends."""
-    layers = OrderedDict[str, nn.Module](stage1=_stage(in_channels, _WIDTHS[0], 1))
-    for number, (before, width) in enumerate(pairwise(_WIDTHS), start=2):
-        layers[f"stage{number}"] = _stage(before, width, 2)
+    layers = OrderedDict[str, nn.Module]()
+    for number, (before, width) in enumerate(pairwise((in_channels, *_WIDTHS)), start=1):
+        layers[f"stage{number}"] = _stage(before, width, 1 if number == 1 else 2)
     features = nn.Sequential(layers)
     initialise(features)
     taps = [Tap(level, f"stage{level}", _WIDTHS[level - 1]) for level in (2, 3, 4, 5)]

@@ -109,7 +109,11 @@ def import_model(model: nn.Module, names: Sequence[str] | None = None) -> Import
     Raises:
         WeightsError: the model does what can't be expressed here; the message names the attribute.
     """
-    model = _unwrapped(model)
+    if isinstance(model, DataParallel | DistributedDataParallel):
+        model = model.module
+    model = getattr(model, "_orig_mod", model)  # inside a compiled one
+    if not isinstance(model, FasterRCNN):
+        raise WeightsError(f"expected an instance of torchvision's FasterRCNN, found {type(model).__name__}")
     state = {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
     state = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in state.items()}
     body = copy.deepcopy(model.backbone).cpu().float().eval()
@@ -161,12 +165,18 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
         raise WeightsError(
             f"there is no `{_PREDICTOR}`, so this is not {arch}; the names begin as {some(sorted(state), 3)}"
         )
-    model = get_model(arch, weights=None, weights_backbone=None, num_classes=len(state[_PREDICTOR]))
-    notes = [*_notes(state, None, None)]
+    model: Any = get_model(arch, weights=None, weights_backbone=None, num_classes=len(state[_PREDICTOR]))
+    notes = list(_notes(state, None, None))
     if not any(name.endswith("num_batches_tracked") for name in state):
         # State dictionaries do not hold it; this is the value for torchvision's COCO weights.
         eps = 0.0 if arch == "fasterrcnn_resnet50_fpn" else 1e-5
-        _freeze(model, eps)
+        for parent in list(model.backbone.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.BatchNorm2d):
+                    setattr(parent, name, FrozenBatchNorm2d(child.num_features, eps=eps))
+        body = model.backbone.body  # whose first parts fine-tuning does not train
+        for layer in (body.conv1, body.layer1) if "conv1" in body else list(body.values())[:7]:
+            layer.requires_grad_(False)
         notes.append(
             "the batch norms are constants; the file does not say what is added to their variances, so it is taken "
             f"to be {eps:g}, as in torchvision's COCO weights"
@@ -183,27 +193,6 @@ def _notes(state: Iterable[str], backbone: nn.Module | None, head: nn.Module | N
         yield "the backbone is kept as the module that it is: whoever loads a saved file must pass it in"
     if head is not None:
         yield "`roi_heads.box_head` is kept as the module that it is: whoever loads a saved file must pass it in"
-
-
-def _unwrapped(model: nn.Module) -> FasterRCNN:
-    """Return the detector inside the wrappers of parallel training and compilation."""
-    if isinstance(model, DataParallel | DistributedDataParallel):
-        model = model.module
-    model = getattr(model, "_orig_mod", model)
-    if not isinstance(model, FasterRCNN):
-        raise WeightsError(f"expected an instance of torchvision's FasterRCNN, found {type(model).__name__}")
-    return model
-
-
-def _freeze(model: Any, eps: float) -> None:
-    """Make the batch norms constants, and do not train the parts of the body that fine-tuning freezes."""
-    for parent in [*model.backbone.modules()]:
-        for name, child in [*parent.named_children()]:
-            if isinstance(child, nn.BatchNorm2d):
-                setattr(parent, name, FrozenBatchNorm2d(child.num_features, eps=eps))
-    body = model.backbone.body
-    for layer in (body.conv1, body.layer1) if "conv1" in body else list(body.values())[:7]:
-        layer.requires_grad_(False)
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], arch: str) -> None:

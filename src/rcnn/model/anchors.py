@@ -25,25 +25,19 @@ RULES: dict[str, dict[str, object]] = {
 def cell_anchors(settings: Anchors, level: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """(sizes * ratios, 4) boxes of one level around the origin, in the order in which the head predicts them."""
     sizes, ratios = settings.sizes[level], settings.ratios
-    if settings.order == "size":
-        pairs = list(product(sizes, ratios))
-    else:
-        pairs = [(size, ratio) for ratio, size in product(ratios, sizes)]
-    size, ratio = torch.tensor(pairs, dtype=torch.float64).unbind(dim=-1)
-    half = _half_extents(size, ratio if settings.ratio == "h/w" else 1 / ratio, settings)
-    return torch.cat((-half, half), dim=-1).to(dtype)
-
-
-def _half_extents(size: Tensor, ratio: Tensor, settings: Anchors) -> Tensor:
-    """(n,) square roots of areas, (n,) height / width -> (n, 2) half width and half height."""
+    by_size = settings.order == "size"
+    pairs = product(sizes, ratios) if by_size else ((size, ratio) for ratio, size in product(ratios, sizes))
+    size, ratio = torch.tensor(list(pairs), dtype=torch.float64).unbind(dim=-1)
+    ratio = ratio if settings.ratio == "h/w" else 1 / ratio
     if settings.round == "base":
         # py-faster-rcnn rounds width and height of the base box, then scales: areas are no longer equal.
         width = (settings.base / ratio.sqrt()).round()
-        height = (width * ratio).round()
-        return torch.stack((width, height), dim=-1) * (size / settings.base)[:, None] / 2
-    width = size / ratio.sqrt()
-    half = torch.stack((width, width * ratio), dim=-1) / 2
-    return half.round() if settings.round == "half" else half
+        half = torch.stack((width, (width * ratio).round()), dim=-1) * (size / settings.base)[:, None] / 2
+    else:
+        width = size / ratio.sqrt()
+        half = torch.stack((width, width * ratio), dim=-1) / 2
+    half = half.round() if settings.round == "half" else half
+    return torch.cat((-half, half), dim=-1).to(dtype)
 
 
 def grid_anchors(cells: Tensor, grid: tuple[int, int], stride: tuple[float, float], offset: float) -> Tensor:
@@ -80,13 +74,11 @@ def pyramid_anchors(
         image: height and width of the padded image, pixels; read by the rule `image//grid` only.
         cells: `cell_anchors` of each level.
     """
-    levels = []
-    for cell, grid, stride in zip(cells, grids, strides, strict=True):
-        step = (stride, stride)
-        if settings.stride == "image//grid":
-            step = (image[0] // grid[0], image[1] // grid[1])
-        levels.append(grid_anchors(cell, grid, step, settings.offset))
-    return tuple(levels)
+    steps = [(stride, stride) for stride in strides]
+    if settings.stride == "image//grid":
+        steps = [(image[0] // rows, image[1] // columns) for rows, columns in grids]
+    scene = zip(cells, grids, steps, strict=True)
+    return tuple(grid_anchors(cell, grid, step, settings.offset) for cell, grid, step in scene)
 
 
 def inside(anchors: Tensor, sizes: Tensor, border: float) -> Tensor:

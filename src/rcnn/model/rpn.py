@@ -134,13 +134,13 @@ class RegionProposalNetwork(nn.Module):
         if torch.compiler.is_compiling():
             return self._new_anchors(grids, image_shape, like)
         key = (grids, image_shape, like.dtype, like.device)
-        known = self._known.get(key)
-        if known is None:
+        known = self._known
+        if key not in known:
             with torch.inference_mode(False), torch.no_grad():  # so that a training can use what a prediction has made
-                known = self._new_anchors(grids, image_shape, like)
+                new = self._new_anchors(grids, image_shape, like)
             # Replaced, not written to: other threads may read it.
-            self._known = {**dict(list(self._known.items())[1 - _SHAPES :]), key: known}
-        return known
+            self._known = known = {**dict(list(known.items())[1 - _SHAPES :]), key: new}
+        return known[key]
 
     def _new_anchors(self, grids: tuple[tuple[int, int], ...], image_shape: tuple[int, int], like: Tensor) -> _Anchors:
         cells = self.cells.to(like.dtype).unbind()
@@ -159,21 +159,15 @@ class RegionProposalNetwork(nn.Module):
 
         They are level by level, the best first, and those of equal logits in the order of their anchors.
         """
-        deltas, anchors, scores, level, anchor = [], [], [], [], []
-        start = 0
-        for number, (logits, all_deltas, all_anchors) in enumerate(zip(*out, strict=True)):
+        best, start = [], 0
+        for number, (logits, deltas, anchors) in enumerate(zip(*out, strict=True)):
             score, index = stable_topk(self.scores(logits), pre)  # (B, min(pre, A_l))
-            deltas.append(take(all_deltas, index))
-            anchors.append(all_anchors[index])
-            scores.append(score)
-            anchor.append(index + start)
-            level.append(torch.full_like(index, number))
-            start += all_anchors.shape[0]
-        box = box_ops.clip(box_ops.decode(torch.cat(deltas, dim=1), torch.cat(anchors, dim=1)), sizes)
-        score = torch.cat(scores, dim=1).sigmoid()
-        big = box_ops.larger_than(box, self.settings.min_size)
-        valid = big & (score >= self.settings.score)
-        return Proposals(box, score, valid, torch.cat(level, dim=1), torch.cat(anchor, dim=1))
+            best.append((take(deltas, index), anchors[index], score, torch.full_like(index, number), index + start))
+            start += anchors.shape[0]
+        deltas, anchors, score, level, anchor = (torch.cat(parts, dim=1) for parts in zip(*best, strict=True))
+        box, score = box_ops.clip(box_ops.decode(deltas, anchors), sizes), score.sigmoid()
+        valid = box_ops.larger_than(box, self.settings.min_size) & (score >= self.settings.score)
+        return Proposals(box, score, valid, level, anchor)
 
     def propose(
         self, out: RPNOutput, sizes: Tensor, *, pre: int, post: int, suppress: Suppressor | None = None

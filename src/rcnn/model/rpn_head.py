@@ -7,7 +7,7 @@ B images, a anchors per cell, n chosen anchors.
 import math
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -43,9 +43,8 @@ class RPNHead(nn.Module):
     ) -> None:
         super().__init__()
         self.logits = logits
-        hidden = [
-            nn.Conv2d(channels if i else in_channels, channels, kernel, padding=kernel // 2) for i in range(convs)
-        ]
+        widths = pairwise((in_channels, *(channels,) * convs))
+        hidden = [nn.Conv2d(before, after, kernel, padding=kernel // 2) for before, after in widths]
         self.conv = hidden[0] if convs == 1 else nn.ModuleList(hidden)
         self.cls = nn.Conv2d(channels, logits * anchors, 1)
         self.reg = nn.Conv2d(channels, 4 * anchors, 1)
@@ -175,21 +174,11 @@ def build_head(
     in_channels: int, settings: RPN, *, anchors: int, runs: int, logits: int, prior: float | None = None
 ) -> RPNHead | FilterPyramid:
     """The head that `rpn.kernel` describes: one window, or several. Other arguments as of `FilterPyramid`."""
-    channels = settings.channels or in_channels
+    shape = (in_channels, settings.channels or in_channels, anchors)
+    options: dict[str, Any] = {"logits": logits, "convs": settings.convs, "prior": prior}
     if isinstance(settings.kernel, int):
-        return RPNHead(
-            in_channels, channels, anchors, logits=logits, kernel=settings.kernel, convs=settings.convs, prior=prior
-        )
-    return FilterPyramid(
-        in_channels,
-        channels,
-        anchors,
-        logits=logits,
-        kernels=settings.kernel,
-        runs=runs,
-        convs=settings.convs,
-        prior=prior,
-    )
+        return RPNHead(*shape, kernel=settings.kernel, **options)
+    return FilterPyramid(*shape, kernels=settings.kernel, runs=runs, **options)
 
 
 def patches(levels: Sequence[Tensor], cells: Tensor, kernel: int) -> Tensor:

@@ -31,12 +31,11 @@ def sliding_windows(anchors: Anchors, strides: Sequence[int], shape: tuple[int, 
     grids = [(math.ceil(shape[0] / stride), math.ceil(shape[1] / stride)) for stride in strides]
     cells = [anchor_ops.cell_anchors(anchors, level) for level in range(len(strides))]
     levels = anchor_ops.pyramid_anchors(anchors, grids, strides, shape, cells)
-    per_cell = [len(cell) for cell in cells]
     # (P, 2) upper left corner of each window's cell
     corners = torch.cat(
         [
-            (torch.cartesian_prod(torch.arange(rows), torch.arange(columns)) * stride).repeat_interleave(count, dim=0)
-            for (rows, columns), stride, count in zip(grids, strides, per_cell, strict=True)
+            torch.cartesian_prod(*map(torch.arange, grid)).mul(stride).repeat_interleave(len(cell), dim=0)
+            for grid, stride, cell in zip(grids, strides, cells, strict=True)
         ]
     )
     level = torch.cat([torch.full((len(part),), number) for number, part in enumerate(levels)])

@@ -38,9 +38,8 @@ def check_ranks(head: nn.Module | None, ranks: Sequence[int]) -> None:
     if len(ranks) != len(layers):
         raise SettingsError(f"{asked}: give one rank for each of the head's layers: {', '.join(shapes.values())}")
     for (name, layer), rank in zip(layers.items(), ranks, strict=True):
-        most = min(layer.out_features, layer.in_features)
-        if rank > most:
-            raise SettingsError(f"{asked}: {rank} is larger than the rank of {shapes[name]}: give {most} at most")
+        if rank > (full := min(layer.out_features, layer.in_features)):
+            raise SettingsError(f"{asked}: {rank} is larger than the rank of {shapes[name]}: give {full} at most")
 
 
 def truncate_head(head: nn.Module, ranks: Sequence[int]) -> None:
@@ -67,11 +66,8 @@ def truncated(layer: nn.Linear, rank: int) -> nn.Sequential:
     else:
         right = torch.linalg.eigh(weight.T @ weight).eigenvectors[:, -rank:].T
         left = weight @ right.T
-    pair = nn.Sequential(nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features))
-    pair.to(layer.weight).requires_grad_(False)
-    first, second = pair
-    assert isinstance(first, nn.Linear)
-    assert isinstance(second, nn.Linear)
+    first, second = nn.Linear(layer.in_features, rank, bias=False), nn.Linear(rank, layer.out_features)
+    pair = nn.Sequential(first, second).to(layer.weight).requires_grad_(False)
     first.weight.copy_(right)
     second.weight.copy_(left)
     second.bias.zero_() if layer.bias is None else second.bias.copy_(layer.bias)

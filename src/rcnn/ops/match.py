@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rcnn.ops.operator import LIBRARY, operator
-from rcnn.ops.safe import safe_boxes
+from rcnn.ops.rois import safe_boxes
 
 TIE = 1e-6  # an IoU computed twice may differ in its last bit
 BLOCK = 8192  # anchors at most
@@ -92,7 +92,12 @@ def _match(
         is_best[:, part] = (iou >= least).any(dim=1)
     if allowed is not None:
         is_best &= allowed
-    return best_iou, best_truth, is_best, _covered(anchors, boxes, ignore, is_best)
+    covered = torch.zeros_like(is_best)
+    if ignore is not None and (boxes.is_cuda or ignore.any()):  # most data has no ignored box
+        ignored = boxes.masked_fill(~ignore[..., None], 0.0)
+        for part, overlap, own, _ in _overlap_blocks(anchors, ignored):
+            covered[:, part] = ((overlap >= own / 2) & (overlap > 0)).any(dim=1)
+    return best_iou, best_truth, is_best, covered
 
 
 @torch.library.register_fake("rcnn::match", lib=LIBRARY)
@@ -103,17 +108,6 @@ def _(
     best_iou = boxes.new_empty(boxes.shape[0], anchors.shape[-2], dtype=dtype)
     is_best = torch.empty_like(best_iou, dtype=torch.bool)
     return best_iou, torch.empty_like(best_iou, dtype=torch.int64), is_best, torch.empty_like(is_best)
-
-
-def _covered(anchors: Tensor, boxes: Tensor, ignore: Tensor | None, like: Tensor) -> Tensor:
-    """(B, A) bool: is half of the anchor inside an ignored box? Most data has none: then nothing is computed."""
-    covered = torch.zeros_like(like)
-    if ignore is None or not (boxes.is_cuda or ignore.any()):
-        return covered
-    boxes = boxes.masked_fill(~ignore[..., None], 0.0)
-    for part, overlap, own, _ in _overlap_blocks(anchors, boxes):
-        covered[:, part] = ((overlap >= own / 2) & (overlap > 0)).any(dim=1)
-    return covered
 
 
 def _iou_blocks(anchors: Tensor, boxes: Tensor, valid: Tensor) -> Iterator[tuple[slice, Tensor]]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rcnn.ops.library import load_operators
 from rcnn.ops.operator import LIBRARY, operator
-from rcnn.ops.safe import safe_boxes
+from rcnn.ops.rois import safe_boxes
 
 load_operators()
 
@@ -94,12 +94,12 @@ def _keep(boxes: Tensor, groups: Tensor, iou_threshold: float, max_output: int) 
     The answer for the best m boxes does not depend on the rest, so m grows until it holds enough survivors: with 5
     levels of 1,000 boxes and 500 to keep this is a sixth of the time.
     """
-    count = min(len(boxes), 2 * max_output)
-    kept = _keep_all(boxes[:count], groups[:count], iou_threshold)
-    while len(kept) < max_output and count < len(boxes):
-        count = min(len(boxes), 2 * count)
+    count = 2 * max_output
+    while True:
         kept = _keep_all(boxes[:count], groups[:count], iou_threshold)
-    return kept[:max_output]
+        if len(kept) >= max_output or count >= len(boxes):
+            return kept[:max_output]
+        count *= 2
 
 
 def _keep_all(boxes: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:

@@ -24,8 +24,7 @@ from rcnn.ops.roi_align_matrix import (
     taps_of,
     transposed_product,
 )
-from rcnn.ops.rois import at_least_float32, rois_by_level
-from rcnn.ops.safe import safe_boxes
+from rcnn.ops.rois import at_least_float32, rois_by_level, safe_boxes
 
 
 def roi_align(
@@ -124,7 +123,7 @@ def _roi_align(
     if out.numel() == 0:
         return out
     if _by_kernel(levels, sampling_ratio):
-        boxes = _upright(boxes) if sampling_ratio == 0 else boxes
+        boxes = _upright(boxes, sampling_ratio)
         for feature, scale, (rows, rois) in zip(levels, scales, rois_by_level(boxes, level, len(levels)), strict=True):
             feature = at_least_float32(feature)
             arguments = (scale, size, size, sampling_ratio, aligned)
@@ -160,7 +159,12 @@ def _roi_align_backward(
         return pixels_grad, boxes_grad
     by_kernel = _by_kernel(levels, sampling_ratio)
     if wanted[0] and by_kernel:
-        pixels_grad = _kernel_backward(grad, levels, boxes, level, scales, sampling_ratio, aligned).to(grad.dtype)
+        wide, upright = at_least_float32(grad).flatten(0, 1).permute(0, 3, 1, 2), _upright(boxes, sampling_ratio)
+        parts = []
+        for like, scale, (rows, rois) in zip(levels, scales, rois_by_level(upright, level, len(levels)), strict=True):
+            arguments = (rois.to(wide.dtype), scale, size, size, *like.shape, sampling_ratio, aligned)
+            parts.append(torch.ops.torchvision._roi_align_backward(wide[rows].contiguous(), *arguments))
+        pixels_grad = pixels_of(parts).to(grad.dtype)
     if by_kernel and not wanted[1]:
         return pixels_grad, boxes_grad
     taps = taps_of(levels, boxes, level, scales, (size, sampling_ratio, aligned))
@@ -200,27 +204,8 @@ def _by_kernel(levels: Sequence[Tensor], sampling_ratio: int) -> bool:
     return sampling_ratio == 0 or levels[0].is_cuda
 
 
-def _upright(boxes: Tensor) -> Tensor:
-    """Make inverted boxes empty: otherwise torchvision's kernel asks for absurd amounts of memory."""
+def _upright(boxes: Tensor, sampling_ratio: int) -> Tensor:
+    """Make inverted boxes empty where adaptive sampling would have torchvision's kernel allocate absurd memory."""
+    if sampling_ratio > 0:
+        return boxes
     return torch.cat((boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])), dim=-1)
-
-
-def _kernel_backward(
-    grad: Tensor,
-    levels: Sequence[Tensor],
-    boxes: Tensor,
-    level: Tensor,
-    scales: Sequence[float],
-    sampling_ratio: int,
-    aligned: bool,
-) -> Tensor:
-    """The gradient (P, C) of the pixels by torchvision's kernel."""
-    grad, boxes = at_least_float32(grad).flatten(0, 1).permute(0, 3, 1, 2), boxes if sampling_ratio else _upright(boxes)
-    parts = []
-    for like, scale, (rows, rois) in zip(levels, scales, rois_by_level(boxes, level, len(levels)), strict=True):
-        size = grad.shape[2:]
-        arguments = (scale, *size, *like.shape, sampling_ratio, aligned)
-        parts.append(
-            torch.ops.torchvision._roi_align_backward(grad[rows].contiguous(), rois.to(grad.dtype), *arguments)
-        )
-    return pixels_of(parts)

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rcnn.ops.rois import at_least_float32
-from rcnn.ops.safe import safe_boxes
+from rcnn.ops.rois import at_least_float32, safe_boxes
 
 
 def areas(levels: Sequence[Tensor]) -> list[int]:

@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 
 from rcnn.ops.operator import LIBRARY, operator
-from rcnn.ops.rois import at_least_float32, rois_by_level
-from rcnn.ops.safe import safe_boxes
+from rcnn.ops.rois import at_least_float32, rois_by_level, safe_boxes
 
 
 def roi_pool(

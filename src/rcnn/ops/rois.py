@@ -1,11 +1,16 @@
-"""RoIs as torchvision's pooling kernels read them: rows (image, x1, y1, x2, y2) on one feature map."""
+"""Boxes as the operators read them: finite, and for torchvision's pooling kernels as rows (image, x1, y1, x2, y2)."""
 
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from rcnn.ops.safe import safe_boxes
+LIMIT = 1e6  # pixels: far outside any image, and small enough that differences and areas stay exact and finite
+
+
+def safe_boxes(boxes: Tensor) -> Tensor:
+    """(..., 4) -> (..., 4) in at least float32, every coordinate finite and within +-LIMIT; NaN becomes 0."""
+    return at_least_float32(boxes).nan_to_num(nan=0.0, posinf=LIMIT, neginf=-LIMIT).clamp(-LIMIT, LIMIT)
 
 
 def rois_by_level(boxes: Tensor, level: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor]]:

@@ -107,13 +107,12 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    if not isinstance(content, dict) or not all(map(_is_named_tensor, content, content.values())):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
+        for name, value in content.items()
+    ):
         raise WeightsError(f"{path} holds no dictionary of tensors; save the model's state_dict")
     return dict(content)
-
-
-def _is_named_tensor(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided
 
 
 def _targets(backbone: Backbone, head: nn.Module | None) -> dict[str, Tensor]:

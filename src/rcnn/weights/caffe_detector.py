@@ -5,6 +5,7 @@ K classes, A anchors per cell.
 
 from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,20 @@ _ALIASES = {
 }
 """Names of py-faster-rcnn's alternating networks and of the MATLAB implementation."""
 
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "model.backbone": tuple(CONVS),
+    "model.neck": ("none",),
+    "anchors.order": ("ratio",),
+    "rpn.classify": ("objects",),
+    "rpn.kernel": (3,),
+    "rpn.convs": (1,),
+    "rpn.logits": (2,),
+    "rpn.score_order": ("background-first",),
+    "roi.head": ("fc",),
+    "roi.class_agnostic": (False,),
+}
+"""Setting -> its values in a model whose layers have names in Caffe, and the same meaning there."""
+
 _NOTE = (
     "The arrays hold no settings: preprocessing, anchors, numbers of boxes and thresholds are those of {}. Where the "
     "network was trained with others, give them after each command, such as preprocess.short=300"
@@ -71,8 +86,15 @@ def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequen
     Raises:
         WeightsError: a layer is missing or does not belong to this network.
     """
-    places = _places(settings)
-    tensors = _placed(arrays, places, settings.model.backbone)
+    places, network = _places(settings), settings.model.backbone
+    blobs = {(_ALIASES.get(layer, layer), leaf): tensor for (layer, leaf), tensor in layer_tensors(arrays).items()}
+    missing = sorted({(layer, leaf) for layer in places for leaf in ("weight", "bias")} - blobs.keys())
+    foreign = sorted({layer for layer, _ in blobs} - places.keys())
+    faults = [f"`{layer}` has no {leaf}" for layer, leaf in missing]
+    faults += [f"`{layer}` is no layer of {network}" for layer in foreign]
+    if faults:
+        raise WeightsError(f"the arrays are not those of {network}: {some(faults, 3)}")
+    tensors = {f"{places[layer]}.{leaf}": tensor for (layer, leaf), tensor in blobs.items()}
     tensors = {name: background_last(name, tensor) for name, tensor in tensors.items()}
     tensors = renormalise(tensors, PLAIN, settings.roi)
     count = len(tensors[f"{CLASS_LAYER}.bias"]) - 1
@@ -86,36 +108,20 @@ def export_arrays(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str
     Raises:
         WeightsError: the model is not one of the paper's; the message names the settings.
     """
-    _see_paper(settings)
+    values = {name: attrgetter(name)(settings) for name in _FIXED}
+    faults = [
+        f"{name}={values[name]}, there {' or '.join(map(str, allowed))}"
+        for name, allowed in _FIXED.items()
+        if values[name] not in allowed
+    ]
+    if faults:
+        raise WeightsError(f"Caffe's networks of the paper can't hold this detector: {'; '.join(faults)}")
     tensors = renormalise(tensors, settings.roi, PLAIN)
     return {
         f"{layer}.{leaf}": background_first(place, tensors[f"{place}.{leaf}"].detach().float().cpu()).numpy()
         for layer, place in _places(settings).items()
         for leaf in ("weight", "bias")
     }
-
-
-def _see_paper(settings: Settings) -> None:
-    """Refuse a model whose layers have no names here, or mean something else there."""
-    model, anchors, rpn, roi = settings.model, settings.anchors, settings.rpn, settings.roi
-    faults = [
-        f"{name}={value}, there {' or '.join(map(str, there))}"
-        for name, value, there in (
-            ("model.backbone", model.backbone, tuple(CONVS)),
-            ("model.neck", model.neck, ("none",)),
-            ("anchors.order", anchors.order, ("ratio",)),
-            ("rpn.classify", rpn.classify, ("objects",)),
-            ("rpn.kernel", rpn.kernel, (3,)),
-            ("rpn.convs", rpn.convs, (1,)),
-            ("rpn.logits", rpn.logits, (2,)),
-            ("rpn.score_order", rpn.score_order, ("background-first",)),
-            ("roi.head", roi.head, ("fc",)),
-            ("roi.class_agnostic", roi.class_agnostic, (False,)),
-        )
-        if value not in there
-    ]
-    if faults:
-        raise WeightsError(f"Caffe's networks of the paper can't hold this detector: {'; '.join(faults)}")
 
 
 def swap_scores(scores: Tensor) -> Tensor:
@@ -134,15 +140,3 @@ def _places(settings: Settings) -> dict[str, str]:
     """Layer of Caffe -> our name."""
     convs = {layer: f"backbone.trunk.{place}" for layer, place in CONVS[settings.model.backbone].items()}
     return convs | _HEADS
-
-
-def _placed(arrays: Mapping[str, Blobs], places: Mapping[str, str], network: str) -> dict[str, Tensor]:
-    """Our name -> tensor, for every layer of the network and nothing else."""
-    tensors = {(_ALIASES.get(layer, layer), leaf): tensor for (layer, leaf), tensor in layer_tensors(arrays).items()}
-    wanted = {(layer, leaf) for layer in places for leaf in ("weight", "bias")}
-    faults = [f"`{layer}` has no {leaf}" for layer, leaf in sorted(wanted - tensors.keys())]
-    foreign = {layer for layer, _ in tensors} - places.keys()
-    faults += [f"`{layer}` is no layer of {network}" for layer in sorted(foreign)]
-    if faults:
-        raise WeightsError(f"the arrays are not those of {network}: {some(faults, 3)}")
-    return {f"{places[layer]}.{leaf}": tensor for (layer, leaf), tensor in tensors.items()}

@@ -10,7 +10,7 @@ import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import accumulate, chain
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +120,11 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     entry = {**metadata, "format": FORMAT}
     entry["sha256"] = _digest(plain, entry)
     names = sorted(plain, key=lambda name: (-plain[name].itemsize, name))  # so that each begins at a multiple of it
-    ends = list(accumulate(plain[name].nbytes for name in names))
     header: dict[str, Any] = {"__metadata__": {ENTRY: _json(entry)}}
-    for name, end in zip(names, ends, strict=True):
-        tensor = plain[name]
-        place = [end - tensor.nbytes, end]
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+    end = 0
+    for name in names:
+        tensor, start, end = plain[name], end, end + plain[name].nbytes
+        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     # Tensors are written from where they are: safetensors' own `save` copies them all, three times.
@@ -234,13 +233,13 @@ def _read_header(path: str | Path, most: int) -> tuple[dict[str, tuple[Tensor, i
     with reading(path, most, "no safetensors file"):
         with Path(path).open("rb") as file:
             start = file.read(24)
-            if len(start) < 8 or int.from_bytes(start[:8], "little") > min(
-                _MAX_HEADER_BYTES, os.path.getsize(path) - 8
-            ):
-                if kind := _kind(start):
+            length = int.from_bytes(start[:8], "little")
+            if len(start) < 8 or length > min(_MAX_HEADER_BYTES, os.path.getsize(path) - 8):
+                kinds = (kind for prefix, kind in _KINDS if start.lower().startswith(prefix.lower()))
+                # A shorter header is that of a damaged safetensors file, whatever its first bytes.
+                if length > _MAX_HEADER_BYTES and (kind := next(kinds, None)):
                     raise WeightsError(f"{_name(path)} is {kind}; expected are weights as safetensors")
                 raise ValueError("the length of its header is wrong")
-            length = int.from_bytes(start[:8], "little")
             file.seek(8)
             header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
         with safe_open(path, "pt"):  # refuses shapes, types and places that don't agree with each other and the file
@@ -296,13 +295,6 @@ def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def first_line(error: Exception) -> str:
     """The first line of an error's message, cut where it is long, or its type where it has none."""
     return (str(error) or type(error).__name__).splitlines()[0][:_MAX_LINE_LETTERS]
-
-
-def _kind(data: bytes) -> str | None:
-    """Tell from its first bytes what a file is that is not safetensors; None if unknown."""
-    if int.from_bytes(data[:8], "little") <= _MAX_HEADER_BYTES:  # a damaged safetensors file, whatever its first bytes
-        return None
-    return next((kind for start, kind in _KINDS if data[:24].lower().startswith(start.lower())), None)
 
 
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import pickle
 import pickletools
 import re
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Any, NoReturn
+from typing import IO, Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -45,38 +46,34 @@ _NAMES, _CALLS = ("GLOBAL", "STACK_GLOBAL"), ("REDUCE", "NEWOBJ")
 _MARK, _PLAIN, _NAMED = -1, 0, 1
 
 
-class _Values:
-    """What a pickle would make: values are numbers here, each with those that it holds."""
+class _Value(NamedTuple):
+    """A value that a pickle would make: the numbers of the values that it holds, its letters, and if it is a tuple."""
 
-    def __init__(self) -> None:
-        self.parts: list[list[int]] = [[], []]  # of something plain, and of a function or class that is named
-        self.letters, self.tuples = [0, 0], [False, False]
+    parts: list[int]
+    letters: int
+    is_tuple: bool
 
-    def add(self, parts: list[int], letters: int, *, is_tuple: bool) -> int:
-        self.parts.append(parts)
-        self.letters.append(letters)
-        self.tuples.append(is_tuple)
-        return len(self.parts) - 1
 
-    def measure(self) -> tuple[float, float, float]:
-        """Return most parts, letters and tuples inside one another of a value; infinite if one holds itself."""
-        known, begun = [(math.inf, math.inf, math.inf)] * len(self.parts), bytearray(len(self.parts))
-        waiting = list(range(len(self.parts)))
-        while waiting:
-            value = waiting.pop()
-            if value >= 0 and not begun[value]:
-                begun[value] = True
-                waiting.append(~value)  # its turn comes after its parts; until then, what holds it holds itself
-                waiting += [part for part in self.parts[value] if not begun[part]]
-            elif value < 0:
-                sizes = [known[part] for part in self.parts[~value]]
-                known[~value] = (
-                    1.0 + sum(size[0] for size in sizes),  # floats, which have an end
-                    self.letters[~value] + sum(size[1] for size in sizes),
-                    self.tuples[~value] + max((size[2] for size in sizes), default=0),
-                )
-        parts, letters, depth = zip(*known, strict=True)
-        return max(parts), max(letters), max(depth)
+def _measure(values: Sequence[_Value]) -> tuple[float, float, float]:
+    """Return the most parts, letters and nested tuples of a value; infinite if one holds itself."""
+    known, begun = [(math.inf, math.inf, math.inf)] * len(values), bytearray(len(values))
+    waiting = list(range(len(values)))
+    while waiting:
+        number = waiting.pop()
+        if number >= 0 and not begun[number]:
+            begun[number] = True
+            waiting.append(~number)  # measured after its parts; a value that holds one not yet measured holds itself
+            waiting += [part for part in values[number].parts if not begun[part]]
+        elif number < 0:
+            parts, letters, is_tuple = values[~number]
+            sizes = [known[part] for part in parts]
+            known[~number] = (
+                1.0 + sum(size[0] for size in sizes),  # a float, which can't grow beyond its range
+                letters + sum(size[1] for size in sizes),
+                is_tuple + max((size[2] for size in sizes), default=0),
+            )
+    most_parts, most_letters, depth = map(max, zip(*known, strict=True))
+    return most_parts, most_letters, depth
 
 
 def check_pickle(stream: bytes | IO[bytes], most_letters: float = math.inf) -> None:
@@ -92,7 +89,8 @@ def check_pickle(stream: bytes | IO[bytes], most_letters: float = math.inf) -> N
         pickle.UnpicklingError: it calls what it does not name, or names something at length. `torch.load` would write
             that out in its message, and search the message in quadratic time.
     """
-    values, stack = _Values(), list[int]()
+    values = [_Value([], 0, False), _Value([], 0, False)]  # something plain, and a function or class that is named
+    stack: list[int] = []
     memo: dict[int, int] = {}
     for step, (code, argument, _) in enumerate(pickletools.genops(stream)):
         if step > MAX_STEPS:
@@ -122,16 +120,17 @@ def check_pickle(stream: bytes | IO[bytes], most_letters: float = math.inf) -> N
             if kind not in (pickletools.markobject, pickletools.stackslice) and stack:
                 taken.append(stack.pop())
         if code.name in _CHANGES and taken and taken[-1] > _NAMED:
-            values.parts[taken[-1]] += taken[:-1]
             made = taken[-1]
+            values[made].parts.extend(taken[:-1])
         elif code.name in _NAMES:
             made = _NAMED
         elif isinstance(argument, int | float):
             made = _PLAIN
         else:  # also an empty list, which later steps fill
-            made = values.add(taken, letters, is_tuple=code.name in _TUPLES)
+            made = len(values)
+            values.append(_Value(taken, letters, code.name in _TUPLES))
         stack += [_MARK if kind is pickletools.markobject else made for kind in code.stack_after]
-    parts, letters, depth = values.measure()
+    parts, letters, depth = _measure(values)
     if parts > MAX_PARTS or letters > most_letters:
         raise ValueError("it holds the same things more often than weights need")
     if depth > MAX_DEPTH:
@@ -294,10 +293,9 @@ def read_pickle(path: str | Path) -> dict[str, Tensor]:
             raise WeightsError(f"{path} {error}. It was not opened, and nothing of it was run") from None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
-    if not isinstance(content, dict) or not all(_is_named_array(*item) for item in content.items()):
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, _Array) and hasattr(value, "array")
+        for name, value in content.items()
+    ):
         raise WeightsError(f"{path} holds no dictionary of arrays, so it is no checkpoint")
     return {name: torch.from_numpy(value.array) for name, value in content.items()}
-
-
-def _is_named_array(name: object, value: object) -> bool:
-    return isinstance(name, str) and isinstance(value, _Array) and hasattr(value, "array")

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LIMIT = tl.constexpr(1e6)  # as in `rcnn.ops.safe`
+LIMIT = tl.constexpr(1e6)  # as in `rcnn.ops.rois`
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *arguments: Any, **constants: Any) -> None:
@@ -26,7 +26,7 @@ def as_bytes(mask: Tensor) -> Tensor:
 
 @triton.jit
 def safe(x):
-    """`rcnn.ops.safe.safe_boxes` of loaded coordinates, in float32."""
+    """`rcnn.ops.rois.safe_boxes` of loaded coordinates, in float32."""
     x = x.to(tl.float32)
     return tl.where(x == x, tl.minimum(tl.maximum(x, -LIMIT), LIMIT), 0.0)
 
