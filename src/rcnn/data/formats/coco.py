@@ -8,7 +8,7 @@ import re
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -17,7 +17,7 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.formats.draft import MAX_FAULTS, Draft, Layout, Reading, numbered, relative_name, unknown_class
+from rcnn.data.formats.draft import MAX_FAULTS, Draft, Layout, Reading, listed, relative_name, unknown_class
 from rcnn.data.formats.folders import Folder, copy_images, ends_of, root_of, write_text
 from rcnn.errors import DataError
 
@@ -39,10 +39,7 @@ def find(path: Path) -> Layout | None:
     if path.is_file():
         if path.suffix.lower() != ".json":
             return None
-        root = root_of(path.parent)
-        split = _split_of(path.stem)
-        splits = ("val", "test") if split in ("val", "test") else (split,)  # a list to evaluate on serves as both
-        return Layout("coco", root, dict.fromkeys(splits, (path,)), evidence=path.name)
+        return Layout.of_file("coco", path, _split_of(path.stem))
     for folder in (path / "annotations", path / "Annotations", path):
         files = [file for file in sorted(folder.glob("*.json")) if _is_coco(file)]
         if files:
@@ -110,7 +107,7 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
 def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
     """Return the object in a json file; None, and a fault, if it can't be read or lacks an array."""
     try:
-        tree = json.loads(read_text(path, MAX_JSON_BYTES), object_pairs_hook=_Fields(path, reading.faults))
+        tree = json.loads(read_text(path, MAX_JSON_BYTES), object_pairs_hook=partial(_fields, path, reading.faults))
     except json.JSONDecodeError as error:
         where, reason = f"{path}:{error.lineno}:{error.colno}", f"malformed json: {error.msg}"
     except UnicodeDecodeError as error:
@@ -129,34 +126,23 @@ def _load(path: Path, reading: Reading) -> dict[str, list[Any]] | None:
     return None
 
 
-class _Fields:
-    """Makes objects while a file is parsed: without polygons, which are most of it; keys that are repeated are faults.
+def _fields(path: Path, faults: list[Fault], pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Return an object of a file that is being parsed, without polygons, which are most of it.
 
-    Args:
-        path: the file.
-        faults: list that the faults are added to.
+    Repeated keys are added to the faults of the file.
     """
-
-    def __init__(self, path: Path, faults: list[Fault]) -> None:
-        self._path, self._faults = path, faults
-
-    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        fields = dict(pairs)
-        if len(fields) < len(pairs):
-            self._note(pairs)
-        fields.pop("segmentation", None)
-        return fields
-
-    def _note(self, pairs: list[tuple[str, Any]]) -> None:
-        first: dict[str, Any] = {}
-        for key, value in pairs:
-            if key in first and key != "segmentation" and len(self._faults) < MAX_FAULTS:
-                here = f" of the object with id {first['id']!r:.50}" if "id" in first else ""
-                said = f"the key `{key:.50}`{here} is there twice, as {first[key]!r:.50} and as {value!r:.50}"
-                same = first[key] == value
-                reason = said if same else f"{said}; keep one of the two"
-                self._faults.append(Fault(str(self._path), reason, "mendable" if same else "fatal"))
-            first.setdefault(key, value)
+    fields = dict(pairs)
+    first: dict[str, Any] = {}
+    for key, value in pairs if len(fields) < len(pairs) else ():
+        if key in first and key != "segmentation" and len(faults) < MAX_FAULTS:
+            owner = f" of the object with id {first['id']!r:.50}" if "id" in first else ""
+            reason = f"the key `{key:.50}`{owner} is there twice, as {first[key]!r:.50} and as {value!r:.50}"
+            same = first[key] == value
+            reason += "" if same else "; keep one of the two"
+            faults.append(Fault(str(path), reason, "mendable" if same else "fatal"))
+        first.setdefault(key, value)
+    fields.pop("segmentation", None)
+    return fields
 
 
 @dataclass
@@ -166,7 +152,6 @@ class _File:
     path: Path
     layout: Layout
     reading: Reading
-    more: int = 0
 
     def read(self, tree: dict[str, list[Any]], given: bool) -> None:
         """Add the file's images. The classes are the file's own unless they are given."""
@@ -182,8 +167,7 @@ class _File:
         drafts = self._images(tree["images"])
         by_name = {draft.name: draft for draft in drafts.values()}
         self._annotations(tree["annotations"], drafts, categories)
-        if self.more:
-            self.reading.faults.append(Fault(str(self.path), f"and {self.more:,} more faults", "fatal"))
+        self.reading.count_more(self.path)
         known = {draft.name for draft in self.reading.drafts}
         self.reading.drafts += [draft for name, draft in by_name.items() if name not in known]
 
@@ -194,13 +178,7 @@ class _File:
                 number = f" (id {item['id']})" if "id" in item else ""
                 yield f"{self.path}: {key}[{index}]{number}", item
             else:
-                self._fault(f"{self.path}: {key}[{index}]", f"an object is expected here; found {item!r:.50}")
-
-    def _fault(self, where: str, reason: str) -> None:
-        if len(self.reading.faults) < MAX_FAULTS:
-            self.reading.faults.append(Fault(where, reason, "fatal"))
-        else:
-            self.more += 1
+                self.reading.fault(f"{self.path}: {key}[{index}]", f"an object is expected here; found {item!r:.50}")
 
     def _categories(self, items: list[Any]) -> dict[int, str]:
         """Return names by id, in the order of the ids."""
@@ -209,11 +187,11 @@ class _File:
         for where, item in self._objects("categories", items):
             number, name = item.get("id"), item.get("name")
             if not _is_int(number) or not isinstance(name, str) or not name:
-                self._fault(where, "a category needs a whole number as id and a name")
+                self.reading.fault(where, "a category needs a whole number as id and a name")
             elif number in names:
-                self._fault(where, f"two categories of id {number}: `{names[number]}` and `{name}`")
+                self.reading.fault(where, f"two categories of id {number}: `{names[number]}` and `{name}`")
             elif name in taken:
-                self._fault(where, f"two categories of the name `{name}`")
+                self.reading.fault(where, f"two categories of the name `{name}`")
             else:
                 names[number] = name
                 taken.add(name)
@@ -227,17 +205,17 @@ class _File:
         for where, item in self._objects("images", items):
             number, file_name = item.get("id"), item.get("file_name")
             if not _is_id(number) or not isinstance(file_name, str) or not file_name:
-                self._fault(where, "an image needs an id and a file_name")
+                self.reading.fault(where, "an image needs an id and a file_name")
                 continue
             draft = Draft(file_name, number, None, source=where)
             finder.find(file_name, draft)
             if number in drafts:
                 reason = f"two images of id {number}: `{drafts[number].name}` and `{draft.name}`"
-                drafts[number].fatal(where, reason)
+                drafts[number].fault(where, reason)
                 continue
             if draft.name in by_name:
                 reason = f"two images of the name `{draft.name}`: ids {by_name[draft.name].id} and {number}"
-                by_name[draft.name].fatal(where, reason)
+                by_name[draft.name].fault(where, reason)
             drafts[number] = by_name.setdefault(draft.name, draft)
             height, width = item.get("height"), item.get("width")
             if _is_int(height) and _is_int(width) and height > 0 and width > 0:
@@ -254,28 +232,26 @@ class _File:
             number = item.get("image_id")
             draft = drafts.get(number) if _is_id(number) else None
             if draft is None:
-                self._fault(where, f"the annotation's image_id {number!r:.50} is no image of this file")
+                self.reading.fault(where, f"the annotation's image_id {number!r:.50} is no image of this file")
                 continue
             category = item.get("category_id")
             name = categories.get(category) if _is_int(category) else None
             if name is None:
-                known = numbered(categories)
-                draft.fatal(where, f"category_id {category!r:.50} is not among the categories {known}")
+                draft.fault(where, f"category_id {category!r:.50} is not among the categories {listed(categories)}")
             elif name not in labels:
-                draft.fatal(where, unknown_class(name, list(labels), draft))
+                draft.fault(where, unknown_class(name, list(labels), draft))
             box = item.get("bbox")
             if not isinstance(box, list) or len(box) != 4 or not {*map(type, box)} <= {int, float}:
-                draft.fatal(where, f"bbox must be four numbers x, y, width, height; found {box!r:.200}")
+                draft.fault(where, f"bbox must be four numbers x, y, width, height; found {box!r:.200}")
                 continue
             crowd, left_out = item.get("iscrowd"), item.get("ignore")
             if crowd not in _FLAGS or left_out not in _FLAGS:
-                draft.fatal(where, f"iscrowd and ignore must be 0 or 1; found {crowd!r:.50} and {left_out!r:.50}")
+                draft.fault(where, f"iscrowd and ignore must be 0 or 1; found {crowd!r:.50} and {left_out!r:.50}")
                 continue
             if isinstance(item.get("id"), bool):
-                draft.fatal(where, f"id must be a number; found {item['id']}")
+                draft.fault(where, f"id must be a number; found {item['id']}")
                 continue
-            ignore = bool(crowd or left_out)
-            draft.add(where, labels.get(name or ""), _floats(box), ignore)
+            draft.add(where, labels.get(name or ""), _floats(box), ignore=bool(crowd or left_out))
 
 
 def _floats(box: list[float]) -> Sequence[float]:
@@ -296,15 +272,13 @@ class _ImageFinder:
     """Finds images by their file_name in the places where COCO sets keep them."""
 
     def __init__(self, json_file: Path, root: Path) -> None:
-        self._folders = cache(Folder)
-        self._root = root
+        self._folders, self._folder, self._root = cache(Folder), cache(self._find_folder), root
         word = re.sub(r"^instances_", "", json_file.stem)
         here = json_file.parent
         inner = [".", word, f"{word}2017", f"{word}2014", "images", f"images/{word}", f"images/{word}2017"]
         inner += [f"images/{_split_of(word)}", _split_of(word), "JPEGImages", "train2017", "val2017", "imgs", "data"]
-        places = [base / name for base in dict.fromkeys((here, root)) for name in inner]
-        self.places = [place for place in dict.fromkeys(map(_plain, places)) if place.is_dir()]
-        self._inner: dict[tuple[Path, str], tuple[Folder, str]] = {}
+        places = [os.path.normpath(base / name) for base in dict.fromkeys((here, root)) for name in inner]
+        self.places = [place for place in map(Path, dict.fromkeys(places)) if place.is_dir()]
 
     def find(self, file_name: str, draft: Draft) -> None:
         """Set the path and name of the draft, or note that its image is missing."""
@@ -321,29 +295,23 @@ class _ImageFinder:
         if fits is None:
             near = (self._folder(place, above)[0].near(wanted) for place in self.places)
             tried = ", ".join(map(str, self.places)) + next(filter(None, near), "")
-            draft.fatal(draft.source, f"image `{file_name}` is missing; looked in {tried}")
+            draft.fault(draft.source, f"image `{file_name}` is missing; looked in {tried}")
             return
         place, above, names = fits
         if len(names) > 1:
-            draft.fatal(draft.source, f"image `{file_name}` is missing; several differ from it in case: {names}")
+            draft.fault(draft.source, f"image `{file_name}` is missing; several differ from it in case: {names}")
             return
         if names[0] != wanted:
-            draft.mendable(draft.source, f"names differ in case, taken to be the same: {wanted}, {names[0]}")
+            reason = f"names differ in case, taken to be the same: {wanted}, {names[0]}"
+            draft.fault(draft.source, reason, "mendable")
         folder, from_root = self._folder(place, above)
         draft.path = folder.path / names[0]
         draft.name = names[0] if from_root == "." else f"{from_root}/{names[0]}"
 
-    def _folder(self, place: Path, above: str) -> tuple[Folder, str]:
+    def _find_folder(self, place: Path, above: str) -> tuple[Folder, str]:
         """Return a folder below a place, and its path from the root; cached, as every image in it needs both."""
-        known = self._inner.get((place, above))
-        if known is None:
-            path = _plain(place / above)
-            known = self._inner[place, above] = self._folders(path), relative_name(path, self._root)
-        return known
-
-
-def _plain(path: Path) -> Path:
-    return Path(os.path.normpath(path))
+        path = Path(os.path.normpath(place / above))
+        return self._folders(path), relative_name(path, self._root)
 
 
 def _is_int(value: object) -> TypeGuard[int]:

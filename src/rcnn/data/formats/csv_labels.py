@@ -7,15 +7,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
 from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
-from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.formats.draft import MAX_FAULTS, Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.formats.folders import Folder, Folders, copy_images, is_file, root_of, write_text
+from rcnn.data.dataset import Dataset
+from rcnn.data.formats.draft import Draft, Layout, Reading, relative_name, unknown_class
+from rcnn.data.formats.folders import Folder, Folders, copy_images, is_file, lost_classes, root_of, write_text
 from rcnn.errors import DataError
 from rcnn.images.sources import is_image
 
@@ -32,13 +31,6 @@ _SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", 
 _IMAGE_FOLDERS = (".", "images", "Images", "imgs", "JPEGImages")
 
 
-class _Row(NamedTuple):
-    """A row that has as many columns as the header, and its place, `file:line`."""
-
-    where: str
-    cells: Mapping[str, str]
-
-
 def find(path: Path) -> Layout | None:
     """Return the set of a table, or of a folder that holds tables or has one in each of train/, valid/ and test/.
 
@@ -48,9 +40,7 @@ def find(path: Path) -> Layout | None:
     if path.is_file():
         if path.suffix.lower() != ".csv" or not _is_table(path):
             return None
-        split = _split_of(path.stem)
-        splits = ("val", "test") if split in ("val", "test") else (split,)  # a list to evaluate on serves as both
-        return Layout("csv", root_of(path.parent), dict.fromkeys(splits, (path,)), evidence=path.name)
+        return Layout.of_file("csv", path, _split_of(path.stem))
     files = _tables(path)
     named = [(_split_of(file.stem), file) for file in files]
     if not files:
@@ -99,25 +89,20 @@ def _split_of(stem: str) -> str:
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
     """Read the images that tables name. Without `names`, the classes are those that occur, sorted."""
     tables = _Tables(layout, Reading(_corners), cache(Folder))
-    rows = [(tables.draft(row), row) for source in sources for row in tables.rows(source)]
+    rows = [(tables.draft(*row), *row) for source in sources for row in tables.rows(source)]
     reading = tables.reading
     drafts = reading.drafts = list(tables.drafts.values())
     if drafts and not any(draft.path for draft in drafts):
         raise DataError(f"{sources[0]}: none of its images is there. {drafts[0].faults[0][1]}")
-    if tables.more:
-        reading.faults.append(Fault(str(sources[0]), f"and {tables.more:,} more faults", "fatal"))
-    reading.own = tuple(sorted({row.cells["class"] for _, row in rows} - {""}))
-    reading.names = tuple(names) if names is not None else reading.own
-    reading.category_ids = tuple(range(1, len(reading.names) + 1))
-    labels = {name: label for label, name in enumerate(reading.names)}
-    for draft, row in rows:
-        _add_row(draft, row, labels)
-    if not tables.unlisted:
-        return reading
-    reading.notes.append(
-        f"{len(tables.unlisted)} images next to {sources[0].name} have no row in it, such as {min(tables.unlisted)}; "
-        "they are left out (a row with the filename alone makes one a background image)"
-    )
+    reading.count_more(sources[0])
+    labels = reading.label_classes(sorted({cells["class"] for _, _, cells in rows} - {""}), names)
+    for row in rows:
+        _add_row(*row, labels)
+    if tables.unlisted:
+        reading.notes.append(
+            f"{len(tables.unlisted)} images next to {sources[0].name} have no row in it, such as "
+            f"{min(tables.unlisted)}; they are left out (a row with the filename alone makes one a background image)"
+        )
     return reading
 
 
@@ -129,7 +114,6 @@ class _Tables:
         drafts: by their own names.
         known: by what the tables call them.
         unlisted: names of images next to a table that are not in it.
-        more: number of the faults beyond those that are listed.
     """
 
     layout: Layout
@@ -138,10 +122,9 @@ class _Tables:
     drafts: dict[str, Draft] = field(default_factory=dict)
     known: dict[str, Draft] = field(default_factory=dict)
     unlisted: set[str] = field(default_factory=set)
-    more: int = 0
 
-    def rows(self, source: Path) -> Iterator[_Row]:
-        """Yield the rows of a table; those that can't be read become faults.
+    def rows(self, source: Path) -> Iterator[tuple[str, dict[str, str]]]:
+        """Yield the place, `file:line`, and the cells by column of each row; rows that can't be read become faults.
 
         Raises:
             OSError, UnicodeDecodeError: the file is too large or no text.
@@ -155,29 +138,23 @@ class _Tables:
                 if header is None:
                     header = _checked(_header(cells), where)
                 elif reader.line_num > MAX_TABLE_ROWS + 1:
-                    return self._fault(where, f"the table goes on here; {MAX_TABLE_ROWS:,} lines are read")
+                    return self.reading.fault(where, f"the table goes on here; {MAX_TABLE_ROWS:,} lines are read")
                 elif len(cells) == len(header):
-                    yield _Row(where, dict(zip(header, map(str.strip, cells), strict=True)))
+                    yield where, dict(zip(header, map(str.strip, cells), strict=True))
                 elif cells:
-                    wanted = f"expected {len(header)} columns as in the header, found {len(cells)}"
-                    self._fault(where, f"{wanted}: {', '.join(cells):.200}")
+                    mismatch = f"expected {len(header)} columns as in the header, found {len(cells)}"
+                    self.reading.fault(where, f"{mismatch}: {', '.join(cells):.200}")
         except csv.Error as error:
-            self._fault(f"{source}:{reader.line_num}", f"malformed csv: {error}")
+            self.reading.fault(f"{source}:{reader.line_num}", f"malformed csv: {error}")
         images = {name for name in self.folders(source.parent).names if is_image(name)}
         if sum(source.parent == other.parent for files in self.layout.lists.values() for other in files) == 1:
             self.unlisted |= images - {draft.path.name for draft in self.drafts.values() if draft.path}
 
-    def _fault(self, where: str, reason: str) -> None:
-        if len(self.reading.faults) < MAX_FAULTS:
-            self.reading.faults.append(Fault(where, reason, "fatal"))
-        else:
-            self.more += 1
-
-    def draft(self, row: _Row) -> Draft:
-        """Return the image of a row, found at its first one."""
-        name = row.cells["filename"]
+    def draft(self, where: str, cells: Mapping[str, str]) -> Draft:
+        """Return the image of a row, which is looked for at its first row."""
+        name = cells["filename"]
         if name not in self.known:
-            draft = self._find(name, row.where)
+            draft = self._find(name, where)
             self.known[name] = self.drafts.setdefault(draft.name, draft)  # its path may be written in two ways
         return self.known[name]
 
@@ -195,11 +172,12 @@ class _Tables:
                 path = folder.path / names[0]
                 draft = Draft(relative_name(path, self.layout.root), path.stem, path)
                 if names[0] != wanted.name:
-                    draft.mendable(where, f"names differ in case, taken to be the same: {wanted.name}, {names[0]}")
+                    reason = f"names differ in case, taken to be the same: {wanted.name}, {names[0]}"
+                    draft.fault(where, reason, "mendable")
                 return draft
         draft = Draft(name or "?", name or "?", None)
         near = next(filter(None, (self.folders(place).near(base) for place in tried)), "")
-        draft.fatal(where, f"image `{name:.300}` is missing; looked in {', '.join(map(str, tried))}{near}")
+        draft.fault(where, f"image `{name:.300}` is missing; looked in {', '.join(map(str, tried))}{near}")
         return draft
 
 
@@ -218,38 +196,36 @@ def _checked(header: list[str], where: str) -> list[str]:
     return header
 
 
-def _add_row(draft: Draft, row: _Row, labels: dict[str, int]) -> None:
+def _add_row(draft: Draft, where: str, cells: Mapping[str, str], labels: Mapping[str, int]) -> None:
     """Add the object of a row to its image, or note its faults. With the filename alone, there is no object."""
-    where, cells = row
-    _read_size(draft, row)
+    _read_size(draft, where, cells)
     corners = [cells[name] for name in NEEDED[2:]]
     if not any(corners) and not cells["class"]:
         return
     label = labels.get(cells["class"])
     if not cells["class"]:
-        draft.fatal(where, "the class is empty")
+        draft.fault(where, "the class is empty")
     elif label is None:
-        draft.fatal(where, unknown_class(cells["class"], list(labels), draft))
+        draft.fault(where, unknown_class(cells["class"], list(labels), draft))
     try:
         draft.add(where, label, [float(corner) for corner in corners])
     except ValueError:
-        draft.fatal(where, f"xmin, ymin, xmax, ymax must be numbers; found {', '.join(corners):.200}")
+        draft.fault(where, f"xmin, ymin, xmax, ymax must be numbers; found {', '.join(corners):.200}")
 
 
-def _read_size(draft: Draft, row: _Row) -> None:
+def _read_size(draft: Draft, where: str, cells: Mapping[str, str]) -> None:
     """Read the declared size; zeros and empty cells declare nothing."""
-    texts = [row.cells.get(name) or "0" for name in ("height", "width")]
+    texts = [cells.get(name) or "0" for name in ("height", "width")]
     try:
         height, width = (int(float(text)) for text in texts)
     except (ValueError, OverflowError):
-        return draft.fatal(row.where, f"width and height must be numbers; found {', '.join(texts[::-1]):.200}")
-    if height <= 0 or width <= 0:
-        return None
-    if draft.declared is not None and draft.declared != (height, width):
+        draft.fault(where, f"width and height must be numbers; found {', '.join(texts[::-1]):.200}")
+        return
+    if draft.declared not in (None, (height, width)) and height > 0 and width > 0:
         before = f"{draft.declared[1]}x{draft.declared[0]}"
-        return draft.fatal(row.where, f"the image is {width}x{height} pixels here, and {before} in a row before")
-    draft.declared, draft.source = (height, width), draft.source or row.where
-    return None
+        draft.fault(where, f"the image is {width}x{height} pixels here, and {before} in a row before")
+    elif height > 0 and width > 0:
+        draft.declared, draft.source = (height, width), draft.source or where
 
 
 def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -277,8 +253,5 @@ def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> 
             rows = [[*start, dataset.names[label], *box] for label, box in boxes]
             table.writerows(rows or [[*start, "", "", "", "", ""]])
         write_text(folder / "_annotations.csv", text.getvalue())
-    used = {int(label) for dataset in datasets for record in dataset.records for label in record.labels}
-    unused = [name for label, name in enumerate(datasets[0].names) if label not in used]
-    lost = f"a table has no list of classes, so those without a box are lost: {', '.join(unused)}"
-    left = f"a table has no crowd or difficult boxes: {ignored} were left out"
-    return [*([left] if ignored else []), *([lost] if unused else [])]
+    remark = f"a table has no crowd or difficult boxes: {ignored} were left out"
+    return [*([remark] if ignored else []), *lost_classes(datasets, "a table")]

@@ -3,7 +3,7 @@
 import os
 from array import array
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import islice
@@ -15,6 +15,7 @@ import numpy as np
 from rcnn.config import Data
 from rcnn.config.files import unfit_name
 from rcnn.data.dataset import Dataset, Fault, Record
+from rcnn.data.formats.folders import root_of
 from rcnn.errors import ImageError
 from rcnn.images.decode import image_size
 
@@ -72,16 +73,8 @@ class Draft:
         self.given.extend(given)
         self.ignore.append(ignore)
 
-    def fatal(self, where: str | Path, reason: str) -> None:
-        """Note a fault for which this image is left out."""
-        self.fault(where, reason, "fatal")
-
-    def mendable(self, where: str | Path, reason: str) -> None:
-        """Note a fault that was corrected."""
-        self.fault(where, reason, "mendable")
-
-    def fault(self, where: str | Path, reason: str, kind: Kind) -> None:
-        """Note a fault of either kind."""
+    def fault(self, where: str | Path, reason: str, kind: Kind = "fatal") -> None:
+        """Add a fault. `fatal` and `damaged` ones leave the image out, `mendable` ones have been corrected."""
         if len(self.faults) < MAX_FAULTS:
             self.faults.append((str(where), reason, kind))
         else:
@@ -126,15 +119,18 @@ class Layout:
     home: Path | None = None
     annotations: Path | None = None
 
+    @classmethod
+    def of_file(cls, format: str, path: Path, split: str) -> "Layout":
+        """Return the data set of a file that is one list. A list to evaluate on serves as `val` and as `test`."""
+        splits = ("val", "test") if split in ("val", "test") else (split,)
+        return cls(format, root_of(path.parent), dict.fromkeys(splits, (path,)), evidence=path.name)
+
     def outside(self, images: Iterable[Path]) -> list[Path]:
         """Return the images that don't lie in the data set's own folder, by their paths alone."""
         home = os.path.abspath(self.home or self.root)
-        own = {folder: _is_below(folder, home) for folder in {os.path.dirname(image) for image in images}}
-        return [image for image in images if not own[os.path.dirname(image)]]
-
-
-def _is_below(folder: str, home: str) -> bool:
-    return os.path.commonpath([os.path.abspath(folder), home]) == home
+        folders = {os.path.dirname(image) for image in images}
+        outside = {folder for folder in folders if os.path.commonpath([os.path.abspath(folder), home]) != home}
+        return [image for image in images if os.path.dirname(image) in outside]
 
 
 @dataclass(slots=True)
@@ -148,8 +144,9 @@ class Reading:
         category_ids: the data set's own id of each class.
         drafts: the images.
         own: class names of the data itself.
-        faults: faults that concern no single image.
-        notes: sentences worth saying aloud.
+        faults: faults that concern no single image, of which `fault` adds at most `MAX_FAULTS`.
+        more: number of the other faults.
+        notes: remarks for the user.
     """
 
     corners: Corners
@@ -159,7 +156,28 @@ class Reading:
     drafts: list[Draft] = field(default_factory=list)
     own: tuple[str, ...] = ()
     faults: list[Fault] = field(default_factory=list)
+    more: int = 0
     notes: list[str] = field(default_factory=list)
+
+    def fault(self, where: str | Path, reason: str) -> None:
+        """Add a fatal fault that concerns no single image."""
+        if len(self.faults) < MAX_FAULTS:
+            self.faults.append(Fault(str(where), reason, "fatal"))
+        else:
+            self.more += 1
+
+    def count_more(self, source: Path) -> None:
+        """Add one fault of `source` in place of those that are only counted."""
+        if self.more:
+            self.faults.append(Fault(str(source), f"and {self.more:,} more faults", "fatal"))
+        self.more = 0
+
+    def label_classes(self, own: Iterable[str], names: Sequence[str] | None) -> dict[str, int]:
+        """Set the classes to `names`, or else to those of the data, with ids from 1; return the label of each."""
+        self.own = tuple(own)
+        self.names = self.own if names is None else tuple(names)
+        self.category_ids = tuple(range(1, len(self.names) + 1))
+        return {name: label for label, name in enumerate(self.names)}
 
 
 def unknown_class(name: str, known: Sequence[str], draft: Draft) -> str:
@@ -171,16 +189,11 @@ def unknown_class(name: str, known: Sequence[str], draft: Draft) -> str:
     return f"class `{name}` is not among the classes {listed(known)}{hint}"
 
 
-def listed(names: Collection[str]) -> str:
-    """Return names for a message, separated by commas: the first ones and the number of the others."""
+def listed(names: Sequence[str] | Mapping[int, str]) -> str:
+    """Return names, or numbers with names, separated by commas: the first ones and the number of the others."""
+    texts = (f"{number} {name}" for number, name in names.items()) if isinstance(names, Mapping) else names
     more = f" and {len(names) - MAX_LISTED_CLASSES:,} more" if len(names) > MAX_LISTED_CLASSES else ""
-    return ", ".join(islice(names, MAX_LISTED_CLASSES)) + more
-
-
-def numbered(names: Mapping[int, str]) -> str:
-    """Return names by number as `listed` does."""
-    more = f" and {len(names) - MAX_LISTED_CLASSES:,} more" if len(names) > MAX_LISTED_CLASSES else ""
-    return ", ".join(f"{number} {name}" for number, name in islice(names.items(), MAX_LISTED_CLASSES)) + more
+    return ", ".join(islice(texts, MAX_LISTED_CLASSES)) + more
 
 
 def relative_name(path: Path, root: Path) -> str:
@@ -231,10 +244,10 @@ def _check_places(reading: Reading, layout: Layout, settings: Data) -> None:
     for draft in drafts:
         for part in draft.name.split("/"):
             if reason := unfit_name(part):
-                draft.fatal(draft.source or str(draft.path), f"the name of the image, `{part}`, {reason}; rename it")
+                draft.fault(draft.source or str(draft.path), f"the name of the image, `{part}`, {reason}; rename it")
                 draft.path = None
         if draft.path in outside:
-            draft.fatal(str(draft.path), "the image lies outside the data set, which data.outside=refuse forbids")
+            draft.fault(str(draft.path), "the image lies outside the data set, which data.outside=refuse forbids")
             draft.path = None
 
 
@@ -249,14 +262,14 @@ def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:
         return None
     height, width = size
     if min(size) < SMALLEST_IMAGE:
-        draft.mendable(draft.path, f"the image is only {width}x{height} pixels")
+        draft.fault(draft.path, f"the image is only {width}x{height} pixels", "mendable")
     if draft.declared is None or draft.declared == size:
         return size
     said = f"the annotation says {draft.declared[1]}x{draft.declared[0]} pixels, the image has {width}x{height}"
     if draft.declared == size[::-1]:
-        draft.mendable(draft.source, f"{said} after EXIF rotation; boxes are taken to be on the upright image")
+        draft.fault(draft.source, f"{said} after EXIF rotation; boxes are taken to be on the upright image", "mendable")
     else:
-        draft.fatal(draft.source, f"{said}; are the boxes from another size of this image?")
+        draft.fault(draft.source, f"{said}; are the boxes from another size of this image?")
     return size
 
 

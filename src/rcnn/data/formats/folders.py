@@ -4,13 +4,13 @@ import os
 import re
 import shutil
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from rcnn.config.files import MB, read_text
-from rcnn.data.dataset import Record
+from rcnn.data.dataset import Dataset, Record
 from rcnn.images.sources import check_walk, is_image, is_results
 
 MAX_COMPARED_NAMES = 200_000
@@ -44,6 +44,13 @@ def copy_images(records: Iterable[Record], folder: Path, names: Mapping[Path, st
     folder.mkdir(parents=True, exist_ok=True)
     for record in records:
         shutil.copyfile(record.path, folder / names[record.path])
+
+
+def lost_classes(datasets: Sequence[Dataset], form: str) -> list[str]:
+    """Return a remark on the classes without a box, which are lost in a `form` that does not list the classes."""
+    used = {int(label) for dataset in datasets for record in dataset.records for label in record.labels}
+    unused = [name for label, name in enumerate(datasets[0].names) if label not in used]
+    return [f"{form} has no list of classes, so those without a box are lost: {', '.join(unused)}"] if unused else []
 
 
 def _folded(name: str) -> str:

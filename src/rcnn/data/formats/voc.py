@@ -15,7 +15,7 @@ from rcnn.config import Data
 from rcnn.config.files import check_regular
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.data.formats.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.formats.folders import Folder, Folders, copy_images, is_file, read_lines, write_text
+from rcnn.data.formats.folders import Folder, Folders, copy_images, is_file, lost_classes, read_lines, write_text
 from rcnn.data.formats.xml_tree import MAX_XML_BYTES, MalformedXml, Node, parse_xml
 from rcnn.errors import DataError
 from rcnn.images.sources import is_image, is_results
@@ -79,7 +79,8 @@ def _annotation_folder(path: Path) -> Path | None:
         return path / "Annotations"
     if _has_xml(path):  # next to the images, which may have other sets below them
         return None
-    folders = [folder for folder in _folders(path) if not _is_split(folder) and _has_annotations(folder)]
+    splits = {name for names in SPLIT_FOLDERS.values() for name in names}
+    folders = [folder for folder in _folders(path) if folder.name not in splits and _has_annotations(folder)]
     beside = [folder for folder in folders if _has_images(path) or sibling_images(folder) is not None]
     chosen = [folder for folder in beside if folder.name.lower() == "annotations"] or beside
     if len(chosen) > 1:
@@ -96,10 +97,6 @@ def _folders(path: Path) -> list[Path]:
     except OSError:
         return []
     return [path / name for name in names if not is_results(path / name)]
-
-
-def _is_split(folder: Path) -> bool:
-    return any(folder.name in names for names in SPLIT_FOLDERS.values())
 
 
 def _has_xml(folder: Path) -> bool:
@@ -179,16 +176,8 @@ class _Annotated(NamedTuple):
     images: Folder
 
 
-class _Object(NamedTuple):
-    """An <object> of an xml file."""
-
-    draft: Draft
-    xml: Path
-    node: Node
-
-    @property
-    def name(self) -> str:
-        return self.node.value("name")
+_Object = tuple[Draft, Path, Node]
+"""An <object>: its image, the xml file, and the element."""
 
 
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
@@ -199,20 +188,17 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
     drafts: dict[Path, Draft] = {}
     for source in sources:
         here: set[Path] = set()
-        for entry in _entries(source, _annotations(layout), folders, reading):
+        for entry in _entries(source, layout.annotations or layout.root, folders, reading):
             if entry.xml in here:
-                drafts[entry.xml].fatal(entry.where, f"image `{entry.stem}` is listed twice; keep one of the two")
+                drafts[entry.xml].fault(entry.where, f"image `{entry.stem}` is listed twice; keep one of the two")
             here.add(entry.xml)
             if entry.xml not in drafts:
                 drafts[entry.xml] = _read_image(entry, layout.root, objects)
     reading.drafts = list(drafts.values())
-    reading.own = tuple(sorted({item.name for item in objects} - {""}))
-    reading.names = tuple(names) if names is not None else reading.own
-    reading.category_ids = tuple(range(1, len(reading.names) + 1))
     reading.corners = partial(_corners, origin=_origin(layout, settings, reading))
-    labels = {name: label for label, name in enumerate(reading.names)}
-    for item in objects:
-        _add_row(item, labels)
+    labels = reading.label_classes(sorted({node.value("name") for _, _, node in objects} - {""}), names)
+    for draft, xml, node in objects:
+        _add_row(draft, xml, node, labels)
     return reading
 
 
@@ -221,27 +207,16 @@ def _origin(layout: Layout, settings: Data, reading: Reading) -> int:
     if settings.voc_origin != "auto":
         return settings.voc_origin
     sources = {source for sources in layout.lists.values() for source in sources}
-    folders = {source if source.is_dir() else _annotations(layout) for source in sources}
-    files = (file for folder in sorted(folders) for file in sorted(folder.glob("*.[xX][mM][lL]")))
-    zero = next((file for file in files if _is_readable(file) and _BELOW_ONE.search(file.read_bytes())), None)
-    if zero is None:
-        return 1
-    reading.notes.append(f"boxes are read as 0-based, since there is an xmin or ymin of 0 (in {zero.name})")
-    return 0
-
-
-def _annotations(layout: Layout) -> Path:
-    """Return the folder of the xml files that lists name."""
-    return layout.annotations or layout.root / "Annotations"
-
-
-def _is_readable(xml: Path) -> bool:
-    """Whether a file may be an annotation; those that may not are reported when they are read."""
-    try:
-        check_regular(xml, MAX_XML_BYTES)
-    except OSError:
-        return False
-    return True
+    folders = {source if source.is_dir() else layout.annotations or layout.root for source in sources}
+    for xml in (xml for folder in sorted(folders) for xml in sorted(folder.glob("*.[xX][mM][lL]"))):
+        try:
+            check_regular(xml, MAX_XML_BYTES)
+        except OSError:  # reported when it is read
+            continue
+        if _BELOW_ONE.search(xml.read_bytes()):
+            reading.notes.append(f"boxes are read as 0-based, since there is an xmin or ymin of 0 (in {xml.name})")
+            return 0
+    return 1
 
 
 def _entries(source: Path, listed: Path, folders: Folders, reading: Reading) -> Iterator[_Annotated]:
@@ -300,39 +275,36 @@ def _read_image(entry: _Annotated, root: Path, objects: list[_Object]) -> Draft:
     names = by_stem or (entry.images.find(_base(node.value("filename"))) if node else [])
     draft = Draft(relative_name(entry.images.path / (names or [entry.stem])[0], root), entry.stem, None)
     if broken:
-        draft.fatal(*broken)
-    _choose_image(draft, entry, names, same_stem=bool(by_stem))
-    if node is not None:
-        _check_repeated(node, entry.xml, draft)
-        _read_size(node, entry.xml, draft)
-        objects += [_Object(draft, entry.xml, child) for child in node.all("object")]
-    return draft
-
-
-def _choose_image(draft: Draft, entry: _Annotated, names: list[str], same_stem: bool) -> None:
-    """Set the path of the image, or note why there is none."""
+        draft.fault(*broken)
     folder = entry.images.path
     if not names:
         near = entry.images.near(f"{entry.stem}.jpg")
-        draft.fatal(entry.where, f"there is no image `{entry.stem}` in {folder}{near}")
+        draft.fault(entry.where, f"there is no image `{entry.stem}` in {folder}{near}")
     elif len(names) > 1:
-        draft.fatal(entry.where, f"two images of one name in {folder}: {', '.join(names)}; keep one")
+        draft.fault(entry.where, f"two images of one name in {folder}: {', '.join(names)}; keep one")
     else:
         draft.path = folder / names[0]
-    stems = {entry.stem, entry.xml.stem, *(os.path.splitext(name)[0] for name in names if same_stem)}
+    stems = {entry.stem, entry.xml.stem, *(os.path.splitext(name)[0] for name in by_stem)}
     if len(stems) > 1:
-        draft.mendable(entry.where, f"names differ in case, taken to be the same: {', '.join(sorted(stems))}")
+        reason = f"names differ in case, taken to be the same: {', '.join(sorted(stems))}"
+        draft.fault(entry.where, reason, "mendable")
+    if node is not None:
+        _check_repeated(node, entry.xml, draft)
+        _read_size(node, entry.xml, draft)
+        objects += [(draft, entry.xml, child) for child in node.all("object")]
+    return draft
 
 
 def _check_repeated(node: Node, xml: Path, draft: Draft) -> None:
     """Note tags that are there twice in an element, where one is read."""
-    tags = [child.tag for child in node.children]
-    for first, child in node.repeated(_ONCE) if len(set(tags)) < len(tags) else ():
-        same = _content(first) == _content(child)
-        reason = f"<{child.tag}> is there twice, first on line {first.line}"
-        (draft.mendable if same else draft.fatal)(
-            f"{xml}:{child.line}", reason if same else f"{reason}, with another content; keep one of the two"
-        )
+    first: dict[str, Node] = {}
+    for child in node.children:
+        earlier = first.setdefault(child.tag, child)
+        if earlier is not child and child.tag in _ONCE:
+            same = _content(earlier) == _content(child)
+            reason = f"<{child.tag}> is there twice, first on line {earlier.line}"
+            reason += "" if same else ", with another content; keep one of the two"
+            draft.fault(f"{xml}:{child.line}", reason, "mendable" if same else "fatal")
     for child in node.children:
         if child.children and child.tag in _PARENTS:
             _check_repeated(child, xml, draft)
@@ -351,34 +323,31 @@ def _read_size(root: Node, xml: Path, draft: Draft) -> None:
     draft.source = f"{xml}:{size.line}"
     try:
         height, width = (int(float(size.value(tag, "0"))) for tag in ("height", "width"))
+        draft.declared = (height, width) if height > 0 and width > 0 else None
     except (ValueError, OverflowError):
-        draft.fatal(draft.source, "width and height in <size> must be numbers")
-        return
-    draft.declared = (height, width) if height > 0 and width > 0 else None
+        draft.fault(draft.source, "width and height in <size> must be numbers")
 
 
-def _add_row(item: _Object, labels: dict[str, int]) -> None:
+def _add_row(draft: Draft, xml: Path, node: Node, labels: Mapping[str, int]) -> None:
     """Add an <object> to its image, or note its faults."""
-    draft, node, file = item.draft, item.node, item.xml
-    label = labels.get(item.name)
+    name = node.value("name")
+    label = labels.get(name)
     if label is None:
-        line = (node.get("name") or node).line
-        draft.fatal(
-            f"{file}:{line}", unknown_class(item.name, list(labels), draft) if item.name else "an object has no name"
-        )
+        reason = unknown_class(name, list(labels), draft) if name else "an object has no name"
+        draft.fault(f"{xml}:{(node.get('name') or node).line}", reason)
     corners = node.get("bndbox")
     if corners is None:
-        draft.fatal(f"{file}:{node.line}", f"object `{item.name}` has no <bndbox>")
+        draft.fault(f"{xml}:{node.line}", f"object `{name}` has no <bndbox>")
         return
     try:
-        given = [float(corners.value(tag)) for tag in _CORNERS]
+        numbers = [float(corners.value(tag)) for tag in _CORNERS]
     except ValueError:
-        draft.fatal(f"{file}:{corners.line}", "<bndbox> must hold the numbers xmin, ymin, xmax, ymax")
+        draft.fault(f"{xml}:{corners.line}", "<bndbox> must hold the numbers xmin, ymin, xmax, ymax")
         return
     difficult = node.value("difficult", "0")
     if difficult.lower() not in ("0", "1", "", "false", "true", "unspecified"):
-        draft.fatal(f"{file}:{node.line}", f"<difficult> is `{difficult}`; expected 0 or 1")
-    draft.add(f"{file}:{corners.line}", label, given, ignore=difficult.lower() in ("1", "true"))
+        draft.fault(f"{xml}:{node.line}", f"<difficult> is `{difficult}`; expected 0 or 1")
+    draft.add(f"{xml}:{corners.line}", label, numbers, ignore=difficult.lower() in ("1", "true"))
 
 
 def _corners(given: np.ndarray, origin: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -447,9 +416,5 @@ def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> 
             thin += int((record.boxes[:, :2] + 1 == record.boxes[:, 2:]).any(axis=1).sum())
         if dataset.split != "all":
             write_text(out / "ImageSets" / "Main" / f"{dataset.split}.txt", "".join(f"{stem}\n" for stem in stems))
-    said = f"{thin} boxes have a side of exactly 1 pixel, which VOC can't tell from no size: 1.01 is written"
-    notes = [said] if thin else []
-    used = {int(label) for dataset in datasets for record in dataset.records for label in record.labels}
-    unused = [name for label, name in enumerate(datasets[0].names) if label not in used]
-    lost = f"VOC has no list of classes, so those without a box are lost: {', '.join(unused)}"
-    return [*notes, lost] if unused else notes
+    remark = f"{thin} boxes have a side of exactly 1 pixel, which VOC can't tell from no size: 1.01 is written"
+    return [*([remark] if thin else []), *lost_classes(datasets, "VOC")]

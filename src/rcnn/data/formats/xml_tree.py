@@ -1,6 +1,5 @@
 """Parse XML files into small trees whose nodes know their line numbers."""
 
-from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from xml.parsers import expat
@@ -30,13 +29,6 @@ class Node:
     def get(self, tag: str) -> "Node | None":
         """Return the first child with this tag, or None."""
         return next((child for child in self.children if child.tag == tag), None)
-
-    def repeated(self, tags: Collection[str]) -> Iterator[tuple["Node", "Node"]]:
-        """Yield the first child of each of these tags with every later one."""
-        first: dict[str, Node] = {}
-        for child in self.children:
-            if child.tag in tags and first.setdefault(child.tag, child) is not child:
-                yield first[child.tag], child
 
     def value(self, tag: str, default: str = "") -> str:
         """Return the stripped text of the first child with this tag, or the default."""

@@ -12,7 +12,7 @@ import yaml
 from rcnn.config import Data, yaml_tree
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset, Fault
-from rcnn.data.formats.draft import MAX_LISTED_CLASSES, Draft, Layout, Reading, numbered, relative_name, unknown_class
+from rcnn.data.formats.draft import MAX_LISTED_CLASSES, Draft, Layout, Reading, listed, relative_name, unknown_class
 from rcnn.data.formats.folders import Folder, Folders, copy_images, ends_of, read_lines, walk, write_text
 from rcnn.errors import DataError
 from rcnn.images.sources import is_image
@@ -21,7 +21,7 @@ MAX_YAML_BYTES = 4 * MB
 """Bytes of a data.yaml."""
 
 
-def load_yaml(path: Path, faults: list[Fault] | None = None) -> dict[str, Any]:
+def load_yaml(path: Path, faults: list[Fault]) -> dict[str, Any]:
     """Return the mapping in a yaml file, empty if it holds none. Every scalar is text: `no`, `12` and `1e3` stay names.
 
     `faults` is extended by the keys that are there twice with equal values.
@@ -36,8 +36,7 @@ def load_yaml(path: Path, faults: list[Fault] | None = None) -> dict[str, Any]:
         reason = str(error) if isinstance(error, OSError) else f"malformed yaml: {error}"
         fault = Fault(f"{path}:{getattr(error, 'line', 1)}", reason, "fatal")
         raise DataError(str(fault), [fault]) from None
-    if faults is not None:
-        faults += [Fault(str(path), reason, "mendable") for reason in repeated]
+    faults += [Fault(str(path), reason, "mendable") for reason in repeated]
     return tree if isinstance(tree, dict) else {}
 
 
@@ -147,7 +146,7 @@ def find(path: Path) -> Layout | None:
         return layout_of_yaml(path) if path.suffix.lower() in (".yaml", ".yml") else None
     files = [file for suffix in ("yaml", "yml") for file in sorted(path.glob(f"*.{suffix}"))]
     files = [file for file in files if file.stem in ("data", "dataset")] or files
-    data = [file for file in files if {"names", "nc"} & load_yaml(file).keys()]
+    data = [file for file in files if {"names", "nc"} & load_yaml(file, []).keys()]
     if len(data) > 1:
         raise DataError(f"{path}: several yaml files name classes: {', '.join(map(str, data))}; give one of them")
     return layout_of_yaml(data[0]) if data else _from_folders(path)
@@ -203,12 +202,8 @@ class _Listed(NamedTuple):
         return self.wanted.with_name(self.names[0]) if self.names else self.wanted
 
 
-class _Line(NamedTuple):
-    """A line of a label file."""
-
-    draft: Draft
-    where: str
-    columns: list[str]
+_Line = tuple[Draft, str, list[str]]
+"""A line of a label file: its image, its place `file:line`, and its columns."""
 
 
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
@@ -222,19 +217,16 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
         for entry in _images(source, layout.root, folders):
             name = relative_name(entry.path, layout.root)
             if name in here:
-                drafts[name].fatal(entry.where, f"image `{name}` is listed twice; keep one of the two")
+                drafts[name].fault(entry.where, f"image `{name}` is listed twice; keep one of the two")
             here.add(name)
             if name not in drafts:
                 drafts[name] = _draft(entry, name, folders)
                 lines += _label_lines(entry, drafts[name], folders)
     reading.drafts = list(drafts.values())
     _check_label_files([draft.path for draft in reading.drafts if draft.path], folders, reading)
-    reading.own = layout.names or _numbers(lines, reading)
-    reading.names = tuple(names) if names is not None else reading.own
-    reading.category_ids = tuple(range(1, len(reading.names) + 1))
-    labels = {name: label for label, name in enumerate(reading.names)}
-    for line in lines:
-        _add_row(line, reading.own, labels)
+    labels = reading.label_classes(layout.names or _numbers(lines, reading), names)
+    for draft, where, columns in lines:
+        _add_row(draft, where, columns, reading.own, labels)
     return reading
 
 
@@ -262,15 +254,16 @@ def _draft(entry: _Listed, name: str, folders: Folders) -> Draft:
     twins = [twin for twin in folder.images(stem) if os.path.splitext(twin)[0] == stem]
     if not entry.names:
         near = folder.near(entry.wanted.name)
-        draft.fatal(entry.where, f"image `{name}` is missing; looked in {folder.path}{near}")
+        draft.fault(entry.where, f"image `{name}` is missing; looked in {folder.path}{near}")
     elif len(entry.names) > 1:
-        draft.fatal(entry.where, f"image `{name}` is missing; several differ from it in case: {', '.join(entry.names)}")
+        draft.fault(entry.where, f"image `{name}` is missing; several differ from it in case: {', '.join(entry.names)}")
     elif len(twins) > 1:
-        draft.fatal(entry.where, f"two images of one name share one label file: {', '.join(twins)}; keep one")
+        draft.fault(entry.where, f"two images of one name share one label file: {', '.join(twins)}; keep one")
     else:
         draft.path = entry.path
         if entry.path != entry.wanted:
-            draft.mendable(entry.where, f"names differ in case, taken to be the same: {entry.wanted.name}, {name}")
+            reason = f"names differ in case, taken to be the same: {entry.wanted.name}, {name}"
+            draft.fault(entry.where, reason, "mendable")
     return draft
 
 
@@ -283,19 +276,18 @@ def _label_lines(entry: _Listed, draft: Draft, folders: Folders) -> list[_Line]:
         return []
     file = folder.path / fits[0]
     if fits[0] != wanted:
-        draft.mendable(file, f"names differ in case, taken to be the same: {fits[0]}, {entry.path.name}")
+        reason = f"names differ in case, taken to be the same: {fits[0]}, {entry.path.name}"
+        draft.fault(file, reason, "mendable")
     try:
         if read_text(file, MAX_LABEL_BYTES).count("\n") > MAX_LABEL_ROWS:
-            draft.fatal(
-                f"{file}:{MAX_LABEL_ROWS + 1}", f"the labels go on here; of an image, {MAX_LABEL_ROWS:,} lines are read"
-            )
+            reason = f"the labels go on here; of an image, {MAX_LABEL_ROWS:,} lines are read"
+            draft.fault(f"{file}:{MAX_LABEL_ROWS + 1}", reason)
             return []
-        rows = read_lines(file, MAX_LABEL_BYTES)
-        return [_Line(draft, f"{file}:{number}", text.split()) for number, text in rows]
+        return [(draft, f"{file}:{number}", text.split()) for number, text in read_lines(file, MAX_LABEL_BYTES)]
     except UnicodeDecodeError:
-        draft.fatal(f"{file}:1", "the label file is not text")
+        draft.fault(f"{file}:1", "the label file is not text")
     except OSError as error:
-        draft.fatal(file, str(error))
+        draft.fault(file, str(error))
     return []
 
 
@@ -336,7 +328,7 @@ def _has_rows(file: Path) -> bool:
 
 def _numbers(lines: Sequence[_Line], reading: Reading) -> tuple[str, ...]:
     """Name the classes by their numbers if nothing else names them; what can't be a number is reported with its row."""
-    numbers = (_class(line.columns[0]) for line in lines if line.columns)
+    numbers = (_class(columns[0]) for _, _, columns in lines)
     count = max((number for number in numbers if number is not None and number < MAX_UNNAMED_CLASSES), default=-1) + 1
     reading.notes.append(f"no data.yaml or classes.txt names the classes: they are called 0 to {count - 1}")
     return tuple(map(str, range(count)))
@@ -355,32 +347,26 @@ def _class(text: str) -> int | None:
     return int(number) if number is not None and number.is_integer() else None
 
 
-def _add_row(line: _Line, own: Sequence[str], labels: dict[str, int]) -> None:
+def _add_row(draft: Draft, where: str, columns: list[str], own: Sequence[str], labels: Mapping[str, int]) -> None:
     """Add the object of a line to its image, or note its faults."""
-    draft, where, columns = line
     if len(columns) != 5:
         hint = "; polygons are not read" if len(columns) > 6 else ""
-        return draft.fatal(where, f"expected 5 columns, class x y width height; found {len(columns)}{hint}")
-    number = _class(columns[0])
-    label = None
+        draft.fault(where, f"expected 5 columns, class x y width height; found {len(columns)}{hint}")
+        return
+    number, label = _class(columns[0]), None
     if number is None or not 0 <= number < len(own):
         many = number is not None and number >= MAX_UNNAMED_CLASSES
         hint = f"; of classes without names, at most {MAX_UNNAMED_CLASSES:,} are read" if many else ""
-        known = (
-            numbered(dict(enumerate(own[: MAX_LISTED_CLASSES + 1])))
-            if len(own) <= MAX_LISTED_CLASSES
-            else f"0 to {len(own) - 1}"
-        )
-        draft.fatal(where, f"class {columns[0]:.50} is not among the classes {known}{hint}")
+        known = listed(dict(enumerate(own))) if len(own) <= MAX_LISTED_CLASSES else f"0 to {len(own) - 1}"
+        draft.fault(where, f"class {columns[0]:.50} is not among the classes {known}{hint}")
     else:
         label = labels.get(own[number])
         if label is None:
-            draft.fatal(where, unknown_class(own[number], list(labels), draft))
+            draft.fault(where, unknown_class(own[number], list(labels), draft))
     try:
         draft.add(where, label, [float(column) for column in columns[1:]])
     except ValueError:
-        draft.fatal(where, f"x y width height must be numbers; found {' '.join(columns[1:]):.200}")
-    return None
+        draft.fault(where, f"x y width height must be numbers; found {' '.join(columns[1:]):.200}")
 
 
 def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
