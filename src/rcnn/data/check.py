@@ -77,21 +77,16 @@ def check(path: str | Path, settings: Data, progress: ProgressCallback | None = 
             f"{len(outside)} images lie outside {layout.home or layout.root}, such as {outside[0]}; "
             "data.outside=refuse makes that a fault"
         )
+    for one, other in combinations(datasets, 2):
+        shared = {record.path for record in one.records} & {record.path for record in other.records}
+        if shared:
+            example = min(shared).name
+            notes.append(f"{len(shared)} images are in both `{one.split}` and `{other.split}`, such as {example}")
     return DataReport(
         path=str(path),
         format=layout.format,
         names=datasets[0].names if datasets else (),
         lists={dataset.split: statistics(dataset) for dataset in datasets},
         faults=tuple(dict.fromkeys(faults)),
-        notes=tuple(dict.fromkeys(notes + _shared(datasets))),
+        notes=tuple(dict.fromkeys(notes)),
     )
-
-
-def _shared(datasets: list[Dataset]) -> list[str]:
-    """Return a remark on each pair of lists that have images in common."""
-    notes = []
-    for one, other in combinations(datasets, 2):
-        both = {record.path for record in one.records} & {record.path for record in other.records}
-        if both:
-            notes.append(f"{len(both)} images are in both `{one.split}` and `{other.split}`, such as {min(both).name}")
-    return notes

@@ -3,7 +3,7 @@
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from rcnn.config.files import unfit_name
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.errors import ImageError
 from rcnn.images.decode import Look, verify_image
+from rcnn.images.stream import ahead
 
 ProgressCallback = Callable[[int, int], None]
 _TWELVE_BIT = 4096
@@ -40,18 +41,15 @@ def decode_images(
 
     # Decoding releases Python's lock. Silencing Pillow's warnings changes a state that threads share: what they leave
     # behind is undone here.
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+    with warnings.catch_warnings(), closing(ahead(look, names, os.cpu_count() or 1)) as looks:
         warnings.filterwarnings("ignore", module=r"PIL\.")
-        try:
-            for done, (path, outcome) in enumerate(zip(names, pool.map(look, names), strict=True), start=1):
-                outcomes[path] = outcome
-                if progress is not None:
-                    progress(done, len(names))
-        finally:  # after Ctrl-C the rest is not waited for
-            pool.shutdown(cancel_futures=True)
+        for done, (path, outcome) in enumerate(zip(names, looks, strict=True), start=1):
+            outcomes[path] = outcome
+            if progress is not None:
+                progress(done, len(names))
     notes = _notes({names[path]: look for path, look in outcomes.items() if isinstance(look, Look)}, settings)
-    left = [_without_damaged(dataset, outcomes) for dataset in datasets]
-    return [replace(left[0], notes=(*left[0].notes, *notes)), *left[1:]] if left else []
+    datasets = [_without_damaged(dataset, outcomes) for dataset in datasets]
+    return [replace(dataset, notes=(*dataset.notes, *notes)) for dataset in datasets[:1]] + datasets[1:]
 
 
 def _files(dataset: Dataset) -> dict[Path, str]:

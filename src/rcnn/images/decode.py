@@ -29,13 +29,6 @@ def limit(height: int, width: int, max_pixels: int) -> None:
         )
 
 
-def to_uint8(array: np.ndarray, white: int | None) -> np.ndarray:
-    """Scale integers in 0..white and floats in 0..1 to 0..255, and round."""
-    if array.dtype.kind == "f":
-        check_floats([array])
-    return quantised(array, white)
-
-
 def check_floats(parts: Iterable[np.ndarray]) -> None:
     """Refuse floats that are not finite or not in 0..1, given in parts."""
     low, high = np.inf, -np.inf
@@ -48,7 +41,7 @@ def check_floats(parts: Iterable[np.ndarray]) -> None:
 
 
 def quantised(array: np.ndarray, white: int | None) -> np.ndarray:
-    """Scale and round as `to_uint8` does, without looking at the range of floats."""
+    """Scale integers in 0..white and floats in 0..1 to 0..255, and round. The range of floats is not checked."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == bool:
@@ -109,10 +102,8 @@ def read_array(array: np.memmap, white: int | None) -> np.ndarray:
     if array.dtype.kind == "f":
         check_floats(pieces(array))
     pixels = np.empty(array.size, np.uint8)
-    start = 0
-    for piece in pieces(array):
-        pixels[start : start + len(piece)] = quantised(piece, white)
-        start += len(piece)
+    for start, piece in zip(range(0, array.size, STRIP), pieces(array), strict=True):
+        pixels[start : start + STRIP] = quantised(piece, white)
     return pixels.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
 
 
@@ -237,13 +228,14 @@ def as_array(
         array = image
     if array.ndim not in (2, 3) or not array.size:
         raise ImageError(f"the image has shape {tuple(image.shape)}; expected height, width and channels")
-    return _channels(to_uint8(array, white), in_channels)
+    if array.dtype.kind == "f":
+        check_floats([array])
+    return _channels(quantised(array, white), in_channels)
 
 
 def _from_pillow(image: Image.Image, in_channels: int, white: int | None) -> np.ndarray:
     """Load an image as (H, W, in_channels) uint8, rotated according to its EXIF data."""
-    array = _pixels(image, in_channels, white)
-    return _upright(array, _orientation(image))
+    return _upright(_pixels(image, in_channels, white), _orientation(image))
 
 
 def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
@@ -257,8 +249,7 @@ def _pixels(image: Image.Image, in_channels: int, white: int | None) -> np.ndarr
     deep = _is_deep(image)
     if image.mode == "F":
         check_floats(np.array(strip) for strip in _strips(image))
-    array: np.ndarray | None = None
-    top = 0
+    array, top = np.empty((image.height, image.width, in_channels), np.uint8), 0
     for strip in _strips(image):
         if deep:
             part = _channels(quantised(np.array(strip), white), in_channels)
@@ -272,10 +263,8 @@ def _pixels(image: Image.Image, in_channels: int, white: int | None) -> np.ndarr
             part = _channels(np.array(strip if strip.mode == mode else strip.convert(mode)), in_channels)
         if len(part) == image.height:
             return part
-        array = np.empty((image.height, *part.shape[1:]), part.dtype) if array is None else array
         array[top : top + len(part)] = part
         top += len(part)
-    assert array is not None
     return array
 
 
@@ -340,9 +329,7 @@ def named_errors(path: Path) -> Iterator[None]:
         with warnings.catch_warnings():  # Pillow warns of damage, such as in EXIF data, without naming the file
             warnings.filterwarnings("ignore", module=r"PIL\.")
             yield
-    except ImageError as error:
-        raise ImageError(f"{path}: {error}") from None
-    except UnfitFile as error:
+    except (ImageError, UnfitFile) as error:
         raise ImageError(f"{path}: {error}") from None
     except FileNotFoundError:
         raise ImageError(f"{path}: there is no such file") from None

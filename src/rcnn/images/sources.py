@@ -6,6 +6,7 @@ yields pixels. A source with a length is read ahead; one without is iterated one
 
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from glob import glob
 from itertools import takewhile
@@ -94,25 +95,25 @@ def files(source: str | Path) -> list[Path]:
     if os.path.isfile(path):  # unlike Path's method, no error for a name that is too long
         return [path]
     base = base_of(source)
-    _check_glob(path)
+    if "**" in path.parts and not path.is_dir():  # search what a glob would, and stop where it would search a disk
+        for top in glob(str(Path(*path.parts[: path.parts.index("**")]))):
+            deque(_below(Path(top), like_glob=True), maxlen=0)
     named = [path] if os.path.isdir(path) else sorted(Path(name) for name in glob(str(source), recursive=True))
     if not named:
         raise ImageError(f"{source}: no such file, folder or glob")
     images: list[Path] = []
     for found in named:
-        images += _sorted(_below(found)) if found.is_dir() else [found] * (is_image(found.name) and found.exists())
+        if found.is_dir():  # `Path`'s own comparison, whose order this is, takes seconds for a hundred thousand
+            images += sorted(_below(found), key=lambda image: str(image).replace(os.sep, "\0"))
+        elif is_image(found.name) and found.exists():
+            images.append(found)
     if not images:
         raise ImageError(f"{source}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})")
     results = {folder for folder in {*map(os.path.dirname, images)} if is_below_results(Path(folder), base)}
-    kept = [file for file in images if os.path.dirname(file) not in results] if results else images
-    if not kept:
+    images = [file for file in images if os.path.dirname(file) not in results]
+    if not images:
         raise ImageError(f"{source}: nothing but results of rcnn is here; to use these, name their folder")
-    return kept
-
-
-def _sorted(paths: Iterable[Path]) -> list[Path]:
-    """In the order of `Path`, whose own comparison takes seconds for a hundred thousand."""
-    return sorted(paths, key=lambda path: str(path).replace(os.sep, "\0"))
+    return images
 
 
 def _no_picture(source: str) -> str | None:
@@ -124,19 +125,6 @@ def _no_picture(source: str) -> str | None:
     if source.isdigit() and not os.path.exists(source):
         return "there is no such file or folder, and cameras are not read"
     return None
-
-
-def _check_glob(pattern: Path) -> None:
-    """Check that `**` in a glob does not stand for a whole disk, by a search that ends in time.
-
-    Raises:
-        ImageError: there are many more other files than images where it would search.
-    """
-    if "**" in pattern.parts and not pattern.is_dir():
-        before = Path(*pattern.parts[: pattern.parts.index("**")])
-        for top in glob(str(before)):
-            for _ in _below(Path(top), like_glob=True):
-                pass
 
 
 def _below(top: Path, *, like_glob: bool = False) -> Iterator[Path]:

@@ -221,11 +221,13 @@ def _read_size(draft: Draft, where: str, cells: Mapping[str, str]) -> None:
     except (ValueError, OverflowError):
         draft.fault(where, f"width and height must be numbers; found {', '.join(texts[::-1]):.200}")
         return
-    if draft.declared not in (None, (height, width)) and height > 0 and width > 0:
-        before = f"{draft.declared[1]}x{draft.declared[0]}"
-        draft.fault(where, f"the image is {width}x{height} pixels here, and {before} in a row before")
-    elif height > 0 and width > 0:
-        draft.declared, draft.source = (height, width), draft.source or where
+    if height <= 0 or width <= 0:
+        return
+    before = draft.declared or (height, width)
+    if before == (height, width):
+        draft.declared, draft.source = before, draft.source or where
+    else:
+        draft.fault(where, f"the image is {width}x{height} pixels here, and {before[1]}x{before[0]} in a row before")
 
 
 def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from rcnn.data.dataset import Dataset
 from rcnn.data.formats import coco, csv_labels, voc, yolo
 from rcnn.data.formats.draft import Layout, Reading, finish
 from rcnn.data.pixels import ProgressCallback, decode_images
-from rcnn.errors import DataError, SettingsError
+from rcnn.errors import DataError, SettingsError, plural
 from rcnn.images.sources import is_image
 
 Split = Literal["train", "val", "test", "all"]
@@ -72,22 +72,16 @@ def open_splits(path: str | Path, settings: Data, progress: ProgressCallback | N
     train = _open(layout, settings.train, settings, None)
     val = _open(layout, settings.val, settings, train.names)
     train, val = decode_images([train, val], settings, progress)
-    val = replace(val, notes=(*val.notes, *_comparison(train, val)))
-    train, val = stop_on_faults([train, val], settings)
-    return train, val
-
-
-def _comparison(train: Dataset, val: Dataset) -> list[str]:
-    """Return remarks on images that both lists contain and on classes that training lacks."""
-    notes = []
+    notes = [*val.notes]
     shared = {record.name for record in train.records} & {record.name for record in val.records}
     if shared:
         notes.append(f"{len(shared)} images are in both the training and the validation list, such as {min(shared)}")
-    seen, asked = ({int(label) for record in data.records for label in record.labels} for data in (train, val))
-    unseen = [train.names[label] for label in sorted(asked - seen)]
-    if unseen:
-        notes.append(f"classes with boxes in validation and none in training: {', '.join(unseen)}")
-    return notes
+    trained, validated = ({int(label) for record in data.records for label in record.labels} for data in (train, val))
+    untrained = [train.names[label] for label in sorted(validated - trained)]
+    if untrained:
+        notes.append(f"classes with boxes in validation and none in training: {', '.join(untrained)}")
+    train, val = stop_on_faults([train, replace(val, notes=tuple(notes))], settings)
+    return train, val
 
 
 def open_lists(path: str | Path, settings: Data, *, decode: bool = True) -> list[Dataset]:
@@ -135,20 +129,19 @@ def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> list[Dataset]
     if any(fault.kind in stops for fault in left_out):
         many = f"{len(left_out)} faults" if len(left_out) > 1 else "a fault"
         raise DataError(f"{many} in the data (to leave these images out: --on-fault skip):{lines}", faults)
-    for dataset in datasets:
-        if not dataset.records:
-            raise DataError(f"{dataset.root}: no usable image is left in `{dataset.split}`{lines}", faults)
-    return [replace(dataset, notes=(*dataset.notes, *_damaged(dataset))) for dataset in datasets]
+    if empty := next((dataset for dataset in datasets if not dataset.records), None):
+        raise DataError(f"{empty.root}: no usable image is left in `{empty.split}`{lines}", faults)
+    return [_with_damaged(dataset) for dataset in datasets]
 
 
-def _damaged(dataset: Dataset) -> list[str]:
-    """Return a remark that counts the damaged images and names the first ones."""
+def _with_damaged(dataset: Dataset) -> Dataset:
+    """Return the data set with a note that counts its damaged images and names the first ones."""
     damaged = [fault for fault in dict.fromkeys(dataset.faults) if fault.kind == "damaged"]
     if not damaged:
-        return []
+        return dataset
     named = "; ".join(map(str, damaged[:_MAX_NAMED_IMAGES])) + ("; ..." if len(damaged) > _MAX_NAMED_IMAGES else "")
-    images = f"{len(damaged)} damaged images" if len(damaged) > 1 else "1 damaged image"
-    return [f"{images} of `{dataset.split}` left out (--on-fault stop stops instead): {named}"]
+    note = f"{plural(len(damaged), 'damaged image')} of `{dataset.split}` left out (--on-fault stop stops instead)"
+    return replace(dataset, notes=(*dataset.notes, f"{note}: {named}"))
 
 
 def find_layout(path: str | Path) -> Layout:

@@ -167,18 +167,15 @@ def _colours(plan: Plan, channels: int) -> tuple[Tensor, Tensor]:
 
     Together with a gain and an offset they change brightness, contrast, saturation and hue at once. torchvision applies
     them one after another to all pixels, and its hue, via HSV, takes longer than all other loading. Here hue rotates
-    the chroma plane of YIQ. Images without exactly 3 channels have no hue and saturation.
+    the chroma plane of YIQ by `hue` turns, saturation scales it, and grey is kept. Images without exactly 3 channels
+    have no hue and saturation.
     """
-    if channels == 3:
-        return _colour_matrix(plan.saturation, plan.hue), GREY
-    return torch.eye(channels), torch.full((channels,), 1 / channels)
-
-
-def _colour_matrix(saturation: float, hue: float) -> Tensor:
-    """Return (3, 3) on RGB: scales YIQ's chroma plane by `saturation`, rotates it by `hue` turns, and keeps grey."""
-    cos, sin = saturation * math.cos(2 * math.pi * hue), saturation * math.sin(2 * math.pi * hue)
+    if channels != 3:
+        return torch.eye(channels), torch.full((channels,), 1 / channels)
+    angle = 2 * math.pi * plan.hue
+    cos, sin = plan.saturation * math.cos(angle), plan.saturation * math.sin(angle)
     turn = np.array([[1, 0, 0], [0, cos, -sin], [0, sin, cos]])
-    return torch.from_numpy(RGB_OF_YIQ @ turn @ YIQ_OF_RGB).float()
+    return torch.from_numpy(RGB_OF_YIQ @ turn @ YIQ_OF_RGB).float(), GREY
 
 
 def apply_to_boxes(plan: Plan, boxes: np.ndarray, canvas: Size) -> tuple[np.ndarray, np.ndarray]:

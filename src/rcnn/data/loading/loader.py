@@ -7,7 +7,7 @@ import pickle
 from collections import defaultdict
 from collections.abc import Generator, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -163,16 +163,16 @@ class Loader:
         self.seed = settings.train.seed if seed is None else seed
         self.workers = choose_workers(settings.data.workers if workers is None else workers, device)
         self.batch, self.rank, self.world = batch, rank, world
-        self._reader = _Reader(
-            dataset, settings, training, self.seed, proposals, Preprocessor(settings.preprocess, within), sampler
-        )
+        preprocessor = Preprocessor(settings.preprocess, within)
+        sampler = sampler if training else ALONE
+        self._reader = _Reader(dataset.records, settings, training, self.seed, proposals, preprocessor, sampler)
         self._processes: DataLoader[bytes | Exception] | None = None
         self._work: list[Work] = []
         self._buckets: dict[Size, list[int]] = defaultdict(list)
         number = len(dataset)
         for index, record in enumerate(dataset.records):
-            times = sampler.repeats(record) if training else 1
-            self._buckets[self._reader.bucket(record)] += [index + number * repeat for repeat in range(times)]
+            draws = range(index, index + number * sampler.repeats(record), number)
+            self._buckets[self._reader.bucket(record)] += draws
         if training:  # shuffling permutes positions, so the order before it must follow from sizes and names alone
             for draws in self._buckets.values():
                 draws.sort(key=lambda draw: (dataset.records[draw % number].name, draw))
@@ -210,9 +210,8 @@ class Loader:
         epoch = epoch if self.training else 0
         # Every rank knows the step's first image: it determines the bucket even if the rank's share is all fillers.
         work = [(epoch, step[0], step[self.rank :: self.world]) for step in self.order(epoch)[start:]]
-        workers = self.workers.number
         forked = self.workers.kind == "process"
-        items = self._from_processes(work) if forked else ahead(self._reader.load, work, workers)
+        items = self._from_processes(work) if forked else ahead(self._reader.load, work, self.workers.number)
         with closing(items):
             for item in items:
                 if isinstance(item, Exception):
@@ -290,26 +289,23 @@ def _check_handles(workers: int) -> None:
         )
 
 
+@dataclass(eq=False)
 class _Reader(torch.utils.data.Dataset[bytes | Exception]):
     """What a worker process needs to load batches."""
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        settings: Settings,
-        training: bool,
-        seed: int,
-        proposals: External | None,
-        preprocessor: Preprocessor,
-        sampler: Sampler,
-    ) -> None:
-        self.records, self.settings, self.training, self.seed = dataset.records, settings, training, seed
-        self.proposals, self.preprocessor = proposals, preprocessor
-        self.sampler = sampler if training else ALONE
+    records: tuple[Record, ...]
+    settings: Settings
+    training: bool
+    seed: int
+    proposals: External | None
+    preprocessor: Preprocessor
+    sampler: Sampler
+
+    def __post_init__(self) -> None:
         self._by_name = sorted(range(len(self.records)), key=lambda index: self.records[index].name)
         self._last: tuple[Path | None, np.ndarray] = (None, np.zeros(0))
         # Compiled graphs need a fixed number of ground-truth boxes: the most in any image, rounded up to share graphs.
-        most = max((len(record.boxes) for record in dataset.records), default=0)
+        most = max((len(record.boxes) for record in self.records), default=0)
         self.width = 8 * max(1, math.ceil(self.sampler.most * most / 8))
 
     def __getitem__(self, work: Work) -> bytes | Exception:  # pyrefly: ignore[bad-override-param-name]
@@ -343,7 +339,10 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         bucket = self.bucket(self.records[example % number])
         batch = self.preprocessor.collate(images, [source.size for source in sources], bucket)
         fillers = len(draws) - len(real)
-        batch = _filled(batch, fillers) if fillers else batch
+        if fillers:  # images of zeros, whose size is 0, so that nothing in them is trained on
+            black = batch.images.new_zeros(fillers, *batch.images.shape[1:])
+            more = Batch(black, torch.zeros(fillers, 2), torch.ones(fillers, 2), torch.zeros(fillers, 2))
+            batch = Batch(*(torch.cat(pair) for pair in zip(batch, more, strict=True)))
         proposals = None
         if isinstance(self.proposals, SlidingWindows):  # of what the network sees: they do not move with the image
             proposals = self.proposals.of_batch(batch)
@@ -413,13 +412,6 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             moved, _ = apply_to_boxes(plan, given.boxes * scale, canvas)
         shown = np.all(moved[:, 2:] > moved[:, :2], axis=1)
         return LoadedImage(image, record, ImageProposals(moved[shown], given.scores[shown]))
-
-
-def _filled(batch: Batch, count: int) -> Batch:
-    """Append `count` images of zeros to the batch. Their size is 0, so that nothing in them is trained on."""
-    black = batch.images.new_zeros(count, *batch.images.shape[1:])
-    more = Batch(black, torch.zeros(count, 2), torch.ones(count, 2), torch.zeros(count, 2))
-    return Batch(*(torch.cat(pair) for pair in zip(batch, more, strict=True)))
 
 
 def _padded(records: Sequence[Record], rows: int, width: int) -> Targets:

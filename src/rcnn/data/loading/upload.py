@@ -29,12 +29,14 @@ def uploaded(items: Generator[Item, None, None], device: torch.device) -> Genera
         with closing(ahead(_pinned, items, 1)) as ready:
             for item in ready:
                 with torch.cuda.stream(stream):
-                    there = _on(item, device)
+                    batch, targets = to_device(item.batch, device), to_device(item.targets, device)
+                    proposals = None if item.proposals is None else to_device(item.proposals, device)
+                    item = Item(batch, targets, item.seeds.to(device, non_blocking=True), item.index, proposals)
                 copied = torch.cuda.Event()
                 copied.record(stream)
                 if before is not None:
                     yield _usable(*before, device)
-                before = there, copied
+                before = item, copied
             if before is not None:
                 yield _usable(*before, device)
 
@@ -42,13 +44,6 @@ def uploaded(items: Generator[Item, None, None], device: torch.device) -> Genera
 def _pinned(item: Item) -> Item:
     proposals = None if item.proposals is None else pinned(item.proposals)
     return Item(pinned(item.batch), pinned(item.targets), item.seeds.pin_memory(), item.index, proposals)
-
-
-def _on(item: Item, device: torch.device) -> Item:
-    """Start the copies to a device on the current stream."""
-    proposals = None if item.proposals is None else to_device(item.proposals, device)
-    batch, targets = to_device(item.batch, device), to_device(item.targets, device)
-    return Item(batch, targets, item.seeds.to(device, non_blocking=True), item.index, proposals)
 
 
 def _usable(item: Item, copied: torch.cuda.Event, device: torch.device) -> Item:

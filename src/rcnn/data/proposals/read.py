@@ -16,7 +16,7 @@ import os
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
 from functools import cached_property
 from pathlib import Path
@@ -126,25 +126,8 @@ def read_proposals(path: str | Path, records: Sequence[Record], root: Path | Non
     path = Path(path).expanduser()
     if path.suffix.lower() not in _READERS:
         raise DataError(f"{path}: proposals come as {', '.join(_READERS)}, or from {', '.join(WORDS)}")
-    given, faults = _collect(_READERS[path.suffix.lower()](path), records, root)
-    missing = [record.name for index, record in enumerate(records) if index not in given]
-    if missing and not faults:  # an image under a wrong name is reported once
-        faults.append(f"{len(missing)} of {len(records)} images have no proposals, such as `{missing[0]}`")
-    if len(faults) == 1:
-        raise DataError(f"{path}: {faults[0]}")
-    if faults:
-        lines = [f"{path}: {fault}" for fault in faults[:MAX_LISTED_FAULTS]]
-        more = [f"and {len(faults) - MAX_LISTED_FAULTS} more"] if len(faults) > MAX_LISTED_FAULTS else []
-        raise DataError("\n".join([f"{len(faults)} faults in the proposals:", *lines, *more]))
-    return [given[index] for index in range(len(records))]
-
-
-def _collect(
-    parts: Iterable[_Part | str], records: Sequence[Record], root: Path | None
-) -> tuple[dict[int, ImageProposals], list[str]]:
-    """Return the proposals by index of their record, and all faults."""
     images, given, faults = _Images(records, root), dict[int, ImageProposals](), list[str]()
-    for part in parts:
+    for part in _READERS[path.suffix.lower()](path):
         if isinstance(part, str):
             faults.append(part)
             continue
@@ -157,7 +140,16 @@ def _collect(
         elif not images.passes_over(part.image):
             hint = images.hint(part.image) if len(faults) < MAX_LISTED_FAULTS else ""
             faults.append(f"{where}, row {next(iter(part.numbers), 0)}: the data has no such image{hint}")
-    return given, faults
+    missing = [record.name for index, record in enumerate(records) if index not in given]
+    if missing and not faults:  # an image under a wrong name is reported once
+        faults.append(f"{len(missing)} of {len(records)} images have no proposals, such as `{missing[0]}`")
+    if len(faults) == 1:
+        raise DataError(f"{path}: {faults[0]}")
+    if faults:
+        lines = [f"{path}: {fault}" for fault in faults[:MAX_LISTED_FAULTS]]
+        more = [f"and {len(faults) - MAX_LISTED_FAULTS} more"] if len(faults) > MAX_LISTED_FAULTS else []
+        raise DataError("\n".join([f"{len(faults)} faults in the proposals:", *lines, *more]))
+    return [given[index] for index in range(len(records))]
 
 
 class _Images:
@@ -179,11 +171,9 @@ class _Images:
     def find(self, image: str) -> int | None:
         """Return the index of the image of this name, or None if no record has it."""
         path = os.path.abspath(image)
-        whole = self._whole.get(image, self._whole.get(path))
-        if whole is not None:
-            return whole
-        if self._has(path):  # another image of the folder, perhaps with the same short name as a record
-            return None
+        index = self._whole.get(image, self._whole.get(path))
+        if index is not None or self._has(path):  # another image of the folder may have the short name of a record
+            return index
         return self._short.get(image, self._short.get(os.path.basename(image)))
 
     def passes_over(self, image: str) -> bool:
@@ -243,7 +233,8 @@ def _read_json(path: Path) -> Iterator[_Part | str]:
     elif isinstance(content, list) and all(isinstance(entry, Mapping) for entry in content):
         yield from _entries(content)
     else:
-        raise DataError(f"{path}: expected images with their boxes, or a list of objects; found {_beginning(content)}")
+        found = str(content[:5] if isinstance(content, list | str) else content)[:40]
+        raise DataError(f"{path}: expected images with their boxes, or a list of objects; found {found}")
 
 
 def _entries(entries: list[Mapping[str, Any]]) -> Iterator[_Part | str]:
@@ -337,16 +328,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         ValueError: a key is there twice, with different values.
     """
     fields = dict(pairs)
-    if len(fields) < len(pairs):
-        twice = next((key for key, value in pairs if fields[key] != value), None)
-        if twice is not None:
-            raise ValueError(f"the key `{twice}` is there twice, with different values; keep one of the two")
+    repeated = pairs if len(fields) < len(pairs) else []
+    if (twice := next((key for key, value in repeated if fields[key] != value), None)) is not None:
+        raise ValueError(f"the key `{twice}` is there twice, with different values; keep one of the two")
     return fields
-
-
-def _beginning(content: Any) -> str:
-    """Return the first characters of a value of a json file, for messages."""
-    return str(content[:5] if isinstance(content, list | str) else content)[:40]
 
 
 def _numbers(row: Any) -> bool:

@@ -11,7 +11,6 @@ import os
 import threading
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache, partial
 from hashlib import blake2b
 from pathlib import Path
@@ -24,6 +23,7 @@ from rcnn.config.files import cache_folder, check_regular
 from rcnn.data.proposals.external import NOTHING, ImageProposals, ranked
 from rcnn.errors import ImageError, SettingsError
 from rcnn.images.decode import MAX_FILE_BYTES, read_image
+from rcnn.images.stream import ahead
 
 MAX_SEARCHED_BOXES = 2000
 """Number of boxes kept per image, as many as table 2 of the Faster R-CNN paper uses."""
@@ -256,11 +256,7 @@ def search_files(paths: Sequence[Path], name: str, settings: Data) -> Iterator[I
         _write(file, proposals.boxes)
         return proposals
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # OpenCV releases Python's lock
-        try:
-            yield from pool.map(of_file, paths)
-        finally:  # after Ctrl-C the rest is not waited for
-            pool.shutdown(cancel_futures=True)
+    yield from ahead(of_file, paths, os.cpu_count() or 1)  # OpenCV releases Python's lock
 
 
 def _read(file: Path) -> np.ndarray | None:
