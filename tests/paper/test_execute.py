@@ -67,7 +67,8 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     train = workspace_file.train
 
     def watched(*arguments: Any, **options: Any) -> Any:
-        names.append(options["name"].rpartition("-")[0])
+        folder = options["resume"].name if "resume" in options else f"{options['name']}-1"
+        names.append(folder.rsplit("-", 2)[0])
         return train(*arguments, **options)
 
     monkeypatch.setattr(workspace_file, "train", watched)
