@@ -129,8 +129,9 @@ def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> list[Dataset]
     if any(fault.kind in stops for fault in left_out):
         many = f"{len(left_out)} faults" if len(left_out) > 1 else "a fault"
         raise DataError(f"{many} in the data (to leave these images out: --on-fault skip):{lines}", faults)
-    if empty := next((dataset for dataset in datasets if not dataset.records), None):
-        raise DataError(f"{empty.root}: no usable image is left in `{empty.split}`{lines}", faults)
+    for dataset in datasets:
+        if not dataset.records:
+            raise DataError(f"{dataset.root}: no usable image is left in `{dataset.split}`{lines}", faults)
     return [_with_damaged(dataset) for dataset in datasets]
 
 
