@@ -10,6 +10,8 @@ import torch
 from rcnn.config import Settings, override
 from rcnn.errors import SettingsError
 from rcnn.presets import settings_of
+from rcnn.report.subject import read_subject
+from rcnn.report.view import facts
 from rcnn.training.configure import choose_settings
 from rcnn.training.optim import learning_rate
 from rcnn.training.recorders import Recorder, Row
@@ -94,6 +96,10 @@ def test_the_second_round_starts_from_the_weights_of_the_first(whole: Run) -> No
     assert not torch.equal(fourth["rpn.head.conv.weight"], fifth["rpn.head.conv.weight"])
     last, seventh = read_detector(whole.last)[0], read_detector(whole.folder / "stages/7/best.safetensors")[0]
     assert all(torch.equal(tensor, last[name]) for name, tensor in seventh.items())
+
+
+def test_the_report_gives_the_length_in_steps(whole: Run) -> None:
+    assert dict(facts(read_subject(whole.folder)))["Epochs"].startswith("8 in 8 stages (4, 2, 3, 2 steps)")
 
 
 @pytest.mark.parametrize(("stage", "step"), [(0, 2), (6, 1)])

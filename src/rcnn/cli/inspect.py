@@ -114,6 +114,7 @@ def _detector(metadata: "Metadata") -> dict[str, Any]:
         "training": {
             "data": settings["data"]["path"],
             **{name: settings["train"][name] for name in ("init", "epochs", "batch", "seed")},
+            "length": metadata.settings.train.length,
             "summary": metadata.summary,
         },
         "licence": metadata.licence,
@@ -151,7 +152,7 @@ def _lines(document: dict[str, Any]) -> dict[str, str]:
         f"std {_list(picture['std'])}, {picture['resize']}",
         "anchors": f"sizes {'; '.join(map(_list, anchors['sizes']))}; {anchors['ratio']} {_list(anchors['ratios'])}",
         "threshold": cell(document["threshold"]),
-        "training": f"data {training['data'] or 'not told'}, from {training['init']}, {training['epochs']} epochs"
+        "training": f"data {training['data'] or 'not told'}, from {training['init']}, {training['length']}"
         + (f"; these weights: {summary}" if summary else ""),
         "licence": f"of the data: {document['licence'] or 'not told'}",
         **({"exported": _settled(**document["exported"])} if "exported" in document else {}),

@@ -122,6 +122,11 @@ class Train(Section):
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto: CUDA if available, else cpu."""
 
+    @property
+    def length(self) -> str:
+        """The length of the stages, as text."""
+        return f"{', '.join(f'{number:,}' for number in self.steps)} steps" if self.steps else f"{self.epochs} epochs"
+
     @field_validator("steps", "batches", mode="before")
     @classmethod
     def _one_number_for_all(cls, value: object) -> object:

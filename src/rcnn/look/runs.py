@@ -189,7 +189,9 @@ class Runs:
             "model": settings.model.preset if settings else "",
             "state": state,
             "epochs": len(rows),
-            "planned": settings.train.epochs * int(min(stages, MAX_RUNS)) if settings else None,
+            "planned": settings.train.epochs * int(min(stages, MAX_RUNS))
+            if settings and not settings.train.steps
+            else None,
             "best": max(scores, default=None),
             "last": scores[-1] if scores else None,
             "written": time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(written)),

@@ -131,6 +131,8 @@ def _plan(
             )
         epochs = plan["epochs"]
     else:
+        if budget is not None and settings.train.steps:
+            raise SettingsError("--budget reduces epochs, and train.steps is set: leave one of them out")
         epochs = settings.train.epochs if budget is None else cut_epochs(workspace, experiment, seeds, budget)
         atomic_write(path, json.dumps({"asked": asked, "epochs": epochs}, indent=2).encode())
     return override(workspace.settings, {"train": {"epochs": epochs}})

@@ -168,10 +168,10 @@ def claim_table(result: ExperimentResult) -> Cells:
 def describe(result: ExperimentResult) -> list[str]:
     """Return sentences on the source of the paper's numbers and of ours."""
     settings, dataset, experiment = result.settings, result.dataset, result.experiment
-    epochs = f"epochs per stage: {settings.train.epochs}" if experiment.trainings else "untrained"
+    length = f"{settings.train.length} per stage" if experiment.trainings else "untrained"
     return [
         f"The paper's numbers: {experiment.source}",
-        f"Ours: {settings.model.preset} on {dataset.root.name}, images of {dataset.split}: {len(dataset)}, {epochs}, "
+        f"Ours: {settings.model.preset} on {dataset.root.name}, images of {dataset.split}: {len(dataset)}, {length}, "
         f"seeds: {', '.join(map(str, result.seeds))}; mean +- standard deviation",
         *experiment.notes,
     ]

@@ -162,9 +162,11 @@ class Workspace:
             self._runs.glob(f"{name}-*/"), key=lambda path: int(path.name.rpartition("-")[2]), default=None
         )
         resume = unfinished if unfinished and latest(RunFolder(unfinished).checkpoints) else None
-        epochs = settings.train.epochs * len(stages_of(settings))
+        stages = len(stages_of(settings))
+        epochs = "" if settings.train.steps else settings.train.epochs * stages
+        length = settings.train.length + (f" in each of {stages} stages" if stages > 1 else "")
         resumed = f", resuming {resume}" if resume else ""
-        self.say(f"training {training.name}, seed {seed}: {epochs} epochs{resumed}")
+        self.say(f"training {training.name}, seed {seed}: {length}{resumed}")
         try:
             if resume:
                 run = train(resume=resume, quiet=self.quiet)

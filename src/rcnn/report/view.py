@@ -2,11 +2,12 @@
 
 import base64
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from rcnn.config import Train
 from rcnn.config.files import read_text
 from rcnn.diagnose.why.outcomes import ALARMS, FOUND, MISS_REASONS
 from rcnn.metrics.proposal_recall import SIZES
@@ -52,7 +53,7 @@ def facts(subject: Subject) -> list[tuple[str, str]]:
     if settings:
         told.append(("Model", settings.model.preset))
         if subject.trained:
-            told += [("Started from", _last(settings.train.init)), ("Epochs", _epochs(subject, settings.train.epochs))]
+            told += [("Started from", _last(settings.train.init)), ("Epochs", _epochs(subject, settings.train))]
     if machine:
         versions = ", ".join(
             f"{name} {machine.packages[name]}" for name in ("rcnn", "torch") if name in machine.packages
@@ -210,13 +211,13 @@ def _lines(subject: Subject, file: str) -> int:
         return 0
 
 
-def _epochs(subject: Subject, planned: int) -> str:
-    stages: Iterable[Any] = {row.get("stage", 1) for row in subject.rows}
-    several: Sequence[Any] = list(stages)
-    each = f" in {len(several)} stages of {planned} each" if len(several) > 1 else f" of {planned}"
+def _epochs(subject: Subject, train: Train) -> str:
+    stages = len({row.get("stage", 1) for row in subject.rows})
+    planned = f"({train.length})" if train.steps else f"of {train.epochs}"
+    planned = f" in {stages} stages {planned}" + ("" if train.steps else " each") if stages > 1 else f" {planned}"
     seconds = subject.rows[-1].get("seconds") if subject.rows else None
     spent = f"; {_time(seconds)} of training" if isinstance(seconds, float | int) else ""
-    return f"{len(subject.rows)}{each}{spent}"
+    return f"{len(subject.rows)}{planned}{spent}"
 
 
 def _time(seconds: float) -> str:
