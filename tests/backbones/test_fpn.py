@@ -39,22 +39,21 @@ def test_equals_torchvision_on_odd_sizes(inputs, levels, names, norm: bool):
         for place, part in enumerate(("", "_norm"))
         for i, name in enumerate(names[: len(inputs)])
     }
-    wanted = {key: key.rpartition(".") for key in ours.state_dict()}
-    ours.load_state_dict({key: state[kinds[f"{layer}."] + leaf] for key, (layer, _, leaf) in wanted.items()})
-    assert len(wanted) == len(state)
-    given = maps(inputs)
-    expected = theirs.eval()({str(i): m for i, m in enumerate(given)})
+    names_of_ours = {key: key.rpartition(".") for key in ours.state_dict()}
+    ours.load_state_dict({key: state[kinds[f"{layer}."] + leaf] for key, (layer, _, leaf) in names_of_ours.items()})
+    assert len(names_of_ours) == len(state)
+    inputs = maps(inputs)
+    expected = theirs.eval()({str(i): m for i, m in enumerate(inputs)})
     frozen, folded = copy.deepcopy(ours), copy.deepcopy(ours)
     freeze_batch_norm(frozen)
     fold_batch_norm(folded)
-    assert list(frozen.state_dict()) == list(wanted)
+    assert list(frozen.state_dict()) == list(names_of_ours)
     for module in (frozen, folded):
         assert not any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules())
     for module in (ours.eval(), frozen, folded):
-        found = module(given)
+        found = module(inputs)
         assert list(found) == names
-        for a, b in zip(found.values(), expected.values(), strict=True):
-            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(list(found.values()), list(expected.values()), rtol=1e-4, atol=1e-5)
 
 
 def test_of_two_maps_of_one_level_the_last_is_read_where_one_is_wanted():

@@ -28,11 +28,6 @@ def expected(theirs):
     return from_torchvision(theirs)
 
 
-def same_weights(a, b):
-    theirs = b.model.state_dict()
-    return all(torch.equal(tensor, theirs[name]) for name, tensor in a.model.state_dict().items())
-
-
 def old_name(name):
     """As torchvision named it before version 0.13."""
     name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
@@ -47,7 +42,7 @@ def test_a_training_checkpoint_of_parallel_training_and_old_names(theirs, expect
     torch.save({"model": state, "optimizer": {"lr": 0.02}, "args": Namespace(epochs=26), "epoch": 25}, file)
     found = import_weights(file, ARCH)
     assert found.settings == expected.settings
-    assert same_weights(found, expected)
+    torch.testing.assert_close(found.model.state_dict(), expected.model.state_dict(), rtol=0, atol=0)
     assert found.names == expected.names == coco_names()
 
 
@@ -92,18 +87,11 @@ def test_what_torchvision_can_not_hold_is_named_setting_by_setting():
         export_state(state, settings)
     for name in ("preprocess.resize", "anchors.offset", "roi.aligned"):
         assert f"`{name}` is" in str(error.value)
+    changes = ["model.levels=[4,5]", "anchors.sizes=[[32],[64]]", "roi.levels=[4,5]"]
     with pytest.raises(WeightsError, match=r"`model\.levels`"):
-        export_state(
-            state,
-            settings_of(
-                "mobilenet-fpn",
-                {"model": {"levels": (4, 5)}, "anchors": {"sizes": ((32,), (64,))}, "roi": {"levels": (4, 5)}},
-            ),
-        )
-    several = {
-        "anchors": {"sizes": [(size, 1.5 * size) for (size,) in settings.anchors.sizes]},
-        "rpn": {"kernel": [3, 5]},
-    }
+        export_state(state, settings_of("mobilenet-fpn", changes))
+    sizes = [(size, 1.5 * size) for (size,) in settings.anchors.sizes]
+    several = {"anchors": {"sizes": sizes}, "rpn": {"kernel": [3, 5]}}
     with pytest.raises(WeightsError, match=r"`rpn\.kernel` is \[3, 5\], there it is 3"):
         export_state(state, override(settings, several))
     with pytest.raises(WeightsError, match="its RPN is untrained"):
@@ -155,7 +143,7 @@ def test_a_resnet_trained_with_torchvisions_rules_can_be_exported():
     exec(program(settings, 2), space)
     space["model"].load_state_dict(export_state(model.state_dict(), settings), strict=True)
     again = from_torchvision(space["model"], ("a", "b"))
-    assert all(torch.equal(tensor, again.model.state_dict()[name]) for name, tensor in model.state_dict().items())
+    torch.testing.assert_close(again.model.state_dict(), model.state_dict(), rtol=0, atol=0)
     assert again.settings.model.norm == "frozen"
 
 

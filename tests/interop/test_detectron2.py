@@ -51,23 +51,24 @@ def assert_same(boxes: np.ndarray, scores: np.ndarray, wanted_boxes: np.ndarray,
     assert (nearest != np.arange(len(boxes))).sum() <= 4
 
 
+def answered(name: str) -> tuple[Detector, dict[str, np.ndarray]]:
+    """A detector of the fixtures, and the answers of detectron2."""
+    with np.load(FIXTURES / f"{name}.npz") as file:
+        return detector(read_pickle(FIXTURES / f"{name}.pkl"), TINY[name]), dict(file)
+
+
 @pytest.mark.parametrize("name", TINY)
 def test_proposals_are_those_of_detectron2(name: str) -> None:
-    with np.load(FIXTURES / f"{name}.npz") as file:
-        answer = dict(file)
-    found = detector(read_pickle(FIXTURES / f"{name}.pkl"), TINY[name])
+    found, answer = answered(name)
     with torch.inference_mode():
         proposals = found.runner.propose(batch_of(found, answer["image_bgr_chw"]))
-    valid = proposals.valid[0]
-    wanted = torch.from_numpy(answer["objectness_logits"]).sigmoid().numpy()
-    assert_same(proposals.boxes[0][valid].numpy(), proposals.scores[0][valid].numpy(), answer["proposals"], wanted)
+    boxes, scores = (part[0][proposals.valid[0]].numpy() for part in proposals[:2])
+    assert_same(boxes, scores, answer["proposals"], torch.from_numpy(answer["objectness_logits"]).sigmoid().numpy())
 
 
 @pytest.mark.parametrize("name", ["fpn", "c4"])
 def test_detections_are_those_of_detectron2(name: str) -> None:
-    with np.load(FIXTURES / f"{name}.npz") as file:
-        answer = dict(file)
-    found = detector(read_pickle(FIXTURES / f"{name}.pkl"), TINY[name])
+    found, answer = answered(name)
     batch = batch_of(found, answer["image_bgr_chw"])
     with torch.inference_mode():
         for model in (found.runner, found.model.eval()):

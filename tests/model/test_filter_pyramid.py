@@ -43,13 +43,6 @@ def apart(rpn: RegionProposalNetwork) -> list[RPNHead]:
     return heads
 
 
-def window_of(anchors: Anchors, windows: int) -> list[int]:
-    """The window of each anchor of a cell, by the anchor's area: the smallest sizes belong to the first window."""
-    sides = cell_anchors(anchors, 0, torch.float64)[:, 2:] * 2
-    per_window = len(anchors.sizes[0]) // windows
-    return [anchors.sizes[0].index(round(float(side))) // per_window for side in sides.prod(dim=1).sqrt()]
-
-
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("order", ["size", "ratio"])
 @pytest.mark.parametrize(("logits", "convs"), [(1, 1), (2, 1), (1, 2)])
@@ -58,8 +51,10 @@ def test_every_anchor_is_predicted_by_the_window_of_its_size(case: str, order: s
     feature = torch.randn(2, 6, 4, 5, dtype=torch.float64)
     heads = apart(rpn)
     parts = [[part.unflatten(1, (20, -1)) for part in head(feature)] for head in heads]
-    taken, columns = [0] * len(heads), []
-    for window in window_of(rpn.anchors, len(heads)):
+    taken, columns, (sizes, _) = [0] * len(heads), [], rpn.anchors.sizes
+    sides = (2 * cell_anchors(rpn.anchors, 0, torch.float64)[:, 2:]).prod(dim=1).sqrt()
+    for side in sides.tolist():
+        window = sizes.index(round(side)) // (len(sizes) // len(heads))  # the smallest sizes belong to the first
         columns.append([part[:, :, taken[window]] for part in parts[window]])
         taken[window] += 1
     assert taken == [rpn.per_cell // len(heads)] * len(heads)

@@ -57,9 +57,9 @@ def test_convolutions_and_one_layer_are_torchvisions_head(norm: str):
 
 
 def test_the_head_of_resnet50_v2_has_its_parameters():
-    count = lambda module: sum(p.numel() for p in module.parameters())  # noqa: E731
     ours = ConvFCHead(256, 7, 256, RoI(head="conv-fc", hidden=1024, head_norm="batch"))
-    assert count(ours) == count(FastRCNNConvFCHead((256, 7, 7), [256] * 4, [1024], nn.BatchNorm2d)) == 15_207_424
+    theirs = FastRCNNConvFCHead((256, 7, 7), [256] * 4, [1024], nn.BatchNorm2d)
+    assert [sum(p.numel() for p in head.parameters()) for head in (ours, theirs)] == [15_207_424] * 2
 
 
 def test_improbable_proposals_are_dropped_before_suppression():

@@ -23,6 +23,24 @@ EDGES = torch.tensor(
 )
 
 
+def by_torchvision(pool, levels, boxes, level, strides, size, *options) -> Tensor:
+    """One of torchvision's operators, called for each RoI."""
+    rows = []
+    for image in range(boxes.shape[0]):
+        for box, which in zip(boxes[image], level[image].tolist(), strict=True):
+            roi = torch.cat((box.new_tensor([image]), box))[None]
+            rows.append(pool(levels[which], roi, size, 1 / strides[which], *options))
+    return torch.cat(rows).unflatten(0, boxes.shape[:2])
+
+
+def feature_gradients(function, levels, *arguments) -> tuple[Tensor, ...]:
+    """The gradients of the levels for a fixed gradient of the outputs."""
+    leaves = [feature.clone().requires_grad_() for feature in levels]
+    out = function(leaves, *arguments)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=out.dtype)
+    return torch.autograd.grad(out, leaves, weight)
+
+
 def scene(
     seed: int, batch: int = 2, rois: int = 5, channels: int = 3
 ) -> tuple[list[Tensor], Tensor, Tensor, list[int]]:
@@ -32,9 +50,12 @@ def scene(
     levels = [torch.randn(batch, channels, 48 // s, 64 // s, generator=generator, dtype=torch.float64) for s in strides]
     corner = torch.rand(batch, rois, 2, generator=generator, dtype=torch.float64) * 80 - 10
     side = torch.rand(batch, rois, 2, generator=generator, dtype=torch.float64) * 50 - 5
-    return (
-        levels,
-        torch.cat((corner, corner + side), 2),
-        torch.randint(0, 2, (batch, rois), generator=generator),
-        strides,
-    )
+    level = torch.randint(0, 2, (batch, rois), generator=generator)
+    return levels, torch.cat((corner, corner + side), 2), level, strides
+
+
+def wild(boxes: Tensor) -> Tensor:
+    """The boxes, of which the first two of each image get numbers that are not finite, or huge ones."""
+    boxes = boxes.clone()
+    boxes[0, 0], boxes[0, 1, 2], boxes[1, 0, 1], boxes[1, 1] = torch.nan, torch.inf, -torch.inf, 1e30
+    return boxes

@@ -1,23 +1,15 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torchvision import ops as torchvision_ops
 
 from rcnn.ops.roi_align import roi_align, roi_align_reference
-from tests.ops.rois import EDGES, MAP, ROI, ZERO, scene
+from tests.ops.rois import EDGES, MAP, ROI, ZERO, by_torchvision, feature_gradients, scene, wild
 
-
-def by_torchvision(levels, boxes, level, strides, output_size, sampling_ratio, aligned) -> Tensor:
-    """One call a RoI."""
-    rows = []
-    for image in range(boxes.shape[0]):
-        for box, which in zip(boxes[image], level[image].tolist(), strict=True):
-            roi = torch.cat((box.new_tensor([image]), box))[None]
-            scale = 1 / strides[which]
-            rows.append(torchvision_ops.roi_align(levels[which], roi, output_size, scale, sampling_ratio, aligned))
-    return torch.cat(rows).unflatten(0, boxes.shape[:2])
+theirs = partial(by_torchvision, torchvision_ops.roi_align)
 
 
 @pytest.mark.parametrize("function", [roi_align, roi_align_reference])
@@ -60,7 +52,7 @@ def test_equals_torchvision_and_the_reference(seed, size, ratio, aligned):
         boxes = torch.cat((boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])), dim=-1)
     arguments = (levels, boxes, level, strides, size, ratio, aligned)
     out = roi_align(*arguments)
-    torch.testing.assert_close(out, by_torchvision(*arguments), rtol=0, atol=1e-12)
+    torch.testing.assert_close(out, theirs(*arguments), rtol=0, atol=1e-12)
     torch.testing.assert_close(out, roi_align_reference(*arguments), rtol=0, atol=1e-12)
 
 
@@ -84,20 +76,13 @@ def test_equals_torchvision_at_the_edges(aligned, ratio, stride):
     level = torch.randn(1, 3, 48 // stride, 64 // stride, dtype=torch.float64)
     boxes = EDGES[None]
     arguments = ([level], boxes, torch.zeros(1, len(EDGES)).long(), [stride], 3, ratio, aligned)
-    torch.testing.assert_close(roi_align(*arguments), by_torchvision(*arguments), rtol=0, atol=1e-12)
+    torch.testing.assert_close(roi_align(*arguments), theirs(*arguments), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("ratio", [0, 1, 2])
 def test_feature_gradient_equals_torchvision(ratio):
-    levels, boxes, level, strides = scene(5)
-    weight = torch.randn(2, 5, 3, 3, 3, dtype=torch.float64)
-    gradients = []
-    for function in (roi_align, by_torchvision):
-        leaves = [feature.clone().requires_grad_() for feature in levels]
-        out = function(leaves, boxes, level, strides, 3, ratio, True)
-        gradients.append(torch.autograd.grad((out * weight).sum(), leaves))
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
+    found, expected = (feature_gradients(function, *scene(5), 3, ratio, True) for function in (roi_align, theirs))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("aligned", [False, True])
@@ -137,19 +122,17 @@ def test_lower_precision(dtype):
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_numbers_that_are_not_finite_do_no_harm(ratio):
     levels, boxes, level, strides = scene(4)
-    wild = boxes.clone()
-    wild[0, 0], wild[0, 1, 2], wild[1, 0, 1], wild[1, 1] = torch.nan, torch.inf, -torch.inf, 1e30
     leaves = [feature.clone().requires_grad_() for feature in levels]
-    wild.requires_grad_(ratio > 0)
-    out = roi_align(leaves, wild, level, strides, 3, ratio, True)
+    wild_boxes = wild(boxes).requires_grad_(ratio > 0)
+    out = roi_align(leaves, wild_boxes, level, strides, 3, ratio, True)
     out.sum().backward()
     assert out.isfinite().all()
     assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
     torch.testing.assert_close(out[:, 2:], roi_align(levels, boxes, level, strides, 3, ratio, True)[:, 2:])
     if ratio > 0:
-        assert wild.grad is not None
-        assert wild.grad.isfinite().all()
-        assert not wild.grad[0, 0].any()
+        assert wild_boxes.grad is not None
+        assert wild_boxes.grad.isfinite().all()
+        assert not wild_boxes.grad[0, 0].any()
 
 
 @settings(deadline=None, max_examples=10)

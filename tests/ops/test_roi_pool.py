@@ -1,22 +1,15 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from torchvision import ops as torchvision_ops
 
 from rcnn.ops.roi_pool import roi_pool, roi_pool_reference
-from tests.ops.rois import MAP, scene
+from tests.ops.rois import MAP, by_torchvision, feature_gradients, scene, wild
 
-
-def by_torchvision(levels, boxes, level, strides, output_size) -> Tensor:
-    """One call a RoI."""
-    rows = []
-    for image in range(boxes.shape[0]):
-        for box, which in zip(boxes[image], level[image].tolist(), strict=True):
-            roi = torch.cat((box.new_tensor([image]), box))[None]
-            rows.append(torchvision_ops.roi_pool(levels[which], roi, output_size, 1 / strides[which]))
-    return torch.cat(rows).unflatten(0, boxes.shape[:2])
+theirs = partial(by_torchvision, torchvision_ops.roi_pool)
 
 
 @pytest.mark.parametrize("function", [roi_pool, roi_pool_reference])
@@ -41,21 +34,14 @@ def test_worked_values(function, roi, expected):
 @given(seed=st.integers(0, 10**6), size=st.integers(1, 4))
 def test_equals_torchvision_and_the_reference(seed, size):
     arguments = (*scene(seed, rois=4), size)
-    assert torch.equal(roi_pool(*arguments), by_torchvision(*arguments))
+    assert torch.equal(roi_pool(*arguments), theirs(*arguments))
     assert torch.equal(roi_pool(*arguments), roi_pool_reference(*arguments))
 
 
 def test_feature_gradient_equals_torchvision_and_the_reference():
-    levels, boxes, level, strides = scene(5)
-    weight = torch.randn(2, 5, 3, 3, 3, dtype=torch.float64)
-    gradients = []
-    for function in (roi_pool, by_torchvision, roi_pool_reference):
-        leaves = [feature.clone().requires_grad_() for feature in levels]
-        out = function(leaves, boxes, level, strides, 3)
-        gradients.append(torch.autograd.grad((out * weight).sum(), leaves))
-    for ours, theirs, naive in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
-        torch.testing.assert_close(ours, naive, rtol=0, atol=1e-12)
+    found = feature_gradients(roi_pool, *scene(5), 3)
+    for function in (theirs, roi_pool_reference):
+        torch.testing.assert_close(found, feature_gradients(function, *scene(5), 3), rtol=0, atol=1e-12)
 
 
 def test_gradcheck_in_features():
@@ -75,9 +61,7 @@ def test_bfloat16():
 
 def test_numbers_that_are_not_finite_do_no_harm():
     levels, boxes, level, strides = scene(4)
-    wild = boxes.clone()
-    wild[0, 0], wild[0, 1, 2], wild[1, 0, 1], wild[1, 1] = torch.nan, torch.inf, -torch.inf, 1e30
-    out = roi_pool(levels, wild, level, strides, 3)
+    out = roi_pool(levels, wild(boxes), level, strides, 3)
     assert out.isfinite().all()
     assert torch.equal(out[:, 2:], roi_pool(levels, boxes, level, strides, 3)[:, 2:])
 

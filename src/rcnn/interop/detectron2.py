@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rcnn.config import Anchors, merge, validate
+from rcnn.config import merge, validate
 from rcnn.errors import WeightsError
 from rcnn.model.anchors import RULES, cell_anchors
 from rcnn.weights.imported import Imported, class_names, coco_names
@@ -132,12 +132,24 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
         tree = merge(tree, _normalised(*(rest.pop(f"pixel_{name}").flatten().tolist() for name in ("mean", "std"))))
     settings = validate(tree)
     for name in [name for name in rest if _CELLS.fullmatch(name)]:
-        _check_cells(name, rest.pop(name), settings.anchors, arch)
+        level, cells, sizes = int(name.rpartition(".")[2]), rest.pop(name), settings.anchors.sizes
+        expected = cell_anchors(settings.anchors, level) if level < len(sizes) else cells.new_zeros(0, 4)
+        if cells.shape != expected.shape or not torch.allclose(cells.float(), expected, atol=0.1):
+            raise WeightsError(
+                f"the checkpoint was trained with other anchors than {arch}: `{name}` is {cells.tolist()}, "
+                f"there it is {expected.tolist()}"
+            )
     tensors = {_renamed(name, arch): tensor for name, tensor in rest.items()}
     for name in [name for name in tensors if name.endswith(".running_mean")]:
         tensors.setdefault(name.replace("running_mean", "num_batches_tracked"), torch.tensor(0))
-    names, category_ids = (("object",), None) if settings.roi.head == "none" else _classes(rest, arch, names)
-    return Imported(settings, tensors, names, category_ids, (_LICENCE,))
+    if settings.roi.head == "none":
+        return Imported(settings, tensors, ("object",), None, (_LICENCE,))
+    # The background is the last row, so class k is row k.
+    count = _shape(rest, "roi_heads.box_predictor.cls_score.weight", arch)[0] - 1
+    known = {name: i for i, name in enumerate(coco_names(), start=1) if not name.startswith("unused_")}
+    labels = class_names(count, names, tuple(known))
+    category_ids = tuple(known.values()) if labels == tuple(known) else None
+    return Imported(settings, tensors, labels, category_ids, (_LICENCE,))
 
 
 def _shape(state: Mapping[str, Tensor], name: str, arch: str) -> tuple[int, ...]:
@@ -169,16 +181,6 @@ def _widths(state: Mapping[str, Tensor], arch: str) -> dict[str, Any]:
     return tree
 
 
-def _check_cells(name: str, cells: Tensor, anchors: Anchors, arch: str) -> None:
-    level = int(name.rpartition(".")[2])
-    wanted = cell_anchors(anchors, level) if level < len(anchors.sizes) else cells.new_zeros(0, 4)
-    if cells.shape != wanted.shape or not torch.allclose(cells.float(), wanted, atol=0.1):
-        raise WeightsError(
-            f"the checkpoint was trained with other anchors than {arch}: `{name}` is {cells.tolist()}, "
-            f"there it is {wanted.tolist()}"
-        )
-
-
 def _renamed(name: str, arch: str) -> str:
     for prefix, ours in _PREFIXES:
         if match := re.match(prefix, name):
@@ -187,13 +189,3 @@ def _renamed(name: str, arch: str) -> str:
                 rest = re.sub(pattern, replacement, rest)
             return match.expand(ours) + rest
     raise WeightsError(f"the checkpoint has `{name}`, which {arch} does not have; give the name of its configuration")
-
-
-def _classes(
-    state: Mapping[str, Tensor], arch: str, names: Sequence[str] | None
-) -> tuple[tuple[str, ...], tuple[int, ...] | None]:
-    """Return names and category ids; detectron2 puts the background last, so class k is row k."""
-    count = _shape(state, "roi_heads.box_predictor.cls_score.weight", arch)[0] - 1
-    known = {name: i for i, name in enumerate(coco_names(), start=1) if not name.startswith("unused_")}
-    labels = class_names(count, names, tuple(known))
-    return labels, tuple(known.values()) if labels == tuple(known) else None

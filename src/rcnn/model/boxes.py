@@ -1,7 +1,7 @@
 """Boxes as tensors: area, overlap, clipping, and the parameterisation of the paper.
 
-(..., 4) are continuous xyxy pixels: width = x2 - x1. `inclusive=True` reads the paper's integer boxes, whose last pixel
-belongs to them (`x2 - x1 + 1` wide). That convention exists in this file only.
+(..., 4) are continuous xyxy pixels: width = x2 - x1. An integer box of the paper, whose last pixel belongs to it, ends
+one pixel later.
 """
 
 import math
@@ -25,32 +25,32 @@ PLAIN = Normal()
 """The deltas themselves."""
 
 
-def area(boxes: Tensor, *, inclusive: bool = False) -> Tensor:
+def area(boxes: Tensor) -> Tensor:
     """(..., 4) -> (...) area in square pixels; 0 for an inverted box."""
-    return _sides(boxes, inclusive).clamp(min=0).prod(dim=-1)
+    return _sides(boxes).clamp(min=0).prod(dim=-1)
 
 
-def _sides(boxes: Tensor, inclusive: bool) -> Tensor:
+def _sides(boxes: Tensor) -> Tensor:
     low, high = boxes.split(2, dim=-1)
-    return high - low + 1 if inclusive else high - low
+    return high - low
 
 
-def _intersection(a: Tensor, b: Tensor, inclusive: bool = False) -> Tensor:
+def _intersection(a: Tensor, b: Tensor) -> Tensor:
     low = torch.maximum(a[..., :2], b[..., :2])
     high = torch.minimum(a[..., 2:], b[..., 2:])
-    return area(torch.cat((low, high), dim=-1), inclusive=inclusive)
+    return area(torch.cat((low, high), dim=-1))
 
 
-def iou(a: Tensor, b: Tensor, *, inclusive: bool = False) -> Tensor:
+def iou(a: Tensor, b: Tensor) -> Tensor:
     """(..., 4), (..., 4), broadcast -> (...) intersection over union in [0, 1]; 0 for two boxes without area."""
-    shared = _intersection(a, b, inclusive)
-    union = area(a, inclusive=inclusive) + area(b, inclusive=inclusive) - shared
+    shared = _intersection(a, b)
+    union = area(a) + area(b) - shared
     return shared / union.clamp(min=torch.finfo(union.dtype).tiny)
 
 
-def pairwise_iou(a: Tensor, b: Tensor, *, inclusive: bool = False) -> Tensor:
+def pairwise_iou(a: Tensor, b: Tensor) -> Tensor:
     """(..., N, 4), (..., M, 4) -> (..., N, M) IoU of every pair."""
-    return iou(a[..., :, None, :], b[..., None, :, :], inclusive=inclusive)
+    return iou(a[..., :, None, :], b[..., None, :, :])
 
 
 def generalised_iou(a: Tensor, b: Tensor, kind: Literal["iou", "giou", "diou", "ciou"]) -> Tensor:
@@ -69,7 +69,7 @@ def generalised_iou(a: Tensor, b: Tensor, kind: Literal["iou", "giou", "diou", "
         union = area(a) + area(b) - _intersection(a, b)
         return overlap - (hull_area - union) / hull_area
     (centre_a, size_a), (centre_b, size_b) = centre_size(a), centre_size(b)
-    distance = (centre_a - centre_b).square().sum(dim=-1) / _sides(hull, False).square().sum(dim=-1).clamp(min=tiny)
+    distance = (centre_a - centre_b).square().sum(dim=-1) / _sides(hull).square().sum(dim=-1).clamp(min=tiny)
     if kind == "diou":
         return overlap - distance
     angle_a, angle_b = (torch.atan2(size[..., 0], size[..., 1]) for size in (size_a, size_b))
@@ -104,7 +104,7 @@ def decode(deltas: Tensor, anchors: Tensor, normal: Normal = PLAIN) -> Tensor:
 
 def larger_than(boxes: Tensor, least: float) -> Tensor:
     """(..., 4) -> (...) bool: True if each side is positive and at least `least` pixels long."""
-    shorter = _sides(boxes, False).amin(dim=-1)
+    shorter = _sides(boxes).amin(dim=-1)
     return shorter >= least if least > 0 else shorter > 0
 
 

@@ -36,7 +36,7 @@ def is_offline() -> bool:
     return os.environ.get("RCNN_OFFLINE", "") not in ("", "0")
 
 
-def fetch(url: str, *, sha256_prefix: str | None = None) -> Path:
+def fetch(url: str) -> Path:
     """Return the file at `url` from torch's cache, `$TORCH_HOME/hub/checkpoints`, downloading it if needed.
 
     An interrupted download resumes where it stopped, in this call or a later one. The file's SHA-256 is compared with
@@ -44,9 +44,8 @@ def fetch(url: str, *, sha256_prefix: str | None = None) -> Path:
     variable RCNN_OFFLINE=1 nothing is downloaded.
 
     Args:
-        url: the last part of its path is the file's name.
-        sha256_prefix: the published first hexadecimal digits of the SHA-256. None: those in the file's name, as in
-            `resnet18-f37072fd.pth`, if any.
+        url: the last part of its path is the file's name, which may hold the published first hexadecimal digits of the
+            SHA-256, as in `resnet18-f37072fd.pth`.
 
     Raises:
         UnavailableError: no network, RCNN_OFFLINE, the server refuses, or the cache can't be written.
@@ -56,7 +55,7 @@ def fetch(url: str, *, sha256_prefix: str | None = None) -> Path:
     name = url.rsplit("/", 1)[-1]
     path = Path(torch.hub.get_dir()) / "checkpoints" / name
     in_name = re.search(r"-([0-9a-f]{8,64})\.", name)
-    published = sha256_prefix or (in_name[1] if in_name else "")
+    published = in_name[1] if in_name else ""
     if not path.exists():
         if is_offline():
             raise UnavailableError(f"{path} is missing, and RCNN_OFFLINE is set. {_by_hand(url, path)}")
