@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import rcnn.paper.measure as measure_file
-import rcnn.paper.one_stage as one_stage_file
 import rcnn.paper.proposals as proposals_file
 import rcnn.paper.recall as recall_file
 import rcnn.paper.schemes as schemes_file
@@ -18,13 +17,14 @@ import rcnn.paper.timing as timing_file
 import rcnn.paper.workspace as workspace_file
 from rcnn.config import Settings, override
 from rcnn.errors import SettingsError
-from rcnn.paper.by_name import EXPERIMENTS
-from rcnn.paper.measure import Change
+from rcnn.paper.execute import EXPERIMENTS
+from rcnn.paper.measure import Change, RPNProposals
 from rcnn.paper.proposals import without_boxes, without_scores
 from rcnn.paper.results import NumbersBySeed, judge_all
-from rcnn.paper.workspace import Trained, Training, Workspace
+from rcnn.paper.workspace import Training, Workspace
 from rcnn.presets import settings_of
 from rcnn.training.configure import choose_settings
+from rcnn.training.run_folder import RunFolder
 from tests.paper.conftest import SMALL
 from tests.paper.test_execute import given
 
@@ -39,16 +39,8 @@ class Loaded(NamedTuple):
         return Loaded(self.weights, override(self.settings, changes))
 
 
-class RPNProposals(NamedTuple):
-    rpn: Loaded
-    change: Change | None = None
-
-
-class Scored(NamedTuple):
-    """What a row's scores are of; without proposals the detector has its own."""
-
-    detector: Loaded
-    proposals: RPNProposals | tuple[str, int] | None = None
+Scored = tuple[Loaded, RPNProposals | tuple[str, int] | None]
+"""A detector, and the proposals that it is scored on; None: its own."""
 
 
 class Bench(Workspace):
@@ -58,14 +50,14 @@ class Bench(Workspace):
         super().__init__(settings, folder, "val", print)
         self.known: dict[str, Settings] = {}
 
-    def train(self, training: Training, seed: int) -> Trained:
-        folder = Path(f"{training.name}-{seed}")
-        self.known[folder.name] = self.settings_of(training, seed)
-        return Trained(folder)
+    def train(self, training: Training, seed: int) -> RunFolder:
+        name = f"{training.name}-{seed}"
+        self.known[name] = self.settings_of(training, seed)
+        return RunFolder(name)
 
-    def load(self, weights: Path) -> Any:
-        assert weights.name == "best.safetensors"
-        return Loaded(str(weights.parent), self.known[weights.parts[0]])
+    def load(self, training: Training, seed: int) -> Any:
+        weights: Any = super().load(training, seed)  # a path, see `scored`
+        return Loaded(weights.as_posix(), self.known[f"{training.name}-{seed}"])
 
 
 @pytest.fixture
@@ -74,31 +66,24 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
     found: list[Scored] = []
 
     def scores(detector: Loaded, dataset: Any, proposals: Any = None) -> dict[str, float]:
-        found.append(Scored(detector, proposals))
+        found.append((detector, proposals))
         return {"map50": 50.0}
 
-    def numbers(workspace: Any, proposals: Any) -> dict[str, float]:
-        return {"ar300": 50.0}
-
-    def proposing(detector: Loaded, batch: Any) -> list[Any]:
-        found.append(Scored(detector))
-        return []
-
-    def one_batch(*_: Any, **__: Any) -> Any:
-        return SimpleNamespace(epoch=lambda number: [SimpleNamespace(index=torch.zeros(0), batch=None)])
-
-    for file in (measure_file, one_stage_file, proposals_file, schemes_file):
+    batch = SimpleNamespace(index=torch.zeros(0), batch=None)
+    for file in (measure_file, schemes_file):
         monkeypatch.setattr(file, "scores", scores)
-    monkeypatch.setattr(proposals_file, "RPNProposals", RPNProposals)
-    monkeypatch.setattr(proposals_file, "open_proposals", lambda source, *_: source)
-    monkeypatch.setattr(proposals_file, "ProposalSet", lambda source, count: (source, count))
-    monkeypatch.setattr(one_stage_file, "SlidingWindows", SimpleNamespace(of=lambda model: ("windows", 1)))
+    monkeypatch.setattr(measure_file, "open_proposals", lambda source, *_: source)
+    monkeypatch.setattr(measure_file, "ProposalSet", lambda source, count: (source, count))
+    monkeypatch.setattr(measure_file, "SlidingWindows", SimpleNamespace(of=lambda model: ("windows", 1)))
+    monkeypatch.setattr(recall_file, "Loader", lambda *_, **__: SimpleNamespace(epoch=lambda number: [batch]))
+    monkeypatch.setattr(recall_file, "numbers", lambda workspace, proposals: {"ar300": 50.0})
+    monkeypatch.setattr(schemes_file, "minutes_of", lambda run: 12.0)
+    monkeypatch.setattr(workspace_file, "kept", lambda folder: folder)
+    monkeypatch.setattr(workspace_file, "Detector", SimpleNamespace(load=lambda weights, device: weights))
     monkeypatch.setattr(Loaded, "model", None, raising=False)
-    monkeypatch.setattr(Loaded, "region_proposals", proposing, raising=False)
-    monkeypatch.setattr(recall_file, "Loader", one_batch)
-    monkeypatch.setattr(recall_file, "numbers", numbers)
-    monkeypatch.setattr(workspace_file, "kept", lambda folder: folder / "best.safetensors")
-    monkeypatch.setattr(Trained, "minutes", 12.0)
+    monkeypatch.setattr(
+        Loaded, "region_proposals", lambda *loaded: found.append((loaded[0], None)) or [], raising=False
+    )
     monkeypatch.setattr(Workspace, "dataset", ())
     return found
 
@@ -249,13 +234,11 @@ def test_a_row_is_trained_and_tested_as_the_page_says(
         assert numbers[row].get("minutes") == (12.0 if name == "schemes" else None)
         assert set(bench.known) == {f"{training.name}-1" for training in run.needs}, "--budget knows what is trained"
         settings = override(base, f"{made.trained} {made.changes}".split())
-        assert scored.pop() == Scored(Loaded(made.weights, settings), elsewhere(base, made)), row
-
-
-def elsewhere(base: Settings, made: Row) -> Any:
-    if made.of is None or isinstance(made.of[1], int):
-        return made.of
-    return RPNProposals(Loaded(made.of[0], override(base, f"{made.rpn} {made.changes}".split())), made.of[1])
+        proposals: Any = made.of
+        if made.of is not None and not isinstance(made.of[1], int):
+            rpn: Any = Loaded(made.of[0], override(base, f"{made.rpn} {made.changes}".split()))
+            proposals = RPNProposals(rpn, made.of[1])
+        assert scored.pop() == (Loaded(made.weights, settings), proposals), row
 
 
 def test_without_the_model_file_the_row_of_edge_boxes_says_so_and_the_others_are_made() -> None:
@@ -276,25 +259,19 @@ def test_the_rpn_alone_has_no_setting_of_a_second_stage(tmp_path: Path) -> None:
 @pytest.mark.parametrize("init", ["none", "imagenet", "start.pth", "blood-cells"])
 def test_vgg_never_starts_from_weights_of_another_backbone(init: str, tmp_path: Path) -> None:
     bench = Bench(settings_of("mobilenet-fpn", [f"train.init={init}"]), tmp_path)
-    (vgg,) = (
-        run.needs[1]
-        for run in EXPERIMENTS["proposals"](bench.settings).measurements
-        if run.rows == ("SS -> RPN+VGG 300",)
+    assert bench.settings_of(proposals_file.vgg_rpn(bench.settings), 0).train.init == (
+        "none" if init == "none" else "imagenet"
     )
-    assert bench.settings_of(vgg, 0).train.init == ("none" if init == "none" else "imagenet")
 
 
 def test_a_model_file_changes_no_training_but_that_on_edge_boxes(tmp_path: Path) -> None:
     """So it may be given later, and nothing is trained again."""
     bench = Bench(settings_of("paper-zf", [EDGES]), tmp_path)
     bare = Bench(settings_of("paper-zf"), tmp_path)
-    for training in (
-        proposals_file.fast_rcnn(bare.settings),
-        proposals_file.ALTERNATING,
-        proposals_file.vgg_rpn(bare.settings),
-    ):
+    for training in EXPERIMENTS["proposals"](override(bench.settings, ["data.edge_model=null"])).trainings:
         assert bench.settings_of(training, 0) == bare.settings_of(training, 0)
-    assert bench.settings_of(proposals_file.EDGES, 0) != bare.settings_of(proposals_file.EDGES, 0)
+    edges = proposals_file.fast_rcnn("edge-boxes", "edge-boxes")
+    assert bench.settings_of(edges, 0) != bare.settings_of(edges, 0)
 
 
 def test_proposals_from_elsewhere_are_those_asked_for(scored: list[Scored], tmp_path: Path) -> None:
@@ -302,7 +279,7 @@ def test_proposals_from_elsewhere_are_those_asked_for(scored: list[Scored], tmp_
     bench = Bench(base, tmp_path)
     (run, *_) = EXPERIMENTS["proposals"](base).measurements
     run.measure(bench, 0)
-    assert scored.pop().proposals == ("selective-search-quality", 2000)
+    assert scored.pop()[1] == ("selective-search-quality", 2000)
     assert bench.known["fast-rcnn-0"].train.proposals == "selective-search-quality"
 
 

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from copy import copy
 from typing import NamedTuple
 
-from rcnn.config import SLIDING_WINDOWS, Settings, override
+from rcnn.config import SLIDING_WINDOWS, override
 from rcnn.data.formats.find import open_splits
-from rcnn.data.proposals.external import External, ProposalSet, SlidingWindows
 from rcnn.data.proposals.read import open_proposals
 from rcnn.evaluate import evaluate
 from rcnn.paper.experiment import Experiment
-from rcnn.paper.workspace import Training, Workspace
+from rcnn.paper.measure import external_proposals
+from rcnn.paper.workspace import Training, Workspace, minutes_of
 from rcnn.training.log import duration
 from rcnn.training.proposals import together
 from rcnn.training.schemes import stages_of
@@ -55,20 +55,32 @@ def cut_epochs(workspace: Workspace, experiment: Experiment, seeds: Sequence[int
         return asked
     began = time.monotonic()
     settings = {training.name: workspace.settings_of(training, seeds[0]) for training in trainings}
-    _search_all(workspace, experiment, list(settings.values()))
+    for_scoring = {measurement.proposals for measurement in experiment.measured if measurement.proposals}
+    for_training = {whole.train.proposals: whole for whole in settings.values()}
+    for source in (None, SLIDING_WINDOWS):
+        for_training.pop(source, None)
+    if for_scoring or for_training:
+        workspace.say("external proposals come first, so that --budget knows their time")
+    for source in sorted(for_scoring):
+        open_proposals(source, workspace.dataset, workspace.settings)
+    for source, whole in for_training.items():
+        open_proposals(str(source), together(open_splits(str(whole.data.path), whole.data)), whole)
     workspace.say("timing one epoch for --budget")
     one_epoch = copy(workspace)  # shares the record of finished trainings
     one_epoch.settings = override(workspace.settings, {"train": {"epochs": 1}})
+    # Trainings of a backbone take equally long, except on sliding windows.
+    kinds = {
+        name: whole.model.backbone + " on sliding windows" * (whole.train.proposals == SLIDING_WINDOWS)
+        for name, whole in settings.items()
+    }
     by_kind: dict[str, Seconds] = {}
     for training in sorted(trainings, key=lambda training: settings[training.name].train.proposals is not None):
-        kind = _kind(settings[training.name])
-        if kind not in by_kind:
-            by_kind[kind] = _timed(one_epoch, training, seeds[0])
+        if kinds[training.name] not in by_kind:
+            by_kind[kinds[training.name]] = _timed(one_epoch, training, seeds[0])
 
-    stages = {name: len(stages_of(whole)) for name, whole in settings.items()}
-    seconds = {name: by_kind[_kind(whole)] for name, whole in settings.items()}
-    total = sum(stages.values()) * len(seeds)
-    epoch = len(seeds) * sum(stages[name] * seconds[name].epoch for name in settings)
+    stages = sum(len(stages_of(whole)) for whole in settings.values()) * len(seeds)
+    seconds = {name: by_kind[kind] for name, kind in kinds.items()}
+    epoch = len(seeds) * sum(len(stages_of(whole)) * seconds[name].epoch for name, whole in settings.items())
     first = seconds[trainings[0].name].scoring
     scoring = [
         max((seconds[training.name].scoring for training in measurement.needs), default=first)
@@ -83,44 +95,18 @@ def cut_epochs(workspace: Workspace, experiment: Experiment, seeds: Sequence[int
     times = [f"an epoch takes {duration(first_kind.epoch)} with its validation"]
     times += [f"one of {kind} {duration(times.epoch)}" for kind, times in other_kinds]
     workspace.say(
-        f"{', '.join(times)}; {total} stages of {asked} epochs would take {duration(uncut)}. {result}"
+        f"{', '.join(times)}; {stages} stages of {asked} epochs would take {duration(uncut)}. {result}"
         + (", still over the budget" if needed > available else "")
     )
     return epochs
 
 
-def _search_all(workspace: Workspace, experiment: Experiment, settings: Sequence[Settings]) -> None:
-    """Find the external proposals of all measurements and trainings."""
-    for_scoring = {measurement.proposals for measurement in experiment.measured if measurement.proposals}
-    for_training = {whole.train.proposals: whole for whole in settings}
-    for source in (None, SLIDING_WINDOWS):
-        for_training.pop(source, None)
-    if for_scoring or for_training:
-        workspace.say("external proposals come first, so that --budget knows their time")
-    for name in sorted(for_scoring):
-        open_proposals(name, workspace.dataset, workspace.settings)
-    for name, whole in for_training.items():
-        open_proposals(str(name), together(open_splits(str(whole.data.path), whole.data)), whole)
-
-
 def _timed(workspace: Workspace, training: Training, seed: int) -> Seconds:
     """Train for an epoch, unless that is done, and score the detector on its own or external proposals."""
-    trained = workspace.train(training, seed)
-    settings = workspace.settings_of(training, seed)
-    detector = workspace.load(trained.best)
-    proposals: External | None = None
-    if settings.train.proposals == SLIDING_WINDOWS:
-        proposals = SlidingWindows.of(detector.model)
-    elif settings.train.proposals is not None:
-        found = open_proposals(settings.train.proposals, workspace.dataset, settings)
-        proposals = ProposalSet(found, settings.rpn.post_test)
+    settings, detector = workspace.settings_of(training, seed), workspace.load(training, seed)
+    proposals = external_proposals(workspace, settings, detector)
     began = time.monotonic()
     evaluate(detector, workspace.dataset, batch=settings.val.batch, proposals=proposals)
     scoring = time.monotonic() - began
-    return Seconds(60 * trained.minutes / len(stages_of(settings)) + scoring, scoring)
-
-
-def _kind(settings: Settings) -> str:
-    """Name the trainings that take equally long: those of a backbone, on sliding windows or not."""
-    windows = " on sliding windows" if settings.train.proposals == SLIDING_WINDOWS else ""
-    return settings.model.backbone + windows
+    training_time = 60 * minutes_of(workspace.train(training, seed))
+    return Seconds(training_time / len(stages_of(settings)) + scoring, scoring)

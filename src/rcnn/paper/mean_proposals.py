@@ -124,7 +124,7 @@ def _wider(wide: str, tall: str, look_up: Lookup) -> float:
 
 
 def _measure(rpn: Training, names: tuple[str, ...], workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
-    detector = workspace.load(workspace.train(rpn, seed).best).with_settings({"rpn": {"post_test": COUNT}})
+    detector = workspace.load(rpn, seed).with_settings({"rpn": {"post_test": COUNT}})
     propose = RPNProposals(detector)
     loader = Loader(workspace.dataset, detector.settings, training=False, batch=detector.settings.val.batch, seed=seed)
     per_cell = len(names) // len(detector.settings.anchors.sizes)

@@ -1,16 +1,11 @@
 """Table 10: two stages against Fast R-CNN on dense sliding windows."""
 
-from collections.abc import Mapping
-from functools import partial
-from typing import Any
-
 from rcnn.config import SLIDING_WINDOWS, Settings
-from rcnn.data.proposals.external import SlidingWindows
-from rcnn.paper.experiment import SCORES, Experiment, Measurement, Numbers, greater
-from rcnn.paper.measure import scores
-from rcnn.paper.proposals import ALTERNATING, unshared
+from rcnn.paper.experiment import SCORES, Experiment, greater
+from rcnn.paper.measure import trained
+from rcnn.paper.proposals import STAGE_1, STAGE_2, TOP_300
 from rcnn.paper.quoted import TABLE_10
-from rcnn.paper.workspace import Training, Workspace
+from rcnn.paper.workspace import Training
 
 PAPER = TABLE_10.column()
 """Detector -> mAP."""
@@ -30,9 +25,9 @@ def experiment(settings: Settings) -> Experiment:
         source="table 10; ZF, VOC 2007 test",
         columns=SCORES[:2],
         measurements=(
-            Measurement((two,), partial(unshared, two), (ALTERNATING,)),
-            Measurement((one,), partial(_on_windows, one, {}), (WINDOWS,)),
-            Measurement((five,), partial(_on_windows, five, {"predict": {"scales": SCALES}}), (WINDOWS,)),
+            trained(two, STAGE_2, TOP_300, STAGE_1),
+            trained(one, WINDOWS),
+            trained(five, WINDOWS, {"predict": {"scales": SCALES}}),
         ),
         paper={row: {"map50": number} for row, number in PAPER.items()},
         claims=(
@@ -41,8 +36,3 @@ def experiment(settings: Settings) -> Experiment:
         ),
         notes=("one stage: Fast R-CNN on dense sliding windows, which are the unrefined anchors at every cell",),
     )
-
-
-def _on_windows(row: str, changes: Mapping[str, Any], workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
-    detector = workspace.load(workspace.train(WINDOWS, seed).best).with_settings(changes)
-    return {row: scores(detector, workspace.dataset, SlidingWindows.of(detector.model))}

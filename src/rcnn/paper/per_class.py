@@ -40,7 +40,7 @@ def experiment(settings: Settings) -> Experiment:
 
 def _measure(workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
     """Return APs in percent; NaN for a class without objects."""
-    detector = workspace.load(workspace.train(ALTERNATING, seed).best)
+    detector = workspace.load(ALTERNATING, seed)
     metrics = evaluate(detector, workspace.dataset, batch=detector.settings.val.batch, losses=False)
     truths, predictions, names = metrics.truths, metrics.predictions, metrics.names
     aps = {

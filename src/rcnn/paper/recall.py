@@ -45,7 +45,7 @@ def _search(source: str, workspace: Workspace, seed: int) -> Mapping[str, Number
 
 
 def _rpn(workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
-    detector = workspace.load(workspace.train(RPN, seed).best).with_settings({"rpn": {"post_test": max(TOPS)}})
+    detector = workspace.load(RPN, seed).with_settings({"rpn": {"post_test": max(TOPS)}})
     loader = Loader(workspace.dataset, detector.settings, training=False, batch=detector.settings.val.batch, seed=seed)
     by_index = {}
     for item in loader.epoch(0):

@@ -3,7 +3,6 @@
 import csv
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from io import StringIO
 from pathlib import Path
@@ -70,31 +69,17 @@ class Training(NamedTuple):
     Attributes:
         name: part of its folder's name.
         changes: changes of the settings.
+        stage: 1, 2 or 3 for the weights of this stage of alternating training; None for the final weights.
     """
 
     name: str
     changes: Mapping[str, Any]
+    stage: int | None = None
 
 
-@dataclass(frozen=True)
-class Trained:
-    """A finished training: its run folder."""
-
-    folder: Path
-
-    @property
-    def best(self) -> Path:
-        """Weights of the best epoch; of the last one with `train.keep=last`."""
-        return kept(RunFolder(self.folder).weights)
-
-    def stage(self, number: int) -> Path:
-        """Return the weights of stage 1, 2 or 3 of alternating training, chosen in the same way."""
-        return kept(RunFolder(self.folder).stage(number))
-
-    @property
-    def minutes(self) -> float:
-        """Time of all training steps."""
-        return RunFolder(self.folder).rows()[-1]["seconds"] / 60
+def minutes_of(run: RunFolder) -> float:
+    """Return the time of all training steps of a finished run."""
+    return run.rows()[-1]["seconds"] / 60
 
 
 def classes_of(settings: Settings) -> tuple[str, ...]:
@@ -143,8 +128,8 @@ class Workspace:
             settings = override(settings, {"data": {"edge_model": None}})
         return settings
 
-    def train(self, training: Training, seed: int) -> Trained:
-        """Return a training, after running it unless it is finished; an interrupted one is resumed.
+    def train(self, training: Training, seed: int) -> RunFolder:
+        """Return the run folder of a training, which is run unless it is finished; an interrupted one is resumed.
 
         Raises:
             TrainingError: it failed.
@@ -154,7 +139,7 @@ class Workspace:
         text = to_yaml(settings)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         if (digest,) in self._finished:
-            return Trained(self._runs / self._finished.rows[digest,]["folder"])
+            return RunFolder(self._runs / self._finished.rows[digest,]["folder"])
         name = f"{training.name}-{seed}-{digest}"
         config = self._runs / f"{name}.yaml"
         atomic_write(config, text.encode())
@@ -174,13 +159,18 @@ class Workspace:
                 run = train(config=config, runs=self._runs, name=name, quiet=self.quiet)
         except Interrupted:
             raise Interrupted("interrupted; the same command goes on where it stopped") from None
-        trained = Trained(run.folder)
+        folder = RunFolder(run.folder)
         row = {"digest": digest, "training": training.name, "seed": seed, "epochs": epochs}
-        self._finished.add({**row, "minutes": trained.minutes, "folder": run.folder.name})
-        for state in RunFolder(run.folder).checkpoints.iterdir():  # the largest files, no longer needed
+        self._finished.add({**row, "minutes": minutes_of(folder), "folder": run.folder.name})
+        for state in folder.checkpoints.iterdir():  # the largest files, no longer needed
             state.unlink()
-        return trained
+        return folder
 
-    def load(self, weights: Path) -> Detector:
-        """Load a detector on the settings' device."""
-        return Detector.load(weights, self.settings.train.device)
+    def load(self, training: Training, seed: int) -> Detector:
+        """Return the detector of a training, which is run unless it is finished, on the settings' device.
+
+        The weights are those of the best epoch; of the last one with `train.keep=last`.
+        """
+        run = self.train(training, seed)
+        weights = run.weights if training.stage is None else run.stage(training.stage)
+        return Detector.load(kept(weights), self.settings.train.device)
