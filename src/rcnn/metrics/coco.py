@@ -88,16 +88,13 @@ def _evaluate(
 
         truth_rows = _annotations(((t.boxes, t.labels, t.ignore.astype(int)) for t in truths), "iscrowd")
         prediction_rows = _annotations(((p.boxes, p.labels, p.scores) for p in predictions), "score")
-        truth_set, prediction_set = COCO(), COCO()
         images: list[dict[str, Any]] = [{"id": index} for index in range(len(truths))]
         categories = [{"id": label, "name": str(label)} for label in range(num_classes)]
-        truth_set.dataset = {"images": images, "categories": categories, "annotations": truth_rows}
-        prediction_set.dataset = {"images": images, "categories": categories, "annotations": prediction_rows}
-        for annotated in (truth_set, prediction_set):
-            annotated.createIndex()
-        evaluation = COCOeval_faster(
-            truth_set, prediction_set, "bbox", print_function=logging.getLogger(__name__).debug
-        )
+        annotated = (COCO(), COCO())
+        for coco, annotations in zip(annotated, (truth_rows, prediction_rows), strict=True):
+            coco.dataset = {"images": images, "categories": categories, "annotations": annotations}
+            coco.createIndex()
+        evaluation = COCOeval_faster(*annotated, "bbox", print_function=logging.getLogger(__name__).debug)
         evaluation.params.maxDets = [min(1, max_detections), min(10, max_detections), max_detections]
         evaluation.evaluate()
         evaluation.accumulate()
@@ -119,5 +116,5 @@ def _annotations(images: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], fi
 
 def _mean(values: np.ndarray) -> float:
     """Return the mean without the -1 that the evaluator writes where there is no ground truth."""
-    there = values[values > -1]
-    return float(there.mean()) if len(there) else float("nan")
+    known = values[values > -1]
+    return float(known.mean()) if len(known) else float("nan")

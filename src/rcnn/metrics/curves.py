@@ -81,7 +81,9 @@ def precision_recall(
         true_positives = np.concatenate(([0], hits))[kept]
         precision[label] = np.where(kept > 0, true_positives / np.maximum(kept, 1), 1.0)
         recall[label] = true_positives / counts[label]
-        at_recall[label] = _envelope(hits, counts[label])
+        precisions = hits / np.arange(1, len(hits) + 1)
+        envelope = np.append(np.maximum.accumulate(precisions[::-1])[::-1], 0.0)  # the best precision from here on
+        at_recall[label] = envelope[np.searchsorted(100 * hits, np.arange(101) * counts[label])]  # integers: exact
     total = precision + recall
     f1 = 2 * precision * recall / np.where(total > 0, total, 1)
     return Curves(THRESHOLDS, precision, recall, f1, RECALLS, at_recall, counts)
@@ -112,11 +114,3 @@ def _judged(
         labels.append(prediction.labels[~ignored])
         right.append(matches[~ignored] >= 0)
     return np.concatenate(scores), np.concatenate(labels), np.concatenate(right)
-
-
-def _envelope(hits: np.ndarray, total: int) -> np.ndarray:
-    """Turn (D,) cumulative true positives, best first, into (R,): the best precision at each recall or beyond."""
-    precision = hits / np.arange(1, len(hits) + 1)
-    best = np.append(np.maximum.accumulate(precision[::-1])[::-1], 0.0)
-    reached = np.searchsorted(100 * hits, np.arange(101) * total, side="left")  # integers: exact
-    return best[reached]

@@ -131,10 +131,10 @@ class Metrics:
     def values(self) -> dict[str, MetricValue]:
         """Key -> value, of each of `METRICS` that applies."""
         unknown = MetricValue(float("nan"), np.full(len(self.names), np.nan))
-        values = {metric.key: (metric, value) for metric in METRICS if (value := metric.compute(self)) is not None}
         return {
-            key: value if self.predicts_classes or metric.group == "proposals" else unknown
-            for key, (metric, value) in values.items()
+            metric.key: value if self.predicts_classes or metric.group == "proposals" else unknown
+            for metric in METRICS
+            if (value := metric.compute(self)) is not None
         }
 
     @property
@@ -259,43 +259,33 @@ def _proposal_recall(top: int, metrics: Metrics) -> MetricValue | None:
     return MetricValue(recall[top]) if top in recall else None
 
 
+def _coco(key: str, heading: str, **looks: Any) -> Metric:
+    """Return the metric of a field of `CocoMetrics`, with its values by class where there are some."""
+
+    def compute(metrics: Metrics) -> MetricValue:
+        return MetricValue(getattr(metrics.coco, key), getattr(metrics.coco, f"per_class_{key}", None))
+
+    return Metric(key, heading, compute, **looks)
+
+
 METRICS: tuple[Metric, ...] = (
-    Metric(
-        "ap",
-        "AP",
-        lambda metrics: MetricValue(metrics.coco.ap, metrics.coco.per_class_ap),
-        per_class="AP",
-        live="AP",
-        tile=("AP", "mean over IoU .50:.95"),
-    ),
-    Metric(
-        "ap50",
-        "AP50",
-        lambda metrics: MetricValue(metrics.coco.ap50, metrics.coco.per_class_ap50),
-        per_class="AP50",
-        live="AP50",
-        tile=("AP50", "at IoU .50"),
-    ),
-    Metric("ap75", "AP75", lambda metrics: MetricValue(metrics.coco.ap75)),
-    Metric("ap_small", "AP small", lambda metrics: MetricValue(metrics.coco.ap_small), group="size"),
-    Metric("ap_medium", "AP medium", lambda metrics: MetricValue(metrics.coco.ap_medium), group="size"),
-    Metric("ap_large", "AP large", lambda metrics: MetricValue(metrics.coco.ap_large), group="size"),
-    Metric("ar100", "AR100", lambda metrics: MetricValue(metrics.coco.ar100), group="recall"),
-    Metric(
-        "voc_ap50",
-        "VOC mAP50 (area)",
-        partial(_voc, "area"),
-        per_class="VOC AP50 (area)",
-        group="voc",
-        tile=("mAP50", "VOC (area)"),
-    ),
-    Metric(
-        "voc07_ap50",
-        "VOC07 mAP50 (11-point)",
-        partial(_voc, "11-point"),
-        per_class="VOC07 AP50 (11-point)",
-        group="voc",
-        tile=("mAP50", "VOC07 (11-point)"),
+    _coco("ap", "AP", per_class="AP", live="AP", tile=("AP", "mean over IoU .50:.95")),
+    _coco("ap50", "AP50", per_class="AP50", live="AP50", tile=("AP50", "at IoU .50")),
+    _coco("ap75", "AP75"),
+    _coco("ap_small", "AP small", group="size"),
+    _coco("ap_medium", "AP medium", group="size"),
+    _coco("ap_large", "AP large", group="size"),
+    _coco("ar100", "AR100", group="recall"),
+    *(
+        Metric(
+            key,
+            f"{voc} mAP50 ({rule})",
+            partial(_voc, rule),
+            per_class=f"{voc} AP50 ({rule})",
+            group="voc",
+            tile=("mAP50", f"{voc} ({rule})"),
+        )
+        for key, voc, rule in (("voc_ap50", "VOC", "area"), ("voc07_ap50", "VOC07", "11-point"))
     ),
     *(
         Metric(
