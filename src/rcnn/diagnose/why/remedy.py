@@ -6,7 +6,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from rcnn.config import RPN, RoI
 from rcnn.diagnose.why.outcomes import Outcome, Rules
 from rcnn.diagnose.why.steps import ImageSteps
 from rcnn.metrics.overlap import box_iou
@@ -40,32 +39,6 @@ class Remedy(NamedTuple):
     text: str
 
 
-class NMSInput(NamedTuple):
-    """Boxes that enter an NMS, n of them.
-
-    Attributes:
-        boxes: (n, 4).
-        scores: (n,).
-        groups: (n,) level or class, within which boxes suppress each other.
-        fits: (n,) bool: the box fits the object.
-    """
-
-    boxes: np.ndarray
-    scores: np.ndarray
-    groups: np.ndarray
-    fits: np.ndarray
-
-    def survivors(self, settings: RPN | RoI, suppress: Suppressor, max_output: int) -> np.ndarray:
-        """Return (m,) the indices of the boxes that leave NMS, best first."""
-        sides = (self.boxes[:, 2:] - self.boxes[:, :2]).min(axis=1)
-        valid = (sides > 0) & (sides >= settings.min_size) & (self.scores >= settings.score)
-        boxes, scores, groups, eligible = (
-            torch.from_numpy(array)[None] for array in (self.boxes, self.scores, self.groups, valid)
-        )
-        index, _, kept = suppress(boxes, scores, groups, eligible, max_output)
-        return index[kept].numpy()
-
-
 def remedy(outcome: Outcome, box: np.ndarray, steps: ImageSteps, rules: Rules) -> Remedy:
     """Return the setting that would have kept a lost object at the step that lost it.
 
@@ -86,40 +59,41 @@ def remedy(outcome: Outcome, box: np.ndarray, steps: ImageSteps, rules: Rules) -
         ]
         text = "With this many boxes per level entering NMS, one that fits is among them."
         return Remedy("rpn.pre_test", min(ranks), text)
+    # Boxes (n, 4) and scores (n,) that enter an NMS, within whose groups (n,) they suppress each other.
     if where == "no_proposal" and detail != "shared":
-        boxes = steps.decoded[steps.entered]
+        stage, limit, settings, suppress = "rpn", "post_test", rules.rpn, rules.suppression.proposals
+        boxes, scores, groups = (part[steps.entered] for part in (steps.decoded, steps.objectness, steps.level))
         fits = box_iou(boxes, box[None])[:, 0] >= rules.iou
-        entries = NMSInput(boxes, steps.objectness[steps.entered], steps.level[steps.entered], fits)
-        return _remedy_of_nms("rpn", "post_test", detail, entries, rules.rpn, rules.suppression.proposals)
-    if where == "suppressed" and detail != "shared":
-        rows, classes = np.nonzero(steps.scores > rules.roi.score)
-        boxes, scores = steps.refined[rows, classes], steps.scores[rows, classes]
-        fits = (classes == outcome.label) & (box_iou(boxes, box[None])[:, 0] >= rules.iou)
-        entries = NMSInput(boxes, scores, classes, fits & (scores >= np.float32(rules.score)))
-        return _remedy_of_nms("roi", "detections", detail, entries, rules.roi, rules.suppression.detections)
-    return Remedy("", math.nan, NO_SETTING[where])
+    elif where == "suppressed" and detail != "shared":
+        stage, limit, settings, suppress = "roi", "detections", rules.roi, rules.suppression.detections
+        rows, groups = np.nonzero(steps.scores > rules.roi.score)
+        boxes, scores = steps.refined[rows, groups], steps.scores[rows, groups]
+        fits = (groups == outcome.label) & (box_iou(boxes, box[None])[:, 0] >= rules.iou)
+        fits &= scores >= np.float32(rules.score)
+    else:
+        return Remedy("", math.nan, NO_SETTING[where])
+    sides = (boxes[:, 2:] - boxes[:, :2]).min(axis=1)
+    best = np.flatnonzero(fits)[scores[fits].argmax()]
+    lowest = {"score": ("score", scores[best]), "small": ("min_size", sides[best])}
+    if detail in lowest:
+        name, value = lowest[detail]
+        return Remedy(f"{stage}.{name}", _round_down(float(value)), "A limit this low lets its box enter NMS.")
+    valid = (sides > 0) & (sides >= settings.min_size) & (scores >= settings.score)
+    entries = [torch.from_numpy(part)[None] for part in (boxes, scores, groups, valid)]
 
+    def fit(suppress: Suppressor, max_output: int) -> np.ndarray:
+        """Return (m,) whether each of the boxes that leave NMS fits, best first."""
+        boxes, scores, groups, valid = entries
+        index, _, kept = suppress(boxes, scores, groups, valid, max_output)
+        return fits[index[kept].numpy()]
 
-def _remedy_of_nms(
-    stage: str, limit: str, detail: str, entries: NMSInput, settings: RPN | RoI, suppress: Suppressor
-) -> Remedy:
-    """Return the setting of NMS or of a limit around it that would have kept one of the boxes that fit."""
-    best = np.flatnonzero(entries.fits)[entries.scores[entries.fits].argmax()]
-    if detail == "score":
-        text = "A limit this low lets its box enter NMS."
-        return Remedy(f"{stage}.score", _round_down(float(entries.scores[best])), text)
-    if detail == "small":
-        side = float((entries.boxes[best, 2:] - entries.boxes[best, :2]).min())
-        return Remedy(f"{stage}.min_size", _round_down(side), "A limit this low lets its box enter NMS.")
     if detail == "cut":
-        survivors = entries.survivors(settings, suppress, len(entries.boxes))
-        ranks = np.flatnonzero(entries.fits[survivors])
+        ranks = np.flatnonzero(fit(suppress, len(boxes)))
         if len(ranks):
             text = "With this many boxes kept after NMS, its own is among them."
             return Remedy(f"{stage}.{limit}", int(ranks[0]) + 1, text)
-    max_output = getattr(settings, limit)
     for step in range(math.floor(settings.nms / NMS_STEP) + 1, round(1 / NMS_STEP) + 1):
-        if entries.fits[entries.survivors(settings, NMS(step * NMS_STEP), max_output)].any():
+        if fit(NMS(step * NMS_STEP), getattr(settings, limit)).any():
             text = "With this threshold, NMS keeps a box that fits it beside those of its neighbours."
             return Remedy(f"{stage}.nms", round(step * NMS_STEP, 2), text)
     text = f"It is lost to both NMS and the number of boxes kept: raise `{stage}.nms` and `{stage}.{limit}`."

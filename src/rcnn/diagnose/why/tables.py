@@ -46,8 +46,8 @@ class CountedByKind(NamedTuple):
 def report(why: Why, dataset: Dataset, settings: Settings) -> WhyReport:
     """Return the answer with the AP if each kind were corrected, and the advice."""
     ap = ap_of(why.truths, why.predictions, len(why.names), why.iou) if why.predicts_classes else float("nan")
-    plain = WhyReport(why, ap, mended(why), "")
-    return plain._replace(advice=_Adviser(plain, dataset, settings).sentence())
+    answer = WhyReport(why, ap, mended(why), "")
+    return answer._replace(advice=_advice(answer, dataset, settings))
 
 
 def count_by_kind(items: Sequence[Outcome] | Sequence[Alarm], names: Sequence[str]) -> list[CountedByKind]:
@@ -121,139 +121,102 @@ def document(answer: WhyReport, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-class _Adviser:
-    """Chooses the kind that costs most, and says what to do about it."""
-
-    def __init__(self, answer: WhyReport, dataset: Dataset, settings: Settings) -> None:
-        self.report, self.why, self.dataset, self.settings = answer, answer.why, dataset, settings
-
-    def sentence(self) -> str:
-        """Return one sentence for the kind whose mending adds most AP, or without AP for the most frequent."""
-        why = self.why
-        counts = Counter(outcome.where for outcome in why.all_lost()) + Counter(alarm.kind for alarm in why.alarms)
-        if not counts:
-            return "Nothing is lost and nothing is wrong here: ask for a higher IoU (--iou 0.75), or try harder images."
-        kind = max(counts, key=lambda kind: (np.nan_to_num(self.report.gain(kind)), counts[kind]))
-        lost, alarms = why.lost(kind), why.false_alarms(kind)
-        return self._about_lost(kind, lost) if lost else self._about_alarms(kind, alarms)
-
-    def _about_lost(self, kind: str, lost: list[Outcome]) -> str:
-        rpn, roi, score = self.settings.rpn, self.settings.roi, self.why.score
-        larger = f"images larger (`preprocess.short`, now {self.settings.preprocess.short})"
-        objects = f"{len(lost)} object{'s' * (len(lost) != 1)}"
-        these = f"{objects}, {self._most(lost)}"
-        if kind == "no_anchor":
-            return self._about_anchors(lost, objects)
-        if kind == "not_in_top_k":
-            cut = sum(outcome.detail == "cut" for outcome in lost)
-            if 2 * cut > len(lost):
-                return (
-                    f"Raise `rpn.pre_test` (now {rpn.pre_test}): the RPN's boxes fit {cut} of {objects} that it loses, "
-                    "but are not among the best of their level."
-                )
-            return f"Train longer, or show {larger}: the RPN has no box for {these}."
-        if kind in ("no_proposal", "suppressed"):
-            stage, settings, limit, things = (
-                ("rpn", rpn, f"rpn.post_test` (now {rpn.post_test}", "proposals")
-                if kind == "no_proposal"
-                else ("roi", roi, f"roi.detections` (now {roi.detections}", "boxes")
-            )
-            detail, _ = Counter(outcome.detail for outcome in lost).most_common(1)[0]
-            now = settings.score
-            advice = {
-                "cut": f"Raise `{limit}): better-scored {things} crowd out",
-                "score": f"Lower `{stage}.score` (now {now:g}): {things} of too low a score are all there is for",
-                "nms": f"Raise `{stage}.nms` (now {settings.nms:g}): neighbours' {things} suppress those of",
-                "small": f"Lower `{stage}.min_size` (now {settings.min_size:g}): it drops the {things} of",
-                "shared": f"Show {larger} and train again, and look for labels given twice: one "
-                f"{'proposal' if stage == 'rpn' else 'box'} stands for two at",
-            }
-            return f"{advice[detail]} {these}."
-        if kind == "no_box":
-            return (
-                f"Train longer, or weigh boxes more (`roi.box_weight`, now {roi.box_weight:g}): proposals reach "
-                f"{these}, but the second stage's boxes leave them."
-            )
-        if kind == "other_class":
-            return self._about_confusions([(outcome.label, outcome.taken_for) for outcome in lost])
-        better = self._better_threshold()
-        if better is not None and better < score:
-            gained = sum(outcome.score >= better for outcome in lost)
-            return (
-                f"Lower the threshold from {score:.2f} to {better:.2f} (`predict.score`): F1 is best there, and "
-                f"{gained} of {objects} that score too low are found."
-            )
-        return (
-            f"Train longer or on more images: {these}, are boxed and classed right but score under {score:.2f}, and F1 "
-            "is no better at any other threshold."
-        )
-
-    def _about_alarms(self, kind: str, alarms: list[Alarm]) -> str:
-        roi, score, label = self.settings.roi, self.why.score, Counter(alarm.label for alarm in alarms)
-        these = f"{len(alarms)} false alarms, {self._most(alarms)},"
-        labels = f"Look at the labels of {self.why.names[label.most_common(1)[0][0]]}"
-        if kind == "duplicate":
-            return f"Lower `roi.nms` (now {roi.nms:g}): {these} are second boxes on objects that are found already."
-        if kind == "bad_box":
-            return (
-                f"Train longer, or weigh boxes more (`roi.box_weight`, now {roi.box_weight:g}): {these} are of the "
-                f"right class but overlap their object by less than {self.why.iou:g}."
-            )
-        if kind == "wrong_class":
-            return self._about_confusions([(int(self.why.truths[a.image].labels[a.truth]), a.label) for a in alarms])
-        if kind == "missing_label":
-            return (
-                f"{labels}: {len(alarms)} detections, {self._most(alarms)}, score above half of the right ones of "
-                "their class where nothing is labelled."
-            )
-        better = self._better_threshold()
-        if better is not None and better > score:
-            removed = sum(alarm.score < better for alarm in alarms)
-            return (
-                f"Raise the threshold from {score:.2f} to {better:.2f} (`predict.score`): F1 is best there, and "
-                f"{removed} of {len(alarms)} false alarms on background go."
-            )
-        return (
-            f"{labels}, and if they are complete train longer: {these} overlap no labelled object of their class by "
-            f"{MIN_ALARM_IOU:g}."
-        )
-
-    def _about_anchors(self, lost: list[Outcome], objects: str) -> str:
-        sides, preprocessor = [], Preprocessor(self.settings.preprocess)
-        whole_images = self.settings.predict.tile == "off"
+def _advice(answer: WhyReport, dataset: Dataset, settings: Settings) -> str:
+    """Return one sentence on the kind whose correction adds most AP, or without AP on the most frequent."""
+    why, rpn, roi, score = answer.why, settings.rpn, settings.roi, answer.why.score
+    counts = Counter(outcome.where for outcome in why.all_lost()) + Counter(alarm.kind for alarm in why.alarms)
+    if not counts:
+        return "Nothing is lost and nothing is wrong here: ask for a higher IoU (--iou 0.75), or try harder images."
+    kind = max(counts, key=lambda kind: (np.nan_to_num(answer.gain(kind)), counts[kind]))
+    lost, alarms = why.lost(kind), why.false_alarms(kind)
+    most = _most(lost or alarms, why.names)
+    objects = f"{len(lost)} object{'s' * (len(lost) != 1)}"
+    these = f"{objects}, {most}" if lost else f"{len(alarms)} false alarms, {most},"
+    larger = f"images larger (`preprocess.short`, now {settings.preprocess.short})"
+    weigh_boxes = f"Train longer, or weigh boxes more (`roi.box_weight`, now {roi.box_weight:g})"
+    if kind == "no_anchor":
+        sides, preprocessor, whole_images = [], Preprocessor(settings.preprocess), settings.predict.tile == "off"
         for outcome in lost:
-            size, box = self.dataset.records[outcome.image].size, self.why.truths[outcome.image].boxes[outcome.truth]
+            size, box = dataset.records[outcome.image].size, why.truths[outcome.image].boxes[outcome.truth]
             scale = np.divide(preprocessor.resized(size), size)[::-1] if whole_images else 1.0
             sides.append((box[2:] - box[:2]) * scale)
         width, height = np.median(sides, axis=0)
-        sizes = ", ".join(f"{size:g}" for level in self.settings.anchors.sizes for size in level)
+        sizes = ", ".join(f"{size:g}" for level in settings.anchors.sizes for size in level)
         return (
             f"Add sizes or ratios to `anchors.sizes` (now {sizes}) and `anchors.ratios`, and train again: no anchor "
             f"overlaps {objects} (median {width:.0f} x {height:.0f} px in the "
             f"{'resized image' if whole_images else 'file'})."
         )
-
-    def _about_confusions(self, pairs: Sequence[tuple[int, int]]) -> str:
-        (true, taken_for), count = Counter(pairs).most_common(1)[0]
-        true, taken_for = self.why.names[true], self.why.names[taken_for]
+    if kind == "not_in_top_k":
+        cut = sum(outcome.detail == "cut" for outcome in lost)
+        if 2 * cut > len(lost):
+            return (
+                f"Raise `rpn.pre_test` (now {rpn.pre_test}): the RPN's boxes fit {cut} of {objects} that it loses, "
+                "but are not among the best of their level."
+            )
+        return f"Train longer, or show {larger}: the RPN has no box for {these}."
+    if kind in ("no_proposal", "suppressed"):
+        stage, own, limit, things = (
+            ("rpn", rpn, f"rpn.post_test` (now {rpn.post_test}", "proposals")
+            if kind == "no_proposal"
+            else ("roi", roi, f"roi.detections` (now {roi.detections}", "boxes")
+        )
+        detail, _ = Counter(outcome.detail for outcome in lost).most_common(1)[0]
+        advice = {
+            "cut": f"Raise `{limit}): better-scored {things} crowd out",
+            "score": f"Lower `{stage}.score` (now {own.score:g}): {things} of too low a score are all there is for",
+            "nms": f"Raise `{stage}.nms` (now {own.nms:g}): neighbours' {things} suppress those of",
+            "small": f"Lower `{stage}.min_size` (now {own.min_size:g}): it drops the {things} of",
+            "shared": f"Show {larger} and train again, and look for labels given twice: one "
+            f"{'proposal' if stage == 'rpn' else 'box'} stands for two at",
+        }
+        return f"{advice[detail]} {these}."
+    if kind == "no_box":
+        return f"{weigh_boxes}: proposals reach {these}, but the second stage's boxes leave them."
+    if kind == "bad_box":
+        return f"{weigh_boxes}: {these} are of the right class but overlap their object by less than {why.iou:g}."
+    if kind in ("other_class", "wrong_class"):
+        pairs = [(outcome.label, outcome.taken_for) for outcome in lost]
+        pairs += [(int(why.truths[alarm.image].labels[alarm.truth]), alarm.label) for alarm in alarms]
+        labels, count = Counter(pairs).most_common(1)[0]
+        true, taken_for = (why.names[label] for label in labels)
         return (
             f"Look at the labels of {true} and {taken_for}, and train on more of both: {count} of {len(pairs)} "
             f"confusions are {true} taken for {taken_for}."
         )
+    if kind == "duplicate":
+        return f"Lower `roi.nms` (now {roi.nms:g}): {these} are second boxes on objects that are found already."
+    label, _ = Counter(item.label for item in lost or alarms).most_common(1)[0]
+    if kind == "missing_label":
+        return (
+            f"Look at the labels of {why.names[label]}: {len(alarms)} detections, {most}, score above half of the "
+            "right ones of their class where nothing is labelled."
+        )
+    curves = precision_recall(why.truths, why.predictions, len(why.names), why.iou)
+    f1, best = curves.f1[curves.counts > 0].mean(axis=0), best_threshold(curves, score)
+    better = f1.max() > np.interp(score, curves.thresholds, f1) + 0.01
+    change = f"the threshold from {score:.2f} to {best:.2f} (`predict.score`): F1 is best there, and"
+    if kind == "low_score":
+        if better and best < score:
+            gained = sum(outcome.score >= best for outcome in lost)
+            return f"Lower {change} {gained} of {objects} that score too low are found."
+        return (
+            f"Train longer or on more images: {these}, are boxed and classed right but score under {score:.2f}, and F1 "
+            "is no better at any other threshold."
+        )
+    if better and best > score:
+        removed = sum(alarm.score < best for alarm in alarms)
+        return f"Raise {change} {removed} of {len(alarms)} false alarms on background go."
+    return (
+        f"Look at the labels of {why.names[label]}, and if they are complete train longer: {these} overlap no labelled "
+        f"object of their class by {MIN_ALARM_IOU:g}."
+    )
 
-    def _better_threshold(self) -> float | None:
-        """Return the threshold with the best F1, if it is better by a hundredth there."""
-        why = self.why
-        curves = precision_recall(why.truths, why.predictions, len(why.names), why.iou)
-        f1 = curves.f1[curves.counts > 0].mean(axis=0)
-        best = best_threshold(curves, why.score)
-        return best if f1.max() > np.interp(why.score, curves.thresholds, f1) + 0.01 else None
 
-    def _most(self, items: Sequence[Outcome | Alarm]) -> str:
-        """Return `150 of them RBC and 160 medium`; of a single class `160 of them medium`."""
-        size, of_size = Counter(item.size for item in items).most_common(1)[0]
-        label, of_class = Counter(item.label for item in items).most_common(1)[0]
-        share = "all" if of_size == len(items) else f"{of_size}"
-        if len(self.why.names) == 1:
-            return f"{share} of them {size}"
-        return f"{of_class} of them {self.why.names[label]} and {of_size} {size}"
+def _most(items: Sequence[Outcome | Alarm], names: Sequence[str]) -> str:
+    """Return `150 of them RBC and 160 medium`; of a single class `160 of them medium`."""
+    size, of_size = Counter(item.size for item in items).most_common(1)[0]
+    label, of_class = Counter(item.label for item in items).most_common(1)[0]
+    if len(names) == 1:
+        return f"{'all' if of_size == len(items) else of_size} of them {size}"
+    return f"{of_class} of them {names[label]} and {of_size} {size}"
