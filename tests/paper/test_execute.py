@@ -60,6 +60,12 @@ def boxes(shapes: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def on_boxes(settings: Settings, boxes: Path) -> Settings:
+    """Settings with these proposals in place of Selective Search."""
+    return override(settings, {"train": {"proposals": str(boxes)}})
+
+
+@pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the trainings that take place."""
     names: list[str] = []
@@ -90,7 +96,14 @@ def test_the_column_of_eleven_points_says_so(name: str, settings: Settings) -> N
 
 
 def quietly(name: str, settings: Settings, folder: Path, **options: Any) -> ExperimentResult:
-    return execute(name, settings, folder, say=lambda text: None, quiet=True, **options)
+    return execute(name, settings, folder, **{"say": lambda text: None, "quiet": True, **options})
+
+
+def page_of(result: ExperimentResult, folder: Path) -> str:
+    """Write the page and the picture of a result; return the page."""
+    write_markdown(result, folder)
+    plot(result, folder / f"{result.name}.png")
+    return (folder / f"{result.name}.md").read_text()
 
 
 def table(path: Path) -> list[dict[str, str]]:
@@ -100,15 +113,12 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def check(result: ExperimentResult, folder: Path) -> None:
     """Every row has finite numbers, every ordering a verdict; the page and the picture are there."""
-    shown = result.experiment.columns
     for row in result.experiment.rows:
         for numbers in result.scores[row].values():
-            assert all(math.isfinite(numbers[column.key]) for column in shown), row
+            assert all(math.isfinite(numbers[column.key]) for column in result.experiment.columns), row
     assert result.experiment.claims
     assert {judged.verdict for judged in result.judgements} == {"one run"}
-    write_markdown(result, folder)
-    plot(result, folder / f"{result.name}.png")
-    page = (folder / f"{result.name}.md").read_text()
+    page = page_of(result, folder)
     assert all(f"| {row} |" in page for row in result.experiment.rows)
     assert (folder / f"{result.name}.png").stat().st_size > 10_000
     assert len(table(folder / f"{result.name}.csv")) == len(result.experiment.rows)
@@ -147,7 +157,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.slow
 def test_table_2_trains_four_models_for_its_fourteen_rows(
-    settings: Settings, boxes: Path, model: Path, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_boxes: Settings, model: Path, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counts: list[int] = []
     evaluate = measure_file.evaluate
@@ -158,8 +168,7 @@ def test_table_2_trains_four_models_for_its_fourteen_rows(
         return evaluate(detector, dataset, loaders=loaders, proposals=proposals, **options)
 
     monkeypatch.setattr(measure_file, "evaluate", watched)
-    given = {"train": {"proposals": str(boxes)}, "data": {"edge_model": str(model)}}
-    result = quietly("proposals", override(settings, given), tmp_path)
+    result = quietly("proposals", override(on_boxes, {"data": {"edge_model": str(model)}}), tmp_path)
     check(result, tmp_path)
     assert trained == ["fast-rcnn-0", "edge-boxes-0", "alternating-0", "rpn-vgg16-0"]
     assert len(result.experiment.rows) == 14
@@ -169,17 +178,14 @@ def test_table_2_trains_four_models_for_its_fourteen_rows(
 
 
 def test_a_row_that_is_not_measured_says_why_and_may_be_measured_later(
-    settings: Settings, boxes: Path, model: Path, trained: list[str], tmp_path: Path
+    on_boxes: Settings, model: Path, trained: list[str], tmp_path: Path
 ) -> None:
-    settings, said = override(settings, {"train": {"proposals": str(boxes)}}), []
-    result = execute("proposals", settings, tmp_path, leave_out=["SS ->"], say=said.append, quiet=True)
+    said: list[str] = []
+    result = quietly("proposals", on_boxes, tmp_path, leave_out=["SS ->"], say=said.append)
     assert trained == ["alternating-0"]
     assert not result.failures
     assert set(result.scores) == {"RPN shared -> RPN 300", "RPN unshared -> RPN 300"}
-    write_markdown(result, tmp_path)
-    plot(result, tmp_path / "proposals.png")
-    needs = "needs OpenCV's model file: data.edge_model=PATH"
-    page = (tmp_path / "proposals.md").read_text()
+    needs, page = "needs OpenCV's model file: data.edge_model=PATH", page_of(result, tmp_path)
     assert f"| EB -> EB 2000 | 0 | {needs} | 58.6 | - | - |" in page
     assert "| SS -> RPN+VGG 300 | 0 | left out | 59.2 | - | - |" in page
     assert f"not measured: EB -> EB 2000: {needs}" in said
@@ -187,29 +193,34 @@ def test_a_row_that_is_not_measured_says_why_and_may_be_measured_later(
     verdicts = {judged.claim.text: judged.verdict for judged in result.judgements}
     assert verdicts["RPN 300 (shared) >= EB 2000"] == "not measured"
 
-    settings = override(settings, {"data": {"edge_model": str(model)}})
-    result = quietly("proposals", settings, tmp_path, leave_out=["SS ->"])
+    with_model = override(on_boxes, {"data": {"edge_model": str(model)}})
+    result = quietly("proposals", with_model, tmp_path, leave_out=["SS ->"])
     assert trained == ["alternating-0", "edge-boxes-0"]
     assert result.scores["EB -> EB 2000"][0]["map50"] >= 0
 
 
-def test_what_leaves_nothing_out_or_nothing_over_is_refused(settings: Settings, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"--leave-out VGG16: no row .* there are .*; SS -> RPN\+VGG 300"):
-        quietly("proposals", settings, tmp_path, leave_out=["SS -> SS", "VGG16"])
-    with pytest.raises(SettingsError, match="no row that is measured on its own"):
-        quietly("time", settings, tmp_path, leave_out=["SS quality"])
-    with pytest.raises(SettingsError, match="--leave-out two one: no row would be left"):
-        quietly("one-stage", settings, tmp_path, leave_out=["two", "one"])
+@pytest.mark.parametrize(
+    ("name", "parts", "message"),
+    [
+        ("proposals", ["SS -> SS", "VGG16"], r"--leave-out VGG16: no row .* there are .*; SS -> RPN\+VGG 300"),
+        ("time", ["SS quality"], "no row that is measured on its own"),
+        ("one-stage", ["two", "one"], "--leave-out two one: no row would be left"),
+    ],
+)
+def test_what_leaves_nothing_out_or_nothing_over_is_refused(
+    name: str, parts: list[str], message: str, settings: Settings, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        quietly(name, settings, tmp_path, leave_out=parts)
 
 
 def test_figure_4_measures_selective_search_once(
-    settings: Settings, boxes: Path, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    on_boxes: Settings, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     opened: list[str] = []
     read = recall_file.open_proposals
     monkeypatch.setattr(recall_file, "open_proposals", lambda *words: opened.append(words[0]) or read(*words))
-    settings = override(settings, {"train": {"proposals": str(boxes)}})
-    result = quietly("recall", settings, tmp_path, seeds=(0, 1))
+    result = quietly("recall", on_boxes, tmp_path, seeds=(0, 1))
     assert (len(opened), trained) == (1, ["rpn-0", "rpn-1"])
     assert [list(result.scores[row]) for row in ("SS", "RPN")] == [[None], [0, 1]]
     for row in ("SS", "RPN"):
@@ -221,12 +232,9 @@ def test_figure_4_measures_selective_search_once(
     assert {judged.runs for judged in result.judgements} == {2}
 
 
-def test_table_1_measures_the_rpn_of_figure_4(
-    settings: Settings, boxes: Path, trained: list[str], tmp_path: Path
-) -> None:
+def test_table_1_measures_the_rpn_of_figure_4(on_boxes: Settings, trained: list[str], tmp_path: Path) -> None:
     small = {"sizes": [[8], [12], [16], [24]]}  # the larger ones of the preset leave hardly a box after NMS
-    changes = {"train": {"proposals": str(boxes)}, "roi": {"head": "none"}, "anchors": small}
-    settings = override(settings, changes)
+    settings = override(on_boxes, {"roi": {"head": "none"}, "anchors": small})
     quietly("recall", settings, tmp_path)
     result = quietly("mean-proposals", settings, tmp_path)
     check(result, tmp_path)
@@ -254,9 +262,7 @@ def test_table_6_has_the_aps_that_val_prints(
         **known,
         "all classes": pytest.approx(np.mean([*known.values()])),
     }
-    write_markdown(result, tmp_path)
-    plot(result, tmp_path / "per-class.png")
-    assert "orderings" not in (tmp_path / "per-class.md").read_text()
+    assert "orderings" not in page_of(result, tmp_path)
     command.show(result)
     write_report_part(result, tmp_path)
     (part,) = (tmp_path / "report").glob("paper-per-class.json")
@@ -301,10 +307,9 @@ def test_table_5_times_all_rows_in_turn(
 def test_a_broken_training_goes_on_and_finished_runs_stay(
     settings: Settings, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finish = train_file.announce_end
+    ends = iter([train_file.announce_end, interrupt])
     with monkeypatch.context() as patch:
-        ends = iter([finish, interrupt])
-        patch.setattr(train_file, "announce_end", lambda *told: next(ends)(*told))
+        patch.setattr(train_file, "announce_end", lambda *ended: next(ends)(*ended))
         with pytest.raises(Interrupted, match="the same command goes on"):
             quietly("one-stage", settings, tmp_path)
     assert trained == ["alternating-0", "sliding-windows-0"]
@@ -336,9 +341,7 @@ def test_a_training_that_fails_leaves_a_gap_and_is_tried_again(
     assert [text.partition(":")[0] for text in result.failures] == [f"one stage, {n}, seed 0" for n in SCALES]
     assert set(result.scores) == {"two stages (unshared)"}
     assert {judged.verdict for judged in result.judgements} == {"not measured"}
-    write_markdown(result, tmp_path)
-    plot(result, tmp_path / "one-stage.png")
-    assert "- one stage, 1 scale, seed 0: the loss is not finite" in (tmp_path / "one-stage.md").read_text()
+    assert "- one stage, 1 scale, seed 0: the loss is not finite" in page_of(result, tmp_path)
     check(quietly("one-stage", settings, tmp_path), tmp_path)
 
 
@@ -367,7 +370,7 @@ def test_epochs_that_fit(seconds: float, epochs: int) -> None:
 
 def test_a_budget_cuts_epochs_once_and_says_so(settings: Settings, trained: list[str], tmp_path: Path) -> None:
     settings, said = override(settings, ["train.epochs=500"]), []
-    result = execute("one-stage", settings, tmp_path, budget=0.05, say=said.append, quiet=True)
+    result = quietly("one-stage", settings, tmp_path, budget=0.05, say=said.append)
     assert 1 <= result.settings.train.epochs < 100
     (line,) = [text for text in said if "an epoch takes" in text]
     assert "5 stages of 500 epochs would take" in line
@@ -380,25 +383,20 @@ def test_a_budget_cuts_epochs_once_and_says_so(settings: Settings, trained: list
 
 
 def test_a_budget_counts_the_search_for_proposals(
-    settings: Settings, boxes: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    on_boxes: Settings, boxes: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(budget_file, "open_proposals", lambda source, *_: said.append(source))
-    settings = override(settings, {"train": {"proposals": str(boxes)}})
-    quiet = {"budget": 60, "say": said.append, "quiet": True}
-    execute("recall", settings, tmp_path / "recall", **quiet)
+    quietly("recall", on_boxes, tmp_path / "recall", budget=60, say=said.append)
     assert said.index(str(boxes)) < said.index("timing one epoch for --budget")
 
 
 @pytest.mark.slow
-def test_a_budget_times_an_epoch_of_each_backbone(
-    settings: Settings, boxes: Path, trained: list[str], tmp_path: Path
-) -> None:
+def test_a_budget_times_an_epoch_of_each_backbone(on_boxes: Settings, trained: list[str], tmp_path: Path) -> None:
     """The detectors that have proposals of their own come first; VGG-16 takes longer than the preset's backbone."""
-    settings, said = override(settings, {"train": {"proposals": str(boxes), "epochs": 2}}), []
-    left_out = ["SS -> SS", "100", "6000", "no ", "shared"]
-    how = {"budget": 0.001, "say": said.append, "quiet": True}
-    result = execute("proposals", settings, tmp_path, leave_out=left_out, **how)
+    settings, said = override(on_boxes, ["train.epochs=2"]), []
+    how = {"budget": 0.001, "say": said.append}
+    result = quietly("proposals", settings, tmp_path, leave_out=["SS -> SS", "100", "6000", "no ", "shared"], **how)
     assert trained == ["alternating-0", "rpn-vgg16-0", "fast-rcnn-0"]
     assert result.settings.train.epochs == 1
     (line,) = [text for text in said if "an epoch takes" in text]
@@ -406,7 +404,7 @@ def test_a_budget_times_an_epoch_of_each_backbone(
     assert "; 6 stages of 2 epochs would take " in line
     assert line.endswith(", still over the budget")
     trained.clear()
-    execute("proposals", settings, tmp_path / "fast", leave_out=["RPN"], **how)
+    quietly("proposals", settings, tmp_path / "fast", leave_out=["RPN"], **how)
     assert trained == ["fast-rcnn-0"]
 
 
