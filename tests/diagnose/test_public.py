@@ -69,7 +69,7 @@ def test_why_refuses_an_untrained_rpn_and_data_that_is_missing(folder: Path) -> 
     with pytest.raises(DataError, match="there is no `test` list"):
         rcnn.why(detector_of(folder), folder, split="test")
     with pytest.raises(TypeError, match=r"did you mean `score=`"):
-        rcnn.why(detector_of(folder), folder, conf=0.5)  # type: ignore[call-arg]
+        rcnn.why(detector_of(folder), folder, conf=0.5)
 
 
 def test_anchors_is_the_study_of_the_command(folder: Path, tmp_path: Path) -> None:

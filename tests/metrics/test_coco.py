@@ -16,19 +16,18 @@ def by_pycocotools(truths, predictions, classes: int, top: int = 100) -> list[fl
 
     gt, dt = COCO(), COCO()
     shared = {"images": [{"id": i} for i in range(len(truths))], "categories": [{"id": k} for k in range(classes)]}
-    gt_rows, dt_rows = [], []
-    for i, (truth, prediction) in enumerate(zip(truths, predictions, strict=True)):
-        for (x1, y1, x2, y2), label, ignore in zip(truth.boxes, truth.labels, truth.ignore, strict=True):
-            row = {"image_id": i, "category_id": int(label), "iscrowd": int(ignore), "id": len(gt_rows) + 1}
-            gt_rows.append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
-        for (x1, y1, x2, y2), label, score in zip(prediction.boxes, prediction.labels, prediction.scores, strict=True):
-            row = {"image_id": i, "category_id": int(label), "score": float(score), "id": len(dt_rows) + 1}
-            dt_rows.append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
-    gt.dataset = {**shared, "annotations": gt_rows}
-    dt.dataset = {**shared, "annotations": dt_rows}
     with contextlib.redirect_stdout(io.StringIO()):
-        gt.createIndex()
-        dt.createIndex()
+        for coco, images, field in (
+            (gt, [(truth.boxes, truth.labels, truth.ignore.astype(int)) for truth in truths], "iscrowd"),
+            (dt, [(found.boxes, found.labels, found.scores) for found in predictions], "score"),
+        ):
+            rows = []
+            for i, columns in enumerate(images):
+                for (x1, y1, x2, y2), label, value in zip(*columns, strict=True):
+                    row = {"image_id": i, "category_id": int(label), field: value, "id": len(rows) + 1}
+                    rows.append(row | {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1)})
+            coco.dataset = {**shared, "annotations": rows}
+            coco.createIndex()
         evaluation = COCOeval(gt, dt, "bbox")
         evaluation.params.maxDets = [1, 10, top]
         evaluation.evaluate()

@@ -190,10 +190,11 @@ def test_groups_part_the_objects_and_their_figures_add_up() -> None:
     assert sum(part["positives"] * part["boxes"] for part in parts) == pytest.approx(float(coverage.positives.sum()))
 
 
-def record(size: tuple[int, int], boxes: list[list[float]]) -> Record:
-    array = np.array(boxes, dtype=np.float64).reshape(-1, 4)
-    count = len(array)
-    return Record(Path("a.png"), "a.png", "a", size, array, np.zeros(count, np.int64), np.zeros(count, bool))
+def dataset(size: tuple[int, int], boxes: list[list[float]]) -> Dataset:
+    """One image."""
+    labels, ignore = np.zeros(len(boxes), np.int64), np.zeros(len(boxes), bool)
+    record = Record(Path("a.png"), "a.png", "a", size, np.array(boxes, float).reshape(-1, 4), labels, ignore)
+    return Dataset(Path("here"), "coco", "train", ("thing",), (1,), (record,))
 
 
 SMALL = ("preprocess.short=96", "preprocess.long=160")
@@ -203,8 +204,7 @@ def test_grids_and_boxes_are_those_of_the_network() -> None:
     settings = settings_of("tiny-fpn", SMALL)
     model = build(settings, 2)
     grid = network_grids(model.backbone, 3)
-    frames = frames_of([record((200, 250), [[50.0, 100.0, 150.0, 200.0]])], settings, grid)
-    (one,) = frames
+    (one,) = frames_of(dataset((200, 250), [[50.0, 100.0, 150.0, 200.0]]).records, settings, grid)
     assert one.size == (96, 120)
     assert one.grid.padded == (96, 128)
     with torch.no_grad():
@@ -213,17 +213,13 @@ def test_grids_and_boxes_are_those_of_the_network() -> None:
     assert one.boxes.tolist() == [[24.0, 48.0, 72.0, 96.0]]
 
 
-def data(records: list[Record]) -> Dataset:
-    return Dataset(Path("here"), "coco", "train", ("thing",), (1,), tuple(records))
-
-
 def test_a_study_names_what_no_anchor_reaches_and_draws(tmp_path: Path) -> None:
     model = build(settings_of("tiny-fpn", SMALL), 1)
-    thin = [10.0, 10.0, 11.0, 90.0]
-    result = study(data([record((96, 128), [[30.0, 30, 62, 62], thin])]), model)
+    square_and_thin = dataset((96, 128), [[30.0, 30, 62, 62], [10.0, 10, 11, 90]])
+    result = study(square_and_thin, model)
     assert result.unreached() == [1]
-    told = result.describe(1, data([record((96, 128), [[30.0, 30, 62, 62], thin])]))
-    assert (told["image"], told["class"], told["width"], told["height"]) == ("a.png", "thing", 1, 80)
+    thin = result.describe(1, square_and_thin)
+    assert (thin["image"], thin["class"], thin["width"], thin["height"]) == ("a.png", "thing", 1, 80)
     assert result.figures("fitted")["iou"] > result.figures("now")["iou"]
     assert sum(result.positive_counts("now").values()) == 2
     plot_anchors(result.objects, result.coverages, (0.3, 0.7), tmp_path / "a.png")
@@ -233,4 +229,4 @@ def test_a_study_names_what_no_anchor_reaches_and_draws(tmp_path: Path) -> None:
 def test_no_objects_is_said() -> None:
     model = build(settings_of("tiny-fpn", SMALL), 1)
     with pytest.raises(DataError, match="no object"):
-        study(data([record((96, 128), [])]), model)
+        study(dataset((96, 128), []), model)

@@ -1,6 +1,5 @@
 """The stages are the network's own: what `propose` and `predict` give, and what torchvision makes of the same boxes."""
 
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +67,6 @@ def test_proposals_and_detections_are_those_of_the_detector(
     (proposed,), (predicted,) = detector.propose(image), detector.predict(image)
     np.testing.assert_array_equal(explanation.proposals.scores.numpy(), proposed.scores)
     np.testing.assert_allclose(explanation.proposals.boxes.numpy() * scale, proposed.boxes, atol=1e-3)
-    assert explanation.detections is not None
     assert len(predicted.boxes) > 3
     np.testing.assert_array_equal(explanation.detections.scores.numpy(), predicted.scores)
     np.testing.assert_array_equal(explanation.detections.classes.numpy(), predicted.labels)
@@ -79,8 +77,7 @@ def test_suppressing_what_enters_nms_leaves_the_proposals(explanation: Explanati
     before = explanation.before
     entries = sum(min(60, rows * columns * 3) for rows, columns in explanation.grids)
     assert 20 < len(before.boxes) == len(before.anchor.unique()) <= entries  # those beyond the image have no area
-    kept = batched_nms(before.boxes.double(), before.scores.double(), explanation.levels[before.anchor], 0.7)
-    kept = kept[:20]
+    kept = batched_nms(before.boxes.double(), before.scores.double(), explanation.levels[before.anchor], 0.7)[:20]
     torch.testing.assert_close(before.boxes[kept], explanation.proposals.boxes, rtol=0, atol=0)
     assert before.anchor[kept].tolist() == explanation.proposals.anchor.tolist()
     torch.testing.assert_close(explanation.objectness[before.anchor], before.scores)
@@ -99,23 +96,18 @@ def test_an_anchor_lies_at_its_place(explanation: Explanation) -> None:
 
 def labels(explanation: Explanation) -> torch.Tensor:
     """(A,) 1 positive, 0 negative, -1 not trained, by the paper's rules; half in the third object counts as neither."""
-    assert explanation.truth is not None
     boxes = explanation.truth.boxes
     iou = box_iou(explanation.anchors, boxes[:2])
     positive = (iou >= 0.7).any(dim=1) | (iou >= iou.amax(dim=0) - 1e-6).any(dim=1)
-    inside = (
-        explanation.anchors[:, None, :2].maximum(boxes[2:, :2]),
-        explanation.anchors[:, None, 2:].minimum(boxes[2:, 2:]),
-    )
-    own = (explanation.anchors[:, 2:] - explanation.anchors[:, :2]).prod(dim=1)
-    covered = (inside[1] - inside[0]).clamp(min=0).prod(dim=2)[:, 0] >= own / 2
+    low, high = explanation.anchors.split(2, dim=1)
+    inside = (high.minimum(boxes[2, 2:]) - low.maximum(boxes[2, :2])).clamp(min=0)
+    covered = inside.prod(dim=1) >= (high - low).prod(dim=1) / 2
     negative = (iou < 0.3).all(dim=1) & ~positive & ~covered
     return positive.long() - (~positive & ~negative).long()
 
 
 def test_labels_follow_the_rules_of_the_paper(explanation: Explanation) -> None:
     truth = explanation.truth
-    assert truth is not None
     scale = torch.tensor([129 / 201, 96 / 150] * 2, dtype=torch.float64)
     torch.testing.assert_close(truth.boxes.double(), torch.from_numpy(TRUTH.boxes) * scale, rtol=0, atol=1e-4)
     assert torch.equal(truth.label.long(), labels(explanation))
@@ -126,21 +118,15 @@ def test_labels_follow_the_rules_of_the_paper(explanation: Explanation) -> None:
 
 def test_a_sample_is_drawn_as_in_training(explanation: Explanation, detector: Detector, image: np.ndarray) -> None:
     truth = explanation.truth
-    assert truth is not None
     label = truth.label[truth.sampled]
-    positive = int((truth.label == 1).sum())
     assert len(truth.sampled.unique()) == 64
-    assert int((label == 1).sum()) == min(positive, 32)
+    assert int((label == 1).sum()) == min(int((truth.label == 1).sum()), 32)
     assert not (label == -1).any()
-    other = follow(detector, image, TRUTH, seed=1).truth
-    assert other is not None
-    assert other.sampled.tolist() != truth.sampled.tolist()
-    assert follow(detector, image, TRUTH).truth.sampled.tolist() == truth.sampled.tolist()  # type: ignore[union-attr]
+    again, other = (follow(detector, image, TRUTH, seed=seed).truth.sampled.tolist() for seed in (0, 1))
+    assert again == truth.sampled.tolist() != other
 
 
 def test_a_detection_comes_from_an_anchor_over_its_proposal(explanation: Explanation) -> None:
-    assert explanation.detections is not None
-    assert explanation.truth is not None
     found = explanation.origins()
     assert len(found) == len(explanation.detections.boxes)
     for origin, proposal in zip(found, explanation.detections.proposal.tolist(), strict=True):
@@ -197,12 +183,6 @@ def drawn(axes: Axes, name: str = "") -> torch.Tensor:
     return torch.from_numpy(np.array(corners, np.float32).reshape(-1, 4))
 
 
-def dots(axes: Axes) -> list[list[float]]:
-    """Middles of a panel, in order."""
-    parts = [part for part in axes.collections if isinstance(part, PathCollection)]
-    return sorted(place for part in parts for place in np.asarray(part.get_offsets()).tolist())
-
-
 def test_the_labels_have_a_panel_each(explanation: Explanation, sheets: dict[str, list[Axes]]) -> None:
     label = labels(explanation)
     assert min((label == value).sum() for value in (1, 0, -1)) > 0
@@ -222,13 +202,13 @@ def test_the_labels_have_a_panel_each(explanation: Explanation, sheets: dict[str
     for level in range(len(explanation.strides)):
         own = explanation.anchors[(label == 0) & (explanation.levels == level)]
         middles += torch.unique((own[:, :2] + own[:, 2:]) / 2, dim=0).tolist()
-    assert dots(negative) == sorted(middles)
+    dots = (part for part in negative.collections if isinstance(part, PathCollection))
+    assert sorted(dot for part in dots for dot in np.asarray(part.get_offsets()).tolist()) == sorted(middles)
 
 
 def test_the_sample_has_a_panel_of_positives_and_one_of_negatives(
     explanation: Explanation, sheets: dict[str, list[Axes]]
 ) -> None:
-    assert explanation.truth is not None
     sampled, label = explanation.truth.sampled, labels(explanation)
     positive, negative = (explanation.anchors[sampled[label[sampled] == value]] for value in (1, 0))
     first, second = sheets["3-samples"]
@@ -245,18 +225,13 @@ def test_the_map_of_a_level_has_the_best_anchor_of_each_cell(
     highest = np.zeros((height, width))
     for level, ((rows, columns), stride) in enumerate(zip(explanation.grids, explanation.strides, strict=True)):
         expected = np.zeros((rows, columns))
-        for row, column in product(range(rows), range(columns)):
+        for row, column in np.ndindex(rows, columns):
             best = max(explanation.objectness[explanation.anchors_of(level, row, column)].tolist())
             expected[row, column] = best
             area = highest[row * stride : (row + 1) * stride, column * stride : (column + 1) * stride]
             area[...] = np.maximum(area, best)
-        np.testing.assert_array_equal(shown(sheets["4-objectness"][level]), expected)
-    np.testing.assert_array_equal(shown(sheets["overview"][4]), highest)
-
-
-def shown(axes: Axes) -> np.ndarray:
-    """The map that lies over the image."""
-    return np.asarray(axes.images[-1].get_array())
+        np.testing.assert_array_equal(sheets["4-objectness"][level].images[-1].get_array(), expected)
+    np.testing.assert_array_equal(sheets["overview"][4].images[-1].get_array(), highest)
 
 
 def test_proposals_are_drawn_in_the_colours_of_their_scores_the_best_on_top(
@@ -267,7 +242,6 @@ def test_proposals_are_drawn_in_the_colours_of_their_scores_the_best_on_top(
             assert torch.equal(drawn(axes), ranked.boxes.flip(0))
             (lines,) = axes.collections
             np.testing.assert_array_equal(np.asarray(lines.get_array()), ranked.scores.flip(0).numpy())
-    assert explanation.detections is not None
     assert torch.equal(drawn(sheets["overview"][7]), explanation.detections.boxes)
 
 

@@ -33,7 +33,7 @@ from rcnn.diagnose.why.outcomes import (
 )
 from rcnn.diagnose.why.pictures import KINDS, draw_why, draw_worst
 from rcnn.diagnose.why.steps import ImageSteps, run_steps
-from rcnn.diagnose.why.tables import document, possible_reasons, report
+from rcnn.diagnose.why.tables import WhyReport, document, possible_reasons, report
 from rcnn.errors import DataError, NonFiniteError, SettingsError
 from rcnn.metrics.coco import coco_metrics
 from rcnn.metrics.confusion import confusion_matrix
@@ -241,9 +241,10 @@ def test_what_lies_in_an_ignored_object_is_no_false_alarm() -> None:
 # --- laws, on a data set that a random detector half knows -----------------------------------------------------------
 
 
-def make_dataset(made: Detector, folder: Path) -> Dataset:
-    """Images whose objects are what the detector says, moved about, some of another class, some ignored."""
-    rng = np.random.default_rng(0)
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """Images whose objects are the detections, moved about, some of another class, some ignored."""
+    folder, rng = tmp_path_factory.mktemp("images"), np.random.default_rng(0)
     records = []
     for index in range(5):
         path = folder / f"{index}.png"
@@ -255,11 +256,6 @@ def make_dataset(made: Detector, folder: Path) -> Dataset:
         labels = np.where(rng.random(len(whole)) < 0.3, rng.integers(0, 3, len(whole)), labels)
         records.append(Record(path, path.name, index, SIZE, whole, labels, rng.random(len(whole)) < 0.2))
     return Dataset(folder, "voc", "val", NAMES, (1, 2, 3), tuple(records))
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return make_dataset(detector(), tmp_path_factory.mktemp("images"))
 
 
 @pytest.fixture(scope="module")
@@ -326,32 +322,28 @@ def test_ap_is_cocos_and_mending_never_lowers_it(answer: Why) -> None:
 
 
 def planted(
-    truths: list[Truth], predictions: list[Prediction], lost: dict[tuple[int, int], str], score: float = 0.5
+    *detections: tuple[float, float, int],
+    labels: tuple[int, ...] = (0, 0),
+    lost: dict[int, str] | None = None,
+    detail: str = "",
 ) -> Why:
-    """An answer whose objects are found, or lost at the places given by (image, truth)."""
-    outcomes = tuple(
-        Outcome(image, index, int(label), "medium", lost.get((image, index), FOUND), taken_for=1, score=0.9)
-        for image, truth in enumerate(truths)
-        for index, label in enumerate(truth.labels)
-    )
-    alarms = tuple(find_alarms(truths, predictions, 0.5, score))
-    return Why(NAMES, 0.5, score, True, tuple(truths), tuple(predictions), outcomes, alarms)
-
-
-def one_image(*found: tuple[float, float, int], labels: tuple[int, ...] = (0, 0)) -> tuple[Truth, Prediction]:
-    """Objects at 0, 100, ... and detections (start, score, label)."""
+    """The answer for an image of objects at 0, 100, ..., found or lost, and detections (start, score, label)."""
     truth = Truth(boxes(*(100.0 * i for i in range(len(labels)))), np.array(labels), np.zeros(len(labels), bool))
-    starts, scores, said = (np.array(column) for column in zip(*found, strict=True))
-    return truth, Prediction(boxes(*starts), scores.astype(np.float32), said)
+    starts, scores, classes = (np.array(column) for column in zip(*detections, strict=True))
+    prediction = Prediction(boxes(*starts), scores.astype(np.float32), classes)
+    outcomes = tuple(
+        Outcome(0, index, label, "medium", (lost or {}).get(index, FOUND), detail, taken_for=0, score=0.9)
+        for index, label in enumerate(labels)
+    )
+    alarms = tuple(find_alarms([truth], [prediction], 0.5, 0.5))
+    return Why(NAMES, 0.5, 0.5, True, (truth,), (prediction,), outcomes, alarms)
 
 
 def test_what_mending_gives_by_hand() -> None:
-    def after(kind: str, *found: tuple[float, float, int], labels: tuple[int, ...] = (0, 0)) -> tuple[float, float]:
-        truth, prediction = one_image(*found, labels=labels)
-        lost = {(0, 1): kind} if kind in MISS_REASONS else {(0, 1): "no_box"}
-        answer = planted([truth], [prediction], lost)
+    def after(kind: str, *detections: tuple[float, float, int]) -> tuple[float, float]:
+        answer = planted(*detections, lost={1: kind if kind in MISS_REASONS else "no_box"})
         assert kind in MISS_REASONS or [alarm.kind for alarm in answer.alarms] == [kind]
-        return ap_of([truth], [prediction], 3, 0.5), mended(answer)[kind]
+        return ap_of(answer.truths, answer.predictions, 3, 0.5), mended(answer)[kind]
 
     half = 51 / 101  # recalls 0, 0.01 .. 0.5 at precision 1
     low = (half, 1.0)
@@ -366,9 +358,7 @@ def test_what_mending_gives_by_hand() -> None:
     assert after("wrong_class", (0, 0.9, 0), (100, 0.8, 1)) == pytest.approx(low)
     assert after("background", (0, 0.9, 0), (300, 0.8, 0), (100, 0.4, 0)) == pytest.approx((between, 1.0))
     # A missing label: three objects, all found.
-    everything = [(0, 0.8, 0), (100, 0.7, 0), (300, 0.9, 0)]
-    truth, prediction = one_image(*everything)
-    assert mended(planted([truth], [prediction], {}))["missing_label"] == pytest.approx(1.0)
+    assert mended(planted((0, 0.8, 0), (100, 0.7, 0), (300, 0.9, 0)))["missing_label"] == pytest.approx(1.0)
 
 
 # --- what is said and drawn ------------------------------------------------------------------------------------------
@@ -390,18 +380,17 @@ DETAILS |= {"suppressed": ("nms", "cut", "small", "shared")}
 def test_the_advice_is_about_what_costs_most_and_names_settings_that_exist(
     kind: str, detail: str, dataset: Dataset
 ) -> None:
-    found = [(0, 0.9, 0), (100, 0.4, 1)] + ([ALARM[kind]] if kind in ALARM else [])
-    truth, prediction = one_image(*found, labels=(0, 1))
-    answer = planted([truth], [prediction], {(0, 1): kind} if kind in MISS_REASONS else {})
-    outcomes = tuple(o._replace(detail=detail, taken_for=0) if o.where == kind else o for o in answer.outcomes)
-    told = report(replace(answer, outcomes=outcomes), dataset, tiny.settings())
-    assert told.advice.endswith(".")
-    assert told.advice.count(". ") == 0
-    named = [word for i, word in enumerate(told.advice.split("`")) if i % 2]
+    detections = [(0, 0.9, 0), (100, 0.4, 1)] + ([ALARM[kind]] if kind in ALARM else [])
+    answer = planted(*detections, labels=(0, 1), lost={1: kind} if kind in MISS_REASONS else {}, detail=detail)
+    whole_report = report(answer, dataset, tiny.settings())
+    advice = whole_report.advice
+    assert advice.endswith(".")
+    assert advice.count(". ") == 0
+    named = advice.split("`")[1::2]
     assert set(named) <= set(keys())
-    assert named or "labels" in told.advice or "onger" in told.advice
-    assert "cat" in told.advice or "dog" in told.advice or kind in MISS_REASONS or kind == "background"
-    whole = document(told, dataset)
+    assert named or "labels" in advice or "onger" in advice
+    assert "cat" in advice or "dog" in advice or kind in MISS_REASONS or kind == "background"
+    whole = document(whole_report, dataset)
     part = whole["lost"] if kind in MISS_REASONS else whole["false_alarms"]
     assert part[kind]["count"] == sum(part[kind]["by_class"].values()) == sum(part[kind]["by_size"].values()) == 1
     assert len(whole["lost_objects"]) + len(whole["false_detections"]) == 1
@@ -409,33 +398,29 @@ def test_the_advice_is_about_what_costs_most_and_names_settings_that_exist(
 
 @pytest.mark.parametrize("kind", ["no_proposal", "suppressed"])
 def test_one_box_for_two_objects_is_no_matter_of_suppression(kind: str, dataset: Dataset) -> None:
-    truth, prediction = one_image((0, 0.9, 0), (100, 0.4, 1), labels=(0, 1))
-    answer = planted([truth], [prediction], {(0, 1): kind})
-    outcomes = tuple(outcome._replace(detail="shared") for outcome in answer.outcomes)
-    advice = report(replace(answer, outcomes=outcomes), dataset, tiny.settings()).advice
+    answer = planted((0, 0.9, 0), (100, 0.4, 1), labels=(0, 1), lost={1: kind}, detail="shared")
+    advice = report(answer, dataset, tiny.settings()).advice
     assert advice.startswith("Show images larger")
     assert "nms" not in advice
 
 
 def test_the_advice_on_a_single_class_does_not_count_it(dataset: Dataset) -> None:
-    truth, prediction = one_image((0, 0.4, 0), (100, 0.4, 0), labels=(0, 0))
-    answer = replace(planted([truth], [prediction], {(0, 0): "no_box", (0, 1): "no_box"}), names=("raccoon",))
-    advice = report(answer, dataset, tiny.settings()).advice
+    answer = planted((0, 0.4, 0), (100, 0.4, 0), lost={0: "no_box", 1: "no_box"})
+    advice = report(replace(answer, names=("raccoon",)), dataset, tiny.settings()).advice
     assert "raccoon" not in advice
     assert "2 objects, all of them " in advice
 
 
 def test_a_perfect_detector_gets_other_advice(dataset: Dataset, tmp_path: Path) -> None:
-    truth, prediction = one_image((0, 0.9, 0), (100, 0.8, 0))
-    told = report(planted([truth], [prediction], {}), dataset, tiny.settings())
-    assert told.advice.startswith("Nothing is lost")
-    draw_why(told, tmp_path / "funnel.png")
-    draw_worst(told.why, replace(dataset, records=dataset.records[:1]), tiny.settings(), tmp_path / "worst.jpg")
-    check(tmp_path)
+    answer = report(planted((0, 0.9, 0), (100, 0.8, 0)), dataset, tiny.settings())
+    assert answer.advice.startswith("Nothing is lost")
+    check_pictures(answer, replace(dataset, records=dataset.records[:1]), tmp_path)
 
 
-def check(folder: Path) -> None:
-    """Two whole pictures, and nothing beside them."""
+def check_pictures(answer: WhyReport, dataset: Dataset, folder: Path) -> None:
+    """Draw both pictures, and check that they are complete."""
+    draw_why(answer, folder / "funnel.png")
+    draw_worst(answer.why, dataset, tiny.settings(), folder / "worst.jpg")
     assert sorted(path.name for path in folder.iterdir()) == ["funnel.png", "worst.jpg"]
     for path in folder.iterdir():
         with Image.open(path) as picture:
@@ -446,11 +431,9 @@ def check(folder: Path) -> None:
 @pytest.mark.parametrize("head", ["fc", "none"])
 def test_pictures_and_document(dataset: Dataset, tmp_path: Path, head: str) -> None:
     made = detector({"roi": {"head": head}})
-    told = report(analyse(made, dataset), dataset, made.settings)
-    draw_why(told, tmp_path / "funnel.png")
-    draw_worst(told.why, dataset, made.settings, tmp_path / "worst.jpg")
-    check(tmp_path)
-    whole = document(told, dataset)
+    answer = report(analyse(made, dataset), dataset, made.settings)
+    check_pictures(answer, dataset, tmp_path)
+    whole = document(answer, dataset)
     assert whole["found"] + sum(entry["count"] for entry in whole["lost"].values()) == whole["objects"]
     assert len(whole["lost_objects"]) == whole["objects"] - whole["found"]
     assert len(whole["false_detections"]) == sum(entry["count"] for entry in whole["false_alarms"].values())
@@ -463,6 +446,4 @@ def test_many_classes_and_names_like_formulas_are_drawn(dataset: Dataset, tmp_pa
     prediction = Prediction(np.tile(AWAY, (40, 1)), np.full(40, 0.9), np.arange(40))
     names = tuple(rf"$\frac {i} with a very long name" for i in range(40))
     answer = Why(names, 0.5, 0.5, True, (truth,), (prediction,), tuple(outcomes), tuple(alarms))
-    draw_why(report(answer, dataset, tiny.settings()), tmp_path / "funnel.png")
-    draw_worst(answer, dataset, tiny.settings(), tmp_path / "worst.jpg")
-    check(tmp_path)
+    check_pictures(report(answer, dataset, tiny.settings()), dataset, tmp_path)
