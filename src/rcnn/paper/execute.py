@@ -113,13 +113,11 @@ def execute(
     scores: defaultdict[str, dict[int | None, dict[str, float]]] = defaultdict(dict)
     for cells in table:
         row_seed = int(cells["seed"]) if cells["seed"] else None
-        if cells["row"] in experiment.rows and (row_seed is None or row_seed in seeds):
-            values = {key: float(text) for key, text in cells.items() if key not in KEY and text}
-            scores[cells["row"]][row_seed] = {key: value for key, value in values.items() if not math.isnan(value)}
-    unique_failures = tuple(dict.fromkeys(failures))
-    return ExperimentResult(
-        name, experiment, workspace.settings, workspace.dataset, tuple(seeds), dict(scores), unique_failures
-    )
+        if cells["row"] in experiment.rows and row_seed in (None, *seeds):
+            values = ((key, float(text)) for key, text in cells.items() if key not in KEY and text)
+            scores[cells["row"]][row_seed] = {key: value for key, value in values if not math.isnan(value)}
+    data, unique_failures = workspace.dataset, tuple(dict.fromkeys(failures))
+    return ExperimentResult(name, experiment, workspace.settings, data, tuple(seeds), dict(scores), unique_failures)
 
 
 def without(experiment: Experiment, parts: Sequence[str]) -> Experiment:

@@ -117,9 +117,8 @@ class Experiment:
     def eleven_point(self) -> "Experiment":
         """Return the same experiment with a heading that names VOC 2007's rule of AP, `val.voc_ap=11-point`."""
         heading = f"{MAP.heading}, 11-point"
-        return replace(
-            self, columns=tuple(c._replace(heading=heading) if c.key == MAP.key else c for c in self.columns)
-        )
+        columns = (column._replace(heading=heading) if column.key == MAP.key else column for column in self.columns)
+        return replace(self, columns=tuple(columns))
 
     @property
     def measured(self) -> tuple[Measurement, ...]:
@@ -129,16 +128,9 @@ class Experiment:
     @property
     def omitted(self) -> dict[str, str]:
         """Row that is not measured -> the reason."""
-        return {
-            row: measurement.omitted
-            for measurement in self.measurements
-            if measurement.omitted
-            for row in measurement.rows
-        }
+        return {row: part.omitted for part in self.measurements if part.omitted for row in part.rows}
 
     @property
     def trainings(self) -> list[Training]:
         """The models to train for each seed, without repetition."""
-        return list(
-            {training.name: training for measurement in self.measured for training in measurement.needs}.values()
-        )
+        return list({training.name: training for part in self.measured for training in part.needs}.values())

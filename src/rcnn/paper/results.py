@@ -12,7 +12,7 @@ from PIL import Image
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.paper.experiment import Claim, Column, Experiment, Numbers
+from rcnn.paper.experiment import Claim, Column, Experiment, Lookup, Numbers
 from rcnn.report import parts
 from rcnn.report.gallery import as_webp
 from rcnn.weights.file import atomic_write
@@ -101,19 +101,18 @@ def judge(claim: Claim, scores: NumbersBySeed, paper: Mapping[str, Numbers], see
     def look_up(seed: int, row: str, key: str) -> float:
         return scores[row][seed if seed in scores[row] else None][key]
 
-    differences = []
-    for seed in seeds:
-        try:
-            differences.append(claim.difference(partial(look_up, seed)))
-        except KeyError:  # not measured yet
-            continue
-    try:
-        paper_difference = claim.difference(lambda row, key: paper[row][key])
-    except KeyError:
-        paper_difference = math.nan
-    mean, spread, count = summarise(differences)
+    paper_difference = _difference(claim, lambda row, key: paper[row][key])
+    mean, spread, count = summarise([_difference(claim, partial(look_up, seed)) for seed in seeds])
     error = spread / math.sqrt(count) if count else math.nan
     return Judgement(claim, paper_difference, mean, error, count, verdict(mean, error, count, claim.slack))
+
+
+def _difference(claim: Claim, look_up: Lookup) -> float:
+    """Return the difference that a claim is about; NaN if one of its numbers is not known."""
+    try:
+        return claim.difference(look_up)
+    except KeyError:
+        return math.nan
 
 
 def verdict(mean: float, error: float, count: int, slack: float | None) -> str:

@@ -204,7 +204,7 @@ def fit(
 
     now = [anchors] if sizes in (None, len(anchors.sizes[0])) and ratios in (None, len(anchors.ratios)) else []
     starts = [*now, *_starts(some, anchors, sizes, ratios)]
-    fitted = [_rounded(_search(start, loss)) for loss in (missed_and_shortfall, shortfall_of) for start in starts]
+    fitted = [_search(start, loss) for loss in (missed_and_shortfall, shortfall_of) for start in starts]
     recalls = [(recall(objects, rule, strides), rule) for rule in (*now, *fitted)]
     enough = max(max(share for share, _ in recalls) - RECALL_TOLERANCE, recalls[0][0] if now else 0.0)
     return min((rule for share, rule in recalls if share >= enough), key=shortfall_of)
@@ -241,10 +241,13 @@ def _with(anchors: Anchors, sizes: Tensor, ratios: Tensor, levels: int) -> Ancho
 
 
 def _search(rule: Anchors, loss: Callable[[Anchors], float]) -> Anchors:
-    """Improve the rule by moving one size or ratio after another up or down, in ever smaller steps."""
+    """Improve the rule by moving one size or ratio after another up or down, in ever smaller steps.
+
+    The result has the digits that a person would write, three for sizes and two for ratios, and ratios in order.
+    """
     levels = len(rule.sizes)
     values = torch.tensor([*(size for row in rule.sizes for size in row), *rule.ratios], dtype=torch.float64).log()
-    sizes = values.numel() - len(rule.ratios)
+    size_count = values.numel() - len(rule.ratios)
     least, step = loss(rule), FIRST_STEP
     while step > LAST_STEP:
         moved = False
@@ -252,17 +255,12 @@ def _search(rule: Anchors, loss: Callable[[Anchors], float]) -> Anchors:
             for change in (step, -step):
                 trial = values.clone()
                 trial[index] += change
-                if index < sizes and (trial[max(index - 1, 0) : min(index + 2, sizes)].diff() < 0).any():
+                if index < size_count and (trial[max(index - 1, 0) : min(index + 2, size_count)].diff() < 0).any():
                     continue  # no longer between its neighbours
-                candidate = _with(rule, trial[:sizes], trial[sizes:], levels)
+                candidate = _with(rule, trial[:size_count], trial[size_count:], levels)
                 if (value := loss(candidate)) < least * (1 - 1e-4):
                     rule, values, least, moved = candidate, trial, value, True
         step = step if moved else step / 2
-    return rule
-
-
-def _rounded(rule: Anchors) -> Anchors:
-    """Round to what a person would write: three digits for sizes, two for ratios, ratios in order."""
     sizes = tuple(tuple(float(f"{size:.3g}") for size in row) for row in rule.sizes)
     return rule.model_copy(update={"sizes": sizes, "ratios": tuple(sorted(float(f"{r:.2g}") for r in rule.ratios))})
 

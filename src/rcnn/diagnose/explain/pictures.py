@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -249,8 +250,8 @@ def _heat(explanation: Explanation, level: int) -> np.ndarray:
 def _objectness(axes: "Axes", explanation: Explanation, level: int) -> None:
     """Draw the objectness map of a level over the image."""
     heat = _heat(explanation, level)
-    _background(axes, explanation, f"stride {explanation.strides[level]}: highest {heat.max():.2f}", "dark")
-    _overlay(axes, explanation, heat, explanation.strides[level])
+    title = f"stride {explanation.strides[level]}: highest {heat.max():.2f}"
+    _overlay(axes, explanation, title, heat, explanation.strides[level])
 
 
 def objectness(axes: "Axes", explanation: Explanation) -> None:
@@ -260,12 +261,12 @@ def objectness(axes: "Axes", explanation: Explanation) -> None:
     for level, stride in enumerate(explanation.strides):
         own = _heat(explanation, level).repeat(stride, axis=0).repeat(stride, axis=1)[:height, :width]
         np.maximum(highest[: len(own), : own.shape[1]], own, out=highest[: len(own), : own.shape[1]])
-    _background(axes, explanation, "objectness: highest of all levels", "dark")
-    _overlay(axes, explanation, highest, 1)
+    _overlay(axes, explanation, "objectness: highest of all levels", highest, 1)
 
 
-def _overlay(axes: "Axes", explanation: Explanation, heat: np.ndarray, stride: int) -> None:
+def _overlay(axes: "Axes", explanation: Explanation, title: str, heat: np.ndarray, stride: int) -> None:
     """Draw a map of cells of `stride` pixels over the image, more transparent where it is lower."""
+    _background(axes, explanation, title, "dark")
     extent = (0, heat.shape[1] * stride, heat.shape[0] * stride, 0)
     looks: dict[str, Any] = {"cmap": SCORES, "vmin": 0, "vmax": 1, "extent": extent, "interpolation": "nearest"}
     axes.imshow(heat, alpha=0.15 + 0.7 * heat, **looks)
@@ -282,8 +283,7 @@ def before_nms(axes: "Axes", explanation: Explanation) -> None:
 
 def after_nms(axes: "Axes", explanation: Explanation) -> None:
     """Draw the proposals."""
-    title = f"after NMS: {len(explanation.proposals.boxes):,} proposals"
-    _scored(axes, explanation, title, explanation.proposals)
+    _scored(axes, explanation, f"after NMS: {len(explanation.proposals.boxes):,} proposals", explanation.proposals)
 
 
 def _scored(axes: "Axes", explanation: Explanation, title: str, ranked: RankedBoxes) -> None:
@@ -301,12 +301,10 @@ def detections(axes: "Axes", explanation: Explanation) -> None:
     assert explanation.detections is not None
     final = explanation.detections
     _background(axes, explanation, f"detections: {len(final.boxes)}", "image")
-    rows = zip(final.boxes, final.scores.tolist(), final.classes.tolist(), strict=True)
-    for number, (box, score, label) in enumerate(rows):
-        ink = PALETTE[label % len(PALETTE)]
-        _frames(axes, box[None], colors=ink, linewidths=2.2)
-        if number >= MAX_NAMES:
-            continue
+    inks = [PALETTE[label % len(PALETTE)] for label in final.classes.tolist()]
+    _frames(axes, final.boxes, colors=inks, linewidths=2.2)
+    rows = zip(final.boxes, final.scores.tolist(), final.classes.tolist(), inks, strict=True)
+    for box, score, label, ink in islice(rows, MAX_NAMES):
         looks: dict[str, Any] = {"facecolor": ink, "edgecolor": "none", "pad": 1.5}
         at_top = float(box[1]) < 0.06 * explanation.image.shape[0]  # no room above: the tag goes below
         axes.text(

@@ -61,13 +61,7 @@ def analyse(
     if not predicts_classes and iou < IOUS[0]:
         raise SettingsError(f"recall of proposals is counted from an IoU of {IOUS[0]} on, got {iou}; ask for more")
     rules = Rules(iou, detector.threshold if score is None else score, settings.rpn, settings.roi, detector.suppression)
-    loader = Loader(
-        cut_into_views(dataset, detector.viewer.views),
-        settings,
-        training=False,
-        batch=batch,
-        workers=settings.data.workers,
-    )
+    loader = Loader(cut_into_views(dataset, detector.viewer.views), settings, training=False, batch=batch)
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
     views = [detector.viewer.views(record.size) for record in dataset.records]
     image_and_view = [(image, view) for image, own in enumerate(views) for view in range(len(own))]
