@@ -177,12 +177,8 @@ def test_a_page_quotes_no_other_figures(page: Path) -> None:
 
 
 def test_the_source_quotes_no_other_figures() -> None:
-    wrong = [
-        text
-        for path in SOURCES
-        if path.name != "quoted.py"
-        for text in foreign(path.relative_to(ROOT).as_posix(), strings(path))
-    ]
+    paths = (path for path in SOURCES if path.name != "quoted.py")
+    wrong = [text for path in paths for text in foreign(path.relative_to(ROOT).as_posix(), strings(path))]
     assert not wrong, "\n".join(wrong)
 
 
@@ -262,8 +258,7 @@ SETTINGS = settings_of("paper-zf")
 def test_an_experiment_has_the_figures_of_its_source(name: str) -> None:
     experiment = EXPERIMENTS[name](SETTINGS)
     known = set().union(*(FIGURES.get(place, set()) for place in places(experiment.source)))
-    given = {number for row in experiment.paper.values() for key, number in row.items() if key != "ratio"}
-    assert given <= known
+    assert {number for row in experiment.paper.values() for key, number in row.items() if key != "ratio"} <= known
 
 
 def test_experiments_write_no_figure_themselves() -> None:
@@ -276,18 +271,14 @@ def test_experiments_write_no_figure_themselves() -> None:
         assert not {value for value in floats if isinstance(value, float)} & measured, path
 
 
-def printed_tables() -> list[list[list[str]]]:
-    """Tables of the page that `rcnn paper` printed."""
+def test_results_on_the_page_stand_beside_the_papers() -> None:
+    """In the tables that `rcnn paper` printed."""
+    experiments = [make(SETTINGS) for make in EXPERIMENTS.values()]
     blocks = (block.strip().splitlines() for block in re.split(r"\n\s*\n", PAPER_PAGE))
     tables = [split_rows(lines) for lines in blocks if len(lines) > 2 and lines[0].startswith("|")]
-    return [table for table in tables if table[0][:2] == ["", "runs"]]
-
-
-def test_results_on_the_page_stand_beside_the_papers() -> None:
-    every = [EXPERIMENTS[name](SETTINGS) for name in EXPERIMENTS]
-    for headings, *rows in printed_tables():
-        names = [row[0] for row in rows if row[0] != "paper"]
-        (experiment,) = [one for one in every if set(names) <= set(one.rows)]
+    for headings, *rows in (table for table in tables if table[0][:2] == ["", "runs"]):
+        names = {row[0] for row in rows if row[0] != "paper"}
+        (experiment,) = [experiment for experiment in experiments if names <= set(experiment.rows)]
         keys = {column.heading: column.key for column in experiment.columns}
         for above, row in zip([[""], *rows], rows, strict=False):
             if row[0] == "paper":
