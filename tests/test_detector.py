@@ -438,3 +438,77 @@ def test_scales_change_neither_order_nor_what_is_skipped(detector: Detector, fol
 def test_a_pyramid_has_a_level() -> None:
     with pytest.raises(SettingsError, match=r"predict\.scales"):
         settings_of("mobilenet-fpn", ["predict.scales=[]"])
+
+
+@pytest.mark.parametrize(
+    ("method", "arguments", "message"),
+    [
+        ("predict", {"score": float("nan")}, r"^score=nan: give a number from 0 to 1"),
+        ("predict", {"score": 50}, r"^score=50: give a number from 0 to 1"),
+        ("predict", {"score": "0.5"}, r"^score='0\.5': give a number from 0 to 1"),
+        ("stream", {"batch": 0}, r"^batch=0: give a whole number of at least 1"),
+        ("stream", {"batch": 1.5}, r"^batch=1\.5: give a whole number of at least 1"),
+        ("propose", {"top": 0}, r"^top=0: give a whole number of at least 1"),
+        ("stream_proposals", {"batch": -1}, r"^batch=-1: give a whole number of at least 1"),
+    ],
+)
+def test_arguments_out_of_range_are_refused_before_any_image_is_read(
+    detector: Detector, method: str, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        getattr(detector, method)(Path("nowhere.png"), **arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"names": ("cat",)}, "^names: the network has 2 classes, got 1"),
+        ({"category_ids": (1, 2, 3)}, "^category_ids: the network has 2 classes, got 3"),
+        ({"threshold": float("nan")}, "^threshold=nan: give a number from 0 to 1"),
+    ],
+)
+def test_classes_and_threshold_that_do_not_fit_are_refused(
+    detector: Detector, options: dict[str, object], message: str
+) -> None:
+    arguments = {"names": detector.names, **options}
+    with pytest.raises(SettingsError, match=message):
+        Detector(detector.model, detector.settings, device="cpu", **arguments)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (np.zeros((0, 10, 3), np.uint8), "the image is empty"),
+        (Image.new("RGB", (0, 10)), "the image is empty: 0 x 10 pixels"),
+        ("", "the path of the images is empty"),
+        (None, "NoneType is not an image"),
+        ([3], "int is not an image"),
+    ],
+)
+def test_what_is_not_an_image_is_refused(detector: Detector, image: object, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
+        detector.predict(image)  # type: ignore[arg-type]
+
+
+def test_missing_paths_of_a_list_are_skipped(detector: Detector, folder: Path) -> None:
+    skipped: list[ImageError] = []
+    images = [folder / "0.png", "nowhere.png", "", folder / "1.png"]
+    found = list(detector.stream(images, skip=skipped.append))
+    assert [result.path for result in found] == [str(images[0]), str(images[3])]
+    assert [str(error).partition(":")[0] for error in skipped] == [
+        "nowhere.png",
+        "the path of the images is empty; `.` is the current folder",
+    ]
+
+
+def test_files_that_vanish_or_become_folders_are_skipped(detector: Detector, folder: Path, tmp_path: Path) -> None:
+    for index in range(6):
+        (tmp_path / f"{index}.png").write_bytes((folder / "0.png").read_bytes())
+    skipped: list[ImageError] = []
+    results = detector.stream(tmp_path, skip=skipped.append)
+    assert next(results).path == str(tmp_path / "0.png")
+    (tmp_path / "4.png").unlink()
+    (tmp_path / "5.png").unlink()
+    (tmp_path / "5.png").mkdir()
+    assert [Path(result.path or "").name for result in results] == ["1.png", "2.png", "3.png"]
+    assert [str(error).partition(": ")[0] for error in skipped] == [str(tmp_path / f"{index}.png") for index in (4, 5)]

@@ -199,7 +199,7 @@ def test_no_images_are_an_error(detector: Detector, dataset: Dataset) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch": 0}, "a batch has at least 1 image, got 0"),
+        ({"batch": 0}, "batch=0: give a whole number of at least 1"),
         ({"split": "dev"}, "unknown split `dev`"),
         ({"on_fault": "ignore"}, r"`data\.on_fault`: Input should be"),
     ],

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from rcnn.draw import PALETTE, as_rgb, colour, draw_boxes, entries, font_for, shade, text_colour
+from rcnn.errors import SettingsError
 from rcnn.result import Result
 
 
@@ -203,3 +204,9 @@ def test_colours_repeat_and_text_stands_out() -> None:
     assert colour(len(PALETTE)) == colour(0)
     assert (text_colour("#FDE725"), text_colour("#440154")) == ("black", "white")
     assert (shade(0), shade(0.25), shade(1), shade(2)) == ("#440154", "#3B528B", "#FDE725", "#FDE725")
+
+
+@pytest.mark.parametrize("arguments", [{"score": float("nan")}, {"score": -0.1}, {"top": -1}, {"top": 1.5}])
+def test_filters_out_of_range_are_refused(arguments: dict[str, float]) -> None:
+    with pytest.raises(SettingsError, match=r"give a (whole )?number"):
+        result().filter(**arguments)  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 import rcnn.config as config
 from rcnn.config.aliases import suggest_settings
-from rcnn.errors import NonFiniteError
+from rcnn.errors import NonFiniteError, check_number, plural
 from rcnn.images.batch import Preprocessor
 from rcnn.images.stream import Picture, Skip, overlapped
 from rcnn.images.views import Viewer
@@ -48,7 +49,8 @@ class Detector:
         pooler: makes one result of those of all views of a picture, and remarks on them.
 
     Raises:
-        SettingsError: `predict.tile=auto`, and `summary` does not hold the `scale` of the training.
+        SettingsError: the number of `names` or `category_ids` is not the network's number of classes, `threshold` is
+            not in [0, 1], or with `predict.tile=auto`, `summary` does not hold the `scale` of the training.
     """
 
     def __init__(
@@ -70,6 +72,12 @@ class Detector:
         if isinstance(model, nn.Module):
             model = Eager(model, choose_device(device), settings.predict)
         self.runtime: Runtime = model
+        check_number("threshold", threshold, 0, 1)
+        for argument, values in (("names", self.names), ("category_ids", self.category_ids)):
+            if len(values) != self.runtime.classes:
+                raise config.SettingsError(
+                    f"{argument}: the network has {plural(self.runtime.classes, 'class')}, got {len(values)}"
+                )
         self.preprocessor = Preprocessor(settings.preprocess, self.runtime.size)
         self.viewer = Viewer(self.preprocessor, settings, self.summary.get("scale"))
         self.pooler = Pooler(self.viewer, settings, self.suppression)
@@ -163,7 +171,8 @@ class Detector:
 
         Raises:
             ImageError: an image can't be read; it is named.
-            SettingsError: the model does not detect, or has no features.
+            SettingsError: `score` is not in [0, 1], `batch` is not a positive whole number, or the model does not
+                detect or has no features.
             NonFiniteError: the network's output is not finite.
         """
         return list(self.stream(images, score=score, batch=batch, features=features))
@@ -192,17 +201,25 @@ class Detector:
             keep_pixels: keep the decoded image in each result, so that `Result.draw` doesn't read the file again.
         """
         least = self.threshold if score is None else score
+        check_number("score", least, 0, 1)
+        check_number("batch", batch, 1, kind=Integral)
 
         def detect(collated: Batch, paths: Sequence[str | None]) -> list[Result]:
             given = proposals(paths, collated) if proposals else None
             return self.detect(collated, features=features, proposals=given)
 
         preprocessor, views = self.preprocessor, self.viewer.pyramid
-        for opened, parts in overlapped(
+        all_opened = overlapped(
             images, self.settings, preprocessor, views, batch, detect, skip, self.device, keep_pixels=keep_pixels
-        ):
-            result = self.pooler.detections(parts, opened.views, opened.size, least)
-            yield replace(result.filter(score=least), path=opened.path, origin=opened.origin)
+        )
+        return (
+            replace(
+                self.pooler.detections(parts, opened.views, opened.size, least).filter(score=least),
+                path=opened.path,
+                origin=opened.origin,
+            )
+            for opened, parts in all_opened
+        )
 
     @suggest_settings
     def propose(self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1) -> list[Result]:
@@ -223,12 +240,20 @@ class Detector:
         def propose(collated: Batch, _: Sequence[str | None]) -> list[Result]:
             return self.region_proposals(collated)
 
+        check_number("top", top, 1, kind=Integral)
+        check_number("batch", batch, 1, kind=Integral)
         preprocessor, views = self.preprocessor, self.viewer.views
-        for opened, parts in overlapped(
+        all_opened = overlapped(
             images, self.settings, preprocessor, views, batch, propose, skip, self.device, keep_pixels=keep_pixels
-        ):
-            result = self.pooler.proposals(parts, opened.views, opened.size).filter(top=top)
-            yield replace(result, path=opened.path, origin=opened.origin)
+        )
+        return (
+            replace(
+                self.pooler.proposals(parts, opened.views, opened.size).filter(top=top),
+                path=opened.path,
+                origin=opened.origin,
+            )
+            for opened, parts in all_opened
+        )
 
     def check_proposals(self, *, given: bool) -> None:
         """Check that this detector can work on given proposals, or on its own.

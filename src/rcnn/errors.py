@@ -6,6 +6,7 @@ Messages are sentences for the person who can fix the problem: what, where, what
 import math
 import re
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
@@ -98,6 +99,25 @@ def wrapped(text: str, width: int) -> str:
             end = part.end()
         rows.append(line[start:])
     return "\n".join(rows)
+
+
+def check_number(name: str, value: Any, low: float, high: float = math.inf, *, kind: type = Real) -> None:
+    """Check an argument that is a number in a range, both ends included.
+
+    Args:
+        name: of the argument.
+        value: of the argument.
+        low: smallest value.
+        high: largest value.
+        kind: `numbers.Real`, or `Integral` for a whole number.
+
+    Raises:
+        SettingsError: it is no such number, or is outside the range.
+    """
+    if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:  # NaN is in no range
+        what = "a whole number" if kind is Integral else "a number"
+        bounds = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+        raise SettingsError(f"{name}={value!r}: give {what} {bounds}")
 
 
 def plural(count: int, noun: str) -> str:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -13,7 +14,7 @@ from rcnn.data.loading.loader import Item, Loader
 from rcnn.data.loading.windows import cut_into_views
 from rcnn.data.proposals.external import External, SlidingWindows
 from rcnn.detector import Detector
-from rcnn.errors import DataError, SettingsError
+from rcnn.errors import DataError, check_number
 from rcnn.metrics.table import Metrics
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.model.structures import Detections, Proposals, to_host
@@ -77,6 +78,7 @@ def val(
         SettingsError: losses of an exported file, a batch of no images, or another `on_fault`.
         DataError: the data can't be read, or holds a class that the detector does not know.
     """
+    check_number("batch", batch, 1, kind=Integral)  # before anything is read
     detector = load(detector) if isinstance(detector, str | Path) else detector
     settings = override(detector.settings, {"data": {} if on_fault is None else {"on_fault": on_fault}}).data
     dataset = open_dataset(data, split, settings, names=detector.names)
@@ -112,8 +114,7 @@ def evaluate(
             asked of an exported file.
         DataError: the data set is empty, or an image can't be read.
     """
-    if batch < 1:
-        raise SettingsError(f"batch: a batch has at least 1 image, got {batch}")
+    check_number("batch", batch, 1, kind=Integral)
     detector.check_proposals(given=proposals is not None or loaders is not None)
     if not len(dataset):
         raise DataError(f"{dataset.root}: the {dataset.split} split has no images to score on")

@@ -63,6 +63,8 @@ def load(
 
 def _file(name: str) -> Path:
     """Return the file, or raise an error that suggests what may be meant."""
+    if not name:
+        raise WeightsError(f"the name of the model is empty; give a file, a run, or a name: {', '.join(NAMES)}")
     path = weights_of_run(Path(name).expanduser())
     if path.is_dir():
         what = "has no weights yet" if (path / "config.yaml").is_file() else "is a folder"

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
+from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
@@ -16,7 +17,7 @@ from PIL import Image
 from rcnn.config import Settings, shorten
 from rcnn.data.formats import coco, csv_labels, voc, yolo
 from rcnn.draw import colour, draw_boxes, entries, shade
-from rcnn.errors import ImageError, UnavailableError, printable
+from rcnn.errors import ImageError, UnavailableError, check_number, printable
 from rcnn.images.sources import UNNAMED, NamedImage
 from rcnn.images.stream import read_picture
 
@@ -132,8 +133,13 @@ class Result:
         """Keep the boxes with at least this score, of these classes, and of those the `top` best.
 
         Raises:
+            SettingsError: `score` is not in [0, 1], or `top` is negative.
             ValueError: a class that the detector does not know.
         """
+        if score is not None:
+            check_number("score", score, 0, 1)
+        if top is not None:
+            check_number("top", top, 0, kind=Integral)
         keep = np.ones(len(self), bool)
         if score is not None:
             keep &= self.scores >= np.float32(score)

@@ -220,13 +220,17 @@ def as_array(
         ImageError: the shape, values or channels can't be used.
     """
     if isinstance(image, Image.Image):
+        if not min(image.size):
+            raise ImageError(f"the image is empty: {image.width} x {image.height} pixels")
         return _from_pillow(image, in_channels, white)
     if isinstance(image, torch.Tensor):
         array = image.detach().cpu().float().numpy() if image.is_floating_point() else image.detach().cpu().numpy()
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
     else:
         array = image
-    if array.ndim not in (2, 3) or not array.size:
+    if not array.size:
+        raise ImageError(f"the image is empty: its shape is {tuple(image.shape)}")
+    if array.ndim not in (2, 3):
         raise ImageError(f"the image has shape {tuple(image.shape)}; expected height, width and channels")
     if array.dtype.kind == "f":
         check_floats([array])

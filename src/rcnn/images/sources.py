@@ -90,6 +90,8 @@ def files(source: str | Path) -> list[Path]:
         ImageError: there is nothing, or nothing but results; or it is an address, a camera or a video.
     """
     path = Path(source)
+    if not str(source):
+        raise ImageError("the path of the images is empty; `.` is the current folder")
     if reason := _no_picture(str(source)):
         raise ImageError(f"{source}: {reason}")
     if os.path.isfile(path):  # unlike Path's method, no error for a name that is too long

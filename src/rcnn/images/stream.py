@@ -147,7 +147,9 @@ def read_opened(
         kept: keeps the decoded pixels for the caller. None: they are dropped after resizing.
     """
 
-    def load(source: NamedImage) -> Opened | ImageError:
+    def load(source: NamedImage | ImageError) -> Opened | ImageError:
+        if isinstance(source, ImageError):
+            return source
         try:
             return _load(source, settings, preprocessor, views_of, kept)
         except ImageError as error:
@@ -164,11 +166,13 @@ def read_opened(
             skip(outcome)
 
 
-def _each(images: Any) -> Iterator[NamedImage]:
+def _each(images: Any) -> Iterator[NamedImage | ImageError]:
     """Yield the images of files, folders, globs, arrays and sources, and of sequences of these.
 
+    A path in a sequence that can't be opened is yielded as its error, so that the caller can skip it.
+
     Raises:
-        ImageError: a batch was given, which is what images become here.
+        ImageError: `images` is a path that can't be opened, a batch, which is what images become here, or no image.
     """
     if isinstance(images, Batch | NormalisedBatch):
         raise ImageError(
@@ -181,9 +185,14 @@ def _each(images: Any) -> Iterator[NamedImage]:
         yield from open_source(images)
     elif isinstance(images, np.ndarray | Image.Image | Tensor):
         yield NamedImage(images)
-    else:
+    elif isinstance(images, Iterable):
         for image in images:
-            yield from _each(image)
+            try:
+                yield from _each(image)
+            except ImageError as error:
+                yield error
+    else:
+        raise ImageError(f"{type(images).__name__} is not an image: give a path, an array, a tensor or a Pillow image")
 
 
 def _load(

@@ -84,6 +84,11 @@ class Eager:
         return cls(models[0], device, metadata.settings.predict), metadata
 
     @property
+    def classes(self) -> int:
+        """Number of classes, background not counted."""
+        return self.model.classes
+
+    @property
     def suppression(self) -> Suppression:
         """What chooses proposals and detections."""
         return self.model.suppression

@@ -202,6 +202,7 @@ class GraphRuntime(ABC):
         self.path = Path(path)
         contents, model = self.read(self.path)
         self.metadata = contents.metadata
+        self.classes = len(self.metadata.names)
         self.device, self.size = torch.device("cpu"), self.metadata.size
         self.precision = self.check_precision(precision or self.metadata.settings.predict.precision)
         predicts_classes = self.metadata.settings.predicts_classes

@@ -25,6 +25,11 @@ class Runtime(Protocol):
     size: Size | None
 
     @property
+    def classes(self) -> int:
+        """Number of classes, background not counted."""
+        ...
+
+    @property
     def device(self) -> torch.device:
         """Where it runs, and where its results are."""
         ...
