@@ -202,7 +202,7 @@ def test_a_row_that_is_not_measured_says_why_and_may_be_measured_later(
 @pytest.mark.parametrize(
     ("name", "parts", "message"),
     [
-        ("proposals", ["SS -> SS", "VGG16"], r"--leave-out VGG16: no row .* there are .*; SS -> RPN\+VGG 300"),
+        ("proposals", ["SS -> SS", "VGG16"], r"--leave-out VGG16: no row .* the rows are .*; SS -> RPN\+VGG 300"),
         ("time", ["SS quality"], "no row that is measured on its own"),
         ("one-stage", ["two", "one"], "--leave-out two one: no row would be left"),
     ],
@@ -310,7 +310,7 @@ def test_a_broken_training_goes_on_and_finished_runs_stay(
     ends = iter([train_file.announce_end, interrupt])
     with monkeypatch.context() as patch:
         patch.setattr(train_file, "announce_end", lambda *ended: next(ends)(*ended))
-        with pytest.raises(Interrupted, match="the same command goes on"):
+        with pytest.raises(Interrupted, match="run the same command again to continue"):
             quietly("one-stage", settings, tmp_path)
     assert trained == ["alternating-0", "sliding-windows-0"]
     before = (tmp_path / "one-stage.csv").read_text()
@@ -422,7 +422,7 @@ def test_without_a_training_a_budget_cuts_nothing_and_says_so(settings: Settings
     said: list[str] = []
     workspace = Workspace(settings, tmp_path, "val", said.append, quiet=True)
     assert cut_epochs(workspace, EXPERIMENTS["time"](settings), (0,), 1) == settings.train.epochs
-    assert said == ["nothing is trained here, and --budget cuts nothing but epochs"]
+    assert said == ["--budget has no effect, since this experiment trains no model"]
 
 
 def test_the_command_knows_every_experiment() -> None:

@@ -13,7 +13,7 @@ SUGGESTIONS = {
     "wrong_class": "the label is of another class",
     "bad_box": "the box of the label does not fit",
 }
-"""Kinds of false alarms of `why` that may be errors of the labels, and what they suggest; the likeliest first."""
+"""Kinds of false alarms that may be label errors -> the error that they suggest, most likely first."""
 
 
 class Suggestion(NamedTuple):
@@ -22,7 +22,7 @@ class Suggestion(NamedTuple):
     Attributes:
         image: index of its image.
         detection: index into the image's predictions.
-        kind: of `SUGGESTIONS`.
+        kind: a key of `SUGGESTIONS`.
         box: (4,) in pixels of the file.
         label: class of the detection.
         score: in [0, 1].
@@ -41,12 +41,12 @@ class Suggestion(NamedTuple):
 def find_label_errors(
     truths: Sequence[Truth], predictions: Sequence[Prediction], *, iou: float = 0.5, score: float = 0.5
 ) -> list[Suggestion]:
-    """Return suggested changes of labels: missing ones first, and of each kind those of the highest scores first.
+    """Return suggested changes of labels: missing ones first, and within each kind the highest scores first.
 
     Args:
         truths: one per image.
         predictions: one per image, with every score.
-        iou: a box is right from this IoU on.
+        iou: lowest IoU of a correct box.
         score: detections below are left out.
     """
     kinds = list(SUGGESTIONS)

@@ -37,13 +37,13 @@ class Curves:
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """Right and wrong detections of each class by score; what of them is kept at a threshold is a sum of bins.
+    """Correct and wrong detections of each class by score; the counts at a threshold are sums of bins.
 
     Bin s holds the scores from `THRESHOLDS[s]` up to the next one.
 
     Attributes:
         right: (K, S) int64 number of correct detections in each bin.
-        wrong: (K, S) int64 number of wrong ones; those on ignored objects are neither.
+        wrong: (K, S) int64 number of wrong ones; detections on ignored objects are not counted.
         counts: (K,) number of objects that count.
     """
 
@@ -55,7 +55,7 @@ class Tally:
 def tally(truths: Sequence[Truth], predictions: Sequence[Prediction], num_classes: int, iou: float = 0.5) -> Tally:
     """Count the detections of N images at one IoU, matched as for `precision_recall`.
 
-    A detection is matched after all that score higher, so that leaving out those below a threshold changes no match.
+    Detections are matched in descending order of scores, so that a threshold does not change the matches above it.
     """
     scores, labels, right = _judged(truths, predictions, iou)
     bins = np.searchsorted(THRESHOLDS, scores, side="right") - 1
@@ -74,12 +74,12 @@ def precision_recall(
     scores, labels, right = _judged(truths, predictions, iou)
     counts = class_counts(truths, num_classes)
     for label in np.flatnonzero(counts):
-        mine = labels == label
-        order = best_first(scores[mine])
-        hits = np.cumsum(right[mine][order])
-        kept = np.searchsorted(-scores[mine][order], -THRESHOLDS, side="right")
-        true_positives = np.concatenate(([0], hits))[kept]
-        precision[label] = np.where(kept > 0, true_positives / np.maximum(kept, 1), 1.0)
+        of_class = labels == label
+        order = best_first(scores[of_class])
+        hits = np.cumsum(right[of_class][order])
+        detections = np.searchsorted(-scores[of_class][order], -THRESHOLDS, side="right")  # number at each threshold
+        true_positives = np.concatenate(([0], hits))[detections]
+        precision[label] = np.where(detections > 0, true_positives / np.maximum(detections, 1), 1.0)
         recall[label] = true_positives / counts[label]
         precisions = hits / np.arange(1, len(hits) + 1)
         envelope = np.append(np.maximum.accumulate(precisions[::-1])[::-1], 0.0)  # the best precision from here on
@@ -90,7 +90,7 @@ def precision_recall(
 
 
 def best_threshold(curves: Curves, default: float = 0.5) -> float:
-    """Return the score threshold with the largest mean F1 over classes; of several equally good ones the middle one.
+    """Return the score threshold with the largest mean F1 over classes; the middle one if several are equally good.
 
     Returns `default` if no class has ground truth or no detection is correct.
     """
@@ -106,7 +106,7 @@ def best_threshold(curves: Curves, default: float = 0.5) -> float:
 def _judged(
     truths: Sequence[Truth], predictions: Sequence[Prediction], iou: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(D,) score, label and correctness of all detections that count."""
+    """Return the (D,) scores, labels and correctness of all detections that count."""
     scores, labels, right = [np.zeros(0)], [np.zeros(0, np.int64)], [np.zeros(0, bool)]
     for truth, prediction in zip(truths, predictions, strict=True):
         matches, ignored = match(truth, prediction, iou)

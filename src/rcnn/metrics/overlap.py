@@ -42,8 +42,8 @@ def match(truth: Truth, prediction: Prediction, iou: float) -> tuple[np.ndarray,
     """Match one image as COCO does: best score first, each detection takes the free box of its class of largest IoU.
 
     Returns:
-        (P,) int64 index of the matched ground-truth box or -1, and (P,) bool: unmatched, but at least the share `iou`
-        of it lies inside an ignored box of its class, so that it counts neither as correct nor as wrong.
+        (P,) int64 index of the matched ground-truth box or -1, and (P,) bool, True for unmatched detections of which at
+        least the share `iou` lies inside an ignored box of their class: they count neither as correct nor as wrong.
     """
     same_class = prediction.labels[:, None] == truth.labels[None]
     matches = greedy(box_iou(prediction.boxes, truth.boxes) * (same_class & ~truth.ignore), prediction.scores, iou)
@@ -57,7 +57,7 @@ def greedy(overlap: np.ndarray, scores: np.ndarray, iou: float) -> np.ndarray:
     if overlap.shape[1] == 0:
         return matches
     free, order = overlap.copy(), best_first(scores)
-    for row in order[overlap.max(axis=1)[order] >= iou]:  # the others take none
+    for row in order[overlap.max(axis=1)[order] >= iou]:  # the other rows reach `iou` with no column
         column = free[row].argmax()
         if free[row, column] >= iou:
             matches[row] = column

@@ -54,13 +54,13 @@ def proposal_recall(
         proposals: N pairs of boxes (P, 4) and scores (P,), in any order.
         tops: numbers of best-scored proposals per image.
     """
-    kept = [truth.boxes[~truth.ignore] for truth in truths]
+    objects = [truth.boxes[~truth.ignore] for truth in truths]
     ranked = [boxes[best_first(scores)] for boxes, scores in proposals]
-    pairs = list(zip(kept, ranked, strict=True))
+    pairs = list(zip(objects, ranked, strict=True))
     covers = np.array(
         [np.concatenate([best_cover(box_iou(truth, boxes[:top])) for truth, boxes in pairs] or [[]]) for top in tops]
     )
-    areas = area(np.concatenate(kept or [np.zeros((0, 4))]).astype(np.float64))
+    areas = area(np.concatenate(objects or [np.zeros((0, 4))]).astype(np.float64))
     masks = {name: (areas >= low) & (areas < high) for name, (low, high) in SIZES.items()}
     recall = _recall(covers)
     return ProposalMetrics(
@@ -80,11 +80,11 @@ def best_cover(overlap: np.ndarray) -> np.ndarray:
     Pairing is greedy, largest IoU first; ties go to the first object, then to the better proposal.
     """
     cover = np.zeros(len(overlap))
-    left = overlap[:, (overlap >= IOUS[0]).any(axis=0)]
-    while left.size and left.max() >= IOUS[0]:
-        truth, proposal = np.unravel_index(left.argmax(), left.shape)
-        cover[truth] = left[truth, proposal]
-        left[truth], left[:, proposal] = -1, -1
+    remaining = overlap[:, (overlap >= IOUS[0]).any(axis=0)]
+    while remaining.size and remaining.max() >= IOUS[0]:
+        truth, proposal = np.unravel_index(remaining.argmax(), remaining.shape)
+        cover[truth] = remaining[truth, proposal]
+        remaining[truth], remaining[:, proposal] = -1, -1
     return cover
 
 

@@ -19,7 +19,7 @@ from rcnn.metrics.types import Prediction, Truth
 from rcnn.metrics.voc import Rule, voc_ap
 
 MAX_CLASSES = 16
-"""Up to this many classes are listed as text; of more, the best and the worst of those with objects."""
+"""Number of classes up to which text lists all; beyond, it lists the best and the worst classes with objects."""
 
 MAX_NAME, WIDTH = 32, 80
 
@@ -42,10 +42,10 @@ class Metric(NamedTuple):
     Attributes:
         key: its name in rows of epochs, csv and JSON.
         heading: its name in tables of all classes and in comparisons.
-        compute: returns its value; None if `val.voc_ap` asks for another metric in its place.
+        compute: returns its value; None if `val.voc_ap` selects another metric in its place.
         per_class: heading of its column in tables of classes; empty if it has no values by class.
         digits: decimals in tables and reports. The console of a training shows one more.
-        group: what it is about; groups have a line each in `print(metrics)`, and are compared in this order.
+        group: its kind; groups have a line each in `print(metrics)`, and are compared in this order.
         live: heading of its column on the console of a training; empty if it is not shown there.
         tile: heading and caption of its tile in a report; None for no tile.
     """
@@ -177,7 +177,7 @@ class Metrics:
         return ["class", "boxes", *(metric.per_class for metric in self.per_class)]
 
     def table(self, digits: int = 0) -> tuple[list[list[str]], str]:
-        """Return rows of texts under `class_headings`, of many classes those with objects, and a note on the others.
+        """Return rows of texts under `class_headings`, and a note on classes that a long table omits.
 
         Args:
             digits: decimals in addition to those of the metrics.
@@ -192,7 +192,7 @@ class Metrics:
         return [str(row["class"]), cell(row["boxes"]), *numbers]
 
     def __repr__(self) -> str:
-        """Return some twenty lines of at most 80 characters. Of many classes, those without objects are left out."""
+        """Return about twenty lines of at most 80 characters. If there are many classes, some are left out."""
         rows, hidden = self.by_class(), 0
         if len(rows) > MAX_CLASSES:
             rows = sorted((row for row in rows if row["boxes"]), key=lambda row: -row["ap"])
@@ -219,7 +219,7 @@ class Metrics:
         return f"<p>{summary}</p><table>{row('th', *self.class_headings)}{''.join(rows)}</table>"
 
     def _summary(self) -> list[str]:
-        """Return lines on all classes together; what is unknown is left out."""
+        """Return lines on all classes together, without unknown numbers."""
         counts = {"image": len(self.truths), "box": int(self.coco.counts.sum()), "class": len(self.names)}
         recall = self.proposals
         lines = {
@@ -245,7 +245,7 @@ class Metrics:
 
 
 def mean_over_classes(values: np.ndarray) -> MetricValue:
-    """Return a metric of which only values by class (K,) are known, NaN where unknown: their mean, and themselves."""
+    """Return a metric from its values by class (K,), NaN where unknown; overall it is their mean."""
     known = ~np.isnan(values)
     return MetricValue(float(values[known].mean()) if known.any() else float("nan"), values)
 
@@ -304,7 +304,7 @@ their numbers are never compared by mistake."""
 
 
 def compared() -> list[Metric]:
-    """Return the metrics by which detectors are compared, by group; of those of proposals, those that have a tile."""
+    """Return the metrics by which detectors are compared, by group; metrics of proposals only if they have a tile."""
     groups = ("overall", "voc", "size", "recall", "proposals")
     shown = (metric for metric in METRICS if metric.group != "proposals" or metric.tile)
     return sorted(shown, key=lambda metric: groups.index(metric.group))

@@ -16,7 +16,7 @@ class Truth(NamedTuple):
     Attributes:
         boxes: (G, 4) float.
         labels: (G,) int, 0..K-1.
-        ignore: (G,) bool, crowd or difficult: missing it is no error, and neither is detecting it.
+        ignore: (G,) bool, crowd or difficult: neither a detection nor a miss of the box counts.
     """
 
     boxes: np.ndarray

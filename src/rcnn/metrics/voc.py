@@ -45,12 +45,12 @@ def voc_ap(
             of_class = truth.labels == label
             boxes, ignore = truth.boxes[of_class], truth.ignore[of_class]
             total += int((~ignore).sum())
-            mine = np.flatnonzero(prediction.labels == label)
-            if not len(mine):
+            rows = np.flatnonzero(prediction.labels == label)
+            if not len(rows):
                 continue
-            mine = mine[best_first(prediction.scores[mine])]
-            hit, counted = _judge(box_iou(prediction.boxes[mine], boxes, offset), ignore, iou)
-            scores.append(prediction.scores[mine][counted])
+            rows = rows[best_first(prediction.scores[rows])]
+            hit, counted = _judge(box_iou(prediction.boxes[rows], boxes, offset), ignore, iou)
+            scores.append(prediction.scores[rows][counted])
             right.append(hit[counted])
         order = best_first(np.concatenate(scores))
         ap[label] = average_precision(np.concatenate(right)[order], total, eleven_point)
@@ -78,13 +78,19 @@ def average_precision(right: np.ndarray, total: int, eleven_point: bool = False)
 
 
 def _judge(overlap: np.ndarray, ignore: np.ndarray, iou: float) -> tuple[np.ndarray, np.ndarray]:
-    """Judge the detections of one image with IoUs (D, G), best score first: (D,) bool correct, (D,) bool counted."""
+    """Return which detections of an image are correct, and which count, both (D,) bool.
+
+    Args:
+        overlap: (D, G) IoUs of the detections, best score first, with the objects of their class.
+        ignore: (G,) bool.
+        iou: as for `voc_ap`.
+    """
     right, counted = np.zeros(len(overlap), bool), np.ones(len(overlap), bool)
     if overlap.shape[1] == 0:
         return right, counted
     best = overlap.argmax(axis=1)
     touches = overlap.max(axis=1) > iou
     counted[touches & ignore[best]] = False
-    wanted = np.flatnonzero(touches & ~ignore[best])
-    right[wanted[np.unique(best[wanted], return_index=True)[1]]] = True  # the first on each object; the rest are wrong
+    matching = np.flatnonzero(touches & ~ignore[best])
+    right[matching[np.unique(best[matching], return_index=True)[1]]] = True  # only the first on each object
     return right, counted

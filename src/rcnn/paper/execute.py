@@ -71,23 +71,23 @@ def execute(
         seeds: seeds of the trainings.
         split: images that are scored: train, val or test.
         budget: minutes available. None: the epochs are those of `settings`.
-        leave_out: parts of the names of rows that are not measured.
+        leave_out: rows with one of these texts in their names are not measured.
         say: called with a sentence before each step.
         quiet: whether trainings print nothing.
 
     Raises:
         SettingsError: the folder holds results of the experiment with other settings; the experiment needs a second
-            stage, or measures no AP for the rule that was asked for; a text in `leave_out` is part of no row's name, or
-            all rows are left out; or `data.edge_model` names no file.
+            stage, or measures no AP although `val.voc_ap` selects a rule for it; a text in `leave_out` matches no row,
+            or all rows are left out; or `data.edge_model` names no file.
         DataError: the data can't be read, or is faulty.
         Interrupted: Ctrl-C; the same call resumes.
     """
     if settings.roi.head == "none" and name not in RPN_EXPERIMENTS:
         raise SettingsError(f"the experiment `{name}` needs a second stage, and roi.head=none has none")
     experiment = without(EXPERIMENTS[name](settings), leave_out)
-    if settings.val.voc_ap == "11-point" and name != "per-class":  # which has both rules
+    if settings.val.voc_ap == "11-point" and name != "per-class":  # it reports both rules
         if not any(column.key == MAP.key for column in experiment.columns):
-            raise SettingsError(f"the experiment `{name}` measures no AP: leave val.voc_ap=11-point out")
+            raise SettingsError(f"the experiment `{name}` measures no AP; remove val.voc_ap=11-point")
         experiment = experiment.eleven_point()
     folder.mkdir(parents=True, exist_ok=True)
     mark_results(folder)
@@ -124,17 +124,17 @@ def without(experiment: Experiment, parts: Sequence[str]) -> Experiment:
     """Omit the measurements all of whose rows have one of `parts` in their names.
 
     Raises:
-        SettingsError: one of them leaves nothing out, or together they leave nothing.
+        SettingsError: one of the texts matches no measurement, or no measurement remains.
     """
     measurements = list(experiment.measurements)
     for part in parts:
-        found = [i for i, measurement in enumerate(measurements) if all(part in row for row in measurement.rows)]
-        if not found:
+        matching = [i for i, measurement in enumerate(measurements) if all(part in row for row in measurement.rows)]
+        if not matching:
             raise SettingsError(
-                f"--leave-out {part}: no row that is measured on its own has this in its name; there are "
+                f"--leave-out {part}: no row that is measured on its own has this in its name; the rows are "
                 f"{'; '.join(experiment.rows)}"
             )
-        for index in found:
+        for index in matching:
             measurements[index] = measurements[index]._replace(omitted="left out")
     if all(measurement.omitted for measurement in measurements):
         raise SettingsError(f"--leave-out {' '.join(parts)}: no row would be left")
@@ -144,23 +144,23 @@ def without(experiment: Experiment, parts: Sequence[str]) -> Experiment:
 def _plan(
     workspace: Workspace, experiment: Experiment, path: Path, seeds: Sequence[int], budget: float | None
 ) -> Settings:
-    """Return the settings with the epochs that fit into the budget, planned once and kept in a file."""
-    # Only the rows of EdgeBoxes need the model file, which may be given later.
+    """Return the settings with the epochs that fit into the budget, which are planned once and stored in a file."""
+    # The model file of EdgeBoxes may be given later.
     settings = override(workspace.settings, {"data": {"edge_model": None}})
-    asked = {"settings": dump(settings), "split": workspace.split, "budget": budget}
+    request = {"settings": dump(settings), "split": workspace.split, "budget": budget}
     if path.exists():
         plan = json.loads(path.read_text(encoding="utf-8"))
-        if different := _differences(plan["asked"], asked):
+        if different := _differences(plan["asked"], request):
             raise SettingsError(
-                f"{path} is of an experiment with other settings ({', '.join(different)}). Choose another --name, or "
-                "move it and the csv beside it away"
+                f"{path} belongs to an experiment with other settings ({', '.join(different)}). Choose another --name, "
+                "or move it and the csv beside it away"
             )
         epochs = plan["epochs"]
     else:
         if budget is not None and settings.train.steps:
             raise SettingsError("--budget reduces epochs, and train.steps is set: leave one of them out")
         epochs = settings.train.epochs if budget is None else cut_epochs(workspace, experiment, seeds, budget)
-        atomic_write(path, json.dumps({"asked": asked, "epochs": epochs}, indent=2).encode())
+        atomic_write(path, json.dumps({"asked": request, "epochs": epochs}, indent=2).encode())
     return override(workspace.settings, {"train": {"epochs": epochs}})
 
 

@@ -15,7 +15,7 @@ Lookup = Callable[[str, str], float]
 
 
 class Measurement(NamedTuple):
-    """A part of an experiment that is measured, and resumed, as a whole.
+    """A part of an experiment that is measured and resumed as a unit.
 
     Attributes:
         rows: rows of the table that it fills.

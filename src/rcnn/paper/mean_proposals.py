@@ -20,7 +20,7 @@ from rcnn.paper.recall import RPN
 from rcnn.paper.workspace import Training, Workspace
 
 COUNT = 2000
-"""Proposals per image; with few, some anchors would have none."""
+"""Number of proposals per image; with few, some anchors would have none."""
 
 RECEPTIVE_FIELDS = {
     "zf": SECTION_3_1["receptive field with ZF, pixels"],

@@ -18,7 +18,7 @@ WINDOWS = Training("sliding-windows", {"train": {"scheme": "fast-rcnn", "proposa
 
 
 def experiment(settings: Settings) -> Experiment:
-    """Return an experiment of two trainings; the image pyramid is used in prediction, with windows at every scale."""
+    """Return an experiment of two trainings; only prediction uses the image pyramid, with windows at every scale."""
     two, one, five = PAPER
     return Experiment(
         title="two stages against one",

@@ -41,7 +41,7 @@ def without_boxes(out: RPNOutput, seeds: Tensor) -> RPNOutput:
 
 
 RANDOM = {"pre_test": 10**6, "nms": 1.0}
-"""Settings of a test without scores: proposals are drawn from all anchors, and none suppresses another."""
+"""Settings of a test without scores: proposals are drawn from all anchors, without suppression."""
 
 TESTS: dict[str, tuple[dict[str, float], Change | None]] = {
     "SS -> RPN 100": ({"post_test": 100}, None),
@@ -109,7 +109,7 @@ def fast_rcnn(name: str, source: str) -> Training:
 def vgg_rpn(settings: Settings) -> Training:
     """Return the training of an RPN alone with VGG-16; neck, anchors and preprocessing are those of the settings.
 
-    Weights of a file or a detector are those of another backbone, so training starts from ImageNet weights instead.
+    Weights of a file or a detector belong to another backbone, so training starts from ImageNet weights instead.
     """
     model = {"backbone": "vgg16", "frozen_stages": 2}  # as in `paper-vgg16`
     train = {"scheme": "joint", "init": "none" if settings.train.init == "none" else "imagenet"}

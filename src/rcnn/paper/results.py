@@ -24,7 +24,7 @@ Cells = tuple[list[str], list[list[str]]]
 """Headings, and rows of equal length."""
 
 EXPLANATION = (
-    "Differences are positive where the first is larger. Within noise: less than twice the standard error from tipping."
+    "Differences are positive where the first is larger. Within noise: within two standard errors of another verdict."
 )
 
 
@@ -65,7 +65,7 @@ class ExperimentResult:
         experiment: its definition.
         settings: settings of all trainings.
         dataset: the scored images.
-        seeds: seeds asked for.
+        seeds: requested seeds.
         scores: the measured numbers.
         failures: message of each measurement that failed.
     """
@@ -131,7 +131,7 @@ def judge_all(experiment: Experiment, scores: NumbersBySeed, seeds: Sequence[int
 
 
 def score_table(result: ExperimentResult) -> Cells:
-    """Return each row's quantities as mean +- spread, with the paper's beside them, or below if there are several."""
+    """Return the quantities of each row as mean +- spread, next to the paper's, or above them if there are several."""
     experiment = result.experiment
     in_paper = {key for numbers in experiment.paper.values() for key in numbers}
     beside = in_paper if len(in_paper) == 1 else set()
@@ -189,7 +189,7 @@ def write_markdown(result: ExperimentResult, folder: Path) -> None:
 
 
 def write_report_part(result: ExperimentResult, folder: Path) -> None:
-    """Write the experiment's part of the folder's `report.html`, with the figure that is in the folder already."""
+    """Write the experiment's part of the folder's `report.html`, with the figure that `plot` wrote into the folder."""
     part_folder, name = folder / parts.PARTS, f"paper-{result.name}"
     part_folder.mkdir(exist_ok=True)
     with Image.open(folder / f"{result.name}.png") as picture:

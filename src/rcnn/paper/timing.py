@@ -40,7 +40,7 @@ PARTS = ("conv", "proposals", "regions", "total")
 
 
 def experiment(settings: Settings) -> Experiment:
-    """Return an experiment without training: each seed is a network of other random weights and another pass."""
+    """Return an experiment without training: each seed stands for other random weights and another pass."""
     network = "vgg16" if settings.model.backbone == "vgg16" else "zf"
     searched, proposed = TABLE_5.row("vgg16, SS"), TABLE_5.row(f"{network}, RPN")
     return Experiment(

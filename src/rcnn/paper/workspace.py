@@ -64,7 +64,7 @@ class ResultsTable:
 
 
 class Training(NamedTuple):
-    """A model that an experiment trains once per seed, however many rows are measured on it.
+    """A model that an experiment trains once per seed, for one row or several.
 
     Attributes:
         name: part of its folder's name.
@@ -158,7 +158,7 @@ class Workspace:
             else:
                 run = train(config=config, runs=self._runs, name=name, quiet=self.quiet)
         except Interrupted:
-            raise Interrupted("interrupted; the same command goes on where it stopped") from None
+            raise Interrupted("interrupted; run the same command again to continue") from None
         folder = RunFolder(run.folder)
         row = {"digest": digest, "training": training.name, "seed": seed, "epochs": epochs}
         self._finished.add({**row, "minutes": minutes_of(folder), "folder": run.folder.name})

@@ -413,7 +413,7 @@ def test_the_advice_on_a_single_class_does_not_count_it(dataset: Dataset) -> Non
 
 def test_a_perfect_detector_gets_other_advice(dataset: Dataset, tmp_path: Path) -> None:
     answer = report(planted((0, 0.9, 0), (100, 0.8, 0)), dataset, tiny.settings())
-    assert answer.advice.startswith("Nothing is lost")
+    assert answer.advice.startswith("No object is lost")
     check_pictures(answer, replace(dataset, records=dataset.records[:1]), tmp_path)
 
 

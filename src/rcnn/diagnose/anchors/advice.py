@@ -12,10 +12,10 @@ from rcnn.presets import build
 from rcnn.weights.adapt import shapes_alone
 
 MAX_OBJECTS, MIN_OBJECTS = 5000, 50
-"""Objects that are measured, and the number below which anchors are neither judged nor fitted."""
+"""Largest number of objects that are measured, and the number below which anchors are neither judged nor fitted."""
 
 GOOD_RECALL, MIN_GAIN = 0.9, 0.05
-"""Recall at IoU 0.5 that is good enough, and by how much fitted anchors must raise it to be worth having."""
+"""Recall at IoU 0.5 that is good enough, and the least gain of recall for which fitted anchors are suggested."""
 
 
 class Advice(NamedTuple):
@@ -24,8 +24,8 @@ class Advice(NamedTuple):
     Attributes:
         objects: number of objects that were measured.
         now: recall at IoU 0.5 of the present anchors; 1 if there are too few objects to judge.
-        fitted: that of the fitted ones; equal to `now` if none were fitted because it is good.
-        anchors: the fitted rule if it is worth having; otherwise None.
+        fitted: recall of the fitted anchors; equal to `now` if none were fitted because that is good enough.
+        anchors: the fitted rule if its gain is large enough; otherwise None.
         missed: the sizes, in pixels of the resized image, that hold most of the objects without an anchor, such as
             `< 16`, the number of these objects, and how many are in them.
     """

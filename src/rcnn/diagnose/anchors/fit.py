@@ -23,7 +23,7 @@ from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 
 CHUNK = 1 << 16
-"""Number of objects whose IoUs are computed at once."""
+"""Number of objects whose IoUs are computed together."""
 
 MAX_FITTED = 2000
 """Objects that the search uses."""
@@ -32,10 +32,10 @@ RECALLED = 0.5
 """IoU from which an anchor recalls an object."""
 
 SOFTNESS, SHORTFALL_WEIGHT, RECALL_TOLERANCE = 0.03, 0.3, 0.005
-"""Of the fit: width of the edge at `RECALLED`, weight of the shortfall, and recall within which that decides."""
+"""Width of the soft edge at `RECALLED`, weight of the shortfall, and difference of recall that the fit ignores."""
 
 FIRST_STEP, LAST_STEP = math.log(2) / 2, 0.02
-"""Of the search, in logarithms of sizes and ratios."""
+"""Steps of the search, in logarithms of sizes and ratios."""
 
 
 class Grid(NamedTuple):
@@ -171,17 +171,17 @@ def fit(
     of max(0, target - IoU), where all objects in an octave of sizes together weigh as the square root of their number,
     so that rare sizes are not sacrificed for a small gain on common ones; and the same with the share of objects below
     0.5 added, with a soft edge. (The first alone does the opposite where objects are of all sizes: on photographs it
-    gives up common ones, and recall at 0.5 falls from 0.70 to 0.61.) Of what is found, and of the present rule if it
-    has as many sizes and ratios, those of the highest recall at 0.5 over all objects are kept, and of these, the one
-    with the least first loss is returned. Its recall is never below the present one's. Sizes never shrink from one
-    level to the next, so that a coarser level keeps the larger objects; every level has equally many, as one head
-    serves them all.
+    sacrifices common ones, and recall at 0.5 falls from 0.70 to 0.61.) The candidates are the rules found, and the
+    present rule if it has as many sizes and ratios. Among those with the highest recall at 0.5 over all objects, the
+    one with the smallest first loss is returned. Its recall is never below that of the present rule. Sizes never shrink
+    from one level to the next, so that a coarser level has the larger objects; every level has equally many sizes,
+    since all levels share one head.
 
     Args:
         objects: at least one.
         anchors: the rule to start from.
         strides: of the levels, pixels.
-        target: the IoU that is enough, such as `rpn.positive_iou`.
+        target: the IoU beyond which a better fit has no value, such as `rpn.positive_iou`.
         sizes: number of sizes per level; None: as many as now.
         ratios: number of ratios; None: as many as now.
     """
@@ -216,7 +216,7 @@ def recall(objects: TruthBoxes, anchors: Anchors, strides: Sequence[int]) -> flo
 
 
 def _starts(objects: TruthBoxes, anchors: Anchors, sizes: int | None, ratios: int | None) -> Iterator[Anchors]:
-    """Yield further starts of the search: quantiles of the objects' sizes, and equal steps up from the small ones."""
+    """Yield starts of the search from the objects' sizes: their quantiles, and equal steps up from the small ones."""
     side = box_ops.centre_size(objects.boxes)[1].log()
     size, aspect = side.mean(dim=1), side[:, 1] - side[:, 0]
     aspect = aspect if anchors.ratio == "h/w" else -aspect
@@ -228,7 +228,7 @@ def _starts(objects: TruthBoxes, anchors: Anchors, sizes: int | None, ratios: in
 
 
 def _quantiles(values: Tensor, count: int) -> Tensor:
-    """Return (count,) the middles of `count` equal shares of the values."""
+    """Return (count,) the medians of `count` equal parts of the sorted values."""
     return values.quantile((torch.arange(count, dtype=values.dtype) + 0.5) / count)
 
 

@@ -40,7 +40,7 @@ POSITIVES = {"0": (0, 0), "1": (1, 1), "2 - 4": (2, 4), "5 - 9": (5, 9), "10 or 
 """Positive anchors per object: name -> lowest and highest number."""
 
 MAX_ASSIGNED = 2000
-"""Images on which positive anchors are counted."""
+"""Largest number of images on which positive anchors are counted."""
 
 SIZE_BOUNDS = (0.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, math.inf)
 ASPECT_BOUNDS = (0.0, 0.4, 0.7, 1.4, 2.5, math.inf)
@@ -116,7 +116,7 @@ class Study:
         return groups(self.objects)
 
     def figures(self, name: str, mask: Tensor | None = None) -> dict[str, float | int]:
-        """Summarise a rule on the objects of a mask (N,), None for all; no anchor reaches one below the lower limit."""
+        """Summarise a rule on the objects of a mask (N,), None for all; `unreached`: IoU below the lower limit."""
         chosen = slice(None) if mask is None else mask
         iou, positives = self.coverages[name].iou[chosen], self.coverages[name].positives[chosen]
         counted = positives[positives >= 0].double()
@@ -131,12 +131,12 @@ class Study:
         }
 
     def positive_counts(self, name: str) -> dict[str, int]:
-        """Return how many objects have how many positive anchors."""
+        """Return the number of objects for each number of positive anchors."""
         counts = self.coverages[name].positives
         return {label: int(((counts >= low) & (counts <= high)).sum()) for label, (low, high) in POSITIVES.items()}
 
     def worst_first(self) -> list[int]:
-        """Return the objects by their best IoU with the present anchors."""
+        """Return the indices of the objects, ascending by their best IoU with the present anchors."""
         return self.coverages["now"].iou.argsort(stable=True).tolist()
 
     def unreached(self) -> list[int]:
@@ -237,7 +237,7 @@ def anchors(
         split: train, val, test or all.
         sizes: number of sizes per level to fit; None: as many as now.
         ratios: number of ratios to fit; None: as many as now.
-        on_fault: damaged, stop or skip, as `data.on_fault`. None: as the model's settings say.
+        on_fault: damaged, stop or skip, as `data.on_fault`. None: as in the model's settings.
 
     Raises:
         DataError: the data can't be read, or has no object.

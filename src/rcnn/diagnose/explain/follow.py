@@ -22,7 +22,7 @@ from rcnn.model.structures import Batch, Pass, Proposals, Targets, to_device
 from rcnn.model.suppress import NMS
 
 IOU = 0.5
-"""A box fits an object from this IoU on, as in `rcnn why`."""
+"""Lowest IoU of a box that fits an object, as in `rcnn why`."""
 
 
 class AnchorLabels(NamedTuple):
@@ -83,7 +83,7 @@ class Origin(NamedTuple):
         level: of the anchor, counted from the finest.
         cell: (row, column) of the anchor.
         boxes: (3, 4): the anchor, the proposal made of it, the final box.
-        ious: IoU of the three with the labelled object that the final box overlaps most; None if there is none.
+        ious: IoU of these boxes with the labelled object that the final box overlaps most; None without objects.
     """
 
     name: str
@@ -111,8 +111,8 @@ class Explanation(NamedTuple):
         detections: None without a second stage.
         truth: None if the labels are not known.
         steps: the boxes of both stages of every anchor, proposal and class.
-        outcomes: of the ground-truth boxes that count, with the setting that would have kept a lost one; empty if the
-            labels are not known.
+        outcomes: outcome of each ground-truth box that counts, with the remedy if it is lost; empty if the labels are
+            not known.
     """
 
     image: np.ndarray
@@ -146,7 +146,7 @@ class Explanation(NamedTuple):
         return torch.arange(start, start + self.per_cell)
 
     def counts(self) -> dict[str, int]:
-        """Return how many boxes there are at every step."""
+        """Return the number of boxes at every step."""
         counts = {"anchors": len(self.anchors)}
         if (truth := self.truth) is not None:
             positive, negative = int((truth.label == 1).sum()), int((truth.label == 0).sum())
@@ -177,7 +177,7 @@ class Explanation(NamedTuple):
         """Return which boxes are proposals at each of `thresholds(settings.nms)`.
 
         Args:
-            settings: for the number of boxes that is kept (`post_test`).
+            settings: `post_test` limits the number of proposals.
 
         Returns:
             (T, n) bool, in the order of `before`.
@@ -192,7 +192,7 @@ class Explanation(NamedTuple):
 
 
 def thresholds(nms: float) -> tuple[float, ...]:
-    """Return thresholds of NMS to try: 0, 0.05, ..., 1 and that of the settings, in order."""
+    """Return the thresholds of NMS to try, ascending: 0, 0.05, ..., 1 and that of the settings."""
     return tuple(sorted({*(round(step * 0.05, 2) for step in range(21)), nms}))
 
 
@@ -211,7 +211,7 @@ def follow(
         image: as `images.decode.read_image` returns it.
         truth: labelled objects in pixels of the file, for the steps of training.
         seed: seed of the draw of anchors.
-        score: least score of a detection; None: the detector's threshold.
+        score: lowest score of a detection; None: the detector's threshold.
 
     Raises:
         SettingsError: it is a one-stage detector or an exported file.
@@ -284,7 +284,7 @@ def _anchor_labels(detector: Detector, batch: Batch, pass_: Pass, truth: Truth, 
     scale = batch.scales[0].flip(0).repeat(2).double()
     boxes = (torch.from_numpy(truth.boxes).to(scale.device) * scale).float()
     labels, ignore = torch.from_numpy(truth.labels).to(boxes.device), torch.from_numpy(truth.ignore).to(boxes.device)
-    # One row of zeros more: the operators need at least one ground-truth box.
+    # The operators need at least one ground-truth box, so a row of zeros is added.
     parts = (boxes, labels, boxes.new_ones(len(boxes), dtype=torch.bool), ignore)
     targets = Targets(*(torch.cat((part, part.new_zeros(1, *part.shape[1:])))[None] for part in parts))
     assert pass_.rpn is not None

@@ -26,7 +26,7 @@ MAX_PROPOSALS = 300
 """Number of proposals in a picture, the best ones."""
 
 MAX_NAMES = 12
-"""Number of detections with a name; more would hide each other."""
+"""Number of detections with a name; more names would overlap."""
 
 MAX_ORIGINS = 8
 """Number of detections whose origins are drawn, the best ones."""
@@ -132,7 +132,7 @@ def picture(axes: "Axes", explanation: Explanation) -> None:
 
 
 def _shown_cell(explanation: Explanation, level: int) -> Tensor:
-    """Return the anchors of the cell nearest to the middle of the largest known object, else to that of the image."""
+    """Return the anchors of the cell nearest to the centre of the largest known object, or of the image without any."""
     height, width = explanation.image.shape[:2]
     boxes = explanation.truth.boxes if explanation.truth is not None else explanation.anchors[:0]
     if not len(boxes) and explanation.detections is not None:
@@ -152,7 +152,7 @@ def _centres(explanation: Explanation, level: int) -> Tensor:
 
 def cell_anchors(axes: "Axes", explanation: Explanation) -> None:
     """Draw the anchors of one cell of every level."""
-    _background(axes, explanation, f"anchors: {len(explanation.anchors):,}, here those of one place")
+    _background(axes, explanation, f"anchors: {len(explanation.anchors):,}, here those of one cell per level")
     for level, stride in enumerate(explanation.strides):
         own = explanation.anchors[_shown_cell(explanation, level)]
         _frames(axes, own, colors=PALETTE[level % len(PALETTE)], linewidths=1.6, label=f"stride {stride}")
@@ -201,7 +201,7 @@ def negatives(axes: "Axes", explanation: Explanation) -> None:
     """Draw the centres of the anchors that are trained to be background, which are too many to draw as boxes."""
     assert explanation.truth is not None
     mask = explanation.truth.label == 0
-    _background(axes, explanation, f"negative: {int(mask.sum()):,}, their middles")
+    _background(axes, explanation, f"negative: {int(mask.sum()):,}, their centres")
     for level, stride in enumerate(explanation.strides):
         own = mask & (explanation.levels == level)
         centres = box_ops.centre_size(explanation.anchors[own])[0].unique(dim=0).numpy()
@@ -212,7 +212,7 @@ def negatives(axes: "Axes", explanation: Explanation) -> None:
 
 
 def sampled(axes: "Axes", explanation: Explanation) -> None:
-    """Draw the anchors of one draw."""
+    """Draw the anchors sampled for one step of training."""
     assert explanation.truth is not None
     _background(axes, explanation, f"one draw of {len(explanation.truth.sampled)} anchors for the loss")
     _draw_sampled(axes, explanation, 0, linewidths=0.7, alpha=0.7)

@@ -37,8 +37,8 @@ def analyse(
     Args:
         detector: with its settings for prediction.
         dataset: labelled images of the detector's classes.
-        iou: a box is right from this IoU on, 0.1 to 1; at least 0.5 without a second stage.
-        score: a detection counts from this score on, 0 to 1. None: the threshold stored with the weights.
+        iou: lowest IoU of a correct box, 0.1 to 1; at least 0.5 without a second stage.
+        score: lowest score of a detection that counts, 0 to 1. None: the threshold stored with the weights.
         batch: images per batch.
         progress: called with (batches done, all) after each.
 
@@ -59,7 +59,7 @@ def analyse(
     check_has_steps(detector)
     settings, predicts_classes = detector.settings, detector.settings.predicts_classes
     if not predicts_classes and iou < IOUS[0]:
-        raise SettingsError(f"recall of proposals is counted from an IoU of {IOUS[0]} on, got {iou}; ask for more")
+        raise SettingsError(f"recall of proposals is counted from an IoU of {IOUS[0]} on, got {iou}; give a higher one")
     rules = Rules(iou, detector.threshold if score is None else score, settings.rpn, settings.roi, detector.suppression)
     loader = Loader(cut_into_views(dataset, detector.viewer.views), settings, training=False, batch=batch)
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]

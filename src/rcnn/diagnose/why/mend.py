@@ -1,4 +1,4 @@
-"""The AP that mending each kind of lost object and of false alarm would give, one kind at a time."""
+"""The AP if all errors of one kind were corrected, for each kind of lost object and of false alarm."""
 
 from collections import defaultdict
 from collections.abc import Sequence

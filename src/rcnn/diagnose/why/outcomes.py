@@ -15,10 +15,10 @@ from rcnn.metrics.types import Prediction, Truth
 from rcnn.model.suppress import Suppression
 
 MIN_ANCHOR_IOU = 0.3
-"""An object has an anchor if one has at least this IoU with it."""
+"""Lowest IoU with an object at which it counts as covered by an anchor."""
 
 MIN_ALARM_IOU = 0.1
-"""A false alarm is about an object if it has at least this IoU with it."""
+"""Lowest IoU of a false alarm with the object that it refers to."""
 
 FOUND = "found"
 
@@ -31,7 +31,7 @@ MISS_REASONS = {
     "low_score": "right, but below the threshold",
     "suppressed": "right, but suppressed, cut or shared",
 }
-"""Why an object is lost, in the order of the steps of the detector."""
+"""Reason for which an object is lost -> its title, in the order of the steps of the detector."""
 
 ALARMS = {
     "duplicate": "duplicate of a found object",
@@ -40,19 +40,19 @@ ALARMS = {
     "background": "nothing of its class there",
     "missing_label": "probably a missing label",
 }
-"""Kinds of false alarms."""
+"""Kind of false alarm -> its title."""
 
 
 class MissReason(NamedTuple):
-    """Why an object is lost.
+    """The reason for which an object is lost.
 
     Attributes:
         where: one of `MISS_REASONS`; `found` if it is not lost.
         detail: of `not_in_top_k` `cut` (a box outside the top K fits) or `missed` (none does); of `no_proposal` and
             `suppressed` `nms`, `cut` (beyond the number kept), `small`, `score`, or `shared` (the box that fits was
             matched to another object).
-        taken_for: the class that it was taken for, or -1.
-        score: of its detection, or the best that its class got in a box that fits; NaN if there is none.
+        taken_for: the class that the object was mistaken for, or -1.
+        score: of its detection, or the best score of its class in a box that fits; NaN if there is none.
     """
 
     where: str
@@ -93,7 +93,7 @@ class Alarm(NamedTuple):
         kind: one of `ALARMS`.
         score: in [0, 1].
         truth: the object that the kind refers to; -1 for none.
-        iou: IoU with the object that it overlaps most, whatever its class.
+        iou: highest IoU with any object, of any class.
     """
 
     image: int
@@ -112,8 +112,8 @@ class Why:
 
     Attributes:
         names: class names.
-        iou: least IoU of a right box.
-        score: least score of a detection that counts.
+        iou: lowest IoU of a correct box.
+        score: lowest score of a detection that counts.
         predicts_classes: if False, `predictions` are proposals and there are no alarms.
         truths: one per image.
         predictions: one per image, with every score.
@@ -144,7 +144,7 @@ class Why:
 
 
 class Rules(NamedTuple):
-    """IoU of a right box, least score of a detection that counts, settings and suppression of both stages."""
+    """Lowest IoU of a correct box, lowest score of a detection that counts, settings and suppression of both stages."""
 
     iou: float
     score: float
@@ -197,8 +197,8 @@ def outcomes_of(
 def miss_reason(box: np.ndarray, label: int, steps: ImageSteps, rules: Rules) -> MissReason:
     """Return the first step that lost an object.
 
-    Of each proposal, the box of its best class and the box of the object's own class are considered. Background is no
-    class here: what the network takes for background has a score below the threshold.
+    Two boxes of each proposal are considered, that of its best class and that of the object's class. Background does
+    not count as a class here: an object that the network takes for background has a score below the threshold.
 
     Args:
         box: (1, 4) in pixels of the resized image.
@@ -241,7 +241,7 @@ def miss_reason(box: np.ndarray, label: int, steps: ImageSteps, rules: Rules) ->
 
 
 def _why_dropped(index: np.intp, rivals: np.ndarray, boxes: np.ndarray, scores: np.ndarray, settings: RPN | RoI) -> str:
-    """Return why a box did not survive: its score or size, a rival that suppressed it, or the number of boxes kept."""
+    """Return why a box was dropped: by its `score`, as too `small`, by `nms`, or by a limit of the number (`cut`)."""
     if scores[index] < settings.score:
         return "score"
     if (boxes[index, 2:] - boxes[index, :2]).min() < settings.min_size:
@@ -253,9 +253,10 @@ def _why_dropped(index: np.intp, rivals: np.ndarray, boxes: np.ndarray, scores: 
 def find_alarms(truths: Sequence[Truth], predictions: Sequence[Prediction], iou: float, score: float) -> list[Alarm]:
     """Return the false alarms of all images, each of the first kind that applies.
 
-    A duplicate fits an object of its class that is taken; a wrong class fits one of another class; a bad box overlaps
-    one of its class by at least `MIN_ALARM_IOU`. The rest is background, and probably a missing label if it touches no
-    object and scores above the median of the right detections of its class.
+    A duplicate fits an object of its class that another detection was matched to; a wrong class fits an object of
+    another class; a bad box has an IoU of at least `MIN_ALARM_IOU` with an object of its class. All others are
+    background, or probably a missing label if they touch no object and score above the median of the correct detections
+    of their class.
     """
     alarms: list[Alarm] = []
     right = defaultdict[int, list[float]](list)

@@ -41,10 +41,10 @@ TAGS = {
 """Kind -> the tag on its boxes and the heading of its column."""
 
 MAX_IMAGES = 9
-"""Number of images drawn, those with most mistakes."""
+"""Number of images drawn, those with the most mistakes."""
 
 MAX_CLASSES = 12
-"""Number of classes drawn, those with most losses."""
+"""Number of classes drawn, those with the most errors."""
 
 
 def draw_why(report: WhyReport, path: Path) -> None:
@@ -77,9 +77,9 @@ def draw_why(report: WhyReport, path: Path) -> None:
 
 
 def draw_worst(why: Why, dataset: Dataset, settings: Settings, path: Path) -> None:
-    """Draw the images with most mistakes side by side: lost objects in solid lines, false alarms in broken ones.
+    """Draw the images with the most mistakes side by side: lost objects in solid lines, false alarms in dashed ones.
 
-    Without any mistake the first images are drawn.
+    The first images are drawn if there are no mistakes.
     """
     mistakes = Counter(item.image for item in (*why.all_lost(), *why.alarms))
     worst = [image for image, _ in mistakes.most_common(MAX_IMAGES)] or range(min(MAX_IMAGES, len(dataset)))
@@ -106,7 +106,7 @@ def _mistakes(why: Why, image: int, dataset: Dataset, settings: Settings) -> Til
 
 
 def _drawn(counted: Sequence[CountedByKind], kinds: dict[str, str]) -> list[CountedByKind]:
-    """Return the groups that are drawn: all, of several classes those with most of these kinds, and the sizes."""
+    """Return the groups to draw: all, the classes with the most of these kinds if there are several, and the sizes."""
     classes = [group for group in counted if group.section == "class" and group.counts]
     classes.sort(key=lambda group: -sum(group.counts[kind] for kind in kinds))
     sizes = [group for group in counted if group.section == "size"]
@@ -114,7 +114,7 @@ def _drawn(counted: Sequence[CountedByKind], kinds: dict[str, str]) -> list[Coun
 
 
 def _bars(axes: "Axes", drawn: Sequence[CountedByKind], kinds: dict[str, str]) -> None:
-    """Draw one stacked bar per group, divided into kinds, as shares of the group; wide parts have numbers."""
+    """Draw one stacked bar of shares per group, divided into kinds, with numbers in the wide parts."""
     totals = [max(1, group.counts.total()) for group in drawn]
     ends = [sum(group.counts[kind] for kind in kinds) / total for group, total in zip(drawn, totals, strict=True)]
     reach = max(ends) * 1.3 or 1.0
@@ -141,7 +141,7 @@ def _bars(axes: "Axes", drawn: Sequence[CountedByKind], kinds: dict[str, str]) -
 
 
 def _gains(axes: "Axes", report: WhyReport, kinds: dict[str, str], rows: int) -> None:
-    """Draw one bar per kind: the AP that mending it would add, or without AP the number of objects.
+    """Draw one bar per kind: the AP that correcting it would add, or without AP the number of objects.
 
     The labels serve as legend. Bars are as thick as the `rows` bars next to them.
     """

@@ -1,4 +1,4 @@
-"""The setting that would have kept a lost object at the step that lost it."""
+"""Find the setting with which the step that lost an object would have kept it."""
 
 import math
 from typing import NamedTuple
@@ -26,12 +26,12 @@ NO_SETTING = {
 
 
 class Remedy(NamedTuple):
-    """A setting with which the step would not have lost the object; a later step still may.
+    """A setting with which the step would have kept the object; a later step may still lose it.
 
     Attributes:
         setting: its name; `score` is the threshold of the commands. Empty: no setting of prediction helps.
-        value: the nearest value that does; NaN if none does.
-        text: a sentence that says why.
+        value: the value nearest to the present one; NaN if no setting helps.
+        text: a sentence with the reason.
     """
 
     setting: str

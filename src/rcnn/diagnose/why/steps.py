@@ -44,7 +44,7 @@ class ImageSteps:
 
 
 def check_has_steps(detector: Detector) -> None:
-    """Check that the detector has its network, and steps between the image and its detections.
+    """Check that the detector has a network and two stages, or an RPN alone.
 
     Raises:
         SettingsError: it is a one-stage detector, or an exported file.
@@ -71,7 +71,7 @@ def run_steps(detector: Detector, batch: AnyBatch) -> tuple[list[ImageSteps], li
 
 
 def steps_of_pass(detector: Detector, batch: AnyBatch, pass_: Pass) -> tuple[list[ImageSteps], list[Result]]:
-    """Return the same from a pass of the network over a batch on its device."""
+    """Return the results of `run_steps` from a pass of the network over a batch on its device."""
     model = detector.runner
     out, proposals, detections = pass_.rpn, pass_.proposals, pass_.detections
     assert out is not None

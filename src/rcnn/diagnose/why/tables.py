@@ -16,11 +16,11 @@ from rcnn.metrics.proposal_recall import SIZES
 
 
 class WhyReport(NamedTuple):
-    """The answer and what follows from it.
+    """The answer, the AP after corrections, and advice.
 
     Attributes:
         why: the answer.
-        ap: mean AP over classes at its IoU; NaN without a second stage.
+        ap: mean AP over classes at the IoU of the answer; NaN without a second stage.
         mended: kind of loss or false alarm -> AP if all of that kind were corrected.
         advice: one sentence for the kind that costs most.
     """
@@ -31,7 +31,7 @@ class WhyReport(NamedTuple):
     advice: str
 
     def gain(self, kind: str) -> float:
-        """The AP that mending this kind would add."""
+        """Return the AP that correcting all errors of a kind would add."""
         return self.mended.get(kind, float("nan")) - self.ap
 
 
@@ -126,7 +126,7 @@ def _advice(answer: WhyReport, dataset: Dataset, settings: Settings) -> str:
     why, rpn, roi, score = answer.why, settings.rpn, settings.roi, answer.why.score
     counts = Counter(outcome.where for outcome in why.all_lost()) + Counter(alarm.kind for alarm in why.alarms)
     if not counts:
-        return "Nothing is lost and nothing is wrong here: ask for a higher IoU (--iou 0.75), or try harder images."
+        return "No object is lost and no detection is wrong: try a higher IoU (--iou 0.75), or harder images."
     kind = max(counts, key=lambda kind: (np.nan_to_num(answer.gain(kind)), counts[kind]))
     lost, alarms = why.lost(kind), why.false_alarms(kind)
     most = _most(lost or alarms, why.names)

@@ -28,11 +28,11 @@ def why(
         detector: from `rcnn.load`, or what that loads: a run folder, a file or a name.
         data: folder, COCO json, data.yaml or csv.
         split: train, val, test or all.
-        iou: a box is right from this IoU on, 0.1 to 1; at least 0.5 without a second stage.
-        score: a detection counts from this score on, 0 to 1. None: as `predict.score`, by default the threshold stored
+        iou: lowest IoU of a correct box, 0.1 to 1; at least 0.5 without a second stage.
+        score: lowest score of a detection that counts, 0 to 1. None: `predict.score`, by default the threshold stored
             with the weights.
         batch: images per batch.
-        on_fault: damaged, stop or skip, as `data.on_fault`. None: as the detector's settings say.
+        on_fault: damaged, stop or skip, as `data.on_fault`. None: as in the detector's settings.
 
     Raises:
         WeightsError: as for `rcnn.load`.
