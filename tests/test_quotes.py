@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import pytest
 
-from rcnn.paper.execute import EXPERIMENTS
+from rcnn.paper.by_name import EXPERIMENTS
 from rcnn.paper.quoted import QUOTES, TABLE_3, TABLE_4, TABLE_6, TABLE_7, TABLES, Quote
 from rcnn.paper.results import judge_all
 from rcnn.presets import settings_of

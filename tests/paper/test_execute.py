@@ -24,7 +24,8 @@ from rcnn.data.proposals.external import ImageProposals
 from rcnn.errors import Interrupted, SettingsError, TrainingError
 from rcnn.evaluate import Shard, loaders_of
 from rcnn.paper.budget import cut_epochs, fitting
-from rcnn.paper.execute import EXPERIMENTS, execute
+from rcnn.paper.by_name import EXPERIMENTS
+from rcnn.paper.execute import execute
 from rcnn.paper.figures import plot
 from rcnn.paper.quoted import VOC_CLASSES
 from rcnn.paper.results import ExperimentResult, write_markdown, write_report_part

@@ -17,7 +17,7 @@ import rcnn.paper.timing as timing_file
 import rcnn.paper.workspace as workspace_file
 from rcnn.config import Settings, override
 from rcnn.errors import SettingsError
-from rcnn.paper.execute import EXPERIMENTS
+from rcnn.paper.by_name import EXPERIMENTS
 from rcnn.paper.measure import Change, RPNProposals
 from rcnn.paper.proposals import without_boxes, without_scores
 from rcnn.paper.results import NumbersBySeed, judge_all

@@ -11,40 +11,12 @@ from typing import Any
 from rcnn.config import Settings, dump, override
 from rcnn.errors import SettingsError, TrainingError
 from rcnn.images.sources import mark_results
-from rcnn.paper import (
-    anchors,
-    balance,
-    mean_proposals,
-    one_stage,
-    per_class,
-    proposals,
-    recall,
-    schemes,
-    timing,
-    top_n,
-)
 from rcnn.paper.budget import cut_epochs
+from rcnn.paper.by_name import EXPERIMENTS, RPN_EXPERIMENTS
 from rcnn.paper.experiment import MAP, Experiment
 from rcnn.paper.results import ExperimentResult
 from rcnn.paper.workspace import ResultsTable, Workspace
 from rcnn.weights.file import atomic_write
-
-EXPERIMENTS: dict[str, Callable[[Settings], Experiment]] = {
-    "mean-proposals": mean_proposals.experiment,
-    "proposals": proposals.experiment,
-    "top-n": top_n.experiment,
-    "per-class": per_class.experiment,
-    "anchors": anchors.experiment,
-    "lambda": balance.experiment,
-    "one-stage": one_stage.experiment,
-    "recall": recall.experiment,
-    "time": timing.experiment,
-    "schemes": schemes.experiment,
-}
-"""Name -> function that builds the experiment from settings."""
-
-RPN_EXPERIMENTS = ("mean-proposals", "recall")
-"""Experiments that need no second stage."""
 
 KEY = ("row", "seed")
 """Key columns of the results; the seed is empty where nothing depends on it."""
