@@ -1,4 +1,4 @@
-"""Named models: settings that differ from the defaults, and the modules that settings describe."""
+"""Named models as changes of the default settings, and the construction of a model from its settings."""
 
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
@@ -16,7 +16,7 @@ from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.truncated import check_ranks
 
 _SGD: dict[str, Any] = {"optimizer": "sgd", "lr": 0.02, "batch": 8, "weight_decay": 1e-4}
-"""How the field trains large networks from ImageNet weights."""
+"""The usual way to train large networks from ImageNet weights."""
 
 _LARGE_FPN: dict[str, Any] = {
     "preprocess": {"short": 800, "long": 1333},
@@ -79,7 +79,7 @@ _PAPER: dict[str, Any] = {
         "amp": "float32",
     },
 }
-"""Both networks of the paper, trained jointly. 16 epochs of VOC 2007's 5,011 images are its 60k + 20k steps."""
+"""The paper's networks, trained jointly. 16 epochs of VOC 2007's 5,011 images correspond to its 60k + 20k steps."""
 
 _ALTERNATING: dict[str, Any] = {
     "train": {
@@ -109,7 +109,7 @@ _PAPER_ZF = merge(
 )
 
 _ONE_STAGE: dict[str, Any] = {"rpn": {"classify": "classes"}, "roi": {"head": "none"}}
-"""The RPN's head predicts classes; there is no second stage. Table 10 has another single stage: `sliding_windows`."""
+"""The RPN's head predicts classes, without a second stage. For the single stage of table 10, see `sliding_windows`."""
 
 PRESETS: dict[str, dict[str, Any]] = {
     "mobilenet-fpn": {},
@@ -150,11 +150,11 @@ PRESETS: dict[str, dict[str, Any]] = {
     "paper-zf-alternating": merge(_PAPER_ZF, _ALTERNATING),
     "paper-zf-one-stage": merge(_PAPER_ZF, _ONE_STAGE),
 }
-"""Name -> what differs from the defaults of `config.Settings`."""
+"""Name -> differences from the defaults of `config.Settings`."""
 
 
 def settings_of(model: str, changes: Sequence[str] | Mapping[str, Any] = ()) -> Settings:
-    """Settings of a preset (or of `timm/NAME`, any timm backbone under a pyramid) with changes laid over them.
+    """Return the settings of a preset (or of `timm/NAME`, a timm backbone with a pyramid) after `changes`.
 
     Raises:
         SettingsError: no such preset, or a wrong setting.
@@ -173,13 +173,13 @@ def settings_of(model: str, changes: Sequence[str] | Mapping[str, Any] = ()) -> 
 def build(
     settings: Settings, classes: int, *, backbone: nn.Module | None = None, head: nn.Module | None = None
 ) -> FasterRCNN:
-    """The model that settings describe, for `classes` classes, with fresh weights.
+    """Return the model that settings describe, with new weights.
 
     Args:
-        settings: of all parts.
-        classes: K, background not counted.
-        backbone: a module of your own instead, as `FasterRCNN` takes it, for `model.backbone=custom`.
-        head: likewise the second stage's head.
+        settings: settings of all parts.
+        classes: number of classes K, without background.
+        backbone: your own backbone, as `FasterRCNN` takes it, for `model.backbone=custom`.
+        head: your own head of the second stage, likewise.
 
     Raises:
         SettingsError: no such backbone, settings that do not fit it, or ranks (`predict.svd`) that do not fit the head.

@@ -70,7 +70,7 @@ def test_the_name_of_a_backbone_is_no_address(stranger: Callable[..., Path], pic
         outcome = limited(folder, *words)
         assert outcome.noted == "", words
         assert outcome.code == code, outcome.said
-        assert "after timm/ comes the name of one of timm's own networks" in outcome.said
+        assert "timm/ must be followed by the name of one of timm's own networks" in outcome.said
 
 
 def test_weights_of_timm_from_a_file_are_not_replaced_by_fetched_ones(data: Path) -> None:
@@ -88,7 +88,7 @@ def test_weights_of_timm_from_a_file_are_not_replaced_by_fetched_ones(data: Path
         ({"anchors": {"sizes": [[32.0] * 10**5] * 4}}, "at most 64 items"),
         ({"model": {"channels": 10**6}}, "less than or equal to 16384"),
         ({"model": {"channels": 3000}}, "has the shape"),
-        ({"model": {"channels": 16_384}, "roi": {"size": 64}}, "1,000,000,000 is the most"),
+        ({"model": {"channels": 16_384}, "roi": {"size": 64}}, "the maximum is 1,000,000,000"),
         ({"roi": {"hidden": 16_384, "size": 14}}, "has the shape"),
         ({"roi": {"size": 10**4}}, "less than or equal to 64"),
         ({"roi": {"detections": 10**12}}, "less than or equal to 10000"),

@@ -208,5 +208,5 @@ def test_ohem_needs_no_keys_and_costs_what_the_sample_loses():
 
 
 def test_ohem_starts_at_an_overlap_of_zero():
-    with pytest.raises(SettingsError, match=r"negative_iou starts at 0 \(got \(0.1, 0.5\)\)"):
+    with pytest.raises(SettingsError, match=r"negative_iou must start at 0 \(got \(0.1, 0.5\)\)"):
         override(tiny.settings(), ["roi.sampler=ohem", "roi.negative_iou=[0.1, 0.5]"])

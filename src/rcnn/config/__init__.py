@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from rcnn.config import yaml_tree
 from rcnn.config.aliases import ALIASES, IMAGE_SIZE, SUGGESTIONS, scaled
@@ -18,17 +18,7 @@ from rcnn.config.files import MB, read_text
 from rcnn.config.images import Augment as Augment
 from rcnn.config.images import Data as Data
 from rcnn.config.images import Preprocess as Preprocess
-from rcnn.config.network import (
-    RPN,
-    Anchors,
-    Count,
-    Fraction,
-    Model,
-    NonNegative,
-    Positive,
-    RoI,
-    Section,
-)
+from rcnn.config.network import RPN, Anchors, Count, Fraction, Model, NonNegative, Positive, RoI, Section
 from rcnn.config.network import LossKind as LossKind
 from rcnn.errors import SettingsError
 
@@ -37,7 +27,7 @@ MAX_SIDE = 16_384
 MAX_WEIGHTS = 1_000_000_000
 """Maximum number of weights outside the backbone. The largest preset has an eighth of it."""
 MAX_FAULTS, MAX_QUOTED = 20, 80
-"""Faults that a message lists, and characters of a wrong value that it quotes."""
+"""Maximum number of faults in a message, and of characters of a wrong value that it quotes."""
 MIN_TILE = 64
 """Minimum side of a window of a large image, pixels."""
 Tile = Annotated[int, Field(ge=MIN_TILE, le=MAX_SIDE)]
@@ -68,10 +58,10 @@ class Train(Section):
     tile_empty: Annotated[float, Field(ge=0, le=0.9)] = 0.1
     """Share of windows without objects among the training windows, if there are any."""
     rounds: Annotated[int, Field(ge=1, le=100)] = 1
-    """alternating: how many times its stages are trained. From the second round on they start from the weights of the
-    round before."""
+    """alternating: number of times that its stages are trained. From the second round on they start from the weights of
+    the previous round."""
     epochs: Count = 30
-    """Passes over the training images, in each stage of the scheme. Not used with `steps`."""
+    """Passes over the training images in each stage of the scheme. Not used with `steps`."""
     steps: PerStage = ()
     """Steps instead of `epochs`: one number for all stages of the scheme, or one for each. Empty: `epochs` count."""
     batch: Count = 4
@@ -80,7 +70,7 @@ class Train(Section):
     """Images per step of each stage of the scheme, instead of `batch`. The learning rate of every stage is then `lr`,
     whatever its batch."""
     accumulate: Count = 1
-    """Batches whose gradients are added before a step."""
+    """Batches per step, whose gradients are averaged."""
     optimizer: Literal["sgd", "adamw"] = "adamw"
     """The optimiser."""
     lr: Positive = 2e-3
@@ -100,8 +90,8 @@ class Train(Section):
     milestones: Annotated[tuple[Fraction, ...], Field(max_length=100)] = (0.67, 0.89)
     """Shares of all steps at which `schedule=step` divides the learning rate by 10."""
     step_milestones: Annotated[tuple[PerStage, ...], Field(max_length=16)] = ()
-    """With `steps`, instead of `milestones`: the steps at which `schedule=step` divides the learning rate by 10, one
-    list for all stages of the scheme, or one for each."""
+    """Steps at which `schedule=step` divides the learning rate by 10, instead of `milestones`: one list for all stages
+    of the scheme, or one for each. Needs `steps`."""
     warmup: NonNegative = 1.0
     """Length of the linear warm-up, epochs (at most a fifth of all steps)."""
     clip: NonNegative | None = 10.0
@@ -111,8 +101,8 @@ class Train(Section):
     amp: Literal["auto", "float32", "bf16"] = "auto"
     """Precision of the convolutions; auto: bf16 if the hardware has it."""
     keep: Literal["best", "last"] = "best"
-    """Weights that stand for the run: those of the epoch that is best on the validation list, or the last ones. With
-    last, nothing in the weights depends on the validation list."""
+    """Weights that represent the run: those of the best epoch on the validation list, or the last ones. With last,
+    nothing in the weights depends on the validation list."""
     patience: Count | None = None
     """Stop after this many epochs without a better AP. None: off."""
     checkpoint_minutes: Positive = 10.0
@@ -165,12 +155,12 @@ class Val(Section):
     batch: Count = 8
     """Images per batch."""
     voc_ap: Literal["area", "11-point"] = "area"
-    """Rule of VOC's AP, which is scored beside COCO's; area: the area under the precision-recall curve, as since 2010;
-    11-point: the mean precision at 11 recalls, as in VOC 2007. COCO's AP is not affected."""
+    """Rule for VOC's AP, which is reported beside COCO's; area: the area under the precision-recall curve, as since
+    2010; 11-point: the mean precision at 11 recalls, as in VOC 2007. COCO's AP is not affected."""
 
 
 class Predict(Section):
-    """Prediction, and which of its results are shown."""
+    """Prediction and the selection of its results."""
 
     score: Fraction | None = None
     """Boxes with a lower score are left out. None: the stored threshold."""
@@ -184,16 +174,16 @@ class Predict(Section):
     max_detections: Count | None = None
     """Maximum number of boxes of an image processed in windows. None: no limit (`roi.detections` per window)."""
     precision: Literal["float32", "bf16", "fp16", "auto"] = "float32"
-    """Precision of convolutions and matrix products; boxes and scores stay float32. A CPU without instructions for bf16
-    computes it more slowly than float32, with AVX2 alone many times. auto: on a GPU bf16, or fp16 if it is older than
-    Ampere; on a CPU float32."""
+    """Precision of convolutions and matrix products; boxes and scores stay float32. On a CPU without instructions for
+    bf16, bf16 is slower than float32, and many times slower with AVX2 only. auto: bf16 on a GPU, or fp16 if it is older
+    than Ampere; float32 on a CPU."""
     svd: Annotated[tuple[Count, ...], Field(max_length=16)] = ()
     """Ranks to which the fully connected layers of the second stage's head are truncated, one per layer: fc6 and fc7,
     or the one of conv-fc. Empty: no truncation."""
     compile: bool = False
     """Compile the network with torch.compile at the first batch of each shape, which takes a minute."""
     graphs: Annotated[int, Field(ge=0, le=64)] = 0
-    """Number of batch shapes, the most recently used, that a GPU replays as CUDA graphs. 0: off."""
+    """Number of most recently used batch shapes that a GPU replays as CUDA graphs. 0: off."""
 
     @field_validator("tile", mode="before")
     @classmethod
@@ -235,7 +225,7 @@ class Settings(Section):
         return self.two_stage or self.rpn.classify == "classes"
 
     @model_validator(mode="after")
-    def _stages_agree(self) -> Self:
+    def _sections_agree(self) -> Self:
         if self.roi.pool == "warp" and self.roi.sampling_ratio == 0:
             raise ValueError("roi.pool=warp needs roi.sampling_ratio of 1 or more")
         if self.rpn.classify == "classes" and self.roi.head != "none":
@@ -247,17 +237,13 @@ class Settings(Section):
             raise ValueError("rpn.loss=focal is for one-stage detectors: set rpn.classify=classes and roi.head=none")
         if self.val.voc_ap != "area" and not self.predicts_classes:
             raise ValueError(
-                f"val.voc_ap={self.val.voc_ap} is a rule of VOC's AP, and a model that only proposes (roi.head=none) "
+                f"val.voc_ap={self.val.voc_ap} is a rule for VOC's AP, but a model that only proposes (roi.head=none) "
                 "is scored by recall alone: leave val.voc_ap out"
             )
-        return self
-
-    @model_validator(mode="after")
-    def _ending_agrees(self) -> Self:
         if self.train.keep == "last" and self.train.patience is not None:
             raise ValueError(
-                f"train.patience={self.train.patience} ends a run by its scores on the validation list, on which "
-                "nothing depends with train.keep=last: leave one of them out"
+                f"train.patience={self.train.patience} stops a run by its scores on the validation list, but with "
+                "train.keep=last nothing depends on these: leave one of them out"
             )
         return self
 
@@ -266,8 +252,8 @@ class Settings(Section):
         side = max(self.predict.scales) * max(self.preprocess.short, self.preprocess.long)
         if side > MAX_SIDE:
             raise ValueError(
-                f"predict.scales times preprocess.short and long make images of up to {side:,.0f} pixels a side; "
-                f"{MAX_SIDE:,} is the most"
+                f"predict.scales times preprocess.short and long give images with sides of up to {side:,.0f} pixels; "
+                f"the maximum is {MAX_SIDE:,}"
             )
         return self
 
@@ -283,8 +269,8 @@ class Settings(Section):
             numbers += roi.hidden**2 if roi.head == "fc" else roi.convs * 9 * width**2
         if numbers > MAX_WEIGHTS:
             raise ValueError(
-                "model.channels, rpn.channels, rpn.convs, rpn.kernel, roi.size, roi.convs and roi.hidden make layers "
-                f"of some {numbers:,} weights, besides the backbone's; {MAX_WEIGHTS:,} is the most"
+                "model.channels, rpn.channels, rpn.convs, rpn.kernel, roi.size, roi.convs and roi.hidden give layers "
+                f"with about {numbers:,} weights, not counting the backbone; the maximum is {MAX_WEIGHTS:,}"
             )
         return self
 
@@ -299,7 +285,7 @@ class Settings(Section):
         if len({len(sizes) for sizes in self.anchors.sizes}) > 1:
             raise ValueError(f"anchors.sizes must have equally many sizes on every level, got {self.anchors.sizes}")
         self.rpn.see_sizes(self.anchors)
-        available = self.model.levels  # not checked for a backbone of one level or of the user's own
+        available = self.model.levels  # not checked if there is one level, or for a custom backbone
         missing = [level for level in self.roi.levels if level not in available] if len(available) > 1 else []
         if missing and self.model.neck == "fpn" and self.model.backbone != "custom" and self.roi.head != "none":
             raise ValueError(
@@ -309,14 +295,11 @@ class Settings(Section):
         return self
 
 
-def keys(section: type[BaseModel] = Settings, prefix: str = "") -> Iterator[str]:
-    """Yield every `section.key` of the tree, in the order of declaration."""
-    for name, field in section.model_fields.items():
-        kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, Section):
-            yield from keys(kind, f"{prefix}{name}.")
-        else:
-            yield prefix + (field.alias or name)
+def keys() -> Iterator[str]:
+    """Yield every `section.key`, in the order of declaration."""
+    for section, values in Settings():
+        for name, field in type(values).model_fields.items():
+            yield f"{section}.{field.alias or name}"
 
 
 def validate(tree: Mapping[str, Any]) -> Settings:

@@ -1,4 +1,4 @@
-"""Settings of the network: backbone, anchors, both stages; and the base of all sections of the settings."""
+"""Settings of the network (backbone, anchors, both stages), and the base class of all sections."""
 
 import re
 from typing import Annotated, Literal, Self, get_args
@@ -20,7 +20,7 @@ Width = Annotated[int, Field(ge=1, le=16_384)]
 Depth = Annotated[int, Field(ge=1, le=32)]
 Levels = Annotated[tuple[Annotated[int, Field(ge=0, le=12)], ...], Field(max_length=32)]
 Sides = Annotated[tuple[Positive, ...], Field(max_length=64)]
-"""All values are bounded, far above useful ones, because settings also come from untrusted files."""
+"""All values have bounds, far above useful ones, because settings also come from untrusted files."""
 
 
 class Section(BaseModel):
@@ -36,7 +36,7 @@ class Model(Section):
     """Name of the preset that these settings started from."""
     backbone: str = "mobilenet"
     """mobilenet, mobilenet_v3_large, tiny, resnet18|34|50|101|152, resnext50_32x4d, resnext101_32x8d, vgg16, zf,
-    timm/NAME, or custom: a module passed in from Python."""
+    timm/NAME, or custom: a module passed from Python."""
     neck: Literal["fpn", "none"] = "fpn"
     """Feature pyramid, or the backbone's last level."""
     channels: Width = 96
@@ -52,24 +52,24 @@ class Model(Section):
     widths: tuple[Width, Width, Width] | None = None
     """Channels of a ResNet's stem, of its first inner convolutions, and of its first stage. None: the standard ones."""
     norm: Literal["frozen", "affine", "train"] = "frozen"
-    """Batch norms; frozen: constants; affine: scale and shift are trained, statistics are not; train: all is
+    """Batch norms; frozen: constants; affine: scale and shift are trained, statistics are not; train: all are
     trained."""
     frozen_stages: Annotated[int, Field(ge=0, le=5)] = 2
-    """Number of first stages that are not trained."""
+    """Number of stages that are not trained, counted from the first."""
 
     @field_validator("backbone")
     @classmethod
     def _a_name_only(cls, name: str) -> str:
         if name.startswith("timm/") and not re.fullmatch(r"timm/[\w.-]+", name):
             raise ValueError(
-                "after timm/ comes the name of one of timm's own networks, such as timm/resnet18.a1_in1k: letters, "
-                "digits, `_`, `.` and `-`; no address or path is opened"
+                "timm/ must be followed by the name of one of timm's own networks, such as timm/resnet18.a1_in1k: "
+                "letters, digits, `_`, `.` and `-`; addresses and paths are not opened"
             )
         return name
 
 
 class Anchors(Section):
-    """Reference boxes. The rules of py-faster-rcnn, torchvision and detectron2 are presets of these settings."""
+    """Reference boxes. Values of these settings reproduce the rules of py-faster-rcnn, torchvision and detectron2."""
 
     sizes: Annotated[tuple[Sides, ...], Field(max_length=32)] = ((32,), (64,), (128,), (256,))
     """Square roots of the areas, pixels; one tuple per level."""
@@ -91,8 +91,8 @@ class Anchors(Section):
     border: NonNegative | None = None
     """Anchors that reach further than this outside the image are not trained, pixels. None: all are trained."""
     fit: Literal["off", "auto"] = "off"
-    """auto: training fits `sizes` and `ratios` to its boxes if that raises recall at IoU 0.5 by 0.05 or more, unless it
-    starts from a detector."""
+    """auto: fit `sizes` and `ratios` to the training boxes if that raises recall at IoU 0.5 by 0.05 or more, unless
+    training starts from a detector."""
 
     @field_validator("fit", mode="before")
     @classmethod
@@ -116,13 +116,13 @@ class RPN(Section):
     """Side of the sliding window, cells. A list makes a pyramid of filters: with [3,5,7] a window of 3 predicts the
     first third of each level's sizes, 5 the next, 7 the last, each with its own layers."""
     classify: Literal["objects", "classes"] = "objects"
-    """What the head predicts; objects: object or background; classes: the class, in a one-stage detector, which needs
+    """Output of the head; objects: object or background; classes: the class, for a one-stage detector, which needs
     roi.head=none."""
     loss: Literal["cross-entropy", "focal"] = "cross-entropy"
     """classify=classes: softmax over classes and background on the sampled anchors; focal: a sigmoid per class on all
     anchors that are not ignored, with both losses divided by the number of positives."""
     focal_gamma: NonNegative = 2.0
-    """focal: the larger, the smaller the weight of easy anchors."""
+    """focal: larger values give easy anchors less weight."""
     focal_alpha: Fraction = 0.25
     """focal: weight of an anchor's own class; the other classes have 1 - this."""
     logits: Literal[1, 2] = 1
@@ -169,7 +169,7 @@ class RPN(Section):
     post_test: Boxes = 300
     """Proposals per image in prediction."""
     nms: Fraction = 0.7
-    """Of two boxes with a higher IoU than this, the lower-scored one is dropped."""
+    """If two boxes have a higher IoU than this, the lower-scored one is dropped."""
     score: Fraction = 0.0
     """Proposals with a lower objectness probability are dropped."""
     min_size: NonNegative = 1e-3
@@ -268,7 +268,7 @@ class RoI(Section):
     min_size: NonNegative = 0.0
     """Boxes with a smaller side are dropped before NMS, pixels."""
     nms: Fraction = 0.5
-    """Of two boxes of a class with a higher IoU than this, the lower-scored one is dropped."""
+    """If two boxes of a class have a higher IoU than this, the lower-scored one is dropped."""
     detections: Boxes = 100
     """Maximum number of boxes per image."""
 
@@ -276,6 +276,6 @@ class RoI(Section):
     def _mining_starts_at_zero(self) -> Self:
         if self.sampler == "ohem" and self.negative_iou[0] > 0:
             raise ValueError(
-                f"sampler=ohem finds the hard negatives itself, so negative_iou starts at 0 (got {self.negative_iou})"
+                f"sampler=ohem finds the hard negatives itself: negative_iou must start at 0 (got {self.negative_iou})"
             )
         return self

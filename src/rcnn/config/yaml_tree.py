@@ -60,7 +60,7 @@ def load(text: str, *, as_text: bool = False, repeated: list[str] | None = None)
 
 
 class _Bounded(Composer):
-    """Bounds the number of nodes; every use of an anchor counts."""
+    """Limits the number of nodes, in which every use of an anchor counts."""
 
     def __init__(self, text: str) -> None:
         super().__init__(text)  # type: ignore[call-arg]  # that of the loader
@@ -120,7 +120,7 @@ class _ValueLoader(_Bounded, yaml.SafeLoader):
 
 
 def _same(one: yaml.Node, other: yaml.Node) -> bool:
-    """Whether two nodes have the same tags and values."""
+    """Return True if two nodes have the same tags and values."""
     if one is other:
         return True
     if one.tag != other.tag or isinstance(one, yaml.ScalarNode):
