@@ -59,10 +59,12 @@ class Record(TorchDispatchMode):
                 return out
         if func.namespace != "aten":
             return func(*args, **kwargs)
-        with self:  # in inference mode composite operations arrive whole
-            out = _parts_of(func, args, kwargs)
-        if out is not NotImplemented:
-            return out
+        # In inference mode composite operations arrive whole. Not `decompose`, which knows parts in Python as well:
+        # these enlarge a map by eleven kernels, and a GPU by one.
+        composite = torch._C.DispatchKey.CompositeImplicitAutograd
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite):
+            with self:
+                return func._op_dk(composite, *args, **kwargs)
         out = func(*args, **kwargs)
         if not func.is_view and name not in NO_KERNEL:
             self.kernels[self._inside] += 1
@@ -73,17 +75,6 @@ class Record(TorchDispatchMode):
     def launch(self) -> None:
         """Count a kernel of Triton's."""
         self.kernels[self._inside] += 1
-
-
-def _parts_of(func: Any, args: Any, kwargs: Any) -> Any:
-    """What a composite operation does on a GPU; NotImplemented if it is none.
-
-    Not `decompose`, which knows parts in Python as well: these enlarge a map by eleven kernels, and a GPU by one.
-    """
-    composite = torch._C.DispatchKey.CompositeImplicitAutograd
-    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), composite):
-        return func._op_dk(composite, *args, **kwargs)
-    return NotImplemented
 
 
 def waits(name: str, args: Any, kwargs: Any, out: Any) -> bool:

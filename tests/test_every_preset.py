@@ -5,8 +5,6 @@ In bfloat16 its numbers are close to those of float32.
 The layers are as they ship, but for the widest fully connected ones.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from rcnn.detector import Detector
 from rcnn.presets import PRESETS, build, settings_of
 from rcnn.result import Result
 from rcnn.runtime.precision import has_bf16
+from tests.training.pieces import threads
 
 OVERRIDES = [
     *("preprocess.short=96", "preprocess.long=128", "roi.score=0", "roi.hidden=512"),
@@ -47,14 +46,6 @@ def calm(detector: Detector) -> None:
         detector.model.eval()(preprocessor.collate([preprocessor.resize(PICTURES[0])], [PICTURES[0].shape[:2]]))
     for hook in hooks:
         hook.remove()
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module", params=PRESETS)
@@ -127,10 +118,10 @@ def test_a_saved_detector_is_loaded_as_it_was(detector: Detector, tmp_path: Path
     state = detector.model.state_dict()
     assert loaded.model.state_dict().keys() == state.keys()
     assert all(torch.equal(tensor, state[name]) for name, tensor in loaded.model.state_dict().items())
-    trained = [
+    found, trained = (
         {name for name, one in model.named_parameters() if one.requires_grad}
         for model in (loaded.model, detector.model)
-    ]
-    assert trained[0] == trained[1]
+    )
+    assert found == trained
     assert not any(tensor.is_meta for tensor in (*loaded.model.parameters(), *loaded.model.buffers()))
     assert_equal(loaded.predict(PICTURES[:1]), detector.predict(PICTURES[:1]))

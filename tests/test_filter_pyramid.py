@@ -14,11 +14,10 @@ from rcnn.errors import SettingsError
 from rcnn.exporting import export
 from rcnn.model.rpn_head import FilterPyramid
 from rcnn.presets import build, settings_of
-from tests.test_every_preset import NAMES, OVERRIDES, PICTURES, assert_a_batch_changes_no_bit, calm, threads
+from tests.test_every_preset import NAMES, OVERRIDES, PICTURES, assert_a_batch_changes_no_bit, calm
 from tests.test_graphs import Program, assert_agrees, exported, operators_of, preset
 from tests.test_presets import scene
-from tests.training.test_alternating import no_pictures  # noqa: F401
-from tests.training.test_train import one_thread  # noqa: F401
+from tests.training.pieces import threads, without_pictures
 
 SIZES = "anchors.sizes=[[12,16,24],[24,32,48],[48,64,96],[96,128,192]]"
 KINDS = {
@@ -76,10 +75,9 @@ def test_a_file_of_onnx_gives_its_boxes(name: str, tmp_path: Path) -> None:
     assert parity.proposals > 30
 
 
-def test_it_is_trained_and_training_goes_on_from_its_weights(
-    one_thread: None,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+@threads(1)
+@without_pictures()
+def test_it_is_trained_and_training_goes_on_from_its_weights(tmp_path: Path) -> None:
     train = partial(rcnn.train, tmp_path / "shapes", model="tiny-fpn", runs=tmp_path / "runs", quiet=True, device="cpu")
     for split, images in (("train", 4), ("val", 1)):
         synthesise(tmp_path / "shapes", images, split=split, size=(64, 96), seed=1)

@@ -24,11 +24,12 @@ from rcnn.ops.operator import compiles_for
 from rcnn.presets import settings_of
 from rcnn.runtime.eager import Eager
 from rcnn.training.distributed import Distributed
-from rcnn.training.schemes import Joint
+from rcnn.training.schemes import StageLoss
 from tests.model import tiny
 from tests.ops.test_match import scene as match_scene
 from tests.ops.test_nms import crowd
 from tests.test_graphs import preset
+from tests.training.pieces import OPTIONS, assert_equal, shapes
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cuda"
@@ -66,12 +67,14 @@ def assert_same(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         assert torch.equal(one.cpu(), other)
 
 
+def assert_same_on_gpu(operator: Any, *arguments: Any) -> None:
+    assert_same(operator(*to_gpu(arguments)), operator(*arguments))
+
+
 def test_suppression_and_matching_are_those_of_the_cpu() -> None:
     many, scores, groups = boxes(3, 500), torch.rand(3, 500), torch.randint(0, 4, (3, 500))
-    arguments = (many, scores, groups, scores > 0.1, 0.5, 100)
-    assert_same(ops.nms(*to_gpu(arguments)), ops.nms(*arguments))
-    arguments = (many[0], boxes(3, 8, seed=5), torch.rand(3, 8) > 0.2)
-    assert_same(ops.match(*to_gpu(arguments)), ops.match(*arguments))
+    assert_same_on_gpu(ops.nms, many, scores, groups, scores > 0.1, 0.5, 100)
+    assert_same_on_gpu(ops.match, many[0], boxes(3, 8, seed=5), torch.rand(3, 8) > 0.2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -81,8 +84,7 @@ def test_suppression_decides_ties_as_the_cpu_does(threshold: float, dtype: torch
         some, scores, groups, valid = crowd(count, batch=3, count=count)
         some, scores = some.to(dtype), scores.to(dtype)
         scores[:, 5::7], scores[:, 1::11], some[:, 2::13, 0] = torch.nan, -0.0, torch.nan
-        arguments = (some, scores, groups * 10**12, valid, threshold, limit)
-        assert_same(ops.nms(*to_gpu(arguments)), ops.nms(*arguments))
+        assert_same_on_gpu(ops.nms, some, scores, groups * 10**12, valid, threshold, limit)
 
 
 def test_suppression_takes_80000_candidates_without_a_square_of_memory(kernels: None) -> None:
@@ -99,10 +101,8 @@ def test_suppression_takes_80000_candidates_without_a_square_of_memory(kernels: 
 def test_matching_decides_ties_as_the_cpu_does() -> None:
     for own in (False, True):
         anchors, some, valid = match_scene(3, 2, 5000, 5, own=own)
-        generator = torch.Generator().manual_seed(1)
-        allowed = torch.rand(2, 5000, generator=generator) < 0.5
-        arguments = (anchors, some, valid, allowed, ~valid)
-        assert_same(ops.match(*to_gpu(arguments)), ops.match(*arguments))
+        allowed = torch.rand(2, 5000, generator=torch.Generator().manual_seed(1)) < 0.5
+        assert_same_on_gpu(ops.match, anchors, some, valid, allowed, ~valid)
 
 
 def pooled(pool: Any, device: str, dtype: torch.dtype, more: tuple[Any, ...]) -> list[Tensor]:
@@ -314,7 +314,7 @@ def test_gradients_through_nccl_are_those_without_it(tmp_path: Path) -> None:
     try:
         for world in (1, 2):
             net = preset("tiny-fpn").to(DEVICE)
-            loss = Distributed(torch.device(DEVICE, 0), 0, world).wrap(Joint(net))
+            loss = Distributed(torch.device(DEVICE, 0), 0, world).wrap(StageLoss(net))
             batch, targets = (to_device(part, torch.device(DEVICE)) for part in tiny.batch(2, 96, 128))
             sum_of(loss(batch, targets, net.keys(batch, targets, torch.tensor([1, 2])))).backward()
             found.append(tiny.gradients(net))
@@ -323,23 +323,20 @@ def test_gradients_through_nccl_are_those_without_it(tmp_path: Path) -> None:
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-6)
 
 
+def trained(data: Path, runs: Path) -> rcnn.Run:
+    overrides = ["preprocess.short=96", "preprocess.long=128"]
+    return rcnn.train(data, overrides=overrides, runs=runs, **{**OPTIONS, "epochs": 1, "batch": 4, "device": DEVICE})
+
+
 def test_a_training_gives_the_same_bits_twice_and_after_it_was_stopped(
     tmp_path: Path, kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for split, images in (("train", 12), ("val", 2)):
-        synthesise(tmp_path / "shapes", images, split=split, size=(96, 96))
-    overrides = ["preprocess.short=96", "preprocess.long=128"]
-    options: dict[str, Any] = {"model": "tiny-fpn", "batch": 4, "device": DEVICE, "quiet": True, "epochs": 1}
-
     def weights(run: rcnn.Run) -> dict[str, Tensor]:
         return rcnn.load(run.last, device="cpu").model.state_dict()
 
-    def assert_equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
-        assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
-
-    first = rcnn.train(tmp_path / "shapes", overrides=overrides, runs=tmp_path / "runs", **options)
-    again = rcnn.train(tmp_path / "shapes", overrides=overrides, runs=tmp_path / "runs", **options)
-    assert_equal(weights(first), weights(again))
+    data = shapes(tmp_path, 12, 2)
+    first = trained(data, tmp_path / "runs")
+    assert_equal(weights(first), weights(trained(data, tmp_path / "runs")))
 
     def press(one: Any) -> bool:
         if one.state.progress.step == 0:
@@ -349,25 +346,15 @@ def test_a_training_gives_the_same_bits_twice_and_after_it_was_stopped(
     with monkeypatch.context() as patch:
         patch.setattr("rcnn.training.trainer.Trainer.is_late", press)
         with pytest.raises(rcnn.Interrupted):
-            rcnn.train(tmp_path / "shapes", overrides=overrides, runs=tmp_path / "stopped", **options)
+            trained(data, tmp_path / "stopped")
     (folder,) = (tmp_path / "stopped").iterdir()
     assert_equal(weights(rcnn.train(resume=folder, quiet=True)), weights(first))
 
 
 def test_a_training_on_the_gpu_gives_a_detector_for_the_cpu(tmp_path: Path) -> None:
-    for split, images in (("train", 8), ("val", 2)):
-        synthesise(tmp_path / "shapes", images, split=split, size=(96, 96))
-    run = rcnn.train(
-        tmp_path / "shapes",
-        model="tiny-fpn",
-        overrides=["preprocess.short=96", "preprocess.long=128"],
-        epochs=1,
-        batch=4,
-        device=DEVICE,
-        runs=tmp_path / "runs",
-        quiet=True,
-    )
-    assert rcnn.load(run.best, device="cpu").predict(tmp_path / "shapes" / "images" / "val") is not None
+    data = shapes(tmp_path, 8, 2)
+    run = trained(data, tmp_path / "runs")
+    assert rcnn.load(run.best, device="cpu").predict(data / "images" / "val") is not None
 
 
 def test_batches_are_uploaded_unchanged_and_in_order(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Batch, Detections
 from rcnn.presets import PRESETS, build, settings_of
 from rcnn.runtime.eager import Eager, execute_fields
-from rcnn.training.schemes import Joint, JointFull
+from rcnn.training.schemes import JointFull, StageLoss
 from tests.model import tiny
 from tests.test_presets import scene
 
@@ -79,8 +79,8 @@ def test_every_preset_is_one_graph(name: str) -> None:
     assert operators_of(net.train().loss, batch, targets, keys) == {"match"} | proposed | pool
 
 
-@pytest.mark.parametrize("scheme", [Joint, JointFull])
-def test_a_compiled_training_step_equals_eager(scheme: type[Joint]) -> None:
+@pytest.mark.parametrize("scheme", [StageLoss, JointFull])
+def test_a_compiled_training_step_equals_eager(scheme: type[StageLoss]) -> None:
     """Losses and gradients of the whole step, backward pass included, of one graph through AOTAutograd."""
     net = preset("tiny-fpn").double()
     data, targets = tiny.batch(2, 64, 96, dtype=torch.float64)

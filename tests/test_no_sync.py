@@ -56,10 +56,7 @@ MOST = {
     "resnet50-fpn": Kernels(356, 284, 610, 237),
     "resnet101-fpn": Kernels(475, 403, 780, 407),
     "resnet50-c4": Kernels(253, 163, 491, 209),
-    **dict.fromkeys(
-        ("paper-vgg16", "paper-vgg16-alternating", "paper-vgg16-coco"),
-        Kernels(170, 99, 365, 115),
-    ),
+    **dict.fromkeys(("paper-vgg16", "paper-vgg16-alternating", "paper-vgg16-coco"), Kernels(170, 99, 365, 115)),
     **dict.fromkeys(("paper-zf", "paper-zf-alternating"), Kernels(166, 93, 361, 137)),
     "paper-zf-one-stage": Kernels(117, 95, 188, 82),
 }

@@ -63,27 +63,10 @@ def conv(width: int, kernel: int = 3, stride: int = 1) -> list[tuple]:
     return [("conv", width, kernel, stride, kernel // 2), ("relu",)]
 
 
-VGG = [
-    *conv(64) * 2,
-    ("pool", 2, 2, 0),
-    *conv(128) * 2,
-    ("pool", 2, 2, 0),
-    *conv(256) * 3,
-    ("pool", 2, 2, 0),
-    *conv(512) * 3,
-    ("pool", 2, 2, 0),
-    *conv(512) * 3,
-]
-ZF = [
-    *conv(96, 7, 2),
-    ("norm", 5e-5, 0.75),
-    ("pool", 3, 2, 1),
-    *conv(256, 5, 2),
-    ("norm", 5e-5, 0.75),
-    ("pool", 3, 2, 1),
-    *conv(384) * 2,
-    *conv(256),
-]
+POOL = ("pool", 2, 2, 0)
+VGG = [*conv(64) * 2, POOL, *conv(128) * 2, POOL, *conv(256) * 3, POOL, *conv(512) * 3, POOL, *conv(512) * 3]
+NORM_POOL = [("norm", 5e-5, 0.75), ("pool", 3, 2, 1)]
+ZF = [*conv(96, 7, 2), *NORM_POOL, *conv(256, 5, 2), *NORM_POOL, *conv(384) * 2, *conv(256)]
 
 
 @pytest.mark.parametrize(("name", "layers"), list(zip(NETWORKS, (VGG, ZF), strict=True)))

@@ -42,7 +42,7 @@ def test_arrays_of_n_channels_are_trained_on_scored_and_drawn(
 ) -> None:
     for name in ("confusion", "curves", "labels", "proposal_recall"):  # no image is in these
         monkeypatch.setattr(f"rcnn.training.run_pictures.plot_{name}", lambda *_, **__: None)
-    monkeypatch.setattr("rcnn.training.recorders.history.plot_history", lambda *_: None)
+    monkeypatch.setattr("rcnn.training.recorders.standard.plot_history", lambda *_: None)
     data = written(tmp_path / "data", lambda path, pixels: np.save(path, pixels), channels)
     sees = [f"preprocess.in_channels={channels}", "preprocess.mean=[0.5]", "preprocess.std=[0.25]"]
     if channels == 5:

@@ -33,7 +33,7 @@ TINY = [
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Caches and results of the test lie in its own folder, and nothing is drawn."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    for name in ("start.draw_start", "recorders.history.plot_history", "summary.draw_end"):
+    for name in ("start.draw_start", "recorders.standard.plot_history", "summary.draw_end"):
         monkeypatch.setattr(f"rcnn.training.{name}", lambda *_: None)
 
 

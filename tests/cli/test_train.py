@@ -180,7 +180,7 @@ def test_a_shared_memory_that_is_too_small_is_named(data: Path, tmp_path: Path) 
     assert ended.returncode == 1, ended.stderr
     assert "need more room in /dev/shm" in ended.stderr
     assert "--workers 0" in ended.stderr
-    assert "Go on with: rcnn train --resume" in ended.stderr.replace("\n", " ")
+    assert "Resume with: rcnn train --resume" in ended.stderr.replace("\n", " ")
     assert "Traceback" not in ended.stderr
 
 
@@ -193,7 +193,7 @@ def test_a_loader_process_that_is_killed_leaves_the_resume_command(
     outcome = run("train", data, *SMALL[:-1], "--workers", 2)
     assert outcome.code == 1
     assert "a loader process (data.workers) was lost" in outcome.err
-    assert "--workers 0 (data.workers=0) loads without them. Go on with: rcnn train --resume runs/train" in outcome.err
+    assert "--workers 0 (data.workers=0) loads without them. Resume with: rcnn train --resume runs/train" in outcome.err
 
 
 COMBINATIONS: list[tuple[list[str], dict[str, Any], str]] = [

@@ -18,9 +18,8 @@ from rcnn.report.page import keep_scores, read_subjects, render
 from rcnn.report.scores import ScoredDetector, Scores, read_plain
 from rcnn.training.log import Log
 from rcnn.training.recorders.console import ConsoleTable
-from rcnn.training.recorders.csv_table import CsvTable
-from rcnn.training.recorders.json_lines import JsonLines
 from rcnn.training.recorders.recorder import About
+from rcnn.training.recorders.standard import CsvTable, JsonLines
 from tests.pages import PLAIN, Made, made
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-import rcnn.training.recorders.history as history_file
+import rcnn.training.recorders.standard as recorders_file
 import rcnn.training.start as start_file
 import rcnn.training.summary as summary_file
 from rcnn.data.synthetic import synthesise
@@ -36,7 +36,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def bare_trainings(monkeypatch: pytest.MonkeyPatch) -> Any:
     """One thread, as many tests run beside each other, and no pictures of the trainings: they take most of the time."""
-    for file, name in ((start_file, "draw_start"), (history_file, "plot_history"), (summary_file, "draw_end")):
+    for file, name in ((start_file, "draw_start"), (recorders_file, "plot_history"), (summary_file, "draw_end")):
         monkeypatch.setattr(file, name, lambda *_: None)
     before = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -1,49 +1,121 @@
-"""A tiny detector and its batches for tests of training."""
+"""A tiny detector and its batches for tests of training, small runs, and how they are killed and compared."""
 
-from collections.abc import Iterable, Iterator
+import json
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-import rcnn.training.recorders.history as history_file
-import rcnn.training.recorders.report_page as page_file
-import rcnn.training.start as start_file
-import rcnn.training.summary as summary_file
-from rcnn.config import Settings, override
+from rcnn.config import Data, Settings, override
+from rcnn.data.formats.find import open_splits
 from rcnn.data.loading.loader import Item
+from rcnn.data.synthetic import synthesise
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.training.distributed import Distributed
 from rcnn.training.ema import EMA
 from rcnn.training.log import Log
 from rcnn.training.optim import build_optimizer
-from rcnn.training.recorders import About, Recorder, Recorders
+from rcnn.training.recorders import About, Recorder, Recorders, Row
+from rcnn.training.run import Run
 from rcnn.training.run_folder import RunFolder
-from rcnn.training.schemes import Joint, Stage
+from rcnn.training.schemes import Stage, StageLoss
 from rcnn.training.stages import Progress, TrainState
+from rcnn.training.step import backward
 from rcnn.training.trainer import Trainer
+from rcnn.weights.file import load_weights
 from tests.model import tiny
 
 ALONE = Distributed(torch.device("cpu"))
+SMALL = ["preprocess.short=64", "preprocess.long=96", "model.channels=16", "roi.hidden=32"]
+"""Settings of a network that is trained in seconds."""
+FEW_PROPOSALS = ["rpn.pre_train=60", "rpn.post_train=40", "rpn.pre_test=60", "rpn.post_test=40"]
+OPTIONS: dict[str, Any] = {"model": "tiny-fpn", "epochs": 2, "batch": 2, "lr": 0.02, "device": "cpu", "quiet": True}
+TIMES = {"seconds", "images_per_second", "memory_gb"}
 
 
 @contextmanager
 def without_pictures() -> Iterator[None]:
     """Pictures take most of a small run's time."""
     with pytest.MonkeyPatch.context() as patch:
-        for file, name in (
-            (start_file, "draw_start"),
-            (history_file, "plot_history"),
-            (summary_file, "draw_end"),
-            (page_file, "keep_scores"),
-            (page_file, "write_report"),
-        ):
-            patch.setattr(file, name, lambda *_, **__: None)
+        patch.setattr("rcnn.training.start.draw_start", lambda *_: None)
+        patch.setattr("rcnn.training.summary.draw_end", lambda *_: None)
+        patch.setattr("rcnn.training.recorders.standard.plot_history", lambda *_: None)
+        for name in ("keep_scores", "write_report"):
+            patch.setattr(f"rcnn.training.recorders.report_page.{name}", lambda *_: None)
         yield
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    yield
+    torch.set_num_threads(before)
+
+
+def shapes(folder: Path, train: int, val: int) -> Path:
+    """Write a data set of so many images of 64 x 96 pixels."""
+    for split, images, seed in (("train", train, 1), ("val", val, 2)):
+        synthesise(folder / "shapes", images, split=split, size=(64, 96), seed=seed)
+    return folder / "shapes"
+
+
+def write_random_proposals(data: Path, file: Path) -> Path:
+    """Write proposals for the images of both lists: the objects, and 20 random boxes per image."""
+    rng, proposals = np.random.default_rng(0), {}
+    for record in (record for dataset in open_splits(data, Data()) for record in dataset.records):
+        corners = rng.uniform(0, 40, (20, 2))
+        boxes = [*record.boxes.tolist(), *np.hstack((corners, corners + 20)).tolist()]
+        proposals[record.name] = [[*box, 1 - i / 99] for i, box in enumerate(boxes)]
+    file.write_text(json.dumps(proposals), encoding="utf-8")
+    return file
+
+
+class Killed(Exception):
+    """Ends a run without saving anything."""
+
+
+@contextmanager
+def killed(step: int, saved: int | None = None, stage: int = 0) -> Iterator[None]:
+    """Kill the training of the block after `step` steps of a stage, with a checkpoint after `saved` of them."""
+
+    def is_late(trainer: Trainer) -> bool:
+        progress = trainer.state.progress
+        if (progress.stage, progress.step) == (stage, step):
+            raise Killed
+        return (progress.stage, progress.step + 1) == (stage, saved)  # the checkpoint is made after the next step
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Trainer, "is_late", is_late)
+        with pytest.raises(Killed):
+            yield
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, without times."""
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
+
+
+def assert_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
+
+
+def assert_same(run: Run, whole: Run) -> None:
+    """Weights, average, optimiser, logs and predictions are equal to the bit."""
+    assert rows(run.folder) == rows(whole.folder)
+    (mine,), (theirs,) = (one.folder.glob("checkpoints/*") for one in (run, whole))
+    for found, expected in ((run.best, whole.best), (run.last, whole.last), (mine, theirs)):
+        assert_equal(load_weights(found)[0], load_weights(expected)[0])
+    for a, b in zip(run.metrics.predictions, whole.metrics.predictions, strict=True):
+        assert all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def item(seed: int = 0, count: int = 2, dtype: torch.dtype = torch.float32) -> Item:
@@ -72,11 +144,11 @@ def state(
         dataset=SimpleNamespace(records=records), steps=9, epoch=lambda *_: (item for item in items)
     )
     return TrainState(
-        stages=(Stage(Joint),),
+        stages=(Stage(),),
         settings=settings,
         train=train,
         model=model,
-        loss=distributed.wrap(Joint(model)),
+        loss=distributed.wrap(StageLoss(model)),
         optimizer=build_optimizer(model, train),
         ema=EMA(model, train.ema) if train.ema else None,
         loader=loader,
@@ -95,6 +167,34 @@ def trainer(state: TrainState, recorder: Recorder | None = None, distributed: Di
     return made
 
 
+class Keeper(Recorder):
+    """Keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, Any]] = []
+
+    def start(self, about: About) -> None:
+        self.told.append(("start", about))
+
+    def step(self, numbers: Row) -> None:
+        self.told.append(("step", numbers))
+
+    def epoch(self, row: Row) -> None:
+        self.told.append(("epoch", row))
+
+    def end(self, scores: Row) -> None:
+        self.told.append(("end", scores))
+
+    @property
+    def calls(self) -> list[str]:
+        return [name for name, _ in self.told]
+
+    def of(self, name: str) -> list[Any]:
+        """What it was told by one of the four calls, without times."""
+        found = [fact for call, fact in self.told if call == name]
+        return [{key: value for key, value in fact.items() if key not in TIMES} for fact in found]
+
+
 def about(folder: Path, **changes: Any) -> About:
     """What recorders receive at the start of a new run of two epochs of two steps each."""
     facts = {"settings": {}, "names": ("cat",), "images": (4, 2), "best": ("ap",), "epochs": 2, "steps": 4, **changes}
@@ -102,8 +202,12 @@ def about(folder: Path, **changes: Any) -> About:
     return About(**{"folder": folder, "stage": 1, "step": 0, "rows": (), "lengths": lengths, **facts})
 
 
-def gradients(model: FasterRCNN) -> dict[str, Tensor]:
-    return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+def gradients(model: FasterRCNN, *items: Item) -> dict[str, Tensor]:
+    """The gradients that a step on some batches has."""
+    model.zero_grad()
+    for item in items:
+        backward(state(model), ALONE, item, len(items))
+    return tiny.gradients(model)
 
 
 def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:

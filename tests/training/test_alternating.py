@@ -1,17 +1,14 @@
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-import rcnn.training.trainer as trainer_file
 from rcnn.config import override, read
 from rcnn.data.formats.find import open_dataset, open_splits
 from rcnn.data.loading.loader import Loader
 from rcnn.data.proposals.external import ImageProposals, ProposalSet
-from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.presets import build, settings_of
@@ -28,41 +25,16 @@ from rcnn.training.train import train
 from rcnn.training.trainer import Trainer
 from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
-from tests.training.pieces import ALONE, without_pictures
-from tests.training.test_train import assert_same, one_thread, rows  # noqa: F401
+from tests.training.pieces import ALONE, OPTIONS, SMALL, Killed, assert_equal, assert_same, killed
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 OVERRIDES = [
-    "preprocess.short=64",
-    "preprocess.long=96",
-    "model.channels=16",
-    "roi.levels=[2,3,4,5]",
-    "roi.canonical_size=12",
-    "roi.hidden=32",
-    "roi.dropout=0.2",
-    "rpn.post_train=60",
-    "rpn.post_test=40",
-    "augment.crop=0.5",
-    "train.scheme=alternating",
-    "train.ema=null",
+    *(*SMALL, "roi.levels=[2,3,4,5]", "roi.canonical_size=12", "roi.dropout=0.2", "rpn.post_train=60"),
+    *("rpn.post_test=40", "augment.crop=0.5", "train.scheme=alternating", "train.ema=null"),
 ]
-OPTIONS: dict[str, Any] = {"model": "tiny-fpn", "epochs": 2, "batch": 2, "lr": 0.02, "device": "cpu", "quiet": True}
 STEPS = 3
 """Of an epoch."""
 SHARED, RPN, SECOND = "backbone.", "rpn.", "fast_rcnn."
-
-
-@pytest.fixture(scope="module")
-def data(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    for split, images, seed in (("train", 2 * STEPS, 1), ("val", 2, 2)):
-        synthesise(folder, images, split=split, size=(64, 96), seed=seed)
-    return folder
-
-
-@pytest.fixture(autouse=True, scope="module")
-def no_pictures() -> Any:
-    with without_pictures():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -92,11 +64,6 @@ def weights(run: Run, stage: int, name: str = "last") -> dict[str, Tensor]:
 
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-
-
-def assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 @pytest.mark.parametrize(
@@ -191,50 +158,30 @@ def test_one_detector_comes_out_and_every_stage_is_told(whole: Run, data: Path) 
     }
 
 
-class Killed(Exception):
-    """Nothing is saved on its way out."""
-
-
-def end(*_: object) -> None:
-    raise Killed
-
-
 def test_killed_in_stages_2_and_3_it_goes_on_to_the_bit(
     whole: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def at(saved: tuple[int, int], ended: tuple[int, int]) -> None:
-        """(stage, step) after which a checkpoint is made, and before which the run ends."""
-
-        def late(trainer: Trainer) -> bool:
-            place = trainer.state.progress.stage + 1, trainer.state.progress.step
-            if place == ended:
-                raise Killed
-            return place == (saved[0], saved[1] - 1)
-
-        monkeypatch.setattr(Trainer, "is_late", late)
+    def end(*_: object) -> None:
+        raise Killed
 
     def state() -> tuple[int, str]:
         checkpoints = tmp_path / "shapes-1" / "checkpoints"
         (path,) = checkpoints.iterdir()
         return read_stage(checkpoints, 4) + 1, path.stem
 
-    at(saved=(2, 4), ended=(2, 5))
-    with pytest.raises(Killed):
+    with killed(step=5, saved=4, stage=1):
         train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
     assert state() == (2, "step-4")
-    at(saved=(0, 0), ended=(0, 0))
     with monkeypatch.context() as patch:
-        patch.setattr(trainer_file, "begin_stage", end)
+        patch.setattr(Trainer, "next_stage", end)
         with pytest.raises(Killed):  # between two stages
             train(resume=tmp_path / "shapes-1", quiet=True)
     assert state() == (2, f"step-{2 * STEPS}")
-    at(saved=(0, 0), ended=(3, 2))  # before it could be saved
-    with pytest.raises(Killed):
+    with killed(step=2, stage=2):  # before it could be saved
         train(resume=tmp_path / "shapes-1", quiet=True)
     assert state() == (3, "step-0")
     with (tmp_path / "shapes-1" / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 5, "half": true}\n')
-    at(saved=(0, 0), ended=(0, 0))
     run = train(resume=tmp_path / "shapes-1", quiet=True)
     assert_same(run, whole)
     for path in (whole.folder / "stages").glob("*/*"):

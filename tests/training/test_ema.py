@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from rcnn.training.ema import EMA
+from tests.training.pieces import assert_equal
 
 
 def model() -> nn.Module:
@@ -38,10 +39,8 @@ def test_applied_lends_the_average_and_gives_back_every_bit() -> None:
     nn.init.normal_(net[0].weight)
     own = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     with ema.applied():
-        for name, tensor in net.state_dict().items():
-            assert torch.equal(tensor, ema.shadow[name])
-    for name, tensor in net.state_dict().items():
-        assert torch.equal(tensor, own[name])
+        assert_equal(net.state_dict(), ema.shadow)
+    assert_equal(net.state_dict(), own)
 
 
 def test_memory_format_of_the_model_survives() -> None:

@@ -16,9 +16,9 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def test_the_first_ctrl_c_waits_and_the_second_does_not() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with patient() as wanted:
+    with patient() as interrupted:
         os.kill(os.getpid(), signal.SIGINT)
-        assert wanted.is_set()
+        assert interrupted.is_set()
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is before
@@ -34,7 +34,7 @@ def test_there_is_nothing_to_go_on_with_before_the_first_checkpoint(folder: RunF
 
 def test_a_full_disk_says_what_is_left(folder: RunFolder) -> None:
     with (
-        pytest.raises(TrainingError, match=r"try-1: full\. Nothing is lost: make room, then start again"),
+        pytest.raises(TrainingError, match=r"try-1: full\. Nothing is lost: free space, then start again"),
         explained(folder),
     ):
         raise OSError(28, "full")

@@ -4,44 +4,32 @@ from pathlib import Path
 
 import pytest
 
-import rcnn.training.trainer as trainer_file
-from rcnn.data.synthetic import synthesise
 from rcnn.presets import PRESETS, settings_of
 from rcnn.training.train import train
-from tests.training.test_alternating import no_pictures  # noqa: F401
-from tests.training.test_train import one_thread  # noqa: F401
+from tests.training.pieces import FEW_PROPOSALS, shapes
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 SMALLER = {
     **{name: ["model.widths=[8,8,32]"] for name in ("resnet50-fpn", "resnet101-fpn", "resnet50-c4")},
     **{name: ["anchors.sizes=[[16,24,32]]"] for name in PRESETS if name.startswith("paper-")},
 }
 OVERRIDES = [
     *("preprocess.short=64", "preprocess.long=96", "roi.samples=16", "roi.hidden=32"),
-    *("rpn.pre_train=60", "rpn.post_train=20", "rpn.pre_test=60", "rpn.post_test=20", "rpn.min_size=1"),
+    *(*FEW_PROPOSALS, "rpn.post_train=20", "rpn.post_test=20", "rpn.min_size=1"),
 ]
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data") / "shapes"
-    for split, images in (("train", 2), ("val", 1)):
-        synthesise(folder, images, split=split, size=(64, 96), seed=1)
-    return folder
+    return shapes(tmp_path_factory.mktemp("data"), 2, 1)
 
 
 @pytest.mark.parametrize("model", [*PRESETS, "timm/resnet10t"])
-def test_it_is_trained_and_predicts(
-    one_thread: None,  # noqa: F811
-    data: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    model: str,
-) -> None:
+def test_it_is_trained_and_predicts(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     if model.startswith("timm/"):
         pytest.importorskip("timm")
-    monkeypatch.setattr(
-        trainer_file, "save_checkpoint", lambda *_: None
-    )  # hundreds of megabytes, which other tests read
+    # Checkpoints have hundreds of megabytes, and other tests read them.
+    monkeypatch.setattr("rcnn.training.trainer.save_checkpoint", lambda *_: None)
     overrides = [*OVERRIDES, *SMALLER.get(model, [])]
     options = {"epochs": 1, "batch": 2, "init": "none", "device": "cpu", "lr": 1e-4}
     if settings_of(model).train.steps:

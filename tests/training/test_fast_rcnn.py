@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import rcnn.data.proposals.search as search_file
 from rcnn.config import read
 from rcnn.data.formats.find import open_splits
 from rcnn.data.proposals.external import ImageProposals, ranked
@@ -21,44 +20,23 @@ from rcnn.training.distributed import Distributed
 from rcnn.training.proposals import load_proposals, shared_proposals
 from rcnn.training.run import Run
 from rcnn.training.train import train
-from rcnn.training.trainer import Trainer
 from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
-from tests.training.test_alternating import Killed, data, no_pictures  # noqa: F401
-from tests.training.test_train import assert_same, one_thread  # noqa: F401
+from tests.training.pieces import OPTIONS, SMALL, assert_same, killed, write_random_proposals
 
-OVERRIDES = [
-    "preprocess.short=64",
-    "preprocess.long=96",
-    "model.channels=16",
-    "roi.levels=[2,3,4,5]",
-    "roi.canonical_size=12",
-    "roi.hidden=32",
-    "rpn.post_train=12",
-    "rpn.post_test=8",
-    "augment.crop=0.5",
-    "train.scheme=fast-rcnn",
-]
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+FEW = [*SMALL, "roi.levels=[2,3,4,5]", "roi.canonical_size=12", "rpn.post_train=12", "rpn.post_test=8"]
+OVERRIDES = [*FEW, "augment.crop=0.5", "train.scheme=fast-rcnn"]
 WINDOWS = ["train.scheme=fast-rcnn", "train.proposals=sliding-windows"]
-OPTIONS: dict[str, Any] = {"model": "tiny-fpn", "epochs": 2, "batch": 2, "lr": 0.02, "device": "cpu", "quiet": True}
 
 
 @pytest.fixture(scope="module")
-def file(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
-    """Proposals of both lists: the objects, and 20 boxes by chance an image."""
-    rng, given = np.random.default_rng(0), {}
-    for dataset in open_splits(data, settings_of("tiny-fpn").data):
-        for record in dataset.records:
-            corners = rng.uniform(0, 40, (20, 2))
-            boxes = [*record.boxes.tolist(), *np.hstack((corners, corners + 20)).tolist()]
-            given[record.name] = [[*box, 1 - i / 99] for i, box in enumerate(boxes)]
-    path = tmp_path_factory.mktemp("proposals") / "given.json"
-    path.write_text(json.dumps(given), encoding="utf-8")
-    return path
+def file(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_random_proposals(data, tmp_path_factory.mktemp("proposals") / "given.json")
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:  # noqa: F811
+def whole(data: Path, file: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that was not interrupted."""
     overrides = [*OVERRIDES, f"train.proposals={file}"]
     return train(data, overrides=overrides, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
@@ -73,7 +51,7 @@ def test_it_learns_on_the_given_boxes(whole: Run) -> None:
     assert whole.rows[1]["train_loss"] < whole.rows[0]["train_loss"]
 
 
-def test_the_run_keeps_the_proposals_cut_to_their_numbers(whole: Run, data: Path, file: Path) -> None:  # noqa: F811
+def test_the_run_keeps_the_proposals_cut_to_their_numbers(whole: Run, data: Path, file: Path) -> None:
     splits = open_splits(data, settings_of("tiny-fpn").data)
     records = [record for split in splits for record in split.records]
     expected = iter(read_proposals(file, records))
@@ -86,12 +64,10 @@ def test_the_run_keeps_the_proposals_cut_to_their_numbers(whole: Run, data: Path
             np.testing.assert_allclose(given.scores, wanted.scores[:count], rtol=1e-6)
 
 
-def test_the_rpn_is_left_as_it_started(data: Path, file: Path, tmp_path: Path) -> None:  # noqa: F811
-    options = {**OPTIONS, "epochs": 1}
-    first = train(data, overrides=[*OVERRIDES, f"train.proposals={file}"], runs=tmp_path, **options)
-    again = train(
-        data, overrides=[*OVERRIDES, f"train.proposals={file}"], runs=tmp_path, init=str(first.last), **options
-    )
+def test_the_rpn_is_left_as_it_started(data: Path, file: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {**OPTIONS, "epochs": 1, "overrides": [*OVERRIDES, f"train.proposals={file}"]}
+    first = train(data, runs=tmp_path, **options)
+    again = train(data, runs=tmp_path, init=str(first.last), **options)
     before, after = (load_weights(run.last)[0] for run in (first, again))
     changed = {name.split(".")[0] for name in after if not torch.equal(before[name], after[name])}
     assert changed == {"backbone", "fast_rcnn"}
@@ -103,32 +79,21 @@ def test_the_weights_hold_no_folder_of_the_proposals(whole: Run) -> None:
 
 
 def test_killed_it_goes_on_to_the_bit_without_the_file(
-    whole: Run,
-    data: Path,  # noqa: F811
-    file: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    whole: Run, data: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def late(trainer: Trainer) -> bool:
-        if trainer.state.progress.step == 4:
-            raise Killed
-        return trainer.state.progress.step == 2  # the checkpoint is made after the next step
-
     copy = tmp_path / "given.json"
     copy.write_bytes(file.read_bytes())
-    monkeypatch.setattr(Trainer, "is_late", late)
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(Killed):
+    with killed(step=4, saved=3):
         train(data, overrides=[*OVERRIDES, "train.proposals=given.json"], runs=tmp_path, **OPTIONS)
     assert [path.stem for path in (tmp_path / "shapes-1" / "checkpoints").iterdir()] == ["step-3"]
     assert read(tmp_path / "shapes-1" / "config.yaml").train.proposals == str(copy)
-    monkeypatch.undo()
     monkeypatch.chdir("/")
     copy.unlink()
     assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
 
 
-def test_faults_of_the_proposals_are_all_told_before_there_is_a_run(data: Path, file: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_faults_of_the_proposals_are_all_told_before_there_is_a_run(data: Path, file: Path, tmp_path: Path) -> None:
     given = json.loads(file.read_text())
     first, second, *_ = given
     given[first][3][2] = 97.5
@@ -163,7 +128,7 @@ def test_settings_that_do_not_go_together(settings: list[str], said: str) -> Non
         choose_settings("x", None, "tiny-fpn", settings, {})
 
 
-def test_processes_share_a_search(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_processes_share_a_search(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each searches its images, waits, and reads what all have found."""
     settings, searched = settings_of("tiny-fpn"), []
     dataset, _ = open_splits(data, settings.data)
@@ -179,7 +144,7 @@ def test_processes_share_a_search(data: Path, tmp_path: Path, monkeypatch: pytes
             list(search_files([record.path for record in dataset.records], "selective-search", settings.data))
             return [thing] * self.world
 
-    monkeypatch.setattr(search_file, "selective_search", search)
+    monkeypatch.setattr("rcnn.data.proposals.search.selective_search", search)
     given = shared_proposals("selective-search", dataset, settings, Third(torch.device("cpu"), 2, 3))
     assert len(given) == len(dataset) == len(searched) == 6
     assert {int(given[2].boxes[0, 3]), int(given[5].boxes[0, 3])} == {1, 2}

@@ -13,6 +13,7 @@ from rcnn.training import init
 from rcnn.training.init import initialise
 from rcnn.weights.file import save_weights
 from rcnn.weights.packaged import PACKAGED, packaged_path
+from tests.training.pieces import assert_equal
 
 SMALL = {"model": {"channels": 16}, "roi": {"hidden": 32}}
 
@@ -28,10 +29,6 @@ def detector(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own = settings("none")
     Detector(build(own, 2), own, ("cat", "dog"), device="cpu").save(path)
     return path
-
-
-def state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    return dict(model.state_dict())
 
 
 def test_without_weights_batch_norm_is_trained_and_nothing_frozen() -> None:
@@ -62,7 +59,7 @@ def test_without_imagenet_a_packaged_detector_of_the_same_backbone_is_the_start(
     assert any("new classes: cell" in note for note in start.notes)
     assert (start.settings.train.init, start.settings.model.norm) == ("blood-cells", "frozen")
     trunk = "backbone.trunk.features.3.conv.0.0.weight"
-    assert torch.equal(state(start.model)[trunk], state(Detector.load(detector, "cpu").model)[trunk])
+    assert torch.equal(start.model.state_dict()[trunk], Detector.load(detector, "cpu").model.state_dict()[trunk])
 
 
 @pytest.mark.usefixtures("offline")
@@ -87,7 +84,7 @@ def test_offline_every_preset_of_its_backbone_starts_from_the_shipped_detector(
     assert "RCNN_OFFLINE is set" in start.notes[0]
     assert start.notes[0].endswith("Starting from the packaged detector `blood-cells` instead")
     assert start.settings.train.init == "blood-cells"
-    found, shipped = state(start.model), state(Detector.load(packaged_path("blood-cells"), "cpu").model)
+    found, shipped = start.model.state_dict(), Detector.load(packaged_path("blood-cells"), "cpu").model.state_dict()
     assert all(torch.equal(found[name], shipped[name]) for name in found if name.startswith("backbone."))
     if start.model.fast_rcnn:
         rows = (found["fast_rcnn.predictor.cls.weight"], shipped["fast_rcnn.predictor.cls.weight"])
@@ -103,17 +100,22 @@ def test_offline_a_preset_of_another_backbone_starts_from_nothing(
     assert start.notes[0].endswith("No packaged detector fits this model. Training from random weights")
 
 
-def test_a_detector_of_the_same_classes_is_taken_whole(detector: Path) -> None:
-    start = initialise(settings(detector), ("cat", "dog"))
-    expected = state(Detector.load(detector, "cpu").model)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in state(start.model).items())
-    assert start.settings.train.init == str(detector)
+@pytest.mark.parametrize("packaged", [True, False])
+def test_a_detector_of_the_same_classes_is_taken_whole(
+    detector: Path, monkeypatch: pytest.MonkeyPatch, packaged: bool
+) -> None:
+    monkeypatch.setitem(PACKAGED, "blood-cells", detector)
+    init = "blood-cells" if packaged else str(detector)
+    start = initialise(settings(init), ("cat", "dog"))
+    assert_equal(start.model.state_dict(), Detector.load(detector, "cpu").model.state_dict())
+    assert start.settings.train.init == init
+    assert start.notes == (f"all weights from {init}",)
 
 
 @pytest.mark.parametrize("names", [("cat", "cow", "dog"), ("dog", "cat")])
 def test_other_classes_keep_the_rows_that_they_share(detector: Path, names: tuple[str, ...]) -> None:
     start = initialise(settings(detector), names)
-    expected, found = state(Detector.load(detector, "cpu").model), state(start.model)
+    expected, found = Detector.load(detector, "cpu").model.state_dict(), start.model.state_dict()
     for name, tensor in found.items():
         if not name.startswith("fast_rcnn.predictor."):
             assert torch.equal(tensor, expected[name]), name
@@ -132,15 +134,6 @@ def test_a_detector_of_another_backbone_is_refused(detector: Path) -> None:
     other = override(settings_of("resnet18-fpn", SMALL), {"train": {"init": str(detector)}})
     with pytest.raises(WeightsError, match=r"made as `mobilenet-fpn`, with another backbone .* give its --model"):
         initialise(other, ("cat", "dog"))
-
-
-def test_a_packaged_detector_is_taken_by_its_name(detector: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(PACKAGED, "blood-cells", detector)
-    start = initialise(settings("blood-cells"), ("cat", "dog"))
-    expected = state(Detector.load(detector, "cpu").model)
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in state(start.model).items())
-    assert start.settings.train.init == "blood-cells"
-    assert start.notes == ("all weights from blood-cells",)
 
 
 def test_a_packaged_detector_that_is_not_there_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:

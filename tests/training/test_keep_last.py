@@ -1,8 +1,7 @@
 """The paper's recipe for VOC 2007: trained on trainval, scored on test, and nothing is chosen by the scores."""
 
 import csv
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 import rcnn
-import rcnn.training.trainer as trainer_file
 from rcnn.errors import Interrupted, SettingsError
 from rcnn.evaluate import evaluate
 from rcnn.metrics.table import Metrics
@@ -24,17 +22,15 @@ from rcnn.training.train import train
 from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
 from tests.data import sets
+from tests.training.pieces import FEW_PROPOSALS, SMALL, assert_equal, rows
 
-from .pieces import without_pictures
-
+pytestmark = pytest.mark.usefixtures("no_pictures")
 RECIPE = [
     *("data.train=trainval", "data.val=test", "train.keep=last", "val.voc_ap=11-point", "data.workers=0"),
-    *("preprocess.short=64", "preprocess.long=96", "preprocess.multiple=32", "model.channels=16", "roi.hidden=32"),
-    *("rpn.pre_train=60", "rpn.post_train=40", "rpn.pre_test=60", "rpn.post_test=40"),
+    *(*SMALL, *FEW_PROPOSALS, "preprocess.multiple=32"),
 ]
 BEST = [word for word in RECIPE if word != "train.keep=last"]
 OPTIONS: dict[str, Any] = {"model": "tiny-fpn", "epochs": 3, "batch": 2, "init": "none", "device": "cpu", "quiet": True}
-TIMES = {"seconds", "images_per_second", "memory_gb"}
 
 
 def voc(root: Path, test: Sequence[str]) -> Path:
@@ -57,13 +53,7 @@ def worse_and_worse() -> Iterator[None]:
         return replace(metrics, coco=replace(metrics.coco, ap=1 / scored))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(trainer_file, "evaluate", score)
-        yield
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_pictures() -> Iterator[None]:
-    with without_pictures():
+        patch.setattr("rcnn.training.trainer.evaluate", score)
         yield
 
 
@@ -78,19 +68,8 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(data, overrides=RECIPE, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 
-def rows(run: Run) -> list[dict[str, Any]]:
-    lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
-
-
-def tensors(path: Path) -> Mapping[str, torch.Tensor]:
-    return load_weights(path)[0]
-
-
 def assert_same(first: Path, second: Path) -> None:
-    one, other = tensors(first), tensors(second)
-    assert one.keys() == other.keys()
-    assert all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+    assert_equal(load_weights(first)[0], load_weights(second)[0])
 
 
 @pytest.mark.parametrize(("overrides", "file", "epoch"), [(RECIPE, "last", 3), (BEST, "best", 1)])
@@ -146,7 +125,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_rows(whole: Run, data: Pat
         train(data, overrides=RECIPE, runs=tmp_path, recorders=[Press()], **OPTIONS)
     run = train(resume=tmp_path / "voc-1", quiet=True)
     assert_same(run.last, whole.last)
-    assert rows(run) == rows(whole)
+    assert rows(run.folder) == rows(whole.folder)
     assert run.best == run.last
 
 
@@ -164,6 +143,6 @@ def test_every_stage_of_the_alternating_scheme_hands_on_its_last_weights(data: P
 
 
 def test_patience_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"patience=3 ends a run by its scores .*keep=last: leave one of them out"):
+    with pytest.raises(SettingsError, match=r"patience=3 stops a run by its scores .*keep=last .*: leave one"):
         train(data, overrides=RECIPE, runs=tmp_path / "runs", patience=3, **OPTIONS)
     assert not (tmp_path / "runs").exists()

@@ -1,20 +1,20 @@
-"""Every scheme learns one image by heart."""
+"""Every scheme, and a one-stage detector, learns one image by heart."""
 
 import json
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image, ImageDraw
 
+from rcnn.training.run import Run
 from rcnn.training.train import train
 from rcnn.training.trainer import Trainer
-from tests.training.pieces import without_pictures
-from tests.training.test_train import assert_same, one_thread  # noqa: F401
+from tests.training.pieces import OPTIONS, assert_same
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 BOXES = {"disc": (8, 10, 48, 44), "square": (52, 40, 88, 84)}
 STEPS = 26
 """Of an epoch; every thirteenth image has no object."""
@@ -56,23 +56,16 @@ def one_picture(folder: Path, side: int, boxes: dict[str, tuple[int, int, int, i
 
 
 @pytest.fixture(scope="module")
-def data(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return one_picture(tmp_path_factory.mktemp("one"), 96, BOXES, STEPS)
-
-
-@pytest.fixture(autouse=True)
-def no_pictures() -> Iterator[None]:
-    with without_pictures():
-        yield
-
-
-def link_weights(source: str, target: str) -> None:
-    """Weights are replaced, never written into, so that a second name for the file will do."""
-    (os.link if source.endswith(".safetensors") else shutil.copy2)(source, target)
 
 
 def keep_a_copy(monkeypatch: pytest.MonkeyPatch, step: int, copy: Path) -> None:
     """Have runs save their state after a step of their last stage, and copy the first's folder then, as if killed."""
+
+    def link_weights(source: str, target: str) -> None:
+        """Weights are replaced, never written into, so that a second name for the file will do."""
+        (os.link if source.endswith(".safetensors") else shutil.copy2)(source, target)
 
     def late(trainer: Trainer) -> bool:
         if trainer.state.progress.stage + 1 < len(trainer.state.stages):
@@ -82,6 +75,15 @@ def keep_a_copy(monkeypatch: pytest.MonkeyPatch, step: int, copy: Path) -> None:
         return trainer.state.progress.step == step - 1
 
     monkeypatch.setattr(Trainer, "is_late", late)
+
+
+def learn(data: Path, runs: Path, saved: int, monkeypatch: pytest.MonkeyPatch, **options: Any) -> Run:
+    """Train to an AP of 1. A run that was killed after `saved` steps of the last stage ends with the same bits."""
+    keep_a_copy(monkeypatch, saved, runs / "copy")
+    run = train(data, runs=runs, **{**OPTIONS, "batch": 1, **options})
+    assert run.metrics.ap == pytest.approx(1.0), run.rows
+    assert_same(train(resume=runs / "copy", quiet=True), run)
+    return run
 
 
 @pytest.mark.parametrize(
@@ -97,15 +99,29 @@ def keep_a_copy(monkeypatch: pytest.MonkeyPatch, step: int, copy: Path) -> None:
 def test_one_image_is_learnt_to_an_ap_of_1(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: list[str], epochs: int
 ) -> None:
-    """And a run that was killed in the last of its epochs ends with the same bits."""
     given = tmp_path / "given.json"  # the objects, moved a little
     boxes = [[x + 4, y - 3, X + 4, Y - 3] for x, y, X, Y in BOXES.values()]
     names = [*(f"images/train/{i}.png" for i in range(STEPS)), "images/val/0.png", "images/val/1.png"]
     given.write_text(json.dumps(dict.fromkeys(names, boxes)))
-    keep_a_copy(monkeypatch, epochs * STEPS - 6, tmp_path / "copy")
     changes = [change.replace("GIVEN", str(given)) for change in scheme[1:]]
     overrides = [*OVERRIDES, f"train.scheme={scheme[0]}", *changes, f"val.every={epochs}"]
-    options: dict[str, Any] = {"epochs": epochs, "batch": 1, "lr": 0.03, "device": "cpu", "quiet": True}
-    run = train(data, model="tiny-fpn", overrides=overrides, runs=tmp_path, **options)
-    assert run.metrics.ap == pytest.approx(1.0)
-    assert_same(train(resume=tmp_path / "copy", quiet=True), run)
+    learn(data, tmp_path, epochs * STEPS - 6, monkeypatch, overrides=overrides, epochs=epochs, lr=0.03)
+
+
+@pytest.mark.parametrize(
+    ("loss", "settings"), [("cross-entropy", ["rpn.lambda=20", "train.clip=100"]), ("focal", ["rpn.loss=focal"])]
+)
+def test_a_one_stage_detector_learns_one_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str, settings: list[str]
+) -> None:
+    (tmp_path / "one").mkdir()
+    data, epochs = one_picture(tmp_path / "one", 96, BOXES, 5), 30
+    ious = ["rpn.positive_iou=0.5", "rpn.negative_iou=0.5"]
+    overrides = [*OVERRIDES, "rpn.classify=classes", "roi.head=none", *ious, *settings, f"val.every={epochs}"]
+    run = learn(data, tmp_path, epochs * 5 - 3, monkeypatch, overrides=overrides, epochs=epochs, lr=0.03)
+    assert run.rows[-1]["train_rpn_class"] < 0.1 * run.rows[0]["train_rpn_class"]
+    (found, nothing) = run.metrics.predictions
+    assert (found.scores[:2] > 0.5).all()
+    if loss == "focal":  # trains every anchor; cross-entropy those that are drawn, and may miss a background
+        assert not (found.scores[2:] > 0.5).any()
+    assert not (nothing.scores > 0.5).any()

@@ -2,51 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import rcnn.training.recorders.history as history_file
-from rcnn.training.recorders import About, Recorder, Recorders, Row
+from rcnn.training.recorders import Recorder, Recorders, Row
 from rcnn.training.run import Run
 from rcnn.training.train import train
-from rcnn.training.trainer import Trainer
-from tests.training.pieces import about, without_pictures
-from tests.training.test_alternating import Killed, data  # noqa: F401
-from tests.training.test_train import OVERRIDES, assert_same, one_thread  # noqa: F401
+from tests.training.pieces import OPTIONS, TIMES, Keeper, about, assert_same, killed
+from tests.training.test_train import OVERRIDES
 
-OPTIONS: dict[str, Any] = {"model": "tiny-fpn", "epochs": 2, "batch": 2, "lr": 0.02, "device": "cpu", "quiet": True}
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 STEPS = 3
 """Of an epoch."""
-TIMES = {"seconds", "images_per_second", "memory_gb"}
-
-
-class Keeper(Recorder):
-    """Keeps what it is told."""
-
-    def __init__(self) -> None:
-        self.told: list[tuple[str, Any]] = []
-
-    def start(self, about: About) -> None:
-        self.told.append(("start", about))
-
-    def step(self, numbers: Row) -> None:
-        self.told.append(("step", dict(numbers)))
-
-    def epoch(self, row: Row) -> None:
-        self.told.append(("epoch", dict(row)))
-
-    def end(self, scores: Row) -> None:
-        self.told.append(("end", dict(scores)))
-
-    @property
-    def calls(self) -> list[str]:
-        return [name for name, _ in self.told]
-
-    def of(self, name: str) -> list[Any]:
-        """What it was told by one of the four calls, without times."""
-        found = [fact for call, fact in self.told if call == name]
-        return [{key: value for key, value in fact.items() if key not in TIMES} for fact in found]
 
 
 class Broken(Keeper):
@@ -62,19 +29,13 @@ class Broken(Keeper):
         setattr(self, call, fail)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_pictures() -> Any:
-    with without_pictures():
-        yield
-
-
 @pytest.fixture(scope="module")
 def pair() -> tuple[Keeper, Keeper]:
     return Keeper(), Keeper()
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, pair: tuple[Keeper, Keeper], tmp_path_factory: pytest.TempPathFactory) -> Run:  # noqa: F811
+def whole(data: Path, pair: tuple[Keeper, Keeper], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that was not interrupted, with two recorders."""
     return train(data, overrides=OVERRIDES, runs=tmp_path_factory.mktemp("whole"), recorders=pair, **OPTIONS)
 
@@ -91,19 +52,8 @@ def test_every_recorder_is_told_the_same(whole: Run, pair: tuple[Keeper, Keeper]
 def test_they_get_plain_numbers(whole: Run, pair: tuple[Keeper, Keeper]) -> None:
     start, *numbers = [fact for _, fact in pair[0].told]
     assert json.loads(json.dumps(start.settings))["train"]["epochs"] == 2
-    assert start._replace(settings={}) == About(
-        folder=whole.folder,
-        settings={},
-        names=whole.detector.names,
-        images=(6, 2),
-        best=("ap",),
-        epochs=2,
-        steps=2 * STEPS,
-        stage=1,
-        step=0,
-        rows=(),
-        lengths=((2, 2 * STEPS),),
-    )
+    facts = {"names": whole.detector.names, "images": (6, 2), "epochs": 2, "steps": 2 * STEPS}
+    assert start._replace(settings={}) == about(whole.folder, best=("ap",), **facts)
     for fact in numbers:
         assert {type(name) for name in fact} == {str}
         assert {type(value) for value in fact.values()} <= {int, float, type(None)}
@@ -117,22 +67,11 @@ def test_they_get_plain_numbers(whole: Run, pair: tuple[Keeper, Keeper]) -> None
 
 
 def test_of_a_resumed_run_they_hear_the_rest(
-    whole: Run,
-    pair: tuple[Keeper, Keeper],
-    data: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    whole: Run, pair: tuple[Keeper, Keeper], data: Path, tmp_path: Path
 ) -> None:
     """Broken off in the second epoch, two steps after the first; the table forgets what came after the checkpoint."""
-
-    def late(trainer: Trainer) -> bool:
-        if trainer.state.progress.step == STEPS + 2:
-            raise Killed
-        return trainer.state.progress.step == STEPS  # the checkpoint is made after the next step
-
-    monkeypatch.setattr(Trainer, "is_late", late)
     before, after = Keeper(), Keeper()
-    with pytest.raises(Killed):
+    with killed(step=STEPS + 2, saved=STEPS + 1):
         train(data, overrides=OVERRIDES, runs=tmp_path, recorders=[before], **OPTIONS)
     assert before.calls == ["start", *["step"] * STEPS, "epoch", "step", "step", "end"]
     assert before.of("end") == [{}]
@@ -140,7 +79,6 @@ def test_of_a_resumed_run_they_hear_the_rest(
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "half": true}\n')
     (folder / "results.csv").write_text("epoch\n1\n2\n")
-    monkeypatch.undo()
     run = train(resume=folder, quiet=True, recorders=[after])
     assert_same(run, whole)
     start = after.told[0][1]
@@ -152,7 +90,7 @@ def test_of_a_resumed_run_they_hear_the_rest(
     assert len((folder / "results.csv").read_text().splitlines()) == 3
 
 
-def test_one_that_fails_is_named_once_and_the_run_ends_well(whole: Run, data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_one_that_fails_is_named_once_and_the_run_ends_well(whole: Run, data: Path, tmp_path: Path) -> None:
     broken, kept = [Broken(call) for call in ("start", "step", "epoch", "end")], Keeper()
     run = train(data, overrides=OVERRIDES, runs=tmp_path, recorders=[*broken, kept], **OPTIONS)
     assert_same(run, whole)
@@ -160,19 +98,17 @@ def test_one_that_fails_is_named_once_and_the_run_ends_well(whole: Run, data: Pa
     assert kept.calls == ["start", *(["step"] * STEPS + ["epoch"]) * 2, "end"]
     log = (run.folder / "log.txt").read_text()
     for call in ("start", "step", "epoch", "end"):
-        said = f"the recorder Broken failed in `{call}` and is left out from here on: ZeroDivisionError: no {call}"
-        assert log.count(said) == 1
+        message = f"the recorder Broken failed in `{call}` and is not called again: ZeroDivisionError: no {call}"
+        assert log.count(message) == 1
 
 
 def test_one_of_the_run_folders_that_fails_leaves_the_others(
-    data: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
         raise ValueError("no picture")
 
-    monkeypatch.setattr(history_file, "plot_history", fail)
+    monkeypatch.setattr("rcnn.training.recorders.standard.plot_history", fail)
     run = train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
     assert (run.folder / "log.txt").read_text().count("the recorder History failed in `epoch`") == 1
     assert len(run.rows) == len((run.folder / "metrics.jsonl").read_text().splitlines()) == 2

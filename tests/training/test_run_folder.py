@@ -10,8 +10,7 @@ import pytest
 from rcnn.config import Settings, override, read
 from rcnn.data.dataset import Dataset, Fault, Record
 from rcnn.errors import DataError, SettingsError
-from rcnn.training.recorders.csv_table import CsvTable
-from rcnn.training.recorders.json_lines import JsonLines
+from rcnn.training.recorders.standard import CsvTable, JsonLines
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.train import train
 from tests.training.pieces import about
@@ -30,33 +29,34 @@ def test_numbers_go_up_and_gaps_stay(tmp_path: Path) -> None:
     assert RunFolder.create(tmp_path / "runs", "new").path.name == "new-1"
 
 
-def test_the_folder_says_what_is_run_on_what_and_where(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, "exp")
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path, "exp")
+
+
+def test_the_folder_says_what_is_run_on_what_and_where(folder: RunFolder, tmp_path: Path) -> None:
     settings = override(Settings(), ["train.lr=0.003"])
     folder.describe(settings, dataset(tmp_path, "a.png", "b.png"), dataset(tmp_path, "c.png"))
     assert read(folder.config) == settings
-    assert {"python", "packages", "threads", "command"} <= json.loads(
-        (folder.path / "environment.json").read_text()
-    ).keys()
+    environment = json.loads((folder.path / "environment.json").read_text())
+    assert {"python", "packages", "threads", "command"} <= environment.keys()
     assert (folder.path / "faults.txt").read_text() == "x.xml:3: a box of no size\n"
     assert (folder.path / "train.txt").read_text() == "a.png\nb.png\n"
     assert (folder.path / "val.txt").read_text() == "c.png\n"
 
 
-def test_other_images_than_the_run_began_with_are_refused(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, "exp")
+def test_other_images_than_the_run_began_with_are_refused(folder: RunFolder, tmp_path: Path) -> None:
     train, val = dataset(tmp_path, "a.png", "b.png"), dataset(tmp_path, "c.png")
     folder.describe(Settings(), train, val)
     folder.see_same_data(train, val)
     for pair in ((dataset(tmp_path, "a.png"), val), (train, dataset(tmp_path, "c.png", "d.png"))):
-        with pytest.raises(DataError, match=r"not those of .*\.txt, which the run began with.*--init .*last"):
+        with pytest.raises(DataError, match=r"differ from those in .*\.txt, with which the run started.*--init .*last"):
             folder.see_same_data(*pair)
-    with pytest.raises(DataError, match=r"not those of .*classes\.txt"):
+    with pytest.raises(DataError, match=r"differ from those in .*classes\.txt"):
         folder.see_same_data(replace(train, names=("other",)), val)
 
 
-def test_rows_become_json_lines_and_a_table(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, "exp")
+def test_rows_become_json_lines_and_a_table(folder: RunFolder) -> None:
     lines, table = JsonLines(folder.metrics), CsvTable(folder.table)
     for row in ({"epoch": 1, "loss": 0.5}, {"epoch": 2, "loss": 0.25, "ap": None}, {"epoch": 3, "loss": 0.1, "ap": 1}):
         lines.epoch(row)
@@ -68,8 +68,7 @@ def test_rows_become_json_lines_and_a_table(tmp_path: Path) -> None:
     assert [row["loss"] for row in found] == ["0.5", "0.25", "0.1"]
 
 
-def test_logs_are_cut_back_to_a_checkpoint(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, "exp")
+def test_logs_are_cut_back_to_a_checkpoint(folder: RunFolder) -> None:
     lines, table = JsonLines(folder.metrics), CsvTable(folder.table)
     for recorder in (lines, table):
         recorder.epoch({"epoch": 1})
@@ -99,15 +98,13 @@ def test_a_name_may_hold_the_signs_of_a_pattern(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"epoch": [1]}', '{"epoch": NaN}', '{"epoch": 1e999}', "\udcff", "[" * 10**5, "9" * 5000]
 )
-def test_rows_that_the_run_did_not_write_are_named(tmp_path: Path, text: str) -> None:
-    folder = RunFolder.create(tmp_path, "exp")
+def test_rows_that_the_run_did_not_write_are_named(folder: RunFolder, text: str) -> None:
     folder.metrics.write_text(f'{{"epoch": 1}}\n{text}\n', errors="surrogateescape")
-    with pytest.raises(DataError, match=r"metrics\.jsonl:\d: no row as the run wrote it"):
+    with pytest.raises(DataError, match=r"metrics\.jsonl:\d: this is not a row that a run writes"):
         folder.rows()
 
 
-def test_logs_outside_the_folder_and_shorter_ones_are_not_cut(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, "exp")
+def test_logs_outside_the_folder_and_shorter_ones_are_not_cut(folder: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     folder.log("first")
     folder.cut_logs({"../mine.txt": 0, "log.txt": 10**12, "metrics.jsonl": 0})
@@ -115,11 +112,10 @@ def test_logs_outside_the_folder_and_shorter_ones_are_not_cut(tmp_path: Path) ->
     assert (folder.path / "log.txt").read_text() == "first\n"
 
 
-def test_lists_of_names_may_be_of_any_encoding(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, "exp")
+def test_lists_of_names_may_be_of_any_encoding(folder: RunFolder, tmp_path: Path) -> None:
     train_set, val_set = dataset(tmp_path, os.fsdecode(b"\xe9.png")), dataset(tmp_path, "c.png")
     folder.describe(Settings(), train_set, val_set)
     folder.see_same_data(train_set, val_set)
     (folder.path / "val.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(DataError, match=r"not those of .*val\.txt"):
+    with pytest.raises(DataError, match=r"differ from those in .*val\.txt"):
         folder.see_same_data(train_set, val_set)

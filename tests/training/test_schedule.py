@@ -14,15 +14,15 @@ from rcnn.report.subject import read_subject
 from rcnn.report.view import facts
 from rcnn.training.configure import choose_settings
 from rcnn.training.optim import learning_rate
-from rcnn.training.recorders import Recorder, Row
 from rcnn.training.run import Run
 from rcnn.training.schemes import schedule_of, stages_of
 from rcnn.training.train import train
 from rcnn.training.trainer import Trainer
 from rcnn.weights.metadata import read_detector
-from tests.training.test_alternating import OVERRIDES, Killed, data, no_pictures  # noqa: F401
-from tests.training.test_train import assert_same, one_thread  # noqa: F401
+from tests.training.pieces import Keeper, assert_same, killed
+from tests.training.test_alternating import OVERRIDES
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 STEPS, MILESTONES, BATCHES, ROUNDS = (4, 2, 3, 2), ((2,), (1,), (2,), (1,)), (1, 2, 2, 1), 2
 SCHEDULE = [
     *("train.schedule=step", "train.warmup=0", "train.lr=0.01", f"train.rounds={ROUNDS}", "train.init=none"),
@@ -30,19 +30,9 @@ SCHEDULE = [
 ]
 
 
-class Steps(Recorder):
-    """Keeps (stage, step, learning rate) of each step."""
-
-    def __init__(self) -> None:
-        self.steps: list[tuple[Any, ...]] = []
-
-    def step(self, numbers: Row) -> None:
-        self.steps.append((numbers["stage"], numbers["step"], numbers["lr"]))
-
-
 @pytest.fixture(scope="module")
-def steps() -> Steps:
-    return Steps()
+def keeper() -> Keeper:
+    return Keeper()
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +42,7 @@ def batches() -> list[int]:
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, steps: Steps, batches: list[int], tmp_path_factory: pytest.TempPathFactory) -> Run:  # noqa: F811
+def whole(data: Path, keeper: Keeper, batches: list[int], tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run of two rounds that was not interrupted."""
     step = Trainer.step
 
@@ -62,18 +52,18 @@ def whole(data: Path, steps: Steps, batches: list[int], tmp_path_factory: pytest
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Trainer, "step", watched)
-        options: dict[str, Any] = {"model": "tiny-fpn", "device": "cpu", "quiet": True, "recorders": [steps]}
+        options: dict[str, Any] = {"model": "tiny-fpn", "device": "cpu", "quiet": True, "recorders": [keeper]}
         return train(data, overrides=[*OVERRIDES, *SCHEDULE], runs=tmp_path_factory.mktemp("whole"), **options)
 
 
-def test_each_stage_has_its_steps_milestones_and_batch(whole: Run, steps: Steps, batches: list[int]) -> None:
+def test_each_stage_has_its_steps_milestones_and_batch(whole: Run, keeper: Keeper, batches: list[int]) -> None:
     stages = list(zip(STEPS, MILESTONES, BATCHES, strict=True)) * ROUNDS
     expected = [
         (stage, step, pytest.approx(0.01 if step <= milestone else 0.001))
         for stage, (count, (milestone,), _) in enumerate(stages, 1)
         for step in range(1, count + 1)
     ]
-    assert steps.steps == expected
+    assert [(numbers["stage"], numbers["step"], numbers["lr"]) for numbers in keeper.of("step")] == expected
     assert batches == [batch for count, _, batch in stages for _ in range(count)]
     # Six images: with batch 1 an epoch has six steps, with batch 2 three, and every stage ends in its first epoch.
     assert [(row["epoch"], row["stage"], row["step"]) for row in whole.rows] == [
@@ -104,23 +94,10 @@ def test_the_report_gives_the_length_in_steps(whole: Run) -> None:
 
 @pytest.mark.parametrize(("stage", "step"), [(0, 2), (6, 1)])
 def test_a_run_that_was_killed_in_a_stage_goes_on_to_the_bit(
-    whole: Run,
-    data: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    stage: int,
-    step: int,
+    whole: Run, data: Path, tmp_path: Path, stage: int, step: int
 ) -> None:
-    def late(trainer: Trainer) -> bool:
-        place = trainer.state.progress.stage, trainer.state.progress.step
-        if place == (stage, step + 1):
-            raise Killed
-        return place == (stage, step)
-
-    monkeypatch.setattr(Trainer, "is_late", late)
-    with pytest.raises(Killed):
+    with killed(step + 1, step + 1, stage):
         train(data, overrides=[*OVERRIDES, *SCHEDULE], runs=tmp_path, model="tiny-fpn", device="cpu", quiet=True)
-    monkeypatch.undo()
     with pytest.raises(SettingsError, match=r"--epochs 9: .* is a run of \[4, 2, 3, 2\] steps"):
         train(resume=tmp_path / "shapes-1", epochs=9)
     assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
@@ -129,8 +106,8 @@ def test_a_run_that_was_killed_in_a_stage_goes_on_to_the_bit(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["train.steps=9", "train.epochs=2"], r"train\.epochs has no effect beside train\.steps=\[9\]"),
-        (["train.batches=[2]", "train.batch=2"], r"train\.batch has no effect beside train\.batches=\[2\]"),
+        (["train.steps=9", "train.epochs=2"], r"train\.epochs has no effect with train\.steps=\[9\]"),
+        (["train.batches=[2]", "train.batch=2"], r"train\.batch has no effect with train\.batches=\[2\]"),
         (["train.steps=[9,9]"], r"train\.steps has 2 values, and train\.scheme=joint has 1 stage"),
         (["train.batches=[1,2]", "train.scheme=alternating"], r"has 2 values, and train\.scheme=alternating has 4"),
         (["train.rounds=2"], r"train\.rounds=2 repeats the stages of a scheme, and train\.scheme=joint has one"),

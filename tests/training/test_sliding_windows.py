@@ -6,44 +6,32 @@ from typing import Any
 import pytest
 import torch
 
-import rcnn.evaluate as evaluate_file
-import rcnn.training.trainer as trainer_file
 from rcnn.config import override
 from rcnn.data.formats.find import open_dataset, open_splits
 from rcnn.data.loading.loader import Loader
 from rcnn.data.proposals.external import SlidingWindows
 from rcnn.detector import Detector
 from rcnn.errors import SettingsError
-from rcnn.evaluate import evaluate
+from rcnn.evaluate import _score, evaluate
 from rcnn.model.structures import Batch
 from rcnn.presets import settings_of
 from rcnn.training.fit_anchors import settle_anchors
 from rcnn.training.run import Run
+from rcnn.training.step import backward
 from rcnn.training.train import train
-from rcnn.training.trainer import Trainer
-from tests.training.test_alternating import Killed, data, no_pictures  # noqa: F401
-from tests.training.test_fast_rcnn import OPTIONS, WINDOWS
-from tests.training.test_train import assert_same, one_thread  # noqa: F401
+from tests.training.pieces import OPTIONS, assert_same, killed
+from tests.training.test_fast_rcnn import FEW, WINDOWS
 
-SMALL = [
-    "preprocess.short=64",
-    "preprocess.long=96",
-    "model.channels=16",
-    "roi.levels=[2,3,4,5]",
-    "roi.canonical_size=12",
-    "roi.hidden=32",
-    "rpn.post_train=12",
-    "rpn.post_test=8",
-    *WINDOWS,
-]
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+OVERRIDES = [*FEW, *WINDOWS]
 COUNT = 3 * (16 * 24 + 8 * 12 + 4 * 6 + 2 * 3)
 """Windows of an image of 64 x 96 pixels, of three ratios at strides 4 to 32."""
 
 
 @pytest.fixture(scope="module")
-def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:  # noqa: F811
+def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """A run that was not interrupted."""
-    return train(data, overrides=SMALL, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
+    return train(data, overrides=OVERRIDES, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 
 def test_it_learns_and_stores_no_window(whole: Run) -> None:
@@ -54,32 +42,17 @@ def test_it_learns_and_stores_no_window(whole: Run) -> None:
     assert "--proposals sliding-windows" in (whole.folder / "log.txt").read_text()
 
 
-def test_killed_it_goes_on_to_the_bit(
-    whole: Run,
-    data: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def late(trainer: Trainer) -> bool:
-        if trainer.state.progress.step == 4:
-            raise Killed
-        return trainer.state.progress.step == 2
-
-    monkeypatch.setattr(Trainer, "is_late", late)
-    with pytest.raises(Killed):
-        train(data, overrides=SMALL, runs=tmp_path, **OPTIONS)
-    monkeypatch.undo()
+def test_killed_it_goes_on_to_the_bit(whole: Run, data: Path, tmp_path: Path) -> None:
+    with killed(step=4, saved=3):
+        train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
     assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
 
 
 def test_a_step_sees_all_windows_of_what_the_network_sees(
-    data: Path,  # noqa: F811
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
+    data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """They cover the augmented image, and any of them may be sampled."""
     items: list[Any] = []
-    backward = trainer_file.backward
 
     def watched(state: Any, distributed: Any, item: Any, *words: Any) -> Any:
         keys = state.model.keys(item.batch, item.targets, item.seeds, item.proposals)
@@ -88,8 +61,8 @@ def test_a_step_sees_all_windows_of_what_the_network_sees(
         items.append(item)
         return backward(state, distributed, item, *words)
 
-    monkeypatch.setattr(trainer_file, "backward", watched)
-    train(data, overrides=[*SMALL, "augment.crop=0.5"], runs=tmp_path, **{**OPTIONS, "epochs": 1})
+    monkeypatch.setattr("rcnn.training.trainer.backward", watched)
+    train(data, overrides=[*OVERRIDES, "augment.crop=0.5"], runs=tmp_path, **{**OPTIONS, "epochs": 1})
     assert items
     for item in items:
         assert item.proposals.boxes.shape[1] == COUNT
@@ -97,17 +70,16 @@ def test_a_step_sees_all_windows_of_what_the_network_sees(
         assert torch.equal(item.proposals.valid.sum(dim=1), 3 * sum(cells).long())
 
 
-def test_they_are_dense_at_every_scale_of_a_pyramid(whole: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def test_they_are_dense_at_every_scale_of_a_pyramid(whole: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
-    score = evaluate_file._score
 
     def watched(detector: Detector, item: Any, sums: Any) -> Any:
         counts.append(int(item.proposals.valid[0].sum()))
-        found = score(detector, item, sums)
+        found = _score(detector, item, sums)
         assert len(found[0][1]) == counts[-1]
         return found
 
-    monkeypatch.setattr(evaluate_file, "_score", watched)
+    monkeypatch.setattr("rcnn.evaluate._score", watched)
     detector = whole.detector.with_settings({"predict": {"scales": (1, 0.5, 2)}})
     dataset = open_dataset(data, "val", detector.settings.data)
     metrics = evaluate(detector, dataset, batch=8, proposals=SlidingWindows.of(detector.model))
@@ -116,7 +88,7 @@ def test_they_are_dense_at_every_scale_of_a_pyramid(whole: Run, data: Path, monk
     assert metrics.losses.keys() == {"roi_class", "roi_box", "loss"}
 
 
-def test_a_prediction_sees_the_windows_that_a_validation_sees(whole: Run, data: Path) -> None:  # noqa: F811
+def test_a_prediction_sees_the_windows_that_a_validation_sees(whole: Run, data: Path) -> None:
     detector = whole.detector
     windows = SlidingWindows.of(detector.model)
     dataset = open_dataset(data, "val", detector.settings.data)
@@ -136,15 +108,15 @@ def test_a_prediction_sees_the_windows_that_a_validation_sees(whole: Run, data: 
     assert seen
 
 
-def test_without_windows_such_a_detector_says_what_to_add(whole: Run, data: Path) -> None:  # noqa: F811
+def test_without_windows_such_a_detector_says_what_to_add(whole: Run, data: Path) -> None:
     picture = next((data / "images").rglob("*.jpg"))
     for call in (whole.detector.predict, whole.detector.propose):
         with pytest.raises(SettingsError, match="`predict` and `val` take as --proposals sliding-windows"):
             call(picture)
 
 
-def test_anchors_are_fitted_as_those_of_an_rpn(data: Path) -> None:  # noqa: F811
-    settings = settings_of("tiny-fpn", [*SMALL, "anchors.fit=auto"])
+def test_anchors_are_fitted_as_those_of_an_rpn(data: Path) -> None:
+    settings = settings_of("tiny-fpn", [*OVERRIDES, "anchors.fit=auto"])
     train_set, _ = open_splits(data, settings.data)
     of_rpn, _ = settle_anchors(override(settings, {"train": {"scheme": "joint", "proposals": None}}), train_set)
     of_windows, _ = settle_anchors(settings, train_set)

@@ -1,7 +1,6 @@
 """A scheme is a list of stages, and nothing else knows of it."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -10,30 +9,26 @@ from rcnn.errors import SettingsError
 from rcnn.training import schemes
 from rcnn.training.checkpoint import read_stage
 from rcnn.training.configure import choose_settings
-from rcnn.training.schemes import EXTERNAL, RECALL, SCHEMES, Joint, Second, Stage
+from rcnn.training.schemes import EXTERNAL, RECALL, SCHEMES, Stage
 from rcnn.training.train import train
 from rcnn.weights.metadata import read_detector
-from tests.training.test_alternating import OVERRIDES, data, no_pictures  # noqa: F401
-from tests.training.test_train import assert_same, one_thread  # noqa: F401
+from tests.training.pieces import OPTIONS, assert_same
+from tests.training.test_alternating import OVERRIDES
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 NAME = "joint-full"
 """The scheme of the settings whose stages are others here."""
-OPTIONS: dict[str, Any] = {"model": "tiny-fpn", "epochs": 1, "batch": 2, "lr": 0.02, "device": "cpu", "quiet": True}
 
 
-def test_a_new_scheme_is_a_list_of_stages(
-    data: Path,  # noqa: F811
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_new_scheme_is_a_list_of_stages(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An RPN, its backbone under a second stage, and at last everything together; resumed after its end, too."""
     stages = (
-        Stage(Joint, "RPN", ("backbone", "rpn"), rpn_alone=True, best=RECALL),
-        Stage(Second, "second stage", ("fast_rcnn",), start={"backbone": 1, "rpn": 1}, proposals=1),
-        Stage(Joint, "everything", start={"backbone": 1, "rpn": 1, "fast_rcnn": 2}),
+        Stage("RPN", ("backbone", "rpn"), rpn_alone=True, best=RECALL),
+        Stage("second stage", ("fast_rcnn",), start={"backbone": 1, "rpn": 1}, proposals=1),
+        Stage("everything", start={"backbone": 1, "rpn": 1, "fast_rcnn": 2}),
     )
     monkeypatch.setitem(SCHEMES, NAME, stages)
-    run = train(data, overrides=[*OVERRIDES, f"train.scheme={NAME}"], runs=tmp_path, **OPTIONS)
+    run = train(data, overrides=[*OVERRIDES, f"train.scheme={NAME}"], runs=tmp_path, **{**OPTIONS, "epochs": 1})
     assert [row["stage"] for row in run.rows] == [1, 2, 3]
     files = {str(path.relative_to(run.folder)) for path in (run.folder / "stages").rglob("*.*")}
     assert files == {
@@ -56,15 +51,15 @@ def test_what_its_stages_say_decides_which_settings_go_with_it(monkeypatch: pyte
     overrides = [f"train.scheme={NAME}", "train.proposals=x.json"]
     with pytest.raises(SettingsError, match=r"only train\.scheme=fast-rcnn reads train\.proposals=x\.json"):
         choose_settings("x", None, "tiny-fpn", overrides, {})
-    monkeypatch.setitem(SCHEMES, NAME, (Stage(Second, proposals=EXTERNAL, own_rpn=False),))
+    monkeypatch.setitem(SCHEMES, NAME, (Stage(proposals=EXTERNAL, own_rpn=False),))
     choose_settings("x", None, "tiny-fpn", overrides, {})
     with pytest.raises(SettingsError, match=r"only train\.scheme=joint-full or fast-rcnn reads"):
         choose_settings("x", None, "tiny-fpn", ["train.proposals=x.json"], {})
     alone = [f"train.scheme={NAME}", "roi.head=none"]
-    monkeypatch.setitem(SCHEMES, NAME, (Stage(Second),))
+    monkeypatch.setitem(SCHEMES, NAME, (Stage(),))
     with pytest.raises(SettingsError, match=r"needs a second stage"):
         choose_settings("x", None, "tiny-fpn", alone, {})
-    monkeypatch.setitem(SCHEMES, NAME, (Stage(Joint, needs_second=False),))
+    monkeypatch.setitem(SCHEMES, NAME, (Stage(needs_second=False),))
     choose_settings("x", None, "tiny-fpn", alone, {})
 
 

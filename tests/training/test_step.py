@@ -16,27 +16,20 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 def test_gradients_are_those_of_the_summed_mean_losses() -> None:
     model, item = tiny.model(), pieces.item()
     losses, asked = backward(pieces.state(model), ALONE, item, 1, (True, False)).read()
-    found = pieces.gradients(model)
+    found = tiny.gradients(model)
     model.zero_grad()
     expected = model.loss(item.batch, item.targets, model.keys(item.batch, item.targets, item.seeds))
     tiny.total(expected).backward()
-    assert pieces.difference(found, pieces.gradients(model)) < 1e-5
+    assert pieces.difference(found, tiny.gradients(model)) < 1e-5
     assert losses == pytest.approx({name: (a / b.clamp(min=1)).item() for name, (a, b) in expected.items()})
     assert asked == (1, 0)
 
 
 def test_accumulated_gradients_are_the_mean_of_the_batches() -> None:
-    model = tiny.model()
-    state = pieces.state(model)
-    apart = []
-    for seed in (0, 1):
-        backward(state, ALONE, pieces.item(seed))
-        apart.append(pieces.gradients(model))
-        model.zero_grad()
-    for seed in (0, 1):
-        backward(state, ALONE, pieces.item(seed), 2)
-    mean = {name: (apart[0][name] + apart[1][name]) / 2 for name in apart[0]}
-    assert pieces.difference(pieces.gradients(model), mean) < 1e-5
+    model, items = tiny.model(), [pieces.item(seed) for seed in (0, 1)]
+    first, second = (pieces.gradients(model, item) for item in items)
+    mean = {name: (gradient + second[name]) / 2 for name, gradient in first.items()}
+    assert pieces.difference(pieces.gradients(model, *items), mean) < 1e-5
 
 
 def test_steps_lower_the_loss_and_move_the_average() -> None:
@@ -77,7 +70,7 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
         return weights(model)
 
     first, again, other = after(0, 3), after(5, 3), after(0, 4)
-    assert all(torch.equal(first[name], again[name]) for name in first)
+    pieces.assert_equal(first, again)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 

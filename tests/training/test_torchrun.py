@@ -7,31 +7,25 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
-from rcnn.data.formats.find import open_splits
-from rcnn.data.synthetic import synthesise
 from rcnn.detector import Detector
 from rcnn.presets import build, settings_of
 from rcnn.training.train import train
 from rcnn.weights.file import load_weights
 from rcnn.weights.metadata import read_detector
-from tests.training.pieces import without_pictures
-from tests.training.test_train import one_thread, rows  # noqa: F401
+from tests.training.pieces import FEW_PROPOSALS, SMALL, assert_equal, rows, shapes, write_random_proposals
 
+pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 ROOT = Path(__file__).parents[2]
 PROGRAM = """
 import json, os, signal, sys
 import torch.distributed as dist
-import rcnn.training.start as start, rcnn.training.summary as summary, rcnn.training.train as training
-import rcnn.training.recorders.history as history, rcnn.training.recorders.report_page as page
+from rcnn.training.train import train
 from rcnn.training.trainer import Trainer
+from tests.training.pieces import without_pictures
 
-for file, name in ((history, "plot_history"), (start, "draw_start"), (summary, "draw_end"),
-                   (page, "keep_scores"), (page, "write_report")):
-    setattr(file, name, lambda *_, **__: None)
 dist.init_process_group("gloo")  # one for all runs: torch can't make a second one at once
 dist.init_process_group = dist.destroy_process_group = lambda *_: None
 take = Trainer.step
@@ -44,13 +38,12 @@ for arguments in json.loads(sys.argv[1]):
     Trainer.step = step
     if killed:
         Trainer.is_late = lambda self: self.distributed.writer and self.state.progress.step + 2 == killed
-    training.train(**arguments)
+    with without_pictures():
+        train(**arguments)
 """
 """Trains by each of a list of arguments; `killed` is a step that is not reached, with a checkpoint before the last."""
 OVERRIDES = [
-    *("preprocess.short=64", "preprocess.long=96", "model.channels=16", "model.norm=frozen"),
-    *("roi.levels=[2,3,4,5]", "roi.canonical_size=12", "roi.hidden=32"),
-    *("rpn.pre_train=60", "rpn.post_train=40", "rpn.pre_test=60", "rpn.post_test=40"),
+    *(*SMALL, *FEW_PROPOSALS, "model.norm=frozen", "roi.levels=[2,3,4,5]", "roi.canonical_size=12"),
     *("train.optimizer=sgd", "train.amp=float32", "train.lr_batch=4"),
 ]
 ONE_STAGE = ["rpn.classify=classes", "roi.head=none"]
@@ -67,34 +60,21 @@ OPTIONS: dict[str, Any] = {"epochs": 1, "batch": 4, "lr": 0.05, "ema": None, "de
 PROCESSES = 2
 RESUMED: dict[str, Any] = {
     "model": "tiny-fpn",
-    "overrides": ["preprocess.short=64", "preprocess.long=96", "model.channels=16", "roi.hidden=32", "roi.dropout=0.2"],
+    "overrides": [*SMALL, "roi.dropout=0.2"],
     **{**OPTIONS, "init": "none", "epochs": 2, "batch": 2, "lr": 0.02, "ema": 0.9},
 }
 """Trained batch norm, dropout, AdamW: what each process has for itself too."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def no_pictures() -> Any:
-    with without_pictures():
-        yield
-
-
 @pytest.fixture(scope="module")
-def folder(one_thread: None, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data set, a detector to start from, and proposals."""
     folder = tmp_path_factory.mktemp("torchrun")
-    for split, images, seed in (("train", 8, 1), ("val", 3, 2)):
-        synthesise(folder / "shapes", images, split=split, size=(64, 96), seed=seed)
+    write_random_proposals(shapes(folder, 8, 3), folder / "given.json")
     settings = settings_of("tiny-fpn", OVERRIDES)
     torch.manual_seed(0)
     names = ("disc", "square", "triangle")
     Detector(build(settings, len(names)), settings, names, device="cpu").save(folder / "start.safetensors")
-    rng, given = np.random.default_rng(0), {}
-    for record in (record for split in open_splits(folder / "shapes", settings.data) for record in split.records):
-        corners = rng.uniform(0, 40, (20, 2))
-        boxes = [*record.boxes.tolist(), *np.hstack((corners, corners + 20)).tolist()]
-        given[record.name] = [[*box, 1 - i / 99] for i, box in enumerate(boxes)]
-    (folder / "given.json").write_text(json.dumps(given), encoding="utf-8")
     return folder
 
 
@@ -112,7 +92,7 @@ def arguments(folder: Path, name: str, runs: str) -> dict[str, Any]:
 def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     module = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={PROCESSES}")
     command = [sys.executable, *module, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT / "src")}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT / 'src'}{os.pathsep}{ROOT}"}
     return subprocess.run(command, cwd=folder, env=environment, timeout=240, capture_output=True, text=True)
 
 
@@ -154,6 +134,4 @@ def test_several_processes_that_were_killed_go_on_to_the_bit(several: Path) -> N
     found, expected = several / "killed-1", several / "undisturbed-1"
     assert rows(found) == rows(expected)
     for kind in ("weights/best", "weights/last", "checkpoints/step-8"):
-        theirs, ours = (load_weights(path / f"{kind}.safetensors")[0] for path in (found, expected))
-        assert theirs.keys() == ours.keys()
-        assert all(torch.equal(tensor, ours[name]) for name, tensor in theirs.items()), kind
+        assert_equal(*(load_weights(path / f"{kind}.safetensors")[0] for path in (found, expected)))

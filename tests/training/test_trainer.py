@@ -11,22 +11,12 @@ from rcnn.data.loading.loader import Item
 from rcnn.errors import TrainingError
 from rcnn.training import trainer as trainer_file
 from rcnn.training.distributed import Distributed
-from rcnn.training.recorders import Recorder, Row
+from rcnn.training.recorders import Recorder
 from rcnn.training.stages import Progress
 from rcnn.training.step import StepLosses
 from rcnn.training.trainer import Trainer
 from tests.model import tiny
 from tests.training import pieces
-
-
-class Steps(Recorder):
-    """Keeps the numbers of the steps."""
-
-    def __init__(self) -> None:
-        self.rows: list[Row] = []
-
-    def step(self, numbers: Row) -> None:
-        self.rows.append(numbers)
 
 
 def trainer_of(
@@ -58,7 +48,7 @@ def test_a_checkpoint_is_due_by_the_writers_clock(
 
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_an_epoch_counts_batches_and_steps_and_averages_losses(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
-    recorder, read, losses = Steps(), StepLosses.read, list[dict[str, float]]()
+    recorder, read, losses = pieces.Keeper(), StepLosses.read, list[dict[str, float]]()
 
     def watched(*arguments: Any) -> Any:
         losses.append(read(*arguments)[0])
@@ -69,10 +59,11 @@ def test_an_epoch_counts_batches_and_steps_and_averages_losses(monkeypatch: pyte
     trainer.run_steps(threading.Event())
     progress = trainer.state.progress
     assert (progress.step, progress.place) == (6, 3)
-    assert [numbers["step"] for numbers in recorder.rows] == [5, 6]
+    steps = recorder.of("step")
+    assert [numbers["step"] for numbers in steps] == [5, 6]
     for name, mean in progress.means().items():
         assert mean == pytest.approx(sum(step[name] for step in losses) / 3)
-        assert recorder.rows[-1][f"train_{name}"] == mean
+        assert steps[-1][f"train_{name}"] == mean
 
 
 @pytest.mark.parametrize("ahead", [0, 1])

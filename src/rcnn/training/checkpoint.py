@@ -1,8 +1,8 @@
-"""Checkpoints: everything that a run needs to resume bit for bit, in one file without code in it.
+"""Checkpoints: everything that a run needs to resume bit for bit, in one file without executable code.
 
-Tensors (weights, average, optimiser) as safetensors; progress and the lengths of the logs as JSON in its header. The
-schedule follows from the step, and so do the random numbers (`distributed.seed_generators`). The file appears whole or
-not at all, and older ones are deleted only then: whenever a run is killed, a whole checkpoint is left.
+Weights, their average and the state of the optimiser are stored as safetensors, progress and the lengths of the logs as
+JSON in the header. The schedule and the random numbers (`distributed.seed_generators`) follow from the step. The file
+is written atomically, and older ones are deleted afterwards, so a complete checkpoint exists whenever a run is killed.
 """
 
 import re
@@ -21,7 +21,7 @@ from rcnn.training.stages import Progress, TrainState
 from rcnn.weights.file import MAX_BYTES, load_weights, reading, save_weights
 
 MAX_COUNT = 10**12
-"""Steps, epochs or seconds of a run."""
+"""Maximum number of steps, epochs or seconds of a run."""
 _NAME = re.compile(r"step-[0-9]+\.safetensors")
 _PROGRESS = TypeAdapter(Progress)
 _LENGTHS = TypeAdapter(dict[str, Annotated[int, Field(ge=0)]])
@@ -52,17 +52,16 @@ def save_checkpoint(folder: Path, state: TrainState, log_lengths: Mapping[str, i
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest checkpoint of a folder."""
-    return max(
-        (path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.name)), key=_step, default=None
-    )
+    """Return the newest checkpoint of a folder, or None."""
+    paths = (path for path in folder.glob("step-*.safetensors") if _NAME.fullmatch(path.name))
+    return max(paths, key=lambda path: int(path.stem.removeprefix("step-")), default=None)
 
 
 def read_stage(folder: Path, stages: int) -> int:
-    """The stage (0, 1, ..., stages - 1) of the newest checkpoint of a folder; 0 if there is none.
+    """Return the stage (0, 1, ..., stages - 1) of the newest checkpoint of a folder, or 0 if there is none.
 
     Raises:
-        WeightsError: the file is damaged, or of a scheme of more stages.
+        WeightsError: the file is damaged, or belongs to a scheme with more stages.
     """
     path = latest(folder)
     if path is None:
@@ -70,12 +69,12 @@ def read_stage(folder: Path, stages: int) -> int:
     number = read_progress(path).stage
     with reading(path, MAX_BYTES):
         if number >= stages:
-            raise ValueError(f"it is of stage {number + 1}, and the run has {stages}")
+            raise ValueError(f"it belongs to stage {number + 1}, and the run has {stages}")
         return number
 
 
 def read_progress(path: Path) -> Progress:
-    """Read the progress of the run that a checkpoint is of.
+    """Read the progress of a run from its checkpoint.
 
     Raises:
         WeightsError: the file is damaged.
@@ -85,7 +84,7 @@ def read_progress(path: Path) -> Progress:
 
 
 def restore(path: Path, state: TrainState) -> dict[str, int]:
-    """Load a checkpoint into the state; return how long the logs of the run were.
+    """Load a checkpoint into the state; return the lengths of the logs, as `RunFolder.log_lengths` does.
 
     Raises:
         WeightsError: the file is damaged.
@@ -100,35 +99,27 @@ def restore(path: Path, state: TrainState) -> dict[str, int]:
         if state.ema:
             for name, tensor in parts["ema"].items():
                 state.ema.shadow[name].copy_(tensor)
-        _restore_optimizer(state.optimizer, parts.get("optimizer", {}))
+        # Like `load_state_dict`, but moments take their parameter's memory format, which fused kernels rely on.
+        parameters = [parameter for group in state.optimizer.param_groups for parameter in group["params"]]
+        for name, tensor in parts.get("optimizer", {}).items():
+            index, _, key = name.partition("/")
+            parameter = parameters[int(index)]
+            moment = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
+            state.optimizer.state[parameter][key] = moment.detach().copy_(tensor)
         lengths = _LENGTHS.validate_python(metadata["logs"])
         state.progress = _progress(metadata)
         return lengths
 
 
 def _progress(metadata: Mapping[str, Any]) -> Progress:
-    """The progress in the metadata of a checkpoint.
+    """Return the progress in the metadata of a checkpoint.
 
     Raises:
-        ValueError: no run can have such a progress.
-        KeyError: there is none.
+        ValueError: no run can have this progress.
+        KeyError: the metadata hold no progress.
     """
     progress = _PROGRESS.validate_python(metadata["progress"])
     counts = (progress.step, progress.epoch, progress.place, progress.best_epoch, progress.seconds, progress.stage)
     if min(counts) < 0 or max(counts) > MAX_COUNT or (progress.sums and not progress.place):
-        raise ValueError("no run can have such a progress")
+        raise ValueError("no run can have this progress")
     return progress
-
-
-def _step(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
-
-
-def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Like `load_state_dict`, but moments get their parameter's memory format, which fused kernels rely on."""
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for name, tensor in tensors.items():
-        index, _, key = name.partition("/")
-        parameter = parameters[int(index)]
-        moment = torch.empty_like(parameter) if tensor.shape == parameter.shape else torch.empty_like(tensor)
-        optimizer.state[parameter][key] = moment.detach().copy_(tensor)

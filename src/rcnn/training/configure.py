@@ -1,9 +1,9 @@
-"""Choose and check the settings of a run: of a new one, of fine-tuning, and of one that is resumed.
+"""Choose and check the settings of a new, fine-tuned or resumed run.
 
-The command line and `rcnn.train` both come here, so that they refuse the same combinations.
+The command line and `rcnn.train` both use this module, so that they refuse the same combinations.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +22,16 @@ from rcnn.weights.file import weights_of_run
 
 DEFAULT_MODEL = "mobilenet-fpn"
 DATA_OPTIONS = {"on_fault", "workers", "holdout"}
-"""Options that are settings of the section `data`; the others are of the section `train`."""
+"""Options in the section `data`; the others are in the section `train`."""
 RESUME_OPTIONS = {"epochs", "workers"}
-"""Options that a resumed run takes."""
+"""Options that a resumed run accepts."""
 
 DETECTOR_SECTIONS = ("preprocess", "model", "anchors", "rpn", "roi")
-"""Sections that fine-tuning takes from the detector; the others are the defaults, but for `FINE_TUNING`."""
+"""Sections that fine-tuning takes from the detector; the others have their defaults, except for `FINE_TUNING`."""
 FINE_TUNING: dict[str, dict[str, Any]] = {"train": {"epochs": 15, "lr": 1e-3}}
-"""Half of the defaults, which start with new layers on a backbone."""
+"""Half of the defaults, which are meant for new layers on a backbone."""
 FROZEN_STAGES = 2
-"""Stages of the backbone that fine-tuning does not train, where the detector trained all."""
+"""Number of backbone stages that fine-tuning freezes if the detector was trained with none frozen."""
 
 
 def choose_settings(
@@ -45,17 +45,17 @@ def choose_settings(
     *,
     new_folder: bool = False,
 ) -> Settings:
-    """The settings of a run: a file's, a preset's or a detector's, then `overrides`, then `options`.
+    """Return the settings of a run: those of a file, preset or detector, changed by `overrides`, then by `options`.
 
     Args:
-        data: what to train on. None: `data.path` of the settings.
-        config: a `config.yaml`.
+        data: data to train on. None: `data.path` of the settings.
+        config: path of a `config.yaml`.
         model: name of a preset. None: `DEFAULT_MODEL`.
         overrides: `section.key=value` texts.
         options: settings by name, as `rcnn.train` takes them.
-        start_from: a detector to fine-tune.
-        resume: a run folder, whose settings these are.
-        new_folder: the name or the parent of the run folder is given.
+        start_from: detector to fine-tune.
+        resume: folder of a run to resume, whose settings are used.
+        new_folder: True if the name or the parent of the run folder is given.
 
     Raises:
         SettingsError: a setting is wrong, arguments contradict each other, a file that a setting names is missing, or
@@ -79,8 +79,8 @@ def choose_settings(
         section, key = ("data", name) if name in DATA_OPTIONS else ALIASES.get(name, f"train.{name}").split(".")
         tree.setdefault(section, {})[key] = options[name]
     settings = override(settings, tree)
-    _check_schedule(settings, {*(text.partition("=")[0].strip() for text in overrides), *_flat(tree)})
-    if (side := settings.train.tile) is not None:  # at the scale of the file, also in validation and with the weights
+    _check_schedule(settings, overrides, tree)
+    if (side := settings.train.tile) is not None:  # windows are never resized, in validation and prediction too
         tile = "auto" if settings.predict.tile == "off" else settings.predict.tile
         settings = override(settings, {"predict": {"tile": tile}, "preprocess": {"short": side, "long": side}})
     check_scheme(settings)
@@ -105,7 +105,7 @@ def check_arguments(
     *,
     new_folder: bool = False,
 ) -> None:
-    """Check that arguments of `choose_settings` do not contradict each other. They may have any type but None.
+    """Check that the arguments of `choose_settings` do not contradict each other. None means not given.
 
     `new_folder` is True if the name or the parent of the run folder is given.
 
@@ -132,10 +132,10 @@ def check_arguments(
 
 
 def check_scheme(settings: Settings) -> None:
-    """Check that the scheme of a run can train what the settings describe.
+    """Check that the scheme of a run can train the model that the settings describe.
 
     Raises:
-        SettingsError: it can't, and what to change.
+        SettingsError: it can't; the message says what to change.
     """
     scheme, proposals, roi = settings.train.scheme, settings.train.proposals, settings.roi
     stages, count = stages_of(settings), len(SCHEMES[scheme])
@@ -145,9 +145,9 @@ def check_scheme(settings: Settings) -> None:
             "set train.scheme=alternating, or leave train.rounds out"
         )
     for name in ("steps", "step_milestones", "batches"):
-        if (given := len(getattr(settings.train, name))) not in (0, 1, count):
+        if (values := len(getattr(settings.train, name))) not in (0, 1, count):
             raise SettingsError(
-                f"train.{name} has {given} values, and train.scheme={scheme} has {count} "
+                f"train.{name} has {values} values, and train.scheme={scheme} has {count} "
                 f"{'stage' if count == 1 else 'stages'}: give one for all, or one for each"
             )
     if proposals is None and takes_proposals(scheme):
@@ -169,28 +169,26 @@ def check_scheme(settings: Settings) -> None:
         )
 
 
-def _flat(tree: Mapping[str, Mapping[str, object]]) -> list[str]:
-    return [f"{section}.{key}" for section, values in tree.items() for key in values]
-
-
-def _check_schedule(settings: Settings, chosen: Collection[str]) -> None:
-    """Check that stages are counted in epochs or in steps, and have one batch or several, by what the user has chosen.
+def _check_schedule(settings: Settings, overrides: Sequence[str], options: Mapping[str, Mapping[str, object]]) -> None:
+    """Check that chosen epochs, milestones and batches are not replaced by settings per stage.
 
     Raises:
-        SettingsError: a chosen setting has no effect beside another one.
+        SettingsError: a setting in `overrides` or `options` has no effect because of another one.
     """
+    chosen = {text.partition("=")[0].strip() for text in overrides}
+    chosen |= {f"{section}.{key}" for section, values in options.items() for key in values}
     for plain, per_stage in (("epochs", "steps"), ("milestones", "step_milestones"), ("batch", "batches")):
         if f"train.{plain}" in chosen and (values := getattr(settings.train, per_stage)):
             raise SettingsError(
-                f"train.{plain} has no effect beside train.{per_stage}={list(values)}: give either of them "
+                f"train.{plain} has no effect with train.{per_stage}={list(values)}: give one of them "
                 f"(train.{per_stage}=[] turns the second off)"
             )
 
 
 def fine_tuning_settings(source: str | Path) -> Settings:
-    """The settings of a run that starts from a detector, as `rcnn.load` takes it.
+    """Return the settings of a run that starts from a detector, given as for `rcnn.load`.
 
-    Batch norms become constants (or stay `affine`), because batches are small and their statistics are known.
+    Batch norms become constants (or stay `affine`), because batches are small and the statistics are known.
 
     Raises:
         WeightsError: as for `rcnn.load`, or it is an exported file.
@@ -210,10 +208,10 @@ def fine_tuning_settings(source: str | Path) -> Settings:
 
 
 def resumed_settings(folder: RunFolder, options: Mapping[str, object]) -> Settings:
-    """The settings of a run that is resumed, with another number of `workers` or `epochs` if the options have one.
+    """Return the settings of a resumed run, with the `workers` and `epochs` of the options.
 
     Raises:
-        SettingsError: it has no checkpoint, or can't be trained for that many epochs; the message says what to do.
+        SettingsError: it has no checkpoint, or can't be trained for this number of epochs; the message says what to do.
         WeightsError: the checkpoint is damaged.
     """
     if folder.path.is_dir() and latest(folder.checkpoints) is None:
@@ -224,7 +222,7 @@ def resumed_settings(folder: RunFolder, options: Mapping[str, object]) -> Settin
         )
     settings = read(folder.config)
     if settings.data.path is None:
-        raise SettingsError(f"{folder.config}: `data.path` is missing, so there is nothing to train on; put it back")
+        raise SettingsError(f"{folder.config}: `data.path` is missing, so there is nothing to train on; restore it")
     changes = {
         section: {key: options[key]} for section, key in (("data", "workers"), ("train", "epochs")) if key in options
     }
@@ -235,12 +233,13 @@ def resumed_settings(folder: RunFolder, options: Mapping[str, object]) -> Settin
 
 
 def _check_epochs(folder: RunFolder, settings: Settings, changed: Settings) -> None:
-    """Check that a run can go on for another number of epochs.
+    """Check that a run can continue with a changed number of epochs.
 
     Raises:
-        SettingsError: it has several stages, has begun as many epochs, or was stopped by its patience.
+        SettingsError: it counts steps, has several stages, has already begun this many epochs, or was stopped by its
+            patience.
         WeightsError: the checkpoint is damaged.
-        DataError: metrics.jsonl is.
+        DataError: metrics.jsonl is damaged.
     """
     epochs = changed.train.epochs
     again = f"start a new run from its weights: rcnn train DATA --init {folder.path} --epochs N"
@@ -248,13 +247,13 @@ def _check_epochs(folder: RunFolder, settings: Settings, changed: Settings) -> N
     if settings.train.steps:
         raise SettingsError(
             f"--epochs {epochs}: {folder.path} is a run of {list(settings.train.steps)} steps (train.steps), which "
-            f"can't be changed any more. Leave --epochs out, or {again}"
+            f"can no longer be changed. Leave --epochs out, or {again}"
         )
     if len(stages) > 1:
         raise SettingsError(
             f"--epochs {epochs}: {folder.path} is a run of {len(stages)} stages "
-            f"(train.scheme={settings.train.scheme}), each of {settings.train.epochs} epochs, which can't be changed "
-            f"any more. Leave --epochs out, or {again}"
+            f"(train.scheme={settings.train.scheme}), each of {settings.train.epochs} epochs, which can no longer be "
+            f"changed. Leave --epochs out, or {again}"
         )
     path = latest(folder.checkpoints)
     assert path is not None
@@ -262,10 +261,10 @@ def _check_epochs(folder: RunFolder, settings: Settings, changed: Settings) -> N
     begun = progress.epoch + (progress.place > 0)
     if epochs <= begun:
         raise SettingsError(
-            f"--epochs {epochs}: {folder.path} has begun epoch {begun} of {settings.train.epochs}; "
+            f"--epochs {epochs}: {folder.path} has already begun epoch {begun} of {settings.train.epochs}; "
             f"give more than {begun}"
         )
-    # The rows say how far the run was validated: a checkpoint is made before the validation of its epoch.
+    # Read from the rows, because a checkpoint is saved before the validation of its epoch.
     column, validated = stages[0].decided_by(settings), Progress()
     for row in folder.rows():
         validated.epoch = row["epoch"]
@@ -273,7 +272,7 @@ def _check_epochs(folder: RunFolder, settings: Settings, changed: Settings) -> N
             validated.best_ap, validated.best_epoch = row[column], validated.epoch
     if validated.finished(changed.train, changed.val.every):
         raise SettingsError(
-            f"--epochs {epochs}: {folder.path} was stopped after {begun} epochs, because none of the last "
-            f"{settings.train.patience} was better than those before (train.patience). "
-            f"To train on all the same, {again}"
+            f"--epochs {epochs}: {folder.path} was stopped after {begun} epochs, because the last "
+            f"{settings.train.patience} brought no better score (train.patience). "
+            f"To train further, {again}"
         )

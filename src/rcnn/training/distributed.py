@@ -1,6 +1,6 @@
-"""Several processes that train as one: ranks, seeds, and how they exchange numbers. `torchrun` starts them.
+"""Processes that train together, started by `torchrun`: ranks, seeds, and the exchange of numbers.
 
-NCCL on CUDA, gloo on the CPU. A single process is a world of 1 and runs the same code.
+They use NCCL on CUDA and gloo on the CPU. A single process is a world of size 1 and runs the same code.
 """
 
 import os
@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from rcnn.errors import SettingsError
 from rcnn.runtime.eager import choose_device
 
-Thing = TypeVar("Thing")
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class Distributed:
     """The processes of a run.
 
     Attributes:
-        device: where this process computes.
-        rank: number of this process, 0..world - 1; 0 writes files and prints.
+        device: device of this process.
+        rank: number of this process, 0..world - 1; process 0 writes files and prints.
         world: number of processes.
     """
 
@@ -43,27 +43,27 @@ class Distributed:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of a tensor over all processes."""
+        """Sum a tensor over all processes, in place, and return it."""
         if self.world > 1:
             dist.all_reduce(values)
         return values
 
-    def gather(self, thing: Thing) -> list[Thing]:
-        """The objects of all processes, by rank, on every process."""
+    def gather(self, item: Item) -> list[Item]:
+        """Return the items of all processes by rank, on every process."""
         if self.world == 1:
-            return [thing]
-        things: list[Thing] = [thing] * self.world
-        dist.all_gather_object(things, thing)
-        return things
+            return [item]
+        items: list[Item] = [item] * self.world
+        dist.all_gather_object(items, item)
+        return items
 
     def wrap(self, module: nn.Module, accumulate: int = 1) -> nn.Module:
         """Wrap a module whose forward is a loss: gradients are averaged over processes after each backward pass.
 
-        Every trained parameter takes part in the loss, whatever the batch.
+        Every trained parameter must take part in the loss of every batch.
 
         Args:
-            module: the same in all processes.
-            accumulate: batches per step, all but the last of them `without_sync`.
+            module: loss module, the same in all processes.
+            accumulate: batches per step, all but the last of which run in `without_sync`.
         """
         if self.world == 1:
             return module
@@ -74,17 +74,17 @@ class Distributed:
             module,
             device_ids=[self.device] if self.device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            static_graph=accumulate == 1,  # of which no pass may be without exchange
+            static_graph=accumulate == 1,  # requires that every pass exchanges gradients
         )
-        # Buffers are constants, or statistics of norms: see `average_norms`. What the argument is called depends on
-        # the version of torch.
+        # Buffers are constants, or statistics of norms (see `average_norms`). This is an attribute because the name of
+        # the argument depends on the version of torch.
         wrapped.broadcast_buffers = False
         return wrapped
 
     def average_norms(self, module: nn.Module) -> None:
         """Average the statistics of trained batch norms, which each process has measured on its own images.
 
-        All processes then validate with the weights that the writer saves and that a resumed run starts from.
+        All processes then validate with the weights that the writer saves and a resumed run loads.
         """
         norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d) and norm.training]
         measured = [part for norm in norms for part in (norm.running_mean, norm.running_var) if part is not None]
@@ -96,15 +96,15 @@ class Distributed:
 
 
 def without_sync(module: nn.Module) -> AbstractContextManager[None]:
-    """Keep the gradients of the block in this process: for all accumulated batches but the last."""
+    """Return a context without exchange of gradients, for all accumulated batches but the last."""
     return module.no_sync() if isinstance(module, DistributedDataParallel) else nullcontext()
 
 
 def with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
-    """A gradient with the strides of its parameter also for axes of length 1, such as those of a 1x1 kernel.
+    """Return a gradient with its parameter's strides on axes of length 1 too, such as those of a 1x1 kernel.
 
-    Strides of such axes are never used, so an operator may return any, but DDP compares them and takes a difference for
-    another memory layout. If the layout really differs, autograd copies the gradient into the parameter's.
+    Operators may return any stride for such axes, since it is never used, but DDP compares strides and takes a
+    difference for another memory layout. If the layout really differs, autograd copies the gradient.
     """
     pairs = zip(gradient.shape, gradient.stride(), strides, strict=True)
     same = all(length == 1 or theirs == ours for length, theirs, ours in pairs)
@@ -112,29 +112,25 @@ def with_strides(strides: tuple[int, ...], gradient: Tensor) -> Tensor:
 
 
 def seed_generators(*numbers: int) -> None:
-    """Seed torch's generators (dropout) from the numbers alone, so that a resumed run needs no generator state.
+    """Seed torch's generators (for dropout) with the numbers, so that checkpoints need no state of generators.
 
-    Loaders also draw from these generators at the start of an epoch, or of the rest of one.
+    Loaders also draw from these generators when an epoch starts or resumes.
     """
     torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]))
 
 
-def pick_device(name: str) -> torch.device:
-    """`auto` is CUDA if there is one. Each process of a machine takes the GPU of its `LOCAL_RANK`."""
-    device = choose_device(name)
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return device
-
-
 @contextmanager
 def join_processes(device: str, batches: Sequence[int] = ()) -> Iterator[Distributed]:
-    """The processes that `torchrun` started (it sets RANK, WORLD_SIZE, LOCAL_RANK), or this process alone.
+    """Join the processes that `torchrun` started (it sets RANK, WORLD_SIZE, LOCAL_RANK), or use this process alone.
+
+    The device `cuda` is the GPU with this process's LOCAL_RANK; `auto` is `cuda` if there is one.
 
     Raises:
-        SettingsError: there is no such device, or one of the `batches` of steps can't be shared evenly.
+        SettingsError: there is no such device, or one of the `batches` can't be shared evenly.
     """
-    chosen, world = pick_device(device), int(os.environ.get("WORLD_SIZE", "1"))
+    chosen, world = choose_device(device), int(os.environ.get("WORLD_SIZE", "1"))
+    if chosen.type == "cuda" and chosen.index is None:
+        chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     for batch in batches:
         if batch % world:
             name = "train.batch" if len(batches) == 1 else "train.batches"
@@ -149,6 +145,6 @@ def join_processes(device: str, batches: Sequence[int] = ()) -> Iterator[Distrib
         yield Distributed(chosen, dist.get_rank(), dist.get_world_size())
     finally:
         dist.destroy_process_group()
-        # DDP leaks the group. A thread of it that waits for the GIL, to drop the tensors of the last exchange, when the
-        # interpreter ends aborts the process: let it have the GIL now.
+        # DDP leaks the group. One of its threads waits for the GIL to drop the tensors of the last exchange, and aborts
+        # the process if it still waits when the interpreter ends. The pause lets it take the GIL.
         time.sleep(0.1)

@@ -1,4 +1,4 @@
-"""Exponential moving average of the weights: the average is validated and saved."""
+"""Exponential moving average of the weights, which is validated and saved in place of the weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,18 +8,18 @@ from torch import Tensor, nn
 
 
 class EMA:
-    """A running average of all parameters and buffers of a model, which stay where they are in memory.
+    """A moving average of all parameters and buffers of a model, which keep their memory.
 
     Attributes:
-        decay: weight of the old average in an update, reached after some steps.
-        shadow: name -> averaged tensor, named as in the model's `state_dict`.
+        decay: final weight of the old average in an update.
+        shadow: name in the model's `state_dict` -> averaged tensor.
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model, self.decay = model, decay
         state: dict[str, Tensor] = {name: tensor.detach() for name, tensor in model.state_dict().items()}
         self.shadow = {name: tensor.clone() for name, tensor in state.items()}
-        # Lists made once, each of averages and of what they follow: `state_dict` takes longer than an update.
+        # Pairs of lists, of averages and of their tensors, made once because `state_dict` takes longer than an update.
         self._moved: tuple[list[Tensor], list[Tensor]] = ([], [])
         self._copied: tuple[list[Tensor], list[Tensor]] = ([], [])
         for name, tensor in state.items():
@@ -31,7 +31,7 @@ class EMA:
     def update(self, step: int) -> None:
         """Move the average towards the model after `step` steps (1, 2, ...).
 
-        The decay starts low, (1 + step) / (10 + step), so that the first random weights are soon forgotten.
+        The decay starts low, at (1 + step) / (10 + step), so that the initial weights soon lose their influence.
         """
         decay = min(self.decay, (1 + step) / (10 + step))
         torch._foreach_lerp_(*self._moved, 1 - decay)
@@ -40,7 +40,7 @@ class EMA:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """Put the average into the model for the block; afterwards it has its own weights again, to the bit."""
+        """Put the average into the model for the block, and restore its weights to the bit afterwards."""
         own = {name: tensor.detach().clone() for name, tensor in self.model.state_dict().items()}
         copy_into(self.model, self.shadow)
         try:

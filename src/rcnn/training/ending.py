@@ -1,4 +1,4 @@
-"""How a run ends early: Ctrl-C waits for the end of the step, and every message says how to resume."""
+"""Early ends of a run: Ctrl-C takes effect after the current step, and every message names the command to resume."""
 
 import errno
 import signal
@@ -14,49 +14,45 @@ from rcnn.training.run_folder import RunFolder
 
 @contextmanager
 def patient() -> Iterator[threading.Event]:
-    """Make Ctrl-C set the event instead of interrupting a step; a second one stops at once."""
-    wanted = threading.Event()
+    """Make Ctrl-C set the event instead of interrupting a step; a second Ctrl-C stops immediately."""
+    interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
-        yield wanted
+        yield interrupted
         return
 
-    def remember(*_: object) -> None:
-        if wanted.is_set():
+    def interrupt(*_: object) -> None:
+        if interrupted.is_set():
             raise KeyboardInterrupt
-        wanted.set()
+        interrupted.set()
 
-    previous = signal.signal(signal.SIGINT, remember)
+    previous = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield wanted
+        yield interrupted
     finally:
         signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
 def explained(folder: RunFolder) -> Iterator[None]:
-    """Add to the error of every early end how the run can be resumed."""
-
-    def saved() -> str:
-        path = checkpoint.latest(folder.checkpoints)
-        return str(path) if path else "none yet"
-
+    """Add the way to resume the run to the message of every early end."""
+    resume = f"rcnn train --resume {folder.path}"
     try:
         yield
     except KeyboardInterrupt:
         if checkpoint.latest(folder.checkpoints) is None:
             raise Interrupted("interrupted before the first step: start again") from None
-        raise Interrupted(f"interrupted. Go on with: rcnn train --resume {folder.path}") from None
+        raise Interrupted(f"interrupted. Resume with: {resume}") from None
     except TrainingError as error:
-        raise TrainingError(f"{error}. Last good checkpoint: {saved()}") from None
+        saved = checkpoint.latest(folder.checkpoints) or "none yet"
+        raise TrainingError(f"{error}. Last good checkpoint: {saved}") from None
     except (RuntimeError, ChildProcessError) as error:
         reason = lost_worker(error)
         if reason is None:
             raise
-        raise TrainingError(f"{reason}. Go on with: rcnn train --resume {folder.path}") from None
+        raise TrainingError(f"{reason}. Resume with: {resume}") from None
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        go_on = f"go on with: rcnn train --resume {folder.path} (last good checkpoint: {saved()})"
-        if checkpoint.latest(folder.checkpoints) is None:
-            go_on = "start again"
-        raise TrainingError(f"{folder.path}: {error.strerror}. Nothing is lost: make room, then {go_on}") from None
+        saved = checkpoint.latest(folder.checkpoints)
+        remedy = f"resume with: {resume} (last good checkpoint: {saved})" if saved else "start again"
+        raise TrainingError(f"{folder.path}: {error.strerror}. Nothing is lost: free space, then {remedy}") from None

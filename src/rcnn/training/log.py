@@ -1,10 +1,11 @@
-"""Messages of a run: lines on the console and in log.txt, and on a terminal a live line.
+"""Messages of a run: lines on the console and in log.txt, and a live line on a terminal.
 
-Only the writer of a run prints; the other processes have a `Log` with neither file nor console.
+Only the writer of a run prints; the other processes have a `Log` without file and console.
 """
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from rich.console import Console, RenderableType
@@ -12,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from rcnn.console import print_table
+from rcnn.data.pixels import ProgressCallback
 from rcnn.errors import cell, printable, wrapped
 
 
@@ -19,8 +21,8 @@ class Log:
     """Prints messages and writes them to a file.
 
     Args:
-        write: stores a line in log.txt. None: nothing is stored.
-        console: where to print. None: nothing is printed.
+        write: function that stores a line in log.txt. None: lines are not stored.
+        console: console to print on. None: lines are not printed.
     """
 
     def __init__(self, write: Callable[[str], None] | None, console: Console | None) -> None:
@@ -58,7 +60,7 @@ class Log:
             self._live.update(what, refresh=True)
 
     def status(self, text: str) -> None:
-        """Show on the live line what happens between two steps."""
+        """Show a text on the live line."""
         self.show(Text(text))
 
     def close(self) -> None:
@@ -76,8 +78,18 @@ class Log:
             self._write("\n".join([title, *lines]))
 
 
+@contextmanager
+def shown_progress(console: Console | None, title: str, verb: str) -> Iterator[ProgressCallback | None]:
+    """Yield a callback that shows the number of images that are done, or None without a console."""
+    if console is None:
+        yield None
+        return
+    with console.status(title) as status:
+        yield lambda done, images: status.update(f"{verb} {done:,} of {images:,} images")
+
+
 def memory_gb() -> float:
-    """Peak memory of this process in GB: on the GPU if it is used, else resident memory."""
+    """Return the peak memory of this process in GB: GPU memory if a GPU is used, else resident memory."""
     if torch.cuda.is_initialized():
         return torch.cuda.max_memory_allocated() / 1e9
     try:
@@ -89,7 +101,7 @@ def memory_gb() -> float:
 
 
 def duration(seconds: float) -> str:
-    """3725 -> 1:02:05."""
+    """Format a duration: 3725 -> 1:02:05."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

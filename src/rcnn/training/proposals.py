@@ -1,4 +1,4 @@
-"""Proposals for all images of a data set, of an earlier stage or external, stored in files."""
+"""Proposals for all images of a data set, from an earlier stage or external, stored in files."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -18,6 +18,7 @@ from rcnn.data.proposals.search import SEARCHES
 from rcnn.detector import Detector
 from rcnn.training.distributed import Distributed
 from rcnn.training.init import Start
+from rcnn.training.log import shown_progress
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.schemes import EXTERNAL, Stage
 from rcnn.weights.file import MAX_BYTES, kept, load_weights, reading, save_weights
@@ -31,9 +32,9 @@ def stage_proposals(
     distributed: Distributed,
     say: Callable[[str], None],
 ) -> tuple[External | None, External | None]:
-    """The proposals that a stage is trained on and those that it is validated on; None: the model's own.
+    """Return the proposals for training a stage and those for validating it; None: the model's own.
 
-    Those of an earlier stage are computed if they are not on the disk yet. `start` is of this stage.
+    Proposals of an earlier stage are computed if their file does not exist yet. `start` is the start of this stage.
     """
     if stage.proposals is None:
         return None, None
@@ -43,7 +44,7 @@ def stage_proposals(
     rpn, sets = start.settings.rpn, list[ProposalSet]()
     source = folder.proposals if stage.proposals == EXTERNAL else folder.stage(stage.proposals)
     limits = ((rpn.pre_train, rpn.post_train), (rpn.pre_test, rpn.post_test))
-    lists = 1 if stage.own_rpn else 2  # an RPN of its own proposes for the images of validation
+    lists = 1 if stage.own_rpn else 2  # with its own RPN, a stage needs no proposals for validation
     for dataset, path, counts in list(zip(splits, proposal_files(source), limits, strict=True))[:lists]:
         if stage.proposals != EXTERNAL and not any(distributed.gather(path.exists())):
             proposer = Detector.load(kept(source), distributed.device)
@@ -53,7 +54,7 @@ def stage_proposals(
 
 
 def proposal_files(folder: Path) -> list[Path]:
-    """The files of a folder with proposals for training and for validation."""
+    """Return the paths of the proposals for training and for validation in a folder."""
     return [folder / "train.safetensors", folder / "val.safetensors"]
 
 
@@ -65,15 +66,15 @@ def write_proposals(
     counts: tuple[int, int],
     say: Callable[[str], None],
 ) -> None:
-    """Save the proposals of every image of a data set, best first, in pixels of the files. All processes take part.
+    """Save a detector's proposals for every image of a data set, best first, in pixels of the image files.
 
     Args:
-        path: the file; it appears whole or not at all.
-        detector: makes the proposals.
-        dataset: the images; they are not augmented.
-        distributed: the processes that share the images.
+        path: file to write; it is written atomically.
+        detector: detector that makes the proposals.
+        dataset: images, which are not augmented.
+        distributed: processes that share the images; all of them must call this function.
         counts: boxes per level before NMS, and proposals per image.
-        say: called with a sentence about the progress.
+        say: function that shows a sentence about the progress.
     """
     settings = detector.settings
     detector = detector.with_settings({"rpn": {"pre_test": counts[0], "post_test": counts[1]}})
@@ -90,24 +91,24 @@ def write_proposals(
             if i != FILLER
         }
         say(f"proposals: batch {step + 1} of {loader.steps}")
-    every = {index: given for part in distributed.gather(own) for index, given in part.items()}
+    all_proposals = {index: proposals for part in distributed.gather(own) for index, proposals in part.items()}
     if distributed.writer:
-        save_proposals(path, [every[index] for index in range(len(dataset))])
-    distributed.gather(None)  # the file is there before anyone reads it
+        save_proposals(path, [all_proposals[index] for index in range(len(dataset))])
+    distributed.gather(None)  # wait until the writer has written the file
 
 
-def save_proposals(path: Path, given: Sequence[ImageProposals]) -> None:
+def save_proposals(path: Path, proposals: Sequence[ImageProposals]) -> None:
     """Write the proposals of every image of a data set, atomically."""
     tensors = {
-        "boxes": torch.from_numpy(np.concatenate([boxes for boxes, _ in given])).float(),
-        "scores": torch.from_numpy(np.concatenate([scores for _, scores in given])).float(),
-        "counts": torch.tensor([len(boxes) for boxes, _ in given]),
+        "boxes": torch.from_numpy(np.concatenate([boxes for boxes, _ in proposals])).float(),
+        "scores": torch.from_numpy(np.concatenate([scores for _, scores in proposals])).float(),
+        "counts": torch.tensor([len(boxes) for boxes, _ in proposals]),
     }
     save_weights(path, tensors, {"kind": "proposals"})
 
 
 def load_proposals(path: Path) -> list[ImageProposals]:
-    """Read a file of `save_proposals`.
+    """Read a file that `save_proposals` has written.
 
     Raises:
         WeightsError: the file is missing or damaged.
@@ -126,20 +127,20 @@ def shared_proposals(
     distributed: Distributed,
     progress: ProgressCallback | None = None,
 ) -> list[ImageProposals]:
-    """As `open_proposals`, with the search shared among the processes."""
+    """Return the same as `open_proposals`, with a search shared among the processes."""
     if source in SEARCHES and distributed.world > 1:
         share = replace(dataset, records=dataset.records[distributed.rank :: distributed.world])
         open_proposals(source, share, settings, progress)
-        distributed.gather(None)  # the results are on the disk
+        distributed.gather(None)  # wait until all results are in the cache
     return open_proposals(source, dataset, settings, progress)
 
 
 def external_proposals(
     settings: Settings, splits: tuple[Dataset, Dataset], distributed: Distributed, console: Console | None
 ) -> list[list[ImageProposals]] | None:
-    """The proposals of `train.proposals` for both lists: `rpn.post_train` and `rpn.post_test` per image.
+    """Return the proposals of `train.proposals` for both lists: `rpn.post_train` and `rpn.post_test` per image.
 
-    None if it is not set, or `sliding-windows`, of which nothing is stored.
+    None if it is not set, or if it is `sliding-windows`, which are not stored.
 
     Raises:
         DataError: as in `open_proposals`, with the faults of both lists.
@@ -147,16 +148,9 @@ def external_proposals(
     if settings.train.proposals in (None, SLIDING_WINDOWS):
         return None
     dataset, source = together(splits), settings.train.proposals
-    if console is None:
-        given = shared_proposals(source, dataset, settings, distributed)
-    else:
-        with console.status("reading proposals") as status:
-
-            def tell(done: int, images: int) -> None:
-                status.update(f"searched {done:,} of {images:,} images")
-
-            given = shared_proposals(source, dataset, settings, distributed, tell)
-    of_image = {record.path: proposals for record, proposals in zip(dataset.records, given, strict=True)}
+    with shown_progress(console, "reading proposals", "searched") as progress:
+        found = shared_proposals(source, dataset, settings, distributed, progress)
+    of_image = {record.path: proposals for record, proposals in zip(dataset.records, found, strict=True)}
     counts = (settings.rpn.post_train, settings.rpn.post_test)
     return [
         [ImageProposals(*(part[:count] for part in of_image[record.path])) for record in split.records]
@@ -165,6 +159,6 @@ def external_proposals(
 
 
 def together(splits: Sequence[Dataset]) -> Dataset:
-    """The images of several lists, each once."""
+    """Return a data set of the images of several lists, without duplicates."""
     records = {record.path: record for dataset in splits for record in dataset.records}
     return replace(splits[0], records=tuple(records.values()))

@@ -12,12 +12,12 @@ from rcnn.training.run_folder import RunFolder
 
 @dataclass(frozen=True)
 class Run:
-    """A finished training. A notebook shows the curves of its epochs.
+    """A finished training. A notebook shows it as curves over the epochs.
 
     Attributes:
         folder: the run folder.
-        metrics: scores of the best weights on the validation split; of the last with `train.keep=last`.
-        rows: one per epoch, as in metrics.jsonl.
+        metrics: scores of the best weights on the validation images, or of the last ones with `train.keep=last`.
+        rows: one row per epoch, as in metrics.jsonl.
     """
 
     folder: Path
@@ -28,13 +28,13 @@ class Run:
         return f"Run in {self.folder}, {plural(len(self.rows), 'epoch')}\nweights: {self.best}\n{self.metrics}"
 
     def _repr_png_(self) -> bytes | None:
-        """The curves in a notebook, as in history.png; None if the folder is gone."""
+        """Return the curves of history.png for a notebook, or None if the folder no longer exists."""
         picture = RunFolder(self.folder).history
         return picture.read_bytes() if picture.exists() else None
 
     @property
     def best(self) -> Path:
-        """Weights of the epoch with the highest validation AP; `last` with `train.keep=last`, which chooses none."""
+        """Weights of the epoch with the highest validation AP; the same as `last` with `train.keep=last`."""
         return RunFolder(self.folder).kept
 
     @property
@@ -44,5 +44,5 @@ class Run:
 
     @property
     def detector(self) -> Detector:
-        """The detector of `best`, loaded."""
+        """The detector with the weights `best`."""
         return Detector.load(self.best)

@@ -1,15 +1,15 @@
-"""The folder of a run: what was run, the results, and everything needed to resume.
+"""The folder of a run: its settings, its results, and everything needed to resume it.
 
-config.yaml          all settings; running it again repeats the run
+config.yaml          all settings; `rcnn train --config` repeats the run with them
 environment.json     versions, machine, threads, command
-faults.txt           mendable faults of the data, one per line
+faults.txt           faults of the data that were mended or left out, one per line
 train.txt, val.txt   names of the images of each list
-weights/             best.safetensors (not with train.keep=last), last.safetensors: detectors
+weights/             detectors: best.safetensors (not with train.keep=last), last.safetensors
 checkpoints/         step-N.safetensors: the state of training
-metrics.jsonl        one row per epoch; results.csv: the same as a table
+metrics.jsonl        one row per epoch; results.csv: the same rows as a table
 log.txt              messages
 plots/               pictures
-report.html          the page of the run; report/: what it shows of scores, and its pictures
+report.html          the report of the run; report/: its scores and pictures
 """
 
 import json
@@ -17,7 +17,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from glob import escape
 from importlib.metadata import version
 from itertools import count
@@ -36,8 +36,8 @@ from rcnn.weights.file import atomic_write, kept
 
 PACKAGES = ("rcnn", "torch", "torchvision", "numpy", "pillow", "safetensors", "faster-coco-eval")
 LOGS = ("metrics.jsonl", "log.txt")
-LONGEST_NAME, LARGEST_LOG = 100, 100 * MB
-"""Characters of the name of a run, of which a file system takes 255 bytes; bytes of metrics.jsonl."""
+MAX_NAME_LENGTH, MAX_LOG_BYTES = 100, 100 * MB
+"""Maximum length of the name of a run, for which file systems allow 255 bytes, and maximum size of metrics.jsonl."""
 _ROW = TypeAdapter(dict[str, Annotated[float, Field(allow_inf_nan=False)] | int | bool | str | None])
 
 
@@ -46,14 +46,14 @@ class RunFolder:
 
     Attributes:
         path: the folder.
-        config: the settings.
-        weights: folder of best.safetensors, unless `train.keep=last`, and last.safetensors.
+        config: file of the settings.
+        weights: folder of last.safetensors, and of best.safetensors without `train.keep=last`.
         checkpoints: folder of the training states.
         plots: folder of the pictures.
-        proposals: folder of the proposals from elsewhere.
-        metrics: one row per epoch, as lines of JSON.
-        table: the same rows as a table.
-        history: the same rows as a picture.
+        proposals: folder of the external proposals.
+        metrics: file with one row of JSON per epoch.
+        table: file with the same rows as a table.
+        history: picture of the same rows.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -69,12 +69,12 @@ class RunFolder:
 
     @classmethod
     def create(cls, parent: Path, name: str) -> "RunFolder":
-        """A new folder `parent/name-N`, with N one above the highest that exists."""
-        taken = [entry.name.removeprefix(f"{name}-") for entry in parent.glob(f"{escape(name)}-*")]
-        for number in count(1 + max((int(rest) for rest in taken if rest.isdecimal()), default=0)):
+        """Create the folder `parent/name-N`, with N one above the highest that exists."""
+        suffixes = [entry.name.removeprefix(f"{name}-") for entry in parent.glob(f"{escape(name)}-*")]
+        for number in count(1 + max((int(suffix) for suffix in suffixes if suffix.isdecimal()), default=0)):
             try:
                 (parent / f"{name}-{number}").mkdir(parents=True)
-            except FileExistsError:  # another run was faster
+            except FileExistsError:  # another run has created it in the meantime
                 continue
             folder = cls(parent / f"{name}-{number}")
             mark_results(folder.path)
@@ -84,10 +84,8 @@ class RunFolder:
         raise AssertionError("unreachable: count() never ends")
 
     def describe(self, settings: Settings, train: Dataset, val: Dataset) -> None:
-        """Write down settings, machine, faults of the data and names of the images."""
-        faults = {
-            str(fault): None for dataset in (train, val) for fault in dataset.faults
-        }  # both lists may report the same file
+        """Write the files of settings, machine, faults of the data and names of the images."""
+        faults = dict.fromkeys(map(str, (*train.faults, *val.faults)))  # both lists may report the same file
         files = {
             self.config.name: to_yaml(settings),
             "environment.json": json.dumps(environment(), indent=2) + "\n",
@@ -98,16 +96,16 @@ class RunFolder:
             atomic_write(self.path / file, text.encode(errors="surrogateescape"))
 
     def see_same_data(self, train: Dataset, val: Dataset) -> None:
-        """Check that the images and classes are those that the run started with.
+        """Check that the images and classes are the same as when the run started.
 
         Raises:
-            DataError: they are not.
+            DataError: their names differ.
         """
         for file, text in lists(train, val).items():
             if (self.path / file).read_bytes() != text.encode(errors="surrogateescape"):
                 raise DataError(
-                    f"{train.root}: the names are not those of {self.path / file}, which the run began with. "
-                    "Put them back, or start a new run from its weights: rcnn train DATA --init "
+                    f"{train.root}: the names differ from those in {self.path / file}, with which the run started. "
+                    "Restore them, or start a new run from its weights: rcnn train DATA --init "
                     f"{self.weights / 'last.safetensors'}"
                 )
 
@@ -118,39 +116,39 @@ class RunFolder:
 
     @property
     def kept(self) -> Path:
-        """Weights of the best epoch; of the last with `train.keep=last`, which chooses none."""
+        """Weights of the best epoch, or of the last one with `train.keep=last`."""
         return kept(self.weights)
 
     def stage(self, number: int) -> Path:
-        """Folder of the weights and proposals of a stage, 1, 2, ...."""
+        """Return the folder of the weights and proposals of a stage, 1, 2, ...."""
         return self.path / "stages" / str(number)
 
     def weights_of_stage(self, number: int, stages: int) -> Path:
-        """Return the folder of the weights of a stage, counted from 1. That of the last of `stages` is `weights`."""
+        """Return the folder of the weights of a stage, counted from 1; for the last one this is `weights`."""
         return self.weights if number == stages else self.stage(number)
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl.
+        """Read the rows of metrics.jsonl.
 
         Raises:
-            DataError: a line is not a row as it was written.
+            DataError: a line is not a row that a run writes.
         """
         if not self.metrics.exists():
             return []
         rows: list[dict[str, Any]] = []
         try:
-            for line in read_text(self.metrics, LARGEST_LOG).splitlines():
+            for line in read_text(self.metrics, MAX_LOG_BYTES).splitlines():
                 rows.append(_ROW.validate_json(line))
         except (OSError, ValueError) as error:
             reason = explain(error) if isinstance(error, ValidationError) else error
             raise DataError(
-                f"{self.metrics}:{len(rows) + 1}: no row as the run wrote it: {reason}. Mend it, or "
-                "delete the file to go on without the rows so far"
+                f"{self.metrics}:{len(rows) + 1}: this is not a row that a run writes: {reason}. Repair it, or "
+                "delete the file to continue without the earlier rows"
             ) from None
         return rows
 
     def log_lengths(self) -> dict[str, int]:
-        """File name -> length in bytes, after a sync to the disk."""
+        """Return file name -> length in bytes, after a sync to the disk."""
         lengths = {}
         for name in LOGS:
             with (self.path / name).open("ab") as file:
@@ -159,7 +157,7 @@ class RunFolder:
         return lengths
 
     def cut_logs(self, lengths: Mapping[str, int]) -> None:
-        """Cut off what was logged after a checkpoint; a log that has become shorter stays as it is."""
+        """Cut off everything that was logged after a checkpoint; a log that is shorter stays as it is."""
         for name in LOGS:
             path = self.path / name
             if path.exists() and path.stat().st_size > lengths.get(name, 0):
@@ -171,19 +169,19 @@ RUNS = Path("runs/train")
 
 
 def check_name(name: str | None) -> None:
-    """Check that a run can be called so; None is no name.
+    """Check the name of a run, unless it is None.
 
     Raises:
-        SettingsError: it is not the name of a folder.
+        SettingsError: it is not the name of a folder, or is too long.
     """
-    if name is not None and (not name.isprintable() or Path(name).name != name or len(name) > LONGEST_NAME):
+    if name is not None and (not name.isprintable() or Path(name).name != name or len(name) > MAX_NAME_LENGTH):
         raise SettingsError(
-            f"--name {shorten(name)}: a run is named like a folder: no `/`, at most {LONGEST_NAME} characters"
+            f"--name {shorten(name)}: this is not the name of a folder: no `/`, at most {MAX_NAME_LENGTH} characters"
         )
 
 
 def lists(train: Dataset, val: Dataset) -> dict[str, str]:
-    """File -> its text, one name per line: the images of both splits, and the classes in their order."""
+    """Return file name -> text with one name per line: the images of both splits, and the classes in order."""
     names = {
         "train.txt": [record.name for record in train.records],
         "val.txt": [record.name for record in val.records],
@@ -193,7 +191,8 @@ def lists(train: Dataset, val: Dataset) -> dict[str, str]:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, machine, threads and command of this process."""
+    """Return the versions, machine, threads and command of this process."""
+    program = Path(sys.argv[0]).name
     return {
         "python": platform.python_version(),
         "packages": {package: version(package) for package in PACKAGES},
@@ -203,10 +202,5 @@ def environment() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "cuda": [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())],
         "processes": int(os.environ.get("WORLD_SIZE", "1")),
-        "command": shlex.join(_command(sys.argv)),
+        "command": shlex.join(["rcnn" if program == "__main__.py" else program, *sys.argv[1:]]),
     }
-
-
-def _command(words: Sequence[str]) -> list[str]:
-    program = Path(words[0]).name
-    return ["rcnn" if program == "__main__.py" else program, *words[1:]]

@@ -1,4 +1,4 @@
-"""The pictures that a run draws: of labels and batches at its start, of results at its end."""
+"""The pictures of a run: labels and batches at its start, results at its end."""
 
 from itertools import islice
 from pathlib import Path
@@ -16,7 +16,7 @@ from rcnn.plots.contact_sheet import Tile, compare, contact_sheet
 from rcnn.plots.run_plots import plot_confusion, plot_curves, plot_labels, plot_proposal_recall
 
 BATCHES = 2
-COMPARED = 16
+COMPARED_IMAGES = 16
 
 
 def draw_start(folder: Path, loader: Loader) -> None:
@@ -30,19 +30,19 @@ def draw_start(folder: Path, loader: Loader) -> None:
 
 
 def draw_end(folder: Path, dataset: Dataset, metrics: Metrics, settings: Settings, score: float) -> None:
-    """Draw curves, confusion, proposal recall, and val.jpg: ground truth next to detections of at least `score`."""
+    """Draw curves, confusion and proposal recall, and val.jpg: ground truth beside detections of at least `score`."""
     names, truths, predictions = dataset.names, metrics.truths, metrics.predictions
     plot_curves(precision_recall(truths, predictions, len(names)), names, folder / "curves.png")
     matrix = confusion_matrix(truths, predictions, len(names), score=score)
     plot_confusion(matrix, names, folder / "confusion.png")
     plot_proposal_recall(metrics.proposals, folder / "proposals.png")
-    chosen = np.linspace(0, len(dataset) - 1, min(COMPARED, len(dataset))).round().astype(int)
+    chosen = np.linspace(0, len(dataset) - 1, min(COMPARED_IMAGES, len(dataset))).round().astype(int)
     records, shown = [dataset.records[i] for i in chosen], [predictions[i] for i in chosen]
     compare(records, shown, score, settings, names, folder / "val.jpg")
 
 
 def _shown(item: Item, row: int, dataset: Dataset) -> Tile:
-    """An image of a batch as the network sees it, before its normalisation."""
+    """Return an image of a batch, resized and augmented, with its objects."""
     height, width = item.batch.sizes[row].int().tolist()
     image = item.batch.images[row, :, :height, :width].permute(1, 2, 0).round().to(torch.uint8).numpy()
     targets = item.targets

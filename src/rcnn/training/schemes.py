@@ -1,7 +1,7 @@
-"""Training schemes: the losses that a step minimises, and the stages that each scheme is made of.
+"""Training schemes: the loss modules, and the stages of each scheme.
 
-A loss is a module (so that DDP can wrap it) whose forward returns the losses. A new scheme is a list of stages in
-`SCHEMES`, perhaps with a loss of its own, and its name in the settings (`train.scheme`).
+A loss is a module (so that DDP can wrap it) whose forward returns the losses. To add a scheme, add its stages to
+`SCHEMES`, with a loss module if needed, and its name to the setting `train.scheme`.
 """
 
 from collections.abc import Mapping
@@ -14,13 +14,13 @@ from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import AnyBatch, Keys, Proposals, Targets
 
 EXTERNAL = "external"
-"""Proposals of `train.proposals`."""
+"""Value of `Stage.proposals`: those of `train.proposals`."""
 AP, RECALL = "ap", "proposal_ar300"
-"""Columns of a row that can decide which epoch is best."""
+"""Columns of a row that can decide which epoch is the best."""
 
 
-class Joint(nn.Module):
-    """Approximate joint training (paper section 3.2, way ii): all four losses in one step.
+class StageLoss(nn.Module):
+    """All losses of the model, in one step: approximate joint training (paper section 3.2, way ii).
 
     "Approximate": no gradient flows through the coordinates of the proposals.
     """
@@ -29,47 +29,40 @@ class Joint(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, batch: AnyBatch, targets: Targets, keys: Keys) -> dict[str, tuple[Tensor, Tensor]]:
-        """Name -> (sum, count) of every loss, not yet divided."""
-        return dict(self.model.loss(batch, targets, keys))
+    def forward(
+        self, batch: AnyBatch, targets: Targets, keys: Keys, proposals: Proposals | None = None
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return name -> (sum, count) of every loss, not yet divided. With `proposals`, only the second stage's two."""
+        return dict(self.model.loss(batch, targets, keys, proposals=proposals))
 
 
-class JointFull(Joint):
+class JointFull(StageLoss):
     """Joint training with the gradient through the coordinates of the proposals (paper section 3.2, way iii)."""
 
-    def forward(self, batch: AnyBatch, targets: Targets, keys: Keys) -> dict[str, tuple[Tensor, Tensor]]:
-        """The losses of `Joint`, with another gradient."""
+    def forward(  # pyrefly: ignore[bad-override]
+        self, batch: AnyBatch, targets: Targets, keys: Keys
+    ) -> dict[str, tuple[Tensor, Tensor]]:
+        """Return the losses of `StageLoss`, with another gradient."""
         target_gradient = self.model.settings.train.target_gradient
         return dict(self.model.loss(batch, targets, keys, box_gradient=True, target_gradient=target_gradient))
-
-
-class Second(Joint):
-    """Fast R-CNN on external proposals, or on those of an earlier stage."""
-
-    def forward(  # pyrefly: ignore[bad-override]
-        self, batch: AnyBatch, targets: Targets, keys: Keys, proposals: Proposals
-    ) -> dict[str, tuple[Tensor, Tensor]]:
-        """The second stage's two losses."""
-        return dict(self.model.loss(batch, targets, keys, proposals=proposals))
 
 
 class Stage(NamedTuple):
     """A part of a scheme, trained for `train.epochs` epochs or `train.steps` steps. Stages are numbered 1, 2, ....
 
     Attributes:
-        loss: module class; built around the model, its forward is the loss.
-        title: description; empty if there is one stage only.
-        trained: parts of the model that are trained; the others stay unchanged, to the bit.
+        title: description of the stage; empty if it is the only one.
+        trained: parts of the model that are trained. The others do not change by a bit.
         rpn_alone: the model of this stage is an RPN without a second stage.
-        start: part of the model -> the earlier stage whose weights (`kept`) it starts from; other parts start from
-            random weights. Empty: the whole model is initialised as `train.init` says.
-        proposals: of an earlier stage, or `EXTERNAL`; the loss reads them instead of the model's own. None: its own.
-        needs_second: the model needs a second stage (`roi.head` other than none).
-        own_rpn: the model has a trained RPN, which proposes in validation; if not, `proposals` are read there too.
-        best: the column of a row whose highest value marks the best epoch, with `train.keep=best`.
+        start: part of the model -> earlier stage whose kept weights it starts from; other parts start from random
+            weights. Empty: all parts are initialised according to `train.init`.
+        proposals: stage whose proposals the loss uses, or `EXTERNAL`. None: the model's own.
+        needs_second: the model needs a second stage (`roi.head` is not none).
+        own_rpn: the model has a trained RPN, which proposes in validation; otherwise validation uses `proposals` too.
+        best: column of a row whose highest value marks the best epoch, with `train.keep=best`.
+        loss: class of the loss module, built around the model.
     """
 
-    loss: type[nn.Module]
     title: str = ""
     trained: tuple[str, ...] = ("backbone", "rpn", "fast_rcnn")
     rpn_alone: bool = False
@@ -78,33 +71,32 @@ class Stage(NamedTuple):
     needs_second: bool = True
     own_rpn: bool = True
     best: str = AP
+    loss: type[nn.Module] = StageLoss
 
     def model_settings(self, settings: Settings) -> Settings:
-        """The settings of this stage's model."""
+        """Return the settings of this stage's model."""
         if not self.rpn_alone:
             return settings
-        # An RPN has no AP by any rule, and no layers to truncate.
+        # An RPN has no AP and no layers to truncate.
         return override(settings, {"roi": {"head": "none"}, "val": {"voc_ap": "area"}, "predict": {"svd": ()}})
 
     def decided_by(self, settings: Settings) -> str:
-        """`best`, or recall if the model of the run predicts no classes."""
+        """Return `best`, or recall if the model of the run predicts no classes."""
         return self.best if settings.predicts_classes else RECALL
 
 
 SCHEMES: dict[str, tuple[Stage, ...]] = {
-    "joint": (Stage(Joint, needs_second=False),),
-    "joint-full": (Stage(JointFull),),
+    "joint": (Stage(needs_second=False),),
+    "joint-full": (Stage(loss=JointFull),),
     "alternating": (
-        Stage(Joint, "RPN", ("backbone", "rpn"), rpn_alone=True, best=RECALL),
+        Stage("RPN", ("backbone", "rpn"), rpn_alone=True, best=RECALL),
         Stage(
-            Second,
             "Fast R-CNN with a backbone of its own, on the proposals of this RPN",
             ("backbone", "fast_rcnn"),
             proposals=1,
             own_rpn=False,
         ),
         Stage(
-            Joint,
             "a new RPN on the backbone of Fast R-CNN, which stays unchanged",
             ("rpn",),
             rpn_alone=True,
@@ -112,23 +104,22 @@ SCHEMES: dict[str, tuple[Stage, ...]] = {
             best=RECALL,
         ),
         Stage(
-            Second,
             "Fast R-CNN on the proposals of the new RPN; the backbone stays unchanged",
             ("fast_rcnn",),
             start={"backbone": 2, "fast_rcnn": 2, "rpn": 3},
             proposals=3,
         ),
     ),
-    "fast-rcnn": (Stage(Second, trained=("backbone", "fast_rcnn"), proposals=EXTERNAL, own_rpn=False),),
+    "fast-rcnn": (Stage(trained=("backbone", "fast_rcnn"), proposals=EXTERNAL, own_rpn=False),),
 }
-"""Scheme -> its stages, in their order. Alternating: the paper's four steps (section 3.2). Fast-rcnn: its table 2."""
+"""Scheme -> its stages in order. alternating: the paper's four steps (section 3.2); fast-rcnn: its table 2."""
 
 
 def stages_of(settings: Settings) -> tuple[Stage, ...]:
-    """The stages of a run: those of its scheme, once per round.
+    """Return the stages of a run: those of its scheme, once per round.
 
-    From the second round on, a stage that would begin with the initial weights begins with the weights of the last
-    stage of the round before, in the parts that it trains.
+    From the second round on, a stage without `start` takes the parts that it trains from the last stage of the previous
+    round.
     """
     scheme = SCHEMES[settings.train.scheme]
     stages = list(scheme)
@@ -143,18 +134,18 @@ def stages_of(settings: Settings) -> tuple[Stage, ...]:
 
 
 def schedule_of(train: Train, stage: int) -> Train:
-    """The section `train` with the steps, milestones and batch of a stage, 0, 1, ... of all rounds."""
-    place = stage % len(SCHEMES[train.scheme])
+    """Return the section `train` with the steps, milestones and batch of a stage, counted from 0 over all rounds."""
+    index = stage % len(SCHEMES[train.scheme])
     changes: dict[str, Any] = {}
     for name in ("steps", "step_milestones", "batches"):
         values = getattr(train, name)
-        changes[name] = values[place : place + 1] if len(values) > 1 else values
-    if train.batches:  # the learning rate is not scaled with them
+        changes[name] = values[index : index + 1] if len(values) > 1 else values
+    if train.batches:  # these do not scale the learning rate
         (batch,) = changes["batches"]
         changes |= {"batch": batch, "lr_batch": batch * train.accumulate}
     return train.model_copy(update=changes)
 
 
 def takes_proposals(scheme: str) -> bool:
-    """True if a stage of the scheme is trained on `train.proposals`."""
+    """Return True if a stage of the scheme is trained on `train.proposals`."""
     return any(stage.proposals == EXTERNAL for stage in SCHEMES[scheme])

@@ -1,17 +1,17 @@
-"""What training holds in memory during a stage, and how a stage is set up.
+"""The state of training during a stage, and how a stage is set up.
 
-A run of several stages leaves these files in its folder, besides those of every run:
+A run of several stages writes these files, besides those of every run:
 
-stages/N/best.safetensors, last.safetensors      detectors of stage N, except the last; best not with train.keep=last
+stages/N/best.safetensors, last.safetensors      detectors of stage N, except the last; no best with train.keep=last
 stages/N/train.safetensors, val.safetensors      proposals of stage N for the images of each list, if a later stage is
                                                  trained or validated on them
 
-External proposals are in proposals/train.safetensors and val.safetensors. A resumed run reads them there, even if the
-file that they came from is gone. Sliding windows are computed as they are needed.
+External proposals are stored in proposals/train.safetensors and val.safetensors. A resumed run reads these files, so
+that it does not need the original one. Sliding windows are not stored, but computed when a batch is loaded.
 """
 
 import math
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,8 +19,7 @@ from torch import nn
 
 from rcnn.config import Settings, Train
 from rcnn.data.dataset import Dataset
-from rcnn.data.loading.loader import Item, Loader
-from rcnn.data.loading.upload import uploaded
+from rcnn.data.loading.loader import Loader
 from rcnn.data.loading.windows import scale_of, training_windows
 from rcnn.data.proposals.external import External
 from rcnn.detector import Detector
@@ -34,23 +33,23 @@ from rcnn.training.run_folder import RunFolder
 from rcnn.training.schemes import Stage, schedule_of, stages_of
 
 Splits = tuple[Dataset, Dataset]
-"""Images to train on, and to validate on."""
+"""Training images and validation images."""
 
 
 @dataclass
 class Progress:
-    """How far a run is. All of it is in a checkpoint.
+    """The progress of a run, stored in its checkpoints.
 
     Attributes:
-        step: optimiser steps done.
-        epoch: epochs done.
-        place: batches done in the current epoch.
-        sums: name -> sum of the loss over the batches of the current epoch.
-        best_ap: highest validation AP so far (for an RPN alone: recall), with `train.keep=last` the latest; None
-            before the first.
-        best_epoch: epoch (1, 2, ...) that reached it.
-        seconds: time spent on training so far.
-        stage: current stage of the scheme, 0, 1, ...; everything but `seconds` counts within it.
+        step: number of completed optimiser steps.
+        epoch: number of completed epochs.
+        place: number of completed batches of the current epoch.
+        sums: name -> sum of the loss over the completed batches of the current epoch.
+        best_ap: highest validation AP so far (recall for an RPN alone), or the latest one with `train.keep=last`; None
+            before the first validation.
+        best_epoch: epoch (1, 2, ...) of `best_ap`.
+        seconds: training time so far.
+        stage: current stage of the scheme, 0, 1, ...; all other numbers but `seconds` count within the stage.
     """
 
     step: int = 0
@@ -63,15 +62,15 @@ class Progress:
     stage: int = 0
 
     def means(self) -> dict[str, float]:
-        """Mean losses of the current epoch so far, the RPN's first: a checkpoint does not keep their order."""
+        """Return the mean losses of the current epoch so far, sorted (RPN first): checkpoints do not keep the order."""
         return {name: self.sums[name] / self.place for name in sorted(self.sums, reverse=True)}
 
     def finished(self, train: Train, every: int) -> bool:
-        """True if all epochs are done, or the last validation came `train.patience` epochs after the best one.
+        """Return True if all epochs are done, or if the last `train.patience` epochs have not improved the score.
 
         Args:
-            train: `epochs` and `patience` are read.
-            every: epochs between validations.
+            train: provides `epochs` and `patience`.
+            every: number of epochs between validations.
         """
         validated = self.epoch - self.epoch % every
         waited = validated - self.best_epoch if self.best_epoch else 0
@@ -84,16 +83,16 @@ class TrainState:
 
     Attributes:
         stages: all stages of the scheme.
-        settings: of its model, which may have no second stage.
-        train: the section `train` with the epochs, steps, milestones and batch of this stage.
-        model: the network that is trained.
-        loss: the scheme's loss around it, wrapped for several processes.
-        optimizer: of the trained parameters.
+        settings: settings of this stage's model, which may have no second stage.
+        train: section `train` with the epochs, steps, milestones and batch of this stage.
+        model: network to train.
+        loss: the stage's loss module around the model, wrapped for several processes.
+        optimizer: optimiser of the trained parameters.
         ema: average of the weights; None without `train.ema`.
-        loader: of the training images.
+        loader: loader of the training images.
         lengths: (epochs, steps) of each stage.
-        progress: steps and epochs done.
-        fixed: parts of the model that are not trained and stay in eval mode: no dropout, no new statistics of norms.
+        progress: progress of the run.
+        fixed: parts of the model that are not trained. They stay in eval mode, without dropout and with constant norms.
         val_proposals: proposals for validation. None: the model's own.
     """
 
@@ -116,25 +115,16 @@ class TrainState:
         return self.stages[self.progress.stage]
 
     @property
-    def epochs_before(self) -> int:
-        """Number of epochs of the stages before."""
-        return sum(epochs for epochs, _ in self.lengths[: self.progress.stage])
-
-    @property
     def total(self) -> int:
-        """Steps of the stage."""
+        """Number of steps of the stage."""
         return self.lengths[self.progress.stage][1]
 
     def learning_rate(self, step: int) -> float:
-        """The learning rate of a step, 0..total - 1."""
+        """Return the learning rate of a step, 0..total - 1."""
         return learning_rate(step, self.total, self.train)
 
-    def batches(self, device: torch.device) -> Generator[Item, None, None]:
-        """The batches of the epoch that are left, on the device."""
-        return uploaded(self.loader.epoch(self.progress.epoch, self.progress.place), device)
-
     def detector(self, dataset: Dataset, device: torch.device, epoch: int) -> Detector:
-        """A detector with the current weights, for the classes of the training images."""
+        """Return a detector with the current weights, for the classes of the training images."""
         return Detector(
             self.model,
             self.settings,
@@ -157,13 +147,13 @@ def begin_stage(
     """Build the model, loader, loss, optimiser and average of the stage `progress.stage`.
 
     Args:
-        settings: of the run.
-        progress: of the stage.
-        splits: images to train on, and to validate on.
-        folder: of the run.
-        distributed: the processes that train together.
-        say: called with a sentence about the progress.
-        start: model of the stage and its settings. None: from the weights of earlier stages.
+        settings: settings of the run.
+        progress: progress of the run, at the start of the stage or within it.
+        splits: training images and validation images.
+        folder: folder of the run.
+        distributed: processes that train together.
+        say: function that shows a sentence about the progress.
+        start: model of the stage and its settings. None: the weights of earlier stages, or the initial ones.
     """
     stages = stages_of(settings)
     stage, number = stages[progress.stage], progress.stage + 1
@@ -203,11 +193,11 @@ def begin_stage(
 
 
 def stage_lengths(settings: Settings, dataset: Dataset, world: int = 1) -> tuple[tuple[int, int], ...]:
-    """(epochs, steps) of each stage of a run; with `train.steps` the last epoch of a stage may end early.
+    """Return (epochs, steps) of each stage of a run; with `train.steps` the last epoch of a stage may end early.
 
     Args:
-        settings: of the run.
-        dataset: what the network sees of the training images.
+        settings: settings of the run.
+        dataset: training images, or their windows.
         world: number of processes.
     """
     lengths = list[tuple[int, int]]()
@@ -219,7 +209,7 @@ def stage_lengths(settings: Settings, dataset: Dataset, world: int = 1) -> tuple
 
 
 def steps_per_epoch(settings: Settings, dataset: Dataset, stage: int, world: int = 1) -> int:
-    """The steps of a whole epoch of a stage, 0, 1, ...; arguments as for `stage_lengths`."""
+    """Return the number of steps of a full epoch of a stage, 0, 1, ...; arguments as for `stage_lengths`."""
     train = schedule_of(settings.train, stage)
     loader = Loader(dataset, settings, training=True, batch=train.batch // world, world=world)
     return math.ceil(loader.steps / train.accumulate)
@@ -228,8 +218,8 @@ def steps_per_epoch(settings: Settings, dataset: Dataset, stage: int, world: int
 def freeze_untrained(model: FasterRCNN, stage: Stage) -> list[nn.Module]:
     """Freeze the parts of a model that a stage does not train, and return them.
 
-    If the RPN has no loss, parameters that only its levels depend on are not trained either. They are found by the
-    gradients of a black image.
+    If the RPN has no loss, backbone parameters that only its levels depend on are frozen as well. They are those
+    without a gradient for a black image.
     """
     fixed = [part for name, part in model.named_children() if name not in stage.trained]
     for part in fixed:

@@ -1,4 +1,4 @@
-"""How a training starts: anew, with a run folder and a first model, or from the last checkpoint of a run."""
+"""Start a new run, with a run folder and a first model, or resume a run from its last checkpoint."""
 
 import itertools
 import os
@@ -18,7 +18,7 @@ from rcnn.training.proposals import external_proposals, proposal_files, save_pro
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.run_pictures import draw_start
 from rcnn.training.schemes import stages_of
-from rcnn.training.stages import Progress, Splits, TrainState, begin_stage
+from rcnn.training.stages import Progress, Splits
 from rcnn.training.summary import announce_start
 from rcnn.training.trainer import Trainer
 from rcnn.weights.file import atomic_write
@@ -27,15 +27,15 @@ from rcnn.weights.file import atomic_write
 def prepare_run(
     settings: Settings, splits: Splits, distributed: Distributed, console: Console | None, runs: Path, name: str | None
 ) -> tuple[Settings, Start, RunFolder]:
-    """The settings of a new run, adapted to the data and the weights, its first model, and its folder.
+    """Return the settings of a new run, adapted to the data and the weights, its first model, and its folder.
 
     Args:
-        settings: as they were chosen.
-        splits: images to train on, and to validate on.
-        distributed: the processes that train together.
-        console: shows the progress. None: none is shown.
+        settings: settings that the user has chosen.
+        splits: training images and validation images.
+        distributed: processes that train together.
+        console: console that shows the progress. None: no progress is shown.
         runs: folder of run folders.
-        name: of the run. None: that of the folder of its data, also where a file or folder inside it was given.
+        name: name of the run. None: the name of the folder of its data, even if `data.path` is a file or folder in it.
     """
     train_set = splits[0]
     proposals = external_proposals(settings, splits, distributed, console)
@@ -50,13 +50,13 @@ def prepare_run(
         folder.proposals.mkdir()
         for file, of_split in zip(proposal_files(folder.proposals), proposals, strict=True):
             save_proposals(file, of_split)
-    distributed.gather(None)  # the files are there before anyone reads them
+    distributed.gather(None)  # wait until the writer has written the files
     return settings, start, folder
 
 
 def begin(trainer: Trainer, start: Start) -> None:
-    """Prepare the first stage of a new run: describe the run on the console and in its folder, and save the state."""
-    trainer.state = _stage(trainer, Progress(), start)
+    """Prepare the first stage of a new run, describe the run on the console and in its folder, and save the state."""
+    trainer.prepare(Progress(), start)
     if not trainer.distributed.writer:
         return
     trainer.folder.describe(trainer.settings, *trainer.splits)
@@ -67,12 +67,12 @@ def begin(trainer: Trainer, start: Start) -> None:
 
 
 def resume_run(trainer: Trainer) -> None:
-    """Prepare the stage of the last checkpoint; what was logged after it is dropped."""
+    """Prepare the stage of the last checkpoint, and drop everything that was logged after it."""
     folder, settings, log = trainer.folder, trainer.settings, trainer.log
     stages = stages_of(settings)
     progress = Progress(stage=read_stage(folder.checkpoints, len(stages)))
     settings = stages[progress.stage].model_settings(settings)
-    trainer.state = _stage(trainer, progress, Start(build(settings, len(trainer.splits[0].names)), settings))
+    trainer.prepare(progress, Start(build(settings, len(trainer.splits[0].names)), settings))
     path = latest(folder.checkpoints)
     assert path is not None
     folder.see_same_data(*trainer.splits)
@@ -83,34 +83,30 @@ def resume_run(trainer: Trainer) -> None:
         if changed := _change_epochs(trainer):
             log.say(changed)
         trainer.announce_stage()
-    trainer.distributed.gather(None)  # the writer has cut the rows before anyone reads them
+    trainer.distributed.gather(None)  # wait until the writer has cut the rows
     trainer.rows.extend(folder.rows())
 
 
-def _stage(trainer: Trainer, progress: Progress, start: Start) -> TrainState:
-    splits, folder, distributed = trainer.splits, trainer.folder, trainer.distributed
-    return begin_stage(trainer.settings, progress, splits, folder, distributed, trainer.log.status, start)
-
-
 def _change_epochs(trainer: Trainer) -> str | None:
-    """Write a new number of epochs into config.yaml and keep the old file beside it.
+    """Write a new number of epochs to config.yaml and keep the old file beside it.
 
     Returns:
-        A sentence about the new schedule; None: the number is not new, and nothing was written.
+        A sentence about the new schedule. None: the number has not changed, and nothing was written.
     """
     folder, train = trainer.folder, trainer.settings.train
     written = read(folder.config)
     before = written.train.epochs
     if before == train.epochs:
         return None
-    ends = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    old = next(path for end in ends if not (path := folder.path / f"config-epochs-{before}{end}.yaml").exists())
+    suffixes = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    paths = (folder.path / f"config-epochs-{before}{suffix}.yaml" for suffix in suffixes)
+    old = next(path for path in paths if not path.exists())
     atomic_write(old, folder.config.read_bytes())
     text = to_yaml(override(written, {"train": {"epochs": train.epochs}}))
     atomic_write(folder.config, text.encode(errors="surrogateescape"))
     step = trainer.state.progress.step
     return (
-        f"{train.epochs} epochs instead of {before} ({old.name} keeps the settings before): the {train.schedule} "
-        f"schedule is computed anew, and the learning rate goes on at {trainer.state.learning_rate(step):.2g} "
+        f"{train.epochs} epochs instead of {before} (the old settings are in {old.name}): the {train.schedule} "
+        f"schedule is computed anew, and the learning rate continues at {trainer.state.learning_rate(step):.2g} "
         f"after step {step}"
     )

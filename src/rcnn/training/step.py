@@ -1,8 +1,8 @@
 """The losses and gradients of one batch.
 
 Losses come as (sum, count). Counts are summed over the processes before the division, so that n processes with a batch
-of b each do the same as one process with n * b. Accumulated batches are each divided by their own counts and then
-averaged: when the gradients of the first are computed, the counts of the next are not known yet.
+of b each compute the same as one process with n * b. Accumulated batches are each divided by their own counts and then
+averaged, because the counts of later batches are not known yet when the gradients of the first are computed.
 """
 
 import math
@@ -27,10 +27,10 @@ class BatchLosses:
     """The losses of a batch over all processes, which a GPU may still be computing.
 
     Attributes:
-        names: of the losses.
-        values: on the host: the losses, then the number of processes behind each request; float64.
+        names: names of the losses.
+        values: losses, then the number of processes that made each request; float64, on the host.
         index: (B,) images of the batch in this process.
-        copied: when the values have been copied; None: immediately.
+        copied: event after the copy of `values` to the host. None: they are there.
     """
 
     names: tuple[str, ...]
@@ -39,7 +39,7 @@ class BatchLosses:
     copied: torch.cuda.Event | torch.Event | None = None
 
     def read(self) -> tuple[dict[str, float], tuple[float, ...]]:
-        """Wait for the losses; return them, and the number of processes behind each request."""
+        """Wait for the losses; return them, and the number of processes that made each request."""
         if self.copied:
             self.copied.synchronize()
         values = self.values.tolist()
@@ -48,12 +48,12 @@ class BatchLosses:
 
 @dataclass(frozen=True)
 class StepLosses:
-    """The losses of an optimiser step that a GPU may still be busy with.
+    """The losses of an optimiser step, which a GPU may still be computing.
 
     Attributes:
-        number: steps done before it.
+        number: number of steps before it.
         lr: learning rate.
-        batches: of each accumulated batch.
+        batches: losses of each accumulated batch.
     """
 
     number: int
@@ -61,12 +61,12 @@ class StepLosses:
     batches: Sequence[BatchLosses]
 
     def read(self, state: TrainState, distributed: Distributed) -> tuple[dict[str, float], tuple[float, ...]]:
-        """Wait for the losses; return them summed over the batches, and the number of processes behind each request.
+        """Wait for the losses; return their sums over the batches, and the number of processes that made each request.
 
-        Reading them after the next step has begun keeps the device busy.
+        To keep a GPU busy, call this after the next step has been queued.
 
         Raises:
-            TrainingError: a loss is not finite, on all processes at once. The weights are no longer of use.
+            TrainingError: a loss is not finite, so the weights are useless. All processes raise this together.
         """
         sums: dict[str, float] = {}
         requests: tuple[float, ...] = ()
@@ -91,7 +91,7 @@ def backward(
 ) -> BatchLosses:
     """Add the gradients of a batch, divided by the number of accumulated batches; return its losses.
 
-    Nothing here synchronises with a GPU.
+    This does not synchronise with a GPU.
     """
     device = distributed.device
     batch, targets = to_device(item.batch, device), to_device(item.targets, device)
@@ -105,17 +105,17 @@ def backward(
     shared = distributed.sum(torch.cat((sums.detach().double(), counts.double(), requested)))
     all_sums, all_counts, all_requests = shared.split((len(sums), len(sums), len(requests)))
     divisors = torch.where(all_counts > 0, all_counts, 1.0)
-    # Copied before the backward pass is queued, so that a GPU has them long before the step ends.
+    # Copied before the backward pass is queued, so that they arrive long before the step ends.
     values = torch.cat((all_sums / divisors, all_requests)).to("cpu", non_blocking=True)
     copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None
-    # DDP averages gradients over processes, but their sum is wanted: hence `world`.
+    # DDP averages gradients over the processes; the factor `world` makes this a sum.
     ((sums / divisors.to(sums)).sum() * distributed.world / batches).backward()
     return BatchLosses(tuple(losses), values, item.index, copied)
 
 
 @contextmanager
 def tf32_allowed(settings: Train, device: torch.device) -> Iterator[None]:
-    """On a GPU, compute what is float32 in TF32 where its hardware has it, unless `train.amp` asks for float32."""
+    """Allow TF32 for float32 products and convolutions on a GPU, unless `train.amp` is float32."""
     if device.type != "cuda":
         yield
         return
@@ -131,5 +131,5 @@ def tf32_allowed(settings: Train, device: torch.device) -> Iterator[None]:
 
 
 def uses_bf16(settings: Train, device: torch.device) -> bool:
-    """True if the network runs in bfloat16. Losses and boxes are float32 either way."""
+    """Return True if the network runs in bfloat16. Losses and boxes are always float32."""
     return settings.amp == "bf16" or (settings.amp == "auto" and has_bf16(device))

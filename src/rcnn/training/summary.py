@@ -1,4 +1,4 @@
-"""What a training prints when it starts and when it ends."""
+"""The messages at the start and at the end of a training."""
 
 import shlex
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from rcnn.training.trainer import Trainer
 
 
 def announce_start(trainer: Trainer, notes: Sequence[str]) -> None:
-    """Print what is trained on what, and how; `notes` are about the initial weights."""
+    """Print model, data and device, then `notes` about anchors and initial weights."""
     settings, (train_set, val_set), log = trainer.settings, trainer.splits, trainer.log
     preprocess, loader, path = settings.preprocess, trainer.state.loader, trainer.folder.path
     log.say(
@@ -27,8 +27,8 @@ def announce_start(trainer: Trainer, notes: Sequence[str]) -> None:
     )
     test = settings.data.val == "test" and settings.train.keep != "last"
     warning = (
-        "the best epoch and the score threshold are chosen on the list test (data.val=test), so its scores are too "
-        "good for images held out; train.keep=last chooses nothing"
+        "the best epoch and the score threshold are chosen on the list test (data.val=test), so its scores are better "
+        "than on unseen images; with train.keep=last nothing is chosen"
     )
     for note in dict.fromkeys((*loader.dataset.notes, *val_set.notes, *notes, *([warning] if test else []))):
         log.say(note)
@@ -37,7 +37,7 @@ def announce_start(trainer: Trainer, notes: Sequence[str]) -> None:
 
 
 def announce_end(trainer: Trainer, detector: Detector, metrics: Metrics) -> None:
-    """Draw the results, print the scores of the kept detector, and what to do next."""
+    """Draw the results, and print the scores of the kept detector and the next command."""
     folder, log, settings = trainer.folder, trainer.log, trainer.state.settings
     rows, note = metrics.table(digits=1)
     log.table("AP by class on the validation split" + note, metrics.class_headings, rows)

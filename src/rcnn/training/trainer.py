@@ -12,6 +12,7 @@ import torch
 
 from rcnn.config import Settings, dump
 from rcnn.data.loading.loader import Item
+from rcnn.data.loading.upload import uploaded
 from rcnn.detector import Detector
 from rcnn.errors import NonFiniteError, TrainingError
 from rcnn.evaluate import Shard, evaluate
@@ -20,6 +21,7 @@ from rcnn.metrics.table import Metrics
 from rcnn.training.checkpoint import save_checkpoint
 from rcnn.training.distributed import Distributed, seed_generators, without_sync
 from rcnn.training.ending import patient
+from rcnn.training.init import Start
 from rcnn.training.log import Log, memory_gb
 from rcnn.training.recorders import About, Recorders
 from rcnn.training.run_folder import RunFolder
@@ -27,26 +29,26 @@ from rcnn.training.stages import Progress, Splits, TrainState, begin_stage
 from rcnn.training.step import BatchLosses, StepLosses, backward, tf32_allowed
 
 INTERRUPT = 1
-"""Index of the second request that a process can make in a step: to stop. The first is for a checkpoint."""
+"""Index of the request to stop among the requests that a process makes with a step. Index 0: to save a checkpoint."""
 
 
 class Trainer:
     """Trains the stages of a scheme, one after another.
 
     Args:
-        settings: as in config.yaml; the model of a stage may differ in having no second stage.
-        splits: images to train on, and to validate on.
-        folder: of the run.
-        log: for messages.
-        distributed: the processes that train together.
-        recorders: receive the numbers.
-        on_kept: called with a detector whose weights are kept, its scores and its epoch.
+        settings: settings as in config.yaml; the models of some stages have no second stage.
+        splits: training images and validation images.
+        folder: folder of the run.
+        log: log for messages.
+        distributed: processes that train together.
+        recorders: recorders that receive the numbers.
+        on_kept: function called with each detector whose weights are kept, its scores and its epoch.
 
     Attributes:
-        state: the current stage; set before `fit`.
-        rows: of the epochs so far.
-        ahead: steps that are queued before the oldest is read: with 1 a GPU always has work. On a CPU a step is done
-            when `step` returns.
+        state: the current stage; set by `prepare` before `fit`.
+        rows: rows of the completed epochs.
+        ahead: number of steps that are queued before the losses of the oldest are read. With 1, a GPU always has work.
+            On a CPU, a step is complete when `step` returns.
     """
 
     state: TrainState
@@ -68,7 +70,7 @@ class Trainer:
         self._saved = time.monotonic()
 
     def fit(self) -> tuple[Detector, Metrics]:
-        """Train the stages that are left; return the detector that is kept, loaded from the disk, and its scores."""
+        """Train the remaining stages; return the kept detector, loaded from its file, and its scores."""
         with (
             tf32_allowed(self.settings.train, self.distributed.device),
             self.recorders.running(self._about()) as scores,
@@ -82,13 +84,13 @@ class Trainer:
         return detector, metrics
 
     def run_stage(self) -> None:
-        """Run the epochs of the stage that are left."""
+        """Run the remaining epochs of the stage."""
         with closing(self.state.loader):
             while not self.state.progress.finished(self.state.train, self.settings.val.every):
                 self.run_epoch()
 
     def run_epoch(self) -> None:
-        """Run the rest of an epoch: its steps, a checkpoint, a validation, and a row of numbers."""
+        """Run the rest of an epoch: the remaining steps, a checkpoint, validation, and a row of numbers."""
         progress = self.state.progress
         began, first = time.monotonic(), progress.place
         with patient() as interrupted:
@@ -96,7 +98,7 @@ class Trainer:
         seconds = time.monotonic() - began
         images = (progress.place - first) * self.state.train.batch
         progress.seconds += seconds
-        # Before validation: stopping there loses nothing, and weights that are not finite are noticed here.
+        # Saved before validation, so that stopping there loses nothing; weights that are not finite raise here.
         self.save_checkpoint()
         if interrupted.is_set():
             raise KeyboardInterrupt
@@ -104,27 +106,27 @@ class Trainer:
         with self.state.ema.applied() if self.state.ema else nullcontext():
             row |= self.validate_and_save()
         progress.epoch, progress.place, progress.sums = progress.epoch + 1, 0, {}
-        pace = images / seconds if images else math.nan  # NaN if all steps were made before the run was resumed
+        pace = images / seconds if images else math.nan  # NaN if all steps were done before the run was resumed
         row |= {"seconds": round(progress.seconds, 3), "images_per_second": pace, "memory_gb": memory_gb()}
         self.rows.append({name: known(value) for name, value in row.items()})
         self.recorders.epoch(self.rows[-1])
 
     def run_steps(self, interrupted: threading.Event) -> None:
-        """Run the steps of an epoch that are left, with checkpoints at intervals and when `interrupted` is set.
+        """Run the remaining steps of an epoch, with checkpoints at intervals and when `interrupted` is set.
 
-        Before a checkpoint, and at the end of the epoch, all steps that were queued ahead are read.
+        The losses of all queued steps are read before a checkpoint and at the end of the epoch.
         """
         state, progress, train = self.state, self.state.progress, self.state.train
         began, first = time.monotonic(), progress.place
         if progress.place == state.loader.steps or progress.step == state.total:
-            return  # the checkpoint was made between the last step and validation
+            return  # resumed from the checkpoint between the last step and validation
         state.model.train()
         for part in state.fixed:
             part.eval()
         queued: list[StepLosses] = []
 
         def read() -> tuple[float, ...]:
-            """Read the oldest step, record its numbers, return its requests."""
+            """Read the losses of the oldest step, record them, and return its requests."""
             step = queued.pop(0)
             losses, requests = step.read(state, self.distributed)
             progress.step += 1
@@ -135,7 +137,7 @@ class Trainer:
             return requests
 
         def settle() -> None:
-            """Read the oldest step and fulfil the requests that were made with it."""
+            """Read the oldest step and fulfil its requests."""
             requests = read()
             if any(requests):
                 while queued:
@@ -144,7 +146,7 @@ class Trainer:
             if requests[INTERRUPT]:
                 raise KeyboardInterrupt
 
-        batches = state.batches(self.distributed.device)
+        batches = uploaded(state.loader.epoch(progress.epoch, progress.place), self.distributed.device)
         try:
             while (number := progress.step + len(queued)) < state.total and (
                 group := list(islice(batches, train.accumulate))
@@ -158,9 +160,9 @@ class Trainer:
             raise
         except (RuntimeError, ChildProcessError):
             while queued:
-                read()  # a loss that is not finite would be the reason of the error
+                read()  # raises the likely cause, a loss that is not finite
             if interrupted.is_set():
-                # Ctrl-C also reaches the loader's workers and may end them first: the last step is complete.
+                # Ctrl-C also reaches the loader's workers and may end them first; the last step is complete.
                 self.save_checkpoint()
                 raise KeyboardInterrupt from None
             raise
@@ -168,14 +170,14 @@ class Trainer:
             batches.close()
 
     def step(self, items: list[Item], number: int, requests: tuple[bool, ...] = ()) -> StepLosses:
-        """Compute the gradients of some batches, then update the weights and their average once.
+        """Average the gradients of the batches, then update the weights and their moving average.
 
-        Nothing here synchronises with a GPU. Weights are to be used or saved only after the losses have been read.
+        This does not synchronise with a GPU. Read the losses before using or saving the weights.
 
         Args:
-            items: the batches whose gradients are averaged.
-            number: steps done before.
-            requests: of this process; all processes learn of them when they read the same step.
+            items: batches of the step.
+            number: number of steps before this one.
+            requests: requests of this process, which reach the other processes with the losses of the step.
         """
         state, train = self.state, self.state.train
         lr = state.learning_rate(number)
@@ -196,7 +198,7 @@ class Trainer:
         return StepLosses(number, lr, losses)
 
     def validate_and_save(self) -> dict[str, float]:
-        """Validate if it is due, save the weights, return the scores."""
+        """Validate if it is due, save the weights, and return the scores."""
         state, progress, settings = self.state, self.state.progress, self.state.settings
         number, scores = progress.epoch + 1, dict[str, float]()
         detector = state.detector(self.splits[0], self.distributed.device, number)
@@ -218,7 +220,7 @@ class Trainer:
         return scores
 
     def validate(self, detector: Detector) -> Metrics:
-        """Score a detector on the validation split; all processes take part."""
+        """Score a detector on the validation images, shared among the processes."""
         try:
             return evaluate(
                 detector,
@@ -231,12 +233,16 @@ class Trainer:
         except NonFiniteError as error:
             raise TrainingError(f"validation after step {self.state.progress.step}: {error}") from None
 
+    def prepare(self, progress: Progress, start: Start | None = None) -> None:
+        """Set `state` to the stage `progress.stage`; arguments as for `begin_stage`."""
+        say = self.log.status
+        self.state = begin_stage(self.settings, progress, self.splits, self.folder, self.distributed, say, start)
+
     def next_stage(self) -> None:
-        """Prepare the next stage; its first checkpoint replaces the last one of the stage before."""
-        self.distributed.gather(None)  # the writer has written the stage's weights before anyone reads them
+        """Prepare the next stage; its first checkpoint replaces the last one of the previous stage."""
+        self.distributed.gather(None)  # wait until the writer has written the weights of the stage
         before = self.state.progress
-        progress = Progress(stage=before.stage + 1, seconds=before.seconds)
-        self.state = begin_stage(self.settings, progress, self.splits, self.folder, self.distributed, self.log.status)
+        self.prepare(Progress(stage=before.stage + 1, seconds=before.seconds))
         self.announce_stage()
         self.save_checkpoint()
 
@@ -247,8 +253,8 @@ class Trainer:
             self.log.say(f"stage {number} of {stages}: {self.state.stage.title}")
 
     def score_kept(self) -> tuple[Detector, Metrics]:
-        """The best weights, or the last with `train.keep=last`, loaded from the disk, and their scores."""
-        self.distributed.gather(None)  # the writer has written them before anyone reads them
+        """Load the best weights, or the last ones with `train.keep=last`, and score them."""
+        self.distributed.gather(None)  # wait until the writer has written them
         detector = Detector.load(self.folder.kept, self.distributed.device)
         workers = self.state.settings.data.workers
         if workers != detector.settings.data.workers:  # the run was resumed with fewer
@@ -264,14 +270,15 @@ class Trainer:
             save_checkpoint(self.folder.checkpoints, self.state, self.folder.log_lengths())
 
     def is_late(self) -> bool:
-        """True if a checkpoint is due. Rank 0's clock decides; the others learn of it with the step's losses."""
+        """Return True if a checkpoint is due. Rank 0's clock decides; the others get its request with the losses."""
         minutes = (time.monotonic() - self._saved) / 60
         return self.distributed.writer and minutes > self.settings.train.checkpoint_minutes
 
     def numbers(self, lr: float) -> dict[str, float]:
-        """The numbers known after every step: the position, counted over all stages, and the epoch's mean losses."""
+        """Return the numbers of a step: its position, with epochs counted over all stages, and mean losses."""
         state, progress = self.state, self.state.progress
-        numbers = {"epoch": state.epochs_before + progress.epoch + 1, "step": progress.step, "lr": lr}
+        epochs_before = sum(epochs for epochs, _ in state.lengths[: progress.stage])
+        numbers = {"epoch": epochs_before + progress.epoch + 1, "step": progress.step, "lr": lr}
         if len(state.stages) > 1:
             numbers["stage"] = progress.stage + 1
         losses = progress.means()
@@ -284,7 +291,7 @@ class Trainer:
             detector.save(folder / f"{name}.safetensors")
 
     def _about(self) -> About:
-        """What the recorders learn at the start."""
+        """Return the description of the run for the recorders."""
         state, settings = self.state, self.settings
         return About(
             folder=self.folder.path,
@@ -302,5 +309,5 @@ class Trainer:
 
 
 def known(value: float) -> float | None:
-    """The value, or None if it could not be measured, such as the AP without any objects."""
+    """Return the value, or None if it could not be measured, such as the AP without any objects."""
     return value if math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""The table on the console: a live line on a terminal, plain lines elsewhere, and one lasting line per epoch."""
+"""The table on the console: a live line on a terminal, plain lines elsewhere, and a permanent line per epoch."""
 
 import time
 
@@ -21,7 +21,7 @@ class ConsoleTable(Recorder):
     """Shows steps about once per second on a terminal and twice per minute elsewhere; epochs also go to log.txt.
 
     Args:
-        log: of the run.
+        log: log of the run.
     """
 
     def __init__(self, log: Log) -> None:
@@ -30,13 +30,13 @@ class ConsoleTable(Recorder):
         self._shown = 0.0
 
     def start(self, about: About) -> None:
-        """Show the live line from now on."""
+        """Start the live line."""
         self._about = about
         self._begin_stage(about.stage, about.step)
         self._log.open()
 
     def step(self, numbers: Row) -> None:
-        """Show it if it is time."""
+        """Show the step if it is time."""
         stage, step = int(numbers.get("stage") or 1), int(numbers["step"] or 0)
         if stage != self._stage:
             self._begin_stage(stage, step)
@@ -48,11 +48,11 @@ class ConsoleTable(Recorder):
         if self._log.live:
             bar = ProgressBar(total=self._steps, completed=step, width=60)
             self._log.show(Group(Text(heading, style="bold"), Text(line), bar))
-        elif step % max(1, self._steps // self._epochs):  # at an epoch's end its own line follows at once
+        elif step % max(1, self._steps // self._epochs):  # at the end of an epoch, the line of the epoch follows
             self._say(heading, line)
 
     def epoch(self, row: Row) -> None:
-        """Print a lasting line with the scores of the last validation."""
+        """Print a permanent line with the scores of the last validation."""
         self._scores.update({name: row[name] for name in self._scores if name in row})
         self._say(*self._line(row))
         self._shown = time.monotonic()
@@ -62,7 +62,7 @@ class ConsoleTable(Recorder):
         self._log.close()
 
     def _begin_stage(self, stage: int, step: int) -> None:
-        """Reset time and scores, which count within a stage; `step` steps of it were done before."""
+        """Reset time and scores, which count within a stage, of which `step` steps are done."""
         self._stage, self._done, self._began = stage, step, time.monotonic()
         self._epochs, self._steps = self._about.lengths[stage - 1]
         shown = live_metrics(self._about.best[stage - 1])
@@ -79,10 +79,10 @@ class ConsoleTable(Recorder):
         self._log.say(line)
 
     def _line(self, numbers: Row) -> tuple[str, str]:
-        """Headings and values of the columns, which fit into a line."""
+        """Return the headings and the values of the columns, each as one line."""
         step, epochs = int(numbers["step"] or 0), self._epochs
         before = sum(epochs for epochs, _ in self._about.lengths[: self._stage - 1])
-        epoch = int(numbers["epoch"] or 0) - before  # rows count through all stages
+        epoch = int(numbers["epoch"] or 0) - before  # rows count epochs over all stages
         spent = time.monotonic() - self._began
         seconds = spent / max(1, step - self._done) * (self._steps - step)
         pace = numbers["images_per_second"]

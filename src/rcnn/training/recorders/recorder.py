@@ -10,19 +10,19 @@ Row = Mapping[str, float | None]
 
 
 class About(NamedTuple):
-    """What is run, and where the run stands when the recorders start.
+    """A run and its progress when the recorders start.
 
     Attributes:
         folder: the run folder.
         settings: section -> key -> plain value.
-        names: of the classes.
-        images: numbers of images for training and for validation.
+        names: class names.
+        images: number of training images, and of validation images.
         best: for every stage of the scheme, the column of a row whose highest value marks the best epoch.
-        epochs: of the current stage.
-        steps: of the current stage.
+        epochs: number of epochs of the current stage.
+        steps: number of steps of the current stage.
         stage: the current stage, 1, 2, ....
-        step: steps of this stage that were done before; 0 in a new run.
-        rows: of the epochs that were done before; empty in a new run.
+        step: number of completed steps of this stage; 0 in a new run.
+        rows: rows of the completed epochs; empty in a new run.
         lengths: (epochs, steps) of each stage.
     """
 
@@ -40,10 +40,10 @@ class About(NamedTuple):
 
 
 class Recorder:
-    """A destination for the numbers of a run: inherit from it and write those methods that you need.
+    """A destination for the numbers of a run: inherit from this class and write the methods that you need.
 
-    Only the first of several processes has recorders. After a run is resumed, a recorder may get steps and epochs a
-    second time that came after the checkpoint: `About.rows` and `About.step` say which ones count.
+    Only the first of several processes has recorders. A resumed run repeats the steps and epochs after its checkpoint:
+    those in `About.rows` and `About.step` are not repeated.
     """
 
     def start(self, about: About) -> None:
@@ -56,15 +56,15 @@ class Recorder:
         """Called after each epoch and its validation with the row of metrics.jsonl."""
 
     def end(self, scores: Row) -> None:
-        """Called at the end with the scores of the kept weights, named as in a row; empty if the run broke off."""
+        """Called at the end with the scores of the kept weights, named as in a row; empty if the run ended early."""
 
 
 class Recorders:
-    """The recorders of a run. One that raises is reported once and then dropped; the run goes on.
+    """The recorders of a run. One that raises is reported once and then dropped; the run continues.
 
     Args:
-        recorders: called in this order.
-        report: called with a sentence about a recorder that failed.
+        recorders: recorders in the order in which they are called.
+        report: function that reports a sentence about a recorder that failed.
     """
 
     def __init__(self, recorders: Iterable[Recorder], report: Callable[[str], None]) -> None:
@@ -73,28 +73,28 @@ class Recorders:
     @contextmanager
     def running(self, about: About) -> Iterator[dict[str, float | None]]:
         """Call `start` of each, and `end`, even after an error, with the scores that the block has filled in."""
-        self._tell("start", lambda recorder: recorder.start(about))
+        self._call("start", lambda recorder: recorder.start(about))
         scores: dict[str, float | None] = {}
         try:
             yield scores
         finally:
-            self._tell("end", lambda recorder: recorder.end(dict(scores)))
+            self._call("end", lambda recorder: recorder.end(dict(scores)))
 
     def step(self, numbers: Row) -> None:
         """Call `step` of each."""
-        self._tell("step", lambda recorder: recorder.step(dict(numbers)))
+        self._call("step", lambda recorder: recorder.step(dict(numbers)))
 
     def epoch(self, row: Row) -> None:
         """Call `epoch` of each."""
-        self._tell("epoch", lambda recorder: recorder.epoch(dict(row)))
+        self._call("epoch", lambda recorder: recorder.epoch(dict(row)))
 
-    def _tell(self, name: str, call: Callable[[Recorder], None]) -> None:
+    def _call(self, name: str, method: Callable[[Recorder], None]) -> None:
         for recorder in tuple(self._recorders):
             try:
-                call(recorder)
+                method(recorder)
             except Exception as error:
                 self._recorders = [other for other in self._recorders if other is not recorder]
                 self._report(
-                    f"the recorder {type(recorder).__name__} failed in `{name}` and is left out from here on: "
+                    f"the recorder {type(recorder).__name__} failed in `{name}` and is not called again: "
                     f"{type(error).__name__}: {error}"
                 )

@@ -1,4 +1,4 @@
-"""report.html: the page of the run, written when it ends or breaks off."""
+"""report.html: the report of a run, written when it ends, also if it ends early."""
 
 from pathlib import Path
 
@@ -11,11 +11,11 @@ from rcnn.training.recorders.recorder import Recorder, Row
 
 
 class ReportPage(Recorder):
-    """Writes what the page shows of the weights kept so far, the best or with `train.keep=last` the last, and the page.
+    """Writes the report, with the scores of the kept weights: the best ones, or with `train.keep=last` the last ones.
 
     Args:
         folder: the run folder.
-        dataset: the images to validate on.
+        dataset: the validation images.
     """
 
     def __init__(self, folder: Path, dataset: Dataset) -> None:
@@ -23,11 +23,11 @@ class ReportPage(Recorder):
         self._best: tuple[Metrics, ScoredDetector] | None = None
 
     def scored(self, detector: Detector, metrics: Metrics, epoch: int) -> None:
-        """Take the scores of the weights that are kept; those before are forgotten."""
+        """Take the scores of the weights that are kept, in place of earlier ones."""
         self._best = metrics, ScoredDetector.of(detector, epoch)
 
     def end(self, scores: Row) -> None:
-        """Write the page, of a run that broke off with the scores of the epoch that is kept."""
+        """Write the report, with the scores that were taken last."""
         if self._best:
             keep_scores(self._folder, self._dataset, *self._best)
         write_report(self._folder)
