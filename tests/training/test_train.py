@@ -24,6 +24,7 @@ from rcnn.report.page import write_report
 from rcnn.report.subject import read_subject
 from rcnn.training.checkpoint import latest
 from rcnn.training.configure import choose_settings
+from rcnn.training.ownership import lock
 from rcnn.training.run import Run
 from rcnn.training.start import prepare_run
 from rcnn.training.train import train
@@ -370,3 +371,8 @@ def test_a_batch_that_the_processes_cannot_share_is_refused(data: Path, monkeypa
     monkeypatch.setenv("WORLD_SIZE", "3")
     with pytest.raises(SettingsError, match=r"train.batch=2 can't be shared by 3 processes evenly"):
         train(data, overrides=OVERRIDES, **OPTIONS)
+
+
+def test_a_run_that_is_being_trained_is_not_resumed(whole: Run) -> None:
+    with lock(whole.folder), pytest.raises(SettingsError, match="is being trained in this process already"):
+        train(resume=whole.folder, quiet=True)

@@ -3,6 +3,7 @@
 import itertools
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,13 +15,19 @@ if TYPE_CHECKING:
 
 
 def fresh_folder(out: Path) -> Path:
-    """Create `out`, or `out-2`, `out-3`, ... if it is taken, marked as results so that it is never read as data."""
+    """Create `out`, or `out-2`, `out-3`, ... if it is taken, marked as results so that it is never read as data.
+
+    The folder belongs to the process that creates its mark, so that two commands never write into the same one.
+    """
     out = out if out.name not in ("", "..") else out.resolve()
-    names = itertools.chain([out], (out.with_name(f"{out.name}-{number}") for number in itertools.count(2)))
-    folder = next(name for name in names if _is_free(name))
-    folder.mkdir(parents=True, exist_ok=True)
-    mark_results(folder)
-    return folder
+    for number in itertools.count(1):
+        folder = out if number == 1 else out.with_name(f"{out.name}-{number}")
+        with suppress(FileExistsError):  # a file of that name, or another command was faster
+            folder.mkdir(parents=True, exist_ok=True)
+            if not any(folder.iterdir()):
+                mark_results(folder, "x")
+                return folder
+    raise AssertionError("unreachable: count() never ends")
 
 
 def new_file(out: Path, suffixes: Sequence[str]) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from glob import glob
 from itertools import takewhile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -55,9 +55,14 @@ MARK = ".rcnn"
 """Name of the file that marks a folder of results, which may lie among the user's images."""
 
 
-def mark_results(folder: Path) -> None:
-    """Mark the files in a folder as results, which are left out when a folder above it is searched."""
-    (folder / MARK).write_text("Written by rcnn. Images and labels below are results, not data.\n", encoding="utf-8")
+def mark_results(folder: Path, mode: Literal["w", "x"] = "w") -> None:
+    """Mark the files in a folder as results, which are left out when a folder above it is searched.
+
+    Raises:
+        FileExistsError: `mode` is `x`, and the folder is marked already.
+    """
+    with (folder / MARK).open(mode, encoding="utf-8") as file:
+        file.write("Written by rcnn. Images and labels below are results, not data.\n")
 
 
 def is_results(folder: Path) -> bool:

@@ -18,6 +18,7 @@ import platform
 import shlex
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from glob import escape
 from importlib.metadata import version
 from itertools import count
@@ -32,6 +33,8 @@ from rcnn.config.files import MB, read_text
 from rcnn.data.dataset import Dataset
 from rcnn.errors import DataError, SettingsError
 from rcnn.images.sources import mark_results
+from rcnn.training.distributed import Distributed
+from rcnn.training.ownership import owned
 from rcnn.weights.file import atomic_write, kept
 
 PACKAGES = ("rcnn", "torch", "torchvision", "numpy", "pillow", "safetensors", "faster-coco-eval")
@@ -82,6 +85,14 @@ class RunFolder:
                 part.mkdir()
             return folder
         raise AssertionError("unreachable: count() never ends")
+
+    def owned(self, distributed: Distributed) -> AbstractContextManager[None]:
+        """Own the folder in a block, so that no second training writes into it.
+
+        Raises:
+            SettingsError: another training owns it.
+        """
+        return owned(self.path, distributed)
 
     def describe(self, settings: Settings, train: Dataset, val: Dataset) -> None:
         """Write the files of settings, machine, faults of the data and names of the images."""

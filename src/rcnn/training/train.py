@@ -1,7 +1,7 @@
 """`rcnn.train`: from a data set to a run folder with a trained detector."""
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -53,7 +53,7 @@ def train(
         **options: settings of the section `train` by name (`epochs=30`), `imgsz`, `on_fault`, `workers`, `holdout`.
 
     Raises:
-        SettingsError: a setting is wrong, or arguments contradict each other.
+        SettingsError: a setting is wrong, arguments contradict each other, or another training owns the run folder.
         DataError: the data can't be read, or have faults.
         WeightsError: the weights to start from, or a checkpoint, can't be used.
         TrainingError: a loss is not finite, or the disk is full; the last checkpoint is named.
@@ -62,7 +62,12 @@ def train(
     check_name(name)
     new_folder = name is not None or Path(runs) != RUNS
     settings = choose_settings(data, config, model, overrides, options, start_from, resume, new_folder=new_folder)
-    with join_processes(settings.train.device, settings.train.batches or (settings.train.batch,)) as distributed:
+    with (
+        join_processes(settings.train.device, settings.train.batches or (settings.train.batch,)) as distributed,
+        ExitStack() as stack,
+    ):
+        if resume is not None:
+            stack.enter_context(RunFolder(resume).owned(distributed))
         console = Console() if distributed.writer and not quiet else None
         with shown_progress(console, "reading images", "read") as progress:
             splits = open_splits(str(settings.data.path), settings.data, progress)
@@ -71,6 +76,7 @@ def train(
             folder, start = RunFolder(resume), None
         else:
             settings, start, folder = prepare_run(settings, splits, distributed, console, Path(runs), name)
+            stack.enter_context(folder.owned(distributed))
         with explained(folder), closing(Log(folder.log if distributed.writer else None, console)) as log:
             page = ReportPage(folder.path, splits[1])
             every = (*standard_recorders(folder, log), page, *recorders) if distributed.writer else ()
