@@ -32,6 +32,7 @@ DATA = {"data", "model", "images", "config"}
 SCORES = {"evaluate", "metrics"} | DETECTOR | DATA
 MAY_IMPORT = {
     "errors": set(),
+    "signals": set(),
     "console": set(),
     "config": set(),
     "ops": set(),
@@ -55,8 +56,8 @@ MAY_IMPORT = {
     "evaluate": {"open_model"} | SCORES,
     "diagnose": {"plots", "open_model"} | SCORES,
     "report": {"diagnose", "plots"} | SCORES,
-    "look": {"report", "diagnose"} | SCORES,
-    "training": {"console", "report", "diagnose", "plots", "open_model"} | SCORES,
+    "look": {"signals", "report", "diagnose"} | SCORES,
+    "training": {"signals", "console", "report", "diagnose", "plots", "open_model"} | SCORES,
     "paper": {"training", "report", "plots"} | SCORES,
 }
 """Part -> parts of ours that it may import, also inside functions; itself and `errors` always, `cli` all."""

@@ -70,9 +70,17 @@ class NonFiniteError(ArithmeticError):
 
 
 class Interrupted(Exception):
-    """Training was stopped by the user. The message holds the command that resumes it."""
+    """Training was stopped by the user or the system. The message holds the command that resumes it.
+
+    Attributes:
+        exit_code: 128 and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    """
 
     exit_code = 130
+
+    def __init__(self, message: str = "interrupted", exit_code: int = 130) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
 
 
 def printable(text: str) -> str:

@@ -1,4 +1,3 @@
-import threading
 from collections.abc import Iterable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -9,6 +8,7 @@ import torch
 from rcnn.config import Train
 from rcnn.data.loading.loader import Item
 from rcnn.errors import TrainingError
+from rcnn.signals import StopRequest
 from rcnn.training import trainer as trainer_file
 from rcnn.training.distributed import Distributed
 from rcnn.training.recorders import Recorder
@@ -56,7 +56,7 @@ def test_an_epoch_counts_batches_and_steps_and_averages_losses(monkeypatch: pyte
 
     monkeypatch.setattr(StepLosses, "read", watched)
     trainer = trainer_of(map(pieces.item, range(3)), Progress(step=4), ahead, recorder, accumulate=2)
-    trainer.run_steps(threading.Event())
+    trainer.run_steps(StopRequest())
     progress = trainer.state.progress
     assert (progress.step, progress.place) == (6, 3)
     steps = recorder.of("step")
@@ -69,7 +69,7 @@ def test_an_epoch_counts_batches_and_steps_and_averages_losses(monkeypatch: pyte
 @pytest.mark.parametrize("ahead", [0, 1])
 def test_a_step_is_read_when_so_many_more_are_queued(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
     """Ctrl-C at the second step: all that are queued are read before the checkpoint is made."""
-    calls, interrupted, step, read = list[str](), threading.Event(), Trainer.step, StepLosses.read
+    calls, interrupted, step, read = list[str](), StopRequest(), Trainer.step, StepLosses.read
 
     def queue(trainer: Trainer, items: list[Item], number: int, requests: tuple[bool, ...]) -> StepLosses:
         calls.append(f"queue {number}")
@@ -102,12 +102,12 @@ def test_a_loss_that_is_not_finite_is_told_before_what_follows_from_it(error: ty
         raise error("something that the broken weights brought about")
 
     with pytest.raises(TrainingError, match="the loss is not finite at step 1: "):
-        trainer_of(items(), ahead=1).run_steps(threading.Event())
+        trainer_of(items(), ahead=1).run_steps(StopRequest())
 
 
 @pytest.mark.parametrize("pressed", [True, False])
 def test_workers_that_ctrl_c_ends_first_cost_nothing(monkeypatch: pytest.MonkeyPatch, pressed: bool) -> None:
-    interrupted, saved = threading.Event(), list[int]()
+    interrupted, saved = StopRequest(), list[int]()
 
     def items() -> Iterator[Item]:
         if pressed:

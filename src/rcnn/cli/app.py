@@ -38,6 +38,7 @@ from rcnn.cli import (
 )
 from rcnn.cli.arguments import SuggestingCommand, SuggestingGroup
 from rcnn.errors import Interrupted
+from rcnn.signals import termination_interrupts
 
 HELP = "Faster R-CNN from a folder of labelled images to a trained detector."
 
@@ -83,17 +84,18 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     words = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in words
     _keep_freed_memory()
-    try:
-        _run([word for word in words if word != "--debug"])
-    except (Exception, KeyboardInterrupt) as error:
-        if debug:
-            traceback.print_exc()
-        code, message = _explain(error)
-        console = Console(stderr=True, soft_wrap=True)
-        shown = Text(screen.lines_for(console, f"error: {message}"))
-        shown.stylize("bold red", 0, len("error:"))
-        console.print(shown)
-        sys.exit(code)
+    with termination_interrupts():
+        try:
+            _run([word for word in words if word != "--debug"])
+        except (Exception, KeyboardInterrupt) as error:
+            if debug:
+                traceback.print_exc()
+            code, message = _explain(error)
+            console = Console(stderr=True, soft_wrap=True)
+            shown = Text(screen.lines_for(console, f"error: {message}"))
+            shown.stylize("bold red", 0, len("error:"))
+            console.print(shown)
+            sys.exit(code)
     sys.exit(0)
 
 
@@ -117,7 +119,10 @@ def _run(words: list[str]) -> None:
     except SystemExit as end:
         if end.code != Interrupted.exit_code:
             raise
-        raise KeyboardInterrupt from end.__context__
+        cause: BaseException | None = end
+        while cause is not None and not isinstance(cause, KeyboardInterrupt):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or KeyboardInterrupt from end.__context__
 
 
 def _explain(error: BaseException) -> tuple[int, str]:
@@ -128,7 +133,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     if isinstance(error, OSError):
         return 1, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return Interrupted.exit_code, "interrupted"
+        return getattr(error, "exit_code", Interrupted.exit_code), str(error) or "interrupted"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
         reason = (str(error) or type(error).__name__).splitlines()[0]
         return 1, f"there is not enough memory: {reason}. Take smaller images, batches or settings"

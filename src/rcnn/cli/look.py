@@ -4,7 +4,6 @@ import os
 import socket
 import webbrowser
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated
@@ -54,6 +53,7 @@ def look(
     from rcnn.config.files import cache_folder
     from rcnn.look.album import Album
     from rcnn.look.labels import LabelReview, VerdictFile
+    from rcnn.signals import Terminated
 
     load, data, runs = _subjects(words, device)
     bound = server.bind(host, port)
@@ -72,10 +72,14 @@ def look(
         )
         album.start()
         _invite(guard.address, host, port, browser)
-        with suppress(KeyboardInterrupt):
+        try:
             server.serve(guard, bound)
-        album.stop()
-        screen.say("stopped")
+        except Terminated:
+            raise
+        except KeyboardInterrupt:
+            screen.say("stopped")
+        finally:
+            album.stop()
 
 
 def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detector] | None, Path | None, Runs]":

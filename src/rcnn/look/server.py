@@ -1,6 +1,7 @@
 """The server of `rcnn look`: pages for the browser of its user only."""
 
 import errno
+import signal
 import socket
 import threading
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from rcnn.look.labels import LabelReview
 from rcnn.look.runs import Runs
 from rcnn.look.thumbnails import Thumbnails
 from rcnn.report import templating
+from rcnn.signals import TERMINATION
 
 HERE = Path(__file__).parent
 MAX_PORTS = 50
@@ -126,6 +128,7 @@ class LookServer(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
         super().__init__(config)
         self._guard = guard
+        self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *TERMINATION)}
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve with a few threads: each that reads pictures keeps memory of its own."""
@@ -133,7 +136,9 @@ class LookServer(uvicorn.Server):
         await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """End at Ctrl-C."""
+        """End at Ctrl-C or SIGTERM, unless the signal was ignored when the server was made."""
+        if self._handlers[sig] is signal.SIG_IGN:
+            return
         self._guard.ending.set()
         super().handle_exit(sig, frame)
 

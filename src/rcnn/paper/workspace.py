@@ -157,8 +157,8 @@ class Workspace:
                 run = train(resume=resume, quiet=self.quiet)
             else:
                 run = train(config=config, runs=self._runs, name=name, quiet=self.quiet)
-        except Interrupted:
-            raise Interrupted("interrupted; run the same command again to continue") from None
+        except Interrupted as error:
+            raise Interrupted("interrupted; run the same command again to continue", error.exit_code) from None
         folder = RunFolder(run.folder)
         row = {"digest": digest, "training": training.name, "seed": seed, "epochs": epochs}
         self._finished.add({**row, "minutes": minutes_of(folder), "folder": run.folder.name})

@@ -148,3 +148,11 @@ def join_processes(device: str, batches: Sequence[int] = ()) -> Iterator[Distrib
         # DDP leaks the group. One of its threads waits for the GIL to drop the tensors of the last exchange, and aborts
         # the process if it still waits when the interpreter ends. The pause lets it take the GIL.
         time.sleep(0.1)
+
+
+def lost_process(error: Exception) -> str | None:
+    """Return a sentence about a lost process of the training; None: the error is about something else."""
+    text = str(error).partition("\n")[0]
+    if isinstance(error, dist.DistError) or "gloo" in text or "Connection closed by peer" in text:
+        return f"another process of this training was lost: {text.rstrip('.')}"
+    return None

@@ -1,35 +1,15 @@
-"""Early ends of a run: Ctrl-C takes effect after the current step, and every message names the command to resume."""
+"""Early ends of a run: every message names the command to resume."""
 
 import errno
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rcnn.data.loading.loader import lost_worker
-from rcnn.errors import Interrupted, TrainingError
+from rcnn.errors import ImageError, Interrupted, TrainingError
+from rcnn.signals import termination_interrupts
 from rcnn.training import checkpoint
+from rcnn.training.distributed import lost_process
 from rcnn.training.run_folder import RunFolder
-
-
-@contextmanager
-def patient() -> Iterator[threading.Event]:
-    """Make Ctrl-C set the event instead of interrupting a step; a second Ctrl-C stops immediately."""
-    interrupted = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield interrupted
-        return
-
-    def interrupt(*_: object) -> None:
-        if interrupted.is_set():
-            raise KeyboardInterrupt
-        interrupted.set()
-
-    previous = signal.signal(signal.SIGINT, interrupt)
-    try:
-        yield interrupted
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 @contextmanager
@@ -37,22 +17,26 @@ def explained(folder: RunFolder) -> Iterator[None]:
     """Add the way to resume the run to the message of every early end."""
     resume = f"rcnn train --resume {folder.path}"
     try:
-        yield
-    except KeyboardInterrupt:
-        if checkpoint.latest(folder.checkpoints) is None:
-            raise Interrupted("interrupted before the first step: start again") from None
-        raise Interrupted(f"interrupted. Resume with: {resume}") from None
+        with termination_interrupts():
+            yield
+    except KeyboardInterrupt as error:
+        reason, code = str(error) or "interrupted", getattr(error, "exit_code", Interrupted.exit_code)
+        saved = checkpoint.latest(folder.checkpoints) is not None
+        remedy = f". Resume with: {resume}" if saved else " before the first step: start again"
+        raise Interrupted(reason + remedy, code) from None
     except TrainingError as error:
         saved = checkpoint.latest(folder.checkpoints) or "none yet"
         raise TrainingError(f"{error}. Last good checkpoint: {saved}") from None
     except (RuntimeError, ChildProcessError) as error:
-        reason = lost_worker(error)
+        reason = lost_worker(error) or lost_process(error)
         if reason is None:
             raise
         raise TrainingError(f"{reason}. Resume with: {resume}") from None
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
+    except (OSError, ImageError) as error:
+        fault = lost_worker(error) or str(error)
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            fault = f"{folder.path}: {error.strerror}. Nothing is lost: free space first"
         saved = checkpoint.latest(folder.checkpoints)
-        remedy = f"resume with: {resume} (last good checkpoint: {saved})" if saved else "start again"
-        raise TrainingError(f"{folder.path}: {error.strerror}. Nothing is lost: free space, then {remedy}") from None
+        remedy = f"Resume with: {resume} (last good checkpoint: {saved})" if saved else "Start again"
+        kind = ImageError if isinstance(error, ImageError) else TrainingError
+        raise kind(f"{fault}. {remedy}") from None

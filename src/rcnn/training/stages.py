@@ -11,7 +11,7 @@ that it does not need the original one. Sliding windows are not stored, but comp
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -19,7 +19,8 @@ from torch import nn
 
 from rcnn.config import Settings, Train
 from rcnn.data.dataset import Dataset
-from rcnn.data.loading.loader import Loader
+from rcnn.data.loading.loader import Item, Loader
+from rcnn.data.loading.upload import uploaded
 from rcnn.data.loading.windows import scale_of, training_windows
 from rcnn.data.proposals.external import External
 from rcnn.detector import Detector
@@ -122,6 +123,10 @@ class TrainState:
     def learning_rate(self, step: int) -> float:
         """Return the learning rate of a step, 0..total - 1."""
         return learning_rate(step, self.total, self.train)
+
+    def batches(self, device: torch.device) -> Generator[Item, None, None]:
+        """Yield the remaining batches of the current epoch, on the device."""
+        return uploaded(self.loader.epoch(self.progress.epoch, self.progress.place), device)
 
     def detector(self, dataset: Dataset, device: torch.device, epoch: int) -> Detector:
         """Return a detector with the current weights, for the classes of the training images."""

@@ -18,7 +18,7 @@ from rcnn.training.proposals import external_proposals, proposal_files, save_pro
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.run_pictures import draw_start
 from rcnn.training.schemes import stages_of
-from rcnn.training.stages import Progress, Splits
+from rcnn.training.stages import Progress, Splits, TrainState, begin_stage
 from rcnn.training.summary import announce_start
 from rcnn.training.trainer import Trainer
 from rcnn.weights.file import atomic_write
@@ -56,7 +56,7 @@ def prepare_run(
 
 def begin(trainer: Trainer, start: Start) -> None:
     """Prepare the first stage of a new run, describe the run on the console and in its folder, and save the state."""
-    trainer.prepare(Progress(), start)
+    trainer.state = _stage(trainer, Progress(), start)
     if not trainer.distributed.writer:
         return
     trainer.folder.describe(trainer.settings, *trainer.splits)
@@ -72,7 +72,7 @@ def resume_run(trainer: Trainer) -> None:
     stages = stages_of(settings)
     progress = Progress(stage=read_stage(folder.checkpoints, len(stages)))
     settings = stages[progress.stage].model_settings(settings)
-    trainer.prepare(progress, Start(build(settings, len(trainer.splits[0].names)), settings))
+    trainer.state = _stage(trainer, progress, Start(build(settings, len(trainer.splits[0].names)), settings))
     path = latest(folder.checkpoints)
     assert path is not None
     folder.see_same_data(*trainer.splits)
@@ -85,6 +85,11 @@ def resume_run(trainer: Trainer) -> None:
         trainer.announce_stage()
     trainer.distributed.gather(None)  # wait until the writer has cut the rows
     trainer.rows.extend(folder.rows())
+
+
+def _stage(trainer: Trainer, progress: Progress, start: Start) -> TrainState:
+    splits, folder, distributed = trainer.splits, trainer.folder, trainer.distributed
+    return begin_stage(trainer.settings, progress, splits, folder, distributed, trainer.log.status, start)
 
 
 def _change_epochs(trainer: Trainer) -> str | None:

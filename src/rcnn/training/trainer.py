@@ -1,7 +1,6 @@
 """The training loop: stages, epochs and steps. Each epoch ends with a checkpoint, a validation and a row of numbers."""
 
 import math
-import threading
 import time
 from collections.abc import Callable
 from contextlib import closing, nullcontext
@@ -11,23 +10,23 @@ from typing import Any
 import torch
 
 from rcnn.config import Settings, dump
-from rcnn.data.loading.loader import Item
-from rcnn.data.loading.upload import uploaded
+from rcnn.data.loading.loader import Item, lost_worker
 from rcnn.detector import Detector
 from rcnn.errors import NonFiniteError, TrainingError
 from rcnn.evaluate import Shard, evaluate
 from rcnn.metrics.curves import best_threshold, precision_recall
 from rcnn.metrics.table import Metrics
+from rcnn.signals import StopRequest, patient
 from rcnn.training.checkpoint import save_checkpoint
 from rcnn.training.distributed import Distributed, seed_generators, without_sync
-from rcnn.training.ending import patient
-from rcnn.training.init import Start
 from rcnn.training.log import Log, memory_gb
 from rcnn.training.recorders import About, Recorders
 from rcnn.training.run_folder import RunFolder
 from rcnn.training.stages import Progress, Splits, TrainState, begin_stage
 from rcnn.training.step import BatchLosses, StepLosses, backward, tf32_allowed
 
+SIGNAL_SECONDS = 1.0
+"""Time after the loss of a loader process within which this process would get the same signal."""
 INTERRUPT = 1
 """Index of the request to stop among the requests that a process makes with a step. Index 0: to save a checkpoint."""
 
@@ -101,7 +100,7 @@ class Trainer:
         # Saved before validation, so that stopping there loses nothing; weights that are not finite raise here.
         self.save_checkpoint()
         if interrupted.is_set():
-            raise KeyboardInterrupt
+            raise interrupted.error()
         row = self.numbers(self.state.learning_rate(progress.step - 1))
         with self.state.ema.applied() if self.state.ema else nullcontext():
             row |= self.validate_and_save()
@@ -111,7 +110,7 @@ class Trainer:
         self.rows.append({name: known(value) for name, value in row.items()})
         self.recorders.epoch(self.rows[-1])
 
-    def run_steps(self, interrupted: threading.Event) -> None:
+    def run_steps(self, interrupted: StopRequest) -> None:
         """Run the remaining steps of an epoch, with checkpoints at intervals and when `interrupted` is set.
 
         The losses of all queued steps are read before a checkpoint and at the end of the epoch.
@@ -144,9 +143,9 @@ class Trainer:
                     read()
                 self.save_checkpoint()
             if requests[INTERRUPT]:
-                raise KeyboardInterrupt
+                raise interrupted.error()
 
-        batches = uploaded(state.loader.epoch(progress.epoch, progress.place), self.distributed.device)
+        batches = state.batches(self.distributed.device)
         try:
             while (number := progress.step + len(queued)) < state.total and (
                 group := list(islice(batches, train.accumulate))
@@ -158,13 +157,13 @@ class Trainer:
                 settle()
         except TrainingError:
             raise
-        except (RuntimeError, ChildProcessError):
+        except (RuntimeError, ChildProcessError) as error:
             while queued:
-                read()  # raises the likely cause, a loss that is not finite
-            if interrupted.is_set():
-                # Ctrl-C also reaches the loader's workers and may end them first; the last step is complete.
+                read()  # a loss that is not finite would be the reason of the error
+            # A signal that is sent to all processes may end the loader's workers first: the last step is complete.
+            if lost_worker(error) and interrupted.wait(SIGNAL_SECONDS):
                 self.save_checkpoint()
-                raise KeyboardInterrupt from None
+                raise interrupted.error() from None
             raise
         finally:
             batches.close()
@@ -233,16 +232,12 @@ class Trainer:
         except NonFiniteError as error:
             raise TrainingError(f"validation after step {self.state.progress.step}: {error}") from None
 
-    def prepare(self, progress: Progress, start: Start | None = None) -> None:
-        """Set `state` to the stage `progress.stage`; arguments as for `begin_stage`."""
-        say = self.log.status
-        self.state = begin_stage(self.settings, progress, self.splits, self.folder, self.distributed, say, start)
-
     def next_stage(self) -> None:
         """Prepare the next stage; its first checkpoint replaces the last one of the previous stage."""
         self.distributed.gather(None)  # wait until the writer has written the weights of the stage
         before = self.state.progress
-        self.prepare(Progress(stage=before.stage + 1, seconds=before.seconds))
+        progress = Progress(stage=before.stage + 1, seconds=before.seconds)
+        self.state = begin_stage(self.settings, progress, self.splits, self.folder, self.distributed, self.log.status)
         self.announce_stage()
         self.save_checkpoint()
 
