@@ -22,8 +22,8 @@ def quoted(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-def found(name: str) -> Any:
-    """The object of a dotted name under `rcnn.`: of a module, or of what is in it."""
+def look_up(name: str) -> Any:
+    """Return the object of a dotted name under `rcnn.`, a module or an object in one."""
     parts = name.split(".")
     for end in range(len(parts), 0, -1):
         try:
@@ -33,7 +33,7 @@ def found(name: str) -> Any:
         for part in parts[end:]:
             thing = getattr(thing, part)
         return thing
-    raise AssertionError(f"rcnn.{name} is nowhere")
+    raise AssertionError(f"rcnn.{name} does not exist")
 
 
 def test_every_subject_has_a_row_with_code_and_a_test_in_order() -> None:
@@ -49,7 +49,7 @@ def test_every_subject_has_a_row_with_code_and_a_test_in_order() -> None:
 def test_what_a_row_names_exists(subject: str) -> None:
     _, code, settings, tests, commands = ROWS[subject]
     for name in quoted(code):
-        found(name)
+        look_up(name)
     assert set(quoted(settings)) <= set(keys())
     for test in quoted(tests):
         file, _, name = test.partition("::")

@@ -1,11 +1,11 @@
 """Every figure that is attributed to the paper stands in `rcnn.paper.quoted` under the source that is named beside it.
 
-`python tests/test_quotes.py` prints the table of docs/paper.md anew.
+`python tests/test_quotes.py` prints the table for docs/paper.md.
 
-What is read: the pages, and the strings and comments of the source. A passage is a sentence or a cell of a table. It
-quotes the paper if it has the word, or if it is a cell under a heading or below an introduction that has it. Its
-numbers must be figures of the sources that are named in it, or near it: in the same paragraph, in the heading of the
-column, or in the text above the table as far as the last heading or the last paragraph that starts in bold.
+The tests read the pages, and the strings and comments of the source. A passage is a sentence or a cell of a table. It
+quotes the paper if it contains the word, or if it is a cell whose heading or introduction contains it. Its numbers must
+be figures of the sources that are named in it or near it: in the same paragraph, in the heading of the column, or in
+the text above the table up to the last heading or the last paragraph that starts in bold.
 """
 
 import ast

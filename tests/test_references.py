@@ -9,7 +9,7 @@ from torchvision.ops import box_iou
 
 from rcnn.config import keys
 from tests.test_docs import blocks
-from tests.test_paper_map import check_command, found, quoted
+from tests.test_paper_map import check_command, look_up, quoted
 
 DOCS = Path(__file__).parents[1] / "docs"
 TEXT = (DOCS / "references.md").read_text(encoding="utf-8")
@@ -64,7 +64,7 @@ def test_what_a_row_names_exists(text: str, cells: list[str]) -> None:
     assert quoted(functions)
     assert quoted(tests)
     for name in quoted(functions):
-        assert name in keys() or found(name) is not None
+        assert name in keys() or look_up(name) is not None
     for test in quoted(tests):
         file, _, name = test.partition("::")
         assert f"\ndef {name}(" in (DOCS.parent / "tests" / file).read_text(encoding="utf-8"), f"{test} is no test"
@@ -81,7 +81,7 @@ def test_settings_and_functions_in_the_text_exist() -> None:
     prose = re.sub(r"^```.*?^```", "", TEXT, flags=re.MULTILINE | re.DOTALL)
     named = {name.partition("=")[0] for name in quoted(prose) if re.fullmatch(r"[a-z_]+(\.\w+)+(=\S+)?", name)}
     for name in named:
-        assert name in keys() or found(name) is not None
+        assert name in keys() or look_up(name) is not None
 
 
 def test_the_rpn_that_is_pasted_learns_its_image() -> None:

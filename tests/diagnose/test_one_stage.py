@@ -1,4 +1,4 @@
-"""A one-stage detector has no stages to look at, and this is said."""
+"""A one-stage detector has no stages to explain, which is an error."""
 
 import numpy as np
 import pytest
@@ -16,13 +16,13 @@ from tests.model import tiny
 ONE_STAGE = {"rpn": {"classify": "classes"}, "roi": {"head": "none"}}
 
 
-def test_what_needs_stages_says_so(tmp_path):
+def test_explanations_of_stages_are_refused(tmp_path):
     synthesise(tmp_path / "shapes", 1, split="val", size=(64, 96))
     dataset = open_dataset(tmp_path / "shapes", "val", Data())
     made = Detector(tiny.model(ONE_STAGE), tiny.settings(ONE_STAGE), dataset.names, device="cpu")
-    for ask in (lambda: analyse(made, dataset), lambda: follow(made, np.zeros((64, 96, 3), dtype=np.uint8))):
+    for call in (lambda: analyse(made, dataset), lambda: follow(made, np.zeros((64, 96, 3), dtype=np.uint8))):
         with pytest.raises(SettingsError, match=r"a one-stage detector .* needs a detector with a second stage"):
-            ask()
+            call()
 
 
 def test_the_two_losses_are_drawn(tmp_path):

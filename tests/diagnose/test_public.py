@@ -1,4 +1,4 @@
-"""`rcnn.why` and `rcnn.anchors` give the answers of their commands, and refuse what these refuse."""
+"""`rcnn.why` and `rcnn.anchors` return what their commands print, and refuse the same arguments."""
 
 from pathlib import Path
 from typing import Any

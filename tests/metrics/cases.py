@@ -1,4 +1,4 @@
-"""Random images with boxes, and predictions that are jittered copies, doubles and strays of them."""
+"""Random images with boxes, and predictions: jittered copies, duplicates and boxes elsewhere."""
 
 import numpy as np
 

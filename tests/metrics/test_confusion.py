@@ -25,7 +25,7 @@ def test_low_scores_are_left_out() -> None:
     np.testing.assert_array_equal(matrix, [[0, 1], [0, 0]])
 
 
-def test_ignored_objects_and_what_is_spent_on_them_are_left_out() -> None:
+def test_ignored_objects_and_their_detections_are_left_out() -> None:
     matrix = confusion_matrix([truth_of([A], ignore=[True])], [prediction_of([A, A], [0.9, 0.8])], 1)
     assert not matrix.any()
 

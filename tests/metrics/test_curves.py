@@ -46,7 +46,7 @@ def test_best_threshold_averages_classes_that_exist() -> None:
     assert 0 < best_threshold(curves) <= 0.5
 
 
-def test_nothing_to_go_by_gives_the_default() -> None:
+def test_the_default_is_returned_without_a_correct_detection() -> None:
     assert best_threshold(precision_recall([], [], 2)) == 0.5
     assert best_threshold(precision_recall([truth_of([])], [prediction_of([A], [0.5])], 1)) == 0.5
     assert best_threshold(precision_recall([truth_of([A])], [prediction_of([], [])], 1), default=0.3) == 0.3

@@ -1,4 +1,4 @@
-"""A metric is one row of `METRICS`: whatever shows metrics takes its columns from there."""
+"""A metric is one row of `METRICS`, from which every output takes its columns."""
 
 import io
 import json

@@ -38,8 +38,8 @@ from tests.paper.conftest import SMALL
 SCALES = ("1 scale", "5 scales")
 
 
-def given(image: np.ndarray, mode: str = "fast", count: int = 50) -> ImageProposals:
-    """Boxes that a search might find."""
+def random_proposals(image: np.ndarray, mode: str = "fast", count: int = 50) -> ImageProposals:
+    """Return random boxes in place of a search."""
     corners = np.random.default_rng(0).random((count, 2, 2)) * image.shape[1::-1]
     return ImageProposals(
         np.concatenate((corners.min(1), corners.max(1) + 1), axis=1).clip(0, 64), np.linspace(1, 0, count)
@@ -55,8 +55,8 @@ def settings(shapes: Path) -> Settings:
 def boxes(shapes: Path, tmp_path: Path) -> Path:
     """Proposals of all images in a file."""
     picture = np.zeros((64, 96, 3), np.uint8)
-    found = {path.name: given(picture).boxes.tolist() for path in (shapes / "images").rglob("*.jpg")}
-    (tmp_path / "boxes.json").write_text(json.dumps(found))
+    boxes_by_name = {path.name: random_proposals(picture).boxes.tolist() for path in (shapes / "images").rglob("*.jpg")}
+    (tmp_path / "boxes.json").write_text(json.dumps(boxes_by_name))
     return tmp_path / "boxes.json"
 
 
@@ -68,7 +68,7 @@ def on_boxes(settings: Settings, boxes: Path) -> Settings:
 
 @pytest.fixture
 def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Names of the trainings that take place."""
+    """The names of the trainings that are run, in order."""
     names: list[str] = []
     train = workspace_file.train
 
@@ -90,7 +90,7 @@ def test_eleven_points_are_refused_where_no_ap_is_measured(name: str, settings: 
 
 
 @pytest.mark.parametrize("name", ["proposals", "anchors", "lambda", "one-stage", "schemes"])
-def test_the_column_of_eleven_points_says_so(name: str, settings: Settings) -> None:
+def test_the_heading_names_the_rule_of_eleven_points(name: str, settings: Settings) -> None:
     headings = [column.heading for column in EXPERIMENTS[name](settings).eleven_point().columns]
     assert headings.count("mAP50 %, 11-point") == 1
     assert "mAP50 %" not in headings
@@ -113,7 +113,7 @@ def table(path: Path) -> list[dict[str, str]]:
 
 
 def check(result: ExperimentResult, folder: Path) -> None:
-    """Every row has finite numbers, every ordering a verdict; the page and the picture are there."""
+    """Check that rows have finite numbers, orderings have verdicts, and the page and the picture are complete."""
     for row in result.experiment.rows:
         for numbers in result.scores[row].values():
             assert all(math.isfinite(numbers[column.key]) for column in result.experiment.columns), row
@@ -132,7 +132,7 @@ def check(result: ExperimentResult, folder: Path) -> None:
         ("lambda", ["0.1", "1", "10", "100"]),
     ],
 )
-def test_an_experiment_and_once_more_at_no_cost(
+def test_a_finished_experiment_is_not_trained_again(
     name: str, trainings: list[str], settings: Settings, trained: list[str], tmp_path: Path
 ) -> None:
     result = quietly(name, settings, tmp_path)
@@ -178,18 +178,18 @@ def test_table_2_trains_four_models_for_its_fourteen_rows(
     assert "backbone: vgg16" in (vgg / "config.yaml").read_text()
 
 
-def test_a_row_that_is_not_measured_says_why_and_may_be_measured_later(
+def test_a_row_that_is_not_measured_shows_the_reason_and_may_be_measured_later(
     on_boxes: Settings, model: Path, trained: list[str], tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    result = quietly("proposals", on_boxes, tmp_path, leave_out=["SS ->"], say=said.append)
+    messages: list[str] = []
+    result = quietly("proposals", on_boxes, tmp_path, leave_out=["SS ->"], say=messages.append)
     assert trained == ["alternating-0"]
     assert not result.failures
     assert set(result.scores) == {"RPN shared -> RPN 300", "RPN unshared -> RPN 300"}
     needs, page = "needs OpenCV's model file: data.edge_model=PATH", page_of(result, tmp_path)
     assert f"| EB -> EB 2000 | 0 | {needs} | 58.6 | - | - |" in page
     assert "| SS -> RPN+VGG 300 | 0 | left out | 59.2 | - | - |" in page
-    assert f"not measured: EB -> EB 2000: {needs}" in said
+    assert f"not measured: EB -> EB 2000: {needs}" in messages
     assert command.document(result)["not_measured"]["EB -> EB 2000"] == needs
     verdicts = {judged.claim.text: judged.verdict for judged in result.judgements}
     assert verdicts["RPN 300 (shared) >= EB 2000"] == "not measured"
@@ -208,7 +208,7 @@ def test_a_row_that_is_not_measured_says_why_and_may_be_measured_later(
         ("one-stage", ["two", "one"], "--leave-out two one: no row would be left"),
     ],
 )
-def test_what_leaves_nothing_out_or_nothing_over_is_refused(
+def test_leave_out_must_match_some_rows_but_not_all(
     name: str, parts: list[str], message: str, settings: Settings, tmp_path: Path
 ) -> None:
     with pytest.raises(SettingsError, match=message):
@@ -242,8 +242,8 @@ def test_table_1_measures_the_rpn_of_figure_4(on_boxes: Settings, trained: list[
     assert trained == ["rpn-0"]
     assert result.experiment.rows[:3] == ("8, 2:1", "8, 1:1", "8, 1:2")
     numbers = [by_seed[0] for by_seed in result.scores.values()]
-    assert sum(one["share"] for one in numbers) == pytest.approx(100)
-    assert all(0 < one["width"] <= 96 and 0 < one["height"] <= 64 for one in numbers)
+    assert sum(row["share"] for row in numbers) == pytest.approx(100)
+    assert all(0 < row["width"] <= 96 and 0 < row["height"] <= 64 for row in numbers)
 
 
 @pytest.mark.parametrize(("rule", "key"), [("area", "voc"), ("11-point", "voc07")])
@@ -257,9 +257,9 @@ def test_table_6_has_the_aps_that_val_prints(
     assert result.experiment.rows == (*metrics.names, "all classes")
     assert not result.experiment.paper
     assert "others" in result.experiment.source
-    found = {row: by_seed[0].get(key) for row, by_seed in result.scores.items()}
+    measured = {row: by_seed[0].get(key) for row, by_seed in result.scores.items()}
     known = {name: 100 * ap for name, ap in zip(metrics.names, metrics.voc, strict=True) if not math.isnan(ap)}
-    assert {row: ap for row, ap in found.items() if ap is not None} == {
+    assert {row: ap for row, ap in measured.items() if ap is not None} == {
         **known,
         "all classes": pytest.approx(np.mean([*known.values()])),
     }
@@ -289,23 +289,23 @@ def test_classes_of_voc_are_in_the_papers_order_beside_its_numbers(tmp_path: Pat
 def test_table_5_times_all_rows_in_turn(
     settings: Settings, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[str, int]] = []
+    searches: list[tuple[str, int]] = []
 
     def search(image: np.ndarray, mode: str, count: int) -> ImageProposals:
-        asked.append((mode, count))
-        return given(image, mode)
+        searches.append((mode, count))
+        return random_proposals(image, mode)
 
     monkeypatch.setattr(timing_file, "selective_search", search)
     result = quietly("time", settings, tmp_path)
     check(result, tmp_path)
-    assert asked == [("fast", 2000), ("quality", 2000)] * 2  # two images
+    assert searches == [("fast", 2000), ("quality", 2000)] * 2  # two images
     assert not trained
     for numbers in (by_seed[0] for by_seed in result.scores.values()):
         assert numbers["total"] == pytest.approx(numbers["conv"] + numbers["proposals"] + numbers["regions"])
     assert result.scores["RPN"][0]["ratio"] == 1
 
 
-def test_a_broken_training_goes_on_and_finished_runs_stay(
+def test_an_interrupted_training_is_resumed_and_finished_runs_are_kept(
     settings: Settings, trained: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ends = iter([train_file.announce_end, interrupt])
@@ -356,7 +356,7 @@ def test_other_settings_in_the_same_folder_are_refused(
         quietly("one-stage", other, tmp_path, split="test")
 
 
-def test_without_a_second_stage_there_is_nothing_to_compare(settings: Settings, tmp_path: Path) -> None:
+def test_experiments_on_detectors_need_a_second_stage(settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="has none"):
         quietly("lambda", override(settings, ["roi.head=none"]), tmp_path)
 
@@ -369,11 +369,13 @@ def test_epochs_that_fit(seconds: float, epochs: int) -> None:
     assert fitting(16, epoch=100.0, other=100.0, seconds=seconds) == epochs
 
 
-def test_a_budget_cuts_epochs_once_and_says_so(settings: Settings, trained: list[str], tmp_path: Path) -> None:
-    settings, said = override(settings, ["train.epochs=500"]), []
-    result = quietly("one-stage", settings, tmp_path, budget=0.05, say=said.append)
+def test_a_budget_reduces_the_epochs_once_and_reports_it(
+    settings: Settings, trained: list[str], tmp_path: Path
+) -> None:
+    settings, messages = override(settings, ["train.epochs=500"]), []
+    result = quietly("one-stage", settings, tmp_path, budget=0.05, say=messages.append)
     assert 1 <= result.settings.train.epochs < 100
-    (line,) = [text for text in said if "an epoch takes" in text]
+    (line,) = [text for text in messages if "an epoch takes" in text]
     assert "5 stages of 500 epochs would take" in line
     assert f"Cut to {result.settings.train.epochs} each" in line
     assert trained[:2] == ["alternating-0", "sliding-windows-0"]
@@ -386,31 +388,31 @@ def test_a_budget_cuts_epochs_once_and_says_so(settings: Settings, trained: list
 def test_a_budget_counts_the_search_for_proposals(
     on_boxes: Settings, boxes: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    said: list[str] = []
-    monkeypatch.setattr(budget_file, "open_proposals", lambda source, *_: said.append(source))
-    quietly("recall", on_boxes, tmp_path / "recall", budget=60, say=said.append)
-    assert said.index(str(boxes)) < said.index("timing one epoch for --budget")
+    messages: list[str] = []
+    monkeypatch.setattr(budget_file, "open_proposals", lambda source, *_: messages.append(source))
+    quietly("recall", on_boxes, tmp_path / "recall", budget=60, say=messages.append)
+    assert messages.index(str(boxes)) < messages.index("timing one epoch for --budget")
 
 
 @pytest.mark.slow
 def test_a_budget_times_an_epoch_of_each_backbone(on_boxes: Settings, trained: list[str], tmp_path: Path) -> None:
-    """The detectors that have proposals of their own come first; VGG-16 takes longer than the preset's backbone."""
-    settings, said = override(on_boxes, ["train.epochs=2"]), []
-    how = {"budget": 0.001, "say": said.append}
-    result = quietly("proposals", settings, tmp_path, leave_out=["SS -> SS", "100", "6000", "no ", "shared"], **how)
+    """Detectors with their own proposals come first; VGG-16 takes longer than the preset's backbone."""
+    settings, messages = override(on_boxes, ["train.epochs=2"]), []
+    options = {"budget": 0.001, "say": messages.append}
+    result = quietly("proposals", settings, tmp_path, leave_out=["SS -> SS", "100", "6000", "no ", "shared"], **options)
     assert trained == ["alternating-0", "rpn-vgg16-0", "fast-rcnn-0"]
     assert result.settings.train.epochs == 1
-    (line,) = [text for text in said if "an epoch takes" in text]
+    (line,) = [text for text in messages if "an epoch takes" in text]
     assert ", one of vgg16 " in line
     assert "; 6 stages of 2 epochs would take " in line
     assert line.endswith(", still over the budget")
     trained.clear()
-    quietly("proposals", settings, tmp_path / "fast", leave_out=["RPN"], **how)
+    quietly("proposals", settings, tmp_path / "fast", leave_out=["RPN"], **options)
     assert trained == ["fast-rcnn-0"]
 
 
 @pytest.mark.parametrize("name", ["proposals", "recall"])
-def test_windows_without_a_ranking_are_refused_where_the_best_are_taken(
+def test_windows_without_a_ranking_are_refused_where_the_best_ones_are_needed(
     name: str, settings: Settings, trained: list[str], tmp_path: Path
 ) -> None:
     settings = override(settings, {"train": {"proposals": "sliding-windows"}})
@@ -419,11 +421,11 @@ def test_windows_without_a_ranking_are_refused_where_the_best_are_taken(
     assert not trained
 
 
-def test_without_a_training_a_budget_cuts_nothing_and_says_so(settings: Settings, tmp_path: Path) -> None:
-    said: list[str] = []
-    workspace = Workspace(settings, tmp_path, "val", said.append, quiet=True)
+def test_a_budget_without_trainings_has_no_effect(settings: Settings, tmp_path: Path) -> None:
+    messages: list[str] = []
+    workspace = Workspace(settings, tmp_path, "val", messages.append, quiet=True)
     assert cut_epochs(workspace, EXPERIMENTS["time"](settings), (0,), 1) == settings.train.epochs
-    assert said == ["--budget has no effect, since this experiment trains no model"]
+    assert messages == ["--budget has no effect, since this experiment trains no model"]
 
 
 def test_the_command_knows_every_experiment() -> None:
@@ -443,15 +445,15 @@ def test_the_command(
     options = ("--preset", "tiny-fpn", "--proposals", boxes, "--out", tmp_path, "--split", "test", "--json", *SMALL)
     code, out, err = run("paper", "recall", shapes, "--seeds", 0, 1, *options)
     assert code == 0, err
-    found = json.loads(out)
-    assert [(row["row"], row["seed"]) for row in found["rows"]] == [("SS", None), ("RPN", 0), ("RPN", 1)]
-    assert {ordering["runs"] for ordering in found["orderings"]} == {2}
+    document = json.loads(out)
+    assert [(row["row"], row["seed"]) for row in document["rows"]] == [("SS", None), ("RPN", 0), ("RPN", 1)]
+    assert {ordering["runs"] for ordering in document["orderings"]} == {2}
     assert "images of test: 2" in err
     files = {path.name for path in (tmp_path / "shapes").glob("recall.*")}
     assert files == {f"recall.{kind}" for kind in ("csv", "json", "md", "png")}
     page = (tmp_path / "shapes/report.html").read_text(encoding="utf-8")
     assert page.count("data:image/webp") == 1
-    assert all(ordering["ordering"].replace(">", "&gt;") in page for ordering in found["orderings"])
+    assert all(ordering["ordering"].replace(">", "&gt;") in page for ordering in document["orderings"])
     code, _, err = run("paper", "lambda", shapes, "--seeds", 0, 1, 0)
     assert code == 2
     assert "names a seed twice: 0 1 0" in err

@@ -25,7 +25,7 @@ def rpn() -> Detector:
     torch.manual_seed(0)
     settings = settings_of("tiny-fpn", changes)
     model = build(settings, 2)
-    with torch.no_grad():  # deltas that are seen
+    with torch.no_grad():  # larger outputs, so that boxes differ from their anchors
         model.rpn.head.reg.weight.mul_(30)
         model.rpn.head.cls.weight.mul_(30)
     return Detector(model, settings, ("disc", "square"), device="cpu")
@@ -45,21 +45,21 @@ def anchors(detector: Detector) -> Any:
 
 
 def test_without_its_boxes_the_rpn_proposes_clipped_anchors_in_the_order_of_its_scores(rpn: Detector) -> None:
-    found = propose(rpn, {"post_test": 30}, without_boxes)
-    clipped = box_ops.clip(anchors(rpn)[found.anchor], batch().batch.sizes)
-    assert found.valid.all()
-    assert torch.allclose(found.boxes, clipped, atol=1e-4)
-    assert (found.scores.diff(dim=1) <= 0).all()
+    proposals = propose(rpn, {"post_test": 30}, without_boxes)
+    clipped = box_ops.clip(anchors(rpn)[proposals.anchor], batch().batch.sizes)
+    assert proposals.valid.all()
+    assert torch.allclose(proposals.boxes, clipped, atol=1e-4)
+    assert (proposals.scores.diff(dim=1) <= 0).all()
     refined = propose(rpn, {"post_test": 30})
     assert not torch.allclose(refined.boxes, box_ops.clip(anchors(rpn)[refined.anchor], batch().batch.sizes))
 
 
 def test_without_scores_the_proposals_are_a_draw_from_all_anchors_that_an_image_keeps(rpn: Detector) -> None:
     everything = anchors(rpn).shape[0]
-    found = propose(rpn, {**RANDOM, "post_test": everything}, without_scores)
-    assert sorted(found.anchor[0].tolist()) == list(range(everything))
+    proposals = propose(rpn, {**RANDOM, "post_test": everything}, without_scores)
+    assert sorted(proposals.anchor[0].tolist()) == list(range(everything))
     few = propose(rpn, {**RANDOM, "post_test": 40}, without_scores)
-    assert torch.equal(few.anchor, found.anchor[:, :40])
+    assert torch.equal(few.anchor, proposals.anchor[:, :40])
     assert not torch.equal(few.anchor[0], few.anchor[1])
     turned = batch()
     turned = Item(*(type(part)(*(t.flip(0) for t in part)) for part in turned[:2]), turned.seeds.flip(0), turned.index)
@@ -72,8 +72,8 @@ def test_with_nms_1_all_boxes_of_every_level_stay(rpn: Detector) -> None:
     plain = propose(rpn, {"pre_test": 100, "post_test": 6000})
     every = propose(rpn, {"pre_test": 100, "post_test": 6000, "nms": 1.0})
     out = rpn.runner.execute(batch().batch, fields=()).rpn
-    kept = sum(min(100, level.shape[1]) for level in out.logits)
-    assert every.valid.sum(dim=1).tolist() == [kept, kept]
+    expected = sum(min(100, level.shape[1]) for level in out.logits)
+    assert every.valid.sum(dim=1).tolist() == [expected, expected]
     assert plain.valid.sum() < every.valid.sum()
     assert every.boxes.shape == (2, 6000, 4)
 

@@ -14,10 +14,10 @@ def scores(a: list[float], b: list[float]) -> dict[str, dict[int | None, dict[st
     return {name: {i: {"map50": x} for i, x in enumerate(column)} for name, column in (("a", a), ("b", b))}
 
 
-def test_mean_and_sample_deviation_of_what_is_known() -> None:
-    found = summarise([1.0, 2.0, math.nan, 6.0])
-    assert (found.mean, found.runs) == (3.0, 3)
-    assert found.spread == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+def test_mean_and_sample_deviation_leave_out_nan() -> None:
+    summary = summarise([1.0, 2.0, math.nan, 6.0])
+    assert (summary.mean, summary.runs) == (3.0, 3)
+    assert summary.spread == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
     assert math.isnan(summarise([5.0]).spread)
     assert math.isnan(summarise([]).mean)
 
@@ -59,7 +59,7 @@ def test_about_equal_holds_well_inside_the_slack(mean: float, error: float, word
     assert (judged.verdict, judged.error) == (word, pytest.approx(error))
 
 
-def test_what_does_not_depend_on_the_seed_is_compared_with_every_seed() -> None:
+def test_a_row_without_seeds_is_compared_with_every_seed() -> None:
     values = {"a": {0: {"map50": 3.0}, 1: {"map50": 5.0}}, "b": {None: {"map50": 1.0}}}
     judged = judge(greater("a >= b", "a", "b"), values, {}, [0, 1, 2])
     assert (judged.difference, judged.runs, judged.error) == (3.0, 2, pytest.approx(1.0))

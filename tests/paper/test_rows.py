@@ -26,7 +26,7 @@ from rcnn.presets import settings_of
 from rcnn.training.configure import choose_settings
 from rcnn.training.run_folder import RunFolder
 from tests.paper.conftest import SMALL
-from tests.paper.test_execute import given
+from tests.paper.test_execute import random_proposals
 
 
 class Loaded(NamedTuple):
@@ -44,7 +44,7 @@ Scored = tuple[Loaded, RPNProposals | tuple[str, int] | None]
 
 
 class Bench(Workspace):
-    """A workspace where a training is done as soon as it is asked for."""
+    """A workspace that trains nothing, and notes the settings of the trainings."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
         super().__init__(settings, folder, "val", print)
@@ -62,11 +62,11 @@ class Bench(Workspace):
 
 @pytest.fixture
 def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
-    """What is tested, instead of its scores."""
-    found: list[Scored] = []
+    """The detectors and proposals that are scored, in order; their scores are made up."""
+    tested: list[Scored] = []
 
     def scores(detector: Loaded, dataset: Any, proposals: Any = None) -> dict[str, float]:
-        found.append((detector, proposals))
+        tested.append((detector, proposals))
         return {"map50": 50.0}
 
     batch = SimpleNamespace(index=torch.zeros(0), batch=None)
@@ -82,14 +82,14 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[Scored]:
     monkeypatch.setattr(workspace_file, "Detector", SimpleNamespace(load=lambda weights, device: weights))
     monkeypatch.setattr(Loaded, "model", None, raising=False)
     monkeypatch.setattr(
-        Loaded, "region_proposals", lambda *loaded: found.append((loaded[0], None)) or [], raising=False
+        Loaded, "region_proposals", lambda *loaded: tested.append((loaded[0], None)) or [], raising=False
     )
     monkeypatch.setattr(Workspace, "dataset", ())
-    return found
+    return tested
 
 
 EDGES = "data.edge_model=model.yml.gz"
-"""A file that is there where a row needs it."""
+"""The setting of the model file of EdgeBoxes."""
 
 
 class Row(NamedTuple):
@@ -98,9 +98,9 @@ class Row(NamedTuple):
     Attributes:
         paper: its mAP in the paper; None: it has none.
         weights: of seed 1.
-        trained: settings of the training, other than the preset's.
+        trained: settings of the training that differ from the preset.
         changes: of settings in test.
-        of: proposals from elsewhere: the weights of an RPN and what is left out of it, or the source and their number.
+        of: external proposals: the weights of an RPN and the part that is removed from it, or a source and a number.
         rpn: settings of that RPN's training.
     """
 
@@ -113,7 +113,7 @@ class Row(NamedTuple):
 
 
 def on_rpn(paper: float, changes: str, left_out: Change | None = None) -> Row:
-    """Trained on Selective Search, tested on the proposals of stage 1."""
+    """Return a row that is trained on Selective Search and tested on the proposals of stage 1."""
     return Row(paper, "fast-rcnn-1/weights", FAST, changes, ("alternating-1/stages/1", left_out))
 
 
@@ -171,9 +171,7 @@ RECALL = {"SS": None, "RPN": Row(None, "rpn-1/weights", f"{JOINT} roi.head=none"
 
 DENSE = "train.scheme=fast-rcnn train.proposals=sliding-windows"
 ONE_STAGE = {
-    "two stages (unshared)": Row(
-        58.7, "alternating-1/stages/2", ALTERNATING, "rpn.post_test=300", ("alternating-1/stages/1", None)
-    ),
+    "two stages (unshared)": PROPOSALS["RPN unshared -> RPN 300"],
     "one stage, 1 scale": Row(53.8, "sliding-windows-1/weights", DENSE, of=("windows", 1)),
     "one stage, 5 scales": Row(53.9, "sliding-windows-1/weights", DENSE, FIVE, of=("windows", 1)),
 }
@@ -210,7 +208,7 @@ READERS = {"SS -> SS 2000": "selective-search", "SS": "selective-search", "EB ->
 
 
 @pytest.mark.parametrize(("name", "preset", "rows"), TABLES, ids=[f"{name}-{preset}" for name, preset, _ in TABLES])
-def test_a_row_is_trained_and_tested_as_the_page_says(
+def test_a_row_is_trained_and_tested_as_the_page_describes(
     name: str,
     preset: str,
     rows: dict[str, Row | None],
@@ -232,7 +230,9 @@ def test_a_row_is_trained_and_tested_as_the_page_says(
             continue
         numbers = run.measure(bench, 1)
         assert numbers[row].get("minutes") == (12.0 if name == "schemes" else None)
-        assert set(bench.known) == {f"{training.name}-1" for training in run.needs}, "--budget knows what is trained"
+        assert set(bench.known) == {f"{training.name}-1" for training in run.needs}, (
+            "--budget needs to know the trainings"
+        )
         settings = override(base, f"{made.trained} {made.changes}".split())
         proposals: Any = made.of
         if made.of is not None and not isinstance(made.of[1], int):
@@ -241,7 +241,7 @@ def test_a_row_is_trained_and_tested_as_the_page_says(
         assert scored.pop() == (Loaded(made.weights, settings), proposals), row
 
 
-def test_without_the_model_file_the_row_of_edge_boxes_says_so_and_the_others_are_made() -> None:
+def test_without_the_model_file_only_the_row_of_edge_boxes_is_omitted() -> None:
     experiment = EXPERIMENTS["proposals"](settings_of("paper-zf"))
     assert experiment.rows == tuple(PROPOSALS)
     assert experiment.omitted == {"EB -> EB 2000": "needs OpenCV's model file: data.edge_model=PATH"}
@@ -265,7 +265,7 @@ def test_vgg_never_starts_from_weights_of_another_backbone(init: str, tmp_path: 
 
 
 def test_a_model_file_changes_no_training_but_that_on_edge_boxes(tmp_path: Path) -> None:
-    """So it may be given later, and nothing is trained again."""
+    """So that it may be given later without training other rows again."""
     bench = Bench(settings_of("paper-zf", [EDGES]), tmp_path)
     bare = Bench(settings_of("paper-zf"), tmp_path)
     for training in EXPERIMENTS["proposals"](override(bench.settings, ["data.edge_model=null"])).trainings:
@@ -274,7 +274,7 @@ def test_a_model_file_changes_no_training_but_that_on_edge_boxes(tmp_path: Path)
     assert bench.settings_of(edges, 0) != bare.settings_of(edges, 0)
 
 
-def test_proposals_from_elsewhere_are_those_asked_for(scored: list[Scored], tmp_path: Path) -> None:
+def test_a_setting_replaces_selective_search(scored: list[Scored], tmp_path: Path) -> None:
     base = settings_of("mobilenet-fpn", ["train.proposals=selective-search-quality"])
     bench = Bench(base, tmp_path)
     (run, *_) = EXPERIMENTS["proposals"](base).measurements
@@ -374,10 +374,8 @@ def test_differences_that_the_paper_has_no_numbers_for(
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-def test_times_are_medians_of_the_parts_by_a_clock_of_our_own(
-    shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Four images after one that warms up; the clock goes on in the parts alone."""
+def test_times_are_medians_of_the_parts(shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of four images, after one for the warm-up; the clock advances in the timed parts only."""
     now = [0.0]
     conv = iter([900, 10, 70, 20, 30])
 
@@ -398,13 +396,13 @@ def test_times_are_medians_of_the_parts_by_a_clock_of_our_own(
     monkeypatch.setattr(timing_file, "time", SimpleNamespace(perf_counter=lambda: now[0]))
     monkeypatch.setattr(timing_file, "_propose", takes(timing_file._propose, lambda *_: 4))
     monkeypatch.setattr(timing_file, "_detect", takes(second, lambda *words: words[3].boxes.shape[1] / 20))
-    searched = takes(given, lambda image, mode, count: {"fast": 1000, "quality": 3000}[mode])
+    searched = takes(random_proposals, lambda image, mode, count: {"fast": 1000, "quality": 3000}[mode])
     monkeypatch.setattr(timing_file, "selective_search", searched)
 
     settings = choose_settings(shapes, None, "tiny-fpn", SMALL, {})
     (run,) = EXPERIMENTS["time"](settings).measurements
-    found = run.measure(Workspace(settings, tmp_path, "train", print), 0)
-    assert found == {
+    times = run.measure(Workspace(settings, tmp_path, "train", print), 0)
+    assert times == {
         "SS fast": pytest.approx({"conv": 25, "proposals": 1000, "regions": 100, "total": 1125, "ratio": 250}),
         "SS quality": pytest.approx({"conv": 25, "proposals": 3000, "regions": 100, "total": 3125, "ratio": 750}),
         "RPN": pytest.approx({"conv": 25, "proposals": 4, "regions": 2, "total": 31, "ratio": 1}),

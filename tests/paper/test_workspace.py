@@ -22,7 +22,7 @@ def test_rows_are_read_back_and_new_columns_are_filled_up(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("text", ["nothing of this kind\n1\n", "row,seed,ap\nSS,0\n", "row,seed\nSS,0,5\n"])
-def test_another_table_is_not_written_over(tmp_path: Path, text: str) -> None:
+def test_another_table_is_not_overwritten(tmp_path: Path, text: str) -> None:
     path = tmp_path / "results.csv"
     path.write_text(text)
     with pytest.raises(SettingsError, match=r"results\.csv: not a table of results"):

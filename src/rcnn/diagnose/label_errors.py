@@ -17,7 +17,7 @@ SUGGESTIONS = {
 
 
 class Suggestion(NamedTuple):
-    """A detection that would be right if a label were changed.
+    """A detection that would be correct if a label were changed.
 
     Attributes:
         image: index of its image.

@@ -40,6 +40,6 @@ def experiment(settings: Settings) -> Experiment:
 
 
 def three_scales(sizes: tuple[tuple[float, ...], ...]) -> tuple[tuple[float, ...], ...]:
-    """Reduce each level to three sizes: its first three, or if fewer the smallest at 0, 1/3 and 2/3 of an octave."""
+    """Reduce each level to its first three sizes, or if it has fewer to the smallest and 1/3 and 2/3 octaves above."""
     octave = tuple(2 ** (third / 3) for third in range(3))
     return tuple(level[:3] if len(level) >= 3 else tuple(min(level) * step for step in octave) for level in sizes)

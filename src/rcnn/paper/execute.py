@@ -19,7 +19,7 @@ from rcnn.paper.workspace import ResultsTable, Workspace
 from rcnn.weights.file import atomic_write
 
 KEY = ("row", "seed")
-"""Key columns of the results; the seed is empty where nothing depends on it."""
+"""Key columns of the results; the seed is empty if the measurement does not depend on it."""
 
 
 def execute(

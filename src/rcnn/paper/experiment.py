@@ -80,7 +80,7 @@ def close(text: str, first: str, second: str, slack: float) -> Claim:
 
 MAP = Column("map50", "mAP50 %")
 SCORES = (MAP, Column("ap", "AP %", plotted=False), Column("ar300", "AR300 %", plotted=False))
-"""Scores of detectors: VOC's mean AP at IoU 0.5; COCO's AP; mean recall of 300 proposals. The paper has the first."""
+"""Scores: VOC's mean AP at IoU 0.5; COCO's AP; mean recall of 300 proposals. The paper reports the first."""
 
 
 @dataclass(frozen=True)

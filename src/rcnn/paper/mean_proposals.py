@@ -51,7 +51,7 @@ class Shape(NamedTuple):
 
 def experiment(settings: Settings) -> Experiment:
     """Return an experiment of one training, of an RPN alone, which `recall` shares."""
-    # Fitted anchors would have other rows.
+    # The rows are the anchors of the settings, so none are fitted.
     rpn = Training(RPN.name, {**RPN.changes, "anchors": {"fit": "off"}})
     shapes = list(shapes_of(settings.anchors))
     names = names_of(shapes)

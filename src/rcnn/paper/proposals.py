@@ -58,7 +58,7 @@ TESTS: dict[str, tuple[dict[str, float], Change | None]] = {
 
 
 def experiment(settings: Settings) -> Experiment:
-    """Return an experiment of four trainings, one of them for EdgeBoxes and one for VGG-16; rows test their networks.
+    """Return an experiment of four trainings, one of them for EdgeBoxes and one for VGG-16.
 
     Raises:
         SettingsError: `data.edge_model` names no file.

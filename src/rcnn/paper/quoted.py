@@ -1,10 +1,10 @@
 """Every figure that is quoted from the Faster R-CNN paper, with its table or section.
 
 The experiments read the paper's numbers here, docs/paper.md lists them, and `tests/test_quotes.py` finds numbers that
-code or documentation attributes to the paper and that do not stand here. Tables and sections are those of arXiv
+code or documentation attributes to the paper and that are not listed here. Tables and sections are those of arXiv
 1506.01497v3; `journal version` is the later text in TPAMI. Where the two implementations that the authors released say
-more than the text, the source is `Python code` (py-faster-rcnn) or `MATLAB code` (faster_rcnn). OHEM has code of its
-own.
+more than the text, the source is `Python code` (py-faster-rcnn) or `MATLAB code` (faster_rcnn). OHEM has its own
+code.
 """
 
 import math
@@ -21,7 +21,7 @@ VOC_CLASSES = (
 
 @dataclass(frozen=True)
 class Quote:
-    """Figures that stand in one place.
+    """Figures from one place.
 
     Attributes:
         source: the place: a table or section of the paper, or an implementation.
@@ -36,16 +36,16 @@ class Quote:
     rows: Mapping[str, tuple[float, ...]]
 
     def __getitem__(self, row: str) -> float:
-        """The figure of a row, of the first column."""
+        """Return the figure of a row in the first column."""
         return self.rows[row][0]
 
     def column(self, name: str | None = None) -> dict[str, float]:
-        """The figures of a column, the first by default, by row."""
-        place = 0 if name is None else self.columns.index(name)
-        return {row: figures[place] for row, figures in self.rows.items()}
+        """Return row -> figure of a column, by default the first."""
+        index = 0 if name is None else self.columns.index(name)
+        return {row: figures[index] for row, figures in self.rows.items()}
 
     def row(self, name: str) -> dict[str, float]:
-        """The figures of a row by column."""
+        """Return column -> figure of a row."""
         return dict(zip(self.columns, self.rows[name], strict=True))
 
 
@@ -441,4 +441,4 @@ QUOTES = (
     *(SECTION_3_1, SECTION_3_1_1, SECTION_3_1_2, SECTION_3_1_3, SECTION_3_2, SECTION_3_3, SECTION_4_1, SECTION_4_2),
     *(PYTHON_CODE, MATLAB_CODE, OHEM_CODE),
 )
-"""All of them, in the order of docs/paper.md."""
+"""All quotes, in the order of docs/paper.md."""

@@ -1,4 +1,4 @@
-"""Results of an experiment: statistics over the seeds, the paper's claims judged, tables of text, a Markdown page."""
+"""Results of an experiment: statistics over the seeds, verdicts on the paper's claims, tables, and a Markdown page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -18,7 +18,7 @@ from rcnn.report.gallery import as_webp
 from rcnn.weights.file import atomic_write
 
 NumbersBySeed = Mapping[str, Mapping[int | None, Numbers]]
-"""Row -> seed -> numbers; the seed is None where nothing depends on it."""
+"""Row -> seed -> numbers; the seed is None if the measurement does not depend on it."""
 
 Cells = tuple[list[str], list[list[str]]]
 """Headings, and rows of equal length."""

@@ -10,7 +10,7 @@ JOINT = Training("joint", {"train": {"scheme": "joint"}})
 
 
 def experiment(settings: Settings) -> Experiment:
-    """Return an experiment of one training, whose detector all rows test."""
+    """Return an experiment of one training, whose detector is tested in all rows."""
     rows = {f"{count} proposals": count for count in JOURNAL_TABLE_10.rows}
     return Experiment(
         title="number of proposals in test",

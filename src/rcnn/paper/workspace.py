@@ -24,7 +24,7 @@ Value = str | int | float
 
 
 class ResultsTable:
-    """A CSV file that grows by rows, is complete at any time, and whose first columns are the key of a row.
+    """A CSV file to which rows are added. It is complete at any time, and its first columns are the key of a row.
 
     Args:
         path: the file; it is created with the first row.
@@ -98,7 +98,7 @@ class Workspace:
     Args:
         settings: settings of every training, before its own changes.
         folder: folder of the experiments, which share its run folders in `folder/runs`: a training is identified by
-            its settings, and done once.
+            its settings and run once.
         split: images that are scored: train, val or test.
         say: called with a sentence before each step.
         quiet: whether trainings print nothing.

@@ -1,4 +1,4 @@
-"""Best anchors by closed form against the whole grid, positives by hand, and fits of known sizes."""
+"""The best anchors compared with the complete grid, positives counted by hand, and fits to known sizes."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -61,17 +61,17 @@ RULES = {
 def test_the_best_anchor_is_that_of_the_whole_grid(rule: dict) -> None:
     anchors = Anchors.model_validate({"sizes": ((10, 24), (40, 90)), **rule})
     frames = [frame(random_boxes(40, size, i), size) for i, size in enumerate([(90, 120), (64, 64), (33, 200)])]
-    found = best_iou(objects_of(frames), anchors, STRIDES)
-    whole = []
-    for one in frames:
+    best = best_iou(objects_of(frames), anchors, STRIDES)
+    expected = []
+    for image in frames:
         cells = [cell_anchors(anchors, level, torch.float64) for level in range(2)]
-        every = torch.cat(pyramid_anchors(anchors, one.grid.cells, STRIDES, one.grid.padded, cells))
+        every = torch.cat(pyramid_anchors(anchors, image.grid.cells, STRIDES, image.grid.padded, cells))
         if anchors.border is not None:
-            every = every[inside(every, torch.tensor([one.size]), anchors.border)[0]]
-        ious = box_iou(one.boxes, every)
-        whole.append(ious.amax(dim=1) if len(every) else ious.new_zeros(len(one.boxes)))
-    torch.testing.assert_close(found, torch.cat(whole), rtol=0, atol=1e-12)
-    assert float(found.min()) > 0 or anchors.border is not None
+            every = every[inside(every, torch.tensor([image.size]), anchors.border)[0]]
+        ious = box_iou(image.boxes, every)
+        expected.append(ious.amax(dim=1) if len(every) else ious.new_zeros(len(image.boxes)))
+    torch.testing.assert_close(best, torch.cat(expected), rtol=0, atol=1e-12)
+    assert float(best.min()) > 0 or anchors.border is not None
 
 
 def test_an_object_on_an_anchor_has_iou_one_and_one_beside_every_anchor_none() -> None:
@@ -157,7 +157,7 @@ def test_a_fit_never_ends_below_the_start(seed: int, count: int, spread: float) 
     assert recall(objects, fit(objects, before, STRIDES), STRIDES) >= recall(objects, before, STRIDES)
 
 
-def test_rare_sizes_are_not_given_up() -> None:
+def test_rare_sizes_are_not_sacrificed() -> None:
     small = [[x, y, x + 20, y + 20] for x in range(0, 100, 10) for y in range(0, 70, 10)]
     large = [[10.0, 5.0, 85.0, 80.0]]
     objects = objects_of([frame([*small, *large])])
@@ -204,16 +204,16 @@ def test_grids_and_boxes_are_those_of_the_network() -> None:
     settings = settings_of("tiny-fpn", SMALL)
     model = build(settings, 2)
     grid = network_grids(model.backbone, 3)
-    (one,) = frames_of(dataset((200, 250), [[50.0, 100.0, 150.0, 200.0]]).records, settings, grid)
-    assert one.size == (96, 120)
-    assert one.grid.padded == (96, 128)
+    (image,) = frames_of(dataset((200, 250), [[50.0, 100.0, 150.0, 200.0]]).records, settings, grid)
+    assert image.size == (96, 120)
+    assert image.grid.padded == (96, 128)
     with torch.no_grad():
         maps = model.backbone(torch.zeros(1, 3, 96, 128)).values()
-    assert one.grid.cells == tuple((level.shape[2], level.shape[3]) for level in maps)
-    assert one.boxes.tolist() == [[24.0, 48.0, 72.0, 96.0]]
+    assert image.grid.cells == tuple((level.shape[2], level.shape[3]) for level in maps)
+    assert image.boxes.tolist() == [[24.0, 48.0, 72.0, 96.0]]
 
 
-def test_a_study_names_what_no_anchor_reaches_and_draws(tmp_path: Path) -> None:
+def test_a_study_lists_the_objects_that_no_anchor_reaches(tmp_path: Path) -> None:
     model = build(settings_of("tiny-fpn", SMALL), 1)
     square_and_thin = dataset((96, 128), [[30.0, 30, 62, 62], [10.0, 10, 11, 90]])
     result = study(square_and_thin, model)
@@ -226,7 +226,7 @@ def test_a_study_names_what_no_anchor_reaches_and_draws(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
-def test_no_objects_is_said() -> None:
+def test_no_objects_are_an_error() -> None:
     model = build(settings_of("tiny-fpn", SMALL), 1)
     with pytest.raises(DataError, match="no object"):
         study(dataset((96, 128), []), model)

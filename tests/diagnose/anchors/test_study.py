@@ -33,9 +33,9 @@ def test_every_table(result: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[tuple[str, list[str], list[list[object]]]] = []
     monkeypatch.setattr(screen, "table", lambda *parts: shown.append(parts))
     show(result)
-    whole, by_size, by_aspect, positives = shown
-    assert whole[:2] == ("4 objects", ["", "now", "fitted"])
-    assert {str(row[0]): row[1:] for row in whole[2]} == {
+    overall, by_size, by_aspect, positives = shown
+    assert overall[:2] == ("4 objects", ["", "now", "fitted"])
+    assert {str(row[0]): row[1:] for row in overall[2]} == {
         "mean IoU with the best anchor": pytest.approx([0.525, 0.7]),
         "recall at IoU 0.5": [0.75, 0.75],
         "recall at IoU 0.7": [0.25, 0.75],

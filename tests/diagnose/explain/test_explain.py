@@ -1,4 +1,4 @@
-"""The stages are the network's own: what `propose` and `predict` give, and what torchvision makes of the same boxes."""
+"""The steps of an explanation are those of `propose` and `predict`, and agree with torchvision."""
 
 from pathlib import Path
 
@@ -77,9 +77,9 @@ def test_suppressing_what_enters_nms_leaves_the_proposals(explanation: Explanati
     before = explanation.before
     entries = sum(min(60, rows * columns * 3) for rows, columns in explanation.grids)
     assert 20 < len(before.boxes) == len(before.anchor.unique()) <= entries  # those beyond the image have no area
-    kept = batched_nms(before.boxes.double(), before.scores.double(), explanation.levels[before.anchor], 0.7)[:20]
-    torch.testing.assert_close(before.boxes[kept], explanation.proposals.boxes, rtol=0, atol=0)
-    assert before.anchor[kept].tolist() == explanation.proposals.anchor.tolist()
+    survivors = batched_nms(before.boxes.double(), before.scores.double(), explanation.levels[before.anchor], 0.7)[:20]
+    torch.testing.assert_close(before.boxes[survivors], explanation.proposals.boxes, rtol=0, atol=0)
+    assert before.anchor[survivors].tolist() == explanation.proposals.anchor.tolist()
     torch.testing.assert_close(explanation.objectness[before.anchor], before.scores)
 
 
@@ -127,9 +127,9 @@ def test_a_sample_is_drawn_as_in_training(explanation: Explanation, detector: De
 
 
 def test_a_detection_comes_from_an_anchor_over_its_proposal(explanation: Explanation) -> None:
-    found = explanation.origins()
-    assert len(found) == len(explanation.detections.boxes)
-    for origin, proposal in zip(found, explanation.detections.proposal.tolist(), strict=True):
+    origins = explanation.origins()
+    assert len(origins) == len(explanation.detections.boxes)
+    for origin, proposal in zip(origins, explanation.detections.proposal.tolist(), strict=True):
         anchor = int(explanation.proposals.anchor[proposal])
         assert torch.equal(origin.boxes[0], explanation.anchors[anchor])
         assert torch.equal(origin.boxes[1], explanation.proposals.boxes[proposal])
@@ -139,10 +139,10 @@ def test_a_detection_comes_from_an_anchor_over_its_proposal(explanation: Explana
 
 
 def test_counts_add_up(explanation: Explanation) -> None:
-    found = explanation.counts()
-    assert found["anchors"] == 3 * sum(rows * columns for rows, columns in explanation.grids)
-    assert found["positive"] + found["negative"] + found["not_trained"] == found["anchors"]
-    assert (found["sampled"], found["proposals"], found["objects"]) == (64, 20, 3)
+    counts = explanation.counts()
+    assert counts["anchors"] == 3 * sum(rows * columns for rows, columns in explanation.grids)
+    assert counts["positive"] + counts["negative"] + counts["not_trained"] == counts["anchors"]
+    assert (counts["sampled"], counts["proposals"], counts["objects"]) == (64, 20, 3)
 
 
 def check(paths: list[Path], names: set[str], folder: Path) -> None:
@@ -176,7 +176,7 @@ def sheets(explanation: Explanation) -> dict[str, list[Axes]]:
 
 
 def drawn(axes: Axes, name: str = "") -> torch.Tensor:
-    """(n, 4) frames in a panel that are called so; without a name all but those of the objects."""
+    """Return the (n, 4) frames in a panel whose label starts with a name; all but the objects without a name."""
     lines = [part for part in axes.collections if isinstance(part, LineCollection)]
     chosen = [part for part in lines if str(part.get_label()).startswith(name) and part.get_label() != "object"]
     corners = [corner[[0, 2]].reshape(4) for part in chosen for corner in part.get_segments()]
@@ -246,7 +246,7 @@ def test_proposals_are_drawn_in_the_colours_of_their_scores_the_best_on_top(
 
 
 def test_anchors_of_one_place_on_every_level(explanation: Explanation, sheets: dict[str, list[Axes]]) -> None:
-    """The place is the middle of the largest object, (92.9, 54.4) in the resized image."""
+    """The cell lies at the centre of the largest object, (92.9, 54.4) in the resized image."""
     cells = []
     for level, stride in enumerate(explanation.strides):
         own = explanation.anchors[explanation.anchors_of(level, int(54.4 // stride), int(92.9 // stride))]
@@ -256,10 +256,10 @@ def test_anchors_of_one_place_on_every_level(explanation: Explanation, sheets: d
 
 
 def test_an_empty_image_and_proposals_alone(image: np.ndarray, tmp_path: Path) -> None:
-    nothing = Truth(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool))
-    explanation = follow(make("roi.head=none", "rpn.logits=2"), image, nothing)
-    found = explanation.counts()
-    assert (found["objects"], found["positive"], found["negative"]) == (0, 0, found["anchors"])
+    no_objects = Truth(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool))
+    explanation = follow(make("roi.head=none", "rpn.logits=2"), image, no_objects)
+    counts = explanation.counts()
+    assert (counts["objects"], counts["positive"], counts["negative"]) == (0, 0, counts["anchors"])
     assert explanation.detections is None
     assert explanation.origins() == []
     check(draw_explanation(explanation, tmp_path), ALL - {"6-ways.png"}, tmp_path)

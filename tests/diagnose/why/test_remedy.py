@@ -1,4 +1,4 @@
-"""A setting that is said to have kept a lost object keeps it, and NMS at other thresholds is the network's own."""
+"""A suggested setting keeps the lost object, and NMS at other thresholds agrees with the network."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def objects(seed: int, count: int = 40) -> Truth:
         ("rpn.score=0.5", "rpn.min_size=12", "rpn.pre_test=400", "rpn.post_test=400", "roi.score=0.0"),
     ],
 )
-def test_the_setting_keeps_the_object_at_its_stage(changes: tuple[str, ...]) -> None:
+def test_a_suggested_setting_keeps_the_object_at_its_stage(changes: tuple[str, ...]) -> None:
     detector = make(*changes)
     image = np.random.default_rng(0).integers(0, 256, (150, 201, 3), dtype=np.uint8)
     truth = objects(1)
@@ -54,8 +54,8 @@ def test_what_nms_leaves_is_what_the_detector_proposes_with_that_threshold() -> 
     detector = make()
     image = np.random.default_rng(0).integers(0, 256, (150, 201, 3), dtype=np.uint8)
     explanation = follow(detector, image, TRUTH)
-    kept = explanation.survivors(detector.settings.rpn)
-    for place in (0, 3, 10, thresholds(0.7).index(0.7)):
-        other = follow(detector.with_settings([f"rpn.nms={thresholds(0.7)[place]}"]), image)
-        assert set(explanation.before.anchor[kept[place]].tolist()) == set(other.proposals.anchor.tolist())
+    survivors = explanation.survivors(detector.settings.rpn)
+    for index in (0, 3, 10, thresholds(0.7).index(0.7)):
+        other = follow(detector.with_settings([f"rpn.nms={thresholds(0.7)[index]}"]), image)
+        assert set(explanation.before.anchor[survivors[index]].tolist()) == set(other.proposals.anchor.tolist())
     assert 0.73 in thresholds(0.73)

@@ -1,4 +1,4 @@
-"""Laws: the parts sum to what the metric counts, `found` is what it matches, and a planted fault lands in its place."""
+"""Parts sum to the counts of the metric, it matches the `found` objects, and planted faults are recognised."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -60,32 +60,32 @@ def detector(changes: dict[str, Any] | None = None, **options: Any) -> Detector:
     [{}, {"rpn": {"logits": 2, "score": 0.4, "min_size": 9.0}}, {"roi": {"class_agnostic": True}}],
     ids=["plain", "two logits", "class-agnostic"],
 )
-def test_stages_lead_to_what_the_detector_says(changes: dict[str, Any]) -> None:
+def test_stages_lead_to_the_detections(changes: dict[str, Any]) -> None:
     made = detector(changes)
     batch, _ = tiny.batch(2)
     every, predictions = run_steps(made, batch)
     rpn, roi = made.settings.rpn, made.settings.roi
     with torch.inference_mode():
-        _, _, proposals, _, found = made.runner.execute(batch)
+        _, _, proposals, _, detections = made.runner.execute(batch)
     for i, (stages, prediction) in enumerate(zip(every, predictions, strict=True)):
         assert np.array_equal(stages.decoded[stages.proposed], proposals.boxes[i][proposals.valid[i]].numpy())
         boxes, scores = stages.decoded[stages.entered], stages.objectness[stages.entered]
         eligible = ((boxes[:, 2:] - boxes[:, :2]) >= rpn.min_size).all(axis=1) & (scores >= rpn.score)
-        given = [torch.from_numpy(part)[None] for part in (boxes, scores, stages.level[stages.entered], eligible)]
-        kept, valid = ops.nms(given[0], given[1], given[2], given[3], rpn.nms, rpn.post_test)
-        assert np.array_equal(stages.entered[kept[valid].numpy()], stages.proposed)
+        inputs = [torch.from_numpy(part)[None] for part in (boxes, scores, stages.level[stages.entered], eligible)]
+        survivors, valid = ops.nms(inputs[0], inputs[1], inputs[2], inputs[3], rpn.nms, rpn.post_test)
+        assert np.array_equal(stages.entered[survivors[valid].numpy()], stages.proposed)
         assert np.array_equal(stages.proposed, proposals.anchor[i][proposals.valid[i]].numpy())
 
         proposal, label = stages.detected.T
         assert np.array_equal(stages.scores[proposal, label], prediction.scores)
-        assert np.array_equal(stages.refined[proposal, label], found.boxes[i][found.valid[i]].numpy())
-        (result,) = made.results(row(batch, i), row(found, i))
+        assert np.array_equal(stages.refined[proposal, label], detections.boxes[i][detections.valid[i]].numpy())
+        (result,) = made.results(row(batch, i), row(detections, i))
         assert np.array_equal(result.boxes, prediction.boxes)
         assert len(proposal) == len(prediction.labels) <= roi.detections
 
 
 def row(parts: Any, i: int) -> Any:
-    """The tuple of a batch, of image i alone."""
+    """Return the tuple of a batch for image i alone."""
     return type(parts)(*(part[i : i + 1] for part in parts))
 
 
@@ -96,7 +96,7 @@ def test_broken_weights_are_an_error() -> None:
         run_steps(made, tiny.batch(1)[0])
 
 
-# --- a planted fault lands in its place ------------------------------------------------------------------------------
+# --- planted faults are recognised -----------------------------------------------------------------------------------
 
 HERE, ASIDE, AWAY = (40.0, 40, 80, 80), (60.0, 40, 100, 80), (0.0, 0, 30, 30)  # IoU of the first two: 1/3
 
@@ -153,48 +153,48 @@ def rules(*changes: dict[str, Any]) -> Rules:
 
 
 @pytest.mark.parametrize(("where", "detail", "changes", "settings"), PLANTED)
-def test_a_planted_fault_lands_in_its_place(where: str, detail: str, changes: Any, settings: Any) -> None:
-    told = miss_reason(np.array([HERE]), 0, stages(**changes), rules(settings))
-    assert told.where == where
-    assert told.detail == detail
-    assert told.taken_for == (1 if where == "other_class" else -1)
+def test_a_planted_fault_is_recognised(where: str, detail: str, changes: Any, settings: Any) -> None:
+    reason = miss_reason(np.array([HERE]), 0, stages(**changes), rules(settings))
+    assert reason.where == where
+    assert reason.detail == detail
+    assert reason.taken_for == (1 if where == "other_class" else -1)
 
 
-def test_every_place_has_a_planted_fault() -> None:
+def test_every_reason_has_a_planted_fault() -> None:
     assert list(dict.fromkeys(where for where, *_ in PLANTED)) == list(MISS_REASONS)
 
 
 @pytest.mark.parametrize(("where", "detail", "changes", "settings"), PLANTED)
-def test_of_two_faults_the_first_lost_it(where: str, detail: str, changes: Any, settings: Any) -> None:
+def test_the_first_of_two_faults_is_the_reason(where: str, detail: str, changes: Any, settings: Any) -> None:
     order = list(MISS_REASONS)
     for other, _, more, also in PLANTED:
         if order.index(other) > order.index(where):
-            told = miss_reason(np.array([HERE]), 0, stages(**{**more, **changes}), rules(also, settings))
-            assert (told.where, told.detail) == (where, detail), other
+            reason = miss_reason(np.array([HERE]), 0, stages(**{**more, **changes}), rules(also, settings))
+            assert (reason.where, reason.detail) == (where, detail), other
 
 
 @pytest.mark.parametrize(("iou", "where"), [(0.29, "no_anchor"), (0.31, "not_in_top_k")])
-def test_an_anchor_is_there_from_iou_three_tenths_on(iou: float, where: str) -> None:
-    """The anchor lies inside the object, and no box that came of it fits."""
+def test_an_anchor_covers_an_object_from_iou_three_tenths_on(iou: float, where: str) -> None:
+    """The anchor lies inside the object, and its box does not fit."""
     inside = (40, 40, 80, 40 + 40 * iou)
-    told = miss_reason(np.array([HERE]), 0, stages(anchors=(inside, AWAY), decoded=(AWAY, AWAY)), rules())
-    assert told.where == where
+    reason = miss_reason(np.array([HERE]), 0, stages(anchors=(inside, AWAY), decoded=(AWAY, AWAY)), rules())
+    assert reason.where == where
 
 
-def test_what_the_metric_matches_is_found_whatever_happened_on_the_way() -> None:
+def test_what_the_metric_matches_is_found_regardless_of_the_steps() -> None:
     truth = Truth(np.array([HERE, HERE]) / 2, np.array([0, 0]), np.array([False, True]))
     prediction = Prediction(np.array([HERE]) / 2, np.array([0.75], np.float32), np.array([0]))
-    never: dict[int, Callable[[], MissReason]] = {}
-    told = outcomes_of(3, truth, prediction, never, rules(), predicts_classes=True)
-    assert told == [Outcome(3, 0, 0, "small", FOUND, score=0.75)]
+    no_reasons: dict[int, Callable[[], MissReason]] = {}
+    outcomes = outcomes_of(3, truth, prediction, no_reasons, rules(), predicts_classes=True)
+    assert outcomes == [Outcome(3, 0, 0, "small", FOUND, score=0.75)]
     strict = rules()._replace(score=0.95)
-    fates = {0: lambda: miss_reason(truth.boxes[:1] * 2, 0, stages(), strict)}
-    (lost,) = outcomes_of(3, truth, prediction, fates, strict, predicts_classes=True)
+    reasons = {0: lambda: miss_reason(truth.boxes[:1] * 2, 0, stages(), strict)}
+    (lost,) = outcomes_of(3, truth, prediction, reasons, strict, predicts_classes=True)
     assert (lost.where, lost.truth) == ("low_score", 0)
 
 
 def boxes(*starts: float) -> np.ndarray:
-    """Squares of 40 px at these places on the diagonal."""
+    """Return squares of 40 px that start at these places on the diagonal."""
     return np.array([(start, start, start + 40, start + 40) for start in starts], float).reshape(-1, 4)
 
 
@@ -205,12 +205,12 @@ def boxes(*starts: float) -> np.ndarray:
         (1, 1, "wrong_class"),  # the object of class 0 fits, that of class 1 does not
         (22, 0, "bad_box"),  # IoU 0.11
         (118, 1, "bad_box"),
-        (22, 1, "background"),  # overlaps an object of another class, too little
+        (22, 1, "background"),  # overlaps an object of another class too little
         (300, 0, "missing_label"),
         (300, 1, "background"),  # nothing of class 1 is found
     ],
 )
-def test_a_planted_false_alarm_is_called_what_it_is(start: float, label: int, kind: str) -> None:
+def test_a_planted_false_alarm_gets_its_kind(start: float, label: int, kind: str) -> None:
     truth = Truth(boxes(0, 100), np.array([0, 1]), np.zeros(2, bool))
     prediction = Prediction(boxes(0, start), np.array([0.9, 0.8], np.float32), np.array([0, label]))
     easy = Prediction(boxes(200), np.array([0.6], np.float32), np.array([0]))
@@ -224,7 +224,7 @@ def test_a_planted_false_alarm_is_called_what_it_is(start: float, label: int, ki
     ("score", "kind"), [(0.65, "background"), (0.7, "background"), (0.72, "missing_label"), (0.95, "missing_label")]
 )
 def test_a_missing_label_scores_above_the_median_of_the_right_detections(score: float, kind: str) -> None:
-    """Of three, 0.6, 0.7 and 0.9, whose mean is 0.73; one of another class does not count."""
+    """The correct ones score 0.6, 0.7 and 0.9, with a mean of 0.73; one of another class does not count."""
     truth = Truth(boxes(0, 100, 200, 300), np.array([0, 0, 0, 1]), np.zeros(4, bool))
     scores, labels = np.array([0.6, 0.7, 0.9, 0.99, score], np.float32), np.array([0, 0, 0, 1, 0])
     (alarm,) = find_alarms([truth], [Prediction(boxes(0, 100, 200, 300, 400), scores, labels)], 0.5, 0.5)
@@ -251,10 +251,10 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
         Image.fromarray(rng.integers(0, 255, (*SIZE, 3), dtype=np.uint8)).save(path)
         first, second = detector().predict(path, score=0)[0], np.array([[3.0, 3, 6, 60], [50, 10, 60, 20]])
         moved = np.clip(first.boxes + rng.normal(0, 2, first.boxes.shape), 0, (96, 64, 96, 64))
-        whole = np.concatenate((moved[(moved[:, 2:] > moved[:, :2]).all(axis=1)], second)) if index else moved[:0]
-        labels = np.concatenate((first.labels, (0, 1)))[: len(whole)]
-        labels = np.where(rng.random(len(whole)) < 0.3, rng.integers(0, 3, len(whole)), labels)
-        records.append(Record(path, path.name, index, SIZE, whole, labels, rng.random(len(whole)) < 0.2))
+        objects = np.concatenate((moved[(moved[:, 2:] > moved[:, :2]).all(axis=1)], second)) if index else moved[:0]
+        labels = np.concatenate((first.labels, (0, 1)))[: len(objects)]
+        labels = np.where(rng.random(len(objects)) < 0.3, rng.integers(0, 3, len(objects)), labels)
+        records.append(Record(path, path.name, index, SIZE, objects, labels, rng.random(len(objects)) < 0.2))
     return Dataset(folder, "voc", "val", NAMES, (1, 2, 3), tuple(records))
 
 
@@ -267,17 +267,17 @@ def answer(dataset: Dataset) -> Why:
 def test_the_parts_sum_to_the_objects_and_found_is_what_the_metric_matches(
     dataset: Dataset, iou: float, score: float
 ) -> None:
-    found = analyse(detector(), dataset, iou=iou, score=score)
-    metrics = coco_metrics(found.truths, found.predictions, len(NAMES))
-    confusion = confusion_matrix(found.truths, found.predictions, len(NAMES), iou=iou, score=score)
-    parts = Counter(outcome.where for outcome in found.outcomes)
+    result = analyse(detector(), dataset, iou=iou, score=score)
+    metrics = coco_metrics(result.truths, result.predictions, len(NAMES))
+    confusion = confusion_matrix(result.truths, result.predictions, len(NAMES), iou=iou, score=score)
+    parts = Counter(outcome.where for outcome in result.outcomes)
     assert parts.total() == metrics.counts.sum() > 20
     assert set(parts) <= {FOUND, *MISS_REASONS}
     assert parts[FOUND] == np.trace(confusion[:3, :3]) > 0
-    shown = sum((prediction.scores >= np.float32(score)).sum() for prediction in found.predictions)
+    shown = sum((prediction.scores >= np.float32(score)).sum() for prediction in result.predictions)
     ignored = shown - confusion[:, :3].sum()
-    assert len(found.alarms) == shown - parts[FOUND] - ignored > 0
-    assert np.array_equal(np.bincount([outcome.label for outcome in found.outcomes], minlength=3), metrics.counts)
+    assert len(result.alarms) == shown - parts[FOUND] - ignored > 0
+    assert np.array_equal(np.bincount([outcome.label for outcome in result.outcomes], minlength=3), metrics.counts)
 
 
 def test_the_answer_does_not_depend_on_the_batch(dataset: Dataset, answer: Why) -> None:
@@ -290,14 +290,14 @@ def test_the_answer_does_not_depend_on_the_batch(dataset: Dataset, answer: Why) 
 
 
 def test_without_a_second_stage_found_is_what_the_proposals_cover(dataset: Dataset) -> None:
-    found = analyse(detector({"roi": {"head": "none"}}), dataset)
-    recall = proposal_recall(found.truths, [(p.boxes, p.scores) for p in found.predictions], tops=(1000,)).recall[0, 0]
-    assert len(found.lost(FOUND)) == round(recall * len(found.outcomes))
-    assert sum(len(found.lost(kind)) for kind in possible_reasons(found)) == len(found.outcomes) - len(
-        found.lost(FOUND)
-    )
-    assert list(possible_reasons(found)) == ["no_anchor", "not_in_top_k", "no_proposal"]
-    assert (found.alarms, mended(found)) == ((), {})
+    result = analyse(detector({"roi": {"head": "none"}}), dataset)
+    proposals = [(prediction.boxes, prediction.scores) for prediction in result.predictions]
+    recall = proposal_recall(result.truths, proposals, tops=(1000,)).recall[0, 0]
+    objects, found = len(result.outcomes), len(result.lost(FOUND))
+    assert found == round(recall * objects)
+    assert sum(len(result.lost(kind)) for kind in possible_reasons(result)) == objects - found
+    assert list(possible_reasons(result)) == ["no_anchor", "not_in_top_k", "no_proposal"]
+    assert (result.alarms, mended(result)) == ((), {})
     with pytest.raises(SettingsError, match=r"from an IoU of 0\.5 on, got 0\.3"):
         analyse(detector({"roi": {"head": "none"}}), dataset, iou=0.3)
 
@@ -354,14 +354,14 @@ def test_what_mending_gives_by_hand() -> None:
     # Two alarms of one object: the better one becomes right.
     assert after("bad_box", (0, 0.9, 0), (122, 0.8, 0)) == pytest.approx(low)
     assert after("duplicate", (0, 0.9, 0), (1, 0.8, 0), (100, 0.4, 0)) == pytest.approx((between, 1.0))
-    # The alarm of class 1 is taken from it and given to class 0; class 1 has no object, and no AP.
+    # The alarm moves from class 1 to class 0; class 1 has no object, and no AP.
     assert after("wrong_class", (0, 0.9, 0), (100, 0.8, 1)) == pytest.approx(low)
     assert after("background", (0, 0.9, 0), (300, 0.8, 0), (100, 0.4, 0)) == pytest.approx((between, 1.0))
     # A missing label: three objects, all found.
     assert mended(planted((0, 0.8, 0), (100, 0.7, 0), (300, 0.9, 0)))["missing_label"] == pytest.approx(1.0)
 
 
-# --- what is said and drawn ------------------------------------------------------------------------------------------
+# --- advice and pictures ---------------------------------------------------------------------------------------------
 
 ALARM = {
     "duplicate": (1, 0.8, 0),
@@ -390,14 +390,14 @@ def test_the_advice_is_about_what_costs_most_and_names_settings_that_exist(
     assert set(named) <= set(keys())
     assert named or "labels" in advice or "onger" in advice
     assert "cat" in advice or "dog" in advice or kind in MISS_REASONS or kind == "background"
-    whole = document(whole_report, dataset)
-    part = whole["lost"] if kind in MISS_REASONS else whole["false_alarms"]
+    tree = document(whole_report, dataset)
+    part = tree["lost"] if kind in MISS_REASONS else tree["false_alarms"]
     assert part[kind]["count"] == sum(part[kind]["by_class"].values()) == sum(part[kind]["by_size"].values()) == 1
-    assert len(whole["lost_objects"]) + len(whole["false_detections"]) == 1
+    assert len(tree["lost_objects"]) + len(tree["false_detections"]) == 1
 
 
 @pytest.mark.parametrize("kind", ["no_proposal", "suppressed"])
-def test_one_box_for_two_objects_is_no_matter_of_suppression(kind: str, dataset: Dataset) -> None:
+def test_the_advice_on_one_box_for_two_objects_is_not_about_suppression(kind: str, dataset: Dataset) -> None:
     answer = planted((0, 0.9, 0), (100, 0.4, 1), labels=(0, 1), lost={1: kind}, detail="shared")
     advice = report(answer, dataset, tiny.settings()).advice
     assert advice.startswith("Show images larger")
@@ -433,10 +433,10 @@ def test_pictures_and_document(dataset: Dataset, tmp_path: Path, head: str) -> N
     made = detector({"roi": {"head": head}})
     answer = report(analyse(made, dataset), dataset, made.settings)
     check_pictures(answer, dataset, tmp_path)
-    whole = document(answer, dataset)
-    assert whole["found"] + sum(entry["count"] for entry in whole["lost"].values()) == whole["objects"]
-    assert len(whole["lost_objects"]) == whole["objects"] - whole["found"]
-    assert len(whole["false_detections"]) == sum(entry["count"] for entry in whole["false_alarms"].values())
+    tree = document(answer, dataset)
+    assert tree["found"] + sum(entry["count"] for entry in tree["lost"].values()) == tree["objects"]
+    assert len(tree["lost_objects"]) == tree["objects"] - tree["found"]
+    assert len(tree["false_detections"]) == sum(entry["count"] for entry in tree["false_alarms"].values())
 
 
 def test_many_classes_and_names_like_formulas_are_drawn(dataset: Dataset, tmp_path: Path) -> None:

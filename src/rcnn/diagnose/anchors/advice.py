@@ -1,4 +1,4 @@
-"""A check of the anchors against the objects of a data set that takes seconds, before a training starts."""
+"""Check how well the anchors fit the objects of a data set, in seconds, before a training starts."""
 
 from typing import NamedTuple
 
@@ -26,8 +26,8 @@ class Advice(NamedTuple):
         now: recall at IoU 0.5 of the present anchors; 1 if there are too few objects to judge.
         fitted: recall of the fitted anchors; equal to `now` if none were fitted because that is good enough.
         anchors: the fitted rule if its gain is large enough; otherwise None.
-        missed: the sizes, in pixels of the resized image, that hold most of the objects without an anchor, such as
-            `< 16`, the number of these objects, and how many are in them.
+        missed: the range of sizes that holds most of the objects without an anchor, such as `< 16`, in pixels of the
+            resized image; the number of these objects in it; and the number of all.
     """
 
     objects: int

@@ -3,7 +3,7 @@
 N objects, L levels, k anchors per cell. Boxes are pixels of the resized image, where anchors live; float64.
 
 The overlap of an anchor with a box falls with their distance in x and in y independently. So the best position of a
-shape is the cell nearest to the box in both, and the best IoU with a whole grid takes only L * k IoUs.
+shape is the cell nearest to the box in both, and the best IoU with an entire grid takes only L * k IoUs.
 """
 
 import copy
@@ -26,7 +26,7 @@ CHUNK = 1 << 16
 """Number of objects whose IoUs are computed together."""
 
 MAX_FITTED = 2000
-"""Objects that the search uses."""
+"""Largest number of objects that the search uses."""
 
 RECALLED = 0.5
 """IoU from which an anchor recalls an object."""

@@ -279,7 +279,7 @@ def _ranked(proposals: Proposals) -> RankedBoxes:
 
 
 def _anchor_labels(detector: Detector, batch: Batch, pass_: Pass, truth: Truth, seed: int) -> AnchorLabels:
-    """Return the labels and one draw of the anchors, as a step of training makes them."""
+    """Return the labels of the anchors and one sample of them, as in a step of training."""
     net = detector.runner
     scale = batch.scales[0].flip(0).repeat(2).double()
     boxes = (torch.from_numpy(truth.boxes).to(scale.device) * scale).float()

@@ -23,13 +23,13 @@ ORIGIN = {"anchor": "#7B3294", "proposal": PALETTE[1], "box": PALETTE[0]}
 """The three boxes of a detection's origin and their colours."""
 
 MAX_PROPOSALS = 300
-"""Number of proposals in a picture, the best ones."""
+"""Largest number of proposals in a picture; the best are drawn."""
 
 MAX_NAMES = 12
-"""Number of detections with a name; more names would overlap."""
+"""Largest number of detections with a name; more names would overlap."""
 
 MAX_ORIGINS = 8
-"""Number of detections whose origins are drawn, the best ones."""
+"""Largest number of detections whose origins are drawn, best first."""
 
 SCORES = "plasma"
 """Colours of scores, from 0, dark blue, to 1, yellow."""
@@ -115,7 +115,7 @@ def _legend(axes: "Axes", **looks: Any) -> None:
 
 
 def _truths(axes: "Axes", explanation: Explanation, *, outlined: bool = False) -> None:
-    """Draw dotted frames around the labelled objects, on white ones if `outlined`."""
+    """Draw dotted frames around the labelled objects, with white outlines if `outlined`."""
     if explanation.truth is not None and len(explanation.truth.boxes):
         if outlined:
             _frames(axes, explanation.truth.boxes, colors="white", linewidths=3)

@@ -1,1 +1,1 @@
-"""Where objects are lost on their way through a detector: `rcnn why`."""
+"""Find the step of a detector that loses an object: `rcnn why`."""

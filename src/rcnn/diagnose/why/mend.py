@@ -21,7 +21,7 @@ def ap_of(truths: Sequence[Truth], predictions: Sequence[Prediction], num_classe
 def mended(why: Why) -> dict[str, float]:
     """Return kind -> AP if all errors of that kind alone were corrected; empty without a second stage.
 
-    A lost object gets its own box with score 1. A bad box or wrong class becomes right if its object is not found and
+    A lost object gets its own box with score 1. A bad box or wrong class becomes correct if its object is not found and
     no better alarm is about that object; otherwise it is removed. A missing label is added. Duplicates and detections
     on background are removed.
     """

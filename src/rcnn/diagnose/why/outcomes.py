@@ -48,8 +48,8 @@ class MissReason(NamedTuple):
 
     Attributes:
         where: one of `MISS_REASONS`; `found` if it is not lost.
-        detail: of `not_in_top_k` `cut` (a box outside the top K fits) or `missed` (none does); of `no_proposal` and
-            `suppressed` `nms`, `cut` (beyond the number kept), `small`, `score`, or `shared` (the box that fits was
+        detail: for `not_in_top_k`, `cut` (a box outside the top K fits) or `missed` (none does); for `no_proposal` and
+            `suppressed`, `nms`, `cut` (beyond the number kept), `small`, `score`, or `shared` (the box that fits was
             matched to another object).
         taken_for: the class that the object was mistaken for, or -1.
         score: of its detection, or the best score of its class in a box that fits; NaN if there is none.

@@ -22,14 +22,14 @@ NO_SETTING = {
     "other_class": "Its box was found with another class. Only training helps, or other labels.",
     "suppressed": "The box that fits it was counted for another object. Is a label there twice?",
 }
-"""Reason -> explanation where no setting of prediction helps."""
+"""Reason -> explanation, if no prediction setting helps."""
 
 
 class Remedy(NamedTuple):
     """A setting with which the step would have kept the object; a later step may still lose it.
 
     Attributes:
-        setting: its name; `score` is the threshold of the commands. Empty: no setting of prediction helps.
+        setting: its name; `score` is the threshold of the commands. Empty: no prediction setting helps.
         value: the value nearest to the present one; NaN if no setting helps.
         text: a sentence with the reason.
     """

@@ -1,6 +1,6 @@
 """The intermediate results of a detector for each image, computed by the detector's own parts.
 
-Of one image: A anchors of all levels, M of them that enter the RPN's NMS, P proposals, K classes, D final boxes.
+For one image: A anchors of all levels, of which M enter the RPN's NMS, P proposals, K classes, D final boxes.
 """
 
 from dataclasses import dataclass
