@@ -15,7 +15,7 @@ from rcnn.config import RPN
 from rcnn.detector import Detector
 from rcnn.diagnose.why.outcomes import FOUND, Outcome, Rules, miss_reason, outcomes_of
 from rcnn.diagnose.why.remedy import Remedy, remedy
-from rcnn.diagnose.why.steps import ImageSteps, check_has_steps, steps_of_pass
+from rcnn.diagnose.why.steps import ImageSteps, check_has_steps, run_steps
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.model import boxes as box_ops
 from rcnn.model.structures import Batch, Pass, Proposals, Targets, to_device
@@ -234,7 +234,7 @@ def follow(
         # No IoU is above 1: nothing is suppressed.
         before = rpn.propose(out, batch.sizes, pre=settings.pre_test, post=entries, suppress=NMS(1.0))
     threshold = detector.threshold if score is None else score
-    (steps,), (result,) = steps_of_pass(detector, batch, pass_)
+    (steps,), (result,) = run_steps(detector, batch, pass_)
     final = None
     if pass_.rois:
         shown = detections.valid[0] & (detections.scores[0] >= threshold)

@@ -57,27 +57,26 @@ def check_has_steps(detector: Detector) -> None:
         )
 
 
-def run_steps(detector: Detector, batch: AnyBatch) -> tuple[list[ImageSteps], list[Result]]:
+def run_steps(detector: Detector, batch: AnyBatch, pass_: Pass | None = None) -> tuple[list[ImageSteps], list[Result]]:
     """Run the network; return the steps of every image of a batch, and its detections in pixels of the file.
 
     Without a second stage the detections are the proposals, all of class 0.
 
+    Args:
+        detector: with its network.
+        batch: the images.
+        pass_: the pass of the network over the batch, which is then on its device. None: the network is run.
+
     Raises:
         NonFiniteError: the network's output is not finite.
     """
-    batch = to_device(batch, detector.device)
+    model, batch = detector.runner, to_device(batch, detector.device)
     with torch.inference_mode():
-        return steps_of_pass(detector, batch, detector.runner.execute(batch))
-
-
-def steps_of_pass(detector: Detector, batch: AnyBatch, pass_: Pass) -> tuple[list[ImageSteps], list[Result]]:
-    """Return the results of `run_steps` from a pass of the network over a batch on its device."""
-    model = detector.runner
-    out, proposals, detections = pass_.rpn, pass_.proposals, pass_.detections
-    assert out is not None
-    assert proposals is not None
-    assert detections is not None
-    with torch.inference_mode():
+        pass_ = model.execute(batch) if pass_ is None else pass_
+        out, proposals, detections = pass_.rpn, pass_.proposals, pass_.detections
+        assert out is not None
+        assert proposals is not None
+        assert detections is not None
         if model.fast_rcnn is None:
             zeros = torch.zeros_like(proposals.level)
             detections = Detections(proposals.boxes, proposals.scores, zeros, proposals.valid, zeros, detections.finite)
