@@ -152,7 +152,7 @@ def _centres(explanation: Explanation, level: int) -> Tensor:
 
 def cell_anchors(axes: "Axes", explanation: Explanation) -> None:
     """Draw the anchors of one cell of every level."""
-    _background(axes, explanation, f"anchors: {len(explanation.anchors):,}, here those of one cell per level")
+    _background(axes, explanation, f"anchors: {len(explanation.anchors):,}, here those of one place")
     for level, stride in enumerate(explanation.strides):
         own = explanation.anchors[_shown_cell(explanation, level)]
         _frames(axes, own, colors=PALETTE[level % len(PALETTE)], linewidths=1.6, label=f"stride {stride}")
@@ -201,7 +201,7 @@ def negatives(axes: "Axes", explanation: Explanation) -> None:
     """Draw the centres of the anchors that are trained to be background, which are too many to draw as boxes."""
     assert explanation.truth is not None
     mask = explanation.truth.label == 0
-    _background(axes, explanation, f"negative: {int(mask.sum()):,}, their centres")
+    _background(axes, explanation, f"negative: {int(mask.sum()):,}, their middles")
     for level, stride in enumerate(explanation.strides):
         own = mask & (explanation.levels == level)
         centres = box_ops.centre_size(explanation.anchors[own])[0].unique(dim=0).numpy()

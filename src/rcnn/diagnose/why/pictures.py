@@ -53,15 +53,15 @@ def draw_why(report: WhyReport, path: Path) -> None:
     counted = count_by_kind(why.outcomes, why.names)
     title = f"Where {len(why.all_lost()):,} of {len(why.outcomes):,} objects are lost at IoU {why.iou:g}"
     title += f" and score {why.score:.2f}" if why.predicts_classes else ""
-    panels = [(title, "objects", counted, possible_reasons(why))]
+    reasons = possible_reasons(why)
+    panels = [(title, "objects", _drawn(counted, reasons), reasons)]
     if why.predicts_classes:
-        shown = [
-            CountedByKind(alarms.section, alarms.title, alarms.counts + Counter({FOUND: objects.counts[FOUND]}))
+        detections = [
+            alarms._replace(counts=alarms.counts + Counter({FOUND: objects.counts[FOUND]}))
             for alarms, objects in zip(count_by_kind(why.alarms, why.names), counted, strict=True)
         ]
-        title = f"What {len(why.alarms):,} of {shown[0].counts.total():,} detections wrongly show"
-        panels.append((title, "detections", shown, ALARMS))
-    panels = [(title, what, _drawn(counted, kinds), kinds) for title, what, counted, kinds in panels]
+        title = f"What {len(why.alarms):,} of {detections[0].counts.total():,} detections wrongly show"
+        panels.append((title, "detections", _drawn(detections, ALARMS), ALARMS))
     heights = [len(drawn) + 3 for _, _, drawn, _ in panels]
     ratios = {"width_ratios": (1.55, 1), "height_ratios": heights}
     figure, grid = new_figure(len(panels), 2, 12.5, 0.36 * sum(heights) + 1.3, **ratios)
