@@ -150,7 +150,7 @@ def test_drawing_reads_the_file_of_the_result(tmp_path: Path) -> None:
 def test_drawing_says_what_is_missing_or_of_another_size() -> None:
     with pytest.raises(ValueError, match="give the image to draw on"):
         result().draw()
-    with pytest.raises(ValueError, match="the image is 80x100 pixels, but the result is of one of 100x80"):
+    with pytest.raises(ValueError, match="the image is 80x100 pixels, but the result is for 100x80"):
         result().draw(np.zeros((100, 80, 3), np.uint8))
 
 

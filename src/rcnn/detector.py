@@ -28,7 +28,7 @@ from rcnn.runtime.protocol import Runtime
 from rcnn.weights.metadata import Metadata, as_text, save_detector
 
 Propose = Callable[[Sequence[str | None], Batch], Proposals]
-"""(paths of the images of a batch, the batch) -> their proposals, in pixels of the resized images."""
+"""Function of (paths of the images of a batch, the batch) that returns proposals in pixels of the resized images."""
 
 
 class Detector:
@@ -36,21 +36,21 @@ class Detector:
 
     Args:
         model: the network, or a runtime that runs one.
-        settings: of the model and its training.
+        settings: settings of the model and its training.
         names: class names; label k is `names[k]`.
-        category_ids: the data set's own number of each class. None: 1..K.
-        threshold: default score below which boxes are left out.
+        category_ids: the data set's number for each class. None: 1..K.
+        threshold: default score threshold; boxes with a lower score are left out.
         summary: facts about the training, saved with the weights.
-        licence: of the data that it was trained on. None: `data.licence` of the settings.
-        device: where to run the network; `auto` is CUDA if available.
+        licence: licence of the training data. None: `data.licence` of the settings.
+        device: device to run the network on; `auto` is CUDA if available.
 
     Attributes:
-        viewer: decides which views of a picture the network sees.
-        pooler: makes one result of those of all views of a picture, and remarks on them.
+        viewer: chooses the views of an image that the network processes.
+        pooler: combines the results of all views of an image, and makes remarks on them.
 
     Raises:
-        SettingsError: the number of `names` or `category_ids` is not the network's number of classes, `threshold` is
-            not in [0, 1], or with `predict.tile=auto`, `summary` does not hold the `scale` of the training.
+        SettingsError: the number of `names` or `category_ids` differs from the network's number of classes, `threshold`
+            is not in [0, 1], or `predict.tile=auto` is set and `summary` lacks the `scale` of the training.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class Detector:
 
     @property
     def network(self) -> Eager:
-        """The runtime of a detector whose network is in this process: for training, losses, features and inspection.
+        """The PyTorch runtime, for training, losses, features and inspection.
 
         Raises:
             SettingsError: the detector is an exported file.
@@ -95,7 +95,7 @@ class Detector:
         if not isinstance(self.runtime, Eager):
             raise config.SettingsError(
                 f"this needs the network itself, and a file for {self.runtime.name} only detects and proposes; "
-                "take the .safetensors file that it was exported from"
+                "use the .safetensors file that it was exported from"
             )
         return self.runtime
 
@@ -106,17 +106,17 @@ class Detector:
 
     @property
     def runner(self) -> FasterRCNN:
-        """A copy of the network, made for prediction (see `Eager`)."""
+        """A copy of the network that is optimised for prediction (see `Eager`)."""
         return self.network.runner
 
     @property
     def suppression(self) -> Suppression:
-        """What chooses proposals and detections."""
+        """The suppressors of proposals and detections."""
         return self.runtime.suppression
 
     @property
     def device(self) -> torch.device:
-        """Where the runtime runs."""
+        """The device of the runtime."""
         return self.runtime.device
 
     @property
@@ -125,16 +125,16 @@ class Detector:
         return self.settings.two_stage
 
     def with_settings(self, changes: Sequence[str] | Mapping[str, Any]) -> "Detector":
-        """The same weights with other settings, as a new detector; this one is unchanged.
+        """Return a new detector with the same weights and other settings. This detector is unchanged.
 
-        Of an exported file, only settings of `data`, `predict`, `val`, `train` and `augment` can change, and those of
-        sizes, unless it was exported for one.
+        For an exported file, only the settings in `data`, `predict`, `val`, `train` and `augment` can change, and the
+        image sizes, unless it was exported for one size.
 
         Args:
             changes: `section.key=value` texts, or a tree of settings, applied to those of this detector.
 
         Raises:
-            SettingsError: a setting is wrong, needs other layers than those of the weights, or is fixed in a file.
+            SettingsError: a setting is wrong, requires different layers from the weights, or is fixed in a file.
         """
         settings = config.override(self.settings, changes)
         return self._of(self.runtime.with_settings(settings), settings, self)
@@ -142,16 +142,16 @@ class Detector:
     def with_suppression(
         self, *, proposals: Suppressor | None = None, detections: Suppressor | None = None
     ) -> "Detector":
-        """The same weights with other suppression, as a new detector. Files of weights do not hold it.
+        """Return a new detector with the same weights and other suppression. Weights files do not contain it.
 
         Args:
-            proposals: chooses the proposals of the RPN. None: as before.
-            detections: chooses the detections. None: as before.
+            proposals: suppressor of the RPN's proposals. None: unchanged.
+            detections: suppressor of detections. None: unchanged.
 
         Raises:
             SettingsError: the detector is an exported file.
         """
-        model = copy.copy(self.model)  # with the same parameters
+        model = copy.copy(self.model)  # shares the parameters
         model.suppression = Suppression(
             proposals or self.suppression.proposals, detections or self.suppression.detections
         )
@@ -165,14 +165,14 @@ class Detector:
 
         Args:
             images: paths, folders, globs, PIL images, (H, W, C) uint8 arrays, (C, H, W) tensors, or a sequence of them.
-            score: lower-scored boxes are left out. None: the threshold stored with the weights.
-            batch: images that run together if they are in the same shape bucket.
+            score: boxes with a lower score are left out. None: the threshold stored with the weights.
+            batch: number of images that run together if they are in the same shape bucket.
             features: also return the second stage's feature vector of each box.
 
         Raises:
-            ImageError: an image can't be read; it is named.
-            SettingsError: `score` is not in [0, 1], `batch` is not a positive whole number, or the model does not
-                detect or has no features.
+            ImageError: an image can't be read. The message names it.
+            SettingsError: `score` is not in [0, 1], `batch` is not a positive integer, or the model does not detect or
+                has no features.
             NonFiniteError: the network's output is not finite.
         """
         return list(self.stream(images, score=score, batch=batch, features=features))
@@ -189,14 +189,14 @@ class Detector:
         proposals: Propose | None = None,
         keep_pixels: bool = False,
     ) -> Iterator[Result]:
-        """As `predict`, but lazily and in input order: memory does not grow with the number of images.
+        """Yield the results of `predict` lazily and in input order. Memory use does not grow with the number of images.
 
         Args:
             images: as for `predict`, or a source: an iterable of `NamedImage`, such as a `Dataset`.
             score: as for `predict`.
             batch: as for `predict`.
             features: as for `predict`.
-            skip: called with the error of an image that can't be read, which is left out. None: the error is raised.
+            skip: called with the error of each image that can't be read and is left out. None: the error is raised.
             proposals: replaces the RPN.
             keep_pixels: keep the decoded image in each result, so that `Result.draw` doesn't read the file again.
         """
@@ -223,7 +223,7 @@ class Detector:
 
     @suggest_settings
     def propose(self, images: Picture | Iterable[Picture], *, top: int = 300, batch: int = 1) -> list[Result]:
-        """Class-agnostic boxes with objectness scores, at most `top` per image, best first."""
+        """Return class-agnostic boxes with objectness scores, at most `top` per image, best first."""
         return list(self.stream_proposals(images, top=top, batch=batch))
 
     def stream_proposals(
@@ -235,7 +235,7 @@ class Detector:
         skip: Skip | None = None,
         keep_pixels: bool = False,
     ) -> Iterator[Result]:
-        """As `propose`, but lazily and in input order; `skip` and `keep_pixels` as in `stream`."""
+        """Yield the results of `propose` lazily and in input order. `skip` and `keep_pixels` are those of `stream`."""
 
         def propose(collated: Batch, _: Sequence[str | None]) -> list[Result]:
             return self.region_proposals(collated)
@@ -256,43 +256,43 @@ class Detector:
         )
 
     def check_proposals(self, *, given: bool) -> None:
-        """Check that this detector can work on given proposals, or on its own.
+        """Check that this detector can work on external proposals (`given`), or on its own.
 
         Raises:
-            SettingsError: there is no second stage for given proposals, or the RPN is untrained; or proposals are given
-                to an exported file, or for windows.
+            SettingsError: there is no second stage for external proposals, the RPN is untrained, or external proposals
+                are used with an exported file or with windows.
         """
         if given:
             self.runtime.check_takes_proposals()
         if given and self.settings.predict.tile != "off":
-            raise config.SettingsError("given proposals are for whole pictures, not for windows: add predict.tile=off")
+            raise config.SettingsError("external proposals are for full images, not for windows: add predict.tile=off")
         if given and not self.two_stage:
             raise config.SettingsError("proposals are for a second stage, and this detector has none (`roi.head=none`)")
         if not given and self.settings.train.proposals is not None:
             windows = self.settings.train.proposals == config.SLIDING_WINDOWS
             sources = config.SLIDING_WINDOWS if windows else "FILE or --proposals selective-search"
             raise config.SettingsError(
-                f"the RPN of this detector is untrained (train.scheme={self.settings.train.scheme}): it works on "
-                f"proposals from elsewhere alone, which `predict` and `val` take as --proposals {sources}"
+                f"the RPN of this detector is untrained (train.scheme={self.settings.train.scheme}): it works only "
+                f"with external proposals, which `predict` and `val` take as --proposals {sources}"
             )
 
     def detect(self, batch: AnyBatch, *, features: bool = False, proposals: Proposals | None = None) -> list[Result]:
-        """Results of a collated batch, in pixels of the original images, with all scores.
+        """Return the results of a collated batch, in pixels of the original images, without applying `threshold`.
 
         `proposals`, in pixels of the resized images, replace the RPN.
 
         Raises:
-            SettingsError: the model does not detect, has no features, or can't work on these proposals or on images of
-                this type.
+            SettingsError: the model does not detect, has no features, or can't use these proposals or images of this
+                type.
             NonFiniteError: the network's output is not finite.
         """
         if not self.settings.predicts_classes:
             raise config.SettingsError(
-                "this detector has no second stage (`roi.head=none`), so it can't tell classes; ask for its proposals: "
+                "this detector has no second stage (`roi.head=none`), so it can't predict classes; use its proposals: "
                 "`propose` instead of `predict`, or the command rcnn propose"
             )
         if features and not self.two_stage:
-            raise config.SettingsError("a one-stage detector has no feature vectors of boxes; leave features=True out")
+            raise config.SettingsError("a one-stage detector has no feature vectors of boxes; omit features=True")
         self.check_proposals(given=proposals is not None)
         pass_ = (self.network.record if features else self.runtime.execute)(batch, proposals, fields=("detections",))
         assert pass_.detections is not None
@@ -302,7 +302,7 @@ class Detector:
         return self.results(batch, pass_.detections, vectors)
 
     def results(self, batch: AnyBatch, detections: Detections, vectors: Tensor | None = None) -> list[Result]:
-        """Detections of the network as one Result per image, in pixels of the original image."""
+        """Return the network's detections as one Result per image, in pixels of the original image."""
         more = () if vectors is None else (vectors,)
         scales, originals, *here = to_host([batch.scales, batch.originals, *detections, *more])
         detections, vectors, back = Detections(*here[:6]), here[6] if more else None, self.preprocessor.boxes_back
@@ -323,10 +323,10 @@ class Detector:
         ]
 
     def region_proposals(self, batch: AnyBatch) -> list[Result]:
-        """Proposals of a collated batch, in pixels of the original images.
+        """Return the proposals of a collated batch, in pixels of the original images.
 
         Raises:
-            SettingsError: the RPN is untrained, or the network does not take images of this type.
+            SettingsError: the RPN is untrained, or the network does not accept images of this type.
             NonFiniteError: the network's output is not finite.
         """
         self.check_proposals(given=False)
@@ -337,7 +337,7 @@ class Detector:
         return self.proposal_results(batch, Proposals(*proposals))
 
     def proposal_results(self, batch: AnyBatch, proposals: Proposals) -> list[Result]:
-        """Proposals of the network as one Result per image, in pixels of the original image."""
+        """Return the network's proposals as one Result per image, in pixels of the original image."""
         scales, originals, *here = to_host([batch.scales, batch.originals, *proposals])
         (boxes, scores, valid), back = here[:3], self.preprocessor.boxes_back
         return [
@@ -356,18 +356,18 @@ class Detector:
     def save(self, path: str | Path, *, half: bool = False) -> None:
         """Write weights, settings, classes and threshold as one safetensors file, atomically.
 
-        `roi.box_mean` and `roi.box_std` are folded into the layer of the boxes, and `load` undoes that to the last bit;
-        only biases may differ by a rounding in float64 if a mean is not 0. Of `data.path` and `train.init` only the
-        last part is saved.
+        `roi.box_mean` and `roi.box_std` are folded into the box layer, and `load` reverses this bit for bit. Only the
+        biases may differ, by one rounding in float64, if a mean is not 0. Only the last part of the paths `data.path`
+        and `train.init` is saved.
 
         Args:
-            path: the file; its folder exists.
-            half: save as float16, in half the space; loading widens the weights again.
+            path: the file, in an existing folder.
+            half: save as float16, in half the space. Loading converts the weights back to float32.
 
         Raises:
-            WeightsError: a number is too large for `half`.
+            WeightsError: a number is too large for float16.
             SettingsError: the detector is an exported file.
-            OSError: the folder is missing or not writable, or the disk is full; an old file is untouched.
+            OSError: the folder is missing or not writable, or the disk is full. An existing file is left unchanged.
         """
         save_detector(path, self.model.state_dict(), self, half=half)
 
@@ -380,17 +380,17 @@ class Detector:
         backbone: nn.Module | None = None,
         head: nn.Module | None = None,
     ) -> "Detector":
-        """Load a detector that `save` or `rcnn export` has written.
+        """Load a detector from a file written by `save` or `rcnn export`.
 
         Args:
-            path: the file: .safetensors, or an exported .onnx or .xml, of which nothing but the graph is run.
-            device: where to run; `auto` is CUDA if available, and the CPU for an exported file.
-            backbone: the module to fill if the detector was made with your own (`model.backbone=custom`).
-            head: likewise for the head of the second stage.
+            path: a .safetensors file, or an exported .onnx or .xml file, of which only the graph is run.
+            device: device to run on; `auto` is CUDA if available, and the CPU for an exported file.
+            backbone: the module to load weights into if the detector has a custom one (`model.backbone=custom`).
+            head: likewise, the head of the second stage.
 
         Raises:
-            WeightsError: the file is missing, damaged, not one of our detectors, or needs your own module or a package
-                that is not installed.
+            WeightsError: the file is missing, damaged, or not one of our detectors, or it needs a custom module or a
+                package that is not installed.
             SettingsError: the device can't be used.
         """
         runtime, metadata = open_file(path, device, backbone=backbone, head=head)
@@ -398,7 +398,7 @@ class Detector:
 
     @classmethod
     def _of(cls, runtime: Runtime, settings: config.Settings, about: Metadata | Self) -> "Detector":
-        """Return a detector whose classes and facts are those of another, or of a file."""
+        """Return a detector with the classes and metadata of another detector or of a file."""
         return cls(
             runtime,
             settings,
@@ -411,9 +411,9 @@ class Detector:
 
 
 def _check_finite(finite: Tensor) -> None:
-    """Raise if any output is not finite, which would otherwise look like an image without objects."""
+    """Raise if any output is not finite; it would otherwise look like an image without objects."""
     if not bool(finite.all()):
         raise NonFiniteError(
-            "the network's output is not finite (NaN or infinity): the weights are broken or the training diverged; "
+            "the network's output is not finite (NaN or infinity): the weights are damaged or the training diverged; "
             "use an earlier checkpoint, or train again with a lower train.lr"
         )

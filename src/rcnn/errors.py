@@ -1,6 +1,6 @@
-"""Errors for users, each with the exit code of a command that ends with it, and how texts for users are written.
+"""Errors for users, each with the exit code of the command that raises it, and formatting of texts for users.
 
-Messages are sentences for the person who can fix the problem: what, where, what was found, what to do.
+Messages are sentences for the person who can fix the problem: what is wrong, where, what was found, and what to do.
 """
 
 import math
@@ -12,7 +12,7 @@ from typing import Any
 UNPRINTABLE = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufeff]")
 
 _WHOLE = re.compile(r"`[^`]*`\S*|\brcnn [a-z].*|[a-z]+\.\w+=\S*(?: [a-z]+\.\w+=\S+)*|\S+")
-"""Parts of a text that stay on one line for copying: quoted texts, commands up to the end, settings, and words."""
+"""Parts of a text that are kept on one line for copying: quoted texts, commands up to the line end, settings, words."""
 
 
 class SettingsError(ValueError):
@@ -22,7 +22,7 @@ class SettingsError(ValueError):
 
 
 class DataError(Exception):
-    """The data is faulty or missing. The message is for the person who labelled it.
+    """The data is faulty or missing. The message addresses the person who labelled it.
 
     Attributes:
         faults: the `data.dataset.Fault`s that the message reports.
@@ -42,7 +42,7 @@ class ImageError(ValueError):
 
 
 class WeightsError(ValueError):
-    """A weights file is missing, damaged, of an unknown kind or does not fit. The message names the file."""
+    """A weights file is missing, damaged, of an unknown kind, or incompatible. The message names the file."""
 
     exit_code = 4
 
@@ -52,28 +52,28 @@ class UnavailableError(WeightsError):
 
 
 class TrainingError(RuntimeError):
-    """Training can't continue: a loss that is not finite, a full disk. The message says what to do."""
+    """Training can't continue, for example because of a non-finite loss or a full disk. The message says what to do."""
 
     exit_code = 1
 
 
 class ExportError(RuntimeError):
-    """An exported file gives other results than its detector, so it was deleted."""
+    """An exported file gave different results from its detector, so it was deleted."""
 
     exit_code = 1
 
 
 class NonFiniteError(ArithmeticError):
-    """The network returned NaN or infinity: its weights are damaged or its training diverged."""
+    """The network returned NaN or infinity because its weights are damaged or its training diverged."""
 
     exit_code = 1
 
 
 class Interrupted(Exception):
-    """Training was stopped by the user or the system. The message holds the command that resumes it.
+    """The user or the system stopped the training. The message contains the command that resumes it.
 
     Attributes:
-        exit_code: 128 and the number of the signal: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+        exit_code: 128 plus the signal number: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
     """
 
     exit_code = 130
@@ -84,10 +84,10 @@ class Interrupted(Exception):
 
 
 def printable(text: str) -> str:
-    """Escape characters that would control a terminal or can't be printed, since texts may come from files.
+    """Escape characters that control a terminal or can't be printed, because texts may come from files.
 
-    Control characters, marks of writing direction, and lone surrogates (Python's form of bytes in names that are not
-    UTF-8) become escapes such as `\\x1b`. Line ends and tabs are kept.
+    Control characters, writing direction marks, and lone surrogates (which Python uses for bytes in names that are not
+    UTF-8) become escapes such as `\\x1b`. Newlines and tabs are kept.
     """
     return UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
@@ -135,7 +135,7 @@ def plural(count: int, noun: str) -> str:
 
 
 def cell(value: object, digits: int = 3) -> str:
-    """Format a table's cell: floats with so many decimals, a dash for NaN, thousands separated in integers."""
+    """Format a table cell: floats with `digits` decimals, NaN as a dash, integers with thousands separators."""
     if isinstance(value, float):
         return "-" if math.isnan(value) else f"{value:.{digits}f}"
     return f"{value:,}" if isinstance(value, int) else str(value)

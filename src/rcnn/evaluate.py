@@ -25,13 +25,12 @@ from rcnn.runtime.eager import Eager
 ViewResults = tuple[Result, Result]
 """Detections and proposals of one view of an image, or of the image."""
 
-
 WINDOWS_KEPT = 1000
-"""Sliding windows of an image that count in the recall, which reads no more: all would take half a MB per image."""
+"""Number of sliding windows per image that are kept for recall, which uses no more. All would take half a MB."""
 
 
 class Source(Protocol):
-    """Batches of a data set, as from a `Loader`."""
+    """Batches of a data set, for example from a `Loader`."""
 
     @property
     def steps(self) -> int:
@@ -39,12 +38,12 @@ class Source(Protocol):
         ...
 
     def epoch(self, epoch: int) -> Iterator[Item]:
-        """All batches."""
+        """Yield all batches."""
         ...
 
 
 class Shard(NamedTuple):
-    """The part of the images that this process works on; `gather` gives all processes the objects of all."""
+    """The share of the images that this process works on. `gather` returns the objects of all processes."""
 
     rank: int = 0
     world: int = 1
@@ -65,18 +64,18 @@ def val(
     """Score a detector on a split of a data set.
 
     Args:
-        detector: from `rcnn.load`, or what that loads: a run folder, a file or a name.
+        detector: a detector, or anything that `rcnn.load` accepts: a run folder, a file or a name.
         data: folder, COCO json, data.yaml or csv.
         split: train, val, test or all.
         batch: images per batch.
-        losses: also compute the validation losses. None: if the network itself is there, not an exported file.
-        shard: the part of this process, if several share the work.
-        on_fault: damaged, stop or skip, as `data.on_fault`. None: as the detector's settings say.
+        losses: also compute the validation losses. None: for a network, but not for an exported file.
+        shard: the share of this process, if several share the work.
+        on_fault: damaged, stop or skip, as for `data.on_fault`. None: the value in the detector's settings.
 
     Raises:
         WeightsError: as for `rcnn.load`.
-        SettingsError: losses of an exported file, a batch of no images, or another `on_fault`.
-        DataError: the data can't be read, or holds a class that the detector does not know.
+        SettingsError: losses are requested for an exported file, `batch` is below 1, or `on_fault` is unknown.
+        DataError: the data can't be read, or contains a class that the detector does not know.
     """
     check_number("batch", batch, 1, kind=Integral)  # before anything is read
     detector = load(detector) if isinstance(detector, str | Path) else detector
@@ -99,19 +98,20 @@ def evaluate(
     """Score a detector on an opened data set.
 
     Args:
-        detector: to score.
-        dataset: to score it on.
+        detector: the detector to score.
+        dataset: the data set to score it on.
         batch: images per batch.
-        losses: also compute the validation losses. None: if the network itself is there, not an exported file.
-        shard: the part of this process, if several share the work.
-        progress: called with (batches done, batches in all) after each.
-        proposals: given ones for every image, or sliding windows, for the second stage and its losses. None: the
-            detector's own. The recall of sliding windows, which have no order, is of some that are drawn at random.
-        loaders: of batches with given proposals, one for each of `predict.scales`. None: `loaders_of` makes them.
+        losses: also compute the validation losses. None: for a network, but not for an exported file.
+        shard: the share of this process, if several share the work.
+        progress: called after each batch with (batches done, total number of batches).
+        proposals: external proposals for every image, or sliding windows, for the second stage and its losses. None:
+            the detector's own. Sliding windows have no order, so their recall is computed on a random sample.
+        loaders: loaders of batches with external proposals, one for each of `predict.scales`. None: made by
+            `loaders_of`.
 
     Raises:
-        SettingsError: the detector has no second stage for given proposals, its own RPN is untrained, or losses are
-            asked of an exported file.
+        SettingsError: the detector has no second stage for external proposals, its own RPN is untrained, or losses are
+            requested for an exported file.
         DataError: the data set is empty, or an image can't be read.
     """
     check_number("batch", batch, 1, kind=Integral)
@@ -141,7 +141,7 @@ def evaluate(
 def loaders_of(
     detector: Detector, dataset: Dataset, batch: int, shard: Shard, proposals: External | None = None
 ) -> list[Loader]:
-    """A loader for each of `predict.scales`, with the views of the images of this process at that scale."""
+    """Return one loader for each of `predict.scales`, with the views of this process's images at that scale."""
     settings = detector.settings
     return [
         Loader(
@@ -165,9 +165,9 @@ def _pooled(
     """Pool the results of all views of every image; the proposals are those of the first scale.
 
     Args:
-        detector: that made them.
+        detector: the detector that made the results.
         dataset: the images.
-        scored: by scale, and number of the view among those of all images at it.
+        scored: results by scale and by the index of the view among all views at that scale.
     """
     scales, pooler, start = detector.settings.predict.scales, detector.pooler, 0
     for record in dataset.records:
@@ -186,7 +186,7 @@ def _score(
     item: Item,
     sums: dict[str, list[float]] | None,
 ) -> dict[int, ViewResults]:
-    """Predictions and proposals of one batch, by image index; losses are added to `sums`."""
+    """Return the predictions and proposals of one batch by image index, and add its losses to `sums`."""
     pass_ = (detector.runtime.execute if sums is None else detector.network.record)(item.batch, item.proposals)
     assert pass_.detections is not None
     assert pass_.proposals is not None
@@ -226,7 +226,7 @@ def _metrics(
         [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records],
         predictions,
         [(proposed.boxes, proposed.scores) for _, proposed in scored],
-        # COCO's limit is for single pictures; a large one may hold many more objects.
+        # COCO's limit is for images of normal size; a large one may contain many more objects.
         max_detections=100 if settings.predict.tile == "off" else max(100, *map(len, predictions)),
         losses=losses,
         voc_rule=settings.val.voc_ap,

@@ -1,4 +1,4 @@
-"""Load detectors by name or file: packaged ones, torchvision's from its server, and files of weights."""
+"""Load detectors by name or file: packaged ones, torchvision's from its server, and weights files."""
 
 from difflib import get_close_matches
 from pathlib import Path
@@ -16,7 +16,7 @@ from rcnn.weights.hub import fetch
 from rcnn.weights.packaged import PACKAGED, packaged_path
 
 NAMES = (*PACKAGED, *(f"torchvision/{arch}" for arch in ARCHITECTURES))
-"""Names that `load` knows."""
+"""Names that `load` accepts."""
 
 
 def load(
@@ -29,21 +29,20 @@ def load(
     """Load a detector, ready to predict.
 
     Args:
-        path_or_name: a run folder, such as `runs/train/exp-1`, for its best weights, or with `train.keep=last` its
-            last; a file of weights; a file of
-            `rcnn export`, .onnx or .xml; `blood-cells`, which comes with the package; or
-            `torchvision/fasterrcnn_resnet50_fpn_v2` and torchvision's other three, with its newest COCO weights,
-            downloaded at first use (see `rcnn.weights.hub.fetch`). A name takes precedence over a file of the same
-            name; `./NAME` is the file.
-        device: device to predict on; `auto` is CUDA if available, and the CPU for an exported file.
-        backbone: the module to fill if the file's `model.backbone` is `custom`.
-        head: the second stage's head to fill, likewise.
+        path_or_name: a run folder, such as `runs/train/exp-1`, for its best weights, or its last ones with
+            `train.keep=last`; a weights file; an .onnx or .xml file from `rcnn export`; `blood-cells`, which comes with
+            the package; or `torchvision/fasterrcnn_resnet50_fpn_v2` or one of torchvision's other three detectors, with
+            its newest COCO weights, which are downloaded on first use (see `rcnn.weights.hub.fetch`). A name takes
+            precedence over a file of the same name; use `./NAME` for the file.
+        device: device to predict on. `auto` is CUDA if available, and the CPU for an exported file.
+        backbone: the module to load weights into if the file's `model.backbone` is `custom`.
+        head: likewise, the head of the second stage.
 
     Raises:
         WeightsError: the name is unknown, or the file is missing, damaged or not one of our detectors.
-        UnavailableError: a WeightsError: the weights are not in the cache and can't be downloaded, or the package that
-            runs an exported file is not installed; the message says what to do.
-        SettingsError: the device can't be used here.
+        UnavailableError: the weights are not in the cache and can't be downloaded, or the package that runs an exported
+            file is not installed. The message says what to do. It is a WeightsError.
+        SettingsError: the device can't be used.
     """
     name = str(path_or_name)
     if is_exported(name):
@@ -62,16 +61,16 @@ def load(
 
 
 def _file(name: str) -> Path:
-    """Return the file, or raise an error that suggests what may be meant."""
+    """Return the path of the file, or raise an error with a suggestion."""
     if not name:
         raise WeightsError(f"the name of the model is empty; give a file, a run, or a name: {', '.join(NAMES)}")
     path = weights_of_run(Path(name).expanduser())
     if path.is_dir():
         what = "has no weights yet" if (path / "config.yaml").is_file() else "is a folder"
-        raise WeightsError(f"{name} {what}; give a file of weights, a trained run, or a name: {', '.join(NAMES)}")
+        raise WeightsError(f"{name} {what}; give a weights file, a trained run, or a name: {', '.join(NAMES)}")
     if path.exists():
         return path
     near = get_close_matches(name.lower(), NAMES, n=1)
     if near:
-        raise WeightsError(f"{name}: no such file, nor a known name; did you mean `{near[0]}`?")
-    raise WeightsError(f"{name}: no such file. Known by name are {', '.join(NAMES)}")
+        raise WeightsError(f"{name}: no such file or known name; did you mean `{near[0]}`?")
+    raise WeightsError(f"{name}: no such file. Known names are {', '.join(NAMES)}")

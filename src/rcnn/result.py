@@ -1,4 +1,4 @@
-"""The result for one image, in pixels of the original image, with drawing and export to other formats."""
+"""The boxes found in one image, in pixels of the original image, with drawing and export to other formats."""
 
 import csv
 import io
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     import supervision
 
 DIGITS = 2
-"""Boxes are written to hundredths of a pixel; detectors are not more precise."""
+"""Decimals of a written coordinate. Detectors are not more precise than hundredths of a pixel."""
 MAX_NAMED_BOXES = 60
-"""With more boxes than this of a single class, the picture leaves out their names."""
+"""Largest number of boxes of a single class that are drawn with their names."""
 MAX_PRINTED_BOXES = 10
-"""Number of boxes, and of classes, that `print` shows."""
+"""Largest number of boxes, and of classes, that `print` shows."""
 MAX_NOTEBOOK_SIDE = 1200
-"""Longest side of the picture in a notebook, px."""
+"""Largest side of the picture in a notebook, px."""
 COLUMNS = (*csv_labels.COLUMNS, "score")
 
 
@@ -40,7 +40,7 @@ class Detection(NamedTuple):
     """One box of a result.
 
     Attributes:
-        name: of its class.
+        name: class name.
         score: in [0, 1].
         box: (4,) float32 xyxy in pixels of the original image.
         label: index into the class names.
@@ -54,22 +54,22 @@ class Detection(NamedTuple):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Result:
-    """Detections, or proposals (`names` is then `("object",)`), of one image, best first.
+    """Detections or proposals of one image, best first. For proposals, `names` is `("object",)`.
 
-    `len` is the number of boxes, iteration yields a `Detection` for each, and `print` lists the best ones. A notebook
-    shows the picture with its boxes.
+    `len` returns the number of boxes, iteration yields a `Detection` for each, and `print` lists the best ones. A
+    notebook shows the picture with its boxes.
 
     Attributes:
-        boxes: (n, 4) float32, continuous xyxy in pixels of the original image, inside it.
+        boxes: (n, 4) float32, continuous xyxy in pixels of the original image, clipped to it.
         scores: (n,) float32 in [0, 1].
         labels: (n,) int64, index into `names`.
         names: class names.
         path: the image file; None if the image came as an array.
         size: (height, width) in pixels.
-        features: (n, F) float32, the second stage's feature vectors; None unless asked for.
-        category_ids: the data set's own number of each class; None for 1..K.
-        settings: with which `path` was read; None for the defaults.
-        origin: the image as its source named it, with its decoded pixels if these were kept.
+        features: (n, F) float32, the second stage's feature vectors; None unless requested.
+        category_ids: the data set's number for each class; None for 1..K.
+        settings: the settings that `path` was read with; None for the defaults.
+        origin: the image as named by its source, with its decoded pixels if they were kept.
     """
 
     boxes: np.ndarray
@@ -85,7 +85,7 @@ class Result:
 
     @property
     def name(self) -> str:
-        """The image file, or the image's name in its source; empty for an array."""
+        """The path of the image file, or the image's name in its source; empty for an array."""
         return self.path or self.origin.name
 
     def __len__(self) -> int:
@@ -112,7 +112,7 @@ class Result:
         return "\n".join([repr(self), *map(printable, rows), *more])
 
     def _repr_png_(self) -> bytes | None:
-        """Return the picture for a notebook; None, which shows the text, for an array or a file that is missing."""
+        """Return the picture for a notebook, or None for an array or a missing file; a notebook then shows the text."""
         try:
             picture = self.draw()
         except (ImageError, ValueError):
@@ -123,18 +123,18 @@ class Result:
         return file.getvalue()
 
     def counts(self) -> dict[str, int]:
-        """Name -> number of boxes, for the classes with any, in the order of `names`."""
+        """Return the number of boxes by class name, in the order of `names`, without classes that have none."""
         counts = Counter(self.labels.tolist())
         return {self.names[label]: counts[label] for label in sorted(counts)}
 
     def filter(
         self, score: float | None = None, classes: Collection[str] | None = None, top: int | None = None
     ) -> Self:
-        """Keep the boxes with at least this score, of these classes, and of those the `top` best.
+        """Return the `top` best boxes with at least this score and one of these classes.
 
         Raises:
             SettingsError: `score` is not in [0, 1], or `top` is negative.
-            ValueError: a class that the detector does not know.
+            ValueError: the detector does not know one of the classes.
         """
         if score is not None:
             check_number("score", score, 0, 1)
@@ -154,15 +154,15 @@ class Result:
         )
 
     def draw(self, image: np.ndarray | Image.Image | None = None, score: float | None = None) -> Image.Image:
-        """Draw boxes, classes and scores on the image; many boxes of a single class are coloured by score instead.
+        """Draw boxes, classes and scores on the image. Many boxes of a single class are coloured by score instead.
 
         Args:
             image: uint8 array (H, W[, C]) or Pillow image of the same size. None: the kept pixels, or those of `path`.
-                Of more than three channels the first three are shown, of two the first as grey.
-            score: lower-scored boxes are left out.
+                With more than three channels, the first three are shown; with two, the first is shown as grey.
+            score: boxes with a lower score are not drawn.
 
         Raises:
-            ValueError: neither an image nor a path, or an image of another size.
+            ValueError: there is neither an image nor a path, or the image has a different size.
             ImageError: the file can't be read.
         """
         if image is None:
@@ -175,11 +175,11 @@ class Result:
         height, width = image.shape[:2] if isinstance(image, np.ndarray) else image.size[::-1]
         if (height, width) != tuple(self.size):
             raise ValueError(
-                f"the image is {width}x{height} pixels, but the result is of one of {self.size[1]}x{self.size[0]}; "
-                "give the image that was predicted on"
+                f"the image is {width}x{height} pixels, but the result is for {self.size[1]}x{self.size[0]}; "
+                "give the image that was used for prediction"
             )
         shown = self.filter(score)
-        if len(self.names) == 1 and len(shown) > MAX_NAMED_BOXES:  # names would add nothing
+        if len(self.names) == 1 and len(shown) > MAX_NAMED_BOXES:  # names would be redundant
             inks, tags = [shade(value) for value in shown.scores.tolist()], [""] * len(shown)
             legend = {f"{value:.2f}": shade(value) for value in (1.0, 0.75, 0.5, 0.25, 0.0)}
         else:
@@ -189,35 +189,35 @@ class Result:
         return draw_boxes(image, shown.boxes, inks, tags, legend=legend)
 
     def show(self, image: np.ndarray | Image.Image | None = None, score: float | None = None) -> None:
-        """Show the picture: in a notebook below the cell, elsewhere with the system's program for pictures.
+        """Show the picture, in a notebook below the cell and otherwise in the system's image viewer.
 
         `image` and `score` are those of `draw`.
 
         Raises:
-            UnavailableError: there is no such program, as on a server.
+            UnavailableError: there is no image viewer, for example on a server.
         """
         picture = self.draw(image, score)
         shell = sys.modules.get("IPython")
         if shell is not None and getattr(shell.get_ipython(), "kernel", None):
             import_module("IPython.display").display(picture)
         elif not import_module("PIL.ImageShow").show(picture):
-            raise UnavailableError("no program that shows pictures is found here; write it instead: result.save(FILE)")
+            raise UnavailableError("no image viewer was found; save the picture instead: result.save(FILE)")
 
     def save(self, path: str | Path, image: np.ndarray | Image.Image | None = None, score: float | None = None) -> None:
-        """Write the picture; the suffix chooses the format. A file of that name is replaced.
+        """Save the picture in the format given by the suffix. An existing file is replaced.
 
         `image` and `score` are those of `draw`.
 
         Raises:
-            ValueError: the suffix is not one of a picture, or `path` is the image itself.
+            ValueError: the suffix is not that of an image format, or `path` is the image itself.
             OSError: the folder is missing or not writable, or the disk is full.
         """
         if self.path is not None and Path(path).resolve() == Path(self.path).resolve():
-            raise ValueError(f"{path}: is the image itself, which is never written to; give another name")
+            raise ValueError(f"{path}: is the image itself, which is never overwritten; give another name")
         self.draw(image, score).save(path)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain numbers and texts: path, height, width, number of boxes by class, and detections with boxes as xyxy."""
+        """Return plain numbers and strings: path, height, width, counts by class, and detections with boxes as xyxy."""
         boxes = self.boxes.astype(np.float64).round(DIGITS).tolist()
         detections: list[dict[str, Any]] = [
             {"name": self.names[label], "label": label, "score": round(score, 5), "box": box}
@@ -231,13 +231,13 @@ class Result:
         return {"path": self.name or None, "height": height, "width": width, "counts": counts, "detections": detections}
 
     def to_coco(self, image_id: int | str | None = None) -> list[dict[str, Any]]:
-        """Rows of a COCO results file.
+        """Return rows of a COCO results file.
 
         Args:
             image_id: the data set's id of the image. None: the file name.
 
         Raises:
-            ValueError: neither an id nor a path.
+            ValueError: there is neither an id nor a path.
         """
         if image_id is None and not self.name:
             raise ValueError("this result came from an array: give its id, `result.to_coco(image_id)`")
@@ -247,7 +247,7 @@ class Result:
         return [{**row, "score": round(score, 5)} for row, score in zip(rows, self.scores.tolist(), strict=True)]
 
     def to_yolo(self, scores: bool = False) -> str:
-        """Lines of a YOLO label file: label, centre x, centre y, width, height as shares of the image.
+        """Return lines of a YOLO label file: label, centre x, centre y, width, height as fractions of the image size.
 
         Args:
             scores: add the score as a sixth column, which labelling tools do not read.
@@ -255,16 +255,16 @@ class Result:
         return yolo.labels_text(self.size, self.boxes, self.labels, self.scores if scores else None, digits=6)
 
     def to_voc(self) -> str:
-        """The text of a VOC annotation: corners to a hundredth of a pixel, the first pixel is 1, the last inclusive."""
+        """Return a VOC annotation: corners in hundredths of a pixel, counted from 1, with the last pixel inclusive."""
         return voc.labels_text(Path(self.name), self.size, self.names, self.boxes, self.labels, digits=DIGITS)
 
     def to_csv(self, header: bool = True) -> str:
-        """Rows of CSV labels, which `rcnn data check` and `rcnn train` read, with the score as a last column.
+        """Return rows of CSV labels, which `rcnn data check` and `rcnn train` read, with the score as the last column.
 
         An image without boxes gets one row with its name and size.
 
         Args:
-            header: begin with the names of the columns.
+            header: start with a row of column names.
         """
         text = io.StringIO(newline="")
         rows = csv.writer(text, lineterminator="\n")
@@ -278,7 +278,7 @@ class Result:
         return text.getvalue()
 
     def to_pandas(self) -> "pandas.DataFrame":
-        """A data frame with a row per box and the columns of `to_csv`.
+        """Return a data frame with a row per box and the columns of `to_csv`.
 
         Raises:
             UnavailableError: pandas is not installed.
@@ -293,7 +293,7 @@ class Result:
         return _package("pandas").DataFrame(values, index=range(len(self)), columns=list(COLUMNS))
 
     def to_supervision(self) -> "supervision.Detections":
-        """The detections of Roboflow's supervision, with the names of the classes as `data["class_name"]`.
+        """Return detections for Roboflow's supervision, with the class names in `data["class_name"]`.
 
         Raises:
             UnavailableError: supervision is not installed.
@@ -308,14 +308,14 @@ class Result:
 
 
 def _package(name: str) -> Any:
-    """Import the optional package of an extra of the same name.
+    """Import the optional package of the extra with the same name.
 
     Raises:
-        UnavailableError: it is not installed.
+        UnavailableError: the package is not installed.
     """
     try:
         return import_module(name)
     except ImportError as error:
         raise UnavailableError(
-            f"the package {name} can't be imported here ({error}); get it by: pip install 'rcnn[{name}]'"
+            f"the package {name} can't be imported ({error}); install it with: pip install 'rcnn[{name}]'"
         ) from None

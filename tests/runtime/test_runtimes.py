@@ -123,7 +123,7 @@ def test_a_region_proposal_network_alone_proposes(tmp_path: Path, suffix: str) -
     pass_ = found.runtime.execute(found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]]))
     assert pass_.detections is not None
     assert [tuple(part.shape) for part in pass_.detections] == [(1, 0, 4), (1, 0), (1, 0), (1, 0), (1, 0), (1,)]
-    with pytest.raises(SettingsError, match="can't tell classes"):
+    with pytest.raises(SettingsError, match="can't predict classes"):
         found.predict(WHITE)
 
 
