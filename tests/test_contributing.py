@@ -1,4 +1,4 @@
-"""The tables of changes and paths in CONTRIBUTING.md name files that exist, and objects that are in them."""
+"""Check that the tables in CONTRIBUTING.md name existing files, and objects that are in them."""
 
 import re
 from pathlib import Path
@@ -12,13 +12,13 @@ ROWS = {row.split("|")[1].strip(): row.split("|")[2] for table in TABLES for row
 
 
 def path_of(name: str) -> Path:
-    """Return the path of a file or folder of the package, or of one that is named from the root."""
+    """Return the path of a file or folder in the package or, if it is not there, in the repository root."""
     package = ROOT / "src" / "rcnn" / name
     return package if package.exists() else ROOT / name
 
 
 @pytest.mark.parametrize("change", ROWS)
-def test_files_exist_and_hold_what_the_row_names(change: str) -> None:
+def test_files_exist_and_contain_the_names_in_the_row(change: str) -> None:
     named = re.findall(r"`([^`]+)`", ROWS[change])
     paths = [path_of(name) for name in named if "/" in name or name.endswith((".py", ".html", ".js"))]
     assert paths, f"{change}: no file is named"

@@ -58,7 +58,7 @@ def test_loading_and_other_settings_draw_no_random_numbers(detector: Detector, t
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_an_image_may_be_a_file_an_array_a_picture_or_a_tensor(detector: Detector, folder: Path) -> None:
+def test_images_can_be_paths_arrays_pil_images_or_tensors(detector: Detector, folder: Path) -> None:
     path = folder / "0.png"
     picture = Image.open(path)
     array = np.asarray(picture)
@@ -72,7 +72,7 @@ def test_an_image_may_be_a_file_an_array_a_picture_or_a_tensor(detector: Detecto
     assert len(detector.predict([path, array, picture])) == 3
 
 
-def test_other_settings_leave_everything_else_as_it_is(detector: Detector, folder: Path) -> None:
+def test_with_settings_changes_only_the_settings(detector: Detector, folder: Path) -> None:
     known = {"category_ids": (7, 3), "threshold": 0.3, "summary": {"epoch": 4}, "licence": "CC0"}
     before = Detector(detector.model, detector.settings, ("cat", "dog"), device="cpu", **known)
     other = before.with_settings(["roi.detections=5"])
@@ -87,7 +87,7 @@ def test_other_settings_leave_everything_else_as_it_is(detector: Detector, folde
         before.with_settings(["roi.hidden=17"])
 
 
-def test_bf16_is_asked_for_and_its_boxes_scores_and_features_are_float32(detector: Detector, folder: Path) -> None:
+def test_bf16_is_optional_and_returns_float32_results(detector: Detector, folder: Path) -> None:
     half = detector.with_settings(["predict.precision=bf16"])
     assert (half.runtime.precision, detector.runtime.precision) == ("bf16", "float32")
     (exact,), (rounded,) = (one.predict(folder / "0.png", features=True) for one in (detector, half))
@@ -95,7 +95,7 @@ def test_bf16_is_asked_for_and_its_boxes_scores_and_features_are_float32(detecto
         assert found.features is not None
         assert {part.dtype for part in (found.boxes, found.scores, found.features)} == {np.dtype(np.float32)}
     assert 0 < np.abs(rounded.scores - exact.scores).max() < 0.01
-    # The default is the network as it is, to the last bit.
+    # By default, the network is used unchanged, bit for bit.
     picture = detector.preprocessor.resize(np.asarray(Image.open(folder / "0.png")))
     batch = detector.preprocessor.collate([picture], [SIZES[0]])
     with torch.inference_mode():
@@ -103,7 +103,7 @@ def test_bf16_is_asked_for_and_its_boxes_scores_and_features_are_float32(detecto
     assert torch.equal(plain.scores[plain.valid], torch.from_numpy(exact.scores))
 
 
-def test_16_bit_images_in_memory_are_read_as_those_in_files_are(detector: Detector, tmp_path: Path) -> None:
+def test_16_bit_images_in_memory_and_in_files_give_the_same_results(detector: Detector, tmp_path: Path) -> None:
     settings = override(detector.settings, ["data.white=4095"])
     twelve = Detector(detector.model, settings, detector.names, threshold=0.0, device="cpu")
     image = np.random.default_rng(0).integers(0, 4096, (60, 80), dtype=np.uint16)
@@ -114,7 +114,7 @@ def test_16_bit_images_in_memory_are_read_as_those_in_files_are(detector: Detect
     assert not same(file, detector.predict(image)[0])
 
 
-def test_results_come_in_the_order_of_the_images_whatever_the_batch(detector: Detector, folder: Path) -> None:
+def test_results_keep_the_order_of_the_images_for_any_batch_size(detector: Detector, folder: Path) -> None:
     alone = [detector.predict(folder / f"{index}.png")[0] for index in range(len(SIZES))]
     for batch in (1, 2, 8):
         together = list(detector.stream(folder, batch=batch))
@@ -124,7 +124,7 @@ def test_results_come_in_the_order_of_the_images_whatever_the_batch(detector: De
         assert all(same(a, b) for a, b in zip(together, alone, strict=True))
 
 
-def test_images_are_read_when_their_turn_comes(detector: Detector, folder: Path) -> None:
+def test_images_are_read_lazily(detector: Detector, folder: Path) -> None:
     stream = detector.stream([folder / "0.png", folder / "nowhere.png"])
     assert next(stream).size == SIZES[0]
     with pytest.raises(ImageError, match=r"nowhere\.png"):
@@ -139,7 +139,7 @@ def test_each_box_has_its_features_on_request(detector: Detector, folder: Path) 
     assert same(with_features, without)
 
 
-def test_scores_are_cut_at_the_stored_threshold_unless_told(detector: Detector, folder: Path) -> None:
+def test_the_stored_threshold_is_the_default_score(detector: Detector, folder: Path) -> None:
     every = detector.predict(folder / "0.png", score=0)[0].scores
     middle = float(np.median(every))
     strict = Detector(detector.model, detector.settings, detector.names, threshold=middle, device="cpu")
@@ -157,12 +157,12 @@ def test_scores_are_cut_at_the_stored_threshold_unless_told(detector: Detector, 
         ("nonsense", "unexpected keyword argument 'nonsense'"),
     ],
 )
-def test_arguments_of_other_programs_are_answered_by_their_meaning(detector: Detector, name: str, answer: str) -> None:
+def test_argument_names_of_other_programs_get_suggestions(detector: Detector, name: str, answer: str) -> None:
     with pytest.raises(TypeError, match=answer):
         detector.predict([], **{name: 1})  # type: ignore[arg-type]
 
 
-def test_proposals_are_the_best_first_without_classes(detector: Detector, folder: Path) -> None:
+def test_proposals_are_sorted_and_have_no_classes(detector: Detector, folder: Path) -> None:
     (found,) = detector.propose(folder / "0.png", top=5)
     assert found.names == ("object",)
     assert len(found) == 5
@@ -172,7 +172,7 @@ def test_proposals_are_the_best_first_without_classes(detector: Detector, folder
 
 
 @pytest.mark.parametrize("part", ["rpn.head", "fast_rcnn.predictor", "backbone"])
-def test_weights_that_are_not_finite_are_an_error(detector: Detector, folder: Path, part: str) -> None:
+def test_non_finite_weights_raise(detector: Detector, folder: Path, part: str) -> None:
     model = build(detector.settings, 2)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -186,7 +186,7 @@ def test_weights_that_are_not_finite_are_an_error(detector: Detector, folder: Pa
             broken.propose(folder / "0.png")
 
 
-def test_what_is_saved_is_loaded(detector: Detector, folder: Path, tmp_path: Path) -> None:
+def test_saved_detectors_are_loaded_unchanged(detector: Detector, folder: Path, tmp_path: Path) -> None:
     detector.summary["epoch"] = 3
     detector.save(tmp_path / "a.safetensors")
     loaded = Detector.load(tmp_path / "a.safetensors", "cpu")
@@ -198,13 +198,13 @@ def test_what_is_saved_is_loaded(detector: Detector, folder: Path, tmp_path: Pat
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
-def test_a_detector_that_has_predicted_is_copied_and_pickled(detector: Detector, folder: Path) -> None:
+def test_a_detector_can_be_copied_and_pickled_after_predicting(detector: Detector, folder: Path) -> None:
     (found,) = detector.predict(folder / "0.png")
     for other in (copy.deepcopy(detector), pickle.loads(pickle.dumps(detector))):
         assert same(other.predict(folder / "0.png")[0], found)
 
 
-def test_half_precision_halves_the_file_and_is_widened_again(detector: Detector, folder: Path, tmp_path: Path) -> None:
+def test_half_precision_halves_the_file_and_loads_as_float32(detector: Detector, folder: Path, tmp_path: Path) -> None:
     detector.save(tmp_path / "whole.safetensors")
     detector.save(tmp_path / "half.safetensors", half=True)
     whole, half = ((tmp_path / f"{name}.safetensors").stat().st_size for name in ("whole", "half"))
@@ -213,16 +213,14 @@ def test_half_precision_halves_the_file_and_is_widened_again(detector: Detector,
     kept, state = detector.model.state_dict(), loaded.model.state_dict()
     for name, tensor in state.items():
         assert tensor.dtype == kept[name].dtype
-        least = 2**-24 / (0.1 if name.startswith(LAYER) else 1)  # that layer is stored times `roi.box_std`
+        least = 2**-24 / (0.1 if name.startswith(LAYER) else 1)  # this layer is stored multiplied by `roi.box_std`
         torch.testing.assert_close(tensor, kept[name], rtol=2**-11, atol=least)
     assert len(loaded.predict(folder / "0.png")[0]) == 9
     loaded.save(tmp_path / "again.safetensors", half=True)
     assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "half.safetensors").read_bytes()
 
 
-def test_weights_too_large_for_half_precision_are_named_and_the_old_file_stays(
-    detector: Detector, tmp_path: Path
-) -> None:
+def test_weights_too_large_for_half_precision_raise_and_keep_the_old_file(detector: Detector, tmp_path: Path) -> None:
     model = build(detector.settings, 2)
     with torch.no_grad():
         model.get_parameter("rpn.head.cls.bias").fill_(1e5)
@@ -233,8 +231,8 @@ def test_weights_too_large_for_half_precision_are_named_and_the_old_file_stays(
     assert path.read_bytes() == b"old"
 
 
-def test_a_compiled_detector_finds_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one graph, whatever that is then compiled to."""
+def test_a_compiled_detector_gives_the_same_results(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The detector compiles to one graph; the test uses the eager backend."""
     settings = settings_of("tiny-fpn", [*SMALL, "predict.precision=fp16"])
     torch.manual_seed(0)
     detector = Detector(build(settings, 2), settings, ("cat", "dog"), threshold=0.0, device="cpu")
@@ -244,8 +242,8 @@ def test_a_compiled_detector_finds_the_same(folder: Path, monkeypatch: pytest.Mo
         assert same(call(found, folder / "0.png")[0], call(detector, folder / "0.png")[0])
 
 
-def test_a_detector_says_what_its_pixels_are(detector: Detector, folder: Path) -> None:
-    """`predict` and `detect`, of a network that takes uint8 and of one that takes floats, as imported ones do."""
+def test_the_batch_type_defines_the_pixel_format(detector: Detector, folder: Path) -> None:
+    """Test `predict` and `detect` with a network that takes uint8 and one that takes floats, like imported networks."""
     array = np.array(Image.open(folder / "0.png"))
     for resize, dtype in (("pillow", torch.uint8), ("interpolate", torch.float32)):
         settings = override(detector.settings, [f"preprocess.resize={resize}"])
@@ -276,7 +274,7 @@ def test_a_detector_says_what_its_pixels_are(detector: Detector, folder: Path) -
                 found.predict(one)
 
 
-def test_half_precision_is_chosen_where_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_precision_depends_on_the_compute_capability(monkeypatch: pytest.MonkeyPatch) -> None:
     for capability, expected in (((6, 1), "float32"), ((7, 0), "fp16"), ((7, 5), "fp16"), ((8, 0), "bf16")):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         assert chosen_precision("auto", torch.device("cuda")) == expected
@@ -284,7 +282,7 @@ def test_half_precision_is_chosen_where_a_gpu_has_it(monkeypatch: pytest.MonkeyP
     assert chosen_precision("auto", torch.device("cpu")) == "float32"
 
 
-def test_the_licence_of_the_data_is_kept_and_folders_are_not(detector: Detector, tmp_path: Path) -> None:
+def test_the_licence_is_saved_and_folders_are_not(detector: Detector, tmp_path: Path) -> None:
     changes = {"data": {"licence": "MIT", "path": "/home/me/pets"}, "train": {"init": "/home/me/start.pth"}}
     settings = override(detector.settings, changes)
     path = tmp_path / "a.safetensors"
@@ -296,20 +294,20 @@ def test_the_licence_of_the_data_is_kept_and_folders_are_not(detector: Detector,
     assert Detector.load(path, "cpu").licence == "CC0-1.0"
 
 
-def test_weights_of_other_layers_than_their_settings_are_refused(detector: Detector, tmp_path: Path) -> None:
+def test_weights_that_do_not_match_their_settings_are_rejected(detector: Detector, tmp_path: Path) -> None:
     wider = override(detector.settings, ["roi.hidden=24"])
     Detector(detector.model, wider, detector.names, device="cpu").save(tmp_path / "a.safetensors")
     with pytest.raises(WeightsError, match=r"a\.safetensors: holds weights, but not .*: `fast_rcnn\.head\.fc6"):
         Detector.load(tmp_path / "a.safetensors", "cpu")
 
 
-def test_weights_of_something_else_are_refused(tmp_path: Path) -> None:
+def test_weights_of_other_kinds_are_rejected(tmp_path: Path) -> None:
     save_weights(tmp_path / "a.safetensors", {"x": torch.zeros(1)}, {"kind": "checkpoint"})
     with pytest.raises(WeightsError, match=r"a\.safetensors: holds weights, but not a detector"):
         Detector.load(tmp_path / "a.safetensors")
 
 
-def test_without_a_second_stage_there_are_proposals_alone(detector: Detector, folder: Path, tmp_path: Path) -> None:
+def test_a_detector_without_second_stage_only_proposes(detector: Detector, folder: Path, tmp_path: Path) -> None:
     settings = settings_of("mobilenet-fpn", [*SMALL, "roi.head=none"])
     model = build(settings, 2)
     model.load_state_dict({k: v for k, v in detector.model.state_dict().items() if not k.startswith("fast_rcnn.")})
@@ -321,7 +319,7 @@ def test_without_a_second_stage_there_are_proposals_alone(detector: Detector, fo
     assert same(loaded.propose(folder / "0.png")[0], detector.propose(folder / "0.png")[0])
 
 
-def test_a_backbone_of_ones_own_is_passed_in_again(folder: Path, tmp_path: Path) -> None:
+def test_a_custom_backbone_is_passed_to_load(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     changes = ["model.backbone=custom", "model.levels=[3, 4]", "anchors.sizes=[[16], [32]]", "roi.levels=[3, 4]"]
     settings = settings_of("mobilenet-fpn", [*SMALL, *changes])
@@ -333,12 +331,12 @@ def test_a_backbone_of_ones_own_is_passed_in_again(folder: Path, tmp_path: Path)
         Detector.load(tmp_path / "own.safetensors", "cpu")
     other, coarse = TinyBackbone(), TinyBackbone()
     other.strides, coarse.strides = (16, 32), (8,)
-    for backbone, said in ((other, r"roi\.levels names \[3\]"), (coarse, r"anchors\.sizes has 2 levels")):
-        with pytest.raises(WeightsError, match=rf"own\.safetensors: .*{said}"):
+    for backbone, message in ((other, r"roi\.levels names \[3\]"), (coarse, r"anchors\.sizes has 2 levels")):
+        with pytest.raises(WeightsError, match=rf"own\.safetensors: .*{message}"):
             Detector.load(tmp_path / "own.safetensors", "cpu", backbone=backbone)
 
 
-def test_a_device_that_is_not_here_is_named() -> None:
+def test_an_unavailable_device_is_named() -> None:
     for name in ("cuda:99", "gpu"):
         with pytest.raises(SettingsError, match=rf"`{name}` can't be used here"):
             choose_device(name)
@@ -348,7 +346,7 @@ def test_a_device_that_is_not_here_is_named() -> None:
 
 
 @pytest.mark.parametrize(("capability", "has"), [((7, 0), False), ((7, 5), False), ((8, 0), True), ((12, 0), True)])
-def test_bf16_is_for_gpus_that_have_it(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has: bool) -> None:
+def test_bf16_requires_gpu_support(monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], has: bool) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert has_bf16(torch.device("cuda", 0)) is has
 
@@ -357,14 +355,14 @@ ONE_STAGE = [*SMALL, "roi.head=none", "rpn.classify=classes", "roi.score=0.2"]
 
 
 def spread(detector: Detector) -> None:
-    """Class logits of a fresh one-stage detector that differ."""
+    """Randomise the class logits of a new one-stage detector so that they differ."""
     head = detector.model.rpn.head.cls
     torch.nn.init.normal_(head.weight, std=1.0)
     torch.nn.init.zeros_(head.bias)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("loss", ["cross-entropy", "focal"])
-def test_a_one_stage_detector_predicts_proposes_and_is_saved(folder: Path, tmp_path: Path, loss: str) -> None:
+def test_a_one_stage_detector_predicts_proposes_and_saves(folder: Path, tmp_path: Path, loss: str) -> None:
     torch.manual_seed(0)
     settings = settings_of("mobilenet-fpn", [*ONE_STAGE, f"rpn.loss={loss}"])
     made = Detector(build(settings, 2), settings, ("cat", "dog"), threshold=0.0, device="cpu")
@@ -388,7 +386,7 @@ def at_scales(detector: Detector, *scales: float, **roi: object) -> Detector:
     return Detector(model, settings, detector.names, category_ids=(7, 3), threshold=0.0, device="cpu")
 
 
-def test_a_scale_of_1_is_the_plain_prediction(detector: Detector, folder: Path) -> None:
+def test_a_scale_of_1_changes_nothing(detector: Detector, folder: Path) -> None:
     preprocessor = detector.preprocessor
     for index, size in enumerate(SIZES):
         array = np.asarray(Image.open(folder / f"{index}.png"))
@@ -397,7 +395,7 @@ def test_a_scale_of_1_is_the_plain_prediction(detector: Detector, folder: Path) 
             assert same(one.predict(array)[0], plain)
 
 
-def test_two_scales_find_what_either_finds(detector: Detector, folder: Path) -> None:
+def test_two_scales_combine_the_results_of_each(detector: Detector, folder: Path) -> None:
     whole = {"detections": 500, "score": 0.0}
     both = at_scales(detector, 1.0, 1.7, **whole).predict(folder)
     parts = [at_scales(detector, scale, **whole).predict(folder) for scale in (1.0, 1.7)]
@@ -414,28 +412,28 @@ def test_two_scales_find_what_either_finds(detector: Detector, folder: Path) -> 
         for one in apart:
             iou = box_iou(one.boxes, pooled.boxes) * (one.labels[:, None] == pooled.labels)
             better = (iou > 0.5) & (pooled.scores >= one.scores[:, None])
-            assert better.any(axis=1).all()  # itself, or one that is better and in its place
+            assert better.any(axis=1).all()  # the same box, or a better one that replaces it
 
 
-def test_scales_change_neither_order_nor_what_is_skipped(detector: Detector, folder: Path, tmp_path: Path) -> None:
+def test_scales_change_neither_order_nor_skipped_images(detector: Detector, folder: Path, tmp_path: Path) -> None:
     pyramid = at_scales(detector, 0.5, 1.0, 1.5)
     (tmp_path / "bad.png").write_bytes(b"no image")
     images = [folder / "1.png", tmp_path / "bad.png", *(folder / f"{index}.png" for index in (0, 2, 4, 3))]
-    told: list[ImageError] = []
+    skipped: list[ImageError] = []
     alone = [pyramid.predict(image)[0] for image in images if image.name != "bad.png"]
     for batch in (1, 3):
-        told.clear()
-        together = list(pyramid.stream(images, batch=batch, skip=told.append))
+        skipped.clear()
+        together = list(pyramid.stream(images, batch=batch, skip=skipped.append))
         assert [Path(one.path or "").name for one in together] == ["1.png", "0.png", "2.png", "4.png", "3.png"]
         assert all(same(a, b) for a, b in zip(together, alone, strict=True))
-        assert len(told) == 1
+        assert len(skipped) == 1
     (with_features,) = pyramid.predict(folder / "0.png", features=True)
     assert with_features.features is not None
     assert with_features.features.shape == (len(with_features), 16)
     assert same(with_features, alone[1])
 
 
-def test_a_pyramid_has_a_level() -> None:
+def test_an_empty_list_of_scales_is_rejected() -> None:
     with pytest.raises(SettingsError, match=r"predict\.scales"):
         settings_of("mobilenet-fpn", ["predict.scales=[]"])
 
@@ -452,7 +450,7 @@ def test_a_pyramid_has_a_level() -> None:
         ("stream_proposals", {"batch": -1}, r"^batch=-1: give a whole number of at least 1"),
     ],
 )
-def test_arguments_out_of_range_are_refused_before_any_image_is_read(
+def test_arguments_out_of_range_are_rejected_before_any_image_is_read(
     detector: Detector, method: str, arguments: dict[str, object], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):
@@ -467,7 +465,7 @@ def test_arguments_out_of_range_are_refused_before_any_image_is_read(
         ({"threshold": float("nan")}, "^threshold=nan: give a number from 0 to 1"),
     ],
 )
-def test_classes_and_threshold_that_do_not_fit_are_refused(
+def test_wrong_class_counts_and_thresholds_are_rejected(
     detector: Detector, options: dict[str, object], message: str
 ) -> None:
     arguments = {"names": detector.names, **options}
@@ -485,12 +483,12 @@ def test_classes_and_threshold_that_do_not_fit_are_refused(
         ([3], "int is not an image"),
     ],
 )
-def test_what_is_not_an_image_is_refused(detector: Detector, image: object, message: str) -> None:
+def test_invalid_images_are_rejected(detector: Detector, image: object, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         detector.predict(image)  # type: ignore[arg-type]
 
 
-def test_missing_paths_of_a_list_are_skipped(detector: Detector, folder: Path) -> None:
+def test_missing_paths_in_a_list_are_skipped(detector: Detector, folder: Path) -> None:
     skipped: list[ImageError] = []
     images = [folder / "0.png", "nowhere.png", "", folder / "1.png"]
     found = list(detector.stream(images, skip=skipped.append))

@@ -1,4 +1,4 @@
-"""The documentation agrees with the code: settings, links, commands and examples.
+"""Check the documentation against the code: settings, links, commands and examples.
 
 `python tests/test_docs.py` prints the tables of docs/settings.md.
 """
@@ -27,30 +27,30 @@ from rcnn.presets import PRESETS
 ROOT = Path(__file__).parents[1]
 PUBLIC_MODULES = {
     "rcnn.config": "the sections of settings, and `override`",
-    "rcnn.data.synthetic": "data for a first try, without a download",
-    "rcnn.images.batch": "`Preprocessor`, for a training loop of the user's own",
-    "rcnn.interop.torchvision": "`UserHead` and `as_backbone`, for modules of the user's own",
+    "rcnn.data.synthetic": "data to try things out without a download",
+    "rcnn.images.batch": "`Preprocessor`, for custom training loops",
+    "rcnn.interop.torchvision": "`UserHead` and `as_backbone`, for custom modules",
     "rcnn.model.assign": "tensor functions that a user may call or replace",
     "rcnn.model.boxes": "the same",
-    "rcnn.model.structures": "the tuples that modules of the user's own take and return",
-    "rcnn.model.suppress": "`NMS`, and the interface of a suppressor of the user's own",
+    "rcnn.model.structures": "the tuples that custom modules take and return",
+    "rcnn.model.suppress": "`NMS`, and the interface of custom suppressors",
     "rcnn.ops": "operators for PyTorch programs of any kind",
     "rcnn.teaching": "functions for exercises",
-    "rcnn.training.recorders": "`Recorder`, the base class of a user's own logger",
+    "rcnn.training.recorders": "`Recorder`, the base class of custom loggers",
 }
-"""Modules besides `rcnn` that documentation and examples may import from -> what users need them for."""
+"""Purpose of each module that documentation and examples may import from, besides `rcnn`."""
 
 PAGES = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")] + sorted(ROOT.glob("docs/*.md"))
 
 
 def blocks(page: Path) -> Iterator[tuple[str, str]]:
-    """Info string and text of each fenced block."""
+    """Yield the info string and the text of each fenced block."""
     for match in re.finditer(r"^```([^\n]*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL):
         yield match[1].strip(), match[2]
 
 
 def settings_tables() -> str:
-    """One table a section, as docs/settings.md has them."""
+    """Return the tables of docs/settings.md, one per section."""
     schema = Settings.model_json_schema()
     tables = []
     for name, entry in schema["properties"].items():
@@ -69,14 +69,14 @@ def cell(text: str) -> str:
 
 
 def shown(value: object) -> str:
-    """A default as it is written on the command line."""
+    """Return a default value as it is written on the command line."""
     if isinstance(value, float):
         return f"{value:.6g}"
     return yaml.safe_dump(value, default_flow_style=True, width=1000).strip().removesuffix("\n...")
 
 
 def allowed(field: dict[str, Any]) -> str:
-    """What a setting may be."""
+    """Return the allowed values of a setting."""
     if "anyOf" in field:
         return " or ".join(dict.fromkeys(allowed(choice) for choice in field["anyOf"]))
     if "enum" in field:
@@ -89,24 +89,24 @@ def allowed(field: dict[str, Any]) -> str:
     return " ".join([plain[field["type"]], ", ".join(limits)]).strip()
 
 
-def test_the_tables_of_settings_are_those_of_the_code() -> None:
+def test_settings_tables_match_the_code() -> None:
     text = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
-    lines, wanted = text.splitlines(), settings_tables().splitlines()
-    stale = [line for line in wanted if line not in lines]
+    lines, expected = text.splitlines(), settings_tables().splitlines()
+    stale = [line for line in expected if line not in lines]
     assert not stale, "docs/settings.md is stale; `python tests/test_docs.py` prints:\n" + "\n".join(stale)
-    start = lines.index(wanted[0])
-    assert lines[start : start + len(wanted)] == wanted  # each under its own section, in the order of the code
+    start = lines.index(expected[0])
+    assert lines[start : start + len(expected)] == expected  # each in its section, in the order of the code
     listed = set(re.findall(r"^\| `(\w+\.\w+)` \|", text, re.MULTILINE))
     assert listed == set(keys())
 
 
-def test_the_operators_that_are_told_of_are_those_there_are() -> None:
+def test_the_documented_operators_match_the_code() -> None:
     text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
-    (told,) = re.findall(r"^`rcnn\.ops` has (.*)\.$", text, re.MULTILINE)
-    assert sorted(re.findall(r"`(\w+)`", told)) == sorted(ops.__all__)
+    (sentence,) = re.findall(r"^`rcnn\.ops` has (.*)\.$", text, re.MULTILINE)
+    assert sorted(re.findall(r"`(\w+)`", sentence)) == sorted(ops.__all__)
 
 
-def test_names_of_other_programs_are_told_of_with_ours() -> None:
+def test_every_alias_is_documented() -> None:
     rows = [line.split(" | ") for line in (ROOT / "docs/migrating.md").read_text(encoding="utf-8").splitlines()]
     pairs = {(name, here.strip("` |")) for elsewhere, *ours in rows for here in ours for name in named(elsewhere)}
     assert not {*ALIASES.items(), *SUGGESTIONS.items()} - pairs
@@ -116,10 +116,10 @@ def named(cell: str) -> list[str]:
     return re.findall(r"`(\w+)`", cell)
 
 
-def test_the_design_lists_the_commands() -> None:
+def test_the_design_page_lists_all_commands() -> None:
     text = (ROOT / "docs/DESIGN.md").read_text(encoding="utf-8")
-    (told,) = re.findall(r"^`rcnn train`.*?\.", text, re.MULTILINE)
-    listed = {name.removeprefix("rcnn ") for name in re.findall(r"`([^`]+)`", told)}
+    (sentence,) = re.findall(r"^`rcnn train`.*?\.", text, re.MULTILINE)
+    listed = {name.removeprefix("rcnn ") for name in re.findall(r"`([^`]+)`", sentence)}
     commands: Any = typer.main.get_command(app)
     groups = {name: command for name, command in commands.commands.items() if hasattr(command, "commands")}
     assert listed == {
@@ -128,14 +128,14 @@ def test_the_design_lists_the_commands() -> None:
     }
 
 
-def test_the_design_lists_the_exit_codes() -> None:
+def test_the_design_page_lists_all_exit_codes() -> None:
     text = (ROOT / "docs/DESIGN.md").read_text(encoding="utf-8")
     listed = re.findall(r"^\| (\d+) \| ", text[text.index("| exit code |") :], re.MULTILINE)
     codes = {kind.exit_code for kind in vars(errors).values() if hasattr(kind, "exit_code")}
     assert set(map(int, listed)) == {0, *codes}
 
 
-def test_the_layout_names_every_part() -> None:
+def test_the_layout_lists_every_package_and_module() -> None:
     layout = next(block for _, block in blocks(ROOT / "docs/DESIGN.md") if block.startswith("src/rcnn/"))
     inside = layout[: layout.index("\ntests/")]
     missing = []
@@ -148,18 +148,18 @@ def test_the_layout_names_every_part() -> None:
     assert all((ROOT / "src/rcnn" / name).exists() for name in named)
 
 
-def test_every_kind_of_image_is_told_of_and_no_other() -> None:
+def test_the_documented_image_suffixes_match_the_code() -> None:
     (line,) = [line for line in (ROOT / "docs/data.md").read_text(encoding="utf-8").splitlines() if "`.jpeg`" in line]
     assert re.findall(r"`(\.\w+)`", line) == list(IMAGE_SUFFIXES)
 
 
-def test_every_preset_is_told_of() -> None:
+def test_every_preset_is_documented() -> None:
     text = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
     assert not [name for name in PRESETS if f"`{name}`" not in text]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page: Path) -> None:
+def test_link_targets_exist(page: Path) -> None:
     text = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     targets = [target for target in re.findall(r"\]\(([^)#\s]+)", text) if "://" not in target]
     missing = [target for target in targets if not (page.parent / target).exists()]
@@ -179,7 +179,7 @@ def test_settings_and_options_in_the_text_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_names_of_python_in_the_text_exist(page: Path) -> None:
+def test_python_names_in_the_text_exist(page: Path) -> None:
     named = set(re.findall(r"(?<![\w./-])rcnn(?:\.[A-Za-z_]\w*)+", page.read_text(encoding="utf-8")))
     for name in list(named):
         with suppress(ImportError, AttributeError):
@@ -199,7 +199,7 @@ def test_documentation_imports_public_names_only() -> None:
 
 
 def names_of_ours(tree: ast.AST) -> Iterator[str]:
-    """Modules of `rcnn` that code imports or imports names from, and names of `rcnn` itself."""
+    """Yield modules of `rcnn` that code imports or imports names from, and names used as `rcnn.NAME`."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names if name.name.split(".")[0] == "rcnn")
@@ -212,10 +212,10 @@ def names_of_ours(tree: ast.AST) -> Iterator[str]:
 
 
 def is_command(line: str) -> bool:
-    """Whether a shell line calls a command of ours with options that it has."""
+    """Return whether a shell line calls an existing command with existing options."""
     words = shlex.split(line, comments=True)
     if "rcnn" not in words:
-        return True  # the word is in a comment
+        return True  # only mentioned in a comment
     words = words[words.index("rcnn") + 1 :]
     command: Any = typer.main.get_command(app)
     while words and words[0] in getattr(command, "commands", {}):
@@ -226,10 +226,10 @@ def is_command(line: str) -> bool:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 @pytest.mark.usefixtures("blank_figures")
-def test_python_examples_are_python_and_those_marked_run(
+def test_python_examples_compile_and_those_marked_run_are_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # for the files that examples write
+    monkeypatch.chdir(tmp_path)  # examples write files
     names: dict[str, Any] = {"__name__": "example"}
     for info, block in blocks(page):
         if info.startswith("python"):

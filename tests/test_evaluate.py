@@ -43,9 +43,7 @@ def detector(dataset: Dataset) -> Detector:
     return Detector(build(settings, len(dataset.names)), settings, dataset.names, device="cpu")
 
 
-def test_eleven_points_take_the_place_of_vocs_area_and_change_nothing_of_coco(
-    detector: Detector, dataset: Dataset
-) -> None:
+def test_11_point_ap_replaces_the_voc_area_and_not_coco_ap(detector: Detector, dataset: Dataset) -> None:
     area = evaluate(detector, dataset, losses=False)
     points = evaluate(detector.with_settings(["val.voc_ap=11-point"]), dataset, losses=False)
     count = len(dataset.names)
@@ -63,13 +61,13 @@ def test_eleven_points_take_the_place_of_vocs_area_and_change_nothing_of_coco(
     assert "(area)" not in str(points) + points._repr_html_()
 
 
-def test_a_model_without_classes_has_no_ap_by_eleven_points() -> None:
+def test_a_model_without_classes_has_no_11_point_ap() -> None:
     with pytest.raises(SettingsError, match="is a rule of VOC's AP, and a model that only"):
         settings_of("mobilenet-fpn", ["roi.head=none", "val.voc_ap=11-point"])
     assert settings_of("mobilenet-one-stage", ["val.voc_ap=11-point"]).val.voc_ap == "11-point"
 
 
-def test_a_model_without_second_stage_is_scored_by_its_proposals(dataset: Dataset) -> None:
+def test_a_model_without_second_stage_is_scored_on_its_proposals(dataset: Dataset) -> None:
     torch.manual_seed(0)
     settings = settings_of("mobilenet-fpn", [*SMALL, "roi.head=none"])
     first = Detector(build(settings, len(dataset.names)), settings, dataset.names, device="cpu")
@@ -81,10 +79,10 @@ def test_a_model_without_second_stage_is_scored_by_its_proposals(dataset: Datase
 
 
 class _Stopped(Exception):
-    """The second process has handed its part over."""
+    """Raised when the second process has returned its part."""
 
 
-def test_processes_that_share_the_images_score_as_one_does(detector: Detector, dataset: Dataset) -> None:
+def test_processes_that_share_the_images_give_the_same_scores(detector: Detector, dataset: Dataset) -> None:
     parts: list[Any] = []
 
     def keep(part: Any) -> list[Any]:
@@ -102,7 +100,7 @@ def test_processes_that_share_the_images_score_as_one_does(detector: Detector, d
         assert all(np.array_equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-def test_scores_are_those_of_what_is_predicted(detector: Detector, folder: Path, dataset: Dataset) -> None:
+def test_metrics_are_computed_from_the_predictions(detector: Detector, folder: Path, dataset: Dataset) -> None:
     metrics = val(detector, folder, losses=False)
     assert metrics.losses == {}
     found = [detector.predict(record.path, score=0)[0] for record in dataset.records]
@@ -130,9 +128,7 @@ def test_a_one_stage_detector_has_an_ap_and_two_losses(dataset: Dataset, loss: s
         assert np.array_equal(result.boxes, prediction.boxes)
 
 
-def test_an_image_pyramid_is_scored_as_it_predicts_whoever_shares_the_work(
-    detector: Detector, dataset: Dataset
-) -> None:
+def test_image_pyramids_are_scored_on_their_predictions(detector: Detector, dataset: Dataset) -> None:
     settings = override(detector.settings, {"predict": {"scales": (1.0, 0.6, 1.9)}})
     pyramid = Detector(detector.model, settings, detector.names, device="cpu")
     calls: list[tuple[int, int]] = []
@@ -160,7 +156,7 @@ def test_an_image_pyramid_is_scored_as_it_predicts_whoever_shares_the_work(
 
 
 @pytest.mark.parametrize("scales", [(1.0,), (1.0, 1.5)])
-def test_windows_are_scored_as_they_predict_whoever_shares_the_work(
+def test_windows_are_scored_on_their_predictions(
     detector: Detector, dataset: Dataset, scales: tuple[float, ...]
 ) -> None:
     tiled = detector.with_settings({"predict": {"tile": 64, "scales": scales}})
@@ -169,14 +165,14 @@ def test_windows_are_scored_as_they_predict_whoever_shares_the_work(
     for record, prediction in zip(dataset.records, metrics.predictions, strict=True):
         assert len(tiled.viewer.views(record.size)) > 1
         (result,) = tiled.predict(record.path, score=0)
-        assert len(result) > detector.settings.roi.detections  # which counts per window
+        assert len(result) > detector.settings.roi.detections  # this limit is per window
         assert np.array_equal(result.boxes, prediction.boxes)
         assert np.array_equal(result.scores, prediction.scores)
     truths = [Truth(record.boxes, record.labels, record.ignore) for record in dataset.records]
     expected = proposal_recall(truths, [(one.boxes, one.scores) for one in proposed])
     assert np.array_equal(metrics.proposals.ar, expected.ar)
     answer = analyse(tiled, dataset, batch=3)
-    if len(scales) == 1:  # `why` looks at the plain size alone
+    if len(scales) == 1:  # `why` uses only scale 1
         pairs = zip(answer.predictions, metrics.predictions, strict=True)
         assert all(np.array_equal(a, b) for one, other in pairs for a, b in zip(one, other, strict=True))
     assert len(answer.outcomes) == sum(len(truth.labels) for truth in truths)
@@ -184,13 +180,13 @@ def test_windows_are_scored_as_they_predict_whoever_shares_the_work(
     assert {len(one.boxes) for one in evaluate(few, dataset, batch=2).predictions} == {12}
 
 
-def test_given_proposals_are_for_whole_images(detector: Detector, dataset: Dataset) -> None:
+def test_external_proposals_are_rejected_for_windows(detector: Detector, dataset: Dataset) -> None:
     tiled = detector.with_settings(["predict.tile=64"])
     with pytest.raises(SettingsError, match=r"not for windows: add predict\.tile=off"):
         evaluate(tiled, dataset, proposals=ProposalSet([NOTHING] * len(dataset), 5))
 
 
-def test_no_images_are_an_error(detector: Detector, dataset: Dataset) -> None:
+def test_an_empty_data_set_raises(detector: Detector, dataset: Dataset) -> None:
     empty = Dataset(dataset.root, "voc", "val", dataset.names, dataset.category_ids, ())
     with pytest.raises(DataError, match="the val split has no images to score on"):
         evaluate(detector, empty)
@@ -204,7 +200,7 @@ def test_no_images_are_an_error(detector: Detector, dataset: Dataset) -> None:
         ({"on_fault": "ignore"}, r"`data\.on_fault`: Input should be"),
     ],
 )
-def test_python_refuses_what_the_command_refuses(
+def test_val_rejects_the_same_arguments_as_the_command(
     detector: Detector, folder: Path, options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(SettingsError, match=message):

@@ -1,4 +1,4 @@
-"""The model is one graph: every preset compiles whole, and exports with a free batch size, height and width."""
+"""Check that every preset compiles to one graph and exports with dynamic batch size, height and width."""
 
 from collections.abc import Callable
 from functools import partial
@@ -18,33 +18,33 @@ from tests.model import tiny
 from tests.test_presets import scene
 
 SMALLER = ["rpn.post_test=20", "roi.hidden=256"]
-"""What differs where graphs are run and saved, to save time; the operators are the same."""
+"""Changes that save time where graphs are run and saved. The operators are the same."""
 DEEP = {"resnet101-fpn"}
-"""Presets whose tests take over 10 seconds."""
+"""Presets whose tests take more than 10 seconds."""
 EVERY_PRESET = [pytest.param(name, marks=[pytest.mark.slow] if name in DEEP else []) for name in PRESETS]
 KINDS = {"paper-zf-one-stage", "tiny-fpn", "resnet50-c4", "paper-zf"}
 """One preset for each kind of part that a saved file can hold."""
 
 
 def preset(name: str, *changes: str) -> FasterRCNN:
-    """A preset with random weights, spread so that scores and boxes differ and activations stay small."""
+    """Return a preset with random weights that give different scores and boxes and small activations."""
     torch.manual_seed(0)
     net = build(settings_of(name, ["roi.score=0.001", *changes]), 3)
     with torch.no_grad():
         for path, tensor in net.state_dict().items():
             if path.endswith(("rpn.head.cls.weight", "rpn.head.reg.weight", "predictor.cls.weight")):
                 tensor.normal_(std=0.05)
-            elif path.endswith("bn3.weight"):  # 33 sums of a deep ResNet's blocks would grow without bound
+            elif path.endswith("bn3.weight"):  # activations would grow over the 33 blocks of a deep ResNet
                 tensor.fill_(0.2)
     return net
 
 
 class Traced(Exception):
-    """Raised in place of running a graph: the second stage of 1,000 RoIs alone takes seconds."""
+    """Raised instead of running a graph: the second stage for 1,000 RoIs alone takes seconds."""
 
 
 def operators_of(function: Callable[..., Any], *arguments: Any) -> set[str]:
-    """Our operators in the one graph that a function becomes. The graph is not run."""
+    """Compile a function to one graph and return our operators in it. The graph is not run."""
     graphs: list[torch.fx.GraphModule] = []
 
     def stop(*_: Any) -> None:
@@ -70,18 +70,18 @@ def test_every_preset_is_one_graph(name: str) -> None:
     pool = {"align": {"roi_align"}, "max": {"roi_pool"}}[net.settings.roi.pool] if net.fast_rcnn else set()
     with torch.no_grad():
         assert operators_of(net.eval().forward, batch) == {"nms"} | pool
-        if name in KINDS:  # `propose` is the first half of `forward`; the last is what `predict.compile` compiles
+        if name in KINDS:  # `propose` is half of `forward`; `prepared` is what `predict.compile` compiles
             assert operators_of(net.propose, batch) == {"nms"}
             runner = Eager(preset(name, *SMALLER), torch.device("cpu")).runner
             prepared = partial(execute_fields, runner, Batch, ("proposals", "detections"))
             assert operators_of(prepared, batch.images, batch.sizes) == {"nms"} | pool
-    proposed = {"nms"} if net.fast_rcnn else set()  # without a second stage nobody needs proposals in training
+    proposed = {"nms"} if net.fast_rcnn else set()  # training needs no proposals without a second stage
     assert operators_of(net.train().loss, batch, targets, keys) == {"match"} | proposed | pool
 
 
 @pytest.mark.parametrize("scheme", [StageLoss, JointFull])
-def test_a_compiled_training_step_equals_eager(scheme: type[StageLoss]) -> None:
-    """Losses and gradients of the whole step, backward pass included, of one graph through AOTAutograd."""
+def test_a_compiled_training_step_equals_the_eager_one(scheme: type[StageLoss]) -> None:
+    """Compare losses and gradients of the entire step, including the backward pass, as one graph by AOTAutograd."""
     net = preset("tiny-fpn").double()
     data, targets = tiny.batch(2, 64, 96, dtype=torch.float64)
     loss = scheme(net.train())
@@ -90,10 +90,10 @@ def test_a_compiled_training_step_equals_eager(scheme: type[StageLoss]) -> None:
     tiny.assert_same_losses(net, loss, compiled, data, targets)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # PyTorch 2.11 uses it itself
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # PyTorch 2.11 itself uses it
 @pytest.mark.slow
-def test_inductor_takes_the_operators() -> None:
-    net = tiny.model({}).double().eval()  # in float32 its other order of sums changes places of equal scores
+def test_inductor_compiles_the_operators() -> None:
+    net = tiny.model({}).double().eval()  # in float32, its different order of sums reorders equal scores
     batch, _ = tiny.batch(2, 64, 96, dtype=torch.float64)
     torch._dynamo.reset()
     with torch.no_grad():
@@ -101,7 +101,7 @@ def test_inductor_takes_the_operators() -> None:
 
 
 class Program(nn.Module):
-    """A detector as `torch.export` takes it: tensors in; detections and proposals as tensors out."""
+    """A detector for `torch.export`: takes tensors and returns detections and proposals as tensors."""
 
     def __init__(self, net: FasterRCNN) -> None:
         super().__init__()
@@ -113,7 +113,7 @@ class Program(nn.Module):
 
 
 def exported(program: Program) -> torch.export.ExportedProgram:
-    """A detector with free batch size, height and width, as docs/python.md makes it. Made on one shape for others."""
+    """Export a detector with dynamic batch size, height and width from one example shape, as in docs/python.md."""
     multiple = program.net.settings.preprocess.multiple
     count = torch.export.Dim("count", min=1, max=64)
     height, width = (multiple * torch.export.Dim(name, min=3, max=100) for name in ("height", "width"))
@@ -123,7 +123,7 @@ def exported(program: Program) -> torch.export.ExportedProgram:
 
 
 def assert_agrees(run: nn.Module, program: Program, *shapes: tuple[int, int, int]) -> None:
-    """On each shape, (images, height, width) in multiples of `preprocess.multiple`, there are boxes, and the same."""
+    """Check equal, non-empty results for shapes (images, height, width) in multiples of `preprocess.multiple`."""
     multiple = program.net.settings.preprocess.multiple
     for seed, (count, height, width) in enumerate(shapes, start=1):
         batch, _ = tiny.batch(count, height * multiple, width * multiple, seed=seed, dtype=torch.uint8)
@@ -133,11 +133,11 @@ def assert_agrees(run: nn.Module, program: Program, *shapes: tuple[int, int, int
         assert Detections(*expected[:6]).valid.any()
 
 
-# torch.export.save takes weights in channels-last order for slices of a tensor that it does not see; torch.export.load
-# of PyTorch 2.11 says of its own buffer that it is not writable.
+# torch.export.save warns about channels-last weights, as if they were slices of a larger tensor; torch.export.load of
+# PyTorch 2.11 warns that its own buffer is not writable.
 @pytest.mark.filterwarnings("ignore:No complete tensor found", "ignore:The given buffer is not writable")
 @pytest.mark.parametrize("name", EVERY_PRESET)
-def test_every_preset_exports_with_its_proposals_and_each_kind_is_saved(name: str, tmp_path: Path) -> None:
+def test_every_preset_exports_and_each_kind_can_be_saved(name: str, tmp_path: Path) -> None:
     program = Program(preset(name, *SMALLER).eval())
     made = exported(program)
     if name in KINDS:

@@ -38,13 +38,13 @@ def test_a_packaged_detector_is_loaded_by_name(detector: Detector, tmp_path: Pat
     detector.save(tmp_path / "packaged.safetensors")
     monkeypatch.setattr(open_model, "packaged_path", {"blood-cells": tmp_path / "packaged.safetensors"}.get)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "blood-cells").mkdir()  # a data set, say: the name wins
+    (tmp_path / "blood-cells").mkdir()  # for example, a data set; the name takes precedence
     assert rcnn.load("blood-cells", "cpu").names == ("cat", "dog")
 
 
 @pytest.fixture
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Addresses that were fetched; each gives torchvision's smallest detector, of random weights."""
+    """Return the list of fetched URLs. Each URL provides torchvision's smallest detector with random weights."""
     addresses: list[str] = []
 
     def fetch(url: str) -> Path:
@@ -64,7 +64,7 @@ def test_torchvisions_newest_weights_are_loaded_by_name(asked: list[str]):
     assert {"person", "toothbrush"} < set(detector.names)
 
 
-def test_a_name_is_a_model_of_the_commands(asked: list[str], tmp_path: Path):
+def test_commands_accept_names(asked: list[str], tmp_path: Path):
     Image.fromarray(np.zeros((60, 80, 3), dtype=np.uint8)).save(tmp_path / "photo.png")
     words = ["predict", f"torchvision/{SMALLEST}", tmp_path / "photo.png", "--out", tmp_path / "out", "--device", "cpu"]
     with pytest.raises(SystemExit) as stop:
@@ -74,14 +74,14 @@ def test_a_name_is_a_model_of_the_commands(asked: list[str], tmp_path: Path):
     assert json.loads((tmp_path / "out" / "results.json").read_text())[0]["width"] == 80
 
 
-def test_without_a_network_the_file_and_its_place_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_offline_errors_name_the_file_and_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RCNN_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(UnavailableError, match=rf"Get https://.*dd69338a\.pth .* into {tmp_path}"):
         rcnn.load("torchvision/fasterrcnn_resnet50_fpn_v2", "cpu")
 
 
-def test_all_that_is_fetched_by_name_is_encrypted_and_has_published_digits():
+def test_downloads_use_https_and_have_published_digests():
     urls = [
         get_model_weights(name.removeprefix("torchvision/"))["DEFAULT"].url for name in open_model.NAMES if "/" in name
     ]
@@ -101,18 +101,18 @@ def test_all_that_is_fetched_by_name_is_encrypted_and_has_published_digits():
         ("Blood-Cells", "blood-cells"),
     ],
 )
-def test_a_misspelt_name_meets_the_nearest_one(name: str, meant: str):
+def test_a_misspelt_name_gets_a_suggestion(name: str, meant: str):
     with pytest.raises(WeightsError, match=rf"{name}: no such file or known name; did you mean `{meant}`\?"):
         rcnn.load(name, "cpu")
 
 
 @pytest.mark.parametrize("name", ["yolo", "runs/train/exp-1/weights/best.safetensors"])
-def test_what_is_neither_file_nor_name_meets_the_names(name: str):
+def test_an_unknown_name_gets_the_list_of_names(name: str):
     with pytest.raises(WeightsError, match=rf"{name}: no such file\. Known names are blood-cells, torchvision/faster"):
         rcnn.load(Path(name), "cpu")
 
 
-def test_a_run_folder_stands_for_its_best_weights(detector: Detector, tmp_path: Path):
+def test_a_run_folder_loads_its_best_weights(detector: Detector, tmp_path: Path):
     with pytest.raises(WeightsError, match="is a folder; give a weights file, a trained run, or a name"):
         rcnn.load(tmp_path, "cpu")
     (tmp_path / "config.yaml").touch()
@@ -124,7 +124,7 @@ def test_a_run_folder_stands_for_its_best_weights(detector: Detector, tmp_path: 
     assert examine(tmp_path) == examine(tmp_path / "weights" / "best.safetensors")
 
 
-def test_a_device_that_is_not_there_is_said_before_anything_is_fetched(monkeypatch: pytest.MonkeyPatch):
+def test_an_unavailable_device_raises_before_any_download(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(open_model, "fetch", lambda url: pytest.fail(f"fetched {url}"))
     with pytest.raises(SettingsError, match="no-such-device"):
         rcnn.load(f"torchvision/{SMALLEST}", "no-such-device")

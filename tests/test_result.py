@@ -35,13 +35,13 @@ def test_length_counts_and_text() -> None:
     assert repr(empty()) == "Result(array, 100x80: nothing)"
 
 
-def test_filter_keeps_the_best_of_what_is_asked_for() -> None:
+def test_filter_keeps_the_best_matching_boxes() -> None:
     features = np.arange(6, dtype=np.float32).reshape(3, 2)
     kept = result(features=features).filter(score=0.3, classes=["dog"], top=1)
     assert kept.scores.tolist() == pytest.approx([0.9])
     assert kept.features is not None
     assert kept.features.tolist() == [[0, 1]]
-    assert len(result().filter(score=0.3)) == 3  # the score itself is kept, in the scores' own precision
+    assert len(result().filter(score=0.3)) == 3  # the threshold is inclusive, in the precision of the scores
     assert len(result().filter(score=0.31)) == 2
     assert len(result().filter(classes=[])) == 0
     assert len(result().filter()) == 3
@@ -62,13 +62,13 @@ def test_json_is_plain_and_complete() -> None:
     assert "features" not in result().to_json()["detections"][0]
 
 
-def test_coco_rows_carry_the_data_sets_own_numbers() -> None:
+def test_coco_rows_use_the_category_ids_of_the_data_set() -> None:
     rows = json.loads(json.dumps(result(category_ids=(7, 18)).to_coco(42)))
     assert rows[0] == {"image_id": 42, "category_id": 18, "bbox": [10, 20, 50, 50.25], "score": 0.9}
     assert rows[2]["bbox"] == [90.12, 70, 9.88, 10]
 
 
-def test_coco_rows_fall_back_on_the_file_name_and_on_counting_from_one() -> None:
+def test_coco_rows_default_to_the_file_name_and_ids_from_1() -> None:
     assert {(row["image_id"], row["category_id"]) for row in result(path="a/b.jpg").to_coco()} == {
         ("b.jpg", 1),
         ("b.jpg", 2),
@@ -87,7 +87,7 @@ def test_coco_rows_are_read_by_pycocotools(tmp_path: Path) -> None:
     assert len(gt.loadRes(result().to_coco(3)).anns) == 3
 
 
-def test_yolo_lines_give_the_boxes_back() -> None:
+def test_yolo_lines_reproduce_the_boxes() -> None:
     lines = result().to_yolo().splitlines()
     assert lines[1] == "0 0.500000 0.500000 1.000000 1.000000"
     label, x, y, w, h = map(float, lines[0].split())
@@ -100,7 +100,7 @@ def test_yolo_lines_give_the_boxes_back() -> None:
     assert flat.to_yolo() == "0 0.050000 0.343750 0.000001 0.562500\n"  # a side of 0 would be a fault
 
 
-def test_voc_counts_pixels_from_one_and_includes_the_last() -> None:
+def test_voc_pixels_count_from_1_and_include_the_last() -> None:
     root = ElementTree.fromstring(result(path="a/b & c.jpg").to_voc())
     assert root.findtext("filename") == "b & c.jpg"
     assert (root.findtext("size/width"), root.findtext("size/height")) == ("100", "80")
@@ -109,7 +109,7 @@ def test_voc_counts_pixels_from_one_and_includes_the_last() -> None:
     assert [node.text for node in root.iter("name")] == ["dog", "cat", "dog"]
 
 
-def test_voc_has_no_side_of_a_pixel_or_of_nothing() -> None:
+def test_voc_boxes_have_no_side_of_0_or_1_pixels() -> None:
     slivers = np.array([[99.8, 79.9, 100, 80], [10.3, 0, 11.3, 1], [10.6, 20, 10.6, 22], [3, 3, 3, 3]], np.float32)
     thin = empty(boxes=slivers, scores=np.ones(4), labels=np.zeros(4, int))
     boxes = [[float(node.text or "") for node in box] for box in ElementTree.fromstring(thin.to_voc()).iter("bndbox")]
@@ -117,15 +117,15 @@ def test_voc_has_no_side_of_a_pixel_or_of_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["größe", "Ёж", "κύτταρο", "łódź"])
-def test_names_beyond_ascii_are_drawn_in_their_own_letters(name: str) -> None:
-    """A letter that a font lacks is drawn as the same empty box as any other that it lacks."""
+def test_non_ascii_names_are_drawn_without_missing_glyphs(name: str) -> None:
+    """A font draws the same empty box for every letter that it lacks."""
     font = font_for([name], 20)
     lacking = bytes(font.getmask("\uffff"))
     assert all(bytes(font.getmask(letter)) != lacking for letter in name)
-    assert font_for(["cat"], 20).getname()[0] != font.getname()[0]  # what is ASCII looks as ever
+    assert font_for(["cat"], 20).getname()[0] != font.getname()[0]  # ASCII names keep the default font
 
 
-def test_drawing_leaves_the_image_alone_and_frames_boxes_in_the_colour_of_the_class() -> None:
+def test_drawing_keeps_the_image_and_uses_class_colours() -> None:
     image = np.full((80, 100, 3), 255, np.uint8)
     picture = result().draw(image)
     assert picture.size == (100, 80)
@@ -141,13 +141,13 @@ def test_drawing_respects_the_score() -> None:
     assert len(empty().draw(image).getcolors() or []) == 1
 
 
-def test_drawing_reads_the_file_of_the_result(tmp_path: Path) -> None:
+def test_drawing_reads_the_image_file(tmp_path: Path) -> None:
     Image.new("RGB", (100, 80), "white").save(tmp_path / "a.png")
     read = result(path=str(tmp_path / "a.png")).draw()
     assert list(read.tobytes()) == list(result().draw(Image.new("RGB", (100, 80), "white")).tobytes())
 
 
-def test_drawing_says_what_is_missing_or_of_another_size() -> None:
+def test_drawing_rejects_missing_images_and_wrong_sizes() -> None:
     with pytest.raises(ValueError, match="give the image to draw on"):
         result().draw()
     with pytest.raises(ValueError, match="the image is 80x100 pixels, but the result is for 100x80"):
@@ -172,7 +172,7 @@ def test_crowded_pictures_have_a_legend() -> None:
     assert "#808080" not in {f"#{r:02X}{g:02X}{b:02X}" for r, g, b in np.asarray(few.draw(page)).reshape(-1, 3)}
 
 
-def test_a_legend_has_the_commonest_classes() -> None:
+def test_a_legend_lists_the_most_common_classes() -> None:
     names = [f"class {k}" for k in range(40)]
     labels = [*range(30), 29]
     legend = entries(names, labels)
@@ -183,7 +183,7 @@ def test_a_legend_has_the_commonest_classes() -> None:
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 200), (900, 700)])
-def test_boxes_and_tags_of_any_place_fit_any_image(size: tuple[int, int]) -> None:
+def test_boxes_and_tags_at_any_position_fit_any_image(size: tuple[int, int]) -> None:
     height, width = size
     boxes = np.array([[0, 0, width, height], [width - 0.5, height - 0.5, width, height], [0, 0, 0, 0]])
     for dashed in (None, np.ones(3, bool)):
@@ -191,7 +191,7 @@ def test_boxes_and_tags_of_any_place_fit_any_image(size: tuple[int, int]) -> Non
         assert draw_boxes(np.zeros((*size, 3), np.uint8), boxes, PALETTE[:3], tags, dashed).size == (width, height)
 
 
-def test_any_number_of_channels_is_shown() -> None:
+def test_images_with_any_number_of_channels_are_shown() -> None:
     for shape in ((4, 5), (4, 5, 1), (4, 5, 2), (4, 5, 3), (4, 5, 7)):
         assert as_rgb(np.zeros(shape, np.uint8)).size == (5, 4)
     assert as_rgb(np.full((1, 1, 1), 9, np.uint8)).getpixel((0, 0)) == (9, 9, 9)
@@ -200,13 +200,13 @@ def test_any_number_of_channels_is_shown() -> None:
     assert as_rgb(channels).getpixel((0, 0)) == (1, 2, 3)
 
 
-def test_colours_repeat_and_text_stands_out() -> None:
+def test_colours_repeat_and_text_contrasts() -> None:
     assert colour(len(PALETTE)) == colour(0)
     assert (text_colour("#FDE725"), text_colour("#440154")) == ("black", "white")
     assert (shade(0), shade(0.25), shade(1), shade(2)) == ("#440154", "#3B528B", "#FDE725", "#FDE725")
 
 
 @pytest.mark.parametrize("arguments", [{"score": float("nan")}, {"score": -0.1}, {"top": -1}, {"top": 1.5}])
-def test_filters_out_of_range_are_refused(arguments: dict[str, float]) -> None:
+def test_filters_out_of_range_are_rejected(arguments: dict[str, float]) -> None:
     with pytest.raises(SettingsError, match=r"give a (whole )?number"):
         result().filter(**arguments)  # type: ignore[arg-type]

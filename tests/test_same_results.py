@@ -1,4 +1,4 @@
-"""The script that compares two versions notices a single bit in every kind of file."""
+"""Check that `scripts/same_results.py` finds single-bit differences in every kind of file."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def script() -> ModuleType:
 
 @pytest.fixture
 def outs(tmp_path: Path) -> tuple[Path, Path]:
-    """Two folders of equal results. What differs does not count: times, checkpoints, a new setting, new wording."""
+    """Return two folders of equal results that differ only in times, checkpoints, a new setting and wording."""
     for number in (0, 1):
         run = tmp_path / str(number) / "joint-1"
         (run / "weights").mkdir(parents=True)
@@ -49,12 +49,12 @@ def outs(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "0", tmp_path / "1"
 
 
-def test_equal_results_are_equal(script: ModuleType, outs: tuple[Path, Path]) -> None:
+def test_equal_results_have_no_differences(script: ModuleType, outs: tuple[Path, Path]) -> None:
     assert list(script.compare(*outs)) == []
 
 
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_one_bit_of_one_weight_is_noticed(script: ModuleType, outs: tuple[Path, Path], place: int) -> None:
+def test_one_different_bit_of_a_weight_is_reported(script: ModuleType, outs: tuple[Path, Path], place: int) -> None:
     path = outs[1] / "joint-1" / "weights" / "best.safetensors"
     tensors, metadata = load_weights(path)
     tensors["a"].view(torch.int32)[place] ^= 1
@@ -97,7 +97,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "pixels: 12 of 36 differ, by 1 at most",
     ),
 }
-"""Name of a file -> a change, and how it is reported."""
+"""A change of each file, and the line that reports it."""
 
 
 @pytest.mark.parametrize("name", CHANGES)
@@ -108,7 +108,7 @@ def test_every_kind_of_file_is_compared(script: ModuleType, outs: tuple[Path, Pa
     assert list(script.compare(*outs, pictures=False)) == ([] if name == "worst.webp" else [f"joint-1/{name}: {line}"])
 
 
-def test_of_a_file_five_differences_are_listed(script: ModuleType, outs: tuple[Path, Path]) -> None:
+def test_at_most_five_differences_per_file_are_listed(script: ModuleType, outs: tuple[Path, Path]) -> None:
     for out, digit in zip(outs, "12", strict=True):
         (out / "numbers.txt").write_text(" ".join([digit] * 8))
     lines = list(script.compare(*outs))
@@ -117,7 +117,7 @@ def test_of_a_file_five_differences_are_listed(script: ModuleType, outs: tuple[P
 
 
 def onnx_file(path: Path, names: str, *, epsilon: float = 0.5, swap: bool = False) -> None:
-    """Write `out = (x + a) * LeakyRelu(x) - a` with inner values of these names; or with a subtraction of the other."""
+    """Write `out = (x + a) * LeakyRelu(x) - a` with these names of inner values, or with the subtraction swapped."""
     from onnx import TensorProto, checker, helper, numpy_helper, save
 
     a, total, leaky, product = names
@@ -135,7 +135,7 @@ def onnx_file(path: Path, names: str, *, epsilon: float = 0.5, swap: bool = Fals
     save(model, path)
 
 
-def test_graphs_are_compared_node_for_node_whatever_their_values_are_called(script: ModuleType, outs) -> None:
+def test_onnx_graphs_are_compared_node_by_node_without_value_names(script: ModuleType, outs) -> None:
     onnx_file(outs[0] / "a.onnx", "atlp")
     onnx_file(outs[1] / "a.onnx", "zyxw"[::-1].replace("x", "v"))
     assert list(script.compare(*outs)) == []
@@ -186,13 +186,13 @@ def openvino_file(path: Path, *, first_id: int = 0, constant: float = 1.0, rever
         ({"reverse": True}, ["output.out"]),
     ],
 )
-def test_graphs_of_openvino_are_compared(script: ModuleType, outs, change: dict, differing: list[str]) -> None:
+def test_openvino_graphs_are_compared(script: ModuleType, outs, change: dict, differing: list[str]) -> None:
     openvino_file(outs[0] / "a.xml")
     openvino_file(outs[1] / "a.xml", **change)
     assert [line.split(": ")[1] for line in script.compare(*outs)] == differing
 
 
-def test_options_are_read_from_the_help_without_its_wording(
+def test_options_are_read_from_the_help_without_descriptions(
     script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.argv", [])

@@ -1,7 +1,7 @@
-"""The structure of the package: who imports whom, no cycles, unique names, plain ASCII, short parameter lists.
+"""Check the structure of the package: imports, cycles, unique names, plain ASCII, short parameter lists.
 
 Run as a script, this file prints the longest files and functions, the classes and files that share a name, and the
-files with the most imports. Length is information, not a limit.
+files with the most imports. Their length is not limited.
 """
 
 import ast
@@ -60,15 +60,15 @@ MAY_IMPORT = {
     "training": {"signals", "console", "report", "diagnose", "plots", "open_model"} | SCORES,
     "paper": {"training", "report", "plots"} | SCORES,
 }
-"""Part -> parts of ours that it may import, also inside functions; itself and `errors` always, `cli` all."""
+"""Parts that each part may import, also inside functions. It may always import itself and `errors`; `cli` may all."""
 
 MAX_PARAMETERS, MAX_NAME_LENGTH, MAX_SHARED_FILE_NAMES, MAX_IMPORTED_MODULES = 8, 32, 8, 15
 
 IMPORT_EACH_ALONE = """
 import gc, sys
 import matplotlib, numpy, PIL.Image, pydantic, rich, safetensors.torch, torch, torchvision, typer, yaml
-gc.freeze()  # what the libraries hold is not searched again and again
-sys.dont_write_bytecode, sys.pycache_prefix = False, sys.argv[1]  # each file is compiled once
+gc.freeze()  # do not search the libraries' objects repeatedly
+sys.dont_write_bytecode, sys.pycache_prefix = False, sys.argv[1]  # compile each file once
 failed = []
 for module in sys.argv[2:]:
     if "rcnn.ops.operator" in sys.modules:
@@ -82,9 +82,9 @@ for module in sys.argv[2:]:
 gc.unfreeze()
 sys.exit("\\n".join(failed) or 0)
 """
-"""With nothing of ours imported but the libraries and settings; a fresh interpreter for each file would take minutes.
+"""Import each module with only libraries and settings imported. A new interpreter for each would take minutes.
 
-What is registered with torch is destroyed in between, and no file of ours asks torch for an operator by its name.
+Operators registered with torch are destroyed in between, and no module looks up an operator in torch by name.
 """
 
 
@@ -94,12 +94,12 @@ def parsed(module: str) -> ast.Module:
 
 
 def imports(module: str) -> Iterator[tuple[str, int]]:
-    """(imported module or name, line), everywhere in the file."""
+    """Yield (imported module or name, line) for all imports in the file."""
     for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
             yield from ((name.name, node.lineno) for name in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{FILES[module]}:{node.lineno}: write imports in full"
+            assert not node.level, f"{FILES[module]}:{node.lineno}: use absolute imports"
             for name in node.names:
                 full = f"{node.module}.{name.name}"
                 yield (full if full in FILES or node.module == "rcnn" else node.module or ""), node.lineno
@@ -109,14 +109,14 @@ def part(module: str) -> str:
     return (module.split(".") + [""])[1]
 
 
-def test_the_table_has_every_part_and_no_other() -> None:
+def test_the_import_table_lists_every_part() -> None:
     assert {part(module) for module in FILES} - {"", "cli", "__main__"} == set(MAY_IMPORT)
     assert set().union(*MAY_IMPORT.values()) <= set(MAY_IMPORT)
 
 
 @pytest.mark.parametrize("module", [module for module in FILES if part(module) in ("model", "ops", "backbones")])
 def test_no_branch_is_named_after_a_library(module: str) -> None:
-    """The core compares with nothing that is called after one; what they do differently are settings of other names."""
+    """The core has no comparison with a library's name; settings with other names control the differences."""
     for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Compare | ast.MatchValue):
             names = {value.value for value in ast.walk(node) if isinstance(value, ast.Constant)}
@@ -137,7 +137,7 @@ def test_imports_point_one_way(name: str) -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_no_circles() -> None:
+def test_no_import_circles() -> None:
     edges = {module: {name for name, _ in imports(module) if name in FILES} - {module, "rcnn"} for module in FILES}
     done: set[str] = set()
 
@@ -154,7 +154,7 @@ def test_no_circles() -> None:
 
 
 def shared(names: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Name -> modules, of the names that occur with more than one module."""
+    """Return the modules of each name that occurs with more than one module."""
     by_name: defaultdict[str, list[str]] = defaultdict(list)
     for name, module in names:
         by_name[name].append(module)
@@ -162,21 +162,21 @@ def shared(names: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 def shared_file_names() -> dict[str, list[str]]:
-    """Base names of more than one file; a command has the name of its feature, a Triton kernel that of its operator."""
+    """Return the file names that several modules share, except for commands and Triton kernels."""
     exempt = ("rcnn.cli.", "rcnn.ops.triton.")
     files = ((path.name, module) for module, path in FILES.items() if not module.startswith(exempt))
     return shared((name, module) for name, module in files if not name.startswith("__"))
 
 
 def shared_class_names() -> dict[str, list[str]]:
-    """Names of more than one class."""
+    """Return the class names that several modules share."""
     nodes = ((node, module) for module in FILES for node in ast.walk(parsed(module)))
     return shared((node.name, module) for node, module in nodes if isinstance(node, ast.ClassDef))
 
 
 @cache
 def home(module: str, name: str) -> str:
-    """Return the module that defines a name, followed through every `__init__` that imports it from elsewhere."""
+    """Return the module that defines a name, following imports in `__init__` files."""
     if f"{module}.{name}" in FILES:
         return f"{module}.{name}"
     if FILES[module].name == "__init__.py":
@@ -189,7 +189,7 @@ def home(module: str, name: str) -> str:
 
 
 def imported_modules(module: str) -> set[str]:
-    """Our modules that a file imports names of; a name that an `__init__` imports counts as its home."""
+    """Return our modules that a file imports from, with names from an `__init__` counted where they are defined."""
     found = set()
     for node in ast.walk(parsed(module)):
         if isinstance(node, ast.Import):
@@ -205,7 +205,7 @@ def test_few_files_share_a_name() -> None:
 
 
 def test_files_import_few_modules() -> None:
-    """Except for the list of all commands, and the public interface, which imports each of its names at first use."""
+    """The exceptions are the list of commands, and the public interface, which imports each name on first use."""
     counts = {module: len(imported_modules(module)) for module in FILES if module not in ("rcnn", "rcnn.cli.app")}
     assert not {module: count for module, count in counts.items() if count > MAX_IMPORTED_MODULES}
 
@@ -215,7 +215,7 @@ def test_no_two_classes_share_a_name() -> None:
 
 
 def test_public_names_stay_when_every_module_is_imported() -> None:
-    """A module directly under `rcnn` with the name of a public function would replace it once it is imported."""
+    """A module directly under `rcnn` with the name of a public function would replace the function when imported."""
     for module in FILES:
         if "__main__" not in module and (find_spec("triton") or not module.startswith("rcnn.ops.triton.")):
             import_module(module)
@@ -227,7 +227,7 @@ def test_public_names_stay_when_every_module_is_imported() -> None:
 
 
 def test_every_file_imports_alone(tmp_path: Path) -> None:
-    # An operator that is looked up while a file is imported might be there from an earlier import.
+    # An operator that is looked up during an import might exist only because of an earlier import.
     assert not any(re.search(r"^\S.*torch\.ops\.rcnn", path.read_text("utf-8"), re.M) for path in FILES.values())
     here = [module for module in FILES if find_spec("triton") or not module.startswith("rcnn.ops.triton.")]
     words = [sys.executable, "-c", IMPORT_EACH_ALONE, str(tmp_path), *here]
@@ -236,12 +236,12 @@ def test_every_file_imports_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_import_what_there_is(script: Path) -> None:
+def test_scripts_import_existing_names(script: Path) -> None:
     for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and f"{node.module}.".startswith("rcnn."):
-            there = import_module(str(node.module))
+            imported = import_module(str(node.module))
             names = (name.name for name in node.names)
-            missing = [name for name in names if not hasattr(there, name) and f"{node.module}.{name}" not in FILES]
+            missing = [name for name in names if not hasattr(imported, name) and f"{node.module}.{name}" not in FILES]
             assert not missing, f"{script}:{node.lineno}: {node.module} has no {', '.join(missing)}"
 
 
@@ -260,10 +260,10 @@ def test_source_is_ascii_with_a_docstring_and_a_sorted_all(module: str) -> None:
 def test_names_and_parameter_lists_are_short(module: str) -> None:
     for node in ast.walk(parsed(module)):
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            assert len(node.name) <= MAX_NAME_LENGTH, f"{FILES[module]}:{node.lineno}: {node.name} is a long word"
+            assert len(node.name) <= MAX_NAME_LENGTH, f"{FILES[module]}:{node.lineno}: the name {node.name} is too long"
         if isinstance(node, ast.FunctionDef):
             count = len(node.args.posonlyargs + node.args.args)
-            # A command's parameters are its options, a kernel's its pointers, sizes and constants.
+            # The parameters of commands are options; those of kernels are pointers, sizes and constants.
             allowed = 20 if part(module) == "cli" or module.startswith("rcnn.ops.triton.") else MAX_PARAMETERS
             assert count <= allowed, f"{FILES[module]}:{node.lineno}: {node.name} takes {count} positional parameters"
 
