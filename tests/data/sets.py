@@ -73,14 +73,18 @@ def coco(root: Path, lists: Mapping[str, Mapping[str, Sequence[Object]]], ids: M
     return root
 
 
+def labelled(image_file: Path, labels: Path, rows: str) -> None:
+    """A noisy image and its YOLO labels."""
+    image(image_file)
+    labels.parent.mkdir(parents=True, exist_ok=True)
+    labels.write_text(rows, encoding="utf-8")
+
+
 def yolo(root: Path, lists: Mapping[str, Mapping[str, str]], names: str = "[cat, dog]") -> Path:
     """A YOLO folder: the text of each label file by stem, and a data.yaml."""
     for name, images in lists.items():
-        for stem, text in images.items():
-            image(root / "images" / name / f"{stem}.jpg")
-            label = root / "labels" / name / f"{stem}.txt"
-            label.parent.mkdir(parents=True, exist_ok=True)
-            label.write_text(text, encoding="utf-8")
+        for stem, rows in images.items():
+            labelled(root / f"images/{name}/{stem}.jpg", root / f"labels/{name}/{stem}.txt", rows)
     entries = "".join(f"{name}: images/{name}\n" for name in lists)
     (root / "data.yaml").write_text(f"{entries}names: {names}\n", encoding="utf-8")
     return root

@@ -27,28 +27,36 @@ def only(faults: tuple[Fault, ...]) -> Fault:
     return fault
 
 
-def voc_box(tmp_path: Path, *corners: float | str) -> tuple[Dataset, Fault, str]:
-    """A sound image `b`, and an image `a` with a sound box and this one; its fault, and where that belongs."""
+def with_fault(
+    root: Path, where: str, *reasons: str, kind: str = "fatal", names: tuple[str, ...] | None = None
+) -> Dataset:
+    """Return a data set whose only fault is at this place below its folder, of this kind and for these reasons."""
+    data = read(root, names)
+    fault = only(data.faults)
+    assert (fault.where, fault.kind) == (f"{root}/{where}", kind)
+    assert all(reason in fault.reason for reason in reasons), fault.reason
+    return data
+
+
+def voc_box(tmp_path: Path, *corners: float | str) -> tuple[Dataset, str]:
+    """A sound image `b`, and an image `a` with a sound box and this one; and the place of this one."""
     root = sets.voc(tmp_path / "d", {"a": [*GOOD, ("dog", corners)], "b": GOOD})
-    data = read(root)
-    return data, only(data.faults), f"{root}/Annotations/a.xml:9"
+    return read(root), f"{root}/Annotations/a.xml:9"
 
 
-def coco_box(tmp_path: Path, *box: float) -> tuple[Dataset, Fault, str]:
+def coco_box(tmp_path: Path, *box: float) -> tuple[Dataset, str]:
     """The same for COCO's x, y, width, height."""
     root = sets.coco(tmp_path / "d", {"train": {"a.jpg": [*GOOD, ("dog", box)], "b.jpg": GOOD}}, IDS)
-    data = read(root)
-    return data, only(data.faults), f"{root}/annotations/train.json: annotations[1] (id 2)"
+    return read(root), f"{root}/annotations/train.json: annotations[1] (id 2)"
 
 
-def yolo_row(tmp_path: Path, row: str) -> tuple[Dataset, Fault, str]:
+def yolo_row(tmp_path: Path, row: str) -> tuple[Dataset, str]:
     """The same for a row of YOLO."""
     root = sets.yolo(tmp_path / "d", {"train": {"a": f"0 0.5 0.5 0.1 0.1\n\n{row}\n", "b": "1 0.5 0.5 0.1 0.1\n"}})
-    data = read(root)
-    return data, only(data.faults), f"{root}/labels/train/a.txt:3"
+    return read(root), f"{root}/labels/train/a.txt:3"
 
 
-Case = Callable[..., tuple[Dataset, Fault, str]]
+Case = Callable[..., tuple[Dataset, str]]
 CASES = [
     # zero area
     (voc_box, (9, 9, 9, 9), "mendable", "no size"),
@@ -100,11 +108,17 @@ CASES = [
 ]
 
 
+def assert_inside(data: Dataset) -> None:
+    assert (data.records[0].boxes >= 0).all()
+    assert (data.records[0].boxes <= (60, 40, 60, 40)).all()
+
+
 @pytest.mark.parametrize(("case", "numbers", "kind", "reason"), CASES)
 def test_a_faulty_box_is_told_by_file_and_line(
     tmp_path: Path, case: Case, numbers: tuple, kind: str, reason: str
 ) -> None:
-    data, fault, where = case(tmp_path, *numbers)
+    data, where = case(tmp_path, *numbers)
+    fault = only(data.faults)
     assert (fault.where, fault.kind) == (where, kind)
     assert reason in fault.reason
     assert str(fault) == f"{where}: {fault.reason}"
@@ -113,8 +127,7 @@ def test_a_faulty_box_is_told_by_file_and_line(
     assert len(data) == (2 if kind == "mendable" else 1)
     if kind == "mendable":
         assert len(data.records[0].boxes) == (2 if "clipped" in reason else 1)
-        assert (data.records[0].boxes >= 0).all()
-        assert (data.records[0].boxes <= (60, 40, 60, 40)).all()
+        assert_inside(data)
 
 
 def test_stopping_names_file_and_line(tmp_path: Path) -> None:
@@ -128,8 +141,7 @@ def test_less_than_a_pixel_over_the_edge_is_clipped_quietly(tmp_path: Path, corn
     root = sets.voc(tmp_path / "d", {"a": [("dog", corners)]})
     data = open_dataset(root, "all", Data(voc_origin=1))
     assert data.faults == ()
-    assert (data.records[0].boxes >= 0).all()
-    assert (data.records[0].boxes <= (60, 40, 60, 40)).all()
+    assert_inside(data)
 
 
 def test_class_0_is_a_class(tmp_path: Path) -> None:
@@ -142,17 +154,16 @@ def test_an_unknown_category_is_told_with_those_that_are_known(tmp_path: Path) -
     root = sets.coco(tmp_path / "d", {"train": {"a.jpg": GOOD, "b.jpg": GOOD}}, IDS)
     tree = sets.coco_tree({"a.jpg": GOOD, "b.jpg": GOOD}, IDS)
     tree["annotations"][0]["category_id"] = 7
-    file = sets.write_json(root / "annotations/train.json", tree)
-    fault = only(read(root).faults)
-    assert fault.where == f"{file}: annotations[0] (id 1)"
-    assert fault.reason == "category_id 7 is not among the categories 17 cat, 18 dog"
+    sets.write_json(root / "annotations/train.json", tree)
+    reason = "category_id 7 is not among the categories 17 cat, 18 dog"
+    data = with_fault(root, "annotations/train.json: annotations[0] (id 1)", reason)
+    assert data.faults[0].reason == reason
 
 
 def test_an_unknown_class_is_told_with_a_near_name(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": GOOD, "b": [("dgo", (5, 5, 20, 20))]})
-    fault = only(read(root, ("dog", "cat")).faults)
-    assert (fault.where, fault.kind) == (f"{root}/Annotations/b.xml:4", "fatal")
-    assert "`dgo` is not among the classes dog, cat; did you mean `dog`?" in fault.reason
+    reason = "`dgo` is not among the classes dog, cat; did you mean `dog`?"
+    with_fault(root, "Annotations/b.xml:4", reason, names=("dog", "cat"))
 
 
 def test_gaps_between_category_ids_are_closed(tmp_path: Path) -> None:
@@ -182,9 +193,7 @@ def test_two_images_of_one_id_or_one_name_are_both_left_out(tmp_path: Path, key:
 def test_two_files_of_one_stem_are_told_apart_by_no_one(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "voc", {"a": GOOD, "b": GOOD})
     sets.image(root / "JPEGImages/a.png")
-    fault = only(read(root).faults)
-    assert (fault.where, fault.kind) == (f"{root}/Annotations/a.xml", "fatal")
-    assert "two images of one name" in fault.reason
+    with_fault(root, "Annotations/a.xml", "two images of one name")
     root = sets.yolo(tmp_path / "yolo", {"train": {"a": "0 .5 .5 .1 .1", "b": "0 .5 .5 .1 .1"}})
     sets.image(root / "images/train/a.png")
     data = read(root)
@@ -194,9 +203,7 @@ def test_two_files_of_one_stem_are_told_apart_by_no_one(tmp_path: Path) -> None:
 
 def test_an_image_listed_twice_is_told(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": GOOD, "b": GOOD}, {"train": ["a", "b", "a"]})
-    fault = only(read(root).faults)
-    assert fault.where == f"{root}/ImageSets/Main/train.txt:3"
-    assert "listed twice" in fault.reason
+    with_fault(root, "ImageSets/Main/train.txt:3", "listed twice")
 
 
 def test_missing_images_are_told_all_at_once_with_near_names(tmp_path: Path) -> None:
@@ -214,19 +221,15 @@ def test_missing_images_are_told_all_at_once_with_near_names(tmp_path: Path) -> 
 def test_a_missing_image_of_a_json_names_the_places_looked_in(tmp_path: Path) -> None:
     root = sets.coco(tmp_path / "d", {"train": {"scan_1.jpg": GOOD, "b.jpg": GOOD}}, IDS)
     (root / "images/scan_1.jpg").rename(root / "images/scan_l.jpg")
-    fault = only(read(root).faults)
-    assert fault.where == f"{root}/annotations/train.json: images[0] (id 1)"
-    assert "`scan_1.jpg` is missing; looked in" in fault.reason
-    assert str(root / "images") in fault.reason
-    assert "similar names there: scan_l.jpg" in fault.reason
+    reasons = "`scan_1.jpg` is missing; looked in", str(root / "images"), "similar names there: scan_l.jpg"
+    with_fault(root, "annotations/train.json: images[0] (id 1)", *reasons)
 
 
 def test_a_missing_image_of_labels_or_of_a_list_is_told(tmp_path: Path) -> None:
     rows = "0 0.5 0.5 0.1 0.1\n"
     root = sets.yolo(tmp_path / "d", {"train": {"scan_1": rows, "b": rows}})
     (root / "images/train/scan_1.jpg").unlink()
-    fault = only(read(root).faults)
-    assert (fault.where, fault.kind) == (f"{root}/labels/train/scan_1.txt:1", "fatal")
+    with_fault(root, "labels/train/scan_1.txt:1")
     (root / "list.txt").write_text("images/train/b.jpg\nimages/train/gone.jpg\n")
     (root / "data.yaml").write_text("train: list.txt\nnames: [cat, dog]\n")
     faults = {fault.where: fault.reason for fault in read(root).faults}
@@ -236,9 +239,8 @@ def test_a_missing_image_of_labels_or_of_a_list_is_told(tmp_path: Path) -> None:
 def test_a_missing_annotation_is_told(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"scan_1": GOOD, "b": GOOD}, {"train": ["scan_1", "b"]})
     (root / "Annotations/scan_1.xml").rename(root / "Annotations/scan_l.xml")
-    fault = only(read(root).faults)
-    assert (fault.where, fault.kind) == (f"{root}/ImageSets/Main/train.txt:1", "fatal")
-    assert "there is no Annotations/scan_1.xml; similar names there: scan_l.xml" in fault.reason
+    reason = "there is no Annotations/scan_1.xml; similar names there: scan_l.xml"
+    with_fault(root, "ImageSets/Main/train.txt:1", reason)
 
 
 def test_names_that_differ_in_case_are_found_and_told(tmp_path: Path) -> None:
@@ -259,10 +261,7 @@ def test_names_that_differ_in_case_are_found_and_told(tmp_path: Path) -> None:
 def test_an_unreadable_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
     root = sets.voc(tmp_path / "d", {"a": GOOD, "b": GOOD})
     (root / "JPEGImages/a.jpg").write_bytes(content)
-    data = read(root)
-    fault = only(data.faults)
-    assert (fault.where, fault.kind) == (f"{root}/JPEGImages/a.jpg", "damaged")
-    assert reason in fault.reason
+    data = with_fault(root, "JPEGImages/a.jpg", reason, kind="damaged")
     assert [record.id for record in data.records] == ["b"]
     with pytest.raises(DataError, match=r"JPEGImages/a\.jpg"):
         open_dataset(root, "all", Data(on_fault="stop"))
@@ -311,9 +310,7 @@ def test_a_declared_size_must_be_the_real_one(
 ) -> None:
     root = sets.voc(tmp_path / "d", {"a": GOOD, "b": GOOD})
     (root / "Annotations/a.xml").write_text(sets.xml(GOOD, size=declared))
-    data = read(root)
-    assert (only(data.faults).where, data.faults[0].kind) == (f"{root}/Annotations/a.xml:2", kind)
-    assert reason in data.faults[0].reason
+    data = with_fault(root, "Annotations/a.xml:2", reason, kind=kind)
     assert len(data) == (2 if kind == "mendable" else 1)
 
 
@@ -327,9 +324,7 @@ def test_tiny_images_are_told_and_kept(tmp_path: Path, size: tuple[int, int]) ->
     root = sets.voc(tmp_path / "d", {"a": [], "b": GOOD})
     sets.image(root / "JPEGImages/a.jpg", size)
     (root / "Annotations/a.xml").write_text(sets.xml([], size=size))
-    data = read(root)
-    assert (only(data.faults).kind, data.faults[0].where) == ("mendable", f"{root}/JPEGImages/a.jpg")
-    assert f"only {size[0]}x{size[1]} pixels" in data.faults[0].reason
+    data = with_fault(root, "JPEGImages/a.jpg", f"only {size[0]}x{size[1]} pixels", kind="mendable")
     assert data.records[0].size == size[::-1]
 
 
@@ -364,10 +359,8 @@ def test_an_annotation_of_no_image_is_told(tmp_path: Path) -> None:
     root = sets.coco(tmp_path / "d", {"train": {"a.jpg": GOOD}}, IDS)
     tree = sets.coco_tree({"a.jpg": GOOD}, IDS)
     tree["annotations"].append({"id": 9, "image_id": 99, "category_id": 18, "bbox": [1, 1, 5, 5]})
-    file = sets.write_json(root / "annotations/train.json", tree)
-    fault = only(read(root).faults)
-    assert fault.where == f"{file}: annotations[1] (id 9)"
-    assert "image_id 99 is no image" in fault.reason
+    sets.write_json(root / "annotations/train.json", tree)
+    with_fault(root, "annotations/train.json: annotations[1] (id 9)", "image_id 99 is no image")
 
 
 def test_two_categories_of_one_id_or_name_are_told(tmp_path: Path) -> None:
@@ -383,9 +376,7 @@ def test_two_categories_of_one_id_or_name_are_told(tmp_path: Path) -> None:
 def test_an_image_without_xml_is_left_out_and_told(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": GOOD})
     sets.image(root / "JPEGImages/b.jpg")
-    data = read(root)
-    assert (only(data.faults).where, data.faults[0].kind) == (f"{root}/JPEGImages/b.jpg", "mendable")
-    assert len(data) == 1
+    assert len(with_fault(root, "JPEGImages/b.jpg", kind="mendable")) == 1
 
 
 def test_there_is_no_limit_to_the_number_of_boxes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from rcnn.config import Data
 from rcnn.data.check import check
 from rcnn.errors import DataError
 from tests.data import sets
+from tests.data.test_pixels import damage
 
 BOX = [("dog", (5, 5, 20, 20))]
 
@@ -17,10 +18,8 @@ def test_sound_data_has_figures_and_no_faults(tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
     report = check(root, Data(), lambda done, total: told.append((done, total)))
     assert (report.format, report.names, report.faults) == ("voc", ("dog",), ())
-    assert {name: (stats.images, stats.boxes) for name, stats in report.lists.items()} == {
-        "train": (2, 1),
-        "val": (1, 1),
-    }
+    counts = {name: (stats.images, stats.boxes) for name, stats in report.lists.items()}
+    assert counts == {"train": (2, 1), "val": (1, 1)}
     assert told == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -41,10 +40,7 @@ def test_every_image_of_every_list_is_decoded(tmp_path: Path) -> None:
 def test_damage_that_only_decoding_shows_is_found(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": BOX, "b": BOX})
     (root / "JPEGImages/b.jpg").unlink()
-    file = sets.image(root / "JPEGImages/b.png")
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 255
-    file.write_bytes(content)
+    file = damage(sets.image(root / "JPEGImages/b.png"))
     assert [fault.where for fault in check(root, Data()).faults] == [str(file)]
 
 

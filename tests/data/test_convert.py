@@ -21,6 +21,7 @@ IMAGES = {
     "\u00fcber.v2": [],
     "d": [("dog", (7, 7, 33, 21))],
 }
+BOX = [("dog", (2, 3, 10, 10))]
 LISTS = {"train": ["a", "with space"], "val": ["\u00fcber.v2"], "test": ["d"]}
 XML = {stem: [(escape(name), box) for name, box in objects] for stem, objects in IMAGES.items()}
 
@@ -67,19 +68,18 @@ def test_any_boxes_survive(tmp_path_factory: pytest.TempPathFactory, form: str, 
 
 @pytest.mark.parametrize("form", ["voc", "coco"])
 def test_ignored_boxes_stay_ignored(tmp_path: Path, form: str) -> None:
-    root = sets.voc(tmp_path / "d", {"a": [("dog", (2, 3, 10, 10))]}, extra="<difficult>1</difficult>")
-    data = open_dataset(root, "all", Data())
+    data = open_dataset(sets.voc(tmp_path / "d", {"a": BOX}, extra="<difficult>1</difficult>"), "all", Data())
     assert convert(data, form, tmp_path / "out") == []
     assert_same(data, open_dataset(tmp_path / "out", "all", Data()))
 
 
 def test_what_a_format_can_not_hold_is_said(tmp_path: Path) -> None:
-    root = sets.voc(tmp_path / "d", {"a": [("dog", (2, 3, 10, 10))]}, extra="<difficult>1</difficult>")
+    root = sets.voc(tmp_path / "d", {"a": BOX}, extra="<difficult>1</difficult>")
     (note,) = convert(open_dataset(root, "all", Data()), "yolo", tmp_path / "yolo")
     assert "1 were left out" in note
-    files = {"a.jpg": [("dog", (2, 3, 1, 10))]}
-    source = open_lists(sets.coco(tmp_path / "c", {"train": files}, {"dog": 3, "cat": 5}), Data())
-    thin, unused = convert(source, "voc", tmp_path / "voc")
+    thin_box = {"a.jpg": [("dog", (2, 3, 1, 10))]}
+    source = sets.coco(tmp_path / "c", {"train": thin_box}, {"dog": 3, "cat": 5})
+    thin, unused = convert(open_lists(source, Data()), "voc", tmp_path / "voc")
     assert "1 boxes have a side of exactly 1 pixel" in thin
     assert "lost: cat" in unused
     (again,) = open_lists(tmp_path / "voc", Data())
@@ -98,13 +98,10 @@ def test_results_and_copies_are_written_by_one_rule(tmp_path: Path) -> None:
     result = Result(record.boxes, scores, record.labels, data.names, image, record.size, category_ids=data.category_ids)
     assert (tmp_path / "voc/Annotations/a.xml").read_text() == result.to_voc()
     rows = json.loads((tmp_path / "coco/annotations/all.json").read_text())["annotations"]
-    assert [{key: row[key] for key in ("image_id", "category_id", "bbox")} | {"score": 1} for row in rows] == (
-        result.to_coco(record.id)
-    )
-    read, written = (
-        np.array(text.split(), float) for text in ((tmp_path / "yolo/labels/a.txt").read_text(), result.to_yolo())
-    )
-    np.testing.assert_allclose(read, written, atol=1e-6)
+    shared = [{key: row[key] for key in ("image_id", "category_id", "bbox")} for row in rows]
+    assert [row | {"score": 1} for row in shared] == result.to_coco(record.id)
+    texts = (tmp_path / "yolo/labels/a.txt").read_text(), result.to_yolo()
+    np.testing.assert_allclose(*(np.array(text.split(), float) for text in texts), atol=1e-6)
 
 
 def test_coco_keeps_its_ids(tmp_path: Path) -> None:
@@ -146,13 +143,14 @@ def test_a_copy_that_is_not_finished_leaves_nothing(
 
 
 def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
-    data = open_dataset(sets.voc(tmp_path / "d", {"a": [("dog", (2, 3, 10, 10))]}), "all", Data())
+    data = open_dataset(sets.voc(tmp_path / "d", {"a": BOX}), "all", Data())
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")
-    with pytest.raises(SettingsError, match="something is there already"):
-        convert(data, "yolo", tmp_path / "out")
-    with pytest.raises(SettingsError, match="inside the data set"):
-        convert(data, "yolo", tmp_path / "d/yolo")
-    with pytest.raises(SettingsError, match="choose voc, coco, yolo, csv"):
-        convert(data, "json", tmp_path / "new")
+    for form, folder, reason in (
+        ("yolo", "out", "something is there already"),
+        ("yolo", "d/yolo", "inside the data set"),
+        ("json", "new", "choose voc, coco, yolo, csv"),
+    ):
+        with pytest.raises(SettingsError, match=reason):
+            convert(data, form, tmp_path / folder)
     assert [file.name for file in (tmp_path / "out").iterdir()] == ["mine.txt"]

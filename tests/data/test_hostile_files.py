@@ -49,16 +49,10 @@ def sparse(path: Path, head: str = "", size: int = 5 * 10**9) -> Path:
     return path
 
 
-def unnamed(tmp_path: Path, rows: str) -> Path:
-    """A YOLO set that names no classes."""
-    sets.yolo(tmp_path, {"train": {"a": rows, "b": ROW}})
-    (tmp_path / "data.yaml").unlink()
-    return tmp_path
-
-
 @pytest.mark.parametrize("number", ["999999999", "1e300", "10000"])
 def test_a_huge_class_without_a_name_is_a_fault(tmp_path: Path, number: str) -> None:
-    root = unnamed(tmp_path / "d", f"{number} .5 .5 .3 .3\n")
+    root = sets.yolo(tmp_path / "d", {"train": {"a": f"{number} .5 .5 .3 .3\n", "b": ROW}})
+    (root / "data.yaml").unlink()
     said = f"a.txt:1: class {number} is not among the classes 0 0; of classes without names, at most 10,000 are read"
     in_child(checked(root, said), data=500 * MB)
 
@@ -85,7 +79,6 @@ def test_a_label_file_of_4000000_rows_is_refused_by_their_number(tmp_path: Path)
 
 def test_images_are_not_called_faulty_when_there_are_no_file_handles_left(tmp_path: Path) -> None:
     root = sets.yolo(tmp_path / "d", {"train": {str(number): ROW for number in range(50)}})
-
     Image.init()  # a format that can't be imported now would not be recognised
 
     def do() -> None:
@@ -129,44 +122,45 @@ def test_an_xml_of_nested_elements_is_refused(tmp_path: Path) -> None:
     in_child(checked(root, "a.xml:1: malformed xml: its elements are nested more than 100 deep"), resident=50 * MB)
 
 
-def test_sparse_files_are_refused_by_their_size(tmp_path: Path) -> None:
+def three_sets(tmp_path: Path) -> tuple[Path, Path, Path]:
+    """Sound sets of VOC, COCO and YOLO."""
     voc = sets.voc(tmp_path / "voc", {"a": GOOD, "b": GOOD})
-    sparse(voc / "Annotations/a.xml", "<annotation>")
-    in_child(checked(voc, "a.xml:1: 5,000 MB are too many: such a file has at most 16 MB"), resident=50 * MB)
     coco = sets.coco(tmp_path / "coco", {"train": {"a.jpg": GOOD}}, IDS)
-    sparse(coco / "annotations/train.json", '{"images": [')
-    in_child(checked(coco, "train.json: 5,000 MB are too many: such a file has at most 1,500 MB"), resident=50 * MB)
-    yolo = sets.yolo(tmp_path / "yolo", {"train": {"a": ROW, "b": ROW}})
-    sparse(yolo / "labels/train/a.txt", ROW)
-    in_child(checked(yolo, "a.txt: 5,000 MB are too many: such a file has at most 8 MB"), resident=50 * MB)
-    sparse(yolo / "list.txt", "images/train/b.jpg\n")
-    (yolo / "data.yaml").write_text("train: list.txt\nnames: [a, b]\n")
-    in_child(checked(yolo, "5,000 MB are too many: such a file has at most 256 MB"), resident=50 * MB)
-    sparse(yolo / "data.yaml", "train: list.txt\n")
-    in_child(checked(yolo, "data.yaml:1: 5,000 MB are too many: such a file has at most 4 MB"), resident=50 * MB)
+    return voc, coco, sets.yolo(tmp_path / "yolo", {"train": {"a": ROW, "b": ROW}})
+
+
+def test_sparse_files_are_refused_by_their_size(tmp_path: Path) -> None:
+    voc, coco, yolo = three_sets(tmp_path)
+    for root, file, head, name, limit in (
+        (voc, "Annotations/a.xml", "<annotation>", "a.xml:1: ", "16"),
+        (coco, "annotations/train.json", '{"images": [', "train.json: ", "1,500"),
+        (yolo, "labels/train/a.txt", ROW, "a.txt: ", "8"),
+        (yolo, "list.txt", "images/train/b.jpg\n", "", "256"),
+        (yolo, "data.yaml", "train: list.txt\n", "data.yaml:1: ", "4"),
+    ):
+        sparse(root / file, head)
+        if file == "list.txt":
+            (yolo / "data.yaml").write_text("train: list.txt\nnames: [a, b]\n")
+        reason = f"{name}5,000 MB are too many: such a file has at most {limit} MB"
+        in_child(checked(root, reason), resident=50 * MB)
 
 
 def test_pipes_are_no_regular_files(tmp_path: Path) -> None:
-    wanted = "this is not a regular file, but a pipe, socket or device"
-    voc = sets.voc(tmp_path / "voc", {"a": GOOD, "b": GOOD})
+    voc, coco, yolo = three_sets(tmp_path)
     sets.image(voc / "JPEGImages/z.jpg")
-    os.mkfifo(voc / "Annotations/z.xml")
-    in_child(checked(voc, f"z.xml:1: {wanted}"), seconds=5)
-    (voc / "JPEGImages/z.jpg").unlink()
-    os.mkfifo(voc / "JPEGImages/z.jpg")
-    (voc / "Annotations/z.xml").unlink()
-    (voc / "Annotations/z.xml").write_text(sets.xml(GOOD))
-    in_child(checked(voc, f"z.jpg: {wanted}"), seconds=5)
-    coco = sets.coco(tmp_path / "coco", {"train": {"a.jpg": GOOD}}, IDS)
-    os.mkfifo(coco / "annotations/z.json")
-    in_child(checked(coco, wanted), seconds=5)
-    yolo = sets.yolo(tmp_path / "yolo", {"train": {"a": ROW, "b": ROW}})
-    (yolo / "labels/train/a.txt").unlink()
-    os.mkfifo(yolo / "labels/train/a.txt")
-    in_child(checked(yolo, f"a.txt: {wanted}"), seconds=5)
-    (yolo / "data.yaml").unlink()
-    os.mkfifo(yolo / "data.yaml")
-    in_child(checked(yolo, f"data.yaml:1: {wanted}"), seconds=5)
+    for root, file, name in (
+        (voc, "Annotations/z.xml", "z.xml:1: "),
+        (voc, "JPEGImages/z.jpg", "z.jpg: "),
+        (coco, "annotations/z.json", ""),
+        (yolo, "labels/train/a.txt", "a.txt: "),
+        (yolo, "data.yaml", "data.yaml:1: "),
+    ):
+        (root / file).unlink(missing_ok=True)
+        os.mkfifo(root / file)
+        in_child(checked(root, f"{name}this is not a regular file, but a pipe, socket or device"), seconds=5)
+        if file == "Annotations/z.xml":
+            (root / file).unlink()
+            (root / file).write_text(sets.xml(GOOD))
 
 
 def test_what_is_no_file_is_no_data(tmp_path: Path) -> None:
@@ -229,7 +223,7 @@ def test_a_path_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../other/x.jpg", "{root}/other/x.jpg"])
 @pytest.mark.parametrize("form", ["coco", "yolo"])
 def test_images_outside_are_counted_and_can_be_refused(tmp_path: Path, form: str, name: str) -> None:
-    sets.image(tmp_path / "other/x.jpg")
+    outside = sets.image(tmp_path / "other/x.jpg")
     name = name.format(root=tmp_path)
     if form == "coco":
         tree = sets.coco_tree({"a.jpg": GOOD, name: GOOD}, IDS)
@@ -242,14 +236,11 @@ def test_images_outside_are_counted_and_can_be_refused(tmp_path: Path, form: str
     report = check(tmp_path / "d", Data())
     assert report.faults == ()
     (note,) = (note for note in report.notes if "outside" in note)
-    assert note == f"1 images lie outside {tmp_path / 'd'}, such as {tmp_path / 'other/x.jpg'}; " + (
-        "data.outside=refuse makes that a fault"
-    )
-    (tmp_path / "other/x.jpg").write_bytes(b"not to be opened")
+    assert note == f"1 images lie outside {tmp_path / 'd'}, such as {outside}; data.outside=refuse makes that a fault"
+    outside.write_bytes(b"not to be opened")
     report = check(tmp_path / "d", Data(outside="refuse"))
-    assert reasons(report) == (
-        f"{tmp_path / 'other/x.jpg'}: the image lies outside the data set, which data.outside=refuse forbids [fatal]"
-    )
+    reason = "the image lies outside the data set, which data.outside=refuse forbids [fatal]"
+    assert reasons(report) == f"{outside}: {reason}"
 
 
 def test_a_whole_disk_is_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,46 +255,39 @@ def test_a_whole_disk_is_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         open_dataset(tmp_path, "all", Data())
 
 
-REPEATED = {
-    "bndbox": (
-        "</object>",
-        "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox></object>",
-        "fatal",
-    ),
-    "name": ("</object>", "<name>dog</name></object>", "mendable"),
-    "xmin": ("</bndbox>", "<xmin>6</xmin></bndbox>", "fatal"),
-    "size": ("<object>", "<size><width>60</width><height>40</height></size><object>", "mendable"),
-    "width": ("</size>", "<width>61</width></size>", "fatal"),
-    "part": ("</object>", "<part><name>head</name></part><part><name>foot</name></part></object>", None),
-}
-
-
-@pytest.mark.parametrize(("tag", "case"), REPEATED.items(), ids=REPEATED)
-def test_a_tag_that_is_there_twice_is_a_fault(tmp_path: Path, tag: str, case: tuple[str, str, str | None]) -> None:
-    old, new, kind = case
+@pytest.mark.parametrize(
+    ("tag", "before", "added", "kind"),
+    [
+        ("bndbox", "</object>", "<bndbox><xmin>1</xmin><ymin>2</ymin><xmax>9</xmax><ymax>9</ymax></bndbox>", "fatal"),
+        ("name", "</object>", "<name>dog</name>", "mendable"),
+        ("xmin", "</bndbox>", "<xmin>6</xmin>", "fatal"),
+        ("size", "<object>", "<size><width>60</width><height>40</height></size>", "mendable"),
+        ("width", "</size>", "<width>61</width>", "fatal"),
+        ("part", "</object>", "<part><name>head</name></part><part><name>foot</name></part>", None),
+    ],
+)
+def test_a_tag_that_is_there_twice_is_a_fault(
+    tmp_path: Path, tag: str, before: str, added: str, kind: str | None
+) -> None:
     root = sets.voc(tmp_path / "d", {"a": GOOD, "b": GOOD})
     file = root / "Annotations/a.xml"
-    file.write_text(file.read_text().replace(old, new))
-    report = check(root, Data())
-    assert [fault.kind for fault in report.faults] == ([kind] if kind else [])
-    assert not kind or f"a.xml:{report.faults[0].where.rpartition(':')[2]}: <{tag}> is there twice, first on line " in (
-        reasons(report)
-    )
+    file.write_text(file.read_text().replace(before, added + before))
+    faults = check(root, Data()).faults
+    assert [fault.kind for fault in faults] == ([kind] if kind else [])
+    assert all(fault.where.startswith(f"{file}:") for fault in faults)
+    assert all(f"<{tag}> is there twice, first on line " in fault.reason for fault in faults)
 
 
 def test_a_key_of_a_json_that_is_there_twice_is_a_fault(tmp_path: Path) -> None:
     root = sets.coco(tmp_path / "d", {"train": {"a.jpg": GOOD, "b.jpg": GOOD}}, IDS)
     file = root / "annotations/train.json"
     text = file.read_text()
-    file.write_text(text.replace('"image_id": 1,', '"image_id": 1, "image_id": 1,'))
-    assert "the key `image_id` of the object with id 1 is there twice, as 1 and as 1 [mendable]" in (
-        reasons(check(root, Data()))
-    )
-    file.write_text(text.replace('"category_id": 18,', '"category_id": 17, "category_id": 18,', 1))
-    assert (
-        "the key `category_id` of the object with id 1 is there twice, as 17 and as 18; keep one of the two [fatal]"
-        in (reasons(check(root, Data())))
-    )
+    for key, value, extra, reason in (
+        ("image_id", 1, 1, "as 1 and as 1 [mendable]"),
+        ("category_id", 18, 17, "as 17 and as 18; keep one of the two [fatal]"),
+    ):
+        file.write_text(text.replace(f'"{key}": {value},', f'"{key}": {extra}, "{key}": {value},', 1))
+        assert f"the key `{key}` of the object with id 1 is there twice, {reason}" in reasons(check(root, Data()))
 
 
 @pytest.mark.parametrize(

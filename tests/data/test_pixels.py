@@ -15,17 +15,16 @@ LISTS = {"train": ["a", "b"], "val": ["c"]}
 
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
-    """A VOC folder of a, b (train) and c (val), whose images are still to be made as PNG."""
+    """A VOC folder of a, b (train) and c (val), all of them PNG images."""
     root = sets.voc(tmp_path / "d", dict.fromkeys("abc", BOX), LISTS)
-    for file in (root / "JPEGImages").iterdir():
-        file.unlink()
+    for stem in "abc":
+        (root / f"JPEGImages/{stem}.jpg").unlink()
+        save(root, stem, noise())
     return root
 
 
-def save(root: Path, stem: str, pixels: np.ndarray) -> Path:
-    path = root / f"JPEGImages/{stem}.png"
-    Image.fromarray(pixels).save(path)
-    return path
+def save(root: Path, stem: str, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels).save(root / f"JPEGImages/{stem}.png")
 
 
 def noise(shape: tuple[int, ...] = (40, 60, 3)) -> np.ndarray:
@@ -41,8 +40,6 @@ def damage(file: Path) -> Path:
 
 
 def test_damage_amid_the_pixels_is_told_of_all_lists_before_training(root: Path) -> None:
-    for stem in "abc":
-        save(root, stem, noise())
     damaged = [damage(root / f"JPEGImages/{stem}.png") for stem in "bc"]
     told: list[tuple[int, int]] = []
     with pytest.raises(DataError) as error:
@@ -54,8 +51,6 @@ def test_damage_amid_the_pixels_is_told_of_all_lists_before_training(root: Path)
 
 
 def test_damaged_images_are_left_out(root: Path) -> None:
-    for stem in "abc":
-        save(root, stem, noise())
     file = damage(root / "JPEGImages/b.png")
     train, val = open_splits(root, Data())
     assert [record.id for record in (*train.records, *val.records)] == ["a", "c"]
@@ -64,8 +59,6 @@ def test_damaged_images_are_left_out(root: Path) -> None:
 
 
 def test_a_file_that_has_no_header_is_told_once(root: Path) -> None:
-    for stem in "abc":
-        save(root, stem, noise())
     (root / "JPEGImages/b.png").write_bytes(b"")
     assert len(open_splits(root, Data(on_fault="skip"))[0].faults) == 1
 
@@ -80,10 +73,8 @@ def test_training_says_when_16_bit_images_look_like_12_bit(root: Path, top: int)
 
 
 def test_training_says_once_that_white_is_laid_behind_transparent_pixels(root: Path) -> None:
-    opaque = np.dstack([noise(), np.full((40, 60), 255, np.uint8)])
-    save(root, "a", opaque)
-    save(root, "b", noise((40, 60, 4)))
-    save(root, "c", noise((40, 60, 4)))
-    notes = [note for data in open_splits(root, Data()) for note in data.notes]
-    assert len(notes) == 1
-    assert notes[0].startswith("images with transparent pixels: 2, such as JPEGImages/b.png; white is laid behind")
+    save(root, "a", np.dstack([noise(), np.full((40, 60), 255, np.uint8)]))
+    for stem in "bc":
+        save(root, stem, noise((40, 60, 4)))
+    (note,) = (note for data in open_splits(root, Data()) for note in data.notes)
+    assert note.startswith("images with transparent pixels: 2, such as JPEGImages/b.png; white is laid behind")

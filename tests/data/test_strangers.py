@@ -117,8 +117,7 @@ def test_yolo_sets_of_annotation_tools(tmp_path: Path) -> None:
     """CVAT's has its own folder of images and labels, Label Studio's a json of its own beside them."""
     cvat = tmp_path / "cvat/obj_train_data"
     for name in "ab":
-        sets.image(cvat / f"{name}.jpg")
-        (cvat / f"{name}.txt").write_text("0 0.5 0.5 0.2 0.2\n")
+        sets.labelled(cvat / f"{name}.jpg", cvat / f"{name}.txt", "0 0.5 0.5 0.2 0.2\n")
     (tmp_path / "cvat/obj.names").write_text("dog\n")
     studio = sets.yolo(tmp_path / "studio", {"train": {"a": "0 0.5 0.5 0.2 0.2\n"}, "val": {"c": ""}}, "[dog]")
     sets.write_json(studio / "notes.json", {"categories": [{"id": 0, "name": "dog"}]})

@@ -17,10 +17,13 @@ def drawn() -> list[Scene]:
     return list(scenes(200, seed=1))
 
 
+def joined(drawn: list[Scene]) -> Scene:
+    """What is known about all scenes, one after another."""
+    return Scene(*(np.concatenate(column) for column in zip(*drawn, strict=True)))
+
+
 def test_the_set_is_as_hard_as_it_says(drawn: list[Scene]) -> None:
-    boxes = np.concatenate([scene.boxes for scene in drawn])
-    covered = np.concatenate([scene.covered for scene in drawn])
-    labels = np.concatenate([scene.labels for scene in drawn])
+    _, boxes, labels, covered, _ = joined(drawn)
     side = (boxes[:, 2:] - boxes[:, :2]).max(1)
     assert min(drawn[0].image.shape[:2]) >= 256
     assert (side < 32).mean() >= 0.2
@@ -34,8 +37,7 @@ def test_the_set_is_as_hard_as_it_says(drawn: list[Scene]) -> None:
 
 
 def test_colours_say_nothing_of_the_class(drawn: list[Scene]) -> None:
-    colours = np.concatenate([scene.colours for scene in drawn])
-    labels = np.concatenate([scene.labels for scene in drawn])
+    _, _, labels, _, colours = joined(drawn)
     error = colours.std(0) * np.sqrt(len(CLASSES) / len(colours))
     for label in range(len(CLASSES)):
         assert (np.abs(colours[labels == label].mean(0) - colours.mean(0)) < 4 * error).all()
@@ -59,9 +61,8 @@ def test_boxes_are_tight_around_shapes_that_stand_out(name: str) -> None:
         frame = near[top:bottom, left:right]
         for edge in (frame[:3], frame[-3:], frame[:, :3], frame[:, -3:]):
             assert edge.any()
-        beyond += [
-            strip.mean() for strip in (near[:, right + 1 : right + 4], near[bottom + 1 : bottom + 4]) if strip.size
-        ]
+        strips = near[:, right + 1 : right + 4], near[bottom + 1 : bottom + 4]
+        beyond += [strip.mean() for strip in strips if strip.size]
         around = scene.image[max(0, top - 3) : bottom + 3, max(0, left - 3) : right + 3] @ LUMA
         ground = around[np.abs(around - colour @ LUMA) > 30]
         assert abs(ground.mean() - colour @ LUMA) > CONTRAST / 2

@@ -4,7 +4,7 @@ import contextlib
 import json
 import pickle
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
@@ -28,14 +28,8 @@ from tests.runtime import graphs
 
 OVERRIDES = (
     *("preprocess.short=32", "preprocess.long=48", "model.channels=8", "roi.hidden=8", "data.workers=0"),
-    *(
-        "rpn.pre_train=20",
-        "rpn.post_train=10",
-        "rpn.pre_test=20",
-        "rpn.post_test=10",
-        "roi.samples=8",
-        "train.init=none",
-    ),
+    *("rpn.pre_train=20", "rpn.post_train=10", "rpn.pre_test=20", "rpn.post_test=10"),
+    *("roi.samples=8", "train.init=none"),
 )
 RUN_OVERRIDES = (*OVERRIDES, "train.epochs=1", "train.ema=null", "train.device=cpu")
 ROW = {"epoch": 1, "step": 1, "lr": 0.1, "train_loss": 1.0, "ap": 0.1, "seconds": 1.0}
@@ -133,8 +127,7 @@ def yolo(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutan
 
 
 def data_yaml(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
-    tree = yolo_set(folder)
-    damaged(folder / "data/data.yaml", tree, number, rng, values, yaml.safe_dump)
+    damaged(folder / "data/data.yaml", yolo_set(folder), number, rng, values, yaml.safe_dump)
     return reading("data", rng)
 
 
@@ -179,80 +172,52 @@ def detector_bytes() -> bytes:
         return path.read_bytes()
 
 
-def resave(
-    path: Path, tensors: dict[str, torch.Tensor], entry: dict[str, Any], values: Sequence[Any], rng: Random
-) -> None:
+def resave(path: Path, values: Sequence[Any], rng: Random) -> None:
     """Write a strange entry with a right checksum, as a stranger would."""
+    tensors, entry = load_weights(path)
     strange = mutate_tree({key: value for key, value in entry.items() if key != "format"}, values, rng)
-    entry = strange if isinstance(strange, dict) else {}
     with contextlib.suppress(ValueError):  # what JSON can't hold can't be in a file
-        save_weights(path, tensors, entry)
-
-
-def split_header(data: bytes) -> tuple[dict[str, Any], bytes]:
-    """Header and tensors of a safetensors file."""
-    length = int.from_bytes(data[:8], "little")
-    return json.loads(data[8 : 8 + length]), data[8 + length :]
-
-
-def join_header(header: Any, tensors: bytes) -> bytes:
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + tensors
+        save_weights(path, tensors, strange if isinstance(strange, dict) else {})
 
 
 def safetensors(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
     """Damaged bytes, a strange header, or settings that a stranger wrote with a right checksum."""
     data, path = detector_bytes(), folder / "model.safetensors"
-    header, tensors = split_header(data)
     if number % 3 == 0:
         write(path, mutate(data, rng))
-    elif number % 3 == 1:
-        write(path, join_header(mutate_tree(header, values, rng), tensors))
+    elif number % 3 == 1:  # eight bytes with the length of the header, the header, and the tensors
+        end = 8 + int.from_bytes(data[:8], "little")
+        header = json.dumps(mutate_tree(json.loads(data[8:end]), values, rng)).encode()
+        write(path, len(header).to_bytes(8, "little") + header + data[end:])
     else:
         write(path, data)
-        loaded, entry = load_weights(path)
-        resave(path, loaded, entry, values, rng)
-    picture().save(folder / "a.png")
-    commands = (
-        ("inspect", "model.safetensors"),
-        ("predict", "model.safetensors", "a.png", "--out", "out"),
-        ("export", "model.safetensors", "--to", "torchvision", "--out", "out.pth"),
-    )
-    return Mutant(rng.choice(commands[:2]), (0, 4))
+        resave(path, values, rng)
+    return inspected_or_run(folder, path.name, rng, (0, 4))
 
 
-def onnx(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
-    """Damaged bytes, or an entry that a stranger wrote."""
-    one = graphs.detector()
+def graph(
+    write_graph: Callable[..., object],
+    files: Sequence[str],
+    folder: Path,
+    number: int,
+    rng: Random,
+    values: Sequence[Any],
+) -> Mutant:
+    """Damaged bytes of a graph or of its weights, the last of the files, or an entry that a stranger wrote."""
+    detector, path, changes = graphs.detector(), folder / files[0], {}
     if number % 3 == 0:
-        graphs.write_onnx(folder / "model.onnx", one, changes=strange_entry(one, values, rng))
-    else:
-        graphs.write_onnx(folder / "model.onnx", one)
-        damage(folder / "model.onnx", rng)
-    return exported(folder, "model.onnx", rng)
+        entry = json.dumps(mutate_tree(json.loads(entries(detector)[ENTRY]), values, rng))
+        changes = {ENTRY: entry.encode(errors="replace").replace(b"\0", b"").decode()}
+    write_graph(path, detector, changes=changes)
+    if number % 3:
+        damage(folder / files[-1] if number % 9 == 1 else path, rng)
+    # What a damaged graph gives may be infinite, or too large.
+    return inspected_or_run(folder, files[0], rng, (0, 1, 4))
 
 
-def openvino(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
-    """Damaged bytes of the graph or of its weights, or an entry that a stranger wrote."""
-    one = graphs.detector()
-    if number % 3 == 0:
-        graphs.write_openvino(folder / "model.xml", one, changes=strange_entry(one, values, rng))
-    else:
-        graphs.write_openvino(folder / "model.xml", one)
-        damage(folder / ("model.bin" if number % 9 == 1 else "model.xml"), rng)
-    return exported(folder, "model.xml", rng)
-
-
-def strange_entry(one: Detector, values: Sequence[Any], rng: Random) -> dict[str, str]:
-    entry = mutate_tree(json.loads(entries(one)[ENTRY]), values, rng)
-    return {ENTRY: json.dumps(entry).encode(errors="replace").replace(b"\0", b"").decode()}
-
-
-def exported(folder: Path, name: str, rng: Random) -> Mutant:
-    """One of the commands that take exported files. What a damaged graph gives may be infinite, or too large."""
+def inspected_or_run(folder: Path, name: str, rng: Random, codes: Sequence[int]) -> Mutant:
     picture().save(folder / "a.png")
-    words = rng.choice((("inspect", name), ("predict", name, "a.png", "--out", "out")))
-    return Mutant(words, (0, 1, 4))
+    return Mutant(rng.choice((("inspect", name), ("predict", name, "a.png", "--out", "out"))), codes)
 
 
 @cache
@@ -293,8 +258,7 @@ def run_folder(folder: Path, number: int, rng: Random, values: Sequence[Any]) ->
     targets = [*files, "checkpoints/step-1.safetensors", "weights/best.safetensors"]
     target = run / targets[number % len(targets)]
     if target.suffix == ".safetensors" and rng.random() < 0.5:
-        tensors, entry = load_weights(target)
-        resave(target, tensors, entry, values, rng)
+        resave(target, values, rng)
     elif target.suffix == ".jsonl" and rng.random() < 0.5:
         write(target, json.dumps(mutate_tree(ROW, values, rng)) + "\n")
     else:
@@ -355,8 +319,7 @@ def mat(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant
 def proposing(folder: Path, name: str) -> Mutant:
     list(images(folder / "photos"))
     write(folder / "model.safetensors", detector_bytes())
-    words = ("predict", "model.safetensors", "photos", "--proposals", name, "--out", "out")
-    return Mutant(words, (0, 3))
+    return Mutant(("predict", "model.safetensors", "photos", "--proposals", name, "--out", "out"), (0, 3))
 
 
 def image(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
@@ -368,10 +331,9 @@ def image(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Muta
         np.save(target, np.asarray(picture()))
     else:
         modes = {"jpg": ("RGB", "L", "CMYK"), "png": ("RGB", "RGBA", "P", "I;16", "1"), "tif": ("RGB", "I;16", "F")}
-        shown = picture()
         mode = rng.choice(modes.get(suffix, ("RGB",)))
-        shown = shown.convert("L").convert("I").convert(mode) if mode == "I;16" else shown.convert(mode)
-        shown.save(target)
+        deep = picture().convert("L").convert("I") if mode == "I;16" else picture()
+        deep.convert(mode).save(target)
     damage(target, rng)
     if number % 2:
         return Mutant(("data", "check", "data"), (0, 3))
@@ -399,8 +361,8 @@ KINDS: dict[str, Kind] = {
     "csv": csv,
     "config": config,
     "safetensors": safetensors,
-    "onnx": onnx,
-    "openvino": openvino,
+    "onnx": partial(graph, graphs.write_onnx, ["model.onnx"]),
+    "openvino": partial(graph, graphs.write_openvino, ["model.xml", "model.bin"]),
     "run folder": run_folder,
     "pth": pth,
     "pkl": pkl,

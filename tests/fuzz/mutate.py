@@ -124,13 +124,10 @@ def strange_values(count: int) -> list[Any]:
     """`count` values of any structure, always the same ones."""
     values: list[Any] = []
 
-    @settings(
-        max_examples=count,
-        derandomize=True,
-        database=None,
-        phases=[Phase.generate],
-        suppress_health_check=[HealthCheck.too_slow, HealthCheck.large_base_example],
-    )
+    checks = [HealthCheck.too_slow, HealthCheck.large_base_example]
+    options = {"derandomize": True, "database": None, "phases": [Phase.generate], "suppress_health_check": checks}
+
+    @settings(max_examples=count, **options)
     @given(_VALUES)
     def collect(value: Any) -> None:
         values.append(value)

@@ -16,10 +16,10 @@ def test_it_is_the_same_as_map(asked: list[int], threads: int) -> None:
     assert list(ahead(lambda one: one + 1, asked, threads)) == [one + 1 for one in asked]
 
 
-def test_the_order_is_that_of_what_was_asked() -> None:
-    def slow_at_first(one: int) -> int:
-        time.sleep(0.02 if one == 0 else 0)
-        return one
+def test_results_are_in_the_order_of_the_arguments() -> None:
+    def slow_at_first(number: int) -> int:
+        time.sleep(0.02 if number == 0 else 0)
+        return number
 
     assert list(ahead(slow_at_first, range(8), 4)) == list(range(8))
 

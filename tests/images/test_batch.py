@@ -62,9 +62,8 @@ def test_short_first_gives_the_sizes_of_detectron2() -> None:
     shrink = np.where(longer > 1333, 1333 / longer, 1.0)
     expected = np.floor(np.stack((new_height, new_width)) * shrink + 0.5)
     preprocessor = make_preprocessor(short=800, long=1333, round="short-first")
-    sizes = np.array([preprocessor.resized((h + 100, w + 100)) for h, w in np.ndindex(1000, 1000)]).T.reshape(
-        expected.shape
-    )
+    resized = [preprocessor.resized((h + 100, w + 100)) for h, w in np.ndindex(1000, 1000)]
+    sizes = np.array(resized).T.reshape(expected.shape)
     assert np.array_equal(sizes, expected)
     scale = np.minimum(800 / np.minimum(height, width), 1333 / np.maximum(height, width))
     nearest = np.floor(np.stack((height, width)) * scale + 0.5)
@@ -191,8 +190,7 @@ def test_boxes_come_back_to_the_file(height: int, width: int, seed: int) -> None
     resized = torch.tensor(preprocessor.resized((height, width)), dtype=torch.float64)
     original = torch.tensor((height, width), dtype=torch.float64)
     scale = resized / original
-    there = boxes * scale.flip(0).repeat(2)
-    torch.testing.assert_close(preprocessor.boxes_back(there, scale, original), boxes)
+    torch.testing.assert_close(preprocessor.boxes_back(boxes * scale.flip(0).repeat(2), scale, original), boxes)
 
 
 def test_boxes_beyond_the_file_are_clipped_to_it() -> None:

@@ -1,4 +1,3 @@
-import io
 import re
 import struct
 import warnings
@@ -38,35 +37,28 @@ def saved(path: Path, image: Image.Image, **more: object) -> Path:
     return path
 
 
-def test_rgb_is_read_as_it_is(tmp_path: Path) -> None:
-    array = read_image(saved(tmp_path / "a.png", Image.fromarray(COLOUR)))
+PALETTE = Image.fromarray(COLOUR).quantize(8)
+
+
+@pytest.mark.parametrize(
+    ("image", "in_channels", "expected", "tolerance"),
+    [
+        (Image.fromarray(COLOUR), 3, COLOUR, 0),
+        (Image.fromarray(COLOUR), 1, (COLOUR @ [0.299, 0.587, 0.114])[..., None], 1),
+        (Image.fromarray(GREY), 3, np.dstack([GREY] * 3), 0),
+        (Image.fromarray(GREY), 1, GREY[..., None], 0),
+        (Image.fromarray(GREY > 127), 3, np.dstack([(GREY > 127) * 255] * 3), 0),
+        (PALETTE, 3, np.array(PALETTE.convert("RGB")), 0),
+    ],
+    ids=["colour", "colour to grey", "grey to colour", "grey", "one bit", "palette"],
+)
+def test_colours_are_kept_or_converted(
+    tmp_path: Path, image: Image.Image, in_channels: int, expected: np.ndarray, tolerance: float
+) -> None:
+    array = read_image(saved(tmp_path / "a.png", image), in_channels=in_channels)
     assert array.dtype == np.uint8
     assert array.flags.writeable
-    np.testing.assert_array_equal(array, COLOUR)
-
-
-def test_grey_is_repeated_or_kept(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.png", Image.fromarray(GREY))
-    np.testing.assert_array_equal(read_image(path), np.stack([GREY] * 3, axis=-1))
-    np.testing.assert_array_equal(read_image(path, in_channels=1), GREY[..., None])
-
-
-def test_colour_is_made_grey_for_one_channel(tmp_path: Path) -> None:
-    path = saved(tmp_path / "a.png", Image.fromarray(COLOUR))
-    weights = COLOUR @ np.array([0.299, 0.587, 0.114])
-    np.testing.assert_allclose(read_image(path, in_channels=1)[..., 0], weights, atol=1)
-
-
-def test_one_bit_is_black_and_white(tmp_path: Path) -> None:
-    bits = GREY > 127
-    path = saved(tmp_path / "a.png", Image.fromarray(bits))
-    np.testing.assert_array_equal(read_image(path)[..., 1], bits * 255)
-
-
-def test_palette_is_looked_up(tmp_path: Path) -> None:
-    image = Image.fromarray(COLOUR).quantize(8)
-    path = saved(tmp_path / "a.png", image)
-    np.testing.assert_array_equal(read_image(path), np.array(image.convert("RGB")))
+    np.testing.assert_allclose(array, expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("transparency", [2, b"\xff\x80\x00"])
@@ -190,29 +182,13 @@ def test_arrays_with_objects_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "tif", "gif", "webp"])
 def test_truncated_files_are_refused_whatever_is_missing(tmp_path: Path, suffix: str) -> None:
-    whole = io.BytesIO()
-    names = {"jpg": "JPEG", "tif": "TIFF"}
     pixels = RNG.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(pixels).save(whole, names.get(suffix, suffix.upper()))
-    path = tmp_path / f"a.{suffix}"
+    path = saved(tmp_path / f"a.{suffix}", Image.fromarray(pixels))
+    content = path.read_bytes()
     for share in (0.05, 0.5, 0.9):
-        path.write_bytes(whole.getvalue()[: int(len(whole.getvalue()) * share)])
+        path.write_bytes(content[: int(len(content) * share)])
         with pytest.raises(ImageError, match=f"a.{suffix}"):
             read_image(path)
-
-
-@pytest.mark.parametrize(("content", "reason"), [(b"", "empty"), (b"hello, I am text", "not an image")])
-def test_what_is_no_image_is_named(tmp_path: Path, content: bytes, reason: str) -> None:
-    path = tmp_path / "a.jpg"
-    path.write_bytes(content)
-    for read in (read_image, image_size, verify_image):
-        with pytest.raises(ImageError, match=rf"a\.jpg.*{reason}"):
-            read(path)
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ImageError, match=r"nowhere\.jpg: there is no such file"):
-        read_image(tmp_path / "nowhere.jpg")
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -223,12 +199,23 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def test_a_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
-    path = tmp_path / "bomb.png"
-    path.write_bytes(png_header(100_000, 100_000))
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("a.jpg", b"", "the file is empty"),
+        ("a.jpg", b"hello, I am text", "this is not an image"),
+        ("nowhere.jpg", None, "there is no such file"),
+        ("bomb.png", png_header(100_000, 100_000), "100000x100000 .*max_pixels"),
+    ],
+)
+def test_a_file_that_is_no_image_or_too_large_is_named(
+    tmp_path: Path, name: str, content: bytes | None, reason: str
+) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
     for read in (read_image, image_size, verify_image):
-        with pytest.raises(ImageError, match=r"bomb\.png: 100000x100000 .*max_pixels"):
-            read(path)
+        with pytest.raises(ImageError, match=f"{name}: {reason}"):
+            read(tmp_path / name)
 
 
 def test_the_limit_is_an_argument_and_pillows_own_stays(tmp_path: Path) -> None:

@@ -103,22 +103,20 @@ def test_a_large_array_is_read_in_pieces(tmp_path: Path) -> None:
     in_child(do, resident=(12 + 25) * MB)
 
 
-@pytest.mark.parametrize("head", [b"\x93NUMPY\2\0" + (2**32 - 1).to_bytes(4, "little"), b"PK\3\4", b"\x80\4."])
-def test_an_array_with_another_head_is_refused_before_it_is_read(tmp_path: Path, head: bytes) -> None:
-    path = tmp_path / "a.npy"
-    with path.open("wb") as file:
-        file.write(head)
-        file.truncate(5 * 10**9)
-    in_child(refused(path, r"a\.npy: .*(header of the array is too long|not an array)"), resident=20 * MB)
+HEADS = {
+    "a.npy": (b"\x93NUMPY\2\0" + (2**32 - 1).to_bytes(4, "little"), b"PK\3\4", b"\x80\4."),
+    "a.jpg": (b"RIFF\0\0\0\0WEBPVP8L", b"\0\0\0\x18ftypavif", b"\xff\xd8\xff\xe0", b"GIF89a", b""),
+}
 
 
-@pytest.mark.parametrize("head", [b"RIFF\0\0\0\0WEBPVP8L", b"\0\0\0\x18ftypavif", b"\xff\xd8\xff\xe0", b"GIF89a", b""])
-def test_a_sparse_file_of_5_gb_is_refused_by_its_size(tmp_path: Path, head: bytes) -> None:
-    path = tmp_path / "a.jpg"
-    with path.open("wb") as file:
+@pytest.mark.parametrize(("name", "head"), [(name, head) for name, heads in HEADS.items() for head in heads])
+def test_a_sparse_file_of_5_gb_is_refused_by_its_head_or_size(tmp_path: Path, name: str, head: bytes) -> None:
+    with (tmp_path / name).open("wb") as file:
         file.write(head)
         file.truncate(5 * 10**9)
-    in_child(refused(path, r"a\.jpg: this is not an image; of more than 500 MB, only TIFF"), resident=60 * MB)
+    array, picture = "(header of the array is too long|not an array)", "this is not an image; .* only TIFF"
+    reason, most = (f"a\\.npy: .*{array}", 20) if name == "a.npy" else (f"a\\.jpg: {picture}", 60)
+    in_child(refused(tmp_path / name, reason), resident=most * MB)
 
 
 @pytest.mark.parametrize("orientation", [1, 6])

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -45,21 +46,10 @@ def brightness(batch: Batch, _: Sequence[str | None]) -> list[int]:
 def test_order_and_results_are_those_of_one_after_another(folder: Path, limit: int, device: str) -> None:
     for count in (1, 2):
         scales = (1.0, 0.5)[:count]
-        found = list(
-            stream.overlapped(
-                folder,
-                SETTINGS,
-                DOOR,
-                lambda size, scales=scales: VIEWER.views(size, scales),
-                limit,
-                brightness,
-                None,
-                torch.device(device),
-            )
-        )
-        assert [(one.path, made) for one, made in found] == [
-            (str(folder / f"{n}.png"), (10 * n,) * count) for n in range(8)
-        ]
+        views = partial(VIEWER.views, scales=scales)
+        results = stream.overlapped(folder, SETTINGS, DOOR, views, limit, brightness, None, torch.device(device))
+        expected = [(str(folder / f"{number}.png"), (10 * number,) * count) for number in range(8)]
+        assert [(opened.path, made) for opened, made in results] == expected
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -97,9 +87,8 @@ def test_images_of_an_iterator_are_not_asked_for_before_the_last_result_is_used(
             asked.append(number)
             yield np.full((32, 32, 3), number, dtype=np.uint8)
 
-    for number, (opened, results) in enumerate(
-        stream.overlapped(camera(), SETTINGS, DOOR, VIEWER.views, 1, brightness, None, CPU)
-    ):
+    overlapped = stream.overlapped(camera(), SETTINGS, DOOR, VIEWER.views, 1, brightness, None, CPU)
+    for number, (opened, results) in enumerate(overlapped):
         assert (opened.path, results) == (None, (number,))
         assert asked == list(range(number + 1))
 

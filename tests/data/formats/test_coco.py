@@ -106,29 +106,21 @@ def test_val_is_read_by_name_not_by_number(tmp_path: Path) -> None:
         ("{" * 5 + '"a": ' + "[" * 100_000, ":1:2", "malformed json"),
         ('{"a": ' + "[" * 100_000, "", "malformed json: .*recursion"),
         ('{"a": ' + "1" * 5000 + "}", "", "malformed json: .*digits"),
-        (
-            '{"images": [], "annotations": {}}',
-            "",
-            "there is no array `annotations`, `categories`; is this COCO detection",
-        ),
+        ('{"images": [], "annotations": {}}', "", "there is no array `annotations`, `categories`; is this COCO"),
+        (b'\xef\xbb\xbf{"images": [],\n"annotations": "\xff"}', ":2", r"train\.json:2: this is not UTF-8 text"),
         ("[]", "", "there is no array `images`, `annotations`, `categories`; is this COCO detection"),
         ("null", "", "there is no array `images`, `annotations`, `categories`; is this COCO detection"),
     ],
 )
-def test_what_is_no_coco_json_is_told_by_line_and_column(tmp_path: Path, text: str, place: str, reason: str) -> None:
+def test_a_faulty_json_is_named_with_line_and_column(
+    tmp_path: Path, text: str | bytes, place: str, reason: str
+) -> None:
     file = tmp_path / "train.json"
-    file.write_text(text, encoding="utf-8")
+    file.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=reason) as caught:
         open_dataset(file, "all", Data())
     (fault,) = caught.value.faults
     assert re.fullmatch(place, fault.where.removeprefix(str(file)))
-
-
-def test_what_is_no_text_is_told_by_its_line(tmp_path: Path) -> None:
-    file = tmp_path / "train.json"
-    file.write_bytes(b'\xef\xbb\xbf{"images": [],\n"annotations": "\xff"}')
-    with pytest.raises(DataError, match=r"train\.json:2: this is not UTF-8 text"):
-        open_dataset(file, "all", Data())
 
 
 def test_every_faulty_entry_is_told_by_index_and_id(tmp_path: Path) -> None:
@@ -152,27 +144,24 @@ def test_every_faulty_entry_is_told_by_index_and_id(tmp_path: Path) -> None:
     file.write_bytes(b"\xef\xbb\xbf" + json.dumps(tree).encode())
     with pytest.raises(DataError) as caught:
         open_dataset(root, "all", Data())
-    said = [(fault.where.removeprefix(f"{file}: "), fault.reason) for fault in caught.value.faults]
-    four = "bbox must be four numbers x, y, width, height; found "
-    assert sorted(said) == sorted(
-        [
-            ("images[2]", "an image needs an id and a file_name"),
-            ("images[3]", "an object is expected here; found 7"),
-            ("images[4] (id None)", "an image needs an id and a file_name"),
-            ("images[5] (id [1])", "an image needs an id and a file_name"),
-            ("categories[3]", "an object is expected here; found 'eel'"),
-            ("categories[4] (id True)", "a category needs a whole number as id and a name"),
-            ("annotations[0] (id 93)", "box (0, 0, -4, 3) is inverted"),
-            ("annotations[1]", "an object is expected here; found [1]"),
-            ("annotations[2] (id x)", f"{four}[0, 0, True, 3]"),
-            ("annotations[3] (id 4)", "the annotation's image_id [1] is no image of this file"),
-            ("annotations[4] (id 5)", "category_id 2 is not among the categories 16 bird, 17 cat, 18 dog"),
-            ("annotations[4] (id 5)", f"{four}[0, 0, '4', 3]"),
-            ("annotations[5]", f"{four}None"),
-            ("annotations[6] (id 7)", "box (0, 0, inf, nan) is not finite"),
-            ("annotations[7] (id 8)", f"{four}None"),
-        ]
-    )
+    four = "bbox must be four numbers x, y, width, height; found"
+    assert sorted(str(fault).removeprefix(f"{file}: ") for fault in caught.value.faults) == [
+        "annotations[0] (id 93): box (0, 0, -4, 3) is inverted",
+        "annotations[1]: an object is expected here; found [1]",
+        f"annotations[2] (id x): {four} [0, 0, True, 3]",
+        "annotations[3] (id 4): the annotation's image_id [1] is no image of this file",
+        f"annotations[4] (id 5): {four} [0, 0, '4', 3]",
+        "annotations[4] (id 5): category_id 2 is not among the categories 16 bird, 17 cat, 18 dog",
+        f"annotations[5]: {four} None",
+        "annotations[6] (id 7): box (0, 0, inf, nan) is not finite",
+        f"annotations[7] (id 8): {four} None",
+        "categories[3]: an object is expected here; found 'eel'",
+        "categories[4] (id True): a category needs a whole number as id and a name",
+        "images[2]: an image needs an id and a file_name",
+        "images[3]: an object is expected here; found 7",
+        "images[4] (id None): an image needs an id and a file_name",
+        "images[5] (id [1]): an image needs an id and a file_name",
+    ]
 
 
 def test_all_images_missing_is_one_error_with_the_places(tmp_path: Path) -> None:

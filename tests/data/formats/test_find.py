@@ -51,9 +51,8 @@ def test_one_training_list_is_held_out_from(tmp_path: Path, name: str) -> None:
 
 def test_the_lists_can_be_chosen_by_name(tmp_path: Path) -> None:
     names = list(MANY)[:6]
-    root = sets.voc(
-        tmp_path / "d", MANY, {"train": names[:3], "val": names[3:5], "trainval": names[:5], "test": names[5:]}
-    )
+    lists = {"train": names[:3], "val": names[3:5], "trainval": names[:5], "test": names[5:]}
+    root = sets.voc(tmp_path / "d", MANY, lists)
     train, val = open_splits(root, Data(train="trainval", val="test"))
     assert [record.id for record in train.records] == names[:5]
     assert [record.id for record in val.records] == names[5:]
@@ -72,10 +71,8 @@ def test_images_in_both_lists_are_said(tmp_path: Path) -> None:
 
 
 def test_a_class_in_val_that_train_lacks_is_fatal_and_named(tmp_path: Path) -> None:
-    root = sets.voc(tmp_path / "d", {"a": BOX, "b": [("dgo", (5, 5, 9, 9))], "c": BOX})
-    (root / "ImageSets/Main").mkdir(parents=True)
-    (root / "ImageSets/Main/train.txt").write_text("a\n")
-    (root / "ImageSets/Main/val.txt").write_text("b\nc\n")
+    images = {"a": BOX, "b": [("dgo", (5, 5, 9, 9))], "c": BOX}
+    root = sets.voc(tmp_path / "d", images, {"train": ["a"], "val": ["b", "c"]})
     with pytest.raises(DataError, match=r"b\.xml:4: class `dgo` is not among the classes dog; did you mean `dog`"):
         open_splits(root, Data())
     _, val = open_splits(root, Data(on_fault="skip"))

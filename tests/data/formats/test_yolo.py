@@ -48,9 +48,7 @@ def test_paths_are_relative_to_the_yaml_or_its_path(tmp_path: Path, path: str) -
 
 def test_paths_that_exporters_write_one_folder_too_high(tmp_path: Path) -> None:
     for split in ("train", "valid"):
-        sets.image(tmp_path / f"{split}/images/a.jpg")
-        (tmp_path / f"{split}/labels").mkdir()
-        (tmp_path / f"{split}/labels/a.txt").write_text(ROW)
+        sets.labelled(tmp_path / f"{split}/images/a.jpg", tmp_path / f"{split}/labels/a.txt", ROW)
     (tmp_path / "data.yaml").write_text("train: ../train/images\nval: ../valid/images\nnc: 2\nnames: [cat, dog]\n")
     train, val = open_splits(tmp_path, Data())
     assert [data.records[0].name for data in (train, val)] == ["train/images/a.jpg", "valid/images/a.jpg"]
@@ -69,9 +67,7 @@ def test_lists_of_paths_with_backslashes_and_a_mark(tmp_path: Path) -> None:
 @pytest.mark.parametrize("classes", [None, "classes.txt"])
 def test_folders_without_a_yaml(tmp_path: Path, classes: str | None) -> None:
     for stem in ("a", "b"):
-        sets.image(tmp_path / f"images/{stem}.png")
-        (tmp_path / "labels").mkdir(exist_ok=True)
-        (tmp_path / f"labels/{stem}.txt").write_text(ROW)
+        sets.labelled(tmp_path / f"images/{stem}.png", tmp_path / f"labels/{stem}.txt", ROW)
     if classes:
         (tmp_path / classes).write_text("cat\ndog\n")
     data = open_dataset(tmp_path, "all", Data())
@@ -80,31 +76,27 @@ def test_folders_without_a_yaml(tmp_path: Path, classes: str | None) -> None:
 
 
 def test_labels_beside_images(tmp_path: Path) -> None:
-    sets.image(tmp_path / "a.jpg")
-    (tmp_path / "a.txt").write_text(ROW)
+    sets.labelled(tmp_path / "a.jpg", tmp_path / "a.txt", ROW)
     (tmp_path / "readme.txt").write_text("what this is")
     (tmp_path / "licence.txt").write_text("do as you like")
     assert len(open_dataset(tmp_path, "all", Data()).records[0].boxes) == 1
 
 
+IMAGES = "train: images/train\nval: images/train\n"
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        (
-            "train: images/train\nval: images/train\nnames: [cat, dog]\nnc: 3\n",
-            "`nc` is 3, but `names` has 2: cat",
-        ),
-        ("train: images/train\nval: images/train\nnames: {0: cat, 2: dog}\n", "numbered 0 to 1"),
-        ("train: images/train\nval: images/train\nnames: [cat, cat]\n", "named twice"),
-        ("train: images/train\nval: images/train\nnc: 2\n", "`names` must list the classes"),
+        (f"{IMAGES}names: [cat, dog]\nnc: 3\n", "`nc` is 3, but `names` has 2: cat"),
+        (f"{IMAGES}names: {{0: cat, 2: dog}}\n", "numbered 0 to 1"),
+        (f"{IMAGES}names: [cat, cat]\n", "named twice"),
+        (f"{IMAGES}nc: 2\n", "`names` must list the classes"),
         ("train: images/nope\nval: images/train\nnames: [cat, dog]\n", "train: images/nope is not there; looked in"),
         ("train: {a: b}\nnames: [cat, dog]\n", "`train` must be a path"),
         ("names: [cat, dog]\n", "it names no existing train, val or test"),
         ("train: [images/train\nnames: [cat, dog]\n", r"data\.yaml:2: malformed yaml"),
-        (
-            "train: images/train\nnames: [cat, dog]\ntrain: images/val\n",
-            r"yaml:3: .*`train` is there twice, first",
-        ),
+        ("train: images/train\nnames: [cat, dog]\ntrain: images/val\n", r"yaml:3: .*`train` is there twice, first"),
     ],
 )
 def test_a_faulty_yaml_is_told(tmp_path: Path, text: str, reason: str) -> None:
@@ -124,8 +116,7 @@ def test_no_labels_at_all_is_an_error_not_background(tmp_path: Path) -> None:
 
 def test_results_among_the_images_are_not_read(tmp_path: Path) -> None:
     """Images and labels in one folder, in which training and predicting leave their results."""
-    sets.image(tmp_path / "a.jpg")
-    (tmp_path / "a.txt").write_text("0 0.5 0.5 0.1 0.1\n")
+    sets.labelled(tmp_path / "a.jpg", tmp_path / "a.txt", "0 0.5 0.5 0.1 0.1\n")
     sets.image(tmp_path / "more/b.jpg")
     for results in (fresh_folder(tmp_path / "runs/predict"), RunFolder.create(tmp_path / "runs/train", "d").path):
         sets.image(results / "plots/val.jpg")

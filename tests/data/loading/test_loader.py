@@ -6,6 +6,7 @@ import resource
 import signal
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,12 +25,10 @@ from rcnn.errors import DataError
 from rcnn.images.batch import Preprocessor
 from rcnn.model.structures import Batch
 from tests.data import sets
+from tests.data.loading.test_augment import STILL as AUGMENT_NOTHING
 
 SETTINGS = override(Settings(), ["preprocess.short=32", "preprocess.long=64", "preprocess.multiple=16"])
-STILL = override(
-    SETTINGS,
-    {"augment": {"flip": 0, "scale": (1, 1), "brightness": 0, "contrast": 0, "saturation": 0, "hue": 0}},
-)
+STILL = override(SETTINGS, {"augment": AUGMENT_NOTHING})
 SIZES = [(40, 60)] * 7 + [(60, 40)] * 3 + [(50, 50)] * 2 + [(40, 59)]
 
 
@@ -61,10 +60,16 @@ def load(dataset: Dataset, epoch: int = 0, start: int = 0, settings: Settings = 
 
 
 def same(first: list[Item], second: list[Item]) -> bool:
-    flat = [
-        [t for item in items for t in (*item.batch, *item.targets, item.seeds, item.index)] for items in (first, second)
-    ]
-    return len(flat[0]) == len(flat[1]) and all(torch.equal(a, b) for a, b in zip(*flat, strict=True))
+    def tensors(items: list[Item]) -> list[torch.Tensor]:
+        return [tensor for item in items for tensor in (*item.batch, *item.targets, item.seeds, item.index)]
+
+    return len(first) == len(second) and all(map(torch.equal, tensors(first), tensors(second)))
+
+
+def with_boxes(dataset: Dataset, boxes: np.ndarray, labels: np.ndarray) -> Dataset:
+    """The first image of a data set alone, with these boxes, none of which is ignored."""
+    record = replace(dataset.records[0], boxes=boxes, labels=labels, ignore=np.zeros(len(boxes), bool))
+    return replace(dataset, records=(record,))
 
 
 def images_of(items: list[Item]) -> dict[int, torch.Tensor]:
@@ -100,10 +105,8 @@ def test_shapes_are_constant_but_for_the_bucket(dataset: Dataset) -> None:
 
 
 def test_targets_have_room_for_the_image_with_most_objects(dataset: Dataset) -> None:
-    record = dataset.records[0]
-    boxes = np.tile([[1.0, 2, 30, 31]], (9, 1))
-    crowded = Record(record.path, "x", 0, record.size, boxes, np.zeros(9, np.int64), np.zeros(9, bool))
-    (item,) = load(Dataset(dataset.root, "voc", "all", ("a",), (1,), (crowded,)), batch=1, training=False)
+    crowded = with_boxes(dataset, np.tile([[1.0, 2, 30, 31]], (9, 1)), np.zeros(9, np.int64))
+    (item,) = load(crowded, batch=1, training=False)
     assert item.targets.valid.sum() == 9
     assert item.targets.boxes.shape == (1, 16, 4)
 
@@ -136,10 +139,10 @@ def test_the_order_is_of_seed_and_epoch_alone(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_only_in_validation_does_the_order_of_the_records_count(dataset: Dataset, training: bool) -> None:
-    turned = replace(dataset, records=dataset.records[::-1])
-    last = len(SIZES) - 1
-    loaders = [Loader(data, SETTINGS, training=training, batch=4, seed=7) for data in (dataset, turned)]
-    straight, other = (loader.order(1) for loader in loaders)
+    turned, last = replace(dataset, records=dataset.records[::-1]), len(SIZES) - 1
+    straight, other = (
+        Loader(data, SETTINGS, training=training, batch=4, seed=7).order(1) for data in (dataset, turned)
+    )
     same_images = straight == [[last - i if i >= 0 else i for i in step] for step in other]
     assert same_images is training
     first = next(index for step in other for index in step if index >= 0)
@@ -172,10 +175,9 @@ def test_lists_of_every_format_may_name_the_images_in_any_order(tmp_path: Path) 
 @pytest.mark.parametrize("training", [True, False])
 def test_workers_and_resuming_change_nothing(dataset: Dataset, training: bool) -> None:
     whole = load(dataset, 1, training=training)
-    assert same(whole, load(dataset, 1, training=training))
-    assert same(whole, load(dataset, 1, training=training, workers=2))
-    assert same(whole[2:], load(dataset, 1, start=2, training=training))
-    assert same(whole[2:], load(dataset, 1, start=2, training=training, workers=2))
+    for workers in (None, 2):
+        assert same(whole, load(dataset, 1, training=training, workers=workers))
+        assert same(whole[2:], load(dataset, 1, start=2, training=training, workers=workers))
     assert load(dataset, 1, start=4, training=training) == []
 
 
@@ -212,15 +214,12 @@ def test_processes_share_every_step(dataset: Dataset, training: bool) -> None:
 def test_a_share_may_be_all_fillers(dataset: Dataset) -> None:
     items = load(dataset, batch=2, rank=8, world=9)
     assert [item.index.tolist() for item in items] == [[-1, -1]] * 3
-    assert sorted(tuple(item.batch.images.shape) for item in items) == [
-        (2, 3, 32, 32),
-        (2, 3, 32, 48),
-        (2, 3, 48, 32),
-    ]
+    shapes = sorted(tuple(item.batch.images.shape) for item in items)
+    assert shapes == [(2, 3, 32, 32), (2, 3, 32, 48), (2, 3, 48, 32)]
 
 
 def test_what_an_image_gets_depends_on_its_name_not_on_its_companions(dataset: Dataset) -> None:
-    fewer = Dataset(dataset.root, "voc", "train", dataset.names, (1, 2, 3), dataset.records[4:])
+    fewer = replace(dataset, records=dataset.records[4:])
     some, every = load(fewer, 1, batch=2), images_of(load(dataset, 1))
     assert all(torch.equal(image, every[index + 4]) for index, image in images_of(some).items())
     for item in some:
@@ -255,10 +254,7 @@ def test_validation_targets_are_the_records_boxes_at_the_network_scale(dataset: 
 
 
 def test_objects_mostly_cut_off_are_ignored_and_lost_ones_leave(dataset: Dataset) -> None:
-    boxes = np.array([[0.0, 0, 8, 8], [25, 15, 35, 25], [52, 32, 60, 40]])
-    record = dataset.records[0]
-    record = Record(record.path, "0.png", 0, record.size, boxes, np.arange(3), np.zeros(3, bool))
-    single = Dataset(dataset.root, "voc", "train", dataset.names, (1, 2, 3), (record,))
+    single = with_boxes(dataset, np.array([[0.0, 0, 8, 8], [25, 15, 35, 25], [52, 32, 60, 40]]), np.arange(3))
     zoom = override(STILL, {"augment": {"scale": (1.4, 1.4)}})
     kept, ignored = Counter[int](), 0
     for epoch in range(40):
@@ -279,9 +275,8 @@ def test_objects_mostly_cut_off_are_ignored_and_lost_ones_leave(dataset: Dataset
 def test_an_image_that_cannot_be_read_is_named(dataset: Dataset, tmp_path: Path, workers: int | None) -> None:
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(b"\xff\xd8\xff\xe0 not a jpeg")
-    empty = np.zeros((0, 4))
-    record = Record(broken, "broken.jpg", 0, (40, 60), empty, np.zeros(0, np.int64), np.zeros(0, bool))
-    damaged = Dataset(tmp_path, "voc", "train", ("a",), (1,), (*dataset.records, record))
+    record = replace(dataset.records[0], path=broken, name="broken.jpg")
+    damaged = replace(dataset, records=(*dataset.records, record))
     with pytest.raises(DataError, match=r"broken\.jpg") as error:
         load(damaged, workers=workers)
     assert "Traceback" not in str(error.value)
@@ -323,16 +318,20 @@ def test_processes_of_a_training_stay_from_epoch_to_epoch_until_it_is_closed(dat
     assert alive() == before
 
 
-def test_a_process_that_is_killed_is_noticed(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Reader, "load", lambda *_: os.kill(os.getpid(), signal.SIGKILL))
-    with pytest.raises(ChildProcessError, match=r"a loader process \(data.workers\) was lost.*--workers 0"):
-        load(dataset, workers=2)
-
-
-def test_a_process_that_gives_nothing_is_noticed(dataset: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_Reader, "load", lambda *_: time.sleep(2))
-    monkeypatch.setattr("rcnn.data.loading.loader.TIMEOUT", 1)
-    with pytest.raises(ChildProcessError, match=r"gave nothing for 1 seconds.*--workers 0"):
+@pytest.mark.parametrize(
+    ("action", "timeout", "reason"),
+    [
+        (lambda: os.kill(os.getpid(), signal.SIGKILL), 600, r"a loader process \(data.workers\) was lost"),
+        (lambda: time.sleep(2), 1, "gave nothing for 1 seconds"),
+    ],
+    ids=["killed", "hanging"],
+)
+def test_a_process_that_gives_nothing_is_noticed(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, action: Callable[[], None], timeout: int, reason: str
+) -> None:
+    monkeypatch.setattr(_Reader, "load", lambda *_: action())
+    monkeypatch.setattr("rcnn.data.loading.loader.TIMEOUT", timeout)
+    with pytest.raises(ChildProcessError, match=f"{reason}.*--workers 0"):
         load(dataset, workers=2)
 
 

@@ -10,7 +10,7 @@ from rcnn.config import Data
 from rcnn.data.proposals.search import Edges, edge_boxes, model_file, structured_edges
 from rcnn.errors import ImageError, SettingsError
 from tests.data.proposals.edges import FOREST, write_edge_model
-from tests.data.proposals.test_selective_search import iou
+from tests.data.proposals.test_selective_search import assert_ranked, assert_repeatable, iou
 
 OBJECTS = [(30, 24, 90, 84), (110, 40, 180, 100)]
 SIZE = (140, 220)
@@ -53,12 +53,7 @@ def test_objects_are_found_where_they_lie_and_come_first(which: str, forest: Cal
     assert len(boxes) > 20
     for box, thing in zip(sorted(boxes[:2].tolist()), OBJECTS, strict=True):
         assert iou(np.array(box), thing) > 0.6
-    assert (boxes[:, :2] >= 0).all()
-    assert (boxes[:, 2:] <= SIZE[::-1]).all()
-    assert (boxes[:, 2:] > boxes[:, :2]).all()
-    assert (np.diff(scores) < 0).all()
-    assert scores[0] == 1
-    assert scores[-1] > 0
+    assert_ranked(boxes, scores, SIZE)
 
 
 def noise() -> np.ndarray:
@@ -74,11 +69,7 @@ def test_boxes_reach_all_edges_of_the_image_and_no_further() -> None:
 
 
 def test_the_best_come_first_and_every_call_gives_the_same() -> None:
-    first, second = edge_boxes(noise(), gradients), edge_boxes(noise(), gradients)
-    assert len(first.boxes) > 10
-    assert np.array_equal(first.boxes, second.boxes)
-    few = edge_boxes(noise(), gradients, count=5)
-    assert np.array_equal(few.boxes, first.boxes[:5])
+    assert_repeatable(lambda **count: edge_boxes(noise(), gradients, **count))
 
 
 def test_without_edges_and_in_tiny_images_there_are_no_boxes(forest: Callable[[np.ndarray], Edges]) -> None:
@@ -110,10 +101,8 @@ def test_without_the_model_file_you_are_told_where_it_is(
     wrong: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = (
-        r"needs OpenCV's model file: data\.edge_model=PATH.* from https://github\.com/opencv/opencv_extra/.*\.yml\.gz"
-    )
-    with pytest.raises(SettingsError, match=said):
+    address = r"https://github\.com/opencv/opencv_extra/.*\.yml\.gz"
+    with pytest.raises(SettingsError, match=rf"needs OpenCV's model file: data\.edge_model=PATH.* from {address}"):
         model_file(Data(edge_model=wrong))
 
 

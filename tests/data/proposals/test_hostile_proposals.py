@@ -3,6 +3,7 @@
 import json
 import os
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -51,14 +52,20 @@ def test_an_array_is_looked_at_before_it_is_read(tmp_path: Path, content: bytes,
     refused(tmp_path / "p.npz", reason)
 
 
-def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    np.savez_compressed(tmp_path / "p.npz", a=np.sort(rng.random((500, 4)), axis=1))
-    content = bytearray((tmp_path / "p.npz").read_bytes())
-    for place in range(100, 1500, 7):
-        content[place] ^= 255
-    (tmp_path / "p.npz").write_bytes(content)
-    refused(tmp_path / "p.npz", r"can't be read as \.npz of plain arrays")
+@pytest.mark.parametrize("damage", [lambda place, value: value ^ 255 * (place % 7 == 2), lambda place, value: 0])
+def test_a_damaged_archive_is_refused(tmp_path: Path, damage: Callable[[int, int], int]) -> None:
+    path = tmp_path / "p.npz"
+    np.savez_compressed(path, a=np.sort(np.random.default_rng(0).random((500, 4)), axis=1))
+    content = bytearray(path.read_bytes())
+    for place in range(300, 340):
+        content[place] = damage(place, content[place])
+    path.write_bytes(content)
+    refused(path, r"can't be read as \.npz of plain arrays")
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+    np.savez_compressed(tmp_path / "p.npz", a=np.zeros((4_000_000, 4)))
+    refused(tmp_path / "p.npz", "packed by more than 100 to 1")
 
 
 @pytest.mark.parametrize(
@@ -66,13 +73,17 @@ def test_a_damaged_archive_is_told(tmp_path: Path) -> None:
     [
         ('{"a.jpg": [[1, 2, 3, 1' + "0" * 400 + "]]}", "row 1: expected 4 numbers"),
         ('{"a.jpg": [[1, 2, 3, 1' + "0" * 5000 + "]]}", "can't be read as json"),
+        ('{"a.jpg": %s}' % ("9" * 5000), "can't be read as json"),
         ("[" * 100_000, "can't be read as json"),
+        ('{"\udce9": []}', "can't be read as json"),
+        ('[{"image_id": %s, "bbox": [1, 2, 3, 4]}]' % ("9" * 400), "the data has no such image"),
+        ('[{"image_id": "a", "bbox": [1, 2, 3, %s]}]' % ("9" * 400), "row 1: expected `image_id`"),
         ('{"a.jpg": [[1, 2, 3, 4]], "a.jpg": []}', "the key `a.jpg` is there twice, with different values"),
         (json.dumps(list(range(1_000_000))), r"found \[0, 1, 2, 3, 4\]$"),
     ],
 )
 def test_a_hostile_json_is_told(tmp_path: Path, text: str, reason: str) -> None:
-    (tmp_path / "p.json").write_text(text)
+    (tmp_path / "p.json").write_text(text, errors="surrogateescape")
     refused(tmp_path / "p.json", reason)
 
 

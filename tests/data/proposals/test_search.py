@@ -11,13 +11,7 @@ import rcnn.data.proposals.search as search_file
 from rcnn.config import Data
 from rcnn.config.files import cache_folder
 from rcnn.data.proposals.external import ImageProposals
-from rcnn.data.proposals.search import (
-    SEARCHES,
-    edge_boxes,
-    search_files,
-    selective_search,
-    structured_edges,
-)
+from rcnn.data.proposals.search import SEARCHES, edge_boxes, search_files, selective_search, structured_edges
 from rcnn.errors import ImageError, SettingsError
 from tests.data.proposals.edges import write_edge_model
 from tests.data.proposals.test_selective_search import picture
@@ -49,51 +43,51 @@ def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return made
 
 
-def given(outcome: ImageProposals | ImageError) -> ImageProposals:
-    assert isinstance(outcome, ImageProposals)
-    return outcome
+def found(paths: list[Path], name: str = "selective-search", **settings: str) -> list[ImageProposals]:
+    outcomes = list(search_files(paths, name, Data(**settings)))
+    assert all(isinstance(outcome, ImageProposals) for outcome in outcomes)
+    return outcomes  # type: ignore[return-value]
 
 
 def test_what_was_found_is_kept_and_a_changed_image_is_another(
     paths: list[Path], searches: list[str], cache: Path
 ) -> None:
-    first = [given(outcome) for outcome in search_files(paths, "selective-search", Data())]
+    first = found(paths)
     assert np.array_equal(first[0].boxes, selective_search(picture()).boxes)
     assert searches == ["fast"] * 2
     assert cache_folder("proposals") == cache
     assert len(list(cache.iterdir())) == 2
-    again = [given(outcome) for outcome in search_files(paths[::-1], "selective-search", Data())][::-1]
+    again = found(paths[::-1])[::-1]
     assert searches == ["fast"] * 2
     for one, other in zip(first, again, strict=True):
         assert np.array_equal(one.boxes, other.boxes)
         assert np.array_equal(one.scores, other.scores)
     Image.fromarray(picture()[::-1]).save(paths[0])
-    turned, _ = search_files(paths, "selective-search", Data())
+    turned, _ = found(paths)
     assert searches == ["fast"] * 3
-    assert not np.array_equal(given(turned).boxes, first[0].boxes)
-    list(search_files(paths, "selective-search-quality", Data()))
+    assert not np.array_equal(turned.boxes, first[0].boxes)
+    found(paths, "selective-search-quality")
     assert searches[3:] == ["quality"] * 2
 
 
 def test_a_search_that_was_broken_off_goes_on(paths: list[Path], searches: list[str], cache: Path) -> None:
-    list(search_files(paths[:1], "selective-search", Data()))
+    found(paths[:1])
     (file,) = cache.iterdir()
     file.write_bytes(file.read_bytes()[:100])  # the power went
-    list(search_files(paths[1:], "selective-search", Data()))
+    found(paths[1:])
     assert len(searches) == 2
-    list(search_files(paths, "selective-search", Data()))
+    found(paths)
     assert len(searches) == 3
     assert len(list(cache.iterdir())) == 2
 
 
 def test_an_image_that_can_not_be_read_gives_its_error(paths: list[Path], tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
-    outcomes = list(search_files([tmp_path / "empty.png", paths[0], tmp_path / "none.png"], "selective-search", Data()))
-    assert isinstance(outcomes[0], ImageError)
-    assert "empty.png" in str(outcomes[0])
-    assert isinstance(outcomes[1], ImageProposals)
-    assert isinstance(outcomes[2], ImageError)
-    assert "none.png: can't be read: No such file" in str(outcomes[2])
+    files = [tmp_path / "empty.png", paths[0], tmp_path / "none.png"]
+    empty, sound, missing = search_files(files, "selective-search", Data())
+    assert (type(empty), type(sound), type(missing)) == (ImageError, ImageProposals, ImageError)
+    assert "empty.png" in str(empty)
+    assert "none.png: can't be read: No such file" in str(missing)
 
 
 @pytest.mark.parametrize("name", SEARCHES)
@@ -109,16 +103,16 @@ def test_without_opencv_every_search_names_the_extra(
 
 def test_edge_boxes_of_another_model_are_searched_again(paths: list[Path], tmp_path: Path, cache: Path) -> None:
     model = write_edge_model(tmp_path / "model.yml.gz")
-    (first, _) = (given(outcome) for outcome in search_files(paths, "edge-boxes", Data(edge_model=str(model))))
+    first, _ = found(paths, "edge-boxes", edge_model=str(model))
     detect, _ = structured_edges(model)
     assert len(first.boxes)
     assert np.array_equal(first.boxes, edge_boxes(picture(), detect).boxes)
-    (again, _) = (given(outcome) for outcome in search_files(paths, "edge-boxes", Data(edge_model=str(model))))
+    again, _ = found(paths, "edge-boxes", edge_model=str(model))
     assert np.array_equal(first.boxes, again.boxes)
     assert np.array_equal(first.scores, again.scores)
     assert len(list(cache.iterdir())) == 2
     write_edge_model(model, threshold=0.9)
-    list(search_files(paths, "edge-boxes", Data(edge_model=str(model))))
+    found(paths, "edge-boxes", edge_model=str(model))
     assert len(list(cache.iterdir())) == 4
 
 

@@ -1,11 +1,14 @@
 """Selective Search through OpenCV."""
 
 import sys
+from collections.abc import Callable
+from functools import partial
 from types import ModuleType
 
 import numpy as np
 import pytest
 
+from rcnn.data.proposals.external import ImageProposals
 from rcnn.data.proposals.search import Mode, selective_search
 from rcnn.errors import SettingsError
 
@@ -28,28 +31,37 @@ def iou(box: np.ndarray, other: tuple[int, ...]) -> float:
     return float(shared / (sum(areas) - shared))
 
 
+def assert_ranked(boxes: np.ndarray, scores: np.ndarray, size: tuple[int, int]) -> None:
+    """Boxes lie in an image of this (height, width), and their scores fall from 1 and stay positive."""
+    assert (boxes[:, :2] >= 0).all()
+    assert (boxes[:, 2:] <= size[::-1]).all()
+    assert (boxes[:, 2:] > boxes[:, :2]).all()
+    assert scores[0] == 1
+    assert (np.diff(scores) < 0).all()
+    assert scores[-1] > 0
+
+
+def assert_repeatable(search: Callable[..., ImageProposals]) -> None:
+    """A search gives the same boxes twice, and with `count` the first ones of them."""
+    first, second, few = search(), search(), search(count=5)
+    assert len(first.boxes) > 10
+    assert np.array_equal(first.boxes, second.boxes)
+    assert np.array_equal(few.boxes, first.boxes[:5])
+
+
 @pytest.mark.parametrize("mode", ["fast", "quality"])
 def test_plain_squares_are_found_where_they_lie(mode: Mode) -> None:
     boxes, scores = selective_search(picture(), mode)
     for square in SQUARES:
         assert max(iou(box, square) for box in boxes) > 0.85
     assert max(iou(box, (0, 0, 100, 64)) for box in boxes) == 1
-    assert (boxes[:, :2] >= 0).all()
-    assert (boxes[:, 2:] <= (100, 64)).all()
-    assert (boxes[:, 2:] > boxes[:, :2]).all()
     assert len(np.unique(boxes, axis=0)) == len(boxes)
-    assert scores[0] == 1
-    assert (np.diff(scores) < 0).all()
-    assert scores[-1] > 0
+    assert_ranked(boxes, scores, (64, 100))
 
 
 def test_every_call_gives_the_same_boxes_in_the_same_order() -> None:
     noise = np.random.default_rng(0).integers(0, 255, (60, 80, 3), dtype=np.uint8)
-    first, second = selective_search(noise), selective_search(noise)
-    assert len(first.boxes) > 10
-    assert np.array_equal(first.boxes, second.boxes)
-    few = selective_search(noise, count=5)
-    assert np.array_equal(few.boxes, first.boxes[:5])
+    assert_repeatable(partial(selective_search, noise))
 
 
 def test_colours_come_red_first(monkeypatch: pytest.MonkeyPatch) -> None:

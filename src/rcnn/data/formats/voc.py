@@ -291,7 +291,7 @@ def _read_image(entry: _Annotated, root: Path, objects: list[_Object]) -> Draft:
     if node is not None:
         _check_repeated(node, entry.xml, draft)
         _read_size(node, entry.xml, draft)
-        objects += [(draft, entry.xml, child) for child in node.all("object")]
+        objects += [(draft, entry.xml, child) for child in node.children if child.tag == "object"]
     return draft
 
 

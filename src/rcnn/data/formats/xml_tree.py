@@ -22,10 +22,6 @@ class Node:
     text: str = ""
     children: list["Node"] = field(default_factory=list)
 
-    def all(self, tag: str) -> list["Node"]:
-        """Return the children with this tag."""
-        return [child for child in self.children if child.tag == tag]
-
     def get(self, tag: str) -> "Node | None":
         """Return the first child with this tag, or None."""
         return next((child for child in self.children if child.tag == tag), None)
