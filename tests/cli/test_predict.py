@@ -64,12 +64,12 @@ def test_how_pictures_are_seen_is_said_once(run: Run, data: Path, weights: Path)
     for command, source in commands:
         outcome = run(command, weights, source, "predict.tile=100")
         assert outcome.code == 0, outcome.err
-        assert outcome.out.count("80x60 pixels fit into a window (predict.tile=100), and are seen whole") == 1
+        assert outcome.out.count("80x60 pixels fit into a window (predict.tile=100), so the picture is not cut") == 1
     outcome = run("predict", weights, data / "JPEGImages", "predict.tile=64")
     assert outcome.out.count("cut by their edges; raise predict.overlap or predict.tile") == 1
     assert "pixels" not in run("predict", weights, data / "JPEGImages").out
     for change, reason in {
-        "predict.tile=auto": "needs the scale of the training, and these weights do not hold it",
+        "predict.tile=auto": "needs the scale of the training, which these weights do not hold",
         "predict.tile=10": "`predict.tile`: off, auto, or the side of the windows in pixels, 64 to 16384 (got 10)",
         "predict.overlap=0.9": "`predict.overlap`: Input should be less than or equal to 0.75 (got 0.9)",
     }.items():
@@ -209,7 +209,7 @@ def test_what_was_drawn_is_never_predicted_on(
     assert len(files("runs/predict/drawn")) == 6
     above = run("predict", weights, "runs")
     assert above.code == 3
-    assert "nothing but results of rcnn is here" in above.err
+    assert "there are only results of rcnn here" in above.err
 
 
 def test_settings_change_the_prediction(run: Run, data: Path, weights: Path, tmp_path: Path) -> None:

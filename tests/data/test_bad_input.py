@@ -79,9 +79,9 @@ CASES = [
     (coco_box, (-30, 9, 10, 5), "mendable", "outside the 60x40 image; dropped"),
     (yolo_row, ("0 1.5 0.5 0.1 0.1",), "mendable", "outside the 60x40 image; dropped"),
     # duplicates
-    (voc_box, (5, 5, 20, 20), "mendable", "there twice"),
-    (coco_box, (5, 5, 20, 20), "mendable", "there twice"),
-    (yolo_row, ("0 0.5 0.5 0.1 0.1",), "mendable", "there twice"),
+    (voc_box, (5, 5, 20, 20), "mendable", "occurs twice"),
+    (coco_box, (5, 5, 20, 20), "mendable", "occurs twice"),
+    (yolo_row, ("0 0.5 0.5 0.1 0.1",), "mendable", "occurs twice"),
     # the wrong unit
     (voc_box, (0.1, 0.2, 0.7, 0.9), "fatal", "normalised coordinates?"),
     (coco_box, (0.1, 0.2, 0.6, 0.7), "fatal", "normalised coordinates?"),
@@ -185,15 +185,15 @@ def test_two_images_of_one_id_or_one_name_are_both_left_out(tmp_path: Path, key:
     data = read(root)
     fault = only(tuple(fault for fault in data.faults if fault.kind == "fatal"))
     assert fault.where == f"{file}: images[1] (id {tree['images'][1]['id']})"
-    said = {"id": "two images of id 1: `images/a.jpg` and `images/b.jpg`", "file_name": "two images of the name"}
-    assert said[key] in fault.reason
+    reason = {"id": "the id 1: `images/a.jpg` and `images/b.jpg`", "file_name": "the name `images/a.jpg`: ids 1 and 2"}
+    assert f"two images with {reason[key]}" in fault.reason
     assert [record.name for record in data.records] == ["images/c.jpg"]
 
 
 def test_two_files_of_one_stem_are_told_apart_by_no_one(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "voc", {"a": GOOD, "b": GOOD})
     sets.image(root / "JPEGImages/a.png")
-    with_fault(root, "Annotations/a.xml", "two images of one name")
+    with_fault(root, "Annotations/a.xml", "two images with this name")
     root = sets.yolo(tmp_path / "yolo", {"train": {"a": "0 .5 .5 .1 .1", "b": "0 .5 .5 .1 .1"}})
     sets.image(root / "images/train/a.png")
     data = read(root)
@@ -360,7 +360,7 @@ def test_an_annotation_of_no_image_is_told(tmp_path: Path) -> None:
     tree = sets.coco_tree({"a.jpg": GOOD}, IDS)
     tree["annotations"].append({"id": 9, "image_id": 99, "category_id": 18, "bbox": [1, 1, 5, 5]})
     sets.write_json(root / "annotations/train.json", tree)
-    with_fault(root, "annotations/train.json: annotations[1] (id 9)", "image_id 99 is no image")
+    with_fault(root, "annotations/train.json: annotations[1] (id 9)", "image_id 99 is not the id of an image")
 
 
 def test_two_categories_of_one_id_or_name_are_told(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_two_categories_of_one_id_or_name_are_told(tmp_path: Path) -> None:
     tree["categories"] += [{"id": 18, "name": "eel"}, {"id": 3, "name": "dog"}, {"name": "eel"}]
     sets.write_json(root / "annotations/train.json", tree)
     reasons = " ".join(fault.reason for fault in read(root).faults)
-    for said in ("two categories of id 18", "two categories of the name `dog`", "a whole number as id"):
+    for said in ("two categories with the id 18", "two categories with the name `dog`", "an integer as id"):
         assert said in reasons
 
 

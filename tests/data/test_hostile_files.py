@@ -53,13 +53,13 @@ def sparse(path: Path, head: str = "", size: int = 5 * 10**9) -> Path:
 def test_a_huge_class_without_a_name_is_a_fault(tmp_path: Path, number: str) -> None:
     root = sets.yolo(tmp_path / "d", {"train": {"a": f"{number} .5 .5 .3 .3\n", "b": ROW}})
     (root / "data.yaml").unlink()
-    said = f"a.txt:1: class {number} is not among the classes 0 0; of classes without names, at most 10,000 are read"
+    said = f"a.txt:1: class {number} is not among the classes 0 0; at most 10,000 classes without names are read"
     in_child(checked(root, said), data=500 * MB)
 
 
 def test_of_300000_faults_of_an_image_the_first_1000_are_told(tmp_path: Path) -> None:
     root = sets.yolo(tmp_path / "d", {"train": {"a": ROW * 300_000}})
-    said = "a.txt:2: box (0.5, 0.5, 0.1, 0.1) is there twice"
+    said = "a.txt:2: box (0.5, 0.5, 0.1, 0.1) occurs twice"
     many = "a.txt:1001: and 298,999 more faults of this image that are mendable"
     in_child(checked(root, said, many, most=1100), data=1000 * MB)
 
@@ -73,7 +73,7 @@ def test_unknown_classes_in_300000_rows_do_not_list_the_classes_each_time(tmp_pa
 
 def test_a_label_file_of_4000000_rows_is_refused_by_their_number(tmp_path: Path) -> None:
     root = sets.yolo(tmp_path / "d", {"train": {"a": "1\n" * 4_000_000, "b": ROW}})
-    said = "a.txt:300001: the labels go on here; of an image, 300,000 lines are read [fatal]"
+    said = "a.txt:300001: the labels continue here, but only 300,000 lines per image are read [fatal]"
     in_child(checked(root, said), seconds=5, data=500 * MB, resident=200 * MB)
 
 
@@ -275,7 +275,7 @@ def test_a_tag_that_is_there_twice_is_a_fault(
     faults = check(root, Data()).faults
     assert [fault.kind for fault in faults] == ([kind] if kind else [])
     assert all(fault.where.startswith(f"{file}:") for fault in faults)
-    assert all(f"<{tag}> is there twice, first on line " in fault.reason for fault in faults)
+    assert all(f"<{tag}> occurs twice, first on line " in fault.reason for fault in faults)
 
 
 def test_a_key_of_a_json_that_is_there_twice_is_a_fault(tmp_path: Path) -> None:
@@ -287,14 +287,14 @@ def test_a_key_of_a_json_that_is_there_twice_is_a_fault(tmp_path: Path) -> None:
         ("category_id", 18, 17, "as 17 and as 18; keep one of the two [fatal]"),
     ):
         file.write_text(text.replace(f'"{key}": {value},', f'"{key}": {extra}, "{key}": {value},', 1))
-        assert f"the key `{key}` of the object with id 1 is there twice, {reason}" in reasons(check(root, Data()))
+        assert f"the key `{key}` of the object with id 1 occurs twice, {reason}" in reasons(check(root, Data()))
 
 
 @pytest.mark.parametrize(
     ("old", "new", "reason"),
     [
         ('"iscrowd": 0', '"iscrowd": "0"', "iscrowd and ignore must be 0 or 1; found '0' and None"),
-        ('"image_id": 1,', '"image_id": true,', "image_id True is no image of this file"),
+        ('"image_id": 1,', '"image_id": true,', "image_id True is not the id of an image in this file"),
         ('{"id": 1, "image_id"', '{"id": true, "image_id"', "id must be a number; found True"),
         ('{"id": 1, "file_name"', '{"id": true, "file_name"', "an image needs an id and a file_name"),
     ],

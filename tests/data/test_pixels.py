@@ -77,4 +77,4 @@ def test_training_says_once_that_white_is_laid_behind_transparent_pixels(root: P
     for stem in "bc":
         save(root, stem, noise((40, 60, 4)))
     (note,) = (note for data in open_splits(root, Data()) for note in data.notes)
-    assert note.startswith("images with transparent pixels: 2, such as JPEGImages/b.png; white is laid behind")
+    assert note.startswith("images with transparent pixels: 2, such as JPEGImages/b.png; they get a white background")

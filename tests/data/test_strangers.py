@@ -99,7 +99,7 @@ def test_absolute_paths_of_another_machine_in_a_data_yaml(tmp_path: Path, root: 
     yaml.write_text(f'{path}train: "{root}images/train"\nval: "{root}list.txt"\nnames: [cat, dog]\n')
     train, val = open_splits(tmp_path, Data())
     assert [len(train), len(val)] == [2, 1]
-    assert any(f"is not there; {tmp_path / 'images/train'} is read instead" in note for note in train.notes)
+    assert any(f"does not exist; {tmp_path / 'images/train'} is read instead" in note for note in train.notes)
 
 
 @pytest.mark.parametrize("folder", ["/home/ann/set/images/", "C:\\Users\\ann\\set\\images\\", "/elsewhere/"])
@@ -130,7 +130,7 @@ def test_two_absolute_paths_do_not_end_in_one_folder(tmp_path: Path) -> None:
     """Training and validation would be the same images."""
     sets.yolo(tmp_path / "images", {"train": {"a": "0 0.5 0.5 0.2 0.2\n"}})
     (tmp_path / "data.yaml").write_text("train: /one/images\nval: /two/images\nnames: [cat, dog]\n")
-    with pytest.raises(DataError, match="val: /two/images is not there; looked in"):
+    with pytest.raises(DataError, match="val: /two/images does not exist; looked in"):
         open_splits(tmp_path, Data())
 
 

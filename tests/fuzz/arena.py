@@ -2,7 +2,7 @@
 
 One process with one thread forks a child for each mutant (`tests.commands`). A mutant passes if
 the command ends in time with one of the exit codes that fit, without a traceback or the word "unexpected", and leaves
-the files that it was given as they were.
+the files that it was before as they were.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from tests.fuzz import kinds
 from tests.fuzz.kinds import KINDS
 from tests.fuzz.mutate import strange_values
 
-SHOWN = 10
+MAX_PRINTED_FAILURES = 10
 """Failures of a kind that are printed."""
 
 
@@ -49,13 +49,13 @@ def fuzz(kind: str, numbers: Sequence[int], seed: int, root: Path, *, sound: boo
         folder = root / f"{kind.replace(' ', '-')}-{number}"
         folder.mkdir()
         mutant = KINDS[kind](folder, number, Random(f"{seed} {kind} {number}"), values)
-        given = digests(folder)
+        before = digests(folder)
         ended = run(folder, mutant.words)
         reason = verdict(ended, (0,) if sound and mutant.words[0] != "import" else mutant.codes)
         if reason is None:
             after = digests(folder)
-            kept = [name for name in given if not name.startswith("runs/")]  # a resumed run writes on its files
-            lost = [name for name in kept if after.get(name) != given[name]]
+            kept = [name for name in before if not name.startswith("runs/")]  # a resumed run writes on its files
+            lost = [name for name in kept if after.get(name) != before[name]]
             reason = f"changed {lost}" if lost else None
         if reason is not None:
             yield Failure(kind, number, f"{reason}: rcnn {' '.join(mutant.words)}", ended.said)
@@ -117,7 +117,7 @@ if __name__ == "__main__":
         total += len(failures)
         counts = f"{options.count:6} mutants, {len(failures):4} failed"
         print(f"{kind:12} {counts}, {time.monotonic() - began:6.1f} s", flush=True)
-        for failure in failures[:SHOWN]:
+        for failure in failures[:MAX_PRINTED_FAILURES]:
             said = failure.said.strip().splitlines()[-1:] or [""]
             print(f"  {failure.number}: {failure.reason}\n      {said[0][:300]}", flush=True)
     print(f"failed mutants are kept in {root}" if total else "none failed")

@@ -31,7 +31,7 @@ def test_results_are_passed_by_unless_they_are_named(tmp_path: Path) -> None:
         assert files(source) == [tmp_path / "1.png"]
     for source in (tmp_path / "runs/predict", f"{tmp_path}/runs/predict/drawn/*.png"):
         assert [file.name for file in files(source)] == ["1.png", "2.png"]
-    with pytest.raises(ImageError, match="nothing but results of rcnn is here"):
+    with pytest.raises(ImageError, match="there are only results of rcnn here"):
         files(tmp_path / "runs")
 
 

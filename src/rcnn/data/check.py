@@ -1,4 +1,4 @@
-"""Check a data set: read all of it, decode every image, and report everything that is wrong."""
+"""Check a data set: read all of it, decode every image, and report all faults."""
 
 from dataclasses import asdict, dataclass, field
 from itertools import combinations
@@ -18,7 +18,7 @@ class DataReport:
     """The result of `check`.
 
     Attributes:
-        path: what was checked.
+        path: path of the data set, as given.
         format: format of the data set.
         names: class names.
         lists: statistics of each list.

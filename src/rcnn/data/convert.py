@@ -1,4 +1,4 @@
-"""Copy a data set into another format: images byte for byte, lists kept."""
+"""Copy a data set into another format. Image files are copied byte for byte, and lists are kept."""
 
 import os
 import shutil
@@ -14,12 +14,12 @@ def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> 
     """Copy some lists of one data set as `voc`, `coco`, `yolo` or `csv`. Return remarks on what the format can't hold.
 
     Raises:
-        SettingsError: `out` holds something, lies inside the data set, or the format is unknown.
+        SettingsError: `out` is not empty or lies inside the data set, or the format is unknown.
         OSError: the copy can't be written, for example because the disk is full; no partial copy is left.
     """
     datasets = [data] if isinstance(data, Dataset) else list(data)
     if format not in FORMATS:
-        raise SettingsError(f"`{format}` is no format; choose {', '.join(FORMATS)}")
+        raise SettingsError(f"unknown format `{format}`; choose {', '.join(FORMATS)}")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise SettingsError(f"{out}: something is there already; give a new or empty folder")

@@ -1,4 +1,4 @@
-"""What a reader returns: images with their boxes, and the faults of the data."""
+"""A data set as its reader returns it: images with their boxes, and the faults of the data."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,9 +18,9 @@ class Fault:
     Attributes:
         where: place of the fault: `file:line`, in json `file: annotations[index] (id number)`, or the image file.
         reason: what is wrong, and what to do about it.
-        kind: `mendable`: the box is dropped or clipped, and training goes on; `damaged`: the image can't be
-            decoded, and is left out unless faults stop; `fatal`: training stops or leaves the image out.
-        image: file name of the image concerned; None if the fault concerns the whole set.
+        kind: `mendable`: the box is dropped or clipped, and training continues; `damaged`: the image can't be decoded,
+            and is left out or stops training; `fatal`: training stops, or leaves the image out.
+        image: file name of the image concerned; None if the fault concerns the entire set.
     """
 
     where: str
@@ -29,7 +29,7 @@ class Fault:
     image: str | None = None
 
     def __str__(self) -> str:
-        return f"{self.where}: {self.reason}".replace("\n", "\\n")  # one line, whatever the names in it
+        return f"{self.where}: {self.reason}".replace("\n", "\\n")  # one line, even if a name in it has several
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +44,8 @@ class Record:
         boxes: (n, 4) float64, continuous xyxy in pixels of the file, inside the image.
         labels: (n,) int64, 0..K-1.
         ignore: (n,) bool: crowd or difficult.
-        view: the window of the file that the image is, to which size and boxes belong, and its size after resizing;
-            None: the whole file, resized as the settings say.
+        view: the window of the file that is used as the image, with its size after resizing; size and boxes are those
+            of the window. None: the entire file, resized by the settings.
     """
 
     path: Path

@@ -23,7 +23,7 @@ def decode_images(
 ) -> list[Dataset]:
     """Return the data sets without the images that can't be decoded, with faults and notes added.
 
-    Images that other faults leave out are decoded too, so that everything wrong is reported at once.
+    Images that are left out for other faults are decoded too, so that all faults are reported together.
 
     Args:
         datasets: lists of one data set; images that they share are decoded once.
@@ -39,8 +39,8 @@ def decode_images(
         except ImageError as error:
             return error
 
-    # Decoding releases Python's lock. Silencing Pillow's warnings changes a state that threads share: what they leave
-    # behind is undone here.
+    # Decoding releases Python's lock. The threads silence Pillow's warnings, which changes state that they share. It is
+    # restored here.
     with warnings.catch_warnings(), closing(ahead(look, names, os.cpu_count() or 1)) as looks:
         warnings.filterwarnings("ignore", module=r"PIL\.")
         for done, (path, outcome) in enumerate(zip(names, looks, strict=True), start=1):
@@ -53,7 +53,7 @@ def decode_images(
 
 
 def _files(dataset: Dataset) -> dict[Path, str]:
-    """Return path -> name of the images in use, and of those left out for a fault that is not the file's own."""
+    """Return path -> name of the images in use, and of those left out for a fault outside their file."""
     unreadable = {fault.where for fault in dataset.faults if fault.kind != "mendable"}
     left_out = dict.fromkeys(fault.image for fault in dataset.faults if fault.image is not None)
     files = {record.path: record.name for record in dataset.records}
@@ -63,7 +63,7 @@ def _files(dataset: Dataset) -> dict[Path, str]:
 
 
 def _without_damaged(dataset: Dataset, outcomes: Mapping[Path, Look | ImageError]) -> Dataset:
-    """Return the data set without its damaged images, with a fault for each of them ahead of the others."""
+    """Return the data set without its damaged images, and with a fault for each of them, before the other faults."""
     faults = [
         Fault(str(path), str(outcome).removeprefix(f"{path}: "), "damaged", name)
         for path, name in _files(dataset).items()
@@ -83,6 +83,6 @@ def _notes(looks: Mapping[str, Look], settings: Data) -> list[str]:
     if transparent:
         notes.append(
             f"images with transparent pixels: {len(transparent)}, such as {transparent[0]}; "
-            "white is laid behind them, unless preprocess.in_channels is 4"
+            "they get a white background unless preprocess.in_channels is 4"
         )
     return notes

@@ -16,8 +16,8 @@ class Stats:
     """Statistics of a split. Sizes are in pixels of the image files; quantiles are at 0, 5, 25, 50, 75, 95 and 100%.
 
     Attributes:
-        images, empty: number of images, and of those without a box.
-        boxes, ignored: number of boxes, and of those that are crowd or difficult.
+        images, empty: number of images, and of images without a box.
+        boxes, ignored: number of boxes, and of boxes that are crowd or difficult.
         classes: number of boxes per class name.
         class_images: number of images per class name that show the class.
         small, medium, large: number of boxes with an area under 32^2, up to 96^2 and above, as COCO counts them.

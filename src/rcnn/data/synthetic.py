@@ -1,7 +1,7 @@
 """Images of shapes on textured backgrounds, generated from a seed, for the demo and for checking a whole pipeline.
 
 Colours are drawn in the same way for all classes, so that only outlines differ. Shapes may hide parts of each other;
-the ground truth is still the box of the whole shape. At least a fifth of the shapes are covered by 10% to 50%, and at
+the ground truth is still the box of the entire shape. At least a fifth of the shapes are covered by 10% to 50%, and at
 least a fifth are smaller than 32 px.
 """
 
@@ -24,7 +24,7 @@ Place = tuple[int, int]
 CLASSES = ("disc", "square", "triangle")
 SUPERSAMPLING = 4
 CONTRAST = 60.0
-"""Smallest difference of luma (0..255) between a shape and its background."""
+"""Minimum difference of luma (0..255) between a shape and its background."""
 _LUMA = np.array([0.299, 0.587, 0.114])
 _SMALL_SHARE, _COVERING_SHARE = 0.3, 0.5
 _TRIES = 60
@@ -48,11 +48,11 @@ _OUTLINES: dict[str, tuple[np.ndarray, ...]] = {
 
 
 class Scene(NamedTuple):
-    """One image and what is known about it.
+    """One image with its ground truth.
 
     Attributes:
         image: (H, W, 3) uint8.
-        boxes: (n, 4) float64 whole numbers, tight around each whole shape, including its covered parts.
+        boxes: (n, 4) float64 integers, tight around each shape, including its covered parts.
         labels: (n,) int64, index into the classes.
         covered: (n,) share of each shape's pixels that are hidden by others, 0..0.5.
         colours: (n, 3) mean colour of each shape, 0..255.
@@ -123,7 +123,7 @@ def synthesise_set(folder: Path, splits: Mapping[str, tuple[int, int]], form: st
 
 
 def _scene(size: tuple[int, int], classes: Sequence[str], generator: np.random.Generator, count: int) -> Scene:
-    """Draw a background with up to `count` shapes; a shape without a free place is left out."""
+    """Draw a background with up to `count` shapes; a shape that finds no free place is left out."""
     canvas = _ground(size, generator)
     owner = np.full(size, -1)  # index of the shape that is visible at a pixel
     boxes, labels, areas, colours = [], [], [], []

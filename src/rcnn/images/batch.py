@@ -17,11 +17,11 @@ Size = tuple[int, int]
 
 
 class Preprocessor:
-    """Resizes, and pads with zeros to a bucket that depends on the image alone.
+    """Resizes images, and pads them with zeros to a bucket that depends on the image alone.
 
     Args:
         settings: sizes, rounding and channels.
-        within: (height, width) of all buckets, in which every image fits; None: images and buckets are of any size.
+        within: (height, width) of all buckets, which every image is made to fit; None: images and buckets of any size.
     """
 
     def __init__(self, settings: Preprocess, within: Size | None = None) -> None:
@@ -30,7 +30,7 @@ class Preprocessor:
     def resized(self, size: Size) -> Size:
         """Return an image's size after resizing: the shorter side is `short` unless the longer would exceed `long`.
 
-        It is smaller where the image would not be `within`.
+        It is smaller if the image would not fit `within`.
         """
         resized = self._resized(size, (math.inf, math.inf))
         if self.within is None or (resized[0] <= self.within[0] and resized[1] <= self.within[1]):
@@ -91,7 +91,7 @@ class Preprocessor:
             bucket: padded size; None: the images' own.
 
         Raises:
-            ValueError: the images belong to several buckets, and none was given.
+            ValueError: the images belong to several buckets, and `bucket` is None.
         """
         if bucket is None:
             buckets = {self.bucket(size) for size in originals}
@@ -99,7 +99,7 @@ class Preprocessor:
                 raise ValueError(f"a batch holds images of one bucket, got {sorted(buckets)}; batch them by bucket")
             (bucket,) = buckets
         dtype = np.float32 if self.settings.resize == "interpolate" else np.uint8
-        # By NumPy, since in a loader's thread PyTorch would start threads of its own for each copy.
+        # NumPy copies here, since PyTorch would start its own threads for each copy in a loader's thread.
         padded = np.zeros((len(images), self.settings.in_channels, *bucket), dtype)
         for row, image in zip(padded, images, strict=True):
             row[:, : image.shape[1], : image.shape[2]] = image.numpy()

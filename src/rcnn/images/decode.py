@@ -16,7 +16,7 @@ from rcnn.config.files import MB, UnfitFile, check_regular, unfit_name
 from rcnn.errors import ImageError
 
 STRIP = 1 << 18
-"""Values or pixels that are converted at a time."""
+"""Number of values or pixels that are converted at a time."""
 
 _WHITE_16_BIT = 65535
 
@@ -25,7 +25,7 @@ def limit(height: int, width: int, max_pixels: int) -> None:
     """Refuse an image of more than `max_pixels`."""
     if height * width > max_pixels:
         raise ImageError(
-            f"{width}x{height} is more than {max_pixels} pixels; if the file is to be trusted, raise data.max_pixels"
+            f"{width}x{height} is more than {max_pixels} pixels; if you trust the file, raise data.max_pixels"
         )
 
 
@@ -56,12 +56,12 @@ def quantised(array: np.ndarray, white: int | None) -> np.ndarray:
 
 
 def other_type(array: np.ndarray) -> str:
-    """Return the message for values that are no pixels."""
+    """Return the message for values of a type that pixels can't have."""
     return f"pixels of type {array.dtype!s:.80} can't be used; expected uint8, uint16 or floats in 0..1"
 
 
 def other_channels(channels: int, in_channels: int) -> str:
-    """Return the message for an image with other channels than the settings ask for."""
+    """Return the message for an image whose number of channels differs from the setting."""
     return f"the image has {channels} channels; preprocess.in_channels is {in_channels}"
 
 
@@ -72,7 +72,7 @@ _MAX_HEADER_BYTES = 10_000
 
 
 def open_array(path: Path, max_pixels: int, in_channels: int | None = None) -> np.memmap:
-    """Map a .npy file into memory, and check its shape and type, before any value is read."""
+    """Map a .npy file into memory, and check its shape and type before any value is read."""
     check_regular(path)
     with path.open("rb") as file:
         head = file.read(12)
@@ -89,8 +89,8 @@ def open_array(path: Path, max_pixels: int, in_channels: int | None = None) -> n
         raise ImageError(other_channels(channels, in_channels))
     if array.size > 4 * max_pixels:
         raise ImageError(
-            f"{array.size:,} values in {channels:,} channels are more than 4 times {max_pixels} pixels; if the file "
-            "is to be trusted, raise data.max_pixels"
+            f"{array.size:,} values in {channels:,} channels are more than 4 times {max_pixels} pixels; "
+            "if you trust the file, raise data.max_pixels"
         )
     if array.dtype.kind not in "buif":
         raise ImageError(other_type(array))
@@ -120,14 +120,14 @@ IMAGE_SUFFIXES = (
     *(".pnm", ".jp2", ".avif", ".npy"),
 )
 PILLOW_FORMATS = ("JPEG", "PNG", "BMP", "GIF", "PPM", "TIFF", "WEBP", "AVIF", "JPEG2000")
-"""Formats that Pillow may read (MPO is JPEG's); for some of the others, such as EPS, it would start programs."""
+"""Formats that Pillow may read (JPEG includes MPO). For some other formats, such as EPS, it would start programs."""
 
 MAX_PIXELS = 178_956_970
 MAX_FILE_BYTES = 8_000 * MB
-"""Bytes of an image file."""
+"""Maximum size of an image file, bytes."""
 
 _MAX_WHOLE_BYTES = 500 * MB
-_STREAMED = ("TIFF", "PNG", "BMP", "PPM")  # the others may be read into memory as a whole
+_STREAMED = ("TIFF", "PNG", "BMP", "PPM")  # files of other formats may be read into memory completely
 _FOREIGN = {
     b"%!PS": "EPS",
     b"\xc5\xd0\xd3\xc6": "EPS",
@@ -160,7 +160,7 @@ class Look(NamedTuple):
     """Properties of an image that only decoding shows.
 
     Attributes:
-        largest: the largest value, if values are integers of more than 8 bits, else None.
+        largest: the largest value if values are integers of more than 8 bits, else None.
         transparent: whether any pixel is not opaque.
     """
 
@@ -178,8 +178,8 @@ def read_image(
     as many grey pages. None leaves arrays unchanged and reads everything else as RGB, to draw the data.
 
     Raises:
-        ImageError: the file is missing, empty, truncated, no image, over `max_pixels`, or has other channels.
-        OSError: there are no file handles left, as in all that reads images here.
+        ImageError: the file is missing, empty, truncated, not an image, over `max_pixels`, or has other channels.
+        OSError: there are no file handles left. All functions that read images raise it.
     """
     path = Path(path)
     with named_errors(path):
@@ -248,7 +248,7 @@ def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _pixels(image: Image.Image, in_channels: int, white: int | None) -> np.ndarray:
-    """Load an image as (H, W, in_channels) uint8, as it lies in the file. Strip by strip, which saves memory."""
+    """Load an image as (H, W, in_channels) uint8, without rotating it. Strip by strip, which saves memory."""
     image.load()  # rotates a TIFF and drops its orientation tag
     deep = _is_deep(image)
     if image.mode == "F":
@@ -273,7 +273,7 @@ def _pixels(image: Image.Image, in_channels: int, white: int | None) -> np.ndarr
 
 
 def _strips(image: Image.Image) -> Iterator[Image.Image]:
-    """Yield an image in strips of whole rows, from top to bottom; a small one whole, which takes less time."""
+    """Yield an image in strips of rows, from top to bottom, or a small one in one piece, which takes less time."""
     rows = max(1, STRIP // image.width)
     if 4 * rows >= image.height:
         yield image
@@ -286,7 +286,7 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
     """Read (height, width) of an image file after EXIF rotation, from its header alone.
 
     Raises:
-        ImageError: the file is missing, empty, no image or over `max_pixels`.
+        ImageError: the file is missing, empty, not an image or over `max_pixels`.
     """
     path = Path(path)
     with named_errors(path):
@@ -304,7 +304,7 @@ def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Look:
     """Decode an image file completely.
 
     Raises:
-        ImageError: as for `read_image`, whatever the number of channels.
+        ImageError: as for `read_image`, but with any number of channels.
     """
     path = Path(path)
     with named_errors(path):
@@ -382,12 +382,12 @@ def open_image(path: Path, max_pixels: int) -> Image.Image:
 
 
 def _is_deep(image: Image.Image) -> bool:
-    """Whether pixels are wider than 8 bits."""
+    """Return whether pixels have more than 8 bits."""
     return image.mode in ("I", "F") or image.mode.startswith("I;16")
 
 
 def _is_transparent(image: Image.Image) -> bool:
-    """Whether any pixel is not opaque; many files have an alpha channel without effect."""
+    """Return whether any pixel is not opaque; many files have an alpha channel without effect."""
     return image.has_transparency_data and bool((np.array(image.convert("RGBA").getchannel("A")) < 255).any())
 
 
@@ -402,7 +402,7 @@ def _orientation(image: Image.Image) -> int:
     """Return the EXIF orientation, 1..8; 1 if it is missing or damaged."""
     try:
         value = image.getexif().get(_ORIENTATION, 1)
-    except Exception:  # damaged EXIF is no reason to refuse good pixels
+    except Exception:  # damaged EXIF data is no reason to refuse good pixels
         return 1
     return value if value in _TURNS else 1
 

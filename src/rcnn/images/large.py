@@ -1,4 +1,4 @@
-"""Pictures of more than `data.max_pixels`: libvips reads windows of them (extra `large`)."""
+"""Read windows of pictures of more than `data.max_pixels`, by libvips (extra `large`)."""
 
 import importlib
 import sys
@@ -17,17 +17,17 @@ from rcnn.images.decode import as_array, image_size, limit, named_errors, open_i
 from rcnn.images.views import View
 
 MAX_WHOLE_PIXELS = 400_000_000
-"""Pixels of a picture whose format can only be decoded as a whole."""
+"""Maximum number of pixels of a picture whose format can only be decoded completely."""
 
 _LOADERS = {"JPEG": "jpegload", "MPO": "jpegload", "PNG": "pngload", "TIFF": "tiffload", "WEBP": "webpload"}
-_PLAIN = ("b-w", "srgb", "rgb", "grey16", "rgb16", "multiband")  # libvips's names of grey, RGB, and bands of any kind
+_PLAIN = ("b-w", "srgb", "rgb", "grey16", "rgb16", "multiband")  # libvips's names for grey, RGB and other bands
 _TILE_WIDTH, _TILE_HEIGHT, _TILE_OFFSETS, _TILE_BYTES = 322, 323, 324, 325  # tags of a TIFF
 
 
 def large_size(path: Path, settings: Settings) -> Size | None:
-    """The (height, width) of an image file that is to be read by windows; None: it is to be read as a whole.
+    """Return the (height, width) of an image file that is to be read in windows, or None if it is read completely.
 
-    By windows are read, with `predict.tile`, images of more than `data.max_pixels`; arrays in .npy files are not.
+    With `predict.tile`, images of more than `data.max_pixels` are read in windows, except arrays in .npy files.
 
     Raises:
         ImageError: as for `image_size`.
@@ -39,20 +39,20 @@ def large_size(path: Path, settings: Settings) -> Size | None:
 
 
 def open_windows(path: Path, window: Size, settings: Settings) -> Callable[[View], np.ndarray]:
-    """Open an image file of any size. Of a TIFF in tiles only windows are read, other files are decoded into memory.
+    """Open an image file of any size. Only windows of tiled TIFFs are read; other files are decoded into memory.
 
     Args:
         path: the file.
-        window: (height, width) of the largest window that will be asked for.
+        window: (height, width) of the largest window that will be read.
         settings: `data.white`, `data.max_pixels` and `preprocess.in_channels` are read.
 
     Returns:
-        What reads the window of a view as (h, w, in_channels) uint8, upright, by the rules of `read_image`; it raises
-        `ImageError`.
+        A function that reads the window of a view as (h, w, in_channels) uint8, upright, by the rules of `read_image`.
+        It raises `ImageError`.
 
     Raises:
-        ImageError: a window has more than `data.max_pixels`; the file is damaged, of a format that libvips does not
-            read, or of one that can only be decoded as a whole and larger than `MAX_WHOLE_PIXELS`; libvips is missing.
+        ImageError: a window has more than `data.max_pixels`; the file is damaged or in a format that libvips does not
+            read; it can only be decoded completely, and has more than `MAX_WHOLE_PIXELS`; libvips is missing.
     """
     with named_errors(path):
         limit(*window, settings.data.max_pixels)
@@ -64,12 +64,12 @@ def open_windows(path: Path, window: Size, settings: Settings) -> Callable[[View
             limit(height, width, settings.data.max_pixels)
         if not tiles and height * width > MAX_WHOLE_PIXELS:
             raise ImageError(
-                f"{width}x{height} pixels are more than {MAX_WHOLE_PIXELS:,}, and only of a TIFF in tiles windows can "
-                f"be read; convert it: pyvips.Image.new_from_file({path.name!r}).tiffsave('{path.stem}-tiled.tif', "
+                f"{width}x{height} pixels are more than {MAX_WHOLE_PIXELS:,}, and windows can only be read from a "
+                f"tiled TIFF; convert it: pyvips.Image.new_from_file({path.name!r}).tiffsave('{path.stem}-tiled.tif', "
                 "tile=True, bigtiff=True)"
             )
         if any(offset + length > path.stat().st_size for offset, length in tiles):
-            raise ImageError("the file is cut off: tiles of it are missing")
+            raise ImageError("the file is cut off: some of its tiles are missing")
         if tiles:
             limit(tags[_TILE_HEIGHT], tags[_TILE_WIDTH], settings.data.max_pixels)
         with _faults() as libvips:
@@ -87,7 +87,7 @@ def open_windows(path: Path, window: Size, settings: Settings) -> Callable[[View
 
 def _window(image: Any, view: View, settings: Settings) -> np.ndarray:
     """Read a window of an image of libvips as (h, w, in_channels) uint8."""
-    with _faults() as libvips:  # a region of its own, since libvips would keep each cropped image for a while
+    with _faults() as libvips:  # a new region, since libvips would keep each cropped image for a while
         data = libvips.Region.new(image).fetch(view.left, view.top, view.width, view.height)
         array = np.frombuffer(data, libvips.vimage.FORMAT_TO_TYPESTR[image.format])
     array = array.reshape(view.height, view.width, image.bands)
@@ -98,7 +98,7 @@ def _window(image: Any, view: View, settings: Settings) -> np.ndarray:
 
 @contextmanager
 def _faults() -> Iterator[Any]:
-    """Provide pyvips, and raise what libvips says of a file. Of damaged tiles it only takes a note, and goes on."""
+    """Yield pyvips, and raise libvips's messages as errors. For damaged tiles it only logs a message and continues."""
     try:
         libvips = importlib.import_module("pyvips")
     except (ImportError, OSError) as error:
@@ -106,11 +106,11 @@ def _faults() -> Iterator[Any]:
             "pictures of more than data.max_pixels are read by libvips, which can't be imported here "
             f"({error}); get it by: pip install 'rcnn[large]'"
         ) from None
-    libvips.Error("")  # takes all notes, also old ones, out of their common place
+    libvips.Error("")  # empties the global log, which may hold old messages
     try:
         yield libvips
-        notes = libvips.Error("").detail
+        messages = libvips.Error("").detail
     except libvips.Error as error:
-        notes = error.detail or error.message
-    if notes.strip():
-        raise ImageError(f"the image can't be read: {notes.strip().splitlines()[0]}")
+        messages = error.detail or error.message
+    if messages.strip():
+        raise ImageError(f"the image can't be read: {messages.strip().splitlines()[0]}")

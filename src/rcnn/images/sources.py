@@ -46,10 +46,10 @@ UNNAMED = NamedImage(None)
 ImageSource = Iterable[NamedImage]
 
 OPENERS: dict[str, Callable[[str], ImageSource]] = {}
-"""Scheme, such as `rtsp:`, or suffix, such as `.mp4` -> opens such sources. All others are files, folders and globs."""
+"""Scheme, such as `rtsp:`, or suffix, such as `.mp4` -> its opener. Other sources are files, folders and globs."""
 
 MAX_OTHER_FILES = 100_000
-"""Files and folders that are looked at in search of images, besides ten for each image."""
+"""Maximum number of files and folders in a search for images, in addition to ten for each image."""
 
 MARK = ".rcnn"
 """Name of the file that marks a folder of results, which may lie among the user's images."""
@@ -66,17 +66,17 @@ def mark_results(folder: Path, mode: Literal["w", "x"] = "w") -> None:
 
 
 def is_results(folder: Path) -> bool:
-    """Whether a folder was marked by `mark_results`."""
+    """Return whether a folder was marked by `mark_results`."""
     return (folder / MARK).is_file()
 
 
 def is_image(name: str) -> bool:
-    """Whether a file name has an image suffix."""
+    """Return whether a file name has an image suffix."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def open_source(source: str | Path) -> ImageSource:
-    """Open a source that is given as text: by its scheme or suffix, or as a file, folder or glob.
+    """Open a source by its scheme or suffix, or as a file, folder or glob.
 
     Raises:
         ImageError: as for `files`.
@@ -92,7 +92,7 @@ def files(source: str | Path) -> list[Path]:
     """Return the image files of a path, folder or glob, sorted. Our own results below a folder are left out.
 
     Raises:
-        ImageError: there is nothing, or nothing but results; or it is an address, a camera or a video.
+        ImageError: there are no images, or only results; or the source is an address, a camera or a video.
     """
     path = Path(source)
     if not str(source):
@@ -119,12 +119,12 @@ def files(source: str | Path) -> list[Path]:
     results = {folder for folder in {*map(os.path.dirname, images)} if is_below_results(Path(folder), base)}
     images = [file for file in images if os.path.dirname(file) not in results]
     if not images:
-        raise ImageError(f"{source}: nothing but results of rcnn is here; to use these, name their folder")
+        raise ImageError(f"{source}: there are only results of rcnn here; to use them, name their folder")
     return images
 
 
 def _no_picture(source: str) -> str | None:
-    """Return what a source is that other programs accept, but this one doesn't; None for all others."""
+    """Return why a source that other programs accept can't be opened here; None for all other sources."""
     if _ADDRESS.match(source):
         return "addresses are not opened; download the pictures, and give their folder"
     if source.lower().endswith(VIDEO_SUFFIXES):
@@ -138,7 +138,7 @@ def _below(top: Path, *, like_glob: bool = False) -> Iterator[Path]:
     """Yield the images below a folder; `like_glob` follows links to folders and leaves out what begins with a dot.
 
     Raises:
-        ImageError: there are many more other files than images, as on a whole disk.
+        ImageError: there are many more other files than images, as on an entire disk.
     """
     images = others = 0
     for folder, below, names in os.walk(top, followlinks=like_glob):
@@ -150,29 +150,29 @@ def _below(top: Path, *, like_glob: bool = False) -> Iterator[Path]:
             check_walk(top, images, others)
         except OSError as error:
             raise ImageError(f"{top}: {error}") from None
-        with os.scandir(folder) as entries:  # to ask for each file whether it is there would take a second
+        with os.scandir(folder) as entries:  # checking each file for existence would take a second
             broken = {entry.name for entry in entries if entry.is_symlink() and not os.path.exists(entry.path)}
-        wanted = set(inner) - broken
-        yield from (path for path in Path(folder).iterdir() if path.name in wanted)  # cheaper than to join each name
+        present = set(inner) - broken
+        yield from (path for path in Path(folder).iterdir() if path.name in present)  # cheaper than joining each name
 
 
 def check_walk(top: Path, images: int, names: int) -> None:
-    """Stop a search that meets hardly any images.
+    """Stop a search that finds hardly any images.
 
     Raises:
-        OSError: of the `names` below `top`, more than `MAX_OTHER_FILES` and ten times the `images` are none.
+        OSError: more of the `names` below `top` than `MAX_OTHER_FILES` plus ten times the number of `images`.
     """
     if names > MAX_OTHER_FILES + 10 * images:
         raise OSError(f"there are {images} images among the first {names:,} files and folders; give a folder of images")
 
 
 def base_of(source: str | Path) -> Path:
-    """Return the absolute folder where the search of a source starts: without wildcards and file names."""
+    """Return the absolute folder where the search for a source starts: its path without wildcards and file names."""
     plain = Path(*takewhile(lambda part: not set(part) & set("*?["), Path(source).parts))
     return Path(os.path.abspath(plain if os.path.isdir(plain) else plain.parent))
 
 
 def is_below_results(folder: Path, base: Path) -> bool:
-    """Whether a folder is, or lies in, a folder of results below `base`."""
+    """Return whether a folder is, or lies in, a folder of results below `base`."""
     parts = Path(os.path.relpath(folder, base)).parts
     return any(is_results(base.joinpath(*parts[:depth])) for depth in range(1, len(parts) + 1))

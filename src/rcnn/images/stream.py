@@ -24,7 +24,7 @@ from rcnn.images.views import View
 from rcnn.model.structures import Batch, NormalisedBatch
 
 Picture = str | Path | np.ndarray | Image.Image | Tensor | NamedImage
-"""An image, or as text a file, folder or glob."""
+"""An image, or the path of a file, folder or glob."""
 Skip = Callable[[ImageError], None]
 Views = Callable[[Size], tuple[View, ...]]
 """(height, width) of an image -> its views."""
@@ -33,13 +33,13 @@ Argument = TypeVar("Argument")
 Made = TypeVar("Made")
 
 MAX_READERS = 8
-"""Threads that read images for a GPU."""
+"""Maximum number of threads that read images for a GPU."""
 MAX_KEPT_BYTES = 1 << 30
-"""Bytes of the decoded images that are kept until the caller has used them. Files beyond that are read again."""
+"""Maximum size of the decoded images that are kept until the caller has used them, bytes. Others are read again."""
 
 
 def ahead(make: Callable[[Argument], Made], arguments: Iterable[Argument], threads: int) -> Generator[Made, None, None]:
-    """Yield `make(argument)` for every argument, in order, computed by threads at most two results ahead each.
+    """Yield `make(argument)` for every argument, in order, computed in threads, each at most two results ahead.
 
     Args:
         make: called in the threads. An exception is raised in place of the result.
@@ -70,7 +70,7 @@ def ahead(make: Callable[[Argument], Made], arguments: Iterable[Argument], threa
 
 
 def spare_cores() -> int:
-    """Return this process's number of cores less one; torchrun's processes on a machine share its cores."""
+    """Return the number of this process's cores minus one; torchrun's processes on a machine share its cores."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(0, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")) - 1)
 
@@ -89,7 +89,7 @@ class Opened(NamedTuple):
     """An image that was read.
 
     Attributes:
-        origin: the image as its source named it. `image` is a file, the decoded pixels (H, W, C) where these are kept,
+        origin: the image as in its source, but `image` is the file, or the decoded pixels (H, W, C) if they are kept,
             or None.
         path: the file; None for an image in memory.
         size: (height, width) of the image, pixels.
@@ -111,7 +111,7 @@ class KeptPixels:
         self._bytes, self._lock = 0, Lock()
 
     def keep(self, source: NamedImage, pixels: np.ndarray) -> NamedImage:
-        """Return the image with its pixels, or as it is if it is a file and there is no room."""
+        """Return the image with its pixels, or unchanged if it is a file and there is no room."""
         with self._lock:
             if isinstance(source.image, Path) and self._bytes + pixels.nbytes > MAX_KEPT_BYTES:
                 return source
@@ -119,7 +119,7 @@ class KeptPixels:
         return source._replace(image=pixels)
 
     def release(self, source: NamedImage) -> None:
-        """Make room: the caller has used this image."""
+        """Release the pixels of an image that the caller has used."""
         if isinstance(source.image, np.ndarray):
             with self._lock:
                 self._bytes -= source.image.nbytes
@@ -172,7 +172,7 @@ def _each(images: Any) -> Iterator[NamedImage | ImageError]:
     A path in a sequence that can't be opened is yielded as its error, so that the caller can skip it.
 
     Raises:
-        ImageError: `images` is a path that can't be opened, a batch, which is what images become here, or no image.
+        ImageError: `images` is a path that can't be opened, not an image, or a batch, whose images are resized already.
     """
     if isinstance(images, Batch | NormalisedBatch):
         raise ImageError(
@@ -221,7 +221,7 @@ def _load(
 
 
 class ViewPosition(NamedTuple):
-    """A view on its way to the network: the number of its image, its own number in the image, and the image."""
+    """The position of a view: the number of its image, the number of the view in the image, and the image."""
 
     image: int
     number: int
@@ -235,7 +235,7 @@ PositionedViews = list[tuple[ViewPosition, Tensor]]
 def pieces(preprocessor: Preprocessor, images: Iterable[Opened], limit: int) -> Iterator[tuple[Size, PositionedViews]]:
     """Yield buckets with at most `limit` views each.
 
-    Views of consecutive images are mixed if these need the same buckets, so that no image waits for long.
+    Views of consecutive images share buckets if these images need the same ones, so that results come soon.
     """
 
     def buckets(numbered: tuple[int, Opened]) -> frozenset[Size]:
@@ -267,11 +267,11 @@ def overlapped(
 ) -> Iterator[tuple[Opened, tuple[Made, ...]]]:
     """Yield every image (without its resized views) and what was made of each of its views, in order.
 
-    Threads read images while `make` runs, for a GPU in a thread of its own, and the caller uses earlier results. A
-    single image, and all images on a single core, are processed in the caller's thread. So are those of a source
-    without a length, such as a camera, which may wait for the last result. On a CPU `make` runs in the caller's thread:
-    with a second thread that computes, OpenMP has more threads than there are cores, which then sleep between
-    operations (measured: 1.4 times the time).
+    Threads read images while `make` runs, for a GPU in a separate thread, and while the caller uses earlier results. A
+    single image, all images on a single core, and those of a source without a length, such as a camera, which may wait
+    for the last result, are processed in the caller's thread. On a CPU, `make` runs in the caller's thread: with a
+    second thread that computes, OpenMP has more threads than cores, and they sleep between operations (measured: 1.4
+    times the time).
 
     Args:
         images: as `Detector.predict` takes them.

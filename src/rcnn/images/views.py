@@ -1,7 +1,7 @@
-"""Views: the parts of a picture that the network sees. A view is a window and a scale; *tile* is a setting's name.
+"""Views: the parts of a picture that the network sees. A view is a window and a scale; the settings call it *tile*.
 
 A picture has one view, or one for each scale of an image pyramid, or windows that overlap, or windows at each scale.
-Each goes through the network like a picture of its own. H and W are those of a picture's file, in pixels.
+Each view goes through the network like a separate picture. H and W are those of a picture's file, in pixels.
 """
 
 import math
@@ -15,9 +15,9 @@ from rcnn.errors import SettingsError
 from rcnn.images.batch import Preprocessor, Size
 
 EDGE = 2.0
-"""Pixels of the network's input: a box that ends this close to an inner edge of its window counts as cut by it."""
-BEYOND = 0.5
-"""A picture is beyond the training scale if it is shrunk to less than this share of what training pictures were."""
+"""Pixels of the network's input. A box that ends this close to an inner edge of its window counts as cut by it."""
+MIN_TRAINING_SHARE = 0.5
+"""A picture is beyond the training scale if its scale is below this share of the scale of training pictures."""
 
 
 class View(NamedTuple):
@@ -43,19 +43,19 @@ class View(NamedTuple):
         return self.height, self.width
 
     def crop(self, array: np.ndarray) -> np.ndarray:
-        """(H, W, C) -> (height, width, C), a view of the pixels of the window."""
+        """Return the pixels of the window, (H, W, C) -> (height, width, C), without a copy."""
         return array[self.top : self.top + self.height, self.left : self.left + self.width]
 
     def to_file(self, boxes: np.ndarray) -> np.ndarray:
-        """(n, 4) boxes in pixels of the window -> in pixels of the file."""
+        """Convert (n, 4) boxes from pixels of the window to pixels of the file."""
         return boxes + np.array([self.left, self.top] * 2, boxes.dtype)
 
     def from_file(self, boxes: np.ndarray) -> np.ndarray:
-        """(..., 4) boxes in pixels of the file -> in pixels of the window, clipped to it."""
+        """Convert (..., 4) boxes from pixels of the file to pixels of the window, and clip them to it."""
         return (boxes - [self.left, self.top] * 2).clip(0, [self.width, self.height] * 2)
 
     def is_cut(self, boxes: np.ndarray, size: Size) -> np.ndarray:
-        """(n,) bool: which boxes, in pixels of a file of this size, end at an edge of the window inside the picture."""
+        """Return (n,) bool: which boxes, in pixels of a file of this size, end at an inner edge of the window."""
         height, width = size
         down, across = (EDGE * side / seen for side, seen in zip(self.size, self.resized, strict=True))
         bottom, right = self.top + self.height, self.left + self.width
@@ -73,16 +73,16 @@ class View(NamedTuple):
 class Viewer:
     """Decides which views of a picture the network sees.
 
-    With `predict.tile=N` pictures that are larger than N pixels are cut into windows of that side, which are resized
-    like pictures of N x N pixels. With `auto` windows are resized by the scale of the training, and as large as
+    With `predict.tile=N`, pictures that are larger than N pixels are cut into windows of that side, which are resized
+    like pictures of N x N pixels. With `auto`, windows are resized by the scale of the training, and are as large as
     `preprocess.long` allows; only pictures beyond that scale are cut: those that would be shrunk to less than half the
-    size of the training's. After a training on windows (`train.tile`) it is all that are larger than these, and smaller
-    ones are resized by the same scale.
+    size of the training's. After training on windows (`train.tile`), all pictures that are larger than a window are
+    cut, and smaller ones are resized by the same scale.
 
     Args:
-        preprocessor: sizes of whole pictures.
+        preprocessor: sizes of pictures that are not cut.
         settings: `predict` and `train.tile` are read.
-        scale: factor by which training resized its pictures, from the weights file; not a number: unknown.
+        scale: factor by which training resized its pictures, from the weights file; unknown if it is not a number.
 
     Raises:
         SettingsError: `auto`, and the scale is unknown.
@@ -94,7 +94,7 @@ class Viewer:
         self.overlap, self._trained = settings.predict.overlap, settings.train.tile
         if self.tile == "auto" and self.scale is None:
             raise SettingsError(
-                "predict.tile=auto needs the scale of the training, and these weights do not hold it; give the side of "
+                "predict.tile=auto needs the scale of the training, which these weights do not hold; give the side of "
                 "the windows in pixels of the file, such as predict.tile=800"
             )
 
@@ -105,12 +105,12 @@ class Viewer:
             return self.tile
         if self.scale is None:
             return None
-        most = min((self.preprocessor.settings.long, *(self.preprocessor.within or ())))
-        return max(MIN_TILE, int(most / self.scale))
+        longest = min((self.preprocessor.settings.long, *(self.preprocessor.within or ())))
+        return max(MIN_TILE, int(longest / self.scale))
 
     @property
     def cut_remark(self) -> str:
-        """A remark for the user on objects that no window contains entirely."""
+        """Remark for the user on objects that no window contains entirely."""
         return (
             f"some objects are larger than the overlap of the windows, {round((self.side or 0) * self.overlap)} "
             "pixels, and cut by their edges; raise predict.overlap or predict.tile"
@@ -126,13 +126,13 @@ class Viewer:
                 "that small objects may be lost; predict.tile=auto looks at such pictures in windows"
             )
         if isinstance(self.tile, int) and not self.windowed(size):
-            return f"{width}x{height} pixels fit into a window (predict.tile={self.tile}), and are seen whole"
+            return f"{width}x{height} pixels fit into a window (predict.tile={self.tile}), so the picture is not cut"
         return None
 
     def beyond(self, size: Size) -> bool:
         """Return whether the training scale is known and a picture of this size is beyond it."""
         resized, side = self.preprocessor.resized(size), min(size)
-        return self.scale is not None and min(resized) < BEYOND * self.scale * side * (1 - 1e-3)
+        return self.scale is not None and min(resized) < MIN_TRAINING_SHARE * self.scale * side * (1 - 1e-3)
 
     def windowed(self, size: Size) -> bool:
         """Return whether a picture of this size is cut into windows, of which there may be one."""
@@ -160,14 +160,14 @@ class Viewer:
         height, width = min(side, size[0]), min(side, size[1])
         views: list[View] = []
         for preprocessor, factor in zip(preprocessors, scales, strict=True):
-            # Also of windows that the picture cuts short.
+            # The scale is the same for windows that end with the picture.
             scale = (
                 factor * self.scale
                 if self.tile == "auto" and self.scale
                 else preprocessor.resized((side, side))[0] / side
             )
             resized = max(1, round(scale * height)), max(1, round(scale * width))
-            # An object as large as the overlap is to lie in some window and not at its edges.
+            # An object as large as the overlap must lie in one window, away from its edges.
             overlap = round(side * self.overlap) + 2 * math.ceil(EDGE / scale) + 1
             tops, lefts = (starts(length, side, overlap) for length in size)
             views += [View(top, left, height, width, resized) for top in tops for left in lefts]
@@ -175,7 +175,7 @@ class Viewer:
 
 
 def clearest(boxes: np.ndarray, views: Sequence[View]) -> np.ndarray:
-    """Return (n,) int64: for each box (n, 4), in pixels of the file, the view that shows most of it most centrally."""
+    """Return (n,) int64: for each box (n, 4), in pixels of the file, the view that shows most of it, most centrally."""
     windows = np.array([[view.left, view.top, view.left + view.width, view.top + view.height] for view in views])
     low, high = np.maximum(boxes[:, None, :2], windows[:, :2]), np.minimum(boxes[:, None, 2:], windows[:, 2:])
     visible = (high - low).clip(min=0).prod(axis=2)  # (n, views)

@@ -149,14 +149,14 @@ def test_every_faulty_entry_is_told_by_index_and_id(tmp_path: Path) -> None:
         "annotations[0] (id 93): box (0, 0, -4, 3) is inverted",
         "annotations[1]: an object is expected here; found [1]",
         f"annotations[2] (id x): {four} [0, 0, True, 3]",
-        "annotations[3] (id 4): the annotation's image_id [1] is no image of this file",
+        "annotations[3] (id 4): the annotation's image_id [1] is not the id of an image in this file",
         f"annotations[4] (id 5): {four} [0, 0, '4', 3]",
         "annotations[4] (id 5): category_id 2 is not among the categories 16 bird, 17 cat, 18 dog",
         f"annotations[5]: {four} None",
         "annotations[6] (id 7): box (0, 0, inf, nan) is not finite",
         f"annotations[7] (id 8): {four} None",
         "categories[3]: an object is expected here; found 'eel'",
-        "categories[4] (id True): a category needs a whole number as id and a name",
+        "categories[4] (id True): a category needs an integer as id and a name",
         "images[2]: an image needs an id and a file_name",
         "images[3]: an object is expected here; found 7",
         "images[4] (id None): an image needs an id and a file_name",
@@ -167,5 +167,5 @@ def test_every_faulty_entry_is_told_by_index_and_id(tmp_path: Path) -> None:
 def test_all_images_missing_is_one_error_with_the_places(tmp_path: Path) -> None:
     sets.write_json(tmp_path / "annotations/train.json", sets.coco_tree(TWO, IDS))
     (tmp_path / "images").mkdir()
-    with pytest.raises(DataError, match=r"none of its images is there.*looked in .*annotations.*images"):
+    with pytest.raises(DataError, match=r"none of its images exists.*looked in .*annotations.*images"):
         open_dataset(tmp_path, "all", Data())

@@ -87,7 +87,7 @@ def test_a_class_without_a_training_box_is_said(tmp_path: Path) -> None:
 
 
 def test_no_class_in_common_lists_both(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"its classes are dog, not one of those wanted: cat, bird"):
+    with pytest.raises(DataError, match=r"its classes are dog; none of the expected ones is among them: cat, bird"):
         open_dataset(sets.voc(tmp_path / "d", MANY), "all", Data(), names=["cat", "bird"])
 
 
@@ -136,9 +136,9 @@ def test_two_formats_in_one_folder_are_not_guessed_between(tmp_path: Path) -> No
 
 def test_lists_without_images_or_objects_are_errors(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": BOX, "b": []}, {"train": [], "val": ["b"]})
-    with pytest.raises(DataError, match=r"train\.txt: there are no images in it"):
+    with pytest.raises(DataError, match=r"train\.txt: it contains no images"):
         open_dataset(root, "train", Data())
-    with pytest.raises(DataError, match=r"val\.txt: there is not one object in it"):
+    with pytest.raises(DataError, match=r"val\.txt: it contains no objects"):
         open_dataset(root, "val", Data())
     assert len(open_dataset(root, "val", Data(), names=["dog"])) == 1
 

@@ -92,7 +92,7 @@ IMAGES = "train: images/train\nval: images/train\n"
         (f"{IMAGES}names: {{0: cat, 2: dog}}\n", "numbered 0 to 1"),
         (f"{IMAGES}names: [cat, cat]\n", "named twice"),
         (f"{IMAGES}nc: 2\n", "`names` must list the classes"),
-        ("train: images/nope\nval: images/train\nnames: [cat, dog]\n", "train: images/nope is not there; looked in"),
+        ("train: images/nope\nval: images/train\nnames: [cat, dog]\n", "train: images/nope does not exist; looked in"),
         ("train: {a: b}\nnames: [cat, dog]\n", "`train` must be a path"),
         ("names: [cat, dog]\n", "it names no existing train, val or test"),
         ("train: [images/train\nnames: [cat, dog]\n", r"data\.yaml:2: malformed yaml"),

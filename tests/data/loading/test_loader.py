@@ -291,7 +291,7 @@ def test_too_few_handles_are_said_before_processes_are_started(dataset: Dataset)
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 24, limits[1]))
     try:
-        with pytest.raises(ChildProcessError, match=r"data.workers=2 needs some 80 file handles.*-n.*--workers 0"):
+        with pytest.raises(ChildProcessError, match=r"data.workers=2 needs about 80 file handles.*-n.*--workers 0"):
             load(dataset, workers=2)
         assert len(load(dataset)) > 0
     finally:
@@ -322,7 +322,7 @@ def test_processes_of_a_training_stay_from_epoch_to_epoch_until_it_is_closed(dat
     ("action", "timeout", "reason"),
     [
         (lambda: os.kill(os.getpid(), signal.SIGKILL), 600, r"a loader process \(data.workers\) was lost"),
-        (lambda: time.sleep(2), 1, "gave nothing for 1 seconds"),
+        (lambda: time.sleep(2), 1, "returned nothing for 1 seconds"),
     ],
     ids=["killed", "hanging"],
 )
@@ -340,7 +340,7 @@ def test_a_process_that_gives_nothing_is_noticed(
     [
         (RuntimeError("unable to allocate shared memory(shm) for file: No space left on device (28)"), "in /dev/shm"),
         (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
-        (MemoryError(), "not enough memory"),
+        (MemoryError(), "not have enough memory"),
     ],
 )
 def test_a_limit_that_a_process_meets_is_named(

@@ -20,7 +20,7 @@ __all__ = ["dataset"]
 class Mosaic(Sampler):
     """Puts four images around a point of the canvas, each cut off where it reaches beyond its quarter."""
 
-    most = 4
+    max_members = 4
 
     def members(self, index: int, by_name: Sequence[int], generator: np.random.Generator) -> Sequence[int]:
         return (index, *(by_name[place] for place in generator.integers(len(by_name), size=3)))

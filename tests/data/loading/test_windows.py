@@ -83,7 +83,7 @@ def test_no_larger_image_is_said(tmp_path: Path) -> None:
     small = made(picture(tmp_path / "small.png", (60, 40)))
     seen = training_windows(small, settings("train.tile=64"))
     assert [(record.name, record.view) for record in seen.records] == [("small.png", View(0, 0, 60, 40, (60, 40)))]
-    assert seen.notes == ("train.tile=64: no image is larger, so all are seen whole",)
+    assert seen.notes == ("train.tile=64: no image is larger, so none is cut",)
     assert training_windows(small, settings()) is small
 
 

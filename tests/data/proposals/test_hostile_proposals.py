@@ -38,8 +38,8 @@ def member(shape: str, content: bytes = b"", version: int = 1, length: int | Non
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (member("(10000000000, 4)"), "is said to have the shape"),
-        (member("(4, 10000000000000000000000)"), "is said to have the shape"),
+        (member("(10000000000, 4)"), "declares the shape"),
+        (member("(4, 10000000000000000000000)"), "declares the shape"),
         (member("(1, 4)", version=2, length=2**32 - 1), r"can't be read as \.npz"),
         (member("(1, 4)", bytes(32), version=3), "version 3"),
         (bytes(200 * MB), "packed by more than 100 to 1|200 MB"),
@@ -78,7 +78,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
         ('{"\udce9": []}', "can't be read as json"),
         ('[{"image_id": %s, "bbox": [1, 2, 3, 4]}]' % ("9" * 400), "the data has no such image"),
         ('[{"image_id": "a", "bbox": [1, 2, 3, %s]}]' % ("9" * 400), "row 1: expected `image_id`"),
-        ('{"a.jpg": [[1, 2, 3, 4]], "a.jpg": []}', "the key `a.jpg` is there twice, with different values"),
+        ('{"a.jpg": [[1, 2, 3, 4]], "a.jpg": []}', "the key `a.jpg` occurs twice, with different values"),
         (json.dumps(list(range(1_000_000))), r"found \[0, 1, 2, 3, 4\]$"),
     ],
 )

@@ -129,7 +129,7 @@ def test_a_faulty_box_is_named_with_its_file_and_row(tmp_path: Path, rows: Any, 
     ("content", "message"),
     [
         ({"a": BOXES, "images/c.jpg": BOXES, "b": []}, r"image `images/c.jpg`, row 1: .* did you mean `images/"),
-        ({"a": BOXES, "a.jpg": BOXES, "b": []}, "image `a.jpg`: `images/a.jpg` came before"),
+        ({"a": BOXES, "a.jpg": BOXES, "b": []}, "image `a.jpg`: `images/a.jpg` was listed before"),
         ({"a": BOXES}, r"1 of 2 images have no proposals, such as `images/b\.jpg`"),
         ([{"image_id": 7, "bbox": [0, 0, 5, 5]}, {"image_id": 9, "bbox": [0, 0, 5, 5]}], "image `9`, row 2: the data"),
         ([{"image_id": 7, "bbox": [0, 0, 5, 5]}, {"image_id": 7, "bbox": [90, 0, 20, 5]}], r"`7`, row 2: .* outside"),

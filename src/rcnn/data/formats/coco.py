@@ -1,4 +1,4 @@
-"""Find, read and write COCO detection json: one file per list, with the images next to it or in the usual folders."""
+"""Find, read and write COCO detection json: one file per list, with images next to it or in the usual folders."""
 
 import gc
 import json
@@ -23,11 +23,11 @@ from rcnn.errors import DataError
 
 _OTHER_TASKS = ("captions_", "person_keypoints_", "panoptic_", "stuff_", "image_info_", "notes.json")  # Label Studio's
 _SPLIT = re.compile(r"(?<![a-z])(trainval|train|validation|valid|val|test)(?![a-z])")
-_HEAD = 1 << 20
+_HEAD_BYTES = 1 << 20
 _ARRAYS = ("images", "annotations", "categories")
 _FLAGS = (None, 0, 1)
 MAX_JSON_BYTES = 1500 * MB
-"""Bytes of a COCO json."""
+"""Maximum size of a COCO json, bytes."""
 
 
 def find(path: Path) -> Layout | None:
@@ -53,13 +53,13 @@ def find(path: Path) -> Layout | None:
 
 
 def _is_coco(path: Path) -> bool:
-    """Whether a json file looks like COCO detection, by its name and its beginning or end."""
+    """Return whether a json file looks like COCO detection, by its name and its beginning or end."""
     if path.name.startswith(_OTHER_TASKS) or path.is_dir():
         return False
     check_regular(path)
     with path.open("rb") as file:
-        head = file.read(_HEAD)
-        file.seek(max(0, path.stat().st_size - _HEAD))
+        head = file.read(_HEAD_BYTES)
+        file.seek(max(0, path.stat().st_size - _HEAD_BYTES))
         text = head + file.read()
     return any(key in text for key in (b'"images"', b'"annotations"', b'"categories"'))
 
@@ -87,14 +87,14 @@ def _lists(files: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
 def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, settings: Data) -> Reading:
     """Read the images of json files. Without `names`, classes are the categories of the first file, by id."""
     reading = Reading(_corners, names=tuple(names or ()))
-    # Python would search the growing tree for reference cycles, of which it has none: a third of a large file's time.
+    # Python would search the growing tree for reference cycles. It has none, and this takes a third of the time.
     collects_garbage = gc.isenabled()
     gc.disable()
     try:
         for source in sources:
             tree = _load(source, reading)
             if tree is not None:
-                _File(source, layout, reading).read(tree, given=names is not None or source != sources[0])
+                _File(source, layout, reading).read(tree, fixed_names=names is not None or source != sources[0])
     finally:
         if collects_garbage:
             gc.enable()
@@ -136,7 +136,7 @@ def _fields(path: Path, faults: list[Fault], pairs: list[tuple[str, Any]]) -> di
     for key, value in pairs if len(fields) < len(pairs) else ():
         if key in first and key != "segmentation" and len(faults) < MAX_FAULTS:
             owner = f" of the object with id {first['id']!r:.50}" if "id" in first else ""
-            reason = f"the key `{key:.50}`{owner} is there twice, as {first[key]!r:.50} and as {value!r:.50}"
+            reason = f"the key `{key:.50}`{owner} occurs twice, as {first[key]!r:.50} and as {value!r:.50}"
             same = first[key] == value
             reason += "" if same else "; keep one of the two"
             faults.append(Fault(str(path), reason, "mendable" if same else "fatal"))
@@ -153,12 +153,12 @@ class _File:
     layout: Layout
     reading: Reading
 
-    def read(self, tree: dict[str, list[Any]], given: bool) -> None:
-        """Add the file's images. The classes are the file's own unless they are given."""
+    def read(self, tree: dict[str, list[Any]], fixed_names: bool) -> None:
+        """Add the file's images. Its categories become the classes, unless the names are fixed."""
         categories = self._categories(tree["categories"])
         own = {name: number for number, name in categories.items()}
         self.reading.own = tuple(dict.fromkeys((*self.reading.own, *categories.values())))
-        if not given:
+        if not fixed_names:
             self.reading.names = self.reading.own
         if not self.reading.category_ids:
             free = iter(number for number in range(1, 10**9) if number not in categories)
@@ -187,11 +187,11 @@ class _File:
         for where, item in self._objects("categories", items):
             number, name = item.get("id"), item.get("name")
             if not _is_int(number) or not isinstance(name, str) or not name:
-                self.reading.fault(where, "a category needs a whole number as id and a name")
+                self.reading.fault(where, "a category needs an integer as id and a name")
             elif number in names:
-                self.reading.fault(where, f"two categories of id {number}: `{names[number]}` and `{name}`")
+                self.reading.fault(where, f"two categories with the id {number}: `{names[number]}` and `{name}`")
             elif name in taken:
-                self.reading.fault(where, f"two categories of the name `{name}`")
+                self.reading.fault(where, f"two categories with the name `{name}`")
             else:
                 names[number] = name
                 taken.add(name)
@@ -210,11 +210,11 @@ class _File:
             draft = Draft(file_name, number, None, source=where)
             finder.find(file_name, draft)
             if number in drafts:
-                reason = f"two images of id {number}: `{drafts[number].name}` and `{draft.name}`"
+                reason = f"two images with the id {number}: `{drafts[number].name}` and `{draft.name}`"
                 drafts[number].fault(where, reason)
                 continue
             if draft.name in by_name:
-                reason = f"two images of the name `{draft.name}`: ids {by_name[draft.name].id} and {number}"
+                reason = f"two images with the name `{draft.name}`: ids {by_name[draft.name].id} and {number}"
                 by_name[draft.name].fault(where, reason)
             drafts[number] = by_name.setdefault(draft.name, draft)
             height, width = item.get("height"), item.get("width")
@@ -222,17 +222,19 @@ class _File:
                 draft.declared = (height, width)
         if drafts and not any(draft.path for draft in drafts.values()):
             first = next(iter(drafts.values()))
-            raise DataError(f"{self.path}: none of its images is there. {first.faults[0][1]}")
+            raise DataError(f"{self.path}: none of its images exists. {first.faults[0][1]}")
         return drafts
 
     def _annotations(self, items: list[Any], drafts: dict[Any, Draft], categories: dict[int, str]) -> None:
-        """Add every annotation to its image, or note what is wrong with it."""
+        """Add every annotation, or its faults, to its image."""
         labels = {name: label for label, name in enumerate(self.reading.names)}
         for where, item in self._objects("annotations", items):
             number = item.get("image_id")
             draft = drafts.get(number) if _is_id(number) else None
             if draft is None:
-                self.reading.fault(where, f"the annotation's image_id {number!r:.50} is no image of this file")
+                self.reading.fault(
+                    where, f"the annotation's image_id {number!r:.50} is not the id of an image in this file"
+                )
                 continue
             category = item.get("category_id")
             name = categories.get(category) if _is_int(category) else None
@@ -255,16 +257,16 @@ class _File:
 
 
 def _floats(box: list[float]) -> Sequence[float]:
-    """Return the numbers as floats; whole numbers that are too large for one become infinite."""
+    """Return the numbers as floats; integers that are too large for a float become infinite."""
     try:
         return array("d", box)
     except OverflowError:
         return [math.inf if abs(number) > 1e308 else number for number in box]
 
 
-def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _corners(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Convert (n, 4) x, y, width, height to (n, 4) xyxy and (n,) bool: which boxes have no size."""
-    corner, size = given[:, :2], given[:, 2:]
+    corner, size = numbers[:, :2], numbers[:, 2:]
     return np.concatenate((corner, corner + size), axis=1), (size == 0).any(axis=1)
 
 
@@ -281,19 +283,19 @@ class _ImageFinder:
         self.places = [place for place in map(Path, dict.fromkeys(places)) if place.is_dir()]
 
     def find(self, file_name: str, draft: Draft) -> None:
-        """Set the path and name of the draft, or note that its image is missing."""
-        above, wanted = os.path.split(os.path.normpath(name := file_name.replace("\\", "/")))
+        """Set the path and name of the draft, or add a fault if its image is missing."""
+        above, base = os.path.split(os.path.normpath(name := file_name.replace("\\", "/")))
         fits: tuple[Path, str, list[str]] | None = None
         inner_folders = (above, *(str(end.parent) for end in ends_of(name)))
         for inner, place in [(inner, place) for inner in inner_folders for place in self.places]:
-            names = self._folder(place, inner)[0].find(wanted)
-            if wanted in names:
+            names = self._folder(place, inner)[0].find(base)
+            if base in names:
                 fits = place, inner, names
                 self.places.sort(key=lambda other: other != place)  # look for the next image here first
                 break
             fits = fits or ((place, inner, names) if names else None)
         if fits is None:
-            near = (self._folder(place, above)[0].near(wanted) for place in self.places)
+            near = (self._folder(place, above)[0].near(base) for place in self.places)
             tried = ", ".join(map(str, self.places)) + next(filter(None, near), "")
             draft.fault(draft.source, f"image `{file_name}` is missing; looked in {tried}")
             return
@@ -301,8 +303,8 @@ class _ImageFinder:
         if len(names) > 1:
             draft.fault(draft.source, f"image `{file_name}` is missing; several differ from it in case: {names}")
             return
-        if names[0] != wanted:
-            reason = f"names differ in case, taken to be the same: {wanted}, {names[0]}"
+        if names[0] != base:
+            reason = f"names differ in case, taken to be the same: {base}, {names[0]}"
             draft.fault(draft.source, reason, "mendable")
         folder, from_root = self._folder(place, above)
         draft.path = folder.path / names[0]
@@ -325,7 +327,7 @@ def _is_id(value: object) -> TypeGuard[int | str]:
 def label_rows(
     image_id: int | str, ids: Sequence[int], boxes: np.ndarray, labels: np.ndarray, digits: int | None = None
 ) -> list[dict[str, Any]]:
-    """Return image_id, category_id and bbox of each box, which annotations and results have in common.
+    """Return image_id, category_id and bbox of each box, the fields that annotations and results share.
 
     Args:
         image_id: id of the image.
@@ -352,7 +354,7 @@ def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> 
 
 
 def as_json(dataset: Dataset, names: Mapping[Path, str]) -> str:
-    """The annotations of a list as text; each image has the file name that `names` gives its path."""
+    """Return the annotations of a list as text. `names` maps the path of each image to its file name."""
     own, numbered = [record.id for record in dataset.records], zip(dataset.category_ids, dataset.names, strict=True)
     keep = all(isinstance(number, int) for number in own) and len(set(own)) == len(own)
     ids = own if keep else list(range(1, len(own) + 1))

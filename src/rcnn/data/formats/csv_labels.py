@@ -1,4 +1,4 @@
-"""Find, read and write CSV labels: a row per object, with a header, as Roboflow and TensorFlow's examples have them."""
+"""Find, read and write CSV labels: one row per object, with a header, as in Roboflow's and TensorFlow's examples."""
 
 import csv
 import io
@@ -19,14 +19,14 @@ from rcnn.errors import DataError
 from rcnn.images.sources import is_image
 
 MAX_CSV_BYTES = 256 * MB
-"""Bytes of a table."""
+"""Maximum size of a table, bytes."""
 
 MAX_TABLE_ROWS = 500_000
-"""Lines of a table; those of 5,000 images take 6 s of one core's time."""
+"""Maximum number of lines of a table; those of 5,000 images take 6 s on one core."""
 
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
 NEEDED = ("filename", "class", "xmin", "ymin", "xmax", "ymax")
-_HEAD = 4096
+_HEAD_BYTES = 4096
 _SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", "test": "test"}
 _IMAGE_FOLDERS = (".", "images", "Images", "imgs", "JPEGImages")
 
@@ -66,10 +66,10 @@ def _tables(folder: Path) -> list[Path]:
 
 
 def _is_table(path: Path) -> bool:
-    """Whether the first row of a file names the columns of labels."""
+    """Return whether the first row of a file names the columns of labels."""
     check_regular(path)
     with path.open("rb") as file:
-        head = file.read(_HEAD).decode("utf-8-sig", errors="replace")
+        head = file.read(_HEAD_BYTES).decode("utf-8-sig", errors="replace")
     try:
         return set(NEEDED) <= set(_header(next(csv.reader(io.StringIO(head, newline="")), [])))
     except csv.Error:
@@ -93,7 +93,7 @@ def read(layout: Layout, sources: Sequence[Path], names: Sequence[str] | None, s
     reading = tables.reading
     drafts = reading.drafts = list(tables.drafts.values())
     if drafts and not any(draft.path for draft in drafts):
-        raise DataError(f"{sources[0]}: none of its images is there. {drafts[0].faults[0][1]}")
+        raise DataError(f"{sources[0]}: none of its images exists. {drafts[0].faults[0][1]}")
     reading.count_more(sources[0])
     labels = reading.label_classes(sorted({cells["class"] for _, _, cells in rows} - {""}), names)
     for row in rows:
@@ -112,7 +112,7 @@ class _Tables:
 
     Attributes:
         drafts: by their own names.
-        known: by what the tables call them.
+        known: by the names that the tables use.
         unlisted: names of images next to a table that are not in it.
     """
 
@@ -127,8 +127,8 @@ class _Tables:
         """Yield the place, `file:line`, and the cells by column of each row; rows that can't be read become faults.
 
         Raises:
-            OSError, UnicodeDecodeError: the file is too large or no text.
-            DataError: a column is missing, or there twice.
+            OSError, UnicodeDecodeError: the file is too large or not text.
+            DataError: a column is missing or occurs twice.
         """
         reader = csv.reader(io.StringIO(read_text(source, MAX_CSV_BYTES), newline=""), skipinitialspace=True)
         header: list[str] | None = None
@@ -138,7 +138,9 @@ class _Tables:
                 if header is None:
                     header = _checked(_header(cells), where)
                 elif reader.line_num > MAX_TABLE_ROWS + 1:
-                    return self.reading.fault(where, f"the table goes on here; {MAX_TABLE_ROWS:,} lines are read")
+                    return self.reading.fault(
+                        where, f"the table continues here, but only {MAX_TABLE_ROWS:,} lines are read"
+                    )
                 elif len(cells) == len(header):
                     yield where, dict(zip(header, map(str.strip, cells), strict=True))
                 elif cells:
@@ -151,7 +153,7 @@ class _Tables:
             self.unlisted |= images - {draft.path.name for draft in self.drafts.values() if draft.path}
 
     def draft(self, where: str, cells: Mapping[str, str]) -> Draft:
-        """Return the image of a row, which is looked for at its first row."""
+        """Return the image of a row. It is searched for only once."""
         name = cells["filename"]
         if name not in self.known:
             draft = self._find(name, where)
@@ -165,14 +167,14 @@ class _Tables:
         places = [place / inner for place in dict.fromkeys((table, self.layout.root)) for inner in _IMAGE_FOLDERS]
         places += [table.parent / inner for inner in _IMAGE_FOLDERS[1:]]
         tried = [place for place in dict.fromkeys(map(Path, places)) if place.is_dir()]
-        for place, wanted in [*((place, Path(name)) for place in tried), *((place, Path(base)) for place in tried)]:
-            folder = self.folders((place / wanted).parent)
-            names = folder.find(wanted.name)
+        for place, relative in [*((place, Path(name)) for place in tried), *((place, Path(base)) for place in tried)]:
+            folder = self.folders((place / relative).parent)
+            names = folder.find(relative.name)
             if len(names) == 1:
                 path = folder.path / names[0]
                 draft = Draft(relative_name(path, self.layout.root), path.stem, path)
-                if names[0] != wanted.name:
-                    reason = f"names differ in case, taken to be the same: {wanted.name}, {names[0]}"
+                if names[0] != relative.name:
+                    reason = f"names differ in case, taken to be the same: {relative.name}, {names[0]}"
                     draft.fault(where, reason, "mendable")
                 return draft
         draft = Draft(name or "?", name or "?", None)
@@ -185,19 +187,19 @@ def _checked(header: list[str], where: str) -> list[str]:
     """Return the names of the columns.
 
     Raises:
-        DataError: one that is needed is missing, or one is there twice.
+        DataError: a required column is missing, or one occurs twice.
     """
     missing = [name for name in NEEDED if name not in header]
     if missing:
         raise DataError(f"{where}: there is no column `{'`, `'.join(missing)}`; expected {','.join(COLUMNS)}")
     twice = [name for name in COLUMNS if header.count(name) > 1]
     if twice:
-        raise DataError(f"{where}: the column `{twice[0]}` is there twice; keep one of the two")
+        raise DataError(f"{where}: the column `{twice[0]}` occurs twice; keep one of the two")
     return header
 
 
 def _add_row(draft: Draft, where: str, cells: Mapping[str, str], labels: Mapping[str, int]) -> None:
-    """Add the object of a row to its image, or note its faults. With the filename alone, there is no object."""
+    """Add the object of a row, or its faults, to its image. A row with the filename alone has no object."""
     _read_size(draft, where, cells)
     corners = [cells[name] for name in NEEDED[2:]]
     if not any(corners) and not cells["class"]:
@@ -214,7 +216,7 @@ def _add_row(draft: Draft, where: str, cells: Mapping[str, str], labels: Mapping
 
 
 def _read_size(draft: Draft, where: str, cells: Mapping[str, str]) -> None:
-    """Read the declared size; zeros and empty cells declare nothing."""
+    """Read the declared size; zeros and empty cells declare none."""
     texts = [cells.get(name) or "0" for name in ("height", "width")]
     try:
         height, width = (int(float(text)) for text in texts)
@@ -230,9 +232,9 @@ def _read_size(draft: Draft, where: str, cells: Mapping[str, str]) -> None:
         draft.fault(where, f"the image is {width}x{height} pixels here, and {before[1]}x{before[0]} in a row before")
 
 
-def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _corners(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (n, 4) xyxy as they are, and (n,) bool: which boxes have no size."""
-    return given, (given[:, :2] == given[:, 2:]).any(axis=1)
+    return numbers, (numbers[:, :2] == numbers[:, 2:]).any(axis=1)
 
 
 def write(datasets: Sequence[Dataset], out: Path, names: Mapping[Path, str]) -> list[str]:

@@ -19,19 +19,19 @@ from rcnn.data.formats.folders import root_of
 from rcnn.errors import ImageError
 from rcnn.images.decode import image_size
 
-SMALLEST_IMAGE = 16
+MIN_IMAGE_SIDE = 16
 MAX_FAULTS = 1000
-"""Faults of an image, or of the rest of a COCO json, that are listed one by one."""
+"""Maximum number of faults that are listed one by one, for each image and for the rest of a data set."""
 
 MAX_LISTED_CLASSES = 100
-"""Classes that a message lists."""
+"""Maximum number of classes that a message lists."""
 
 MAX_HINTS, MAX_COMPARED_CLASSES = 20, 1000
-"""Unknown names of an image, and known names, that are compared to find similar ones."""
+"""Maximum numbers of unknown names per image, and of known names, that are compared to suggest similar ones."""
 
 Kind = Literal["mendable", "damaged", "fatal"]
 Corners = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-"""Converts (n, 4) float64 boxes of a format to (n, 4) continuous xyxy and (n,) bool: no size by the format's rules."""
+"""Converts (n, 4) float64 boxes of a format to (n, 4) continuous xyxy, and to (n,) bool: whether a box has no size."""
 
 
 @dataclass(slots=True)
@@ -42,8 +42,8 @@ class Draft:
         name, id, path: as in `Record`; `path` is None if the image wasn't found.
         declared: (height, width) according to the annotation.
         source: place of `declared`, for messages.
-        where, labels, given, ignore: columns of the objects (see `add`), as an annotation file may hold a million.
-        faults: place, reason and kind of each fault, of the first `MAX_FAULTS`; `finish` adds the image's name.
+        where, labels, numbers, ignore: columns of the objects (see `add`), since a file may hold a million of them.
+        faults: place, reason and kind of the first `MAX_FAULTS` faults; `finish` adds the image's name.
         more: number of the other faults, by kind.
     """
 
@@ -54,23 +54,23 @@ class Draft:
     source: str = ""
     where: list[str] = field(default_factory=list)
     labels: "array[int]" = field(default_factory=lambda: array("q"))
-    given: "array[float]" = field(default_factory=lambda: array("d"))
+    numbers: "array[float]" = field(default_factory=lambda: array("d"))
     ignore: bytearray = field(default_factory=bytearray)
     faults: list[tuple[str, str, Kind]] = field(default_factory=list)
     more: "Counter[Kind]" = field(default_factory=Counter)
 
-    def add(self, where: str, label: int | None, given: Sequence[float], ignore: bool = False) -> None:
+    def add(self, where: str, label: int | None, numbers: Sequence[float], ignore: bool = False) -> None:
         """Add an object.
 
         Args:
             where: place of the object: `file:line`, in json `file: annotations[index] (id number)`.
             label: class index; None if the class is at fault.
-            given: the four numbers of its box in the file.
+            numbers: the four numbers of its box in the file.
             ignore: crowd or difficult.
         """
         self.where.append(where)
         self.labels.append(-1 if label is None else label)
-        self.given.extend(given)
+        self.numbers.extend(numbers)
         self.ignore.append(ignore)
 
     def fault(self, where: str | Path, reason: str, kind: Kind = "fatal") -> None:
@@ -103,10 +103,10 @@ class Layout:
         lists: sources of each list: `train`, `val`, `trainval`, `test`, or `all` if there are no lists.
         names: class names, if they are stored with the lists (YOLO).
         evidence: files by which the format was recognised, for messages.
-        notes: sentences worth saying aloud.
+        notes: remarks for the user.
         faults: faults of the file that names the lists.
-        home: folder that the data was given as, or that of the file; None: `root`.
-        annotations: folder of the annotations that the lists name (VOC).
+        home: the folder that the user named, or that of the file that the user named; None: `root`.
+        annotations: folder of the annotations that the lists refer to (VOC).
     """
 
     format: str
@@ -139,7 +139,7 @@ class Reading:
 
     Attributes:
         corners: converts boxes of the format to xyxy.
-        units: unit of the boxes; `share` is a fraction of width and height.
+        units: unit of the boxes; `share` means fractions of width and height.
         names: classes that the labels index.
         category_ids: the data set's own id of each class.
         drafts: the images.
@@ -208,7 +208,7 @@ def finish(
     settings: Data,
     progress: Callable[[int, int], None] | None = None,
 ) -> Dataset:
-    """Build the split from the images without a fatal fault, with all faults; `progress` hears of each image."""
+    """Build the split from the images without a fatal fault, with all faults; `progress` is called after each image."""
     _check_places(reading, layout, settings)
     sized: list[tuple[Draft, tuple[int, int]]] = []
     for number, draft in enumerate(reading.drafts, 1):
@@ -237,7 +237,7 @@ def finish(
 
 
 def _check_places(reading: Reading, layout: Layout, settings: Data) -> None:
-    """Note images whose names can't be used and, if they are refused, those outside the data set: none is opened."""
+    """Add faults for names that can't be used and, if set so, for images outside the data set. Neither are opened."""
     drafts = [draft for draft in reading.drafts if draft.path is not None]
     refused = settings.outside == "refuse"
     outside = set(layout.outside([draft.path for draft in drafts if draft.path]) if refused else ())
@@ -261,27 +261,29 @@ def _read_size(draft: Draft, max_pixels: int) -> tuple[int, int] | None:
         draft.fault(draft.path, str(error).removeprefix(f"{draft.path}: "), "damaged")
         return None
     height, width = size
-    if min(size) < SMALLEST_IMAGE:
+    if min(size) < MIN_IMAGE_SIDE:
         draft.fault(draft.path, f"the image is only {width}x{height} pixels", "mendable")
     if draft.declared is None or draft.declared == size:
         return size
-    said = f"the annotation says {draft.declared[1]}x{draft.declared[0]} pixels, the image has {width}x{height}"
+    mismatch = f"the annotation says {draft.declared[1]}x{draft.declared[0]} pixels, the image has {width}x{height}"
     if draft.declared == size[::-1]:
-        draft.fault(draft.source, f"{said} after EXIF rotation; boxes are taken to be on the upright image", "mendable")
+        draft.fault(
+            draft.source, f"{mismatch} after EXIF rotation; boxes are taken to be on the upright image", "mendable"
+        )
     else:
-        draft.fault(draft.source, f"{said}; are the boxes from another size of this image?")
+        draft.fault(draft.source, f"{mismatch}; are the boxes from another size of this image?")
     return size
 
 
 def _usable_objects(
     reading: Reading, drafts: Sequence[Draft], sizes: Sequence[tuple[int, int]]
 ) -> tuple[list[int], np.ndarray, np.ndarray, np.ndarray]:
-    """Return the usable objects of some images, image by image, and note the faults of the others.
+    """Return the usable objects of some images, image by image, and add faults for the other objects.
 
-    All objects of all images are checked at once: checking image by image would take as long as parsing a large file.
+    The objects of all images are checked together: checking image by image would take as long as parsing a large file.
 
     Args:
-        reading: says how boxes are converted to xyxy.
+        reading: determines how boxes are converted to xyxy.
         drafts: the images.
         sizes: (height, width) of each.
 
@@ -291,16 +293,16 @@ def _usable_objects(
     """
     counts = np.array([len(draft.labels) for draft in drafts], np.int64)
     owner = np.repeat(np.arange(len(drafts)), counts)
-    given = np.frombuffer(b"".join(draft.given for draft in drafts), np.float64).reshape(-1, 4)
+    numbers = np.frombuffer(b"".join(draft.numbers for draft in drafts), np.float64).reshape(-1, 4)
     labels = np.frombuffer(b"".join(draft.labels for draft in drafts), np.int64)
     ignore = np.frombuffer(b"".join(draft.ignore for draft in drafts), np.bool_)
     edges = np.array(sizes, np.float64).reshape(-1, 2)[owner, ::-1]  # width, height
     with np.errstate(invalid="ignore", over="ignore"):  # from boxes that are not finite
-        boxes, zero = reading.corners(given)
+        boxes, zero = reading.corners(numbers)
         boxes = boxes * np.tile(edges, 2) if reading.units == "share" else boxes
-        rules = _rules(reading.units, given, boxes, edges, zero)
+        rules = _rules(reading.units, numbers, boxes, edges, zero)
     inside = np.concatenate((np.maximum(boxes[:, :2], 0), np.minimum(boxes[:, 2:], edges)), axis=1)
-    usable = np.ones(len(given), bool)
+    usable = np.ones(len(numbers), bool)
     faults: list[tuple[int, Kind, str]] = []
     for broken, kind, reason in rules:  # only the first rule that a box breaks is reported
         faults.extend((row, kind, reason) for row in np.flatnonzero(broken & usable).tolist())
@@ -311,42 +313,42 @@ def _usable_objects(
     usable &= labels >= 0
     twice = usable.copy()
     twice[usable] = _repeated(owner[usable], labels[usable], *inside[usable].T)
-    again = "is there twice with the same class; dropped"
-    faults.extend((row, "mendable", again) for row in np.flatnonzero(twice).tolist())
+    duplicate = "occurs twice with the same class; dropped"
+    faults.extend((row, "mendable", duplicate) for row in np.flatnonzero(twice).tolist())
     first = np.cumsum(counts) - counts
     for row, kind, reason in sorted(faults, key=lambda fault: fault[0]):
         draft, (width, height) = drafts[owner[row]], edges[row]
         text = reason.format(size=f"{width:.0f}x{height:.0f}", overhang=overhang[row])
-        numbers = ", ".join(f"{number:g}" for number in given[row])
-        draft.fault(draft.where[row - first[owner[row]]], f"box ({numbers}) {text}", kind)
+        coordinates = ", ".join(f"{number:g}" for number in numbers[row])
+        draft.fault(draft.where[row - first[owner[row]]], f"box ({coordinates}) {text}", kind)
     usable &= ~twice
     ends = np.cumsum(np.bincount(owner[usable], minlength=len(drafts)))
     return ends.tolist(), inside[usable], labels[usable], ignore[usable]
 
 
 def _rules(
-    units: str, given: np.ndarray, boxes: np.ndarray, edges: np.ndarray, zero: np.ndarray
+    units: str, numbers: np.ndarray, boxes: np.ndarray, edges: np.ndarray, zero: np.ndarray
 ) -> Sequence[tuple[np.ndarray | np.bool_, Kind, str]]:
-    """Return the rules that exclude boxes: (n,) bool, which boxes break it; the kind of fault; and the reason.
+    """Return the rules that exclude boxes: which boxes break the rule, (n,) bool; the kind of fault; and the reason.
 
     Args:
         units: `pixel` or `share`.
-        given: (n, 4) numbers in the file.
+        numbers: (n, 4) numbers in the file.
         boxes: (n, 4) continuous xyxy, pixels.
         edges: (n, 2) width and height of each box's image, pixels.
-        zero: (n,) bool, whether the box has no size by the rules of the format.
+        zero: (n,) bool, whether the box has no size by the rules of its format.
     """
     pixel, share = units == "pixel", units == "share"
-    least, most = given.min(axis=1), given.max(axis=1)
+    smallest, largest = numbers.min(axis=1), numbers.max(axis=1)
     inverted = (boxes[:, 2:] < boxes[:, :2]).any(axis=1)
-    xywh = pixel & (least >= 0) & (given[:, :2] + given[:, 2:] <= edges + 1).all(axis=1)
-    shares = pixel & (least >= 0) & (most <= 1) & (edges.min(axis=1) > 2)
+    xywh = pixel & (smallest >= 0) & (numbers[:, :2] + numbers[:, 2:] <= edges + 1).all(axis=1)
+    shares = pixel & (smallest >= 0) & (largest <= 1) & (edges.min(axis=1) > 2)
     outside = (np.maximum(boxes[:, :2], 0) >= np.minimum(boxes[:, 2:], edges)).any(axis=1)
     return [
         (~np.isfinite(boxes).all(axis=1), "fatal", "is not finite"),
         (inverted & xywh, "fatal", "is inverted; it looks like xywh, x1 y1 x2 y2 is expected"),
         (inverted, "fatal", "is inverted"),
-        (share & (most > 2), "fatal", "is in pixels? Shares of the image's width and height, 0..1, are expected"),
+        (share & (largest > 2), "fatal", "is in pixels? Shares of the image's width and height, 0..1, are expected"),
         (shares & ~zero, "fatal", "has normalised coordinates? Pixels are expected"),
         (zero, "mendable", "has no size; dropped"),
         (outside, "mendable", "lies outside the {size} image; dropped"),
@@ -354,8 +356,8 @@ def _rules(
 
 
 def _repeated(*columns: np.ndarray) -> np.ndarray:
-    """Whether a row equals an earlier one in all columns: (n,) each -> (n,) bool."""
-    order = np.lexsort(columns)  # stable: of equal rows the first one comes first
+    """Return whether each row equals an earlier one in all columns: (n,) each -> (n,) bool."""
+    order = np.lexsort(columns)  # stable: the first of several equal rows comes first
     same = np.ones(max(len(order) - 1, 0), bool)
     for column in columns:
         same &= np.diff(column[order]) == 0

@@ -22,7 +22,7 @@ Split = Literal["train", "val", "test", "all"]
 FORMATS: dict[str, ModuleType] = {"voc": voc, "coco": coco, "yolo": yolo, "csv": csv_labels}
 """Name of a format -> the module that finds, reads and writes it."""
 _MAX_NAMED_IMAGES = 3
-"""Damaged images that a note names; `data check` lists all."""
+"""Maximum number of damaged images that a note names; `data check` lists all."""
 
 
 def open_dataset(
@@ -43,12 +43,11 @@ def open_dataset(
         split: train, val, test, or all.
         settings: how faults are treated, and what share is held out. None: the defaults.
         names: classes that labels index; other classes are fatal faults. None: those of the data.
-        decode: decode every image, so that damage anywhere in a file is a fault too; otherwise only read headers.
-        progress: called with (images done, images in total) while decoding, or else while reading headers.
+        decode: decode every image, so that damage anywhere in a file is a fault too; otherwise only headers are read.
+        progress: called with (images done, images in total) while images are decoded, or else while headers are read.
 
     Raises:
-        DataError: there is no data set, it is empty, or it has a fault that
-            `settings.on_fault` does not leave out.
+        DataError: there is no data set, it is empty, or it has a fault that stops by `settings.on_fault`.
         SettingsError: the split is unknown.
     """
     if split not in get_args(Split):
@@ -119,8 +118,8 @@ def stop_on_faults(datasets: Sequence[Dataset], settings: Data) -> list[Dataset]
     """Return the data sets with a note that names the damaged images, or raise for faults that stop.
 
     Raises:
-        DataError: there is a fault that `settings.on_fault` doesn't leave out, or a split without a usable image. The
-            message lists all fatal and damaged ones, one per line.
+        DataError: there is a fault that stops by `settings.on_fault`, or a split without a usable image. The message
+            lists all fatal and damaged faults, one per line.
     """
     faults = list(dict.fromkeys(fault for dataset in datasets for fault in dataset.faults))
     left_out = [fault for fault in faults if fault.kind != "mendable"]
@@ -162,7 +161,7 @@ def layout_at(path: Path) -> Layout | None:
     """Return the data set that a reader recognises at a path, or None, for example for a folder of images alone.
 
     Raises:
-        DataError: there is nothing, or it can't be read; or more than one reader recognises a data set.
+        DataError: the path does not exist or can't be read, or more than one reader recognises a data set.
     """
     if reason := next(filter(None, map(unfit_name, path.parts)), None):
         raise DataError(f"{path}: this path {reason}; rename it")
@@ -176,7 +175,7 @@ def layout_at(path: Path) -> Layout | None:
         raise DataError(f"{path}: can't be read: {error}") from None
     if not layouts:
         return None
-    if len(layouts) > 1 and layouts[-1].format == "csv":  # a table is made of the others' annotations
+    if len(layouts) > 1 and layouts[-1].format == "csv":  # tables are often made of the annotations beside them
         extra = layouts.pop()
         note = f"{extra.evidence}: not read, since there is {layouts[0].evidence}; give the table itself to read it"
         layouts[0] = replace(layouts[0], notes=(*layouts[0].notes, note))
@@ -221,7 +220,7 @@ def _unrecognised(path: Path) -> str:
 
 
 def _is_data(path: Path) -> bool:
-    """Whether a reader recognises a data set; folders without a name that promises one are not searched."""
+    """Return whether a reader recognises a data set; only folders with a file of a typical name are searched."""
     try:
         promising = any(name.lower().startswith(("annot", "label", "data.y")) for name in os.listdir(path))
         return promising and any(reader.find(path) is not None for reader in FORMATS.values())
@@ -242,13 +241,13 @@ def _open(
         DataError: the data has no such split.
     """
     lists = layout.lists
-    whole = next((name for name in ("train", "trainval", "all") if name in lists), None)
+    training_list = next((name for name in ("train", "trainval", "all") if name in lists), None)
     if split == "all":
         reading = _read(layout, list(lists), settings, names)
     elif split in lists and (split != "train" or "val" in lists):
         reading = _read(layout, [split], settings, names)
-    elif split in ("train", "val") and whole:
-        reading = _read(layout, [whole], settings, names)
+    elif split in ("train", "val") and training_list:
+        reading = _read(layout, [training_list], settings, names)
         if "val" in lists:
             other = {draft.name for draft in _read(layout, ["val"], settings, reading.names).drafts}
             reading.drafts = [draft for draft in reading.drafts if draft.name not in other]
@@ -273,15 +272,16 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
         raise DataError(f"{where}: can't be read: {error}") from None
     if not reading.drafts:
         lines = "".join(f"\n{fault}" for fault in reading.faults)
-        raise DataError(f"{where}: there are no images in it{lines}", reading.faults)
+        raise DataError(f"{where}: it contains no images{lines}", reading.faults)
     if not reading.names:
-        raise DataError(f"{where}: there is not one object in it, so there are no classes", reading.faults)
+        raise DataError(f"{where}: it contains no objects, so there are no classes", reading.faults)
     for name in reading.names:
         if reason := unfit_name(name):
             raise DataError(f"{where}: the name of a class, `{name:.300}`, {reason}; rename it")
     if names is not None and reading.own and not set(names) & set(reading.own):
         raise DataError(
-            f"{where}: its classes are {', '.join(reading.own)}, not one of those wanted: {', '.join(names)}"
+            f"{where}: its classes are {', '.join(reading.own)}; "
+            f"none of the expected ones is among them: {', '.join(names)}"
         )
     reading.notes[:0] = layout.notes
     reading.faults[:0] = layout.faults
@@ -289,7 +289,7 @@ def _read(layout: Layout, lists: Sequence[str], settings: Data, names: Sequence[
 
 
 def _hold_out(reading: Reading, split: str, layout: Layout, settings: Data) -> None:
-    """Keep the images of `split` when a share of them, chosen by a hash of their names, is held out for validation."""
+    """Hold out a share of the images, chosen by a hash of their names, for validation, and keep those of `split`."""
     total = len(reading.drafts)
     if total < 2:
         raise DataError(f"{layout.root}: there is one image, and no validation list; at least two images are needed")

@@ -1,4 +1,4 @@
-"""List folders once, find files in them whatever the case and Unicode form of their names, and write files."""
+"""List folders once, find files regardless of the case and Unicode form of their names, and write files."""
 
 import os
 import re
@@ -14,22 +14,22 @@ from rcnn.data.dataset import Dataset, Record
 from rcnn.images.sources import check_walk, is_image, is_results
 
 MAX_COMPARED_NAMES = 200_000
-"""Names that are compared with those of missing files, in one folder."""
+"""Maximum number of names in a folder that are compared with those of missing files."""
 
 MAX_PATH_ENDS = 8
-"""Parts of an absolute path that are looked for below the folder of the data."""
+"""Maximum number of trailing parts of an absolute path that are looked for below the folder of the data."""
 
 MAX_LIST_BYTES = 256 * MB
-"""Bytes of a text file that lists images."""
+"""Maximum size of a text file that lists images, bytes."""
 
 
-def read_lines(path: Path, most: int = MAX_LIST_BYTES) -> list[tuple[int, str]]:
+def read_lines(path: Path, max_bytes: int = MAX_LIST_BYTES) -> list[tuple[int, str]]:
     """Return (line number from 1, stripped text) of every non-empty line. A BOM and any line ending are accepted.
 
     Raises:
-        OSError, UnicodeDecodeError: the file has more than `most` bytes, or can't be read as UTF-8 text.
+        OSError, UnicodeDecodeError: the file has more than `max_bytes` bytes, or can't be read as UTF-8 text.
     """
-    text = read_text(path, most)
+    text = read_text(path, max_bytes)
     return [(number, line.strip()) for number, line in enumerate(text.split("\n"), start=1) if line.strip()]
 
 
@@ -58,7 +58,7 @@ def _folded(name: str) -> str:
 
 
 def is_file(entry: os.DirEntry[str]) -> bool:
-    """Whether something is a file, or a pipe, socket or device, which whoever reads it will refuse by name."""
+    """Return whether an entry is a file, or a pipe, socket or device, which is refused by name when it is read."""
     return entry.is_file() or (not entry.is_dir() and os.path.exists(entry.path))
 
 
@@ -72,19 +72,19 @@ class Folder:
         self._compared = 0
 
     def find(self, name: str) -> list[str]:
-        """Return the file of this name, else those whose names differ only in case or Unicode form."""
+        """Return the file with this name, or else those whose names differ only in case or Unicode form."""
         names = self._by_name.get(_folded(name), [])
         return [name] if name in names else names
 
     def images(self, stem: str) -> list[str]:
-        """Return the image files with this stem, else those whose stems differ only in case or Unicode form."""
+        """Return the image files with this stem, or else those whose stems differ only in case or Unicode form."""
         names = self._image_stems.get(_folded(stem), [])
         return [name for name in names if os.path.splitext(name)[0] == stem] or names
 
     def near(self, name: str) -> str:
         """Return `; similar names there: ...` for a message, or an empty string."""
         self._compared += len(self.names)
-        if self._compared > MAX_COMPARED_NAMES:  # of thousands of missing images, the first ones show what is wrong
+        if self._compared > MAX_COMPARED_NAMES:  # if thousands of images are missing, the first ones show the cause
             return ""
         similar = get_close_matches(name, self.names, n=3, cutoff=0.7)
         return f"; similar names there: {', '.join(similar)}" if similar else ""
@@ -99,7 +99,7 @@ class Folder:
 
 
 def ends_of(name: str) -> list[PurePosixPath]:
-    """Return the ends of an absolute path of this or another machine, `C:/` included: its last parts, longest first."""
+    """Return the trailing parts of an absolute path, longest first; paths of other machines (`C:/`) count too."""
     parts = PurePosixPath(name).parts
     if not re.match(r"/|[A-Za-z]:/", name):
         return []
@@ -107,7 +107,7 @@ def ends_of(name: str) -> list[PurePosixPath]:
 
 
 def root_of(folder: Path) -> Path:
-    """Return the folder of the data set whose annotations lie in a folder, by the name of that."""
+    """Return the folder of a data set: the parent of a folder named like annotations, else the folder itself."""
     return folder.parent if folder.name.lower().startswith("annot") else folder
 
 
@@ -115,7 +115,7 @@ def walk(top: Path, folders: "Folders") -> Iterator[Path]:
     """Yield a folder and those below it, sorted, without our own results.
 
     Raises:
-        OSError: there are many more other files than images, as on a whole disk.
+        OSError: there are many more other files than images, as on an entire disk.
     """
     images = others = 0
     for name, below, _ in os.walk(top):
@@ -129,7 +129,7 @@ def walk(top: Path, folders: "Folders") -> Iterator[Path]:
 
 
 def _index(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
-    """Group the names of (key, name) pairs by key, whatever its case and Unicode form."""
+    """Group the names of (key, name) pairs by key, regardless of its case and Unicode form."""
     index: dict[str, list[str]] = {}
     for key, name in pairs:
         index.setdefault(_folded(key), []).append(name)
@@ -137,4 +137,4 @@ def _index(pairs: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
 
 
 Folders = Callable[[Path], Folder]
-"""`functools.cache(Folder)`, which lists each folder when it is first asked for."""
+"""`functools.cache(Folder)`, which lists each folder once, when it is first needed."""

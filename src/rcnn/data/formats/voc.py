@@ -23,15 +23,15 @@ from rcnn.images.sources import is_image, is_results
 SPLIT_FOLDERS = {"train": ("train",), "val": ("valid", "val", "validation"), "test": ("test",)}
 _LISTS = ("train", "val", "trainval", "test")
 _IMAGE_FOLDERS = ("JPEGImages", "images", "Images", "imgs", ".")
-_HEAD, _LOOKED_AT = 4096, 20
-"""Bytes of an xml file, and files of a folder, that are looked at to recognise annotations."""
+_HEAD_BYTES, _MAX_INSPECTED = 4096, 20
+"""Number of bytes per xml file, and of files per folder, that are inspected to recognise annotations."""
 
 
 def find(path: Path) -> Layout | None:
     """Return the VOC data set at a folder: VOCdevkit, VOC2007, its annotations, split folders, or xml next to images.
 
-    A folder of annotations is `Annotations`, or any beside images that holds xml files with `<annotation>`. The splits
-    may be folders in it: `annotations/train` with `images/train`.
+    A folder of annotations is `Annotations`, or any folder beside images that holds xml files with `<annotation>`. It
+    may contain a folder per split: `annotations/train` with `images/train`.
 
     Raises:
         DataError: the folder holds several data sets.
@@ -70,7 +70,7 @@ def _layout(root: Path, annotations: Path) -> Layout:
 
 
 def _annotation_folder(path: Path) -> Path | None:
-    """Return the folder of the annotations in a folder: `Annotations`, else another one beside images.
+    """Return the folder of annotations in a folder: `Annotations`, or else another one beside images.
 
     Raises:
         DataError: there are several.
@@ -92,7 +92,7 @@ def _annotation_folder(path: Path) -> Path | None:
 def _folders(path: Path) -> list[Path]:
     """Return the folders in a folder that may be part of a data set; none if it can't be read."""
     try:
-        with os.scandir(path) as entries:  # of a hundred thousand images, `Path` would take seconds
+        with os.scandir(path) as entries:  # `Path` would take seconds for a hundred thousand images
             names = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     except OSError:
         return []
@@ -108,7 +108,7 @@ def _has_images(folder: Path) -> bool:
 
 
 def _has(folder: Path, fits: Callable[["os.DirEntry[str]"], bool]) -> bool:
-    """Whether a folder holds something that fits, which is looked for no further than to the first."""
+    """Return whether an entry of a folder fits. The search ends at the first one."""
     if not folder.is_dir():
         return False
     with os.scandir(folder) as entries:
@@ -116,10 +116,10 @@ def _has(folder: Path, fits: Callable[["os.DirEntry[str]"], bool]) -> bool:
 
 
 def _has_annotations(folder: Path) -> bool:
-    """Whether one of the first xml files of a folder that is named by nothing known looks like an annotation."""
+    """Return whether one of the first xml files of a folder looks like an annotation; the folder has any name."""
     try:
         names = (name for name in Folder(folder).names if name.lower().endswith(".xml"))
-        return any(_looks_like_annotation(folder / name) for name in islice(names, _LOOKED_AT))
+        return any(_looks_like_annotation(folder / name) for name in islice(names, _MAX_INSPECTED))
     except OSError:
         return False
 
@@ -127,28 +127,28 @@ def _has_annotations(folder: Path) -> bool:
 def _looks_like_annotation(xml: Path) -> bool:
     check_regular(xml)
     with xml.open("rb") as file:
-        return b"<annotation" in file.read(_HEAD).replace(b"\0", b"")  # UTF-16 too
+        return b"<annotation" in file.read(_HEAD_BYTES).replace(b"\0", b"")  # UTF-16 too
 
 
 def sibling_images(annotations: Path) -> Path | None:
-    """Return the folder beside that of the annotations that holds their images: a usual one, or one of their names."""
+    """Return the folder of images beside a folder of annotations: by its usual name, or by the names of its files."""
     usual = (annotations.parent / name for name in _IMAGE_FOLDERS)
     if known := next(filter(_has_images, usual), None) or _images_above(annotations):
         return known
     stems = (os.path.splitext(name)[0] for name in Folder(annotations).names if name.lower().endswith(".xml"))
-    wanted = list(islice(stems, _LOOKED_AT))
+    stems = list(islice(stems, _MAX_INSPECTED))
     siblings = (Folder(path) for path in _folders(annotations.parent) if path != annotations)
-    return next((folder.path for folder in siblings if any(map(folder.images, wanted))), None)
+    return next((folder.path for folder in siblings if any(map(folder.images, stems))), None)
 
 
 def _images_above(annotations: Path) -> Path | None:
-    """Return `images/train` for `annotations/train`, which may also be called otherwise, if it holds images."""
+    """Return `images/train`, or the like, for `annotations/train` if it holds images."""
     above = (annotations.parent.parent / name / annotations.name for name in _IMAGE_FOLDERS if name != ".")
     return next(filter(_has_images, above), None)
 
 
 def _below(inner: Sequence[Path], names: Sequence[str]) -> Path | None:
-    """Return a split's folder of xml files in a folder of annotations, `annotations/train`, if images lie alike."""
+    """Return a split's folder of xml files, such as `annotations/train`, if there is a matching folder of images."""
     folders = (folder / name for folder in inner for name in names)
     return next((folder for folder in folders if _has_xml(folder) and _images_above(folder)), None)
 
@@ -162,13 +162,13 @@ def _split_folder(root: Path, names: Sequence[str]) -> Path | None:
 _PARENTS = ("size", "object", "bndbox")
 _ONCE = {"filename", "size", "width", "height", "name", "bndbox", "difficult", "xmin", "ymin", "xmax", "ymax"}
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
-_THINNEST = 0.01  # pixels
+_MIN_SIDE = 0.01  # pixels
 _BELOW_ONE = re.compile(rb"<(?:\w+:)?[xy]min>\s*\+?0*(?:0|0?\.\d*)\s*</")
 _FLAG = re.compile(r"\s+-?[01]$")
 
 
 class _Annotated(NamedTuple):
-    """An annotated image: where it is named, its stem, its xml file and the folder of its image."""
+    """An annotated image: the place that names it, its stem, its xml file and the folder of its image."""
 
     where: str
     stem: str
@@ -220,7 +220,7 @@ def _origin(layout: Layout, settings: Data, reading: Reading) -> int:
 
 
 def _entries(source: Path, listed: Path, folders: Folders, reading: Reading) -> Iterator[_Annotated]:
-    """Yield what a list names, of the xml files in the folder `listed`, or what a folder of xml files holds."""
+    """Yield the images that a list names, with xml files in the folder `listed`, or those of a folder of xml files."""
     if source.is_dir():
         images = _image_folder(source, folders)
         stems = {os.path.splitext(name)[0]: name for name in folders(source).names if name.lower().endswith(".xml")}
@@ -281,7 +281,7 @@ def _read_image(entry: _Annotated, root: Path, objects: list[_Object]) -> Draft:
         near = entry.images.near(f"{entry.stem}.jpg")
         draft.fault(entry.where, f"there is no image `{entry.stem}` in {folder}{near}")
     elif len(names) > 1:
-        draft.fault(entry.where, f"two images of one name in {folder}: {', '.join(names)}; keep one")
+        draft.fault(entry.where, f"two images with this name in {folder}: {', '.join(names)}; keep one")
     else:
         draft.path = folder / names[0]
     stems = {entry.stem, entry.xml.stem, *(os.path.splitext(name)[0] for name in by_stem)}
@@ -296,14 +296,14 @@ def _read_image(entry: _Annotated, root: Path, objects: list[_Object]) -> Draft:
 
 
 def _check_repeated(node: Node, xml: Path, draft: Draft) -> None:
-    """Note tags that are there twice in an element, where one is read."""
+    """Add faults for tags that occur twice in an element though only one is read."""
     first: dict[str, Node] = {}
     for child in node.children:
         earlier = first.setdefault(child.tag, child)
         if earlier is not child and child.tag in _ONCE:
             same = _content(earlier) == _content(child)
-            reason = f"<{child.tag}> is there twice, first on line {earlier.line}"
-            reason += "" if same else ", with another content; keep one of the two"
+            reason = f"<{child.tag}> occurs twice, first on line {earlier.line}"
+            reason += "" if same else ", with different content; keep one of the two"
             draft.fault(f"{xml}:{child.line}", reason, "mendable" if same else "fatal")
     for child in node.children:
         if child.children and child.tag in _PARENTS:
@@ -311,12 +311,12 @@ def _check_repeated(node: Node, xml: Path, draft: Draft) -> None:
 
 
 def _content(node: Node) -> Any:
-    """Return what an element says, without its place and layout."""
+    """Return the content of an element, without its line numbers and layout."""
     return node.tag, node.text.strip(), [_content(child) for child in node.children]
 
 
 def _read_size(root: Node, xml: Path, draft: Draft) -> None:
-    """Read the declared size; zeros and a missing <size> declare nothing."""
+    """Read the declared size; zeros and a missing <size> declare none."""
     size = root.get("size")
     if size is None:
         return
@@ -329,7 +329,7 @@ def _read_size(root: Node, xml: Path, draft: Draft) -> None:
 
 
 def _add_row(draft: Draft, xml: Path, node: Node, labels: Mapping[str, int]) -> None:
-    """Add an <object> to its image, or note its faults."""
+    """Add an <object>, or its faults, to its image."""
     name = node.value("name")
     label = labels.get(name)
     if label is None:
@@ -350,11 +350,11 @@ def _add_row(draft: Draft, xml: Path, node: Node, labels: Mapping[str, int]) -> 
     draft.add(f"{xml}:{corners.line}", label, numbers, ignore=difficult.lower() in ("1", "true"))
 
 
-def _corners(given: np.ndarray, origin: int = 1) -> tuple[np.ndarray, np.ndarray]:
+def _corners(numbers: np.ndarray, origin: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Convert (n, 4) xmin, ymin, xmax, ymax, counted from `origin`, to (n, 4) xyxy and (n,) bool: no size."""
-    low, high = given[:, :2], given[:, 2:]
+    low, high = numbers[:, :2], numbers[:, 2:]
     # With the origin subtracted, whole numbers inverted by 1 would look like a box without size.
-    inverted = (given == np.rint(given)).all(axis=1) & (high < low).any(axis=1)
+    inverted = (numbers == np.rint(numbers)).all(axis=1) & (high < low).any(axis=1)
     return np.concatenate((low - np.where(inverted, 0, origin)[:, None], high), axis=1), (low == high).any(axis=1)
 
 
@@ -369,11 +369,11 @@ def labels_text(
 ) -> str:
     """Return the annotation of an image. The first pixel is 1 and the last one belongs to the box; fractions are kept.
 
-    A side of exactly 1 pixel would have xmin = xmax, which readers take for no size: it is written as 1.01 pixels, and
-    one of less than 0.01 as 0.01. Of sides under 1 pixel, xmin is above xmax.
+    A side of exactly 1 pixel would have xmin = xmax, which readers take for no size, so it is written as 1.01 pixels; a
+    side of less than 0.01 is written as 0.01. A side under 1 pixel has its xmin above its xmax.
 
     Args:
-        image: the image file, of which folder and name are written.
+        image: the image file, whose folder and name are written.
         size: (height, width) in pixels.
         names: (K,) class names.
         boxes: (n, 4) continuous xyxy in pixels.
@@ -387,8 +387,8 @@ def labels_text(
     lines += [f"\t<size><width>{width}</width><height>{height}</height><depth>3</depth></size>"]
     corners = boxes.astype(np.float64) + (1, 1, 0, 0)
     low, high = np.split(corners if digits is None else corners.round(digits), 2, axis=1)
-    high = np.maximum(high, low - 1 + _THINNEST)
-    high = np.where(low == high, high + _THINNEST, high)
+    high = np.maximum(high, low - 1 + _MIN_SIDE)
+    high = np.where(low == high, high + _MIN_SIDE, high)
     difficult = np.zeros(len(boxes), bool) if ignore is None else ignore
     rows = np.concatenate((low, high), axis=1).tolist()
     for row, label, hard in zip(rows, labels.tolist(), difficult.tolist(), strict=True):

@@ -7,10 +7,10 @@ from xml.parsers import expat
 from rcnn.config.files import MB, check_regular
 
 MAX_DEPTH = 100
-"""Elements inside one another."""
+"""Maximum depth of nested elements."""
 
 MAX_XML_BYTES = 16 * MB
-"""Bytes of the annotation of an image."""
+"""Maximum size of the annotation of an image, bytes."""
 
 
 @dataclass(slots=True)
@@ -33,7 +33,7 @@ class Node:
 
 
 class MalformedXml(Exception):
-    """An XML file can't be parsed. The message says why."""
+    """An XML file can't be parsed. The message gives the reason."""
 
     def __init__(self, line: int, reason: str) -> None:
         super().__init__(reason)

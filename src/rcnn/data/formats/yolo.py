@@ -18,13 +18,13 @@ from rcnn.errors import DataError
 from rcnn.images.sources import is_image
 
 MAX_YAML_BYTES = 4 * MB
-"""Bytes of a data.yaml."""
+"""Maximum size of a data.yaml, bytes."""
 
 
 def load_yaml(path: Path, faults: list[Fault]) -> dict[str, Any]:
     """Return the mapping in a yaml file, empty if it holds none. Every scalar is text: `no`, `12` and `1e3` stay names.
 
-    `faults` is extended by the keys that are there twice with equal values.
+    A fault is added to `faults` for every key that occurs twice with equal values.
 
     Raises:
         DataError: the file isn't yaml, or is too large.
@@ -63,35 +63,35 @@ def layout_of_yaml(path: Path) -> Layout:
         entries = value if isinstance(value, list) else [value]
         if not all(isinstance(entry, str) for entry in entries):
             raise DataError(f"{path}: `{split}` must be a path or a list of paths; found {value!r:.200}")
-        places = [_place(entry, root, path.parent, taken) for entry in entries]
-        missing += [f"{split}: {entry}" for entry, place in zip(entries, places, strict=True) if place is None]
-        if places and None not in places:
-            lists[split] = tuple(place for place in places if place is not None)
+        paths = [_resolve(entry, root, path.parent, taken) for entry in entries]
+        missing += [f"{split}: {entry}" for entry, source in zip(entries, paths, strict=True) if source is None]
+        if paths and None not in paths:
+            lists[split] = tuple(source for source in paths if source is not None)
     absent = [text for text in missing if not text.startswith("test")]
     if absent:
         tried = ", ".join(dict.fromkeys((str(root), str(path.parent))))
-        raise DataError(f"{path}: {'; '.join(absent)} is not there; looked in {tried}")
+        raise DataError(f"{path}: {'; '.join(absent)} does not exist; looked in {tried}")
     if not lists:
         raise DataError(f"{path}: it names no existing train, val or test folder or list")
-    notes = [f"{path}: {text} is not there, so there is no such list" for text in missing]
-    notes += [f"{path}: {entry} is not there; {place} is read instead" for place, entry in taken.items()]
+    notes = [f"{path}: {text} does not exist, so there is no such list" for text in missing]
+    notes += [f"{path}: {entry} does not exist; {source} is read instead" for source, entry in taken.items()]
     return Layout("yolo", root, lists, _yaml_names(tree, path), path.name, tuple(notes), tuple(faults), path.parent)
 
 
-def _place(entry: str, root: Path, folder: Path, taken: dict[Path, str]) -> Path | None:
+def _resolve(entry: str, root: Path, folder: Path, taken: dict[Path, str]) -> Path | None:
     """Return the folder or list that an entry of data.yaml refers to. Some exporters write one ../ too many.
 
-    `taken` maps the places that were found by the end of a path to that path; two paths don't share a place.
+    `taken` maps the sources that were found by the end of a path to that path; two paths do not share a source.
     """
     name = entry.replace("\\", "/")
     choices = [root / name, folder / name, folder / name.removeprefix("../")]
-    place = next((choice for choice in choices if choice.exists()), None)
-    if place is None:
+    source = next((choice for choice in choices if choice.exists()), None)
+    if source is None:
         ends = (base / end for end in ends_of(name) for base in (root, folder))
-        place = next((end for end in ends if end.exists()), None)
-        if place is not None and taken.setdefault(place, entry) != entry:
+        source = next((end for end in ends if end.exists()), None)
+        if source is not None and taken.setdefault(source, entry) != entry:
             return None
-    return place and Path(os.path.normpath(place))
+    return source and Path(os.path.normpath(source))
 
 
 def _yaml_names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
@@ -102,10 +102,10 @@ def _yaml_names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
     """
     names = tree.get("names")
     if isinstance(names, dict):
-        wanted = [str(number) for number in range(len(names))]
-        if sorted(names) != sorted(wanted):
+        numbers = [str(number) for number in range(len(names))]
+        if sorted(names) != sorted(numbers):
             raise DataError(f"{path}: `names` must be numbered 0 to {len(names) - 1}; found {', '.join(names)}")
-        names = [names[number] for number in wanted]
+        names = [names[number] for number in numbers]
     if not isinstance(names, list) or not names or not all(isinstance(name, str) and name for name in names):
         raise DataError(f"{path}: `names` must list the classes; found {names!r:.200}")
     if len(set(names)) < len(names):
@@ -115,23 +115,23 @@ def _yaml_names(tree: dict[str, Any], path: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def yaml_text(places: Mapping[str, str], names: Sequence[str]) -> str:
+def yaml_text(paths: Mapping[str, str], names: Sequence[str]) -> str:
     """Return the text of a data.yaml with the paths of the lists and the numbered class names."""
-    tree = {**places, "nc": len(names), "names": dict(enumerate(names))}
+    tree = {**paths, "nc": len(names), "names": dict(enumerate(names))}
     return yaml.safe_dump(tree, sort_keys=False, allow_unicode=True)
 
 
 MAX_LABEL_BYTES = 8 * MB
-"""Bytes of a label file."""
+"""Maximum size of a label file, bytes."""
 
 MAX_LABEL_ROWS = 300_000
-"""Lines of a label file."""
+"""Maximum number of lines of a label file."""
 
 _MAX_ROW_CHARACTERS = 1000
 _SPLITS = {"train": ("train",), "val": ("val", "valid", "validation"), "test": ("test",)}
 _NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "classes.names")
 MAX_UNNAMED_CLASSES = 10_000
-"""Classes of a data set that does not name them: as many as its largest number says, which may be a mistake."""
+"""Maximum number of classes of a data set that does not name them: its largest class number may be a mistake."""
 
 _NOT_LABELS = {"classes.txt", "train.txt", "val.txt", "test.txt", "readme.txt", "notes.txt"}
 
@@ -155,19 +155,21 @@ def find(path: Path) -> Layout | None:
 def _from_folders(path: Path) -> Layout | None:
     """Recognise images/ and labels/, with or without split folders in or around them, or one folder of both."""
     for pattern in ("images/{}", "{}/images", "{}", "obj_{}_data"):
-        places = {split: [path / pattern.format(name) for name in names] for split, names in _SPLITS.items()}
-        labelled = {split: tuple(place for place in folders if _has_labels(place)) for split, folders in places.items()}
-        lists = {split: places[:1] for split, places in labelled.items() if places}
+        paths = {split: [path / pattern.format(name) for name in names] for split, names in _SPLITS.items()}
+        labelled = {
+            split: tuple(source for source in folders if _has_labels(source)) for split, folders in paths.items()
+        }
+        lists = {split: paths[:1] for split, paths in labelled.items() if paths}
         if lists:
             return Layout("yolo", path, lists, _file_names(path), evidence="images with labels/*.txt")
-    for place in (path / "images", path):
-        if _has_labels(place):
-            return Layout("yolo", path, {"all": (place,)}, _file_names(path), evidence="images with labels *.txt")
+    for source in (path / "images", path):
+        if _has_labels(source):
+            return Layout("yolo", path, {"all": (source,)}, _file_names(path), evidence="images with labels *.txt")
     return None
 
 
 def _has_labels(folder: Path) -> bool:
-    """Whether at least one image of a folder has a label file."""
+    """Return whether at least one image of a folder has a label file."""
     if not folder.is_dir() or not any(name.endswith(".txt") for name in os.listdir(_label_folder(folder))):
         return False
     labels = {name[:-4] for name in Folder(_label_folder(folder)).names if name.endswith(".txt")}
@@ -181,7 +183,7 @@ def _file_names(path: Path) -> tuple[str, ...] | None:
 
 
 def _label_folder(images: Path) -> Path:
-    """Return the folder of the labels: the last `images` in the path becomes `labels`; else that of the images."""
+    """Return the folder of the labels: the last `images` in the path becomes `labels`; else the images' folder."""
     parts = list(images.parts)
     for index in range(len(parts) - 1, -1, -1):
         if parts[index] == "images":
@@ -191,15 +193,15 @@ def _label_folder(images: Path) -> Path:
 
 
 class _Listed(NamedTuple):
-    """An image as a list or a folder names it; `names` are the files that fit, of which there should be one."""
+    """An image as a list or a folder names it; `names` are the matching files, of which there should be one."""
 
     where: str
-    wanted: Path
+    listed_path: Path
     names: tuple[str, ...]
 
     @property
     def path(self) -> Path:
-        return self.wanted.with_name(self.names[0]) if self.names else self.wanted
+        return self.listed_path.with_name(self.names[0]) if self.names else self.listed_path
 
 
 _Line = tuple[Draft, str, list[str]]
@@ -242,27 +244,27 @@ def _images(source: Path, root: Path, folders: Folders) -> Iterator[_Listed]:
         ends = (name, *ends_of(name))
         choices = [Path(os.path.normpath(base / end)) for end in ends for base in (source.parent, root)]
         fits = ((choice, tuple(folders(choice.parent).find(choice.name))) for choice in choices)
-        wanted, names = next((fit for fit in fits if fit[1]), (choices[0], ()))
-        yield _Listed(f"{source}:{line}", wanted, names)
+        listed_path, names = next((fit for fit in fits if fit[1]), (choices[0], ()))
+        yield _Listed(f"{source}:{line}", listed_path, names)
 
 
 def _draft(entry: _Listed, name: str, folders: Folders) -> Draft:
     """Return the image without its boxes."""
     stem = os.path.splitext(entry.path.name)[0]
     draft = Draft(name, stem, None)
-    folder = folders(entry.wanted.parent)
+    folder = folders(entry.listed_path.parent)
     twins = [twin for twin in folder.images(stem) if os.path.splitext(twin)[0] == stem]
     if not entry.names:
-        near = folder.near(entry.wanted.name)
+        near = folder.near(entry.listed_path.name)
         draft.fault(entry.where, f"image `{name}` is missing; looked in {folder.path}{near}")
     elif len(entry.names) > 1:
         draft.fault(entry.where, f"image `{name}` is missing; several differ from it in case: {', '.join(entry.names)}")
     elif len(twins) > 1:
-        draft.fault(entry.where, f"two images of one name share one label file: {', '.join(twins)}; keep one")
+        draft.fault(entry.where, f"two images with the same stem share one label file: {', '.join(twins)}; keep one")
     else:
         draft.path = entry.path
-        if entry.path != entry.wanted:
-            reason = f"names differ in case, taken to be the same: {entry.wanted.name}, {name}"
+        if entry.path != entry.listed_path:
+            reason = f"names differ in case, taken to be the same: {entry.listed_path.name}, {name}"
             draft.fault(entry.where, reason, "mendable")
     return draft
 
@@ -270,17 +272,17 @@ def _draft(entry: _Listed, name: str, folders: Folders) -> Draft:
 def _label_lines(entry: _Listed, draft: Draft, folders: Folders) -> list[_Line]:
     """Return the lines of the image's label file, if it has one."""
     folder = folders(_label_folder(entry.path.parent))
-    wanted = f"{draft.id}.txt"
-    fits = folder.find(wanted)
+    label_file = f"{draft.id}.txt"
+    fits = folder.find(label_file)
     if not fits:
         return []
     file = folder.path / fits[0]
-    if fits[0] != wanted:
+    if fits[0] != label_file:
         reason = f"names differ in case, taken to be the same: {fits[0]}, {entry.path.name}"
         draft.fault(file, reason, "mendable")
     try:
         if read_text(file, MAX_LABEL_BYTES).count("\n") > MAX_LABEL_ROWS:
-            reason = f"the labels go on here; of an image, {MAX_LABEL_ROWS:,} lines are read"
+            reason = f"the labels continue here, but only {MAX_LABEL_ROWS:,} lines per image are read"
             draft.fault(f"{file}:{MAX_LABEL_ROWS + 1}", reason)
             return []
         return [(draft, f"{file}:{number}", text.split()) for number, text in read_lines(file, MAX_LABEL_BYTES)]
@@ -292,7 +294,7 @@ def _label_lines(entry: _Listed, draft: Draft, folders: Folders) -> list[_Line]:
 
 
 def _check_label_files(images: Sequence[Path], folders: Folders, reading: Reading) -> None:
-    """Note label files without an image as faults, and refuse images if none of them has a label file.
+    """Add a fault for each label file without an image, and refuse images if none of them has a label file.
 
     Raises:
         DataError: no image has a label file.
@@ -319,7 +321,7 @@ def _check_label_files(images: Sequence[Path], folders: Folders, reading: Readin
 
 
 def _has_rows(file: Path) -> bool:
-    """Whether the first line of a text file looks like a label."""
+    """Return whether the first line of a text file looks like a label."""
     check_regular(file)
     with file.open(encoding="utf-8", errors="replace") as text:
         columns = text.readline(_MAX_ROW_CHARACTERS).split()
@@ -327,7 +329,7 @@ def _has_rows(file: Path) -> bool:
 
 
 def _numbers(lines: Sequence[_Line], reading: Reading) -> tuple[str, ...]:
-    """Name the classes by their numbers if nothing else names them; what can't be a number is reported with its row."""
+    """Return the numbers of the classes as their names. Rows without a number are reported later."""
     numbers = (_class(columns[0]) for _, _, columns in lines)
     count = max((number for number in numbers if number is not None and number < MAX_UNNAMED_CLASSES), default=-1) + 1
     reading.notes.append(f"no data.yaml or classes.txt names the classes: they are called 0 to {count - 1}")
@@ -342,13 +344,13 @@ def _number(text: str) -> float | None:
 
 
 def _class(text: str) -> int | None:
-    """Return a class number, also if it is written as 3.0."""
+    """Return a class number, which may be written as 3.0."""
     number = _number(text)
     return int(number) if number is not None and number.is_integer() else None
 
 
 def _add_row(draft: Draft, where: str, columns: list[str], own: Sequence[str], labels: Mapping[str, int]) -> None:
-    """Add the object of a line to its image, or note its faults."""
+    """Add the object of a line, or its faults, to its image."""
     if len(columns) != 5:
         hint = "; polygons are not read" if len(columns) > 6 else ""
         draft.fault(where, f"expected 5 columns, class x y width height; found {len(columns)}{hint}")
@@ -356,7 +358,7 @@ def _add_row(draft: Draft, where: str, columns: list[str], own: Sequence[str], l
     number, label = _class(columns[0]), None
     if number is None or not 0 <= number < len(own):
         many = number is not None and number >= MAX_UNNAMED_CLASSES
-        hint = f"; of classes without names, at most {MAX_UNNAMED_CLASSES:,} are read" if many else ""
+        hint = f"; at most {MAX_UNNAMED_CLASSES:,} classes without names are read" if many else ""
         known = listed(dict(enumerate(own))) if len(own) <= MAX_LISTED_CLASSES else f"0 to {len(own) - 1}"
         draft.fault(where, f"class {columns[0]:.50} is not among the classes {known}{hint}")
     else:
@@ -369,9 +371,9 @@ def _add_row(draft: Draft, where: str, columns: list[str], own: Sequence[str], l
         draft.fault(where, f"x y width height must be numbers; found {' '.join(columns[1:]):.200}")
 
 
-def _corners(given: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _corners(numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Convert (n, 4) centre and size to (n, 4) xyxy and (n,) bool: which boxes have no size."""
-    centre, size = given[:, :2], given[:, 2:]
+    centre, size = numbers[:, :2], numbers[:, 2:]
     return np.concatenate((centre - size / 2, centre + size / 2), axis=1), (size == 0).any(axis=1)
 
 

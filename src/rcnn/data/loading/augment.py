@@ -18,15 +18,15 @@ from rcnn.images.batch import Size
 YIQ_OF_RGB = np.array([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
 RGB_OF_YIQ = np.linalg.inv(YIQ_OF_RGB)
 GREY = torch.from_numpy(YIQ_OF_RGB[0]).float()
-LEAST_VISIBLE = 0.3
-"""An object becomes `ignore` if a smaller share of its area is left: it is there, but too little of it."""
+MIN_VISIBLE_SHARE = 0.3
+"""An object of which a smaller share of the area is left becomes `ignore`, since too little of it is visible."""
 
 
 class Plan(NamedTuple):
     """The changes of one image, in the order in which they are applied.
 
     Attributes:
-        resized: size that the whole image is resized to.
+        resized: size that the entire image is resized to.
         window: (top, left, height, width) of the part that is kept.
         flip: mirror left to right.
         vertical_flip: mirror top to bottom.
@@ -71,7 +71,7 @@ class _Draws(NamedTuple):
 def draw_plan(canvas: Size, boxes: np.ndarray, settings: Augment, generator: np.random.Generator) -> Plan:
     """Draw a plan for an image that fills `canvas`, with (n, 4) boxes in pixels of the canvas.
 
-    The same numbers are drawn whatever the settings, so that changing one setting leaves other draws unchanged.
+    The same numbers are drawn for all settings, so that changing one setting leaves the other draws unchanged.
     If an image of unequal sides is transposed, the part that fits into the canvas is kept.
     """
     draws = _Draws(*generator.random(len(_Draws._fields)))
@@ -83,10 +83,10 @@ def draw_plan(canvas: Size, boxes: np.ndarray, settings: Augment, generator: np.
     resized = _scaled(canvas, (factor, factor))
     crop = draws.crop < settings.crop
     shares = (0.5 + draws.crop_height / 2, 0.5 + draws.crop_width / 2) if crop else (1.0, 1.0)
-    kept = _scaled((min(resized[0], room[0]), min(resized[1], room[1])), shares)
+    window = _scaled((min(resized[0], room[0]), min(resized[1], room[1])), shares)
     return Plan(
         resized,
-        (*_place(kept, resized, boxes * _factors(canvas, resized), draws), *kept),
+        (*_position(window, resized, boxes * _factors(canvas, resized), draws), *window),
         flip=bool(draws.flip < settings.flip),
         vertical_flip=bool(draws.vertical_flip < settings.vertical_flip),
         transpose=transpose,
@@ -107,19 +107,19 @@ def _factors(old: Size, new: Size) -> np.ndarray:
     return np.array([new[1] / old[1], new[0] / old[0]] * 2)
 
 
-def _place(kept: Size, resized: Size, boxes: np.ndarray, draws: _Draws) -> Size:
-    """Choose top and left of a window; if there are boxes, it contains the centre of one of them."""
-    low, high = np.zeros(2), np.array(resized) - kept
+def _position(window: Size, resized: Size, boxes: np.ndarray, draws: _Draws) -> Size:
+    """Draw top and left of a window. If there are boxes, the window contains the centre of one of them."""
+    low, high = np.zeros(2), np.array(resized) - window
     if len(boxes):
         x1, y1, x2, y2 = boxes[int(draws.centred_box * len(boxes))]
         centre = np.array([(y1 + y2) / 2, (x1 + x2) / 2])
-        low, high = np.clip(np.ceil(centre - kept), low, high), np.clip(np.floor(centre), low, high)
+        low, high = np.clip(np.ceil(centre - window), low, high), np.clip(np.floor(centre), low, high)
     top, left = (low + np.floor(np.array([draws.top, draws.left]) * (high - low + 1))).astype(int).tolist()
     return top, left
 
 
 def apply_to_picture(plan: Plan, picture: Image.Image) -> Image.Image:
-    """Change an RGB picture of size `plan.resized`, as `apply_to_image` does, in half the time and in one thread."""
+    """Change an RGB picture of size `plan.resized` as `apply_to_image` does, in half the time and in one thread."""
     top, left, height, width = plan.window
     if (height, width) != plan.resized:
         picture = picture.crop((left, top, left + width, top + height))
@@ -165,8 +165,8 @@ def _recolours(plan: Plan) -> bool:
 def _colours(plan: Plan, channels: int) -> tuple[Tensor, Tensor]:
     """Return the (C, C) matrix of saturation and hue, and (C,) the weights of the channels in grey.
 
-    Together with a gain and an offset they change brightness, contrast, saturation and hue at once. torchvision applies
-    them one after another to all pixels, and its hue, via HSV, takes longer than all other loading. Here hue rotates
+    With a gain and an offset, they change brightness, contrast, saturation and hue in one step. torchvision applies
+    these one by one to all pixels, and its hue, via HSV, takes longer than all other loading. Here hue rotates
     the chroma plane of YIQ by `hue` turns, saturation scales it, and grey is kept. Images without exactly 3 channels
     have no hue and saturation.
     """
@@ -181,7 +181,7 @@ def _colours(plan: Plan, channels: int) -> tuple[Tensor, Tensor]:
 def apply_to_boxes(plan: Plan, boxes: np.ndarray, canvas: Size) -> tuple[np.ndarray, np.ndarray]:
     """Return (n, 4) boxes in the new image, clipped to it, and the (n,) visible share of their area.
 
-    A visible share of 0 means that the object is gone; below `LEAST_VISIBLE` it should be ignored.
+    A visible share of 0 means that the object is gone; below `MIN_VISIBLE_SHARE` it should be ignored.
 
     Args:
         plan: as applied to the image.

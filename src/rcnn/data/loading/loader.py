@@ -1,4 +1,4 @@
-"""Load batches of one shape bucket. Order and augmentation depend on the seed, the epoch and image names alone."""
+"""Load batches of one shape bucket. Order and augmentation depend only on the seed, the epoch and image names."""
 
 import errno
 import math
@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset, Record
-from rcnn.data.loading.augment import LEAST_VISIBLE, apply_to_boxes, apply_to_image, apply_to_picture, draw_plan
+from rcnn.data.loading.augment import MIN_VISIBLE_SHARE, apply_to_boxes, apply_to_image, apply_to_picture, draw_plan
 from rcnn.data.loading.workers import choose_workers
 from rcnn.data.proposals.external import (
     NOTHING,
@@ -39,12 +39,12 @@ from rcnn.images.stream import ahead, read_picture
 from rcnn.model.structures import Batch, Proposals, Targets
 
 TIMEOUT = 600
-"""Seconds after which a loader process that gives nothing is taken for lost."""
+"""Seconds without a batch after which a loader process is taken to be lost."""
 CPU = torch.device("cpu")
 Work = tuple[int, int, list[int]]
-"""Of a batch: the epoch, a draw whose bucket it is, and its draws (see `Loader.order`)."""
+"""What makes a batch: the epoch, a draw that determines the bucket, and the draws of the batch (see `Loader.order`)."""
 FILLER = -1
-"""Index of a filler: an image of zeros that fills up a short batch."""
+"""Index of a filler, an image of zeros that fills up a short batch."""
 
 
 class Item(NamedTuple):
@@ -91,16 +91,16 @@ class LoadedImage(NamedTuple):
 
 
 class Sampler:
-    """Decides how often each record is drawn in an epoch, and of which records an item consists. Here: once, of itself.
+    """Decides how often each record is drawn in an epoch and which records make up an item: here, once and itself.
 
-    Used in training only. A subclass must decide by what it is given, since an item depends only on the seed, the
-    epoch and the names of the images, not on the order of the records or on the process that loads it.
+    Used in training only. The decisions of a subclass must depend on its arguments alone, since an item depends only
+    on the seed, the epoch and the names of the images, not on the order of the records or the process that loads it.
 
     Attributes:
-        most: maximum number of records in an item, which determines how many boxes the targets hold.
+        max_members: maximum number of records in an item; the targets have room for that many times the boxes.
     """
 
-    most = 1
+    max_members = 1
 
     def repeats(self, record: Record) -> int:
         """Return how often a record is drawn in an epoch."""
@@ -117,7 +117,7 @@ class Sampler:
         return (index,)
 
     def combine(self, samples: Sequence[LoadedImage], canvas: Size, generator: np.random.Generator) -> LoadedImage:
-        """Return one sample, no larger than `canvas`, of those of the members."""
+        """Return one sample, no larger than `canvas`, made of the samples of the members."""
         return samples[0]
 
 
@@ -130,8 +130,8 @@ class Loader:
     Args:
         dataset: images and boxes.
         settings: `data`, `preprocess` and `augment` are read.
-        training: shuffle and augment, whatever the order of the records. Otherwise every epoch is epoch 0, in the order
-            of the records, bucket by bucket.
+        training: shuffle and augment, regardless of the order of the records. Otherwise every epoch is epoch 0, in the
+            order of the records, bucket by bucket.
         batch: images per step in this process. Short batches are filled up, which keeps the number of shapes small.
         seed: seed of the run. None: `train.seed`.
         device: where the batches will be used; `data.workers=null` depends on it.
@@ -139,8 +139,8 @@ class Loader:
         rank: which of the `world` processes this is.
         world: number of processes that share every step; all take the same number of steps, from the same buckets.
         proposals: external proposals to put into the batches.
-        within: size of all buckets; None: as the images ask for it (see `Preprocessor`).
-        sampler: how often records are drawn, and how items are made of them, in training.
+        within: size of all buckets; None: it depends on the image (see `Preprocessor`).
+        sampler: how often records are drawn and how items are made of them, in training.
     """
 
     def __init__(
@@ -200,12 +200,12 @@ class Loader:
     def epoch(self, epoch: int, start: int = 0) -> Generator[Item, None, None]:
         """Yield the batches of an epoch from step `start` on. They do not depend on whether earlier ones were loaded.
 
-        After a whole epoch of a training, loader processes stay for the next one, until `close`.
+        After a complete epoch of training, loader processes stay for the next one, until `close`.
 
         Raises:
             DataError: an image can't be read; the message names it.
-            ChildProcessError: a loader process has ended, or can't be started or hand over its batches; the message
-                names the limit of this machine that it met.
+            ChildProcessError: a loader process has ended, can't be started or can't hand over its batches; the message
+                names the limit of this machine that was reached.
         """
         epoch = epoch if self.training else 0
         # Every rank knows the step's first image: it determines the bucket even if the rank's share is all fillers.
@@ -230,7 +230,7 @@ class Loader:
                     sampler=self._work,
                     batch_size=None,
                     num_workers=self.workers.number,
-                    # A generator of its own keeps it from drawing on torch's global one, which a resumed run restores.
+                    # Without its own generator it would draw from torch's global one, which a resumed run restores.
                     generator=torch.Generator(),
                     timeout=TIMEOUT,
                     multiprocessing_context="fork",
@@ -248,50 +248,50 @@ class Loader:
                 self.close()
 
     def close(self) -> None:
-        """End the loader processes. Until then one that was killed is reported again, wherever the caller is."""
+        """End the loader processes. Until then, one that was killed is reported again, wherever the caller is."""
         if self._processes is not None and self._processes._iterator is not None:
             self._processes._iterator._shutdown_workers()  # pyrefly: ignore[missing-attribute]
         self._processes = None
 
 
 def lost_worker(error: Exception) -> str | None:
-    """Return a sentence about loader processes that were lost, or met a limit; None: the error is about something else.
+    """Return a sentence about loader processes that were lost or met a limit, or None for other errors.
 
-    DataLoader raises the error for a process that was killed wherever the main process is at that moment.
+    If a process was killed, DataLoader raises the error wherever the main process is at that moment.
     """
     text = str(error).partition("\n")[0]
     if isinstance(error, ChildProcessError):
         return text
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOMEM):
         limit = "`ulimit -n` sets the limit" if error.errno == errno.EMFILE else "the system has no more"
-        what = f"the loader processes (data.workers) need more than there is: {error.strerror} ({limit})"
+        what = f"the loader processes (data.workers) need more than is available: {error.strerror} ({limit})"
     elif "shared memory" in text or "No space left on device" in text:
         what = f"the loader processes (data.workers) need more room in /dev/shm, as docker's --shm-size gives: {text}"
     elif text.startswith("DataLoader worker"):
-        what = f"a loader process (data.workers) was lost, perhaps for want of memory: {text}"
+        what = f"a loader process (data.workers) was lost, perhaps for lack of memory: {text}"
     elif text.startswith("DataLoader timed out"):
-        what = f"the loader processes (data.workers) gave nothing for {TIMEOUT} seconds"
+        what = f"the loader processes (data.workers) returned nothing for {TIMEOUT} seconds"
     else:
         return None
     return f"{what.rstrip('.')}. --workers 0 (data.workers=0) loads without them"
 
 
 def _check_handles(workers: int) -> None:
-    """Raise if there are too few file handles: a process that has none left hangs instead of saying so."""
+    """Raise if there are too few file handles, since a process without any left hangs instead of failing."""
     import resource  # not on Windows, where no process is forked
 
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     used, needed = len(os.listdir("/dev/fd")), 64 + 8 * workers
     if limit != resource.RLIM_INFINITY and limit - used < needed:
         raise ChildProcessError(
-            f"data.workers={workers} needs some {needed} file handles, and of {limit} (`ulimit -n`) {used} are in use. "
+            f"data.workers={workers} needs about {needed} file handles, but {used} of {limit} (`ulimit -n`) are used. "
             "Raise the limit, or load without such processes: --workers 0 (data.workers=0)"
         )
 
 
 @dataclass(eq=False)
 class _Reader(torch.utils.data.Dataset[bytes | Exception]):
-    """What a worker process needs to load batches."""
+    """Loads batches, in the main process, a thread or a loader process."""
 
     records: tuple[Record, ...]
     settings: Settings
@@ -304,9 +304,9 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
     def __post_init__(self) -> None:
         self._by_name = sorted(range(len(self.records)), key=lambda index: self.records[index].name)
         self._last: tuple[Path | None, np.ndarray] = (None, np.zeros(0))
-        # Compiled graphs need a fixed number of ground-truth boxes: the most in any image, rounded up to share graphs.
-        most = max((len(record.boxes) for record in self.records), default=0)
-        self.width = 8 * max(1, math.ceil(self.sampler.most * most / 8))
+        # Compiled graphs need a fixed number of ground-truth boxes: the maximum per image, rounded up to share graphs.
+        max_boxes = max((len(record.boxes) for record in self.records), default=0)
+        self.width = 8 * max(1, math.ceil(self.sampler.max_members * max_boxes / 8))
 
     def __getitem__(self, work: Work) -> bytes | Exception:  # pyrefly: ignore[bad-override-param-name]
         """Load a batch in a loader process. An error is returned, since DataLoader wraps what is raised.
@@ -320,10 +320,10 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             reason = lost_worker(error)
             if reason is None and not isinstance(error, MemoryError):
                 raise
-            return ChildProcessError(reason or "a loader process (data.workers) has not enough memory")
+            return ChildProcessError(reason or "a loader process (data.workers) does not have enough memory")
 
     def load(self, work: Work) -> Item | DataError:
-        """Load a batch. An image that can't be read is an error that is returned."""
+        """Load a batch. If an image can't be read, the error is returned."""
         epoch, example, draws = work
         number = len(self.records)
         real = [draw for draw in draws if draw != FILLER]
@@ -335,7 +335,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
             samples = [self._item(draw % number, seed) for draw, seed in zip(real, seeds, strict=True)]
         except ImageError as error:
             return DataError(str(error))
-        images, records, given = (list(column) for column in zip(*samples, strict=True)) if samples else ([], [], [])
+        images, records, external = (list(column) for column in zip(*samples, strict=True)) if samples else ([], [], [])
         bucket = self.bucket(self.records[example % number])
         batch = self.preprocessor.collate(images, [source.size for source in sources], bucket)
         fillers = len(draws) - len(real)
@@ -347,9 +347,9 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         if isinstance(self.proposals, SlidingWindows):  # of what the network sees: they do not move with the image
             proposals = self.proposals.of_batch(batch)
         elif self.proposals is not None:
-            given += [NOTHING] * fillers
+            external += [NOTHING] * fillers
             count = self.proposals.count
-            proposals = pad_proposals(given, count) if self.training else batch_proposals(given, batch, count)
+            proposals = pad_proposals(external, count) if self.training else batch_proposals(external, batch, count)
         return Item(
             batch,
             _padded(records, len(draws), self.width),
@@ -359,10 +359,10 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         )
 
     def _item(self, index: int, seed: int) -> LoadedImage:
-        """Return the image of a drawn record, or what the sampler makes of it and others."""
+        """Return the image of a drawn record, or the one that the sampler makes of it and others."""
         generator = _generator(stable_seed(seed, 0, "members"))
         members = self.sampler.members(index, self._by_name, generator)
-        seeds = [seed, *(stable_seed(seed, place, self.records[i].name) for place, i in enumerate(members[1:], 1))]
+        seeds = [seed, *(stable_seed(seed, number, self.records[i].name) for number, i in enumerate(members[1:], 1))]
         samples = [self._load(member, own) for member, own in zip(members, seeds, strict=True)]
         return self.sampler.combine(samples, self._canvas(self.records[index]), generator)
 
@@ -375,7 +375,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         return self.preprocessor.resized(record.size) if record.view is None else record.view.resized
 
     def _pixels(self, record: Record) -> np.ndarray:
-        """Return the (H, W, C) pixels of an image or window; windows of one file follow each other but in training."""
+        """Return the (H, W, C) pixels of an image or window. In evaluation, windows of one file are consecutive."""
         path, array = self._last
         if path != record.path:
             array = read_picture(record.path, self.settings)
@@ -389,12 +389,14 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         otherwise they are unchanged.
         """
         record = self.records[index]
-        given = self.proposals.images[index] if isinstance(self.proposals, ProposalSet) else NOTHING
+        external = self.proposals.images[index] if isinstance(self.proposals, ProposalSet) else NOTHING
         data, preprocessor, canvas = self.settings.data, self.preprocessor, self._canvas(record)
         scale = np.array([canvas[1] / record.size[1], canvas[0] / record.size[0]] * 2)
         boxes = record.boxes * scale
         if not self.training:
-            return LoadedImage(preprocessor.resize(self._pixels(record), canvas), replace(record, boxes=boxes), given)
+            return LoadedImage(
+                preprocessor.resize(self._pixels(record), canvas), replace(record, boxes=boxes), external
+            )
         plan = draw_plan(canvas, boxes, self.settings.augment, _generator(seed))
         if self.settings.preprocess.in_channels == 3 and self.settings.preprocess.resize == "pillow":
             if record.view is None:
@@ -406,16 +408,16 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         else:
             image = apply_to_image(plan, preprocessor.resize(self._pixels(record), plan.resized))
         boxes, visible = apply_to_boxes(plan, boxes, canvas)
-        left, ignore = visible > 0, record.ignore | (visible < LEAST_VISIBLE)
+        left, ignore = visible > 0, record.ignore | (visible < MIN_VISIBLE_SHARE)
         record = replace(record, boxes=boxes[left], labels=record.labels[left], ignore=ignore[left])
         with np.errstate(invalid="ignore"):  # 0 / 0: the visible share of a box without area
-            moved, _ = apply_to_boxes(plan, given.boxes * scale, canvas)
+            moved, _ = apply_to_boxes(plan, external.boxes * scale, canvas)
         shown = np.all(moved[:, 2:] > moved[:, :2], axis=1)
-        return LoadedImage(image, record, ImageProposals(moved[shown], given.scores[shown]))
+        return LoadedImage(image, record, ImageProposals(moved[shown], external.scores[shown]))
 
 
 def _padded(records: Sequence[Record], rows: int, width: int) -> Targets:
-    """Return the targets of `rows` images, the first of which are `records`, padded to `width` boxes per image."""
+    """Return the targets of `rows` images, starting with the `records`, padded to `width` boxes per image."""
     boxes = torch.zeros(rows, width, 4)
     labels = torch.zeros(rows, width, dtype=torch.int64)
     valid, ignore = torch.zeros(rows, width, dtype=torch.bool), torch.zeros(rows, width, dtype=torch.bool)

@@ -1,4 +1,4 @@
-"""Bring batches to a GPU while it works on those before them."""
+"""Copy batches to a GPU while it works on earlier ones."""
 
 from collections.abc import Generator
 from contextlib import closing
@@ -14,8 +14,8 @@ from rcnn.model.structures import pinned, to_device
 def uploaded(items: Generator[Item, None, None], device: torch.device) -> Generator[Item, None, None]:
     """Yield batches on a device; `Item.index` stays on the host.
 
-    For a GPU a thread copies the next batches to pinned memory, and a stream of their own copies each to the device
-    while the step on the one before runs. For the CPU they are yielded as they are.
+    For a GPU, a thread copies the next batches to pinned memory, and a separate stream copies each of them to the
+    device while the previous step runs. For the CPU they are yielded unchanged.
 
     Args:
         items: of `Loader.epoch`; closed at the end.
@@ -47,7 +47,7 @@ def _pinned(item: Item) -> Item:
 
 
 def _usable(item: Item, copied: torch.cuda.Event, device: torch.device) -> Item:
-    """Have the device's current stream wait for the copies, and their memory for what this stream does with them."""
+    """Make the device's current stream wait for the copies, and keep their memory until it has used them."""
     current = torch.cuda.current_stream(device)
     current.wait_event(copied)
     tensors: list[Tensor] = [*item.batch, *item.targets, item.seeds, *(item.proposals or ())]

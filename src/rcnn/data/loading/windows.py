@@ -1,4 +1,4 @@
-"""Cut the images of a data set into windows, each a record of its own with its share of the objects."""
+"""Cut the images of a data set into windows, each of which is a record with its share of the objects."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -6,7 +6,7 @@ from statistics import median
 
 from rcnn.config import Settings, override
 from rcnn.data.dataset import Dataset, Record
-from rcnn.data.loading.augment import LEAST_VISIBLE
+from rcnn.data.loading.augment import MIN_VISIBLE_SHARE
 from rcnn.data.loading.loader import stable_seed
 from rcnn.images.batch import Preprocessor, Size
 from rcnn.images.views import View, Viewer
@@ -15,12 +15,12 @@ from rcnn.images.views import View, Viewer
 def cut_into_views(dataset: Dataset, views: Callable[[Size], Sequence[View]]) -> Dataset:
     """Return a data set with one record per view, in the order of the images and of their views.
 
-    The boxes of a window are in its own pixels and clipped to it. Those of which less than `LEAST_VISIBLE` is left are
-    ignored, and those without area are dropped. An image that is seen whole keeps its name.
+    The boxes of a window are in its own pixels and clipped to it. Boxes of which less than `MIN_VISIBLE_SHARE` is left
+    are ignored, and those without area are dropped. An image with a single view of all of it keeps its name.
 
     Args:
         dataset: images and objects.
-        views: of an image of a size.
+        views: (height, width) of an image -> its views.
     """
     records = tuple(_seen(record, view) for record in dataset.records for view in views(record.size))
     return replace(dataset, records=records)
@@ -39,23 +39,23 @@ def _seen(record: Record, view: View) -> Record:
         size=view.size,
         boxes=boxes[visible],
         labels=record.labels[visible],
-        ignore=(record.ignore | (left < LEAST_VISIBLE * areas))[visible],
+        ignore=(record.ignore | (left < MIN_VISIBLE_SHARE * areas))[visible],
         view=view,
     )
 
 
 def training_windows(dataset: Dataset, settings: Settings) -> Dataset:
-    """Return what a training sees of a data set: with `train.tile` windows at the scale of the file, else the images.
+    """Return the records that training uses: with `train.tile` windows at the scale of the file, else the images.
 
-    Of windows without objects so many are taken that they are `train.tile_empty` of all, always the same ones for a
-    seed. An image that is no larger than a window is one, with objects or without.
+    Windows without objects make up the share `train.tile_empty` of all; the seed determines which are taken. An image
+    that is no larger than a window is used as one window, with or without objects.
     """
     side = settings.train.tile
     if side is None:
         return dataset
     viewer = Viewer(Preprocessor(settings.preprocess), override(settings, {"predict": {"tile": "auto"}}), 1.0)
     every = cut_into_views(dataset, viewer.views).records
-    names = {record.name for record in dataset.records}  # of those that are not cut
+    names = {record.name for record in dataset.records}  # images that are not cut keep these
     taken = [record for record in every if record.name in names or not record.ignore.all()]
     empty = [record for record in every if record.name not in names and record.ignore.all()]
     empty.sort(key=lambda record: stable_seed(settings.train.seed, 0, record.name))
@@ -63,7 +63,7 @@ def training_windows(dataset: Dataset, settings: Settings) -> Dataset:
     chosen = (*taken, *empty[: round(len(taken) * share / (1 - share))])
     note = f"train.tile={side}: {len(chosen):,} windows of {len(dataset):,} images are trained on"
     if not any(max(record.size) > side for record in dataset.records):
-        note = f"train.tile={side}: no image is larger, so all are seen whole"
+        note = f"train.tile={side}: no image is larger, so none is cut"
     return replace(dataset, records=chosen, notes=(*dataset.notes, note))
 
 

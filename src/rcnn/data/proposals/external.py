@@ -29,7 +29,7 @@ class ProposalSet(NamedTuple):
 
 
 class SlidingWindows(NamedTuple):
-    """Dense sliding windows of every image: the anchors of a model, see `sliding_windows`. Nothing is stored.
+    """Dense sliding windows of every image: the anchors of a model, see `sliding_windows`. They are not stored.
 
     Attributes:
         anchors: the anchor rule.
@@ -41,7 +41,7 @@ class SlidingWindows(NamedTuple):
 
     @classmethod
     def of(cls, model: "FasterRCNN") -> "SlidingWindows":
-        """The windows at the anchors that the model's RPN has."""
+        """Return the windows at the anchors of the model's RPN."""
         return cls(model.rpn.anchors, model.rpn.strides)
 
     def of_batch(self, batch: Batch) -> Proposals:
@@ -58,29 +58,29 @@ NOTHING = ImageProposals(np.zeros((0, 4)), np.zeros(0))
 
 
 def ranked(boxes: np.ndarray) -> ImageProposals:
-    """Give boxes (n, 4) in the order of their rank scores that fall from 1 towards 0."""
+    """Return boxes (n, 4), which are in the order of their rank, with scores that fall from 1 towards 0."""
     return ImageProposals(boxes, np.linspace(1, 0, len(boxes), endpoint=False))
 
 
-def batch_proposals(given: Sequence[ImageProposals], batch: Batch, count: int) -> Proposals:
+def batch_proposals(proposals: Sequence[ImageProposals], batch: Batch, count: int) -> Proposals:
     """Return the `count` best proposals per image of a batch, in pixels of the resized images, without augmentation.
 
     Args:
-        given: proposals of each image; fillers have none.
+        proposals: proposals of each image; fillers have none.
         batch: the B images.
         count: P; shorter lists are padded.
     """
     scales = batch.scales.cpu().double().numpy()[:, [1, 0, 1, 0]]
-    resized = [ImageProposals(boxes * scale, scores) for (boxes, scores), scale in zip(given, scales, strict=True)]
+    resized = [ImageProposals(boxes * scale, scores) for (boxes, scores), scale in zip(proposals, scales, strict=True)]
     return to_device(pad_proposals(resized, count), batch.images.device)
 
 
-def pad_proposals(given: Sequence[ImageProposals], count: int) -> Proposals:
+def pad_proposals(proposals: Sequence[ImageProposals], count: int) -> Proposals:
     """Return the `count` best proposals per image as (B, P), on the CPU. Boxes are in pixels of the resized images."""
-    boxes, scores = torch.zeros(len(given), count, 4), torch.zeros(len(given), count)
-    for row, proposals in enumerate(given):
-        best = torch.from_numpy(proposals.boxes[:count])
+    boxes, scores = torch.zeros(len(proposals), count, 4), torch.zeros(len(proposals), count)
+    for row, image in enumerate(proposals):
+        best = torch.from_numpy(image.boxes[:count])
         boxes[row, : len(best)] = best.float()
-        scores[row, : len(best)] = torch.from_numpy(proposals.scores[:count]).float()
+        scores[row, : len(best)] = torch.from_numpy(image.scores[:count]).float()
     none = torch.zeros_like(scores, dtype=torch.int64)
     return Proposals(boxes, scores, (boxes[..., 2:] > boxes[..., :2]).all(dim=-1), none, none)

@@ -34,17 +34,17 @@ from rcnn.data.proposals.search import SEARCHES, search_files
 from rcnn.errors import DataError, ImageError, SettingsError
 from rcnn.images.sources import files
 
-OVERHANG = 1.0
-"""Pixels by which a box may reach beyond the image: it is clipped, since files hold rounded numbers."""
+MAX_OVERHANG = 1.0
+"""Pixels by which a box may reach beyond the image. It is clipped, since files hold rounded numbers."""
 
 MAX_PROPOSAL_BYTES, MAX_ARRAY_BYTES, MAX_PACKING = 1500 * MB, 100 * MB, 100
-"""Bytes of a .json or .mat, bytes of one image's array in a .npz, and by how much a .npz may be packed."""
+"""Maximum size of a .json or .mat and of one image's array in a .npz, bytes, and how tightly a .npz may be packed."""
 
 WORDS = (*SEARCHES, SLIDING_WINDOWS)
 """Sources of proposals that are not files."""
 
 MAX_LISTED_FAULTS = 20
-"""Number of faults of a file that are listed one by one."""
+"""Maximum number of faults of a file that are listed one by one."""
 
 
 _DAMAGE = (zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError, OverflowError, MemoryError)
@@ -89,30 +89,30 @@ def find_proposals(
     """Like `open_proposals`, for images in the folder `root`; `skip` is called for those that a search can't read."""
     if source == SLIDING_WINDOWS:
         raise SettingsError(
-            f"{SLIDING_WINDOWS} have no ranking, and here the best boxes of each image are wanted: give a file or "
+            f"{SLIDING_WINDOWS} have no ranking, which is needed here to choose the best boxes: give a file or "
             f"{' or '.join(SEARCHES)}"
         )
     if source not in SEARCHES:
         return read_proposals(source, records, root)
-    given: list[ImageProposals] = []
+    found: list[ImageProposals] = []
     for result in search_files([record.path for record in records], source, settings):
         if isinstance(result, ImageProposals):
-            given.append(result)
+            found.append(result)
         elif skip is None:
             raise DataError(str(result))
         else:
             skip(result)
-            given.append(NOTHING)
+            found.append(NOTHING)
         if progress:
-            progress(len(given), len(records))
-    return given
+            progress(len(found), len(records))
+    return found
 
 
 def read_proposals(path: str | Path, records: Sequence[Record], root: Path | None = None) -> list[ImageProposals]:
-    """Read the boxes of every record, in the order of the records. If the file has no scores, its order is the ranking.
+    """Return the boxes of every record, in the order of the records. Without scores, the order in the file ranks them.
 
     The file may refer to an image by its name, its file's name or stem, or its id, if that is unambiguous. Boxes
-    without width or height, which rounding may leave, are dropped.
+    without width or height, which may result from rounding, are dropped.
 
     Args:
         path: .json, .npz or .mat file in one of the forms described at the top of this module.
@@ -121,26 +121,26 @@ def read_proposals(path: str | Path, records: Sequence[Record], root: Path | Non
 
     Raises:
         DataError: the file can't be read; a box is outside its image, inverted or not finite; an image is unknown,
-            occurs twice, or is missing. The message names file and row of every fault.
+            occurs twice or is missing. The message names file and row of every fault.
     """
     path = Path(path).expanduser()
     if path.suffix.lower() not in _READERS:
         raise DataError(f"{path}: proposals come as {', '.join(_READERS)}, or from {', '.join(WORDS)}")
-    images, given, faults = _Images(records, root), dict[int, ImageProposals](), list[str]()
+    images, found, faults = _Images(records, root), dict[int, ImageProposals](), list[str]()
     for part in _READERS[path.suffix.lower()](path):
         if isinstance(part, str):
             faults.append(part)
             continue
         where, index = f"image `{part.image}`", images.find(part.image)
-        if index in given:
-            faults.append(f"{where}: `{records[index].name}` came before, under this or another name")
+        if index in found:
+            faults.append(f"{where}: `{records[index].name}` was listed before, under this or another name")
         elif index is not None:
-            bad, given[index] = _checked(part, records[index].size)
+            bad, found[index] = _checked(part, records[index].size)
             faults += [f"{where}{fault}" for fault in bad]
         elif not images.passes_over(part.image):
             hint = images.hint(part.image) if len(faults) < MAX_LISTED_FAULTS else ""
             faults.append(f"{where}, row {next(iter(part.numbers), 0)}: the data has no such image{hint}")
-    missing = [record.name for index, record in enumerate(records) if index not in given]
+    missing = [record.name for index, record in enumerate(records) if index not in found]
     if missing and not faults:  # an image under a wrong name is reported once
         faults.append(f"{len(missing)} of {len(records)} images have no proposals, such as `{missing[0]}`")
     if len(faults) == 1:
@@ -149,7 +149,7 @@ def read_proposals(path: str | Path, records: Sequence[Record], root: Path | Non
         lines = [f"{path}: {fault}" for fault in faults[:MAX_LISTED_FAULTS]]
         more = [f"and {len(faults) - MAX_LISTED_FAULTS} more"] if len(faults) > MAX_LISTED_FAULTS else []
         raise DataError("\n".join([f"{len(faults)} faults in the proposals:", *lines, *more]))
-    return [given[index] for index in range(len(records))]
+    return [found[index] for index in range(len(records))]
 
 
 class _Images:
@@ -177,11 +177,11 @@ class _Images:
         return self._short.get(image, self._short.get(os.path.basename(image)))
 
     def passes_over(self, image: str) -> bool:
-        """Whether an image that is none of the records lies in the folder."""
+        """Return whether an image that is not among the records lies in the folder."""
         if self._root is None:
             return False
-        whole = self._has(os.path.abspath(image)) or self._has(os.path.join(os.path.abspath(self._root), image))
-        return whole or not self._others.isdisjoint((image, os.path.basename(image)))
+        in_folder = self._has(os.path.abspath(image)) or self._has(os.path.join(os.path.abspath(self._root), image))
+        return in_folder or not self._others.isdisjoint((image, os.path.basename(image)))
 
     def hint(self, image: str) -> str:
         """Return `; did you mean ...?` with the most similar name, or an empty string."""
@@ -206,7 +206,7 @@ def _checked(part: _Part, size: tuple[int, int]) -> tuple[list[str], ImagePropos
     limit = np.array([width, height, width, height], dtype=np.float64)
     finite = np.isfinite(rows).all(axis=1)
     with np.errstate(invalid="ignore"):
-        inside = (boxes >= -OVERHANG).all(axis=1) & (boxes <= limit + OVERHANG).all(axis=1)
+        inside = (boxes >= -MAX_OVERHANG).all(axis=1) & (boxes <= limit + MAX_OVERHANG).all(axis=1)
         upright = (boxes[:, 2:] >= boxes[:, :2]).all(axis=1)
     outside = f"is outside the image of {width} x {height} pixels"
     inverted = "is inverted: x1 <= x2 and y1 <= y2 are needed"
@@ -264,7 +264,7 @@ def _read_npz(path: Path) -> Iterator[_Part | str]:
         size = check_regular(path).st_size
         with zipfile.ZipFile(path) as archive:
             if sum(member.file_size for member in archive.infolist()) > max(MAX_PACKING * size, MAX_ARRAY_BYTES):
-                raise ValueError(f"it is packed by more than {MAX_PACKING} to 1, as no boxes are")
+                raise ValueError(f"it is packed by more than {MAX_PACKING} to 1, which boxes never are")
             for member in archive.infolist():
                 yield _part(member.filename.removesuffix(".npy"), _read_member(archive, member))
     except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile, *_DAMAGE) as error:
@@ -288,7 +288,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> np.ndarra
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = header(content)
     if math.prod(shape) * dtype.itemsize > member.file_size:
-        raise ValueError(f"`{member.filename}` is said to have the shape {shape}, and has {member.file_size} bytes")
+        raise ValueError(f"`{member.filename}` declares the shape {shape}, but has {member.file_size} bytes")
     with archive.open(member) as content:
         return np.lib.format.read_array(content, allow_pickle=False)
 
@@ -312,7 +312,7 @@ def _read_mat(path: Path) -> Iterator[_Part | str]:
 
 
 def _part(image: str, rows: Any) -> _Part | str:
-    """Return the rows as an array or, if they can't be one, what is wrong with them."""
+    """Return the rows as an array, or the fault if that is not possible."""
     try:
         array = np.atleast_1d(np.asarray(rows, dtype=np.float64))
     except (TypeError, ValueError, OverflowError):
@@ -322,15 +322,15 @@ def _part(image: str, rows: Any) -> _Part | str:
 
 
 def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Make an object of a json file.
+    """Return an object of a json file as a dict.
 
     Raises:
-        ValueError: a key is there twice, with different values.
+        ValueError: a key occurs twice, with different values.
     """
     fields = dict(pairs)
     repeated = pairs if len(fields) < len(pairs) else []
     if (twice := next((key for key, value in repeated if fields[key] != value), None)) is not None:
-        raise ValueError(f"the key `{twice}` is there twice, with different values; keep one of the two")
+        raise ValueError(f"the key `{twice}` occurs twice, with different values; keep one of the two")
     return fields
 
 

@@ -1,9 +1,9 @@
 """Searches for proposals by programs that are not trained here, with the boxes of image files cached on disk.
 
-The boxes are stored in `$XDG_CACHE_HOME/rcnn/proposals` (by default below ~/.cache) under a hash of all that they
-depend on: the image file's bytes, how its pixels are read, the search with its mode or model, OpenCV's version. So a
-changed image or mode has another file, an interrupted search continues, and lists of images may change. The folder may
-be deleted.
+The boxes are stored in `$XDG_CACHE_HOME/rcnn/proposals` (by default below ~/.cache) under a hash of everything that
+they depend on: the image file's bytes, how its pixels are read, the search with its mode or model, and OpenCV's
+version. So a changed image or mode has another file, an interrupted search continues, and lists of images may change.
+The folder may be deleted.
 """
 
 import io
@@ -30,7 +30,7 @@ MAX_SEARCHED_BOXES = 2000
 
 
 def opencv(reader: str) -> Any:
-    """Import OpenCV for `reader`, the name of what needs it.
+    """Return the module of OpenCV. `reader` is the name of the search that needs it, for the message.
 
     Raises:
         SettingsError: it is not installed, or without its contributed modules.
@@ -52,8 +52,8 @@ Mode = Literal["fast", "quality"]
 def selective_search(image: np.ndarray, mode: Mode = "fast", count: int = MAX_SEARCHED_BOXES) -> ImageProposals:
     """Return boxes that may contain an object, found by merging segments of the image; the same ones at every call.
 
-    The boxes are OpenCV's, but not their order, which OpenCV draws with a generator that can't be seeded. Here it is
-    a random permutation with a fixed seed.
+    The boxes are OpenCV's, but not their order, which OpenCV draws from a generator that can't be seeded. Here the
+    order is a random permutation with a fixed seed.
 
     Args:
         image: (H, W, 3) uint8, red first, at the size of its file.
@@ -87,14 +87,14 @@ EDGE_MODEL_NEEDED = "needs OpenCV's model file: data.edge_model=PATH"
 
 _FOREST_OPTIONS = ("stride", "shrinkNumber", "patchSize", "patchInnerSize", "numberOfTrees", "numberOfTreesToEvaluate")
 _FOREST_LISTS = ("childs", "featureIds", "thresholds", "edgeBoundaries", "edgeBins")
-"""Parts of a model file without which OpenCV would divide by zero or read beyond the end of a list."""
+"""Parts of a model file. If one is missing, OpenCV divides by zero or reads beyond the end of a list."""
 
 
 class Edges(NamedTuple):
     """Edges of an image.
 
     Attributes:
-        strength: (H, W) float32, 0 to 1, in lines that are thin.
+        strength: (H, W) float32, 0 to 1, in thin lines.
         direction: (H, W) float32, angle of the normal, 0 to pi.
     """
 
@@ -154,7 +154,7 @@ def structured_edges(path: Path) -> tuple[EdgeDetector, str]:
     """Return the edge detector of a model file, and a hash of the file. The last one used stays in memory.
 
     Raises:
-        SettingsError: it is no such model, or can't be read; or OpenCV is not installed.
+        SettingsError: the file is not such a model or can't be read, or OpenCV is not installed.
     """
     try:
         digest = blake2b(path.read_bytes()).hexdigest()
@@ -192,7 +192,7 @@ class Search(NamedTuple):
 
     Attributes:
         key: what its boxes depend on besides the image.
-        find: (H, W, 3) uint8, red first -> boxes in pixels of the image. Several threads call it at once.
+        find: (H, W, 3) uint8, red first -> boxes in pixels of the image. Several threads call it concurrently.
     """
 
     key: str
@@ -216,13 +216,13 @@ SEARCHES: dict[str, Callable[[Data], Search]] = {
     "selective-search-quality": partial(_selective, "quality"),
     EDGE_BOXES: _edges,
 }
-"""Name of a source of proposals -> the search; a SettingsError says what it lacks."""
+"""Name of a source of proposals -> the search. A SettingsError names a missing package or file."""
 
 
 def search_files(paths: Sequence[Path], name: str, settings: Data) -> Iterator[ImageProposals | ImageError]:
-    """Yield the boxes of each file in order, best first, from the cache if they are there, using all cores.
+    """Yield the boxes of each file in order, best first, using all cores. Cached boxes are not searched again.
 
-    For an image that can't be read, the error is yielded.
+    If an image can't be read, its error is yielded.
 
     Args:
         paths: image files.
@@ -269,7 +269,7 @@ def _read(file: Path) -> np.ndarray | None:
 
 
 def _write(file: Path, boxes: np.ndarray) -> None:
-    """Replace the file atomically; several processes may do so at once."""
+    """Replace the file atomically. Several processes may do so concurrently."""
     content = io.BytesIO()
     np.savez_compressed(content, boxes=boxes.astype(np.int32))
     temporary = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident()}")
