@@ -1,4 +1,4 @@
-"""Tiny data sets in VOC, COCO, YOLO and CSV form, for tests to spoil."""
+"""Write tiny data sets in VOC, COCO, YOLO and CSV format, which tests damage."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ Object = tuple[str, Sequence[float]]  # class name and the four numbers of the f
 
 
 def image(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT), **save: Any) -> Path:
-    """A noisy image of (width, height)."""
+    """Write a noisy image of (width, height)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(sum(path.name.encode()))
     Image.fromarray(rng.integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)).save(path, **save)
@@ -21,7 +21,7 @@ def image(path: Path, size: tuple[int, int] = (WIDTH, HEIGHT), **save: Any) -> P
 
 
 def xml(objects: Sequence[Object], extra: str = "", size: tuple[int, int] | None = (WIDTH, HEIGHT)) -> str:
-    """A VOC annotation; object n (from 0) has its <name> on line 4 + 4n and its <bndbox> on line 5 + 4n."""
+    """Return a VOC annotation; object n (from 0) has its <name> on line 4 + 4n and its <bndbox> on line 5 + 4n."""
     declared = f"<size><width>{size[0]}</width><height>{size[1]}</height></size>" if size else ""
     lines = ["<annotation>", declared]
     for name, corners in objects:
@@ -34,7 +34,7 @@ def xml(objects: Sequence[Object], extra: str = "", size: tuple[int, int] | None
 def voc(
     root: Path, images: Mapping[str, Sequence[Object]], lists: Mapping[str, Sequence[str]] | None = None, **more: Any
 ) -> Path:
-    """A VOC folder: objects by stem, and the lists of ImageSets/Main."""
+    """Write a VOC folder: objects by stem, and the lists of ImageSets/Main."""
     (root / "Annotations").mkdir(parents=True)
     for stem, objects in images.items():
         image(root / "JPEGImages" / f"{stem}.jpg")
@@ -46,7 +46,7 @@ def voc(
 
 
 def coco_tree(images: Mapping[str, Sequence[Object]], ids: Mapping[str, int]) -> dict[str, list[dict[str, Any]]]:
-    """The tree of a COCO json: images are numbered from 1, objects by file name."""
+    """Return the tree of a COCO json for objects by file name; images are numbered from 1."""
     rows: list[dict[str, Any]] = []
     pictures: list[dict[str, Any]] = []
     for number, (file_name, objects) in enumerate(images.items(), start=1):
@@ -65,7 +65,7 @@ def write_json(path: Path, tree: Any) -> Path:
 
 
 def coco(root: Path, lists: Mapping[str, Mapping[str, Sequence[Object]]], ids: Mapping[str, int]) -> Path:
-    """A COCO folder: images/ and annotations/LIST.json."""
+    """Write a COCO folder: images/ and annotations/LIST.json."""
     for name, images in lists.items():
         for file_name in images:
             image(root / "images" / file_name)
@@ -74,14 +74,14 @@ def coco(root: Path, lists: Mapping[str, Mapping[str, Sequence[Object]]], ids: M
 
 
 def labelled(image_file: Path, labels: Path, rows: str) -> None:
-    """A noisy image and its YOLO labels."""
+    """Write a noisy image and its YOLO labels."""
     image(image_file)
     labels.parent.mkdir(parents=True, exist_ok=True)
     labels.write_text(rows, encoding="utf-8")
 
 
 def yolo(root: Path, lists: Mapping[str, Mapping[str, str]], names: str = "[cat, dog]") -> Path:
-    """A YOLO folder: the text of each label file by stem, and a data.yaml."""
+    """Write a YOLO folder: the text of each label file by stem, and a data.yaml."""
     for name, images in lists.items():
         for stem, rows in images.items():
             labelled(root / f"images/{name}/{stem}.jpg", root / f"labels/{name}/{stem}.txt", rows)
@@ -91,7 +91,7 @@ def yolo(root: Path, lists: Mapping[str, Mapping[str, str]], names: str = "[cat,
 
 
 def csv(file: Path, rows: Sequence[str], header: str = "filename,width,height,class,xmin,ymin,xmax,ymax") -> Path:
-    """A table of labels; row n (from 0) is line 2 + n."""
+    """Write a table of labels; row n (from 0) is line 2 + n."""
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("\n".join([header, *rows, ""]), encoding="utf-8")
     return file

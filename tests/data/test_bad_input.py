@@ -1,4 +1,4 @@
-"""Every kind of bad input has its answer: what is said, where, and of which kind."""
+"""Every kind of bad input is reported with its reason, place and kind."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -30,7 +30,7 @@ def only(faults: tuple[Fault, ...]) -> Fault:
 def with_fault(
     root: Path, where: str, *reasons: str, kind: str = "fatal", names: tuple[str, ...] | None = None
 ) -> Dataset:
-    """Return a data set whose only fault is at this place below its folder, of this kind and for these reasons."""
+    """Return a data set after checking that its only fault has this place, kind and reasons."""
     data = read(root, names)
     fault = only(data.faults)
     assert (fault.where, fault.kind) == (f"{root}/{where}", kind)
@@ -39,19 +39,19 @@ def with_fault(
 
 
 def voc_box(tmp_path: Path, *corners: float | str) -> tuple[Dataset, str]:
-    """A sound image `b`, and an image `a` with a sound box and this one; and the place of this one."""
+    """Return a set of a sound image `b` and an image `a` with a sound box and this one, and the place of this one."""
     root = sets.voc(tmp_path / "d", {"a": [*GOOD, ("dog", corners)], "b": GOOD})
     return read(root), f"{root}/Annotations/a.xml:9"
 
 
 def coco_box(tmp_path: Path, *box: float) -> tuple[Dataset, str]:
-    """The same for COCO's x, y, width, height."""
+    """Return the same for COCO's x, y, width, height."""
     root = sets.coco(tmp_path / "d", {"train": {"a.jpg": [*GOOD, ("dog", box)], "b.jpg": GOOD}}, IDS)
     return read(root), f"{root}/annotations/train.json: annotations[1] (id 2)"
 
 
 def yolo_row(tmp_path: Path, row: str) -> tuple[Dataset, str]:
-    """The same for a row of YOLO."""
+    """Return the same for a row of YOLO."""
     root = sets.yolo(tmp_path / "d", {"train": {"a": f"0 0.5 0.5 0.1 0.1\n\n{row}\n", "b": "1 0.5 0.5 0.1 0.1\n"}})
     return read(root), f"{root}/labels/train/a.txt:3"
 
@@ -114,7 +114,7 @@ def assert_inside(data: Dataset) -> None:
 
 
 @pytest.mark.parametrize(("case", "numbers", "kind", "reason"), CASES)
-def test_a_faulty_box_is_told_by_file_and_line(
+def test_a_faulty_box_is_reported_with_file_and_line(
     tmp_path: Path, case: Case, numbers: tuple, kind: str, reason: str
 ) -> None:
     data, where = case(tmp_path, *numbers)
@@ -150,7 +150,7 @@ def test_class_0_is_a_class(tmp_path: Path) -> None:
     assert data.faults == ()
 
 
-def test_an_unknown_category_is_told_with_those_that_are_known(tmp_path: Path) -> None:
+def test_an_unknown_category_is_reported_with_the_known_ones(tmp_path: Path) -> None:
     root = sets.coco(tmp_path / "d", {"train": {"a.jpg": GOOD, "b.jpg": GOOD}}, IDS)
     tree = sets.coco_tree({"a.jpg": GOOD, "b.jpg": GOOD}, IDS)
     tree["annotations"][0]["category_id"] = 7
@@ -160,7 +160,7 @@ def test_an_unknown_category_is_told_with_those_that_are_known(tmp_path: Path) -
     assert data.faults[0].reason == reason
 
 
-def test_an_unknown_class_is_told_with_a_near_name(tmp_path: Path) -> None:
+def test_an_unknown_class_is_reported_with_a_similar_name(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": GOOD, "b": [("dgo", (5, 5, 20, 20))]})
     reason = "`dgo` is not among the classes dog, cat; did you mean `dog`?"
     with_fault(root, "Annotations/b.xml:4", reason, names=("dog", "cat"))
@@ -174,7 +174,7 @@ def test_gaps_between_category_ids_are_closed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("key", ["id", "file_name"])
-def test_two_images_of_one_id_or_one_name_are_both_left_out(tmp_path: Path, key: str) -> None:
+def test_two_images_with_the_same_id_or_name_are_both_left_out(tmp_path: Path, key: str) -> None:
     images = {"a.jpg": GOOD, "b.jpg": GOOD, "c.jpg": GOOD}
     root = sets.coco(tmp_path / "d", {"train": images}, IDS)
     tree = sets.coco_tree(images, IDS)
@@ -190,7 +190,7 @@ def test_two_images_of_one_id_or_one_name_are_both_left_out(tmp_path: Path, key:
     assert [record.name for record in data.records] == ["images/c.jpg"]
 
 
-def test_two_files_of_one_stem_are_told_apart_by_no_one(tmp_path: Path) -> None:
+def test_two_images_with_the_same_stem_are_a_fault(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "voc", {"a": GOOD, "b": GOOD})
     sets.image(root / "JPEGImages/a.png")
     with_fault(root, "Annotations/a.xml", "two images with this name")
@@ -201,12 +201,12 @@ def test_two_files_of_one_stem_are_told_apart_by_no_one(tmp_path: Path) -> None:
     assert [record.id for record in data.records] == ["b"]
 
 
-def test_an_image_listed_twice_is_told(tmp_path: Path) -> None:
+def test_an_image_that_is_listed_twice_is_a_fault(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": GOOD, "b": GOOD}, {"train": ["a", "b", "a"]})
     with_fault(root, "ImageSets/Main/train.txt:3", "listed twice")
 
 
-def test_missing_images_are_told_all_at_once_with_near_names(tmp_path: Path) -> None:
+def test_missing_images_are_reported_together_with_similar_names(tmp_path: Path) -> None:
     images = {"scan_1": GOOD, "scan_2": GOOD, "other": GOOD}
     root = sets.voc(tmp_path / "voc", images, {"train": list(images)})
     (root / "JPEGImages/scan_1.jpg").rename(root / "JPEGImages/scan-1.jpg")
@@ -218,14 +218,14 @@ def test_missing_images_are_told_all_at_once_with_near_names(tmp_path: Path) -> 
     assert "scan-1.jpg" in faults[0].reason
 
 
-def test_a_missing_image_of_a_json_names_the_places_looked_in(tmp_path: Path) -> None:
+def test_a_missing_image_of_a_json_is_reported_with_the_folders_searched(tmp_path: Path) -> None:
     root = sets.coco(tmp_path / "d", {"train": {"scan_1.jpg": GOOD, "b.jpg": GOOD}}, IDS)
     (root / "images/scan_1.jpg").rename(root / "images/scan_l.jpg")
     reasons = "`scan_1.jpg` is missing; looked in", str(root / "images"), "similar names there: scan_l.jpg"
     with_fault(root, "annotations/train.json: images[0] (id 1)", *reasons)
 
 
-def test_a_missing_image_of_labels_or_of_a_list_is_told(tmp_path: Path) -> None:
+def test_a_missing_image_of_labels_or_of_a_list_is_a_fault(tmp_path: Path) -> None:
     rows = "0 0.5 0.5 0.1 0.1\n"
     root = sets.yolo(tmp_path / "d", {"train": {"scan_1": rows, "b": rows}})
     (root / "images/train/scan_1.jpg").unlink()
@@ -236,14 +236,14 @@ def test_a_missing_image_of_labels_or_of_a_list_is_told(tmp_path: Path) -> None:
     assert "`images/train/gone.jpg` is missing" in faults[f"{root}/list.txt:2"]
 
 
-def test_a_missing_annotation_is_told(tmp_path: Path) -> None:
+def test_a_missing_annotation_is_a_fault(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"scan_1": GOOD, "b": GOOD}, {"train": ["scan_1", "b"]})
     (root / "Annotations/scan_1.xml").rename(root / "Annotations/scan_l.xml")
     reason = "there is no Annotations/scan_1.xml; similar names there: scan_l.xml"
     with_fault(root, "ImageSets/Main/train.txt:1", reason)
 
 
-def test_names_that_differ_in_case_are_found_and_told(tmp_path: Path) -> None:
+def test_names_that_differ_in_case_are_found_and_reported(tmp_path: Path) -> None:
     rows = "0 0.5 0.5 0.1 0.1\n"
     voc = sets.voc(tmp_path / "voc", {"a": GOOD}, {"train": ["A"]})
     coco = sets.coco(tmp_path / "coco", {"train": {"a.jpg": GOOD}}, IDS)
@@ -320,7 +320,7 @@ def test_no_declared_size_declares_nothing(tmp_path: Path, size: tuple[int, int]
 
 
 @pytest.mark.parametrize("size", [(1, 1), (15, 100), (1, 10_000)])
-def test_tiny_images_are_told_and_kept(tmp_path: Path, size: tuple[int, int]) -> None:
+def test_tiny_images_are_reported_and_kept(tmp_path: Path, size: tuple[int, int]) -> None:
     root = sets.voc(tmp_path / "d", {"a": [], "b": GOOD})
     sets.image(root / "JPEGImages/a.jpg", size)
     (root / "Annotations/a.xml").write_text(sets.xml([], size=size))
@@ -346,7 +346,7 @@ def test_images_of_every_mode_are_no_fault(tmp_path: Path, mode: str) -> None:
         ("<annotation>\n<size><width>wide</width></size></annotation>", 2, "must be numbers"),
     ],
 )
-def test_malformed_xml_is_told_by_its_line(tmp_path: Path, text: str, line: int, reason: str) -> None:
+def test_malformed_xml_is_reported_with_its_line(tmp_path: Path, text: str, line: int, reason: str) -> None:
     root = sets.voc(tmp_path / "d", {"a": GOOD, "b": GOOD})
     (root / "Annotations/a.xml").write_text(text)
     data = read(root)
@@ -355,7 +355,7 @@ def test_malformed_xml_is_told_by_its_line(tmp_path: Path, text: str, line: int,
     assert [record.id for record in data.records] == ["b"]
 
 
-def test_an_annotation_of_no_image_is_told(tmp_path: Path) -> None:
+def test_an_annotation_without_an_image_is_a_fault(tmp_path: Path) -> None:
     root = sets.coco(tmp_path / "d", {"train": {"a.jpg": GOOD}}, IDS)
     tree = sets.coco_tree({"a.jpg": GOOD}, IDS)
     tree["annotations"].append({"id": 9, "image_id": 99, "category_id": 18, "bbox": [1, 1, 5, 5]})
@@ -363,17 +363,17 @@ def test_an_annotation_of_no_image_is_told(tmp_path: Path) -> None:
     with_fault(root, "annotations/train.json: annotations[1] (id 9)", "image_id 99 is not the id of an image")
 
 
-def test_two_categories_of_one_id_or_name_are_told(tmp_path: Path) -> None:
+def test_two_categories_with_the_same_id_or_name_are_a_fault(tmp_path: Path) -> None:
     root = sets.coco(tmp_path / "d", {"train": {"a.jpg": GOOD}}, IDS)
     tree = sets.coco_tree({"a.jpg": GOOD}, IDS)
     tree["categories"] += [{"id": 18, "name": "eel"}, {"id": 3, "name": "dog"}, {"name": "eel"}]
     sets.write_json(root / "annotations/train.json", tree)
     reasons = " ".join(fault.reason for fault in read(root).faults)
-    for said in ("two categories with the id 18", "two categories with the name `dog`", "an integer as id"):
-        assert said in reasons
+    for message in ("two categories with the id 18", "two categories with the name `dog`", "an integer as id"):
+        assert message in reasons
 
 
-def test_an_image_without_xml_is_left_out_and_told(tmp_path: Path) -> None:
+def test_an_image_without_xml_is_left_out_and_reported(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": GOOD})
     sets.image(root / "JPEGImages/b.jpg")
     assert len(with_fault(root, "JPEGImages/b.jpg", kind="mendable")) == 1

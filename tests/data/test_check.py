@@ -15,12 +15,12 @@ BOX = [("dog", (5, 5, 20, 20))]
 
 def test_sound_data_has_figures_and_no_faults(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": BOX, "b": [], "c": BOX}, {"train": ["a", "b"], "val": ["c"]})
-    told: list[tuple[int, int]] = []
-    report = check(root, Data(), lambda done, total: told.append((done, total)))
+    calls: list[tuple[int, int]] = []
+    report = check(root, Data(), lambda done, total: calls.append((done, total)))
     assert (report.format, report.names, report.faults) == ("voc", ("dog",), ())
     counts = {name: (stats.images, stats.boxes) for name, stats in report.lists.items()}
     assert counts == {"train": (2, 1), "val": (1, 1)}
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
 
 
 def test_every_image_of_every_list_is_decoded(tmp_path: Path) -> None:
@@ -58,17 +58,17 @@ def test_a_list_that_can_not_be_read_is_a_fault_beside_the_others(tmp_path: Path
     assert list(report.lists) == ["train"]
 
 
-def test_images_in_two_lists_are_said(tmp_path: Path) -> None:
+def test_images_in_two_lists_are_noted(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": BOX, "b": BOX}, {"train": ["a", "b"], "test": ["a"]})
     assert "1 images are in both `train` and `test`, such as a.jpg" in check(root, Data()).notes
 
 
-@pytest.mark.parametrize(("top", "said"), [(4095, True), (4096, False)])
-def test_12_bit_images_are_offered_their_white(tmp_path: Path, top: int, said: bool) -> None:
+@pytest.mark.parametrize(("top", "noted"), [(4095, True), (4096, False)])
+def test_12_bit_images_get_a_note_on_their_white(tmp_path: Path, top: int, noted: bool) -> None:
     root = sets.voc(tmp_path / "d", {"a": BOX})
     (root / "JPEGImages/a.jpg").unlink()
     Image.fromarray(np.full((40, 60), top, dtype=np.uint16)).save(root / "JPEGImages/a.png")
-    assert any("data.white=4095" in note for note in check(root, Data()).notes) == said
+    assert any("data.white=4095" in note for note in check(root, Data()).notes) == noted
     assert not any("data.white" in note for note in check(root, Data(white=4095)).notes)
 
 
@@ -83,6 +83,6 @@ def test_nothing_is_written(tmp_path: Path) -> None:
     assert {file: file.stat().st_mtime_ns for file in root.rglob("*")} == before
 
 
-def test_nothing_there_is_an_error(tmp_path: Path) -> None:
+def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="empty"):
         check(tmp_path, Data())

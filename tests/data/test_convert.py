@@ -73,7 +73,7 @@ def test_ignored_boxes_stay_ignored(tmp_path: Path, form: str) -> None:
     assert_same(data, open_dataset(tmp_path / "out", "all", Data()))
 
 
-def test_what_a_format_can_not_hold_is_said(tmp_path: Path) -> None:
+def test_a_remark_names_what_a_format_can_not_hold(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": BOX}, extra="<difficult>1</difficult>")
     (note,) = convert(open_dataset(root, "all", Data()), "yolo", tmp_path / "yolo")
     assert "1 were left out" in note
@@ -87,7 +87,7 @@ def test_what_a_format_can_not_hold_is_said(tmp_path: Path) -> None:
 
 
 def test_results_and_copies_are_written_by_one_rule(tmp_path: Path) -> None:
-    """The same boxes as a result and as a data set: the same xml, the same numbers in json and in label files."""
+    """Boxes in a result and in a data set give the same xml, and the same numbers in json and label files."""
     boxes = [("dog", (2.25, 3.5, 1, 10)), ("cat", (0, 0, 60, 40)), ("dog", (10.5, 7.25, 0.5, 3.75))]
     (data,) = open_lists(sets.coco(tmp_path / "c", {"all": {"a.jpg": boxes}}, {"cat": 3, "dog": 5}), Data())
     for form in ("voc", "coco", "yolo"):

@@ -1,4 +1,4 @@
-"""Annotations that would hang a reader or fill the memory, names that can't be written, things that are no files."""
+"""Annotations that could hang a reader or fill the memory, names that can't be written, and paths that aren't files."""
 
 import contextlib
 import json
@@ -28,17 +28,17 @@ def reasons(report: DataReport) -> str:
     return "\n".join(f"{fault} [{fault.kind}]" for fault in report.faults)
 
 
-def checked(path: Path, *wanted: str, most: int = 200) -> Callable[[], None]:
-    """Checks a data set, in whose few faults these texts are wanted."""
+def checked(path: Path, *texts: str, max_lines: int = 200) -> Callable[[], None]:
+    """Return a check of a data set whose faults, at most `max_lines`, must contain these texts."""
 
     def do() -> None:
         try:
-            said = reasons(check(path, Data()))
+            message = reasons(check(path, Data()))
         except DataError as error:
-            said = str(error)
-        for text in wanted:
-            assert text in said, said[:2000]
-        assert said.count("\n") < most
+            message = str(error)
+        for text in texts:
+            assert text in message, message[:2000]
+        assert message.count("\n") < max_lines
 
     return do
 
@@ -53,28 +53,30 @@ def sparse(path: Path, head: str = "", size: int = 5 * 10**9) -> Path:
 def test_a_huge_class_without_a_name_is_a_fault(tmp_path: Path, number: str) -> None:
     root = sets.yolo(tmp_path / "d", {"train": {"a": f"{number} .5 .5 .3 .3\n", "b": ROW}})
     (root / "data.yaml").unlink()
-    said = f"a.txt:1: class {number} is not among the classes 0 0; at most 10,000 classes without names are read"
-    in_child(checked(root, said), data=500 * MB)
+    message = f"a.txt:1: class {number} is not among the classes 0 0; at most 10,000 classes without names are read"
+    in_child(checked(root, message), data=500 * MB)
 
 
-def test_of_300000_faults_of_an_image_the_first_1000_are_told(tmp_path: Path) -> None:
+def test_only_the_first_1000_faults_of_an_image_are_listed(tmp_path: Path) -> None:
     root = sets.yolo(tmp_path / "d", {"train": {"a": ROW * 300_000}})
-    said = "a.txt:2: box (0.5, 0.5, 0.1, 0.1) occurs twice"
+    message = "a.txt:2: box (0.5, 0.5, 0.1, 0.1) occurs twice"
     many = "a.txt:1001: and 298,999 more faults of this image that are mendable"
-    in_child(checked(root, said, many, most=1100), data=1000 * MB)
+    in_child(checked(root, message, many, max_lines=1100), data=1000 * MB)
 
 
 def test_unknown_classes_in_300000_rows_do_not_list_the_classes_each_time(tmp_path: Path) -> None:
     names = ", ".join(f"class-{number}" for number in range(5000))
     root = sets.yolo(tmp_path / "d", {"train": {"a": "6000 .5 .5 .1 .1\n" * 300_000}}, f"[{names}]")
-    said = "class 6000 is not among the classes 0 to 4999"
-    in_child(checked(root, said, "and 299,000 more faults of this image that are fatal", most=1100), data=1000 * MB)
+    message = "class 6000 is not among the classes 0 to 4999"
+    in_child(
+        checked(root, message, "and 299,000 more faults of this image that are fatal", max_lines=1100), data=1000 * MB
+    )
 
 
 def test_a_label_file_of_4000000_rows_is_refused_by_their_number(tmp_path: Path) -> None:
     root = sets.yolo(tmp_path / "d", {"train": {"a": "1\n" * 4_000_000, "b": ROW}})
-    said = "a.txt:300001: the labels continue here, but only 300,000 lines per image are read [fatal]"
-    in_child(checked(root, said), seconds=5, data=500 * MB, resident=200 * MB)
+    message = "a.txt:300001: the labels continue here, but only 300,000 lines per image are read [fatal]"
+    in_child(checked(root, message), seconds=5, data=500 * MB, resident=200 * MB)
 
 
 def test_images_are_not_called_faulty_when_there_are_no_file_handles_left(tmp_path: Path) -> None:
@@ -106,7 +108,7 @@ def test_thousands_of_categories_and_faulty_annotations_are_read_in_seconds(tmp_
     tree["categories"] += [{"id": number, "name": f"class {number}"} for number in range(100, 50_000)]
     tree["annotations"] = [{**tree["annotations"][0], "image_id": 9} for _ in range(20_000)]
     sets.write_json(root / "annotations/train.json", tree)
-    in_child(checked(root, "train.json: and 19,000 more faults", most=1100), seconds=10)
+    in_child(checked(root, "train.json: and 19,000 more faults", max_lines=1100), seconds=10)
 
 
 def test_two_megabytes_of_newlines_in_an_xml_are_read(tmp_path: Path) -> None:
@@ -123,7 +125,7 @@ def test_an_xml_of_nested_elements_is_refused(tmp_path: Path) -> None:
 
 
 def three_sets(tmp_path: Path) -> tuple[Path, Path, Path]:
-    """Sound sets of VOC, COCO and YOLO."""
+    """Write sound data sets in VOC, COCO and YOLO format."""
     voc = sets.voc(tmp_path / "voc", {"a": GOOD, "b": GOOD})
     coco = sets.coco(tmp_path / "coco", {"train": {"a.jpg": GOOD}}, IDS)
     return voc, coco, sets.yolo(tmp_path / "yolo", {"train": {"a": ROW, "b": ROW}})
@@ -163,7 +165,7 @@ def test_pipes_are_no_regular_files(tmp_path: Path) -> None:
             (root / file).write_text(sets.xml(GOOD))
 
 
-def test_what_is_no_file_is_no_data(tmp_path: Path) -> None:
+def test_devices_links_in_circles_and_empty_folders_are_no_data_sets(tmp_path: Path) -> None:
     (tmp_path / "self.json").symlink_to("self.json")
     os.mkfifo(tmp_path / "pipe.json")
     (tmp_path / "folder/x.json").mkdir(parents=True)
@@ -176,7 +178,7 @@ def test_what_is_no_file_is_no_data(tmp_path: Path) -> None:
         find_layout(tmp_path / "linked")
 
 
-def test_a_folder_with_the_name_of_an_annotation_is_passed_over(tmp_path: Path) -> None:
+def test_a_folder_with_the_name_of_an_annotation_is_skipped(tmp_path: Path) -> None:
     coco = sets.coco(tmp_path / "coco", {"train": {"a.jpg": GOOD}}, IDS)
     (coco / "annotations/x.json").mkdir()
     assert check(coco, Data()).faults == ()
@@ -213,7 +215,7 @@ def test_class_names_that_cannot_be_written_are_faults(tmp_path: Path, form: str
     assert reason in reasons(report)
 
 
-def test_a_path_that_is_not_utf_8_is_told(tmp_path: Path) -> None:
+def test_a_path_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
     folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     sets.voc(folder, {"a": GOOD})
     with pytest.raises(DataError, match="this path is not UTF-8; rename it"):
@@ -243,7 +245,7 @@ def test_images_outside_are_counted_and_can_be_refused(tmp_path: Path, form: str
     assert reasons(report) == f"{outside}: {reason}"
 
 
-def test_a_whole_disk_is_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entire_disk_is_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rcnn.images.sources.MAX_OTHER_FILES", 1000)
     sets.yolo(tmp_path, {"train": {"a": ROW}})
     for folder in range(30):

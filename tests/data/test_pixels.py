@@ -32,20 +32,20 @@ def noise(shape: tuple[int, ...] = (40, 60, 3)) -> np.ndarray:
 
 
 def damage(file: Path) -> Path:
-    """Spoil a file in its middle: its beginning and its end are as they were."""
+    """Change a byte in the middle of a file; its beginning and end stay the same."""
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 255
     file.write_bytes(content)
     return file
 
 
-def test_damage_amid_the_pixels_is_told_of_all_lists_before_training(root: Path) -> None:
+def test_damaged_pixels_of_all_lists_are_reported_before_training(root: Path) -> None:
     damaged = [damage(root / f"JPEGImages/{stem}.png") for stem in "bc"]
-    told: list[tuple[int, int]] = []
+    calls: list[tuple[int, int]] = []
     with pytest.raises(DataError) as error:
-        open_splits(root, Data(), lambda done, images: told.append((done, images)))
+        open_splits(root, Data(), lambda done, images: calls.append((done, images)))
     assert [fault.where for fault in error.value.faults] == list(map(str, damaged))
-    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert calls == [(1, 3), (2, 3), (3, 3)]
     assert [len(data) for data in open_lists(root, Data(), decode=False)] == [2, 1]
     assert len(open_dataset(root, "train", Data(), decode=False)) == 2
 
@@ -58,13 +58,13 @@ def test_damaged_images_are_left_out(root: Path) -> None:
     assert (fault.where, fault.kind, fault.image) == (str(file), "damaged", "JPEGImages/b.png")
 
 
-def test_a_file_that_has_no_header_is_told_once(root: Path) -> None:
+def test_a_file_without_a_header_is_reported_once(root: Path) -> None:
     (root / "JPEGImages/b.png").write_bytes(b"")
     assert len(open_splits(root, Data(on_fault="skip"))[0].faults) == 1
 
 
 @pytest.mark.parametrize("top", [4095, 4096])
-def test_training_says_when_16_bit_images_look_like_12_bit(root: Path, top: int) -> None:
+def test_training_notes_that_16_bit_images_look_like_12_bit(root: Path, top: int) -> None:
     for stem, largest in zip("abc", (300, 1000, top), strict=True):
         save(root, stem, np.full((40, 60), largest, np.uint16))
     notes = open_splits(root, Data())[0].notes
@@ -72,7 +72,7 @@ def test_training_says_when_16_bit_images_look_like_12_bit(root: Path, top: int)
     assert open_splits(root, Data(white=4095))[0].notes == ()
 
 
-def test_training_says_once_that_white_is_laid_behind_transparent_pixels(root: Path) -> None:
+def test_training_notes_once_that_transparent_pixels_get_a_white_background(root: Path) -> None:
     save(root, "a", np.dstack([noise(), np.full((40, 60), 255, np.uint8)]))
     for stem in "bc":
         save(root, stem, noise((40, 60, 4)))

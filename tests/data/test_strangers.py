@@ -1,4 +1,4 @@
-"""Data sets as strangers publish them: folders by other names, paths of other machines, damaged pictures."""
+"""Data sets as others publish them: unusual folder names, paths of other machines, damaged pictures."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ BOX = [("dog", (5, 5, 20, 20))]
 
 
 def voc(root: Path, annotations: str, images: str, count: int = 4) -> Path:
-    """A VOC set with folders of these names, in whose xml are paths of another machine."""
+    """Write a VOC set with these folder names; its xml files contain paths of another machine."""
     (root / annotations).mkdir(parents=True, exist_ok=True)
     for number in range(count):
         sets.image(root / images / f"{number}.jpg")
@@ -67,7 +67,7 @@ def test_the_folder_of_images_alone_leads_to_the_data_set(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("header", ["filename;class;xmin;ymin;xmax;ymax", "ImageID,LabelName,XMin,XMax,YMin,YMax"])
-def test_a_table_that_is_none_of_labels_is_told_what_its_first_line_must_be(tmp_path: Path, header: str) -> None:
+def test_a_table_without_labels_is_refused_with_the_required_columns(tmp_path: Path, header: str) -> None:
     sets.image(tmp_path / "a.jpg")
     sets.csv(tmp_path / "labels.csv", ["a.jpg"], header)
     with pytest.raises(DataError, match=r"labels\.csv must name the columns filename, class, xmin, .* by commas"):
@@ -82,7 +82,7 @@ def test_xml_of_something_else_is_no_annotation(tmp_path: Path) -> None:
         find_layout(tmp_path)
 
 
-def test_two_folders_of_annotations_are_not_guessed_between(tmp_path: Path) -> None:
+def test_two_folders_of_annotations_are_refused(tmp_path: Path) -> None:
     voc(tmp_path / "set", "first", "images")
     voc(tmp_path / "set", "second", "images")
     with pytest.raises(DataError, match=r"several folders here hold xml annotations: .*first, .*second; give one"):
@@ -114,7 +114,7 @@ def test_absolute_paths_of_another_machine_in_a_coco_json(tmp_path: Path, folder
 
 
 def test_yolo_sets_of_annotation_tools(tmp_path: Path) -> None:
-    """CVAT's has its own folder of images and labels, Label Studio's a json of its own beside them."""
+    """CVAT has one folder for images and labels, Label Studio an additional json."""
     cvat = tmp_path / "cvat/obj_train_data"
     for name in "ab":
         sets.labelled(cvat / f"{name}.jpg", cvat / f"{name}.txt", "0 0.5 0.5 0.2 0.2\n")
@@ -127,7 +127,7 @@ def test_yolo_sets_of_annotation_tools(tmp_path: Path) -> None:
 
 
 def test_two_absolute_paths_do_not_end_in_one_folder(tmp_path: Path) -> None:
-    """Training and validation would be the same images."""
+    """Otherwise training and validation would use the same images."""
     sets.yolo(tmp_path / "images", {"train": {"a": "0 0.5 0.5 0.2 0.2\n"}})
     (tmp_path / "data.yaml").write_text("train: /one/images\nval: /two/images\nnames: [cat, dog]\n")
     with pytest.raises(DataError, match="val: /two/images does not exist; looked in"):
@@ -156,15 +156,15 @@ def test_a_damaged_picture_is_one_of_many(tmp_path: Path, bytes_left: int) -> No
     assert check(root, Data()).to_json()["damaged"] == 1
 
 
-def test_what_is_wrong_with_the_labels_still_stops_and_all_is_told(tmp_path: Path) -> None:
+def test_faulty_labels_still_stop_and_all_faults_are_listed(tmp_path: Path) -> None:
     root = voc(tmp_path / "set", "annotations", "images")
     (root / "images/0.jpg").write_bytes(b"cut")
     (root / "images/1.jpg").unlink()
     (root / "annotations/2.xml").write_text(sets.xml([("dog", (20, 5, 5, 20))]))
     with pytest.raises(DataError, match="3 faults in the data") as caught:
         open_splits(root, Data())
-    for said in ("0.jpg", "there is no image `1`", "is inverted"):
-        assert said in str(caught.value)
+    for message in ("0.jpg", "there is no image `1`", "is inverted"):
+        assert message in str(caught.value)
 
 
 def test_val_takes_what_train_takes(tmp_path: Path) -> None:

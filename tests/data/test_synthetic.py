@@ -18,11 +18,11 @@ def drawn() -> list[Scene]:
 
 
 def joined(drawn: list[Scene]) -> Scene:
-    """What is known about all scenes, one after another."""
+    """Return the images and ground truth of all scenes, concatenated."""
     return Scene(*(np.concatenate(column) for column in zip(*drawn, strict=True)))
 
 
-def test_the_set_is_as_hard_as_it_says(drawn: list[Scene]) -> None:
+def test_the_set_is_as_hard_as_documented(drawn: list[Scene]) -> None:
     _, boxes, labels, covered, _ = joined(drawn)
     side = (boxes[:, 2:] - boxes[:, :2]).max(1)
     assert min(drawn[0].image.shape[:2]) >= 256
@@ -36,7 +36,7 @@ def test_the_set_is_as_hard_as_it_says(drawn: list[Scene]) -> None:
     assert side.max() <= 112
 
 
-def test_colours_say_nothing_of_the_class(drawn: list[Scene]) -> None:
+def test_colours_do_not_depend_on_the_class(drawn: list[Scene]) -> None:
     _, _, labels, _, colours = joined(drawn)
     error = colours.std(0) * np.sqrt(len(CLASSES) / len(colours))
     for label in range(len(CLASSES)):
@@ -69,7 +69,7 @@ def test_boxes_are_tight_around_shapes_that_stand_out(name: str) -> None:
     assert np.mean(beyond) < 0.02
 
 
-def test_picture_i_depends_on_seed_and_i_alone() -> None:
+def test_picture_i_depends_only_on_the_seed_and_i() -> None:
     few, many = list(scenes(3, seed=5)), list(scenes(6, seed=5))
     assert all(np.array_equal(a.image, b.image) for a, b in zip(few, many, strict=False))
     assert not np.array_equal(few[0].image, next(scenes(1, seed=6)).image)

@@ -29,20 +29,20 @@ from tests.fuzz.kinds import KINDS
 from tests.fuzz.mutate import strange_values
 
 MAX_PRINTED_FAILURES = 10
-"""Failures of a kind that are printed."""
+"""Maximum number of failures per kind that are printed."""
 
 
 class Failure(NamedTuple):
-    """A mutant that did not pass: what happened, and the number that makes it again."""
+    """A mutant that did not pass: the reason, and the number that reproduces it."""
 
     kind: str
     number: int
     reason: str
-    said: str
+    output: str
 
 
 def fuzz(kind: str, numbers: Sequence[int], seed: int, root: Path, *, sound: bool = False) -> Iterator[Failure]:
-    """The failures among some mutants of a kind; `sound` files must be read."""
+    """Yield the failures among some mutants of a kind; `sound` files must be read."""
     values = strange_values(200)
     Image.init()  # loads Pillow's formats, which each child would do again
     for number in numbers:
@@ -65,7 +65,7 @@ def fuzz(kind: str, numbers: Sequence[int], seed: int, root: Path, *, sound: boo
 
 @contextmanager
 def undamaged() -> Iterator[None]:
-    """Within it, nothing is damaged."""
+    """Disable all damage within the context."""
     damage = kinds.mutate, kinds.mutate_tree
     kinds.mutate, kinds.mutate_tree = lambda data, _: data, lambda tree, *_: tree
     try:
@@ -75,7 +75,7 @@ def undamaged() -> Iterator[None]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """Relative name -> digest of every file of a folder."""
+    """Return relative name -> digest of every file of a folder."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
@@ -84,7 +84,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def verdict(ended: Ended, codes: Sequence[int]) -> str | None:
-    """What is wrong with how a command ended; None if nothing is."""
+    """Return why the end of a command is a failure, or None if it is not."""
     reasons = {
         "hang": ended.code is None,
         f"must not: {ended.noted.strip()}": ended.noted,
@@ -118,8 +118,8 @@ if __name__ == "__main__":
         counts = f"{options.count:6} mutants, {len(failures):4} failed"
         print(f"{kind:12} {counts}, {time.monotonic() - began:6.1f} s", flush=True)
         for failure in failures[:MAX_PRINTED_FAILURES]:
-            said = failure.said.strip().splitlines()[-1:] or [""]
-            print(f"  {failure.number}: {failure.reason}\n      {said[0][:300]}", flush=True)
+            last_line = (failure.output.strip().splitlines() or [""])[-1]
+            print(f"  {failure.number}: {failure.reason}\n      {last_line[:300]}", flush=True)
     print(f"failed mutants are kept in {root}" if total else "none failed")
     if not total:
         shutil.rmtree(root)

@@ -1,4 +1,4 @@
-"""What is fuzzed: sixteen kinds of files, each with valid examples and the commands that read it."""
+"""The sixteen kinds of files that are fuzzed, each with valid examples and the commands that read it."""
 
 import contextlib
 import json
@@ -35,14 +35,14 @@ RUN_OVERRIDES = (*OVERRIDES, "train.epochs=1", "train.ema=null", "train.device=c
 ROW = {"epoch": 1, "step": 1, "lr": 0.1, "train_loss": 1.0, "ap": 0.1, "seconds": 1.0}
 LOG = "begun\n"
 RUN_LENGTHS = {"metrics.jsonl": len(json.dumps(ROW)) + 1, "log.txt": len(LOG)}
-"""A run of one epoch: its settings, its row, its log, and how long both are."""
+"""A run of one epoch: its settings, row and log, and the lengths of row and log."""
 NAMES = ("circle", "square")
 SIDE = 40
 FORMATS = ("jpg", "png", "bmp", "gif", "tif", "webp", "ppm", "avif", "jp2", "npy")
 
 
 class Mutant(NamedTuple):
-    """A damaged file in a folder, and the command that is to read it.
+    """A damaged file in a folder, and the command that reads it.
 
     Attributes:
         words: of the command line.
@@ -67,7 +67,7 @@ def write(path: Path, data: bytes | str) -> None:
 
 
 def images(folder: Path, count: int = 2) -> Iterator[str]:
-    """Names of new PNGs in a folder."""
+    """Write PNGs into a folder, and yield their names."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         picture(number).save(folder / f"{number}.png")
@@ -75,7 +75,7 @@ def images(folder: Path, count: int = 2) -> Iterator[str]:
 
 
 def reading(data: str, rng: Random) -> Mutant:
-    """One of the commands that read a data set."""
+    """Return one of the commands that read a data set."""
     commands = (
         ("data", "check", data),
         ("data", "stats", data, "--out", "out/stats"),
@@ -132,7 +132,7 @@ def data_yaml(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> 
 
 
 def csv(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
-    """Damaged bytes of a table, or a strange value in it."""
+    """Damage the bytes of a table, or put a strange value into it."""
     rows: list[list[Any]] = [["filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax"]]
     for i, name in enumerate([*images(folder / "data")] * 2):
         rows.append([name, SIDE, SIDE, NAMES[i // 2], 4 + i, 5, 20 + i, 30])
@@ -173,7 +173,7 @@ def detector_bytes() -> bytes:
 
 
 def resave(path: Path, values: Sequence[Any], rng: Random) -> None:
-    """Write a strange entry with a right checksum, as a stranger would."""
+    """Write a strange entry with a correct checksum, as an attacker would."""
     tensors, entry = load_weights(path)
     strange = mutate_tree({key: value for key, value in entry.items() if key != "format"}, values, rng)
     with contextlib.suppress(ValueError):  # what JSON can't hold can't be in a file
@@ -181,7 +181,7 @@ def resave(path: Path, values: Sequence[Any], rng: Random) -> None:
 
 
 def safetensors(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
-    """Damaged bytes, a strange header, or settings that a stranger wrote with a right checksum."""
+    """Damage the bytes, or write a strange header, or strange settings with a correct checksum."""
     data, path = detector_bytes(), folder / "model.safetensors"
     if number % 3 == 0:
         write(path, mutate(data, rng))
@@ -203,7 +203,7 @@ def graph(
     rng: Random,
     values: Sequence[Any],
 ) -> Mutant:
-    """Damaged bytes of a graph or of its weights, the last of the files, or an entry that a stranger wrote."""
+    """Damage the bytes of a graph or of its weights (the last of the files), or write a strange entry."""
     detector, path, changes = graphs.detector(), folder / files[0], {}
     if number % 3 == 0:
         entry = json.dumps(mutate_tree(json.loads(entries(detector)[ENTRY]), values, rng))
@@ -222,7 +222,7 @@ def inspected_or_run(folder: Path, name: str, rng: Random, codes: Sequence[int])
 
 @cache
 def run_weights() -> dict[str, bytes]:
-    """Relative name -> content of the weights of a finished run."""
+    """Return relative name -> content of the weights of a finished run."""
     settings = settings_of("tiny-fpn", RUN_OVERRIDES)
     model = build(settings, len(NAMES))
     progress = Progress(step=1, epoch=1, best_ap=0.1, best_epoch=1)
@@ -240,7 +240,7 @@ def run_weights() -> dict[str, bytes]:
 
 
 def run_folder(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant:
-    """One damaged file of a finished run that is to be resumed."""
+    """Damage one file of a finished run, which is then resumed."""
     settings = settings_of("tiny-fpn", RUN_OVERRIDES)
     yolo_set(folder)
     run = folder / "runs/data-1"
@@ -284,7 +284,7 @@ def pkl(folder: Path, number: int, rng: Random, values: Sequence[Any]) -> Mutant
 
 
 def foreign(name: str, rng: Random) -> Mutant:
-    """One of the commands that read weights of others."""
+    """Return one of the commands that read weights of other libraries."""
     commands = (
         ("inspect", name),
         ("import", name, "--arch", "fasterrcnn_mobilenet_v3_large_320_fpn", "--out", "out.safetensors"),
@@ -346,7 +346,7 @@ def damage(path: Path, rng: Random) -> None:
 
 
 def damaged(path: Path, tree: Any, number: int, rng: Random, values: Sequence[Any], dump: Callable[[Any], str]) -> None:
-    """A document with a strange value, or with damaged bytes."""
+    """Write a document with a strange value, or with damaged bytes."""
     if number % 2:
         write(path, dump(mutate_tree(tree, values, rng)).encode("utf-8", errors="surrogatepass"))
     else:

@@ -1,4 +1,4 @@
-"""Mutants of files: bytes flipped, cut, repeated and spliced with tokens, and trees with a strange value in them."""
+"""Mutate files: flip, cut and repeat bytes, insert tokens, and put strange values into trees."""
 
 import copy
 import math
@@ -17,17 +17,17 @@ TOKENS = (
     *(b"*a", b"&a", b"- " * 800, b": ", b"!!python/object:os.system", b"%YAML 9.9", b"\t", b"\x1b]0;title\x07\x1b[2J"),
     *(b"\xe2\x80\xae", b"\xe9", b"\xed\xa0\x80", b"a" * 300, b"," * 50, b"http://127.0.0.1:9/x", b"|", b"$(touch x)"),
 )
-"""Texts that parsers trip over: huge numbers, other encodings, quotes, markup, references, control sequences."""
+"""Texts that are hard to parse: huge numbers, other encodings, quotes, markup, references, control sequences."""
 
 WHOLE = (
     *(b"", b"\0" * 4096, b"\n" * 200_000, b" " * 200_000, b"GIF89a", b"PK\x03\x04", b"\x80\x04.", b"%PDF-1.4", b"[]"),
     *(b"{}", b"null", b"0", b"<a/>", b"{" * 100_000, b"[" * 100_000, b"<a>" * 100_000, b"a: " * 1500 + b"b"),
 )
-"""Files that are something else altogether."""
+"""Contents of entirely different files."""
 
 
 def mutate(data: bytes, rng: Random) -> bytes:
-    """`data` after one to four changes, or now and then another file."""
+    """Return `data` after one to four changes, or occasionally another file."""
     if rng.random() < 0.04:
         return rng.choice(WHOLE)
     for _ in range(rng.choice((1, 1, 1, 2, 4))):
@@ -43,7 +43,7 @@ def _flip(data: bytes, rng: Random) -> bytes:
 
 
 def _flip_early(data: bytes, rng: Random) -> bytes:
-    """Headers lie at the start of a file."""
+    """Flip bits at the start of a file, where headers are."""
     head = min(len(data), 256)
     return _flip(data[:head], rng) + data[head:]
 
@@ -75,7 +75,7 @@ def _insert(data: bytes, rng: Random) -> bytes:
 
 
 def _replace_word(data: bytes, rng: Random) -> bytes:
-    """A run of letters or digits gives way to a token."""
+    """Replace a run of letters or digits by a token."""
     if not data:
         return data
     start = end = rng.randrange(len(data))
@@ -92,7 +92,7 @@ def _recode(data: bytes, rng: Random) -> bytes:
 
 
 def _size(data: bytes, rng: Random) -> bytes:
-    """Four or eight bytes become a large or negative number."""
+    """Replace four or eight bytes by a large or negative number."""
     width = rng.choice((4, 8))
     if len(data) < width:
         return data
@@ -121,7 +121,7 @@ _VALUES = st.recursive(
 
 
 def strange_values(count: int) -> list[Any]:
-    """`count` values of any structure, always the same ones."""
+    """Return `count` values of any structure, always the same ones."""
     values: list[Any] = []
 
     checks = [HealthCheck.too_slow, HealthCheck.large_base_example]
@@ -137,7 +137,7 @@ def strange_values(count: int) -> list[Any]:
 
 
 def mutate_tree(tree: Any, values: Sequence[Any], rng: Random) -> Any:
-    """A copy of a tree of dictionaries and lists with a value replaced, removed, doubled or added somewhere."""
+    """Return a copy of a tree of dictionaries and lists with a value replaced, removed, doubled or added."""
     tree = copy.deepcopy(tree)
     nodes = [node for node in _nodes(tree) if node]
     node = rng.choice(nodes)
@@ -155,7 +155,7 @@ def mutate_tree(tree: Any, values: Sequence[Any], rng: Random) -> Any:
 
 
 def _nodes(tree: Any) -> list[Any]:
-    """Every dictionary and list of a tree."""
+    """Return every dictionary and list of a tree."""
     if not isinstance(tree, dict | list):
         return []
     below = tree.values() if isinstance(tree, dict) else tree

@@ -1,4 +1,4 @@
-"""Threads that work ahead change neither order nor errors, and are never far ahead."""
+"""Threads that work ahead keep the order and the errors, and work only a few results ahead."""
 
 import threading
 import time
@@ -12,8 +12,8 @@ from rcnn.images.stream import ahead
 
 
 @given(st.lists(st.integers(), max_size=20), st.integers(1, 4))
-def test_it_is_the_same_as_map(asked: list[int], threads: int) -> None:
-    assert list(ahead(lambda one: one + 1, asked, threads)) == [one + 1 for one in asked]
+def test_results_equal_those_of_map(numbers: list[int], threads: int) -> None:
+    assert list(ahead(lambda number: number + 1, numbers, threads)) == [number + 1 for number in numbers]
 
 
 def test_results_are_in_the_order_of_the_arguments() -> None:
@@ -24,7 +24,7 @@ def test_results_are_in_the_order_of_the_arguments() -> None:
     assert list(ahead(slow_at_first, range(8), 4)) == list(range(8))
 
 
-def test_an_error_comes_where_its_result_would_have_come() -> None:
+def test_an_error_is_raised_in_place_of_its_result() -> None:
     def fail(one: int) -> int:
         if one == 2:
             raise ValueError(f"{one}")
@@ -36,29 +36,29 @@ def test_an_error_comes_where_its_result_would_have_come() -> None:
     assert found == [0, 1]
 
 
-def test_what_is_made_and_not_yet_wanted_is_bounded_and_ends_with_the_reader() -> None:
-    asked: list[int] = []
+def test_results_made_ahead_are_bounded_and_end_with_their_reader() -> None:
+    taken: list[int] = []
 
     def numbers() -> Iterator[int]:
-        for one in range(1000):
-            asked.append(one)
-            yield one
+        for number in range(1000):
+            taken.append(number)
+            yield number
 
-    results = ahead(lambda one: one, numbers(), 2)
+    results = ahead(lambda number: number, numbers(), 2)
     assert next(results) == 0
-    assert len(asked) == 5
+    assert len(taken) == 5
     results.close()
-    assert len(asked) == 5
-    assert not [one for one in threading.enumerate() if one.name.startswith("ahead")]
+    assert len(taken) == 5
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ahead")]
 
 
 @pytest.mark.parametrize("error", [ValueError(), KeyboardInterrupt()])
-def test_nothing_is_lost_where_no_more_can_be_asked(error: BaseException) -> None:
+def test_an_error_of_the_arguments_is_raised_after_all_results(error: BaseException) -> None:
     def numbers() -> Iterator[int]:
         yield from range(3)
         raise error
 
-    results = ahead(lambda one: one, numbers(), 4)
+    results = ahead(lambda number: number, numbers(), 4)
     assert [next(results) for _ in range(3)] == [0, 1, 2]
     with pytest.raises(type(error)):
         next(results)

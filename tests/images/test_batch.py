@@ -53,7 +53,7 @@ def test_floor_rounds_and_scales_as_torchvision_does(height: int, width: int) ->
 
 
 def test_short_first_gives_the_sizes_of_detectron2() -> None:
-    """Over a million sizes against detectron2's formula; its exact halves fall elsewhere than those of `nearest`."""
+    """Compare a million sizes with detectron2's formula, which rounds other sizes up than `nearest` does."""
     height, width = np.meshgrid(np.arange(100.0, 1100), np.arange(100.0, 1100), indexing="ij")
     scale = 800 / np.minimum(height, width)
     lower = height < width

@@ -19,7 +19,7 @@ GREY = RNG.integers(0, 256, (6, 9), dtype=np.uint8)
 
 
 def read_image(path: Path, *, in_channels: int | None = 3, **more: int) -> np.ndarray:
-    """As `decode.read_image`; of three channels, `read_rgb` says and gives the same."""
+    """Call `decode.read_image`. With three channels, check that `read_rgb` gives the same pixels and errors."""
     try:
         array = decode.read_image(path, in_channels=in_channels, **more)
     except ImageError as error:
@@ -85,7 +85,7 @@ def test_alpha_lies_on_white(tmp_path: Path, mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "RGB", "P"])
-def test_what_nothing_shines_through_is_not_called_transparent(tmp_path: Path, mode: str) -> None:
+def test_opaque_images_are_not_called_transparent(tmp_path: Path, mode: str) -> None:
     assert verify_image(saved(tmp_path / "a.png", Image.fromarray(COLOUR).convert(mode))) == Look()
 
 

@@ -1,4 +1,4 @@
-"""Files with the name of an image that start nothing, hang nothing and fill no memory."""
+"""Files named like images must not start programs, hang or fill the memory."""
 
 import os
 import socket
@@ -26,7 +26,7 @@ OTHERS = {
 
 
 def npy(path: Path, shape: tuple[int, ...], dtype: str, size: int) -> Path:
-    """A sparse array."""
+    """Write a sparse array."""
     with path.open("wb") as file:
         np.lib.format.write_array_header_1_0(file, {"descr": dtype, "fortran_order": False, "shape": shape})
         file.truncate(file.tell() + size)
@@ -35,7 +35,7 @@ def npy(path: Path, shape: tuple[int, ...], dtype: str, size: int) -> Path:
 
 @pytest.fixture
 def mark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A file that is there when Ghostscript was started."""
+    """Return a file that exists once Ghostscript has been started."""
     mark, folder = tmp_path / "started", tmp_path / "bin"
     folder.mkdir()
     (folder / "gs").write_text(f"#!/bin/sh\ntouch {mark}\nsleep 60\n")
@@ -77,7 +77,7 @@ def test_a_pipe_and_a_socket_are_no_regular_files(tmp_path: Path, suffix: str, m
 
 
 def refused(path: Path, reason: str, in_channels: int | None = 3) -> Callable[[], None]:
-    """Reads a file, which is to be refused."""
+    """Return a check that a file is refused."""
 
     def do() -> None:
         for read in (lambda: read_image(path, in_channels=in_channels), lambda: verify_image(path)):

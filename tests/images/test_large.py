@@ -1,4 +1,4 @@
-"""Pictures of more than `data.max_pixels`, seen in windows: those of TIFFs in tiles are read one by one."""
+"""Pictures of more than `data.max_pixels` in windows; those of tiled TIFFs are read one by one."""
 
 import struct
 import sys
@@ -45,7 +45,7 @@ def tiff(path: Path, array: np.ndarray, **options: object) -> Path:
 
 
 def windows_of(path: Path, chosen: Settings) -> np.ndarray:
-    """The whole picture, put together from windows that are read in no order."""
+    """Return the entire picture, assembled from windows that are read in any order."""
     whole = read_image(path, white=chosen.data.white, in_channels=chosen.preprocess.in_channels)
     size = (whole.shape[0], whole.shape[1])
     assert large.large_size(path, chosen) == size
@@ -105,7 +105,7 @@ def test_other_formats_are_decoded_whole(tmp_path: Path, suffix: str, monkeypatc
         large.open_windows(path, (64, 64), settings())
 
 
-def test_what_can_not_be_read_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_that_can_not_be_read_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tiff(tmp_path / "a.tif", COLOUR)
     Image.fromarray(COLOUR).save(tmp_path / "a.bmp")
     for name, window in (("a.tif", SIZE), ("a.bmp", (64, 64))):
@@ -146,7 +146,7 @@ def test_a_file_read_by_windows_is_predicted_as_its_pixels_are(tmp_path: Path, m
     assert same(*detector.propose(path), *detector.propose(COLOUR))
 
 
-def test_a_command_sees_it_too_and_does_not_draw_it(run: Run, weights: Path, tmp_path: Path) -> None:
+def test_a_command_predicts_it_without_drawing_it(run: Run, weights: Path, tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
     tiff(tmp_path / "in/a.tif", COLOUR)
     Image.fromarray(COLOUR[:60, :80]).save(tmp_path / "in/b.png")

@@ -24,7 +24,7 @@ def test_folders_are_searched_to_the_bottom_and_globs_are_sorted(tmp_path: Path)
         files(tmp_path / "*.png")
 
 
-def test_results_are_passed_by_unless_they_are_named(tmp_path: Path) -> None:
+def test_results_are_skipped_unless_they_are_named(tmp_path: Path) -> None:
     make(tmp_path, "1.png", "runs/predict/drawn/1.png", "runs/predict/drawn/2.png")
     mark_results(tmp_path / "runs/predict")
     for source in (tmp_path, f"{tmp_path}/**/*.png", f"{tmp_path}/*"):
@@ -46,7 +46,7 @@ def test_results_are_passed_by_unless_they_are_named(tmp_path: Path) -> None:
         ("a" * 300, "no such file, folder or glob"),
     ],
 )
-def test_what_other_programs_accept_is_told(
+def test_sources_that_other_programs_accept_are_refused_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str, reason: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -55,7 +55,7 @@ def test_what_other_programs_accept_is_told(
         files(source)
 
 
-def test_a_whole_disk_is_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_entire_disk_is_not_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rcnn.images.sources.MAX_OTHER_FILES", 100)
     (tmp_path / "a.jpg").touch()
     for number in range(150):
@@ -64,8 +64,8 @@ def test_a_whole_disk_is_not_walked(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         files(tmp_path)
 
 
-def test_a_whole_disk_is_not_walked_for_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where a link leads in a circle; images in great numbers are no disk, nor is what a glob does not look at."""
+def test_an_entire_disk_is_not_searched_for_a_glob(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Circular links count too; folders with many images, and those that a glob does not search, do not."""
     monkeypatch.setattr("rcnn.images.sources.MAX_OTHER_FILES", 100)
     make(tmp_path, *(f"disk/{number // 10}/{number}.txt" for number in range(200)), "disk/a.png")
     make(tmp_path, *(f"photos/{number // 10}/{number}.png" for number in range(200)))

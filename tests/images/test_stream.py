@@ -1,4 +1,4 @@
-"""Reading, the network and the use of results run beside each other, and nobody can tell but by the clock."""
+"""Reading, the network and the use of results overlap, without an effect on order or results."""
 
 import threading
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ from rcnn.images.views import View, Viewer
 from rcnn.model.structures import Batch
 
 SETTINGS = override(Settings(), ["preprocess.short=32", "preprocess.long=64"])
-DOOR = Preprocessor(SETTINGS.preprocess)
-VIEWER = Viewer(DOOR, SETTINGS, None)
+PREPROCESSOR = Preprocessor(SETTINGS.preprocess)
+VIEWER = Viewer(PREPROCESSOR, SETTINGS, None)
 CPU = torch.device("cpu")
 PATIENCE = 20
-"""Seconds that a step waits for another that should be running; only a failing test takes them."""
+"""Seconds that a step waits for another one that should be running; only a failing test waits so long."""
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,9 @@ def test_order_and_results_are_those_of_one_after_another(folder: Path, limit: i
     for count in (1, 2):
         scales = (1.0, 0.5)[:count]
         views = partial(VIEWER.views, scales=scales)
-        results = stream.overlapped(folder, SETTINGS, DOOR, views, limit, brightness, None, torch.device(device))
+        results = stream.overlapped(
+            folder, SETTINGS, PREPROCESSOR, views, limit, brightness, None, torch.device(device)
+        )
         expected = [(str(folder / f"{number}.png"), (10 * number,) * count) for number in range(8)]
         assert [(opened.path, made) for opened, made in results] == expected
 
@@ -70,7 +72,7 @@ def test_the_next_image_is_read_and_on_a_gpu_run_while_a_result_is_used(
         return [number]
 
     monkeypatch.setattr(stream, "read_picture", note)
-    results = stream.overlapped(folder, SETTINGS, DOOR, VIEWER.views, 1, make, None, torch.device(device))
+    results = stream.overlapped(folder, SETTINGS, PREPROCESSOR, VIEWER.views, 1, make, None, torch.device(device))
     for number, (_, result) in enumerate(results):
         assert result == (number,)
         if device == "cuda":
@@ -79,18 +81,18 @@ def test_the_next_image_is_read_and_on_a_gpu_run_while_a_result_is_used(
             assert not made[min(number + 1, 7)].is_set() or number == 7, "a CPU ran two at a time"
 
 
-def test_images_of_an_iterator_are_not_asked_for_before_the_last_result_is_used() -> None:
-    asked: list[int] = []
+def test_images_of_an_iterator_are_taken_only_after_the_last_result_is_used() -> None:
+    requested: list[int] = []
 
     def camera() -> Iterator[np.ndarray]:
         for number in range(3):
-            asked.append(number)
+            requested.append(number)
             yield np.full((32, 32, 3), number, dtype=np.uint8)
 
-    overlapped = stream.overlapped(camera(), SETTINGS, DOOR, VIEWER.views, 1, brightness, None, CPU)
+    overlapped = stream.overlapped(camera(), SETTINGS, PREPROCESSOR, VIEWER.views, 1, brightness, None, CPU)
     for number, (opened, results) in enumerate(overlapped):
         assert (opened.path, results) == (None, (number,))
-        assert asked == list(range(number + 1))
+        assert requested == list(range(number + 1))
 
 
 def test_windows_of_several_images_share_batches_in_order_and_are_made_one_by_one(tmp_path: Path) -> None:
@@ -110,11 +112,11 @@ def test_windows_of_several_images_share_batches_in_order_and_are_made_one_by_on
         batches.append(brightness(batch, paths))
         return batches[-1]
 
-    found = list(stream.overlapped(tmp_path, SETTINGS, DOOR, views, 4, make, None, CPU))
+    found = list(stream.overlapped(tmp_path, SETTINGS, PREPROCESSOR, views, 4, make, None, CPU))
     assert [Path(one.path or "").name for one, _ in found] == [f"{number}.png" for number in range(4)]
     assert [made for _, made in found] == [(5, 0, 0), (45,), (85, 80, 80, 80), (125, 120)]
     assert [made for batch in batches for made in batch] == [made for _, images in found for made in images]
     assert [len(batch) for batch in batches] == [4, 4, 2]  # all are resized to one size
-    opened = next(iter(stream.read_opened(np.zeros((640, 640, 3), np.uint8), SETTINGS, DOOR, views)))
+    opened = next(iter(stream.read_opened(np.zeros((640, 640, 3), np.uint8), SETTINGS, PREPROCESSOR, views)))
     assert len(opened.views) == 100
     assert not isinstance(opened.pixels, Sequence)

@@ -72,14 +72,14 @@ def test_one_file_named_for_evaluation_is_val_and_test(tmp_path: Path) -> None:
     assert [data.split for data in open_lists(file, Data())] == ["val"]
 
 
-def test_captions_and_keypoints_are_passed_over(tmp_path: Path) -> None:
+def test_captions_and_keypoints_are_skipped(tmp_path: Path) -> None:
     root = sets.coco(tmp_path / "d", {"instances_train2017": TWO, "instances_val2017": TWO}, IDS)
     for name in ("captions_train2017", "person_keypoints_val2017"):
         sets.write_json(root / f"annotations/{name}.json", {"images": [], "annotations": []})
     assert [data.split for data in open_lists(root, Data())] == ["train", "val"]
 
 
-def test_two_files_of_one_list_are_not_guessed_between(tmp_path: Path) -> None:
+def test_two_files_for_one_list_are_refused(tmp_path: Path) -> None:
     root = sets.coco(tmp_path / "d", {"train_a": TWO, "train_b": TWO}, IDS)
     with pytest.raises(DataError, match=r"several json files could be the `train` list: train_a\.json, train_b\.json"):
         open_dataset(root, "train", Data())
@@ -123,8 +123,8 @@ def test_a_faulty_json_is_named_with_line_and_column(
     assert re.fullmatch(place, fault.where.removeprefix(str(file)))
 
 
-def test_every_faulty_entry_is_told_by_index_and_id(tmp_path: Path) -> None:
-    """All at once, also behind a byte order mark; what has no id of its own is told by its index."""
+def test_every_faulty_entry_is_reported_with_index_and_id(tmp_path: Path) -> None:
+    """All are listed, also after a byte order mark; an entry without an id is named by its index."""
     root = sets.coco(tmp_path / "d", {"train": TWO}, IDS)
     file = root / "annotations/train.json"
     tree = sets.coco_tree(TWO, IDS)

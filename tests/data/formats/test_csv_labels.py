@@ -69,7 +69,7 @@ def test_images_without_objects_have_a_row_of_their_name(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("row", "said"),
+    ("row", "message"),
     [
         ("a.jpg,60,40,dog,5", "expected 8 columns as in the header, found 5: a.jpg, 60, 40, dog, 5"),
         (f"{ROW},9", "expected 8 columns as in the header, found 9"),
@@ -84,14 +84,14 @@ def test_images_without_objects_have_a_row_of_their_name(tmp_path: Path) -> None
         (ROW.replace("5", "inf"), "is not finite"),
     ],
 )
-def test_a_faulty_row_is_named(tmp_path: Path, row: str, said: str) -> None:
+def test_a_faulty_row_is_named(tmp_path: Path, row: str, message: str) -> None:
     images(tmp_path, "a")
     sets.csv(tmp_path / "x.csv", [ROW, row])
     report = check(tmp_path, Data())
     fatal = [str(fault) for fault in report.faults if fault.kind == "fatal"]
     assert len(fatal) == 1
     assert fatal[0].startswith(f"{tmp_path / 'x.csv'}:3: ")
-    assert said in fatal[0]
+    assert message in fatal[0]
 
 
 def test_a_table_is_read_to_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

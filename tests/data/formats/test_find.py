@@ -12,7 +12,7 @@ BOX = [("dog", (5, 5, 20, 20))]
 MANY = {f"image {number:03}": BOX for number in range(40)}
 
 
-def test_a_tenth_is_held_out_and_said(tmp_path: Path) -> None:
+def test_a_tenth_is_held_out_and_noted(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", MANY)
     train, val = open_splits(root, Data())
     assert (len(train), len(val)) == (36, 4)
@@ -64,7 +64,7 @@ def test_a_missing_list_names_those_that_are_there(tmp_path: Path) -> None:
         open_dataset(root, "test", Data())
 
 
-def test_images_in_both_lists_are_said(tmp_path: Path) -> None:
+def test_images_in_both_lists_are_noted(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": BOX, "b": BOX}, {"train": ["a", "b"], "val": ["b"]})
     _, val = open_splits(root, Data())
     assert any("1 images are in both" in note and "b.jpg" in note for note in val.notes)
@@ -80,7 +80,7 @@ def test_a_class_in_val_that_train_lacks_is_fatal_and_named(tmp_path: Path) -> N
     assert [(fault.kind, fault.image) for fault in val.faults] == [("fatal", "JPEGImages/b.jpg")]
 
 
-def test_a_class_without_a_training_box_is_said(tmp_path: Path) -> None:
+def test_a_class_without_a_training_box_is_noted(tmp_path: Path) -> None:
     lists = {"train": {"a.jpg": [("dog", (5, 5, 9, 9))]}, "val": {"b.jpg": [("cat", (5, 5, 9, 9))]}}
     _, val = open_splits(sets.coco(tmp_path / "d", lists, {"dog": 1, "cat": 2}), Data())
     assert "classes with boxes in validation and none in training: cat" in val.notes

@@ -24,7 +24,7 @@ def test_corners_lose_1_at_the_low_end_and_classes_are_sorted(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("zero", [0, "0.0", 0.4])
-def test_a_zero_anywhere_in_the_set_means_0_based_and_is_said(tmp_path: Path, zero: float) -> None:
+def test_a_zero_anywhere_in_the_set_means_0_based_and_is_noted(tmp_path: Path, zero: float) -> None:
     images = {"a": TWO["a"], "b": [("dog", (zero, 3, 10, 10))]}
     root = sets.voc(tmp_path / "d", images, {"train": ["a"], "val": ["b"]})
     train, val = open_splits(root, Data.model_validate({}))
@@ -90,7 +90,7 @@ def test_the_devkit_folder_and_the_annotations_folder_will_do(tmp_path: Path, in
         assert len(open_dataset(path, "all", Data())) == 2
 
 
-def test_several_sets_in_a_folder_are_not_guessed_between(tmp_path: Path) -> None:
+def test_several_sets_in_a_folder_are_refused(tmp_path: Path) -> None:
     for year in ("VOC2007", "VOC2012"):
         sets.voc(tmp_path / year, TWO)
     with pytest.raises(DataError, match=r"several VOC data sets.*VOC2007.*VOC2012"):

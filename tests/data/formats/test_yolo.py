@@ -99,14 +99,14 @@ IMAGES = "train: images/train\nval: images/train\n"
         ("train: images/train\nnames: [cat, dog]\ntrain: images/val\n", r"yaml:3: .*`train` is there twice, first"),
     ],
 )
-def test_a_faulty_yaml_is_told(tmp_path: Path, text: str, reason: str) -> None:
+def test_a_faulty_yaml_is_refused_with_the_reason(tmp_path: Path, text: str, reason: str) -> None:
     root = sets.yolo(tmp_path / "d", LISTS)
     (root / "data.yaml").write_text(text)
     with pytest.raises(DataError, match=reason):
         open_dataset(root / "data.yaml", "train", Data())
 
 
-def test_no_labels_at_all_is_an_error_not_background(tmp_path: Path) -> None:
+def test_a_set_without_any_label_file_is_an_error(tmp_path: Path) -> None:
     root = sets.yolo(tmp_path / "d", LISTS)
     for file in (root / "labels/train").iterdir():
         file.unlink()
@@ -115,7 +115,7 @@ def test_no_labels_at_all_is_an_error_not_background(tmp_path: Path) -> None:
 
 
 def test_results_among_the_images_are_not_read(tmp_path: Path) -> None:
-    """Images and labels in one folder, in which training and predicting leave their results."""
+    """Training and prediction leave their results in a folder of images and labels."""
     sets.labelled(tmp_path / "a.jpg", tmp_path / "a.txt", "0 0.5 0.5 0.1 0.1\n")
     sets.image(tmp_path / "more/b.jpg")
     for results in (fresh_folder(tmp_path / "runs/predict"), RunFolder.create(tmp_path / "runs/train", "d").path):

@@ -105,8 +105,8 @@ def test_visible_share_worked_by_hand() -> None:
 
 def test_flips_and_transposition_make_all_eight_orientations() -> None:
     square = torch.arange(16, dtype=torch.uint8).reshape(1, 4, 4)
-    wanted = Augment(**{**STILL, "flip": 0.5, "vertical_flip": 0.5, "transpose": 0.5})
-    plans = [draw_plan((4, 4), np.zeros((0, 4)), wanted, generator(seed)) for seed in range(100)]
+    orientations = Augment(**{**STILL, "flip": 0.5, "vertical_flip": 0.5, "transpose": 0.5})
+    plans = [draw_plan((4, 4), np.zeros((0, 4)), orientations, generator(seed)) for seed in range(100)]
     seen = {tuple(apply_to_image(plan, square).flatten().tolist()) for plan in plans}
     turned = [torch.rot90(image, k, (1, 2)) for image in (square, square.flip(2)) for k in range(4)]
     assert seen == {tuple(image.flatten().tolist()) for image in turned}
@@ -136,8 +136,8 @@ def test_some_images_keep_their_scale_and_the_others_what_was_drawn() -> None:
 
 
 def test_jitter_stays_in_its_range() -> None:
-    wanted = Augment(scale=(0.5, 2), brightness=0.1, contrast=0.2, saturation=2.0, hue=0.05)
-    plans = [draw_plan(CANVAS, np.zeros((0, 4)), wanted, generator(seed)) for seed in range(500)]
+    jitter = Augment(scale=(0.5, 2), brightness=0.1, contrast=0.2, saturation=2.0, hue=0.05)
+    plans = [draw_plan(CANVAS, np.zeros((0, 4)), jitter, generator(seed)) for seed in range(500)]
     drawn = np.array([(p.brightness, p.contrast, p.saturation, p.hue, p.resized[0] / CANVAS[0]) for p in plans])
     np.testing.assert_allclose(drawn.min(0), (0.9, 0.8, 0, -0.05, 0.5), atol=0.02)
     np.testing.assert_allclose(drawn.max(0), (1.1, 1.2, 3, 0.05, 2), atol=0.06)
@@ -147,8 +147,8 @@ def test_jitter_stays_in_its_range() -> None:
 @given(st.integers(0, 2**40), st.booleans())
 @settings(deadline=None, max_examples=60)
 def test_pictures_are_changed_as_images_are(seed: int, colours: bool) -> None:
-    wanted = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.5) if colours else {}
-    plan = draw(seed, flip=0.5, vertical_flip=0.5, transpose=0.5, scale=(0.7, 1.4), crop=0.5, **wanted)
+    jitter = dict.fromkeys(("brightness", "contrast", "saturation", "hue"), 0.5) if colours else {}
+    plan = draw(seed, flip=0.5, vertical_flip=0.5, transpose=0.5, scale=(0.7, 1.4), crop=0.5, **jitter)
     image = torch.randint(0, 256, (3, *plan.resized), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
     picture = apply_to_picture(plan, Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()))
     changed = torch.from_numpy(np.array(picture)).permute(2, 0, 1)

@@ -50,7 +50,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(autouse=True)
 def forked(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loader processes are forked, whatever other tests have loaded."""
+    """Fork loader processes, regardless of what other tests have loaded."""
     monkeypatch.setattr("rcnn.data.loading.workers.may_fork", lambda: True)
 
 
@@ -67,13 +67,13 @@ def same(first: list[Item], second: list[Item]) -> bool:
 
 
 def with_boxes(dataset: Dataset, boxes: np.ndarray, labels: np.ndarray) -> Dataset:
-    """The first image of a data set alone, with these boxes, none of which is ignored."""
+    """Return a data set of the first image alone, with these boxes, none of them ignored."""
     record = replace(dataset.records[0], boxes=boxes, labels=labels, ignore=np.zeros(len(boxes), bool))
     return replace(dataset, records=(record,))
 
 
 def images_of(items: list[Item]) -> dict[int, torch.Tensor]:
-    """Pixels of every image by its index."""
+    """Return the pixels of every image by its index."""
     return {int(index): item.batch.images[row] for item in items for row, index in enumerate(item.index) if index >= 0}
 
 
@@ -126,7 +126,7 @@ def test_fillers_are_empty(dataset: Dataset) -> None:
     assert fillers == 3
 
 
-def test_the_order_is_of_seed_and_epoch_alone(dataset: Dataset) -> None:
+def test_the_order_depends_only_on_seed_and_epoch(dataset: Dataset) -> None:
     def order(epoch: int, seed: int = 7, training: bool = True) -> list[list[int]]:
         return Loader(dataset, SETTINGS, training=training, batch=4, seed=seed).order(epoch)
 
@@ -138,7 +138,7 @@ def test_the_order_is_of_seed_and_epoch_alone(dataset: Dataset) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_only_in_validation_does_the_order_of_the_records_count(dataset: Dataset, training: bool) -> None:
+def test_the_order_of_the_records_matters_only_in_validation(dataset: Dataset, training: bool) -> None:
     turned, last = replace(dataset, records=dataset.records[::-1]), len(SIZES) - 1
     straight, other = (
         Loader(data, SETTINGS, training=training, batch=4, seed=7).order(1) for data in (dataset, turned)
@@ -218,7 +218,7 @@ def test_a_share_may_be_all_fillers(dataset: Dataset) -> None:
     assert shapes == [(2, 3, 32, 32), (2, 3, 32, 48), (2, 3, 48, 32)]
 
 
-def test_what_an_image_gets_depends_on_its_name_not_on_its_companions(dataset: Dataset) -> None:
+def test_changes_of_an_image_depend_on_its_name_not_on_the_others(dataset: Dataset) -> None:
     fewer = replace(dataset, records=dataset.records[4:])
     some, every = load(fewer, 1, batch=2), images_of(load(dataset, 1))
     assert all(torch.equal(image, every[index + 4]) for index, image in images_of(some).items())
@@ -287,7 +287,7 @@ def test_grey_images_are_loaded_and_jittered(dataset: Dataset) -> None:
     assert all(item.batch.images.shape[1] == 1 for item in load(dataset, settings=grey))
 
 
-def test_too_few_handles_are_said_before_processes_are_started(dataset: Dataset) -> None:
+def test_too_few_file_handles_are_reported_before_processes_start(dataset: Dataset) -> None:
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 24, limits[1]))
     try:
@@ -326,7 +326,7 @@ def test_processes_of_a_training_stay_from_epoch_to_epoch_until_it_is_closed(dat
     ],
     ids=["killed", "hanging"],
 )
-def test_a_process_that_gives_nothing_is_noticed(
+def test_a_process_that_is_killed_or_hangs_is_reported(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, action: Callable[[], None], timeout: int, reason: str
 ) -> None:
     monkeypatch.setattr(_Reader, "load", lambda *_: action())
@@ -336,7 +336,7 @@ def test_a_process_that_gives_nothing_is_noticed(
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (RuntimeError("unable to allocate shared memory(shm) for file: No space left on device (28)"), "in /dev/shm"),
         (OSError(errno.EMFILE, "Too many open files"), "ulimit -n"),
@@ -344,19 +344,19 @@ def test_a_process_that_gives_nothing_is_noticed(
     ],
 )
 def test_a_limit_that_a_process_meets_is_named(
-    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: Exception, said: str
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
     def fail(_: object) -> None:
         raise error
 
     monkeypatch.setattr("rcnn.data.loading.loader.ForkingPickler", SimpleNamespace(dumps=fail))
-    with pytest.raises(ChildProcessError, match=said) as caught:
+    with pytest.raises(ChildProcessError, match=message) as caught:
         load(dataset, workers=2)
     assert "Traceback" not in str(caught.value)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_handles_that_are_used_up_are_no_fault_of_an_image(
+def test_missing_file_handles_are_no_fault_of_an_image(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     def fail(*_: object, **__: object) -> None:

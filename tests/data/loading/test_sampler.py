@@ -1,4 +1,4 @@
-"""The sampler decides how often records are drawn and of which records an item consists."""
+"""The sampler decides how often records are drawn and which records make up an item."""
 
 from collections import Counter
 from collections.abc import Sequence

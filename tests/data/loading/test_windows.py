@@ -67,7 +67,7 @@ def test_windows_have_their_objects_and_pixels_and_a_share_has_none(tmp_path: Pa
     assert torch.equal(item.batch.images[0], torch.from_numpy(expected.copy()).permute(2, 0, 1))
 
 
-def test_of_windows_without_objects_always_the_same_are_taken(tmp_path: Path) -> None:
+def test_the_choice_of_windows_without_objects_depends_on_the_seed_alone(tmp_path: Path) -> None:
     large = picture(tmp_path / "large.png", (64, 2000), (10, 10, 40, 40), (1010, 0, 1050, 40))
 
     def windows(*changes: str) -> dict[str, Record]:
@@ -79,7 +79,7 @@ def test_of_windows_without_objects_always_the_same_are_taken(tmp_path: Path) ->
     assert all(len(record.boxes) for record in windows("train.tile_empty=0").values())
 
 
-def test_no_larger_image_is_said(tmp_path: Path) -> None:
+def test_a_note_says_that_no_image_is_larger_than_a_window(tmp_path: Path) -> None:
     small = made(picture(tmp_path / "small.png", (60, 40)))
     seen = training_windows(small, settings("train.tile=64"))
     assert [(record.name, record.view) for record in seen.records] == [("small.png", View(0, 0, 60, 40, (60, 40)))]

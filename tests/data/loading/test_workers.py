@@ -1,4 +1,4 @@
-"""Who loads the batches, by device and machine."""
+"""The processes or threads that load the batches, by device and machine."""
 
 import sys
 from types import SimpleNamespace

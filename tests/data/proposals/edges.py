@@ -1,4 +1,4 @@
-"""A model of edges in the format of OpenCV's, small enough to write by hand."""
+"""A model of edges in OpenCV's format, small enough to write by hand."""
 
 import gzip
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""EdgeBoxes through OpenCV: on edges drawn by hand, of gradients, and of a model file."""
+"""EdgeBoxes through OpenCV: on edges that are drawn by hand, from gradients, and from a model file."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ SIZE = (140, 220)
 
 
 def picture() -> np.ndarray:
-    """Two plain rectangles on a plain ground."""
+    """Return an image of two plain rectangles on a plain background."""
     image = np.full((*SIZE, 3), 235, dtype=np.uint8)
     for (x1, y1, x2, y2), colour in zip(OBJECTS, [(220, 40, 30), (30, 60, 210)], strict=True):
         image[y1:y2, x1:x2] = colour
@@ -25,7 +25,7 @@ def picture() -> np.ndarray:
 
 
 def drawn(image: np.ndarray, objects: list[tuple[int, int, int, int]] = OBJECTS) -> Edges:
-    """The outlines of the objects, one pixel wide; a vertical line has a horizontal normal."""
+    """Return the outlines of the objects, one pixel wide; a vertical line has a horizontal normal."""
     strength, direction = np.zeros((2, *image.shape[:2]), dtype=np.float32)
     for x1, y1, x2, y2 in objects:
         for y in (y1, y2 - 1):
@@ -36,7 +36,7 @@ def drawn(image: np.ndarray, objects: list[tuple[int, int, int, int]] = OBJECTS)
 
 
 def gradients(image: np.ndarray) -> Edges:
-    """Edges where brightness changes: differences of neighbours, and no forest."""
+    """Return edges where brightness changes, from differences of neighbours, without a forest."""
     brightness = image.astype(np.float32).mean(axis=2) / 255
     dy, dx = np.gradient(brightness)
     return Edges(np.hypot(dx, dy).astype(np.float32), np.mod(np.arctan2(dy, dx), np.pi).astype(np.float32))
@@ -51,24 +51,24 @@ def forest(tmp_path: Path) -> Callable[[np.ndarray], Edges]:
 def test_objects_are_found_where_they_lie_and_come_first(which: str, forest: Callable[[np.ndarray], Edges]) -> None:
     boxes, scores = edge_boxes(picture(), {"drawn": drawn, "gradients": gradients, "forest": forest}[which])
     assert len(boxes) > 20
-    for box, thing in zip(sorted(boxes[:2].tolist()), OBJECTS, strict=True):
-        assert iou(np.array(box), thing) > 0.6
+    for box, expected in zip(sorted(boxes[:2].tolist()), OBJECTS, strict=True):
+        assert iou(np.array(box), expected) > 0.6
     assert_ranked(boxes, scores, SIZE)
 
 
 def noise() -> np.ndarray:
-    """Edges everywhere."""
+    """Return an image with edges everywhere."""
     return np.random.default_rng(0).integers(0, 255, (90, 120, 3), dtype=np.uint8)
 
 
 def test_boxes_reach_all_edges_of_the_image_and_no_further() -> None:
-    """OpenCV's rectangles are shifted by a pixel, and lack their last one: theirs would begin at 1."""
+    """OpenCV's own rectangles are shifted by a pixel and lack their last one: they would begin at 1."""
     boxes = edge_boxes(noise(), gradients).boxes
     assert boxes[:, :2].min(axis=0).tolist() == [0, 0]
     assert boxes[:, 2:].max(axis=0).tolist() == [120, 90]
 
 
-def test_the_best_come_first_and_every_call_gives_the_same() -> None:
+def test_every_call_gives_the_same_boxes_best_first() -> None:
     assert_repeatable(lambda **count: edge_boxes(noise(), gradients, **count))
 
 
@@ -97,7 +97,7 @@ def test_the_model_sees_edges_where_brightness_changes(forest: Callable[[np.ndar
 
 
 @pytest.mark.parametrize("wrong", [None, "nowhere.yml.gz", "."])
-def test_without_the_model_file_you_are_told_where_it_is(
+def test_without_the_model_file_its_address_is_named(
     wrong: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)

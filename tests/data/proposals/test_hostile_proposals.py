@@ -1,4 +1,4 @@
-"""Files of proposals whose sizes lie, that unpack to more than there is room for, or that are damaged."""
+"""Files of proposals that declare wrong sizes, are too large when unpacked, or are damaged."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def refused(path: Path, reason: str) -> None:
 
 
 def member(shape: str, content: bytes = b"", version: int = 1, length: int | None = None) -> bytes:
-    """An array of a .npz with a header of its own."""
+    """Return an array for a .npz, with this header."""
     header = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}\n".encode()
     size = (len(header) if length is None else length).to_bytes(2 if version == 1 else 4, "little")
     return b"\x93NUMPY" + bytes([version, 0]) + size + header + content
@@ -82,7 +82,7 @@ def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
         (json.dumps(list(range(1_000_000))), r"found \[0, 1, 2, 3, 4\]$"),
     ],
 )
-def test_a_hostile_json_is_told(tmp_path: Path, text: str, reason: str) -> None:
+def test_a_hostile_json_is_refused(tmp_path: Path, text: str, reason: str) -> None:
     (tmp_path / "p.json").write_text(text, errors="surrogateescape")
     refused(tmp_path / "p.json", reason)
 

@@ -35,8 +35,8 @@ def test_cells_that_scipy_writes_are_read(tmp_path: Path, boxes: list[Any], text
     content = read_mat(path, ("images", "boxes"))
     assert content["images"] == texts
     assert len(content["boxes"]) == len(boxes)
-    for found, wanted in zip(content["boxes"], boxes, strict=True):
-        np.testing.assert_array_equal(found, wanted)
+    for found, expected in zip(content["boxes"], boxes, strict=True):
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_variable_that_is_not_there_is_left_out(tmp_path: Path) -> None:

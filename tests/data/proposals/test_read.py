@@ -72,7 +72,7 @@ def test_npz_of_arrays(tmp_path: Path):
 
 
 def test_mat_of_selective_search(tmp_path: Path):
-    """Rows (y1, x1, y2, x2), from 1, the last pixel included: the whole image is (1, 1, 80, 100)."""
+    """Rows (y1, x1, y2, x2), from 1, the last pixel included: the entire image is (1, 1, 80, 100)."""
     savemat, path = pytest.importorskip("scipy.io").savemat, tmp_path / "ss.mat"
     images, boxes = np.empty((2, 1), dtype=object), np.empty((1, 2), dtype=object)
     images[:, 0] = ["b", "a"]
@@ -145,7 +145,7 @@ def test_a_faulty_file_is_named_with_what_is_wrong(tmp_path: Path, content: Any,
         read_proposals(written(tmp_path / "p.json", content), RECORDS)
 
 
-def test_files_that_are_none_are_said(tmp_path: Path):
+def test_missing_and_unreadable_files_are_named(tmp_path: Path):
     (tmp_path / "p.json").write_text("{", encoding="utf-8")
     np.savez(tmp_path / "p.npz", a=np.array([{}], dtype=object))
     for name, reason in (
@@ -158,7 +158,7 @@ def test_files_that_are_none_are_said(tmp_path: Path):
             read_proposals(tmp_path / name, RECORDS)
 
 
-def test_a_name_of_two_images_is_nobodys(tmp_path: Path):
+def test_an_ambiguous_name_matches_no_image(tmp_path: Path):
     records = (record("x/a.jpg", 1), record("y/a.jpg", 2))
     path = written(tmp_path / "p.json", {"x/a.jpg": BOXES, "y/a": []})
     assert [len(given.boxes) for given in read_proposals(path, records)] == [3, 0]
@@ -211,10 +211,10 @@ def test_the_best_are_placed_and_the_rest_is_padding():
     assert not b.valid[1].any()
 
 
-def test_other_images_of_the_folder_are_passed_over_and_strangers_are_not(
+def test_other_images_of_the_folder_are_skipped_and_unknown_ones_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    """A file for all lists of a data set serves each of them, also where lists have images of one name."""
+    """A file for all lists of a data set serves each of them, even if lists have images with the same name."""
     for name in ("train/a.jpg", "train/b.jpg", "test/a.jpg", "test/c.jpg"):
         path = tmp_path / "data" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -235,7 +235,7 @@ def test_other_images_of_the_folder_are_passed_over_and_strangers_are_not(
         read_proposals(tmp_path / "p.json", records)
 
 
-def test_all_faults_are_told_at_once(tmp_path: Path):
+def test_all_faults_are_reported_together(tmp_path: Path):
     content = {"a": [[0, 0, 5, 5], [0, 0, 101.5, 5], [float("nan"), 0, 5, 5]], "b": [[9, 0, 5, 9]], "c": [[0, 0, 5]]}
     with pytest.raises(DataError) as error:
         read_proposals(written(tmp_path / "p.json", content), RECORDS)

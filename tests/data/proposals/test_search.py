@@ -1,4 +1,4 @@
-"""Searches by name over files, and the disk that keeps what they found."""
+"""Searches by name over files, and the cache of their boxes on disk."""
 
 import sys
 from pathlib import Path
@@ -32,7 +32,7 @@ def paths(tmp_path: Path) -> list[Path]:
 
 @pytest.fixture
 def searches(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The modes of the searches that were made."""
+    """Return the list of the modes of all searches, which grows with each search."""
     made: list[str] = []
 
     def counted(image: np.ndarray, mode: str) -> ImageProposals:
@@ -49,7 +49,7 @@ def found(paths: list[Path], name: str = "selective-search", **settings: str) ->
     return outcomes  # type: ignore[return-value]
 
 
-def test_what_was_found_is_kept_and_a_changed_image_is_another(
+def test_boxes_are_cached_and_a_changed_image_is_searched_again(
     paths: list[Path], searches: list[str], cache: Path
 ) -> None:
     first = found(paths)
@@ -70,7 +70,7 @@ def test_what_was_found_is_kept_and_a_changed_image_is_another(
     assert searches[3:] == ["quality"] * 2
 
 
-def test_a_search_that_was_broken_off_goes_on(paths: list[Path], searches: list[str], cache: Path) -> None:
+def test_an_interrupted_search_continues(paths: list[Path], searches: list[str], cache: Path) -> None:
     found(paths[:1])
     (file,) = cache.iterdir()
     file.write_bytes(file.read_bytes()[:100])  # the power went
@@ -96,8 +96,8 @@ def test_without_opencv_every_search_names_the_extra(
 ) -> None:
     settings = Data(edge_model=str(write_edge_model(tmp_path / "model.yml")))
     monkeypatch.setitem(sys.modules, "cv2", None)
-    said = r"needs OpenCV with its contributed modules: pip install 'rcnn\[proposals\]'"
-    with pytest.raises(SettingsError, match=said):
+    message = r"needs OpenCV with its contributed modules: pip install 'rcnn\[proposals\]'"
+    with pytest.raises(SettingsError, match=message):
         list(search_files(paths, name, settings))
 
 

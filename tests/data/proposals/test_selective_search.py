@@ -17,7 +17,7 @@ COLOURS = [(220, 40, 30), (30, 60, 210)]
 
 
 def picture() -> np.ndarray:
-    """Two plain squares on a plain ground."""
+    """Return an image of two plain squares on a plain background."""
     image = np.full((64, 100, 3), 235, dtype=np.uint8)
     for (x1, y1, x2, y2), colour in zip(SQUARES, COLOURS, strict=True):
         image[y1:y2, x1:x2] = colour
@@ -89,6 +89,6 @@ def test_colours_come_red_first(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("installed", [None, ModuleType("cv2")], ids=["missing", "without contributed modules"])
 def test_without_opencv_the_extra_is_named(installed: ModuleType | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", installed)
-    said = r"Selective Search needs OpenCV with its contributed modules: pip install 'rcnn\[proposals\]'"
-    with pytest.raises(SettingsError, match=said):
+    message = r"Selective Search needs OpenCV with its contributed modules: pip install 'rcnn\[proposals\]'"
+    with pytest.raises(SettingsError, match=message):
         selective_search(picture())
