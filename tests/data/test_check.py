@@ -33,7 +33,7 @@ def test_every_image_of_every_list_is_decoded(tmp_path: Path) -> None:
     wheres = [fault.where for fault in report.faults]
     assert wheres == [f"{root}/JPEGImages/b.jpg", f"{root}/JPEGImages/c.jpg", f"{root}/Annotations/c.xml:5"]
     assert all("truncated" in fault.reason for fault in report.faults[:2])
-    assert (report.fatal, report.damaged, report.mendable) == (1, 2, 0)
+    assert report.counts == {"fatal": 1, "damaged": 2, "mendable": 0}
     assert report.to_json()["faults"][0]["image"] == "JPEGImages/b.jpg"
 
 
@@ -46,8 +46,7 @@ def test_damage_that_only_decoding_shows_is_found(tmp_path: Path) -> None:
 
 def test_both_kinds_are_reported(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": [*BOX, ("dog", (3, 3, 3, 9)), ("dog", (9, 9, 5, 5))]})
-    report = check(root, Data())
-    assert (report.fatal, report.mendable) == (1, 1)
+    assert check(root, Data()).counts == {"fatal": 1, "damaged": 0, "mendable": 1}
 
 
 def test_a_list_that_can_not_be_read_is_a_fault_beside_the_others(tmp_path: Path) -> None:

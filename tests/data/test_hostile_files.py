@@ -191,7 +191,7 @@ def test_names_that_cannot_be_written_are_faults(tmp_path: Path) -> None:
             where = os.fsencode(voc / folder)
             os.rename(where + b"/" + os.fsencode(old) + suffix, where + b"/" + new + suffix)
     report = check(voc, Data())
-    assert report.fatal == 2
+    assert report.counts["fatal"] == 2
     assert "caf\udce9.jpg`, is not UTF-8; rename it" in reasons(report)
     assert "li\\nne.jpg`, has a line end or another control character in it; rename it" in reasons(report)
     assert len(open_dataset(voc, "all", Data(on_fault="skip"))) == 1
@@ -211,7 +211,7 @@ def test_class_names_that_cannot_be_written_are_faults(tmp_path: Path, form: str
     else:
         sets.yolo(tmp_path / "d", {"train": {"a": ROW}}, f"[{json.dumps(name)}]")
     report = check(tmp_path / "d", Data())
-    assert report.fatal == 1
+    assert report.counts["fatal"] == 1
     assert reason in reasons(report)
 
 

@@ -38,14 +38,14 @@ def check(words: Data, json: arguments.Json = False) -> None:
         read = f"{lists}; classes: {', '.join(report.names)}" if lists else "no list can be read"
         screen.say(f"{path} ({report.format}): {read}")
         faults = plural(len(report.faults), "fault")
-        kinds = {"fatal": report.fatal, "damaged": report.damaged, "mendable": report.mendable}
+        kinds = report.counts
         said = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
         screen.say(f"{faults}: {said}" if report.faults else "no faults")
-        if report.fatal:
+        if kinds["fatal"]:
             screen.note("Training stops on fatal faults; with --on-fault skip it leaves these images out")
-        if report.damaged:
+        if kinds["damaged"]:
             screen.note("Damaged: training leaves these images out, and goes on; with --on-fault stop it stops")
-        if report.mendable:
+        if kinds["mendable"]:
             screen.note("Mendable: training drops or clips these boxes, and goes on")
     if json:
         screen.emit(report.to_json())

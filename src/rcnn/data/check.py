@@ -34,23 +34,14 @@ class DataReport:
     notes: tuple[str, ...] = field(default=())
 
     @property
-    def fatal(self) -> int:
-        """Number of fatal faults."""
-        return sum(fault.kind == "fatal" for fault in self.faults)
-
-    @property
-    def mendable(self) -> int:
-        """Number of mendable faults."""
-        return sum(fault.kind == "mendable" for fault in self.faults)
-
-    @property
-    def damaged(self) -> int:
-        """Number of images that can't be decoded."""
-        return len(self.faults) - self.fatal - self.mendable
+    def counts(self) -> dict[str, int]:
+        """Number of faults of each kind."""
+        kinds = [fault.kind for fault in self.faults]
+        return {kind: kinds.count(kind) for kind in ("fatal", "damaged", "mendable")}
 
     def to_json(self) -> dict[str, Any]:
         """Return the report as plain JSON values."""
-        return {"fatal": self.fatal, "damaged": self.damaged, "mendable": self.mendable, **asdict(self)}
+        return {**self.counts, **asdict(self)}
 
 
 def check(path: str | Path, settings: Data, progress: ProgressCallback | None = None) -> DataReport:

@@ -59,15 +59,12 @@ class View(NamedTuple):
         height, width = size
         down, across = (EDGE * side / seen for side, seen in zip(self.size, self.resized, strict=True))
         bottom, right = self.top + self.height, self.left + self.width
-        cut = np.zeros(len(boxes), bool)
-        for inner, reached in (
-            (self.left > 0, boxes[:, 0] <= self.left + across),
-            (self.top > 0, boxes[:, 1] <= self.top + down),
-            (right < width, boxes[:, 2] >= right - across),
-            (bottom < height, boxes[:, 3] >= bottom - down),
-        ):
-            cut |= inner & reached
-        return cut
+        return (
+            ((self.left > 0) & (boxes[:, 0] <= self.left + across))
+            | ((self.top > 0) & (boxes[:, 1] <= self.top + down))
+            | ((right < width) & (boxes[:, 2] >= right - across))
+            | ((bottom < height) & (boxes[:, 3] >= bottom - down))
+        )
 
 
 class Viewer:

@@ -130,12 +130,14 @@ def test_every_faulty_entry_is_reported_with_index_and_id(tmp_path: Path) -> Non
     tree = sets.coco_tree(TWO, IDS)
     sound = tree["annotations"][0]
     tree["images"] += [{"file_name": "a.jpg"}, 7, {"id": None, "file_name": "c.jpg"}, {"id": [1], "file_name": "c.jpg"}]
-    tree["categories"] += ["eel", {"id": True, "name": "eel"}]
+    tree["categories"] += ["eel", {"id": True, "name": "eel"}, {"id": 18, "name": "eel"}, {"id": 3, "name": "dog"}]
+    tree["categories"] += [{"name": "eel"}]
     tree["annotations"] = [
         {**sound, "id": 93, "bbox": [0, 0, -4, 3]},
         [1],
         {**sound, "id": "x", "bbox": [0, 0, True, 3]},
         {**sound, "id": 4, "image_id": [1]},
+        {**sound, "id": 9, "image_id": 99},
         {**sound, "id": 5, "bbox": [0, 0, "4", 3], "category_id": 2},
         {"image_id": 1, "category_id": 18},
         {**sound, "id": 7, "bbox": [0, 0, 10**400, float("nan")]},
@@ -150,13 +152,17 @@ def test_every_faulty_entry_is_reported_with_index_and_id(tmp_path: Path) -> Non
         "annotations[1]: an object is expected here; found [1]",
         f"annotations[2] (id x): {four} [0, 0, True, 3]",
         "annotations[3] (id 4): the annotation's image_id [1] is not the id of an image in this file",
-        f"annotations[4] (id 5): {four} [0, 0, '4', 3]",
-        "annotations[4] (id 5): category_id 2 is not among the categories 16 bird, 17 cat, 18 dog",
-        f"annotations[5]: {four} None",
-        "annotations[6] (id 7): box (0, 0, inf, nan) is not finite",
-        f"annotations[7] (id 8): {four} None",
+        "annotations[4] (id 9): the annotation's image_id 99 is not the id of an image in this file",
+        f"annotations[5] (id 5): {four} [0, 0, '4', 3]",
+        "annotations[5] (id 5): category_id 2 is not among the categories 16 bird, 17 cat, 18 dog",
+        f"annotations[6]: {four} None",
+        "annotations[7] (id 7): box (0, 0, inf, nan) is not finite",
+        f"annotations[8] (id 8): {four} None",
         "categories[3]: an object is expected here; found 'eel'",
         "categories[4] (id True): a category needs an integer as id and a name",
+        "categories[5] (id 18): two categories with the id 18: `dog` and `eel`",
+        "categories[6] (id 3): two categories with the name `dog`",
+        "categories[7]: a category needs an integer as id and a name",
         "images[2]: an image needs an id and a file_name",
         "images[3]: an object is expected here; found 7",
         "images[4] (id None): an image needs an id and a file_name",

@@ -130,14 +130,6 @@ def test_boxes_of_rotated_images_are_on_the_upright_image(tmp_path: Path) -> Non
     assert record.boxes.tolist() == [[0, 0, 40, 60]]
 
 
-def test_entities_are_refused(tmp_path: Path) -> None:
-    root = sets.voc(tmp_path / "d", TWO)
-    text = '<!DOCTYPE a [<!ENTITY b "dog">]>\n<annotation><object><name>&b;</name></object></annotation>'
-    (root / "Annotations/a.xml").write_text(text)
-    with pytest.raises(DataError, match=r"a\.xml:1: malformed xml: .*entities"):
-        open_dataset(root, "all", Data())
-
-
 def test_given_names_fix_the_labels(tmp_path: Path) -> None:
     data = open_dataset(sets.voc(tmp_path / "d", TWO), "all", Data(), names=["dog", "bird", "cat"])
     assert data.names == ("dog", "bird", "cat")

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -14,7 +13,7 @@ from rcnn.config import Data
 from rcnn.config.files import MB, check_regular, read_text
 from rcnn.data.dataset import Dataset
 from rcnn.data.formats.draft import Draft, Layout, Reading, relative_name, unknown_class
-from rcnn.data.formats.folders import Folder, Folders, copy_images, is_file, lost_classes, root_of, write_text
+from rcnn.data.formats.folders import Folder, Folders, copy_images, lost_classes, root_of, write_text
 from rcnn.errors import DataError
 from rcnn.images.sources import is_image
 
@@ -57,12 +56,8 @@ def find(path: Path) -> Layout | None:
 
 
 def _tables(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        found = [entry for entry in entries if entry.name.lower().endswith(".csv") and not entry.name.startswith(".")]
-    names = sorted(entry.name for entry in found if is_file(entry))
-    return [folder / name for name in names if _is_table(folder / name)]
+    files = (folder / name for name in Folder(folder).names if name.lower().endswith(".csv"))
+    return [file for file in files if _is_table(file)]
 
 
 def _is_table(path: Path) -> bool:

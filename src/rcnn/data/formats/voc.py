@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
@@ -41,9 +41,12 @@ def find(path: Path) -> Layout | None:
     has_xml = _has_xml(path)
     if has_xml and not _has_images(path) and sibling_images(path) is not None:
         return _layout(path.parent, path)
-    inner = _folders(path)
-    splits = {split: _split_folder(path, names) or _below(inner, names) for split, names in SPLIT_FOLDERS.items()}
-    lists = {split: (folder,) for split, folder in splits.items() if folder is not None}
+    inner, lists = _folders(path), dict[str, tuple[Path, ...]]()
+    for split, names in SPLIT_FOLDERS.items():
+        usual = (path / name / below for name in names for below in (".", "Annotations", "annotations"))
+        with_images = filter(_images_above, filter(_has_xml, (folder / name for folder in inner for name in names)))
+        if found := next(chain(filter(_has_xml, usual), with_images), None):
+            lists[split] = (found,)
     if any(folder.parent == path and _images_above(folder) for (folder,) in lists.values()):
         path = path.parent  # the folder of annotations was given
     annotations = _annotation_folder(path)
@@ -145,18 +148,6 @@ def _images_above(annotations: Path) -> Path | None:
     """Return `images/train`, or the like, for `annotations/train` if it holds images."""
     above = (annotations.parent.parent / name / annotations.name for name in _IMAGE_FOLDERS if name != ".")
     return next(filter(_has_images, above), None)
-
-
-def _below(inner: Sequence[Path], names: Sequence[str]) -> Path | None:
-    """Return a split's folder of xml files, such as `annotations/train`, if there is a matching folder of images."""
-    folders = (folder / name for folder in inner for name in names)
-    return next((folder for folder in folders if _has_xml(folder) and _images_above(folder)), None)
-
-
-def _split_folder(root: Path, names: Sequence[str]) -> Path | None:
-    """Return the folder of a split's xml files."""
-    folders = (root / name / inner for name in names for inner in (".", "Annotations", "annotations"))
-    return next(filter(_has_xml, folders), None)
 
 
 _PARENTS = ("size", "object", "bndbox")

@@ -170,8 +170,6 @@ def _from_folders(path: Path) -> Layout | None:
 
 def _has_labels(folder: Path) -> bool:
     """Return whether at least one image of a folder has a label file."""
-    if not folder.is_dir() or not any(name.endswith(".txt") for name in os.listdir(_label_folder(folder))):
-        return False
     labels = {name[:-4] for name in Folder(_label_folder(folder)).names if name.endswith(".txt")}
     return bool(labels) and any(os.path.splitext(name)[0] in labels for name in Folder(folder).names if is_image(name))
 
