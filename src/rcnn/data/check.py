@@ -48,7 +48,7 @@ def check(path: str | Path, settings: Data, progress: ProgressCallback | None = 
     """Read every list of a data set and decode every image. `progress` is called with (images done, images in total).
 
     Raises:
-        DataError: there is nothing to check.
+        DataError: no data set is recognised at the path.
     """
     layout = find_layout(path)
     datasets: list[Dataset] = []

@@ -1,4 +1,4 @@
-"""Images of shapes on textured backgrounds, generated from a seed, for the demo and for checking a whole pipeline.
+"""Images of shapes on textured backgrounds, generated from a seed, for the demo and for checking an entire pipeline.
 
 Colours are drawn in the same way for all classes, so that only outlines differ. Shapes may hide parts of each other;
 the ground truth is still the box of the entire shape. At least a fifth of the shapes are covered by 10% to 50%, and at
@@ -204,12 +204,12 @@ def _places(solid: np.ndarray, owner: np.ndarray, generator: np.random.Generator
 def _place_over(
     solid: np.ndarray, owner: np.ndarray, areas: np.ndarray, generator: np.random.Generator
 ) -> Place | None:
-    """Find a place where the shape hides 12% to 45% of one uncovered shape and nothing of any other."""
-    whole = np.bincount(owner[owner >= 0], minlength=len(areas)) == areas
+    """Return a place where the shape hides 12% to 45% of one uncovered shape and no part of any other, or None."""
+    uncovered = np.bincount(owner[owner >= 0], minlength=len(areas)) == areas
     for place, under in _places(solid, owner, generator):
         hidden = np.bincount(under[under >= 0], minlength=len(areas)) / areas
         touched = np.flatnonzero(hidden)
-        if len(touched) == 1 and whole[touched[0]] and 0.12 <= hidden[touched[0]] <= 0.45:
+        if len(touched) == 1 and uncovered[touched[0]] and 0.12 <= hidden[touched[0]] <= 0.45:
             return place
     return None
 

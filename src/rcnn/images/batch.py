@@ -96,7 +96,9 @@ class Preprocessor:
         if bucket is None:
             buckets = {self.bucket(size) for size in originals}
             if len(buckets) != 1:
-                raise ValueError(f"a batch holds images of one bucket, got {sorted(buckets)}; batch them by bucket")
+                raise ValueError(
+                    f"a batch must contain images of one bucket, got {sorted(buckets)}; batch them by bucket"
+                )
             (bucket,) = buckets
         dtype = np.float32 if self.settings.resize == "interpolate" else np.uint8
         # NumPy copies here, since PyTorch would start its own threads for each copy in a loader's thread.

@@ -357,7 +357,7 @@ def _not_an_image(path: Path) -> str:
     if not head:
         return "the file is empty"
     if path.stat().st_size > _MAX_WHOLE_BYTES:
-        return f"this is not an image; of more than {_MAX_WHOLE_BYTES // MB} MB, only {', '.join(_STREAMED)} are read"
+        return f"this is not an image; above {_MAX_WHOLE_BYTES // MB} MB, only {', '.join(_STREAMED)} are read"
     name = next((name for magic, name in _FOREIGN.items() if head.startswith(magic)), None)
     if head[4:8] == b"ftyp":
         name = "HEIC, a video, or an AVIF that is damaged"

@@ -198,7 +198,7 @@ def _each(images: Any) -> Iterator[NamedImage | ImageError]:
 def _load(
     source: NamedImage, settings: Settings, preprocessor: Preprocessor, views_of: Views, kept: KeptPixels | None
 ) -> Opened:
-    """Decode an image and resize its views; of an image with several views, each when it is requested."""
+    """Decode an image and resize its views, each on request if there are several."""
     image, path, origin = source.image, None, source
     if isinstance(image, Path):
         path = str(image)

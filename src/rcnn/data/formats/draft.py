@@ -82,7 +82,7 @@ class Draft:
 
     @property
     def sound(self) -> bool:
-        """Whether all faults are mendable."""
+        """True if all faults are mendable."""
         kinds = {*self.more, *(kind for _, _, kind in self.faults)}
         return kinds <= {"mendable"}
 

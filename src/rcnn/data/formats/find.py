@@ -34,7 +34,7 @@ def open_dataset(
     decode: bool = True,
     progress: ProgressCallback | None = None,
 ) -> Dataset:
-    """Open one split of the data set at a path, whatever its format.
+    """Open one split of the data set at a path, which may have any format.
 
     If the data has no validation list, `val` is the share (`settings.holdout`) that is held out of training.
 

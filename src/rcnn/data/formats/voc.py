@@ -344,7 +344,7 @@ def _add_row(draft: Draft, xml: Path, node: Node, labels: Mapping[str, int]) -> 
 def _corners(numbers: np.ndarray, origin: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Convert (n, 4) xmin, ymin, xmax, ymax, counted from `origin`, to (n, 4) xyxy and (n,) bool: no size."""
     low, high = numbers[:, :2], numbers[:, 2:]
-    # With the origin subtracted, whole numbers inverted by 1 would look like a box without size.
+    # With the origin subtracted, integers inverted by 1 would look like a box without size.
     inverted = (numbers == np.rint(numbers)).all(axis=1) & (high < low).any(axis=1)
     return np.concatenate((low - np.where(inverted, 0, origin)[:, None], high), axis=1), (low == high).any(axis=1)
 

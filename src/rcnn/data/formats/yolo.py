@@ -140,7 +140,7 @@ def find(path: Path) -> Layout | None:
     """Return the YOLO data set at a data.yaml, at a folder that holds one, or at folders of images and labels.
 
     Raises:
-        DataError: the yaml is malformed or names nothing that exists.
+        DataError: the yaml is malformed, or no list that it names exists.
     """
     if path.is_file():
         return layout_of_yaml(path) if path.suffix.lower() in (".yaml", ".yml") else None

@@ -98,7 +98,7 @@ def draw_plan(canvas: Size, boxes: np.ndarray, settings: Augment, generator: np.
 
 
 def _scaled(size: Size, factors: tuple[float, float]) -> Size:
-    """Return the size times the factors, in whole pixels and at least 1."""
+    """Return the size times the factors, rounded to pixels and at least 1."""
     return max(1, int(size[0] * factors[0] + 0.5)), max(1, int(size[1] * factors[1] + 0.5))
 
 

@@ -311,7 +311,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
     def __getitem__(self, work: Work) -> bytes | Exception:  # pyrefly: ignore[bad-override-param-name]
         """Load a batch in a loader process. An error is returned, since DataLoader wraps what is raised.
 
-        The batch is put into shared memory here: a failure in DataLoader's own thread goes unnoticed.
+        The batch is put into shared memory here, since a failure in DataLoader's own thread is not reported.
         """
         try:
             item = self.load(work)
@@ -339,7 +339,7 @@ class _Reader(torch.utils.data.Dataset[bytes | Exception]):
         bucket = self.bucket(self.records[example % number])
         batch = self.preprocessor.collate(images, [source.size for source in sources], bucket)
         fillers = len(draws) - len(real)
-        if fillers:  # images of zeros, whose size is 0, so that nothing in them is trained on
+        if fillers:  # images of zeros, whose size is 0, so that they do not contribute to training
             black = batch.images.new_zeros(fillers, *batch.images.shape[1:])
             more = Batch(black, torch.zeros(fillers, 2), torch.ones(fillers, 2), torch.zeros(fillers, 2))
             batch = Batch(*(torch.cat(pair) for pair in zip(batch, more, strict=True)))

@@ -16,7 +16,7 @@ MIN_SHARED_BYTES = 1 << 30
 
 
 class Workers(NamedTuple):
-    """The processes or threads that load the batches; with none, the main thread does."""
+    """The processes or threads that load the batches. With a number of 0, the main thread loads them."""
 
     number: int
     kind: Literal["process", "thread"]
