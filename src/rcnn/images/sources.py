@@ -160,7 +160,7 @@ def check_walk(top: Path, images: int, names: int) -> None:
     """Stop a search that finds hardly any images.
 
     Raises:
-        OSError: more of the `names` below `top` than `MAX_OTHER_FILES` plus ten times the number of `images`.
+        OSError: there are more `names` below `top` than `MAX_OTHER_FILES` plus ten times the number of `images`.
     """
     if names > MAX_OTHER_FILES + 10 * images:
         raise OSError(f"there are {images} images among the first {names:,} files and folders; give a folder of images")
