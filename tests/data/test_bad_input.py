@@ -130,7 +130,7 @@ def test_a_faulty_box_is_reported_with_file_and_line(
         assert_inside(data)
 
 
-def test_stopping_names_file_and_line(tmp_path: Path) -> None:
+def test_a_fault_that_stops_is_named_with_file_and_line(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", {"a": [("dog", (30, 9, 20, 19))]})
     with pytest.raises(DataError, match=r"a\.xml:5: box \(30, 9, 20, 19\) is inverted"):
         open_dataset(root, "all", Data())

@@ -142,7 +142,7 @@ def test_a_copy_that_is_not_finished_leaves_nothing(
     assert not (tmp_path / "copy").exists()
 
 
-def test_a_folder_with_something_in_it_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     data = open_dataset(sets.voc(tmp_path / "d", {"a": BOX}), "all", Data())
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")

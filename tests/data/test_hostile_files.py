@@ -268,7 +268,7 @@ def test_an_entire_disk_is_not_searched(tmp_path: Path, monkeypatch: pytest.Monk
         ("part", "</object>", "<part><name>head</name></part><part><name>foot</name></part>", None),
     ],
 )
-def test_a_tag_that_is_there_twice_is_a_fault(
+def test_a_repeated_tag_of_an_xml_is_a_fault(
     tmp_path: Path, tag: str, before: str, added: str, kind: str | None
 ) -> None:
     root = sets.voc(tmp_path / "d", {"a": GOOD, "b": GOOD})
@@ -280,7 +280,7 @@ def test_a_tag_that_is_there_twice_is_a_fault(
     assert all(f"<{tag}> occurs twice, first on line " in fault.reason for fault in faults)
 
 
-def test_a_key_of_a_json_that_is_there_twice_is_a_fault(tmp_path: Path) -> None:
+def test_a_repeated_key_of_a_json_is_a_fault(tmp_path: Path) -> None:
     root = sets.coco(tmp_path / "d", {"train": {"a.jpg": GOOD, "b.jpg": GOOD}}, IDS)
     file = root / "annotations/train.json"
     text = file.read_text()

@@ -29,7 +29,7 @@ def voc(root: Path, annotations: str, images: str, count: int = 4) -> Path:
 
 @pytest.mark.parametrize("annotations", ["Annotations", "annotations", "annots", "ANNOTATIONS", "labels in xml"])
 @pytest.mark.parametrize("images", ["images", "pictures of today"])
-def test_voc_is_known_by_what_is_in_the_files(tmp_path: Path, annotations: str, images: str) -> None:
+def test_voc_is_recognised_by_the_content_of_the_files(tmp_path: Path, annotations: str, images: str) -> None:
     root = voc(tmp_path / "set", annotations, images)
     for path in (root, root / annotations, tmp_path):
         data = open_dataset(path, "all", Data())
@@ -142,7 +142,7 @@ def test_the_annotations_of_a_coco_set_find_its_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("bytes_left", [0, 3, 900])
-def test_a_damaged_picture_is_one_of_many(tmp_path: Path, bytes_left: int) -> None:
+def test_a_damaged_picture_is_left_out_and_noted(tmp_path: Path, bytes_left: int) -> None:
     root = voc(tmp_path / "set", "annotations", "images", count=20)
     file = root / "images/7.jpg"
     file.write_bytes(file.read_bytes()[:bytes_left])
@@ -167,7 +167,7 @@ def test_faulty_labels_still_stop_and_all_faults_are_listed(tmp_path: Path) -> N
         assert message in str(caught.value)
 
 
-def test_val_takes_what_train_takes(tmp_path: Path) -> None:
+def test_val_reads_the_sets_that_train_reads(tmp_path: Path) -> None:
     root = voc(tmp_path / "set", "annotations", "images")
     (root / "images/0.jpg").write_bytes(b"cut")
     settings = settings_of("tiny-fpn", ["preprocess.short=32", "model.channels=8", "roi.hidden=8"])

@@ -174,7 +174,7 @@ def test_images_fit_within_a_size(height: int, width: int, rounding: str, within
     assert all(side <= most for side, most in zip(larger.resized((height, width)), within, strict=True))
 
 
-def test_a_thin_image_gets_through() -> None:
+def test_a_thin_image_is_resized_and_padded() -> None:
     preprocessor = make_preprocessor()
     batch = preprocessor.collate([preprocessor.resize(picture(1, 10000))], [(1, 10000)])
     assert batch.images.shape == (1, 3, 32, 768)

@@ -62,7 +62,7 @@ def test_colours_are_kept_or_converted(
 
 
 @pytest.mark.parametrize("transparency", [2, b"\xff\x80\x00"])
-def test_transparent_palette_lies_on_white(tmp_path: Path, transparency: object) -> None:
+def test_transparent_palette_is_composed_onto_white(tmp_path: Path, transparency: object) -> None:
     image = Image.fromarray(np.array([[0, 1, 2]], dtype=np.uint8), mode=None).convert("P")
     image.putpalette([10, 20, 30, 100, 100, 100, 0, 0, 0])
     path = saved(tmp_path / "a.png", image, transparency=transparency)
@@ -74,7 +74,7 @@ def test_transparent_palette_lies_on_white(tmp_path: Path, transparency: object)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
-def test_alpha_lies_on_white(tmp_path: Path, mode: str) -> None:
+def test_alpha_is_composed_onto_white(tmp_path: Path, mode: str) -> None:
     image = Image.new(mode, (3, 1), (0, 0, 0, 0) if mode == "RGBA" else (0, 0))
     image.putpixel((1, 0), (100, 100, 100, 255) if mode == "RGBA" else (100, 255))
     image.putpixel((2, 0), (0, 0, 0, 51) if mode == "RGBA" else (0, 51))
@@ -208,7 +208,7 @@ def png_header(width: int, height: int) -> bytes:
         ("bomb.png", png_header(100_000, 100_000), "100000x100000 .*max_pixels"),
     ],
 )
-def test_a_file_that_is_no_image_or_too_large_is_named(
+def test_a_file_that_is_not_an_image_or_too_large_is_named(
     tmp_path: Path, name: str, content: bytes | None, reason: str
 ) -> None:
     if content is not None:

@@ -170,7 +170,7 @@ def test_every_faulty_entry_is_reported_with_index_and_id(tmp_path: Path) -> Non
     ]
 
 
-def test_all_images_missing_is_one_error_with_the_places(tmp_path: Path) -> None:
+def test_missing_all_images_is_one_error_with_the_folders_searched(tmp_path: Path) -> None:
     sets.write_json(tmp_path / "annotations/train.json", sets.coco_tree(TWO, IDS))
     (tmp_path / "images").mkdir()
     with pytest.raises(DataError, match=r"none of its images exists.*looked in .*annotations.*images"):

@@ -60,7 +60,7 @@ def test_an_image_whose_path_is_written_in_two_ways_is_one_image(tmp_path: Path)
     assert record.labels.tolist() == [1, 0]
 
 
-def test_images_without_objects_have_a_row_of_their_name(tmp_path: Path) -> None:
+def test_images_without_objects_have_a_row_with_their_name(tmp_path: Path) -> None:
     images(tmp_path, "a", "b", "c")
     sets.csv(tmp_path / "x.csv", [ROW, "b.jpg,,,,,,,"])
     data = open_dataset(tmp_path, "all", Data())
@@ -94,7 +94,7 @@ def test_a_faulty_row_is_named(tmp_path: Path, row: str, message: str) -> None:
     assert message in fatal[0]
 
 
-def test_a_table_is_read_to_its_bound(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_is_read_up_to_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     images(tmp_path, "a")
     sets.csv(tmp_path / "x.csv", [ROW] * 9)
     monkeypatch.setattr(csv_labels, "MAX_TABLE_ROWS", 5)

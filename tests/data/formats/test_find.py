@@ -43,7 +43,7 @@ def test_one_image_can_not_be_split(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["train", "trainval"])
-def test_one_training_list_is_held_out_from(tmp_path: Path, name: str) -> None:
+def test_validation_images_are_held_out_of_a_single_training_list(tmp_path: Path, name: str) -> None:
     root = sets.voc(tmp_path / "d", MANY, {name: list(MANY)[:20], "test": list(MANY)[20:]})
     train, val = open_splits(root, Data())
     assert (len(train), len(val), len(open_dataset(root, "test", Data()))) == (18, 2, 20)
@@ -91,7 +91,7 @@ def test_no_class_in_common_lists_both(tmp_path: Path) -> None:
         open_dataset(sets.voc(tmp_path / "d", MANY), "all", Data(), names=["cat", "bird"])
 
 
-def test_all_fatal_faults_of_both_lists_come_at_once(tmp_path: Path) -> None:
+def test_all_fatal_faults_of_both_lists_are_reported_together(tmp_path: Path) -> None:
     images = {"a": [("dog", (9, 9, 5, 5)), ("dog", (5, "nan", 9, 9))], "b": [("dog", (9, 9, 5, 5))], "c": BOX}
     root = sets.voc(tmp_path / "d", images, {"train": ["a", "c"], "val": ["b"]})
     with pytest.raises(DataError) as caught:
@@ -125,7 +125,7 @@ def test_an_empty_folder_and_a_folder_of_images_alone(tmp_path: Path) -> None:
         open_dataset(tmp_path / "a.jpg", "train", Data())
 
 
-def test_two_formats_in_one_folder_are_not_guessed_between(tmp_path: Path) -> None:
+def test_two_formats_in_one_folder_are_refused(tmp_path: Path) -> None:
     root = sets.yolo(tmp_path / "d", {"train": {"a": "0 0.5 0.5 0.1 0.1\n"}})
     sets.write_json(root / "annotations/train.json", sets.coco_tree({"train/a.jpg": []}, {"cat": 1}))
     with pytest.raises(DataError, match=r"more than one data set is here: COCO \(annotations/train\.json\); YOLO"):

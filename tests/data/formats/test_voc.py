@@ -84,7 +84,7 @@ def test_lists_from_other_systems_are_understood(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("inner", ["", "VOC2007"])
-def test_the_devkit_folder_and_the_annotations_folder_will_do(tmp_path: Path, inner: str) -> None:
+def test_the_devkit_and_annotations_folders_are_recognised(tmp_path: Path, inner: str) -> None:
     root = sets.voc(tmp_path / "devkit" / inner, TWO)
     for path in (tmp_path / "devkit", root, root / "Annotations"):
         assert len(open_dataset(path, "all", Data())) == 2
@@ -106,7 +106,7 @@ def test_xml_beside_images_and_folders_of_splits(tmp_path: Path) -> None:
     assert [data.records[0].name for data in (train, val)] == ["train/a b.png", "valid/a b.png"]
 
 
-def test_namespaces_parts_and_noise_are_passed_over(tmp_path: Path) -> None:
+def test_namespaces_parts_and_comments_are_ignored(tmp_path: Path) -> None:
     root = sets.voc(tmp_path / "d", TWO)
     (root / "Annotations/a.xml").write_text(
         '<?xml version="1.0" encoding="utf-8"?>\n<!-- made by hand -->\n'

@@ -56,7 +56,7 @@ def test_paths_that_exporters_write_one_folder_too_high(tmp_path: Path) -> None:
     assert [len(data) for data in open_splits(tmp_path, Data())] == [1, 1]
 
 
-def test_lists_of_paths_with_backslashes_and_a_mark(tmp_path: Path) -> None:
+def test_lists_of_paths_with_backslashes_and_a_byte_order_mark(tmp_path: Path) -> None:
     root = sets.yolo(tmp_path / "d", LISTS)
     (root / "list.txt").write_bytes(b"\xef\xbb\xbf.\\images\\train\\b.jpg\r\nimages/val/c.jpg\r\n")
     (root / "data.yaml").write_text("train: [list.txt]\nval: images/train\nnames: [cat, dog]\n")

@@ -94,7 +94,7 @@ def test_every_image_comes_once_an_epoch_in_a_batch_of_its_bucket(dataset: Datas
                 assert tuple(item.batch.originals[row].tolist()) == size
 
 
-def test_shapes_are_constant_but_for_the_bucket(dataset: Dataset) -> None:
+def test_shapes_are_constant_except_for_the_bucket(dataset: Dataset) -> None:
     for item in load(dataset):
         assert item.batch.images.shape[:2] == (4, 3)
         assert item.targets.boxes.shape == (4, 8, 4)
@@ -343,7 +343,7 @@ def test_a_process_that_is_killed_or_hangs_is_reported(
         (MemoryError(), "not have enough memory"),
     ],
 )
-def test_a_limit_that_a_process_meets_is_named(
+def test_a_limit_that_a_process_reaches_is_named(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch, error: Exception, message: str
 ) -> None:
     def fail(_: object) -> None:

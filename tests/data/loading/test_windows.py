@@ -94,7 +94,7 @@ def test_the_scale_of_a_training(tmp_path: Path) -> None:
     assert scale_of(images, settings("train.tile=64")) == 1
 
 
-def test_weights_trained_on_windows_see_windows(tmp_path: Path) -> None:
+def test_weights_trained_on_windows_predict_on_windows(tmp_path: Path) -> None:
     for split, count in (("train", 2), ("val", 1)):
         synthesise(tmp_path / "shapes", count, split=split, size=(64, 200), seed=1)
     options = {"epochs": 1, "batch": 2, "init": "none", "device": "cpu", "quiet": True}

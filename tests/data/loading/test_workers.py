@@ -45,7 +45,7 @@ def test_threads_where_processes_would_fail(monkeypatch: pytest.MonkeyPatch) -> 
     assert choose_workers(4, GPU) == Workers(4, "thread")
 
 
-def test_nothing_is_forked_beside_a_runtime_or_where_that_is_unsafe(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_are_not_forked_beside_a_runtime_or_where_unsafe(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openvino", SimpleNamespace())  # type: ignore[arg-type]
     assert not REALLY()
     monkeypatch.delitem(sys.modules, "openvino")

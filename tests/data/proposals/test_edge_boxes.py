@@ -119,7 +119,7 @@ def test_without_the_model_file_its_address_is_named(
     ],
     ids=["empty", "bytes", "json", "another yaml", "no trees", "no stride", "cut off"],
 )
-def test_a_file_that_is_no_model_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_refused_by_name(content: bytes, tmp_path: Path) -> None:
     """OpenCV itself would divide by the number of trees."""
     text = content.decode("latin-1").replace("{feature}", "53").replace("{threshold}", "0.5")
     (tmp_path / "model.yml").write_bytes(text.encode("latin-1"))

@@ -46,7 +46,7 @@ def member(shape: str, content: bytes = b"", version: int = 1, length: int | Non
         (b"\x80\x04.", "magic string"),
     ],
 )
-def test_an_array_is_looked_at_before_it_is_read(tmp_path: Path, content: bytes, reason: str) -> None:
+def test_an_array_is_checked_before_it_is_read(tmp_path: Path, content: bytes, reason: str) -> None:
     with zipfile.ZipFile(tmp_path / "p.npz", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("a.jpg.npy", content)
     refused(tmp_path / "p.npz", reason)
@@ -63,7 +63,7 @@ def test_a_damaged_archive_is_refused(tmp_path: Path, damage: Callable[[int, int
     refused(path, r"can't be read as \.npz of plain arrays")
 
 
-def test_an_archive_that_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
+def test_an_archive_that_is_too_large_when_unpacked_is_refused(tmp_path: Path) -> None:
     np.savez_compressed(tmp_path / "p.npz", a=np.zeros((4_000_000, 4)))
     refused(tmp_path / "p.npz", "packed by more than 100 to 1")
 

@@ -46,7 +46,7 @@ def test_a_variable_that_is_not_there_is_left_out(tmp_path: Path) -> None:
     assert np.array_equal(content["boxes"], np.eye(3))
 
 
-def test_what_is_neither_cells_nor_real_numbers_is_refused(tmp_path: Path) -> None:
+def test_structures_and_complex_numbers_are_refused(tmp_path: Path) -> None:
     for value in ({"a": 1}, np.array([[1j]]), cell([cell([{"b": 2}])])):
         scipy.io.savemat(tmp_path / "a.mat", {"boxes": value})
         with pytest.raises(ValueError, match="neither cells nor text nor real numbers"):

@@ -174,7 +174,7 @@ def detected() -> tuple[Any, ...]:
     return net, data, targets, found, proposals
 
 
-def test_the_second_stage_on_the_rpns_own_boxes_from_outside_is_the_whole_detector():
+def test_external_proposals_equal_to_those_of_the_rpn_give_the_same_detections():
     net, data, targets, expected, proposals = detected()
     data = data._replace(scales=torch.tensor([[0.5, 0.25], [2.0, 1.0]]))
     given = [
@@ -252,7 +252,7 @@ def test_all_faults_are_reported_together(tmp_path: Path):
     assert str(error.value).endswith("and 30 more")
 
 
-def test_boxes_without_area_such_as_rounding_leaves_are_dropped(tmp_path: Path):
+def test_boxes_without_area_are_dropped(tmp_path: Path):
     boxes = [[5, 5, 5, 9], [0, 0, 9, 9], [100.5, 0, 101, 9], [3, 4, 8, 4]]
     first, _ = read_proposals(written(tmp_path / "p.json", {"a": boxes, "b": []}), RECORDS)
     assert corners(first) == [[0, 0, 9, 9]]
