@@ -13,7 +13,7 @@ from torchvision.ops import batched_nms
 from rcnn.config import Settings, override
 from rcnn.errors import SettingsError
 from rcnn.images.batch import Preprocessor, Size
-from rcnn.images.views import View, Viewer, starts
+from rcnn.images.views import View, Viewer, window_starts
 from rcnn.merge_views import Pooler, kept_rows, pool
 from rcnn.model.suppress import NMS, Suppression
 from rcnn.result import Result
@@ -56,7 +56,7 @@ def test_an_object_no_larger_than_the_overlap_is_found_once_wherever_it_lies(dat
 @given(length=st.integers(1, 10_000), side=st.integers(64, 3000), share=st.floats(0, 1))
 def test_windows_begin_and_end_with_the_picture_and_overlap_enough(length: int, side: int, share: float) -> None:
     overlap = int(side * 7 / 8 * share)
-    begin = starts(length, side, overlap)
+    begin = window_starts(length, side, overlap)
     assert begin[0] == 0
     assert begin[-1] + side == length or (length <= side and begin == [0])
     assert all(0 < b - a <= side - overlap for a, b in pairwise(begin))

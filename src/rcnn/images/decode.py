@@ -21,7 +21,7 @@ STRIP = 1 << 18
 _WHITE_16_BIT = 65535
 
 
-def limit(height: int, width: int, max_pixels: int) -> None:
+def check_size(height: int, width: int, max_pixels: int) -> None:
     """Refuse an image of more than `max_pixels`."""
     if height * width > max_pixels:
         raise ImageError(
@@ -83,7 +83,7 @@ def open_array(path: Path, max_pixels: int, in_channels: int | None = None) -> n
     array = np.load(path, mmap_mode="r", allow_pickle=False)
     if array.ndim not in (2, 3) or not array.size:
         raise ImageError(f"the array has shape {array.shape}; expected (height, width) or (height, width, channels)")
-    limit(array.shape[0], array.shape[1], max_pixels)
+    check_size(array.shape[0], array.shape[1], max_pixels)
     channels = array.shape[2] if array.ndim == 3 else 1
     if in_channels is not None and channels not in (in_channels, 1):
         raise ImageError(other_channels(channels, in_channels))
@@ -100,14 +100,14 @@ def open_array(path: Path, max_pixels: int, in_channels: int | None = None) -> n
 def read_array(array: np.memmap, white: int | None) -> np.ndarray:
     """Read a mapped array as uint8."""
     if array.dtype.kind == "f":
-        check_floats(pieces(array))
+        check_floats(read_pieces(array))
     pixels = np.empty(array.size, np.uint8)
-    for start, piece in zip(range(0, array.size, STRIP), pieces(array), strict=True):
+    for start, piece in zip(range(0, array.size, STRIP), read_pieces(array), strict=True):
         pixels[start : start + STRIP] = quantised(piece, white)
     return pixels.reshape(array.shape, order="C" if array.flags.c_contiguous else "F")
 
 
-def pieces(array: np.memmap) -> Iterator[np.ndarray]:
+def read_pieces(array: np.memmap) -> Iterator[np.ndarray]:
     """Yield the values of a mapped array in the order of the file. They are read: mapped pages would stay in memory."""
     with open(str(array.filename), "rb") as file:
         file.seek(array.offset)
@@ -311,9 +311,9 @@ def verify_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> Look:
         if path.suffix.lower() == ".npy":
             array = open_array(path, max_pixels)
             if array.dtype.kind == "f":
-                check_floats(pieces(array))
+                check_floats(read_pieces(array))
             deep = array.dtype.kind in "iu" and array.dtype.itemsize > 1
-            return Look(max(int(piece.max()) for piece in pieces(array)) if deep else None)
+            return Look(max(int(piece.max()) for piece in read_pieces(array)) if deep else None)
         with open_image(path, max_pixels) as image:
             image.load()
             if not _is_deep(image):
@@ -374,7 +374,7 @@ def open_image(path: Path, max_pixels: int) -> Image.Image:
         finally:
             Image.MAX_IMAGE_PIXELS = before
     try:
-        limit(image.height, image.width, max_pixels)
+        check_size(image.height, image.width, max_pixels)
     except ImageError:
         image.close()
         raise
@@ -394,7 +394,7 @@ def _is_transparent(image: Image.Image) -> bool:
 def _page(image: Image.Image, index: int, max_pixels: int, white: int | None) -> np.ndarray:
     """Read one page of a TIFF as (H, W) uint8."""
     image.seek(index)
-    limit(image.height, image.width, max_pixels)
+    check_size(image.height, image.width, max_pixels)
     return _from_pillow(image, 1, white)[..., 0]
 
 

@@ -13,7 +13,7 @@ from PIL import Image
 from rcnn.config import Settings
 from rcnn.errors import ImageError
 from rcnn.images.batch import Size
-from rcnn.images.decode import as_array, image_size, limit, named_errors, open_image
+from rcnn.images.decode import as_array, check_size, image_size, named_errors, open_image
 from rcnn.images.views import View
 
 MAX_WHOLE_PIXELS = 400_000_000
@@ -55,13 +55,13 @@ def open_windows(path: Path, window: Size, settings: Settings) -> Callable[[View
             read; it can only be decoded completely, and has more than `MAX_WHOLE_PIXELS`; libvips is missing.
     """
     with named_errors(path):
-        limit(*window, settings.data.max_pixels)
+        check_size(*window, settings.data.max_pixels)
         with open_image(path, sys.maxsize) as header:
             kind, (width, height) = header.format or "", header.size
             tags = header.tag_v2 if kind == "TIFF" else {}  # type: ignore[attr-defined]
             tiles = list(zip(tags.get(_TILE_OFFSETS, ()), tags.get(_TILE_BYTES, ()), strict=True))
         if kind not in _LOADERS:
-            limit(height, width, settings.data.max_pixels)
+            check_size(height, width, settings.data.max_pixels)
         if not tiles and height * width > MAX_WHOLE_PIXELS:
             raise ImageError(
                 f"{width}x{height} pixels are more than {MAX_WHOLE_PIXELS:,}, and windows can only be read from a "
@@ -71,7 +71,7 @@ def open_windows(path: Path, window: Size, settings: Settings) -> Callable[[View
         if any(offset + length > path.stat().st_size for offset, length in tiles):
             raise ImageError("the file is cut off: some of its tiles are missing")
         if tiles:
-            limit(tags[_TILE_HEIGHT], tags[_TILE_WIDTH], settings.data.max_pixels)
+            check_size(tags[_TILE_HEIGHT], tags[_TILE_WIDTH], settings.data.max_pixels)
         with _faults() as libvips:
             load = getattr(libvips.Image, _LOADERS[kind])
             image = load(str(path), access="random" if tiles else "sequential", fail_on="error", revalidate=True)

@@ -232,7 +232,7 @@ PositionedViews = list[tuple[ViewPosition, Tensor]]
 """Views of one bucket with their pixels (C, h, w)."""
 
 
-def pieces(preprocessor: Preprocessor, images: Iterable[Opened], limit: int) -> Iterator[tuple[Size, PositionedViews]]:
+def grouped(preprocessor: Preprocessor, images: Iterable[Opened], limit: int) -> Iterator[tuple[Size, PositionedViews]]:
     """Yield buckets with at most `limit` views each.
 
     Views of consecutive images share buckets if these images need the same ones, so that results come soon.
@@ -301,7 +301,7 @@ def overlapped(
 
     unfinished: dict[int, tuple[Opened, dict[int, Made]]] = {}
     next_image = 0
-    for results in ahead(run, pieces(preprocessor, opened_images, limit), 1 if readers and on_gpu else 0):
+    for results in ahead(run, grouped(preprocessor, opened_images, limit), 1 if readers and on_gpu else 0):
         for position, result in results:
             unfinished.setdefault(position.image, (position.opened, {}))[1][position.number] = result
         while next_image in unfinished and len(unfinished[next_image][1]) == len(unfinished[next_image][0].views):

@@ -166,7 +166,7 @@ class Viewer:
             resized = max(1, round(scale * height)), max(1, round(scale * width))
             # An object as large as the overlap must lie in one window, away from its edges.
             overlap = round(side * self.overlap) + 2 * math.ceil(EDGE / scale) + 1
-            tops, lefts = (starts(length, side, overlap) for length in size)
+            tops, lefts = (window_starts(length, side, overlap) for length in size)
             views += [View(top, left, height, width, resized) for top in tops for left in lefts]
         return tuple(views)
 
@@ -180,7 +180,7 @@ def clearest(boxes: np.ndarray, views: Sequence[View]) -> np.ndarray:
     return np.where(visible == visible.max(axis=1, keepdims=True), away, np.inf).argmin(axis=1)
 
 
-def starts(length: int, side: int, overlap: int) -> list[int]:
+def window_starts(length: int, side: int, overlap: int) -> list[int]:
     """Return the starts of the windows along one side of a picture: evenly spaced, the first and last at its ends.
 
     Args:
