@@ -3,7 +3,6 @@
 import json
 import os
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +51,13 @@ def test_an_array_is_checked_before_it_is_read(tmp_path: Path, content: bytes, r
     refused(tmp_path / "p.npz", reason)
 
 
-@pytest.mark.parametrize("damage", [lambda place, value: value ^ 255 * (place % 7 == 2), lambda place, value: 0])
-def test_a_damaged_archive_is_refused(tmp_path: Path, damage: Callable[[int, int], int]) -> None:
+@pytest.mark.parametrize("places", [range(100, 1500, 7), range(300, 340)])
+def test_a_damaged_archive_is_refused(tmp_path: Path, places: range) -> None:
     path = tmp_path / "p.npz"
     np.savez_compressed(path, a=np.sort(np.random.default_rng(0).random((500, 4)), axis=1))
     content = bytearray(path.read_bytes())
-    for place in range(300, 340):
-        content[place] = damage(place, content[place])
+    for place in places:
+        content[place] ^= 255
     path.write_bytes(content)
     refused(path, r"can't be read as \.npz of plain arrays")
 
