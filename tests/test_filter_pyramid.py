@@ -77,7 +77,7 @@ def test_a_file_of_onnx_gives_its_boxes(name: str, tmp_path: Path) -> None:
 
 @threads(1)
 @without_pictures()
-def test_it_is_trained_and_training_goes_on_from_its_weights(tmp_path: Path) -> None:
+def test_it_is_trained_and_training_starts_from_its_weights(tmp_path: Path) -> None:
     train = partial(rcnn.train, tmp_path / "shapes", model="tiny-fpn", runs=tmp_path / "runs", quiet=True, device="cpu")
     for split, images in (("train", 4), ("val", 1)):
         synthesise(tmp_path / "shapes", images, split=split, size=(64, 96), seed=1)

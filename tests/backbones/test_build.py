@@ -20,7 +20,7 @@ def settings(backbone: str = "mobilenet", *, in_channels: int = 3, **model: Any)
         tree["anchors"] = {"sizes": [[64]]}
     else:
         tree["anchors"] = {"sizes": [[64]] * len(model.get("levels", (3, 4, 5, 6)))}
-        tree["roi"] = {"head": "none"}  # no second stage asks for levels
+        tree["roi"] = {"head": "none"}  # no second stage reads levels
     tree["preprocess"] = {"in_channels": in_channels, "mean": [0.5], "std": [0.5]}
     return validate(tree)
 
@@ -151,6 +151,6 @@ def test_images_may_have_other_channels(backbone: str, in_channels: int):
         ({"backbone": "resnet18", "neck": "none", "levels": (7,)}, "resnet18 has no level 7"),
     ],
 )
-def test_wrong_settings_are_said(model: dict[str, Any], message: str):
+def test_wrong_settings_are_refused(model: dict[str, Any], message: str):
     with pytest.raises(SettingsError, match=message):
         build_backbone(settings(**model))

@@ -56,7 +56,7 @@ def test_equals_torchvision_on_odd_sizes(inputs, levels, names, norm: bool):
         torch.testing.assert_close(list(found.values()), list(expected.values()), rtol=1e-4, atol=1e-5)
 
 
-def test_of_two_maps_of_one_level_the_last_is_read_where_one_is_wanted():
+def test_the_last_of_two_maps_of_a_level_is_read_if_there_is_one_output():
     pyramid = FeaturePyramid([(4, 3), (5, 7), (5, 9)], 5, (4, 5, 6))
     assert {name: layer.in_channels for name, layer in pyramid.lateral.items()} == {"p4": 3, "p5": 9}  # type: ignore[union-attr]
     assert list(pyramid(maps([(4, 3), (5, 7), (5, 9)]))) == ["p4", "p5", "p6"]
@@ -67,7 +67,7 @@ def test_biases_start_at_zero():
 
 
 @pytest.mark.parametrize("levels", [(2,), (2, 3), (3, 4, 5, 6), (4, 6), (5, 6, 7), (3, 7)])
-def test_any_levels_are_those_of_the_whole_pyramid(levels: tuple[int, ...]):
+def test_any_levels_equal_those_of_the_full_pyramid(levels: tuple[int, ...]):
     whole = FeaturePyramid(MAPS, 5, (2, 3, 4, 5, 6, 7))
     part = FeaturePyramid(MAPS, 5, levels)
     part.load_state_dict({name: whole.state_dict()[name] for name in part.state_dict()})

@@ -38,7 +38,7 @@ def test_it_has_three_million_parameters_and_tapers_off_at_level_four():
     assert (cut.strides, cut.channels) == ((16,), 80)
 
 
-def test_a_level_comes_no_oftener_than_the_network_has_it():
+def test_a_level_occurs_at_most_as_often_as_in_the_network():
     for levels in ((5, 5, 5), (4, 4, 5), (5, 6, 6)):
         with pytest.raises(SettingsError, match="must ascend, each once for every map that mobilenet_v3_large has"):
             build_backbone(settings(levels))

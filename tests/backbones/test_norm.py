@@ -17,7 +17,7 @@ from rcnn.backbones.norm import (
 
 
 def randomise(module: nn.Module) -> nn.Module:
-    """Batch norms as after a training: no 0 and 1."""
+    """Give batch norms random numbers, as after training."""
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             assert layer.running_mean is not None
@@ -41,7 +41,7 @@ def seed() -> None:
 
 
 def run(module: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    """Output, and the gradients of what is trained."""
+    """Return the output and the gradients of trained parameters."""
     out = module(x)
     (out * torch.linspace(-1, 1, out.numel()).reshape(out.shape)).sum().backward()
     return out, {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
@@ -158,7 +158,7 @@ def test_scale_and_shift_are_computed_once_until_the_norm_changes(monkeypatch: p
     x = torch.randn(1, 3, 16, 16)
 
     def fresh(net: nn.Module) -> Tensor:
-        """The output of a copy, which computes both anew."""
+        """Return the output of a copy, which recomputes both."""
         calls.clear()
         out = copy.deepcopy(net)(x)
         assert len(calls) == 2
@@ -168,7 +168,7 @@ def test_scale_and_shift_are_computed_once_until_the_norm_changes(monkeypatch: p
     with torch.inference_mode():
         module(x)
     assert len(calls) == 2
-    run(module, x)  # with gradients of weights that are multiplied by what a prediction has kept
+    run(module, x)  # with gradients of weights that are multiplied by cached results of a prediction
     assert torch.equal(module(x), fresh(module))
     module(x)
     assert not calls

@@ -8,7 +8,7 @@ from rcnn.presets import build, settings_of
 
 @pytest.mark.parametrize(("name", "size", "middle"), [("paper-vgg16", 228, 8.0), ("paper-zf", 171, 0.5)])
 def test_a_cell_of_the_papers_networks_sees_228_and_171_pixels(name: str, size: int, middle: float):
-    """VGG: 3 + 16 x (2 + 2 + 2 + 2) and so on down to the image; its cells look at the middles of 16 x 16 squares."""
+    """VGG: 3 + 16 x (2 + 2 + 2 + 2) and so on down to the image; its cells are centred in 16 x 16 squares."""
     with torch.device("meta"):
         net = build(settings_of(name), 20)
     assert receptive_field([*net.backbone.trunk.features, net.rpn.head.conv]) == (size, 16, middle)
@@ -21,7 +21,7 @@ def test_worked_by_hand():
     assert receptive_field([]) == (1, 1, 0.5)
 
 
-def test_is_what_a_gradient_reaches():
+def test_the_gradient_of_a_cell_covers_the_receptive_field():
     chain = nn.Sequential(
         nn.Conv2d(1, 1, 5, stride=2, padding=2), nn.AvgPool2d(3, 2, 1), nn.Conv2d(1, 1, 3, padding=2, dilation=2)
     ).double()

@@ -45,7 +45,7 @@ def test_standard_widths_are_the_standard_network():
 
 
 def stage(before: int, inner: int, outer: int, blocks: int) -> int:
-    """Parameters of a stage: convolutions, and two numbers a channel for the norm behind each."""
+    """Return the number of parameters of a stage: convolutions, and two per channel of the norm after each."""
     rest = 9 * inner**2 + inner * outer + 2 * (2 * inner + outer)
     return blocks * rest + (before + (blocks - 1) * outer) * inner + before * outer + 2 * outer
 
@@ -99,21 +99,21 @@ def test_the_fifth_stage_as_head_follows_widths_and_stride(stride_in: str):
 def test_epsilon_is_that_of_the_settings(norm: str, head: bool):
     settings = c4(norm=norm, norm_eps=0.125, frozen_stages=0, **TINY)
     for module in (build_backbone(settings), conv5_head(settings)):
-        kept = {layer.eps for layer in module.modules() if hasattr(layer, "eps")}
-        assert kept == {0.125}
+        eps = {layer.eps for layer in module.modules() if hasattr(layer, "eps")}
+        assert eps == {0.125}
         assert any(isinstance(layer, nn.BatchNorm2d) for layer in module.modules()) is not head
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         ({"widths": (8, 4, 18)}, r"resnet50 can't have \[8, 4, 18\]: the third must be a multiple of 4"),
         ({"backbone": "resnet18", "widths": (8, 16, 16)}, "`model.widths`: resnet18 has no bottlenecks"),
         ({"backbone": "resnet34", "stride_in": "1x1"}, "`model.stride_in`: resnet34 has no bottlenecks"),
-        ({"backbone": "tiny", "stride_in": "1x1"}, "of ResNets alone, and the backbone is tiny"),
+        ({"backbone": "tiny", "stride_in": "1x1"}, "for ResNets only, and the backbone is tiny"),
         ({"backbone": "custom"}, "a module of your own: pass it in"),
     ],
 )
-def test_what_a_network_can_not_have_is_said(model: dict[str, Any], said: str):
-    with pytest.raises(SettingsError, match=said):
+def test_settings_that_a_network_can_not_have_are_refused(model: dict[str, Any], message: str):
+    with pytest.raises(SettingsError, match=message):
         build_backbone(validate({"model": {"backbone": "resnet50", **model}}))

@@ -54,7 +54,7 @@ def test_only_wanted_levels_are_built():
     assert [m.shape[1] for m in maps] == list(trunk.widths)
 
 
-def test_channels_come_first_whatever_the_network_says():
+def test_channels_come_first_for_every_network():
     trunk = TimmTrunk("swin_tiny_patch4_window7_224").eval()
     maps = trunk(torch.randn(1, 3, 224, 224))
     assert [tuple(m.shape[1:]) for m in maps] == [(96, 56, 56), (192, 28, 28), (384, 14, 14), (768, 7, 7)]
@@ -74,12 +74,12 @@ def test_a_network_for_one_size_is_refused_where_timm_can_not(name: str):
         build_backbone(settings(f"timm/{name}"))
 
 
-def test_unknown_network_is_said_with_the_nearest():
+def test_an_unknown_network_is_reported_with_the_nearest_name():
     with pytest.raises(SettingsError, match=r"can't make `resnet10tt`.*did you mean `timm/resnet10t`"):
         build_backbone(settings("timm/resnet10tt"))
 
 
-def test_missing_package_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_package_is_reported_with_the_install_command(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(SettingsError, match=r"pip install rcnn\[timm\]"):
         build_backbone(settings("timm/resnet10t"))

@@ -154,7 +154,7 @@ def test_nothing_that_is_inspected_is_run(run: Run, tmp_path: Path, suffix: str)
         ("none.safetensors", "No such file"),
         ("page.pth", "page.pth"),
         ("none.npz", "No such file"),
-        ("words.npz", "holds other things than arrays of numbers, such as `conv1.weight`"),
+        ("words.npz", "holds more than arrays of numbers, such as `conv1.weight`"),
     ],
 )
 def test_what_is_no_weights_is_refused_by_name(run: Run, tmp_path: Path, name: str, said: str) -> None:

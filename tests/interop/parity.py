@@ -1,4 +1,4 @@
-"""torchvision's detectors with weights whose scores spread, run on the same pixels as ours."""
+"""Run torchvision's detectors, with weights whose scores differ, on the same pixels as ours."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -50,14 +50,14 @@ def spread(model: nn.Module, channels: int = 3) -> nn.Module:
 
 @contextmanager
 def nms_by_class() -> Iterator[None]:
-    """The NMS of torchvision without the offsets between classes, which cost precision."""
+    """Use torchvision's NMS without offsets between classes, which reduce precision."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torchvision.ops.boxes, "batched_nms", torchvision.ops.boxes._batched_nms_vanilla)
         yield
 
 
 def run(model: Any, images: Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Proposals and detections of torchvision on (B, C, H, W) normalised and padded images."""
+    """Return torchvision's proposals and detections on (B, C, H, W) normalised and padded images."""
     with torch.no_grad(), nms_by_class():
         features = model.backbone(images)
         if isinstance(features, Tensor):
@@ -67,13 +67,13 @@ def run(model: Any, images: Tensor, sizes: Sequence[tuple[int, int]]) -> tuple[l
 
 
 def batch_of(images: Tensor, sizes: Sequence[tuple[int, int]]) -> NormalisedBatch:
-    """Images that are normalised already."""
+    """Return a batch of images that are already normalised."""
     size = torch.tensor(sizes, dtype=images.dtype)
     return NormalisedBatch(images, size, torch.ones_like(size), size)
 
 
 def assert_same_boxes(theirs: Any, ours: FasterRCNN, images: Tensor, sizes: Sequence[tuple[int, int]], least: int):
-    """Both, in float64, give the same proposals, boxes, labels and scores, more than `least` of each image."""
+    """In float64, both give the same proposals, boxes, labels and scores, with more than `least` per image."""
     expected_proposals, expected = run(theirs, images, sizes)
     with torch.no_grad():
         _, _, proposed, _, found = ours.execute(batch_of(images, sizes))
@@ -88,7 +88,7 @@ def assert_same_boxes(theirs: Any, ours: FasterRCNN, images: Tensor, sizes: Sequ
 
 
 class Drawn:
-    """A sampler for torchvision that draws what ours draws from the same keys."""
+    """A sampler for torchvision that draws the same samples as ours from the same keys."""
 
     def __init__(self, keys: Tensor, count: int, fraction: float, objects: int = 0) -> None:
         self.keys, self.count, self.fraction, self.objects = keys, count, fraction, objects

@@ -1,4 +1,4 @@
-"""Checkpoints as files: what people have on their disks."""
+"""Checkpoints as files, as users have them."""
 
 from argparse import Namespace
 
@@ -29,7 +29,7 @@ def expected(theirs):
 
 
 def old_name(name):
-    """As torchvision named it before version 0.13."""
+    """Return torchvision's name before version 0.13."""
     name = name.replace("rpn.head.conv.0.0.", "rpn.head.conv.")
     for i in "01":
         name = name.replace(f"_blocks.{i}.0.", f"_blocks.{i}.")
@@ -62,15 +62,15 @@ def test_coco_names_are_one_for_every_id():
 
 
 @pytest.mark.parametrize(
-    ("arch", "said"),
+    ("arch", "message"),
     [
         ("fasterrcnn_resnet50_fpn", "this is not fasterrcnn_resnet50_fpn: size mismatch"),
         ("fasterrcnn_resnet50", "did you mean `fasterrcnn_resnet50_fpn"),
     ],
 )
-def test_another_architecture_is_refused(theirs, tmp_path, arch, said):
+def test_another_architecture_is_refused(theirs, tmp_path, arch, message):
     torch.save(theirs.state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         import_weights(tmp_path / "weights.pth", arch)
 
 
@@ -80,7 +80,7 @@ def test_a_classifier_is_no_detector(tmp_path):
         import_weights(tmp_path / "weights.pth", ARCH)
 
 
-def test_what_torchvision_can_not_hold_is_named_setting_by_setting():
+def test_settings_that_torchvision_can_not_hold_are_named():
     settings = settings_of("mobilenet-fpn", {"model": {"channels": 8}, "roi": {"hidden": 16}})
     state = build(settings, 2).state_dict()
     with pytest.raises(WeightsError) as error:
@@ -92,7 +92,7 @@ def test_what_torchvision_can_not_hold_is_named_setting_by_setting():
         export_state(state, settings_of("mobilenet-fpn", changes))
     sizes = [(size, 1.5 * size) for (size,) in settings.anchors.sizes]
     several = {"anchors": {"sizes": sizes}, "rpn": {"kernel": [3, 5]}}
-    with pytest.raises(WeightsError, match=r"`rpn\.kernel` is \[3, 5\], there it is 3"):
+    with pytest.raises(WeightsError, match=r"`rpn\.kernel` is \[3, 5\], in torchvision it is 3"):
         export_state(state, override(settings, several))
     with pytest.raises(WeightsError, match="its RPN is untrained"):
         export_state(state, override(settings, {"train": {"scheme": "fast-rcnn", "proposals": "boxes.json"}}))
@@ -107,7 +107,7 @@ def test_exported_background_is_first_and_its_boxes_are_zero(theirs, expected):
 
 
 HELD = {"mobilenet-fpn", "resnet18-fpn", "resnet34-fpn", "resnet50-fpn", "resnet101-fpn"}
-"""Presets that torchvision can hold once they are trained with its rules."""
+"""Presets that torchvision can represent if they are trained with its rules."""
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -152,5 +152,5 @@ def test_a_mean_of_box_targets_which_torchvision_does_not_have_goes_into_the_bia
     mean = with_torchvisions_rules("roi.box_mean=[0.01,-0.02,0.06,0.04]")
     state = build(settings, 2).state_dict()
     bias = "roi_heads.box_predictor.bbox_pred.bias"  # whose deltas there are 10, 10, 5 and 5 times as large
-    moved, still = (export_state(state, given)[bias][4:] for given in (mean, settings))
+    moved, still = (export_state(state, changed)[bias][4:] for changed in (mean, settings))
     torch.testing.assert_close(moved - still, torch.tensor([0.1, -0.2, 0.3, 0.2] * 2))

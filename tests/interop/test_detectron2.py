@@ -1,4 +1,4 @@
-"""Checkpoints of detectron2 give here what they gave there (`detectron2/README.md`), and every tensor lands."""
+"""Checkpoints of detectron2 give its own results (`detectron2/README.md`), and every tensor is imported."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -30,7 +30,7 @@ def detector(state: Mapping[str, Tensor], arch: str) -> Detector:
 
 
 def batch_of(found: Detector, image_bgr_chw: np.ndarray) -> Batch:
-    """The image as it is, not resized, through our own preprocessing of red first."""
+    """Prepare the image without resizing, by our own preprocessing, which takes red first."""
     height, width = image_bgr_chw.shape[1:]
     unresized = override(found.settings, {"preprocess": {"short": height, "long": width}})
     preprocessor = Detector(found.model, unresized, found.names, device="cpu").preprocessor
@@ -38,12 +38,12 @@ def batch_of(found: Detector, image_bgr_chw: np.ndarray) -> Batch:
     return preprocessor.collate([preprocessor.resize(array)], [(height, width)])
 
 
-def assert_same(boxes: np.ndarray, scores: np.ndarray, wanted_boxes: np.ndarray, wanted_scores: np.ndarray) -> None:
-    """The same boxes one by one within 1e-3; only neighbours whose scores are equal in float32 may change places."""
-    assert boxes.shape == wanted_boxes.shape
-    np.testing.assert_allclose(scores, wanted_scores, rtol=0, atol=2e-6)
-    distance = np.abs(boxes[:, None] - wanted_boxes).max(axis=2) + 1e3 * (
-        np.abs(scores[:, None] - wanted_scores) > 1e-5
+def assert_same(boxes: np.ndarray, scores: np.ndarray, expected_boxes: np.ndarray, expected_scores: np.ndarray) -> None:
+    """The boxes agree within 1e-3, in order; only neighbours of equal scores in float32 may be swapped."""
+    assert boxes.shape == expected_boxes.shape
+    np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=2e-6)
+    distance = np.abs(boxes[:, None] - expected_boxes).max(axis=2) + 1e3 * (
+        np.abs(scores[:, None] - expected_scores) > 1e-5
     )
     nearest = distance.argmin(axis=1)
     assert sorted(nearest) == list(range(len(boxes)))
@@ -52,7 +52,7 @@ def assert_same(boxes: np.ndarray, scores: np.ndarray, wanted_boxes: np.ndarray,
 
 
 def answered(name: str) -> tuple[Detector, dict[str, np.ndarray]]:
-    """A detector of the fixtures, and the answers of detectron2."""
+    """Return a detector of the fixtures, and the results of detectron2."""
     with np.load(FIXTURES / f"{name}.npz") as file:
         return detector(read_pickle(FIXTURES / f"{name}.pkl"), TINY[name]), dict(file)
 
@@ -83,13 +83,13 @@ def test_a_pth_checkpoint_is_the_same(tmp_path: Path) -> None:
     state = read_pickle(FIXTURES / "fpn.pkl")
     torch.save({"model": state, "optimizer": {"state": {}}, "iteration": 7}, tmp_path / "model_final.pth")
     again = import_state(read_tensors(tmp_path / "model_final.pth"), TINY["fpn"])
-    wanted = import_state(state, TINY["fpn"])
-    assert again.settings == wanted.settings
-    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in wanted.tensors.items())
+    expected = import_state(state, TINY["fpn"])
+    assert again.settings == expected.settings
+    assert all(torch.equal(again.tensors[name], tensor) for name, tensor in expected.tensors.items())
 
 
 def layout(arch: str, widths: tuple[int, int, int] = (8, 4, 16), classes: int = 5, wide: int = 16) -> dict[str, Tensor]:
-    """Names and shapes of the tensors of a configuration of detectron2, empty; none takes memory."""
+    """Return tensors with the names and shapes of a configuration of detectron2, which take no memory."""
     pyramid, proposals, groups = "FPN" in arch, arch.startswith("rpn"), 32 if "X_101" in arch else 1
     shapes: dict[str, tuple[int, ...]] = {}
 
@@ -139,7 +139,7 @@ def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_tensor_lands_and_nothing_is_left_over(arch: str) -> None:
+def test_every_tensor_is_imported(arch: str) -> None:
     state = layout(arch, (8, 32, 16) if "X_101" in arch else (8, 4, 16))
     imported = import_state(state, arch)
     assert imported.settings.model.widths is not None
@@ -182,7 +182,7 @@ def test_an_rpn_alone_has_one_class_and_no_second_stage() -> None:
     assert (imported.settings.rpn.pre_test, imported.settings.rpn.post_test) == (12000, 2000)
 
 
-def test_habits_of_the_networks() -> None:
+def test_conventions_of_the_networks() -> None:
     settings = {arch: import_state(layout(arch, (8, 32, 16)), arch).settings for arch in ARCHITECTURES}
     resnet, c4, resnext = (settings[f"faster_rcnn_{name}_3x"] for name in ("R_101_FPN", "R_101_C4", "X_101_32x8d_FPN"))
     assert (resnet.model.stride_in, resnext.model.stride_in) == ("1x1", "3x3")

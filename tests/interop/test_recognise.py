@@ -8,7 +8,7 @@ from rcnn.presets import build, settings_of
 @pytest.mark.parametrize(
     "arch", ["fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_fpn"]
 )
-def test_torchvisions_detectors_are_told_by_architecture(arch: str) -> None:
+def test_torchvisions_detectors_are_recognised_by_architecture(arch: str) -> None:
     kind = kind_of(getattr(detection, arch)(weights=None, weights_backbone=None).state_dict())
     assert kind.name == "torchvision"
     assert kind.advice.endswith(f"--arch {arch}")
@@ -34,7 +34,7 @@ def test_classifiers_can_start_a_training(model: object) -> None:
         (("proposal_generator.rpn_head.conv.weight", "roi_heads.res5.0.conv1.weight"), "faster_rcnn_R_50_C4_3x"),
     ],
 )
-def test_detectron2_is_told_by_its_names(names: tuple[str, ...], arch: str) -> None:
+def test_detectron2_is_recognised_by_its_names(names: tuple[str, ...], arch: str) -> None:
     kind = kind_of(names)
     assert kind.name == "detectron2"
     assert f"--arch {arch} " in kind.advice

@@ -20,7 +20,7 @@ SMALL = {
     "rpn_post_nms_top_n_test": 40,
     "rpn_pre_nms_top_n_train": 200,
     "rpn_post_nms_top_n_train": 100,
-    "box_batch_size_per_image": 16,  # so few that none is padded: padding would count in a trained batch norm
+    "box_batch_size_per_image": 16,  # few enough to need no padding, which would count in a trained batch norm
 }
 
 
@@ -34,7 +34,7 @@ def pair(request):
 
 def test_the_same_proposals_boxes_labels_and_scores(pair):
     theirs, ours = copy.deepcopy(pair[0]).double(), copy.deepcopy(pair[1].model).double().eval()
-    # RoIs smaller than a cell of stride 32 have equal features, so equal scores, of which either may go first.
+    # RoIs smaller than a cell of stride 32 have equal features, and so equal scores in any order.
     theirs.rpn.min_size = 33.0
     ours.rpn.settings = ours.rpn.settings.model_copy(update={"min_size": 33.0})
     images, sizes = torch.randn(2, 3, 128, 96, dtype=torch.float64), [(123, 90), (128, 96)]
@@ -80,10 +80,10 @@ def test_the_same_losses_and_gradients_of_the_same_samples(pair):
         return [label.double() for label in labels], matched
 
     theirs.rpn.assign_targets_to_anchors = in_float64
-    wanted = [{"boxes": boxes[i], "labels": labels[i] + 1} for i in range(2)]
+    truth = [{"boxes": boxes[i], "labels": labels[i] + 1} for i in range(2)]
     features = theirs.backbone(images)
-    proposals, first = theirs.rpn(ImageList(images, [(96, 96)] * 2), features, wanted)
-    _, second = theirs.roi_heads(features, proposals, [(96, 96)] * 2, wanted)
+    proposals, first = theirs.rpn(ImageList(images, [(96, 96)] * 2), features, truth)
+    _, second = theirs.roi_heads(features, proposals, [(96, 96)] * 2, truth)
     expected = {
         "rpn_objectness": first["loss_objectness"],
         "rpn_box": first["loss_rpn_box_reg"],
@@ -100,7 +100,7 @@ def test_the_same_losses_and_gradients_of_the_same_samples(pair):
     torch.testing.assert_close(own, {name: gradients[name] for name in own}, atol=1e-9, rtol=1e-6)
 
 
-def test_export_is_loaded_strictly_and_comes_back_the_same(pair):
+def test_an_export_is_loaded_strictly_and_imported_unchanged(pair):
     theirs, detector = pair
     state = to_torchvision(detector)
     space: dict = {}

@@ -1,4 +1,4 @@
-"""Models that users put together from torchvision's parts, and what of them can't be expressed."""
+"""Models that users assemble from torchvision's parts, and attributes that can't be expressed."""
 
 import copy
 from operator import attrgetter
@@ -89,7 +89,7 @@ def resnet18() -> FasterRCNN:
 def test_models_of_parts_give_the_same_boxes(build):
     torch.manual_seed(0)
     theirs = spread(build())
-    theirs.rpn.min_size = 33.0  # RoIs under a cell have equal features and scores, of which either may go first
+    theirs.rpn.min_size = 33.0  # RoIs under a cell have equal features and scores, in any order
     detector = from_torchvision(theirs, names=("a", "b", "c"))
     theirs, ours = theirs.double(), copy.deepcopy(detector.model).double().eval()
     images = torch.randn(2, 3, 128, 160, dtype=torch.float64)
@@ -107,7 +107,7 @@ def test_a_resnet_with_another_inside_is_not_taken_for_one():
     model.backbone.body.relu = nn.Tanh()
     imported = import_model(model)
     assert imported.settings.model.backbone == "custom"
-    assert "kept as the module that it is" in imported.notes[0]
+    assert "kept as the user's own module" in imported.notes[0]
 
 
 def test_a_saved_detector_with_the_users_modules_is_loaded_with_them(tmp_path):
@@ -127,7 +127,7 @@ def test_frozen_norms_keep_their_eps():
     assert (settings.model.norm_eps, settings.model.norm, settings.roi.head) == (0.5, "frozen", "conv-fc")
 
 
-def test_the_model_of_the_user_stays_as_it_is():
+def test_the_users_model_is_not_changed():
     model = one_map().train()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     from_torchvision(nn.DataParallel(model))
@@ -136,7 +136,7 @@ def test_the_model_of_the_user_stays_as_it_is():
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "said"),
+    ("path", "value", "message"),
     [
         ("transform.min_size", (80, 96), r"min_size` is \(80, 96\); .* = \(96,\)"),
         ("transform.fixed_size", (96, 96), "fixed_size` is .*None"),
@@ -152,11 +152,11 @@ def test_the_model_of_the_user_stays_as_it_is():
         ("rpn.head", nn.Identity(), "rpn.head` is 'Identity'"),
     ],
 )
-def test_what_can_not_be_expressed_is_named(path, value, said):
+def test_attributes_that_can_not_be_expressed_are_named(path, value, message):
     model = one_map()
     owner, _, name = path.rpartition(".")
     setattr(attrgetter(owner)(model), name, value)
-    with pytest.raises(WeightsError, match=said):
+    with pytest.raises(WeightsError, match=message):
         import_model(model)
 
 
@@ -165,7 +165,7 @@ def test_other_detectors_are_refused_by_name():
         import_model(retinanet_resnet50_fpn(weights=None, weights_backbone=None))
 
 
-def test_masks_are_left_out_and_that_is_said():
+def test_masks_are_left_out_with_a_note():
     imported = import_model(maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2))
     assert "masks" in imported.notes[0]
     assert imported.settings.model.backbone == "resnet50"

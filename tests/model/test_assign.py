@@ -93,7 +93,7 @@ def test_label_rules_hold_for_any_boxes(anchor_rows, object_rows):
         if value == 1:
             assert iou[i, truth[0, i]] == best[i]
     for g in (touched > 0).nonzero().flatten():
-        assert (label[0, iou[:, g].argmax()] == 1).item()  # each touched object owns an anchor
+        assert (label[0, iou[:, g].argmax()] == 1).item()  # each touched object has an anchor
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_sampling_counts(positives, negatives, expected):
     ("positives", "negatives", "count", "fraction"), [(3, 4, 4, 0.5), (5, 2, 4, 0.5), (1, 5, 3, 0.25), (2, 3, 7, 0.5)]
 )
 def test_sampling_is_exactly_uniform(positives, negatives, count, fraction):
-    """Run every order of the keys: each admissible subset comes out equally often."""
+    """Run every order of the keys: each admissible subset is drawn equally often."""
     total = positives + negatives
     orders = torch.tensor(list(permutations(range(total))), dtype=torch.float64) / total
     label = torch.tensor([1] * positives + [0] * negatives, dtype=torch.int8).expand(len(orders), -1)

@@ -1,4 +1,4 @@
-"""The second stage on more RoIs than go through its head at once."""
+"""The second stage on more RoIs than its head processes together."""
 
 import math
 from typing import Any
@@ -15,11 +15,11 @@ from rcnn.runtime.steady import make_steady
 from tests.model import tiny
 
 WINDOWS = 21_546
-"""9 at every cell of a map of stride 16 of 600 x 1000 pixels."""
+"""9 windows at every cell of a map of stride 16, for 600 x 1000 pixels."""
 TWO_STAGES = [name for name in PRESETS if settings_of(name).two_stage]
 
 
-def given(data: Any, count: int) -> Proposals:
+def random_proposals(data: Any, count: int) -> Proposals:
     """Random boxes, the last of which are padding."""
     generator = torch.Generator().manual_seed(3)
     corner = torch.rand(len(data.images), count, 2, generator=generator) * torch.tensor([60.0, 40.0])
@@ -30,7 +30,7 @@ def given(data: Any, count: int) -> Proposals:
 
 
 def watch_pooling(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
-    """Return a list that receives the shape (B, R, C, S, S) of what every call pools."""
+    """Return a list that receives the shape (B, R, C, S, S) of the result of every call."""
     shapes: list[torch.Size] = []
     pool = FastRCNN.pool
 
@@ -51,10 +51,10 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("head", ["fc", "conv-fc"])
 @pytest.mark.parametrize("pool", ["align", "warp", "max"])
-def test_blocks_give_what_the_whole_gives(pool: str, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocks_give_the_same_results_as_a_single_pass(pool: str, head: str, monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny.model({"roi": {"pool": pool, "head": head, "convs": 1}, "model": {"channels": 8}}).eval()
     data, _ = tiny.batch(2)
-    proposals = given(data, 100)
+    proposals = random_proposals(data, 100)
     with torch.inference_mode():
         whole = net.execute(data, proposals)
         shapes = watch_pooling(monkeypatch)
@@ -69,7 +69,7 @@ def test_an_image_has_the_same_bits_in_any_batch_in_blocks_too(monkeypatch: pyte
     net = tiny.model().eval()
     make_steady(net)
     data, _ = tiny.batch(3)
-    proposals = given(data, 100)
+    proposals = random_proposals(data, 100)
     small_blocks(monkeypatch)
     with torch.inference_mode():
         together = net.execute(data, proposals)
@@ -78,7 +78,7 @@ def test_an_image_has_the_same_bits_in_any_batch_in_blocks_too(monkeypatch: pyte
             torch.testing.assert_close(alone.rois[0], tiny.rows(together.rois[0], [i]), rtol=0, atol=0)
 
 
-def test_with_a_gradient_all_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_with_a_gradient_all_rois_are_processed_together(monkeypatch: pytest.MonkeyPatch) -> None:
     net, shapes = tiny.model({"roi": {"samples": 30}}), watch_pooling(monkeypatch)
     small_blocks(monkeypatch)
     net.loss(*tiny.scene(net, 2))
@@ -90,7 +90,7 @@ def test_with_a_gradient_all_are_seen_at_once(monkeypatch: pytest.MonkeyPatch) -
 def test_sliding_windows_go_through_every_presets_head_in_bounded_memory(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On device `meta`, where nothing is computed."""
+    """On device `meta`, without computation."""
     shapes = watch_pooling(monkeypatch)
     with torch.device("meta"), torch.no_grad():
         net = build(settings_of(name), 20).eval()
@@ -111,7 +111,7 @@ def test_sliding_windows_go_through_every_presets_head_in_bounded_memory(
 def test_blocks_are_part_of_one_graph(monkeypatch: pytest.MonkeyPatch) -> None:
     net = tiny.model().eval()
     data, _ = tiny.batch(2)
-    proposals = given(data, 40)
+    proposals = random_proposals(data, 40)
     small_blocks(monkeypatch)
     with torch.no_grad():
         program = tiny.one_graph(lambda *parts: net.execute(*parts).detections)

@@ -67,7 +67,7 @@ def test_worked_targets():
 
 
 @given(boxes)
-def test_clip_keeps_boxes_inside_their_own_image(rows):
+def test_clip_keeps_boxes_inside_their_images(rows):
     sizes = torch.tensor([[100.0, 50.0], [20.0, 300.0]], dtype=torch.float64)
     clipped = box_ops.clip(rows.expand(2, -1, -1), sizes)
     for image, (height, width) in zip(clipped, sizes.tolist(), strict=True):

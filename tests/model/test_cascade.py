@@ -1,4 +1,4 @@
-"""A second stage of several heads: each is trained on the boxes that the one before has refined."""
+"""A second stage of several heads: each is trained on the boxes that the previous head refined."""
 
 import pytest
 import torch

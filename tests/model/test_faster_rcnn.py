@@ -70,7 +70,7 @@ def test_losses_do_not_depend_on_padding_rows_or_batch_order():
 
 
 @pytest.mark.parametrize("what", ["no object", "fillers", "empty batch", "absurd padding", "tiny images"])
-def test_nothing_padded_reaches_a_gradient(what):
+def test_padding_does_not_affect_gradients(what):
     net = tiny.model()
     data, targets = tiny.batch(2, *((16, 16) if what == "tiny images" else (64, 96)))
     tiny.assert_padding_reaches_no_gradient(net, data, targets, what)
@@ -94,7 +94,7 @@ def no_objects(count: int, columns: int) -> Targets:
     ids=["default", "ohem", "overlap", "texture", "hard", "classes", "focal"],
 )
 def test_targets_without_a_column_are_images_without_objects(changes: dict):
-    """Losses and gradients are to the bit those of targets with one padded row."""
+    """Losses and gradients equal those of targets with one padded row to the last bit."""
     net = tiny.model(changes)
     data, _ = tiny.batch(2)
     results = []
@@ -120,7 +120,7 @@ def test_keys_depend_on_the_seed_alone():
     assert both.rpn.shape[1] >= sum(len(a) for a in net.execute(data, fields=()).rpn.anchors)
 
 
-def test_ignored_objects_never_join_the_proposals():
+def test_ignored_objects_are_not_added_to_the_proposals():
     net = tiny.model()
     data, targets = tiny.batch(1, objects=3)
     targets = targets._replace(valid=torch.ones(1, 3, dtype=torch.bool), ignore=torch.tensor([[False, True, False]]))
@@ -135,7 +135,7 @@ def test_ignored_objects_never_join_the_proposals():
 
 
 @pytest.mark.parametrize(("ignore", "negatives"), [("keep", 0), ("drop", 12)])
-def test_what_ignored_objects_cover_is_no_negative_unless_forgotten(ignore, negatives):
+def test_rois_inside_ignored_objects_are_negative_only_if_these_are_dropped(ignore, negatives):
     net = tiny.model({"roi": {"ignore": ignore}})
     data, targets = tiny.batch(1, objects=2)
     targets = targets._replace(valid=torch.ones(1, 2, dtype=torch.bool), ignore=torch.tensor([[True, False]]))
@@ -147,7 +147,7 @@ def test_what_ignored_objects_cover_is_no_negative_unless_forgotten(ignore, nega
     assert min(int((drawn.valid & ~drawn.positive).sum()), 12) == negatives
 
 
-def test_non_finite_weights_are_said():
+def test_non_finite_weights_are_reported():
     net = tiny.model().eval()
     data, _ = tiny.batch(2)
     data.images[1, 0, 0, 0] = float("nan")
@@ -163,7 +163,7 @@ def test_unknown_roi_level_is_named():
 
 
 def test_compiles_into_one_graph():
-    """No graph break in forward nor in loss and its backward; outputs and gradients equal eager's.
+    """There is no graph break in `forward` or in `loss` and its backward pass; results equal those of eager mode.
 
     Of settings that no preset has: tests/test_graphs.py compiles those.
     """
@@ -178,8 +178,8 @@ def test_compiles_into_one_graph():
     assert operators == {f"rcnn.{name}.default" for name in ("match", "nms", "roi_pool")}
 
 
-def test_whole_gradient_equals_finite_differences():
-    """Selection and sampling are constants; the last bias is moved by too little to change them."""
+def test_full_gradient_equals_finite_differences():
+    """Selection and sampling are constants; the step is too small to change them."""
     net = tiny.model().double()
     data, targets, keys = tiny.scene(net, 2, dtype=torch.float64)
     tiny.total(net.loss(data, targets, keys)).backward()

@@ -1,4 +1,4 @@
-"""Several sliding windows (`rpn.kernel=[3,5,7]`): as many heads of one window, each of a part of the anchors."""
+"""Several sliding windows (`rpn.kernel=[3,5,7]`): they equal heads of one window each, for parts of the anchors."""
 
 from typing import Any
 
@@ -34,7 +34,7 @@ def network(case: str, order: Any = "size", **settings: Any) -> RegionProposalNe
 
 
 def apart(rpn: RegionProposalNetwork) -> list[RPNHead]:
-    """A head of one window for each of a network's, with its weights."""
+    """Return a head of one window for each window of a network, with its weights."""
     settings, heads = rpn.settings, []
     for window, kernel in zip(rpn.head.windows, settings.kernels, strict=True):
         own = rpn.per_cell // len(settings.kernels)
@@ -65,7 +65,7 @@ def test_every_anchor_is_predicted_by_the_window_of_its_size(case: str, order: s
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("order", ["size", "ratio"])
 @pytest.mark.parametrize("logits", [1, 2])
-def test_at_chosen_anchors_values_and_gradients_are_those_of_the_whole_maps(case: str, order: str, logits: int) -> None:
+def test_values_and_gradients_at_chosen_anchors_equal_the_full_maps(case: str, order: str, logits: int) -> None:
     rpn = network(case, order, logits=logits)
     assert rpn.learns_from_samples
     levels = [torch.randn(2, 6, *grid, dtype=torch.float64, requires_grad=True) for grid in ((4, 5), (2, 3))]
@@ -96,7 +96,7 @@ def test_a_detector_learns_with_it_and_every_window_does(change: dict[str, Any])
 
 
 @pytest.mark.parametrize("what", ["no object", "fillers", "empty batch", "absurd padding"])
-def test_nothing_padded_reaches_a_gradient(what: str) -> None:
+def test_padding_does_not_affect_gradients(what: str) -> None:
     tiny.assert_padding_reaches_no_gradient(tiny.model(CHANGES), *tiny.batch(), what)
 
 
@@ -145,10 +145,10 @@ def test_one_window_has_the_layers_that_it_had(name: str) -> None:
     ],
 )
 def test_sizes_that_cannot_be_divided_among_the_windows_are_refused(kernel: Any, sizes: Any) -> None:
-    said = rf"rpn\.kernel=\[{', '.join(map(str, kernel))}\] divides the sizes .* among {len(kernel)} windows"
-    with pytest.raises(SettingsError, match=said):
+    message = rf"rpn\.kernel=\[{', '.join(map(str, kernel))}\] divides the sizes .* among {len(kernel)} windows"
+    with pytest.raises(SettingsError, match=message):
         RegionProposalNetwork(8, (16,), Anchors(sizes=sizes), RPN(kernel=kernel))
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         validate({"model": {"levels": [4]}, "anchors": {"sizes": sizes}, "rpn": {"kernel": kernel}})
 
 
@@ -158,6 +158,6 @@ def test_other_windows_are_refused_in_one_line(kernel: object) -> None:
         validate({"rpn": {"kernel": kernel}})
 
 
-def test_the_presets_with_one_size_per_level_say_what_to_do() -> None:
+def test_presets_with_one_size_per_level_raise_an_error_with_advice() -> None:
     with pytest.raises(SettingsError, match=r"give every level 3 sizes or a multiple of that, or set rpn\.kernel to"):
         settings_of("mobilenet-fpn", ["rpn.kernel=[3,5,7]"])

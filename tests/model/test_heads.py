@@ -70,10 +70,10 @@ def test_improbable_proposals_are_dropped_before_suppression():
     every = net.rpn.propose(out, data.sizes, pre=40, post=24)
     least = float(every.scores[every.valid].median())
     strict = tiny.model({"rpn": {"score": least}}).rpn.propose(out, data.sizes, pre=40, post=24)
-    wanted = every.valid & (every.scores >= least)
-    assert 0 < wanted.sum() < every.valid.sum()
-    assert torch.equal(strict.valid, wanted)
-    assert torch.equal(strict.boxes[wanted], every.boxes[wanted])
+    likely = every.valid & (every.scores >= least)
+    assert 0 < likely.sum() < every.valid.sum()
+    assert torch.equal(strict.valid, likely)
+    assert torch.equal(strict.boxes[likely], every.boxes[likely])
 
 
 @pytest.mark.parametrize("least", [0.0, 12.0])
@@ -105,7 +105,7 @@ def test_without_a_second_stage_there_are_two_losses_and_the_same_proposals():
     assert first.loss(data, targets, keys, pass_=pass_).keys() == two.keys()
 
 
-def test_a_level_that_comes_twice_is_read_once():
+def test_a_level_that_occurs_twice_is_read_once():
     class Backbone(tiny.TinyBackbone):
         strides = (8, 16, 16)
 
@@ -126,7 +126,9 @@ def test_many_convolutions_are_one_graph():
     net = tiny.model({**MANY, "roi": {**MANY["roi"], "head_norm": "batch"}})
     scene = tiny.scene(net, 2)
     compiled = tiny.one_graph(net.loss)
-    (expected, wanted), (found, gradients) = (tiny.backward(net, loss(*scene)) for loss in (net.loss, compiled))
+    (expected, expected_gradients), (found, gradients) = (
+        tiny.backward(net, loss(*scene)) for loss in (net.loss, compiled)
+    )
     torch.testing.assert_close(found, expected)
-    assert wanted.keys() == dict(net.named_parameters()).keys()
-    torch.testing.assert_close(gradients, wanted, rtol=1e-4, atol=1e-5)
+    assert expected_gradients.keys() == dict(net.named_parameters()).keys()
+    torch.testing.assert_close(gradients, expected_gradients, rtol=1e-4, atol=1e-5)

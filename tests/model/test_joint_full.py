@@ -18,7 +18,7 @@ from tests.model import tiny
 MORE_POSITIVES = {"positive_iou": 0.2, "negative_iou": [0.0, 0.2], "positive_fraction": 0.7}
 CHANGES: dict = {"rpn": {"pre_train": 90, "post_train": 80}, "roi": MORE_POSITIVES}
 STEP = 1e-7
-"""Larger ones cross bends of the loss."""
+"""Larger steps cross bends of the loss."""
 
 
 def scene(changes: dict | None = None) -> tuple[FasterRCNN, AnyBatch, Targets, Keys]:
@@ -30,7 +30,7 @@ def scene(changes: dict | None = None) -> tuple[FasterRCNN, AnyBatch, Targets, K
 
 
 def freeze(net: FasterRCNN, data: AnyBatch, targets: Targets, keys: Keys) -> int:
-    """Selection, sampling and assignment stay what they are now; how many proposals are trained as positives?"""
+    """Fix selection, sampling and assignment, and return the number of proposals that are trained as positives."""
     second = net.fast_rcnn
     assert second is not None
     with torch.no_grad():
@@ -42,7 +42,7 @@ def freeze(net: FasterRCNN, data: AnyBatch, targets: Targets, keys: Keys) -> int
 
 
 def training_proposals(net: FasterRCNN, data: AnyBatch) -> tuple[tuple[Tensor, ...], RPNOutput, Proposals]:
-    """Feature maps, what the RPN's head says, and the proposals of a step of training, which have no gradient."""
+    """Return feature maps, the output of the RPN's head, and the proposals of a training step, without gradient."""
     pass_, settings = net.execute(data, fields=()), net.settings.rpn
     assert pass_.rpn is not None
     with torch.no_grad():
@@ -51,7 +51,7 @@ def training_proposals(net: FasterRCNN, data: AnyBatch) -> tuple[tuple[Tensor, .
 
 
 def errors(net: FasterRCNN, loss: Callable[[], Tensor]) -> dict[str, float]:
-    """Parameter -> how far the gradient of the loss is from its central difference, as a share of the difference."""
+    """Return parameter -> relative difference between the gradient of the loss and its central difference."""
     net.zero_grad()
     loss().backward()
     generator, found = torch.Generator().manual_seed(1), {}
@@ -70,7 +70,7 @@ def errors(net: FasterRCNN, loss: Callable[[], Tensor]) -> dict[str, float]:
 @pytest.mark.parametrize(
     "changes", [{}, {"rpn": {"convs": 2}}, {"roi": {"pool": "warp"}}, {"roi": {"sampler": "ohem"}}]
 )
-def test_the_whole_gradient_equals_finite_differences_and_joints_does_not(changes, target_gradient):
+def test_the_full_gradient_equals_finite_differences_and_that_of_joint_does_not(changes, target_gradient):
     """With every parameter of the network; constant targets are constants in the differences too."""
     net, data, targets, keys = scene(changes)
     assert freeze(net, data, targets, keys) > 5
@@ -142,7 +142,7 @@ def test_traced_rois_are_the_sampled_ones_and_ground_truths_are_constants():
 
 
 @pytest.mark.parametrize("what", ["no object", "fillers", "empty batch"])
-def test_nothing_padded_reaches_a_gradient(what):
+def test_padding_does_not_affect_gradients(what):
     net, data, targets, keys = scene()
     if what == "fillers":
         data = data._replace(sizes=data.sizes * 0)

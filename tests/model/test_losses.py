@@ -83,7 +83,7 @@ TORCHVISION = {
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**31), st.sampled_from(["giou", "diou", "ciou"]))
 def test_overlap_losses_and_their_gradients_are_torchvisions(seed: int, kind: LossKind) -> None:
-    """Also of CIoU, whose weight of the aspect ratios is a constant to the gradient."""
+    """CIoU's weight of the aspect ratios is a constant in the gradient."""
     generator = torch.Generator().manual_seed(seed)
     corners, sides, (deltas, _) = torch.rand(3, 2, 50, 4, generator=generator, dtype=torch.float64)
     corners, sides = 30 * corners[..., :2], 5 + 40 * sides[..., :2]

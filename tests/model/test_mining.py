@@ -20,7 +20,7 @@ NEGATIVES = ["random", "overlap", "texture", "hard"]
 
 
 def drawn(seed: int = 0, textures: Tensor | None = None, **settings: object) -> tuple[list[int], list[int]]:
-    """Positive and negative anchors of the worked example that are drawn, in order."""
+    """Return the positive and negative anchors of the worked example that are drawn, in order."""
     rpn = worked.network(**settings)
     out, targets = worked.output(rpn), worked.targets()
     labels = rpn.assign(torch.cat(out.anchors), targets, worked.SIZES)
@@ -38,7 +38,7 @@ def test_the_hardest_negatives_of_the_worked_example(seed: int):
     assert negative == [37, 36]  # losses 1.313262 and 0.693147, the others 0.474077
 
 
-def test_a_negative_that_overlaps_a_harder_one_waits():
+def test_a_negative_that_overlaps_a_harder_one_is_drawn_later():
     assert drawn(negatives="hard", samples=4, negatives_nms=0.57)[1] == [37, 36]
     assert drawn(negatives="hard", samples=4, negatives_nms=0.56)[1] == [37, 23]  # IoU of 36 and 37 is 0.564706
     everything = drawn(negatives="hard", samples=60, negatives_nms=0.0)[1]
@@ -62,8 +62,8 @@ def test_smooth_negatives_go_last():
 
 
 @pytest.mark.parametrize("negatives", ["overlap", "texture", "hard"])
-def test_what_is_missing_is_filled_up_at_random(negatives: str):
-    """Two of five negatives are preferred, three are drawn: the third is each of the others, sooner or later."""
+def test_missing_samples_are_drawn_at_random(negatives: str):
+    """Two of five negatives are preferred, three are drawn: over many draws, the third is each of the others."""
     textures = torch.zeros(1, 60)
     textures[0, [36, 37]] = 1.0
     settings = {"negatives_iou": 0.205, "negatives_smooth": 0.6, "negatives_nms": 0.4}
@@ -124,7 +124,7 @@ def test_positives_and_counts_are_those_of_a_random_draw(negatives: str):
         chosen = take(worked.labels(labels), sample.indices)
         assert (chosen[sample.positive] == 1).all()
         assert (chosen[sample.valid & ~sample.positive] == 0).all()
-        for indices, valid in zip(sample.indices, sample.valid, strict=True):  # nothing twice
+        for indices, valid in zip(sample.indices, sample.valid, strict=True):  # no duplicates
             assert len(indices[valid].unique()) == valid.sum()
     assert all(map(torch.equal, *found))
 
@@ -134,7 +134,7 @@ ALL_KINDS = pytest.mark.parametrize("changes", CHANGES, ids=[*NEGATIVES[1:], "oh
 
 
 @ALL_KINDS
-def test_an_image_alone_loses_what_it_loses_in_a_batch_with_fillers(changes: dict):
+def test_an_image_has_the_same_losses_alone_and_in_a_batch_with_fillers(changes: dict):
     net = tiny.model(changes)
     data, targets, keys = tiny.scene(net, 2)
     alone = net.loss(*(tiny.rows(part, [0]) for part in (data, targets, keys)))
@@ -197,7 +197,7 @@ def test_ohem_takes_the_hardest_rois_that_are_apart(nms: float):
         assert torch.equal(truth[image][valid], labels.truth[image, kept])
 
 
-def test_ohem_needs_no_keys_and_costs_what_the_sample_loses():
+def test_ohem_needs_no_keys_and_its_loss_is_higher_than_that_of_a_random_sample():
     net = tiny.model({"roi": {"sampler": "ohem"}})
     data, targets = tiny.batch(2)
     one, other = (net.loss(data, targets, tiny.keys(net, data, targets, seed)) for seed in (1, 2))

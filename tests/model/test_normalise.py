@@ -30,7 +30,7 @@ def pixels(**changes: Any) -> Pixels:
 @pytest.mark.parametrize("order", ["rgb", "bgr"])
 def test_pixels_are_normalised_and_the_padding_is_zero(resize: str, order: str) -> None:
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (2, 3, 6, 8), dtype=torch.uint8, generator=generator)  # whatever the padding holds
+    images = torch.randint(0, 256, (2, 3, 6, 8), dtype=torch.uint8, generator=generator)  # padding may hold any value
     sizes = [[5.0, 8.0], [6.0, 3.0]]
     read = images.float() if resize == "interpolate" else images
     found = pixels(resize=resize, order=order)(batch(read, sizes))
@@ -43,7 +43,7 @@ def test_pixels_are_normalised_and_the_padding_is_zero(resize: str, order: str) 
             torch.testing.assert_close(row[channel].double(), expected, atol=1e-6, rtol=0)
 
 
-def test_normalised_images_stay_what_they_are() -> None:
+def test_normalised_images_do_not_change() -> None:
     images = torch.randn(1, 3, 4, 4)
     read = batch(images, [[2.0, 2.0]])
     for changes in ({}, {"order": "bgr"}, {"resize": "interpolate"}):
@@ -63,7 +63,7 @@ def test_a_network_in_float64_normalises_in_float64() -> None:
 
 def test_the_network_sees_the_same_in_pixels_and_in_normalised_images() -> None:
     net = tiny.model().eval()
-    assert not [name for name in net.state_dict() if name.startswith("pixels")]  # files of weights stay as they are
+    assert not [name for name in net.state_dict() if name.startswith("pixels")]  # files of weights do not change
     images = torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     read = batch(images, [[64.0, 90.0], [60.0, 96.0]])
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_the_network_sees_the_same_in_pixels_and_in_normalised_images() -> None:
 
 
 def test_an_imported_network_normalises_floats_of_a_batch_and_not_those_of_a_normalised_one() -> None:
-    """Of one type, shape and network: what they are is said by the batch alone."""
+    """The type of the batch alone decides, for equal networks, shapes and types of numbers."""
     net = tiny.model({"preprocess": {"resize": "interpolate"}}).eval()
     images = 255 * torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     read = batch(images, [[64.0, 96.0]])
@@ -90,11 +90,11 @@ FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 OTHERS = (torch.bool, torch.int8, torch.int16, torch.uint16, torch.int32, torch.int64)
 
 
-def refused(net: FasterRCNN, given: AnyBatch, sentence: str) -> None:
-    """By every way into a network, whatever the values: there are none on the meta device."""
+def refused(net: FasterRCNN, invalid: AnyBatch, sentence: str) -> None:
+    """Check every entry point of a network, for any values: the meta device has none."""
     targets = tiny.batch(1)[1]
-    loss = partial(net.loss, targets=targets, keys=tiny.keys(net, given, targets))
-    for data in (given, to_device(given, torch.device("meta"))):
+    loss = partial(net.loss, targets=targets, keys=tiny.keys(net, invalid, targets))
+    for data in (invalid, to_device(invalid, torch.device("meta"))):
         for call in (net, net.propose, partial(net.execute, fields=()), loss):
             with pytest.raises(SettingsError, match=sentence):
                 call(data)
@@ -102,26 +102,26 @@ def refused(net: FasterRCNN, given: AnyBatch, sentence: str) -> None:
 
 @pytest.mark.parametrize("dtype", [*FLOATS, *OTHERS])
 def test_a_batch_of_another_type_than_pixels_have_is_refused(dtype: torch.dtype) -> None:
-    given = batch(torch.zeros(1, 3, 64, 96, dtype=dtype), [[64.0, 96.0]])
+    invalid = batch(torch.zeros(1, 3, 64, 96, dtype=dtype), [[64.0, 96.0]])
     name = rf"these are {dtype}; prepare images with .* or put images that are normalised already into a Normalised"
-    refused(tiny.model(), given, "which this network takes as torch.uint8, but " + name)
+    refused(tiny.model(), invalid, "which this network takes as torch.uint8, but " + name)
     imported = tiny.model({"preprocess": {"resize": "interpolate"}})
     if dtype.is_floating_point:
-        imported.pixels.check(given)
+        imported.pixels.check(invalid)
     else:
-        refused(imported, given, "takes as torch.uint8, or as floating-point numbers of 0..255, but " + name)
+        refused(imported, invalid, "takes as torch.uint8, or as floating-point numbers of 0..255, but " + name)
 
 
 @pytest.mark.parametrize("resize", ["pillow", "interpolate"])
 @pytest.mark.parametrize("dtype", [torch.uint8, *OTHERS])
 def test_normalised_images_are_floating_point(dtype: torch.dtype, resize: str) -> None:
-    given = NormalisedBatch(*batch(torch.zeros(1, 3, 64, 96, dtype=dtype), [[64.0, 96.0]]))
+    invalid = NormalisedBatch(*batch(torch.zeros(1, 3, 64, 96, dtype=dtype), [[64.0, 96.0]]))
     net = tiny.model({"preprocess": {"resize": resize}})
-    refused(net, given, rf"floating-point images, but these are {dtype}; put pixels of 0\.\.255 into a Batch")
+    refused(net, invalid, rf"floating-point images, but these are {dtype}; put pixels of 0\.\.255 into a Batch")
 
 
 def test_a_compiled_or_prepared_network_takes_both_kinds_of_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one type and shape, in one runtime: a program of one kind must not serve the other."""
+    """With equal types and shapes in one runtime, the program of one kind must not be used for the other."""
     net = tiny.model({"preprocess": {"resize": "interpolate"}}).eval()
     read = batch(255 * torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0)), [[64.0, 96.0]])
     monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager", fullgraph=True))

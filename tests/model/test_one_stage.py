@@ -98,17 +98,17 @@ def test_focal_loss_is_of_all_anchors_that_are_not_ignored(gamma, alpha, classes
     positive, trained = labels.positive, labels.positive | labels.negative
     assert 5 < positive.sum() < trained.sum() < trained.numel()
     logits = torch.cat(out.logits, dim=1).reshape(3, -1, classes)
-    wanted = torch.zeros_like(logits)
+    target = torch.zeros_like(logits)
     for image, anchor in positive.nonzero().tolist():
-        wanted[image, anchor, targets.labels[image, labels.truth[image, anchor]]] = 1
-    expected = tv.sigmoid_focal_loss(logits[trained], wanted[trained], alpha, gamma, reduction="sum")
+        target[image, anchor, targets.labels[image, labels.truth[image, anchor]]] = 1
+    expected = tv.sigmoid_focal_loss(logits[trained], target[trained], alpha, gamma, reduction="sum")
     torch.testing.assert_close(losses["rpn_class"][0], expected)
     assert losses["rpn_class"][1] == losses["rpn_box"][1] == positive.sum()
 
 
 @KINDS
 def test_boxes_are_trained_as_the_rpns(changes):
-    """Where all anchors are sampled, the box losses of both kinds and of the RPN are one sum."""
+    """If all anchors are sampled, the box losses of both kinds and of the RPN are equal."""
     everyone = {**EASY, "samples": 500, "positive_fraction": 1.0}
     net, rpn = tiny.model(changed(changes, **everyone)), tiny.model({"rpn": everyone, "roi": {"head": "none"}})
     state = {name: tensor for name, tensor in net.state_dict().items() if "head.cls" not in name}
@@ -118,7 +118,7 @@ def test_boxes_are_trained_as_the_rpns(changes):
 
 
 def test_with_one_class_it_is_an_rpn():
-    """Cross-entropy over (class, background) is the RPN's over (object, background), score and loss."""
+    """Scores and losses of (class, background) equal those of the RPN's (object, background)."""
     two = {"rpn": {"logits": 2, "score_order": "object-first"}, "roi": {"head": "none"}}
     one, rpn = tiny.model(ENTROPY, classes=1), tiny.model(two)
     rpn.load_state_dict(one.state_dict())
@@ -132,18 +132,18 @@ def test_with_one_class_it_is_an_rpn():
 
 
 def test_focal_loss_of_hand_worked_numbers():
-    """Of an anchor told rightly with a probability of 0.9, a hundredth of its log loss is left, times alpha."""
+    """A prediction that gives the true answer a probability of 0.9 keeps a hundredth of its log loss, times alpha."""
     logit = torch.tensor(math.log(9.0))
-    right, wrong = (float(focal_loss(logit, torch.tensor(wanted), 2.0, 0.25)) for wanted in (True, False))
+    right, wrong = (float(focal_loss(logit, torch.tensor(target), 2.0, 0.25)) for target in (True, False))
     assert right == pytest.approx(0.25 * 0.1**2 * -math.log(0.9))
     assert wrong == pytest.approx(0.75 * 0.9**2 * -math.log(0.1))
 
 
 def test_focal_gradients_are_finite_at_any_logit():
     logits = torch.tensor([-200.0, -30, 0, 30, 200]).repeat(2, 1).requires_grad_()
-    wanted = torch.tensor([[True], [False]]).expand(2, 5)
+    target = torch.tensor([[True], [False]]).expand(2, 5)
     for gamma in (0.0, 0.5, 2.0):
-        (gradient,) = torch.autograd.grad(focal_loss(logits, wanted, gamma, 0.25).sum(), logits)
+        (gradient,) = torch.autograd.grad(focal_loss(logits, target, gamma, 0.25).sum(), logits)
         assert gradient.isfinite().all()
 
 
@@ -156,7 +156,7 @@ def test_focal_loss_starts_from_the_prior():
 
 @KINDS
 @pytest.mark.parametrize("what", ["no object", "fillers", "empty batch", "absurd padding", "one without"])
-def test_nothing_padded_reaches_a_gradient(changes, what):
+def test_padding_does_not_affect_gradients(changes, what):
     tiny.assert_padding_reaches_no_gradient(tiny.model(changes), *tiny.batch(2), what)
 
 
@@ -177,7 +177,7 @@ def test_compiles_into_one_graph(changes):
     tiny.assert_one_graph(net, (2,))
 
 
-def test_weights_that_are_not_finite_are_said():
+def test_weights_that_are_not_finite_are_reported():
     net = tiny.model(FOCAL).eval()
     data, _ = tiny.batch(2)
     data.images[1, 0, 0, 0] = float("nan")
@@ -188,10 +188,10 @@ def test_weights_that_are_not_finite_are_said():
 def test_which_detectors_predict_classes():
     assert tiny.model().settings.predicts_classes
     assert not tiny.model({"roi": {"head": "none"}}).settings.predicts_classes
-    one = tiny.model(FOCAL)
-    assert one.settings.predicts_classes
-    assert one.fast_rcnn is None
-    assert isinstance(one.rpn.meaning, FocalClasses)
+    net = tiny.model(FOCAL)
+    assert net.settings.predicts_classes
+    assert net.fast_rcnn is None
+    assert isinstance(net.rpn.meaning, FocalClasses)
 
 
 @pytest.mark.parametrize(

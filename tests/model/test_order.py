@@ -1,4 +1,4 @@
-"""The oracle is a full stable sort, whatever ties."""
+"""The oracle is a full stable sort, with any ties."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ NUMBERS = [0.0, -0.0, 1.0, -1.5, 1e-7, torch.inf, -torch.inf, torch.nan]
 
 
 def assert_same(values: Tensor, expected: Tensor) -> None:
-    """-0 is not 0 here, and NaN is NaN."""
+    """Compare values, where -0 differs from 0 and NaN equals NaN."""
     assert torch.equal(values.isnan(), expected.isnan())
     values, expected = values.nan_to_num(0.5, torch.inf, -torch.inf), expected.nan_to_num(0.5, torch.inf, -torch.inf)
     assert torch.equal(values, expected)
@@ -36,7 +36,7 @@ def test_it_begins_as_a_full_stable_sort_does(data: st.DataObject) -> None:
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", ["distinct", "rounded", "equal"])
 def test_it_does_so_at_full_size(name: str, dtype: torch.dtype) -> None:
-    """With many scores `topk` takes other ways, and of equal ones it returns any."""
+    """With many scores, `topk` uses other algorithms and returns any of equal scores."""
     scores = torch.randn(2, 50_000, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     scores = {"distinct": scores, "rounded": (8 * scores).round(), "equal": torch.zeros_like(scores)}[name].to(dtype)
     expected = scores.sort(dim=1, descending=True, stable=True)
@@ -46,7 +46,7 @@ def test_it_does_so_at_full_size(name: str, dtype: torch.dtype) -> None:
         assert torch.equal(values, expected.values[:, :count])
 
 
-def test_values_have_the_gradient_of_what_they_were_taken_from() -> None:
+def test_values_have_a_gradient_in_the_scores() -> None:
     scores = torch.tensor([[1.0, 3.0, 3.0, 2.0, 3.0]], requires_grad=True)
     values, _ = stable_topk(scores, 2)
     (values * torch.tensor([10.0, 20.0])).sum().backward()

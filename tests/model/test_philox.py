@@ -1,4 +1,4 @@
-"""The generator of keys against Random123's published vectors, and against the same in Python's integers."""
+"""The generator of keys against Random123's published vectors, and against a reference in Python's integers."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_it_gives_the_published_answers(vector: tuple[str, ...]) -> None:
 
 
 @given(st.tuples(WORD, WORD, WORD, WORD), st.tuples(WORD, WORD))
-def test_it_is_what_integers_of_any_size_give(counter: tuple[int, ...], key: tuple[int, ...]) -> None:
+def test_it_equals_a_reference_in_python_integers(counter: tuple[int, ...], key: tuple[int, ...]) -> None:
     assert ours(counter, key) == reference(counter, key)
 
 
@@ -70,10 +70,10 @@ def test_no_seeds_give_no_rows() -> None:
 
 
 def test_numbers_are_uniform_and_neighbours_unlike() -> None:
-    one = uniform(torch.arange(20), 5000)
-    tenths = (one * 10).long().flatten().bincount(minlength=10)
+    numbers = uniform(torch.arange(20), 5000)
+    tenths = (numbers * 10).long().flatten().bincount(minlength=10)
     assert ((tenths - 10000).abs() < 500).all()  # five standard deviations
-    assert one.unique().numel() == one.numel()
-    for pair in ((one[:-1], one[1:]), (one[:, :-1], one[:, 1:])):
+    assert numbers.unique().numel() == numbers.numel()
+    for pair in ((numbers[:-1], numbers[1:]), (numbers[:, :-1], numbers[:, 1:])):
         correlation = torch.corrcoef(torch.stack([part.flatten() for part in pair]))[0, 1]
         assert correlation.abs() < 0.02

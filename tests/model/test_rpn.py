@@ -65,8 +65,8 @@ def test_proposals_equal_a_loop_over_images_and_levels():
 
 
 @pytest.mark.parametrize("logits", [1, 2])
-def test_of_equal_logits_the_first_anchors_are_the_candidates(logits):
-    """On a level of 30,000 anchors, where `topk` takes others, and on one that has fewer than are wanted."""
+def test_the_first_of_several_anchors_of_equal_logits_are_the_candidates(logits):
+    """On a level of 30,000 anchors, where `topk` takes others, and on one with fewer anchors than requested."""
     rpn = RegionProposalNetwork(4, (4, 8), Anchors(sizes=((16,), (32,))), RPN(logits=logits))
     torch.nn.init.zeros_(rpn.head.cls.weight)
     levels = [torch.randn(2, 4, 100, 100), torch.randn(2, 4, 4, 4)]
@@ -75,8 +75,8 @@ def test_of_equal_logits_the_first_anchors_are_the_candidates(logits):
     assert (found.scores == 0.5).all()
 
 
-def test_what_moves_by_a_cell_is_proposed_a_stride_further():
-    """Translation invariance: of anchors, and of the functions that score and move them."""
+def test_features_moved_by_a_cell_give_proposals_moved_by_a_stride():
+    """Anchors, and the functions that score and move them, are translation invariant."""
     torch.manual_seed(0)
     rpn = worked.network(worked.UNBOUNDED)
     for layer in (rpn.head.conv, rpn.head.cls, rpn.head.reg):
@@ -86,7 +86,7 @@ def test_what_moves_by_a_cell_is_proposed_a_stride_further():
     there = here.roll((1, 2), dims=(2, 3))
     sizes = torch.full((1, 2), 320.0, dtype=torch.float64)
     first, second = (rpn.propose(rpn([feature], (320, 320)), sizes, pre=30, post=10) for feature in (here, there))
-    assert (first.scores > 0.5).all()  # what the features say, and not the background's ties
+    assert (first.scores > 0.5).all()  # scores of the features, not ties of the background
     torch.testing.assert_close(second.boxes, first.boxes + torch.tensor([32.0, 16, 32, 16]).double())
     torch.testing.assert_close(second.scores, first.scores)
 
@@ -123,20 +123,20 @@ def test_gradients_equal_finite_differences(logits, kind):
 
 @pytest.mark.parametrize("logits", [1, 2])
 @pytest.mark.parametrize("kernel", [1, 3, 5])
-def test_the_head_at_chosen_anchors_says_and_learns_what_the_whole_head_does(logits: int, kernel: int) -> None:
+def test_the_head_at_chosen_anchors_equals_the_full_head_in_values_and_gradients(logits: int, kernel: int) -> None:
     torch.manual_seed(0)
     head = RPNHead(6, 5, 3, logits=logits, kernel=kernel).double()
     for parameter in head.parameters():
         nn.init.normal_(parameter, std=0.5)
     levels = [torch.randn(2, 6, *grid, dtype=torch.float64, requires_grad=True) for grid in ((4, 5), (2, 3), (1, 1))]
-    index = torch.randint(0, 81, (2, 40))  # more than there are cells, so that some are met twice
+    index = torch.randint(0, 81, (2, 40))  # more than there are cells, so that some occur twice
     index[:, :3] = torch.tensor([0, 59, 80])  # corners of the maps
     tiny.assert_same_at_anchors(head, levels, index)
 
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 5)), min_size=1, max_size=4), st.sampled_from([1, 3, 5, 7]))
-def test_patches_are_what_unfold_cuts_out(grids: list[tuple[int, int]], kernel: int) -> None:
+def test_patches_equal_those_of_unfold(grids: list[tuple[int, int]], kernel: int) -> None:
     levels = [torch.randn(2, 3, *grid) for grid in grids]
     count = sum(height * width for height, width in grids)
     cells = torch.arange(count).expand(2, -1)
@@ -155,11 +155,11 @@ def test_anchors_are_kept_by_shape_and_always_those_of_a_new_network() -> None:
     with torch.inference_mode():
         first = anchors(rpn, 64)
     assert anchors(rpn, 64) is first
-    assert not any(level.is_inference() for level in first)  # a training may use them
+    assert not any(level.is_inference() for level in first)  # training may use them
     assert anchors(rpn, 64, torch.float64)[0].dtype == torch.float64
     for side in range(48, 200, 16):
         torch.testing.assert_close(anchors(rpn, side), anchors(make(), side), rtol=0, atol=0)
     again = anchors(rpn, 64)
-    assert again is not first  # nine others have taken its place
+    assert again is not first  # nine others have replaced it
     torch.testing.assert_close(again, first, rtol=0, atol=0)
     assert anchors(copy.deepcopy(rpn), 64) is not again

@@ -25,7 +25,7 @@ def rpn_of(name: str) -> RegionProposalNetwork:
 
 @pytest.mark.parametrize(("name", "count"), [("paper-vgg16", 21_546), ("paper-zf", 21_546), ("mobilenet-fpn", 37_611)])
 def test_windows_are_the_rpns_anchors_some_20_000_at_600_by_1000(name: str, count: int) -> None:
-    """The paper's three scales and three ratios at 38 x 63 cells; of a pyramid its one scale per level."""
+    """The paper's three scales and three ratios at 38 x 63 cells; a pyramid has one scale per level."""
     rpn, sizes = rpn_of(name), torch.tensor([[600.0, 1000.0]])
     grids = tuple((math.ceil(600 / stride), math.ceil(1000 / stride)) for stride in rpn.strides)
     anchors = torch.cat(rpn._anchors(grids, (600, 1000), torch.zeros(0)))
@@ -43,7 +43,7 @@ def test_windows_are_the_rpns_anchors_some_20_000_at_600_by_1000(name: str, coun
 
 
 def windows_of(image: Tensor, name: str, shape: tuple[int, int]) -> set[tuple[float, ...]]:
-    """The valid windows of one image."""
+    """Return the valid windows of one image."""
     rpn = rpn_of(name)
     found = sliding_windows(rpn.anchors, rpn.strides, shape, image[None])
     assert (found.boxes[~found.valid] == 0).all()
@@ -64,7 +64,7 @@ def test_padding_adds_no_window(name: str, height: int, width: int, more: tuple[
     assert (boxes[:, 2:] > boxes[:, :2]).all()
 
 
-def test_a_filler_has_no_window_and_images_of_a_batch_do_not_meet() -> None:
+def test_a_filler_has_no_window_and_images_of_a_batch_are_independent() -> None:
     rpn = rpn_of("paper-zf")
     sizes = torch.tensor([[64.0, 96.0], [0.0, 0.0], [33.0, 96.0]])
     found = sliding_windows(rpn.anchors, rpn.strides, (64, 96), sizes)
@@ -75,7 +75,7 @@ def test_a_filler_has_no_window_and_images_of_a_batch_do_not_meet() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_the_first_windows_are_some_from_everywhere(name: str) -> None:
-    """Where the best N of all are asked for, as by `--top`, N of all places come."""
+    """The best N windows, as requested by `--top`, are spread over the image."""
     rpn = rpn_of(name)
     found = sliding_windows(rpn.anchors, rpn.strides, (600, 1000), torch.tensor([[600.0, 1000.0]]))
     first = found.boxes[0, :300]

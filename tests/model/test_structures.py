@@ -20,9 +20,9 @@ def test_tensors_of_any_shape_and_dtype_are_packed_and_unpacked(kinds: list[tupl
         assert torch.equal(found, expected)
 
 
-def test_what_is_on_the_host_stays_what_it_is() -> None:
+def test_tensors_on_the_host_are_returned_unchanged() -> None:
     tensors = [torch.rand(2, 3), torch.ones(2, dtype=torch.bool)]
-    assert all(found is given for found, given in zip(to_host(tensors), tensors, strict=True))
+    assert all(found is tensor for found, tensor in zip(to_host(tensors), tensors, strict=True))
 
 
 @pytest.mark.parametrize("number", [torch.nan, torch.inf, -torch.inf])

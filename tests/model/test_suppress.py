@@ -1,4 +1,4 @@
-"""A suppressor of one's own, Soft-NMS of examples/, in place of NMS: wherever a detector suppresses boxes."""
+"""A custom suppressor, Soft-NMS of examples/, replaces NMS wherever a detector suppresses boxes."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ SoftNMS = script("soft_nms")["SoftNMS"]
 
 
 def naive(boxes: np.ndarray, scores: np.ndarray, groups: np.ndarray, count: int) -> tuple[list[int], list[float]]:
-    """Soft-NMS of one image, one box after another, in float64."""
+    """Compute Soft-NMS of one image one box at a time, in float64."""
     left, chosen, found = scores.astype(np.float64), [], []
     for _ in range(min(count, len(boxes))):
         best = int(left.argmax())
@@ -58,7 +58,7 @@ def test_a_detector_with_soft_nms_gives_the_lowered_scores(tmp_path: Path):
     soft = plain.with_suppression(detections=SoftNMS())
     every = plain.with_suppression(detections=NMS(1.0))
     image = np.random.default_rng(0).integers(0, 255, (64, 96, 3), dtype=np.uint8)
-    (before,), (found,), (again,) = (one.predict(image, score=0.0) for one in (every, soft, plain))
+    (before,), (found,), (again,) = (detector.predict(image, score=0.0) for detector in (every, soft, plain))
     assert len(found) > len(again)
     _, scores = naive(before.boxes, before.scores, before.labels, len(found))
     np.testing.assert_allclose(found.scores, scores, rtol=1e-5)

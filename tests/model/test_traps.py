@@ -1,4 +1,4 @@
-"""What short descriptions of Faster R-CNN get wrong, and what is done here: each is a line of its own."""
+"""Common errors in short descriptions of Faster R-CNN, and the behaviour of this package: one test for each."""
 
 import math
 
@@ -17,13 +17,13 @@ from rcnn.teaching import generate_anchors, rpn_loss
 from tests.model import tiny, worked
 
 
-def test_a_ratio_is_height_over_width_unless_asked_otherwise():
+def test_a_ratio_is_height_over_width_by_default():
     tall, wide = (cell_anchors(Anchors(sizes=((64,),), ratios=(2.0,), ratio=ratio), 0)[0] for ratio in ("h/w", "w/h"))
     assert (tall[3] - tall[1]) / (tall[2] - tall[0]) == pytest.approx(2)
     assert (wide[3] - wide[1]) / (wide[2] - wide[0]) == pytest.approx(0.5)
 
 
-def test_of_two_scores_the_first_is_background_unless_asked_otherwise():
+def test_the_first_of_two_scores_is_background_by_default():
     says_object = torch.tensor([[[-1.0, 2.0]]])
     assert worked.network().scores(says_object).item() == 3
     assert worked.network(score_order="object-first").scores(says_object).item() == -3
@@ -38,11 +38,11 @@ def test_there_are_k_sigmoids_or_2k_scores_and_4k_coordinates_a_position():
 def test_features_are_pooled_from_the_shared_map_after_suppression_and_the_image_is_read_once(
     monkeypatch: pytest.MonkeyPatch,
 ):
-    net = tiny.model({"rpn": {"post_test": 80}}).eval()  # room for all that enter suppression
+    net = tiny.model({"rpn": {"post_test": 80}}).eval()  # room for all boxes that enter suppression
     data, _ = tiny.batch(2)
     read, pooled, pool = [], [], net.fast_rcnn.pool
     net.backbone.register_forward_hook(lambda module, inputs, maps: read.append((inputs[0], maps)))
-    monkeypatch.setattr(net.fast_rcnn, "pool", lambda *given: pooled.append(given) or pool(*given))
+    monkeypatch.setattr(net.fast_rcnn, "pool", lambda *arguments: pooled.append(arguments) or pool(*arguments))
     with torch.no_grad():
         pass_ = net.execute(data)
         proposals = pass_.proposals
@@ -53,7 +53,7 @@ def test_features_are_pooled_from_the_shared_map_after_suppression_and_the_image
     assert torch.equal(boxes, proposals.boxes)
 
     def rivals(found: Proposals) -> int:
-        """Pairs of one image and level that overlap by more than `rpn.nms`."""
+        """Count the pairs of one image and level that overlap by more than `rpn.nms`."""
         both = found.valid[:, :, None] & found.valid[:, None] & (found.level[:, :, None] == found.level[:, None])
         close = (pairwise_iou(found.boxes, found.boxes) > net.settings.rpn.nms) & both
         return int(close.triu(1).sum())
@@ -112,7 +112,7 @@ def test_box_loss_sums_positives_alone():
 
 
 def coordinate_weight(settings: RPN) -> float:
-    """Slope of the box loss in one coordinate of one of 10 positives among 256 samples, of 640 x 960 pixels."""
+    """Return the slope of the box loss in a coordinate of one of 10 positives in 256 samples, at 640 x 960 pixels."""
     rpn = RegionProposalNetwork(2, (16,), worked.ANCHORS, settings)
     out = rpn([torch.randn(1, 2, 40, 60)], (640, 960))
     deltas = torch.full_like(out.deltas[0], 9.0, requires_grad=True)  # where smooth L1 is linear
@@ -126,7 +126,7 @@ def coordinate_weight(settings: RPN) -> float:
     return torch.autograd.grad(total / count, deltas)[0][0, 0, 0].item()
 
 
-def test_a_mean_over_coordinates_weighs_each_60_times_what_the_paper_does():
+def test_a_mean_over_coordinates_weighs_each_60_times_as_much_as_the_paper():
     """With 10 positives and lambda 10: 10 / 40 in reference 004, 10 / 2400 in the paper; py-faster-rcnn: 1 / 256."""
     labels = torch.zeros(1, 2400)
     labels[0, :10] = 1
@@ -142,7 +142,7 @@ def test_a_mean_over_coordinates_weighs_each_60_times_what_the_paper_does():
 
 
 def test_anchors_that_were_not_sampled_do_not_enter_the_plain_loss():
-    """Reference 004 samples nowhere: labels are to be sampled before its loss, with -1 for all others."""
+    """Reference 004 has no sampling: labels must be sampled before its loss, with -1 for all other anchors."""
     torch.manual_seed(0)
     logits, deltas, targets = torch.randn(1, 500, 2), torch.randn(1, 500, 4), torch.randn(1, 500, 4)
     labels = torch.full((1, 500), -1)
@@ -154,7 +154,7 @@ def test_anchors_that_were_not_sampled_do_not_enter_the_plain_loss():
     assert not torch.isclose(every, loss)
 
 
-def test_what_is_sampled_does_not_depend_on_scores_and_what_is_proposed_does():
+def test_samples_do_not_depend_on_scores_and_proposals_do():
     rpn = worked.network(samples=5)
     out, targets = worked.output(rpn), worked.targets()
     turned = out._replace(logits=(-out.logits[0],))
@@ -183,12 +183,12 @@ def test_suppression_takes_12000_to_2000_in_training_and_6000_to_300_in_predicti
         assert (rpn.pre_train, rpn.post_train, rpn.pre_test, rpn.post_test) == (12000, 2000, 6000, 300)
 
 
-def test_no_score_threshold_unless_asked_and_then_on_probabilities():
+def test_no_score_threshold_by_default_and_a_set_one_applies_to_probabilities():
     rpn = worked.network(score=0.5)
     out = worked.output(rpn)
     every, half = (net.propose(out, worked.SIZES, pre=60, post=60) for net in (worked.network(), rpn))
     assert every.scores[every.valid].min() < 0.5
-    assert half.scores[half.valid].min() == 0.5  # logit 0: a threshold of 0 on logits, with >, would lose it
+    assert half.scores[half.valid].min() == 0.5  # logit 0: a threshold of 0 on logits, with >, would drop it
     assert settings_of("paper-vgg16").rpn.score == 0
 
 
@@ -201,7 +201,7 @@ def test_proposals_are_clipped_and_small_ones_dropped_before_the_best_are_taken(
     assert torch.equal(few.boxes, found.boxes[:, :3])
 
 
-def test_of_equal_boxes_the_best_scored_stays():
+def test_the_best_score_survives_among_equal_boxes():
     rpn = worked.network(nms=0.0)
     found = rpn.propose(worked.output(rpn), worked.SIZES, pre=60, post=60)
     every = rpn.propose(worked.output(worked.network(nms=1.0)), worked.SIZES, pre=60, post=60)
@@ -220,7 +220,7 @@ def test_areas_are_of_128_256_and_512_pixels_squared_and_there_are_9_anchors():
 
 
 def test_the_base_of_anchors_and_the_stride_are_two_things():
-    """Base 16 times 8, 16, 32 is the size whatever the stride: at stride 8 the same boxes come twice as densely."""
+    """The size is base 16 times 8, 16, 32 for any stride: at stride 8, the same boxes are twice as dense."""
     cells = cell_anchors(Anchors.model_validate({"sizes": ((128, 256, 512),), **RULES["py-faster-rcnn"]}), 0)
     coarse, fine = (grid_anchors(cells, (2, 2), (stride, stride), 0.5) for stride in (16, 8))
     sides = [(a[:, 2:] - a[:, :2]) for a in (coarse, fine)]

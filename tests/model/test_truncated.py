@@ -1,4 +1,4 @@
-"""Truncated SVD: the best approximation by a rank, against the singular values of `torch.linalg.svdvals`."""
+"""Truncated SVD: the best approximation of a given rank, against the singular values of `torch.linalg.svdvals`."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def product(pair: nn.Sequential) -> torch.Tensor:
 
 @pytest.mark.parametrize(("rows", "columns"), [(12, 30), (30, 12), (15, 15), (1, 7)])
 def test_no_approximation_of_the_rank_is_better(rows: int, columns: int) -> None:
-    """Eckart and Young: the least distance is that of the singular values that are left out."""
+    """Eckart and Young: the minimum distance is the norm of the singular values that are left out."""
     whole = layer(rows, columns)
     values = torch.linalg.svdvals(whole.weight)
     for rank in range(1, min(rows, columns) + 1):
@@ -47,7 +47,7 @@ def test_at_full_rank_it_is_the_same_layer(rows: int, columns: int, bias: bool) 
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(12, 30), (30, 12)])
-def test_a_layer_of_a_lower_rank_is_kept_whole_by_it(rows: int, columns: int) -> None:
+def test_a_layer_of_a_lower_rank_is_reproduced_exactly(rows: int, columns: int) -> None:
     whole = layer(rows, columns, rank=3)
     torch.testing.assert_close(product(truncated(whole, 3)), whole.weight, rtol=1e-8, atol=1e-8)
     assert product(truncated(whole, 5)).isfinite().all()
@@ -77,7 +77,7 @@ def test_the_layers_of_each_head_are_replaced(head: str, ranks: list[int]) -> No
 
 
 @pytest.mark.parametrize(
-    ("change", "ranks", "said"),
+    ("change", "ranks", "message"),
     [
         ("roi.head=fc", [20, 21], "21 is larger than the rank of fc7 of 20 x 20: give 20 at most"),
         ("roi.head=fc", [21, 20], "21 is larger than the rank of fc6 of 20 x 72: give 20 at most"),
@@ -86,9 +86,9 @@ def test_the_layers_of_each_head_are_replaced(head: str, ranks: list[int]) -> No
         ("roi.head=none", [20, 20], "this detector has none there"),
     ],
 )
-def test_ranks_that_do_not_fit_are_refused(change: str, ranks: list[int], said: str) -> None:
+def test_ranks_that_do_not_fit_are_refused(change: str, ranks: list[int], message: str) -> None:
     settings = settings_of("tiny-fpn", [*SMALL, change, f"predict.svd={ranks}"])
-    with pytest.raises(SettingsError, match=said):
+    with pytest.raises(SettingsError, match=message):
         build(settings, 2)
 
 
@@ -99,7 +99,7 @@ def test_a_head_of_convolutions_has_nothing_to_truncate() -> None:
         build(settings_of("resnet50-c4", ["model.backbone=resnet18", "predict.svd=[4, 4]", "train.init=none"]), 2)
 
 
-def test_stages_without_a_head_leave_it_whole() -> None:
+def test_stages_without_a_head_do_not_truncate_it() -> None:
     settings = settings_of("tiny-fpn", [*SMALL, "predict.svd=[4, 4]"])
     stages = [stage.model_settings(settings) for stage in SCHEMES["alternating"]]
     assert [stage.predict.svd for stage in stages] == [(), (4, 4), (), (4, 4)]

@@ -64,7 +64,7 @@ def batch(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[AnyBatch, Targets]:
-    """Random images, the last of which has no object; others have a padded row.
+    """Return random images; the last one has no object, the others have a padded row.
 
     With uint8 they are a `Batch`, with floating-point types a `NormalisedBatch`.
     """
@@ -91,13 +91,13 @@ def keys(net: FasterRCNN, data: AnyBatch, targets: Targets, seed: int = 7) -> Ke
 
 
 def scene(net: FasterRCNN, *arguments: int, **options: Any) -> tuple[AnyBatch, Targets, Keys]:
-    """A `batch` and the keys of a network for it: the arguments of its loss."""
+    """Return a `batch` and its keys for a network: the arguments of the loss."""
     data, targets = batch(*arguments, **options)
     return data, targets, keys(net, data, targets)
 
 
 def rows(tensors: Any, chosen: Any) -> Any:
-    """Some images of a batch, of targets, of keys or of proposals."""
+    """Return some images of a batch, of targets, of keys or of proposals."""
     return type(tensors)(*(part[chosen] for part in tensors))
 
 
@@ -110,7 +110,7 @@ def gradients(net: nn.Module) -> dict[str, Tensor]:
 
 
 def backward(net: nn.Module, losses: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The losses and their gradients, which replace those of earlier losses."""
+    """Return the losses and their gradients, without those of earlier losses."""
     net.zero_grad(set_to_none=True)
     total(losses).backward()
     return dict(losses), gradients(net)
@@ -140,7 +140,7 @@ def assert_same_losses(net, loss, other, data, targets):
 
 
 def assert_same_at_anchors(head, levels, index):
-    """At chosen anchors (B, n), a head gives the values and gradients that it gives on all of the feature maps."""
+    """At chosen anchors (B, n), a head has the same values and gradients as on the full feature maps."""
     whole = (torch.cat(part, dim=1) for part in zip(*(head(level) for level in levels), strict=True))
     chosen, expected = head.at_anchors(levels, index), tuple(take(part, index) for part in whole)
     torch.testing.assert_close(chosen, expected, rtol=0, atol=1e-12)
@@ -150,7 +150,7 @@ def assert_same_at_anchors(head, levels, index):
 
 
 def assert_padding_reaches_no_gradient(net, data, targets, what):
-    """A loss of `what` changes or pads the batch: every parameter has a finite gradient, and fillers count nothing."""
+    """With a batch changed or padded as `what` describes, every gradient is finite, and fillers do not count."""
     if what == "no object":
         targets = targets._replace(valid=targets.valid & False)
     elif what == "fillers":

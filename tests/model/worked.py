@@ -11,7 +11,7 @@ HEIGHT, WIDTH = 64, 80
 SIZES = torch.tensor([[HEIGHT, WIDTH]], dtype=torch.float64)
 ANCHORS = Anchors(sizes=((32.0,),), ratios=(0.5, 1.0, 2.0), round="base", order="ratio", border=0.0)
 UNBOUNDED = ANCHORS.model_copy(update={"border": None})
-"""The same anchors, of which those that cross the edge are trained too."""
+"""The same anchors, including those that cross the edge, which are trained too."""
 OBJECTS = torch.tensor([[[9, 9, 40, 44], [44, 14, 76, 62]]], dtype=torch.float64)
 POSITIVE, NEGATIVE = [19, 41], [23, 33, 36, 37, 38]
 IGNORED = [18, 20, 21, 22, 24, 25, 26, 34, 35, 39, 40]
@@ -32,17 +32,17 @@ def labels(assignment: Assignment) -> torch.Tensor:
 
 
 def assignment(labels: torch.Tensor) -> Assignment:
-    """The assignment of these labels (B, N); all to object 0."""
+    """Return the assignment of these labels (B, N), all to object 0."""
     return Assignment(labels == 1, labels == 0, torch.zeros_like(labels, dtype=torch.int64))
 
 
 def fix_sample(rpn: RegionProposalNetwork, assignment: Assignment, drawn: Sample) -> None:
-    """Whatever the anchors and keys are, these are the labels and the anchors that are trained."""
+    """Replace the labels and the sample of a network, for any anchors and keys."""
     rpn.assign, rpn.draw = lambda *_: assignment, lambda *_: drawn  # type: ignore[method-assign]
 
 
 def output(rpn: RegionProposalNetwork) -> RPNOutput:
-    """Logits (0, z_i) and deltas t_ij of the example, in place of the head's."""
+    """Return logits (0, z_i) and deltas t_ij of the example, in place of the head's."""
     i = torch.arange(60, dtype=torch.float64)
     z = 0.5 * ((7 * i) % 5 - 2)
     logits = torch.stack((torch.zeros_like(z), z), dim=-1)[None]

@@ -1,4 +1,4 @@
-"""Feature maps and regions of interest that several operators are tested on."""
+"""Feature maps and regions of interest for the tests of several operators."""
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ EDGES = torch.tensor(
 
 
 def by_torchvision(pool, levels, boxes, level, strides, size, *options) -> Tensor:
-    """One of torchvision's operators, called for each RoI."""
+    """Call one of torchvision's operators for each RoI."""
     rows = []
     for image in range(boxes.shape[0]):
         for box, which in zip(boxes[image], level[image].tolist(), strict=True):
@@ -34,7 +34,7 @@ def by_torchvision(pool, levels, boxes, level, strides, size, *options) -> Tenso
 
 
 def feature_gradients(function, levels, *arguments) -> tuple[Tensor, ...]:
-    """The gradients of the levels for a fixed gradient of the outputs."""
+    """Return the gradients of the levels for a fixed gradient of the outputs."""
     leaves = [feature.clone().requires_grad_() for feature in levels]
     out = function(leaves, *arguments)
     weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(0), dtype=out.dtype)
@@ -44,7 +44,7 @@ def feature_gradients(function, levels, *arguments) -> tuple[Tensor, ...]:
 def scene(
     seed: int, batch: int = 2, rois: int = 5, channels: int = 3
 ) -> tuple[list[Tensor], Tensor, Tensor, list[int]]:
-    """Two levels of a 64 x 48 image, and boxes that may lie outside it."""
+    """Return two levels of a 64 x 48 image, and boxes that may lie outside it."""
     generator = torch.Generator().manual_seed(seed)
     strides = [4, 8]
     levels = [torch.randn(batch, channels, 48 // s, 64 // s, generator=generator, dtype=torch.float64) for s in strides]
@@ -55,7 +55,7 @@ def scene(
 
 
 def wild(boxes: Tensor) -> Tensor:
-    """The boxes, of which the first two of each image get numbers that are not finite, or huge ones."""
+    """Return the boxes with huge or non-finite numbers in the first two boxes of each image."""
     boxes = boxes.clone()
     boxes[0, 0], boxes[0, 1, 2], boxes[1, 0, 1], boxes[1, 1] = torch.nan, torch.inf, -torch.inf, 1e30
     return boxes

@@ -90,7 +90,7 @@ def test_a_batch_equals_its_images_alone(seed):
 def test_order_and_padding_do_not_matter(seed):
     boxes, _, group, valid = crowd(seed, batch=1)
     generator = torch.Generator().manual_seed(seed)
-    scores = torch.randperm(boxes.shape[1], generator=generator)[None] / 100  # no ties: they go by index
+    scores = torch.randperm(boxes.shape[1], generator=generator)[None] / 100  # no ties, which are ordered by index
     before = kept(*nms(boxes, scores, group, valid, 0.5, 20))
     order = torch.randperm(boxes.shape[1], generator=generator)
     shuffled = nms(boxes[:, order], scores[:, order], group[:, order], valid[:, order], 0.5, 20)

@@ -1,4 +1,4 @@
-"""Which body runs on a GPU; without one, the function that PyTorch would call there is called."""
+"""Which body runs on a GPU. Without a GPU, the tests call the function that PyTorch would call there."""
 
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -18,13 +18,13 @@ CUDA = torch.device("cuda:0")
 
 @pytest.fixture(autouse=True)
 def forget() -> Iterator[None]:
-    """What is known of a GPU that is not here."""
+    """Forget the properties of the simulated GPU."""
     yield
     operator.compiles_for.cache_clear()
 
 
 def gpu(monkeypatch: pytest.MonkeyPatch, *, capability: tuple[int, int] = (9, 0), triton: bool = True) -> None:
-    """A GPU that is not here, on which Triton starts if it is installed."""
+    """Simulate a GPU, on which Triton starts if it is installed."""
     operator.compiles_for.cache_clear()
     monkeypatch.setattr(operator, "starts", lambda: True)
     monkeypatch.setattr(operator, "find_spec", lambda name: object() if triton else None)
@@ -42,7 +42,7 @@ def test_kernels_serve_where_triton_compiles(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.skipif(not find_spec("triton"), reason="torch comes with Triton on Linux only")
-def test_kernels_do_not_serve_where_triton_can_not_start_and_this_is_told_once(
+def test_kernels_are_not_used_if_triton_can_not_start_and_a_warning_is_given_once(
     monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     def fail() -> None:
@@ -62,7 +62,7 @@ def test_kernels_do_not_serve_where_triton_can_not_start_and_this_is_told_once(
 
 @pytest.fixture
 def on_cuda(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Tensor, Tensor]]:
-    """What runs on a GPU as `nms`. A kernel gives numbers that no body gives, or refuses boxes of float16."""
+    """Return the function that runs as `nms` on a GPU. Its kernel returns wrong numbers, or refuses float16 boxes."""
 
     def kernel(boxes: Tensor, *_: Any) -> tuple[Tensor, Tensor] | None:
         wrong = torch.full((len(boxes), 4), 99), torch.ones(len(boxes), 4, dtype=torch.bool)

@@ -58,7 +58,7 @@ def test_equals_torchvision_and_the_reference(seed, size, ratio, aligned):
 
 @pytest.mark.parametrize("aligned", [False, True])
 def test_adaptive_sampling_of_an_inverted_box_is_harmless(aligned):
-    """Inverted in x alone: torchvision would count a negative number of samples, and ask for absurd memory."""
+    """Inverted in x alone: torchvision would compute a negative number of samples and allocate huge memory."""
     level = torch.randn(1, 3, 12, 16, dtype=torch.float64, requires_grad=True)
     boxes = torch.tensor([[[30.0, 10, 24, 30], [4, 4, 20, 24]]], dtype=torch.float64)
     arguments = (boxes, torch.zeros(1, 2).long(), [4], 1, 0, aligned)
@@ -142,8 +142,8 @@ def test_a_batch_equals_its_images_alone_to_the_bit(seed):
     levels, boxes = [feature.float() for feature in levels], boxes.float()
     out = roi_align(levels, boxes, level, strides, 3, 2, True)
     for i in range(3):
-        one = slice(i, i + 1)
-        alone = roi_align([feature[one] for feature in levels], boxes[one], level[one], strides, 3, 2, True)
+        image = slice(i, i + 1)
+        alone = roi_align([feature[image] for feature in levels], boxes[image], level[image], strides, 3, 2, True)
         assert torch.equal(alone[0], out[i])
 
 
@@ -172,7 +172,7 @@ def test_adaptive_sampling_refuses_a_box_gradient():
         roi_align(levels, boxes.requires_grad_(), level, strides, 3, 0, True)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks at them itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch reads them itself
 @pytest.mark.parametrize("ratio", [0, 2])
 def test_opcheck(ratio):
     levels, boxes, level, strides = scene(0, rois=3)

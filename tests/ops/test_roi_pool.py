@@ -21,7 +21,7 @@ theirs = partial(by_torchvision, torchvision_ops.roi_pool)
         ([24, 24, 40, 56], [[9, 8], [5, 8]]),
         ([8, 8, 23, 23], [[10, 10], [10, 10]]),
         ([80, 80, 120, 120], [[6, 0], [0, 0]]),
-        ([40, 8, 24, 72], [[8, 8], [8, 8]]),  # inverted: its width is held at one pixel
+        ([40, 8, 24, 72], [[8, 8], [8, 8]]),  # inverted: its width is clamped to one pixel
     ],
 )
 def test_worked_values(function, roi, expected):
@@ -76,7 +76,7 @@ def test_empty_inputs(batch, rois):
     assert all(leaf.grad is not None and not leaf.grad.any() for leaf in leaves)
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks at them itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch reads them itself
 def test_opcheck():
     levels, boxes, level, strides = scene(0, rois=3)
     scales = [1 / s for s in strides]

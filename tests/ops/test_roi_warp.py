@@ -11,12 +11,12 @@ def test_worked_values(function):
     ramp = torch.arange(6.0, dtype=torch.float64)
     level = (10 * ramp[:, None] + ramp)[None, None]  # f(y, x) = 10 y + x, which bilinear reading reproduces
     box = torch.tensor([[[1.0, 1, 5, 5]]], dtype=torch.float64)
-    # Samples lie at 1, 2, 3, 4 (the centres of quarters, shifted by half a pixel); each cell's largest is its last.
+    # Samples lie at 1, 2, 3, 4 (the centres of quarters, shifted by half a pixel); the last of a cell is the largest.
     out = function([level], box, ZERO, [1], 2, 2, True)
     assert out[0, 0, 0].tolist() == [[22, 24], [42, 44]]
-    one = function([MAP], ROI, ZERO, [16], 2, 1, True)  # of one sample the largest is their mean
+    single = function([MAP], ROI, ZERO, [16], 2, 1, True)  # the maximum of a single sample is its mean
     expected = torch.tensor([[6.963867, 2.276367], [7.217773, 4.625]], dtype=torch.float64)
-    torch.testing.assert_close(one[0, 0, 0], expected, rtol=0, atol=1e-6)
+    torch.testing.assert_close(single[0, 0, 0], expected, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("aligned", [False, True])

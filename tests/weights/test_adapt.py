@@ -12,7 +12,7 @@ CLS, REG = "fast_rcnn.predictor.cls.", "fast_rcnn.predictor.reg."
 
 
 class Case:
-    """A filled detector of cats and dogs, and a model that it is adapted to; names and settings are words of a text."""
+    """A detector of cats and dogs, and a model that it is adapted to. Names and settings are separated by spaces."""
 
     def __init__(self, names: str, changes: str = "", source: str = "") -> None:
         self.theirs, self.ours = (
@@ -33,15 +33,15 @@ class Case:
         return dict(self.model.state_dict())
 
     def fresh(self) -> set[str]:
-        """Layers that share no tensor with the source."""
+        """Return the layers that share no tensor with the source."""
         after = self.after
-        kept = {
+        shared = {
             name.rpartition(".")[0]
             for name in after
             if name in self.source and after[name].shape == self.source[name].shape
             if torch.equal(after[name], self.source[name])
         }
-        return {name.rpartition(".")[0] for name in after} - kept
+        return {name.rpartition(".")[0] for name in after} - shared
 
 
 ONE_STAGE, FOCAL = "rpn.classify=classes roi.head=none", "rpn.classify=classes roi.head=none rpn.loss=focal"
@@ -59,7 +59,7 @@ SECOND_STAGE = {f"fast_rcnn.{layer}" for layer in ("head.fc6", "head.fc7", "pred
     ("changes", "source"),
     [("", ""), ("anchors.ratios=[2,1,0.5] anchors.ratio=w/h", ""), (SEVERAL, SEVERAL), (BY_RATIO, BY_RATIO)],
 )
-def test_a_detector_whose_layers_mean_the_same_is_taken_whole(changes: str, source: str) -> None:
+def test_a_detector_whose_layers_mean_the_same_keeps_all_weights(changes: str, source: str) -> None:
     case = Case("cat dog", changes, source)
     assert case.run() == "all weights from pets.safetensors"
     assert case.fresh() == set()
@@ -185,13 +185,13 @@ def test_filling_takes_every_tensor_and_nothing_else() -> None:
     whole = dict(case.source)
     fill(case.model, whole, "x")
     assert case.fresh() == set()
-    for change, said in (
+    for change, message in (
         ({CLS + "bias": None}, "`fast_rcnn.predictor.cls.bias` is missing"),
         ({"more": torch.zeros(1)}, "`more` has no place"),
         ({CLS + "bias": torch.zeros(2)}, r"has the shape \(2,\), not \(3,\)"),
     ):
         tensors = {name: tensor for name, tensor in {**whole, **change}.items() if tensor is not None}
-        with pytest.raises(WeightsError, match=said):
+        with pytest.raises(WeightsError, match=message):
             fill(case.model, tensors, "x")
 
 

@@ -33,7 +33,7 @@ def settings(backbone: str = "mobilenet", in_channels: int = 3, **roi: Any) -> S
 
 
 def classifier(name: str) -> nn.Module:
-    """A network of torchvision with statistics that are not 0 and 1."""
+    """Return a network of torchvision with statistics other than 0 and 1."""
     torch.manual_seed(0)
     net = MAKERS[name](weights=None)
     for module in net.modules():
@@ -84,7 +84,7 @@ def test_half_precision_is_widened(tmp_path: Path):
     assert torch.equal(weight, half["features.0.0.weight"].float())
 
 
-def test_a_grey_image_gives_what_it_gives_as_colour(tmp_path: Path):
+def test_a_grey_image_gives_the_same_features_as_in_colour(tmp_path: Path):
     net = classifier("resnet18")
     torch.save({"state_dict": net.state_dict()}, tmp_path / "w.pth")
     backbone = build_backbone(settings("resnet18", in_channels=1))
@@ -155,7 +155,7 @@ def test_missing_and_unexpected_names_are_reported(tmp_path: Path):
 
 
 class Payload:
-    """What must never run."""
+    """Code that must never run."""
 
     def __reduce__(self) -> Any:
         return exec, ("raise SystemExit('it ran')",)
@@ -200,10 +200,10 @@ def test_imagenet_is_torchvisions_first_version(tmp_path: Path, monkeypatch: pyt
     assert loaded.missing == ()
 
 
-def test_no_network_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_missing_network_connection_is_reported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("RCNN_OFFLINE", "1")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    with pytest.raises(UnavailableError, match=r"Get https.*/mobilenet_v2-b0353104\.pth .* put it as mobilenet_v2-b0"):
+    with pytest.raises(UnavailableError, match=r"Get https.*/(mobilenet_v2-b0353104\.pth) .* put it into .* as \1"):
         load_backbone(build_backbone(settings()), "imagenet")
     with pytest.raises(UnavailableError, match="no ImageNet weights of zf"):
         load_backbone(build_backbone(settings("zf")), "imagenet")

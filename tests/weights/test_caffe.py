@@ -11,7 +11,7 @@ from rcnn.weights.backbone import load_backbone
 from rcnn.weights.caffe import read_arrays
 
 
-def test_what_is_no_archive_of_arrays_is_refused_by_name(tmp_path: Path):
+def test_a_file_that_is_no_archive_of_arrays_is_refused_by_name(tmp_path: Path):
     with pytest.raises(WeightsError, match=r"none\.npz: can't be read: No such file"):
         read_arrays(tmp_path / "none.npz")
     np.savez(tmp_path / "objects.npz", x=np.array([{}], dtype=object), allow_pickle=True)

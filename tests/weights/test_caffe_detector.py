@@ -34,7 +34,7 @@ def arrays(zf: FasterRCNN, settings: Settings) -> dict[str, np.ndarray]:
     return export_arrays(zf.state_dict(), settings)
 
 
-def test_a_paper_model_goes_out_and_comes_back(zf: FasterRCNN, settings: Settings, arrays, tmp_path: Path):
+def test_a_paper_model_is_exported_and_imported_again(zf: FasterRCNN, settings: Settings, arrays, tmp_path: Path):
     assert arrays["cls_score.weight"].shape == (4, 16)
     assert arrays["bbox_pred.weight"].shape == (16, 16)
     assert arrays["rpn_cls_score.weight"].shape == (18, 256, 1, 1)
@@ -76,7 +76,7 @@ def test_other_networks_are_refused_by_the_setting():
 
 
 def test_background_comes_first_and_deltas_are_unnormalised(settings: Settings, arrays):
-    """Scores and boxes as Caffe computes them: [background, classes], four rows a class, no standard deviation."""
+    """Scores and boxes as Caffe computes them: [background, classes], four rows per class, not normalised."""
     generator = np.random.default_rng(0)
     arrays |= {name: generator.normal(size=arrays[name].shape) / 9 for name in arrays if name[:4] in ("cls_", "bbox")}
     net = build(settings, 3)
@@ -120,7 +120,7 @@ def test_scores_of_the_other_order_are_swapped(settings: Settings, zf: FasterRCN
     assert expected.any()
 
 
-def test_missing_foreign_and_odd_names_are_said(settings: Settings, arrays):
+def test_missing_foreign_and_invalid_names_are_reported(settings: Settings, arrays):
     less = {name: array for name, array in arrays.items() if name != "rpn_cls_score.bias"}
     with pytest.raises(WeightsError, match="not those of zf: `rpn_cls_score` has no bias"):
         import_arrays(less, settings)

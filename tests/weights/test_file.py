@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "w.safetensors"
 
 
-def test_what_was_saved_is_loaded(path: Path):
+def test_saved_weights_are_loaded(path: Path):
     tensors, metadata = load_weights(path)
     assert metadata == METADATA
     assert tensors.keys() == TENSORS.keys()
@@ -89,28 +89,28 @@ def test_a_truncated_file_is_refused_by_name_and_size(tmp_path_factory: pytest.T
 
 
 @given(st.data())
-def test_a_changed_byte_never_goes_unnoticed(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
+def test_every_changed_byte_is_detected(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject):
     path = tmp_path_factory.mktemp("flip") / "w.safetensors"
     save_weights(path, TENSORS, METADATA)
     content = bytearray(path.read_bytes())
-    place = data.draw(st.integers(0, len(content) - 1))
-    content[place] ^= 1 << data.draw(st.integers(0, 7))
+    offset = data.draw(st.integers(0, len(content) - 1))
+    content[offset] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
-    said = ""
+    message = ""
     try:
         tensors, entry = load_weights(path)
     except WeightsError as error:
-        said = str(error)
-    if said:
-        assert "w.safetensors" in said
+        message = str(error)
+    if message:
+        assert "w.safetensors" in message
     else:
-        assert chr(content[place]).lower() in "abcdef"  # JSON takes the E of an escape or exponent as an e
+        assert chr(content[offset]).lower() in "abcdef"  # JSON takes the E of an escape or exponent as an e
         assert entry == METADATA
         assert all(torch.equal(tensor, tensors[name]) for name, tensor in TENSORS.items())
 
 
 def refused(file: Path, words: str, content: bytes | None = None) -> None:
-    """The file, with this content if any, is refused by its name and these words."""
+    """Check that the file, with this content if any, is refused with its name and these words."""
     if content is not None:
         file.write_bytes(content)
     with pytest.raises(WeightsError, match=rf"{re.escape(file.name)}.* {words}"):
@@ -163,7 +163,7 @@ ROW = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         "null",
     ],
 )
-def test_headers_that_lie_are_refused(tmp_path: Path, header: str):
+def test_false_headers_are_refused(tmp_path: Path, header: str):
     content = len(header).to_bytes(8, "little") + header.encode() + bytes(8)
     refused(tmp_path / "x.safetensors", "is damaged", content)
 
@@ -174,12 +174,12 @@ def test_a_header_that_claims_to_be_huge_is_refused(tmp_path: Path, length: int)
 
 
 @pytest.mark.parametrize("entry", ["", "{", "[]", "5", "{}", '{"format": 1}', "[" * 100_000, '"text"'])
-def test_an_entry_that_is_not_what_was_written_is_refused(tmp_path: Path, entry: str):
+def test_an_invalid_entry_is_refused(tmp_path: Path, entry: str):
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", {"rcnn": entry})
     refused(tmp_path / "x.safetensors", "is damaged: its `rcnn` entry")
 
 
-def test_a_tensor_that_was_taken_out_renamed_or_added_is_noticed(path: Path):
+def test_a_removed_renamed_or_added_tensor_is_detected(path: Path):
     with safe_open(path, "pt") as file:
         header = file.metadata()
         tensors = {name: file.get_tensor(name) for name in TENSORS}
@@ -189,7 +189,7 @@ def test_a_tensor_that_was_taken_out_renamed_or_added_is_noticed(path: Path):
         refused(path, "does not have the checksum")
 
 
-def test_half_precision_touches_what_is_floating_alone():
+def test_half_precision_changes_floating_point_tensors_only():
     tensors = {"a": torch.tensor([0.1, 65504.0]), "b": torch.tensor([1 << 40]), "c": torch.tensor([torch.inf])}
     halves = to_half({**tensors, "d": torch.ones(1, dtype=torch.float64)})
     assert [tensor.dtype for tensor in halves.values()] == [torch.float16, torch.int64, torch.float16, torch.float16]
@@ -224,7 +224,7 @@ def test_a_process_killed_while_writing_leaves_the_old_file(path: Path):
     assert killed.returncode == -signal.SIGKILL
     assert path.read_bytes() == before
     save_weights(path, {}, {})
-    assert os.listdir(path.parent) == ["w.safetensors"]  # the leftover went with the next write
+    assert os.listdir(path.parent) == ["w.safetensors"]  # the next write replaced the temporary file
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_rubbish(path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -239,7 +239,7 @@ def test_a_full_disk_leaves_the_old_file_and_no_rubbish(path: Path, monkeypatch:
     assert os.listdir(path.parent) == ["w.safetensors"]
 
 
-def test_a_detector_is_told_from_other_weights(path: Path, tmp_path: Path):
+def test_a_detector_is_distinguished_from_other_weights(path: Path, tmp_path: Path):
     save_file({"x": torch.zeros(2)}, tmp_path / "other.safetensors")
     assert is_detector(path)
     assert not is_detector(tmp_path / "other.safetensors")
@@ -254,7 +254,7 @@ def test_headers_of_any_length_are_read(tmp_path: Path):
     assert 0x80 in lengths  # the first byte of a pickle
 
 
-def test_whoever_reads_while_others_write_finds_a_whole_file(tmp_path: Path):
+def test_a_reader_finds_a_complete_file_while_others_write(tmp_path: Path):
     path, size = tmp_path / "record", 1 << 18
     atomic_write(path, bytes(size), shared=True)
 

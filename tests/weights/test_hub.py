@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that misbehaves as servers and lines do."""
+"""Downloads from a local server that fails as servers and connections do."""
 
 import hashlib
 import os
@@ -26,7 +26,7 @@ CUT = 300_000
 
 
 class Server(ThreadingHTTPServer):
-    """Serves BODY at any path; `faults` are used up one a request.
+    """Serves BODY at any path; each request uses one of `faults`.
 
     Faults: an integer is a status; `cut` closes the line after CUT bytes; `slow` stops there without closing it;
     `chunked` sends chunks and closes the line before the last; `hang-up` answers nothing at all.
@@ -122,18 +122,18 @@ def test_a_file_is_downloaded_once_into_torchs_cache_and_its_digest_recorded(ser
 
 
 @pytest.mark.parametrize("fault", ["cut", "slow", "chunked"])
-def test_a_cut_line_is_taken_up_where_it_broke(fault: str, server: Server, monkeypatch: pytest.MonkeyPatch):
+def test_a_download_resumes_where_the_connection_was_lost(fault: str, server: Server, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hub, "TIMEOUT_S", 0.3)
     server.faults = [fault]
     assert fetch(server.url()).read_bytes() == BODY
     assert server.ranges == [None, f"bytes={CUT}-"]
 
 
-def test_two_cuts_are_taken_up_the_third_ends_it_and_the_next_call_goes_on(server: Server, folder: Path):
+def test_a_download_resumes_after_two_cuts_and_in_the_next_call_after_a_third(server: Server, folder: Path):
     server.faults = ["cut"] * 3
-    with pytest.raises(UnavailableError, match=r"the line was cut after 900,000 of .* 900,000 bytes are kept") as error:
+    with pytest.raises(UnavailableError, match=r"was lost after 900,000 of .* 900,000 bytes are kept") as error:
         fetch(server.url())
-    assert f"Get it on another machine and put it as {NAME} into {folder}" in str(error.value)
+    assert f"Get it on another machine and put it into {folder} as {NAME}" in str(error.value)
     assert not (folder / NAME).exists()
     assert fetch(server.url()).read_bytes() == BODY
     assert server.ranges == [None, f"bytes={CUT}-", f"bytes={2 * CUT}-", f"bytes={3 * CUT}-"]
@@ -166,7 +166,7 @@ def test_wrong_bytes_are_named_and_not_kept(body: bytes, server: Server, folder:
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 410])
-def test_a_refusal_is_said_at_once(status: int, server: Server):
+def test_a_refusal_is_reported_without_another_attempt(status: int, server: Server):
     server.faults = [status]
     with pytest.raises(UnavailableError, match=rf"{NAME} can't be downloaded: the server answers {status} \w+"):
         fetch(server.url())
@@ -174,18 +174,18 @@ def test_a_refusal_is_said_at_once(status: int, server: Server):
 
 
 @pytest.mark.parametrize("fault", [500, 503, 429, "hang-up"])
-def test_trouble_of_the_server_is_waited_for_and_then_said(fault: int | str, server: Server):
+def test_server_errors_are_retried_and_then_reported(fault: int | str, server: Server):
     server.faults = [fault, fault]
     assert fetch(server.url()).read_bytes() == BODY
     server.faults = [fault] * 3
-    with pytest.raises(UnavailableError, match=f"server answers {fault}" if isinstance(fault, int) else "was cut"):
+    with pytest.raises(UnavailableError, match=f"server answers {fault}" if isinstance(fault, int) else "was lost"):
         fetch(server.url("other.pth"))
     assert len(server.ranges) == 6
 
 
 def test_a_server_that_is_down_is_tried_once(server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(hub, "PAUSE_S", 60.0)
-    with socket.socket() as closed:  # bound, not listening
+    with socket.socket() as closed:  # bound but not listening
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/models/{NAME}"
     with pytest.raises(UnavailableError, match=r"^http.*/net-.* no connection: .*refused.* Get it") as error:
@@ -193,11 +193,11 @@ def test_a_server_that_is_down_is_tried_once(server: Server, folder: Path, monke
     assert str(folder) in str(error.value)
 
 
-def test_offline_mode_takes_what_is_there_and_says_what_to_put_where(
+def test_offline_mode_uses_cached_files_and_explains_where_to_put_missing_ones(
     server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv("RCNN_OFFLINE", "1")
-    with pytest.raises(UnavailableError, match=rf"RCNN_OFFLINE is set. Get {server.url()} .* as {NAME} into {folder}"):
+    with pytest.raises(UnavailableError, match=rf"RCNN_OFFLINE is set. Get {server.url()} .* into {folder} as {NAME}"):
         fetch(server.url())
     put(folder, NAME, BODY)
     assert fetch(server.url()).read_bytes() == BODY
@@ -220,28 +220,28 @@ def test_a_damaged_file_is_named_and_left_in_place(server: Server, folder: Path)
 
 
 def test_a_change_that_the_published_digits_do_not_show_is_seen_by_the_record(server: Server):
-    """Without digits in the name only the record can tell."""
+    """Without digits in the name, only the record can detect it."""
     path = fetch(server.url("net.pth"))
     path.write_bytes(BODY[:-1] + b"x")
     with pytest.raises(WeightsError, match=rf"net\.pth\.sha256 says {DIGEST}.* Delete or move both"):
         fetch(server.url("net.pth"))
 
 
-def test_two_that_want_the_same_file_download_it_once(server: Server):
+def test_concurrent_calls_download_a_file_once(server: Server):
     with ThreadPoolExecutor(4) as pool:
         paths = list(pool.map(fetch, [server.url()] * 4))
     assert {path.read_bytes() for path in paths} == {BODY}
     assert len(server.ranges) == 1
 
 
-def test_a_cache_that_cannot_be_written_is_said(server: Server, tmp_path: Path):
+def test_a_cache_that_cannot_be_written_is_reported(server: Server, tmp_path: Path):
     (tmp_path / "hub").write_bytes(b"a file")
     with pytest.raises(UnavailableError, match=rf"{NAME} can't be written to .*; set TORCH_HOME to another folder"):
         fetch(server.url())
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no device that is always full")
-def test_a_full_disk_is_an_error_of_its_own(server: Server, folder: Path):
+def test_a_full_disk_is_reported_as_an_os_error(server: Server, folder: Path):
     folder.mkdir(parents=True)
     (folder / f"{NAME}.part").symlink_to("/dev/full")
     with pytest.raises(OSError, match=os.strerror(28)):

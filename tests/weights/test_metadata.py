@@ -55,7 +55,7 @@ def test_wrong_metadata_are_refused_by_name(tmp_path: Path, change: dict[str, ob
         read_detector(written(tmp_path, **change))
 
 
-def test_a_checkpoint_is_told_from_a_detector(tmp_path: Path) -> None:
+def test_a_checkpoint_is_not_mistaken_for_a_detector(tmp_path: Path) -> None:
     (tmp_path / "exp-1/checkpoints").mkdir(parents=True)
     with pytest.raises(WeightsError, match=r"is a checkpoint .* rcnn train --resume .*exp-1$"):
         read_detector(written(tmp_path / "exp-1/checkpoints", kind="checkpoint"))
@@ -63,6 +63,6 @@ def test_a_checkpoint_is_told_from_a_detector(tmp_path: Path) -> None:
 
 def test_folders_of_this_machine_do_not_travel() -> None:
     data = {"path": "/home/me/cells", "edge_model": "/home/me/model.yml.gz"}
-    kept = portable(override(Settings(), {"data": data, "train": {"init": "/home/me/start.pth"}}))
-    assert (kept.data.path, kept.data.edge_model, kept.train.init) == ("cells", None, "start.pth")
+    saved = portable(override(Settings(), {"data": data, "train": {"init": "/home/me/start.pth"}}))
+    assert (saved.data.path, saved.data.edge_model, saved.train.init) == ("cells", None, "start.pth")
     assert portable(Settings()) == Settings()

@@ -10,7 +10,7 @@ from rcnn.weights import packaged
 from rcnn.weights.packaged import PACKAGED, packaged_path
 
 
-def test_packaged_detectors_lie_in_the_package() -> None:
+def test_packaged_detectors_are_in_the_package() -> None:
     folder = Path(packaged.__file__).parent / "packaged"
     assert PACKAGED["blood-cells"] == folder / "blood-cells.safetensors"
     assert {path.name for path in folder.iterdir()} == {"blood-cells.safetensors", "CARD.md", "NOTICE"}
@@ -36,7 +36,7 @@ def test_the_wheel_takes_all_files_of_the_package_and_their_licences() -> None:
     root = Path(__file__).parents[2]
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
-    assert wheel == {"packages": ["src/rcnn"]}  # and so whatever lies below, unless git ignores it
+    assert wheel == {"packages": ["src/rcnn"]}  # and so every file below it, unless git ignores it
     assert "src/rcnn/weights/packaged/NOTICE" in project["project"]["license-files"]
     ignored = (root / ".gitignore").read_text(encoding="utf-8")
     assert "safetensors" not in ignored

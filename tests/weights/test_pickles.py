@@ -1,4 +1,4 @@
-"""Pickles are looked at before they are read: those of weights pass, those that ask for too much do not."""
+"""Pickles are checked before they are read: pickles of weights pass, those that need too much are refused."""
 
 import io
 import pickle
@@ -40,7 +40,7 @@ def test_tuples_may_be_nested_only_so_deep(protocol: int) -> None:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("kind", [list, tuple, lambda pair: dict(enumerate(pair)), lambda pair: OrderedDict(a=pair)])
-def test_what_is_small_only_in_the_pickle_is_refused(protocol: int, kind: Callable[[Any], Any]) -> None:
+def test_values_that_are_small_only_in_the_pickle_are_refused(protocol: int, kind: Callable[[Any], Any]) -> None:
     def doubled(times: int, count: int) -> object:
         value: object = 0
         for _ in range(times):
@@ -54,7 +54,7 @@ def test_what_is_small_only_in_the_pickle_is_refused(protocol: int, kind: Callab
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_what_holds_itself_or_a_long_text_often_is_refused(protocol: int) -> None:
+def test_values_that_contain_themselves_or_a_long_text_often_are_refused(protocol: int) -> None:
     itself: list[object] = [1]
     itself.append([2, itself])
     with pytest.raises(ValueError, match="more often"):
@@ -66,23 +66,23 @@ def test_what_holds_itself_or_a_long_text_often_is_refused(protocol: int) -> Non
         check_pickle(pickle.dumps([long] * 1100, protocol), MAX_LETTERS)
 
 
-def test_what_grows_after_it_was_taken_twice_is_measured_in_its_end() -> None:
-    grown = b"\x80\x02]q\x002(" + b"K\x01" * 1001 + b"e"  # remembered, taken twice, and filled from there
+def test_a_value_that_grows_after_it_was_used_is_measured_at_its_final_size() -> None:
+    grown = b"\x80\x02]q\x002(" + b"K\x01" * 1001 + b"e"  # stored, used twice, and filled later
     with pytest.raises(ValueError, match="more often"):
         check_pickle(grown + b"](" + b"h\x00" * 1000 + b"e.")
 
 
-def test_what_holds_large_things_often_is_measured_in_seconds() -> None:
+def test_a_value_that_contains_large_parts_often_is_measured_in_seconds() -> None:
     large = list(range(400_000))
     with pytest.raises(ValueError, match="more often"):
         check_pickle(pickle.dumps([large] * 100_000, 2))
 
 
-def test_only_what_is_named_is_called() -> None:
+def test_only_named_functions_may_be_called() -> None:
     for called in (b"]", b"X\x01\x00\x00\x00a", b"ctorch\n" + b"a" * MAX_NAME_LETTERS + b"\n"):
         with pytest.raises(pickle.UnpicklingError):
             check_pickle(b"\x80\x02" + called + b")R.")
-    check_pickle(b"\x80\x02ctorch\nSize\nq\x000h\x00)R.")  # from where it is remembered
+    check_pickle(b"\x80\x02ctorch\nSize\nq\x000h\x00)R.")  # from the memo
 
 
 def test_several_pickles_of_a_file_are_read_one_by_one() -> None:

@@ -1,4 +1,4 @@
-"""Arrays come out of a pickle; nothing else in it is run, whatever it asks for."""
+"""Arrays are read from a pickle, and its code is not run."""
 
 import builtins
 import codecs
@@ -32,7 +32,7 @@ ARRAYS = {
 
 
 class Calls:
-    """Pickles as a call of a function with arguments."""
+    """An object that is pickled as a function call with arguments."""
 
     def __init__(self, function: Any, *args: Any, state: Any = None) -> None:
         self.call = (function, args, state)
@@ -42,7 +42,7 @@ class Calls:
 
 
 def named(module: str, name: str) -> bytes:
-    """The instruction that asks for a name."""
+    """Return the instruction that loads a name."""
     return f"c{module}\n{name}\n".encode()
 
 
@@ -64,13 +64,13 @@ def test_arrays_of_every_layout_come_back(file: Path, protocol: int, core: str) 
     dumped = pickle.dumps({"model": OrderedDict(ARRAYS), "__author__": "nobody"}, protocol)
     if protocol < 4:  # names are lines of text
         dumped = dumped.replace(b"cnumpy._core.", f"c{core}.".encode())
-    else:  # names have their length before them; frames too, which a reader may do without
+    else:  # names have their length before them; frames too, which are optional
         assert dumped[2:3] == b"\x95"
         assert struct.unpack("<Q", dumped[3:11])[0] == len(dumped[11:])
         dumped = dumped[:2] + dumped[11:]
         for module in ("multiarray", "numeric"):
-            found, wanted = (f"{prefix}.{module}".encode() for prefix in ("numpy._core", core))
-            dumped = dumped.replace(bytes([len(found)]) + found, bytes([len(wanted)]) + wanted)
+            written, renamed = (f"{prefix}.{module}".encode() for prefix in ("numpy._core", core))
+            dumped = dumped.replace(bytes([len(written)]) + written, bytes([len(renamed)]) + renamed)
     assert core.encode() in dumped
     file.write_bytes(dumped)
     tensors = read_pickle(file)
@@ -145,13 +145,13 @@ def test_other_functions_are_refused_and_not_run(file: Path, function: Any, args
     ],
 )
 def test_names_beside_the_admitted_ones_are_refused(file: Path, instructions: bytes) -> None:
-    refused(file, b"\x80\x04" + instructions + b".", "asks for `")
+    refused(file, b"\x80\x04" + instructions + b".", "names `")
 
 
 @pytest.mark.parametrize("codec", ["utf-8", "rot13", "zlib", "unicode_escape", "latin-1", None, 3, ("latin1",)])
 def test_no_other_codec_is_used(file: Path, codec: Any) -> None:
-    refused(file, pickle.dumps({"a": Calls(codecs.encode, "x", codec)}), "asks `_codecs.encode` for")
-    refused(file, pickle.dumps({"a": Calls(codecs.encode, "x")}), "asks `_codecs.encode` for None")
+    refused(file, pickle.dumps({"a": Calls(codecs.encode, "x", codec)}), "calls `_codecs.encode` with")
+    refused(file, pickle.dumps({"a": Calls(codecs.encode, "x")}), "calls `_codecs.encode` with None")
 
 
 TEXTS = ["O", "S4", "U4", "V8", "M8[s]", "c16", "f4,f4", "(2,2)f4", "float32", "f3", "|O"]
@@ -170,7 +170,7 @@ def test_an_array_of_objects_is_refused_before_its_content_is_looked_at(file: Pa
     refused(file, pickle.dumps({"a": np.array([None, 1])}), "Python objects")
 
 
-CHANGES = b"}\x8c\x0c__defaults__)s\x86b"  # the state ({}, {"__defaults__": ()}) sets attributes without asking
+CHANGES = b"}\x8c\x0c__defaults__)s\x86b"  # the state ({}, {"__defaults__": ()}) sets attributes directly
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_truncated_file_is_damage_wherever_it_ends(file: Path) -> None:
         b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.",
     ],
 )
-def test_a_file_that_is_no_pickle_of_arrays_is_said_to_be_none(file: Path, content: bytes) -> None:
+def test_a_file_that_is_no_pickle_of_arrays_is_reported_as_such(file: Path, content: bytes) -> None:
     refused(file, content, "no pickle")
 
 

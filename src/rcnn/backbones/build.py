@@ -36,7 +36,7 @@ class Backbone(nn.Module):
 
     Args:
         name: name of the trunk in `TRUNKS`, or timm/NAME.
-        trunk: network that makes feature maps of images.
+        trunk: network that computes feature maps of images.
         neck: pyramid on the trunk's levels. None: only the trunk's last level.
 
     Attributes:
@@ -53,7 +53,7 @@ class Backbone(nn.Module):
 
     def forward(self, images: Tensor) -> OrderedDict[str, Tensor]:
         """(B, C, H, W) -> "p3", "p4", ... (pyramid) or "c4" (one level) -> (B, channels, H / stride, W / stride)."""
-        # On a CPU channels last is twice as fast; on a GPU it is no slower.
+        # On a CPU, channels last is twice as fast; on a GPU, it is not slower.
         maps = self.trunk(images.contiguous(memory_format=torch.channels_last))
         if self.neck is None:
             return OrderedDict({f"c{self.trunk.levels[-1]}": maps[-1]})
@@ -63,7 +63,7 @@ class Backbone(nn.Module):
 def build_backbone(settings: Settings) -> Backbone:
     """Build the backbone of `settings.model` with fresh weights and its frozen parts marked.
 
-    Without a neck its only level is that of `model.levels` if it names a single one, else the trunk's last; with
+    Without a neck, the only level is that of `model.levels` if it names a single one, else the trunk's last. With
     `roi.head=conv5` it is 4, since the fifth stage is the head.
 
     Raises:
@@ -99,7 +99,7 @@ def _trunk(model: Model, in_channels: int, last: int | None) -> Trunk:
     if name in NAMES:
         return ResNet(name, in_channels, last, model=model)
     if model.widths or model.stride_in != "3x3":
-        raise SettingsError(f"`model.widths` and `model.stride_in` are of ResNets alone, and the backbone is {name}")
+        raise SettingsError(f"`model.widths` and `model.stride_in` are for ResNets only, and the backbone is {name}")
     if name == "custom":
         raise SettingsError(
             "`model.backbone=custom` is a module of your own: pass it in, as build(settings, classes, backbone=MODULE) "

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 class FeaturePyramid(nn.Module):
     """Maps of a trunk's levels -> maps of `channels` channels at `levels`.
 
-    From the top down: a 1x1 convolution of each trunk level, plus the level above enlarged by nearest neighbours to its
-    exact size, then a 3x3 convolution. Levels above the trunk's last take every second cell of the level below.
+    From the top down, a 1x1 convolution of each trunk level is added to the level above, enlarged by nearest neighbours
+    to the same size; a 3x3 convolution follows. Levels above the trunk's last take every second cell of the level
+    below.
 
     Args:
-        maps: level and channels of each map of the trunk, finest first. Those finer than the finest wanted level are
-            not read, and of several maps of one level only the last ones, as many as are wanted.
+        maps: level and channels of each map of the trunk, finest first. Maps finer than the finest output are not read;
+            of several maps of one level, only the last ones are read, as many as there are outputs of it.
         channels: channels of every output.
         levels: levels of the outputs, ascending; a level may occur once per map that the trunk has of it.
         norm: whether every convolution is followed by a batch norm, and has no bias.
@@ -60,7 +61,7 @@ class FeaturePyramid(nn.Module):
     def forward(self, maps: Sequence[Tensor]) -> OrderedDict[str, Tensor]:
         """(B, C, H, W) of each map of the trunk, to "p3", "p4", ... -> (B, channels, H, W), finest first.
 
-        Of two maps of level 5 the second is "p5b".
+        The second of two maps of level 5 is "p5b".
         """
         merged, outputs = None, {}
         for name, i in zip(reversed(self._inputs), reversed(self.read), strict=True):

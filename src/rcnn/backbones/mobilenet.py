@@ -18,8 +18,8 @@ _V3_TAPS = (Tap(2, "2", 24), Tap(3, "4", 40), Tap(4, "7", 80), Tap(5, "13", 160)
 
 def mobilenet(in_channels: int = 3, last: int | None = None) -> SequentialTrunk:
     """MobileNetV2: levels 2 to 5 (to `last`) with 24, 32, 96 and 320 channels; stage n ends where stride 2^n ends."""
-    # Torchvision's layers under its names, written out because its import takes as long as torch's, and this is the
-    # default backbone. Weights, and all that is drawn after them, are those that torchvision's network would give.
+    # These are torchvision's layers under its names. They are written out because importing torchvision takes as long
+    # as importing torch, and this is the default backbone. The random numbers drawn are those of torchvision's network.
     layers: list[nn.Module] = [_conv(3, 32, 3, 2)]
     channels = 32
     for expansion, out, blocks, stride in _V2:
@@ -34,9 +34,9 @@ def mobilenet(in_channels: int = 3, last: int | None = None) -> SequentialTrunk:
 
 
 def mobilenet_v3_large(in_channels: int = 3, last: int | None = None) -> SequentialTrunk:
-    """MobileNetV3: levels 2 to 5 (to `last`), each read after the layer that reaches its stride, as torchvision does.
+    """MobileNetV3: levels 2 to 5 (to `last`), each read after the layer that reaches its stride, as in torchvision.
 
-    Level 5 comes twice, before and after the last convolution. Stage n ends where stride 2^n ends.
+    Level 5 occurs twice, before and after the last convolution. Stage n ends where stride 2^n ends.
     """
     from torchvision import models
 
@@ -67,7 +67,7 @@ def _conv(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1
 def _trunk(
     features: nn.Sequential, taps: Sequence[Tap], ends: tuple[int, ...], in_channels: int, last: int | None
 ) -> SequentialTrunk:
-    """The trunk of a chain whose stage n has the layers before `ends[n]`."""
+    """Return the trunk of a chain whose stage n has the layers before `ends[n]`."""
     stem = features[0]
     assert isinstance(stem, nn.Sequential)
     stem[0] = input_conv(stem[0], in_channels)  # type: ignore[arg-type]

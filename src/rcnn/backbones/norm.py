@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 
 class FrozenBatchNorm2d(nn.Module):
-    """Constants named as in `nn.BatchNorm2d`. `FrozenNormConv2d` before it applies them: this is the identity.
+    """Constants named as in `nn.BatchNorm2d`. The `FrozenNormConv2d` before it applies them: this is the identity.
 
-    With `affine` the statistics alone are constants; weight and bias are trained if they were.
+    With `affine`, only the statistics are constants; weight and bias are trained if they were trained before.
     """
 
     weight: Tensor
@@ -41,7 +41,7 @@ class FrozenBatchNorm2d(nn.Module):
 
 
 class FrozenNormConv2d(nn.Conv2d):
-    """A convolution that applies the frozen batch norm behind it. Its own weight is trained as ever."""
+    """A convolution that applies the frozen batch norm after it. Its own weight is trained as usual."""
 
     def __init__(self, conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> None:
         geometry = (conv.kernel_size, conv.stride, conv.padding, conv.dilation, conv.groups)
@@ -51,7 +51,7 @@ class FrozenNormConv2d(nn.Conv2d):
         self._known: _Known | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy computes scale and shift of its own: its norm may count other changes."""
+        """Leave the cached scale and shift out of copies, whose norms may count other versions."""
         return {**self.__dict__, "_known": None}
 
     def forward(self, input: Tensor) -> Tensor:
@@ -61,21 +61,21 @@ class FrozenNormConv2d(nn.Conv2d):
         return F.conv2d(input, weight, shift, self.stride, self.padding, self.dilation, self.groups)
 
     def _scale_and_shift(self) -> tuple[Tensor, Tensor]:
-        """Those of the norm, kept until one of its tensors is replaced or written to, as by loading or moving it."""
+        """Return scale and shift of the norm, cached until one of its tensors is replaced, moved or written to."""
         norm = self._norm[0]
         parts = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-        # Parameters are moved in place without another version, and inference counts no versions.
+        # Parameters are moved in place without a new version, and inference tensors have no versions.
         if torch.compiler.is_compiling() or any(isinstance(p, nn.Parameter) or p.is_inference() for p in parts):
             return scale_and_shift(norm)
         known, versions = self._known, [part._version for part in parts]
         if known is None or versions != known.versions or not all(map(is_, parts, known.of)):
-            with torch.inference_mode(False), torch.no_grad():  # so that a training can use what a prediction has made
+            with torch.inference_mode(False), torch.no_grad():  # so that training can use the results of a prediction
                 known = self._known = _Known(parts, versions, *scale_and_shift(norm))
         return known.scale, known.shift
 
 
 class _Known(NamedTuple):
-    """Scale and shift of a frozen norm, and the tensors, at which version each, that they were computed from."""
+    """Scale and shift of a frozen norm, with the tensors that they were computed from and the tensors' versions."""
 
     of: tuple[Tensor, ...]
     versions: list[int]
@@ -84,7 +84,7 @@ class _Known(NamedTuple):
 
 
 def scale_and_shift(norm: FrozenBatchNorm2d | nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """What a batch norm in eval mode does to channel c: x * scale[c] + shift[c]; both (C,)."""
+    """Return the (C,) factors of a batch norm in eval mode, which maps channel c to x * scale[c] + shift[c]."""
     mean, variance = norm.running_mean, norm.running_var
     assert mean is not None
     assert variance is not None
@@ -100,12 +100,12 @@ def set_eps(module: nn.Module, eps: float | None) -> None:
 
 
 def freeze_batch_norm(module: nn.Module, prefixes: Sequence[str] = ("",), *, affine: bool = False) -> None:
-    """Make constants of all batch norms in `module` that follow a convolution; names in the state stay.
+    """Turn all batch norms in `module` that follow a convolution into constants, keeping the names in the state.
 
     Args:
         module: changed in place.
-        prefixes: names of the submodules to freeze, with all below them. An empty name means all.
-        affine: whether their weights and biases stay trained.
+        prefixes: names of the submodules to freeze, with all of their submodules. An empty name means all.
+        affine: whether their weights and biases remain trained.
     """
     for conv_name, norm_name in list(_pairs(module)):
         chosen = any(not prefix or f"{norm_name}.".startswith(f"{prefix}.") for prefix in prefixes)
@@ -119,8 +119,8 @@ def freeze_batch_norm(module: nn.Module, prefixes: Sequence[str] = ("",), *, aff
 def fold_batch_norm(module: nn.Module) -> None:
     """Fold each batch norm, frozen or trained, into the convolution before it: for prediction only, in place.
 
-    The outputs are those of eval mode. Networks of timm are left unchanged, since their modules need not run in the
-    order in which they are registered.
+    The outputs are those of eval mode. Networks of timm are left unchanged, since their modules may run in another
+    order than they are registered in.
     """
     with torch.no_grad():
         for conv_name, norm_name in list(_pairs(module)):
@@ -130,9 +130,10 @@ def fold_batch_norm(module: nn.Module) -> None:
 
 
 def _pairs(module: nn.Module, path: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the names of each convolution and of the batch norm behind it: neighbours, or namesakes in two containers.
+    """Yield the names of each convolution and of the batch norm after it.
 
-    A module names such containers in its attribute `conv_norms`, as pairs (convolutions, norms).
+    They are neighbours, or have the same name in two containers, which a module lists in its attribute `conv_norms` as
+    pairs (convolutions, norms).
     """
     children = dict(module.named_children())
     candidates = list(pairwise(children))

@@ -1,4 +1,4 @@
-"""Compute what a cell of a feature map sees of the image: size, distance and position."""
+"""Compute the receptive field of a feature map's cells: size, distance and position."""
 
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -10,9 +10,9 @@ class ReceptiveField(NamedTuple):
     """Receptive field of the cells of a map.
 
     Attributes:
-        size: side of what a cell sees, in pixels.
+        size: side of a cell's receptive field, in pixels.
         stride: distance between neighbouring cells, in pixels.
-        middle: centre of what the first cell sees, in pixels from the image's edge; a pixel's own centre is 0.5.
+        middle: centre of the first cell's receptive field, in pixels from the image's edge; a pixel's centre is at 0.5.
     """
 
     size: int
@@ -23,12 +23,12 @@ class ReceptiveField(NamedTuple):
 def receptive_field(layers: Iterable[nn.Module]) -> ReceptiveField:
     """Return the receptive field after a chain of convolutions and poolings.
 
-    In the paper: 228 pixels for VGG-16 and 171 for ZF, with the RPN's 3 x 3 window (section 3.1), both of stride 16
-    (section 3.3). As there, layers of other kinds count as points, ZF's norms over 3 x 3 cells too. Windows must be
-    square.
+    In the paper it is 228 pixels for VGG-16 and 171 for ZF, with the RPN's 3 x 3 window (section 3.1), both with stride
+    16 (section 3.3). As in the paper, all other layers count as pointwise, including ZF's norms over 3 x 3 cells.
+    Windows must be square.
 
     Args:
-        layers: in their order, such as `[*model.backbone.trunk.features, model.rpn.head.conv]`.
+        layers: in order, such as `[*model.backbone.trunk.features, model.rpn.head.conv]`.
     """
     size, stride, middle = 1, 1, 0.5
     for layer in layers:

@@ -1,4 +1,4 @@
-"""ResNet (He et al., 2016) and ResNeXt (Xie et al., 2017), and its fifth stage as head of the second stage."""
+"""ResNet (He et al., 2016) and ResNeXt (Xie et al., 2017), and their fifth stage as the head of the second stage."""
 
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -25,10 +25,10 @@ class ResNet(Trunk):
         name: one of `NAMES`.
         in_channels: channels of the images.
         last: deepest level to build. None: 5.
-        model: settings, of which `stride_in` and `widths` are read.
+        model: settings; `stride_in` and `widths` are read.
 
     Raises:
-        SettingsError: this network can't have these widths or this placement of the stride.
+        SettingsError: this network can't have these widths or this position of the stride.
     """
 
     stages = (("conv1", "bn1"), ("layer1",), ("layer2",), ("layer3",), ("layer4",))
@@ -74,7 +74,7 @@ class Conv5Head(nn.Module):
 
 
 def conv5_head(settings: Settings) -> Conv5Head:
-    """The head of `roi.head=conv5` for the ResNet of `settings`, its batch norm as there, frozen at 5 frozen stages."""
+    """Return the head of `roi.head=conv5` for the ResNet of `settings`; it is frozen if `model.frozen_stages` is 5."""
     head = Conv5Head(settings.model.backbone, settings.model)
     set_eps(head, settings.model.norm_eps)
     all_frozen, norm = settings.model.frozen_stages >= 5, settings.model.norm
@@ -84,11 +84,11 @@ def conv5_head(settings: Settings) -> Conv5Head:
 
 
 def _resnet(name: str, model: Model) -> "TorchvisionResNet":
-    """Torchvision's network, which is imported where one is built: that takes as long as importing torch."""
+    """Return torchvision's network. torchvision is imported here, since that takes as long as importing torch."""
     import torchvision.models
     from torchvision.models.resnet import Bottleneck
 
-    with torch.device("meta") if model.widths else nullcontext():  # what other widths replace needs no memory
+    with torch.device("meta") if model.widths else nullcontext():  # parts that are replaced need no memory
         net = torchvision.models.get_model(name, weights=None)
     assert isinstance(net, torchvision.models.ResNet)
     if model.widths:
@@ -102,7 +102,10 @@ def _resnet(name: str, model: Model) -> "TorchvisionResNet":
 
 
 def _set_widths(net: "TorchvisionResNet", name: str, widths: tuple[int, int, int]) -> None:
-    """Replace the stem and all stages: the stem's channels, the first stage's inner and outer ones; others double."""
+    """Replace the stem and all stages.
+
+    `widths` are the channels of the stem and the inner and outer channels of the first stage; each later stage doubles.
+    """
     from torchvision.models.resnet import Bottleneck
 
     _check_bottleneck(net, name, "widths")

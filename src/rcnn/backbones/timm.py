@@ -1,4 +1,4 @@
-"""Any network of timm that gives feature maps, as `timm/NAME`. Needs `pip install rcnn[timm]`."""
+"""Any network of timm that returns feature maps, as `timm/NAME`. Needs `pip install rcnn[timm]`."""
 
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -11,7 +11,7 @@ from rcnn.backbones.trunk import Trunk
 from rcnn.errors import SettingsError
 
 _SIZINGS: tuple[dict[str, Any], ...] = ({}, {"strict_img_size": False}, {"dynamic_img_size": True})
-"""Options of timm by which a network may take images of any size; each kind of network has its own, or none."""
+"""Options of timm that let a network take images of any size; which one works depends on the kind of network."""
 
 _NO_SOURCE: dict[str, None] = dict.fromkeys(("url", "file", "hf_hub_id"))
 
@@ -25,8 +25,8 @@ class TimmTrunk(Trunk):
         last: deepest level to build. None: all.
 
     Raises:
-        SettingsError: timm is not installed, has no such network, can't take feature maps from it, or the network is
-            for images of one size.
+        SettingsError: timm is not installed, has no such network or no feature maps of it, or the network takes images
+            of one size only.
     """
 
     foldable = False
@@ -41,7 +41,7 @@ class TimmTrunk(Trunk):
             self.out_indices = tuple(i for i, stride in enumerate(strides) if stride <= 2**last)
             self.net = self.create()
         info = self.net.feature_info
-        index = {int(stride).bit_length() - 1: i for i, stride in enumerate(info.reduction())}  # the last of equal ones
+        index = {int(stride).bit_length() - 1: i for i, stride in enumerate(info.reduction())}  # the last of equals
         self._index = {level: i for level, i in index.items() if level >= 2}
         self.levels = tuple(self._index)
         self.widths = tuple(info.channels()[i] for i in self._index.values())
@@ -49,7 +49,7 @@ class TimmTrunk(Trunk):
         self._channels_last = str(getattr(self.net, "output_fmt", "NCHW")).endswith("NHWC")
 
     def _of_any_size(self) -> Any:
-        """The network with the first of the options by which it takes images of any size."""
+        """Return the network with the first option that lets it take images of any size."""
         for self._sizing in _SIZINGS:
             try:
                 net = self.create()
@@ -58,33 +58,33 @@ class TimmTrunk(Trunk):
             except TypeError:  # this network has no such option
                 continue
         raise SettingsError(
-            f"`model.backbone`: timm's `{self.name}` takes images of one size only, and those to detect in are of "
-            "many; take a network without that limit, such as timm/convnext_tiny or timm/swin_tiny_patch4_window7_224"
+            f"`model.backbone`: timm's `{self.name}` takes images of one size only, but a detector needs many "
+            "sizes; take a network without that limit, such as timm/convnext_tiny or timm/swin_tiny_patch4_window7_224"
         )
 
     def create(self, weights: Mapping[str, Tensor] | None = None, *, pretrained: bool = False) -> Any:
-        """The network anew, with fresh weights, with these or with timm's own."""
+        """Build the network with fresh weights, with the given ones or with timm's own."""
         timm = import_timm()
         options: dict[str, Any] = {"in_chans": self.in_channels, "features_only": True, **self._sizing}
         if self.out_indices is not None:
             options["out_indices"] = self.out_indices
         if weights is not None:
-            # timm renames and adapts weights only as pretrained ones; without a source it can't fetch others.
+            # timm renames and adapts only pretrained weights; without a source it can't fetch others.
             options["pretrained_cfg_overlay"] = {"state_dict": dict(weights), "source": "", **_NO_SOURCE}
         try:
             return timm.create_model(self.name, pretrained=pretrained or weights is not None, **options)
         except RuntimeError as error:
-            if weights is not None:  # the network is there, but these don't fit it
+            if weights is not None:  # the network exists, but these weights don't fit it
                 raise
             near = get_close_matches(self.name, timm.list_models(), n=1)
             hint = f"; did you mean `timm/{near[0]}`?" if near and near[0] != self.name else ""
             raise SettingsError(f"`model.backbone`: timm can't make `{self.name}`: {error}{hint}") from None
 
     def freeze(self, stages: int, *, norm: Literal["frozen", "affine", "train"]) -> None:
-        """As every trunk; timm has its own frozen batch norms, which keep the activations inside them."""
+        """Freeze stages as every trunk does, with timm's own frozen batch norms, which save their activations."""
         freeze_batch_norm_2d = import_timm().layers.freeze_batch_norm_2d
         if norm == "affine":
-            raise SettingsError("`model.norm=affine` is not for networks of timm; take frozen or train")
+            raise SettingsError("`model.norm=affine` is not supported for networks of timm; take frozen or train")
         if norm == "frozen":
             freeze_batch_norm_2d(self.net)
         ends = [name for level, name in self._modules_of.items() if level <= stages]
@@ -124,7 +124,7 @@ class TimmTrunk(Trunk):
 
 
 def import_timm() -> Any:
-    """Import timm, or raise an error that says how to install it.
+    """Import timm, or raise an error that explains how to install it.
 
     Raises:
         SettingsError: it is not installed.

@@ -12,10 +12,10 @@ class Trunk(nn.Module):
     """Images -> feature maps, finest first. Its state has torchvision's names.
 
     Attributes:
-        levels: levels of the maps; level n has stride 2^n, and a number may occur twice.
+        levels: levels of the maps; level n has stride 2^n, and a level may occur twice.
         widths: channels of each level.
-        layers: the layer that gives the map of each level, in torchvision's names.
-        stages: names of the submodules of each stage, the stem first; `freeze` counts them from here.
+        layers: the layer that outputs the map of each level, in torchvision's names.
+        stages: names of the submodules of each stage, the stem first, as counted by `freeze`.
     """
 
     levels: tuple[int, ...]
@@ -24,7 +24,7 @@ class Trunk(nn.Module):
     stages: tuple[tuple[str, ...], ...]
 
     def freeze(self, stages: int, *, norm: Literal["frozen", "affine", "train"]) -> None:
-        """Freeze the first `stages` stages, whose batch norms become constants; `norm` is for the other stages."""
+        """Freeze the first `stages` stages, including their batch norms; `norm` applies to the other stages."""
         present = {name for name, _ in self.named_modules()}
         names = [name for stage in self.stages[:stages] for name in stage if name in present]
         for name in names:
@@ -76,7 +76,7 @@ def up_to(taps: Sequence[Tap], last: int | None) -> list[Tap]:
 
 
 def input_conv(conv: nn.Conv2d, in_channels: int) -> nn.Conv2d:
-    """Return `conv` if it has `in_channels` channels, else a fresh convolution like it that does."""
+    """Return `conv` if it takes `in_channels` channels, else a similar fresh convolution that does."""
     if conv.in_channels == in_channels:
         return conv
     geometry = (conv.kernel_size, conv.stride, conv.padding)

@@ -9,7 +9,7 @@ from rcnn.backbones.trunk import SequentialTrunk, Tap, initialise
 
 
 class WithinChannelNorm(nn.Module):
-    """Caffe's LRN of region WITHIN_CHANNEL: x / (1 + alpha * mean of x^2 over 3x3 cells)^beta, zeros outside count."""
+    """Caffe's LRN of region WITHIN_CHANNEL: x / (1 + alpha * mean of x^2 over 3x3 cells)^beta, with zeros outside."""
 
     def __init__(self, alpha: float = 5e-5, beta: float = 0.75) -> None:
         super().__init__()

@@ -29,16 +29,16 @@ ARCHITECTURES = (*torchvision.ARCHITECTURES, *caffe_detector.ARCHITECTURES, *det
 def from_torchvision(model: nn.Module, names: Sequence[str] | None = None) -> Detector:
     """Make a detector with the same boxes, labels and scores as an instance of torchvision's `FasterRCNN`.
 
-    Everything is read from the instance: sizes, anchors, thresholds, heads. A backbone or a head that is not
-    torchvision's own is kept as it is; `Detector.load` then needs such a module again, as
+    Sizes, anchors, thresholds and heads are read from the instance. A backbone or a head that is not torchvision's own
+    is kept unchanged; `Detector.load` then needs such a module again, as
     `rcnn.interop.torchvision.as_backbone(MODULE)` or `rcnn.interop.torchvision.UserHead(MODULE, features)`.
 
     Args:
-        model: made by one of torchvision's functions, or put together from its parts. It is not changed.
+        model: made by one of torchvision's functions, or assembled from its parts. It is not changed.
         names: class names, without the background. None: COCO's for 91 classes, else `class_1`, ...
 
     Raises:
-        WeightsError: the model does what can't be expressed here; the message names the attribute.
+        WeightsError: no setting expresses what the model does; the message names the attribute.
     """
     return detector_of(torchvision.import_model(model, names))
 
@@ -48,7 +48,7 @@ def import_weights(
 ) -> Detector:
     """Make a detector from a checkpoint of torchvision (.pth, .safetensors), detectron2 (.pkl, .pth) or Caffe (.npz).
 
-    No code in the file is run.
+    Code in the file is not run.
 
     Args:
         path: the file.
@@ -64,10 +64,10 @@ def import_weights(
 
 
 def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imported:
-    """Read the settings and tensors that `import_weights` makes a detector of.
+    """Read the settings and tensors from which `import_weights` makes a detector.
 
     Raises:
-        WeightsError: as `import_weights`.
+        WeightsError: as for `import_weights`.
     """
     if arch not in ARCHITECTURES:
         near = get_close_matches(arch, ARCHITECTURES, n=1)
@@ -86,15 +86,15 @@ def read(path: str | Path, arch: str, names: Sequence[str] | None = None) -> Imp
         return library.import_state(state, arch, names)
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
-    except Exception as error:  # tensors of any shape and type under the right names
+    except Exception as error:  # the right names may have tensors of any shape and type
         raise WeightsError(f"{path}: this is not {arch}: {first_line(error)}") from None
 
 
 def detector_of(imported: Imported, device: str | torch.device = "auto") -> Detector:
-    """Make a detector of imported settings and tensors.
+    """Make a detector from imported settings and tensors.
 
     Raises:
-        WeightsError: a tensor is missing, left over or of another shape.
+        WeightsError: a tensor is missing, unexpected or of another shape.
     """
     classes = len(imported.names)
     with weights_follow():
@@ -112,7 +112,7 @@ def to_torchvision(detector: Detector) -> dict[str, Tensor]:
     `rcnn.interop.torchvision_export.program` shows how to build the instance that loads it.
 
     Raises:
-        WeightsError: torchvision can't hold this detector; the message names the settings.
+        WeightsError: torchvision can't represent this detector; the message names the settings.
     """
     return torchvision_export.export_state(detector.model.state_dict(), detector.settings)
 

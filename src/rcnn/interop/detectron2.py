@@ -1,9 +1,9 @@
 """Import detectron2's Faster R-CNN and RPN: map tensor names and express its conventions as settings.
 
-The core has no branch named after a library. What detectron2 does differently is listed here: blue before red and
-pixels in 0..255, sizes that are scaled twice, strides in the first convolution of a bottleneck (Caffe's ResNets),
-anchors on cell corners, adaptive RoI align, losses of absolute differences. Figures are those of its configuration
-files of the same names.
+The core has no branch for a library. The conventions of detectron2 are listed here: blue before red and pixels in
+0..255, sizes that are scaled twice, strides in the first convolution of a bottleneck (Caffe's ResNets), anchors on cell
+corners, adaptive RoI align, losses of absolute differences. The numbers are those of its configuration files of the
+same names.
 """
 
 import re
@@ -81,7 +81,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "rpn_R_50_C4_1x": _tree(_C4, 50, _PROPOSALS, {"rpn": {"pre_test": 12000}}),
     "rpn_R_50_FPN_1x": _tree(_FPN, 50, _PROPOSALS),
 }
-"""Name of a configuration of detectron2's COCO-Detection -> what differs from the defaults of `config.Settings`."""
+"""Name of a configuration of detectron2's COCO-Detection -> differences from the defaults of `config.Settings`."""
 
 _PREFIXES = (
     (r"backbone\.(?:bottom_up\.)?stem\.", "backbone.trunk."),
@@ -103,8 +103,8 @@ _INSIDE = (
     (r"shortcut\.weight", "downsample.0.weight"),
 )
 _LICENCE = (
-    "converted on this machine; if the file is of detectron2's model zoo, its weights are under CC BY-SA 3.0, "
-    "and so is what was made of them"
+    "converted on this machine; if the file is from detectron2's model zoo, its weights are under CC BY-SA 3.0, "
+    "and so are all weights made from them"
 )
 _CELLS = re.compile(r"(?:proposal_generator\.)?anchor_generator\.cell_anchors\.(\d)")
 
@@ -125,7 +125,7 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
     """
     if arch not in ARCHITECTURES:
         reason = "networks with a dilated fifth stage (DC5) are not supported; " if "DC5" in arch else ""
-        raise WeightsError(f"`{arch}` can't be imported: {reason}of detectron2 there are {', '.join(ARCHITECTURES)}")
+        raise WeightsError(f"`{arch}` can't be imported: {reason}supported are {', '.join(ARCHITECTURES)}")
     rest = dict(state)
     tree = merge(ARCHITECTURES[arch], _widths(rest, arch))
     if "pixel_mean" in rest and "pixel_std" in rest:
@@ -137,7 +137,7 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
         if cells.shape != expected.shape or not torch.allclose(cells.float(), expected, atol=0.1):
             raise WeightsError(
                 f"the checkpoint was trained with other anchors than {arch}: `{name}` is {cells.tolist()}, "
-                f"there it is {expected.tolist()}"
+                f"but {expected.tolist()} in the configuration"
             )
     tensors = {_renamed(name, arch): tensor for name, tensor in rest.items()}
     for name in [name for name in tensors if name.endswith(".running_mean")]:
@@ -155,14 +155,14 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
 def _shape(state: Mapping[str, Tensor], name: str, arch: str) -> tuple[int, ...]:
     if name not in state:
         raise WeightsError(
-            f"the checkpoint has no `{name}`, which {arch} has; its names start as {sorted(state)[:3]}. "
+            f"the checkpoint has no `{name}`, which {arch} has; its first names are {sorted(state)[:3]}. "
             "Give the name of the configuration that it was trained with"
         )
     return tuple(state[name].shape)
 
 
 def _widths(state: Mapping[str, Tensor], arch: str) -> dict[str, Any]:
-    """Read the sizes of layers as settings, None where they are the usual ones."""
+    """Return the widths of layers as settings, None for the standard ones."""
     settings = validate(ARCHITECTURES[arch])
     pyramid = settings.model.neck == "fpn"
     trunk = "backbone.bottom_up." if pyramid else "backbone."

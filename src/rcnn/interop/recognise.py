@@ -1,4 +1,4 @@
-"""Tell what a file of tensors holds from their names, and what can be done with it."""
+"""Recognise the contents of a file of tensors by their names, and advise how to use it."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -12,7 +12,7 @@ _CLASSIFIERS = {
     "conv_stem.weight": "a classifier in timm's names",
     "patch_embed.proj.weight": "a vision transformer",
 }
-"""Name of a telling tensor -> the network, in torchvision's names unless it says otherwise."""
+"""Name of a characteristic tensor -> the network, in torchvision's names unless stated otherwise."""
 _IMPORT = "make a detector of it: rcnn import FILE --arch"
 
 
@@ -22,7 +22,7 @@ class Kind(NamedTuple):
     Attributes:
         name: detector, torchvision, detectron2, caffe, mmdetection, backbone or unknown.
         text: the same as a phrase.
-        advice: what to do with it; `FILE` stands for the file.
+        advice: how to use it; `FILE` stands for the file.
     """
 
     name: str
@@ -31,33 +31,33 @@ class Kind(NamedTuple):
 
 
 def kind_of(names: Collection[str]) -> Kind:
-    """Tell what tensors with these names are weights of."""
+    """Return the kind of a file whose tensors have these names."""
     names = set(names)
     if "rpn.head.cls_logits.weight" in names:
         return _torchvision(names)
     if any(name.startswith("proposal_generator.") for name in names):
         pyramid = "FPN" if any(name.startswith("backbone.fpn_") for name in names) else "C4"
-        whole = any(name.startswith("roi_heads.") for name in names)
-        arch = f"faster_rcnn_R_50_{pyramid}_3x" if whole else f"rpn_R_50_{pyramid}_1x"
+        two_stages = any(name.startswith("roi_heads.") for name in names)
+        arch = f"faster_rcnn_R_50_{pyramid}_3x" if two_stages else f"rpn_R_50_{pyramid}_1x"
         advice = f"{_IMPORT} {arch} (or the configuration that it was trained with)"
         return Kind("detectron2", "a detector of detectron2", advice)
     if "rpn_head.rpn_conv.weight" in names:
-        advice = "its layout is not read here; export it to torchvision's or train anew"
+        advice = "its layout is not supported; export it to torchvision's or train a new detector"
         return Kind("mmdetection", "a detector of mmdetection", advice)
     if any(name.startswith("backbone.trunk.") for name in names):
         advice = "settings and classes are missing, so it can't be loaded; save it by Detector.save"
         return Kind("unknown", "the bare tensors of an rcnn detector", advice)
     if recognised := caffe_detector.network_of(names):
-        network, whole = recognised
+        network, is_detector = recognised
         preset = f"paper-{network}"
-        if whole:
+        if is_detector:
             return Kind("caffe", f"a detector of Caffe, the paper's {network}", f"{_IMPORT} {preset}")
         advice = f"start a training of such a backbone from it: rcnn train DATA --model {preset} --init FILE"
         return Kind("backbone", f"a {network} classifier in Caffe's names", advice)
     for name, text in _CLASSIFIERS.items():
         if name in names:
             return Kind("backbone", text, "start a training of such a backbone from it: rcnn train DATA --init FILE")
-    return Kind("unknown", "weights of something else", "it can't be used here")
+    return Kind("unknown", "weights of an unknown kind", "rcnn can't use it")
 
 
 def _torchvision(names: set[str]) -> Kind:

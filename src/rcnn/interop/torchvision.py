@@ -31,17 +31,17 @@ _RESNETS = ("resnet50", "resnet18", "resnet34", "resnet101", "resnet152", "resne
 _MOBILENETS = ("mobilenet_v3_large", "mobilenet")
 
 PREFIXES: dict[str, str] = {**dict.fromkeys(_RESNETS, ""), **dict.fromkeys(_MOBILENETS, "features.")}
-"""Trunks that torchvision's bodies can be -> prefix of our tensor names over theirs."""
+"""Our trunks that torchvision's bodies can match -> prefix that our tensor names add to theirs."""
 
 _PROBE = 256
 """Side in pixels of the image that strides are measured with, large enough for several cells in P6 and P7."""
 
 _TOLERANCE = 1e-3
-"""Largest difference, relative to the largest feature, between backbones that count as equal."""
+"""Largest difference between backbones that count as equal, relative to the largest feature."""
 
 
 class UserHead(nn.Module):
-    """A second stage's head that is the user's own module.
+    """The user's own module as the second stage's head.
 
     Args:
         body: module that maps (N, C, S, S) RoI features to (N, features) or (N, features, 1, 1).
@@ -88,7 +88,7 @@ class UserBackbone(nn.Module):
 
 
 def as_backbone(body: nn.Module) -> UserBackbone:
-    """Wrap a module such as torchvision's detectors take; one forward pass in eval mode measures its strides.
+    """Wrap a backbone for torchvision's detectors; one forward pass in eval mode measures its strides.
 
     Raises:
         WeightsError: its outputs are not feature maps of equal width.
@@ -99,15 +99,15 @@ def as_backbone(body: nn.Module) -> UserBackbone:
 def import_model(model: nn.Module, names: Sequence[str] | None = None) -> Imported:
     """Convert an instance of torchvision's `FasterRCNN`, reading the settings from its attributes.
 
-    ResNets, ResNeXts and MobileNets under torchvision's pyramid become ours if they compute the same. Any other
-    backbone, and a head that is not torchvision's, is copied as the user's own module.
+    ResNets, ResNeXts and MobileNets under torchvision's pyramid become ours if they compute the same features. Any
+    other backbone, and any head that is not torchvision's, is copied as the user's own module.
 
     Args:
-        model: made by one of torchvision's functions, or put together from its parts. It is not changed.
+        model: made by one of torchvision's functions, or assembled from its parts. It is not changed.
         names: class names, without the background. None: COCO's for 91 classes, else `class_1`, ...
 
     Raises:
-        WeightsError: the model does what can't be expressed here; the message names the attribute.
+        WeightsError: no setting expresses what the model does; the message names the attribute.
     """
     if isinstance(model, DataParallel | DistributedDataParallel):
         model = model.module
@@ -156,30 +156,30 @@ def import_state(state: Mapping[str, Tensor], arch: str, names: Sequence[str] | 
         names: as in `import_model`.
 
     Raises:
-        WeightsError: the architecture is unknown, or the state is of another one.
+        WeightsError: the architecture is unknown, or the state is that of another one.
     """
     if arch not in ARCHITECTURES:
-        raise WeightsError(f"`{arch}` is none of torchvision's detectors: {', '.join(ARCHITECTURES)}")
+        raise WeightsError(f"`{arch}` is not one of torchvision's detectors: {', '.join(ARCHITECTURES)}")
     state = {_WRAPPERS.sub("", name): tensor for name, tensor in state.items()}
     if _PREDICTOR not in state:
         raise WeightsError(
-            f"there is no `{_PREDICTOR}`, so this is not {arch}; the names begin as {some(sorted(state), 3)}"
+            f"there is no `{_PREDICTOR}`, so this is not {arch}; the first names are {some(sorted(state), 3)}"
         )
     model: Any = get_model(arch, weights=None, weights_backbone=None, num_classes=len(state[_PREDICTOR]))
     notes = list(_notes(state, None, None))
     if not any(name.endswith("num_batches_tracked") for name in state):
-        # State dictionaries do not hold it; this is the value for torchvision's COCO weights.
+        # State dictionaries do not contain eps; these are the values of torchvision's COCO weights.
         eps = 0.0 if arch == "fasterrcnn_resnet50_fpn" else 1e-5
         for parent in list(model.backbone.modules()):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.BatchNorm2d):
                     setattr(parent, name, FrozenBatchNorm2d(child.num_features, eps=eps))
-        body = model.backbone.body  # whose first parts fine-tuning does not train
+        body = model.backbone.body  # fine-tuning does not train its first parts
         for layer in (body.conv1, body.layer1) if "conv1" in body else list(body.values())[:7]:
             layer.requires_grad_(False)
         notes.append(
-            "the batch norms are constants; the file does not say what is added to their variances, so it is taken "
-            f"to be {eps:g}, as in torchvision's COCO weights"
+            "the batch norms are constants; the file does not contain the number that is added to their variances, "
+            f"which is taken to be {eps:g}, as in torchvision's COCO weights"
         )
     _load(model, {name: tensor for name, tensor in state.items() if not name.startswith(OTHER_HEADS)}, arch)
     imported = import_model(model, names)
@@ -190,13 +190,13 @@ def _notes(state: Iterable[str], backbone: nn.Module | None, head: nn.Module | N
     if any(name.startswith(OTHER_HEADS) for name in state):
         yield "the heads for masks or keypoints are left out: boxes, labels and scores are imported"
     if backbone is not None:
-        yield "the backbone is kept as the module that it is: whoever loads a saved file must pass it in"
+        yield "the backbone is kept as the user's own module: it must be passed in when a saved file is loaded"
     if head is not None:
-        yield "`roi_heads.box_head` is kept as the module that it is: whoever loads a saved file must pass it in"
+        yield "`roi_heads.box_head` is kept as the user's own module: it must be passed in when a saved file is loaded"
 
 
 def _load(model: nn.Module, state: dict[str, Tensor], arch: str) -> None:
-    """Load with torchvision's own loader, which knows the names of its older versions."""
+    """Load with torchvision's own loader, which accepts the names of older versions."""
     try:
         result = model.load_state_dict(state, strict=False)
     except RuntimeError as error:
@@ -205,13 +205,13 @@ def _load(model: nn.Module, state: dict[str, Tensor], arch: str) -> None:
     if any(result):
         missing, unexpected = (some(sorted(names), 3) or "none" for names in result)
         raise WeightsError(
-            f"this is not {arch}: missing are {missing}, left over {unexpected}; "
+            f"this is not {arch}: missing are {missing}, unexpected {unexpected}; "
             "give the architecture that it was trained as"
         )
 
 
 def in_channels(body: nn.Module) -> int:
-    """Return the channels of the images, from the first convolution."""
+    """Return the number of image channels, read from the first convolution."""
     return next((layer.in_channels for layer in body.modules() if isinstance(layer, nn.Conv2d)), 3)
 
 
@@ -219,7 +219,7 @@ def probe(body: nn.Module) -> FeatureMaps:
     """Measure names, levels and channels of the feature maps of a backbone in eval mode, in float32 on the CPU.
 
     Raises:
-        WeightsError: it can't be run on a square image, or its maps differ in width.
+        WeightsError: the backbone can't run on a square image, or its maps differ in width.
     """
     channels = in_channels(body)
     try:
@@ -233,17 +233,17 @@ def probe(body: nn.Module) -> FeatureMaps:
     widths = {int(value.shape[1]) for value in maps.values()} if isinstance(maps, Mapping) else set()
     if len(widths) != 1:
         raise WeightsError(
-            f"`model.backbone` gives a {type(output).__name__} of widths {sorted(widths)}; it must give a feature map, "
-            "or a dictionary of maps of equal width, finest first"
+            f"`model.backbone` returns a {type(output).__name__} of widths {sorted(widths)}; it must return a feature "
+            "map, or a dictionary of maps of equal width, finest first"
         )
     levels = (round(torch.tensor(_PROBE / value.shape[2]).log2().item()) for value in maps.values())
     return FeatureMaps(tuple(maps), tuple(levels), widths.pop())
 
 
 def recognise(backbone: nn.Module, maps: FeatureMaps, channels: int) -> dict[str, Any] | None:
-    """Return settings of our backbone with the same tensors; None if there is none.
+    """Return the settings of our backbone with the same tensors; None if there is none.
 
-    Only names and shapes decide here; `same_features` tells whether both compute the same.
+    Only names and shapes are compared; `same_features` compares the outputs.
 
     Args:
         backbone: torchvision's backbone, on the CPU.
@@ -255,7 +255,7 @@ def recognise(backbone: nn.Module, maps: FeatureMaps, channels: int) -> dict[str
     fpn: Any = backbone.fpn
     shapes = _shapes(backbone.body)
     for name, prefix in PREFIXES.items():
-        if ("conv1.weight" in shapes) != (name in _RESNETS):  # making a trunk takes a while
+        if ("conv1.weight" in shapes) != (name in _RESNETS):  # building a trunk is slow
             continue
         with shapes_alone():
             trunk = TRUNKS[name](channels, None)
@@ -272,12 +272,12 @@ def recognise(backbone: nn.Module, maps: FeatureMaps, channels: int) -> dict[str
 
 
 def same_features(backbone: nn.Module, settings: Settings, tensors: Mapping[str, Tensor]) -> bool:
-    """Tell whether torchvision's backbone and ours with these tensors give the same maps for a random image."""
-    inside = {name.removeprefix("backbone."): tensors[name] for name in tensors if name.startswith("backbone.")}
+    """Return whether torchvision's backbone and ours with these tensors compute the same maps for a random image."""
+    state = {name.removeprefix("backbone."): tensors[name] for name in tensors if name.startswith("backbone.")}
     try:
         with weights_follow():
             ours = build_backbone(settings).eval()
-        ours.load_state_dict(inside)
+        ours.load_state_dict(state)
     except (SettingsError, RuntimeError):
         return False
     image = torch.rand(1, settings.preprocess.in_channels, 128, 160, generator=torch.Generator().manual_seed(0))
@@ -293,7 +293,7 @@ def norm_settings(parts: Iterable[nn.Module]) -> dict[str, Any]:
     """Read whether the batch norms in `parts` are constants or trained, and their eps.
 
     Raises:
-        WeightsError: they differ in eps or in kind.
+        WeightsError: the batch norms differ in eps or in kind.
     """
     kinds_of_norm = FrozenBatchNorm2d | nn.BatchNorm2d | nn.SyncBatchNorm
     norms = [layer for part in parts for layer in part.modules() if isinstance(layer, kinds_of_norm)]
@@ -312,7 +312,7 @@ def _shapes(module: nn.Module) -> dict[str, tuple[int, ...]]:
 
 
 def _frozen_stages(body: nn.Module, stages: tuple[tuple[str, ...], ...], prefix: str) -> int:
-    """Count the leading stages without a trained parameter."""
+    """Return the number of leading stages without a trained parameter."""
     trained = [prefix + name for name, parameter in body.named_parameters() if parameter.requires_grad]
     for number, stage in enumerate(stages):
         if any(name.startswith(tuple(f"{part}." for part in stage)) for name in trained):

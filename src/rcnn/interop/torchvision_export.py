@@ -76,7 +76,7 @@ def export_state(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str,
     """Convert our model's tensors to the state dictionary of torchvision's `FasterRCNN`, on the CPU.
 
     Raises:
-        WeightsError: torchvision can't hold a model of these settings; the message names them.
+        WeightsError: torchvision can't represent a model of these settings; the message names them.
     """
     _check(settings)
     names = table(settings, PREFIXES[settings.model.backbone])
@@ -88,7 +88,7 @@ def program(settings: Settings, classes: int) -> str:
     """Return Python code that builds `model`, a `FasterRCNN` of torchvision that loads `export_state` strictly.
 
     Raises:
-        WeightsError: as `export_state`.
+        WeightsError: as for `export_state`.
     """
     _check(settings)
     name, roi, levels = settings.model.backbone, settings.roi, settings.model.levels
@@ -147,13 +147,13 @@ def _check(settings: Settings) -> None:
     faults = list(_faults(settings))
     if faults:
         raise WeightsError(
-            f"torchvision's Faster R-CNN can't hold this detector: {'; '.join(faults)}. Train one with these settings "
-            "as they are there, or start from a detector that was imported"
+            f"torchvision's Faster R-CNN can't hold this detector: {'; '.join(faults)}. Train one with torchvision's "
+            "values of these settings, or start from an imported detector"
         )
 
 
 def _faults(settings: Settings) -> Iterator[str]:
-    """Name the settings for which torchvision has no argument."""
+    """Yield sentences about settings for which torchvision has no argument."""
     tree, model, roi = dump(settings), settings.model, settings.roi
     fixed = {
         **ALWAYS,
@@ -164,20 +164,20 @@ def _faults(settings: Settings) -> Iterator[str]:
         for key, value in values.items():
             own = tree[section][key]
             if own != value and not (key == "channels" and own == model.channels):
-                yield f"`{section}.{key}` is {own}, there it is {value}"
+                yield f"`{section}.{key}` is {own}, in torchvision it is {value}"
     if settings.train.proposals is not None:
         scheme = settings.train.scheme
-        yield f"`train.scheme` is {scheme}: its RPN is untrained, and there are no proposals from elsewhere there"
+        yield f"`train.scheme` is {scheme}: its RPN is untrained, and torchvision takes no external proposals"
     if model.backbone not in PREFIXES:
-        yield f"`model.backbone` is {model.backbone}, there it can be {', '.join(PREFIXES)}"
+        yield f"`model.backbone` is {model.backbone}, in torchvision it can be {', '.join(PREFIXES)}"
     elif model.neck == "fpn":
         with shapes_alone():
             top = build_backbone(settings).trunk.levels[-1]
         if model.levels[-2:] != (top, top + 1):
-            yield f"`model.levels` is {model.levels}, there its last ones are {top} and, pooled from it, {top + 1}"
+            yield f"`model.levels` is {model.levels}, in torchvision the last are {top} and, pooled from it, {top + 1}"
     if roi.head not in ("fc", "conv-fc"):
-        yield f"`roi.head` is {roi.head}, there it can be fc or conv-fc"
+        yield f"`roi.head` is {roi.head}, in torchvision it can be fc or conv-fc"
     if roi.levels != tuple(range(roi.levels[0], roi.levels[-1] + 1)):
-        yield f"`roi.levels` is {roi.levels}, there they follow one another"
+        yield f"`roi.levels` is {roi.levels}, in torchvision levels are consecutive"
     if roi.negative_iou[0] != 0:
-        yield f"`roi.negative_iou` is {roi.negative_iou}, there it begins at 0"
+        yield f"`roi.negative_iou` is {roi.negative_iou}, in torchvision it begins at 0"

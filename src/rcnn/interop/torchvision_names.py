@@ -19,7 +19,7 @@ ARCHITECTURES = (
 """Names of torchvision's own detectors."""
 
 OTHER_HEADS = ("roi_heads.mask_", "roi_heads.keypoint_")
-"""Prefixes of what Mask and Keypoint R-CNN add to a Faster R-CNN."""
+"""Prefixes of the tensors that Mask and Keypoint R-CNN add to a Faster R-CNN."""
 
 _COUNTER = "num_batches_tracked"
 
@@ -29,7 +29,7 @@ def table(settings: Settings, trunk: str | None, *, user_head: bool = False) -> 
 
     Args:
         settings: settings of our model.
-        trunk: prefix of our names of the trunk's tensors over theirs; None: the backbone is the user's module.
+        trunk: prefix that our names of the trunk's tensors add to theirs; None: the backbone is the user's module.
         user_head: whether the second stage's head is the user's module.
     """
     names = {"backbone.": "backbone.body."}
@@ -51,7 +51,7 @@ def table(settings: Settings, trunk: str | None, *, user_head: bool = False) -> 
     if settings.roi.head == "fc":
         return names | {f"roi_heads.box_head.{name}.": f"fast_rcnn.head.{name}." for name in ("fc6", "fc7")}
     convs = settings.roi.convs
-    names[f"roi_heads.box_head.{convs + 1}."] = "fast_rcnn.head.fc6."  # a Flatten lies between
+    names[f"roi_heads.box_head.{convs + 1}."] = "fast_rcnn.head.fc6."  # after a Flatten
     for i in range(convs):
         names[f"roi_heads.box_head.{i}.0."] = f"fast_rcnn.head.conv.{i}."
         names[f"roi_heads.box_head.{i}.1."] = f"fast_rcnn.head.norm.{i}."
@@ -59,7 +59,7 @@ def table(settings: Settings, trunk: str | None, *, user_head: bool = False) -> 
 
 
 def to_ours(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
-    """Rename torchvision's tensors: background last, its four box rows dropped, frozen norms with counters.
+    """Rename torchvision's tensors, move the background last without its box rows, and add counters to frozen norms.
 
     Raises:
         WeightsError: a name has no counterpart.
@@ -71,12 +71,12 @@ def to_ours(state: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, 
 
 
 def to_torchvision(tensors: Mapping[str, Tensor], names: Mapping[str, str], *, frozen: bool) -> dict[str, Tensor]:
-    """Rename our tensors: background first, with box rows of zeros.
+    """Rename our tensors, and move the background first, with box rows of zeros.
 
     Args:
         tensors: our model's tensors.
         names: the result of `table`.
-        frozen: whether batch norms are constants, which have no counters in torchvision.
+        frozen: whether batch norms are constants; these have no counters in torchvision.
 
     Raises:
         WeightsError: a name has no counterpart.
@@ -93,4 +93,4 @@ def _renamed(name: str, names: Mapping[str, str]) -> str:
     for beginning, other in names.items():
         if name.startswith(beginning):
             return other + name.removeprefix(beginning)
-    raise WeightsError(f"`{name}` has no place in a Faster R-CNN of these settings")
+    raise WeightsError(f"`{name}` is not part of a Faster R-CNN with these settings")

@@ -1,7 +1,7 @@
 """Read settings from the attributes of an instance of torchvision's Faster R-CNN.
 
-The core has no branch named after a library. What torchvision always does is listed here: sizes rounded down,
-interpolation without antialiasing, rounded anchors on cell corners whose stride is guessed, unaligned RoI align.
+The core has no branch for a library. The fixed conventions of torchvision are listed here: sizes rounded down,
+interpolation without antialiasing, rounded anchors on cell corners with a guessed stride, unaligned RoI align.
 """
 
 import math
@@ -28,7 +28,7 @@ ALWAYS: dict[str, dict[str, Any]] = {
     "rpn": {"channels": None, "kernel": 3, "logits": 1, "min_size": 1e-3},
     "roi": {"pool": "align", "aligned": False, "class_agnostic": False, "min_size": 1e-2},
 }
-"""Settings that no argument of torchvision's changes."""
+"""Settings that torchvision has no arguments for."""
 
 TRAINING: dict[str, dict[str, Any]] = {
     "anchors": {"border": None},
@@ -36,7 +36,7 @@ TRAINING: dict[str, dict[str, Any]] = {
     "roi": {"dropout": 0.0, "box_loss": "smooth_l1", "beta": 1 / 9, "box_weight": 1.0},
     "train": {"optimizer": "sgd", "lr": 0.02, "weight_decay": 1e-4},
 }
-"""How torchvision trains: its losses, and the optimiser of its own recipes (the rate is for 16 images)."""
+"""torchvision's losses, and the optimiser of its own recipes (the learning rate is for 16 images)."""
 
 
 class FeatureMaps(NamedTuple):
@@ -54,15 +54,15 @@ class FeatureMaps(NamedTuple):
 
 
 def read_settings(model: Any, maps: FeatureMaps, in_channels: int) -> dict[str, Any]:
-    """Read the settings of everything but the backbone, as a tree.
+    """Return the settings of all parts except the backbone, as a tree.
 
     Args:
         model: torchvision's `FasterRCNN`, whose attributes have no types.
         maps: its backbone's feature maps.
-        in_channels: of the images.
+        in_channels: channels of the images.
 
     Raises:
-        WeightsError: the model does something that no setting expresses; the message names the attribute.
+        WeightsError: no setting expresses what the model does; the message names the attribute.
     """
     tree: dict[str, Any] = merge(ALWAYS, TRAINING)
     read = {
@@ -100,7 +100,7 @@ def read_head(head: Any, channels: int) -> dict[str, Any] | None:
 
 
 def refuse(attribute: str, value: object, advice: str) -> NoReturn:
-    """Say what can't be imported.
+    """Report an attribute that can't be imported.
 
     Raises:
         WeightsError: always.
@@ -109,9 +109,9 @@ def refuse(attribute: str, value: object, advice: str) -> NoReturn:
 
 
 def expect(part: Any, kind: type, attribute: str) -> None:
-    """Refuse a part that is not exactly torchvision's, since what a subclass changes can't be read."""
+    """Refuse a part that is not exactly torchvision's, since the changes of a subclass can't be read."""
     if type(part) is not kind:
-        refuse(attribute, type(part).__name__, f"only torchvision's own {kind.__name__} can be read: put one there")
+        refuse(attribute, type(part).__name__, f"only torchvision's own {kind.__name__} can be read: use one of these")
 
 
 def _preprocess(transform: Any) -> dict[str, Any]:
@@ -121,12 +121,12 @@ def _preprocess(transform: Any) -> dict[str, Any]:
         refuse(
             "transform.min_size",
             tuple(transform.min_size),
-            f"one size is needed: set model.transform.min_size = ({last},), which is what it predicts with",
+            f"one size is needed: set model.transform.min_size = ({last},), which it uses for prediction",
         )
     if transform.fixed_size is not None:
-        refuse("transform.fixed_size", transform.fixed_size, "images keep their shape here: set it to None")
+        refuse("transform.fixed_size", transform.fixed_size, "rcnn keeps the shape of images: set it to None")
     if transform._skip_resize:
-        refuse("transform._skip_resize", True, "images are always resized here: set it to False")
+        refuse("transform._skip_resize", True, "rcnn always resizes images: set it to False")
     return {
         "short": transform.min_size[0],
         "long": transform.max_size,
@@ -198,7 +198,7 @@ def _roi(heads: Any) -> dict[str, Any]:
 
 
 def _sampling(sampler: Any) -> dict[str, Any]:
-    """Read the number of samples; the fraction includes that torchvision rounds the number of positives down."""
+    """Return the number of samples, and a fraction that accounts for torchvision's rounding down of positives."""
     count = sampler.batch_size_per_image
     return {"samples": count, "positive_fraction": int(count * sampler.positive_fraction) / count}
 
@@ -227,8 +227,8 @@ def _pool(pool: Any, maps: FeatureMaps) -> dict[str, Any]:
 def _roi_levels(pool: Any, maps: FeatureMaps) -> tuple[int, ...]:
     """Return the levels that RoIs are read from.
 
-    torchvision indexes the maps by an RoI's level minus that of the first map, up to the level of the last map: of two
-    maps of stride 32 (MobileNetV3) it reads only the first.
+    torchvision indexes the maps by an RoI's level minus that of the first map, up to the level of the last map, so that
+    it reads only the first of two maps of stride 32 (MobileNetV3).
     """
     chosen = [index for index, name in enumerate(maps.names) if name in pool.featmap_names]
     levels = [maps.levels[index] for index in chosen]
@@ -241,5 +241,5 @@ def _roi_levels(pool: Any, maps: FeatureMaps) -> tuple[int, ...]:
         "roi_heads.box_roi_pool.featmap_names",
         pool.featmap_names,
         f"these choose levels {levels} of the backbone's {maps.levels} ({', '.join(maps.names)}): "
-        "they must follow one another without a gap",
+        "they must be consecutive",
     )

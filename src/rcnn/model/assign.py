@@ -13,7 +13,7 @@ from rcnn.model.structures import take
 
 
 class Assignment(NamedTuple):
-    """What every candidate is trained as. One that is neither positive nor negative is not trained.
+    """The training label of every candidate. A candidate that is neither positive nor negative is not trained.
 
     Attributes:
         positive: (B, N) bool, an object.
@@ -30,7 +30,7 @@ class Sample(NamedTuple):
     """The candidates that are trained.
 
     Attributes:
-        indices: (B, n) int64 into the candidates; positives first, or the hardest first if losses decide.
+        indices: (B, n) int64 into the candidates; positives first, or the hardest first if sampled by loss.
         valid: (B, n) bool.
         positive: (B, n) bool, a subset of `valid`.
     """
@@ -48,7 +48,7 @@ class Rule(NamedTuple):
         low: lowest IoU of negatives, included.
         high: highest IoU of negatives, not included.
         force: the best candidates of each object are positive too.
-        forget: ignored objects are dropped: what they cover may be negative.
+        forget: drop ignored objects, so that candidates inside them may be negative.
     """
 
     positive: float
@@ -66,7 +66,7 @@ def assign(candidates: Tensor, allowed: Tensor, boxes: Tensor, valid: Tensor, ig
 
     Args:
         candidates: (N, 4) anchors, or (B, N, 4) RoIs.
-        allowed: (B, N) bool; others are not trained and never count as the best of an object.
+        allowed: (B, N) bool; other candidates are not trained and never count as the best of an object.
         boxes: (B, G, 4) ground-truth boxes.
         valid: (B, G) bool.
         ignore: (B, G) bool.
@@ -83,37 +83,37 @@ def assign(candidates: Tensor, allowed: Tensor, boxes: Tensor, valid: Tensor, ig
 def sample(
     assignment: Assignment, keys: Tensor, count: int, positive_fraction: float, precedence: Tensor | None = None
 ) -> Sample:
-    """Draw at most `count` candidates per image, at most `positive_fraction` of them positive; negatives fill up.
+    """Draw at most `count` candidates per image, at most `positive_fraction` of them positive; the rest are negative.
 
-    The candidates with the largest keys are taken, so the draw is uniform if the keys are.
+    The candidates with the largest keys are drawn, so the draw is uniform if the keys are.
 
     Args:
         assignment: of N candidates.
         keys: (B, N) float in [0, 1).
         count: samples per image.
         positive_fraction: largest share of positives.
-        precedence: (B, N) whole numbers >= 0; negatives of higher precedence go first. None: all are equal.
+        precedence: (B, N) integers >= 0; negatives of higher precedence are drawn first. None: all are equal.
     """
-    most = round(count * positive_fraction)
-    positive_index, is_positive = _largest(keys, assignment.positive, most)
+    max_positives = round(count * positive_fraction)
+    positive_index, is_positive = _largest(keys, assignment.positive, max_positives)
     order = keys if precedence is None else keys + precedence
     negative_index, is_negative = _largest(order, assignment.negative, count)
-    positives = is_positive.sum(dim=1, keepdim=True)  # (B, 1) how many were drawn
+    positives = is_positive.sum(dim=1, keepdim=True)  # (B, 1) number drawn
     slot = torch.arange(count, device=keys.device).expand(keys.shape[0], count)
     positive = slot < positives  # (B, n) positives come first
     negative_slot = (slot - positives).clamp(min=0)
     index = take(negative_index, negative_slot)
-    if most > 0:
-        index = torch.where(positive, take(positive_index, slot.clamp(max=most - 1)), index)
+    if max_positives > 0:
+        index = torch.where(positive, take(positive_index, slot.clamp(max=max_positives - 1)), index)
     valid = positive | (take(is_negative, negative_slot) & ~positive)
     return Sample(torch.where(valid, index, 0), valid, positive)
 
 
 def _largest(keys: Tensor, among: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Indices (B, count) of the largest keys among the marked, and which of these exist."""
+    """Return the indices (B, count) of the largest keys among the marked candidates, and which of them are valid."""
     masked = keys.masked_fill(~among, -1.0)
     short = max(0, count - masked.shape[1])
     masked = torch.nn.functional.pad(masked, (0, short), value=-1.0)
-    # No ties to order: keys are multiples of 2^-53, and those that are not marked, all equal, count as not there.
+    # Ties need no order: keys are multiples of 2^-53, and candidates that are not marked, all equal, are not valid.
     value, index = masked.topk(count, dim=1)
     return torch.where(value >= 0, index, 0), value >= 0

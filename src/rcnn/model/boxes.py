@@ -22,7 +22,7 @@ class Normal(NamedTuple):
 
 
 PLAIN = Normal()
-"""The deltas themselves."""
+"""Deltas without normalisation."""
 
 
 def area(boxes: Tensor) -> Tensor:

@@ -35,9 +35,9 @@ from rcnn.model.suppress import NMS, Suppressor
 from rcnn.ops.rois import at_least_float32
 
 AT_ONCE = 2048
-"""RoIs per image that go through the head together, without gradient; more of them are split into blocks."""
+"""RoIs per image that go through the head together, without gradient; larger numbers are split into blocks."""
 BLOCK = 2**25
-"""Pooled numbers per image in a block: 128 MB in float32. RoI max pooling takes four times as much for a moment."""
+"""Pooled numbers per image in a block: 128 MB in float32. RoI max pooling briefly takes four times as much."""
 
 
 class UnscaledDropout(nn.Dropout):
@@ -76,8 +76,8 @@ class ConvFCHead(nn.Module):
     """3x3 convolutions on the RoI features, then one fully connected layer.
 
     Args:
-        channels: of the RoI features.
-        size: cells per side of these.
+        channels: channels of the RoI features.
+        size: cells per side of the RoI features.
         width: channels of the convolutions.
         settings: `convs`, `head_norm` (a batch norm after every convolution, which then has no bias), `hidden`,
             `dropout`.
@@ -105,8 +105,8 @@ class ConvFCHead(nn.Module):
     def forward(self, rois: Tensor) -> Tensor:
         """(N, C, S, S) -> (N, hidden).
 
-        While its batch norm is trained, padded RoIs count in the statistics: a mask would make these differ from those
-        of a plain batch norm, and sampling seldom pads. Otherwise padding does not affect any other RoI.
+        While its batch norm is trained, padded RoIs count in the statistics: with a mask, these would differ from the
+        statistics of a plain batch norm, and sampling rarely pads. Otherwise padding does not affect other RoIs.
         """
         x = rois
         for i, conv in enumerate(self.conv):
@@ -116,7 +116,7 @@ class ConvFCHead(nn.Module):
 
 
 class BoxPredictor(nn.Module):
-    """K + 1 class logits and K (or 1) boxes of each RoI; N(0, 0.01) and N(0, 0.001) at the start."""
+    """K + 1 class logits and K (or 1) boxes of each RoI, initialised from N(0, 0.01) and N(0, 0.001)."""
 
     def __init__(self, features: int, classes: int, *, class_agnostic: bool) -> None:
         super().__init__()
@@ -132,11 +132,11 @@ class BoxPredictor(nn.Module):
 
 
 class SampledRoIs(NamedTuple):
-    """The RoIs that a training step shows to the second stage.
+    """The RoIs that a training step passes to the second stage.
 
     Attributes:
         rois: (B, R, 4), zeros where not valid.
-        drawn: indices into the proposals followed by the ground-truth boxes; which are valid, which are positive.
+        drawn: indices into the proposals followed by the ground-truth boxes, and which are valid or positive.
         truth: (B, R) int64, the ground-truth box that each was matched to.
     """
 
@@ -189,12 +189,12 @@ class RoIHead(nn.Module):
         """Feature maps and RoIs (B, R, 4) -> the output of the head for every RoI.
 
         Without gradient, more than `AT_ONCE` RoIs per image go through the head in blocks of at most `BLOCK` pooled
-        numbers per image: the features of an image's 20,000 sliding windows would take 2 GB in VGG-16.
+        numbers per image, since the features of an image's 20,000 sliding windows take 2 GB in VGG-16.
         """
         count, numbers = boxes.shape[1], levels[0].shape[1] * self.settings.size**2  # of one RoI
         if torch.is_grad_enabled() or count <= AT_ONCE:
             return self._at_once(levels, boxes)
-        # Blocks of nearly equal size: a short last one might go through another kernel of a matrix product.
+        # The blocks have nearly equal sizes, since a short last block might use another matrix product kernel.
         blocks = math.ceil(count / max(1, BLOCK // numbers))
         parts = [self._at_once(levels, part) for part in boxes.chunk(blocks, dim=1)]
         return RoIOutput(boxes, *(torch.cat(field, dim=1) for field in list(zip(*parts, strict=True))[1:]))
@@ -205,9 +205,10 @@ class RoIHead(nn.Module):
         return RoIOutput(boxes, *(rows.unflatten(0, boxes.shape[:2]) for rows in (logits, deltas, features)))
 
     def sample(self, levels: Sequence[Tensor], proposals: Proposals, targets: Targets, keys: Tensor) -> SampledRoIs:
-        """Ground-truth boxes join the proposals; all are labelled, and some are drawn to be trained.
+        """Label the proposals and the ground-truth boxes, and draw the RoIs to train.
 
-        With `roi.sampler=ohem` those with the highest loss are taken; it is computed for all, without gradient.
+        With `roi.sampler=ohem`, the loss of all RoIs is computed without gradient, and those with the highest loss are
+        drawn.
 
         Args:
             levels: feature maps.
@@ -227,7 +228,7 @@ class RoIHead(nn.Module):
         return SampledRoIs(rois, drawn, take(assignment.truth, drawn.indices))
 
     def label(self, boxes: Tensor, valid: Tensor, targets: Targets) -> SampledRoIs:
-        """Return all of the boxes (B, R, 4) that this head labels, to train it on what an earlier head has refined."""
+        """Label all boxes (B, R, 4), to train this head on the boxes that an earlier head refined."""
         assignment = self._assign(boxes, valid, targets)
         drawn = _labelled(assignment)
         return SampledRoIs(boxes.masked_fill(~drawn.valid[..., None], 0.0), drawn, assignment.truth)
@@ -239,24 +240,24 @@ class RoIHead(nn.Module):
 
     @torch.no_grad()
     def _hardest(self, levels: Sequence[Tensor], boxes: Tensor, assignment: Assignment, targets: Targets) -> Sample:
-        """The RoIs of the highest loss among all boxes (B, R, 4) (OHEM, arXiv 1604.03540)."""
-        s, every = self.settings, _labelled(assignment)
-        rois = boxes.masked_fill(~every.valid[..., None], 0.0)
-        classification, box = self.roi_losses(self(levels, rois), rois, every, assignment.truth, targets)
-        classes = torch.where(every.positive, take_truth(targets.labels, assignment.truth), self.classes)
+        """Return the RoIs of the highest loss among all boxes (B, R, 4) (OHEM, arXiv 1604.03540)."""
+        s, labelled = self.settings, _labelled(assignment)
+        rois = boxes.masked_fill(~labelled.valid[..., None], 0.0)
+        classification, box = self.roi_losses(self(levels, rois), rois, labelled, assignment.truth, targets)
+        classes = torch.where(labelled.positive, take_truth(targets.labels, assignment.truth), self.classes)
         return hardest_rois(rois, assignment, classes, classification + s.box_weight * box, s.sampler_nms, s.samples)
 
     def roi_losses(
         self, out: RoIOutput, rois: Tensor, drawn: Sample, truth: Tensor, targets: Targets
     ) -> tuple[Tensor, Tensor]:
-        """Class and box loss (B, R) of every RoI, 0 where not valid or not positive."""
+        """Return the class and box loss (B, R) of every RoI, 0 where not valid or not positive."""
         s = self.settings
         positive = drawn.positive[..., None]
         classes = take_truth(targets.labels, truth)  # (B, R)
         classification = class_loss(out.logits.masked_fill(~drawn.valid[..., None], 0.0), drawn.positive, classes)
         row = torch.zeros_like(classes) if s.class_agnostic else torch.where(drawn.positive, classes, 0)
-        deltas = out.deltas.take_along_dim(row[..., None, None], dim=2).squeeze(2)  # (B, R, 4) those of its class
-        # A RoI that does not count becomes a unit box that is its own target: no division by zero.
+        deltas = out.deltas.take_along_dim(row[..., None, None], dim=2).squeeze(2)  # (B, R, 4) of its class
+        # RoIs that do not count become unit boxes that are their own targets, which avoids a division by zero.
         unit = self.unit_box.to(rois.dtype)
         matched = take_truth(targets.boxes.to(rois.dtype), truth)
         box = box_loss(
@@ -270,27 +271,27 @@ class RoIHead(nn.Module):
         return classification * drawn.valid, box * drawn.positive
 
     def delta_normal(self, dtype: torch.dtype) -> box_ops.Normal:
-        """Normalisation of the deltas (`roi.box_mean`, `roi.box_std`)."""
+        """Return the normalisation of the deltas (`roi.box_mean`, `roi.box_std`)."""
         return box_ops.Normal(self.box_mean.to(dtype), self.box_std.to(dtype))
 
     def refine(self, out: RoIOutput, sizes: Tensor) -> Tensor:
-        """Every RoI's boxes (B, R, K, 4), clipped; of a class-agnostic head (B, R, 1, 4)."""
+        """Return every RoI's boxes (B, R, K, 4), clipped; (B, R, 1, 4) for a class-agnostic head."""
         boxes = box_ops.decode(out.deltas, out.boxes[:, :, None], self.delta_normal(out.deltas.dtype))
         return box_ops.clip(boxes, sizes)
 
 
 class FastRCNN(RoIHead):
-    """The second stage: a list of heads, each on the boxes that the one before has refined.
+    """The second stage: a list of heads, each of which takes the boxes that the previous head refined.
 
     One head is Fast R-CNN. Several, with a `roi.positive_iou` that rises, are Cascade R-CNN (arXiv 1712.00726). This
     module is the first head itself, so that its weights have the same names whether or not others follow.
 
     Args:
-        head, strides, classes, settings: of the first head, as of `RoIHead`.
-        later: the heads that follow, in their order.
+        head, strides, classes, settings: arguments of the first head, as for `RoIHead`.
+        later: the heads that follow, in order.
 
     Raises:
-        SettingsError: a head that another one follows refines one box per class.
+        SettingsError: a head before the last one refines one box per class.
     """
 
     def __init__(
@@ -298,12 +299,12 @@ class FastRCNN(RoIHead):
     ) -> None:
         super().__init__(head, strides, classes, settings)
         self.later = nn.ModuleList(later)
-        if not all(one.settings.class_agnostic for one in self.heads[:-1]):
+        if not all(head.settings.class_agnostic for head in self.heads[:-1]):
             raise SettingsError("a head that another head follows refines one box: set roi.class_agnostic=true")
 
     @property
     def heads(self) -> tuple[RoIHead, ...]:
-        """All heads, in their order."""
+        """All heads, in order."""
         return (self, *self.later)  # type: ignore[arg-type]
 
     def execute(self, levels: Sequence[Tensor], boxes: Tensor, sizes: Tensor) -> tuple[RoIOutput, ...]:
@@ -314,11 +315,11 @@ class FastRCNN(RoIHead):
         return tuple(outputs)
 
     def refined(self, outputs: Sequence[RoIOutput], sizes: Tensor) -> Tensor:
-        """The last head's boxes (B, P, K or 1, 4) of every proposal, clipped."""
+        """Return the last head's boxes (B, P, K or 1, 4) of every proposal, clipped."""
         return self.heads[-1].refine(outputs[-1], sizes)
 
     def probabilities(self, outputs: Sequence[RoIOutput]) -> Tensor:
-        """Class probabilities (B, P, K) of every proposal, the mean over the heads."""
+        """Return the class probabilities (B, P, K) of every proposal, averaged over the heads."""
         first, *others = (class_probabilities(out.logits) for out in outputs)
         return sum(others, first) / len(outputs) if others else first
 
@@ -332,8 +333,8 @@ class FastRCNN(RoIHead):
         """Drop low scores, suppress within classes, keep the best (B, D).
 
         Args:
-            outputs: of `execute`.
-            proposals: that it was given.
+            outputs: result of `execute`.
+            proposals: whose boxes `execute` was called with.
             sizes: (B, 2) height and width of each unpadded image.
             suppress: chooses the boxes. None: NMS by `roi.nms`.
         """
@@ -352,18 +353,19 @@ class FastRCNN(RoIHead):
         rois: Tensor | None = None,
         target_gradient: bool = False,
     ) -> Losses:
-        """Class and box losses of all heads as (sum, count); each is divided by the number of RoIs.
+        """Return the class and box losses of all heads as (sum, count); the count is the number of RoIs.
 
-        Those of the first head are `roi_class` and `roi_box`, those of the second `roi_class_2` and `roi_box_2`. A
-        later head is trained on all RoIs of the one before, as refined there and without a gradient.
+        The losses of the first head are `roi_class` and `roi_box`, those of the second `roi_class_2` and `roi_box_2`. A
+        later head is trained on all RoIs of the previous head, as refined by it and without a gradient.
 
         Args:
             levels: feature maps.
-            sampled: of `sample`.
+            sampled: result of `sample`.
             targets: the ground truth.
             sizes: (B, 2) height and width of each unpadded image.
             rois: (B, R, 4) the sampled RoIs with a gradient. None: they are constants.
-            target_gradient: that gradient also flows through the regression targets, which are relative to the RoIs.
+            target_gradient: whether that gradient also flows through the regression targets, which are relative to the
+                RoIs.
         """
         losses: dict[str, tuple[Tensor, Tensor]] = {}
         for number, head in enumerate(self.heads, start=1):
@@ -388,13 +390,13 @@ def build_second_stage(
 
     Args:
         settings: of all parts.
-        channels: of the levels that RoIs are read from.
-        strides: of these levels, pixels, finest first.
+        channels: channels of the levels that RoIs are read from.
+        strides: strides of these levels, pixels, finest first.
         classes: K.
-        head: in place of that of `roi.head`, as of `RoIHead`.
+        head: replaces the head of `roi.head`; as for `RoIHead`.
 
     Raises:
-        SettingsError: the head of `roi.head` is not made here, and none is given.
+        SettingsError: this function can't make the head of `roi.head`, and no `head` is passed.
     """
     roi = settings.roi
     if head is None and roi.head == "conv5":
@@ -410,9 +412,9 @@ def build_second_stage(
 
 
 def _labelled(assignment: Assignment) -> Sample:
-    """All candidates that are positive or negative, in their order."""
-    everyone = torch.arange(assignment.truth.shape[1], device=assignment.truth.device).expand_as(assignment.truth)
-    return Sample(everyone, assignment.positive | assignment.negative, assignment.positive)
+    """Return all candidates; those that are positive or negative are valid."""
+    index = torch.arange(assignment.truth.shape[1], device=assignment.truth.device).expand_as(assignment.truth)
+    return Sample(index, assignment.positive | assignment.negative, assignment.positive)
 
 
 def class_loss(logits: Tensor, positive: Tensor, label: Tensor) -> Tensor:

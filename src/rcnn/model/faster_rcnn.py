@@ -23,24 +23,23 @@ from rcnn.model.suppress import Suppression
 
 
 class FasterRCNN(nn.Module):
-    """The whole detector. With `roi.head=none` it is the first stage alone, and `fast_rcnn` is None.
+    """The complete detector. With `roi.head=none` it is the first stage alone, and `fast_rcnn` is None.
 
-    The first stage alone detects nothing, unless it predicts classes itself (`rpn.classify=classes`).
+    The first stage alone has no detections, unless it predicts classes itself (`rpn.classify=classes`).
 
     Args:
         backbone: maps (B, C, H, W) to a dictionary of feature maps, finest first, and has the attributes `strides` (one
             per output) and `channels` (of every output).
-        settings: of all parts.
+        settings: settings of all parts.
         classes: K, background not counted.
-        head: the second stage's head in place of that of `roi.head`: maps (N, C, S, S) RoI features
-            to (N, `out_features`).
+        head: replaces the second stage's head of `roi.head`; maps (N, C, S, S) RoI features to (N, `out_features`).
 
     Attributes:
-        suppression: what chooses proposals and detections; it can be replaced before the first prediction.
+        suppression: chooses proposals and detections; it can be replaced before the first prediction.
 
     Raises:
-        SettingsError: a level that `roi.levels` names is not among the backbone's, `anchors.sizes` fits them badly, or
-            `roi.head` needs a `head` that is not given.
+        SettingsError: a level of `roi.levels` is not among the backbone's, `anchors.sizes` does not fit them, or
+            `roi.head` needs a `head` that is not passed.
     """
 
     def __init__(self, backbone: nn.Module, settings: Settings, classes: int, head: nn.Module | None = None) -> None:
@@ -64,19 +63,19 @@ class FasterRCNN(nn.Module):
                 f"roi.levels names {missing}, but the backbone's levels are {numbers} "
                 f"(strides {strides}); leave these out"
             )
-        # Of levels of one stride the first is read: the size of a RoI can't tell them apart.
+        # Among levels of equal stride only the first is read, since the size of a RoI does not distinguish them.
         self.roi_levels = tuple(numbers.index(level) for level in dict.fromkeys(read))
         roi_strides = [strides[i] for i in self.roi_levels]
         self.fast_rcnn = build_second_stage(settings, channels, roi_strides, classes, head)
 
     def forward(self, batch: AnyBatch) -> Detections:
-        """Final boxes of every image, in pixels of the resized image."""
+        """Return the final boxes of every image, in pixels of the resized image."""
         detections = self.execute(batch, fields=("detections",)).detections
         assert detections is not None
         return detections
 
     def propose(self, batch: AnyBatch) -> Proposals:
-        """Class-agnostic boxes of every image, in pixels of the resized image."""
+        """Return class-agnostic boxes of every image, in pixels of the resized image."""
         proposals = self.execute(batch, fields=("proposals",)).proposals
         assert proposals is not None
         return proposals
@@ -88,12 +87,12 @@ class FasterRCNN(nn.Module):
         *,
         fields: Collection[str] = ("proposals", "rois", "detections"),
     ) -> Pass:
-        """One pass over a batch, with everything it computes. Gradients flow wherever they are enabled.
+        """Run the network once over a batch, and return the results of its parts. Gradients flow if they are enabled.
 
         Args:
             batch: images.
-            proposals: given ones, in pixels of the resized images, in place of the RPN's.
-            fields: of the record, to compute; others are computed only if these need them.
+            proposals: replace the RPN's; in pixels of the resized images.
+            fields: fields of the record to compute; others are computed only if these need them.
         """
         levels = tuple(self.backbone(self.pixels(batch)).values())
         rpn, rois, detections = None, (), None
@@ -131,28 +130,28 @@ class FasterRCNN(nn.Module):
         box_gradient: bool = False,
         target_gradient: bool = False,
     ) -> Losses:
-        """Losses as name -> (sum, count): `rpn_objectness`, `rpn_box`, and with a second stage `roi_class`, `roi_box`.
+        """Return name -> (sum, count): `rpn_objectness`, `rpn_box`, and with a second stage `roi_class`, `roi_box`.
 
-        A one-stage detector has `rpn_class` and `rpn_box`. They are the same in train and eval mode where there is no
+        A one-stage detector has `rpn_class` and `rpn_box`. The losses are equal in train and eval mode if there is no
         dropout and no trained batch norm.
 
         Args:
             batch: images.
             targets: the ground truth.
             keys: see `keys`.
-            proposals: given ones, in pixels of the resized images: only the second stage's losses, on these.
+            proposals: in pixels of the resized images. If passed, only the second stage's losses on them are computed.
             pass_: a pass over this batch, whose feature maps and RPN output are used. None: the backbone runs.
-            box_gradient: the second stage's loss reaches the RPN through the coordinates of its proposals as well. If
-                not, these are constants: approximate joint training (paper, section 3.2). The choice of proposals and
-                their matches have no gradient either way.
-            target_gradient: so do the targets of the second stage's boxes, with `box_gradient`.
+            box_gradient: whether the gradient of the second stage's loss also flows to the RPN through the coordinates
+                of its proposals. If not, these are constants, as in approximate joint training (paper, section 3.2).
+                The choice of proposals and their matches never have a gradient.
+            target_gradient: whether, with `box_gradient`, it also flows through the second stage's regression targets.
         """
         levels = tuple(self.backbone(self.pixels(batch)).values()) if pass_ is None else pass_.levels
         losses: dict[str, tuple[Tensor, Tensor]] = {}
         out, again = None if pass_ is None else pass_.rpn, False
         if proposals is None:
             if out is None:
-                # Of a hundred thousand anchors a few hundred are trained: `loss` computes these again, with gradient.
+                # A few hundred of a hundred thousand anchors are trained: `loss` recomputes them with a gradient.
                 again = self.rpn.learns_from_samples
                 with torch.set_grad_enabled(torch.is_grad_enabled() and not again):
                     out = self.rpn(levels, (batch.images.shape[2], batch.images.shape[3]))
@@ -181,9 +180,9 @@ class FasterRCNN(nn.Module):
         sampled: SampledRoIs,
         sizes: Tensor,
     ) -> Tensor:
-        """The sampled RoIs (B, R, 4) decoded from their anchors, with gradient; ground-truth boxes stay constant.
+        """Decode the sampled RoIs (B, R, 4) from their anchors, with gradient; ground-truth boxes are constants.
 
-        `again` as of `RegionProposalNetwork.at`.
+        `again` is as for `RegionProposalNetwork.at`.
         """
         indices, count = sampled.drawn.indices, proposals.anchor.shape[1]
         anchor = take(proposals.anchor, indices.clamp(max=count - 1))  # (B, R) of the anchors of all levels
@@ -193,26 +192,27 @@ class FasterRCNN(nn.Module):
         return torch.where(proposed[..., None], boxes, sampled.rois)
 
     def _roi_maps(self, levels: Sequence[Tensor]) -> list[Tensor]:
-        """The feature maps that RoIs are read from."""
+        """Return the feature maps that RoIs are read from."""
         return [levels[i] for i in self.roi_levels]
 
     def keys(self, batch: AnyBatch, targets: Targets, seeds: Tensor, proposals: Proposals | None = None) -> Keys:
-        """Uniform numbers for `loss`, on the device of the images: row i depends on `seeds[i]` alone.
+        """Return uniform numbers for `loss`, on the device of the images; row i depends on `seeds[i]` alone.
 
-        There are at least as many as anchors: pooling may round up or down, so numbers are drawn for one more row and
-        column of cells. `proposals` are the given ones, if any, which may be more than the RPN's.
+        There are at least as many numbers as anchors: since pooling may round up or down, they are drawn for one more
+        row and column of cells. `proposals` are those passed to `loss`, if any; there may be more than the RPN's.
         """
         height, width = batch.images.shape[2:]
         cells = sum((height // stride + 2) * (width // stride + 2) for stride in self.rpn.strides)
-        given = 0 if proposals is None else proposals.boxes.shape[1]
-        most = max(self.settings.rpn.post_train, self.settings.rpn.post_test, given)
-        counts = (cells * self.rpn.per_cell, most + targets.boxes.shape[1])
+        passed = 0 if proposals is None else proposals.boxes.shape[1]
+        max_proposals = max(self.settings.rpn.post_train, self.settings.rpn.post_test, passed)
+        counts = (cells * self.rpn.per_cell, max_proposals + targets.boxes.shape[1])
         seeds = seeds.to(batch.images.device, non_blocking=True)
         return Keys(*philox.uniform(seeds, sum(counts)).split(counts, dim=1))
 
 
 def no_detections(out: RPNOutput) -> Detections:
-    """No detections (B, 0) of an RPN alone."""
+    """Return the empty detections (B, 0) of an RPN alone."""
     finite = out.finite
-    none = finite[:, None][:, :0]  # (B, 0)
-    return Detections(none.float()[..., None].expand(-1, -1, 4), none.float(), none.long(), none, none.long(), finite)
+    empty = finite[:, None][:, :0]  # (B, 0)
+    boxes = empty.float()[..., None].expand(-1, -1, 4)
+    return Detections(boxes, empty.float(), empty.long(), empty, empty.long(), finite)

@@ -17,7 +17,7 @@ Normaliser = Literal["paper", "sampled-cells", "per-image", "sampled", "requeste
 
 
 def smooth_l1(difference: Tensor, beta: float) -> Tensor:
-    """0.5 d^2 / beta where |d| < beta, else |d| - 0.5 beta; beta = 1 / sigma^2. With beta 0: |d|."""
+    """Return 0.5 d^2 / beta where |d| < beta, else |d| - 0.5 beta; beta = 1 / sigma^2. With beta 0: |d|."""
     size = difference.abs()
     if beta == 0:
         return size
@@ -57,12 +57,12 @@ def objectness_loss(logits: Tensor, positive: Tensor) -> Tensor:
 
 
 def focal_loss(logits: Tensor, target: Tensor, gamma: float, alpha: float) -> Tensor:
-    """Focal loss (Lin et al., arXiv 1708.02002): log loss with less weight where it is right; any shape -> the same.
+    """Focal loss (Lin et al., arXiv 1708.02002): log loss that weighs correct predictions less; any shape -> the same.
 
-    With p the probability of the right answer: -(1 - p)^gamma log p, times alpha where `target` (bool), else 1 - alpha.
+    With p the probability of the true answer: -(1 - p)^gamma log p, times alpha where `target` (bool), else 1 - alpha.
     """
     right = torch.where(target, logits, -logits)
-    # Not a power of 1 - p, whose gradient is not finite at 0.
+    # Not written as a power of 1 - p, whose gradient is not finite at 0.
     easy = (-gamma * functional.softplus(right)).exp()
     return torch.where(target, alpha, 1 - alpha) * easy * functional.softplus(-right)
 
@@ -78,9 +78,9 @@ def normalise(
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """(sum, count) of the RPN's two losses, classification and boxes (paper, equation 1: N_cls and N_reg).
 
-    paper: N_cls = samples asked for per image; N_reg = cells of the unpadded image over all levels. sampled-cells: the
+    paper: N_cls = samples requested per image; N_reg = cells of the unpadded image over all levels. sampled-cells: the
     same N_reg, with N_cls = anchors sampled. per-image: each image is divided by its own samples, then the images are
-    averaged. sampled: all samples of the batch. requested: samples asked for. mean: N_reg = 4 x positives.
+    averaged. sampled: all samples of the batch. requested: samples requested. mean: N_reg = 4 x positives.
 
     Args:
         classification: (B, n) loss of each sample, 0 where not valid.
@@ -89,19 +89,19 @@ def normalise(
         positive: (B, n) bool.
         normaliser: the rule.
         cells: (B,) locations of each unpadded image; 0 for a filler image.
-        positive_weight: read by per-image: sum of the weights of an image's boxes. None: 1 / samples each.
+        positive_weight: sum of the weights of an image's boxes, read by `per-image`. None: 1 / samples each.
     """
-    sampled, asked = valid.sum(dim=1), valid.shape[1] * (cells > 0)
+    sampled, requested = valid.sum(dim=1), valid.shape[1] * (cells > 0)
     if normaliser == "per-image":
         share = 1 / sampled.clamp(min=1)
         box_share = share if positive_weight is None else positive_weight / positive.sum(dim=1).clamp(min=1)
         images = (cells > 0).sum()
         return ((classification.sum(dim=1) * share).sum(), images), ((box.sum(dim=1) * box_share).sum(), images)
     counts = {
-        "paper": (asked, cells),
+        "paper": (requested, cells),
         "sampled-cells": (sampled, cells),
         "sampled": (sampled, sampled),
-        "requested": (asked, asked),
+        "requested": (requested, requested),
         "mean": (sampled, 4 * positive.sum(dim=1)),
     }[normaliser]
     return (classification.sum(), counts[0].sum()), (box.sum(), counts[1].sum())

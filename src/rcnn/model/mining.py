@@ -1,9 +1,9 @@
-"""Hard examples: which negatives come first among anchors, and which RoIs are hardest.
+"""Hard examples: which negative anchors are preferred, and which RoIs are hardest.
 
 The paper draws negatives uniformly, and nearly all of them are easy. Two alternatives prefer anchors that touch an
-object, or whose features vary although there is no object in them; OHEM (arXiv 1604.03540) takes those of the highest
-loss. B images, A anchors, R RoIs, n samples. A precedence (B, A) of whole numbers is added to the keys in [0, 1) of the
-draw: higher numbers go first, and among equal ones the keys decide, so that the rest is filled up at random.
+object, or whose features vary although they contain no object; OHEM (arXiv 1604.03540) takes those with the highest
+loss. B images, A anchors, R RoIs, n samples. An integer precedence (B, A) is added to the keys in [0, 1) of the draw:
+anchors of higher precedence are drawn first, and the keys decide among equal ones, so that the rest is random.
 """
 
 from collections.abc import Sequence
@@ -19,14 +19,14 @@ from rcnn.model.structures import Targets, take, take_truth
 
 
 def overlapping(anchors: Tensor, assignment: Assignment, targets: Targets, least: float) -> Tensor:
-    """Precedence 1 for anchors (A, 4) whose best object they overlap with an IoU of at least `least`."""
+    """Return precedence 1 for anchors (A, 4) that overlap their best object with an IoU of at least `least`, else 0."""
     real = targets.valid & ~targets.ignore
     iou = box_ops.iou(anchors, take_truth(targets.boxes.to(anchors.dtype), assignment.truth))  # (B, A)
     return (iou * take_truth(real, assignment.truth) >= least).double()
 
 
 def textured(texture: Tensor, assignment: Assignment, share: float) -> Tensor:
-    """Precedence 0 for the `share` of an image's negatives with the lowest `texture` (B, A), 1 for the others."""
+    """Return precedence 0 for the `share` of an image's negatives with the lowest `texture` (B, A), else 1."""
     negative = assignment.negative
     ascending = texture.masked_fill(~negative, torch.inf).sort(dim=1).values
     rank = (negative.sum(dim=1, keepdim=True) * share).long().clamp(max=texture.shape[1] - 1)
@@ -34,17 +34,17 @@ def textured(texture: Tensor, assignment: Assignment, share: float) -> Tensor:
 
 
 def texture(levels: Sequence[Tensor], cells: Sequence[Tensor], strides: Sequence[int], settings: Anchors) -> Tensor:
-    """Standard deviation of the features inside every anchor: over its cells, then the root mean square of channels.
+    """Return the standard deviation of the features over the cells of every anchor, as root mean square over channels.
 
     Args:
         levels: feature maps (B, C, H_l, W_l).
         cells: anchors (a, 4) of one cell of each level, around the origin.
-        strides: of the levels, pixels.
+        strides: stride of each level, pixels.
         settings: `offset` is read.
 
     Returns:
-        (B, A), levels concatenated, the anchor fastest. A cell is inside an anchor if its middle is; the cell that the
-        anchor belongs to always is. The part of an anchor outside the map does not count.
+        (B, A), levels concatenated, the anchor fastest. A cell is inside an anchor if its centre is; the anchor's own
+        cell always is. The part of an anchor outside the map does not count.
     """
     textures = []
     for level, anchors, stride in zip(levels, cells, strides, strict=True):
@@ -61,26 +61,26 @@ def texture(levels: Sequence[Tensor], cells: Sequence[Tensor], strides: Sequence
 
 
 def _window(cells: int, half: Tensor, offset: float) -> Tensor:
-    """(cells, cells): row i averages the cells within `half` cells of the middle of cell i's anchor."""
+    """Return (cells, cells): row i averages the cells within `half` cells of the centre of cell i's anchor."""
     position = torch.arange(cells, dtype=half.dtype, device=half.device)
     inside = ((position[:, None] + offset - 0.5 - position).abs() <= half.clamp(min=0.5)).to(half)
     return inside / inside.sum(dim=1, keepdim=True)
 
 
 def hardest_apart(anchors: Tensor, assignment: Assignment, loss: Tensor, iou: float, count: int) -> Tensor:
-    """Precedence of the `count` negatives of the highest `loss` (B, A), after suppression among them."""
+    """Return the precedence of the `count` negatives with the highest `loss` (B, A), after suppression among them."""
     batch, number = loss.shape
     boxes, groups = anchors.expand(batch, -1, -1), torch.zeros_like(assignment.truth)
     index, valid = ops.nms(boxes, loss, groups, assignment.negative, iou, count)
     order = torch.arange(count, 0, -1, device=loss.device, dtype=torch.float64).expand(batch, -1)
-    # Where fewer survive, the rest of the indices point to anchor 0: the largest number given to one counts.
+    # If fewer survive, the remaining indices point to anchor 0, so the largest value of an anchor counts.
     return order.new_zeros(batch, number).scatter_reduce(1, index, order * valid, "amax")
 
 
 def hardest_rois(rois: Tensor, assignment: Assignment, classes: Tensor, loss: Tensor, iou: float, count: int) -> Sample:
-    """The at most `count` RoIs (B, R, 4) of the highest `loss` (B, R), whatever their label, the hardest first.
+    """Return at most `count` RoIs (B, R, 4) with the highest `loss` (B, R), hardest first, regardless of their label.
 
-    A RoI is dropped if a harder one of its own class (B, R), background included, overlaps it by more than `iou`.
+    A RoI is dropped if a harder one of the same class (B, R), background included, overlaps it by more than `iou`.
     """
     index, valid = ops.nms(rois, loss, classes, assignment.positive | assignment.negative, iou, count)
     return Sample(index, valid, take(assignment.positive, index) & valid)

@@ -1,4 +1,4 @@
-"""The first step of the network: pixels as they were read become numbers of mean 0, on the device and in the graph."""
+"""The first step of the network: normalise pixels to mean 0, on the device and in the graph."""
 
 import torch
 from torch import Tensor, nn
@@ -9,9 +9,9 @@ from rcnn.model.structures import AnyBatch, NormalisedBatch
 
 
 def pixel_dtype(settings: Preprocess) -> torch.dtype:
-    """The type of the images of a `Batch`: uint8, or float32 of 0..255 with `preprocess.resize=interpolate`.
+    """Return the type of the images of a `Batch`: uint8, or float32 of 0..255 with `preprocess.resize=interpolate`.
 
-    There, rounding would change the pixels of imported detectors.
+    Imported detectors use float32, since rounding would change their pixels.
     """
     return torch.float32 if settings.resize == "interpolate" else torch.uint8
 
@@ -19,11 +19,11 @@ def pixel_dtype(settings: Preprocess) -> torch.dtype:
 class Pixels(nn.Module):
     """Normalises the images of a `Batch`, puts their channels into the network's order, and sets the padding to zero.
 
-    Those of a `NormalisedBatch` stay what they are.
+    The images of a `NormalisedBatch` do not change.
 
     Attributes:
-        reverse: whether the network wants blue first.
-        dtype: of the images of a `Batch`.
+        reverse: whether the network takes blue first.
+        dtype: type of the images of a `Batch`.
     """
 
     mean: Tensor
@@ -37,10 +37,10 @@ class Pixels(nn.Module):
             self.register_buffer(name, numbers, persistent=False)
 
     def check(self, batch: AnyBatch) -> None:
-        """Check that a batch holds images of a type that the network takes. Their values are not read.
+        """Check that the network takes images of the type that a batch holds. The values are not read.
 
         Raises:
-            SettingsError: it does not.
+            SettingsError: it does not take them.
         """
         found = batch.images.dtype
         if isinstance(batch, NormalisedBatch):

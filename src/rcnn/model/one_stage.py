@@ -1,9 +1,9 @@
 """One-stage detection: an RPN whose head predicts classes instead of objectness.
 
-The paper only mentions it. The one stage of its table 10 is Fast R-CNN on `sliding_windows`.
+The paper only mentions it: the one-stage detector of its table 10 is Fast R-CNN on `sliding_windows`.
 
-Anchors, labels, sampling, box loss and proposals are those of the RPN. The meaning of the logits differs, and the last
-steps are those of the second stage. B images, A anchors, n anchors that are trained, K classes, D detections.
+Anchors, labels, sampling, box loss and proposals are those of the RPN. Only the meaning of the logits differs, and the
+last steps are those of the second stage. B images, A anchors, n anchors that are trained, K classes, D detections.
 """
 
 import torch
@@ -18,9 +18,9 @@ from rcnn.model.suppress import Suppressor
 
 
 class Classes(Objectness):
-    """K + 1 logits per anchor, background last; cross-entropy of the RPN's sample of anchors.
+    """K + 1 logits per anchor, background last; cross-entropy over the RPN's sample of anchors.
 
-    For one class this is the RPN with two logits.
+    With one class, this is the RPN with two logits.
     """
 
     name = "rpn_class"
@@ -42,11 +42,11 @@ class Classes(Objectness):
 
 
 class FocalClasses(Classes):
-    """K logits per anchor, each a class against everything else; focal loss of all anchors (arXiv 1708.02002)."""
+    """K logits per anchor, one for each class against all others; focal loss of all anchors (arXiv 1708.02002)."""
 
     of_every_anchor = True
     prior = 0.01
-    """The probability of any class at any anchor at the start. From 1 / 2 the many negatives diverge."""
+    """Initial probability of every class at every anchor. With 1 / 2, the many negatives make training diverge."""
 
     def __init__(self, classes: int, settings: RPN) -> None:
         self.logits, self._gamma, self._alpha = classes, settings.focal_gamma, settings.focal_alpha
@@ -62,17 +62,17 @@ class FocalClasses(Classes):
         return focal_loss(by_class, target, self._gamma, self._alpha).sum(dim=-1)
 
     def _by_class(self, logits: Tensor) -> Tensor:
-        """Logits as (B, n, K), also for one class, where they come as (B, n)."""
+        """Return logits as (B, n, K), also for one class, for which the head returns (B, n)."""
         return logits[..., None] if self.logits == 1 else logits
 
 
 def detect(
     rpn: RegionProposalNetwork, out: RPNOutput, sizes: Tensor, settings: RoI, suppress: Suppressor
 ) -> Detections:
-    """Decode the best anchors of each level, ranked by their best class, and finish as the second stage does.
+    """Decode the best anchors of each level, ranked by their best class, and select boxes as the second stage does.
 
     Args:
-        rpn: its logits mean `Classes`.
+        rpn: a network whose `meaning` is `Classes`.
         out: the output of its head.
         sizes: (B, 2) height and width of each unpadded image.
         settings: `score`, `min_size` and `detections` are read.

@@ -1,19 +1,19 @@
-"""The order of scores: the highest first, and of equal ones the first."""
+"""Order scores: highest first, and equal scores by their column."""
 
 import torch
 from torch import Tensor
 
 
 def stable_topk(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` highest scores of each row, highest first; equal scores in the order of their columns.
+    """Return the `count` highest scores of each row, highest first; equal scores in the order of their columns.
 
     `Tensor.topk` may choose any of the scores that are equal to the last one, and return equal scores in any order.
-    This is the beginning of a stable sort in descending order, in which NaN is higher than every number. To sort all
-    217,000 scores of five levels would take 22 ms on a CPU; this takes 5, and `topk` alone 2.
+    This function returns the beginning of a stable sort in descending order, in which NaN is higher than every number.
+    Sorting all 217,000 scores of five levels takes 22 ms on a CPU, this function 5 ms, and `topk` alone 2 ms.
 
     Args:
         scores: (B, N) floating-point.
-        count: k >= 1; all of a row if it has fewer.
+        count: k >= 1; all scores of a row if it has fewer.
 
     Returns:
         values (B, min(k, N)) and columns (B, min(k, N)) int64.

@@ -1,7 +1,7 @@
-"""Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): uniform numbers by counting.
+"""Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011): a counter-based generator.
 
-The n-th number of a seed is a function of n and the seed alone, in integer arithmetic, so every device computes the
-same numbers, and computes them itself. Words of 32 bits are held in int64.
+The n-th number of a seed is a function of n and the seed alone, in integer arithmetic, so that every device computes
+the same numbers. Words of 32 bits are held in int64.
 """
 
 import torch
@@ -16,7 +16,7 @@ Words = tuple[Tensor, Tensor, Tensor, Tensor]
 
 
 def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
-    """Encrypt counters: four words each of 0..2^32 - 1, int64, in shapes that broadcast, as are the words returned.
+    """Encrypt counters of four words 0..2^32 - 1, int64, in shapes that broadcast; the result has the same form.
 
     Args:
         counter: the least significant word first, as in Random123.
@@ -27,7 +27,7 @@ def philox(counter: Words, key: tuple[Tensor, Tensor]) -> Words:
     keys = [((word[..., None] + rounds * weyl) & _WORD).unbind(-1) for word, weyl in zip(key, _WEYL, strict=True)]
     for k0, k1 in zip(*keys, strict=True):
         first, second = c0 * _MULTIPLIERS[0], c2 * _MULTIPLIERS[1]
-        # Only the lower halves of c1 and c3 count, so the products stay as they are until the end.
+        # Only the lower halves of c1 and c3 matter, so the products are not masked until the end.
         c0, c1 = ((second >> 32) ^ c1 ^ k0) & _WORD, second
         c2, c3 = ((first >> 32) ^ c3 ^ k1) & _WORD, first
     return c0, c1 & _WORD, c2, c3 & _WORD

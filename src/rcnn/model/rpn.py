@@ -22,18 +22,18 @@ from rcnn.model.structures import Losses, Proposals, RPNOutput, Targets, take, t
 from rcnn.model.suppress import NMS, Suppressor
 
 _Anchors = tuple[Tensor, ...]
-_SHAPES = 8
-"""Shapes of images whose anchors are kept; those of 800 x 1344 pixels take 4 MB."""
+_MAX_SHAPES = 8
+"""Number of image shapes whose anchors are cached; the anchors of 800 x 1344 pixels take 4 MB."""
 
 
 class Objectness:
     """Logits that tell objects from background: one (sigmoid), or two (softmax) as in the paper's code.
 
     Attributes:
-        logits: per anchor.
-        name: of the loss.
-        of_every_anchor: the loss is summed over all anchors that are not ignored and divided by the positives. If not,
-            it is of a sample, and divided as `rpn.normaliser` says.
+        logits: number per anchor.
+        name: name of the loss.
+        of_every_anchor: whether the loss is summed over all anchors that are not ignored and divided by the number of
+            positives. Otherwise it is computed for a sample and divided as `rpn.normaliser` specifies.
         prior: initial probability of a sigmoid. None: 1 / 2.
     """
 
@@ -61,17 +61,18 @@ class Objectness:
 
 
 class RegionProposalNetwork(nn.Module):
-    """The RPN, usable by itself: feature maps in, proposals or losses out.
+    """The RPN, which can be used by itself: it takes feature maps and returns proposals or losses.
 
     Args:
         in_channels: channels of every level.
         strides: stride of every level, pixels, finest first.
         anchors: the anchor rule; one tuple of sizes per level.
         settings: head, label rules, sampling, loss, NMS.
-        meaning: of the logits. None: `Objectness`.
+        meaning: what the logits mean. None: `Objectness`.
 
     Raises:
-        SettingsError: anchor sizes and strides differ in their number of levels, or levels in their number of sizes.
+        SettingsError: `anchors.sizes` and the strides differ in the number of levels, or the levels have different
+            numbers of sizes.
 
     Attributes:
         cells: (L, a, 4) float64, the anchors of one cell of each level, around the origin.
@@ -127,19 +128,19 @@ class RegionProposalNetwork(nn.Module):
         return RPNOutput(tuple(head[0] for head in heads), tuple(head[1] for head in heads), anchors)
 
     def _anchors(self, grids: tuple[tuple[int, int], ...], image_shape: tuple[int, int], like: Tensor) -> _Anchors:
-        """Anchors of every level, in the dtype of `like` and on its device, kept for the last shapes of images.
+        """Return the anchors of every level, with the dtype and device of `like`, cached for the last image shapes.
 
-        Anew they are eight kernels per level, a ninth of what a GPU is asked for in a prediction.
+        Computing them takes eight kernels per level, a ninth of the kernels of a prediction on a GPU.
         """
         if torch.compiler.is_compiling():
             return self._new_anchors(grids, image_shape, like)
         key = (grids, image_shape, like.dtype, like.device)
         known = self._known
         if key not in known:
-            with torch.inference_mode(False), torch.no_grad():  # so that a training can use what a prediction has made
+            with torch.inference_mode(False), torch.no_grad():  # so that training can use those of a prediction
                 new = self._new_anchors(grids, image_shape, like)
             # Replaced, not written to: other threads may read it.
-            self._known = known = {**dict(list(known.items())[1 - _SHAPES :]), key: new}
+            self._known = known = {**dict(list(known.items())[1 - _MAX_SHAPES :]), key: new}
         return known[key]
 
     def _new_anchors(self, grids: tuple[tuple[int, int], ...], image_shape: tuple[int, int], like: Tensor) -> _Anchors:
@@ -147,7 +148,7 @@ class RegionProposalNetwork(nn.Module):
         return anchor_ops.pyramid_anchors(self.anchors, grids, self.strides, image_shape, cells)
 
     def __getstate__(self) -> dict[str, Any]:
-        """A copy makes anchors of its own."""
+        """Leave the cached anchors out of copies."""
         return {**self.__dict__, "_known": {}}
 
     def scores(self, logits: Tensor) -> Tensor:
@@ -155,9 +156,9 @@ class RegionProposalNetwork(nn.Module):
         return self.meaning.scores(logits)
 
     def candidates(self, out: RPNOutput, sizes: Tensor, pre: int) -> Proposals:
-        """The `pre` best of each level, decoded and clipped, before NMS; tiny and improbable ones are not valid.
+        """Return the `pre` best boxes of each level before NMS, decoded and clipped; tiny or unlikely ones are invalid.
 
-        They are level by level, the best first, and those of equal logits in the order of their anchors.
+        They are ordered by level, best first, and boxes of equal logits by the order of their anchors.
         """
         best, start = [], 0
         for number, (logits, deltas, anchors) in enumerate(zip(*out, strict=True)):
@@ -172,13 +173,13 @@ class RegionProposalNetwork(nn.Module):
     def propose(
         self, out: RPNOutput, sizes: Tensor, *, pre: int, post: int, suppress: Suppressor | None = None
     ) -> Proposals:
-        """The best boxes of each image after suppression within levels.
+        """Return the best boxes of each image after suppression within levels.
 
         Args:
-            out: of `forward`.
+            out: result of `forward`.
             sizes: (B, 2) height and width of each unpadded image.
             pre: boxes per level that enter NMS.
-            post: largest number of proposals per image.
+            post: maximum number of proposals per image.
             suppress: chooses the boxes. None: NMS by `rpn.nms`.
         """
         box, score, eligible, level, anchor = self.candidates(out, sizes, pre)
@@ -193,7 +194,7 @@ class RegionProposalNetwork(nn.Module):
         )
 
     def assign(self, anchors: Tensor, targets: Targets, sizes: Tensor) -> Assignment:
-        """Labels of all anchors (A, 4) for every image; those of a filler (an image of size 0) are not trained."""
+        """Label all anchors (A, 4) for every image; anchors of a filler (an image of size 0) are not trained."""
         s = self.settings
         rule = Rule(s.positive_iou, 0.0, s.negative_iou, force=s.force_match, forget=s.ignore == "drop")
         allowed = (sizes > 0).all(dim=-1)[:, None].expand(-1, anchors.shape[0])
@@ -205,11 +206,11 @@ class RegionProposalNetwork(nn.Module):
     def draw(
         self, out: RPNOutput, assignment: Assignment, targets: Targets, keys: Tensor, levels: Sequence[Tensor] = ()
     ) -> Sample:
-        """Draw the anchors that are trained; `rpn.negatives` says which negatives go first. Arguments as in `loss`."""
+        """Draw the anchors to train; `rpn.negatives` decides which negatives are preferred. Arguments as in `loss`."""
         s, anchors = self.settings, torch.cat(out.anchors)
         if self.meaning.of_every_anchor:
-            everyone = torch.arange(len(anchors), device=anchors.device).expand_as(assignment.truth)
-            return Sample(everyone, assignment.positive | assignment.negative, assignment.positive)
+            every_anchor = torch.arange(len(anchors), device=anchors.device).expand_as(assignment.truth)
+            return Sample(every_anchor, assignment.positive | assignment.negative, assignment.positive)
         first = None
         if s.negatives == "overlap":
             first = mining.overlapping(anchors, assignment, targets, s.negatives_iou)
@@ -222,12 +223,12 @@ class RegionProposalNetwork(nn.Module):
         return sample(assignment, keys[:, : len(anchors)], s.samples, s.positive_fraction, first)
 
     def at(self, out: RPNOutput, index: Tensor, again: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        """Logits (B, n[, k]) and deltas (B, n, 4) of (B, n) anchors of all levels, with their gradient.
+        """Return logits (B, n[, k]) and deltas (B, n, 4) of (B, n) anchors of all levels, with their gradient.
 
         Args:
-            out: of `forward`.
+            out: result of `forward`.
             index: the anchors.
-            again: feature maps from which these anchors are computed once more, if `out` is without gradient.
+            again: feature maps from which to recompute these anchors, if `out` has no gradient.
         """
         if again is not None:
             return self.head.at_anchors(again, index)
@@ -243,15 +244,15 @@ class RegionProposalNetwork(nn.Module):
         *,
         again: bool = False,
     ) -> Losses:
-        """The multi-task loss (paper, equation 1) as (sum, count) of its two parts; the second sum includes lambda.
+        """Return the multi-task loss (paper, equation 1) as (sum, count) of its two parts; the second includes lambda.
 
         Args:
-            out: of `forward`.
+            out: result of `forward`.
             targets: the ground truth.
             sizes: (B, 2) height and width of each unpadded image.
             keys: (B, >= A) uniform numbers that decide which anchors are sampled.
             levels: feature maps; read if `rpn.negatives=texture` or `again`.
-            again: `out` has no gradient, and the sampled anchors are computed once more from `levels`, with gradient.
+            again: whether `out` has no gradient, so that the sampled anchors are recomputed from `levels` with one.
         """
         s, anchors = self.settings, torch.cat(out.anchors)
         assignment = self.assign(anchors, targets, sizes)
@@ -259,7 +260,7 @@ class RegionProposalNetwork(nn.Module):
         logits, deltas = self.at(out, drawn.indices, levels if again else None)  # (B, n[, k]), (B, n, 4)
         anchor, object_index = anchors[drawn.indices], take(assignment.truth, drawn.indices)
         matched, labels = (take_truth(rows, object_index) for rows in (targets.boxes.to(anchor.dtype), targets.labels))
-        # L_cls. A row that does not count gets logit 0 and its anchor as its box: finite losses with finite gradients.
+        # L_cls. Rows that do not count get logit 0 and their anchor as the box, for finite losses and gradients.
         logits = logits.masked_fill(~drawn.valid.view(*drawn.valid.shape, *(1,) * (logits.dim() - 2)), 0.0)
         classification = self.meaning.loss(logits, drawn.positive, labels) * drawn.valid
         # lambda p* L_reg: positive anchors only

@@ -1,6 +1,6 @@
 """The head of the region proposal network (paper, section 3.1): a sliding window and two sibling layers.
 
-Or several windows of different sizes, each with its own sibling layers: a pyramid of filters (paper, figure 1b).
+A pyramid of filters (paper, figure 1b) has several windows of different sizes, each with its own sibling layers.
 B images, a anchors per cell, n chosen anchors.
 """
 
@@ -24,7 +24,7 @@ class RPNHead(nn.Module):
         in_channels: channels of every level.
         channels: channels of the hidden convolutions.
         anchors: anchors per cell.
-        logits: per anchor; 1 (sigmoid) or 2 (softmax) tell objects from background, others classes.
+        logits: number per anchor; 1 (sigmoid) or 2 (softmax) for objectness, otherwise one per class.
         kernel: side of the sliding window, cells.
         convs: hidden convolutions.
         prior: initial probability of the sigmoids. None: 1 / 2.
@@ -57,8 +57,8 @@ class RPNHead(nn.Module):
     def forward(self, feature: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> logits (B, H * W * a[, n]) and deltas (B, H * W * a, 4), the anchor fastest.
 
-        Several logits per anchor are laid out as in the paper's code: first the `a` channels of the first logit
-        (background), then the `a` channels of the second (object), and so on.
+        The channels of several logits per anchor are ordered as in the paper's code: the `a` channels of the first
+        logit (background), then the `a` channels of the second (object), and so on.
         """
         hidden = self.hidden(feature)
         logits = self.cls(hidden).permute(0, 2, 3, 1)  # (B, H, W, logits * a)
@@ -69,7 +69,7 @@ class RPNHead(nn.Module):
         return at_least_float32(logits), at_least_float32(deltas).unflatten(3, (-1, 4)).flatten(1, 3)
 
     def hidden(self, feature: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, channels, H, W): the input of both siblings (in the paper, section 3.1: 256 or 512)."""
+        """(B, C, H, W) -> (B, channels, H, W), the input of both siblings (paper, section 3.1: 256 or 512 channels)."""
         for conv in self.conv if isinstance(self.conv, nn.ModuleList) else (self.conv,):
             feature = conv(feature).relu()
         return feature
@@ -82,13 +82,13 @@ class RPNHead(nn.Module):
     def at_anchors(self, levels: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
         """Feature maps (B, C, H_l, W_l), (B, n) anchors of all levels -> their logits and deltas (B, n, 4).
 
-        The output of `forward` at these anchors, computed from the windows around them. Few anchors are sampled, so
-        the gradient of the convolution, two thirds of its cost, all but disappears.
+        This is the output of `forward` at these anchors, computed from the windows around them. Since few anchors are
+        sampled, the gradient of the convolution, two thirds of its cost, takes almost no time.
         """
         assert isinstance(self.conv, nn.Conv2d)
         anchors = self.reg.out_channels // 4
-        seen = patches(levels, index // anchors, self.conv.kernel_size[0])
-        hidden = F.linear(seen, self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias).relu()
+        windows = patches(levels, index // anchors, self.conv.kernel_size[0])
+        hidden = F.linear(windows, self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias).relu()
         logits = F.linear(hidden, self.cls.weight.flatten(1), self.cls.bias)
         deltas = F.linear(hidden, self.reg.weight.flatten(1), self.reg.bias).unflatten(2, (-1, 4))
         which = (index % anchors)[..., None]
@@ -98,7 +98,7 @@ class RPNHead(nn.Module):
 
 
 class FilterPyramid(nn.Module):
-    """Sliding windows of several sizes, each with its own siblings and its own part of the anchors of a cell.
+    """Sliding windows of several sizes, each with its own siblings and its share of the anchors of a cell.
 
     This is a pyramid of filters (paper, figure 1b). The sizes of a level are divided among the windows in order: with
     sizes 128, 256, 512 and windows 3, 5, 7, the window of 3 x 3 cells predicts the anchors of size 128, of all ratios.
@@ -109,9 +109,9 @@ class FilterPyramid(nn.Module):
         channels: channels of the hidden convolutions.
         anchors: anchors per cell, a multiple of the number of windows.
         kernels: sides of the windows, cells.
-        runs: how often the anchors of a cell, in their order, run through the sizes: 1 if the size is the outer index
-            (`anchors.order=size`), the number of ratios if it is the inner one.
-        logits: per anchor, as of `RPNHead`; so are `convs` and `prior`.
+        runs: how often the anchors of a cell, in order, run through the sizes: once if the size is the outer index
+            (`anchors.order=size`), once per ratio if it is the inner one.
+        logits, convs, prior: as for `RPNHead`.
     """
 
     def __init__(
@@ -152,28 +152,28 @@ class FilterPyramid(nn.Module):
     def at_anchors(self, levels: Sequence[Tensor], index: Tensor) -> tuple[Tensor, Tensor]:
         """As `RPNHead.at_anchors`: (B, n) anchors -> their logits and deltas (B, n, 4).
 
-        Every window is computed at every anchor, as shapes may not depend on which anchors are sampled.
+        Every window is computed at every anchor, since shapes must not depend on which anchors are sampled.
         """
         width = self.anchors // (self.runs * len(self.windows))
-        run, place = index // (width * len(self.windows)), index % (width * len(self.windows))
-        index = run * width + place % width  # the same for all windows, of the anchors of each
+        run, rest = index // (width * len(self.windows)), index % (width * len(self.windows))
+        index = run * width + rest % width  # into the anchors of each window, the same for all windows
         windows = cast("list[RPNHead]", list(self.windows))
         logits, deltas = zip(*(window.at_anchors(levels, index) for window in windows), strict=True)
-        window = place // width
+        window = rest // width
         return _chosen(logits, window), _chosen(deltas, window)
 
 
 def _chosen(parts: tuple[Tensor, ...], which: Tensor) -> Tensor:
-    """(B, n, ...) of each of m parts, and (B, n) numbers 0..m - 1 -> (B, n, ...), each row from the part it names."""
-    whole = torch.stack(parts, dim=2)  # (B, n, m, ...)
-    which = which.view(*which.shape, *(1,) * (whole.dim() - 2))
-    return whole.take_along_dim(which, dim=2).squeeze(2)
+    """(B, n, ...) of each of m parts, (B, n) indices 0..m - 1 -> (B, n, ...), each row from the part of its index."""
+    stacked = torch.stack(parts, dim=2)  # (B, n, m, ...)
+    which = which.view(*which.shape, *(1,) * (stacked.dim() - 2))
+    return stacked.take_along_dim(which, dim=2).squeeze(2)
 
 
 def build_head(
     in_channels: int, settings: RPN, *, anchors: int, runs: int, logits: int, prior: float | None = None
 ) -> RPNHead | FilterPyramid:
-    """The head that `rpn.kernel` describes: one window, or several. Other arguments as of `FilterPyramid`."""
+    """Return the head that `rpn.kernel` describes, with one window or several; arguments as for `FilterPyramid`."""
     shape = (in_channels, settings.channels or in_channels, anchors)
     options: dict[str, Any] = {"logits": logits, "convs": settings.convs, "prior": prior}
     if isinstance(settings.kernel, int):
@@ -182,7 +182,7 @@ def build_head(
 
 
 def patches(levels: Sequence[Tensor], cells: Tensor, kernel: int) -> Tensor:
-    """The features that a convolution sees at chosen cells.
+    """Return the inputs of a convolution at chosen cells.
 
     Args:
         levels: (B, C, H_l, W_l).
@@ -196,7 +196,7 @@ def patches(levels: Sequence[Tensor], cells: Tensor, kernel: int) -> Tensor:
     rows = torch.cat([level.permute(0, 2, 3, 1).flatten(1, 2) for level in levels], dim=1)
     rows = torch.cat((rows, rows.new_zeros(batch, 1, rows.shape[2])), dim=1)
     reach = torch.arange(kernel, device=cells.device) - kernel // 2
-    # Of the level of each cell (B, n): its sizes, and the number of its first cell.
+    # The size of the level of each cell (B, n), and the number of the level's first cell.
     height, width, start = (torch.full_like(cells, number) for number in (*levels[0].shape[2:], 0))
     before = 0
     for below, level in pairwise(levels):
@@ -205,11 +205,11 @@ def patches(levels: Sequence[Tensor], cells: Tensor, kernel: int) -> Tensor:
         height, width = (size.masked_fill(later, n) for size, n in zip((height, width), level.shape[2:], strict=True))
         start = start.masked_fill(later, before)
     height, width, start = (number[..., None, None] for number in (height, width, start))
-    place = cells[..., None, None] - start
-    y, x = place // width + reach[:, None], place % width + reach  # (B, n, kernel, 1), (B, n, 1, kernel)
+    cell = cells[..., None, None] - start  # within its level
+    y, x = cell // width + reach[:, None], cell % width + reach  # (B, n, kernel, 1), (B, n, 1, kernel)
     outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
     index = (start + y * width + x).masked_fill(outside, rows.shape[1] - 1)
     image = torch.arange(batch, device=cells.device)[:, None] * rows.shape[1]
-    # Not rows[index], whose gradient is added up in no fixed order.
-    seen = F.embedding(index.flatten(1) + image, rows.flatten(0, 1))
-    return seen.unflatten(1, (cells.shape[1], -1)).flatten(2)
+    # Not rows[index], whose gradient is summed in no fixed order.
+    windows = F.embedding(index.flatten(1) + image, rows.flatten(0, 1))
+    return windows.unflatten(1, (cells.shape[1], -1)).flatten(2)

@@ -1,4 +1,4 @@
-"""Dense sliding windows in place of proposals: the anchors at every cell, as they are (paper, table 10)."""
+"""Dense sliding windows in place of proposals: the unchanged anchors at every cell (paper, table 10)."""
 
 import math
 from collections.abc import Sequence
@@ -12,15 +12,15 @@ from rcnn.model import anchors as anchor_ops
 from rcnn.model import boxes as box_ops
 from rcnn.model.structures import Proposals
 
-"""What `train.proposals` and `--proposals` call them."""
+"""Their name in `train.proposals` and `--proposals`."""
 
 
 def sliding_windows(anchors: Anchors, strides: Sequence[int], shape: tuple[int, int], sizes: Tensor) -> Proposals:
-    """The windows (B, P) of a batch: every anchor of every cell that begins inside the image, clipped to the image.
+    """Return the windows (B, P) of a batch: all anchors of all cells that begin inside the image, clipped to the image.
 
     With `paper-vgg16`, three scales and three ratios at stride 16, an image of 600 x 1000 has 21,546 of them. P and the
-    order depend on `shape` alone. There is no ranking: all scores are 1, and the order is a permutation with a fixed
-    seed, so that the first N windows are N windows at random.
+    order depend on `shape` alone. The windows are not ranked: all scores are 1, and the order is a permutation with a
+    fixed seed, so that the first N windows are a random selection.
 
     Args:
         anchors: the anchor rule, in pixels of the resized image; one tuple of sizes per level.

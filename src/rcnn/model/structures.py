@@ -22,7 +22,7 @@ class Batch(NamedTuple):
     """Images of one shape bucket as they were read, padded at the right and the bottom. The network normalises them.
 
     Attributes:
-        images: (B, C, H, W), red first, 0..255, with any numbers for padding: uint8, or floating point where
+        images: (B, C, H, W), red first, 0..255; padding may hold any values. The type is uint8, or floating point if
             `preprocess.resize` is `interpolate` (`model.pixels` refuses other types).
         sizes: (B, 2) float, height and width of each image after resizing and before padding.
         scales: (B, 2) float, resized size / original size.
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class NormalisedBatch(NamedTuple):
-    """Images of one shape bucket that are normalised already: the backbone gets them as they are.
+    """Images of one shape bucket that are already normalised; the backbone receives them unchanged.
 
     Attributes:
         images: (B, C, H, W), floating point, channels in the order of `preprocess.order`, zeros for padding.
@@ -132,7 +132,7 @@ class Detections(NamedTuple):
         valid: (B, D) bool.
         proposal: (B, D) int64, index of the proposal that the box was refined from; in a one-stage detector the
             index of its anchor.
-        finite: (B,) bool: were all logits, deltas and scores of the image finite?
+        finite: (B,) bool, True if all logits, deltas and scores of the image are finite.
     """
 
     boxes: Tensor
@@ -144,14 +144,14 @@ class Detections(NamedTuple):
 
 
 class Pass(NamedTuple):
-    """The record of one run of the network over a batch. A field is None if it was not asked for or does not exist.
+    """The record of one run of the network over a batch. A field is None if it was not requested or does not exist.
 
     Attributes:
         levels: (B, C, H_l, W_l) feature maps of the backbone, finest first.
         rpn: the output of the RPN's head; None if proposals were given.
-        proposals: of the RPN, or those given.
-        rois: the output of every head of the second stage, the first of which is on the proposals; empty if it was not
-            asked for or there is no second stage.
+        proposals: the RPN's, or those that were passed in.
+        rois: the output of every head of the second stage; the first head reads the proposals. Empty if it was not
+            requested or there is no second stage.
         detections: final boxes.
     """
 
@@ -188,12 +188,12 @@ def to_device(tensors: Tensors, device: torch.device) -> Tensors:
 
 
 def pinned(tensors: Tensors) -> Tensors:
-    """Copy any of the tuples above to pinned memory, from where a GPU takes them while others compute."""
+    """Copy any of the tuples above to pinned memory, from which a GPU can copy them while it computes."""
     return type(tensors)(*(part.pin_memory() for part in tensors))
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copy tensors to the CPU. Those of a device are packed into one download, so that the host synchronises once."""
+    """Copy tensors to the CPU. Tensors on a device are packed into one download, so that the host synchronises once."""
     on_device = [tensor for tensor in tensors if tensor.device.type != "cpu"]
     if not on_device:
         return list(tensors)
@@ -207,12 +207,12 @@ def to_host(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def pack(tensors: Sequence[Tensor]) -> Tensor:
-    """The bytes (n,) of tensors, those of the largest elements first, so that each begins at a multiple of its own."""
+    """Return the bytes (n,) of tensors, largest elements first, so that each tensor is aligned to its element size."""
     return torch.cat([tensors[i].flatten().view(torch.uint8) for i in _by_size(tensors)])
 
 
 def unpack(packed: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
-    """Undo `pack` of tensors `like` these; views of the bytes."""
+    """Undo `pack`: return views of the bytes with the shapes and types of the tensors `like`."""
     order = _by_size(like)
     parts = packed.split([like[i].numel() * like[i].element_size() for i in order])
     found = {i: part.view(like[i].dtype).view(like[i].shape) for i, part in zip(order, parts, strict=True)}
@@ -225,7 +225,7 @@ def _by_size(tensors: Sequence[Tensor]) -> list[int]:
 
 def all_finite(*parts: Tensor) -> Tensor:
     """Tensors (B, ...) -> (B,) bool: True if all numbers of an image are finite."""
-    # Joined first: on a GPU the question alone is four kernels.
+    # Concatenated first, because the check takes four kernels on a GPU.
     return torch.cat([part.flatten(1) for part in parts], dim=1).isfinite().all(dim=1)
 
 
@@ -236,5 +236,5 @@ def take(rows: Tensor, index: Tensor) -> Tensor:
 
 
 def take_truth(rows: Tensor, index: Tensor) -> Tensor:
-    """`take` from a field of `Targets` (B, G, ...): zeros if it has no column (G = 0), where `index` is 0."""
+    """`take` from a field of `Targets` (B, G, ...); zeros if it has no column (G = 0), in which case `index` is 0."""
     return take(rows, index) if rows.shape[1] else rows.new_zeros(*index.shape, *rows.shape[2:])

@@ -1,6 +1,6 @@
 """Suppression: which boxes of an image are kept, and with which scores.
 
-Whatever suppresses boxes asks the same objects: the network, exported files, the merging of views, `why` and `explain`.
+The network, exported files, the merging of views, `why` and `explain` all use the same objects.
 """
 
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ class Suppressed(NamedTuple):
 
 
 class Suppressor(Protocol):
-    """Chooses boxes of fixed number, by tensor code without a loop over images and without a wait for the device."""
+    """Chooses a fixed number of boxes, by tensor code without a loop over images or a wait for the device."""
 
     def __call__(self, boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, max_output: int) -> Suppressed:
         """Choose at most `max_output` boxes of every image.
@@ -38,7 +38,7 @@ class Suppressor(Protocol):
             scores: (B, N).
             groups: (B, N) int64, level or class; boxes of different groups do not affect each other.
             valid: (B, N) bool.
-            max_output: M.
+            max_output: M, the maximum number of boxes kept per image.
         """
         ...
 
@@ -50,17 +50,17 @@ class NMS:
     iou: float
 
     def __call__(self, boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, max_output: int) -> Suppressed:
-        """Choose boxes, as `Suppressor` says; their scores stay what they are."""
-        index, kept = ops.nms(boxes, scores, groups, valid, self.iou, max_output)
-        return Suppressed(index, take(scores, index), kept)
+        """Choose boxes as `Suppressor` describes; their scores do not change."""
+        index, is_kept = ops.nms(boxes, scores, groups, valid, self.iou, max_output)
+        return Suppressed(index, take(scores, index), is_kept)
 
 
 class Suppression(NamedTuple):
-    """What suppresses the boxes of a detector.
+    """The suppressors of a detector.
 
     Attributes:
-        proposals: within the levels of the RPN.
-        detections: within classes.
+        proposals: suppresses within the levels of the RPN.
+        detections: suppresses within classes.
     """
 
     proposals: Suppressor
@@ -72,6 +72,6 @@ class Suppression(NamedTuple):
         return cls(NMS(settings.rpn.nms), NMS(settings.roi.nms))
 
     def with_settings(self, settings: Settings) -> "Suppression":
-        """Return the same with the thresholds of these settings; suppressors of another type stay as they are."""
-        new = Suppression.of(settings)
-        return Suppression(*(b if isinstance(a, NMS) else a for a, b in zip(self, new, strict=True)))
+        """Return a copy whose `NMS` objects have the thresholds of these settings; other suppressors do not change."""
+        pairs = zip(self, Suppression.of(settings), strict=True)
+        return Suppression(*(new if isinstance(old, NMS) else old for old, new in pairs))

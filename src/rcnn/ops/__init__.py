@@ -1,4 +1,4 @@
-"""Operators with fixed-shape output and a naive reference beside each."""
+"""Operators with outputs of fixed shape, each with a naive reference."""
 
 from rcnn.ops.match import match
 from rcnn.ops.nms import nms

@@ -1,4 +1,4 @@
-"""torchvision's compiled operators, without its Python, whose import takes about as long as that of torch."""
+"""Load torchvision's compiled operators without its Python package, whose import takes about as long as torch's."""
 
 from contextlib import suppress
 from importlib import import_module
@@ -12,8 +12,8 @@ import torch
 def load_operators() -> None:
     """Register torchvision's operators as `torch.ops.torchvision`.
 
-    Its package does the same when it is imported, before this or after. It is imported here only where its library
-    can't be loaded alone.
+    Importing torchvision does the same, before or after this. It is imported here only if its library can't be loaded
+    by itself.
     """
     spec = find_spec("torchvision")
     folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path()

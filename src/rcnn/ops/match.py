@@ -13,8 +13,8 @@ from rcnn.ops.operator import LIBRARY, operator
 from rcnn.ops.rois import safe_boxes
 
 TIE = 1e-6  # an IoU computed twice may differ in its last bit
-BLOCK = 8192  # anchors at most
-PAIRS = 1 << 16  # pairs of anchors and boxes that a block aims at, so that its temporaries stay in the cache
+MAX_BLOCK = 8192  # anchors
+PAIRS = 1 << 16  # intended pairs of anchors and boxes of a block, so that its temporaries stay in the cache
 
 
 class Matches(NamedTuple):
@@ -23,8 +23,8 @@ class Matches(NamedTuple):
     Attributes:
         best_iou: (B, A), 0 where no truth box is valid.
         best_truth: (B, A) int64, ties to the lower index, 0 where best_iou is 0.
-        is_best: (B, A) bool, a best anchor of some truth box.
-        covered: (B, A) bool, at least half of the anchor's own area lies inside one ignored box.
+        is_best: (B, A) bool, True for the best anchors of each truth box.
+        covered: (B, A) bool, True if at least half of the anchor's area lies inside one ignored box.
     """
 
     best_iou: Tensor
@@ -36,19 +36,19 @@ class Matches(NamedTuple):
 def match(
     anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None = None, ignore: Tensor | None = None
 ) -> Matches:
-    """Best truth box of every anchor, and whether the anchor is a best one of some truth box. Not differentiable.
+    """Find the best truth box of every anchor and the best anchors of every truth box. Not differentiable.
 
-    An anchor is a best one of a truth box if their IoU is above 0 and within 1e-6 of the highest IoU of any allowed
-    anchor with that box, so that all of several equal anchors count.
+    An anchor is one of the best of a truth box if their IoU is above 0 and within 1e-6 of the highest IoU of any
+    allowed anchor with that box, so that all of several equal anchors count.
 
     Args:
-        anchors: (A, 4), or (B, A, 4) if every image has its own, pixels.
+        anchors: (A, 4), or (B, A, 4) if they differ between images, pixels.
         boxes: (B, G, 4) ground-truth boxes; G may be 0.
-        valid: (B, G) bool: boxes that are matched.
-        allowed: (B, A) bool: anchors that may be best ones. None: all.
-        ignore: (B, G) bool: boxes that are not matched, but cover anchors (crowd, difficult). None: none.
+        valid: (B, G) bool, the boxes that are matched.
+        allowed: (B, A) bool, the anchors that may be the best of a truth box. None: all.
+        ignore: (B, G) bool, boxes that are not matched but cover anchors (crowd, difficult). None: no box.
     """
-    if boxes.shape[1] == 0:  # as one that is not valid: the operator takes a maximum over boxes
+    if boxes.shape[1] == 0:  # replaced by an invalid box, since the operator takes a maximum over boxes
         boxes, valid, ignore = boxes.new_zeros(len(boxes), 1, 4), valid.new_zeros(len(boxes), 1), None
     return Matches(*_match(anchors.detach(), boxes.detach(), valid, allowed, ignore))
 
@@ -56,7 +56,7 @@ def match(
 def match_reference(
     anchors: Tensor, boxes: Tensor, valid: Tensor, allowed: Tensor | None = None, ignore: Tensor | None = None
 ) -> Matches:
-    """The same as `match`, from the whole IoU matrix (B, A, G)."""
+    """Compute `match` from the full IoU matrix (B, A, G)."""
     boxes = safe_boxes(boxes)[:, None]
     anchors = safe_boxes(anchors).expand(len(boxes), *anchors.shape[-2:])[:, :, None]
     sides = (torch.minimum(anchors[..., 2:], boxes[..., 2:]) - torch.maximum(anchors[..., :2], boxes[..., :2])).clamp(0)
@@ -64,7 +64,7 @@ def match_reference(
     own = (anchors[..., 2:] - anchors[..., :2]).prod(-1)
     union = own + (boxes[..., 2:] - boxes[..., :2]).prod(-1) - overlap
     iou = torch.where((overlap > 0) & valid[:, None], overlap / union, 0.0)
-    best_iou, best_truth = torch.nn.functional.pad(iou, (0, 1)).max(dim=2)  # of the boxes, or 0 with none of them
+    best_iou, best_truth = torch.nn.functional.pad(iou, (0, 1)).max(dim=2)  # 0 if no box overlaps
     may_win = iou if allowed is None else torch.where(allowed[:, :, None], iou, 0.0)
     top = may_win.amax(dim=1, keepdim=True) if anchors.shape[1] else may_win.new_zeros(len(boxes), 1, boxes.shape[2])
     is_best = ((may_win >= top - TIE) & (may_win > 0)).any(dim=2)
@@ -111,20 +111,23 @@ def _(
 
 
 def _iou_blocks(anchors: Tensor, boxes: Tensor, valid: Tensor) -> Iterator[tuple[slice, Tensor]]:
-    """Slices of the anchors, and the IoU (B, G, a) of all boxes with those: 0 where a box is not valid."""
+    """Yield slices of the anchors, and the IoU (B, G, a) of all boxes with them; 0 if a box is not valid."""
     for part, overlap, own, area in _overlap_blocks(anchors, boxes):
-        # No overlap with an area of inf: a padded box gets IoU 0 without a mask over all pairs.
+        # With an infinite area, a padded box has IoU 0 without a mask over all pairs.
         union = (own + area.masked_fill(~valid[..., None], torch.inf)).sub_(overlap)
         yield part, overlap.div_(union.clamp_(min=torch.finfo(union.dtype).tiny))
 
 
 def _overlap_blocks(anchors: Tensor, boxes: Tensor) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Slices of the anchors; overlaps (B, G, a) with all boxes; areas of anchors (B or 1, 1, a) and boxes (B, G, 1)."""
+    """Yield slices of the anchors, their overlaps (B, G, a) with all boxes, and the areas of anchors and boxes.
+
+    The areas are (B or 1, 1, a) for anchors and (B, G, 1) for boxes.
+    """
     batch, count = boxes.shape[:2]
     left, top, right, bottom = safe_boxes(boxes)[..., None].unbind(dim=2)  # (B, G, 1)
-    # Coordinates first, anchors last and contiguous: the arithmetic then runs over whole vectors.
+    # Coordinates first, anchors last and contiguous, so that the arithmetic is vectorised.
     columns = safe_boxes(anchors if anchors.dim() == 3 else anchors[None]).to(left.dtype).permute(2, 0, 1).contiguous()
-    block = max(256, min(BLOCK, PAIRS // max(1, batch * count)))
+    block = max(256, min(MAX_BLOCK, PAIRS // max(1, batch * count)))
     for start in range(0, columns.shape[-1] if batch else 0, block):
         part = slice(start, start + block)
         x1, y1, x2, y2 = columns[:, :, None, part]  # (B or 1, 1, a)

@@ -1,6 +1,6 @@
 """`rcnn::nms`: greedy non-maximum suppression of a batch, with an output of fixed shape.
 
-B images, N boxes, M = max_output. Boxes are continuous xyxy; boxes of different groups (class or level) never meet.
+B images, N boxes, M = max_output. Boxes are continuous xyxy; groups (classes or levels) of boxes are independent.
 """
 
 import torch
@@ -16,10 +16,11 @@ load_operators()
 def nms(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
-    """Keep the best boxes of every image, except those that overlap a better one of their own group.
+    """Keep the best boxes of every image, except those that overlap a better box of their group.
 
-    Best score first over all groups, ties to the lower index; a box is dropped where its IoU with a kept box is above
-    the threshold, in float64 on every device. A box whose score is NaN counts as not valid. Not differentiable.
+    The results are in descending order of scores over all groups, ties by the lower index. A box is dropped if its IoU
+    with a kept box of its group is above the threshold, in float64 on every device. A box whose score is NaN is not
+    valid. Not differentiable.
 
     Args:
         boxes: (B, N, 4) pixels.
@@ -27,7 +28,7 @@ def nms(
         groups: (B, N) int64, any numbers.
         valid: (B, N) bool.
         iou_threshold: 0..1.
-        max_output: largest number of boxes kept per image, over all groups.
+        max_output: maximum number of boxes kept per image, over all groups.
 
     Returns:
         index (B, M) int64 into N, 0 where not valid, and valid (B, M) bool.
@@ -38,7 +39,7 @@ def nms(
 def nms_reference(
     boxes: Tensor, scores: Tensor, groups: Tensor, valid: Tensor, iou_threshold: float, max_output: int
 ) -> tuple[Tensor, Tensor]:
-    """The same as `nms`, one box after another."""
+    """Compute `nms` one box at a time."""
     index = torch.zeros(len(boxes), max_output, dtype=torch.int64)
     kept_mask = torch.zeros(len(boxes), max_output, dtype=torch.bool)
     for image, image_boxes in enumerate(safe_boxes(boxes).double()):
@@ -56,7 +57,7 @@ def nms_reference(
 
 
 def _iou(a: Tensor, b: Tensor) -> float:
-    """IoU of two boxes (4,); 0 where both are empty."""
+    """Return the IoU of two boxes (4,); 0 if both are empty."""
     overlap = (torch.minimum(a[2:], b[2:]) - torch.maximum(a[:2], b[:2])).clamp(min=0).prod()
     union = (a[2:] - a[:2]).prod() + (b[2:] - b[:2]).prod() - overlap
     return float(overlap / union) if union != 0 else 0.0
@@ -71,7 +72,7 @@ def _nms(
     index = boxes.new_zeros(len(boxes), max_output, dtype=torch.int64)
     kept_mask = torch.zeros_like(index, dtype=torch.bool)
     for image in range(len(boxes)):
-        # Only what is valid is sorted: in per-class suppression nearly everything is not.
+        # Only valid boxes are sorted: in per-class suppression, nearly all boxes are not.
         candidates = usable[image].nonzero().squeeze(1)
         order = candidates[scores[image, candidates].sort(descending=True, stable=True).indices]
         kept = order[_keep(boxes[image, order], groups[image, order], iou_threshold, max_output)]
@@ -89,10 +90,10 @@ def _(
 
 
 def _keep(boxes: Tensor, groups: Tensor, iou_threshold: float, max_output: int) -> Tensor:
-    """Boxes (n, 4), best first, and their groups (n,) -> (at most max_output,) indices of those kept, best first.
+    """Boxes (n, 4), best first, and their groups (n,) -> (at most max_output,) indices of kept boxes, best first.
 
-    The answer for the best m boxes does not depend on the rest, so m grows until it holds enough survivors: with 5
-    levels of 1,000 boxes and 500 to keep this is a sixth of the time.
+    The result for the best m boxes does not depend on the rest, so m grows until enough boxes survive: with 5 levels of
+    1,000 boxes and 500 to keep, this takes a sixth of the time.
     """
     count = 2 * max_output
     while True:
@@ -105,8 +106,8 @@ def _keep(boxes: Tensor, groups: Tensor, iou_threshold: float, max_output: int) 
 def _keep_all(boxes: Tensor, groups: Tensor, iou_threshold: float) -> Tensor:
     """Boxes (n, 4) float64, best first, and their groups (n,) -> indices of the survivors, best first.
 
-    One call of torchvision's kernel, with the groups shifted apart. In float64 the shift takes nothing from a float32
-    box (in float32 it does), and the kernel is as fast.
+    torchvision's kernel is called once, with the groups shifted apart. In float64 the shift does not round a float32
+    box (in float32 it would), and the kernel is as fast.
     """
     rank = groups.unique(return_inverse=True)[1]
     shift = rank * (boxes.amax() - boxes.amin() + 1) if len(boxes) else rank

@@ -1,6 +1,6 @@
-"""How an operator is registered with PyTorch, which then compiles, exports and differentiates what calls it.
+"""Register operators with PyTorch, so that code that calls them can be compiled, exported and differentiated.
 
-It has one body for every device, and a Triton kernel for the GPUs that Triton compiles for.
+An operator has one body for every device, and a Triton kernel for the GPUs that Triton supports.
 """
 
 import warnings
@@ -15,21 +15,21 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 LIBRARY = torch.library.Library("rcnn", "FRAGMENT")
-"""Holds what is registered."""
+"""The library that operators are registered in."""
 BODIES: dict[str, Callable[..., Any]] = {}
-"""Name of an operator, such as `rcnn::nms`, -> what computes it on any device."""
-OLDEST = (7, 5)
-"""Compute capability of the oldest GPUs that Triton compiles for."""
+"""Name of an operator, such as `rcnn::nms`, -> the function that computes it on any device."""
+MIN_CAPABILITY = (7, 5)
+"""Lowest compute capability of a GPU that Triton supports."""
 
 
 def operator(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Register a function that changes none of its arguments, and returns none of them, as `rcnn::name`.
+    """Register a function, which must neither change nor return its arguments, as `rcnn::name`.
 
-    On CUDA `rcnn.ops.triton.name.name` runs in its place wherever it can: not where Triton does not start
-    (`compiles_for`), not in float64, and not with other arguments that it refuses by returning None.
+    On CUDA, `rcnn.ops.triton.name.name` runs instead, unless Triton does not start (`compiles_for`), the tensors are
+    float64, or the kernel returns None because it does not support the arguments.
 
-    Its annotations become the schema. `torch.library.custom_op` would do the same, but imports `torch._dynamo` at the
-    first call, which takes as long as importing torch.
+    The annotations of the function become the schema. `torch.library.custom_op` does the same, but imports
+    `torch._dynamo` at the first call, which takes as long as importing torch.
     """
 
     def register(body: Callable[..., Any]) -> Callable[..., Any]:
@@ -44,7 +44,7 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
 
 
 def on_cuda(name: str, body: Callable[..., Any]) -> Callable[..., Any]:
-    """What computes an operator on a GPU: its kernels, or where they can't, its body."""
+    """Return the function that computes an operator on a GPU: by its kernels, or else by its body."""
 
     def run(*arguments: Any) -> Any:
         tensors = [leaf for leaf in tree_leaves(arguments) if isinstance(leaf, Tensor)]
@@ -58,27 +58,27 @@ def on_cuda(name: str, body: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def kernels_of(name: str) -> Callable[..., Any]:
-    """The body of `rcnn::name` that launches kernels. Triton is imported by the first call."""
+    """Return the body of `rcnn::name` that launches kernels. The first call imports Triton."""
     return getattr(import_module(f"rcnn.ops.triton.{name}"), name)
 
 
 @cache
 def compiles_for(device: torch.device) -> bool:
-    """Does Triton compile for this GPU, and start here? It comes with torch on Linux only."""
+    """Return whether Triton supports this GPU and starts on this machine. Torch includes Triton on Linux only."""
     if find_spec("triton") is None or torch.version.cuda is None:
         return False
-    return torch.cuda.get_device_capability(device) >= OLDEST and starts()
+    return torch.cuda.get_device_capability(device) >= MIN_CAPABILITY and starts()
 
 
 @cache
 def starts() -> bool:
-    """True if Triton launches kernels. Its first start on a machine builds a module in C; failure is reported once."""
+    """Return whether Triton can launch kernels. Its first start builds a module in C; a failure is reported once."""
     try:
         import_module("triton.runtime").driver.active.get_current_target()
     except Exception as error:  # whatever a build may raise
         warnings.warn(
-            "Triton can't start here, so matching, suppression and pooling take longer on the GPU. It needs a C "
-            f"compiler (gcc) and the headers of Python (python3-dev), once: {error}",
+            "Triton can't start on this machine, so matching, suppression and pooling take longer on the GPU. Its "
+            f"first start needs a C compiler (gcc) and the headers of Python (python3-dev): {error}",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -36,20 +36,20 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """Average bilinear samples in S x S cells of every box, each box read from one level.
+    """Average bilinear samples in S x S cells of every box; each box is read from one level.
 
-    Differentiable in the levels and, with `sampling_ratio` above 0, in the boxes. (Mask R-CNN, section 3; the numbers
-    are those of `torchvision.ops.roi_align`.)
+    Differentiable in the levels and, if `sampling_ratio` is above 0, in the boxes. (Mask R-CNN, section 3; the results
+    equal those of `torchvision.ops.roi_align`.)
 
     Args:
-        levels: L feature maps (B, C, H, W), each of its own H and W.
+        levels: L feature maps (B, C, H, W); H and W may differ between levels.
         boxes: (B, R, 4) pixels of the image.
         level: (B, R) int64, index into `levels`.
         strides: L, pixels of the image per cell of the level.
         output_size: S, cells per side.
         sampling_ratio: samples per side of a cell; 0: as many as the cell covers pixels of the level, rounded up.
-        aligned: shift by half a pixel, so that a sample at a pixel's centre reads that pixel; if not, boxes are at
-            least one cell wide and high.
+        aligned: whether to shift by half a pixel, so that a sample at a pixel's centre reads that pixel. Otherwise
+            boxes are at least one cell wide and high.
 
     Returns:
         (B, R, C, S, S), in the dtype of the levels.
@@ -75,7 +75,7 @@ def roi_align_reference(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """The same as `roi_align`, one sample after another; differentiable by autograd alone."""
+    """Compute `roi_align` one sample at a time; differentiable by autograd alone."""
     out = []
     for image, rois in enumerate(safe_boxes(boxes)):
         for roi, which in zip(rois, level[image].tolist(), strict=True):
@@ -95,7 +95,7 @@ def roi_align_reference(
 
 
 def _bilinear(feature: Tensor, y: Tensor, x: Tensor) -> Tensor:
-    """(C, H, W) read at a point -> (C,): 0 more than one cell outside, the border's value up to there."""
+    """(C, H, W) read at a point -> (C,): the value of the border up to one cell outside, 0 beyond."""
     height, width = feature.shape[1:]
     if y < -1 or y > height or x < -1 or x > width:
         return feature.new_zeros(len(feature))
@@ -117,7 +117,7 @@ def _roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Tensor:
-    """`roi_align` as (B, R, S, S, C): the order of the product, and of a channels-last head."""
+    """Compute `roi_align` as (B, R, S, S, C), the order of the product and of a channels-last head."""
     size, channels = output_size, levels[0].shape[1]
     out = levels[0].new_zeros(*boxes.shape[:2], size, size, channels)
     if out.numel() == 0:
@@ -151,7 +151,7 @@ def _roi_align_backward(
     aligned: bool,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients (P, C) of the pixels and (B, R, 4) of the boxes; zeros where not `wanted` (pixels, boxes)."""
+    """Return the gradients (P, C) of the pixels and (B, R, 4) of the boxes; zeros if not `wanted` (pixels, boxes)."""
     size, channels = grad.shape[2], grad.shape[4]
     pixels_grad = levels[0].new_zeros(sum(areas(levels)), channels)
     boxes_grad = torch.zeros_like(boxes)
@@ -200,12 +200,12 @@ torch.library.register_autograd("rcnn::roi_align", _backward, setup_context=_set
 
 
 def _by_kernel(levels: Sequence[Tensor], sampling_ratio: int) -> bool:
-    """Whether torchvision's kernel reads the features: on CUDA, and where the number of samples depends on the box."""
+    """Return whether torchvision's kernel is used: on CUDA, or if the number of samples depends on the box."""
     return sampling_ratio == 0 or levels[0].is_cuda
 
 
 def _upright(boxes: Tensor, sampling_ratio: int) -> Tensor:
-    """Make inverted boxes empty where adaptive sampling would have torchvision's kernel allocate absurd memory."""
+    """Make inverted boxes empty for adaptive sampling, with which torchvision's kernel would allocate huge memory."""
     if sampling_ratio > 0:
         return boxes
     return torch.cat((boxes[..., :2], torch.maximum(boxes[..., :2], boxes[..., 2:])), dim=-1)

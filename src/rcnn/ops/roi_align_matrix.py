@@ -1,12 +1,11 @@
 """The matrix of RoI align in closed form, and its products.
 
 RoI align is linear in the features: an output cell is a weighted sum of T * T pixels, T = 2 * sampling_ratio, and the
-weights are a product of one factor in y and one in x. Every row of the matrix has the same length, so `embedding_bag`
-is the product and no sparse tensor is needed: on the CPU it takes a third to two thirds of the time of MKL's CSR
-product, and asks for no MKL.
+weights are a product of one factor in y and one in x. Since every row of the matrix has the same length,
+`embedding_bag` computes the product without a sparse tensor: on the CPU it takes a third to two thirds of the time of
+MKL's CSR product, and does not need MKL.
 
-B images, n RoIs over all images, C channels, S = output_size, L levels, P pixels of all levels and images laid one
-after another.
+B images, n RoIs over all images, C channels, S = output_size, L levels, P pixels of all levels and images concatenated.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ from rcnn.ops.rois import at_least_float32, safe_boxes
 
 
 def areas(levels: Sequence[Tensor]) -> list[int]:
-    """Pixels of each level, over all images."""
+    """Return the number of pixels of each level, over all images."""
     return [feature.shape[0] * feature.shape[2] * feature.shape[3] for feature in levels]
 
 
@@ -36,14 +35,14 @@ def as_levels(pixels: Tensor, levels: Sequence[Tensor]) -> list[Tensor]:
 
 
 class Axis(NamedTuple):
-    """The T taps per side of each of the S cells, along y or x; a sample is two taps, all lower ones before all upper.
+    """The T taps of each of the S cells along y or x. A sample is two taps; all lower taps come before all upper ones.
 
     Attributes:
         pixel: (n, S, T) int32, row or column of the level.
         weight: (n, S, T).
         slope: (n, S, T), derivative of the weight by the position of the sample, in pixels of the image.
         along: (S, T), the position of the sample as a fraction of the box.
-        free: (n,), 0 where the box is held at its smallest length, else 1.
+        free: (n,), 0 if the box is clamped to its minimum length, else 1.
     """
 
     pixel: Tensor
@@ -58,8 +57,8 @@ class Taps(NamedTuple):
 
     Attributes:
         y, x: one axis each.
-        first: (n,) int32, where the map of the RoI's image and level begins among the P pixels.
-        width: (n,) int32, of that map.
+        first: (n,) int32, the first pixel of the map of the RoI's image and level among the P pixels.
+        width: (n,) int32, the width of that map.
     """
 
     y: Axis
@@ -71,7 +70,7 @@ class Taps(NamedTuple):
 def taps_of(
     levels: Sequence[Tensor], boxes: Tensor, level: Tensor, scales: Sequence[float], grid: tuple[int, int, bool]
 ) -> Taps:
-    """Where every RoI reads; `grid` is output_size, sampling_ratio and aligned."""
+    """Return the pixels that every RoI reads; `grid` is output_size, sampling_ratio and aligned."""
     dtype, device = torch.promote_types(levels[0].dtype, torch.float32), boxes.device
     counts = areas(levels)
     table = [[sum(counts[:i]), *feature.shape[2:]] for i, feature in enumerate(levels)]
@@ -85,14 +84,14 @@ def taps_of(
 
 
 def _axis(low: Tensor, high: Tensor, scale: Tensor, size: Tensor, grid: tuple[int, int, bool]) -> Axis:
-    """The taps along one axis of boxes from `low` to `high` (n,) on maps of `size` (n,) pixels."""
+    """Return the taps along one axis of boxes from `low` to `high` (n,) on maps of `size` (n,) pixels."""
     cells, samples, aligned = grid
     start, length = low * scale - (0.5 if aligned else 0.0), (high - low) * scale
     free = torch.ones_like(length) if aligned else (length > 1).to(length.dtype)
     step = (length if aligned else length.clamp(min=1))[:, None, None] / cells
     cell = torch.arange(cells, dtype=low.dtype, device=low.device)[:, None]
     part = torch.arange(samples, dtype=low.dtype, device=low.device) + 0.5
-    # In the order in which torchvision adds, so that both agree on which side of a pixel a sample falls.
+    # Added in torchvision's order, so that a sample falls on the same side of a pixel in both.
     at = start[:, None, None] + cell * step + part * step / samples  # (n, S, samples)
     last = (size[:, None, None] - 1).to(at.dtype)
     share = ((at >= -1) & (at <= last + 1)).to(at.dtype) / samples
@@ -106,7 +105,7 @@ def _axis(low: Tensor, high: Tensor, scale: Tensor, size: Tensor, grid: tuple[in
 
 
 def matrix(taps: Taps) -> tuple[Tensor, Tensor]:
-    """Pixels (n * S * S, T * T) int32 that every output cell reads, and their weights."""
+    """Return the pixels (n * S * S, T * T) int32 that every output cell reads, and their weights."""
     y, x = taps.y, taps.x
     rows = taps.first[:, None, None] + y.pixel * taps.width[:, None, None]
     index = rows[:, :, None, :, None] + x.pixel[:, None, :, None, :]
@@ -115,7 +114,7 @@ def matrix(taps: Taps) -> tuple[Tensor, Tensor]:
 
 
 def transposed_product(index: Tensor, weight: Tensor, grad: Tensor, pixels: int) -> Tensor:
-    """(rows, T * T) matrix in pixels, its transpose times grad (rows, C) -> (pixels, C)."""
+    """Return the transpose of the matrix (rows, T * T), times grad (rows, C), as (pixels, C)."""
     column, order = index.flatten().sort(stable=True)
     row = order.div(index.shape[1], rounding_mode="floor").int()
     begin = torch.bincount(column, minlength=pixels).cumsum(0).roll(1)
@@ -124,7 +123,7 @@ def transposed_product(index: Tensor, weight: Tensor, grad: Tensor, pixels: int)
 
 
 def sampled_product(index: Tensor, grad: Tensor, pixels: Tensor) -> Tensor:
-    """<grad of an output cell, pixel it reads> for every entry (rows, T * T) of the matrix."""
+    """Return <grad of an output cell, pixel that it reads> for every entry (rows, T * T) of the matrix."""
     row = torch.arange(len(index), dtype=torch.int32, device=index.device)
     begin, owner = row * index.shape[1], row.repeat_interleave(index.shape[1])
     backward = torch.ops.aten._embedding_bag_per_sample_weights_backward
@@ -132,7 +131,7 @@ def sampled_product(index: Tensor, grad: Tensor, pixels: Tensor) -> Tensor:
 
 
 def boxes_backward(taps: Taps, product: Tensor) -> Tensor:
-    """Gradient (n, 4) of the boxes, from the derivative of the loss by every weight."""
+    """Return the gradient (n, 4) of the boxes, from the derivatives of the loss with respect to the weights."""
     y, x = taps.y, taps.x
     product = product.view(len(y.pixel), *2 * y.along.shape[:1], *2 * y.along.shape[1:])  # (n, S, S, T, T)
     at_y = torch.einsum("nijpq,njq,nip->nip", product, x.weight, y.slope)

@@ -18,12 +18,12 @@ from rcnn.ops.rois import at_least_float32, rois_by_level, safe_boxes
 def roi_pool(
     levels: Sequence[Tensor], boxes: Tensor, level: Tensor, strides: Sequence[float], output_size: int
 ) -> Tensor:
-    """The maximum in each of S x S cells of every box, each box read from one level; 0 where a cell is empty.
+    """Return the maximum of each of S x S cells of every box, read from one level; 0 if a cell is empty.
 
-    Differentiable in the levels. The numbers are those of `torchvision.ops.roi_pool`.
+    Differentiable in the levels. The results equal those of `torchvision.ops.roi_pool`.
 
     Args:
-        levels: L feature maps (B, C, H, W), each of its own H and W.
+        levels: L feature maps (B, C, H, W); H and W may differ between levels.
         boxes: (B, R, 4) pixels of the image, inclusive.
         level: (B, R) int64, index into `levels`.
         strides: L, pixels of the image per cell of the level.
@@ -39,7 +39,7 @@ def roi_pool(
 def roi_pool_reference(
     levels: Sequence[Tensor], boxes: Tensor, level: Tensor, strides: Sequence[float], output_size: int
 ) -> Tensor:
-    """The same as `roi_pool`, one cell after another; differentiable by autograd alone."""
+    """Compute `roi_pool` one cell at a time; differentiable by autograd alone."""
     out = []
     for image, rois in enumerate(safe_boxes(boxes)):
         for roi, which in zip(rois.tolist(), level[image].tolist(), strict=True):
@@ -55,12 +55,12 @@ def roi_pool_reference(
 
 
 def _round(value: float) -> int:
-    """To the nearest integer, halves away from zero."""
+    """Round to the nearest integer, halves away from zero."""
     return int(math.copysign(math.floor(abs(value) + 0.5), value))
 
 
 def _cells(first: int, last: int, count: int, size: int) -> list[slice]:
-    """The pixels of each cell of a box from `first` to `last`, cut off at the edges of the map."""
+    """Return the pixels of each cell of a box from `first` to `last`, clipped to the map."""
     step = max(last - first + 1, 1) / count
     edges = [(first + math.floor(i * step), first + math.ceil((i + 1) * step)) for i in range(count)]
     return [slice(min(max(low, 0), size), min(max(high, 0), size)) for low, high in edges]
@@ -70,7 +70,7 @@ def _cells(first: int, last: int, count: int, size: int) -> list[slice]:
 def _roi_pool(
     levels: Sequence[Tensor], boxes: Tensor, level: Tensor, scales: Sequence[float], output_size: int
 ) -> tuple[Tensor, Tensor]:
-    """The pooled maxima (B, R, C, S, S), and the pixel of its map that each came from, -1 where the cell is empty."""
+    """Return the maxima (B, R, C, S, S), and the pixel of the map that each came from, -1 if the cell is empty."""
     size = output_size
     out = levels[0].new_zeros(*boxes.shape[:2], levels[0].shape[1], size, size)
     source = torch.zeros_like(out, dtype=torch.int32)
@@ -100,7 +100,7 @@ def _roi_pool_backward(
         return [torch.zeros_like(feature, memory_format=torch.contiguous_format) for feature in levels]
     size, wide, out = grad.shape[-1], at_least_float32(grad).flatten(0, 1), []
     for like, scale, (rows, rois) in zip(levels, scales, rois_by_level(boxes, level, len(levels)), strict=True):
-        # One argument list for all devices; the kernel reads only the sources, and from the boxes the image.
+        # One argument list serves all devices; the kernel reads only the sources and the image column of the RoIs.
         arguments = (source.flatten(0, 1)[rows].contiguous(), scale, size, size, *like.shape)
         part = torch.ops.torchvision._roi_pool_backward(wide[rows].contiguous(), rois.to(wide.dtype), *arguments)
         out.append(part.to(like.dtype))

@@ -1,4 +1,4 @@
-"""RoI warp (MNC, section 3.2): a RoI is cropped and resized bilinearly, then max pooled; differentiable in the boxes.
+"""RoI warp (MNC, section 3.2): RoIs are cropped, resized bilinearly and max pooled; differentiable in the boxes.
 
 B images, R RoIs per image, C channels, S = output_size, n = samples, L levels.
 """
@@ -21,13 +21,13 @@ def roi_warp(
     samples: int,
     aligned: bool,
 ) -> Tensor:
-    """The maximum of n x n bilinear samples in each of S x S cells of every box, each box read from one level.
+    """Return the maximum of n x n bilinear samples in each of S x S cells of every box, read from one level.
 
-    The resized crop is S * n samples per side, each at the centre of its share of the box; nothing is rounded. The
-    gradient of the boxes goes through the sample that is the largest.
+    The resized crop has S * n samples per side, each at the centre of its part of the box, without rounding. The
+    gradient of the boxes flows through the largest sample of each cell.
 
     Args:
-        levels: L feature maps (B, C, H, W), each of its own H and W.
+        levels: L feature maps (B, C, H, W); H and W may differ between levels.
         boxes: (B, R, 4) pixels of the image.
         level: (B, R) int64, index into `levels`.
         strides: L, pixels of the image per cell of the level.
@@ -51,7 +51,7 @@ def roi_warp_reference(
     samples: int,
     aligned: bool,
 ) -> Tensor:
-    """The same as `roi_warp`, one cell after another; differentiable by autograd alone."""
+    """Compute `roi_warp` one cell at a time; differentiable by autograd alone."""
     crop = roi_align_reference(levels, boxes, level, strides, output_size * samples, 1, aligned)
     spans = [slice(i * samples, (i + 1) * samples) for i in range(output_size)]
     rows = [torch.stack([crop[..., y, x].amax(dim=(3, 4)) for x in spans], dim=3) for y in spans]

@@ -23,5 +23,5 @@ def rois_by_level(boxes: Tensor, level: Tensor, count: int) -> Iterator[tuple[Te
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """Widen half precision to float32: the CPU kernels take only float32 and float64, and boxes and losses need it."""
+    """Widen half precision to float32, as boxes, losses and the CPU kernels need."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

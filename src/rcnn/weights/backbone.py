@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
         source: the file or its address.
         loaded: number of tensors loaded.
         missing: torchvision's names of tensors that the source lacks; these weights are unchanged.
-        unexpected: names in the source that have no place, apart from the classifier's.
+        unexpected: names in the source without a counterpart, except those of the classifier.
     """
 
     source: str
@@ -49,17 +49,17 @@ def load_backbone(
     """Load a classifier's weights into the trunk of `backbone`, in place; the neck is not changed.
 
     Half precision is widened. If the images do not have 3 channels, the first convolution is adapted: summed for 1
-    channel (a grey image then gives the same as in colour), else repeated and scaled by 3 / channels.
+    channel (so that a grey image gives the same result as in colour), else repeated and scaled by 3 / channels.
 
     Args:
         backbone: a backbone made by `build_backbone`.
         source: `imagenet` (torchvision's weights, or timm's for its networks), or a file: .safetensors or .pth with
             torchvision's names (timm's for its networks), or .npz with Caffe's.
-        head: the second stage's head: a `Conv5Head` gets layer4, an `FCHead` on VGG-16 or ZF gets fc6 and fc7.
+        head: the second stage's head; a `Conv5Head` receives layer4, an `FCHead` on VGG-16 or ZF receives fc6 and fc7.
         preprocess: preprocessing of the images; if it is not torchvision's, `imagenet` weights are adapted to it.
 
     Raises:
-        UnavailableError: `imagenet` weights can't be downloaded, or torchvision has none of this trunk.
+        UnavailableError: `imagenet` weights can't be downloaded, or torchvision has none for this trunk.
         WeightsError: the file is missing, damaged, not a dictionary of tensors, or does not fit.
     """
     if isinstance(backbone.trunk, TimmTrunk):
@@ -68,7 +68,7 @@ def load_backbone(
     targets = _targets(backbone, head)
     matches = targets.keys() & tensors.keys()
     if not matches:
-        raise WeightsError(f"{name} holds no weights of {backbone.name}: its names start as {sorted(tensors)[:3]}")
+        raise WeightsError(f"{name} holds no weights of {backbone.name}: its first names are {sorted(tensors)[:3]}")
     with torch.no_grad():
         for key in sorted(matches):
             targets[key].copy_(_fit(tensors[key], targets[key], f"{name}: {key}"))
@@ -80,9 +80,9 @@ def load_backbone(
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a .safetensors or .pth file, without running code that a .pth file may hold.
+    """Read the tensors of a .safetensors or .pth file, without running code that a .pth file may contain.
 
-    An .npz file holds a classifier under Caffe's names; its tensors are given torchvision's.
+    An .npz file contains a classifier under Caffe's names; its tensors are returned under torchvision's.
 
     Raises:
         WeightsError: the file is missing, damaged or not a dictionary of tensors.
@@ -93,7 +93,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     if path.suffix not in (".pth", ".pt"):
         return read_safetensors(path)[0]
     with reading(path, MAX_FOREIGN_BYTES), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Detected pickle protocol")  # it is read or refused all the same
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")  # the file is read or refused anyway
         if zipfile.is_zipfile(path):
             check_archive(path)
         try:
@@ -129,8 +129,8 @@ def _targets(backbone: Backbone, head: nn.Module | None) -> dict[str, Tensor]:
 def fit_channels(weight: Tensor, channels: int) -> Tensor:
     """Adapt a first convolution's weight (out, in, k, k) to images of `channels` channels: (out, channels, k, k).
 
-    For 1 channel it is summed, so that a grey image gives the same as with its channel repeated; else it is repeated
-    and scaled by in / channels.
+    For 1 channel it is summed, so that a grey image gives the same result as with its channel repeated. Otherwise it is
+    repeated and scaled by in / channels.
     """
     before = weight.shape[1]
     if channels == 1:
@@ -141,13 +141,13 @@ def fit_channels(weight: Tensor, channels: int) -> Tensor:
 def match_pixels(trunk: nn.Module, preprocess: Preprocess) -> None:
     """Adapt a first convolution from torchvision's pixels to those of `preprocess`, in place.
 
-    It then gives the same for the same image, except at the edges, where zero padding stands for the other mean.
-    Without a bias it can't make up for another mean; for other than 3 channels it is not changed.
+    Its output for an image does not change, except at the edges, where zero padding stands for the other mean. Without
+    a bias it can't compensate for another mean. If it does not have 3 channels, it is left unchanged.
     """
     usual = Preprocess()
     conv = next(layer for layer in trunk.modules() if isinstance(layer, nn.Conv2d))
-    habits = [(p.order, p.mean, p.std) for p in (usual, preprocess)]
-    if conv.in_channels != 3 or habits[0] == habits[1]:
+    same_pixels = (usual.order, usual.mean, usual.std) == (preprocess.order, preprocess.mean, preprocess.std)
+    if conv.in_channels != 3 or same_pixels:
         return
     mean, std, usual_mean, usual_std = (
         conv.weight.new_tensor(numbers).expand(3)
@@ -163,17 +163,17 @@ def match_pixels(trunk: nn.Module, preprocess: Preprocess) -> None:
 
 
 def _fit(tensor: Tensor, target: Tensor, where: str) -> Tensor:
-    """Bring `tensor` into the shape of `target`: a first convolution may have other than three channels."""
-    shape, wanted = tuple(tensor.shape), tuple(target.shape)
-    if len(shape) == 4 and shape[1] == 3 and shape != wanted and (shape[0], *shape[2:]) == (wanted[0], *wanted[2:]):
-        return fit_channels(tensor, wanted[1])
-    if shape != wanted:
-        raise WeightsError(f"{where} has the shape {shape}, this backbone needs {wanted}; take the weights of its kind")
+    """Return `tensor` in the shape of `target`; a first convolution is adapted to the number of channels."""
+    shape, needed = tuple(tensor.shape), tuple(target.shape)
+    if len(shape) == 4 and shape[1] == 3 and shape != needed and (shape[0], *shape[2:]) == (needed[0], *needed[2:]):
+        return fit_channels(tensor, needed[1])
+    if shape != needed:
+        raise WeightsError(f"{where} has the shape {shape}, this backbone needs {needed}; take weights of its kind")
     return tensor
 
 
 def _imagenet(name: str) -> tuple[dict[str, Tensor], str]:
-    """Return state and address of torchvision's first ImageNet weights, which its own detectors start from."""
+    """Return the state and URL of torchvision's first ImageNet weights, which its own detectors start from."""
     if name not in _IMAGENET:
         raise UnavailableError(f"torchvision has no ImageNet weights of {name}")
     from torchvision.models import get_model_weights
@@ -183,13 +183,13 @@ def _imagenet(name: str) -> tuple[dict[str, Tensor], str]:
 
 
 def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
-    """Load weights into a network of timm by copying a second one, since timm renames and adapts weights itself."""
+    """Load weights into a network of timm by way of a second network, since timm renames and adapts weights itself."""
     name = f"timm/{trunk.name}"
     if source == "imagenet":
-        if is_offline():  # timm downloads by itself; whether its cache holds the file is unknown here
+        if is_offline():  # timm downloads by itself, and whether its cache holds the file is unknown
             raise UnavailableError(
-                f"ImageNet weights of {name} are not fetched: RCNN_OFFLINE is set. With HF_HUB_OFFLINE=1 in its place, "
-                "timm takes those in Hugging Face's cache"
+                f"ImageNet weights of {name} are not fetched: RCNN_OFFLINE is set. With HF_HUB_OFFLINE=1 instead, timm "
+                "uses those in Hugging Face's cache"
             )
         try:
             state = trunk.create(pretrained=True).state_dict()
@@ -199,7 +199,7 @@ def _load_timm(trunk: TimmTrunk, source: str | Path) -> Loaded:
         name, tensors = str(source), read_tensors(source)
         try:
             state = trunk.create(tensors).state_dict()
-        except Exception as error:  # timm renames what may be anything
+        except Exception as error:  # timm may fail in any way on unknown tensors
             raise WeightsError(f"{name} does not fit timm/{trunk.name}: {first_line(error)}") from None
     result = trunk.net.load_state_dict(state, strict=False)
     unexpected = (key for key in result.unexpected_keys if not key.endswith("num_batches_tracked"))

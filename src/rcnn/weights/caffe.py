@@ -1,7 +1,7 @@
 """Read arrays under Caffe's layer names (.npz), and classifiers that backbones start from.
 
-Caffe's own files (.caffemodel) need Caffe to be read: `np.savez(path, **{f"{layer}.{i}": blob.data for layer, blobs in
-net.params.items() for i, blob in enumerate(blobs)})` makes an .npz of one.
+Reading Caffe's own files (.caffemodel) needs Caffe: `np.savez(path, **{f"{layer}.{i}": blob.data for layer, blobs in
+net.params.items() for i, blob in enumerate(blobs)})` converts one to .npz.
 """
 
 import re
@@ -16,9 +16,9 @@ from rcnn.errors import WeightsError
 from rcnn.weights.file import MAX_FOREIGN_BYTES, check_archive, reading
 
 _VGG = ("1_1", "1_2", "2_1", "2_2", "3_1", "3_2", "3_3", "4_1", "4_2", "4_3", "5_1", "5_2", "5_3")
-_VGG_PLACES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
+_VGG_INDICES = (0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28)
 CONVS = {
-    "vgg16": {f"conv{n}": f"features.{place}" for n, place in zip(_VGG, _VGG_PLACES, strict=True)},
+    "vgg16": {f"conv{n}": f"features.{index}" for n, index in zip(_VGG, _VGG_INDICES, strict=True)},
     "zf": {f"conv{n}": f"features.conv{n}" for n in range(1, 6)},
 }
 """Our trunk -> Caffe's layer -> the trunk's layer."""
@@ -31,19 +31,19 @@ Blobs = np.ndarray | Tensor | Sequence[np.ndarray | Tensor]
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
-    """Read the arrays of an .npz file; no code in it is run.
+    """Read the arrays of an .npz file, without running code that it may contain.
 
     Raises:
-        WeightsError: the file is missing or damaged, or holds anything but arrays of numbers.
+        WeightsError: the file is missing or damaged, or contains anything but arrays of numbers.
     """
     with reading(path, MAX_FOREIGN_BYTES, "no .npz file of plain arrays"):
         check_archive(path)
         with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
-    types = {name: getattr(array, "dtype", None) for name, array in arrays.items()}  # of other archives bytes come out
+    types = {name: getattr(array, "dtype", None) for name, array in arrays.items()}  # other archives yield bytes
     other = next((name for name, kind in types.items() if kind is None or kind.kind not in "biuf"), None)
     if other is not None:
-        raise WeightsError(f"{path} holds other things than arrays of numbers, such as `{other}`: no file of weights")
+        raise WeightsError(f"{path} holds more than arrays of numbers, such as `{other}`, so it is no file of weights")
     return arrays
 
 
@@ -51,7 +51,7 @@ def classifier_state(arrays: Mapping[str, Blobs], source: object) -> dict[str, T
     """Return a classifier's convolutions, fc6 and fc7 under torchvision's names, to start a backbone from.
 
     Raises:
-        WeightsError: these are not layers of VGG-16 or ZF.
+        WeightsError: the arrays are not layers of VGG-16 or ZF.
     """
     tensors = layer_tensors(arrays)
     layers = {layer for layer, _ in tensors}
@@ -59,8 +59,8 @@ def classifier_state(arrays: Mapping[str, Blobs], source: object) -> dict[str, T
     if trunk is None:
         some = ", ".join(sorted(layers)[:4]) or "no layer"
         raise WeightsError(f"{source}: expected conv1_1 to conv5_3 (VGG-16) or conv1 to conv5 (ZF), found {some}")
-    places = CONVS[trunk] | _CLASSIFIER
-    return {f"{places[layer]}.{leaf}": tensor for (layer, leaf), tensor in tensors.items() if layer in places}
+    names = CONVS[trunk] | _CLASSIFIER
+    return {f"{names[layer]}.{leaf}": tensor for (layer, leaf), tensor in tensors.items() if layer in names}
 
 
 def trunk_of(layers: Collection[str]) -> str | None:
@@ -69,29 +69,29 @@ def trunk_of(layers: Collection[str]) -> str | None:
 
 
 def layer_of(name: str) -> tuple[str, str] | None:
-    """Split an array's name such as `conv1_1.weight` into layer and `weight` or `bias`; None if it is no such name."""
+    """Split an array's name such as `conv1_1.weight` into layer and `weight` or `bias`; None for any other name."""
     match = _KEY.fullmatch(name)
     return match and (match["layer"], _LEAVES.get(match["long"] or match["short"], "bias"))
 
 
 def layer_tensors(arrays: Mapping[str, Blobs]) -> dict[tuple[str, str], Tensor]:
-    """Map (layer, weight or bias) to tensors; old blobs of Caffe have four dimensions, whatever they hold.
+    """Map (layer, weight or bias) to tensors; old blobs of Caffe, which always have four dimensions, are reshaped.
 
     Args:
         arrays: layer -> (weight, bias), or `layer.weight` (`/weights`, `_w`, `.0`) -> one array.
 
     Raises:
-        WeightsError: an array is named otherwise.
+        WeightsError: an array has any other name.
     """
     blobs: dict[tuple[str, str], np.ndarray | Tensor] = {}
     for name, value in arrays.items():
         if not isinstance(value, np.ndarray | Tensor):
             blobs |= {(name, leaf): blob for leaf, blob in zip(("weight", "bias"), value, strict=False)}
-        elif place := layer_of(name):
-            blobs[place] = value
+        elif key := layer_of(name):
+            blobs[key] = value
         else:
             raise WeightsError(f"`{name}` is not named like a layer's weight or bias, such as conv1_1.weight")
-    return {place: _plain(torch.as_tensor(blob).float(), place[1]) for place, blob in blobs.items()}
+    return {key: _plain(torch.as_tensor(blob).float(), key[1]) for key, blob in blobs.items()}
 
 
 def _plain(tensor: Tensor, leaf: str) -> Tensor:

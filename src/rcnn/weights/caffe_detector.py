@@ -55,7 +55,7 @@ _FIXED: dict[str, tuple[Any, ...]] = {
 """Setting -> its values in a model whose layers have names in Caffe, and the same meaning there."""
 
 _NOTE = (
-    "The arrays hold no settings: preprocessing, anchors, numbers of boxes and thresholds are those of {}. Where the "
+    "The arrays hold no settings: preprocessing, anchors, numbers of boxes and thresholds are those of {}. If the "
     "network was trained with others, give them after each command, such as preprocess.short=300"
 )
 
@@ -74,9 +74,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequence[str] | None = None) -> Imported:
     """Import a detector of the paper from arrays.
 
-    The arrays hold the background's scores and boxes first. Boxes are per class and not normalised: both
-    implementations fold mean and deviation into the weights on saving. The background's boxes, which nothing reads, are
-    left out.
+    In the arrays, the background's scores and boxes come first. Boxes are per class and not normalised, since both
+    implementations fold mean and deviation into the weights on saving. The unused boxes of the background are left out.
 
     Args:
         arrays: arrays in the form that `rcnn.weights.caffe.layer_tensors` takes.
@@ -86,15 +85,15 @@ def import_arrays(arrays: Mapping[str, Blobs], settings: Settings, names: Sequen
     Raises:
         WeightsError: a layer is missing or does not belong to this network.
     """
-    places, network = _places(settings), settings.model.backbone
+    our_names, network = _names(settings), settings.model.backbone
     blobs = {(_ALIASES.get(layer, layer), leaf): tensor for (layer, leaf), tensor in layer_tensors(arrays).items()}
-    missing = sorted({(layer, leaf) for layer in places for leaf in ("weight", "bias")} - blobs.keys())
-    foreign = sorted({layer for layer, _ in blobs} - places.keys())
+    missing = sorted({(layer, leaf) for layer in our_names for leaf in ("weight", "bias")} - blobs.keys())
+    foreign = sorted({layer for layer, _ in blobs} - our_names.keys())
     faults = [f"`{layer}` has no {leaf}" for layer, leaf in missing]
     faults += [f"`{layer}` is no layer of {network}" for layer in foreign]
     if faults:
         raise WeightsError(f"the arrays are not those of {network}: {some(faults, 3)}")
-    tensors = {f"{places[layer]}.{leaf}": tensor for (layer, leaf), tensor in blobs.items()}
+    tensors = {f"{our_names[layer]}.{leaf}": tensor for (layer, leaf), tensor in blobs.items()}
     tensors = {name: background_last(name, tensor) for name, tensor in tensors.items()}
     tensors = renormalise(tensors, PLAIN, settings.roi)
     count = len(tensors[f"{CLASS_LAYER}.bias"]) - 1
@@ -118,25 +117,25 @@ def export_arrays(tensors: Mapping[str, Tensor], settings: Settings) -> dict[str
         raise WeightsError(f"Caffe's networks of the paper can't hold this detector: {'; '.join(faults)}")
     tensors = renormalise(tensors, settings.roi, PLAIN)
     return {
-        f"{layer}.{leaf}": background_first(place, tensors[f"{place}.{leaf}"].detach().float().cpu()).numpy()
-        for layer, place in _places(settings).items()
+        f"{layer}.{leaf}": background_first(name, tensors[f"{name}.{leaf}"].detach().float().cpu()).numpy()
+        for layer, name in _names(settings).items()
         for leaf in ("weight", "bias")
     }
 
 
 def swap_scores(scores: Tensor) -> Tensor:
-    """Exchange background and object in the (2A, ...) weight or bias of `rpn_cls_score`; twice restores it."""
+    """Exchange background and object in the (2A, ...) weight or bias of `rpn_cls_score`; a second call restores it."""
     return scores.roll(scores.shape[0] // 2, dims=0)
 
 
 def network_of(names: Collection[str]) -> tuple[str, bool] | None:
-    """Tell from the names of arrays the network (vgg16 or zf) and whether they are a whole detector; None: neither."""
-    layers = {_ALIASES.get(place[0], place[0]) for name in names if (place := layer_of(name))}
+    """Return the network (vgg16 or zf) of arrays with these names and whether they form a detector; None: neither."""
+    layers = {_ALIASES.get(key[0], key[0]) for name in names if (key := layer_of(name))}
     trunk = trunk_of(layers)
     return (trunk, layers >= _HEADS.keys()) if trunk else None
 
 
-def _places(settings: Settings) -> dict[str, str]:
-    """Layer of Caffe -> our name."""
-    convs = {layer: f"backbone.trunk.{place}" for layer, place in CONVS[settings.model.backbone].items()}
+def _names(settings: Settings) -> dict[str, str]:
+    """Map layers of Caffe to our names."""
+    convs = {layer: f"backbone.trunk.{name}" for layer, name in CONVS[settings.model.backbone].items()}
     return convs | _HEADS

@@ -1,6 +1,7 @@
-"""One file of weights: tensors as safetensors, everything else as JSON in its header. No pickle.
+"""Files of weights: tensors as safetensors, everything else as JSON in the header. No pickle.
 
-Written so that a reader sees the old file or the new one, never half of one, and so that damage is noticed on reading.
+A file is written so that a reader sees the old file or the new one, never a part of it, and so that damage is detected
+on reading.
 """
 
 import hashlib
@@ -24,10 +25,10 @@ from rcnn.errors import WeightsError
 FORMAT = 1
 ENTRY = "rcnn"
 MAX_BYTES, MAX_FOREIGN_BYTES = 16_000 * MB, 3_500 * MB
-"""Bytes of a file of ours, a checkpoint included, and of one that is read before anything is known about it."""
+"""Maximum size in bytes of our own files, checkpoints included, and of files of unknown origin."""
 
 Check = Callable[[Mapping[str, Any], Mapping[str, Tensor]], None]
-"""(metadata, name -> tensor on the `meta` device) -> nothing, or an error before any tensor is read."""
+"""Function of (metadata, name -> tensor on the `meta` device) that may raise an error before any tensor is read."""
 
 _TYPES = {
     **{"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "BOOL": torch.bool},
@@ -35,13 +36,13 @@ _TYPES = {
     **{f"U{bits}": getattr(torch, f"uint{bits}") for bits in (8, 16, 32, 64)},
     **{"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2},
 }
-"""Names in a header of safetensors -> dtypes."""
+"""Names in the header of safetensors -> dtypes."""
 
 _NAMES = {dtype: name for name, dtype in _TYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000
 """Bytes; the format's own limit."""
 _MAX_LINE_LETTERS = 300
-"""Letters of what another library says about a file; it may repeat a text of the file."""
+"""Maximum length of another library's error message, which may contain text of the file."""
 
 _KINDS = (
     (b"PK\x03\x04", "a zip archive or a PyTorch pickle (.pth)"),
@@ -53,20 +54,17 @@ _KINDS = (
     (b"<html", "a web page, perhaps in place of the file that was to be downloaded"),
     (b"version https://git-lfs", "a Git LFS pointer; `git lfs pull` fetches the file"),
 )
-"""How files begin that are taken for weights, in lower case where they are text, and what they are."""
+"""First bytes of files that are mistaken for weights, text in lower case, and the kinds of these files."""
 
 
 def kept(folder: Path) -> Path:
-    """Return the weights that a training chose among those in a folder: its best ones, or its last if it chose none.
-
-    It chooses none with `train.keep=last`.
-    """
+    """Return the weights that a training keeps in a folder: the best ones, or the last ones with `train.keep=last`."""
     best = folder / "best.safetensors"
     return best if best.is_file() else folder / "last.safetensors"
 
 
 def weights_of_run(path: Path) -> Path:
-    """Return the weights that a run folder stands for, as `kept` chooses them; any other path stays as it is."""
+    """Return the weights of a run folder, as `kept` chooses them; any other path is returned unchanged."""
     weights = kept(path / "weights")
     return weights if weights.is_file() else path
 
@@ -76,9 +74,9 @@ def atomic_write(path: str | Path, data: bytes | Iterable[bytes | memoryview], *
 
     Args:
         path: the file.
-        data: its new content, whole or in parts.
-        shared: whether others may write the same file at the same time. The temporary file of a killed writer then
-            remains; otherwise the next write removes it.
+        data: its new content, as one object or in parts.
+        shared: whether others may write the same file at the same time. If so, the temporary file of a killed writer
+            remains; otherwise the next write replaces it.
 
     Raises:
         OSError: the folder is missing or not writable, or the disk is full; the old file is untouched.
@@ -94,10 +92,10 @@ def atomic_write(path: str | Path, data: bytes | Iterable[bytes | memoryview], *
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.filename is None:  # a write or a sync knows only its descriptor
+        if isinstance(error, OSError) and error.filename is None:  # write and fsync know only the descriptor
             error.filename = str(path)
         raise
-    if os.name == "posix":  # elsewhere a folder can't be opened, and a rename is durable by itself
+    if os.name == "posix":  # on other systems a folder can't be opened, and a rename is durable by itself
         folder = os.open(path.parent, os.O_RDONLY)
         try:
             os.fsync(folder)
@@ -109,9 +107,9 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     """Write tensors and JSON metadata to `path` (.safetensors) atomically; the same content gives the same bytes.
 
     Args:
-        path: the file; its folder exists.
+        path: the file; its folder must exist.
         tensors: name -> tensor of any device, dtype and memory format.
-        metadata: anything that JSON holds, except the keys `format` and `sha256`, which are added here.
+        metadata: any JSON, except the keys `format` and `sha256`, which are added here.
 
     Raises:
         OSError: as `atomic_write`.
@@ -119,7 +117,7 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
     plain = {name: tensors[name].detach().cpu().contiguous() for name in tensors}
     entry = {**metadata, "format": FORMAT}
     entry["sha256"] = _digest(plain, entry)
-    names = sorted(plain, key=lambda name: (-plain[name].itemsize, name))  # so that each begins at a multiple of it
+    names = sorted(plain, key=lambda name: (-plain[name].itemsize, name))  # so that each is aligned to its element size
     header: dict[str, Any] = {"__metadata__": {ENTRY: _json(entry)}}
     end = 0
     for name in names:
@@ -127,32 +125,32 @@ def save_weights(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapp
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    # Tensors are written from where they are: safetensors' own `save` copies them all, three times.
+    # Tensors are written without a copy; safetensors' own `save` copies them all three times.
     atomic_write(path, chain((len(text).to_bytes(8, "little") + text,), (_bytes(plain[name]) for name in names)))
 
 
 @contextmanager
-def reading(path: str | Path, most: int, kind: str = "") -> Iterator[None]:
+def reading(path: str | Path, max_bytes: int, kind: str = "") -> Iterator[None]:
     """Turn any error while a file is read into a sentence about the file.
 
     Args:
         path: the file.
-        most: its size at most, bytes.
-        kind: what it is expected to be, as in `is damaged, or no .npz file`.
+        max_bytes: its maximum size.
+        kind: continues `is damaged, or`, as in `is damaged, or no .npz file`.
 
     Raises:
-        WeightsError: there is no such file, it is too large, damaged, or describes more than there is memory for.
+        WeightsError: the file is missing, too large, damaged, or describes more than there is memory for.
     """
     opened = False
     try:
-        check_regular(path, most)
+        check_regular(path, max_bytes)
         opened = True
         yield
     except WeightsError:
         raise
     except MemoryError:
         raise WeightsError(f"{path} is damaged: it describes more than there is memory for") from None
-    except Exception as error:  # parsers of damaged files raise anything, also an OSError that names no file
+    except Exception as error:  # parsers of damaged files raise any error, also an OSError without a file name
         if isinstance(error, OSError) and (error.filename or not opened):
             raise WeightsError(f"{path}: can't be read: {error.strerror or error}") from None
         if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):
@@ -166,13 +164,13 @@ def check_archive(path: str | Path) -> None:
     """Check that the parts of a zip archive are not too large when they are unpacked.
 
     Raises:
-        OSError: they are.
-        zipfile.BadZipFile: it is no zip archive.
+        OSError: they are too large.
+        zipfile.BadZipFile: the file is not a zip archive.
     """
     with zipfile.ZipFile(path) as archive:
         size = sum(part.file_size for part in archive.infolist())
     if size > MAX_FOREIGN_BYTES:
-        raise OSError(f"it unpacks to {size / MB:,.0f} MB, and {MAX_FOREIGN_BYTES // MB:,} MB are the most")
+        raise OSError(f"it unpacks to {size / MB:,.0f} MB, and the maximum is {MAX_FOREIGN_BYTES // MB:,} MB")
 
 
 def load_weights(path: str | Path, check: Check | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -183,7 +181,7 @@ def load_weights(path: str | Path, check: Check | None = None) -> tuple[dict[str
         check: receives the metadata and the shapes of the tensors before these are read.
 
     Raises:
-        WeightsError: the file is missing, damaged, of another kind or of a later version; or what `check` raises.
+        WeightsError: the file is missing, damaged, of another kind or of a later version, or `check` raised it.
     """
     described, header, start = _read_header(path, MAX_BYTES)
     if ENTRY not in header:
@@ -194,14 +192,14 @@ def load_weights(path: str | Path, check: Check | None = None) -> tuple[dict[str
     try:
         entry = read_json(header[ENTRY])
         version, digest = entry["format"], entry.pop("sha256")
-        _json(entry)  # it holds no number that JSON can't
+        _json(entry)  # fails for numbers that JSON can't represent
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise WeightsError(f"{_name(path)} is damaged: its `{ENTRY}` entry is not the JSON that was written") from None
     if version != FORMAT:
         raise WeightsError(f"{_name(path)} has format {version}, this version of rcnn reads {FORMAT}; update rcnn")
     if check is not None:
-        rest = {key: value for key, value in entry.items() if key != "format"}
-        check(rest, {name: tensor for name, (tensor, _) in described.items()})
+        metadata = {key: value for key, value in entry.items() if key != "format"}
+        check(metadata, {name: tensor for name, (tensor, _) in described.items()})
     tensors = _read(path, described, start, MAX_BYTES)
     if _digest(tensors, entry) != digest:
         raise WeightsError(f"{_name(path)} is damaged: its content does not have the checksum that it was written with")
@@ -210,10 +208,10 @@ def load_weights(path: str | Path, check: Check | None = None) -> tuple[dict[str
 
 
 def is_detector(path: str | Path) -> bool:
-    """Tell whether a .safetensors file is one of our detectors.
+    """Return whether a .safetensors file is one of our detectors.
 
     Raises:
-        WeightsError: as `read_safetensors`.
+        WeightsError: as for `read_safetensors`.
     """
     return ENTRY in _read_header(path, MAX_BYTES)[1]
 
@@ -228,9 +226,9 @@ def read_safetensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str
     return _read(path, described, start, MAX_FOREIGN_BYTES), header
 
 
-def _read_header(path: str | Path, most: int) -> tuple[dict[str, tuple[Tensor, int]], dict[str, str], int]:
-    """Return name -> (tensor on the `meta` device, its place), raw metadata, and where the bytes of tensors begin."""
-    with reading(path, most, "no safetensors file"):
+def _read_header(path: str | Path, max_bytes: int) -> tuple[dict[str, tuple[Tensor, int]], dict[str, str], int]:
+    """Return name -> (tensor on the `meta` device, its offset), raw metadata, and where the bytes of tensors begin."""
+    with reading(path, max_bytes, "no safetensors file"):
         with Path(path).open("rb") as file:
             start = file.read(24)
             length = int.from_bytes(start[:8], "little")
@@ -242,7 +240,7 @@ def _read_header(path: str | Path, most: int) -> tuple[dict[str, tuple[Tensor, i
                 raise ValueError("the length of its header is wrong")
             file.seek(8)
             header = json.loads(file.read(length), object_pairs_hook=_without_duplicates)
-        with safe_open(path, "pt"):  # refuses shapes, types and places that don't agree with each other and the file
+        with safe_open(path, "pt"):  # refuses shapes, types and offsets that contradict each other or the file
             pass
         metadata = header.pop("__metadata__", None) or {}
         described = {
@@ -252,13 +250,15 @@ def _read_header(path: str | Path, most: int) -> tuple[dict[str, tuple[Tensor, i
         return described, metadata, 8 + length
 
 
-def _read(path: str | Path, described: Mapping[str, tuple[Tensor, int]], start: int, most: int) -> dict[str, Tensor]:
+def _read(
+    path: str | Path, described: Mapping[str, tuple[Tensor, int]], start: int, max_bytes: int
+) -> dict[str, Tensor]:
     """Read the tensors that a header describes."""
-    with reading(path, most), Path(path).open("rb") as file:
+    with reading(path, max_bytes), Path(path).open("rb") as file:
         tensors = {}
-        for name, (like, place) in described.items():
+        for name, (like, offset) in described.items():
             tensor = tensors[name] = torch.empty(like.shape, dtype=like.dtype)
-            file.seek(start + place)
+            file.seek(start + offset)
             if file.readinto(_bytes(tensor)) != tensor.nbytes:
                 raise ValueError(f"the tensor `{name}` ends early")
         return tensors
@@ -268,12 +268,12 @@ def read_json(text: str) -> Any:
     """Parse JSON.
 
     Raises:
-        ValueError: it is malformed, or has a NaN or Infinity, which Python accepts by default.
-        RecursionError: it is nested too deeply.
+        ValueError: the text is malformed, or has a NaN or Infinity, which Python accepts by default.
+        RecursionError: the text is nested too deeply.
     """
 
     def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number of JSON")
+        raise ValueError(f"{constant} is not a number in JSON")
 
     return json.loads(text, parse_constant=refuse)
 
@@ -282,7 +282,7 @@ def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Convert floating-point tensors to float16.
 
     Raises:
-        WeightsError: a number is too large for float16; its tensor is named.
+        WeightsError: a number is too large for float16; the message names its tensor.
     """
     halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
     for name, half in halves.items():
@@ -293,12 +293,12 @@ def to_half(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, cut where it is long, or its type where it has none."""
+    """Return the first line of an error's message, shortened if it is long, or its type if it has no message."""
     return (str(error) or type(error).__name__).splitlines()[0][:_MAX_LINE_LETTERS]
 
 
 def _without_duplicates(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Build a JSON object; a repeated name is refused, since readers differ in which value they take."""
+    """Build a JSON object, and refuse a repeated name, since readers differ in which value they use."""
     entries = dict(pairs)
     if len(entries) != len(pairs):
         raise ValueError("a name occurs twice in its header")
@@ -314,7 +314,7 @@ def _json(entry: Mapping[str, Any]) -> str:
 
 
 def _digest(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> str:
-    """SHA-256 of names, types, shapes and bytes of all tensors, and of the metadata."""
+    """Return the SHA-256 of names, types, shapes and bytes of all tensors, and of the metadata."""
     digest = hashlib.sha256(_json(entry).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
@@ -324,5 +324,5 @@ def _digest(tensors: Mapping[str, Tensor], entry: Mapping[str, Any]) -> str:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, where they are."""
+    """Return the bytes of a contiguous tensor, without a copy."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data

@@ -1,4 +1,4 @@
-"""Download weights once, whole and checked, into the cache that torchvision uses too."""
+"""Download weights once, completely and with a check, into the cache that torchvision also uses."""
 
 import errno
 import hashlib
@@ -22,17 +22,17 @@ from rcnn.weights.file import atomic_write
 TRIES = 3
 PAUSE_S = 1.0
 TIMEOUT_S = 10.0
-"""Of connecting to one address, and of waiting for the next bytes."""
+"""Limit for connecting to an address, and for waiting for the next bytes."""
 
 _CHUNK = 1 << 18
 
 
 class _TryAgainError(Exception):
-    """The connection or the server failed; what was received is kept, and another try may get the rest."""
+    """The connection or the server failed; received bytes are kept, and another try may receive the rest."""
 
 
 def is_offline() -> bool:
-    """Whether the environment variable RCNN_OFFLINE forbids downloads."""
+    """Return whether the environment variable RCNN_OFFLINE forbids downloads."""
     return os.environ.get("RCNN_OFFLINE", "") not in ("", "0")
 
 
@@ -40,16 +40,16 @@ def fetch(url: str) -> Path:
     """Return the file at `url` from torch's cache, `$TORCH_HOME/hub/checkpoints`, downloading it if needed.
 
     An interrupted download resumes where it stopped, in this call or a later one. The file's SHA-256 is compared with
-    the published digits and written to NAME.sha256; every later call compares it with that. With the environment
-    variable RCNN_OFFLINE=1 nothing is downloaded.
+    the published digits and recorded in NAME.sha256; every later call compares it with the record. With the environment
+    variable RCNN_OFFLINE=1, files are not downloaded.
 
     Args:
         url: the last part of its path is the file's name, which may hold the published first hexadecimal digits of the
             SHA-256, as in `resnet18-f37072fd.pth`.
 
     Raises:
-        UnavailableError: no network, RCNN_OFFLINE, the server refuses, or the cache can't be written.
-        WeightsError: the file, new or old, is not the one that was published or recorded.
+        UnavailableError: there is no network, RCNN_OFFLINE is set, the server refuses, or the cache can't be written.
+        WeightsError: the downloaded or cached file differs from the published or recorded one.
         OSError: the disk is full.
     """
     name = url.rsplit("/", 1)[-1]
@@ -64,7 +64,7 @@ def fetch(url: str) -> Path:
             with _one_process_at_a_time(path):
                 if not path.exists():
                     _download(url, path, published)
-        except OSError as error:  # of the disk: those of the network have become sentences
+        except OSError as error:  # of the disk; errors of the network have been translated
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise UnavailableError(
@@ -76,18 +76,18 @@ def fetch(url: str) -> Path:
 
 @contextmanager
 def _one_process_at_a_time(path: Path) -> Iterator[None]:
-    """The others wait, then find the file there."""
-    if sys.platform == "win32":  # has no flock; what two writers spoil, the checksum finds
+    """Let other processes wait; they then find the finished file."""
+    if sys.platform == "win32":  # has no flock; the checksum detects damage by two writers
         yield
         return
     import fcntl
 
     lock = path.with_name(f".{path.name}.lock")
     with lock.open("a") as file:
-        with suppress(OSError):  # some network file systems can't lock: as above
+        with suppress(OSError):  # some network file systems can't lock; then as above
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
-        lock.unlink(missing_ok=True)  # the file is there now, so whoever makes a new lock has nothing to download
+        lock.unlink(missing_ok=True)  # the file exists now, so a process that makes a new lock downloads nothing
 
 
 def _download(url: str, path: Path, published: str) -> None:
@@ -95,7 +95,7 @@ def _download(url: str, path: Path, published: str) -> None:
     part = path.with_name(f"{path.name}.part")
     is_old = part.exists()
     _receive_all(url, part, path)
-    if is_old and not _sha256(part).startswith(published):  # its beginning may be of another file, or damaged
+    if is_old and not _sha256(part).startswith(published):  # the old part may be damaged or of another file
         part.unlink()
         _receive_all(url, part, path)
     digest = _sha256(part)
@@ -109,7 +109,7 @@ def _download(url: str, path: Path, published: str) -> None:
 
 
 def _receive_all(url: str, part: Path, path: Path) -> None:
-    """Receive until the file is whole, at most TRIES times."""
+    """Receive until the file is complete, in at most TRIES attempts."""
     failure = ""
     for attempt in range(TRIES):
         try:
@@ -118,20 +118,20 @@ def _receive_all(url: str, part: Path, path: Path) -> None:
             failure = str(error)
         except urllib.error.URLError as error:
             failure = f"no connection: {error.reason}"
-            if not attempt:  # without a network one try is enough; a line that was just cut may come back
+            if not attempt:  # without a network, one try is enough; a connection that was lost may come back
                 break
         if attempt + 1 < TRIES:
             time.sleep(PAUSE_S * 2**attempt)
-    kept = f". {part.stat().st_size:,} bytes are kept, the next call goes on from there" if part.exists() else ""
-    raise UnavailableError(f"{url} can't be downloaded: {failure}{kept}. {_by_hand('it', path)}")
+    rest = f". {part.stat().st_size:,} bytes are kept, and the next call resumes there" if part.exists() else ""
+    raise UnavailableError(f"{url} can't be downloaded: {failure}{rest}. {_by_hand('it', path)}")
 
 
 def _receive(url: str, part: Path) -> None:
-    """Add what is missing to `part`; all of it where the server sends all, as some do when asked for the rest.
+    """Append the missing bytes to `part`, or replace it if the server ignores the requested range.
 
     Raises:
-        URLError: no connection, or the server will never send the file.
-        _TryAgainError: the line was cut, or the server has trouble.
+        URLError: there is no connection, or the server will never send the file.
+        _TryAgainError: the connection was lost, or the server failed.
     """
     have = part.stat().st_size if part.exists() else 0
     response = _open(url, have)
@@ -149,11 +149,11 @@ def _receive(url: str, part: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     if total is not None and done < total:
-        raise _TryAgainError(f"the line was cut after {done:,} of {total:,} bytes")
+        raise _TryAgainError(f"the connection was lost after {done:,} of {total:,} bytes")
 
 
 def _open(url: str, have: int) -> Any:
-    """Request everything from byte `have` on; None if there is no more."""
+    """Request the file from byte `have` on; None if there are no more bytes."""
     headers = {"User-Agent": "rcnn"} | ({"Range": f"bytes={have}-"} if have else {})
     request = urllib.request.Request(url, headers=headers)
     try:
@@ -169,20 +169,20 @@ def _open(url: str, have: int) -> Any:
     except urllib.error.URLError:
         raise
     except (OSError, http.client.HTTPException) as error:
-        raise _TryAgainError(f"the line was cut: {error!r}") from None
+        raise _TryAgainError(f"the connection was lost: {error!r}") from None
 
 
 def _chunks(response: Any) -> Iterator[bytes]:
-    """The body, up to its end or to where the line breaks."""
+    """Yield the body until it ends or the connection is lost."""
     try:
-        while chunk := response.read1(_CHUNK):  # not `read`, which drops what it has when the line breaks
+        while chunk := response.read1(_CHUNK):  # not `read`, which drops received bytes when the connection is lost
             yield chunk
     except (OSError, http.client.HTTPException) as error:
-        raise _TryAgainError(f"the line was cut: {error!r}") from None
+        raise _TryAgainError(f"the connection was lost: {error!r}") from None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """From https only to https: where eight digits are published, the encryption is what keeps a forger out."""
+    """Follow https to https only, since eight published digits alone don't protect against a forged file."""
 
     def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
         if req.type == "https" and not newurl.startswith("https:"):
@@ -192,7 +192,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 @contextmanager
 def _bar(name: str, done: int, total: int | None) -> Iterator[Callable[[int], None]]:
-    """Show a bar on stderr if it is a terminal; yields a function that takes the number of new bytes."""
+    """Show a progress bar if stderr is a terminal; yields a function that takes the number of new bytes."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
@@ -204,7 +204,7 @@ def _bar(name: str, done: int, total: int | None) -> Iterator[Callable[[int], No
 
 
 def _check(path: Path, published: str) -> None:
-    """Compare the file with the published digits and with the recorded digest; record it where none is."""
+    """Compare the file with the published digits and with the recorded digest, which is written if there is none."""
     digest, record = _sha256(path), path.with_name(f"{path.name}.sha256")
     recorded = record.read_text(encoding="ascii", errors="replace")[:64] if record.exists() else None
     if not digest.startswith(published):
@@ -213,12 +213,12 @@ def _check(path: Path, published: str) -> None:
         expected, files = f"{record.name} says {recorded}, since its first use", f"both {path.name} and {record.name}"
     else:
         if recorded is None:
-            with suppress(OSError):  # a cache that many share may be read-only
+            with suppress(OSError):  # a shared cache may be read-only
                 atomic_write(record, f"{digest}  {path.name}\n".encode(), shared=True)
         return
     raise WeightsError(
         f"{path} has the SHA-256 {digest}, {expected}: it is damaged or another file, and is not used. "
-        f"Delete or move {files}, then it is downloaded anew"
+        f"Delete or move {files}, and it is downloaded again"
     )
 
 
@@ -228,5 +228,5 @@ def _sha256(path: Path) -> str:
 
 
 def _by_hand(what: str, path: Path) -> str:
-    """What to do without a network."""
-    return f"Get {what} on another machine and put it as {path.name} into {path.parent}"
+    """Return what to do without a network."""
+    return f"Get {what} on another machine and put it into {path.parent} as {path.name}"

@@ -12,14 +12,14 @@ from rcnn.weights.box_targets import CLASS_LAYER, LAYER
 
 
 class Imported(NamedTuple):
-    """A detector of another library, in our terms.
+    """A detector of another library as our settings and tensors.
 
     Attributes:
-        settings: settings of the whole detector.
+        settings: settings of the detector.
         tensors: our name -> tensor.
         names: class names; label k is `names[k]`.
         category_ids: number of each class in the data set. None: 1..K.
-        notes: sentences about what was left out or can't be known from the weights alone.
+        notes: sentences about parts that were left out or can't be known from the weights alone.
         backbone: the user's own module if `model.backbone` is `custom`.
         head: the user's own head of the second stage, if any.
     """
@@ -33,21 +33,20 @@ class Imported(NamedTuple):
     head: nn.Module | None = None
 
 
-def class_names(count: int, given: Sequence[str] | None, known: Sequence[str] = ()) -> tuple[str, ...]:
-    """Return names of `count` classes without the background: those given, else those known, else `class_1`, ...
+def class_names(count: int, names: Sequence[str] | None, known: Sequence[str] = ()) -> tuple[str, ...]:
+    """Return names of `count` classes without the background: the user's, else the known ones, else `class_1`, ...
 
     Raises:
-        WeightsError: the given names are not `count`, or one occurs twice.
+        WeightsError: the number of the user's names is not `count`, or a name occurs twice.
     """
-    if given is not None:
-        names = tuple(given)
+    if names is not None:
         if len(names) != count or len(set(names)) != count:
             raise WeightsError(
                 f"the model has {count} classes beside the background, found {len(names)} names "
                 f"({len(set(names))} different): {', '.join(names[:5])}, ...; give {count} different names, "
                 "in the order of its labels and without the background"
             )
-        return names
+        return tuple(names)
     if len(known) == count:
         return tuple(known)
     return tuple(f"class_{label}" for label in range(1, count + 1))
@@ -62,10 +61,10 @@ def coco_names() -> tuple[str, ...]:
 
 
 def background_last(name: str, tensor: Tensor) -> Tensor:
-    """Move the background from the first class row to the last; its four box rows, which nothing reads, are dropped.
+    """Move the background from the first class row to the last, and drop its four box rows, which are not used.
 
     Args:
-        name: our name of the tensor; only those of the predictor change.
+        name: our name of the tensor; only tensors of the predictor change.
         tensor: rows with the background first.
     """
     if name.startswith(CLASS_LAYER):
@@ -74,7 +73,7 @@ def background_last(name: str, tensor: Tensor) -> Tensor:
 
 
 def background_first(name: str, tensor: Tensor) -> Tensor:
-    """Undo `background_last`; the background's box rows are zeros."""
+    """Undo `background_last`, with zeros for the background's box rows."""
     if name.startswith(CLASS_LAYER):
         return tensor.roll(1, dims=0)
     return torch.cat((torch.zeros_like(tensor[:4]), tensor)) if name.startswith(LAYER) else tensor

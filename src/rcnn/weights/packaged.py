@@ -1,4 +1,4 @@
-"""Detectors that come with the package, with their cards and licences in `packaged/`."""
+"""Detectors that are included in the package, with their cards and licences in `packaged/`."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ PACKAGED: dict[str, Path] = {"blood-cells": _FOLDER / "blood-cells.safetensors"}
 
 
 def packaged_path(name: str) -> Path:
-    """Return the file of a detector that comes with the package.
+    """Return the file of a detector that is included in the package.
 
     Args:
         name: a key of `PACKAGED`.
 
     Raises:
-        WeightsError: the file is not in this installation.
+        WeightsError: the file is missing from this installation.
     """
     path = PACKAGED[name]
     if not path.is_file():

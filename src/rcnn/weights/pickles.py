@@ -1,9 +1,10 @@
 """Check pickles before they are read, and read arrays from them without running their code.
 
-The instructions of a pickle are checked first: some ask for more memory or time than any machine has. `read_pickle`
-then reads arrays, as in detectron2's model zoo. A pickle is a program that names the functions to call. Here it gets
-none of them: the few names that pickled arrays need are replaced by stand-ins that check their arguments, and any other
-name is refused. Not even numpy's own classes are used, since their `__setstate__` trusts its input.
+The instructions of a pickle are checked first, since some need more memory or time than any machine has. `read_pickle`
+then reads arrays, as in detectron2's model zoo. A pickle is a program that names the functions to call. Here these
+functions are not available: the few names that pickled arrays need are replaced by stand-ins that check their
+arguments, and any other name is refused. Even numpy's own classes are replaced, since their `__setstate__` trusts its
+input.
 """
 
 import io
@@ -25,19 +26,19 @@ from rcnn.errors import WeightsError
 from rcnn.weights.file import reading
 
 MAX_STEPS = 1_000_000
-"""Instructions of a pickle; the largest checkpoints have some 100,000."""
+"""Instructions of a pickle; the largest checkpoints have about 100,000."""
 
 MAX_PARTS = 1_000_000
-"""Parts of a value, counted as often as they are in it: its hash, or its text, takes as many steps."""
+"""Parts of a value, counted as often as they occur in it, since its hash or its text takes as many steps."""
 
 MAX_LETTERS = 100_000_000
-"""Letters of a value in a file of `torch.save`, counted likewise; the numbers of its tensors are beside the pickles."""
+"""Letters of a value in a file of `torch.save`, counted likewise; the data of its tensors are outside the pickles."""
 
 MAX_DEPTH = 16
-"""Tuples inside one another, each of which is a call on the stack when they are hashed."""
+"""Nested tuples, each of which is a call on the stack when they are hashed."""
 
 MAX_NAME_LETTERS = 1_000
-"""Letters of the name of a function or class."""
+"""Letters in the name of a function or class."""
 
 _PUTS, _GETS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"), ("GET", "BINGET", "LONG_BINGET")
 _TUPLES = ("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "FROZENSET")
@@ -72,22 +73,22 @@ def _measure(values: Sequence[_Value]) -> tuple[float, float, float]:
                 letters + sum(size[1] for size in sizes),
                 is_tuple + max((size[2] for size in sizes), default=0),
             )
-    most_parts, most_letters, depth = map(max, zip(*known, strict=True))
-    return most_parts, most_letters, depth
+    parts_of_largest, letters_of_largest, depth = map(max, zip(*known, strict=True))
+    return parts_of_largest, letters_of_largest, depth
 
 
-def check_pickle(stream: bytes | IO[bytes], most_letters: float = math.inf) -> None:
-    """Refuse a pickle that weights have no use for. Nothing of it is run.
+def check_pickle(stream: bytes | IO[bytes], max_letters: float = math.inf) -> None:
+    """Refuse a pickle that does more than weights need, without running it.
 
     Args:
-        stream: bytes of a pickle, or a file at its first byte, which is left after its last one.
-        most_letters: of a value, with those that it holds.
+        stream: bytes of a pickle, or a file at the pickle's first byte; the file is left after the last byte.
+        max_letters: letters of a value, including those of its parts.
 
     Raises:
-        ValueError: it has too many instructions, remembers things in places far beyond those that it uses, makes values
-            that are too large when they are written out, nests tuples too deep, or is damaged.
-        pickle.UnpicklingError: it calls what it does not name, or names something at length. `torch.load` would write
-            that out in its message, and search the message in quadratic time.
+        ValueError: the pickle has too many instructions, uses memo indices that are too high, makes values that are too
+            large when they are written out, nests tuples too deeply, or is damaged.
+        pickle.UnpicklingError: the pickle calls something that it does not name, or uses a very long name, which
+            `torch.load` would include in its message and search in quadratic time.
     """
     values = [_Value([], 0, False), _Value([], 0, False)]  # something plain, and a function or class that is named
     stack: list[int] = []
@@ -96,10 +97,10 @@ def check_pickle(stream: bytes | IO[bytes], most_letters: float = math.inf) -> N
         if step > MAX_STEPS:
             raise ValueError("it has more steps than weights need")
         if code.name in _PUTS:
-            place = len(memo) if code.name == "MEMOIZE" else int(argument or 0)
-            if place > step:  # the memory for all places before it is taken at once
+            index = len(memo) if code.name == "MEMOIZE" else int(argument or 0)
+            if index > step:  # memory for all lower indices would be allocated
                 raise ValueError("it remembers more than weights need")
-            memo[place] = stack[-1] if stack else _PLAIN
+            memo[index] = stack[-1] if stack else _PLAIN
             continue
         if code.name in _GETS:
             stack.append(memo.get(int(argument or 0), _PLAIN))
@@ -108,10 +109,10 @@ def check_pickle(stream: bytes | IO[bytes], most_letters: float = math.inf) -> N
             stack += stack[-1:]
             continue
         if code.name in _CALLS and stack[-2:-1] != [_NAMED]:
-            raise pickle.UnpicklingError("it calls what it does not name")
+            raise pickle.UnpicklingError("it calls something that it does not name")
         letters = len(argument) if isinstance(argument, str | bytes | bytearray) else 0
         if code.name == "GLOBAL" and letters > MAX_NAME_LETTERS:
-            raise pickle.UnpicklingError(f"it asks for a function with a name of {letters:,} letters")
+            raise pickle.UnpicklingError(f"it names a function with {letters:,} letters")
         taken: list[int] = []
         if pickletools.markobject in code.stack_before:
             while stack and (value := stack.pop()) != _MARK:
@@ -131,7 +132,7 @@ def check_pickle(stream: bytes | IO[bytes], most_letters: float = math.inf) -> N
             values.append(_Value(taken, letters, code.name in _TUPLES))
         stack += [_MARK if kind is pickletools.markobject else made for kind in code.stack_after]
     parts, letters, depth = _measure(values)
-    if parts > MAX_PARTS or letters > most_letters:
+    if parts > MAX_PARTS or letters > max_letters:
         raise ValueError("it holds the same things more often than weights need")
     if depth > MAX_DEPTH:
         raise ValueError("it nests tuples deeper than weights need")
@@ -145,7 +146,7 @@ def check_torch_file(path: Path) -> None:
     """
     if not zipfile.is_zipfile(path):
         with path.open("rb") as file:
-            for _ in range(5):  # a magic number, the version, the system, the tensors, and the keys of their storages
+            for _ in range(5):  # magic number, version, system, tensors, and the keys of their storages
                 check_pickle(file, MAX_LETTERS)
         return
     with zipfile.ZipFile(path) as archive:
@@ -155,17 +156,17 @@ def check_torch_file(path: Path) -> None:
 
 
 MAX_PICKLE_BYTES = 1_500 * MB
-"""Bytes of a file of `read_pickle`."""
+"""Maximum size of a file of `read_pickle`."""
 _DTYPE = re.compile(r"(b1|[iu][1248]|f[248])")
 _BYTE_ORDERS = ("<", ">", "|", "=")
 
 
 class _RefusedError(pickle.UnpicklingError):
-    """The pickle asks for something that weights do not need. The message continues `FILE ...`."""
+    """The pickle uses something that weights do not need. The message continues `FILE ...`."""
 
 
 def _shown(value: object) -> str:
-    """Text as it is, cut; of anything else its type: lists in lists may take for ever to write out."""
+    """Return a text, shortened, or the type of any other value, since nested lists may take for ever to write out."""
     return repr(value[:40]) if isinstance(value, str) else type(value).__name__
 
 
@@ -199,7 +200,7 @@ class _Array:
 
 
 class _Dict(dict[Any, Any]):
-    """Stands for `collections.OrderedDict`; attributes, such as the versions of modules, are not kept."""
+    """Stands for `collections.OrderedDict`; attributes, such as the versions of modules, are dropped."""
 
     def __setstate__(self, state: object) -> None:
         pass
@@ -221,7 +222,7 @@ class _Function:
 
 
 def _read(data: Any, dtype: Any, shape: Any, order: str, axes: Any = None) -> np.ndarray:
-    """Return a native, contiguous copy; the data may be text (Python 2), of another byte order or read-only."""
+    """Return a native, contiguous copy; the data may be text (Python 2), read-only, or of another byte order."""
     if not isinstance(dtype, _Dtype):
         raise _RefusedError(f"holds an array of type {type(dtype).__name__}; weights are plain numbers")
     raw = data.encode("latin1") if isinstance(data, str) else data
@@ -246,9 +247,9 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, axes: Any = None)
 
 
 def _encode(text: Any, encoding: object = None, *_: object) -> bytes:
-    """Encode text to bytes, which is how protocol 2 writes bytes."""
+    """Encode text to bytes, since protocol 2 writes bytes this way."""
     if encoding != "latin1" or not isinstance(text, str):
-        raise _RefusedError(f"asks `_codecs.encode` for {_shown(encoding)}; bytes are written as 'latin1'")
+        raise _RefusedError(f"calls `_codecs.encode` with {_shown(encoding)}; bytes are written as 'latin1'")
     return text.encode("latin1")
 
 
@@ -267,21 +268,21 @@ _ADMITTED: dict[tuple[str, str], Any] = {
     ("_codecs", "encode"): _Function(_encode),
     ("collections", "OrderedDict"): _Dict,
 }
-"""Module and name -> what the pickle gets. Module names changed with numpy 2."""
+"""Module and name -> stand-in. Module names changed with numpy 2."""
 
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str, /) -> Any:
         if (module, name) not in _ADMITTED:
-            raise _RefusedError(f"asks for `{f'{module}.{name}'[:MAX_NAME_LETTERS]}`, which weights have no use for")
+            raise _RefusedError(f"names `{f'{module}.{name}'[:MAX_NAME_LETTERS]}`, which weights do not need")
         return _ADMITTED[module, name]
 
 
 def read_pickle(path: str | Path) -> dict[str, Tensor]:
-    """Read the tensors of a pickled dictionary of numpy arrays, or of its entry `model`; no code in it is run.
+    """Read the tensors of a pickled dictionary of numpy arrays, or of its entry `model`, without running its code.
 
     Raises:
-        WeightsError: the file is missing, damaged, not such a pickle, or asks for anything but arrays.
+        WeightsError: the file is missing, damaged, not such a pickle, or needs anything but arrays.
     """
     path = Path(path)
     with reading(path, MAX_PICKLE_BYTES, "no pickle of arrays"):
@@ -290,7 +291,7 @@ def read_pickle(path: str | Path) -> dict[str, Tensor]:
             check_pickle(data)
             content = _Unpickler(io.BytesIO(data), encoding="latin1").load()
         except _RefusedError as error:
-            raise WeightsError(f"{path} {error}. It was not opened, and nothing of it was run") from None
+            raise WeightsError(f"{path} {error}. The file was not opened, and none of its code was run") from None
     if isinstance(content, dict) and isinstance(content.get("model"), dict):
         content = content["model"]
     if not isinstance(content, dict) or not all(

@@ -1,4 +1,4 @@
-"""Triton kernels compiled for GPUs that are not here, and what each uses of one."""
+"""Compile Triton kernels for GPUs that are not present, and report the registers that each uses."""
 
 import re
 import subprocess
@@ -25,7 +25,7 @@ SCALES = [1 / 4, 1 / 8, 1 / 16, 1 / 32]
 
 @contextmanager
 def compiled_for(capability: int, **options: Any) -> Iterator[list[Any]]:
-    """Compile what the block launches, in place of launching it; a list of the kernels, each once.
+    """Compile the kernels that the block launches instead of launching them; yields a list with each kernel once.
 
     Triton's own launcher reads types and sizes off the arguments, which may lie on the CPU. `options` go to the
     compiler.
@@ -50,18 +50,18 @@ def compiled_for(capability: int, **options: Any) -> Iterator[list[Any]]:
 
 
 def launch_matching(count: int) -> None:
-    """Every kernel of matching, on `count` anchors."""
+    """Launch every kernel of matching, on `count` anchors."""
     anchors, boxes, valid = match_scene(0, 2, count, 3)
     kernels_of("match")(anchors, boxes, valid, torch.ones(2, count, dtype=torch.bool), ~valid)
 
 
 def launch_suppression(count: int) -> None:
-    """Every kernel of suppression, on `count` boxes."""
+    """Launch every kernel of suppression, on `count` boxes."""
     kernels_of("nms")(*crowd(0, count=count), 0.5, 40)
 
 
 def launch_pooling(dtype: torch.dtype, rois: int, height: int, width: int) -> None:
-    """Every kernel of pooling, on four levels of 256 channels."""
+    """Launch every kernel of pooling, on four levels of 256 channels."""
     sizes = [(height // step, width // step) for step in (1, 2, 4, 8)]
     levels = [torch.zeros(2, 256, *size, dtype=dtype) for size in sizes]
     where = (torch.zeros(2, rois, 4), torch.zeros(2, rois, dtype=torch.int64), SCALES)
@@ -73,7 +73,7 @@ def launch_pooling(dtype: torch.dtype, rois: int, height: int, width: int) -> No
 
 
 class Use(NamedTuple):
-    """What a kernel uses: registers per thread, and bytes that spill over them."""
+    """Resources of a kernel: registers per thread, and bytes that are spilled."""
 
     kernel: str
     registers: int
@@ -81,7 +81,7 @@ class Use(NamedTuple):
 
 
 def use_of(made: Any) -> Use:
-    """Read it off the machine code."""
+    """Read the resources from the machine code."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(made.asm["cubin"])
         file.flush()

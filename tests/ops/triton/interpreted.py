@@ -1,4 +1,4 @@
-"""The kernels against the bodies for the CPU, under Triton's interpreter; `test_kernels.py` runs this in a process.
+"""Compare the kernels with the bodies for the CPU under Triton's interpreter; `test_kernels.py` runs this file.
 
 The interpreter is chosen when Triton is imported, so these tests can't run beside others.
 """
@@ -34,7 +34,7 @@ def same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
 
 
 def random_boxes(seed: int, *shape: int, size: float = 60.0) -> Tensor:
-    """On a grid of halves, so that equal IoUs occur; some are empty or inverted."""
+    """Return boxes on a grid of halves, so that equal IoUs occur; some are empty or inverted."""
     generator = torch.Generator().manual_seed(seed)
     corner = torch.randint(-10, int(2 * size), (*shape, 2), generator=generator) / 2
     return torch.cat((corner, corner + torch.randint(-4, 60, (*shape, 2), generator=generator) / 2), dim=-1)
@@ -78,10 +78,10 @@ def test_suppression(seed: int, count: int, groups: int, threshold: float, max_o
 
 
 @pytest.mark.parametrize(("ahead", "scale"), [(0, 1.0), (30, 1.0), (1120, 1.0), (30, 2.0**-70), (30, 2.0**-80)])
-def test_overlaps_next_to_the_threshold_are_told_apart_by_float64(ahead: int, scale: float) -> None:
-    """Pairs whose IoU is a bit above 0.7, at it, and a bit below: of one block; of two; far down the list.
+def test_overlaps_near_the_threshold_are_compared_in_float64(ahead: int, scale: float) -> None:
+    """Pairs whose IoU is slightly above, at or slightly below 0.7: in one block, in two, and far down the list.
 
-    The areas of small ones are held by float32 in part, or not at all.
+    float32 represents the areas of small boxes inexactly, or not at all.
     """
     x1 = torch.arange(ahead + 40, dtype=torch.float64)[:, None] * 100
     boxes = torch.cat((x1, 0 * x1, x1 + 10, 0 * x1 + 10), dim=1)
@@ -112,7 +112,7 @@ def test_no_images_and_nothing_to_keep() -> None:
 
 
 def scene(seed: int, *, levels: int = 2, rois: int = 3, channels: int = 3) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Levels of two images of 24 x 32, and boxes partly beside them."""
+    """Return levels of two images of 24 x 32, and boxes that are partly outside."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [(6, 8), (3, 4)][:levels]
     maps = [torch.randn(2, channels, *size, generator=generator) for size in sizes]
@@ -151,8 +151,8 @@ def test_alignment_at_the_edges(samples: int, aligned: bool) -> None:
 
 
 @pytest.mark.parametrize("size", [2.0, 4.0, 6.0])
-def test_a_box_of_whole_cells_has_no_more_samples_for_its_last_bit(size: float) -> None:
-    """With adaptive sampling, cells of exactly 1, 2 or 3 pixels, at places that are no fractions of powers of two."""
+def test_a_last_bit_adds_no_samples_to_a_box_of_integer_cells(size: float) -> None:
+    """With adaptive sampling, cells of exactly 1, 2 or 3 pixels, at positions that are no multiples of powers of 2."""
     corner = torch.tensor([[[4.0, 8.0], [8.0, 4.0], [12.0, 12.0]]])
     boxes = torch.cat((corner, corner + 4 * size), dim=-1)
     arguments = ([torch.randn(1, 3, 16, 16)], boxes, torch.zeros(1, 3).long(), [1 / 4], 2, 0, True)

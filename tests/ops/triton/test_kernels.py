@@ -20,7 +20,7 @@ SPILLS: dict[tuple[str, int], str] = {}
 @pytest.mark.slow
 def test_kernels_give_the_answers_of_the_cpu() -> None:
     script = Path(__file__).with_name("interpreted.py")
-    # numpy warns of 0 / 0 where a kernel does not use the result.
+    # numpy warns about 0 / 0, whose result the kernels do not use.
     options = ["-q", "-p", "no:cacheprovider", "-W", "ignore::RuntimeWarning", "--durations=0"]
     command = [sys.executable, "-m", "pytest", *options, str(script)]
     environment = {**os.environ, "TRITON_INTERPRET": "1"}
@@ -29,7 +29,7 @@ def test_kernels_give_the_answers_of_the_cpu() -> None:
 
 
 def assert_no_spills(capability: int, dtype: str) -> None:
-    """Prints what each kernel uses; `dtype` is that of the features."""
+    """Print the resources of each kernel; `dtype` is the type of the features."""
     from tests.ops.triton.compiled import (
         compiled_for,
         launch_matching,
@@ -56,7 +56,7 @@ def test_kernels_compile_once_for_all_sizes_and_spill_no_register() -> None:
     assert_no_spills(90, "bfloat16")
 
 
-def test_a_spill_is_noticed() -> None:
+def test_a_spill_is_detected() -> None:
     from tests.ops.triton.compiled import compiled_for, launch_suppression, use_of
 
     with compiled_for(90, maxnreg=64) as made:

@@ -1,5 +1,5 @@
-"""Triton kernels of the operators, for GPUs; they give the answers of the bodies for the CPU.
+"""Triton kernels of the operators, for GPUs; their results equal those of the bodies for the CPU.
 
-The modules import Triton, so the operators import them at the first call on a GPU. None of them has been measured on
-one yet: they run under Triton's interpreter, and are compiled for real architectures, in the tests.
+The modules import Triton, so the operators import them at the first call on a GPU. They have not been measured on a GPU
+yet: the tests run them under Triton's interpreter and compile them for real architectures.
 """

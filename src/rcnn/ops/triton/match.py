@@ -1,6 +1,6 @@
 """`rcnn::match` on a GPU: two kernels over blocks of anchors, with a maximum over blocks between them.
 
-B images, A anchors, G truth boxes. An IoU is computed twice rather than kept: reading (B, A, G) costs more than that.
+B images, A anchors, G truth boxes. IoUs are computed twice instead of stored, since reading (B, A, G) takes longer.
 """
 
 import torch
@@ -41,7 +41,7 @@ def match(
 
 @triton.jit
 def truth(boxes, valid, row):
-    """Corners and area of one truth box, and whether it is matched."""
+    """Return the corners and the area of one truth box, and whether it is matched."""
     X1, Y1, X2, Y2 = corners(boxes, row, True)
     return X1, Y1, X2, Y2, (X2 - X1) * (Y2 - Y1), tl.load(valid + row) != 0
 
@@ -51,7 +51,7 @@ def first_pass(
     anchors, boxes, valid, allowed, ignore, best_iou, best_truth, covered, tops, A, G, stride,
     FREE: tl.constexpr, BARE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Best truth box of a block of anchors, which of these are covered, and the block's best IoU with each box."""
+    """Find the best truth box and the coverage of a block of anchors, and the block's best IoU with each truth box."""
     image, block = tl.program_id(0).to(tl.int64), tl.program_id(1)
     i = block * BLOCK + tl.arange(0, BLOCK)
     real = i < A
@@ -84,7 +84,7 @@ def second_pass(
     anchors, boxes, valid, allowed, top, is_best, A, G, stride,
     FREE: tl.constexpr, TIE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Which anchors of a block are within `TIE` of the best IoU of a truth box."""
+    """Find the anchors of a block that are within `TIE` of the best IoU of a truth box."""
     image = tl.program_id(0).to(tl.int64)
     i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     real = i < A

@@ -1,7 +1,7 @@
 """`rcnn::nms` on a GPU: a kernel for the keys, a sort, a kernel that puts the boxes in order, and one that scans them.
 
 B images, N boxes, M = max_output. One program per image compares blocks of candidates, best first, with the list of
-those kept, so that no matrix of N x N is needed, and stops when M are kept.
+kept boxes, so that no N x N matrix is needed, and stops when M boxes are kept.
 """
 
 import torch
@@ -13,12 +13,12 @@ from rcnn.ops.triton.launch import as_bytes, corners, launch, overlap
 
 BLOCK = 1024  # boxes per program of the first two kernels
 ROWS = 64  # candidates compared at a time
-WIDTH, PART = 32, 8  # boxes that they are compared with at a time, in float32 and in float64
+WIDTH, PART = 32, 8  # boxes that candidates are compared with at a time, in float32 and in float64
 WARPS = 8
 UNUSABLE = tl.constexpr(-(2**31))  # below the key of every number
 CLOSE, TINY = tl.constexpr(1e-6), tl.constexpr(1e-30)
-"""What float32 may be wrong by: of the sum of both areas, three times over, and square pixels. Closer than this to the
-threshold, float64 decides."""
+"""Bounds of float32's error: three times its share of the sum of both areas, and square pixels. An IoU that is closer
+than this to the threshold is decided in float64."""
 
 
 def nms(
@@ -50,7 +50,7 @@ def nms(
 
 @triton.jit(do_not_specialize=["total"])
 def keys_of(scores, valid, keys, total, BLOCK: tl.constexpr):
-    """Integers in the order of the scores, the lowest where a box is not valid or its score is NaN."""
+    """Write integers in the order of the scores, the lowest if a box is not valid or its score is NaN."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     score = tl.load(scores + i, i < total, 0.0).to(tl.float32)
     usable = (tl.load(valid + i, i < total, 0) != 0) & (score == score)
@@ -61,7 +61,7 @@ def keys_of(scores, valid, keys, total, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N", "total"])
 def arrange(boxes, groups, keys, order, ranked, ranked_groups, N, total, BLOCK: tl.constexpr):
-    """Boxes in the order of their keys, a column after the other; of those that no other can meet, zeros."""
+    """Write boxes in the order of their keys, column by column; zeros for boxes that can't overlap any other."""
     i = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     real = i < total
     image = i // N
@@ -74,7 +74,7 @@ def arrange(boxes, groups, keys, order, ranked, ranked_groups, N, total, BLOCK: 
 
 @triton.jit
 def put(boxes, groups, N, row, values, mask):
-    """Write corners and groups, where `boxes` are four columns of `N`."""
+    """Write corners and groups, where `boxes` has four columns of `N`."""
     for k in tl.static_range(4):
         tl.store(boxes + k * N + row, values[k], mask)
     tl.store(groups + row, values[4], mask)
@@ -82,7 +82,7 @@ def put(boxes, groups, N, row, values, mask):
 
 @triton.jit
 def get(boxes, groups, N, row, mask):
-    """Read what `put` wrote; an empty box where `mask` is false."""
+    """Read the values that `put` wrote; an empty box where `mask` is false."""
     x1, y1 = tl.load(boxes + row, mask, 0.0), tl.load(boxes + N + row, mask, 0.0)
     x2, y2 = tl.load(boxes + 2 * N + row, mask, 0.0), tl.load(boxes + 3 * N + row, mask, 0.0)
     return x1, y1, x2, y2, tl.load(groups + row, mask, 0)
@@ -90,9 +90,9 @@ def get(boxes, groups, N, row, mask):
 
 @triton.jit
 def compared(own, rivals, share):
-    """For every pair, whether its IoU is certainly, and whether it is possibly, above the threshold.
+    """Return for every pair whether its IoU is certainly, and whether it is possibly, above the threshold.
 
-    An IoU is above t where the common area is more than t / (1 + t), the `share`, of the sum of both areas.
+    An IoU is above t if the common area is more than t / (1 + t), the `share`, of the sum of both areas.
     """
     x1, y1, x2, y2, group = own
     X1, Y1, X2, Y2, other = rivals
@@ -101,21 +101,21 @@ def compared(own, rivals, share):
     common = wide * high
     most, least = (share + CLOSE).to(tl.float32), (share - CLOSE).to(tl.float32)
     area, Area = (x2 - x1) * (y2 - y1), (X2 - X1) * (Y2 - Y1)
-    touch = (group[:, None] == other[None]) & (wide > 0)  # where they touch in x alone, `common` is not positive
+    touch = (group[:, None] == other[None]) & (wide > 0)  # if they overlap in x alone, `common` is not positive
     surely = touch & (common > (area * most + TINY)[:, None] + (Area * most)[None])
     return surely, touch & (common >= (area * least - TINY)[:, None] + (Area * least)[None])
 
 
 @triton.jit
 def doubled(box):
-    """Corners in float64, and the group."""
+    """Return the corners in float64, and the group."""
     x1, y1, x2, y2, group = box
     return x1.to(tl.float64), y1.to(tl.float64), x2.to(tl.float64), y2.to(tl.float64), group
 
 
 @triton.jit
 def compared_exactly(own, rivals, threshold):
-    """For every pair, whether its IoU is above the threshold, in float64."""
+    """Return for every pair whether its IoU is above the threshold, in float64."""
     x1, y1, x2, y2, group = doubled(own)
     X1, Y1, X2, Y2, other = doubled(rivals)
     common = overlap(x1[:, None], y1[:, None], x2[:, None], y2[:, None], X1[None], Y1[None], X2[None], Y2[None])
@@ -125,13 +125,13 @@ def compared_exactly(own, rivals, threshold):
 
 @triton.jit
 def is_any(pairs):
-    """Whether one of them is true."""
+    """Return whether any pair is true."""
     return tl.max(tl.max(pairs.to(tl.int32), 1), 0) > 0
 
 
 @triton.jit
 def bits_of(pairs, column):
-    """Bit `column` of a row is what its pair says."""
+    """Return a number per row whose bit `column` is the value of the pair."""
     return tl.sum(tl.where(pairs, (tl.full(column.shape, 1, tl.int64) << column.to(tl.int64))[None], 0), 1)
 
 
@@ -140,7 +140,7 @@ def scan(
     ranked, ranked_groups, listed, listed_groups, keys, order, index, kept_mask, threshold, N, M,
     ROWS: tl.constexpr, WIDTH: tl.constexpr, PART: tl.constexpr,
 ):  # fmt: skip
-    """Greedy choice, a block of candidates at a time: against those kept before, then among themselves."""
+    """Choose greedily, a block of candidates at a time: compare it with the boxes kept so far, then within itself."""
     image = tl.program_id(0).to(tl.int64)
     ranked, ranked_groups = ranked + image * 4 * N, ranked_groups + image * N
     listed, listed_groups = listed + image * 4 * M, listed_groups + image * M
@@ -170,9 +170,9 @@ def scan(
             for k in range(32):
                 if is_any((close >> k) & 1 != 0):
                     for first in range(k * WIDTH, total, 32 * WIDTH):
-                        for part in range(first, first + WIDTH, PART):  # fewer at a time, which spills no register
-                            doubted = get(listed, listed_groups, M, part + few, part + few < total)
-                            beats = compared_exactly(own, doubted, limit)
+                        for part in range(first, first + WIDTH, PART):  # few at a time, so that no register spills
+                            close_rivals = get(listed, listed_groups, M, part + few, part + few < total)
+                            beats = compared_exactly(own, close_rivals, limit)
                             alive = alive & (tl.max(beats.to(tl.int32), 1) == 0)
         earlier = tl.zeros((ROWS,), tl.int64)
         for begin in range(0, ROWS, WIDTH):
@@ -181,8 +181,8 @@ def scan(
             surely, perhaps = compared(own, rivals, share)
             if is_any(perhaps & ~surely & alive[:, None] & (j[None] < lane[:, None])):
                 for part in range(begin, begin + WIDTH, PART):
-                    doubted = get(ranked, ranked_groups, N, start + part + few, start + part + few < N)
-                    earlier |= bits_of(compared_exactly(own, doubted, limit), part + few)
+                    close_rivals = get(ranked, ranked_groups, N, start + part + few, start + part + few < N)
+                    earlier |= bits_of(compared_exactly(own, close_rivals, limit), part + few)
             earlier |= bits_of(surely, j)
         earlier &= bit - 1
         chosen = tl.sum(tl.where(alive, bit, 0), 0)
@@ -195,7 +195,7 @@ def scan(
         keep = keep & (place < M)
         tl.store(index + place, tl.load(order + i, keep, 0), keep)
         put(listed, listed_groups, M, place, own, keep)
-        tl.debug_barrier()  # other threads read what is written here
+        tl.debug_barrier()  # other threads read the values written above
         total += tl.sum(keep.to(tl.int32), 0)
         start += ROWS
         left = (start < N) & (total < M)

@@ -37,9 +37,9 @@ def forward(
     maps, boxes, level, out, R, C,
     S: tl.constexpr, SR: tl.constexpr, ALIGNED: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row of cells of one RoI, for a block of channels."""
+    """Compute one row of cells of one RoI, for a block of channels."""
     n = tl.program_id(0) // S
-    row = tl.program_id(0) % S + tl.arange(0, 1)  # as a block: the interpreter takes comparisons of scalars for floats
+    row = tl.program_id(0) % S + tl.arange(0, 1)  # a block: in the interpreter, comparisons of scalars are floats
     which = tl.load(level + n)
     height, width, scale, _before = level_of(maps, which)
     side_y, side_x = box_of(boxes, n, scale, S, SR, ALIGNED)

@@ -1,8 +1,8 @@
-"""`rcnn::roi_align_backward` on a GPU, without atomic additions: the same bits at every run.
+"""`rcnn::roi_align_backward` on a GPU, without atomic additions, so that every run gives the same bits.
 
-For the features, what every pixel is read by is sorted by pixel, and each pixel then sums up its own; that takes about
-16 bytes per read, S * S * (2 * sampling_ratio) ** 2 of them per RoI, and a sort. For the boxes, a program sums up a row
-of cells. P pixels of all levels and images laid one after another, E reads.
+For the features, the reads of all cells are sorted by pixel, and each pixel then sums its own reads; this takes about
+16 bytes per read, S * S * (2 * sampling_ratio) ** 2 of them per RoI, and a sort. For the boxes, a program sums a row of
+cells. P pixels of all levels and images concatenated, E reads.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from rcnn.ops.triton.launch import launch
 from rcnn.ops.triton.sampling import Maps, box_of, level_of, maps_of, on_device, pixels_of, sample, tile
 
 READS = 1024  # reads per program of the kernel that finds them
-AT_ONCE = 8  # reads that a pixel sums up at a time
+AT_ONCE = 8  # reads that a pixel sums at a time
 
 
 def roi_align_backward(
@@ -54,7 +54,7 @@ def _of_pixels(grad: Tensor, maps: Maps, where: tuple[Tensor, Tensor], count: in
     taps = 2 * fixed["SR"]
     total = batch * rois * size * size * taps * taps
     pixel, weight = grad.new_empty(total, dtype=torch.int32), grad.new_empty(total, dtype=torch.float32)
-    alive = grad.any(dim=-1).view(torch.uint8)  # RoIs that are padding lie on one another, and have no gradient
+    alive = grad.any(dim=-1).view(torch.uint8)  # RoIs of the padding coincide, and have no gradient
     blocks = (triton.cdiv(total, READS),)
     launch(reads, blocks, maps, *where, alive, pixel, weight, total, count, batch, rois, **fixed, READS=READS)
     pixel, order = pixel.sort(stable=True)
@@ -94,7 +94,7 @@ def reads(
 
 @triton.jit
 def of_pixels(grad, weight, order, begin, out, C, TAPS: tl.constexpr, AT_ONCE: tl.constexpr, BLOCK: tl.constexpr):
-    """The gradient of one pixel: the cells that read it, times their weights."""
+    """Compute the gradient of one pixel: the cells that read it, times their weights."""
     pixel, c = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     end = tl.load(begin + pixel + 1)
     total = tl.zeros((BLOCK,), tl.float32)
@@ -112,7 +112,7 @@ def of_boxes(
     grad, maps, boxes, level, out, R, C,
     S: tl.constexpr, SR: tl.constexpr, ALIGNED: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """What one row of cells adds to the gradient of its box."""
+    """Compute the contribution of one row of cells to the gradient of its box."""
     n, row = tl.program_id(0) // S, tl.program_id(0) % S + tl.arange(0, 1)
     which = tl.load(level + n)
     height, width, scale, _before = level_of(maps, which)

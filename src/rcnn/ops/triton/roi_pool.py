@@ -30,7 +30,7 @@ def roi_pool(
 
 @triton.jit
 def nearest(x):
-    """To the nearest integer, halves away from zero."""
+    """Round to the nearest integer, halves away from zero."""
     whole = tl.floor(tl.abs(x))
     whole += tl.where(tl.abs(x) - whole >= 0.5, 1.0, 0.0)
     return tl.where(x < 0, -whole, whole)
@@ -38,7 +38,7 @@ def nearest(x):
 
 @triton.jit
 def cells_of(low, high, scale, cell, size, S: tl.constexpr):
-    """First pixel of a cell along one axis, and the one behind its last."""
+    """Return the first pixel of a cell along one axis, and the pixel after its last."""
     first = nearest(low * scale)
     step = tl.div_rn(tl.maximum(nearest(high * scale) - first + 1, 1.0), first * 0 + S)
     begin, end = first + tl.floor(cell * step), first + tl.ceil((cell + 1) * step)
@@ -48,7 +48,7 @@ def cells_of(low, high, scale, cell, size, S: tl.constexpr):
 
 @triton.jit(do_not_specialize=["R"])
 def forward(maps, boxes, level, out, source, R, C, S: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr):
-    """One row of cells of one RoI, for a block of channels: the maxima, and the pixel that each came from."""
+    """Compute the maxima of one row of cells of one RoI, and their pixels, for a block of channels."""
     n, row = tl.program_id(0) // S, tl.program_id(0) % S
     which = tl.load(level + n)
     height, width, scale, _before = level_of(maps, which)
@@ -58,7 +58,7 @@ def forward(maps, boxes, level, out, source, R, C, S: tl.constexpr, CELLS: tl.co
     left, right = cells_of(x1, x2, scale, cell, width, S)
     at = pixels_of(maps, which) + (n // R).to(tl.int64) * height * width * C + c[None]
     filled = ((left < right) & (top + cell * 0 < bottom))[:, None] & (c < C)[None]
-    best = tl.where(filled, -3.4028234663852886e38, tl.zeros((CELLS, BLOCK), tl.float32))  # as torchvision begins
+    best = tl.where(filled, -3.4028234663852886e38, tl.zeros((CELLS, BLOCK), tl.float32))  # torchvision's initial value
     found = tl.full((CELLS, BLOCK), -1, tl.int32)
     for y in range(top, bottom):
         for step in range(tl.max(tl.where(cell < S, right - left, 0), 0)):

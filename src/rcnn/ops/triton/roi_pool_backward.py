@@ -1,4 +1,4 @@
-"""`rcnn::roi_pool_backward` on a GPU: every pixel looks through the RoIs, in their order; nothing is added atomically.
+"""`rcnn::roi_pool_backward` on a GPU: every pixel goes through the RoIs in order, without atomic additions.
 
 B images, R RoIs per image, C channels, S cells per side.
 """
@@ -32,7 +32,7 @@ def roi_pool_backward(
 
 @triton.jit
 def near(low, high, scale, pixel, S: tl.constexpr):
-    """The cells of a box that may hold a pixel along one axis: from the first to the one behind the last."""
+    """Return the cells of a box that may contain a pixel along one axis: the first, and the one after the last."""
     first = nearest(low * scale)
     step = tl.maximum(nearest(high * scale) - first + 1, 1.0) / S
     begin, end = tl.floor((pixel - first) / step) - 1, tl.floor((pixel + 1 - first) / step) + 2
@@ -42,7 +42,7 @@ def near(low, high, scale, pixel, S: tl.constexpr):
 
 @triton.jit(do_not_specialize=["which", "R", "AREA", "W"])
 def of_pixels(grad, source, boxes, level, out, which, scale, R, C, AREA, W, S: tl.constexpr, BLOCK: tl.constexpr):
-    """The gradient of one pixel, for a block of channels: of the cells whose maximum came from it."""
+    """Compute the gradient of one pixel, for a block of channels, from the cells whose maximum came from it."""
     pixel, image = tl.program_id(0), tl.program_id(1).to(tl.int64)
     c = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)

@@ -1,4 +1,4 @@
-"""Where RoI align reads, for its kernels: the levels that they take, and the pixels and weights of a sample."""
+"""What the kernels of RoI align read: the levels, and the pixels and weights of a sample."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,9 +14,9 @@ TILE = 2048  # cells times channels of a program
 
 
 class Maps(NamedTuple):
-    """L levels as the kernels take them.
+    """L levels in the form that the kernels take.
 
-    Sizes travel as floats: Triton compiles a kernel anew for integers of a tuple that are 1 or divisible by 16.
+    Sizes are floats, since Triton compiles a kernel anew for integers in a tuple that are 1 or divisible by 16.
 
     Attributes:
         pixels: (B, H, W, C) each, views where the levels are channels last.
@@ -31,25 +31,25 @@ class Maps(NamedTuple):
 
 
 def maps_of(levels: Sequence[Tensor], scales: Sequence[float]) -> Maps:
-    """The levels (B, C, H, W) as the kernels take them."""
+    """Return the levels (B, C, H, W) in the form that the kernels take."""
     heights, widths = (tuple(float(feature.shape[dim]) for feature in levels) for dim in (2, 3))
     return Maps(tuple(feature.permute(0, 2, 3, 1).contiguous() for feature in levels), heights, widths, tuple(scales))
 
 
 def tile(size: int, channels: int) -> dict[str, int]:
-    """Powers of two for a row of `size` cells and as many channels as a program takes with it."""
+    """Return powers of two for a row of `size` cells and the number of channels that a program computes of it."""
     cells = triton.next_power_of_2(size)
     return {"CELLS": cells, "BLOCK": min(triton.next_power_of_2(channels), max(16, TILE // cells))}
 
 
 def on_device(boxes: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes and their levels as the kernels read them."""
+    """Return boxes and their levels in the form that the kernels read."""
     return boxes.contiguous(), level.to(torch.int64).contiguous()
 
 
 @triton.jit
 def level_of(maps, which):
-    """Height, width and scale of one or many levels, and the pixels of an image in the levels before."""
+    """Return height, width and scale of one or many levels, and the pixels of an image in the levels before."""
     height = (which * 0).to(tl.float32)
     width, scale, before, total = height, height, height, 0.0
     for i in tl.static_range(len(maps.heights)):
@@ -62,7 +62,7 @@ def level_of(maps, which):
 
 @triton.jit
 def pixels_of(maps, which):
-    """Where the pixels of a level lie."""
+    """Return the address of the pixels of a level."""
     base = maps.pixels[0]
     for i in tl.static_range(len(maps.pixels)):
         if which == i:
@@ -72,9 +72,9 @@ def pixels_of(maps, which):
 
 @triton.jit
 def side_of(low, high, scale, S: tl.constexpr, SR: tl.constexpr, ALIGNED: tl.constexpr):
-    """Of a box along one axis: where it starts, the length of a cell, samples per cell, and 0 if held at one cell.
+    """Return a box's start along one axis, the length and the samples of a cell, and 0 if it is clamped to one cell.
 
-    Divisions are rounded as on a CPU: where the number of samples depends on the box, the last bit decides it.
+    Divisions are rounded as on a CPU, since the last bit decides the number of samples if that depends on the box.
     """
     shift = 0.5 if ALIGNED else 0.0
     start = low * scale - shift
@@ -90,16 +90,16 @@ def side_of(low, high, scale, S: tl.constexpr, SR: tl.constexpr, ALIGNED: tl.con
 
 @triton.jit
 def box_of(boxes, n, scale, S: tl.constexpr, SR: tl.constexpr, ALIGNED: tl.constexpr):
-    """`side_of` the box `n` along y, then along x."""
+    """Return `side_of` box `n` along y, then along x."""
     x1, y1, x2, y2 = corners(boxes, n, True)
     return side_of(y1, y2, scale, S, SR, ALIGNED), side_of(x1, x2, scale, S, SR, ALIGNED)
 
 
 @triton.jit
 def sample(side, cell, k, size):
-    """Sample `k` of a cell on `size` pixels: two pixels, their weights, whether it is read and moves with the box.
+    """Return two pixels of sample `k` of a cell, their weights, and whether it is read and moves with the box.
 
-    As in `rcnn.ops.roi_align_matrix`.
+    The computation is that of `rcnn.ops.roi_align_matrix`; the axis has `size` pixels.
     """
     start, step, samples, _ = side
     part = (k + 0.5) * step
