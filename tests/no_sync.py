@@ -1,8 +1,8 @@
-"""A record, made without a GPU, of what a program asks of one: when the host waits for it, how many kernels it runs.
+"""A record, made without a GPU, of a program on a GPU: where the host waits for it, and the number of its kernels.
 
-Fake tensors of device "cuda:0" go through the real code, and through what our operators do on a GPU, where Triton is
-installed; its kernels are counted in place of being run. An operation whose result the host needs (a shape, a number)
-raises in PyTorch itself, since there are no numbers.
+Fake tensors of device "cuda:0" go through the real code, and through what our operators do on a GPU if Triton is
+installed; its kernels are counted instead of run. An operation whose result the host needs (a shape, a number) raises
+in PyTorch itself, since fake tensors hold no numbers.
 """
 
 from collections import Counter
@@ -26,15 +26,15 @@ NO_KERNEL = {"empty", "new_empty", "empty_like", "empty_strided", "new_empty_str
 
 
 class Record(TorchDispatchMode):
-    """Of the block that it is around.
+    """Records the operations of a block.
 
     Args:
-        bodies: whether to enter our operators; on device "meta" they can't be.
+        bodies: True to enter our operators, which is not possible on device "meta".
 
     Attributes:
-        waits: each wait of the host.
-        kernels: operator -> kernels that it runs; "" is the program outside all operators.
-        operators: operator -> its calls.
+        waits: operations in which the host waits.
+        kernels: operator -> number of its kernels; "" stands for the program outside all operators.
+        operators: operator -> number of its calls.
     """
 
     def __init__(self, *, bodies: bool = True) -> None:
@@ -73,15 +73,15 @@ class Record(TorchDispatchMode):
         return out
 
     def launch(self) -> None:
-        """Count a kernel of Triton's."""
+        """Count a kernel of Triton."""
         self.kernels[self._inside] += 1
 
 
 def waits(name: str, args: Any, kwargs: Any, out: Any) -> bool:
-    """Does the host wait for the device in this operation? Those that need a number raise instead."""
+    """Return True if the host waits for the device in this operation. Operations that need a number raise instead."""
     copies = "copy" in name
     tensors = [x for x in tree_leaves((args, kwargs, out)) if isinstance(x, Tensor)]
-    # A number on the CPU goes along with a kernel; `where` copies it first.
+    # A number on the CPU is passed as an argument of the kernel; `where` copies it first.
     devices = {x.device.type for x in tensors if x.dim() or copies or name == "where"}
     if name in ("index_put", "index_put_"):
         masks = any(index is not None and index.dtype == torch.bool for index in args[1])
@@ -92,7 +92,7 @@ def waits(name: str, args: Any, kwargs: Any, out: Any) -> bool:
 
 @contextmanager
 def recorded() -> Iterator[Record]:
-    """Record the block, in which tensors are fake. A wait for a CUDA stream or event counts as "synchronize"."""
+    """Record a block with fake tensors. A wait for a CUDA stream or event is recorded as "synchronize"."""
     record = Record()
     event = SimpleNamespace(synchronize=lambda: record.waits.append("synchronize"))
     stream = SimpleNamespace(synchronize=event.synchronize, record_event=lambda: event)
@@ -104,7 +104,7 @@ def recorded() -> Iterator[Record]:
 
 
 def faked(module: nn.Module, device: str) -> nn.Module:
-    """Put fake tensors in the place of parameters and buffers; the module was built without (it fails among them)."""
+    """Replace the parameters and buffers of a module with fake tensors (building it with fake tensors fails)."""
     with FakeTensorMode():
         for part in module.modules():
             for store in (part._parameters, part._buffers):

@@ -11,7 +11,7 @@ from rcnn.presets import PRESETS, settings_of
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_what_is_written_is_read_back(preset: str, tmp_path: Path) -> None:
+def test_written_settings_are_read_back(preset: str, tmp_path: Path) -> None:
     changes = {"train": {"lr": 1e-3, "ema": None}, "data": {"path": "12"}}
     settings = settings_of(preset, changes)
     (tmp_path / "config.yaml").write_text(to_yaml(settings))
@@ -36,7 +36,7 @@ def test_values_are_yaml_in_which_1e_3_is_a_number(text: str, value: object) -> 
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ("train.lrr=1", "unknown setting `train.lrr`; did you mean `train.lr`?"),
         ("trian.lr=1", "unknown setting `trian`; did you mean `train`?"),
@@ -56,12 +56,12 @@ def test_values_are_yaml_in_which_1e_3_is_a_number(text: str, value: object) -> 
         ("train.lr=[1", "the value is not YAML"),
     ],
 )
-def test_a_wrong_setting_is_explained(change: str, said: str) -> None:
-    with pytest.raises(SettingsError, match=said.replace("?", r"\?")):
+def test_a_wrong_setting_is_explained(change: str, message: str) -> None:
+    with pytest.raises(SettingsError, match=message.replace("?", r"\?")):
         override(Settings(), [change])
 
 
-def test_all_wrong_settings_come_at_once() -> None:
+def test_all_wrong_settings_are_reported_together() -> None:
     with pytest.raises(SettingsError) as caught:
         validate({"train": {"lr": -1, "epoch": 3}, "data": {"holdout": 2}})
     assert len(str(caught.value).splitlines()) == 3
@@ -76,17 +76,19 @@ def test_settings_are_frozen_and_every_one_is_described() -> None:
         assert all(field.description for field in fields.values())
 
 
-@pytest.mark.parametrize(("text", "said"), [("[1]", "expected sections"), ("a: [", "can't be read"), (None, "can't")])
-def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, text: str | None, said: str) -> None:
+@pytest.mark.parametrize(
+    ("text", "message"), [("[1]", "expected sections"), ("a: [", "can't be read"), (None, "can't")]
+)
+def test_a_file_without_settings_is_named(tmp_path: Path, text: str | None, message: str) -> None:
     file = tmp_path / "config.yaml"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(SettingsError, match=rf"config\.yaml.*{said}"):
+    with pytest.raises(SettingsError, match=rf"config\.yaml.*{message}"):
         read(file)
 
 
 def bounds() -> Iterator[tuple[str, dict[str, Any]]]:
-    """Name and schema of every number and list of the settings, those inside lists too."""
+    """Yield the name and schema of every number and list of the settings, including those inside lists."""
 
     def below(name: str, schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         if schema.get("type") in ("integer", "number", "array") and "enum" not in schema:
@@ -114,7 +116,7 @@ def test_every_number_and_list_has_an_upper_bound_far_above_the_presets() -> Non
         if schema["type"] == "array":
             lengths = [len(value) for value in used[name] if isinstance(value, list)]
             assert "prefixItems" in schema or largest >= 4 * max(lengths, default=1)
-        elif largest > 1 and name != "model.frozen_stages":  # shares and counts of what there is end by nature
+        elif largest > 1 and name != "model.frozen_stages":  # shares, and counts with a natural maximum, are skipped
             numbers = [value for value in map(_largest, used[name]) if value is not None]
             assert largest >= 4 * max(numbers, default=1) or name in ("model.levels", "roi.levels", "data.workers")
 
@@ -126,7 +128,7 @@ def _largest(value: Any) -> float | None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (
             {"model": {"backbone": "timm/hf-hub:user/x"}},
@@ -149,8 +151,8 @@ def _largest(value: Any) -> float | None:
         ({"train": {"epochs": "9" * 10**6}}, "`train.epochs`"),
     ],
 )
-def test_settings_of_a_stranger_are_refused_at_once(change: dict[str, Any], said: str) -> None:
-    with pytest.raises(SettingsError, match=said) as caught:
+def test_absurd_settings_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message) as caught:
         validate(change)
     assert len(str(caught.value)) < 10_000
 
@@ -161,7 +163,7 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a: " + "[" * 1500, "nested more than 100 deep"),
         ("train:\n  epochs: 2001-99-99", "a value has no meaning"),
@@ -172,31 +174,31 @@ BOMB = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     ],
     ids=["deep", "date", "bomb", "repeated", "large", "latin-1"],
 )
-def test_yaml_that_is_hostile_is_refused_in_files_and_values(tmp_path: Path, text: str, said: str) -> None:
+def test_files_of_hostile_yaml_are_refused(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "config.yaml"
     file.write_text(text, errors="surrogateescape")
-    with pytest.raises(SettingsError, match=rf"config\.yaml.*can't be read as settings.*{said}"):
+    with pytest.raises(SettingsError, match=rf"config\.yaml.*can't be read as settings.*{message}"):
         read(file)
 
 
 @pytest.mark.parametrize("value", ["[" * 1500, "2001-99-99", "{a: " * 1500, "!!python/name:os.system", "*x", "\x00"])
-def test_values_that_are_hostile_are_refused(value: str) -> None:
+def test_hostile_values_are_refused(value: str) -> None:
     with pytest.raises(SettingsError, match="the value is not YAML"):
         parse_override(f"train.epochs={value}")
 
 
-def test_a_pipe_is_no_file_of_settings(tmp_path: Path) -> None:
+def test_a_pipe_is_refused_as_a_file_of_settings(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "config.yaml")
     with pytest.raises(SettingsError, match=r"config\.yaml: can't be read as settings: this is not a regular file"):
         read(tmp_path / "config.yaml")
 
 
 @pytest.mark.parametrize("value", ["off", "auto"])
-def test_off_is_a_word(value: str) -> None:
+def test_off_is_read_as_a_word(value: str) -> None:
     assert override(Settings(), [f"anchors.fit={value}"]).anchors.fit == value
 
 
-def test_the_size_of_other_programs_scales_the_longer_side_along() -> None:
+def test_imgsz_scales_the_longer_side_too() -> None:
     sides = override(settings_of("mobilenet-fpn"), ["imgsz=1024", "train.epochs=3"]).preprocess
     assert (sides.short, sides.long) == (1024, 1755)  # 448 and 768 at first
     assert override(Settings(), ["imgsz=1024", "preprocess.long=1024"]).preprocess.long == 1024
@@ -208,7 +210,7 @@ def test_a_size_is_one_whole_number(size: str) -> None:
         override(Settings(), [f"imgsz={size}"])
 
 
-def test_an_unknown_setting_is_answered_by_its_meaning_before_its_spelling() -> None:
+def test_suggestions_for_unknown_settings_prefer_meaning_to_spelling() -> None:
     with pytest.raises(SettingsError, match=r"unknown setting `train\.callbacks`; did you mean `recorders="):
         override(Settings(), {"train": {"callbacks": [print]}})
     with pytest.raises(SettingsError, match=r"`train.lr0`; did you mean `train.lr`\?"):

@@ -1,8 +1,6 @@
-"""What is promised of a detector holds for every preset: the same bits in any batch, and after saving and loading.
+"""Every preset gives the same bits in any batch and after saving and loading; bfloat16 numbers are close to float32's.
 
-In bfloat16 its numbers are close to those of float32.
-
-The layers are as they ship, but for the widest fully connected ones.
+All layers have their original sizes, except for the widest fully connected ones.
 """
 
 from pathlib import Path
@@ -29,9 +27,9 @@ PICTURES[1][:] = 0
 
 
 def calm(detector: Detector) -> None:
-    """Scale random layers one after another until what each says of a picture has a deviation of 1.
+    """Scale random layers one after another so that each has an output with a standard deviation of 1.
 
-    Else deep networks say zero or the same of all pictures, and equal bits would mean nothing.
+    Otherwise the outputs of deep networks are zero or the same for all pictures, and equal bits would mean nothing.
     """
 
     def scale(layer: Any, _: Any, out: Tensor) -> Tensor:
@@ -85,7 +83,7 @@ def test_a_batch_changes_no_bit_on_two_threads(detector: Detector) -> None:
 
 
 def off(found: Tensor, expected: Tensor) -> float:
-    """Mean difference, over the spread of the numbers."""
+    """Return the mean difference, relative to the standard deviation."""
     return float((found - expected).abs().mean() / expected.std())
 
 
@@ -94,9 +92,8 @@ def test_bf16_is_close_to_float32_and_a_batch_changes_no_bit(detector: Detector)
     half, preprocessor = detector.with_settings(["predict.precision=bf16"]), detector.preprocessor
     batch = preprocessor.collate([preprocessor.resize(picture) for picture in PICTURES[:2]], [(90, 120)] * 2)
     exact = detector.network.record(batch)
-    # The second stage gets the same proposals: which ones are kept may change with the last bit of a score.
-    given = exact.proposals if exact.rois else None
-    found = half.network.record(batch, given)
+    # The second stage gets the same proposals, since their choice may depend on the last bit of a score.
+    found = half.network.record(batch, exact.proposals if exact.rois else None)
     own = half.network.record(batch)
     assert exact.rpn is not None
     assert own.rpn is not None

@@ -37,7 +37,7 @@ DEVICE = "cuda"
 
 @pytest.fixture(autouse=True)
 def full_precision() -> Iterator[None]:
-    """Products of float32 are computed in float32, as on the CPU."""
+    """Compute float32 products in float32, as on the CPU."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield
@@ -52,13 +52,13 @@ def boxes(*shape: int, seed: int = 0) -> torch.Tensor:
 
 @pytest.fixture
 def kernels() -> None:
-    """Triton's kernels serve on this GPU."""
+    """Skip the test if Triton's kernels can't run on this GPU."""
     if not compiles_for(torch.device(DEVICE, 0)):
         pytest.skip("Triton does not compile for this GPU")
 
 
 def to_gpu(arguments: Any) -> Any:
-    """The same arguments with their tensors on the GPU."""
+    """Return the arguments with their tensors on the GPU."""
     return tree_map(lambda leaf: leaf.to(DEVICE) if isinstance(leaf, Tensor) else leaf, arguments)
 
 
@@ -87,13 +87,13 @@ def test_suppression_decides_ties_as_the_cpu_does(threshold: float, dtype: torch
         assert_same_on_gpu(ops.nms, some, scores, groups * 10**12, valid, threshold, limit)
 
 
-def test_suppression_takes_80000_candidates_without_a_square_of_memory(kernels: None) -> None:
+def test_suppression_of_80000_candidates_needs_no_quadratic_memory(kernels: None) -> None:
     some, scores = boxes(1, 80_000), torch.rand(1, 80_000)
     arguments = (some, scores, torch.arange(80_000)[None] % 80, scores > 0.05, 0.5, 100)
-    there = to_gpu(arguments)
+    on_gpu = to_gpu(arguments)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
-    found = ops.nms(*there)
+    found = ops.nms(*on_gpu)
     assert torch.cuda.max_memory_allocated() - before < 20e6
     assert_same(found, ops.nms(*arguments))
 
@@ -106,7 +106,7 @@ def test_matching_decides_ties_as_the_cpu_does() -> None:
 
 
 def pooled(pool: Any, device: str, dtype: torch.dtype, more: tuple[Any, ...]) -> list[Tensor]:
-    """What an operator reads from two levels, and its gradients: of the levels, and of the boxes if it has them."""
+    """Return the output of an operator on two levels, and its gradients of the levels and (if any) of the boxes."""
     generator = torch.Generator().manual_seed(3)
     levels = [torch.rand(2, 5, side, side, generator=generator) for side in (24, 12)]
     levels = [level.to(device, dtype, memory_format=torch.channels_last).requires_grad_() for level in levels]
@@ -182,7 +182,7 @@ def test_losses_and_gradients_are_those_of_the_cpu(name: str) -> None:
 
 @contextmanager
 def no_waits() -> Iterator[None]:
-    """CUDA raises wherever the host would wait for it."""
+    """Make CUDA raise where the host would wait for it."""
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -207,7 +207,7 @@ def test_cuda_never_waits_between_batch_and_losses(name: str, kernels: None) -> 
                 net(batch)
 
 
-def test_results_of_a_batch_are_downloaded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_of_a_batch_are_downloaded_together(monkeypatch: pytest.MonkeyPatch) -> None:
     net = preset("mobilenet-fpn").eval().to(DEVICE)
     batch, _ = tiny.batch(4, 96, 128)
     with torch.inference_mode():
@@ -234,7 +234,7 @@ def test_keys_are_those_of_the_cpu() -> None:
     assert torch.equal(uniform(seeds.to(DEVICE), 100_001).cpu(), uniform(seeds, 100_001))
 
 
-def test_the_packaged_detector_finds_the_same(tmp_path: Path) -> None:
+def test_the_packaged_detector_finds_the_same_boxes(tmp_path: Path) -> None:
     synthesise(tmp_path, 3, size=(240, 320))
     images = sorted(tmp_path.rglob("*.jpg"))
     found, expected = (rcnn.load("blood-cells", device=name).predict(images, score=0.0) for name in (DEVICE, "cpu"))
@@ -255,7 +255,7 @@ def pictures(count: int, size: tuple[int, int], seed: int = 0) -> Batch:
 
 @pytest.mark.parametrize("count", [1, 16])
 @pytest.mark.parametrize("name", PAIRED)
-def test_predictions_pair_with_those_of_the_cpu(name: str, count: int) -> None:
+def test_predictions_match_those_of_the_cpu(name: str, count: int) -> None:
     net, batch = preset(name, "rpn.post_test=100").eval(), pictures(count, (96, 128))
     found, expected = (Eager(net, torch.device(device)).execute(batch).detections for device in (DEVICE, "cpu"))
     assert found is not None
@@ -274,8 +274,8 @@ def test_predictions_pair_with_those_of_the_cpu(name: str, count: int) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "bf16", "fp16"])
 @pytest.mark.parametrize("name", PAIRED)
-def test_a_replayed_graph_gives_the_bits_of_its_program(name: str, precision: str, kernels: None) -> None:
-    """Of two shapes in turn, on pictures with many objects and with none."""
+def test_a_replayed_graph_gives_the_same_bits_as_its_program(name: str, precision: str, kernels: None) -> None:
+    """With two alternating shapes, on pictures with many objects and with none."""
     net = preset(name, "rpn.post_test=100").eval()
     plain, graphs = (
         Eager(net, torch.device(DEVICE), Predict.model_validate({"precision": precision, "graphs": most}))
@@ -307,8 +307,8 @@ def test_memory_does_not_grow_with_the_number_of_shapes(kernels: None) -> None:
     assert taken(range(100, 500)) <= 1.05 * taken(range(100))
 
 
-def test_gradients_through_nccl_are_those_without_it(tmp_path: Path) -> None:
-    """Of a group of one process, wrapped as if there were two."""
+def test_gradients_through_nccl_equal_those_without_it(tmp_path: Path) -> None:
+    """With a group of one process, wrapped as if there were two."""
     found = []
     torch.distributed.init_process_group("nccl", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
     try:
@@ -328,7 +328,7 @@ def trained(data: Path, runs: Path) -> rcnn.Run:
     return rcnn.train(data, overrides=overrides, runs=runs, **{**OPTIONS, "epochs": 1, "batch": 4, "device": DEVICE})
 
 
-def test_a_training_gives_the_same_bits_twice_and_after_it_was_stopped(
+def test_a_training_gives_the_same_bits_again_and_after_an_interruption(
     tmp_path: Path, kernels: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def weights(run: rcnn.Run) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Between a batch and its detections or losses the host never waits for a GPU, and few kernels run; without a GPU."""
+"""Between a batch and its detections or losses, the host never waits for a GPU, and few kernels run (needs no GPU)."""
 
 import math
 from functools import cache
@@ -31,14 +31,14 @@ CUDA = torch.device("cuda:0")
 
 
 class Kernels(NamedTuple):
-    """Largest numbers of kernels of two images of 64 x 96 outside our operators.
+    """Maximum numbers of kernels for two images of 64 x 96, outside our operators.
 
-    Anchors of this shape, and scale and shift of frozen norms, are known already.
+    The anchors of this shape, and scale and shift of frozen norms, have been computed before.
 
     Attributes:
-        forward, propose: of the folded network.
-        loss: of the network in training.
-        backward: of the loss.
+        forward, propose: methods of the folded network.
+        loss: loss of the network in training.
+        backward: gradients of the loss.
     """
 
     forward: int
@@ -47,7 +47,7 @@ class Kernels(NamedTuple):
     backward: int
 
 
-MOST = {
+MAX_KERNELS = {
     "mobilenet-fpn": Kernels(307, 235, 583, 218),
     "mobilenet-one-stage": Kernels(280, 259, 299, 231),
     "tiny-fpn": Kernels(233, 161, 448, 127),
@@ -60,14 +60,14 @@ MOST = {
     **dict.fromkeys(("paper-zf", "paper-zf-alternating"), Kernels(166, 93, 361, 137)),
     "paper-zf-one-stage": Kernels(117, 95, 188, 82),
 }
-KEYS = 124
-"""Kernels that make the keys of a step."""
-UPDATE = 14
-"""Kernels of clipping, optimiser and average; each may update all tensors."""
+MAX_KEY_KERNELS = 124
+"""Maximum number of kernels that compute the keys of a step."""
+MAX_UPDATE_KERNELS = 14
+"""Maximum number of kernels of clipping, optimiser and average; each kernel may update all tensors."""
 
 
 def network(name: str) -> FasterRCNN:
-    with torch.device("meta"):  # no time for random weights
+    with torch.device("meta"):  # random weights would take time
         return build(settings_of(name), 3)
 
 
@@ -77,7 +77,7 @@ def on_cuda(name: str, *, training: bool) -> Any:
 
 
 def item(device: torch.device | str, count: int = 2) -> Item:
-    """A batch that holds no numbers."""
+    """Return a batch without numbers."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(count, *shape, dtype=dtype, device=device)
@@ -97,7 +97,7 @@ def test_a_pass_never_waits(name: str) -> None:
         for what in ("forward", "propose"):
             record.kernels.clear()
             getattr(net, what)(batch)
-            assert record.kernels[""] <= getattr(MOST[name], what)
+            assert record.kernels[""] <= getattr(MAX_KERNELS[name], what)
             assert record.kernels["nms"] <= 12
     assert not record.waits
 
@@ -125,17 +125,17 @@ def test_keys_and_losses_never_wait(name: str) -> None:
         seeds = torch.empty(2, dtype=torch.int64)
         record.kernels.clear()
         keys = net.keys(batch, targets, seeds)
-        assert record.kernels[""] <= KEYS
+        assert record.kernels[""] <= MAX_KEY_KERNELS
         net.loss(batch, targets, keys)
         record.kernels.clear()
         net.loss(batch, targets, keys)
     assert not record.waits
-    assert record.kernels[""] <= MOST[name].loss
+    assert record.kernels[""] <= MAX_KERNELS[name].loss
     assert record.kernels["match"] <= 8
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_backward_pass_asks_for_no_number(name: str) -> None:
+def test_the_backward_pass_reads_no_number(name: str) -> None:
     net, record = network(name), Record(bodies=False)
     with record:
         batch, targets, seeds, *_ = item("meta")
@@ -143,27 +143,27 @@ def test_the_backward_pass_asks_for_no_number(name: str) -> None:
         record.kernels.clear()
         torch.stack([total for total, _ in losses.values()]).sum().backward()
     assert not record.waits
-    most = MOST[name].backward
-    if torch.__version__ < "2.13":  # there, gradients of convolutions without numbers are copied into another order
-        most += sum(isinstance(module, nn.Conv2d) for module in net.modules())
-    assert record.kernels[""] <= most
+    maximum = MAX_KERNELS[name].backward
+    if torch.__version__ < "2.13":  # copies gradients of convolutions into another order on device "meta"
+        maximum += sum(isinstance(module, nn.Conv2d) for module in net.modules())
+    assert record.kernels[""] <= maximum
 
 
 @pytest.mark.parametrize("name", ["mobilenet-fpn", "mobilenet-one-stage", "paper-zf"])
 def test_results_of_a_batch_wait_once(name: str) -> None:
-    """Then they read what is here: among fake tensors the first number that is asked for raises."""
+    """After the wait, reading the first number raises, since the tensors are fake."""
     settings = settings_of(name)
     detector = Detector(network(name), settings, ("a", "b", "c"), device=CUDA)
     detector.network._runner = on_cuda(name, training=False)
     with FakeTensorMode(allow_non_fake_inputs=True):
-        one = item("cpu")
+        cpu_item = item("cpu")
     programs = [
-        lambda: detector.detect(one.batch),
-        lambda: detector.region_proposals(one.batch),
-        lambda: _score(detector, one, {}),
+        lambda: detector.detect(cpu_item.batch),
+        lambda: detector.region_proposals(cpu_item.batch),
+        lambda: _score(detector, cpu_item, {}),
     ]
     if detector.two_stage:
-        programs.append(lambda: detector.detect(one.batch, features=True))
+        programs.append(lambda: detector.detect(cpu_item.batch, features=True))
     for program in programs:
         with recorded() as record, pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
             program()
@@ -172,15 +172,15 @@ def test_results_of_a_batch_wait_once(name: str) -> None:
 
 def test_a_training_step_waits_for_nothing_until_its_losses_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     net: Any = on_cuda("mobilenet-fpn", training=True)
-    state = pieces.state(net)  # in float32: autocast for CUDA wants a GPU
+    state = pieces.state(net)  # in float32, because autocast for CUDA needs a GPU
     with FakeTensorMode(allow_non_fake_inputs=True):
-        one = item("cpu")
+        cpu_item = item("cpu")
     with recorded() as record:
         # The backward pass of fake tensors fails in torch 2.15; that of "meta" is tested above.
         monkeypatch.setattr(Tensor, "backward", lambda self: None)
-        losses = backward(state, Distributed(CUDA), one, 1, (False, True))
+        losses = backward(state, Distributed(CUDA), cpu_item, 1, (False, True))
         assert record.waits == []
-        with pytest.raises(DataDependentOutputException):  # they are here now
+        with pytest.raises(DataDependentOutputException):  # reads a number after the wait
             losses.read()
     assert record.waits == ["synchronize"]
 
@@ -192,18 +192,18 @@ def test_an_update_of_weights_and_average_never_waits() -> None:
         optimizer, ema = build_optimizer(net, settings), EMA(net, 0.99)
         for parameter in net.parameters():
             parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
-        optimizer.step()  # the first one makes its moments
+        optimizer.step()  # the first step creates the moments
         record.kernels.clear()
         torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0, foreach=True)
         optimizer.step()
         ema.update(1)
     assert not record.waits
-    assert record.kernels[""] <= UPDATE
+    assert record.kernels[""] <= MAX_UPDATE_KERNELS
 
 
 @pytest.mark.skipif(not HAS_KERNELS, reason="torch comes with Triton on Linux only")
 def test_matching_and_suppression_launch_few_kernels_at_full_size() -> None:
-    """800 x 1344 pixels with five levels, 16 images; a sort of PyTorch's counts as one."""
+    """For 16 images of 800 x 1344 pixels with five levels; a sort of PyTorch counts as one kernel."""
 
     def empty(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.empty(16, *shape, dtype=dtype, device=CUDA)
@@ -245,12 +245,12 @@ def test_a_wait_is_noticed(wait: Any) -> None:
 
 
 @pytest.mark.parametrize("wait", [lambda x: x.nonzero(), lambda x: x[x > 0], lambda x: x.sum().item(), bool])
-def test_what_depends_on_numbers_raises(wait: Any) -> None:
+def test_operations_that_depend_on_numbers_raise(wait: Any) -> None:
     with recorded(), pytest.raises((DataDependentOutputException, DynamicOutputShapeException)):
         wait(torch.empty(1, device=CUDA))
 
 
-def test_what_goes_along_with_a_kernel_is_no_wait() -> None:
+def test_arguments_of_kernels_are_not_counted_as_waits() -> None:
     with recorded() as record:
         x = torch.empty(3, device=CUDA)
         torch.zeros(3).to(CUDA, non_blocking=True)

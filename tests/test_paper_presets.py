@@ -42,7 +42,7 @@ def count(module: nn.Module) -> int:
 
 
 def shapes(layers: Iterable[nn.Module]) -> list[tuple]:
-    """What each layer is, in a line."""
+    """Return a description of each layer."""
     found: list[tuple] = []
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
@@ -91,7 +91,7 @@ def test_parameters_are_counted_as_in_the_paper(name: str, parts: tuple[int, ...
 
 
 @pytest.mark.parametrize(("name", "grid"), [("paper-vgg16", (38, 63)), ("paper-zf", (39, 64))])
-def test_an_image_of_600_by_1000_is_the_papers(name: str, grid: tuple[int, int]):
+def test_an_image_of_600_by_1000_has_the_papers_grid(name: str, grid: tuple[int, int]):
     net, settings = paper(name), settings_of(name)
     assert net.backbone.strides == net.rpn.strides == (16,)
     assert net.rpn.per_cell == 9
@@ -99,12 +99,12 @@ def test_an_image_of_600_by_1000_is_the_papers(name: str, grid: tuple[int, int])
     assert preprocessor.resized((375, 500)) == (600, 800)
     assert preprocessor.resized((500, 2000)) == (250, 1000)
     assert preprocessor.bucket((600, 1000)) == (608, 1008)
-    for size in ((600, 1000), (608, 1008)):  # padding to a multiple of 16 adds no cell
+    for size in ((600, 1000), (608, 1008)):  # padding to a multiple of 16 adds no cells
         assert net.backbone(torch.empty(1, 3, *size, device="meta"))["c4"].shape[2:] == grid
 
 
 def test_an_image_of_10000_by_6000_may_keep_its_size():
-    """A text on the method gives the usual input this size (docs/references.md, 001); the paper resizes it."""
+    """A text on the method names this as the usual input size (docs/references.md, 001); the paper resizes images."""
     net, settings = paper("paper-vgg16"), settings_of("paper-vgg16")
     assert Preprocessor(settings.preprocess).resized((6000, 10_000)) == (600, 1000)
     preprocessor = Preprocessor(override(settings, {"preprocess": {"short": 6000, "long": 10_000}}).preprocess)
@@ -115,7 +115,7 @@ def test_an_image_of_10000_by_6000_may_keep_its_size():
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.parametrize(("size", "cells"), [((600, 1000), 38 * 63), ((600, 800), 38 * 50), ((608, 1008), 38 * 63)])
 def test_the_box_loss_is_divided_by_the_cells_that_an_image_reaches_into(name: str, size: tuple[int, int], cells: int):
-    """2394 of 600 x 1000, the paper's 2400 or so: the cells cut by its edge count, padding does not."""
+    """600 x 1000 has 2394 cells (the paper: about 2400): cells cut by the edge count, padding does not."""
     settings = settings_of(name)
     rpn = RegionProposalNetwork(4, (16,), settings.anchors, settings.rpn)
     out = rpn([torch.randn(1, 4, 38, 63)], (608, 1008))
@@ -124,7 +124,7 @@ def test_the_box_loss_is_divided_by_the_cells_that_an_image_reaches_into(name: s
     assert losses["rpn_box"][1] == cells
 
 
-def test_pixels_are_bgr_in_0_to_255_less_the_mean():
+def test_pixels_are_bgr_in_0_to_255_minus_the_mean():
     preprocessor = Preprocessor(settings_of("paper-vgg16").preprocess)
     red, green, blue = 10, 130, 250
     batch = preprocessor.collate(
@@ -176,7 +176,7 @@ def test_layers_below_conv3_1_are_frozen_in_vgg_and_none_in_zf():
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_dropout_is_a_half_and_scales_where_the_network_had_it(name: str):
+def test_dropout_is_a_half_and_scales_as_in_the_original_network(name: str):
     dropout = paper(name).fast_rcnn.head.dropout
     assert dropout.p == 0.5
     torch.manual_seed(0)
@@ -187,7 +187,7 @@ def test_dropout_is_a_half_and_scales_where_the_network_had_it(name: str):
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_fc6_and_fc7_each_have_a_relu_and_dropout_behind_them(name: str):
+def test_fc6_and_fc7_are_each_followed_by_relu_and_dropout(name: str):
     torch.manual_seed(0)
     roi = settings_of(name).roi
     head, rois, seen = FCHead(2, 3, 64, roi.dropout, roi.dropout_scale).train(), torch.randn(5, 2, 3, 3), []
@@ -210,7 +210,7 @@ def test_unscaled_dropout_has_the_same_mean_in_training_and_prediction():
 
 
 def test_mean_and_deviation_of_box_targets_are_folded_into_the_weights_on_saving(tmp_path: Path):
-    """The file's layer gives plain deltas, as the paper's code saves it; the detector it is read into trains on."""
+    """The layer in the file predicts plain deltas, as in the paper's code; loading restores the original weights."""
     torch.manual_seed(0)
     normal = ["roi.box_mean=[0.01,-0.02,0.05,0.03]", "roi.box_std=[0.1,0.1,0.3,0.2]"]
     settings = settings_of("paper-zf", ["roi.hidden=16", *normal])
@@ -224,28 +224,27 @@ def test_mean_and_deviation_of_box_targets_are_folded_into_the_weights_on_saving
     boxes = stage.refine(out, torch.tensor([[1000.0, 1000]]).double())
     torch.testing.assert_close(boxes, decode(plain.view(1, 9, 2, 4), rois[:, :, None]), rtol=1e-9, atol=0)
 
-    kept = detector.model.float().state_dict()
-    read = Detector.load(tmp_path / "zf.safetensors", "cpu").model.state_dict()
-    assert all(torch.equal(read[name], tensor) for name, tensor in kept.items())
+    loaded = Detector.load(tmp_path / "zf.safetensors", "cpu").model.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in detector.model.float().state_dict().items())
 
 
-def test_targets_less_a_mean_are_targets_of_a_layer_that_starts_with_it_as_its_bias():
-    """What `roi.box_mean` does: one step of both layers, and the boxes are the same."""
+def test_subtracting_a_mean_from_targets_equals_starting_with_it_as_bias():
+    """This is how `roi.box_mean` works: after one step, both layers give the same boxes."""
     torch.manual_seed(0)
     std, mean = torch.tensor([0.1, 0.1, 0.2, 0.2]).double(), torch.tensor([0.01, -0.02, 0.05, 0.03]).double()
-    features, wanted = torch.randn(9, 6).double(), 0.1 * torch.randn(9, 4).double()
-    less, whole = nn.Linear(6, 4).double(), nn.Linear(6, 4).double()
+    features, deltas = torch.randn(9, 6).double(), 0.1 * torch.randn(9, 4).double()
+    shifted, plain = nn.Linear(6, 4).double(), nn.Linear(6, 4).double()
     with torch.no_grad():
-        whole.weight.copy_(less.weight)
-        whole.bias.copy_(less.bias + mean / std)
-    for layer, targets in ((less, (wanted - mean) / std), (whole, wanted / std)):
+        plain.weight.copy_(shifted.weight)
+        plain.bias.copy_(shifted.bias + mean / std)
+    for layer, targets in ((shifted, (deltas - mean) / std), (plain, deltas / std)):
         smooth_l1(layer(features) - targets, 1.0).sum().backward()
         torch.optim.SGD(layer.parameters(), 0.1).step()
-    torch.testing.assert_close(less(features) * std + mean, whole(features) * std)
+    torch.testing.assert_close(shifted(features) * std + mean, plain(features) * std)
 
 
-def test_every_convolution_has_as_many_parameters_as_its_window_and_channels_say():
-    """Window x channels in x channels out, and a bias each: conv1_1 has 9 x 3 x 64 + 64."""
+def test_every_convolution_has_the_number_of_parameters_of_its_window_and_channels():
+    """Window x input channels x output channels, and a bias for each output: conv1_1 has 9 x 3 x 64 + 64."""
     vgg = [1_792, 36_928, 73_856, 147_584, 295_168, *[590_080] * 2, 1_180_160, *[2_359_808] * 5]
     zf = [14_208, 614_656, 885_120, 1_327_488, 884_992]
     for name, expected in zip(NETWORKS, (vgg, zf), strict=True):
@@ -254,7 +253,7 @@ def test_every_convolution_has_as_many_parameters_as_its_window_and_channels_say
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_training_is_the_papers(name: str):
+def test_the_training_settings_are_the_papers(name: str):
     settings = settings_of(name)
     rpn, roi, train = settings.rpn, settings.roi, settings.train
     assert (rpn.positive_iou, rpn.negative_iou, rpn.samples, rpn.positive_fraction) == (0.7, 0.3, 256, 0.5)
@@ -277,9 +276,9 @@ def test_training_is_the_papers(name: str):
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name.startswith("paper-")])
 def test_new_layers_start_from_the_papers_normal_distributions(name: str):
-    """N(0, 0.01), the second stage's boxes N(0, 0.001), biases 0; all other layers are the backbone's.
+    """N(0, 0.01), N(0, 0.001) for the second stage's boxes, biases 0; all other layers belong to the backbone.
 
-    Each bound is passed by chance in less than one of a million draws: 5 standard errors of mean and standard
+    Each bound is exceeded by chance in less than one of a million draws: 5 standard errors of mean and standard
     deviation, and Kolmogorov's distance sqrt(ln(2 / p) / 2n) of the empirical distribution from the normal one.
     """
     torch.manual_seed(0)
@@ -298,7 +297,7 @@ def test_new_layers_start_from_the_papers_normal_distributions(name: str):
         assert not net.get_submodule(layer).bias.any(), layer
 
 
-def test_zf_learns_one_step_at_its_own_rate():
+def test_zf_computes_finite_gradients_for_every_weight():
     torch.manual_seed(0)
     net = build(settings_of("paper-zf", ["roi.hidden=64", "anchors.sizes=[[32,48,64]]", "model.frozen_stages=0"]), 3)
     batch, targets = scene(96, 128)

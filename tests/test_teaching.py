@@ -1,8 +1,8 @@
 """The functions of a tutorial (reference 004 of docs/references.md) and crops, against oracles and worked numbers.
 
-The oracles below state what the tutorial publishes, in words of our own: plain loops with one IEEE rounding to float32
-per step where that gives the bits, and otherwise torch's operations in the published order. Each function equals its
-oracle to the bit in 1,000 random cases, among them the edge cases that the tutorial's text leaves open.
+The oracles below implement what the tutorial publishes: plain loops with one IEEE rounding to float32 per step if that
+gives the same bits, and otherwise torch's operations in the published order. Each function equals its oracle to the bit
+in 1,000 random cases, which include the edge cases that the tutorial does not describe.
 """
 
 import math
@@ -40,11 +40,11 @@ def test_signatures_and_defaults_are_the_published_ones():
 def anchors_by_loops(
     feature_size: tuple[int, int], stride: float, scales: Sequence[float], ratios: Sequence[float]
 ) -> np.ndarray:
-    """Box after box: row, column, scale, ratio. Shapes are computed in double precision and rounded once."""
+    """Compute the anchors one by one: row, column, scale, ratio. Shapes are double precision and rounded once."""
     rows = []
     for row in range(feature_size[0]):
         for column in range(feature_size[1]):
-            x, y = (np.float32(place + 0.5) * np.float32(stride) for place in (column, row))
+            x, y = (np.float32(cell + 0.5) * np.float32(stride) for cell in (column, row))
             for scale in scales:
                 for ratio in ratios:  # width over height
                     dx, dy = (np.float32(side / 2) for side in (scale * ratio**0.5, scale / ratio**0.5))
@@ -59,14 +59,14 @@ def test_anchors_are_the_published_ones_to_the_bit():
         stride = int(2 ** random.integers(0, 7)) if seed % 3 else float(random.uniform(1, 70))
         scales = random.choice([16, 32, 100, 512], random.integers(1, 4)).tolist() + random.uniform(1, 900, 1).tolist()
         ratios = random.choice([0.5, 1.0, 2.0], random.integers(1, 3)).tolist() + random.uniform(0.05, 20, 1).tolist()
-        found, wanted = generate_anchors(grid, stride, scales, ratios), anchors_by_loops(grid, stride, scales, ratios)
-        assert torch.equal(found, torch.from_numpy(wanted)), seed
+        found, expected = generate_anchors(grid, stride, scales, ratios), anchors_by_loops(grid, stride, scales, ratios)
+        assert torch.equal(found, torch.from_numpy(expected)), seed
 
 
 def test_anchors_have_five_scales_by_default():
-    wanted = anchors_by_loops((2, 3), 16, (32, 64, 128, 256, 512), (0.5, 1.0, 2.0))
-    assert torch.equal(generate_anchors((2, 3), 16), torch.from_numpy(wanted))
-    assert len(wanted) == 2 * 3 * 15
+    expected = anchors_by_loops((2, 3), 16, (32, 64, 128, 256, 512), (0.5, 1.0, 2.0))
+    assert torch.equal(generate_anchors((2, 3), 16), torch.from_numpy(expected))
+    assert len(expected) == 2 * 3 * 15
 
 
 def test_reference_004_rows():
@@ -81,7 +81,7 @@ def test_reference_004_rows():
 
 
 def test_the_detector_has_these_anchors_as_a_rule_of_its_own():
-    """`anchors.ratio=w/h`, up to the last bit: it divides, the tutorial multiplies. The default swaps 0.5 and 2."""
+    """With `anchors.ratio=w/h`, except for the last bit: the detector divides, the tutorial multiplies."""
     scales, ratios = (32.0, 64.0), (0.5, 1.0, 2.0)
     rule = Anchors.model_validate({"sizes": (scales,), "ratios": ratios, **RULES["reference-004"]})
     ours = grid_anchors(cell_anchors(rule, 0), (2, 3), (16, 16), rule.offset)
@@ -92,12 +92,12 @@ def test_the_detector_has_these_anchors_as_a_rule_of_its_own():
 
 
 def loss_by_steps(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, weight: float) -> Tensor:
-    """Rows are picked one by one; then cross-entropy and smooth L1, each a mean; NaN where all are ignored."""
+    """Pick rows one by one, and add the means of cross-entropy and smooth L1; NaN if all rows are ignored."""
     rows = [(image, anchor) for image, of in enumerate(labels.tolist()) for anchor in range(len(of))]
-    kept = [row for row in rows if labels[row] != -1]
+    used = [row for row in rows if labels[row] != -1]
     objects = [row for row in rows if labels[row] == 1]
-    picked = torch.stack([logits[row] for row in kept]) if kept else logits[:0, 0]
-    loss = F.cross_entropy(picked, torch.tensor([int(labels[row]) for row in kept], dtype=torch.int64))
+    picked = torch.stack([logits[row] for row in used]) if used else logits[:0, 0]
+    loss = F.cross_entropy(picked, torch.tensor([int(labels[row]) for row in used], dtype=torch.int64))
     if objects:
         pair = (torch.stack([tensor[row] for row in objects]) for tensor in (deltas, targets))
         return loss + weight * F.smooth_l1_loss(*pair)
@@ -105,7 +105,7 @@ def loss_by_steps(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tenso
 
 
 def loss_by_hand(logits: Tensor, deltas: Tensor, labels: Tensor, targets: Tensor, weight: float) -> float:
-    """The same in formulas, in double precision; 0 for a mean over nothing."""
+    """Compute the same by formulas in double precision; the mean of no values is 0."""
     logs, smooth = [], []
     for z, d, label, t in zip(
         *(logits.flatten(0, 1).tolist(), deltas.flatten(0, 1).tolist()),
@@ -154,11 +154,11 @@ def test_the_loss_and_its_gradients_are_the_published_ones_to_the_bit():
 def test_the_loss_of_reference_004():
     rpn = worked.network()
     out = worked.output(rpn)
-    found = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES)
-    wanted = encode(worked.OBJECTS[0][found.truth], out.anchors[0])
-    (logits,), (deltas,), labels = out.logits, out.deltas, worked.labels(found)
-    assert rpn_loss(logits, deltas, labels, wanted, 0.0).item() == pytest.approx(0.656552, abs=1e-6)
-    assert rpn_loss(logits, deltas, labels, wanted).item() == pytest.approx(0.656552 + 0.391675, abs=1e-6)
+    assignment = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES)
+    targets = encode(worked.OBJECTS[0][assignment.truth], out.anchors[0])
+    (logits,), (deltas,), labels = out.logits, out.deltas, worked.labels(assignment)
+    assert rpn_loss(logits, deltas, labels, targets, 0.0).item() == pytest.approx(0.656552, abs=1e-6)
+    assert rpn_loss(logits, deltas, labels, targets).item() == pytest.approx(0.656552 + 0.391675, abs=1e-6)
 
 
 def test_the_loss_is_the_detectors_with_means():
@@ -166,15 +166,15 @@ def test_the_loss_is_the_detectors_with_means():
     rpn = worked.network(**{"normaliser": "mean", "lambda": 10.0, "beta": 1.0, "samples": 120})
     out = worked.output(rpn)
     losses = rpn.loss(out, worked.targets(), worked.SIZES, torch.rand(1, 60, dtype=torch.float64))
-    found = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES)
-    wanted = encode(worked.OBJECTS[0][found.truth], out.anchors[0])
-    loss = rpn_loss(out.logits[0], out.deltas[0], worked.labels(found), wanted)
+    assignment = rpn.assign(out.anchors[0], worked.targets(), worked.SIZES)
+    targets = encode(worked.OBJECTS[0][assignment.truth], out.anchors[0])
+    loss = rpn_loss(out.logits[0], out.deltas[0], worked.labels(assignment), targets)
     torch.testing.assert_close(loss, sum(total / count for total, count in losses.values()))
 
 
 @pytest.mark.parametrize("label", [0, -1])
 def test_without_positives_the_box_loss_is_a_zero_with_a_gradient(label: int):
-    """Nothing sampled, or negatives alone, with targets that are not even finite: no NaN, no detached zero."""
+    """No samples, or negatives alone, with targets that are not finite: the loss is not NaN and has a gradient."""
     rpn = worked.network()
     (logits,), (deltas,), _ = worked.output(rpn)[:3]
     labels = torch.full((1, 60), label)
@@ -190,14 +190,14 @@ def test_without_positives_the_box_loss_is_a_zero_with_a_gradient(label: int):
 def proposals_by_steps(
     boxes: Tensor, scores: Tensor, before: int, after: int, most: float, lowest: float
 ) -> tuple[Tensor, Tensor]:
-    """Threshold, `topk` only where more are left, then a loop: each box against the better ones that were kept."""
+    """Apply the threshold, `topk` if more remain, then a loop that compares each box with the better ones kept."""
     rows = [i for i, score in enumerate(scores.numpy()) if score > np.float32(lowest)]
     if len(rows) > before:
         rows = [rows[i] for i in scores[rows].topk(before).indices.tolist()]
     x1, y1, x2, y2 = boxes[rows].numpy().reshape(-1, 4).T
     areas = (x2 - x1) * (y2 - y1)
     kept: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: -scores[rows[i]].item()):  # stable: of equal ones the earlier first
+    for i in sorted(range(len(rows)), key=lambda i: -scores[rows[i]].item()):  # stable: the earlier of equal ones first
         width = np.minimum(x2[i], x2[kept]) - np.maximum(x1[i], x1[kept])
         height = np.minimum(y2[i], y2[kept]) - np.maximum(y1[i], y1[kept])
         common = width.clip(min=0) * height.clip(min=0)
@@ -209,7 +209,7 @@ def proposals_by_steps(
 
 
 def test_filtered_proposals_are_the_published_ones_to_the_bit():
-    """Boxes lie on quarters of a pixel, where areas and sums are exact; every other case has ties among its scores."""
+    """Boxes lie on quarters of a pixel, so areas and sums are exact; every other case has equal scores."""
     for seed in range(CASES):
         random = torch.Generator().manual_seed(seed)
         count, before, after = (int(torch.randint(0, most, (1,), generator=random)) for most in (40, 30, 20))
@@ -221,12 +221,12 @@ def test_filtered_proposals_are_the_published_ones_to_the_bit():
         if seed % 5 == 0:
             before, after = 2000, 300
         options = (before, after, (0.7, 0.5, 0.25, 1.0)[seed // 2 % 4], (0.0, 0.2, 0.6)[seed // 8 % 3])
-        found, wanted = filter_proposals(boxes, scores, *options), proposals_by_steps(boxes, scores, *options)
-        assert all(torch.equal(*pair) for pair in zip(found, wanted, strict=True)), seed
+        found, expected = filter_proposals(boxes, scores, *options), proposals_by_steps(boxes, scores, *options)
+        assert all(torch.equal(*pair) for pair in zip(found, expected, strict=True)), seed
 
 
-def test_scores_that_tie_keep_their_order_where_no_box_is_left_out():
-    boxes = torch.arange(40.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])  # none overlaps another
+def test_equal_scores_keep_their_order_if_all_boxes_enter():
+    boxes = torch.arange(40.0)[:, None] * 20 + torch.tensor([0.0, 0, 10, 10])  # no two overlap
     scores = torch.full((40,), 0.5)
     for most in (40, 41, 2000):
         assert torch.equal(filter_proposals(boxes, scores, most)[0], boxes)
@@ -249,7 +249,7 @@ SCORES = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.95, 0.5, 0.4])
         ({}, [4, 0, 1, 2, 5]),
         ({"post_nms_topk": 2}, [4, 0]),
         ({"pre_nms_topk": 3}, [4, 0, 1]),
-        ({"score_threshold": 0.7}, [4, 0, 1]),  # more than, not as much: box 2 goes
+        ({"score_threshold": 0.7}, [4, 0, 1]),  # scores must be higher: box 2 is dropped
         ({"score_threshold": 0.96}, []),
     ],
 )
@@ -276,10 +276,10 @@ def test_the_filter_equals_its_steps_one_after_another():
     assert len(found[1]) == 50
 
 
-def test_a_whole_network_filters_the_same_boxes():
-    """With clipped boxes of one level and no limit on their size the RPN's own filter says the same.
+def test_the_rpn_filters_the_same_boxes():
+    """With clipped boxes of one level and no minimum size, the RPN's own filter gives the same.
 
-    All boxes enter: where some are left out, the RPN prefers the first of equal scores, and `topk` any of them.
+    All boxes enter: if some are left out, the RPN prefers the first of equal scores, but `topk` may take any of them.
     """
     rpn = worked.network(min_size=0.0)
     out = worked.output(rpn)
@@ -292,13 +292,13 @@ def test_a_whole_network_filters_the_same_boxes():
 
 
 @pytest.mark.parametrize("size", [1, 4, 7])
-def test_a_crop_of_its_own_size_is_the_pixels(size: int):
-    """Of noise, so that no average passes for the pixel; at every place, also along the edges."""
+def test_a_crop_that_is_not_resized_equals_the_pixels(size: int):
+    """At every position of noise, in which no average equals a pixel, also along the edges."""
     image = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(0))
-    places = [(x, y) for y in range(8 - size + 1) for x in range(10 - size + 1)]
-    boxes = torch.tensor([(x, y, x + size, y + size) for x, y in places]).float().expand(2, -1, -1)
+    corners = [(x, y) for y in range(8 - size + 1) for x in range(10 - size + 1)]
+    boxes = torch.tensor([(x, y, x + size, y + size) for x, y in corners]).float().expand(2, -1, -1)
     crops = crop_regions(image, boxes, size)
-    for i, (x, y) in enumerate(places):
+    for i, (x, y) in enumerate(corners):
         assert torch.equal(crops[:, i], image[:, :, y : y + size, x : x + size])
 
 
@@ -315,12 +315,12 @@ def test_a_shrunk_crop_averages_every_pixel(times: int):
 def test_an_enlarged_crop_is_interpolated():
     image = torch.randn(1, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     crop = crop_regions(image, torch.tensor([[[0.0, 0, 6, 6]]]), 12)[0, 0]
-    wanted = F.interpolate(image, size=(12, 12), mode="bilinear", align_corners=False)[0]
-    torch.testing.assert_close(crop, wanted)
+    expected = F.interpolate(image, size=(12, 12), mode="bilinear", align_corners=False)[0]
+    torch.testing.assert_close(crop, expected)
 
 
-def test_crops_feed_a_network_of_their_own_once_a_box():
-    """The way of R-CNN: anchors are moved by their deltas, cut out of the image and classified each by itself."""
+def test_crops_are_classified_by_a_network_one_by_one():
+    """As in R-CNN, anchors are moved by their deltas, cropped from the image and classified separately."""
     rpn = worked.network()
     found = rpn.propose(worked.output(rpn), worked.SIZES, pre=60, post=5)
     crops = crop_regions(torch.rand(1, 3, worked.HEIGHT, worked.WIDTH, dtype=torch.float64), found.boxes, 8)

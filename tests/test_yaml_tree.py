@@ -1,4 +1,4 @@
-"""YAML that may be hostile: what is refused, in which words, and what stays legitimate."""
+"""Hostile YAML that is refused, its error messages, and YAML that is accepted."""
 
 import pytest
 
@@ -44,13 +44,13 @@ def test_a_value_without_meaning_is_refused(text: str, reason: str) -> None:
         load(text)
 
 
-def test_the_line_is_told() -> None:
+def test_the_error_has_the_line() -> None:
     with pytest.raises(MalformedYaml) as error:
         load("a: 1\nb: 2\na: 3")
     assert error.value.line == 3
 
 
-def test_anchors_are_legitimate() -> None:
+def test_anchors_and_merge_keys_are_expanded() -> None:
     assert load("a: &a {x: 1, y: [2.5, no]}\nb: {<<: *a, x: 3}\nc: *a") == {
         "a": {"x": 1, "y": [2.5, False]},
         "b": {"x": 3, "y": [2.5, False]},
@@ -58,11 +58,11 @@ def test_anchors_are_legitimate() -> None:
     }
 
 
-def test_scalars_can_stay_text() -> None:
+def test_scalars_can_be_read_as_text() -> None:
     assert load("[no, 12, 1e3, 2001-99-99]", as_text=True) == ["no", "12", "1e3", "2001-99-99"]
 
 
-def test_a_key_that_is_repeated_with_the_same_value_is_told() -> None:
+def test_keys_repeated_with_equal_values_are_reported() -> None:
     repeated: list[str] = []
     assert load("a: [1, {b: c}]\nb: 2\na: [1, {b: c}]", repeated=repeated) == {"a": [1, {"b": "c"}], "b": 2}
     assert repeated == ["the key `a` is there twice, first on line 1, with the same value"]

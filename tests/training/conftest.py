@@ -10,7 +10,7 @@ from tests.training.pieces import shapes, threads, without_pictures
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """Equal bits are promised for equal numbers of threads, and processes that are killed have one."""
+    """Results are equal to the bit for equal numbers of threads; the processes that are killed have one."""
     with threads(1):
         yield
 

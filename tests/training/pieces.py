@@ -1,4 +1,4 @@
-"""A tiny detector and its batches for tests of training, small runs, and how they are killed and compared."""
+"""A tiny detector with its batches, and small runs that tests train, kill, resume and compare."""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,7 +41,7 @@ TIMES = {"seconds", "images_per_second", "memory_gb"}
 
 @contextmanager
 def without_pictures() -> Iterator[None]:
-    """Pictures take most of a small run's time."""
+    """Draw no pictures, which take most of the time of a small run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("rcnn.training.start.draw_start", lambda *_: None)
         patch.setattr("rcnn.training.summary.draw_end", lambda *_: None)
@@ -60,7 +60,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def shapes(folder: Path, train: int, val: int) -> Path:
-    """Write a data set of so many images of 64 x 96 pixels."""
+    """Write a data set with `train` and `val` images of 64 x 96 pixels; return its folder."""
     for split, images, seed in (("train", train, 1), ("val", val, 2)):
         synthesise(folder / "shapes", images, split=split, size=(64, 96), seed=seed)
     return folder / "shapes"
@@ -98,7 +98,7 @@ def killed(step: int, saved: int | None = None, stage: int = 0) -> Iterator[None
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, without times."""
+    """Read the rows of metrics.jsonl, without times."""
     lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [{name: value for name, value in json.loads(line).items() if name not in TIMES} for line in lines]
 
@@ -109,7 +109,7 @@ def assert_equal(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) ->
 
 
 def assert_same(run: Run, whole: Run) -> None:
-    """Weights, average, optimiser, logs and predictions are equal to the bit."""
+    """Check that weights, average, optimiser, logs and predictions are equal to the bit."""
     assert rows(run.folder) == rows(whole.folder)
     (mine,), (theirs,) = (one.folder.glob("checkpoints/*") for one in (run, whole))
     for found, expected in ((run.best, whole.best), (run.last, whole.last), (mine, theirs)):
@@ -124,7 +124,7 @@ def item(seed: int = 0, count: int = 2, dtype: torch.dtype = torch.float32) -> I
 
 
 def part(whole: Item, rows: slice) -> Item:
-    """Some images of a batch."""
+    """Return some images of a batch."""
 
     def cut(tensors: Any) -> Any:
         return type(tensors)(*(tensor[rows] for tensor in tensors))
@@ -135,7 +135,7 @@ def part(whole: Item, rows: slice) -> Item:
 def state(
     model: FasterRCNN, total: int = 10, distributed: Distributed = ALONE, items: Iterable[Item] = (), **changes: object
 ) -> TrainState:
-    """A stage that trains a model on some batches, whose images are called image-N.png."""
+    """Return a stage that trains a model on some batches, whose images are named image-N.png."""
     basis = {"warmup": 0, "lr": 0.01, "lr_batch": 8, "amp": "float32", "optimizer": "sgd"}
     settings = override(Settings(), {"train": {**basis, **changes}})
     train = settings.train
@@ -158,52 +158,52 @@ def state(
 
 
 def trainer(state: TrainState, recorder: Recorder | None = None, distributed: Distributed = ALONE) -> Trainer:
-    """A trainer of a stage without a data set and a run folder."""
+    """Return a trainer of a stage without a data set or run folder."""
     recorders = Recorders([recorder] if recorder else [], print)
     folder, log = RunFolder("nowhere"), Log(None, None)
     none: Any = None
-    made = Trainer(state.settings, none, folder, log, distributed, recorders, none)
-    made.state = state
-    return made
+    trainer = Trainer(state.settings, none, folder, log, distributed, recorders, none)
+    trainer.state = state
+    return trainer
 
 
 class Keeper(Recorder):
-    """Keeps what it is told."""
+    """Keeps everything that it receives."""
 
     def __init__(self) -> None:
-        self.told: list[tuple[str, Any]] = []
+        self.received: list[tuple[str, Any]] = []
 
     def start(self, about: About) -> None:
-        self.told.append(("start", about))
+        self.received.append(("start", about))
 
     def step(self, numbers: Row) -> None:
-        self.told.append(("step", numbers))
+        self.received.append(("step", numbers))
 
     def epoch(self, row: Row) -> None:
-        self.told.append(("epoch", row))
+        self.received.append(("epoch", row))
 
     def end(self, scores: Row) -> None:
-        self.told.append(("end", scores))
+        self.received.append(("end", scores))
 
     @property
     def calls(self) -> list[str]:
-        return [name for name, _ in self.told]
+        return [name for name, _ in self.received]
 
     def of(self, name: str) -> list[Any]:
-        """What it was told by one of the four calls, without times."""
-        found = [fact for call, fact in self.told if call == name]
+        """Return what one of the four methods has received, without times."""
+        found = [fact for call, fact in self.received if call == name]
         return [{key: value for key, value in fact.items() if key not in TIMES} for fact in found]
 
 
 def about(folder: Path, **changes: Any) -> About:
-    """What recorders receive at the start of a new run of two epochs of two steps each."""
+    """Return what recorders receive at the start of a run with two epochs of two steps each."""
     facts = {"settings": {}, "names": ("cat",), "images": (4, 2), "best": ("ap",), "epochs": 2, "steps": 4, **changes}
     lengths = ((facts["epochs"], facts["steps"]),) * len(facts["best"])
     return About(**{"folder": folder, "stage": 1, "step": 0, "rows": (), "lengths": lengths, **facts})
 
 
 def gradients(model: FasterRCNN, *items: Item) -> dict[str, Tensor]:
-    """The gradients that a step on some batches has."""
+    """Return the gradients of a step on some batches."""
     model.zero_grad()
     for item in items:
         backward(state(model), ALONE, item, len(items))
@@ -211,7 +211,7 @@ def gradients(model: FasterRCNN, *items: Item) -> dict[str, Tensor]:
 
 
 def difference(first: dict[str, Tensor], second: dict[str, Tensor]) -> float:
-    """Largest difference of any entry, in units of its tensor's largest one."""
+    """Return the largest difference of any entry, relative to the largest entry of its tensor."""
     assert first.keys() == second.keys()
     scales = {name: tensor.abs().max().clamp(min=1e-30) for name, tensor in second.items()}
     return max(((first[name] - second[name]).abs().max() / scales[name]).item() for name in first)

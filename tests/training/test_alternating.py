@@ -33,7 +33,7 @@ OVERRIDES = [
     *("rpn.post_test=40", "augment.crop=0.5", "train.scheme=alternating", "train.ema=null"),
 ]
 STEPS = 3
-"""Of an epoch."""
+"""Steps per epoch."""
 SHARED, RPN, SECOND = "backbone.", "rpn.", "fast_rcnn."
 
 
@@ -75,7 +75,7 @@ def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
         (4, (SHARED, RPN, SECOND), (SECOND,)),
     ],
 )
-def test_a_stage_changes_its_own_parameters_and_no_others(
+def test_a_stage_changes_only_the_parameters_that_it_trains(
     whole: Run, starts: list[dict[str, Tensor]], stage: int, parts: tuple[str, ...], trained: tuple[str, ...]
 ) -> None:
     before, after = starts[stage - 1], weights(whole, stage)
@@ -85,7 +85,7 @@ def test_a_stage_changes_its_own_parameters_and_no_others(
     assert changed == {name for name in after if name.startswith(trained)}
 
 
-def test_what_each_stage_starts_from(whole: Run, starts: list[dict[str, Tensor]]) -> None:
+def test_each_stage_starts_from_the_right_weights(whole: Run, starts: list[dict[str, Tensor]]) -> None:
     assert_equal(part(starts[2], SHARED), part(weights(whole, 2, "best"), SHARED))
     assert not torch.equal(starts[2]["rpn.head.conv.weight"], weights(whole, 1)["rpn.head.conv.weight"])
     assert starts[2]["rpn.head.conv.weight"].std().item() == pytest.approx(0.01, rel=0.1)
@@ -97,8 +97,8 @@ def test_what_each_stage_starts_from(whole: Run, starts: list[dict[str, Tensor]]
     assert_equal(starts[1], initialise(settings, names).model.state_dict())
 
 
-def test_stage_2_starts_from_the_weights_that_the_run_started_from(whole: Run) -> None:
-    """From ImageNet's again, in the paper, whatever stage 1 has made of them."""
+def test_stage_2_starts_from_the_initial_weights_of_the_run(whole: Run) -> None:
+    """In the paper, these are ImageNet's weights again, not those of stage 1."""
     settings = override(read(whole.folder / "config.yaml"), {"train": {"init": str(whole.best)}})
     stage = stages_of(settings)[1]
     start = stage_start(stage, 2, settings, whole.detector.names, RunFolder(whole.folder))
@@ -107,7 +107,7 @@ def test_stage_2_starts_from_the_weights_that_the_run_started_from(whole: Run) -
 
 
 @pytest.mark.parametrize("stage", [2, 4])
-def test_what_a_stage_trains_on_is_proposed_by_the_one_before(
+def test_a_stage_is_trained_on_the_proposals_of_the_previous_one(
     whole: Run, data: Path, tmp_path: Path, stage: int
 ) -> None:
     settings = read(whole.folder / "config.yaml")
@@ -115,16 +115,14 @@ def test_what_a_stage_trains_on_is_proposed_by_the_one_before(
     proposer = Detector.load(whole.folder / "stages" / str(stage - 1) / "best.safetensors", "cpu")
     description = stages_of(settings)[stage - 1]
     start = stage_start(description, stage, settings, splits[0].names, RunFolder(whole.folder))
-    given, _ = stage_proposals(description, start, splits, RunFolder(whole.folder), ALONE, print)
+    stored, _ = stage_proposals(description, start, splits, RunFolder(whole.folder), ALONE, print)
     write_proposals(file, proposer, splits[0], ALONE, (rpn.pre_train, rpn.post_train), print)
     expected = ProposalSet(load_proposals(file), rpn.post_train)
-    assert given is not None
-    for found, wanted in zip(
-        *(Loader(splits[0], settings, training=True, batch=2, seed=0, proposals=p).epoch(0) for p in (given, expected)),
-        strict=True,
-    ):
-        assert torch.equal(found.proposals.boxes, wanted.proposals.boxes)
-        assert found.proposals.valid.any()
+    assert stored is not None
+    loaders = (Loader(splits[0], settings, training=True, batch=2, seed=0, proposals=p) for p in (stored, expected))
+    for item, expected_item in zip(*(loader.epoch(0) for loader in loaders), strict=True):
+        assert torch.equal(item.proposals.boxes, expected_item.proposals.boxes)
+        assert item.proposals.valid.any()
 
 
 @pytest.mark.parametrize(("stage", "score"), [(1, "proposal_ar300"), (2, "ap"), (3, "proposal_ar300"), (4, "ap")])
@@ -135,7 +133,7 @@ def test_best_is_the_first_epoch_of_the_highest_recall_or_ap(whole: Run, stage: 
     assert summary["epoch"] == 1 + scores.index(max(scores))
 
 
-def test_one_detector_comes_out_and_every_stage_is_told(whole: Run, data: Path) -> None:
+def test_the_result_is_one_detector_and_every_stage_is_logged(whole: Run, data: Path) -> None:
     assert [(row["epoch"], row["stage"]) for row in whole.rows] == [(i + 1, 1 + i // 2) for i in range(8)]
     assert [row["ap"] is None for row in whole.rows] == [True, True, False, False] * 2
     assert all(row["proposal_ar300"] is not None for row in whole.rows)
@@ -149,7 +147,7 @@ def test_one_detector_comes_out_and_every_stage_is_told(whole: Run, data: Path) 
     stages = whole.folder / "stages"
     image = next((data / "images" / "val").iterdir())
     detectors = (Detector.load(path, "cpu") for path in (whole.last, stages / "3" / "best.safetensors"))
-    ours, theirs = (one.propose(str(image))[0].boxes for one in detectors)
+    ours, theirs = (detector.propose(str(image))[0].boxes for detector in detectors)
     assert np.array_equal(ours, theirs)
     assert {folder.name: {file.stem for file in folder.iterdir()} for folder in stages.iterdir()} == {
         "1": {"best", "last", "train", "val"},
@@ -158,7 +156,7 @@ def test_one_detector_comes_out_and_every_stage_is_told(whole: Run, data: Path) 
     }
 
 
-def test_killed_in_stages_2_and_3_it_goes_on_to_the_bit(
+def test_a_run_killed_in_stages_2_and_3_resumes_to_the_bit(
     whole: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def end(*_: object) -> None:
@@ -189,8 +187,8 @@ def test_killed_in_stages_2_and_3_it_goes_on_to_the_bit(
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_proposals_change_nothing_else_of_a_batch(data: Path, training: bool) -> None:
-    """Images, objects and seeds are to the bit those of a loader that is given none, in loader processes too."""
+def test_proposals_change_nothing_else_in_a_batch(data: Path, training: bool) -> None:
+    """Images, objects and seeds are equal to the bit with and without proposals, in loader processes too."""
     settings = settings_of("tiny-fpn", OVERRIDES)
     dataset = open_dataset(data, "train", settings.data)
     stored = ProposalSet([ImageProposals(record.boxes, np.ones(len(record.boxes))) for record in dataset.records], 9)
@@ -209,13 +207,12 @@ def test_proposals_change_nothing_else_of_a_batch(data: Path, training: bool) ->
 
 @pytest.mark.parametrize("training", [True, False])
 def test_stored_proposals_lie_where_the_images_objects_lie(data: Path, tmp_path: Path, training: bool) -> None:
-    """Told that the objects are the proposals, the batches hold the same boxes for both."""
+    """If the objects are the proposals, the batches hold the same boxes for both."""
     settings = override(settings_of("tiny-fpn", OVERRIDES), {"augment": {"vertical_flip": 0.5, "transpose": 0.5}})
     dataset = open_dataset(data, "train", settings.data)
-    given = [ImageProposals(record.boxes, np.linspace(1, 0.5, len(record.boxes))) for record in dataset.records]
-    save_proposals(tmp_path / "train.safetensors", given)
-    given = load_proposals(tmp_path / "train.safetensors")
-    stored = ProposalSet(given, 9)
+    objects = [ImageProposals(record.boxes, np.linspace(1, 0.5, len(record.boxes))) for record in dataset.records]
+    save_proposals(tmp_path / "train.safetensors", objects)
+    stored = ProposalSet(load_proposals(tmp_path / "train.safetensors"), 9)
     loader = Loader(dataset, settings, training=training, batch=4, seed=3, proposals=stored)  # the last is filled up
     seen = 0
     for item in loader.epoch(2):
@@ -229,13 +226,13 @@ def test_stored_proposals_lie_where_the_images_objects_lie(data: Path, tmp_path:
     assert seen > 8
 
 
-def test_in_validation_they_lie_right_at_any_scale(data: Path) -> None:
+def test_stored_proposals_are_scaled_to_the_images_of_validation(data: Path) -> None:
     """A loader may show the images at another scale than the settings', as a pyramid does."""
     settings = settings_of("tiny-fpn", OVERRIDES)
     dataset = open_dataset(data, "val", settings.data)
-    given = [ImageProposals(record.boxes, np.ones(len(record.boxes))) for record in dataset.records]
+    objects = [ImageProposals(record.boxes, np.ones(len(record.boxes))) for record in dataset.records]
     smaller = override(settings, {"preprocess": {"short": 32}})
-    (item,) = Loader(dataset, smaller, training=False, batch=2, seed=0, proposals=ProposalSet(given, 9)).epoch(0)
+    (item,) = Loader(dataset, smaller, training=False, batch=2, seed=0, proposals=ProposalSet(objects, 9)).epoch(0)
     found = item.proposals
     assert found is not None
     for row in range(2):
@@ -244,13 +241,13 @@ def test_in_validation_they_lie_right_at_any_scale(data: Path) -> None:
         )
 
 
-def test_of_more_proposals_than_fit_the_first_are_taken(data: Path) -> None:
+def test_the_first_proposals_are_taken_if_there_are_too_many(data: Path) -> None:
     settings = settings_of("tiny-fpn", OVERRIDES)
     dataset = open_dataset(data, "val", settings.data)
     boxes = np.concatenate((np.zeros((14, 2)), 10 + np.random.default_rng(0).random((14, 2))), axis=1)
     scores = np.linspace(1, 0.5, 14)
-    given = [ImageProposals(boxes[:12], scores[:12]), ImageProposals(boxes[12:], scores[12:])]
-    (item,) = Loader(dataset, settings, training=False, batch=2, seed=0, proposals=ProposalSet(given, 5)).epoch(0)
+    stored = ProposalSet([ImageProposals(boxes[:12], scores[:12]), ImageProposals(boxes[12:], scores[12:])], 5)
+    (item,) = Loader(dataset, settings, training=False, batch=2, seed=0, proposals=stored).epoch(0)
     found = item.proposals
     assert found is not None
     assert found.valid.sum(dim=1).tolist() == [5, 2]

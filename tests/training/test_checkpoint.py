@@ -28,7 +28,7 @@ def new_state(seed: int = 0, kind: str = "sgd", step: int = 1) -> TrainState:
 
 
 @pytest.mark.parametrize("kind", ["sgd", "adamw"])
-def test_training_goes_on_to_the_bit(tmp_path: Path, kind: str) -> None:
+def test_a_restored_training_continues_to_the_bit(tmp_path: Path, kind: str) -> None:
     state = new_state(0, kind)
     trainer = pieces.trainer(state)
     for step in range(3):
@@ -62,7 +62,7 @@ def test_weights_that_are_not_finite_leave_the_last_good_checkpoint(tmp_path: Pa
     assert [path.name for path in tmp_path.iterdir()] == ["step-1.safetensors"]
 
 
-def test_a_damaged_checkpoint_is_said_to_be(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_reported(tmp_path: Path) -> None:
     state = new_state()
     save_checkpoint(tmp_path, state, {})
     path = tmp_path / "step-1.safetensors"

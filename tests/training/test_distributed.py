@@ -18,7 +18,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
 
 
 def uneven(dtype: torch.dtype) -> Item:
-    """Four tiny images, which have few anchors inside and few proposals, then four larger ones without objects."""
+    """Return four tiny images, with few anchors inside and few proposals, then four larger ones without objects."""
     whole = pieces.item(count=8, dtype=dtype)
     whole.batch.sizes[:4] = 20
     whole.targets.boxes[:4] = torch.tensor([3.0, 2, 19, 18], dtype=dtype)
@@ -33,7 +33,7 @@ def counts(model: torch.nn.Module, item: Item) -> dict[str, float]:
 
 
 def worker(folder: Path, meeting: dict[str, str]) -> None:
-    """One of two processes: writes its gradients and its losses of its half of the batch."""
+    """Write the gradients and losses of one of two processes on its half of the batch."""
     os.environ.update(meeting)
     torch.set_num_threads(1)  # a pool of threads does not outlive a fork
     with join_processes("cpu") as pair:
@@ -49,7 +49,7 @@ def worker(folder: Path, meeting: dict[str, str]) -> None:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two gloo processes made of the two halves."""
+    """Return the folder with the results of two gloo processes on the two halves."""
     folder = tmp_path_factory.mktemp("processes")
     with socket.create_server(("localhost", 0)) as server:
         port = str(server.getsockname()[1])
@@ -75,7 +75,7 @@ def test_two_processes_have_the_gradients_of_one_with_both_halves(folder: Path, 
         assert shared == pytest.approx(losses, rel=TOLERANCE[dtype])
 
 
-def test_averaging_the_losses_of_the_halves_would_not_do() -> None:
+def test_averaging_the_losses_of_the_halves_gives_other_gradients() -> None:
     model = tiny.model(CHANGES).double()
     whole = uneven(torch.float64)
     halves = [pieces.part(whole, slice(0, 4)), pieces.part(whole, slice(4, 8))]
@@ -87,7 +87,7 @@ def test_averaging_the_losses_of_the_halves_would_not_do() -> None:
     assert few["roi_class"] != many["roi_class"]
 
 
-def test_strides_of_axes_of_length_1_are_the_parameters_and_others_are_left() -> None:
+def test_only_strides_of_axes_of_length_1_are_changed() -> None:
     kernel = torch.randn(12, 16, 1, 1)
     found = with_strides((16, 1, 16, 16), kernel)
     assert found.stride() == (16, 1, 16, 16)

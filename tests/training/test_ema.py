@@ -11,7 +11,7 @@ def model() -> nn.Module:
     return nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2))
 
 
-def test_decay_starts_low_and_ends_where_it_was_asked_to() -> None:
+def test_decay_starts_low_and_rises_to_the_setting() -> None:
     layer = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(layer.weight)
     ema = EMA(layer, 0.5)
@@ -33,7 +33,7 @@ def test_running_statistics_are_averaged_and_counters_copied() -> None:
     assert ema.shadow["1.num_batches_tracked"].item() == 1
 
 
-def test_applied_lends_the_average_and_gives_back_every_bit() -> None:
+def test_applied_restores_the_weights_to_the_bit() -> None:
     net = model()
     ema = EMA(net, 0.9)
     nn.init.normal_(net[0].weight)
@@ -43,7 +43,7 @@ def test_applied_lends_the_average_and_gives_back_every_bit() -> None:
     assert_equal(net.state_dict(), own)
 
 
-def test_memory_format_of_the_model_survives() -> None:
+def test_the_memory_format_of_the_model_is_kept() -> None:
     net = nn.Conv2d(4, 4, 3).to(memory_format=torch.channels_last)
     with EMA(net, 0.9).applied():
         assert net.weight.is_contiguous(memory_format=torch.channels_last)

@@ -14,7 +14,7 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path, "try")
 
 
-def test_there_is_nothing_to_go_on_with_before_the_first_checkpoint(folder: RunFolder) -> None:
+def test_an_interrupted_run_can_be_resumed_from_its_first_checkpoint_on(folder: RunFolder) -> None:
     with pytest.raises(Interrupted, match="before the first step: start again"), explained(folder):
         raise KeyboardInterrupt
     (folder.checkpoints / "step-0.safetensors").touch()
@@ -22,7 +22,7 @@ def test_there_is_nothing_to_go_on_with_before_the_first_checkpoint(folder: RunF
         raise KeyboardInterrupt
 
 
-def test_a_full_disk_says_what_is_left(folder: RunFolder) -> None:
+def test_the_error_of_a_full_disk_says_how_to_resume(folder: RunFolder) -> None:
     with (
         pytest.raises(TrainingError, match=r"try-1: full\. Nothing is lost: free space first\. Start again"),
         explained(folder),

@@ -1,4 +1,4 @@
-"""Every preset, and a network of timm, goes through a whole training: data, steps, average, validation, weights."""
+"""A training of every preset, and of a network of timm: data, steps, average, validation, weights."""
 
 from pathlib import Path
 
@@ -41,4 +41,4 @@ def test_it_is_trained_and_predicts(data: Path, tmp_path: Path, monkeypatch: pyt
     assert run.detector.settings.model.preset == model
     run.detector.predict(next(data.rglob("*.jpg")), score=0.0)
     for path in (run.best, run.last):
-        path.unlink()  # pytest would keep them
+        path.unlink()  # pytest keeps the files of a test

@@ -1,4 +1,4 @@
-"""Fast R-CNN trained on proposals from elsewhere, and the RPN trained alone."""
+"""Fast R-CNN trained on external proposals."""
 
 import json
 from pathlib import Path
@@ -42,7 +42,7 @@ def whole(data: Path, file: Path, tmp_path_factory: pytest.TempPathFactory) -> R
     return train(data, overrides=overrides, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 
-def test_it_learns_on_the_given_boxes(whole: Run) -> None:
+def test_it_learns_from_the_given_proposals(whole: Run) -> None:
     assert {"train_roi_class", "train_roi_box", "val_roi_class", "ap"} <= whole.rows[0].keys()
     assert not any("rpn" in key for key in whole.rows[0])
     # The objects are among the best 8 proposals of every image, so their recall is full.
@@ -51,20 +51,20 @@ def test_it_learns_on_the_given_boxes(whole: Run) -> None:
     assert whole.rows[1]["train_loss"] < whole.rows[0]["train_loss"]
 
 
-def test_the_run_keeps_the_proposals_cut_to_their_numbers(whole: Run, data: Path, file: Path) -> None:
+def test_the_run_stores_the_best_proposals_of_each_list(whole: Run, data: Path, file: Path) -> None:
     splits = open_splits(data, settings_of("tiny-fpn").data)
     records = [record for split in splits for record in split.records]
     expected = iter(read_proposals(file, records))
     for name, count, split in (("train", 12, splits[0]), ("val", 8, splits[1])):
         found = load_proposals(whole.folder / "proposals" / f"{name}.safetensors")
         assert len(found) == len(split)
-        for given in found:
-            wanted = next(expected)
-            np.testing.assert_allclose(given.boxes, wanted.boxes[:count], rtol=1e-6)
-            np.testing.assert_allclose(given.scores, wanted.scores[:count], rtol=1e-6)
+        for stored in found:
+            original = next(expected)
+            np.testing.assert_allclose(stored.boxes, original.boxes[:count], rtol=1e-6)
+            np.testing.assert_allclose(stored.scores, original.scores[:count], rtol=1e-6)
 
 
-def test_the_rpn_is_left_as_it_started(data: Path, file: Path, tmp_path: Path) -> None:
+def test_the_rpn_keeps_its_initial_weights(data: Path, file: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {**OPTIONS, "epochs": 1, "overrides": [*OVERRIDES, f"train.proposals={file}"]}
     first = train(data, runs=tmp_path, **options)
     again = train(data, runs=tmp_path, init=str(first.last), **options)
@@ -74,11 +74,11 @@ def test_the_rpn_is_left_as_it_started(data: Path, file: Path, tmp_path: Path) -
     assert any(name.startswith("rpn.") for name in after)
 
 
-def test_the_weights_hold_no_folder_of_the_proposals(whole: Run) -> None:
+def test_the_weights_store_the_name_of_the_proposals_without_its_folder(whole: Run) -> None:
     assert read_detector(whole.best)[1].settings.train.proposals == "given.json"
 
 
-def test_killed_it_goes_on_to_the_bit_without_the_file(
+def test_a_killed_run_resumes_to_the_bit_without_the_file(
     whole: Run, data: Path, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = tmp_path / "given.json"
@@ -93,14 +93,14 @@ def test_killed_it_goes_on_to_the_bit_without_the_file(
     assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
 
 
-def test_faults_of_the_proposals_are_all_told_before_there_is_a_run(data: Path, file: Path, tmp_path: Path) -> None:
-    given = json.loads(file.read_text())
-    first, second, *_ = given
-    given[first][3][2] = 97.5
-    given[second][1][0] = float("nan")
-    given["images/train/nobody.jpg"] = [[0, 0, 5, 5]]
+def test_all_faults_of_the_proposals_are_reported_before_the_run_starts(data: Path, file: Path, tmp_path: Path) -> None:
+    proposals = json.loads(file.read_text())
+    first, second, *_ = proposals
+    proposals[first][3][2] = 97.5
+    proposals[second][1][0] = float("nan")
+    proposals["images/train/nobody.jpg"] = [[0, 0, 5, 5]]
     bad = tmp_path / "bad.json"
-    bad.write_text(json.dumps(given))
+    bad.write_text(json.dumps(proposals))
     with pytest.raises(DataError) as error:
         train(data, overrides=[*OVERRIDES, f"train.proposals={bad}"], runs=tmp_path / "runs", **OPTIONS)
     lines = str(error.value).splitlines()
@@ -113,7 +113,7 @@ def test_faults_of_the_proposals_are_all_told_before_there_is_a_run(data: Path, 
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         (["train.scheme=fast-rcnn"], "train.scheme=fast-rcnn needs train.proposals"),
         (["train.proposals=x.json"], "only train.scheme=fast-rcnn reads train.proposals=x.json"),
@@ -123,13 +123,13 @@ def test_faults_of_the_proposals_are_all_told_before_there_is_a_run(data: Path, 
         ([*WINDOWS, "train.tile=64"], "works on proposals of whole images, not of windows"),
     ],
 )
-def test_settings_that_do_not_go_together(settings: list[str], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_contradicting_settings_are_refused(settings: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         choose_settings("x", None, "tiny-fpn", settings, {})
 
 
 def test_processes_share_a_search(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each searches its images, waits, and reads what all have found."""
+    """Each process searches its share of the images, waits for the others, and reads all results."""
     settings, searched = settings_of("tiny-fpn"), []
     dataset, _ = open_splits(data, settings.data)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -140,11 +140,11 @@ def test_processes_share_a_search(data: Path, tmp_path: Path, monkeypatch: pytes
 
     class Third(Distributed):
         def gather(self, thing: Any) -> list[Any]:
-            assert len(searched) == 2  # the images 2 and 5 of 6; now the others' are found
+            assert len(searched) == 2  # images 2 and 5 of 6; now the other processes search theirs
             list(search_files([record.path for record in dataset.records], "selective-search", settings.data))
             return [thing] * self.world
 
     monkeypatch.setattr("rcnn.data.proposals.search.selective_search", search)
-    given = shared_proposals("selective-search", dataset, settings, Third(torch.device("cpu"), 2, 3))
-    assert len(given) == len(dataset) == len(searched) == 6
-    assert {int(given[2].boxes[0, 3]), int(given[5].boxes[0, 3])} == {1, 2}
+    proposals = shared_proposals("selective-search", dataset, settings, Third(torch.device("cpu"), 2, 3))
+    assert len(proposals) == len(dataset) == len(searched) == 6
+    assert {int(proposals[2].boxes[0, 3]), int(proposals[5].boxes[0, 3])} == {1, 2}

@@ -1,4 +1,4 @@
-"""A run that starts from a detector has its network, preprocessing and weights, and the classes of the data."""
+"""Fine-tuning uses the network, preprocessing and weights of a detector, and the classes of the data."""
 
 from pathlib import Path
 
@@ -28,7 +28,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_the_network_is_the_detectors_and_the_rest_is_chosen_for_fine_tuning(run: Path) -> None:
+def test_fine_tuning_keeps_the_network_and_has_its_own_schedule(run: Path) -> None:
     settings, theirs = fine_tuning_settings(run), Detector.load(run / "weights/best.safetensors").settings
     recipe = {"model": {"norm": "frozen", "frozen_stages": 2}}
     for section in DETECTOR_SECTIONS:
@@ -39,7 +39,7 @@ def test_the_network_is_the_detectors_and_the_rest_is_chosen_for_fine_tuning(run
     assert (changed.train.lr, changed.train.epochs, changed.preprocess.short) == (0.01, 3, 96)
 
 
-def test_weights_are_kept_and_classes_are_those_of_the_data(run: Path) -> None:
+def test_fine_tuning_keeps_the_weights_and_takes_the_classes_of_the_data(run: Path) -> None:
     start = initialise(fine_tuning_settings(run), ("dog", "bird", "fish"))
     theirs = Detector.load(run / "weights/best.safetensors").model.state_dict()
     ours = start.model.state_dict()
@@ -56,7 +56,7 @@ def test_images_of_other_channels_adapt_the_first_convolution(run: Path) -> None
     assert first.shape[1] == 1
 
 
-def test_torchvisions_detectors_are_taken_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_torchvisions_detectors_are_fine_tuned_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = fasterrcnn_mobilenet_v3_large_320_fpn(weights=None, weights_backbone=None)
     torch.save(model.state_dict(), tmp_path / "theirs.pth")
     monkeypatch.setattr(open_model, "fetch", lambda _: tmp_path / "theirs.pth")
@@ -70,7 +70,7 @@ def test_torchvisions_detectors_are_taken_by_name(tmp_path: Path, monkeypatch: p
     assert all(torch.equal(ours[key], theirs[key]) for key in same)
 
 
-def test_a_backbone_is_no_detector(tmp_path: Path) -> None:
+def test_a_backbone_cannot_be_fine_tuned_as_a_detector(tmp_path: Path) -> None:
     torch.save({"conv1.weight": torch.zeros(1)}, tmp_path / "backbone.pth")
     with pytest.raises(WeightsError, match=r"backbone\.pth"):
         fine_tuning_settings(tmp_path / "backbone.pth")

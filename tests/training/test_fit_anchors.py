@@ -1,4 +1,4 @@
-"""Whether anchors meet the objects is said when a run starts, and `anchors.fit=auto` fits them where that helps."""
+"""Messages about anchors that miss objects when a run starts, and anchors fitted with `anchors.fit=auto`."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ AUTO = {"anchors": {"fit": "auto"}}
 
 
 def dataset(width: float, height: float, count: int = 60, images: int = 10) -> Dataset:
-    """Images of 448 x 448, which keep their size, with objects of one size."""
+    """Return images of 448 x 448, which are not resized, with objects of one size."""
     rng = np.random.default_rng(0)
     records = []
     for index in range(images):
@@ -32,43 +32,43 @@ def settings(**train: object) -> Settings:
     return settings_of("mobilenet-fpn", {"train": {"init": "none", **train}})
 
 
-def test_objects_that_fitted_anchors_would_meet_are_said_with_the_line_to_paste() -> None:
+def test_fitted_anchors_that_raise_recall_are_suggested_as_settings() -> None:
     same, (note,) = settle_anchors(settings(), dataset(18, 18))
     assert same == settings()
     assert note.startswith("100% of the objects have no anchor of IoU 0.5 or more. Fitted anchors would raise")
     words = note.rsplit(": ", 1)[1].split()
-    fitted, (told,) = settle_anchors(override(settings(), AUTO), dataset(18, 18))
+    fitted, (fitting_note,) = settle_anchors(override(settings(), AUTO), dataset(18, 18))
     assert override(settings(), words) == fitted
     assert fitted.anchors.fit == "off"
-    assert "raise recall at IoU 0.5 from 0.00 to 0.98" in told
+    assert "raise recall at IoU 0.5 from 0.00 to 0.98" in fitting_note
 
 
-def test_objects_that_no_anchors_would_meet_are_said_by_their_size() -> None:
+def test_objects_too_small_for_any_anchors_are_reported_by_size() -> None:
     _, (note,) = settle_anchors(settings(), dataset(2, 2))
     assert "and fitted anchors would change little. 60 of these 60 objects have a side of < 16 pixels" in note
-    kept, (told,) = settle_anchors(override(settings(), AUTO), dataset(2, 2))
-    assert kept == settings()
-    assert "the anchors are kept: recall at IoU 0.5 is 0.00, and fitted ones would hardly raise it" in told
+    unchanged, (fitting_note,) = settle_anchors(override(settings(), AUTO), dataset(2, 2))
+    assert unchanged == settings()
+    assert "the anchors are kept: recall at IoU 0.5 is 0.00, and fitted ones would hardly raise it" in fitting_note
 
 
 @pytest.mark.parametrize("data", [dataset(32, 32), dataset(18, 18, count=5, images=5), dataset(9, 9, 0)])
-def test_where_the_anchors_are_good_or_objects_are_few_nothing_is_said(data: Dataset) -> None:
+def test_nothing_is_reported_if_the_anchors_are_good_or_objects_are_few(data: Dataset) -> None:
     assert settle_anchors(settings(), data) == (settings(), ())
 
 
-def test_five_objects_are_too_few_to_fit_to() -> None:
+def test_no_anchors_are_fitted_to_five_objects() -> None:
     note = "anchors.fit=auto: 5 objects are too few to fit anchors to (fewer than 50)"
     assert settle_anchors(override(settings(), AUTO), dataset(18, 18, 5, 5)) == (settings(), (note,))
 
 
-def test_the_anchors_of_a_detector_stay() -> None:
+def test_a_run_that_starts_from_a_detector_keeps_its_anchors() -> None:
     start = settings(init="blood-cells")
     assert settle_anchors(start, dataset(18, 18)) == (start, ())
     note = "anchors.fit=auto: the run starts from a detector and keeps its anchors"
     assert settle_anchors(override(start, AUTO), dataset(18, 18)) == (start, (note,))
 
 
-def test_fitted_anchors_are_those_of_the_model_and_no_random_number_is_drawn_for_them(tmp_path: Path) -> None:
+def test_fitting_anchors_changes_the_model_but_draws_no_random_number(tmp_path: Path) -> None:
     torch.manual_seed(3)
     before = torch.get_rng_state()
     settle_anchors(override(settings(), AUTO), dataset(18, 18))

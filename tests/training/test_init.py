@@ -9,7 +9,6 @@ from rcnn.config import Settings, override
 from rcnn.detector import Detector
 from rcnn.errors import UnavailableError, WeightsError
 from rcnn.presets import PRESETS, build, settings_of
-from rcnn.training import init
 from rcnn.training.init import initialise
 from rcnn.weights.file import save_weights
 from rcnn.weights.packaged import PACKAGED, packaged_path
@@ -44,7 +43,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise UnavailableError("no network here. Put the file there.")
 
-    monkeypatch.setattr(init, "load_backbone", refuse)
+    monkeypatch.setattr("rcnn.training.init.load_backbone", refuse)
 
 
 @pytest.mark.usefixtures("offline")
@@ -64,7 +63,7 @@ def test_without_imagenet_a_packaged_detector_of_the_same_backbone_is_the_start(
 
 @pytest.mark.usefixtures("offline")
 @pytest.mark.parametrize("case", ["not there", "another backbone"])
-def test_without_imagenet_and_a_packaged_detector_that_fits_it_goes_on_without(
+def test_random_weights_are_used_without_imagenet_and_a_fitting_packaged_detector(
     detector: Path, monkeypatch: pytest.MonkeyPatch, case: str
 ) -> None:
     monkeypatch.setitem(PACKAGED, "blood-cells", Path("nowhere.safetensors") if case == "not there" else detector)
@@ -91,7 +90,7 @@ def test_offline_every_preset_of_its_backbone_starts_from_the_shipped_detector(
         assert torch.equal(rows[0][0], rows[1][1])  # RBC's
 
 
-def test_offline_a_preset_of_another_backbone_starts_from_nothing(
+def test_offline_a_preset_of_another_backbone_starts_from_random_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RCNN_OFFLINE", "1")
@@ -101,7 +100,7 @@ def test_offline_a_preset_of_another_backbone_starts_from_nothing(
 
 
 @pytest.mark.parametrize("packaged", [True, False])
-def test_a_detector_of_the_same_classes_is_taken_whole(
+def test_all_weights_of_a_detector_of_the_same_classes_are_used(
     detector: Path, monkeypatch: pytest.MonkeyPatch, packaged: bool
 ) -> None:
     monkeypatch.setitem(PACKAGED, "blood-cells", detector)
@@ -136,7 +135,7 @@ def test_a_detector_of_another_backbone_is_refused(detector: Path) -> None:
         initialise(other, ("cat", "dog"))
 
 
-def test_a_packaged_detector_that_is_not_there_is_said_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_packaged_detector_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PACKAGED, "blood-cells", Path("nowhere.safetensors"))
     with pytest.raises(
         WeightsError, match=r"`blood-cells` is not in this installation: nowhere\.safetensors is missing"
@@ -153,7 +152,7 @@ def test_a_backbone_in_torchvisions_names(tmp_path: Path) -> None:
     assert "tensors of the backbone from" in start.notes[0]
 
 
-def test_a_checkpoint_is_no_start_but_says_how_to_go_on(tmp_path: Path) -> None:
+def test_a_checkpoint_is_refused_as_initial_weights_with_the_command_to_resume(tmp_path: Path) -> None:
     (tmp_path / "exp-1" / "checkpoints").mkdir(parents=True)
     path = tmp_path / "exp-1" / "checkpoints" / "step-3.safetensors"
     save_weights(path, {"model/x": torch.zeros(1)}, {"kind": "checkpoint"})

@@ -1,4 +1,4 @@
-"""The paper's recipe for VOC 2007: trained on trainval, scored on test, and nothing is chosen by the scores."""
+"""The paper's recipe for VOC 2007: train on trainval, score on test, and choose nothing by the scores."""
 
 import csv
 from collections.abc import Iterator, Sequence
@@ -34,7 +34,7 @@ OPTIONS: dict[str, Any] = {"model": "tiny-fpn", "epochs": 3, "batch": 2, "init":
 
 
 def voc(root: Path, test: Sequence[str]) -> Path:
-    """A folder like VOC 2007's, with the lists train, val, trainval and test."""
+    """Write a folder like VOC 2007, with the lists train, val, trainval and test."""
     corners = [(3, 4, 30, 32), (20, 8, 55, 36), (5, 5, 50, 20), (30, 2, 58, 38), (8, 6, 40, 30), (2, 10, 25, 38)]
     images = {stem: [("cat" if stem in "ace" else "dog", box)] for stem, box in zip("abcdef", corners, strict=True)}
     lists = {"train": ["a", "b"], "val": ["c", "d"], "trainval": ["a", "b", "c", "d"], "test": test}
@@ -43,7 +43,7 @@ def voc(root: Path, test: Sequence[str]) -> Path:
 
 @contextmanager
 def worse_and_worse() -> Iterator[None]:
-    """The validations of a training score less and less: AP 1, 1/2, 1/3, ...."""
+    """Make the scores of a training fall: AP 1, 1/2, 1/3, ...."""
     scored = 0
 
     def score(*arguments: Any, **options: Any) -> Metrics:
@@ -129,7 +129,7 @@ def test_a_resumed_run_ends_with_the_same_weights_and_rows(whole: Run, data: Pat
     assert run.best == run.last
 
 
-def test_every_stage_of_the_alternating_scheme_hands_on_its_last_weights(data: Path, tmp_path: Path) -> None:
+def test_later_stages_of_the_alternating_scheme_start_from_the_last_weights(data: Path, tmp_path: Path) -> None:
     with worse_and_worse():
         run = train(data, overrides=[*RECIPE, "train.scheme=alternating"], runs=tmp_path, **{**OPTIONS, "epochs": 2})
     files = {str(path.relative_to(run.folder)) for path in run.folder.rglob("*.safetensors")}

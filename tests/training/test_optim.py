@@ -8,7 +8,7 @@ from rcnn.config import Train
 from rcnn.training.optim import build_optimizer, learning_rate, lr_factor
 
 
-def test_cosine_falls_from_one_to_almost_nothing() -> None:
+def test_cosine_falls_from_one_to_almost_zero() -> None:
     course = Train(schedule="cosine", warmup=0)
     factors = [lr_factor(step, 100, course) for step in range(100)]
     assert factors[0] == 1

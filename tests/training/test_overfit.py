@@ -17,7 +17,7 @@ from tests.training.pieces import OPTIONS, assert_same
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 BOXES = {"disc": (8, 10, 48, 44), "square": (52, 40, 88, 84)}
 STEPS = 26
-"""Of an epoch; every thirteenth image has no object."""
+"""Steps per epoch; every thirteenth image has no object."""
 OVERRIDES = [
     *("preprocess.short=96", "preprocess.long=96", "model.channels=32", "roi.hidden=64", "roi.canonical_size=32"),
     *("rpn.samples=64", "rpn.post_train=64", "rpn.post_test=32", "rpn.nms=0.8"),
@@ -28,10 +28,10 @@ OVERRIDES = [
 
 
 def one_picture(folder: Path, side: int, boxes: dict[str, tuple[int, int, int, int]], steps: int) -> Path:
-    """The same picture many times to train on, so that an epoch has many steps, and once to validate; and empty ones.
+    """Write a data set of one picture, `steps` times for training, so that an epoch has many steps.
 
-    The first of two objects is a red disc, the second a blue rectangle; every thirteenth image has neither, but a green
-    patch that nobody labelled, so that its batch norms see numbers like the others'.
+    The first object is a red disc, the second a blue rectangle. Every thirteenth image has no object but an unlabelled
+    green patch, which gives batch norms numbers like those of the other images. One image of each kind validates.
     """
     empty, picture = (Image.new("RGB", (side, side), (90, 90, 90)) for _ in range(2))
     ImageDraw.Draw(empty).rectangle((side // 4, side // 4, 3 * side // 4, 3 * side // 4), fill=(60, 200, 60))
@@ -44,10 +44,10 @@ def one_picture(folder: Path, side: int, boxes: dict[str, tuple[int, int, int, i
     for split, without in (("train", [i % 13 == 12 for i in range(steps)]), ("val", [False, True])):
         (folder / "images" / split).mkdir(parents=True)
         document: dict[str, Any] = {"images": [], "annotations": [], "categories": categories}
-        for image, nothing in enumerate(without):
-            (empty if nothing else picture).save(folder / "images" / split / f"{image}.png")
+        for image, is_empty in enumerate(without):
+            (empty if is_empty else picture).save(folder / "images" / split / f"{image}.png")
             document["images"].append({"id": image, "file_name": f"{image}.png", "height": side, "width": side})
-            for category, (x1, y1, x2, y2) in enumerate([] if nothing else boxes.values()):
+            for category, (x1, y1, x2, y2) in enumerate([] if is_empty else boxes.values()):
                 box = {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": (x2 - x1) * (y2 - y1), "iscrowd": 0}
                 number = len(document["annotations"])
                 document["annotations"].append({"id": number, "image_id": image, "category_id": category + 1, **box})
@@ -61,10 +61,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def keep_a_copy(monkeypatch: pytest.MonkeyPatch, step: int, copy: Path) -> None:
-    """Have runs save their state after a step of their last stage, and copy the first's folder then, as if killed."""
+    """Make runs save a checkpoint after a step of the last stage, and copy the folder of the first run then."""
 
     def link_weights(source: str, target: str) -> None:
-        """Weights are replaced, never written into, so that a second name for the file will do."""
+        """Link weights instead of copying them: runs replace these files, and never write into them."""
         (os.link if source.endswith(".safetensors") else shutil.copy2)(source, target)
 
     def late(trainer: Trainer) -> bool:
@@ -99,11 +99,11 @@ def learn(data: Path, runs: Path, saved: int, monkeypatch: pytest.MonkeyPatch, *
 def test_one_image_is_learnt_to_an_ap_of_1(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: list[str], epochs: int
 ) -> None:
-    given = tmp_path / "given.json"  # the objects, moved a little
+    proposals = tmp_path / "given.json"  # the objects, slightly shifted
     boxes = [[x + 4, y - 3, X + 4, Y - 3] for x, y, X, Y in BOXES.values()]
     names = [*(f"images/train/{i}.png" for i in range(STEPS)), "images/val/0.png", "images/val/1.png"]
-    given.write_text(json.dumps(dict.fromkeys(names, boxes)))
-    changes = [change.replace("GIVEN", str(given)) for change in scheme[1:]]
+    proposals.write_text(json.dumps(dict.fromkeys(names, boxes)))
+    changes = [change.replace("GIVEN", str(proposals)) for change in scheme[1:]]
     overrides = [*OVERRIDES, f"train.scheme={scheme[0]}", *changes, f"val.every={epochs}"]
     learn(data, tmp_path, epochs * STEPS - 6, monkeypatch, overrides=overrides, epochs=epochs, lr=0.03)
 
@@ -120,8 +120,8 @@ def test_a_one_stage_detector_learns_one_image(
     overrides = [*OVERRIDES, "rpn.classify=classes", "roi.head=none", *ious, *settings, f"val.every={epochs}"]
     run = learn(data, tmp_path, epochs * 5 - 3, monkeypatch, overrides=overrides, epochs=epochs, lr=0.03)
     assert run.rows[-1]["train_rpn_class"] < 0.1 * run.rows[0]["train_rpn_class"]
-    (found, nothing) = run.metrics.predictions
+    (found, of_empty) = run.metrics.predictions
     assert (found.scores[:2] > 0.5).all()
     if loss == "focal":  # trains every anchor; cross-entropy those that are drawn, and may miss a background
         assert not (found.scores[2:] > 0.5).any()
-    assert not (nothing.scores > 0.5).any()
+    assert not (of_empty.scores > 0.5).any()

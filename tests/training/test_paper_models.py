@@ -1,12 +1,12 @@
-"""Both networks of the paper learn one image by heart, and go on to the bit where they were stopped.
+"""Both networks of the paper learn one image by heart, and killed runs resume to the bit.
 
-Every layer is as it ships, but one pair: the two hidden layers of the second stage have 512 numbers here, not 4096,
-which would be nine tenths of all weights and most of the time.
+All layers have their original sizes, except that the two hidden layers of the second stage have 512 numbers instead of
+4096, which would be nine tenths of all weights and take most of the time.
 
-RoI max pooling does not see a box move by less than a cell of 16 pixels, so that AP at IoU 0.95 needs proposals that
-are right to the pixel. AdamW and heavy boxes get there in few steps; the paper's SGD would take more than a test may.
-The steps are twice those that some seeds need: then boxes have an IoU above 0.97 and scores above 0.7 with every seed
-that was tried, so that the result does not depend on how a CPU rounds.
+RoI max pooling does not notice if a box moves by less than a cell of 16 pixels, so AP at IoU 0.95 needs proposals that
+are exact to the pixel. AdamW with a large weight of the boxes reaches this in few steps; the paper's SGD would take too
+long for a test. The number of steps is twice what some seeds need: boxes then have an IoU above 0.97 and scores above
+0.7 with every seed that was tried, so the result does not depend on how a CPU rounds.
 """
 
 from pathlib import Path
@@ -19,7 +19,7 @@ from tests.training.test_overfit import learn, one_picture
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 BOXES = {"disc": (16, 16, 64, 64), "square": (64, 48, 112, 96)}
-"""Where two anchors lie, so that few steps will do."""
+"""Two objects that coincide with anchors, so that few steps are enough."""
 OVERRIDES = [
     *("preprocess.short=112", "preprocess.long=112", "preprocess.mean=[0.353]"),
     *("anchors.sizes=[[48,96,144]]", "rpn.samples=8", "rpn.nms=0.45"),

@@ -1,4 +1,4 @@
-"""What a run's recorders are told, also of one that is resumed, and what becomes of one that fails."""
+"""The numbers that recorders of new and resumed runs receive, and recorders that fail."""
 
 import json
 from pathlib import Path
@@ -13,17 +13,17 @@ from tests.training.test_train import OVERRIDES
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 STEPS = 3
-"""Of an epoch."""
+"""Steps per epoch."""
 
 
 class Broken(Keeper):
-    """Fails in one of its calls."""
+    """Fails in one of its methods."""
 
     def __init__(self, call: str) -> None:
         super().__init__()
 
         def fail(fact: object) -> None:
-            self.told.append((call, fact))
+            self.received.append((call, fact))
             raise ZeroDivisionError(f"no {call}")
 
         setattr(self, call, fail)
@@ -40,17 +40,17 @@ def whole(data: Path, pair: tuple[Keeper, Keeper], tmp_path_factory: pytest.Temp
     return train(data, overrides=OVERRIDES, runs=tmp_path_factory.mktemp("whole"), recorders=pair, **OPTIONS)
 
 
-def test_every_recorder_is_told_the_same(whole: Run, pair: tuple[Keeper, Keeper]) -> None:
+def test_all_recorders_receive_the_same_numbers(whole: Run, pair: tuple[Keeper, Keeper]) -> None:
     first, second = pair
-    assert first.told == second.told
+    assert first.received == second.received
     assert first.calls == ["start", *(["step"] * STEPS + ["epoch"]) * 2, "end"]
-    assert [row for name, row in first.told if name == "epoch"] == whole.rows
+    assert [row for name, row in first.received if name == "epoch"] == whole.rows
     lines = (whole.folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == whole.rows
 
 
-def test_they_get_plain_numbers(whole: Run, pair: tuple[Keeper, Keeper]) -> None:
-    start, *numbers = [fact for _, fact in pair[0].told]
+def test_recorders_receive_plain_numbers(whole: Run, pair: tuple[Keeper, Keeper]) -> None:
+    start, *numbers = [fact for _, fact in pair[0].received]
     assert json.loads(json.dumps(start.settings))["train"]["epochs"] == 2
     facts = {"names": whole.detector.names, "images": (6, 2), "epochs": 2, "steps": 2 * STEPS}
     assert start._replace(settings={}) == about(whole.folder, best=("ap",), **facts)
@@ -66,7 +66,7 @@ def test_they_get_plain_numbers(whole: Run, pair: tuple[Keeper, Keeper]) -> None
     assert pair[0].of("end")[0]["ap"] == whole.metrics.ap == max(row["ap"] for row in whole.rows)
 
 
-def test_of_a_resumed_run_they_hear_the_rest(
+def test_recorders_of_a_resumed_run_receive_the_rest(
     whole: Run, pair: tuple[Keeper, Keeper], data: Path, tmp_path: Path
 ) -> None:
     """Broken off in the second epoch, two steps after the first; the table forgets what came after the checkpoint."""
@@ -81,7 +81,7 @@ def test_of_a_resumed_run_they_hear_the_rest(
     (folder / "results.csv").write_text("epoch\n1\n2\n")
     run = train(resume=folder, quiet=True, recorders=[after])
     assert_same(run, whole)
-    start = after.told[0][1]
+    start = after.received[0][1]
     assert (start.stage, start.step, len(start.rows)) == (1, STEPS + 1, 1)
     assert [{k: v for k, v in row.items() if k not in TIMES} for row in start.rows] == pair[0].of("epoch")[:1]
     assert [*before.of("step")[:-1], *after.of("step")] == pair[0].of("step")
@@ -90,19 +90,19 @@ def test_of_a_resumed_run_they_hear_the_rest(
     assert len((folder / "results.csv").read_text().splitlines()) == 3
 
 
-def test_one_that_fails_is_named_once_and_the_run_ends_well(whole: Run, data: Path, tmp_path: Path) -> None:
-    broken, kept = [Broken(call) for call in ("start", "step", "epoch", "end")], Keeper()
-    run = train(data, overrides=OVERRIDES, runs=tmp_path, recorders=[*broken, kept], **OPTIONS)
+def test_a_recorder_that_fails_is_reported_once_and_the_run_completes(whole: Run, data: Path, tmp_path: Path) -> None:
+    broken, keeper = [Broken(call) for call in ("start", "step", "epoch", "end")], Keeper()
+    run = train(data, overrides=OVERRIDES, runs=tmp_path, recorders=[*broken, keeper], **OPTIONS)
     assert_same(run, whole)
-    assert [len(one.told) for one in broken] == [1, 2, 1 + STEPS + 1, len(kept.told)]
-    assert kept.calls == ["start", *(["step"] * STEPS + ["epoch"]) * 2, "end"]
+    assert [len(one.received) for one in broken] == [1, 2, 1 + STEPS + 1, len(keeper.received)]
+    assert keeper.calls == ["start", *(["step"] * STEPS + ["epoch"]) * 2, "end"]
     log = (run.folder / "log.txt").read_text()
     for call in ("start", "step", "epoch", "end"):
         message = f"the recorder Broken failed in `{call}` and is not called again: ZeroDivisionError: no {call}"
         assert log.count(message) == 1
 
 
-def test_one_of_the_run_folders_that_fails_leaves_the_others(
+def test_the_others_continue_if_a_recorder_of_the_run_folder_fails(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object) -> None:
@@ -114,13 +114,13 @@ def test_one_of_the_run_folders_that_fails_leaves_the_others(
     assert len(run.rows) == len((run.folder / "metrics.jsonl").read_text().splitlines()) == 2
 
 
-def test_what_one_does_to_its_row_the_next_does_not_see(tmp_path: Path) -> None:
+def test_each_recorder_receives_a_copy_of_the_row(tmp_path: Path) -> None:
     class Greedy(Recorder):
         def epoch(self, row: Row) -> None:
             row.clear()  # type: ignore[attr-defined]
 
-    kept = Keeper()
-    recorders = Recorders([Greedy(), kept], print)
+    keeper = Keeper()
+    recorders = Recorders([Greedy(), keeper], print)
     with recorders.running(about(tmp_path)):
         recorders.epoch({"ap": 0.5})
-    assert kept.of("epoch") == [{"ap": 0.5}]
+    assert keeper.of("epoch") == [{"ap": 0.5}]

@@ -1,4 +1,4 @@
-"""A killed run goes on to the bit also with accumulated batches, hard examples and an early end."""
+"""Killed runs resume to the bit, also with accumulated batches, hard examples and an early end."""
 
 from pathlib import Path
 
@@ -15,14 +15,14 @@ OVERRIDES = [
 ]
 EPOCHS = 6
 STEPS = 2
-"""Of an epoch of three batches, the second of one batch alone."""
+"""Steps per epoch of three batches; the second step has one batch."""
 
 
 @pytest.mark.parametrize("step", [1, STEPS + 1])
-def test_it_ends_as_if_it_had_not_been_stopped(
+def test_a_resumed_run_ends_like_an_uninterrupted_one(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int
 ) -> None:
-    """Stopped within the first epoch, and within the second, which is the last where AP does not rise."""
+    """Killed in the first epoch, or in the second, which is the last one if AP does not rise."""
     keep_a_copy(monkeypatch, step, tmp_path / "copy")
     run = train(data, overrides=OVERRIDES, runs=tmp_path, **{**OPTIONS, "epochs": EPOCHS})
     assert 2 <= len(run.rows) < EPOCHS

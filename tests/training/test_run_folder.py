@@ -17,12 +17,12 @@ from tests.training.pieces import about
 
 
 def dataset(root: Path, *names: str) -> Dataset:
-    nothing = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool)
-    records = tuple(Record(root / name, name, name, (4, 4), *nothing) for name in names)
+    no_objects = np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool)
+    records = tuple(Record(root / name, name, name, (4, 4), *no_objects) for name in names)
     return Dataset(root, "voc", "train", ("a",), (1,), records, (Fault("x.xml:3", "a box of no size", "mendable"),))
 
 
-def test_numbers_go_up_and_gaps_stay(tmp_path: Path) -> None:
+def test_run_folders_are_numbered_above_the_highest(tmp_path: Path) -> None:
     for name in ("exp-1", "exp-7", "exp-old", "other-9"):
         (tmp_path / "runs" / name).mkdir(parents=True)
     assert RunFolder.create(tmp_path / "runs", "exp").path.name == "exp-8"
@@ -34,7 +34,7 @@ def folder(tmp_path: Path) -> RunFolder:
     return RunFolder.create(tmp_path, "exp")
 
 
-def test_the_folder_says_what_is_run_on_what_and_where(folder: RunFolder, tmp_path: Path) -> None:
+def test_the_folder_describes_settings_machine_and_data(folder: RunFolder, tmp_path: Path) -> None:
     settings = override(Settings(), ["train.lr=0.003"])
     folder.describe(settings, dataset(tmp_path, "a.png", "b.png"), dataset(tmp_path, "c.png"))
     assert read(folder.config) == settings
@@ -45,7 +45,7 @@ def test_the_folder_says_what_is_run_on_what_and_where(folder: RunFolder, tmp_pa
     assert (folder.path / "val.txt").read_text() == "c.png\n"
 
 
-def test_other_images_than_the_run_began_with_are_refused(folder: RunFolder, tmp_path: Path) -> None:
+def test_changed_images_or_classes_are_refused(folder: RunFolder, tmp_path: Path) -> None:
     train, val = dataset(tmp_path, "a.png", "b.png"), dataset(tmp_path, "c.png")
     folder.describe(Settings(), train, val)
     folder.see_same_data(train, val)
@@ -85,12 +85,12 @@ def test_logs_are_cut_back_to_a_checkpoint(folder: RunFolder) -> None:
 
 
 @pytest.mark.parametrize("name", ["/abs", "a/b", "../a", ".", "a\x1b[2J", "x" * 101])
-def test_a_run_is_named_like_a_folder(name: str) -> None:
+def test_a_name_that_is_not_a_folders_is_refused(name: str) -> None:
     with pytest.raises(SettingsError, match=r"--name .*no `/`"):
         train(name=name)
 
 
-def test_a_name_may_hold_the_signs_of_a_pattern(tmp_path: Path) -> None:
+def test_a_name_may_contain_characters_of_a_glob_pattern(tmp_path: Path) -> None:
     assert RunFolder.create(tmp_path, "[a]*").path.name == "[a]*-1"
     assert RunFolder.create(tmp_path, "[a]*").path.name == "[a]*-2"
 
@@ -98,7 +98,7 @@ def test_a_name_may_hold_the_signs_of_a_pattern(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"epoch": [1]}', '{"epoch": NaN}', '{"epoch": 1e999}', "\udcff", "[" * 10**5, "9" * 5000]
 )
-def test_rows_that_the_run_did_not_write_are_named(folder: RunFolder, text: str) -> None:
+def test_rows_that_no_run_writes_are_reported(folder: RunFolder, text: str) -> None:
     folder.metrics.write_text(f'{{"epoch": 1}}\n{text}\n', errors="surrogateescape")
     with pytest.raises(DataError, match=r"metrics\.jsonl:\d: this is not a row that a run writes"):
         folder.rows()
@@ -112,7 +112,7 @@ def test_logs_outside_the_folder_and_shorter_ones_are_not_cut(folder: RunFolder,
     assert (folder.path / "log.txt").read_text() == "first\n"
 
 
-def test_lists_of_names_may_be_of_any_encoding(folder: RunFolder, tmp_path: Path) -> None:
+def test_lists_of_names_may_have_any_encoding(folder: RunFolder, tmp_path: Path) -> None:
     train_set, val_set = dataset(tmp_path, os.fsdecode(b"\xe9.png")), dataset(tmp_path, "c.png")
     folder.describe(Settings(), train_set, val_set)
     folder.see_same_data(train_set, val_set)

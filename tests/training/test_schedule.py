@@ -93,7 +93,7 @@ def test_the_report_gives_the_length_in_steps(whole: Run) -> None:
 
 
 @pytest.mark.parametrize(("stage", "step"), [(0, 2), (6, 1)])
-def test_a_run_that_was_killed_in_a_stage_goes_on_to_the_bit(
+def test_a_run_killed_in_a_stage_resumes_to_the_bit(
     whole: Run, data: Path, tmp_path: Path, stage: int, step: int
 ) -> None:
     with killed(step + 1, step + 1, stage):
@@ -120,12 +120,12 @@ def test_a_run_that_was_killed_in_a_stage_goes_on_to_the_bit(
         ),
     ],
 )
-def test_schedules_that_contradict_themselves_are_refused(changes: list[str], message: str) -> None:
+def test_contradicting_schedules_are_refused(changes: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         choose_settings("x", overrides=changes)
 
 
-def test_epochs_beside_a_preset_in_steps_are_refused_until_the_steps_are_taken_out() -> None:
+def test_epochs_are_refused_with_a_preset_in_steps_until_its_steps_are_removed() -> None:
     with pytest.raises(SettingsError, match=r"\(train\.steps=\[\] turns the second off\)"):
         choose_settings("x", model="paper-zf-alternating", options={"epochs": 2})
     changes = ["train.steps=[]", "train.step_milestones=[]"]
@@ -144,7 +144,7 @@ COCO = [(320_000, 240_000, 8), (320_000, 240_000, 16)] * 2
         ("paper-vgg16-coco", "paper-vgg16", COCO, 3e-3),
     ],
 )
-def test_the_presets_hold_the_papers_schedules(
+def test_the_presets_have_the_papers_schedules(
     preset: str, base: str, numbers: list[tuple[int, int, int]], lr: float
 ) -> None:
     settings = settings_of(preset)

@@ -1,4 +1,4 @@
-"""Fast R-CNN on dense sliding windows, which are computed as the batches are loaded and stored nowhere."""
+"""Fast R-CNN on dense sliding windows, which are computed when batches are loaded and never stored."""
 
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     return train(data, overrides=OVERRIDES, runs=tmp_path_factory.mktemp("whole"), **OPTIONS)
 
 
-def test_it_learns_and_stores_no_window(whole: Run) -> None:
+def test_it_learns_and_stores_no_windows(whole: Run) -> None:
     assert {"train_roi_class", "train_roi_box", "val_roi_class", "ap"} <= whole.rows[0].keys()
     assert not any("rpn" in key for key in whole.rows[0])
     assert whole.rows[1]["train_loss"] < whole.rows[0]["train_loss"]
@@ -42,13 +42,13 @@ def test_it_learns_and_stores_no_window(whole: Run) -> None:
     assert "--proposals sliding-windows" in (whole.folder / "log.txt").read_text()
 
 
-def test_killed_it_goes_on_to_the_bit(whole: Run, data: Path, tmp_path: Path) -> None:
+def test_a_killed_run_resumes_to_the_bit(whole: Run, data: Path, tmp_path: Path) -> None:
     with killed(step=4, saved=3):
         train(data, overrides=OVERRIDES, runs=tmp_path, **OPTIONS)
     assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
 
 
-def test_a_step_sees_all_windows_of_what_the_network_sees(
+def test_a_step_uses_all_windows_of_the_augmented_images(
     data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """They cover the augmented image, and any of them may be sampled."""
@@ -70,7 +70,7 @@ def test_a_step_sees_all_windows_of_what_the_network_sees(
         assert torch.equal(item.proposals.valid.sum(dim=1), 3 * sum(cells).long())
 
 
-def test_they_are_dense_at_every_scale_of_a_pyramid(whole: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_windows_are_dense_at_every_scale_of_a_pyramid(whole: Run, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     counts: list[int] = []
 
     def watched(detector: Detector, item: Any, sums: Any) -> Any:
@@ -88,19 +88,19 @@ def test_they_are_dense_at_every_scale_of_a_pyramid(whole: Run, data: Path, monk
     assert metrics.losses.keys() == {"roi_class", "roi_box", "loss"}
 
 
-def test_a_prediction_sees_the_windows_that_a_validation_sees(whole: Run, data: Path) -> None:
+def test_prediction_uses_the_same_windows_as_validation(whole: Run, data: Path) -> None:
     detector = whole.detector
     windows = SlidingWindows.of(detector.model)
     dataset = open_dataset(data, "val", detector.settings.data)
     (item,) = Loader(dataset, detector.settings, training=False, batch=8, proposals=windows).epoch(0)
     seen: list[Batch] = []
 
-    def place(paths: Any, batch: Batch) -> Any:
+    def windows_of(paths: Any, batch: Batch) -> Any:
         seen.append(batch)
         return windows.of_batch(batch)
 
     paths = [str(record.path) for record in dataset.records]
-    found = list(detector.stream(paths, batch=8, score=0.0, proposals=place))
+    found = list(detector.stream(paths, batch=8, score=0.0, proposals=windows_of))
     expected = detector.detect(item.batch, proposals=item.proposals)
     real = [result for index, result in zip(item.index.tolist(), expected, strict=True) if index >= 0]
     assert [len(result) for result in found] == [len(result) for result in real]
@@ -108,7 +108,7 @@ def test_a_prediction_sees_the_windows_that_a_validation_sees(whole: Run, data: 
     assert seen
 
 
-def test_without_windows_such_a_detector_says_what_to_add(whole: Run, data: Path) -> None:
+def test_without_windows_such_a_detector_names_the_missing_option(whole: Run, data: Path) -> None:
     picture = next((data / "images").rglob("*.jpg"))
     for call in (whole.detector.predict, whole.detector.propose):
         with pytest.raises(SettingsError, match="`predict` and `val` take as --proposals sliding-windows"):

@@ -1,4 +1,4 @@
-"""A scheme is a list of stages, and nothing else knows of it."""
+"""A scheme is defined by its list of stages alone."""
 
 from pathlib import Path
 
@@ -17,11 +17,11 @@ from tests.training.test_alternating import OVERRIDES
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
 NAME = "joint-full"
-"""The scheme of the settings whose stages are others here."""
+"""The scheme whose stages are replaced here."""
 
 
 def test_a_new_scheme_is_a_list_of_stages(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An RPN, its backbone under a second stage, and at last everything together; resumed after its end, too."""
+    """An RPN, a second stage on its backbone, and finally all parts together; also resumed after its end."""
     stages = (
         Stage("RPN", ("backbone", "rpn"), rpn_alone=True, best=RECALL),
         Stage("second stage", ("fast_rcnn",), start={"backbone": 1, "rpn": 1}, proposals=1),
@@ -47,7 +47,7 @@ def test_a_new_scheme_is_a_list_of_stages(data: Path, tmp_path: Path, monkeypatc
     assert_same(train(resume=run.folder, quiet=True), run)
 
 
-def test_what_its_stages_say_decides_which_settings_go_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_stages_of_a_scheme_decide_which_settings_it_accepts(monkeypatch: pytest.MonkeyPatch) -> None:
     overrides = [f"train.scheme={NAME}", "train.proposals=x.json"]
     with pytest.raises(SettingsError, match=r"only train\.scheme=fast-rcnn reads train\.proposals=x\.json"):
         choose_settings("x", None, "tiny-fpn", overrides, {})
@@ -63,7 +63,7 @@ def test_what_its_stages_say_decides_which_settings_go_with_it(monkeypatch: pyte
     choose_settings("x", None, "tiny-fpn", alone, {})
 
 
-def test_no_other_file_of_training_tests_a_schemes_name() -> None:
+def test_no_other_file_of_training_compares_the_name_of_a_scheme() -> None:
     folder = Path(schemes.__file__).parent
     quoted = [f'"{name}"' for name in SCHEMES]
     found = [path.name for path in folder.rglob("*.py") if any(name in path.read_text() for name in quoted)]

@@ -15,14 +15,14 @@ def weights(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_gradients_are_those_of_the_summed_mean_losses() -> None:
     model, item = tiny.model(), pieces.item()
-    losses, asked = backward(pieces.state(model), ALONE, item, 1, (True, False)).read()
+    losses, requests = backward(pieces.state(model), ALONE, item, 1, (True, False)).read()
     found = tiny.gradients(model)
     model.zero_grad()
     expected = model.loss(item.batch, item.targets, model.keys(item.batch, item.targets, item.seeds))
     tiny.total(expected).backward()
     assert pieces.difference(found, tiny.gradients(model)) < 1e-5
     assert losses == pytest.approx({name: (a / b.clamp(min=1)).item() for name, (a, b) in expected.items()})
-    assert asked == (1, 0)
+    assert requests == (1, 0)
 
 
 def test_accumulated_gradients_are_the_mean_of_the_batches() -> None:
@@ -53,7 +53,7 @@ def test_clipping_bounds_the_norm_of_the_whole_gradient() -> None:
     assert moved.norm().item() == pytest.approx(1e-3, rel=1e-2)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_says_where() -> None:
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_images() -> None:
     state, item = pieces.state(tiny.model()), pieces.item(seed=3)
     item.batch.images[1] = torch.nan
     step = pieces.trainer(state).step([item], 5)
@@ -74,7 +74,7 @@ def test_dropout_depends_on_seed_and_step_alone() -> None:
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_tf32_is_for_trainings_on_a_gpu_that_did_not_ask_for_float32() -> None:
+def test_tf32_is_allowed_on_a_gpu_unless_float32_is_set() -> None:
     def flags() -> tuple[str, bool]:
         return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
 
@@ -90,7 +90,7 @@ def test_tf32_is_for_trainings_on_a_gpu_that_did_not_ask_for_float32() -> None:
         assert flags() == before
 
 
-def test_bf16_keeps_losses_in_float32_and_close() -> None:
+def test_with_bf16_losses_are_float32_and_close() -> None:
     model, item = tiny.model(), pieces.item()
     exact, _ = backward(pieces.state(model, amp="float32"), ALONE, item).read()
     model.zero_grad()

@@ -1,4 +1,4 @@
-"""Real processes under torchrun: all schemes as in one process, no warning, and to the bit where a run was killed."""
+"""Real processes under torchrun: results equal to those of one process, no warnings, and killed runs that resume."""
 
 import json
 import os
@@ -26,7 +26,7 @@ from rcnn.training.train import train
 from rcnn.training.trainer import Trainer
 from tests.training.pieces import without_pictures
 
-dist.init_process_group("gloo")  # one for all runs: torch can't make a second one at once
+dist.init_process_group("gloo")  # one for all runs: torch can't create another right after the first
 dist.init_process_group = dist.destroy_process_group = lambda *_: None
 take = Trainer.step
 for arguments in json.loads(sys.argv[1]):
@@ -41,7 +41,7 @@ for arguments in json.loads(sys.argv[1]):
     with without_pictures():
         train(**arguments)
 """
-"""Trains by each of a list of arguments; `killed` is a step that is not reached, with a checkpoint before the last."""
+"""Trains with each of a list of arguments. `killed` is the step that kills the process, after a checkpoint."""
 OVERRIDES = [
     *(*SMALL, *FEW_PROPOSALS, "model.norm=frozen", "roi.levels=[2,3,4,5]", "roi.canonical_size=12"),
     *("train.optimizer=sgd", "train.amp=float32", "train.lr_batch=4"),
@@ -63,7 +63,7 @@ RESUMED: dict[str, Any] = {
     "overrides": [*SMALL, "roi.dropout=0.2"],
     **{**OPTIONS, "init": "none", "epochs": 2, "batch": 2, "lr": 0.02, "ema": 0.9},
 }
-"""Trained batch norm, dropout, AdamW: what each process has for itself too."""
+"""Also with state that each process has for itself: trained batch norm, dropout, AdamW."""
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(folder: Path, name: str, runs: str) -> dict[str, Any]:
-    """Of `train`, for one of `RUNS` or for the run that is killed."""
+    """Return the arguments of `train` for one of `RUNS` or for the run that is killed."""
     common = {"data": str(folder / "shapes"), "runs": str(folder / runs), "name": name}
     if name not in RUNS:
         return {**RESUMED, **common}
@@ -98,7 +98,7 @@ def torchrun(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def several(folder: Path) -> Path:
-    """The folder of all runs, each by two processes; the one named `killed` was killed and went on."""
+    """Return the folder of all runs, each of two processes; the run named `killed` was killed and resumed."""
     whole = [arguments(folder, name, "several") for name in (*RUNS, "undisturbed")]
     (folder / "program.py").write_text(PROGRAM, encoding="utf-8")
     runs = [*whole, {**arguments(folder, "killed", "several"), "killed": 6}]
@@ -113,8 +113,8 @@ def several(folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_two_processes_compute_what_one_does(folder: Path, several: Path, name: str) -> None:
-    """Losses, scores and weights; batch norm is frozen and there is no dropout, which each process has for itself."""
+def test_two_processes_compute_the_same_as_one(folder: Path, several: Path, name: str) -> None:
+    """Compare losses, scores and weights, with frozen batch norm and no dropout, which each process computes alone."""
     one = train(**arguments(folder, name, "one"))
     two = several / f"{name}-1"
     assert len(rows(two)) == len(one.rows)
@@ -130,7 +130,7 @@ def test_two_processes_compute_what_one_does(folder: Path, several: Path, name: 
         assert (theirs[key] - tensor).abs().max() <= 1e-3 * moved, key
 
 
-def test_several_processes_that_were_killed_go_on_to_the_bit(several: Path) -> None:
+def test_killed_processes_resume_to_the_bit(several: Path) -> None:
     found, expected = several / "killed-1", several / "undisturbed-1"
     assert rows(found) == rows(expected)
     for kind in ("weights/best", "weights/last", "checkpoints/step-8"):

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 OVERRIDES = [*SMALL, *FEW_PROPOSALS, "roi.dropout=0.2"]
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch": 2, "lr": 0.02, "init": "none", "device": "cpu", "quiet": True}
 STEPS = 4
-"""Of an epoch."""
+"""Steps per epoch."""
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def whole(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 @pytest.fixture(autouse=True)
 def no_pictures(whole: Run) -> Iterator[None]:
-    """Of such small runs one with pictures is enough."""
+    """Draw pictures only for the run `whole`."""
     with without_pictures():
         yield
 
@@ -111,7 +111,7 @@ def test_best_is_the_first_epoch_of_the_highest_ap(whole: Run) -> None:
     assert whole.metrics.ap == pytest.approx(max(aps))
 
 
-def test_what_is_kept_is_the_average_not_the_last_step(whole: Run) -> None:
+def test_the_average_is_saved_instead_of_the_last_step(whole: Run) -> None:
     path = latest(whole.folder / "checkpoints")
     assert path is not None
     state, kept = load_weights(path)[0], read_detector(whole.last)[0]
@@ -147,23 +147,23 @@ for killed, saved, folder, arguments in json.loads(sys.argv[1]):
     with open("kept", "a") as file:
         print(*[path.stem for path in Path(folder, "checkpoints").glob("*.safetensors")], file=file)
 """
-"""Children train by each of a list of arguments, save a checkpoint after one step, and are killed before another.
+"""Trains with each of a list of arguments in a child, which saves a checkpoint after a step and is killed later.
 
-What a checkpoint was kept of goes to a file: a pipe would stay open for as long as loader processes outlive a child.
+The names of the checkpoints are written to a file: a pipe would stay open as long as loader processes outlive a child.
 """
 
 
 @pytest.fixture(scope="module")
 def killed_twice(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
-    """Number of loader processes -> the folder of a run that was killed twice."""
+    """Return number of loader processes -> folder of a run that was killed twice."""
     folder = tmp_path_factory.mktemp("killed")
     runs = {workers: folder / str(workers) / "shapes-1" for workers in (0, 2)}
     kills = []
     for workers, run in runs.items():
         begun = {"data": str(data), "overrides": OVERRIDES, "runs": str(run.parent), "workers": workers, **OPTIONS}
         kills += [
-            (3, 0, str(run), begun),  # before any checkpoint but the very first
-            (7, 6, str(run), {"resume": str(run), "quiet": True}),  # after one amid the second epoch
+            (3, 0, str(run), begun),  # before any checkpoint but the first
+            (7, 6, str(run), {"resume": str(run), "quiet": True}),  # after a checkpoint in the second epoch
         ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-c", KILLED, json.dumps(kills)]
@@ -173,7 +173,7 @@ def killed_twice(data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[i
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_killed_twice_goes_on_to_the_bit(whole: Run, killed_twice: dict[int, Path], workers: int) -> None:
+def test_a_run_killed_twice_resumes_to_the_bit(whole: Run, killed_twice: dict[int, Path], workers: int) -> None:
     folder = killed_twice[workers]
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"epoch": 2, "half": true}\n')
@@ -181,13 +181,13 @@ def test_a_run_killed_twice_goes_on_to_the_bit(whole: Run, killed_twice: dict[in
 
 
 @pytest.mark.parametrize("written", [0, 1, 4])
-def test_a_run_killed_before_its_first_checkpoint_says_how_to_start_it_anew(
+def test_resuming_a_run_without_a_checkpoint_says_how_to_start_it_again(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
 ) -> None:
     left = iter([None] * written)
 
     def replace(self: Path, target: Path) -> Path:
-        next(left)  # what a kill does here: the file does not appear, and nothing after it
+        next(left)  # like a kill: neither this file nor later ones are written
         return Path(os.rename(self, target) or target)
 
     with monkeypatch.context() as patch:
@@ -212,7 +212,7 @@ def test_a_finished_run_can_be_resumed_and_does_nothing_new(whole: Run) -> None:
     assert last["images_per_second"] > 0
 
 
-def test_a_run_that_is_lengthened_before_its_first_step_is_a_run_of_so_many_epochs(
+def test_a_run_lengthened_before_its_first_step_equals_a_run_of_that_length(
     whole: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def stop(*_: object) -> None:
@@ -228,7 +228,7 @@ def test_a_run_that_is_lengthened_before_its_first_step_is_a_run_of_so_many_epoc
     assert read(folder / "config-epochs-1.yaml").train.epochs == 1
 
 
-def test_a_finished_run_is_lengthened_and_says_how_the_schedule_goes_on(whole: Run, tmp_path: Path) -> None:
+def test_a_finished_run_can_be_lengthened_and_logs_its_new_schedule(whole: Run, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(whole.folder, tmp_path / "copy"))
     with pytest.raises(SettingsError, match="has already begun epoch 2 of 2; give more than 2"):
         train(resume=folder, epochs=1)
@@ -242,23 +242,23 @@ def test_a_finished_run_is_lengthened_and_says_how_the_schedule_goes_on(whole: R
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"train": {"patience": 1}}, "was stopped after 2 epochs, because the last 1 brought no better score"),
         ({"train": {"scheme": "alternating"}}, "is a run of 4 stages .train.scheme=alternating., each of 2 epochs"),
     ],
 )
-def test_a_run_that_more_epochs_would_not_lengthen_is_refused(
-    whole: Run, tmp_path: Path, change: dict[str, Any], said: str
+def test_a_run_that_cannot_be_lengthened_is_refused(
+    whole: Run, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     folder = Path(shutil.copytree(whole.folder, tmp_path / "copy"))
     (folder / "config.yaml").write_text(to_yaml(override(read(folder / "config.yaml"), change)))
     (folder / "metrics.jsonl").write_text('{"epoch": 1, "ap": 0.2}\n{"epoch": 2, "ap": 0.1}\n')
-    with pytest.raises(SettingsError, match=f"--epochs 9: .*{said}.*--init .*copy --epochs N"):
+    with pytest.raises(SettingsError, match=f"--epochs 9: .*{message}.*--init .*copy --epochs N"):
         train(resume=folder, epochs=9)
 
 
-def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
+def test_ctrl_c_finishes_the_step_saves_and_names_the_command_to_resume(
     whole: Run, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def press(trainer: Trainer) -> bool:
@@ -277,7 +277,7 @@ def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(
     assert_same(train(resume=tmp_path / "shapes-1", quiet=True), whole)
 
 
-def test_a_full_disk_is_said_and_the_old_checkpoint_stays(
+def test_a_full_disk_is_reported_and_the_old_checkpoint_is_kept(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sync = os.fsync
@@ -302,7 +302,7 @@ def test_patience_stops_early(data: Path, tmp_path: Path, monkeypatch: pytest.Mo
     scores, validate = iter((0.3, 0.4, 0.4, 0.2, 0.9)), Trainer.validate
 
     def with_next_score(*arguments: Any) -> Metrics:
-        """What a network scores after an epoch differs from CPU to CPU."""
+        """Set the AP, since that of a real network differs between CPUs."""
         metrics = validate(*arguments)
         return replace(metrics, coco=replace(metrics.coco, ap=next(scores)))
 
@@ -345,7 +345,7 @@ def test_a_run_is_named_after_the_folder_of_its_data(tmp_path: Path, path: str, 
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({}, "nothing to train on"),
         ({"data": "x", "epoch": 3}, r"did you mean `train.epochs`"),
@@ -354,12 +354,12 @@ def test_a_run_is_named_after_the_folder_of_its_data(tmp_path: Path, path: str, 
         ({"resume": "x"}, "x"),
     ],
 )
-def test_wrong_arguments_are_explained(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(SettingsError, match=said):
+def test_wrong_arguments_are_explained(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
         train(**options)
 
 
-def test_options_may_have_the_names_of_other_programs(tmp_path: Path) -> None:
+def test_options_can_have_the_names_of_other_programs(tmp_path: Path) -> None:
     options = {"imgsz": 224, "lr0": 0.1, "batch_size": 2, "num_workers": 1, "holdout": 0.2, "epochs": 5}
     settings = choose_settings(tmp_path, options=options)
     assert (settings.preprocess.short, settings.preprocess.long) == (224, 384)

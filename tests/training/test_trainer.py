@@ -9,7 +9,6 @@ from rcnn.config import Train
 from rcnn.data.loading.loader import Item
 from rcnn.errors import TrainingError
 from rcnn.signals import StopRequest
-from rcnn.training import trainer as trainer_file
 from rcnn.training.distributed import Distributed
 from rcnn.training.recorders import Recorder
 from rcnn.training.stages import Progress
@@ -41,7 +40,7 @@ def test_a_checkpoint_is_due_by_the_writers_clock(
     monkeypatch: pytest.MonkeyPatch, seconds: float, minutes: float, rank: int, late: bool
 ) -> None:
     clock = iter((1000.0, 1000.0 + seconds))
-    monkeypatch.setattr(trainer_file, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr("rcnn.training.trainer.time", SimpleNamespace(monotonic=lambda: next(clock)))
     state = pieces.state(tiny.model(), checkpoint_minutes=minutes)
     assert pieces.trainer(state, distributed=Distributed(torch.device("cpu"), rank, 2)).is_late() == late
 
@@ -67,8 +66,8 @@ def test_an_epoch_counts_batches_and_steps_and_averages_losses(monkeypatch: pyte
 
 
 @pytest.mark.parametrize("ahead", [0, 1])
-def test_a_step_is_read_when_so_many_more_are_queued(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
-    """Ctrl-C at the second step: all that are queued are read before the checkpoint is made."""
+def test_a_step_is_read_when_enough_later_ones_are_queued(monkeypatch: pytest.MonkeyPatch, ahead: int) -> None:
+    """After Ctrl-C in the second step, all queued steps are read before the checkpoint is saved."""
     calls, interrupted, step, read = list[str](), StopRequest(), Trainer.step, StepLosses.read
 
     def queue(trainer: Trainer, items: list[Item], number: int, requests: tuple[bool, ...]) -> StepLosses:
@@ -94,7 +93,7 @@ def test_a_step_is_read_when_so_many_more_are_queued(monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize("error", [RuntimeError, ChildProcessError])
-def test_a_loss_that_is_not_finite_is_told_before_what_follows_from_it(error: type[Exception]) -> None:
+def test_a_loss_that_is_not_finite_is_reported_before_its_consequences(error: type[Exception]) -> None:
     def items() -> Iterator[Item]:
         bad = pieces.item()
         bad.batch.images[1] = torch.nan
@@ -106,7 +105,7 @@ def test_a_loss_that_is_not_finite_is_told_before_what_follows_from_it(error: ty
 
 
 @pytest.mark.parametrize("pressed", [True, False])
-def test_workers_that_ctrl_c_ends_first_cost_nothing(monkeypatch: pytest.MonkeyPatch, pressed: bool) -> None:
+def test_ctrl_c_that_ends_the_workers_first_loses_nothing(monkeypatch: pytest.MonkeyPatch, pressed: bool) -> None:
     interrupted, saved = StopRequest(), list[int]()
 
     def items() -> Iterator[Item]:
