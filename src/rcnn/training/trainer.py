@@ -44,7 +44,7 @@ class Trainer:
         on_kept: function called with each detector whose weights are kept, its scores and its epoch.
 
     Attributes:
-        state: the current stage; set by `prepare` before `fit`.
+        state: the current stage; set before `fit`.
         rows: rows of the completed epochs.
         ahead: number of steps that are queued before the losses of the oldest are read. With 1, a GPU always has work.
             On a CPU, a step is complete when `step` returns.
