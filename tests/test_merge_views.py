@@ -158,7 +158,7 @@ def found(count: int, seed: int) -> Found:
 
 def pooled(parts: Sequence[Found], nms: float = 0.5, most: int | None = None) -> Result:
     views = (View(0, 0, 60, 100, (60, 100)),) * len(parts)
-    return pool([result(*part) for part in parts], views, (60, 100), NMS(nms), most).result
+    return pool([result(*part) for part in parts], views, (60, 100), NMS(nms), most)[0]
 
 
 def test_scales_are_pooled_by_suppression_within_classes() -> None:

@@ -1,4 +1,4 @@
-"""Tables on a console, for commands and the log of a training."""
+"""Tables on a console, for commands and training logs."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 FILE_WIDTH = 1000
-"""Characters per line of a table in a file; a terminal has its own width."""
+"""Characters per line of a table that is written to a file; on a terminal the terminal's width is used."""
 
 
 def print_table(console: "Console", title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table below its title and an empty line. The first column is text, the others are numbers.
+    """Print an empty line, the title and the table. The first column is text, the others are numbers.
 
-    In a narrow terminal headings and the first column take several lines, but no number and no heading's word is cut.
+    In a narrow terminal, headings and the first column are wrapped, but numbers and words of headings are never cut.
     """
     from rich.table import Table
     from rich.text import Text

@@ -89,12 +89,12 @@ def test_files_that_do_not_fit_are_refused_by_name(
     sizes = [graphs.write_onnx(tmp_path / f"{side}.onnx", detector, (side, side)) for side in (64, 96)]
     outcome = run("benchmark", saved, *sizes)
     assert outcome.code == 2
-    assert "96.onnx: takes images of 96 x 96 alone, and not of 64 x 64" in outcome.err
+    assert "96.onnx: takes only images of 96 x 96, and not of 64 x 64" in outcome.err
     assert run("benchmark", saved, sizes[0], "--size=96x96").code == 2
     monkeypatch.setattr(graphs, "NAMES", ("cat", "dog"))
     outcome = run("benchmark", saved, graphs.write_onnx(tmp_path / "pets.onnx", graphs.detector()))
     assert outcome.code == 4
-    assert "pets.onnx: is of other classes (cat, dog) than the detector (circle, square)" in outcome.err
+    assert "pets.onnx: has other classes (cat, dog) than the detector (circle, square)" in outcome.err
     outcome = run("benchmark", sizes[0])
     assert outcome.code == 2
     assert "only detects and proposes" in outcome.err

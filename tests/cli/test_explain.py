@@ -38,7 +38,7 @@ def test_an_image_that_the_data_does_not_have_is_named(
     other.write_bytes((data / "JPEGImages/4.jpg").read_bytes())
     result = run("explain", weights, other, "--truth", data)
     assert result.code == 3
-    assert "no image of the name other.jpg" in result.err
+    assert "no image named other.jpg" in result.err
 
 
 def test_a_missing_image_is_named(run: Callable[..., Any], weights: Path) -> None:

@@ -25,7 +25,7 @@ def test_a_picture_is_not_drawn_into_the_data(run: Run, data: Path, name: str) -
     before = digests(data)
     outcome = run("data", "show", data, "--out", data / name)
     assert (outcome.code, digests(data)) == (2, before)
-    assert "is there already" in outcome.err or "which is never written to" in outcome.err
+    assert "already exists" in outcome.err or "which is never written to" in outcome.err
     assert not (data / "a").exists()
 
 

@@ -36,7 +36,7 @@ def test_there_and_back(run: Run, checkpoint: Path) -> None:
     assert rcnn.load("model.safetensors").names == ("cat", "dog")
     again = run("import", checkpoint, "--arch", ARCH)
     assert again.code == 2
-    assert "is there already" in again.err
+    assert "already exists" in again.err
 
     exported = run("export", "model.safetensors", "--format=torchvision")
     assert exported.code == 0, exported.err
@@ -47,7 +47,7 @@ def test_there_and_back(run: Run, checkpoint: Path) -> None:
     assert not space["model"].training
     again = run("export", "model.safetensors", "--format=torchvision")
     assert again.code == 2
-    assert "model-torchvision.pth is there already" in again.err
+    assert "model-torchvision.pth already exists" in again.err
 
 
 def test_a_network_of_the_paper_goes_to_caffe(run: Run, tmp_path: Path) -> None:
@@ -150,7 +150,7 @@ def test_a_detector_leaves_python_and_its_file_is_used_alone(
         refused = run("predict", tmp_path / "copy" / name, image)
         assert (refused.code, "its weights are not those that were written" in refused.err) == (4, True), refused.err
     again = run("export", weights, "--out", "net.onnx")
-    assert (again.code, "net.onnx is there already" in again.err) == (2, True)
+    assert (again.code, "net.onnx already exists" in again.err) == (2, True)
 
 
 def test_the_list_of_architectures(run: Run) -> None:

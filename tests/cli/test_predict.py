@@ -342,9 +342,7 @@ def halves(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     def ranks() -> Iterator[int]:
         for rank in (1, 0):
             distributed = Half(torch.device("cpu"), rank, 2)
-            monkeypatch.setattr(
-                "rcnn.cli.stream.sharing", lambda _, distributed=distributed: nullcontext((distributed, None))
-            )
+            monkeypatch.setattr("rcnn.cli.stream.join_processes", lambda _, half=distributed: nullcontext(half))
             yield rank
 
     return ranks()

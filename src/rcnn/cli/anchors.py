@@ -1,4 +1,4 @@
-"""`rcnn anchors DATA`: how well anchors match the objects, and which would match them better."""
+"""`rcnn anchors DATA`: measure how well anchors match the objects, and fit better ones."""
 
 import csv
 import math
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rcnn.diagnose.anchors.study import Study
 
 MAX_ROWS = 10
-"""Number of objects without an anchor that are listed on the screen."""
+"""Number of objects without an anchor that are printed."""
 
 
 def anchors(
@@ -41,7 +41,7 @@ def anchors(
 
     path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
     network = load_detector(model, changes, "cpu").model if names_weights(model) else network_of(model, changes)
-    with screen.stdout_for_json(json):
+    with screen.json_document(json) as output:
         dataset = open_dataset(path, split, network.settings.data, decode=False)
         screen.dataset_line(dataset)
         result = study(dataset, network, sizes=sizes, ratios=ratios)
@@ -58,14 +58,12 @@ def anchors(
         if unreached:
             columns = ["image", "class", "width", "height", "best IoU"]
             rows = [[o["image"], o["class"], round(o["width"]), round(o["height"]), o["iou"]] for o in unreached]
-            total = f" (the first {MAX_ROWS} of {len(rows):,}; all: {folder / 'boxes.csv'})"
-            title = f"Objects that no anchor reaches now, pixels of the file{total if len(rows) > MAX_ROWS else ''}"
-            screen.table(title, columns, rows[:MAX_ROWS])
+            title = "Objects that no anchor reaches now, in pixels of the file"
+            screen.table(title, columns, rows, MAX_ROWS, f"{folder / 'boxes.csv'}")
         screen.say("\nSettings to paste (the network must be trained with them):", "bold")
         screen.say(" ".join(setting_words(result.coverages["fitted"].anchors)))
         screen.say(f"picture: {folder / 'anchors.png'}; every object: {folder / 'boxes.csv'}")
-    if json:
-        screen.emit({**result.to_json(), "unreached": unreached, "folder": folder})
+        output |= {**result.to_json(), "unreached": unreached, "folder": folder}
 
 
 def show(result: "Study") -> None:
@@ -83,18 +81,18 @@ def show(result: "Study") -> None:
         "positives": "positive anchors per object, mean",
         "without_positive": "objects without a positive anchor",
     }
-    rows: list[list[object]] = [[text, *(own[key] for own in figures.values())] for key, text in titles.items()]
+    rows: list[list[object]] = [[text, *(values[key] for values in figures.values())] for key, text in titles.items()]
     screen.table(f"{figures['now']['boxes']:,} objects", ["", *figures], rows)
     keys = {"IoU": "iou", "R@0.5": "recall50", "R@0.7": "recall70", "positives": "positives"}
     headings = {"size": "By size: side in pixels of the resized image", "aspect": "By aspect: height / width"}
     for group, masks in result.groups.items():
         rows = []
         for label, mask in masks.items():
-            by_rule = [result.figures(name, mask) for name in result.coverages]
-            cells = ([own[key] for own in by_rule] for key in keys.values())
+            figures = {name: result.figures(name, mask) for name in result.coverages}
+            cells = ([values[key] for values in figures.values()] for key in keys.values())
             texts = [" / ".join("-" if math.isnan(v) else f"{v:.2f}" for v in values) for values in cells]
             rows.append([label, int(mask.sum()), *texts])
         screen.table(f"{headings[group]}; {' / '.join(result.coverages)}", [group, "objects", *keys], rows)
-    spread = {name: result.positive_counts(name) for name in result.coverages}
-    rows = [[label, *(counts[label] for counts in spread.values())] for label in spread["now"]]
-    screen.table("Positive anchors per object", ["", *spread], rows)
+    counts = {name: result.positive_counts(name) for name in result.coverages}
+    rows = [[label, *(by_label[label] for by_label in counts.values())] for label in counts["now"]]
+    screen.table("Positive anchors per object", ["", *counts], rows)

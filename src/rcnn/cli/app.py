@@ -1,7 +1,7 @@
 """The command line `rcnn`: commands, exit codes, and errors as sentences instead of tracebacks.
 
-Exit codes: 0 done; 1 it ran and failed; 2 the command line or a setting is wrong; 3 the data is faulty;
-4 weights can't be used; 130 interrupted.
+Exit codes: 0 success; 1 failure while running; 2 wrong command line or setting; 3 faulty data; 4 unusable weights;
+130 interrupted.
 """
 
 import ctypes
@@ -92,17 +92,17 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
                 traceback.print_exc()
             code, message = _explain(error)
             console = Console(stderr=True, soft_wrap=True)
-            shown = Text(screen.lines_for(console, f"error: {message}"))
-            shown.stylize("bold red", 0, len("error:"))
-            console.print(shown)
+            text = Text(screen.lines_for(console, f"error: {message}"))
+            text.stylize("bold red", 0, len("error:"))
+            console.print(text)
             sys.exit(code)
     sys.exit(0)
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc reuse large blocks rather than return each to the system, unless the environment tunes it.
+    """Make glibc reuse large blocks instead of returning each to the system, unless the environment tunes it.
 
-    Requesting the same pages again for every operation can take as long as a network's arithmetic.
+    Requesting the same pages again for every operation can take as long as the arithmetic of a network.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return
@@ -128,15 +128,15 @@ def _run(words: list[str]) -> None:
 def _explain(error: BaseException) -> tuple[int, str]:
     """Return the exit code and message of an error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f"{error.filename2 or error.filename}: " if error.filename else ""
-        return 1, f"{where}{error.strerror}. Make room, then run the command again"
+        file = f"{error.filename2 or error.filename}: " if error.filename else ""
+        return 1, f"{file}{error.strerror}. Make room, then run the command again"
     if isinstance(error, OSError):
         return 1, str(error)
     if isinstance(error, KeyboardInterrupt):
         return getattr(error, "exit_code", Interrupted.exit_code), str(error) or "interrupted"
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error) or "out of memory" in str(error):
         reason = (str(error) or type(error).__name__).splitlines()[0]
-        return 1, f"there is not enough memory: {reason}. Take smaller images, batches or settings"
+        return 1, f"there is not enough memory: {reason}. Use smaller images, batches or settings"
     if isinstance(error, RecursionError):
         return 1, f"the input is nested too deep: {error}"
     if (code := getattr(error, "exit_code", None)) is not None:

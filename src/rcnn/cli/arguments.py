@@ -1,4 +1,4 @@
-"""Arguments that several commands share, settings on the command line, and suggestions for other programs' options."""
+"""Arguments shared by commands, settings on the command line, and suggestions for the options of other programs."""
 
 import re
 from collections.abc import Collection, Mapping, Sequence
@@ -89,13 +89,13 @@ POSITIONAL = {"data": "DATA", "dataset": "DATA", "source": "SOURCE", "input": "S
 
 
 class SuggestingCommand(TyperCommand):
-    """A command that answers an option of other programs with ours."""
+    """A command that suggests our option for an option of another program."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the words of the command.
+        """Parse the words of the command.
 
         Raises:
-            SettingsError: one is an option of other programs.
+            SettingsError: one is an option of another program.
         """
         known = {option for parameter in self.params for option in parameter.opts}
         for word, following in zip(args, [*args[1:], "-"], strict=False):
@@ -108,13 +108,13 @@ class SuggestingCommand(TyperCommand):
 
 
 class SuggestingGroup(TyperGroup):
-    """Commands; an unknown one that other programs have is answered with ours."""
+    """A group of commands that suggests our command for a command of another program."""
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
-        """Return the command of this name, None if there is none.
+        """Return the command of this name, or None.
 
         Raises:
-            SettingsError: it is a command of other programs.
+            SettingsError: it is a command of another program.
         """
         command = super().get_command(ctx, cmd_name)
         if command is None and cmd_name in COMMANDS:
@@ -123,7 +123,7 @@ class SuggestingGroup(TyperGroup):
 
 
 def _suggestion(option: str, value: str) -> str:
-    """Return what to write instead of an option of other programs; empty if it is unknown."""
+    """Return what to write instead of an option of another program; empty if the option is unknown."""
     name = option[2:].replace("-", "_")
     if name in POSITIONAL:
         return f"give `{value or POSITIONAL[name]}` without it, in the place of {POSITIONAL[name]} (see --help)"
@@ -137,10 +137,10 @@ def split(words: Sequence[str], accepted: Collection[str] = ()) -> tuple[list[st
     """Split the words of a command line into paths and `section.key=value` settings.
 
     A word is a setting if its section exists and no file has that name. `imgsz=320` and the names of `ALIASES` are
-    settings too; those of `TRAINING` only if `accepted` names them. `data=DIR` and `source=DIR` are paths.
+    settings too; those of `TRAINING` only if they are in `accepted`. `data=DIR` and `source=DIR` are paths.
 
     Raises:
-        SettingsError: a name belongs to training, or is another program's name of a setting.
+        SettingsError: a name is a setting of training, or another program's name for a setting.
     """
     paths, settings = [], []
     for word in words:
@@ -163,20 +163,20 @@ def split(words: Sequence[str], accepted: Collection[str] = ()) -> tuple[list[st
 
 
 def one_path(
-    words: Sequence[str], what: str, options: Mapping[str, object] | None = None, accepted: Collection[str] = ()
+    words: Sequence[str], metavar: str, options: Mapping[str, object] | None = None, accepted: Collection[str] = ()
 ) -> tuple[Path, list[str]]:
     """Return the only path among the words, and the settings: those among the words, then options that have a value.
 
     Raises:
-        SettingsError: there is no path, called `what` in the message, or more than one; or as for `split`.
+        SettingsError: there is no path, called `metavar` in the message, or more than one; or as for `split`.
     """
-    path, settings = optional_path(words, what, accepted)
+    path, settings = optional_path(words, metavar, accepted)
     if path is None:
-        raise SettingsError(f"{what} is missing; see --help")
+        raise SettingsError(f"{metavar} is missing; see --help")
     return path, [*settings, *assignments(options or {})]
 
 
-def optional_path(words: Sequence[str], what: str, accepted: Collection[str] = ()) -> tuple[Path | None, list[str]]:
+def optional_path(words: Sequence[str], metavar: str, accepted: Collection[str] = ()) -> tuple[Path | None, list[str]]:
     """Return the only path among the words, if any, and the settings. `trian.lr=1` counts as a misspelt setting.
 
     Raises:
@@ -186,15 +186,15 @@ def optional_path(words: Sequence[str], what: str, accepted: Collection[str] = (
     misspelt = [word for word in words if _ASSIGNMENT.match(word) and not Path(word).exists()]
     paths = [word for word in words if word not in misspelt]
     if len(paths) > 1:
-        raise SettingsError(f"one {what} is expected, found {len(paths)}: {', '.join(paths)}")
+        raise SettingsError(f"one {metavar} is expected, found {len(paths)}: {', '.join(paths)}")
     return (Path(paths[0]) if paths else None), [*settings, *misspelt]
 
 
 def sides_of(text: str | None) -> tuple[int, int] | None:
-    """Return (height, width) of `--size 480x640`; None stays None.
+    """Return (height, width) of `--size 480x640`, or None for None.
 
     Raises:
-        SettingsError: the text has another form.
+        SettingsError: the text has a different form.
     """
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", text or "")
     if text is not None and match is None:

@@ -1,4 +1,4 @@
-"""`rcnn data check|stats|show|convert`: what a data set contains, and whether it is sound."""
+"""`rcnn data check|stats|show|convert`: check, count, draw and convert a data set."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,8 +28,8 @@ def check(words: Data, json: arguments.Json = False) -> None:
     """
     from rcnn.data.check import check as check_data
 
-    path, settings = _opened(words)
-    with screen.stdout_for_json(json):
+    path, settings = _path_and_settings(words)
+    with screen.json_document(json) as output:
         with screen.progress("reading images") as progress:
             report = check_data(path, settings.data, progress)
         screen.lines(f"{fault} [{fault.kind}]" for fault in report.faults)
@@ -37,18 +37,15 @@ def check(words: Data, json: arguments.Json = False) -> None:
         lists = ", ".join(f"{plural(stats.images, 'image')} in {name}" for name, stats in report.lists.items())
         read = f"{lists}; classes: {', '.join(report.names)}" if lists else "no list can be read"
         screen.say(f"{path} ({report.format}): {read}")
-        faults = plural(len(report.faults), "fault")
-        kinds = report.counts
-        said = ", ".join(f"{count} {kind}" for kind, count in kinds.items() if count)
-        screen.say(f"{faults}: {said}" if report.faults else "no faults")
-        if kinds["fatal"]:
+        by_kind = ", ".join(f"{count} {kind}" for kind, count in report.counts.items() if count)
+        screen.say(f"{plural(len(report.faults), 'fault')}: {by_kind}" if report.faults else "no faults")
+        if report.counts["fatal"]:
             screen.note("Training stops on fatal faults; with --on-fault skip it leaves these images out")
-        if kinds["damaged"]:
-            screen.note("Damaged: training leaves these images out, and goes on; with --on-fault stop it stops")
-        if kinds["mendable"]:
-            screen.note("Mendable: training drops or clips these boxes, and goes on")
-    if json:
-        screen.emit(report.to_json())
+        if report.counts["damaged"]:
+            screen.note("Damaged: training leaves these images out; with --on-fault stop it stops")
+        if report.counts["mendable"]:
+            screen.note("Mendable: training drops or clips these boxes, and continues")
+        output |= report.to_json()
     if report.faults:
         raise typer.Exit(3)
 
@@ -72,9 +69,9 @@ def stats(
     from rcnn.plots.run_plots import plot_labels
 
     if is_image(out.name):
-        raise SettingsError(f"--out {out}: give a folder; there is a picture of each list")
-    path, settings = _opened(words, on_fault)
-    with screen.stdout_for_json(json):
+        raise SettingsError(f"--out {out}: give a folder; one picture is written for each list")
+    path, settings = _path_and_settings(words, on_fault)
+    with screen.json_document(json) as output:
         datasets = open_lists(path, settings.data, decode=False)
         screen.note(*dict.fromkeys(note for dataset in datasets for note in dataset.notes))
         figures = {dataset.split: statistics(dataset) for dataset in datasets}
@@ -83,8 +80,7 @@ def stats(
         for dataset in datasets:
             plot_labels(dataset.records, dataset.names, folder / f"{dataset.split}.png")
         screen.say(f"plots: {folder}")
-    if json:
-        screen.emit({"lists": {name: figure.to_json() for name, figure in figures.items()}, "plots": folder})
+        output |= {"lists": {name: figure.to_json() for name, figure in figures.items()}, "plots": folder}
 
 
 @app.command("show", cls=arguments.SuggestingCommand)
@@ -115,16 +111,15 @@ def show(
 
     if is_image(out.name):
         new_file(out, (".png", ".jpg", ".jpeg"))
-    path, settings = _opened(words, on_fault)
-    with screen.stdout_for_json(json):
+    path, settings = _path_and_settings(words, on_fault)
+    with screen.json_document(json) as output:
         dataset = open_dataset(path, split, settings.data, decode=False)
         screen.dataset_line(dataset)
-        order = Random(seed).sample(dataset.records, len(dataset))
         data, channels = settings.data, settings.preprocess.in_channels
         # Without a model, any image can be shown.
         in_channels = None if channels == Preprocess().in_channels else channels
         tiles = list[Tile]()
-        for record in order:
+        for record in Random(seed).sample(dataset.records, len(dataset)):
             try:
                 image = read_image(record.path, white=data.white, max_pixels=data.max_pixels, in_channels=in_channels)
             except ImageError as error:
@@ -139,8 +134,7 @@ def show(
         picture.parent.mkdir(parents=True, exist_ok=True)
         contact_sheet(tiles, dataset.names, picture)
         screen.say(f"{plural(len(tiles), 'image')}: {picture}")
-    if json:
-        screen.emit({"picture": picture, "images": [tile.title for tile in tiles]})
+        output |= {"picture": picture, "images": [tile.title for tile in tiles]}
 
 
 @app.command("convert", cls=arguments.SuggestingCommand)
@@ -151,30 +145,27 @@ def convert(
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Copy a data set into another format: images byte for byte, lists kept.
+    """Copy a data set into another format. Images are copied byte for byte, and the lists are kept.
 
     Example: rcnn data convert data/ --to coco --out copy
     """
     from rcnn.data.convert import convert as convert_data
     from rcnn.data.formats.find import open_lists
 
-    path, settings = _opened(words, on_fault)
-    with screen.stdout_for_json(json):
+    path, settings = _path_and_settings(words, on_fault)
+    with screen.json_document(json) as output:
         datasets = open_lists(path, settings.data)
         screen.note(*dict.fromkeys(note for dataset in datasets for note in dataset.notes))
         notes = convert_data(datasets, to, out)
         screen.note(*notes)
         lists = {dataset.split: len(dataset) for dataset in datasets}
-        said = ", ".join(f"{plural(images, 'image')} in {name}" for name, images in lists.items())
-        screen.say(f"{out} ({to}): {said}")
-    if json:
-        screen.emit({"out": out, "format": to, "lists": lists, "notes": notes})
+        screen.say(f"{out} ({to}): " + ", ".join(f"{plural(n, 'image')} in {name}" for name, n in lists.items()))
+        output |= {"out": out, "format": to, "lists": lists, "notes": notes}
 
 
 def show_stats(figures: Mapping[str, "Stats"]) -> None:
     """Print tables with one column per list: boxes and images by class, and properties of images and boxes."""
-    lists = list(figures)
-    names = list(next(iter(figures.values())).classes)
+    lists, names = list(figures), list(next(iter(figures.values())).classes)
     boxes = [[name, *(figure.classes[name] for figure in figures.values())] for name in names]
     images = [[name, *(figure.class_images[name] for figure in figures.values())] for name in names]
     screen.table("Boxes by class", ["class", *lists], boxes)
@@ -196,11 +187,8 @@ def show_stats(figures: Mapping[str, "Stats"]) -> None:
         "image height (px)": [figure.heights for figure in figures.values()],
         "image width (px)": [figure.widths for figure in figures.values()],
     }
-    screen.table(
-        "Smallest / median / largest",
-        ["", *lists],
-        [[name, *(_range(quantiles) for quantiles in row)] for name, row in sizes.items()],
-    )
+    ranges = [[name, *map(_range, row)] for name, row in sizes.items()]
+    screen.table("Smallest / median / largest", ["", *lists], ranges)
 
 
 def _range(quantiles: tuple[float, ...]) -> str:
@@ -209,7 +197,7 @@ def _range(quantiles: tuple[float, ...]) -> str:
     return " / ".join(f"{value:.2f}" if value < 10 else f"{value:.0f}" for value in chosen) or "-"
 
 
-def _opened(words: list[str], on_fault: str | None = None) -> tuple[Path, Settings]:
+def _path_and_settings(words: list[str], on_fault: str | None = None) -> tuple[Path, Settings]:
     """Return the path and the settings among the words."""
     path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
     return path, override(Settings(), changes)

@@ -49,12 +49,12 @@ def demo(
 
     changes = [*RECIPE, *arguments.assignments({"train.device": device, "train.seed": seed}), *(words or [])]
     settings_of("tiny-fpn", changes)  # a wrong setting is reported before hundreds of images are made
-    with screen.stdout_for_json(json):
+    with screen.json_document(json) as output:
         data = empty_folder(out) / "data"
         for split, (images, data_seed) in SPLITS.items():
             synthesise(data, images, split=split, seed=data_seed)
-        made = ", ".join(f"{images} {split}" for split, (images, _) in SPLITS.items())
-        screen.say(f"{data}: synthetic images of shapes: {made}")
+        counts = ", ".join(f"{images} {split}" for split, (images, _) in SPLITS.items())
+        screen.say(f"{data}: synthetic images of shapes: {counts}")
         run = train(data, model="tiny-fpn", overrides=changes, name="demo", runs=out / "train")
         detector = Detector.load(run.best, device=device or "auto")
         dataset = open_dataset(data, "test", detector.settings.data, names=detector.names)
@@ -67,5 +67,4 @@ def demo(
         atomic_write(page, render([subject], "rcnn demo").encode())
         screen.say(f"\nPictures: {page}")
         screen.say("Next, with your own images (VOC, COCO, YOLO or CSV, recognised by itself): rcnn train path/to/data")
-    if json:
-        screen.emit({"folder": run.folder, "report": page, **summary(metrics)})
+        output |= {"folder": run.folder, "report": page, **summary(metrics)}

@@ -39,9 +39,7 @@ def explain(
     ] = None,
     score: Annotated[float | None, typer.Option(min=0, max=1, help="Leave out boxes with a lower score.")] = None,
     out: arguments.Out = Path("runs/explain"),
-    html: Annotated[
-        bool, typer.Option("--html", help="Write inside.html as well: one page to point and click in.")
-    ] = False,
+    html: Annotated[bool, typer.Option("--html", help="Also write inside.html, an interactive page.")] = False,
     seed: Annotated[int, typer.Option(min=0, help="Seed for sampling anchors.")] = 0,
     device: arguments.Device = None,
     json: arguments.Json = False,
@@ -66,15 +64,16 @@ def explain(
     image_size(image, max_pixels=sys.maxsize)  # raises before weights are loaded, as does the next line
     if truth is not None:
         find_layout(truth)
-    with screen.stdout_for_json(json):
+    with screen.json_document(json) as output:
         detector = load_detector(model, changes, device or "auto")
         detector.check_proposals(given=False)
         array = read_picture(image, detector.settings)
-        known = None if truth is None else _truth_of(image, truth, detector)
-        explanation = follow(detector, array, known, seed=seed, score=score)
+        objects = None if truth is None else _truth_of(image, truth, detector)
+        explanation = follow(detector, array, objects, seed=seed, score=score)
         counts, origins = explanation.counts(), _origins(explanation)
         screen.table(str(image), ["", ""], [[TITLES[key], number] for key, number in counts.items()])
-        _show_origins(origins)
+        if origins:
+            _show_origins(origins)
         folder = fresh_folder(out)
         pictures = draw_explanation(explanation, folder)
         screen.say(f"\n{plural(len(pictures), 'picture')}: {pictures[0].parent}; begin with {pictures[0]}")
@@ -84,16 +83,15 @@ def explain(
 
             name, model = printable(image.name), Path(model).name
             page = write_page(explanation, detector.settings.rpn, folder / "inside.html", name, model)
-            screen.say(f"a page to point and click in: {page}")
-    if json:
-        screen.emit({"image": image, "counts": counts, "detections": origins, "pictures": pictures, "page": page})
+            screen.say(f"an interactive page: {page}")
+        output |= {"image": image, "counts": counts, "detections": origins, "pictures": pictures, "page": page}
 
 
 def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
-    """Return the boxes of an image in a data set: the image of this path, else the only one of this name.
+    """Return the boxes of an image in a data set: the image with this path, else the only one with this name.
 
     Raises:
-        DataError: the data has no such image, or several of that name.
+        DataError: the data has no such image, or several with that name.
     """
     from rcnn.data.formats.find import open_dataset
     from rcnn.errors import DataError
@@ -104,14 +102,12 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
     same = same or [record for record in dataset.records if record.path.name == image.name]
     if len(same) != 1:
         number = f"{len(same)} images" if same else "no image"
-        raise DataError(f"{data}: has {number} of the name {image.name}; give the path of an image of this data set")
+        raise DataError(f"{data}: has {number} named {image.name}; give the path of an image of this data set")
     return Truth(same[0].boxes, same[0].labels, same[0].ignore)
 
 
 def _show_origins(origins: list[dict[str, Any]]) -> None:
     """Print a table of the best detections with their proposals and anchors."""
-    if not origins:
-        return
     rows = [
         [
             f"{origin['name']} {origin['score']:.2f}",
@@ -123,12 +119,11 @@ def _show_origins(origins: list[dict[str, Any]]) -> None:
             ),
             " / ".join(f"{iou:.2f}" for iou in origin["iou_with_truth"] or ()) or "-",
         ]
-        for origin in origins[:MAX_ROWS]
+        for origin in origins
     ]
     columns = ["detection", "stride", "cell", "anchor", "proposal", "box", "IoU with the object"]
-    total = f" (the best {MAX_ROWS} of {len(origins):,}; all: --json)" if len(origins) > MAX_ROWS else ""
-    title = f"From anchor through proposal to box; width x height in pixels of the resized image{total}"
-    screen.table(title, columns, rows)
+    title = "From anchor through proposal to box; width x height in pixels of the resized image"
+    screen.table(title, columns, rows, MAX_ROWS, "--json")
 
 
 def _origins(explanation: "Explanation") -> list[dict[str, Any]]:

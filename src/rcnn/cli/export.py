@@ -1,4 +1,4 @@
-"""`rcnn export MODEL --format ...`: a detector as a file for another runtime or another library."""
+"""`rcnn export MODEL --format ...`: write a detector as a file for another runtime or library."""
 
 import shlex
 from pathlib import Path
@@ -37,9 +37,7 @@ SUFFIXES: dict[str, tuple[str, ...]] = {
 
 
 def export(
-    words: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help="A weights file, or a name; and section.key=value.")
-    ],
+    words: Annotated[list[str], typer.Argument(metavar="MODEL", help="Weights file or name; and section.key=value.")],
     format: Format = None,
     size: Annotated[
         str | None,
@@ -63,29 +61,28 @@ def export(
 
     path, changes = arguments.one_path(words, "MODEL")
     library = format or next((name for name, endings in SUFFIXES.items() if out and out.suffix in endings), "onnx")
-    plain = library in ("torchvision", "caffe")
+    suffixes, plain = SUFFIXES[library], library in ("torchvision", "caffe")
     if plain and (size or images):
         raise SettingsError("--size and --images are for --format onnx and openvino")
     sides = arguments.sides_of(size)
-    suffix = f"-{library}{SUFFIXES[library][0]}" if plain else SUFFIXES[library][0]
-    endings = SUFFIXES[library]
-    if out and not format and out.suffix not in endings:  # maybe a format that has no name here
+    accepted = suffixes
+    if out and not format and out.suffix not in suffixes:  # maybe a format that has no name here
         from rcnn.exporting.graph_files import FORMATS
 
-        endings = tuple(FORMATS)
-    target = new_file(out or Path(f"{path.stem}{suffix}"), endings)
+        accepted = tuple(FORMATS)
+    target = new_file(
+        out or Path(f"{path.stem}-{library}{suffixes[0]}" if plain else path.stem + suffixes[0]), accepted
+    )
     if library == "openvino":
         new_file(target.with_suffix(".bin"), (".bin",))
     detector = load_detector(str(path), changes, "cpu")
     if plain and detector.settings.predict.svd:
         raise SettingsError(
-            f"predict.svd is for --format onnx and openvino, and {library}'s names are those of whole layers: "
+            f"predict.svd is for --format onnx and openvino; {library} has no names for factored layers: "
             "set predict.svd=[]"
         )
-    with screen.stdout_for_json(json):
-        document = _weights(detector, target, library) if plain else _graph(detector, target, sides, images)
-    if json:
-        screen.emit(document)
+    with screen.json_document(json) as output:
+        output |= _weights(detector, target, library) if plain else _graph(detector, target, sides, images)
 
 
 def _graph(detector: "Detector", target: Path, size: tuple[int, int] | None, images: str | None) -> dict[str, Any]:
@@ -110,7 +107,7 @@ def _graph(detector: "Detector", target: Path, size: tuple[int, int] | None, ima
         f"{plural(parity.proposals, 'proposal')} within {PIXELS} px and {SCORE}"
     )
     if not parity.detections and not images:
-        screen.note("there was nothing to detect in the made-up images; --images compares on your own")
+        screen.note("nothing was detected in the made-up images; use --images to compare on your own")
     screen.say(f"next: rcnn predict {shlex.quote(str(target))} IMAGE...")
     return {"file": target, "bytes": total, "size": size, **asdict(parity)}
 

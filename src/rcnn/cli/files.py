@@ -1,4 +1,4 @@
-"""Where commands write their results."""
+"""Folders and files that commands write their results to."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def fresh_folder(out: Path) -> Path:
-    """Create `out`, or `out-2`, `out-3`, ... if it is taken, marked as results so that it is never read as data.
+    """Create `out`, or `out-2`, `out-3`, ... if it is taken, and mark it as results, which are never read as data.
 
     The folder belongs to the process that creates its mark, so that two commands never write into the same one.
     """
@@ -34,26 +34,26 @@ def new_file(out: Path, suffixes: Sequence[str]) -> Path:
     """Return `out`, the file to write, after checking its name.
 
     Raises:
-        SettingsError: the file exists already, or has none of the suffixes.
+        SettingsError: the file already exists, or has none of the suffixes.
     """
     if out.suffix not in suffixes:
         raise SettingsError(f"--out {out}: the name must end in {' or '.join(suffixes)}")
     if os.path.lexists(out):
-        raise SettingsError(f"{out} is there already; move it away or give another name with --out")
+        raise SettingsError(f"{out} already exists; move it away or give another name with --out")
     return out
 
 
 def outside_data(out: Path, dataset: "Dataset") -> Path:
-    """Return `out`, the file to write, after checking that it will not lie among the images and labels of a data set.
+    """Return `out`, the file to write, after checking that it is not among the images and labels of a data set.
 
     Raises:
-        SettingsError: it lies in the data set's folder, but not in a folder of results, or next to one of its images.
+        SettingsError: it is in the data set's folder, but not in a folder of results, or next to one of its images.
     """
     folder, root = out.parent.resolve(), dataset.root.resolve()
-    among = {os.path.dirname(record.path) for record in dataset.records}
+    image_folders = {os.path.dirname(record.path) for record in dataset.records}
     inside = folder.is_relative_to(root) and not is_below_results(folder, root)
-    if inside or any(folder == Path(path).resolve() for path in among):
-        raise SettingsError(f"--out {out}: lies in the data set {dataset.root}, which is never written to")
+    if inside or any(folder == Path(path).resolve() for path in image_folders):
+        raise SettingsError(f"--out {out}: is in the data set {dataset.root}, which is never written to")
     return out
 
 
@@ -61,13 +61,13 @@ def empty_folder(out: Path) -> Path:
     """Return `out`, the folder to write into, after checking that it is new or empty.
 
     Raises:
-        SettingsError: there is something in it.
+        SettingsError: it is neither.
     """
     if not _is_free(out):
-        raise SettingsError(f"--out {out}: something is there already; give a new or empty folder")
+        raise SettingsError(f"--out {out}: already exists and is not empty; give a new or empty folder")
     return out
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether the path doesn't exist or is an empty folder."""
+    """Return True if the path doesn't exist or is an empty folder."""
     return not os.path.lexists(folder) or (folder.is_dir() and all(entry.name == MARK for entry in folder.iterdir()))

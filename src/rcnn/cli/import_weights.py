@@ -8,9 +8,7 @@ import typer
 from rcnn.cli import arguments, screen
 from rcnn.errors import plural
 
-File = Annotated[
-    Path | None, typer.Argument(metavar="FILE", help="A checkpoint: .pth, .pt, .pkl, .safetensors or .npz.")
-]
+File = Annotated[Path | None, typer.Argument(metavar="FILE", help="Checkpoint: .pth, .pt, .pkl, .safetensors, .npz.")]
 Arch = Annotated[str | None, typer.Option(metavar="NAME", help="Architecture of the checkpoint; see --list.")]
 Names = Annotated[str | None, typer.Option(metavar="a,b,c", help="Class names, in the order of the labels.")]
 Out = Annotated[
@@ -41,7 +39,7 @@ def import_weights(
             print(*detectors.ARCHITECTURES, sep="\n")
         return
     if file is None or arch is None:
-        raise SettingsError("FILE and --arch NAME are needed: the file does not say how its model is built; see --list")
+        raise SettingsError("FILE and --arch NAME are needed: the file does not describe its architecture; see --list")
     target = new_file(out or Path(file.with_suffix(".safetensors").name), (".safetensors",))
     imported = detectors.read(file, arch, None if names is None else [name.strip() for name in names.split(",")])
     detector = detectors.detector_of(imported)
@@ -50,6 +48,4 @@ def import_weights(
         screen.emit({"file": target, "arch": arch, "names": detector.names, "notes": imported.notes})
         return
     screen.say(f"{target}: {arch}, {plural(len(detector.names), 'class')}")
-    screen.note(
-        *imported.notes, f"rcnn predict {target} IMAGES finds objects with it, rcnn inspect {target} says more of it"
-    )
+    screen.note(*imported.notes, f"next: rcnn predict {target} IMAGES, or rcnn inspect {target}")

@@ -1,5 +1,6 @@
-"""`rcnn inspect FILE`: what a weights file, or an exported one, is, and what it says about itself."""
+"""`rcnn inspect FILE`: describe a weights file or an exported file."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +12,11 @@ from rcnn.errors import cell, plural
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from rcnn.runtime.graph import Contents
     from rcnn.weights.metadata import Metadata
 
 
 def inspect(
-    file: Annotated[
-        str, typer.Argument(metavar="FILE", help="A weights file of any kind, an exported file, or blood-cells.")
-    ],
+    file: Annotated[str, typer.Argument(metavar="FILE", help="Any weights file, an exported file, or blood-cells.")],
     json: arguments.Json = False,
 ) -> None:
     """Describe a weights file: classes, architecture, preprocessing, training. Nothing in it is executed.
@@ -52,7 +50,12 @@ def examine(path: Path) -> dict[str, Any]:
 
     path = weights_of_run(path)
     if is_exported(path):
-        return _exported(path, contents(path))
+        graph = contents(path)
+        metadata = graph.metadata
+        document = {"file": path, "bytes": graph.bytes, "tensors": graph.tensors, "parameters": graph.parameters}
+        document |= {"types": list(graph.types), **_detector(metadata)}
+        exported = {"size": metadata.size, "svd": metadata.settings.predict.svd, "parity": metadata.parity}
+        return document | {"exported": exported, "text": f"{document['text']}, exported"}
     if path.suffix in (".pkl", ".pickle"):
         tensors = read_pickle(path)
     elif path.suffix == ".npz":
@@ -63,7 +66,7 @@ def examine(path: Path) -> dict[str, Any]:
         tensors, header = read_safetensors(path)
         if ENTRY in header:
             if load_weights(path)[1].get("kind") == "checkpoint":
-                advice = f"go on with its run: rcnn train --resume {path.absolute().parents[1]}"
+                advice = f"continue its run: rcnn train --resume {path.absolute().parents[1]}"
                 text = "a checkpoint of a training"
                 return {**_facts(path, tensors), "kind": "checkpoint", "text": text, "advice": advice}
             return {**_facts(path, tensors), **_detector(read_detector(path)[1])}
@@ -73,7 +76,7 @@ def examine(path: Path) -> dict[str, Any]:
 
 
 def _facts(path: Path, tensors: "dict[str, Tensor]") -> dict[str, Any]:
-    """Return the facts that any file of weights has."""
+    """Return the facts that hold for any weights file."""
     counted = [
         tensor
         for name, tensor in tensors.items()
@@ -88,23 +91,11 @@ def _facts(path: Path, tensors: "dict[str, Tensor]") -> dict[str, Any]:
     }
 
 
-def _exported(path: Path, held: "Contents") -> dict[str, Any]:
-    """Return what an exported file says about itself."""
-    metadata = held.metadata
-    facts = {"bytes": held.bytes, "tensors": held.tensors, "parameters": held.parameters, "types": list(held.types)}
-    parts = {
-        **_detector(metadata),
-        "exported": {"size": metadata.size, "svd": metadata.settings.predict.svd, "parity": metadata.parity},
-    }
-    return {"file": path, **facts, **parts, "text": f"{parts['text']}, exported"}
-
-
 def _detector(metadata: "Metadata") -> dict[str, Any]:
-    """Return what a detector of rcnn says about itself."""
+    """Return the metadata of a detector of rcnn."""
     from rcnn.config import dump
 
     settings = dump(metadata.settings)
-    parts = {name: settings[name] for name in ("preprocess", "anchors", "model", "rpn", "roi")}
     rows = zip(metadata.names, metadata.category_ids, strict=True)
     return {
         "kind": "detector",
@@ -118,12 +109,12 @@ def _detector(metadata: "Metadata") -> dict[str, Any]:
             "summary": metadata.summary,
         },
         "licence": metadata.licence,
-        "settings": parts,
+        "settings": {name: settings[name] for name in ("preprocess", "anchors", "model", "rpn", "roi")},
     }
 
 
 def show(document: dict[str, Any]) -> None:
-    """Print the document for people."""
+    """Print the document as lines of text and a table of classes."""
     screen.say(f"{document['file']}: {document['text']}", "bold")
     types = ", ".join(document["types"])
     size = f"{document['parameters']:,} parameters, {document['bytes'] / 1e6:,.1f} MB ({types})"
@@ -138,33 +129,30 @@ def show(document: dict[str, Any]) -> None:
 
 
 def _lines(document: dict[str, Any]) -> dict[str, str]:
-    """Return one line per subject."""
+    """Return a line of text for each subject: architecture, preprocessing, anchors, ..."""
     model, anchors, roi = (document["settings"][name] for name in ("model", "anchors", "roi"))
     neck = f"pyramid levels {_list(model['levels'])} of {model['channels']} channels" if model["neck"] == "fpn" else ""
     picture, training = document["settings"]["preprocess"], document["training"]
     summary = ", ".join(f"{key} {cell(value)}" for key, value in training["summary"].items())
-    return {
-        "architecture": ", ".join(
-            filter(None, (model["preset"], f"backbone {model['backbone']}", neck, f"head {roi['head']}"))
-        ),
+    parts = (model["preset"], f"backbone {model['backbone']}", neck, f"head {roi['head']}")
+    lines = {
+        "architecture": ", ".join(filter(None, parts)),
         "preprocessing": f"short side {picture['short']}, long side at most {picture['long']}, "
         f"{picture['in_channels']} channels, {picture['order']}, mean {_list(picture['mean'])}, "
         f"std {_list(picture['std'])}, {picture['resize']}",
         "anchors": f"sizes {'; '.join(map(_list, anchors['sizes']))}; {anchors['ratio']} {_list(anchors['ratios'])}",
         "threshold": cell(document["threshold"]),
-        "training": f"data {training['data'] or 'not told'}, from {training['init']}, {training['length']}"
+        "training": f"data {training['data'] or 'unknown'}, from {training['init']}, {training['length']}"
         + (f"; these weights: {summary}" if summary else ""),
-        "licence": f"of the data: {document['licence'] or 'not told'}",
-        **({"exported": _settled(**document["exported"])} if "exported" in document else {}),
+        "licence": f"of the data: {document['licence'] or 'unknown'}",
     }
+    if exported := document.get("exported"):
+        shape = "for {} x {} pixels".format(*exported["size"]) if exported["size"] else "for any size"
+        ranks = [f"fully connected layers of rank {_list(exported['svd'])}"] if exported["svd"] else []
+        parity = (f"{key} {cell(value)}" for key, value in exported["parity"].items())
+        lines["exported"] = "; ".join([shape, *ranks, *parity])
+    return lines
 
 
-def _settled(size: tuple[int, int] | None, svd: tuple[int, ...], parity: dict[str, Any]) -> str:
-    """Return what the export settled, as one line."""
-    shape = f"for {size[0]} x {size[1]} pixels" if size else "for any size"
-    ranks = [f"fully connected layers of rank {_list([*svd])}"] if svd else []
-    return "; ".join([shape, *ranks, *(f"{key} {cell(value)}" for key, value in parity.items())])
-
-
-def _list(values: list[float]) -> str:
+def _list(values: Iterable[float]) -> str:
     return ", ".join(f"{value:g}" for value in values)

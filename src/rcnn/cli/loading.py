@@ -1,31 +1,31 @@
-"""Load a detector for a command, and set up the processes that share the work."""
+"""Load a detector and open a data set for a command."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from pathlib import Path
 
 import rcnn
 from rcnn.cli import screen
 from rcnn.config.aliases import IMAGE_SIZE
+from rcnn.data.dataset import Dataset
+from rcnn.data.formats.find import Split, open_dataset
 from rcnn.detector import Detector
-from rcnn.evaluate import Shard
 from rcnn.runtime.by_suffix import is_exported
-from rcnn.training.distributed import Distributed, join_processes
 
 
-def load_detector(model: str, changes: Sequence[str], device: str, asked: str | None = None) -> Detector:
+def load_detector(model: str, changes: Sequence[str], device: str, requested: str | None = None) -> Detector:
     """Load the detector of a weights file or name (see `rcnn.load`), and apply `section.key=value` changes to it.
 
     Args:
         model: file or name.
-        changes: to its settings.
+        changes: settings to change.
         device: of this process.
-        asked: the device that the user chose; an exported file runs on the CPU in any case.
+        requested: the device that the user chose; an exported file runs on the CPU in any case.
 
     Raises:
         WeightsError: as for `rcnn.load`.
         SettingsError: as for `Detector.with_settings`.
     """
-    detector = rcnn.load(model, device=asked or "auto" if is_exported(model) else device)
+    detector = rcnn.load(model, device=requested or "auto" if is_exported(model) else device)
     if not changes:
         return detector
     detector = detector.with_settings(changes)
@@ -34,8 +34,10 @@ def load_detector(model: str, changes: Sequence[str], device: str, asked: str | 
     return detector
 
 
-@contextmanager
-def sharing(device: str | None) -> Iterator[tuple[Distributed, Shard]]:
-    """Provide the processes that torchrun started, or this one alone, and this process's share of the images."""
-    with join_processes(device or "auto") as processes:
-        yield processes, Shard(processes.rank, processes.world, processes.gather)
+def open_for(detector: Detector, path: str | Path, split: Split, shown: bool = True) -> Dataset:
+    """Open the data set `path` with the detector's classes and settings; if `shown`, print progress and a summary."""
+    with screen.progress("reading images", shown) as progress:
+        dataset = open_dataset(path, split, detector.settings.data, names=detector.names, progress=progress)
+    if shown:
+        screen.dataset_line(dataset)
+    return dataset

@@ -1,4 +1,4 @@
-"""`rcnn look [RUN|MODEL] [DATA]`: pages with pictures, truth and detections, served to the user's own browser."""
+"""`rcnn look [RUN|MODEL] [DATA]`: serve pages with pictures, truth and detections to the user's own browser."""
 
 import os
 import socket
@@ -38,7 +38,7 @@ def look(
     browser: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
     device: arguments.Device = None,
 ) -> None:
-    """Look at pictures with their truth and detections, in a page that this machine serves to its own browser.
+    """Look at pictures with their truth and detections, on pages that this machine serves to its own browser.
 
     Example: rcnn look runs/train/exp-1
     """
@@ -63,7 +63,7 @@ def look(
         copy = COPIES / (data.stem if data.is_file() else data.resolve().name) if data else COPIES / "labels"
         guard = server.application(
             album,
-            _served(host, port),
+            _browser_host(host, port),
             screen.say,
             thumbnails=Thumbnails(cache_folder("thumbnails")),
             dropped=Path(folder),
@@ -71,7 +71,7 @@ def look(
             runs=runs,
         )
         album.start()
-        _invite(guard.address, host, port, browser)
+        _announce(guard.address, host, port, browser)
         try:
             server.serve(guard, bound)
         except Terminated:
@@ -83,9 +83,9 @@ def look(
 
 
 def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detector] | None, Path | None, Runs]":
-    """Return a function that loads the detector, the data, either None if there is none, and the runs.
+    """Return a function that loads the detector, the data (None where there is none) and the runs.
 
-    A run has its own data; a word that is not a model is data, or a folder of runs.
+    A run brings the data that it was trained on. A word that is not a model is data, or a folder of runs.
 
     Raises:
         SettingsError: there are no words, or more than two.
@@ -98,7 +98,7 @@ def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detec
 
     names, changes = arguments.split(words)
     if not 1 <= len(names) <= 2:
-        raise SettingsError(f"give a run or a model, and data; found {len(names)} words: {' '.join(names)}")
+        raise SettingsError(f"give a run or a model, and data; got {len(names)} words: {' '.join(names)}")
     first = Path(names[0])
     run = is_run(first)
     if len(names) == 1 and holds_runs(first):
@@ -113,7 +113,7 @@ def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detec
     if data is not None and not data.exists():
         raise DataError(f"{data}: there is no such file or folder")
     if run and weights_of_run(first) == first:
-        screen.note(f"{first}: there are no weights yet, so nothing is detected; the first validation writes them")
+        screen.note(f"{first}: has no weights yet, so nothing is detected; the first validation writes them")
         is_model = False
     if not is_model:
         return None, data, runs
@@ -125,7 +125,7 @@ def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detec
 
 
 def _data_of(run: Path) -> Path | None:
-    """Return the data that a run was trained on, if it exists."""
+    """Return the data that a run was trained on, or None if it does not exist."""
     from rcnn.config import read
 
     path = read(run / "config.yaml").data.path
@@ -135,15 +135,15 @@ def _data_of(run: Path) -> Path | None:
     return None
 
 
-def _served(host: str, port: int) -> str:
+def _browser_host(host: str, port: int) -> str:
     """Return `name:port` as a browser writes it, with the name of this machine if all its addresses are served."""
     name = socket.gethostname() if host in ("0.0.0.0", "::") else host
     name = f"[{name}]" if ":" in name else name.lower()
     return name if port == 80 else f"{name}:{port}"
 
 
-def _invite(address: str, host: str, port: int, browser: bool) -> None:
-    """Print the address of the page, and open it unless the user sits at another machine."""
+def _announce(address: str, host: str, port: int, browser: bool) -> None:
+    """Print the address of the page, and open it unless the user is connected by SSH."""
     if host not in LOCAL:
         screen.say(f"--host {host}: other machines can reach this server, without encryption", "yellow")
     screen.say(address)

@@ -1,4 +1,4 @@
-"""`rcnn paper EXPERIMENT DATA`: an experiment of the Faster R-CNN paper on any data set."""
+"""`rcnn paper EXPERIMENT DATA`: repeat an experiment of the Faster R-CNN paper on any data set."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.config import Settings, override
+from rcnn.config import override
 from rcnn.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -29,11 +29,10 @@ def paper(
     ],
     words: arguments.Words,
     preset: Annotated[str, typer.Option(help="Model: a preset, or timm/NAME.")] = "paper-zf",
-    seeds: Annotated[
-        list[int] | None, typer.Option(metavar="SEED...", min=0, help="Training seeds, such as 0 1 2.")
-    ] = None,
+    seeds: Annotated[list[int] | None, typer.Option(metavar="SEED...", min=0, help="Seeds, such as 0 1 2.")] = None,
     budget: Annotated[
-        float | None, typer.Option(min=0, metavar="MINUTES", help="Reduce epochs so that all is expected to fit.")
+        float | None,
+        typer.Option(min=0, metavar="MINUTES", help="Reduce epochs so that everything is expected to fit."),
     ] = None,
     split: Annotated[Literal["val", "test", "train"], typer.Option(help="List of images to score on.")] = "val",
     out: Annotated[Path, typer.Option(help="Parent folder of experiments.")] = Path("runs/paper"),
@@ -44,7 +43,7 @@ def paper(
     ] = None,
     leave_out: Annotated[
         list[str] | None,
-        typer.Option(metavar="TEXT", help="Do not measure rows with this in their names. May be given several times."),
+        typer.Option(metavar="TEXT", help="Do not measure rows whose names contain this. May be given several times."),
     ] = None,
     device: arguments.Device = None,
     on_fault: arguments.OnFault = None,
@@ -55,46 +54,40 @@ def paper(
     Example: rcnn paper lambda data/ --preset mobilenet-fpn --seeds 0 1 2 --budget 120
     """
     from rcnn.cli.report import page_of
+    from rcnn.data.proposals.read import WORDS
     from rcnn.errors import TrainingError
     from rcnn.paper.execute import execute
     from rcnn.paper.figures import plot
     from rcnn.paper.results import write_markdown, write_report_part
     from rcnn.training.configure import choose_settings
 
-    words, chosen = _seeds(words, seeds)
+    words, all_seeds = _seeds(words, seeds)
     path, changes = arguments.one_path(words, "DATA", {"train.device": device, "data.on_fault": on_fault})
-    folder = out / (name or _name(path.resolve()))
-    with screen.stdout_for_json(json):
-        settings = with_proposals(choose_settings(path, None, preset, changes, {}), proposals)
-        how = {"split": split, "budget": budget, "leave_out": leave_out or ()}
-        result = execute(experiment, settings, folder, seeds=chosen, say=screen.say, **how)
+    absolute = path.resolve()
+    data = (
+        absolute.parent.name if absolute.name == "data.yaml" else absolute.name if absolute.is_dir() else absolute.stem
+    )
+    folder = out / (name or data)
+    with screen.json_document(json) as output:
+        settings = choose_settings(path, None, preset, changes, {})
+        if proposals is not None:  # the default of experiments is Selective Search
+            source = proposals if proposals in WORDS else str(Path(proposals).resolve())
+            settings = override(settings, {"train": {"proposals": source}})
+        options = {"split": split, "budget": budget, "leave_out": leave_out or ()}
+        result = execute(experiment, settings, folder, seeds=all_seeds, say=screen.say, **options)
         write_markdown(result, folder)
         plot(result, folder / f"{experiment}.png")
         show(result)
         screen.say(f"\n{folder}: {experiment}.csv, {experiment}.md, {experiment}.png")
         with page_of(folder):
             write_report_part(result, folder)
-    if json:
-        screen.emit(document(result))
+        output |= document(result)
     if result.failures:
         raise TrainingError("\n".join(("not everything was measured:", *result.failures)))
 
 
-def with_proposals(settings: Settings, source: str | None) -> Settings:
-    """Return the settings with another source of proposals than Selective Search, the default of experiments."""
-    from rcnn.data.proposals.read import WORDS
-
-    if source is None:
-        return settings
-    return override(settings, {"train": {"proposals": source if source in WORDS else str(Path(source).resolve())}})
-
-
-def _name(path: Path) -> str:
-    return path.parent.name if path.name == "data.yaml" else path.name if path.is_dir() else path.stem
-
-
 def _seeds(words: list[str], seeds: list[int] | None) -> tuple[list[str], list[int]]:
-    """Collect the seeds: of `--seeds 0 1 2` the parser leaves all but the first among the words."""
+    """Return the words without seeds, and all seeds: the parser leaves `1 2` of `--seeds 0 1 2` among the words."""
     if seeds is None:
         return words, [0]
     numbers = [word for word in words if word.isdecimal()]
@@ -105,7 +98,7 @@ def _seeds(words: list[str], seeds: list[int] | None) -> tuple[list[str], list[i
 
 
 def show(result: "ExperimentResult") -> None:
-    """Print the table and, if the paper reports orderings, their verdicts."""
+    """Print the table and, if the paper reports orderings, whether they hold."""
     from rcnn.paper.results import EXPLANATION, claim_table, describe, score_table
 
     screen.table(f"{result.name}: {result.experiment.title}", *score_table(result))

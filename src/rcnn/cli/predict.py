@@ -16,9 +16,7 @@ Split = Annotated[
     Literal["train", "val", "test", "all"] | None,
     typer.Option(help="The sources are data sets: take this list of their images."),
 ]
-Score = Annotated[
-    float | None, typer.Option("--score", "--conf", min=0, max=1, help="Leave out boxes with a lower score.")
-]
+Score = Annotated[float | None, typer.Option("--score", "--conf", min=0, max=1, help="Omit boxes with a lower score.")]
 
 
 def predict(
@@ -48,15 +46,14 @@ def predict(
     job = stream.Job(sources, out, format, images, json, on_fault, split)
     with screen.stdout_for_json(json), job.detector(model, device) as detector:
         detector.check_proposals(given=proposals is not None)
-        kept_classes = None if classes is None else stream.parse_list("--classes", classes, detector.names)
-        least = detector.settings.predict.score if score is None else score
+        chosen = None if classes is None else stream.parse_list("--classes", classes, detector.names)
+        min_score = detector.settings.predict.score if score is None else score
         propose = None
         if proposals is not None:
-            writer = job.distributed.writer
-            propose = regions.external(proposals, job.files(), job.base, detector, job.skip, writer)
-        results = detector.stream(
-            job.images(), score=least, batch=batch, skip=job.skip, proposals=propose, keep_pixels=job.draws
-        )
-        filtered = (result.filter(classes=kept_classes, top=top) for result in results)
+            progress = job.distributed.writer
+            propose = regions.external(proposals, job.files(), job.base, detector, job.skip, progress)
+        options = {"batch": batch, "skip": job.skip, "proposals": propose, "keep_pixels": job.draws}
+        results = detector.stream(job.images(), score=min_score, **options)
+        filtered = (result.filter(classes=chosen, top=top) for result in results)
         job.run(filtered, detector.names, detector.pooler.remarks)
     job.emit()

@@ -1,4 +1,4 @@
-"""`rcnn report RUN...`: the page of a run, or of several side by side; and the pages that other commands write."""
+"""`rcnn report RUN...`: write the page of one or several runs; and the pages that other commands write."""
 
 import json as json_format
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ def report(
     ] = None,
     json: arguments.Json = False,
 ) -> None:
-    """Write the page of a run, or one page with several runs side by side: one file that needs nothing else.
+    """Write the page of a run, or one page with several runs side by side, as one self-contained file.
 
     Example: rcnn report runs/train/exp-1 runs/train/exp-2 --out both.html
     """
@@ -30,19 +30,18 @@ def report(
     from rcnn.report.page import read_subjects, render, write_report
     from rcnn.weights.file import atomic_write
 
-    with screen.stdout_for_json(json):
+    with screen.json_document(json) as output:
         if out is None and len(runs) == 1:
             page = write_report(runs[0])
         else:
             page = new_file(out or Path("report.html"), (".html",))
             atomic_write(page, render(read_subjects(runs)).encode())
         screen.say(f"{page}: open it in a browser")
-    if json:
-        screen.emit({"report": page})
+        output["report"] = page
 
 
 def describe(folder: Path, model: str, settings: "Settings") -> None:
-    """Write down, for the page of a folder of results, settings, command and versions, and whose results they are."""
+    """Write settings, command, versions and model of a folder of results, for its page."""
     from rcnn.config import to_yaml
     from rcnn.training.run_folder import environment
     from rcnn.weights.file import atomic_write
@@ -54,11 +53,11 @@ def describe(folder: Path, model: str, settings: "Settings") -> None:
 
 @contextmanager
 def page_of(folder: Path) -> Iterator[None]:
-    """Write the page of a folder of results after what it is made from; if that fails, a sentence says so."""
+    """Write the page of a folder of results after the block that writes them; print a message if a write fails."""
     from rcnn.report.page import write_report
 
     try:
         yield
         screen.say(f"{write_report(folder)}: open it in a browser")
     except OSError as error:
-        screen.say(f"{folder}: the page could not be written: {error}. The results above are whole")
+        screen.say(f"{folder}: the page could not be written: {error}. The results above are complete")

@@ -22,13 +22,23 @@ if TYPE_CHECKING:
     from rcnn.data.dataset import Dataset
 
 
-def stdout_for_json(wanted: bool) -> AbstractContextManager[object]:
-    """Redirect everything printed to stderr if a JSON document is wanted on stdout."""
-    return redirect_stdout(sys.stderr) if wanted else nullcontext()
+def stdout_for_json(as_json: bool) -> AbstractContextManager[object]:
+    """Redirect everything printed to stderr if stdout is for a JSON document."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
+
+
+@contextmanager
+def json_document(as_json: bool) -> Iterator[dict[str, Any]]:
+    """Yield a document to fill in. With `as_json` it is printed at the end, and everything before it goes to stderr."""
+    document: dict[str, Any] = {}
+    with stdout_for_json(as_json):
+        yield document
+    if as_json:
+        emit(document)
 
 
 def emit(document: Any) -> None:
-    """Print one JSON document; NaN becomes null. Of several processes, only the first prints."""
+    """Print one JSON document; NaN becomes null. Only the first of several processes prints."""
     if is_first():
         text = json.dumps(jsonable(document), indent=2, ensure_ascii=False)
         print(UNPRINTABLE.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
@@ -55,19 +65,19 @@ def jsonable(value: Any) -> Any:
 
 
 @contextmanager
-def progress(what: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+def progress(title: str, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
     """Show a progress bar on stderr if that is a terminal; yield a function to call with (done, total)."""
     console = Console(stderr=True)
     if not (shown and console.is_terminal):
         yield lambda done, total: None
         return
     with Progress(console=console, transient=True) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(title, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def sides(preprocess: "Preprocess") -> str:
-    """Describe the size of resized images."""
+    """Describe the size to which images are resized."""
     return (
         f"images are resized to a shorter side of {preprocess.short} pixels (preprocess.short), "
         f"the longer at most {preprocess.long} (preprocess.long)"
@@ -81,8 +91,8 @@ def dataset_line(dataset: "Dataset") -> None:
     say(f"{dataset.root} ({dataset.format}), {dataset.split}: {size}: {', '.join(dataset.names)}")
     note(*dataset.notes)
     if dataset.faults:
-        mended, them = plural(len(dataset.faults), "fault"), "them" if len(dataset.faults) > 1 else "it"
-        note(f"{mended} mended or left out; `rcnn data check {shlex.quote(str(dataset.root))}` lists {them}")
+        faults, them = plural(len(dataset.faults), "fault"), "them" if len(dataset.faults) > 1 else "it"
+        note(f"{faults} mended or left out; `rcnn data check {shlex.quote(str(dataset.root))}` lists {them}")
 
 
 def say(text: str, style: str = "") -> None:
@@ -97,7 +107,7 @@ def lines_for(console: Console, text: str) -> str:
 
 
 def lines(texts: Iterable[str]) -> None:
-    """Print many lines as `say` does, but faster, without a console's work for each line."""
+    """Print many lines as `say` does, but faster: one console wraps all of them."""
     console = Console()
     sys.stdout.writelines(f"{lines_for(console, text)}\n" for text in texts)
 
@@ -108,6 +118,10 @@ def note(*texts: str) -> None:
         say(text, "dim")
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table; see `rcnn.console.print_table`."""
-    print_table(Console(), title, columns, [[cell(value) for value in row] for row in rows])
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], max_rows: int | None = None, rest: str = ""
+) -> None:
+    """Print a table; see `rcnn.console.print_table`. If rows are left out, the title says where all are: in `rest`."""
+    if max_rows is not None and len(rows) > max_rows:
+        title += f" (the first {max_rows} of {len(rows):,}; all: {rest})"
+    print_table(Console(), title, columns, [[cell(value) for value in row] for row in rows[:max_rows]])

@@ -1,4 +1,4 @@
-"""What `predict` and `propose` share: open sources, write results as they come, and print totals at the end."""
+"""Common to `predict` and `propose`: open sources, write results as they arrive, and print totals at the end."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rcnn.cli import arguments, screen
 from rcnn.cli.files import fresh_folder
-from rcnn.cli.loading import load_detector, sharing
+from rcnn.cli.loading import load_detector
 from rcnn.cli.writers import FORMATS, Target, merge_parts, shared_stems
 from rcnn.config import Data, Settings, override
 from rcnn.config.files import read_text
@@ -23,9 +23,10 @@ from rcnn.detector import Detector
 from rcnn.errors import DataError, ImageError, SettingsError, plural
 from rcnn.images.sources import ImageSource, NamedImage, base_of, open_source
 from rcnn.result import Result
+from rcnn.training.distributed import join_processes
 
 LIST_SUFFIXES = {".json", ".yaml", ".yml", ".csv"}
-"""Of files that may list images."""
+"""Suffixes of files that may list images."""
 MAX_PRINTED_IMAGES = 5
 """Number of images whose counts are printed one by one."""
 
@@ -36,7 +37,7 @@ class Job:
     Attributes:
         base: the folder that all files share.
         distributed: the processes that share the images.
-        skip: called for images that can't be read; None: the first one raises.
+        skip: called for each image that can't be read; if None, the first one raises.
 
     Args:
         words: sources and `section.key=value` settings.
@@ -44,9 +45,10 @@ class Job:
         formats: comma-separated names of formats.
         images: COCO json with the ids of the images.
         as_json: also print the results as one JSON document.
-        on_fault: `stop`: the first image that can't be read raises; otherwise, of several, it is reported and left out.
-        split: the sources are data sets, whose images in this list are taken. None: a json, yaml or csv stands for
-            all images that it lists, and a folder for all images in it.
+        on_fault: with `stop`, the first image that can't be read raises; otherwise it is reported and left out, unless
+            it is the only one.
+        split: the sources are data sets, and only their images in this list are taken. If None, a json, yaml or csv
+            stands for all images that it lists, and a folder for all images in it.
 
     Raises:
         SettingsError: a format or choice is unknown, or there is no source.
@@ -80,19 +82,19 @@ class Job:
         self._shared = shared_stems(Path(image.name) for image in listed)
         self._image_id = listed_ids(images) if images else named_ids(ids, listed)
         self._unread, self._must_read = 0, on_fault != "skip"
-        alone = self._number == 1 and on_fault != "skip"
-        self.skip = None if alone or on_fault == "stop" else self._leave_out
+        raises = on_fault == "stop" or (self._number == 1 and on_fault != "skip")
+        self.skip = None if raises else self._leave_out
 
     @contextmanager
     def detector(self, model: str, device: str | None) -> Iterator[Detector]:
-        """Load the detector with this job's settings. Under torchrun each process takes its share of the images."""
-        with sharing(device) as (self.distributed, _):
+        """Load the detector with this job's settings, in this process and any others that torchrun started."""
+        with join_processes(device or "auto") as self.distributed:
             yield load_detector(model, self._changes, str(self.distributed.device), device)
 
     @contextmanager
     def without_detector(self) -> Iterator[Settings]:
-        """Provide this job's settings, for proposals that no detector makes."""
-        with sharing("cpu") as (self.distributed, _):
+        """Provide this job's settings, for proposals that need no detector."""
+        with join_processes("cpu") as self.distributed:
             yield override(Settings(), self._changes)
 
     def _leave_out(self, error: ImageError) -> None:
@@ -105,7 +107,7 @@ class Job:
         return "drawn" in self._formats or not isinstance(self._images, Sequence)
 
     def images(self) -> ImageSource:
-        """Return the images of this process: consecutive ones, so that the joined parts are in input order.
+        """Return the images of this process: consecutive ones, so that the merged parts keep the order of the input.
 
         Raises:
             SettingsError: several processes can't share the source, since it is not a list of files.
@@ -121,7 +123,7 @@ class Job:
         """Return the images of this process, all of which are files.
 
         Raises:
-            SettingsError: a source is no list of files.
+            SettingsError: a source is not a list of files.
         """
         images = self.images()
         if not isinstance(images, Sequence) or not all(isinstance(image.image, Path) for image in images):
@@ -129,9 +131,9 @@ class Job:
         return list(images)
 
     def run(self, results: Iterable[Result], names: tuple[str, ...], remarks: Mapping[str, str]) -> None:
-        """Write every result in every format as it comes, and print what was found, and remarks as they are made.
+        """Write every result in every format as it arrives, and print counts, and remarks as they are made.
 
-        Results from before an error or Ctrl-C in any process are still merged.
+        After an error or Ctrl-C in any process, the results so far are still merged.
         """
         self._out = self.distributed.gather(fresh_folder(self._out) if self.distributed.writer else self._out)[0]
         target = Target(self._out, names, self._image_id, part=self.distributed.rank, shared=self._shared)
@@ -153,23 +155,23 @@ class Job:
                         print_counts(name, result.counts(), count, own and own - self._unread, begun)
         except (Exception, KeyboardInterrupt) as error:
             end = error
-        every = self.distributed.gather((count, totals, self._unread, end is not None))
+        parts = self.distributed.gather((count, totals, self._unread, end is not None))
         if self.distributed.writer:
             merge_parts(self._out, self.distributed.world)
-            self._report(names, *every)
+            self._report(names, *parts)
         if end is not None:
             raise end
-        if self._must_read and self._number and not sum(part[0] for part in every):
+        if self._must_read and self._number and not sum(part[0] for part in parts):
             raise ImageError(f"none of the {self._number} images can be read; they are named above")
 
     def emit(self) -> None:
-        """Print the JSON document if it was asked for."""
+        """Print the JSON document if the user requested it."""
         if self._as_json and self.distributed.writer:
             with (self._out / "results.json").open(encoding="utf-8") as file:
                 shutil.copyfileobj(file, sys.stdout)
 
     def _report(self, names: Sequence[str], *parts: tuple[int, Counter[str], int, bool]) -> None:
-        """Print what all processes found, class by class, and where it was written."""
+        """Print the totals of all processes, class by class, and where the results were written."""
         counts, totals, unread, stopped = zip(*parts, strict=True)
         images = plural(sum(counts), "image")
         if any(stopped):
@@ -191,7 +193,7 @@ class Job:
 def open_sources(
     sources: Sequence[str], split: Split | None, settings: Data
 ) -> tuple[ImageSource, Path, dict[str, int | str]]:
-    """Open the sources as one, files named by their paths below the folder that they share.
+    """Open the sources as one; files are named by their paths below the folder that they share.
 
     Returns:
         The images, as a list if all sources list files; the shared folder; and the ids in COCO jsons, by path.
@@ -226,7 +228,7 @@ def open_sources(
 
 
 def print_counts(name: Path, counts: Mapping[str, int], count: int, images: int | None, begun: float) -> None:
-    """Print a line for each of the first images, how many follow, if that is known, and then a line per hundred."""
+    """Print a line for each of the first images, the number of the others, if known, and then a line per hundred."""
     if count <= MAX_PRINTED_IMAGES:
         boxes = ", ".join(f"{number} {label}" for label, number in counts.items())
         screen.say(f"{name}: {boxes or 'nothing'}")
@@ -250,7 +252,7 @@ def parse_list(option: str, text: str, known: Collection[str]) -> list[str]:
 
 
 def named_ids(ids: Mapping[str, int | str], images: Iterable[NamedImage]) -> Callable[[Result], int | str]:
-    """Return a function that gives a result's COCO image id: its own, or its file name or, if ambiguous, its name."""
+    """Return a function that returns a result's COCO image id: from `ids`, else its file name, or path if ambiguous."""
     count = Counter(Path(image.name).name for image in images)
 
     def find(result: Result) -> int | str:
@@ -263,7 +265,7 @@ def named_ids(ids: Mapping[str, int | str], images: Iterable[NamedImage]) -> Cal
 
 
 def listed_ids(file: Path) -> Callable[[Result], int | str]:
-    """Return a function that gives a result's image id as listed in the COCO json `file`.
+    """Return a function that returns a result's image id as listed in the COCO json `file`.
 
     Raises:
         DataError: the file can't be read; when called, the image is not listed.
@@ -274,11 +276,11 @@ def listed_ids(file: Path) -> Callable[[Result], int | str]:
         raise DataError(f"{file}: can't be read as a COCO json with `images`: {error!r}") from None
 
     def find(result: Result) -> int | str:
-        parts = Path(result.name).parts
-        for start in range(len(parts)):
-            name = "/".join(parts[start:])
+        path = Path(result.name)
+        for start in range(len(path.parts)):
+            name = "/".join(path.parts[start:])
             if name in listed:
                 return listed[name]
-        raise DataError(f"{result.name}: not among the images of {file}; leave --images out, or give the right file")
+        raise DataError(f"{result.name}: not among the images of {file}; leave out --images, or give the right file")
 
     return find

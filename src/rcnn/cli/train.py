@@ -25,7 +25,8 @@ OPTIONS = {
 }
 """Option -> the setting that it abbreviates."""
 
-SIZES_SHOWN = 12
+MAX_ROWS = 12
+"""Number of image sizes in the table of `--dry-run`, the most frequent ones."""
 
 
 def train(
@@ -33,9 +34,7 @@ def train(
         list[str] | None,
         typer.Argument(metavar="DATA", help="Folder, COCO json, data.yaml or csv; and section.key=value."),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="mobilenet-fpn (the default), another preset, or timm/NAME.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="mobilenet-fpn (default), another preset, or timm/NAME.")] = None,
     from_: Annotated[
         str | None,
         typer.Option("--from", metavar="MODEL", help="Fine-tune this detector: a run, a file, blood-cells, ..."),
@@ -46,13 +45,11 @@ def train(
     seed: arguments.Seed = None,
     imgsz: arguments.ImageSize = None,
     device: arguments.Device = None,
-    init: Annotated[
-        str | None, typer.Option(metavar="imagenet|blood-cells|none|FILE", help="Weights to start from.")
-    ] = None,
+    init: Annotated[str | None, typer.Option(metavar="imagenet|blood-cells|none|FILE", help="Initial weights.")] = None,
     proposals: Annotated[
         str | None,
         typer.Option(
-            metavar="FILE|selective-search|sliding-windows", help="What train.scheme=fast-rcnn is trained on."
+            metavar="FILE|selective-search|sliding-windows", help="Proposals to train train.scheme=fast-rcnn on."
         ),
     ] = None,
     workers: Annotated[int | None, typer.Option(help="Number of loader processes.")] = None,
@@ -61,7 +58,7 @@ def train(
     out: Annotated[Path, typer.Option(help="Parent folder of runs.")] = arguments.RUNS,
     config: Annotated[Path | None, typer.Option(metavar="FILE", help="Repeat the run of a config.yaml.")] = None,
     resume: Annotated[Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be run without training.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what training would do, and stop.")] = False,
     json: arguments.Json = False,
 ) -> None:
     """Train a detector on labelled images.
@@ -77,21 +74,19 @@ def train(
     from rcnn.training.train import train as run_training
 
     new_folder = name is not None or out != arguments.RUNS
-    with screen.stdout_for_json(json):
+    with screen.json_document(json) as output:
         if dry_run:
             check_arguments(data, config, model, changes, options, from_, resume, new_folder=new_folder)
             config = config if resume is None else resume / "config.yaml"
-            document = plan(choose_settings(data, config, model, changes, options, from_))
+            output |= plan(choose_settings(data, config, model, changes, options, from_))
         else:
             chosen = {"model": model, "start_from": from_, "overrides": changes, "resume": resume}
             run = run_training(data, config, **chosen, name=name, runs=out, **options)
-            document = {"folder": run.folder, "best": run.best, "epochs": run.rows, **run.metrics.to_row()}
-    if json:
-        screen.emit(document)
+            output |= {"folder": run.folder, "best": run.best, "epochs": run.rows, **run.metrics.to_row()}
 
 
 def plan(settings: Settings) -> dict[str, Any]:
-    """Print what training would do: settings, data, sizes, steps, parameters."""
+    """Print and return what training would do: settings, data, sizes, steps, parameters."""
     from rcnn.data.formats.find import open_splits
     from rcnn.data.loading.windows import training_windows
     from rcnn.data.proposals.read import WORDS, open_proposals
@@ -109,46 +104,38 @@ def plan(settings: Settings) -> dict[str, Any]:
     network = build(settings, len(train_set.names))
     parameters = sum(parameter.numel() for parameter in network.parameters())
     rows = sizes(settings, seen)
-    updates = steps_per_epoch(settings, seen, 0)
-    whole = sum(steps for _, steps in stage_lengths(settings, seen))
+    steps = steps_per_epoch(settings, seen, 0)
+    total = sum(stage_steps for _, stage_steps in stage_lengths(settings, seen))
     screen.say(to_yaml(settings))
     for dataset in (train_set, val_set):
         screen.dataset_line(dataset)
     for note in notes:
         screen.say(note)
-    shown = rows[:SIZES_SHOWN]
-    title = "Input size -> network size, height x width" + (
-        f" (the {SIZES_SHOWN} most frequent of {len(rows)})" if len(rows) > SIZES_SHOWN else ""
-    )
-    screen.table(title, ["file", "images", "resized", "padded"], [list(row.values()) for row in shown])
-    screen.say(f"\n{updates:,} steps per epoch, {whole:,} in total; {parameters:,} parameters")
+    columns = ["file", "images", "resized", "padded"]
+    title = "Input size -> network size, height x width"
+    screen.table(title, columns, [list(row.values()) for row in rows], MAX_ROWS, "--json")
+    screen.say(f"\n{steps:,} steps per epoch, {total:,} in total; {parameters:,} parameters")
     return {
         "settings": dump(settings),
         "train": {"images": len(train_set), "names": train_set.names, "faults": len(train_set.faults)},
         "val": {"images": len(val_set), "faults": len(val_set.faults)},
         "notes": notes,
         "sizes": rows,
-        "steps": updates,
+        "steps": steps,
         "parameters": parameters,
     }
 
 
 def sizes(settings: Settings, dataset: "Dataset") -> list[dict[str, Any]]:
-    """Return one row per size of the images, or of their windows, most frequent first."""
+    """Return one row per size of the images, or of their windows, the most frequent first."""
     from rcnn.images.batch import Preprocessor
 
     preprocessor = Preprocessor(settings.preprocess)
     counts = Counter((record.size, record.view.resized if record.view else None) for record in dataset.records)
-    return [
-        {
-            "file": _text(size),
-            "images": count,
-            "resized": _text(resized or preprocessor.resized(size)),
-            "padded": _text(preprocessor.padded(resized or preprocessor.resized(size))),
-        }
-        for (size, resized), count in counts.most_common()
-    ]
-
-
-def _text(size: tuple[int, int]) -> str:
-    return f"{size[0]} x {size[1]}"
+    rows = []
+    for (size, view_resized), count in counts.most_common():
+        resized = view_resized or preprocessor.resized(size)
+        sizes = (size, resized, preprocessor.padded(resized))
+        file, resized_text, padded = (f"{height} x {width}" for height, width in sizes)
+        rows.append({"file": file, "images": count, "resized": resized_text, "padded": padded})
+    return rows

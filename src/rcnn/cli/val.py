@@ -29,35 +29,34 @@ def val(
     Example: rcnn val runs/train/exp-1 data/ --split test
     """
     from rcnn.cli.files import fresh_folder
-    from rcnn.cli.loading import load_detector, sharing
+    from rcnn.cli.loading import load_detector, open_for
     from rcnn.cli.report import describe, page_of
     from rcnn.config import SLIDING_WINDOWS
-    from rcnn.data.formats.find import find_layout, open_dataset
+    from rcnn.data.formats.find import find_layout
     from rcnn.data.proposals.external import ProposalSet, SlidingWindows
-    from rcnn.evaluate import evaluate
+    from rcnn.evaluate import Shard, evaluate
     from rcnn.report.page import keep_scores
     from rcnn.report.scores import ScoredDetector
+    from rcnn.training.distributed import join_processes
     from rcnn.training.proposals import shared_proposals
 
-    with screen.stdout_for_json(json), sharing(device) as (distributed, shard):
+    with screen.json_document(json) as output, join_processes(device or "auto") as distributed:
         options = {"data.on_fault": on_fault, "train.seed": seed, "imgsz": imgsz}
         path, changes = arguments.one_path(words, "DATA", options, accepted=("seed",))
         find_layout(path)  # report what is missing before weights are loaded
         detector = load_detector(model, changes, str(distributed.device), device)
         detector.check_proposals(given=proposals is not None)
-        settings, theirs = detector.settings, None
-        with screen.progress("reading images", distributed.writer) as progress:
-            dataset = open_dataset(path, split, settings.data, names=detector.names, progress=progress)
-        if distributed.writer:
-            screen.dataset_line(dataset)
+        settings, external = detector.settings, None
+        dataset = open_for(detector, path, split, distributed.writer)
         if proposals == SLIDING_WINDOWS:
-            theirs = SlidingWindows.of(detector.model)
+            external = SlidingWindows.of(detector.model)
         elif proposals is not None:
             with screen.progress("proposals", distributed.writer) as progress:
-                given = shared_proposals(proposals, dataset, settings, distributed, progress)
-            theirs = ProposalSet(given, settings.rpn.post_test)
+                by_image = shared_proposals(proposals, dataset, settings, distributed, progress)
+            external = ProposalSet(by_image, settings.rpn.post_test)
+        shard = Shard(distributed.rank, distributed.world, distributed.gather)
         with screen.progress("scoring", distributed.writer) as progress:
-            metrics = evaluate(detector, dataset, batch=batch, shard=shard, progress=progress, proposals=theirs)
+            metrics = evaluate(detector, dataset, batch=batch, shard=shard, progress=progress, proposals=external)
         if distributed.writer:
             screen.note(*detector.pooler.remarks.values())
             show(metrics)
@@ -66,13 +65,11 @@ def val(
             with page_of(folder):
                 describe(folder, model, settings)
                 keep_scores(folder, dataset, metrics, ScoredDetector.of(detector))
-        document = {"split": dataset.split, "images": len(dataset), **summary(metrics)}
-    if json:
-        screen.emit(document)
+        output |= {"split": dataset.split, "images": len(dataset), **summary(metrics)}
 
 
 def show(metrics: "Metrics") -> None:
-    """Print AP by class, AP by size, and recall of the proposals. Of many classes, those without boxes are left out."""
+    """Print AP by class and by size, and recall of proposals. With many classes, those without boxes are left out."""
     from rcnn.errors import cell
     from rcnn.metrics.table import METRICS
 
@@ -91,7 +88,7 @@ def show(metrics: "Metrics") -> None:
 
 
 def summary(metrics: "Metrics") -> dict[str, Any]:
-    """Return what `--json` prints."""
+    """Return the metrics in the document of `--json`."""
     from rcnn.metrics.table import METRICS
 
     groups = {metric.key: metric.group for metric in METRICS}

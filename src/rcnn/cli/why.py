@@ -1,4 +1,4 @@
-"""`rcnn why MODEL DATA`: where each missed object was lost, and what each false detection is."""
+"""`rcnn why MODEL DATA`: show where each missed object was lost, and what each false detection is."""
 
 import json as json_format
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rcnn.diagnose.why.tables import CountedByKind, WhyReport
 
 MAX_ROWS = 20
-"""Number of classes in the table, those with most losses."""
+"""Number of classes in the table, those with the most losses."""
 
 
 def why(
@@ -32,29 +32,26 @@ def why(
     on_fault: arguments.OnFault = None,
     json: arguments.Json = False,
 ) -> None:
-    """Tell where each missed object was lost, what each false detection is, and what to do about the worst problem.
+    """Show where each missed object was lost, what each false detection is, and what to do about the worst problem.
 
     Example: rcnn why runs/train/exp-1 data/
     """
     from rcnn.cli.files import fresh_folder
-    from rcnn.cli.loading import load_detector
+    from rcnn.cli.loading import load_detector, open_for
     from rcnn.cli.report import describe, page_of
-    from rcnn.data.formats.find import find_layout, open_dataset
+    from rcnn.data.formats.find import find_layout
     from rcnn.diagnose.why.analyse import analyse
     from rcnn.diagnose.why.pictures import draw_why, draw_worst
     from rcnn.diagnose.why.tables import document, report
 
-    with screen.stdout_for_json(json):
+    with screen.json_document(json) as output:
         path, changes = arguments.one_path(words, "DATA", {"data.on_fault": on_fault})
         if any(change.startswith("val.voc_ap=") for change in changes):
-            raise SettingsError("val.voc_ap is a rule of VOC's AP, and `why` counts AP as COCO does: ask `rcnn val`")
+            raise SettingsError("val.voc_ap is a rule of VOC's AP, and `why` counts AP as COCO does: use `rcnn val`")
         find_layout(path)  # raises before weights are loaded
         detector = load_detector(model, changes, device or "auto")
         detector.check_proposals(given=False)
-        settings = detector.settings
-        with screen.progress("reading images") as progress:
-            dataset = open_dataset(path, split, settings.data, names=detector.names, progress=progress)
-        screen.dataset_line(dataset)
+        settings, dataset = detector.settings, open_for(detector, path, split)
         threshold = settings.predict.score if score is None else score
         with screen.progress("examining every step") as progress:
             answer = analyse(detector, dataset, iou=iou, score=threshold, batch=batch, progress=progress)
@@ -72,13 +69,12 @@ def why(
         screen.say(f"{folder}: funnel.png, worst.jpg, why.json")
         with page_of(folder):
             describe(folder, model, settings)
-    if json:
         lists = ("lost_objects", "false_detections")
-        screen.emit({"out": folder, **{key: value for key, value in tree.items() if key not in lists}})
+        output |= {"out": folder, **{key: value for key, value in tree.items() if key not in lists}}
 
 
 def show(report: "WhyReport") -> None:
-    """Print losses and false alarms by size, with the AP if each were corrected, and losses by class."""
+    """Print losses and false alarms by size, with the AP if each kind were corrected, and losses by class."""
     from rcnn.diagnose.why.outcomes import ALARMS, FOUND
     from rcnn.diagnose.why.pictures import TAGS
     from rcnn.diagnose.why.tables import count_by_kind, possible_reasons
@@ -100,12 +96,11 @@ def show(report: "WhyReport") -> None:
     rows.sort(key=lambda row: row[2] - row[1])  # type: ignore[operator]
     if len(rows) > MAX_ROWS:
         rows = [row for row in rows if row[1]]
-    omitted = f" ({MAX_ROWS} of {len(rows)} with most losses)" if len(rows) > MAX_ROWS else ""
-    screen.table("By class" + omitted, columns, rows[:MAX_ROWS])
+    screen.table("By class", columns, rows, MAX_ROWS, "why.json")
 
 
 def _by_size(title: str, counted: "Sequence[CountedByKind]", kinds: dict[str, str], report: "WhyReport") -> None:
-    """Print one row per kind: the number in total and of each size, and the AP if corrected (NaN if there is none)."""
+    """Print one row per kind: its number in total and by size, and the AP if it were corrected (NaN if unknown)."""
     groups = [group for group in counted if group.section != "class"]
     rows: list[list[object]] = [[text, *(group.counts[kind] for group in groups)] for kind, text in kinds.items()]
     rows.append(["total", *(sum(group.counts[kind] for kind in kinds) for group in groups)])

@@ -1,4 +1,4 @@
-"""Write results as they come, one writer per format. Memory does not grow with the number of images."""
+"""Write results as they arrive, one writer per format. Memory does not grow with the number of images."""
 
 import json
 import os
@@ -27,7 +27,7 @@ DRAWABLE = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
 
 @dataclass(frozen=True)
 class Target:
-    """Where to write results.
+    """Where results are written.
 
     Attributes:
         folder: folder of all formats.
@@ -45,7 +45,7 @@ class Target:
 
 
 Write = Callable[[Result, Path], None]
-"""Writes the result of one image; the path is that of the image below the output folder."""
+"""Writes the result of one image, whose path below the output folder is the second argument."""
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def _json_lines(target: Target, name: str, rows: Callable[[Result], list[dict[st
 
 
 def merge_parts(folder: Path, world: int) -> None:
-    """Merge the rows that the processes wrote into one JSON list per format; without room for it the rows stay."""
+    """Merge the rows that the processes wrote into one JSON list per format. If the disk is full, the rows stay."""
     for name in ("results", "coco"):
         parts = [path for rank in range(world) if (path := _part(folder, name, rank)).exists()]
         if not parts:
@@ -64,11 +64,11 @@ def merge_parts(folder: Path, world: int) -> None:
         temporary = folder / f".{name}.json"
         try:
             with temporary.open("w", encoding="utf-8") as file, FileInput(parts, encoding="utf-8") as rows:
-                between = "[\n"
+                separator = "[\n"
                 for row in filter(lambda row: row.endswith("\n"), rows):  # a full disk cuts the last one
-                    file.write(between + row.rstrip("\n"))
-                    between = ",\n"
-                file.write("\n]\n" if between == ",\n" else "[]\n")
+                    file.write(separator + row.rstrip("\n"))
+                    separator = ",\n"
+                file.write("\n]\n" if separator == ",\n" else "[]\n")
         except OSError:
             temporary.unlink()
             raise
@@ -89,7 +89,7 @@ def _file_per_image(
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             save(result, path)
-        except BaseException as error:  # a full disk, Ctrl-C: half a file is worse than none
+        except BaseException as error:  # a full disk, Ctrl-C: leave no incomplete file
             path.unlink(missing_ok=True)
             if isinstance(error, OSError) and error.filename is None:
                 error.filename = str(path)
@@ -116,7 +116,7 @@ def _drawn(target: Target) -> AbstractContextManager[Write]:
 
 
 def _voc(target: Target) -> AbstractContextManager[Write]:
-    """Write VOC xml files, each with a copy of its image next to it."""
+    """Write VOC xml files, each beside a copy of its image."""
     folder = target.folder / "voc"
     return _labelled(folder, folder, partial(label_name, suffix=".xml", shared=target.shared), Result.to_voc)
 
@@ -132,7 +132,7 @@ def _yolo(target: Target) -> AbstractContextManager[Write]:
 def _labelled(
     labels: Path, images: Path, named: Callable[[Path], Path], text: Callable[[Result], str]
 ) -> AbstractContextManager[Write]:
-    """Write labels, and copy each image file under the stem of its labels: together they are a data set.
+    """Write labels, and copy each image file under the stem of its labels, so that both together are a data set.
 
     An image without a file is written as PNG.
     """
@@ -160,9 +160,9 @@ FORMATS: Mapping[str, Callable[[Target], AbstractContextManager[Write]]] = {
 
 
 def shared_stems(images: Iterable[Path]) -> set[Path]:
-    """Return names without suffix that several images have, like `a.jpg` and `a.png`, or that name another image.
+    """Return names without suffix that several images share, like `a.jpg` and `a.png`, or that are another image's.
 
-    They depend on the list of all images, so that processes that share the work agree on every name.
+    They depend only on the list of all images, so that processes that share the work agree on every name.
     """
     names = set(images)
     count = Counter(name.with_suffix("") for name in names)
@@ -170,12 +170,12 @@ def shared_stems(images: Iterable[Path]) -> set[Path]:
 
 
 def label_name(image: Path, suffix: str, shared: Collection[Path]) -> Path:
-    """Return the name of an image's labels: the suffix replaces the image's, or follows it if the stem is shared."""
+    """Return the name of an image's labels: `suffix` replaces the image's, or follows it if the stem is shared."""
     return longer(image, suffix) if image.with_suffix("") in shared else image.with_suffix(suffix)
 
 
 def longer(image: Path, suffix: str) -> Path:
-    """Return the name with a second suffix; letters before the first one give way where it would be too long."""
+    """Return the name with a second suffix. If it would be too long, the stem is shortened."""
     stem = image.stem
     while len(os.fsencode(f"{stem}{image.suffix}{suffix}")) > MAX_NAME_BYTES:
         stem = stem[:-1]

@@ -1,4 +1,4 @@
-"""`rcnn benchmark MODEL [FILES...]`: a detector beside the files that it was exported to."""
+"""`rcnn benchmark MODEL [FILES...]`: compare a detector with the files that it was exported to."""
 
 import re
 from dataclasses import asdict
@@ -14,13 +14,11 @@ from rcnn.errors import SettingsError, plural
 if TYPE_CHECKING:
     from rcnn.cli.benchmark.parts import Stages
     from rcnn.cli.benchmark.runtimes import RuntimeResult
-    from rcnn.data.dataset import Dataset
-    from rcnn.detector import Detector
 
-PICTURES = 8
-"""Of the data, on which runtimes are timed and compared."""
-STREAMED = 64
-"""Images of the data, at most, that are predicted from their files."""
+COMPARED_IMAGES = 8
+"""Number of images of the data on which runtimes are timed and compared."""
+MAX_STREAMED_IMAGES = 64
+"""Largest number of images of the data that are predicted from their files."""
 
 
 def benchmark(
@@ -51,37 +49,41 @@ def benchmark(
     import torch
 
     import rcnn
+    from rcnn.cli.benchmark.parts import measure_stages
     from rcnn.cli.benchmark.runtimes import benchmark as compare
     from rcnn.cli.benchmark.runtimes import size_of
-    from rcnn.data.formats.find import find_layout, open_dataset
+    from rcnn.cli.loading import open_for
+    from rcnn.data.formats.find import find_layout
     from rcnn.exporting.export import made_up
     from rcnn.images.batch import Preprocessor
     from rcnn.images.stream import read_picture
 
     batches, sides = sorted(set(_numbers(batch))), arguments.sides_of(size)
-    with screen.stdout_for_json(json):
+    with screen.json_document(json) as output:
         if data:
             find_layout(data)  # report what is missing before weights are loaded
-        detector, there = rcnn.load(model, device="cpu"), rcnn.load(model, device=device)
+        detector, on_device = rcnn.load(model, device="cpu"), rcnn.load(model, device=device)
         settings, dataset, files = detector.settings, None, files or []
         sides = size_of(detector, files, sides)
         if data:
-            with screen.progress("reading images") as progress:
-                dataset = open_dataset(data, split, settings.data, names=detector.names, progress=progress)
-            screen.dataset_line(dataset)
-            pictures = [read_picture(record.path, settings) for record in islice(dataset.records, PICTURES)]
+            dataset = open_for(detector, data, split)
+            pictures = [read_picture(record.path, settings) for record in islice(dataset.records, COMPARED_IMAGES)]
         else:
             pictures = list(made_up(Preprocessor(settings.preprocess, sides)))
-        options: dict[str, Any] = {"size": sides, "batches": batches, "runs": runs, "dataset": dataset}
-        rows = compare(detector, files, pictures, **options, progress=screen.progress)
-        threads = torch.get_num_threads()
-        stages = time_stages(there, dataset, batches, runs) if dataset else []
+        rows = compare(detector, files, pictures, sides, batches, runs, dataset, screen.progress)
+        threads, stages_by_batch = torch.get_num_threads(), []
+        if dataset:
+            paths = [record.path for record in dataset.records[:MAX_STREAMED_IMAGES]]
+            with screen.progress("stages") as progress:
+                for count in batches:
+                    stages_by_batch.append(measure_stages(on_device, paths, count, runs))
+                    progress(len(stages_by_batch), len(batches))
         show(rows, f"{sides[0]} x {sides[1]} pixels, {plural(threads, 'thread')}, medians of {runs}")
-        show_stages(stages)
-    if json:
-        facts = {"size": sides, "threads": threads, "runs": runs, "split": split if data else None}
-        runtimes = [asdict(row) | {"costs": [c._asdict() for c in row.costs]} for row in rows]
-        screen.emit({**facts, "engines": runtimes, "stages": [asdict(one) for one in stages]})
+        if stages_by_batch:
+            show_stages(stages_by_batch)
+        output |= {"size": sides, "threads": threads, "runs": runs, "split": split if data else None}
+        output["engines"] = [asdict(row) | {"costs": [cost._asdict() for cost in row.costs]} for row in rows]
+        output["stages"] = [asdict(stages) for stages in stages_by_batch]
 
 
 def show(rows: list["RuntimeResult"], title: str) -> None:
@@ -90,54 +92,34 @@ def show(rows: list["RuntimeResult"], title: str) -> None:
     columns = ["", "n", "ms", "CPU", "ratio", "MB", "file", *(["AP", "AP50"] if scored else []), "agree"]
     lines: list[list[Any]] = []
     for row in rows:
-        for cost, plain in zip(row.costs, rows[0].costs, strict=True):
-            name = row.name if row.precision == "float32" else f"{row.name} {row.precision}"
-            first = cost is row.costs[0]
-            once = [f"{row.bytes / 1e6:.1f}", *([row.ap, row.ap50] if scored else []), row.agreed]
+        name = row.name if row.precision == "float32" else f"{row.name} {row.precision}"
+        of_file = [f"{row.bytes / 1e6:.1f}", *([row.ap, row.ap50] if scored else []), row.agreed]
+        for cost, eager in zip(row.costs, rows[0].costs, strict=True):
+            times = (f"{1000 * seconds:.{1 if seconds < 1 else 0}f}" for seconds in (cost.seconds, cost.cpu))
             lines.append(
-                [
-                    name if first else "",
-                    cost.batch,
-                    *(f"{1000 * seconds:.{1 if seconds < 1 else 0}f}" for seconds in (cost.seconds, cost.cpu)),
-                    f"{cost.cpu / plain.cpu:.2f}",
-                    f"{cost.memory / 1e6:.0f}",
-                    *(once if first else [""] * len(once)),
-                ]
+                [name, cost.batch, *times, f"{cost.cpu / eager.cpu:.2f}", f"{cost.memory / 1e6:.0f}", *of_file]
             )
+            name, of_file = "", [""] * len(of_file)  # only in the first line of a runtime
     screen.table(title, columns, lines)
     screen.note(
         "",
         "n: images in a batch. ms, CPU: time and CPU time per image. ratio: of CPU time.",
-        "MB: memory, beyond that of a process that has imported torch. file: MB.",
-        "agree: share of boxes that are eager's to 0.05 px and 0.001.",
+        "MB: memory beyond that of a process that has imported torch. file: size in MB.",
+        "agree: share of boxes that match eager's to 0.05 px and 0.001.",
     )
 
 
-def time_stages(detector: "Detector", dataset: "Dataset", batches: list[int], runs: int) -> list["Stages"]:
-    """Time the stages of a prediction of the data's first images, for each batch size."""
-    from rcnn.cli.benchmark.parts import measure_stages
-
-    paths, found = [record.path for record in dataset.records[:STREAMED]], []
-    with screen.progress("stages") as progress:
-        for count in batches:
-            found.append(measure_stages(detector, paths, count, runs))
-            progress(len(found), len(batches))
-    return found
-
-
-def show_stages(stages: list["Stages"]) -> None:
-    """Print a row per stage, a column per batch size; nothing if none was timed."""
-    if not stages:
-        return
-    rows: list[list[Any]] = []
-    for name in (*stages[0].seconds, "all of them"):
-        taken = [sum(one.seconds.values()) if name == "all of them" else one.seconds[name] for one in stages]
-        rows.append([name, *(f"{1000 * seconds:.2f}" for seconds in taken)])
-    columns = ["stage", *(f"ms, batch of {one.batch}" for one in stages)]
-    screen.table(f"\nA prediction in PyTorch on {stages[0].device}, per image", columns, rows)
-    screen.note(
-        "", *(f"Batch of {one.batch}, all at once: {one.images_per_second:.1f} images per second." for one in stages)
-    )
+def show_stages(by_batch: list["Stages"]) -> None:
+    """Print a row per stage, with a column per batch size."""
+    columns = [{**stages.seconds, "all of them": sum(stages.seconds.values())} for stages in by_batch]
+    rows = [[name, *(f"{1000 * seconds[name]:.2f}" for seconds in columns)] for name in columns[0]]
+    headings = ["stage", *(f"ms, batch of {stages.batch}" for stages in by_batch)]
+    screen.table(f"\nA prediction in PyTorch on {by_batch[0].device}, per image", headings, rows)
+    screen.note("")
+    for stages in by_batch:
+        screen.note(
+            f"Batch of {stages.batch}, all stages overlapping: {stages.images_per_second:.1f} images per second."
+        )
 
 
 def _numbers(text: str) -> list[int]:

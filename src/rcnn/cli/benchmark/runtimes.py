@@ -1,16 +1,16 @@
-"""A detector beside the files that it was exported to: time, memory, size, agreement, AP."""
+"""Compare a detector with the files that it was exported to: time, memory, size, agreement, AP."""
 
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ class Program(NamedTuple):
     """A runtime to compare.
 
     Attributes:
-        name: `eager`, or that of the file.
+        name: `eager`, or the name of the file.
         path: the weights or the exported file.
         precision: `float32` or `bf16`.
     """
@@ -48,14 +48,14 @@ class Program(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What a batch costs.
+    """The cost of a batch.
 
     Attributes:
         batch: images in it.
-        seconds: per image.
-        cpu: CPU time per image, seconds, of all threads.
-        memory: bytes; the most that a process of this runtime held so far, less what it held before it had the runtime.
-            NaN where the system does not tell.
+        seconds: seconds per image.
+        cpu: CPU seconds per image, of all threads.
+        memory: peak memory of the process of this runtime so far, less its memory before the runtime was loaded, in
+            bytes. NaN where the system does not report it.
     """
 
     batch: int
@@ -66,16 +66,16 @@ class Cost(NamedTuple):
 
 @dataclass(frozen=True)
 class RuntimeResult:
-    """What was measured of a runtime.
+    """The measurements of a runtime.
 
     Attributes:
-        name: `eager`, or that of the file.
+        name: `eager`, or the name of the file.
         precision: of its convolutions and matrix products.
         bytes: size of its file, with the weights beside it.
         costs: one per batch size.
         agreed: share of the detections (of the proposals, where there are none) on which it agrees with eager float32
             (see `rcnn.exporting.parity`); NaN if there were none.
-        ap: COCO AP on the data. None: there is none.
+        ap: COCO AP on the data; None without data.
         ap50: likewise at IoU 0.5.
     """
 
@@ -84,20 +84,19 @@ class RuntimeResult:
     bytes: int
     costs: tuple[Cost, ...]
     agreed: float
-    ap: float | None = None
-    ap50: float | None = None
+    ap: float | None
+    ap50: float | None
 
 
 def benchmark(
     detector: Detector,
     files: Sequence[Path],
     pictures: Sequence[np.ndarray],
-    *,
-    size: Size | None = None,
-    batches: Sequence[int] = (1, 8),
-    runs: int = 7,
-    dataset: Dataset | None = None,
-    progress: Callable[[str], Any] = lambda what: _silent(),
+    size: Size,
+    batches: Sequence[int],
+    runs: int,
+    dataset: Dataset | None,
+    progress: Callable[[str], AbstractContextManager[Progress]],
 ) -> list[RuntimeResult]:
     """Compare a detector in PyTorch with its exported files, on the CPU.
 
@@ -107,84 +106,88 @@ def benchmark(
         detector: with its network.
         files: exported from it, .onnx or .xml.
         pictures: (H, W, C) uint8, to measure on.
-        size: (height, width) of the batches, in which the pictures are fitted; None: see `size_of`.
-        batches: numbers of images in a batch.
-        runs: measured ones; the median counts.
-        dataset: to compute AP on.
-        progress: context that shows a step by its name, and gives a function to call with (done, total).
+        size: (height, width) of the batches into which the pictures are fitted, from `size_of`.
+        batches: numbers of images in a batch, ascending.
+        runs: number of measured runs; the median counts.
+        dataset: to compute AP on, if any.
+        progress: context that shows a step by its name, and yields a function to call with (done, total).
 
     Raises:
-        WeightsError: a file is not an exported one, of other classes, or can't be run.
-        SettingsError: the detector is an exported file itself, or a file does not take this size.
+        WeightsError: a file can't be run.
+        SettingsError: the detector is an exported file itself.
         UnavailableError: a WeightsError: what runs a file is not installed.
         DataError: an image of the data set can't be read.
         MemoryError: a process of a runtime was killed.
     """
-    preprocessor = Preprocessor(detector.settings.preprocess, size_of(detector, files, size))
-    sizes = sorted(set(batches))
-    shown = {count: _batch(preprocessor, [pictures[i % len(pictures)] for i in range(count)]) for count in sizes}
+    preprocessor, largest = Preprocessor(detector.settings.preprocess, size), batches[-1]
+    timed = [_batch(preprocessor, [pictures[i % len(pictures)] for i in range(count)]) for count in batches]
+    groups = [_batch(preprocessor, pictures[i : i + largest]) for i in range(0, len(pictures), largest)]
+    rows = []
     with TemporaryDirectory() as folder:
         weights = Path(folder) / "eager.safetensors"
         detector.save(weights)
         programs = _programs(weights, files)
-        with progress("timing") as told:
-            costs = measure(programs, list(shown.values()), runs, told)
-        groups = [_batch(preprocessor, pictures[i : i + sizes[-1]]) for i in range(0, len(pictures), sizes[-1])]
+        with progress("timing") as report:
+            costs = measure(programs, timed, runs, report)
         agreed = _agreement(programs, groups, predicts_classes=detector.settings.predicts_classes)
-        rows = []
         for program, cost, share in zip(programs, costs, agreed, strict=True):
-            files_of_program = files_of(program.path) if is_exported(program.path) else [program.path]
-            size_of_files = sum(file.stat().st_size for file in files_of_program)
-            rows.append(RuntimeResult(program.name, program.precision, size_of_files, cost, share))
-    if dataset is None:
-        return rows
-    return [_scored(row, detector, program, dataset, progress) for row, program in zip(rows, programs, strict=True)]
+            exported, ap, ap50 = is_exported(program.path), None, None
+            size_of_files = sum(file.stat().st_size for file in (files_of(program.path) if exported else [weights]))
+            if dataset is not None:
+                source = Detector.load(program.path) if exported else detector
+                source = source.with_settings([f"predict.precision={program.precision}"])
+                with progress(f"AP: {program.name} {program.precision}") as report:
+                    scores = evaluate(source, dataset, losses=False, progress=report)
+                ap, ap50 = scores.ap, scores.ap50
+            rows.append(RuntimeResult(program.name, program.precision, size_of_files, cost, share, ap, ap50))
+    return rows
 
 
 def size_of(detector: Detector, files: Sequence[Path], size: Size | None = None) -> Size:
-    """The size of the images to compare on, and a check of the files.
+    """Return the size of the images to compare on, after checking the files.
 
     Args:
         detector: that the files were exported from.
         files: .onnx or .xml.
-        size: (height, width) that is asked for. None: the one that a file is made for, or else `preprocess.short` by
-            `preprocess.long`, rounded up to `preprocess.multiple`.
+        size: (height, width) that the user chose. If None, the one that a file is made for, or else `preprocess.short`
+            by `preprocess.long`, rounded up to `preprocess.multiple`.
 
     Raises:
-        WeightsError: a file is not an exported one, or of other classes.
-        SettingsError: the size is not of multiples, or a file does not take it.
+        WeightsError: a file is not an exported one, or has other classes.
+        SettingsError: the size is not a multiple of `preprocess.multiple`, or a file does not take it.
     """
     preprocess, fixed = detector.settings.preprocess, []
     check_size(size, preprocess.multiple)
     for path in files:
         if not is_exported(path):
-            raise WeightsError(f"{path}: is no exported file ({', '.join(RUNTIMES)}); rcnn export writes them")
+            raise WeightsError(f"{path}: is not an exported file ({', '.join(RUNTIMES)}); rcnn export writes them")
         metadata = contents(path).metadata
         if metadata.names != detector.names:
             raise WeightsError(
-                f"{path}: is of other classes ({', '.join(metadata.names)}) than the detector "
+                f"{path}: has other classes ({', '.join(metadata.names)}) than the detector "
                 f"({', '.join(detector.names)}); give files that were exported from it"
             )
         fixed += [(path, metadata.size)] if metadata.size else []
-    rows, columns = (-(-side // preprocess.multiple) for side in (preprocess.short, preprocess.long))
-    plain = rows * preprocess.multiple, columns * preprocess.multiple
-    chosen = size or (fixed[0][1] if fixed else plain)
+    sides = (preprocess.short, preprocess.long)
+    height, width = (-(-side // preprocess.multiple) * preprocess.multiple for side in sides)
+    chosen = size or (fixed[0][1] if fixed else (height, width))
     for path, other in fixed:
         if other != chosen:
-            raise SettingsError(
-                f"{path}: takes images of {other[0]} x {other[1]} alone, and not of {chosen[0]} x {chosen[1]}"
-            )
+            sizes = f"{other[0]} x {other[1]}, and not of {chosen[0]} x {chosen[1]}"
+            raise SettingsError(f"{path}: takes only images of {sizes}")
     return chosen
 
 
 def _programs(weights: Path, files: Sequence[Path]) -> list[Program]:
-    """Every runtime at every precision that is fast here, eager float32 first."""
+    """Return every runtime at every precision that is fast here, eager float32 first."""
     precisions = ["float32", "bf16"] if has_bf16(CPU) else ["float32"]
     programs = [Program("eager", weights, precision) for precision in precisions]
-    for path in files:
-        known = [precision for precision in precisions if precision in runtime_of(path).precisions]
-        programs += [Program(path.name, path, precision) for precision in known]
-    return programs
+    return programs + [
+        Program(path.name, path, precision)
+        for path in files
+        for precision in precisions
+        if precision in runtime_of(path).precisions
+    ]
 
 
 def _runtime(program: Program) -> Runtime:
@@ -202,7 +205,7 @@ def _batch(preprocessor: Preprocessor, pictures: Sequence[np.ndarray]) -> Batch:
 
 
 def _agreement(programs: Sequence[Program], batches: Sequence[Batch], *, predicts_classes: bool) -> list[float]:
-    """The share of boxes on which each agrees with the first."""
+    """Return the share of boxes on which each runtime agrees with the first."""
     first, shares = _runtime(programs[0]), []
     for program in programs:
         parity = compare(first, _runtime(program), batches)
@@ -213,34 +216,19 @@ def _agreement(programs: Sequence[Program], batches: Sequence[Batch], *, predict
     return shares
 
 
-def _scored(
-    row: RuntimeResult, detector: Detector, program: Program, dataset: Dataset, progress: Callable[[str], Any]
-) -> RuntimeResult:
-    """The row with AP."""
-    source = Detector.load(program.path) if is_exported(program.path) else detector
-    with progress(f"AP: {program.name} {program.precision}") as told:
-        scores = evaluate(
-            source.with_settings([f"predict.precision={program.precision}"]), dataset, losses=False, progress=told
-        )
-    return replace(row, ap=scores.ap, ap50=scores.ap50)
-
-
-@contextmanager
-def _silent() -> Iterator[Progress]:
-    yield lambda done, total: None
-
-
-def measure(programs: Sequence[Program], batches: Sequence[Batch], runs: int, told: Progress) -> list[tuple[Cost, ...]]:
-    """Time runtimes in turn, each in a process of its own, so that the memory is its own and the weather that of all.
+def measure(
+    programs: Sequence[Program], batches: Sequence[Batch], runs: int, progress: Progress
+) -> list[tuple[Cost, ...]]:
+    """Time runtimes in turn, so that the load of the machine affects all alike, each in a process with its own memory.
 
     Args:
         programs: the runtimes.
-        batches: the smaller ones first, as the peak of the memory does not fall.
-        runs: timed ones of each batch.
-        told: called with (done, total).
+        batches: in ascending size, since peak memory never falls.
+        runs: number of timed runs of each batch.
+        progress: called with (done, total).
 
     Returns:
-        What each batch costs each runtime.
+        For each runtime, the cost of each batch.
 
     Raises:
         MemoryError: a process was killed.
@@ -252,25 +240,17 @@ def measure(programs: Sequence[Program], batches: Sequence[Batch], runs: int, to
         for batch in batches:
             for child in children:
                 child.ask([part.numpy() for part in batch])
-            times: list[list[_Run]] = [[] for _ in programs]
+            times: list[list[tuple[float, float, float]]] = [[] for _ in programs]
             for _ in range(runs):
-                for child, taken in zip(children, times, strict=True):
-                    taken.append(child.ask(None))
+                for child, times_of_child in zip(children, times, strict=True):
+                    times_of_child.append(child.ask(None))
                 done += 1
-                told(done, total)
-            for cost, taken in zip(costs, times, strict=True):
+                progress(done, total)
+            for cost, times_of_child in zip(costs, times, strict=True):
+                seconds, cpu, memory = zip(*times_of_child, strict=True)
                 count = len(batch.images)
-                seconds, cpu = (median(column) / count for column in list(zip(*taken, strict=True))[:2])
-                cost.append(Cost(count, seconds, cpu, taken[-1].memory))
+                cost.append(Cost(count, median(seconds) / count, median(cpu) / count, memory[-1]))
     return [tuple(cost) for cost in costs]
-
-
-class _Run(NamedTuple):
-    """Seconds and CPU seconds of a run, and the most memory so far."""
-
-    seconds: float
-    cpu: float
-    memory: float
 
 
 class _Child:
@@ -279,10 +259,11 @@ class _Child:
     def __init__(self, program: Program) -> None:
         context = get_context("spawn")
         self._name = f"{program.name} {program.precision}"
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, program, torch.get_num_threads()), daemon=True)
+        self._pipe, pipe_of_child = context.Pipe()
+        arguments = pipe_of_child, program, torch.get_num_threads()
+        self._process = context.Process(target=_serve, args=arguments, daemon=True)
         self._process.start()
-        theirs.close()
+        pipe_of_child.close()
 
     def __enter__(self) -> "_Child":
         return self
@@ -292,8 +273,8 @@ class _Child:
         self._process.join()
         self._pipe.close()
 
-    def ask(self, images: list[np.ndarray] | None) -> _Run:
-        """Run the runtime on the arrays of a batch, or on the same ones again.
+    def ask(self, images: list[np.ndarray] | None) -> tuple[float, float, float]:
+        """Return seconds, CPU seconds and peak memory so far of a run on the arrays of a batch; None: the same again.
 
         Raises:
             MemoryError: the process was killed.
@@ -303,17 +284,17 @@ class _Child:
             answer = self._pipe.recv()
         except (EOFError, ConnectionError):
             self._process.join()
-            code = self._process.exitcode
-            raise MemoryError(f"the process of {self._name} was killed (exit code {code})") from None
+            ended = f"was killed (exit code {self._process.exitcode})"
+            raise MemoryError(f"the process of {self._name} {ended}") from None
         if isinstance(answer, BaseException):
             raise answer
         return answer
 
 
 def _serve(pipe: Connection, program: Program, threads: int) -> None:
-    """The child: run a runtime whenever a batch comes, until it is killed or its parent is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which kills it
-    held = _memory("VmRSS")
+    """Run a runtime, in the child process, whenever a batch arrives, until it is killed or its parent has ended."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles Ctrl-C, and kills this process
+    memory_before = _memory("VmRSS")
     try:
         torch.set_num_threads(threads)
         runtime, batch = _runtime(program), None
@@ -321,12 +302,12 @@ def _serve(pipe: Connection, program: Program, threads: int) -> None:
             arrays = pipe.recv()
             if arrays is not None:
                 batch = Batch(*map(torch.from_numpy, arrays))
-                runtime.execute(batch)  # chooses kernels and takes memory: not counted
+                runtime.execute(batch)  # warm-up, not counted
             assert batch is not None
             wall, cpu = time.perf_counter(), time.process_time()
             runtime.execute(batch)
-            taken = time.perf_counter() - wall, time.process_time() - cpu
-            pipe.send(_Run(*taken, _memory("VmHWM") - held))
+            times = time.perf_counter() - wall, time.process_time() - cpu
+            pipe.send((*times, _memory("VmHWM") - memory_before))
     except EOFError:
         return
     except Exception as error:
@@ -334,7 +315,7 @@ def _serve(pipe: Connection, program: Program, threads: int) -> None:
 
 
 def _memory(entry: str) -> float:
-    """Bytes of resident memory of this process: now (`VmRSS`) or the most so far (`VmHWM`); NaN if not on Linux."""
+    """Return bytes of resident memory of this process: now (`VmRSS`) or at its peak (`VmHWM`); NaN if not on Linux."""
     try:
         status = Path("/proc/self/status").read_text().splitlines()
     except OSError:
