@@ -1,7 +1,7 @@
-"""A command in a forked child that has little memory and little CPU time, and notes what it must not do.
+"""Run a command in a forked child with limits of memory and CPU time, and record forbidden actions.
 
-An audit hook notes the programs that the command starts, the addresses that it asks for, and the files that it changes
-outside its folder.
+An audit hook records the programs that the command starts, the addresses that it connects to or looks up, and the
+files outside its folder that it changes.
 """
 
 import gc
@@ -29,27 +29,27 @@ USED = (
     *("rcnn.data.check", "rcnn.data.convert", "rcnn.interop.detectors", "rcnn.interop.recognise", "rcnn.open_model"),
     *("rcnn.plots.run_plots", "rcnn.report.page", "rcnn.training.train"),
 )
-"""What commands import while they run; a child finds it imported."""
-OWN = ("said", "noted")
-"""Files in the folder of the command: what it printed, and what it must not do."""
+"""Modules that commands import while they run; importing them here saves each child the time."""
+FILES = ("output", "violations")
+"""Files in the folder of the command: its output, and its forbidden actions."""
 
 for module in USED:
     import_module(module)
 
 
 class Ended(NamedTuple):
-    """How a command ended.
+    """The result of a command.
 
     Attributes:
         code: exit code, the negative number of the signal that killed it, or None if it took too long.
-        said: what it printed on stdout and stderr.
-        noted: what it must not do, one line each.
-        memory: most resident memory in addition to what the child began with, bytes.
+        output: stdout and stderr.
+        violations: forbidden actions, one per line.
+        memory: peak resident memory beyond that at the start of the child, bytes.
     """
 
     code: int | None
-    said: str
-    noted: str
+    output: str
+    violations: str
     memory: int
 
 
@@ -58,51 +58,49 @@ def run(folder: Path, words: Sequence[object], limits: Sequence[tuple[int, int]]
 
     Args:
         folder: where to run it.
-        words: of the command line.
-        limits: further limits, of `resource`, and their values.
+        words: the command line.
+        limits: further limits of `resource`, and their values.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
-        os.write(writer, str(status("VmRSS")).encode())  # pages of the parent, which has run other tests before
+        os.write(writer, str(status("VmRSS")).encode())  # includes pages of the parent, which ran other tests
         _live(folder, [str(word) for word in words], limits)
     os.close(writer)
     with open(reader) as pipe:
-        held = int(pipe.read())
+        memory_before = int(pipe.read())
     code, usage = wait(child, SECONDS)
-    said, noted = (
-        (folder / name).read_text(encoding="utf-8", errors="replace") if (folder / name).exists() else ""
-        for name in OWN
-    )
-    return Ended(code, said, noted, max(0, usage.ru_maxrss * 1024 - held))
+    files = [folder / name for name in FILES]
+    texts = [file.read_text(encoding="utf-8", errors="replace") if file.exists() else "" for file in files]
+    return Ended(code, *texts, max(0, usage.ru_maxrss * 1024 - memory_before))
 
 
 def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]]) -> NoReturn:
-    """The child: limits, the audit hook, the command, and out by `_exit`."""
+    """Set limits and the audit hook in the child, run the command, and leave by `_exit`."""
     code = 99
-    gc.freeze()  # to look through what the parent holds would copy each page of it
+    gc.freeze()  # a garbage collection of the parent's objects would copy each of their pages
     try:
         os.chdir(folder)
         torch.set_num_threads(1)  # a pool of threads does not outlive a fork
-        out = os.open("said", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(out, 1)
-        os.dup2(out, 2)
+        output, violations = (os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in FILES)
+        os.dup2(output, 1)
+        os.dup2(output, 2)
         sys.stdin = open(os.devnull)  # noqa: SIM115
         sys.stdout = open(1, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", encoding="utf-8", closefd=False)  # noqa: SIM115
-        noted, inside = os.open("noted", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), str(folder.resolve())
+        inside = str(folder.resolve())
         for kind, value in ((resource.RLIMIT_DATA, status("VmData") + BYTES), *limits):
             resource.setrlimit(kind, (value, value))
 
-        def note(event: str, arguments: tuple[Any, ...]) -> None:
-            asks = event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname")
+        def record(event: str, arguments: tuple[Any, ...]) -> None:
+            connects = event.startswith("socket.") and event not in ("socket.__new__", "socket.gethostname")
             writes = event == "open" and isinstance(arguments[2], int) and arguments[2] & WRITING
-            if event in PROGRAMS or asks or ((event in CHANGES or writes) and not _within(arguments[0], inside)):
-                os.write(noted, f"{event} {arguments!r}\n".encode(errors="replace"))
+            if event in PROGRAMS or connects or ((event in CHANGES or writes) and not _within(arguments[0], inside)):
+                os.write(violations, f"{event} {arguments!r}\n".encode(errors="replace"))
 
-        sys.addaudithook(note)
+        sys.addaudithook(record)
         main(words)
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else 98
@@ -115,7 +113,7 @@ def _live(folder: Path, words: Sequence[str], limits: Sequence[tuple[int, int]])
 
 
 def _within(path: Any, inside: str) -> bool:
-    """Is a path in the command's folder, or a device or cache that every process may write to?"""
+    """Return True if a path is in the command's folder, or a device or cache that every process may write to."""
     if not isinstance(path, str | bytes | os.PathLike):
         return True
     absolute = os.path.abspath(os.fsdecode(path))

@@ -1,4 +1,4 @@
-"""What `print` and a notebook show of results, scores, runs and detectors, and the tables that results become."""
+"""Results, scores, runs and detectors as `print` and notebooks show them, and results as tables."""
 
 import io
 import sys
@@ -27,7 +27,7 @@ from .test_result import empty, result
 
 
 def metrics(classes: int) -> Metrics:
-    """One object of each class but the last, found or missed in turn; the first name would be code in a page."""
+    """One object of each class but the last, alternately found and missed; the first name is HTML code."""
     names = ("<b>", *(f"class {k}" for k in range(1, classes)))
     boxes = np.array([[10.0 * k, 0, 10.0 * k + 9, 20] for k in range(max(1, classes - 1))])
     labels = np.arange(len(boxes))
@@ -45,12 +45,12 @@ def metrics(classes: int) -> Metrics:
 
 
 def notebook(shown: object) -> dict[str, Any]:
-    """Mime type -> what a notebook gets of the last value in a cell."""
+    """Mime type -> data that a notebook gets for the last value in a cell."""
     return DisplayFormatter().format(shown)[0]
 
 
 def many(count: int) -> Result:
-    """More boxes and classes than a screen shows."""
+    """A result with `count` boxes and classes."""
     return empty(
         boxes=np.tile(np.array([[1, 2, 30, 40]], np.float32), (count, 1)),
         scores=np.linspace(1, 0, count, dtype=np.float32),
@@ -89,12 +89,12 @@ def test_print_of_scores_fits_a_screen(classes: int) -> None:
     assert lines[0].startswith("Metrics of 1 image, ")
     assert lines[1].startswith("AP ")
     assert "nan" not in "".join(lines)
-    shown = [line for line in lines if line.startswith(("<b>", "class "))]
-    assert len(shown) == min(classes, 16) + 1
-    if classes == 80:  # one without an object
+    rows = [line for line in lines if line.startswith(("<b>", "class "))]
+    assert len(rows) == min(classes, 16) + 1
+    if classes == 80:  # one of them without an object
         assert "... 63 classes in between" in lines
-        assert shown[1].split()[-3:] == ["1.000"] * 3  # the best first
-        assert shown[-1].startswith("class 77 ")
+        assert rows[1].split()[-3:] == ["1.000"] * 3  # the best first
+        assert rows[-1].startswith("class 77 ")
 
 
 def test_a_notebook_shows_scores_of_all_classes_as_a_table() -> None:
@@ -109,7 +109,7 @@ def test_a_notebook_shows_the_picture_of_a_result(tmp_path: Path) -> None:
     Image.new("RGB", (3000, 100), "white").save(path)
     shown = notebook(result(path=str(path), size=(100, 3000)))
     assert Image.open(io.BytesIO(shown["image/png"])).size == (1200, 40)
-    path.unlink()  # the text is left
+    path.unlink()  # only the text remains
     assert list(notebook(result(path=str(path), size=(100, 3000)))) == ["text/plain"]
     assert list(notebook(result())) == ["text/plain"]
 
@@ -127,7 +127,7 @@ def test_a_run_shows_its_scores_and_in_a_notebook_its_curves(tmp_path: Path) -> 
     assert Image.open(io.BytesIO(notebook(run)["image/png"])).size == (9, 5)
 
 
-def test_print_of_a_detector_says_what_it_is() -> None:
+def test_print_describes_a_detector() -> None:
     cells = rcnn.load("blood-cells", device="cpu")
     assert str(cells).splitlines()[:4] == [
         "Detector mobilenet-fpn (mobilenet)",
@@ -176,8 +176,7 @@ def test_supervision_gets_the_same_boxes_and_draws_them() -> None:
     assert detections.class_id is not None
     assert detections.class_id.tolist() == [1, 0, 1]
     assert detections["class_name"].tolist() == ["dog", "cat", "dog"]
-    sure = detections[detections.confidence > 0.5]  # type: ignore[operator]
-    assert len(sure) == 2
+    assert len(detections[detections.confidence > 0.5]) == 2  # type: ignore[operator]
     drawn = supervision.BoxAnnotator().annotate(np.zeros((80, 100, 3), np.uint8), detections)
     assert np.asarray(drawn).any()
     assert len(empty().to_supervision()) == 0
@@ -190,12 +189,12 @@ def test_a_missing_package_is_named_with_its_extra(name: str, monkeypatch: pytes
         getattr(result(), f"to_{name}")()
 
 
-def test_saving_never_writes_over_the_image_itself(tmp_path: Path) -> None:
+def test_saving_never_overwrites_the_image_itself(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     Image.new("RGB", (100, 80), "white").save(path)
     before = path.read_bytes()
     (tmp_path / "link.png").symlink_to(path)
-    for name in ("a.png", "link.png", "../" + tmp_path.name + "/a.png"):
+    for name in ("a.png", "link.png", f"../{tmp_path.name}/a.png"):
         with pytest.raises(ValueError, match="is the image itself"):
             result(path=str(path)).save(tmp_path / name)
     result(path=str(path)).save(tmp_path / "found.png")
@@ -205,7 +204,7 @@ def test_saving_never_writes_over_the_image_itself(tmp_path: Path) -> None:
         result(path=str(path)).save(tmp_path / "found.doc")
 
 
-def test_show_opens_a_program_or_says_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_opens_a_program_or_raises_if_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     shown: list[Image.Image] = []
     page = np.zeros((80, 100, 3), np.uint8)
     monkeypatch.setattr(ImageShow, "show", lambda picture: shown.append(picture) or True)
@@ -224,19 +223,16 @@ def test_cells_of_a_notebook_show_pictures_and_tables(tmp_path: Path) -> None:
     import nbclient
     from nbformat.v4 import new_code_cell, new_notebook
 
-    cells = [
+    code = (
         "import numpy as np; from rcnn.result import Result; from PIL import Image\n"
         "Image.new('RGB', (100, 80), 'white').save('a.png')\n"
         "box, score, label = np.array([[5, 5, 50, 50]], np.float32), np.ones(1), np.zeros(1, int)\n"
-        "one = Result(box, score, label, ('cat',), 'a.png', (80, 100))",
-        "one",
-        "one.show()",
-        "print(one)",
-    ]
-    book = new_notebook(cells=[new_code_cell(cell) for cell in cells])
+        "result = Result(box, score, label, ('cat',), 'a.png', (80, 100))"
+    )
+    book = new_notebook(cells=[new_code_cell(cell) for cell in (code, "result", "result.show()", "print(result)")])
     nbclient.NotebookClient(book, resources={"metadata": {"path": tmp_path}}, timeout=60).execute()
-    shown = [cell["outputs"] for cell in book.cells]
-    assert shown[0] == []
-    assert shown[1][0]["data"].keys() == {"image/png", "text/plain"}
-    assert "image/png" in shown[2][0]["data"]
-    assert shown[3][0]["text"].startswith("Result(a.png, 100x80: 1 cat)")
+    no_output, (value,), (picture,), (text,) = (cell["outputs"] for cell in book.cells)
+    assert no_output == []
+    assert value["data"].keys() == {"image/png", "text/plain"}
+    assert "image/png" in picture["data"]
+    assert text["text"].startswith("Result(a.png, 100x80: 1 cat)")

@@ -1,23 +1,18 @@
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from rcnn.cli import demo
 
-from .conftest import SMALL, Outcome
+from .conftest import SMALL, Run
 
 
-def test_the_demo_goes_from_pictures_to_a_report(
-    run: Callable[..., Outcome], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_demo_trains_scores_and_writes_a_report(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "SPLITS", {"train": (6, 1), "val": (2, 2), "test": (2, 3)})
     small = (*SMALL, "train.epochs=1", "train.batch=2")
-    outcome = run("demo", "--out", tmp_path / "demo", "--device", "cpu", *small, "--json")
-    assert outcome.code == 0, outcome.err
+    outcome = run.ok("demo", "--device", "cpu", *small, "--json")
     assert "rcnn train path/to/data" in outcome.err.splitlines()[-1]
-    page = Path(outcome.json()["report"])
-    assert page == tmp_path / "demo/report.html"
-    text = page.read_text(encoding="utf-8")
+    assert outcome.json()["report"] == "demo/report.html"
+    text = Path("demo/report.html").read_text(encoding="utf-8")
     assert "2 images of data, list test" in text
     assert "images: 6 to train on and 2 to validate" in text

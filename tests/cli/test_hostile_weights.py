@@ -1,4 +1,4 @@
-"""A file of weights of a stranger is refused by a sentence, quickly, in little memory, and asks nobody for anything."""
+"""Weights files from strangers are refused with a sentence, quickly, in little memory, and without a connection."""
 
 import json
 import pickle
@@ -6,6 +6,7 @@ import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -19,17 +20,16 @@ from rcnn.detector import Detector
 from rcnn.errors import SettingsError
 from rcnn.presets import build, settings_of
 from rcnn.weights.file import load_weights, save_weights
-from tests.cli.conftest import Outcome
+from tests.cli.conftest import Run
 from tests.commands import BYTES, Ended
 from tests.commands import run as run_limited
 
-Run = Callable[..., Outcome]
 ADDRESSES = ("timm/hf-hub:user/x", "timm/hf_hub:user/x", "timm/local-dir:/tmp", "timm/../x")
 
 
 def limited(folder: Path, *words: object) -> Ended:
     ended = run_limited(folder, words)
-    assert ended.code is not None, f"{words} took too long: {ended.said[-2000:]}"
+    assert ended.code is not None, f"{words} took too long: {ended.output[-2000:]}"
     assert ended.memory < BYTES, f"{words} took {ended.memory / 1e9:.1f} GB"
     return ended
 
@@ -42,7 +42,7 @@ def picture(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def stranger(weights: Path, tmp_path: Path) -> Callable[..., Path]:
-    """A file whose settings, or other entries of the header, are what a stranger wrote, with a right checksum."""
+    """Write a file with changed settings or other entries of the header, and a right checksum."""
 
     def write(settings: dict[str, Any], **changes: Any) -> Path:
         tensors, entry = load_weights(weights)
@@ -54,11 +54,10 @@ def stranger(weights: Path, tmp_path: Path) -> Callable[..., Path]:
 
 
 @pytest.mark.parametrize("backbone", ADDRESSES)
-def test_the_name_of_a_backbone_is_no_address(stranger: Callable[..., Path], picture: Path, backbone: str) -> None:
+def test_the_name_of_a_backbone_is_not_an_address(stranger: Callable[..., Path], picture: Path, backbone: str) -> None:
     file, folder = stranger({"model": {"backbone": backbone}}), picture.parent
-    (folder / "config.yaml").write_text(
-        to_yaml(settings_of("tiny-fpn")).replace("backbone: tiny", f"backbone: {backbone}")
-    )
+    config = to_yaml(settings_of("tiny-fpn")).replace("backbone: tiny", f"backbone: {backbone}")
+    (folder / "config.yaml").write_text(config)
     for code, words in (
         (4, ("predict", file, picture)),
         (4, ("inspect", file)),
@@ -68,21 +67,20 @@ def test_the_name_of_a_backbone_is_no_address(stranger: Callable[..., Path], pic
         (2, ("train", folder, "--config", "config.yaml")),
     ):
         outcome = limited(folder, *words)
-        assert outcome.noted == "", words
-        assert outcome.code == code, outcome.said
-        assert "timm/ must be followed by the name of one of timm's own networks" in outcome.said
+        assert (outcome.code, outcome.violations) == (code, ""), (words, outcome.output)
+        assert "timm/ must be followed by the name of one of timm's own networks" in outcome.output
 
 
-def test_weights_of_timm_from_a_file_are_not_replaced_by_fetched_ones(data: Path) -> None:
+def test_weights_of_timm_from_a_file_are_not_replaced_by_downloaded_ones(data: Path) -> None:
     pytest.importorskip("timm")
     save_file({}, data.parent / "none.safetensors")
     outcome = limited(data.parent, "train", data, "--model", "timm/resnet10t", "--init", "none.safetensors")
-    assert (outcome.code, outcome.noted) == (4, ""), outcome.said
-    assert "none.safetensors does not fit timm/resnet10t" in outcome.said
+    assert (outcome.code, outcome.violations) == (4, ""), outcome.output
+    assert "none.safetensors does not fit timm/resnet10t" in outcome.output
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"predict": {"scales": [1.0] * 10**5}}, "at most 16 items"),
         ({"anchors": {"sizes": [[32.0] * 10**5] * 4}}, "at most 64 items"),
@@ -100,24 +98,24 @@ def test_weights_of_timm_from_a_file_are_not_replaced_by_fetched_ones(data: Path
     ],
 )
 def test_settings_of_a_stranger_are_refused(
-    stranger: Callable[..., Path], picture: Path, settings: dict[str, Any], said: str
+    stranger: Callable[..., Path], picture: Path, settings: dict[str, Any], message: str
 ) -> None:
     outcome = limited(picture.parent, "predict", stranger(settings), picture)
-    assert (outcome.code, outcome.noted) == (4, ""), outcome.said
-    assert said in outcome.said
-    assert "stranger.safetensors: holds weights, but not a detector of this version of rcnn" in outcome.said
-    assert "unexpected" not in outcome.said
+    assert (outcome.code, outcome.violations) == (4, ""), outcome.output
+    assert message in outcome.output
+    assert "stranger.safetensors: holds weights, but not a detector of this version of rcnn" in outcome.output
+    assert "unexpected" not in outcome.output
 
 
-def test_as_many_classes_as_there_are_names_are_not_built(stranger: Callable[..., Path], picture: Path) -> None:
+def test_a_network_with_too_many_classes_is_not_built(stranger: Callable[..., Path], picture: Path) -> None:
     file = stranger({}, names=["x"] * 10**6, category_ids=[1] * 10**6)
     outcome = limited(picture.parent, "predict", file, picture)
-    assert (outcome.code, outcome.noted) == (4, ""), outcome.said
+    assert (outcome.code, outcome.violations) == (4, ""), outcome.output
 
 
 @pytest.mark.parametrize("nms", [0.7, 1.0])
 def test_settings_at_their_bounds_take_seconds(picture: Path, nms: float) -> None:
-    """Every anchor of the finest level goes into NMS, as many as may be come out of it, and all are classified."""
+    """Every anchor of the finest level enters NMS, the largest number survives, and all survivors are classified."""
     bounds = {"pre_test": 4_000_000, "post_test": 10_000, "nms": nms}
     small = ["model.channels=8", "roi.hidden=8", "model.levels=[2]", "roi.levels=[2]", "anchors.sizes=[[8,16,32]]"]
     settings = settings_of("tiny-fpn", [*small, "roi.detections=10000", *(f"rpn.{k}={v}" for k, v in bounds.items())])
@@ -125,13 +123,12 @@ def test_settings_at_their_bounds_take_seconds(picture: Path, nms: float) -> Non
     file = picture.parent / "slow.safetensors"
     Detector(build(settings, 2), settings, ("a", "b"), threshold=0.0, device="cpu").save(file)
     outcome = limited(picture.parent, "predict", file, picture, "--out", "out")
-    assert outcome.code == 0, outcome.said
+    assert outcome.code == 0, outcome.output
     (image,) = json.loads((picture.parent / "out/results.json").read_text())
     assert len(image["detections"]) > 1000
-    with pytest.raises(SettingsError, match="pre_test"):
-        settings_of("tiny-fpn", ["rpn.pre_test=4000001"])
-    with pytest.raises(SettingsError, match="post_test"):
-        settings_of("tiny-fpn", ["rpn.post_test=10001"])
+    for name, value in (("pre_test", 4_000_001), ("post_test", 10_001)):
+        with pytest.raises(SettingsError, match=name):
+            settings_of("tiny-fpn", [f"rpn.{name}={value}"])
 
 
 SPARSE = 5_000_000_000
@@ -140,7 +137,7 @@ ROW = b'{"w":{"dtype":"U8","shape":[%d],"data_offsets":[0,%d]}}' % (SPARSE, SPAR
 
 @pytest.mark.parametrize("start", [b"", b"\x80\x02", b"PK\x03\x04", len(ROW).to_bytes(8, "little") + ROW])
 @pytest.mark.parametrize("suffix", [".pth", ".pkl", ".npz", ".safetensors"])
-def test_files_of_holes_are_refused_before_they_are_read(data: Path, suffix: str, start: bytes) -> None:
+def test_sparse_files_are_refused_before_they_are_read(data: Path, suffix: str, start: bytes) -> None:
     path = data.parent / f"holes{suffix}"
     with path.open("wb") as file:
         file.write(start)
@@ -153,23 +150,23 @@ def test_files_of_holes_are_refused_before_they_are_read(data: Path, suffix: str
         ("train", data, "--model", "tiny-fpn", "--init", path),
     ):
         outcome = limited(data.parent, *words)
-        assert outcome.code == 4, outcome.said
-        assert path.name in outcome.said
-        assert "unexpected" not in outcome.said
+        assert outcome.code == 4, outcome.output
+        assert path.name in outcome.output
+        assert "unexpected" not in outcome.output
 
 
 def pickled(content: bytes) -> Callable[[Path], object]:
     return lambda path: path.write_bytes(content)
 
 
-def saved_long_ago(**pickles: bytes) -> Callable[[Path], object]:
-    """A file of the earlier `torch.save`, five pickles one after the other, some of them given."""
-    whole = {"magic": MAGIC_NUMBER, "version": PROTOCOL_VERSION, "system": {}, "tensors": {}, "keys": []}
-    return pickled(b"".join(pickles.get(name) or pickle.dumps(value, 2) for name, value in whole.items()))
+def legacy(**pickles: bytes) -> Callable[[Path], object]:
+    """A file in the legacy format of `torch.save`: five consecutive pickles, some of them replaced."""
+    values = {"magic": MAGIC_NUMBER, "version": PROTOCOL_VERSION, "system": {}, "tensors": {}, "keys": []}
+    return pickled(b"".join(pickles.get(name) or pickle.dumps(value, 2) for name, value in values.items()))
 
 
 def saved(content: bytes) -> Callable[[Path], object]:
-    """A file of today's `torch.save`, with these instructions."""
+    """A file in the current format of `torch.save`, with these instructions."""
 
     def write(path: Path) -> None:
         with zipfile.ZipFile(path, "w") as archive:
@@ -190,11 +187,11 @@ def zipped(member: str, content: bytes, size: int = 0) -> Callable[[Path], objec
 
 
 NESTED = b"\x80\x02}K\x00\x85" + b"2\x86" * 60 + b"K\x01s."
-"""{t: 1}, where t is 60 times a pair of what it was before: its hash takes 2^60 steps."""
+"""{t: 1}, where t is a pair of pairs of pairs ..., 60 times: its hash takes 2^60 steps."""
 PAIRS = b"](K\x01K\x01eq\x00" + b"](h\x00h\x00eq\x00" * 40
 """A list of two lists of two lists ..., 40 times: its text has 2^40 numbers."""
 TUPLES = b"K\x01\x85q\x00" + b"h\x00h\x00\x86q\x00" * 60
-"""Likewise of tuples, without the instruction that takes a value twice, which `torch.load` does not know."""
+"""Likewise with tuples, without the instruction that duplicates a value, which `torch.load` does not support."""
 NPY = (
     b"\x93NUMPY\x01\x00v\x00"
     + b"{'descr': '<f4', 'fortran_order': False, 'shape': (10000000000,), }".ljust(117)
@@ -211,30 +208,30 @@ NPY = (
         ("tuples.pkl", pickled(NESTED)),
         ("tuples.pth", pickled(NESTED)),
         ("tuples.pt", zipped("archive/data.pkl", NESTED)),
-        ("name.pth", saved_long_ago(tensors=b"\x80\x02c" + b"a" * 300_000 + b"\nb\n.")),
+        ("name.pth", legacy(tensors=b"\x80\x02c" + b"a" * 300_000 + b"\nb\n.")),
         ("name.pt", saved(b"\x80\x02c" + b"a" * 300_000 + b"\nb\n.")),
-        ("text.pth", saved_long_ago(tensors=b"\x80\x02X\xe0\x93\x04\x00" + b"a" * 300_000 + b")R.")),
-        ("list.pth", saved_long_ago(tensors=b"\x80\x02" + PAIRS + b")R.")),
+        ("text.pth", legacy(tensors=b"\x80\x02X\xe0\x93\x04\x00" + b"a" * 300_000 + b")R.")),
+        ("list.pth", legacy(tensors=b"\x80\x02" + PAIRS + b")R.")),
         ("list.pkl", pickled(b"\x80\x02" + PAIRS + b"cnumpy\ndtype\nh\x00\x85R.")),
-        ("version.pth", saved_long_ago(version=b"\x80\x02" + PAIRS + b".")),
-        ("long.pth", saved_long_ago(version=pickle.dumps("a" * 300_000, 2))),
-        ("keys.pth", saved_long_ago(keys=b"\x80\x02" + TUPLES + b"](h\x00e.")),
+        ("version.pth", legacy(version=b"\x80\x02" + PAIRS + b".")),
+        ("long.pth", legacy(version=pickle.dumps("a" * 300_000, 2))),
+        ("keys.pth", legacy(keys=b"\x80\x02" + TUPLES + b"](h\x00e.")),
         ("bytes.pth", pickled(b"\x80\x02\x8e\x00\x00\x00\x12\x01\x00\x00\x00.")),
         ("shape.npz", zipped("conv1.weight.npy", NPY)),
         ("bomb.npz", zipped("conv1.weight.npy", NPY, 2 * 10**7)),
         ("bomb.pth", zipped("archive/data/0", b"", 2 * 10**7)),
     ],
 )
-def test_small_files_that_ask_for_much_memory_or_time_are_refused(
+def test_small_files_that_need_much_memory_or_time_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[[Path], object]
 ) -> None:
     monkeypatch.setattr("rcnn.weights.file.MAX_FOREIGN_BYTES", 10**7)
     write(tmp_path / name)
     outcome = limited(tmp_path, "inspect", name)
-    assert (outcome.code, outcome.noted) == (4, ""), outcome.said
-    assert name in outcome.said
-    assert "unexpected" not in outcome.said
-    assert len(outcome.said) < 2000
+    assert (outcome.code, outcome.violations) == (4, ""), outcome.output
+    assert name in outcome.output
+    assert "unexpected" not in outcome.output
+    assert len(outcome.output) < 2000
     assert outcome.memory < 100e6
 
 
@@ -242,26 +239,20 @@ def test_small_files_that_ask_for_much_memory_or_time_are_refused(
     "error",
     [ValueError, IndexError, MemoryError, RecursionError, AssertionError, AttributeError, KeyError, OverflowError],
 )
-def test_whatever_the_reader_of_a_pth_raises_is_the_fault_of_the_file(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+def test_any_error_of_the_reader_of_a_pth_means_a_damaged_file(
+    run: Run, tmp_path: Path, error: type[Exception]
 ) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise error("odd")
-
-    monkeypatch.setattr("torch.load", fail)
     (tmp_path / "x.pth").write_bytes(b"x")
-    outcome = run("inspect", "x.pth")
-    assert outcome.code == 4
-    assert "x.pth" in outcome.err
+    with patch("torch.load", side_effect=error("odd")):
+        outcome = run.fails(4, "x.pth", "inspect", "x.pth")
     assert "is damaged" in outcome.err
 
 
 @pytest.mark.parametrize("entry", ['{"format":1,"sha256":"","a":NaN}', '{"format":1,"sha256":"","a":1e999}'])
-def test_numbers_that_json_does_not_have_are_damage(run: Run, tmp_path: Path, entry: str) -> None:
+def test_numbers_beyond_json_mean_a_damaged_file(run: Run, tmp_path: Path, entry: str) -> None:
     save_file({"x": torch.zeros(2)}, tmp_path / "x.safetensors", {"rcnn": entry})
-    for words in (("inspect", "x.safetensors"), ("export", "x.safetensors")):
-        outcome = run(*words)
-        assert (outcome.code, "x.safetensors" in outcome.err) == (4, True)
+    for command in ("inspect", "export"):
+        outcome = run.fails(4, "x.safetensors", command, "x.safetensors")
         assert "its `rcnn` entry is not the JSON that was written" in outcome.err
 
 
@@ -270,6 +261,4 @@ def test_tensors_of_any_shape_under_the_right_names_are_refused(run: Run, tmp_pa
         for tensor in (torch.tensor(1.0), torch.zeros(0), torch.zeros(2, 3, 4, 5), torch.zeros(2).to_sparse()):
             torch.save({name: tensor}, tmp_path / "x.pth")
             for arch in ("fasterrcnn_resnet50_fpn", "faster_rcnn_R_50_FPN_3x", "rpn_R_50_C4_1x"):
-                outcome = run("import", "x.pth", "--arch", arch, "--out", "y.safetensors")
-                assert outcome.code == 4, outcome.err
-                assert "x.pth" in outcome.err
+                run.fails(4, "x.pth", "import", "x.pth", "--arch", arch, "--out", "y.safetensors")

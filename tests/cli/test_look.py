@@ -1,11 +1,11 @@
-"""`rcnn look`: what it opens, what it says, and where it listens."""
+"""`rcnn look`: the pages that it opens, its messages, and its address."""
 
 import re
 import shutil
 import sys
 import webbrowser
-from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,69 +17,57 @@ from rcnn.look.finder import judge_detections
 from rcnn.look.guard import Guard
 from rcnn.metrics.types import Prediction
 
-from .conftest import SMALL, Outcome
-
-Run = Callable[..., Outcome]
+from .conftest import SMALL, Run
 
 
 @pytest.fixture
 def opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """The addresses that the browser was sent to, by servers that end as soon as they have opened everything."""
+    """The addresses that were opened in the browser; each server ends once the album is open."""
     addresses: list[str] = []
     monkeypatch.setattr(webbrowser, "open", addresses.append)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SSH_CONNECTION", raising=False)
-    monkeypatch.setattr("rcnn.look.album.Album.start", lambda album: album.open())
-
-    def serve(guard: Guard, _: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(server, "serve", serve)
+    monkeypatch.setattr(Album, "start", Album.open)
+    monkeypatch.setattr(server, "serve", Mock(side_effect=KeyboardInterrupt))
     return addresses
 
 
-def test_the_browser_is_sent_to_the_address_that_is_printed(
-    run: Run, opened: list[str], weights: Path, data: Path
-) -> None:
+def test_the_browser_opens_the_address_that_is_printed(run: Run, opened: list[str], weights: Path, data: Path) -> None:
     for words in ((weights, data), (data,), (weights,), (data / "JPEGImages",)):
-        outcome = run("look", *words, "--port=23000")
-        assert outcome.code == 0, outcome.err
+        outcome = run.ok("look", *words, "--port=23000")
         (address,) = re.findall(r"^http://127\.0\.0\.1:23\d{3}/pictures\?token=[\w-]{32}$", outcome.out, re.MULTILINE)
         assert opened.pop() == address
     run("look", data, "--no-open")
     assert not opened
 
 
-def test_a_run_brings_its_weights_and_its_data(
+def test_a_run_is_shown_with_its_weights_and_its_data(
     run: Run, opened: list[str], weights: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder, seen = tmp_path / "run", []
+    folder, counts = tmp_path / "run", []
     (folder / "weights").mkdir(parents=True)
     shutil.copy(weights, folder / "weights/best.safetensors")
     (folder / "config.yaml").write_text(f"data:\n  path: {data}\n")
     monkeypatch.setattr(server, "serve", lambda guard, _: None)
-    monkeypatch.setattr("rcnn.look.album.Album.start", lambda album: (album.open(), seen.append(len(album.pictures))))
-    assert run("look", folder).code == 0
+    monkeypatch.setattr(Album, "start", lambda album: (album.open(), counts.append(len(album.pictures))))
+    run.ok("look", folder)
     (folder / "config.yaml").write_text("data:\n  path: nowhere\n")
-    outcome = run("look", folder)
-    assert outcome.code == 0
-    assert "nowhere" in outcome.out
-    assert seen == [6, 0]
+    assert "nowhere" in run.ok("look", folder).out
+    assert counts == [6, 0]
 
 
-def test_who_comes_by_ssh_is_told_how_to_get_the_page(
+def test_a_user_connected_by_ssh_gets_the_command_for_a_tunnel(
     run: Run, opened: list[str], data: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SSH_CONNECTION", "10.0.0.1 1 10.0.0.2 22")
-    outcome = run("look", data)
-    port = re.findall(r"http://127\.0\.0\.1:(\d+)/", outcome.out)[0]
-    assert f"ssh -L {port}:127.0.0.1:{port} " in outcome.out
+    output = run("look", data).out
+    port = re.findall(r"http://127\.0\.0\.1:(\d+)/", output)[0]
+    assert f"ssh -L {port}:127.0.0.1:{port} " in output
     assert not opened
 
 
-def test_other_machines_are_warned_of(run: Run, opened: list[str], data: Path) -> None:
-    outcome = run("look", data, "--host=0.0.0.0", "--no-open")
-    assert outcome.code == 0
+def test_a_warning_is_printed_if_other_machines_can_connect(run: Run, opened: list[str], data: Path) -> None:
+    outcome = run.ok("look", data, "--host=0.0.0.0", "--no-open")
     assert "other machines can reach" in outcome.out
     assert run("look", data, "--host=203.0.113.1").code == 2
 
@@ -89,9 +77,7 @@ def test_a_missing_package_is_named_with_its_extra(
 ) -> None:
     monkeypatch.delattr("rcnn.look.server")
     monkeypatch.setitem(sys.modules, "rcnn.look.server", None)
-    outcome = run("look", data)
-    assert outcome.code == 4
-    assert "pip install 'rcnn[look]'" in outcome.err
+    run.fails(4, "pip install 'rcnn[look]'", "look", data)
 
 
 def test_a_copy_with_corrected_labels_is_data_to_train_on(
@@ -100,8 +86,8 @@ def test_a_copy_with_corrected_labels_is_data_to_train_on(
     def start(album: Album) -> None:
         album.open()
         boxes = np.array([[52, 42, 76, 58], [10, 10, 50, 40]], np.float32)
-        seen = Prediction(boxes, np.array([0.9, 0.5], np.float32), np.array([0, 0]))
-        album.judged[0] = judge_detections(seen, album.pictures[0].truth)
+        found = Prediction(boxes, np.array([0.9, 0.5], np.float32), np.array([0, 0]))
+        album.judged[0] = judge_detections(found, album.pictures[0].truth)
 
     def serve(guard: Guard, _: object) -> None:
         client = TestClient(guard, base_url=f"http://{guard.host}")
@@ -113,11 +99,8 @@ def test_a_copy_with_corrected_labels_is_data_to_train_on(
 
     monkeypatch.setattr(Album, "start", start)
     monkeypatch.setattr(server, "serve", serve)
-    assert run("look", weights, data).code == 0
-    checked = run("data", "check", "runs/look/shapes", "--json").json()
-    assert checked["faults"] == []
-    (annotations,) = Path("runs/look/shapes/annotations").glob("train.json")
-    assert annotations.read_text().count('"bbox"') == 5
-    outcome = run("train", "runs/look/shapes", "--model=tiny-fpn", "--epochs=1", *SMALL)
-    assert outcome.code == 0, outcome.err
+    run.ok("look", weights, data)
+    assert run.json("data", "check", "runs/look/shapes")["faults"] == []
+    assert Path("runs/look/shapes/annotations/train.json").read_text().count('"bbox"') == 5
+    outcome = run.ok("train", "runs/look/shapes", "--model=tiny-fpn", "--epochs=1", *SMALL)
     assert "4 images to train on, 2 to validate" in outcome.out

@@ -1,7 +1,7 @@
-"""What `predict` writes is what our own readers read: boxes, classes and images, those in subfolders too."""
+"""Our own readers read the results of `predict`: boxes, classes and images, also in subfolders."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +16,15 @@ from rcnn.detector import Detector
 from rcnn.images.sources import NamedImage
 from rcnn.result import Result
 
-from .conftest import NAMES, Outcome
+from .conftest import NAMES, Run
 
-Run = Callable[..., Outcome]
 SIZES = {"a.jpg": (60, 80), "below/b.png": (90, 50), "below/deeper/c.jpg": (33, 200)}
 FORMATS = "json,coco,voc,yolo"
 
 
 @pytest.fixture
 def found(run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Result]:
-    """What `predict` was made to find: large boxes, slivers of less than a pixel and boxes at every edge; by image."""
+    """Made-up results of `predict` by image: large boxes, slivers of less than a pixel and boxes at every edge."""
     results: dict[str, Result] = {}
     rng = np.random.default_rng(0)
     for name, (height, width) in SIZES.items():
@@ -33,8 +32,8 @@ def found(run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (width, height)).save(path)
         corners = np.sort(rng.uniform(0, (width, height), (20, 2, 2)), axis=1).reshape(20, 4)
-        places = rng.uniform(0, (width - 2, height - 2), (6, 2))
-        slivers = np.concatenate((places, places + rng.uniform(0.01, 1.9, (6, 2))), axis=1)
+        low = rng.uniform(0, (width - 2, height - 2), (6, 2))
+        slivers = np.concatenate((low, low + rng.uniform(0.01, 1.9, (6, 2))), axis=1)
         edges = [[0, 0, width, height], [0, 0, 0.3, height], [width - 0.2, height - 0.6, width, height]]
         edges += [[5, 5, 6, 9], [width - 1, 0, width, 1]]  # a pixel wide
         boxes = np.concatenate((corners, slivers, edges)).astype(np.float32)
@@ -42,23 +41,20 @@ def found(run: Run, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
         labels, origin = np.arange(len(boxes)) % 2, NamedImage(path, name)
         results[name] = Result(boxes, scores, labels, NAMES, str(path), (height, width), origin=origin)
     monkeypatch.setattr(Detector, "stream", lambda *_, **__: iter(results.values()))
-    outcome = run("predict", weights, "images", "--format", FORMATS, "--out", "out")
-    assert outcome.code == 0, outcome.err
+    run.ok("predict", weights, "images", "--format", FORMATS, "--out", "out")
     return results
 
 
-def assert_read(
-    records: Mapping[str, Record], names: tuple[str, ...], found: Mapping[str, Result], most: float
-) -> None:
-    """Every box is there with its class, within `most` pixels."""
+def assert_read(records: Mapping[str, Record], names: tuple[str, ...], found: Mapping[str, Result]) -> None:
+    """Every box was read with its class, within 0.01 pixels."""
     assert records.keys() == found.keys()
     for name, result in found.items():
         record = records[name]
         assert record.size == result.size
         distance = np.abs(record.boxes[:, None] - result.boxes)  # (read, written, 4)
-        near = (distance <= most + 1e-4).all(axis=2)
-        wanted = [result.names[label] for label in result.labels]
-        near &= np.array([[names[label] == other for other in wanted] for label in record.labels])
+        near = (distance <= 0.01 + 1e-4).all(axis=2)
+        classes, expected = np.array(names)[record.labels], np.array(result.names)[result.labels]
+        near &= classes[:, None] == expected
         assert near.any(axis=0).all(), f"{name}: {result.boxes[~near.any(axis=0)]}"
         assert near.any(axis=1).all()
 
@@ -68,15 +64,15 @@ def test_voc_results_are_read(found: dict[str, Result], tmp_path: Path, folder: 
     dataset = read_list(find_layout(tmp_path / "out/voc" / folder), "all", Data(), None)
     assert dataset.faults == ()
     assert dataset.names == NAMES
-    here = {name: result for name, result in found.items() if Path(name).parent == Path(folder)}
-    assert_read({f"{folder}/{record.name}".strip("/"): record for record in dataset.records}, NAMES, here, 0.01)
+    in_folder = {name: result for name, result in found.items() if Path(name).parent == Path(folder)}
+    assert_read({f"{folder}/{record.name}".strip("/"): record for record in dataset.records}, NAMES, in_folder)
 
 
 def test_yolo_results_are_read(found: dict[str, Result], tmp_path: Path) -> None:
     dataset = open_dataset(tmp_path / "out/yolo/data.yaml", "all", Data())
     assert dataset.faults == ()
     records = {record.name.removeprefix("images/"): record for record in dataset.records}
-    assert_read(records, dataset.names, found, 0.01)
+    assert_read(records, dataset.names, found)
 
 
 def test_coco_results_are_read(found: dict[str, Result], tmp_path: Path) -> None:
@@ -90,17 +86,16 @@ def test_coco_results_are_read(found: dict[str, Result], tmp_path: Path) -> None
     (tmp_path / "images/labels.json").write_text(json.dumps(document))
     dataset = open_dataset(tmp_path / "images/labels.json", "all", Data())
     assert dataset.faults == ()
-    assert_read({record.name: record for record in dataset.records}, dataset.names, found, 0.01)
-    for record, given in zip(dataset.records, read_proposals(tmp_path / "out/coco.json", dataset.records), strict=True):
-        np.testing.assert_allclose(given.boxes, found[record.name].boxes, atol=0.01)
-        np.testing.assert_allclose(given.scores, found[record.name].scores, atol=1e-5)
+    assert_read({record.name: record for record in dataset.records}, dataset.names, found)
+    by_image = read_proposals(tmp_path / "out/coco.json", dataset.records)
+    for record, proposals in zip(dataset.records, by_image, strict=True):
+        np.testing.assert_allclose(proposals.boxes, found[record.name].boxes, atol=0.01)
+        np.testing.assert_allclose(proposals.scores, found[record.name].scores, atol=1e-5)
 
 
 def test_json_results_are_read_as_proposals(found: dict[str, Result], tmp_path: Path) -> None:
-    none = np.zeros(0)
-    empty = [
-        Record(Path(str(result.path)), name, name, result.size, none.reshape(0, 4), none.astype(int), none.astype(bool))
-        for name, result in found.items()
-    ]
-    for result, given in zip(found.values(), read_proposals(tmp_path / "out/results.json", empty), strict=True):
-        np.testing.assert_allclose(given.boxes, result.boxes, atol=0.01)
+    no_objects = np.zeros((0, 4)), np.zeros(0, int), np.zeros(0, bool)
+    records = [Record(Path(str(result.path)), name, name, result.size, *no_objects) for name, result in found.items()]
+    by_image = read_proposals(tmp_path / "out/results.json", records)
+    for result, proposals in zip(found.values(), by_image, strict=True):
+        np.testing.assert_allclose(proposals.boxes, result.boxes, atol=0.01)

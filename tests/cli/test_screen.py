@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -15,11 +14,13 @@ from rcnn.cli import screen
 from rcnn.data.dataset import Dataset, Fault
 from rcnn.errors import cell, wrapped
 
+from .conftest import Run
+
 WORDS = st.lists(st.text("abc./-", min_size=1, max_size=30), min_size=1, max_size=30)
 
 
 @pytest.fixture
-def narrow(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def narrow(run: Run, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
     """Run a command in a terminal of 80 columns, and return its lines without colours."""
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
@@ -32,16 +33,16 @@ def narrow(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable
     return call
 
 
-def test_json_holds_what_arrays_and_paths_hold() -> None:
+def test_arrays_and_paths_become_json_values() -> None:
     value = {"a": np.array([1.5, np.nan]), 2: Path("x"), "t": (True, None, np.int64(3), float("inf"))}
     assert screen.jsonable(value) == {"a": [1.5, None], "2": "x", "t": [True, None, 3, None]}
 
 
-def test_while_json_is_wanted_prints_go_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    with screen.stdout_for_json(True):
+def test_with_json_everything_else_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    with screen.json_document(True) as document:
         screen.say("hello")
         print("there")
-    screen.emit({"name": "caf\u00e9"})
+        document["name"] = "caf\u00e9"
     captured = capsys.readouterr()
     assert json.loads(captured.out) == {"name": "caf\u00e9"}
     assert captured.err == "hello\nthere\n"
@@ -67,25 +68,24 @@ def test_a_bar_is_only_shown_on_a_terminal(capsys: pytest.CaptureFixture[str]) -
 
 
 @given(WORDS, st.integers(8, 80))
-def test_lines_are_broken_between_words_alone(words: list[str], width: int) -> None:
+def test_lines_are_broken_only_between_words(words: list[str], width: int) -> None:
     rows = wrapped(" ".join(words), width).split("\n")
     assert [word for row in rows for word in row.split(" ")] == words
     assert all(len(row) <= width or " " not in row for row in rows)
-    pairs = pairwise(rows)
-    assert all(len(row) + 1 + len(following.split(" ")[0]) > width for row, following in pairs)  # none is left short
+    assert all(len(row) + 1 + len(following.split(" ")[0]) > width for row, following in pairwise(rows))  # full lines
 
 
 @pytest.mark.parametrize(
-    "whole",
+    "text",
     [
         "rcnn predict runs/train/a/weights/best.safetensors IMAGE... --score 0.5",
         "`rcnn data check a b c d`",
         "anchors.sizes=[[32],[64]] anchors.ratios=[0.5,1,2]",
     ],
 )
-def test_what_is_copied_stays_on_one_line(whole: str) -> None:
-    assert wrapped(f"Then go on with: {whole}", 20) == f"Then go on with:\n{whole}"
-    assert wrapped(f"  a\n   b {whole}", 200) == f"  a\n   b {whole}"
+def test_text_to_copy_stays_on_one_line(text: str) -> None:
+    assert wrapped(f"Then continue with: {text}", 20) == f"Then continue with:\n{text}"
+    assert wrapped(f"  a\n   b {text}", 200) == f"  a\n   b {text}"
 
 
 def test_tables_of_a_narrow_terminal_cut_neither_words_nor_numbers(
@@ -95,11 +95,11 @@ def test_tables_of_a_narrow_terminal_cut_neither_words_nor_numbers(
     monkeypatch.setenv("COLUMNS", "60")
     columns = ["class", "objects", "not proposed", "taken for another class", "found elsewhere", "AP if mended"]
     screen.table("title", columns, [["a wine glass of two words", 12345, 1, 1, "12 / 345 / 6789", 0.5]])
-    shown = capsys.readouterr().out
-    assert max(map(len, re.sub(r"\x1b\[[\d;]*m", "", shown).splitlines())) <= 60
+    output = re.sub(r"\x1b\[[\d;]*m", "", capsys.readouterr().out)
+    assert max(map(len, output.splitlines())) <= 60
     words = {word for text in [*columns, "a wine glass of two words"] for word in text.split()}
-    assert words | {"12,345", "0.500"} <= set(re.sub(r"\x1b\[[\d;]*m", "", shown).split())
-    assert "12 / 345 / 6789" in shown
+    assert words | {"12,345", "0.500"} <= set(output.split())
+    assert "12 / 345 / 6789" in output
 
 
 def test_a_command_to_paste_has_its_path_in_quotes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -109,9 +109,8 @@ def test_a_command_to_paste_has_its_path_in_quotes(capsys: pytest.CaptureFixture
 
 
 def test_every_line_of_a_command_fits_eighty_columns(
-    narrow: Callable[..., Any], data: Path, weights: Path, monkeypatch: pytest.MonkeyPatch
+    narrow: Callable[..., list[str]], data: Path, weights: Path
 ) -> None:
-    monkeypatch.chdir(data.parent)
     for words in (
         ("val", weights, "shapes"),
         ("why", weights, "shapes"),

@@ -1,4 +1,4 @@
-"""Data sets whose images and classes have names that are hard to write: a sentence or the files, from every command."""
+"""Images and classes with names that are hard to write: every command refuses them or writes its files."""
 
 import json
 import os
@@ -14,27 +14,33 @@ from tests.cli.conftest import SMALL
 from tests.commands import Ended
 from tests.commands import run as run_limited
 
-UNFIT = [b"caf\xe9.png", b"a\xed\xa0\x80b.png", b"a\nb.png", b"a\x1b[2Jb.png"]
+REFUSED = [b"caf\xe9.png", b"a\xed\xa0\x80b.png", b"a\nb.png", b"a\x1b[2Jb.png"]
 """Latin-1, half of a surrogate pair, a line end, an escape sequence."""
-FIT = [b"x" * 251 + b".png", b"y" * 251 + b".tif", "\u00fc".encode() * 125 + b".tif"]
-FIT += ["a\u200fb.png".encode(), "a\u202eb.png".encode()]
-"""255 bytes, which leaves none for `.tif.png`; 254 of letters of two bytes; marks that turn the direction of text."""
+ACCEPTED = [b"x" * 251 + b".png", b"y" * 251 + b".tif", "\u00fc".encode() * 125 + b".tif"]
+ACCEPTED += ["a\u200fb.png".encode(), "a\u202eb.png".encode()]
+"""255 bytes, the maximum, so that `.tif.png` does not fit; 254 bytes of letters of two bytes; marks that change the
+direction of text."""
 TRAIN = ("--model", "tiny-fpn", "--epochs", "1", "--batch", "2", "--device", "cpu", *SMALL)
 ALL = ("--format", "drawn,json,coco,voc,yolo")
 
 
 def limited(folder: Path, *words: object) -> Ended:
-    """Run a command; whatever it prints is plain text, and no traceback."""
+    """Run a command, whose output must be plain text without a traceback."""
     ended = run_limited(folder, words)
-    assert ended.code is not None, ended.said
+    assert ended.code is not None, ended.output
     for text in ("Traceback", "UnicodeEncodeError", "unexpected"):
-        assert text not in ended.said
-    assert not UNPRINTABLE.search(ended.said), ended.said
+        assert text not in ended.output
+    assert not UNPRINTABLE.search(ended.output), ended.output
     return ended
 
 
+def run_ok(folder: Path, *words: object) -> None:
+    ended = limited(folder, *words)
+    assert ended.code == 0, ended.output
+
+
 def shapes(root: Path, names: Sequence[bytes] = (), classes: str = "[circle, square]") -> Path:
-    """A YOLO set of three images of plain names, and others."""
+    """A YOLO data set of three images with plain names, and others."""
     for folder in ("images", "labels"):
         (root / folder).mkdir(parents=True)
     pixels = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 48, 3), dtype=np.uint8))
@@ -49,7 +55,7 @@ def shapes(root: Path, names: Sequence[bytes] = (), classes: str = "[circle, squ
 
 
 def assert_found(folder: Path, count: int) -> None:
-    """There are results of so many images in every format."""
+    """Results of `count` images exist in every format."""
     for inner, ending in (("drawn", "*.png"), ("voc", "*.xml"), ("yolo/labels", "*.txt")):
         assert len(list((folder / inner).glob(ending))) == count
     for name in ("results", "coco"):
@@ -57,8 +63,8 @@ def assert_found(folder: Path, count: int) -> None:
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_names_that_can_not_be_written_are_refused_or_left_out(tmp_path: Path, weights: Path) -> None:
-    data = shapes(tmp_path / "d", UNFIT)
+def test_images_with_unwritable_names_are_refused_or_left_out(tmp_path: Path, weights: Path) -> None:
+    data = shapes(tmp_path / "d", REFUSED)
     work: list[tuple[object, ...]] = [
         ("train", data, *TRAIN),
         ("data", "convert", data, "--to", "coco", "--out", "copy"),
@@ -66,56 +72,51 @@ def test_names_that_can_not_be_written_are_refused_or_left_out(tmp_path: Path, w
     ]
     for words in (*work, ("val", weights, data)):
         ended = limited(tmp_path, *words, "--on-fault", "stop")
-        assert ended.code == 3, ended.said
-        assert "rename" in ended.said
+        assert ended.code == 3, ended.output
+        assert "rename" in ended.output
     for words in work:
-        ended = limited(tmp_path, *words, "--on-fault", "skip")
-        assert ended.code == 0, ended.said
+        run_ok(tmp_path, *words, "--on-fault", "skip")
     assert len(list((tmp_path / "copy").rglob("*.png"))) == 3
     assert_found(tmp_path / "found", 3)
     assert next((tmp_path / "runs/train").iterdir()).joinpath("weights/best.safetensors").is_file()
 
 
-def test_names_that_can_be_written_are(tmp_path: Path, weights: Path) -> None:
-    data = shapes(tmp_path / "d", FIT)
+def test_images_with_writable_names_are_accepted(tmp_path: Path, weights: Path) -> None:
+    data = shapes(tmp_path / "d", ACCEPTED)
     for form in ("voc", "coco", "yolo"):
-        ended = limited(tmp_path, "data", "convert", data, "--to", form, "--out", form)
-        assert ended.code == 0, ended.said
-        assert sum(path.suffix in (".png", ".tif") for path in (tmp_path / form).rglob("*")) == 3 + len(FIT)
-    (data / "images" / ("x" * 251 + ".jpg")).write_bytes((data / "images/0.png").read_bytes())  # results stay apart
-    ended = limited(tmp_path, "predict", weights, data / "images", *ALL, "--score", "0", "--out", "found")
-    assert ended.code == 0, ended.said
+        run_ok(tmp_path, "data", "convert", data, "--to", form, "--out", form)
+        assert sum(path.suffix in (".png", ".tif") for path in (tmp_path / form).rglob("*")) == 3 + len(ACCEPTED)
+    # Results of two images whose names differ only in the suffix must not overwrite each other.
+    (data / "images" / ("x" * 251 + ".jpg")).write_bytes((data / "images/0.png").read_bytes())
+    run_ok(tmp_path, "predict", weights, data / "images", *ALL, "--score", "0", "--out", "found")
     drawn = tmp_path / "found/drawn"
     (drawn / ("x" * 251 + ".jpg")).rename(drawn / "moved.png")
-    assert_found(tmp_path / "found", 4 + len(FIT))
+    assert_found(tmp_path / "found", 4 + len(ACCEPTED))
 
 
 @pytest.mark.usefixtures("blank_figures")
-def test_a_run_on_such_names_ends_and_goes_on(tmp_path: Path) -> None:
-    ended = limited(tmp_path, "train", shapes(tmp_path / "d", FIT), *TRAIN)
-    assert ended.code == 0, ended.said
+def test_a_run_on_such_names_ends_and_is_resumed(tmp_path: Path) -> None:
+    run_ok(tmp_path, "train", shapes(tmp_path / "d", ACCEPTED), *TRAIN)
     (folder,) = (tmp_path / "runs/train").iterdir()
-    assert limited(tmp_path, "train", "--resume", folder).code == 0
+    run_ok(tmp_path, "train", "--resume", folder)
 
 
-def test_names_of_classes_that_can_be_written_are(tmp_path: Path) -> None:
+def test_classes_with_writable_names_are_accepted(tmp_path: Path) -> None:
     names = ["a\\u200fb", "a\\u202eb", "x" * 255, "\u00fc" * 127]
     data = shapes(tmp_path / "d", classes='["' + '", "'.join(names) + '"]')
     for form in ("voc", "coco", "yolo"):
-        ended = limited(tmp_path, "data", "convert", data, "--to", form, "--out", form)
-        assert ended.code == 0, ended.said
-    assert limited(tmp_path, "train", data, *TRAIN).code == 0
+        run_ok(tmp_path, "data", "convert", data, "--to", form, "--out", form)
+    run_ok(tmp_path, "train", data, *TRAIN)
     best = next((tmp_path / "runs/train").iterdir()) / "weights/best.safetensors"
-    ended = limited(tmp_path, "predict", best, data / "images", *ALL, "--score", "0", "--out", "found")
-    assert ended.code == 0, ended.said
+    run_ok(tmp_path, "predict", best, data / "images", *ALL, "--score", "0", "--out", "found")
     assert_found(tmp_path / "found", 3)
-    assert limited(tmp_path, "val", best, data).code == 0
+    run_ok(tmp_path, "val", best, data)
 
 
 @pytest.mark.parametrize("name", ["a\\nb", "a\\e[2Jb", "x" * 256, "\u00fc" * 128, "a\\ud800b"])
-def test_names_of_classes_that_can_not_be_written_are_refused(tmp_path: Path, name: str) -> None:
+def test_classes_with_unwritable_names_are_refused(tmp_path: Path, name: str) -> None:
     data = shapes(tmp_path / "d", classes=f'["{name}", square]')
     for words in (("data", "convert", data, "--to", "voc", "--out", "copy"), ("train", data, *TRAIN)):
         ended = limited(tmp_path, *words, "--on-fault", "stop")
-        assert ended.code == 3, ended.said
+        assert ended.code == 3, ended.output
     assert not (tmp_path / "runs").exists()

@@ -23,7 +23,7 @@ os.environ.update(RCNN_OFFLINE="1", NO_COLOR="1", COLUMNS="200", MPLBACKEND="agg
 import torch
 from PIL import Image
 
-from tests.commands import BYTES, OWN, Ended, run
+from tests.commands import BYTES, FILES, Ended, run
 from tests.fuzz import kinds
 from tests.fuzz.kinds import KINDS
 from tests.fuzz.mutate import strange_values
@@ -58,7 +58,7 @@ def fuzz(kind: str, numbers: Sequence[int], seed: int, root: Path, *, sound: boo
             lost = [name for name in kept if after.get(name) != before[name]]
             reason = f"changed {lost}" if lost else None
         if reason is not None:
-            yield Failure(kind, number, f"{reason}: rcnn {' '.join(mutant.words)}", ended.said)
+            yield Failure(kind, number, f"{reason}: rcnn {' '.join(mutant.words)}", ended.output)
         else:
             shutil.rmtree(folder)
 
@@ -79,7 +79,7 @@ def digests(folder: Path) -> dict[str, str]:
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in OWN
+        if path.is_file() and path.name not in FILES
     }
 
 
@@ -87,10 +87,10 @@ def verdict(ended: Ended, codes: Sequence[int]) -> str | None:
     """Return why the end of a command is a failure, or None if it is not."""
     reasons = {
         "hang": ended.code is None,
-        f"must not: {ended.noted.strip()}": ended.noted,
-        "traceback": "Traceback (most recent call last)" in ended.said,
-        "unexpected": "(unexpected; run the command again" in ended.said,
-        "control characters": any(ord(char) < 32 and char not in "\n\t\r" for char in ended.said),
+        f"must not: {ended.violations.strip()}": ended.violations,
+        "traceback": "Traceback (most recent call last)" in ended.output,
+        "unexpected": "(unexpected; run the command again" in ended.output,
+        "control characters": any(ord(char) < 32 and char not in "\n\t\r" for char in ended.output),
         f"{ended.memory / 1e9:.1f} GB": ended.memory > BYTES,
         f"exit code {ended.code}": ended.code not in codes,
     }

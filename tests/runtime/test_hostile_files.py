@@ -41,11 +41,11 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 def limited(folder: Path, *words: object) -> Ended:
     """A command that ends in time, in little memory, and does nothing that it must not."""
     ended = run_limited(folder, words)
-    assert ended.code is not None, f"{words} took too long: {ended.said[-2000:]}"
+    assert ended.code is not None, f"{words} took too long: {ended.output[-2000:]}"
     assert ended.memory < BYTES, f"{words} took {ended.memory / 1e9:.1f} GB"
-    assert ended.noted == "", words
-    assert "Traceback" not in ended.said
-    assert "unexpected" not in ended.said
+    assert ended.violations == "", words
+    assert "Traceback" not in ended.output
+    assert "unexpected" not in ended.output
     return ended
 
 
@@ -127,24 +127,24 @@ def test_a_broken_onnx_file_is_refused(folder: Path, kind: str) -> None:
 def test_a_graph_that_wants_more_memory_than_there_is_ends_with_a_sentence(folder: Path) -> None:
     (folder / "a.onnx").write_bytes(bomb(graphs.model(graphs.detector())))
     ended = limited(folder, "predict", "a.onnx", "a.png")
-    assert ended.code == 1, ended.said
-    assert "there is not enough memory: a.onnx, images of (1, 3, 64, 64): " in ended.said
-    assert ended.said.count("Failed to allocate") == 1  # onnxruntime itself prints nothing
+    assert ended.code == 1, ended.output
+    assert "there is not enough memory: a.onnx, images of (1, 3, 64, 64): " in ended.output
+    assert ended.output.count("Failed to allocate") == 1  # onnxruntime itself prints nothing
 
 
 @pytest.mark.parametrize("command", [("predict", "a.png"), ("propose", "a.png"), ("inspect",)])
 def test_a_file_of_another_program_is_refused(folder: Path, command: tuple[str, ...]) -> None:
     yolo(folder / "yolo.onnx")
     ended = limited(folder, command[0], "yolo.onnx", *command[1:])
-    assert ended.code == 4, ended.said
-    assert "yolo.onnx: is a file of another program (written by pytorch 2.8.0): it has no `rcnn` entry" in ended.said
+    assert ended.code == 4, ended.output
+    assert "yolo.onnx: is a file of another program (written by pytorch 2.8.0): it has no `rcnn` entry" in ended.output
 
 
 def test_a_model_of_another_program_is_refused(folder: Path) -> None:
     text = (folder / "a.xml").read_text()
     (folder / "a.xml").write_text(text.replace("<rcnn ", "<other "))
     ended = limited(folder, "predict", "a.xml", "a.png")
-    assert (ended.code, "a.xml: is a file of another program: it has no `rcnn` entry" in ended.said) == (4, True)
+    assert (ended.code, "a.xml: is a file of another program: it has no `rcnn` entry" in ended.output) == (4, True)
 
 
 def other_entry(suffix: str, path: Path, **changes: object) -> None:
@@ -164,7 +164,7 @@ def test_entries_of_a_stranger_are_refused(folder: Path, suffix: str) -> None:
     ):
         other_entry(suffix, path, **changes)
         ended = limited(folder, "predict", path.name, "a.png")
-        assert (ended.code, said in ended.said) == (4, True), ended.said
+        assert (ended.code, said in ended.output) == (4, True), ended.output
 
 
 def xml_files(folder: Path) -> Iterator[tuple[str, Callable[[], object], str]]:
@@ -192,7 +192,7 @@ def test_a_broken_model_of_openvino_is_refused(folder: Path) -> None:
             rcnn.load(folder / "a.xml")
         assert said in str(refused.value), name
     ended = limited(folder, "predict", "a.xml", "a.png")
-    assert ended.code == 4, ended.said
+    assert ended.code == 4, ended.output
 
 
 def test_a_sound_model_that_openvino_has_no_kernels_for_is_not_called_damaged(
@@ -213,11 +213,11 @@ def test_a_sound_model_that_openvino_has_no_kernels_for_is_not_called_damaged(
 def test_what_is_no_file_is_refused(folder: Path, name: str) -> None:
     for command in (("predict", name, "a.png"), ("inspect", name)):
         ended = limited(folder, *command)
-        assert (ended.code, "o such file" in ended.said) == (4, True), ended.said
+        assert (ended.code, "o such file" in ended.output) == (4, True), ended.output
     (folder / name).mkdir()
     for command in (("predict", name, "a.png"), ("inspect", name)):
         ended = limited(folder, *command)
-        assert (ended.code, "folder" in ended.said) == (4, True), ended.said
+        assert (ended.code, "folder" in ended.output) == (4, True), ended.output
 
 
 @pytest.mark.parametrize("suffix", graphs.WRITE)
@@ -225,7 +225,7 @@ def test_a_sound_file_asks_nobody_and_starts_nothing(folder: Path, suffix: str) 
     file = f"a.{suffix}"
     for words in (("predict", file, "a.png"), ("propose", file, "a.png"), ("inspect", file)):
         ended = limited(folder, *words)
-        assert ended.code == 0, ended.said
+        assert ended.code == 0, ended.output
     for code, words in (
         (2, ("explain", file, "a.png")),
         (2, ("export", file)),
@@ -234,5 +234,5 @@ def test_a_sound_file_asks_nobody_and_starts_nothing(folder: Path, suffix: str) 
         (4, ("import", file, "--arch", "fasterrcnn_resnet50_fpn")),
     ):
         ended = limited(folder, *words)
-        assert ended.code == code, ended.said
+        assert ended.code == code, ended.output
     assert not (folder / "runs/explain").exists()
