@@ -1,10 +1,9 @@
-"""Are an image's detections the same to the last bit, alone and in any batch?
+"""Check that the detections of an image are the same to the last bit, alone and in any batch.
 
     python benchmarks/batch_invariance.py WEIGHTS FOLDER [--images 12]
 
-Takes images of as many shapes as the folder has, an all-black one and a crowded one beside them, and predicts them one
-by one and in shuffled batches of 2, 4 and 8. The command fails if a single number differs. The folder must hold images
-of two shape buckets at least.
+Predicts images of all shapes in the folder, an all-black one and a crowded one, one by one and in shuffled batches of
+2, 4 and 8. The command fails if a single number differs. The folder must have images of at least two shape buckets.
 """
 
 import argparse
@@ -19,7 +18,7 @@ from rcnn.images.stream import read_picture
 
 
 def same(a: rcnn.Result, b: rcnn.Result) -> bool:
-    """Are all boxes, scores and labels equal?"""
+    """Return True if all boxes, scores and labels are equal."""
     return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in ("boxes", "scores", "labels"))
 
 

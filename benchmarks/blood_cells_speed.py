@@ -2,8 +2,8 @@
 
     python benchmarks/blood_cells_speed.py [PICTURE] [--runs 7] [--size 480 640] [--short 800]
 
-Beside them torchvision's ResNet-50 detector, and the import of torch and torchvision. In turn, medians.
-torchvision's weights are random: its time depends on them only by the number of detections, which it cuts at 100.
+For comparison: torchvision's ResNet-50 detector, and the import of torch and torchvision. Programs run in turn; medians
+are printed. torchvision's weights are random: they affect its time only by the number of detections, at most 100.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import rcnn
 
 
 def medians(programs: dict[str, Callable[[], object]], runs: int, uncounted: int = 0) -> dict[str, float]:
-    """Seconds of each program, run in turn; so many rounds before them are not counted."""
+    """Return the median seconds of each program, run in turn, after `uncounted` rounds."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for number in range(-uncounted, runs):
         for name, program in programs.items():

@@ -2,7 +2,8 @@
 
     python benchmarks/deploy.py PICTURE [--runs 5] [--files FOLDER] [--weights blood-cells]
 
-Beside them `rcnn predict`, until its first line. In turn, medians. Memory is the most that the process held (Linux).
+For comparison: `rcnn predict`, until its first line. Programs run in turn; medians are printed. Memory is the peak of
+the process (Linux).
 """
 
 import argparse
@@ -25,13 +26,13 @@ PACKAGES = {
     "openvino": ("openvino", "openvino-telemetry", "pillow"),
     "rcnn predict": ("torch", "torchvision", "pillow"),
 }
-"""What each needs beside Python and numpy; of rcnn's own packages the two large ones."""
+"""Packages that each program needs besides Python and numpy; of those of rcnn only the two large ones."""
 COMMAND = "import runpy, sys\nrunpy.run_module('rcnn', run_name='__main__', alter_sys=True)\n"
 MEMORY = "import atexit\natexit.register(lambda: print(*open('/proc/self/status')))\n"
 
 
 def programs(folder: Path, picture: str, weights: str) -> dict[str, list[str]]:
-    """The command line of each program, written into the folder beside the files that it reads."""
+    """Write the programs into a folder with the files that they read, and return the command line of each."""
     detector, name = rcnn.load(weights, device="cpu"), Path(weights).stem
     plain, openvino = re.findall(r"^```python\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     start, end = plain.index("session ="), plain.index("\n\n\nimage =")
@@ -48,7 +49,7 @@ def programs(folder: Path, picture: str, weights: str) -> dict[str, list[str]]:
 
 
 def run(words: list[str]) -> tuple[float, float]:
-    """Seconds until the first line is printed, and MB."""
+    """Return the seconds until the first line is printed, and the peak memory in MB."""
     begun = time.perf_counter()
     with subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONUNBUFFERED": "1"}) as it:
         assert it.stdout is not None
@@ -60,7 +61,7 @@ def run(words: list[str]) -> tuple[float, float]:
 
 
 def megabytes(package: str) -> float:
-    """Size of an installed package, without what Python compiled of it."""
+    """Return the size of an installed package without its compiled bytecode."""
     files = [file.locate() for file in importlib.metadata.files(package) or () if file.suffix != ".pyc"]
     return sum(Path(str(file)).stat().st_size for file in files if Path(str(file)).exists()) / 1e6
 
@@ -75,7 +76,7 @@ def main() -> None:
     with TemporaryDirectory() as temporary:
         lines = programs(options.files or Path(temporary), options.picture, options.weights)
         measured: dict[str, list[tuple[float, float]]] = {name: [] for name in lines}
-        for number in range(options.runs + 1):  # the first brings the packages into memory
+        for number in range(options.runs + 1):  # the first run reads the packages from disk
             for name, words in lines.items():
                 row = run(words)
                 measured[name] += [row] if number else []

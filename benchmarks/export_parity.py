@@ -1,13 +1,13 @@
-"""Every preset as ONNX and for OpenVINO: do the files give the detector's boxes, and how long does an export take?
+"""Export every preset to ONNX and OpenVINO, compare the files with the detector, and time the export.
 
     python benchmarks/export_parity.py [--only PRESET ...] [--side 256]
 
-Layers as they ship, with random weights that are scaled until detections and proposals differ from each other; 4
-classes, and 91 once. `blood-cells` has trained weights, its three classes repeated with some noise until there are 91.
-Three pictures of made-up boxes, each alone and in a batch of two. Some 15 minutes on one core.
+Presets have their own layers and random weights, scaled until detections and proposals differ from each other, with 4
+classes, and once with 91. `blood-cells` has trained weights, its three classes repeated with some noise up to 91. Three
+pictures of made-up boxes are used, each alone and in a batch of two. This takes about 15 minutes on one core.
 
-A file must give 0.995 of the detections and of the proposals (`rcnn.exporting.parity`), or the command fails when it is
-done.
+A file must match 0.995 of the detections and of the proposals (`rcnn.exporting.parity`), or the command fails in the
+end.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CASES = {
 
 
 def calm(detector: Detector) -> None:
-    """Scale random layers one after another until what each says of a picture has a deviation of 1."""
+    """Scale random layers one after another so that the output of each for a picture has a standard deviation of 1."""
 
     def scale(layer: nn.Module, _: object, out: Tensor) -> Tensor:
         spread = out.std().clamp(min=1e-6)
@@ -54,7 +54,7 @@ def calm(detector: Detector) -> None:
 
 
 def random_detector(preset: str, classes: int, changes: list[str]) -> Detector:
-    """A preset with random weights that are scaled until boxes differ."""
+    """Return a preset with random weights that are scaled until boxes differ."""
     torch.manual_seed(0)
     settings = settings_of(preset, [*changes, "roi.score=0.005"])
     detector = Detector(build(settings, classes), settings, names_of(classes), device="cpu", threshold=0.0)
@@ -63,7 +63,7 @@ def random_detector(preset: str, classes: int, changes: list[str]) -> Detector:
 
 
 def many_classes(classes: int, changes: list[str]) -> Detector:
-    """`blood-cells` with its classes repeated: trained scores and boxes, and as many groups as there are classes."""
+    """Return `blood-cells` with its classes repeated: trained scores and boxes, and one group per class."""
     torch.manual_seed(0)
     trained = rcnn.load("blood-cells", device="cpu")
     settings = trained.with_settings([*changes, "roi.score=0.02"]).settings

@@ -1,4 +1,4 @@
-"""What a start is worth: the same short training from `blood-cells`, from ImageNet and from nothing.
+"""Compare initial weights: the same short training from `blood-cells`, from ImageNet and from random weights.
 
     python benchmarks/fine_tuning.py path/to/data [--imagenet FILE] [--epochs 4] [--threads 1] [--seed 0]
         [--split test] [--out runs/fine-tuning] [section.key=value ...]

@@ -1,11 +1,11 @@
-"""What fitted anchors are worth: the same trainings with `anchors.fit=off` and `auto`, once per seed.
+"""Compare fitted anchors with the default: the same trainings with `anchors.fit=off` and `auto`, once per seed.
 
     python benchmarks/fitted_anchors.py DATA|shapes [--epochs 3] [--seeds 3] [--init imagenet|FILE]
         [--out runs/fitted-anchors] [--images 240 80] [section.key=value ...]
 
-`shapes` stands for a made-up set of large and thin objects, which is written to OUT (240 images to train on, 80 to
-validate). Of each training the scores of its best epoch are printed, on the images that it validates on. Where `auto`
-keeps the anchors, the two trainings are the same, so that only one is made.
+`shapes` is a synthetic data set of large and thin objects, which is written to OUT (240 images to train on, 80 to
+validate). For each training, the validation scores of its best epoch are printed. Where `auto` keeps the anchors, both
+trainings are the same, so only one is run.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from rcnn.presets import settings_of
 
 SIDE = 320
 OBJECTS = {"plank": (140, 290, 12, 26), "post": (12, 26, 140, 290), "disc": (150, 280, 150, 280)}
-"""Least and largest width, then height, in pixels."""
+"""Smallest and largest width, then height, in pixels."""
 
 
 def write_shapes(folder: Path, images: int, split: str, seed: int) -> None:
@@ -55,7 +55,7 @@ def write_shapes(folder: Path, images: int, split: str, seed: int) -> None:
 
 
 def settings_for(data: Path, options: argparse.Namespace) -> Settings:
-    """The settings of `mobilenet-fpn` for a data set."""
+    """Return the settings of `mobilenet-fpn` for a data set."""
     chosen = {"data": {"path": str(data)}, "train": {"epochs": options.epochs, "init": options.init}}
     return override(settings_of("mobilenet-fpn", options.settings), chosen)
 

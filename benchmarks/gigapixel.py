@@ -1,9 +1,9 @@
-"""Memory and time of a detector on a TIFF in tiles of a gigapixel, which is read window by window (extra `large`).
+"""Memory and time of a detector on a tiled TIFF of a gigapixel, which is read window by window (extra `large`).
 
     python benchmarks/gigapixel.py blood-cells picture.jpg [--megapixels 1000] [--tile auto]
 
-Writes the picture side by side until it has so many pixels, and counts what is found. The memory is the peak of this
-process (Linux) above what it has with the detector loaded; another process writes the file.
+Repeats the picture side by side up to this number of pixels, and counts the detections. The memory is the peak of this
+process (Linux) beyond its memory with the detector loaded; another process writes the file.
 """
 
 import argparse
@@ -25,7 +25,7 @@ image.tiffsave(target, tile=True, tile_width=256, tile_height=256, bigtiff=True)
 
 
 def memory(key: str) -> float:
-    """MB of this process: `VmRSS` now, `VmHWM` at most."""
+    """Return the memory of this process in MB: `VmRSS` now, `VmHWM` at its peak."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(key)) / 1024
 

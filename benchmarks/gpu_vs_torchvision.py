@@ -3,15 +3,15 @@
     python benchmarks/gpu_vs_torchvision.py [--size 800 1344] [--batches 1 4 16] [--train-batch 16] [--runs 20]
         [--files 256] [--proposals 1000] [--no-tf32] [--device cuda]
 
-All programs have the same random weights, 91 classes, 100 detections and the same pixels. Four of them:
-torchvision as it comes (float32, eager); torchvision at its best (bfloat16 by autocast, channels last, batch norm
-folded for prediction); ours in float32; ours in bfloat16. On a GPU two more predict in bfloat16: as CUDA graphs, and
-compiled as well. TF32 is allowed to all or to none of them.
+All programs have the same random weights, 91 classes, 100 detections and the same pixels. There are four:
+torchvision with its defaults (float32, eager); torchvision tuned (bfloat16 by autocast, channels last, batch norm
+folded for prediction); ours in float32; ours in bfloat16. On a GPU two more predict in bfloat16: with CUDA graphs, and
+also compiled. TF32 is allowed in all or none of them.
 
-predict: uint8 images that are on the device already -> boxes on the host. train: such images and 8 objects each ->
+predict: uint8 images that are already on the device -> boxes on the host. train: such images and 8 objects each ->
 losses, gradients and a step of SGD. files: JPEG files -> boxes; torchvision's are decoded by a DataLoader.
-Of times the median is shown, of memory the most that was allocated besides weights and inputs. Without a GPU nothing is
-measured; `--device cpu` runs the same programs, at small sizes, to see that they run.
+Times are medians; memory is the peak of what was allocated besides weights and inputs. Without a GPU nothing is
+measured; `--device cpu` runs the same programs at small sizes as a check.
 """
 
 import argparse
@@ -73,9 +73,9 @@ def scene(count: int, size: tuple[int, int], device: torch.device) -> Scene:
 
 
 def torchvision_detector(size: tuple[int, int], proposals: int, *, training: bool) -> nn.Module:
-    """With scores that differ from box to box, so that suppression has something to do.
+    """Return torchvision's detector with scores that differ from box to box, so that suppression has work to do.
 
-    For training as with ImageNet weights: batch norm is frozen, and three stages of the trunk are trained.
+    For training it is set up as with ImageNet weights: batch norm is frozen, and three stages of the trunk are trained.
     """
     torch.manual_seed(0)
     count = {f"rpn_{when}_nms_top_n_{what}": proposals for when in ("pre", "post") for what in ("train", "test")}
@@ -92,7 +92,7 @@ def torchvision_detector(size: tuple[int, int], proposals: int, *, training: boo
 
 
 class Torchvision:
-    """torchvision's detector; `best` as in the text above."""
+    """torchvision's detector, tuned as described above if `best`."""
 
     def __init__(self, net: nn.Module, device: torch.device, *, best: bool) -> None:
         self.device, self.best = device, best
@@ -110,7 +110,7 @@ class Torchvision:
         return images.contiguous(memory_format=torch.channels_last) if self.best else images
 
     def predict(self, images: Tensor) -> list[dict[str, Tensor]]:
-        """Without its resizing, so that all see the same pixels."""
+        """Predict without torchvision's resizing, so that all programs process the same pixels."""
         sizes = [(images.shape[2], images.shape[3])] * len(images)
         with torch.inference_mode(), self.autocast():
             pixels = self.normalised(images)
@@ -131,7 +131,7 @@ class Torchvision:
         descend(torch.stack([*first.values(), *second.values()]).sum(), optimizer)
 
     def predict_files(self, paths: Sequence[Path], batch: int) -> None:
-        """As torchvision's own scripts do: images of any size, resized on the device."""
+        """Predict like torchvision's own scripts: images of any size, resized on the device."""
         with torch.inference_mode(), self.autocast():
             for images in DataLoader(
                 Decoded(paths), batch, num_workers=workers(self.device), collate_fn=list, pin_memory=on_gpu(self.device)
@@ -142,7 +142,7 @@ class Torchvision:
 
 
 class Decoded(Dataset[Tensor]):
-    """Pictures of files, (3, H, W) uint8."""
+    """Pictures of files as (3, H, W) uint8."""
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self.paths = paths
@@ -156,7 +156,7 @@ class Decoded(Dataset[Tensor]):
 
 
 class Ours:
-    """The same network as one of our detectors; it is copied."""
+    """A copy of the network as one of our detectors."""
 
     def __init__(self, net: nn.Module, device: torch.device, *settings: str) -> None:
         made = from_torchvision(net).with_settings(settings)

@@ -2,12 +2,12 @@
 
     python benchmarks/infer_vs_torchvision.py [--runs 7] [--threads 2] [--size 800 1088] [--proposals 1000]
 
-All get the same random weights and the same image of 0..255, as float32 on the CPU, which each normalises itself; 1000
-proposals and 100 detections. Three programs: torchvision as it comes, torchvision with its batch norm folded and
-channels last, and ours as `predict` runs it. None of them resizes.
+All programs have the same random weights and the same image from 0 to 255, float32 on the CPU, which each normalises
+itself, 1000 proposals and 100 detections. There are three: torchvision with its defaults, torchvision with its batch
+norm folded and channels last, and ours as `predict` runs it. None of them resizes.
 
-The detections of all three must agree, or the command fails: at least 0.99 of them are pairs of one label within 0.05
-px and 0.001 in score. The rest is for ties, which the two resolve differently in float32.
+The detections of all three must agree, or the command fails: at least 0.99 of them must be pairs of one label within
+0.05 px and 0.001 in score. The rest allows for ties, which the two resolve differently in float32.
 """
 
 import argparse
@@ -29,13 +29,13 @@ from rcnn.model.structures import Batch
 
 SHAPE = (800, 1088)
 PIXELS, SCORE, SHARE = 0.05, 1e-3, 0.99
-"""Limits of a pair, and the least share of detections that are pairs."""
+"""Limits of a pair, and the smallest accepted share of detections in pairs."""
 Found = dict[str, Tensor]
 """`boxes` (n, 4), `scores` (n,) and `labels` (n,), from 1, of an image."""
 
 
 def torchvision_detector(size: tuple[int, int] = SHAPE, proposals: int = 1000) -> nn.Module:
-    """Random weights with scores that differ from box to box, so that suppression has something to do."""
+    """Return torchvision's detector with random weights whose scores differ, so that suppression has work to do."""
     torch.manual_seed(0)
     net = fasterrcnn_resnet50_fpn(
         weights=None,
@@ -53,7 +53,7 @@ def torchvision_detector(size: tuple[int, int] = SHAPE, proposals: int = 1000) -
 
 
 def torchvision_forward(net: nn.Module, pixels: Tensor, memory_format: torch.memory_format) -> Found:
-    """Its detector without its resizing, on (1, 3, H, W) pixels of 0..255."""
+    """Run torchvision's detector without its resizing, on (1, 3, H, W) pixels from 0 to 255."""
     images = net.transform.normalize(pixels[0] / 255)[None].contiguous(memory_format=memory_format)
     sizes = [(pixels.shape[2], pixels.shape[3])]
     features = net.backbone(images)
@@ -69,7 +69,7 @@ def ours_forward(detector: Detector, batch: Batch) -> Found:
 
 
 def paired(a: Found, b: Found) -> float:
-    """Share of the detections that both have, of those of the one that has more; 0 if there are none."""
+    """Return the number of common detections over the larger number of detections; 0 if there are none."""
     near = (a["boxes"][:, None] - b["boxes"]).abs().amax(dim=-1) <= PIXELS  # (n, m)
     near &= (a["scores"][:, None] - b["scores"]).abs() <= SCORE
     near &= a["labels"][:, None] == b["labels"]

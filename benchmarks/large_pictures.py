@@ -1,10 +1,10 @@
-"""Does a detector find in a large picture what it finds in the small ones that the picture is made of?
+"""Compare the detections on large pictures with those on the small pictures that they consist of.
 
     python benchmarks/large_pictures.py blood-cells path/to/bccd [--grid 6] [--tile auto] [--overlap 0.2]
 
-Lays the pictures of a data set out on canvases of GRID x GRID, with a margin so that no edge of a window lies on a
-border between pictures, and scores the detector on the single pictures, on the canvases as a whole, and in windows. All
-boxes count, since a canvas holds hundreds of objects. The times of one, two and four canvases show that it is linear.
+Arranges the pictures of a data set on canvases of GRID x GRID, with a margin so that no edge of a window is on a
+border between pictures, and scores the detector on the single pictures, on the entire canvases, and in windows. All
+boxes count, since a canvas has hundreds of objects. The times of one, two and four canvases show that time is linear.
 """
 
 import argparse
@@ -31,7 +31,7 @@ EVERY = 2000
 
 
 def canvases(detector: rcnn.Detector, dataset: Dataset, grid: int, folder: Path) -> Iterator[Record]:
-    """Write canvases of `grid` x `grid` pictures, which all have the size of the first; the rest is left out."""
+    """Write canvases of `grid` x `grid` pictures of the size of the first; other pictures are left out."""
     (height, width), most = dataset.records[0].size, grid * grid
     fit = [record for record in dataset.records if record.size == (height, width)]
     for number in range(len(fit) // most):
@@ -48,7 +48,7 @@ def canvases(detector: rcnn.Detector, dataset: Dataset, grid: int, folder: Path)
 
 
 def edges_on_borders(detector: rcnn.Detector, canvas: Record, picture: Record) -> int:
-    """Count the edges of windows that lie on a border between pictures."""
+    """Count the edges of windows that are on a border between pictures."""
     count = 0
     for view in detector.viewer.views(canvas.size):
         for start, length, whole, step in zip(view[:2], view.size, canvas.size, picture.size, strict=True):
@@ -58,15 +58,15 @@ def edges_on_borders(detector: rcnn.Detector, canvas: Record, picture: Record) -
 
 
 def scored(detector: rcnn.Detector, dataset: Dataset) -> tuple[float, float]:
-    """AP50 and AP with every box counted."""
+    """Return AP50 and AP with all boxes counted."""
     metrics = evaluate(detector, dataset, batch=4, losses=False)
     coco = coco_metrics(metrics.truths, metrics.predictions, len(dataset.names), EVERY)
     return coco.ap50, coco.ap
 
 
 def times(detector: rcnn.Detector, canvas: np.ndarray) -> Iterator[tuple[float, int, float]]:
-    """Megapixels, windows and CPU seconds of one, two and four canvases in one picture."""
-    detector.predict(canvas[:1000, :1000])  # what the first call does once
+    """Yield megapixels, windows and CPU seconds of one, two and four canvases in one picture."""
+    detector.predict(canvas[:1000, :1000])  # one-time work of the first call
     for repeats in ((1, 1, 1), (2, 1, 1), (2, 2, 1)):
         picture = np.tile(canvas, repeats)
         begun = time.process_time()

@@ -2,8 +2,8 @@
 
     python benchmarks/loading.py DATA [--sides 448,800] [--epochs 3] [--against SRC]
 
-`--against` names the `src` folder of another version, whose measurements take turns with those of this one. Each is of
-one thread, with `data.workers=0`, in a process of its own; the time is of the process, so that waiting does not count.
+`--against` names the `src` folder of another version, which is measured in turn with this one. Each measurement runs in
+its own process with one thread and `data.workers=0`, and counts the CPU time of the process.
 """
 
 import argparse
@@ -17,11 +17,11 @@ from pathlib import Path
 
 HERE = Path(__file__).parents[1] / "src"
 LONG = 1.667
-"""The longer side is at most so many times the shorter one, as 800 and 1,333."""
+"""Limit of the longer side over the shorter one, as in 800 and 1,333."""
 
 
 def measure(data: str, side: int) -> float:
-    """Milliseconds per image over one epoch, after a warm-up of one batch."""
+    """Return the milliseconds per image over one epoch, after a warm-up of one batch."""
     import torch
 
     from rcnn.data.formats.find import open_splits
@@ -41,7 +41,7 @@ def measure(data: str, side: int) -> float:
 
 
 def of_version(source: Path, data: str, side: int) -> float:
-    """`measure` in a process that imports another version."""
+    """Run `measure` in a process that imports another version."""
     environment = {**os.environ, "PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, __file__, data, "--one", str(side)]
     done = subprocess.run(words, env=environment, stdout=subprocess.PIPE, text=True, check=True)

@@ -1,9 +1,9 @@
-"""`rcnn look`: how soon a large folder and a large data set are seen, how soon a slider answers, and the memory.
+"""`rcnn look`: time until a large folder and a large data set are shown, response time of a slider, and memory.
 
     python benchmarks/look.py [--pictures 100000] [--model blood-cells] [--folder /tmp]
 
-Needs Playwright and Chromium, found by `CHROMIUM` or on the PATH. The pictures are made, and then linked under many
-names. Times are from the line with the address, when the server answers, to a thumbnail in the browser.
+Needs Playwright and Chromium, found by `CHROMIUM` or on the PATH. A few pictures are made, and linked under many
+names. Times run from the line with the address, when the server is ready, to a thumbnail in the browser.
 """
 
 import argparse
@@ -26,10 +26,10 @@ from playwright.sync_api import sync_playwright
 
 SIZE = (480, 640)
 MADE = 50
-"""Pictures that differ."""
+"""Number of different pictures."""
 
 MOVES = 30
-"""Values that a slider is moved to."""
+"""Values to which a slider is moved."""
 
 MANY = ("rpn.pre_test=2000", "rpn.post_test=1000", "roi.score=0", "roi.detections=1000")
 
@@ -39,7 +39,7 @@ detector = rcnn.load(sys.argv[1]).with_settings(sys.argv[3:])
 detector.predict(sys.argv[2])
 print([line for line in open("/proc/self/status") if line.startswith("VmRSS")][0].split()[1])
 """
-"""Prints the memory of a process that has loaded a detector and predicted a picture, KiB."""
+"""Prints the memory of a process that has loaded a detector and predicted a picture, in KiB."""
 
 MOVE = """async ([name, value]) => {
   const labels = [...document.querySelectorAll("#sliders label")];
@@ -54,7 +54,7 @@ MOVE = """async ([name, value]) => {
   await drawn;
   return performance.now() - start;
 }"""
-"""Milliseconds from the move of a slider until the boxes are others."""
+"""Return the milliseconds from the move of a slider until the boxes change."""
 
 PREDICTED = """() => {
   const text = document.querySelector("#count").textContent;
@@ -79,7 +79,7 @@ def main() -> None:
 
 
 def first_sight(browser: Any, top: Path, pictures: int) -> None:
-    """Print when the page and the first thumbnail of many pictures are seen."""
+    """Print the time until the page and the first thumbnail of many pictures are shown."""
     make(top / "set", pictures)
     for name, data in (("folder", "set/images"), ("labels, first time", "set"), ("labels, again", "set")):
         with server(top, str(top / data)) as (_, address):
@@ -88,7 +88,7 @@ def first_sight(browser: Any, top: Path, pictures: int) -> None:
 
 
 def sliders(browser: Any, top: Path, model: str) -> None:
-    """Print how soon sliders answer on a picture of 1,000 proposals, and the memory of the server afterwards."""
+    """Print the response time of sliders on a picture with 1,000 proposals, and then the memory of the server."""
     make(top / "few", 40)
     with server(top, model, str(top / "few"), *MANY) as (process, address):
         page = browser.new_page(bypass_csp=True)
@@ -111,7 +111,7 @@ def sliders(browser: Any, top: Path, model: str) -> None:
 
 
 def make(folder: Path, number: int) -> None:
-    """A COCO data set of so many pictures with five objects each."""
+    """Write a COCO data set of `number` pictures with five objects each."""
     rng = np.random.default_rng(0)
     (folder / "images").mkdir(parents=True)
     (folder / "annotations").mkdir()
@@ -140,7 +140,7 @@ def make(folder: Path, number: int) -> None:
 
 @contextmanager
 def server(top: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """`rcnn look` and its address."""
+    """Start `rcnn look`, and yield its process and address."""
     environment = {**os.environ, "XDG_CACHE_HOME": str(top / "cache"), "PYTHONUNBUFFERED": "1"}
     command = [sys.executable, "-m", "rcnn", "look", *words, "--no-open"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=top) as process:
@@ -152,7 +152,7 @@ def server(top: Path, *words: str) -> Iterator[tuple[subprocess.Popen[str], str]
 
 
 def sight(browser: Any, address: str) -> tuple[float, float, str]:
-    """Seconds to the page, and to its first thumbnail, and what the page said before."""
+    """Return the seconds to the page and to its first thumbnail, and the text of the page before."""
     start, page = time.perf_counter(), browser.new_page(bypass_csp=True)
     page.goto(address)
     first = time.perf_counter() - start
@@ -165,7 +165,7 @@ def sight(browser: Any, address: str) -> tuple[float, float, str]:
 
 
 def memory(process: int) -> int:
-    """Memory of a process, KiB."""
+    """Return the memory of a process in KiB."""
     lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS")).split()[1])
 

@@ -1,4 +1,4 @@
-"""Memory of training and of prediction, each in a process of its own.
+"""Memory of training and of prediction, each in its own process.
 
     python benchmarks/memory.py [--batch 8] [--size 448 608] [--steps 10] [--images 2000] [--part windows]
 
@@ -19,12 +19,12 @@ from PIL import Image
 
 
 def peak() -> float:
-    """GB that this process has used at most."""
+    """Return the peak memory of this process in GB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def resident() -> float:
-    """MB that this process uses now (Linux)."""
+    """Return the memory of this process in MB (Linux)."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
 

@@ -1,22 +1,22 @@
-"""Do imported detectors give torchvision's boxes, labels and scores?
+"""Check that imported detectors give torchvision's boxes, labels and scores.
 
     python benchmarks/parity_torchvision.py [--images 50] [--short 320] [--proposals N] [--arch NAME] [--coco]
         [--device cpu]
 
-Pictures of noise, of odd sizes, go through torchvision's detector and through ours, which `rcnn.from_torchvision` made
-of it, as far as the boxes in the resized image. Weights are random with outputs that spread like trained ones, and
-these perturbed by a tenth; with --coco, torchvision's COCO weights (downloaded), and these perturbed by a fiftieth. In
-float64 both get the same pixels, and torchvision's NMS, which offsets the classes to keep them apart, is replaced by
-its own one for each class. In float32 each prepares the picture itself, and torchvision runs as it comes.
+Pictures of noise with odd sizes are processed by torchvision's detector and by ours, made from it by
+`rcnn.from_torchvision`, up to the boxes in the resized image. Weights are random with outputs that spread like trained
+ones, and the same perturbed by a tenth; with --coco, torchvision's COCO weights (downloaded), and the same perturbed by
+a fiftieth. In float64 both process the same pixels, and torchvision's NMS, which offsets the classes to separate them,
+is replaced by its per-class NMS. In float32 each prepares the picture itself, and torchvision runs with its defaults.
 
-Two detections are a pair within 0.01 px and 1e-4 in score (float64: 1e-6 px and 1e-9). Whatever has no partner is
-traced: if the other library computed the same box and score, it was selected otherwise, and a tie within rounding must
-be the cause: at an IoU threshold, between two scores, at the last place of the best; or it follows from another such
-one. Where the other library never computed it, its proposal must be such a tie of the first stage. What has no such
-cause is counted as unexplained; what the other has within five times the limits, as rounding beyond them.
+Two detections are a pair within 0.01 px and 1e-4 in score (float64: 1e-6 px and 1e-9). A detection without a partner
+is traced. If the other library computed the same box and score, it was selected differently, and a tie within rounding
+must be the cause: at an IoU threshold, between two scores, at the last rank; or it follows from another such case. If
+the other library never computed it, its proposal must be such a tie of the first stage. Detections without such a cause
+count as unexplained; those that the other library has within five times the limits, as rounding beyond the limits.
 
-None may be unexplained, or the command fails when it is done. In float64 no IoU lies at a threshold by rounding and
-nothing is rounded beyond the limits either, so all must be pairs but for those of equal scores.
+If any is unexplained, the command fails in the end. In float64 no IoU is at a threshold by rounding and nothing is
+rounded beyond the limits, so all must be pairs except those of equal scores.
 """
 
 import argparse
@@ -43,7 +43,7 @@ from rcnn.model.structures import Batch, NormalisedBatch
 PAIR = {torch.float32: (0.01, 1e-4), torch.float64: (1e-6, 1e-9)}
 TIE_IOU, TIE_SCORE = 1e-3, 1e-4
 UNEXPLAINED, ROUNDED = {"UNEXPLAINED"}, {"IoU at the threshold", "rounding beyond the limits"}
-"""Causes that there must not be, at all and in float64."""
+"""Causes that must not occur, in any precision and in float64."""
 SPREAD = (
     ("rpn.head.cls_logits", 1.5),
     ("rpn.head.bbox_pred", 0.15),
@@ -53,7 +53,7 @@ SPREAD = (
 
 
 class Found(NamedTuple):
-    """What one library says of an image; rows of candidates are (proposal, class).
+    """The results of one library for an image; rows of candidates are (proposal, class).
 
     Attributes:
         boxes, scores, labels: the detections.
@@ -73,7 +73,7 @@ class Found(NamedTuple):
 
 @torch.no_grad()
 def spread(model: Any) -> None:
-    """Norms with real statistics, then logits and deltas of these standard deviations."""
+    """Give norms the statistics of random images, then logits and deltas these standard deviations."""
     images = [torch.rand(3, 257, 321) for _ in range(4)]
     norms = [layer for layer in model.modules() if isinstance(layer, nn.BatchNorm2d)]
     for norm in norms:
@@ -101,7 +101,7 @@ def _rows(output: Tensor) -> Tensor:
 
 @torch.no_grad()
 def perturb(model: nn.Module, share: float) -> None:
-    """Every weight changed by this share of itself, at random."""
+    """Change every weight at random by this share of its value."""
     for tensor in model.parameters():
         tensor *= 1 + share * torch.randn_like(tensor).clamp(-3, 3)
 
@@ -118,7 +118,7 @@ def nms_by_class(wanted: bool) -> Iterator[None]:
 
 
 def theirs(model: Any, images: Tensor, size: tuple[int, int]) -> Found:
-    """Torchvision's answers for one image, and what they were selected from."""
+    """Return torchvision's results for one image, and the candidates from which they were selected."""
     features, listed = model.backbone(images), ImageList(images, [size])
     logits, deltas = model.rpn.head(list(features.values()))
     flat = torchvision.models.detection.rpn.concat_box_prediction_layers(logits, deltas)[1]
@@ -143,7 +143,7 @@ def theirs(model: Any, images: Tensor, size: tuple[int, int]) -> Found:
 def ours(
     model: rcnn.FasterRCNN, kind: type[Batch] | type[NormalisedBatch], images: Tensor, size: tuple[int, int]
 ) -> Found:
-    """Our answers for one image, and what they were selected from; `kind` says what its pixels are."""
+    """Return our results for one image, and the candidates that they were selected from; `kind` is the batch type."""
     sizes = images.new_tensor([size])
     _, out, proposals, (said,), found = model.execute(kind(images, sizes, torch.ones_like(sizes), sizes))
     kept, real = found.valid[0], proposals.valid[0]
@@ -166,7 +166,7 @@ def near(a: Tensor, b: Tensor, limit: float) -> Tensor:
 
 
 def partners(a: Found, b: Found) -> Tensor:
-    """(N,) the detection of `b` that is the same as each of `a`, or -1."""
+    """Return (N,) the index of the detection of `b` that equals each of `a`, or -1."""
     pixels, score = PAIR[a.boxes.dtype]
     same = near(a.boxes, b.boxes, pixels) & (a.labels[:, None] == b.labels)
     same &= (a.scores[:, None] - b.scores).abs() <= score
@@ -174,7 +174,7 @@ def partners(a: Found, b: Found) -> Tensor:
 
 
 def reasons(a: Found, b: Found, settings: rcnn.Settings) -> Counter[str]:
-    """Why detections of `a` have no partner in `b`."""
+    """Return the causes why detections of `a` have no partner in `b`."""
     pixels, score = PAIR[a.boxes.dtype]
     alone_a, alone_b = partners(a, b) < 0, partners(b, a) < 0
     classes = len(a.boxes_all) // max(1, len(a.proposals))
@@ -213,7 +213,7 @@ def reasons(a: Found, b: Found, settings: rcnn.Settings) -> Counter[str]:
 
 @torch.no_grad()
 def compare(model: Any, options: argparse.Namespace, dtype: torch.dtype) -> tuple[str, bool]:
-    """One line of the report, and whether the claim holds."""
+    """Return one line of the report, and whether the claim holds."""
     detector = rcnn.from_torchvision(model)
     exact = dtype == torch.float64
     a = copy.deepcopy(model).to(options.device, dtype).eval()
@@ -281,7 +281,7 @@ def main() -> None:
             if kind == "perturbed":
                 perturb(model, 0.02 if options.coco else 0.1)
                 if not options.coco:
-                    spread(model)  # else the statistics of its norms fit no more, and rounding errors grow
+                    spread(model)  # else the statistics of its norms no longer fit, and rounding errors grow
             for dtype in (torch.float64, torch.float32):
                 line, holds = compare(model, options, dtype)
                 print(f"{name:38} {kind:10} {line}", flush=True)

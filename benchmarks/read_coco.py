@@ -2,9 +2,9 @@
 
     python benchmarks/read_coco.py [--images 118287] [--annotations 860001] [--turns 2]
 
-The json is made up: 118,287 images, 860,001 annotations with a box and a polygon, about 200 MB. Each program reads it
-in a process of its own, in turn. rcnn looks for every image file, and those are there, but empty: no image is opened,
-its size is taken to be the one that the json declares. The command fails if a program does not find all of them.
+The json is synthetic: 118,287 images, 860,001 annotations with a box and a polygon, about 200 MB. Each program reads it
+in its own process, in turn. rcnn looks for every image file; the files exist but are empty, as no image is opened: its
+size is the one in the json. The command fails if a program does not find all of them.
 """
 
 import argparse
@@ -22,7 +22,7 @@ WIDTH, HEIGHT = 640, 480
 
 
 def peak() -> float:
-    """GB that this process has used at most (Linux). `ru_maxrss` would count what its parent had used, too."""
+    """Return the peak memory of this process in GB (Linux). `ru_maxrss` would include that of its parent."""
     status = Path("/proc/self/status").read_text()
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20
 
@@ -73,7 +73,7 @@ def ours(file: Path) -> tuple[int, int]:
 
 
 def pycocotools(file: Path) -> tuple[int, int]:
-    """As `ours`, of pycocotools."""
+    """Like `ours`, for pycocotools."""
     from pycocotools.coco import COCO
 
     before = peak()

@@ -3,15 +3,14 @@
     python benchmarks/runtimes.py BCCD [--only trained] [--runs 7] [--files FOLDER]
         [--weights blood-cells] [--pictures 8] [--network resnet50-fpn] [--size 800 1088]
 
-CPU time of one thread, medians, and the median of the ratios to float32 in PyTorch, run by run. `blood-cells` sees
-pictures of BCCD, and is compared on them lying, upright and cut square, in batches of 1, 2 and 4; `resnet50-fpn`, with
-random weights that are scaled until the boxes differ, sees one of 800 x 1088, beside torchvision's
-`fasterrcnn_resnet50_fpn` as its own legacy exporter writes it, in onnxruntime. Exported files are kept in the folder of
---files and used again. Some 15 minutes.
+Prints medians of the CPU time of one thread, and the median ratio to float32 in PyTorch, run by run. `blood-cells`
+predicts pictures of BCCD, and is compared on them in landscape, in portrait and cut square, in batches of 1, 2 and 4.
+`resnet50-fpn`, with random weights that are scaled until the boxes differ, predicts one of 800 x 1088, and so does
+torchvision's `fasterrcnn_resnet50_fpn` in onnxruntime, as exported by the legacy exporter. Exported files are kept in
+the folder of --files and reused. This takes about 15 minutes.
 
-In float32, onnxruntime and OpenVINO must give 0.995 of the detections of PyTorch (`rcnn.exporting.parity`), or the
-command fails when it is done. In bfloat16 scores differ by more than that limit, so nothing is claimed of their
-agreement.
+In float32, onnxruntime and OpenVINO must match 0.995 of the detections of PyTorch (`rcnn.exporting.parity`), or the
+command fails in the end. In bfloat16 scores differ by more than that limit, so no agreement is claimed.
 """
 
 import argparse
@@ -39,7 +38,7 @@ from rcnn.presets import build, settings_of
 
 
 def runtimes(detector: Detector, folder: Path, name: str) -> dict[str, Detector]:
-    """The same detector on every runtime; files that are not there yet are written."""
+    """Return the same detector on every runtime; missing files are written."""
     found = {"eager": detector, "eager bf16": detector.with_settings(["predict.precision=bf16"])}
     for title, suffix in (("onnxruntime", "onnx"), ("OpenVINO", "xml")):
         file = folder / f"{name}.{suffix}"
@@ -51,7 +50,7 @@ def runtimes(detector: Detector, folder: Path, name: str) -> dict[str, Detector]
 
 
 def timed(programs: dict[str, Callable[[], object]], runs: int) -> dict[str, list[float]]:
-    """CPU seconds of each program, run in turn; the first round is not counted."""
+    """Return the CPU seconds of each program, run in turn; the first round is not counted."""
     times: dict[str, list[float]] = {name: [] for name in programs}
     for number in range(runs + 1):
         for name, program in programs.items():
@@ -70,7 +69,7 @@ def report(title: str, times: dict[str, list[float]], notes: dict[str, str]) -> 
 
 
 def agreement(found: dict[str, Detector], batches: list[Batch]) -> dict[str, Parity]:
-    """What each runtime has in common with the first."""
+    """Return the agreement of each runtime with the first."""
     return {name: compare(found["eager"].runtime, one.runtime, batches) for name, one in found.items()}
 
 
@@ -79,14 +78,14 @@ def noted(parities: dict[str, Parity]) -> dict[str, str]:
 
 
 def disagreeing(title: str, parities: dict[str, Parity]) -> list[str]:
-    """The runtimes in float32 whose agreement is below the claim."""
+    """Return the runtimes in float32 whose agreement is below the claim."""
     found = {name: parity for name, parity in parities.items() if not name.endswith("bf16")}
     lost = {name: one for name, one in found.items() if not (one.detections and one.holds)}
     return [f"{title}, {name} ({one.agreed} of {one.detections} detections)" for name, one in lost.items()]
 
 
 def trained(weights: str, data: Path, folder: Path, runs: int, shown: int) -> list[str]:
-    """Print times, agreement and AP, and return what disagrees."""
+    """Print times, agreement and AP, and return the runtimes that disagree."""
     detector, name = rcnn.load(weights, device="cpu"), Path(weights).stem
     found, preprocessor = runtimes(detector, folder, name), detector.preprocessor
     pictures = [read_picture(path, detector.settings) for path in sorted(data.glob("JPEGImages/*.jpg"))[:shown]]
@@ -113,7 +112,7 @@ def trained(weights: str, data: Path, folder: Path, runs: int, shown: int) -> li
 
 
 def random_detector(network: str, size: tuple[int, int]) -> Detector:
-    """A preset with random weights that are scaled until boxes differ."""
+    """Return a preset with random weights that are scaled until boxes differ."""
     torch.manual_seed(0)
     short, long = min(size), max(max(size), min(size) * 5 // 3)
     changes = [f"preprocess.short={short}", f"preprocess.long={long}", "rpn.post_test=1000"]
@@ -125,7 +124,7 @@ def random_detector(network: str, size: tuple[int, int]) -> Detector:
 
 
 def random(network: str, folder: Path, runs: int, size: tuple[int, int]) -> list[str]:
-    """Print times and agreement, and return what disagrees."""
+    """Print times and agreement, and return the runtimes that disagree."""
     detector = random_detector(network, size)
     preprocessor = detector.preprocessor
     lying = list(export.made_up(preprocessor))[1]
@@ -144,7 +143,7 @@ def random(network: str, folder: Path, runs: int, size: tuple[int, int]) -> list
 
 
 def torchvision_exported(path: Path, size: tuple[int, int]) -> onnxruntime.InferenceSession | None:
-    """Torchvision's detector through `torch.onnx.export(..., dynamo=False)`; None where that fails."""
+    """Return torchvision's detector from `torch.onnx.export(..., dynamo=False)`, or None if that fails."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 4
     try:

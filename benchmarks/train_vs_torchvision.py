@@ -1,11 +1,11 @@
-"""Training against torchvision's FasterRCNN: seconds an image in turn and in one run, and AP after equal epochs.
+"""Training compared with torchvision's FasterRCNN: seconds per image in turn, in one run, and AP after equal epochs.
 
     python benchmarks/train_vs_torchvision.py DATA --init WEIGHTS --runs 5
     python benchmarks/train_vs_torchvision.py DATA --init WEIGHTS --runs 0 --epochs 3 --seeds 0 1 2
         [--split test] [--only NAME ...]
     [--batch 8] [--settings section.key=value ...]
 
-All see the same batches of DATA, start from the same MobileNetV2 weights, and train the same layers with the same
+All train on the same batches of DATA, start from the same MobileNetV2 weights, and train the same layers with the same
 optimiser and schedule, without averaging of weights.
 torchvision: its FPN of 256 channels and head of 1024, 2000 proposals, 512 RoIs, float32.
 Ours: the same network and numbers; the same network with our numbers (1000 to 500 proposals, 128 RoIs); and the preset
@@ -119,7 +119,7 @@ def step(program: Ours | Torchvision, item: Item) -> None:
 
 
 def train(program: Ours | Torchvision, loader: Loader, settings: Settings) -> float:
-    """Minutes of `train.epochs` passes, with the schedule of `rcnn train` and without validation."""
+    """Return the minutes of `train.epochs` epochs, with the schedule of `rcnn train` and without validation."""
     begun, number, total = time.perf_counter(), 0, settings.train.epochs * loader.steps
     for epoch in range(settings.train.epochs):
         for item in loader.epoch(epoch):
@@ -146,7 +146,7 @@ def torchvision_ap(program: Torchvision, test_set: Dataset, settings: Settings) 
 
 
 def compare_times(programs: dict[str, Callable[[], Ours | Torchvision]], item: Item, runs: int) -> None:
-    """Print the median seconds an image of one step of each program, measured in turn."""
+    """Print the median seconds per image of one step of each program, measured in turn."""
     made, times = {name: make() for name, make in programs.items()}, {name: [] for name in programs}
     for number in range(runs + 1):
         for name, program in made.items():
@@ -165,7 +165,7 @@ def compare_times(programs: dict[str, Callable[[], Ours | Torchvision]], item: I
 def score(
     make: Callable[[], Ours | Torchvision], name: str, settings: Settings, sets: tuple[Dataset, Dataset], seed: int
 ) -> float:
-    """AP on the second set after a training on the first; prints it."""
+    """Print and return AP on the second data set after a training on the first."""
     train_set, test_set = sets
     torch.manual_seed(seed)
     program = make()

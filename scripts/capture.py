@@ -2,8 +2,8 @@
 
     python scripts/capture.py SMEAR.jpg [--out docs/images/terminal.svg]
 
-SMEAR.jpg is any photograph of a blood smear. The other commands see made-up images of shapes, two of which get a faulty
-label first. Some three minutes on two cores.
+SMEAR.jpg is any photograph of a blood smear. The other commands run on synthetic images of shapes, two of which get a
+faulty label first. This takes about three minutes on two cores.
 """
 
 import argparse
@@ -41,12 +41,12 @@ FAULTS = {
     "train_00003": (r"<xmin>\d+</xmin>", "<xmin>400</xmin>"),
     "train_00005": (r"<ymin>\d+(</ymin><xmax>\d+</xmax><ymax>)\d+", r"<ymin>200\g<1>200"),
 }
-"""Label file -> what is replaced in its first box, and by what: an inverted box, and one without height."""
+"""Label file -> the text to replace in its first box, and its replacement: an inverted box, and one without height."""
 CONTROL = re.compile(r"(\r?\n|\r|\x1b\[[\d;]*[AK]|\x1b\[\?\d+[hl])")
 
 
 def main() -> None:
-    """Make the data, run the commands, draw what they print."""
+    """Make the data, run the commands, and draw their output."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("smear", type=Path)
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images" / "terminal.svg")
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def terminal_output(command: str, folder: Path) -> str:
-    """What the command writes to a terminal of `COLUMNS` columns, control sequences included."""
+    """Return the output of the command on a terminal of `COLUMNS` columns, including control sequences."""
     ours, its = pty.openpty()
     fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", 60, COLUMNS, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES", "NO_COLOR")}
@@ -85,7 +85,7 @@ def terminal_output(command: str, folder: Path) -> str:
     try:
         while chunk := os.read(ours, 65536):
             chunks.append(chunk)
-    except OSError:  # Linux's way to say that the other end is closed
+    except OSError:  # on Linux, the other end is closed
         pass
     os.close(ours)
     process.wait()
@@ -93,7 +93,7 @@ def terminal_output(command: str, folder: Path) -> str:
 
 
 def screen(output: str) -> list[str]:
-    """The lines that stay on the screen: live lines and progress bars erase what they wrote."""
+    """Return the lines that remain on the screen: live lines and progress bars erase themselves."""
     lines, row = [""], 0
     for index, part in enumerate(CONTROL.split(output)):
         if index % 2 == 0:  # text and control sequences alternate

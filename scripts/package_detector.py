@@ -1,4 +1,4 @@
-"""Make the file of a detector that comes with the package out of what training saved.
+"""Make the file of a packaged detector from the weights of a training.
 
     python scripts/package_detector.py LAST.safetensors OUT.safetensors --threshold 0.7
 

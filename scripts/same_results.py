@@ -2,12 +2,12 @@
 
     python scripts/same_results.py OLD NEW      # revisions of git; `.` is the working tree as it is
 
-The old version makes what both versions read: images, detectors, a run that was interrupted, exported files. Then both
-train, run commands and write files, each in a process of one thread, and the files are compared. What differs is
-listed, and the exit status is 1. `--only` takes some of the parts, which are the keys of `TRAININGS` and `PARTS`.
+The old version writes the files that both versions read: images, detectors, an interrupted run, exported files. Then
+both train, run commands and write files, each in a process of one thread, and the files are compared. If there are
+differences, they are listed, and the exit status is 1. `--only` selects parts: keys of `TRAININGS` and `PARTS`.
 
 Import paths may differ between the versions. Only the command line, `rcnn.__all__`, `rcnn.presets.PRESETS` and
-`rcnn.data.synthetic.synthesise` are used. Wording may differ too: of texts only the numbers are compared.
+`rcnn.data.synthetic.synthesise` are used. Wording may differ too: only the numbers in texts are compared.
 """
 
 import argparse
@@ -49,7 +49,7 @@ SMALL = (
 )
 """Settings of a training on two small images that ends after one step."""
 PAPER = "anchors.sizes=[[16,24,32]]"
-"""Anchors that fit into small images, for the presets of the paper, which drop the others."""
+"""Anchors that fit into small images, for the presets of the paper, which drop anchors that do not fit."""
 TRAININGS: dict[str, tuple[str, ...]] = {
     "joint": ("mobilenet-fpn", "train.init=blood-cells"),
     "joint-full": ("mobilenet-fpn", "train.init=blood-cells", "train.scheme=joint-full", "train.target_gradient=true"),
@@ -63,14 +63,14 @@ TRAININGS: dict[str, tuple[str, ...]] = {
         *("train.accumulate=2", "augment.transpose=0.5", "augment.rescale=0.5"),
     ),
 }
-"""Name -> preset and changes of its settings; the last one is of settings that no preset has."""
+"""Name -> preset and changes of its settings; the last one has settings of no preset."""
 DETECTORS: dict[str, tuple[str, ...]] = {
     "resnet": ("resnet18-fpn", *SMALL),
     "max-pool": ("paper-zf", *SMALL, PAPER),
     "warp": ("tiny-fpn", *SMALL, "roi.pool=warp"),
     "one-stage": ("paper-zf-one-stage", *SMALL, PAPER),
 }
-"""Name -> preset and changes of detectors that the old version makes, besides `shapes`, which has learnt something."""
+"""Name -> preset and changes of detectors that the old version makes, besides `shapes`, which is trained."""
 TORCHVISION = ("fasterrcnn_resnet50_fpn", "fasterrcnn_resnet50_fpn_v2", "fasterrcnn_mobilenet_v3_large_320_fpn")
 DETECTRON2 = {"fpn": "faster_rcnn_R_50_FPN_1x", "c4": "faster_rcnn_R_50_C4_1x", "rpn": "rpn_R_50_FPN_1x"}
 """Name of a pickle in the tests -> architecture."""
@@ -127,7 +127,7 @@ def main() -> int:
 
 
 def _tree(revision: str, path: Path) -> Path:
-    """The source of a revision, in a work tree of its own."""
+    """Provide the source of a revision in a separate work tree."""
     if revision == ".":
         return ROOT
     subprocess.run(["git", "-C", ROOT, "worktree", "add", "--quiet", "--detach", path, revision], check=True)
@@ -143,13 +143,13 @@ def _start(tree: Path, task: str, *arguments: Any) -> "subprocess.Popen[bytes]":
 
 
 def _wait(processes: Iterable["subprocess.Popen[bytes]"]) -> None:
-    """Wait for all, and exit with 2 if one of them failed."""
+    """Wait for all processes, and exit with 2 if one of them failed."""
     codes = [process.wait() for process in processes]
     if any(codes):
         raise SystemExit(2)
 
 
-# What the old version makes for both
+# Files that the old version writes for both
 
 
 def make_data(folder: str) -> None:
@@ -233,7 +233,7 @@ def make_old_files(folder: str) -> None:
         command(f"{name}-export", "export", run.best, "--out", f"{name}.{suffix}")
 
 
-# What both versions compute
+# Computations of both versions
 
 
 def compute(folder: str, out: str, names: list[str]) -> None:
@@ -304,7 +304,7 @@ def part_predict(data: Path) -> None:
 
 
 def part_val(data: Path) -> None:
-    """Score the packaged detector and a trained one, the latter also with given proposals."""
+    """Score the packaged detector and a trained one, the latter also with external proposals."""
     shapes = ("val", data / "models" / "shapes-1", data / "shapes", "--json")
     command("blood-cells", "val", "blood-cells", data / "blood-cells", "--json", "--out=blood-cells")
     command("shapes", *shapes, "--out=shapes")
@@ -312,7 +312,7 @@ def part_val(data: Path) -> None:
 
 
 def part_why(data: Path) -> None:
-    """Ask for the losses of the packaged detector and of a trained one."""
+    """Compute the losses of the packaged detector and of a trained one."""
     command("blood-cells", "why", "blood-cells", data / "blood-cells", "--score=0.05", "--out=blood-cells", "--json")
     command("shapes", "why", data / "models" / "shapes-1", data / "shapes", "--out=shapes", "--json")
 
@@ -324,7 +324,7 @@ def part_anchors(data: Path) -> None:
 
 
 def part_explain(data: Path) -> None:
-    """Explain an image to a detector with a pyramid, and to one without."""
+    """Explain the detections of a detector with a pyramid, and of one without."""
     for name, images in (("shapes", "shapes"), ("max-pool", "small")):
         image = min((data / images / "images" / "val").iterdir())
         model = data / "models" / f"{name}-1"
@@ -332,7 +332,7 @@ def part_explain(data: Path) -> None:
 
 
 def part_import(data: Path) -> None:
-    """Import checkpoints of torchvision, detectron2 and Caffe, and export them again where there is a way back."""
+    """Import checkpoints of torchvision, detectron2 and Caffe, and export them again where that is possible."""
     names = ("--names", "a,b,c,d,e", "--json")
     for arch in TORCHVISION:
         command(arch, "import", data / f"{arch}.pth", "--arch", arch, "--out", f"{arch}.safetensors", *names)
@@ -354,7 +354,7 @@ def part_export(data: Path) -> None:
     command("max-pool", "export", models / "max-pool-1", "--out=max-pool.onnx", "--json")
     command("warp", "export", models / "warp-1", "--out=warp.xml", "--json")
     for path in Path().glob("*.txt"):
-        path.unlink()  # says the size of the file
+        path.unlink()  # prints the size of the file
 
 
 def part_presets(data: Path) -> None:
@@ -388,7 +388,7 @@ def part_old(data: Path) -> None:
 
 
 def part_help(_: Path) -> None:
-    """Write down the arguments, options, types and defaults of every command, without the text of the help."""
+    """Write the arguments, options, types and defaults of every command, without the text of the help."""
     commands: dict[str, list[list[str]]] = {}
     left = [""]
     for words in left:
@@ -418,7 +418,7 @@ PARTS: dict[str, Callable[[Path], None]] = {
     "old": part_old,
     "help": part_help,
 }
-"""Name -> what writes files into the current folder, given the folder of what the old version made."""
+"""Name -> function that writes files into the current folder, called with the folder of the old version's files."""
 
 
 # How files are compared
@@ -446,7 +446,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> Iterator[str]:
 
 
 def _results(out: Path, pictures: bool = True) -> Iterator[Path]:
-    """Yield the files to compare. Not checkpoints, whose form may change: they are continued instead."""
+    """Yield the files to compare, without checkpoints, whose format may change: they are resumed instead."""
     suffixes = [suffix for suffix in READERS if pictures or suffix not in PICTURES]
     for path in out.rglob("*"):
         if path.suffix in suffixes and path.name not in UNREAD and path.parent.name != "checkpoints":
@@ -454,7 +454,7 @@ def _results(out: Path, pictures: bool = True) -> Iterator[Path]:
 
 
 def _difference(a: Any, b: Any) -> str | None:
-    """In words; None where both are the same, bit for bit."""
+    """Return a description, or None if both are equal bit for bit."""
     if not isinstance(a, Tensor):
         return None if repr(a) == repr(b) else f"{a} and {b}"
     if (a.dtype, a.shape) != (b.dtype, b.shape):
@@ -465,7 +465,7 @@ def _difference(a: Any, b: Any) -> str | None:
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of nested JSON by their dotted names. Of sentences, which may be reworded, only the numbers."""
+    """Yield the leaves of nested JSON by their dotted names; only the numbers of sentences, which may be reworded."""
     if isinstance(value, dict | list):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             if key not in UNSTABLE:
@@ -493,7 +493,7 @@ def _read_text(path: Path) -> dict[str, Any]:
 
 
 def _read_page(path: Path) -> dict[str, Any]:
-    """The numbers that a page holds for its scripts, sorted, since names and order are the page's own."""
+    """Return the numbers that a page contains for its scripts, sorted, since names and order may change."""
     scripts = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', path.read_text(encoding="utf-8"), re.S)
     leaves = [leaf for script in scripts for _, leaf in _flat(json.loads(script))]
     numbers = sorted(leaf for leaf in leaves if isinstance(leaf, int | float))
@@ -506,7 +506,7 @@ def _read_picture(path: Path) -> dict[str, Any]:
 
 
 def _read_weights(path: Path) -> dict[str, Any]:
-    """Tensors, and what the entry of the detector says: settings, class names, threshold."""
+    """Return the tensors, and the metadata of the detector: settings, class names, threshold."""
     data = path.read_bytes()
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
     return {**safetensors.torch.load(data), **dict(_flat(json.loads(header.get("rcnn", "{}"))))}
@@ -518,7 +518,7 @@ def _read_arrays(path: Path) -> dict[str, Any]:
 
 
 class Node(NamedTuple):
-    """A node of a graph: what it does by itself, and the names of its inputs and outputs."""
+    """A node of a graph: its operation, and the names of its inputs and outputs."""
 
     operator: str
     attributes: str
@@ -527,7 +527,7 @@ class Node(NamedTuple):
 
 
 def _graph(nodes: Iterable[Node], outputs: dict[Any, str], constants: dict[Any, str]) -> dict[str, Any]:
-    """Describe a graph in an order where inputs come first, whatever its inner values are called.
+    """Describe a graph with inputs before their users, regardless of the names of its inner values.
 
     Returns:
         For each operator the number of its nodes and a digest of their attributes and constants, and for each output a
@@ -561,7 +561,7 @@ def _read_onnx(path: Path) -> dict[str, Any]:
 
 
 def _read_openvino(path: Path) -> dict[str, Any]:
-    """The graph of an .xml file and the constants in the .bin file beside it."""
+    """Return the graph of an .xml file and the constants in the .bin file beside it."""
     root, binary = ElementTree.parse(path).getroot(), path.with_suffix(".bin").read_bytes()
     sources = {(edge.get("to-layer"), edge.get("to-port")): edge for edge in root.iter("edge")}
     nodes, outputs = [], {}
@@ -585,7 +585,7 @@ def _read_openvino(path: Path) -> dict[str, Any]:
 
 
 def _entry(text: str) -> Any:
-    """An entry of an exported file: JSON, or plain text."""
+    """Parse an entry of an exported file: JSON, or plain text."""
     try:
         return json.loads(text)
     except ValueError:
@@ -593,7 +593,7 @@ def _entry(text: str) -> Any:
 
 
 def _text(tensor: Tensor) -> str:
-    """Type, shape and a digest of the bits."""
+    """Return type, shape and a digest of the bits."""
     return f"{tensor.dtype} {tuple(tensor.shape)} {_digest(tensor.contiguous().numpy().tobytes())}"
 
 

@@ -23,7 +23,7 @@ QUALITY = 82
 
 
 def main() -> None:
-    """Start the server, open the page, save what is seen."""
+    """Start the server, open the page, and save a screenshot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("data")
