@@ -103,11 +103,8 @@ def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detec
     run = is_run(first)
     if len(names) == 1 and holds_runs(first):
         return None, None, Runs(first)
-    runs = (
-        Runs(Path(os.path.relpath(first.resolve().parent)), first)
-        if run
-        else Runs(arguments.RUNS if arguments.RUNS.is_dir() else None)
-    )
+    default = arguments.RUNS if arguments.RUNS.is_dir() else None
+    runs = Runs(Path(os.path.relpath(first.resolve().parent)), first) if run else Runs(default)
     is_model = len(names) == 2 or run or first.suffix in WEIGHTS or not first.exists()
     data = Path(names[-1]) if len(names) == 2 or not is_model else _data_of(first) if run else None
     if data is not None and not data.exists():
