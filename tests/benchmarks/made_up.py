@@ -1,4 +1,4 @@
-"""Data and weights for the benchmarks, in place of those that they measure."""
+"""Synthetic data and weights for the tests of the benchmarks."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from safetensors.torch import save_file
 from torchvision.models import mobilenet_v2
 
 CLASSES = ("class_0", "class_1")
-"""Of objects; the detectors with random weights of `runtimes` know them."""
+"""Class names of the objects, which are those of the random detectors of `runtimes`."""
 SIZES = ((96, 128), (128, 96))
-"""(height, width) of smears."""
+"""(height, width) of the smears."""
 
 
 def smear(size: tuple[int, int], seed: int) -> tuple[Image.Image, list[list[float]]]:
-    """A picture in which `blood-cells` finds red cells, and their boxes."""
+    """Return a picture in which `blood-cells` finds red cells, and their boxes."""
     rng, scale = np.random.default_rng(seed), 4
     height, width = (scale * side for side in size)
     picture = Image.new("RGB", (width, height), (228, 214, 208))
@@ -30,7 +30,7 @@ def smear(size: tuple[int, int], seed: int) -> tuple[Image.Image, list[list[floa
 
 
 def write_smears(root: Path) -> Path:
-    """A data set in VOC's layout, as BCCD's: the pictures of the first size, then those of the second."""
+    """Write a data set in VOC's layout like BCCD: four pictures of the first size, then four of the second."""
     for part in ("JPEGImages", "Annotations", "ImageSets/Main"):
         (root / part).mkdir(parents=True)
     names = []
@@ -56,7 +56,7 @@ def write_smears(root: Path) -> Path:
 
 
 def write_mobilenet(path: Path) -> Path:
-    """Random weights in the layout of torchvision's MobileNetV2."""
+    """Write random weights in the layout of torchvision's MobileNetV2."""
     torch.manual_seed(0)
     save_file({name: tensor.contiguous() for name, tensor in mobilenet_v2(weights=None).state_dict().items()}, path)
     return path

@@ -1,6 +1,6 @@
-"""Every script of `benchmarks` runs at its smallest size on made-up data, and fails where its claim does not hold.
+"""Every script of `benchmarks` runs at its smallest size on synthetic data, and fails if its claim does not hold.
 
-Those that need a GPU, a download, a browser or minutes are imported, and read their arguments.
+Scripts that need a GPU, a browser or minutes only print their help.
 """
 
 import os
@@ -25,23 +25,23 @@ SOURCE = FOLDER.parent / "src"
 
 
 def module(script: str) -> Any:
-    """A script as a module. They import each other by their names alone."""
+    """Import a script as a module. Scripts import each other by name, without a package."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(FOLDER)
         return import_module(script)
 
 
 class Data(NamedTuple):
-    """What scripts are given.
+    """Paths for the arguments of scripts.
 
     Attributes:
-        shapes: a data set of three splits of 64 x 96 pixels.
-        smears: one of made-up blood cells.
-        picture: one of these.
-        detector: a file of a small detector.
-        mobilenet: a file of a backbone's weights.
-        exported: a folder for exported files, which scripts share.
-        out: a folder to write to.
+        shapes: a data set of three splits, of 64 x 96 pixels.
+        smears: a data set of synthetic blood cells.
+        picture: a picture of `smears`.
+        detector: weights file of a small detector.
+        mobilenet: weights file of a backbone.
+        exported: folder for exported files, which scripts share.
+        out: folder to write to.
     """
 
     shapes: str
@@ -69,7 +69,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Data:
         "out": folder / "runs",
     }
     (folder / "exported").mkdir()
-    # Named and made as `runtimes` does, so that one export serves both parts of it, and `deploy`.
+    # The detector and its name are those of `runtimes`, so that both of its parts and `deploy` share one export.
     module("runtimes").random_detector("tiny-fpn", (64, 96)).save(parts["detector"])
     return Data(**{name: str(path) for name, path in parts.items()})
 
@@ -142,35 +142,35 @@ RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
         "mobilenet-fpn, float32: mean AP",
     ),
 }
-"""Script -> its arguments, and what it prints near its end."""
+"""Script -> its arguments, and a part of its output near the end."""
 ARGUMENTS_ONLY = {"gpu_vs_torchvision": "a GPU; test_gpu_vs_torchvision.py", "look": "a browser and minutes"}
-"""Script -> what it needs, or which file of tests it has."""
+"""Script -> its requirements, or its test file."""
 
 
 def start(script: str, *words: str) -> subprocess.CompletedProcess[str]:
-    """Run a script as a user does, in a process of its own."""
+    """Run a script in a new process, as a user does."""
     environment = {**os.environ, "PYTHONPATH": str(SOURCE), "OMP_NUM_THREADS": "1", "RCNN_OFFLINE": "1"}
     return subprocess.run(
         [sys.executable, str(FOLDER / f"{script}.py"), *words], capture_output=True, text=True, env=environment
     )
 
 
-def test_every_script_is_run_or_its_arguments_are_read() -> None:
+def test_every_script_runs_or_prints_its_help() -> None:
     assert not RUN.keys() & ARGUMENTS_ONLY.keys()
     assert RUN.keys() | ARGUMENTS_ONLY.keys() == {path.stem for path in FOLDER.glob("*.py")}
 
 
 @pytest.mark.more
 @pytest.mark.parametrize("script", RUN)
-def test_a_script_runs_on_made_up_data(script: str, data: Data) -> None:
-    words, printed = RUN[script]
+def test_a_script_runs_on_synthetic_data(script: str, data: Data) -> None:
+    words, text = RUN[script]
     ended = start(script, *words(data))
     assert ended.returncode == 0, ended.stdout + ended.stderr
-    assert printed in ended.stdout, ended.stdout + ended.stderr
+    assert text in ended.stdout, ended.stdout + ended.stderr
 
 
 @pytest.mark.parametrize("script", ARGUMENTS_ONLY)
-def test_a_script_reads_its_arguments(script: str) -> None:
+def test_a_script_prints_its_help(script: str) -> None:
     ended = start(script, "--help")
     assert ended.returncode == 0, ended.stderr
     assert f"python benchmarks/{script}.py" in ended.stdout
@@ -178,14 +178,14 @@ def test_a_script_reads_its_arguments(script: str) -> None:
 
 @pytest.fixture
 def fails(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
-    """Runs the `main` of a module in this process, which must exit with a sentence of its claim."""
+    """Run the `main` of a module in this process, which must exit with a sentence about its claim."""
     threads, tf32 = torch.get_num_threads(), (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32)
 
     def run(script: Any, sentence: str, *words: str) -> None:
         monkeypatch.setattr(sys, "argv", [script.__file__, *words])
         with pytest.raises(SystemExit, match=sentence) as ended:
             script.main()
-        assert isinstance(ended.value.code, str)  # which Python prints, and exits with 1
+        assert isinstance(ended.value.code, str)  # Python prints it, and exits with 1
 
     yield run
     torch.set_num_threads(threads)
@@ -195,7 +195,7 @@ def fails(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
 SOME_LOST = Parity(detections=1000, agreed=900, proposals=1, proposals_agreed=1)
 
 
-def test_infer_fails_where_detections_disagree(fails: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_infer_fails_if_detections_disagree(fails: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     script = module("infer_vs_torchvision")
     assert script.SHARE >= 0.99
     monkeypatch.setattr(script, "SCORE", -1.0)
@@ -206,17 +206,17 @@ def test_infer_fails_where_detections_disagree(fails: Callable[..., None], monke
 def test_a_pair_has_one_box_score_and_label() -> None:
     paired = module("infer_vs_torchvision").paired
     boxes, scores = torch.tensor([[0.0, 0, 9, 9], [20, 20, 30, 30]]), torch.tensor([0.9, 0.5])
-    one = {"boxes": boxes, "scores": scores, "labels": torch.tensor([1, 2])}
-    assert paired(one, one) == 1.0
+    found = {"boxes": boxes, "scores": scores, "labels": torch.tensor([1, 2])}
+    assert paired(found, found) == 1.0
     for key, value in (("boxes", boxes + 0.06), ("scores", scores + 2e-3), ("labels", torch.tensor([2, 1]))):
-        assert paired(one, {**one, key: value}) == 0.0
-    first = {key: value[:1] for key, value in one.items()}
-    none = {key: value[:0] for key, value in one.items()}
-    assert paired(one, first) == paired(first, one) == 0.5
-    assert paired(one, none) == paired(none, none) == 0.0
+        assert paired(found, {**found, key: value}) == 0.0
+    first = {key: value[:1] for key, value in found.items()}
+    none = {key: value[:0] for key, value in found.items()}
+    assert paired(found, first) == paired(first, found) == 0.5
+    assert paired(found, none) == paired(none, none) == 0.0
 
 
-def test_batch_invariance_fails_where_a_number_differs(
+def test_batch_invariance_fails_if_a_number_differs(
     fails: Callable[..., None], data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = module("batch_invariance")
@@ -226,7 +226,7 @@ def test_batch_invariance_fails_where_a_number_differs(
     fails(script, "^Detections of 1 images depend on their batch", data.detector, folder, "--images", "4")
 
 
-def test_parity_fails_where_a_detection_is_unexplained(
+def test_parity_fails_if_a_detection_is_unexplained(
     fails: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = module("parity_torchvision")
@@ -236,7 +236,7 @@ def test_parity_fails_where_a_detection_is_unexplained(
     fails(script, "^Detections differ from torchvision's.*random weights in torch.float64; .*torch.float32", *words)
 
 
-def test_exports_fail_where_boxes_are_lost(fails: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_export_parity_fails_if_boxes_differ(fails: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     script = module("export_parity")
     steps = ("save_onnx", "to_onnx", "save_openvino", "to_openvino")
     monkeypatch.setattr(script, "graph_files", SimpleNamespace(**dict.fromkeys(steps, lambda *_: None)))
@@ -247,7 +247,7 @@ def test_exports_fail_where_boxes_are_lost(fails: Callable[..., None], monkeypat
     fails(script, sentence, "--only", "tiny-fpn", "--side", "64")
 
 
-def test_runtimes_fail_where_detections_in_float32_are_lost(
+def test_runtimes_fails_if_detections_in_float32_differ(
     fails: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = module("runtimes")
@@ -259,7 +259,7 @@ def test_runtimes_fail_where_detections_in_float32_are_lost(
 
 
 @pytest.mark.parametrize("program", ["rcnn", "pycocotools"])
-def test_readers_fail_where_they_do_not_find_everything(
+def test_read_coco_fails_if_a_reader_does_not_find_everything(
     program: str, fails: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = module("read_coco")

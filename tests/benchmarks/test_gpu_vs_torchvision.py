@@ -1,4 +1,4 @@
-"""The benchmark for GPUs, which says a sentence without one and runs whole on a CPU."""
+"""The benchmark for GPUs, which prints a message without one, and runs completely on a CPU."""
 
 import pytest
 import torch
@@ -19,8 +19,8 @@ def test_every_program_runs(capsys: pytest.CaptureFixture[str]) -> None:
     finally:
         torch.set_float32_matmul_precision(precision)
         torch.backends.cudnn.allow_tf32 = tf32
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for title in ("predict, batch 1", "files, batch 1", "train, batch 1"):
-        assert title in told
+        assert title in output
     for name in ("torchvision  ", "torchvision at its best", "rcnn, float32", "rcnn, bf16"):
-        assert told.count(f"\n{name}") == 3
+        assert output.count(f"\n{name}") == 3
