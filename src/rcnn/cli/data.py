@@ -8,7 +8,7 @@ import typer
 
 from rcnn.cli import arguments, screen
 from rcnn.config import Preprocess, Settings, override
-from rcnn.errors import plural
+from rcnn.errors import ImageError, SettingsError, plural
 
 if TYPE_CHECKING:
     from rcnn.data.stats import Stats
@@ -64,7 +64,6 @@ def stats(
     from rcnn.cli.files import fresh_folder
     from rcnn.data.formats.find import open_lists
     from rcnn.data.stats import statistics
-    from rcnn.errors import SettingsError
     from rcnn.images.sources import is_image
     from rcnn.plots.run_plots import plot_labels
 
@@ -104,7 +103,6 @@ def show(
 
     from rcnn.cli.files import fresh_folder, new_file, outside_data
     from rcnn.data.formats.find import open_dataset
-    from rcnn.errors import ImageError
     from rcnn.images.decode import read_image
     from rcnn.images.sources import is_image
     from rcnn.plots.contact_sheet import Tile, contact_sheet

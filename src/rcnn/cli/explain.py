@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.errors import plural
+from rcnn.errors import DataError, plural, printable
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
@@ -53,7 +53,6 @@ def explain(
     from rcnn.data.formats.find import find_layout
     from rcnn.diagnose.explain.follow import follow
     from rcnn.diagnose.explain.pictures import draw_explanation
-    from rcnn.errors import printable
     from rcnn.images.decode import image_size
     from rcnn.images.sources import files
     from rcnn.images.stream import read_picture
@@ -94,7 +93,6 @@ def _truth_of(image: Path, data: Path, detector: "Detector") -> "Truth":
         DataError: the data has no such image, or several with that name.
     """
     from rcnn.data.formats.find import open_dataset
-    from rcnn.errors import DataError
     from rcnn.metrics.types import Truth
 
     dataset = open_dataset(data, "all", detector.settings.data, names=detector.names, decode=False)

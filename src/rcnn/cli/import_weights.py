@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.errors import plural
+from rcnn.errors import SettingsError, plural
 
 File = Annotated[Path | None, typer.Argument(metavar="FILE", help="Checkpoint: .pth, .pt, .pkl, .safetensors, .npz.")]
 Arch = Annotated[str | None, typer.Option(metavar="NAME", help="Architecture of the checkpoint; see --list.")]
@@ -29,7 +29,6 @@ def import_weights(
     Example: rcnn import fasterrcnn_resnet50_fpn_coco-258fb6c6.pth --arch fasterrcnn_resnet50_fpn
     """
     from rcnn.cli.files import new_file
-    from rcnn.errors import SettingsError
     from rcnn.interop import detectors
 
     if list_:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcnn.cli import arguments, screen
+from rcnn.config import dump
 from rcnn.errors import cell, plural
 
 if TYPE_CHECKING:
@@ -93,8 +94,6 @@ def _facts(path: Path, tensors: "dict[str, Tensor]") -> dict[str, Any]:
 
 def _detector(metadata: "Metadata") -> dict[str, Any]:
     """Return the metadata of a detector of rcnn."""
-    from rcnn.config import dump
-
     settings = dump(metadata.settings)
     rows = zip(metadata.names, metadata.category_ids, strict=True)
     return {

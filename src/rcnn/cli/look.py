@@ -11,6 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from rcnn.cli import arguments, screen
+from rcnn.config import read
+from rcnn.config.files import cache_folder
+from rcnn.errors import DataError, SettingsError, UnavailableError, WeightsError
 
 if TYPE_CHECKING:
     from rcnn.detector import Detector
@@ -46,11 +49,8 @@ def look(
         from rcnn.look import server
         from rcnn.look.thumbnails import Thumbnails
     except ImportError as error:
-        from rcnn.errors import UnavailableError
-
         raise UnavailableError(f"rcnn look needs a web server ({error}): pip install 'rcnn[look]'") from None
     from rcnn.cli.files import fresh_folder
-    from rcnn.config.files import cache_folder
     from rcnn.look.album import Album
     from rcnn.look.labels import LabelReview, VerdictFile
     from rcnn.signals import Terminated
@@ -92,7 +92,6 @@ def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detec
         DataError: there is no such data.
     """
     from rcnn.cli.loading import load_detector
-    from rcnn.errors import DataError, SettingsError
     from rcnn.look.runs import Runs, holds_runs, is_run
     from rcnn.weights.file import weights_of_run
 
@@ -115,16 +114,12 @@ def _subjects(words: list[str], device: str | None) -> "tuple[Callable[[], Detec
     if not is_model:
         return None, data, runs
     if first.suffix in WEIGHTS and not first.exists():
-        from rcnn.errors import WeightsError
-
         raise WeightsError(f"{first}: there is no such file")
     return lambda: load_detector(names[0], changes, device or "auto"), data, runs
 
 
 def _data_of(run: Path) -> Path | None:
     """Return the data that a run was trained on, or None if it does not exist."""
-    from rcnn.config import read
-
     path = read(run / "config.yaml").data.path
     if path and Path(path).exists():
         return Path(path)

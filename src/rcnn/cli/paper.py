@@ -7,7 +7,7 @@ import typer
 
 from rcnn.cli import arguments, screen
 from rcnn.config import override
-from rcnn.errors import SettingsError
+from rcnn.errors import SettingsError, TrainingError
 
 if TYPE_CHECKING:
     from rcnn.paper.results import ExperimentResult
@@ -55,7 +55,6 @@ def paper(
     """
     from rcnn.cli.report import page_of
     from rcnn.data.proposals.read import WORDS
-    from rcnn.errors import TrainingError
     from rcnn.paper.execute import execute
     from rcnn.paper.figures import plot
     from rcnn.paper.results import write_markdown, write_report_part

@@ -4,14 +4,12 @@ import json as json_format
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from rcnn.cli import arguments, screen
-
-if TYPE_CHECKING:
-    from rcnn.config import Settings
+from rcnn.config import Settings, to_yaml
 
 
 def report(
@@ -40,9 +38,8 @@ def report(
         output["report"] = page
 
 
-def describe(folder: Path, model: str, settings: "Settings") -> None:
+def describe(folder: Path, model: str, settings: Settings) -> None:
     """Write settings, command, versions and model of a folder of results, for its page."""
-    from rcnn.config import to_yaml
     from rcnn.training.run_folder import environment
     from rcnn.weights.file import atomic_write
 

@@ -14,11 +14,11 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.text import Text
 
+from rcnn.config import Preprocess
 from rcnn.console import print_table
 from rcnn.errors import UNPRINTABLE, cell, plural, printable, wrapped
 
 if TYPE_CHECKING:
-    from rcnn.config import Preprocess
     from rcnn.data.dataset import Dataset
 
 
@@ -76,7 +76,7 @@ def progress(title: str, shown: bool = True) -> Iterator[Callable[[int, int], No
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
-def sides(preprocess: "Preprocess") -> str:
+def sides(preprocess: Preprocess) -> str:
     """Describe the size to which images are resized."""
     return (
         f"images are resized to a shorter side of {preprocess.short} pixels (preprocess.short), "

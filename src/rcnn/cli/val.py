@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from rcnn.cli import arguments, screen
+from rcnn.config import SLIDING_WINDOWS
+from rcnn.errors import cell
 
 if TYPE_CHECKING:
     from rcnn.metrics.table import Metrics
@@ -31,7 +33,6 @@ def val(
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector, open_for
     from rcnn.cli.report import describe, page_of
-    from rcnn.config import SLIDING_WINDOWS
     from rcnn.data.formats.find import find_layout
     from rcnn.data.proposals.external import ProposalSet, SlidingWindows
     from rcnn.evaluate import Shard, evaluate
@@ -70,7 +71,6 @@ def val(
 
 def show(metrics: "Metrics") -> None:
     """Print AP by class and by size, and recall of proposals. With many classes, those without boxes are left out."""
-    from rcnn.errors import cell
     from rcnn.metrics.table import METRICS
 
     overall = {m.key: cell(metrics.values[m.key].overall, m.digits) for m in METRICS if m.key in metrics.values}
