@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 Format = Annotated[
     Literal["onnx", "openvino", "torchvision", "caffe"] | None,
     typer.Option(
-        help="onnx, openvino: the whole detector, for programs without PyTorch. torchvision, caffe: its weights under "
+        help="onnx, openvino: the entire detector, for programs without PyTorch. torchvision, caffe: its weights under "
         "the names of that library. Default: what --out ends in, else onnx."
     ),
 ]
@@ -45,14 +45,14 @@ def export(
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(metavar="IMAGES", help="Images to compare file and detector on. Default: made-up ones."),
+        typer.Option(metavar="IMAGES", help="Images to compare file and detector on. Default: synthetic ones."),
     ] = None,
     out: Out = None,
     json: arguments.Json = False,
 ) -> None:
     """Write a detector for another runtime (ONNX, OpenVINO) or another library.
 
-    An ONNX or OpenVINO file is the whole detector: predict, val, propose and inspect work on it alone.
+    An ONNX or OpenVINO file contains the entire detector: predict, val, propose and inspect need no other file.
 
     Example: rcnn export best.safetensors --format onnx
     """
@@ -86,7 +86,7 @@ def export(
 
 
 def _graph(detector: "Detector", target: Path, size: tuple[int, int] | None, images: str | None) -> dict[str, Any]:
-    """Write the whole detector, and report how it compares with the file."""
+    """Write the entire detector, and report how the file compares with it."""
     from dataclasses import asdict
 
     from rcnn.exporting.export import export
@@ -107,7 +107,7 @@ def _graph(detector: "Detector", target: Path, size: tuple[int, int] | None, ima
         f"{plural(parity.proposals, 'proposal')} within {PIXELS} px and {SCORE}"
     )
     if not parity.detections and not images:
-        screen.note("nothing was detected in the made-up images; use --images to compare on your own")
+        screen.note("nothing was detected in the synthetic images; use --images to compare on your own")
     screen.say(f"next: rcnn predict {shlex.quote(str(target))} IMAGE...")
     return {"file": target, "bytes": total, "size": size, **asdict(parity)}
 
