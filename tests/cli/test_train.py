@@ -118,7 +118,7 @@ def test_a_shared_memory_that_is_too_small_is_reported(data: Path, tmp_path: Pat
     mount = 'mount -t tmpfs -o size=64k tmpfs /dev/shm && exec "$@"'
     train = [sys.executable, "-m", "rcnn", "train", str(data), *SMALL[:-1], "--workers", "2", "--out", str(tmp_path)]
     words = ["unshare", "-m", "sh", "-c", mount, "sh", *train]
-    ended = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(words, capture_output=True, text=True, timeout=600)
     assert ended.returncode == 1, ended.stderr
     for text in ("need more room in /dev/shm", "--workers 0", "Resume with: rcnn train --resume"):
         assert text in ended.stderr.replace("\n", " ")

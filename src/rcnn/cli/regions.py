@@ -17,10 +17,8 @@ from rcnn.detector import Detector, Propose
 from rcnn.errors import ImageError
 from rcnn.images.batch import Preprocessor
 from rcnn.images.decode import image_size
-from rcnn.images.sources import NamedImage
-from rcnn.images.stream import Skip
+from rcnn.images.stream import NamedImage, Skip
 from rcnn.model.sliding_windows import sliding_windows
-from rcnn.model.structures import Batch, Proposals
 from rcnn.presets import build
 from rcnn.result import Result
 from rcnn.weights.adapt import shapes_alone
@@ -104,8 +102,5 @@ def external(
         ignore = None if skip is None else lambda error: None
         proposals = find_proposals(source, [*records.values()], root, settings.data, progress, ignore)
     by_path = dict(zip(records, proposals, strict=True))
-
-    def propose(paths: Sequence[str | None], batch: Batch) -> Proposals:
-        return batch_proposals([by_path[str(path)] for path in paths], batch, settings.rpn.post_test)
-
-    return propose
+    post = settings.rpn.post_test
+    return lambda paths, batch: batch_proposals([by_path[str(path)] for path in paths], batch, post)
