@@ -5,6 +5,7 @@ import torch
 from torchvision import ops as tv
 
 from rcnn.model.boxes import Normal, clip, decode
+from rcnn.model.fast_rcnn import SampledRoIs
 from rcnn.model.faster_rcnn import FasterRCNN
 from rcnn.model.structures import Targets
 from tests.model import tiny
@@ -120,30 +121,25 @@ def test_keys_depend_on_the_seed_alone():
     assert both.rpn.shape[1] >= sum(len(a) for a in net.execute(data, fields=()).rpn.anchors)
 
 
+def sampled_inside_an_ignored_object(roi: dict, others: list[list[float]]) -> SampledRoIs:
+    """Sample RoIs from proposals that all lie inside an ignored object, and from `others`, which are not ignored."""
+    net, (data, targets) = tiny.model({"roi": roi}), tiny.batch(1, objects=1 + len(others))
+    boxes = torch.tensor([[[50.0, 5, 90, 50], *others]])
+    ignore = (torch.arange(boxes.shape[1]) == 0)[None]
+    targets = targets._replace(boxes=boxes, valid=torch.ones_like(ignore), ignore=ignore)
+    inside = torch.tensor([[[52.0, 6, 88, 48]]]).expand(1, 24, 4)
+    proposals = net.propose(data)._replace(boxes=inside, valid=torch.ones(1, 24, dtype=torch.bool))
+    return net.fast_rcnn.sample([], proposals, targets, torch.rand(1, 24 + boxes.shape[1], dtype=torch.float64))
+
+
 def test_ignored_objects_are_not_added_to_the_proposals():
-    net = tiny.model()
-    data, targets = tiny.batch(1, objects=3)
-    targets = targets._replace(valid=torch.ones(1, 3, dtype=torch.bool), ignore=torch.tensor([[False, True, False]]))
-    targets.boxes[0] = torch.tensor([[10.0, 10, 40, 40], [50, 5, 90, 50], [10, 30, 40, 60]])
-    proposals = net.propose(data)
-    proposals = proposals._replace(
-        boxes=torch.tensor([[[52.0, 6, 88, 48]]]).expand(1, 24, 4).contiguous(),
-        valid=torch.ones(1, 24, dtype=torch.bool),
-    )
-    rois, drawn, _ = net.fast_rcnn.sample([], proposals, targets, torch.rand(1, 27, dtype=torch.float64))
+    rois, drawn, _ = sampled_inside_an_ignored_object({}, [[10, 10, 40, 40], [10, 30, 40, 60]])
     assert sorted(rois[drawn.valid].tolist()) == [[10, 10, 40, 40], [10, 30, 40, 60]]
 
 
 @pytest.mark.parametrize(("ignore", "negatives"), [("keep", 0), ("drop", 12)])
 def test_rois_inside_ignored_objects_are_negative_only_if_these_are_dropped(ignore, negatives):
-    net = tiny.model({"roi": {"ignore": ignore}})
-    data, targets = tiny.batch(1, objects=2)
-    targets = targets._replace(valid=torch.ones(1, 2, dtype=torch.bool), ignore=torch.tensor([[True, False]]))
-    targets.boxes[0] = torch.tensor([[50.0, 5, 90, 50], [5, 5, 30, 30]])
-    proposals = net.propose(data)
-    inside = torch.tensor([[[52.0, 6, 88, 48]]]).expand(1, 24, 4).contiguous()
-    proposals = proposals._replace(boxes=inside, valid=torch.ones(1, 24, dtype=torch.bool))
-    _, drawn, _ = net.fast_rcnn.sample([], proposals, targets, torch.rand(1, 26, dtype=torch.float64))
+    _, drawn, _ = sampled_inside_an_ignored_object({"ignore": ignore}, [[5, 5, 30, 30]])
     assert min(int((drawn.valid & ~drawn.positive).sum()), 12) == negatives
 
 

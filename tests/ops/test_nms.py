@@ -19,6 +19,7 @@ BOXES = torch.tensor(
     ],
     dtype=torch.float32,
 )
+GROUP, VALID = torch.zeros(1, 7, dtype=torch.int64), torch.ones(1, 7, dtype=torch.bool)
 SCORES = torch.tensor([0.9, 0.8, 0.7, 0.6, 0.95, 0.5, 0.4])
 
 
@@ -43,9 +44,8 @@ def kept(index: Tensor, valid: Tensor, image: int = 0) -> list[int]:
 )
 @pytest.mark.parametrize("function", [nms, nms_reference])
 def test_worked_example(function, threshold, expected):
-    group, valid = torch.zeros(1, 7, dtype=torch.int64), torch.ones(1, 7, dtype=torch.bool)
     # At a threshold of 1 nothing is suppressed, and box 6 comes last by score.
-    assert kept(*function(BOXES[None], SCORES[None], group, valid, threshold, 10)) == expected
+    assert kept(*function(BOXES[None], SCORES[None], GROUP, VALID, threshold, 10)) == expected
 
 
 @settings(deadline=None, max_examples=20)
@@ -124,7 +124,7 @@ def test_numbers_that_are_not_finite_do_no_harm():
     boxes[0, 1], boxes[0, 3, 2], boxes[0, 6, 0] = torch.nan, torch.inf, -torch.inf
     scores = SCORES[None].clone()
     scores[0, 0] = torch.nan
-    index, valid = nms(boxes, scores, torch.zeros(1, 7).long(), torch.ones(1, 7).bool(), 0.5, 7)
+    index, valid = nms(boxes, scores, GROUP, VALID, 0.5, 7)
     assert 0 not in kept(index, valid)
     assert kept(index, valid)[0] == 4
 
@@ -139,8 +139,7 @@ def test_empty_inputs(shape):
 
 
 def test_half_precision_boxes():
-    group, valid = torch.zeros(1, 7, dtype=torch.int64), torch.ones(1, 7, dtype=torch.bool)
-    assert kept(*nms(BOXES[None].bfloat16(), SCORES[None].bfloat16(), group, valid, 0.5, 10)) == [4, 0, 2, 5]
+    assert kept(*nms(BOXES[None].bfloat16(), SCORES[None].bfloat16(), GROUP, VALID, 0.5, 10)) == [4, 0, 2, 5]
 
 
 def test_opcheck():

@@ -85,9 +85,8 @@ def test_half_precision_is_widened(tmp_path: Path):
 
 
 def test_a_grey_image_gives_the_same_features_as_in_colour(tmp_path: Path):
-    net = classifier("resnet18")
+    net, backbone = classifier("resnet18"), build_backbone(settings("resnet18", in_channels=1))
     torch.save({"state_dict": net.state_dict()}, tmp_path / "w.pth")
-    backbone = build_backbone(settings("resnet18", in_channels=1))
     load_backbone(backbone, tmp_path / "w.pth")
     grey = torch.randn(1, 1, 64, 64)
     expected = features(net, "resnet18", grey.expand(1, 3, 64, 64))
@@ -96,9 +95,8 @@ def test_a_grey_image_gives_the_same_features_as_in_colour(tmp_path: Path):
 
 
 def test_more_channels_repeat_the_first_three(tmp_path: Path):
-    net = classifier("resnet18")
+    net, backbone = classifier("resnet18"), build_backbone(settings("resnet18", in_channels=4))
     torch.save(net.state_dict(), tmp_path / "w.pth")
-    backbone = build_backbone(settings("resnet18", in_channels=4))
     load_backbone(backbone, tmp_path / "w.pth")
     weight = net.get_parameter("conv1.weight")
     expected = torch.cat((weight, weight[:, :1]), dim=1) * 0.75
@@ -112,9 +110,8 @@ def test_conv5_head_takes_layer4(tmp_path: Path):
     loaded = load_backbone(backbone, tmp_path / "w.pth", head)
     assert loaded.missing == loaded.unexpected == ()
     x = torch.randn(1, 3, 64, 64)
-    torch.testing.assert_close(
-        head(backbone(x)["c4"]), features(net, "resnet18", x)[-1].mean((2, 3)), rtol=1e-4, atol=1e-4
-    )
+    expected = features(net, "resnet18", x)[-1].mean((2, 3))
+    torch.testing.assert_close(head(backbone(x)["c4"]), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_fc6_and_fc7_of_both_networks_are_taken_where_there_is_a_head():
