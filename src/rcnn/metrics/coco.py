@@ -61,19 +61,19 @@ def coco_metrics(
         precision, recall = _evaluate(truths, predictions, num_classes, max_detections)
     else:  # the evaluator needs at least one object
         precision, recall = np.full((10, 101, num_classes, 4, 3), -1.0), np.full((10, num_classes, 4, 3), -1.0)
-    every, last = precision[..., 0, -1], precision[..., -1]
+    all_sizes, by_size = precision[..., 0, -1], precision[..., -1]
     return CocoMetrics(
-        ap=_mean(every),
-        ap50=_mean(every[0]),
-        ap75=_mean(every[5]),
-        ap_small=_mean(last[..., 1]),
-        ap_medium=_mean(last[..., 2]),
-        ap_large=_mean(last[..., 3]),
+        ap=_mean(all_sizes),
+        ap50=_mean(all_sizes[0]),
+        ap75=_mean(all_sizes[5]),
+        ap_small=_mean(by_size[..., 1]),
+        ap_medium=_mean(by_size[..., 2]),
+        ap_large=_mean(by_size[..., 3]),
         ar1=_mean(recall[:, :, 0, 0]),
         ar10=_mean(recall[:, :, 0, 1]),
         ar100=_mean(recall[:, :, 0, 2]),
-        per_class_ap=np.array([_mean(every[:, :, label]) for label in range(num_classes)]),
-        per_class_ap50=np.array([_mean(every[0, :, label]) for label in range(num_classes)]),
+        per_class_ap=np.array([_mean(all_sizes[:, :, label]) for label in range(num_classes)]),
+        per_class_ap50=np.array([_mean(all_sizes[0, :, label]) for label in range(num_classes)]),
         counts=counts,
     )
 

@@ -40,8 +40,8 @@ def _gap(top: int, look_up: Lookup) -> float:
 
 
 def _search(source: str, workspace: Workspace, seed: int) -> Mapping[str, Numbers]:
-    found = open_proposals(source, workspace.dataset, workspace.settings)
-    return {"SS": numbers(workspace, [(proposals.boxes, proposals.scores) for proposals in found])}
+    images = open_proposals(source, workspace.dataset, workspace.settings)
+    return {"SS": numbers(workspace, [(proposals.boxes, proposals.scores) for proposals in images])}
 
 
 def _rpn(workspace: Workspace, seed: int) -> Mapping[str, Numbers]:

@@ -186,8 +186,8 @@ class Explanation(NamedTuple):
         valid = torch.ones_like(scores, dtype=torch.bool)
         survivors = np.zeros((len(thresholds(settings.nms)), scores.shape[1]), bool)
         for row, threshold in zip(survivors, thresholds(settings.nms), strict=True):
-            index, _, kept = NMS(threshold)(boxes, scores, self.levels[anchor], valid, settings.post_test)
-            row[index[kept].numpy()] = True
+            index, _, survives = NMS(threshold)(boxes, scores, self.levels[anchor], valid, settings.post_test)
+            row[index[survives].numpy()] = True
         return survivors
 
 

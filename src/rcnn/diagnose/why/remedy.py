@@ -84,8 +84,8 @@ def remedy(outcome: Outcome, box: np.ndarray, steps: ImageSteps, rules: Rules) -
     def fit(suppress: Suppressor, max_output: int) -> np.ndarray:
         """Return (m,) whether each of the boxes that leave NMS fits, best first."""
         boxes, scores, groups, valid = entries
-        index, _, kept = suppress(boxes, scores, groups, valid, max_output)
-        return fits[index[kept].numpy()]
+        index, _, survives = suppress(boxes, scores, groups, valid, max_output)
+        return fits[index[survives].numpy()]
 
     if detail == "cut":
         ranks = np.flatnonzero(fit(suppress, len(boxes)))

@@ -129,9 +129,9 @@ def _advice(answer: WhyReport, dataset: Dataset, settings: Settings) -> str:
         return "No object is lost and no detection is wrong: try a higher IoU (--iou 0.75), or harder images."
     kind = max(counts, key=lambda kind: (np.nan_to_num(answer.gain(kind)), counts[kind]))
     lost, alarms = why.lost(kind), why.false_alarms(kind)
-    most = _most(lost or alarms, why.names)
+    majority = _majority(lost or alarms, why.names)
     objects = f"{len(lost)} object{'s' * (len(lost) != 1)}"
-    these = f"{objects}, {most}" if lost else f"{len(alarms)} false alarms, {most},"
+    these = f"{objects}, {majority}" if lost else f"{len(alarms)} false alarms, {majority},"
     larger = f"images larger (`preprocess.short`, now {settings.preprocess.short})"
     weigh_boxes = f"Train longer, or weigh boxes more (`roi.box_weight`, now {roi.box_weight:g})"
     if kind == "no_anchor":
@@ -189,7 +189,7 @@ def _advice(answer: WhyReport, dataset: Dataset, settings: Settings) -> str:
     label, _ = Counter(item.label for item in lost or alarms).most_common(1)[0]
     if kind == "missing_label":
         return (
-            f"Look at the labels of {why.names[label]}: {len(alarms)} detections, {most}, score above half of the "
+            f"Look at the labels of {why.names[label]}: {len(alarms)} detections, {majority}, score above half of the "
             "right ones of their class where nothing is labelled."
         )
     curves = precision_recall(why.truths, why.predictions, len(why.names), why.iou)
@@ -213,7 +213,7 @@ def _advice(answer: WhyReport, dataset: Dataset, settings: Settings) -> str:
     )
 
 
-def _most(items: Sequence[Outcome | Alarm], names: Sequence[str]) -> str:
+def _majority(items: Sequence[Outcome | Alarm], names: Sequence[str]) -> str:
     """Return `150 of them RBC and 160 medium`; of a single class `160 of them medium`."""
     size, of_size = Counter(item.size for item in items).most_common(1)[0]
     label, of_class = Counter(item.label for item in items).most_common(1)[0]
