@@ -33,13 +33,13 @@ class Pooler:
         self._viewer, self._settings, self._suppression = viewer, settings, suppression
         self.remarks: dict[str, str] = {}
 
-    def detections(self, parts: Sequence[Result], views: Sequence[View], size: Size, least: float) -> Result:
-        """Pool the detections of one picture, with a remark if a box with a score of at least `least` is cut."""
+    def detections(self, parts: Sequence[Result], views: Sequence[View], size: Size, min_score: float) -> Result:
+        """Pool the detections of one picture, with a remark if a box with a score of at least `min_score` is cut."""
         self._remark("size", self._viewer.remark(size))
         roi, tiled = self._settings.roi, self._viewer.windowed(size)
         max_output = self._settings.predict.max_detections if tiled else roi.detections
         pooled, cut = pool(parts, views, size, self._suppression.detections, max_output)
-        if (cut & (pooled.scores >= np.float32(least))).any():
+        if (cut & (pooled.scores >= np.float32(min_score))).any():
             self._remark("cut", self._viewer.cut_remark)
         return pooled
 
