@@ -105,7 +105,7 @@ def test_errors_give_a_sentence_and_an_exit_code(run: Run, error: BaseException,
         (
             OSError(28, "No space left on device", "from.jpg", None, "to.jpg"),
             1,
-            "to.jpg: No space left on device. Make room, then run the command again",
+            "to.jpg: No space left on device. Free space, then run the command again",
         ),
     ],
 )

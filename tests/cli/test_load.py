@@ -145,7 +145,7 @@ def test_a_full_disk_gives_a_sentence_and_leaves_no_incomplete_file(weights: Pat
         (sentence,) = [line for line in errors.splitlines() if line.startswith("error:")]
         assert code == 1, errors
         assert "No space left on device" in sentence
-        assert "ake room" in sentence
+        assert "ree space" in sentence
         assert "Traceback" not in errors
         for file, content in files.items():
             assert_complete(Path(file), bytes.fromhex(content))

@@ -217,7 +217,7 @@ def test_one_broken_image_of_many_is_left_out_by_default(run: Run, images: Path,
     ("end", "code", "message"),
     [
         (KeyboardInterrupt(), 130, "interrupted"),
-        (OSError(28, "No space left on device"), 1, "No space left on device. Make room"),
+        (OSError(28, "No space left on device"), 1, "No space left on device. Free space"),
     ],
 )
 @pytest.mark.parametrize("command", ["predict", "propose"])

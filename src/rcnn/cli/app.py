@@ -129,7 +129,7 @@ def _explain(error: BaseException) -> tuple[int, str]:
     """Return the exit code and message of an error."""
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         file = f"{error.filename2 or error.filename}: " if error.filename else ""
-        return 1, f"{file}{error.strerror}. Make room, then run the command again"
+        return 1, f"{file}{error.strerror}. Free space, then run the command again"
     if isinstance(error, OSError):
         return 1, str(error)
     if isinstance(error, KeyboardInterrupt):
