@@ -70,9 +70,9 @@ def test_half_a_file_and_a_run_that_goes_on_are_told(folder: Path, tmp_path: Pat
         file.write(row_of(3) + row_of(4)[:20])
     (row,) = (one for one in client.get("/api/runs").json()["runs"] if one["name"] == "shapes-1")
     assert (row["state"], row["epochs"]) == ("training", 3)
-    assert "not whole: lines 4 of metrics.jsonl" in row["note"]
+    assert "incomplete: lines 4 of metrics.jsonl" in row["note"]
     html = client.get(f"/api/runs/shown?runs={row['run']}").json()["html"]
-    assert "not whole: lines 4" in html
+    assert "incomplete: lines 4" in html
     assert html.count("<svg") > 1
     with (run / "metrics.jsonl").open("a") as file:
         file.write(

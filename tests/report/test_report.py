@@ -18,7 +18,7 @@ from rcnn.metrics.curves import THRESHOLDS, precision_recall, tally
 from rcnn.metrics.types import Prediction, Truth
 from rcnn.report import page as report_file
 from rcnn.report.charts import counts
-from rcnn.report.gallery import BYTES, SIDE, as_webp, judge
+from rcnn.report.gallery import MAX_BYTES, SIDE, as_webp, judge
 from rcnn.report.page import keep_scores, read_subjects, render, write_report
 from rcnn.report.scores import ScoredDetector, Scores, count, read_plain
 from rcnn.report.subject import read_subject
@@ -112,12 +112,12 @@ def test_what_a_threshold_keeps_is_a_sum_of_bins(data: st.DataObject) -> None:
 def test_pictures_are_small_whatever_they_show(plain: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (700, 1500, 3), dtype=np.uint8))
     content = as_webp(noise)
-    assert len(content) <= BYTES
+    assert len(content) <= MAX_BYTES
     (tmp_path / "a.webp").write_bytes(content)
     with Image.open(tmp_path / "a.webp") as picture:
         assert max(picture.size) <= SIDE
     held = sum(map(len, read_subject(plain.folder).pictures.values()))
-    monkeypatch.setattr(report_file, "LARGEST", len(page_of(plain)) - held // 2)
+    monkeypatch.setattr(report_file, "MAX_BYTES", len(page_of(plain)) - held // 2)
     page = render([read_subject(plain.folder)])
     assert 0 < page.count("data:image/webp") < page_of(plain).count("data:image/webp")
 
@@ -199,7 +199,7 @@ def test_two_runs_of_eighty_classes_and_of_many_images_are_small(plain: Made) ->
     bins = tuple((place, 12, 345) for place in range(len(THRESHOLDS)))
     one = subject.scores.classes[0].model_copy(update={"bins": bins, "objects": 20_000, "name": "x" * 200})
     subject.scores = subject.scores.model_copy(update={"classes": (one,) * 80, "num_classes": 80})
-    subject.pictures = dict.fromkeys(subject.pictures, b"0" * BYTES)
+    subject.pictures = dict.fromkeys(subject.pictures, b"0" * MAX_BYTES)
     one_run, two_runs = render([subject]), render([subject] * 2)
     assert max(len(page.encode()) for page in (one_run, two_runs)) < 2_000_000
     assert one_run.count("data:image/webp") >= 5

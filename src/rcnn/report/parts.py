@@ -1,4 +1,4 @@
-"""Parts of a page besides scores: losses of objects as `why` finds them, and an experiment of the paper."""
+"""Parts of a page other than scores: the lost objects and false alarms of `why`, and experiments of the paper."""
 
 from pathlib import Path
 from typing import Annotated
@@ -9,18 +9,18 @@ from rcnn.report.scores import Count, Number, Plain
 from rcnn.weights.file import atomic_write
 
 PARTS = "report"
-"""Folder, in a folder of results, of the files that its page is made from."""
+"""Name of the folder, in a folder of results, with the files that its page is made from."""
 
 PAGE = "report.html"
 
 
 class Loss(Plain):
-    """Objects lost at one place, or false alarms of one kind.
+    """Objects lost for one reason, or false alarms of one kind.
 
     Attributes:
         count: their number.
-        by_class, by_size: the same, divided.
-        ap_if_mended: the AP without them; None if unknown.
+        by_class, by_size: their number by class and by size.
+        ap_if_mended: AP without them; None if unknown.
     """
 
     count: Count
@@ -30,7 +30,7 @@ class Loss(Plain):
 
 
 class WhyPart(Plain):
-    """What a page shows of `why.json`; the attributes are those of `diagnose.why.tables.document`."""
+    """The part of `why.json` that a page shows; the attributes are those of `diagnose.why.tables.document`."""
 
     split: str
     images: Count
@@ -45,12 +45,12 @@ class WhyPart(Plain):
 
 
 class Table(Plain):
-    """A table of texts.
+    """A table of text.
 
     Attributes:
         title: above it.
-        headings: of its columns; the first column names the rows.
-        rows: as long as the headings.
+        headings: of its columns; the first column has the names of the rows.
+        rows: each as long as the headings.
         note: below it.
     """
 
@@ -65,9 +65,9 @@ class ExperimentPart(Plain):
 
     Attributes:
         title: of the experiment.
-        sentences: what the numbers are of.
+        sentences: about the origin of the numbers.
         tables: results and orderings.
-        picture: file of its plot beside it, a WebP; None for none.
+        picture: name of the WebP file of its plot, in the same folder; None if there is none.
     """
 
     title: str

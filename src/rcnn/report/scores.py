@@ -1,4 +1,4 @@
-"""What a page shows of scores: the numbers of `Metrics` and judged pictures, kept as plain JSON beside the page."""
+"""The scores that a page shows: numbers of `Metrics` and judged pictures, stored as plain JSON beside the page."""
 
 import math
 from collections.abc import Sequence
@@ -20,23 +20,20 @@ from rcnn.metrics.table import Metric, Metrics
 from rcnn.metrics.voc import Rule
 
 IOU = 0.5
-"""Least IoU of a right detection, for counts, curves, confusion and pictures."""
+"""Lowest IoU of a right detection, for counts, curves, confusion and pictures."""
 
-MOST_CLASSES = 100
-"""Classes that are shown one by one, those with most objects."""
+MAX_CLASSES = 100
+"""Number of classes that are shown one by one, those with most objects."""
 
-MOST_CONFUSED = 40
-"""Up to this many classes there is a whole confusion matrix."""
-
-LARGEST = 50 * MB
-"""Bytes of a file that a page is made from."""
+MAX_FILE_BYTES = 50 * MB
+"""Largest file that is read for a page."""
 
 Count = Annotated[int, Field(ge=0, le=10**12)]
 Number = Annotated[float, Field(allow_inf_nan=False)] | None
 
 
 class Plain(BaseModel):
-    """A part of what a page is made from: read strictly, from files that may have come from anywhere."""
+    """The content of a file that a page is made from. Files are not trusted, so every value is checked."""
 
     model_config = ConfigDict(frozen=True, extra="ignore")
 
@@ -54,8 +51,8 @@ class ClassScores(Plain):
         ap, ap50: as in `Metrics.by_class`; None without objects.
         voc_ap50: VOC's AP by the rule `Scores.voc_ap`; None without objects.
         model_extra: the other metrics by class, as in `Metrics.by_class`.
-        bins: (s, right, wrong): numbers of detections that score from `THRESHOLDS[s]` up to the next threshold, for
-            the bins that hold any.
+        bins: (s, right, wrong): numbers of detections with scores from `THRESHOLDS[s]` up to the next threshold, for
+            the bins that are not empty.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
@@ -70,12 +67,12 @@ class ClassScores(Plain):
     bins: tuple[tuple[Annotated[int, Field(ge=0, lt=len(THRESHOLDS))], Count, Count], ...]
 
     def value(self, metric: Metric) -> Number:
-        """Return the value of a metric; None if it is unknown."""
+        """Return the value of a metric, or None if it is unknown."""
         return getattr(self, _field(metric), None)
 
 
 def _field(metric: Metric) -> str:
-    """Return the name of a metric in `ClassScores`: one for both rules of VOC."""
+    """Return the name of a metric in `ClassScores`. Both rules of VOC have the same name."""
     return "voc_ap50" if metric.group == "voc" else metric.key
 
 
@@ -85,8 +82,8 @@ class GalleryPicture(Plain):
     Attributes:
         file: its name, a WebP.
         name: of the image.
-        kind: worst or best.
-        right, wrong, lost: numbers of its detections and objects at the threshold.
+        kind: "worst" or "best".
+        right, wrong, lost: numbers of right and wrong detections and of lost objects at the threshold.
     """
 
     file: Annotated[str, Field(pattern=r"^[\w-]+\.webp$")]
@@ -104,16 +101,16 @@ class Scores(Plain):
         data: name of the data set.
         split: name of the list.
         images: number of images.
-        detects: True if the detector predicts classes; if not, only the recall of its proposals is known.
-        threshold: least score of a detection that is shown.
+        detects: whether the detector predicts classes; if not, only the recall of its proposals is known.
+        threshold: lowest score of a detection that is shown.
         summary: AP and AR over all classes, proposal recall and losses, named as in a row of a run.
-        classes: by class, at most `MOST_CLASSES`, those with most objects first.
+        classes: by class, at most `MAX_CLASSES`, those with most objects first.
         num_classes: number of all classes.
-        confusion: (true class or background, predicted class or background, number) of what is not zero, at the
+        confusion: (true class or background, predicted class or background, number) of the pairs that occur at the
             threshold; the index of background is `num_classes`.
         recall: proposals -> size -> average recall.
         pictures: the worst and the best.
-        epoch: that the weights are of, if known.
+        epoch: of the weights, if known.
         voc_ap: rule of VOC's AP, as `val.voc_ap`.
     """
 
@@ -123,7 +120,7 @@ class Scores(Plain):
     detects: bool
     threshold: Annotated[float, Field(ge=0, le=1)]
     summary: dict[str, Number]
-    classes: Annotated[tuple[ClassScores, ...], Field(max_length=MOST_CLASSES)]
+    classes: Annotated[tuple[ClassScores, ...], Field(max_length=MAX_CLASSES)]
     num_classes: Count
     confusion: tuple[tuple[Count, Count, Count], ...]
     recall: dict[str, dict[str, Number]]
@@ -138,13 +135,13 @@ class Scores(Plain):
 
 
 class ScoredDetector(NamedTuple):
-    """What a page knows of the detector that was scored, without its weights.
+    """Facts about a scored detector that a page shows.
 
     Attributes:
         settings: of the detector.
-        threshold: least score of a detection that is shown.
+        threshold: lowest score of a detection that is shown.
         predicts_classes: as `Settings.predicts_classes`.
-        epoch: that its weights are of; None if unknown.
+        epoch: of its weights; None if unknown.
     """
 
     settings: Settings
@@ -154,65 +151,60 @@ class ScoredDetector(NamedTuple):
 
     @classmethod
     def of(cls, detector: Detector, epoch: int | None = None) -> "ScoredDetector":
-        """What there is to know of a detector."""
+        """Return the facts about a detector."""
         return cls(detector.settings, detector.threshold, detector.settings.predicts_classes, epoch)
 
 
 def scores_of(metrics: Metrics, dataset: Dataset, scored: ScoredDetector) -> Scores:
-    """Collect what a page shows, but for the pictures.
+    """Return the scores that a page shows, without pictures.
 
     Args:
         metrics: of the data set.
         dataset: that was scored on.
         scored: the detector.
     """
-    threshold, predicts_classes = scored.threshold, scored.predicts_classes
-    number = len(metrics.names)
+    number, predicts_classes = len(metrics.names), scored.predicts_classes
     counted = tally(metrics.truths, metrics.predictions, number, IOU)
     rows = metrics.by_class()
-    shown = sorted(range(number), key=lambda label: -rows[label]["boxes"])[:MOST_CLASSES] if predicts_classes else []
+    shown = sorted(range(number), key=lambda label: -rows[label]["boxes"])[:MAX_CLASSES] if predicts_classes else []
     classes = []
     for label in shown:
         right, wrong = counted.right[label], counted.wrong[label]
         bins = [(int(s), int(right[s]), int(wrong[s])) for s in np.flatnonzero(right + wrong)]
-        named = {_field(metric): _known(rows[label][metric.key]) for metric in metrics.per_class}
+        named = {_field(metric): finite(rows[label][metric.key]) for metric in metrics.per_class}
         objects = int(counted.counts[label])
         classes.append(ClassScores(name=rows[label]["class"], label=label, objects=objects, bins=tuple(bins), **named))
-    matrix = (
-        confusion_matrix(metrics.truths, metrics.predictions, number, IOU, threshold)
-        if predicts_classes
-        else np.zeros((1, 1))
-    )
-    proposals = metrics.proposals
-    sizes = {"all": proposals.ar, **proposals.ar_by_size}
-    recall = {
-        str(top): {size: _known(values[index]) for size, values in sizes.items()}
-        for index, top in enumerate(proposals.tops)
-    }
+    matrix = np.zeros((1, 1), np.int64)
+    if predicts_classes:
+        matrix = confusion_matrix(metrics.truths, metrics.predictions, number, IOU, scored.threshold)
+    sizes = {"all": metrics.proposals.ar, **metrics.proposals.ar_by_size}
     return Scores(
         data=dataset.root.name,
         split=dataset.split,
         images=len(dataset),
         detects=predicts_classes,
-        threshold=threshold,
-        summary={name: _known(value) for name, value in metrics.to_row().items()},
+        threshold=scored.threshold,
+        summary={name: finite(value) for name, value in metrics.to_row().items()},
         classes=tuple(classes),
         num_classes=number,
         confusion=tuple((int(i), int(j), int(matrix[i, j])) for i, j in np.argwhere(matrix)),
-        recall=recall,
+        recall={
+            str(top): {size: finite(values[index]) for size, values in sizes.items()}
+            for index, top in enumerate(metrics.proposals.tops)
+        },
         epoch=scored.epoch,
         voc_ap=metrics.voc_rule,
     )
 
 
 def read_plain(path: Path, kind: type[_P]) -> _P:
-    """A JSON file as a part of a page.
+    """Read a JSON file that a page is made from.
 
     Raises:
-        DataError: the file can't be read, or is none of these.
+        DataError: the file can't be read, or has other content.
     """
     try:
-        return kind.model_validate_json(read_text(path, LARGEST))
+        return kind.model_validate_json(read_text(path, MAX_FILE_BYTES))
     except ValidationError as error:
         raise DataError(f"{path}: not as it was written: {explain(error)}") from None
     except (OSError, ValueError) as error:
@@ -220,11 +212,12 @@ def read_plain(path: Path, kind: type[_P]) -> _P:
 
 
 class Counted(NamedTuple):
-    """Detections kept at each of `THRESHOLDS`, (K, S) by class, and what follows, (K + 1, S): means in the last row.
+    """Numbers of detections at each of S `THRESHOLDS`, and ratios of them.
 
     Attributes:
-        right, wrong: numbers of detections.
-        precision, recall, f1: as in `metrics.curves.Curves`; NaN without objects. Means are over classes with objects.
+        right, wrong: (K, S) numbers of detections.
+        precision, recall, f1: (K + 1, S) as in `metrics.curves.Curves`; NaN without objects. The last row has the means
+            over the classes with objects.
     """
 
     right: np.ndarray
@@ -235,13 +228,13 @@ class Counted(NamedTuple):
 
 
 def count(classes: Sequence[ClassScores]) -> Counted:
-    """Count the detections of each class that each threshold keeps."""
+    """Count the detections of each class at each threshold."""
     binned = np.zeros((2, len(classes), len(THRESHOLDS)), np.int64)
-    for row, one in enumerate(classes):
-        for place, right, wrong in one.bins:
-            binned[:, row, place] = right, wrong
+    for row, scores in enumerate(classes):
+        for bin_, right, wrong in scores.bins:
+            binned[:, row, bin_] = right, wrong
     right, wrong = binned[..., ::-1].cumsum(axis=-1)[..., ::-1]
-    objects = np.array([one.objects for one in classes], np.float64)[:, None]
+    objects = np.array([scores.objects for scores in classes], np.float64)[:, None]
     precision = np.where(right + wrong > 0, right / np.maximum(right + wrong, 1), 1.0)
     recall = np.where(objects > 0, right / np.maximum(objects, 1), np.nan)
     precision = np.where(objects > 0, precision, np.nan)
@@ -251,11 +244,11 @@ def count(classes: Sequence[ClassScores]) -> Counted:
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """(S,) means over the rows that are known, NaN if none is."""
-    there = values[~np.isnan(values).any(axis=1)]
-    return there.mean(axis=0) if len(there) else np.full(values.shape[1:], np.nan)
+    """Return the (S,) means over the rows without NaN, or NaN if there are none."""
+    known = values[~np.isnan(values).any(axis=1)]
+    return known.mean(axis=0) if len(known) else np.full(values.shape[1:], np.nan)
 
 
-def _known(value: float) -> float | None:
-    """A number as JSON holds it."""
+def finite(value: float) -> float | None:
+    """Return a number for JSON, or None in place of NaN and infinity."""
     return float(value) if math.isfinite(value) else None

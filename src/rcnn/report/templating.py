@@ -16,7 +16,7 @@ HERE = Path(__file__).parent
 
 @cache
 def environment(*folders: Path) -> "Environment":
-    """Return the templates of `folders`, then those of the report. They escape all text and are compiled once."""
+    """Return the templates of `folders` and of the report, which escape all text. They are compiled once."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     loader = FileSystemLoader([folder / "templates" for folder in (*folders, HERE)])
@@ -27,10 +27,10 @@ def environment(*folders: Path) -> "Environment":
 
 
 def static(name: str, folder: Path = HERE) -> str:
-    """Return the text of a style or script of the report, or of another folder of pages."""
+    """Return the text of a style sheet or script in `static` of the report, or of another folder of pages."""
     return (folder / "static" / name).read_text(encoding="utf-8")
 
 
 def named_by_hash(text: str) -> str:
-    """Return the name that a content policy has for an inline style or script."""
+    """Return the hash by which a content policy allows an inline style sheet or script."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()

@@ -1,8 +1,8 @@
-"""One folder of results as the values that the template puts in their places."""
+"""The values that the template shows of one folder of results."""
 
 import base64
 import itertools
-from collections.abc import Mapping
+import time
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -13,19 +13,22 @@ from rcnn.diagnose.why.outcomes import ALARMS, FOUND, MISS_REASONS
 from rcnn.metrics.proposal_recall import SIZES
 from rcnn.report.charts import counts, shown
 from rcnn.report.parts import Loss, WhyPart
-from rcnn.report.scores import LARGEST, MOST_CONFUSED, Scores
-from rcnn.report.subject import Subject, written
+from rcnn.report.scores import MAX_FILE_BYTES, Scores
+from rcnn.report.subject import Subject
 from rcnn.report.svg import bar, legend, short
 
-CONFUSIONS = 20
-"""Of many classes, the most frequent confusions that are listed."""
+MAX_MATRIX_CLASSES = 40
+"""Number of classes up to which the entire confusion matrix is shown."""
 
-BARS = 20
-"""Classes whose losses are drawn, those with most of them."""
+MAX_CONFUSIONS = 20
+"""Number of confusions that are listed instead of a matrix, the most frequent ones."""
+
+MAX_BARS = 20
+"""Number of classes whose lost objects are drawn, those with most of them."""
 
 
 class Shown(NamedTuple):
-    """A picture in the page: name of the image, address, which holds all of it, alternative text and caption."""
+    """A picture in the page: name of the image, data address, alternative text and caption."""
 
     name: str
     address: str
@@ -34,42 +37,45 @@ class Shown(NamedTuple):
 
 
 def facts(subject: Subject) -> list[tuple[str, str]]:
-    """What was done with what: name, value."""
+    """Return facts about the results, as (name, value)."""
     settings, machine, scores = subject.settings, subject.environment, subject.scores
-    told: list[tuple[str, str | None]] = []
+    found: list[tuple[str, str | None]] = []
     if settings and subject.trained:
         images = " and ".join(
             f"{number:,} to {what}"
             for file, what in (("train.txt", "train on"), ("val.txt", "validate"))
             if (number := _lines(subject, file))
         )
-        told.append(("Data", f"{_last(settings.data.path)}: images: {images}" if images else _last(settings.data.path)))
+        name = _last(settings.data.path)
+        found.append(("Data", f"{name}: images: {images}" if images else name))
     if scores:
         split = f"{scores.images:,} images of {scores.data}, list {scores.split}"
         epoch = "" if scores.epoch is None else f", weights of epoch {scores.epoch}"
-        told.append(("Scored on", split + epoch))
+        found.append(("Scored on", split + epoch))
     elif subject.why:
-        told.append(("Explained", f"{subject.why.images:,} images, list {subject.why.split}"))
+        found.append(("Explained", f"{subject.why.images:,} images, list {subject.why.split}"))
     if settings:
-        told.append(("Model", settings.model.preset))
+        found.append(("Model", settings.model.preset))
         if subject.trained:
-            told += [("Started from", _last(settings.train.init)), ("Epochs", _epochs(subject, settings.train))]
+            found += [("Started from", _last(settings.train.init)), ("Epochs", _epochs(subject, settings.train))]
     if machine:
         versions = ", ".join(
             f"{name} {machine.packages[name]}" for name in ("rcnn", "torch") if name in machine.packages
         )
-        told += [
+        found += [
             ("Weights", None if machine.model is None else _last(machine.model)),
             ("Command", machine.command),
             ("Versions", ", ".join(text for text in (versions, f"Python {machine.python}") if text)),
             ("Machine", ", ".join(machine.cuda) or f"{machine.processor}, threads: {machine.threads}"),
         ]
-    told.append(("Written", written(subject.folder / "environment.json")))
-    return [(name, value) for name, value in told if value]
+    file = subject.folder / "environment.json"
+    if file.exists():
+        found.append(("Written", time.strftime("%Y-%m-%d", time.localtime(file.stat().st_mtime))))
+    return [(name, value) for name, value in found if value]
 
 
 def tiles(subject: Subject) -> list[tuple[str, str, str]]:
-    """The numbers that are looked for first: heading, number, what it is."""
+    """Return the most important numbers, as (heading, number, explanation)."""
     scores = subject.scores
     if scores is None:
         return []
@@ -80,21 +86,18 @@ def tiles(subject: Subject) -> list[tuple[str, str, str]]:
     ]
     if not scores.detects:
         return metrics
-    everything = counts(scores, scores.threshold)[-1]
+    row = counts(scores, scores.threshold)[-1]
+    found = f"{100 * row.right / row.objects:.1f}%" if row.objects else shown(None)
     return [
         *metrics,
-        ("F1", shown(everything.f1), f"mean of classes at score {scores.threshold:.3f}"),
-        (
-            "found",
-            _share(everything.right, everything.objects),
-            f"{everything.right:,} of {everything.objects:,} objects",
-        ),
-        ("wrong", f"{everything.wrong:,}", f"of {everything.right + everything.wrong:,} detections"),
+        ("F1", shown(row.f1), f"mean of classes at score {scores.threshold:.3f}"),
+        ("found", found, f"{row.right:,} of {row.objects:,} objects"),
+        ("wrong", f"{row.wrong:,}", f"of {row.right + row.wrong:,} detections"),
     ]
 
 
 def by_class(scores: Scores) -> dict[str, Any]:
-    """The metrics by class: headings and rows."""
+    """Return the headings and rows of the metrics by class."""
     metrics = [metric for metric in scores.metrics if metric.per_class]
     return {
         "headings": [metric.per_class for metric in metrics],
@@ -106,7 +109,7 @@ def by_class(scores: Scores) -> dict[str, Any]:
 
 
 def by_size(scores: Scores) -> list[tuple[str, list[str]]]:
-    """Rows of numbers by size of the objects: AP, and the recall of so many proposals."""
+    """Return rows of numbers by size of the objects: AP, and the recall at each number of proposals."""
     names = ("all", *SIZES)
     rows = [("AP", [shown(scores.summary.get("ap" if name == "all" else f"ap_{name}")) for name in names])]
     recalls = ((f"recall of {top} proposals", values) for top, values in scores.recall.items())
@@ -114,81 +117,75 @@ def by_size(scores: Scores) -> list[tuple[str, list[str]]]:
 
 
 def confusion(scores: Scores) -> dict[str, Any]:
-    """The matrix with its shades, or of many classes the most frequent confusions."""
-    size = scores.num_classes
-    names = {one.label: one.name for one in scores.classes} | {size: "nothing there"}
-    cells = {(row, column): number for row, column, number in scores.confusion}
-    if size > MOST_CONFUSED:
-        wrong = sorted((item for item in cells.items() if item[0][0] != item[0][1]), key=lambda item: -item[1])
-        known = [item for item in wrong if set(item[0]) <= set(names)][:CONFUSIONS]
-        return {"pairs": [(_confused(row, column, size, names), number) for (row, column), number in known]}
+    """Return the matrix with its shades, or the most frequent confusions if there are many classes."""
+    background = scores.num_classes
+    names = {row.label: row.name for row in scores.classes} | {background: "nothing there"}
+    if background > MAX_MATRIX_CLASSES:
+        wrong = [cell for cell in scores.confusion if cell[0] != cell[1] and set(cell[:2]) <= set(names)]
+        pairs = []
+        for true, predicted, number in sorted(wrong, key=lambda cell: -cell[2])[:MAX_CONFUSIONS]:
+            text = f"{short(names[true])} taken for {short(names[predicted])}"
+            if predicted == background:
+                text = f"{short(names[true])} missed"
+            elif true == background:
+                text = f"{short(names[predicted])} where nothing is"
+            pairs.append((text, number))
+        return {"pairs": pairs}
+    cells = {(true, predicted): number for true, predicted, number in scores.confusion}
     rows = []
-    for row in range(size + 1):
-        numbers = [cells.get((row, column), 0) for column in range(size + 1)]
-        whole = max(1, sum(numbers))
-        shades = [round(10 * number / whole) for number in numbers]
-        rows.append((names.get(row, "?"), list(zip(numbers, shades, strict=True))))
-    return {"columns": [*(names.get(label, "?") for label in range(size)), "missed"], "rows": rows}
-
-
-def _confused(row: int, column: int, size: int, names: Mapping[int, str]) -> str:
-    """What is there and what the detector says, in words."""
-    if column == size:
-        return f"{short(names[row])} missed"
-    said = short(names[column])
-    return f"{said} where nothing is" if row == size else f"{short(names[row])} taken for {said}"
+    for true in range(background + 1):
+        numbers = [cells.get((true, predicted), 0) for predicted in range(background + 1)]
+        total = max(1, sum(numbers))
+        rows.append((names.get(true, "?"), [(number, round(10 * number / total)) for number in numbers]))
+    return {"columns": [*(names.get(label, "?") for label in range(background)), "missed"], "rows": rows}
 
 
 def why(answer: WhyPart) -> dict[str, Any]:
-    """Where objects are lost and what false alarms are: rows of kinds, and bars of classes and sizes."""
-    inks = {kind: f"kind-{place}" for place, kind in enumerate((*MISS_REASONS, *ALARMS))}
+    """Return the lost objects and the false alarms: rows of kinds, and bars of classes and sizes."""
+    inks = {kind: f"kind-{number}" for number, kind in enumerate((*MISS_REASONS, *ALARMS))}
     panels = []
-    for title, kinds, losses, base in (
-        (
-            "Lost objects",
-            MISS_REASONS,
-            answer.lost,
-            f"of {answer.objects:,} objects, of which {answer.found:,} are found",
-        ),
+    found = f"of {answer.objects:,} objects, of which {answer.found:,} are found"
+    for title, kinds, parts, base in (
+        ("Lost objects", MISS_REASONS, answer.lost, found),
         ("False alarms", ALARMS, answer.false_alarms, "detections that are wrong"),
     ):
-        there = {kind: losses[kind] for kind in kinds if kind in losses}
-        if there:
+        losses = {kind: parts[kind] for kind in kinds if kind in parts}
+        if losses:
             rows = [
                 (kinds[kind], inks[kind], loss, shown(loss.ap_if_mended if loss.count else None))
-                for kind, loss in there.items()
+                for kind, loss in losses.items()
             ]
-            panels.append({"title": title, "base": base, "rows": rows, "bars": _bars(there, kinds, inks)})
+            panels.append({"title": title, "base": base, "rows": rows, "bars": _bars(losses, kinds, inks)})
     return {"answer": answer, "panels": panels, "sizes": list(SIZES), "found": FOUND}
 
 
 def pictures(subject: Subject, budget: int) -> dict[str, list[Shown]]:
-    """The worst and best pictures, in turn, as many as fit into so many bytes."""
-    scores, left = subject.scores, budget
-    shown_by: dict[str, list[Shown]] = {"worst": [], "best": []}
-    kinds = [[one for one in (scores.pictures if scores else ()) if one.kind == kind] for kind in shown_by]
+    """Return the worst and best pictures that fit into `budget` bytes, taken in turn."""
+    by_kind: dict[str, list[Shown]] = {"worst": [], "best": []}
+    listed = subject.scores.pictures if subject.scores else ()
+    kinds = [[picture for picture in listed if picture.kind == kind] for kind in by_kind]
     for picture in filter(None, itertools.chain(*itertools.zip_longest(*kinds))):
         content = subject.pictures.get(picture.file)
-        if content is not None and len(content) <= left:
-            left -= len(content)
-            counted = f"{picture.right} right, {picture.wrong} wrong, {picture.lost} lost"
-            shown_by[picture.kind].append(Shown(picture.name, address(content), f"{picture.name}: {counted}", counted))
-    return shown_by
+        if content is not None and len(content) <= budget:
+            budget -= len(content)
+            caption = f"{picture.right} right, {picture.wrong} wrong, {picture.lost} lost"
+            by_kind[picture.kind].append(Shown(picture.name, address(content), f"{picture.name}: {caption}", caption))
+    return by_kind
 
 
 def address(content: bytes) -> str:
-    """A picture as an address that holds all of it."""
+    """Return the data address of a WebP picture."""
     return "data:image/webp;base64," + base64.b64encode(content).decode()
 
 
 def _bars(losses: dict[str, Loss], kinds: dict[str, str], inks: dict[str, str]) -> Markup:
-    """A bar for each class and size, all on one scale, and what the colours are."""
+    """Return a bar for each class and size, all on one scale, and a legend of the colours."""
     groups = []
     for section in ("by_class", "by_size"):
         names = dict.fromkeys(name for loss in losses.values() for name in getattr(loss, section))
         counted = {name: {kind: getattr(loss, section).get(name, 0) for kind, loss in losses.items()} for name in names}
-        most = sorted(counted.items(), key=lambda item: -sum(item[1].values()))[:BARS]
-        groups += most if section == "by_class" else counted.items()
+        largest = sorted(counted.items(), key=lambda item: -sum(item[1].values()))[:MAX_BARS]
+        groups += largest if section == "by_class" else counted.items()
     longest = max((sum(numbers.values()) for _, numbers in groups), default=0)
     return Markup('<table class="bars"><caption>By class and size</caption>{}</table>{}').format(
         Markup("").join(
@@ -204,30 +201,24 @@ def _bars(losses: dict[str, Loss], kinds: dict[str, str], inks: dict[str, str]) 
 
 
 def _lines(subject: Subject, file: str) -> int:
-    """Number of lines of a list of images, 0 if it can't be read."""
+    """Return the number of lines of a list of images; 0 if it can't be read."""
     try:
-        return read_text(subject.folder / file, LARGEST).count("\n")
+        return read_text(subject.folder / file, MAX_FILE_BYTES).count("\n")
     except (OSError, ValueError):
         return 0
 
 
 def _epochs(subject: Subject, train: Train) -> str:
+    """Return the number of epochs that are done and planned, and the time that they took."""
     stages = len({row.get("stage", 1) for row in subject.rows})
-    planned = f"({train.length})" if train.steps else f"of {train.epochs}"
-    planned = f" in {stages} stages {planned}" + ("" if train.steps else " each") if stages > 1 else f" {planned}"
+    text = f"{len(subject.rows)}" + (f" in {stages} stages" if stages > 1 else "")
+    text += f" ({train.length})" if train.steps else f" of {train.epochs}" + (" each" if stages > 1 else "")
     seconds = subject.rows[-1].get("seconds") if subject.rows else None
-    spent = f"; {_time(seconds)} of training" if isinstance(seconds, float | int) else ""
-    return f"{len(subject.rows)}{planned}{spent}"
+    if isinstance(seconds, float | int):
+        text += f"; {seconds:.0f} s of training" if seconds < 60 else f"; {seconds / 60:.1f} minutes of training"
+    return text
 
 
-def _time(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:.1f} minutes"
-
-
-def _share(part: int, whole: int) -> str:
-    return f"{100 * part / whole:.1f}%" if whole else shown(None)
-
-
-def _last(place: str | None) -> str:
-    """The last part of a path: no folders of this machine."""
-    return str(place or "").rstrip("/").rpartition("/")[2]
+def _last(path: str | None) -> str:
+    """Return the last part of a path, without the folders of this machine."""
+    return str(path or "").rstrip("/").rpartition("/")[2]
