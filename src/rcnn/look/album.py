@@ -1,10 +1,11 @@
-"""The pictures that `rcnn look` shows: of a data set or a folder, with truth and detections, and filters of them."""
+"""The pictures of `rcnn look`: those of a data set or a folder, with truth and detections, and filters of them."""
 
 import gc
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from rcnn.config import Settings
 from rcnn.data.dataset import Dataset
-from rcnn.data.formats.find import find_layout, layout_at, open_dataset
+from rcnn.data.formats.find import Split, find_layout, layout_at, open_dataset
 from rcnn.detector import Detector
 from rcnn.diagnose.why.outcomes import ALARMS
 from rcnn.errors import DataError, SettingsError, printable
@@ -23,39 +24,47 @@ from rcnn.metrics.overlap import area
 from rcnn.metrics.proposal_recall import SIZES
 from rcnn.metrics.types import Prediction, Truth
 
-LISTS = ("train", "val", "test")
 DROPPED = "dropped"
-"""The list of pictures that were dropped on the page."""
+"""Name of the list of pictures that were dropped on the page."""
 
 MAX_PREDICTED = 5000
-"""Number of pictures that are predicted without being opened, the first ones."""
+"""Number of pictures that are predicted before they are opened, the first ones."""
 
 PAUSE = 1.0
-"""Seconds that the prediction of the other pictures pauses after a picture was opened."""
+"""Seconds for which the prediction of the other pictures pauses after a picture was opened."""
 
 KINDS = {kind: text for kind, text in ALARMS.items() if kind != "missing_label"}
 MISTAKES = {"any": "any mistake", "lost": "lost objects", "wrong": "wrong detections", **KINDS, "none": "no mistake"}
-"""Values of the filter by mistakes -> what they mean."""
+"""Values of the filter by mistakes -> their description."""
 
 
 class AlbumImage(NamedTuple):
-    """A picture: its file, the name that is shown, the list that it is in, and its truth, if that is known."""
+    """A picture.
+
+    Attributes:
+        path: its file.
+        name: that is shown.
+        list: of the data set, "all" for a folder, or `DROPPED`.
+        truth: None if it has no labels.
+        size: (height, width) of a picture of a data set.
+    """
 
     path: Path
     name: str
     list: str
     truth: Truth | None
+    size: tuple[int, int] | None = None
 
 
 class Filters(NamedTuple):
-    """Which pictures are chosen; None stands for all.
+    """Conditions by which pictures are chosen; None allows any.
 
     Attributes:
-        list: of the data set, or `DROPPED`.
-        label: class of an object or a detection.
-        size: of `SIZES`, likewise.
-        score: a detection counts from this score on.
-        mistake: of `MISTAKES`.
+        list: as `AlbumImage.list`.
+        label: class of an object or a detection in the picture.
+        size: of an object or a detection in the picture, a key of `SIZES`.
+        score: lowest score of a detection that counts.
+        mistake: a key of `MISTAKES`.
     """
 
     list: str | None = None
@@ -73,8 +82,8 @@ class BoxTable(NamedTuple):
         label: (n,) class.
         area: (n,) px of the file.
         score: (n,) of the detection; of an object, that of the detection that matches it, or -1.
-        mark: (n,) of a detection 0 if it is right, else 1 + its place in `KINDS`; 0 of an object; -1 of what does not
-            count.
+        mark: (n,) of a detection 0 if it is right, else 1 + the index of its kind in `KINDS`; of an object 0; -1 if
+            the detection or object is ignored.
     """
 
     picture: np.ndarray
@@ -84,35 +93,37 @@ class BoxTable(NamedTuple):
     mark: np.ndarray
 
     @classmethod
-    def of(cls, parts: list[tuple[int, np.ndarray, np.ndarray, np.ndarray, np.ndarray]]) -> "BoxTable":
-        """Return the table of (picture, boxes, labels, scores, marks) of several pictures."""
+    def of(cls, parts: list[tuple[int, Prediction, np.ndarray]]) -> "BoxTable":
+        """Return the table of several pictures from (index of the picture, boxes with scores and labels, marks)."""
         empty = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0), np.zeros(0, np.float32), np.zeros(0, int))
         rows = [
             (np.full(len(labels), index), labels, area(boxes.astype(np.float64)), scores.astype(np.float32), marks)
-            for index, boxes, labels, scores, marks in parts
+            for index, (boxes, scores, labels), marks in parts
         ]
         return cls(*(np.concatenate(columns) for columns in zip(empty, *rows, strict=True)))
 
     def matches(self, filters: Filters) -> np.ndarray:
-        """Return (n,) bool: of this class and size."""
+        """Return (n,) bool, whether class and size match the filters."""
         low, high = SIZES[filters.size] if filters.size else (0.0, np.inf)
         of_size = (self.area >= low) & (self.area < high)
         return of_size if filters.label is None else of_size & (self.label == filters.label)
 
 
 class Album:
-    """Pictures, read and predicted by a thread while others ask for them.
+    """Pictures that a thread reads and predicts, while other threads use those that are ready.
 
     Args:
-        load: loads the detector; None for none.
-        data: data set, folder or picture; None for none.
-        cache: folder for labels that were read; None: they are not kept.
+        load: loads the detector; None for pictures alone.
+        data: data set, folder or picture; None for a detector alone.
+        cache: folder in which labels are cached; None for no cache.
     """
 
     def __init__(self, load: Callable[[], Detector] | None, data: Path | None, cache: Path | None = None) -> None:
         self._load, self.data, self._cache = load, data, cache
+        self.has_subject = load is not None or data is not None
+        """Whether there is a model or data."""
         self.read = 0, 0
-        """Images whose labels have been read, and their number, while a list is being read."""
+        """Number of images whose labels have been read, and of all images, while a list is being read."""
         self.ready, self.failed, self.notes = False, "", list[str]()
         self.detector: Detector | None = None
         self.finder: Finder | None = None
@@ -120,12 +131,13 @@ class Album:
         self.names: tuple[str, ...] = ()
         self.pictures: list[AlbumImage] = []
         self.sets: list[Dataset] = []
-        """The lists of the data set, whose images are the first pictures, in order; empty for a folder."""
+        """The lists of the data set, with the images of the first pictures in the same order; empty for a folder."""
         self.judged: dict[int, JudgedDetections] = {}
-        """Index of a picture -> its detections, for those that have been predicted."""
+        """Index of a predicted picture -> its detections."""
         self.faults: dict[int, str] = {}
+        """Index of a picture that can't be predicted -> the reason."""
         self.opened_at = -PAUSE
-        """When a picture was last opened, by `time.monotonic`."""
+        """Time at which a picture was last opened, by `time.monotonic`."""
         self.network = ThreadPoolExecutor(1, "network")
         """The only thread that runs the network."""
         self._tables: tuple[int, BoxTable, BoxTable] | None = None
@@ -133,17 +145,12 @@ class Album:
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._work, daemon=True)
 
-    @property
-    def has_subject(self) -> bool:
-        """Whether there is a model or data."""
-        return self._load is not None or self.data is not None
-
     def start(self) -> None:
-        """Open everything in a thread of its own, then predict."""
+        """Start a thread that opens and predicts the pictures."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End the prediction, since the process can't exit cleanly while a thread runs the network."""
+        """End the thread, since the process can't exit cleanly while the network runs."""
         self._ending.set()
         if self._thread.is_alive():
             self._thread.join(10)
@@ -157,7 +164,7 @@ class Album:
         gc.freeze()
         for index in range(min(len(self.pictures), MAX_PREDICTED) if self.finder else 0):
             self.predict(index)
-            self._ending.wait(0.005)  # lets other threads have the detector
+            self._ending.wait(0.005)  # so that other threads can use the detector
             while time.monotonic() - self.opened_at < PAUSE and not self._ending.is_set():
                 self._ending.wait(0.05)
             if self._ending.is_set():
@@ -178,7 +185,7 @@ class Album:
                 self.notes.append(f"No detections: {error}")
         if self.data is not None:
             collects_garbage = gc.isenabled()
-            gc.disable()  # searching the growing list again and again would take half of the time
+            gc.disable()  # repeated collections of the growing list would take half of the time
             try:
                 self.pictures = self._read(self.data)
             finally:
@@ -187,7 +194,7 @@ class Album:
         self.ready = True
 
     def _read(self, data: Path) -> list[AlbumImage]:
-        """Return the pictures of a data set in all its lists, or of a folder."""
+        """Return the pictures of all lists of a data set, or of a folder."""
         names = self.names if self.detector else None
         may_lack_labels = data.is_dir() or (is_image(data.name) and data.exists())
         try:
@@ -201,15 +208,14 @@ class Album:
             start = len(str(top / "a")) - 1  # `relative_to` takes seconds for 100,000 files
             return [AlbumImage(file, str(file)[start:], "all", None) for file in files(data)]
         settings = self.settings.data.model_copy(update={"on_fault": "skip"})
-
-        def opened(split: str) -> Dataset:
-            return open_dataset(data, split, settings, names, decode=False, progress=self._progress)  # type: ignore[arg-type]
+        opened = partial(open_dataset, data, settings=settings, names=names, decode=False, progress=self._progress)
+        splits: tuple[Split, ...] = ("train", "val", "test")
 
         def read() -> list[Dataset]:
             divided = {"trainval", "all"} & {*layout.lists}
-            lists = [name for name in LISTS if name in layout.lists or (name != "test" and divided)]
+            lists = [name for name in splits if name in layout.lists or (name != "test" and divided)] or ["all"]
             try:
-                return [opened(name) for name in lists or ["all"]]
+                return [opened(name) for name in lists]
             except DataError:  # a single picture can't be divided
                 return [opened("all")]
 
@@ -219,34 +225,35 @@ class Album:
         self.notes += dict.fromkeys(note for dataset in sets for note in dataset.notes)
         if faults := len({fault for dataset in sets for fault in dataset.faults}):
             self.notes.append(
-                f"Faults in the data that were mended or left out: {faults:,}. rcnn data check lists them."
+                f"Faults in the data that were corrected or left out: {faults:,}. rcnn data check lists them."
             )
         return [
-            AlbumImage(record.path, record.name, dataset.split, Truth(record.boxes, record.labels, record.ignore))
+            AlbumImage(
+                image.path, image.name, dataset.split, Truth(image.boxes, image.labels, image.ignore), image.size
+            )
             for dataset in sets
-            for record in dataset.records
+            for image in dataset.records
         ]
 
     def _progress(self, done: int, images: int) -> None:
         self.read = done, images
 
     def predict(self, index: int) -> JudgedDetections | None:
-        """Return the detections of a picture; None without a detector, or if it can't be read (see `faults`)."""
+        """Return the detections of a picture; None without a detector, or if it can't be predicted (see `faults`)."""
         if self.finder is None or index in self.faults:
             return None
         if index not in self.judged:
             picture = self.pictures[index]
             try:
-                result = self.finder.find(picture.path, keep=False)
+                prediction = self.finder.find(picture.path, keep=False)
             except Exception as error:  # one picture must not stop the others
                 self.faults[index] = self.fault_of(index, error)
                 return None
-            prediction = Prediction(result.boxes, result.scores, result.labels)
             self.judged[index] = judge_detections(prediction, picture.truth)
         return self.judged[index]
 
     def fault_of(self, index: int, error: Exception) -> str:
-        """Return why a picture can't be shown, without the folders of this machine."""
+        """Return the reason why a picture can't be shown, without the folders of this machine."""
         picture = self.pictures[index]
         return printable(str(error) or type(error).__name__).replace(printable(str(picture.path)), picture.name)
 
@@ -257,18 +264,18 @@ class Album:
             return len(self.pictures) - 1
 
     def choose(self, filters: Filters) -> list[int]:
-        """Return the pictures that match the filters, in order.
+        """Return the indices of the pictures that match the filters, in order.
 
-        With a mistake, only pictures that are predicted and have a truth are chosen.
+        A filter by mistakes chooses only pictures that have a truth and have been predicted.
         """
         if filters == Filters(filters.list, score=filters.score):
             pictures = enumerate(list(self.pictures))
             return [index for index, picture in pictures if filters.list in (None, picture.list)]
         objects, detections = self._box_tables()
-        pictures = list(self.pictures)  # after the tables: meanwhile one may be dropped on the page
+        pictures = list(self.pictures)  # after the tables, since a picture may be dropped on the page meanwhile
 
         def holding(*indices: np.ndarray) -> np.ndarray:
-            """Return (pictures,) bool: those at the indices."""
+            """Return (pictures,) bool, True at the indices."""
             mask = np.zeros(len(pictures), bool)
             mask[np.concatenate(indices)] = True
             return mask
@@ -295,7 +302,7 @@ class Album:
         return np.flatnonzero(chosen).tolist()
 
     def counts(self, index: int, score: float) -> dict[str, Any]:
-        """Return the counts of one picture at a score: objects, and once predicted right, wrong and lost."""
+        """Return the counts of one picture at a score: objects, and once it is predicted right, wrong and lost."""
         truth, judged = self.pictures[index].truth, self.judged.get(index)
         counts: dict[str, Any] = {"objects": None if truth is None else int((~truth.ignore).sum())}
         if judged is not None:
@@ -308,32 +315,19 @@ class Album:
         return counts
 
     def _box_tables(self) -> tuple[BoxTable, BoxTable]:
-        """Return all objects, with the scores of the detections that match them, and all detections so far."""
+        """Return all objects, with the scores of the detections that match them, and all detections."""
         with self._lock:
             if self._tables is None or self._tables[0] != len(self.judged):
                 judged = dict(self.judged)
                 marks = {kind: mark for mark, kind in enumerate(("", *KINDS))}
-                objects = [
-                    (
-                        index,
-                        truth.boxes,
-                        truth.labels,
-                        judged[index].scores_of(len(truth.labels))
-                        if index in judged
-                        else np.full(len(truth.labels), -1.0),
-                        np.where(truth.ignore, -1, 0),
-                    )
-                    for index, (_, _, _, truth) in enumerate(self.pictures)
-                    if truth is not None and len(truth.labels)
-                ]
+                objects = []
+                for index, picture in enumerate(self.pictures):
+                    if (truth := picture.truth) is not None and (count := len(truth.labels)):
+                        scores = judged[index].scores_of(count) if index in judged else np.full(count, -1.0)
+                        boxes = Prediction(truth.boxes, scores, truth.labels)
+                        objects.append((index, boxes, np.where(truth.ignore, -1, 0)))
                 detections = [
-                    (
-                        index,
-                        own.prediction.boxes,
-                        own.prediction.labels,
-                        own.prediction.scores,
-                        np.where(own.ignored, -1, np.array([marks[kind] for kind in own.kinds], np.int64)),
-                    )
+                    (index, own.prediction, np.where(own.ignored, -1, np.array([marks[k] for k in own.kinds], int)))
                     for index, own in judged.items()
                 ]
                 self._tables = len(judged), BoxTable.of(objects), BoxTable.of(detections)

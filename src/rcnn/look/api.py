@@ -1,4 +1,4 @@
-"""The requests of the pages "Pictures" and "Explain": JSON about the album, and pictures."""
+"""The server's side of the pages "Pictures" and "Explain": JSON about the album, and pictures."""
 
 import secrets
 import time
@@ -26,35 +26,34 @@ from rcnn.look.explain import to_json
 from rcnn.look.finder import judge_detections
 from rcnn.look.thumbnails import LARGE_SIDE, Thumbnails, encoded, message_image
 from rcnn.metrics.proposal_recall import SIZES
-from rcnn.metrics.types import Prediction
 
 MAX_BYTES = 64 * MB
-"""Bytes of a picture that is dropped on the page."""
+"""Largest picture that can be dropped on the page."""
 
 MAX_DROPPED = 16
 MAX_TILES = 500
-"""Pictures per request for names and counts."""
+"""Number of pictures in a request for names and counts."""
 
 MAX_NAME = 200
-"""Letters of the name of a dropped picture."""
+"""Number of characters of the name of a dropped picture."""
 
 CACHED = {"Cache-Control": "private, max-age=3600"}
-"""Pictures do not change while the server runs, and their addresses name the run of the server."""
+"""Header of pictures, which do not change while a server runs. Their addresses name that server."""
 
 
 class PicturesApi:
-    """The requests of the pages, as methods that are routes.
+    """The handlers of the requests.
 
     Args:
-        album: what is shown.
-        thumbnails: its small copies.
+        album: the pictures.
+        thumbnails: small copies of them.
         dropped: folder for the pictures that are dropped on the page.
     """
 
     def __init__(self, album: Album, thumbnails: Thumbnails, dropped: Path) -> None:
         self.album, self.thumbnails, self.dropped = album, thumbnails, dropped
         self.run = secrets.token_urlsafe(6)
-        """Part of the addresses of pictures, so that a browser never shows cached ones of another run."""
+        """Part of the addresses of pictures, so that a browser never shows cached pictures of another server."""
 
     def routes(self) -> list[Route]:
         """Return addresses and their handlers."""
@@ -70,7 +69,7 @@ class PicturesApi:
         ]
 
     def state(self, request: Request) -> Response:
-        """Answer with what is shown, and how far it is read and predicted."""
+        """Answer with facts about the album, and how many pictures are read and predicted."""
         album = self.album
         if album.failed:
             return JSONResponse({"ready": False, "failed": album.failed})
@@ -101,7 +100,7 @@ class PicturesApi:
         )
 
     def progress(self) -> dict[str, int]:
-        """Return the number of pictures, and of those that are predicted or can't be."""
+        """Return the number of pictures, and of those whose prediction is done or has failed."""
         return {"pictures": len(self.album.pictures), "done": len(self.album.judged) + len(self.album.faults)}
 
     def choose(self, request: Request) -> Response:
@@ -114,9 +113,9 @@ class PicturesApi:
         album, query = self.opened(), request.query_params
         words = [word for word in query.get("indices", "").split(",") if word]
         if len(words) > MAX_TILES:
-            raise HTTPException(400, f"At most {MAX_TILES} pictures at once.")
+            raise HTTPException(400, f"At most {MAX_TILES} pictures per request.")
         if not all(word.isascii() and word.isdigit() and len(word) < 12 for word in words):
-            raise HTTPException(400, "indices: numbers of pictures, with commas.")
+            raise HTTPException(400, "indices: numbers of pictures, separated by commas.")
         indices, score = [int(word) for word in words], self.filters(query).score
         if max(indices, default=-1) >= len(album.pictures):
             raise HTTPException(400, "indices: there is no such picture.")
@@ -156,8 +155,7 @@ class PicturesApi:
         assert album.finder is not None
         if nms == album.settings.roi.nms and album.finder.adjustable:
             nms = None
-        result = album.finder.find(picture.path, nms)
-        judged = judge_detections(Prediction(result.boxes, result.scores, result.labels), picture.truth)
+        judged = judge_detections(album.finder.find(picture.path, nms), picture.truth)
         if nms is None:
             album.judged.setdefault(index, judged)
         columns = (*(column.tolist() for column in (*judged.prediction, judged.matched, judged.ignored)), judged.kinds)
@@ -167,7 +165,7 @@ class PicturesApi:
         ]
 
     def explain(self, request: Request) -> Response:
-        """Answer with what every step of the network makes of a picture, or why that can't be shown."""
+        """Answer with the results of every step of the network for a picture, or the reason why there are none."""
         index, picture = self.requested(request)
         album = self.album
         album.opened_at = time.monotonic()
@@ -185,16 +183,16 @@ class PicturesApi:
         return JSONResponse(answer)
 
     def image(self, request: Request) -> Response:
-        """Answer with a picture in large."""
+        """Answer with a large picture."""
         encode = partial(encoded, side=LARGE_SIDE, kind="JPEG", quality=92)
         return self.encoded_or_fault(request, "image/jpeg", encode)
 
     def thumbnail(self, request: Request) -> Response:
-        """Answer with a small picture."""
+        """Answer with a thumbnail."""
         return self.encoded_or_fault(request, "image/webp", self.thumbnails.get)
 
     def encoded_or_fault(self, request: Request, kind: str, encode: Callable[[Path, Settings], bytes]) -> Response:
-        """Answer with the picture that an address names, or with an image of why it can't be read."""
+        """Answer with the encoded picture, or with an image of the reason why it can't be read."""
         index, picture = self.requested(request)
         try:
             content = encode(picture.path, self.album.settings)
@@ -221,28 +219,28 @@ class PicturesApi:
         return JSONResponse({"index": await run_in_threadpool(self.take, file, bytes(content), name)}, 201)
 
     def take(self, file: Path, content: bytes, name: str) -> int:
-        """Keep a dropped picture if it can be read; return its index."""
+        """Add a dropped picture to the album if it can be read, and return its index."""
         album = self.album
         assert album.finder is not None
         file.write_bytes(content)
         try:
-            result = album.finder.find(file)
+            prediction = album.finder.find(file)
         except (ImageError, NonFiniteError, SettingsError) as error:
             file.unlink()
             raise HTTPException(422, printable(str(error)).replace(str(file), name)) from None
         index = album.add(file, name)
-        album.judged[index] = judge_detections(Prediction(result.boxes, result.scores, result.labels), None)
+        album.judged[index] = judge_detections(prediction, None)
         return index
 
     def requested(self, request: Request) -> tuple[int, AlbumImage]:
-        """Return the picture that an address names, and its index."""
+        """Return the index in an address, and its picture."""
         index = request.path_params["index"]
         if index >= len(self.opened().pictures):
             raise HTTPException(404, "There is no such picture.")
         return index, self.album.pictures[index]
 
     def filters(self, query: QueryParams) -> Filters:
-        """Return the filters of an address."""
+        """Return the filters in an address."""
         album = self.opened()
         label, size, mistake = (query.get(name) for name in ("class", "size", "mistake"))
         if label is not None and not (label.isascii() and label.isdigit() and int(label[:9]) < len(album.names)):
@@ -255,14 +253,14 @@ class PicturesApi:
         return Filters(query.get("list"), None if label is None else int(label[:9]), size, score, mistake)
 
     def opened(self) -> Album:
-        """Return the album, once it is read."""
+        """Return the album, or refuse the request if it has not been read."""
         if not self.album.ready:
             raise HTTPException(409, "The pictures are still being read.")
         return self.album
 
 
 def number(word: str, name: str) -> float:
-    """Return a number from 0 to 1 in an address."""
+    """Return a number in an address, which must be from 0 to 1."""
     try:
         value = float(word)
     except ValueError:

@@ -26,15 +26,16 @@ UINT16_MAX = 65535
 """Boxes are sent as 16-bit shares of the longest side, and probabilities as 16-bit shares of 1."""
 
 SCRIPTS = ("dom", "tips", "stage", "sketch", "explanation", "panels", "explain", "explain-file")
-"""Modules of static/ that the file holds, each after those that it imports."""
+"""Modules of static/ in the file, each after those that it imports."""
 
 
 def to_json(explanation: Explanation, settings: RPN) -> dict[str, Any]:
-    """Return what every step makes of a picture.
+    """Return the results of every step for a picture.
 
-    Boxes are in pixels of the resized picture, "width" x "height". "arrays" are gzip in base64, one after the other in
-    the order of "layout": the anchors that enter NMS, best first ("before"); per anchor its box after the RPN's deltas
-    ("moved"), objectness, IoU with the best object and label; and which boxes survive at each threshold ("kept").
+    Boxes are in pixels of the resized picture, "width" x "height". "arrays" holds the arrays of "layout" in this order,
+    compressed with gzip, in base64: the anchors that enter NMS, best first ("before"); per anchor its box after the
+    RPN's deltas ("moved"), objectness, IoU with the best object and label; and which boxes survive at each threshold
+    ("kept").
 
     Args:
         explanation: of the picture.
@@ -50,7 +51,7 @@ def to_json(explanation: Explanation, settings: RPN) -> dict[str, Any]:
     }
     if labels is not None:
         best = np.zeros(len(explanation.anchors))
-        for box in labels.boxes:  # one at a time: the matrix of all may be large
+        for box in labels.boxes:  # one at a time, since the matrix of all may be large
             iou = pairwise_iou(explanation.anchors, box[None].to(explanation.anchors.dtype))
             best = np.maximum(best, iou[:, 0].numpy())
         arrays["iou"] = (best * UINT16_MAX).round().astype("<u2")
@@ -88,12 +89,12 @@ def to_json(explanation: Explanation, settings: RPN) -> dict[str, Any]:
 
 
 def write_page(explanation: Explanation, settings: RPN, file: Path, name: str, model: str) -> Path:
-    """Write the page as one file that needs no server and makes no requests.
+    """Write the page as one file that needs no server and makes no requests, and return the file.
 
     Args:
         explanation: of the picture.
         settings: with which it was made.
-        file: to be written.
+        file: the new file.
         name: of the picture.
         model: name of the detector.
     """
@@ -118,7 +119,7 @@ def write_page(explanation: Explanation, settings: RPN, file: Path, name: str, m
 
 
 def _levels(explanation: Explanation) -> list[dict[str, Any]]:
-    """Return per level its stride and grid, the anchors of its first cell, and the steps from a cell to the next."""
+    """Return for each level its stride and grid, the anchors of its first cell, and the steps between cells."""
     levels, start = [], 0
     for level, (stride, (rows, columns)) in enumerate(zip(explanation.strides, explanation.grids, strict=True)):
         first = explanation.anchors[explanation.anchors_of(level, 0, 0)].double()

@@ -1,4 +1,4 @@
-"""Detections of single pictures, also at another threshold of NMS, which does not run the network again."""
+"""Detections of single pictures. Another threshold of NMS does not run the network again."""
 
 from collections import OrderedDict
 from concurrent.futures import Executor
@@ -19,11 +19,10 @@ from rcnn.model.fast_rcnn import final_boxes
 from rcnn.model.structures import Batch
 from rcnn.model.suppress import NMS
 from rcnn.report.scores import IOU
-from rcnn.result import Result
 from rcnn.runtime.eager import Eager
 
 MAX_RECENT = 8
-"""Pictures whose boxes before NMS are kept."""
+"""Number of pictures whose boxes before NMS are kept."""
 
 
 class BeforeNMS(NamedTuple):
@@ -37,13 +36,15 @@ class BeforeNMS(NamedTuple):
 
 
 class JudgedDetections(NamedTuple):
-    """The detections of one picture, judged at every score: one of a lower score never changes the match of another.
+    """The detections of one picture, and which of them are right.
+
+    This holds at every score, since a detection never changes the match of one with a higher score.
 
     Attributes:
         prediction: (P,) best first.
-        matched: (P,) the object that each matches, or -1.
-        ignored: (P,) bool: on an ignored object, counted neither as right nor as wrong.
-        kinds: (P,) the kind of a wrong one, of `ALARMS`; else empty.
+        matched: (P,) index of the object that each matches, or -1.
+        ignored: (P,) bool, whether it lies on an ignored object and counts neither as right nor as wrong.
+        kinds: (P,) the kind of a wrong detection, a key of `ALARMS`; else empty.
     """
 
     prediction: Prediction
@@ -52,7 +53,7 @@ class JudgedDetections(NamedTuple):
     kinds: tuple[str, ...]
 
     def scores_of(self, objects: int) -> np.ndarray:
-        """Return (G,) float64, the score of the detection that matches each object; -1 if none does."""
+        """Return (G,) float64, the score of the detection that matches each object, or -1."""
         scores = np.full(objects, -1.0)
         hits = self.matched >= 0
         scores[self.matched[hits]] = self.prediction.scores[hits]
@@ -62,7 +63,7 @@ class JudgedDetections(NamedTuple):
 def judge_detections(prediction: Prediction, truth: Truth | None) -> JudgedDetections:
     """Judge detections by the matches of the metric and the kinds of false alarms of `why`.
 
-    A probably missing label counts as background here: telling them apart takes the scores of a whole data set.
+    A probably missing label counts as background here, since only the scores of the entire data set reveal it.
     """
     number = len(prediction.scores)
     if truth is None:
@@ -75,14 +76,14 @@ def judge_detections(prediction: Prediction, truth: Truth | None) -> JudgedDetec
 
 
 class Finder:
-    """A detector that several threads ask for the detections of files, one at a time.
+    """The detections of files by one detector, for several threads.
 
     Args:
-        detector: that detects.
-        network: the one thread that runs it; each further thread would keep memory of its own.
+        detector: a detector that predicts classes.
+        network: the one thread that runs it, since each further thread would hold additional memory.
 
     Raises:
-        SettingsError: it does not detect, or needs proposals from elsewhere.
+        SettingsError: the detector does not predict classes, or needs external proposals.
     """
 
     def __init__(self, detector: Detector, network: Executor) -> None:
@@ -95,37 +96,39 @@ class Finder:
 
     @property
     def adjustable(self) -> bool:
-        """Whether NMS can be repeated afterwards: with a second stage in this process, and single views of pictures."""
+        """Whether NMS can be repeated: with a second stage in this process, and one view per picture."""
         detector, predict = self.detector, self.detector.settings.predict
         single = len(predict.scales) == 1 and predict.tile == "off"
         return isinstance(detector.runtime, Eager) and detector.two_stage and single
 
-    def find(self, path: Path, nms: float | None = None, *, keep: bool = True) -> Result:
-        """Return the detections of a picture with every score above `roi.score`, in pixels of the file.
+    def find(self, path: Path, nms: float | None = None, *, keep: bool = True) -> Prediction:
+        """Return all detections of a picture above `roi.score`, in pixels of the file.
 
         Args:
             path: of the picture.
-            nms: instead of `roi.nms`, if that is `adjustable`. None: as in the settings.
-            keep: keep its boxes before NMS, for the next time.
+            nms: in place of `roi.nms`, if it is `adjustable`. None: as in the settings.
+            keep: keep its boxes before NMS for the next call.
 
         Raises:
             ImageError: it can't be read.
-            SettingsError: NMS can't be changed.
+            SettingsError: NMS is not adjustable.
             NonFiniteError: the network's output is not finite.
         """
         if not self.adjustable:
             if nms is not None:
                 raise SettingsError("the NMS of this model can't be changed afterwards")
             array = read_picture(path, self.detector.settings)
-            return self._network.submit(self.detector.predict, array, score=0.0).result()[0]
-        before = self._network.submit(self._before_nms, path, keep).result()
-        suppress = self.detector.suppression.detections if nms is None else NMS(nms)
-        detections = final_boxes(*before[1:], settings=self.detector.settings.roi, suppress=suppress)
-        return self.detector.results(before.batch, detections)[0]
+            (result,) = self._network.submit(self.detector.predict, array, score=0.0).result()
+        else:
+            before = self._network.submit(self._before_nms, path, keep).result()
+            suppress = self.detector.suppression.detections if nms is None else NMS(nms)
+            detections = final_boxes(*before[1:], settings=self.detector.settings.roi, suppress=suppress)
+            (result,) = self.detector.results(before.batch, detections)
+        return Prediction(result.boxes, result.scores, result.labels)
 
     @torch.inference_mode()
     def _before_nms(self, path: Path, keep: bool) -> BeforeNMS:
-        """Return the boxes of a picture before NMS: the kept ones, or by running the network as far as that."""
+        """Return the boxes of a picture before NMS, those that were kept or new ones from the network."""
         before, detector = self._recent.get(path), self.detector
         if before is None:
             preprocessor = detector.preprocessor.at_scale(detector.settings.predict.scales[0])
