@@ -1,4 +1,4 @@
-"""Exported detectors give the detector's boxes, in ONNX's and OpenVINO's programs: one preset of each kind."""
+"""Exported files give the boxes of their detectors in onnxruntime and OpenVINO, with one preset of each kind."""
 
 import json
 from functools import cache, partial
@@ -22,7 +22,7 @@ from rcnn.runtime.onnx import OnnxRuntime
 from tests.test_deploy import assert_same, printed
 from tests.test_every_preset import NAMES, OVERRIDES, PICTURES, calm
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # packages warn of one another
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]  # packages warn about one another
 
 KINDS = {
     "pyramid, float pixels": ("tiny-fpn", "preprocess.resize=interpolate"),
@@ -43,14 +43,19 @@ def detector_of(preset: str, *changes: str) -> Detector:
 
 @cache
 def program_of(kind: str) -> Any:
-    """What `graph_files.to_onnx` makes of a kind; it takes seconds."""
+    """Return the result of `graph_files.to_onnx` for a kind, which takes seconds."""
     return graph_files.to_onnx(detector_of(*KINDS[kind]).model)
+
+
+def use_program(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Have exports use the program of a kind."""
+    program = program_of(kind)
+    monkeypatch.setattr(graph_files, "to_onnx", lambda *_: program)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = program_of(kind)
-    monkeypatch.setattr(graph_files, "to_onnx", lambda *_: program)
+    use_program(monkeypatch, kind)
     detector = detector_of(*KINDS[kind])
     parity = export.export(detector, tmp_path / "net.onnx")
     assert [path.name for path in tmp_path.iterdir()] == ["net.onnx"]
@@ -69,9 +74,8 @@ def test_a_file_gives_the_detectors_boxes(kind: str, tmp_path: Path, monkeypatch
         for one, other in zip(show(detector, PICTURES[2:]), show(ours, PICTURES[2:]), strict=True):
             assert abs(len(one) - len(other)) <= 1
             assert len(one) >= 5
-        if (
-            detector.settings.predicts_classes and detector.model.pixels.dtype == torch.uint8
-        ):  # as the programs of docs/deploy.md expect
+        # The programs of docs/deploy.md expect classes and uint8.
+        if detector.settings.predicts_classes and detector.model.pixels.dtype == torch.uint8:
             Image.fromarray(PICTURES[2]).save(tmp_path / "picture.png")
             assert_same(printed(tmp_path / file, tmp_path / "picture.png"), detector.predict(PICTURES[2])[0])
 
@@ -80,7 +84,7 @@ def entry(path: Path) -> str:
     return next(entry.value for entry in onnx.load(path).metadata_props if entry.key == "rcnn")
 
 
-def test_what_a_file_says_of_itself_is_there_for_others(tmp_path: Path) -> None:
+def test_other_programs_can_read_the_metadata_of_a_file(tmp_path: Path) -> None:
     detector = detector_of("paper-zf-one-stage")
     parity = export.export(detector, tmp_path / "net.onnx", size=(64, 96), pictures=iter(PICTURES))
     found = {entry.key: entry.value for entry in onnx.load(tmp_path / "net.onnx").metadata_props}
@@ -93,17 +97,15 @@ def test_what_a_file_says_of_itself_is_there_for_others(tmp_path: Path) -> None:
     assert fixed.preprocessor.bucket((120, 90)) == (64, 96)
 
 
-def test_a_file_that_disagrees_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = program_of("one stage")
-    monkeypatch.setattr(graph_files, "to_onnx", lambda *_: program)
+def test_a_file_that_disagrees_is_deleted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_program(monkeypatch, "one stage")
     with pytest.raises(ExportError, match=r"net.onnx was not written: of [\d,]+ detections"):
         export.export(detector_of("paper-zf-one-stage", "rpn.nms=0.3", "roi.nms=0.1"), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_a_format_is_added_in_one_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    program = program_of("one stage")
-    monkeypatch.setattr(graph_files, "to_onnx", lambda *_: program)
+    use_program(monkeypatch, "one stage")
     monkeypatch.setitem(graph_files.FORMATS, ".made-up", lambda program, onnx: partial(graph_files.save_onnx, program))
     monkeypatch.setitem(RUNTIMES, ".made-up", OnnxRuntime)
     assert rcnn.export(detector_of(*KINDS["one stage"]), tmp_path / "net.made-up").holds
@@ -125,19 +127,19 @@ def test_python_refuses_the_files_that_the_command_refuses(tmp_path: Path) -> No
     assert sorted(path.name for path in tmp_path.iterdir()) == ["net.bin", "net.onnx"]
 
 
-def test_a_size_that_does_not_fit_is_told_with_one_that_does(tmp_path: Path) -> None:
+def test_an_invalid_size_is_refused_with_a_valid_one(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"--size 100x128: both sides must be multiples of 32 .*, as in 96x128"):
         export.export(detector_of("tiny-fpn"), tmp_path / "net.onnx", size=(100, 128))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_precision_that_onnxruntime_has_not_is_told_at_once(tmp_path: Path) -> None:
+def test_a_precision_that_onnxruntime_lacks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"set predict\.precision=float32, or export the detector for OpenVINO"):
         export.export(detector_of("tiny-fpn", "predict.precision=bf16"), tmp_path / "net.onnx")
     assert not list(tmp_path.iterdir())
 
 
-def test_so_many_boxes_must_agree() -> None:
+def test_the_share_of_boxes_that_must_agree() -> None:
     assert Parity(detections=1000, agreed=995, proposals=1, proposals_agreed=1).holds
     assert not Parity(detections=1000, agreed=994, proposals=1, proposals_agreed=1).holds
     assert not Parity(proposals=1000, proposals_agreed=994).holds

@@ -23,7 +23,7 @@ from tests.test_every_preset import PICTURES, assert_equal
 from .test_export import detector_of, entry
 
 HEADS = {"fc": (512, 512), "conv-fc": (512,)}
-"""Ranks at which nothing is lost: the layers are 512 high, and at least as wide."""
+"""Full ranks: the layers have 512 rows, and at least as many columns."""
 
 
 def small(head: str, *changes: str) -> Detector:
@@ -46,7 +46,7 @@ def test_full_ranks_give_the_detectors_scores_and_deltas(head: str) -> None:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_lower_ranks_are_of_prediction_alone(head: str, tmp_path: Path) -> None:
+def test_lower_ranks_affect_only_prediction(head: str, tmp_path: Path) -> None:
     whole = small(head)
     low = whole.with_settings([f"predict.svd={[8] * len(HEADS[head])}"])
     assert low.model.fast_rcnn is not None
@@ -72,8 +72,8 @@ def test_lower_ranks_are_of_prediction_alone(head: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore")  # packages warn of one another
-def test_an_exported_file_holds_the_smaller_layers_and_says_so(tmp_path: Path, run: Any) -> None:  # noqa: F811
+@pytest.mark.filterwarnings("ignore")  # packages warn about one another
+def test_an_exported_file_has_the_smaller_layers_and_their_ranks(tmp_path: Path, run: Any) -> None:  # noqa: F811
     whole = small("fc")
     low = whole.with_settings(["predict.svd=[16, 8]"])
     parity = export.export(low, tmp_path / "low.onnx")

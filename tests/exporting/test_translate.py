@@ -1,4 +1,4 @@
-"""Our operators translated to ONNX: what onnxruntime makes of them is what the operators give."""
+"""Our operators translated to ONNX: onnxruntime gives the same results."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ import rcnn.ops as ops
 from rcnn.exporting.translate import table
 from rcnn.model.order import stable_topk
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # packages warn of one another
+pytestmark = pytest.mark.filterwarnings("ignore")  # packages warn about one another
 
 
 class Program(nn.Module):
@@ -60,7 +60,7 @@ def test_suppression_keeps_the_same_boxes_in_the_same_order(groups: int, tmp_pat
             assert torch.equal(found, expected)
 
 
-def test_suppression_with_few_or_no_boxes_and_of_each_image_by_itself(tmp_path: Path) -> None:
+def test_suppression_of_few_or_no_boxes_and_of_separate_images(tmp_path: Path) -> None:
     """In an image nothing is valid, scores are NaN or equal, there are fewer boxes than room for them, or huge ones."""
     program = session(lambda *x: ops.nms(*x, 0.3, 50), crowd(2, 40, 3, 0), tmp_path / "nms.onnx")
     boxes, scores, _, valid = given = crowd(5, 40, 3, 1)

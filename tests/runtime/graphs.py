@@ -1,4 +1,4 @@
-"""Small files with the inputs and outputs of an exported detector: boxes at fixed places, scores by brightness."""
+"""Small files with the inputs and outputs of an exported detector: fixed boxes, with scores by brightness."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,13 +17,13 @@ from rcnn.runtime.openvino import add_entries
 NAMES = ("circle", "square")
 SMALL = ("preprocess.short=64", "preprocess.long=96", "model.channels=8", "roi.hidden=16", "predict.score=0")
 PLACES = np.array([[0.1, 0.2, 0.5, 0.6], [0.5, 0.5, 1.0, 1.0], [0, 0, 0, 0]], dtype=np.float32)
-"""(D, 4) of the width and height of an image; the last is no detection."""
+"""(D, 4) as shares of the width and height of an image; the last is no detection."""
 SCORES, LABELS = np.array([0.9, 0.6, 0.0], dtype=np.float32), np.array([1, 0, 0])
-"""Of a white image; of a black one half as much."""
+"""Scores in a white image; those in a black image are half as high."""
 
 
 def detector(*changes: str) -> Detector:
-    """A detector to take settings, names and numbers from."""
+    """Return a detector with the settings and names of the files."""
     settings = settings_of("tiny-fpn", [*SMALL, *changes])
     return Detector(
         build(settings, 2), settings, NAMES, category_ids=(7, 3), threshold=0.25, licence="CC0", device="cpu"
@@ -33,7 +33,7 @@ def detector(*changes: str) -> Detector:
 def graph(
     one: Detector, size: tuple[int, int] | None = None, batch: Any = "B", labels: Any = LABELS
 ) -> onnx.GraphProto:
-    """A graph of the inputs and outputs that `one` has."""
+    """Return a graph with the inputs and outputs of the detector `one`."""
     constants = {
         "corners": np.array([1, 0, 1, 0]),
         "places": PLACES[None],
@@ -99,7 +99,7 @@ def model(
     imports: Sequence[tuple[str, int]] = (("", 18),),
     **graphs: Any,
 ) -> onnx.ModelProto:
-    """An ONNX model as an export makes it; `changes` replace entries."""
+    """Return an ONNX model like that of an export; `changes` replace entries."""
     made = helper.make_model(
         graph(one, size, **graphs), opset_imports=[helper.make_opsetid(*each) for each in imports], ir_version=10
     )
@@ -114,7 +114,7 @@ def write_onnx(path: Path, one: Detector, size: tuple[int, int] | None = None, *
 
 
 def write_openvino(path: Path, one: Detector, size: tuple[int, int] | None = None, **changes: Any) -> Path:
-    """An .xml file and its .bin, converted from an ONNX file."""
+    """Write an .xml file and its .bin, converted from an ONNX file."""
     openvino = packages.openvino()
     source = write_onnx(path.with_name(f"{path.stem}-source.onnx"), one, size, **changes)
     made = openvino.convert_model(str(source))
@@ -125,4 +125,4 @@ def write_openvino(path: Path, one: Detector, size: tuple[int, int] | None = Non
 
 
 WRITE = {"onnx": write_onnx, "xml": write_openvino}
-"""Suffix -> what writes such a file."""
+"""Suffix -> function that writes such a file."""

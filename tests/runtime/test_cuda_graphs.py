@@ -19,22 +19,22 @@ def program(image: Tensor, size: Tensor) -> Outputs:
 
 
 class Replayed(CudaGraphs):
-    """In place of a capture, whose replay computes the same again from the same memory into the same memory."""
+    """Replaces a capture by a function that runs the program again on the same memory."""
 
     captures = 0
 
     def _capture(self, inputs: Any) -> Captured:
         self.captures += 1
-        kept = [part.clone() for part in inputs]
-        outputs = self.program(*kept)
+        memory = [part.clone() for part in inputs]
+        outputs = self.program(*memory)
 
         def replay() -> None:
-            found = self.program(*kept)
+            found = self.program(*memory)
             outputs.total.copy_(found.total)
             for part, new in zip(outputs.parts, found.parts, strict=True):
                 part.copy_(new)
 
-        return Captured(kept, outputs, replay)
+        return Captured(memory, outputs, replay)
 
 
 def arguments(side: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -43,11 +43,11 @@ def arguments(side: int, seed: int) -> tuple[Tensor, Tensor]:
 
 
 @given(st.lists(st.integers(1, 5), max_size=30), st.integers(1, 4))
-def test_results_are_those_of_the_program_and_stay_as_they_were(sides: list[int], most: int) -> None:
-    graphs, found = Replayed(program, most), []
+def test_results_are_those_of_the_program_and_do_not_change(sides: list[int], max_graphs: int) -> None:
+    graphs, found = Replayed(program, max_graphs), []
     for seed, side in enumerate(sides):
         found.append(graphs(*arguments(side, seed)))
-        assert len(graphs._known) <= most
+        assert len(graphs._known) <= max_graphs
     for seed, (side, (total, parts, nothing)) in enumerate(zip(sides, found, strict=True)):
         expected = program(*arguments(side, seed))
         assert nothing is None
@@ -55,13 +55,13 @@ def test_results_are_those_of_the_program_and_stay_as_they_were(sides: list[int]
         assert all(torch.equal(one, other) for one, other in zip(parts, expected.parts, strict=True))
 
 
-def test_shapes_are_captured_when_they_come_again_and_the_last_ones_used_are_kept() -> None:
+def test_repeated_shapes_are_captured_and_the_most_recent_are_kept() -> None:
     graphs = Replayed(program, 2)
     captures = []
     for seed, side in enumerate([1, 1, 1, 2, 2, 1, 3, 1, 2, 2]):
         graphs(*arguments(side, seed))
         captures.append(graphs.captures)
-    # 3 takes the place of 2, so that 2 comes for the first time again, and takes the place of 3.
+    # 3 replaces 2, so the next 2 counts as new, and replaces 3.
     assert captures == [0, 1, 1, 1, 2, 2, 2, 2, 2, 3]
 
 

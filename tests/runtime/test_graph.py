@@ -10,7 +10,7 @@ from rcnn.runtime.graph import ENTRY, FileMetadata, entries, read_entries
 from tests.runtime import graphs
 
 
-def test_what_is_written_is_read() -> None:
+def test_entries_are_read_as_they_were_written() -> None:
     one = graphs.detector()
     one.summary["epoch"] = 4
     read = read_entries(entries(one, (64, 96), {"images": 6}), "a.onnx")
@@ -30,7 +30,7 @@ def test_other_programs_read_names_and_sizes() -> None:
     assert json.loads(entries(graphs.detector(), (128, 160))["imgsz"]) == [128, 160]
 
 
-def test_folders_of_this_machine_stay_here() -> None:
+def test_folders_of_this_machine_are_not_written() -> None:
     assert "home" not in entries(graphs.detector("data.path=/home/me/cells"))[ENTRY]
 
 
@@ -40,7 +40,7 @@ def changed(**changes: Any) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "message"),
     [
         (
             {"names": "{0: 'person'}"},
@@ -63,8 +63,8 @@ def changed(**changes: Any) -> dict[str, str]:
         (changed(threshold=2), "less than or equal to 1"),
     ],
 )
-def test_what_no_detector_has_is_refused(found: dict[str, str], said: str) -> None:
-    with pytest.raises(WeightsError, match=said):
+def test_entries_that_no_detector_has_are_refused(found: dict[str, str], message: str) -> None:
+    with pytest.raises(WeightsError, match=message):
         read_entries(found, Path("a.onnx"), "pytorch 2.8")
 
 

@@ -1,4 +1,4 @@
-"""An exported file of a stranger, or of another program, is refused by a sentence, and asks nobody for anything."""
+"""Damaged and hostile exported files, and those of other programs, are refused with a message and do nothing."""
 
 import json
 import shutil
@@ -39,7 +39,7 @@ def folder(sound: Path, tmp_path: Path) -> Path:
 
 
 def limited(folder: Path, *words: object) -> Ended:
-    """A command that ends in time, in little memory, and does nothing that it must not."""
+    """Run a command, and check its time, its memory, and that it does nothing forbidden."""
     ended = run_limited(folder, words)
     assert ended.code is not None, f"{words} took too long: {ended.output[-2000:]}"
     assert ended.memory < BYTES, f"{words} took {ended.memory / 1e9:.1f} GB"
@@ -50,7 +50,7 @@ def limited(folder: Path, *words: object) -> Ended:
 
 
 def yolo(path: Path) -> Path:
-    """What ultralytics writes: images in, one tensor out, and entries in its own words."""
+    """Write a file like those of ultralytics, with one output and other entries."""
     made = helper.make_model(
         helper.make_graph(
             [helper.make_node("ReduceMax", ["images"], ["output0"])],
@@ -67,7 +67,7 @@ def yolo(path: Path) -> Path:
 
 
 def outside(made: onnx.ModelProto, location: str) -> bytes:
-    """The model with one of its tensors in another file."""
+    """Return the model with one of its tensors in another file."""
     tensor = made.graph.initializer[1]
     tensor.ClearField("raw_data")
     tensor.data_location = TensorProto.EXTERNAL
@@ -76,13 +76,13 @@ def outside(made: onnx.ModelProto, location: str) -> bytes:
 
 
 def huge(made: onnx.ModelProto) -> bytes:
-    """The model with a tensor whose dimensions claim more than there is."""
+    """Return the model with a tensor whose dimensions exceed its data."""
     made.graph.initializer[1].dims[:] = [1, 10**9, 10**9]
     return made.SerializeToString()
 
 
 def bomb(made: onnx.ModelProto) -> bytes:
-    """The model with a node that fills a terabyte."""
+    """Return the model with a node that allocates a terabyte."""
     made.graph.initializer.append(onnx.numpy_helper.from_array(np.array([10**6, 10**6]), "extent"))
     made.graph.node.insert(0, helper.make_node("ConstantOfShape", ["extent"], ["filled"]))
     made.graph.node.insert(1, helper.make_node("ReduceSum", ["filled"], ["total"], keepdims=0))
@@ -91,7 +91,7 @@ def bomb(made: onnx.ModelProto) -> bytes:
 
 
 def stranger(made: onnx.ModelProto) -> bytes:
-    """The model with a node of a library that is not here."""
+    """Return the model with a node of an unknown library."""
     made.graph.node.append(helper.make_node("Own", ["mean"], ["more"], domain="com.stranger"))
     made.opset_import.append(helper.make_opsetid("com.stranger", 1))
     return made.SerializeToString()
@@ -115,16 +115,16 @@ BROKEN: dict[str, tuple[Callable[[onnx.ModelProto], bytes], str]] = {
 
 @pytest.mark.parametrize("kind", BROKEN)
 def test_a_broken_onnx_file_is_refused(folder: Path, kind: str) -> None:
-    change, said = BROKEN[kind]
+    change, message = BROKEN[kind]
     (folder / "a.onnx").write_bytes(change(graphs.model(graphs.detector())))
     if kind == "short":
         (folder / "a.png").write_bytes(b"12")
     with pytest.raises(WeightsError) as refused:
         rcnn.load(folder / "a.onnx")
-    assert said in str(refused.value)
+    assert message in str(refused.value)
 
 
-def test_a_graph_that_wants_more_memory_than_there_is_ends_with_a_sentence(folder: Path) -> None:
+def test_a_graph_that_needs_too_much_memory_ends_with_a_message(folder: Path) -> None:
     (folder / "a.onnx").write_bytes(bomb(graphs.model(graphs.detector())))
     ended = limited(folder, "predict", "a.onnx", "a.png")
     assert ended.code == 1, ended.output
@@ -147,28 +147,23 @@ def test_a_model_of_another_program_is_refused(folder: Path) -> None:
     assert (ended.code, "a.xml: is a file of another program: it has no `rcnn` entry" in ended.output) == (4, True)
 
 
-def other_entry(suffix: str, path: Path, **changes: object) -> None:
-    one = graphs.detector()
-    entry = json.loads(entries(one)[ENTRY])
-    graphs.WRITE[suffix](path, one, changes={ENTRY: json.dumps({**entry, **changes})})
-
-
 @pytest.mark.parametrize("suffix", graphs.WRITE)
-def test_entries_of_a_stranger_are_refused(folder: Path, suffix: str) -> None:
-    path = folder / f"a.{suffix}"
-    for changes, said in (
+def test_hostile_entries_are_refused(folder: Path, suffix: str) -> None:
+    path, one = folder / f"a.{suffix}", graphs.detector()
+    entry = json.loads(entries(one)[ENTRY])
+    for changes, message in (
         ({"interface": 2}, "inputs and outputs of version 2"),
         ({"settings": {"model": {"backbone": "timm/hf-hub:user/x"}}}, "no address or path is opened"),
         ({"settings": {"roi": {"detections": 10**12}}}, "less than or equal to 10000"),
         ({"size": [32, 10**9]}, "less than or equal to 16384"),
     ):
-        other_entry(suffix, path, **changes)
+        graphs.WRITE[suffix](path, one, changes={ENTRY: json.dumps({**entry, **changes})})
         ended = limited(folder, "predict", path.name, "a.png")
-        assert (ended.code, said in ended.output) == (4, True), ended.output
+        assert (ended.code, message in ended.output) == (4, True), ended.output
 
 
 def xml_files(folder: Path) -> Iterator[tuple[str, Callable[[], object], str]]:
-    """Name, what is done to the sound a.xml or a.bin, and what is said."""
+    """Yield (name, change of a.xml or a.bin, message)."""
     xml, weights = folder / "a.xml", folder / "a.bin"
     sound, held = xml.read_bytes(), weights.read_bytes()
     yield "annotation", lambda: xml.write_text("<annotation><object/></annotation>"), "is an XML file of <annotation>"
@@ -186,19 +181,17 @@ def xml_files(folder: Path) -> Iterator[tuple[str, Callable[[], object], str]]:
 
 
 def test_a_broken_model_of_openvino_is_refused(folder: Path) -> None:
-    for name, change, said in xml_files(folder):
+    for name, change, message in xml_files(folder):
         change()
         with pytest.raises(WeightsError) as refused:
             rcnn.load(folder / "a.xml")
-        assert said in str(refused.value), name
+        assert message in str(refused.value), name
     ended = limited(folder, "predict", "a.xml", "a.png")
     assert ended.code == 4, ended.output
 
 
-def test_a_sound_model_that_openvino_has_no_kernels_for_is_not_called_damaged(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """OpenVINO says so of CPUs that are older than its kernels for some layers."""
+def test_an_intact_model_without_kernels_is_not_called_damaged(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """OpenVINO has no kernels of some layers for older CPUs."""
 
     def compile_model(*_: object) -> None:
         raise RuntimeError("Exception from src/plugin.cpp:54:\nbad combination")
@@ -210,18 +203,16 @@ def test_a_sound_model_that_openvino_has_no_kernels_for_is_not_called_damaged(
 
 
 @pytest.mark.parametrize("name", ["b.onnx", "b.xml"])
-def test_what_is_no_file_is_refused(folder: Path, name: str) -> None:
-    for command in (("predict", name, "a.png"), ("inspect", name)):
-        ended = limited(folder, *command)
-        assert (ended.code, "o such file" in ended.output) == (4, True), ended.output
-    (folder / name).mkdir()
-    for command in (("predict", name, "a.png"), ("inspect", name)):
-        ended = limited(folder, *command)
-        assert (ended.code, "folder" in ended.output) == (4, True), ended.output
+def test_missing_files_and_folders_are_refused(folder: Path, name: str) -> None:
+    for message in ("o such file", "folder"):
+        for command in (("predict", name, "a.png"), ("inspect", name)):
+            ended = limited(folder, *command)
+            assert (ended.code, message in ended.output) == (4, True), ended.output
+        (folder / name).mkdir(exist_ok=True)
 
 
 @pytest.mark.parametrize("suffix", graphs.WRITE)
-def test_a_sound_file_asks_nobody_and_starts_nothing(folder: Path, suffix: str) -> None:
+def test_an_intact_file_makes_no_requests_and_starts_no_programs(folder: Path, suffix: str) -> None:
     file = f"a.{suffix}"
     for words in (("predict", file, "a.png"), ("propose", file, "a.png"), ("inspect", file)):
         ended = limited(folder, *words)

@@ -4,13 +4,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 import torch
+from PIL import Image
 
 import rcnn
 from rcnn.data.dataset import Dataset
@@ -42,9 +42,12 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def fixed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Suffix -> a file for 64 x 64 pixels."""
     folder = tmp_path_factory.mktemp("fixed")
-    return {
-        suffix: write(folder / f"a.{suffix}", graphs.detector(), (64, 64)) for suffix, write in graphs.WRITE.items()
-    }
+    one = graphs.detector()
+    return {suffix: write(folder / f"a.{suffix}", one, (64, 64)) for suffix, write in graphs.WRITE.items()}
+
+
+def batch_of(found: Detector, count: int = 1) -> Batch:
+    return found.preprocessor.collate([found.preprocessor.resize(WHITE)] * count, [WHITE.shape[:2]] * count)
 
 
 def runtime(found: Detector) -> GraphRuntime:
@@ -53,18 +56,18 @@ def runtime(found: Detector) -> GraphRuntime:
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_a_signal_comes_through_after_two_detectors_are_gone(files: dict[str, Path], suffix: str) -> None:
+def test_a_signal_is_handled_after_two_detectors_are_deleted(files: dict[str, Path], suffix: str) -> None:
     """OpenVINO changes the stack for signals: see `packages.openvino_core`."""
     found = [rcnn.load(files[suffix]) for _ in range(2)]
-    while found:  # in the order in which they came
+    while found:  # in the order of their creation
         found.pop(0)
-    came = []
-    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+    signals = []
+    before = signal.signal(signal.SIGTERM, lambda *_: signals.append(True))
     try:
         signal.raise_signal(signal.SIGTERM)
     finally:
         signal.signal(signal.SIGTERM, before)
-    assert came
+    assert signals
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -90,20 +93,14 @@ def test_a_file_sees_windows(files: dict[str, Path], suffix: str) -> None:
     assert [(view.left, view.width) for view in views] == [(0, 80), (40, 80), (80, 80)]
     for result in (*found.predict(wide, batch=2), *found.propose(wide)):
         seen = {tuple(box) for box in result.boxes.round(3).tolist()}
-        whole = [
-            [8.0, 12.0, 40.0, 36.0],
-            [88.0, 12.0, 120.0, 36.0],
-            [120.0, 30.0, 160.0, 60.0],
-        ]  # of the two at the ends
-        assert seen >= {tuple(box) for box in whole}
+        assert seen >= {(8.0, 12.0, 40.0, 36.0), (88.0, 12.0, 120.0, 36.0), (120.0, 30.0, 160.0, 60.0)}
         assert result.size == (60, 160)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_a_graph_does_not_tell_is_minus_one(files: dict[str, Path], suffix: str) -> None:
+def test_indices_that_a_graph_lacks_are_minus_one(files: dict[str, Path], suffix: str) -> None:
     found = rcnn.load(files[suffix])
-    batch = found.preprocessor.collate([found.preprocessor.resize(WHITE)] * 2, [WHITE.shape[:2]] * 2)
-    pass_ = found.runtime.execute(batch)
+    pass_ = found.runtime.execute(batch_of(found, 2))
     assert (pass_.levels, pass_.rpn, pass_.rois) == ((), None, ())
     assert pass_.proposals is not None
     assert pass_.detections is not None
@@ -120,7 +117,7 @@ def test_a_region_proposal_network_alone_proposes(tmp_path: Path, suffix: str) -
     path = graphs.WRITE[suffix](tmp_path / f"a.{suffix}", graphs.detector("roi.head=none"))
     found = rcnn.load(path)
     assert len(found.propose(WHITE)[0]) == 2
-    pass_ = found.runtime.execute(found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]]))
+    pass_ = found.runtime.execute(batch_of(found))
     assert pass_.detections is not None
     assert [tuple(part.shape) for part in pass_.detections] == [(1, 0, 4), (1, 0), (1, 0), (1, 0), (1, 0), (1,)]
     with pytest.raises(SettingsError, match="can't predict classes"):
@@ -128,12 +125,11 @@ def test_a_region_proposal_network_alone_proposes(tmp_path: Path, suffix: str) -
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_images_of_interpolate_travel_as_floats(tmp_path: Path, suffix: str) -> None:
+def test_images_of_interpolate_are_floats(tmp_path: Path, suffix: str) -> None:
     path = graphs.WRITE[suffix](tmp_path / f"a.{suffix}", graphs.detector("preprocess.resize=interpolate"))
     found = rcnn.load(path)
     np.testing.assert_allclose(found.predict(WHITE)[0].scores, [0.848438, 0.565625], atol=1e-5)
-    preprocessor = rcnn.load(graphs.write_onnx(tmp_path / "b.onnx", graphs.detector())).preprocessor
-    batch = preprocessor.collate([preprocessor.resize(WHITE)], [WHITE.shape[:2]])
+    batch = batch_of(rcnn.load(graphs.write_onnx(tmp_path / "b.onnx", graphs.detector())))
     with pytest.raises(SettingsError, match=r"takes pixels of 0\.\.255 as torch\.float32, but these are torch\.uint8"):
         found.detect(batch)
 
@@ -143,7 +139,7 @@ def test_images_of_interpolate_travel_as_floats(tmp_path: Path, suffix: str) -> 
 def test_a_file_normalises_images_itself(tmp_path: Path, suffix: str, resize: str) -> None:
     path = graphs.WRITE[suffix](tmp_path / f"a.{suffix}", graphs.detector(f"preprocess.resize={resize}"))
     found = rcnn.load(path)
-    batch = found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]])
+    batch = batch_of(found)
     floats = (batch.images.float() / 255 - 0.5) / 0.25
     for images in (floats, batch.images, floats.double()):
         with pytest.raises(SettingsError, match=r"normalises images itself, but was given a NormalisedBatch; give it"):
@@ -165,14 +161,12 @@ def test_images_fit_into_a_file_of_one_size(fixed: dict[str, Path], suffix: str)
     np.testing.assert_allclose(results[0].boxes, PLACES, atol=1e-4)
     np.testing.assert_allclose(results[1].boxes[1], [80, 20, 160, 40], atol=1e-4)
     np.testing.assert_allclose(results[0].scores[0], 0.9 * (0.5 + 0.5 * 48 / 64), atol=1e-5)  # resized to 48 x 64
-    free = rcnn.load(graphs.write_onnx(fixed[suffix].parent / "free.onnx", graphs.detector())).preprocessor
-    batch = free.collate([free.resize(WHITE)], [WHITE.shape[:2]])
+    batch = batch_of(rcnn.load(graphs.write_onnx(fixed[suffix].parent / "free.onnx", graphs.detector())))
     with pytest.raises(SettingsError, match="exported for images of 64 x 64, got 64 x 96"):
         found.detect(batch)
     for change in ("preprocess.short=32", "preprocess.long=80", "predict.scales=[1,2]"):
-        with pytest.raises(
-            SettingsError, match=rf"^{change.split('=')[0]}: fixed in the exported file .* without a size$"
-        ):
+        key = change.partition("=")[0]
+        with pytest.raises(SettingsError, match=rf"^{key}: fixed in the exported file .* without a size$"):
             found.with_settings([change])
     assert found.with_settings(["val.batch=3"]).runtime is found.runtime
 
@@ -187,44 +181,30 @@ def test_sides_are_multiples(files: dict[str, Path]) -> None:
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_settings_outside_the_graph_change(files: dict[str, Path], suffix: str) -> None:
     found = rcnn.load(files[suffix])
-    changes = (
-        "preprocess.short=32",
-        "data.white=255",
-        "predict.score=0.7",
-        "train.seed=3",
-        "augment.flip=0",
-        "val.batch=1",
-    )
-    other = found.with_settings(changes)
+    elsewhere = ("data.white=255", "train.seed=3", "augment.flip=0", "val.batch=1")
+    other = found.with_settings(["preprocess.short=32", "predict.score=0.7", *elsewhere])
     assert other.runtime is found.runtime
     assert other.settings.predict.score == 0.7
     assert other.preprocessor.bucket((60, 80)) == (32, 64)
     assert other.threshold == found.threshold
     np.testing.assert_allclose(other.predict(WHITE)[0].boxes, PLACES, atol=1e-4)
     assert len(found.with_settings(["predict.scales=[1,2]"]).predict(WHITE)[0]) == 2
-    for change in (
-        "roi.nms=0.3",
-        "rpn.post_test=10",
-        "preprocess.multiple=64",
-        "preprocess.mean=[0,0,0]",
-        "anchors.ratios=[1]",
-    ):
-        with pytest.raises(SettingsError, match=rf"^{change.split('=')[0]}: fixed in the exported file .* setting$"):
+    network = ("roi.nms=0.3", "rpn.post_test=10", "anchors.ratios=[1]")
+    for change in (*network, "preprocess.multiple=64", "preprocess.mean=[0,0,0]"):
+        with pytest.raises(
+            SettingsError, match=rf"^{change.partition('=')[0]}: fixed in the exported file .* setting$"
+        ):
             found.with_settings([change])
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_needs_the_network_is_refused(files: dict[str, Path], suffix: str, tmp_path: Path) -> None:
+def test_methods_that_need_the_network_are_refused(files: dict[str, Path], suffix: str, tmp_path: Path) -> None:
     found = rcnn.load(files[suffix])
-    calls: list[Callable[[], object]] = [
-        lambda: found.model,
-        lambda: found.save(tmp_path / "a.safetensors"),
-        lambda: found.predict(WHITE, features=True),
-    ]
-    for call in calls:
+    save, features = lambda: found.save(tmp_path / "a.safetensors"), lambda: found.predict(WHITE, features=True)
+    for call in (lambda: found.model, save, features):
         with pytest.raises(SettingsError, match=rf"a file for {found.runtime.name} only detects and proposes"):
             call()
-    batch = found.preprocessor.collate([found.preprocessor.resize(WHITE)], [WHITE.shape[:2]])
+    batch = batch_of(found)
     proposals = found.runtime.execute(batch).proposals
     for call in (lambda: found.runtime.execute(batch, proposals), lambda: found.check_proposals(given=True)):
         with pytest.raises(SettingsError, match="uses only its own proposals"):
@@ -235,12 +215,10 @@ def test_what_needs_the_network_is_refused(files: dict[str, Path], suffix: str, 
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Dataset:
-    """Two images, in which the first box of `graphs` is the truth, of the other class in the second."""
-    from PIL import Image
-
+    """Two images labelled with the first box of `graphs`, in the second image with the other class."""
+    for folder in ("labels", "images"):
+        (tmp_path / "data" / folder).mkdir(parents=True)
     for index, label in enumerate((1, 0)):
-        (tmp_path / "data" / "labels").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "data" / "images").mkdir(exist_ok=True)
         Image.fromarray(WHITE).save(tmp_path / f"data/images/{index}.png")
         (tmp_path / f"data/labels/{index}.txt").write_text(f"{label} 0.3 0.4 0.4 0.4\n")
     (tmp_path / "data/data.yaml").write_text("path: .\ntrain: images\nval: images\nnames: [circle, square]\n")
@@ -261,7 +239,7 @@ def test_a_file_is_scored_without_losses(
         val(found, shapes.root / "data.yaml" if shapes.root.is_dir() else shapes.root, losses=True)
 
 
-def test_precision_is_told_to_openvino_and_refused_by_onnxruntime(files: dict[str, Path]) -> None:
+def test_precision_is_set_in_openvino_and_refused_by_onnxruntime(files: dict[str, Path]) -> None:
     found = rcnn.load(files["xml"])
     other = found.with_settings(["predict.precision=bf16"])
     hints = [runtime(one)._compiled.get_property("INFERENCE_PRECISION_HINT") for one in (found, other)]  # type: ignore[attr-defined]
@@ -278,7 +256,7 @@ def test_precision_is_told_to_openvino_and_refused_by_onnxruntime(files: dict[st
         assert runtime(rcnn.load(path).with_settings(["predict.precision=auto"])).precision == "float32"
 
 
-def test_the_precision_of_a_file_is_what_it_says(tmp_path: Path) -> None:
+def test_the_precision_of_a_file_is_that_of_its_export(tmp_path: Path) -> None:
     one = graphs.detector("predict.precision=bf16")
     assert rcnn.load(graphs.write_openvino(tmp_path / "a.xml", one)).runtime.precision == "bf16"
     with pytest.raises(SettingsError, match="onnxruntime computes in float32"):
@@ -300,12 +278,8 @@ def test_threads_are_those_of_torch(files: dict[str, Path], threads: int) -> Non
 def test_entries_are_where_other_programs_look(files: dict[str, Path]) -> None:
     model = packages.openvino().Core().read_model(files["xml"])
     session = packages.onnxruntime().InferenceSession(str(files["onnx"]), providers=["CPUExecutionProvider"])
-    for name, text in (
-        ("names", '{"0": "circle", "1": "square"}'),
-        ("imgsz", "[64, 96]"),
-        ("stride", "32"),
-        ("task", "detect"),
-    ):
+    names = '{"0": "circle", "1": "square"}'
+    for name, text in (("names", names), ("imgsz", "[64, 96]"), ("stride", "32"), ("task", "detect")):
         assert model.get_rt_info(["model_info", name]).astype(str) == text
         assert session.get_modelmeta().custom_metadata_map[name] == text
 
@@ -327,7 +301,7 @@ def test_labels_of_no_class_are_refused(tmp_path: Path, changes: dict[str, list[
         found.predict(WHITE)
 
 
-def test_what_is_not_finite_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_results_that_are_not_finite_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(graphs, "PLACES", graphs.PLACES * np.float32(np.nan))
     found = rcnn.load(graphs.write_onnx(tmp_path / "a.onnx", graphs.detector()))
     for call in (found.predict, found.propose):
@@ -347,21 +321,22 @@ def test_a_graph_that_fails_is_named(tmp_path: Path) -> None:
 
 def test_a_graph_with_other_ports_is_refused(tmp_path: Path) -> None:
     one, alone = graphs.detector(), graphs.detector("roi.head=none")
-    made = graphs.model(alone)
-    onnx.helper.set_model_props(made, {entry.key: entry.value for entry in graphs.model(one).metadata_props})
-    (tmp_path / "a.onnx").write_bytes(made.SerializeToString())
-    with pytest.raises(WeightsError, match="its graph has no output `boxes` of float32 with 3 axes"):
-        rcnn.load(tmp_path / "a.onnx")
-    made = graphs.model(one)
-    made.graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
-    (tmp_path / "a.onnx").write_bytes(made.SerializeToString())
-    with pytest.raises(WeightsError, match="its graph has no input `images` of uint8 with 4 axes"):
-        rcnn.load(tmp_path / "a.onnx")
-    made = graphs.model(one)
-    made.graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1]))
-    (tmp_path / "a.onnx").write_bytes(made.SerializeToString())
-    with pytest.raises(WeightsError, match="its graph requires an input `more`"):
-        rcnn.load(tmp_path / "a.onnx")
+    models = graphs.model(alone), graphs.model(one), graphs.model(one)
+    onnx.helper.set_model_props(models[0], {entry.key: entry.value for entry in models[1].metadata_props})
+    models[1].graph.input[0].type.tensor_type.elem_type = onnx.TensorProto.FLOAT
+    models[2].graph.input.append(onnx.helper.make_tensor_value_info("more", onnx.TensorProto.FLOAT, [1]))
+    for made, message in zip(
+        models,
+        (
+            "its graph has no output `boxes` of float32 with 3 axes",
+            "its graph has no input `images` of uint8 with 4 axes",
+            "its graph requires an input `more`",
+        ),
+        strict=True,
+    ):
+        (tmp_path / "a.onnx").write_bytes(made.SerializeToString())
+        with pytest.raises(WeightsError, match=message):
+            rcnn.load(tmp_path / "a.onnx")
 
 
 def test_contents_count_weights(files: dict[str, Path]) -> None:
@@ -386,8 +361,8 @@ def test_a_runtime_is_added_in_one_table(
     assert len(found.predict(WHITE)[0]) == 2
 
 
-def test_nobody_is_told_that_a_file_was_loaded(files: dict[str, Path]) -> None:
-    """In a fresh process: openvino's telemetry starts with its import."""
+def test_loading_a_file_makes_no_requests(files: dict[str, Path]) -> None:
+    """Run in a new process, since the telemetry of openvino starts with its import."""
     program = """
 import os, sys
 import rcnn.open_model  # with torch, whose import looks for libraries

@@ -25,7 +25,7 @@ def test_an_image_alone_gives_the_bits_that_it_gives_in_a_batch(shape: tuple[int
                 assert torch.equal(alone, together[name][i : i + 1]), name
 
 
-def test_state_and_values_stay():
+def test_state_and_values_do_not_change():
     torch.manual_seed(0)
     conv = nn.Conv2d(3, 4, 3, stride=2)
     x = torch.randn(1, 3, 9, 9)

@@ -1,4 +1,4 @@
-"""Write a detector as a file that runs without PyTorch, and compare the two."""
+"""Write a detector as a file that runs without PyTorch, and compare both."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -21,7 +21,7 @@ from rcnn.runtime.eager import Eager
 from rcnn.runtime.graph import entries
 
 MAX_PICTURES = 3
-"""Pictures that file and detector are compared on."""
+"""Number of pictures on which file and detector are compared."""
 
 
 def export(
@@ -87,7 +87,7 @@ def export(
 
 
 def check_new(path: Path) -> Path:
-    """Return the path of a new exported file.
+    """Return the path of a new exported file, after checking it.
 
     Raises:
         SettingsError: it has none of the suffixes of `graph_files.FORMATS`, or one of its files exists already.

@@ -25,7 +25,7 @@ OPSET = 18
 
 
 class Graph(nn.Module):
-    """A detector as one function of tensors, whose names are in `rcnn.runtime.graph`.
+    """A detector as one function of tensors, which `rcnn.runtime.graph` describes.
 
     It includes normalisation, the mask of the padding, the network and suppression; batch norm is folded.
 
@@ -38,11 +38,11 @@ class Graph(nn.Module):
         self.net = folded(model).cpu()
         for layer in self.net.modules():
             if isinstance(layer, nn.ReLU | nn.ReLU6):
-                layer.inplace = False  # tracing in-place layers symbol by symbol takes half the time of an export
+                layer.inplace = False  # tracing in-place layers takes half the time of an export
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        """Names of what `forward` returns. An RPN alone has no detections."""
+        """The names of the outputs of `forward`. An RPN alone has no detections."""
         detections = ("boxes", "scores", "labels", "valid") if self.net.settings.predicts_classes else ()
         return (*detections, "finite", "proposal_boxes", "proposal_scores", "proposal_valid")
 
@@ -53,7 +53,7 @@ class Graph(nn.Module):
             images: (B, C, H, W) as in `Batch`.
             sizes: (B, 2) float32, (height, width) of each image without its padding.
         """
-        ones = torch.ones_like(sizes)  # in the place of `scales`, which the network does not read
+        ones = torch.ones_like(sizes)  # in place of `scales`, which the network does not use
         pass_ = self.net.execute(Batch(images, sizes, ones, sizes), fields=("proposals", "detections"))
         found, proposals = pass_.detections, pass_.proposals
         assert found is not None
@@ -108,9 +108,9 @@ def to_onnx(model: FasterRCNN, size: Size | None = None) -> Any:
     """
     onnxscript = packages.onnxscript()
     graph = Graph(model)
-    with warnings.catch_warnings():  # about the use of one package by another
+    with warnings.catch_warnings():  # about the way in which one package uses another
         warnings.simplefilter("ignore")
-        # Traced and translated at once: a program that was saved and loaded has lost the relations of its sizes.
+        # The traced program is not saved and loaded, which would lose the relations of its sizes.
         program: Any = torch.onnx.export(
             trace(graph, size),
             (),
@@ -162,6 +162,6 @@ FORMATS: dict[str, Callable[[Any, Path], Save]] = {
 }
 """Suffix -> function that makes a `Save` of a `torch.onnx.ONNXProgram` and of the .onnx file that it was saved as.
 
-To add a format, add it here, and what runs its files to `rcnn.runtime.by_suffix.RUNTIMES`: every exported file is run
-and compared with its detector.
+To add a format, add it here, and its runtime to `rcnn.runtime.by_suffix.RUNTIMES`, since every exported file is run and
+compared with its detector.
 """

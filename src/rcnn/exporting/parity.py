@@ -1,8 +1,7 @@
-"""Do two runtimes agree? Their detections and proposals on the same batches, box by box."""
+"""The agreement of two runtimes: their detections and proposals on the same batches, box by box."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,19 +10,19 @@ from rcnn.model.structures import AnyBatch, Detections, Proposals
 from rcnn.runtime.protocol import Runtime
 
 PIXELS, SCORE, SHARE = 0.05, 1e-3, 0.995
-"""Boxes agree if no coordinate (pixels of the resized image) and no score differs by more; this share of all must."""
+"""Largest differences of a coordinate (pixels of the resized image) and of a score of boxes that agree, and the
+share of boxes that must agree."""
 
 
 @dataclass
 class Parity:
-    """How many boxes of two runtimes agree.
+    """The number of boxes of two runtimes that agree.
 
     Attributes:
-        images: shown to both.
-        detections: number of them; image by image that of the runtime which has more.
-        agreed: of these, how many both have.
-        proposals: likewise.
-        proposals_agreed: likewise.
+        images: number of images.
+        detections: their number, for each image that of the runtime with more of them.
+        agreed: number of detections that both runtimes have.
+        proposals, proposals_agreed: the same for proposals.
         pixels: largest difference of a coordinate between detections that agree.
         score: largest difference of a score between them.
     """
@@ -38,21 +37,17 @@ class Parity:
 
     @property
     def holds(self) -> bool:
-        """True if enough detections and enough proposals agree."""
+        """Whether enough detections and enough proposals agree."""
         shares = ((self.agreed, self.detections), (self.proposals_agreed, self.proposals))
         return all(agreed >= SHARE * total for agreed, total in shares)
 
 
-class _Boxes(NamedTuple):
-    """Boxes (n, 4), scores (n,) and labels (n,) of one image."""
-
-    boxes: Tensor
-    scores: Tensor
-    labels: Tensor
+_Boxes = tuple[Tensor, Tensor, Tensor]
+"""Boxes (n, 4), scores (n,) and labels (n,) of one image."""
 
 
 def compare(first: Runtime, second: Runtime, batches: Iterable[AnyBatch]) -> Parity:
-    """Show the same batches to two runtimes.
+    """Return the agreement of two runtimes on the same batches.
 
     Args:
         first: any runtime.
@@ -73,21 +68,22 @@ def compare(first: Runtime, second: Runtime, batches: Iterable[AnyBatch]) -> Par
 
 
 def _boxes(found: Detections | Proposals | None, row: int) -> _Boxes:
-    """What was found in one image of a batch; proposals are all of class 0."""
+    """Return the boxes in one image of a batch. All proposals are of class 0."""
     assert found is not None
     valid = found.valid[row].cpu()
     labels = found.labels[row] if isinstance(found, Detections) else torch.zeros_like(found.level[row])
-    return _Boxes(*(part.cpu()[valid] for part in (found.boxes[row], found.scores[row], labels)))
+    return found.boxes[row].cpu()[valid], found.scores[row].cpu()[valid], labels.cpu()[valid]
 
 
 def _agree(one: _Boxes, other: _Boxes) -> tuple[int, int, float, float]:
-    """The number of boxes, how many agree, and the largest differences of coordinates and scores among these."""
-    total = max(len(one.boxes), len(other.boxes))
-    if not len(one.boxes) or not len(other.boxes):
+    """Return the number of boxes, how many agree, and the largest differences of their coordinates and scores."""
+    (boxes, scores, labels), (other_boxes, other_scores, other_labels) = one, other
+    total = max(len(boxes), len(other_boxes))
+    if not len(boxes) or not len(other_boxes):
         return total, 0, 0.0, 0.0
-    pixels = (one.boxes[:, None] - other.boxes).abs().amax(dim=-1)  # (n, m)
-    score = (one.scores[:, None] - other.scores).abs()
-    near = (pixels <= PIXELS) & (score <= SCORE) & (one.labels[:, None] == other.labels)
+    pixels = (boxes[:, None] - other_boxes).abs().amax(dim=-1)  # (n, m)
+    score = (scores[:, None] - other_scores).abs()
+    near = (pixels <= PIXELS) & (score <= SCORE) & (labels[:, None] == other_labels)
     # Equal boxes may have several partners, so both sides are counted.
     agreed = min(int(near.any(dim=1).sum()), int(near.any(dim=0).sum()))
     if not agreed:

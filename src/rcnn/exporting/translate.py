@@ -1,7 +1,7 @@
-"""Our operators in ONNX's: non-maximum suppression, RoI align and RoI max pooling; and PyTorch's stable sort.
+"""Translations into ONNX of our operators (non-maximum suppression, RoI align, RoI max pooling) and of stable sort.
 
-Each function has the arguments of its operator (see `rcnn.ops`) and builds, with onnxscript, the nodes that take its
-place in the graph. B images, N boxes, M = max_output, R RoIs per image, C channels, S = output_size, P pixels.
+Each function has the arguments of its operator (see `rcnn.ops`) and builds the nodes of the graph with onnxscript.
+B images, N boxes, M = max_output, R RoIs per image, C channels, S = output_size, P pixels.
 """
 
 from collections.abc import Callable, Sequence
@@ -15,26 +15,28 @@ Value = Any
 
 
 def table() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Operator -> its translation, as `torch.onnx.export` takes it."""
+    """Return operator -> its translation, for `torch.onnx.export`."""
     return {
         torch.ops.rcnn.nms.default: nms,
         torch.ops.rcnn.roi_align.default: roi_align,
         torch.ops.rcnn.roi_pool.default: roi_pool,
-        torch.ops.aten.sort.stable: stable_sort,  # torch.onnx has a translation of `sort` without `stable` alone
+        torch.ops.aten.sort.stable: stable_sort,  # torch.onnx translates only `sort` without `stable`
     }
 
 
 def nms(
     boxes: Value, scores: Value, groups: Value, valid: Value, iou_threshold: float, max_output: int
 ) -> tuple[Value, Value]:
-    """`rcnn::nms` of scores of at least 0 and groups 0, 1, ...: index (B, M) into N, and valid (B, M).
+    """Translate `rcnn::nms` for scores of at least 0 and groups 0, 1, ...: index (B, M) into N, and valid (B, M).
 
-    Groups are shifted apart on a square grid: float32 boxes lose fewer bits than if all lay in one row.
+    Groups are shifted apart on a square grid, on which float32 boxes lose fewer bits than in one row.
     """
     op = _op()
     usable = op.And(valid, op.Not(op.IsNaN(scores)))
     scores = op.Where(usable, scores, _float(-1.0))
-    top = op.ReduceMax(boxes, _ints(1, 2), keepdims=1)  # (B, 1, 1), each image's own: none depends on its companions
+    top = op.ReduceMax(
+        boxes, _ints(1, 2), keepdims=1
+    )  # (B, 1, 1), separate for each image, so that images do not affect one another
     span = op.Add(op.Sub(top, op.ReduceMin(boxes, _ints(1, 2), keepdims=1)), _float(1.0))
     number = op.Cast(groups, to=1)
     side = op.Ceil(op.Sqrt(op.Add(op.ReduceMax(number, keepdims=0), _float(1.0))))
@@ -52,7 +54,7 @@ def nms(
     first = op.CumSum(counts, _int(0), exclusive=1)  # (B, 1) of each image's boxes in `picked`
     places = op.Unsqueeze(op.Constant(value=_tensor(np.arange(max_output))), _ints(0))  # (1, M)
     kept = op.Less(places, counts)  # (B, M)
-    box = op.Concat(box, _ints(0), axis=0)  # where nothing was kept there is something to gather
+    box = op.Concat(box, _ints(0), axis=0)  # so that `Gather` has an element if nothing was kept
     index = op.Gather(box, op.Where(kept, op.Add(first, places), _int(0)))
     return op.Where(kept, index, _int(0)), kept
 
@@ -66,7 +68,7 @@ def roi_align(
     sampling_ratio: int,
     aligned: bool,
 ) -> Value:
-    """`rcnn::roi_align`: (B, R, S, S, C)."""
+    """Translate `rcnn::roi_align`: (B, R, S, S, C)."""
 
     def pool(feature: Value, rois: Value, image: Value, scale: float) -> Value:
         return _op().RoiAlign(
@@ -86,7 +88,7 @@ def roi_align(
 def roi_pool(
     levels: Sequence[Value], boxes: Value, level: Value, scales: Sequence[float], output_size: int
 ) -> tuple[Value, Value]:
-    """`rcnn::roi_pool`: (B, R, C, S, S); in place of the maxima's pixels, which only training reads, the same again."""
+    """Translate `rcnn::roi_pool`: (B, R, C, S, S), twice, since only training needs the pixels of the maxima."""
 
     def pool(feature: Value, rois: Value, image: Value, scale: float) -> Value:
         op = _op()
@@ -100,7 +102,7 @@ def roi_pool(
 def stable_sort(
     values: Value, *, stable: bool | None = None, dim: int = -1, descending: bool = False
 ) -> tuple[Value, Value]:
-    """`aten::sort.stable`: in ONNX, `TopK` returns equal values in the order of their places (so does onnxruntime)."""
+    """Translate `aten::sort.stable` to `TopK`, which returns equal values in their order, also in onnxruntime."""
     op = _op()
     length = op.Gather(op.Shape(values), _ints(dim))  # (1,)
     return op.TopK(values, length, axis=dim, largest=int(descending))
@@ -113,7 +115,7 @@ def _by_level(
     level: Value,
     scales: Sequence[float],
 ) -> Value:
-    """(B, R, C, S, S): each box pooled from its level. `pool` takes a map, boxes (n, 4), their images (n,), a scale."""
+    """Return (B, R, C, S, S), each box pooled from its level by `pool(map, boxes (n, 4), images (n,), scale)`."""
     op = _op()
     shape = op.Shape(level)  # (2,)
     rois = op.Reshape(boxes, _ints(-1, 4))
@@ -128,7 +130,7 @@ def _by_level(
             pool(feature, op.Gather(rois, row), op.Gather(images, row), scale)
             for feature, row, scale in zip(levels, rows, scales, strict=True)
         ]
-        # The parts lie one level after another; each RoI takes its own row of them.
+        # The parts are concatenated by level; each RoI takes its row of them.
         order = op.Concat(*rows, axis=0)
         places = op.Range(_int(0), op.Squeeze(op.Shape(order)), _int(1))
         pooled = op.Gather(op.Concat(*parts, axis=0), op.ScatterElements(places, order, places))

@@ -14,7 +14,7 @@ from rcnn.runtime.protocol import Runtime
 from rcnn.weights.metadata import Metadata
 
 RUNTIMES: dict[str, type[GraphRuntime]] = {".onnx": OnnxRuntime, ".xml": OpenVinoRuntime}
-"""Suffix -> what runs such files. To add a runtime, add it here."""
+"""Suffix -> class that runs such files. To add a runtime, add it here."""
 
 
 def is_exported(path: str | Path) -> bool:

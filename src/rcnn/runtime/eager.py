@@ -28,7 +28,7 @@ from rcnn.weights.box_targets import renormalise
 from rcnn.weights.metadata import FOREIGN, Metadata, read_detector
 
 _MAKING = Lock()
-"""Held while a runner is made, so that threads that begin together share it. A runtime with a lock can't be pickled."""
+"""Held while a runner is made, so that threads share it. A runtime that holds a lock can't be pickled."""
 
 
 class Eager:
@@ -36,7 +36,7 @@ class Eager:
 
     Args:
         model: the network; it is not changed.
-        device: where to run.
+        device: on which it runs.
         settings: `precision`, `compile` and `graphs` are read. None: the defaults.
     """
 
@@ -90,7 +90,7 @@ class Eager:
 
     @property
     def suppression(self) -> Suppression:
-        """What chooses proposals and detections."""
+        """The suppression of proposals and detections."""
         return self.model.suppression
 
     def with_settings(self, settings: Settings) -> "Eager":
@@ -111,14 +111,14 @@ class Eager:
         return Eager(model, self.device, settings.predict)
 
     def check_takes_proposals(self) -> None:
-        """As `Runtime.check_takes_proposals`: a network takes them."""
+        """As `Runtime.check_takes_proposals`. A network accepts them."""
 
     @property
     def runner(self) -> FasterRCNN:
-        """A copy of the model made for prediction: eval mode, batch norm folded, channels last. Made at first use.
+        """A copy of the model for prediction: eval mode, batch norm folded, channels last. It is made at the first use.
 
-        On the CPU it is batch invariant: an image gives the same bits alone and in any batch. In half
-        precision the weights of its layers are stored so, instead of being converted at every use.
+        On the CPU it is batch invariant: an image gives the same bits alone and in any batch. In half precision the
+        weights are stored in it, so that they need no conversion at every use.
         """
         with _MAKING:
             if self._runner is None:
@@ -148,7 +148,7 @@ class Eager:
         *,
         fields: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
-        """As `Runtime.execute`: only the fields asked for, compiled or as a CUDA graph if the settings say so."""
+        """As `Runtime.execute`: only the requested fields, compiled or as a CUDA graph, depending on the settings."""
         graphs = self.settings.graphs if self.device.type == "cuda" else 0
         if proposals is not None or not (graphs or self.settings.compile):
             return self.record(batch, proposals, fields=fields)
@@ -158,9 +158,9 @@ class Eager:
             program = partial(execute_fields, self.runner, *key)
             program = torch.compile(program, dynamic=False) if self.settings.compile else program
             self._programs[key] = CudaGraphs(program, graphs) if graphs else program
-        there = to_device(batch, self.device)
+        batch = to_device(batch, self.device)
         with self.autocast:
-            return self._programs[key](there.images, there.sizes)
+            return self._programs[key](batch.images, batch.sizes)
 
     @torch.inference_mode()
     def record(
@@ -170,27 +170,27 @@ class Eager:
         *,
         fields: Collection[str] = ("proposals", "rois", "detections"),
     ) -> Pass:
-        """As `FasterRCNN.execute`, with everything it computes, for losses and inspection."""
-        given = None if proposals is None else to_device(proposals, self.device)
+        """As `FasterRCNN.execute`, with all intermediate results, for losses and inspection."""
+        proposals = None if proposals is None else to_device(proposals, self.device)
         with self.autocast:
-            return self.runner.execute(to_device(batch, self.device), given, fields=fields)
+            return self.runner.execute(to_device(batch, self.device), proposals, fields=fields)
 
     @torch.inference_mode()
     def loss(self, batch: AnyBatch, targets: Targets, seeds: Tensor, pass_: Pass) -> Losses:
-        """The losses of a batch, from its record; `seeds` as for `FasterRCNN.keys`."""
+        """Return the losses of a batch from its record. `seeds` is as for `FasterRCNN.keys`."""
         batch, targets = to_device(batch, self.device), to_device(targets, self.device)
-        given = pass_.proposals if pass_.rpn is None else None
+        external = pass_.proposals if pass_.rpn is None else None
         with self.autocast:
-            keys = self.runner.keys(batch, targets, seeds, given)
-            return self.runner.loss(batch, targets, keys, proposals=given, pass_=pass_)
+            keys = self.runner.keys(batch, targets, seeds, external)
+            return self.runner.loss(batch, targets, keys, proposals=external, pass_=pass_)
 
 
 def execute_fields(
     net: FasterRCNN, kind: type[AnyBatch], fields: Collection[str], images: Tensor, sizes: Tensor
 ) -> Pass:
-    """The wanted ones of proposals and detections, which tell at least whether everything was finite.
+    """Return the requested proposals and detections. Without detections, only `finite` is meaningful in them.
 
-    `kind` is the type of the batch that images and sizes are of.
+    `kind` is the type of the batch of images and sizes.
     """
     pass_ = net.execute(kind(images, sizes, sizes, sizes), fields=fields)
     detections = pass_.detections
@@ -201,7 +201,7 @@ def execute_fields(
 
 
 def folded(model: FasterRCNN) -> FasterRCNN:
-    """A copy of the model in eval mode, without gradients, with batch norm folded into the convolutions.
+    """Return a copy of the model in eval mode, without gradients, with batch norm folded into the convolutions.
 
     The head's fully connected layers are truncated to the ranks of `predict.svd`, if it has any.
     """
@@ -216,7 +216,7 @@ def choose_device(name: str | torch.device) -> torch.device:
     """Return the device of this name; `auto` is CUDA if available, else the CPU.
 
     Raises:
-        SettingsError: there is no such device, or it has no float64, in which boxes are suppressed.
+        SettingsError: there is no such device, or it lacks float64, which suppression of boxes needs.
     """
     if isinstance(name, torch.device):
         return name

@@ -1,4 +1,4 @@
-"""An exported graph, whichever runtime executes it: its inputs and outputs, its metadata, and what is fixed in it.
+"""An exported graph for any runtime: its inputs and outputs, its metadata, and its fixed settings.
 
 B images, C channels, H x W padded sides, D detections, P proposals. The inputs are `images` (B, C, H, W), uint8, or
 float32 of 0..255 with `preprocess.resize=interpolate`, and `sizes` (B, 2) float32: (height, width) before padding. The
@@ -53,7 +53,7 @@ NAMES = {"images", "sizes", *PROPOSED, *DETECTED}
 
 
 class FileMetadata(Metadata):
-    """Our entry in an exported file: the detector's metadata, and what was fixed by the export.
+    """Our entry in an exported file: the metadata of the detector and of the export.
 
     Attributes:
         size: (height, width) of all images, padding included; None: any multiples of `preprocess.multiple`.
@@ -288,12 +288,12 @@ class GraphRuntime(ABC):
         *,
         fields: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
-        """As `Runtime.execute`: proposals and detections, whatever is wanted. Indices that the graph lacks are -1.
+        """As `Runtime.execute`, always with proposals and detections. Indices that the graph lacks are -1.
 
         Raises:
-            SettingsError: proposals are given, or the images have a size or type that the file does not allow, or are
-                normalised already.
-            WeightsError: the graph fails, or returns what no detector returns.
+            SettingsError: there are external proposals, or the images are normalised or have a size or type that the
+                file does not allow.
+            WeightsError: the graph fails, or its outputs are not those of a detector.
             MemoryError: there is not enough memory.
         """
         if proposals is not None:
@@ -353,7 +353,7 @@ class GraphRuntime(ABC):
         return WeightsError(f"{self.path}: {self.metadata.format_error}: {reason}")
 
     def _pass(self, found: Mapping[str, Tensor]) -> Pass:
-        """Return the outputs as a `Pass`, after checking shapes and labels, which become indices and go into files."""
+        """Return the outputs as a `Pass`, after checking their shapes and that labels are valid indices of names."""
         finite = found["finite"]
         none = torch.zeros(len(finite), 0)
         boxes, scores = found.get("boxes", none[..., None].expand(-1, -1, 4)), found.get("scores", none)

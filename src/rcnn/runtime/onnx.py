@@ -22,11 +22,7 @@ class OnnxRuntime(GraphRuntime):
     """An ONNX file in onnxruntime. Arguments and errors are those of `GraphRuntime`."""
 
     name = "onnxruntime"
-
-    @staticmethod
-    def package() -> Any:
-        """As `GraphRuntime.package`."""
-        return packages.onnxruntime()
+    package = staticmethod(packages.onnxruntime)
 
     @staticmethod
     def read(path: Path) -> tuple[Contents, Any]:

@@ -41,11 +41,7 @@ class OpenVinoRuntime(GraphRuntime):
     name = "openvino"
     precisions = tuple(PRECISIONS)
     companions = (".bin",)
-
-    @staticmethod
-    def package() -> Any:
-        """As `GraphRuntime.package`."""
-        return packages.openvino()
+    package = staticmethod(packages.openvino)
 
     @staticmethod
     def read(path: Path) -> tuple[Contents, Any]:

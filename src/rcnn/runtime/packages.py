@@ -1,4 +1,4 @@
-"""The packages that write and run exported files: optional, imported at first use, and kept from telling anybody."""
+"""The optional packages that write and run exported files, imported at first use, with their telemetry turned off."""
 
 import importlib
 import sys
@@ -9,7 +9,7 @@ from rcnn.errors import UnavailableError
 
 
 def onnx() -> Any:
-    """The package `onnx`.
+    """Return the package `onnx`.
 
     Raises:
         UnavailableError: it is not installed.
@@ -18,7 +18,7 @@ def onnx() -> Any:
 
 
 def onnxscript() -> Any:
-    """The package `onnxscript`, with which our operators are translated.
+    """Return the package `onnxscript`, which translates our operators.
 
     Raises:
         UnavailableError: it is not installed.
@@ -27,7 +27,7 @@ def onnxscript() -> Any:
 
 
 def onnxruntime() -> Any:
-    """The package `onnxruntime`, with its events switched off.
+    """Return the package `onnxruntime`, with its telemetry events turned off.
 
     Raises:
         UnavailableError: it is not installed.
@@ -38,10 +38,10 @@ def onnxruntime() -> Any:
 
 
 def openvino() -> Any:
-    """The package `openvino`, which reports every import and conversion over the network unless it is kept from it.
+    """Return the package `openvino`, with its telemetry turned off.
 
-    It does so through `openvino_telemetry`, and goes on without where that can't be imported. The entry below stays:
-    `convert_model` imports it again.
+    It reports every import and conversion over the network through `openvino_telemetry`, but works without this module.
+    The entry below remains, since `convert_model` imports the module again.
 
     Raises:
         UnavailableError: it is not installed.
@@ -51,22 +51,18 @@ def openvino() -> Any:
     return _package("openvino", "openvino")
 
 
+@cache
 def openvino_core() -> Any:
-    """The one `openvino.Core` of this process.
+    """Return the only `openvino.Core` of this process.
 
-    At its first compilation a core gives the calling thread another stack for signals, and restores the one before when
-    it is gone. Of two cores the second would restore the stack of the first, which is there no more, and the next
-    signal, such as that of Ctrl-C, would end the process by a segmentation fault.
+    At its first compilation a core replaces the signal stack of the calling thread, and it restores the previous stack
+    when it is deleted. A second core would restore the stack of the first, which no longer exists, and the next signal,
+    such as that of Ctrl-C, would end the process with a segmentation fault.
 
     Raises:
         UnavailableError: openvino is not installed.
     """
-    return _core(openvino())
-
-
-@cache
-def _core(package: Any) -> Any:
-    return package.Core()
+    return openvino().Core()
 
 
 def _package(name: str, extra: str) -> Any:

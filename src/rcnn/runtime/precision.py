@@ -7,7 +7,7 @@ TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def chosen_precision(name: str, device: torch.device) -> str:
-    """`auto` is half precision on a GPU that is fast in it, and float32 elsewhere."""
+    """Return the precision; `auto` is half precision on a GPU that is fast in it, and float32 elsewhere."""
     if name != "auto":
         return name
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (7, 0):
@@ -16,10 +16,10 @@ def chosen_precision(name: str, device: torch.device) -> str:
 
 
 def has_bf16(device: torch.device) -> bool:
-    """True if bfloat16 is faster than float32 on the device.
+    """Return whether bfloat16 is faster than float32 on the device.
 
-    GPUs have it from Ampere on; older ones convert to float32, slowly. A CPU needs the instructions of AVX-512 for it,
-    and PyTorch must be allowed to use them: `ATEN_CPU_CAPABILITY` can limit it to older ones.
+    GPUs support it since Ampere; older GPUs convert it to float32, slowly. A CPU needs the instructions of AVX-512, and
+    PyTorch must be allowed to use them: `ATEN_CPU_CAPABILITY` can limit it to older instructions.
     """
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)

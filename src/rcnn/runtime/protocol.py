@@ -1,4 +1,4 @@
-"""The interface of a runtime: what a detector needs from the program that runs its network."""
+"""The interface of a runtime, the program that runs the network of a detector."""
 
 from collections.abc import Collection
 from typing import Protocol
@@ -31,24 +31,24 @@ class Runtime(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where it runs, and where its results are."""
+        """The device on which it runs, and of its results."""
         ...
 
     @property
     def suppression(self) -> Suppression:
-        """What chooses proposals and detections."""
+        """The suppression of proposals and detections."""
         ...
 
     def with_settings(self, settings: Settings) -> "Runtime":
         """Return the runtime of the same weights with other settings.
 
         Raises:
-            SettingsError: a setting needs other layers than those of the weights, or is fixed in an exported file.
+            SettingsError: the weights do not fit the layers of a setting, or the setting is fixed in an exported file.
         """
         ...
 
     def check_takes_proposals(self) -> None:
-        """Check that `execute` takes proposals.
+        """Check that `execute` accepts external proposals.
 
         Raises:
             SettingsError: it does not.
@@ -62,15 +62,15 @@ class Runtime(Protocol):
         *,
         fields: Collection[str] = ("proposals", "detections"),
     ) -> Pass:
-        """One pass over a batch, as `FasterRCNN.execute` makes it; what the runtime does not give is None.
+        """Run the network on a batch, as `FasterRCNN.execute`. Fields that the runtime does not compute are None.
 
         Args:
             batch: images, on any device.
-            proposals: given ones in place of the RPN's, in pixels of the resized images.
-            fields: of the record, that are needed.
+            proposals: external proposals in place of the RPN's, in pixels of the resized images.
+            fields: the fields of the result that are needed.
 
         Raises:
-            SettingsError: the runtime can't do this: given proposals, a size that its file does not allow, images that
-                are normalised already or of another type than it takes.
+            SettingsError: the runtime does not support external proposals, or images of this size, of this type or that
+                are normalised.
         """
         ...

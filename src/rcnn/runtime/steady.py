@@ -1,6 +1,6 @@
 """Layers that give an image bit-identical results alone and in a batch, on a CPU. For prediction.
 
-MKL and oneDNN choose their kernels by the shapes of their operands, and other kernels add up in another order.
+MKL and oneDNN choose their kernels by the shapes of their operands, and kernels differ in the order of their sums.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from rcnn.model.fast_rcnn import FastRCNN, RoIHead
 from rcnn.model.structures import RoIOutput
 
 _ROIS = 64
-"""RoIs that a head of convolutions processes at a time: their maps are large."""
+"""Number of RoIs that a head with convolutions processes at a time, since their maps are large."""
 _SMALL = 20480
-"""Elements up to which torch sends a single image through another kernel (`ConvParams::use_mkldnn`)."""
+"""Number of elements up to which torch uses another kernel for a single image (`ConvParams::use_mkldnn`)."""
 
 
 class SteadyConv2d(nn.Conv2d):
-    """A convolution that computes a small single image twice, as a batch, so that the kernel of batches is used."""
+    """A convolution that processes a small single image as a batch of two, so that the kernel of batches is used."""
 
     def forward(self, input: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C', H', W')."""
@@ -28,7 +28,7 @@ class SteadyConv2d(nn.Conv2d):
 
 
 class SteadyRoIHead(RoIHead):
-    """A head that sees one image at a time, so that its products have the same shapes in every batch."""
+    """A head that processes one image at a time, so that its products have the same shapes in every batch."""
 
     def forward(self, levels: Sequence[Tensor], boxes: Tensor) -> RoIOutput:
         """As `RoIHead.forward`."""
@@ -43,13 +43,13 @@ class SteadyRoIHead(RoIHead):
 
 
 class SteadyFastRCNN(SteadyRoIHead, FastRCNN):
-    """A second stage whose heads see one image at a time."""
+    """A second stage whose heads process one image at a time."""
 
 
 def make_steady(module: nn.Module) -> None:
     """Make all plain convolutions and the heads of the second stage in `module` steady, in place.
 
-    The cost is small, since only small maps go twice, and the RoIs of one image fill a core.
+    The cost is small, since only small maps are processed twice, and the RoIs of one image keep a core busy.
     """
     steady: dict[type[nn.Module], type[nn.Module]] = {
         nn.Conv2d: SteadyConv2d,
