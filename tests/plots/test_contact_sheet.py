@@ -11,9 +11,9 @@ from rcnn.plots.contact_sheet import Tile, compare, contact_sheet
 
 
 def tile(height: int, width: int, boxes: int = 2, **changes) -> Tile:
-    some = np.array([[0, 0, width / 2, height / 2], [width / 4, 0, width, height]])[:boxes]
+    corners = np.array([[0, 0, width / 2, height / 2], [width / 4, 0, width, height]])[:boxes]
     grey = np.full((height, width, 3), 128, np.uint8)
-    return Tile(grey, some, np.arange(boxes), "folder/name.jpg")._replace(**changes)
+    return Tile(grey, corners, np.arange(boxes), "folder/name.jpg")._replace(**changes)
 
 
 @pytest.mark.parametrize("count", [1, 3, 5])

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,9 +26,11 @@ def images(count: int, classes: int) -> tuple[list[Truth], list[Prediction]]:
     return truths, [Prediction(t.boxes + rng.normal(0, 3, (4, 4)), rng.random(4), t.labels) for t in truths]
 
 
-def check(folder: Path) -> None:
-    """One whole picture that can be read, and nothing beside it."""
-    (path,) = folder.iterdir()
+@pytest.fixture
+def plot(tmp_path: Path) -> Iterator[Path]:
+    """The path of a plot. At the end it must be the only file, and a complete picture."""
+    yield tmp_path / "p.png"
+    (path,) = tmp_path.iterdir()
     with Image.open(path) as picture:
         picture.load()
         assert picture.width >= 1000
@@ -36,24 +39,24 @@ def check(folder: Path) -> None:
 
 @pytest.fixture
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """Figures of the plots that the test makes, laid out as they would be saved."""
-    made: list[Figure] = []
+    """The figures of the plots in a test, laid out as for a file."""
+    saved: list[Figure] = []
 
-    def keep(figure: Figure, path: Path) -> None:
+    def save(figure: Figure, path: Path) -> None:
         figure.draw_without_rendering()
-        made.append(figure)
+        saved.append(figure)
 
-    monkeypatch.setattr(plots, "save", keep)
-    return made
+    monkeypatch.setattr(plots, "save", save)
+    return saved
 
 
 def whole(axis: Axis) -> bool:
-    """Are the ticks in view whole numbers?"""
+    """Return whether the visible ticks are integers."""
     low, high = sorted(axis.get_view_interval())
     return all(tick == round(tick) for tick in axis.get_majorticklocs() if low <= tick <= high)
 
 
-def test_legends_lie_outside_what_is_drawn(figures: list[Figure]) -> None:
+def test_legends_do_not_cover_the_plots(figures: list[Figure]) -> None:
     rows = [ROW | {"epoch": epoch, "ap50": 0.1, "ap75": 0.01} for epoch in range(1, 20)]
     plot_history(rows, Path())
     truths, predictions = images(6, 3)
@@ -68,12 +71,12 @@ def test_legends_lie_outside_what_is_drawn(figures: list[Figure]) -> None:
                 assert figure.bbox.contains(*box.min)
                 assert figure.bbox.contains(*box.max)
                 legends += 1
-    assert legends == 3 + 1 + 2  # of the history, the panels with a line
+    assert legends == 3 + 1 + 2  # the history has a legend in each panel with a line
 
 
 @pytest.mark.parametrize("classes", [1, 3, 80])
 @pytest.mark.parametrize("count", [1, 30])
-def test_counts_are_whole_and_bars_are_no_slabs(figures: list[Figure], classes: int, count: int) -> None:
+def test_ticks_of_counts_are_integers_and_bars_are_thin(figures: list[Figure], classes: int, count: int) -> None:
     records = [
         Record(Path("a"), "a", 0, (300, 400), truth.boxes[:1], truth.labels[:1], truth.ignore[:1])
         for truth in images(count, classes)[0]
@@ -86,7 +89,7 @@ def test_counts_are_whole_and_bars_are_no_slabs(figures: list[Figure], classes: 
     assert each.patches[0].get_width() < abs(np.diff(each.get_xlim()).item()) / 6  # type: ignore[attr-defined]
 
 
-def test_only_numbers_of_proposals_and_sizes_that_exist_are_drawn(figures: list[Figure]) -> None:
+def test_only_existing_numbers_of_proposals_and_sizes_are_drawn(figures: list[Figure]) -> None:
     box = np.array([[0.0, 0, 20, 20]])
     truth = Truth(box, np.zeros(1, np.int64), np.zeros(1, bool))
     for count, labels in ((200, [50, 100, 200]), (50, [50]), (300, [50, 100, 300]), (2000, [50, 100, 300, 1000])):
@@ -107,9 +110,8 @@ ROW = {"epoch": 1, "rpn_box": 0.5, "val_rpn_box": 0.6, "roi_box": 0.1, "ap": 0.2
 
 
 @pytest.mark.parametrize("rows", [[], [ROW], [ROW, {"epoch": 2, "ap": float("nan")}, ROW | {"epoch": 3}]])
-def test_history_of_any_length(tmp_path: Path, rows: list) -> None:
-    plot_history(rows, tmp_path / "p.png")
-    check(tmp_path)
+def test_history_of_any_length(plot: Path, rows: list) -> None:
+    plot_history(rows, plot)
 
 
 def test_a_small_learning_rate_is_written_out(figures: list[Figure]) -> None:
@@ -119,39 +121,34 @@ def test_a_small_learning_rate_is_written_out(figures: list[Figure]) -> None:
 
 
 @pytest.mark.parametrize(("count", "classes"), [(6, 3), (40, 80), (0, 2)])
-def test_curves(tmp_path: Path, count: int, classes: int) -> None:
+def test_curves(plot: Path, count: int, classes: int) -> None:
     names = [f"a class with a long name {k}" for k in range(classes)]
-    plot_curves(precision_recall(*images(count, classes), classes), names, tmp_path / "p.png")
-    check(tmp_path)
+    plot_curves(precision_recall(*images(count, classes), classes), names, plot)
 
 
 @pytest.mark.parametrize(("count", "classes"), [(6, 3), (20, 40), (0, 2), (6, 1)])
-def test_confusion(tmp_path: Path, count: int, classes: int) -> None:
+def test_confusion(plot: Path, count: int, classes: int) -> None:
     matrix = confusion_matrix(*images(count, classes), classes)
-    plot_confusion(matrix, [str(k) for k in range(classes)], tmp_path / "p.png")
-    check(tmp_path)
+    plot_confusion(matrix, [str(k) for k in range(classes)], plot)
 
 
 @pytest.mark.parametrize("count", [5, 0])
-def test_proposal_recall(tmp_path: Path, count: int) -> None:
+def test_proposal_recall(plot: Path, count: int) -> None:
     truths, predictions = images(count, 2)
     metrics = proposal_recall(truths, [(p.boxes, p.scores) for p in predictions])
-    plot_proposal_recall(metrics, tmp_path / "p.png")
-    check(tmp_path)
+    plot_proposal_recall(metrics, plot)
 
 
 @pytest.mark.parametrize(("count", "classes"), [(8, 3), (20, 40), (0, 2)])
-def test_labels(tmp_path: Path, count: int, classes: int) -> None:
+def test_labels(plot: Path, count: int, classes: int) -> None:
     truths, _ = images(count, classes)
     records = [Record(Path("a"), "a", "a", (400, 400), t.boxes, t.labels, t.ignore) for t in truths]
     empty = Record(Path("b"), "b", "b", (40, 40), np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, bool))
-    plot_labels([*records, empty] if count else [], [str(k) for k in range(classes)], tmp_path / "p.png")
-    check(tmp_path)
+    plot_labels([*records, empty] if count else [], [str(k) for k in range(classes)], plot)
 
 
-def test_names_that_look_like_formulas_are_drawn_as_they_are(tmp_path: Path) -> None:
+def test_names_that_look_like_formulas_are_drawn_as_they_are(plot: Path) -> None:
     """Matplotlib reads text between dollars as mathematics, and fails on a broken formula."""
     names = [r"$\frac", "_hidden"]
-    plot_curves(precision_recall(*images(4, 2), 2), names, tmp_path / "p.png")
-    plot_confusion(confusion_matrix(*images(4, 2), 2), names, tmp_path / "p.png")
-    check(tmp_path)
+    plot_curves(precision_recall(*images(4, 2), 2), names, plot)
+    plot_confusion(confusion_matrix(*images(4, 2), 2), names, plot)

@@ -30,7 +30,7 @@ class Tile(NamedTuple):
         labels: (n,) int, index into the class names.
         title: text above the image.
         scores: (n,) in [0, 1]; None for ground truth.
-        ignore: (n,) bool, boxes drawn with broken lines; None for none.
+        ignore: (n,) bool, boxes drawn with dashed lines; None for no such boxes.
     """
 
     image: np.ndarray
@@ -48,8 +48,8 @@ def contact_sheet(tiles: Sequence[Tile], names: Sequence[str], path: Path, colum
         tiles: the images, in order.
         names: class names.
         path: file of the picture, written atomically.
-        columns: images per row, at most.
-        side: longest side of every image in the picture, px; all are scaled to it.
+        columns: largest number of images per row.
+        side: longest side of each scaled image in the picture, px.
     """
     pictures = [_picture(tile, names, side) for tile in tiles]
     columns = max(1, min(columns, len(pictures)))
@@ -81,15 +81,15 @@ def compare(
     tiles = []
     for record, prediction in zip(records, predictions, strict=True):
         image = read_picture(record.path, settings)
-        kept = prediction.scores >= score
-        boxes, scores, labels = (column[kept] for column in prediction)
+        shown = prediction.scores >= score
+        boxes, scores, labels = (column[shown] for column in prediction)
         tiles.append(Tile(image, record.boxes, record.labels, f"truth: {record.name}", ignore=record.ignore))
         tiles.append(Tile(image, boxes, labels, "prediction", scores))
     contact_sheet(tiles, names, path)
 
 
 def _picture(tile: Tile, names: Sequence[str], side: int) -> Image.Image:
-    """Scale the image to its place, then draw the boxes, so that names are legible at any scale."""
+    """Return the scaled image, on which boxes are drawn afterwards, so that names are legible at any scale."""
     image = as_rgb(tile.image)
     scale = side / max(image.size)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
@@ -102,9 +102,9 @@ def _picture(tile: Tile, names: Sequence[str], side: int) -> Image.Image:
     return draw_boxes(image.resize(size, Image.Resampling.BILINEAR), boxes, inks, tags, tile.ignore, legend)
 
 
-def _caption(pen: ImageDraw.ImageDraw, place: tuple[int, int], text: str, width: int) -> None:
-    """Write a line of text, shortened at the front to the width: the end of a path says most."""
+def _caption(pen: ImageDraw.ImageDraw, corner: tuple[int, int], text: str, width: int) -> None:
+    """Write a line of text, shortened at its start to the width, since the end of a path matters most."""
     font = font_for([text], 13)
     while pen.textlength(text, font=font) > width:
         text = "..." + text.removeprefix("...")[1:]
-    pen.text((place[0], place[1] + CAPTION / 2), text, fill="#222222", font=font, anchor="lm")
+    pen.text((corner[0], corner[1] + CAPTION / 2), text, fill="#222222", font=font, anchor="lm")

@@ -1,4 +1,4 @@
-"""Common parts of the pictures: figures without global state, their looks, and saving them."""
+"""Common parts of the plots: figures without global state, their style, and saving them."""
 
 import os
 import warnings
@@ -27,7 +27,7 @@ def new_figure(rows: int, columns: int, width: float, height: float, **grid: Any
 
 
 def style(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
-    """Set title, axis labels and the common looks of a plot."""
+    """Set title, axis labels and the common style of a plot."""
     axes.set_title(title, fontsize=10, fontweight="bold", loc="left", color=INK)
     axes.set_xlabel(x, fontsize=9)
     axes.set_ylabel(y, fontsize=9)
@@ -38,17 +38,17 @@ def style(axes: "Axes", title: str, x: str = "", y: str = "") -> None:
 
 
 def legend(axes: "Axes", depth: float = 0.16, **looks: Any) -> None:
-    """Add a legend below the axes, where it covers nothing, if anything is labelled.
+    """Add a legend below the axes, where it covers nothing, if any line has a label.
 
-    `depth` is the room for ticks and labels between them, as a share of the height of the axes.
+    `depth` is the space for ticks and axis labels between axes and legend, as a share of the height of the axes.
     """
     if axes.get_legend_handles_labels()[1]:
-        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -depth), "borderaxespad": 0.0}
-        axes.legend(**{**LEGEND, **place, **looks})
+        position = {"loc": "upper center", "bbox_to_anchor": (0.5, -depth), "borderaxespad": 0.0}
+        axes.legend(**{**LEGEND, **position, **looks})
 
 
 def whole_numbers(axis: "Axis") -> None:
-    """Make the ticks of an axis whole numbers, as counts are."""
+    """Set the ticks of an axis of counts to integers."""
     from matplotlib.ticker import MaxNLocator
 
     axis.set_major_locator(MaxNLocator("auto", steps=(1, 2, 5, 10), integer=True, min_n_ticks=1))
@@ -64,7 +64,7 @@ def log_axes(axes: "Axes", low: float, high: float) -> None:
 
 
 def plain(text: str) -> str:
-    """Escape text for matplotlib, where `$` would start a formula and a leading `_` hide it in a legend."""
+    """Escape text for matplotlib, in which `$` starts a formula and a leading `_` hides the text in a legend."""
     return (" " if text.startswith("_") else "") + text.replace("$", r"\$")
 
 
@@ -79,6 +79,8 @@ def save(figure: "Figure", path: Path) -> None:
 
     partial = path.with_name(f".{path.name}.part")
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing")  # letters that the font lacks come out as boxes
-        FigureCanvasAgg(figure).print_png(partial)  # `savefig` lays a figure out by drawing it once more
+        warnings.filterwarnings(
+            "ignore", message="Glyph .* missing"
+        )  # characters that the font lacks are drawn as boxes
+        FigureCanvasAgg(figure).print_png(partial)  # `savefig` would draw the figure once more for its layout
     os.replace(partial, path)

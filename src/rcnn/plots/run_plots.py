@@ -1,4 +1,4 @@
-"""The pictures of a run folder: losses, AP, curves, confusion, proposal recall and what the labels look like.
+"""The plots of a run folder: losses, AP, curves, confusion, proposal recall and statistics of the labels.
 
 Each function writes one PNG, at least 1000 px wide, atomically.
 """
@@ -26,14 +26,14 @@ LOSSES = {
 }
 ONE_STAGE = {"rpn_class": "Classes of anchors", "rpn_box": "Boxes"}
 APS = {"ap": "AP .50:.95", "ap50": "AP50", "ap75": "AP75"}
-SLOTS = 6
-"""Bars are no thicker than if there were this many of them."""
-FEW = 8
-"""Up to this many classes each have a colour and a legend entry; of more, only the best and worst three."""
+MIN_BARS = 6
+"""Bars are as thick as if there were at least this many."""
+MAX_COLOURS = 8
+"""Number of classes up to which each has a colour and a legend entry; otherwise only the best and worst three have."""
 
 
 def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Each loss, on training and validation images, AP, and the learning rate, against the epoch.
+    """Plot each loss on training and validation images, AP, and the learning rate against the epoch.
 
     Args:
         rows: one per epoch, with `epoch` and any of: the losses, as `NAME` or `train_NAME` and `val_NAME`; `ap`,
@@ -68,15 +68,15 @@ def plot_history(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def plot_curves(curves: Curves, names: Sequence[str], path: Path) -> None:
-    """Precision against recall, and F1 against the score threshold, of each class and of their mean, at IoU 0.5."""
-    there = np.flatnonzero(curves.counts)
+    """Plot precision against recall and F1 against the score threshold for each class and their mean, at IoU 0.5."""
+    labelled = np.flatnonzero(curves.counts)
     figure, ((left, right),) = new_figure(1, 2, 10.0, 5.6)
     style(left, "Precision and recall", "recall", "precision")
     style(right, "F1 against the score threshold", "score threshold", "F1")
     _class_lines(left, curves.recalls, curves.precision_at_recall, np.mean, names)
     _class_lines(right, curves.thresholds, curves.f1, np.max, names)
-    if len(there):
-        mean = curves.f1[there].mean(axis=0)
+    if len(labelled):
+        mean = curves.f1[labelled].mean(axis=0)
         score = best_threshold(curves)
         best = float(mean[round(score * (len(mean) - 1))])
         right.axvline(score, color=GREY, linewidth=1, linestyle=":")
@@ -90,7 +90,7 @@ def plot_curves(curves: Curves, names: Sequence[str], path: Path) -> None:
 
 
 def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None:
-    """How often each class (row) was taken for each (column): shares of the row as colour, counts as numbers.
+    """Plot how often each class (row) was predicted as each class (column): shares of the row as colour, and counts.
 
     Args:
         matrix: (K + 1, K + 1) counts, background last.
@@ -123,7 +123,7 @@ def plot_confusion(matrix: np.ndarray, names: Sequence[str], path: Path) -> None
 
 
 def plot_proposal_recall(metrics: ProposalMetrics, path: Path) -> None:
-    """Recall against IoU at each number of proposals, and its mean (AR) by object size."""
+    """Plot recall against IoU at each number of proposals, and its mean (AR) by object size."""
     figure, ((left, right),) = new_figure(1, 2, 10.0, 4.8)
     style(left, "What the proposals cover", "IoU with the object", "recall")
     style(right, "AR by object size", "", "AR (mean recall, IoU .50:.95)")
@@ -150,7 +150,7 @@ def plot_proposal_recall(metrics: ProposalMetrics, path: Path) -> None:
 
 
 def plot_labels(records: Sequence[Record], names: Sequence[str], path: Path) -> None:
-    """Statistics of the labels: objects of each class, sizes, positions in the image, and objects per image."""
+    """Plot statistics of the labels: objects of each class, sizes, positions in the image, and objects per image."""
     figure, grid = new_figure(2, 2, 10.0, 7.2)
     labels = np.concatenate([record.labels for record in records] or [np.zeros(0, np.int64)])
     boxes = np.concatenate([record.boxes for record in records] or [np.zeros((0, 4))])
@@ -163,35 +163,35 @@ def plot_labels(records: Sequence[Record], names: Sequence[str], path: Path) -> 
     if len(each):
         step = -(-(int(each.max()) + 1) // 40)
         grid[1, 1].hist(each, bins=np.arange(0, each.max() + 1 + step, step) - 0.5, color=PALETTE[0], rwidth=0.9)
-        grid[1, 1].set_xlim(-0.6, max(grid[1, 1].get_xlim()[1], SLOTS + 0.6))
+        grid[1, 1].set_xlim(-0.6, max(grid[1, 1].get_xlim()[1], MIN_BARS + 0.6))
         whole_numbers(grid[1, 1].xaxis)
         whole_numbers(grid[1, 1].yaxis)
     save(figure, path)
 
 
 def _class_bars(axes: "Axes", counts: np.ndarray, names: Sequence[str]) -> None:
-    """Objects of each class, most first; of many classes the first and the last dozen."""
+    """Plot the objects of each class, most first; if there are many classes, the first and last dozen."""
     order = np.argsort(-counts, kind="stable")
     many = len(order) > 25
     shown = np.concatenate((order[:12], order[-12:])) if many else order
     title = "Objects of each class" + (f" (12 most and 12 fewest of {len(order)})" if many else "")
     style(axes, title, "objects", "")
     axes.grid(visible=False, axis="y")
-    inks = [PALETTE[k % len(PALETTE)] for k in shown] if len(order) <= FEW else PALETTE[0]
+    inks = [PALETTE[k % len(PALETTE)] for k in shown] if len(order) <= MAX_COLOURS else PALETTE[0]
     axes.barh(range(len(shown)), counts[shown], color=inks)
     for place, count in enumerate(counts[shown]):
         axes.text(count, place, f" {count}", va="center", fontsize=7)
     axes.set_yticks(range(len(shown)), [short(names[int(k)]) for k in shown], fontsize=8 if len(shown) < 16 else 6.5)
     axes.margins(x=0.12)
-    axes.set_ylim(max(len(shown), SLOTS) - 0.4, -0.6)
+    axes.set_ylim(max(len(shown), MIN_BARS) - 0.4, -0.6)
     axes.set_xlim(0, max(axes.get_xlim()[1], 1.1))
     whole_numbers(axes.xaxis)
 
 
 def _sizes(axes: "Axes", size: np.ndarray, labels: np.ndarray, classes: int) -> None:
-    """Width against height of every box, on equal logarithmic scales, with the bounds of small and large objects."""
+    """Plot width against height of every box on logarithmic scales, with the bounds of small and large objects."""
     style(axes, "Sizes (dashed: areas of 32 x 32 and 96 x 96 px)", "width, px", "height, px")
-    inks = np.array(PALETTE)[labels % len(PALETTE)] if classes <= FEW else PALETTE[0]
+    inks = np.array(PALETTE)[labels % len(PALETTE)] if classes <= MAX_COLOURS else PALETTE[0]
     strength = min(0.6, max(0.1, 500 / max(len(size), 1)))
     axes.scatter(*size.T, s=6, c=inks, alpha=strength, linewidths=0, rasterized=True)
     low = np.clip(np.quantile(size, 0.002) if len(size) else 16.0, 1.0, 16.0)
@@ -203,7 +203,7 @@ def _sizes(axes: "Axes", size: np.ndarray, labels: np.ndarray, classes: int) -> 
 
 
 def _positions(axes: "Axes", centres: np.ndarray) -> None:
-    """How many centres lie in each of 24 x 24 parts of the image."""
+    """Plot the number of centres in each of 24 x 24 parts of the image."""
     style(axes, "Centres in the image", "x, share of the width", "y, share of the height")
     counts, _, _ = np.histogram2d(centres[:, 1], centres[:, 0], bins=24, range=((0, 1), (0, 1)))
     picture = axes.imshow(counts, cmap="Blues", extent=(0, 1, 1, 0), aspect="auto", vmin=0)
@@ -212,7 +212,7 @@ def _positions(axes: "Axes", centres: np.ndarray) -> None:
 
 
 def _colour_bar(axes: "Axes", picture: Any, label: str, **looks: Any) -> Any:
-    """Add the bar that says what the colours of a picture mean."""
+    """Add a colour bar."""
     bar = axes.figure.colorbar(picture, ax=axes, pad=0.02, **looks)
     bar.set_label(label, fontsize=9)
     bar.ax.tick_params(labelsize=8)
@@ -222,15 +222,15 @@ def _colour_bar(axes: "Axes", picture: Any, label: str, **looks: Any) -> Any:
 def _class_lines(
     axes: "Axes", x: np.ndarray, y: np.ndarray, sum_up: Callable[..., np.ndarray], names: Sequence[str]
 ) -> None:
-    """Draw one line per class, (K, S), and their mean; `sum_up` gives the number in the legend, by which they rank."""
+    """Plot one line per class, (K, S), and their mean, ranked by `sum_up`, whose results are in the legend."""
     value = sum_up(y, axis=1)
-    there = np.flatnonzero(np.isfinite(value))
-    order = there[np.argsort(-value[there], kind="stable")]
-    named = order if len(order) <= FEW else np.concatenate((order[:3], order[-3:]))
+    known = np.flatnonzero(np.isfinite(value))
+    order = known[np.argsort(-value[known], kind="stable")]
+    named = order if len(order) <= MAX_COLOURS else np.concatenate((order[:3], order[-3:]))
     for label in np.setdiff1d(order, named):
         axes.plot(x, y[label], color="#D5D5D5", linewidth=0.7)
     for place, label in enumerate(named):
-        ink = PALETTE[label % len(PALETTE)] if len(order) <= FEW else PALETTE[place]
+        ink = PALETTE[label % len(PALETTE)] if len(order) <= MAX_COLOURS else PALETTE[place]
         axes.plot(x, y[label], color=ink, linewidth=1.4, label=f"{short(names[int(label)])}  {value[label]:.2f}")
     if len(order) > 1:
         mean = y[order].mean(axis=0)
@@ -239,7 +239,7 @@ def _class_lines(
 
 
 def _line(axes: "Axes", rows: Sequence[Mapping[str, Any]], keys: Sequence[str], label: str, color: str) -> None:
-    """Plot the first key that each row has against the epoch, if any row has one."""
+    """Plot the first key that each row has against the epoch, unless no row has any of them."""
     points = [(row["epoch"], row[key]) for row in rows for key in keys if row.get(key) is not None]
     if points:
         marker = "o" if len(points) < 30 else ""
