@@ -1,4 +1,4 @@
-"""Fixtures of the tests of pages: folders of results of plain names and of hostile ones, and a browser."""
+"""Fixtures of the tests of pages: folders of results with plain and with hostile names, and a browser."""
 
 import io
 import json
@@ -54,7 +54,7 @@ class Made(NamedTuple):
 
 
 def scored(folder: Path, names: tuple[str, ...], images: int = 14, seed: int = 0) -> tuple[Dataset, Metrics]:
-    """Images of noise with random objects, and detections that find many of them."""
+    """Return images of noise with random objects, and the scores of detections that find many of them."""
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     records, truths, predictions = [], [], []
@@ -65,10 +65,10 @@ def scored(folder: Path, names: tuple[str, ...], images: int = 14, seed: int = 0
         boxes = np.concatenate((corners, corners + rng.uniform(8, 30, (4, 2))), axis=1)
         labels, ignore = rng.integers(0, len(names), 4), rng.random(4) < 0.1
         moved = np.concatenate((boxes + rng.normal(0, 2, boxes.shape), boxes[:2] + 40))
-        said = np.where(rng.random(6) < 0.8, np.concatenate((labels, labels[:2])), rng.integers(0, len(names), 6))
+        predicted = np.where(rng.random(6) < 0.8, np.concatenate((labels, labels[:2])), rng.integers(0, len(names), 6))
         records.append(Record(file, f"{names[index % len(names)]}/{index}.png", index, SIZE, boxes, labels, ignore))
         truths.append(Truth(boxes, labels, ignore))
-        predictions.append(Prediction(moved, rng.random(6).round(3), said))
+        predictions.append(Prediction(moved, rng.random(6).round(3), predicted))
     dataset = Dataset(folder, "voc", "val", names, tuple(range(1, len(names) + 1)), tuple(records))
     proposals = [(prediction.boxes, prediction.scores) for prediction in predictions]
     number = len(names)
@@ -77,7 +77,7 @@ def scored(folder: Path, names: tuple[str, ...], images: int = 14, seed: int = 0
 
 
 def made(folder: Path, names: tuple[str, ...], seed: int = 0, images: int = 14, **changes: Any) -> Made:
-    """The folder of a training of two epochs, as far as a page reads it."""
+    """Write the files of a training of two epochs that a page reads."""
     dataset, metrics = scored(folder.parent / f"images-{folder.name}", names, images, seed)
     settings = settings_of("tiny-fpn", {"train": {"epochs": 2, **changes}, "data": {"path": f"/home/me/{names[0]}"}})
     detector = Detector(build(settings, len(names)), settings, names, threshold=THRESHOLD, device="cpu")
@@ -95,14 +95,14 @@ def made(folder: Path, names: tuple[str, ...], seed: int = 0, images: int = 14, 
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "config.yaml").write_text(to_yaml(settings))
     (folder / "train.txt").write_text("a\nb\n")
-    told = {
+    environment = {
         "command": f"rcnn train {names[0]}",
         "python": "3.11",
         "packages": {"rcnn": names[1]},
         "processor": names[2],
         "threads": 1,
     }
-    (folder / "environment.json").write_text(json.dumps(told))
+    (folder / "environment.json").write_text(json.dumps(environment))
     loss = {"count": 2, "by_class": {names[0]: 2}, "by_size": {"small": 2}, "ap_if_mended": 0.5}
     why = {
         "split": "val",
@@ -139,7 +139,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """Chromium: `CHROMIUM`, or on the PATH. Without one its tests are skipped, or fail if it has to be there."""
+    """Chromium, from `CHROMIUM` or the PATH. Without it the tests are skipped, or fail if it is required."""
     names = ("chromium", "chromium-browser", "google-chrome")
     program = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
     if program is None:
@@ -149,19 +149,19 @@ def browser() -> Iterator[Any]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        # Root, as in a container, has no other sandbox; the pages are files of these tests.
+        # Root, as in a container, has no sandbox, and the pages come only from these tests.
         chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         yield chromium
         chromium.close()
 
 
 class Tab:
-    """A page of a browser, in a context of its own: what it asks for and what it says.
+    """A page of a browser in a separate context, with its requests and messages.
 
     Attributes:
-        page: the page. Its clock can be put forward.
-        asked: addresses that it asked for, its own ones among them.
-        said: messages on the console, faults and dialogs.
+        page: the page, whose clock can be moved forward.
+        asked: addresses of its requests, including its own address.
+        said: its console messages, errors and dialogs.
     """
 
     def __init__(self, browser: Any, **context: Any) -> None:
@@ -174,26 +174,26 @@ class Tab:
             self.page.on(event, lambda message: self.said.append(str(message)))
 
     def open(self, address: str, ready: str = "body", width: int = 1280, scheme: str = "light") -> Any:
-        """Show what is at an address, as soon as the page holds an element that says that it is ready."""
+        """Open an address, and wait for the element `ready`."""
         self.page.set_viewport_size({"width": width, "height": 900})
         self.page.emulate_media(color_scheme=scheme)
         if "#" in address:
-            self.leave()  # another fragment of the same address would not load it anew
+            self.leave()  # another fragment of the same address would not reload the page
         self.page.goto(address)
         self.page.wait_for_selector(ready)
         return self.page
 
     def enter(self, served: Any, path: str, ready: str = "body", **looks: Any) -> Any:
-        """Show a page of a server of `test_look_browser.py`, which lets a browser in by its own address."""
+        """Open a page of a `Served` of `test_look_browser.py`, after the address that admits the browser."""
         self.open(served.guard.address)
         return self.open(served.root + path, ready, **looks)
 
     def strangers(self, root: str) -> list[str]:
-        """What was asked for elsewhere than below `root`."""
+        """Return the requests outside `root`."""
         return [address for address in self.asked if not address.startswith((root, "data:image/"))]
 
     def leave(self) -> None:
-        """Show nothing; else the page would tell that its server has ended."""
+        """Open an empty page, so that the last one does not report that its server has ended."""
         self.page.goto("about:blank")
 
     def close(self) -> None:
@@ -202,7 +202,7 @@ class Tab:
 
 @pytest.fixture(scope="session")
 def shared_tab(browser: Any) -> Iterator[Tab]:
-    """What `tab` lends to one test after another, since a new one takes half a second."""
+    """The tab that the tests share, since a new one takes half a second."""
     tab = Tab(browser)
     yield tab
     tab.close()
@@ -210,14 +210,14 @@ def shared_tab(browser: Any) -> Iterator[Tab]:
 
 @pytest.fixture(scope="session")
 def shared_tab_without_policy(browser: Any) -> Iterator[Tab]:
-    """What `tab_without_policy` lends."""
+    """As `shared_tab`, without content policies."""
     tab = Tab(browser, bypass_csp=True)
     yield tab
     tab.close()
 
 
 def lent(tab: Tab) -> Iterator[Tab]:
-    """A tab that knows nothing of the test before; at the end it has said nothing."""
+    """Reset a shared tab, and check at the end that it has no messages."""
     tab.page.context.clear_cookies()
     tab.asked.clear()
     tab.said.clear()
@@ -228,18 +228,53 @@ def lent(tab: Tab) -> Iterator[Tab]:
 
 @pytest.fixture
 def tab(shared_tab: Tab) -> Iterator[Tab]:
-    """A tab as anybody opens one."""
+    """A tab with the content policies of its pages."""
     yield from lent(shared_tab)
 
 
 @pytest.fixture
 def tab_without_policy(shared_tab_without_policy: Tab) -> Iterator[Tab]:
-    """A tab where scripts of the test may run in spite of the page's policy."""
+    """A tab in which scripts of the test may run in spite of the content policy."""
     yield from lent(shared_tab_without_policy)
 
 
+OVERLAPPING = """() => {
+  const found = [];
+  const parents = "body, main, section, header, form, aside, .side, .panel, .charts, .pictures, .control, .tiles, "
+    + ".tile a, .verdicts, .split, #panel, #views, #sliders, #layers";
+  for (const parent of document.querySelectorAll(parents)) {
+    const boxes = [...parent.children].map((child) => [child, child.getBoundingClientRect()])
+      .filter(([child, box]) => box.width && box.height && !child.matches(".skip"));
+    boxes.forEach(([one, a], index) => {
+      for (const [other, b] of boxes.slice(index + 1)) {
+        const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
+        const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
+        if (across > 1 && down > 1) found.push(`${one.outerHTML.slice(0, 80)} / ${other.outerHTML.slice(0, 80)}`);
+      }
+    });
+  }
+  return found;
+}"""
+
+
+def assert_fits(page: Any, width: int) -> None:
+    """Check that nothing overlaps, and that nothing is wider than the window."""
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert not page.evaluate(OVERLAPPING)
+
+
+def assert_accessible(page: Any, scheme: str) -> None:
+    """Check that axe-core finds no serious fault. The dark scheme differs only in its colours."""
+    from axe_playwright_python.sync_playwright import Axe
+
+    options = {"resultTypes": ["violations"], **({"runOnly": ["color-contrast"]} if scheme == "dark" else {})}
+    faults = Axe().run(page, options=options).response["violations"]
+    serious = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
+    assert not [(fault["id"], fault["nodes"][0]["html"]) for fault in serious]
+
+
 def png(seed: int = 0, size: tuple[int, int] = SIZE) -> bytes:
-    """A picture of random blocks."""
+    """Return a picture of random blocks."""
     blocks = np.random.default_rng(seed).integers(0, 255, (size[0] // 10, size[1] // 10, 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(blocks.repeat(10, axis=0).repeat(10, axis=1)).save(file, "PNG")
@@ -253,7 +288,7 @@ def coco(
     objects: Callable[[Path, int], Iterable[tuple[list[float], int, bool]]],
     prefix: str = "",
 ) -> Path:
-    """A COCO data set of pictures with these numbers; `objects` gives (box, label, is a crowd) of a picture."""
+    """Write a COCO data set of numbered pictures; `objects` returns (box, label, is a crowd) of a picture."""
     categories = [{"id": 10 + label, "name": name} for label, name in enumerate(names)]
     (folder / "annotations").mkdir(parents=True)
     (folder / "images").mkdir()
@@ -279,7 +314,7 @@ def guarded(
     log: Callable[[str], None] = lambda _: None,
     runs: Path | None = None,
 ) -> Guard:
-    """The pages of an album, with everything that they write in a folder."""
+    """Return the pages of an album, which write everything into a folder."""
     dropped = folder / "dropped"
     dropped.mkdir(exist_ok=True)
     return application(
@@ -294,7 +329,7 @@ def guarded(
 
 
 def client_of(album: Album, folder: Path, **options: Any) -> TestClient:
-    """A browser with access to the pages of an album, at the first of them."""
+    """Return a client with access to the pages of an album."""
     guard = guarded(album, folder, **options)
     client = TestClient(guard, base_url=f"http://{HOST}")
     client.get(guard.address)
@@ -302,7 +337,7 @@ def client_of(album: Album, folder: Path, **options: Any) -> TestClient:
 
 
 class Looked(NamedTuple):
-    """What `rcnn look` shows: an album, opened and predicted, and its detector."""
+    """An album, opened and predicted, and its detector."""
 
     album: Album
     detector: Detector
@@ -310,7 +345,7 @@ class Looked(NamedTuple):
 
 @pytest.fixture(scope="session")
 def looked(tmp_path_factory: pytest.TempPathFactory) -> Looked:
-    """A COCO data set of hostile names; some of its objects are where a detector of random weights sees them."""
+    """A COCO data set with hostile names. Some of its objects are detections of the detector, which is untrained."""
     folder = tmp_path_factory.mktemp("looked") / "a<b>'"
     changes = {"preprocess": {"short": 96, "long": 128}, "roi": {"detections": 12}}
     settings = settings_of("tiny-fpn", changes)

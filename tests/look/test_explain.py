@@ -16,10 +16,9 @@ from rcnn.images.stream import read_picture
 from rcnn.look.album import Album, AlbumImage
 from rcnn.look.explain import write_page
 from rcnn.presets import build, settings_of
-from tests.pages import HOSTILE, Looked, Tab, client_of, png
-from tests.report.test_browser import OVERLAPPING, assert_open_to_all
+from tests.pages import HOSTILE, Looked, Tab, assert_accessible, assert_fits, client_of, png
 
-from .test_look_browser import Served, start, stop, until
+from .test_look_browser import Served, serving, until
 
 Open = Callable[..., Any]
 READY = "#counts dd"
@@ -42,23 +41,19 @@ def file(explanation: Explanation, looked: Looked, tmp_path_factory: pytest.Temp
 
 @pytest.fixture
 def show(tab: Tab, file: Path) -> Iterator[Open]:
-    """Open the file from disk, at the view that is named; at the end nothing was asked for."""
+    """Open a view of the file from disk, and check at the end that it made no requests."""
     yield lambda view="": tab.open(f"{file.as_uri()}{view}", READY)
     assert not tab.strangers(file.as_uri())
 
 
-def unpacked(told: dict[str, Any]) -> dict[str, np.ndarray]:
+def test_the_server_sends_the_steps_of_the_library(looked: Looked, explanation: Explanation, tmp_path: Path) -> None:
+    told = client_of(looked.album, tmp_path).get("/api/pictures/1/explain").json()
     content, arrays, start = gzip.decompress(base64.b64decode(told["arrays"])), {}, 0
     for name, kind, length in told["layout"]:
         arrays[name] = np.frombuffer(content, np.dtype(kind), length, start)
         start += arrays[name].nbytes
     assert start == len(content)
-    return arrays
-
-
-def test_the_server_tells_what_the_library_follows(looked: Looked, explanation: Explanation, tmp_path: Path) -> None:
-    told = client_of(looked.album, tmp_path).get("/api/pictures/1/explain").json()
-    arrays, unit = unpacked(told), max(told["width"], told["height"]) / 65535
+    unit = max(told["width"], told["height"]) / 65535
     assert told["fault"] == ""
     assert told["counts"] | {"detections": 0} == explanation.counts() | {"detections": 0}
     assert told["proposals"] == explanation.proposals.anchor.tolist()
@@ -74,17 +69,13 @@ def test_the_server_tells_what_the_library_follows(looked: Looked, explanation: 
         cell, steps = (told["levels"][level][key] for key in ("cell", "steps"))
         box = np.array(cell[which]) + np.array([column * steps[0], row * steps[1]] * 2)
         np.testing.assert_allclose(box, explanation.anchors[anchor], atol=1e-3)
-    again = follow(
-        looked.detector,
-        read_picture(looked.album.pictures[1].path, looked.detector.settings),
-        looked.album.pictures[1].truth,
-    )
+    picture = looked.album.pictures[1]
+    again = follow(looked.detector, read_picture(picture.path, looked.detector.settings), picture.truth)
     assert [one["where"] for one in told["objects"]] == [outcome.where for outcome, _ in again.outcomes]
 
 
-def test_a_model_without_stages_and_a_damaged_picture_say_so(looked: Looked, tmp_path: Path) -> None:
-    changes = {"rpn": {"classify": "classes"}, "roi": {"head": "none"}}
-    settings = settings_of("tiny-fpn", changes)
+def test_unsuitable_models_and_pictures_are_reported(looked: Looked, tmp_path: Path) -> None:
+    settings = settings_of("tiny-fpn", {"rpn": {"classify": "classes"}, "roi": {"head": "none"}})
     one_stage = Detector(build(settings, 3), settings, HOSTILE, device="cpu")
     (tmp_path / "a.png").write_bytes(png())
     album = Album(None, tmp_path / "a.png")
@@ -101,13 +92,13 @@ def test_a_model_without_stages_and_a_damaged_picture_say_so(looked: Looked, tmp
     assert client.get("/api/pictures/2/explain").status_code == 404
 
 
-def test_the_file_follows_nms_cells_and_ways(explanation: Explanation, show: Open, looked: Looked) -> None:
+def test_the_file_shows_nms_cells_and_detections(explanation: Explanation, show: Open, looked: Looked) -> None:
     page = show("#show=nms")
     kept = explanation.survivors(looked.detector.settings.rpn)
-    for place in (0, 8, len(thresholds(0.7)) - 1):
-        page.get_by_label("IoU of NMS").fill(str(place))
+    for index in (0, 8, len(thresholds(0.7)) - 1):
+        page.get_by_label("IoU of NMS").fill(str(index))
         numbers = [int(text.replace(",", "")) for text in page.locator("#panel dd").all_inner_texts()[:3]]
-        assert numbers == [kept.shape[1], (~kept[place]).sum(), kept[place].sum()]
+        assert numbers == [kept.shape[1], (~kept[index]).sum(), kept[index].sum()]
     page.get_by_text("Cells", exact=True).click()
     page.locator("#stage").focus()
     page.get_by_label("level").select_option("1")
@@ -133,15 +124,14 @@ def test_the_file_follows_nms_cells_and_ways(explanation: Explanation, show: Ope
     page.wait_for_url("**#show=cells*")
 
 
-def test_a_lost_object_tells_its_stage_and_setting_and_every_number_a_tip(explanation: Explanation, show: Open) -> None:
+def test_a_lost_object_has_a_remedy_and_every_number_a_tip(explanation: Explanation, show: Open) -> None:
     outcome, remedy = next(pair for pair in explanation.outcomes if pair[1] is not None)
-    place = outcome.truth
-    page = show(f"#show=objects&object={place}")
+    page = show(f"#show=objects&object={outcome.truth}")
     text = page.locator("#panel").inner_text()
     assert remedy is not None
     assert remedy.text in text
     assert f"{remedy.setting}={remedy.value:g}" in text
-    for view in ("cells", "nms", "detections", "detections&detection=0", "objects", f"objects&object={place}"):
+    for view in ("cells", "nms", "detections", "detections&detection=0", "objects", f"objects&object={outcome.truth}"):
         page.goto(f"{page.url.partition('#')[0]}#show={view}")
         page.wait_for_timeout(50)
         bare = page.evaluate(
@@ -153,15 +143,12 @@ def test_a_lost_object_tells_its_stage_and_setting_and_every_number_a_tip(explan
     assert "section" in page.locator("#tip").inner_text()
 
 
-def test_every_tip_names_its_place_in_the_paper(show: Open) -> None:
+def test_every_tip_refers_to_the_paper(show: Open) -> None:
     source = (Path(__file__).parents[2] / "src/rcnn/look/static/tips.js").read_text(encoding="utf-8")
     tips = dict(re.findall(r'^  (\w+): "(.*)",$', source, re.MULTILINE))
-    assert set(counts_of(show())) <= set(tips)
+    used = show().evaluate("[...document.querySelectorAll('[data-tip]')].map((one) => one.dataset.tip)")
+    assert set(used) <= set(tips)
     assert all(re.search(r"Paper, sections? 3", text) for text in tips.values())
-
-
-def counts_of(page: Any) -> list[str]:
-    return page.evaluate("[...document.querySelectorAll('[data-tip]')].map((one) => one.dataset.tip)")
 
 
 def test_the_file_is_small_and_its_names_are_text(file: Path) -> None:
@@ -178,24 +165,21 @@ def test_nothing_overlaps_and_the_page_is_accessible(
 ) -> None:
     for view in ("cells", "nms", "objects&object=0"):
         page = tab_without_policy.open(f"{file.as_uri()}#show={view}", READY, width, scheme)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert not page.evaluate(OVERLAPPING.replace("main, section", "main, header, aside, #panel, #views, .split"))
+        assert_fits(page, width)
         assert page.evaluate(
             "document.querySelector('aside').scrollWidth <= document.querySelector('aside').clientWidth"
         )
         if width == 1280:
-            assert_open_to_all(page, scheme)
+            assert_accessible(page, scheme)
     assert not tab_without_policy.strangers(file.as_uri())
 
 
 @pytest.fixture(scope="module")
 def served(looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = start(looked.album, tmp_path_factory.mktemp("served"))
-    yield served
-    stop(served)
+    yield from serving(looked.album, tmp_path_factory.mktemp("served"))
 
 
-def test_the_served_page_goes_from_picture_to_picture(looked: Looked, served: Served, tab: Tab) -> None:
+def test_the_served_page_moves_from_picture_to_picture(looked: Looked, served: Served, tab: Tab) -> None:
     page = tab.enter(served, "/pictures/1")
     page.locator("#to-explain").click()
     page.wait_for_selector(READY)

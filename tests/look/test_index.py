@@ -1,8 +1,10 @@
-"""Labels that were read once: the same the next time, and read anew when anything has changed."""
+"""The cache of labels: it returns the same data sets, and reads them again after every change."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -17,43 +19,34 @@ from tests.pages import Looked, png
 
 from .test_labels import same
 
-
-class Reader:
-    """Reads the lists of a data set, and counts how often."""
-
-    def __init__(self, data: Path) -> None:
-        self.data, self.times = data, 0
-
-    def __call__(self) -> list[Dataset]:
-        self.times += 1
-        return [open_dataset(self.data, split, Settings().data, decode=False) for split in ("train", "val")]  # type: ignore[arg-type]
-
-
 Get = Callable[..., list[Dataset]]
 
 
 @pytest.fixture
-def reader(looked: Looked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
+def data(looked: Looked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(index, "MIN_IMAGES", 1)
-    data = tmp_path / "data"
-    data.mkdir()
     assert looked.album.data is not None
-    for path in looked.album.data.rglob("*"):
-        if path.is_file():
-            copy = data / path.relative_to(looked.album.data)
-            copy.parent.mkdir(exist_ok=True)
-            copy.write_bytes(path.read_bytes())
-    return Reader(data)
+    return Path(shutil.copytree(looked.album.data, tmp_path / "data"))
 
 
 @pytest.fixture
-def get(reader: Reader, tmp_path: Path) -> Get:
-    return lambda *words: indexed(tmp_path / "cache", reader.data, reader.data, words, reader)
+def read(data: Path) -> Mock:
+    """Reads the lists of the data set, and counts its calls."""
+
+    def lists() -> list[Dataset]:
+        return [open_dataset(data, split, Settings().data, decode=False) for split in ("train", "val")]  # type: ignore[arg-type]
+
+    return Mock(side_effect=lists)
 
 
-def test_the_second_time_nothing_is_read_and_all_is_the_same(reader: Reader, get: Get) -> None:
+@pytest.fixture
+def get(data: Path, read: Mock, tmp_path: Path) -> Get:
+    return lambda *words: indexed(tmp_path / "cache", data, data, words, read)
+
+
+def test_the_second_time_nothing_is_read_and_everything_is_the_same(read: Mock, get: Get) -> None:
     first, second = get(), get()
-    assert reader.times == 1
+    assert read.call_count == 1
     for one, other in zip(first, second, strict=True):
         assert same(one, other)
         assert [record.size for record in one.records] == [record.size for record in other.records]
@@ -65,32 +58,30 @@ def test_the_second_time_nothing_is_read_and_all_is_the_same(reader: Reader, get
                 np.testing.assert_array_equal(getattr(mine, name), getattr(theirs, name))
 
 
-def test_what_has_changed_is_read_anew(reader: Reader, get: Get, tmp_path: Path) -> None:
+def test_changed_data_are_read_again(data: Path, read: Mock, get: Get, tmp_path: Path) -> None:
     get()
-    labels = next(reader.data.glob("annotations/*.json"))
-    os.utime(labels, (1, 1))
+    os.utime(next(data.glob("annotations/*.json")), (1, 1))
     get()
-    assert reader.times == 2
-    (reader.data / "new.png").write_bytes(png())
+    assert read.call_count == 2
+    (data / "new.png").write_bytes(png())
     get()
-    assert reader.times == 3
+    assert read.call_count == 3
     get("other settings")
-    assert reader.times == 4
-    (kept,) = (tmp_path / "cache").iterdir()
-    kept.write_bytes(kept.read_bytes()[:1000])
-    get("other settings")
-    assert reader.times == 5
-    get("other settings")
-    assert reader.times == 5
+    assert read.call_count == 4
+    (cached,) = (tmp_path / "cache").iterdir()
+    cached.write_bytes(cached.read_bytes()[:1000])
+    for _ in range(2):
+        get("other settings")
+        assert read.call_count == 5
 
 
-def test_what_can_not_be_kept_is_read_all_the_same(
-    reader: Reader, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_data_that_can_not_be_cached_are_read(
+    data: Path, read: Mock, get: Get, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "cache").write_text("no folder")
     assert len(get()) == 2
     (tmp_path / "cache").unlink()
-    elsewhere = indexed(tmp_path / "cache", reader.data, reader.data / "annotations", (), reader)
+    elsewhere = indexed(tmp_path / "cache", data, data / "annotations", (), read)
     assert len(elsewhere) == 2
     assert not (tmp_path / "cache").exists()
     monkeypatch.setattr(index, "MAX_FILES", 3)
@@ -98,8 +89,8 @@ def test_what_can_not_be_kept_is_read_all_the_same(
     assert not (tmp_path / "cache").exists()
 
 
-def test_an_album_says_how_far_it_has_read(reader: Reader, looked: Looked, tmp_path: Path) -> None:
-    first, second = (Album(lambda: looked.detector, reader.data, tmp_path / "cache") for _ in range(2))
+def test_an_album_counts_the_images_that_it_has_read(data: Path, looked: Looked, tmp_path: Path) -> None:
+    first, second = (Album(lambda: looked.detector, data, tmp_path / "cache") for _ in range(2))
     first.open()
     assert first.read == (3, 3)
     second.open()

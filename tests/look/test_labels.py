@@ -1,4 +1,4 @@
-"""The page of label errors: what is suggested, what a verdict writes and undoes, and the page in a browser."""
+"""The page of label errors: suggestions, what a verdict writes and undoes, and the page in a browser."""
 
 import hashlib
 import json
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -14,20 +15,20 @@ from hypothesis import strategies as st
 from starlette.testclient import TestClient
 
 from rcnn.config import Settings
-from rcnn.data.dataset import Dataset
+from rcnn.data.dataset import Dataset, Record
 from rcnn.data.formats.find import open_dataset
 from rcnn.diagnose.label_errors import SUGGESTIONS, Suggestion, apply_suggestions, find_label_errors
 from rcnn.look.album import Album
 from rcnn.look.finder import judge_detections
 from rcnn.look.labels import Key, LabelReview, Verdict, VerdictFile
 from rcnn.metrics.types import Prediction, Truth
-from tests.pages import HOST, HOSTILE, Looked, Tab, client_of, coco, png
-from tests.report.test_browser import OVERLAPPING, assert_open_to_all
+from tests.pages import HOST, HOSTILE, Looked, Tab, assert_accessible, assert_fits, client_of, coco, png
 
-from .test_look_browser import Served, start, stop, until
+from .test_look_browser import Served, serving, until
 
 READY = "#suggestion:not([hidden])"
 SAME = {"origin": f"http://{HOST}"}
+FULL_DISK = patch("rcnn.look.labels.atomic_write", side_effect=OSError(28, "No space left on device"))
 OBJECTS = [([10.0, 10, 30, 30], 0), ([40.0, 10, 60, 30], 0), ([70.0, 10, 90, 30], 1), ([10.0, 50, 30, 70], 1)]
 SEEN = [
     ([10, 10, 30, 30], 0, 0.5),
@@ -36,7 +37,7 @@ SEEN = [
     ([60, 60, 80, 80], 0, 0.9),
     ([90, 60, 125, 80], 0, 0.6),
 ]
-"""A right detection, one of another class, one shifted, two where nothing is labelled; the last sticks out."""
+"""A right detection, one of another class, one shifted, and two without a label, the last partly outside the image."""
 EXPECTED = [("missing_label", 3), ("missing_label", 4), ("wrong_class", 1), ("bad_box", 2)]
 
 
@@ -50,12 +51,12 @@ def key_of(suggestion: dict[str, Any]) -> Key:
 
 
 def order(detection: int) -> int:
-    """Place of one of `SEEN` among the predictions, which are sorted."""
-    return sorted(range(len(SEEN)), key=lambda at: -SEEN[at][2]).index(detection)
+    """Return the index of one of `SEEN` among the predictions, which are sorted by score."""
+    return sorted(range(len(SEEN)), key=lambda index: -SEEN[index][2]).index(detection)
 
 
 def data_of(folder: Path, names: tuple[str, ...]) -> Path:
-    """Two images to train on and one to validate, all labelled alike; one object is a crowd."""
+    """Write two training images and one validation image with the same labels; one object is a crowd."""
 
     def objects(_: Path, number: int) -> list[tuple[list[float], int, bool]]:
         return [(box, label, row == 3 and number == 3) for row, (box, label) in enumerate(OBJECTS)]
@@ -63,22 +64,22 @@ def data_of(folder: Path, names: tuple[str, ...]) -> Path:
     return coco(folder, names, {"train": (7, 3), "val": (5,)}, objects)
 
 
-def with_errors(looked: Looked, folder: Path) -> Album:
-    """The first and the last image have faults, as the detections of `SEEN` tell."""
-    album = Album(lambda: looked.detector, data_of(folder / "data", HOSTILE))
+def album_of(looked: Looked, data: Path, seen: list[tuple[list[int], int, float]] = SEEN) -> Album:
+    """Open an album whose first and last image have label errors, by their detections."""
+    album = Album(lambda: looked.detector, data)
     album.open()
-    for index, seen in enumerate((SEEN, SEEN[:1], SEEN)):
-        album.judged[index] = judge_detections(prediction_of(seen), album.pictures[index].truth)
+    for index, detections in enumerate((seen, seen[:1], seen)):
+        album.judged[index] = judge_detections(prediction_of(detections), album.pictures[index].truth)
     return album
 
 
 @pytest.fixture
 def album(looked: Looked, tmp_path: Path) -> Album:
-    return with_errors(looked, tmp_path)
+    return album_of(looked, data_of(tmp_path / "data", HOSTILE))
 
 
 class Desk(NamedTuple):
-    """A browser with access."""
+    """A client with access to the page."""
 
     client: TestClient
     folder: Path
@@ -102,7 +103,7 @@ Start = Callable[..., Desk]
 
 @pytest.fixture
 def start_server(album: Album, tmp_path: Path) -> Start:
-    """Start a server: again and again, as on other days."""
+    """Start a server, which may follow an earlier one."""
     return lambda shown=album: Desk(client_of(shown, tmp_path), tmp_path)
 
 
@@ -116,14 +117,15 @@ def fingerprint(folder: Path) -> dict[str, str]:
 
 
 def same(one: Dataset, other: Dataset, *, but: int = -1) -> bool:
-    pairs = enumerate(zip(one.records, other.records, strict=True))
+    """Compare two lists of records, without the labels of record number `but`."""
+
+    def equal(first: Record, second: Record) -> bool:
+        lists = ((first.labels, second.labels), (first.ignore, second.ignore))
+        return np.allclose(first.boxes, second.boxes, atol=1e-9) and all(a.tolist() == b.tolist() for a, b in lists)
+
     return one.names == other.names and all(
-        first.path == second.path
-        and first.id == second.id
-        and (at == but or first.labels.tolist() == second.labels.tolist())
-        and (at == but or np.allclose(first.boxes, second.boxes, atol=1e-9))
-        and (at == but or first.ignore.tolist() == second.ignore.tolist())
-        for at, (first, second) in pairs
+        (first.path, first.id) == (second.path, second.id) and (index == but or equal(first, second))
+        for index, (first, second) in enumerate(zip(one.records, other.records, strict=True))
     )
 
 
@@ -131,7 +133,7 @@ def test_suggestions_are_those_of_why_and_change_their_own_label() -> None:
     boxes, labels = zip(*OBJECTS, strict=True)
     truth = Truth(np.array(boxes, np.float64), np.array(labels), np.zeros(4, bool))
     suggestions = find_label_errors([truth], [prediction_of(SEEN)], score=0.3)
-    assert [(one.kind, one.detection) for one in suggestions] == [(kind, order(at)) for kind, at in EXPECTED]
+    assert [(one.kind, one.detection) for one in suggestions] == [(kind, order(index)) for kind, index in EXPECTED]
     assert not find_label_errors([truth], [prediction_of(SEEN)], score=0.95)
     after = apply_suggestions(truth, suggestions, (90, 120))
     assert after.labels.tolist() == [0, 0, 2, 1, 0, 0]
@@ -141,7 +143,7 @@ def test_suggestions_are_those_of_why_and_change_their_own_label() -> None:
     assert truth.labels.tolist() == list(labels)
 
 
-def test_what_is_right_is_written_to_a_copy_and_nothing_else_is(desk: Desk, album: Album, tmp_path: Path) -> None:
+def test_accepted_suggestions_alone_are_written_to_a_copy(desk: Desk, album: Album, tmp_path: Path) -> None:
     before = fingerprint(tmp_path / "data")
     told = desk.state()
     assert told["waiting"] == 8
@@ -163,7 +165,7 @@ def test_what_is_right_is_written_to_a_copy_and_nothing_else_is(desk: Desk, albu
     assert fingerprint(tmp_path / "data") == before
 
 
-def test_undo_takes_back_one_verdict_after_the_other(desk: Desk, album: Album) -> None:
+def test_undo_reverts_one_verdict_after_the_other(desk: Desk, album: Album) -> None:
     first, second = desk.state()["suggestions"][:2]
     desk.judge(first, "right")
     desk.judge(second, "right")
@@ -177,20 +179,16 @@ def test_undo_takes_back_one_verdict_after_the_other(desk: Desk, album: Album) -
     assert desk.client.post("/api/labels/undo", headers=SAME).status_code == 409
 
 
-def test_a_copy_that_can_not_be_written_changes_nothing(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, _: bytes) -> None:
-        raise OSError(28, "No space left on device", str(path))
-
+def test_a_copy_that_can_not_be_written_changes_nothing(desk: Desk) -> None:
     suggestion = desk.state()["suggestions"][0]
-    with monkeypatch.context() as patch:
-        patch.setattr("rcnn.look.labels.atomic_write", refuse)
+    with FULL_DISK:
         assert "No space left" in desk.judge(suggestion, "right")["error"]
     told = desk.state()
     assert (told["verdicts"]["right"], told["folder"]) == (0, "")
     assert desk.judge(suggestion, "right")["verdicts"]["right"] == 1
 
 
-def test_what_is_no_verdict_is_refused(desk: Desk) -> None:
+def test_invalid_verdicts_are_refused(desk: Desk) -> None:
     suggestion = desk.state()["suggestions"][0]
     body = {"picture": suggestion["picture"], "detection": suggestion["detection"], "verdict": "right"}
     for status, changes in (
@@ -211,65 +209,60 @@ def test_what_is_no_verdict_is_refused(desk: Desk) -> None:
     assert not (desk.folder / "copy").exists()
 
 
-@pytest.mark.parametrize("what", ["model", "labels", "proposals"])
-def test_what_is_missing_is_told(what: str, looked: Looked, tmp_path: Path) -> None:
+@pytest.mark.parametrize("message", ["no model", "no labels", "only proposes"])
+def test_the_page_reports_what_is_missing(message: str, looked: Looked, tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
-    album = Album(None if what == "model" else lambda: looked.detector, tmp_path)
+    album = Album(None if message == "no model" else lambda: looked.detector, tmp_path)
     album.open()
-    if what == "proposals":
+    if message == "only proposes":
         album.finder = None
     state = Desk(client_of(album, tmp_path), tmp_path).state()
-    words = {"model": "no model", "labels": "no labels", "proposals": "only proposes"}
-    assert words[what] in state["fault"]
+    assert message in state["fault"]
     assert state["suggestions"] == []
 
 
-def kept(folder: Path) -> list[list[object]]:
+def stored(folder: Path) -> list[list[object]]:
     (file,) = (folder / "verdicts").iterdir()
     return json.loads(file.read_text())["verdicts"]
 
 
-def test_wrong_and_skipped_are_not_asked_again_and_undo_goes_on(start_server: Start, tmp_path: Path) -> None:
+def test_rejected_suggestions_do_not_return_until_undo(start_server: Start, tmp_path: Path) -> None:
     first = start_server()
     suggestions = first.state()["suggestions"]
     for suggestion, verdict in zip(suggestions, ("wrong", "skip", "right", "wrong"), strict=False):
         first.judge(suggestion, verdict)
-    assert len(kept(tmp_path)) == 3
+    assert len(stored(tmp_path)) == 3
     again = start_server()
     told = again.state()
     assert (told["waiting"], told["verdicts"]) == (5, {"right": 0, "wrong": 2, "skip": 1})
     assert told["note"] == ""
     assert key_of(told["suggestions"][0]) == key_of(suggestions[2])
     again.judge(told["suggestions"][-1], "skip")
-    left = ({"wrong": 2, "skip": 1}, {"wrong": 1, "skip": 1}, {"wrong": 1, "skip": 0}, {"wrong": 0, "skip": 0})
+    left = ((2, 1), (1, 1), (1, 0), (0, 0))
     expected = (told["suggestions"][-1], suggestions[3], suggestions[1], suggestions[0])
-    for number, (said, suggestion) in enumerate(zip(left, expected, strict=True)):
+    for number, (counts, suggestion) in enumerate(zip(left, expected, strict=True)):
         told = again.undo()
-        assert {word: told["verdicts"][word] for word in ("wrong", "skip")} == said
+        assert (told["verdicts"]["wrong"], told["verdicts"]["skip"]) == counts
         assert key_of(told["suggestions"][0])[:1] == key_of(suggestion)[:1]
         assert told["suggestions"][0]["box"] == suggestion["box"]
-        assert len(kept(tmp_path)) == 3 - number
-    assert again.client.post("/api/labels/undo", headers={"origin": f"http://{HOST}"}).status_code == 409
+        assert len(stored(tmp_path)) == 3 - number
+    assert again.client.post("/api/labels/undo", headers=SAME).status_code == 409
     assert start_server().state()["waiting"] == 8
 
 
-def test_the_corrected_copy_and_another_detector_do_not_ask_again(
+def test_rejected_suggestions_do_not_return_for_the_copy_and_another_detector(
     looked: Looked, start_server: Start, tmp_path: Path
 ) -> None:
     first = start_server()
     for verdict in ("wrong", "wrong", "right"):
         first.judge(first.state()["suggestions"][0], verdict)
-    after = Album(lambda: looked.detector, tmp_path / "copy")
-    after.open()
     moved = [([side + 1 for side in box], label, score) for box, label, score in SEEN]
-    for index, seen in enumerate((moved, moved[:1], moved)):
-        after.judged[index] = judge_detections(prediction_of(seen), after.pictures[index].truth)
-    told = start_server(after).state()
+    told = start_server(album_of(looked, tmp_path / "copy", moved)).state()
     assert told["verdicts"] == {"right": 0, "wrong": 2, "skip": 0}
     assert told["waiting"] == 5
 
 
-def test_a_suggestion_is_known_again_by_kind_class_and_box() -> None:
+def test_a_suggestion_is_recognised_by_kind_class_and_box() -> None:
     suggestion = Suggestion(0, 3, "bad_box", np.array([10.0, 10, 30, 30]), 1, 0.5, 0)
     verdict = Verdict("/a.png", "bad_box", "b", (12.0, 10.0, 32.0, 30.0), "wrong")
     assert verdict.is_on("/a.png", suggestion, "b")
@@ -300,17 +293,17 @@ def holding(*entry: object) -> bytes:
     ],
     ids=map(str, range(11)),
 )
-def test_a_damaged_file_is_set_aside_and_told(content: bytes, start_server: Start, tmp_path: Path) -> None:
+def test_a_damaged_file_is_renamed_and_reported(content: bytes, start_server: Start, tmp_path: Path) -> None:
     first = start_server()
     first.judge(first.state()["suggestions"][0], "wrong")
     (file,) = (tmp_path / "verdicts").iterdir()
     for number in (1, 2):
         file.write_bytes(content)
         told = start_server().state()
-        aside = file.with_name(f"{file.stem}.damaged-{number}.json")
+        renamed = file.with_name(f"{file.stem}.damaged-{number}.json")
         assert told["waiting"] == 8
-        assert str(aside) in told["note"]
-        assert aside.read_bytes() == content
+        assert str(renamed) in told["note"]
+        assert renamed.read_bytes() == content
         assert not file.exists()
     again = start_server()
     assert again.state()["note"] == ""
@@ -318,14 +311,9 @@ def test_a_damaged_file_is_set_aside_and_told(content: bytes, start_server: Star
     assert start_server().state()["waiting"] == 7
 
 
-def test_what_can_not_be_kept_is_told_and_holds_today(start_server: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(path: Path, _: bytes, **__: bool) -> None:
-        raise OSError(28, "No space left on device", str(path))
-
-    desk = start_server()
+def test_verdicts_that_can_not_be_stored_hold_until_the_server_ends(desk: Desk) -> None:
     first, second = desk.state()["suggestions"][:2]
-    with monkeypatch.context() as patch:
-        patch.setattr("rcnn.look.labels.atomic_write", refuse)
+    with FULL_DISK:
         told = desk.judge(first, "wrong")
         assert "No space left" in told["note"]
         assert told["waiting"] == 7
@@ -339,42 +327,40 @@ def test_two_servers_keep_the_verdicts_of_each_other(start_server: Start, tmp_pa
     other.state()
     one.judge(first, "wrong")
     other.judge(second, "skip")
-    assert len(kept(tmp_path)) == 2
+    assert len(stored(tmp_path)) == 2
     one.undo()
-    assert [entry[-1] for entry in kept(tmp_path)] == ["skip"]
+    assert [entry[-1] for entry in stored(tmp_path)] == ["skip"]
 
 
 @settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(st.sampled_from(("right", "wrong", "skip", "undo", "again")), max_size=12))
-def test_whenever_the_server_ends_the_same_is_left_to_judge(album: Album, steps: list[str]) -> None:
-    """Compare with a list of verdicts, oldest first. A new server asks again about accepted suggestions only."""
+def test_a_new_server_has_the_same_suggestions_left(album: Album, steps: list[str]) -> None:
+    """Compare with a dict of verdicts, oldest first. Only accepted suggestions return with a new server."""
     with TemporaryDirectory() as folder:
 
         def start() -> LabelReview:
             return LabelReview(album, lambda: Path(folder), VerdictFile(Path(folder) / "verdicts"))
 
-        desk, said = start(), dict[Key, str]()
+        desk, verdicts = start(), dict[Key, str]()
         everything = [key_of(one) for one in desk.state()["suggestions"]]
         for step in steps:
-            waiting = [key for key in everything if key not in said]
+            waiting = [key for key in everything if key not in verdicts]
             if step == "again":
-                desk, said = start(), {key: word for key, word in said.items() if word != "right"}
+                desk, verdicts = start(), {key: word for key, word in verdicts.items() if word != "right"}
             elif step != "undo" and waiting:
                 desk.judge(waiting[-1], step)
-                said[waiting[-1]] = step
-            elif step == "undo" and said:
-                key, _ = said.popitem()
+                verdicts[waiting[-1]] = step
+            elif step == "undo" and verdicts:
+                key, _ = verdicts.popitem()
                 assert desk.undo() == key
             told = desk.state()
-            assert [key_of(one) for one in told["suggestions"]] == [key for key in everything if key not in said]
-            assert sum(told["verdicts"].values()) == len(said)
+            assert [key_of(one) for one in told["suggestions"]] == [key for key in everything if key not in verdicts]
+            assert sum(told["verdicts"].values()) == len(verdicts)
 
 
 @pytest.fixture
 def served(album: Album, tmp_path: Path) -> Iterator[Served]:
-    served = start(album, tmp_path)
-    yield served
-    stop(served)
+    yield from serving(album, tmp_path)
 
 
 def test_keys_judge_and_undo_and_two_browsers_agree(browser: Any, served: Served, tab: Tab, tmp_path: Path) -> None:
@@ -405,7 +391,7 @@ def test_keys_judge_and_undo_and_two_browsers_agree(browser: Any, served: Served
     until(page.locator("#opening")).to_contain_text("nothing left to judge")
     page.keyboard.press("u")
     until(count).to_have_text("1 to judge")
-    with page.expect_response(lambda one: "/api/labels/undo" in one.url):  # it waits for the verdict and is not lost
+    with page.expect_response(lambda one: "/api/labels/undo" in one.url):  # it waits for the verdict
         page.evaluate("['r', 'u'].forEach((key) => dispatchEvent(new KeyboardEvent('keydown', { key })))")
     until(count).to_have_text("1 to judge")
     second.close()
@@ -415,7 +401,6 @@ def test_keys_judge_and_undo_and_two_browsers_agree(browser: Any, served: Served
 def test_nothing_overlaps_and_the_page_is_accessible(served: Served, tab_without_policy: Tab) -> None:
     for width, scheme in ((1280, "light"), (1280, "dark"), (2560, "light")):
         page = tab_without_policy.enter(served, "/labels", READY, width=width, scheme=scheme)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert not page.evaluate(OVERLAPPING.replace("main, section", "main, header, aside, .verdicts, .split"))
+        assert_fits(page, width)
         if width == 1280:
-            assert_open_to_all(page, scheme)
+            assert_accessible(page, scheme)

@@ -1,4 +1,4 @@
-"""The server of `rcnn look`: whom it lets in, what it refuses, and that its numbers are the library's."""
+"""The server of `rcnn look`: its access control, the requests that it refuses, and its numbers."""
 
 import io
 import socket
@@ -27,7 +27,7 @@ SAME = {"origin": f"http://{HOST}"}
 
 
 class Site(NamedTuple):
-    """A server, a browser that was let in, and what was logged."""
+    """A server, a client with access, and the lines of the log."""
 
     album: Album
     guard: Guard
@@ -44,11 +44,11 @@ def site(looked: Looked, tmp_path: Path) -> Iterator[Site]:
         client.get(f"/pictures?token={guard.token}")
         yield Site(looked.album, guard, client, log)
     looked.album.pictures[:] = before
-    for place in [place for place in looked.album.judged if place >= len(before)]:
-        del looked.album.judged[place]
+    for index in [index for index in looked.album.judged if index >= len(before)]:
+        del looked.album.judged[index]
 
 
-def test_a_token_lets_one_browser_in(site: Site) -> None:
+def test_a_token_admits_one_browser(site: Site) -> None:
     token = site.guard.token
     first, second = (TestClient(site.guard, base_url=f"http://{HOST}", follow_redirects=False) for _ in range(2))
     answer = first.get(f"/pictures/3?token={token}")
@@ -75,7 +75,7 @@ def test_every_answer_has_the_headers_that_protect(site: Site) -> None:
 
 
 def wrong_requests() -> Iterator[tuple[int, str, str, dict[str, str]]]:
-    """Status, method, address, headers."""
+    """Yield (status, method, address, headers)."""
     for host in ("evil.example", "127.0.0.1", "127.0.0.1:1", "localhost:8765", "", f"{HOST}.evil.example", f"x@{HOST}"):
         for path in ("/", "/pictures", "/api/state", "/static/look.js"):
             yield 421, "GET", path, {"host": host}
@@ -98,8 +98,8 @@ def wrong_requests() -> Iterator[tuple[int, str, str, dict[str, str]]]:
     queries = [f"score={score}" for score in scores] + [f"class={label}" for label in classes]
     for query in (*queries, "size=huge", "mistake=x", "mistake=<script>"):
         yield 400, "GET", f"/api/pictures?{query}", {}
-    for places in ("x", "-1", "1.5", "99999", "9" * 5000, "0," * 501):
-        yield 400, "GET", f"/api/tiles?indices={places}", {}
+    for indices in ("x", "-1", "1.5", "99999", "9" * 5000, "0," * 501):
+        yield 400, "GET", f"/api/tiles?indices={indices}", {}
     for query in ("nms=2", "nms=x", "nms=inf"):
         yield 400, "GET", f"/api/pictures/0?{query}", {}
     for path in (f"/pictures?{'x' * 20_000}", f"/api/pictures/{'9' * 5000}", f"/{'x' * 5000}"):
@@ -118,12 +118,12 @@ def test_a_hundred_wrong_requests_get_4xx_and_a_line_each(site: Site) -> None:
         assert site.log[0].isprintable()
 
 
-@pytest.mark.parametrize("place", [0, 2])
+@pytest.mark.parametrize("index", [0, 2])
 @pytest.mark.parametrize("nms", [None, 0.0, 0.3, 0.9])
-def test_detections_are_those_of_a_prediction_with_this_nms(site: Site, place: int, nms: float | None) -> None:
-    detector, picture = site.album.detector, site.album.pictures[place]
+def test_detections_are_those_of_a_prediction_with_this_nms(site: Site, index: int, nms: float | None) -> None:
+    detector, picture = site.album.detector, site.album.pictures[index]
     assert detector is not None
-    told = site.client.get(f"/api/pictures/{place}", params={} if nms is None else {"nms": nms}).json()
+    told = site.client.get(f"/api/pictures/{index}", params={} if nms is None else {"nms": nms}).json()
     other = detector if nms is None else detector.with_settings([f"roi.nms={nms}"])
     (result,) = other.predict(str(picture.path), score=0)
     assert len(result) > 1
@@ -132,15 +132,15 @@ def test_detections_are_those_of_a_prediction_with_this_nms(site: Site, place: i
     assert picture.truth is not None
     prediction = Prediction(result.boxes, result.scores, result.labels)
     for threshold in (0.0, float(np.median(result.scores)), 0.9):
-        judged = judge(place, picture.truth, prediction, threshold)
+        judged = judge(index, picture.truth, prediction, threshold)
         sure = [one for one in told["detections"] if one["score"] >= np.float32(threshold) and not one["ignored"]]
         assert [one["object"] >= 0 for one in sure] == judged.right.tolist()
         lost = set(range(len(told["truth"]))) - {one["object"] for one in sure}
-        assert sorted(at for at in lost if not told["truth"][at]["ignore"]) == judged.lost.tolist()
+        assert sorted(row for row in lost if not told["truth"][row]["ignore"]) == judged.lost.tolist()
         assert all(bool(one["kind"]) == (one["object"] < 0) for one in sure)
 
 
-def test_filters_choose_what_the_library_finds(site: Site) -> None:
+def test_filters_agree_with_the_library(site: Site) -> None:
     album = site.album
     everything = range(len(album.pictures))
     scores = np.concatenate([found.prediction.scores for found in album.judged.values()])
@@ -156,15 +156,15 @@ def test_filters_choose_what_the_library_finds(site: Site) -> None:
             "any": [one.image for one in judged if one.mistakes],
             "none": [one.image for one in judged if not one.mistakes],
         }
-        for mistake, places in expected.items():
-            assert site.client.get("/api/pictures", params={**query, "mistake": mistake}).json()["indices"] == places
+        for mistake, indices in expected.items():
+            assert site.client.get("/api/pictures", params={**query, "mistake": mistake}).json()["indices"] == indices
         tiles = site.client.get("/api/tiles", params={**query, "indices": ",".join(map(str, everything))}).json()
         for tile, one in zip(tiles, judged, strict=True):
             counts = [one.right.sum(), (~one.right).sum(), len(one.lost)]
             assert [tile["right"], tile["wrong"], tile["lost"]] == counts
     for label in range(len(album.names)):
         chosen = album.choose(Filters(label=label, score=1.0))
-        with_class = [place for place in everything if label in album.pictures[place].truth.labels]  # type: ignore[union-attr]
+        with_class = [index for index in everything if label in album.pictures[index].truth.labels]  # type: ignore[union-attr]
         assert set(chosen) >= set(with_class)
     lists = [album.choose(Filters(list=name)) for name in ("train", "val")]
     assert sorted(lists[0] + lists[1]) == list(everything)
@@ -194,7 +194,7 @@ def test_a_dropped_picture_is_predicted(site: Site) -> None:
 @pytest.mark.parametrize(
     "content", [b"", b"no picture", b"%PDF-1.4", png()[:200], b"<svg onload=alert(1)>", b"\x93NUMPY\x01\x00"]
 )
-def test_what_is_no_picture_is_refused_and_not_kept(site: Site, tmp_path: Path, content: bytes) -> None:
+def test_files_that_are_no_pictures_are_refused_and_deleted(site: Site, tmp_path: Path, content: bytes) -> None:
     answer = site.client.post("/api/pictures", content=content, headers={**SAME, "x-name": "a.png"})
     assert answer.status_code == 422
     assert answer.json()["error"].startswith("a.png: ")
@@ -215,7 +215,7 @@ def test_uploads_have_bounds(site: Site, monkeypatch: pytest.MonkeyPatch) -> Non
     assert "pixels" in site.client.post("/api/pictures", content=png(), headers=SAME).json()["error"]
 
 
-def test_a_damaged_picture_and_one_that_has_gone_say_why(tmp_path: Path, looked: Looked) -> None:
+def test_damaged_and_missing_pictures_are_reported(tmp_path: Path, looked: Looked) -> None:
     for name in ("a.png", "b.png", "c.png"):
         (tmp_path / name).write_bytes(png())
     album = Album(lambda: looked.detector, tmp_path)
@@ -223,17 +223,17 @@ def test_a_damaged_picture_and_one_that_has_gone_say_why(tmp_path: Path, looked:
     (tmp_path / "a.png").write_bytes(png()[:100])
     (tmp_path / "b.png").unlink()
     client = client_of(album, tmp_path)
-    for place, name in enumerate(("a.png", "b.png")):
+    for index, name in enumerate(("a.png", "b.png")):
         for kind in ("thumbnail", "image"):
-            answer = client.get(f"/api/pictures/{place}/{kind}")
+            answer = client.get(f"/api/pictures/{index}/{kind}")
             assert answer.headers["content-type"] == "image/svg+xml"
             assert name in answer.text
             assert str(tmp_path) not in answer.text
-        assert client.get(f"/api/pictures/{place}").json()["fault"].startswith(f"{name}: ")
+        assert client.get(f"/api/pictures/{index}").json()["fault"].startswith(f"{name}: ")
     assert client.get("/api/pictures/2").json()["fault"] == ""
 
 
-def test_before_everything_is_read_the_page_is_there(tmp_path: Path) -> None:
+def test_the_page_opens_before_the_pictures_are_read(tmp_path: Path) -> None:
     album = Album(None, tmp_path / "nowhere")
     client = client_of(album, tmp_path)
     assert client.get("/pictures").status_code == 200
@@ -245,7 +245,7 @@ def test_before_everything_is_read_the_page_is_there(tmp_path: Path) -> None:
     assert "nowhere" in client.get("/api/state").json()["failed"]
 
 
-def test_a_folder_without_a_model_is_shown_as_it_is(tmp_path: Path) -> None:
+def test_a_folder_is_shown_without_a_model(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(png())
     album = Album(None, tmp_path)
     album.open()
@@ -258,7 +258,7 @@ def test_a_folder_without_a_model_is_shown_as_it_is(tmp_path: Path) -> None:
 
 def test_a_taken_port_gives_the_next_one() -> None:
     with bind("127.0.0.1", 20000) as first, bind("127.0.0.1", first.getsockname()[1]) as second:
-        assert first.proto == socket.IPPROTO_TCP  # only then does asyncio send small answers at once
+        assert first.proto == socket.IPPROTO_TCP  # otherwise asyncio delays small answers
         assert second.getsockname()[1] > first.getsockname()[1]
 
 
@@ -276,7 +276,7 @@ def test_the_cache_stays_under_its_size(tmp_path: Path) -> None:
     assert Thumbnails(tmp_path / "file").get(tmp_path / "0.png", Settings())  # no folder, no cache
 
 
-def test_prediction_ends_when_it_is_told_to(looked: Looked) -> None:
+def test_prediction_can_be_stopped(looked: Looked) -> None:
     assert looked.album.data is not None
     album = Album(lambda: looked.detector, looked.album.data)
     album.start()

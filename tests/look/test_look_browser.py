@@ -15,8 +15,7 @@ from rcnn.look.guard import Guard
 from rcnn.look.server import bind
 from rcnn.metrics.types import Prediction
 from rcnn.report.gallery import judge
-from tests.pages import HOSTILE, Looked, Tab, guarded, png
-from tests.report.test_browser import OVERLAPPING, assert_open_to_all
+from tests.pages import HOSTILE, Looked, Tab, assert_accessible, assert_fits, guarded, png
 
 Open = Callable[..., Any]
 
@@ -34,11 +33,11 @@ class Served(NamedTuple):
 
 
 def start(album: Album, folder: Path, runs: Path | None = None) -> Served:
-    place = bind("127.0.0.1", 21000)
-    host = f"127.0.0.1:{place.getsockname()[1]}"
+    bound = bind("127.0.0.1", 21000)
+    host = f"127.0.0.1:{bound.getsockname()[1]}"
     guard = guarded(album, folder, host, runs=runs)
     server = uvicorn.Server(uvicorn.Config(guard, log_level="error", ws="none", lifespan="off", access_log=False))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     while not server.started:
         time.sleep(0.01)
@@ -51,47 +50,58 @@ def stop(served: Served) -> None:
     served.thread.join(10)
 
 
-@pytest.fixture(scope="module")
-def served(looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    served = start(looked.album, tmp_path_factory.mktemp("served"))
+def serving(album: Album, folder: Path, runs: Path | None = None) -> Iterator[Served]:
+    """Yield a server for a fixture."""
+    served = start(album, folder, runs)
     yield served
     stop(served)
 
 
+@pytest.fixture(scope="module")
+def served(looked: Looked, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    yield from serving(looked.album, tmp_path_factory.mktemp("served"))
+
+
 def ready(path: str) -> str:
-    """What a page holds as soon as it is ready."""
+    """Return the selector of an element that a page has when it is ready."""
     return ".tile .numbers b" if path == "/pictures" else "#layers input"
 
 
 @pytest.fixture
 def show(tab: Tab, served: Served) -> Iterator[Open]:
-    """Open a page of the server; at the end nothing else was asked for."""
+    """Open a page of the server, and check at the end that it made no other requests."""
     yield lambda path="/pictures", **looks: tab.enter(served, path, ready(path), **looks)
     assert not tab.strangers(served.root)
 
 
 def until(locator: Any) -> Any:
-    """Wait for what is expected of an element."""
+    """Return the expectations of an element, which wait."""
     from playwright.sync_api import expect
 
     return expect(locator)
 
 
 def counts(page: Any) -> list[int]:
-    """Right, wrong and lost, as the layers say."""
+    """Return the right, wrong and lost boxes in the list of layers."""
     return [int(text) for text in page.locator("#layers .number").all_inner_texts()[:3]]
 
 
-def expected(looked: Looked, place: int, score: float, nms: float | None = None) -> list[int]:
-    picture, detector = looked.album.pictures[place], looked.detector
+def expected(looked: Looked, index: int, score: float, nms: float | None = None) -> list[int]:
+    picture, detector = looked.album.pictures[index], looked.detector
     assert picture.truth is not None
     other = detector if nms is None else detector.with_settings([f"roi.nms={nms}"])
     (result,) = other.predict(str(picture.path), score=0)
-    judged = judge(place, picture.truth, Prediction(result.boxes, result.scores, result.labels), score)
+    judged = judge(index, picture.truth, Prediction(result.boxes, result.scores, result.labels), score)
     return [int(judged.right.sum()), int((~judged.right).sum()), len(judged.lost)]
 
 
-def test_counts_follow_score_and_nms_as_the_library_counts(looked: Looked, show: Open) -> None:
+def layers(looked: Looked, index: int, score: float, nms: float) -> list[str]:
+    """Return the numbers in the list of layers: right, wrong and lost boxes, and objects."""
+    objects = len(looked.album.pictures[index].truth.boxes)  # type: ignore[union-attr]
+    return [str(number) for number in (*expected(looked, index, score, nms), objects)]
+
+
+def test_counts_follow_score_and_nms(looked: Looked, show: Open) -> None:
     page = show("/pictures/1")
     score, nms = page.get_by_label("score from"), page.get_by_label("IoU of NMS")
     scores = looked.album.judged[1].prediction.scores
@@ -101,8 +111,7 @@ def test_counts_follow_score_and_nms_as_the_library_counts(looked: Looked, show:
     score.fill("0.05")
     for value in (0.1, 0.9, 0.5):
         nms.fill(str(value))
-        wanted = [str(number) for number in expected(looked, 1, 0.05, value)]
-        until(page.locator("#layers .number")).to_have_text([*wanted, str(len(looked.album.pictures[1].truth.boxes))])
+        until(page.locator("#layers .number")).to_have_text(layers(looked, 1, 0.05, value))
     assert "score=0.05" in page.url
 
 
@@ -111,9 +120,8 @@ def test_filters_keys_and_the_back_button(looked: Looked, show: Open) -> None:
     assert page.locator(".tile").count() == len(looked.album.pictures)
     page.get_by_label("mistake").select_option("lost")
     until(page.locator("#count")).to_contain_text(" of ")
-    places = page.evaluate("[...document.querySelectorAll('.tile')].map(tile => Number(tile.dataset.index))")
-    lost = [place for place in range(12) if expected(looked, place, 0.25)[2]]
-    assert places == lost
+    lost = [index for index in range(12) if expected(looked, index, 0.25)[2]]
+    assert page.evaluate("[...document.querySelectorAll('.tile')].map(tile => Number(tile.dataset.index))") == lost
     page.locator(".tile a").first.click()
     page.wait_for_selector("#layers input")
     assert f"/pictures/{lost[0]}?mistake=lost" in page.url
@@ -149,38 +157,34 @@ def test_a_dropped_picture_opens_with_its_detections(looked: Looked, show: Open)
     )
     page.wait_for_selector("#large-page:not([hidden]) #layers input")
     assert page.locator("#name").inner_text() == HOSTILE[1]
-    place = int(page.url.partition("?")[0].rsplit("/", 1)[1])
-    sure = looked.album.judged[place].prediction.scores >= np.float32(0.25)
+    index = int(page.url.partition("?")[0].rsplit("/", 1)[1])
+    sure = looked.album.judged[index].prediction.scores >= np.float32(0.25)
     assert counts(page) == [sure.sum()]
 
 
-@pytest.mark.parametrize("width", [1280, 2560])
-def test_nothing_overlaps_or_sticks_out(show: Open, width: int) -> None:
+@pytest.mark.parametrize(("width", "scheme"), [(1280, "light"), (1280, "dark"), (2560, "light")])
+def test_nothing_overlaps_and_the_page_is_accessible(
+    tab_without_policy: Tab, served: Served, width: int, scheme: str
+) -> None:
     for path in ("/pictures", "/pictures/1"):
-        page = show(path, width=width)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        parents = "body, main, section, header, form, aside, .tile a, .split, #sliders, #layers"
-        assert not page.evaluate(OVERLAPPING.replace("body, main, section, .side", f"{parents}, .side"))
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_is_accessible(tab_without_policy: Tab, served: Served, scheme: str) -> None:
-    for path in ("/pictures", "/pictures/1"):
-        assert_open_to_all(tab_without_policy.enter(served, path, ready(path), scheme=scheme), scheme)
+        page = tab_without_policy.enter(served, path, ready(path), width=width, scheme=scheme)
+        assert_fits(page, width)
+        if width == 1280:
+            assert_accessible(page, scheme)
     assert not tab_without_policy.strangers(served.root)
 
 
-def test_a_server_that_has_gone_is_told_of(tab: Tab, looked: Looked, tmp_path: Path) -> None:
+def test_the_page_notices_that_the_server_has_ended(tab: Tab, looked: Looked, tmp_path: Path) -> None:
     served = start(looked.album, tmp_path)
     page = tab.open(served.guard.address, ".tile .numbers b")
     stop(served)
     page.clock.fast_forward(2000)
     page.wait_for_selector("#gone:not([hidden])")
-    tab.said.clear()  # the browser says that nobody answers
+    tab.said.clear()  # the browser reports the refused connection
 
 
 def test_the_boxes_follow_a_slider_that_is_dragged(looked: Looked, tab: Tab, show: Open) -> None:
-    """One question at a time, however fast the slider moves, and the last value counts."""
+    """The page sends one request at a time, and shows the last value."""
     page = show("/pictures/1?score=0.05")
     page.evaluate(
         """async () => {
@@ -192,6 +196,5 @@ def test_the_boxes_follow_a_slider_that_is_dragged(looked: Looked, tab: Tab, sho
           }
         }"""
     )
-    wanted = [str(number) for number in expected(looked, 1, 0.05, 0.9)]
-    until(page.locator("#layers .number")).to_have_text([*wanted, str(len(looked.album.pictures[1].truth.boxes))])
+    until(page.locator("#layers .number")).to_have_text(layers(looked, 1, 0.05, 0.9))
     assert len([url for url in tab.asked if "nms=" in url]) <= 11

@@ -1,4 +1,4 @@
-"""The page of runs: it follows files that are being written, shows two side by side, and changes nothing."""
+"""The page of runs: it follows files that are being written, compares two runs, and changes nothing."""
 
 import asyncio
 import json
@@ -17,26 +17,25 @@ from rcnn.look import runs as runs_page
 from rcnn.look.album import Album
 from rcnn.look.runs import PICTURES, Runs, events
 from rcnn.report.charts import shown
-from tests.pages import HOST, HOSTILE, Made, Tab, client_of
-from tests.report.test_browser import OVERLAPPING, assert_open_to_all
+from tests.pages import HOST, HOSTILE, Made, Tab, assert_accessible, assert_fits, client_of
 
 from .test_labels import fingerprint
-from .test_look_browser import Served, start, stop, until
+from .test_look_browser import Served, serving, stop, until
 
 NAME = "a<b>&'-2"
 
 
 @pytest.fixture
 def folder(plain: Made, other: Made, tmp_path: Path) -> Path:
-    """Two runs that have ended, the later of a hostile name."""
+    """Two runs that have ended, the later one with a hostile name."""
     runs = tmp_path / "runs"
-    for place, (made, name) in enumerate(((plain, "shapes-1"), (other, NAME))):
+    for number, (made, name) in enumerate(((plain, "shapes-1"), (other, NAME))):
         run = runs / name
         shutil.copytree(made.folder, run)
         (run / "weights").mkdir()
         (run / "plots").mkdir()
-        Image.new("RGB", (400, 300), (90, 120, 40 + place)).save(run / "plots/train-batch-1.jpg")
-        os.utime(run / "config.yaml", (1e9 + place, 1e9 + place))
+        Image.new("RGB", (400, 300), (90, 120, 40 + number)).save(run / "plots/train-batch-1.jpg")
+        os.utime(run / "config.yaml", (1e9 + number, 1e9 + number))
     (runs / "no-run").mkdir()
     return runs
 
@@ -51,7 +50,7 @@ def row_of(epoch: int) -> str:
     return json.dumps({"epoch": epoch, "train_rpn_box": 0.5, "val_rpn_box": 0.6, "ap": 0.1 * epoch}) + "\n"
 
 
-def test_the_table_tells_what_the_files_hold(folder: Path, tmp_path: Path) -> None:
+def test_the_table_shows_the_content_of_the_files(folder: Path, tmp_path: Path) -> None:
     client = runs_client(folder, tmp_path)
     told = client.get("/api/runs").json()
     assert [one["name"] for one in told["runs"]] == [NAME, "shapes-1"]
@@ -63,7 +62,7 @@ def test_the_table_tells_what_the_files_hold(folder: Path, tmp_path: Path) -> No
     assert runs_client(None, tmp_path).get("/api/runs").json() == {"folder": "", "first": None, "runs": []}
 
 
-def test_half_a_file_and_a_run_that_goes_on_are_told(folder: Path, tmp_path: Path) -> None:
+def test_incomplete_files_and_unfinished_runs_are_reported(folder: Path, tmp_path: Path) -> None:
     client, run = runs_client(folder, tmp_path), folder / "shapes-1"
     (run / "report.html").unlink()
     with (run / "metrics.jsonl").open("a") as file:
@@ -75,9 +74,8 @@ def test_half_a_file_and_a_run_that_goes_on_are_told(folder: Path, tmp_path: Pat
     assert "incomplete: lines 4" in html
     assert html.count("<svg") > 1
     with (run / "metrics.jsonl").open("a") as file:
-        file.write(
-            '\n{"epoch": "x", "ap": "<b>", "stage": "y", "train_loss": 1e300}\n{"epoch": 1e308, "stage": -1e308}\n'
-        )
+        file.write('\n{"epoch": "x", "ap": "<b>", "stage": "y", "train_loss": 1e300}\n')
+        file.write('{"epoch": 1e308, "stage": -1e308}\n')
     assert client.get("/api/runs").json()["runs"][1]["epochs"] == 5
     assert client.get(f"/api/runs/shown?runs={row['run']}").status_code == 200
     for path in run.iterdir():
@@ -95,7 +93,7 @@ def test_half_a_file_and_a_run_that_goes_on_are_told(folder: Path, tmp_path: Pat
     assert client.get("/api/runs").json()["runs"] == []
 
 
-def test_two_runs_stand_side_by_side_and_their_names_are_text(folder: Path, tmp_path: Path) -> None:
+def test_two_runs_are_compared_and_their_names_are_text(folder: Path, tmp_path: Path) -> None:
     html = runs_client(folder, tmp_path).get("/api/runs/shown?runs=0,1").json()["html"]
     assert "Compared" in html
     assert "train.lr" in html
@@ -104,7 +102,7 @@ def test_two_runs_stand_side_by_side_and_their_names_are_text(folder: Path, tmp_
     assert "a&lt;b&gt;" in html
 
 
-def test_pictures_are_those_of_the_list_and_nothing_is_changed(folder: Path, tmp_path: Path) -> None:
+def test_only_listed_pictures_are_sent_and_nothing_is_changed(folder: Path, tmp_path: Path) -> None:
     client, before = runs_client(folder, tmp_path), fingerprint(folder)
     answer = client.get("/api/runs/0/pictures/0")
     assert answer.content == (folder / NAME / "plots/train-batch-1.jpg").read_bytes()
@@ -122,7 +120,7 @@ def test_pictures_are_those_of_the_list_and_nothing_is_changed(folder: Path, tmp
     assert client.get("/api/runs/0/pictures/0").status_code == 404
 
 
-def test_events_tell_what_changes_until_the_server_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_events_follow_changes_until_the_server_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runs_page, "CHECK_SECONDS", 0.01)
     monkeypatch.setattr(runs_page, "CHECKS_PER_BEAT", 3)
     ending = threading.Event()
@@ -137,7 +135,7 @@ def test_events_tell_what_changes_until_the_server_ends(folder: Path, monkeypatc
         ending.set()
         return [*received, *[event async for event in stream]]
 
-    with ThreadPoolExecutor(1) as thread:  # in this one the browser has a loop of its own
+    with ThreadPoolExecutor(1) as thread:  # since the browser runs an event loop in this thread
         first, beat, *_, last = thread.submit(asyncio.run, asyncio.wait_for(follow(), 10)).result()
     assert beat == ":\n\n"
     before, after = (json.loads(event.removeprefix("data: "))["runs"] for event in (first, last))
@@ -147,12 +145,10 @@ def test_events_tell_what_changes_until_the_server_ends(folder: Path, monkeypatc
 
 @pytest.fixture
 def served(folder: Path, tmp_path: Path) -> Iterator[Served]:
-    served = start(Album(None, None), tmp_path, folder)
-    yield served
-    stop(served)
+    yield from serving(Album(None, None), tmp_path, folder)
 
 
-def test_the_page_follows_a_run_and_tells_when_the_server_has_gone(served: Served, tab: Tab, folder: Path) -> None:
+def test_the_page_follows_a_run_until_the_server_ends(served: Served, tab: Tab, folder: Path) -> None:
     page = tab.open(served.guard.address, "#shown section")
     boxes = page.locator("#runs input")
     assert page.locator("#runs tbody th").all_inner_texts() == [NAME, "shapes-1"]
@@ -172,13 +168,12 @@ def test_the_page_follows_a_run_and_tells_when_the_server_has_gone(served: Serve
     assert not tab.said
     stop(served)
     page.wait_for_selector("#gone:not([hidden])")
-    tab.said.clear()  # the browser says that nobody answers
+    tab.said.clear()  # the browser reports the refused connection
 
 
 def test_nothing_overlaps_and_the_page_is_accessible(served: Served, tab_without_policy: Tab) -> None:
     for width, scheme in ((1280, "light"), (1280, "dark"), (2560, "light")):
         page = tab_without_policy.enter(served, "/runs?runs=0,1", "h3.run", width=width, scheme=scheme)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert not page.evaluate(OVERLAPPING)
+        assert_fits(page, width)
         if width == 1280:
-            assert_open_to_all(page, scheme)
+            assert_accessible(page, scheme)

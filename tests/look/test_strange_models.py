@@ -1,6 +1,5 @@
-"""What the pages say of models that lack what they show, and where nothing was given."""
+"""The pages of models that lack some of their content, and of no model at all."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +21,16 @@ CHANGES = {
 }
 
 
-def onnx(folder: Path) -> Detector:
-    """An exported file."""
-    return Detector.load(graphs.WRITE["onnx"](folder / "a.onnx", graphs.detector()))
-
-
-def made(kind: str) -> Callable[[Path], Detector]:
-    """A detector of another kind."""
+def detector_of(kind: str, folder: Path) -> Detector:
+    if kind == "onnx":
+        return Detector.load(graphs.WRITE["onnx"](folder / "a.onnx", graphs.detector()))
     settings = settings_of("tiny-fpn", {**CHANGES[kind], "preprocess": {"short": 64, "long": 96}})
-    return lambda _: Detector(build(settings, 2), settings, NAMES, threshold=0.0, device="cpu")
+    return Detector(build(settings, 2), settings, NAMES, threshold=0.0, device="cpu")
 
 
 def texts(page: Any, root: str) -> dict[str, str]:
-    """What each page shows, once it has made up its mind."""
-    said = {}
+    """Return the text of each page, once it is complete."""
+    found = {}
     for path, ready in (
         ("/pictures/0", "#layers input"),
         ("/explain/0", "#opening:not([hidden]):not(:has-text('Running the network')):not(:has-text('Reading')), dd"),
@@ -44,13 +39,13 @@ def texts(page: Any, root: str) -> dict[str, str]:
     ):
         page.goto(root + path)
         page.wait_for_selector(ready)
-        said[path] = page.locator("main").inner_text()
-    return said
+        found[path] = page.locator("main").inner_text()
+    return found
 
 
 @pytest.mark.parametrize("kind", ["onnx", "one-stage", "proposals"])
-def test_each_page_says_what_a_model_lacks(kind: str, tab: Tab, tmp_path: Path) -> None:
-    detector = (onnx if kind == "onnx" else made(kind))(tmp_path)
+def test_each_page_reports_what_a_model_lacks(kind: str, tab: Tab, tmp_path: Path) -> None:
+    detector = detector_of(kind, tmp_path)
     album = Album(lambda: detector, data_of(tmp_path / "data", NAMES))
     album.open()
     for index in range(3):
@@ -75,7 +70,7 @@ def test_each_page_says_what_a_model_lacks(kind: str, tab: Tab, tmp_path: Path) 
         assert {"onnx": "needs the network itself", "one-stage": "one-stage detector"}[kind] in found["/explain/0"]
 
 
-def test_where_nothing_was_given_every_page_says_so(tab: Tab, tmp_path: Path) -> None:
+def test_every_page_reports_that_there_is_nothing(tab: Tab, tmp_path: Path) -> None:
     album = Album(None, None)
     album.open()
     served = start(album, tmp_path)

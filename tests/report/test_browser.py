@@ -1,4 +1,4 @@
-"""The page in a real browser: what it asks for, what it counts, what it does with names, and whom it shuts out."""
+"""The page in a real browser: its requests, its counts, hostile names and accessibility."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,14 +12,14 @@ from rcnn.metrics.types import Prediction
 from rcnn.report.charts import shown
 from rcnn.report.gallery import judge
 from rcnn.report.page import read_subjects, render
-from tests.pages import HOSTILE, PLAIN, THRESHOLD, Made, Tab
+from tests.pages import HOSTILE, PLAIN, THRESHOLD, Made, Tab, assert_accessible, assert_fits
 
 Open = Callable[..., Any]
 
 
 @pytest.fixture
 def show(tab: Tab) -> Iterator[Open]:
-    """Open a file as a mail attachment is opened; at the end nothing was asked for, and nothing said on the console."""
+    """Open a file from disk, and check at the end that the page made no requests and wrote nothing to the console."""
 
     def show(file: Path, **looks: Any) -> Any:
         page = tab.open(file.as_uri(), **looks)
@@ -35,9 +35,9 @@ def row(page: Any, number: int) -> list[str]:
 
 
 def expected(made: Made, label: int, threshold: float) -> list[str]:
-    """The cells of a class as the library counts them, image by image."""
+    """Return the cells of a class as the library counts them, image by image."""
     metrics = made.metrics
-    one = [
+    judged = [
         judge(
             image,
             truth._replace(ignore=truth.ignore | (truth.labels != label)),
@@ -46,11 +46,11 @@ def expected(made: Made, label: int, threshold: float) -> list[str]:
         )
         for image, (truth, prediction) in enumerate(zip(metrics.truths, metrics.predictions, strict=True))
     ]
-    right, wrong = (sum(int((each.right == kind).sum()) for each in one) for kind in (True, False))
-    lost = sum(len(each.lost) for each in one)
+    right, wrong = (sum(int((image.right == kind).sum()) for image in judged) for kind in (True, False))
+    lost = sum(len(image.lost) for image in judged)
     curves = precision_recall(metrics.truths, metrics.predictions, len(PLAIN))
-    place = round(threshold * 1000)
-    ratios = (shown(values[label, place].item()) for values in (curves.precision, curves.recall, curves.f1))
+    index = round(threshold * 1000)
+    ratios = (shown(values[label, index].item()) for values in (curves.precision, curves.recall, curves.f1))
     return [f"{right + lost}", f"{right}", f"{wrong}", f"{lost}", *ratios]
 
 
@@ -107,47 +107,16 @@ def test_hostile_names_are_shown_and_do_nothing(hostile: Made, show: Open) -> No
     assert page.locator("dialog img").get_attribute("alt").startswith(tuple(HOSTILE))
 
 
-@pytest.mark.parametrize("width", [390, 1280, 2560])
-def test_nothing_overlaps_or_sticks_out(plain: Made, other: Made, show: Open, tmp_path: Path, width: int) -> None:
+@pytest.mark.parametrize(
+    ("width", "scheme"), [(390, "light"), (1280, "light"), (2560, "light"), (390, "dark"), (1280, "dark")]
+)
+def test_nothing_overlaps_and_the_page_is_accessible(
+    plain: Made, other: Made, show: Open, tmp_path: Path, width: int, scheme: str
+) -> None:
     both = tmp_path / "both.html"
     both.write_text(render(read_subjects([plain.folder, other.folder])), encoding="utf-8")
-    for file in (plain.folder / "report.html", both):
-        page = show(file, width=width)
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        assert not page.evaluate(OVERLAPPING)
-
-
-OVERLAPPING = """() => {
-  const found = [];
-  const parents = "body, main, section, .side, .panel, .charts, .pictures, .control, .tiles";
-  for (const parent of document.querySelectorAll(parents)) {
-    const boxes = [...parent.children].map((child) => [child, child.getBoundingClientRect()])
-      .filter(([child, box]) => box.width && box.height && !child.matches(".skip"));
-    boxes.forEach(([one, a], place) => {
-      for (const [other, b] of boxes.slice(place + 1)) {
-        const across = Math.min(a.right, b.right) - Math.max(a.left, b.left);
-        const down = Math.min(a.bottom, b.bottom) - Math.max(a.top, b.top);
-        if (across > 1 && down > 1) found.push(`${one.outerHTML.slice(0, 80)} / ${other.outerHTML.slice(0, 80)}`);
-      }
-    });
-  }
-  return found;
-}"""
-
-
-def assert_open_to_all(page: Any, scheme: str) -> None:
-    """axe-core finds no serious fault; what is dark differs from what is light in its colours alone."""
-    from axe_playwright_python.sync_playwright import Axe
-
-    options = {"resultTypes": ["violations"], **({"runOnly": ["color-contrast"]} if scheme == "dark" else {})}
-    faults = Axe().run(page, options=options).response["violations"]
-    serious = [fault for fault in faults if fault["impact"] in ("serious", "critical")]
-    assert not [(fault["id"], fault["nodes"][0]["html"]) for fault in serious]
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_the_page_is_accessible(plain: Made, other: Made, show: Open, tmp_path: Path, scheme: str) -> None:
-    both = tmp_path / "both.html"
-    both.write_text(render(read_subjects([plain.folder, other.folder])), encoding="utf-8")
-    for file, width in ((plain.folder / "report.html", 390), (both, 1280)):
-        assert_open_to_all(show(file, width=width, scheme=scheme), scheme)
+    for file, checked_width in ((plain.folder / "report.html", 390), (both, 1280)):
+        page = show(file, width=width, scheme=scheme)
+        assert_fits(page, width)
+        if width == checked_width:
+            assert_accessible(page, scheme)

@@ -1,4 +1,4 @@
-"""What is in a page and what is not, and what becomes of files that are missing, half written or damaged."""
+"""The content of a page, with complete, missing, incomplete and damaged files."""
 
 import base64
 import hashlib
@@ -31,27 +31,23 @@ def page_of(made: Made) -> str:
     return (made.folder / "report.html").read_text(encoding="utf-8")
 
 
-def copy(made: Made, place: Path) -> Path:
-    return Path(shutil.copytree(made.folder, place / "run"))
+@pytest.fixture
+def folder(plain: Made, tmp_path: Path) -> Path:
+    """A copy of the run."""
+    return Path(shutil.copytree(plain.folder, tmp_path / "run"))
 
 
 @pytest.mark.parametrize("kind", ["plain", "hostile"])
-def test_it_holds_all_that_it_shows(kind: str, request: pytest.FixtureRequest) -> None:
+def test_the_page_is_self_contained(kind: str, request: pytest.FixtureRequest) -> None:
     page = page_of(request.getfixturevalue(kind))
     assert len(page.encode()) < 2_000_000
     assert not re.search(r"https?:|//[a-z]|@import|url\(", re.sub(r"data:image/webp;base64,[^\"]*", "", page))
-    assert set(re.findall(r'\b(?:src|href)="([^"]{0,5})', page)) == {
-        "data:",
-        *set(re.findall(r'href="(#[^"]{0,4})', page)),
-    }
+    assert set(re.findall(r'\b(?:src|href)="([^"]{0,5})', page)) == {"data:", *re.findall(r'href="(#[^"]{0,4})', page)}
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy
     assert policy[1].startswith("default-src 'none'; img-src data:;")
-    (style,), (script,) = (
-        re.findall(r"<style>(.*?)</style>", page, re.S),
-        re.findall(r"<script>(.*?)</script>", page, re.S),
-    )
-    for text in (style, script):
+    for tag in ("style", "script"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", page, re.S)
         assert f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'" in policy[1]
     assert "unsafe" not in page
     assert not re.search(r"<[^>]* style=", page)
@@ -68,16 +64,16 @@ def test_names_are_text(plain: Made, hostile: Made) -> None:
     assert "49" not in re.findall(r"onload=alert\(3\)&gt;(.{4})", pages[1])[0]
 
 
-def test_no_folders_of_this_machine_but_in_the_command(plain: Made) -> None:
+def test_folders_of_this_machine_are_only_in_the_command(plain: Made) -> None:
     assert "/home/me" not in page_of(plain)
 
 
 def test_the_counts_are_those_of_the_library(plain: Made) -> None:
-    """At every threshold, the bins give the curves; at the detector's own, the table gives what is judged by image."""
+    """The bins give the curves at every threshold, and the table gives the counts by image at that of the detector."""
     scores = read_plain(plain.folder / "report/scores.json", Scores)
     metrics = plain.metrics
     curves, counted = precision_recall(metrics.truths, metrics.predictions, len(PLAIN)), count(scores.classes)
-    order = [one.label for one in scores.classes]
+    order = [row.label for row in scores.classes]
     for name in ("precision", "recall", "f1"):
         np.testing.assert_array_equal(getattr(counted, name)[:-1], getattr(curves, name)[order])
         np.testing.assert_allclose(getattr(counted, name)[-1], getattr(curves, name).mean(axis=0))
@@ -95,21 +91,21 @@ def test_the_counts_are_those_of_the_library(plain: Made) -> None:
 
 
 @given(st.data())
-def test_what_a_threshold_keeps_is_a_sum_of_bins(data: st.DataObject) -> None:
-    """Matching all detections and then leaving out the low ones is matching those that are kept."""
-    seed, place = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, len(THRESHOLDS) - 1))
+def test_the_counts_at_a_threshold_are_sums_of_bins(data: st.DataObject) -> None:
+    """Matching all detections and then removing low scores equals matching only the others."""
+    seed, index = data.draw(st.integers(0, 10**6)), data.draw(st.integers(0, len(THRESHOLDS) - 1))
     rng = np.random.default_rng(seed)
     corners = rng.integers(0, 12, (8, 2))
     boxes = np.concatenate((corners, corners + rng.integers(4, 9, (8, 2))), axis=1).astype(float)
     truth = Truth(boxes[:4], rng.integers(0, 2, 4), rng.random(4) < 0.2)
     prediction = Prediction(boxes[4:] + rng.integers(-1, 2, (4, 4)), rng.random(4).round(1), rng.integers(0, 2, 4))
-    counted, one = tally([truth], [prediction], 2), judge(0, truth, prediction, float(THRESHOLDS[place]))
-    assert counted.right[:, place:].sum() == one.right.sum()
-    assert counted.wrong[:, place:].sum() == (~one.right).sum()
-    assert counted.counts.sum() - counted.right[:, place:].sum() == len(one.lost)
+    counted, one = tally([truth], [prediction], 2), judge(0, truth, prediction, float(THRESHOLDS[index]))
+    assert counted.right[:, index:].sum() == one.right.sum()
+    assert counted.wrong[:, index:].sum() == (~one.right).sum()
+    assert counted.counts.sum() - counted.right[:, index:].sum() == len(one.lost)
 
 
-def test_pictures_are_small_whatever_they_show(plain: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pictures_of_noise_are_small(plain: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 255, (700, 1500, 3), dtype=np.uint8))
     content = as_webp(noise)
     assert len(content) <= MAX_BYTES
@@ -123,26 +119,24 @@ def test_pictures_are_small_whatever_they_show(plain: Made, tmp_path: Path, monk
 
 
 @pytest.mark.parametrize(
-    ("file", "text", "said"),
+    ("file", "text", "note"),
     [
         ("metrics.jsonl", '{"epoch": 1, "ap": 0.25}\n{"epoch": 2, "a', "lines 2 of metrics.jsonl"),
-        ("metrics.jsonl", '{"epoch": -1e308, "ap": -5}\n{"epoch": 1e300, "ap": 1e300}\n', "No epoch is done yet"),
+        ("metrics.jsonl", '{"epoch": -1e308, "ap": -5}\n{"epoch": 1e300, "ap": 1e300}\n', "No epoch has finished yet"),
         ("report/scores.json", "{", "scores.json"),
         ("why.json", '{"lost": 3}', "why.json"),
         ("environment.json", "[]", "environment.json"),
         ("config.yaml", "a: [", "config.yaml:"),
     ],
 )
-def test_a_damaged_file_costs_its_own_part(plain: Made, tmp_path: Path, file: str, text: str, said: str) -> None:
-    folder = copy(plain, tmp_path)
+def test_a_damaged_file_affects_only_its_own_part(folder: Path, file: str, text: str, note: str) -> None:
     (folder / file).write_text(text)
     page = write_report(folder).read_text(encoding="utf-8")
-    assert re.search(rf'role="note">[^<]*{re.escape(said)}', page)
+    assert re.search(rf'role="note">[^<]*{re.escape(note)}', page)
     assert page.count("<section") >= 4
 
 
-def test_pictures_that_are_none_or_lie_elsewhere_are_left_out(plain: Made, tmp_path: Path) -> None:
-    folder = copy(plain, tmp_path)
+def test_invalid_pictures_and_those_outside_the_folder_are_left_out(folder: Path) -> None:
     (folder / "report/worst-1.webp").write_bytes(b"<script>")
     assert "worst-1.webp" not in read_subject(folder).pictures
     tree = json.loads((folder / "report/scores.json").read_text())
@@ -151,15 +145,14 @@ def test_pictures_that_are_none_or_lie_elsewhere_are_left_out(plain: Made, tmp_p
     assert "scores" in read_subject(folder).notes
 
 
-def test_a_folder_of_nothing_is_refused_and_all_such_are_named(tmp_path: Path) -> None:
+def test_folders_without_results_are_refused_by_name(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(SettingsError, match=r"(?s)empty: nothing to report.*gone: there is no such folder"):
         read_subjects([tmp_path / "empty", tmp_path / "gone"])
 
 
-def test_a_run_that_breaks_off_has_a_page(plain: Made, tmp_path: Path) -> None:
-    """With the scores of its best epoch, if it has validated, else with what there is."""
-    folder = copy(plain, tmp_path)
+def test_an_interrupted_run_has_a_page(plain: Made, folder: Path) -> None:
+    """It has the scores of the best epoch, if there was a validation."""
     shutil.rmtree(folder / "report")
     page = ReportPage(folder, plain.dataset)
     page.end({})
@@ -169,20 +162,18 @@ def test_a_run_that_breaks_off_has_a_page(plain: Made, tmp_path: Path) -> None:
     assert "weights of epoch 1" in (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_of_a_model_that_only_proposes_recall_is_shown(plain: Made, tmp_path: Path) -> None:
-    folder = copy(plain, tmp_path)
+def test_a_model_that_only_proposes_has_recall(plain: Made, folder: Path) -> None:
     shutil.rmtree(folder / "report")
-    keep_scores(
-        folder, plain.dataset, plain.metrics, ScoredDetector.of(plain.detector)._replace(predicts_classes=False)
-    )
+    scored = ScoredDetector.of(plain.detector)._replace(predicts_classes=False)
+    keep_scores(folder, plain.dataset, plain.metrics, scored)
     page = write_report(folder).read_text(encoding="utf-8")
     assert "of 300 proposals, mean over IoU" in page
     assert "data:image/webp" not in page
     assert 'id="threshold"' not in page
 
 
-def test_of_many_classes_the_page_shows_some(plain: Made, tmp_path: Path) -> None:
-    """Those with most objects one by one, and the confusions that are most frequent."""
+def test_the_page_shows_some_of_many_classes(tmp_path: Path) -> None:
+    """Those with most objects are shown one by one, with the most frequent confusions."""
     names = tuple(f"class {number}" for number in range(150))
     made(tmp_path / "many", names, images=40)
     page = (tmp_path / "many/report.html").read_text(encoding="utf-8")
@@ -193,10 +184,10 @@ def test_of_many_classes_the_page_shows_some(plain: Made, tmp_path: Path) -> Non
 
 
 def test_two_runs_of_eighty_classes_and_of_many_images_are_small(plain: Made) -> None:
-    """Detections of every score, as many large pictures as there are, and long names."""
+    """With detections at every score, large pictures and long names."""
     subject = read_subject(plain.folder)
     assert subject.scores
-    bins = tuple((place, 12, 345) for place in range(len(THRESHOLDS)))
+    bins = tuple((index, 12, 345) for index in range(len(THRESHOLDS)))
     one = subject.scores.classes[0].model_copy(update={"bins": bins, "objects": 20_000, "name": "x" * 200})
     subject.scores = subject.scores.model_copy(update={"classes": (one,) * 80, "num_classes": 80})
     subject.pictures = dict.fromkeys(subject.pictures, b"0" * MAX_BYTES)
@@ -206,7 +197,7 @@ def test_two_runs_of_eighty_classes_and_of_many_images_are_small(plain: Made) ->
     assert "no room for pictures" in two_runs
 
 
-def test_two_runs_are_compared_and_why_goes_to_its_run(plain: Made, other: Made, tmp_path: Path) -> None:
+def test_two_runs_are_compared_and_why_is_added_to_its_run(plain: Made, other: Made, tmp_path: Path) -> None:
     why = tmp_path / "why"
     why.mkdir()
     tree = json.loads((plain.folder / "why.json").read_text())

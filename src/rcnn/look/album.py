@@ -225,7 +225,7 @@ class Album:
         self.notes += dict.fromkeys(note for dataset in sets for note in dataset.notes)
         if faults := len({fault for dataset in sets for fault in dataset.faults}):
             self.notes.append(
-                f"Faults in the data that were corrected or left out: {faults:,}. rcnn data check lists them."
+                f"Faults in the data that were mended or left out: {faults:,}. rcnn data check lists them."
             )
         return [
             AlbumImage(

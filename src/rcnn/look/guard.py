@@ -1,9 +1,9 @@
-"""Access control of the server of `rcnn look`: an ASGI layer that checks every request first.
+"""Access control of the server of `rcnn look`: an ASGI layer that checks every request.
 
-The server shows pictures and predicts on request, so it answers only the browser of its user. The printed address
-holds a token, which is exchanged once for a cookie. The Host header has to be the served name and port, which other
-sites can't send, even if their name resolves to this machine (DNS rebinding). Only GET, HEAD and POST are answered, and
-a POST only if it comes from a page of this server.
+The server answers only the browser of its user, since it shows pictures and runs the detector. The printed address
+holds a token, which is exchanged once for a cookie. The Host header must be the served name and port, which other sites
+can't send even if their name resolves to this machine (DNS rebinding). Only GET, HEAD and POST are answered, and POST
+only from a page of this server.
 """
 
 import hmac
@@ -17,7 +17,7 @@ from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 MAX_PATH, MAX_QUERY = 1000, 16_000
-"""Characters of an address before its question mark, and after it."""
+"""Number of characters of an address before and after its question mark."""
 
 POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
@@ -35,12 +35,12 @@ HEADERS = {
 
 
 class Guard:
-    """Passes on the requests of the user's browser; others get an answer of 4xx and a line in the log.
+    """Passes the requests of the user's browser to the app; others are answered with 4xx and logged.
 
     Args:
-        app: that is protected.
-        host: `name:port` that is served.
-        log: called with a line for each wrong request, and with the address for another browser.
+        app: the protected app.
+        host: `name:port` of the server.
+        log: called with a line for each refused request, and with the address for another browser.
         home: path of the first page.
         ending: set when the server ends.
     """
@@ -54,7 +54,7 @@ class Guard:
 
     @property
     def address(self) -> str:
-        """The address with the token, for one browser."""
+        """The address with the token, which admits one browser."""
         return f"http://{self.host}{self.home}?token={self.token}"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -78,7 +78,7 @@ class Guard:
         await (response or self.app)(scope, receive, answer)
 
     def _refusal(self, scope: Scope) -> Response | None:
-        """Return the answer to a request that is not passed on: a refusal, or the cookie for the token."""
+        """Return the answer to a request that is not passed on, a refusal or a redirection; None to pass it on."""
         headers, query = Headers(scope=scope), scope["query_string"]
         if headers.getlist("host") != [self.host]:
             return PlainTextResponse(f"This server is http://{self.host} only.", 421)
@@ -98,7 +98,7 @@ class Guard:
         return None
 
     def _admit(self, path: str) -> Response:
-        """Exchange the token for the cookie, and make a token for the next browser."""
+        """Return the cookie for a token, and create a token for the next browser."""
         self.token = secrets.token_urlsafe(24)
         self.log(f"a browser has connected; the address for another one: {self.address}")
         response = RedirectResponse(self.home if path.startswith("//") else path, 303)
@@ -106,7 +106,7 @@ class Guard:
         return response
 
     def _known(self, headers: Headers) -> bool:
-        """Return whether the browser sent the cookie; other programs of this host may have set cookies as well."""
+        """Return whether the cookie was sent, possibly among cookies that other programs of this host have set."""
         pairs = (pair.strip().partition("=") for line in headers.getlist("cookie") for pair in line.split(";"))
         return any(
             name == self.cookie and hmac.compare_digest(value.encode(), self.secret.encode())

@@ -1,4 +1,4 @@
-"""A cache of labels, so that a large data set opens at once the next time.
+"""A cache of labels, so that a large data set opens quickly the next time.
 
 The data set is read again if a file below its folder, its settings or the classes have changed, or if the cached file
 is damaged.
@@ -21,13 +21,13 @@ from rcnn.weights.file import atomic_write
 
 FORMAT = 1
 MIN_IMAGES = 2000
-"""Number of images from which on reading labels takes longer than checking whether they have changed."""
+"""Number of images above which reading labels takes longer than checking whether they have changed."""
 
 MAX_FILES = 1_000_000
-"""Files of a folder that are checked; with more, nothing is cached."""
+"""Number of files in a folder above which nothing is cached."""
 
 MAX_CACHED = 8
-"""Data sets that are cached, the last ones."""
+"""Number of data sets that are cached, the last ones."""
 
 
 def indexed(
@@ -37,9 +37,9 @@ def indexed(
 
     Args:
         folder: of the cache.
-        data: path of the data set, as it was given.
-        root: folder below which the files of the data lie.
-        words: everything else that decides what is read.
+        data: path of the data set.
+        root: folder with all files of the data.
+        words: all other values on which the lists depend.
         read: reads the lists.
     """
     file = folder / f"{hashlib.sha256(os.path.abspath(data).encode(errors='surrogateescape')).hexdigest()}.npz"
@@ -71,12 +71,12 @@ def _state(root: Path, words: Sequence[str]) -> str:
 
 
 def _files(folder: str, depth: int = 0) -> Iterator[os.DirEntry[str]]:
-    """Yield the files below a folder, always in the same order."""
+    """Yield the files below a folder, in a fixed order."""
     with os.scandir(folder) as entries:
         ordered = sorted(entries, key=lambda entry: entry.name)
     for entry in ordered:
         if entry.is_dir():
-            if depth < 20:  # links may form a circle
+            if depth < 20:  # symbolic links may form a circle
                 yield from _files(entry.path, depth + 1)
         else:
             yield entry
@@ -109,10 +109,10 @@ def _write(file: Path, state: str, sets: Sequence[Dataset]) -> None:
 
 
 def _read(file: Path, state: str) -> list[Dataset]:
-    """Return the lists as they were cached in this state.
+    """Return the lists that were cached in this state.
 
     Raises:
-        Exception: they were not.
+        Exception: there are none, or the file is damaged.
     """
     sets = []
     with np.load(io.BytesIO(file.read_bytes()), allow_pickle=False) as arrays:

@@ -1,9 +1,9 @@
-"""The page "Labels": suspected label errors, a person's verdict on each, and the new copy of the annotations.
+"""The page "Labels": suspected label errors, a person's verdict on each, and a corrected copy of the annotations.
 
-A verdict `right` changes the copy. `wrong` and `skip` change nothing and are kept in a cache folder, in one file per
-folder of images, so that they also hold for a corrected copy of the annotations, whose images are where they were. A
-suggestion is recognised by its picture, kind, class and box, so that another detector, whose boxes differ a little,
-does not suggest it again either.
+A verdict `right` changes the copy. `wrong` and `skip` change nothing and are stored in a cache folder, in one file per
+folder of images, so that they also hold for the corrected copy, which refers to the same images. A suggestion is
+recognised by its picture, kind, class and box, so that another detector, whose boxes differ slightly, does not suggest
+it again.
 """
 
 import hashlib
@@ -35,37 +35,37 @@ from rcnn.report.scores import IOU
 from rcnn.weights.file import atomic_write
 
 FORMAT = 1
-KEPT = ("wrong", "skip")
-"""Verdicts that are kept in the cache folder; what is right is in the copy of the annotations."""
+STORED = ("wrong", "skip")
+"""Verdicts that are stored in the cache folder; those of `right` are in the copy of the annotations."""
 
-VERDICTS = ("right", *KEPT)
+VERDICTS = ("right", *STORED)
 
 MAX_BYTES = 1000
-"""Bytes of a verdict that a page sends."""
+"""Largest verdict that a page may send."""
 
 MAX_SENT = 20
-"""Number of suggestions that are sent at once."""
+"""Number of suggestions in an answer."""
 
 SEARCH_SHARE = 20
-"""While pictures are predicted, searching for suggestions takes one part in this many of the time."""
+"""While pictures are predicted, searching for suggestions takes at most one in this many parts of the time."""
 
 
 class Key(NamedTuple):
-    """A suggestion by the indices of its picture and its detection."""
+    """The indices of the picture and the detection of a suggestion."""
 
     picture: int
     detection: int
 
 
 class Verdict(NamedTuple):
-    """A verdict on a suggestion, as it is kept.
+    """A verdict on a suggestion, as it is stored.
 
     Attributes:
         picture: absolute path of the image.
-        kind: of `SUGGESTIONS`.
-        name: of the class that is suggested.
+        kind: a key of `SUGGESTIONS`.
+        name: of the suggested class.
         box: in pixels of the file.
-        verdict: of `KEPT`.
+        verdict: one of `STORED`.
     """
 
     picture: str
@@ -76,14 +76,14 @@ class Verdict(NamedTuple):
 
     @classmethod
     def read(cls, picture: Any, kind: Any, name: Any, box: Any, verdict: Any) -> "Verdict":
-        """Return an entry of a file.
+        """Return the verdict in an entry of a file.
 
         Raises:
             ValueError: it is not a verdict.
         """
         words = all(isinstance(word, str) for word in (picture, kind, name))
         numbers = isinstance(box, list) and len(box) == 4 and all(type(side) in (int, float) for side in box)
-        if not (words and numbers and verdict in KEPT):
+        if not (words and numbers and verdict in STORED):
             raise ValueError("not a verdict")
         return cls(picture, kind, name, tuple(float(side) for side in box), verdict)
 
@@ -96,10 +96,10 @@ class Verdict(NamedTuple):
 class VerdictFile:
     """The verdicts on the images of a folder, in a file.
 
-    Several servers may write it: each change is applied to what the file holds at that moment.
+    Several servers may write it, so each change is applied to the current content of the file.
 
     Args:
-        folder: of the file; it is made with the first verdict.
+        folder: of the file; it is created with the first verdict.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -109,11 +109,11 @@ class VerdictFile:
 
     @property
     def note(self) -> str:
-        """What went wrong with the file, in sentences; empty if nothing did."""
+        """The problems with the file, as sentences; empty if there are none."""
         return " ".join(filter(None, (self._damaged, self._unwritten)))
 
     def open(self, pictures: Sequence[Path]) -> list[Verdict]:
-        """Return the verdicts on these images, oldest first. A damaged file is set aside, and the note says so."""
+        """Return the verdicts on these images, oldest first. A damaged file is renamed and mentioned in the note."""
         paths = [abspath(path) for path in pictures]
         home = commonpath({dirname(path) for path in paths})
         self._file = self._folder / f"{hashlib.sha256(home.encode(errors='surrogatepass')).hexdigest()}.json"
@@ -126,7 +126,7 @@ class VerdictFile:
         return [verdict for verdict in verdicts if verdict.picture in known]
 
     def change(self, removed: Iterable[Verdict], added: Iterable[Verdict]) -> None:
-        """Remove and add verdicts. If they can't be written, the note says so."""
+        """Remove and add verdicts. An error in writing them is mentioned in the note."""
         assert self._file is not None
         try:
             verdicts = self._read(self._file)
@@ -138,10 +138,10 @@ class VerdictFile:
             atomic_write(self._file, content.encode(), shared=True)
             self._unwritten = ""
         except OSError as error:
-            self._unwritten = printable(f"Verdicts of wrong and skip can't be kept for another day: {error}.")
+            self._unwritten = printable(f"Verdicts of wrong and skip can't be stored: {error}.")
 
     def _read(self, file: Path) -> list[Verdict]:
-        """Return the verdicts in the file; a damaged one is renamed, and nothing is lost.
+        """Return the verdicts in the file; a damaged file is renamed, so that nothing is lost.
 
         Raises:
             OSError: it can't be read.
@@ -157,11 +157,11 @@ class VerdictFile:
             return [Verdict.read(*entry) for entry in tree["verdicts"]]
         except (ValueError, TypeError, KeyError, RecursionError):
             names = (file.with_name(f"{file.stem}.damaged-{number}.json") for number in count(1))
-            aside = next(name for name in names if not name.exists())
-            file.rename(aside)
+            renamed = next(name for name in names if not name.exists())
+            file.rename(renamed)
             self._damaged = printable(
                 "The file of earlier verdicts of wrong and skip is damaged, or of another version; their suggestions "
-                f"appear again. It is now {aside}."
+                f"appear again. It is now {renamed}."
             )
             return []
 
@@ -171,8 +171,8 @@ class LabelReview:
 
     Args:
         album: whose labels are reviewed.
-        make_folder: makes the folder of the copy, when the first suggestion is accepted.
-        verdicts: keeps what is wrong or skipped.
+        make_folder: creates the folder of the copy when the first suggestion is accepted.
+        verdicts: stores the verdicts of wrong and skip.
     """
 
     def __init__(self, album: Album, make_folder: Callable[[], Path], verdicts: VerdictFile) -> None:
@@ -180,7 +180,7 @@ class LabelReview:
         self.folder: Path | None = None
         self._earlier_verdicts: list[Verdict] | None = None
         self._verdicts: dict[Key, tuple[str, Suggestion]] = {}
-        """Today's verdicts and their suggestions, newest last."""
+        """The verdicts since the start of the server and their suggestions, newest last."""
         self._found: dict[Key, Suggestion] = {}
         self._sent: dict[Key, Suggestion] = {}
         self._pictures_searched, self._next_search = -1, 0.0
@@ -188,7 +188,7 @@ class LabelReview:
 
     @property
     def fault(self) -> str:
-        """Why there can be no suggestions; empty if there can."""
+        """The reason why there can be no suggestions; empty if there can."""
         album = self.album
         if album.detector is None:
             return "There is no model here. Start rcnn look with a model and labelled pictures."
@@ -197,14 +197,14 @@ class LabelReview:
         return "" if album.sets else "There are no labels here. Start rcnn look with a data set."
 
     def state(self, first: Key | None = None) -> dict[str, Any]:
-        """Return the next suggestions, the number of verdicts, and where the copy is.
+        """Return the next suggestions, the numbers of verdicts, and the path of the copy.
 
         Args:
             first: the suggestion to put first, if it has no verdict.
         """
         with self._lock:
             waiting = self._unjudged()
-            words = [*(word for word, _ in self._verdicts.values()), *(one.verdict for one in self._earlier())]
+            words = [word for word, _ in self._verdicts.values()] + [verdict.verdict for verdict in self._earlier()]
             order = sorted(list(waiting)[:MAX_SENT], key=lambda key: key != first)
             if first in waiting and first not in order:
                 order = [first, *order]
@@ -219,11 +219,11 @@ class LabelReview:
             }
 
     def judge(self, key: Key, verdict: str) -> None:
-        """Store the verdict on a suggestion that was sent; an accepted one is written to the copy.
+        """Store the verdict on a suggestion that was sent, and write an accepted suggestion to the copy.
 
         Raises:
             KeyError: there is no such suggestion.
-            OSError: the copy can't be written; then the verdict is not stored.
+            OSError: the copy can't be written, and the verdict is not stored.
         """
         with self._lock:
             suggestion, before = self._sent[key], dict(self._verdicts)
@@ -232,40 +232,42 @@ class LabelReview:
             self._save(before, key.picture)
 
     def undo(self) -> Key | None:
-        """Undo the last verdict; when today's are used up, undo earlier verdicts of wrong and skip.
+        """Undo the last verdict of this server, or if there is none the last stored verdict.
 
         Returns:
-            The suggestion; None if the detector has not found it today.
+            The suggestion; None if the detector has not found it since the start of the server.
 
         Raises:
             LookupError: there is no verdict.
-            OSError: the copy can't be written; then nothing is undone.
+            OSError: the copy can't be written, and nothing is undone.
         """
         with self._lock:
             if not self._verdicts:
                 verdict = self._earlier().pop()
                 self._file.change([verdict], [])
-                return next((key for key, one in self._find().items() if self._has_verdict(key, one, [verdict])), None)
+                return next(
+                    (key for key, found in self._find().items() if self._has_verdict(key, found, [verdict])), None
+                )
             before = dict(self._verdicts)
             key, _ = self._verdicts.popitem()
             self._save(before, key.picture)
             return key
 
     def _find(self) -> dict[Key, Suggestion]:
-        """Return all suggestions so far, in display order; there will be more while pictures are predicted."""
+        """Return all suggestions for the pictures that have been predicted, in display order."""
         album, now = self.album, time.monotonic()
-        pictures = [index for index in sorted(album.judged) if album.pictures[index].truth is not None]
-        if len(pictures) != self._pictures_searched and now >= self._next_search:
-            truths = [truth for index in pictures if (truth := album.pictures[index].truth) is not None]
-            score = album.detector.threshold if album.detector else 0.5
-            found = find_label_errors(truths, [album.judged[index].prediction for index in pictures], score=score)
-            self._found = {Key(pictures[one.image], one.detection): one for one in found}
-            self._pictures_searched = len(pictures)
+        truths = {i: truth for i in sorted(album.judged) if (truth := album.pictures[i].truth) is not None}
+        if len(truths) != self._pictures_searched and now >= self._next_search:
+            score, pictures = album.detector.threshold if album.detector else 0.5, list(truths)
+            predictions = [album.judged[index].prediction for index in pictures]
+            found = find_label_errors([*truths.values()], predictions, score=score)
+            self._found = {Key(pictures[error.image], error.detection): error for error in found}
+            self._pictures_searched = len(truths)
             self._next_search = now + SEARCH_SHARE * (time.monotonic() - now)
         return self._found
 
     def _earlier(self) -> list[Verdict]:
-        """Return the verdicts of other days on the pictures with labels, oldest first."""
+        """Return the stored verdicts of earlier servers on the pictures with labels, oldest first."""
         if self._earlier_verdicts is None:
             paths = [picture.path for picture in self.album.pictures if picture.truth is not None]
             self._earlier_verdicts = self._file.open(paths) if paths else []
@@ -276,10 +278,11 @@ class LabelReview:
         earlier = defaultdict[str, list[Verdict]](list)
         for verdict in self._earlier():
             earlier[verdict.picture].append(verdict)
-        found = {key: one for key, one in self._find().items() if key not in self._verdicts}
-        if not earlier:
-            return found
-        return {key: one for key, one in found.items() if not self._has_verdict(key, one, earlier[self._path(key)])}
+        return {
+            key: suggestion
+            for key, suggestion in self._find().items()
+            if key not in self._verdicts and not self._has_verdict(key, suggestion, earlier[self._path(key)])
+        }
 
     def _has_verdict(self, key: Key, suggestion: Suggestion, verdicts: Sequence[Verdict]) -> bool:
         """Return whether one of these verdicts is on a suggestion."""
@@ -290,15 +293,11 @@ class LabelReview:
         return abspath(self.album.pictures[key.picture].path)
 
     def _describe(self, key: Key, suggestion: Suggestion) -> dict[str, Any]:
-        """Return a suggestion with its picture, and the labels of that picture as they are in the copy."""
-        index = key.picture
-        for dataset in self.album.sets:
-            if index < len(dataset):
-                break
-            index -= len(dataset)
-        size, picture = dataset.records[index].size, self.album.pictures[key.picture]
+        """Return a suggestion with its picture, and the labels of this picture in the copy."""
+        picture = self.album.pictures[key.picture]
         assert picture.truth is not None
-        labels = apply_suggestions(picture.truth, self._accepted()[key.picture], size)
+        assert picture.size is not None
+        labels = apply_suggestions(picture.truth, self._accepted()[key.picture], picture.size)
         columns = zip(*(column.tolist() for column in labels), strict=True)
         return {
             **key._asdict(),
@@ -309,12 +308,12 @@ class LabelReview:
             "box": suggestion.box.tolist(),
             "object": suggestion.truth,
             "name": printable(picture.name),
-            "size": size,
+            "size": picture.size,
             "labels": [{"box": box, "label": label, "ignore": ignore} for box, label, ignore in columns],
         }
 
     def _accepted(self) -> defaultdict[int, list[Suggestion]]:
-        """Return picture -> accepted suggestions."""
+        """Return index of a picture -> accepted suggestions."""
         accepted = defaultdict[int, list[Suggestion]](list)
         for key, (verdict, suggestion) in self._verdicts.items():
             if verdict == "right":
@@ -322,9 +321,10 @@ class LabelReview:
         return accepted
 
     def _save(self, before: dict[Key, tuple[str, Suggestion]], picture: int) -> None:
-        """Write what differs from before: the list of a picture (at first all lists), and the other verdicts."""
-        right = [[key for key, (verdict, _) in said.items() if verdict == "right"] for said in (before, self._verdicts)]
-        if right[0] != right[1]:
+        """Write changed verdicts: the list of a picture in the copy (at first all lists), and those that are stored."""
+        states = (before, self._verdicts)
+        old, new = ([key for key, (verdict, _) in state.items() if verdict == "right"] for state in states)
+        if old != new:
             try:
                 folder = self.folder or self._make_folder()
                 self._write_copy(folder, picture if self.folder else None)
@@ -332,16 +332,16 @@ class LabelReview:
                 self._verdicts = before
                 raise
             self.folder = folder
-        old, new = (
+        removed, added = (
             {
-                Verdict(self._path(key), one.kind, self.album.names[one.label], tuple(one.box.tolist()), verdict): None
-                for key, (verdict, one) in verdicts.items()
-                if verdict in KEPT
+                Verdict(self._path(key), found.kind, self.album.names[found.label], tuple(found.box.tolist()), verdict)
+                for key, (verdict, found) in state.items()
+                if verdict in STORED
             }
-            for verdicts in (before, self._verdicts)
+            for state in states
         )
-        if old != new:
-            self._file.change([one for one in old if one not in new], [one for one in new if one not in old])
+        if removed != added:
+            self._file.change(removed - added, added - removed)
 
     def _write_copy(self, folder: Path, picture: int | None) -> None:
         """Write the annotations of the list that a picture is in, or of all lists."""
@@ -364,10 +364,10 @@ class LabelReview:
 
 
 def routes(review: LabelReview) -> list[Route]:
-    """Return the addresses of the page and their handlers, all of which answer with the state of a review."""
+    """Return the addresses of the page and their handlers, which answer with the state of a review."""
 
     def answer(act: Callable[[], Key | None]) -> Response:
-        """Act, then answer with the state; the suggestion that the action returns comes first."""
+        """Run an action and answer with the state, in which the suggestion that the action returns comes first."""
         if not review.album.ready:
             raise HTTPException(409, "The pictures are still being read.")
         try:
@@ -397,9 +397,11 @@ def routes(review: LabelReview) -> list[Route]:
             tree = json.loads(content)
             key, verdict = Key(tree["picture"], tree["detection"]), tree["verdict"]
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError, KeyError, TypeError):
-            raise HTTPException(400, "A verdict has a picture, a detection and a verdict.") from None
+            raise HTTPException(400, "A verdict has the keys picture, detection and verdict.") from None
         if type(key.picture) is not int or type(key.detection) is not int or verdict not in VERDICTS:
-            raise HTTPException(400, f"A verdict is one of {', '.join(VERDICTS)}, for two whole numbers.")
+            raise HTTPException(
+                400, f"A verdict is one of {', '.join(VERDICTS)}, with two integers: picture and detection."
+            )
         return await run_in_threadpool(answer, lambda: review.judge(key, verdict))
 
     return [

@@ -1,4 +1,4 @@
-"""The page "Runs": the runs in a folder, read again whenever their files change, and never written to."""
+"""The page "Runs": the runs in a folder. They are read again when their files change, and never written."""
 
 import asyncio
 import json
@@ -23,25 +23,25 @@ from rcnn.report.subject import Subject, read_subject
 from rcnn.report.templating import environment
 
 MAX_RUNS = 200
-"""Runs in the table, the newest ones."""
+"""Number of runs in the table, the newest ones."""
 
 MAX_COMPARED = 2
-"""Runs side by side."""
+"""Number of runs side by side."""
 
 MAX_EPOCHS = 10
-"""Epochs that are listed, the last ones."""
+"""Number of epochs that are listed, the last ones."""
 
 MAX_BYTES = 30 * MB
-"""Bytes of a picture of a run."""
+"""Largest picture of a run that is shown."""
 
 SILENT_SECONDS = 600
-"""A run that has written nothing for this long does not count as training."""
+"""Seconds without a written file after which a run no longer counts as training."""
 
 CHECK_SECONDS = 0.5
 """Seconds between checks of the files."""
 
 CHECKS_PER_BEAT = 20
-"""Checks without a change after which a comment is sent."""
+"""Number of checks without a change after which a comment is sent."""
 
 FILES = (
     "config.yaml",
@@ -54,15 +54,15 @@ FILES = (
     "checkpoints",
     "plots",
 )
-"""A run is read again when one of these is written."""
+"""Files and folders of a run; when one of them is written, the run is read again."""
 
 PICTURES = {
-    "train-batch-1.jpg": "A batch as the network sees it, with augmentation and labels",
+    "train-batch-1.jpg": "A training batch with augmentation and labels, as the network receives it",
     "train-batch-2.jpg": "The next batch",
     "labels.png": "The labels of the training list",
     "val.jpg": "Truth and detections of validation images, at the end",
 }
-"""Files in plots/ that are shown, and what they are."""
+"""Files in plots/ that are shown -> their captions."""
 
 KINDS = {".jpg": ("image/jpeg", b"\xff\xd8\xff"), ".png": ("image/png", b"\x89PNG")}
 """Suffix of a picture -> its type and first bytes."""
@@ -74,16 +74,16 @@ def is_run(folder: Path) -> bool:
 
 
 def holds_runs(folder: Path) -> bool:
-    """Return whether there are runs in this folder."""
+    """Return whether this folder has runs."""
     return folder.is_dir() and any(is_run(path) for path in folder.iterdir())
 
 
 class Runs:
-    """The runs in a folder; pages refer to a run by its number only.
+    """The runs in a folder. Pages refer to a run only by its number.
 
     Args:
-        folder: of run folders; None for none.
-        first: the run that is shown at first; None for the newest.
+        folder: with the folders of runs; None for no runs.
+        first: the run that is shown first; None for the newest.
     """
 
     def __init__(self, folder: Path | None, first: Path | None = None) -> None:
@@ -93,7 +93,7 @@ class Runs:
         self._lock = threading.Lock()
 
     def table(self) -> dict[str, Any]:
-        """Return a row for each run, the newest first, and the number of the one that is shown at first."""
+        """Return a row for each run, the newest first, and the number of the run that is shown first."""
         with self._lock:
             runs = self._list()
             rows = [self._row(number, folder) for number, folder in runs.items()]
@@ -134,7 +134,7 @@ class Runs:
         )
 
     def picture(self, number: int, index: int) -> tuple[bytes, str]:
-        """Return a picture of a run, and its type.
+        """Return a picture of a run and its type.
 
         Raises:
             LookupError: there is no such run or picture.
@@ -151,7 +151,7 @@ class Runs:
         return content, kind
 
     def _list(self) -> dict[int, Path]:
-        """Return number -> folder, the newest first."""
+        """Return number of a run -> its folder, the newest first."""
         try:
             folders = [path for path in self.folder.iterdir() if is_run(path)] if self.folder else []
         except OSError:  # the folder was removed
@@ -160,7 +160,7 @@ class Runs:
         return {self._numbers.setdefault(path, len(self._numbers)): path for _, _, path in dated[:MAX_RUNS]}
 
     def _subject(self, folder: Path) -> Subject:
-        """Return a run as its files describe it now."""
+        """Return a run, read again if its files have changed."""
         stamps = tuple(_stamp(folder / file) for file in FILES)
         known = self._read.get(folder)
         if known is None or known[0] != stamps:
@@ -200,9 +200,9 @@ class Runs:
 
 
 async def events(runs: Runs, ending: threading.Event) -> AsyncIterator[str]:
-    """Yield the table of runs as server-sent events until the server ends: at first, and whenever it changes.
+    """Yield the table of runs as server-sent events: once, and whenever it changes, until the server ends.
 
-    In between there are comments, without which a closed browser would not be noticed.
+    Comments are sent in between, because a closed connection is noticed only by sending.
     """
     last, unchanged = "", 0
     while not ending.is_set():
@@ -217,7 +217,7 @@ async def events(runs: Runs, ending: threading.Event) -> AsyncIterator[str]:
 
 
 def routes(runs: Runs, ending: threading.Event) -> list[Route]:
-    """Return the addresses of the page and their handlers; event streams end when `ending` is set."""
+    """Return the addresses of the page and their handlers. Event streams end when `ending` is set."""
 
     async def stream(_: Request) -> Response:
         return StreamingResponse(events(runs, ending), media_type="text/event-stream")
@@ -226,7 +226,7 @@ def routes(runs: Runs, ending: threading.Event) -> list[Route]:
         """Answer with one run, or two side by side: losses, scores, pictures and settings as HTML."""
         words = request.query_params.get("runs", "").split(",")
         if not all(word.isascii() and word.isdigit() and len(word) < 12 for word in words):
-            raise HTTPException(400, "runs: numbers of runs, with commas.")
+            raise HTTPException(400, "runs: numbers of runs, separated by commas.")
         if len(words) > MAX_COMPARED:
             raise HTTPException(400, f"At most {MAX_COMPARED} runs side by side.")
         try:
@@ -252,7 +252,7 @@ def routes(runs: Runs, ending: threading.Event) -> list[Route]:
 
 
 def _stamp(path: Path) -> int:
-    """Return when a file was written, in nanoseconds; 0 if there is none."""
+    """Return the time at which a file was written, in nanoseconds; 0 without a file."""
     try:
         return path.stat().st_mtime_ns
     except OSError:
@@ -262,8 +262,8 @@ def _stamp(path: Path) -> int:
 def _epochs(subject: Subject) -> dict[str, Any]:
     """Return the last epochs as a table."""
     rows = subject.rows[-MAX_EPOCHS:]
-    every = [("epoch", "epoch", 0), ("train_loss", "training loss", 3), *compared_columns()]
-    columns = [column for column in every if any(_number(row, column[0]) is not None for row in rows)]
+    candidates = [("epoch", "epoch", 0), ("train_loss", "training loss", 3), *compared_columns()]
+    columns = [column for column in candidates if any(_number(row, column[0]) is not None for row in rows)]
     return {
         "headings": [heading for _, heading, _ in columns],
         "rows": [[shown(_number(row, key), digits) for key, _, digits in columns] for row in rows],
@@ -271,6 +271,6 @@ def _epochs(subject: Subject) -> dict[str, Any]:
 
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:
-    """Return a number of an epoch; None if there is none."""
+    """Return a number of an epoch, or None if it is missing."""
     value = row.get(key)
     return value if isinstance(value, float | int) else None

@@ -1,4 +1,4 @@
-"""The server of `rcnn look`: pages for the browser of its user only."""
+"""The server of `rcnn look`, with pages for the browser of its user only."""
 
 import errno
 import signal
@@ -31,10 +31,10 @@ from rcnn.signals import TERMINATION
 
 HERE = Path(__file__).parent
 MAX_PORTS = 50
-"""Number of ports that are tried, from the first one on."""
+"""Number of ports that are tried."""
 
 THREADS = 6
-"""Threads that answer requests; a browser does not send more at a time."""
+"""Number of threads that answer requests; a browser sends no more requests at a time."""
 
 PAGES = {"/pictures": "Pictures", "/explain/0": "Explain", "/labels": "Labels", "/runs": "Runs"}
 """Addresses of the pages -> their names."""
@@ -46,7 +46,7 @@ TEMPLATES = {
     "/labels": ("labels.html", "/labels"),
     "/runs": ("runs.html", "/runs"),
 }
-"""Addresses -> their templates, and which of the pages they are."""
+"""Addresses -> their templates and pages."""
 
 
 def application(
@@ -62,13 +62,13 @@ def application(
     """Return the application with its access control.
 
     Args:
-        album: what the pages show.
-        host: `name:port` that is served.
-        log: called with a line for each wrong request.
-        thumbnails: of its pictures.
+        album: the pictures of the pages.
+        host: `name:port` of the server.
+        log: called with a line for each refused request.
+        thumbnails: of the pictures.
         dropped: folder for pictures that are dropped on the page.
-        review: of its labels.
-        runs: that are shown.
+        review: of the labels.
+        runs: of the page "Runs".
     """
     ending, home = threading.Event(), "/pictures" if album.has_subject else "/runs"
     routes = [
@@ -92,7 +92,7 @@ def bind(host: str, port: int) -> socket.socket:
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for number in range(port, min(port + MAX_PORTS, 65536)):
-        # With the protocol named, asyncio sends at once what it would otherwise delay for up to 40 ms (Nagle).
+        # With this protocol named, asyncio turns off the delay of small packets (Nagle), up to 40 ms.
         bound = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -131,7 +131,7 @@ class LookServer(uvicorn.Server):
         self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *TERMINATION)}
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve with a few threads: each that reads pictures keeps memory of its own."""
+        """Serve with few threads, since each thread that reads pictures holds additional memory."""
         to_thread.current_default_thread_limiter().total_tokens = THREADS
         await super().serve(sockets)
 

@@ -19,23 +19,23 @@ SIDE = 320
 """Longest side of a thumbnail, px."""
 
 MAX_BYTES = 1000 * MB
-"""Bytes of the cache folder."""
+"""Size of the cache folder."""
 
 DECODING = threading.BoundedSemaphore(2)
-"""Limits how many pictures are in memory in their full size at a time."""
+"""Limits the number of pictures that are in memory at full size."""
 
 LARGE_SIDE = 4096
-"""Longest side of a picture that is shown alone, px."""
+"""Longest side of a large picture, px."""
 
 
 class Thumbnails:
-    """Thumbnails in a folder, made at their first request.
+    """Thumbnails in a folder, each made when it is first requested.
 
     Without a writable folder they are made at every request.
 
     Args:
         folder: of the cache.
-        max_bytes: beyond this size the oldest thumbnails are deleted.
+        max_bytes: size of the folder above which the oldest thumbnails are deleted.
     """
 
     def __init__(self, folder: Path, max_bytes: int = MAX_BYTES) -> None:
@@ -76,7 +76,7 @@ class Thumbnails:
                 self._shrink()
 
     def _files(self) -> list[tuple[int, int, Path]]:
-        """Return time, size and path of every thumbnail."""
+        """Return the time, size and path of every thumbnail."""
         files = []
         for path in self.folder.glob("??/*.webp"):
             with suppress(OSError):
@@ -85,7 +85,7 @@ class Thumbnails:
         return files
 
     def _shrink(self) -> None:
-        """Delete the oldest thumbnails until four fifths of the size are left."""
+        """Delete the oldest thumbnails until the folder is below four fifths of its largest size."""
         files = sorted(self._files())
         total = sum(size for _, size, _ in files)
         for _, size, path in files:
@@ -97,7 +97,7 @@ class Thumbnails:
 
 
 def encoded(path: Path, settings: Settings, side: int, kind: str, quality: int) -> bytes:
-    """Return a picture, upright and at most `side` pixels wide and high, as a file of this kind.
+    """Return a picture, upright and at most `side` pixels wide and high, as the content of a file of this kind.
 
     Raises:
         ImageError: it can't be read.
