@@ -47,16 +47,16 @@ def show(tab: Tab, file: Path) -> Iterator[Open]:
 
 
 def test_the_server_sends_the_steps_of_the_library(looked: Looked, explanation: Explanation, tmp_path: Path) -> None:
-    told = client_of(looked.album, tmp_path).get("/api/pictures/1/explain").json()
-    content, arrays, start = gzip.decompress(base64.b64decode(told["arrays"])), {}, 0
-    for name, kind, length in told["layout"]:
+    body = client_of(looked.album, tmp_path).get("/api/pictures/1/explain").json()
+    content, arrays, start = gzip.decompress(base64.b64decode(body["arrays"])), {}, 0
+    for name, kind, length in body["layout"]:
         arrays[name] = np.frombuffer(content, np.dtype(kind), length, start)
         start += arrays[name].nbytes
     assert start == len(content)
-    unit = max(told["width"], told["height"]) / 65535
-    assert told["fault"] == ""
-    assert told["counts"] | {"detections": 0} == explanation.counts() | {"detections": 0}
-    assert told["proposals"] == explanation.proposals.anchor.tolist()
+    unit = max(body["width"], body["height"]) / 65535
+    assert body["fault"] == ""
+    assert body["counts"] | {"detections": 0} == explanation.counts() | {"detections": 0}
+    assert body["proposals"] == explanation.proposals.anchor.tolist()
     np.testing.assert_array_equal(arrays["before"], explanation.before.anchor)
     np.testing.assert_allclose(arrays["moved"].reshape(-1, 4) * unit, explanation.steps.decoded, atol=unit)
     np.testing.assert_allclose(arrays["objectness"] / 65535, explanation.objectness, atol=1e-5)
@@ -66,12 +66,12 @@ def test_the_server_sends_the_steps_of_the_library(looked: Looked, explanation: 
     np.testing.assert_array_equal(arrays["label"], explanation.truth.label)
     for anchor in (0, 5, 1000, len(explanation.anchors) - 1):
         level, row, column, which = explanation.cell_of(anchor)
-        cell, steps = (told["levels"][level][key] for key in ("cell", "steps"))
+        cell, steps = (body["levels"][level][key] for key in ("cell", "steps"))
         box = np.array(cell[which]) + np.array([column * steps[0], row * steps[1]] * 2)
         np.testing.assert_allclose(box, explanation.anchors[anchor], atol=1e-3)
     picture = looked.album.pictures[1]
     again = follow(looked.detector, read_picture(picture.path, looked.detector.settings), picture.truth)
-    assert [one["where"] for one in told["objects"]] == [outcome.where for outcome, _ in again.outcomes]
+    assert [one["where"] for one in body["objects"]] == [outcome.where for outcome, _ in again.outcomes]
 
 
 def test_unsuitable_models_and_pictures_are_reported(looked: Looked, tmp_path: Path) -> None:
@@ -86,9 +86,9 @@ def test_unsuitable_models_and_pictures_are_reported(looked: Looked, tmp_path: P
         fault = client.get("/api/pictures/0/explain").json()["fault"]
         assert text in fault if text else not fault
     album.pictures.append(AlbumImage(tmp_path / "gone.png", "gone.png", "all", None))
-    told = client.get("/api/pictures/1/explain").json()
-    assert "gone.png" in told["fault"]
-    assert str(tmp_path) not in told["fault"]
+    body = client.get("/api/pictures/1/explain").json()
+    assert "gone.png" in body["fault"]
+    assert str(tmp_path) not in body["fault"]
     assert client.get("/api/pictures/2/explain").status_code == 404
 
 
@@ -117,8 +117,8 @@ def test_the_file_shows_nms_cells_and_detections(explanation: Explanation, show:
     level, row, column, which = explanation.cell_of(
         int(explanation.proposals.anchor[explanation.detections.proposal[1]])
     )
-    told = page.locator("#panel dd").all_inner_texts()
-    assert told[1:] == [f"{which}", f"row {row}, column {column}", f"stride {explanation.strides[level]}"]
+    facts = page.locator("#panel dd").all_inner_texts()
+    assert facts[1:] == [f"{which}", f"row {row}, column {column}", f"stride {explanation.strides[level]}"]
     page.get_by_role("button", name="Show this cell").click()
     assert page.locator("#panel dd").first.inner_text() == f"row {row}, column {column}"
     page.wait_for_url("**#show=cells*")

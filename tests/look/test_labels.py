@@ -145,17 +145,17 @@ def test_suggestions_are_those_of_why_and_change_their_own_label() -> None:
 
 def test_accepted_suggestions_alone_are_written_to_a_copy(desk: Desk, album: Album, tmp_path: Path) -> None:
     before = fingerprint(tmp_path / "data")
-    told = desk.state()
-    assert told["waiting"] == 8
-    assert [one["kind"] for one in told["suggestions"]] == [kind for kind, _ in EXPECTED for _ in range(2)]
-    assert {one["text"] for one in told["suggestions"]} == set(SUGGESTIONS.values())
+    state = desk.state()
+    assert state["waiting"] == 8
+    assert [one["kind"] for one in state["suggestions"]] == [kind for kind, _ in EXPECTED for _ in range(2)]
+    assert {one["text"] for one in state["suggestions"]} == set(SUGGESTIONS.values())
     for verdict in ("wrong", "skip"):
-        told = desk.judge(told["suggestions"][0], verdict)
+        state = desk.judge(state["suggestions"][0], verdict)
     assert not (tmp_path / "copy").exists()
     missing = next(one for one in desk.state()["suggestions"] if one["kind"] == "wrong_class" and one["picture"] == 0)
-    told = desk.judge(missing, "right")
-    assert (told["waiting"], told["verdicts"]) == (5, {"right": 1, "wrong": 1, "skip": 1})
-    assert told["folder"] == str(tmp_path / "copy")
+    state = desk.judge(missing, "right")
+    assert (state["waiting"], state["verdicts"]) == (5, {"right": 1, "wrong": 1, "skip": 1})
+    assert state["folder"] == str(tmp_path / "copy")
     copy = desk.copy()
     assert same(copy, album.sets[0], but=0)
     assert not copy.faults
@@ -170,8 +170,8 @@ def test_undo_reverts_one_verdict_after_the_other(desk: Desk, album: Album) -> N
     desk.judge(first, "right")
     desk.judge(second, "right")
     assert [len(desk.copy(split).records[0].labels) for split in ("train", "val")] == [5, 5]
-    told = desk.undo()
-    assert key_of(told["suggestions"][0]) == key_of(second)
+    state = desk.undo()
+    assert key_of(state["suggestions"][0]) == key_of(second)
     assert [len(desk.copy(split).records[0].labels) for split in ("train", "val")] == [5, 4]
     desk.undo()
     assert same(desk.copy(), album.sets[0])
@@ -183,8 +183,8 @@ def test_a_copy_that_can_not_be_written_changes_nothing(desk: Desk) -> None:
     suggestion = desk.state()["suggestions"][0]
     with FULL_DISK:
         assert "No space left" in desk.judge(suggestion, "right")["error"]
-    told = desk.state()
-    assert (told["verdicts"]["right"], told["folder"]) == (0, "")
+    state = desk.state()
+    assert (state["verdicts"]["right"], state["folder"]) == (0, "")
     assert desk.judge(suggestion, "right")["verdicts"]["right"] == 1
 
 
@@ -233,18 +233,18 @@ def test_rejected_suggestions_do_not_return_until_undo(start_server: Start, tmp_
         first.judge(suggestion, verdict)
     assert len(stored(tmp_path)) == 3
     again = start_server()
-    told = again.state()
-    assert (told["waiting"], told["verdicts"]) == (5, {"right": 0, "wrong": 2, "skip": 1})
-    assert told["note"] == ""
-    assert key_of(told["suggestions"][0]) == key_of(suggestions[2])
-    again.judge(told["suggestions"][-1], "skip")
+    state = again.state()
+    assert (state["waiting"], state["verdicts"]) == (5, {"right": 0, "wrong": 2, "skip": 1})
+    assert state["note"] == ""
+    assert key_of(state["suggestions"][0]) == key_of(suggestions[2])
+    again.judge(state["suggestions"][-1], "skip")
     left = ((2, 1), (1, 1), (1, 0), (0, 0))
-    expected = (told["suggestions"][-1], suggestions[3], suggestions[1], suggestions[0])
+    expected = (state["suggestions"][-1], suggestions[3], suggestions[1], suggestions[0])
     for number, (counts, suggestion) in enumerate(zip(left, expected, strict=True)):
-        told = again.undo()
-        assert (told["verdicts"]["wrong"], told["verdicts"]["skip"]) == counts
-        assert key_of(told["suggestions"][0])[:1] == key_of(suggestion)[:1]
-        assert told["suggestions"][0]["box"] == suggestion["box"]
+        state = again.undo()
+        assert (state["verdicts"]["wrong"], state["verdicts"]["skip"]) == counts
+        assert key_of(state["suggestions"][0])[:1] == key_of(suggestion)[:1]
+        assert state["suggestions"][0]["box"] == suggestion["box"]
         assert len(stored(tmp_path)) == 3 - number
     assert again.client.post("/api/labels/undo", headers=SAME).status_code == 409
     assert start_server().state()["waiting"] == 8
@@ -257,9 +257,9 @@ def test_rejected_suggestions_do_not_return_for_the_copy_and_another_detector(
     for verdict in ("wrong", "wrong", "right"):
         first.judge(first.state()["suggestions"][0], verdict)
     moved = [([side + 1 for side in box], label, score) for box, label, score in SEEN]
-    told = start_server(album_of(looked, tmp_path / "copy", moved)).state()
-    assert told["verdicts"] == {"right": 0, "wrong": 2, "skip": 0}
-    assert told["waiting"] == 5
+    state = start_server(album_of(looked, tmp_path / "copy", moved)).state()
+    assert state["verdicts"] == {"right": 0, "wrong": 2, "skip": 0}
+    assert state["waiting"] == 5
 
 
 def test_a_suggestion_is_recognised_by_kind_class_and_box() -> None:
@@ -299,10 +299,10 @@ def test_a_damaged_file_is_renamed_and_reported(content: bytes, start_server: St
     (file,) = (tmp_path / "verdicts").iterdir()
     for number in (1, 2):
         file.write_bytes(content)
-        told = start_server().state()
+        state = start_server().state()
         renamed = file.with_name(f"{file.stem}.damaged-{number}.json")
-        assert told["waiting"] == 8
-        assert str(renamed) in told["note"]
+        assert state["waiting"] == 8
+        assert str(renamed) in state["note"]
         assert renamed.read_bytes() == content
         assert not file.exists()
     again = start_server()
@@ -314,11 +314,11 @@ def test_a_damaged_file_is_renamed_and_reported(content: bytes, start_server: St
 def test_verdicts_that_can_not_be_stored_hold_until_the_server_ends(desk: Desk) -> None:
     first, second = desk.state()["suggestions"][:2]
     with FULL_DISK:
-        told = desk.judge(first, "wrong")
-        assert "No space left" in told["note"]
-        assert told["waiting"] == 7
-    told = desk.judge(second, "wrong")
-    assert (told["waiting"], told["note"]) == (6, "")
+        state = desk.judge(first, "wrong")
+        assert "No space left" in state["note"]
+        assert state["waiting"] == 7
+    state = desk.judge(second, "wrong")
+    assert (state["waiting"], state["note"]) == (6, "")
 
 
 def test_two_servers_keep_the_verdicts_of_each_other(start_server: Start, tmp_path: Path) -> None:
@@ -353,9 +353,9 @@ def test_a_new_server_has_the_same_suggestions_left(album: Album, steps: list[st
             elif step == "undo" and verdicts:
                 key, _ = verdicts.popitem()
                 assert desk.undo() == key
-            told = desk.state()
-            assert [key_of(one) for one in told["suggestions"]] == [key for key in everything if key not in verdicts]
-            assert sum(told["verdicts"].values()) == len(verdicts)
+            state = desk.state()
+            assert [key_of(one) for one in state["suggestions"]] == [key for key in everything if key not in verdicts]
+            assert sum(state["verdicts"].values()) == len(verdicts)
 
 
 @pytest.fixture

@@ -123,20 +123,20 @@ def test_a_hundred_wrong_requests_get_4xx_and_a_line_each(site: Site) -> None:
 def test_detections_are_those_of_a_prediction_with_this_nms(site: Site, index: int, nms: float | None) -> None:
     detector, picture = site.album.detector, site.album.pictures[index]
     assert detector is not None
-    told = site.client.get(f"/api/pictures/{index}", params={} if nms is None else {"nms": nms}).json()
+    body = site.client.get(f"/api/pictures/{index}", params={} if nms is None else {"nms": nms}).json()
     other = detector if nms is None else detector.with_settings([f"roi.nms={nms}"])
     (result,) = other.predict(str(picture.path), score=0)
     assert len(result) > 1
     for key, column in {"box": result.boxes, "score": result.scores, "label": result.labels}.items():
-        assert [one[key] for one in told["detections"]] == column.tolist()
+        assert [one[key] for one in body["detections"]] == column.tolist()
     assert picture.truth is not None
     prediction = Prediction(result.boxes, result.scores, result.labels)
     for threshold in (0.0, float(np.median(result.scores)), 0.9):
         judged = judge(index, picture.truth, prediction, threshold)
-        sure = [one for one in told["detections"] if one["score"] >= np.float32(threshold) and not one["ignored"]]
+        sure = [one for one in body["detections"] if one["score"] >= np.float32(threshold) and not one["ignored"]]
         assert [one["object"] >= 0 for one in sure] == judged.right.tolist()
-        lost = set(range(len(told["truth"]))) - {one["object"] for one in sure}
-        assert sorted(row for row in lost if not told["truth"][row]["ignore"]) == judged.lost.tolist()
+        lost = set(range(len(body["truth"]))) - {one["object"] for one in sure}
+        assert sorted(row for row in lost if not body["truth"][row]["ignore"]) == judged.lost.tolist()
         assert all(bool(one["kind"]) == (one["object"] < 0) for one in sure)
 
 
@@ -183,10 +183,10 @@ def test_a_dropped_picture_is_predicted(site: Site) -> None:
     assert detector is not None
     answer = site.client.post("/api/pictures", content=content, headers={**SAME, "x-name": "%3Cb%3Ea%0A.png"})
     assert answer.status_code == 201
-    told = site.client.get(f"/api/pictures/{answer.json()['index']}").json()
-    assert told["name"].startswith("<b>a")
+    body = site.client.get(f"/api/pictures/{answer.json()['index']}").json()
+    assert body["name"].startswith("<b>a")
     (result,) = detector.predict(Image.open(io.BytesIO(content)), score=0)
-    assert [one["box"] for one in told["detections"]] == result.boxes.tolist()
+    assert [one["box"] for one in body["detections"]] == result.boxes.tolist()
     dropped = site.client.get("/api/pictures", params={"list": "dropped"}).json()["indices"]
     assert dropped == [answer.json()["index"]]
 

@@ -52,10 +52,10 @@ def row_of(epoch: int) -> str:
 
 def test_the_table_shows_the_content_of_the_files(folder: Path, tmp_path: Path) -> None:
     client = runs_client(folder, tmp_path)
-    told = client.get("/api/runs").json()
-    assert [one["name"] for one in told["runs"]] == [NAME, "shapes-1"]
-    assert told["first"] == told["runs"][0]["run"]
-    for one in told["runs"]:
+    body = client.get("/api/runs").json()
+    assert [one["name"] for one in body["runs"]] == [NAME, "shapes-1"]
+    assert body["first"] == body["runs"][0]["run"]
+    for one in body["runs"]:
         assert (one["state"], one["epochs"], one["planned"], one["note"]) == ("ended", 2, 2, "")
         assert (one["best"], one["last"]) == (0.6, 0.6)
     assert Runs(folder, folder / "shapes-1").table()["first"] == 1

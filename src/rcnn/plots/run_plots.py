@@ -179,8 +179,8 @@ def _class_bars(axes: "Axes", counts: np.ndarray, names: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
     inks = [PALETTE[k % len(PALETTE)] for k in shown] if len(order) <= MAX_COLOURS else PALETTE[0]
     axes.barh(range(len(shown)), counts[shown], color=inks)
-    for place, count in enumerate(counts[shown]):
-        axes.text(count, place, f" {count}", va="center", fontsize=7)
+    for row, count in enumerate(counts[shown]):
+        axes.text(count, row, f" {count}", va="center", fontsize=7)
     axes.set_yticks(range(len(shown)), [short(names[int(k)]) for k in shown], fontsize=8 if len(shown) < 16 else 6.5)
     axes.margins(x=0.12)
     axes.set_ylim(max(len(shown), MIN_BARS) - 0.4, -0.6)
@@ -229,8 +229,8 @@ def _class_lines(
     named = order if len(order) <= MAX_COLOURS else np.concatenate((order[:3], order[-3:]))
     for label in np.setdiff1d(order, named):
         axes.plot(x, y[label], color="#D5D5D5", linewidth=0.7)
-    for place, label in enumerate(named):
-        ink = PALETTE[label % len(PALETTE)] if len(order) <= MAX_COLOURS else PALETTE[place]
+    for rank, label in enumerate(named):
+        ink = PALETTE[label % len(PALETTE)] if len(order) <= MAX_COLOURS else PALETTE[rank]
         axes.plot(x, y[label], color=ink, linewidth=1.4, label=f"{short(names[int(label)])}  {value[label]:.2f}")
     if len(order) > 1:
         mean = y[order].mean(axis=0)

@@ -99,7 +99,7 @@ def score_chart(runs: Runs) -> Markup | None:
 def f1_chart(scores: Scores) -> Markup:
     """Return F1 of each class against the threshold, with a line to drag."""
     counted = count(scores.classes)
-    (x, top), (_, bottom) = PLANE.place(scores.threshold, 1), PLANE.place(0, 0)
+    (x, top), (_, bottom) = PLANE.position(scores.threshold, 1), PLANE.position(0, 0)
     mark = Markup('<path class="mark" d="M0 {:.1f}V{:.1f}" transform="translate({:.1f} 0)"/>').format(top, bottom, x)
     across = np.broadcast_to(THRESHOLDS, counted.f1.shape)
     return chart(
@@ -117,7 +117,7 @@ def precision_recall_chart(scores: Scores) -> Markup:
     dots = []
     for index, (row, ink) in enumerate(zip(rows, inks, strict=True)):
         if row.recall is not None and row.precision is not None and ink != REST:
-            x, y = PLANE.place(row.recall, row.precision)
+            x, y = PLANE.position(row.recall, row.precision)
             dot = '<circle class="dot {}" data-row="{}" cx="{:.1f}" cy="{:.1f}" r="5"/>'
             dots.append(Markup(dot).format(ink, index, x, y))
     mean = rows[-1]
@@ -136,7 +136,7 @@ def slider_data(scores: Scores) -> dict[str, Any]:
     The bins of a class are one list of three numbers per bin: the steps from the bin before, and its right and wrong
     detections.
     """
-    (left, bottom), (right, top) = PLANE.place(0, 0), PLANE.place(1, 1)
+    (left, bottom), (right, top) = PLANE.position(0, 0), PLANE.position(1, 1)
     return {
         "steps": len(THRESHOLDS),
         "threshold": threshold_index(scores.threshold),

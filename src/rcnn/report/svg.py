@@ -42,7 +42,7 @@ class Axes(NamedTuple):
     x: tuple[float, float]
     y: tuple[float, float]
 
-    def place(self, x: float, y: float) -> tuple[float, float]:
+    def position(self, x: float, y: float) -> tuple[float, float]:
         """Return where a point lies in the picture."""
         across = (x - self.x[0]) / (self.x[1] - self.x[0])
         up = (y - self.y[0]) / (self.y[1] - self.y[0])
@@ -111,13 +111,13 @@ def short(name: str, max_length: int = 32) -> str:
 def _grid(axes: Axes) -> Markup:
     """Return the lines, numbers and titles of both axes."""
     parts = []
-    (left, bottom), (right, top) = axes.place(axes.x[0], axes.y[0]), axes.place(axes.x[1], axes.y[1])
+    (left, bottom), (right, top) = axes.position(axes.x[0], axes.y[0]), axes.position(axes.x[1], axes.y[1])
     line, number = '<path class="grid" d="M{:.1f} {:.1f}', '<text class="tick {}" x="{:.1f}" y="{:.1f}">{:g}</text>'
     for value in ticks(*axes.y):
-        _, y = axes.place(axes.x[0], value)
+        _, y = axes.position(axes.x[0], value)
         parts.append(Markup(line + 'H{:.1f}"/>' + number).format(left, y, right, "end", left - 5, y + 4, value))
     for value in ticks(*axes.x, whole=axes.x[1] > 1):
-        x, _ = axes.place(value, axes.y[0])
+        x, _ = axes.position(value, axes.y[0])
         parts.append(Markup(line + 'V{:.1f}"/>' + number).format(x, bottom, top, "middle", x, bottom + 14, value))
     title = Markup('<text class="tick middle" x="{:.1f}" y="{}">{}</text>')
     turned = Markup('<text class="tick middle" transform="translate(11 {:.1f}) rotate(-90)">{}</text>')
@@ -130,7 +130,7 @@ def _grid(axes: Axes) -> Markup:
 
 def _path(axes: Axes, line: Line) -> Markup:
     """Return a line, with a dot on each of its points unless there are many."""
-    points = [axes.place(x, y) for x, y in line.points]
+    points = [axes.position(x, y) for x, y in line.points]
     path = "M" + "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     dot = Markup('<circle cx="{:.1f}" cy="{:.1f}" r="2.5" class="fill {}"/>')
     dots = [dot.format(x, y, line.ink) for x, y in points] if len(points) <= 30 else []
