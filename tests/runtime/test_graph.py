@@ -55,7 +55,7 @@ def changed(**changes: Any) -> dict[str, str]:
         (changed(interface="9" * 1000), r"of version 9{80}\.\.\., this"),
         (changed(settings=3), "holds a graph, but not a detector of this version of rcnn"),
         (changed(settings={"modle": {}}), "unknown setting `modle`; did you mean `model`"),
-        (changed(settings={"model": {"backbone": "timm/hf-hub:a/b"}}), "no address or path is opened"),
+        (changed(settings={"model": {"backbone": "timm/hf-hub:a/b"}}), "addresses and paths are not opened"),
         (changed(names=["a"]), "2 category ids for 1 classes"),
         (changed(size=[64]), "holds a graph, but not a detector"),
         (changed(size=[64, 10**9]), "less than or equal to 16384"),

@@ -153,7 +153,7 @@ def test_hostile_entries_are_refused(folder: Path, suffix: str) -> None:
     entry = json.loads(entries(one)[ENTRY])
     for changes, message in (
         ({"interface": 2}, "inputs and outputs of version 2"),
-        ({"settings": {"model": {"backbone": "timm/hf-hub:user/x"}}}, "no address or path is opened"),
+        ({"settings": {"model": {"backbone": "timm/hf-hub:user/x"}}}, "addresses and paths are not opened"),
         ({"settings": {"roi": {"detections": 10**12}}}, "less than or equal to 10000"),
         ({"size": [32, 10**9]}, "less than or equal to 16384"),
     ):
