@@ -48,7 +48,7 @@ def test_filter_keeps_the_best_matching_boxes() -> None:
 
 
 def test_filter_names_unknown_classes() -> None:
-    with pytest.raises(ValueError, match=r"unknown classes horse; this detector knows cat, dog"):
+    with pytest.raises(ValueError, match=r"unknown classes horse; the detector has cat, dog"):
         result().filter(classes=["dog", "horse"])
 
 

@@ -110,17 +110,17 @@ def wrapped(text: str, width: int) -> str:
 
 
 def check_number(name: str, value: Any, low: float, high: float = math.inf, *, kind: type = Real) -> None:
-    """Check an argument that is a number in a range, both ends included.
+    """Check that an argument is a number in a range, including both ends.
 
     Args:
-        name: of the argument.
-        value: of the argument.
-        low: smallest value.
-        high: largest value.
-        kind: `numbers.Real`, or `Integral` for a whole number.
+        name: name of the argument.
+        value: value of the argument.
+        low: smallest allowed value.
+        high: largest allowed value.
+        kind: `numbers.Real`, or `Integral` for an integer.
 
     Raises:
-        SettingsError: it is no such number, or is outside the range.
+        SettingsError: the value is not such a number, or is outside the range.
     """
     if not isinstance(value, kind) or isinstance(value, bool) or not low <= value <= high:  # NaN is in no range
         what = "a whole number" if kind is Integral else "a number"

@@ -75,7 +75,7 @@ def val(
     Raises:
         WeightsError: as for `rcnn.load`.
         SettingsError: losses are requested for an exported file, `batch` is below 1, or `on_fault` is unknown.
-        DataError: the data can't be read, or contains a class that the detector does not know.
+        DataError: the data can't be read, or contains a class that the detector does not have.
     """
     check_number("batch", batch, 1, kind=Integral)  # before anything is read
     detector = load(detector) if isinstance(detector, str | Path) else detector

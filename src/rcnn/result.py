@@ -134,7 +134,7 @@ class Result:
 
         Raises:
             SettingsError: `score` is not in [0, 1], or `top` is negative.
-            ValueError: the detector does not know one of the classes.
+            ValueError: the detector does not have one of the classes.
         """
         if score is not None:
             check_number("score", score, 0, 1)
@@ -145,7 +145,7 @@ class Result:
             keep &= self.scores >= np.float32(score)
         if classes is not None:
             if unknown := sorted(set(classes) - set(self.names)):
-                raise ValueError(f"unknown classes {', '.join(unknown)}; this detector knows {', '.join(self.names)}")
+                raise ValueError(f"unknown classes {', '.join(unknown)}; the detector has {', '.join(self.names)}")
             keep &= np.isin(self.labels, [self.names.index(name) for name in classes])
         index = np.flatnonzero(keep)[:top]
         features = None if self.features is None else self.features[index]
