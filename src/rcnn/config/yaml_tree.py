@@ -104,7 +104,7 @@ class _Bounded(Composer):
             before = first.setdefault((key.tag, key.value), (key, value))
             if before[0] is not key:
                 line, earlier = key.start_mark.line + 1, before[0].start_mark.line + 1
-                message = f"the key `{key.value}` is there twice, first on line {earlier}"
+                message = f"the key `{key.value}` occurs twice, first on line {earlier}"
                 if not _same(before[1], value):
                     raise MalformedYaml(line, f"{message}, with different values; keep one of the two")
                 self.repeated.append(f"{message}, with the same value")

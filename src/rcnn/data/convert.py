@@ -22,7 +22,7 @@ def convert(data: Dataset | Sequence[Dataset], format: str, out: str | Path) -> 
         raise SettingsError(f"unknown format `{format}`; choose {', '.join(FORMATS)}")
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise SettingsError(f"{out}: something is there already; give a new or empty folder")
+        raise SettingsError(f"{out}: the folder is not empty; give a new or empty folder")
     if out.resolve().is_relative_to(datasets[0].root.resolve()):
         raise SettingsError(f"{out}: lies inside the data set {datasets[0].root}, which is never written to")
     out.mkdir(parents=True, exist_ok=True)

@@ -96,7 +96,7 @@ def check_new(path: Path) -> Path:
         raise SettingsError(f"{path}: the name must end in {' or '.join(graph_files.FORMATS)}")
     for file in files_of(path):
         if os.path.lexists(file):
-            raise SettingsError(f"{file} is there already; move it away or give another name")
+            raise SettingsError(f"{file} already exists; move it away or give another name")
     return path
 
 
