@@ -14,7 +14,7 @@ HOSTILE = {
     "deep blocks": ("- " * 1500 + "a", "nested more than 100 deep"),
     "many values": ("- a\n" * 100_001, "more than 100,000 values"),
     "long": ("# " + "a" * 1_000_000, "1,000,002 characters are more than 1,000,000"),
-    "a key twice": ("a: 1\nb: 2\na: 3", "the key `a` is there twice, first on line 1, with different values"),
+    "a key twice": ("a: 1\nb: 2\na: 3", "the key `a` occurs twice, first on line 1, with different values"),
     "no yaml": ("a: [1", "expected ',' or ']'"),
     "a zero byte": ("a\0", "unacceptable character #x0000"),
     "two documents": ("a: 1\n---\nb: 2", "another document"),
@@ -65,4 +65,4 @@ def test_scalars_can_be_read_as_text() -> None:
 def test_keys_repeated_with_equal_values_are_reported() -> None:
     repeated: list[str] = []
     assert load("a: [1, {b: c}]\nb: 2\na: [1, {b: c}]", repeated=repeated) == {"a": [1, {"b": "c"}], "b": 2}
-    assert repeated == ["the key `a` is there twice, first on line 1, with the same value"]
+    assert repeated == ["the key `a` occurs twice, first on line 1, with the same value"]

@@ -64,6 +64,6 @@ def test_convert_writes_sound_data_with_the_same_lists(run: Run, data: Path, for
 def test_convert_writes_only_into_new_folders(run: Run, data: Path, tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken/mine.txt").touch()
-    for out, message in (("taken", "something is there already"), ("shapes/copy", "lies inside the data set")):
+    for out, message in (("taken", "the folder is not empty"), ("shapes/copy", "lies inside the data set")):
         run.fails(2, message, "data", "convert", data, "--to", "coco", "--out", out)
     assert not (data / "copy").exists()

@@ -147,7 +147,7 @@ def test_a_folder_that_is_not_empty_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/mine.txt").write_text("keep")
     for form, folder, reason in (
-        ("yolo", "out", "something is there already"),
+        ("yolo", "out", "the folder is not empty"),
         ("yolo", "d/yolo", "inside the data set"),
         ("json", "new", "choose voc, coco, yolo, csv"),
     ):

@@ -119,8 +119,8 @@ def test_python_refuses_the_files_that_the_command_refuses(tmp_path: Path) -> No
     (tmp_path / "net.bin").touch()
     for name, message in (
         ("net.pth", r"the name must end in \.onnx or \.xml"),
-        ("net.onnx", r"net\.onnx is there already; move it away or give another name"),
-        ("net.xml", r"net\.bin is there already"),
+        ("net.onnx", r"net\.onnx already exists; move it away or give another name"),
+        ("net.xml", r"net\.bin already exists"),
     ):
         with pytest.raises(SettingsError, match=message):
             rcnn.export(detector, tmp_path / name)

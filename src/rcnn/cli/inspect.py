@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from rcnn.cli import arguments, screen
-from rcnn.config import dump
+from rcnn.config import Train, dump
 from rcnn.errors import cell, plural
 
 if TYPE_CHECKING:
@@ -104,7 +104,7 @@ def _detector(metadata: "Metadata") -> dict[str, Any]:
         "training": {
             "data": settings["data"]["path"],
             **{name: settings["train"][name] for name in ("init", "epochs", "batch", "seed")},
-            "length": metadata.settings.train.length,
+            **({"steps": settings["train"]["steps"]} if settings["train"]["steps"] else {}),
             "summary": metadata.summary,
         },
         "licence": metadata.licence,
@@ -133,6 +133,7 @@ def _lines(document: dict[str, Any]) -> dict[str, str]:
     neck = f"pyramid levels {_list(model['levels'])} of {model['channels']} channels" if model["neck"] == "fpn" else ""
     picture, training = document["settings"]["preprocess"], document["training"]
     summary = ", ".join(f"{key} {cell(value)}" for key, value in training["summary"].items())
+    length = Train(epochs=training["epochs"], steps=training.get("steps", ())).length
     parts = (model["preset"], f"backbone {model['backbone']}", neck, f"head {roi['head']}")
     lines = {
         "architecture": ", ".join(filter(None, parts)),
@@ -141,7 +142,7 @@ def _lines(document: dict[str, Any]) -> dict[str, str]:
         f"std {_list(picture['std'])}, {picture['resize']}",
         "anchors": f"sizes {'; '.join(map(_list, anchors['sizes']))}; {anchors['ratio']} {_list(anchors['ratios'])}",
         "threshold": cell(document["threshold"]),
-        "training": f"data {training['data'] or 'unknown'}, from {training['init']}, {training['length']}"
+        "training": f"data {training['data'] or 'unknown'}, from {training['init']}, {length}"
         + (f"; these weights: {summary}" if summary else ""),
         "licence": f"of the data: {document['licence'] or 'unknown'}",
     }

@@ -96,7 +96,7 @@ IMAGES = "train: images/train\nval: images/train\n"
         ("train: {a: b}\nnames: [cat, dog]\n", "`train` must be a path"),
         ("names: [cat, dog]\n", "it names no existing train, val or test"),
         ("train: [images/train\nnames: [cat, dog]\n", r"data\.yaml:2: malformed yaml"),
-        ("train: images/train\nnames: [cat, dog]\ntrain: images/val\n", r"yaml:3: .*`train` is there twice, first"),
+        ("train: images/train\nnames: [cat, dog]\ntrain: images/val\n", r"yaml:3: .*`train` occurs twice, first"),
     ],
 )
 def test_a_faulty_yaml_is_refused_with_the_reason(tmp_path: Path, text: str, reason: str) -> None:
