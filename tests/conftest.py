@@ -5,6 +5,7 @@ Tests that want a GPU are skipped where there is none. Those that leave threads 
 
 import gc
 import os
+import signal
 from functools import cache
 from pathlib import Path
 
@@ -27,6 +28,15 @@ LAST = [
 
 The first forks a process for a file before there are any; then come the long ones.
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def default_signals() -> None:
+    """Restore the default handlers, since a shell makes commands that it starts in the background ignore signals."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_DFL)
 
 
 @pytest.fixture

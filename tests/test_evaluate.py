@@ -62,7 +62,7 @@ def test_11_point_ap_replaces_the_voc_area_and_not_coco_ap(detector: Detector, d
 
 
 def test_a_model_without_classes_has_no_11_point_ap() -> None:
-    with pytest.raises(SettingsError, match="is a rule of VOC's AP, and a model that only"):
+    with pytest.raises(SettingsError, match="is a rule for VOC's AP, but a model that only"):
         settings_of("mobilenet-fpn", ["roi.head=none", "val.voc_ap=11-point"])
     assert settings_of("mobilenet-one-stage", ["val.voc_ap=11-point"]).val.voc_ap == "11-point"
 

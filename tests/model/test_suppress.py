@@ -84,7 +84,7 @@ def test_views_are_merged_with_the_scores_of_the_suppressor():
     halves = (slice(20), slice(20, None))
     parts = [Result(boxes[half], scores[half], labels[half], ("a", "b"), None, (90, 90)) for half in halves]
     views = (View(0, 0, 90, 90, (90, 90)),) * 2
-    merged = pool(parts, views, (90, 90), SoftNMS(min_score=0.0), 15).result
+    merged = pool(parts, views, (90, 90), SoftNMS(min_score=0.0), 15)[0]
     chosen, expected = naive(boxes, scores, labels, 15)
     np.testing.assert_allclose(merged.scores, expected, rtol=1e-4)
     np.testing.assert_array_equal(merged.boxes, boxes[chosen])
