@@ -100,7 +100,7 @@ def test_ranks_that_do_not_fit_are_refused_before_work_starts(tmp_path: Path, ru
         assert "513 is larger than the rank of fc6 of 512 x " in outcome.err
     outcome = run("export", tmp_path / "net.safetensors", "--format", "torchvision", "predict.svd=[8, 8]")
     assert outcome.code == 2
-    assert "torchvision's names are those of whole layers" in outcome.err
+    assert "torchvision has no names for factored layers" in outcome.err
     data = sets.voc(tmp_path / "voc", {name: [("cat", (3, 4, 30, 32))] for name in "abcd"})
     words = ["roi.hidden=16", "predict.svd=[17, 8]"]
     options: dict[str, Any] = {"init": "none", "device": "cpu", "quiet": True, "workers": 0}
