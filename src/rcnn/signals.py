@@ -1,6 +1,6 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: what is finished is kept, and the exit code names the signal.
+"""SIGTERM and SIGHUP end a command as Ctrl-C does: finished work is kept, and the exit code depends on the signal.
 
-A signal that the parent process set to be ignored, as `nohup` does, stays ignored. A handler of the caller stays too.
+Signals that the parent process ignores, as with `nohup`, stay ignored. Handlers of the caller are not replaced.
 """
 
 import signal
@@ -16,7 +16,7 @@ class Terminated(KeyboardInterrupt):
     """The process was told to end by SIGTERM or SIGHUP.
 
     Attributes:
-        exit_code: 128 and the number of the signal, as shells have it.
+        exit_code: 128 plus the number of the signal, as shells report it.
     """
 
     def __init__(self, number: int) -> None:
@@ -44,15 +44,14 @@ def termination_interrupts() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = {number: signal.getsignal(number) for number in TERMINATION}
-    replaced = {number: handler for number, handler in previous.items() if handler is signal.SIG_DFL}
+    replaced = [number for number in TERMINATION if signal.getsignal(number) is signal.SIG_DFL]
     for number in replaced:
         signal.signal(number, _terminate)
     try:
         yield
     finally:
-        for number, handler in replaced.items():
-            signal.signal(number, handler)
+        for number in replaced:
+            signal.signal(number, signal.SIG_DFL)
 
 
 @contextmanager

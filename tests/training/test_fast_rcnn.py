@@ -98,7 +98,7 @@ def test_all_faults_of_the_proposals_are_reported_before_the_run_starts(data: Pa
     first, second, *_ = proposals
     proposals[first][3][2] = 97.5
     proposals[second][1][0] = float("nan")
-    proposals["images/train/nobody.jpg"] = [[0, 0, 5, 5]]
+    proposals["images/train/missing.jpg"] = [[0, 0, 5, 5]]
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps(proposals))
     with pytest.raises(DataError) as error:
@@ -108,7 +108,7 @@ def test_all_faults_of_the_proposals_are_reported_before_the_run_starts(data: Pa
     assert lines[1].startswith(f"{bad}: image `{first}`, row 4: the box (")
     assert lines[1].endswith("is outside the image of 96 x 64 pixels")
     assert lines[2].startswith(f"{bad}: image `{second}`, row 2: the box (nan, ")
-    assert lines[3].startswith(f"{bad}: image `images/train/nobody.jpg`, row 1: the data has no such image")
+    assert lines[3].startswith(f"{bad}: image `images/train/missing.jpg`, row 1: the data has no such image")
     assert not (tmp_path / "runs").exists()
 
 

@@ -1,7 +1,7 @@
 """The command line `rcnn`: commands, exit codes, and errors as sentences instead of tracebacks.
 
 Exit codes: 0 success; 1 failure while running; 2 wrong command line or setting; 3 faulty data; 4 unusable weights;
-130 interrupted.
+130 interrupted by Ctrl-C, 143 by SIGTERM, 129 by SIGHUP.
 """
 
 import ctypes

@@ -1,8 +1,8 @@
 """One owner per run folder: a second training of the same run is refused.
 
-The owner holds a POSIX record lock on a file in the folder, which ends with its process, however that ends. Forked
-loader workers do not inherit it. Some network file systems grant such locks per host, so the owner also touches the
-file at intervals. On another host, a file that was touched recently counts as a lock.
+The owner holds a POSIX record lock on a file in the folder, which the system releases when the process ends for any
+reason. Forked loader workers do not inherit it. Some network file systems grant such locks per host, so the owner also
+touches the file at intervals. On another host, a file that was touched recently counts as a lock.
 """
 
 import contextlib
