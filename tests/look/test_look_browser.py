@@ -12,7 +12,7 @@ import uvicorn
 
 from rcnn.look.album import Album
 from rcnn.look.guard import Guard
-from rcnn.look.server import bind
+from rcnn.look.server import LookServer, bind
 from rcnn.metrics.types import Prediction
 from rcnn.report.gallery import judge
 from tests.pages import HOSTILE, Looked, Tab, assert_accessible, assert_fits, guarded, png
@@ -36,7 +36,7 @@ def start(album: Album, folder: Path, runs: Path | None = None) -> Served:
     bound = bind("127.0.0.1", 21000)
     host = f"127.0.0.1:{bound.getsockname()[1]}"
     guard = guarded(album, folder, host, runs=runs)
-    server = uvicorn.Server(uvicorn.Config(guard, log_level="error", ws="none", lifespan="off", access_log=False))
+    server = LookServer(guard)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     thread.start()
     while not server.started:

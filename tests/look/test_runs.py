@@ -16,6 +16,7 @@ from starlette.testclient import TestClient
 from rcnn.look import runs as runs_page
 from rcnn.look.album import Album
 from rcnn.look.runs import PICTURES, Runs, events
+from rcnn.look.threads import FewThreads
 from rcnn.report.charts import shown
 from tests.pages import HOST, HOSTILE, Made, Tab, assert_accessible, assert_fits, client_of
 
@@ -126,7 +127,7 @@ def test_events_follow_changes_until_the_server_ends(folder: Path, monkeypatch: 
     ending = threading.Event()
 
     async def follow() -> list[str]:
-        stream = events(Runs(folder), ending)
+        stream = events(Runs(folder), ending, FewThreads(1))
         received = [await anext(stream), await anext(stream)]
         with (folder / "shapes-1/metrics.jsonl").open("a") as file:
             file.write(row_of(3))

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -24,6 +23,7 @@ from rcnn.images.stream import read_picture
 from rcnn.look.album import DROPPED, MISTAKES, Album, AlbumImage, Filters
 from rcnn.look.explain import to_json
 from rcnn.look.finder import judge_detections
+from rcnn.look.threads import FewThreads
 from rcnn.look.thumbnails import LARGE_SIDE, Thumbnails, encoded, message_image
 from rcnn.metrics.proposal_recall import SIZES
 
@@ -54,22 +54,27 @@ class PicturesApi:
         self.album, self.thumbnails, self.dropped = album, thumbnails, dropped
         self.run = secrets.token_urlsafe(6)
         """Part of the addresses of pictures, so that a browser never shows cached pictures of another server."""
+        # Each thread that reads pictures holds additional memory. Two each let one read while another computes.
+        self._network, self._decoding, self._filtering, self._writing = (FewThreads(2) for _ in range(4))
 
     def routes(self) -> list[Route]:
         """Return addresses and their handlers."""
         return [
             Route("/api/state", self.state),
-            Route("/api/pictures", self.choose),
+            Route("/api/pictures", self._filtering.handler(self.choose)),
             Route("/api/pictures", self.drop, methods=["POST"]),
-            Route("/api/tiles", self.tiles),
-            Route("/api/pictures/{index:int}", self.picture),
-            Route("/api/pictures/{index:int}/image", self.image),
-            Route("/api/pictures/{index:int}/explain", self.explain),
-            Route("/api/pictures/{index:int}/thumbnail", self.thumbnail),
+            Route("/api/tiles", self._filtering.handler(self.tiles)),
+            Route("/api/pictures/{index:int}", self._network.handler(self.picture)),
+            Route("/api/pictures/{index:int}/image", self._decoding.handler(self.image)),
+            Route("/api/pictures/{index:int}/explain", self._network.handler(self.explain)),
+            Route("/api/pictures/{index:int}/thumbnail", self._decoding.handler(self.thumbnail)),
         ]
 
-    def state(self, request: Request) -> Response:
-        """Answer with facts about the album, and how many pictures are read and predicted."""
+    async def state(self, request: Request) -> Response:
+        """Answer with facts about the album, and how many pictures are read and predicted.
+
+        It needs no thread, so that pages open while other requests compute.
+        """
         album = self.album
         if album.failed:
             return JSONResponse({"ready": False, "failed": album.failed})
@@ -205,24 +210,33 @@ class PicturesApi:
         album = self.opened()
         if album.finder is None:
             raise HTTPException(409, "No model that predicts classes is loaded. Start one with: rcnn look MODEL.")
-        folder = self.dropped
-        if len(list(folder.iterdir())) >= MAX_DROPPED:
-            text = f"There are {MAX_DROPPED} dropped pictures already. Restart rcnn look to drop more."
-            raise HTTPException(409, text)
-        content = bytearray()
-        async for part in request.stream():
-            content += part
-            if len(content) > MAX_BYTES:
-                raise HTTPException(413, f"The picture is larger than {MAX_BYTES // MB} MB.")
-        name = printable(unquote(request.headers.get("x-name", "")))[:MAX_NAME] or "picture"
-        file = folder / f"{secrets.token_hex(8)}{'.npy' if content.startswith(NPY_MAGIC) else ''}"
-        return JSONResponse({"index": await run_in_threadpool(self.take, file, bytes(content), name)}, 201)
+        if len(list(self.dropped.iterdir())) >= MAX_DROPPED:
+            text = f"There are {MAX_DROPPED} dropped pictures already, with those that are being uploaded."
+            raise HTTPException(409, f"{text} Restart rcnn look to drop more.")
+        name, size = printable(unquote(request.headers.get("x-name", "")))[:MAX_NAME] or "picture", 0
+        file = self.dropped / secrets.token_hex(8)
+        try:
+            with file.open("xb") as written:  # from now on, it counts as one of the dropped pictures
+                async for part in request.stream():
+                    size += len(part)
+                    if size > MAX_BYTES:
+                        raise HTTPException(413, f"The picture is larger than {MAX_BYTES // MB} MB.")
+                    await self._writing.run(None, written.write, part)
+            index = await self._network.run(request, self.take, file, name)
+        except BaseException as error:
+            file.unlink(missing_ok=True)
+            if isinstance(error, OSError):
+                raise HTTPException(507, f"The picture can't be stored: {error.strerror or error}") from None
+            raise
+        return JSONResponse({"index": index}, 201)
 
-    def take(self, file: Path, content: bytes, name: str) -> int:
+    def take(self, file: Path, name: str) -> int:
         """Add a dropped picture to the album if it can be read, and return its index."""
         album = self.album
         assert album.finder is not None
-        file.write_bytes(content)
+        with file.open("rb") as content:
+            if content.read(len(NPY_MAGIC)) == NPY_MAGIC:
+                file = file.rename(file.with_suffix(".npy"))
         try:
             prediction = album.finder.find(file)
         except (ImageError, NonFiniteError, SettingsError) as error:

@@ -16,6 +16,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from rcnn.look.connections import accept, timed
+
 MAX_PATH, MAX_QUERY = 1000, 16_000
 """Number of characters of an address before and after its question mark."""
 
@@ -75,7 +77,11 @@ class Guard:
             await send(message)
 
         response = self._refusal(scope)
-        await (response or self.app)(scope, receive, answer)
+        if response:
+            await response(scope, receive, answer)
+        else:
+            accept(scope)
+            await self.app(scope, timed(receive), answer)
 
     def _refusal(self, scope: Scope) -> Response | None:
         """Return the answer to a request that is not passed on, a refusal or a redirection; None to pass it on."""

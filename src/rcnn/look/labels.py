@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -29,6 +28,7 @@ from rcnn.data.formats.coco import as_json
 from rcnn.diagnose.label_errors import SUGGESTIONS, Suggestion, apply_suggestions, find_label_errors
 from rcnn.errors import printable
 from rcnn.look.album import Album
+from rcnn.look.threads import FewThreads
 from rcnn.metrics.overlap import box_iou
 from rcnn.metrics.types import Truth
 from rcnn.report.scores import IOU
@@ -366,6 +366,8 @@ class LabelReview:
 def routes(review: LabelReview) -> list[Route]:
     """Return the addresses of the page and their handlers, which answer with the state of a review."""
 
+    threads = FewThreads(1)  # a review does one thing at a time
+
     def answer(act: Callable[[], Key | None]) -> Response:
         """Run an action and answer with the state, in which the suggestion that the action returns comes first."""
         if not review.album.ready:
@@ -402,10 +404,10 @@ def routes(review: LabelReview) -> list[Route]:
             raise HTTPException(
                 400, f"A verdict is one of {', '.join(VERDICTS)}, with two integers: picture and detection."
             )
-        return await run_in_threadpool(answer, lambda: review.judge(key, verdict))
+        return await threads.run(None, answer, lambda: review.judge(key, verdict))
 
     return [
-        Route("/api/labels", suggestions),
+        Route("/api/labels", threads.handler(suggestions)),
         Route("/api/labels", judge, methods=["POST"]),
-        Route("/api/labels/undo", lambda _: answer(review.undo), methods=["POST"]),
+        Route("/api/labels/undo", threads.handler(lambda _: answer(review.undo)), methods=["POST"]),
     ]

@@ -8,7 +8,6 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
@@ -16,6 +15,7 @@ from starlette.routing import Route
 
 from rcnn.config.files import MB, check_regular
 from rcnn.errors import SettingsError, printable
+from rcnn.look.threads import FewThreads
 from rcnn.metrics.table import compared_columns
 from rcnn.report.charts import shown
 from rcnn.report.page import compared, values
@@ -199,14 +199,14 @@ class Runs:
         }
 
 
-async def events(runs: Runs, ending: threading.Event) -> AsyncIterator[str]:
+async def events(runs: Runs, ending: threading.Event, threads: FewThreads) -> AsyncIterator[str]:
     """Yield the table of runs as server-sent events: once, and whenever it changes, until the server ends.
 
     Comments are sent in between, because a closed connection is noticed only by sending.
     """
     last, unchanged = "", 0
     while not ending.is_set():
-        table = json.dumps(await run_in_threadpool(runs.table))
+        table = json.dumps(await threads.run(None, runs.table))
         unchanged = 0 if table != last else unchanged + 1
         if table != last:
             yield f"data: {table}\n\n"
@@ -219,8 +219,10 @@ async def events(runs: Runs, ending: threading.Event) -> AsyncIterator[str]:
 def routes(runs: Runs, ending: threading.Event) -> list[Route]:
     """Return the addresses of the page and their handlers. Event streams end when `ending` is set."""
 
+    threads = FewThreads(2)
+
     async def stream(_: Request) -> Response:
-        return StreamingResponse(events(runs, ending), media_type="text/event-stream")
+        return StreamingResponse(events(runs, ending, threads), media_type="text/event-stream")
 
     def shown(request: Request) -> Response:
         """Answer with one run, or two side by side: losses, scores, pictures and settings as HTML."""
@@ -244,10 +246,10 @@ def routes(runs: Runs, ending: threading.Event) -> list[Route]:
         return Response(content, media_type=kind)
 
     return [
-        Route("/api/runs", lambda _: JSONResponse(runs.table())),
+        Route("/api/runs", threads.handler(lambda _: JSONResponse(runs.table()))),
         Route("/api/runs/events", stream),
-        Route("/api/runs/shown", shown),
-        Route("/api/runs/{run:int}/pictures/{index:int}", picture),
+        Route("/api/runs/shown", threads.handler(shown)),
+        Route("/api/runs/{run:int}/pictures/{index:int}", threads.handler(picture)),
     ]
 
 

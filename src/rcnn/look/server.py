@@ -4,7 +4,8 @@ import errno
 import signal
 import socket
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import FrameType
 
@@ -12,7 +13,7 @@ import uvicorn
 from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
@@ -22,6 +23,7 @@ from rcnn.look import labels
 from rcnn.look import runs as runs_page
 from rcnn.look.album import Album
 from rcnn.look.api import PicturesApi
+from rcnn.look.connections import ACCEPTED_AT_ONCE, MAX_CONNECTIONS, QUEUE, Connection
 from rcnn.look.guard import Guard
 from rcnn.look.labels import LabelReview
 from rcnn.look.runs import Runs
@@ -34,7 +36,7 @@ MAX_PORTS = 50
 """Number of ports that are tried."""
 
 THREADS = 6
-"""Number of threads that answer requests; a browser sends no more requests at a time."""
+"""Number of threads that read the files of the pages. The other requests have `FewThreads`."""
 
 PAGES = {"/pictures": "Pictures", "/explain/0": "Explain", "/labels": "Labels", "/runs": "Runs"}
 """Addresses of the pages -> their names."""
@@ -80,7 +82,7 @@ def application(
         Mount("/static/report", StaticFiles(directory=templating.HERE / "static")),
         Mount("/static", StaticFiles(directory=HERE / "static")),
     ]
-    app = Starlette(routes=routes, exception_handlers={HTTPException: _error})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _error, ClientDisconnect: _nobody})
     return Guard(app, host, log, home=home, ending=ending)
 
 
@@ -109,31 +111,48 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(guard: Guard, bound: socket.socket) -> None:
     """Serve until Ctrl-C."""
-    config = uvicorn.Config(
-        guard,
-        log_level="error",
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        ws="none",
-        lifespan="off",
-        timeout_graceful_shutdown=1,
-    )
-    LookServer(config, guard).run(sockets=[bound])
+    LookServer(guard).run(sockets=[bound])
 
 
 class LookServer(uvicorn.Server):
-    """A server that notifies its guard when it ends, so that event streams end as well."""
+    """A server with limits for its connections. It notifies its guard when it ends, so that event streams end as well.
 
-    def __init__(self, config: uvicorn.Config, guard: Guard) -> None:
+    Args:
+        guard: the served application.
+    """
+
+    def __init__(self, guard: Guard) -> None:
+        config = uvicorn.Config(
+            guard,
+            http=Connection,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            ws="none",
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+            limit_concurrency=MAX_CONNECTIONS,
+            backlog=ACCEPTED_AT_ONCE,
+        )
         super().__init__(config)
         self._guard = guard
         self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *TERMINATION)}
 
-    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
-        """Serve with few threads, since each thread that reads pictures holds additional memory."""
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start with few threads, and with a long queue of new connections although few are accepted at once."""
         to_thread.current_default_thread_limiter().total_tokens = THREADS
-        await super().serve(sockets)
+        await super().startup(sockets)
+        for bound in sockets or []:
+            bound.listen(QUEUE)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Close connections whose clients keep the server waiting, ten times a second."""
+        now = time.monotonic()
+        for connection in list(self.server_state.connections):
+            if isinstance(connection, Connection):
+                connection.check(now)
+        return await super().on_tick(counter)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """End at Ctrl-C or SIGTERM, unless the signal was ignored when the server was made."""
@@ -143,10 +162,10 @@ class LookServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
-def _page(template: str, here: str) -> Callable[[Request], Response]:
+def _page(template: str, here: str) -> Callable[[Request], Awaitable[Response]]:
     text = templating.environment(HERE).get_template(template).render(pages=PAGES, here=here)
 
-    def page(_: Request) -> Response:
+    async def page(_: Request) -> Response:
         return HTMLResponse(text)
 
     return page
@@ -155,3 +174,8 @@ def _page(template: str, here: str) -> Callable[[Request], Response]:
 def _error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
+
+
+def _nobody(request: Request, _: Exception) -> Response:
+    """Answer a request whose client is gone, with a status that the guard logs if an upload is incomplete."""
+    return Response(status_code=499 if request.method == "POST" else 204)
