@@ -9,12 +9,13 @@ import logging
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from http.client import HTTPConnection, HTTPResponse
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 from starlette.requests import ClientDisconnect, Request
@@ -26,6 +27,7 @@ from rcnn.look.server import LookServer, bind
 from rcnn.look.threads import FewThreads
 from tests.pages import Looked, guarded, png
 
+T = TypeVar("T")
 HANG = 60
 """Seconds after which a socket gives up."""
 
@@ -90,6 +92,12 @@ def is_open(connection: socket.socket) -> bool:
         return True
     except ConnectionResetError:
         return False
+
+
+def in_loop(do: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Return the result of a coroutine. It runs in another thread, since the browser's loop runs in this one."""
+    with ThreadPoolExecutor(1) as executor:
+        return executor.submit(lambda: asyncio.run(do())).result()
 
 
 def sending_fails(connection: socket.socket) -> bool:
@@ -162,7 +170,7 @@ def test_time_in_which_the_server_is_busy_does_not_count(monkeypatch: pytest.Mon
         await asyncio.sleep(0.7)
         return [first["body"], (await in_time())["body"]]
 
-    assert asyncio.run(read()) == [b"a", b"b"]
+    assert in_loop(read) == [b"a", b"b"]
 
 
 def test_a_client_that_does_not_read_its_answer_is_disconnected(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,5 +270,5 @@ def test_the_newest_request_goes_first_and_abandoned_ones_are_not_computed() -> 
         assert await threads.run(None, compute, "last") == "last"
         return [result if isinstance(result, str) else type(result) for result in results]
 
-    assert asyncio.run(ask()) == ["first", asyncio.CancelledError, ClientDisconnect, "old", "new"]
+    assert in_loop(ask) == ["first", asyncio.CancelledError, ClientDisconnect, "old", "new"]
     assert order == ["first", "new", "old", "last"]

@@ -28,11 +28,14 @@ BODY_RATE = 0.1 * MB
 STALLED_SECONDS = 60.0
 """Seconds for which a client may leave over 64 kB of an answer unread."""
 
-MAX_STRANGERS = 100
+MAX_STRANGERS = 300
 """Number of connections without an accepted request."""
 
-MAX_CONNECTIONS = 500
+MAX_CONNECTIONS = 700
 """Number of all connections above which requests are answered with 503."""
+
+MAX_FILES = 1024
+"""Number of files that the server may have open, with its connections."""
 
 ACCEPTED_AT_ONCE = 8
 """Number of connections that are accepted before requests are read. With many more, a new connection could be replaced

@@ -1,29 +1,30 @@
 """The server of `rcnn look`, with pages for the browser of its user only."""
 
 import errno
+import mimetypes
 import signal
 import socket
+import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from anyio import to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 
 from rcnn.errors import SettingsError
 from rcnn.look import labels
 from rcnn.look import runs as runs_page
 from rcnn.look.album import Album
 from rcnn.look.api import PicturesApi
-from rcnn.look.connections import ACCEPTED_AT_ONCE, MAX_CONNECTIONS, QUEUE, Connection
+from rcnn.look.connections import ACCEPTED_AT_ONCE, MAX_CONNECTIONS, MAX_FILES, QUEUE, Connection
 from rcnn.look.guard import Guard
 from rcnn.look.labels import LabelReview
 from rcnn.look.runs import Runs
@@ -35,8 +36,9 @@ HERE = Path(__file__).parent
 MAX_PORTS = 50
 """Number of ports that are tried."""
 
-THREADS = 6
-"""Number of threads that read the files of the pages. The other requests have `FewThreads`."""
+SWITCH_SECONDS = 0.0005
+"""Time for which a thread that computes keeps Python's lock. Python's own 5 ms pass at each call of the event loop that
+reads, writes or accepts, of which there are many per request."""
 
 PAGES = {"/pictures": "Pictures", "/explain/0": "Explain", "/labels": "Labels", "/runs": "Runs"}
 """Addresses of the pages -> their names."""
@@ -79,8 +81,8 @@ def application(
         *PicturesApi(album, thumbnails, dropped).routes(),
         *labels.routes(review),
         *runs_page.routes(runs, ending),
-        Mount("/static/report", StaticFiles(directory=templating.HERE / "static")),
-        Mount("/static", StaticFiles(directory=HERE / "static")),
+        *_files("/static/report", templating.HERE / "static"),
+        *_files("/static", HERE / "static"),
     ]
     app = Starlette(routes=routes, exception_handlers={HTTPException: _error, ClientDisconnect: _nobody})
     return Guard(app, host, log, home=home, ending=ending)
@@ -111,6 +113,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(guard: Guard, bound: socket.socket) -> None:
     """Serve until Ctrl-C."""
+    sys.setswitchinterval(SWITCH_SECONDS)
     LookServer(guard).run(sockets=[bound])
 
 
@@ -140,8 +143,8 @@ class LookServer(uvicorn.Server):
         self._handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, *TERMINATION)}
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start with few threads, and with a long queue of new connections although few are accepted at once."""
-        to_thread.current_default_thread_limiter().total_tokens = THREADS
+        """Start with a long queue of new connections, although few are accepted at once."""
+        _allow_files(MAX_FILES)
         await super().startup(sockets)
         for bound in sockets or []:
             bound.listen(QUEUE)
@@ -162,6 +165,16 @@ class LookServer(uvicorn.Server):
         super().handle_exit(sig, frame)
 
 
+def _allow_files(number: int) -> None:
+    """Let this process open so many files, where the system allows it; macOS starts with 256."""
+    with suppress(ImportError, ValueError, OSError):
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if 0 <= soft < number:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (number, hard))
+
+
 def _page(template: str, here: str) -> Callable[[Request], Awaitable[Response]]:
     text = templating.environment(HERE).get_template(template).render(pages=PAGES, here=here)
 
@@ -169,6 +182,20 @@ def _page(template: str, here: str) -> Callable[[Request], Awaitable[Response]]:
         return HTMLResponse(text)
 
     return page
+
+
+def _files(address: str, folder: Path) -> list[Route]:
+    """Return the addresses of the files in a folder. They are kept in memory, so that pages need no thread."""
+
+    def handler(file: Path) -> Callable[[Request], Awaitable[Response]]:
+        content, (kind, _) = file.read_bytes(), mimetypes.guess_type(file.name)
+
+        async def answer(_: Request) -> Response:
+            return Response(content, media_type=kind)
+
+        return answer
+
+    return [Route(f"{address}/{file.name}", handler(file)) for file in sorted(folder.iterdir()) if file.is_file()]
 
 
 def _error(_: Request, error: Exception) -> Response:
