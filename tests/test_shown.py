@@ -1,5 +1,6 @@
 """Results, scores, runs and detectors as `print` and notebooks show them, and results as tables."""
 
+import csv
 import io
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image, ImageShow
 
 import rcnn
 from rcnn.config import Data
+from rcnn.data.convert import convert
 from rcnn.data.formats.find import open_dataset
 from rcnn.errors import UnavailableError
 from rcnn.metrics.coco import coco_metrics
@@ -152,6 +154,29 @@ def test_csv_is_a_table_of_labels(tmp_path: Path) -> None:
     assert records[0].labels.tolist() == result().labels.tolist()
     assert len(records[1].boxes) == 0
     assert text.splitlines()[1] == "a.png,100,80,dog,10.0,20.0,60.0,70.25,0.9"
+
+
+def test_formulas_in_results_are_text_and_come_back_when_they_are_read(tmp_path: Path) -> None:
+    names = ("'", "''=1+1", "'=1+1", "'tis", "+cat", "-1", '=HYPERLINK("http://a.example")', "@SUM(A1)")
+    for file in ("=a.png", "'b.png", "c.png"):
+        Image.new("RGB", (100, 80), "white").save(tmp_path / file)
+    boxes = np.tile(np.array([[0, 20, 60, 70.25]], np.float32), (len(names), 1))
+    columns = {"boxes": boxes, "scores": np.full(len(names), 0.9, np.float32), "labels": np.arange(len(names))}
+    parts = [
+        result(**columns, names=names, path=file).to_csv(file == "=a.png") for file in ("=a.png", "'b.png", "c.png")
+    ]
+    (tmp_path / "labels.csv").write_text("".join(parts))
+    read = open_dataset(tmp_path, "all", Data())
+    assert (read.names, read.faults) == (names, ())
+    assert [record.name for record in read.records] == ["=a.png", "'b.png", "c.png"]
+    cells = [row[column] for row in csv.reader("".join(parts).splitlines()) for column in (0, 3)]
+    assert not any(cell.startswith(("=", "+", "-", "@")) for cell in cells)
+    assert ",0.0,20.0,60.0,70.25,0.9\n" in parts[0]
+    assert [record.labels.tolist() for record in read.records] == [list(range(len(names)))] * 3
+    convert(read, "csv", tmp_path.parent / "converted")
+    table = (tmp_path.parent / "converted/_annotations.csv").read_text()
+    assert {row["class"] for row in csv.DictReader(io.StringIO(table, newline=""))} == {*names}
+    assert open_dataset(tmp_path.parent / "converted", "all", Data()).names == names
 
 
 def test_data_frames_have_the_columns_of_the_csv() -> None:

@@ -33,7 +33,7 @@ MAX_PRINTED_BOXES = 10
 """Largest number of boxes, and of classes, that `print` shows."""
 MAX_NOTEBOOK_SIDE = 1200
 """Largest side of the picture in a notebook, px."""
-COLUMNS = (*csv_labels.COLUMNS, "score")
+COLUMNS = (*csv_labels.COLUMNS, csv_labels.SCORE)
 
 
 class Detection(NamedTuple):
@@ -261,7 +261,8 @@ class Result:
     def to_csv(self, header: bool = True) -> str:
         """Return rows of CSV labels, which `rcnn data check` and `rcnn train` read, with the score as the last column.
 
-        An image without boxes gets one row with its name and size.
+        An image without boxes gets one row with its name and size. A name that a spreadsheet would run as a formula, or
+        that begins with an apostrophe, gets an apostrophe before it, which the reader takes off.
 
         Args:
             header: start with a row of column names.
@@ -270,9 +271,9 @@ class Result:
         rows = csv.writer(text, lineterminator="\n")
         rows.writerows([COLUMNS] if header else [])
         boxes = self.boxes.astype(np.float64).round(DIGITS).tolist()
-        about = (Path(self.name).name, self.size[1], self.size[0])
+        about = (csv_labels.guarded(Path(self.name).name), self.size[1], self.size[0])
         for (name, score, _, _), box in zip(self, boxes, strict=True):
-            rows.writerow([*about, name, *box, round(score, 5)])
+            rows.writerow([*about, csv_labels.guarded(name), *box, round(score, 5)])
         if not len(self):
             rows.writerow([*about, *[""] * (len(COLUMNS) - len(about))])
         return text.getvalue()

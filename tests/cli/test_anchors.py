@@ -5,6 +5,7 @@ import pytest
 
 from rcnn.config import override
 from rcnn.presets import settings_of
+from tests.data import sets
 
 from .conftest import Run
 
@@ -13,6 +14,14 @@ SMALL = ("preprocess.short=60", "preprocess.long=80")
 
 def read_rows() -> list[dict[str, str]]:
     return list(csv.DictReader(Path("runs/anchors/boxes.csv").read_text().splitlines()))
+
+
+def test_names_that_are_formulas_are_text_in_the_table(run: Run, tmp_path: Path) -> None:
+    sets.image(tmp_path / "set/a.jpg")
+    sets.csv(tmp_path / "set/x.csv", ["a.jpg,60,40,=1+1,5,6,20,30"])
+    run.ok("anchors", tmp_path / "set", "--split", "all", *SMALL)
+    (row,) = read_rows()
+    assert (row["image"], row["class"], row["x1"]) == ("a.jpg", "'=1+1", "5.0")
 
 
 def test_anchors_measures_fits_and_draws(run: Run, data: Path) -> None:

@@ -34,6 +34,7 @@ def anchors(
     """
     from rcnn.cli.files import fresh_folder
     from rcnn.cli.loading import load_detector
+    from rcnn.data.formats.csv_labels import guarded
     from rcnn.data.formats.find import open_dataset
     from rcnn.diagnose.anchors.fit import setting_words
     from rcnn.diagnose.anchors.picture import plot_anchors
@@ -53,7 +54,9 @@ def anchors(
         with (folder / "boxes.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, fieldnames=list(boxes[0]))
             writer.writeheader()
-            writer.writerows(boxes)
+            writer.writerows(
+                {name: guarded(cell) if isinstance(cell, str) else cell for name, cell in box.items()} for box in boxes
+            )
         unreached = boxes[: len(result.unreached())]
         if unreached:
             columns = ["image", "class", "width", "height", "best IoU"]

@@ -1,6 +1,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from rcnn.config import Data
 from rcnn.data.check import check
@@ -16,6 +18,23 @@ def images(folder: Path, *stems: str) -> Path:
     for stem in stems:
         sets.image(folder / f"{stem}.jpg")
     return folder
+
+
+@given(st.text() | st.text(st.sampled_from("=+-@\t\r'a"), max_size=4))
+def test_every_text_of_a_result_comes_back_and_none_is_a_formula(text: str) -> None:
+    cell = csv_labels.guarded(text)
+    assert csv_labels.unguarded(cell) == text
+    assert not cell.startswith(("=", "+", "-", "@", "\t", "\r"))
+    assert cell in (text, f"'{text}")
+
+
+def test_an_apostrophe_belongs_to_the_name_in_tables_that_are_not_results(tmp_path: Path) -> None:
+    images(tmp_path, "a")
+    row = ROW.replace("dog", "'=dog")
+    table = sets.csv(tmp_path / "x.csv", [row])
+    assert open_dataset(table, "all", Data()).names == ("'=dog",)
+    sets.csv(table, [f"{row},0.5"], "filename,width,height,class,xmin,ymin,xmax,ymax,score")
+    assert open_dataset(table, "all", Data()).names == ("=dog",)
 
 
 def test_roboflow_has_a_table_in_each_folder(tmp_path: Path) -> None:

@@ -24,6 +24,12 @@ MAX_TABLE_ROWS = 500_000
 """Maximum number of lines of a table; those of 5,000 images take 6 s on one core."""
 
 COLUMNS = ("filename", "width", "height", "class", "xmin", "ymin", "xmax", "ymax")
+SCORE = "score"
+"""Column of a table of results, in which texts are `guarded`."""
+
+GUARDED = ("=", "+", "-", "@", "\t", "\r", "'")
+"""First characters of a text that gets an apostrophe in results: a formula to a spreadsheet, or an apostrophe."""
+
 NEEDED = ("filename", "class", "xmin", "ymin", "xmax", "ymax")
 _HEAD_BYTES = 4096
 _SPLITS = {"train": "train", "valid": "val", "validation": "val", "val": "val", "test": "test"}
@@ -53,6 +59,19 @@ def find(path: Path) -> Layout | None:
     lists = {split: lists[split] for split in ("train", "val", "test") if split in lists} or lists
     evidence = ", ".join(relative_name(file, path) for _, file in named)
     return Layout("csv", root_of(path), lists, evidence=evidence) if lists else None
+
+
+def guarded(text: str) -> str:
+    """Return a text for a table of results: with an apostrophe before it if a spreadsheet would run it as a formula.
+
+    A text that begins with an apostrophe gets another one, so that `unguarded` returns every text.
+    """
+    return f"'{text}" if text.startswith(GUARDED) else text
+
+
+def unguarded(text: str) -> str:
+    """Return the text that `guarded` was given."""
+    return text[1:] if text.startswith("'") and text[1:].startswith(GUARDED) else text
 
 
 def _tables(folder: Path) -> list[Path]:
@@ -137,7 +156,9 @@ class _Tables:
                         where, f"the table continues here, but only {MAX_TABLE_ROWS:,} lines are read"
                     )
                 elif len(cells) == len(header):
-                    yield where, dict(zip(header, map(str.strip, cells), strict=True))
+                    row = dict(zip(header, map(str.strip, cells), strict=True))
+                    texts = {name: unguarded(row[name]) for name in ("filename", "class")} if SCORE in row else {}
+                    yield where, row | texts
                 elif cells:
                     mismatch = f"expected {len(header)} columns as in the header, found {len(cells)}"
                     self.reading.fault(where, f"{mismatch}: {', '.join(cells):.200}")
