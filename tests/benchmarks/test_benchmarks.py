@@ -119,6 +119,13 @@ RUN: dict[str, tuple[Callable[[Data], list[str]], str]] = {
     ),
     "large_pictures": (lambda d: [d.detector, d.smears, "--grid", "2", "--tile", "160"], "canvas, windows"),
     "loading": (lambda d: [d.shapes, "--sides", "64", "--epochs", "1"], "64 px: "),
+    "look_load": (
+        lambda d: [
+            *("--model", d.detector, "--half-open", "20", "--uploads", "18", "--megabytes", "0.1"),
+            *("--computing", "8", "--pictures", "4", "--seconds", "1"),
+        ],
+        "16 pictures taken, 2 uploads refused",
+    ),
     "memory": (
         lambda d: [
             *("--batch", "1", "--size", "64", "96", "--steps", "1", "--images", "10"),
